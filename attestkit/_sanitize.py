@@ -1,4 +1,4 @@
-"""Untrusted values: checks of arguments, and text for error messages.
+"""Untrusted text in error messages: escaped, on one line, and cut to a maximum length.
 
 Error messages appear in logs, on terminals and in responses. A line break could forge a log line,
 an escape sequence could control a terminal, and a long text could fill both. So untrusted text in
@@ -8,8 +8,6 @@ them is escaped, on one line, and cut to a maximum length.
 import re
 from collections.abc import Iterable
 from typing import Final
-
-from attestkit.errors import FormatError, UsageError
 
 _MOST: Final = 64  # characters
 _SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # a seed, or most of one that is mistyped
@@ -65,30 +63,3 @@ def printable(text: str, most: int | None = None) -> str:
 def without_hex(text: str) -> str:
     """Return text without runs of 32 or more hex digits, which may be a misplaced seed."""
     return _SECRET.sub("<hex, not shown>", text)
-
-
-def wrong_type(argument: str, expected: str, value: object) -> UsageError:
-    """Return the error for an argument whose type is not `expected`."""
-    message = f"{argument}: must be {expected}, not {type(value).__name__}"
-    return UsageError(message, reason="wrong_type")
-
-
-def require_bytes(argument: str, value: object) -> None:
-    """Raise UsageError if an argument is not `bytes`."""
-    if not isinstance(value, bytes):
-        raise wrong_type(argument, "bytes", value)
-
-
-def require_size(argument: str, value: bytes, size: int) -> None:
-    """Raise UsageError if an argument does not have `size` bytes."""
-    if len(value) != size:
-        message = f"{argument}: must have {size} bytes, not {len(value)}"
-        raise UsageError(message, reason="wrong_size")
-
-
-def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatError) -> bytes:
-    """Return text in UTF-8; raise an error of `kind` if it has an unpaired surrogate."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error

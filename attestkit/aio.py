@@ -7,7 +7,6 @@ simulator, is called directly, because a switch of threads would take longer tha
 import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, final
 
 from attestkit.attestation import AppInfo, Attestation
@@ -66,12 +65,7 @@ class AsyncAttester(Generic[B_co]):
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _open(self) -> "Attester[B_co]":
@@ -216,10 +210,8 @@ class AsyncAttester(Generic[B_co]):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Raise UsageError: another process has to open the device itself."""
-        raise UsageError(
-            "AsyncAttester: not picklable; open another one in the other process",
-            reason="not_picklable",
-        )
+        message = "AsyncAttester: not picklable; open another one in the other process"
+        raise UsageError(message, reason="not_picklable")
 
     def __repr__(self) -> str:
         return f"<AsyncAttester: {self._attester or 'not open'}>"

@@ -8,8 +8,8 @@ fields, are rejected.
 from array import array
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, SupportsIndex, cast
 
+from attestkit._argument_checks import wrong_type
 from attestkit._native import Column, quote_rows
-from attestkit._sanitize import wrong_type
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 
@@ -64,9 +64,8 @@ class QuoteColumns:
     _rows: "QuoteRows"
 
     def __init__(self) -> None:
-        raise UsageError(
-            "QuoteColumns: cannot be constructed; use quote_columns", reason="wrong_type"
-        )
+        message = "QuoteColumns: cannot be constructed; use quote_columns"
+        raise UsageError(message, reason="wrong_type")
 
     def __len__(self) -> int:
         return len(self.version)

@@ -71,10 +71,8 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
             made.close()
             raise
     if options:
-        raise UsageError(
-            "options: not valid with a backend object; pass the name of a backend",
-            reason="conflict",
-        )
+        message = "options: not valid with a backend object; pass the name of a backend"
+        raise UsageError(message, reason="conflict")
     return Attester(backend)
 
 

@@ -9,10 +9,10 @@ are little-endian.
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
+from attestkit._argument_checks import wrong_type
 from attestkit._formats.binary_layout import check_size, fields_to_dict
 from attestkit._native import QuoteBase, quote_layout, quote_parsers
 from attestkit._native._status import numbered
-from attestkit._sanitize import wrong_type
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:

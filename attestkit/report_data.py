@@ -8,10 +8,14 @@ challenger cannot choose bytes that are also the binding of a TLS key.
 import re
 import warnings
 from base64 import urlsafe_b64encode
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from attestkit._argument_checks import require_bytes, utf8
 from attestkit._crypto.hashes import digest
 from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit._reasons import UsageReason
 
 __all__ = ["ReportData", "ReportDataWarning", "check_nonce", "requested_report_data"]
 
@@ -48,10 +52,7 @@ class ReportData:
         Raises:
             UsageError: If `data` is longer than 64 bytes or not `bytes`.
         """
-        if not isinstance(data, bytes):
-            raise UsageError(
-                f"report data: must be bytes, not {type(data).__name__}", reason="wrong_type"
-            )
+        require_bytes("report data", data)
         if len(data) > _SIZE:
             raise UsageError("Report data is too long", reason="too_large")
         if len(data) >= 32 and _HEX_TEXT.fullmatch(data):
@@ -76,15 +77,12 @@ class ReportData:
         Raises:
             UsageError: If the algorithm is unknown, or `raw` content is not 64 bytes.
         """
-        if not isinstance(content, bytes):
-            raise UsageError(
-                f"content: must be bytes, not {type(content).__name__}", reason="wrong_type"
-            )
+        require_bytes("content", content)
         if algorithm == "raw":
             if len(content) != _SIZE:
                 raise UsageError("invalid content length", reason="wrong_size")
             return content
-        hashed = digest(algorithm or "sha512", _utf8("tag", tag) + b":" + content)
+        hashed = digest(algorithm or "sha512", utf8(tag, "tag", UsageError) + b":" + content)
         return hashed.ljust(_SIZE, b"\0")
 
     @staticmethod
@@ -117,7 +115,7 @@ class ReportData:
         Raises:
             UsageError: If it is longer than 64 bytes, or contains an unpaired surrogate.
         """
-        return _zero_pad(_utf8("report data", text))
+        return _zero_pad(utf8(text, "report data", UsageError))
 
     @staticmethod
     def for_app_key(algorithm: str, public_key: bytes) -> bytes:
@@ -148,8 +146,7 @@ def check_nonce(nonce: bytes) -> None:
     Raises:
         UsageError: If it is not 8 to 64 `bytes`.
     """
-    if not isinstance(nonce, bytes):
-        raise UsageError(f"nonce: must be bytes, not {type(nonce).__name__}", reason="wrong_type")
+    require_bytes("nonce", nonce)
     if len(nonce) not in _NONCE_SIZE:
         raise UsageError(f"nonce: must be 8 to 64 bytes, not {len(nonce)}", reason="wrong_size")
 
@@ -168,10 +165,8 @@ def requested_report_data(
         UsageError: If none or both are given, or one has another type or size.
     """
     if (nonce is None) == (report_data is None):
-        raise UsageError(
-            "nonce and report_data: give exactly one",
-            reason="missing" if nonce is None else "conflict",
-        )
+        reason: UsageReason = "missing" if nonce is None else "conflict"
+        raise UsageError("nonce and report_data: give exactly one", reason=reason)
     if nonce is not None:
         if pad:
             raise UsageError("pad: applies to report_data, not to a nonce", reason="conflict")
@@ -179,15 +174,10 @@ def requested_report_data(
     assert report_data is not None
     if pad:
         return ReportData.pad(report_data)
-    if not isinstance(report_data, bytes):
-        raise UsageError(
-            f"report_data: must be bytes, not {type(report_data).__name__}", reason="wrong_type"
-        )
+    require_bytes("report_data", report_data)
     if len(report_data) != _SIZE:
-        raise UsageError(
-            f"report_data: must be {_SIZE} bytes, not {len(report_data)}; pad=True zero-pads it",
-            reason="wrong_size",
-        )
+        message = f"report_data: must be 64 bytes, not {len(report_data)}; pad=True zero-pads it"
+        raise UsageError(message, reason="wrong_size")
     return report_data
 
 
@@ -195,10 +185,3 @@ def _zero_pad(data: bytes) -> bytes:
     if len(data) > _SIZE:
         raise UsageError("Report data is too long", reason="too_large")
     return data.ljust(_SIZE, b"\0")
-
-
-def _utf8(what: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{what}: unpaired surrogate in text", reason="encoding") from error

@@ -16,7 +16,7 @@ from benchmarks.cases import OURS
 from benchmarks.results import Result, differs, load
 from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, targets_on, verdict
 from benchmarks.timing import digits, time_text
-from tests.records import BENCHMARKS
+from tests.long_runs.records import BENCHMARKS
 
 __all__ = ["judged", "main", "missing", "table", "verdict_lines"]
 

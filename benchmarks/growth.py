@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from benchmarks.growth_subjects import SUBJECTS
 from benchmarks.results import differs, machine_facts
 from benchmarks.timing import Call, digits, race, time_text
-from tests.records import BENCHMARKS, ROOT
+from tests.long_runs.records import BENCHMARKS, ROOT
 
 __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 from benchmarks.growth import MOST, exponent
 from tests.bounds.fitting import enters, largest, refusal, shortened
 from tests.bounds.parsers import PARSERS, Parser, run
-from tests.records import ROOT
+from tests.long_runs.records import ROOT
 
 __all__ = ["Cost", "main", "measure", "row"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from attestkit.cli.commands.bench import host_facts
-from tests.records import DIRTY, commit
+from tests.long_runs.records import DIRTY, commit
 
 __all__ = ["PEERS", "Result", "differs", "load", "machine_facts", "save"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.growth import Point
 from benchmarks.growth_subjects import SUBJECTS
-from tests.records import ROOT
+from tests.long_runs.records import ROOT
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

@@ -9,7 +9,7 @@ import pytest
 from attestkit import _native
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
-from tests.records import ROOT
+from tests.long_runs.records import ROOT
 from tests.serve.server import environment
 
 LOWER = {"avx512": ("avx2", "portable"), "avx2": ("avx2", "portable"), "portable": ("portable",)}

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.records import ROOT, write_record
+from tests.long_runs.records import ROOT, write_record
 
 HERE: Final = Path(__file__).resolve().parent
 STATE: Final = ROOT / ".fuzz"

@@ -55,29 +55,12 @@ class _Socket:
         buffer[: len(data)] = data
         return len(data)
 
-    def makefile(self, mode: str, buffering: int) -> "_File":
-        """Return what reads from here."""
-        assert (mode, buffering) == ("rb", 0)
-        return _File(self)
-
     def sendall(self, data: bytes) -> None:
         """Take what is sent."""
 
     def settimeout(self, seconds: float) -> None:
         """Take how long to wait."""
         assert seconds > 0
-
-    def close(self) -> None:
-        """Close nothing."""
-
-
-class _File:
-    def __init__(self, sock: _Socket) -> None:
-        self._sock = sock
-
-    def readinto(self, buffer: _Buffer) -> int:
-        """Put the next piece into a buffer."""
-        return self._sock.recv_into(buffer)
 
     def close(self) -> None:
         """Close nothing."""

@@ -19,7 +19,7 @@ from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.counters import Stats, decode_stats, encode_stats, traffic_families
 from attestkit.serve.rpc import json_codec, messages, protobuf_codec, query_codec
 from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
-from attestkit.serve.verifier_service.response import VerifyRequest
+from attestkit.serve.verifier_service.response import VerificationRequest
 from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
@@ -232,7 +232,7 @@ def _written(_raw: bytes, log: EventLog) -> None:
 # -- the verifier ----------------------------------------------------------------------------------
 
 
-def _evidence(raw: bytes, found: VerifyRequest) -> None:
+def _evidence(raw: bytes, found: VerificationRequest) -> None:
     """Make evidence of the request, as the verifier does."""
     if found.attestation is not None:
         tried(lambda: Attestation.from_bytes(found.attestation or b""), len(raw), FormatError)
@@ -263,7 +263,7 @@ def targets() -> list[ParserTarget]:
     engine: tuple[type[AttestKitError], ...] = (BackendError,)
     frames = obeys(partial(_frames, FrameSplitter), *engine, accepted=_shown)
     lines = obeys(partial(_frames, LineSplitter), *engine, accepted=_shown)
-    verify = obeys(VerifyRequest.from_json, FormatError, accepted=_evidence)
+    verify = obeys(VerificationRequest.from_json, FormatError, accepted=_evidence)
     large = obeys(_large_message, FormatError, accepted=_as_small, grows=True)
     log_parameters = obeys(_parameters, FormatError, accepted=_used_parameters)
     log_text = obeys(_log_text, FormatError, accepted=_written, said=lambda log: log.events)

@@ -30,11 +30,10 @@ from attestkit.errors import (
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.config.command_line import Config
+from attestkit.serve.config.command_line import FLAGS, Config, Options
 from attestkit.serve.config.limits import parse_limit
 from attestkit.serve.config.option_values import parse_address, seed_from_hex
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-from attestkit.verifier.policy.toml_writer import to_toml
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from tests.vectors import data
 
@@ -42,7 +41,7 @@ from tests.vectors import data
 
 
 def _policy(_raw: bytes, found: AppraisalPolicy) -> None:
-    check_same("written and read again", AppraisalPolicy.from_toml(to_toml(found)), found)
+    check_same("written and read again", AppraisalPolicy.from_toml(found.to_toml()), found)
     repr(found)
 
 
@@ -76,6 +75,12 @@ during = "boot"
 
 def _config(raw: bytes) -> Config:
     return parse_config(raw, "agent.toml")
+
+
+def _typed(_raw: bytes, found: Config) -> None:
+    check("sources", found.values.keys() == found.sources.keys() <= set(Options._fields))
+    for name, value in found.values.items():
+        check("a type of options", isinstance(value, bool if name in FLAGS else (str, tuple)))
 
 
 def config_samples() -> list[bytes]:
@@ -272,7 +277,7 @@ def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     policy = obeys(AppraisalPolicy.from_toml, ConfigError, accepted=_policy)
     keys = obeys(_key_text, ConfigError, accepted=_keys, said=repr, secret=secrets)
-    config = obeys(_config, ConfigError)
+    config = obeys(_config, ConfigError, accepted=_typed)
     option = obeys(_option, ConfigError, UsageError, longest=2000)
     variables = obeys(_environment, FormatError, secret=secrets)
     sealed = obeys(_sealed, FormatError, VerificationError)

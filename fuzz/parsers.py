@@ -57,6 +57,7 @@ READERS: Final[dict[str, str]] = {
     "_formats.cursor": "cbor",
     "_formats.msgpack": "v1_msgpack",
     "_formats.strict_json": "app_keys",
+    "_system.bounded_http": "agent_http",
     "_formats.toml": "policy",
     "_formats.typed_json": "app_compose",
     "dstack.app_compose": "app_compose",
@@ -142,8 +143,8 @@ READERS: Final[dict[str, str]] = {
 }
 """Modules of attestkit that read what was sent, and the target that gets there."""
 
-_DEVICE: Final = "reads a device or a file; what is in it is parsed elsewhere"
-_OWNER: Final = "whoever starts the program says it, and it is short"
+_DEVICE: Final = "reads a device or a file, whose content another module parses"
+_OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
@@ -158,11 +159,12 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.tdx.quote_ioctl": _OWNER,
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
     "emulator.fuse_operations": "operations of a mount, which tests/rigs has",
-    "emulator.run_program": "hears its own child",
+    "emulator.run_program": "reads the output of its own child process",
     "backends.tsm.configfs_files": _DEVICE,
     "backends.tsm.report": _DEVICE,
     "dstack.host_shared_folder": _DEVICE,
     "cli": _OWNER,
+    "serve.systemd.socket_activation": _OWNER,
     "cli.options.verification": (
         "reads the files that options name; what is in them is parsed elsewhere"
     ),

@@ -1,6 +1,7 @@
 """In asyncio each device has its own thread, and a cancelled call leaves consistent state."""
 
 import asyncio
+import functools
 import pickle
 import threading
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,16 @@ T = TypeVar("T")
 def run_on_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run on a new loop with a timeout."""
     return asyncio.run(asyncio.wait_for(main, 60))
+
+
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an asynchronous test on a new loop with a timeout."""
+
+    @functools.wraps(test)
+    def run(*arguments: object, **values: object) -> None:
+        run_on_loop(test(*arguments, **values))
+
+    return run
 
 
 class BlockingSimulator(Simulator):
@@ -61,66 +72,73 @@ def join_device_threads() -> None:
             assert not thread.is_alive()
 
 
+def open_slowly(
+    device: BlockingSimulator, monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Event, threading.Event]:
+    """Delay the opening of a device; return the events of its start and of its permitted end."""
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow_open(*_: object, **__: object) -> attestkit.Attester:
+        opening.set()
+        assert go_on.wait(30)
+        return attestkit.Attester(device)
+
+    monkeypatch.setattr("attestkit.factory.open", slow_open)
+    return opening, go_on
+
+
 async def wait_for_event(event: threading.Event) -> None:
     """Wait for an event of a thread without blocking the loop."""
     assert await asyncio.to_thread(event.wait, 30)
 
 
-def test_async_attester_offers_attester_methods() -> None:
+@on_loop
+async def test_async_attester_offers_attester_methods() -> None:
     """Every method of an Attester can be awaited."""
-
-    async def main() -> None:
-        async with attestkit.aopen("simulator", seed=SEED) as tee:
-            quote = await tee.get_quote(b"nonce")
-            (await tee.event_log()).check(quote)
-            event = await tee.emit_event("model-loaded", b"weights")
-            evidence = await tee.attest(report_data=b"nonce", pad=True)
-            assert evidence.runtime_events[-1] == event
-            assert evidence.registers == await tee.registers()
-            assert (await tee.app_info()).app_id == tee.app_compose.default_app_id
-            assert tee.keys.derive_compat("a").key
-            assert tee.simulated
-            assert not tee.blocking
-            assert isinstance(tee.backend, Simulator)
-            assert tee.vm_config == tee.backend.vm_config
-            assert "simulator" in repr(tee)
-
-    run_on_loop(main())
+    async with attestkit.aopen("simulator", seed=SEED) as tee:
+        quote = await tee.get_quote(b"nonce")
+        (await tee.event_log()).check(quote)
+        event = await tee.emit_event("model-loaded", b"weights")
+        evidence = await tee.attest(report_data=b"nonce", pad=True)
+        assert evidence.runtime_events[-1] == event
+        assert evidence.registers == await tee.registers()
+        assert (await tee.app_info()).app_id == tee.app_compose.default_app_id
+        assert tee.keys.derive_compat("a").key
+        assert tee.simulated
+        assert not tee.blocking
+        assert isinstance(tee.backend, Simulator)
+        assert tee.vm_config == tee.backend.vm_config
+        assert "simulator" in repr(tee)
 
 
-def test_aopen_may_be_awaited_or_entered() -> None:
+@on_loop
+async def test_aopen_may_be_awaited_or_entered() -> None:
     """Opened by await, as a context manager, by both, or at the first call."""
-
-    async def main() -> None:
-        tee = await aopen("simulator")
-        assert isinstance(tee, AsyncAttester)
-        await tee.close()
-        async with await aopen("simulator") as tee:
-            await tee.get_quote(b"")
-        tee = aopen("simulator")
-        assert "not open" in repr(tee)
-        with raises(UsageError, "closed"):
-            _ = tee.backend
+    tee = await aopen("simulator")
+    assert isinstance(tee, AsyncAttester)
+    await tee.close()
+    async with await aopen("simulator") as tee:
         await tee.get_quote(b"")
-        assert tee.backend.name == "simulator"
-        await tee.close()
-        unused = aopen("simulator")
-        await unused.close()
+    tee = aopen("simulator")
+    assert "not open" in repr(tee)
+    with raises(UsageError, "closed"):
+        _ = tee.backend
+    await tee.get_quote(b"")
+    assert tee.backend.name == "simulator"
+    await tee.close()
+    unused = aopen("simulator")
+    await unused.close()
 
-    run_on_loop(main())
 
-
-def test_simulator_is_called_in_loop_thread() -> None:
+@on_loop
+async def test_simulator_is_called_in_loop_thread() -> None:
     """No thread is started for a non-blocking backend."""
     join_device_threads()  # threads of other tests
 
-    async def main() -> None:
-        before = threading.active_count()
-        async with aopen("simulator") as tee:
-            await asyncio.gather(*(tee.get_quote(b"") for _ in range(10)))
-            assert threading.active_count() == before
-
-    run_on_loop(main())
+    before = threading.active_count()
+    async with aopen("simulator") as tee:
+        await asyncio.gather(*(tee.get_quote(b"") for _ in range(10)))
+        assert threading.active_count() == before
 
 
 def test_simulator_with_slow_fault_gets_thread() -> None:
@@ -209,30 +227,31 @@ def test_every_kind_of_backend_does_not_block_loop(
         assert threading.get_ident() not in backend.threads
 
 
-def test_cancelled_waiting_call_is_not_executed() -> None:
+@on_loop
+async def test_cancelled_waiting_call_is_not_executed() -> None:
     """An event whose call was still waiting is not emitted."""
     device = BlockingSimulator()
 
-    async def main() -> None:
-        async with aopen(device) as tee:
-            device.may_continue.clear()
-            quote = asyncio.ensure_future(tee.get_quote(b""))
-            await wait_for_event(device.entered)
-            waiting = asyncio.ensure_future(tee.emit_event("cancelled", b""))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            device.may_continue.set()
-            await quote
-            names = [event.name for event in (await tee.event_log()).runtime]
-            assert "cancelled" not in names
-            await tee.attest(report_data=bytes(64))
-
-    run_on_loop(main())
+    async with aopen(device) as tee:
+        device.may_continue.clear()
+        quote = asyncio.ensure_future(tee.get_quote(b""))
+        await wait_for_event(device.entered)
+        waiting = asyncio.ensure_future(tee.emit_event("cancelled", b""))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        device.may_continue.set()
+        await quote
+        names = [event.name for event in (await tee.event_log()).runtime]
+        assert "cancelled" not in names
+        await tee.attest(report_data=bytes(64))
 
 
-def test_cancelled_running_call_completes_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_loop
+async def test_cancelled_running_call_completes_in_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The caller returns at once; the event is emitted completely, before the next call."""
     device = BlockingSimulator()
     started, go_on = threading.Event(), threading.Event()
@@ -246,116 +265,91 @@ def test_cancelled_running_call_completes_in_background(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(journal, "emit", slow_emit)  # the device is slow
 
-    async def main() -> None:
-        async with aopen(device) as tee:
-            running = asyncio.ensure_future(tee.emit_event("half-way", b""))
-            await wait_for_event(started)
-            running.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await running
-            go_on.set()
-            evidence = await tee.attest(report_data=bytes(64))
-            assert evidence.runtime_events[-1].name == "half-way"
-
-    run_on_loop(main())
+    async with aopen(device) as tee:
+        running = asyncio.ensure_future(tee.emit_event("half-way", b""))
+        await wait_for_event(started)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        go_on.set()
+        evidence = await tee.attest(report_data=bytes(64))
+        assert evidence.runtime_events[-1].name == "half-way"
 
 
-def test_close_waits_for_running_call() -> None:
+@on_loop
+async def test_close_waits_for_running_call() -> None:
     """A running call is completed, later calls are rejected."""
     device = BlockingSimulator()
 
-    async def main() -> None:
-        tee = await aopen(device)
-        device.may_continue.clear()
-        quote = asyncio.ensure_future(tee.get_quote(b"last"))
-        await wait_for_event(device.entered)
-        closing = asyncio.ensure_future(tee.close())
-        await asyncio.sleep(0)
-        assert not closing.done()
-        with raises(UsageError, "closed"):
-            await tee.get_quote(b"")
-        assert not device.closed.is_set()
-        device.may_continue.set()
-        assert (await quote).report_data[:4] == b"last"
-        await closing
-        assert device.closed.is_set()
-        await tee.close()
-        with raises(UsageError, "closed"):
-            await tee
-
-    run_on_loop(main())
+    tee = await aopen(device)
+    device.may_continue.clear()
+    quote = asyncio.ensure_future(tee.get_quote(b"last"))
+    await wait_for_event(device.entered)
+    closing = asyncio.ensure_future(tee.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    with raises(UsageError, "closed"):
+        await tee.get_quote(b"")
+    assert not device.closed.is_set()
+    device.may_continue.set()
+    assert (await quote).report_data[:4] == b"last"
+    await closing
+    assert device.closed.is_set()
+    await tee.close()
+    with raises(UsageError, "closed"):
+        await tee
 
 
-def test_cancelled_close_still_closes() -> None:
+@on_loop
+async def test_cancelled_close_still_closes() -> None:
     """Cancelling `close` does not leave the device open."""
     device = BlockingSimulator()
 
-    async def main() -> None:
-        tee = await aopen(device)
-        device.may_continue.clear()
-        quote = asyncio.ensure_future(tee.get_quote(b""))
-        await wait_for_event(device.entered)
-        closing = asyncio.ensure_future(tee.close())
-        await asyncio.sleep(0)
-        closing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await closing
-        device.may_continue.set()
-        await quote
-        await wait_for_event(device.closed)
-
-    run_on_loop(main())
-
-
-def test_cancelled_open_closes_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that finishes opening after the cancellation is closed."""
-    device, opening, go_on = BlockingSimulator(), threading.Event(), threading.Event()
-
-    def slow_open(*_: object, **__: object) -> attestkit.Attester:
-        opening.set()
-        assert go_on.wait(30)
-        return attestkit.Attester(device)
-
-    monkeypatch.setattr("attestkit.factory.open", slow_open)
-
-    async def main() -> None:
-        entering = asyncio.ensure_future(aopen(device).__aenter__())
-        await wait_for_event(opening)
-        entering.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await entering
-        assert not device.closed.is_set()
-        go_on.set()
-        await wait_for_event(device.closed)
-
-    run_on_loop(main())
-
-
-def test_close_during_open_rejects_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers that wait for the opening, and later ones, get an error."""
-    device, opening, go_on = BlockingSimulator(), threading.Event(), threading.Event()
-
-    def slow_open(*_: object, **__: object) -> attestkit.Attester:
-        opening.set()
-        assert go_on.wait(30)
-        return attestkit.Attester(device)
-
-    monkeypatch.setattr("attestkit.factory.open", slow_open)
-
-    async def main() -> None:
-        tee = aopen(device)
-        quoting = asyncio.ensure_future(tee.get_quote(b""))
-        await wait_for_event(opening)
-        closing = asyncio.ensure_future(tee.close())
-        await asyncio.sleep(0)
-        go_on.set()
+    tee = await aopen(device)
+    device.may_continue.clear()
+    quote = asyncio.ensure_future(tee.get_quote(b""))
+    await wait_for_event(device.entered)
+    closing = asyncio.ensure_future(tee.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
         await closing
-        assert device.closed.is_set()
-        for call in (quoting, tee.get_quote(b"")):
-            with raises(UsageError, "closed"):
-                await call
+    device.may_continue.set()
+    await quote
+    await wait_for_event(device.closed)
 
-    run_on_loop(main())
+
+@on_loop
+async def test_cancelled_open_closes_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that finishes opening after the cancellation is closed."""
+    device = BlockingSimulator()
+    opening, go_on = open_slowly(device, monkeypatch)
+    entering = asyncio.ensure_future(aopen(device).__aenter__())
+    await wait_for_event(opening)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert not device.closed.is_set()
+    go_on.set()
+    await wait_for_event(device.closed)
+
+
+@on_loop
+async def test_close_during_open_rejects_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers that wait for the opening, and later ones, get an error."""
+    device = BlockingSimulator()
+    opening, go_on = open_slowly(device, monkeypatch)
+    tee = aopen(device)
+    quoting = asyncio.ensure_future(tee.get_quote(b""))
+    await wait_for_event(opening)
+    closing = asyncio.ensure_future(tee.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert device.closed.is_set()
+    for call in (quoting, tee.get_quote(b"")):
+        with raises(UsageError, "closed"):
+            await call
 
 
 def test_concurrent_first_calls_open_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,15 +396,13 @@ def test_errors_of_open_and_calls_are_raised(monkeypatch: pytest.MonkeyPatch) ->
     join_device_threads()
 
 
-def test_aopen_uses_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_loop
+async def test_aopen_uses_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """$ATTESTKIT_BACKEND selects the backend by default, as for `open`."""
     monkeypatch.setenv("ATTESTKIT_BACKEND", "simulator")
 
-    async def main() -> None:
-        async with aopen() as tee:
-            assert tee.simulated
-
-    run_on_loop(main())
+    async with aopen() as tee:
+        assert tee.simulated
 
 
 def test_async_attester_cannot_be_pickled() -> None:
@@ -419,7 +411,8 @@ def test_async_attester_cannot_be_pickled() -> None:
         pickle.dumps(aopen("simulator"))
 
 
-def test_async_attester_missing_feature_raises_unsupported() -> None:
+@on_loop
+async def test_async_attester_missing_feature_raises_unsupported() -> None:
     """Properties raise the errors of an Attester."""
 
     class QuoteOnlyBackend:
@@ -442,11 +435,8 @@ def test_async_attester_missing_feature_raises_unsupported() -> None:
         def close(self) -> None:
             """Do nothing."""
 
-    async def main() -> None:
-        async with aopen(QuoteOnlyBackend()) as tee:
-            with pytest.raises(UnsupportedError):
-                _ = tee.keys
-            with pytest.raises(UnsupportedError):
-                await tee.registers()
-
-    run_on_loop(main())
+    async with aopen(QuoteOnlyBackend()) as tee:
+        with pytest.raises(UnsupportedError):
+            _ = tee.keys
+        with pytest.raises(UnsupportedError):
+            await tee.registers()

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import attestkit
 from attestkit import _native
 from attestkit._native import _python_columns as python_core
 from attestkit.columns import QuoteColumns, quote_columns
@@ -107,18 +106,6 @@ def test_columns_of_all_versions_and_bodies() -> None:
     assert read_with_both(joined) == read_with_both(joined, starts_of(quotes))
 
 
-def test_columns_of_simulator_quotes() -> None:
-    """Quotes signed by one machine, with different report data, in both versions."""
-    pytest.importorskip("msgspec")  # the simulator needs it; absent in emulated machines
-    for version in (4, 5):
-        with attestkit.open("simulator", seed=bytes(32), quote_version=version) as tee:
-            quotes = [tee.get_quote(bytes([number])) for number in range(5)]
-        columns = quote_columns(b"".join([quote.raw for quote in quotes]))
-        check_rows(columns, [quote.raw for quote in quotes])
-        assert columns.mrtd.tobytes() == quotes[0].mrtd * 5
-        assert [column.tobytes() for column in columns.rtmrs] == [r * 5 for r in quotes[0].rtmrs]
-
-
 @pytest.mark.parametrize("kind", ["Q", "q", "L", "l", "I", "i"])
 def test_columns_accept_offsets_of_any_integer_type(kind: Any) -> None:
     """Offsets are a sequence of integers, or a buffer of 4- or 8-byte integers."""
@@ -161,19 +148,6 @@ def test_column_views_are_contiguous_and_read_only() -> None:
             (2,) if name in ("version", "tee_type", "body_type") else (2, 48)
         ) or (view.shape in ((2, 8), (2, 16), (2, 64)))
     assert views["rtmr3"].tobytes() == quotes[0][520:568] + quotes[1][526:574]
-
-
-def test_column_views_share_memory_with_numpy() -> None:
-    """A NumPy array shares the column's memory."""
-    numpy = pytest.importorskip("numpy", reason="NumPy is not a dependency")
-    columns = quote_columns(SHORTEST * 3, numpy.arange(3) * len(SHORTEST))
-    mrtd = numpy.asarray(columns.mrtd)
-    assert mrtd.shape == (3, 48)
-    assert numpy.shares_memory(mrtd, numpy.asarray(columns.mrtd))
-    assert (mrtd == mrtd[0]).all()
-    assert numpy.asarray(columns.offsets).tolist() == list(
-        range(0, 3 * len(SHORTEST), len(SHORTEST))
-    )
 
 
 def test_columns_are_immutable() -> None:

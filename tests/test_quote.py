@@ -2,15 +2,11 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-import attestkit.quote
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import (
     TEE_SGX,
@@ -330,21 +326,3 @@ def test_quote_pck_chain_if_malformed_fails_on_access() -> None:
     assert quote.certification == Certification(5, b"\x30\0\x30\1")
     with raises(FormatError, "truncated", offset=1258 + 2):
         _ = quote.pck_chain
-
-
-def test_quote_parse_imports_no_heavy_modules() -> None:
-    """Parsing imports neither dataclasses nor X.509 nor asyncio nor importlib.metadata."""
-    code = (
-        "import sys; from attestkit.quote import Quote; quote = bytes.fromhex(sys.argv[1]);"
-        "q = Quote.parse(quote); q.body, q.qe_report, q.certification; print(*sys.modules)"
-    )
-    root = attestkit.quote.__file__.removesuffix("attestkit/quote.py")
-    loaded = subprocess.run(
-        [sys.executable, "-c", code, made_quote().hex()],
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    heavy = {"dataclasses", "asyncio", "importlib.metadata", "cryptography", "ssl", "inspect"}
-    assert not heavy & set(loaded)

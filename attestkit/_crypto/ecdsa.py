@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from attestkit._argument_checks import require_size
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
-from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 _K256_RANGE: Final = "secp256k1 secret: must be in 1..n-1"

@@ -16,8 +16,8 @@ from nacl.bindings import (
 )
 from nacl.exceptions import BadSignatureError
 
+from attestkit._argument_checks import require_size
 from attestkit._crypto.zeroize import Secret, wipe, wipe_field
-from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, UsageError
 
 # PKCS#8 version 1 (RFC 8410, 7) before the seed, as written by OpenSSL.

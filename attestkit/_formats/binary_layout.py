@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from attestkit._sanitize import wrong_type
+from attestkit._argument_checks import wrong_type
 from attestkit.errors import FormatError
 
 

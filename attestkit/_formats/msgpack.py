@@ -143,9 +143,8 @@ class MsgpackReader(Cursor):
                     at = self.at
                 values[index] = value
         except IndexError as error:
-            raise self.error(
-                "truncated inside an array of bytes", "truncated", len(data)
-            ) from error
+            problem = "truncated inside an array of bytes"
+            raise self.error(problem, "truncated", len(data)) from error
         except ValueError as error:
             if isinstance(error, FormatError):
                 raise

@@ -1,4 +1,4 @@
-"""Protection of a process that holds secrets: its memory, and a seed in its command line.
+"""Protection of a process: its memory, a seed in its command line, its standard streams.
 
 Only attestkit's programs use this, never the library: it also prevents the user from debugging or
 profiling the process.
@@ -15,6 +15,18 @@ _PR_SET_DUMPABLE: Final = 4
 _ARG_START: Final = 48 - 3  # index in /proc/PID/stat (proc_pid_stat(5)) after the process name
 # A seed, as an option of a command or of a backend; `@` introduces a file name instead.
 _SEED: Final = re.compile(rb"(?<=\0)(?:--seed[=\0]|(?:--option=)?seed=)([^@\0][^\0]*)")
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null in place of closed standard streams.
+
+    Otherwise a socket or device could get the descriptor of stderr, and receive the log.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
 def hide_memory() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from attestkit._sanitize import require_bytes, require_size, wrong_type
+from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit.attestation import app_info as _app_info
 from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo

@@ -5,7 +5,6 @@ under one lock and compared before they are returned, so they always agree.
 """
 
 import os
-from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 from attestkit import backends
@@ -98,9 +97,8 @@ class Attester(Generic[B_co]):
         backend: Backend = self._backend
         context = SourceContext(self._device, self._check_usable)
         if isinstance(backend, GuestAgent):
-            from attestkit.attester.agent_source import (
-                AgentSource,  # lazy: only needed with an agent
-            )
+            # lazy: only needed with an agent
+            from attestkit.attester.agent_source import AgentSource
 
             return AgentSource(backend, backend, context)
         app = HostApp(self._host)
@@ -318,10 +316,8 @@ class Attester(Generic[B_co]):
 
     def _check_usable(self) -> None:
         if self._process != os.getpid():
-            raise UsageError(
-                "Attester: opened in another process; open another one after a fork",
-                reason="wrong_process",
-            )
+            message = "Attester: opened in another process; open another one after a fork"
+            raise UsageError(message, reason="wrong_process")
         if self._closed:
             raise UsageError("Attester: closed", reason="closed")
 
@@ -346,20 +342,13 @@ class Attester(Generic[B_co]):
         self._check_usable()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Raise UsageError: another process has to open the device itself."""
-        raise UsageError(
-            "Attester: not picklable; open another one in the other process",
-            reason="not_picklable",
-        )
+        message = "Attester: not picklable; open another one in the other process"
+        raise UsageError(message, reason="not_picklable")
 
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""

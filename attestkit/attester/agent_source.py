@@ -1,23 +1,25 @@
 """Evidence from a guest agent, checked against the request and for consistency."""
 
-import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.attester.evidence_source import NO_REGISTERS, SourceContext, check_name
+from attestkit.attester.evidence_source import (
+    NO_REGISTERS,
+    SourceContext,
+    check_name,
+    check_report_data,
+    parse_response,
+)
 from attestkit.attester.snp_source import check_host_data, parse_report
 from attestkit.backends.base import Backend, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import (
     AttestKitError,
     BackendError,
-    ConfigError,
-    FormatError,
     UnsupportedError,
-    UsageError,
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime_events import runtime_event
@@ -64,11 +66,11 @@ class AgentSource:
     def _evidence(self, report_data: bytes) -> Attestation:
         response = self._agent.get_quote_response(report_data)
         evidence = _parse(lambda: Attestation.from_agent_response(response))
-        found = (_parse(lambda: _signed_report_data(evidence)), evidence.report_data)
-        if not all(hmac.compare_digest(one, report_data) for one in found):
-            raise BackendError(
+        for found in (_parse(lambda: _signed_report_data(evidence)), evidence.report_data):
+            check_report_data(
+                found,
+                report_data,
                 "the agent returned evidence over other report data than requested",
-                reason="wrong_report_data",
             )
         if (quote := evidence.quote) is not None:
             _parse(lambda: evidence.event_log).check(quote)
@@ -167,13 +169,7 @@ class AgentSource:
 
 
 def _parse(parse: Callable[[], T]) -> T:
-    """Return the result of `parse`; BackendError if the agent's response is malformed."""
-    try:
-        return parse()
-    except (FormatError, ConfigError, UsageError) as error:
-        raise BackendError(
-            f"malformed response of the agent: {error}", reason="malformed_response"
-        ) from error
+    return parse_response("malformed response of the agent", parse)
 
 
 def _find_events(events: tuple[Event, ...], name: str, payload: bytes) -> list[Event]:

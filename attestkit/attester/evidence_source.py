@@ -3,18 +3,20 @@
 import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.backends.base import AppHost
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import BackendError, FormatError, UnsupportedError, UsageError
+from attestkit.errors import BackendError, ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.keys import KeyDeriver, LocalKeys
 from attestkit.quote import Quote
+
+T = TypeVar("T")
 
 NO_REGISTERS: Final = "this platform has no run-time registers that a program can extend"
 NO_APP: Final = "this backend has no app: neither an app-compose nor keys"
@@ -145,20 +147,18 @@ def app_info(evidence: Attestation) -> AppInfo:
     return evidence.app_info
 
 
-def parse_quote(raw: bytes, report_data: bytes) -> Quote:
-    """Return the parsed quote; BackendError if malformed or over other report data."""
+def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
+    """Return the result of `parse`; BackendError with `problem` if the response is malformed."""
     try:
-        quote = Quote.parse(raw)
-    except (FormatError, UsageError) as error:
-        raise BackendError(
-            f"the platform returned a malformed quote: {error}", reason="malformed_response"
-        ) from error
-    if not hmac.compare_digest(quote.report_data, report_data):
-        raise BackendError(
-            "the platform returned a quote over other report data than requested",
-            reason="wrong_report_data",
-        )
-    return quote
+        return parse(*data)
+    except (FormatError, ConfigError, UsageError) as error:
+        raise BackendError(f"{problem}: {error}", reason="malformed_response") from error
+
+
+def check_report_data(found: bytes, requested: bytes, problem: str) -> None:
+    """Raise BackendError with `problem` if evidence is over other report data than requested."""
+    if not hmac.compare_digest(found, requested):
+        raise BackendError(problem, reason="wrong_report_data")
 
 
 def check_name(name: object) -> None:

@@ -6,14 +6,20 @@ document from the host, whose hash is HOST_DATA in the report.
 
 import hmac
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
-from attestkit.attester.evidence_source import NO_REGISTERS, HostApp, SourceContext
+from attestkit.attester.evidence_source import (
+    NO_REGISTERS,
+    HostApp,
+    SourceContext,
+    check_report_data,
+    parse_response,
+)
 from attestkit.backends.base import LaunchRecord, SnpReporter
 from attestkit.errors import (
     BackendError,
@@ -21,11 +27,13 @@ from attestkit.errors import (
     FormatError,
     ReplayError,
     UnsupportedError,
-    UsageError,
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
+
+if TYPE_CHECKING:
+    from attestkit._reasons import BackendReason
 
 NO_QUOTE: Final = "SEV-SNP has no TDX quotes; use attest()"
 REPORT_SIZE: Final = 1184  # bytes
@@ -58,12 +66,12 @@ class SnpSource:
             self._check_usable()
             raw, table = self._reporter.get_snp_report(report_data)
         report = parse_report(raw)
-        if not hmac.compare_digest(report.report_data, report_data):
-            raise BackendError(
-                "the platform returned a report over other report data than requested; for the "
-                "report of an SVSM service use the backend's get_service_report",
-                reason="wrong_report_data",
-            )
+        check_report_data(
+            report.report_data,
+            report_data,
+            "the platform returned a report over other report data than requested; for the "
+            "report of an SVSM service use the backend's get_service_report",
+        )
         if document:
             check_host_data(report, document)
         platform = SevSnp(raw, _certificates(table), document)
@@ -98,16 +106,10 @@ class SnpSource:
 def parse_report(raw: bytes) -> SnpReport:
     """Return the parsed report; BackendError if malformed."""
     if (size := len(raw)) != REPORT_SIZE:
-        raise BackendError(
-            f"the platform returned a report of {size} bytes, not {REPORT_SIZE}",
-            reason="truncated" if size < REPORT_SIZE else "too_large",
-        )
-    try:
-        return SnpReport.parse(raw)
-    except (FormatError, UsageError) as error:
-        raise BackendError(
-            f"the platform returned a malformed report: {error}", reason="malformed_response"
-        ) from error
+        reason: BackendReason = "truncated" if size < REPORT_SIZE else "too_large"
+        problem = f"the platform returned a report of {size} bytes, not {REPORT_SIZE}"
+        raise BackendError(problem, reason=reason)
+    return parse_response("the platform returned a malformed report", SnpReport.parse, raw)
 
 
 def check_host_data(report: SnpReport, document: str) -> None:
@@ -134,12 +136,8 @@ def _launch_document(app: HostApp) -> str:
 
 def _certificates(table: bytes) -> tuple[bytes, ...]:
     """Return the certificates for evidence: ASK and VCEK, or else a non-empty table itself."""
-    try:
-        found = SnpCertificates.parse(table)
-    except FormatError as error:
-        raise BackendError(
-            f"malformed certificate table of the host: {error}", reason="malformed_response"
-        ) from error
+    problem = "malformed certificate table of the host"
+    found = parse_response(problem, SnpCertificates.parse, table)
     if found.ask is not None and found.vcek is not None:
         return found.ask, found.vcek
     return (table,) if found != SnpCertificates() else ()

@@ -12,13 +12,12 @@ from attestkit.attester.evidence_source import (
     HostApp,
     SourceContext,
     check_name,
-    parse_quote,
+    check_report_data,
+    parse_response,
 )
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.errors import (
     AttestKitError,
-    BackendError,
-    FormatError,
     JournalError,
     ReplayError,
     UnsupportedError,
@@ -209,7 +208,14 @@ class TdSource:
 
     def _quote(self, report_data: bytes) -> Quote:
         """Return the backend's quote over `report_data`."""
-        return parse_quote(self._backend.get_quote(report_data), report_data)
+        raw = self._backend.get_quote(report_data)
+        quote = parse_response("the platform returned a malformed quote", Quote.parse, raw)
+        check_report_data(
+            quote.report_data,
+            report_data,
+            "the platform returned a quote over other report data than requested",
+        )
+        return quote
 
     def _read_log(self) -> EventLog:
         """Return the current event log; the same object until it changes."""
@@ -223,13 +229,9 @@ class TdSource:
 
     def _set_firmware_log(self, data: bytes) -> None:
         """Parse a new firmware event log and reset the cache."""
-        try:
-            self._firmware = EventLog.parse(data) if data else EventLog()
-            events = self._firmware.events
-        except (FormatError, UsageError) as error:
-            raise BackendError(
-                f"malformed firmware event log: {error}", reason="malformed_response"
-            ) from error
+        problem = "malformed firmware event log"
+        self._firmware = parse_response(problem, EventLog.parse, data) if data else EventLog()
+        events = parse_response(problem, lambda: self._firmware.events)
         self._firmware_size = sum(
             _EVENT_OVERHEAD + len(event.name.encode()) + len(event.payload) for event in events
         )

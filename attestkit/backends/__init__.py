@@ -227,9 +227,7 @@ def detect(*, leave_out: "Container[str]" = ()) -> "type[Backend]":
 
 
 def _no_backend_text(reports: list[str]) -> str:
-    from attestkit.backends.linux.host_inspection import (
-        detect_platforms,  # only needed for the error
-    )
+    from attestkit.backends.linux.host_inspection import detect_platforms  # only for the error
 
     signs = check_hardware_signs()
     lines = ["no usable TEE found"]

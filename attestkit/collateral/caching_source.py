@@ -274,9 +274,8 @@ class CollateralSource:
             mine.set_exception(error)
             raise
         except BaseException:
-            mine.set_exception(
-                CollateralError("collateral: fetch was interrupted", reason="fetch_failed")
-            )
+            message = "collateral: fetch was interrupted"
+            mine.set_exception(CollateralError(message, reason="fetch_failed"))
             raise
         finally:
             with self._lock:

@@ -67,9 +67,8 @@ class Collateral:
                 malformed.
         """
         if len(text) > _JSON_LIMIT:
-            raise CollateralError(
-                f"collateral: {len(text)} bytes, at most {_JSON_LIMIT}", reason="too_large"
-            )
+            message = f"collateral: {len(text)} bytes, at most {_JSON_LIMIT}"
+            raise CollateralError(message, reason="too_large")
         values = json_object("collateral", text)
         missing = [name for name in _FIELDS if name not in values]
         if missing:
@@ -100,9 +99,8 @@ class Collateral:
             with Path(path).open("rb") as file:
                 text = file.read(_JSON_LIMIT + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise CollateralError(
-                f"{os.fspath(path)}: cannot be read: {error}", reason="unreadable"
-            ) from error
+            message = f"{os.fspath(path)}: cannot be read: {error}"
+            raise CollateralError(message, reason="unreadable") from error
         try:
             return cls.from_json(text)
         except CollateralError as error:
@@ -118,9 +116,8 @@ class Collateral:
             # Collateral is public, so the file is readable by all.
             replace_file(Path(path), self.to_json().encode(), mode=0o644)
         except (OSError, ValueError) as error:
-            raise CollateralError(
-                f"{os.fspath(path)}: cannot be written: {error}", reason="unwritable"
-            ) from error
+            message = f"{os.fspath(path)}: cannot be written: {error}"
+            raise CollateralError(message, reason="unwritable") from error
 
     @classmethod
     def fetch(
@@ -198,17 +195,15 @@ _SIGNATURES: Final = frozenset({"tcb_info_signature", "qe_identity_signature"})
 def _check(name: str, value: object) -> None:
     kind = bytes if name in _BINARY else str
     if not isinstance(value, kind):
-        raise CollateralError(
-            f"{name}: {type(value).__name__}, must be {kind.__name__}", reason="malformed"
-        )
+        message = f"{name}: must be {kind.__name__}, not {type(value).__name__}"
+        raise CollateralError(message, reason="malformed")
     if not value:
         raise CollateralError(f"{name}: empty", reason="missing")
     if len(value) > _LIMIT:
         raise CollateralError(f"{name}: {len(value)} bytes, at most {_LIMIT}", reason="too_large")
     if name in _SIGNATURES and len(value) != _SIGNATURE:
-        raise CollateralError(
-            f"{name}: must be {_SIGNATURE} bytes, not {len(value)}", reason="malformed"
-        )
+        message = f"{name}: must be {_SIGNATURE} bytes, not {len(value)}"
+        raise CollateralError(message, reason="malformed")
 
 
 def _from_hex(name: str, value: str) -> bytes:

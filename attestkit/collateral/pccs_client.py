@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
@@ -80,10 +81,8 @@ def base_url(text: str) -> str:
 
 
 def _url_error(problem: str) -> UsageError:
-    return UsageError(
-        f"PCCS URL: {problem}; must be http://HOST:PORT or https://HOST:PORT with an optional path",
-        reason="wrong_value",
-    )
+    message = f"PCCS URL: {problem}; must be http(s)://HOST:PORT with an optional path"
+    return UsageError(message, reason="wrong_value")
 
 
 def _is_plain(text: object) -> bool:
@@ -135,9 +134,8 @@ def platform_of(quote: Quote) -> Platform | PckCertQuery:
             reason="pck_chain_missing",
         )
     if len(data) != size + 20:
-        raise FormatError(
-            f"certification data: {len(data)} bytes, must be {size + 20}", reason="wrong_size"
-        )
+        message = f"certification data: {len(data)} bytes, must be {size + 20}"
+        raise FormatError(message, reason="wrong_size")
     cuts = (data[:size], data[size:-4], data[-4:-2], data[-2:])
     return PckCertQuery(quote.header.user_data[:16].hex(), *(cut.hex() for cut in cuts))
 
@@ -203,19 +201,14 @@ class Service:
             text = str(error) if isinstance(error, AttestKitError) else type(error).__name__
             raise CollateralError(f"{url}: fetch failed: {text}", reason="fetch_failed") from error
         if not isinstance(response, Response):
-            raise UsageError(
-                f"getter: returned {type(response).__name__}, must be a Response",
-                reason="wrong_type",
-            )
+            raise wrong_type("result of the getter", "a Response", response)
         checked = _PccsResponse(url, response)
         if response.status != 200:
-            raise checked.error(
-                "fetch_failed", f"HTTP status {response.status}; {_advice(response.status)}"
-            )
+            problem = f"HTTP status {response.status}; {_advice(response.status)}"
+            raise checked.error("fetch_failed", problem)
         if len(response.body) > BODY_LIMIT:
-            raise checked.error(
-                "too_large", f"response over {BODY_LIMIT} bytes; check that the URL is a PCCS's"
-            )
+            problem = f"response over {BODY_LIMIT} bytes; check that the URL is a PCCS's"
+            raise checked.error("too_large", problem)
         return checked
 
 
@@ -243,10 +236,8 @@ class _PccsResponse(NamedTuple):
         for name in names:
             if (value := lowered.get(name.lower())) is not None:
                 return value
-        raise self.error(
-            "malformed",
-            f"response header missing: {' or '.join(names)}; check that the URL is that of a PCCS",
-        )
+        problem = f"response header missing: {' or '.join(names)}; check that the URL is a PCCS's"
+        raise self.error("malformed", problem)
 
     def chain(self, names: tuple[str, ...]) -> str:
         """Return the PEM certificate chain in a header: the first of `names` in the response."""

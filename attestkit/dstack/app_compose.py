@@ -14,11 +14,12 @@ from typing import Final, Literal
 
 import msgspec
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
 from attestkit._reasons import UsageReason
-from attestkit._sanitize import require_bytes, shown
+from attestkit._sanitize import shown
 from attestkit.errors import ConfigError, UsageError
 
 # Name in a document: its byte in version 2, and its name in AppInfo.

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from attestkit._argument_checks import require_size
 from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_recover
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
@@ -17,7 +18,6 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import FormatReason
-from attestkit._sanitize import require_size
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 _PUBLIC_KEY_SIZE: Final = 32

@@ -6,6 +6,7 @@ Errors are OSErrors with the kernel's errno. Source: fs/configfs/file.c and fs/s
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from errno import EACCES, EEXIST, EFBIG, EIO, EISDIR, ENOENT, ENOTDIR, ENOTTY, EPERM
 from typing import Final, NamedTuple
 
@@ -82,34 +83,16 @@ class Folder(Node):
         raise os_error(EPERM)
 
 
+@dataclass(eq=False, repr=False)
 class File(Node):
-    """A file.
+    """A file."""
 
-    Args:
-        label: Name of the file in fault specifications.
-        faults: The armed faults.
-        opened: Returns a new open file description.
-        mode: Permissions.
-        size: st_size.
-        truncate: Called for O_TRUNC.
-    """
-
-    def __init__(
-        self,
-        label: str,
-        faults: Faults,
-        opened: "Callable[[File], OpenFile]",
-        *,
-        mode: int = 0o444,
-        size: int = 0,
-        truncate: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.label = label
-        self.faults = faults
-        self.mode = mode
-        self.size = size
-        self.truncate: Callable[[], None] = truncate
-        self._opened = opened
+    label: str  # in fault specifications
+    faults: Faults
+    opened: "Callable[[File], OpenFile]"  # returns a new open file description
+    mode: int = 0o444
+    size: int = 0
+    truncate: Callable[[], None] = lambda: None  # for O_TRUNC
 
     def open(self, flags: int) -> OpenFile:
         """Open the file. The mode applies to root too, as in configfs and sysfs."""
@@ -119,7 +102,7 @@ class File(Node):
             raise os_error(EACCES)
         if access != os.O_WRONLY and not self.mode & 0o444:
             raise os_error(EACCES)
-        return self._opened(self)
+        return self.opened(self)
 
 
 class Snapshot(OpenFile):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from attestkit import errors
+from attestkit._system.process_hardening import open_standard_streams
 from attestkit._system.untrusted_files import path_exists
 from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
@@ -74,7 +75,7 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         text = f"permission denied; sudo chmod 666 {DEVICE}"
         raise unavailable(DEVICE, text, "permission_denied")
-    _open_standard_files()
+    open_standard_streams()
     user, group = os.geteuid(), os.getegid()
     own_users = enter()
     mounts = NamespaceMounts((*_SHOWN, FOLDER))
@@ -93,13 +94,6 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
         return _run(words, emulator, complain)
     finally:
         emulator.stop()
-
-
-def _open_standard_files() -> None:
-    """Open /dev/null for closed descriptors 0 to 2, so that no pipe gets such a number."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass
-    os.close(fd)
 
 
 def _mount_error(error: OSError) -> BackendError:

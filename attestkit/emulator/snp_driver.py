@@ -5,6 +5,7 @@ simulated AMD PKI.
 """
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from errno import EINVAL, EIO, ENOTTY, ETIMEDOUT
 from hashlib import sha512
 from typing import Final
@@ -21,43 +22,28 @@ _VTPM: Final = UUID("c476f1eb-0123-45a5-9641-b4e7dde5bfe3").bytes_le
 _VTPM_MANIFEST: Final = b"attestkit simulated vTPM, its manifest"
 
 
+@dataclass(eq=False, repr=False)
 class SnpProvider(Provider):
-    """Provider of configfs-tsm in an SEV-SNP guest.
+    """Provider of configfs-tsm in an SEV-SNP guest."""
 
-    Args:
-        chip: The processor with its certificates.
-        vmpl: VMPL of the guest's kernel; above 0 there is an SVSM at VMPL 0.
-        host_data: 32 bytes, set by the host at launch.
-        services: Whether the kernel supports requests to services of the SVSM.
-        certificates: Whether the host has certificates.
-        faults: The armed faults.
-        wait: Sleeps for a number of seconds.
-    """
+    chip: SimulatedChip
+    _: KW_ONLY
+    vmpl: int  # of the guest's kernel; above 0 there is an SVSM at VMPL 0
+    host_data: bytes  # 32 bytes, set by the host at launch
+    services: bool  # whether the kernel supports requests to services of the SVSM
+    certificates: bool  # whether the host has certificates
+    faults: Faults
+    wait: Callable[[float], bool]  # sleeps for a number of seconds
+    _wiped: bool = field(default=False, init=False)
 
     name = "sev_guest"
 
-    def __init__(
-        self,
-        chip: SimulatedChip,
-        *,
-        vmpl: int,
-        host_data: bytes,
-        services: bool,
-        certificates: bool,
-        faults: Faults,
-        wait: Callable[[float], bool],
-    ) -> None:
-        self.privlevel_floor = vmpl
+    def __post_init__(self) -> None:
+        self.privlevel_floor = self.vmpl
         self.extras: tuple[str, ...] = ("auxblob", "privlevel", "privlevel_floor")
-        if vmpl and services:
+        if self.vmpl and self.services:
             self.extras += ("manifestblob", "service_provider", "service_guid")
             self.extras += ("service_manifest_version",)
-        self._chip = chip
-        self._host_data = host_data
-        self._certificates = chip.certificates if certificates else b""
-        self._faults = faults
-        self._wait = wait
-        self._wiped = False
 
     def report(self, request: Request) -> Blobs:
         """Return report and certificates over an inblob of 64 bytes."""
@@ -73,18 +59,19 @@ class SnpProvider(Provider):
             report_data = sha512(request.inblob + manifest).digest()
         elif vmpl < self.privlevel_floor:
             raise os_error(EINVAL)
-        if fault := self._faults.strike("delay"):
-            self._wait(fault.seconds)
-        effect = self._faults.effect("report")
+        if fault := self.faults.strike("delay"):
+            self.wait(fault.seconds)
+        effect = self.faults.effect("report")
         if effect == "quote_fails":
             raise os_error(EIO)
         if effect == "empty_outblob":
             return Blobs(b"")
         if effect == "wrong_report_data":
             report_data = bytes(byte ^ 0xFF for byte in report_data)
-        report = self._chip.report(report_data, vmpl=vmpl, host_data=self._host_data)
+        report = self.chip.report(report_data, vmpl=vmpl, host_data=self.host_data)
         outblob = report[:_SHORT] if effect == "short_outblob" else report
-        return Blobs(outblob, self._certificates, manifest)
+        certificates = self.chip.certificates if self.certificates else b""
+        return Blobs(outblob, certificates, manifest)
 
     def _manifest(self, request: Request) -> bytes:
         """Return the manifest of all services of the SVSM, or of the requested one."""

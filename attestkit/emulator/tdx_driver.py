@@ -8,6 +8,7 @@ out-of-tree drivers Intel's libtdx_attest and go-tdx-guest.
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from errno import EBUSY, EFBIG, EINTR, EINVAL, EIO, ENOTTY, EPERM
 from functools import partial
 from pathlib import Path
@@ -40,32 +41,19 @@ DRIVERS: Final[dict[str, dict[int, str]]] = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class Host:
-    """The host side of a quote request, with delays.
+    """The host side of a quote request, with delays."""
 
-    Args:
-        quoter: The host's quoting service.
-        faults: The armed faults.
-        wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
-        clock: A monotonic clock, in seconds.
-    """
-
-    def __init__(
-        self,
-        quoter: ReportQuoter,
-        faults: Faults,
-        wait: Callable[[float], bool],
-        clock: Callable[[], float],
-    ) -> None:
-        self.quoter = quoter
-        self._faults = faults
-        self._wait = wait
-        self._clock = clock
-        self._busy_until = 0.0
+    quoter: ReportQuoter
+    faults: Faults
+    wait: Callable[[float], bool]  # sleeps; returns False if the caller has a pending signal
+    clock: Callable[[], float]  # monotonic seconds
+    _busy_until: float = field(default=0.0, init=False)
 
     def check_idle(self) -> None:
         """Raise EBUSY while the host processes an earlier request."""
-        if self._clock() < self._busy_until:
+        if self.clock() < self._busy_until:
             raise os_error(EBUSY)
 
     def delay(self) -> bool:
@@ -74,11 +62,11 @@ class Host:
         Raises:
             OSError: EINTR after a signal.
         """
-        fault = self._faults.strike("delay")
+        fault = self.faults.strike("delay")
         if fault is None:
             return True
-        self._busy_until = self._clock() + fault.seconds
-        if not self._wait(min(fault.seconds, _HOST_TIMEOUT)):
+        self._busy_until = self.clock() + fault.seconds
+        if not self.wait(min(fault.seconds, _HOST_TIMEOUT)):
             raise os_error(EINTR)
         return fault.seconds <= _HOST_TIMEOUT
 
@@ -87,36 +75,36 @@ class Host:
         self._busy_until = 0.0
 
 
+@dataclass(eq=False, repr=False)
 class TdxProvider(Provider):
     """Provider of configfs-tsm: quotes of the host's quoting service."""
 
     name = "tdx_guest"
 
-    def __init__(self, td: EmulatedTd, host: Host, release: EmulatedKernel, faults: Faults) -> None:
-        self._td = td
-        self._host = host
-        self._release = release
-        self._faults = faults
+    td: EmulatedTd
+    host: Host
+    release: EmulatedKernel
+    faults: Faults
 
     def report(self, request: Request) -> Blobs:
         """Return the quote over an inblob of 64 bytes."""
-        self._host.check_idle()
+        self.host.check_idle()
         if len(request.inblob) != 64:
             raise os_error(EINVAL)
-        inject_foreign_extend(self._td, self._faults)
+        inject_foreign_extend(self.td, self.faults)
         report_data = request.inblob
-        effect = self._faults.effect("report")
+        effect = self.faults.effect("report")
         if effect == "wrong_report_data":
             report_data = bytes(byte ^ 0xFF for byte in report_data)
-        report = self._td.report(report_data)
-        if not self._host.delay() or effect == "quote_fails":
+        report = self.td.report(report_data)
+        if not self.host.delay() or effect == "quote_fails":
             return self._failure()
         if effect == "empty_outblob":
             return Blobs(b"")
-        quote = self._host.quoter.quote(report)
-        room = self._release.quote_buffer - _HEADER.size
+        quote = self.host.quoter.quote(report)
+        room = self.release.quote_buffer - _HEADER.size
         if effect == "oversized_outblob":
-            if self._release.repaired:
+            if self.release.repaired:
                 raise os_error(EFBIG)
             quote = quote.ljust(room + 1, b"\0")
         elif len(quote) > room:
@@ -125,10 +113,10 @@ class TdxProvider(Provider):
 
     def reboot(self) -> None:
         """Forget pending requests."""
-        self._host.forget()
+        self.host.forget()
 
     def _failure(self) -> Blobs:
-        if self._release.has("quote_errors"):
+        if self.release.has("quote_errors"):
             raise os_error(EIO)
         return Blobs(b"")
 
@@ -185,14 +173,12 @@ def tdx_device(registers: Registers, host: Host, driver: str, faults: Faults) ->
     )
 
 
+@dataclass(eq=False, repr=False)
 class _OpenDevice(OpenFile):
-    def __init__(
-        self, registers: Registers, host: Host, commands: dict[int, str], faults: Faults
-    ) -> None:
-        self._registers = registers
-        self._host = host
-        self._commands = commands
-        self._faults = faults
+    registers: Registers
+    host: Host
+    commands: dict[int, str]
+    faults: Faults
 
     def read(self, _size: int, _offset: int) -> bytes:
         raise os_error(EINVAL)  # the driver does not implement read
@@ -202,14 +188,14 @@ class _OpenDevice(OpenFile):
 
     def ioctl(self, call: Ioctl) -> bytes:
         if call.command == GET_REPORT0:
-            self._faults.check("ioctl:GET_REPORT0")
-            inject_foreign_extend(self._registers.td, self._faults)
+            self.faults.check("ioctl:GET_REPORT0")
+            inject_foreign_extend(self.registers.td, self.faults)
             report_data = call.given[:64]
-            return report_data + self._registers.td.report(report_data)
-        name, _, payload = self._commands.get(call.command, "").partition("/")
+            return report_data + self.registers.td.report(report_data)
+        name, _, payload = self.commands.get(call.command, "").partition("/")
         if not name:
             raise os_error(ENOTTY)
-        self._faults.check(f"ioctl:{name}")
+        self.faults.check(f"ioctl:{name}")
         given = call.given or call.memory.read(call.argument, call.command >> 16 & 0x3FFF)
         if name == "EXTEND_RTMR":
             self._extend(given)
@@ -223,7 +209,7 @@ class _OpenDevice(OpenFile):
             raise os_error(EINVAL)
         if register < 2:
             raise os_error(EPERM)
-        self._registers.extend(register, digest)
+        self.registers.extend(register, digest)
 
     def _get_quote(self, call: Ioctl, given: bytes, *, framed: bool) -> None:
         """Write the response into the caller's buffer, as the host does into the shared buffer.
@@ -240,10 +226,10 @@ class _OpenDevice(OpenFile):
         version, _, in_size, _ = _HEADER.unpack(call.memory.read(address, _HEADER.size))
         if version != 1 or in_size > size - _HEADER.size:
             raise os_error(EINVAL)
-        self._host.check_idle()
+        self.host.check_idle()
         request = call.memory.read(address + _HEADER.size, in_size)
         status, reply = 0, b""
-        if not self._host.delay():
+        if not self.host.delay():
             status = _IN_FLIGHT
         else:
             status, reply = self._quote(request, framed=framed)
@@ -254,15 +240,15 @@ class _OpenDevice(OpenFile):
 
     def _quote(self, request: bytes, *, framed: bool) -> tuple[int, bytes]:
         """Return status and response; old drivers report failures in the status only."""
-        effect = self._faults.effect("report")
+        effect = self.faults.effect("report")
         if effect == "quote_fails":
             return _ERROR, b""
         if effect == "empty_outblob":
             return 0, b""
         try:
             if framed:
-                return 0, answer_request(self._host.quoter, request)
-            return 0, self._host.quoter.quote(request)
+                return 0, answer_request(self.host.quoter, request)
+            return 0, self.host.quoter.quote(request)
         except AttestKitError:
             return _ERROR, b""
 
@@ -286,24 +272,21 @@ def measurement_files(registers: Registers, faults: Faults) -> Folder:
     return folder
 
 
+@dataclass(eq=False, repr=False)
 class _OpenRegister(OpenFile):
-    """An open binary file of sysfs; every read returns the current value.
+    """An open binary file of sysfs; every read returns the current value."""
 
-    `register` is the number of a register, or a value that is fixed at launch.
-    """
-
-    def __init__(self, registers: Registers, register: int | bytes, file: File) -> None:
-        self._registers = registers
-        self._register = register
-        self._file = file
+    registers: Registers
+    register: int | bytes  # the number of a register, or a value that is fixed at launch
+    file: File
 
     def read(self, size: int, offset: int) -> bytes:
         if offset >= 48:
             return b""
-        self._file.faults.check(f"read:{self._file.label}")
-        value = self._register
+        self.file.faults.check(f"read:{self.file.label}")
+        value = self.register
         if isinstance(value, int):
-            value = self._registers.td.rtmrs[value]
+            value = self.registers.td.rtmrs[value]
         return value[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> int:
@@ -313,7 +296,7 @@ class _OpenRegister(OpenFile):
         data = data[: 48 - offset]
         if len(data) != 48:
             raise os_error(EINVAL)
-        self._file.faults.check(f"write:{self._file.label}")
-        assert isinstance(self._register, int)  # the others are read-only
-        self._registers.extend(self._register, data)
+        self.file.faults.check(f"write:{self.file.label}")
+        assert isinstance(self.register, int)  # the others are read-only
+        self.registers.extend(self.register, data)
         return 48

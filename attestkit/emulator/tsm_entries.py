@@ -253,17 +253,17 @@ class _BlobReader(Snapshot):
         return data
 
 
+@dataclass(eq=False, repr=False)
 class _OptionWriter(OpenFile):
     """An open option of an entry; each write is stored immediately."""
 
-    def __init__(self, entry: _Entry, store: Callable[[bytes], None], file: File) -> None:
-        self._entry = entry
-        self._store = store
-        self._file = file
+    entry: _Entry
+    store: Callable[[bytes], None]
+    file: File
 
     def write(self, data: bytes, _offset: int) -> int:
-        self._file.faults.check(f"write:{self._file.label}")
-        if self._entry.removed:
+        self.file.faults.check(f"write:{self.file.label}")
+        if self.entry.removed:
             raise os_error(ENOENT)
-        self._store(data[:WRITE_LIMIT])
+        self.store(data[:WRITE_LIMIT])
         return min(len(data), WRITE_LIMIT)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attestkit import _native
-from attestkit._sanitize import require_bytes, shown, utf8, wrong_type
+from attestkit._argument_checks import require_bytes, utf8, wrong_type
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import agent_json, cel
 from attestkit.event_log.agent_json import AgentJsonSource
@@ -459,10 +460,8 @@ def _check_event(event: Event, index: int) -> None:
             reason="not_applicable",
         )
     if event.digest not in (own, b""):
-        raise UsageError(
-            f"event {index} {shown(event.name)}: the digest is not the digest of name and payload",
-            reason="conflict",
-        )
+        message = f"event {index} {shown(event.name)}: the digest is not that of name and payload"
+        raise UsageError(message, reason="conflict")
 
 
 def _find_v2_error(wire: WireEvent, index: int) -> str | None:

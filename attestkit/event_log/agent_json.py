@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from json import JSONDecodeError, JSONDecoder, loads
 from typing import NamedTuple, NoReturn
 
+from attestkit._argument_checks import utf8, wrong_type
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import AGENT_ROW, unhex
 from attestkit._reasons import FormatReason
-from attestkit._sanitize import shown, utf8, wrong_type
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE

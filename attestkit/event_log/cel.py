@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from attestkit._argument_checks import wrong_type
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
-from attestkit._sanitize import shown, wrong_type
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import cel_cbor, cel_json, cel_tlv
 from attestkit.event_log.cel_record import SHA384, STATE_CHANGE, TIMESTAMP, CelRecord, record_error

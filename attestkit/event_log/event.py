@@ -4,8 +4,9 @@ from collections.abc import Callable
 from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
+from attestkit._argument_checks import utf8
 from attestkit._native import sha384
-from attestkit._sanitize import shown, utf8
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
 
@@ -67,10 +68,8 @@ class Event(NamedTuple):
             UsageError: If this is not a runtime event.
         """
         if not self.is_runtime:
-            raise UsageError(
-                f"preimage: only runtime events have one, not {self.type_name}",
-                reason="not_applicable",
-            )
+            message = f"preimage: only runtime events have one, not {self.type_name}"
+            raise UsageError(message, reason="not_applicable")
         return runtime_preimage(self.name, self.payload, self.version)
 
 
@@ -149,9 +148,8 @@ def event_from_wire(wire: WireEvent, index: int) -> Event:
         raise FormatError(message, reason="version")
     runtime = event_type == RUNTIME_EVENT_TYPE
     if len(digest) != DIGEST_SIZE and (digest or not runtime):
-        raise FormatError(
-            f"event {index}: digest must be 48 bytes, not {len(digest)}", reason="digest"
-        )
+        message = f"event {index}: digest must be 48 bytes, not {len(digest)}"
+        raise FormatError(message, reason="digest")
     if not runtime:
         return tuple.__new__(Event, (imr, event_type, digest, name, payload, 1))
     try:

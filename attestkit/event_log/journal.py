@@ -22,13 +22,20 @@ register do not match.
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Final
 
 from attestkit._reasons import JournalReason
 from attestkit._system.fifo_lock import HookedFifoLock
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event
-from attestkit.event_log.journal_files import MAX_FILE_SIZE, OsFolder, Stamp
+from attestkit.event_log.journal_files import (
+    BOOT_ID,
+    LOCK,
+    LOG,
+    PENDING,
+    VERSION,
+    OsFolder,
+)
+from attestkit.event_log.journal_log_file import LogFile, damaged
 from attestkit.event_log.journal_protocols import (
     ZERO,
     MemoryJournal,
@@ -53,12 +60,6 @@ __all__ = [
     "RuntimeLog",
     "replay_from",
 ]
-
-LOG: Final = "runtime_events.log"
-PENDING: Final = "runtime_event.pending"
-VERSION: Final = "runtime_event_version"
-LOCK: Final = "runtime_event.lock"
-BOOT_ID: Final = "runtime_event.boot_id"
 
 
 class _QueuedLock:
@@ -123,14 +124,7 @@ class Journal:
         self._has_lock = False  # in `_lock`, False only while the folder cannot be created
         self._is_current = False  # the file cannot have changed since the events were read
         self._boot_confirmed = False  # the stored boot ID is that of this boot
-        self._reset()
-
-    def _reset(self) -> None:
-        self._stamp: Stamp | None = None
-        self._events: tuple[Event, ...] = ()
-        self._replay = ZERO
-        self._size = 0  # of the complete lines, in bytes
-        self._tail = b""  # an incomplete last line
+        self._log = LogFile(folder)
 
     # -- the lock ------------------------------------------------------------------------------
 
@@ -181,9 +175,9 @@ class Journal:
         """
         with self._lock:
             if self._is_current:
-                return self._events
+                return self._log.events
             try:
-                self._load()
+                self._log.load()
                 if not self._is_this_boot():
                     return ()
             except OSError as error:
@@ -197,13 +191,13 @@ class Journal:
                 except JournalError:
                     pass
                 except OSError as error:
-                    if self._register.read() != self._replay:
+                    if self._register.read() != self._log.replay:
                         raise JournalError(
                             "runtime log: cannot append an earlier event, which is in RTMR3: "
                             f"{error}; the next use of the log tries again",
                             reason="not_recorded",
                         ) from error
-            return self._events
+            return self._log.events
 
     def _may_cache(self) -> bool:
         """Return whether the events may be cached.
@@ -214,7 +208,7 @@ class Journal:
         if not self._exclusive:
             return True
         try:
-            return self._register.read() == self._replay
+            return self._register.read() == self._log.replay
         except BackendError:
             return False
 
@@ -226,28 +220,10 @@ class Journal:
             return stored is None or self._boot_confirmed
         return True
 
-    def _load(self) -> None:
-        """Read the log if the file has changed since it was read."""
-        stamp = self._folder.stamp(LOG)
-        if stamp == self._stamp:
-            return
-        if stamp is not None and stamp.size > MAX_FILE_SIZE:
-            raise self._damaged(LOG, f"{stamp.size} bytes, more than {MAX_FILE_SIZE}", "too_large")
-        data = self._folder.read(LOG) or b""
-        size = data.rfind(b"\n") + 1
-        try:
-            events = parse_runtime_lines(data[:size])
-        except FormatError as error:
-            raise self._damaged(LOG, str(error)) from error
-        replay = replay_from(ZERO, events)
-        self._reset()
-        self._events, self._replay, self._size, self._tail = events, replay, size, data[size:]
-        self._stamp = stamp  # last: after an interrupt before this line the log is read again
-
     @property
     def path(self) -> str:
         """Path of the log."""
-        return self._folder.path_of(LOG)
+        return self._log.path
 
     @property
     def version(self) -> int:
@@ -263,26 +239,16 @@ class Journal:
         if text is None or not self._is_this_boot():
             return None
         if text.strip() not in (b"1", b"2"):
-            raise self._damaged(VERSION, f"must be 1 or 2, not {text[:16]!r}")
+            path = self._folder.path_of(VERSION)
+            raise damaged(path, f"must be 1 or 2, not {text[:16]!r}")
         return int(text)
 
     def _stored_boot(self) -> str | None:
         text = self._folder.read(BOOT_ID)
         return None if text is None else text.decode(errors="replace").strip()
 
-    def _damaged_tail(self) -> JournalError:
-        problem = f"the last line (byte {self._size}) is truncated, and not of a pending event"
-        return self._damaged(LOG, problem)
-
-    def _damaged(self, name: str, problem: str, reason: JournalReason = "damaged") -> JournalError:
-        """Return the error for a damaged file of the log, with its remedy."""
-        path = self._folder.path_of(name)
-        return JournalError(
-            f"runtime log {path}: damaged: {problem}; restore the file, or reboot", reason=reason
-        )
-
     def _mismatch(self, register: bytes, replay: bytes) -> JournalError:
-        there = "" if self._stamp else " (missing)"
+        there = "" if self._log.stamp else " (missing)"
         return mismatch_error(register, replay, self.path + there)
 
     # -- pending events ------------------------------------------------------------------------
@@ -291,8 +257,8 @@ class Journal:
         """Resolve a pending event, or raise JournalError if the log has an incomplete line."""
         if self._folder.stamp(PENDING) is not None:
             self._resolve_pending(self._folder.read(PENDING) or b"")
-        elif self._tail:
-            raise self._damaged_tail()
+        elif self._log.tail:
+            raise self._log.damaged_tail()
 
     def _archive(self, boot: str) -> None:
         """Rename the log of an earlier boot; may be repeated after a crash."""
@@ -302,42 +268,21 @@ class Journal:
                 self._folder.rename(name, f"{name}.{label}")
         self._folder.remove(VERSION)
         self._folder.sync_folder()
-        self._reset()
+        self._log.reset()
 
     def _resolve_pending(self, pending: bytes) -> None:
         """Append the pending event if the register includes it, else drop it."""
         line, event = _interpret_pending(pending)
         register = self._register.read()
-        if not line.startswith(self._tail):
-            raise self._damaged_tail()
-        if register == self._replay:
-            if self._tail:
-                self._drop_tail()
-        elif event is not None and register == replay_from(self._replay, (event,)):
-            self._append(event, line)
+        if not line.startswith(self._log.tail):
+            raise self._log.damaged_tail()
+        if register == self._log.replay:
+            self._log.drop_tail()
+        elif event is not None and register == replay_from(self._log.replay, (event,)):
+            self._log.append(event, line)
         else:
-            raise self._mismatch(register, self._replay)
+            raise self._mismatch(register, self._log.replay)
         self._folder.remove(PENDING)
-
-    def _drop_tail(self) -> None:
-        self._folder.cut(LOG, self._size)
-        self._folder.sync(LOG)
-        self._tail = b""
-        self._stamp = self._folder.stamp(LOG)
-
-    def _append(self, event: Event, line: bytes) -> None:
-        """Append a line to the log file (after its complete lines), and its event to the events."""
-        if self._tail:
-            self._drop_tail()
-        new = self._stamp is None
-        self._folder.append(LOG, line)
-        self._folder.sync(LOG)
-        if new:
-            self._folder.sync_folder()
-        self._events = (*self._events, event)
-        self._replay = replay_from(self._replay, (event,))
-        self._size += len(line)
-        self._stamp = self._folder.stamp(LOG)
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -372,10 +317,10 @@ class Journal:
                     "RTMR3 was extended, and the next use of the log records the event; "
                     "do not repeat the call"
                 )
-                if self._folder.stamp(LOG) != self._stamp:  # appending could damage the log
+                if self._folder.stamp(LOG) != self._log.stamp:  # appending could damage the log
                     message = f"runtime log: another process wrote to the locked log; {fate}"
                     raise JournalError(message, reason=reason)
-                self._append(event, line)
+                self._log.append(event, line)
                 self._folder.remove(PENDING)
                 self._is_current = True
             except OSError as error:
@@ -390,7 +335,7 @@ class Journal:
             if not self._has_lock:
                 message = "runtime log: the folder was removed while it was locked"
                 raise JournalError(message, reason="unwritable")
-        self._load()
+        self._log.load()
         stored, configured = self._stored_version(), self._configured_version
         if stored and configured and stored != configured:
             raise JournalError(
@@ -404,8 +349,8 @@ class Journal:
                 raise self._mismatch(register, ZERO)
             self._archive(self._stored_boot() or "")
         self._resolve()
-        if (register := self._register.read()) != self._replay:
-            raise self._mismatch(register, self._replay)
+        if (register := self._register.read()) != self._log.replay:
+            raise self._mismatch(register, self._log.replay)
         self._folder.check(LOG)
         if not self._boot_confirmed:
             self._replace_file(BOOT_ID, self._boot_id.encode() + b"\n")
@@ -441,7 +386,7 @@ class Journal:
         Raises:
             JournalError: If the register cannot be read, or has another value.
         """
-        after = replay_from(self._replay, (event,))
+        after = replay_from(self._log.replay, (event,))
         try:
             register = self._register.read()
         except AttestKitError as error:
@@ -450,7 +395,7 @@ class Journal:
                 f"{error}; the event is pending, and the next use of the log decides",
                 reason="outcome_unknown",
             ) from (failure or error)
-        if register == self._replay:
+        if register == self._log.replay:
             self._folder.remove(PENDING)
             return False
         if register != after:
@@ -473,7 +418,7 @@ class Journal:
                 if events := tuple(events):
                     self._replace_file(VERSION, b"%d" % events[0].version)
                     self._replace_file(LOG, b"".join(map(runtime_line, events)))
-                self._load()
+                self._log.load()
             except OSError as error:
                 raise _failure("start", error, "unwritable") from error
 

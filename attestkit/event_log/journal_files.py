@@ -14,6 +14,11 @@ from typing import Final, NamedTuple
 from attestkit._system.file_queue import FileQueue
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 
+LOG: Final = "runtime_events.log"
+PENDING: Final = "runtime_event.pending"
+VERSION: Final = "runtime_event_version"
+LOCK: Final = "runtime_event.lock"
+BOOT_ID: Final = "runtime_event.boot_id"
 QUEUE: Final = "runtime_event.queue"
 MAX_FILE_SIZE: Final = 16 << 20
 """Maximum size in bytes of a file that is read; an event log may have this size."""

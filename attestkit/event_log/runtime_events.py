@@ -10,9 +10,10 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Final
 
+from attestkit._argument_checks import require_bytes, wrong_type
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._native import unhex
-from attestkit._sanitize import require_bytes, shown, wrong_type
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
@@ -94,25 +95,17 @@ def check_runtime_events(events: Sequence[Event]) -> None:
             type, or a version 1 name has a colon.
     """
     for index, event in enumerate(events):
+        problem = ""
         if event.event_type != RUNTIME_EVENT_TYPE:
             if event.register == RUNTIME_REGISTER and event.event_type != NO_ACTION:
-                raise VerificationError(
-                    f"event {index}: RTMR3 must have only runtime events, not {event.type_name}",
-                    reason="event",
-                )
-            continue
-        if event.register != RUNTIME_REGISTER:
-            raise VerificationError(
-                f"event {index} {shown(event.name)}: a runtime event must be in RTMR3, not "
-                f"RTMR{event.register}",
-                reason="event",
-            )
-        if event.version == 1 and ":" in event.name:
-            raise VerificationError(
-                f"event {index} {shown(event.name)}: a version 1 name must not have a colon, "
-                "which makes its digest ambiguous",
-                reason="event",
-            )
+                problem = f"RTMR3 must have only runtime events, not {event.type_name}"
+        elif event.register != RUNTIME_REGISTER:
+            problem = f"a runtime event must be in RTMR3, not RTMR{event.register}"
+        elif event.version == 1 and ":" in event.name:
+            problem = "a version 1 name must not have a colon, which makes its digest ambiguous"
+        if problem:
+            message = f"event {index} {shown(event.name)}: {problem}"
+            raise VerificationError(message, reason="event")
 
 
 def check_v2(wire: WireEvent, index: int) -> None:

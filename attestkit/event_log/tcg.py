@@ -7,8 +7,8 @@ specification. The native core walks over the records.
 import hashlib
 from typing import NamedTuple
 
+from attestkit._argument_checks import require_bytes
 from attestkit._native import LOG_RECORD, tpm_walk
-from attestkit._sanitize import require_bytes
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log import cel
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, RUNTIME_REGISTER, Event

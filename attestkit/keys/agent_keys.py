@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
@@ -81,8 +82,7 @@ class AgentKeys:
             UnsupportedError: If the agent does not support Sign.
             BackendError: If the response is malformed, or its signature is not valid.
         """
-        if not isinstance(data, bytes):
-            raise UsageError("data to sign: must be bytes", reason="wrong_type")
+        require_bytes("data to sign", data)
         key_type, _ = prepare_message(algorithm, data)
         algorithm = key_type if algorithm == "k256" else algorithm  # unknown to older agents
         response = self._client.call("Sign", {"algorithm": algorithm, "data": data.hex()})

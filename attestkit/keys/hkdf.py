@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from attestkit._argument_checks import utf8 as check_utf8
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.zeroize import wipe
@@ -74,8 +76,5 @@ def utf8(what: str, text: str) -> bytes:
             `what`.
     """
     if not isinstance(text, str):
-        raise UsageError(f"{what}: must be text, not {type(text).__name__}", reason="wrong_type")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{what}: unpaired surrogate in text", reason="encoding") from error
+        raise wrong_type(what, "text", text)
+    return check_utf8(text, what, UsageError)

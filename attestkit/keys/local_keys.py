@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple, NoReturn, Protocol
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.ecdsa import P256Key, k256_public_key
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
@@ -146,14 +147,11 @@ class LocalKeys:
             UsageError: If `data` is not `bytes`, the algorithm is unknown, a digest has another
                 size, or the AppKeys are closed.
         """
-        if not isinstance(data, bytes):
-            raise UsageError("data to sign: must be bytes", reason="wrong_type")
+        require_bytes("data to sign", data)
         key_type, message = prepare_message(algorithm, data)
         if algorithm == PREHASHED and len(data) != 32:
-            raise UsageError(
-                f"Pre-hashed signing requires a 32-byte digest, but received {len(data)} bytes",
-                reason="wrong_size",
-            )
+            text = f"Pre-hashed signing requires a 32-byte digest, but received {len(data)} bytes"
+            raise UsageError(text, reason="wrong_size")
         key, chain = self._app_keys.signer(key_type)
         signature = key.sign(message)
         return Signature(signature, (signature, *chain), key.public_key)

@@ -34,10 +34,8 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algori
         valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
         valid = valid and len(message) >= 16
     if not valid:
-        raise SignatureError(
-            f"{algorithm} signature: not valid for this data and public key",
-            reason="bad_signature",
-        )
+        text = f"{algorithm} signature: not valid for this data and public key"
+        raise SignatureError(text, reason="bad_signature")
 
 
 def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:

@@ -71,6 +71,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit.errors import FormatError, UnsupportedError, UsageError
@@ -140,9 +141,7 @@ def client_context(
         UnsupportedError: If memfd_create or /proc is not available.
     """
     if not hasattr(verifier, "verify"):
-        raise UsageError(
-            f"verifier: must be a Verifier, not {type(verifier).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("verifier", "a Verifier", verifier)
     return _context(ssl.PROTOCOL_TLS_CLIENT, verifier, issued, server_ca)
 
 
@@ -198,9 +197,7 @@ def _pem(certificates: str | bytes) -> str:
 
 def _load(context: ssl.SSLContext, issued: Issued) -> None:
     if not isinstance(issued, Issued):  # the text omits the value, which may be a key
-        raise UsageError(
-            f"issued: must be a ra_tls.Issued, not {type(issued).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("issued", "a ra_tls.Issued", issued)
     message = "issued: key or certificates are not PEM, or do not belong together"
     invalid = UsageError(message, reason="invalid_key")
     try:

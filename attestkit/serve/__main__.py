@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit._system.process_hardening import hide_memory, hide_seed
+from attestkit._system.process_hardening import hide_memory, hide_seed, open_standard_streams
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.server_log.log import ServerLog, one_line_traceback
@@ -57,7 +57,7 @@ def main(
     own_process = own_process or arguments is None or inherited is not None
     if own_process:
         hide_seed()
-    _open_standard_streams()
+    open_standard_streams()
     log = ServerLog()
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
@@ -92,18 +92,6 @@ def _report_error(error: Exception, log: ServerLog) -> int:
         return 1
     log.report_error(f"internal error: {one_line_traceback(error)}")
     return 3
-
-
-def _open_standard_streams() -> None:
-    """Open /dev/null in place of closed standard streams.
-
-    Otherwise a socket or device could get the descriptor of stderr, and receive the log.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
 def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":

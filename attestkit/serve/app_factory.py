@@ -134,15 +134,11 @@ def _check_arguments(
     if addresses.verifier and verifier is None:
         raise UsageError("verifier: missing, but the verifier service is on", reason="missing")
     if addresses.verifier_metrics and not addresses.verifier:
-        raise UsageError(
-            "verifier_metrics: requires the verifier service; give the address verifier too",
-            reason="conflict",
-        )
+        text = "verifier_metrics: requires the verifier service; give the address verifier too"
+        raise UsageError(text, reason="conflict")
     if addresses.dev_http and not (attester and attester.simulated):
-        raise UsageError(
-            "dev_http: for the simulator only, because it serves keys over TCP",
-            reason="not_applicable",
-        )
+        text = "dev_http: for the simulator only, because it serves keys over TCP"
+        raise UsageError(text, reason="not_applicable")
 
 
 def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: Limits) -> "Guest":
@@ -155,9 +151,8 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
     try:
         app_compose = options.app_compose or attester.app_compose
     except UnsupportedError as error:
-        raise UsageError(
-            f"app-compose file: missing: {error}; give --app-compose FILE", reason="missing"
-        ) from error
+        text = f"app-compose file: missing: {error}; give --app-compose FILE"
+        raise UsageError(text, reason="missing") from error
     app_keys, ident = options.app_keys, options.ident
     if app_keys is None and attester.host is not None:
         with suppress(UnsupportedError):  # key methods fail with an explanation

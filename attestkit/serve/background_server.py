@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from attestkit.errors import UsageError
@@ -64,10 +65,8 @@ class EventLoopThread:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._process != os.getpid():
-            raise UsageError(
-                "server thread: started in another process; start a new one after a fork",
-                reason="wrong_process",
-            )
+            text = "server thread: started in another process; start a new one after a fork"
+            raise UsageError(text, reason="wrong_process")
         with self._lock:
             if self._closed:
                 raise UsageError("server thread: closed", reason="closed")
@@ -141,6 +140,7 @@ async def _end_all() -> None:
         )
 
 
+@dataclass(eq=False)
 class BackgroundServer:
     """Context manager that serves an attester's guest agent API in a thread.
 
@@ -152,20 +152,12 @@ class BackgroundServer:
         thread: Thread with the event loop; None: a thread for this block.
     """
 
-    def __init__(
-        self,
-        attester: "Attester",
-        addresses: ListenAddresses,
-        options: ServerOptions | None = None,
-        *,
-        thread: EventLoopThread | None = None,
-    ) -> None:
-        self._attester = attester
-        self._addresses = addresses
-        self._options = options or ServerOptions(limits=_AT_ONCE)
-        self._thread = thread
-        self._process = os.getpid()
-        self._stack = ExitStack()
+    attester: "Attester"
+    addresses: ListenAddresses
+    options: ServerOptions | None = field(default=None, repr=False)  # may hold the app's keys
+    thread: EventLoopThread | None = field(default=None, kw_only=True)
+    _process: int = field(default_factory=os.getpid, init=False, repr=False)
+    _stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> BoundAddresses:
         """Return when all listeners accept connections.
@@ -176,8 +168,9 @@ class BackgroundServer:
             ConfigError: If a socket cannot be created.
         """
         with ExitStack() as stack:
-            thread = self._thread or stack.enter_context(EventLoopThread())
-            bound = build_server(self._attester, self._addresses, self._options, stack)
+            thread = self.thread or stack.enter_context(EventLoopThread())
+            options = self.options or ServerOptions(limits=_AT_ONCE)
+            bound = build_server(self.attester, self.addresses, options, stack)
             task = thread.run(lambda: _begin(bound))
             stack.callback(thread.run, lambda: _end(task))
             self._process, self._stack = os.getpid(), stack.pop_all()

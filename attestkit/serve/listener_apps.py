@@ -114,9 +114,8 @@ def collateral_app(guest: Guest) -> App:
 
     simulator = guest.attester.backend
     if not isinstance(simulator, Simulator) or simulator.platform != "tdx":
-        raise UsageError(
-            "--pccs: collateral is served for a simulated TD only", reason="not_applicable"
-        )
+        text = "--pccs: collateral is served for a simulated TD only"
+        raise UsageError(text, reason="not_applicable")
     return PccsApp(make_pccs(simulator), _headers(guest), guest.stats.of("pccs"))
 
 
@@ -178,9 +177,8 @@ def refuse_web_pages(scope: Scope) -> None:
         if name == b"origin":
             raise _refuse("Origin header: the request comes from a web page, which is refused")
         if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
-            raise _refuse(
-                "Sec-Fetch-Site header: the request comes from another site, which is refused"
-            )
+            text = "Sec-Fetch-Site header: the request comes from another site, which is refused"
+            raise _refuse(text)
         if name == b"referer" and not _OUR_PAGES.match(value):
             raise _refuse("Referer header: the request comes from another site, which is refused")
         if name == b"host":

@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
+from attestkit._argument_checks import wrong_type
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults.fault_specs import Faults, FaultsLike
 from attestkit.errors import UnsupportedError, UsageError
@@ -22,6 +22,8 @@ from attestkit.testing import environment
 from attestkit.testing.server import ServerLoop, TeeServer
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     from typing_extensions import Unpack
 
     from attestkit.aio import AsyncAttester
@@ -285,10 +287,8 @@ class SimulatedTee:
     def pccs_url(self) -> str:
         """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
         if not self._attester.has_quotes:
-            raise UnsupportedError(
-                "pccs_url: not available on SEV-SNP, which has no Intel collateral",
-                reason="feature",
-            )
+            message = "pccs_url: not available on SEV-SNP, which has no Intel collateral"
+            raise UnsupportedError(message, reason="feature")
         return self._server.pccs()
 
     @property
@@ -332,12 +332,7 @@ class SimulatedTee:
     def __enter__(self) -> "SimulatedTee":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -348,9 +343,7 @@ class SimulatedTee:
 def _check_callables(options: dict[str, object]) -> None:
     for name in ("now", "random", "wait"):
         if name in options and not callable(options[name]):
-            raise UsageError(
-                f"{name}: must be callable, not {options[name]!r}", reason="wrong_type"
-            )
+            raise wrong_type(name, "callable", options[name])
 
 
 def _share_simulator(simulator: Simulator, ended: threading.Event) -> Simulator:

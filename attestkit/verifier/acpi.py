@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from attestkit._reasons import VerificationStep
-from attestkit.verifier.result import Claims
+from attestkit.verifier.result import Claims, caution
 
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 
@@ -26,22 +26,20 @@ def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
     return claims.platform == "dstack-nitro-enclave"
 
 
-def caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
+def find_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
     if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
         if "rtmr0" in pinned:
             return None
-        return VerificationStep(
+        return caution(
             "acpi_tables",
-            "caution",
             "the host chose the ACPI tables, and the kernel runs the code in them; pin rtmr0 as "
             "well, which has their digests",
         )
     if claims.platform == "dstack-amd-sev-snp" and named:
-        return VerificationStep(
+        return caution(
             "acpi_tables",
-            "caution",
             "the ACPI tables from the host of an SEV-SNP guest are not measured, and the kernel "
             "runs the code in them; no rule can pin them",
         )

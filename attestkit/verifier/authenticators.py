@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp
@@ -114,9 +115,7 @@ class Authenticators:
 def _single_certificate(certificate: bytes | str) -> bytes:
     """Return the DER of a single certificate in DER or PEM."""
     if not isinstance(certificate, (bytes, str)):
-        raise UsageError(
-            f"trust anchor: {type(certificate).__name__}, must be bytes or str", reason="wrong_type"
-        )
+        raise wrong_type("trust anchor", "bytes or str", certificate)
     try:
         if isinstance(certificate, str) or certificate.lstrip().startswith(b"-----"):
             text = certificate if isinstance(certificate, str) else certificate.decode("ascii")
@@ -124,12 +123,10 @@ def _single_certificate(certificate: bytes | str) -> bytes:
         else:
             certificates = [certificate]
         if len(certificates) != 1:
-            raise UsageError(
-                f"trust anchor: must be 1 certificate, not {len(certificates)}", reason="wrong_size"
-            )
+            message = f"trust anchor: must be 1 certificate, not {len(certificates)}"
+            raise UsageError(message, reason="wrong_size")
         read_certificate(certificates[0])
     except (FormatError, UnicodeDecodeError, Base64Error) as error:
-        raise UsageError(
-            f"trust anchor: not a valid certificate: {error}", reason="wrong_value"
-        ) from error
+        message = f"trust anchor: not a valid certificate: {error}"
+        raise UsageError(message, reason="wrong_value") from error
     return certificates[0]

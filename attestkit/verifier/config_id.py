@@ -17,13 +17,13 @@ from attestkit.attestation.launch.mr_config import MrConfig, config_id_v1, confi
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import PolicyError, VerificationError
-from attestkit.verifier.result import Claims
+from attestkit.verifier.result import Claims, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
-_SEALED = VerificationStep(
-    "mr_config", "passed", "the app is that of the configuration sealed at launch (MR_CONFIG_ID)"
+_SEALED = passed(
+    "mr_config", "the app is that of the configuration sealed at launch (MR_CONFIG_ID)"
 )
 _LONGEST = 65_536  # bytes of the key-provider event
 # Fields of AppInfo that the event log contains.
@@ -62,17 +62,15 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
     if not isinstance(document, str):
         return _skipped("the evidence does not have the document that MR_CONFIG_ID hashes")
     if config_id != config_id_v3(document):
-        raise VerificationError(
-            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in the VM configuration",
-            reason="mr_config",
-        )
+        message = f"MR_CONFIG_ID: {config_id.hex()} is not the hash of mr_config in vm_config"
+        raise VerificationError(message, reason="mr_config")
     _compare(MrConfig.parse(document), info)
     return _SEALED
 
 
 def _skipped(reason: str) -> VerificationStep:
     text = f"the sealed configuration was not compared: {reason}"
-    return VerificationStep("mr_config", "skipped", text)
+    return skipped("mr_config", text)
 
 
 def has_document(config_id: bytes, config: str) -> bool:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
 from attestkit._system.atomic_file import replace_file
 from attestkit.collateral import Collateral
@@ -49,10 +50,7 @@ class EvidenceBundle:
         if self.report_data is not None:
             _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
         if not isinstance(self.collateral, Collateral | None):
-            raise UsageError(
-                f"collateral: wrong type: {type(self.collateral).__name__}, must be a Collateral",
-                reason="wrong_type",
-            )
+            raise wrong_type("collateral", "a Collateral", self.collateral)
         _check_moment(self.at)
 
     @classmethod
@@ -73,10 +71,8 @@ class EvidenceBundle:
         # Checked first, because another version may have other members.
         version = values.get("version", _VERSION)  # _check_keys reports a missing one
         if type(version) is not int or version != _VERSION:
-            raise FormatError(
-                f"evidence bundle: unsupported version; must be {_VERSION}",
-                reason="unsupported_version",
-            )
+            message = f"evidence bundle: version must be {_VERSION}"
+            raise FormatError(message, reason="unsupported_version")
         _check_keys("evidence bundle", values, _KEYS)
         report_data = values["report_data"]
         if report_data is not None:
@@ -89,10 +85,8 @@ class EvidenceBundle:
                 report_data=report_data,
             )
         except UsageError as error:
-            wrong_size = error.reason == "wrong_size"
-            raise FormatError(
-                f"evidence bundle: {error}", reason="wrong_size" if wrong_size else "wrong_value"
-            ) from error
+            reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
+            raise FormatError(f"evidence bundle: {error}", reason=reason) from error
 
     def to_json(self) -> str:
         """Return the JSON of this bundle."""
@@ -118,9 +112,8 @@ class EvidenceBundle:
             with Path(path).open("rb") as file:
                 text = file.read(_FILE_LIMIT + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise UsageError(
-                f"{os.fspath(path)}: cannot be read: {error}", reason="cannot_read"
-            ) from error
+            message = f"{os.fspath(path)}: cannot be read: {error}"
+            raise UsageError(message, reason="cannot_read") from error
         try:
             return cls.from_json(text)
         except FormatError as error:
@@ -135,30 +128,22 @@ class EvidenceBundle:
         try:
             replace_file(Path(path), self.to_json().encode("ascii"), mode=0o600)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{os.fspath(path)}: cannot be written: {error}", reason="cannot_write"
-            ) from error
+            message = f"{os.fspath(path)}: cannot be written: {error}"
+            raise UsageError(message, reason="cannot_write") from error
 
 
 def _check_bytes(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, bytes):
-        raise UsageError(
-            f"{name}: wrong type: {type(value).__name__}, must be bytes", reason="wrong_type"
-        )
+        raise wrong_type(name, "bytes", value)
     if not least <= len(value) <= most:
-        raise UsageError(
-            f"{name}: wrong size: {len(value)} bytes, must be {least} to {most}",
-            reason="wrong_size",
-        )
+        message = f"{name}: {len(value)} bytes, must be {least} to {most}"
+        raise UsageError(message, reason="wrong_size")
 
 
 def _check_moment(value: object) -> None:
     if not isinstance(value, datetime):
-        raise UsageError(
-            f"at: wrong type: {type(value).__name__}, must be a datetime", reason="wrong_type"
-        )
-    if value.utcoffset() is None:
-        raise UsageError("at: datetime without time zone", reason="wrong_value")
+        raise wrong_type("at", "a datetime", value)
+    require_time_zone("at", value)
     try:
         value.astimezone(timezone.utc)
     except OverflowError as error:
@@ -181,9 +166,8 @@ def _collateral(value: object) -> Collateral | None:
         collateral = Collateral.from_json(json.dumps(value))
     except CollateralError as error:
         reasons: dict[str, FormatReason] = {"missing": "missing", "too_large": "too_large"}
-        raise FormatError(
-            f"collateral: {error}", reason=reasons.get(error.reason, "wrong_value")
-        ) from error
+        reason = reasons.get(error.reason, "wrong_value")
+        raise FormatError(f"collateral: {error}", reason=reason) from error
     # from_json ignores unknown members; to_json writes the known ones.
     _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
     return collateral

@@ -26,7 +26,7 @@ from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
 from attestkit.verifier.config_id import has_document, sealed_configuration
-from attestkit.verifier.result import BoundTo, Claims
+from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -72,14 +72,12 @@ class ParsedEvidence(NamedTuple):
             UnsupportedError: If its platform uses a vTPM.
         """
         if isinstance(attestation.evidence.platform, (GcpTdx, NitroTpm)):
-            raise UnsupportedError(
-                f"{attestation.platform} evidence: vTPM quotes are not supported", reason="feature"
-            )
+            message = f"{attestation.platform} evidence: vTPM quotes are not supported"
+            raise UnsupportedError(message, reason="feature")
         quote = attestation.quote
         if quote is not None and not isinstance(quote.body, TdQuoteBody):
-            raise FormatError(
-                f"{attestation.platform} evidence: the quote must be of a TD", reason="tee_type"
-            )
+            message = f"{attestation.platform} evidence: the quote must be of a TD"
+            raise FormatError(message, reason="tee_type")
         return cls(attestation, quote)
 
     @property
@@ -138,10 +136,8 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
     if stack.report_data_payload is not None:
         bound = ReportData.bind(ReportData.APP_DATA, stack.report_data_payload.encode())
         if not hmac.compare_digest(bound, stack.report_data):
-            raise VerificationError(
-                "evidence: report_data is not the hash of report_data_payload",
-                reason="report_data_mismatch",
-            )
+            message = "evidence: report_data is not the hash of report_data_payload"
+            raise VerificationError(message, reason="report_data_mismatch")
     if not hmac.compare_digest(signed, stack.report_data):
         raise VerificationError(
             f"evidence: report_data is {stack.report_data.hex()}, but the platform signed "
@@ -162,32 +158,30 @@ def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], Verificat
     """
     attestation, quote = parsed
     if attestation is None:
-        text = "replay was left out: a bare quote has no log"
-        return (), VerificationStep("event_log", "skipped", text)
+        return (), skipped("event_log", "replay was left out: a bare quote has no log")
     if quote is None:
         text = f"replay was left out: nothing measures events on {attestation.platform}"
-        return (), VerificationStep("event_log", "skipped", text)
+        return (), skipped("event_log", text)
     log = attestation.event_log
     registers = log.explained_registers()
     log.check(quote, registers)
     _check_same_events(attestation.runtime_events, log.runtime)
     if 0 in registers:
         text = f"the log's {len(log.events)} events replay to RTMR0 to RTMR3"
-        return registers, VerificationStep("event_log", "passed", text)
+        return registers, passed("event_log", text)
     text = (
         f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 were "
         f"not replayed ({len(log.events)} events)"
     )
-    return registers, VerificationStep("event_log", "caution", text)
+    return registers, caution("event_log", text)
 
 
 def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
     """Check that the evidence's list of runtime events, which names the app, matches the log."""
     # Digests are not compared: a log shortened for a certificate has none.
     if listed is not measured and _contents(listed) != _contents(measured):
-        raise ReplayError(
-            "evidence: runtime_events are not those of the event log", reason="rtmr_mismatch"
-        )
+        message = "evidence: runtime_events are not those of the event log"
+        raise ReplayError(message, reason="rtmr_mismatch")
 
 
 def _contents(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
@@ -217,21 +211,19 @@ def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, VerificationStep]:
     except UnsupportedError as error:
         return _without_image(str(error))
     text = f"the registers are those of OS image {found.hex()}"
-    return found, VerificationStep("os_image", "passed", text)
+    return found, passed("os_image", text)
 
 
 def _without_image(reason: str) -> tuple[bytes, VerificationStep]:
     text = f"the OS image was left out: {reason}"
-    return b"", VerificationStep("os_image", "skipped", text)
+    return b"", skipped("os_image", text)
 
 
 def _check_not_debug(attestation: Attestation) -> None:
     document = attestation.nitro_document
     if document is not None and not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
-        raise VerificationError(
-            "Nitro enclave: runs in debug mode, its PCRs are zero; start it without debug mode",
-            reason="enclave_debug",
-        )
+        message = "Nitro enclave: debug mode, its PCRs are zero; start it without debug mode"
+        raise VerificationError(message, reason="enclave_debug")
 
 
 def app_info(
@@ -276,23 +268,22 @@ def app_info(
         sealed = sealed_configuration(quote.body.mr_config_id, info, attestation.config)
     if info.app_id:
         text = f"the app is {info.app_id.hex()}, compose hash {info.compose_hash.hex()}"
-        steps: tuple[VerificationStep, ...] = (VerificationStep("app", "passed", text),)
+        steps: tuple[VerificationStep, ...] = (passed("app", text),)
     else:
         steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
     return info, steps if sealed is None else (*steps, sealed)
 
 
 def _without_app(text: str) -> tuple[VerificationStep, ...]:
-    return (VerificationStep("app", "skipped", text),)
+    return (skipped("app", text),)
 
 
 def _check_sizes(info: "AppInfo") -> None:
     for name, size in _IDENTITY.items():
         value: bytes = getattr(info, name)
         if value and len(value) != size:
-            raise VerificationError(
-                f"{name}: wrong size: {len(value)} bytes, must be {size}", reason="identity"
-            )
+            message = f"{name}: {len(value)} bytes, must be {size}"
+            raise VerificationError(message, reason="identity")
 
 
 def claims(
@@ -346,14 +337,12 @@ def _quoted(quote: Quote) -> tuple[_Fields, _Fields]:
         named = (("mrtd", body.mrtd), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(body.rtmrs)))
         found = ((name, getattr(body, name)) for name in _TD_ATTRIBUTES)
         return named, tuple((name, value) for name, value in found if value is not None)
-    return (
-        (("mrenclave", body.mr_enclave), ("mrsigner", body.mr_signer)),
-        (
-            ("attributes", body.attributes),
-            ("isv_prod_id", body.isv_prod_id.to_bytes(2, "little")),
-            ("isv_svn", body.isv_svn.to_bytes(2, "little")),
-        ),
+    attributes = (
+        ("attributes", body.attributes),
+        ("isv_prod_id", body.isv_prod_id.to_bytes(2, "little")),
+        ("isv_svn", body.isv_svn.to_bytes(2, "little")),
     )
+    return (("mrenclave", body.mr_enclave), ("mrsigner", body.mr_signer)), attributes
 
 
 def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
@@ -363,10 +352,8 @@ def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
         ("guest_svn", report.guest_svn.to_bytes(4, "little")),
     )
     plain = tuple((name, getattr(report, name)) for name in _SNP_ATTRIBUTES)
-    return (
-        (("measurement", report.measurement), ("host_data", report.host_data)),
-        (*numbers, *plain),
-    )
+    named = (("measurement", report.measurement), ("host_data", report.host_data))
+    return named, (*numbers, *plain)
 
 
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
@@ -374,7 +361,7 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
     value, bound_to, _ = expected
     if value is None:
         text = "freshness was not checked: any report data was accepted"
-        return VerificationStep("report_data", "skipped", text)
+        return skipped("report_data", text)
     if not hmac.compare_digest(signed.ljust(len(value), b"\0"), value):
         what = "this nonce" if bound_to == "nonce" else "this report data"
         raise PolicyError(
@@ -384,4 +371,4 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
     text = "the report data is the expected one"
     if bound_to == "nonce":
         text = "the evidence is bound to the expected nonce"
-    return VerificationStep("report_data", "passed", text)
+    return passed("report_data", text)

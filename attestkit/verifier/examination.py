@@ -11,6 +11,7 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
@@ -37,6 +38,7 @@ from attestkit.verifier.result import (
     Claims,
     ResultContent,
     create_result,
+    passed,
 )
 
 if TYPE_CHECKING:
@@ -182,7 +184,7 @@ class Examination:
             )
         )
         accepted = f"accepted by {settings.policy_name}"
-        self._steps.append(VerificationStep("policy", "passed", accepted))
+        self._steps.append(passed("policy", accepted))
         return create_result(
             ResultContent(
                 claims=found,
@@ -231,14 +233,10 @@ def _to_parsed(evidence: object) -> ParsedEvidence:
     if isinstance(evidence, Quote):
         return ParsedEvidence(None, evidence)
     if isinstance(evidence, EvidenceBundle):
-        raise UsageError(
-            "evidence: wrong type: EvidenceBundle; use Verifier.verify_bundle", reason="wrong_type"
-        )
+        message = "evidence: pass an EvidenceBundle to Verifier.verify_bundle"
+        raise UsageError(message, reason="wrong_type")
     if not isinstance(evidence, bytes):
-        raise UsageError(
-            f"evidence: wrong type: {type(evidence).__name__}, must be bytes, Attestation or Quote",
-            reason="wrong_type",
-        )
+        raise wrong_type("evidence", "bytes, an Attestation or a Quote", evidence)
     if evidence[:2] in _RAW_QUOTES:
         return ParsedEvidence(None, Quote.parse(evidence))
     return ParsedEvidence.of(Attestation.from_bytes(evidence))

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
+from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.verifier.authenticators import Authenticators
@@ -97,9 +98,7 @@ class Verifier:
         tcb_details: bool = False,
     ) -> None:
         if collateral is not None and pccs_url is not None:
-            raise UsageError(
-                "collateral and pccs_url exclude each other; pass one of them", reason="conflict"
-            )
+            raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
         if isinstance(collateral, str | os.PathLike):
             collateral = Collateral.load(collateral)
         _check_collateral(collateral)
@@ -231,10 +230,7 @@ class Verifier:
         self, bundle: EvidenceBundle, now: datetime | float | None
     ) -> "Examination":
         if not isinstance(bundle, EvidenceBundle):
-            raise UsageError(
-                f"bundle: wrong type: {type(bundle).__name__}, must be an EvidenceBundle",
-                reason="wrong_type",
-            )
+            raise wrong_type("bundle", "an EvidenceBundle", bundle)
         moment = self._verification_time(bundle.at if now is None else now)
         settings = self._settings()._replace(collateral=None, source=None)
         found = Examination(settings, bundle.evidence, moment, bundle.collateral)
@@ -344,21 +340,14 @@ class Verifier:
         if now is None:
             what, now = "clock", run_step("clock", (), self._clock)
             if not isinstance(now, datetime):
-                raise UsageError(
-                    f"{what}: wrong type: {type(now).__name__}, must be a datetime",
-                    reason="wrong_type",
-                )
+                raise wrong_type(what, "a datetime", now)
         if isinstance(now, datetime):
-            if now.utcoffset() is None:
-                raise UsageError(f"{what}: datetime without time zone", reason="wrong_value")
+            require_time_zone(what, now)
             return now
         try:
             return datetime.fromtimestamp(now, timezone.utc)
         except TypeError as error:
-            raise UsageError(
-                f"now: wrong type: {type(now).__name__}, must be a datetime or seconds since 1970",
-                reason="wrong_type",
-            ) from error
+            raise wrong_type("now", "a datetime or seconds since 1970", now) from error
         except (ValueError, OverflowError, OSError) as error:
             raise UsageError(f"now: out of range: {now!r}", reason="out_of_range") from error
 
@@ -396,10 +385,7 @@ def _create_verifier(cls: type[Verifier], options: dict[str, Any]) -> Verifier:
 
 def _check_collateral(given: object) -> None:
     if given is not None and not isinstance(given, Collateral):
-        raise UsageError(
-            f"collateral: wrong type: {type(given).__name__}, must be a Collateral",
-            reason="wrong_type",
-        )
+        raise wrong_type("collateral", "a Collateral", given)
 
 
 @overload

@@ -10,10 +10,26 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
-from attestkit._reasons import VerificationStep
+from attestkit._reasons import StepCheck, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event
+
+
+def passed(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that passed."""
+    return VerificationStep(check, "passed", text)
+
+
+def skipped(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that was skipped."""
+    return VerificationStep(check, "skipped", text)
+
+
+def caution(check: StepCheck, text: str) -> VerificationStep:
+    """Return the step of a check that passed with a caution."""
+    return VerificationStep(check, "caution", text)
+
 
 BoundTo = Literal["nonce", "report_data"]
 """Value that the evidence's report data was compared with: a nonce, or expected report data.
@@ -120,9 +136,7 @@ class ResultContent(NamedTuple):
     steps: tuple[VerificationStep, ...]
 
 
-NO_REVOCATION: Final = VerificationStep(
-    "revocation", "skipped", "revocation was not checked: no CRL was consulted"
-)
+NO_REVOCATION: Final = skipped("revocation", "revocation was not checked: no CRL was consulted")
 
 _PROOF: Final = object()
 

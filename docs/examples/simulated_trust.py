@@ -14,7 +14,6 @@ import secrets
 from pathlib import Path
 
 import attestkit
-from attestkit.verifier.policy.toml_writer import pin, to_toml
 
 
 def write_trust(folder: Path, app_compose: bytes | None) -> None:
@@ -28,7 +27,8 @@ def write_trust(folder: Path, app_compose: bytes | None) -> None:
         known_good = tee.verifier().verify(tee.attest(nonce=nonce), nonce=nonce)
     (folder / "trust-anchor.der").write_bytes(root)
     collateral.save(folder / "collateral.json")
-    (folder / "policy.toml").write_text(to_toml(pin(known_good)))
+    policy = attestkit.AppraisalPolicy.from_evidence(known_good)
+    (folder / "policy.toml").write_text(policy.to_toml())
 
 
 def main() -> None:

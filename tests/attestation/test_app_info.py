@@ -1,8 +1,6 @@
 """AppInfo identifies the app, and an app cannot claim another identity."""
 
 import hashlib
-import json
-import pickle
 from typing import Any
 
 import cbor2
@@ -114,24 +112,6 @@ def test_app_info_with_verified_device_has_device_id() -> None:
     device = case["module_id"].split("-")[0].encode()
     found = evidence_of_case(case).read_app_info(device=device)
     assert found.device_id.hex() == case["device_id_verified"]
-
-
-@needs_shared
-def test_app_info_mr_digests_hash_their_inputs() -> None:
-    """The fixture's digests cover MRTD, three RTMRs, the key provider and the replay."""
-    quote = Attestation.from_bytes(FIXTURE).quote
-    assert quote is not None
-    body = quote.body
-    assert isinstance(body, TdQuoteBody)
-    info = Attestation.from_bytes(FIXTURE).app_info
-    launch = body.mrtd + body.rtmr0 + body.rtmr1 + body.rtmr2
-    provider = bytes.fromhex(SIMULATOR["intermediate"]["mr_key_provider"])
-    assert sha256(info.key_provider_info) == provider
-    assert info.mr_system == sha256(launch + provider)
-    owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
-    assert SIMULATOR["intermediate"]["mr_config_id_included"]
-    assert info.mr_aggregated == sha256(launch + body.rtmr3 + owner)
-    assert info.to_dict() == SIMULATOR["app_info"]
 
 
 @needs_shared
@@ -337,12 +317,6 @@ def test_app_info_from_invalid_json_fails(change: dict[str, Any]) -> None:
     """Missing fields and wrong types raise FormatError."""
     with pytest.raises(FormatError):
         AppInfo.from_dict(EMPTY.to_dict() | change)
-
-
-def test_app_info_is_value_object() -> None:
-    """An AppInfo can be pickled and written as JSON."""
-    assert pickle.loads(pickle.dumps(EMPTY)) == EMPTY
-    assert json.loads(json.dumps(EMPTY.to_dict()))["init_script_hashes"] is None
 
 
 @needs_shared

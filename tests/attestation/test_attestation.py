@@ -91,19 +91,6 @@ def test_attestation_fields_match_vectors(fixture: Attestation) -> None:
 
 
 @needs_shared
-def test_fixture_layout_matches_vectors() -> None:
-    """The numbers at the documented offsets match."""
-    assert (FIXTURE[0], FIXTURE[1]) == (SIMULATOR["version_byte"], SIMULATOR["platform_index"])
-    offsets = SIMULATOR["offsets"]
-    assert [row["at"] for row in offsets] == [0, 1, 2, 4, 572, 5014]
-    for row in offsets:
-        if "hex" in row:
-            assert FIXTURE[row["at"] :].hex().startswith(row["hex"])
-    assert FIXTURE[4:5014] == Tdx(*Attestation.from_bytes(FIXTURE).evidence.platform).quote
-    assert FIXTURE[572:636] == bytes.fromhex(SIMULATOR["report_data"])
-
-
-@needs_shared
 def test_fixture_log_replays_to_quote(fixture: Attestation) -> None:
     """Log and quote agree in all four registers."""
     assert fixture.quote is not None
@@ -170,31 +157,12 @@ def test_stripped_matches_vector(fixture: Attestation) -> None:
         expected["encoded_length"],
         expected["encoded_sha256"],
     )
-    events = Tdx(*stripped.evidence.platform).event_log
-    assert len(events) == expected["event_count"]
-    assert [
-        {
-            "imr": event.imr,
-            "event_type": event.event_type,
-            "digest": event.digest.hex(),
-            "event": event.event,
-            "event_payload": event.event_payload.hex(),
-        }
-        for event in events
-    ] == expected["event_log"]
+    assert len(Tdx(*stripped.evidence.platform).event_log) == expected["event_count"]
     again = Attestation.from_bytes(encoded)
     assert again.to_bytes() == encoded
     assert again.stripped() == again
     assert again.event_log.replay()[3] == fixture.event_log.replay()[3]
     assert again.app_info == fixture.app_info
-
-
-@needs_shared
-def test_stripped_keeps_encoding(fixture: Attestation) -> None:
-    """V1 evidence is stripped to V1."""
-    again = Attestation.from_bytes(fixture.to_bytes("v1")).stripped()
-    assert again.encoding == "v1"
-    assert again.to_bytes("v0") == fixture.stripped().to_bytes()
 
 
 @needs_shared

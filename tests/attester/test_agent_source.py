@@ -20,7 +20,6 @@ from attestkit.errors import (
 )
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import RESERVED_NAMES
-from attestkit.quote import Quote
 from tests.raising import raises
 from tests.tees import CHIP, ChangeAnswer, FakeAgent
 
@@ -253,25 +252,3 @@ def test_agent_empty_event_log_is_accepted(
     monkeypatch.setattr(agent, "_log", lambda: "[{}]")
     with raises(BackendError, "malformed_response"):
         tee.event_log()
-
-
-def test_closed_attester_on_agent_rejects_calls(agent: FakeAgent) -> None:
-    """All calls raise UsageError."""
-    tee = Attester(agent)
-    tee.close()
-    calls: list[Callable[[], object]] = [
-        lambda: tee.attest(report_data=bytes(64)),
-        lambda: tee.emit_event("a", b""),
-        lambda: tee.app_compose,
-        lambda: tee.vm_config,
-        lambda: tee.keys,
-        tee.event_log,
-    ]
-    for call in calls:
-        with raises(UsageError, "closed"):
-            call()
-
-
-def test_agent_quote_is_returned_unchanged(agent: FakeAgent, tee: Attester) -> None:
-    """All bytes are the agent's, with the signature."""
-    assert tee.get_quote(DATA) == Quote.parse(agent.td.get_quote(DATA))

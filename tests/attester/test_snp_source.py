@@ -13,9 +13,7 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester
 from attestkit.errors import (
     BackendError,
-    BackendUnavailableError,
     ConfigError,
-    QuoteUnavailableError,
     ReplayError,
     UnsupportedError,
     UsageError,
@@ -123,15 +121,6 @@ def test_snp_other_certificate_table_is_passed_unchanged(
         assert SnpCertificates.parse(chain) != SnpCertificates()
 
 
-def test_snp_evidence_without_certificates_is_valid(shared: Path) -> None:
-    """Verifiers fetch the certificates."""
-    assert shared.is_dir()
-    with Attester(FakeSnp(table=b"")) as tee:
-        platform = tee.attest(report_data=bytes(64)).evidence.platform
-        assert isinstance(platform, SevSnp)
-        assert platform.cert_chain == ()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -160,21 +149,6 @@ def test_snp_malformed_certificate_table_is_a_backend_error(shared: Path) -> Non
         tee.attest(report_data=bytes(64))
 
 
-def test_snp_backend_error_is_raised_unchanged(shared: Path) -> None:
-    """Type, reason and text are the backend's."""
-    assert shared.is_dir()
-    backend = FakeSnp()
-    with Attester(backend) as tee:
-        for refusal in (
-            QuoteUnavailableError("no", reason="empty"),
-            BackendUnavailableError("gone", reason="missing"),
-        ):
-            backend.refusal = refusal
-            with pytest.raises(type(refusal)) as caught:
-                tee.attest(report_data=bytes(64))
-            assert caught.value is refusal
-
-
 def test_snp_unsupported_calls_name_the_alternative(shared: Path) -> None:
     """Quotes, registers and events are unsupported."""
     write_app_compose(shared)
@@ -193,18 +167,3 @@ def test_snp_unsupported_calls_name_the_alternative(shared: Path) -> None:
         with raises(UsageError, "too_large"):
             tee.attest(report_data=bytes(65), pad=True)
         assert tee.backend.asked == 0
-
-
-def test_snp_closed_attester_rejects_calls(shared: Path) -> None:
-    """All calls raise UsageError."""
-    assert shared.is_dir()
-    tee = Attester(FakeSnp())
-    tee.close()
-    for call in (
-        lambda: tee.attest(nonce=bytes(8)),
-        lambda: tee.app_info,
-        tee.event_log,
-        tee.registers,
-    ):
-        with raises(UsageError, "closed"):
-            call()

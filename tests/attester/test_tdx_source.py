@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +10,6 @@ import pytest
 
 import attestkit
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding
-from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.attester import Attester
 from attestkit.attester import tdx_source as td_source
 from attestkit.errors import (
@@ -125,17 +123,6 @@ def test_agent_log_of_earlier_boot_is_rejected(start: Start, machine: Machine) -
     write_agent_log(machine, "a")
     machine.boot("boot-2")
     assert_rejects_evidence(start())
-
-
-def test_events_of_the_agent_are_read(start: Start, machine: Machine) -> None:
-    """Another process may append to the log."""
-    tee = start()
-    tee.emit_event("a", b"")
-    event = runtime_event("foreign", b"")
-    machine.extend(event.digest)
-    with (machine.log / LOG).open("ab") as log:
-        log.write(runtime_line(event))
-    assert event_names(tee) == ["a", "foreign"]
 
 
 # -- the app -----------------------------------------------------------------------------------
@@ -322,47 +309,11 @@ def measure_partially(tee: Attester) -> None:
         journal.emit(event)
 
 
-def test_measure_app_after_kexec_is_rejected(start: Start, shared: Path, machine: Machine) -> None:
-    """The register contains the measurements of the previous boot."""
-    write_app_compose(shared)
-    start().measure_app()
-    machine.boot("boot-2", machine.read())
-    with raises(JournalError, "too_late"):
-        start().measure_app()
-
-
 def test_measure_app_without_app_is_unsupported(start: Start, machine: Machine) -> None:
     """Nothing is extended."""
     with raises(UnsupportedError, "no_app"):
         start().measure_app()
     assert machine.read() == bytes(48)
-
-
-def test_measure_app_is_atomic(start: Start, shared: Path) -> None:
-    """Another thread's event is before or after the complete sequence."""
-    write_app_compose(shared)
-    one, two = start(), start()
-    outcome: list[object] = []
-
-    def measure() -> None:
-        try:
-            outcome.append(one.measure_app())
-        except JournalError as error:
-            outcome.append(error)
-
-    threads = [
-        threading.Thread(target=measure),
-        threading.Thread(target=two.emit_event, args=("a", b"")),
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    found = event_names(two)
-    if isinstance(outcome[0], JournalError):
-        assert found == ["a"]
-    else:
-        assert found == [*BOOT, "a"]
 
 
 # -- size limits -------------------------------------------------------------------------------
@@ -423,8 +374,3 @@ def test_size_in_evidence_is_an_upper_bound(machine: Machine, version: int, name
             ]
             assert sizes[1] - sizes[0] <= counted
         assert len(EventLog((event,)).to_json()) <= counted
-
-
-def test_size_limits_are_those_of_the_parsers() -> None:
-    """Emitted events can be parsed."""
-    assert (MAX_ITEMS, MAX_SIZE) == (65_536, 10 << 20)

@@ -86,16 +86,6 @@ def test_duplicate_plugin_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> N
         backends.load("twice")
 
 
-def test_plugin_import_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import error becomes a BackendError with its cause; other backends still work."""
-    install(monkeypatch, "broken", value="no_such_package.backend:Backend")
-    with raises(BackendError, "plugin") as caught:
-        backends.load("broken")
-    assert isinstance(caught.value.__cause__, ImportError)
-    assert backends.probe_all()["simulator"] is None
-    assert "cannot import the plugin" in str(backends.probe_all()["broken"])
-
-
 def test_plugin_import_error_is_one_printable_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,13 +177,6 @@ def test_detect_error_lists_each_probe_and_remedy(found: dict[str, type]) -> Non
     with raises(BackendUnavailableError, "no_backend", part=saw) as caught:
         backends.detect()
     assert "ATTESTKIT_BACKEND=simulator" in str(caught.value)
-
-
-def test_detect_skips_backend_that_needs_its_name(found: dict[str, type]) -> None:
-    """An agent with a simulated platform is used only by name."""
-    found["dstack_agent"], found["tdx_ioctl"] = ExplicitOnlyBackend, probed()
-    assert backends.detect() is found["tdx_ioctl"]
-    assert backends.probe_all()["dstack_agent"] is None
 
 
 def test_detect_leaves_out_given_backends(found: dict[str, type]) -> None:

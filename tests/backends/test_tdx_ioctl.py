@@ -12,7 +12,6 @@ import pytest
 from attestkit.backends import load
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import (
     BackendError,
@@ -106,17 +105,6 @@ def test_open_without_quote_source_names_all_options(td: FakeTd) -> None:
     assert td.made == ["open tdx_guest", "open tdx-attest.conf"]
 
 
-def test_quote_after_configuration_removal_fails(td: FakeTd) -> None:
-    """Removed configuration is an error, after the report, without a quote ioctl."""
-    td.paths.tdx_attest_conf.write_bytes(CONF)
-    found = make_tdx_ioctl(td)
-    td.paths.tdx_attest_conf.unlink()
-    path = str(td.paths.tdx_attest_conf)
-    with raises(BackendUnavailableError, "not_configured", path=path):
-        found.get_quote(REPORT_DATA)
-    assert td.made == ["open tdx_guest", "ioctl 0xc4405401", "open tdx-attest.conf"]
-
-
 def test_quote_after_device_failure_does_not_contact_qgs(td: FakeTd, socket_path: Path) -> None:
     """A failed report ioctl ends the request."""
     td.fail["ioctl 0xc4405401"] = [errno.EIO]
@@ -147,20 +135,10 @@ def test_generation_option_quotes_by_ioctl(td: FakeTd) -> None:
     assert "open tdx-attest.conf" not in td.made
 
 
-def test_generation_option_missing_in_kernel_is_unavailable(td: FakeTd) -> None:
-    """The configured QGS is not used instead."""
-    td.paths.tdx_attest_conf.write_bytes(CONF)
-    with raises(BackendUnavailableError, "unsupported_kernel"):
-        make_tdx_ioctl(td, generation="C").get_quote(REPORT_DATA)
-    assert td.times("open tdx-attest.conf") == 0
-    assert td.times("ioctl 0x80105404") == 1
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"generation": "B"}, "unknown_name"),
-        ({"generation": ""}, "unknown_name"),
         ({"qgs": 4050}, "wrong_value"),
         ({"qgs": ("vsock", 2)}, "wrong_value"),
         ({"generation": "D", "qgs": "/run/qgs"}, "conflict"),
@@ -234,10 +212,3 @@ def test_probe_without_vsock_support_is_unavailable(
     with raises(BackendUnavailableError, "missing", path="vsock 2:4050") as caught:
         TdxIoctl.probe(td.paths)
     assert errno_of(caught.value) == errno.EAFNOSUPPORT
-
-
-def test_default_calls_use_the_real_device(td: FakeTd, tmp_path: Path) -> None:
-    """A regular file in place of the device does not support the ioctl."""
-    assert td.paths.tdx_guest.exists()
-    with raises(BackendUnavailableError, "unsupported_kernel"):
-        TdxIoctl(root=tmp_path, generation="D", calls=DeviceCalls()).get_quote(REPORT_DATA)

@@ -46,7 +46,7 @@ from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
-from attestkit.serve.verifier_service.response import VerifyRequest
+from attestkit.serve.verifier_service.response import VerificationRequest
 from attestkit.verifier.dcap.tcb_info import read_qe_identity, read_tcb_info
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.ear.result_token import MAX_TOKEN
@@ -402,7 +402,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "request in a query": Parser(
         partial(query_codec.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
     ),
-    "request to verify": Parser(VerifyRequest.from_json, inside(b'{"x":'), 45, 4),
+    "request to verify": Parser(VerificationRequest.from_json, inside(b'{"x":'), 45, 4),
     "list of an engine": Parser(
         read_list,
         inside(b'[{"x":', b"}]") | {"containers": repeated(LISTED, b"[", b"null]")},

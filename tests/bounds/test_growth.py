@@ -4,7 +4,6 @@ Executed lines of Python and allocated bytes are counted, which is independent o
 C code is not counted here: `python -m benchmarks.growth_hostile` measures it.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -116,10 +115,3 @@ def test_check_memory_detects_copies() -> None:
         check_memory(Parser(hoard, {}, 10, 1), ZEROS, MEMORY_SIZE)
     check_memory(Parser(steady, {}, 10, 1), ZEROS, MEMORY_SIZE)
     check_lines(Parser(steady, {}, 10, 3), ZEROS, SMALL)
-
-
-def test_lines_restores_trace_function() -> None:
-    """The trace function of a debugger or coverage tool is restored."""
-    before = sys.gettrace()
-    assert lines(lambda: steady(b"abc")) >= 6
-    assert sys.gettrace() is before

@@ -39,8 +39,8 @@ from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.fitting import TOO_MUCH, enters, largest, shortened
 from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
+from tests.long_runs.records import ROOT
 from tests.raising import raises
-from tests.records import ROOT
 from tests.verifier.ear.ears import ED25519, NOW
 from tests.verifier.platforms import intel
 

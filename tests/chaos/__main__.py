@@ -13,7 +13,7 @@ from typing import Any
 from tests.chaos.all_scenarios import ALL
 from tests.chaos.scenarios import Form, Scenario
 from tests.keeping import Keeping
-from tests.records import write_record
+from tests.long_runs.records import write_record
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from tests.chaos.faults.journal import BETWEEN
 from tests.chaos.scenarios import Form
 from tests.chaos.trial import Trial
 from tests.docs.promises import promises
-from tests.records import DIRTY, RECORDS, ROOT
+from tests.long_runs.records import DIRTY, RECORDS, ROOT
 
 PAGE = ROOT / "docs" / "chaos.md"
 

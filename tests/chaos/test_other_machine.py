@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rigs import emulator
-from tests.rigs.guest.system import AppFiles, System, environment, system
+from tests.rigs.guest.system import System, environment, system
 from tests.serve.client import Answer, call
 from tests.serve.server import Server, errors_in
 
@@ -77,18 +77,15 @@ def check_refused(server: Server, why: str) -> None:
 
 def test_server_refuses_evidence_of_other_machine() -> None:
     """Errors name the missing device, then the mismatch; nothing is quoted or extended."""
-    with system() as guest:
-        app = AppFiles.make(guest.folder / "app")
-        options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
-        with guest.serving(*options) as server:
-            assert [answer.status for answer in request_evidence_and_event(server)] == [200] * 3
-            log = guest.inside("/run/log/dstack/runtime_events.log")
-            before = log.read_bytes()
-            guest.machine.process.kill()
-            guest.machine.process.wait()
-            check_refused(server, GONE)
-            with mount_other_machine(guest):
-                check_refused(server, OTHER)
-            assert log.read_bytes() == before
-            assert server.process.poll() is None
-            assert not [line for line in errors_in(server.log()) if "Traceback" in line]
+    with system() as guest, guest.serving_app() as server:
+        assert [answer.status for answer in request_evidence_and_event(server)] == [200] * 3
+        log = guest.inside("/run/log/dstack/runtime_events.log")
+        before = log.read_bytes()
+        guest.machine.process.kill()
+        guest.machine.process.wait()
+        check_refused(server, GONE)
+        with mount_other_machine(guest):
+            check_refused(server, OTHER)
+        assert log.read_bytes() == before
+        assert server.process.poll() is None
+        assert not [line for line in errors_in(server.log()) if "Traceback" in line]

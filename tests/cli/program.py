@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -14,6 +15,9 @@ from typing import Any, Final
 from tests.serve.server import environment
 
 PATIENCE: Final = 120  # seconds
+SEED: Final = "11" * 32
+SIMULATED: Final = ("--backend", "simulator", "--option", f"seed={SEED}")
+WARNING: Final = "attestkit: SIMULATED: proves nothing about hardware"
 
 
 def run(
@@ -26,6 +30,33 @@ def run(
     usual = {**pipes, "env": environment(), "errors": "replace", "timeout": PATIENCE}
     words = (*wrapper, sys.executable, "-m", "attestkit", *words)
     return subprocess.run(words, check=False, **{**usual, **more})
+
+
+def start(*words: str, **more: Any) -> "subprocess.Popen[bytes]":
+    """Start attestkit with pipes; `more` are arguments of subprocess.Popen."""
+    usual = {
+        "env": environment(),
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    return subprocess.Popen([sys.executable, "-m", "attestkit", *words], **{**usual, **more})
+
+
+def read_to_end(*descriptors: int) -> list[str]:
+    """Read pipes and terminals to their end, which for a terminal is an OSError."""
+    found = dict.fromkeys(descriptors, b"")
+    unread = set(descriptors)
+    while unread:
+        for ready in select.select(unread, [], [], 60)[0]:
+            try:
+                got = os.read(ready, 65536)
+            except OSError:
+                got = b""
+            found[ready] += got
+            if not got:
+                unread.discard(ready)
+    return [data.decode(errors="replace") for data in found.values()]
 
 
 @contextlib.contextmanager

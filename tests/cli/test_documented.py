@@ -2,13 +2,13 @@
 
 import importlib.util
 import re
+import xml.etree.ElementTree as ET
 from types import ModuleType
 
 import pytest
 
 from attestkit.cli import COMMANDS
 from tests.cli import schemas
-from tests.own_xml import parse_xml
 from tests.serve.server import ROOT
 
 GUIDE = ROOT / "docs" / "cli.md"
@@ -51,7 +51,8 @@ def recorder() -> ModuleType:
 
 
 def _text(picture: str) -> str:
-    return "".join(parse_xml(picture).itertext()).replace("\xa0", " ")
+    root = ET.fromstring(picture)  # noqa: S314 - our own picture
+    return "".join(root.itertext()).replace("\xa0", " ")
 
 
 def test_terminal_picture_matches_output(
@@ -61,20 +62,12 @@ def test_terminal_picture_matches_output(
     monkeypatch.setenv("NO_COLOR", "1")  # the recording must have colours anyway
     session = recorder.record()
     assert [(done.command, done.code) for done in session] == list(recorder.SESSION)
-    verdict = session[3].output
-    assert "\x1b[" in verdict
-    assert "accepted" in verdict
-    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", verdict).splitlines())) <= recorder.COLUMNS
-    fresh, kept = recorder.picture(session), recorder.PICTURE.read_text()
-    assert _text(kept) == _text(fresh), f"run {RECORDER} to update the picture"
-    for picture in (fresh, kept):
-        text = _text(picture)
-        for command, _ in recorder.SESSION:
-            assert f"$ {command}"[:80] in text
-    short = recorder.SHORT_PICTURE.read_text()
-    assert _text(short) == _text(recorder.picture(session[recorder.SHORT]))
-    assert "accepted" in _text(short)
-    assert "rejected" in _text(short)
-    for picture in (fresh, kept, short):
+    assert "\x1b[" in session[3].output
+    for kept, shown in (
+        (recorder.PICTURE, session),
+        (recorder.SHORT_PICTURE, session[recorder.SHORT]),
+    ):
+        picture = kept.read_text()
+        assert _text(picture) == _text(recorder.picture(shown)), f"run {RECORDER}"
         assert "url(http" not in picture
         assert not re.search(r'(?:href|src)="', picture)

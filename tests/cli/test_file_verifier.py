@@ -14,6 +14,8 @@ from attestkit.cli import file_verifier as verifier_module
 from attestkit.cli.file_verifier import FileVerifier
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
+from attestkit.collateral.http_getter import HttpGetter
+from attestkit.collateral.pccs_client import Response
 from attestkit.errors import UsageError
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
@@ -140,6 +142,32 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _bundle(files: Files, collateral: Collateral | None, report_data: bytes | None = None) -> str:
     bundle = EvidenceBundle(files.evidence.read_bytes(), collateral, intel.NOW, report_data)
     return str(files.put("other.json", bundle.to_json().encode()))
+
+
+def test_verify_fetches_collateral_only_on_request(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collateral is fetched with --pccs or $PCCS_URL, once for many files, never beside a file."""
+    urls: list[str] = []
+    pccs = intel.pccs()
+
+    def get(_: HttpGetter, url: str) -> Response:
+        urls.append(url)
+        return pccs(url)
+
+    monkeypatch.setattr(HttpGetter, "__call__", get)
+    one, many = str(files.evidence), [str(files.evidence), str(files.certificate)] * 6
+    assert main(["verify", one, *files.anchored]) == 3
+    assert main(["verify", one, *files.trusted]) == 0
+    assert urls == []
+    assert main(["verify", *many, *files.anchored, "--pccs", "http://option"]) == 0
+    assert 0 < len(urls) < 12
+    urls.clear()
+    monkeypatch.setenv("PCCS_URL", "http://environment")
+    assert main(["verify", one, *files.trusted]) == 0
+    assert urls == []
+    assert main(["verify", one, *files.anchored]) == 0
+    assert all(url.startswith("http://environment/") for url in urls)
 
 
 def test_verify_bundle_without_collateral_fetches_it(

@@ -1,6 +1,7 @@
 """The official Python client works with every method over every transport."""
 
 import asyncio
+import functools
 import hashlib
 import inspect
 import json
@@ -92,7 +93,7 @@ def dstack(
 ) -> Run:
     """Return a function that runs a scenario with a DstackGuest client."""
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
-    endpoint = {"socket": server.dstack, "environment": None, "url": server.dev_url}[transport]
+    endpoint = {"socket": server.dstack, "url": server.ready.get("dev_http")}.get(transport)
     return _runner(getattr(sdk, request.param), endpoint)
 
 
@@ -105,13 +106,24 @@ def tappd(
 ) -> Run:
     """Return a function that runs a scenario with a deprecated Tappd client."""
     monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
-    endpoint = {"socket": server.tappd, "environment": None, "url": server.dev_url}[transport]
+    endpoint = {"socket": server.tappd, "url": server.ready.get("dev_http")}.get(transport)
 
     def make(*args: str) -> Any:
         with pytest.deprecated_call():
             return getattr(sdk, request.param)(*args)
 
     return _runner(make, endpoint)
+
+
+def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an asynchronous test with an open client in place of the fixture's function."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        [name] = fixtures.keys() & {"dstack", "tappd"}
+        fixtures.pop(name)(lambda client: test(**{name: client}, **fixtures))
+
+    return run
 
 
 NEW = {
@@ -130,202 +142,166 @@ def test_every_client_method_is_tested(kind: str) -> None:
         assert methods <= known if OLD_RELEASE else methods == known
 
 
-def test_get_key(dstack: Run) -> None:
+@scenario
+async def test_get_key(dstack: AwaitableClient) -> None:
     """GetKey returns 32 bytes and two signatures, the same each time."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        default = await client.get_key()
-        for arguments in (("my/key/path", "signing"), ("my/key/path", "signing", "ed25519")):
-            answer = await client.get_key(*arguments)
-            assert len(answer.decode_key()) == 32
-            assert [len(link) for link in answer.decode_signature_chain()][:1] == [65]
-            assert await client.get_key(*arguments) == answer
-            assert default.decode_key() != answer.decode_key()
-
-    dstack(scenario)
+    default = await dstack.get_key()
+    for arguments in (("my/key/path", "signing"), ("my/key/path", "signing", "ed25519")):
+        answer = await dstack.get_key(*arguments)
+        assert len(answer.decode_key()) == 32
+        assert [len(link) for link in answer.decode_signature_chain()][:1] == [65]
+        assert await dstack.get_key(*arguments) == answer
+        assert default.decode_key() != answer.decode_key()
 
 
-def test_get_quote_replays(dstack: Run) -> None:
+@scenario
+async def test_get_quote_replays(dstack: AwaitableClient) -> None:
     """The event log replays to the quote, by attestkit and by the client."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        answer = await client.get_quote(b"\x12\x34")
-        quote = Quote.parse(answer.decode_quote())
-        assert quote.report_data == b"\x12\x34".ljust(64, b"\0")
-        EventLog.from_json(answer.event_log).check(quote)
-        registers = {index: rtmr.hex() for index, rtmr in enumerate(quote.rtmrs)}
-        assert answer.replay_rtmrs() == registers
-        assert all(event.digest for event in answer.decode_event_log())
-        json.loads(answer.vm_config)
-        assert answer.report_data == quote.report_data.hex()
-
-    dstack(scenario)
+    answer = await dstack.get_quote(b"\x12\x34")
+    quote = Quote.parse(answer.decode_quote())
+    assert quote.report_data == b"\x12\x34".ljust(64, b"\0")
+    EventLog.from_json(answer.event_log).check(quote)
+    registers = {index: rtmr.hex() for index, rtmr in enumerate(quote.rtmrs)}
+    assert answer.replay_rtmrs() == registers
+    assert all(event.digest for event in answer.decode_event_log())
+    json.loads(answer.vm_config)
+    assert answer.report_data == quote.report_data.hex()
 
 
-def test_attest(dstack: Run) -> None:
+@scenario
+async def test_attest(dstack: AwaitableClient) -> None:
     """The evidence contains a quote of the report data."""
     from attestkit import Attestation
 
-    async def scenario(client: AwaitableClient) -> None:
-        answer = await client.attest("hello")
-        evidence = Attestation.from_bytes(answer.decode_attestation())
-        assert evidence.report_data == b"hello".ljust(64, b"\0")
-        assert evidence.quote is not None
-        evidence.event_log.check(evidence.quote)
-
-    dstack(scenario)
+    answer = await dstack.attest("hello")
+    evidence = Attestation.from_bytes(answer.decode_attestation())
+    assert evidence.report_data == b"hello".ljust(64, b"\0")
+    assert evidence.quote is not None
+    evidence.event_log.check(evidence.quote)
 
 
-def test_info(dstack: Run) -> None:
+@scenario
+async def test_info(dstack: AwaitableClient) -> None:
     """Info matches the client's model and is consistent."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        info = await client.info()
-        assert len(bytes.fromhex(info.app_id)) == 20
-        assert info.compose_hash == hashlib.sha256(info.tcb_info.app_compose.encode()).hexdigest()
-        assert info.app_id == info.compose_hash[:40]
-        assert info.tcb_info.compose_hash == info.compose_hash
-        assert info.tcb_info.event_log
-        assert "simulat" in info.cloud_vendor
-
-    dstack(scenario)
+    info = await dstack.info()
+    assert len(bytes.fromhex(info.app_id)) == 20
+    assert info.compose_hash == hashlib.sha256(info.tcb_info.app_compose.encode()).hexdigest()
+    assert info.app_id == info.compose_hash[:40]
+    assert info.tcb_info.compose_hash == info.compose_hash
+    assert info.tcb_info.event_log
+    assert "simulat" in info.cloud_vendor
 
 
-def test_emit_event(dstack: Run) -> None:
+@scenario
+async def test_emit_event(dstack: AwaitableClient) -> None:
     """An event is in the next log and changes RTMR3."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        before = (await client.info()).tcb_info
-        assert await client.emit_event("custom-event", b"\xde\xad\xbe\xef") is None
-        after = (await client.info()).tcb_info
-        assert len(after.event_log) == len(before.event_log) + 1
-        assert (after.event_log[-1].event, after.event_log[-1].event_payload) == (
-            "custom-event",
-            "deadbeef",
-        )
-        assert after.rtmr3 != before.rtmr3
-        assert after.rtmr2 == before.rtmr2
-
-    dstack(scenario)
+    before = (await dstack.info()).tcb_info
+    assert await dstack.emit_event("custom-event", b"\xde\xad\xbe\xef") is None
+    after = (await dstack.info()).tcb_info
+    assert len(after.event_log) == len(before.event_log) + 1
+    assert (after.event_log[-1].event, after.event_log[-1].event_payload) == (
+        "custom-event",
+        "deadbeef",
+    )
+    assert after.rtmr3 != before.rtmr3
+    assert after.rtmr2 == before.rtmr2
 
 
-def test_get_tls_key(dstack: Run) -> None:
+@scenario
+async def test_get_tls_key(dstack: AwaitableClient) -> None:
     """GetTlsKey accepts every option, the newer ones after a version check."""
     from cryptography import x509
 
-    async def scenario(client: AwaitableClient) -> None:
-        plain = await client.get_tls_key()
-        assert len(plain.as_uint8array()) == 138
-        answer = await client.get_tls_key(
-            "example.com",
-            ["www.example.com"],
-            usage_ra_tls=True,
-            usage_client_auth=True,
-            not_before=1_700_000_000,
-            not_after=1_800_000_000,
-            with_app_info=True,
-        )
-        assert len(answer.as_uint8array()) == 138
-        leaf, issuer = (
-            x509.load_pem_x509_certificate(c.encode()) for c in answer.certificate_chain
-        )
-        leaf.verify_directly_issued_by(issuer)
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        assert names.get_values_for_type(x509.DNSName) == ["www.example.com"]
-        assert leaf.not_valid_before_utc.timestamp() == 1_700_000_000
-        assert plain.key != answer.key
-
-    dstack(scenario)
+    plain = await dstack.get_tls_key()
+    assert len(plain.as_uint8array()) == 138
+    answer = await dstack.get_tls_key(
+        "example.com",
+        ["www.example.com"],
+        usage_ra_tls=True,
+        usage_client_auth=True,
+        not_before=1_700_000_000,
+        not_after=1_800_000_000,
+        with_app_info=True,
+    )
+    assert len(answer.as_uint8array()) == 138
+    leaf, issuer = (x509.load_pem_x509_certificate(c.encode()) for c in answer.certificate_chain)
+    leaf.verify_directly_issued_by(issuer)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["www.example.com"]
+    assert leaf.not_valid_before_utc.timestamp() == 1_700_000_000
+    assert plain.key != answer.key
 
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
-def test_sign_and_verify(dstack: Run, algorithm: str) -> None:
+@scenario
+async def test_sign_and_verify(dstack: AwaitableClient, algorithm: str) -> None:
     """Verify accepts Sign's signature, but not for another text."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        data = hashlib.sha256(b"text").digest()
-        answer = await client.sign(algorithm, data)
-        signature, key = answer.decode_signature(), answer.decode_public_key()
-        assert answer.decode_signature_chain()[0] == signature
-        assert (await client.verify(algorithm, data, signature, key)).valid is True
-        other = hashlib.sha256(b"other").digest()
-        assert (await client.verify(algorithm, other, signature, key)).valid is False
-
-    dstack(scenario)
+    data = hashlib.sha256(b"text").digest()
+    answer = await dstack.sign(algorithm, data)
+    signature, key = answer.decode_signature(), answer.decode_public_key()
+    assert answer.decode_signature_chain()[0] == signature
+    assert (await dstack.verify(algorithm, data, signature, key)).valid is True
+    other = hashlib.sha256(b"other").digest()
+    assert (await dstack.verify(algorithm, other, signature, key)).valid is False
 
 
-def test_version_and_health(dstack: Run) -> None:
+@scenario
+async def test_version_and_health(dstack: AwaitableClient) -> None:
     """The version is recent enough for the client."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        version = (await client.version()).version
-        assert tuple(map(int, version.split("."))) >= (0, 5, 8)
-        assert await client.is_reachable() is True
-
-    dstack(scenario)
+    version = (await dstack.version()).version
+    assert tuple(map(int, version.split("."))) >= (0, 5, 8)
+    assert await dstack.is_reachable() is True
 
 
-def test_tappd_derive_key(tappd: Run) -> None:
+@scenario
+async def test_tappd_derive_key(tappd: AwaitableClient) -> None:
     """The key depends only on the path and has a certificate."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        with pytest.deprecated_call():
-            first = await client.derive_key("my/path", "subject", ["alt.example.com"])
-        with pytest.deprecated_call():
-            second = await client.derive_key("my/path")
-        assert first.key == second.key
-        assert len(first.certificate_chain) == 2
-
-    tappd(scenario)
+    with pytest.deprecated_call():
+        first = await tappd.derive_key("my/path", "subject", ["alt.example.com"])
+    with pytest.deprecated_call():
+        second = await tappd.derive_key("my/path")
+    assert first.key == second.key
+    assert len(first.certificate_chain) == 2
 
 
-def test_tappd_tdx_quote(tappd: Run) -> None:
+@scenario
+async def test_tappd_tdx_quote(tappd: AwaitableClient) -> None:
     """TdxQuote hashes the tagged report data, or uses it raw."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        with pytest.deprecated_call():
-            raw = await client.tdx_quote("hello", "raw")
-        quote = Quote.parse(raw.decode_quote())
-        assert quote.report_data == b"hello".rjust(64, b"\0")  # the client pads on the left
-        EventLog.from_json(raw.event_log).check(quote)
-        with pytest.deprecated_call():
-            whole = await client.tdx_quote(bytes(range(64)))  # raw and not padded
-        assert Quote.parse(whole.decode_quote()).report_data == bytes(range(64))
-        with pytest.deprecated_call():
-            hashed = await client.tdx_quote("hello", "sha256")
-        expected = hashlib.sha256(b"app-data:hello").digest().ljust(64, b"\0")
-        assert Quote.parse(hashed.decode_quote()).report_data == expected
-
-    tappd(scenario)
+    with pytest.deprecated_call():
+        raw = await tappd.tdx_quote("hello", "raw")
+    quote = Quote.parse(raw.decode_quote())
+    assert quote.report_data == b"hello".rjust(64, b"\0")  # the client pads on the left
+    EventLog.from_json(raw.event_log).check(quote)
+    with pytest.deprecated_call():
+        whole = await tappd.tdx_quote(bytes(range(64)))  # raw and not padded
+    assert Quote.parse(whole.decode_quote()).report_data == bytes(range(64))
+    with pytest.deprecated_call():
+        hashed = await tappd.tdx_quote("hello", "sha256")
+    expected = hashlib.sha256(b"app-data:hello").digest().ljust(64, b"\0")
+    assert Quote.parse(hashed.decode_quote()).report_data == expected
 
 
-def test_tappd_info_and_version(tappd: Run) -> None:
+@scenario
+async def test_tappd_info_and_version(tappd: AwaitableClient) -> None:
     """Info, Version and health check work with the old client."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        assert (await client.info()).tcb_info.mrtd
-        assert (await client.version()).version
-        assert await client.is_reachable() is True
-
-    tappd(scenario)
+    assert (await tappd.info()).tcb_info.mrtd
+    assert (await tappd.version()).version
+    assert await tappd.is_reachable() is True
 
 
-def test_tappd_inherited_methods(tappd: Run) -> None:
+@scenario
+async def test_tappd_inherited_methods(tappd: AwaitableClient) -> None:
     """Methods inherited from the new client work with the old one."""
-
-    async def scenario(client: AwaitableClient) -> None:
-        assert len((await client.get_key("a", "b")).decode_key()) == 32
-        assert len((await client.get_tls_key(subject="example.com")).certificate_chain) == 2
-        quote = await client.get_quote(b"nonce")
-        assert Quote.parse(quote.decode_quote()).report_data == b"nonce".ljust(64, b"\0")
-        assert (await client.attest(b"nonce")).attestation
-        await client.emit_event("inherited", b"payload")
-        assert "inherited" in (await client.get_quote(b"nonce")).event_log
-        answer = await client.sign("ed25519", b"text")
-        signature, key = answer.decode_signature(), answer.decode_public_key()
-        assert (await client.verify("ed25519", b"text", signature, key)).valid is True
-
-    tappd(scenario)
+    assert len((await tappd.get_key("a", "b")).decode_key()) == 32
+    assert len((await tappd.get_tls_key(subject="example.com")).certificate_chain) == 2
+    quote = await tappd.get_quote(b"nonce")
+    assert Quote.parse(quote.decode_quote()).report_data == b"nonce".ljust(64, b"\0")
+    assert (await tappd.attest(b"nonce")).attestation
+    await tappd.emit_event("inherited", b"payload")
+    assert "inherited" in (await tappd.get_quote(b"nonce")).event_log
+    answer = await tappd.sign("ed25519", b"text")
+    signature, key = answer.decode_signature(), answer.decode_public_key()
+    assert (await tappd.verify("ed25519", b"text", signature, key)).valid is True
 
 
 APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"

@@ -3,20 +3,19 @@
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attestkit import Attestation, EventLog, Quote
 from attestkit._crypto.ecdsa import P256Key
+from tests.clients.js_dcap_qvl import FOLDER, node_program
+from tests.processes import run_program
 from tests.serve.server import Server, environment, running_server
+from tests.thorough import slow
 from tests.vectors import HAVE_SHARED, SHARED, load, needs_shared
 
-FOLDER = Path(__file__).parent / "js"
 OLD_RELEASE = "ATTESTKIT_OLD_CLIENT" in os.environ
 """Whether methods and options may be missing; a test skips there."""
 APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"
@@ -34,12 +33,7 @@ class Answers(dict[str, Any]):
 @pytest.fixture(scope="module")
 def node() -> str:
     """Return the path of node; skip without node or the client."""
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("node is not installed")
-    if not (FOLDER / "node_modules" / "@phala" / "dstack-sdk").is_dir():
-        pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
-    return program
+    return node_program("dstack-sdk")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +45,7 @@ def server() -> Iterator[Server]:
         server.check_log()
 
 
-@pytest.fixture(scope="module", params=["socket", "environment", "url"])
+@pytest.fixture(scope="module", params=["socket", *slow(("environment",), ("url",))])
 def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:
     """Return the client's results of all calls."""
     endpoints = {
@@ -63,14 +57,13 @@ def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:
     named = environment(
         **old, DSTACK_SIMULATOR_ENDPOINT=server.dstack, TAPPD_SIMULATOR_ENDPOINT=server.tappd
     )
-    done = subprocess.run(
-        [node, "sdk.mjs", *endpoints],
+    done = run_program(
+        node,
+        "sdk.mjs",
+        *endpoints,
         cwd=FOLDER,
         env=named if request.param == "environment" else environment(**old),
-        capture_output=True,
-        text=True,
         timeout=120,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout, object_hook=Answers)

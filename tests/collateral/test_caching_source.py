@@ -1,13 +1,16 @@
 """Tests of CollateralSource: shared fetches, and refetching of doubtful collateral."""
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
+from attestkit.collateral.caching_source import CollateralSource
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import CollateralError
 from tests.collateral.services import (
@@ -21,21 +24,10 @@ from tests.collateral.services import (
 )
 
 
-class Timer:
-    """A manual timer, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        """Return the seconds."""
-        return self.seconds
-
-
-def create_source(service: Service, timer: Timer | None = None) -> CollateralSource:
+def create_source(service: Service, timer: Callable[[], float] = float) -> CollateralSource:
     """Return a source with a cache in memory."""
     cache = CollateralCache(None, clock=lambda: COLLATERAL.valid_from)
-    return CollateralSource(BASE, getter=service, cache=cache, timer=timer or Timer())
+    return CollateralSource(BASE, getter=service, cache=cache, timer=timer)
 
 
 def forge_tcb_info(response: Response) -> Response:
@@ -78,12 +70,12 @@ def test_refetch_fresh_verified_or_unchanged_returns_none() -> None:
 
 def test_refetch_is_limited_to_one_per_minute() -> None:
     """One platform is refetched at most once a minute, also after a failure."""
-    service, timer = Service({TCB: forge_tcb_info}), Timer()
+    service, timer = Service({TCB: forge_tcb_info}), Mock(return_value=0.0)
     source = create_source(service, timer)
     source.find(QUOTE)
     service.changes[TCB] = lambda response: response._replace(status=503)
     for seconds, requests in ((0.0, 5), (59.0, 5), (60.0, 6), (119.0, 6), (120.0, 7)):
-        timer.seconds = seconds
+        timer.return_value = seconds
         assert source.refetch(source.find(QUOTE)) is None
         assert len(service.urls) == requests
 
@@ -102,19 +94,12 @@ def test_refetch_is_shared_by_threads() -> None:
         return response
 
     service.changes[TCB] = slow
-    found: list[object] = []
-    first = threading.Thread(target=lambda: found.append(source.refetch(cached)))
-    first.start()
-    assert started.wait(30)
-    second = threading.Thread(
-        target=lambda: found.append(source.refetch(cached, lambda _: proceed.set()))
-    )
-    second.start()
-    for thread in (first, second):
-        thread.join()
-    assert [each.collateral for each in found if isinstance(each, CollateralLookup)] == [
-        COLLATERAL
-    ] * 2
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(source.refetch, cached)
+        assert started.wait(30)
+        second = pool.submit(source.refetch, cached, lambda _: proceed.set())
+        found = [first.result(30), second.result(30)]
+    assert [each and each.collateral for each in found] == [COLLATERAL] * 2
     assert len(service.urls) == 8
 
 
@@ -153,41 +138,32 @@ def test_cache_key_excludes_encrypted_ppid() -> None:
     assert len(service.urls) == 4 + 3
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_find_is_shared_by_threads(*, fails: bool) -> None:
-    """Threads share one fetch; on failure each gets an exception of its own."""
+def test_find_failure_is_shared_by_threads() -> None:
+    """Threads share one failed fetch, and each gets an exception of its own."""
     started, proceed = threading.Event(), threading.Event()
 
-    def slow(response: Response) -> Response:
+    def fail_slowly(response: Response) -> Response:
         started.set()
         assert proceed.wait(30)
-        return response._replace(status=503) if fails else response
+        return response._replace(status=503)
 
-    service = Service({TCB: slow})
+    service = Service({TCB: fail_slowly})
     source = create_source(service)
-    outcomes: list[object] = []
 
-    def work() -> None:
-        try:
-            outcomes.append(source.find(QUOTE).collateral)
-        except CollateralError as error:
-            outcomes.append(error)
+    def find() -> str:
+        with pytest.raises(CollateralError) as caught:
+            source.find(QUOTE)
+        errors.append(caught.value)
+        return str(caught.value)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    threads[0].start()
-    assert started.wait(30)
-    for thread in threads[1:]:
-        thread.start()
-    proceed.set()
-    for thread in threads:
-        thread.join()
-    if not fails:
-        assert outcomes == [COLLATERAL] * 4
-        assert len(service.urls) == 4
-        return
-    assert len({id(outcome) for outcome in outcomes}) == 4
-    assert {type(outcome) for outcome in outcomes} == {CollateralError}
-    assert {str(outcome) for outcome in outcomes} == {str(outcomes[0])}
+    errors: list[CollateralError] = []
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(find)
+        assert started.wait(30)
+        others = [pool.submit(find) for _ in range(3)]
+        proceed.set()
+        assert {other.result(30) for other in others} == {first.result(30)}
+    assert len({id(error) for error in errors}) == 4
 
 
 def test_find_after_interrupted_fetch_fetches_again() -> None:

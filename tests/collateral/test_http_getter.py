@@ -171,13 +171,10 @@ def test_getter_unreachable_server_is_named(create_server: CreateServer) -> None
     "url",
     [
         "file:///etc/passwd",
-        "ftp://127.0.0.1/",
         "http://",
-        "x",
         "http://[::1",
         "http://me:pw@127.0.0.1/",
         "http://127.0.0.1:99999/",
-        "http://a..b/",
         "http://" + "a" * 70 + ".invalid/",
     ],
 )
@@ -205,8 +202,6 @@ def test_getter_invalid_timeout_raises_usage_error() -> None:
 @pytest.fixture
 def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     """Return a server's TLS context with a self-issued certificate, and its CA's path."""
-    from cryptography.hazmat.primitives import serialization
-
     from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 
     key = P256Key.from_scalar(bytes(31) + b"\x05")
@@ -226,12 +221,7 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     )
     authority, chain = tmp_path / "ca.pem", tmp_path / "server.pem"
     authority.write_text(ca)
-    private = key.private.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    chain.write_text(private.decode() + certificate_pem(leaf))
+    chain.write_text(key.pkcs8_pem + certificate_pem(leaf))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
     return context, authority

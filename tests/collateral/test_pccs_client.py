@@ -9,8 +9,6 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.pem import encode_pem
 from attestkit.collateral import Collateral
@@ -66,12 +64,10 @@ def test_fetch_returns_served_collateral() -> None:
     ("url", "base"),
     [
         ("http://h", "http://h"),
-        ("http://h/", "http://h"),
         ("HTTP://H:80//", "http://h:80"),
         ("https://[::1]:8081/sgx/certification/v4", "https://[::1]:8081"),
         ("https://h/tdx/certification/v4/", "https://h"),
         ("https://h/a/b/sgx/certification/v4/", "https://h/a/b"),
-        ("https://h/A/", "https://h/A"),
         ("https://h/sgx/certification/v3", "https://h/sgx/certification/v3"),
     ],
 )
@@ -88,19 +84,13 @@ def test_base_url_is_normalized(url: str, base: str) -> None:
     "url",
     [
         "",
-        "h:8081",
         "ftp://h",
-        "file:///etc/passwd",
         "http://",
-        "http:///x",
         "http://h:99999",
-        "http://h:x",
         "http://[::1",
         "http://h/?fmspc=1",
-        "http://h/#x",
         "http://h /",
         "http://h\r\nX: y",
-        "http://h\n",
         "http://hôte/",
         "http://h\\@x/",
         None,
@@ -225,10 +215,8 @@ def test_fetch_does_not_verify_signatures() -> None:
         (401, "the service requires credentials: pass a getter that sends them"),
         (302, "redirects are not followed: use the URL of the redirect's target"),
         (500, "the service is overloaded or failing: retry later"),
-        (503, "the service is overloaded or failing: retry later"),
         (429, "the service is overloaded or failing: retry later"),
         (204, "check that the URL is that of a PCCS"),
-        (418, "check that the URL is that of a PCCS"),
     ],
 )
 def test_fetch_error_status_has_remedy(path: str, status: int, remedy: str) -> None:
@@ -324,58 +312,6 @@ def test_fetch_body_without_dates_is_named(path: str) -> None:
         return response._replace(body=response.body.replace(b"nextUpdate", b"nextUpdatd"))
 
     assert "nextUpdate" in get_error_text(path, misspell, "malformed")
-
-
-def is_fetched_or_url_named(path: str, change: Callable[[Response], Response]) -> bool:
-    """Return whether a fetch gives collateral with dates, or an error that names the URL."""
-    try:
-        fetched = Service({path: change}).fetch()
-    except CollateralError as error:
-        return str(error).startswith(URLS[path])
-    return fetched.valid_from.tzinfo is not None
-
-
-# Characters of URLs, PEM, JSON and hex; all of Unicode takes seconds to set up.
-letters = '{}[]":,%-0123zAF \n+=\ud800é'
-texts = st.text(letters, max_size=60) | st.text(letters, max_size=60).map(
-    lambda text: f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"
-)
-bodies = st.binary(max_size=60) | texts.map(lambda text: text.encode("utf-8", "replace"))
-
-
-@settings(deadline=None, max_examples=150)  # shared machines are slow
-@given(
-    st.sampled_from(sorted(URLS)),
-    bodies | st.none(),
-    st.dictionaries(st.sampled_from([*CHAINS.values(), "x"]), texts),
-    st.integers(100, 599) | st.just(200),
-)
-def test_fetch_any_response_raises_only_collateral_error(
-    path: str, body: bytes | None, headers: dict[str, str], status: int
-) -> None:
-    """Any status, headers and body give CollateralError with the URL, or a value."""
-
-    def change(response: Response) -> Response:
-        return Response(
-            status,
-            {**response.headers, **headers},
-            response.body if body is None else body,
-        )
-
-    assert is_fetched_or_url_named(path, change)
-
-
-@settings(deadline=None, max_examples=150)  # shared machines are slow
-@given(st.sampled_from(sorted(URLS)), st.integers(0, 5000), st.integers(1, 255))
-def test_fetch_changed_byte_raises_only_collateral_error(path: str, offset: int, mask: int) -> None:
-    """A changed byte in a body gives CollateralError with the URL, or a value."""
-
-    def change(response: Response) -> Response:
-        body = bytearray(response.body)
-        body[offset % len(body)] ^= mask
-        return response._replace(body=bytes(body))
-
-    assert is_fetched_or_url_named(path, change)
 
 
 def test_collateral_imports_network_modules_lazily() -> None:

@@ -15,55 +15,22 @@ SIGNED = f'"signature":"{SIGNATURE}"'
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        "{}",
-        '{"a":1}',
-        '{ "a" : [ 1 , 2 ] ,\n\t"signature": "x" }',
-        '{"a":"}{\\"","b":{"tcbInfo":{}}}',
-        '{"a":1.50,"b":1e5,"c":"\\u00e9\\/é"}',
-    ],
-)
-@pytest.mark.parametrize(
-    "frame",
-    [
-        '{{"tcbInfo":{body},{signed}}}',
-        '{{{signed},"tcbInfo":{body}}}',
-        ' {{\r\n "tcbInfo" :\t{body} , {signed} , "x":[{{}}] }}\n',
-    ],
-)
-def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:
-    """White space, order, escapes and numbers of the body are unchanged."""
-    response = frame.format(body=body, signed=SIGNED)
-    assert split_signed(response.encode(), "tcbInfo") == (body, bytes.fromhex(SIGNATURE))
-
-
-@pytest.mark.parametrize(
     ("response", "reason"),
     [
         (b"", "syntax"),
         (b"\xff", "encoding"),
         (b"\xef\xbb\xbf{}", "syntax"),
         ('{"tcbInfo":{}}'.encode("utf-16"), "encoding"),
-        (b"[]", "wrong_type"),
         (b"null", "wrong_type"),
-        (b"{", "syntax"),
-        (b'{"a":1', "syntax"),
-        (b'{"a":1,}', "syntax"),
-        (b'{"a" 1}', "syntax"),
         (b"{a:1}", "syntax"),
-        (b"{1:1}", "syntax"),
         (b'{"a":1}}', "syntax"),
-        (b'{"a":1}{}', "syntax"),
         (b'{"a":' + b"1" * 5000 + b"}", "too_large"),
         (b'{"a":' + b"[" * 5000, "too_deep"),
         (b'{"a":1,"a":2}', "duplicate"),
         (b'{"a":{"b":1,"b":2}}', "duplicate"),
         (b'{"x":1}', "missing"),
-        (b"{}", "missing"),
         (b'{"tcbInfo":{}}', "missing"),
         (f'{{"tcbInfo":[],{SIGNED}}}'.encode(), "wrong_type"),
-        (f'{{"tcbInfo":"{{}}",{SIGNED}}}'.encode(), "wrong_type"),
         (b'{"tcbInfo":{},"signature":"00"}', "wrong_size"),
         (b'{"tcbInfo":{},"signature":null}', "missing"),
         (f'{{"tcbInfo":{{}},{SIGNED[:-2]}g"}}'.encode(), "encoding"),
@@ -77,29 +44,39 @@ def test_split_signed_malformed_response_raises_format_error(response: bytes, re
         split_signed(response, "tcbInfo")
 
 
+# All of Unicode takes seconds to set up.
+LETTERS = '{}[]":,\\n\u00e9\u2028\U0001f511a0'
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    st.none() | st.booleans() | st.integers() | st.text(LETTERS, max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(LETTERS, max_size=4), inner)
+    ),
     max_leaves=8,
 )
 
 
-@settings(deadline=None, max_examples=50)  # shared machines are slow
-@given(st.dictionaries(st.text(max_size=4), values), st.integers(0, 3) | st.none(), st.booleans())
-def test_split_signed_any_body_is_verbatim(
-    body: dict[str, object],
-    indent: int | None,
-    escaped: bool,
-) -> None:
-    """Any JSON object is extracted as it was written."""
-    text = json.dumps(body, indent=indent, ensure_ascii=escaped)
-    response = f'{{"tcbInfo":{text},{SIGNED}}}'.encode()
-    assert split_signed(response, "tcbInfo")[0] == text
+texts = st.builds(
+    json.dumps,
+    st.dictionaries(st.text(LETTERS, max_size=4), values),
+    indent=st.integers(0, 3) | st.none(),
+    ensure_ascii=st.booleans(),
+) | st.sampled_from(
+    [
+        '{ "a" : [ 1 , 2 ] ,\n\t"signature": "x" }',
+        '{"a":"}{\\"","b":{"tcbInfo":{}}}',
+        '{"a":1.50,"b":1e5,"c":"\\u00e9\\/é"}',
+    ]
+)
+FRAMES = (
+    '{{"tcbInfo":{body},{signed}}}',
+    '{{{signed},"tcbInfo":{body}}}',
+    ' {{\r\n "tcbInfo" :\t{body} , {signed} , "x":[{{}}] }}\n',
+)
 
 
 @settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=60) | st.text('{}[]":,\\tcbInfo0', max_size=60).map(str.encode))
-def test_split_signed_any_bytes_raise_format_error(response: bytes) -> None:
-    """Any other bytes raise FormatError."""
-    with pytest.raises(FormatError):
-        split_signed(response, "tcbInfo")
+@given(texts, st.sampled_from(FRAMES))
+def test_split_signed_keeps_body_verbatim(body: str, frame: str) -> None:
+    """White space, order, escapes and numbers of any JSON object are unchanged."""
+    response = frame.format(body=body, signed=SIGNED)
+    assert split_signed(response.encode(), "tcbInfo") == (body, bytes.fromhex(SIGNATURE))

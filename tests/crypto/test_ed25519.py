@@ -1,9 +1,5 @@
 """Ed25519 and X25519 give the published values, and accept what the guest agent accepts."""
 
-import copy
-import hashlib
-import pickle
-
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hypothesis import given
@@ -16,56 +12,23 @@ from tests.raising import raises
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
 FIELD = 2**255 - 19
-# RFC 8032, 7.1: seed, public key, message, signature.
-RFC_8032 = [
-    (
-        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
-        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-        "",
-        (
-            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
-            "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
-        ),
-    ),
-    (
-        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
-        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
-        "af82",
-        (
-            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac"
-            "18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"
-        ),
-    ),
-]
 SEED = bytes(range(32))
 # Points of small order: X25519 with them is always zero (RFC 7748, 6.1).
-SMALL_ORDER_U = [
-    bytes(32),
-    b"\1" + bytes(31),
-    (FIELD - 1).to_bytes(32, "little"),
-    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
-]
+SMALL_ORDER_U = [bytes(32), b"\1" + bytes(31)]
 
 
-@pytest.mark.parametrize(("seed", "public", "message", "signature"), RFC_8032)
-def test_ed25519_matches_rfc8032(seed: str, public: str, message: str, signature: str) -> None:
-    """Keys and signatures match the published ones, and verify."""
-    secret, data = bytes.fromhex(seed), bytes.fromhex(message)
-    assert ed25519.ed25519_public_key(secret).hex() == public
-    assert Ed25519Key(secret).sign(data).hex() == signature
-    assert ed25519.ed25519_verify(bytes.fromhex(public), bytes.fromhex(signature), data)
-
-
-def test_ed25519_verify_of_flipped_bit_is_false() -> None:
-    """One flipped bit of signature or message is invalid, not an error."""
-    key = Ed25519Key(SEED)
-    signature = key.sign(b"data")
-    for at in range(0, 512, 5):
-        flipped = bytearray(signature)
-        flipped[at // 8] ^= 1 << at % 8
-        assert not ed25519.ed25519_verify(key.public_key, bytes(flipped), b"data")
-    assert not ed25519.ed25519_verify(key.public_key, signature, b"datb")
+def test_ed25519_matches_rfc8032() -> None:
+    """Key and signature match those of RFC 8032, 7.1, test 3, and verify."""
+    secret = bytes.fromhex("c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7")
+    public = bytes.fromhex("fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025")
+    signature = bytes.fromhex(
+        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac"
+        "18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"
+    )
+    assert ed25519.ed25519_public_key(secret) == public
+    assert Ed25519Key(secret).sign(b"\xaf\x82") == signature
+    assert ed25519.ed25519_verify(public, signature, b"\xaf\x82")
+    assert not ed25519.ed25519_verify(public, signature, b"\xaf\x83")
 
 
 def test_ed25519_verify_of_malformed_input_fails() -> None:
@@ -164,14 +127,3 @@ def test_ed25519_and_x25519_of_wrong_size_fail() -> None:
         ):
             with raises(UsageError, "wrong_size"):
                 call(b"\1" * size)
-
-
-def test_ed25519_key_does_not_expose_secret() -> None:
-    """Neither repr nor pickle nor copy gives access to the seed or the expanded secret."""
-    key = Ed25519Key(SEED)
-    assert key.public_key.hex() in repr(key)
-    assert SEED.hex() not in repr(key)
-    assert hashlib.sha512(SEED).hexdigest()[:32] not in repr(key)
-    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
-        with raises(UsageError, "not_picklable"):
-            leak(key)

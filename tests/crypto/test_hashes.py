@@ -22,21 +22,15 @@ KECCAK_EMPTY = {
         "c00fa9caf9d87976ba469bcbe06713b435f091ef2769fb160cdab33d3670680e"
     ),
 }
-HASHLIB = {
-    "sha256": "sha256",
-    "sha384": "sha384",
-    "sha512": "sha512",
-    "sha3-256": "sha3_256",
-    "sha3-384": "sha3_384",
-    "sha3-512": "sha3_512",
-}
+HASHLIB = ("sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512")
 
 
 @given(st.binary(max_size=300))
 def test_digest_by_name_equals_hashlib(data: bytes) -> None:
     """Each SHA-2 and SHA-3 name means the hash of that name in hashlib."""
-    for name, hashlib_name in HASHLIB.items():
-        assert hashes.digest(name, data) == hashlib.new(hashlib_name, data).digest()
+    for name in HASHLIB:
+        expected = hashlib.new(name.replace("-", "_"), data).digest()
+        assert hashes.digest(name, data) == expected
     assert hashes.sha256(data) == hashes.digest("sha256", data)
     assert hashes.sha384(data) == hashes.digest("sha384", data)
     assert hashes.sha512(data) == hashes.digest("sha512", data)
@@ -66,38 +60,12 @@ def test_algorithms_lists_every_digest() -> None:
     assert set(hashes.ALGORITHMS) == {*HASHLIB, *KECCAK_EMPTY}
 
 
-@pytest.mark.parametrize(
-    ("ikm", "salt", "info", "length", "okm"),
-    [
-        (
-            b"\x0b" * 22,
-            bytes(range(13)),
-            bytes(range(0xF0, 0xFA)),
-            42,
-            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
-        ),
-        (
-            bytes(range(80)),
-            bytes(range(0x60, 0xB0)),
-            bytes(range(0xB0, 0x100)),
-            82,
-            (
-                "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271"
-                "cb41c65e590e09da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87"
-            ),
-        ),
-        (
-            b"\x0b" * 22,
-            b"",
-            b"",
-            42,
-            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
-        ),
-    ],
-)
-def test_hkdf_matches_rfc5869(ikm: bytes, salt: bytes, info: bytes, length: int, okm: str) -> None:
-    """The three SHA-256 cases of RFC 5869, appendix A."""
-    assert hashes.hkdf_sha256(ikm, info, length, salt).hex() == okm
+def test_hkdf_matches_rfc5869() -> None:
+    """The first case of RFC 5869, appendix A."""
+    salt, info = bytes(range(13)), bytes(range(0xF0, 0xFA))
+    assert hashes.hkdf_sha256(b"\x0b" * 22, info, 42, salt).hex() == (
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+    )
 
 
 def test_hkdf_output_is_prefix_up_to_8160_bytes() -> None:

@@ -22,19 +22,6 @@ def spki(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def test_rsa_pss_verify_of_changed_byte_fails() -> None:
-    """A changed byte of signature or data invalidates the signature."""
-    rsa_pss_verify(spki(KEY), SIGNATURE, DATA)
-    for which in range(2):
-        parts = [SIGNATURE, DATA]
-        for at in range(len(parts[which])):
-            changed = bytearray(parts[which])
-            changed[at] ^= 1
-            tampered = [*parts[:which], bytes(changed), *parts[which + 1 :]]
-            with raises(SignatureError, "bad_signature"):
-                rsa_pss_verify(spki(KEY), *tampered)
-
-
 @pytest.mark.parametrize(
     ("padding", "algorithm"),
     [
@@ -48,6 +35,7 @@ def test_rsa_pss_verify_of_other_parameters_fails(
     padding: AsymmetricPadding, algorithm: SHA256 | SHA384
 ) -> None:
     """Salt length, mask, hash and padding must be AMD's."""
+    rsa_pss_verify(spki(KEY), SIGNATURE, DATA)
     with raises(SignatureError, "bad_signature"):
         rsa_pss_verify(spki(KEY), KEY.sign(DATA, padding, algorithm), DATA)
 

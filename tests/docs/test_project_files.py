@@ -10,16 +10,11 @@ import pytest
 from attestkit._formats import toml
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "CONTRIBUTING.md"
 GITHUB = ROOT / ".github"
 CHANGES = ROOT / "CHANGELOG.md"
 yaml = importlib.import_module("yaml")  # ships no types
 
 pytestmark = pytest.mark.skipif(not GITHUB.exists(), reason="this is not a checkout")
-
-
-def _read(path: Path) -> Any:
-    return yaml.safe_load(path.read_text())
 
 
 def _project() -> dict[str, Any]:
@@ -28,20 +23,16 @@ def _project() -> dict[str, Any]:
 
 
 def test_citation_has_this_version() -> None:
-    """Version and licence are the package's; all fields that the schema requires are present."""
-    cited, project = _read(ROOT / "CITATION.cff"), _project()
+    """Name, version and licence are the package's."""
+    cited, project = yaml.safe_load((ROOT / "CITATION.cff").read_text()), _project()
     assert (cited["version"], cited["license"]) == (project["version"], project["license"])
     assert cited["title"] == project["name"]
-    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
 
 
 def test_changelog_begins_with_this_version() -> None:
-    """The newest version is first; each has its release date or is unreleased."""
+    """The newest version is first."""
     heads = re.findall(r"^## (.+)$", CHANGES.read_text(), re.MULTILINE)
-    assert all(re.fullmatch(r"\[[0-9.]+\] - (\d{4}-\d\d-\d\d|unreleased)", head) for head in heads)
     assert heads[0].startswith(f"[{_project()['version']}] ")
-    kinds = re.findall(r"^### (.+)$", CHANGES.read_text(), re.MULTILINE)
-    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_workflow_calls_ci_script() -> None:

@@ -5,8 +5,6 @@ import re
 from importlib import import_module
 from typing import Final
 
-import pytest
-
 import attestkit
 from tests.docs.blocks import ROOT
 
@@ -66,13 +64,3 @@ def test_index_has_every_name() -> None:
             continue
         assert anchor == f"attestkit.{page}.{name}"
         assert getattr(import_module(f"attestkit.{page}"), name) is getattr(attestkit, name)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_public_objects_have_docstrings(module: str) -> None:
-    """Modules, classes and functions have docstrings."""
-    found = import_module(module)
-    assert found.__doc__
-    values = {name: getattr(found, name) for name in found.__all__}
-    spoken = {n: v for n, v in values.items() if inspect.isclass(v) or inspect.isfunction(v)}
-    assert [name for name, value in spoken.items() if not inspect.getdoc(value)] == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import PageError, read_blocks
+from tests.docs.blocks import read_blocks
 from tests.docs.session import BlockError, run_blocks, why_not
 
 
@@ -27,12 +27,3 @@ def test_failed_block_is_reported(tmp_path: Path, language: str, text: str, why:
     page = f"# Title\n\n```{language}\n{text}\n```\n\n```sh\nexit 9\n```\n"
     with pytest.raises(BlockError, match=rf"(?s)^line 3: .*{why}"):
         run_blocks(read_blocks(page), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "page", ["```http\nGET /\n```", "```\ntext\n```", "<!-- policy -->\n\nText."]
-)
-def test_block_without_treatment_is_refused(page: str) -> None:
-    """A block in another language, and a comment without a block, are errors."""
-    with pytest.raises(PageError):
-        read_blocks(page)

@@ -2,16 +2,18 @@
 
 import ast
 import re
-import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 from tests.docs.promises import PAGE, ROOT, nodes, promises
+from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
 
 
+@cache
 def _functions(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -41,7 +43,5 @@ def test_every_row_is_a_promise() -> None:
 def test_pytest_knows_every_test_of_a_promise() -> None:
     """Also those with parameters, whose names are made when they are collected."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "--collect-only"]
-    done = subprocess.run(
-        [*command, *nodes()], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_program(*command, *nodes(), cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.ecdsa import K256Key
 from attestkit._crypto.ed25519 import x25519_public_key
-from attestkit._crypto.hashes import keccak256
 from attestkit.dstack.env_encryption import (
     decrypt_env_vars,
     encrypt_env_vars,
@@ -240,13 +238,10 @@ def test_decrypt_of_allowed_name_invalid_in_shell_fails(name: str) -> None:
         (b"", "syntax"),
         (b"secret", "syntax"),
         (b"\xffsecret", "syntax"),
-        (b"[]", "wrong_type"),
         (b"null", "wrong_type"),
         (b'{"env":{}}', "wrong_type"),
-        (b'{"env":null}', "wrong_type"),
         (b"{}", "wrong_type"),
         (b'{"env":["secret"]}', "wrong_type"),
-        (b'{"env":[null]}', "wrong_type"),
         (b'{"env":[{"key":"A"}]}', "wrong_type"),
         (b'{"env":[{"value":"secret"}]}', "wrong_type"),
         (b'{"env":[{"key":"A","value":1}]}', "wrong_type"),
@@ -296,16 +291,6 @@ def test_verify_public_key_checks_time_window(window: dict[str, Any], prefix: st
 
 
 @needs_shared
-def test_signature_of_published_message_matches() -> None:
-    """Signing the published message gives the published signature."""
-    case = VECTORS["verify_v1"]
-    key = K256Key(bytes.fromhex(case["signer_private_key"]))
-    signature = key.sign_recoverable(keccak256(bytes.fromhex(case["signed_message"])))
-    assert signature.hex() == case["signature"]
-    assert case["signer"] == "0x" + key.public_key.hex()
-
-
-@needs_shared
 def test_verify_public_key_of_legacy_signature() -> None:
     """A signature without a time is invalid with one, and the reverse."""
     case, timed = VECTORS["verify_legacy"], VECTORS["verify_v1"]
@@ -327,13 +312,10 @@ def test_verify_public_key_of_legacy_signature() -> None:
     "change",
     [
         {"signature": b""},
-        {"signature": bytes(64)},
         {"signature": bytes(66)},
         {"signature": bytes(65)},
         {"app_id": "xyz"},
-        {"app_id": "0"},
         {"public_key": bytes(31)},
-        {"public_key": bytes(33)},
         {"timestamp": -1},
         {"timestamp": 2**64},
         {"max_age_seconds": -1},

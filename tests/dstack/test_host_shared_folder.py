@@ -3,7 +3,6 @@
 import errno
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from attestkit.dstack import host_shared_folder
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import ConfigError, FormatError, UnsupportedError, UsageError
-from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.keys import AppKeys
 from tests.raising import errno_of, raises
 from tests.untyped import untyped
@@ -223,24 +221,6 @@ def test_boot_events_with_invalid_app_id_is_usage_error(tmp_path: Path) -> None:
     for wrong in (b"", bytes(19), bytearray(20), "a" * 20):
         with raises(UsageError, "wrong_size"):
             HostShared(tmp_path).boot_events(untyped(wrong))
-
-
-def test_boot_events_have_version_of_app(tmp_path: Path) -> None:
-    """The same events have the digests of the app's event version."""
-    write_folder(tmp_path, app_compose=make_compose(event_log_version=2))
-    events = HostShared(tmp_path).boot_events()
-    assert {event.version for event in events} == {2}
-    assert replay_from(ZERO, events) != ZERO
-
-
-def test_host_shared_concurrent_access_reads_once(tmp_path: Path) -> None:
-    """Concurrent access makes one set of keys, which can be wiped."""
-    (tmp_path / ".appkeys.json").write_text(json.dumps(make_key_file(AppKeys.from_seed(bytes(32)))))
-    host = HostShared(tmp_path)
-    with ThreadPoolExecutor(8) as threads:
-        found = set(threads.map(lambda _: id(host.app_keys), range(8)))
-    assert len(found) == 1
-    host.close()
 
 
 def test_host_shared_closed_during_read_wipes_keys(

@@ -2,7 +2,6 @@
 
 import os
 import time
-from typing import Any
 
 import pytest
 
@@ -12,12 +11,10 @@ from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named import NAMED, chosen_scenario
 from attestkit.collateral import Collateral
 from attestkit.emulator.machine import REPORTS, Machine, Setup
-from attestkit.errors import UsageError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.result import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
-from tests.dcap import REJECT, judge
-from tests.raising import raises
+from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.untyped import untyped
 
 REPORT_DATA = bytes(range(64))
@@ -66,7 +63,7 @@ def test_td_scenario_has_documented_outcome(name: str) -> None:
     """dcap-qvl uses the root and the collateral in the emulator's directory."""
     made = make_machine(name)
     collateral = Collateral.from_json(read_file(made, "/attestkit/collateral.json"))
-    verdict = judge(
+    verdict = verify_with_dcap_qvl(
         request_report(made), collateral, read_file(made, "/attestkit/trust-anchor.der"), NOW
     )
     outcome = "UpToDate" if name in GAPS else NAMED[name].outcome
@@ -98,20 +95,3 @@ def test_quote_version_is_the_scenarios() -> None:
         assert isinstance(quote.body, TdQuoteBody)
         assert len(quote.signed_region) == {4: 48, 5: 54}[version] + size
         assert quote.report_data == REPORT_DATA
-
-
-@pytest.mark.parametrize(
-    ("scenario", "setup", "reason", "subject"),
-    [
-        ("nope", {}, "unknown_name", "'nope'"),
-        ("snp", {}, "conflict", "scenario: "),
-        ("td-debug", {"provider": "sev_guest"}, "conflict", "scenario: "),
-        ("ok-v5-td15", {"quote_version": 4}, "conflict", "quote_version: "),
-    ],
-)
-def test_invalid_machine_is_rejected(
-    scenario: str | Scenario, setup: dict[str, Any], reason: str, subject: str
-) -> None:
-    """The error names the option."""
-    with raises(UsageError, reason, part=subject):
-        make_machine(scenario, **setup)

@@ -8,6 +8,8 @@ from attestkit.event_log.journal import Journal, RegisterAccess
 from attestkit.event_log.journal_files import OsFolder, Stamp
 
 ZERO = bytes(48)
+# Operations of a folder that change it.
+CHANGES = {"make", "write", "append", "cut", "sync", "sync_folder", "rename", "remove"}
 
 
 class WatchedFolder:
@@ -21,16 +23,7 @@ class WatchedFolder:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._folder, name)
-        if name not in {
-            "make",
-            "write",
-            "append",
-            "cut",
-            "sync",
-            "sync_folder",
-            "rename",
-            "remove",
-        }:
+        if name not in CHANGES:
             return operation
 
         def watched(*arguments: Any) -> None:
@@ -51,7 +44,8 @@ class WatchedFolder:
 
 def watch(journal: Journal, step: Callable[[str], None]) -> None:
     """Call `step` with the name of each operation of a journal, before and after it."""
-    journal._folder = cast("OsFolder", WatchedFolder(journal._folder, step))
+    folder = cast("OsFolder", WatchedFolder(journal._folder, step))
+    journal._folder = journal._log.folder = folder
     read, extend = journal._register
 
     def watched(digest: bytes) -> None:

@@ -1,8 +1,5 @@
 """A Canonical Event Log has equal content in TLV, CBOR and JSON, and replays like its source."""
 
-import json
-from itertools import permutations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +14,6 @@ from tests.event_log.cel_samples import DIGEST, EXAMPLE, FULL, number, record, t
 from tests.event_log.make_cel_vectors import FOLDER, make_vectors
 from tests.raising import raises
 from tests.untyped import untyped
-from tests.vectors import data, load, needs_shared
 
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
 
@@ -32,9 +28,6 @@ def without_firmware_names(log: EventLog) -> EventLog:
     )
 
 
-UNNAMED = without_firmware_names(FULL)
-
-
 @every_encoding
 def test_to_cel_of_sample_record_matches_bytes(encoding: str) -> None:
     """The sample record has its expected bytes in each encoding, and is read back."""
@@ -42,24 +35,6 @@ def test_to_cel_of_sample_record_matches_bytes(encoding: str) -> None:
     assert log.to_cel(encoding) == EXAMPLE[encoding]
     assert EventLog.parse(EXAMPLE[encoding]) == EventLog.from_cel(EXAMPLE[encoding]) == log
     assert not EventLog.parse(EXAMPLE[encoding]).warnings
-
-
-def test_from_cel_of_text_equals_bytes() -> None:
-    """JSON may be given as text."""
-    written = FULL.to_cel("json").decode()
-    assert EventLog.parse(written) == EventLog.parse(" \n" + written) == UNNAMED
-
-
-@pytest.mark.parametrize("way", list(permutations(ENCODINGS)), ids=" ".join)
-def test_cel_conversion_between_encodings_keeps_events(way: tuple[str, ...]) -> None:
-    """A chain of conversions keeps events, registers and every field of runtime events."""
-    log = FULL
-    for encoding in (*way, way[0]):
-        log = EventLog.parse(log.to_cel(encoding))
-        assert log == UNNAMED
-        assert (log.replay(), log.warnings) == (FULL.replay(), ())
-        log.check_events()
-    assert log.to_json() == UNNAMED.to_json()
 
 
 events = st.one_of(
@@ -118,30 +93,6 @@ def test_to_cel_of_simulated_guest_matches_vectors(encoding: str) -> None:
     assert [value.hex() for value in log.replay()] == registers
     assert [event.name for event in log.runtime][-1] == "model-loaded"
     assert log.runtime[-1].payload == b"weights:1"
-
-
-@needs_shared
-def test_cel_of_captured_logs_replays_equally() -> None:
-    """A captured CCEL and agent log replay equally after conversion to each encoding."""
-    agents = json.loads(data("dstack/verifier/quote-report.json"))["event_log"]
-    simulators = json.dumps(load("attestation_v0_simulator.json")["event_log"])
-    for raw in (data("ccel/go-eventlog/cos-113-intel-tdx.bin"), agents, simulators):
-        log = EventLog.parse(raw)
-        for encoding in ENCODINGS:
-            again = EventLog.parse(log.to_cel(encoding))
-            assert again == without_firmware_names(log)
-            assert (again.replay(), again.runtime) == (log.replay(), log.runtime)
-
-
-@pytest.mark.parametrize(
-    "names", [[""], ["acpi-tables"], ["acpi-rsdp", "", "acpi-loader"], [""] * 4]
-)
-@every_encoding
-def test_from_cel_does_not_infer_names(encoding: str, names: list[str]) -> None:
-    """Events of the ACPI tables are read without names, in any number and order."""
-    found = [Event(0, ACPI_CONFIG, DIGEST, name, ACPI_DATA) for name in names]
-    again = EventLog.from_cel(EventLog(found).to_cel(encoding))
-    assert [event.name for event in again.events] == [""] * len(names)
 
 
 @every_encoding

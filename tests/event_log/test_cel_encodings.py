@@ -96,7 +96,6 @@ def test_parse_of_cel_with_any_record_count_round_trips(count: int) -> None:
         (record(register=number(3, 1)), 6, "missing"),
         (record() + number(1, 0), 90, "missing"),
         (tlv(0, b"") + record(), 5, "wrong_size"),
-        (tlv(0, bytes(9)) + record(), 5, "wrong_size"),
         (record(register=number(1, 2) + number(2, 1)), 12, "inconsistent"),
         (record(register=number(1, 2) + number(4, 1)), 12, "missing"),
         (record(digests=tlv(0xC, DIGEST[1:])), 17, "wrong_size"),
@@ -128,7 +127,6 @@ def test_from_cel_of_invalid_tlv_fails(log: bytes, offset: int, reason: str) -> 
         (EXAMPLE["cbor"] + b"\0", "trailing_data", len(EXAMPLE["cbor"])),
         (b"\x80\0", "trailing_data", 1),
         (b"\x9f" + cbor(cbor_record()) + b"\xff", "not_canonical", 0),
-        (b"\x98\x01" + cbor(cbor_record()), "not_canonical", 0),
         (cbor(cbor_record(), 0), "wrong_type", len(cbor(cbor_record()))),
         (cbor([[]]), "wrong_type", 1),
         (cbor([{0: 0}]), "wrong_size", 1),
@@ -136,10 +134,8 @@ def test_from_cel_of_invalid_tlv_fails(log: bytes, offset: int, reason: str) -> 
         (cbor([{2: 1, **{k: v for k, v in cbor_record().items() if k != 1}}]), "other_log", 4),
         (cbor([{2: 1, **{k: v for k, v in cbor_record().items() if k != 9}}]), "inconsistent", 6),
         (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 0}}]), "missing", 2),
-        (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 1}}]), "missing", 4),
         (cbor([{8: 1, **{k: v for k, v in cbor_record().items() if k != 3}}]), "missing", 6),
         (cbor([cbor_record({3: [{0: 12, 1: DIGEST[1:]}]})]), "wrong_size", 8),
-        (cbor([cbor_record({3: [{0: 12}]})]), "wrong_size", 8),
         (cbor([cbor_record({3: {}})]), "wrong_type", 7),
         (cbor([cbor_record({9: "cel"})]), "wrong_type", 63),
         (cbor([cbor_record({9: 7})]), "other_log", 63),
@@ -147,7 +143,6 @@ def test_from_cel_of_invalid_tlv_fails(log: bytes, offset: int, reason: str) -> 
         (cbor([cbor_record({10: {0: 2**32, 1: b""}})]), "event_type", 67),
         (cbor([cbor_record({10: {0: 4, 1: "text"}})]), "wrong_type", 69),
         (cbor([cbor_record({9: 4, 10: {0: 1}})]), "wrong_size", 67),
-        (cbor([cbor_record({9: 4, 10: {0: 2, 1: 0}})]), "wrong_size", 67),
         (cbor([cbor_record({9: 4, 10: []})]), "wrong_type", 65),
         (cbor([cbor_record({9: 4, 10: {0: 81, 1: 3}})]), "wrong_value", 70),
     ],
@@ -165,8 +160,6 @@ def test_from_cel_of_invalid_cbor_fails(log: bytes, reason: str, offset: int) ->
         (b'[{"recnum":0,"recnum":0}]', "duplicate", "recnum"),
         (EXAMPLE["json"] + b",", "trailing_data", "CEL record 1"),
         (EXAMPLE["json"][:-1], "syntax", "CEL record 1"),
-        (EXAMPLE["json"][:-1] + b",]", "syntax", "CEL record 1"),
-        (EXAMPLE["json"][:-1] + b" {", "syntax", "CEL record 1"),
         (b"[NaN]", "syntax", "CEL record 0"),
         (b"[" + b"9" * 5000 + b"]", "too_large", "CEL record 0"),
         (b"[" * 201, "too_deep", ""),
@@ -175,19 +168,15 @@ def test_from_cel_of_invalid_cbor_fails(log: bytes, reason: str, offset: int) ->
         (text(nv_index=1), "inconsistent", "nv_index"),
         (text(recnum=True), "wrong_type", "recnum"),
         (text(recnum=-1), "wrong_value", "recnum"),
-        (text(recnum=2**64), "wrong_value", "recnum"),
         (text(recnum=None), "missing", "recnum"),
         (text(pcr="2"), "wrong_type", "pcr"),
         (text(digests={}), "wrong_type", "digests"),
         (text(digests=[{}]), "missing", "digest"),
         (text(digests=[{"hashAlg": "sha3_384", "digest": ""}]), "unsupported_algorithm", ""),
         (text(digests=[{"hashAlg": 12, "digest": "zz"}]), "encoding", "digest"),
-        (text(digests=[{"hashAlg": 12, "digest": 1}]), "wrong_type", "digest"),
         (text(content_type=None), "missing", "content_type"),
-        (text(content_type="PCR"), "wrong_value", "content type"),
         (text(content=None), "wrong_type", "content"),
         (text(content={"event_type": 4, "event_data": "0"}), "encoding", "event_data"),
-        (text(content={"event_type": 4.0, "event_data": ""}), "wrong_type", "event_type"),
         (text(content={"event_type": 2**32, "event_data": ""}), "event_type", ""),
         (text(content={"event_type": "ev_\u212a", "event_data": ""}), "event_type", ""),
         (text(content_type="cel", content=[]), "missing", "management"),
@@ -249,14 +238,6 @@ def test_parse_accepts_misspelled_libcel_type(name: str) -> None:
         found = EventLog.parse(log)
         assert found.events[0].event_type == 0x8000000A
         assert b'"ev_efi_platform_firmware_blob2"' in found.to_cel("json")
-
-
-def test_to_cel_writes_unnamed_types_as_numbers() -> None:
-    """Event types without a registered name are written as numbers."""
-    written = WRITTEN["json"]
-    assert b'"event_type":305419896,' in written
-    assert b'"event_type":134217729,' in written
-    assert b'"event_type":"ev_no_action",' in written
 
 
 def test_parse_accepts_cbor_and_json_sequences() -> None:

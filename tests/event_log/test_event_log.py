@@ -53,6 +53,7 @@ def quote_of(path: str) -> Quote:
 def test_from_ccel_of_every_sample_replays_to_its_registers(log: dict[str, Any]) -> None:
     """Each of the seven CCELs has its number of events, and replays to its recorded registers."""
     found = EventLog.parse(data(log["path"]))
+    found.check_events()
     assert found == EventLog.from_ccel(data(log["path"]))
     assert [value.hex() for value in found.replay()] == list(log["rtmr"].values())
     assert len(found.events) == log["events"]
@@ -71,30 +72,6 @@ def test_from_ccel_of_every_sample_replays_to_its_registers(log: dict[str, Any])
                     actual=quote.rtmrs[register],
                 ):
                     found.check(quote, registers=[register])
-
-
-@needs_shared
-def test_check_of_ccel_against_its_quote() -> None:
-    """A CCEL matches all four registers; with one event more, RTMR2 mismatches."""
-    log, quote = EventLog.parse(data(COS)), quote_of("quotes/go-tdx-guest/cos-113-tdx-quote.dat")
-    log.check(quote)
-    more = EventLog([*log.events, Event(2, 13, bytes(48), "", b"")])
-    expected, actual = more.replay()[2], quote.rtmrs[2]
-    with raises(ReplayError, "rtmr_mismatch", register=2, expected=expected, actual=actual):
-        more.check(quote)
-    more.check(quote, registers=(0, 1, 3))
-
-
-@needs_shared
-def test_ccel_with_later_ima_record_matches_quote() -> None:
-    """One CCEL matches its quote after adding the IMA record extended after boot."""
-    log = EventLog.parse(data("ccel/cc-trusted-api/ccel_data.bin"))
-    ima = next(log for log in VECTORS["logs"] if log["kind"] == "ima_ascii")
-    (entry,) = ima["entries"]
-    later = Event(2, 20, bytes.fromhex(entry["template_digest"]), "", b"boot_aggregate")
-    complete = EventLog([*log.events, later])
-    assert complete.replay()[2].hex() == ima["rtmr2_after_ccel_then_ima"]
-    complete.check(quote_of("quotes/cc-trusted-api/quote.bin"))
 
 
 @needs_shared
@@ -247,7 +224,6 @@ ACPI_TABLE = b"CCEL" + (56).to_bytes(4, "little") + bytes(48)
         (b" 2 67c7 ima-ng sha384:cd01 boot_aggregate\n", "other_log", "IMA"),
         (b"\0" * 99, "header", "Spec ID"),
         (b"", "missing", "event log"),
-        (b" \n", "missing", "event log"),
         ("", "missing", "event log"),
         ("event", "unrecognized", "event log"),
         (b"\xff" * 99, "index", "index"),
@@ -295,7 +271,6 @@ def test_parse_of_other_type_is_usage_error(wrong: Any) -> None:
     ("event", "reason", "subject"),
     [
         (Event(4, 4, bytes(48), "", b""), "wrong_value", "imr"),
-        (Event(-1, 4, bytes(48), "", b""), "wrong_value", "imr"),
         (Event(0, 1 << 32, bytes(48), "", b""), "wrong_value", "event type"),
         (Event(0, 4, bytes(47), "", b""), "wrong_value", "digest"),
         (Event(0, 4, b"", "", b""), "wrong_value", "digest"),
@@ -447,26 +422,3 @@ def test_check_events_result_is_independent_of_format() -> None:
         assert log == ccel
         with raises(VerificationError, "event"):
             log.check_events()
-
-
-def test_log_releases_source_after_building_events() -> None:
-    """Once the events are built, the source text is released."""
-
-    class WatchedSource(NamedTuple):
-        """A source of events that can be weakly referenced."""
-
-        regular: bool = True
-
-        def events(self) -> tuple[Event, ...]:
-            """Return no events."""
-            return ()
-
-        def warnings(self) -> tuple[str, ...]:
-            """Return one warning."""
-            return ("odd",)
-
-    log = EventLog()
-    log._set(None, (b"", b""), WatchedSource())
-    assert log.warnings == ("odd",)
-    assert (log.events, log._source, log.warnings) == ((), None, ("odd",))
-    log.check_events()

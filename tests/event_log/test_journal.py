@@ -1,6 +1,8 @@
 """After any crash, a runtime event is in both the register and the log, or in neither."""
 
 import errno
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import pytest
@@ -39,17 +41,22 @@ def check_agreement(world: World, allowed: list[tuple[Event, ...]]) -> tuple[Eve
     return events
 
 
-def emit_and_stop_at(world: World, step: int, when: str) -> bool:
-    """Emit SECOND and stop at a step; return False if it finished before."""
-    journal = world.journal()
+def stop_at(world: World, step: int, when: str, action: Callable[[], object]) -> bool:
+    """Run `action` and stop at a step; return False if it finished before."""
     world.stop, world.when = step, when
     try:
-        journal.emit(SECOND)
+        action()
     except Killed:
         return True
     finally:
         world.stop = None
     return False
+
+
+def emit_and_stop_at(world: World, step: int, when: str) -> bool:
+    """Emit SECOND and stop at a step; return False if it finished before."""
+    journal = world.journal()
+    return stop_at(world, step, when, lambda: journal.emit(SECOND))
 
 
 @pytest.mark.parametrize("power", ["kept", "lost", "lost, but for removals"])
@@ -84,15 +91,7 @@ def test_recovery_killed_at_any_step_recovers_consistently(when: str) -> None:
         for deciding in count():
             world = used_world()
             assert emit_and_stop_at(world, step, "after")
-            journal = world.journal()
-            world.stop, world.when = deciding, when
-            try:
-                journal.events()
-            except Killed:
-                died = True
-            else:
-                died = False
-            world.stop = None
+            died = stop_at(world, deciding, when, world.journal().events)
             check_agreement(world, [(FIRST,), (FIRST, SECOND)])
             if not died:
                 break
@@ -252,14 +251,7 @@ def test_archiving_killed_at_any_step_is_completed(when: str) -> None:
         world = used_world()
         world.register = ZERO
         journal = world.journal("boot-2")
-        world.stop, world.when = step, when
-        try:
-            journal.emit(SECOND)
-        except Killed:
-            died = True
-        else:
-            died = False
-        world.stop = None
+        died = stop_at(world, step, when, partial(journal.emit, SECOND))
         journal = world.journal("boot-2")
         assert replay_from(ZERO, journal.events()) == world.register
         journal.emit(NEXT)
@@ -282,16 +274,6 @@ def test_emit_after_reboot_with_nonzero_register_fails(register: bytes) -> None:
     assert world.read(LOG) == LINE1
 
 
-def test_emit_to_log_without_boot_id_continues_it() -> None:
-    """The agent's own log has no boot id; it is continued if it matches the register."""
-    world = used_world()
-    world.names.pop(BOOT_ID)
-    assert world.journal().events() == (FIRST,)
-    world.journal().emit(SECOND)
-    assert check_agreement(world, [(FIRST, SECOND)])
-    assert world.read(BOOT_ID) == b"boot-1\n"
-
-
 def test_emit_after_foreign_extend_fails() -> None:
     """If another process extended the register, nothing is logged or extended."""
     world = used_world()
@@ -305,36 +287,7 @@ def test_emit_after_foreign_extend_fails() -> None:
     assert journal.events() == (FIRST,)
 
 
-def test_begin_archives_log_and_writes_boot_events() -> None:
-    """`begin` starts a log with events that the register contains already."""
-    world = used_world()
-    world.register = register_after(SECOND, THIRD)
-    journal = world.journal()
-    journal.begin("boot-2", (SECOND, THIRD))
-    journal.emit(NEXT)
-    assert world.journal("boot-2").events() == (SECOND, THIRD, NEXT)
-    assert world.read(f"{LOG}.boot-1") == LINE1
-
-
 # -- the register ------------------------------------------------------------------------------
-
-
-def test_emit_with_failing_extend_raises_platform_error() -> None:
-    """The platform's own error is raised, and the event is not recorded."""
-    world = used_world()
-
-    failure = BackendError("refused", reason="io_error")
-
-    def fail_extend(digest: bytes) -> None:
-        assert len(digest) == 48
-        raise failure
-
-    journal = world.journal(extend=fail_extend)
-    with raises(BackendError, "io_error") as caught:
-        journal.emit(SECOND)
-    assert caught.value is failure
-    assert world.read(PENDING) is None
-    assert journal.events() == (FIRST,)
 
 
 def test_emit_with_unchanged_register_fails() -> None:
@@ -484,18 +437,6 @@ def test_emit_version_is_fixed_by_first_event() -> None:
         world.journal().emit(SECOND)
     with raises(JournalError, "event_version"):
         world.journal(version=1).emit(SECOND)
-
-
-def test_emit_after_reboot_fixes_version_anew() -> None:
-    """The first event of each boot fixes the version."""
-    world = World()
-    world.journal(version=2).emit(runtime_event("a:b", b"", 2))
-    world.register = ZERO
-    journal = world.journal("boot-2")
-    assert journal.version == 1
-    journal.emit(FIRST)
-    assert journal.events() == (FIRST,)
-    assert world.read(VERSION) == b"1"
 
 
 def test_emit_after_reboot_with_wrong_version_does_not_archive() -> None:

@@ -5,9 +5,6 @@ import errno
 import os
 import re
 import resource
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +27,6 @@ from attestkit.event_log.journal_files import MAX_FILE_SIZE, QUEUE, OsFolder
 from attestkit.event_log.runtime_events import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Register
 from tests.raising import raises
-from tests.vectors import load, needs_shared
 
 FIRST = runtime_event("first", b"\x01")
 SECOND = runtime_event("second", b"")
@@ -57,24 +53,6 @@ def test_journal_files_match_the_agents(tmp_path: Path) -> None:
     assert found[VERSION].read_bytes() == b"1"
     assert journal_in(folder, register).events() == (FIRST, SECOND)
     journal.close()
-
-
-@needs_shared
-def test_journal_reads_agent_lines(tmp_path: Path) -> None:
-    """Lines written by the agent give the events of the vectors."""
-    rows = load("runtime_events.json")["digests"]
-    for version in (1, 2):
-        chosen = [row for row in rows if row["version"] == version and ":" not in row["event"]]
-        lines = "".join(f"{row['log_line']}\n" for row in chosen)
-        register = Register()
-        folder = tmp_path / str(version)
-        folder.mkdir()
-        (folder / LOG).write_text(lines, encoding="utf-8")
-        journal = journal_in(folder, register)
-        assert [event.digest.hex() for event in journal.events()] == [
-            row["sha384"] for row in chosen
-        ]
-        journal.close()
 
 
 def test_journal_lock_excludes_emit_before_first_event(tmp_path: Path) -> None:
@@ -126,51 +104,6 @@ def test_journal_sees_events_of_other_processes(tmp_path: Path) -> None:
     two.close()
 
 
-def test_journal_in_unusable_folder_fails_with_os_error_cause(tmp_path: Path) -> None:
-    """The operating system's error is the cause of the JournalError."""
-    (tmp_path / "file").write_bytes(b"")
-    journal = journal_in(tmp_path / "file" / "log", Register())
-    for call in (lambda: journal.emit(FIRST), journal.events):
-        with raises(JournalError, "unwritable") as caught:
-            call()
-        assert isinstance(caught.value.__cause__, NotADirectoryError)
-
-
-HOLDER = """
-import sys
-from attestkit.event_log.journal_files import MAX_FILE_SIZE, QUEUE, OsFolder
-folder = OsFolder(sys.argv[1], sys.argv[2])
-assert folder.lock()
-print("locked", flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_journal_emit_waits_for_lock_of_other_process(tmp_path: Path) -> None:
-    """Nothing is emitted while another process holds the agent's lock file."""
-    register = Register()
-    journal = journal_in(tmp_path, register)
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path), LOCK],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdin is not None
-        assert holder.stdout.readline() == b"locked\n"
-        emitting = threading.Thread(target=journal.emit, args=(FIRST,))
-        emitting.start()
-        emitting.join(0.1)
-        assert emitting.is_alive()
-        assert register.value == ZERO
-        holder.stdin.write(b"\n")
-        holder.stdin.close()
-        emitting.join(30)
-    assert register.value == replay_from(ZERO, (FIRST,))
-    journal.close()
-
-
 def test_journal_with_removed_lock_files_still_excludes(tmp_path: Path) -> None:
     """Processes that opened the lock files before their removal and after it exclude each other."""
     register = Register()
@@ -188,21 +121,6 @@ def test_journal_with_removed_lock_files_still_excludes(tmp_path: Path) -> None:
     assert register.value == replay_from(ZERO, (FIRST, SECOND, THIRD))
     old.close()
     new.close()
-
-
-def test_journal_with_removed_folder_recreates_it(tmp_path: Path) -> None:
-    """The events are lost with the folder, and emitting fails until the register is zero."""
-    register = Register()
-    journal = journal_in(tmp_path / "log", register)
-    journal.emit(FIRST)
-    shutil.rmtree(tmp_path / "log")
-    assert journal.events() == ()
-    with raises(JournalError, "mismatch", expected=ZERO, actual=register.value):
-        journal.emit(SECOND)
-    register.value = ZERO
-    journal.emit(SECOND)
-    assert journal.events() == (SECOND,)
-    journal.close()
 
 
 def test_journal_used_after_close_fails_without_lock(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import pytest
 
 import attestkit
-from attestkit import Attestation
 from tests.examples.reader import Done, Reader
 
 dstack_sdk = pytest.importorskip("dstack_sdk", reason="the example needs dstack-sdk")
@@ -61,34 +60,6 @@ def test_sdk_and_attestkit_keys_are_equal(
         new = tee.keys.derive_compat(path, purpose, algorithm)
     assert old.decode_key() == new.key
     assert tuple(old.decode_signature_chain()) == new.signature_chain
-
-
-def test_sdk_and_attestkit_evidence_is_equal(endpoint: str) -> None:
-    """Quote, event log and attestation agree field by field."""
-    client = dstack_sdk.DstackClient(endpoint)
-    with client:  # `as` would bind the asynchronous client
-        old, info = client.get_quote(b"nonce"), client.info()
-        attested = Attestation.from_bytes(client.attest(b"nonce").decode_attestation())
-    with attestkit.open("dstack_agent", endpoint=endpoint) as tee:
-        quote, evidence = tee.get_quote(b"nonce"), tee.attest(report_data=b"nonce", pad=True)
-        assert tee.app_info.compose_hash.hex() == info.compose_hash
-        assert tee.app_compose.raw.decode() == info.tcb_info.app_compose
-    signed = slice(0, 48 + 584)  # header and body; signatures are randomized
-    assert old.decode_quote()[signed] == quote.raw[signed]
-    events = [
-        (event.imr, event.event_type, event.digest, event.event, event.event_payload)
-        for event in old.decode_event_log()
-    ]
-    assert events == [
-        (e.register, e.event_type, e.digest.hex(), e.name, e.payload.hex())
-        for e in evidence.event_log.events
-    ]
-    replayed = tuple(bytes.fromhex(old.replay_rtmrs()[index]) for index in range(4))
-    assert replayed == evidence.event_log.replay()
-    assert attested.report_data == evidence.report_data
-    assert attested.app_info == evidence.app_info
-    assert attested.quote is not None
-    assert attested.quote.rtmrs == quote.rtmrs
 
 
 def test_missing_agent_is_error(reader: Reader) -> None:

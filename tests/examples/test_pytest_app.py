@@ -41,14 +41,14 @@ def test_pytest_app_readme_commands_succeed(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("line", "replacement", "failing_test"),
     [
-        # Each case is a run of pytest: one for the app's evidence, one for its behaviour.
+        # Each case is a run of pytest, so all but one are slow.
         (
             "report_data=ReportData.bind(TAG, nonce + public_key))",
             "report_data=None)",
             "test_believe_other_nonce_or_key_is_rejected",
         ),
-        ("self._wait(pause)", "raise", "test_introduce_retries_busy_device"),
         *slow(
+            ("self._wait(pause)", "raise", "test_introduce_retries_busy_device"),
             (
                 'tee.emit_event("notary-rules", RULES)',
                 'tee.emit_event("notary-rules", b"")',

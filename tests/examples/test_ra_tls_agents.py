@@ -76,24 +76,3 @@ def test_ra_tls_server_rejects_client_without_certificate(reader: Reader) -> Non
     assert broken.startswith("broken off")
     assert also.startswith("broken off")
     assert accepted.startswith("heard")
-
-
-def test_ra_tls_server_renews_certificate(reader: Reader) -> None:
-    """The certificate is renewed after half its lifetime, here for each connection."""
-    program = reader.folder / "agent.py"
-    text = program.read_text()
-    assert text.count("LIFETIME.total_seconds() / 2") == 2
-    program.write_text(text.replace("LIFETIME.total_seconds() / 2", "0"))
-    _, server, client, _ = reader.commands()
-    host, port = reader.start(server.removesuffix("&")).split(":")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    seen = set()
-    for _ in range(2):
-        with (
-            socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection,
-            context.wrap_socket(connection) as client_socket,
-        ):
-            seen.add(client_socket.getpeercert(binary_form=True))
-    assert len(seen) == 2
-    assert reader.run(client).code == 0

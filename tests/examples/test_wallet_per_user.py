@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +27,16 @@ TRUST_OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Return a copy of the example with the simulator's trust files."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reader, Done]]:
+    """Return a copy of the example in which all commands have run, and the last one's result."""
     with Reader("wallet_per_user", tmp_path_factory.mktemp("example")) as reader:
-        assert reader.run(reader.commands()[0]).code == 0
-        yield reader
+        yield reader, reader.run_all()[-1]
+
+
+@pytest.fixture(scope="module")
+def reader(ran: tuple[Reader, Done]) -> Reader:
+    """Return the copy."""
+    return ran[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +76,11 @@ def run_relying_party(
     return call(reader, "relying_party", f"given.json {user} --nonce {nonce} {TRUST_OPTIONS}")
 
 
-def test_wallet_per_user_readme_commands_succeed(tmp_path: Path) -> None:
+def test_wallet_per_user_readme_commands_succeed(ran: tuple[Reader, Done]) -> None:
     """The relying party accepts the wallet as alice's, and as simulated."""
-    with Reader("wallet_per_user", tmp_path) as reader:
-        *_, last = reader.run_all()
-        address = json.loads((reader.folder / "signed.json").read_text())["address"]
-        expected = f"alice's wallet {address} says 'pay 1 to bob' (SIMULATED)\n"
-        assert last == Done(0, expected)
+    reader, last = ran
+    address = json.loads((reader.folder / "signed.json").read_text())["address"]
+    assert last == Done(0, f"alice's wallet {address} says 'pay 1 to bob' (SIMULATED)\n")
 
 
 def test_wallet_is_stable_and_per_user(reader: Reader, signed: dict[str, Any]) -> None:

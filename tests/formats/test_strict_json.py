@@ -1,15 +1,17 @@
 """Strict JSON: nesting is limited before parsing, and ambiguous documents are rejected."""
 
 import json
-import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit._formats import strict_json
 from attestkit._formats.strict_json import MAX_DEPTH, check_depth, decode_at, decode_strictly
 from attestkit.errors import FormatError
+from tests.processes import run_program
 from tests.raising import raises
 
 
@@ -79,59 +81,82 @@ def test_check_depth_below_limit_accepts_any_text(text: str | bytes) -> None:
     check_depth(text[:MAX_DEPTH])
 
 
-PARSERS = [
-    "from attestkit.event_log import EventLog as x; x.parse(deep)",
-    "from attestkit.attestation import Attestation as x; x.from_agent_response(deep)",
-    "from attestkit.collateral import Collateral as x; x.from_json(deep)",
-    "from attestkit.collateral import Collateral as x; x.from_json(wide)",
-    "from attestkit.dstack.app_compose import AppCompose as x; x.parse(raw)",
-    "from attestkit.keys import AppKeys as x; x.from_json(deep)",
-    "from attestkit.cli.input.detect_format import identify as x; x(raw)",
-    "from attestkit.cli.input.detect_format import identify as x; x(wide)",
-    "from attestkit.serve.rpc import json_codec as x, messages as m; x.decode(m.SignRequest, raw)",
-]
+DEEP = """
+import sys
+from attestkit.attestation import Attestation
+from attestkit.cli.input.detect_format import identify
+from attestkit.collateral import Collateral
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.errors import AttestKitError
+from attestkit.event_log import EventLog
+from attestkit.keys import AppKeys
+from attestkit.serve.rpc import json_codec, messages
+
+sys.setrecursionlimit(10**6)
+for bracket in ("[", '{"a":'):
+    deep = bracket * 200_000
+    raw = deep.encode()
+    # In UTF-16 one byte of this character equals a quote, which could hide the brackets.
+    wide = ('["\\u2200",' + deep).encode("utf-16-le")
+    for parse, data in (
+        (EventLog.parse, deep),
+        (Attestation.from_agent_response, deep),
+        (Collateral.from_json, deep),
+        (Collateral.from_json, wide),
+        (AppCompose.parse, raw),
+        (AppKeys.from_json, deep),
+        (identify, raw),
+        (identify, wide),
+        (lambda raw: json_codec.decode(messages.SignRequest, raw), raw),
+    ):
+        try:
+            parse(data)
+        except AttestKitError:
+            continue
+        sys.exit(f"accepted by {parse}")
+print("refused")
+"""
 
 
-@pytest.mark.parametrize("parser", PARSERS)
-@pytest.mark.parametrize("bracket", ["[", '{"a":'])
-def test_parse_of_deep_text_with_raised_recursion_limit_fails(parser: str, bracket: str) -> None:
-    """Deep text raises FormatError even if a library raised the recursion limit."""
-    head, _, call = parser.rpartition("; ")
-    program = (
-        f"import sys\nfrom attestkit.errors import AttestKitError\n{head}\n"
-        "sys.setrecursionlimit(10**6)\n"
-        f"deep = {bracket!r} * 200_000; raw = deep.encode()\n"
-        # In UTF-16 one byte of this character equals a quote, which could hide the brackets.
-        "wide = ('[\"\\u2200\",' + deep).encode('utf-16-le')\n"
-        f"try:\n    {call}\nexcept AttestKitError as error:\n    print(type(error).__name__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip().endswith("Error")
+def test_parse_of_deep_text_with_raised_recursion_limit_fails() -> None:
+    """Deep text raises an error of attestkit even if a library raised the recursion limit."""
+    done = run_program(sys.executable, "-c", DEEP)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
 
 
 @pytest.mark.parametrize(
     ("text", "reason", "named"),
     [
+        ("", "syntax", "(line 1, column 1)"),
+        ("{", "syntax", ""),
+        ("{} x", "syntax", ""),
         ('{"a": 1, "a": 1}', "duplicate", "a: "),
         ('[{"b": {"c": 1, "d": 2, "c": 3}}]', "duplicate", "c: "),
         ('{"\\u001b": 1, "\\u001b": 1}', "duplicate", "\\x1b: "),
         ("NaN", "syntax", "NaN"),
         ("[-Infinity]", "syntax", "-Infinity"),
-        ("", "syntax", "(line 1, column 1)"),
+        ('"\\ud800"', "encoding", ""),
+        ('"\ud800"', "encoding", ""),
+        ('{"\\udc00":1}', "encoding", ""),
+        ("[" * 201, "too_deep", "(byte 200)"),
         ("9" * 5000, "too_large", ""),
         (b"\xff", "encoding", "(byte 0)"),
-        ("[" * 201, "too_deep", "(byte 200)"),
+        ('"x"'.encode("utf-16"), "encoding", ""),
+        (b'\xef\xbb\xbf"x"', "syntax", ""),
     ],
 )
-def test_decode_strictly_of_loose_json_fails(text: str | bytes, reason: str, named: str) -> None:
-    """The error names the reason and the place, and keeps no reference to the text."""
-    with raises(FormatError, reason, part=named) as caught:
+def test_read_of_ambiguous_json_fails(text: str | bytes, reason: str, named: str) -> None:
+    """The error names the reason and the place."""
+    with raises(FormatError, reason, start="config: ", part=named):
+        strict_json.read(text, "config")
+
+
+@pytest.mark.parametrize("text", [b"\xff", "[NaN]", '{"a": 1, "a": 1}', "[1,"])
+def test_decode_strictly_error_keeps_no_reference_to_text(text: str | bytes) -> None:
+    """Neither cause nor context of the error contains the text, which may be secret."""
+    with pytest.raises(FormatError) as caught:
         decode_strictly(text)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 def test_decode_strictly_near_recursion_limit_fails(
@@ -176,3 +201,76 @@ def test_decode_value_within_text_is_strict(text: str, reason: str) -> None:
         decode_at("é" + text, 1)
     assert caught.value.offset is not None
     assert 2 <= caught.value.offset <= 2 + len(text)
+
+
+# -- fields ----------------------------------------------------------------------------------------
+
+
+def test_read_of_text_and_bytes_returns_equal_objects() -> None:
+    """Text and its UTF-8 encoding give the same object; surrogate pairs are decoded."""
+    assert strict_json.read_object('{"a":["\\ud83d\\ude00"]}', "x") == {"a": ["😀"]}
+    assert strict_json.read_object(b'{"a":1}', "x") == {"a": 1}
+    with raises(FormatError, "wrong_type"):
+        strict_json.read_object("[]", "x")
+
+
+NOT_TEXT = [(b"00", "wrong_type"), (None, "missing"), (7, "wrong_type")]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [*((text, "encoding") for text in ("0", "0x00", " 00", "00 ", "zz", "é0")), *NOT_TEXT],
+)
+def test_from_hex_of_invalid_hex_fails(value: object, reason: str) -> None:
+    """Hex has neither prefix nor whitespace and is a string."""
+    with raises(FormatError, reason, start="field: "):
+        strict_json.from_hex(value, "field")
+
+
+def test_from_hex_with_size_checks_length() -> None:
+    """A required size is enforced; upper and lower case are accepted."""
+    assert strict_json.from_hex("aB01", "field") == b"\xab\x01"
+    assert strict_json.from_hex("", "field") == b""
+    with raises(FormatError, "wrong_size"):
+        strict_json.from_hex("0000", "field", 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        *((text, "encoding") for text in ("YQ", "YQ=", "YR==", "Y Q==", "YQ==\n", "-_8=", "é")),
+        *NOT_TEXT,
+    ],
+)
+def test_from_base64_of_invalid_base64_fails(value: object, reason: str) -> None:
+    """Padding, alphabet and unused bits follow RFC 4648; line ends are not allowed."""
+    with raises(FormatError, reason, start="field: "):
+        strict_json.from_base64(value, "field")
+    assert strict_json.from_base64("YQ==", "field") == b"a"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "missing"),
+        (True, "wrong_type"),
+        (-1, "wrong_value"),
+        (256, "wrong_value"),
+        (1.0, "wrong_type"),
+        ("1", "wrong_type"),
+    ],
+)
+def test_number_field_out_of_range_fails(value: object, reason: str) -> None:
+    """A number is an integer within its width; a boolean is not a number."""
+    with raises(FormatError, reason):
+        strict_json.number_field({"n": value}, "n", 8)
+
+
+def test_fields_missing_or_null_return_defaults() -> None:
+    """A missing or null field has its default."""
+    fields: dict[str, Any] = {"null": None}
+    assert strict_json.string(fields, "null", "d") == strict_json.string(fields, "no", "d") == "d"
+    assert strict_json.hex_field(fields, "null") == b""
+    assert strict_json.number_field(fields, "no", 8, 255) == 255
+    with raises(FormatError, "missing"):
+        strict_json.string(fields, "no")

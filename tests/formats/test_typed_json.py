@@ -4,7 +4,6 @@ from typing import Annotated
 
 import msgspec
 import pytest
-from hypothesis import strategies as st
 
 from attestkit._formats.typed_json import decode_typed
 from attestkit.errors import ConfigError
@@ -57,10 +56,3 @@ def test_decode_typed_of_invalid_text_names_the_key(
         decode_typed(text, NestedFile)
     with raises(ConfigError, reason, start="outer"):
         decode_typed(text, NestedFile, "outer")
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=8,
-)

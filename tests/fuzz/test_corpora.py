@@ -17,6 +17,7 @@ from fuzz.borrowed import has_borrowed_piece
 from fuzz.campaign import LENGTHS, folder_name
 from fuzz.corpus_selection import CORPORA, LARGEST, MOST
 from fuzz.samples import object_samples, samples
+from tests.processes import run_program
 from tests.vectors import data, needs_shared
 
 LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; AVX2; AVX-512; all of this CPU
@@ -40,7 +41,7 @@ def replayed(program: Path, target: str) -> set[str]:
     said = set()
     for level in LEVELS:
         command = [str(program), target, str(level), "0", *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_program(*command)
         assert done.returncode == 0, (target, level, done.stderr)
         assert len(done.stdout.splitlines()) == len(files)
         said.add(done.stdout)
@@ -50,13 +51,7 @@ def replayed(program: Path, target: str) -> set[str]:
 def calls(folder: Path) -> dict[str, int]:
     """Return the calls of each function, from the coverage files in a folder."""
     left = sorted(str(file) for file in folder.glob("*.gcda"))
-    done = subprocess.run(
-        ["gcov", "--json-format", "--stdout", *left],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
-    )
+    done = run_program("gcov", "--json-format", "--stdout", *left, check=True, cwd=folder)
     counts: dict[str, int] = {}
     for line in done.stdout.splitlines():
         for file in json.loads(line)["files"]:
@@ -75,6 +70,7 @@ def declared() -> set[str]:
     return found
 
 
+@pytest.mark.slow  # it compiles the core
 def test_corpora_reach_every_function(counting: Path) -> None:
     """Every kernel gives the same output for each file, and every function has a target."""
     for file in counting.parent.glob("*.gcda"):
@@ -125,19 +121,19 @@ def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
     flags = ("-fprofile-instr-generate", "-fcoverage-mapping", "-O0")
     program = drivers.build_objects(tmp_path, compiler, *flags)
     for name in object_samples():
-        done = subprocess.run(
-            [str(program), "-runs=0", "-detect_leaks=0", str(CORPORA / name)],
+        done = run_program(
+            str(program),
+            "-runs=0",
+            "-detect_leaks=0",
+            str(CORPORA / name),
             env={**drivers.environment(name), "LLVM_PROFILE_FILE": f"{tmp_path}/{name}.profraw"},
-            capture_output=True,
-            text=True,
-            check=False,
         )
         assert done.returncode == 0, done.stderr
     profiles = map(str, tmp_path.glob("*.profraw"))
     merged = str(tmp_path / "all")
     subprocess.run([profdata, "merge", "-o", merged, *profiles], check=True)
     command = [cov, "export", f"-instr-profile={merged}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_program(*command, check=True)
     counts: dict[str, int] = {}
     for function in json.loads(done.stdout)["data"][0]["functions"]:
         if any(name.endswith(tuple(OBJECT_FILES)) for name in function["filenames"]):

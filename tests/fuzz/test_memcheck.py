@@ -9,13 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import pytest
-
-from tests.own_xml import parse_xml
 
 pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
 pytest.importorskip("cffi")
@@ -25,6 +24,7 @@ from attestkit import _native
 from fuzz import drivers
 from fuzz.campaign import CORPORA, folder_name
 from fuzz.samples import samples
+from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
 needs_core = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
@@ -56,13 +56,7 @@ def runner(program: Path, *before: str) -> Run:
         target: str, features: int, step: int, files: list[Path]
     ) -> "subprocess.CompletedProcess[str]":
         words = [target, str(features), str(step), *map(str, files)]
-        return subprocess.run(
-            [*before, str(program), *words],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        return run_program(*before, str(program), *words, timeout=SECONDS)
 
     return run
 
@@ -157,7 +151,8 @@ def findings_in_core(report: Path) -> list[str]:
     memory that a module holds until Python exits does not count.
     """
     complaints = []
-    for error in parse_xml(report.read_text()).iter("error"):
+    root = ET.fromstring(report.read_text())  # noqa: S314 - memcheck's own report
+    for error in root.iter("error"):
         kind = error.findtext("kind", "")
         frames = [
             (Path(frame.findtext("obj", "")).name, frame.findtext("fn", "?"))
@@ -175,14 +170,15 @@ def objects_under_memcheck(report: Path, *words: str) -> list[str]:
     """Run fuzz.objects under valgrind; return the findings about the core."""
     leaks = ("--leak-check=full", "--show-leak-kinds=definite", "--num-callers=30")
     command = [found("valgrind"), "--quiet", *leaks, "--xml=yes", f"--xml-file={report}"]
-    done = subprocess.run(
-        [*command, sys.executable, "-m", "fuzz.objects", *words],
+    done = run_program(
+        *command,
+        sys.executable,
+        "-m",
+        "fuzz.objects",
+        *words,
         cwd=build_cffi.ROOT,
         env={**os.environ, "PYTHONMALLOC": "malloc"},
-        capture_output=True,
-        text=True,
         timeout=SECONDS,
-        check=False,
     )
     assert done.stdout == "compiled\n", done.stderr
     return findings_in_core(report)

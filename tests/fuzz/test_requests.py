@@ -13,9 +13,9 @@ from fuzz.request_rig import LISTENERS, PLANTED, Rig, head
 from fuzz.request_words import seeds
 
 GET = b"GET /Version HTTP/1.1\r\n\r\n"
-FOLLOW = b"GET /logs/web?follow=true HTTP/1.1\r\n\r\n"
 KEY = b"POST /GetKey HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 PLANTED_BODY = b'{"path":"/"}'
+FOLLOW = b"GET /logs/web?follow=true HTTP/1.1\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,6 @@ def test_request_behind_followed_log_is_answered(rig: Rig, end: str) -> None:
     """A request behind a followed log is answered at its end, unless the client disconnects."""
     assert rig.run(head("http", end) + FOLLOW + GET)
     assert rig.run(head("http", end) + FOLLOW + GET + GET)
-
-
-def test_event_requires_fresh_process(rig: Rig) -> None:
-    """An emitted event changes the guest, so the next input needs a fresh process."""
-    body = b'{"event":"e","payload":""}'
-    request = KEY.replace(b"GetKey", b"EmitEvent") % (len(body), body)
-    assert not rig.run(head("dstack") + request)
-    assert rig.run(head("dstack") + GET)
 
 
 def test_upgrade_field_in_body_is_ignored(rig: Rig) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.hardening.all_requests import drive
 from tests.hardening.basic_requests import ask
-from tests.hardening.syscalls import KILL, PROFILE, confined, unit_profile
+from tests.hardening.syscalls import KILL, confined, docker_profile, unit_profile
 from tests.hardening.test_forbidden import find_unexpected_events
 from tests.hardening.test_syscalls import needs_seccomp, needs_systemd
 from tests.rigs.emulator import requires_fuse
@@ -54,23 +54,19 @@ def check(guest: System, app: AppFiles, **extra: str) -> None:
 
 
 @needs_seccomp
-def test_server_on_devices_runs_under_seccomp_profile(
-    guest: System, app: AppFiles, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "profile", [docker_profile, pytest.param(unit_profile, marks=needs_systemd)]
+)
+def test_server_on_devices_runs_under_filter(
+    guest: System,
+    app: AppFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: Callable[[], dict[str, Any]],
 ) -> None:
-    """deploy/seccomp.json allows the calls that devices need."""
-    wrap = confined(PROFILE)
-    monkeypatch.setattr(rig, "command", lambda *options: wrap(*command(*options)))
-    check(guest, app, **KILL)
-
-
-@needs_seccomp
-@needs_systemd
-def test_server_on_devices_runs_under_unit_filter(
-    guest: System, app: AppFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The unit's SystemCallFilter allows the calls that devices need."""
+    """deploy/seccomp.json and the unit's SystemCallFilter allow the calls that devices need."""
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps(unit_profile()))
+    path.write_text(json.dumps(profile()))
     wrap = confined(path)
     monkeypatch.setattr(rig, "command", lambda *options: wrap(*command(*options)))
     check(guest, app, **KILL)

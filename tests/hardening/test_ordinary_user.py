@@ -3,14 +3,13 @@
 On an emulated TDX guest whose quotes come by ioctl, and under a real systemd with the drop-ins.
 """
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from tests.rigs.ordinary_user import (
     requires_nobody,
     run_python_as_nobody,
 )
-from tests.rigs.systemd.test_units import MACHINE, SYSTEMD, Machine, wait_for_systemd
+from tests.rigs.systemd.test_units import SYSTEMD, Machine, running_systemd
 from tests.serve.client import call
 from tests.serve.server import ROOT
 
@@ -139,23 +138,9 @@ def write_units(folder: Path, python: str) -> None:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """A systemd with these units and both drop-ins, which has created the user."""
-    unshare = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup"]
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        units = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        write_units(units, find_python_of_nobody() or sys.executable)
-        users = str(ROOT / "deploy/attestkit-user.sysusers")
-        process = stack.enter_context(
-            subprocess.Popen(
-                [*unshare, "--kill-child", str(MACHINE), str(folder), str(units), users],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        stack.callback(process.kill)
-        yield Machine(wait_for_systemd(process), 0)
+    write = partial(write_units, python=find_python_of_nobody() or sys.executable)
+    with running_systemd(write, "attestkit-user.sysusers", 0) as machine:
+        yield machine
 
 
 @requires_nobody

@@ -1,17 +1,14 @@
 """AgentKeys returns the same keys as LocalKeys with the agent's root, and validates responses."""
 
-import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit import AgentKeys, verify_signature
 from attestkit.backends.dstack_agent.client import AgentClient
-from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
+from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from tests.raising import raises
 from tests.serve.server import SEED, running_server
@@ -191,21 +188,15 @@ P256_ORDER = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551"
         ({"key": None}, "key"),
         ({"key": 5}, "key"),
         ({"key": "5ec2e7" * 5 + "5e"}, "key"),
-        ({"key": "5ec2e7" * 11}, "key"),
         ({"key": "5ec2e7" * 10 + "5ecz"}, "key"),
-        ({"key": "0x" + "5e" * 32}, "key"),
-        ({"key": " " + "5e" * 31 + "5"}, "key"),
         ({"key": "00" * 32}, "key"),
         ({"key": ORDER}, "key"),
         ({"signature_chain": None}, "signature_chain"),
         ({"signature_chain": "5e" * 65}, "signature_chain"),
-        ({"signature_chain": {"0": "", "1": ""}}, "signature_chain"),
         ({"signature_chain": []}, "signature_chain"),
         ({"signature_chain": ["5e" * 65] * 3}, "signature_chain"),
         ({"signature_chain": ["5e" * 64, ""]}, "signature_chain[0]"),
-        ({"signature_chain": ["", ""]}, "signature_chain[0]"),
         ({"signature_chain": ["5e" * 65, "5e" * 64]}, "signature_chain[1]"),
-        ({"signature_chain": ["5e" * 65, None]}, "signature_chain[1]"),
     ],
 )
 def test_agent_keys_derive_with_malformed_response_names_the_field(
@@ -235,8 +226,6 @@ def test_agent_keys_derive_with_invalid_p256_scalar_fails() -> None:
         ({"public_key": "02" + "00" * 31}, "signature"),
         ({"public_key": bytes(32).hex()}, "signature"),
         ({"signature": "5e" * 64}, "signature_chain"),
-        ({"signature_chain": ["5e" * 64, "5e" * 65, ""]}, "signature_chain"),
-        ({"signature_chain": ["5e" * 64, "5e" * 65]}, "signature_chain"),
     ],
 )
 def test_agent_keys_sign_with_malformed_response_names_the_field(
@@ -253,25 +242,6 @@ def test_agent_keys_sign_with_foreign_signature_fails(algorithm: str) -> None:
     other = FakeAgent().sign(algorithm, bytes(32).hex())
     with raises(BackendError, "malformed_response", part=" Sign: signature: "):
         AgentKeys(FakeAgent(other)).sign(bytes(range(32)), algorithm)
-
-
-JSON = st.recursive(
-    st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["5e" * 32, "5e" * 65]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=5,
-)
-
-
-@given(st.fixed_dictionaries({}, optional={"key": JSON, "signature_chain": JSON}))
-def test_agent_keys_of_arbitrary_response_raises_only_attestkit_errors(
-    changes: dict[str, object],
-) -> None:
-    """Any JSON gives a key or an AttestKitError."""
-    keys = AgentKeys(FakeAgent(changes))
-    with contextlib.suppress(AttestKitError):
-        assert len(keys.derive_compat("a").key) == 32
-    with contextlib.suppress(AttestKitError):
-        assert len(keys.derive("a", "x25519").key) == 32
 
 
 def test_agent_keys_repr_contains_no_secret(agent: KeyDeriver) -> None:

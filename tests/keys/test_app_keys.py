@@ -124,13 +124,11 @@ def test_app_keys_of_kms_has_no_ca_key(app_keys: AppKeys) -> None:
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"k256_key": None}, "missing", "k256_key"),
-    ({"k256_key": 5}, "wrong_type", "k256_key"),
     ({"k256_key": "0x" + "11" * 32}, "encoding", "k256_key"),
     ({"k256_key": "11 " * 32}, "encoding", "k256_key"),
     ({"k256_key": "11" * 31}, "wrong_size", "k256_key"),
     ({"k256_key": "00" * 32}, "wrong_value", "k256_key"),
     ({"k256_signature": "11" * 64}, "wrong_size", "k256_signature"),
-    ({"env_crypt_key": "11"}, "wrong_size", "env_crypt_key"),
     ({"disk_crypt_key": "xyz"}, "encoding", "disk_crypt_key"),
     ({"gateway_app_id": 1}, "wrong_type", "gateway_app_id"),
     ({"ca_cert": None}, "missing", "ca_cert"),
@@ -139,22 +137,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"key_provider": "None"}, "wrong_type", "key_provider"),
     ({"key_provider": {}}, "wrong_value", "key_provider"),
     ({"key_provider": {"None": {}, "Tpm": {}}}, "wrong_value", "key_provider"),
-    ({"key_provider": {"none": {}}}, "wrong_value", "key_provider"),
     ({"key_provider": {"None": 1}}, "wrong_type", "key_provider.None"),
     ({"key_provider": {"None": {}}}, "missing", "key_provider.None.key"),
     ({"key_provider": {"Local": {"key": "-----BEGIN"}}}, "wrong_value", "key_provider.Local.key"),
     ({"key_provider": {"Kms": {"pubkey": "x"}}}, "encoding", "key_provider.Kms.pubkey"),
     ({"key_provider": {"Kms": {"pubkey": 1}}}, "wrong_type", "key_provider.Kms.pubkey"),
     ({"key_provider": {"Kms": {"url": 1}}}, "wrong_type", "key_provider.Kms.url"),
-    ({"key_provider": {"Kms": {"tmp_ca_key": {}}}}, "wrong_type", "key_provider.Kms.tmp_ca_key"),
-    ({"key_provider": {"Kms": {"tmp_ca_cert": 1}}}, "wrong_type", "key_provider.Kms.tmp_ca_cert"),
-    ({"key_provider": []}, "wrong_type", "key_provider"),
-    ({"k256_key": "11" * 33}, "wrong_size", "k256_key"),
-    ({"k256_key": "11" * 32 + "\n"}, "encoding", "k256_key"),
-    ({"k256_signature": 1}, "wrong_type", "k256_signature"),
-    ({"env_crypt_key": ["11"]}, "wrong_type", "env_crypt_key"),
-    ({"disk_crypt_key": 5}, "wrong_type", "disk_crypt_key"),
-    ({"ca_cert": 1}, "wrong_type", "ca_cert"),
 ]
 
 

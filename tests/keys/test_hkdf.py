@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.ecdsa import K256Key, k256_public_key
+from attestkit._crypto.ecdsa import K256Key, P256Key, k256_public_key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit.keys import derive_bytes, derive_p256, derive_x25519, separated_path
@@ -34,6 +34,8 @@ def test_derive_p256_matches_vector(case: dict[str, Any]) -> None:
     assert key.pkcs8_der.hex() == case["pkcs8_der"]
     assert key.spki_der.hex() == case["spki_der"]
     assert key.pkcs8_pem == case["pkcs8_pem"]
+    assert key.public_point.hex() == case["public_key_uncompressed"][2:]
+    assert P256Key.from_pem(case["pkcs8_pem"]) == key
 
 
 @needs_shared

@@ -6,12 +6,12 @@ no record, as in continuous integration.
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from typing import Any
 
-from tests.records import ROOT, write_record
+from tests.long_runs.records import ROOT, write_record
+from tests.processes import run_program
 
 DEFAULT = ("-n", "auto", "-m", "not slow")  # the options of `make test`
 
@@ -40,9 +40,7 @@ def main() -> int:
 
 def _run(command: list[str]) -> dict[str, Any]:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_program(sys.executable, *command, cwd=ROOT)
     if done.returncode:
         sys.stdout.write(done.stdout)
     lines = done.stdout.strip().splitlines()

@@ -20,7 +20,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 from attestkit.verifier.batch.task import Outcome
-from tests.records import write_record
+from tests.long_runs.records import write_record
 from tests.verifier.platforms import intel
 
 ITEMS: Final = 10_000

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 
-from tests.records import RECORDS, ROOT
+from tests.long_runs.records import RECORDS, ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -134,6 +134,11 @@ def change_event(event: dict[str, Any], /, **change: Any) -> bytes:
     return compact([event | change])
 
 
+def named(name: bytes, event: dict[str, Any] = RUNTIME) -> bytes:
+    """Return a log of one event with this name, which may be invalid."""
+    return change_event(event, event="?").replace(b"?", name)
+
+
 SPACED = compact([FIRMWARE]).replace(b'"imr":1', b'"imr":%b')
 LEFT = {
     "a key with an escape": SPACED.replace(b'"imr"', b'"i\\u006dr"') % b"1",
@@ -218,25 +223,21 @@ REFUSED = {
     "an event type of 601 digits": change_event(FIRMWARE, event_type=10**600),
     "version 3": change_event(FIRMWARE, version=3),
     "version 0": change_event(FIRMWARE, version=0),
-    "a lone surrogate": change_event(RUNTIME, event="?").replace(b"?", b"\\ud800"),
-    "two high surrogates": change_event(RUNTIME, event="?").replace(b"?", b"\\ud800\\ud800"),
-    "a low surrogate": change_event(FIRMWARE, event="?").replace(b"?", b"\\udc00"),
-    "a high surrogate and a newline escape": change_event(FIRMWARE, event="?").replace(
-        b"?", b"\\ud800\\n"
-    ),
-    "an invalid escape": change_event(RUNTIME, event="?").replace(b"?", b"\\x41"),
-    "an escape with three digits": change_event(RUNTIME, event="?").replace(b"?", b"\\u041"),
-    "an escape of nul": change_event(RUNTIME, event="?").replace(b"?", b"\\\0"),
-    "a control character": change_event(RUNTIME, event="?").replace(b"?", b"\x1f"),
+    "a lone surrogate": named(b"\\ud800"),
+    "two high surrogates": named(b"\\ud800\\ud800"),
+    "a low surrogate": named(b"\\udc00", FIRMWARE),
+    "a high surrogate and a newline escape": named(b"\\ud800\\n", FIRMWARE),
+    "an invalid escape": named(b"\\x41"),
+    "an escape with three digits": named(b"\\u041"),
+    "an escape of nul": named(b"\\\0"),
+    "a control character": named(b"\x1f"),
     "a control character in an unknown text": SPACED % b'1,"k":"\n"',
     "a control character in an unknown key": SPACED % b'1,"\n":1',
-    "a name in invalid UTF-8": change_event(RUNTIME, event="?").replace(b"?", b"\xff"),
-    "a surrogate in UTF-8": change_event(RUNTIME, event="?").replace(b"?", b"\xed\xa0\x80"),
-    "an overlong UTF-8 form": change_event(RUNTIME, event="?").replace(b"?", b"\xc0\xaf"),
-    "a code point over U+10FFFF": change_event(RUNTIME, event="?").replace(
-        b"?", b"\xf4\x90\x80\x80"
-    ),
-    "a truncated character": change_event(RUNTIME, event="?").replace(b"?", b"\xf0\x9f\xa6"),
+    "a name in invalid UTF-8": named(b"\xff"),
+    "a surrogate in UTF-8": named(b"\xed\xa0\x80"),
+    "an overlong UTF-8 form": named(b"\xc0\xaf"),
+    "a code point over U+10FFFF": named(b"\xf4\x90\x80\x80"),
+    "a truncated character": named(b"\xf0\x9f\xa6"),
     "invalid UTF-8 in an unknown key": SPACED % b'1,"\x80":1',
     "not a number": SPACED % b'1,"k":NaN',
     "minus infinity": SPACED % b'1,"k":-Infinity',
@@ -290,7 +291,7 @@ def test_agent_json_walk_reads_no_byte_after_text() -> None:
 NASTY = b'\0\n "\\,:{}[]-+.019aAeEfFgGntu/\x7f\x80\xbf\xc3\xe2\xed\xf0\xff'
 
 
-@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("spaced", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_agent_json_walk_of_every_byte_edit_agrees_with_parser(spaced: bool) -> None:
     """With any byte replaced, removed or doubled, both readers agree."""
     text = json.dumps(KINDS).encode() if spaced else compact(KINDS)
@@ -413,11 +414,6 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KEYS = [*FIRMWARE, "version", "preimage", "recnum", "unknown", "ключ"]
-PIECES = [bytes([byte]) for byte in NASTY] + [
-    *(b"\\ud800", b"\\udc00", b"\\ud83e\\udd80", b"\\u0041", b"\\n", b"null", b"true", b"NaN"),
-    *(b'"imr":0', b'"version":2', b'"digest":""', b'"preimage":null', b'"k":1', b'"k":{"a":[]}'),
-    *("é".encode(), "🦀".encode(), b"\xed\xa0\x80", b"1.5", b"-0", b"1e5"),
-]
 
 
 @thorough(st.lists(st.sampled_from(KINDS), max_size=4), st.data(), few=100, many=600)
@@ -435,16 +431,3 @@ def test_readers_agree_on_nearly_valid_events(
     indent = drawn.draw(st.sampled_from([None, 0, 1]))
     text = json.dumps(events, ensure_ascii=drawn.draw(st.booleans()), indent=indent)
     read_with_both(text.encode(errors="surrogatepass"))
-
-
-@thorough(st.integers(0, 2**32), few=100, many=500)
-def test_readers_agree_on_nearly_valid_texts(seed: int) -> None:
-    """A few bytes are inserted, removed or replaced."""
-    dice = Random(seed)
-    for _ in range(20):
-        events = dice.choices(KINDS, k=dice.choice([1, 1, 2, 3]))
-        text = bytearray(compact(events) if dice.random() < 0.5 else json.dumps(events).encode())
-        for _ in range(dice.choice([1, 1, 2, 4])):
-            at = dice.randrange(len(text))
-            text[at : at + dice.choice([0, 0, 1, 1, 8])] = dice.choice([b"", *PIECES])
-        read_with_both(bytes(text))

@@ -111,7 +111,7 @@ def test_unhex_of_invalid_text_is_none(core: Any, size: int, suffix: str) -> Non
     assert core.unhex(text.encode(errors="surrogatepass")) is None
 
 
-@settings(max_examples=1000, database=None, deadline=None)
+@settings(max_examples=300, database=None, deadline=None)
 @given(st.binary(max_size=64) | st.text(max_size=64), st.integers(0, 1))
 def test_cores_agree_on_arbitrary_hex_input(text: bytes | str, many: int) -> None:
     """Any bytes and text, alone and after many digits."""

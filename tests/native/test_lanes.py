@@ -3,12 +3,8 @@
 import ctypes
 import hashlib
 import mmap
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,30 +238,3 @@ def guarded() -> Iterator[Callable[[bytes], object]]:
 
     yield copy_to_page_end
     libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(mmap.PAGESIZE), 3)
-
-
-def test_processes_with_any_level_agree() -> None:
-    """Processes with any ATTESTKIT_CPU hash and replay equally."""
-    lib = pytest.importorskip("attestkit._native._lib").lib
-    code = (
-        "from attestkit import _native as n; import hashlib; p = bytes(range(251)) * 20;"
-        "m = [p[i:i * 40] for i in range(20)]; r = bytes(i * i % 4 for i in range(30));"
-        "print(hashlib.sha256(repr((n.sha384_many(m), n.replay(r, p[:1440]),"
-        "n.replay_many([(r, p[i:i + 1440]) for i in range(20)]))).encode()).hexdigest())"
-    )
-    outputs = set()
-    for level in ("portable", "avx2", "avx512"):
-        if LEVELS[level] & ~lib.ak_cpu_features():
-            continue
-        root = Path(_native.__file__).parents[2]
-        env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_CPU": level}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
-        outputs.add(done.stdout)
-    env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_PURE_PYTHON": "1"}
-    env.pop("ATTESTKIT_CPU", None)
-    plain = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    assert outputs == {plain.stdout}

@@ -1,7 +1,6 @@
 """A root directory in a folder: this distribution with a Python, and no compiler."""
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.docs.session import Installed
 from tests.packaging.environments import fetch, run
+from tests.processes import run_program
 
 _ENTER = (  # mounts end with the namespace
     *("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork"),
@@ -76,9 +76,7 @@ def make_root(root: Path) -> CleanRoot:
 def why_not() -> str:
     """Return why a folder cannot be a root here; "" if it can."""
     try:
-        done = subprocess.run(
-            [*_ENTER, "--root=/", "true"], capture_output=True, text=True, check=False
-        )
+        done = run_program(*_ENTER, "--root=/", "true")
     except OSError as error:
         return str(error)
     return done.stderr.strip()

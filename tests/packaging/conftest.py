@@ -11,6 +11,7 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from tests.packaging.environments import alone, own_environment, tool
+from tests.processes import run_program
 
 
 class Dist(NamedTuple):
@@ -25,12 +26,12 @@ class Dist(NamedTuple):
 def git(repository: Path, *words: str, **environment: str) -> str:
     """Return git's output, independent of the user's configuration."""
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", *who, *words],
+    done = run_program(
+        "git",
+        *who,
+        *words,
         cwd=repository,
         env=own_environment(HOME=str(repository), GIT_CONFIG_NOSYSTEM="1", **environment),
-        capture_output=True,
-        text=True,
         check=True,
     )
     return done.stdout

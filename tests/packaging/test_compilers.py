@@ -15,6 +15,7 @@ pytest.importorskip("cffi")
 
 import build_cffi
 from fuzz.drivers import CLANGS, NATIVE, asks_python, clang
+from tests.processes import run_program
 from tests.rigs.checkout import copy_checkout, core_tests, run_tests
 
 OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
@@ -44,13 +45,7 @@ def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subte
         # Python's slot tables store functions as `void *`, which POSIX allows and ISO C does not.
         pedantic = [] if asks_python(source) else ["-Wpedantic"]
         with subtests.test(source):
-            done = subprocess.run(
-                [*command, *pedantic, source, "-o", tmp_path / "o"],
-                cwd=NATIVE,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = run_program(*command, *pedantic, source, "-o", tmp_path / "o", cwd=NATIVE)
             assert not done.returncode, done.stderr
 
 

@@ -45,13 +45,21 @@ def units(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run_program(
+    name: str, *arguments: str, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run an installed program, or skip."""
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if program is None:
+        pytest.skip(f"{name} is not here")
+    return subprocess.run(
+        [program, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run systemd-analyze."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd-analyze: it comes with systemd")
-    return subprocess.run(
-        ["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_program("systemd-analyze", *arguments)
 
 
 def verify_units(*paths: Path) -> tuple[int, list[str]]:
@@ -75,14 +83,6 @@ def write_verifier(folder: Path) -> Path:
 
 
 # -- systemd ---------------------------------------------------------------------------------------
-
-
-def test_unit_shows_how_to_name_the_app() -> None:
-    """Without a dstack host the unit needs an app's name; a line to uncomment shows how."""
-    text = (DEPLOY / "attestkit.service").read_text()
-    [line] = [line for line in text.splitlines() if line.startswith("#ExecStart=")]
-    [used] = all_of("attestkit.service", "ExecStart")
-    assert line == f"#ExecStart={used} --app-compose /etc/attestkit/app-compose.json"
 
 
 def test_systemd_accepts_units(units: Path) -> None:
@@ -111,40 +111,37 @@ def test_service_exposure_is_low(units: Path, drop_ins: tuple[str, ...], exposur
     assert [line for line in checked.stderr.splitlines() if str(units) in line] == []
 
 
-def test_core_dumps_are_disabled() -> None:
-    """Core dumps, which would contain keys, are disabled in the unit."""
-    assert all_of("attestkit.service", "LimitCORE") == ["0"]
-
-
-def test_drop_ins_widen_no_list() -> None:
-    """A drop-in empties each list before it sets it, so that none is widened."""
-    for name in ("user", "offline"):
-        lines = (DEPLOY / f"attestkit-{name}.conf").read_text().splitlines()
-        for setting in ("RestrictAddressFamilies", "DeviceAllow", "ReadWritePaths", "ExecStart"):
-            values = [line.partition("=")[2] for line in lines if line.startswith(f"{setting}=")]
-            assert values[:1] in ([], [""]), setting
-            usual = " ".join(all_of("attestkit.service", setting)).split()
-            if setting != "ExecStart":
-                assert set(" ".join(values).split()) <= set(usual)
+@pytest.mark.parametrize(
+    ("unit", "name", "values"),
+    [
+        ("attestkit.service", "LimitCORE", ["0"]),  # a core dump would contain keys
+        # Without the event log, registers with events cannot be replayed.
+        ("attestkit.service", "RuntimeDirectoryPreserve", ["yes"]),
+        (VERIFIERS, "Restart", ["always"]),
+        (VERIFIERS, "StartLimitIntervalSec", ["0"]),
+        # The supervisor closes the listener before systemd signals its workers.
+        (VERIFIERS, "KillMode", ["mixed"]),
+        (BACKOFF, "RestartSteps", ["5"]),
+        (BACKOFF, "RestartMaxDelaySec", ["10s"]),
+        # The order of the server: the first socket is dstack.sock, the second tappd.sock.
+        ("attestkit.socket", "ListenStream", ["/run/dstack.sock", "/run/tappd.sock"]),
+        ("attestkit.socket", "FileDescriptorName", []),
+        ("attestkit-http.socket", "ListenStream", ["0.0.0.0:8090"]),
+        ("attestkit-http.socket", "FileDescriptorName", ["http"]),
+    ],
+)
+def test_unit_has_setting(unit: str, name: str, values: list[str]) -> None:
+    """A unit has the settings that safety and restarts depend on."""
+    assert all_of(unit, name) == values
 
 
 def test_udev_accepts_rules() -> None:
     """The rules pass udevadm, except for names of users that this machine may lack."""
-    udevadm = shutil.which("udevadm")
-    if udevadm is None:
-        pytest.skip("no udevadm (Debian: apt install udev)")
-    version = subprocess.run(
-        [udevadm, "--version"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout.strip()
+    version = run_program("udevadm", "--version").stdout.strip()
     if int(version) < 254:
         pytest.skip(f"udevadm verify: needs systemd 254, this is {version}")
-    done = subprocess.run(
-        [udevadm, "verify", "--resolve-names=never", str(DEPLOY / "60-attestkit.rules")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    rules = str(DEPLOY / "60-attestkit.rules")
+    done = run_program("udevadm", "verify", "--resolve-names=never", rules)
     assert done.returncode == 0, done.stderr
 
 
@@ -168,16 +165,6 @@ def read_tmpfiles() -> str:
     return (DEPLOY / "attestkit-user.tmpfiles").read_text()
 
 
-def test_sockets_have_server_order() -> None:
-    """The first socket is dstack.sock, the second tappd.sock; the external one has its name."""
-    assert all_of("attestkit.socket", "ListenStream") == ["/run/dstack.sock", "/run/tappd.sock"]
-    assert all_of("attestkit.socket", "FileDescriptorName") == []
-    assert all_of("attestkit-http.socket", "FileDescriptorName") == ["http"]
-    assert all_of("attestkit-http.socket", "ListenStream") == ["0.0.0.0:8090"]
-    for socket in UNITS[1:]:
-        assert all_of(socket, "Service") == ["attestkit.service"]
-
-
 def test_service_supports_watchdog() -> None:
     """The command's options exist, and the unit has the settings that the watchdog needs."""
     [command] = all_of("attestkit.service", "ExecStart")
@@ -188,11 +175,6 @@ def test_service_supports_watchdog() -> None:
     assert dict(settings("attestkit.service"))["Type"] == "notify"
     folders = all_of("attestkit.service", "RuntimeDirectory")[0].split()
     assert [f"/run/{name}" for name in folders] == [options.dir, "/run/log/dstack"]
-
-
-def test_event_log_outlives_service() -> None:
-    """The event log persists: without it, registers with events cannot be replayed."""
-    assert all_of("attestkit.service", "RuntimeDirectoryPreserve") == ["yes"]
 
 
 def test_systemd_accepts_verifiers(tmp_path: Path) -> None:
@@ -218,21 +200,10 @@ def test_verifiers_listen_on_proxy_ports() -> None:
     assert all_of(VERIFIERS, "CacheDirectory") == ["attestkit-verifier"]
     ports = re.findall(r"attestkit-verifier@(\d+)", unit_text())
     assert re.findall(r'"\$\{VERIFIER_\d-127\.0\.0\.1:(\d+)\}"', PROXY.read_text()) == ports
-    # With control-group, systemd would signal workers before the supervisor closes the listener.
-    assert all_of(VERIFIERS, "KillMode") == ["mixed"]
 
 
-def test_verifier_restarts_without_limit() -> None:
-    """The number of restarts is unlimited."""
-    assert all_of(VERIFIERS, "Restart") == ["always"]
-    assert all_of(VERIFIERS, "StartLimitIntervalSec") == ["0"]
-    assert all_of(VERIFIERS, "StartLimitBurst") == []
-
-
-def test_verifier_backoff_is_bounded_and_accepted_by_systemd(tmp_path: Path) -> None:
-    """The drop-in delays each restart longer, up to 10 s; this requires systemd 254."""
-    assert all_of(BACKOFF, "RestartSteps") == ["5"]
-    assert all_of(BACKOFF, "RestartMaxDelaySec") == ["10s"]
+def test_systemd_accepts_verifier_backoff(tmp_path: Path) -> None:
+    """The drop-in that delays each restart longer, up to 10 s, requires systemd 254."""
     needs_systemd(254, "RestartSteps= and RestartMaxDelaySec=")
     unit = write_verifier(tmp_path)
     folder = tmp_path / f"{unit.name}.d"
@@ -258,19 +229,9 @@ def unit_text() -> str:
 
 def test_haproxy_accepts_configuration() -> None:
     """HAProxy accepts the file without warnings, with its own addresses and the compose file's."""
-    haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-    if haproxy is None:
-        pytest.skip("no haproxy (Debian: apt install haproxy)")
     places = {f"VERIFIER_{number}": f"127.0.0.{number}:8080" for number in (1, 2, 3)}
     for environ in ({}, {"VERIFIER_FRONT": "0.0.0.0:8080", **places}):
-        done = subprocess.run(
-            [haproxy, "-c", "-f", str(PROXY)],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_program("haproxy", "-c", "-f", str(PROXY), env=environ)
         # This machine may have no name server.
         warned = [line for line in done.stderr.splitlines() if "resolv" not in line]
         assert (done.returncode, warned) == (0, [])
@@ -356,21 +317,10 @@ def test_compose_starts_the_simulator_and_an_app() -> None:
 
 def check_compose(name: str) -> None:
     """Have compose parse a file."""
-    compose = shutil.which("docker-compose")
-    if compose is None:
-        pytest.skip("no docker-compose: the file was not given to it")
-    version = subprocess.run(
-        [compose, "--version"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout.strip()
+    version = run_program("docker-compose", "--version").stdout.strip()
     if re.search(r"version v?1\.", version):  # Debian 12
         pytest.skip(f"Compose 1 knows no `name:`, nor a seccomp profile beside the file: {version}")
-    done = subprocess.run(
-        [compose, "-f", str(DEPLOY / name), "config", "--quiet"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program("docker-compose", "-f", str(DEPLOY / name), "config", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
 
 

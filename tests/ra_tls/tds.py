@@ -117,3 +117,10 @@ def client_context(
 ) -> ssl.SSLContext:
     """Return the context of a client with evidence."""
     return ra_tls.client_context(verifier or intel.verifier(), issued=issued, **options)
+
+
+def blind_context() -> ssl.SSLContext:
+    """Return the context of a client that verifies nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

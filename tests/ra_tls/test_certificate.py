@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -11,8 +11,6 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
@@ -23,14 +21,13 @@ from attestkit.attestation.wire.evidence_parts import (
     NitroEnclave,
     NitroTpm,
     SevSnp,
-    Tdx,
     with_report_data,
 )
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
 from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
-from tests.attestation.samples import FIXTURE, STACK, is_rejected, mutations
+from tests.attestation.samples import FIXTURE, STACK
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
@@ -197,28 +194,6 @@ def test_certificate_profile_matches_agent() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, []),
-        ({"usage_ra_tls": True}, [ra_tls.OID_ATTESTATION]),
-        ({"with_app_info": True}, [ra_tls.OID_APP_INFO]),
-        ({"client_auth": True}, ["2.5.29.37"]),
-        ({"alt_names": ["x"]}, ["2.5.29.17"]),
-    ],
-)
-def test_certificate_contains_only_requested_extensions(
-    fields: dict[str, Any], expected: Sequence[str]
-) -> None:
-    """Besides key usage and the usage text only requested extensions are included."""
-    assert set(oids_of(issue_and_parse(**fields))) == {
-        "2.5.29.15",
-        ra_tls.OID_CERT_USAGE,
-        *expected,
-    }
-
-
-@needs_shared
 def test_issue_without_evidence_fails() -> None:
     """Without evidence no certificate is issued, even one that would not contain it."""
 
@@ -237,22 +212,13 @@ def test_issue_without_evidence_fails() -> None:
     [
         {"not_before": 5, "not_after": 5},
         {"not_before": 6, "not_after": 5},
-        {"not_after": 2**64 - 1},
-        {"not_before": 2**63},
         {"not_after": 5},  # before 1975, the start
-        {"subject": "x" * 65},
-        {"alt_names": ["ü"]},
-        {"ca_key": KEY},
     ],
 )
-def test_issue_of_invalid_field_is_usage_error(fields: dict[str, Any]) -> None:
-    """Invalid times, names and authorities are rejected."""
-    with pytest.raises(UsageError) as caught:
+def test_issue_of_empty_validity_is_usage_error(fields: dict[str, Any]) -> None:
+    """The start must be before the end (guest-agent-api.md, GetTlsKey)."""
+    with raises(UsageError, "conflict", text="not_before must be earlier than not_after"):
         issue_test(**fields)
-    if fields.get("not_before") in (5, 6):
-        assert caught.value.reason == "conflict"
-        # guest-agent-api.md, GetTlsKey
-        assert str(caught.value) == "not_before must be earlier than not_after"
 
 
 @needs_shared
@@ -323,7 +289,7 @@ def test_compressed_log_matches_vector() -> None:
 def test_compressed_log_over_16_kib_fails() -> None:
     """A log has at most 16 KiB after decompression."""
     assert len(_event_log_text(compress(b" " * 16_384))) == 16_384
-    for size in (16_385, 50_000_000):
+    for size in (16_385, 5_000_000):
         with raises(FormatError, "too_large") as caught:
             _event_log_text(compress(b" " * size))
         assert str(caught.value) == "event log extension too large (>16384 bytes)"
@@ -438,27 +404,6 @@ def test_read_of_other_input_fails(form: bytes | str) -> None:
     """Anything but a certificate raises FormatError."""
     with pytest.raises(FormatError):
         ra_tls.read(form)
-
-
-@needs_shared
-def test_read_of_chain_reads_first_certificate() -> None:
-    """A PEM chain may be given."""
-    chain = "".join(issue_test(usage_ra_tls=True, key=KEY).certificate_chain)
-    assert ra_tls.read(chain) == bound_evidence().stripped()
-    assert Tdx(*ra_tls.read(chain).evidence.platform).event_log
-
-
-def certificate_or_none() -> bytes:
-    """Return a certificate with evidence, or nothing without the capture."""
-    own = [(ra_tls.OID_ATTESTATION, bound_evidence().stripped().to_bytes())] if FIXTURE else []
-    return make_certificate(own)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(mutations(certificate_or_none()) | st.binary(max_size=50))
-def test_read_of_mutated_certificate_raises_only_attestkit_errors(der: bytes) -> None:
-    """A mutated certificate is read or raises an AttestKitError."""
-    is_rejected(ra_tls.read, der)
 
 
 @needs_shared

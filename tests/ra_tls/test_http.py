@@ -27,7 +27,6 @@ from tests.verifier.platforms import intel
 
 OURS: Final = b'{"manifest_version":2,"name":"the client","runner":"bash"}'
 Ports: TypeAlias = dict[str, int]
-every_defect = pytest.mark.parametrize("defect", tds.INVALID)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +108,11 @@ def test_http_both_sides_have_peer_result(send: Any, ports: Ports) -> None:
 
 
 @every_client
-@every_defect
-def test_http_invalid_server_receives_no_request(send: Any, ports: Ports, defect: str) -> None:
+def test_http_invalid_server_receives_no_request(send: Any, ports: Ports) -> None:
     """The client's error has the reason, and no request is sent."""
     before = send(ports[""], issued())[0]["requests"]
     with pytest.raises(httpx.ConnectError) as caught:
-        send(ports[defect], issued())
+        send(ports["invalid"], issued())
     error = rejection(caught.value)
     assert error is not None
     assert isinstance(error.__cause__, VerificationError)
@@ -122,15 +120,13 @@ def test_http_invalid_server_receives_no_request(send: Any, ports: Ports, defect
 
 
 @every_client
-@every_defect
-def test_http_invalid_client_gets_error(send: Any, ports: Ports, defect: str) -> None:
+def test_http_invalid_client_gets_error(send: Any, ports: Ports) -> None:
     """The server's application gets no request, and the client an error."""
     before = send(ports[""], issued())[0]["requests"]
     with pytest.raises(httpx.TransportError) as caught:
-        send(ports[""], tds.INVALID[defect]())
+        send(ports[""], tds.issue(tds.attest_debug))
     assert rejection(caught.value) is None, "the client rejected the server"
-    # For an expired certificate OpenSSL sends a TLS alert.
-    if send is request_blocking and defect != "an expired certificate":
+    if send is request_blocking:
         assert isinstance(caught.value, httpx.ReadError)
         assert "it may have refused" in str(caught.value)
     assert send(ports[""], issued())[0]["requests"] == before + 1
@@ -140,10 +136,8 @@ def test_http_concurrent_clients_are_distinguished(ports: Ports) -> None:
     """Each of several concurrent clients has its own result."""
     mine = issued()
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(lambda _: request_blocking(ports[""], mine)[0]["app_id"], range(40))
-        )
-    assert answers == [AppCompose.parse(OURS).default_app_id.hex()] * 40
+        answers = pool.map(lambda _: request_blocking(ports[""], mine)[0]["app_id"], range(16))
+        assert set(answers) == {AppCompose.parse(OURS).default_app_id.hex()}
 
 
 def test_http_reused_connection_keeps_verified_peer(ports: Ports) -> None:

@@ -21,6 +21,12 @@ every_exchange = pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXC
 every_defect = pytest.mark.parametrize("defect", tds.INVALID)
 
 
+def assert_no_data(outcome: Exchange) -> None:
+    """Require that neither application received data, and that the client has an error."""
+    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert outcome.client.error is not None
+
+
 @every_exchange
 def test_valid_peers_exchange_data(exchange: RunExchange) -> None:
     """Each side receives the other's data."""
@@ -41,7 +47,7 @@ def test_server_without_verifier_accepts_any_client(exchange: RunExchange) -> No
 def test_invalid_server_is_rejected(exchange: RunExchange, defect: str) -> None:
     """The client sends and receives nothing, and its error has the reason."""
     outcome = exchange(server_context(tds.INVALID[defect]()), client_context())
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert_no_data(outcome)
     error = outcome.client.error
     assert isinstance(error, PeerRefusedError)
     assert isinstance(error.__cause__, VerificationError)
@@ -57,8 +63,7 @@ def test_invalid_client_is_rejected(
     """The server's application sends and receives nothing, and the client gets an error."""
     with caplog.at_level(logging.INFO, "attestkit.ra_tls"):
         outcome = exchange(server_context(), client_context(tds.INVALID[defect]()))
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
-    assert outcome.client.error is not None
+    assert_no_data(outcome)
     assert not isinstance(outcome.client.error, AttestKitError), "the client rejected the server"
     if exchange is EXCHANGES["blocking"] and defect != "an expired certificate":
         assert isinstance(outcome.client.error, ConnectionResetError)
@@ -77,20 +82,16 @@ def test_invalid_client_is_rejected(
 @every_exchange
 def test_client_without_certificate_is_rejected(exchange: RunExchange) -> None:
     """A client without a certificate is rejected, even one that does not verify the server."""
-    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    for context in (client_context(None), blind):
+    for context in (client_context(None), tds.blind_context()):
         outcome = exchange(server_context(), context)
-        assert (outcome.server.received, outcome.client.received) == (b"", b"")
-        assert outcome.client.error is not None
+        assert_no_data(outcome)
 
 
 @every_exchange
 def test_client_of_unknown_ca_is_rejected(exchange: RunExchange) -> None:
     """Valid evidence does not help a client whose CA is unknown to the server."""
     outcome = exchange(server_context(), client_context(tds.issue(keys=OTHER_APP)))
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
-    assert outcome.client.error is not None
+    assert_no_data(outcome)
 
 
 @every_exchange
@@ -101,7 +102,7 @@ def test_server_of_unknown_ca_is_rejected_with_peer_ca_only(exchange: RunExchang
     strict = ra_tls.client_context(intel.verifier(), issued=VALID, server_ca=CA)
     assert exchange(server_context(), strict).client == Endpoint(SERVER_DATA, None)
     outcome = exchange(other, strict)
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert_no_data(outcome)
     assert isinstance(outcome.client.error, ssl.SSLCertVerificationError)
 
 
@@ -110,11 +111,10 @@ def test_simulated_peer_without_trust_anchor_is_rejected(exchange: RunExchange) 
     """A simulator is trusted only with its trust anchor."""
     by_intel = intel.verifier(trust_anchor=None)
     outcome = exchange(server_context(), client_context(verifier=by_intel))
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert_no_data(outcome)
     assert isinstance(outcome.client.error, PeerRefusedError)
     outcome = exchange(server_context(verifier=by_intel), client_context())
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
-    assert outcome.client.error is not None
+    assert_no_data(outcome)
 
 
 class FailingVerifier(Verifier):
@@ -129,22 +129,20 @@ class FailingVerifier(Verifier):
 def test_unexpected_verifier_error_rejects_peer(exchange: RunExchange) -> None:
     """An unexpected exception rejects the peer, and its text is not sent."""
     outcome = exchange(server_context(), client_context(verifier=FailingVerifier()))
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert_no_data(outcome)
     error = outcome.client.error
     assert isinstance(error, PeerRefusedError)
     assert str(error) == "TLS peer refused: verification failed (ZeroDivisionError)"
     assert error.reason == "internal"
     outcome = exchange(server_context(verifier=FailingVerifier()), client_context())
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
-    assert outcome.client.error is not None
+    assert_no_data(outcome)
 
 
 @every_exchange
 def test_tls_1_2_is_rejected(exchange: RunExchange) -> None:
     """Only TLS 1.3 is accepted."""
-    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old = tds.blind_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     outcome = exchange(ra_tls.server_context(issued=VALID), old)
-    assert (outcome.server.received, outcome.client.received) == (b"", b"")
+    assert_no_data(outcome)
     assert isinstance(outcome.client.error, OSError)

@@ -1,16 +1,13 @@
-"""Run a program in a mount namespace with the emulator's files at the kernel's own paths.
+"""Mount namespace with the emulator's files at the kernel's own paths.
 
 The mounts are visible to the program only, and end with it. `/run` is empty, so that the runtime
 log is new.
 """
 
-import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import pytest
 
-from tests.rigs.emulator import PATIENCE, Emulator, environment, missing_for_fuse
+from tests.rigs.emulator import missing_for_fuse
+from tests.rigs.unshare import last_error_line
 
 # $1 is the emulator's root, $2 an empty directory; the rest is the program. Paths missing on the
 # emulated kernel are hidden.
@@ -55,47 +52,9 @@ exec "$@"
 """
 
 
-def _works() -> bool:
-    try:
-        words = ["unshare", "--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"]
-        return not subprocess.run(words, check=False, capture_output=True).returncode
-    except OSError:
-        return False
+def _missing() -> str:
+    words = ["unshare", "--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"]
+    return missing_for_fuse() or last_error_line(words)
 
 
-requires_namespace = pytest.mark.skipif(
-    bool(missing_for_fuse()) or not _works(),
-    reason=missing_for_fuse() or "no mount namespace can be made here",
-)
-
-
-def run_at_kernel_paths(
-    machine: Emulator,
-    words: Sequence[str],
-    *,
-    environ: Mapping[str, str] | None = None,
-    timeout: float = PATIENCE,
-) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end with the emulator's files at the kernel's own paths.
-
-    Args:
-        machine: The emulator.
-        words: The program and its arguments.
-        environ: Its environment; None: this process's without variables that affect a backend.
-        timeout: Seconds.
-    """
-    scratch = machine.root.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    return subprocess.run(
-        [
-            *("unshare", "--mount", "--propagation", "private", "--"),
-            *("sh", "-eu", "-c", SCRIPT, "sh", str(machine.root), str(scratch), *words),
-        ],
-        env=dict(environ or environment()),
-        cwd=Path(__file__).resolve().parents[2],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+requires_namespace = pytest.mark.skipif(bool(_missing()), reason=_missing() or "available")

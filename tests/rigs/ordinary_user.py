@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -78,12 +79,17 @@ requires_nobody = pytest.mark.skipif(
 def run_python_as_nobody(
     *words: str, timeout: float = PATIENCE
 ) -> "subprocess.CompletedProcess[str]":
-    """Run Python with these arguments as nobody in an empty directory.
-
-    For tests: `"-m", "pytest", "-p", "no:cacheprovider"` and absolute paths.
-    """
+    """Run Python with these arguments as nobody in an empty directory."""
     python = find_python_of_nobody()
     assert python is not None
     with tempfile.TemporaryDirectory(prefix="ak", ignore_cleanup_errors=True) as home:
         os.chown(home, NOBODY, NOBODY)
         return _run(python, *words, folder=home, timeout=timeout)
+
+
+def run_tests_as_nobody(*files: Path, without: str) -> None:
+    """Run the tests of some files as nobody: all pass, and none is skipped."""
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not ({without})")
+    done = run_python_as_nobody(*words, *map(str, files), timeout=3 * PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout, done.stdout

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 _BLANK = re.compile(rb"(?:\s|\\n|\\r|\\/)+")
@@ -26,6 +27,7 @@ class Found(NamedTuple):
     times: int
 
 
+@cache
 def forms(secret: bytes) -> dict[str, bytes]:
     """Return the byte strings to search for, by the name of the encoding."""
     middle = secret[len(secret) // 4 : len(secret) - len(secret) // 4]

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -50,25 +51,8 @@ def create_files_as(user: int) -> Iterator[None]:
         setfsuid(os.geteuid())
 
 
-def make_link(path: Path, victim: Path) -> None:
-    """Create a symbolic link."""
-    path.symlink_to(victim)
-
-
-def make_dangling_link(path: Path, victim: Path) -> None:
-    """Create a symbolic link to a missing file."""
-    path.symlink_to(victim.with_name("made"))
-
-
-def make_pipe(path: Path, victim: Path) -> None:
-    """Create a pipe without reader or writer."""
-    del victim
-    os.mkfifo(path)
-
-
-def make_socket(path: Path, victim: Path) -> None:
+def make_socket(path: Path, _victim: Path) -> None:
     """Create a socket."""
-    del victim
     with socket.socket(socket.AF_UNIX) as one:
         previous = Path.cwd()
         os.chdir(path.parent)  # the whole path may be too long
@@ -76,28 +60,24 @@ def make_socket(path: Path, victim: Path) -> None:
         os.chdir(previous)
 
 
-def make_subfolder(path: Path, victim: Path) -> None:
-    """Create a directory."""
-    del victim
-    path.mkdir()
-
-
-def make_device(path: Path, victim: Path) -> None:
+def make_device(path: Path, _victim: Path) -> None:
     """Create a device that returns zeros without end."""
-    del victim
     if os.geteuid():
         pytest.skip("only root can create devices")
     os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
 
 
-def make_hard_link(path: Path, victim: Path) -> None:
-    """Create a hard link to another user's file."""
-    path.hardlink_to(victim)
-
-
-MakeSpecial = Callable[[Path, Path], None]
-READ_SPECIAL = (make_link, make_dangling_link, make_pipe, make_socket, make_subfolder, make_device)
-WRITE_SPECIAL = (*READ_SPECIAL, make_hard_link)
+# Files that are not as expected: a function that creates it at a path, given another user's file.
+MAKE: dict[str, Callable[[Path, Path], object]] = {
+    "link": lambda path, victim: path.symlink_to(victim),
+    "dangling link": lambda path, victim: path.symlink_to(victim.with_name("made")),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "socket": make_socket,
+    "folder": lambda path, _: path.mkdir(),
+    "device": make_device,
+    "hard link": lambda path, victim: path.hardlink_to(victim),
+}
+every_special = pytest.mark.parametrize("special", MAKE)
 
 
 @contextmanager
@@ -146,33 +126,24 @@ HOSTS_FILES: dict[str, Callable[[HostShared], object]] = {
     "app-compose.json": lambda host: host.app_compose,
     ".appkeys.json": lambda host: host.app_keys,
     ".sys-config.json": lambda host: host.vm_config,
+    ".instance_info": lambda host: host.instance_id(bytes(20)),
 }
+COMPOSE = {"manifest_version": 2, "name": "x", "runner": "docker-compose"}
 
 
 @pytest.mark.parametrize("name", HOSTS_FILES)
-@pytest.mark.parametrize("make_special", READ_SPECIAL)
+@pytest.mark.parametrize("special", [name for name in MAKE if name != "hard link"])
 def test_host_shared_special_file_fails_at_once(
-    shared: Path, victim: Path, make_special: MakeSpecial, name: str
+    shared: Path, victim: Path, special: str, name: str
 ) -> None:
     """The host can neither make the guest disclose its own files nor block it."""
-    make_special(shared / name, victim)
+    if name == ".instance_info":
+        (shared / "app-compose.json").write_text(json.dumps(COMPOSE))
+    MAKE[special](shared / name, victim)
     with without_blocking(), pytest.raises(ConfigError) as caught:
         HOSTS_FILES[name](HostShared(shared))
     assert f"{name}: " in str(caught.value)
     assert "somebody else" not in str(caught.value)
-
-
-@pytest.mark.parametrize("make_special", READ_SPECIAL)
-def test_host_shared_special_instance_info_fails_at_once(
-    shared: Path, victim: Path, make_special: MakeSpecial
-) -> None:
-    """The same for the seed of the instance id."""
-    compose = {"manifest_version": 2, "name": "x", "runner": "docker-compose"}
-    (shared / "app-compose.json").write_text(json.dumps(compose))
-    make_special(shared / ".instance_info", victim)
-    with without_blocking(), pytest.raises(ConfigError) as caught:
-        HostShared(shared).instance_id(bytes(20))
-    assert "instance_info: " in str(caught.value)
 
 
 def test_read_file_named_by_caller_may_be_link(tmp_path: Path) -> None:
@@ -284,12 +255,12 @@ def use_state_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [LOCK, SEED, REGISTERS, f"{SEED}.new", f"{REGISTERS}.new"])
-@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
+@every_special
 def test_state_folder_special_file_fails_at_once(
-    shared: Path, victim: Path, make_special: MakeSpecial, name: str
+    shared: Path, victim: Path, special: str, name: str
 ) -> None:
     """State is neither written to nor read from an unexpected file."""
-    make_special(shared / name, victim)
+    MAKE[special](shared / name, victim)
     with without_blocking(), pytest.raises(BackendError):
         use_state_folder(shared)
     check_victim_unchanged(victim)
@@ -304,50 +275,31 @@ JOURNAL_CALLS: dict[str, Callable[[OsFolder], object]] = {
     "append": lambda folder: folder.append("file", b"ours"),
     "cut": lambda folder: folder.cut("file", 0),
     "sync": lambda folder: folder.sync("file"),
+    "lock": lambda folder: folder.lock(),
 }
 
 
 @pytest.mark.parametrize(
-    ("make_special", "call"),
-    [
-        (make_special, call)
-        for make_special in WRITE_SPECIAL
-        for call in JOURNAL_CALLS
-        # reading through a hard link is allowed
-        if (make_special, call) != (make_hard_link, "read")
-    ],
+    ("special", "call"),
+    # Reading through a hard link is allowed.
+    [pair for pair in product(MAKE, JOURNAL_CALLS) if pair != ("hard link", "read")],
 )
 def test_journal_special_file_fails_at_once(
-    shared: Path, victim: Path, make_special: MakeSpecial, call: str
+    shared: Path, victim: Path, special: str, call: str
 ) -> None:
     """`/run/log/dstack` is shared with other programs; each call rejects unexpected files."""
-    make_special(shared / "file", victim)
-    folder = OsFolder(shared, "lock")
+    MAKE[special](shared / "file", victim)
+    folder = OsFolder(shared, "file" if call == "lock" else "lock")
     with without_blocking(), raises_os_error() as caught:
         JOURNAL_CALLS[call](folder)
     assert caught.value.filename == str(shared / "file")
     check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
-def test_journal_special_lock_file_fails(
-    shared: Path, victim: Path, make_special: MakeSpecial
-) -> None:
-    """A lock on an unexpected file would exclude no other process."""
-    make_special(shared / "lock", victim)
-    folder = OsFolder(shared, "lock")
-    with without_blocking(), raises_os_error() as caught:
-        folder.lock()
-    assert caught.value.filename == str(shared / "lock")
-    check_victim_unchanged(victim)
-
-
-@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
-def test_journal_special_queue_file_is_ignored(
-    shared: Path, victim: Path, make_special: MakeSpecial
-) -> None:
+@every_special
+def test_journal_special_queue_file_is_ignored(shared: Path, victim: Path, special: str) -> None:
     """The queue is optional: with an unexpected file in its place nothing waits."""
-    make_special(shared / QUEUE, victim)
+    MAKE[special](shared / QUEUE, victim)
     folder = OsFolder(shared, "lock")
     with without_blocking():
         folder.enter_queue()
@@ -360,42 +312,36 @@ def test_journal_special_queue_file_is_ignored(
 # -- the server's folder --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_special", WRITE_SPECIAL)
-def test_server_special_lock_file_fails(
-    shared: Path, victim: Path, make_special: MakeSpecial
-) -> None:
+@every_special
+def test_server_special_lock_file_fails(shared: Path, victim: Path, special: str) -> None:
     """A link is rejected, since its target would be overwritten."""
-    make_special(shared / "lock", victim)
-    if make_special is make_subfolder:
-        make_special(shared / "attestkit.lock", victim)
+    MAKE[special](shared / "lock", victim)
+    if special == "folder":
+        MAKE[special](shared / "attestkit.lock", victim)
     with without_blocking(), pytest.raises(ConfigError) as caught:
         sockets.FolderLock(shared)
     assert "lock: " in str(caught.value)
     check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize(
-    "make_special", [make_link, make_dangling_link, make_pipe, make_subfolder, make_device]
-)
+@pytest.mark.parametrize("special", ["link", "dangling link", "pipe", "folder", "device"])
 def test_server_replaces_only_its_own_dead_socket(
-    victim: Path, make_special: MakeSpecial, tmp_path: Path
+    victim: Path, special: str, tmp_path: Path
 ) -> None:
     """Only a stale socket of the same user is replaced."""
     path = tmp_path / "s"
-    make_special(path, victim)
+    MAKE[special](path, victim)
     with without_blocking(), raises(ConfigError, "wrong_type"):
         sockets.UnixListener(path, 0o600)
     check_victim_unchanged(victim)
 
 
-@pytest.mark.parametrize(
-    "make_special", [make_link, make_dangling_link, make_pipe, make_socket, make_hard_link]
-)
+@pytest.mark.parametrize("special", ["link", "dangling link", "pipe", "socket", "hard link"])
 def test_replaced_output_file_is_not_written_through(
-    shared: Path, victim: Path, make_special: MakeSpecial
+    shared: Path, victim: Path, special: str
 ) -> None:
     """Trust anchor, cached collateral and `-o` files are replaced, not written through."""
-    make_special(shared / "anchor", victim)
+    MAKE[special](shared / "anchor", victim)
     with without_blocking():
         replace_file(shared / "anchor", b"new", mode=0o600)
     found = (shared / "anchor").lstat()

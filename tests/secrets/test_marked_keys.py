@@ -334,15 +334,6 @@ def test_object_repr_contains_no_secret() -> None:
 # -- the search itself ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", sorted(forms(SEED)))
-def test_search_finds_each_encoding(form: str) -> None:
-    """A secret is found in each encoding, inside other text."""
-    needle = forms(SEED)[form]
-    planted = b'{"time":"x","message":"' + needle + b'"}\n'
-    [found] = search(planted, {"other": mark("other"), "seed": SEED})
-    assert (found.secret, forms(SEED)[found.form]) == ("seed", needle)
-
-
 def test_search_finds_key_in_pem_and_wrapped_text() -> None:
     """PEM, DER, JSON of PEM, wrapped upper-case hex, and Python literals are found."""
     key = P256Key.from_scalar(SEED)
@@ -356,3 +347,12 @@ def test_search_finds_key_in_pem_and_wrapped_text() -> None:
         assert search(text.encode(), {"seed": SEED}), text
     assert search(key.pkcs8_der, {"seed": SEED})
     assert not search(os.urandom(1 << 16) + AppKeys.generate().ca_cert.encode(), SECRETS)
+
+
+@pytest.mark.parametrize("form", sorted(forms(SEED)))
+def test_search_finds_each_encoding(form: str) -> None:
+    """A secret is found in each encoding, inside other text."""
+    needle = forms(SEED)[form]
+    planted = b'{"time":"x","message":"' + needle + b'"}\n'
+    [found] = search(planted, {"other": mark("other"), "seed": SEED})
+    assert (found.secret, forms(SEED)[found.form]) == ("seed", needle)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from attestkit.serve.http.asgi import App, Scope
 
@@ -58,6 +58,16 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> Response:
         """Send a request; a body in several parts has no Content-Length."""
+        return self.loop.run_until_complete(self.send(verb, target, body, headers))
+
+    async def send(
+        self,
+        verb: str,
+        target: str,
+        body: bytes | Iterable[bytes] = b"",
+        headers: dict[str, str] | None = None,
+    ) -> Response:
+        """Send a request within the running loop."""
         path, _, query = target.partition("?")
         sent = {"host": "localhost", **(headers or {})}
         if isinstance(body, bytes):
@@ -70,7 +80,22 @@ class Client:
             "headers": [(n.replace("_", "-").encode(), v.encode()) for n, v in sent.items()],
         }
         parts = [body] if isinstance(body, bytes) else body
-        return self.loop.run_until_complete(self._call(scope, parts))
+        return await self._call(scope, parts)
+
+    def disconnect(self, path: str) -> list[Any]:
+        """Disconnect in the middle of a request; return the messages that are sent."""
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "raw_path": path.encode(), "headers": []}
+        call = self.app({**scope, "query_string": b""}, receive, send)
+        self.loop.run_until_complete(cast("Any", call))
+        return sent
 
     async def _call(self, scope: Scope, parts: Iterable[bytes]) -> Response:
         self.read = 0

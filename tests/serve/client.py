@@ -6,6 +6,8 @@ import socket
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from attestkit import EventLog, Quote
+
 
 class Answer(NamedTuple):
     """A response."""
@@ -69,6 +71,14 @@ def call(endpoint: str, method: str, message: object = None) -> Answer:
     """POST one message over a new connection."""
     with closing(Connection(endpoint)) as connection:
         return connection.call(method, message)
+
+
+def read_runtime_events(endpoint: str) -> list[tuple[str, str]]:
+    """Return name and payload of the runtime events of a new quote, whose log must replay."""
+    answer = call(endpoint, "GetQuote").json()
+    log = EventLog.from_json(answer["event_log"])
+    log.check(Quote.parse(bytes.fromhex(answer["quote"])))
+    return [(event.name, event.payload.hex()) for event in log.runtime]
 
 
 def get(endpoint: str, target: str, headers: dict[str, str] | None = None) -> Answer:

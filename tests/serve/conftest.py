@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, SEED, GuestClient, MakeGuest, vector_keys
 from tests.serve.server import Server, running_server
+from tests.serve.systemd.notify import FakeServiceManager
 
 
 @pytest.fixture
@@ -25,6 +26,13 @@ def folder() -> Iterator[Path]:
     """Return a folder with a short path, to stay below the length limit of a socket's path."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def manager(folder: Path) -> Iterator[FakeServiceManager]:
+    """Return a service manager at a path."""
+    with closing(FakeServiceManager(folder / "notify")) as manager:
+        yield manager
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from attestkit.serve.rpc.messages import Field, fields_of
 
 MESSAGES: list[Any] = [
     getattr(messages, name)
-    for name in messages.__all__
+    for name in vars(messages)
     if name.endswith(("Args", "Request", "Response"))
     or name in {"AppInfo", "WorkerVersion", "Error"}
 ]

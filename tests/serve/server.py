@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -12,7 +13,12 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+from unittest import mock
+
+import pytest
+
+from attestkit.serve.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds, for a loaded machine; usually one suffices
@@ -86,16 +92,18 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-m", "attestkit.serve", *options]
 
 
+def run_program(
+    words: Sequence[str], *, timeout: float = PATIENCE, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end; return its exit code and its output."""
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=timeout, check=False, **options
+    )
+
+
 def run_python(program: str) -> "subprocess.CompletedProcess[str]":
     """Run a program in another interpreter, from the root of the repository."""
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return run_program([sys.executable, "-c", program], cwd=ROOT)
 
 
 def run_to_end(
@@ -105,16 +113,8 @@ def run_to_end(
     stdin: IO[bytes] | int = subprocess.DEVNULL,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a server that is expected to exit."""
-    return subprocess.run(
-        command(*options),
-        cwd=folder,
-        env=environ or environment(),
-        stdin=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    given = environ or environment()
+    return run_program(command(*options), cwd=folder, env=given, stdin=stdin)
 
 
 @contextlib.contextmanager
@@ -194,10 +194,27 @@ def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:
 
 
 def refusal(*options: str, folder: Path, code: int, **environ: str) -> str:
-    """Run a server that must refuse to start; return its error line."""
-    done = run_to_end(*options, folder=folder, environ=environment(**environ))
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
+    """Run the program in this process, where it must refuse to start; return its error line."""
+    loggers = [logging.getLogger(name) for name in ("", "attestkit")]
+    levels = [logger.level for logger in loggers]
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ, environment(**environ), clear=True),
+        contextlib.redirect_stdout(output),
+    ):
+        patch.chdir(folder)
+        stderr = os.dup(2)
+        os.dup2(output.fileno(), 2)
+        try:
+            found = main([*options])
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+        output.seek(0)
+        [line] = output.read().splitlines()
+    assert found == code, line
     assert line.startswith("attestkit serve: ")
     return line

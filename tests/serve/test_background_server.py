@@ -194,25 +194,6 @@ def test_exit_closes_followed_log(tee: Attester, tmp_path: Path) -> None:
     assert gone.is_set()
 
 
-def test_drain_seconds_finish_active_request(tee: Attester, tmp_path: Path) -> None:
-    """With drain seconds an active request is finished."""
-    path, limits = str(tmp_path / "dstack.sock"), Limits(drain_seconds=30)
-    body = b'{"report_data": "ab"}'
-    with socket.socket(socket.AF_UNIX) as client:
-        with BackgroundServer(tee, ListenAddresses(Path(path)), ServerOptions(limits=limits)):
-            client.connect(path)
-            client.sendall(
-                b"POST /GetQuote HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-            )
-        answer = b""
-        while piece := client.recv(65536):
-            answer += piece
-    assert answer.startswith(b"HTTP/1.1 200")
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    assert b"content-length: %d\r" % len(rest) in head.lower()
-
-
 def test_closed_thread_refuses_work(tee: Attester, tmp_path: Path) -> None:
     """A closed thread raises an error; closing it again does nothing."""
     thread = EventLoopThread()

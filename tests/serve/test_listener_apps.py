@@ -1,49 +1,34 @@
 """Methods and pages of each listener, and host checks of the development listener."""
 
-import asyncio
-
 import pytest
 
-from attestkit.serve import listener_apps
-from attestkit.serve.services import dstack_guest, tappd
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
-from tests.serve.guests import MakeGuest
+from tests.serve.guests import GuestClient, MakeGuest
 
 
 @pytest.fixture
-def dev(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
+def dev(guest: Guest, guest_client: GuestClient) -> Client:
     """Return a client of the development listener."""
-    return Client(listener_apps.dev_app(guest), loop)
+    return guest_client("dev", guest)
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/logs/a", "/assets/icon.svg", "/api/Info"])
 def test_pages_are_on_external_listener_only(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, path: str
+    make_guest: MakeGuest, guest_client: GuestClient, path: str
 ) -> None:
     """Sockets and development listener serve only methods and their documentation."""
     public = make_guest(compose={"public_sysinfo": True, "public_logs": True})
-    for app in (
-        listener_apps.dstack_app(public),
-        listener_apps.tappd_app(public),
-        listener_apps.dev_app(public),
-    ):
-        assert Client(app, loop).get(path).status == 404
+    for listener in ("dstack", "tappd", "dev"):
+        assert guest_client(listener, public).get(path).status == 404
 
 
-@pytest.mark.parametrize(
-    ("path", "error"),
-    [
-        ("/DstackGuest.GetKey", "Service not found: DstackGuest.GetKey"),
-        ("/prpc/GetKey", "No such path: /prpc/GetKey"),
-        ("/Worker.Info", "Service not found: Worker.Info"),
-        ("/DeriveKey", "Service not found: DeriveKey"),
-    ],
-)
-def test_dstack_unknown_name_is_404(dstack: Client, path: str, error: str) -> None:
+def test_dstack_unknown_name_is_404(dstack: Client) -> None:
     """On dstack.sock no prefix is stripped, and nothing is mounted at other paths."""
-    response = dstack.get(path)
-    assert (response.status, response.error()) == (404, error)
+    for name in ("DstackGuest.GetKey", "Worker.Info", "DeriveKey"):
+        response = dstack.get(f"/{name}")
+        assert (response.status, response.error()) == (404, f"Service not found: {name}")
+    assert dstack.get("/prpc/GetKey").error() == "No such path: /prpc/GetKey"
 
 
 def test_host_is_not_checked_on_sockets(dstack: Client, tappd: Client, external: Client) -> None:
@@ -52,16 +37,6 @@ def test_host_is_not_checked_on_sockets(dstack: Client, tappd: Client, external:
         assert dstack.get("/Version", host=host).status == 200
         assert tappd.get("/prpc/Version", host=host).status == 200
         assert external.get("/prpc/Version", host=host).status == 200
-
-
-def test_dev_listener_serves_both_services(dev: Client, dstack: Client) -> None:
-    """DstackGuest at the root and Tappd below /prpc/, with the sockets' responses."""
-    for name in dstack_guest.SERVICE.methods:
-        assert dev.get(f"/{name}").status != 404
-    for name in tappd.SERVICE.methods:
-        assert dev.get(f"/prpc/Tappd.{name}").status != 404
-    assert dev.post("/GetKey", {"path": "a"}).body == dstack.post("/GetKey", {"path": "a"}).body
-    assert dev.get("/").status == 404
 
 
 @pytest.mark.parametrize(

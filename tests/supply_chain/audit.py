@@ -10,10 +10,11 @@ data, so its result is checked for each package:
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.processes import run_program
 
 CLEAN, VULNERABLE, UNKNOWN = 0, 1, 3
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,12 +60,7 @@ def findings(report: dict[str, Any]) -> Findings:
 def run_pip_audit(lock: Path) -> Findings:
     """Run pip-audit on a lock; if it fails, all its packages are unknown."""
     words = ["--format=json", "--progress-spinner=off", "--require-hashes", "--disable-pip"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", *words, "-r", str(lock)],
-        capture_output=True,  # its last line on stderr claims no known vulnerabilities in any case
-        text=True,
-        check=False,
-    )
+    done = run_program(sys.executable, "-m", "pip_audit", *words, "-r", str(lock))
     try:
         return findings(json.loads(done.stdout))
     except ValueError:

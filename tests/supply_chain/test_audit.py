@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.supply_chain.audit import CLEAN, UNKNOWN, VULNERABLE, Findings, findings
+from tests.supply_chain.audit import CLEAN, UNKNOWN, VULNERABLE, findings
 
 # In the format of pip-audit 2.10.
 FINE = {"name": "click", "version": "8.5.1", "vulns": []}
@@ -30,10 +30,3 @@ SKIPPED = {"name": "rich", "skip_reason": "Dependency not found on PyPI and coul
 def test_audit_package_without_data_is_unknown(packages: list[object], status: int) -> None:
     """pip-audit itself exits with 0 if the index has no data on a package."""
     assert findings({"dependencies": packages, "fixes": []}).status == status
-
-
-def test_audit_finding_names_fixed_version() -> None:
-    """The line has package, version, name of the vulnerability, and fixed version."""
-    assert findings({"dependencies": [BAD]}) == Findings(
-        ["requests 2.19.0"], [], ["requests 2.19.0: PYSEC-2018-28, mended in 2.20.0"]
-    )

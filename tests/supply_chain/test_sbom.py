@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from hatchling.plugin.manager import PluginManager
 
 import build_cffi
 import build_sbom
+from tests.processes import run_program
 from tests.supply_chain.locks import ROOT
 from tests.untyped import untyped
 
@@ -111,13 +111,8 @@ def test_wheel_contains_sbom(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         words = ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path / name)]
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            cwd=ROOT,
-            env={**os.environ, "ATTESTKIT_PURE_PYTHON": "1"},  # compiling is slow
-            capture_output=True,
-            text=True,
-            check=False,
+        done = run_program(
+            sys.executable, "-m", *words, cwd=ROOT, env={**os.environ, "ATTESTKIT_PURE_PYTHON": "1"}
         )
         assert done.returncode == 0, done.stderr
         [wheel] = (tmp_path / name).glob("*.whl")

@@ -1,11 +1,13 @@
 """FileQueue serves threads of several processes in order, and recovers from killed ones."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from attestkit._system import file_queue
 from attestkit._system.file_queue import FileQueue
-from tests.system.test_fifo_lock import TIMEOUT, Interrupted, wait_until
+from tests.system.test_fifo_lock import TIMEOUT, Interrupted, interrupts, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,10 +51,19 @@ def last_ticket(path: Path) -> int:
     return int.from_bytes(path.read_bytes()[:8], "little")
 
 
-def enter_and_leave(queue: FileQueue) -> None:
-    """Enter and leave the queue."""
-    queue.enter()
-    queue.leave()
+@contextlib.contextmanager
+def one_behind(queue: FileQueue) -> Iterator[threading.Thread]:
+    """Start a thread that enters and leaves the queue; it must have ended after the block."""
+
+    def enter_and_leave() -> None:
+        queue.enter()
+        queue.leave()
+
+    thread = threading.Thread(target=enter_and_leave, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
 
 
 def has_new_ticket(path: Path, before: int) -> bool:
@@ -102,13 +113,10 @@ def test_file_queue_processes_exclude_each_other(tmp_path: Path) -> None:
         wait_until(lambda: last_ticket(path) == 2)
         queue.leave()
         assert read_output_line(program) == b"in\n"
-        behind = threading.Thread(target=enter_and_leave, args=(queue,), daemon=True)
-        behind.start()
-        wait_until(lambda: last_ticket(path) == 3)
-        assert behind.is_alive()
-        program.communicate(b"\n", timeout=TIMEOUT)
-        behind.join(TIMEOUT)
-        assert not behind.is_alive()
+        with one_behind(queue) as behind:
+            wait_until(lambda: last_ticket(path) == 3)
+            assert behind.is_alive()
+            program.communicate(b"\n", timeout=TIMEOUT)
     queue.close()
 
 
@@ -124,15 +132,12 @@ def test_file_queue_killed_process_is_skipped(tmp_path: Path, *, waiting: bool) 
             assert read_output_line(program) == b"in\n"
         number = 2 if waiting else 1
         wait_until(lambda: last_ticket(path) == number)
-        behind = threading.Thread(target=enter_and_leave, args=(queue,), daemon=True)
-        behind.start()
-        wait_until(lambda: last_ticket(path) == number + 1)
-        program.kill()
-        program.wait(TIMEOUT)
-        if waiting:
-            queue.leave()
-        behind.join(TIMEOUT)
-        assert not behind.is_alive()
+        with one_behind(queue):
+            wait_until(lambda: last_ticket(path) == number + 1)
+            program.kill()
+            program.wait(TIMEOUT)
+            if waiting:
+                queue.leave()
     queue.close()
 
 
@@ -143,31 +148,24 @@ def test_file_queue_enter_interrupted_then_left_serves_the_next(tmp_path: Path) 
     main = threading.main_thread().ident
     assert main is not None
 
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
     def send_signal() -> None:
         wait_until(lambda: last_ticket(path) == 2)
         time.sleep(0.05)  # the main thread is waiting or about to wait
         signal.pthread_kill(main, signal.SIGUSR1)
 
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with start_holder(path) as program:
-            assert read_output_line(program) == b"in\n"
-            sender = threading.Thread(target=send_signal)
-            sender.start()
-            with pytest.raises(Interrupted):
-                queue.enter()
-            queue.leave()
-            sender.join(TIMEOUT)
-            with start_holder(path) as last:
-                wait_until(lambda: last_ticket(path) == 3)
-                program.communicate(b"\n", timeout=TIMEOUT)
-                assert read_output_line(last) == b"in\n"
-                last.communicate(b"\n", timeout=TIMEOUT)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with interrupts(), start_holder(path) as program:
+        assert read_output_line(program) == b"in\n"
+        sender = threading.Thread(target=send_signal)
+        sender.start()
+        with pytest.raises(Interrupted):
+            queue.enter()
+        queue.leave()
+        sender.join(TIMEOUT)
+        with start_holder(path) as last:
+            wait_until(lambda: last_ticket(path) == 3)
+            program.communicate(b"\n", timeout=TIMEOUT)
+            assert read_output_line(last) == b"in\n"
+            last.communicate(b"\n", timeout=TIMEOUT)
     queue.close()
 
 
@@ -185,10 +183,8 @@ def test_file_queue_leave_interrupted_serves_the_next(
         patch.setattr(file_queue, "_unlock", interrupt)
         with pytest.raises(Interrupted):
             queue.leave()
-    behind = threading.Thread(target=enter_and_leave, args=(other,), daemon=True)
-    behind.start()
-    behind.join(TIMEOUT)
-    assert not behind.is_alive()
+    with one_behind(other):
+        pass
     queue.close()
     other.close()
 
@@ -210,13 +206,10 @@ def test_file_queue_with_arbitrary_content_serves_all(tmp_path: Path) -> None:
         path.write_bytes(content)
         one, two = FileQueue(str(path)), FileQueue(str(path))
         one.enter()
-        behind = threading.Thread(target=enter_and_leave, args=(two,), daemon=True)
         before = path.read_bytes()
-        behind.start()
-        wait_until(partial(has_new_content, path, before))
-        one.leave()
-        behind.join(TIMEOUT)
-        assert not behind.is_alive()
+        with one_behind(two):
+            wait_until(partial(has_new_content, path, before))
+            one.leave()
         one.close()
         two.close()
 

@@ -1,9 +1,9 @@
 """BackendContract: it passes on each type of backend, and detects violations."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -15,48 +15,16 @@ from tests.keeping import Keeping
 from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 
-class IsolatedContract(BackendContract):
-    """Contract with isolated host-shared files and removed directories."""
-
-    folders: ClassVar[list[Any]] = []
-
-    @pytest.fixture(autouse=True)
-    def _alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
-        yield
-        while self.folders:
-            self.folders.pop().cleanup()
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the host-shared files and the temporary files of a test in its own directory."""
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 def make_fake_td() -> FakeTd:
     """Return a TD on its own machine."""
-    folder = tempfile.TemporaryDirectory(prefix="ak")
-    IsolatedContract.folders.append(folder)
-    return FakeTd(Machine(Path(folder.name)))
-
-
-class TestTd(IsolatedContract):
-    """TD with registers."""
-
-    def make_backend(self) -> Backend:
-        """Return a freshly booted TD."""
-        return make_fake_td()
-
-
-class TestSnp(IsolatedContract):
-    """SNP guest."""
-
-    def make_backend(self) -> Backend:
-        """Return a guest."""
-        return FakeSnp()
-
-
-class TestAgent(IsolatedContract):
-    """Guest agent."""
-
-    def make_backend(self) -> Backend:
-        """Return an agent."""
-        return FakeAgent()
+    return FakeTd(Machine(Path(tempfile.mkdtemp())))
 
 
 class AgentWithoutEvents(FakeAgent):
@@ -71,12 +39,17 @@ class AgentWithoutEvents(FakeAgent):
         raise UnsupportedError("hidden", reason="no_app")
 
 
-class TestNewerAgent(IsolatedContract):
-    """Guest agent that emits no events."""
+@pytest.mark.parametrize("kind", [make_fake_td, FakeSnp, FakeAgent, AgentWithoutEvents])
+class TestBackends(BackendContract):
+    """The contract for a TD with registers, an SNP guest, and guest agents."""
+
+    @pytest.fixture(autouse=True)
+    def _select(self, kind: Callable[[], Backend]) -> None:
+        self.kind = kind
 
     def make_backend(self) -> Backend:
-        """Return an agent."""
-        return AgentWithoutEvents()
+        """Return a backend of the kind."""
+        return self.kind()
 
 
 # -- violations --------------------------------------------------------------------------------
@@ -166,18 +139,11 @@ CASES: list[tuple[Callable[[], Any], dict[str, object], str]] = [
 
 @pytest.mark.parametrize(("make", "members", "test"), CASES)
 def test_contract_detects_violation(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make: Callable[[], Any],
-    members: dict[str, object],
-    test: str,
+    make: Callable[[], Any], members: dict[str, object], test: str
 ) -> None:
     """Each violation fails its own test."""
-    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
     assert failed_tests(make) == set()
     assert test in failed_tests(lambda: replace_members(make, **members))
-    while IsolatedContract.folders:
-        IsolatedContract.folders.pop().cleanup()
 
 
 def test_contract_without_make_backend_is_not_implemented() -> None:

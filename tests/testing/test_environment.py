@@ -46,12 +46,3 @@ def test_restore_after_foreign_value_was_removed() -> None:
     environment.restore(1)
     assert os.environ[NAME] == "before"
     assert NAME not in environment._variables
-
-
-def test_setenv_again_keeps_foreign_value() -> None:
-    """The owner's first value does not return."""
-    _set_by(1, "a")
-    os.environ[NAME] = "foreign"
-    _set_by(1, "b")
-    environment.restore(1)
-    assert os.environ[NAME] == "foreign"

@@ -8,6 +8,7 @@ import pytest
 
 from attestkit.testing import plugin
 from tests.testing.runs import Runs, runs
+from tests.thorough import slow
 
 __all__ = ["runs"]  # a fixture
 
@@ -18,69 +19,40 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("mode", ["prepend", "importlib"])
 def test_each_fixture_returns_a_tee(runs: Runs, mode: str) -> None:
-    """One for a test, one for the session, and a factory."""
+    """A TEE for a test, with the same evidence in each run, one for the session, and a factory."""
     result = runs(
         """
+        from hashlib import sha256
+        import pytest
+
         def test_one(tee):
             evidence = tee.attest(nonce=b"challenge")
             assert tee.simulated
             assert tee.verify(evidence, nonce=b"challenge").tcb.status == "UpToDate"
 
-        def test_for_the_run(tee_session):
-            assert tee_session.quote(b"x").report_data[:1] == b"x"
-
         def test_many(tee_factory):
             one, two = tee_factory(), tee_factory(seed=bytes(32), quote_version=5)
             assert (one.quote().version, two.quote().version) == (4, 5)
             assert one.trust_anchor != two.trust_anchor
-        """,
-        f"--import-mode={mode}",
-    )
-    result.assert_outcomes(passed=3)
-
-
-def test_tee_fixture_is_fresh_per_test(runs: Runs) -> None:
-    """Events of one test are visible to others on the session's TEE only."""
-    result = runs(
-        """
-        import pytest
-
-        @pytest.mark.parametrize("_", range(3))
-        def test_fresh(tee, _):
-            before = tee.event_log()
-            tee.emit("mine", b"1")
-            assert [event.name for event in tee.event_log().events[len(before.events):]] == ["mine"]
-            assert "mine" not in [event.name for event in before.events]
-
-        @pytest.mark.parametrize("number", range(3))
-        def test_shared(tee_session, number):
-            names = [event.name for event in tee_session.event_log().events]
-            assert names.count("ours") == number
-            tee_session.emit("ours")
-        """
-    )
-    result.assert_outcomes(passed=6)
-
-
-def test_evidence_is_the_same_in_each_run(runs: Runs) -> None:
-    """It is independent of machine and Python version."""
-    result = runs(
-        """
-        from hashlib import sha256
 
         def test_bytes(tee):
             tee.emit("model", b"v1")
-            digests = [sha256(data).hexdigest()[:16] for data in (
+            assert [sha256(data).hexdigest()[:16] for data in (
                 tee.raw_quote(b"nonce"), tee.attest(report_data=b"nonce", pad=True).to_bytes(),
                 tee.trust_anchor, tee.keys.derive_compat("a/path").key,
-            )]
-            print(*digests)
+            )] == ["c9f3b98e0f8d1e83", "914ca1feae499a1c", "2642c42991527283", "6b6eae0edfa6229e"]
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_fresh_and_shared(tee, tee_session, number):
+            for one, before in (tee, 0), (tee_session, number):
+                names = [event.name for event in one.event_log().events]
+                assert names.count("mine") == before
+                one.emit("mine", b"1")
+                assert one.event_log().events[-1].name == "mine"
         """,
-        "-s",
+        f"--import-mode={mode}",
     )
-    result.stdout.fnmatch_lines(
-        ["* c9f3b98e0f8d1e83 914ca1feae499a1c 2642c42991527283 6b6eae0edfa6229e"]
-    )
+    result.assert_outcomes(passed=6)
 
 
 def test_plugin_loads_modules_lazily(runs: Runs) -> None:
@@ -166,7 +138,9 @@ def test_failing_test_leaves_no_resources(runs: Runs) -> None:
     result.assert_outcomes(passed=2, failed=3)
 
 
-@pytest.mark.parametrize("statement", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
+@pytest.mark.parametrize(
+    "statement", ["raise KeyboardInterrupt", *slow(("pytest.exit('enough')",))]
+)
 def test_interrupted_run_leaves_no_resources(runs: Runs, statement: str) -> None:
     """The run may end during a test."""
     result = runs(UNTIDY.replace("END", statement))
@@ -174,27 +148,25 @@ def test_interrupted_run_leaves_no_resources(runs: Runs, statement: str) -> None
     assert "Traceback" not in result.stderr.str()
 
 
-def test_files_are_below_the_runs_directory(runs: Runs, tmp_path: Path) -> None:
-    """Sockets have mode 0600, and are removed."""
-    base = tmp_path / "base"
+@pytest.mark.parametrize("base", ["base", "x" * 100])
+def test_sockets_are_private_and_removed(runs: Runs, tmp_path: Path, base: str) -> None:
+    """Sockets have mode 0600 and a path of at most 107 bytes, in the run's directory if short."""
     result = runs(
         f"""
         import os, stat
         from pathlib import Path
 
-        BASE = Path({str(base)!r})
-
-        def everything():
-            return sorted(str(path) for path in BASE.rglob("*"))
+        BASE = Path({str(tmp_path / base)!r})
 
         def test_without_server(tee):
             tee.attest(nonce=b"challenge")
-            assert everything() == []
+            assert list(BASE.rglob("*")) == []
 
         def test_with(tee):
             tee.client
             assert Path(tee.socket).is_socket() and Path(tee.tappd_socket).is_socket()
-            assert Path(tee.socket).is_relative_to(BASE)
+            assert Path(tee.socket).is_relative_to(BASE) == (BASE.name == "base")
+            assert len(tee.socket) < 108
             assert stat.S_IMODE(Path(tee.socket).parent.stat().st_mode) == 0o700
             assert stat.S_IMODE(Path(tee.socket).stat().st_mode) == 0o600
             global place
@@ -206,33 +178,12 @@ def test_files_are_below_the_runs_directory(runs: Runs, tmp_path: Path) -> None:
 
         AT_FIRST = sorted(os.listdir())
         """,
-        f"--basetemp={base}",
+        f"--basetemp={tmp_path / base}",
     )
     result.assert_outcomes(passed=3)
 
 
-def test_long_directory_gets_a_short_socket_path(runs: Runs, tmp_path: Path) -> None:
-    """A socket path has at most 107 bytes."""
-    result = runs(
-        """
-        import stat
-        from pathlib import Path
-
-        def test_with(tee):
-            assert Path(tee.socket).is_socket()
-            assert len(tee.socket) < 108
-            assert stat.S_IMODE(Path(tee.socket).parent.stat().st_mode) == 0o700
-            global place
-            place = Path(tee.socket).parent
-
-        def test_gone():
-            assert not place.exists()
-        """,
-        f"--basetemp={tmp_path / ('x' * 100)}",
-    )
-    result.assert_outcomes(passed=2)
-
-
+@pytest.mark.slow
 def test_xdist_workers_have_separate_servers(runs: Runs) -> None:
     """They do not interfere."""
     pytest.importorskip("xdist")
@@ -292,10 +243,3 @@ def test_installed_plugin_has_no_rewritten_asserts_elsewhere(runs: Runs, tmp_pat
 def test_plugin_accepts_pytest_without_rewrite_hook() -> None:
     """The private hook may be missing."""
     plugin.pytest_addoption(cast("pytest.PytestPluginManager", object()))
-
-
-def test_fixtures_are_documented(runs: Runs) -> None:
-    """`pytest --fixtures` describes each fixture."""
-    listing = runs("", "--fixtures").stdout.str()
-    for text in ("simulated TEE for one test", "shared by all tests", "tee_factory"):
-        assert text in listing

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.testing.runs import Runs, runs
+from tests.thorough import slow
 
 __all__ = ["runs"]  # a fixture
 
@@ -180,7 +181,9 @@ CLIENTS = """
 """
 
 
-@pytest.mark.parametrize(("mode", "mark"), [("strict", "@pytest.mark.asyncio"), ("auto", "")])
+@pytest.mark.parametrize(
+    ("mode", "mark"), [("strict", "@pytest.mark.asyncio"), *slow(("auto", ""))]
+)
 def test_official_clients_work_in_sync_and_async_tests(runs: Runs, mode: str, mark: str) -> None:
     """The server runs in a thread, independent of the test's event loop."""
     pytest.importorskip("dstack_sdk")

@@ -21,6 +21,7 @@ import pytest
 
 import attestkit
 import attestkit.testing
+from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -57,17 +58,12 @@ def expected(program: Path) -> list[int]:
 def mypy(root: Path, program: str) -> list[tuple[int, str]]:
     """Return line and text of mypy's errors in a program."""
     (root / "mypy.ini").write_text("[mypy]\nstrict = true\n", encoding="utf-8")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "mypy", "--config-file", "mypy.ini"),
-            *("--python-executable", root / "venv" / "bin" / "python", "--no-error-summary"),
-            program,
-        ],
+    done = run_program(
+        *(sys.executable, "-m", "mypy", "--config-file", "mypy.ini"),
+        *("--python-executable", root / "venv" / "bin" / "python", "--no-error-summary"),
+        program,
         cwd=root,
-        capture_output=True,
-        text=True,
         timeout=600,
-        check=False,
     )
     assert done.returncode in {0, 1}, done.stderr or done.stdout
     found = re.findall(rf"(?m)^{re.escape(program)}:(\d+): error: (.*)$", done.stdout)
@@ -80,15 +76,15 @@ def pyright(root: Path, *arguments: str) -> dict[str, Any]:
     """Return pyright's report, in strict mode."""
     settings = {"typeCheckingMode": "strict", "venvPath": ".", "venv": "venv"}
     (root / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--outputjson", *arguments],
+    done = run_program(
+        sys.executable,
+        "-m",
+        "pyright",
+        "--outputjson",
+        *arguments,
         cwd=root,
-        capture_output=True,
-        text=True,
-        # To analyse a package it uses the first Python of PATH, regardless of its settings.
         env={**os.environ, "PATH": f"{root / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"},
         timeout=600,
-        check=False,
     )
     assert done.returncode in {0, 1}, done.stderr or done.stdout
     diagnostics: dict[str, Any] = json.loads(done.stdout)

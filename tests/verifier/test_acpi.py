@@ -11,7 +11,6 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, VerificationStep
 from attestkit.verifier.ear.claims import trustworthiness_vector
-from attestkit.verifier.policy.toml_writer import pin
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import BOOT, IMAGE, NONCE
@@ -72,14 +71,11 @@ def test_pinned_rtmr0_rejects_tables_of_host() -> None:
     rtmr0 = good.claims.get("rtmr0")
     assert rtmr0 is not None
     values = pin_registers({"rtmr0": rtmr0})
-    for policy in (IMAGE_POLICY.replace(reference_values=values), pin(good)):
+    pinned = AppraisalPolicy.from_evidence(good)
+    for policy in (IMAGE_POLICY.replace(reference_values=values), pinned):
         verifier = intel.verifier(policy=policy)
-        assert (
-            find_acpi_cautions(
-                verifier.verify(intel.evidence().to_bytes(), report_data=NONCE).steps
-            )
-            == []
-        )
+        found = verifier.verify(intel.evidence().to_bytes(), report_data=NONCE)
+        assert find_acpi_cautions(found.steps) == []
         with raises(PolicyError, "reference_value", start="rtmr0: "):
             verifier.verify(create_evidence_with_host_tables().to_bytes(), report_data=NONCE)
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import (
@@ -60,13 +58,12 @@ def test_to_json_writes_five_members() -> None:
         SAMPLE,
         EvidenceBundle(b"x", None, TIME, None),
         EvidenceBundle(b"x", COLLATERAL, TIME, b""),
-        EvidenceBundle(bytes(10 << 20), COLLATERAL, TIME, bytes(64)),
         EvidenceBundle(b"x", None, TIME.astimezone(timezone(timedelta(hours=-9, minutes=30)))),
         EvidenceBundle(b"x", None, TIME + timedelta(microseconds=1)),
         EvidenceBundle(b"x", None, datetime.max.replace(tzinfo=timezone.utc)),
         EvidenceBundle(b"x", None, datetime.min.replace(tzinfo=timezone.utc)),
     ],
-    ids=["sample", "bare", "empty-nonce", "largest", "zone", "microsecond", "latest", "earliest"],
+    ids=["sample", "bare", "empty-nonce", "zone", "microsecond", "latest", "earliest"],
 )
 def test_bundle_round_trip_through_json_and_files(bundle: EvidenceBundle, tmp_path: Path) -> None:
     """Text, bytes, bytes with a BOM, and a file give the same bundle."""
@@ -88,10 +85,7 @@ def test_from_json_accepts_any_utc_offset(at: str) -> None:
     ("values", "reason", "subject"),
     [
         ({"version": 2}, "unsupported_version", "version"),
-        ({"version": "1"}, "unsupported_version", "version"),
         ({"version": True}, "unsupported_version", "version"),
-        ({"version": 1.0}, "unsupported_version", "version"),
-        ({"version": 2, "colour": 1}, "unsupported_version", "version"),
         ({"version": ...}, "missing", "version"),
         ({"evidence": ...}, "missing", "evidence"),
         ({"collateral": ...}, "missing", "collateral"),
@@ -100,25 +94,17 @@ def test_from_json_accepts_any_utc_offset(at: str) -> None:
         ({"colour": "blue"}, "unknown_field", "'colour'"),
         ({"evidence": ""}, "wrong_size", "evidence"),
         ({"evidence": "AB=="}, "encoding", "evidence"),
-        ({"evidence": "QUJD\n"}, "encoding", "evidence"),
         ({"evidence": "QUJ"}, "encoding", "evidence"),
-        ({"evidence": "é"}, "encoding", "evidence"),
         ({"evidence": None}, "missing", "evidence"),
         ({"evidence": b64encode(bytes((10 << 20) + 1)).decode()}, "wrong_size", "evidence"),
         ({"collateral": []}, "wrong_type", "collateral"),
-        ({"collateral": "x"}, "wrong_type", "collateral"),
         ({"collateral": {}}, "missing", "pck_crl_issuer_chain"),
-        ({"collateral": {**FIELDS["collateral"], "pck_crl": "x"}}, "wrong_value", "pck_crl"),
         ({"collateral": {**FIELDS["collateral"], "colour": "x"}}, "unknown_field", "'colour'"),
         ({"at": "2026-09-21T14:13:20"}, "wrong_value", "time zone"),
-        ({"at": "2026-09-21"}, "wrong_value", "time zone"),
         ({"at": "yesterday"}, "wrong_value", "at"),
         ({"at": "0001-01-01T00:00:00+01:00"}, "wrong_value", "years"),
         ({"at": NOW}, "wrong_type", "at"),
-        ({"at": None}, "wrong_type", "at"),
         ({"report_data": "0"}, "encoding", "report_data"),
-        ({"report_data": "0x00"}, "encoding", "report_data"),
-        ({"report_data": 5}, "wrong_type", "report_data"),
         ({"report_data": "00" * 65}, "wrong_size", "report_data"),
     ],
 )
@@ -133,10 +119,6 @@ def test_from_json_invalid_member_is_named(
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "{",
-        "[]",
-        "1",
         b"\xff\xfe",
         SAMPLE.to_json().encode("utf-16"),
         "[" * 100_000,
@@ -144,20 +126,9 @@ def test_from_json_invalid_member_is_named(
         " " * ((32 << 20) + 1),
         SAMPLE.to_json().replace('"at"', '"evidence": "QQ==", "at"'),
         SAMPLE.to_json().replace('"pck_crl"', '"pck_crl": "00", "pck_crl"'),
+        SAMPLE.to_json()[:-3],
     ],
-    ids=[
-        "empty",
-        "open",
-        "list",
-        "number",
-        "binary",
-        "utf-16",
-        "deep",
-        "digits",
-        "huge",
-        "twice",
-        "twice-inside",
-    ],
+    ids=range(8),
 )
 def test_from_json_invalid_text_raises_format_error(text: str | bytes) -> None:
     """Text that is not one JSON object within the limits raises FormatError."""
@@ -165,19 +136,10 @@ def test_from_json_invalid_text_raises_format_error(text: str | bytes) -> None:
         EvidenceBundle.from_json(text)
 
 
-def test_from_json_truncated_raises_format_error() -> None:
-    """JSON truncated at any offset raises FormatError."""
-    text = SAMPLE.to_json()
-    for size in range(0, len(text) - 2, 41):
-        with pytest.raises(FormatError):
-            EvidenceBundle.from_json(text[:size])
-
-
 @pytest.mark.parametrize(
     ("create", "reason", "subject"),
     [
         (lambda: EvidenceBundle(untyped("x"), None, TIME), "wrong_type", "evidence"),
-        (lambda: EvidenceBundle(untyped(bytearray(1)), None, TIME), "wrong_type", "evidence"),
         (lambda: EvidenceBundle(b"", None, TIME), "wrong_size", "evidence"),
         (lambda: EvidenceBundle(bytes((10 << 20) + 1), None, TIME), "wrong_size", "evidence"),
         (lambda: EvidenceBundle(b"x", untyped({}), TIME), "wrong_type", "collateral"),
@@ -193,12 +155,14 @@ def test_constructor_invalid_value_is_named(
     """A value of a wrong type or size raises UsageError that names the argument."""
     with raises(UsageError, reason, start=f"{subject}: "):
         create()
+    assert EvidenceBundle(bytes(10 << 20), None, TIME, bytes(64)).report_data == bytes(64)
 
 
 def test_save_is_private_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved file is readable by its owner only, complete or absent, and named in errors."""
     path = tmp_path / "b.json"
     SAMPLE.save(path)
+    assert EvidenceBundle.load(path) == SAMPLE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
 
@@ -211,10 +175,11 @@ def test_save_is_private_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             EvidenceBundle(b"other", None, TIME).save(path)
     assert EvidenceBundle.load(path) == SAMPLE
     assert list(tmp_path.iterdir()) == [path]
-    with raises(UsageError, "cannot_read"):
-        EvidenceBundle.load(tmp_path / "none.json")
-    with raises(UsageError, "cannot_read"):
-        EvidenceBundle.load("a\0b")
+    with raises(UsageError, "cannot_write"):
+        SAMPLE.save(tmp_path / "none" / "b.json")
+    for unreadable in (tmp_path / "none.json", "a\0b"):
+        with raises(UsageError, "cannot_read"):
+            EvidenceBundle.load(unreadable)
     path.write_text("{}")
     with raises(FormatError, "missing", start=f"{path}: "):
         EvidenceBundle.load(path)
@@ -227,32 +192,6 @@ def test_bundle_is_immutable_value() -> None:
     assert pickle.loads(pickle.dumps(SAMPLE)) == SAMPLE
     assert hash(SAMPLE) == hash(EvidenceBundle(EVIDENCE, COLLATERAL, TIME, b"nonce"))
     assert repr(EVIDENCE) not in repr(SAMPLE)
-
-
-# Characters of JSON, hex and dates; all of Unicode takes seconds to set up.
-texts = st.text('{}[]":,\\-+0189TZafn \u0660\ud800', max_size=40)
-json_values = (
-    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2)
-)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.dictionaries(st.sampled_from([*FIELDS, "x"]), json_values, min_size=1))
-def test_from_json_any_values_raises_only_format_error(values: dict[str, object]) -> None:
-    """Any values give a FormatError, or a bundle that round-trips."""
-    try:
-        bundle = EvidenceBundle.from_json(edit_json(**values))
-    except FormatError:
-        return
-    assert EvidenceBundle.from_json(bundle.to_json()) == bundle
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=40) | texts)
-def test_from_json_any_text_raises_format_error(text: bytes | str) -> None:
-    """Any other text raises FormatError."""
-    with pytest.raises(FormatError):
-        EvidenceBundle.from_json(text)
 
 
 # -- verification ----------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from attestkit.errors import CollateralError, ConfigError, PolicyError, UsageErr
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.policy.toml_writer import to_toml
 from tests.raising import raises
 from tests.tees import FakeTd, Machine
 from tests.untyped import untyped
@@ -92,11 +91,9 @@ def test_nonce_equal_to_tls_binding_is_no_tls_binding() -> None:
         ({"nonce": None}, "missing"),
         ({"nonce": NONCE, "report_data": NONCE}, "conflict"),
         ({"nonce": NONCE, "report_data": None}, "conflict"),
-        ({"nonce": b""}, "wrong_size"),
         ({"nonce": bytes(7)}, "wrong_size"),
         ({"nonce": bytes(65)}, "wrong_size"),
         ({"nonce": "00112233"}, "wrong_type"),
-        ({"nonce": bytearray(8)}, "wrong_type"),
         ({"report_data": bytes(65)}, "too_large"),
         ({"report_data": 5}, "wrong_type"),
     ],
@@ -128,8 +125,6 @@ def test_verify_requires_one_valid_expectation(options: dict[str, Any], reason: 
         ({"nonce": bytes(7)}, "wrong_size"),
         ({"nonce": bytes(65)}, "wrong_size"),
         ({"nonce": "a nonce!"}, "wrong_type"),
-        ({"report_data": b""}, "wrong_size"),
-        ({"report_data": bytes(63)}, "wrong_size"),
         ({"report_data": bytes(65)}, "wrong_size"),
         ({"report_data": bytes(65), "pad": True}, "too_large"),
         ({"report_data": bytearray(64)}, "wrong_type"),
@@ -162,23 +157,14 @@ def test_attester_verifier_takes_options_and_trusts_its_tee_only() -> None:
 def test_attester_verifier_requires_simulator(tmp_path: Path) -> None:
     """Hardware, and a backend that only claims to be simulated, have no such verifier."""
     backend = FakeTd(Machine(tmp_path))
-    for simulated in (False, True):
+    for simulated in (True, False):
         backend.simulated = simulated
         with Attester(backend) as tee, raises(UsageError, "not_applicable"):
             tee.verifier()
 
-    class RealWithRoot(FakeTd):
-        """A backend that is not simulated, and has a root of its own."""
-
-        simulated = False
-        trust_anchor = intel.PKI.root_der
-
-        def collateral(self, now: float | None = None) -> attestkit.Collateral:
-            """Return collateral."""
-            del now
-            return intel.collateral()
-
-    with Attester(RealWithRoot(Machine(tmp_path))) as tee, raises(UsageError, "not_applicable"):
+    untyped(backend).trust_anchor = intel.PKI.root_der
+    untyped(backend).collateral = intel.collateral
+    with Attester(backend) as tee, raises(UsageError, "not_applicable"):
         tee.verifier()
 
 
@@ -188,7 +174,7 @@ def test_verify_reads_collateral_and_policy_from_files(tmp_path: Path) -> None:
     with open_simulator() as tee:
         evidence, root = tee.attest(nonce=NONCE).to_bytes(), tee.backend.trust_anchor
         tee.backend.collateral().save(collateral)
-    policy.write_text(to_toml(AppraisalPolicy.development()))
+    policy.write_text(AppraisalPolicy.development().to_toml())
     given: dict[str, Any] = {"collateral": str(collateral), "policy": policy}
     assert attestkit.verify(evidence, nonce=NONCE, trust_anchor=root, **given).fresh
     assert Verifier(policy="strict").policy == AppraisalPolicy.strict()  # as `--policy strict`

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import pytest
 
-import attestkit
 from attestkit._crypto.pem import encode_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import RuntimeEvent, Tdx
@@ -32,7 +31,6 @@ from attestkit.verifier import (
     TcbStatus,
     Verifier,
     pipeline,
-    verify,
 )
 from attestkit.verifier.result import create_result
 from tests.raising import raises
@@ -134,39 +132,12 @@ def test_steps_are_for_programs() -> None:
     assert next(str(step) for step in steps if step.outcome == "caution").startswith("caution: ")
 
 
-def test_verify_accepts_evidence_of_simulated_attester() -> None:
-    """Evidence of the simulator is valid, including its OS image."""
-    with intel.attester() as tee:
-        tee.emit_event("model-loaded", b"llama")
-        result = intel.verifier().verify(
-            tee.attest(report_data=NONCE, pad=True).to_bytes(), report_data=NONCE
-        )
-        assert result.claims.events[-1].name == "model-loaded"
-        assert result.app_info is not None
-        assert result.app_info == tee.attest(report_data=NONCE, pad=True).read_app_info(
-            device=PKI.platform("0").ppid
-        )
-
-
 def test_verify_stripped_evidence_checks_os_image() -> None:
     """A stripped log explains RTMR3 only, and the OS image is verified nevertheless."""
     result = intel.verifier().verify(GENUINE.stripped().to_bytes(), report_data=NONCE)
     assert result.claims.event_registers == (3,)
     assert result.claims.os_image_hash
     assert any("it is shortened" in step.text for step in result.steps)
-
-
-def test_verify_function_matches_verifier_method() -> None:
-    """`attestkit.verify` returns the same result as a Verifier."""
-    result = attestkit.verify(
-        RAW,
-        report_data=NONCE,
-        collateral=intel.collateral(),
-        trust_anchor=PKI.root_der,
-        now=NOW,
-    )
-    assert result == intel.verifier().verify(RAW, report_data=NONCE)
-    assert verify is attestkit.verify
 
 
 @pytest.mark.parametrize(
@@ -195,10 +166,8 @@ def test_verifier_trust_anchor_pem_or_der_only() -> None:
         assert intel.verifier(trust_anchor=anchor).verify(RAW, report_data=NONCE).simulated
     wrong: tuple[tuple[Any, str], ...] = (
         (pem * 2, "wrong_size"),
-        (b"", "wrong_value"),
         (b"rubbish", "wrong_value"),
         (PKI.root_der[:-1], "wrong_value"),
-        ("", "wrong_value"),
         (5, "wrong_type"),
         (b"-----\xff", "wrong_value"),
     )
@@ -215,17 +184,9 @@ def test_verify_report_data_none_must_be_explicit() -> None:
 
 def test_verify_last_step_names_policy() -> None:
     """The last step names the policy that accepted the evidence."""
-    own = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
-    for policy, name in (
-        (None, "preset default"),
-        (AppraisalPolicy.strict(), "preset strict"),
-        (AppraisalPolicy.development(), "preset development"),
-        (own, "a policy of the relying party's own"),
-    ):
-        verifier = intel.verifier(policy=policy)
-        assert name in verifier.verify(RAW, report_data=NONCE).steps[-1].text
-    verifier.policy = AppraisalPolicy.strict()
-    assert "preset strict" in verifier.verify(RAW, report_data=NONCE).steps[-1].text
+    for policy, name in ((AppraisalPolicy.strict(), "preset strict"), (REQUIRES_APP_ID, "own")):
+        found = intel.verifier(policy=policy).verify(RAW, report_data=NONCE)
+        assert name in found.steps[-1].text
 
 
 # -- rejected evidence --------------------------------------------------------------------------
@@ -264,17 +225,10 @@ def test_verify_without_collateral_raises_collateral_error() -> None:
         intel.verifier(collateral=b"{}")
 
 
-def test_verify_collateral_argument_replaces_verifiers() -> None:
-    """The collateral of a call replaces that of the verifier."""
-    without = intel.verifier(collateral=None)
-    result = without.verify(RAW, report_data=NONCE, collateral=intel.collateral())
-    assert result.tcb.status is TcbStatus.UP_TO_DATE
-
-
-@pytest.mark.parametrize("size", range(0, len(RAW), 97))
-def test_verify_truncated_evidence_is_rejected(size: int) -> None:
+def test_verify_truncated_evidence_is_rejected() -> None:
     """Evidence truncated at any offset is rejected."""
-    assert isinstance(get_error(RAW[:size]), (FormatError, VerificationError))
+    for size in range(0, len(RAW), 97):
+        assert isinstance(get_error(RAW[:size]), (FormatError, VerificationError))
 
 
 def test_verify_wrong_evidence_type_raises_usage_error() -> None:
@@ -340,14 +294,6 @@ def test_verify_colon_in_v1_event_name_is_rejected() -> None:
     assert error.reason == "event"
 
 
-def test_verify_stack_report_data_must_match_quote() -> None:
-    """The report data in the evidence's stack must be the signed report data."""
-    stack = GENUINE.evidence.stack._replace(report_data=bytes(64))
-    error = get_error(Attestation(GENUINE.evidence._replace(stack=stack)).to_bytes())
-    assert isinstance(error, VerificationError)
-    assert error.reason == "report_data_mismatch"
-
-
 def test_verify_registers_of_other_image_are_rejected() -> None:
     """Registers must match the OS image that the evidence names."""
     error = get_error(intel.evidence(mrtd=bytes(48)).to_bytes())
@@ -387,20 +333,6 @@ def test_app_info_without_boot_sequence_is_empty(events: tuple[tuple[str, bytes]
         intel.verifier(policy=REQUIRES_FORGED_APP_ID).verify(evidence, report_data=NONCE)
 
 
-def test_policy_with_app_id_rejects_bare_quote() -> None:
-    """A policy that requires an app id rejects a bare quote."""
-    assert GENUINE.quote is not None
-    with raises(PolicyError, "app_id"):
-        intel.verifier(policy=REQUIRES_APP_ID).verify(GENUINE.quote, report_data=NONCE)
-
-
-def test_verify_mr_config_of_other_app_is_rejected() -> None:
-    """MR_CONFIG_ID, fixed at launch, must match the compose hash in the log."""
-    error = get_error(intel.evidence(mr_config_id=b"\1" + bytes(47)).to_bytes())
-    assert isinstance(error, VerificationError)
-    assert error.reason == "mr_config"
-
-
 # -- values -----------------------------------------------------------------------------------
 
 
@@ -424,15 +356,6 @@ def test_verifier_pickle_round_trip() -> None:
         RAW, report_data=NONCE, now=NOW
     )
     assert copy.policy == verifier.policy
-
-
-class VerifierSubclass(Verifier):
-    """A verifier of a user's own class."""
-
-
-def test_verifier_subclass_pickle_keeps_type() -> None:
-    """A pickled subclass keeps its type."""
-    assert type(pickle.loads(pickle.dumps(VerifierSubclass()))) is VerifierSubclass
 
 
 def test_examination_step_out_of_order_raises_usage_error() -> None:

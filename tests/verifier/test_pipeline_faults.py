@@ -10,43 +10,25 @@ from typing import Any, Final, NoReturn
 
 import pytest
 
-from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.report_data import ReportData
 from attestkit.verifier import (
     AppraisalPolicy,
     AttestationResult,
     VerificationItem,
     Verifier,
-    authenticators,
-    evidence_checks,
     examination,
 )
-from attestkit.verifier.policy.tcb_rules import TcbRules
 from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW
 
 RAW = intel.evidence().to_bytes()
 
+# The calls of every other function fail in test_verify_fault_in_any_call_never_passes.
 BREAKABLE: list[tuple[object, str]] = [
-    (examination, "_to_parsed"),
-    (examination, "check_quoted_report_data"),
     (examination, "replay_event_log"),
-    (examination, "check_os_image"),
-    (examination, "app_info"),
-    (examination, "claims"),
-    (examination, "check_report_data"),
-    (examination, "create_result"),
-    (ReportData, "pad"),
-    (authenticators.Authenticators, "authenticate"),
-    (authenticators.Authenticators, "genuine"),
     (AppraisalPolicy, "appraise"),
-    (TcbRules, "needs_tcb_details"),
     (Verifier, "_verification_time"),
-    (evidence_checks, "verify_os_image"),
-    (evidence_checks, "_check_same_events"),
-    (Attestation, "from_bytes"),
 ]
 # The exception type of a Rust panic under pyo3.
 PanicException = type("PanicException", (BaseException,), {})
@@ -62,17 +44,14 @@ def create_failing_function(kind: type[BaseException]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(("owner", "name"), BREAKABLE, ids=[name for _, name in BREAKABLE])
-@pytest.mark.parametrize(
-    "kind", [RuntimeError, KeyError, RecursionError, MemoryError, ValueError, PanicException]
-)
+@pytest.mark.parametrize("kind", [RuntimeError, RecursionError, MemoryError, PanicException])
 def test_verify_fault_in_step_raises_verification_error(
     monkeypatch: pytest.MonkeyPatch, owner: object, name: str, kind: type[BaseException]
 ) -> None:
     """A fault in any step is a rejection, and the text of its exception is not reported."""
     verifier = intel.verifier()
     failing: Any = create_failing_function(kind)
-    is_property = isinstance(vars(owner)[name], property)
-    monkeypatch.setattr(owner, name, property(failing) if is_property else failing)
+    monkeypatch.setattr(owner, name, failing)
     with raises(VerificationError, "internal") as caught:
         verifier.verify(RAW, report_data=NONCE)
     assert "secret" not in str(caught.value)

@@ -1,6 +1,5 @@
 """Tests of fetched collateral: fetched once, and replaced at most once if it was altered."""
 
-import pickle
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote as percent_encode
@@ -32,7 +31,7 @@ from tests.collateral.services import (
 )
 from tests.raising import raises
 from tests.verifier.platforms import intel
-from tests.verifier.platforms.intel import NONCE, NOW, PKI, fixed_clock
+from tests.verifier.platforms.intel import NONCE, NOW, fixed_clock
 
 RAW = intel.evidence().to_bytes()
 # A platform with the same FMSPC whose certificate chain leads to another root.
@@ -230,18 +229,3 @@ def test_authenticate_without_fetch_raises_fetch_needed_error(getter: Service) -
     assert len(getter.urls) == 4
     verifier.verify(RAW, report_data=NONCE)
     assert verifier.examine(RAW, fetch=False).authenticate().status is TcbStatus.UP_TO_DATE
-
-
-def test_verifier_pickle_keeps_cache(getter: Service, tmp_path: Path) -> None:
-    """An unpickled verifier uses the same cache folder."""
-    cache = CollateralCache(tmp_path, clock=fixed_clock)
-    create_fetching_verifier(getter, cache).verify(RAW, report_data=NONCE)
-    verifier = Verifier(
-        trust_anchor=PKI.root_der,
-        pccs_url="http://pccs",
-        getter=intel.no_network,
-        cache=cache,
-        clock=fixed_clock,
-    )
-    second = pickle.loads(pickle.dumps(verifier))
-    assert second.verify(RAW, report_data=NONCE).verified_at == NOW

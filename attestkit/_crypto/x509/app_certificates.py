@@ -129,9 +129,8 @@ class Certificate:
             content = reader.content(OCTET_STRING)
             reader.finish()
         except FormatError as error:
-            raise FormatError(
-                f"extension {oid}: must contain exactly one OCTET STRING", reason="syntax"
-            ) from error
+            message = f"extension {oid}: must contain exactly one OCTET STRING"
+            raise FormatError(message, reason="syntax") from error
         return content
 
     def check_signed_by(self, spki_der: bytes) -> None:
@@ -359,9 +358,8 @@ def _issuer(ca_cert: str, spki_der: bytes) -> x509.Name:
     """Return the subject of the CA certificate, whose public key must be `spki_der`."""
     certificate = read_certificate(ca_cert)
     if certificate.spki_der != spki_der:
-        raise UsageError(
-            "issuer: the certificate does not belong to the private key", reason="conflict"
-        )
+        message = "issuer: the certificate does not belong to the private key"
+        raise UsageError(message, reason="conflict")
     name = x509.load_der_x509_certificate(certificate.der).subject
     if name.public_bytes() != certificate.subject_der:
         message = "issuer: the name in the certificate cannot be encoded again unchanged"

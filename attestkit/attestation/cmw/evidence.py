@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import CborReader
-from attestkit._sanitize import shown, utf8
+from attestkit._sanitize import shown
 from attestkit.attestation.cmw import json_form
 from attestkit.attestation.cmw import record as cmw
 from attestkit.attestation.cmw.record import Cmw, Collection, Indicator, Label, Record

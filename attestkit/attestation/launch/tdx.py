@@ -248,10 +248,9 @@ def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
     found = [event for event in events if event.event_payload == ACPI_DATA and is_acpi_data(event)]
     digests = {event.event: event.digest for event in found}
     if len(found) != len(_ACPI_NAMES) or digests.keys() != set(_ACPI_NAMES):
-        raise FormatError(
-            f"event log: must have exactly one event for each of {', '.join(_ACPI_NAMES)}",
-            reason="missing" if set(_ACPI_NAMES) - digests.keys() else "duplicate",
-        )
+        reason: FormatReason = "missing" if set(_ACPI_NAMES) - digests.keys() else "duplicate"
+        message = f"event log: must have exactly one event for each of {', '.join(_ACPI_NAMES)}"
+        raise FormatError(message, reason=reason)
     if any(len(digest) != 48 for digest in digests.values()):
         raise FormatError("event log: ACPI digests must be 48 bytes", reason="wrong_size")
     loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]

@@ -7,8 +7,8 @@ text is UTF-8. Every FormatError has the offset.
 from collections.abc import Callable, Iterable
 from typing import ClassVar, TypeVar
 
+from attestkit._argument_checks import utf8
 from attestkit._formats.cursor import Cursor
-from attestkit._sanitize import utf8
 from attestkit.errors import UsageError
 
 T = TypeVar("T")

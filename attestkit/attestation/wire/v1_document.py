@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from attestkit._formats.cbor import CborReader
 from attestkit._formats.msgpack import MsgpackReader
+from attestkit._sanitize import shown
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.attestation.wire.scale import MAX_ITEMS
@@ -245,7 +246,7 @@ def _tpm_platform(reader: Reader) -> str:
     at = reader.at
     name = reader.text()
     if name not in parts.TPM_PLATFORMS:
-        raise FormatError(f"TPM platform: unknown: {name!r}", reason="wrong_value", offset=at)
+        raise FormatError(f"TPM platform: unknown: {shown(name)}", reason="wrong_value", offset=at)
     return name
 
 

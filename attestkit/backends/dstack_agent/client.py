@@ -7,18 +7,18 @@ Each call opens a connection, which costs about 0.1 ms. So the client has no sta
 threads or across a fork, and works after a restart of the agent.
 """
 
-import io
 import json
 import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
+from attestkit._system.bounded_http import ResponseLimits, TooLargeError, exchange
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -32,12 +32,9 @@ from attestkit.errors import (
 
 if TYPE_CHECKING:
     import socket
-    from http.client import HTTPResponse
-
-    from _typeshed import WriteableBuffer
 
 MAX_RESPONSE: Final = 1 << 25
-"""Limit of a response in bytes, including head and framing: 32 MiB."""
+"""Limit of the body of a response in bytes: 32 MiB."""
 
 MAX_REQUEST: Final = 10 << 20
 """Limit of a request in bytes, the same as that of agents: 10 MiB."""
@@ -46,9 +43,7 @@ TIMEOUT: Final = 60.0
 """Default timeout of a call in seconds; a quote can take several on a loaded machine."""
 
 _MAX_HEAD: Final = 1 << 18  # bytes before the body, including interim (1xx) responses
-_RESPONSE_LIMIT: Final = "32 MiB"
-_HEAD_LIMIT: Final = "256 KiB before the body"
-_PIECE: Final = 1 << 16  # bytes per read
+_LONGEST_BODY: Final = 1 << 16  # bytes that are parsed for the agent's message in an error
 _LONGEST_TEXT: Final = 200  # characters of the agent's message in an error
 _URL: Final = ("http://", "https://")
 _NOT_IDEMPOTENT: Final = frozenset({"EmitEvent"})
@@ -174,15 +169,13 @@ class AgentClient:
         deadline = self._clock() + self._timeout
         address = self._address
         connection = http.HTTPConnection(address.host or "localhost", address.port or None)
+        limits = ResponseLimits(_MAX_HEAD, MAX_RESPONSE, lambda: deadline - self._clock())
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        request = ("POST", f"{address.prefix}/{method}", body, headers)
         sock = self._connect(deadline)
-        limited = _LimitedSocket(sock, lambda: deadline - self._clock())
-        connection.sock = cast("socket.socket", limited)  # has the methods that http.client uses
         try:
-            headers = {"Content-Type": "application/json", "Connection": "close"}
-            connection.request("POST", f"{address.prefix}/{method}", body, headers)
-            with connection.getresponse() as response:
-                limited.allow_body()
-                return response.status, response.headers.get("Server", ""), _read_body(response)
+            found = exchange(connection, sock, limits, request)
+            return found.status, found.headers.get("Server", ""), found.body
         except TimeoutError as error:
             text = f"no response within {self._timeout:g} s"
             if method in _NOT_IDEMPOTENT:
@@ -191,9 +184,9 @@ class AgentClient:
             raise BackendBusyError(text, reason="timed_out", path=self.endpoint) from error
         except http.RemoteDisconnected:
             problem = self._call_error("connection_lost", method, "connection closed, no response")
-        except (http.IncompleteRead, _TruncatedError):
+        except http.IncompleteRead:
             problem = self._call_error("truncated", method, "truncated response")
-        except _TooLargeError as error:
+        except TooLargeError as error:
             problem = self._call_error("too_large", method, f"response of more than {error}")
         except OSError as error:
             text = f"connection lost: {error.strerror or error}"
@@ -352,76 +345,9 @@ def _parse_url(url: str) -> _Address:
     return _Address("", parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
-class _TooLargeError(Exception):
-    """The response exceeds a limit."""
-
-
-class _TruncatedError(Exception):
-    """The body is shorter than its Content-Length."""
-
-
-class _LimitedSocket(io.RawIOBase):
-    """A connected socket for http.client with a deadline and a limit of received bytes."""
-
-    def __init__(self, sock: "socket.socket", time_left: Callable[[], float]) -> None:
-        self._sock = sock
-        self._time_left = time_left
-        self._room = _MAX_HEAD
-        self._limit = _HEAD_LIMIT
-
-    def sendall(self, data: bytes) -> None:
-        """Send all of `data`."""
-        _set_timeout(self._sock, self._time_left())
-        self._sock.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """Return a buffered reader of the socket."""
-        assert mode == "rb"
-        return io.BufferedReader(self)
-
-    def allow_body(self) -> None:
-        """Raise the limit from that of a head to that of a response."""
-        self._room += MAX_RESPONSE - _MAX_HEAD
-        self._limit = _RESPONSE_LIMIT
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Receive into `buffer`; raise if the limit is exceeded."""
-        _set_timeout(self._sock, self._time_left())
-        size = self._sock.recv_into(buffer)
-        self._room -= size
-        if self._room < 0:
-            raise _TooLargeError(self._limit)
-        return size
-
-    def close(self) -> None:
-        """Do nothing: http.client closes the socket before it reads the body."""
-
-
-def _set_timeout(sock: "socket.socket", seconds: float) -> None:
-    if seconds <= 0:
-        raise TimeoutError("timed out")
-    sock.settimeout(seconds)
-
-
-def _read_body(response: "HTTPResponse") -> bytes:
-    """Read a body in pieces, so that memory is allocated only for received bytes."""
-    if (response.length or 0) > MAX_RESPONSE:
-        raise _TooLargeError(_RESPONSE_LIMIT)
-    pieces = []
-    while piece := response.read(_PIECE):
-        pieces.append(piece)
-    if response.length:
-        raise _TruncatedError
-    return b"".join(pieces)
-
-
 def _message(data: bytes) -> str:
     """Return the error message in the body of a response, as one short line; may be empty."""
-    head = data[:_PIECE]
+    head = data[:_LONGEST_BODY]
     try:
         check_depth(head)
         found = json.loads(head)["error"]

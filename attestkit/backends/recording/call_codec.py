@@ -5,25 +5,14 @@ Bytes are hex. Runtime events are encoded as the difference to the result before
 
 import json
 from collections.abc import Callable, Mapping
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-    TypeAlias,
-    cast,
-)
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from attestkit import errors
 from attestkit._formats.strict_json import from_hex, string
 from attestkit._sanitize import shown
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.recording.event_history import EventHistory
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    FormatError,
-    QuoteUnavailableError,
-)
+from attestkit.errors import AttestKitError, BackendError, FormatError, QuoteUnavailableError
 from attestkit.event_log.event import Event
 
 Scalar: TypeAlias = str | int | None

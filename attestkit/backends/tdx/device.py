@@ -91,8 +91,8 @@ class TdxDevice:
     ) -> None:
         self.path = path
         self._old_nodes = tuple(old_nodes)
-        self._calls = calls
-        self._sleep = sleep
+        self.calls = calls
+        self.sleep = sleep
 
     @contextmanager
     def open(self) -> Iterator[int]:
@@ -103,7 +103,7 @@ class TdxDevice:
             BackendError: If it cannot be opened for another reason.
         """
         try:
-            fd = self._calls.open_file(self.path, os.O_RDWR, None)
+            fd = self.calls.open_file(self.path, os.O_RDWR, None)
         except OSError as error:
             raise self._open_error(error) from error
         try:
@@ -171,13 +171,13 @@ class TdxDevice:
         while True:
             request = argument()
             try:
-                result = self._calls.ioctl(fd, command.number, request)
+                result = self.calls.ioctl(fd, command.number, request)
             except OSError as error:
                 if error.errno == errno.EINTR and interruptions < command.interruptions:
                     interruptions += 1
                     continue
                 if error.errno == errno.EBUSY and (wait := next(waits, None)) is not None:
-                    self._sleep(wait)
+                    self.sleep(wait)
                     continue
                 raise translate_errno(self.path, command.name, error, command.meanings) from error
             if result:

@@ -44,7 +44,7 @@ class TdGuest:
         self._paths = paths
         self._calls = calls
         self._device = TdxDevice(paths.tdx_guest, paths.old_nodes, calls=calls, sleep=sleep)
-        self._rtmrs = RtmrAccess(paths, self._device, calls=calls, sleep=sleep)
+        self._rtmrs = RtmrAccess(paths, self._device)
         self._process = os.getpid()
         self._mutex = threading.Lock()
         self._journal: Journal | None = None

@@ -13,6 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
@@ -342,71 +343,65 @@ _CONNECT_MEANINGS: Final[Mapping[int, Meaning]] = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class _Exchange:
     """One request and its response, with timeouts."""
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        endpoint: Endpoint,
-        deadlines: Deadlines,
-        clock: Callable[[], float],
-    ) -> None:
-        self._connection = connection
-        self._endpoint = endpoint
-        self._deadlines = deadlines
-        self._clock = clock
-        self._until = 0.0
+    connection: socket.socket
+    endpoint: Endpoint
+    deadlines: Deadlines
+    clock: Callable[[], float]
+    _until: float = field(default=0.0, init=False)
 
     def run(self, request: bytes) -> bytes:
         """Connect, send the request, and return the response without its length prefix."""
-        self._connection.settimeout(self._deadlines.connect)
+        self.connection.settimeout(self.deadlines.connect)
         try:
-            self._connection.connect(self._endpoint.address)
+            self.connection.connect(self.endpoint.address)
         except OSError as error:
             raise self._not_connected(error) from error
-        self._until = self._clock() + self._deadlines.answer
+        self._until = self.clock() + self.deadlines.answer
         try:
             self._limit()
-            self._connection.sendall(frame(request))
-            length = parse_frame(self._read(_FRAME.size, 0), self._endpoint)
+            self.connection.sendall(frame(request))
+            length = parse_frame(self._read(_FRAME.size, 0), self.endpoint)
             return self._read(length, _FRAME.size)
         except TimeoutError as error:
-            text = f"no response within {self._deadlines.answer:g} s; see the log of the QGS"
-            raise no_quote(self._endpoint, text, "timed_out") from error
+            text = f"no response within {self.deadlines.answer:g} s; see the log of the QGS"
+            raise no_quote(self.endpoint, text, "timed_out") from error
         except OSError as error:
             text = f"connection lost ({error_name(error)}); {_CLOSED}"
-            raise no_quote(self._endpoint, text, "connection_lost") from error
+            raise no_quote(self.endpoint, text, "connection_lost") from error
 
     def _limit(self) -> None:
         """Set the socket timeout to the remaining time."""
-        left = self._until - self._clock()
+        left = self._until - self.clock()
         if left <= 0:
             raise TimeoutError
-        self._connection.settimeout(left)
+        self.connection.settimeout(left)
 
     def _read(self, size: int, before: int) -> bytes:
         """Read exactly `size` bytes, after `before` bytes of the response."""
         data = bytearray()
         while len(data) < size:
             self._limit()
-            piece = self._connection.recv(min(size - len(data), _PIECE))
+            piece = self.connection.recv(min(size - len(data), _PIECE))
             if not piece:
                 got = before + len(data)
                 if not got:
                     text = f"connection closed, no response; {_CLOSED}"
-                    raise no_quote(self._endpoint, text, "connection_lost")
+                    raise no_quote(self.endpoint, text, "connection_lost")
                 text = f"truncated response: {got} of {before + size} bytes"
-                raise failed(self._endpoint, text, "truncated")
+                raise failed(self.endpoint, text, "truncated")
             data += piece
         return bytes(data)
 
     def _not_connected(self, error: OSError) -> BackendError:
         if isinstance(error, TimeoutError):  # of the socket, or ETIMEDOUT
-            text = f"no connection to the QGS within {self._deadlines.connect:g} s; check the host"
-            return no_quote(self._endpoint, text, "timed_out")
+            text = f"no connection to the QGS within {self.deadlines.connect:g} s; check the host"
+            return no_quote(self.endpoint, text, "timed_out")
         text = "cannot connect to the QGS"
-        return translate_errno(self._endpoint, text, error, _CONNECT_MEANINGS, _UNKNOWN)
+        return translate_errno(self.endpoint, text, error, _CONNECT_MEANINGS, _UNKNOWN)
 
 
 _CLOSED: Final = (

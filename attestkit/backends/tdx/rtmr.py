@@ -12,7 +12,6 @@ previous one had no effect.
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Final
@@ -30,7 +29,7 @@ from attestkit.backends.linux.device_errors import (
     unavailable,
 )
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, ior, iow, read_file
+from attestkit.backends.linux.syscalls import ior, iow, read_file
 from attestkit.backends.tdx.device import (
     BUSY_WAITS,
     MEANINGS,
@@ -78,24 +77,13 @@ class RtmrAccess:
 
     Args:
         paths: The directory of the files; if it is configured, the device is not used.
-        device: The TDX device.
-        calls: The system calls.
-        sleep: Sleeps for the given number of seconds.
+        device: The TDX device, whose system calls are used for the files too.
     """
 
-    def __init__(
-        self,
-        paths: KernelPaths,
-        device: TdxDevice,
-        *,
-        calls: DeviceCalls = REAL_CALLS,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, paths: KernelPaths, device: TdxDevice) -> None:
         self._folder = paths.measurements
         self._configured = paths.measurements_configured
         self._device = device
-        self._calls = calls
-        self._sleep = sleep
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -142,7 +130,7 @@ class RtmrAccess:
     def _open_folder(self) -> int | None:
         """Open the directory of the files; return None if it is missing and not configured."""
         try:
-            return self._calls.open_file(self._folder, os.O_RDONLY | os.O_DIRECTORY, None)
+            return self._device.calls.open_file(self._folder, os.O_RDONLY | os.O_DIRECTORY, None)
         except OSError as error:
             if error.errno == errno.ENOENT and not self._configured:
                 return None
@@ -159,7 +147,7 @@ class RtmrAccess:
     def _from_file(self, folder: int, register: int) -> bytes:
         name = _file_name(register)
         try:
-            value = read_file(name, SIZE, folder=folder, calls=self._calls)
+            value = read_file(name, SIZE, folder=folder, calls=self._device.calls)
         except OSError as error:
             raise self._file_error("read", name, error) from error
         if len(value) != SIZE:
@@ -205,9 +193,9 @@ class RtmrAccess:
         name = _file_name(register)
 
         def write() -> None:
-            fd = self._calls.open_file(name, os.O_WRONLY, folder)
+            fd = self._device.calls.open_file(name, os.O_WRONLY, folder)
             try:
-                written = self._calls.write(fd, digest)
+                written = self._device.calls.write(fd, digest)
             finally:
                 os.close(fd)
             if written != SIZE:
@@ -236,7 +224,7 @@ class RtmrAccess:
 
     def _extender(self, fd: int, number: int, register: int, digest: bytes) -> Callable[[], None]:
         def extend() -> None:
-            result = self._calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
+            result = self._device.calls.ioctl(fd, number, bytearray(digest) + bytes([register]))
             if result:
                 text = f"EXTEND_RTMR: unknown result: {result}; {_UNKNOWN_OUTCOME}"
                 raise failed(self._device.path, text, "outcome_unknown")
@@ -264,7 +252,7 @@ class RtmrAccess:
             if error.errno not in _NOT_DONE:
                 return error
             if error.errno == errno.EBUSY and wait is not None:
-                self._sleep(wait)
+                self._device.sleep(wait)
             if (now := self.read_fresh(register)) == after:
                 return None
             if now != before:

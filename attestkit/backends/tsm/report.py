@@ -107,12 +107,10 @@ class TsmClient:
             provider = self._identify(self._entry)
         if provider not in _PLATFORMS:
             found = "Arm CCA" if provider == "arm_cca_guest" else "unknown"
-            text = "unsupported driver, expected tdx_guest or sev_guest"
-            raise unavailable(
-                self._entry or self._folder,
-                f"{text}: {provider[:64]!r} ({found})",
-                "wrong_platform",
+            text = (
+                f"unsupported driver, expected tdx_guest or sev_guest: {provider[:64]!r} ({found})"
             )
+            raise unavailable(self._entry or self._folder, text, "wrong_platform")
         self._provider = provider
         self._platform = _PLATFORMS[provider]
         return self._platform
@@ -345,9 +343,8 @@ class TsmClient:
             if failure.errno not in (errno.EEXIST, errno.EINTR):
                 break
         if failure.errno == errno.ENOENT:
-            raise folder_missing_error(
-                failure, self._folder, mounted=self._is_mounted()
-            ) from failure
+            mounted = self._is_mounted()
+            raise folder_missing_error(failure, self._folder, mounted=mounted) from failure
         raise self._translate_error(Step.MAKE, failure, self._folder) from failure
 
     def _is_mounted(self) -> bool:

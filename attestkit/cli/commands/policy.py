@@ -36,14 +36,14 @@ def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_
     refuse_stdout(output, as_json=as_json)
     check_output("-o", output, (file, *options.inputs))
     from attestkit.cli.file_verifier import FileVerifier  # lazy: loads the verifier
-    from attestkit.verifier.policy.toml_writer import pin, to_toml
+    from attestkit.verifier import AppraisalPolicy
 
     outcome = FileVerifier(options).verify(file)
     if outcome.result is None:
         set_exit_code(outcome.code)
         print_error(f"{file}: no policy written, verification failed: {outcome.problem}")
         return outcome.code
-    text = to_toml(pin(outcome.result))
+    text = AppraisalPolicy.from_evidence(outcome.result).to_toml()
     _warn(outcome)
     if as_json:
         console.as_json({"policy": text, "evidence": outcome.to_dict()})

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from attestkit import _sanitize
 from attestkit._formats import toml
-from attestkit._formats.strict_json import decode_strictly
+from attestkit._formats.strict_json import config_reason, decode_strictly
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options
@@ -51,10 +51,7 @@ _NUMBERS: Final = frozenset({"quote_version", "workers"})  # may also be whole n
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header
 _MOST_ITEMS: Final = 64  # of a list
-_REASONS: Final[Mapping[str, ConfigReason]] = {
-    "duplicate": "duplicate",
-    "encoding": "encoding",
-    "too_deep": "too_deep",
+_LIMIT_REASONS: Final[Mapping[str, ConfigReason]] = {
     "unknown_name": "unknown_key",
     "wrong_type": "wrong_type",
 }
@@ -95,8 +92,10 @@ def parse_config(data: bytes, name: str) -> Config:
             profiles = _decode_json(data)
         else:
             profiles = toml.decode(data)
-    except (ConfigError, FormatError) as error:
-        raise ConfigError(f"{name}: {error}", reason=_config_reason(error)) from error
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}", reason=error.reason) from error
+    except FormatError as error:
+        raise ConfigError(f"{name}: {error}", reason=config_reason(error)) from error
     return _Reader(name, profiles).read()
 
 
@@ -107,13 +106,6 @@ def _decode_json(data: bytes) -> Mapping[str, Any]:
     if not isinstance(profiles, dict):
         raise ConfigError("must be an object", reason="wrong_type")
     return profiles
-
-
-def _config_reason(error: ConfigError | FormatError | UsageError) -> ConfigReason:
-    """Return the reason of the ConfigError that reports `error` with the file's name."""
-    if isinstance(error, ConfigError):
-        return error.reason
-    return _REASONS.get(error.reason, "syntax" if isinstance(error, FormatError) else "wrong_value")
 
 
 class _Value(NamedTuple):
@@ -135,7 +127,7 @@ class _Value(NamedTuple):
     def table(self) -> dict[str, Any]:
         """Return the value, which must be a table."""
         if not isinstance(self.value, dict):
-            raise self.error("must be a table", "wrong_type")
+            raise self.wrong_type("a table")
         return self.value
 
     def text(self) -> str:
@@ -178,7 +170,8 @@ class _Value(NamedTuple):
         try:
             return read_limit(limit, self.value)
         except UsageError as error:
-            raise self.error(str(error), _config_reason(error)) from None
+            reason: ConfigReason = _LIMIT_REASONS.get(error.reason, "wrong_value")
+            raise self.error(str(error), reason) from None
 
     def port(self) -> int:
         """Return the value, which must be the number of a TCP port."""

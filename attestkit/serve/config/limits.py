@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import AttestKitError, ReasonOf, UsageError
 
@@ -25,34 +25,52 @@ class LimitError(AttestKitError):
         super().__init__(message, reason=reason)
 
 
-class Limits(NamedTuple):
-    """Limits of each listener, set by `--limit NAME=VALUE`; sizes in bytes, times in seconds.
-
-    Connections above the limit `connections` get status 503; above twice the limit, new connections
-    are closed at once.
-    """
-
-    body: int = 10 * 1024 * 1024  # request body of a method; else 400
-    verifier_body: int = 1024 * 1024  # request body of the verifier; else 413
-    bodies: int = 64 * 1024 * 1024  # all request bodies of a listener together; else 503
-    head: int = 32 * 1024  # request line and headers; else 431
-    headers: int = 100  # number of header fields; else 431
-    head_seconds: float = 10.0  # from a request's first byte to the end of its headers; else 408
-    body_seconds: float = 30.0  # between two pieces of a body; else 408
-    idle_seconds: float = 10.0  # between two requests; then closed
-    write_seconds: float = 30.0  # for which a client receives nothing of its response; then closed
-    connections: int = 256  # of one listener; else 503
-    streams: int = 16  # container logs open for one client; else 503
-    stream_seconds: float = 600.0  # without output of a followed log; then ended
-    drain_seconds: float = 10.0  # for pending requests at shutdown; then cancelled
-
-
 class _Range(NamedTuple):
     kind: Kind
     least: str
     most: str
 
 
+class Limits(NamedTuple):
+    """Limits of each listener, set by `--limit NAME=VALUE`; sizes in bytes, times in seconds.
+
+    Connections above the limit `connections` get status 503; above twice the limit, new connections
+    are closed at once. The lower bounds of the limits suffice for the official clients. The upper
+    bounds keep one listener within a small machine, and its connections within the usual limit of
+    open files.
+    """
+
+    # Request body of a method; else 400.
+    body: Annotated[int, _Range("size", "4KiB", "256MiB")] = 10 * 1024 * 1024
+    # Request body of the verifier; else 413.
+    verifier_body: Annotated[int, _Range("size", "4KiB", "256MiB")] = 1024 * 1024
+    # All request bodies of a listener together; else 503.
+    bodies: Annotated[int, _Range("size", "1MiB", "4GiB")] = 64 * 1024 * 1024
+    # Request line and headers; else 431.
+    head: Annotated[int, _Range("size", "1KiB", "1MiB")] = 32 * 1024
+    # Number of header fields; else 431.
+    headers: Annotated[int, _Range("count", "16", "10000")] = 100
+    # From a request's first byte to the end of its headers; else 408.
+    head_seconds: Annotated[float, _Range("time", "0.1s", "3600s")] = 10.0
+    # Between two pieces of a body; else 408.
+    body_seconds: Annotated[float, _Range("time", "0.1s", "3600s")] = 30.0
+    # Between two requests; then closed.
+    idle_seconds: Annotated[float, _Range("time", "0.1s", "86400s")] = 10.0
+    # For which a client receives nothing of its response; then closed.
+    write_seconds: Annotated[float, _Range("time", "0.1s", "3600s")] = 30.0
+    # Of one listener; else 503.
+    connections: Annotated[int, _Range("count", "1", "100000")] = 256
+    # Container logs open for one client; else 503.
+    streams: Annotated[int, _Range("count", "1", "10000")] = 16
+    # Without output of a followed log; then ended.
+    stream_seconds: Annotated[float, _Range("time", "1s", "86400s")] = 600.0
+    # For pending requests at shutdown; then cancelled.
+    drain_seconds: Annotated[float, _Range("time", "0s", "3600s")] = 10.0
+
+
+_RANGES: Final[Mapping[str, _Range]] = {
+    name: kind.__metadata__[0] for name, kind in Limits.__annotations__.items()
+}
 _UNITS: Final[Mapping[Kind, Mapping[str, float]]] = {
     "size": {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "count": {"": 1},
@@ -64,24 +82,6 @@ _EXPECTED: Final[Mapping[Kind, str]] = {
     "time": "a time such as 30s, 500ms or 2m",
 }
 _NUMBER: Final = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})? ?([A-Za-z]{0,3})")
-
-# The lower bounds suffice for the official clients. The upper bounds keep one listener within a
-# small machine, and its connections within the usual limit of open files.
-_RANGES: Final[Mapping[str, _Range]] = {
-    "body": _Range("size", "4KiB", "256MiB"),
-    "verifier_body": _Range("size", "4KiB", "256MiB"),
-    "bodies": _Range("size", "1MiB", "4GiB"),
-    "head": _Range("size", "1KiB", "1MiB"),
-    "headers": _Range("count", "16", "10000"),
-    "head_seconds": _Range("time", "0.1s", "3600s"),
-    "body_seconds": _Range("time", "0.1s", "3600s"),
-    "idle_seconds": _Range("time", "0.1s", "86400s"),
-    "write_seconds": _Range("time", "0.1s", "3600s"),
-    "connections": _Range("count", "1", "100000"),
-    "streams": _Range("count", "1", "10000"),
-    "stream_seconds": _Range("time", "1s", "86400s"),
-    "drain_seconds": _Range("time", "0s", "3600s"),
-}
 
 
 def parse_limit(text: str) -> tuple[str, float]:
@@ -107,9 +107,8 @@ def read_limit(name: str, value: object) -> float:
         UsageError: If the name is unknown or the value invalid; the text lists what is valid.
     """
     if (allowed := _RANGES.get(name)) is None:
-        raise UsageError(
-            f"unknown limit {name[:64]!a}; the names are {_names()}", reason="unknown_name"
-        )
+        text = f"unknown limit {name[:64]!a}; the names are {_names()}"
+        raise UsageError(text, reason="unknown_name")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UsageError(f"must be {_EXPECTED[allowed.kind]}", reason="wrong_type")
     kind = allowed.kind
@@ -122,9 +121,8 @@ def read_limit(name: str, value: object) -> float:
     assert least is not None
     assert most is not None
     if not least <= number <= most:  # also refuses NaN
-        raise UsageError(
-            f"must be {allowed.least} to {allowed.most}: {_short(value)}", reason="out_of_range"
-        )
+        text = f"must be {allowed.least} to {allowed.most}: {_short(value)}"
+        raise UsageError(text, reason="out_of_range")
     return float(number) if kind == "time" else number
 
 

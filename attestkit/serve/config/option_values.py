@@ -78,9 +78,8 @@ def parse_address(text: str) -> Address:
     elif ":" in host:
         raise UsageError("an IPv6 address must be in square brackets", reason="wrong_value")
     if not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 1 << 16):
-        raise UsageError(
-            f"must be HOST:PORT with a port of 0 to 65535, or {OFF}", reason="wrong_value"
-        )
+        problem = f"must be HOST:PORT with a port of 0 to 65535, or {OFF}"
+        raise UsageError(problem, reason="wrong_value")
     return Address(host, int(port))
 
 
@@ -99,10 +98,8 @@ def seed_from_hex(text: str, source: str) -> bytes:
         # Without the cause, which shows a digit of the seed.
         raise ConfigError(f"{source}: not valid hex", reason="encoding") from None
     if len(seed) != 32:
-        raise ConfigError(
-            f"{source}: must be 32 bytes (64 hex digits), not {len(seed)} bytes",
-            reason="wrong_size",
-        )
+        problem = f"{source}: must be 32 bytes (64 hex digits), not {len(seed)} bytes"
+        raise ConfigError(problem, reason="wrong_size")
     return seed
 
 

@@ -52,9 +52,8 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
     address = options.address("verifier")
     if address is None:
         if backend == OFF:
-            raise UsageError(
-                f"--backend {OFF}: nothing to serve without --verifier HOST:PORT", reason="missing"
-            )
+            text = f"--backend {OFF}: nothing to serve without --verifier HOST:PORT"
+            raise UsageError(text, reason="missing")
         if option := options.first_given(_FOR_VERIFIER):
             raise options.error(option, "for the verifier service; give --verifier too")
         return None

@@ -52,9 +52,8 @@ class FrameSplitter:
             kind, zeros, length = _HEADER.unpack_from(whole, at)
             if kind > _ENGINE or zeros != b"\0\0\0" or length > LONGEST:
                 header = whole[at:begin].hex()
-                raise BackendError(
-                    f"container log: invalid frame header: {header}", reason="malformed_response"
-                )
+                problem = f"container log: invalid frame header: {header}"
+                raise BackendError(problem, reason="malformed_response")
             end = begin + length
             if end > len(whole):
                 break

@@ -71,9 +71,8 @@ def _value(name: str, text: str, now: int) -> int | str | bool:
         return True
     if word in _OFF:
         return False
-    raise FormatError(
-        f"Invalid {name}: must be on, yes, true, off, no or false", reason="wrong_value"
-    )
+    problem = f"Invalid {name}: must be on, yes, true, off, no or false"
+    raise FormatError(problem, reason="wrong_value")
 
 
 def parse_time(name: str, text: str, now: int) -> int:

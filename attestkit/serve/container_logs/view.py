@@ -78,10 +78,8 @@ class _LogView:
             LimitError: If the client has too many open logs.
         """
         if self._open[client] >= guest.limits.streams:
-            raise LimitError(
-                f"container logs: {guest.limits.streams} are open for this client; close one",
-                reason="streams",
-            )
+            text = f"container logs: {guest.limits.streams} are open for this client; close one"
+            raise LimitError(text, reason="streams")
         self._open[client] += 1
         guest.stats.streams += 1
         try:

@@ -83,10 +83,8 @@ class ContainerLog:
         except SocketTimeoutError:  # not TimeoutError, which the kernel also raises (ETIMEDOUT)
             return b""
         except (ClientError, OSError) as error:
-            raise BackendError(
-                "container log: the connection to the container engine was lost",
-                reason="connection_lost",
-            ) from error
+            text = "container log: the connection to the container engine was lost"
+            raise BackendError(text, reason="connection_lost") from error
 
 
 class ContainerEngine:
@@ -217,18 +215,15 @@ class ContainerEngine:
             body += piece
             if len(body) > most:
                 response.close()
-                raise BackendError(
-                    f"container engine at {self.address}: response exceeds {most >> 20} MiB",
-                    reason="too_large",
-                )
+                problem = f"container engine at {self.address}: response exceeds {most >> 20} MiB"
+                raise BackendError(problem, reason="too_large")
         if response.status == 404 and name:
             raise NotFoundError(f"No such container: {name}", reason="container")
         if response.status >= 400:
             message = read_error_message(bytes(body), response.headers.get("Content-Type", ""))
             text = f": {message}" if message else ""
-            raise BackendError(
-                f"container engine: status {response.status}{text}", reason="agent_error"
-            )
+            problem = f"container engine: status {response.status}{text}"
+            raise BackendError(problem, reason="agent_error")
         return bytes(body)
 
     def _check_socket(self) -> None:

@@ -37,12 +37,7 @@ from attestkit.serve.http.listener_state import (
     ListenerConfig,
     has_input,
 )
-from attestkit.serve.http.request_checks import (
-    KEPT,
-    head_size,
-    with_named_host,
-    without_upgrade,
-)
+from attestkit.serve.http.request_checks import KEPT, head_size, with_named_host, without_upgrade
 from attestkit.serve.http.response_cycle import COPIED, AnyApp, RequestCycle, Response
 from attestkit.serve.server_log.access_log import client_name
 

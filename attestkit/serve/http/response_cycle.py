@@ -119,9 +119,8 @@ class RequestCycle(RequestResponseCycle):
     def _write(self) -> None:
         pieces, self.pieces = self.pieces, []
         if self.length is not None and self.size != self.length and self.scope["method"] != "HEAD":
-            raise RuntimeError(
-                f"response body: {self.size} bytes, but Content-Length is {self.length}"
-            )
+            text = f"response body: {self.size} bytes, but Content-Length is {self.length}"
+            raise RuntimeError(text)
         if sum(map(len, pieces)) < COPIED:
             self.transport.write(b"".join(pieces))
         else:

@@ -143,10 +143,8 @@ class UnixListener:
             ConfigError: If the socket cannot be created.
         """
         if len(os.fsencode(path)) > _MAX_PATH:
-            raise UsageError(
-                f"{path}: longer than {_MAX_PATH} bytes, the limit for the path of a socket",
-                reason="too_large",
-            )
+            text = f"{path}: longer than {_MAX_PATH} bytes, the limit for the path of a socket"
+            raise UsageError(text, reason="too_large")
         group_id = -1 if group is None else _group_id(group)
         self.path = path
         self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -190,9 +188,8 @@ def _set_permissions(path: Path, mode: int, group_id: int) -> _FileId:
     try:
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-            raise ConfigError(
-                f"{path}: replaced by another process during startup", reason="permissions"
-            )
+            text = f"{path}: replaced by another process during startup"
+            raise ConfigError(text, reason="permissions")
         if group_id != -1:
             change_group(fd, group_id)
         change_mode(fd, mode)
@@ -214,9 +211,8 @@ def _group_id(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"--socket-group: no such group: {group}", reason="unknown_name"
-        ) from error
+        text = f"--socket-group: no such group: {group}"
+        raise UsageError(text, reason="unknown_name") from error
 
 
 def _remove_stale(path: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
 from itertools import count
 from time import perf_counter
@@ -144,47 +145,31 @@ def status_of(error: AttestKitError) -> int:
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
+@dataclass(eq=False)
 class RpcApp:
-    """Application of one listener.
+    """Application of one listener."""
 
-    Args:
-        guest: Context of the methods.
-        services: Services with different mount points.
-        views: Views for GET and HEAD, by path.
-        headers: Sent with every response, including the listener's own errors.
-        guard: Called with each request; raises an error to refuse it.
-        limits: Limits of request bodies.
-        traffic: Counters of the requests.
-        run_id: Prefix of request ids; a counter follows.
-    """
+    guest: MethodContext
+    services: Sequence[Service]  # with different mount points
+    _: KW_ONLY
+    views: Mapping[str, View] = field(default_factory=dict)  # for GET and HEAD, by path
+    headers: Sequence[Header] = ()  # of every response, including the listener's own errors
+    guard: Guard | None = None  # called with each request; raises an error to refuse it
+    limits: Limits = field(default_factory=Limits)
+    traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
+    run_id: str = "0"  # prefix of request ids; a counter follows
+    # Bytes of bodies being received, over `_SMALL` each.
+    _held: int = field(default=0, init=False, repr=False)
 
-    def __init__(
-        self,
-        guest: MethodContext,
-        services: Sequence[Service],
-        *,
-        views: Mapping[str, View] | None = None,
-        headers: Sequence[Header] = (),
-        guard: Guard | None = None,
-        limits: Limits | None = None,
-        traffic: Traffic | None = None,
-        run_id: str = "0",
-    ) -> None:
-        self._guest = guest
-        self._services = sorted(services, key=lambda service: -len(service.mount))
-        self._views = dict(views or {})
-        self.headers: list[Header] = list(headers)
-        self._guard = guard
-        self._limits = limits or Limits()
-        self._traffic = traffic or Traffic()
-        ids = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1))
+    def __post_init__(self) -> None:
+        self.services = sorted(self.services, key=lambda service: -len(service.mount))
+        ids = map(f"{self.run_id}-%08x".encode("ascii").__mod__, count(1))
         self.new_id: Callable[[], bytes] = ids.__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
-        self._held = 0  # bytes of bodies being received, over `_SMALL` each
         self._endless: set[asyncio.Future[None]] = set()
         self._routes = {
             f"{service.mount}{prefix}{name}".encode("ascii"): MethodRoute(name, method)
-            for service in services
+            for service in self.services
             for name, method in service.methods.items()
             for prefix in {"", service.prefix}
         }
@@ -199,7 +184,7 @@ class RpcApp:
         except _DisconnectedError:
             return
         status = reply.status if isinstance(reply, RpcResponse) else 200
-        self._traffic.done(name, status, perf_counter() - begin)
+        self.traffic.done(name, status, perf_counter() - begin)
         headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
         headers.append((b"x-request-id", request_id))
         start = {"type": "http.response.start", "status": status, "headers": headers}
@@ -223,7 +208,7 @@ class RpcApp:
                 until the library is loaded.
         """
         call = self._routes.get(target.partition(b"?")[0])
-        if call is None or self._guard is not None:
+        if call is None or self.guard is not None:
             return None
         if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
@@ -232,7 +217,7 @@ class RpcApp:
     def blocks(self, call: MethodRoute) -> bool:
         """Return whether the method would currently wait for the platform or a disk."""
         method = call.method
-        return method.writes or (method.device and self._guest.executor is not None)
+        return method.writes or (method.device and self.guest.executor is not None)
 
     def respond(
         self, route: MethodRoute, target: bytes, content_type: bytes, body: bytes | None
@@ -254,7 +239,7 @@ class RpcApp:
             reply = _failed(error, codec, request_id)
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
-        self._traffic.done(route.name, reply.status, perf_counter() - begin)
+        self.traffic.done(route.name, reply.status, perf_counter() - begin)
         head %= (length, request_id)
         return reply.status, head, reply.body, length, request_id
 
@@ -281,7 +266,7 @@ class RpcApp:
             if verb == "POST":
                 codec = await _choose(content_type, payload, b"{")  # until the body is known
                 # For an unknown path, read enough of the body to select the encoding of the error.
-                most = self._limits.body if path in self._routes else _SMALL
+                most = self.limits.body if path in self._routes else _SMALL
                 body = await self._read(receive, size, most)
                 codec, payload = await _choose(content_type, payload, body), body
             route = self._find(verb, path)
@@ -297,18 +282,18 @@ class RpcApp:
     ) -> RpcResponse | ViewResponse:
         if isinstance(route, _ViewRoute):
             view_request = ViewRequest(route.rest, payload, (scope.get("client") or ("",))[0])
-            reply = await route.view.show(self._guest, view_request)
+            reply = await route.view.show(self.guest, view_request)
             if isinstance(reply.body, bytes):
                 return RpcResponse(200, reply.content_type, (reply.body,), reply.headers)
             return reply
         if route.method.device:
             call = partial(self._call, route.method, codec, payload)
-            return await self._guest.on_device(call, writes=route.method.writes)
+            return await self.guest.on_device(call, writes=route.method.writes)
         return self._call(route.method, codec, payload)
 
     def _call(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
         request = None if method.request is None else codec.decode(method.request, payload)
-        return RpcResponse(200, codec.content_type, codec.encode(method.run(self._guest, request)))
+        return RpcResponse(200, codec.content_type, codec.encode(method.run(self.guest, request)))
 
     def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
         """Return the route of a path.
@@ -322,11 +307,11 @@ class RpcApp:
             return call
         path = raw_path.decode("ascii", "replace")
         if verb != "POST":
-            for mount, view in self._views.items():
+            for mount, view in self.views.items():
                 name = _below(mount, path) if view.named else ""
                 if name or (path == mount and not view.named):
                     return _ViewRoute(mount, view, name)
-        for service in self._services:
+        for service in self.services:
             name = _below(service.mount, path)
             if not name:
                 continue
@@ -339,15 +324,15 @@ class RpcApp:
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
         """Run the guard; return the content type and the declared size of the body."""
-        if self._guard is not None:
-            self._guard(scope)
+        if self.guard is not None:
+            self.guard(scope)
         content_type, size = b"", 0
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
             elif name == b"content-length":
                 size = int(value)
-        if size > self._limits.body and scope["method"] != "POST":  # POST: once the codec is known
+        if size > self.limits.body and scope["method"] != "POST":  # POST: once the codec is known
             raise _TooLargeError
         return content_type, size
 
@@ -374,7 +359,7 @@ class RpcApp:
                 more = max(0, size - _SMALL) - held
                 held += more
                 self._held += more
-                if self._held > self._limits.bodies:
+                if self._held > self.limits.bodies:
                     raise _TooManyBodiesError
             raise _TooLargeError
         finally:

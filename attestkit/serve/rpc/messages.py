@@ -18,46 +18,7 @@ the docstrings and from `Bounds`.
 
 import types
 from functools import cache
-from typing import (
-    Annotated,
-    Any,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
-
-__all__ = [
-    "OMIT_EMPTY",
-    "PACKAGE",
-    "AppInfo",
-    "AttestResponse",
-    "Bounds",
-    "DeriveK256KeyResponse",
-    "DeriveKeyArgs",
-    "EmitEventArgs",
-    "Error",
-    "Field",
-    "GetAttestationForAppKeyRequest",
-    "GetKeyArgs",
-    "GetKeyResponse",
-    "GetQuoteResponse",
-    "GetTlsKeyArgs",
-    "GetTlsKeyResponse",
-    "GpuInfoResponse",
-    "RawQuoteArgs",
-    "SignRequest",
-    "SignResponse",
-    "TdxQuoteArgs",
-    "TdxQuoteResponse",
-    "VerifyRequest",
-    "VerifyResponse",
-    "WorkerVersion",
-    "defaults_of",
-    "fields_of",
-]
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 OMIT_EMPTY = "left out of JSON when it is empty"
 PACKAGE = "dstack_guest"

@@ -43,9 +43,8 @@ def decode(message: type[M], body: bytes) -> M:
     try:
         found = _class_of(message).FromString(body)
     except (DecodeError, ValueError) as error:  # ValueError: invalid UTF-8, in pure Python
-        raise FormatError(
-            f"request body: not a protobuf message {message.__name__}", reason="syntax"
-        ) from error
+        text = f"request body: not a protobuf message {message.__name__}"
+        raise FormatError(text, reason="syntax") from error
     return message._make([_value(field, found) for field in fields_of(message)])
 
 

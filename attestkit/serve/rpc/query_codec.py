@@ -69,9 +69,8 @@ def _index_of(field: Field, brackets: str, count: int) -> str:
         return ""
     index = _INDEX.match(brackets)
     if index is None:
-        raise FormatError(
-            f"{field.name}: an array; write {field.name}[0]=... for each item", reason="wrong_type"
-        )
+        text = f"{field.name}: an array; write {field.name}[0]=... for each item"
+        raise FormatError(text, reason="wrong_type")
     # `[]` continues after the given values, so that both notations can be mixed.
     return str(int(index[1])) if index[1] else f"+{count}"
 

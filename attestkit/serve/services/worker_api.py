@@ -3,11 +3,7 @@
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import (
-    AppInfo,
-    GetAttestationForAppKeyRequest,
-    GetQuoteResponse,
-)
+from attestkit.serve.rpc.messages import AppInfo, GetAttestationForAppKeyRequest, GetQuoteResponse
 from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from attestkit.errors import UsageError
+from attestkit.serve.systemd.socket_activation import read_number
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Path of each listener that needs no work; the first listener that is on is probed. A verifier's
@@ -76,8 +76,10 @@ class ServiceManager:
         """
         address, interval, pid = (environ.pop(variable, None) for variable in _VARIABLES)
         seconds = None
-        if interval and (not pid or _number("WATCHDOG_PID", pid) == os.getpid()):
-            seconds = _number("WATCHDOG_USEC", interval) / 1e6
+        if interval and (
+            not pid or read_number("WATCHDOG_PID", pid, 1 << 31, least=1) == os.getpid()
+        ):
+            seconds = read_number("WATCHDOG_USEC", interval, 1 << 63, least=1) / 1e6
         return cls(address or None, seconds)
 
     def ready(self, status: str) -> None:
@@ -137,14 +139,6 @@ class ServiceManager:
         except OSError as error:
             reason = error.strerror or error
             _logger.warning("$NOTIFY_SOCKET %s: %s", self._address, reason)
-
-
-def _number(variable: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text)):
-        raise UsageError(
-            f"${variable}: must be a number above 0: {text[:40]!r}", reason="wrong_value"
-        )
-    return int(text)
 
 
 async def _probe_any(addresses: Mapping[str, Path | str]) -> None:

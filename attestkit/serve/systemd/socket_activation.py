@@ -45,15 +45,13 @@ def take_sockets(
     pid, count, names = (environ.get(variable) for variable in _VARIABLES[:3])
     for variable in _VARIABLES:
         environ.pop(variable, None)
-    if pid is None or count is None or _number("LISTEN_PID", pid, 1 << 31) != os.getpid():
+    if pid is None or count is None or read_number("LISTEN_PID", pid, 1 << 31) != os.getpid():
         return {}
-    descriptors = range(first, first + _number("LISTEN_FDS", count, _MAX_DESCRIPTORS))
+    descriptors = range(first, first + read_number("LISTEN_FDS", count, _MAX_DESCRIPTORS))
     labels = ["unknown"] * len(descriptors) if names is None else names.split(":") if names else []
     if len(labels) != len(descriptors):
-        raise UsageError(
-            f"$LISTEN_FDNAMES: {len(labels)} names for {len(descriptors)} descriptors",
-            reason="conflict",
-        )
+        text = f"$LISTEN_FDNAMES: {len(labels)} names for {len(descriptors)} descriptors"
+        raise UsageError(text, reason="conflict")
     found: dict[str, socket.socket] = {}
     try:
         for descriptor, label in zip(descriptors, labels, strict=True):
@@ -65,11 +63,15 @@ def take_sockets(
     return {name: found[name] for name in (*_UNIX, *_TCP) if name in found}
 
 
-def _number(variable: str, text: str, limit: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < limit):
-        raise UsageError(
-            f"${variable}: must be a number below {limit}: {text[:40]!r}", reason="wrong_value"
-        )
+def read_number(variable: str, text: str, limit: int, least: int = 0) -> int:
+    """Return the number in a variable of the environment, from `least` to below `limit`.
+
+    Raises:
+        UsageError: If it is not such a number.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) < limit):
+        problem = f"${variable}: must be a number from {least} to below {limit}: {text[:40]!r}"
+        raise UsageError(problem, reason="wrong_value")
     return int(text)
 
 
@@ -87,17 +89,14 @@ def _add_socket(
         free = (name for name in _UNIX if name not in found and name not in labels)
         name = next(free, None)
     if name is None:
-        raise UsageError(
-            f"{here} no listener of that name; use one of {', '.join((*_UNIX, *_TCP))}",
-            reason="unknown_name",
-        )
+        text = f"{here} no listener of that name; use one of {', '.join((*_UNIX, *_TCP))}"
+        raise UsageError(text, reason="unknown_name")
     if name in found:
         raise UsageError(f"{here} the listener {name} already has a socket", reason="conflict")
     if name not in listeners:
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-        raise UsageError(
-            f"{here} the listener {name} is off; see {option}", reason="not_applicable"
-        )
+        text = f"{here} the listener {name} is off; see {option}"
+        raise UsageError(text, reason="not_applicable")
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:

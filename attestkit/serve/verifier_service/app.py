@@ -23,6 +23,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -36,7 +37,7 @@ from attestkit.serve.http.views import Header
 from attestkit.serve.verifier_service.response import (
     STEPS,
     Outcome,
-    VerifyRequest,
+    VerificationRequest,
     WrongTypeError,
     run_verification,
 )
@@ -101,53 +102,33 @@ class _Queue(NamedTuple):
     what: str  # its state in an error text
 
 
+@dataclass(eq=False)
 class VerifierApp:
-    """ASGI application of the verifier service.
+    """ASGI application of the verifier service."""
 
-    Args:
-        verifier: Runs the verifications, and enforces its policy.
-        executor: Thread pool; not shut down by the application.
-        fetcher: Thread pool for verifications that fetch collateral.
-        seconds: Time limit of a verification.
-        limit: Limit of running and queued verifications.
-        fetches: Limit of running and queued verifications that fetch collateral.
-        max_body: Limit of a request body in bytes.
-        random: Returns that many random bytes, for request ids.
-        traffic: Counters of the requests.
-        verdicts: Counters of the results, see `Stats`.
-        ear_key: Signs results on request; None: no signed results.
-    """
+    verifier: "Verifier"  # also enforces its policy
+    executor: Executor  # thread pool; not shut down by the application
+    fetcher: Executor  # thread pool for verifications that fetch collateral
+    _: KW_ONLY
+    seconds: float = SECONDS  # time limit of a verification
+    limit: int = LIMIT  # of running and queued verifications
+    fetches: int = FETCHES  # limit of running and queued verifications that fetch collateral
+    max_body: int = MAX_BODY  # bytes of a request body
+    random: Callable[[int], bytes] = os.urandom  # for request ids
+    traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
+    verdicts: "Counter[tuple[str, str]]" = field(default_factory=Counter)  # see `Stats`
+    ear_key: "EarKey | None" = field(default=None, repr=False)  # signs results on request
 
     headers = _HEADERS
     """Sent with every response, including the listener's own errors."""
 
-    def __init__(
-        self,
-        verifier: "Verifier",
-        executor: Executor,
-        fetcher: Executor,
-        *,
-        seconds: float = SECONDS,
-        limit: int = LIMIT,
-        fetches: int = FETCHES,
-        max_body: int = MAX_BODY,
-        random: Callable[[int], bytes] = os.urandom,
-        traffic: Traffic | None = None,
-        verdicts: "Counter[tuple[str, str]] | None" = None,
-        ear_key: "EarKey | None" = None,
-    ) -> None:
-        self._verifier = verifier
-        self._queue = _Queue(executor, threading.BoundedSemaphore(limit), "are waiting")
-        slots = threading.BoundedSemaphore(fetches)
-        self._fetch_queue = _Queue(fetcher, slots, "wait for collateral to be fetched")
-        self._seconds = seconds
-        self._max_body = max_body
-        self._random = random
-        self._traffic = traffic or Traffic()
-        self._verdicts = Counter() if verdicts is None else verdicts
+    def __post_init__(self) -> None:
+        slots = threading.BoundedSemaphore(self.limit)
+        self._queue = _Queue(self.executor, slots, "are waiting")
+        slots = threading.BoundedSemaphore(self.fetches)
+        self._fetch_queue = _Queue(self.fetcher, slots, "wait for collateral to be fetched")
         for verdict in _VERDICTS:  # export zeros, so that a first increase is visible
-            self._verdicts[verdict] += 0
-        self._ear_key = ear_key
+            self.verdicts[verdict] += 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -165,39 +146,39 @@ class VerifierApp:
             name, answer = "verify/keys", self._keys()
         else:
             answer = _error(404, "No such path; use POST /verify or GET /health")
-        self._traffic.done(name, answer.status, perf_counter() - begin)
+        self.traffic.done(name, answer.status, perf_counter() - begin)
         if answer.verdict is not None:
-            self._verdicts[answer.verdict] += 1
+            self.verdicts[answer.verdict] += 1
         headers = [(b"content-type", answer.media_type), *self.headers, *answer.headers]
         await send_response(scope, send, answer.status, headers, answer.body)
 
     def _keys(self) -> _Response:
-        if self._ear_key is None:
+        if self.ear_key is None:
             return _error(404, _NO_KEY)
         from attestkit.serve.verifier_service.ear import encode_key_set  # lazy: only with a key
 
-        return _Response(200, encode_key_set(self._ear_key), media_type=b"application/jwk-set+json")
+        return _Response(200, encode_key_set(self.ear_key), media_type=b"application/jwk-set+json")
 
     async def _verify(self, scope: Scope, receive: Receive) -> _Response | None:
         try:
             ear = _requested_ear(scope)
         except FormatError as error:
             return _error(400, str(error), _CLOSE)
-        if ear is not None and self._ear_key is None:
+        if ear is not None and self.ear_key is None:
             return _error(400, _NO_KEY, _CLOSE)
         body = await self._body(scope, receive)
         if body is None or isinstance(body, _Response):
             return body
         try:
-            return await asyncio.wait_for(self._schedule(body, ear), self._seconds)
+            return await asyncio.wait_for(self._schedule(body, ear), self.seconds)
         except asyncio.TimeoutError:
-            return _busy(f"verification: not finished within {self._seconds:g} s; retry later")
+            return _busy(f"verification: not finished within {self.seconds:g} s; retry later")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | _Response | None:
         """Return the body of a request, or an error response; None if the client disconnected."""
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._max_body:
-                return _too_large(self._max_body)
+            if name == b"content-length" and int(value) > self.max_body:
+                return _too_large(self.max_body)
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -206,8 +187,8 @@ class VerifierApp:
                 return None
             part: bytes = message.get("body", b"")
             size += len(part)
-            if size > self._max_body:
-                return _too_large(self._max_body)
+            if size > self.max_body:
+                return _too_large(self.max_body)
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts)
@@ -239,10 +220,10 @@ class VerifierApp:
         Returns None if collateral must be fetched, but fetch=False.
         """
         try:
-            request = VerifyRequest.from_json(body)
+            request = VerificationRequest.from_json(body)
             nonce = None if ear is None else ear.nonce
             outcome = run_verification(
-                self._verifier, request, self._log_error, nonce=nonce, fetch=fetch
+                self.verifier, request, self._log_error, nonce=nonce, fetch=fetch
             )
             simulated = outcome.result is not None and outcome.result.simulated
             headers = [(b"x-attestkit-simulated", b"true")] if simulated else []
@@ -264,9 +245,11 @@ class VerifierApp:
         self, ear: "EarRequest", result: "AttestationResult", headers: list[Header]
     ) -> _Response:
         """Return the response with the signed result (EAR) of accepted evidence."""
-        assert self._ear_key is not None  # checked in _verify()
+        assert self.ear_key is not None  # checked in _verify()
+        from attestkit.verifier.ear.result_token import sign_ear  # lazy: only with a key
+
         try:
-            token = ear.sign(result, self._ear_key, self._verifier.policy)
+            token = sign_ear(result, self.ear_key, form=ear.form, policy=self.verifier.policy)
         except UsageError as error:
             return _error(422, str(error))
         return _Response(200, token, headers, ear.media_type, _ACCEPTED)
@@ -281,7 +264,7 @@ class VerifierApp:
         return self._log(logging.ERROR, "failed", error)
 
     def _log(self, level: int, text: str, error: BaseException | None = None) -> str:
-        request_id = self._random(8).hex()
+        request_id = self.random(8).hex()
         extra = {"request_id": request_id}
         _logger.log(level, "verification %s: %s", request_id, text, exc_info=error, extra=extra)
         return request_id

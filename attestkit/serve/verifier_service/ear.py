@@ -17,14 +17,12 @@ from attestkit._formats.strict_json import from_hex
 from attestkit._system.untrusted_files import open_regular
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.report_data import check_nonce
-from attestkit.verifier.ear.result_token import EarKey, sign_ear
+from attestkit.verifier.ear.result_token import EarKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from attestkit.verifier.ear.envelope import TokenFormat
-    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
-    from attestkit.verifier.result import AttestationResult
 
 MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+cwt"}
 """Media type of each encoding (RFC 9782)."""
@@ -70,12 +68,6 @@ class EarRequest(NamedTuple):
     def media_type(self) -> bytes:
         """Content type of the response."""
         return MEDIA_TYPES[self.form]
-
-    def sign(
-        self, result: "AttestationResult", key: EarKey, policy: "AppraisalPolicy | None"
-    ) -> bytes:
-        """Return the EAR; UsageError if it would be too large."""
-        return sign_ear(result, key, form=self.form, policy=policy)
 
 
 def encode_key_set(key: EarKey) -> bytes:

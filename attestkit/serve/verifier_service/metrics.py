@@ -5,16 +5,11 @@ For a worker pool, the supervisor serves the metrics of all workers.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
-from attestkit.serve.counters import (
-    CONTENT_TYPE,
-    OTHER,
-    Stats,
-    Traffic,
-    traffic_families,
-)
+from attestkit.serve.counters import CONTENT_TYPE, OTHER, Stats, Traffic, traffic_families
 from attestkit.serve.exposition import build_info, encode_metrics
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
@@ -44,41 +39,25 @@ class Processes(Protocol):
     """Number of restarts of workers."""
 
 
+@dataclass(eq=False)
 class VerifierMetricsApp:
-    """ASGI application of the metrics.
+    """ASGI application of the metrics."""
 
-    Args:
-        get_stats: Returns the counters of the verifiers.
-        traffic: Counters of this listener.
-        aggregator: In a worker pool, the supervisor's number of workers; None without a pool.
-        only_local: Accept loopback names in the Host header only (DNS rebinding).
-    """
-
-    headers: tuple[tuple[bytes, bytes], ...] = (
-        (b"server", b"attestkit"),
-        (b"x-content-type-options", b"nosniff"),
-    )
+    headers: ClassVar = ((b"server", b"attestkit"), (b"x-content-type-options", b"nosniff"))
     """Sent with every response, including the listener's own errors."""
 
-    def __init__(
-        self,
-        get_stats: Callable[[], Stats],
-        traffic: Traffic | None = None,
-        aggregator: Processes | None = None,
-        *,
-        only_local: bool = False,
-    ) -> None:
-        self._get_stats = get_stats
-        self._traffic = traffic or Traffic()
-        self._aggregator = aggregator
-        self._only_local = only_local
+    get_stats: Callable[[], Stats]  # returns the counters of the verifiers
+    traffic: Traffic = field(default_factory=Traffic)  # counters of this listener
+    aggregator: Processes | None = None  # of a worker pool: the supervisor's numbers
+    _: KW_ONLY
+    only_local: bool = False  # accept loopback names in the Host header only (DNS rebinding)
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
         begin, name = perf_counter(), OTHER
-        if self._only_local and not has_loopback_host(scope["headers"]):
+        if self.only_local and not has_loopback_host(scope["headers"]):
             status, media_type, body = 400, _JSON, encode_error(_NOT_OURS)
         elif scope["raw_path"] == b"/metrics" and scope["method"] in _READING:
             await load("prometheus_client")
@@ -87,16 +66,15 @@ class VerifierMetricsApp:
         else:
             status, media_type = 404, _JSON
             body = encode_error("No such path; use GET /metrics")
-        self._traffic.done(name, status, perf_counter() - begin)
-        await send_response(
-            scope, send, status, [(b"content-type", media_type), *self.headers], body
-        )
+        self.traffic.done(name, status, perf_counter() - begin)
+        headers = [(b"content-type", media_type), *self.headers]
+        await send_response(scope, send, status, headers, body)
 
     def _families(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        yield from traffic_families(self._get_stats())
-        if (pool := self._aggregator) is not None:
+        yield from traffic_families(self.get_stats())
+        if (pool := self.aggregator) is not None:
             yield GaugeMetricFamily("attestkit_workers", "Workers that are ready", pool.workers)
             yield CounterMetricFamily(
                 "attestkit_worker_restarts", "Workers that exited and were restarted", pool.restarts

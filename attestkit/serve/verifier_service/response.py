@@ -6,6 +6,7 @@ and 10.3). Values in `details` are verified; steps that were not reached leave f
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit._formats import strict_json
@@ -55,7 +56,7 @@ class WrongTypeError(FormatError):
     """A request, or a field of it, has a wrong type: status 422. Malformed JSON is status 400."""
 
 
-class VerifyRequest(NamedTuple):
+class VerificationRequest(NamedTuple):
     """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
 
     If `attestation` is given, the other three are ignored.
@@ -68,7 +69,7 @@ class VerifyRequest(NamedTuple):
     debug: bool | None = None
 
     @classmethod
-    def from_json(cls, body: bytes) -> "VerifyRequest":
+    def from_json(cls, body: bytes) -> "VerificationRequest":
         """Parse a request body; unknown keys but `nonce` are ignored.
 
         Raises:
@@ -79,9 +80,8 @@ class VerifyRequest(NamedTuple):
         if not isinstance(fields, dict):
             raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
         if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
-            raise WrongTypeError(
-                "nonce: is a query parameter, with format=ear", reason="unknown_field"
-            )
+            text = "nonce: is a query parameter, with format=ear"
+            raise WrongTypeError(text, reason="unknown_field")
         return cls(
             attestation=_hex(fields, "attestation"),
             quote=_hex(fields, "quote"),
@@ -107,9 +107,8 @@ def _hex(fields: dict[str, Any], name: str) -> bytes | None:
     try:
         return strict_json.from_hex(text, name)
     except FormatError as error:
-        raise WrongTypeError(
-            f"{name}: must be hex digits without prefix or blanks", reason="encoding"
-        ) from error
+        problem = f"{name}: must be hex digits without prefix or blanks"
+        raise WrongTypeError(problem, reason="encoding") from error
 
 
 class Outcome(NamedTuple):
@@ -134,7 +133,7 @@ class Outcome(NamedTuple):
 
 def run_verification(
     verifier: "Verifier",
-    request: VerifyRequest,
+    request: VerificationRequest,
     report: Callable[[BaseException], str],
     *,
     nonce: bytes | None = None,
@@ -153,7 +152,7 @@ def run_verification(
     Raises:
         FetchNeededError: If collateral must be fetched, but fetch=False.
     """
-    run = _Verification(verifier, request, nonce=nonce, fetch=fetch)
+    run = _Verification(verifier, request, nonce, fetch)
     try:
         return Outcome(run.details, None, run.take())
     except FetchNeededError:
@@ -171,24 +170,25 @@ def run_verification(
     return Outcome(run.details, f"{run.step}: {text}", None, step=run.step, failed=failed)
 
 
+@dataclass(eq=False)
 class _Verification:
     """A verification in progress; `step` and `details` record how far it has come."""
 
-    def __init__(
-        self, verifier: "Verifier", request: VerifyRequest, *, nonce: bytes | None, fetch: bool
-    ) -> None:
-        self._verifier = verifier
-        self._nonce = nonce
-        self._fetch = fetch
-        self._request = request
-        self.step = _BEFORE
-        self.details: dict[str, Any] = {
+    _verifier: "Verifier"
+    _request: VerificationRequest
+    _nonce: bytes | None
+    _fetch: bool
+    step: str = field(default=_BEFORE, init=False)
+    details: dict[str, Any] = field(
+        init=False,
+        default_factory=lambda: {
             **dict.fromkeys(_FLAGS, False),
             **dict.fromkeys(_NULLS),
             "advisory_ids": [],
             "key_provider": None,
             "app_info": None,
-        }
+        },
+    )
 
     def take(self) -> AttestationResult:
         attestation = _attestation(self._request)
@@ -259,7 +259,7 @@ class _Verification:
         )
 
 
-def _attestation(request: VerifyRequest) -> Attestation:
+def _attestation(request: VerificationRequest) -> Attestation:
     """Return the evidence in a request; the text has only the outermost cause, as documented."""
     if request.attestation is not None:
         try:

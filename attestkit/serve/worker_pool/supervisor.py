@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass, field
 from socket import AF_UNIX, SHUT_WR, SOCK_SEQPACKET, socket, socketpair
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -120,25 +121,21 @@ def run_pool(
         asyncio.run(_PoolSupervisor(pool, listening, service, on_ready).run())
 
 
+@dataclass(eq=False)
 class _PoolSupervisor:
-    def __init__(
-        self,
-        pool: WorkerPool,
-        listening: socket,
-        service: ServiceEnvironment,
-        on_ready: Callable[[BoundAddresses], None],
-    ) -> None:
-        self._pool = pool
-        self._listening = listening
-        self._service = service
-        self._on_ready = on_ready
-        self._ready: set[int] = set()  # slots whose worker accepts connections
-        self._running: dict[int, _Worker] = {}  # by slot, from 1
-        self._stopping = asyncio.Event()
-        self._all_ready = False
-        self._failed: AttestKitError | None = None
-        self._metrics = pool.metrics
-        self._unread: set[int] = set()  # slots with a logged warning about their metrics
+    _pool: WorkerPool
+    _listening: socket
+    _service: ServiceEnvironment
+    _on_ready: Callable[[BoundAddresses], None]
+    # Slots whose worker accepts connections.
+    _ready: set[int] = field(default_factory=set, init=False, repr=False)
+    # By slot, from 1.
+    _running: dict[int, _Worker] = field(default_factory=dict, init=False, repr=False)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
+    _all_ready: bool = field(default=False, init=False, repr=False)
+    _failed: AttestKitError | None = field(default=None, init=False, repr=False)
+    # Slots with a logged warning about their metrics.
+    _unread: set[int] = field(default_factory=set, init=False, repr=False)
 
     async def run(self) -> None:
         """Run until a signal arrives or a worker fails to start."""
@@ -175,7 +172,7 @@ class _PoolSupervisor:
                 self._abort_startup(outcome, 3)
             if self._stopping.is_set():
                 return
-            self._metrics.restarts += 1
+            self._pool.metrics.restarts += 1
             delay = _FIRST_DELAY if loop.time() - begin >= _STABLE_SECONDS else delay
             _logger.warning("worker %d %s; another starts in %g s", slot, outcome, delay)
             with suppress(asyncio.TimeoutError):
@@ -189,8 +186,8 @@ class _PoolSupervisor:
             await self._read_messages(slot, channel)
         finally:
             self._ready.discard(slot)
-            self._metrics.workers = len(self._ready)
-            self._metrics.retire(slot)
+            self._pool.metrics.workers = len(self._ready)
+            self._pool.metrics.retire(slot)
             self._unread.discard(slot)
             del self._running[slot]
             channel.close()
@@ -216,12 +213,12 @@ class _PoolSupervisor:
                 return
             self._record_metrics(slot, message)
             self._ready.add(slot)
-            self._metrics.workers = len(self._ready)
+            self._pool.metrics.workers = len(self._ready)
             self._announce_ready()
 
     def _record_metrics(self, slot: int, message: bytes) -> None:
         try:
-            self._metrics.update(slot, message)
+            self._pool.metrics.update(slot, message)
         except FormatError as error:  # after an upgrade of the files below a running service
             if slot not in self._unread:
                 _logger.warning("worker %d sent malformed metrics: %s", slot, error)

@@ -76,10 +76,8 @@ def verify_each(
     """Yield each outcome with the index of its item; see `Verifier.verify_stream`."""
     given: object = window
     if not isinstance(given, int) or not 1 <= window <= MOST_IN_FLIGHT:
-        raise UsageError(
-            f"window: {window!r}, must be an integer from 1 to {MOST_IN_FLIGHT}",
-            reason="out_of_range",
-        )
+        message = f"window: {window!r}, must be an integer from 1 to {MOST_IN_FLIGHT}"
+        raise UsageError(message, reason="out_of_range")
     if executor is None:  # there is nothing to overlap
         return ((index, verify_one(verifier, item, now)) for index, item in enumerate(items))
     return _verify_in_workers(verifier, items, executor, window, now, ordered=ordered)
@@ -215,9 +213,8 @@ class _Workers:
             future = self._executor.submit(run_task, task)
         except Exception as error:
             if not self._begun and not isinstance(error, BrokenExecutor):
-                raise UsageError(
-                    f"executor: does not accept tasks: {error}", reason="closed"
-                ) from error
+                message = f"executor: does not accept tasks: {error}"
+                raise UsageError(message, reason="closed") from error
             self._log_failure(error)
             self._replace()
             lost: _Done = Future()
@@ -312,9 +309,8 @@ class _Workers:
             # No timeout: the verifier has its own limits.
             return spare.submit(run_task, BatchTask(self._shared, items, self._now)).result()
         except BaseException as error:
-            if isinstance(error, BrokenExecutor) or not is_internal_failure(
-                error
-            ):  # or an interrupt
+            interrupted = not is_internal_failure(error)
+            if interrupted or isinstance(error, BrokenExecutor):
                 self._spare = None
                 _kill(spare)
             raise
@@ -383,10 +379,8 @@ def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outco
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success
-        raise UsageError(
-            "executor: returned a result that is not that of the submitted task",
-            reason="wrong_type",
-        )
+        message = "executor: returned a result that is not that of the submitted task"
+        raise UsageError(message, reason="wrong_type")
     return outcomes
 
 

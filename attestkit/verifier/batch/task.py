@@ -9,6 +9,7 @@ from secrets import token_hex
 from types import EllipsisType
 from typing import Protocol, TypeVar
 
+from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
@@ -97,11 +98,8 @@ def run_step(name: str, steps: Sequence[VerificationStep], step: Callable[[], _G
     except BaseException as error:
         if not is_internal_failure(error):
             raise
-        raise VerificationError(
-            f"{name}: internal error: {type(error).__name__}; the evidence is rejected",
-            steps=tuple(steps),
-            reason="internal",
-        ) from error
+        message = f"{name}: internal error: {type(error).__name__}; the evidence is rejected"
+        raise VerificationError(message, steps=tuple(steps), reason="internal") from error
 
 
 def is_internal_failure(error: BaseException) -> bool:
@@ -144,10 +142,7 @@ def run_task(task: BatchTask) -> list[Outcome]:
 def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outcome:
     """Verify one item of any type; return its result or error."""
     if not isinstance(item, VerificationItem):
-        return UsageError(
-            f"item: wrong type: {type(item).__name__}, must be a VerificationItem",
-            reason="wrong_type",
-        )
+        return wrong_type("item", "a VerificationItem", item)
     try:
         return run_step(
             "verification",

@@ -38,7 +38,7 @@ from attestkit.verifier.dcap.pck_chain import (
     select_chain,
 )
 from attestkit.verifier.dcap.reasons import DcapReason, refuse
-from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
+from attestkit.verifier.result import Authenticated, Tcb, TcbStatus, passed
 
 if TYPE_CHECKING:
     from dcap_qvl import QuoteCollateralV3
@@ -152,22 +152,19 @@ class Dcap:
             tdx=tuple((f"TDX {n + 1}", n) for n in endorsed.tdx),
             certificates=(pck.leaf.der, pck.authority.der, root.der),
             steps=(
-                VerificationStep(
+                passed(
                     "certificates",
-                    "passed",
                     f"the PCK certificate chain leads to {anchor}, and is not revoked",
                 ),
-                VerificationStep(
+                passed(
                     "collateral",
-                    "passed",
                     f"TCB info, QE identity and CRLs are signed and valid, until {endorsed.until}",
                 ),
-                VerificationStep(
+                passed(
                     "quoting_enclave",
-                    "passed",
                     "the quoting enclave matches the QE identity, and certifies the quote's key",
                 ),
-                VerificationStep("signature", "passed", "the quote's signature is valid"),
+                passed("signature", "the quote's signature is valid"),
             ),
         )
 
@@ -343,13 +340,11 @@ def _root(der: bytes) -> Certificate:
     try:
         root = read_certificate(der)
         if root.der != der or root.subject != root.issuer:
-            raise UsageError(
-                "trust anchor: must be one self-signed certificate", reason="wrong_value"
-            )
+            message = "trust anchor: must be one self-signed certificate"
+            raise UsageError(message, reason="wrong_value")
     except FormatError as error:
-        raise UsageError(
-            "trust anchor: must be a certificate in DER", reason="wrong_value"
-        ) from error
+        message = "trust anchor: must be a certificate in DER"
+        raise UsageError(message, reason="wrong_value") from error
     return root
 
 

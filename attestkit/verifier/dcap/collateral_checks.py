@@ -49,18 +49,10 @@ class Endorsements(NamedTuple):
         given, info, qe = self.collateral, self.tcb_info, self.qe_identity
         for name, crl in (("root CA", given.root_ca_crl), ("PCK CA", given.pck_crl)):
             yield f"the {name}'s CRL", "crl_expired", "crl_expired", crl_window(crl)
-        yield (
-            "TCB info",
-            "tcb_info_not_yet_valid",
-            "tcb_info_expired",
-            Window(info.issue_date, info.next_update),
-        )
-        yield (
-            "QE identity",
-            "qe_identity_not_yet_valid",
-            "qe_identity_expired",
-            Window(qe.issue_date, qe.next_update),
-        )
+        window = Window(info.issue_date, info.next_update)
+        yield "TCB info", "tcb_info_not_yet_valid", "tcb_info_expired", window
+        window = Window(qe.issue_date, qe.next_update)
+        yield "QE identity", "qe_identity_not_yet_valid", "qe_identity_expired", window
 
 
 def read_endorsements(collateral: Collateral, read: Reader = read_certificate) -> Endorsements:
@@ -107,7 +99,7 @@ def find_mismatch(
 ) -> tuple[DcapReason, str] | None:
     """Return reason and message if collateral, PCK chain and trust anchor do not belong together.
 
-        Two checks that dcap-qvl does not make: each certificate chain must end in `root`
+    Two checks that dcap-qvl does not make: each certificate chain must end in `root`
     (`untrusted_root`), and the TCB info must be for the PCE of the PCK certificate
     (`tcb_info_mismatch`).
 
@@ -184,10 +176,8 @@ def _check_versions(info: TcbInfo, qe: QeIdentity) -> None:
             f"{_TCB_INFO_VERSION} and {_TCB_TYPE}",
         )
     if qe.version != _QE_IDENTITY_VERSION:
-        raise refuse(
-            "qe_identity_wrong_type",
-            f"QE identity is of version {qe.version}, not {_QE_IDENTITY_VERSION}",
-        )
+        message = f"QE identity is of version {qe.version}, not {_QE_IDENTITY_VERSION}"
+        raise refuse("qe_identity_wrong_type", message)
 
 
 def _asked(levels: list[list[int]]) -> tuple[int, ...]:

@@ -58,9 +58,8 @@ def not_valid_at(now: int, name: str, certificate: Certificate) -> AttestKitErro
     start, end = certificate.valid_from, certificate.valid_until
     at = f"and the verification is at {_moment(now)}"
     if now < start.timestamp():
-        return refuse(
-            "cert_expired", f"{name} is valid from {moment(start)}, {at}; check the clock"
-        )
+        message = f"{name} is valid from {moment(start)}, {at}; check the clock"
+        return refuse("cert_expired", message)
     if now > end.timestamp():
         return refuse("cert_expired", f"{name} was valid until {moment(end)}, {at}; {_FRESH}")
     return None
@@ -77,14 +76,11 @@ def named(chain: PckChain) -> tuple[tuple[str, Certificate], ...]:
 def _certificates(given: QvlInput) -> Iterator[tuple[str, Certificate]]:
     """Yield the certificates in the order of dcap-qvl, with their names in error texts."""
     collateral = given.endorsed.collateral
-    yield (
-        "the certificate that signs TCB info",
-        read_chain(collateral.tcb_info_issuer_chain.encode())[0],
-    )
-    yield (
-        "the certificate that signs QE identity",
-        read_chain(collateral.qe_identity_issuer_chain.encode())[0],
-    )
+    for name, chain in (
+        ("TCB info", collateral.tcb_info_issuer_chain),
+        ("QE identity", collateral.qe_identity_issuer_chain),
+    ):
+        yield f"the certificate that signs {name}", read_chain(chain.encode())[0]
     yield from named(given.chain)
 
 

@@ -94,11 +94,7 @@ _PLAIN: Final[tuple[tuple[str, DcapReason, str], ...]] = (
         "crl_bad_signature",
         f"the PCK CA's CRL is not signed by the PCK CA; {_FRESH}",
     ),
-    (
-        "IssuerNotCrlSigner",
-        "crl_bad_signature",
-        "a CRL is signed by a certificate without the cRLSign key usage",
-    ),
+    ("IssuerNotCrlSigner", "crl_bad_signature", "a CRL's signer lacks the cRLSign key usage"),
     ("UnknownRevocationStatus", "crl_missing", _NO_CRL),
     # TCB info and QE identity.
     ("Certificate chain is too short for", "chain_length", "an issuer chain has no certificate"),

@@ -50,10 +50,8 @@ def authenticate_fetching(
     def before(chain: str | None) -> None:
         precheck(chain)
         if not fetch:
-            raise FetchNeededError(
-                "collateral: must be fetched for this quote, but fetch is false",
-                reason="fetch_needed",
-            )
+            message = "collateral: must be fetched for this quote, but fetch is false"
+            raise FetchNeededError(message, reason="fetch_needed")
 
     found = source.find(quote, before)
     try:

@@ -42,22 +42,22 @@ class IsvSvn(msgspec.Struct, frozen=True):
     isvsvn: _Svn
 
 
-class PlatformLevel(msgspec.Struct, frozen=True, rename="camel"):
+class _Level(msgspec.Struct, frozen=True, rename="camel"):
+    tcb_date: _Moment
+    tcb_status: str
+    advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
+
+
+class PlatformLevel(_Level, frozen=True, kw_only=True):
     """TCB level of a platform."""
 
     tcb: Svns
-    tcb_date: _Moment
-    tcb_status: str
-    advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
-class SvnLevel(msgspec.Struct, frozen=True, rename="camel"):
+class SvnLevel(_Level, frozen=True, kw_only=True):
     """TCB level of a TDX module or a quoting enclave."""
 
     tcb: IsvSvn
-    tcb_date: _Moment
-    tcb_status: str
-    advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
 class ModuleIdentity(msgspec.Struct, frozen=True, rename="camel"):

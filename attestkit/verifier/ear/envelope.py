@@ -80,18 +80,14 @@ def _json(value: object) -> bytes:
 def _verify_jwt(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
-        raise FormatError(
-            "EAR: neither a JWT (three parts) nor a tagged COSE_Sign1", reason="unrecognized"
-        )
+        message = "EAR: neither a JWT (three parts) nor a tagged COSE_Sign1"
+        raise FormatError(message, reason="unrecognized")
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:
         raise FormatError("EAR: payload missing (detached)", reason="missing")
     header = strict_json.read_object(from_base64url(head, "EAR: header"), "EAR: header")
-    _check_headers(
-        header,
-        {"alg": key.algorithm, "kid": to_base64url(key.thumbprint), "typ": _JWT_TYPE},
-        needed="alg",
-    )
+    kid = to_base64url(key.thumbprint)
+    _check_headers(header, {"alg": key.algorithm, "kid": kid, "typ": _JWT_TYPE}, needed="alg")
     signature = from_base64url(tail, "EAR: signature")
     key.check(signature, token[: len(head) + 1 + len(body)])
     return strict_json.read_object(from_base64url(body, "EAR: payload"), "EAR: payload")
@@ -125,18 +121,11 @@ def _verify_cose(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
     if unprotected:
         raise _header("unprotected header parameters are not allowed")
     if not hmac.compare_digest(_envelope(protected, payload, signature), token):
-        raise FormatError(
-            "EAR: COSE_Sign1 is not in deterministic encoding", reason="not_canonical"
-        )
-    _check_headers(
-        _map(read_value(protected), "header"),
-        {
-            _ALG: _COSE_ALGORITHMS[key.algorithm],
-            _KID: key.cose_thumbprint,
-            _TYP: _COSE_TYPE,
-        },
-        needed=_ALG,
-    )
+        message = "EAR: COSE_Sign1 is not in deterministic encoding"
+        raise FormatError(message, reason="not_canonical")
+    algorithm = _COSE_ALGORITHMS[key.algorithm]
+    expected = {_ALG: algorithm, _KID: key.cose_thumbprint, _TYP: _COSE_TYPE}
+    _check_headers(_map(read_value(protected), "header"), expected, needed=_ALG)
     key.check(signature, _signed_region(protected, payload))
     return _map(read_value(payload), "payload")
 

@@ -7,8 +7,9 @@ thumbprint: of RFC 7638 in a JWT, of RFC 9679 in COSE.
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key, p256_verify
 from attestkit._crypto.ed25519 import Ed25519Key, ed25519_verify
 from attestkit._crypto.hashes import sha256
@@ -16,14 +17,15 @@ from attestkit._crypto.zeroize import Secret
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError, SignatureError, UsageError
 
+if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
+
 Algorithm = Literal["EdDSA", "ES256"]
 
 _LARGEST: Final = 65_536  # bytes of a key or a key set
 _MOST_KEYS: Final = 32  # in a set
-_KINDS: Final = (
-    ("OKP", "Ed25519"),
-    ("EC", "P-256"),
-)  # kty and crv; a tuple: JWK values may not be hashable
+# kty and crv; a tuple, not a set: JWK values may not be hashable.
+_KINDS: Final = (("OKP", "Ed25519"), ("EC", "P-256"))
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518, 6.2.2 to 6.4
 
 
@@ -47,17 +49,15 @@ class EarPublicKey(NamedTuple):
         elif kind == ("EC", "P-256"):
             found = cls("ES256", _coordinate(jwk, "x") + _coordinate(jwk, "y"))
         else:
-            raise FormatError(
-                "JWK: key type must be Ed25519 (kty OKP) or P-256 (kty EC)", reason="unsupported"
-            )
+            message = "JWK: key type must be Ed25519 (kty OKP) or P-256 (kty EC)"
+            raise FormatError(message, reason="unsupported")
         if "d" in jwk:
             raise FormatError(
                 "JWK: contains a private key; publish the public key only", reason="unknown_field"
             )
         if jwk.get("alg", found.algorithm) != found.algorithm or jwk.get("use", "sig") != "sig":
-            raise FormatError(
-                f"JWK: alg or use do not allow {found.algorithm} signatures", reason="inconsistent"
-            )
+            message = f"JWK: alg or use do not allow {found.algorithm} signatures"
+            raise FormatError(message, reason="inconsistent")
         return found
 
     @classmethod
@@ -73,21 +73,16 @@ class EarPublicKey(NamedTuple):
             UsageError: If `text` is neither `str` nor `bytes`.
         """
         if not isinstance(text, (str, bytes)):
-            raise UsageError(
-                f"key set: {type(text).__name__}, must be str or bytes", reason="wrong_type"
-            )
+            raise wrong_type("key set", "str or bytes", text)
         if len(text) > _LARGEST:
             raise FormatError(f"key set: over {_LARGEST} bytes", reason="too_large")
         keys = strict_json.read_object(text, "key set").get("keys")
         if not isinstance(keys, list):
-            raise FormatError(
-                "key set: member 'keys' missing or not an array",
-                reason="missing" if keys is None else "wrong_type",
-            )
+            reason: FormatReason = "missing" if keys is None else "wrong_type"
+            raise FormatError("key set: member 'keys' missing or not an array", reason=reason)
         if not 0 < len(keys) <= _MOST_KEYS:
-            raise FormatError(
-                f"key set: {len(keys)} keys, must be 1 to {_MOST_KEYS}", reason="wrong_size"
-            )
+            message = f"key set: {len(keys)} keys, must be 1 to {_MOST_KEYS}"
+            raise FormatError(message, reason="wrong_size")
         if not all(isinstance(key, dict) for key in keys):
             raise FormatError("key set: a key is not a JSON object", reason="wrong_type")
         if any(not _PRIVATE.isdisjoint(key) for key in keys):
@@ -217,10 +212,8 @@ def from_base64url(text: str, what: str) -> bytes:
 def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:
     value = jwk.get(name)
     if not isinstance(value, str):
-        raise FormatError(
-            f"JWK: {name} is missing or not a string",
-            reason="missing" if value is None else "wrong_type",
-        )
+        reason: FormatReason = "missing" if value is None else "wrong_type"
+        raise FormatError(f"JWK: {name} is missing or not a string", reason=reason)
     found = from_base64url(value, f"JWK: {name}")
     if len(found) != 32:
         raise FormatError(f"JWK: {name}: {len(found)} bytes, must be 32", reason="wrong_size")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._package import own_version
 from attestkit._sanitize import one_line
@@ -36,7 +37,6 @@ from attestkit.verifier.ear.claims import (
 )
 from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey, from_base64url, to_base64url
-from attestkit.verifier.policy.toml_writer import to_toml
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ class Ear(NamedTuple):
 def policy_uri(policy: "AppraisalPolicy") -> str:
     """Return the URI of a policy: `ni:///sha-256;...` (RFC 6920) of its rules.
 
-    The hash is over the TOML of `toml_writer.to_toml` without comments and empty lines, in UTF-8.
+    The hash is over the TOML of the policy without comments and empty lines, in UTF-8.
     """
-    rules = [line for line in to_toml(policy).split("\n") if line and not line.startswith("#")]
+    rules = [line for line in policy.to_toml().split("\n") if line and not line.startswith("#")]
     return f"ni:///sha-256;{to_base64url(sha256(chr(10).join(rules).encode()))}"
 
 
@@ -139,9 +139,8 @@ def sign_ear(
         raise UsageError("lifetime: must be 1 to 86400 whole seconds", reason="out_of_range")
     issued = _seconds(result.verified_at if now is None else now)
     if issued + lifetime // _SECOND > _LAST:
-        raise UsageError(
-            "lifetime: the EAR would expire after the year 9999", reason="out_of_range"
-        )
+        message = "lifetime: the EAR would expire after the year 9999"
+        raise UsageError(message, reason="out_of_range")
     if policy is not None and policy_id is None:
         policy_id = policy_uri(policy)
     claims: dict[str, Any] = {
@@ -190,14 +189,11 @@ def verify_ear(
         check_nonce(nonce)
     if not timedelta(0) <= leeway <= _MOST_LEEWAY:
         raise UsageError("leeway: out of range: must be 0 to 300 seconds", reason="out_of_range")
-    if now.utcoffset() is None:
-        raise UsageError("now: datetime without time zone", reason="wrong_value")
+    require_time_zone("now", now)
     if isinstance(token, str):
         token = token.encode("utf-8", "replace")  # non-ASCII text is refused below
     if not isinstance(token, bytes):
-        raise UsageError(
-            f"EAR: must be bytes or str, not {type(token).__name__}", reason="wrong_type"
-        )
+        raise wrong_type("EAR", "bytes or str", token)
     form, claims = verify_token(token, key)
     ear = _read(form, claims if form == "jwt" else _from_cbor(claims))
     _check_time(ear, now, leeway)
@@ -217,9 +213,7 @@ def _check(
     if value is None:
         return
     if not isinstance(value, kind):
-        raise UsageError(
-            f"{name}: {type(value).__name__}, must be {kind.__name__}", reason="wrong_type"
-        )
+        raise wrong_type(name, kind.__name__, value)
     if not least <= len(value) <= most:
         unit = "bytes" if kind is bytes else "characters"
         raise UsageError(
@@ -335,13 +329,11 @@ def _read(form: TokenFormat, fields: dict[str, Any]) -> Ear:
     try:
         json.dumps(result, allow_nan=False)
     except (TypeError, ValueError) as error:  # bytes in COSE
-        raise FormatError(
-            f"EAR: {RESULT} cannot be represented in JSON: {error}", reason="wrong_type"
-        ) from error
+        message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
+        raise FormatError(message, reason="wrong_type") from error
     if result.get("platform") != platform:
-        raise FormatError(
-            "EAR: the name of the submodule is not the platform", reason="inconsistent"
-        )
+        message = "EAR: the name of the submodule is not the platform"
+        raise FormatError(message, reason="inconsistent")
     simulated = result.get("simulated")
     if not isinstance(simulated, bool):
         raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
@@ -379,9 +371,8 @@ def _invalid(problem: str) -> FormatError:
 def _check_profile(claims: dict[str, Any]) -> None:
     """Check the profile, and reject claims that restrict the token's use."""
     if (profile := claims.get("eat_profile")) != PROFILE:
-        raise VerificationError(
-            f"EAR: eat_profile: {ascii(profile)[:200]}, must be {PROFILE}", reason="ear_profile"
-        )
+        message = f"EAR: eat_profile: {ascii(profile)[:200]}, must be {PROFILE}"
+        raise VerificationError(message, reason="ear_profile")
     for name in REFUSED:
         if name in claims:
             raise VerificationError(f"EAR: unsupported claim: {name}", reason="ear_bad_claim")
@@ -397,10 +388,8 @@ def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool) -> Tie
     if simulated:
         worst = Tier.CONTRAINDICATED
     if status is not worst:
-        raise FormatError(
-            f"EAR: ear.status is {status}, but the worst claim has the tier {worst}",
-            reason="inconsistent",
-        )
+        message = f"EAR: ear.status is {status}, but the worst claim has the tier {worst}"
+        raise FormatError(message, reason="inconsistent")
     return status
 
 
@@ -422,8 +411,7 @@ def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:
 
 
 def _seconds(moment: datetime) -> int:
-    if moment.utcoffset() is None:
-        raise UsageError("now: datetime without time zone", reason="wrong_value")
+    require_time_zone("now", moment)
     seconds = (moment - _EPOCH) // _SECOND
     if seconds < 0:
         raise UsageError("now: out of range: before the year 1970", reason="out_of_range")

@@ -20,7 +20,7 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
-from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb
+from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, caution, passed
 
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
@@ -34,9 +34,8 @@ _MAX_CERTIFICATE: Final = 1024  # bytes of a certificate
 _MAX_BUNDLE: Final = 10  # certificates; AWS uses 4
 _LIMITS: Final = {"public_key": 1024, "user_data": 512, "nonce": 512}  # bytes
 _REGISTERS: Final = 32
-_DEBUG: Final = VerificationStep(
+_DEBUG: Final = caution(
     "debug",
-    "caution",
     "the enclave runs in debug mode: its PCRs 0 to 2 are zero, so nothing measures its image and "
     "its memory can be read; only its signature was verified here",
 )
@@ -83,9 +82,8 @@ class Nitro:
         try:
             p384_verify(signer.spki, found.signature, found.signed_region)
         except SignatureError as error:
-            raise SignatureError(
-                f"Nitro document: {error}", reason="document_bad_signature"
-            ) from error
+            message = f"Nitro document: {error}"
+            raise SignatureError(message, reason="document_bad_signature") from error
         made = _check_age(found, now)
         return Authenticated(
             status=None,
@@ -101,9 +99,8 @@ class Nitro:
 def _check_limits(document: NitroDocument) -> None:
     """Check the fields of a document against AWS's limits."""
     if document.tpm:
-        raise UnsupportedError(
-            "Nitro document: from a NitroTPM, which is not supported", reason="feature"
-        )
+        message = "Nitro document: from a NitroTPM, which is not supported"
+        raise UnsupportedError(message, reason="feature")
     if not document.module_id:
         raise FormatError("Nitro document: empty module_id", reason="missing")
     if document.digest != "SHA384":
@@ -114,9 +111,8 @@ def _check_limits(document: NitroDocument) -> None:
         if len(getattr(document, name)) > limit:
             raise FormatError(f"Nitro document: {name}: over {limit} bytes", reason="too_large")
     if not all(0 <= index < _REGISTERS for index in document.pcrs):
-        raise FormatError(
-            f"Nitro document: PCR index must be 0 to {_REGISTERS - 1}", reason="wrong_value"
-        )
+        message = f"Nitro document: PCR index must be 0 to {_REGISTERS - 1}"
+        raise FormatError(message, reason="wrong_value")
     for index in range(3):
         document.pcr(index)
 
@@ -131,29 +127,22 @@ def _check_algorithm(document: NitroDocument) -> None:
         raise SignatureError("Nitro document: algorithm must be ES384", reason="document_algorithm")
     # RFC 9052, 3: unsupported critical parameters must be rejected.
     if _CRITICAL in header and header[_CRITICAL] != [_ALGORITHM]:
-        raise SignatureError(
-            "Nitro document: unsupported critical header parameter",
-            reason="document_critical_header",
-        )
+        message = "Nitro document: unsupported critical header parameter"
+        raise SignatureError(message, reason="document_critical_header")
     if document.unprotected & {_ALGORITHM, _CRITICAL}:
-        raise SignatureError(
-            "Nitro document: alg or crit in the unprotected header", reason="document_algorithm"
-        )
+        message = "Nitro document: alg or crit in the unprotected header"
+        raise SignatureError(message, reason="document_algorithm")
 
 
 def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
     """Return the certificates below the root, signer first; cabundle[0] is the root."""
     bundle = document.cabundle
     if not 1 <= len(bundle) <= _MAX_BUNDLE:
-        raise FormatError(
-            f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to 10",
-            reason="wrong_size",
-        )
+        message = f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to 10"
+        raise FormatError(message, reason="wrong_size")
     if not all(1 <= len(der) <= _MAX_CERTIFICATE for der in (document.certificate, *bundle)):
-        raise FormatError(
-            f"Nitro document: a certificate is empty or over {_MAX_CERTIFICATE} bytes",
-            reason="wrong_size",
-        )
+        message = f"Nitro document: a certificate is empty or over {_MAX_CERTIFICATE} bytes"
+        raise FormatError(message, reason="wrong_size")
     named = [("Nitro document: certificate", document.certificate)]
     named += [(f"Nitro document: cabundle[{n}]", bundle[n]) for n in range(len(bundle) - 1, 0, -1)]
     found: list[tuple[str, PathCertificate]] = []
@@ -181,17 +170,12 @@ def _check_age(document: NitroDocument, now: datetime) -> datetime:
 
 def _steps(document: NitroDocument, root: str, made: datetime) -> tuple[VerificationStep, ...]:
     steps = (
-        VerificationStep(
+        passed(
             "certificates",
-            "passed",
             f"the certificates of module {document.module_id} lead to {root} and are valid",
         ),
         NO_REVOCATION,
-        VerificationStep(
-            "signature", "passed", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"
-        ),
-        VerificationStep(
-            "timestamp", "passed", f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC"
-        ),
+        passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
+        passed("timestamp", f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC"),
     )
     return steps if any(document.pcr(0) + document.pcr(1) + document.pcr(2)) else (*steps, _DEBUG)

@@ -7,11 +7,12 @@ The rules are those of attestation-format.md, section 9. Reports signed by a clo
 import hmac
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
+from attestkit._reasons import PolicyReason, StepOutcome, VerificationStep
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
@@ -27,17 +28,20 @@ from attestkit.verifier.platforms.snp_chain import (
     find_signer,
     read_endorsements,
 )
-from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, TcbStatus
-
-if TYPE_CHECKING:
-    from attestkit._reasons import PolicyReason
-from attestkit._reasons import StepOutcome, VerificationStep
+from attestkit.verifier.result import (
+    NO_REVOCATION,
+    Authenticated,
+    Tcb,
+    TcbStatus,
+    caution,
+    passed,
+    skipped,
+)
 
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
 
-_POLICY_STEP: Final = VerificationStep(
+_POLICY_STEP: Final = passed(
     "guest_policy",
-    "passed",
     "the report is from VMPL 0, the guest policy allows neither debugging nor a migration agent, "
     "and the platform meets the guest policy",
 )
@@ -106,9 +110,8 @@ def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ..
     try:
         return read_endorsements(cert_chain, limit=_MAX_CERTIFICATES)
     except FormatError as error:
-        raise SignatureError(
-            f"certificates in the evidence: malformed: {error}", reason="cert_malformed"
-        ) from error
+        message = f"certificates in the evidence: malformed: {error}"
+        raise SignatureError(message, reason="cert_malformed") from error
 
 
 def _check_signature(report: SnpReport, signer: Signer) -> None:
@@ -129,20 +132,12 @@ def _signed_steps(report: SnpReport, signer: Signer) -> tuple[VerificationStep, 
         chip = "skipped"
         whose = "the chip id is hidden by the host, so it was not compared with the VCEK's"
     return (
-        VerificationStep(
-            "certificates",
-            "passed",
-            f"the {kind}'s certificates lead to {signer.root} and are valid",
-        ),
+        passed("certificates", f"the {kind}'s certificates lead to {signer.root} and are valid"),
         NO_REVOCATION,
         VerificationStep(
             "chip", chip, f"{whose}, for the reported TCB of a {signer.product} processor"
         ),
-        VerificationStep(
-            "signature",
-            "passed",
-            f"the report's signature is valid (ECDSA P-384, SHA-384, {kind})",
-        ),
+        passed("signature", f"the report's signature is valid (ECDSA P-384, SHA-384, {kind})"),
     )
 
 
@@ -189,11 +184,8 @@ def _check_host_data(
 ) -> VerificationStep:
     """Compare HOST_DATA with the configuration document, if any."""
     if not mr_config:
-        return VerificationStep(
-            "host_data",
-            "skipped",
-            "HOST_DATA was not compared: the evidence has no configuration document",
-        )
+        text = "HOST_DATA was not compared: the evidence has no configuration document"
+        return skipped("host_data", text)
     expected = host_data(mr_config)
     if not hmac.compare_digest(report.host_data, expected):
         raise ReplayError(
@@ -215,11 +207,9 @@ def _differing_tcbs(report: SnpReport) -> list[str]:
 
 def _status_step(report: SnpReport) -> VerificationStep:
     if not (found := _differing_tcbs(report)):
-        equal = "current, committed and launch TCB are equal to the reported one"
-        return VerificationStep("tcb", "passed", equal)
-    return VerificationStep(
+        return passed("tcb", "current, committed and launch TCB are equal to the reported one")
+    return caution(
         "tcb",
-        "caution",
         f"OutOfDate: of the TCB versions, {', '.join(found)} differ from the reported one",
     )
 

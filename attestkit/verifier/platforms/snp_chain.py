@@ -26,10 +26,8 @@ from attestkit.verifier.result import ANOTHER_ROOT
 _KDS: Final = "https://kdsintf.amd.com"
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin", "Venice")
 _AUTHORITY: Final = {"VCEK": "ASK", "VLEK": "ASVK"}
-_COMMON_NAME: Final = {
-    "VCEK": "SEV-",
-    "VLEK": "SEV-VLEK-",
-}  # prefix of the issuer's, before the product
+# Prefix of the issuer's common name, before the product.
+_COMMON_NAME: Final = {"VCEK": "SEV-", "VLEK": "SEV-VLEK-"}
 _ID_COMMON_NAME: Final = "2.5.4.3"  # RFC 5280, appendix A.1
 _SET: Final = 0x31
 _SPL_NAMES: Final = {
@@ -132,9 +130,8 @@ def _certificates(blob: bytes) -> list[bytes]:
     for der in found:  # in order, so a single pass
         at = written.find(b2a_base64(der, newline=False).decode(), at)
         if at < 0:
-            raise FormatError(
-                "PEM: unused bits of a certificate's base64 are not zero", reason="not_canonical"
-            )
+            message = "PEM: unused bits of a certificate's base64 are not zero"
+            raise FormatError(message, reason="not_canonical")
     return found
 
 
@@ -156,8 +153,7 @@ def _select_leaf(
     if keys:
         raise SignatureError(
             f"SEV-SNP report: signed with a {wanted}, but the certificate is of a "
-            f"{keys[0][1].kind}; "
-            f"{_leaf_remedy(report)}",
+            f"{keys[0][1].kind}; {_leaf_remedy(report)}",
             reason="signing_key",
         )
     raise CollateralError(
@@ -197,15 +193,12 @@ def _check_authority(authority: PathCertificate, kind: str, product: str) -> Non
     try:
         names = _common_names(authority.subject)
     except FormatError as error:
-        raise SignatureError(
-            f"{_AUTHORITY[kind]} certificate: subject malformed: {error}", reason="cert_malformed"
-        ) from error
+        message = f"{_AUTHORITY[kind]} certificate: subject malformed: {error}"
+        raise SignatureError(message, reason="cert_malformed") from error
     if names != wanted:
         issuer = shown(b", ".join(names).decode("ascii", "replace"))
-        raise SignatureError(
-            f"{kind} certificate: wrong issuer: {issuer}, must be {wanted[0].decode()}",
-            reason="cert_wrong_authority",
-        )
+        message = f"{kind} certificate: wrong issuer: {issuer}, must be {wanted[0].decode()}"
+        raise SignatureError(message, reason="cert_wrong_authority")
 
 
 def _common_names(name: bytes) -> list[bytes]:
@@ -229,9 +222,8 @@ def _root(product: str, trust_anchor: PathCertificate | None) -> tuple[str, Path
     if trust_anchor is not None:
         return "the trust anchor", trust_anchor
     if product not in AMD_ROOTS:
-        raise UnsupportedError(
-            f"AMD's root for {product}: not built in; pass it as the trust anchor", reason="root"
-        )
+        message = f"AMD's root for {product}: not built in; pass it as the trust anchor"
+        raise UnsupportedError(message, reason="root")
     return f"AMD's root for {product}", read_path_certificate(AMD_ROOTS[product])
 
 

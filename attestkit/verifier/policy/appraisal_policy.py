@@ -22,11 +22,12 @@ are equal, so firmware of any age is accepted, even by strict, unless `minimum_s
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any, Final, Literal, TypeAlias, cast
 
+from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
@@ -36,6 +37,8 @@ from attestkit.verifier import acpi
 from attestkit.verifier.config_id import require_document
 from attestkit.verifier.policy.rules import (
     REGISTERS,
+    SIZES,
+    VERIFIED_PLATFORMS,
     BitMask,
     KeyProvider,
     ReferenceValues,
@@ -46,7 +49,14 @@ from attestkit.verifier.policy.rules import (
     require_match,
 )
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
-from attestkit.verifier.result import Authenticated, Claims, TcbStatus
+from attestkit.verifier.result import (
+    AttestationResult,
+    Authenticated,
+    Claims,
+    TcbStatus,
+    caution,
+    passed,
+)
 
 __all__ = [
     "PRESETS",
@@ -60,22 +70,12 @@ __all__ = [
     "require_policy",
 ]
 
-VERIFIED_PLATFORMS: Final = ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx")
-"""Supported platforms, with the names of `Claims.platform`."""
-
 _DEFAULT: Final = (
     TcbStatus.UP_TO_DATE,
     TcbStatus.SW_HARDENING_NEEDED,
     TcbStatus.CONFIGURATION_NEEDED,
     TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED,
 )
-_SIZES: Final = {
-    "app_id": 20,
-    "compose_hash": 32,
-    "instance_id": 20,
-    "os_image_hash": 32,
-    "device_id": 32,
-}
 # Debug bits in a little-endian field, by platform.
 _DEBUG: Final = {
     "dstack-tdx": ("td_attributes", 0xFF),  # TUD: any of these bits makes the TD untrusted
@@ -97,6 +97,14 @@ _Named: TypeAlias = _Identity | Literal["key_provider"]
 _IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
 
 _ANY: Final = ReferenceValues()
+# Type of each rule that is a single value, and its name in error messages.
+_TYPES: Final = {
+    "refuse_simulated": (bool, "true or false"),
+    "require_mr_config": (bool, "true or false"),
+    "reference_values": (ReferenceValues, "ReferenceValues"),
+    "td_attributes": (BitMask | None, "a BitMask"),
+    "xfam": (BitMask | None, "a BitMask"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +139,11 @@ class AppraisalPolicy(TcbRules):
         self._normalize("required_events", RequiredEvent, may_be_empty=True)
         if self.key_provider is not None:
             self._normalize("key_provider", KeyProvider)
-        for name, size in _SIZES.items():
+        for name, size in SIZES.items():
             object.__setattr__(self, name, accepted_values(name, getattr(self, name), size))
-        for name in ("refuse_simulated", "require_mr_config"):
-            if type(getattr(self, name)) is not bool:
-                raise UsageError(f"{name}: must be true or false", reason="wrong_type")
-        if not isinstance(self.reference_values, ReferenceValues):
-            raise UsageError("reference_values: must be ReferenceValues", reason="wrong_type")
-        for name in ("td_attributes", "xfam"):
-            if not isinstance(getattr(self, name), BitMask | None):
-                raise UsageError(f"{name}: must be a BitMask", reason="wrong_type")
+        for name, (kind, expected) in _TYPES.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise wrong_type(name, expected, value)
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -156,10 +159,8 @@ class AppraisalPolicy(TcbRules):
         owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
-                raise UsageError(
-                    f"{name}: applies only to {owner}, which another rule excludes",
-                    reason="conflict",
-                )
+                message = f"{name}: applies only to {owner}, which another rule excludes"
+                raise UsageError(message, reason="conflict")
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
@@ -214,6 +215,31 @@ class AppraisalPolicy(TcbRules):
         with config_errors(f"{source}: "):
             return cls(**rules) if preset is None else PRESETS[preset]().replace(**rules)
 
+    def to_toml(self) -> str:
+        """Return the TOML of this policy, with a comment on each rule.
+
+        `from_toml` decodes the TOML to an equal policy. All rules of a preset are written out, so
+        that the file does not depend on the definition of presets in later versions.
+        """
+        from attestkit.verifier.policy.toml_writer import write_rules  # lazy: for files only
+
+        return write_rules({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_evidence(cls, result: AttestationResult) -> "AppraisalPolicy":
+        """Return the policy for evidence of the same image, app and configuration as in `result`.
+
+        It accepts the TCB statuses of the default preset and the TCB status of the evidence. Values
+        that differ between instances of an app are not pinned: device, instance id, RTMR3 with
+        events (boot events are pinned instead), and a sealed configuration with an instance id. If
+        the evidence has the document of the sealed configuration, the policy requires it.
+        """
+        from attestkit.verifier.policy.pinned_rules import pinned_rules  # lazy: rarely needed
+
+        status = result.tcb.status
+        statuses = _DEFAULT if status is None else {*_DEFAULT, status}
+        return cls(accepted_statuses=statuses, **pinned_rules(result))
+
     def replace(self, **rules: object) -> "AppraisalPolicy":
         """Return a policy with these rules replaced.
 
@@ -247,8 +273,7 @@ class AppraisalPolicy(TcbRules):
             PolicyError: If a rule is not met; its `steps` are the rules that were met before.
             UsageError: If `now` has no time zone.
         """
-        if now.tzinfo is None:
-            raise UsageError("now: datetime without time zone", reason="wrong_value")
+        require_time_zone("now", now)
         steps: list[VerificationStep] = []
         found = (
             self._appraise_platform(claims, simulated=simulated),
@@ -272,17 +297,14 @@ class AppraisalPolicy(TcbRules):
                 f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
                 reason="platform",
             )
-        yield VerificationStep("platform", "passed", f"platform {claims.platform} is accepted")
+        yield passed("platform", f"platform {claims.platform} is accepted")
         _refuse_debug(claims)
         if not self.refuse_simulated:
             return
         if simulated is not False:
-            raise PolicyError(
-                "evidence: simulated, and refuse_simulated is set; verify without trust anchor, or "
-                "drop the rule",
-                reason="simulated",
-            )
-        yield VerificationStep("simulated", "passed", "the root is the platform vendor's")
+            message = "evidence: simulated; verify without trust anchor, or drop refuse_simulated"
+            raise PolicyError(message, reason="simulated")
+        yield passed("simulated", "the root is the platform vendor's")
 
     def _appraise_app(
         self, claims: Claims, authenticated: Authenticated, info: AppInfo | None
@@ -298,7 +320,7 @@ class AppraisalPolicy(TcbRules):
                 have = _measured_field(name, name, claims, info)
                 remedy = f"check the address of the app, or accept this one in {name}"
                 require_match(name, name, have, wanted, remedy)
-                yield VerificationStep(name, "passed", f"{name} {have.hex()} is accepted")
+                yield passed(name, f"{name} {have.hex()} is accepted")
         if self.require_mr_config:
             require_document(claims, info)
         if self.key_provider is not None:
@@ -308,7 +330,7 @@ class AppraisalPolicy(TcbRules):
             yield _device(claims, authenticated.device, self.device_id)
         for event in sorted(self.required_events, key=str):
             yield event.appraise(claims)
-        yield acpi.caution(claims, self.reference_values.rules)
+        yield acpi.find_caution(claims, self.reference_values.rules)
         yield self._caution()
 
     def _caution(self) -> VerificationStep | None:
@@ -318,9 +340,8 @@ class AppraisalPolicy(TcbRules):
         held = self.os_image_hash is not None or any(image <= pinned for image in _IMAGE)
         if held or identity == (None,) * 4:
             return None
-        return VerificationStep(
+        return caution(
             "os_image_hash",
-            "caution",
             "the policy names an app and no OS image, so any image that claims to run this app is "
             "accepted; pin os_image_hash or the registers of the image",
         )
@@ -354,7 +375,7 @@ def _os_image(claims: Claims, wanted: Collection[bytes]) -> VerificationStep:
     remedy = "launch that image, or accept this one in os_image_hash"
     require_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
     text = f"OS image {claims.os_image_hash.hex()} is accepted"
-    return VerificationStep("os_image_hash", "passed", text)
+    return passed("os_image_hash", text)
 
 
 def _measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
@@ -387,7 +408,7 @@ def _device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> Verific
     have = sha256(named)
     remedy = "run the app there, or accept this device in device_id"
     require_match("device_id", "device", have, wanted, remedy)
-    return VerificationStep("device_id", "passed", f"device {have.hex()} is accepted")
+    return passed("device_id", f"device {have.hex()} is accepted")
 
 
 PRESETS: Final = {

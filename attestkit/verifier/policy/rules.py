@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Final, Literal, NamedTuple, TypeVar
 
+from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, RUNTIME_REGISTER, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
-from attestkit.verifier.result import Claims
+from attestkit.verifier.result import Claims, passed
 
 Values = Collection[bytes] | None
 """Accepted values; None accepts any. Normalised to a frozenset."""
@@ -24,7 +25,21 @@ _T = TypeVar("_T")
 
 _SHOWN: Final = 3  # values that an error lists
 _SHOWN_BYTES: Final = 64  # of each value
-_BOOT_END: Final = "system-ready"  # the last event of a boot
+
+VERIFIED_PLATFORMS: Final = ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx")
+"""Supported platforms, with the names of `Claims.platform`."""
+
+SIZES: Final = {
+    "app_id": 20,
+    "compose_hash": 32,
+    "instance_id": 20,
+    "os_image_hash": 32,
+    "device_id": 32,
+}
+"""Sizes of the identifiers that a policy may name, in bytes."""
+
+BOOT_END: Final = "system-ready"
+"""Name of the last event of a boot."""
 
 _TD_ATTRIBUTES: Final = {
     "DEBUG": 1 << 0,
@@ -101,10 +116,8 @@ def require_match(
         PolicyError: If it is not.
     """
     if not matches_any(have, wanted):
-        raise PolicyError(
-            f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}",
-            reason=reason,
-        )
+        message = f"{name}: {format_values([have])}, must be {format_values(wanted)}; {remedy}"
+        raise PolicyError(message, reason=reason)
 
 
 def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | None:
@@ -120,11 +133,15 @@ def accepted_values(name: str, values: object, size: int) -> frozenset[bytes] | 
         raise UsageError(f"{name}: values must be bytes (no subclass)", reason="wrong_type")
     if any(len(value) != size for value in found):
         raise UsageError(f"{name}: each value must be {size} bytes", reason="wrong_size")
-    if not found:
-        raise UsageError(
-            f"{name}: accepts nothing; add a value, or leave the rule out", reason="missing"
-        )
+    require_members(name, found)
     return found
+
+
+def require_members(name: str, members: Collection[object]) -> None:
+    """Raise UsageError if a rule accepts nothing."""
+    if not members:
+        message = f"{name}: accepts nothing; add a value, or leave the rule out"
+        raise UsageError(message, reason="missing")
 
 
 def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]:
@@ -153,12 +170,7 @@ def check_text(name: str, value: object) -> str:
     """
     if not isinstance(value, str) or not value:
         raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{name}: must not contain an unpaired surrogate", reason="encoding"
-        ) from error
+    utf8(value, name, UsageError)
     return value
 
 
@@ -182,7 +194,7 @@ def _register(platform: str, size: int, comment: str) -> Values:
     return field(default=None, metadata={"register": register})
 
 
-_TDX, _SNP, _NITRO, _SGX = "dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx"
+_TDX, _SNP, _NITRO, _SGX = VERIFIED_PLATFORMS
 _OWNER: Final = "set by the owner at launch"
 
 
@@ -263,11 +275,9 @@ class ReferenceValues:
                 f"reference_values.{name}"
             )
             require_match("reference_value", name, have, wanted, remedy)
-        rules = self.rules
-        if not rules:
+        if not self.rules:
             return None
-        text = f"{', '.join(rules)}: a reference value each"
-        return VerificationStep("reference_value", "passed", text)
+        return passed("reference_value", f"{', '.join(self.rules)}: a reference value each")
 
 
 REGISTERS: Final[Mapping[str, Register]] = {
@@ -292,9 +302,8 @@ class BitMask:
             if type(bits) is not int or not 0 <= bits < 1 << 64:
                 raise UsageError(f"{name}: must be an integer of 64 bits", reason="out_of_range")
         if not self.must_be_set | self.must_be_clear:
-            raise UsageError(
-                "bit mask: requires no bit; add a bit, or leave the rule out", reason="missing"
-            )
+            message = "bit mask: requires no bit; add a bit, or leave the rule out"
+            raise UsageError(message, reason="missing")
         if both := self.must_be_set & self.must_be_clear:
             raise UsageError(
                 f"bit mask: bit {both.bit_length() - 1} is required to be both set and clear; "
@@ -347,7 +356,7 @@ class BitMask:
                 reason="attributes",
             )
         text = f"{name} {have.hex()} has the required bits"
-        return VerificationStep("attributes", "passed", text)
+        return passed("attributes", text)
 
 
 def bit_names(field: str, bits: int) -> str:
@@ -390,13 +399,12 @@ class KeyProvider:
         try:
             name, provider_id = read_key_provider(info)
         except FormatError as error:
-            raise PolicyError(
-                f"malformed event key-provider: {error}", reason="key_provider"
-            ) from error
+            message = f"malformed event key-provider: {error}"
+            raise PolicyError(message, reason="key_provider") from error
         for one in wanted:
             same_name = one.name is None or matches_any(name.encode(), [one.name.encode()])
             if same_name and (one.id is None or matches_any(provider_id, [one.id])):
-                return VerificationStep("key_provider", "passed", f"the key provider is {one}")
+                return passed("key_provider", f"the key provider is {one}")
         want = " or ".join(sorted(str(one) for one in wanted)[:_SHOWN])
         raise PolicyError(
             f"key provider: {name[:_SHOWN_BYTES]!r} with id {format_values([provider_id])}, must "
@@ -442,10 +450,8 @@ class RequiredEvent:
             raise UsageError('during: must be "boot" or "app"', reason="wrong_value")
         if self.name in RESERVED_NAMES:
             if self.during == "app":
-                raise UsageError(
-                    f"during: {self.name!r} is a boot event and cannot occur later; use boot",
-                    reason="conflict",
-                )
+                message = f"during: {self.name!r} is a boot event and cannot occur later; use boot"
+                raise UsageError(message, reason="conflict")
             object.__setattr__(self, "during", "boot")
 
     def appraise(self, claims: Claims) -> VerificationStep:
@@ -457,9 +463,9 @@ class RequiredEvent:
         part, wanted = ("payload", self.payload) if self.digest is None else ("digest", self.digest)
         found = [getattr(event, part) for event in timely]
         if any(wanted is None or matches_any(value, [wanted]) for value in found):
-            return VerificationStep("required_event", "passed", f"the log has event {self.name!r}")
+            return passed("required_event", f"the log has event {self.name!r}")
         if not timely:
-            period = {"boot": f" up to {_BOOT_END}", "app": f" after {_BOOT_END}"}
+            period = {"boot": f" up to {BOOT_END}", "app": f" after {BOOT_END}"}
             during = period.get(self.during or "", "")
             beside = " at that time" if named else ""
             raise self._error(
@@ -476,7 +482,7 @@ class RequiredEvent:
         if self.during is None:
             return events
         # Without a boot sequence, all events are of the app.
-        end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), -1)
+        end = next((at for at, event in enumerate(events) if event.name == BOOT_END), -1)
         return events[: end + 1] if self.during == "boot" else events[end + 1 :]
 
     def _error(self, problem: str) -> PolicyError:

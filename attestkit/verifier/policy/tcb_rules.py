@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
-from attestkit._reasons import StepOutcome, VerificationStep
+from attestkit._reasons import PolicyReason, StepOutcome, VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.policy.rules import check_text, normalize_members
-from attestkit.verifier.result import Authenticated, TcbStatus
+from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
+from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
 
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""
@@ -16,9 +16,8 @@ Explain: TypeAlias = Callable[[], str]
 _NO_STATUS: Final = "dstack-nitro-enclave"
 _STATUS_WITHOUT_AGE: Final = "dstack-amd-sev-snp"  # TCB versions are only compared with each other
 _INTEL: Final = {"dstack-tdx", "sgx"}  # platforms with signed advisories
-_ANY_AGE: Final = VerificationStep(
+_ANY_AGE: Final = caution(
     "minimum_svn",
-    "caution",
     "the TCB status of SEV-SNP compares the report's TCB versions with each other only, so "
     "firmware of any age is accepted; set minimum_svns",
 )
@@ -62,18 +61,14 @@ class TcbRules:
                 reason="conflict",
             )
         if both_ids := refused.intersection(accepted or ()):
-            raise UsageError(
-                f"refused_advisories: {min(both_ids)} is also in accepted_advisories",
-                reason="conflict",
-            )
+            message = f"refused_advisories: {min(both_ids)} is also in accepted_advisories"
+            raise UsageError(message, reason="conflict")
 
     def _normalize(self, name: str, kind: type[object], *, may_be_empty: bool = False) -> None:
         """Store a collection as a frozenset, so that equivalent policies are equal."""
         found = normalize_members(name, getattr(self, name), kind)
-        if not found and not may_be_empty:
-            raise UsageError(
-                f"{name}: accepts nothing; add a value, or leave the rule out", reason="missing"
-            )
+        if not may_be_empty:
+            require_members(name, found)
         object.__setattr__(self, name, found)
 
     @property
@@ -100,7 +95,7 @@ class TcbRules:
         status = authenticated.status
         if status is None and platform == _NO_STATUS:
             text = "there is no TCB status on this platform"
-            return VerificationStep("tcb_status", "skipped", text)
+            return skipped("tcb_status", text)
         if status is None:
             raise PolicyError(
                 f"TCB status: required, but {platform} evidence has none; use another policy",
@@ -112,11 +107,10 @@ class TcbRules:
         if status in _OUT_OF_DATE and self._has_grace:
             return self._check_grace(authenticated, status, now, explain)
         accepted = ", ".join(one for one in TcbStatus if one in self.accepted_statuses)
-        raise PolicyError(
-            f"TCB status: {status} is not accepted, must be {accepted or 'within grace periods'}; "
-            + _as_clause(explain)
-            + "update the platform, or use a policy that accepts this status",
-            reason="tcb_status",
+        raise _status_error(
+            f"TCB status: {status} is not accepted, must be {accepted or 'within grace periods'}",
+            explain,
+            "update the platform, or use a policy that accepts this status",
         )
 
     def _check_grace(
@@ -129,11 +123,11 @@ class TcbRules:
         """
         needed = TcbStatus.CONFIGURATION_NEEDED
         if status is not TcbStatus.OUT_OF_DATE and needed not in self.accepted_statuses:
-            raise PolicyError(
+            raise _status_error(
                 f"TCB status: {status} is not accepted: the grace period is for OutOfDate, and "
-                f"{needed} is not in accepted_statuses; {_as_clause(explain)}configure the "
-                "platform, or accept that status too",
-                reason="tcb_status",
+                f"{needed} is not in accepted_statuses",
+                explain,
+                "configure the platform, or accept that status too",
             )
         tcb = authenticated.tcb
         for part, date, period, name in (
@@ -153,13 +147,14 @@ class TcbRules:
                     f"the {part}'s level is of {date:%Y-%m-%d}, and {name} of {_days(period)} "
                     f"ended before {now:%Y-%m-%d}"
                 )
-            raise PolicyError(
-                f"TCB status: {status} is not accepted: {why}; {_as_clause(explain)}update the "
-                "platform, or change the policy's grace periods",
-                reason="grace_period",
+            raise _status_error(
+                f"TCB status: {status} is not accepted: {why}",
+                explain,
+                "update the platform, or change the policy's grace periods",
+                "grace_period",
             )
         text = f"TCB status {status} is accepted, within the grace period"
-        return VerificationStep("tcb_status", "caution", text)
+        return caution("tcb_status", text)
 
     def _check_advisories(self, advisory_ids: tuple[str, ...], platform: str) -> VerificationStep:
         accepted = self.accepted_advisories
@@ -173,11 +168,10 @@ class TcbRules:
                 )
         if advisory_ids:
             text = f"security advisories {', '.join(advisory_ids)} are accepted"
-            return VerificationStep("advisory", "caution", text)
+            return caution("advisory", text)
         if platform in _INTEL:
-            return VerificationStep("advisory", "passed", "no security advisory applies")
-        text = "the platform's vendor names no advisories"
-        return VerificationStep("advisory", "skipped", text)
+            return passed("advisory", "no security advisory applies")
+        return skipped("advisory", "the platform's vendor names no advisories")
 
     def _check_evaluation_number(self, authenticated: Authenticated) -> VerificationStep | None:
         minimum = self.minimum_evaluation_data_number
@@ -192,7 +186,7 @@ class TcbRules:
                 reason="evaluation_data_number",
             )
         text = f"TCB evaluation data number {number} is at least {minimum}"
-        return VerificationStep("evaluation_data_number", "passed", text)
+        return passed("evaluation_data_number", text)
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
         have = dict(authenticated.tcb.components)
@@ -213,13 +207,15 @@ class TcbRules:
         if not self.minimum_svns:
             return _ANY_AGE if platform == _STATUS_WITHOUT_AGE else None
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"
-        return VerificationStep("minimum_svn", "passed", text)
+        return passed("minimum_svn", text)
 
 
-def _as_clause(explain: Explain) -> str:
-    """Return the explanation followed by a semicolon, as part of an error message."""
-    explanation = explain()
-    return f"{explanation.rstrip('.; ')}; " if explanation else ""
+def _status_error(
+    problem: str, explain: Explain, remedy: str, reason: PolicyReason = "tcb_status"
+) -> PolicyError:
+    """Return the error for a TCB status, with the explanation, if any, before the remedy."""
+    explanation = explain().rstrip(".; ")
+    return PolicyError("; ".join(filter(None, (problem, explanation, remedy))), reason=reason)
 
 
 def _days(period: timedelta) -> str:
@@ -231,9 +227,8 @@ def _advisories(name: str, given: object) -> frozenset[str]:
     found = normalize_members(name, given, str)
     for one in found:
         if not one.isascii() or not one.isprintable() or " " in one or not one:
-            raise UsageError(
-                f"{name}: must be advisory ids such as INTEL-SA-00837", reason="wrong_value"
-            )
+            message = f"{name}: must be advisory ids such as INTEL-SA-00837"
+            raise UsageError(message, reason="wrong_value")
     return frozenset(one.upper() for one in found)
 
 
@@ -242,10 +237,8 @@ def _svns(given: object) -> tuple[tuple[str, int], ...]:
     found: dict[str, int] = {}
     for pair in normalize_members("minimum_svns", given, tuple):
         if len(pair) != 2:
-            raise UsageError(
-                "minimum_svns: must be pairs of a component name and its minimum SVN",
-                reason="wrong_type",
-            )
+            message = "minimum_svns: must be pairs of a component name and its minimum SVN"
+            raise UsageError(message, reason="wrong_type")
         component, least = check_text("minimum_svns", pair[0]), pair[1]
         _check_number(f"minimum_svns: {component}", least)
         if component in found:

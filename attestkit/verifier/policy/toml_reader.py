@@ -24,6 +24,7 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy.rules import (
     BIT_NAMES,
     REGISTERS,
+    SIZES,
     BitMask,
     KeyProvider,
     ReferenceValues,
@@ -172,10 +173,15 @@ def _statuses(key: str, value: object) -> tuple[TcbStatus, ...]:
     return tuple(found)
 
 
-def _text(key: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _value_error(key, value, "a string", "wrong_type")
+def _typed(kind: type[_T], want: str, key: str, value: object) -> _T:
+    if type(value) is not kind:  # bool is an int to isinstance
+        raise _value_error(key, value, want, "wrong_type")
     return value
+
+
+_text = partial(_typed, str, "a string")
+_integer = partial(_typed, int, "an integer")
+_boolean = partial(_typed, bool, "true or false")
 
 
 def _texts(key: str, value: object) -> tuple[str, ...]:
@@ -196,18 +202,6 @@ def _period(key: str, value: object) -> timedelta:
     if seconds >= _MAX_SECONDS:
         raise _value_error(key, value, want)
     return timedelta(seconds=seconds)
-
-
-def _integer(key: str, value: object) -> int:
-    if type(value) is not int:
-        raise _value_error(key, value, "an integer", "wrong_type")
-    return value
-
-
-def _boolean(key: str, value: object) -> bool:
-    if type(value) is not bool:
-        raise _value_error(key, value, "true or false", "wrong_type")
-    return value
 
 
 def _table(key: str, value: object, known: Iterable[str] | None = None) -> dict[str, Any]:
@@ -323,11 +317,7 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "reference_values": _reference_values,
     "td_attributes": _mask,
     "xfam": _mask,
-    "app_id": partial(_values, 20),
-    "compose_hash": partial(_values, 32),
-    "instance_id": partial(_values, 20),
-    "os_image_hash": partial(_values, 32),
-    "device_id": partial(_values, 32),
+    **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,
 }

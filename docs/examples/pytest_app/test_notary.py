@@ -17,7 +17,6 @@ from attestkit.errors import (
 )
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import RequiredEvent
-from attestkit.verifier.policy.toml_writer import pin
 
 COMPOSE = b'{"manifest_version":2,"name":"notary","runner":"bash","bash_script":"python notary"}'
 Factory = Callable[..., SimulatedTee]
@@ -27,7 +26,8 @@ Factory = Callable[..., SimulatedTee]
 def policy(tee_factory: Factory) -> AppraisalPolicy:
     """Pin image, app and rules of a known good deployment, as `attestkit policy` does."""
     good = tee_factory(app_compose=COMPOSE)
-    pinned = pin(good.verify(good.attest(nonce=bytes(NONCE)), nonce=bytes(NONCE)))
+    result = good.verify(good.attest(nonce=bytes(NONCE)), nonce=bytes(NONCE))
+    pinned = AppraisalPolicy.from_evidence(result)
     rules = RequiredEvent(name="notary-rules", payload=RULES)
     return pinned.replace(required_events={*pinned.required_events, rules})
 

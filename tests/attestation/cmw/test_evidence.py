@@ -30,7 +30,6 @@ from tests.attestation.samples import (
 )
 from tests.raising import raises
 from tests.untyped import untyped
-from tests.vectors import load, needs_shared
 from tests.verifier.platforms import intel
 
 DATA: Final = Path(__file__).parents[2] / "data/cmw"
@@ -81,16 +80,6 @@ def test_cmw_of_every_platform_round_trips(evidence: Evidence, form: CmwEncoding
     assert again == attestation
     assert again.encoding == form
     assert again.to_bytes() == written
-
-
-@needs_shared
-@pytest.mark.parametrize("form", FORMS)
-def test_cmw_of_vectors_round_trips(form: CmwEncoding) -> None:
-    """The vectors of the older encodings convert to a CMW and back."""
-    for case in load("attestation_encodings.json")["cases"]:
-        if text := case.get("v1_msgpack"):
-            known = Attestation.from_bytes(bytes.fromhex(text))
-            assert Attestation.from_bytes(known.to_bytes(form)).to_bytes("v1").hex() == text
 
 
 @pytest.mark.parametrize("evidence", SMALL)

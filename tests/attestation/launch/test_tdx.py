@@ -3,13 +3,10 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit._formats.cbor import Value
 from attestkit.attestation.launch.tdx import (
     TdxImage,
-    _subtract_range,
     compute_registers,
     td_hob_digest,
 )
@@ -61,7 +58,6 @@ def test_td_hob_digest_matches_vector(memory_size: int, digest: str) -> None:
         ("80", "truncated", 1),
         ("000000 80", "truncated", 4),
         ("00000000", "wrong_size", None),
-        ("000000 00", "wrong_size", None),
         ("ffffffffffffffffffff01", "wrong_value", 9),
         ("0000" + "ff" * 8 + "0f" + "00", "wrong_size", None),
         ("ffffffffffffffff7f0000", "wrong_value", None),
@@ -94,7 +90,6 @@ def test_td_hob_digest_skips_empty_ranges() -> None:
     [
         ({}, False),
         ({"qemu_version": "9.0.0"}, False),
-        ({"qemu_version": "10.0.2"}, False),
         ({"qemu_version": "8.2.2"}, True),
         ({"qemu_version": "8.2.2", "qemu_single_pass_add_pages": False}, False),
         ({"qemu_version": "9.2.1", "qemu_single_pass_add_pages": True}, True),
@@ -117,7 +112,6 @@ def test_registers_mrtd_variant_follows_from_configuration(
         ({"memory_size": "2G"}, "wrong_type"),
         ({"ovmf_variant": "other"}, "inconsistent"),
         ({"qemu_version": "7.2"}, "unsupported"),
-        ({"qemu_version": "x"}, "unsupported"),
         ({"qemu_version": ""}, "unsupported"),
         ({"qemu_version": "٩.0"}, "unsupported"),
         ({"qemu_version": "9" * 10_000}, "unsupported"),
@@ -162,7 +156,6 @@ def test_registers_do_not_depend_on_order_of_acpi_events() -> None:
         (("version",), 2, "unsupported_version"),
         (("image",), None, "wrong_type"),
         (("image", "cmdline_sha384"), b"\1" * 47, "wrong_size"),
-        (("tdvf",), [], "wrong_type"),
         (("tdvf", "ovmf"), b"pre202505", "wrong_type"),
         (("tdvf", "td_hob"), "text", "wrong_type"),
         (("tdvf", "mrtd"), None, "wrong_type"),
@@ -184,15 +177,3 @@ def test_read_of_invalid_document_names_the_field(
     assert isinstance(changed, dict)
     with raises(FormatError, reason, part=path[-1]):
         TdxImage.read(changed)
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))
-def test_remaining_memory_is_complement_of_accepted_ranges(accepted: list[tuple[int, int]]) -> None:
-    """The remaining ranges are disjoint, ordered, and independent of the input's order."""
-    left = [(0, 32)]
-    for start, end in accepted:
-        _subtract_range(left, start, end)
-    pages = [page for start, end in left for page in range(start, end)]
-    taken = {page for start, end in accepted for page in range(start, end)}
-    assert pages == [page for page in range(32) if page not in taken]
-    assert all(start < end for start, end in left)

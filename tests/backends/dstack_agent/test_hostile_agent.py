@@ -1,7 +1,6 @@
 """Responses of a malicious agent: limits on time, size and memory."""
 
 import contextlib
-import itertools
 import json
 import socket
 import sys
@@ -35,25 +34,20 @@ from tests.raising import raises
     [
         (b"", "connection_lost"),
         (b"\r\n", "malformed_response"),
-        (b"SSH-2.0-OpenSSH\r\n", "malformed_response"),
         (b"HTTP/1.1 two hundred\r\n\r\n", "malformed_response"),
-        (b"HTTP/9.9 200 OK\r\n\r\n", "malformed_response"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000, "malformed_response"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n", "malformed_response"),
         (b"H" * 1_000_000, "malformed_response"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + SECRET.encode(), "truncated"),
         (CHUNKED + b"40\r\n" + SECRET.encode() + b"\r\n", "truncated"),
-        (CHUNKED + b"80\r\n" + SECRET.encode(), "truncated"),
         (CHUNKED + b"zz\r\n" + SECRET.encode(), "truncated"),
         (CHUNKED + b"-5\r\n" + SECRET.encode(), "malformed_response"),
         (response(SECRET.encode()), "malformed_response"),
         (response(b""), "malformed_response"),
         (response(b'{"key":"' + SECRET.encode() + b'\xff"}'), "malformed_response"),
-        (response(b'{"key":"' + SECRET.encode() + b'"'), "malformed_response"),
         (response(b'{"key":"%s","key":1}' % SECRET.encode()), "malformed_response"),
         (response(b'{"key":NaN,"x":"%s"}' % SECRET.encode()), "malformed_response"),
         (response([SECRET]), "malformed_response"),
-        (response(None), "malformed_response"),
         (response(b"[" * 1_000_000), "malformed_response"),
         (response(b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000), "malformed_response"),
     ],
@@ -170,16 +164,6 @@ def test_slow_response_ends_at_the_deadline(head: bytes, piece: bytes) -> None:
         finally:
             gone.set()
         assert time.monotonic() - started < PATIENCE / 2
-
-
-def test_deadline_uses_given_clock() -> None:
-    """The remaining time is computed with the given clock."""
-    # Start, connection, head and body of the request; then the deadline has passed.
-    times = itertools.chain([0.0, 1.0, 2.0, 3.0], itertools.repeat(10.0))
-    with scripted_agent(response({})) as agent:
-        client = AgentClient(agent.path, timeout=10, clock=lambda: next(times))
-        with raises(BackendBusyError, "timed_out"):
-            client.call("Info")
 
 
 @pytest.fixture(scope="module")

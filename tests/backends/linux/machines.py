@@ -1,8 +1,12 @@
 """Machine roots made of plain files, and simulated CPUIDs."""
 
+import io
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from attestkit.backends.linux.syscalls import DeviceCalls
 
 Leaves = tuple[int, int, int, int]
 
@@ -87,3 +91,9 @@ def ordinary_cpuid(leaf: int, subleaf: int) -> Leaves:
     """Return zeros, like a CPU without these features."""
     del leaf, subleaf
     return 0, 0, 0, 0
+
+
+def make_reading_calls(content: bytes) -> DeviceCalls:
+    """Return system calls with which each file has this content, once."""
+    file = io.BytesIO(content)
+    return DeviceCalls(open_file=lambda *_: os.dup(0), read=lambda _, size: file.read(size))

@@ -15,6 +15,7 @@ from attestkit.backends.linux.ccel import read_boot_log
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError
+from tests.backends.linux.machines import make_reading_calls
 from tests.raising import errno_of, raises
 
 AREA = bytes(range(256)) * 256  # 64 KiB
@@ -120,7 +121,6 @@ def test_boot_log_other_errno_is_an_io_error(paths: KernelPaths, which: str) -> 
 
 WRONG_TABLES = [
     (b"", "malformed_response", ": 0 bytes"),
-    (make_table()[:-1], "malformed_response", ": 55 bytes"),
     (make_table() + b"\0", "malformed_response", "more than 56 bytes"),
     (make_table(signature=b"TPM2"), "malformed_response", "signature (byte 0)"),
     (make_table(length=57), "malformed_response", "length field (byte 4): 57"),
@@ -135,7 +135,6 @@ WRONG_TABLES = [
     (make_table(size=0), "malformed_response", "length 0 (byte 40)"),
     (make_table(start=0), "malformed_response", "start 0x0 (byte 48)"),
     (make_table(size=(16 << 20) + 1), "too_large", "(byte 40): 16777217 bytes"),
-    (make_table(size=(1 << 64) - 1), "too_large", "(byte 40): 18446744073709551615 bytes"),
 ]
 
 
@@ -174,14 +173,7 @@ def test_boot_log_area_size_must_match_table(paths: KernelPaths, size: int, show
 @given(st.binary(max_size=80))
 def test_boot_log_any_table_gives_bytes_or_error(raw: bytes) -> None:
     """Arbitrary tables never raise another exception."""
-
-    def read(fd: int, size: int) -> bytes:
-        del fd
-        nonlocal raw
-        piece, raw = raw[:size], raw[size:]
-        return piece
-
-    calls = DeviceCalls(open_file=lambda *_: os.dup(0), read=read)
+    calls = make_reading_calls(raw)
     with contextlib.suppress(AttestKitError):
         assert type(read_boot_log(KernelPaths(), calls=calls)) is bytes
 

@@ -10,8 +10,6 @@ from attestkit.backends.linux.release import FEATURES, KernelRelease
     [
         ("6.12.94+deb13-amd64", (6, 12, 94)),
         ("7.1-rc3", (7, 1, 0)),
-        ("6.18.44-fc-v595", (6, 18, 44)),
-        ("6.6.0", (6, 6, 0)),
         ("", (0, 0, 0)),
         ("linux", (0, 0, 0)),
         ("6", (0, 0, 0)),
@@ -32,13 +30,10 @@ def test_parse_release_reads_the_number(text: str, number: tuple[int, int, int])
         ("6.2", 1),
         ("6.4.9", 2),
         ("6.7.0", 3),
-        ("6.10", 3),
         ("6.15.11", 4),
         ("6.16", 5),
-        ("7.0.3", 5),
         ("7.1", 6),
         ("10.0", 6),
-        ("unknown", 0),
     ],
 )
 def test_release_features_start_with_their_version(text: str, features: int) -> None:
@@ -53,16 +48,13 @@ def test_release_features_start_with_their_version(text: str, features: int) -> 
     [
         ("6.6.99", True),  # without configfs-tsm
         ("6.7", False),
-        ("6.11.5", False),
         ("6.12.79", False),
         ("6.12.80", True),
-        ("6.17.13", False),
         ("6.18.20", False),
         ("6.18.21", True),
         ("6.19.10", False),
         ("6.19.11", True),
         ("7.0", True),
-        ("7.3.4", True),
     ],
 )
 def test_release_with_fixed_quote_length_is_recognised(text: str, repaired: bool) -> None:

@@ -52,15 +52,6 @@ def test_read_and_write_make_one_call() -> None:
     os.close(reader)
 
 
-def test_write_may_be_short() -> None:
-    """The caller handles a short write."""
-    reader, writer = make_pipe()
-    os.set_blocking(writer, False)
-    taken = syscalls.write(writer, bytes(1 << 20))
-    assert 0 < taken < 1 << 20
-    close(reader, writer)
-
-
 @pytest.mark.parametrize("size", [-1, 1 << 31])
 def test_read_invalid_size_is_rejected(size: int) -> None:
     """It is rejected before memory is allocated."""
@@ -276,7 +267,15 @@ def test_permissions_describe_file_and_process(tmp_path: Path) -> None:
     assert "failed (ENOENT" in device_errors.permissions(tmp_path / "none")
 
 
-def test_import_does_not_load_ctypes() -> None:
-    """Importing the package and its registry stays cheap."""
-    code = "import sys, attestkit, attestkit.backends; print(sorted({'ctypes'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("attestkit, attestkit.backends", {"ctypes"}),
+        ("attestkit; attestkit.AgentKeys", {"attestkit.backends"}),
+        ("attestkit.backends.dstack_agent", {"http", "http.client", "ssl", "asyncio"}),
+    ],
+)
+def test_import_does_not_load_heavy_modules(imports: str, heavy: set[str]) -> None:
+    """Importing the package, its registry and the agent's client stays cheap."""
+    code = f"import sys, {imports}; print(sorted({heavy} & set(sys.modules)))"
     assert run_python("-c", code) == "[]\n"

@@ -1,20 +1,31 @@
-"""Recording backend: protocols, properties and selection."""
+"""Recording backend: protocols and selection, the app's data without keys, and histories."""
 
+import json
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import attestkit
+from attestkit.attester import Attester
 from attestkit.backends import load
 from attestkit.backends.base import Backend, GuestAgent, RegisterExtender, SnpReporter, hosts_app
 from attestkit.backends.recording import Recording
+from attestkit.backends.recording.call_codec import event_to_json
+from attestkit.backends.recording.event_history import EventHistory
 from attestkit.backends.simulator import Simulator
-from attestkit.errors import BackendUnavailableError
+from attestkit.errors import BackendUnavailableError, UnsupportedError
+from attestkit.event_log import Event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.testing import BackendContract
 from tests.backends.recording.recorded import record
+from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 
 
@@ -134,3 +145,131 @@ def test_detect_never_selects_replay(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with attestkit.open() as tee:
         assert tee.backend.name == "recording"
         assert tee.simulated
+
+
+COMPOSE = b'{"manifest_version": 2, "name": "app", "runner": "docker-compose"}'
+
+
+def test_keys_are_never_recorded(tmp_path: Path) -> None:
+    """They are available while recording, and unsupported in a replay."""
+    path = tmp_path / "a.jsonl"
+    with attestkit.open("recording", path=path, of="simulator", options={"seed": SEED}) as tee:
+        secret = tee.keys.derive_compat("wallet").key
+    with (
+        attestkit.open("recording", path=path) as tee,
+        raises(UnsupportedError, "no_keys"),
+    ):
+        tee.keys.derive_compat("wallet")
+    agent = record(tmp_path / "b.jsonl", FakeAgent())
+    with Attester(agent) as tee:
+        assert tee.keys.derive_compat("wallet").key == secret
+    with attestkit.open("recording", path=tmp_path / "b.jsonl") as tee:
+        for use in (
+            lambda: tee.keys.derive_compat("wallet"),
+            lambda: tee.keys.derive("wallet", "p256"),
+            lambda: tee.keys.sign(b"", "ed25519"),
+        ):
+            with raises(UnsupportedError, "no_keys"):
+                use()
+    for file in tmp_path.glob("*.jsonl"):
+        assert secret.hex() not in file.read_text()
+        assert SEED.hex() not in file.read_text()
+
+
+def test_host_shared_files_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay on another machine has the configuration of hardware evidence, without keys."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "app-compose.json").write_bytes(COMPOSE)
+    config = {"vm_config": '{"cpu_count": 2, "os_image_hash": "' + "11" * 32 + '"}'}
+    (shared / ".sys-config.json").write_text(json.dumps(config))
+
+    def use(tee: Attester) -> list[object]:
+        evidence = tee.attest(report_data=b"nonce", pad=True)
+        return [evidence.to_bytes(), evidence.config, tee.app_compose.raw, tee.vm_config]
+
+    with Attester(record(tmp_path / "a.jsonl", FakeTd(Machine(tmp_path)))) as tee:
+        first = use(tee)
+    assert first[1:] == [config["vm_config"], COMPOSE, config["vm_config"]]
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path / "elsewhere"))
+    with attestkit.open("recording", path=tmp_path / "a.jsonl") as tee:
+        assert use(tee) == first
+        assert tee.host is not None
+        with raises(UnsupportedError, "no_keys"):
+            tee.keys.derive_compat("")
+
+
+HEADER = {
+    "format": "attestkit recording",
+    "version": 1,
+    "backend": "x",
+    "simulated": True,
+    "abilities": ["registers"],
+}
+EVENT = runtime_event("a", b"")
+
+
+def make_event(number: int) -> Event:
+    """Return an event with this number as its name."""
+    return runtime_event(str(number), b"")
+
+
+def write_recording(path: Path, answers: list[tuple[int, list[Event]]]) -> None:
+    """Write a recording of a journal with these responses to events()."""
+    rows: list[dict[str, object]] = [
+        HEADER,
+        {"ask": "open_journal", "version": None, "answer": None},
+    ]
+    rows += [
+        {"ask": "journal_events", "answer": {"keep": keep, "add": list(map(event_to_json, added))}}
+        for keep, added in answers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# The number of events that a response keeps from the previous one, and the number it adds.
+STEPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=40)
+
+
+@given(steps=STEPS, order=st.randoms(use_true_random=False))
+def test_history_is_kept_plus_added_events(steps: list[tuple[int, int]], order: Random) -> None:
+    """Responses build on each other, and are read in any order."""
+    history, answers, number = EventHistory(), [], 0
+    plain: tuple[Event, ...] = ()
+    for kept, more in steps:
+        keep = min(kept, len(plain))
+        added = tuple(make_event(number + at) for at in range(more))
+        number += more
+        same = history.then(keep, added)
+        assert (same is history) == (not added and keep == len(plain))
+        history, plain = same, (*plain[:keep], *added)
+        assert history.size == len(plain)
+        answers.append((history, plain))
+    order.shuffle(answers)
+    for one, expected in answers:
+        assert one.events() == expected
+        assert one.events() is one.events()
+
+
+SHAPES: dict[str, Callable[[int], list[tuple[int, list[Event]]]]] = {
+    "each adds one": lambda count: [(at, [EVENT]) for at in range(count)],
+    "each replaces the last": lambda count: [
+        (0, [EVENT] * count),
+        *((count - 1, [EVENT]) for _ in range(count)),
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_history_memory_is_proportional_to_file_size(tmp_path: Path, shape: str) -> None:
+    """Each response is a complete history, and a small file may have many."""
+    peaks = []
+    for count in (250, 2000):
+        path = tmp_path / f"{count}.jsonl"
+        write_recording(path, SHAPES[shape](count))
+        tracemalloc.start()
+        Recording(path).close()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 10 * peaks[0], peaks  # quadratic: 64 times
+    assert peaks[1] < 20 * path.stat().st_size

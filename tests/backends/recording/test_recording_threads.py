@@ -18,7 +18,6 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime_events import runtime_event
-from tests.backends.recording.recorded import REPORT_DATA, read_lines, record
 from tests.keeping import Keeping
 from tests.raising import raises
 from tests.tees import SEED
@@ -196,41 +195,6 @@ def test_reboot_waits_for_the_journal_lock(tmp_path: Path) -> None:
     assert EVENT not in log.events()
 
 
-def test_concurrent_reboots_and_events_succeed(tmp_path: Path) -> None:
-    """The journal may first be opened during a reboot."""
-    for number in range(20):
-        path = tmp_path / f"{number}.jsonl"
-        recording: Any = Recording(path, of=Simulator(seed=SEED))
-        start = threading.Barrier(4)
-
-        def reboots(recording: Any = recording, start: threading.Barrier = start) -> None:
-            start.wait(PATIENCE)
-            for _ in range(10):
-                recording.reset()
-
-        def emits(recording: Any = recording, start: threading.Barrier = start) -> None:
-            start.wait(PATIENCE)
-            for _ in range(10):
-                recording.open_journal().emit(EVENT)
-                recording.open_journal().events()
-
-        run_in_threads(reboots, emits, reboots, emits)
-        recording.close()
-        assert Recording(path).complete
-
-
-def test_reboot_without_journal_is_recorded(tmp_path: Path) -> None:
-    """An SNP guest has no journal."""
-    path = tmp_path / "a.jsonl"
-    recording: Any = Recording(path, of=Simulator(seed=SEED, platform="snp"))
-    recording.reset()
-    recording.close()
-    replay: Any = Recording(path)
-    replay.reset()
-    with raises(BackendError, "not_recorded"):
-        replay.reset()
-
-
 def test_journal_of_closed_recording_rejects_calls(tmp_path: Path) -> None:
     """Nothing is written to the closed descriptor, which may be reused."""
     path, other = tmp_path / "a.jsonl", tmp_path / "other"
@@ -246,23 +210,3 @@ def test_journal_of_closed_recording_rejects_calls(tmp_path: Path) -> None:
                 use()
         os.close(descriptor)
     assert other.read_bytes() == b""
-
-
-def test_threads_share_recording_and_journal(tmp_path: Path) -> None:
-    """A locked journal and concurrent requests do not deadlock."""
-    recording: Any = record(tmp_path / "a.jsonl", Simulator())
-    journal = recording.open_journal()
-    found: list[object] = []
-
-    def locks() -> None:
-        for _ in range(50):
-            with journal.locked():
-                found.append(recording.get_quote(REPORT_DATA))
-
-    def reads() -> None:
-        found.extend(journal.events() for _ in range(50))
-
-    run_in_threads(locks, reads, locks, reads)
-    recording.close()
-    assert len(found) == 200
-    assert len(read_lines(tmp_path / "a.jsonl")) == 203

@@ -19,7 +19,6 @@ from attestkit.errors import (
     BackendBusyError,
     BackendError,
     JournalError,
-    ReplayError,
     UsageError,
 )
 from attestkit.event_log.journal import LOG
@@ -58,19 +57,6 @@ def test_td_continues_in_the_next_process(tmp_path: Path) -> None:
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {0o600}
     assert read_seed((folder / "simulator.seed").read_bytes()) != SEED
-
-
-def test_without_state_dir_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each TD in memory is fresh."""
-    monkeypatch.chdir(tmp_path)
-    with open_attester("simulator", seed=SEED) as tee:
-        tee.emit_event("one", b"")
-        assert app_event_names(tee) == ["one"]
-    with open_attester("simulator", seed=SEED) as tee:
-        assert app_event_names(tee) == []
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -171,24 +157,6 @@ def test_corrupt_state_file_is_reported(tmp_path: Path, name: str, content: byte
             open_attester("simulator", state_dir=tmp_path)
     finally:
         sys.setrecursionlimit(limit)
-
-
-def test_modified_event_log_is_rejected(tmp_path: Path) -> None:
-    """Quotes can be made, but no evidence and events until a reset."""
-    with open_attester("simulator", state_dir=tmp_path) as tee:
-        tee.emit_event("one", b"")
-    lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
-    (tmp_path / LOG).write_bytes(b"".join(lines[:-1]))
-    with open_attester("simulator", state_dir=tmp_path) as tee:
-        assert tee.get_quote(b"").rtmrs == tee.registers()
-        with raises(ReplayError, "rtmr_mismatch"):
-            tee.attest(report_data=bytes(64))
-        with pytest.raises(JournalError):
-            tee.emit_event("two", b"")
-        assert isinstance(tee.backend, Simulator)
-        tee.backend.reset()
-        tee.emit_event("three", b"")
-        assert app_event_names(tee) == ["three"]
 
 
 @pytest.mark.parametrize("what", ["state", "seed"])

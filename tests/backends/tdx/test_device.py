@@ -1,20 +1,19 @@
-"""TDX device: TD reports, the meaning of each errno, and bounded retries."""
+"""TDX device: TD reports, the meaning of each errno, and the numbers of its ioctls."""
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from attestkit.backends.linux.device_errors import Meaning
-from attestkit.backends.linux.syscalls import DeviceCalls
-from attestkit.backends.tdx import qgs, quote_ioctl, rtmr
-from attestkit.backends.tdx.device import BUSY_WAITS, MEANINGS, TdxDevice
+from attestkit.backends.linux.syscalls import DeviceCalls, size_of
+from attestkit.backends.tdx import device, qgs, quote_ioctl, rtmr
+from attestkit.backends.tdx.device import MEANINGS, TdxDevice
+from attestkit.backends.tdx.quote_ioctl import GENERATIONS
 from attestkit.backends.tsm import errno_meanings
 from attestkit.errors import (
-    BackendBusyError,
     BackendError,
     BackendUnavailableError,
     UsageError,
@@ -59,34 +58,6 @@ def test_get_report_invalid_report_data_is_rejected(td: FakeTd, report_data: obj
     assert td.made == []
 
 
-ERRORS = [
-    (errno.EFAULT, BackendError, "io_error", "report this bug"),
-    (errno.ENOMEM, BackendError, "io_error", "out of memory"),
-    (errno.EINVAL, BackendError, "io_error", "rejected an operand"),
-    (errno.EIO, BackendError, "io_error", "see the kernel log (dmesg)"),
-    (errno.ENOTTY, BackendUnavailableError, "unsupported_kernel", "use Linux 6.2 or later"),
-    (errno.EPERM, BackendUnavailableError, "permission_denied", "security policy"),
-    (errno.EACCES, BackendUnavailableError, "permission_denied", "security policy"),
-    (errno.EXDEV, BackendError, "io_error", "undocumented error"),
-]
-
-
-@pytest.mark.parametrize(("number", "kind", "reason", "text"), ERRORS)
-def test_get_report_errno_gives_reason_and_is_not_retried(
-    td: FakeTd, number: int, kind: type[BackendError], reason: str, text: str
-) -> None:
-    """The error has the device, the errno and its meaning."""
-    before = count_open_files()
-    td.fail[CALL] = [number]
-    with raises(kind, reason, path=str(td.paths.tdx_guest)) as caught:
-        make_device(td).get_report(REPORT_DATA)
-    assert errno_of(caught.value) == number
-    for part in (text, errno.errorcode[number], str(td.paths.tdx_guest)):
-        assert part in str(caught.value)
-    assert td.times(CALL) == 1
-    assert count_open_files() == before
-
-
 @pytest.mark.parametrize(
     "meanings",
     [
@@ -106,38 +77,6 @@ def test_errno_reasons_belong_to_their_class(
     """Type checkers only see that each reason is one of BackendError's."""
     for make, reason, _ in meanings:
         assert reason in make("path", "problem", reason).reasons()
-
-
-def test_get_report_eintr_is_retried_at_once(td: FakeTd) -> None:
-    """EINTR is retried without a delay."""
-    td.fail[CALL] = [errno.EINTR] * 7
-    assert make_device(td).get_report(REPORT_DATA) == td.report(REPORT_DATA)
-    assert td.times(CALL) == 8
-    assert td.slept == []
-
-
-def test_get_report_repeated_eintr_raises_busy(td: FakeTd) -> None:
-    """At most 100 interruptions are retried."""
-    td.fail[CALL] = [errno.EINTR] * 10_000
-    with raises(BackendBusyError, "interrupted", path=str(td.paths.tdx_guest)):
-        make_device(td).get_report(REPORT_DATA)
-    assert td.times(CALL) == 101
-
-
-def test_get_report_ebusy_is_retried_with_backoff(td: FakeTd) -> None:
-    """EBUSY is retried after growing delays."""
-    td.fail[CALL] = [errno.EBUSY] * len(BUSY_WAITS)
-    assert make_device(td).get_report(REPORT_DATA) == td.report(REPORT_DATA)
-    assert td.slept == list(BUSY_WAITS)
-
-
-def test_get_report_repeated_ebusy_raises_busy(td: FakeTd) -> None:
-    """The retries take less than one second."""
-    td.fail[CALL] = [errno.EBUSY] * 1000
-    with raises(BackendBusyError, "device", path=str(td.paths.tdx_guest)):
-        make_device(td).get_report(REPORT_DATA)
-    assert td.times(CALL) == 1 + len(BUSY_WAITS)
-    assert 0 < sum(td.slept) < 1
 
 
 def test_get_report_retry_uses_a_fresh_buffer(td: FakeTd) -> None:
@@ -218,23 +157,6 @@ def test_open_old_device_node_is_unsupported(td: FakeTd, which: int) -> None:
     assert td.made == ["open tdx_guest"]
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_open_permission_error_names_mode_owner_and_user(td: FakeTd, number: int) -> None:
-    """The error has the path, its mode and owner, and the user."""
-    td.paths.tdx_guest.chmod(0o640)
-    owner = td.paths.tdx_guest.stat()
-    td.fail["open tdx_guest"] = [number]
-    path = str(td.paths.tdx_guest)
-    with raises(BackendUnavailableError, "permission_denied", path=path) as caught:
-        make_device(td).get_report(REPORT_DATA)
-    text = str(caught.value)
-    assert path in text
-    assert "mode 0640" in text
-    assert f"owner uid {owner.st_uid}, group {owner.st_gid}" in text
-    assert f"this process has uid {os.geteuid()}" in text
-    assert stat.S_IMODE(owner.st_mode) == 0o640
-
-
 @pytest.mark.parametrize("number", [errno.ENXIO, errno.ENODEV, errno.ENOTDIR])
 def test_open_node_without_driver_is_missing(td: FakeTd, number: int) -> None:
     """A stale node is reported like a missing one."""
@@ -259,3 +181,27 @@ def test_ordinary_file_as_device_is_unsupported(tmp_path: Path) -> None:
     with raises(BackendUnavailableError, "unsupported_kernel", path=str(node)) as caught:
         TdxDevice(node).get_report(REPORT_DATA)
     assert errno_of(caught.value) == errno.ENOTTY
+
+
+@pytest.mark.parametrize(
+    ("computed", "literal", "size"),
+    [
+        (device.GET_REPORT0, 0xC4405401, 64 + 1024),
+        (rtmr.EXTEND_RTMR, 0x80315403, 48 + 1),
+        (rtmr.EXTEND_RTMR_V3, 0x40315403, 48 + 1),
+        (GENERATIONS["C"].number, 0x80105404, 8 + 8),
+        (GENERATIONS["C'"].number, 0xC0105404, 8 + 8),
+        (GENERATIONS["D"].number, 0xC0105402, 8 + 8),
+        (GENERATIONS["D'"].number, 0x80105402, 8 + 8),
+    ],
+)
+def test_ioctl_number_matches_headers(computed: int, literal: int, size: int) -> None:
+    """Direction, size, type and number give the literal of the headers."""
+    assert computed == literal
+    assert size_of(computed) == size
+
+
+def test_qgs_codes_and_sizes_match_specification() -> None:
+    """The seven error codes, and the limits of a message."""
+    assert list(qgs.CODES) == list(range(0x12001, 0x12008))
+    assert (qgs.SHORTEST_MESSAGE, qgs.LONGEST_MESSAGE) == (16, 1024 * 1024)

@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -92,28 +91,6 @@ def test_journal_without_device_reads_register_file(td: FakeTd) -> None:
     journal.emit(ONE)
     journal.emit(TWO)
     assert td.rtmrs[3] == replay_from(bytes(48), (ONE, TWO))
-
-
-def test_journal_without_register_files_uses_ioctl(tmp_path: Path) -> None:
-    """A kernel with the out-of-tree extension supports the journal."""
-    td = FakeTd(tmp_path, files=False, extends_by=(0x80315403,))
-    make_guest(td).open_journal().emit(ONE)
-    assert td.rtmrs[3] == replay_from(bytes(48), (ONE,))
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EINVAL])
-def test_journal_failed_extend_leaves_no_event(td: FakeTd, number: int) -> None:
-    """The error is raised, and the next event succeeds."""
-    backend = make_guest(td)
-    td.fail[WRITE] = [number]
-    with pytest.raises(BackendError) as caught:
-        backend.open_journal().emit(ONE)
-    assert errno_of(caught.value) == number
-    assert caught.value.path == str(td.paths.measurements / "rtmr3:sha384")
-    assert backend.open_journal().events() == ()
-    assert not (td.paths.runtime_log / "runtime_event.pending").exists()
-    backend.open_journal().emit(TWO)
-    assert td.rtmrs[3] == replay_from(bytes(48), (TWO,))
 
 
 def test_closed_guest_rejects_the_journal(td: FakeTd) -> None:

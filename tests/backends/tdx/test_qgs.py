@@ -1,4 +1,4 @@
-"""QGS client: exchange, malformed responses, timeouts and connection errors."""
+"""QGS client: address, exchange, malformed responses, timeouts and connection errors."""
 
 import contextlib
 import errno
@@ -6,13 +6,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.backends.tdx import qgs
 from attestkit.backends.tdx.qgs import (
     CODES,
@@ -23,6 +24,7 @@ from attestkit.backends.tdx.qgs import (
     host_endpoint,
     parse_endpoint,
     parse_quote_response,
+    read_configured_port,
 )
 from attestkit.errors import (
     AttestKitError,
@@ -32,12 +34,12 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
+from tests.backends.linux.machines import make_reading_calls
 from tests.backends.tdx.fake_td import count_open_files
 from tests.backends.tdx.qgs_server import (
     KEY_ID,
     QUOTE,
     Behaviour,
-    QgsServer,
     answering,
     closing,
     closing_early,
@@ -85,20 +87,19 @@ def test_get_quote_request_follows_the_protocol(socket_path: Path) -> None:
     assert count_open_files() == before
 
 
-@pytest.mark.parametrize("piece", [1, 3, 5000])
-def test_get_quote_accepts_response_in_pieces(socket_path: Path, piece: int) -> None:
-    """The length prefix may be split, too."""
-    assert request_quote(socket_path, answering(framed(response()), piece=piece)) == QUOTE
-
-
-def test_get_quote_drops_the_key_id(socket_path: Path) -> None:
-    """The minor version is not checked."""
-    assert request_quote(socket_path, answering(framed(response(key_id=KEY_ID, minor=0)))) == QUOTE
-
-
-def test_get_quote_ignores_data_after_the_message(socket_path: Path) -> None:
-    """Exactly the announced number of bytes is read."""
-    assert request_quote(socket_path, answering(framed(response()) + b"more")) == QUOTE
+@pytest.mark.parametrize(
+    ("reply", "piece"),
+    [
+        (framed(response()), 1),
+        (framed(response()), 5000),
+        (framed(response(key_id=KEY_ID, minor=0)), 1 << 20),
+        (framed(response()) + b"more", 1 << 20),
+    ],
+    ids=["byte by byte", "in pieces", "with a key id", "with more after it"],
+)
+def test_get_quote_accepts_any_valid_response(socket_path: Path, reply: bytes, piece: int) -> None:
+    """The length prefix may be split; the key ID and the minor version are ignored."""
+    assert request_quote(socket_path, answering(reply, piece=piece)) == QUOTE
 
 
 @pytest.mark.parametrize("report", [b"", bytes(1023), bytes(1025), bytearray(1024), None])
@@ -207,15 +208,9 @@ def test_get_quote_deadline_uses_given_clock(socket_path: Path) -> None:
     assert next(now) == 42  # start, send, three reads in time, and one too late
 
 
-@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: response(b"") + tail))
-def test_parse_quote_response_any_bytes_give_quote_or_error(message: bytes) -> None:
-    """Arbitrary messages never raise another exception."""
-    with contextlib.suppress(AttestKitError):
-        assert type(parse_quote_response(message, "service")) is bytes
-
-
 @given(
-    st.builds(
+    st.binary(max_size=200)
+    | st.builds(
         response,
         st.binary(max_size=30) | st.just(QUOTE),
         key_id=st.binary(max_size=20),
@@ -228,7 +223,7 @@ def test_parse_quote_response_any_bytes_give_quote_or_error(message: bytes) -> N
     )
 )
 def test_parse_quote_response_quote_is_the_message_tail(message: bytes) -> None:
-    """A returned quote has the announced size."""
+    """A returned quote has the announced size; other bytes raise one of attestkit's errors."""
     try:
         quote = parse_quote_response(message, "service")
     except AttestKitError:
@@ -383,31 +378,105 @@ def test_check_transport_python_without_vsock(monkeypatch: pytest.MonkeyPatch) -
         check_transport(host_endpoint(4050))
 
 
-def has_vsock_loopback() -> bool:
-    """Return whether this machine supports vsock loopback."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_VSOCK) as listener:
-        listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-        listener.listen()
-        with socket.socket(socket.AF_VSOCK) as client:
-            client.settimeout(1)
-            client.connect((1, listener.getsockname()[1]))
-            return True
-    return False
+def test_endpoint_from_option_or_default() -> None:
+    """The default is the host's vsock address."""
+    assert host_endpoint(4050) == (socket.AF_VSOCK, (2, 4050))
+    assert parse_endpoint(("vsock", 3, 5)) == (socket.AF_VSOCK, (3, 5))
+    assert parse_endpoint("/run/qgs") == parse_endpoint(Path("/run/qgs"))
+    assert str(parse_endpoint("/run/qgs")) == "/run/qgs"
 
 
-@pytest.fixture
-def vsock() -> Iterator[QgsServer]:
-    """Run a service on a free vsock port."""
-    if not has_vsock_loopback():
-        pytest.skip("this kernel has no vsock loopback (modprobe vsock_loopback)")
-    socket_path = (socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY)
-    with qgs_server(socket_path, answering(framed(response()))) as server:
-        yield server
+@pytest.mark.parametrize(
+    "address",
+    [
+        None,
+        4050,
+        "",
+        b"/run/qgs",
+        "a\0b",
+        "x" * 108,
+        ("vsock", 2),
+        ("vsock", -1, 4050),
+        ("vsock", 2, 1 << 32),
+        ("vsock", "2", "4050"),
+        ["vsock", 2, 4050],
+    ],
+)
+def test_parse_endpoint_invalid_address_is_rejected(address: object) -> None:
+    """It is rejected before a socket is created."""
+    with pytest.raises(UsageError):
+        parse_endpoint(address)
 
 
-@pytest.mark.rig
-def test_get_quote_over_vsock(vsock: QgsServer) -> None:
-    """Real AF_VSOCK, if the kernel has a loopback."""
-    endpoint = parse_endpoint(("vsock", 1, vsock.address[1]))
-    check_transport(endpoint)
-    assert get_quote(endpoint, REPORT) == QUOTE
+GOOD = [
+    (b"port = 4050\n", 4050),
+    (b" \t port\t=\t4050 \t\n", 4050),
+    (b"# port = 1\n\n  # more\nport = 4050 # here\n", 4050),
+    (b"port = 4050\r\n", 4050),
+    (b"port = 0000004050\n", 4050),
+    (b"port = 65535\n", 65535),
+]
+
+
+@pytest.mark.parametrize(("text", "port"), GOOD)
+def test_read_configured_port_accepts_spaces_and_comments(
+    tmp_path: Path, text: bytes, port: int
+) -> None:
+    """A configuration may contain blanks, comments and CRLF."""
+    file = tmp_path / "tdx-attest.conf"
+    file.write_bytes(text)
+    assert read_configured_port(file) == port
+
+
+BAD = [
+    (b"", "no port"),
+    (b"# port = 4050\n", "no port"),
+    (b"port = 0\n", "port 0 disables vsock"),
+    (b"\nport = 65536\n", "line 2: port above 65535: 65536"),
+    (b"port = 00000004050\n", "line 1: not `port = N`"),
+    (b"port = 4050 4051\n", "line 1: not `port = N`"),
+    (b"port = -1\n", "line 1: not `port = N`"),
+    (b"port = \xd9\xa3\n", "line 1: not `port = N`"),
+    (b"port =\n", "line 1: not `port = N`"),
+    (b"# ok\n\nPort = 4050\n", "line 3: not `port = N`"),
+    (b"port = 4050\nprot = 4050\n", "line 2: not `port = N`"),
+    (b"port = 4050\nport = 4051\n", "line 2: a second port"),
+    (b"\0" * 100, "line 1: not `port = N`"),
+    (b"#" * 70_000, "more than 65536 bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD)
+def test_read_configured_port_without_port_is_not_configured(
+    tmp_path: Path, text: bytes, problem: str
+) -> None:
+    """The error has the file and the line."""
+    file = tmp_path / "tdx-attest.conf"
+    file.write_bytes(text)
+    with raises(BackendUnavailableError, "not_configured", path=str(file), part=problem):
+        read_configured_port(file)
+
+
+def test_read_configured_port_unreadable_file_is_not_configured(tmp_path: Path) -> None:
+    """The file may be missing or inaccessible."""
+    file = tmp_path / "tdx-attest.conf"
+    with raises(BackendUnavailableError, "not_configured", path=str(file)) as caught:
+        read_configured_port(file)
+    assert errno_of(caught.value) == errno.ENOENT
+    file.touch(0o600)
+
+    for number, reason, part in (
+        (errno.EACCES, "permission_denied", "mode 0600"),
+        (errno.EIO, "unreadable", "EIO"),
+    ):
+        failing = DeviceCalls(open_file=Mock(side_effect=OSError(number, "")))
+        with raises(BackendUnavailableError, reason, path=str(file), part=part):
+            read_configured_port(file, calls=failing)
+
+
+@given(st.binary(max_size=60))
+def test_read_configured_port_any_text_gives_port_or_error(text: bytes) -> None:
+    """A port is from 1 to 65535."""
+    calls = make_reading_calls(text)
+    with contextlib.suppress(BackendUnavailableError):
+        assert 0 < read_configured_port(Path("/x"), calls=calls) <= 0xFFFF

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import os
 import struct
 from mmap import PAGESIZE
 from pathlib import Path
@@ -16,15 +15,13 @@ from attestkit.backends.tdx.device import TdxDevice
 from attestkit.backends.tdx.quote_ioctl import GENERATIONS, parse_generation, quote_by_ioctl
 from attestkit.errors import (
     AttestKitError,
-    BackendBusyError,
     BackendError,
-    BackendUnavailableError,
     QuoteUnavailableError,
     UsageError,
 )
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
 from tests.backends.tdx.qgs_server import QUOTE, framed, response
-from tests.raising import errno_of, raises
+from tests.raising import raises
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +44,6 @@ class FakeDriver:
         self.generation = GENERATIONS[name]
         self.framed = name in FRAMED
         self.reply: Reply = (0, framed(response()) if self.framed else QUOTE, None)
-        self.fail: list[int] = []
         self.requests: list[bytes] = []
         self.headers: list[tuple[int, ...]] = []
         self.commands: list[int] = []
@@ -73,9 +69,6 @@ class FakeDriver:
         header = struct.unpack_from("<QQII", raw)
         self.headers.append(header)
         self.requests.append(raw[24 : 24 + header[2]])
-        if self.fail and (number := self.fail.pop(0)):
-            self.write_response(FAILED, b"\xee" * 2000)  # a retry must not return this
-            raise OSError(number, os.strerror(number))
         self.write_response(*self.reply)
         return 0
 
@@ -109,23 +102,16 @@ def framing(request: pytest.FixtureRequest, tmp_path: Path) -> FakeDriver:
     return FakeDriver(tmp_path, request.param)
 
 
-def test_get_quote_makes_one_ioctl(driver: FakeDriver) -> None:
-    """The driver's own ioctl number is called once."""
+def test_get_quote_makes_one_ioctl_that_follows_the_abi(driver: FakeDriver) -> None:
+    """The buffer is page-aligned, 16 KiB, version 1, with the request after a 24-byte header.
+
+    C and C' take a QGS message after its big-endian length, D and D' the bare report.
+    """
     assert driver.quote() == QUOTE
     assert driver.commands == [driver.generation.number]
-
-
-def test_get_quote_buffer_follows_the_abi(driver: FakeDriver) -> None:
-    """Page-aligned, 16 KiB, version 1, with the request after a 24-byte header."""
-    driver.quote()
     assert driver.address % PAGESIZE == 0
     assert driver.size == 16384
     assert driver.headers == [(1, 0, len(driver.requests[0]), 0)]
-
-
-def test_get_quote_request_depends_on_generation(driver: FakeDriver) -> None:
-    """C and C' take a QGS message after its big-endian length, D and D' the bare report."""
-    driver.quote()
     (request,) = driver.requests
     if driver.framed:
         assert len(request) == 4 + 1048
@@ -218,13 +204,6 @@ def test_get_quote_response_may_fill_the_buffer(driver: FakeDriver) -> None:
     assert driver.quote() == quote
 
 
-def test_get_quote_empty_response_is_unavailable(driver: FakeDriver) -> None:
-    """Success with an empty response is a failure of the host."""
-    driver.reply = (0, b"", None)
-    with raises(QuoteUnavailableError, "empty", path=driver.path):
-        driver.quote()
-
-
 def test_get_quote_short_quote_is_unavailable(driver: FakeDriver) -> None:
     """The minimum size of a quote is 1020 bytes."""
     for size in (1019, 1020):
@@ -271,52 +250,7 @@ def test_get_quote_any_response_gives_quote_or_attestkit_error(
     assert 1020 <= len(quote) <= 16384
 
 
-# -- errors of the call ------------------------------------------------------------------------
-
-ERRORS = [
-    (errno.ENOTTY, BackendUnavailableError, "unsupported_kernel", "use another generation"),
-    (errno.EINVAL, BackendError, "io_error", "check the option generation"),
-    (errno.EIO, QuoteUnavailableError, "quoting_service", "check its QGS"),
-    (errno.ETIMEDOUT, QuoteUnavailableError, "timed_out", "check its QGS"),
-    (errno.EFAULT, BackendError, "io_error", "report this bug"),
-    (errno.ENOMEM, BackendError, "io_error", "out of memory"),
-    (errno.EPERM, BackendUnavailableError, "permission_denied", "security policy"),
-]
-
-
-@pytest.mark.parametrize(("number", "kind", "reason", "text"), ERRORS)
-def test_get_quote_errno_gives_reason_and_is_final(
-    driver: FakeDriver, number: int, kind: type[BackendError], reason: str, text: str
-) -> None:
-    """No other ioctl number is tried."""
-    driver.fail = [number]
-    with raises(kind, reason, path=driver.path, part=text) as caught:
-        driver.quote()
-    assert errno_of(caught.value) == number
-    assert driver.commands == [driver.generation.number]
-
-
-def test_get_quote_eintr_is_retried_once(driver: FakeDriver) -> None:
-    """The retry sends a fresh request."""
-    driver.fail = [errno.EINTR]
-    assert driver.quote() == QUOTE
-    assert driver.headers[0] == driver.headers[1] == (1, 0, len(driver.requests[0]), 0)
-    assert driver.requests[0] == driver.requests[1]
-    driver.fail = [errno.EINTR] * 10
-    driver.commands.clear()
-    with raises(BackendBusyError, "interrupted"):
-        driver.quote()
-    assert len(driver.commands) == 2
-
-
-def test_get_quote_ebusy_is_retried_up_to_1_s(driver: FakeDriver) -> None:
-    """BackendBusyError follows."""
-    driver.fail = [errno.EBUSY]
-    assert driver.quote() == QUOTE
-    driver.fail = [errno.EBUSY] * 100
-    with raises(BackendBusyError, "request_in_flight"):
-        driver.quote()
-    assert driver.now < 1
+# -- generations -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", "A", "B", "c", "C''", None, 1])

@@ -3,7 +3,6 @@
 import errno
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -11,7 +10,6 @@ from attestkit.backends.tdx.device import BUSY_WAITS, TdxDevice
 from attestkit.backends.tdx.rtmr import RtmrAccess
 from attestkit.errors import (
     AttestKitError,
-    BackendBusyError,
     BackendError,
     BackendUnavailableError,
     UnsupportedError,
@@ -33,7 +31,7 @@ def make_registers(td: FakeTd, *, named: bool = False) -> RtmrAccess:
     """Return the registers of a fake TD."""
     paths = td.paths._replace(measurements_configured=named)
     device = TdxDevice(paths.tdx_guest, calls=td.calls, sleep=td.sleep)
-    return RtmrAccess(paths, device, calls=td.calls, sleep=td.sleep)
+    return RtmrAccess(paths, device)
 
 
 @pytest.fixture
@@ -146,45 +144,6 @@ def test_extend_digest_must_be_48_bytes(td: FakeTd, digest: object) -> None:
     assert td.made == []
 
 
-class Expected(NamedTuple):
-    """Error expected for an errno."""
-
-    number: int
-    kind: type[BackendError]
-    reason: str
-    words: str
-
-
-WRITE_ERRORS = [
-    Expected(errno.EINVAL, BackendError, "io_error", "not an RTMR file"),
-    Expected(errno.EIO, BackendError, "io_error", "see the kernel log (dmesg)"),
-    Expected(errno.EACCES, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
-    Expected(errno.EPERM, BackendUnavailableError, "permission_denied", "mode 0644, owner uid"),
-    Expected(errno.EROFS, BackendUnavailableError, "permission_denied", "directory read-write"),
-    Expected(errno.ENOENT, BackendUnavailableError, "missing", "the directory exists"),
-    Expected(errno.ENOSPC, BackendError, "io_error", "undocumented error"),
-]
-
-
-@pytest.mark.parametrize("where", [f"open {FILE}", WRITE])
-@pytest.mark.parametrize("expected", WRITE_ERRORS)
-def test_extend_file_errno_gives_reason(td: FakeTd, where: str, expected: Expected) -> None:
-    """Nothing is extended, nothing else is tried, and no descriptor is leaked."""
-    td.extends_by = (FIRST, SECOND)
-    before = count_open_files()
-    td.fail[where] = [expected.number]
-    path = str(td.paths.measurements / FILE)
-    with raises(expected.kind, expected.reason, path=path) as caught:
-        make_registers(td).extend(3, DIGEST)
-    assert errno_of(caught.value) == expected.number
-    for part in (expected.words, errno.errorcode[expected.number], path):
-        assert part in str(caught.value)
-    assert td.extends == 0
-    assert td.times(WRITE) <= 1
-    assert td.times(CALL) == td.times(OTHER_CALL) == 0
-    assert count_open_files() == before
-
-
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
 @pytest.mark.parametrize("times", [1, len(BUSY_WAITS)])
 def test_extend_is_retried_if_register_is_unchanged(td: FakeTd, number: int, times: int) -> None:
@@ -196,18 +155,6 @@ def test_extend_is_retried_if_register_is_unchanged(td: FakeTd, number: int, tim
     assert td.extends == 1
     assert td.times(REPORT) == 1 + times  # once before, and once after each failure
     assert td.slept == (list(BUSY_WAITS[:times]) if number == errno.EBUSY else [])
-
-
-@pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
-def test_extend_retries_are_limited(td: FakeTd, number: int) -> None:
-    """The number of writes and the total delay (1 s) are bounded."""
-    td.fail[WRITE] = [number] * 1000
-    reason = "interrupted" if number == errno.EINTR else "device"
-    with raises(BackendBusyError, reason, path=str(td.paths.measurements / FILE)):
-        make_registers(td).extend(3, DIGEST)
-    assert td.extends == 0
-    assert td.times(WRITE) == 1 + len(BUSY_WAITS)
-    assert sum(td.slept) < 1
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.EBUSY])
@@ -319,18 +266,6 @@ def test_extend_other_errno_never_tries_second_ioctl(old: FakeTd, number: int) -
         assert done or found == number
         assert old.extends - before == (due > DONE)
         assert old.times(OTHER_CALL) == 0
-
-
-def test_extend_ioctl_driver_errors_have_their_meaning(old: FakeTd) -> None:
-    """EPERM and EINVAL of the out-of-tree drivers are specific."""
-    kind: type[BackendError]
-    for number, kind, reason, text in (
-        (errno.EPERM, BackendUnavailableError, "permission_denied", "reserves this register"),
-        (errno.EINVAL, BackendError, "io_error", "no such register"),
-    ):
-        old.fail[CALL] = [number]
-        with raises(kind, reason, path=str(old.paths.tdx_guest), part=text):
-            make_registers(old).extend(3, DIGEST)
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,6 @@ def test_files_directories_are_created_listed_and_removed(tmp_path: Path) -> Non
             FILES.list(folder)
 
 
-def test_remove_nonempty_directory_fails(tmp_path: Path) -> None:
-    """Only an empty directory is removed; its content is never deleted."""
-    (tmp_path / "entry").mkdir()
-    (tmp_path / "entry/file").touch()
-    with pytest.raises(OSError, match="not empty"):
-        FILES.remove(str(tmp_path / "entry"))
-    assert (tmp_path / "entry/file").exists()
-
-
 def test_list_skips_entry_removed_during_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,27 +102,6 @@ def test_concurrent_request_during_rmdir_succeeds() -> None:
     assert not kernel.entries
 
 
-def test_concurrent_removal_of_leftover_entry_succeeds() -> None:
-    """Two threads may try to remove the same leftover entry."""
-    kernel = TsmKernel()
-    reports = make_client(kernel)
-    kernel.faults = [Fault("read", "outblob", errno.EIO), Fault("remove", "", errno.EPERM)]
-    with pytest.raises(QuoteUnavailableError):
-        reports.request(REQUEST)
-    [left] = kernel.entries
-    others: list[bytes] = []
-
-    def between(operation: str, path: str) -> None:
-        if operation == "remove" and path.endswith(left) and not others:
-            others.append(b"")
-            others[-1] = reports.request(REQUEST).report
-
-    kernel.before = between
-    assert reports.request(REQUEST).report == expected_report(REPORT_DATA, 1, 4998)
-    assert others == [expected_report(REPORT_DATA, 0, 4998)]
-    assert not kernel.entries
-
-
 def test_rmdir_failure_alone_is_raised() -> None:
     """An entry that cannot be removed is an error: it blocks reloading the driver."""
     kernel = TsmKernel()

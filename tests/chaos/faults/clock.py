@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from tests.chaos.clients import Clients
+from tests.chaos.faults.pccs import running_verifier, verify
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.serve.client import call
@@ -89,23 +89,20 @@ def collateral(form: Form) -> dict[str, Any]:
     del form
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         clock = _Clock(Path(name))
-        with running_server("--pccs", "127.0.0.1:0") as agent:
-            anchor = str(agent.folder / "trust-anchor.pem")
-            options = ("--verifier", "127.0.0.1:0", "--verifier-pccs", agent.ready["pccs"])
-            environ = clock.environment()
-            with (
-                running_server(*options, "--trust-anchor", anchor, environ=environ) as server,
-                Trial(server, Clients(server)) as trial,
-            ):
-                evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
-                verdicts = {"at first": _verify(server.ready["verifier"], evidence)}
-                with trial.fault():
-                    for jump in _JUMPS:
-                        clock.set(_JUMPS[jump])
-                        verdicts[jump] = _verify(server.ready["verifier"], evidence)
-                    clock.set("+0")
-                verdicts["at last"] = _verify(server.ready["verifier"], evidence)
-                trial.notes["verdicts"] = verdicts
+        with (
+            running_server("--pccs", "127.0.0.1:0") as agent,
+            running_verifier(agent, agent.ready["pccs"], clock.environment()) as server,
+            Trial(server) as trial,
+        ):
+            evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
+            verdicts = {"at first": verify(server, evidence)}
+            with trial.fault():
+                for jump in _JUMPS:
+                    clock.set(_JUMPS[jump])
+                    verdicts[jump] = verify(server, evidence)
+                clock.set("+0")
+            verdicts["at last"] = verify(server, evidence)
+            trial.notes["verdicts"] = verdicts
     assert verdicts["at first"] == verdicts["at last"] == "valid", verdicts
     for jump in (
         "ten years on, after every certificate",
@@ -113,9 +110,3 @@ def collateral(form: Form) -> dict[str, Any]:
     ):
         assert verdicts[jump] != "valid", verdicts
     return trial.result({})
-
-
-def _verify(url: str, evidence: dict[str, str]) -> str:
-    fields = ("quote", "event_log", "vm_config")
-    answer = call(url, "verify", {name: evidence[name] for name in fields}).json()
-    return "valid" if answer["is_valid"] else str(answer["reason"])

@@ -1,13 +1,15 @@
 """Faults of the device below the server: missing files, a missing driver, a hanging driver."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.rigs.emulator import missing_for_fuse as no_fuse
-from tests.rigs.guest.system import AppFiles, System, system
+from tests.rigs.guest.system import System, system
 
 _PLACES: Final = ("/sys/kernel/config", "/sys/devices/virtual/misc/tdx_guest", "/dev/tdx_guest")
 _ERRORS: Final = r"(?!.*Traceback).*(/sys/|/dev/|configfs|device|TDX|tsm|RTMR|Errno).*"
@@ -17,9 +19,16 @@ def _missing() -> str:
     return no_fuse() or ("" if os.geteuid() == 0 else "only root makes a mount namespace")
 
 
-def _options(guest: System) -> tuple[str, ...]:
-    app = AppFiles.make(guest.folder / "app", public_sysinfo=True)
-    return ("--backend", "configfs_tsm", "--measure-app", *app.options)
+@contextlib.contextmanager
+def _fault_on_guest() -> Iterator[tuple[System, Trial]]:
+    """Try a server on an emulated guest, whose device has a fault in the block."""
+    with (
+        system() as guest,
+        guest.serving_app(public_sysinfo=True) as server,
+        Trial(server) as trial,
+        trial.fault(),
+    ):
+        yield guest, trial
 
 
 def _run_mount(guest: System, *words: str) -> None:
@@ -34,12 +43,7 @@ def _run_mount(guest: System, *words: str) -> None:
 )
 def vanishes(form: Form) -> dict[str, Any]:
     """Requests without device are answered; evidence is refused with the missing path."""
-    with (
-        system() as guest,
-        guest.serving(*_options(guest)) as server,
-        Trial(server) as trial,
-        trial.fault(),
-    ):
+    with _fault_on_guest() as (guest, trial):
         for place in _PLACES:
             _run_mount(guest, "umount", "-l", place)
         for method in ("GetQuote", "EmitEvent"):
@@ -54,12 +58,7 @@ def vanishes(form: Form) -> dict[str, Any]:
 @scenario("driver unloaded", "the TSM provider is gone until the machine has one again", _missing)
 def provider_leaves(form: Form) -> dict[str, Any]:
     """The emulator removes the TSM provider, and restores it."""
-    with (
-        system() as guest,
-        guest.serving(*_options(guest)) as server,
-        Trial(server) as trial,
-        trial.fault(),
-    ):
+    with _fault_on_guest() as (guest, trial):
         guest.machine.fault("read:outblob=ENXIO:*")
         trial.wait_refused("GetQuote")
         trial.wait_answered("GetKey", "/metrics", "EmitEvent")
@@ -73,12 +72,7 @@ def provider_leaves(form: Form) -> dict[str, Any]:
 )
 def hangs(form: Form) -> dict[str, Any]:
     """Calls to the device do not return; only requests that need it wait."""
-    with (
-        system() as guest,
-        guest.serving(*_options(guest)) as server,
-        Trial(server) as trial,
-        trial.fault(),
-    ):
+    with _fault_on_guest() as (guest, trial):
         os.kill(guest.machine.pid, signal.SIGSTOP)
         try:
             trial.wait_answered("GetKey", "/metrics", times=5)

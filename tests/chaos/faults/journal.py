@@ -17,7 +17,7 @@ from tests.chaos.faults.corruptions import Corruption, corruptions
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import plain
 from tests.rigs.emulator import missing_for_fuse
-from tests.rigs.guest.system import AppFiles, system
+from tests.rigs.guest.system import system
 from tests.serve.client import Answer, call
 from tests.serve.server import SEED, Server, errors_in, run_to_end, running_server
 
@@ -159,11 +159,8 @@ def _get_text(answer: Answer) -> str:
 @contextlib.contextmanager
 def _on_hardware() -> Iterator[tuple[Server, Path]]:
     """Run a server on the emulated kernel, whose journal other programs may use too."""
-    with system() as guest:
-        app = AppFiles.make(guest.folder / "app")
-        options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
-        with guest.serving(*options) as server:
-            yield server, guest.inside("/run/log/dstack")
+    with system() as guest, guest.serving_app() as server:
+        yield server, guest.inside("/run/log/dstack")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from attestkit.cli.doctor.examine import QuoteTrial, try_quotes
 from attestkit.cli.output import terminal
 from attestkit.errors import BackendUnavailableError, QuoteUnavailableError
 from tests.backends.linux.machines import MEASUREMENTS, REPORT, TABLES, make
+from tests.cli import program
 from tests.cli.doctor.broken_machines import (
     ALL_UNAVAILABLE,
     BACKENDS,
@@ -188,6 +189,14 @@ def test_doctor_without_tee_prints_sections(capsys: pytest.CaptureFixture[str]) 
     assert "1. No TEE was found" in page
     assert "[ok] simulator" in page
     assert "[--] tdx_guest" in page
+
+
+def test_doctor_text_names_pure_python_core() -> None:
+    """With the pure Python core, the text has the reason and a remedy."""
+    environment = {"ATTESTKIT_PURE_PYTHON": "1", "PATH": "/usr/bin:/bin"}
+    captured = program.run("doctor", env=environment).stdout
+    assert "plain Python: ATTESTKIT_PURE_PYTHON=1" in captured
+    assert "install a C compiler" in captured
 
 
 def test_doctor_marks_missing_tdx_interfaces_as_problem(

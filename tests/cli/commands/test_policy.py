@@ -47,10 +47,8 @@ def test_policy_of_rejected_evidence_is_not_written(
 ) -> None:
     """Rejected evidence has the exit code of verify, and no policy is written."""
     policy = tmp_path / "policy.toml"
-    quote = bytearray(files.quote.read_bytes())
-    quote[200] ^= 1
     words, code = {
-        "tampered": ([str(files.put("tampered", bytes(quote))), *files.trusted], 2),
+        "tampered": ([str(files.tampered()), *files.trusted], 2),
         "without the root": ([str(files.evidence), *files.trusted[2:]], 2),
         "another nonce": ([str(files.evidence), *files.trusted, "--report-data", "ff"], 4),
         "nonsense": ([str(files.put("nonsense", b"hello")), *files.trusted], 5),

@@ -45,7 +45,19 @@ def test_verify_accepted_evidence_prints_facts(files: Files, capsys: Capture) ->
     assert output.err == ""
 
 
-@pytest.mark.parametrize("form", [*ENCODINGS, "raw", "hex", "0x", "response", "quote"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *ENCODINGS,
+        "raw",
+        "hex",
+        "0x",
+        "response",
+        "quote",
+        *(f"{encoding} in hex" for encoding in ENCODINGS),
+        *(f"{encoding} in spaces" for encoding in ENCODINGS if encoding.startswith("json")),
+    ],
+)
 def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: Capture) -> None:
     """Every encoding, hex, agent responses and bare quotes are accepted."""
     evidence = intel.evidence()
@@ -62,6 +74,8 @@ def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: C
     }
     for encoding in ENCODINGS:
         content[encoding] = evidence.to_bytes(encoding)
+        content[f"{encoding} in hex"] = evidence.to_bytes(encoding).hex().encode()
+        content[f"{encoding} in spaces"] = b" \r\n\t" + evidence.to_bytes(encoding) + b"\n"
     path = files.put("given", content[form])
     assert main(["verify", "--json", str(path), *files.trusted]) == 0
     assert results(capsys)[0]["verdict"] == "accepted"

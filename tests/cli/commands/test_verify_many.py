@@ -3,10 +3,12 @@
 import base64
 import builtins
 import json
+import logging
 import os
-import signal
-import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from attestkit.cli.commands import verify_many
 from attestkit.verifier.batch import scheduler
 from tests.cli import schemas
 from tests.cli.evidence_files import NONCE_HEX, Files
-from tests.serve.server import environment
 from tests.verifier.platforms.intel import APP_ID
 
 NO_WORKERS = ["--workers", "0"]
@@ -306,45 +307,6 @@ def test_parquet_mode_follows_umask(mask: int, mode: int, files: Files, capsys: 
     assert table.stat().st_mode & 0o777 == mode
 
 
-ORDERLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [*ORDERLY, signal.SIGKILL])
-def test_verify_many_interrupted_leaves_complete_lines(
-    number: int, files: Files, tmp_path: Path
-) -> None:
-    """An interrupted run leaves complete lines, no table and no workers."""
-    pipe, out, table = tmp_path / "pipe", tmp_path / "out", tmp_path / "table"
-    os.mkfifo(pipe)
-    line = json.dumps({"evidence": files.evidence.read_bytes().hex()}).encode() + b"\n"
-    words = [str(pipe), *files.trusted, "--workers", "1", "--window", "4", "--parquet", str(table)]
-    with (
-        out.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "attestkit", "verify-many", *words],
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process,
-        pipe.open("wb", buffering=0) as feed,
-    ):
-        while out.stat().st_size == 0:
-            feed.write(line)
-        # A terminal interrupts all processes; other signals reach the command only.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, error = process.communicate(timeout=120)
-    assert process.returncode in {130, -number}
-    assert b"Traceback" not in error
-    text = out.read_bytes()
-    assert text.endswith(b"\n")
-    for each in text.splitlines():
-        schemas.check("verify-many", each.decode())
-    assert not table.exists()
-    assert bool(list(tmp_path.glob(".table.*"))) == (number == signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_verify_many_without_scheduler_is_code_3(
     files: Files, capfd: Capture, monkeypatch: pytest.MonkeyPatch
@@ -359,3 +321,66 @@ def test_verify_many_without_scheduler_is_code_3(
         assert captured.out == ""
         assert captured.err.count("\n") == 1, captured.err
         assert captured.err.startswith("attestkit: --scheduler")
+
+
+@contextmanager
+def lost_cluster(_address: str) -> Iterator[Executor]:
+    """Yield an executor that fails, with log output of its library."""
+
+    def fail() -> None:
+        raise OSError("no thread")
+
+    logger = logging.getLogger("distributed.of_a_test")
+    handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        logger.critical("a log line of the library")
+        logging.getLogger("attestkit.other").critical("a log line of another logger")
+        with ThreadPoolExecutor(1, initializer=fail) as pool:
+            yield pool
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_verify_many_lost_cluster_is_reported_once(
+    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost cluster is one line with the cause, and logging is restored."""
+    path = put(files, *[{"evidence": files.evidence.read_bytes().hex()}] * 40)
+    monkeypatch.setattr(executors, "_cluster", lost_cluster)
+    logger = logging.getLogger("attestkit.verifier")
+    for before in (logging.NOTSET, logging.CRITICAL):  # disabled logging stays silent
+        logging.disable(before)
+        try:
+            words = ["verify-many", path, *files.trusted, "--scheduler", "tcp://127.0.0.1:1"]
+            assert main(words) == 0
+            assert logging.root.manager.disable == before
+        finally:
+            logging.disable(logging.NOTSET)
+        captured = capsys.readouterr()
+        assert captured.out.count("\n") == 40
+        if before:
+            assert captured.err == ""
+        else:
+            assert captured.err.count("\n") == 1
+            assert captured.err.startswith("attestkit: executor failed (BrokenThreadPool")
+        assert logger.manager is logging.root.manager
+        assert logger.isEnabledFor(logging.WARNING)
+
+
+def test_verify_many_file_named_dash_is_not_stdin(
+    tmp_path: Path, files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file named `-` in the directory, or as the collateral of a line, is read, not stdin."""
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    (folder / "-").write_bytes(files.evidence.read_bytes())
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", None)
+    for place in (".", str(folder)):
+        [found] = run(capsys, place, *files.trusted, code=0)
+        assert (found["id"], found["verdict"]) == ("-", "accepted")
+    (folder / "-").write_bytes(files.collateral.read_bytes())
+    line = {"evidence": files.evidence.read_bytes().hex(), "collateral": "-"}
+    [found] = run(capsys, put(files, line), *files.anchored, code=0)
+    assert found["verdict"] == "accepted"

@@ -58,52 +58,60 @@ ALL_UNAVAILABLE: Mapping[str, str | None] = {
     "configfs_tsm": "configfs is broken",
     "tdx_ioctl": "no QGS",
 }
-BROKEN = {
+QUOTING_SERVICE = {"etc/tdx-attest.conf": "port = 4050\n"}
+# Problems with which no backend works.
+_WITHOUT_QUOTES = {
     "configfs not mounted": Broken(
         ("/" + REPORT, "(ENOENT)", "mount -t configfs none /sys/kernel/config"),
         remove=("sys/kernel/config",),
         add={"proc/self/mountinfo": NOT_MOUNTED},
-        backends=ALL_UNAVAILABLE,
     ),
     "configfs not in the container": Broken(
         ("/" + REPORT, "(ENOENT)", "docker run -v /sys/kernel/config:/sys/kernel/config"),
         remove=("sys/kernel/config",),
         add={"proc/self/mountinfo": NOT_MOUNTED, **CONTAINER},
-        backends=ALL_UNAVAILABLE,
     ),
     "core module not loaded": Broken(
         ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe tdx-guest"),
         remove=("sys/kernel/config/tsm",),
-        backends=ALL_UNAVAILABLE,
     ),
     "core module of an older kernel": Broken(
         ("/" + REPORT, "(ENOENT)", "modprobe tsm, then modprobe tdx-guest"),
         remove=("sys/kernel/config/tsm",),
         kernel="6.12.94",
-        backends=ALL_UNAVAILABLE,
     ),
     "kernel before configfs-tsm": Broken(
         ("/" + REPORT, "(ENOENT)", "Linux 6.6.30 has no configfs-tsm", "6.7"),
         remove=("sys/kernel/config/tsm",),
         kernel="6.6.30",
-        backends=ALL_UNAVAILABLE,
     ),
     "configfs read-only": Broken(
         ("/" + REPORT, "(EROFS)", "read-write", "mount -o remount,rw /sys/kernel/config"),
         errors={"report": "EROFS"},
-        backends=ALL_UNAVAILABLE,
     ),
     "report folder of root": Broken(
-        ("/" + REPORT, "(EACCES)", "run as root (sudo)"),
-        errors={"report": "EACCES"},
-        backends=ALL_UNAVAILABLE,
+        ("/" + REPORT, "(EACCES)", "run as root (sudo)"), errors={"report": "EACCES"}
     ),
     "report folder is a file": Broken(
-        ("/" + REPORT, "(ENOTDIR)", "mount -t configfs none"),
-        remove=(REPORT,),
-        add={REPORT: ""},
-        backends=ALL_UNAVAILABLE,
+        ("/" + REPORT, "(ENOTDIR)", "mount -t configfs none"), remove=(REPORT,), add={REPORT: ""}
     ),
+    "no quoting service named": Broken(
+        ("/etc/tdx-attest.conf", "(ENOENT)", "port = 4050", "systemctl start qgsd"),
+        remove=("sys/kernel/config/tsm",),
+    ),
+    "no driver on SEV-SNP": Broken(
+        ("/dev/sev-guest", "(ENOENT)", "modprobe sev-guest"),
+        files=SNP_GUEST,
+        remove=("dev/sev-guest",),
+    ),
+    "no configfs on SEV-SNP": Broken(
+        ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe sev-guest"),
+        files=SNP_GUEST,
+        remove=("sys/kernel/config/tsm",),
+    ),
+}
+BROKEN = {
+    **{name: broken._replace(backends=ALL_UNAVAILABLE) for name, broken in _WITHOUT_QUOTES.items()},
     "no provider": Broken(
         ("configfs_tsm:", "no TEE driver is registered: modprobe tdx-guest"),
         backends={
@@ -152,11 +160,6 @@ BROKEN = {
     "device in use": Broken(
         ("/dev/tdx_guest", "(EBUSY)", "fuser -v"), errors={"tdx_guest": "EBUSY"}
     ),
-    "no quoting service named": Broken(
-        ("/etc/tdx-attest.conf", "(ENOENT)", "port = 4050", "systemctl start qgsd"),
-        remove=("sys/kernel/config/tsm",),
-        backends=ALL_UNAVAILABLE,
-    ),
     "quoting service named badly": Broken(
         ("/etc/tdx-attest.conf", "port = 4050", "line 1"), add={"etc/tdx-attest.conf": "port 5\n"}
     ),
@@ -164,19 +167,17 @@ BROKEN = {
         ("/etc/tdx-attest.conf", "port 0", "port = 4050"), add={"etc/tdx-attest.conf": "port = 0"}
     ),
     "vsock forbidden": Broken(
-        ("AF_VSOCK", "(EPERM)", "seccomp"),
-        add={"etc/tdx-attest.conf": "port = 4050\n"},
-        vsock="EPERM",
+        ("AF_VSOCK", "(EPERM)", "seccomp"), add=QUOTING_SERVICE, vsock="EPERM"
     ),
     "no vsock in the kernel": Broken(
         ("AF_VSOCK", "(EAFNOSUPPORT)", "modprobe vmw_vsock_virtio_transport"),
-        add={"etc/tdx-attest.conf": "port = 4050\n"},
+        add=QUOTING_SERVICE,
         vsock="EAFNOSUPPORT",
     ),
     "no vsock device": Broken(
         ("/dev/vsock", "(ENOENT)", "vhost-vsock-pci"),
         remove=("dev/vsock", "sys/module"),
-        add={"etc/tdx-attest.conf": "port = 4050\n"},
+        add=QUOTING_SERVICE,
     ),
     "kernel before RTMR files": Broken(
         ("/" + MEASUREMENTS, "(ENOENT)", "Linux 6.12.94", "6.16"),
@@ -226,8 +227,7 @@ BROKEN = {
         add={f"{TABLES}/CCEL": ccel_table(size=len(AREA))[:-1] + b"\x01"},
     ),
     "damaged boot log": Broken(
-        (f"/{TABLES}/data/CCEL", "malformed"),
-        add={f"{TABLES}/data/CCEL": b"\xfe" * len(AREA)},
+        (f"/{TABLES}/data/CCEL", "malformed"), add={f"{TABLES}/data/CCEL": b"\xfe" * len(AREA)}
     ),
     "no boot id": Broken(
         ("/proc/sys/kernel/random/boot_id", "(ENOENT)", "mount -t proc"),
@@ -247,8 +247,7 @@ BROKEN = {
         errors={"runtime_log": "EACCES"},
     ),
     "agent's socket is a folder": Broken(
-        ("/run/dstack.sock", "is a folder", "Start the agent"),
-        add={"run/dstack.sock/": ""},
+        ("/run/dstack.sock", "is a folder", "Start the agent"), add={"run/dstack.sock/": ""}
     ),
     "no keys": Broken(
         ("/.appkeys.json", "(ENOENT)", "--app-keys FILE", "DSTACK_HOST_SHARED_DIR"),
@@ -256,18 +255,6 @@ BROKEN = {
     ),
     "kernel that does not check quote lengths": Broken(
         ("Linux 6.12.79", "CVE-2026-31470", "6.12.80"), kernel="6.12.79"
-    ),
-    "no driver on SEV-SNP": Broken(
-        ("/dev/sev-guest", "(ENOENT)", "modprobe sev-guest"),
-        files=SNP_GUEST,
-        remove=("dev/sev-guest",),
-        backends=ALL_UNAVAILABLE,
-    ),
-    "no configfs on SEV-SNP": Broken(
-        ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe sev-guest"),
-        files=SNP_GUEST,
-        remove=("sys/kernel/config/tsm",),
-        backends=ALL_UNAVAILABLE,
     ),
     "AWS Nitro": Broken(
         ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}

@@ -1,19 +1,14 @@
 """`attestkit doctor` on emulated kernel interfaces."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.tdx.guest import TdGuest
 from attestkit.cli.commands.doctor import findings
-from attestkit.event_log.runtime_events import runtime_event
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 
 pytestmark = [pytest.mark.rig, requires_fuse]
-RTMR3 = "sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +36,6 @@ def advice(found: dict[str, Any]) -> str:
     return "\n".join(found["advice"])
 
 
-def emit(machine: Emulator) -> None:
-    """Emit an event."""
-    backend = ConfigfsTsm(root=machine.root)
-    assert isinstance(backend, TdGuest)
-    journal = backend.open_journal()
-    journal.emit(runtime_event("doctor", b"", journal.version))
-    backend.close()
-
-
 def test_doctor_on_working_guest_gets_quote(machine: Emulator) -> None:
     """A working guest returns a quote, lacks only app keys, and has no leftover entries."""
     found = diagnose(machine, quote=True)
@@ -63,25 +49,6 @@ def test_doctor_on_working_guest_gets_quote(machine: Emulator) -> None:
     [sentence] = found["advice"]
     assert ".appkeys.json" in sentence
     assert machine.entries() == []
-
-
-def test_doctor_compares_runtime_log_with_register(machine: Emulator) -> None:
-    """Agreement, a foreign extend, a reboot and a kexec are distinguished."""
-    emit(machine)
-    assert diagnose(machine)["runtime_log"]["state"] == "agrees"
-    fd = os.open(machine.root / RTMR3, os.O_WRONLY)
-    os.write(fd, b"\x01" * 48)
-    os.close(fd)
-    found = diagnose(machine)
-    assert found["runtime_log"]["state"] == "foreign"
-    assert "has extended it" in advice(found)
-    machine.reboot()
-    assert diagnose(machine)["runtime_log"]["state"] == "earlier-boot"
-    emit(machine)
-    machine.kexec()
-    found = diagnose(machine)
-    assert found["runtime_log"]["state"] == "other-boot"
-    assert "kexec" in advice(found)
 
 
 def test_doctor_on_older_kernel_reads_register_from_report() -> None:

@@ -4,17 +4,17 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from attestkit.__main__ import main
-from attestkit.attestation import Attestation, Encoding
+from attestkit.attestation import Attestation
 from attestkit.cli.input.detect_format import identify
 from attestkit.errors import FormatError
 from tests.attestation.samples import KINDS
+from tests.cli import schemas
 from tests.cli.evidence_files import Files
-from tests.vectors import data, needs_shared
+from tests.vectors import SHARED, data, needs_shared
 
 SAMPLES = {
     "quotes/dcap-qvl/tdx_quote": "quote",
@@ -38,21 +38,15 @@ SAMPLES = {
 
 @needs_shared
 @pytest.mark.parametrize(("name", "kind"), SAMPLES.items())
-def test_identify_names_real_files(name: str, kind: str) -> None:
-    """Each real file has its format detected."""
-    assert identify(data(name)).kind == kind
-
-
-@pytest.mark.parametrize("encoding", get_args(Encoding))
-def test_identify_evidence_in_every_encoding(encoding: Encoding) -> None:
-    """Evidence in every encoding is detected as bytes, hex, and JSON with white space."""
-    raw = Attestation(KINDS[0]).to_bytes(encoding)
-    forms = [raw, raw.hex().encode()]
-    if encoding.startswith("json"):
-        forms.append(b" \r\n\t" + raw + b"\n")
-    for form in forms:
-        found = identify(form)
-        assert (found.kind, found.value) == ("evidence", Attestation(KINDS[0]))
+def test_show_names_format_of_real_files(
+    name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each real file has its format detected, and is shown as text and as JSON by the schema."""
+    path = str(SHARED / "data" / name)
+    assert main(["show", path, "--json"]) == 0
+    assert schemas.check("show", capsys.readouterr().out)["kind"] == kind
+    assert main(["show", path]) == 0
+    assert "no signature was checked" in capsys.readouterr().out
 
 
 def test_identify_json_with_arrays_is_not_cmw() -> None:

@@ -5,10 +5,7 @@ import json
 import os
 import pty
 import stat
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,17 +16,10 @@ from attestkit.attestation import Attestation, Encoding
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from tests.cli import program
-from tests.cli.snp_guest import SnpGuest
-from tests.serve.server import environment
+from tests.cli.program import SEED, SIMULATED, WARNING
+from tests.tees import FakeSnp
 
 Capture = pytest.CaptureFixture[str]
-SEED = "11" * 32
-SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
-WARNING = "attestkit: SIMULATED: proves nothing about hardware"
-
-
-def _program(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
-    return program.run(*words, errors=None, **more)
 
 
 def _quote(capsys: Capture, *words: str, code: int = 0) -> Quote:
@@ -69,7 +59,7 @@ def test_quote_sha512_hashes_any_length(tmp_path: Path, capsys: Capture) -> None
 
 def test_quote_reads_report_data_from_stdin() -> None:
     """`--file -` reads stdin."""
-    done = _program("quote", *SIMULATED, "--file", "-", input=b"nonce")
+    done = program.run("quote", *SIMULATED, "--file", "-", input=b"nonce", errors=None)
     assert Quote.parse(done.stdout).report_data == b"nonce".ljust(64, b"\0")
 
 
@@ -151,30 +141,17 @@ def test_error_omits_misplaced_seed(words: tuple[str, ...], capsys: Capture) -> 
 
 def test_quote_writes_bytes_to_pipe_and_hex_to_terminal() -> None:
     """A pipe gets raw bytes, a terminal hex."""
-    raw = _program("quote", *SIMULATED, "--text", "x")
+    raw = program.run("quote", *SIMULATED, "--text", "x", errors=None)
     assert raw.returncode == 0
     assert raw.stderr.decode().startswith(WARNING)
     quote = Quote.parse(raw.stdout)
     leader, follower = pty.openpty()
-    try:
-        with subprocess.Popen(
-            [sys.executable, "-m", "attestkit", "quote", *SIMULATED, "--text", "x"],
-            stdout=follower,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        ) as shown:
-            os.close(follower)
-            captured = b""
-            while True:
-                try:
-                    piece = os.read(leader, 65536)
-                except OSError:  # EOF
-                    break
-                captured += piece
-        assert shown.returncode == 0
-    finally:
-        os.close(leader)
-    assert bytes.fromhex(captured.decode())[: len(quote.signed_region)] == quote.signed_region
+    with program.start("quote", *SIMULATED, "--text", "x", stdout=follower) as process:
+        os.close(follower)
+        [shown] = program.read_to_end(leader)
+    os.close(leader)
+    assert process.returncode == 0
+    assert bytes.fromhex(shown)[: len(quote.signed_region)] == quote.signed_region
 
 
 def test_attest_output_replaces_file(tmp_path: Path, capsys: Capture) -> None:
@@ -209,7 +186,8 @@ def test_quote_does_not_overwrite_inputs(tmp_path: Path, capsys: Capture) -> Non
 @pytest.mark.parametrize("encoding", ["v0", "v1", "cbor", "json"])
 def test_attest_encoding_round_trips(encoding: Encoding) -> None:
     """Evidence in each encoding parses and is re-encoded identically."""
-    done = _program("attest", *SIMULATED, "--report-data", "00ff", "--encoding", encoding)
+    words = ["attest", *SIMULATED, "--report-data", "00ff", "--encoding", encoding]
+    done = program.run(*words, errors=None)
     evidence = Attestation.from_bytes(done.stdout)
     with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
         assert evidence.event_log.replay() == tee.registers()
@@ -289,11 +267,11 @@ def test_quote_trust_files_require_simulator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Trust files require the simulator, and are not written to stdout."""
-    monkeypatch.setattr(backends, "load", lambda name: {"snp_guest": SnpGuest}[name])
+    monkeypatch.setattr(backends, "load", lambda name: {"fake_snp": FakeSnp}[name])
     path = tmp_path / "root"
     for words in (["--save-trust-anchor", str(path)], ["--save-collateral", str(path)]):
-        assert main(["quote", "--unchecked", "--backend", "snp_guest", *words]) == 1
-        assert "not supported by backend snp_guest" in capsys.readouterr().err
+        assert main(["quote", "--unchecked", "--backend", "fake_snp", *words]) == 1
+        assert "not supported by backend fake_snp" in capsys.readouterr().err
         assert main(["quote", *SIMULATED, words[0], "-"]) == 1
         assert "name a file" in capsys.readouterr().err
     assert not path.exists()

@@ -14,14 +14,11 @@ from attestkit import backends
 from attestkit.__main__ import main
 from attestkit.cli.options.backend_values import option_types
 from attestkit.errors import UsageError
-from tests.cli.snp_guest import SnpGuest
+from tests.cli.program import SIMULATED, WARNING
+from tests.tees import FakeSnp
 from tests.untyped import untyped
-from tests.vectors import SHARED, needs_shared
 
 Capture = pytest.CaptureFixture[str]
-SEED = "11" * 32
-SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
-WARNING = "attestkit: SIMULATED: proves nothing about hardware"
 
 
 def test_device_commands_without_tee_name_remedy(
@@ -150,22 +147,19 @@ def test_backend_options_are_converted_by_signature(
         assert text in capsys.readouterr().err
 
 
-@needs_shared
 def test_quote_on_snp_writes_report(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """On SEV-SNP, `quote` writes the report with the requested report data."""
-    digits = (SHARED / "data/snp/virtee-sev/report_milan.hex").read_text()
-    monkeypatch.setattr(SnpGuest, "raw", bytes.fromhex(digits.strip()))
-    monkeypatch.setattr(backends, "load", lambda name: {"snp_guest": SnpGuest}[name])
+    monkeypatch.setattr(backends, "load", lambda name: {"fake_snp": FakeSnp}[name])
     stdout = SimpleNamespace(buffer=io.BytesIO(), isatty=lambda: False, flush=lambda: None)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
-        assert main(["quote", "--backend", "snp_guest", "--text", "nonce"]) == 0
+        assert main(["quote", "--backend", "fake_snp", "--text", "nonce"]) == 0
     raw = stdout.buffer.getvalue()
     assert len(raw) == 1184
     assert raw[0x50:0x90] == b"nonce".ljust(64, b"\0")
-    assert main(["quote", "--backend", "snp_guest", "--json"]) == 0
+    assert main(["quote", "--backend", "fake_snp", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["kind"] == "SEV-SNP report"
     assert captured.err == ""
-    assert main(["emit", "--backend", "snp_guest", "x"]) == 3
+    assert main(["emit", "--backend", "fake_snp", "x"]) == 3
     assert "no run-time registers" in capsys.readouterr().err

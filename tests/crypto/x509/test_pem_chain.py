@@ -56,7 +56,6 @@ def test_split_chain_over_ten_certificates_fails() -> None:
     [
         (b"", "missing"),
         (b"\0\0", "missing"),
-        (b"\n \n", "missing"),
         (b"x" + pem_blocks(der_sequence(5)), "syntax"),
         (pem_blocks(der_sequence(5), der_sequence(5), between="\nsubject: x\n"), "syntax"),
         (pem_blocks(der_sequence(5), end="x"), "syntax"),
@@ -64,17 +63,14 @@ def test_split_chain_over_ten_certificates_fails() -> None:
         (pem_blocks(b""), "syntax"),
         (pem_blocks(der_sequence(5)[:-1]), "truncated"),
         (pem_blocks(der_sequence(5) + b"\0"), "trailing_data"),
-        (pem_blocks(b"\x31" + der_sequence(5)[1:]), "syntax"),
         (pem_blocks(b"\x30\x80"), "syntax"),
         (pem_blocks(b"\x30\x85\0\0\0\0\1\0"), "syntax"),
         (pem_blocks(b"\x30\x82\1"), "syntax"),
         (pem_blocks(der_sequence(5)).replace(b"MA", b"M!A"), "encoding"),
         (pem_blocks(der_sequence(5)).replace(b"-----END", b"=\n-----END"), "encoding"),
         (pem_blocks(der_sequence(5)).replace(b"MAU", b"MA"), "encoding"),
-        (b"\x30", "syntax"),
         (der_sequence(5) + b"\0", "syntax"),
         (der_sequence(5)[:-1], "truncated"),
-        (der_sequence(5) + b"text", "syntax"),
     ],
 )
 def test_split_chain_of_malformed_chain_fails_naming_offset(content: bytes, reason: str) -> None:

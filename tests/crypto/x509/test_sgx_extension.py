@@ -1,74 +1,26 @@
 """The SGX extension identifies the platform of a PCK certificate; malformed entries are named."""
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Final
 
 import dcap_qvl
 import pytest
 
-from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extension
-from attestkit._crypto.x509.sgx_pki_writer import (
-    Authority,
-    SgxPlatform,
-    Window,
-    issue_certificate,
-    sgx_extension,
-)
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
+from tests.crypto.x509.test_sgx_pki_writer import PLATFORM, make_certificate
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-
-KEY: Final = P256Key.from_scalar((7).to_bytes(32, "big"))
-PLATFORM: Final = SgxPlatform(
-    ppid=bytes(range(16)),
-    components=bytes([0, 1, 127, 128, 255, *range(11)]),
-    pcesvn=0x80FF,
-    cpusvn=bytes(range(32, 48)),
-    pceid=b"\x01\x02",
-    fmspc=bytes.fromhex("00a067110000"),
-    sgx_type=2,
-    instance_id=bytes(16),
-    dynamic_platform=True,
-    cached_keys=False,
-    smt_enabled=True,
-)
-GOOD: Final = sgx_extension(PLATFORM)
-
-
-def make_certificate(extension: bytes | None) -> bytes:
-    """Return a certificate with that extension."""
-    start = datetime(2020, 1, 1, tzinfo=timezone.utc)
-    end = datetime(2049, 1, 1, tzinfo=timezone.utc)
-    return issue_certificate(
-        Authority("Intel SGX PCK Certificate", KEY),
-        Authority("Intel SGX PCK Platform CA", KEY),
-        serial=1,
-        validity=Window(start, end),
-        crl_url="https://pcs.attestkit.invalid/x",
-        path_length=None,
-        sgx=extension,
-    )
 
 
 def test_sgx_extension_returns_every_field() -> None:
     """All fields are returned, including numbers with a leading zero octet."""
-    read = read_sgx_extension(make_certificate(GOOD))
+    read = read_sgx_extension(make_certificate())
     fields = PLATFORM._asdict()
     assert read == PckExtension(**{name: fields[name] for name in PckExtension._fields})
-
-
-def test_sgx_extension_of_simulator_matches_configuration() -> None:
-    """The simulator's PCK certificate has the values of its configuration."""
-    pki = SimulatedPki(bytes(32))
-    read = read_sgx_extension(pki.platform("x").pck_der)
-    assert (read.fmspc, read.pceid, read.pcesvn) == (pki.config.fmspc, pki.config.pceid, 13)
-    assert read.components == read.cpusvn == pki.config.cpusvn
-    assert read.ppid == pki.platform("x").ppid
 
 
 @needs_shared
@@ -92,24 +44,10 @@ def test_sgx_extension_of_hardware_matches_dcap_qvl(name: str) -> None:
     assert (read.pcesvn, read.sgx_type) == (expected.pce_svn, expected.sgx_type)
 
 
-@needs_shared
-def test_sgx_extension_of_hardware_matches_asn1parse() -> None:
-    """The fields of a hardware certificate match the output of openssl asn1parse."""
-    assert read_sgx_extension(Quote.parse(data("quotes/dcap-qvl/sgx_quote")).pck_chain[0]) == (
-        bytes.fromhex("d04ec06d4e6d92dc90d0ad3cf5ee2ddf"),
-        bytes.fromhex("0b0b0202ff01") + bytes(10),
-        13,
-        bytes.fromhex("0b0b0202ff01") + bytes(10),
-        bytes(2),
-        bytes.fromhex("00a067110000"),
-        0,
-    )
-
-
 def test_sgx_extension_of_other_certificate_fails() -> None:
     """A certificate without the extension, and other bytes, are rejected."""
     with raises(FormatError, "missing"):
-        read_sgx_extension(make_certificate(None))
+        read_sgx_extension(make_certificate(sgx=None))
     with raises(FormatError, "missing"):
         read_sgx_extension(SimulatedPki(bytes(32)).root_der)
     with raises(FormatError, "syntax"):
@@ -165,7 +103,7 @@ def set_tcb_entry(number: int, value: bytes) -> bytes:
 
 def test_sgx_extension_with_five_entries_is_read() -> None:
     """Certificates of the Processor CA have neither instance id nor configuration."""
-    read = read_sgx_extension(make_certificate(make_extension()))
+    read = read_sgx_extension(make_certificate(sgx=make_extension()))
     assert read.components == bytes(range(1, 17))
     assert (read.pcesvn, read.sgx_type) == (17, 1)
 
@@ -180,9 +118,7 @@ def test_sgx_extension_with_five_entries_is_read() -> None:
         (make_extension(e5=None), "missing", "SGX type"),
         (make_extension(e1=tlv(0x04, bytes(15))), "wrong_size", "PPID"),
         (make_extension(e3=tlv(0x04, bytes(3))), "wrong_size", "PCEID"),
-        (make_extension(e4=tlv(0x04, bytes(5))), "wrong_size", "FMSPC"),
         (make_extension(e4=tlv(0x02, bytes(6))), "wrong_type", "FMSPC"),
-        (make_extension(e5=tlv(0x02, b"\x01")), "wrong_type", "SGX type"),
         (make_extension(e5=tlv(0x0A, b"")), "wrong_value", "SGX type"),
         (make_extension(e5=tlv(0x0A, b"\x00\x01")), "wrong_value", "SGX type"),
         (change_tcb(lambda of: of.pop()), "wrong_size", "TCB"),
@@ -194,17 +130,13 @@ def test_sgx_extension_with_five_entries_is_read() -> None:
         (change_tcb(lambda of: of.__setitem__(0, of[1])), "duplicate", "TCB"),
         (change_tcb(lambda of: of.__setitem__(0, tlv(0x05, b""))), "wrong_type", "TCB"),
         (set_tcb_entry(3, tlv(0x02, b"\x01\x00")), "wrong_value", "TCB component 3"),
-        (set_tcb_entry(3, tlv(0x02, b"\x80")), "wrong_value", "TCB component 3"),
         (set_tcb_entry(3, tlv(0x02, b"\x00\x7f")), "wrong_value", "TCB component 3"),
         (set_tcb_entry(17, tlv(0x02, b"\x01\x00\x00")), "wrong_value", "PCESVN"),
         (set_tcb_entry(18, tlv(0x04, bytes(17))), "wrong_size", "CPUSVN"),
-        (set_tcb_entry(18, tlv(0x05, b"")), "wrong_type", "CPUSVN"),
         (make_extension() + b"\x05\x00", "wrong_type", "value"),
         (b"", "wrong_type", "value"),
-        (b"\x31\x00", "wrong_type", "value"),
         (b"\x30\x80\x00\x00", "syntax", "value"),
         (b"\x30\x81\x01\x00", "syntax", "value"),  # an overlong length
-        (b"\x30\x82\x00\x81" + bytes(129), "syntax", "value"),
         (b"\x30\x83\x00\x00\x00", "syntax", "value"),
         (b"\x30\x83\x01\x00\x00" + bytes(1 << 16), "syntax", "value"),  # over 64 KiB
         (tlv(0x30, tlv(0x30, tlv(0x06, b"\x2a\x03\x01") + b"\x05\x00")), "wrong_type", "entries"),
@@ -215,4 +147,4 @@ def test_sgx_extension_if_malformed_fails_naming_entry(
 ) -> None:
     """A missing, duplicate, oversized or mistyped entry is named in the error."""
     with raises(FormatError, reason, start=f"SGX extension: {entry_name}: "):
-        read_sgx_extension(make_certificate(extension))
+        read_sgx_extension(make_certificate(sgx=extension))

@@ -1,17 +1,23 @@
-"""A chain is accepted only if it leads to Intel's root."""
+"""The roots are those of AMD, AWS and Intel, and a PCK chain must lead to Intel's."""
+
+from datetime import datetime, timezone
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.rsa_pss import rsa_pss_verify
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit._crypto.x509.vendor_roots import pck_key
+from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
+from attestkit._crypto.x509.vendor_roots import AMD_ROOTS, AWS_ROOT, pck_key
+from attestkit.attestation import Attestation
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import SignatureError
 from attestkit.quote import Quote
 from tests.quotes import sample
 from tests.raising import raises
-from tests.vectors import HAVE_SHARED, needs_shared
+from tests.vectors import data, needs_shared
 
 GENUINE = "quotes/dcap-qvl/tdx_quote"
 
@@ -95,11 +101,77 @@ def test_pck_key_of_changed_byte_fails(which: int) -> None:
     assert changed > 100
 
 
-@given(st.lists(st.binary(max_size=50), min_size=3, max_size=3))
-def test_pck_key_of_arbitrary_bytes_raises_only_attestkit_errors(certificates: list[bytes]) -> None:
-    """Bytes that are not a certificate raise an AttestKitError."""
-    with pytest.raises(SignatureError):
-        pck_key(certificates)
-    if HAVE_SHARED:
-        with pytest.raises(SignatureError):
-            pck_key([certificates[0], *quote_chain()[1:]])
+# -- AMD -------------------------------------------------------------------------------------------
+
+SHA256 = {
+    "Milan": "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd",
+    "Genoa": "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1",
+    "Turin": "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
+}
+# Bundles of projects that contain AMD's certificates: first the authority, then the root.
+BUNDLES = [
+    ("Milan", "go-sev-guest/ask_ark_milan.pem"),
+    ("Milan", "go-sev-guest/ask_ark_milan_vlek.pem"),
+    ("Milan", "go-sev-guest/milan.testcer"),
+    ("Milan", "virtee-sev/cert_chain_milan"),
+    ("Genoa", "go-sev-guest/ask_ark_genoa.pem"),
+    ("Genoa", "go-sev-guest/ask_ark_genoa_vlek.pem"),
+    ("Turin", "go-sev-guest/ask_ark_turin_vcek.pem"),
+    ("Turin", "go-sev-guest/ask_ark_turin_vlek.pem"),
+    ("Turin", "virtee-sev/cert_chain_turin"),
+]
+NOW = datetime(2026, 11, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("product", SHA256)
+def test_amd_root_is_self_signed_authority_of_product(product: str) -> None:
+    """Each root is a self-signed authority of its product."""
+    root = read_path_certificate(AMD_ROOTS[product])
+    assert AMD_ROOTS.keys() == SHA256.keys()
+    assert sha256(root.der).hex() == SHA256[product]
+    assert f"ARK-{product}".encode() in root.subject
+    assert root.subject == root.issuer
+    assert root.authority
+    assert root.path_length is None
+    rsa_pss_verify(root.spki, root.signature, root.signed)
+
+
+@needs_shared
+@pytest.mark.parametrize(("product", "bundle"), BUNDLES)
+def test_amd_root_verifies_bundles_of_other_projects(product: str, bundle: str) -> None:
+    """The bundles contain the same root, and their authority is valid under it only."""
+    authority, root = split_pem(data(f"snp/{bundle}").decode())
+    assert root == AMD_ROOTS[product]
+    below = read_path_certificate(authority)
+    assert below.path_length == 0
+    for name, der in AMD_ROOTS.items():
+        # An authority signs no reports, so the path fails after its signature.
+        reason = "cert_not_authority" if name == product else "untrusted_root"
+        with raises(SignatureError, reason):
+            check_path((("it", below), ("the root", read_path_certificate(der))), NOW)
+
+
+# -- AWS -------------------------------------------------------------------------------------------
+
+PUBLISHED = (
+    "64:1A:03:21:A3:E2:44:EF:E4:56:46:31:95:D6:06:31:"
+    "7E:D7:CD:CC:3C:17:56:E0:98:93:F3:C6:8F:79:BB:5B"
+)
+
+
+def test_aws_root_has_published_fingerprint() -> None:
+    """The root has the published fingerprint and is self-signed."""
+    assert sha256(AWS_ROOT).hex(":").upper() == PUBLISHED
+    root = read_path_certificate(AWS_ROOT)
+    assert root.subject == root.issuer
+    assert root.authority
+    p384_verify_der(root.spki, root.signature, root.signed)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["nitro_attestation", "nitro_attestation_dbg"])
+def test_aws_root_is_in_captured_documents(name: str) -> None:
+    """Nitro documents contain it as the first certificate of their bundle."""
+    attestation = Attestation.from_bytes(data(f"dstack/dstack-attest/{name}.bin"))
+    assert attestation.nitro_document is not None
+    assert attestation.nitro_document.cabundle[0] == AWS_ROOT

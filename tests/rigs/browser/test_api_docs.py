@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.rigs.browser.chromium import MARKS, open_browser
+from tests.rigs.browser.chromium import MARKS, open_tab
 from tests.serve.bridge import bridge
 from tests.serve.server import running_server
 
@@ -22,13 +22,6 @@ def urls() -> Iterator[dict[str, str]]:
         yield {"http": server.url, "dev_http": server.dev_url, "tappd": tappd}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Run headless Chromium."""
-    with open_browser() as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("listener", ["http", "dev_http", "tappd"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
@@ -41,26 +34,14 @@ def test_docs_page_is_self_contained(
 ) -> None:
     """One request, no console messages, no horizontal scrolling, readable in both schemes."""
     url = f"{urls[listener]}/docs"
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=True
-    )
-    try:
-        tab = context.new_page()
-        requests: list[str] = []
-        messages: list[str] = []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.goto(url)
-        assert [address for address in requests if not address.startswith("data:")] == [url]
-        assert messages == []
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        paper, ink = tab.evaluate(_COLOURS)
+    window = {"width": width, "height": 900}
+    with open_tab(browser, url, viewport=window, color_scheme=scheme) as tab:
+        assert [address for address in tab.requests if not address.startswith("data:")] == [url]
+        assert tab.fits()
+        paper, ink = tab.page.evaluate(_COLOURS)
         assert (paper > ink) == (scheme == "light")
         assert abs(paper - ink) > 400  # of 765: the style is applied, and readable
-        _check_keyboard(tab)
-    finally:
-        context.close()
+        _check_keyboard(tab.page)
 
 
 _COLOURS: Final = """() => {

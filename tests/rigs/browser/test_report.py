@@ -1,6 +1,5 @@
 """HTML report in Chromium: self-contained, without console messages, responsive."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,17 +8,10 @@ import pytest
 from attestkit.__main__ import main
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
-from tests.rigs.browser.chromium import MARKS, open_browser
+from tests.rigs.browser.chromium import MARKS, open_tab
 
 pytestmark = [*MARKS, pytest.mark.slow]
 WINDOWS: Final = [(1280, 900), (390, 844)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Run headless Chromium without a network."""
-    with open_browser() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -56,49 +48,25 @@ def test_report_page_is_self_contained(
 ) -> None:
     """One request, no console messages, no horizontal scrolling, and the verdict is visible."""
     page, headline = _page(files, kind)
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
-    )
-    try:
-        tab = context.new_page()
-        requests: list[str] = []
-        messages: list[str] = []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.on("dialog", lambda dialog: messages.append(dialog.message))
-        tab.goto(page.as_uri())
-        assert requests == [page.as_uri()]
-        assert messages == []
-        seen = tab.evaluate("document.documentElement.scrollWidth")
-        assert seen <= width
-        assert tab.locator("h1").inner_text() == headline
-        assert tab.locator("h1").is_visible()
-        _check_style(tab)
-    finally:
-        context.close()
-
-
-def _check_style(tab: Any) -> None:
-    """Check that the page's policy allows its style, and that the verdict stays visible."""
-    tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
-    bar = tab.locator(".bar").bounding_box()
-    assert bar is not None
-    assert bar["y"] == 0
-    assert tab.evaluate("getComputedStyle(document.querySelector('.bar')).position") == "sticky"
+    window = {"width": width, "height": height}
+    options: dict[str, Any] = {"viewport": window, "color_scheme": scheme, "offline": True}
+    with open_tab(browser, page.as_uri(), **options) as tab:
+        assert tab.requests == [page.as_uri()]
+        assert tab.fits()
+        assert tab.page.locator("h1").inner_text() == headline
+        assert tab.page.locator("h1").is_visible()
+        tab.page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+        bar = tab.page.locator(".bar")  # the page's policy allows its style
+        assert bar.bounding_box()["y"] == 0
+        assert bar.evaluate("node => getComputedStyle(node).position") == "sticky"
 
 
 def test_report_timeline_works_without_scripts(browser: Any, files: Files) -> None:
     """Events can be expanded and collapsed."""
     page, _ = _page(files, "good")
-    context = browser.new_context(java_script_enabled=False, offline=True)
-    try:
-        tab = context.new_page()
-        tab.goto(page.as_uri())
-        first = tab.locator("details").first
+    with open_tab(browser, page.as_uri(), java_script_enabled=False, offline=True) as tab:
+        first = tab.page.locator("details").first
         event = first.locator("li").first
         was = event.is_visible()
         first.locator("summary").click()
         assert event.is_visible() != was
-    finally:
-        context.close()

@@ -74,13 +74,16 @@ class DockerEngine:
         self.process.wait(PATIENCE)
         self.process = None
 
-    def cli(self, *words: str) -> "subprocess.CompletedProcess[bytes]":
+    def cli(
+        self, *words: str, stderr: int = subprocess.PIPE
+    ) -> "subprocess.CompletedProcess[bytes]":
         """Run the engine's command line, which must succeed."""
         done = subprocess.run(
             ["docker", *words],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             timeout=PATIENCE,
             check=False,
         )
@@ -95,15 +98,7 @@ class DockerEngine:
 
     def logs(self, name: str, *options: str) -> bytes:
         """Return the output of `docker logs`, both channels in the order of the log."""
-        return subprocess.run(
-            ["docker", "logs", *options, name],
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=PATIENCE,
-            check=True,
-        ).stdout
+        return self.cli("logs", *options, name, stderr=subprocess.STDOUT).stdout
 
     def run(self, name: str, script: str, *options: str) -> None:
         """Start a container that runs a shell script."""
@@ -132,11 +127,6 @@ class DockerEngine:
             finally:
                 self.cli("rm", "--force", name)
                 process.kill()
-
-    def connections(self) -> int:
-        """Return the number of the daemon's clients."""
-        lines = Path("/proc/net/unix").read_text().splitlines()
-        return sum(line.endswith(f" {self._socket}") and " 03 " in line for line in lines)
 
     def make_image(self) -> None:
         """Import a static busybox as the image of all containers."""

@@ -5,20 +5,23 @@ often the affected operation is reached, and states the expected error. `spec_ta
 specification's table, so that a test can check that no row is missing.
 """
 
-import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 import attestkit
 from attestkit.backends.simulator.faults.fault_specs import Fault
-from attestkit.backends.tsm.configfs_files import TsmSystem
-from attestkit.errors import AttestKitError, BackendError
-from tests.rigs.emulator import REPORTS, Emulator, emulator
+from attestkit.errors import (
+    AttestKitError,
+    BackendBusyError,
+    BackendError,
+    BackendUnavailableError,
+    QuoteUnavailableError,
+)
+from tests.rigs.emulator import Emulator
 from tests.vectors import SHARED
 
 SPEC: Final = SHARED / "spec/linux-tee-abi.md"
@@ -26,11 +29,18 @@ needs_spec = pytest.mark.skipif(not SPEC.is_file(), reason="the shared specifica
 
 REPORT_DATA: Final = bytes(range(64))
 OTHER: Final = bytes(range(64, 128))
-
-# Paths of errors, as patterns below the emulator's root.
-FOLDER: Final = REPORTS
-ENTRY: Final = rf"{REPORTS}/attestkit-\d+-[0-9a-f]{{32}}"
 DEVICE: Final = "dev/tdx_guest"
+
+# Expected errors: type and reason.
+BUSY: Final = (BackendBusyError, "device")
+INTERRUPTED: Final = (BackendBusyError, "interrupted")
+IO_ERROR: Final = (BackendError, "io_error")
+MISSING: Final = (BackendUnavailableError, "missing")
+NO_QUOTE: Final = (QuoteUnavailableError, "quoting_service")
+PENDING: Final = (BackendBusyError, "request_in_flight")
+PERMISSION: Final = (BackendUnavailableError, "permission_denied")
+TIMED_OUT: Final = (QuoteUnavailableError, "timed_out")
+UNSUPPORTED: Final = (BackendUnavailableError, "unsupported_kernel")
 
 _FAR: Final = 100_000  # skip count of a fault that only counts operations
 
@@ -39,8 +49,7 @@ class Case(NamedTuple):
     """One cause of a row's error, and the expected result."""
 
     row: tuple[str, ...]  # the row's first cells, verbatim
-    armed: str  # faults, with blanks between; the first one's operation is counted, and one that
-    # is skipped more often than a request does it (@9) is there to be counted only
+    armed: str  # faults, with blanks between; the first one's operation is counted
     error: type[AttestKitError] | None  # None: the request succeeds
     reason: str = ""  # of the error; empty: not checked, as another package defines it
     path: str = ""  # pattern of the error's path, below the emulator's root; empty: none
@@ -51,20 +60,10 @@ class Case(NamedTuple):
     options: Mapping[str, object] = {}  # of the backend
 
 
-def case_id(case: Case) -> str:
-    """Return the test ID of a case."""
-    options = "".join(f"-{name}={value}" for name, value in case.options.items())
-    return re.sub(r"\s+", "+", case.armed) + options
-
-
-def on_machines(cases: tuple[Case, ...], machines: tuple[str, ...]) -> list[object]:
+def on_machines(cases: tuple[Case, ...], *machines: str) -> list[Any]:
     """Return a parameter with machine and case for each matching pair, in the table's order."""
     return [
-        pytest.param(
-            machine,
-            case,
-            id=f"{machine}-{case_id(case)}",
-        )
+        pytest.param(machine, case, id=f"{machine}-{case.armed.replace(' ', '+')}")
         for machine in machines
         for case in cases
         if machine in (case.on or machines)
@@ -86,74 +85,21 @@ class FakeClock:
         self.time += seconds
 
 
-# -- machines ----------------------------------------------------------------------------------
-
-
-class Fleet:
-    """Machines by name, each started for the first test that needs it and shared by a module."""
-
-    def __init__(self, options: Mapping[str, Mapping[str, object]]) -> None:
-        self._options = options
-        self._stack = contextlib.ExitStack()
-        self._running: dict[str, Emulator] = {}
-
-    def __getitem__(self, name: str) -> Emulator:
-        """Return a machine."""
-        if name not in self._running:
-            # The keyword arguments of `emulator` are typed; those here come from a table.
-            start: Callable[..., contextlib.AbstractContextManager[Emulator]] = emulator
-            self._running[name] = self._stack.enter_context(start(**self._options[name]))
-        return self._running[name]
-
-    @classmethod
-    @contextlib.contextmanager
-    def of(cls, options: Mapping[str, Mapping[str, object]]) -> Iterator["Fleet"]:
-        """Run machines until the end of the block, and assert that their stderr is empty."""
-        fleet = cls(options)
-        with fleet._stack:
-            yield fleet
-            for name, machine in fleet._running.items():
-                assert machine.errors.read_text() == "", name
-
-
 # -- requests ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def fresh_machine(machine: Emulator) -> Iterator[Emulator]:
-    """Reboot a machine for one test; assert that no fault, entry or descriptor is left."""
-    machine.clear_faults()
-    machine.reboot()
-    before = _descriptors()
-    yield machine
-    machine.clear_faults()
-    assert machine.entries() == []
-    assert _descriptors() == before
-
-
-def _descriptors() -> list[str]:
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # of the directory itself
-            found.append(f"{entry.name} {entry.readlink()}")
-    return sorted(found)
-
-
-def arm_faults(machine: Emulator, *specs: str) -> Callable[[], int]:
+def arm_and_count(machine: Emulator, specs: list[str]) -> Callable[[], int]:
     """Arm faults; return a function that counts the operations of the first one since."""
     first = Fault.parse(specs[0])
     machine.fault(*specs, str(first._replace(times=1, skip=_FAR)))
 
     def left() -> int:
         armed = map(Fault.parse, machine.armed())
-        return sum(fault.times + fault.skip for fault in armed if _same(fault, first))
+        same = (fault for fault in armed if fault.operation == first.operation)
+        return sum(fault.times + fault.skip for fault in same)
 
     before = left()
     return lambda: before - left()
-
-
-def _same(fault: Fault, other: Fault) -> bool:
-    return fault.operation == other.operation
 
 
 def request_report_data(tee: attestkit.Attester, report_data: bytes) -> bytes:
@@ -165,18 +111,8 @@ def request_report_data(tee: attestkit.Attester, report_data: bytes) -> bytes:
     return report.report_data
 
 
-def open_tsm(machine: Emulator, clock: FakeClock, **options: object) -> attestkit.Attester:
-    """Open configfs-tsm with the fake clock."""
-    system = TsmSystem(clock=clock, sleep=clock.sleep)
-    return attestkit.open("configfs_tsm", root=machine.root, system=system, **options)
-
-
 def check_case(
-    case: Case,
-    machine: Emulator,
-    clock: FakeClock,
-    request: Callable[[bytes], bytes],
-    left: int = 0,
+    case: Case, machine: Emulator, clock: FakeClock, request: Callable[[bytes], bytes]
 ) -> None:
     """Make a request that triggers a case, check its error and attempts, then make a good request.
 
@@ -185,44 +121,35 @@ def check_case(
         machine: Its machine.
         clock: The clock of the request.
         request: Requests evidence over 64 bytes, and returns the report data in it.
-        left: Number of report entries that the next request removes.
     """
     began = clock.time
-    reached = arm_faults(machine, *case.armed.split())
-    with expect_error(case, machine.root):
+    reached = arm_and_count(machine, case.armed.split())
+    if case.error is None:
         assert request(REPORT_DATA) == REPORT_DATA
+    else:
+        with pytest.raises(AttestKitError) as caught:
+            request(REPORT_DATA)
+        check_error(caught.value, case, machine)
     assert reached() == case.reached
     assert clock.time - began == pytest.approx(case.waits)
-    assert len(machine.entries()) == left
+    assert len(machine.entries()) == case.armed.startswith("rmdir=")
     machine.clear_faults()
     if case.again:
         assert request(OTHER) == OTHER
         assert machine.entries() == []
 
 
-@contextlib.contextmanager
-def expect_error(case: Case, root: Path) -> Iterator[None]:
-    """Expect the case's error in the block, or success."""
-    if case.error is None:
-        yield
-        return
-    with pytest.raises(AttestKitError) as caught:
-        yield
-    check_error(caught.value, case, root)
-
-
-def check_error(error: AttestKitError, case: Case, root: Path) -> None:
+def check_error(error: AttestKitError, case: Case, machine: Emulator) -> None:
     """Check type, reason, errno and path of an error; its text has errno and path."""
     text = str(error)
     assert type(error) is case.error, text
     assert case.reason in {"", error.reason}, (error.reason, text)
-    chain = list(_causes(error))
-    last = Fault.parse(case.armed.split()[-1]) if case.armed else None
-    if last is not None and last.number and not last.skip:
-        assert errno.errorcode[last.number] in text
-        assert [cause.errno for cause in chain if isinstance(cause, OSError)] == [last.number]
+    if number := Fault.parse(case.armed.split()[-1]).number:
+        assert errno.errorcode[number] in text
+        causes = [cause.errno for cause in _causes(error) if isinstance(cause, OSError)]
+        assert causes == [number]
     if case.path:
-        pattern = rf"{re.escape(str(root))}/{case.path}"
+        pattern = rf"{re.escape(str(machine.root))}/{case.path}"
         if isinstance(error, BackendError):
             assert re.fullmatch(pattern, error.path), error.path
         assert re.search(rf"{pattern}(?![\w/])", text), text

@@ -1,42 +1,36 @@
 """configfs-tsm: each documented errno and fault gives one error.
 
-The specification is linux-tee-abi.md, sections 2.2, 2.5 and 2.6, in their order. `old` is Linux
-6.12 without later fixes, on which a host's failure is an empty outblob; on `new`, 7.1, it is EIO.
+The specification is linux-tee-abi.md, sections 2.2, 2.5, 2.6 and 6.2, in their order. `old` is
+Linux 6.12 without later fixes, on which a host's failure is an empty outblob; on `new`, 7.1, it is
+EIO.
 """
 
-import errno
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
-from attestkit.backends.simulator.faults.fault_specs import NAMED, Fault
-from attestkit.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendUnavailableError,
-    QuoteUnavailableError,
-    UsageError,
-)
-from tests.raising import errno_of, raises
+import attestkit
+from attestkit.backends.tsm.configfs_files import TsmSystem
+from attestkit.errors import BackendError, QuoteUnavailableError, UsageError
 from tests.rigs.documented_errors.cases import (
-    ENTRY,
-    FOLDER,
-    OTHER,
-    REPORT_DATA,
+    BUSY,
+    INTERRUPTED,
+    IO_ERROR,
+    MISSING,
+    NO_QUOTE,
+    PENDING,
+    PERMISSION,
+    TIMED_OUT,
     Case,
     FakeClock,
-    Fleet,
-    arm_faults,
     check_case,
-    expect_error,
     needs_spec,
     on_machines,
-    open_tsm,
     request_report_data,
     rows_of,
     spec_table,
 )
-from tests.rigs.emulator import Emulator, requires_fuse
+from tests.rigs.emulator import REPORTS, Emulator, requires_fuse
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
@@ -44,179 +38,101 @@ MACHINES: Final[dict[str, dict[str, object]]] = {
     "old": {"kernel": "6.12.79"},
     "new": {"kernel": "7.1"},
     "snp": {"provider": "sev_guest"},
-    "6.6": {"kernel": "6.6"},
-    "none": {"provider": "none"},
 }
-TDX: Final = ("old", "new")
+OLD: Final = ("old",)
+TDX: Final = ("new",)
 SNP: Final = ("snp",)
-ALL: Final = (*TDX, *SNP)
+LEVEL: Final[dict[str, Any]] = {"on": SNP, "options": {"privlevel": 0}}
+FATAL: Final[dict[str, Any]] = {"on": SNP, "again": False}
+
+# Paths of errors, as patterns below the emulator's root.
+ENTRY: Final = rf"{REPORTS}/attestkit-\d+-[0-9a-f]{{32}}"
+INBLOB: Final = f"{ENTRY}/inblob"
 OUTBLOB: Final = f"{ENTRY}/outblob"
-LEVEL: Final[dict[str, object]] = {"privlevel": 0}
+PROVIDER: Final = f"{ENTRY}/provider"
+GENERATION: Final = f"{ENTRY}/generation"
 
-# Files and their errnos for missing permissions.
-EVERYWHERE: Final[tuple[tuple[str, str, tuple[str, ...], dict[str, object]], ...]] = (
-    ("mkdir", FOLDER, (), {}),
-    ("open:provider", f"{ENTRY}/provider", (), {}),
-    ("read:generation", f"{ENTRY}/generation", (), {}),
-    ("open:inblob", f"{ENTRY}/inblob", (), {}),
-    ("write:inblob", f"{ENTRY}/inblob", (), {}),
-    ("open:outblob", OUTBLOB, (), {}),
-    ("read:outblob", OUTBLOB, (), {}),
-    ("read:privlevel_floor", f"{ENTRY}/privlevel_floor", SNP, LEVEL),
-    ("open:privlevel", f"{ENTRY}/privlevel", SNP, LEVEL),
-    ("rmdir", ENTRY, (), {}),
-)
-
-_BUSY: Final = (BackendBusyError, "device")
+_FAILED: Final = (QuoteUnavailableError, "request_failed")
 _GONE: Final = (BackendError, "missing")
-_INTERRUPTED: Final = (BackendBusyError, "interrupted")
-_IO_ERROR: Final = (BackendError, "io_error")
-_MISSING: Final = (BackendUnavailableError, "missing")
-_PENDING: Final = (BackendBusyError, "request_in_flight")
-_PERMISSION: Final = (BackendUnavailableError, "permission_denied")
-_TIMED_OUT: Final = (QuoteUnavailableError, "timed_out")
+_KEY_LOST: Final = (QuoteUnavailableError, "key_lost")
 _TOO_LARGE: Final = (BackendError, "too_large")
+
+_MKDIR_READ: Final = ("ENXIO", "mkdir, read")
+_OPEN_FILE: Final = ("ENOENT", "read/write of an open attribute")
+_ANYTHING: Final = ("EACCES, EPERM", "anything")
+_STORE: Final = ("EBUSY", "option or inblob store")
+_TDX_BUSY: Final = ("EBUSY", "outblob read, TDX")
+_EINTR: Final = ("EINTR", "outblob read")
+_EINVAL: Final = ("EINVAL", "outblob read")
+_ETIMEDOUT: Final = ("ETIMEDOUT", "outblob read")
+_EFBIG: Final = ("EFBIG", "inblob write; outblob read")
+_ENOMEM: Final = ("ENOMEM", "any")
 
 # Section 2.5, in its order.
 ERRNOS: Final = (
-    Case(("ENOENT", "open of the directory"), "mkdir=ENOENT", *_MISSING, FOLDER),
-    *(
-        Case(
-            ("ENOENT", "read/write of an open attribute"),
-            f"{operation}:{file}=ENOENT",
-            *_GONE,
-            f"{ENTRY}/{file}",
-        )
-        for operation, file in (
-            ("read", "provider"),
-            ("read", "generation"),
-            ("write", "inblob"),
-            ("read", "outblob"),
-        )
-    ),
-    Case(("ENXIO", "mkdir, read"), "mkdir=ENXIO", *_MISSING, FOLDER),
-    Case(
-        ("ENXIO", "mkdir, read"),
-        "provider_leaves",
-        *_MISSING,
-        FOLDER,
-        again=False,  # until the driver is loaded again
-    ),
-    Case(("ENXIO", "mkdir, read"), "read:provider=ENXIO", *_MISSING, f"{ENTRY}/provider"),
-    Case(("ENXIO", "mkdir, read"), "read:outblob=ENXIO", *_MISSING, OUTBLOB, on=TDX),
-    Case(("ENXIO", "mkdir, read"), "read:outblob=ENXIO", *_MISSING, OUTBLOB, on=SNP),
+    Case(("ENOENT", "open of the directory"), "mkdir=ENOENT", *MISSING, REPORTS),
+    Case(_OPEN_FILE, "read:provider=ENOENT", *_GONE, PROVIDER),
+    Case(_OPEN_FILE, "read:generation=ENOENT", *_GONE, GENERATION),
+    Case(_OPEN_FILE, "write:inblob=ENOENT", *_GONE, INBLOB),
+    Case(_OPEN_FILE, "read:outblob=ENOENT", *_GONE, OUTBLOB),
+    Case(_MKDIR_READ, "mkdir=ENXIO", *MISSING, REPORTS),
+    Case(_MKDIR_READ, "provider_leaves", *MISSING, REPORTS, again=False),  # until it is loaded
+    Case(_MKDIR_READ, "read:provider=ENXIO", *MISSING, PROVIDER),
+    Case(_MKDIR_READ, "read:outblob=ENXIO", *MISSING, OUTBLOB),
     Case(("EEXIST", "mkdir"), "mkdir=EEXIST:3", None, reached=4),
-    Case(("EEXIST", "mkdir"), "mkdir=EEXIST:100", *_IO_ERROR, FOLDER, reached=8),
+    Case(("EEXIST", "mkdir"), "mkdir=EEXIST:100", *IO_ERROR, REPORTS, reached=8),
     *(
-        Case(
-            ("EACCES, EPERM", "anything"),
-            f"{operation}={name}",
-            *_PERMISSION,
-            path,
-            on=on,
-            options=options,
+        Case(_ANYTHING, f"{operation}={name}", *PERMISSION, path)
+        for operation, path in (
+            ("mkdir", REPORTS),
+            ("open:provider", PROVIDER),
+            ("read:generation", GENERATION),
+            ("open:inblob", INBLOB),
+            ("write:inblob", INBLOB),
+            ("open:outblob", OUTBLOB),
+            ("read:outblob", OUTBLOB),
+            ("rmdir", ENTRY),
         )
-        for operation, path, on, options in EVERYWHERE
         for name in ("EACCES", "EPERM")
     ),
-    Case(("EROFS", "mkdir"), "mkdir=EROFS", *_PERMISSION, FOLDER),
+    Case(_ANYTHING, "read:privlevel_floor=EPERM", *PERMISSION, f"{ENTRY}/privlevel_floor", **LEVEL),
+    Case(_ANYTHING, "open:privlevel=EACCES", *PERMISSION, f"{ENTRY}/privlevel", **LEVEL),
+    Case(("EROFS", "mkdir"), "mkdir=EROFS", *PERMISSION, REPORTS),
     # Report data always has 64 bytes here, so it is not a usage error.
-    Case(("EINVAL", "outblob read"), "read:outblob=EINVAL", *_IO_ERROR, OUTBLOB),
-    Case(
-        ("EINVAL", "outblob read"),
-        "read:outblob=EINVAL",
-        UsageError,
-        "wrong_value",
-        OUTBLOB,
-        on=SNP,
-        options=LEVEL,
-    ),
+    Case(_EINVAL, "read:outblob=EINVAL", *IO_ERROR, OUTBLOB),
+    Case(_EINVAL, "read:outblob=EINVAL", UsageError, "wrong_value", OUTBLOB, **LEVEL),
     Case(
         ("EINVAL", "option write"),
         "write:privlevel=EINVAL",
         UsageError,
         "out_of_range",
         f"{ENTRY}/privlevel",
-        on=SNP,
-        options=LEVEL,
+        **LEVEL,
     ),
-    Case(("EBUSY", "outblob read, TDX"), "ebusy:3", None, reached=4, waits=0.14, on=TDX),
-    Case(
-        ("EBUSY", "outblob read, TDX"),
-        "ebusy:1000",
-        *_PENDING,
-        OUTBLOB,
-        reached=36,
-        waits=30,
-        on=TDX,
-    ),
-    Case(("EBUSY", "option or inblob store"), "write:inblob=EBUSY", *_BUSY, f"{ENTRY}/inblob"),
-    Case(
-        ("EBUSY", "option or inblob store"),
-        "write:privlevel=EBUSY",
-        *_BUSY,
-        f"{ENTRY}/privlevel",
-        on=SNP,
-        options=LEVEL,
-    ),
-    Case(("EINTR", "outblob read"), "eintr", None, reached=2),
-    Case(("EINTR", "outblob read"), "eintr ebusy:3", None, reached=5, waits=0.14, on=TDX),
-    Case(
-        ("EINTR", "outblob read"),
-        "eintr ebusy:1000",
-        *_PENDING,
-        OUTBLOB,
-        reached=37,
-        waits=30,
-        on=TDX,
-    ),
-    Case(("EINTR", "outblob read"), "eintr:2", *_INTERRUPTED, OUTBLOB, reached=2),
-    Case(("ETIMEDOUT", "outblob read"), "etimedout", *_TIMED_OUT, OUTBLOB, on=TDX),
-    Case(("ETIMEDOUT", "outblob read"), "etimedout", *_TIMED_OUT, OUTBLOB, again=False, on=SNP),
-    Case(
-        ("EIO", "outblob read"),
-        "eio",
-        QuoteUnavailableError,
-        "quoting_service",
-        OUTBLOB,
-        on=TDX,
-    ),
-    Case(
-        ("EFBIG", "inblob write; outblob read"),
-        "write:inblob=EFBIG",
-        *_IO_ERROR,
-        f"{ENTRY}/inblob",
-    ),
-    Case(("EFBIG", "inblob write; outblob read"), "read:outblob=EFBIG", *_TOO_LARGE, OUTBLOB),
-    Case(
-        ("EFBIG", "inblob write; outblob read"),
-        "oversized_outblob",
-        *_TOO_LARGE,
-        OUTBLOB,
-        on=("new",),  # a fixed kernel
-    ),
-    *(
-        Case(("ENOMEM", "any"), f"{operation}=ENOMEM", *_IO_ERROR, path)
-        for operation, path in (
-            ("mkdir", FOLDER),
-            ("read:provider", f"{ENTRY}/provider"),
-            ("write:inblob", f"{ENTRY}/inblob"),
-            ("read:outblob", OUTBLOB),
-        )
-    ),
-    Case(
-        ("ENOTTY", "outblob read, SNP"),
-        "read:outblob=ENOTTY",
-        QuoteUnavailableError,
-        "key_lost",
-        OUTBLOB,
-        again=False,
-        on=SNP,
-    ),
+    Case(_TDX_BUSY, "ebusy:3", None, reached=4, waits=0.14, on=TDX),
+    Case(_TDX_BUSY, "ebusy:1000", *PENDING, OUTBLOB, reached=36, waits=30, on=TDX),
+    Case(_STORE, "write:inblob=EBUSY", *BUSY, INBLOB),
+    Case(_STORE, "write:privlevel=EBUSY", *BUSY, f"{ENTRY}/privlevel", **LEVEL),
+    Case(_EINTR, "eintr", None, reached=2),
+    Case(_EINTR, "eintr ebusy:3", None, reached=5, waits=0.14, on=TDX),
+    Case(_EINTR, "eintr ebusy:1000", *PENDING, OUTBLOB, reached=37, waits=30, on=TDX),
+    Case(_EINTR, "eintr:2", *INTERRUPTED, OUTBLOB, reached=2),
+    Case(_ETIMEDOUT, "etimedout", *TIMED_OUT, OUTBLOB, on=TDX),
+    Case(_ETIMEDOUT, "etimedout", *TIMED_OUT, OUTBLOB, **FATAL),
+    Case(("EIO", "outblob read"), "eio", *NO_QUOTE, OUTBLOB, on=TDX),
+    Case(_EFBIG, "write:inblob=EFBIG", *IO_ERROR, INBLOB),
+    Case(_EFBIG, "read:outblob=EFBIG", *_TOO_LARGE, OUTBLOB),
+    Case(_EFBIG, "oversized_outblob", *_TOO_LARGE, OUTBLOB, on=TDX),  # a fixed kernel
+    Case(_EFBIG, "oversized_outblob", None, on=OLD),  # returns bytes beyond the quote
+    Case(_ENOMEM, "mkdir=ENOMEM", *IO_ERROR, REPORTS),
+    Case(_ENOMEM, "read:provider=ENOMEM", *IO_ERROR, PROVIDER),
+    Case(_ENOMEM, "write:inblob=ENOMEM", *IO_ERROR, INBLOB),
+    Case(_ENOMEM, "read:outblob=ENOMEM", *IO_ERROR, OUTBLOB),
+    Case(("ENOTTY", "outblob read, SNP"), "read:outblob=ENOTTY", *_KEY_LOST, OUTBLOB, **FATAL),
     Case(
         ("EWOULDBLOCK", "never reaches user space"),
         "read:outblob=EWOULDBLOCK",
-        *_IO_ERROR,
+        *IO_ERROR,
         OUTBLOB,
     ),
 )
@@ -224,115 +140,57 @@ ERRNOS: Final = (
 # Section 2.6: an outblob that is read without an error, but is not a quote. The kernel caches it,
 # so it must not be read again; the next request writes inblob.
 EMPTY: Final = (
-    Case(("2.6",), "quote_fails", QuoteUnavailableError, "empty", FOLDER, on=("old",)),
-    Case(("2.6",), "quote_fails", QuoteUnavailableError, "quoting_service", OUTBLOB, on=("new",)),
-    Case(("2.6",), "empty_outblob", QuoteUnavailableError, "empty", FOLDER, on=TDX),
-    Case(("2.6",), "short_outblob", QuoteUnavailableError, "too_short", FOLDER, on=TDX),
-    Case(("2.6",), "empty_outblob", BackendError, "malformed_response", FOLDER, on=SNP),
-    Case(("2.6",), "short_outblob", BackendError, "malformed_response", FOLDER, on=SNP),
+    Case((), "quote_fails", QuoteUnavailableError, "empty", REPORTS, on=OLD),
+    Case((), "quote_fails", *NO_QUOTE, OUTBLOB, on=TDX),
+    Case((), "empty_outblob", QuoteUnavailableError, "empty", REPORTS, on=(*OLD, *TDX)),
+    Case((), "short_outblob", QuoteUnavailableError, "too_short", REPORTS, on=(*OLD, *TDX)),
+    Case((), "empty_outblob", BackendError, "malformed_response", REPORTS, on=SNP),
+    Case((), "short_outblob", BackendError, "malformed_response", REPORTS, on=SNP),
 )
 
 # Section 2.2: checks of the entry, of the response, and the removal of the entry.
 STEPS: Final = (
-    Case(("2.2",), "mkdir=EINTR", None, reached=2),
-    Case(("2.2",), "provider_changes", BackendError, "platform_changed", f"{ENTRY}/provider"),
-    Case(("2.2",), "generation_race:2", None, reached=3),
-    Case(("2.2",), "generation_race:100", *_BUSY, f"{ENTRY}/generation", reached=3),
-    Case(("2.2",), "wrong_report_data", BackendError),
-    Case(("2.2",), "rmdir=EBUSY", *_BUSY, ENTRY),
-    Case(("2.2",), "rmdir=EIO", *_IO_ERROR, ENTRY),
+    Case((), "mkdir=EINTR", None, reached=2),
+    Case((), "provider_changes", BackendError, "platform_changed", PROVIDER),
+    Case((), "generation_race:2", None, reached=3),
+    Case((), "generation_race:100", *BUSY, GENERATION, reached=3),
+    Case((), "wrong_report_data", BackendError),
+    Case((), "rmdir=EBUSY", *BUSY, ENTRY),
+    Case((), "rmdir=EIO", *IO_ERROR, ENTRY),
+)
+
+# Section 6.2, in its order. vmm_error and fw_error are not visible in configfs.
+_OTHER_ERROR: Final = ("EIO, other vmm_error or fw_error",)
+SNP_ERRORS: Final = (
+    Case(("EINVAL",), "read:outblob=EINVAL", *IO_ERROR, OUTBLOB),
+    Case(("EIO with vmm_error 1",), "eio", *_FAILED, OUTBLOB, again=False),
+    Case(("ETIMEDOUT",), "etimedout", *TIMED_OUT, OUTBLOB, again=False),
+    Case(_OTHER_ERROR, "quote_fails", *_FAILED, OUTBLOB, again=False),
+    Case(_OTHER_ERROR, "read:auxblob=EIO", *_FAILED, f"{ENTRY}/auxblob", again=False),
+    Case(("ENOTTY",), "read:outblob=ENOTTY", *_KEY_LOST, OUTBLOB, again=False),
+    Case(("EFAULT",), "read:outblob=EFAULT", *IO_ERROR, OUTBLOB),
 )
 
 
 @pytest.mark.parametrize(
     ("machine", "case"),
-    on_machines((*ERRNOS, *EMPTY, *STEPS), ALL),
+    [
+        *on_machines((*ERRNOS, *EMPTY, *STEPS), *TDX, *SNP),
+        *on_machines(tuple(case for case in (*ERRNOS, *EMPTY) if "old" in case.on), *OLD),
+        *on_machines(SNP_ERRORS, *SNP),
+    ],
     indirect=["machine"],
 )
 def test_tsm_case_gives_documented_error(machine: Emulator, case: Case) -> None:
-    """Type, reason, path and number of attempts; then a good request."""
+    """Type, reason, path and number of attempts; then a good request, or no further one."""
     clock = FakeClock()
-    with open_tsm(machine, clock, **case.options) as tee:
-        left = case.armed.startswith("rmdir=")
-        check_case(
-            case, machine, clock, lambda report_data: request_report_data(tee, report_data), left
-        )
-
-
-@pytest.mark.parametrize("machine", ["new"], indirect=True)
-@pytest.mark.parametrize(
-    "case", [case for case in ERRNOS if case.armed.startswith("mkdir=") and case.reached == 1]
-)
-def test_tsm_error_is_raised_at_open(machine: Emulator, case: Case) -> None:
-    """Opening the backend raises the error."""
-    machine.fault(case.armed)
-    with expect_error(case, machine.root):
-        open_tsm(machine, FakeClock())
-
-
-@pytest.mark.parametrize(
-    ("machine", "first", "waits"),
-    [("old", "etimedout", 0.14), ("new", "eio", 0.14), ("new", "etimedout", 0.14)],
-    indirect=["machine"],
-)
-def test_tsm_request_waits_for_the_previous_one(
-    machine: Emulator, first: str, waits: float
-) -> None:
-    """The host still has the failed request; the next one waits and succeeds (2.5, EIO)."""
-    clock = FakeClock()
-    with open_tsm(machine, clock) as tee:
-        machine.fault(first, "ebusy:3")
-        with pytest.raises(QuoteUnavailableError):
-            request_report_data(tee, REPORT_DATA)
-        assert machine.armed() == ["ebusy:3"]
-        assert request_report_data(tee, OTHER) == OTHER
-        assert machine.armed() == []
-        assert clock.time == pytest.approx(waits)
-
-
-@pytest.mark.parametrize("machine", TDX, indirect=True)
-@pytest.mark.parametrize("armed", ["quote_fails", "empty_outblob", "short_outblob"])
-def test_tsm_cached_outblob_is_not_read_again(machine: Emulator, armed: str) -> None:
-    """One inblob write and one outblob read, for quotes and evidence."""
-    with open_tsm(machine, FakeClock()) as tee:
-        for request in (tee.get_quote, lambda data: tee.attest(report_data=data, pad=True)):
-            written = arm_faults(machine, "write:inblob=EIO@9")
-            read = arm_faults(machine, "read:outblob=EIO@9")
-            machine.fault(armed)
-            with raises(QuoteUnavailableError, "empty", "too_short", "quoting_service", part="QGS"):
-                request(REPORT_DATA)
-            assert (written(), read()) == (1, 1)
-            machine.clear_faults()
-            assert request(REPORT_DATA).report_data == REPORT_DATA
-
-
-@pytest.mark.parametrize("machine", ["old"], indirect=True)
-def test_tsm_oversized_length_on_unfixed_kernel_is_ignored(machine: Emulator) -> None:
-    """The kernel returns bytes beyond the quote, which are not part of it."""
-    with open_tsm(machine, FakeClock()) as tee:
-        machine.fault("oversized_outblob")
-        assert request_report_data(tee, REPORT_DATA) == REPORT_DATA
-        assert machine.armed() == []
-
-
-@pytest.mark.parametrize(("name", "number"), [("6.6", errno.ENOENT), ("none", errno.ENXIO)])
-def test_tsm_missing_on_real_guests(fleet: Fleet, name: str, number: int) -> None:
-    """ENOENT and ENXIO of section 2.5 without faults."""
-    machine = fleet[name]
-    with raises(*_MISSING, path=f"{machine.root}/{FOLDER}") as caught:
-        open_tsm(machine, FakeClock())
-    assert errno_of(caught.value) == number
+    system = TsmSystem(clock=clock, sleep=clock.sleep)
+    with attestkit.open("configfs_tsm", root=machine.root, system=system, **case.options) as tee:
+        check_case(case, machine, clock, lambda report_data: request_report_data(tee, report_data))
 
 
 @needs_spec
 def test_tsm_cases_cover_the_specification() -> None:
-    """Row by row, in the order of section 2.5."""
+    """Row by row, in the order of sections 2.5 and 6.2."""
     assert rows_of(ERRNOS) == spec_table("2.5", "errno", 2)
-
-
-def test_tsm_cases_cover_all_named_faults() -> None:
-    """Except for faults of other files, and a slow host, which is not an error."""
-    elsewhere = ("slow", "foreign_extend", "rtmr_", "torn_journal", "qgs_")
-    cases = (*ERRNOS, *EMPTY, *STEPS)
-    armed = {Fault.parse(spec).name for case in cases for spec in case.armed.split()}
-    assert {name for name in NAMED if not name.startswith(elsewhere)} <= armed
+    assert rows_of(SNP_ERRORS) == spec_table("6.2", "errno", 1)

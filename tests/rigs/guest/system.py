@@ -1,7 +1,7 @@
 """System of a guest on an emulated kernel: processes in one mount namespace.
 
-Unlike that of `namespace.run_at_kernel_paths`, the namespace outlives each process, so that `/run`
-keeps its files: a server can be restarted, and the machine rebooted.
+The namespace outlives each process, so that `/run` keeps its files: a server can be restarted, and
+the machine rebooted.
 """
 
 import contextlib
@@ -53,12 +53,6 @@ class System(NamedTuple):
             "sh",
             *words,
         ]
-
-    def elsewhere(self, name: str) -> "System":
-        """Return the same system for another server, with its own directory."""
-        folder = self.folder / name
-        folder.mkdir()
-        return self._replace(folder=folder)
 
     def inside(self, path: str) -> Path:
         """Return the outside path of a path in the system."""
@@ -115,6 +109,13 @@ class System(NamedTuple):
                     except subprocess.TimeoutExpired:
                         process.kill()
 
+    @contextlib.contextmanager
+    def serving_app(self, **fields: Any) -> Iterator[Server]:
+        """Run a server that measures an app with these additional fields."""
+        app = AppFiles.make(self.folder / "app", **fields)
+        with self.serving("--backend", "configfs_tsm", "--measure-app", *app.options) as server:
+            yield server
+
 
 @contextlib.contextmanager
 def system(**options: Any) -> Iterator[System]:
@@ -146,7 +147,7 @@ class AppFiles(NamedTuple):
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path, name: str = NAME, **fields: object) -> "AppFiles":
+    def make(cls, folder: Path, name: str = NAME, **fields: Any) -> "AppFiles":
         """Write the files, with additional fields in the app-compose."""
         folder.mkdir(exist_ok=True)
         files = cls(folder)

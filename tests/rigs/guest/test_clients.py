@@ -4,7 +4,6 @@ The client tests are those of `tests/clients`; here the server has the kernel's 
 paths, and is not simulated.
 """
 
-import hashlib
 import json
 import subprocess
 import time
@@ -13,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from attestkit import Attestation, EventLog, Quote, ra_tls
-from tests import dcap
+from attestkit import Attestation, Quote, ra_tls
+from tests.clients import python_dcap_qvl as dcap
 from tests.clients import test_dstack_sdk as python
 from tests.clients import test_js_sdk as javascript
+from tests.clients.js_dcap_qvl import FOLDER as JAVASCRIPT
 from tests.rigs.emulator import environment, requires_fuse
 from tests.rigs.guest.system import NAME, AppFiles, System, system
 from tests.rigs.kernel_paths import requires_namespace
-from tests.serve.client import call
 from tests.serve.server import Server
 from tests.vectors import HAVE_SHARED
 
@@ -68,35 +67,7 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["DstackClient", "AsyncDstackClient"])
-def dstack(
-    request: pytest.FixtureRequest,
-    server: Server,
-    transport: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> python.Run:
-    """Return a runner of scenarios on a client of DstackGuest."""
-    monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
-    endpoint = server.dstack if transport == "socket" else None
-    return python._runner(getattr(python.sdk, request.param), endpoint)
-
-
-@pytest.fixture(params=["TappdClient", "AsyncTappdClient"])
-def tappd(
-    request: pytest.FixtureRequest,
-    server: Server,
-    transport: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> python.Run:
-    """Return a runner of scenarios on a client of Tappd, which is deprecated."""
-    monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
-
-    def make(*args: str) -> Any:
-        with pytest.deprecated_call():
-            return getattr(python.sdk, request.param)(*args)
-
-    return python._runner(make, server.tappd if transport == "socket" else None)
-
+dstack, tappd = python.dstack, python.tappd
 
 test_python_keys = python.test_get_key
 test_python_quotes = python.test_get_quote_replays
@@ -137,7 +108,7 @@ def answers(node: str, server: Server) -> Any:
     """Return the results of all client calls."""
     done = subprocess.run(
         [node, "sdk.mjs", server.dstack, server.tappd],
-        cwd=javascript.FOLDER,
+        cwd=JAVASCRIPT,
         env=environment(),
         capture_output=True,
         text=True,
@@ -173,20 +144,17 @@ def test_javascript_info(answers: Any, app: AppFiles) -> None:
 # -- verification ----------------------------------------------------------------------------------
 
 
-def assert_quote_verifies(guest: System, quote: Quote) -> None:
-    """Assert that dcap-qvl accepts the quote under the emulator's root, and not under Intel's."""
-    collateral, root = guest.machine.collateral(), guest.machine.trust_anchor
-    now = int(time.time())
-    accepted = dcap.judge(quote.raw, collateral, root, now)
-    assert (accepted.status, accepted.text) == ("UpToDate", "")
-    assert dcap.judge(quote.raw, collateral, None, now).status == dcap.REJECT
-
-
 def assert_evidence_verifies(evidence: Attestation, guest: System, app: AppFiles) -> Quote:
     """Assert that evidence verifies, is consistent and identifies the app."""
     assert evidence.platform == "dstack-tdx"
     assert evidence.quote is not None
-    assert_quote_verifies(guest, evidence.quote)
+    collateral, root = guest.machine.collateral(), guest.machine.trust_anchor
+    now = int(time.time())
+    accepted = dcap.verify_with_dcap_qvl(evidence.quote.raw, collateral, root, now)
+    assert (accepted.status, accepted.text) == ("UpToDate", "")
+    assert (
+        dcap.verify_with_dcap_qvl(evidence.quote.raw, collateral, None, now).status == dcap.REJECT
+    )
     info = evidence.app_info
     assert info.compose_hash.hex() == app.compose_hash
     assert info.app_id.hex() == app.compose_hash[:40]
@@ -216,38 +184,3 @@ def test_client_evidence_verifies(dstack: python.Run, guest: System, app: AppFil
         )  # it is stripped
 
     dstack(scenario)
-
-
-def test_public_app_key_evidence_verifies(guest: System, server: Server) -> None:
-    """The open TCP port serves evidence of the app's keys, but no events."""
-    answer = call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"})
-    assert answer.status == 200
-    assert answer.headers["server"] == "attestkit"
-    evidence = Attestation.from_agent_response(answer.body)
-    assert evidence.quote is not None
-    assert_quote_verifies(guest, evidence.quote)
-    assert call(server.url, "prpc/EmitEvent", {"event": "x", "payload": ""}).status == 404
-
-
-def test_clients_cannot_emit_boot_events(server: Server, app: AppFiles) -> None:
-    """Reserved names are rejected, and later events do not change the identity."""
-    before = call(server.dstack, "GetQuote").json()["event_log"]
-    for name in (*BOOT, "system-ready"):
-        answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00" * 20})
-        assert answer.status == 400
-        assert f"{name!r} is reserved" in answer.json()["error"]
-    answer = call(server.dstack, "GetQuote").json()
-    assert answer["event_log"] == before
-    assert Attestation.from_agent_response(answer).app_info.app_id.hex() == app.compose_hash[:40]
-
-
-def test_client_event_is_in_the_kernels_register(guest: System, server: Server) -> None:
-    """The register is extended by the event's digest."""
-    before = guest.machine.rtmr(3)
-    emit = {"event": "of a client", "payload": "c0ffee"}
-    assert call(server.dstack, "EmitEvent", emit).status == 200
-    answer = call(server.dstack, "GetQuote").json()
-    *_, last = EventLog.from_json(answer["event_log"]).events
-    assert (last.name, last.payload) == ("of a client", b"\xc0\xff\xee")
-    after = hashlib.sha384(before + last.digest).digest()
-    assert guest.machine.rtmr(3) == Quote.parse(bytes.fromhex(answer["quote"])).rtmrs[3] == after

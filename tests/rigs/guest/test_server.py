@@ -3,6 +3,7 @@
 It runs on the emulator's kernel files at their own paths; `/run` is the guest's.
 """
 
+import itertools
 import json
 import shutil
 import signal
@@ -18,10 +19,11 @@ from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from tests.clients import test_dstack_sdk as python
 from tests.clients import test_js_sdk as javascript
+from tests.clients.js_dcap_qvl import FOLDER as JAVASCRIPT
 from tests.rigs.emulator import requires_fuse
-from tests.rigs.guest.system import NAME, AppFiles, System, system
+from tests.rigs.guest.system import AppFiles, System, system
 from tests.rigs.kernel_paths import requires_namespace
-from tests.serve.client import Answer, call
+from tests.serve.client import Answer, Connection, call
 from tests.serve.server import Server
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespace]
@@ -29,7 +31,6 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespa
 LOG = "/run/log"
 CONFIGFS = ("--backend", "configfs_tsm")
 MEASURE = (*CONFIGFS, "--measure-app")
-KEY_METHODS = ("GetKey", "Sign", "GetTlsKey")
 
 
 @pytest.fixture(scope="module")
@@ -144,74 +145,41 @@ def test_server_after_kexec_does_not_measure_the_app(guest: System, app: AppFile
     assert guest.machine.rtmr(3) == register
 
 
-# -- app identity ----------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------
+
+FAULTS = {
+    "empty_outblob": ("the host returned no quote: 0 bytes", "QGS"),
+    "eio": ("the host failed to create a quote", "(EIO"),
+    "generation_race:3": ("another process wrote to the entry",),
+    "wrong_report_data": ("over other report data than requested",),
+    "provider_changes": ("changed from tdx_guest",),
+    "mkdir=EACCES": ("no permission to create an entry", "mode 0755", "uid 0"),
+    "mkdir=EBUSY": ("in use; retry", "(EBUSY"),
+    "read:generation=ENXIO": ("the TEE driver was unloaded", "(ENXIO"),
+    "read:ccel_data=EIO": ("cannot be read", "EIO"),
+}
+EVIDENCE = {"GetQuote": "Failed to get quote: ", "Attest": "Failed to get attestation: "}
 
 
-def test_server_does_not_measure_a_second_app(guest: System, app: AppFiles) -> None:
-    """One app is measured per boot."""
-    with guest.serving(*MEASURE, *app.options):
-        register = guest.machine.rtmr(3)
-    other = AppFiles.make(app.folder / "other", name="another app")
-    text = guest.refusal(*MEASURE, *other.options, code=3)
-    assert "another app was measured" in text
-    assert guest.machine.rtmr(3) == register
-
-
-def test_server_does_not_measure_app_after_events(guest: System, app: AppFiles) -> None:
-    """Earlier events could be forged measurements."""
-    with guest.serving(*CONFIGFS, *app.options) as server:
-        assert emit(server, "too early").status == 200
-        info = call(server.dstack, "Info").json()
-        assert (info["app_id"], info["compose_hash"], info["app_name"]) == ("", "", NAME)
-    text = guest.refusal(*MEASURE, *app.options, code=3)
-    assert "1 other events were emitted before" in text
-
-
-def test_server_measures_given_app_id(guest: System, app: AppFiles) -> None:
-    """It replaces the start of the compose hash."""
-    app_id = "cd" * 20
-    with guest.serving(*MEASURE, "--app-id", app_id, *app.options) as server:
-        info = call(server.dstack, "Info").json()
-        assert (info["app_id"], info["compose_hash"]) == (app_id, app.compose_hash)
-    assert "--measure-app" in guest.refusal(*CONFIGFS, "--app-id", app_id, *app.options, code=1)
-
-
-def test_server_uses_event_version_of_the_app(guest: System, app: AppFiles) -> None:
-    """Clients' events have the same version."""
-    app = AppFiles.make(app.folder, event_log_version=2)
+def test_server_fault_gives_backend_error(guest: System, app: AppFiles) -> None:
+    """The next request on the same connection succeeds, and that after a lost client."""
     with guest.serving(*MEASURE, *app.options) as server:
-        assert emit(server, "with: colon").status == 200
-        reply = call(server.dstack, "GetQuote").json()
-    log = EventLog.from_json(reply["event_log"])
-    assert {event.version for event in log.runtime} == {2}
-    log.check(Quote.parse(bytes.fromhex(reply["quote"])))
-
-
-def test_server_reads_host_shared_directory(guest: System, app: AppFiles) -> None:
-    """No other option is needed; an instance has its own ID."""
-    (app.folder / ".instance_info").write_text(json.dumps({"instance_id_seed": "12" * 20}))
-    shared = {"DSTACK_HOST_SHARED_DIR": str(app.folder)}
-    with guest.serving(*MEASURE, extra=shared) as server:
-        info = call(server.dstack, "Info").json()
-        assert info["compose_hash"] == app.compose_hash
-        assert len(info["instance_id"]) == 40
-        assert info["vm_config"] == json.loads(app.sys_config.read_text())["vm_config"]
-        assert len(call(server.dstack, "GetKey", {"path": "x"}).json()["key"]) == 64
-        assert call(server.dstack, "GetTlsKey").status == 200
-
-
-def test_server_without_app_keys_serves_evidence(guest: System, app: AppFiles) -> None:
-    """Methods that need keys name the missing option."""
-    with guest.serving(*MEASURE, "--app-compose", str(app.compose)) as server:
-        for method in KEY_METHODS:
-            text = server_error(call(server.dstack, method, {"algorithm": "ed25519"}))
-            assert "this server has no app keys; start it with --app-keys FILE" in text
-            assert "DSTACK_HOST_SHARED_DIR" in text
+        connection = Connection(server.dstack)
+        for fault, method in itertools.product(FAULTS, EVIDENCE):
+            guest.machine.fault(fault)
+            text = server_error(connection.call(method))
+            for word in (EVIDENCE[method], *FAULTS[fault]):
+                assert word in text
+            assert "Errno" not in text
+            assert guest.machine.armed() == []
+            assert connection.call(method).status == 200
+        guest.machine.fault("slow:1s")
+        connection.request("POST", "/GetQuote", "{}", {"Content-Type": "application/json"})
+        connection.close()
         assert event_names(server)[-1] == "system-ready"
-        info = call(server.dstack, "Info").json()
-        assert info["app_id"] == app.compose_hash[:40]
-        assert info["app_cert"] == ""
-        assert json.loads(info["key_provider_info"])["name"] == "none"
+        assert server.stop() == 0
+        server.check_log()
+    assert guest.machine.entries() == []
 
 
 # -- backend detection -----------------------------------------------------------------------------
@@ -295,7 +263,7 @@ def test_javascript_client_finds_server_at_default_paths(
     """Clients without an endpoint use the default socket paths."""
     options = (*MEASURE, "--http", "127.0.0.1:0", *app.options)
     with guest.serving(*options, usual=False):
-        script = str(javascript.FOLDER / "sdk.mjs")
+        script = str(JAVASCRIPT / "sdk.mjs")
         done = guest.run(node, script, "", "")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -315,35 +283,11 @@ DOCUMENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def snp() -> Iterator[tuple[System, AppFiles]]:
-    """Run an SEV-SNP guest with a launch document."""
-    document = json.dumps(DOCUMENT)
-    with system(provider="sev_guest", host_data=host_data(document).hex()) as guest:
-        app = AppFiles.make(guest.folder / "app")
-        app.write_sys_config(mr_config=document)
-        yield guest, app
-
-
-@pytest.fixture(scope="module")
-def snp_server(snp: tuple[System, AppFiles]) -> Iterator[Server]:
-    """Run the server, which detects the hardware."""
-    guest, app = snp
-    with guest.serving("--backend", "auto", *app.options) as server:
-        yield server
-        assert server.stop() == 0
-        server.check_log()
-    assert guest.machine.entries() == []
-
-
 def check_snp(evidence: Attestation, report_data: bytes) -> None:
     """Check evidence of an SNP guest."""
     assert evidence.platform == "dstack-amd-sev-snp"
     assert evidence.report_data == report_data
     assert (evidence.quote, evidence.runtime_events) == (None, ())
-    report = evidence.snp_report
-    assert report is not None
-    assert report.report_data == report_data
     platform = evidence.evidence.platform
     assert isinstance(platform, SevSnp)
     assert json.loads(platform.mr_config) == DOCUMENT
@@ -351,72 +295,25 @@ def check_snp(evidence: Attestation, report_data: bytes) -> None:
     assert evidence.app_info.app_id == b"\x11" * 20
 
 
-def test_snp_get_quote_returns_attestation(snp_server: Server) -> None:
-    """The quote and the log are empty."""
-    reply = call(snp_server.dstack, "GetQuote", {"report_data": "aa55"}).json()
-    assert (reply["quote"], reply["event_log"]) == ("", "")
-    assert reply["report_data"] == "aa55" + "00" * 62
-    check_snp(Attestation.from_agent_response(reply), b"\xaa\x55".ljust(64, b"\0"))
-    assert json.loads(reply["vm_config"])["os_image_hash"] == "ab" * 32
-
-
-def test_snp_attest_returns_the_same_evidence(snp_server: Server) -> None:
-    """The report data differ only."""
-    reply = call(snp_server.dstack, "Attest", {"report_data": "bb" * 64}).json()
-    check_snp(Attestation.from_bytes(bytes.fromhex(reply["attestation"])), b"\xbb" * 64)
-
-
-def test_snp_info_is_that_of_the_launch_document(
-    snp_server: Server, snp: tuple[System, AppFiles]
-) -> None:
-    """There are no registers."""
-    info = call(snp_server.dstack, "Info").json()
-    assert (info["app_id"], info["compose_hash"]) == ("11" * 20, "22" * 32)
-    assert (info["instance_id"], info["app_name"]) == ("33" * 20, NAME)
-    tcb_info = json.loads(info["tcb_info"])
-    assert tcb_info["event_log"] == []
-    assert tcb_info["rtmr3"] is None
-    assert tcb_info["app_compose"].encode() == snp[1].compose.read_bytes()
-
-
-def test_snp_official_client_accepts_responses(snp_server: Server) -> None:
-    """The client is made for TDX."""
-    client = python.sdk.DstackClient(snp_server.dstack)
-    with client:  # what `as` would give is the async one
-        reply = client.get_quote(b"hello")
-        assert reply.decode_quote() == b""
-        data = client.attest(b"hello").decode_attestation()
-        check_snp(Attestation.from_bytes(data), b"hello".ljust(64, b"\0"))
-        assert len(client.get_key("x").decode_key()) == 32
-        assert len(client.get_tls_key(usage_ra_tls=True).certificate_chain) == 2
-
-
-def test_snp_register_methods_are_refused(snp_server: Server) -> None:
-    """The error has the reason; keys are served."""
-    assert "no run-time registers" in server_error(emit(snp_server, "x"))
-    text = server_error(call(snp_server.tappd, "prpc/TdxQuote", {"report_data": "aa"}))
-    assert "this platform has no TDX quote" in text
-    assert len(call(snp_server.dstack, "GetKey", {"path": "x"}).json()["key"]) == 64
-    reply = call(snp_server.dstack, "GetTlsKey", {"usage_ra_tls": True})
-    assert reply.status == 200
-
-
-def test_snp_rejects_measure_app(snp: tuple[System, AppFiles]) -> None:
-    """The host measures the app at launch."""
-    guest, app = snp
-    text = guest.elsewhere("second").refusal(
-        "--backend", "configfs_tsm", "--measure-app", *app.options, code=3
-    )
-    assert "on SEV-SNP the host measures the app at launch" in text
-
-
-def test_snp_evidence_needs_the_launch_document(
-    snp: tuple[System, AppFiles], tmp_path: Path
-) -> None:
-    """Another document than at launch is rejected."""
-    guest, _ = snp
-    other = AppFiles.make(tmp_path / "other")
-    other.write_sys_config(mr_config=json.dumps({**DOCUMENT, "app_id": "99" * 20}))
-    with guest.elsewhere("third").serving(*CONFIGFS, *other.options) as server:
-        for method in ("GetQuote", "Attest", "Info"):
-            assert "HOST_DATA" in server_error(call(server.dstack, method))
+def test_snp_official_client_accepts_responses() -> None:
+    """The client is made for TDX; the host has measured the app at launch."""
+    document = json.dumps(DOCUMENT)
+    with system(provider="sev_guest", host_data=host_data(document).hex()) as guest:
+        app = AppFiles.make(guest.folder / "app")
+        app.write_sys_config(mr_config=document)
+        text = guest.refusal(*MEASURE, *app.options, code=3)
+        assert "on SEV-SNP the host measures the app at launch" in text
+        with guest.serving("--backend", "auto", *app.options) as server:
+            client = python.sdk.DstackClient(server.dstack)
+            with client:  # what `as` would give is the async one
+                assert client.get_quote(b"hello").decode_quote() == b""
+                report_data = b"hello".ljust(64, b"\0")
+                answer = call(server.dstack, "GetQuote", {"report_data": report_data.hex()})
+                check_snp(Attestation.from_agent_response(answer.json()), report_data)
+                data = client.attest(b"hello").decode_attestation()
+                check_snp(Attestation.from_bytes(data), report_data)
+                assert len(client.get_key("x").decode_key()) == 32
+                assert len(client.get_tls_key(usage_ra_tls=True).certificate_chain) == 2
+            assert server.stop() == 0
+            server.check_log()
+        assert guest.machine.entries() == []

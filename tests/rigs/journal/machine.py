@@ -6,25 +6,18 @@ Files and register are read without attestkit, by upstream_agent.
 import contextlib
 import json
 import select
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from attestkit.attester import Attester
-from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs.emulator import PATIENCE, ROOT, Emulator, emulator, environment
 from tests.rigs.journal import upstream_agent
 from tests.rigs.journal.client import LONGEST, Order, make_payload
 
 PENDING: Final = "runtime_event.pending"
-BOOT_ID: Final = "runtime_event.boot_id"
 
 # A kernel with register files, and one without, which needs the second ioctl.
 KINDS: Final[dict[str, dict[str, Any]]] = {
@@ -59,11 +52,6 @@ class Result:
         return [(name, kind, text) for name, kind, text in self._of("failed")]
 
     @property
-    def steps(self) -> list[str]:
-        """Return the reported steps."""
-        return [name for (name,) in self._of("step")]
-
-    @property
     def found(self) -> list[tuple[list[str], bytes, bytes]]:
         """Return the observed event names, RTMR3 of the quote, and RTMR3 of the register."""
         return [
@@ -80,24 +68,19 @@ class Result:
 class Machine:
     """Emulated machine, its runtime log, and the program that starts processes on it."""
 
-    def __init__(
-        self, kind: str, emulated: Emulator, run_clients: "subprocess.Popen[str]", log: Path
-    ) -> None:
+    def __init__(self, kind: str, emulated: Emulator, run_clients: "subprocess.Popen[str]") -> None:
         self.kind = kind
         self.emulator = emulated
         self.root = emulated.root
-        self.log = log
+        self.log = emulated.root / "run/log/dstack"
         self.clients = run_clients
 
     def start_over(self) -> None:
         """Boot it without a log."""
         self.emulator.clear_faults()
         self.emulator.reboot()
-        if self.log.is_symlink():  # the emulator's own directory stays
-            for file in self.log.iterdir():
-                file.unlink()
-        else:
-            shutil.rmtree(self.log, ignore_errors=True)
+        for file in self.log.iterdir():
+            file.unlink()
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -121,16 +104,8 @@ class Machine:
         assert ready, "the programs hang"
         answers = [Result(**answer) for answer in json.loads(self.clients.stdout.readline())]
         for order, answer in zip(orders, answers, strict=True):
-            mortal = order.kill is not None or order.stop is not None
-            assert answer.status == 0 or (answer.killed and mortal), answer
+            assert answer.status == 0 or (answer.killed and order.kill), answer
         return answers
-
-    def backend(self) -> ConfigfsTdx | TdxIoctl:
-        """Return a new backend in this process."""
-        paths = KernelPaths.below(self.root)._replace(runtime_log=self.log)
-        if self.emulator.qgs:
-            return TdxIoctl(paths=paths, qgs=self.emulator.qgs)
-        return ConfigfsTdx(paths=paths)
 
     def upstream(self, name: str, version: int = 1) -> None:
         """Emit an event like another program."""
@@ -184,31 +159,16 @@ def replay_names(names: list[str]) -> bytes:
     )
 
 
-def event_names(tee: Attester) -> list[str]:
-    """Return the names of the events in evidence, which must be consistent."""
-    quote, log = tee.evidence_source.quote_and_log(bytes(64))
-    names = [event.name for event in log.runtime]
-    assert replay_names(names) == quote.rtmrs[3]
-    return names
-
-
 def make_names(prefix: object, number: int) -> list[str]:
     """Return names of events."""
     return [f"{prefix}.{count}" for count in range(number)]
 
 
 @contextlib.contextmanager
-def machine_with_log(kind: str, *, at_its_place: bool = False) -> Iterator[Machine]:
-    """Run a machine of one of KINDS until the end of the block.
-
-    Args:
-        kind: The backend of the machine.
-        at_its_place: Whether the runtime log has its default path, in an existing directory;
-            otherwise the directory does not exist yet.
-    """
+def machine_with_log(kind: str) -> Iterator[Machine]:
+    """Run a machine of one of KINDS until the end of the block."""
     with emulator(**KINDS[kind]) as emulated, run_clients() as program:
-        top = emulated.root if at_its_place else emulated.root.parent
-        yield Machine(kind, emulated, program, top / "run/log/dstack")
+        yield Machine(kind, emulated, program)
 
 
 @contextlib.contextmanager

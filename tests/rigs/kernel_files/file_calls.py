@@ -42,13 +42,18 @@ def errno_name_of(call: Callable[..., object], *words: object) -> str:
     return errno.errorcode[caught.value.errno or 0]
 
 
-def new_entry(machine: Emulator, name: str = "test", inblob: bytes = b"") -> Path:
+def make_entry(reports: Path, name: str, inblob: bytes = b"") -> Path:
     """Create a report entry; write its inblob, unless it is empty."""
-    entry = machine.root / REPORTS / name
+    entry = reports / name
     entry.mkdir()
     if inblob:
         write_once(entry / "inblob", inblob)
     return entry
+
+
+def new_entry(machine: Emulator, name: str = "test", inblob: bytes = b"") -> Path:
+    """Create a report entry of a machine."""
+    return make_entry(machine.root / REPORTS, name, inblob)
 
 
 def read_generation(entry: Path) -> int:

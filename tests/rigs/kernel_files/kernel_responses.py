@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.rigs.emulator import REPORTS
 from tests.rigs.kernel_files.file_calls import (
@@ -22,6 +23,7 @@ from tests.rigs.kernel_files.file_calls import (
     MEASUREMENTS,
     NONCE,
     OTHER,
+    make_entry,
     read_generation,
     read_once,
     write_once,
@@ -48,14 +50,6 @@ def try_open(path: Path, flags: int) -> object:
     return "opens"
 
 
-def _fresh(reports: Path, name: str, inblob: bytes = b"") -> Path:
-    entry = reports / name
-    entry.mkdir()
-    if inblob:
-        write_once(entry / "inblob", inblob)
-    return entry
-
-
 def _shapes(folder: Path) -> Answers:
     return {
         file.name: [oct(file.stat().st_mode & 0o7777), file.stat().st_size]
@@ -67,7 +61,7 @@ def _shapes(folder: Path) -> Answers:
 
 
 def _folders(reports: Path) -> Answers:
-    entry = _fresh(reports, "folders")
+    entry = make_entry(reports, "folders")
     responses: Answers = {
         "an entry has": _shapes(entry),
         "its mode": oct(entry.stat().st_mode & 0o7777),
@@ -90,7 +84,7 @@ def _folders(reports: Path) -> Answers:
 
 
 def _opening(reports: Path) -> Answers:
-    entry = _fresh(reports, "opening", NONCE)
+    entry = make_entry(reports, "opening", NONCE)
     ways = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR}
     more = {"trunc": os.O_TRUNC, "creat": os.O_CREAT, "append": os.O_APPEND, "excl": os.O_EXCL}
     responses: Answers = {
@@ -110,7 +104,7 @@ def _opening(reports: Path) -> Answers:
 
 
 def _inblob(reports: Path) -> Answers:
-    entry = _fresh(reports, "inblob")
+    entry = make_entry(reports, "inblob")
     outblob = entry / "outblob"
     responses: Answers = {"outblob before inblob": try_call(read_once, outblob)}
     write_once(entry / "inblob", NONCE)
@@ -142,7 +136,7 @@ def _inblob(reports: Path) -> Answers:
 
 
 def _outblob(reports: Path) -> Answers:
-    entry = _fresh(reports, "outblob", NONCE)
+    entry = make_entry(reports, "outblob", NONCE)
     first = os.open(entry / "outblob", os.O_RDONLY)
     text = os.open(entry / "generation", os.O_RDONLY)
     responses: Answers = {
@@ -170,7 +164,7 @@ def _outblob(reports: Path) -> Answers:
     responses["then a fresh provider"] = try_call(os.read, provider, 16)
     responses["then a text that was read"] = os.pread(text, 100, 0).decode()
     responses["then inblob"] = try_call(os.write, writer, NONCE)
-    again = _fresh(reports, "outblob")
+    again = make_entry(reports, "outblob")
     for fd in (first, text, writer, fresh, provider):
         os.close(fd)
     responses["generation of the next"] = read_generation(again)
@@ -275,7 +269,7 @@ def _option(reports: Path, option: str, texts: list[bytes]) -> Answers:
     """Return for each text the result of writing it, and the generation after it."""
     responses: Answers = {}
     for number, text in enumerate(texts):
-        entry = _fresh(reports, f"{option}-{number}")
+        entry = make_entry(reports, f"{option}-{number}")
         responses[repr(text)] = [try_call(write_once, entry / option, text), read_generation(entry)]
         entry.rmdir()
     return responses
@@ -284,13 +278,28 @@ def _option(reports: Path, option: str, texts: list[bytes]) -> Answers:
 def snp_answers(root: Path) -> dict[str, Answers]:
     """Return the responses of an SEV-SNP guest at VMPL 2 with an SVSM."""
     reports = root / REPORTS
-    entry = _fresh(reports, "shape")
+    entry = make_entry(reports, "shape")
     responses: dict[str, Answers] = {"entry": _shapes(entry)}
     responses["floor"] = {"text": read_once(entry / "privlevel_floor").decode()}
     entry.rmdir()
     for option, texts in _TEXTS.items():
         responses[option] = _option(reports, option, texts)
     return responses
+
+
+# -- the record --------------------------------------------------------------------------------
+
+# By release: responses to `tdx_answers`, with Linux's own driver, and to `snp_answers`.
+RECORDED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
+
+
+def compare_responses(answers: dict[str, Answers], recorded: dict[str, Answers]) -> None:
+    """Compare each response, so that the first difference is shown with its question."""
+    assert answers.keys() == recorded.keys()
+    for part, expected in recorded.items():
+        assert answers[part].keys() == expected.keys(), part
+        for question, answer in expected.items():
+            assert (question, answers[part][question]) == (question, answer)
 
 
 if __name__ == "__main__":

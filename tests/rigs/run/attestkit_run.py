@@ -48,22 +48,26 @@ def missing_for_run() -> str:
 requires_run = pytest.mark.skipif(bool(missing_for_run()), reason=missing_for_run() or "available")
 
 
-def run(
-    *words: str,
-    options: Sequence[str] = (),
-    environ: Mapping[str, str] | None = None,
-    **more: Any,
+def execute(
+    *words: str, environ: Mapping[str, str] | None = None, **more: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end on a machine with these options."""
+    """Run a program to its end, without variables that affect a backend."""
     return subprocess.run(
-        [*RUN, *options, "--", *words],
-        env=dict(environ or environment()),
+        words,
+        env=environ or environment(),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
         **more,
     )
+
+
+def run(
+    *words: str, options: Sequence[str] = (), **more: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end on a machine with these options."""
+    return execute(*RUN, *options, "--", *words, **more)
 
 
 def start(

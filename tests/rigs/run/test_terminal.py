@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.rigs.emulator import PATIENCE, environment
-from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
+from tests.rigs.ordinary_user import requires_nobody, run_tests_as_nobody
 from tests.rigs.run.attestkit_run import RUN, requires_run
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
@@ -172,15 +172,4 @@ def test_run_hangup_ends_the_program() -> None:
 @requires_nobody
 def test_run_terminal_as_ordinary_user() -> None:
     """All tests of this file pass for an ordinary user."""
-    words = (
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not test_run_terminal_as_ordinary_user",
-    )
-    done = run_python_as_nobody(*words, str(Path(__file__)), timeout=2 * PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout, done.stdout
+    run_tests_as_nobody(Path(__file__), without="ordinary_user")

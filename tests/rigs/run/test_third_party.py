@@ -17,7 +17,7 @@ import pytest
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError
 from attestkit.snp_report import SnpReport
-from tests import dcap
+from tests.clients import python_dcap_qvl as dcap
 from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
 from tests.rigs.run.attestkit_run import RUN, requires_run, run, verify
 
@@ -132,8 +132,8 @@ def test_go_tdx_guest_quote_verifies(programs: Path) -> None:
         verify(quote[:200] + bytes([quote[200] ^ 1]) + quote[201:], anchor, collateral, report_data)
     now = int(time.time())
     words = Collateral.from_json(collateral)
-    assert dcap.judge(quote, words, anchor, now).status == "UpToDate"
-    assert dcap.judge(quote, words, None, now).status == dcap.REJECT
+    assert dcap.verify_with_dcap_qvl(quote, words, anchor, now).status == "UpToDate"
+    assert dcap.verify_with_dcap_qvl(quote, words, None, now).status == dcap.REJECT
 
 
 def test_go_tdx_guest_reports_busy_device(programs: Path) -> None:

@@ -78,8 +78,6 @@ KINDS: Final = {
 
 SNP: Final = ["configfs-snp"]
 TDX: Final = [name for name in KINDS if name not in SNP]
-EXTENDING: Final = [name for name, kind in KINDS.items() if kind.extends]
-OTHERS: Final = [name for name, kind in KINDS.items() if not kind.extends]
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,6 @@ class Guest:
     def kind(self) -> Kind:
         """Return its type."""
         return KINDS[self.name]
-
-    @property
-    def is_snp(self) -> bool:
-        """Return whether it is an SEV-SNP guest."""
-        return self.name in SNP
 
     @property
     def has_reports(self) -> bool:

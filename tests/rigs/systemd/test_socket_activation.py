@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.systemd.test_units import free_port
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, command, environment
 from tests.serve.systemd.notify import FakeServiceManager
@@ -63,12 +64,6 @@ def run_activated(
             process.kill()
 
 
-def free_port() -> str:
-    """Return a free address; systemd-socket-activate does not accept port 0."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return f"127.0.0.1:{sock.getsockname()[1]}"
-
-
 def send_request(process: "subprocess.Popen[str]", path: Path) -> socket.socket:
     """Send a request to a socket once it exists, which starts the server."""
     client = socket.socket(socket.AF_UNIX)
@@ -89,7 +84,11 @@ def read_ready_line(process: "subprocess.Popen[str]") -> dict[str, str]:
 
 def test_activation_with_all_sockets(folder: Path) -> None:
     """The first request is answered on the inherited socket; the ready line has all three."""
-    listen = {"http": free_port(), "agent": f"{folder}/a.sock", "old": f"{folder}/b.sock"}
+    listen = {
+        "http": f"127.0.0.1:{free_port()}",
+        "agent": f"{folder}/a.sock",
+        "old": f"{folder}/b.sock",
+    }
     with run_activated(folder, listen) as process:
         with send_request(process, folder / "a.sock") as client:
             at = read_ready_line(process)
@@ -119,7 +118,7 @@ def test_activation_with_one_socket(folder: Path) -> None:
 
 def test_activation_rejects_keys_on_tcp(folder: Path) -> None:
     """A TCP socket without a known name would be dstack.sock: the server does not start."""
-    listen = {"agent": f"{folder}/a.sock", "web": free_port()}
+    listen = {"agent": f"{folder}/a.sock", "web": f"127.0.0.1:{free_port()}"}
     with run_activated(folder, listen) as process:
         with send_request(process, folder / "a.sock"):
             output, errors = process.communicate(timeout=PATIENCE)
@@ -134,7 +133,7 @@ def test_activation_reports_readiness_and_watchdog(folder: Path) -> None:
     """The service manager gets READY=1 and WATCHDOG=1."""
     with contextlib.closing(FakeServiceManager(folder / "notify")) as manager:
         manager_variables = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "2000000"}
-        listen = {"agent": f"{folder}/a.sock", "http": free_port()}
+        listen = {"agent": f"{folder}/a.sock", "http": f"127.0.0.1:{free_port()}"}
         with run_activated(folder, listen, "--watchdog", **manager_variables) as process:
             with send_request(process, folder / "a.sock"):
                 assert read_ready_line(process)["http"].startswith("http://127.0.0.1:")

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,36 +106,35 @@ def write_units(folder: Path, port: int) -> None:
         (folder / f"{unit}.d" / "test.conf").write_text(text)
 
 
+@contextlib.contextmanager
+def running_systemd(write: Callable[[Path], None], users: str, port: int) -> Iterator[Machine]:
+    """Run systemd with the units that `write` puts in a directory, and a file of deploy/."""
+    unshare = ("unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup")
+    with (
+        tempfile.TemporaryDirectory(prefix="ak") as folder,
+        tempfile.TemporaryDirectory(prefix="ak") as units,
+    ):
+        write(Path(units))
+        files = (str(MACHINE), folder, units, str(ROOT / "deploy" / users))
+        with subprocess.Popen(
+            [*unshare, "--kill-child", *files],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield Machine(wait_for_systemd(process), port)
+            finally:
+                process.kill()
+
+
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """Run systemd with the units, whose sockets it holds."""
     port = free_port()
-    unshare = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--ipc",
-        "--uts",
-        "--cgroup",
-        "--kill-child",
-    ]
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        units = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        write_units(units, port)
-        groups = str(ROOT / "deploy/attestkit.sysusers")
-        process = stack.enter_context(
-            subprocess.Popen(
-                [*unshare, str(MACHINE), str(folder), str(units), groups],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        stack.callback(process.kill)
-        yield Machine(wait_for_systemd(process), port)
+    with running_systemd(partial(write_units, port=port), "attestkit.sysusers", port) as machine:
+        yield machine
 
 
 def wait_for_systemd(process: "subprocess.Popen[str]") -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attestkit import Collateral, EventLog, Quote, verify_signature
+from attestkit import EventLog, Quote, verify_signature
 from attestkit.testing import SimulatedTee
 
 
@@ -60,13 +60,6 @@ def test_server_has_the_same_tee(tee: SimulatedTee) -> None:
         == tee.app_info.app_id.hex()
     )
     assert request_method(tee.http_url, "prpc/Worker.Version", {})["version"]
-
-
-def test_pccs_serves_the_tees_collateral(tee: SimulatedTee) -> None:
-    """Fetched collateral equals the TEE's."""
-    fetched = Collateral.fetch(tee.quote(), tee.pccs_url)
-    assert fetched.tcb_info == tee.collateral.tcb_info
-    assert tee.verify(tee.quote(), report_data=b"", pccs_url=tee.pccs_url).tcb.status == "UpToDate"
 
 
 @pytest.mark.parametrize("number", range(2))

@@ -45,24 +45,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def files(folder: Path) -> FileDescriptorSet:
-    """Return protoc's descriptors with imports."""
-    _protoc(folder, f"--descriptor_set_out={folder / 'out'}", "--include_imports")
-    return FileDescriptorSet.FromString((folder / "out").read_bytes())
-
-
-@pytest.fixture(scope="module")
-def compiled(files: FileDescriptorSet) -> FileDescriptorProto:
-    """Return protoc's descriptor of the file."""
-    return files.file[-1]
-
-
-@pytest.fixture(scope="module")
-def pool(files: FileDescriptorSet) -> DescriptorPool:
+def pool(folder: Path) -> DescriptorPool:
     """Return a pool with protoc's descriptors."""
+    _protoc(folder, f"--descriptor_set_out={folder / 'out'}", "--include_imports")
     found = DescriptorPool()
-    for file in files.file:
+    for file in FileDescriptorSet.FromString((folder / "out").read_bytes()).file:
         found.Add(file)
+    return found
+
+
+@pytest.fixture(scope="module")
+def compiled(pool: DescriptorPool) -> FileDescriptorProto:
+    """Return protoc's descriptor of the file."""
+    found = FileDescriptorProto()
+    pool.FindFileByName(FILE).CopyToProto(found)
     return found
 
 

@@ -2,11 +2,8 @@
 
 import re
 import shutil
-import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
 from hashlib import sha256
-from html.parser import HTMLParser
 from typing import Final
 
 import pytest
@@ -19,50 +16,40 @@ from attestkit.serve.rpc.dispatcher import Service
 from attestkit.serve.rpc.messages import fields_of
 from attestkit.serve.services import dstack_guest, worker_api
 from tests.serve.asgi import Client
-from tests.serve.guests import GuestClient
-from tests.serve.server import Server, running_server
+from tests.serve.pages.page import Page
+from tests.serve.server import Server, run_program
 
 CURL: Final = shutil.which("curl")
 
 
-class _Page(HTMLParser):
-    """A parsed page and the resources it loads."""
+class _Page(Page):
+    """A parsed page, its commands and the resources it loads."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.ids: list[str] = []
-        self.links: list[str] = []
         self.loads: list[str] = []
-        self.tags: set[str] = set()
         self.commands: list[str] = []
-        self.style = self.text = ""
-        self._path: list[str] = []
-        self.feed(text)
-        self.close()
+        self.style = ""
+        super().__init__(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self._path.append(tag)
+        super().handle_starttag(tag, attrs)
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value or "")
-            elif name == "href" and tag == "a":
-                self.links.append(value or "")
-            elif name in {"src", "href", "style"} or name.startswith("on"):
+            elif (
+                name in {"src", "style"} or name.startswith("on") or (name, tag) == ("href", "link")
+            ):
                 self.loads.append(value or "")
         if tag == "pre":
             self.commands.append("")
 
-    def handle_endtag(self, tag: str) -> None:
-        while self._path and self._path.pop() != tag:
-            pass
-
     def handle_data(self, data: str) -> None:
-        if "style" in self._path:
+        if "style" in self._open:
             self.style += data
             return
-        self.text += data
-        if "pre" in self._path:
+        super().handle_data(data)
+        if "pre" in self._open:
             self.commands[-1] += data
 
 
@@ -79,7 +66,7 @@ def test_page_loads_nothing(external: Client) -> None:
     assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     page = _Page(response.body.decode())
     assert page.loads == ["data:,"]  # an empty icon prevents a request by the browser
-    assert not page.tags & {"script", "img", "iframe", "object", "form", "base"}
+    assert not set(page.tags) & {"script", "img", "iframe", "object", "form", "base"}
     digest = b64encode(sha256(page.style.encode()).digest()).decode()
     policy = response.headers["content-security-policy"]
     assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
@@ -132,25 +119,11 @@ def test_descriptions_are_escaped() -> None:
     )
 
 
-def test_page_is_cached(guest_client: GuestClient) -> None:
-    """The page is rendered at the first request."""
-    client = guest_client("dstack")
-    for path in ("/docs", "/openapi.json", "/dstack_guest.proto"):
-        assert client.get(path).body is client.get(path).body
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Return a server with every listener."""
-    with running_server("--dev-http", "127.0.0.1:0") as running:
-        yield running
-
-
 @pytest.mark.skipif(CURL is None, reason="curl is not installed")
 @pytest.mark.parametrize("listener", ["dstack", "tappd", "http", "dev_http"])
-def test_commands_on_page_work(server: Server, listener: str) -> None:
+def test_commands_on_page_work(dev_server: Server, listener: str) -> None:
     """Every example command, run by a shell, succeeds."""
-    place = server.ready[listener]
+    place = dev_server.ready[listener]
     first = place.startswith("http")
     url = f"{place}/docs"
     socket = [] if first else ["--unix-socket", place]
@@ -165,6 +138,6 @@ def test_commands_on_page_work(server: Server, listener: str) -> None:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_program(command)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

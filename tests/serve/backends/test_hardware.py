@@ -14,16 +14,19 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
+from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.dstack.host_shared_folder import HostShared
-from attestkit.errors import BackendError, QuoteUnavailableError
+from attestkit.errors import BackendError, QuoteUnavailableError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest
+from attestkit.verifier import Verifier
 from tests.attester.host_files import write_app_compose, write_sys_config
+from tests.raising import raises
 from tests.serve.asgi import Client
-from tests.serve.guests import NOW
+from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.tees import FakeSnp, FakeTd, Machine
 
 KEYS = AppKeys.from_seed(bytes(32))
@@ -195,6 +198,26 @@ def test_snp_app_key_attestation_is_cached(
     assert snp.asked == 2
 
 
+@pytest.mark.parametrize("method", ["/GetQuote", "/Attest"])
+def test_simulated_snp_evidence_verifies(
+    make_guest: MakeGuest, guest_client: GuestClient, method: str
+) -> None:
+    """The evidence verifies with report data, app and certificates; a PCCS is refused."""
+    guest = make_guest(SnpSimulator, {"public_tcbinfo": True})
+    answer = guest_client("dstack", guest).post(method, {"report_data": "12" * 64}).json()
+    assert answer.get("quote", "") == ""
+    simulator = guest.attester.backend
+    assert isinstance(simulator, SnpSimulator)
+    result = Verifier(trust_anchor=simulator.trust_anchor).verify(
+        bytes.fromhex(answer["attestation"]), report_data=b"\x12" * 64, now=NOW
+    )
+    assert result.simulated
+    assert result.app_info is not None
+    assert result.app_info.compose_hash == guest.attester.app_compose.compose_hash
+    with raises(UsageError, "not_applicable"):
+        listener_apps.collateral_app(guest)
+
+
 # -- a device that fails -----------------------------------------------------------------------
 
 
@@ -288,11 +311,15 @@ def test_event_loop_never_calls_device(
     assert threading.get_ident() not in td.threads
 
 
-def test_host_files_are_in_evidence(
-    make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop
-) -> None:
+@pytest.fixture
+def on_td(make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop) -> Clients:
+    """Return clients of a server on the TD."""
+    return create_clients(make(FakeTd(machine)), loop)
+
+
+def test_host_files_are_in_evidence(on_td: Clients) -> None:
     """vm_config is in GetQuote's response and in the evidence."""
-    dstack = create_clients(make(FakeTd(machine)), loop).dstack
+    dstack = on_td.dstack
     response = dstack.post("/GetQuote").json()
     assert response["vm_config"] == VM_CONFIG
     assert "attestation" not in response
@@ -303,13 +330,10 @@ def test_host_files_are_in_evidence(
     assert dstack.get("/Info").json()["os_image_hash"] == "ab" * 32
 
 
-def test_oversized_event_is_400(
-    make: MakeServer, machine: Machine, loop: asyncio.AbstractEventLoop
-) -> None:
+def test_oversized_event_is_400(on_td: Clients, machine: Machine) -> None:
     """An event too large for evidence is refused, and nothing is extended."""
-    dstack = create_clients(make(FakeTd(machine)), loop).dstack
     # A body of 10 MiB has 5 MiB of payload, which evidence contains twice.
-    response = dstack.post("/EmitEvent", {"event": "a", "payload": "00" * ((5 << 20) - 100)})
+    response = on_td.dstack.post("/EmitEvent", {"event": "a", "payload": "00" * ((5 << 20) - 100)})
     assert response.status == 400
     assert "bytes of evidence" in response.error()
     assert machine.read() == bytes(48)

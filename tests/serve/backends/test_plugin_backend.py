@@ -15,8 +15,8 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve import __main__ as program
 from tests.attester.host_files import write_app_compose, write_sys_config
-from tests.serve.client import call
-from tests.serve.server import Server, environment, refusal, running_server
+from tests.serve.client import call, read_runtime_events
+from tests.serve.server import Server, environment, run_to_end, running_server
 from tests.tees import FakeTd, Machine
 from tests.vectors import SHARED, needs_shared
 
@@ -68,7 +68,10 @@ def create_environment(folder: Path) -> dict[str, str]:
 def refuse(folder: Path, *options: str, code: int = 1) -> str:
     """Run a server on the plugin that must refuse to start; return its error line."""
     usual = ("--backend", "on_files", "--dir", str(folder), "--http", "none")
-    return refusal(*usual, *options, folder=folder, code=code, **create_environment(folder))
+    done = run_to_end(*usual, *options, folder=folder, environ=create_environment(folder))
+    assert (done.returncode, done.stdout) == (code, "")
+    [line] = done.stderr.splitlines()
+    return line
 
 
 @contextlib.contextmanager
@@ -78,21 +81,6 @@ def run_on_plugin(folder: Path, *options: str) -> Iterator[Server]:
     given = ("--backend", "on_files", *options)
     with running_server(*given, folder=folder, seed=None, environ=environ) as server:
         yield server
-
-
-def copy_host_files(folder: Path, *names: str) -> None:
-    """Copy files of the upstream simulator into the host's folder."""
-    for name in names:
-        usual = name if name.startswith("app-") else f".{name}"
-        (folder / "shared" / usual).write_bytes((FILES / name).read_bytes())
-
-
-def read_runtime_events(endpoint: str) -> list[tuple[str, str]]:
-    """Return the runtime events of a new quote, whose log must replay."""
-    answer = call(endpoint, "GetQuote").json()
-    log = EventLog.from_json(answer["event_log"])
-    log.check(Quote.parse(bytes.fromhex(answer["quote"])))
-    return [(event.name, event.payload.hex()) for event in log.runtime]
 
 
 def test_app_is_measured_once_per_boot(folder: Path) -> None:
@@ -137,19 +125,18 @@ def test_without_measure_app_nothing_is_measured(folder: Path) -> None:
         assert read_runtime_events(server.dstack) == [("a:b", "")]
 
 
-def test_simulator_ignores_measure_app() -> None:
-    """The simulator always measures the app."""
-    with running_server("--measure-app") as server:
-        assert [name for name, _ in read_runtime_events(server.dstack)][-1] == "system-ready"
-
-
 # -- the host's files --------------------------------------------------------------------------
 
 
 @needs_shared
 def test_host_files_are_used(folder: Path) -> None:
     """App, keys and machine come from the host's folder, evidence from the device."""
-    copy_host_files(folder, "appkeys.json", "app-compose.json", "sys-config.json")
+    for name, usual in (
+        ("appkeys.json", ".appkeys.json"),
+        ("app-compose.json", "app-compose.json"),
+        ("sys-config.json", ".sys-config.json"),
+    ):
+        (folder / "shared" / usual).write_bytes((FILES / name).read_bytes())
     with run_on_plugin(folder) as server:
         assert Path(server.dstack).stat().st_mode & 0o777 == 0o660
         assert "simulated" not in server.log().lower()
@@ -163,18 +150,6 @@ def test_host_files_are_used(folder: Path) -> None:
         assert key["key"].startswith("866d0884686e5afd")
         assert call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"}).json()
         assert call(server.dstack, "GetTlsKey").status == 200
-
-
-@needs_shared
-def test_key_methods_without_keys_fail(folder: Path) -> None:
-    """Quotes work without app keys; key methods return a 500."""
-    copy_host_files(folder, "app-compose.json")
-    with run_on_plugin(folder) as server:
-        assert call(server.dstack, "GetQuote").status == 200
-        for method in ("GetKey", "Sign", "GetTlsKey"):
-            answer = call(server.dstack, method, {"algorithm": "ed25519"})
-            assert answer.status == 500
-            assert "key" in answer.json()["error"]
 
 
 def test_unsuitable_options_fail_startup(folder: Path) -> None:

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-import attestkit
 from attestkit import EventLog, Quote
 from attestkit.attester import Attester
 from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from tests.serve.client import call
 from tests.serve.server import environment, refusal, running_server
-from tests.tees import SEED, FakeTd, Machine
+from tests.tees import SEED
 
 REPORT_DATA = b"nonce".ljust(64, b"\0")
 NOW = 1_764_000_000
@@ -61,29 +58,6 @@ def test_recording_is_replayed(tmp_path: Path) -> None:
         anchor = server.folder / "trust-anchor.pem"
         assert str(anchor) in server.log()
         assert anchor.read_text().startswith("-----BEGIN CERTIFICATE")
-
-
-def test_recording_of_hardware_is_marked_simulated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A replay is marked as simulated and has no root certificate."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    compose = Simulator(seed=SEED).app_compose.raw
-    (shared / "app-compose.json").write_bytes(compose)
-    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(shared))
-    path = tmp_path / "tee.jsonl"
-    backend = FakeTd(Machine(tmp_path))
-    with attestkit.open("recording", path=path, of=backend) as tee:
-        assert not tee.simulated
-        first = tee.evidence_source.quote_and_log(REPORT_DATA)[0].raw
-    named = environment(ATTESTKIT_RECORDING=str(path), ATTESTKIT_BACKEND="recording")
-    options = ("--backend", "recording")
-    with running_server(*options, seed=None, environ=named) as server:
-        answer = call(server.dstack, "GetQuote", {"report_data": REPORT_DATA.hex()}).json()
-        assert bytes.fromhex(answer["quote"]) == first
-        assert "SIMULATED: a replay of fake_td" in server.log()
-        assert not (server.folder / "trust-anchor.pem").exists()
 
 
 def test_missing_recording_fails_startup(tmp_path: Path) -> None:

@@ -2,13 +2,10 @@
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit.errors import ConfigError
 from attestkit.serve.config.agent_config_file import parse_config, read_config
@@ -109,22 +106,6 @@ def test_parse_config_json_equals_toml() -> None:
         assert found.sources["ident"] == f"{name}: default.ident"
 
 
-def test_parse_config_boot_file_sets_data_disks() -> None:
-    """/dstack/agent.json, which the guest writes at boot, sets only the data disks."""
-    found = parse_text('{"default":{"core":{"data_disks":["/", "/dstack/persistent"]}}}')
-    assert found == Config(
-        {"data_disks": ("/", "/dstack/persistent")},
-        {"data_disks": "agent.toml: default.core.data_disks"},
-        {},
-    )
-
-
-def test_parse_config_empty_file_sets_nothing() -> None:
-    """An empty file and empty tables set no values."""
-    for text in ("", "# nothing", "{}", "[default]\n[internal]\n[default.core]"):
-        assert parse_text(text) == Config({}, {}, {})
-
-
 def test_parse_config_profile_precedence() -> None:
     """`global` precedes a listener's profile and `default`; other profiles are ignored."""
     found = parse_text(
@@ -159,6 +140,8 @@ ACCEPTED: list[tuple[dict[str, Any], dict[str, Any], dict[str, float]]] = [
         {},
     ),
     ({"global": {"attestkit": {"limits": {"streams": 2}}}}, {}, {"streams": 2}),
+    # /dstack/agent.json, which the guest writes at boot
+    ({"default": {"core": {"data_disks": ["/", "/d"]}}}, {"data_disks": ("/", "/d")}, {}),
     # the external address is an IP address and a port, each with a default, or a socket
     ({"external": {"address": "127.0.0.1"}}, {"http": "127.0.0.1:8090"}, {}),
     ({"external": {"address": "127.0.0.1", "port": 0}}, {"http": "127.0.0.1:0"}, {}),
@@ -253,16 +236,12 @@ def test_parse_config_unknown_keys_are_listed_escaped() -> None:
 REFUSED = [
     ("[default]\nident = 5", "wrong_type", "default.ident"),
     (f"[default]\nident = '{'x' * 101}'", "wrong_value", "default.ident"),
-    ("[default]\nident = ' x'", "wrong_value", "default.ident"),
     ('[default]\nident = "a\\r\\nSet-Cookie: x"', "encoding", "default.ident"),
     ('[default]\nident = "\u00e9"', "wrong_value", "default.ident"),
-    ("[default]\nident = ''", "missing", "default.ident"),
-    ("[default]\nkeep_alive = '10'", "wrong_type", "default.keep_alive"),
     ("[default]\nkeep_alive = true", "wrong_type", "default.keep_alive"),
     ("[default]\nkeep_alive = -1", "wrong_value", "default.keep_alive"),
     ("[default]\nkeep_alive = 100000", "wrong_value", "default.keep_alive"),
     ("[default]\nlog_level = 'loud'", "wrong_value", "default.log_level"),
-    ("[default]\nlog_level = 3", "wrong_type", "default.log_level"),
     ("[default.tls]\ncerts = 'x'", "conflict", "default.tls"),
     ("[external]\ntls = {}", "conflict", "external.tls"),
     ("default = 1", "wrong_type", "default"),
@@ -273,8 +252,6 @@ REFUSED = [
     ("[default.core]\nkeys_file = 1", "wrong_type", "default.core.keys_file"),
     ("[default.core]\nkeys_file = ''", "missing", "default.core.keys_file"),
     ('[default.core]\nkeys_file = "a\\u0000"', "encoding", "default.core.keys_file"),
-    ("[default.core]\ncompose_file = []", "wrong_type", "default.core.compose_file"),
-    ("[default.core]\nsys_config_file = 1.5", "wrong_type", "default.core.sys_config_file"),
     (f"[default.core]\nkeys_file = '{'x' * 5000}'", "too_large", "default.core.keys_file"),
     ("[default.core]\ndata_disks = '/'", "wrong_type", "default.core.data_disks"),
     ("[default.core]\ndata_disks = [1]", "wrong_type", "default.core.data_disks[0]"),
@@ -283,23 +260,19 @@ REFUSED = [
     ("[default.core.simulator]\nattestation_file = 'a'", "conflict", "attestation_file"),
     ("[default.core.simulator]\npatch_report_data = false", "wrong_value", "patch_report_data"),
     ("[default.core.simulator]\npatch_report_data = 1", "wrong_type", "patch_report_data"),
-    ("[default.core.simulator]\nmock_attestation_seed = 1", "wrong_type", "mock_attestation_seed"),
     ("[internal]\naddress = '127.0.0.1'", "wrong_value", "internal.address"),
     ("[internal-v0]\naddress = '0.0.0.0'", "wrong_value", "internal-v0.address"),
     ("[internal]\naddress = 'unix:'", "wrong_value", "internal.address"),
-    ("[internal]\naddress = 1", "wrong_type", "internal.address"),
     ("[internal]\nreuse = 1", "wrong_type", "internal.reuse"),
     ("[external]\naddress = 'unix:'", "wrong_value", "external.address"),
     ("[external]\naddress = 'localhost'", "wrong_value", "external.address"),
     ("[external]\naddress = 'vsock:3'", "wrong_value", "external.address"),
     ("[external]\nport = 65536", "wrong_value", "external.port"),
-    ("[external]\nport = -1", "wrong_value", "external.port"),
     ("[external]\nport = true", "wrong_value", "external.port"),
     ("[external]\nport = '80'", "wrong_value", "external.port"),
     ("[external]\naddress = 1979-05-27", "wrong_type", "external.address"),
     ("[default.attestkit]\nhtpp = 'x'", "unknown_key", "default.attestkit.htpp"),
     ("[default.attestkit]\n'log-level' = 'x'", "unknown_key", "attestkit.log-level"),
-    ("[default.attestkit]\nzzz = 1", "unknown_key", "default.attestkit.zzz"),
     ("[default.attestkit]\nreset = 'yes'", "wrong_type", "default.attestkit.reset"),
     ("[default.attestkit]\nlog_format = 'xml'", "wrong_value", "attestkit.log_format"),
     ("[default.attestkit]\nlog_level = 'trace'", "wrong_value", "attestkit.log_level"),
@@ -310,18 +283,14 @@ REFUSED = [
     ("[default.attestkit]\nfault = ['']", "missing", "attestkit.fault[0]"),
     (f"[default.attestkit]\nfault = {['a'] * 65}", "wrong_type", "attestkit.fault"),
     ("[default.attestkit]\nworkers = true", "wrong_type", "attestkit.workers"),
-    ("[default.attestkit]\nworkers = 3.0", "wrong_type", "attestkit.workers"),
     ("[default.attestkit]\nquote_version = 3", "wrong_value", "attestkit.quote_version"),
     ("[default.attestkit]\nquote_version = true", "wrong_type", "attestkit.quote_version"),
     ("[default.attestkit.limits]\nbdoy = 1", "unknown_key", "attestkit.limits.bdoy"),
     ("[default.attestkit.limits]\nbody = 1", "wrong_value", "attestkit.limits.body"),
     ("[default.attestkit.limits]\nbody = []", "wrong_type", "attestkit.limits.body"),
-    ("[default.attestkit.limits]\nstreams = 1.5", "wrong_value", "limits.streams"),
     ("[default.attestkit.limits]\nhead_seconds = nan", "wrong_value", "limits.head_seconds"),
-    ("[default.attestkit.limits]\nhead_seconds = inf", "wrong_value", "limits.head_seconds"),
     ("x = ", "syntax", ""),
     ("[1, 2]", "syntax", ""),
-    ('{"a": ', "syntax", ""),
     ('{"default": {}, "default": {}}', "duplicate", ""),
     ('{"default": {"keep_alive": NaN}}', "syntax", ""),
     ('{"x":' * 300, "too_deep", ""),
@@ -393,40 +362,3 @@ def test_read_config_unreadable_file_names_path(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with raises(ConfigError, "too_large"):
         read_config(path)
-
-
-KEYS = st.sampled_from(
-    [
-        *("default", "internal", "internal-v0", "external", "guest-api", "global", "release"),
-        *("core", "attestkit", "simulator", "limits", "ident", "keep_alive", "log_level"),
-        *("address", "port", "reuse", "tls", "keys_file", "data_disks", "mock_attestation_seed"),
-        *("seed", "http", "reset", "body", "idle_seconds", "patch_report_data"),
-    ]
-)
-WORDS = st.sampled_from(["unix:/x", "127.0.0.1", "debug", "1MiB", "/"])
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | WORDS
-VALUES = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
-    max_leaves=20,
-)
-
-
-@given(st.dictionaries(KEYS, VALUES, max_size=6))
-def test_parse_config_any_profiles_give_typed_values_or_config_error(
-    profiles: dict[str, Any],
-) -> None:
-    """Arbitrary profiles give values of the options' types, or ConfigError."""
-    with suppress(ConfigError):
-        found = parse_text(json.dumps(profiles))
-        assert set(found.values) == set(found.sources) <= set(Options._fields)
-        for name, value in found.values.items():
-            assert isinstance(value, bool if name in FLAGS else (str, tuple))
-        assert set(found.limits) <= set(Limits._fields)
-
-
-@given(st.binary() | st.text().map(str.encode), st.sampled_from(["a.toml", "a.json", "a"]))
-def test_parse_config_any_bytes_raise_only_config_error(data: bytes, name: str) -> None:
-    """Arbitrary bytes raise no error but ConfigError."""
-    with suppress(ConfigError):
-        parse_config(data, name)

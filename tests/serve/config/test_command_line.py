@@ -31,11 +31,6 @@ def merge_options(options: Options, environ: Any = None, **values: Any) -> Optio
     return with_config(options, Config(values, sources, {}), environ or {})
 
 
-def test_parse_options_without_arguments_sets_nothing() -> None:
-    """Options have no defaults; they are decided later."""
-    assert parse_options([]) == Options()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -86,9 +81,10 @@ def test_parse_options_every_flag_takes_no_value(name: str) -> None:
 
 
 def test_parse_options_short_and_negative_options() -> None:
-    """-c is --config; --no-access-log disables the access log."""
+    """-c is --config; --no-access-log disables the access log, also one of the file."""
     assert parse_options(["-c", "x"]).config == "x"
     assert parse_options(["--no-access-log"]).access_log is False
+    assert merge_options(Options(access_log=False), access_log=True).access_log is False
 
 
 def test_parse_options_fault_is_repeatable() -> None:
@@ -122,20 +118,14 @@ def test_parse_options_limit_is_repeatable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--log-format", "xml"], "--log-format"),
-        (["--log-level", "loud"], "--log-level"),
-        (["word"], "word"),
-        (["--ident", "x"], "--ident"),
-        (["--data-disks", "/"], "--data-disks"),
-    ],
+    "arguments",
+    [["--log-format", "xml"], ["--log-level", "x"], ["word"], ["--ident", "x"], ["--data-disks=/"]],
 )
-def test_parse_options_invalid_argument_names_option(arguments: list[str], message: str) -> None:
+def test_parse_options_invalid_argument_names_option(arguments: list[str]) -> None:
     """The error names the option and refers to --help."""
     with pytest.raises(UsageError) as caught:
         parse_options(arguments)
-    assert message in str(caught.value)
+    assert arguments[0].partition("=")[0] in str(caught.value)
     assert "--help" in str(caught.value)
 
 
@@ -185,25 +175,15 @@ def test_with_config_fills_unset_options() -> None:
     assert found.named("app_keys") == "--app-keys"
 
 
-@pytest.mark.parametrize(
-    ("option", "environ", "expected"),
-    [
-        (None, {}, "file"),
-        ("said", {}, "said"),
-        ("said", {"ATTESTKIT_BACKEND": "variable"}, "said"),
-        (
-            None,
-            {"ATTESTKIT_BACKEND": "variable"},
-            None,
-        ),  # $ATTESTKIT_BACKEND is read when the backend is selected
-        (None, {"ATTESTKIT_BACKEND": ""}, "file"),
-    ],
-)
-def test_with_config_environment_precedes_file(
-    option: str | None, environ: dict[str, str], expected: str | None
-) -> None:
+def test_with_config_environment_precedes_file() -> None:
     """$ATTESTKIT_BACKEND precedes the file, and the command line precedes both."""
-    assert merge_options(Options(backend=option), environ, backend="file").backend == expected
+    for option, environ, expected in (
+        (None, {}, "file"),
+        ("said", {"ATTESTKIT_BACKEND": "variable"}, "said"),
+        (None, {"ATTESTKIT_BACKEND": "variable"}, None),  # read when the backend is selected
+        (None, {"ATTESTKIT_BACKEND": ""}, "file"),
+    ):
+        assert merge_options(Options(backend=option), environ, backend="file").backend == expected
 
 
 @pytest.mark.parametrize(
@@ -224,13 +204,6 @@ def test_with_config_alternative_sources_are_dropped(
         for option in (Options(seed="s"), Options(seed_file="f")):
             assert merge_options(option, **{name: "file"}) == option
     assert merge_options(Options(), seed="s", seed_file="f").seed_file == "f"  # refused later
-
-
-def test_with_config_access_log_option_overrides_file() -> None:
-    """The option overrides the file's access log setting in both directions."""
-    for option, expected in ((None, True), (False, False), (True, True)):
-        assert merge_options(Options(access_log=option), access_log=True).access_log is expected
-    assert merge_options(Options(access_log=True), access_log=False).access_log is True
 
 
 def test_with_config_limits_merge_by_name() -> None:

@@ -48,18 +48,3 @@ def test_guide_lists_every_limit() -> None:
         top = read_limit(name, most)
         with pytest.raises(UsageError, match=f"must be {least} to {most}: "):
             read_limit(name, top + 1)
-
-
-def test_guide_simulator_keys_are_valid() -> None:
-    """The simulator's keys in the text are accepted."""
-    [line] = re.findall(
-        r"^\* Settings of the simulator .*?(?=^\*)", GUIDE.read_text(), re.MULTILINE | re.DOTALL
-    )
-    keys = re.findall(r"`(\w+ = [^`]+)`", line)
-    found = parse_config("\n".join(["[default.attestkit]", *keys]).encode(), "agent.toml")
-    assert found.values == {
-        "platform": "tdx",
-        "quote_version": "5",
-        "scenario": "NAME",
-        "fault": ("ebusy:3", "slow:2s"),
-    }

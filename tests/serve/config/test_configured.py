@@ -6,44 +6,22 @@ import os
 import re
 import stat
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
-import attestkit
 from attestkit._formats.toml import decode
 from attestkit.keys import AppKeys
-from attestkit.serve.__main__ import main
-from tests.serve.client import Answer, call, get
+from tests.serve.client import call, get
 from tests.serve.config.test_agent_config_file import UPSTREAM
-from tests.serve.server import SEED, command, environment, running_server
+from tests.serve.server import SEED, command, environment, refusal, run_to_end, running_server
+from tests.serve.verifier_service.test_verifier_instances import wait_until
 
 DISK = "/proc"  # mounted wherever the tests run
 KEY = {"path": "a", "purpose": "b"}
 COMPOSE = {"manifest_version": 2, "name": "an app", "runner": "bash", "public_sysinfo": True}
 KEYS = AppKeys.from_seed(bytes.fromhex(SEED))
-
-
-Run: TypeAlias = Callable[..., tuple[int, list[str]]]
-
-
-@pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the program in this process; return its exit code and its stderr lines."""
-    for name in ("ATTESTKIT_BACKEND", "NOTIFY_SOCKET", "LISTEN_FDS", "PCCS_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(folder)
-
-    def run(*options: str) -> tuple[int, list[str]]:
-        code = main(["--dir", str(folder), *options])
-        out, err = capfd.readouterr()
-        assert out == ""
-        return code, err.splitlines()
-
-    return run
 
 
 def encode_key_file(keys: AppKeys = KEYS, **changes: Any) -> str:
@@ -102,6 +80,7 @@ def test_serve_upstream_example_works_unchanged(folder: Path) -> None:
 def test_serve_json_configuration_command_line_precedes(folder: Path) -> None:
     """A JSON configuration is applied; the command line precedes it."""
     profiles = decode(adapt_upstream_example(folder))
+    profiles["default"]["ident"] = "dstack Simulator"
     profiles["external"] = {"address": "unix:external.sock"}
     profiles["default"]["attestkit"] = {
         "http": "none",
@@ -114,33 +93,11 @@ def test_serve_json_configuration_command_line_precedes(folder: Path) -> None:
         assert server.ready == {"dstack": f"{folder}/dstack.sock", "http": f"{folder}/other.sock"}
         for path in server.ready.values():
             assert stat.S_IMODE(Path(path).stat().st_mode) == 0o640
-        assert call(server.ready["http"], "prpc/Worker.Version").status == 200
+        answer = call(server.ready["http"], "prpc/Worker.Version")
+        assert answer.headers["server"] == "dstack Simulator"
         assert call(server.ready["http"], "GetKey", KEY).status == 404
         assert "INFO" not in server.log()
     assert not (folder / "other.sock").exists()
-
-
-def test_serve_configured_external_socket_and_seed(folder: Path) -> None:
-    """The configuration of upstream's simulator sets a unix external listener and a seed."""
-    (folder / "sim.toml").write_text(
-        f"""
-        [default]
-        ident = "dstack Simulator"
-        [default.core.simulator]
-        mock_attestation_seed = "{SEED}"
-        patch_report_data = true
-        [external]
-        address = "unix:./external.sock"
-        """
-    )
-    with running_server("-c", "sim.toml", folder=folder) as server:
-        assert server.url == f"{folder}/external.sock"
-        answer = call(server.url, "prpc/Worker.Version")
-        assert answer.headers["server"] == "dstack Simulator"
-        key = call(server.dstack, "GetKey", KEY).json()["key"]
-        assert SEED not in server.log()
-    with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
-        assert tee.keys.derive_compat(KEY["path"], purpose=KEY["purpose"]).key.hex() == key
 
 
 def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
@@ -163,7 +120,7 @@ def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
         assert "too large" in answer.json()["error"]
 
 
-def test_serve_json_log_format_applies_to_every_line(folder: Path, run: Run) -> None:
+def test_serve_json_log_format_applies_to_every_line(folder: Path) -> None:
     """Every stderr line is a JSON object, from the first to the fatal error."""
     (folder / "x.toml").write_text(
         "[default]\ncolour = 1\n[default.attestkit]\nlog_format = 'json'\nhttp = 'none'"
@@ -172,9 +129,9 @@ def test_serve_json_log_format_applies_to_every_line(folder: Path, run: Run) -> 
         message = [json.loads(line) for line in server.log().splitlines()]
         assert message[0]["message"] == "x.toml: unknown keys, which are ignored: default.colour"
         assert message[-1]["places"]["dstack"] == server.dstack
-        code, lines = run("--backend=simulator", "-c", "x.toml")
-        assert code == 3
-        [_, entry] = map(json.loads, lines)
+        second = run_to_end("--dir", str(folder), "-c", "x.toml", folder=folder)
+        assert (second.returncode, second.stdout) == (3, "")
+        [_, entry] = map(json.loads, second.stderr.splitlines())
         assert (entry["level"], "in use by another server" in entry["message"]) == (
             "critical",
             True,
@@ -191,32 +148,28 @@ def test_serve_json_log_format_applies_to_every_line(folder: Path, run: Run) -> 
         ("[external]\naddress = '192.0.2.1'", "192.0.2.1:8090: "),
     ],
 )
-def test_serve_invalid_configuration_prints_one_line(
-    folder: Path, run: Run, text: str, message: str
-) -> None:
+def test_serve_invalid_configuration_prints_one_line(folder: Path, text: str, message: str) -> None:
     """The error line names file, key and reason, without secrets; the exit code is 1."""
     (folder / "agent.toml").write_text(text)
     http = () if "http" in text or "external" in text else ("--http", "none")
-    code, [line] = run("--backend", "simulator", "-c", "agent.toml", *http)
-    assert code == 1
-    assert line.startswith("attestkit serve: ")
+    options = ("--backend", "simulator", "--dir", str(folder), "-c", "agent.toml", *http)
+    line = refusal(*options, folder=folder, code=1)
     assert message in line
     assert "s3cret" not in line
 
 
-def test_serve_missing_configuration_file_is_refused(run: Run) -> None:
+def test_serve_missing_configuration_file_is_refused(folder: Path) -> None:
     """A missing file and an empty file name are refused."""
     for name, problem in (("nowhere", "nowhere: No such file"), ("", "--config: the value is")):
-        code, [line] = run("-c", name)
-        assert (code, problem in line) == (1, True)
+        assert problem in refusal("-c", name, folder=folder, code=1)
 
 
-def test_serve_ca_certificate_of_other_key_is_refused(folder: Path, run: Run) -> None:
+def test_serve_ca_certificate_of_other_key_is_refused(folder: Path) -> None:
     """The agent does not start with a CA certificate of another key."""
     other = AppKeys.from_seed(bytes(32)).ca_cert
     (folder / "keys").write_text(encode_key_file(ca_cert=other))
-    code, [line] = run("--backend", "simulator", "--app-keys", "keys")
-    assert code == 1
+    options = ("--backend", "simulator", "--dir", str(folder), "--app-keys", "keys")
+    line = refusal(*options, folder=folder, code=1)
     assert re.search(r"/keys: ca_cert: its public key is not that of key_provider\.None\.key", line)
     assert KEYS.k256_key.hex() not in line
 
@@ -235,6 +188,12 @@ def test_serve_blocked_or_closed_stderr_keeps_serving(folder: Path, stderr: str)
         os.close(reader)
     closed_reader, stdout = os.pipe()
     os.close(closed_reader)
+
+    def is_served() -> bool:
+        with contextlib.suppress(OSError):  # not listening yet
+            return call(f"{folder}/dstack.sock", "Info").status == 200
+        return False
+
     with subprocess.Popen(
         command("--backend", "simulator", "--dir", str(folder), "--http", "none"),
         cwd=folder,
@@ -244,20 +203,9 @@ def test_serve_blocked_or_closed_stderr_keeps_serving(folder: Path, stderr: str)
         stderr=writer,
     ) as process:
         try:
-            assert wait_for_info(folder / "dstack.sock").status == 200
+            wait_until(is_served, "the server does not answer")
         finally:
             process.terminate()
         assert process.wait(60) == 0
     for end in (stdout, writer, *([reader] if stderr == "full" else [])):
         os.close(end)
-
-
-def wait_for_info(path: Path) -> Answer:
-    """Poll Info until the server accepts connections, and return its response."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return call(str(path), "Info")
-        except OSError:  # not listening yet
-            assert time.monotonic() < deadline
-            time.sleep(0.02)

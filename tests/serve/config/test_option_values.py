@@ -1,4 +1,4 @@
-"""Values of options: addresses, policies, and seeds, which are never shown."""
+"""Values of options: addresses, policies, limits, and seeds, which are never shown."""
 
 from pathlib import Path
 from traceback import format_exception
@@ -6,6 +6,7 @@ from traceback import format_exception
 import pytest
 
 from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.config.limits import Limits, parse_limit, read_limit
 from attestkit.serve.config.option_values import (
     parse_address,
     read_policy,
@@ -21,13 +22,6 @@ def write_seed(folder: Path, content: bytes) -> Path:
     path = folder / "seed"
     path.write_bytes(content)
     return path
-
-
-def test_read_seed_missing_file_names_path(tmp_path: Path) -> None:
-    """The error names the missing file."""
-    path = tmp_path / "nowhere"
-    with raises(ConfigError, "unreadable", start=f"{path}: "):
-        read_seed(path)
 
 
 @pytest.mark.parametrize("content", [bytes(range(32)), bytes(range(32)).hex().encode() + b"\n"])
@@ -106,20 +100,89 @@ def test_parse_address_round_trip(text: str, expected: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        ":",
-        "8090",
-        ":8090",
-        "host",
-        "host:",
-        "host:x",
-        "host:65536",
-        "::1:80",
-        "h:-1",
-        "h:" + "9" * 5000,
-    ],
+    [":", "8090", ":8090", "host:x", "host:65536", "::1:80", "h:-1", "h:" + "9" * 5000],
 )
 def test_parse_address_malformed_is_refused(text: str) -> None:
     """A malformed address is refused."""
     with raises(UsageError, "wrong_value"):
         parse_address(text)
+
+
+# -- limits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("body=4096", 4096),
+        ("body=64KiB", 65536),
+        ("body=64 KiB", 65536),
+        ("body=1.5MiB", 1_572_864),
+        ("verifier_body=10MiB", 10 << 20),
+        ("head=16384B", 16384),
+        ("streams=10000", 10_000),
+        ("stream_seconds=30", 30.0),
+        ("head_seconds=500ms", 0.5),
+        ("body_seconds=2m", 120.0),
+        ("idle_seconds=1.5s", 1.5),
+        ("write_seconds=1h", 3600.0),
+        ("drain_seconds=0", 0.0),
+    ],
+)
+def test_parse_limit_units(text: str, expected: float) -> None:
+    """Sizes have binary units, times have seconds, minutes or hours, counts have no unit."""
+    name, value = parse_limit(text)
+    assert name == text.partition("=")[0]
+    assert value == expected
+    assert type(value) is type(getattr(Limits(), name))
+
+
+def test_limits_documented_defaults() -> None:
+    """The API documents these defaults."""
+    assert Limits().body == 10_485_760
+    assert (Limits().idle_seconds, Limits().stream_seconds) == (10, 600)
+
+
+@pytest.mark.parametrize("name", Limits._fields)
+def test_read_limit_out_of_range_is_refused(name: str) -> None:
+    """The default is within the bounds; values far outside are refused."""
+    default = getattr(Limits(), name)
+    assert read_limit(name, default) == default
+    for value in (-1, 1e15, float("nan"), float("inf"), -float("inf"), 10**100):
+        with raises(UsageError, "out_of_range", "wrong_value"):
+            read_limit(name, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        ("body", "wrong_value", ""),
+        ("size=1", "unknown_name", ""),
+        (
+            "\x1b[2J=1",
+            "unknown_name",
+            r"unknown limit '\x1b[2J'; the names are body, verifier_body,",
+        ),
+        ("body=", "wrong_value", ""),
+        ("body=10MB", "wrong_value", ""),
+        ("body=10s", "wrong_value", ""),
+        ("body=-1", "wrong_value", ""),
+        ("body=1e6", "wrong_value", ""),
+        ("body=0.3B", "wrong_value", ""),
+        ("body=\u0663", "wrong_value", "must be a size such as 65536, 64KiB or 10MiB: '\\u0663'"),
+        ("body=1KiB", "out_of_range", ""),
+        ("body=1GiB", "out_of_range", ""),
+        ("headers=1KiB", "wrong_value", ""),
+        ("headers=1.5", "wrong_value", "must be a whole number: '1.5'"),
+        ("headers=1", "out_of_range", ""),
+        ("idle_seconds=10MiB", "wrong_value", ""),
+        ("idle_seconds=1ms", "out_of_range", "must be 0.1s to 86400s: '1ms'"),
+        ("idle_seconds=2d", "wrong_value", "must be a time such as 30s, 500ms or 2m: '2d'"),
+        ("idle_seconds=" + "9" * 99, "wrong_value", ""),
+    ],
+)
+def test_parse_limit_invalid_value_is_refused(text: str, reason: str, message: str) -> None:
+    """The reasons differ; the error states the allowed values and quotes the value."""
+    with raises(UsageError, reason, start=message) as caught:
+        parse_limit(text)
+    assert str(caught.value).isprintable()

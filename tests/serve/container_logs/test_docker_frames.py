@@ -40,13 +40,6 @@ def test_split_frames_of_dockerd_sample() -> None:
     assert split_pieces(FrameSplitter(), [SAMPLE]) == FRAMES
 
 
-@pytest.mark.parametrize("size", range(1, len(SAMPLE)))
-def test_split_frames_any_piece_size(size: int) -> None:
-    """The size of the pieces does not change the frames."""
-    pieces = [SAMPLE[at : at + size] for at in range(0, len(SAMPLE), size)]
-    assert split_pieces(FrameSplitter(), pieces) == FRAMES
-
-
 @pytest.mark.parametrize("size", range(len(SAMPLE)))
 def test_split_frames_truncated_log(size: int) -> None:
     """Complete frames are returned; a truncated one is an error."""

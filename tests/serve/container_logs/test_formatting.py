@@ -213,18 +213,3 @@ def test_format_any_split_gives_same_text(text: str, cuts: list[int]) -> None:
     pieces = [log[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     assert format_bare(*pieces) == format_bare(log)
     assert "\x1b" not in format_bare(log)
-
-
-@given(st.lists(st.binary(min_size=1)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_format_any_bytes_give_utf8(pieces: list[bytes], options: tuple[bool, bool, bool]) -> None:
-    """Arbitrary bytes give UTF-8, and JSON if wrapped."""
-    text, is_bare, ansi = options
-    frames = [Frame("stdout", piece) for piece in pieces]
-    log = format_log(*frames, text=text, bare=is_bare, ansi=ansi).decode("utf-8")
-    if not is_bare:
-        messages = [json.loads(line)["message"] for line in log.split("\n")[:-1]]
-        whole = b"".join(pieces)
-        if text:
-            assert "".join(messages) == whole.decode("utf-8", "replace")
-        else:
-            assert b"".join(map(base64.b64decode, messages)) == whole

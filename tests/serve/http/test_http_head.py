@@ -6,15 +6,12 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
-from attestkit.serve.http.request_checks import KEPT, head_size, without_upgrade
 from tests.serve.http.test_protocol import RecordingTransport
 from tests.untyped import untyped
 
@@ -114,29 +111,3 @@ def test_pipelined_requests_in_one_packet_are_answered(size: int) -> None:
     asked, answered = parse_requests([(PLAIN % size + body) * 3])
     assert asked == [("POST", "/a", body)] * 3
     assert len(re.findall(rb"HTTP/1\.1 200", answered)) == 3
-
-
-@given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"\r\n\r"]), max_size=12), st.data())
-def test_head_size_any_split(parts: list[bytes], data: st.DataObject) -> None:
-    """The head ends at the first empty line, however the bytes are split."""
-    whole = b"G" + b"".join(parts)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
-    found, tail = 0, b""
-    for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
-        piece = whole[start:end]
-        size = head_size(tail, piece)
-        found += size
-        if b"\r\n\r\n" in tail + piece:
-            break  # the parser reports it
-        assert size == len(piece)
-        tail = (tail + piece)[-KEPT:]
-    at = whole.find(b"\r\n\r\n")
-    assert found == (len(whole) if at < 0 else at + 4)
-
-
-def test_without_upgrade_keeps_length() -> None:
-    """The header's name is replaced by one of equal length."""
-    head = b"GET / HTTP/1.1\r\nUPGRADE: h2c\r\nupgrade: x\r\nA: upgrade:\r\n\r\n"
-    changed = without_upgrade(head)
-    assert len(changed) == len(head)
-    assert changed.lower().count(b"upgrade") == 1

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 from asyncio import StreamReader, StreamWriter
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,10 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.http import server
 from attestkit.serve.http.asgi import App, Receive, Scope, Send
 from attestkit.serve.http.server import Listener
+from attestkit.serve.http.views import ENDLESS
 from tests.serve import client
 from tests.serve.http.listening import GET, Connect, echo, exchange, refusal, response, run, serving
-from tests.serve.server import ROOT, running_server
+from tests.serve.server import ROOT, Server
 
 
 def test_each_listener_serves_its_application() -> None:
@@ -43,30 +45,6 @@ def test_each_listener_serves_its_application() -> None:
             assert found == b"abc"
 
     uvloop.run(main())
-
-
-def test_connection_is_persistent() -> None:
-    """Several requests share a connection; no header names the HTTP library."""
-
-    async def test(reader: StreamReader, writer: StreamWriter) -> None:
-        for _ in range(3):
-            writer.write(GET)
-            status, headers, body = await response(reader)
-            assert (status, body) == (200, b"/path 0")
-            assert "date" in headers
-            assert "server" not in headers
-
-    exchange(test)
-
-
-def test_pipelined_requests_are_answered_in_order() -> None:
-    """Pipelined requests are answered in order."""
-
-    async def test(reader: StreamReader, writer: StreamWriter) -> None:
-        writer.write(b"".join(GET.replace(b"path", b"%d" % n) for n in range(20)))
-        assert [(await response(reader))[2] for _ in range(20)] == [b"/%d 0" % n for n in range(20)]
-
-    exchange(test)
 
 
 @pytest.mark.parametrize("step", [1 << 20, 1000])
@@ -256,15 +234,73 @@ def test_application_error_is_logged_not_returned(
     assert logged == [("uvicorn.error", "ERROR")]
 
 
+# -- responses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("between", [0, 2])
+def test_malformed_request_waits_for_earlier_responses(second: bytes, between: int) -> None:
+    """Earlier requests are answered before a malformed one ends the connection."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def test(reader: StreamReader, writer: StreamWriter) -> None:
+        writer.write(GET * (1 + between) + second)
+        for _ in range(1 + between):
+            assert (await response(reader))[::2] == (200, b"/path 0")
+        assert await reader.read() == b""
+
+    exchange(test, slow)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("behind", [b"", GET])
+@pytest.mark.parametrize("reset", [False, True])
+def test_endless_response_ends_with_client(*, begun: bool, behind: bytes, reset: bool) -> None:
+    """An endless response ends when its client closes or resets the connection."""
+    ended = asyncio.Event()
+    started = asyncio.Event()
+
+    async def endless(_scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        if not begun:
+            await asyncio.sleep(0.1)  # the client goes before the answer begins
+        start = {"type": "http.response.start", "status": 200, "headers": [], ENDLESS: True}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET + behind)
+        await started.wait()
+        if begun:
+            await reader.readuntil(b"\r\n\r\n")
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort() if reset else writer.close()
+        await ended.wait()
+
+    run(test, endless)
+
+
 # -- uvicorn ---------------------------------------------------------------------------------------
 
 
-def test_uvicorn_honours_connection_close() -> None:
+def test_uvicorn_honours_connection_close(dev_server: Server) -> None:
     """The response to `Connection: close` closes the connection in every supported version."""
-    with (
-        running_server("--limit", "idle_seconds=1h") as running,
-        client.connect(running.url) as connection,
-    ):
+    with client.connect(dev_server.url) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         head, _, _ = connection.makefile("rb").read().partition(b"\r\n\r\n")
     assert b"connection: close" in head.split(b"\r\n")

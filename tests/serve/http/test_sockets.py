@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.client import Connection, call
-from tests.serve.server import PATIENCE, command, environment, refusal, running_server
+from tests.serve.server import Server, command, environment, refusal, run_program, running_server
 
 
 def read_mode(path: str | Path) -> int:
@@ -49,6 +49,7 @@ def test_default_folder_is_private(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_serve_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None:
     """Without /proc only --socket-mode and --socket-group fail."""
     with running_server(folder=folder, prefix=without_proc) as server:
@@ -56,14 +57,7 @@ def test_serve_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None
         assert call(server.dstack, "Version").status == 200
     options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
     for more in (("--socket-mode", "660"), ("--socket-group", "65534")):
-        done = subprocess.run(
-            [*without_proc, *command(*options, *more)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = run_program([*without_proc, *command(*options, *more)], env=environment())
         assert (done.returncode, done.stdout) == (1, "")
         assert f"{folder}/dstack.sock: cannot set " in done.stderr
         assert "/proc is not mounted" in done.stderr
@@ -72,25 +66,11 @@ def test_serve_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None
 def test_serve_without_options(folder: Path) -> None:
     """The simulator is selected, in ./.attestkit or $XDG_RUNTIME_DIR."""
     (folder / "run").mkdir(mode=0o755)
-    environ = environment(XDG_RUNTIME_DIR=str(folder / "run"), HOME=str(folder / "home"))
-    with running_server(
-        "--backend", "auto", "--state-dir", "state", folder=folder, environ=environ
-    ):
-        pass  # with --dir; the next without
-    options = ("--http", "127.0.0.1:0")
-    wrong = [*options, "--seed", "not hex"]
+    wrong = ("--http", "127.0.0.1:0", "--seed", "not hex")
     assert "--seed" in refusal(*wrong, folder=folder, code=1, XDG_RUNTIME_DIR=str(folder / "run"))
     assert read_mode(folder / "run" / "attestkit") == 0o700
     assert "--seed" in refusal(*wrong, folder=folder, code=1)
     assert read_mode(folder / ".attestkit") == 0o700
-
-
-def test_existing_folder_is_unchanged(folder: Path) -> None:
-    """An existing folder keeps its mode and gets no .gitignore."""
-    folder.chmod(0o755)
-    with running_server(folder=folder):
-        assert read_mode(folder) == 0o755
-        assert not (folder / ".gitignore").exists()
 
 
 def test_existing_default_folder_becomes_private(folder: Path) -> None:
@@ -110,31 +90,20 @@ def test_socket_mode_and_group(folder: Path) -> None:
             assert Path(path).stat().st_gid == int(group)
 
 
-def test_second_server_in_folder_is_refused(folder: Path) -> None:
+def test_second_server_in_folder_is_refused(dev_server: Server) -> None:
     """The second server of a folder fails and does not disturb the first."""
-    with running_server(folder=folder) as server:
-        line = refusal("--dir", str(folder), "--http", "none", folder=folder, code=3)
-        assert str(folder) in line
-        assert str(server.process.pid) in line
-        assert call(server.dstack, "Version").status == 200
+    folder = dev_server.folder
+    line = refusal("--dir", str(folder), "--http", "none", folder=folder, code=3)
+    assert str(folder) in line
+    assert str(dev_server.process.pid) in line
+    assert call(dev_server.dstack, "Version").status == 200
 
 
-def test_live_socket_is_not_replaced(folder: Path) -> None:
+def test_live_socket_is_not_replaced(dev_server: Server, folder: Path) -> None:
     """A socket that accepts connections is not replaced, even in another folder."""
-    other = folder / "other"
-    with running_server(folder=folder) as server:
-        options = ("--dir", str(other), "--socket", server.dstack, "--http", "none")
-        assert server.dstack in refusal(*options, folder=folder, code=3)
-        assert call(server.dstack, "Version").status == 200
-
-
-def test_stale_sockets_are_replaced(folder: Path) -> None:
-    """Sockets and lock of a killed server do not prevent the next start."""
-    with running_server(folder=folder) as server:
-        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-    assert (folder / "dstack.sock").is_socket()
-    with running_server(folder=folder) as server:
-        assert call(server.dstack, "Version").status == 200
+    options = ("--dir", str(folder), "--socket", dev_server.dstack, "--http", "none")
+    assert dev_server.dstack in refusal(*options, folder=folder, code=3)
+    assert call(dev_server.dstack, "Version").status == 200
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
@@ -173,8 +142,14 @@ def test_long_socket_path_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_gracefully(folder: Path, number: int) -> None:
-    """The exit code is 0, the sockets are removed, and nothing is logged."""
+    """The exit code is 0, the sockets are removed, and nothing is logged.
+
+    An existing folder keeps its mode and gets no .gitignore.
+    """
+    folder.chmod(0o755)
     with running_server(folder=folder) as server:
+        assert read_mode(folder) == 0o755
+        assert not (folder / ".gitignore").exists()
         said = server.log()
         connection = Connection(server.dstack)
         connection.call("Version")  # idle, so it does not delay shutdown

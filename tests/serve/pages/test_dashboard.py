@@ -18,7 +18,7 @@ from attestkit.serve.pages.event_timeline import FIRST, LAST
 from attestkit.serve.rpc.messages import AppInfo
 from attestkit.serve.services.context import AppIdentity, Guest
 from tests.serve.asgi import Client
-from tests.serve.guests import NOW, Blocking, Broken, GuestClient, MakeGuest
+from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
 from tests.untyped import untyped
 
@@ -86,25 +86,6 @@ def test_page_shows_registers_and_events(dstack: Client, external: Client) -> No
     assert '{"name":"none","id":""}' in shown
 
 
-def test_page_shows_new_event_immediately(dstack: Client, external: Client) -> None:
-    """A new event and the new register value are in the next page."""
-    before = read_page(external)
-    payload = json.dumps({"rev": 12}).encode()
-    assert dstack.post("/EmitEvent", {"event": "reloaded", "payload": payload.hex()}).status == 200
-    after = read_page(external)
-    assert "reloaded" not in before.text
-    assert "reloaded" in after.text
-    assert payload.decode() in after.text
-    assert before.rows["RTMR3"] != after.rows["RTMR3"]
-    assert before.rows["RTMR2"] == after.rows["RTMR2"]
-
-
-def test_page_on_blocking_device(guest_client: GuestClient) -> None:
-    """The page is the same on a blocking device."""
-    page = read_page(guest_client("external", backend=Blocking))
-    assert page.rows["App Name"] == "an app"
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_values_are_escaped(
     page_client: PageClient, make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
@@ -125,7 +106,9 @@ def test_values_are_escaped(
     assert set(emitted.tags) == set(usual.tags)
     assert emitted.attributes == usual.attributes
     engine = Engine(fault=BackendUnavailableError(name, reason="missing"))
-    assert name in read_page(create_client(guest, engine, loop)).section("Deployed Containers")
+    shown = read_page(create_client(guest, engine, loop)).section("Deployed Containers")
+    assert "The container engine is unavailable." in shown
+    assert name in shown
 
 
 def test_bidi_controls_are_escaped(page_client: PageClient) -> None:
@@ -153,13 +136,6 @@ def test_hidden_measurements_are_not_linked(
     assert "textarea" not in page.tags
     assert "Timeline" not in page.text
     assert "system-ready" not in page.text
-
-
-def test_page_without_evidence_is_500(guest_client: GuestClient) -> None:
-    """If the platform fails, the page is a 500 with a JSON error."""
-    response = guest_client("external", backend=Broken).get("/")
-    assert response.status == 500
-    assert response.error().startswith("Failed to get worker info: Failed to get attestation: ")
 
 
 def test_page_without_figures_is_500(
@@ -236,6 +212,8 @@ def test_figures_are_hidden_by_default(external: Client) -> None:
     page = read_page(external)
     assert "Memory Usage" not in page.rows
     assert "/metrics" not in page.links
+    response = external.get("/metrics")
+    assert (response.status, response.error()) == (404, "No such path: /metrics")
 
 
 def test_containers_are_listed(page_client: PageClient) -> None:
@@ -281,18 +259,6 @@ def test_empty_container_list_is_stated(page_client: PageClient) -> None:
     assert "No containers." in page.text
 
 
-def test_unreachable_engine_is_reported(page_client: PageClient) -> None:
-    """The page shows the engine's error and everything else."""
-    engine = Engine(
-        fault=BackendUnavailableError("no engine at /var/run/docker.sock", reason="missing")
-    )
-    page = read_page(page_client(engine))
-    assert page.table == []
-    assert "The container engine is unavailable." in page.text
-    assert "no engine at /var/run/docker.sock" in page.text
-    assert page.rows["App Name"] == "an app"
-
-
 def test_hanging_engine_is_reported(
     page_client: PageClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,10 +296,10 @@ def test_many_containers_are_truncated(page_client: PageClient) -> None:
 
 
 def test_long_log_is_truncated(make_guest: MakeGuest, guest_client: GuestClient) -> None:
-    """The page of a log with 10,000 events stays below 500 kB."""
+    """The page of a long log stays below 500 kB."""
     guest = make_guest()
     client = guest_client("external", guest)
-    for index in range(10_000):
+    for index in range(2_000):
         guest.attester.emit_event(f"event-{index}", b"some data")
     guest.attester.emit_event("name" * 1000, bytes(1_000_000))
     response = client.get("/")
@@ -343,8 +309,8 @@ def test_long_log_is_truncated(make_guest: MakeGuest, guest_client: GuestClient)
     assert f"The first {FIRST} and the last {LAST} of {events:,} events." in page.text
     assert f"{events - FIRST - LAST:,} more events are not shown here" in page.text
     assert "event-90" in page.text
-    assert "event-5000" not in page.text
-    assert "event-9990" in page.text
+    assert "event-1000" not in page.text
+    assert "event-1990" in page.text
     assert "The first 131,072 of " in page.text
     whole = json.loads(client.get("/prpc/Worker.Info").body)
     assert len(json.loads(whole["tcb_info"])["event_log"]) > events
@@ -353,13 +319,9 @@ def test_long_log_is_truncated(make_guest: MakeGuest, guest_client: GuestClient)
 @pytest.mark.parametrize(
     ("size", "text"),
     [
-        (0, "0.00 B"),
         (1023, "1023.00 B"),
-        (1024, "1.00 KB"),
         (1536, "1.50 KB"),
         (1024**2 - 1, "1024.00 KB"),
-        (25276502016, "23.54 GB"),
-        (5 * 1024**4, "5.00 TB"),
         (1024**7, "1024.00 EB"),
     ],
 )

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.backends.simulator import Simulator
@@ -17,7 +17,7 @@ from tests.serve.asgi import Client
 
 FIRMWARE = EventLog.parse(Simulator(seed=bytes(32)).read_event_log())
 NAMES = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda name: ":" not in name)
-EVENTS = st.lists(st.builds(runtime_event, NAMES, st.binary(), st.just(1)))
+EVENTS = st.lists(st.builds(runtime_event, NAMES, st.binary(), st.sampled_from([1, 2])))
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def check_text(text: EscapedText, style: Style, log: EventLog) -> None:
 
 @pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
 @given(steps=st.lists(EVENTS, max_size=4), firmware=st.booleans())
+@settings(max_examples=30)
 def test_incremental_text_equals_full_text(
     style: Style, steps: list[list[Event]], *, firmware: bool
 ) -> None:
@@ -57,29 +58,6 @@ def test_incremental_text_equals_full_text(
     for events in steps:
         log = log.with_runtime(events)
         check_text(text.of(log), style, log)
-
-
-@pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
-@pytest.mark.parametrize("version", [1, 2])
-def test_text_escapes_special_characters(style: Style, version: int) -> None:
-    """Control characters, quotes, non-ASCII and non-BMP characters are escaped."""
-    name = "".join(map(chr, range(32))) + '"\\/\x7f\x80é\u2028\u2200\U0001f511'
-    log = EventLog([runtime_event(name, b"\0\xff", version)])
-    check_text(EventLogJson(style).of(log), style, log)
-
-
-@pytest.mark.parametrize("style", [COMPACT, INDENTED], ids=["compact", "indented"])
-def test_each_event_is_encoded_once(style: Style, written: list[Event]) -> None:
-    """Only new events are encoded."""
-    log = FIRMWARE.with_runtime([runtime_event(f"e{at}", b"") for at in range(500)])
-    text = EventLogJson(style)
-    first = text.of(log)
-    assert len(written) == len(log.events)
-    assert text.of(log) is first
-    event = runtime_event("more", b"")
-    written.clear()
-    text.of(log.with_runtime([event]))
-    assert written == [event]
 
 
 def test_changed_log_is_encoded_again(written: list[Event]) -> None:
@@ -110,17 +88,6 @@ def test_growing_text_has_few_pieces() -> None:
     for count in range(201):
         small_text = small.of(EventLog(many.events[:count]))
     assert len(small_text.pieces) == 1
-
-
-def test_responses_share_event_log_text(guest: Guest) -> None:
-    """Responses share the log's JSON until an event is emitted."""
-    first, second = (guest.quote_response(bytes([number])) for number in (1, 2))
-    assert second.json[1] is first.json[1]
-    assert b'"event_log":"[' in first.json[1]
-    assert second.json[1].endswith(b']","report_data":"')
-    guest.attester.emit_event("more", b"")
-    third = guest.quote_response(b"")
-    assert third.message.event_log != first.message.event_log == second.message.event_log
 
 
 def test_new_event_is_encoded_once_per_style(

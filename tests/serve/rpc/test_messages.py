@@ -57,7 +57,7 @@ def test_fields_match_api(name: str) -> None:
 
 def test_every_message_is_in_api() -> None:
     """No message is missing in the table."""
-    known = {name for name in messages.__all__ if name.endswith(("Args", "Request", "Response"))}
+    known = {name for name in vars(messages) if name.endswith(("Args", "Request", "Response"))}
     assert known | {"AppInfo", "WorkerVersion"} == set(SCHEMA)
 
 
@@ -81,15 +81,12 @@ def test_only_empty_attestation_is_omitted() -> None:
     assert omitted == [("GetQuoteResponse", "attestation")]
 
 
-@pytest.mark.parametrize(
-    ("message", "secret"),
-    [
-        (messages.GetKeyResponse(b"secret"), "secret"),
-        (messages.DeriveK256KeyResponse(b"secret"), "secret"),
-        (messages.GetTlsKeyResponse("secret", ("a",)), "secret"),
-    ],
-)
-def test_repr_hides_keys(message: object, secret: str) -> None:
+def test_repr_hides_keys() -> None:
     """The repr of a message contains no key."""
-    assert secret not in repr(message)
-    assert secret not in str(message)
+    for message in (
+        messages.GetKeyResponse(b"secret"),
+        messages.DeriveK256KeyResponse(b"secret"),
+        messages.GetTlsKeyResponse("secret", ("a",)),
+    ):
+        assert "secret" not in repr(message)
+        assert "secret" not in str(message)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit.serve.server_log.access_log import AccessLog
@@ -110,42 +110,28 @@ def test_query_is_not_logged(json_form: bool) -> None:
     assert "/GetKey" in line
 
 
+def damaged(path: bytes) -> "example":
+    """Return an example of a request with untrusted bytes everywhere."""
+    return example(path=path, client='"\n\x1b\udc80', verb='G"\n')
+
+
 @pytest.mark.parametrize("json_form", [False, True])
-def test_untrusted_bytes_are_escaped(json_form: bool) -> None:
+@given(path=st.binary(max_size=600), client=st.text(max_size=80), verb=st.text(max_size=80))
+@damaged(b'/x" 200 0 0.000000 -\r\n127.0.0.1 forged')
+@damaged(b"/\x1b[2J\x00\x7f\x9b\xe2\x80\xae")
+@damaged(b"/\\" * 300)
+@damaged(b"/" + b"\xff" * 40_000)
+def test_untrusted_bytes_are_escaped(path: bytes, client: str, verb: str, json_form: bool) -> None:
     """Untrusted bytes cannot end the line or its quotes; a long path is truncated."""
-    for path in (
-        b'/x" 200 0 0.000000 -\r\n127.0.0.1 forged',
-        b"/\x1b[2J\x00\x7f\x9b\xe2\x80\xae",
-        b"/\\" * 300,
-        b"/" + b"\xff" * 40_000,
-    ):
-        line = format_request(path, json_form=json_form, verb='G"\n', client='"\n\x1b\udc80')
-        assert line.isprintable()
-        assert len(line) < LONGEST_LINE
-        if json_form:
-            assert json.loads(line)["status"] == 200
-        else:
-            found = COMMON.fullmatch(line)
-            assert found is not None
-            assert found[6] == "200"
-            assert found[9] == "ab12-f"
-
-
-@given(
-    path=st.binary(max_size=600),
-    client=st.text(max_size=80),
-    verb=st.text(max_size=80),
-    json_form=st.booleans(),
-)
-def test_any_request_is_one_line(path: bytes, client: str, verb: str, json_form: bool) -> None:
-    """An arbitrary request gives one parseable line."""
     line = format_request(path, client=client.replace(" ", "_"), verb=verb, json_form=json_form)
     assert line.isprintable()
     assert len(line) < LONGEST_LINE
     if json_form:
         assert json.loads(line)["status"] == 200
     else:
-        assert COMMON.fullmatch(line)
+        found = COMMON.fullmatch(line)
+        assert found is not None
+        assert (found[6], found[9]) == ("200", "ab12-f")
 
 
 def record_request(log: AccessLog, n: int = 0) -> None:
@@ -219,21 +205,3 @@ def test_blocked_reader_drops_lines_without_delay(captured: CapturedLog) -> None
     dropped = f"{lost} log lines were dropped: the reader is too slow"
     lines = captured.read_lines()
     assert lines == [f"WARNING attestkit.serve: {dropped}", "WARNING attestkit.serve: after"]
-
-
-def test_record_costs_less_than_2_us() -> None:
-    """Recording a request takes well under the time that the loop needs for it."""
-
-    async def main() -> float:
-        log, _ = create_access_log()
-        record_request(log)
-        best = 1.0
-        for _ in range(50):
-            log.flush()
-            begin = time.perf_counter()
-            for _ in range(900):
-                log.record("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-1")
-            best = min(best, (time.perf_counter() - begin) / 900)
-        return best
-
-    assert asyncio.run(main()) < 2e-6  # measured: 0.15 us

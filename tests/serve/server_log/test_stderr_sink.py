@@ -47,16 +47,6 @@ def read_all(reader: int) -> bytes:
     return found
 
 
-def test_write_keeps_lines(pipe: tuple[int, int]) -> None:
-    """Lines are written unchanged."""
-    reader, writer = pipe
-    sink = StderrSink(writer, format_dropped)
-    sink.write([])
-    sink.write([b"one\n", b"two\n"])
-    sink.write([b"three\n"])
-    assert read_all(reader) == b"one\ntwo\nthree\n"
-
-
 def test_write_full_pipe_drops_and_reports(pipe: tuple[int, int]) -> None:
     """Lines are dropped without delay when the pipe is full; the number is reported later."""
     reader, writer = pipe
@@ -116,15 +106,6 @@ def test_write_failure_drops(pipe: tuple[int, int]) -> None:
             for _ in range(3):
                 sink.write([LINE], patience=30.0)
             assert sink.dropped == 3
-
-
-def test_write_file_appends(tmp_path: Path) -> None:
-    """A batch is appended to a file."""
-    path = tmp_path / "log"
-    path.write_bytes(b"before\n")
-    with path.open("ab", buffering=0) as file:
-        StderrSink(file.fileno(), format_dropped).write([LINE] * 2000)
-    assert path.read_bytes() == b"before\n" + LINE * 2000
 
 
 def test_write_socket() -> None:

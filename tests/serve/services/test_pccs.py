@@ -4,36 +4,25 @@ import asyncio
 import json
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import dcap_qvl
-import httpx
 import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.scenarios.config import QuoteConfig, Scenario
 from attestkit.collateral import Collateral
-from attestkit.errors import UsageError
 from attestkit.quote import Quote
-from attestkit.serve.config.agent_settings import decide_settings
-from attestkit.serve.config.command_line import Options
-from attestkit.serve.config.option_values import Address
-from attestkit.serve.listener_apps import collateral_app
 from attestkit.serve.services.pccs import PccsApp, make_pccs
-from tests.raising import raises
 from tests.serve.asgi import Client
-from tests.serve.client import call
-from tests.serve.server import SEED, Server, refusal, running_server
+from tests.serve.server import SEED, Server, refusal, run_program, running_server
 from tests.thorough import slow
-from tests.untyped import untyped
 
 SUFFIXES: Final = (
     *("", "/", "/sgx/certification/v4", "/sgx/certification/v4/"),
@@ -58,11 +47,6 @@ def simulator() -> Simulator:
 def current_time() -> int:
     """Return the current Unix time."""
     return int(datetime.now(timezone.utc).timestamp())
-
-
-def request(server: Server, target: str, verb: str = "GET") -> httpx.Response:
-    """Return the response to one request."""
-    return httpx.request(verb, server.ready["pccs"] + target, timeout=10, trust_env=False)
 
 
 def test_pccs_url_is_printed(server: Server) -> None:
@@ -101,25 +85,17 @@ def test_pccs_dcap_qvl_client_verifies(server: Server, simulator: Simulator, suf
     assert replace(fetched, pck_certificate_chain=None) in (before, simulator.collateral())
 
 
-def run_javascript_client(
-    url: str, quote: bytes, root: bytes
-) -> "subprocess.CompletedProcess[str]":
-    """Run @phala/dcap-qvl's client: fetch, then verify."""
+def run_javascript_client(url: str, quote: bytes, root: bytes) -> str:
+    """Run @phala/dcap-qvl's client: fetch, then verify; return the TCB status."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
         pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
     asked = {"url": url, "quote": quote.hex(), "root": root.hex(), "now": current_time()}
-    return subprocess.run(
-        [node, "fetch.mjs"],
-        cwd=JS,
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program([node, "fetch.mjs"], cwd=JS, input=json.dumps(asked), timeout=120)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["status"])
 
 
 @pytest.mark.parametrize(
@@ -141,57 +117,8 @@ def test_pccs_javascript_client_verifies(
     """
     scenario = Scenario(quote=QuoteConfig(certification_type=kind))
     raw = Simulator(seed=bytes.fromhex(SEED), scenario=scenario).get_quote(bytes(64))
-    done = run_javascript_client(server.ready["pccs"] + suffix, raw, simulator.trust_anchor)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["status"] == "UpToDate"
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("tcb-OutOfDate", "OutOfDate"),
-        ("ok-second-platform", "UpToDate"),
-        ("pck-revoked", "revoked"),
-        ("collateral-expired", "expired"),
-    ],
-)
-def test_pccs_scenario_determines_clients_result(name: str, expected: str) -> None:
-    """Both clients report the scenario's TCB status or error."""
-    with running_server("--pccs", "127.0.0.1:0", "--scenario", name) as server:
-        url = server.ready["pccs"]
-        raw = bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"])
-        anchor = Simulator(seed=bytes.fromhex(SEED), scenario=name).trust_anchor
-
-        async def fetch() -> Any:
-            return await dcap_qvl.get_collateral(url, raw)
-
-        theirs = asyncio.run(fetch())
-        try:
-            python = dcap_qvl.verify_with_root_ca(raw, theirs, anchor, current_time()).status
-        except ValueError as error:
-            python = str(error)
-        assert expected.lower() in python.lower()
-        done = run_javascript_client(url, raw, anchor)
-        assert expected.lower() in (done.stdout or done.stderr).lower()
-
-
-def test_pccs_response_headers(server: Server) -> None:
-    """Version, Content-Length, type and Server header are set; Transfer-Encoding is not."""
-    response = request(server, "/sgx/certification/v4/rootcacrl")
-    assert (response.status_code, response.http_version) == (200, "HTTP/1.1")
-    assert response.headers["Content-Length"] == str(len(response.content))
-    assert response.headers["Content-Type"] == "application/pkix-crl"
-    assert "Transfer-Encoding" not in response.headers
-    assert "simulator" in response.headers["Server"].lower()
-    assert request(server, "/nothing").status_code == 404
-    assert request(server, "/tdx/certification/v4/tcb").status_code == 400
-
-
-@pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "HEAD"])
-def test_pccs_other_method_is_405(server: Server, verb: str) -> None:
-    """Methods other than GET are refused on every path."""
-    response = request(server, "/sgx/certification/v4/rootcacrl", verb)
-    assert (response.status_code, response.headers["Allow"]) == (405, "GET")
+    url = server.ready["pccs"] + suffix
+    assert run_javascript_client(url, raw, simulator.trust_anchor) == "UpToDate"
 
 
 def test_pccs_internal_error_is_not_shown(
@@ -200,8 +127,8 @@ def test_pccs_internal_error_is_not_shown(
     """An exception is a 500 without its text, which is logged."""
 
     class Failing(SimulatedPccs):
-        def _root_crl(self, _: object) -> Any:
-            raise RuntimeError("a private thing")
+        def respond(self, path: str, query: str) -> Any:
+            raise RuntimeError(f"a private thing: {path}{query}")
 
     quote = Quote.parse(simulator.get_quote(bytes(64)))
     platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
@@ -214,27 +141,12 @@ def test_pccs_internal_error_is_not_shown(
 
 def test_pccs_requires_simulator(tmp_path: Path) -> None:
     """--pccs with another backend is a usage error."""
-    options = Options(backend="tdx_ioctl", pccs="127.0.0.1:0")
-    with raises(UsageError, "conflict"):
-        decide_settings(options, {"HOME": "/"}, tuple)
     expected = refusal("--backend", "tdx_ioctl", "--pccs", "127.0.0.1:0", folder=tmp_path, code=1)
     assert "--pccs: for the simulator only" in expected
 
 
-def test_pccs_other_simulated_backend_is_refused() -> None:
-    """A PCCS requires attestkit's simulator, not just a simulated backend."""
-    guest = SimpleNamespace(attester=SimpleNamespace(backend=object()))
-    with raises(UsageError, "not_applicable"):
-        collateral_app(untyped(guest))
-
-
 def test_pccs_address_option(tmp_path: Path) -> None:
-    """Off by default; errors name a malformed or occupied address."""
-    settings = decide_settings(Options(backend="simulator"), {"HOME": "/"}, tuple)
-    assert settings.addresses.pccs is None
-    for text, address in (("0.0.0.0:8081", Address("0.0.0.0", 8081)), ("none", None)):
-        given = Options(backend="simulator", pccs=text)
-        assert decide_settings(given, {"HOME": "/"}, tuple).addresses.pccs == address
+    """Errors name a malformed or occupied address."""
     expected = refusal("--backend", "simulator", "--pccs", "8081", folder=tmp_path, code=1)
     assert "--pccs: must be HOST:PORT with a port of 0 to 65535, or none: 8081" in expected
     with socket.create_server(("127.0.0.1", 0)) as taken:

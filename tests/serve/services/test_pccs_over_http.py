@@ -1,11 +1,9 @@
 """The PCCS over HTTP: responses of the vectors, scenarios, and persistent connections."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import unquote, unquote_plus
 
 import dcap_qvl
 import pytest
@@ -22,7 +20,7 @@ from attestkit.errors import CollateralError
 from attestkit.quote import Quote
 from attestkit.serve.services.pccs import PccsApp, make_pccs
 from tests.backends.simulator.simulated_cases import NOW, SEED
-from tests.dcap import judge
+from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.serve.http.listening import Connect, response, run
 from tests.vectors import load, needs_shared
 
@@ -126,43 +124,6 @@ def test_errors_keep_connection() -> None:
     run(test, create_app())
 
 
-def test_certificate_chain_headers_suit_all_clients() -> None:
-    """Chains decode identically with and without treating + as a space.
-
-    go-tdx-guest requires each header once, and nothing after the last certificate.
-    """
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        chains = []
-        for target in (
-            f"{SGX}/pckcrl?ca=processor",
-            f"{TDX}/tcb?fmspc={PKI.config.fmspc.hex()}&update=early",
-            f"{TDX}/qe/identity",
-            f"{SGX}/pckcert?qeid={PLATFORMS[1].qe_id.hex().upper()}",
-        ):
-            writer.write(encode_request(target))
-            raw = (await reader.readuntil(b"\r\n\r\n")).decode()
-            names = [line.split(":")[0].lower() for line in raw.splitlines()[1:-1]]
-            assert len(names) == len(set(names))
-            chains += re.findall(r"^\S*Chain: (\S+)\r$", raw, re.MULTILINE)
-            size = re.search(r"^content-length: (\d+)\r$", raw, re.MULTILINE)
-            assert size is not None
-            await reader.readexactly(int(size[1]))
-        assert len(chains) == 5
-        for value in chains:
-            assert re.fullmatch(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+%0A", value)
-            text = unquote(value)
-            assert text == unquote_plus(value)
-            assert text.endswith("-----END CERTIFICATE-----\n")
-            ca, root = split_pem(text)
-            assert root == PKI.root_der
-            assert ca != root
-        writer.close()
-
-    run(test, create_app())
-
-
 # -- clients -------------------------------------------------------------------------------------
 
 
@@ -228,7 +189,7 @@ def test_scenario_collateral_is_served(name: str) -> None:
         theirs = await dcap_qvl.get_collateral(url, raw)
         fetched = Collateral.from_json(theirs.to_json())
         assert replace(fetched, pck_certificate_chain=None) == simulator.collateral()
-        verdict = judge(raw, fetched, anchor, NOW)
-        assert verdict == judge(raw, simulator.collateral(), anchor, NOW)
+        verdict = verify_with_dcap_qvl(raw, fetched, anchor, NOW)
+        assert verdict == verify_with_dcap_qvl(raw, simulator.collateral(), anchor, NOW)
 
     run_with_url(test, PccsApp(make_pccs(simulator)))

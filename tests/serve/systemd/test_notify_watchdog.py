@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,24 +15,14 @@ from tests.raising import raises
 from tests.serve.server import environment, refusal, running_server
 from tests.serve.systemd.notify import FakeServiceManager
 
-
-@pytest.fixture
-def manager(folder: Path) -> Iterator[FakeServiceManager]:
-    """Return a service manager at a path."""
-    with contextlib.closing(FakeServiceManager(folder / "notify")) as manager:
-        yield manager
-
-
 # -- a whole server --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("option", "abstract"), [("--watchdog", False), ("-w", True)])
-def test_notify_lifecycle(folder: Path, option: str, *, abstract: bool) -> None:
+def test_notify_lifecycle() -> None:
     """READY=1 once, then the ready line as status, WATCHDOG=1 repeatedly, STOPPING=1."""
-    address = f"@attestkit-test-{os.getpid()}" if abstract else folder / "notify"
-    manager = FakeServiceManager(address)
+    manager = FakeServiceManager(f"@attestkit-test-{os.getpid()}")
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
-    with contextlib.closing(manager), running_server(option, environ=environ) as server:
+    with contextlib.closing(manager), running_server("-w", environ=environ) as server:
         assert manager.next() == "READY=1"
         assert manager.next() == f"STATUS={server.line.strip()}"
         assert manager.next() == "WATCHDOG=1"
@@ -45,7 +35,7 @@ def test_notify_lifecycle(folder: Path, option: str, *, abstract: bool) -> None:
 def test_watchdog_stopped_process_sends_nothing(manager: FakeServiceManager) -> None:
     """A stopped process sends no WATCHDOG=1; after SIGCONT it does again."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
-    with running_server("-w", environ=environ) as server:
+    with running_server("--watchdog", environ=environ) as server:
         while manager.next() != "WATCHDOG=1":
             pass
         server.process.send_signal(signal.SIGSTOP)
@@ -102,10 +92,11 @@ def test_watchdog_interval_is_half_of_timeout(expected: str, interval: float) ->
     assert ServiceManager.from_environ(environ).interval == interval
 
 
-def test_watchdog_invalid_pid_is_refused() -> None:
+@pytest.mark.parametrize("pid", ["me", "0"])
+def test_watchdog_invalid_pid_is_refused(pid: str) -> None:
     """A malformed $WATCHDOG_PID is refused."""
     with raises(UsageError, "wrong_value", part="$WATCHDOG_PID"):
-        ServiceManager.from_environ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "me"})
+        ServiceManager.from_environ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": pid})
 
 
 def test_notify_without_address_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -215,21 +206,11 @@ def test_watch_probes_only_first_listener(
     requests = FixedResponder(OK)
 
     async def test() -> None:
-        for _ in range(2):
-            assert await receive(manager) == "WATCHDOG=1"
+        assert await receive(manager) == "WATCHDOG=1"  # at once, whatever the interval
 
-    run_watchdog(folder, manager, test, 0.05, **{name: requests}, **others)
+    run_watchdog(folder, manager, test, 1800.0, **{name: requests}, **others)
     assert requests.requests[0].startswith(target)
     assert all(other.requests == [] for other in others.values())
-
-
-def test_watch_first_probe_is_immediate(folder: Path, manager: FakeServiceManager) -> None:
-    """The first WATCHDOG=1 is sent at once, whatever the interval."""
-
-    async def test() -> None:
-        assert await receive(manager) == "WATCHDOG=1"
-
-    run_watchdog(folder, manager, test, 1800.0, http=FixedResponder(OK))
 
 
 @pytest.mark.parametrize("response", [BROKEN, b"HTTP/1.1 404 Not Found\r\n\r\n", b"what?", None])
@@ -270,6 +251,26 @@ def test_watch_full_listener_probes_dstack_socket(
     assert len(inner.requests) >= 1
 
 
+@pytest.mark.parametrize(
+    "responders",
+    [
+        {"http": FixedResponder(FULL)},
+        {"http": FixedResponder(FULL), "dstack": FixedResponder(BROKEN)},
+        {"dstack": None},
+    ],
+)
+def test_watch_without_working_listener_fails(
+    folder: Path, manager: FakeServiceManager, responders: dict[str, FixedResponder | None]
+) -> None:
+    """WATCHDOG=1 is not sent if every listener is full, broken or missing."""
+
+    async def test() -> None:
+        for _ in range(2):
+            assert "STATUS=watchdog probe failed" in await receive(manager)
+
+    run_watchdog(folder, manager, test, 0.01, **responders)
+
+
 def test_watch_blocked_manager_does_not_block_loop(
     folder: Path, manager: FakeServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,25 +294,3 @@ def test_watch_blocked_manager_does_not_block_loop(
         assert received[-1] == "WATCHDOG=1"
 
     run_watchdog(folder, manager, test, 0.01, http=FixedResponder(OK))
-
-
-def test_watch_full_listener_without_alternative_fails(
-    folder: Path, manager: FakeServiceManager
-) -> None:
-    """WATCHDOG=1 is not sent if the only listener is full or the others fail."""
-
-    async def test() -> None:
-        assert "STATUS=watchdog probe failed" in await receive(manager)
-
-    run_watchdog(folder, manager, test, http=FixedResponder(FULL))
-    run_watchdog(folder, manager, test, http=FixedResponder(FULL), dstack=FixedResponder(BROKEN))
-
-
-def test_watch_missing_listener_fails(folder: Path, manager: FakeServiceManager) -> None:
-    """A missing listener is reported, and the watchdog continues."""
-
-    async def test() -> None:
-        for _ in range(2):
-            assert "STATUS=watchdog probe failed" in await receive(manager)
-
-    run_watchdog(folder, manager, test, 0.01, dstack=None)

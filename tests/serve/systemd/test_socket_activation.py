@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
 from attestkit.serve.systemd.socket_activation import take_sockets
@@ -200,19 +198,6 @@ def test_take_sockets_name_count_mismatch_is_refused(count: int, names: str) -> 
         take_sockets(listen_variables(count, names), ALL, first=FIRST)
 
 
-@given(st.text(), st.text(), st.text())
-def test_take_sockets_any_environment_raises_only_usage_error(
-    pid: str, count: str, names: str
-) -> None:
-    """Arbitrary variables give sockets or UsageError."""
-    environ = {"LISTEN_PID": pid, "LISTEN_FDS": count, "LISTEN_FDNAMES": names}
-    with contextlib.suppress(UsageError):
-        assert take_sockets(environ, ALL, first=FIRST) == {}
-    with contextlib.suppress(UsageError):
-        own = {**environ, "LISTEN_PID": str(os.getpid())}
-        assert take_sockets(own, ALL, first=FIRST) == {}
-
-
 # -- a whole server --------------------------------------------------------------------------------
 
 
@@ -277,16 +262,14 @@ def test_serve_restart_keeps_queued_connections(folder: Path) -> None:
             assert process.wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize(("names", "kind"), [("unit", "tcp"), ("http", "unix"), ("pccs", "tcp")])
-def test_serve_ambiguous_socket_fails_startup(folder: Path, names: str, kind: str) -> None:
+def test_serve_ambiguous_socket_fails_startup(folder: Path) -> None:
     """The error is one line, the exit code is 1, and the socket's path remains."""
     with (
-        make_socket(kind, folder) as inherited,
-        run_activated_server(folder, names, (inherited,)) as process,
+        make_socket("unix", folder) as inherited,
+        run_activated_server(folder, "http", (inherited,)) as process,
     ):
         output, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, output) == (1, "")
-        assert errors.startswith(f"attestkit serve: inherited descriptor 3 ({names!r}): ")
+        assert errors.startswith("attestkit serve: inherited descriptor 3 ('http'): ")
         assert errors.count("\n") == 1
-        if kind == "unix":
-            assert Path(inherited.getsockname()).is_socket()
+        assert Path(inherited.getsockname()).is_socket()

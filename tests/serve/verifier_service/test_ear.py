@@ -63,9 +63,7 @@ def post_evidence(client: Client, query: str, headers: dict[str, str] | None = N
     ("query", "accept", "encoding"),
     [
         ("", None, "jwt"),
-        ("", "*/*", "jwt"),
         ("", "application/json", "jwt"),
-        ("", "application/eat+jwt", "jwt"),
         ("", "application/eat+cwt", "cose"),
         ("", "Application/EAT+CWT;q=1, application/eat+jwt;q=0.5", "cose"),
         ("", "application/eat+jwt, application/eat+cwt", "jwt"),
@@ -75,7 +73,6 @@ def post_evidence(client: Client, query: str, headers: dict[str, str] | None = N
         ("", "application/eat+cwt;q=0", "jwt"),
         ("", "application/eat+cwt ; q=0.000 , */*", "jwt"),
         ("", "application/eat+jwt;q=0, application/eat+cwt;q=0.1", "cose"),
-        ("", "text/html,application/eat+cwt", "cose"),
         ("&encoding=cose", None, "cose"),
         ("&encoding=jwt", "application/eat+cwt", "jwt"),
     ],
@@ -157,7 +154,6 @@ def test_ear_without_key_is_refused_before_verification(make_client: MakeClient)
     [
         "format=",
         "format=EAR",
-        "format=jwt",
         "format=ear&format=ear",
         "format=ear&encoding=cbor",
         "format=ear&encoding=jwt&encoding=jwt",
@@ -166,15 +162,12 @@ def test_ear_without_key_is_refused_before_verification(make_client: MakeClient)
         "format=ear&nonce=" + "00" * 65,
         "format=ear&nonce=0x0011223344556677",
         "format=ear&nonce=00+11+22+33+44+55+66+77",
-        "format=ear&nonce=%ff%00",
         "format=ear&nonce=" + "00" * 8 + "&nonce=" + "00" * 8,
-        "format=ear&x=" + "x" * 1012,
         "x" * 1025 + "&format=json",
         "x" * 1025 + "&form%61t=ear",
         "nonce=" + "00" * 8,  # it would not be compared
         "format=json&nonce=" + "00" * 8,
         "encoding=jwt",
-        "FORMAT=ear",
         "format=ear&Nonce=" + "00" * 8,
     ],
 )

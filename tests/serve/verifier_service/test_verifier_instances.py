@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve import server as servers
-from tests.serve.server import PATIENCE, ROOT, Server, environment, ready_server, running_server
+from tests.serve.server import PATIENCE, ROOT, Server, running_server
+from tests.serve.verifier_service.test_verifier_service import running_verifier
 from tests.serve.verifier_service.verifying_load import (
     Load,
     create_cases,
@@ -45,22 +44,7 @@ def verifier_options(agent: Server, cache: Path) -> tuple[str, ...]:
     """Return the options of a verifier that trusts an agent and fetches from its PCCS."""
     anchor = str(agent.folder / "trust-anchor.pem")
     fetching = ("--verifier-pccs", agent.ready["pccs"], "--verifier-cache", str(cache))
-    return ("--backend", "none", "--trust-anchor", anchor, *fetching)
-
-
-@contextlib.contextmanager
-def run_verifier(port: int, *verifier_options: str) -> Iterator[Server]:
-    """Run a verifier service at a port; 0 selects a free one."""
-    words = servers.command("--verifier", f"127.0.0.1:{port}", *verifier_options)
-    with tempfile.TemporaryDirectory(prefix="ak") as folder:
-        with ready_server(words, Path(folder), environment()) as server:
-            try:
-                yield server
-            finally:
-                server.process.send_signal(signal.SIGCONT)
-                server.process.terminate()
-                server.process.wait(PATIENCE)
-        server.check_log()
+    return ("--trust-anchor", anchor, *fetching)
 
 
 def read_port(server: Server) -> int:
@@ -122,7 +106,7 @@ def test_killed_instance_fails_only_its_requests(agent: Server, tmp_path: Path) 
     """According to the proxy's log, only requests on the killed verifier failed."""
     with contextlib.ExitStack() as stack:
         given = verifier_options(agent, tmp_path / "cache")
-        three = [stack.enter_context(run_verifier(0, *given)) for _ in range(3)]
+        three = [stack.enter_context(running_verifier(*given)) for _ in range(3)]
         ports = [read_port(server) for server in three]
         front = stack.enter_context(run_proxy(ports, tmp_path))
         with Load(front.url, create_cases(agent), CLIENTS) as load:
@@ -136,7 +120,7 @@ def test_killed_instance_fails_only_its_requests(agent: Server, tmp_path: Path) 
             three[0].process.wait(PATIENCE)
             load.wait_for_requests(150)
             before = len(front.read_responses())
-            stack.enter_context(run_verifier(ports[0], *given))
+            stack.enter_context(running_verifier(*given, port=ports[0]))
 
             def is_used_again() -> bool:
                 later = front.read_responses()[before:]
@@ -164,7 +148,7 @@ def test_killed_worker_fails_only_its_requests(agent: Server, tmp_path: Path) ->
     """The other workers serve the shared queue, and the replacement answers correctly."""
     with contextlib.ExitStack() as stack:
         given = (*verifier_options(agent, tmp_path / "cache"), "--workers", "3")
-        supervisor = stack.enter_context(run_verifier(0, *given))
+        supervisor = stack.enter_context(running_verifier(*given))
         port, workers = read_port(supervisor), list_child_processes(supervisor.process.pid)
         assert len(workers) == 3
         cases = create_cases(agent)

@@ -3,22 +3,25 @@
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.serve.verifier_service.response import VerifyRequest, WrongTypeError
+from attestkit.serve.verifier_service.response import VerificationRequest, WrongTypeError
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"{}", VerifyRequest()),
-        (b'{"attestation":null,"quote":null,"debug":null}', VerifyRequest()),
-        (b'{"attestation":""}', VerifyRequest(b"")),
-        (b'{"quote":"00fF","vm_config":"{}"}', VerifyRequest(quote=b"\0\xff", vm_config="{}")),
-        (b'{"debug":true,"unknown":{"a":[1]}}', VerifyRequest(debug=True)),
+        (b"{}", VerificationRequest()),
+        (b'{"attestation":null,"quote":null,"debug":null}', VerificationRequest()),
+        (b'{"attestation":""}', VerificationRequest(b"")),
+        (
+            b'{"quote":"00fF","vm_config":"{}"}',
+            VerificationRequest(quote=b"\0\xff", vm_config="{}"),
+        ),
+        (b'{"debug":true,"unknown":{"a":[1]}}', VerificationRequest(debug=True)),
     ],
 )
-def test_from_json_null_and_unknown_keys(body: bytes, expected: VerifyRequest) -> None:
+def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequest) -> None:
     """Null means absent, an empty text does not; unknown keys are ignored."""
-    assert VerifyRequest.from_json(body) == expected
+    assert VerificationRequest.from_json(body) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_from_json_null_and_unknown_keys(body: bytes, expected: VerifyRequest) -
 def test_from_json_wrong_type_is_refused(body: bytes) -> None:
     """A wrong type is distinguished from malformed JSON."""
     with pytest.raises(WrongTypeError):
-        VerifyRequest.from_json(body)
+        VerificationRequest.from_json(body)
 
 
 @pytest.mark.parametrize(
@@ -61,5 +64,5 @@ def test_from_json_wrong_type_is_refused(body: bytes) -> None:
 def test_from_json_malformed_json_is_refused(body: bytes) -> None:
     """Malformed JSON and duplicate keys are refused."""
     with pytest.raises(FormatError) as caught:
-        VerifyRequest.from_json(body)
+        VerificationRequest.from_json(body)
     assert not isinstance(caught.value, WrongTypeError)

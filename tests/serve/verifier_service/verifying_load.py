@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import psutil
 from typing_extensions import Self
 
 from tests.serve.client import call
@@ -19,7 +20,6 @@ from tests.serve.server import PATIENCE, Server
 from tests.serve.verifier_service.test_verifier_service import alter_quote
 
 ALTERED = ("mrtd", "signature", "dropped event", "app id")
-_ESTABLISHED = "01"
 
 
 class VerifyCase(NamedTuple):
@@ -122,18 +122,8 @@ def classify_response(case: VerifyCase, response: Any) -> tuple[str, Any]:
 
 def connections(pid: int, port: int) -> int:
     """Return how many established connections to `port` a process has."""
-    established = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[3] == _ESTABLISHED and int(words[1].partition(":")[2], 16) == port:
-            established.add(f"socket:[{words[9]}]")
-    found = 0
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found += str(path.readlink()) in established
-        except FileNotFoundError:
-            continue
-    return found
+    found = psutil.Process(pid).net_connections("tcp4")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
 
 
 def kill_with_requests_in_flight(pid: int, port: int) -> int:

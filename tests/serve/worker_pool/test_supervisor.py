@@ -35,10 +35,10 @@ from tests.serve.systemd.activation import activated_command
 from tests.serve.systemd.notify import FakeServiceManager
 from tests.serve.verifier_service.test_verifier_instances import (
     read_port,
-    run_verifier,
     verifier_options,
     wait_until,
 )
+from tests.serve.verifier_service.test_verifier_service import running_verifier
 from tests.serve.verifier_service.verifying_load import Load, create_cases, list_child_processes
 
 VERIFIER = ("--backend", "none", "--verifier", "127.0.0.1:0")
@@ -53,14 +53,6 @@ def is_listening(port: int) -> bool:
     """Return whether a port accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[FakeServiceManager]:
-    """Return a service manager with a watchdog."""
-    found = FakeServiceManager(tmp_path / "notify")
-    yield found
-    found.close()
 
 
 def test_supervisor_lifecycle(tmp_path: Path, manager: FakeServiceManager) -> None:
@@ -165,7 +157,7 @@ def test_supervisor_shutdown_under_load_answers_accepted_requests(tmp_path: Path
     with running_agent("--pccs", "127.0.0.1:0") as agent:
         given = (*verifier_options(agent, tmp_path / "cache"), "--workers", "2")
         with (
-            run_verifier(0, *given) as supervisor,
+            running_verifier(*given) as supervisor,
             Load(supervisor.ready["verifier"], create_cases(agent), 8) as load,
         ):
             load.wait_for_requests(60)
@@ -256,16 +248,7 @@ def test_supervisor_workers_inherit_interpreter_flags(tmp_path: Path) -> None:
     """Workers run with the supervisor's isolation flags, so no sitecustomize is imported."""
     sitecustomize = "import sys; print('sitecustomize was imported', file=sys.stderr)"
     (tmp_path / "sitecustomize.py").write_text(sitecustomize)
-    flags = [
-        "-I",
-        "-bb",
-        "-W",
-        "error::ImportWarning",
-        "-X",
-        "utf8",
-        "-X",
-        "int_max_str_digits=5000",
-    ]
+    flags = ["-I", "-bb", "-Werror::ImportWarning", "-Xutf8", "-Xint_max_str_digits=5000"]
     words = [sys.executable, *flags, "-c", ISOLATED, str(ROOT), *VERIFIER, "--workers", "1"]
     with ready_server(words, tmp_path, environment(PYTHONPATH=str(tmp_path))) as server:
         [worker] = list_child_processes(server.process.pid)

@@ -1,11 +1,11 @@
 """Tests of replacement pools: initializers, and pools whose processes do not start."""
 
-import gc
 import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 from attestkit.verifier.batch import scheduler
 from tests.raising import raises
+from tests.verifier.batch.initializers import fail_initializer, hang_after_first_process
 from tests.verifier.batch.test_scheduler import (
     POISON,
     RAW,
@@ -31,22 +32,17 @@ VERIFIER = Verifier(trust_anchor=PKI.root_der)
 EXECUTOR_ERROR = BrokenExecutor("the same each time")
 
 
-class RefusingExecutor(Executor):
-    """An executor that rejects all tasks with one shared exception."""
-
-    def submit(self, _call: Callable[..., Any], /, *_given: Any, **_more: Any) -> "Future[Any]":
-        """Reject the task."""
-        raise EXECUTOR_ERROR
+def refuse_alike(_task: "Future[Any]") -> None:
+    """Reject the task with one shared exception."""
+    raise EXECUTOR_ERROR
 
 
-class LosingExecutor(Executor):
-    """An executor that fails all tasks with one shared exception."""
+def lose_alike(task: "Future[Any]") -> None:
+    """Fail the task with one shared exception."""
+    task.set_exception(EXECUTOR_ERROR)
 
-    def submit(self, _call: Callable[..., Any], /, *_given: Any, **_more: Any) -> "Future[Any]":
-        """Fail the task."""
-        done: Future[Any] = Future()
-        done.set_exception(EXECUTOR_ERROR)
-        return done
+
+STEPS = (refuse_alike, lose_alike)
 
 
 class CountedEvidence(bytes):
@@ -62,7 +58,7 @@ class CountedEvidence(bytes):
         CountedEvidence.alive -= 1
 
 
-@pytest.fixture(params=[RefusingExecutor, LosingExecutor])
+@pytest.fixture(params=STEPS)
 def started_pools(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> list[Executor]:
@@ -70,7 +66,7 @@ def started_pools(
     pools: list[Executor] = []
 
     def pool(_self: object, _workers: int) -> Executor:
-        pools.append(request.param())
+        pools.append(ScriptedExecutor(*[request.param] * 1000))
         return pools[-1]
 
     monkeypatch.setattr(scheduler._Workers, "_pool", pool)
@@ -104,30 +100,20 @@ def test_batch_retries_executor_that_recovers(started_pools: list[Executor]) -> 
     assert len(started_pools) == 2
 
 
-@pytest.mark.parametrize("executor_type", [RefusingExecutor, LosingExecutor])
-@pytest.mark.usefixtures("started_pools")
-def test_stream_rejected_items_are_released(executor_type: type[Executor]) -> None:
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.usefixtures("started_pools", "no_collector")
+def test_stream_rejected_items_are_released(step: Callable[["Future[Any]"], object]) -> None:
     """Neither rejected items nor their outcomes are kept in memory."""
     outcomes = []
-    gc.disable()
-    try:
-        most_alive = 0
-        items = (VerificationItem(CountedEvidence(), report_data=None) for _ in range(600))
-        for _, outcome in VERIFIER.verify_stream(items, executor_type(), window=32, now=NOW):
-            assert isinstance(outcome, VerificationError)
-            outcomes.append(outcome)
-            most_alive = max(most_alive, CountedEvidence.alive)
-        assert most_alive <= 64  # the window, and the items yielded last
-    finally:
-        gc.enable()
+    most_alive = 0
+    items = (VerificationItem(CountedEvidence(), report_data=None) for _ in range(600))
+    executor = ScriptedExecutor(*[step] * 1000)
+    for _, outcome in VERIFIER.verify_stream(items, executor, window=32, now=NOW):
+        assert isinstance(outcome, VerificationError)
+        outcomes.append(outcome)
+        most_alive = max(most_alive, CountedEvidence.alive)
+    assert most_alive <= 64  # the window, and the items yielded last
     assert len(outcomes) == 600
-
-
-def hang_after_first_process(folder: Path) -> None:
-    """Hang in every process but the first."""
-    (folder / str(os.getpid())).touch()
-    if len(list(folder.iterdir())) > 1:
-        signal.pause()
 
 
 def test_batch_start_timeout_ends_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +132,8 @@ def test_batch_start_timeout_ends_process(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_batch_in_importing_process_raises_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is importing the main module must not verify its parent's items."""
-    monkeypatch.setattr("multiprocessing.process.current_process", ImportingProcess)
+    importing = SimpleNamespace(_inheriting=True)
+    monkeypatch.setattr("multiprocessing.process.current_process", lambda: importing)
     with raises(UsageError, "wrong_process"):
         VERIFIER.verify_many(
             [VerificationItem(b"\4", report_data=None)], ScriptedExecutor(), now=NOW
@@ -155,12 +142,6 @@ def test_batch_in_importing_process_raises_usage_error(monkeypatch: pytest.Monke
         VERIFIER.verify_many([VerificationItem(b"\4", report_data=None)], now=NOW)[0],
         AttestationResult,
     )
-
-
-class ImportingProcess:
-    """A process that imports the main module."""
-
-    _inheriting = True
 
 
 # -- initializers ----------------------------------------------------------------------------------
@@ -173,12 +154,6 @@ def initialize(folder: Path, state: str) -> None:
     """Initialize the process, and create a file named by its PID."""
     INITIALIZED.extend([state, str(folder)])
     (folder / str(os.getpid())).touch()
-
-
-def fail_initializer(folder: Path) -> None:
-    """Create a file named by the PID, and exit."""
-    (folder / str(os.getpid())).touch()
-    os._exit(1)
 
 
 class InitializedVerifier(Verifier):

@@ -1,6 +1,5 @@
 """Tests of the batch scheduler: retries after worker deaths, bounds, and fatal items."""
 
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,13 @@ from typing import Any
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.collateral.pccs_client import Response
 from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 from attestkit.verifier.batch import input_queue, scheduler
 from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
 from tests.long_runs import fleet
+from tests.long_runs.records import ROOT
 from tests.raising import raises
-from tests.records import ROOT
 from tests.serve.server import environment
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW, PKI
@@ -46,33 +43,6 @@ class KillableVerifier(Verifier):
         """Verify, or kill the process."""
         if evidence == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().verify(evidence, **more)
-
-
-@dataclass(frozen=True)
-class KillOnce:
-    """A picklable getter that can kill its process once, as recorded by a file."""
-
-    mark: Path
-
-    def __call__(self, url: str) -> Response:
-        """Fail, as a getter that must not be called."""
-        raise AssertionError(url)
-
-    def once(self) -> None:
-        """Kill the process, unless the file exists."""
-        with contextlib.suppress(FileExistsError):
-            self.mark.touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class KilledOnceVerifier(Verifier):
-    """A verifier whose worker is killed once, while it verifies RAW."""
-
-    def verify(self, evidence: Any, **more: Any) -> AttestationResult:
-        """Verify, or kill the process."""
-        if evidence == RAW and isinstance(self._getter, KillOnce):
-            self._getter.once()
         return super().verify(evidence, **more)
 
 
@@ -165,22 +135,6 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # -- dead workers ---------------------------------------------------------------------------------
 
 
-def test_batch_killed_worker_loses_no_item(tmp_path: Path) -> None:
-    """If a worker is killed, the remaining items are verified by replacement processes."""
-    verifier = KilledOnceVerifier(
-        trust_anchor=PKI.root_der,
-        collateral=intel.collateral(),
-        getter=KillOnce(tmp_path / "mark"),
-    )
-    evidence = [VerificationItem(b"", report_data=None)] * 40 + [
-        VerificationItem(RAW, report_data=NONCE)
-    ] * 60
-    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-        found = verifier.verify_many(evidence, pool, now=NOW)
-    assert (tmp_path / "mark").exists()
-    assert describe_outcomes(found) == ["format"] * 40 + ["good"] * 60
-
-
 @pytest.mark.slow
 def test_batch_fatal_item_is_rejected_alone_in_processes() -> None:
     """Only an item that kills every process is rejected; others of its task are verified."""
@@ -188,7 +142,7 @@ def test_batch_fatal_item_is_rejected_alone_in_processes() -> None:
     evidence[20] = VerificationItem(POISON, report_data=None)
     evidence[30] = (lambda: None, None)  # does not pickle
     with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
-        found = verify_any_items(create_killable_verifier(), evidence, pool)
+        found = create_killable_verifier().verify_many(evidence, pool, now=NOW)
     expected = ["good"] * 40
     expected[20] = expected[30] = "internal"
     assert describe_outcomes(found) == expected
@@ -231,11 +185,6 @@ def test_batch_executor_closed_later_is_replaced() -> None:
     assert describe_outcomes(found)[16:] == ["good"] * 8
     with raises(UsageError, "closed"):
         create_killable_verifier().verify_many(evidence, ScriptedExecutor(close), now=NOW)
-
-
-def verify_any_items(verifier: Verifier, evidence: list[Any], executor: Executor) -> list[Outcome]:
-    """Verify items of any type."""
-    return verifier.verify_many(evidence, executor, now=NOW)
 
 
 @pytest.mark.usefixtures("pools")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.records import ROOT
+from tests.long_runs.records import ROOT
 from tests.serve.server import environment
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import PKI

@@ -11,13 +11,19 @@ from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.scenarios.config import CollateralConfig, PkiConfig, QuoteConfig
+from attestkit.backends.simulator.scenarios.config import (
+    CollateralConfig,
+    CrlConfig,
+    PkiConfig,
+    QeIdentityConfig,
+    QuoteConfig,
+    TcbInfoConfig,
+)
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.authenticate import Dcap
 from attestkit.verifier.result import Authenticated
-from tests.untyped import untyped
 from tests.vectors import SHARED
 
 NOW: Final = 1790000000
@@ -63,14 +69,24 @@ def get_rejection(
     raise AssertionError(f"accepted as {accepted.status}")
 
 
-def get_reason(error: AttestKitError) -> str:
-    """Return the reason of an error."""
-    return str(untyped(error).reason)
-
-
 def collateral(**config: Any) -> Collateral:
     """Return the simulator's collateral with another configuration."""
     return PKI.collateral(NOW, CollateralConfig(**config))
+
+
+def create_tcb_info(**config: Any) -> Collateral:
+    """Return the simulator's collateral with this TCB info configuration."""
+    return collateral(tcb_info=TcbInfoConfig(**config))
+
+
+def create_qe_identity(**config: Any) -> Collateral:
+    """Return the simulator's collateral with this QE identity configuration."""
+    return collateral(qe_identity=QeIdentityConfig(**config))
+
+
+def create_crl(kind: str, **config: Any) -> Collateral:
+    """Return the simulator's collateral with this configuration of `root_crl` or `pck_crl`."""
+    return collateral(**{kind: CrlConfig(**config)})
 
 
 def replace_collateral(**fields: Any) -> Collateral:

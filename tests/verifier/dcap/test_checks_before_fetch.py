@@ -16,7 +16,6 @@ from attestkit.errors import (
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.authenticate import Dcap
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
-from tests.raising import raises
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     DCAP,
@@ -29,7 +28,6 @@ from tests.verifier.dcap.dcap_samples import (
     authenticate,
     create_enclave_quote,
     create_pki,
-    get_reason,
     load_hardware_quote,
     pem,
     remove_pck_chain,
@@ -95,40 +93,33 @@ def test_precheck_flipped_bit_fails_signature(offset: int, expected: str) -> Non
     """A bit flipped in signed data or in a signature is rejected."""
     for raw, chain in ((flip_bit(offset), None), (flip_bit(offset, remove_pck_chain(RAW)), CHAIN)):
         error = get_error(raw, chain)
-        assert (type(error), get_reason(error)) == (SignatureError, expected)
+        assert (type(error), error.reason) == (SignatureError, expected)
 
 
 def test_precheck_without_chain_skips_qe_signature() -> None:
     """Without a PCK certificate the QE report's signature is not checked, the rest is."""
     chainless = remove_pck_chain(RAW)
     DCAP.precheck(Quote.parse(flip_bit(QE_SIGNATURE, chainless)), None, NOW)
-    assert get_reason(get_error(flip_bit(60, chainless))) == "quote_bad_signature"
-
-
-@pytest.mark.parametrize("offset", [KEY, AUTH_DATA, QE_REPORT + 383])
-def test_parse_rejects_unbound_attestation_key(offset: int) -> None:
-    """Quote.parse rejects a QE report for another attestation key."""
-    with raises(FormatError, "qe_binding"):
-        Quote.parse(flip_bit(offset))
+    assert get_error(flip_bit(60, chainless)).reason == "quote_bad_signature"
 
 
 def test_precheck_other_root_is_rejected() -> None:
     """A chain to another root is rejected, whether it contains, omits or replaces that root."""
     untrusted = QuotingEnclave(OTHER).quote(TdBody().td10())
     error = get_error(untrusted)
-    assert (type(error), get_reason(error)) == (SignatureError, "untrusted_root")
+    assert (type(error), error.reason) == (SignatureError, "untrusted_root")
     leaf, authority, _ = Quote.parse(untrusted).pck_chain
     trusted = QUOTE.pck_chain
     for chain in ((leaf, authority), (leaf, authority, PKI.root_der), (leaf, *trusted[1:])):
         error = get_error(replace_chain(*chain))
-        assert (type(error), get_reason(error)) == (SignatureError, "cert_bad_signature")
+        assert (type(error), error.reason) == (SignatureError, "cert_bad_signature")
 
 
 def test_precheck_chain_may_omit_root() -> None:
     """Leaf and intermediate certificate suffice."""
     raw = replace_chain(*QUOTE.pck_chain[:2])
     DCAP.precheck(Quote.parse(raw), None, NOW)
-    authenticate(raw)
+    assert authenticate(raw).chain == (*QUOTE.pck_chain[:2], PKI.root_der)
 
 
 def test_precheck_leaf_as_issuer_is_rejected() -> None:
@@ -146,7 +137,7 @@ def test_precheck_certificate_validity_is_inclusive() -> None:
         DCAP.precheck(QUOTE, None, now)
     for now in (first - 1, last + 1):
         error = get_error(RAW, now=now)
-        assert (type(error), get_reason(error)) == (CollateralExpiredError, "cert_expired")
+        assert (type(error), error.reason) == (CollateralExpiredError, "cert_expired")
     for now in (-1, 253402300800):
         with pytest.raises(UsageError):
             DCAP.precheck(QUOTE, None, now)
@@ -174,6 +165,6 @@ def test_precheck_vector_agrees_with_verification(case: dict[str, Any]) -> None:
     try:
         Dcap((VECTORS / case["root"]).read_bytes()).precheck(quote, None, case["now"])
     except AttestKitError as error:
-        actual = get_reason(error)
+        actual = error.reason
     expected = OTHER_REASON.get(case["id"], expect.get("reason"))
     assert actual == (expected if actual or expected in PRECHECK_REASONS else "")

@@ -1,11 +1,10 @@
 """Tests of TCB level reports: the component that is behind, its SVN, and the required SVN."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from attestkit.backends.simulator.scenarios.config import QeIdentityConfig, TcbInfoConfig, TcbLevel
+from attestkit.backends.simulator.scenarios.config import TcbLevel
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError
 from attestkit.quote import Quote
@@ -17,8 +16,9 @@ from tests.verifier.dcap.dcap_samples import (
     PKI,
     RAW,
     authenticate,
-    collateral,
     create_enclave_quote,
+    create_qe_identity,
+    create_tcb_info,
     create_td_quote,
     load_hardware_quote,
     remove_pck_chain,
@@ -31,11 +31,6 @@ def pad_svns(*values: int) -> bytes:
     return bytes(values).ljust(16, b"\0")
 
 
-def create_tcb_info(**config: Any) -> Collateral:
-    """Return collateral with this TCB info configuration."""
-    return collateral(tcb_info=TcbInfoConfig(**config))
-
-
 def describe_level(subject: str, date: str, status: str) -> str:
     """Return the report for a platform with no component behind."""
     return (
@@ -44,105 +39,72 @@ def describe_level(subject: str, date: str, status: str) -> str:
     )
 
 
-SGX_LATE = "OS/VMM: SGX Late Microcode Update"
-TDX_LATE = "OS/VMM: TDX Late Microcode Update"
+def describe_shortfall(component: str, svn: int, needed: int, update: str = "") -> str:
+    """Return the report for a component behind, with the update that raises its SVN."""
+    return f"{component} is {svn}, the level from 2024-11 needs {needed}{update}"
+
+
+SGX_LATE = " (OS/VMM: SGX Late Microcode Update)"
+TDX_LATE = " (OS/VMM: TDX Late Microcode Update)"
+TDX_MODULE = " (OS/VMM: TDX Module)"
 CPUSVN = bytearray(PKI.config.cpusvn)
 CPUSVN[1] = 9
+LATE_MODULE = create_tcb_info(module_levels=(TcbLevel(6, "2026-05-01T00:00:00Z", "OutOfDate"),))
+LATE_QE = create_qe_identity(
+    levels=(TcbLevel(4, "2026-05-01T00:00:00Z", "OutOfDate", ("A-1", "A-2")),)
+)
+OLD_MODULE, NEW_MODULE = pad_svns(5, 1, 3), pad_svns(7, 1, 3)
+COMPONENT_3 = describe_shortfall("TDX component 3", 3, 4, TDX_LATE)
+MODULE = describe_shortfall("TDX component 1 (module TDX_01)", 5, 6)
+OLD_PLATFORM = describe_level("the platform", "2024-11", "OutOfDate (INTEL-SA-99999)")
 
 
 @pytest.mark.parametrize(
-    ("endorsements", "raw", "status", "sentence"),
+    ("endorsements", "fields", "report", "status"),
     [
-        (
-            create_tcb_info(sgx_components=bytes(CPUSVN)),
-            RAW,
-            None,
-            f"SGX component 2 is 3, the level from 2024-11 needs 9 ({SGX_LATE})",
-        ),
-        (
-            create_tcb_info(pcesvn=14),
-            RAW,
-            "OutOfDate",
-            "PCESVN is 13, the level from 2024-11 needs 14",
-        ),
-        (
-            create_tcb_info(tdx_components=pad_svns(5, 0, 4)),
-            RAW,
-            "OutOfDate",
-            f"TDX component 3 is 3, the level from 2024-11 needs 4 ({TDX_LATE})",
-        ),
+        (create_tcb_info(pcesvn=14), {}, describe_shortfall("PCESVN", 13, 14), "OutOfDate"),
+        (create_tcb_info(tdx_components=pad_svns(5, 0, 4)), {}, COMPONENT_3, "OutOfDate"),
         # With a TDX module version in component 2, components 1 and 2 have levels of their own.
-        (
-            create_tcb_info(tdx_components=pad_svns(9, 9, 4)),
-            RAW,
-            "OutOfDate",
-            f"TDX component 3 is 3, the level from 2024-11 needs 4 ({TDX_LATE})",
-        ),
+        (create_tcb_info(tdx_components=pad_svns(9, 9, 4)), {}, COMPONENT_3, "OutOfDate"),
         (
             create_tcb_info(tdx_components=pad_svns(5, 6, 3)),
-            create_td_quote(tee_tcb_svn=pad_svns(5, 0, 3)),
+            {"tee_tcb_svn": pad_svns(5, 0, 3)},
+            describe_shortfall("TDX component 2", 0, 6, TDX_MODULE),
             "OutOfDate",
-            "TDX component 2 is 0, the level from 2024-11 needs 6 (OS/VMM: TDX Module)",
         ),
+        (COLLATERAL, {"tee_tcb_svn": OLD_MODULE}, MODULE, "OutOfDate"),
         (
             COLLATERAL,
-            create_td_quote(tee_tcb_svn=pad_svns(5, 1, 3)),
-            "OutOfDate",
-            "TDX component 1 (module TDX_01) is 5, the level from 2024-11 needs 6",
-        ),
-        (
-            COLLATERAL,
-            create_td_quote(tee_tcb_svn=pad_svns(5, 1, 3), tee_tcb_svn2=pad_svns(7, 1, 3)),
+            {"tee_tcb_svn": OLD_MODULE, "tee_tcb_svn2": NEW_MODULE},
+            MODULE,
             "TDRelaunchAdvised",
-            "TDX component 1 (module TDX_01) is 5, the level from 2024-11 needs 6",
         ),
+        (create_tcb_info(status="OutOfDate"), {}, OLD_PLATFORM, "OutOfDate"),
+        (LATE_MODULE, {}, describe_level("the TDX module", "2026-05", "OutOfDate"), "OutOfDate"),
         (
-            COLLATERAL,
-            create_enclave_quote(qe_isvsvn=2),
-            "OutOfDate",
-            "the quoting enclave's SVN is 2, the level from 2024-11 needs 4",
-        ),
-        (
-            create_tcb_info(status="OutOfDate"),
-            RAW,
-            "OutOfDate",
-            describe_level("the platform", "2024-11", "OutOfDate (INTEL-SA-99999)"),
-        ),
-        (
-            create_tcb_info(module_levels=(TcbLevel(6, "2026-05-01T00:00:00Z", "OutOfDate"),)),
-            RAW,
-            "OutOfDate",
-            describe_level("the TDX module", "2026-05", "OutOfDate"),
-        ),
-        (
-            collateral(
-                qe_identity=QeIdentityConfig(
-                    levels=(TcbLevel(4, "2026-05-01T00:00:00Z", "OutOfDate", ("A-1", "A-2")),)
-                )
-            ),
-            RAW,
-            "OutOfDate",
+            LATE_QE,
+            {},
             describe_level("the quoting enclave", "2026-05", "OutOfDate (A-1, A-2)"),
+            "OutOfDate",
         ),
-        (
-            COLLATERAL,
-            RAW,
-            "UpToDate",
-            describe_level("the platform", "2024-11", "UpToDate"),
-        ),
-    ],
-    ids=[
-        *("sgx", "pcesvn", "tdx", "tdx-with-module", "tdx-2", "module", "relaunch", "qe"),
-        *("platform-level", "module-level", "qe-level", "up-to-date"),
+        (COLLATERAL, {}, describe_level("the platform", "2024-11", "UpToDate"), "UpToDate"),
     ],
 )
 def test_shortfall_names_first_component_behind(
-    endorsements: Collateral, raw: bytes, status: str | None, sentence: str
+    endorsements: Collateral, fields: dict[str, bytes], report: str, status: str
 ) -> None:
     """The report names the component, its SVN and the newest level's; dcap-qvl agrees."""
-    assert shortfall(endorsements, Quote.parse(raw)) == sentence
-    if status is not None:
-        assert authenticate(raw, endorsements).status == status
+    raw = create_td_quote(**fields)
+    assert shortfall(endorsements, Quote.parse(raw)) == report
+    assert authenticate(raw, endorsements).status == status
+
+
+def test_shortfall_of_sgx_component_and_qe() -> None:
+    """SGX components and the quoting enclave are reported alike."""
+    found = shortfall(create_tcb_info(sgx_components=bytes(CPUSVN)), Quote.parse(RAW))
+    assert found == describe_shortfall("SGX component 2", 3, 9, SGX_LATE)
+    found = shortfall(COLLATERAL, Quote.parse(create_enclave_quote(qe_isvsvn=2)))
+    assert found == describe_shortfall("the quoting enclave's SVN", 2, 4)
 
 
 def test_unsupported_reports_newest_and_oldest_level() -> None:
@@ -162,7 +124,7 @@ def test_unsupported_with_one_or_no_level(levels: int) -> None:
     low = Quote.parse(create_td_quote(tee_tcb_svn=pad_svns(7, 1, 1)))
     expected = [
         describe_level("the TDX module", "2024-11", "UpToDate"),
-        "TDX component 3 is 1, the level from 2024-11 needs 3 (OS/VMM: TDX Late Microcode Update)",
+        describe_shortfall("TDX component 3", 1, 3, TDX_LATE),
     ]
     assert unsupported(endorsements, low) == expected[levels]
     assert shortfall(endorsements, low) == expected[levels]
@@ -172,18 +134,9 @@ def test_unsupported_with_one_or_no_level(levels: int) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (
-            "sgx_quote",
-            "SGX component 7 is 0, the level from 2024-03 needs 12",
-        ),
-        (
-            "tdx_quote",
-            describe_level("the platform", "2024-03", "UpToDate"),
-        ),
-        (
-            "tdx_quote_outdated",
-            "SGX component 8 is 3, the level from 2024-11 needs 5 (OS/VMM: SEAMLDR ACM)",
-        ),
+        ("sgx_quote", "SGX component 7 is 0, the level from 2024-03 needs 12"),
+        ("tdx_quote", describe_level("the platform", "2024-03", "UpToDate")),
+        ("tdx_quote_outdated", "SGX component 8 is 3, the level from 2024-11 needs 5"),
     ],
 )
 def test_shortfall_of_hardware_quote(name: str, sentence: str) -> None:

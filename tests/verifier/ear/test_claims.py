@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.verifier import AppraisalPolicy, ReferenceValues
+from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.ear.claims import trustworthiness_vector
 from attestkit.verifier.ear.result_token import PROFILE, Tier, policy_uri
 from attestkit.verifier.result import TcbStatus
@@ -23,8 +23,6 @@ from tests.verifier.ear.ears import (
     get_rejection_reason,
     read,
 )
-
-TABLES = b"\x0a" * 48
 
 # -- signed claims ---------------------------------------------------------------------------------
 
@@ -61,16 +59,6 @@ def test_vector_without_tcb_status_is_empty() -> None:
         )
         == {}
     )
-
-
-def test_vector_executables_requires_image_in_policy() -> None:
-    """`executables` is claimed only if the policy lists the image's hash and its RTMR0."""
-    default = AppraisalPolicy.default()
-    tables = AppraisalPolicy.default().replace(reference_values=ReferenceValues(rtmr0=(TABLES,)))
-    found = create_small_result(registers=(("rtmr0", TABLES),))
-    for policy in (None, default, tables, tables.replace(os_image_hash=(bytes(32),))):
-        assert "executables" not in trustworthiness_vector(found, policy)
-    assert trustworthiness_vector(found, tables.replace(os_image_hash=(IMAGE,)))["executables"] == 3
 
 
 def test_tier_of_value() -> None:
@@ -140,21 +128,15 @@ def test_verify_ear_submodule_must_be_platform(form: Literal["jwt", "cose"]) -> 
     [
         {"iat": None},
         {"iat": "1"},
-        {"iat": True},
-        {"iat": 1.5},
-        {"iat": -1},
         {"iat": 10**30},
         {"exp": None},
         {"exp": int(NOW.timestamp())},
         {"exp": int(NOW.timestamp()) + 86_401},
         {"eat_nonce": 7},
         {"eat_nonce": "AAAA"},
-        {"eat_nonce": "A" * 88},
         {"eat_nonce": ["AAAAAAAAAAA"]},
-        {"ear.verifier-id": None},
         {"ear.verifier-id": {"build": "x"}},
         {"ear.raw-evidence": "+"},
-        {"submods": None},
         {"submods": {}},
         {"submods": {"a": {}, "b": {}}},
         {"submods": {"a": "token"}},
@@ -172,16 +154,12 @@ def test_verify_ear_malformed_claim_raises_format_error(claims: dict[str, Any]) 
         {"ear.status": None},
         {"ear.status": "none"},
         {"ear.status": "warning"},
-        {"ear.status": 2},
-        {"ear.status": []},
         {"ear.trustworthiness-vector": {"hardware": 96}},
         {"ear.trustworthiness-vector": {"hardware": 128}},
-        {"ear.trustworthiness-vector": {"hardware": True}},
         {"ear.trustworthiness-vector": []},
         {"ear.appraisal-policy-id": 7},
         {"ear.appraisal-policy-id": "x" * 1025},
         {"attestkit.result": None},
-        {"attestkit.result": {}},
     ],
 )
 def test_verify_ear_inconsistent_appraisal_raises_format_error(appraisal: dict[str, Any]) -> None:

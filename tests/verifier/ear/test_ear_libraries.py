@@ -86,11 +86,6 @@ def create_pycose_message(parts: Any, key: EarKey) -> Any:
     return message
 
 
-def base64url(data: bytes) -> bytes:
-    """Return base64url without padding; independent of attestkit."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
 def test_key_thumbprints_match_rfcs() -> None:
     """Thumbprints match RFC 8037, A.3 (Ed25519) and RFC 9679, 6 (P-256)."""
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"

@@ -1,16 +1,15 @@
 """Tests of EARs, the signed attestation results: round trips, and rejection of altered tokens."""
 
-import base64
 import json
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 import cbor2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.errors import AttestKitError, FormatError, SignatureError, UsageError
+from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.ear.result_token import (
     MAX_TOKEN,
@@ -42,7 +41,6 @@ from tests.verifier.ear.ears import (
     get_rejection_reason,
     read,
 )
-from tests.verifier.platforms.intel import attester, verifier
 
 # -- accepted EARs ---------------------------------------------------------------------------------
 
@@ -66,18 +64,6 @@ def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     assert token == sign_ear(result, key, form=form, policy=policy, raw_evidence=b"\0raw")
 
 
-@every_form
-def test_ear_of_simulated_evidence_is_contraindicated(form: Literal["jwt", "cose"]) -> None:
-    """The EAR of simulated evidence is contraindicated."""
-    with attester() as tee:
-        result = verifier().verify(tee.attest(nonce=NONCE), nonce=NONCE)
-    found = read(sign_ear(result, P256, form=form), P256)
-    assert found.result == result.to_dict()
-    assert found.simulated
-    assert found.status is Tier.CONTRAINDICATED
-    assert found.vector == {"hardware": 97}
-
-
 @pytest.mark.parametrize("status", [*TcbStatus, None])
 @every_form
 def test_ear_of_simulated_evidence_has_no_other_tier(
@@ -90,6 +76,7 @@ def test_ear_of_simulated_evidence_has_no_other_tier(
         found = read(sign_ear(result, ED25519, form=form, policy=policy))
         assert found.simulated
         assert found.status is Tier.CONTRAINDICATED
+        assert found.vector["hardware"] == 97
         assert {Tier.of(value) for value in found.vector.values()} == {Tier.CONTRAINDICATED}
 
 
@@ -124,20 +111,6 @@ def test_ear_altered_truncated_or_extended_is_rejected(data: st.DataObject) -> N
 TOKENS = {(name, form): create_ear(form, key) for name, key in KEYS.items() for form in FORMS}
 
 
-@settings(max_examples=50)
-@given(st.binary(max_size=200))
-def test_ear_any_bytes_raise_only_attestkit_errors(data: bytes) -> None:
-    """Any bytes, in either encoding, raise only attestkit's errors."""
-    for token in (
-        data,
-        b"\xd2" + data,
-        create_jwt({"alg": "EdDSA"}, data),
-        create_cose({1: -8}, data),
-    ):
-        with pytest.raises(AttestKitError):
-            read(token)
-
-
 @every_form
 def test_ear_of_other_key_is_rejected(form: Literal["jwt", "cose"]) -> None:
     """A signature by another key, of the same or another type, is rejected."""
@@ -153,17 +126,13 @@ def test_ear_of_other_key_is_rejected(form: Literal["jwt", "cose"]) -> None:
     [
         {},
         {"alg": "none"},
-        {"alg": None},
         {"alg": "HS256"},
         {"alg": "ES256"},
-        {"alg": "eddsa"},
         {"alg": ["EdDSA"]},
         {"alg": "EdDSA", "crit": []},
         {"alg": "EdDSA", "crit": ["exp"], "exp": 1},
         {"alg": "EdDSA", "b64": False},
         {"alg": "EdDSA", "jwk": {}},
-        {"alg": "EdDSA", "jku": "https://example.com"},
-        {"alg": "EdDSA", "x5c": []},
         {"alg": "EdDSA", "kid": "another"},
         {"alg": "EdDSA", "typ": "JWT"},
         {"alg": "EdDSA", "zip": "DEF"},
@@ -176,27 +145,12 @@ def test_ear_jwt_header_allows_only_alg_kid_and_typ(header: dict[str, Any]) -> N
     assert read(create_jwt({"alg": "EdDSA"}, claims)).status is Tier.AFFIRMING
 
 
-def test_ear_hmac_with_public_key_is_rejected() -> None:
-    """HMAC with the public key as its secret (algorithm confusion) is rejected."""
-    import hashlib
-    import hmac
-
-    head, body, _ = create_ear().split(b".")
-    head = base64.urlsafe_b64encode(b'{"alg":"HS256"}').rstrip(b"=")
-    mac = hmac.digest(ED25519.public.key, head + b"." + body, hashlib.sha256)
-    assert get_rejection_reason(
-        b".".join([head, body, base64.urlsafe_b64encode(mac).rstrip(b"=")])
-    ) == ("ear_bad_header")
-
-
 @pytest.mark.parametrize(
     "header",
     [
         {},
         {1: -7},
         {1: 5},
-        {1: True},
-        {1: "EdDSA"},
         {1: -8, 2: [4]},
         {1: -8, 4: b"another"},
         {1: -8, 16: "application/cwt"},
@@ -239,6 +193,7 @@ def test_ear_non_canonical_encoding_is_rejected() -> None:
     others = [token + b"=", token + b"\n", b" " + token, token.replace(b".", b"=.", 1)]
     others += [cose[1:], b"\xd8\x3d" + cose, cose + b"\0", b"\xd8\x12" + cose[1:]]
     others.append(b"\xd2\x9f" + b"".join(map(cbor2.dumps, parts)) + b"\xff")
+    others += [cbor2.dumps(cbor2.CBORTag(18, [])), create_cose({1: -8}, [])]
     for other in others:
         with pytest.raises(FormatError):
             read(other)
@@ -312,16 +267,12 @@ def test_ear_over_256_kib_is_rejected() -> None:
         ({"lifetime": timedelta(0)}, "out_of_range"),
         ({"lifetime": timedelta(seconds=1, microseconds=1)}, "out_of_range"),
         ({"lifetime": timedelta(days=1, seconds=1)}, "out_of_range"),
-        ({"lifetime": timedelta(seconds=-300)}, "out_of_range"),
         ({"policy_id": ""}, "wrong_size"),
         ({"policy_id": "x" * 1025}, "wrong_size"),
         ({"policy_id": "\ud800"}, "encoding"),
         ({"form": "cwt"}, "wrong_value"),
         ({"form": ["jwt"]}, "wrong_value"),
-        ({"form": None}, "wrong_value"),
-        ({"raw_evidence": "raw"}, "wrong_type"),
         ({"form": "cose", "raw_evidence": "raw"}, "wrong_type"),
-        ({"form": "cose", "raw_evidence": bytearray(8)}, "wrong_type"),
         ({"policy_id": 7}, "wrong_type"),
         ({"now": NOW.replace(tzinfo=None)}, "wrong_value"),
         ({"now": datetime(1969, 1, 1, tzinfo=timezone.utc)}, "out_of_range"),

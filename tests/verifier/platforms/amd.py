@@ -69,16 +69,10 @@ def authority(
     validity: timedelta = 10 * YEAR,
 ) -> bytes:
     """Return the certificate of a CA; a root is self-signed."""
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name_of(name))
-        .issuer_name(name_of(issuer))
-        .public_key(rsa_key(name).public_key())
-        .serial_number(7)
-        .not_valid_before(NOW - YEAR)
-        .not_valid_after(NOW + validity)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-    )
+    public, end = rsa_key(name).public_key(), NOW + validity
+    builder = x509.CertificateBuilder(
+        name_of(issuer), name_of(name), public, 7, NOW - YEAR, end
+    ).add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
     return sign(builder, rsa_key(issuer))
 
 
@@ -137,14 +131,9 @@ def leaf(
     private: ec.EllipticCurvePrivateKey | None = None,
 ) -> bytes:
     """Return the certificate of a key that signs reports."""
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name_of("SEV-VCEK"))
-        .issuer_name(name_of(issuer))
-        .public_key((private or p384_key()).public_key())
-        .serial_number(9)
-        .not_valid_before(NOW - YEAR)
-        .not_valid_after(valid_until)
+    public = (private or p384_key()).public_key()
+    builder = x509.CertificateBuilder(
+        name_of(issuer), name_of("SEV-VCEK"), public, 9, NOW - YEAR, valid_until
     )
     for suffix, value in extensions_of_leaf.items():
         oid = x509.ObjectIdentifier(_PREFIX + suffix)

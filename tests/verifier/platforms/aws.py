@@ -11,20 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+
+from tests.certificates import key_usage, name_of
 
 NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
 DAY: Final = timedelta(days=1)
 MODULE: Final = "i-0123456789abcdef0-enc0123456789abcdef"
 PROTECTED: Final = cbor2.dumps({1: -35})
-
-_USAGE: Final = dict.fromkeys(
-    (
-        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
-        *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
-    ),
-    False,
-)
 
 
 @cache
@@ -48,18 +41,13 @@ def certificate(
     signed_by: str = "",
 ) -> bytes:
     """Return a certificate; `usage` is its only key usage, by default the usual one."""
-    own = {**_USAGE, usage or ("key_cert_sign" if authority else "digital_signature"): True}
+    own = key_usage(usage or ("key_cert_sign" if authority else "digital_signature"))
     length = path_length if authority else None
+    public = key(name, curve).public_key()
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(key(name, curve).public_key())
-        .serial_number(5)
-        .not_valid_before(NOW - DAY)
-        .not_valid_after(valid_until)
+        x509.CertificateBuilder(name_of(issuer), name_of(name), public, 5, NOW - DAY, valid_until)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=length), critical=True)
-        .add_extension(x509.KeyUsage(**own), critical=True)
+        .add_extension(own, critical=True)
     )
     if extension is not None:
         builder = builder.add_extension(extension, critical=True)

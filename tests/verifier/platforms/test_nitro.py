@@ -9,14 +9,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS, AWS_ROOT
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import (
-    AttestKitError,
     CollateralExpiredError,
     FormatError,
     SignatureError,
@@ -24,7 +21,6 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier.platforms.nitro import Nitro
-from tests.attestation.samples import mutations
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws
@@ -33,8 +29,6 @@ CAPTURES = {
     "nitro_attestation": datetime(2025, 12, 25, 16, 4, 19, 346_000, tzinfo=timezone.utc),
     "nitro_attestation_dbg": datetime(2025, 12, 25, 8, 20, 46, 577_000, tzinfo=timezone.utc),
 }
-
-VALID_DOCUMENT = aws.document()
 
 
 def load_capture(name: str = "nitro_attestation") -> bytes:
@@ -196,14 +190,10 @@ def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
     ("changes", "reason"),
     [
         ({"protected": cbor2.dumps({1: -7})}, "document_algorithm"),
-        ({"protected": cbor2.dumps({})}, "document_algorithm"),
-        ({"protected": b""}, "document_algorithm"),
         ({"protected": cbor2.dumps({1: "ES384"})}, "document_algorithm"),
         ({"unprotected": {1: -35}}, "document_algorithm"),
-        ({"unprotected": {2: [1]}}, "document_algorithm"),
         ({"protected": cbor2.dumps({1: -35, 2: [1, 4]})}, "document_critical_header"),
         ({"protected": cbor2.dumps({1: -35, 2: []})}, "document_critical_header"),
-        ({"protected": cbor2.dumps({1: -35, 2: 1})}, "document_critical_header"),
         ({"signer": aws.key("another", ec.SECP384R1)}, "document_bad_signature"),
         ({"algorithm": SHA256}, "document_bad_signature"),
         ({"signature": bytes(96)}, "document_bad_signature"),
@@ -235,20 +225,18 @@ def test_nitro_accepts_uncritical_headers() -> None:
     [
         ({"module_id": ""}, "missing", "module_id"),
         ({"digest": "SHA256"}, "unsupported_algorithm", "digest"),
-        ({"digest": ...}, "unsupported_algorithm", "digest"),
         ({"timestamp": ...}, "wrong_value", "timestamp"),
-        ({"timestamp": 0}, "wrong_value", "timestamp"),
         ({"timestamp": 1 << 63}, "wrong_value", "timestamp"),
         ({"pcrs": {0: bytes(48), 1: bytes(48)}}, "missing", "PCR 2"),
         ({"pcrs": {n: bytes(48) for n in range(33)}}, "wrong_value", "PCR"),
         ({"pcrs": {n: bytes(48) for n in (-1, 0, 1, 2)}}, "wrong_value", "PCR"),
+        ({"timestamp": 0}, "wrong_value", "timestamp"),
         ({"user_data": bytes(513)}, "too_large", "user_data"),
         ({"nonce": bytes(513)}, "too_large", "nonce"),
         ({"public_key": bytes(1025)}, "too_large", "public_key"),
         ({"certificate": ...}, "wrong_size", "certificate"),
         ({"certificate": bytes(1025)}, "wrong_size", "certificate"),
         ({"cabundle": ...}, "wrong_size", "cabundle"),
-        ({"cabundle": []}, "wrong_size", "cabundle"),
         ({"cabundle": [b"x"] * 11}, "wrong_size", "cabundle"),
         ({"cabundle": [b"", b"x"]}, "wrong_size", "certificate"),
     ],
@@ -289,14 +277,3 @@ def test_nitro_pickle_round_trip() -> None:
     """An unpickled authenticator returns the same result."""
     nitro = pickle.loads(pickle.dumps(Nitro(aws.root())))
     assert nitro.authenticate(aws.document(), aws.NOW).device == b"i"
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(st.binary(max_size=80) | mutations(VALID_DOCUMENT))
-def test_nitro_any_bytes_raise_only_attestkit_errors(document: bytes) -> None:
-    """Any bytes raise only attestkit's errors, unless they are another encoding of signed data."""
-    try:
-        found = Nitro(aws.root()).authenticate(document, aws.NOW)
-    except AttestKitError:
-        return
-    assert found == Nitro(aws.root()).authenticate(VALID_DOCUMENT, aws.NOW)

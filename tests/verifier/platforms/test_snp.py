@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS, AWS_ROOT
@@ -15,7 +13,6 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
-    AttestKitError,
     CollateralError,
     CollateralExpiredError,
     FormatError,
@@ -28,11 +25,12 @@ from attestkit.errors import (
 from attestkit.verifier.platforms.snp import Snp
 from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
-from tests.vectors import HAVE_SHARED, data, needs_shared
+from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 
 TIME = datetime(2026, 11, 1, tzinfo=timezone.utc)
 VLEK_KEY = (0b00100).to_bytes(4, "little")
+every_nth_byte = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def load_dstack_evidence() -> SevSnp:
@@ -145,26 +143,29 @@ def test_snp_debuggable_guest_is_rejected() -> None:
 
 
 @needs_shared
+@every_nth_byte
 @pytest.mark.parametrize(
     "platform", [load_dstack_evidence, load_virtee_evidence, load_go_sev_guest_evidence]
 )
-def test_snp_report_with_changed_byte_is_rejected(platform: Callable[[], SevSnp]) -> None:
+def test_snp_report_with_changed_byte_is_rejected(
+    platform: Callable[[], SevSnp], every: int
+) -> None:
     """A change of any of the 1184 bytes is rejected."""
-    genuine = platform()
-    snp = Snp()
-    for at in range(1184):
+    genuine, snp = platform(), Snp()
+    for at in range(0, 1184, every):
         tampered = genuine._replace(report=flip_byte(genuine.report, at))
         with pytest.raises((FormatError, SignatureError, UnsupportedError)):
             snp.authenticate(tampered, TIME)
 
 
 @needs_shared
+@every_nth_byte
 @pytest.mark.parametrize("index", [0, 1])
-def test_snp_certificate_with_changed_byte_is_rejected(index: int) -> None:
+def test_snp_certificate_with_changed_byte_is_rejected(index: int, every: int) -> None:
     """A byte changed in the ASK or VCEK certificate is rejected."""
     genuine, snp = load_dstack_evidence(), Snp()
     der = genuine.cert_chain[index]
-    for at in range(len(der)):
+    for at in range(0, len(der), every):
         chain = list(genuine.cert_chain)
         chain[index] = flip_byte(der, at)
         with pytest.raises((SignatureError, CollateralError)):
@@ -315,20 +316,3 @@ def test_snp_pickle_round_trip() -> None:
     snp = pickle.loads(pickle.dumps(Snp(amd.ark(), certificates=[amd.vcek(), amd.ask()])))
     found = snp.authenticate(amd.evidence(chain=()), amd.NOW)
     assert found == Snp(amd.ark()).authenticate(amd.evidence(), amd.NOW)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(
-    st.binary(max_size=64) | st.binary(min_size=1184, max_size=1184),
-    st.lists(st.binary(max_size=200), max_size=3).map(tuple),
-    st.text(max_size=20),
-)
-def test_snp_any_input_raises_only_attestkit_errors(
-    raw: bytes, chain: tuple[bytes, ...], mr_config: str
-) -> None:
-    """Any input raises only attestkit's errors."""
-    with pytest.raises(AttestKitError):
-        Snp().authenticate(SevSnp(raw, chain, mr_config), amd.NOW)
-    if HAVE_SHARED:
-        with pytest.raises(AttestKitError):
-            Snp().authenticate(load_dstack_evidence()._replace(cert_chain=chain), TIME)

@@ -68,8 +68,8 @@ def test_snp_chain_signing_key_must_match_certificate() -> None:
     [
         (amd.extensions(spls={**amd.SPLS, "3.3": 22}), "tcb_mismatch", "snp 22,|has 23;|kdsintf"),
         (amd.extensions(spls={**amd.SPLS, "3.1": 5}), "tcb_mismatch", "boot_loader 5,|has 4;"),
-        (amd.extensions(spls={**amd.SPLS, "3.2": 1}), "tcb_mismatch", "tee 1,|has 0;"),
         (amd.extensions(spls={**amd.SPLS, "3.8": 214}), "tcb_mismatch", "microcode 214,|has"),
+        (amd.extensions(spls={**amd.SPLS, "3.2": 1}), "tcb_mismatch", "tee 1,|has 0;"),
         (amd.extensions(spls={**amd.SPLS, "3.9": 0}), "tcb_mismatch", "fmc 0,|has None;"),
         (amd.extensions(hardware_id=bytes(64)), "chip_id_mismatch", "chip 0000"),
         (amd.extensions(hardware_id=amd.TURIN_CHIP), "chip_id_mismatch", "chip 01020304"),
@@ -93,6 +93,14 @@ def test_snp_chain_chip_id_has_size_of_product() -> None:
     raw = amd.report({0x1A0: amd.TURIN_CHIP + bytes(56)})
     leaf = amd.leaf(amd.extensions(hardware_id=amd.TURIN_CHIP))
     assert get_rejection(amd.evidence(raw, (amd.ask(), leaf))).reason == "chip_id_mismatch"
+
+
+def test_snp_chain_reserved_tcb_bytes_are_of_product() -> None:
+    """A version 2 report names no product, so its TCB version must be one of the certificate's."""
+    raw = amd.report({0x182: b"\1"}, version=2)
+    assert get_rejection(amd.evidence(raw)).reason == "product_mismatch"
+    with raises(FormatError, "wrong_value"):
+        Snp(amd.ark()).authenticate(amd.evidence(amd.report({0x182: b"\1"})), amd.NOW)
 
 
 def test_snp_chain_every_signature_is_checked() -> None:

@@ -20,7 +20,6 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
-from attestkit.verifier.policy.toml_writer import pin
 from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.untyped import untyped, with_false_length
@@ -47,24 +46,16 @@ from tests.verifier.policy.policy_samples import (
     rules,
 )
 
+STRICT = {"UpToDate"}
+DEFAULT = STRICT | {
+    *("SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded")
+}
 PRESET_TABLE = {
-    "strict": {"UpToDate"},
-    "default": {
-        "UpToDate",
-        "SWHardeningNeeded",
-        "ConfigurationNeeded",
-        "ConfigurationAndSWHardeningNeeded",
-    },
-    "development": {
-        "UpToDate",
-        "SWHardeningNeeded",
-        "ConfigurationNeeded",
-        "ConfigurationAndSWHardeningNeeded",
-        "TDRelaunchAdvised",
-        "TDRelaunchAdvisedConfigurationNeeded",
-        "OutOfDate",
-        "OutOfDateConfigurationNeeded",
-    },
+    "strict": STRICT,
+    "default": DEFAULT,
+    "development": DEFAULT
+    | {"TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded"}
+    | {"OutOfDate", "OutOfDateConfigurationNeeded"},
 }
 OTHER_20, OTHER_32 = b"\xee" * 20, b"\xee" * 32
 
@@ -156,32 +147,6 @@ def test_policy_refuse_simulated() -> None:
 # -- app identity ------------------------------------------------------------------------------
 
 
-def test_policy_identity_rules_are_met() -> None:
-    """Evidence that meets all identity rules passes, with a step for each rule."""
-    policy = rules(
-        app_id=(APP_ID, OTHER_20),
-        compose_hash={COMPOSE_HASH},
-        instance_id=[INSTANCE_ID],
-        os_image_hash=(IMAGE_HASH,),
-        reference_values=ReferenceValues(rtmr0=(register(0x20),)),
-        device_id=(hashlib.sha256(PPID).digest(),),
-        key_provider=(KeyProvider(name="kms"),),
-        required_events=(RequiredEvent(name="model"),),
-    )
-    steps = {step.text: step for step in appraise_in_steps(policy)}
-    for step in (
-        f"app_id {APP_ID.hex()} is accepted",
-        f"compose_hash {COMPOSE_HASH.hex()} is accepted",
-        f"instance_id {INSTANCE_ID.hex()} is accepted",
-        f"OS image {IMAGE_HASH.hex()} is accepted",
-        f"device {hashlib.sha256(PPID).hexdigest()} is accepted",
-        "the key provider is kms",
-        "the log has event 'model'",
-    ):
-        assert step in steps
-    assert {step.outcome for step in steps.values()} == {"passed"}
-
-
 @pytest.mark.parametrize(
     ("name", "actual", "other"),
     [
@@ -256,8 +221,9 @@ def test_policy_require_mr_config_by_preset() -> None:
         assert appraise(AppraisalPolicy.strict(), found)
     assert appraise(AppraisalPolicy.strict(), version_3, None, None)
     assert appraise(AppraisalPolicy.strict(), claims(SNP))
-    assert pin(result(replace(version_3, has_mr_config=True))).require_mr_config
-    assert not pin(result(version_3)).require_mr_config
+    for has in (True, False):
+        known_good = result(replace(version_3, has_mr_config=has))
+        assert AppraisalPolicy.from_evidence(known_good).require_mr_config is has
 
 
 def test_policy_device_is_taken_from_vendor() -> None:
@@ -329,12 +295,8 @@ def test_policy_naive_now_raises_usage_error() -> None:
 # Arguments, reason, and the subject of the error unless it is the last argument.
 INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
     ReferenceValues: [
-        ({"mrtd": ()}, "missing"),
         ({"mrtd": register(1)}, "wrong_type"),
-        ({"mrtd": "00" * 48}, "wrong_type"),
-        ({"mrtd": 1}, "wrong_type"),
         ({"mrtd": (register(1, 47),)}, "wrong_size"),
-        ({"host_data": (register(1),)}, "wrong_size"),
         ({"mrtd": (bytearray(48),)}, "wrong_type"),
         ({"mrtd": (with_false_length(bytes(48), 48),)}, "wrong_type"),
         ({"mrtd": (register(1),), "measurement": (register(1),)}, "conflict"),
@@ -342,44 +304,33 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
     KeyProvider: [
         ({}, "missing", "key provider"),
         ({"name": ""}, "wrong_type"),
-        ({"name": "\ud800"}, "encoding"),
         ({"id": b""}, "wrong_type"),
-        ({"id": "3059"}, "wrong_type"),
     ],
     RequiredEvent: [
         ({"name": ""}, "wrong_type"),
-        ({"name": 1}, "wrong_type"),
         ({"name": "\udfff"}, "encoding"),
         ({"name": "a", "payload": "00"}, "wrong_type"),
         ({"name": "a", "digest": bytes(32)}, "wrong_size"),
         ({"name": "a", "payload": b"", "digest": bytes(48)}, "conflict"),
-        ({"name": "a", "during": "night"}, "wrong_value"),
         ({"name": "app-id", "during": "app"}, "conflict"),
     ],
     BitMask: [
         ({}, "missing", "bit mask"),
         ({"must_be_set": True}, "out_of_range"),
-        ({"must_be_clear": 1 << 64}, "out_of_range"),
         ({"must_be_set": -1}, "out_of_range"),
-        ({"must_be_set": 6, "must_be_clear": 12}, "conflict", "bit mask"),
     ],
     BitMask.exactly: [
         ({"value": bytes(7)}, "wrong_size"),
-        ({"value": bytes(8), "mask": bytes(9)}, "wrong_size"),
         ({"value": bytes(8), "mask": bytes(8)}, "missing", "bit mask"),
         ({"mask": b"\1" + bytes(7), "value": b"\3" + bytes(7)}, "conflict"),
     ],
     rules: [
         ({"accepted_statuses": ()}, "missing"),
         ({"accepted_statuses": ("UpToDate",)}, "wrong_type"),
-        ({"accepted_statuses": "UpToDate"}, "wrong_type"),
         ({"accepted_statuses": {TcbStatus.REVOKED}}, "wrong_value"),
         ({"accepted_advisories": "INTEL-SA-00837"}, "wrong_type"),
         ({"accepted_advisories": ("two words",)}, "wrong_value"),
-        ({"refused_advisories": ("",)}, "wrong_value"),
-        ({"accepted_advisories": ("a-1",), "refused_advisories": ("A-1",)}, "conflict"),
         ({"platform_grace_period": 30}, "wrong_type"),
-        ({"qe_grace_period": timedelta(microseconds=1)}, "wrong_type"),
         ({"qe_grace_period": timedelta(-1)}, "out_of_range"),
         ({"platform_grace_period": timedelta(40_000)}, "out_of_range"),
         ({"accepted_statuses": TcbStatus.__members__.values()}, "wrong_value"),
@@ -388,11 +339,9 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
             "conflict",
         ),
         ({"minimum_evaluation_data_number": True}, "out_of_range"),
-        ({"minimum_evaluation_data_number": -1}, "out_of_range"),
         ({"minimum_svns": ("PCE",)}, "wrong_type"),
         ({"minimum_svns": (("PCE",),)}, "wrong_type"),
         ({"minimum_svns": (("PCE", [1]),)}, "wrong_type"),
-        ({"minimum_svns": (("", 1),)}, "wrong_type"),
         ({"minimum_svns": (("PCE", 65_536),)}, "out_of_range"),
         ({"minimum_svns": (("PCE", 1), ("PCE", 2))}, "conflict"),
         ({"platforms": ()}, "missing"),
@@ -412,11 +361,7 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
             "conflict",
         ),
         ({"app_id": APP_ID}, "wrong_type"),
-        ({"app_id": ()}, "missing"),
         ({"compose_hash": (APP_ID,)}, "wrong_size"),
-        ({"os_image_hash": ("00" * 32,)}, "wrong_type"),
-        ({"key_provider": ()}, "missing"),
-        ({"key_provider": ("kms",)}, "wrong_type"),
         ({"required_events": ("model",)}, "wrong_type"),
     ],
 }
@@ -446,7 +391,8 @@ def test_policy_with_every_rule_accepts_samples() -> None:
     policy = create_policy_with_every_rule()
     for field in fields(policy):
         assert getattr(policy, field.name) not in (None, (), frozenset()), field.name
-    assert appraise(policy, simulated=False)
+    steps = appraise_in_steps(policy, simulated=False)
+    assert {step.outcome for step in steps} == {"passed", "caution"}  # MRTD alone is no image
 
 
 def test_policy_is_immutable_value() -> None:

@@ -180,7 +180,6 @@ def test_bit_mask_exactly_compares_masked_bits(value: int, mask: int, actual: by
         (KeyProvider(id=b"\x30\x59"), True),
         (KeyProvider(name="kms", id=b"\x30\x59"), True),
         (KeyProvider(name="tpm"), False),
-        (KeyProvider(name="tpm", id=b"\x30\x59"), False),
         (KeyProvider(name="kms", id=b"\x30"), False),
         (KeyProvider(id=b"\x30"), False),
     ],
@@ -225,9 +224,7 @@ STORAGE = RequiredEvent(name="storage-fs", payload=b"zfs")
         RequiredEvent(name="model"),
         RequiredEvent(name="model", payload=b"weights"),
         RequiredEvent(name="model", digest=runtime_digest("model", b"weights")),
-        RequiredEvent(name="model", during="app"),
         STORAGE,
-        RequiredEvent(name="system-ready"),
         RequiredEvent(name="system-preparing", payload=b""),
     ],
 )

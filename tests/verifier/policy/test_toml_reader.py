@@ -2,16 +2,12 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attestkit.errors import ConfigError
 from attestkit.verifier.policy import toml_reader
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
-from attestkit.verifier.policy.rules import REGISTERS
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
@@ -19,7 +15,6 @@ from tests.verifier.policy.policy_samples import (
     IMAGE_HASH,
     INSTANCE_ID,
     PPID,
-    TDX,
     create_policy_with_every_rule,
 )
 
@@ -126,8 +121,6 @@ PRESET_LINE = 'preset = "default"\n'
 INVALID_FILES: list[tuple[str | bytes, str, str]] = [
     # The file as a whole.
     ("", "missing", "preset"),
-    ("# nothing\n", "missing", "preset"),
-    ("app_id = 1", "missing", "preset"),
     ("preset", "syntax", ""),
     (b"\xff", "encoding", ""),
     # Presets and keys.
@@ -137,7 +130,6 @@ INVALID_FILES: list[tuple[str | bytes, str, str]] = [
     ("accepted_statuses = []", "missing", "accepted_statuses"),
     ('accepted_statuses = ["UptoDate"]', "wrong_value", "accepted_statuses"),
     ("accepted_statuses = [1]", "wrong_value", "accepted_statuses"),
-    ("accepted_statuses = [true]", "wrong_value", "accepted_statuses"),
     ('accepted_statuses = "Revoked"', "wrong_value", "accepted_statuses"),
     ('preset = "development"\nqe_grace_period = 1', "conflict", "accepted_statuses"),
 ]
@@ -146,54 +138,28 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     ("app_id = " + "[" * 17 + "]" * 17, "too_deep", ""),
     ("refuse_simulated = " + "9" * 4000, "wrong_type", "refuse_simulated"),
     ("mrtd = 1", "unknown_key", "mrtd"),
-    ("compose_hsah = 1", "unknown_key", "compose_hsah"),
-    ("app-id = 1", "unknown_key", "app-id"),
     ('"a\\u0007b" = 1', "unknown_key", "a\\x07b"),
     (f'"{"a" * 70}" = 1', "unknown_key", f"{'a' * 64}..."),
-    ("[reference_values]\nmr_td = 1", "unknown_key", "reference_values.mr_td"),
-    ("[td_attributes]\nset = []", "unknown_key", "td_attributes.set"),
-    ("[[required_events]]\nnames = 1", "unknown_key", "required_events.names"),
     ("[key_provider]\nkind = 1", "unknown_key", "key_provider.kind"),
     ("accepted_advisories = true", "wrong_type", "accepted_advisories"),
     ('accepted_advisories = ["any of"]', "wrong_value", "accepted_advisories"),
-    ("refused_advisories = [1]", "wrong_type", "refused_advisories"),
     # Periods and numbers.
-    ('platform_grace_period = "30 days"', "wrong_value", "platform_grace_period"),
-    ("platform_grace_period = 1.5", "wrong_value", "platform_grace_period"),
     ("platform_grace_period = -1", "wrong_value", "platform_grace_period"),
-    ("platform_grace_period = true", "wrong_value", "platform_grace_period"),
-    (f"qe_grace_period = {10**30}", "wrong_value", "qe_grace_period"),
     ('qe_grace_period = "9999999999w"', "wrong_value", "qe_grace_period"),
-    ('qe_grace_period = "5300w"', "wrong_value", "qe_grace_period"),
     ('minimum_evaluation_data_number = "1"', "wrong_type", "minimum_evaluation_data_number"),
     ("minimum_evaluation_data_number = 65536", "wrong_value", "minimum_evaluation_data_number"),
     ("refused_advisories = []", "missing", "refused_advisories"),
-    ("minimum_svns = {}", "missing", "minimum_svns"),
     ("[minimum_svns]", "missing", "minimum_svns"),
-    ("minimum_svns = []", "missing", "minimum_svns"),
-    ("[reference_values]", "missing", "reference_values"),
-    ("required_events = []", "missing", "required_events"),
-    ("minimum_svns = 1", "wrong_type", "minimum_svns"),
-    ("[minimum_svns]\n'PCE' = '1'", "wrong_type", "minimum_svns.PCE"),
     ("[minimum_svns]\nPCE = true", "wrong_type", "minimum_svns.PCE"),
     ("[minimum_svns]\nPCE = -1", "wrong_value", "minimum_svns"),
     ("refuse_simulated = 1", "wrong_type", "refuse_simulated"),
-    ("require_mr_config = 'yes'", "wrong_type", "require_mr_config"),
     ('platforms = ["tdx"]', "wrong_value", "platforms"),
-    ("platforms = []", "missing", "platforms"),
     # Bytes.
     ("app_id = []", "missing", "app_id"),
-    ('app_id = ""', "wrong_size", "app_id"),
     ('app_id = "0a"', "wrong_size", "app_id"),
-    ('app_id = "0"', "encoding", "app_id"),
-    ('app_id = "0x"', "encoding", "app_id"),
     ('app_id = "0a 0a"', "encoding", "app_id"),
     ('app_id = "\u0660\u0660"', "encoding", "app_id"),
-    (f'app_id = "{"g" * 100}"', "encoding", "app_id"),
     ("app_id = 1979-05-27", "wrong_type", "app_id"),
-    ("app_id = [[]]", "wrong_type", "app_id"),
-    ('device_id = "00"', "wrong_size", "device_id"),
-    ("[reference_values]\nmrtd = []", "missing", "reference_values.mrtd"),
     ('[reference_values]\nmrtd = "00"', "wrong_size", "reference_values.mrtd"),
     ("reference_values = 1", "wrong_type", "reference_values"),
     (
@@ -207,28 +173,18 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     ("[xfam]\nmust_be_set = 3", "wrong_type", "xfam.must_be_set"),
     ('[xfam]\nmust_be_set = "03"', "wrong_size", "xfam.must_be_set"),
     ('[xfam]\nmust_be_set = ["AVX2"]', "wrong_value", "xfam.must_be_set"),
-    ("[xfam]\nmust_be_set = [[]]", "wrong_value", "xfam.must_be_set"),
     ('[xfam]\nmust_be_set = ["FP"]\nmust_be_clear = ["FP"]', "conflict", "xfam"),
     (f'[xfam]\nmask = "{"ff" * 8}"', "conflict", "xfam"),
     (f'[xfam]\nvalue = "{"ff" * 8}"\nmust_be_set = ["FP"]', "conflict", "xfam"),
-    ('[xfam]\nvalue = "ff"', "wrong_size", "xfam.value"),
-    (f'[xfam]\nvalue = "{"f" * 16}"\nmask = ""', "wrong_size", "xfam.mask"),
     ('[td_attributes]\nmust_be_set = ["DEBUG"]', "wrong_value", "td_attributes"),
     # Key providers and events.
-    ("key_provider = []", "missing", "key_provider"),
     ('key_provider = "kms"', "wrong_type", "key_provider"),
     ("key_provider = {}", "missing", "key_provider"),
     ('key_provider = { id = "" }', "wrong_type", "key_provider.id"),
-    ('key_provider = { name = "" }', "wrong_type", "key_provider.name"),
-    ("key_provider = { name = 1 }", "wrong_type", "key_provider.name"),
-    ("key_provider = { name = ['kms'] }", "wrong_type", "key_provider.name"),
     ("[[required_events]]", "missing", "required_events"),
     ("required_events = ['model']", "wrong_type", "required_events"),
     ('[[required_events]]\nname = ""', "wrong_type", "required_events.name"),
-    ('[[required_events]]\nname = "a"\npayload = 1', "wrong_type", "required_events.payload"),
     ('[[required_events]]\nname = "a"\nduring = "x"', "wrong_value", "required_events.during"),
-    ('[[required_events]]\nname = "a"\nduring = []', "wrong_type", "required_events.during"),
-    ('[[required_events]]\nname = "a"\ndigest = ""', "wrong_size", "required_events.digest"),
     (
         '[[required_events]]\nname = "a"\n[[required_events]]\nname = "a"',
         "duplicate",
@@ -262,50 +218,3 @@ def test_from_toml_ignores_brackets_in_strings_and_comments() -> None:
         for more in range(3):  # closing quotes may be preceded by up to two quotes of the text
             text = f"{3 * quote}x{(3 + more) * quote}, ["
             assert get_rejection_text(PRESET_LINE + "app_id = [" + text * 17).reason == "too_deep"
-
-
-# -- any file ----------------------------------------------------------------------------------
-
-HEX_TEXTS = st.sampled_from(
-    ["", "00", "0", "zz", "00" * 8, "ff" * 8, "0a" * 20, "0c" * 32, "11" * 48]
-)
-SCALARS = (
-    HEX_TEXTS
-    | st.sampled_from(["any", "kms", "boot", "model", "UpToDate", "OutOfDate", "30d", TDX, "A-1"])
-    | st.text(max_size=4)
-    | st.integers(-2, 2**65)
-    | st.booleans()
-    | st.floats()
-    | st.dates()
-)
-NAMES = st.sampled_from(
-    sorted(
-        {
-            *toml_reader._KEYS,
-            *REGISTERS,
-            *("must_be_set", "must_be_clear", "mask", "value"),
-            *("name", "id", "payload", "digest", "during", "other"),
-        }
-    )
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
-    max_leaves=6,
-)
-TABLES = st.dictionaries(st.sampled_from(sorted(toml_reader._KEYS)), VALUES, max_size=3)
-
-
-@settings(deadline=None)  # shared machines are slow
-@given(table=TABLES, preset=st.sampled_from(["strict", "default", "development", "lax", 1]))
-def test_from_toml_any_table_raises_only_config_error(
-    table: dict[str, Any], preset: object
-) -> None:
-    """Any TOML table gives a policy or ConfigError."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toml_reader, "decode", lambda _: {"preset": preset, **table})
-        try:
-            policy = AppraisalPolicy.from_toml("")
-        except ConfigError:
-            return
-    assert isinstance(hash(policy), int)

@@ -7,6 +7,7 @@ are no retries: where the real backend repeats a step, as after EBUSY, the call 
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 from attestkit.backends.linux.device_errors import busy, failed, no_quote, translate_errno
@@ -55,33 +56,20 @@ _Make = Callable[[bytes], bytes]
 _Extend = Callable[[int, bytes], None]
 
 
+@dataclass(eq=False, repr=False)
 class FaultInjector:
-    """Injector of faults into the calls of a simulated TEE.
+    """Injector of faults into the calls of a simulated TEE."""
 
-    Args:
-        faults: The armed faults.
-        platform: "tdx" or "snp".
-        has_log: Whether the runtime log is on disk.
-        wait: Sleeps for a number of seconds.
-    """
-
-    def __init__(
-        self,
-        faults: Faults,
-        *,
-        platform: str = "tdx",
-        has_log: bool,
-        wait: Callable[[float], object],
-    ) -> None:
-        self.faults = faults
-        self._platform = platform
-        self._has_log = has_log
-        self._wait = wait
-        self._torn: Fault | None = None  # injected into the next append to the log
+    faults: Faults
+    _: KW_ONLY
+    platform: str  # "tdx" or "snp"
+    has_log: bool  # whether the runtime log is on disk
+    wait: Callable[[float], object]  # sleeps for a number of seconds
+    _torn: Fault | None = field(default=None, init=False)  # for the next append to the log
 
     def check(self, fault: Fault) -> None:
         """Raise UsageError unless the fault applies to the simulator."""
-        names, operations = _NAMES[self._platform], _OPERATIONS[self._platform]
+        names, operations = _NAMES[self.platform], _OPERATIONS[self.platform]
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
                 f"fault {fault.name}: needs an emulated kernel (attestkit mount); here, use "
@@ -89,7 +77,7 @@ class FaultInjector:
                 f"{', '.join(operations)}",
                 reason="not_applicable",
             )
-        if fault.name == "torn_journal" and not self._has_log:
+        if fault.name == "torn_journal" and not self.has_log:
             text = "fault torn_journal: needs a runtime log on disk; use state_dir"
             raise UsageError(text, reason="missing")
 
@@ -138,7 +126,7 @@ class FaultInjector:
         fault = self.faults.strike("delay")
         if fault is None:
             return
-        self._wait(min(fault.seconds, _HOST_TIMEOUT))
+        self.wait(min(fault.seconds, _HOST_TIMEOUT))
         if fault.seconds > _HOST_TIMEOUT:
             text = f"the host did not answer within {_HOST_TIMEOUT:.0f} s; retry"
             raise no_quote(_prefix(fault), text, "timed_out")
@@ -147,7 +135,7 @@ class FaultInjector:
         if fault.name == "oversized_outblob":
             return self._backend_error(fault, "REPORT", errno.EFBIG)
         size = _SHORT if fault.name == "short_outblob" else 0
-        if self._platform == "tdx":
+        if self.platform == "tdx":
             text = f"the host returned {size} bytes instead of a quote; check its QGS, then retry"
             return no_quote(_prefix(fault), text, "too_short" if size else "empty")
         if fault.name == "quote_fails":
@@ -165,7 +153,7 @@ class FaultInjector:
         else:
             kind = errno_meanings.Step[step]
             refusal = errno_meanings.translate_error(
-                kind, error, _prefix(fault), self._platform, lambda _: "simulated"
+                kind, error, _prefix(fault), self.platform, lambda _: "simulated"
             )
         assert isinstance(refusal, BackendError)
         return refusal

@@ -27,14 +27,9 @@ _TABLE_ENTRY: Final = struct.Struct("<16sII")
 _PRODUCT: Final = "Genoa"
 _CPUID: Final = (0x19, 0x11, 1)  # family, model, stepping
 _SPLS: Final = {"3.1": 0, "3.2": 1, "3.3": 6, "3.8": 7}  # offsets in a TCB version
-_VCEK, _ASK, _ARK = (
-    UUID(guid).bytes
-    for guid in (
-        "63da758d-e664-4564-adc5-f4b93be8accd",
-        "4ab7b379-bbac-4fe4-a02f-05aef327c782",
-        "c0b406a4-a803-4952-9743-3fb6014cd0ae",
-    )
-)
+_VCEK: Final = UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes
+_ASK: Final = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782").bytes
+_ARK: Final = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae").bytes
 
 
 class SimulatedChip:
@@ -62,9 +57,8 @@ class SimulatedChip:
         self.ark_der: bytes = self._issue("ark", ark, ark, path_length=1)
         self.ask_der: bytes = self._issue("ask", ask, ark, path_length=0)
         self.vcek_der: bytes = self._issue_vcek(ask)
-        self.certificates: bytes = (
-            self._table()
-        )  # certificate table, as the host passes it to the guest
+        # The certificate table, as the host passes it to the guest.
+        self.certificates: bytes = self._table()
 
     def report(self, report_data: bytes, *, vmpl: int = 0, host_data: bytes = bytes(32)) -> bytes:
         """Return a signed report, 1184 bytes.

@@ -158,12 +158,11 @@ class SimulatedPki:
             platform = self.platform()
             by, chain = platform.pck_key.sign, platform.pck_chain
         root_crl = self._crl(self._root, config.root_crl, issue, next_update)
+        pck_crl = self._crl(self._pck_ca, config.pck_crl, issue, next_update)
         return Collateral(
             pck_crl_issuer_chain=_pem(self.pck_ca_der, self.root_der),
             root_ca_crl=root_crl,
-            pck_crl=root_crl
-            if config.pck_crl_is_roots
-            else self._crl(self._pck_ca, config.pck_crl, issue, next_update),
+            pck_crl=root_crl if config.pck_crl_is_roots else pck_crl,
             tcb_info_issuer_chain=chain,
             tcb_info=_apply_alterations(config, "tcb_info", tcb_info),
             tcb_info_signature=by(tcb_info.encode()),

@@ -17,12 +17,8 @@ from attestkit.errors import UsageError
 
 _SGX: Final = "/sgx/certification/v4"
 _TDX: Final = "/tdx/certification/v4"
-_CRL, _PEM, _JSON, _TEXT = (
-    "application/pkix-crl",
-    "application/x-pem-file",
-    "application/json",
-    "text/plain",
-)
+_CRL, _PEM = "application/pkix-crl", "application/x-pem-file"
+_JSON, _TEXT = "application/json", "text/plain"
 _FMSPC: Final = re.compile(r"[0-9A-Fa-f]{12}")
 _FIELDS: Final = 32  # maximum number in a query; real ones have up to five
 # Without such a header Intel's client caches a response for a week, by its URL alone.
@@ -74,12 +70,12 @@ class SimulatedPccs:
         self._fmspc = read_sgx_extension(self._default).fmspc.hex()
         self._routes: dict[str, Callable[[Mapping[str, str]], PccsResponse]] = {
             f"{_SGX}/pckcrl": self._pck_crl,
-            f"{_SGX}/rootcacrl": self._root_crl,
+            f"{_SGX}/rootcacrl": lambda _: _ok(_CRL, self._collateral().root_ca_crl.hex().encode()),
             f"{_SGX}/crl": self._crl_of_uri,
             f"{_SGX}/pckcert": self._pck_certificate,
             f"{_TDX}/tcb": self._tcb_info,
             f"{_TDX}/qe/identity": self._qe_identity,
-            "/IntelSGXRootCA.der": self._raw_root_crl,
+            "/IntelSGXRootCA.der": lambda _: _ok(_CRL, self._collateral().root_ca_crl),
         }
 
     def respond(self, path: str, query: str) -> PccsResponse:
@@ -102,12 +98,6 @@ class SimulatedPccs:
         if fields.get("encoding", "").lower() == "der":
             return _ok(_CRL, collateral.pck_crl, chain)
         return _ok(_PEM, collateral.pck_crl.hex().encode(), chain)
-
-    def _root_crl(self, _: Mapping[str, str]) -> PccsResponse:
-        return _ok(_CRL, self._collateral().root_ca_crl.hex().encode())
-
-    def _raw_root_crl(self, _: Mapping[str, str]) -> PccsResponse:
-        return _ok(_CRL, self._collateral().root_ca_crl)
 
     def _crl_of_uri(self, fields: Mapping[str, str]) -> PccsResponse:
         if not fields.get("uri"):

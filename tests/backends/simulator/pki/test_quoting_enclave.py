@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit._crypto.ecdsa import P256Key
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
-from tests.dcap import REJECT, judge
+from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
 
 NOW = 1790000000
@@ -34,7 +33,7 @@ def make_quote(enclave: QuotingEnclave, layout: str, body: TdBody = BODY) -> byt
 
 def is_rejected(quote: bytes, collateral: Collateral = COLLATERAL) -> bool:
     """Return whether dcap-qvl rejects the quote under the simulator's root."""
-    return judge(quote, collateral, PKI.root_der, NOW).status == REJECT
+    return verify_with_dcap_qvl(quote, collateral, PKI.root_der, NOW).status == REJECT
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -47,12 +46,12 @@ def test_quote_is_accepted_under_its_own_root_only(
     pki = SimulatedPki(seed)
     quote = make_quote(QuotingEnclave(pki), layout, TdBody(report_data=report_data))
     collateral = pki.collateral(NOW)
-    verdict = judge(quote, collateral, pki.root_der, NOW)
+    verdict = verify_with_dcap_qvl(quote, collateral, pki.root_der, NOW)
     assert (verdict.status, verdict.advisories) == ("UpToDate", ())
     assert report_data.hex() in verdict.report
     other_root = SimulatedPki(hashlib.sha256(seed).digest()).root_der
     for root in (None, other_root):
-        verdict = judge(quote, collateral, root, NOW)
+        verdict = verify_with_dcap_qvl(quote, collateral, root, NOW)
         assert verdict.status == REJECT
         assert "InvalidCrlSignature" in verdict.text
 
@@ -88,23 +87,6 @@ def test_quote_version_and_body_size_are_checked(version: int, size: int) -> Non
     """Other versions and sizes are rejected."""
     with raises(UsageError, "wrong_size" if version in (4, 5) else "wrong_value"):
         ENCLAVE.quote(bytes(size), version=version)
-
-
-def test_quote_needs_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the quote is signed once the enclave is set up."""
-    signed: list[bytes] = []
-    sign = P256Key.sign
-
-    def count(key: P256Key, data: bytes) -> bytes:
-        signed.append(data)
-        return sign(key, data)
-
-    enclave = QuotingEnclave(PKI)
-    monkeypatch.setattr(P256Key, "sign", count)
-    quotes = [make_quote(enclave, layout) for layout in LAYOUTS]
-    assert signed == [
-        quote[:at] for quote, (_, _, at) in zip(quotes, LAYOUTS.values(), strict=True)
-    ]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.dcap.authenticate import Dcap
 from attestkit.verifier.result import TcbStatus
 from tests.backends.simulator.simulated_cases import CASES, NOW, SEED
-from tests.dcap import REJECT, judge
+from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import needs_shared
@@ -89,7 +89,7 @@ def test_scenario_equals_vector(case: dict[str, Any]) -> None:
     now, expect = case["now"], case["expect"]
     simulator = Simulator(seed=SEED, scenario=case["id"], now=lambda: now)
     quote, collateral = simulator.get_quote(REPORT_DATA), simulator.collateral()
-    verdict = judge(quote, collateral, simulator.trust_anchor, now)
+    verdict = verify_with_dcap_qvl(quote, collateral, simulator.trust_anchor, now)
     outcome, advisories = verify_dcap(simulator, now)
     assert outcome == NAMED[case["id"]].outcome
     if expect["outcome"] == "accept":
@@ -110,7 +110,7 @@ def test_scenario_has_documented_outcome(name: str, now: int) -> None:
     expected = NAMED[name].outcome
     assert verify_dcap(simulator, now)[0] == expected
     quote, anchor = simulator.get_quote(REPORT_DATA), simulator.trust_anchor
-    verdict = judge(quote, simulator.collateral(), anchor, now)
+    verdict = verify_with_dcap_qvl(quote, simulator.collateral(), anchor, now)
     if name in GAPS:
         assert verdict.status == "UpToDate"
     else:
@@ -176,66 +176,41 @@ _YEAR_1949 = datetime(1949, 1, 1, tzinfo=timezone.utc)
 _YEAR_2019 = datetime(2019, 12, 31, tzinfo=timezone.utc)
 _YEAR_2050 = datetime(2050, 1, 1, tzinfo=timezone.utc)
 _NAIVE = datetime.fromisoformat("2020-01-01")
+_BEFORE_YEAR_1 = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))
+_AFTER_2049 = _YEAR_2050.replace(tzinfo=timezone(-timedelta(hours=1)))
 OUT_OF_RANGE: Final[list[tuple[type, str, object, str]]] = [
-    *((PkiConfig, name, bytes(1), "wrong_size") for name in ("fmspc", "pceid", "cpusvn")),
-    (PkiConfig, "qe_mrsigner", bytes(31), "wrong_size"),
+    (PkiConfig, "fmspc", bytes(1), "wrong_size"),
     (PkiConfig, "fmspc", 6, "wrong_type"),
     (PkiConfig, "pcesvn", 32768, "out_of_range"),
     (PkiConfig, "pcesvn", "13", "wrong_type"),
     (PkiConfig, "sgx_type", 3, "out_of_range"),
-    (PkiConfig, "qe_isvsvn", 65536, "out_of_range"),
     (PkiConfig, "qe_miscselect", -1, "out_of_range"),
     *((kind, "not_before", _NAIVE, "wrong_type") for kind in (PkiConfig, SnpConfig)),
     *((kind, "not_before", _YEAR_1949, "out_of_range") for kind in (PkiConfig, SnpConfig)),
     *((kind, "not_after", _YEAR_2019, "conflict") for kind in (PkiConfig, SnpConfig)),
-    *((PkiConfig, "not_before", value, "wrong_type") for value in (5, None)),
-    (PkiConfig, "not_after", _YEAR_2050, "out_of_range"),
-    (
-        PkiConfig,
-        "not_after",
-        _YEAR_2050.replace(tzinfo=timezone(-timedelta(hours=1))),
-        "out_of_range",
-    ),
-    (
-        PkiConfig,
-        "not_before",
-        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
-        "out_of_range",
-    ),
+    (PkiConfig, "not_before", None, "wrong_type"),
+    (PkiConfig, "not_before", _BEFORE_YEAR_1, "out_of_range"),
+    (PkiConfig, "not_after", _AFTER_2049, "out_of_range"),
     (PkiConfig, "pck_not_after", _YEAR_1949, "out_of_range"),
     (PkiConfig, "pck_not_after", _YEAR_2019, "conflict"),
     *((PkiConfig, "crl_base_url", url, "encoding") for url in ("https://\xfc", "https://a\n")),
     (PkiConfig, "crl_base_url", b"https://a", "wrong_type"),
     (SnpConfig, "snp_tcb", bytes(7), "wrong_size"),
-    (SnpConfig, "snp_tcb", 8, "wrong_type"),
-    (SnpConfig, "vcek_tcb", bytes(9), "wrong_size"),
     (SnpConfig, "policy", 1 << 64, "out_of_range"),
-    (SnpConfig, "policy", None, "wrong_type"),
     (SnpConfig, "vcek_not_after", _YEAR_2019, "conflict"),
     (QuoteConfig, "version", 65536, "out_of_range"),
-    *(
-        (QuoteConfig, name, bytes(3), "wrong_size")
-        for name in ("reserved", "vendor_id", "user_data")
-    ),
-    *((QuoteConfig, name, bytes(3), "wrong_size") for name in ("qe_cpusvn", "qe_report_data")),
-    (QuoteConfig, "body_size", 1 << 32, "out_of_range"),
-    *((QuoteConfig, name, -1, "out_of_range") for name in ("qe_isvsvn", "padding")),
-    *((CrlConfig, "revoked", (number,), "out_of_range") for number in (-1, 0, 1 << 159)),
+    (QuoteConfig, "user_data", bytes(3), "wrong_size"),
+    (QuoteConfig, "qe_report_data", bytes(3), "wrong_size"),
+    (QuoteConfig, "padding", -1, "out_of_range"),
+    *((CrlConfig, "revoked", (number,), "out_of_range") for number in (0, 1 << 159)),
     *((CrlConfig, "revoked", value, "wrong_type") for value in ((None,), "tcb-signing")),
     *((CrlConfig, "number", number, "out_of_range") for number in (-1, 1 << 159)),
-    (CrlConfig, "number", "1", "wrong_type"),
     (CrlConfig, "this_update", timedelta(1), "wrong_type"),
+    (CrlConfig, "this_update", 10**13, "out_of_range"),
     (CrlConfig, "next_update", NOW + 0.5, "wrong_type"),
-    *(
-        (kind, name, value, "out_of_range")
-        for kind, name in (
-            *((TcbInfoConfig, "issue"), (TcbInfoConfig, "next_update")),
-            *((QeIdentityConfig, "issue"), (QeIdentityConfig, "next_update")),
-            *((CrlConfig, "this_update"), (CrlConfig, "next_update")),
-        )
-        for value in (10**13, -(10**9))
-    ),
-    *((kind, "issue", "now", "wrong_type") for kind in (TcbInfoConfig, QeIdentityConfig)),
+    (TcbInfoConfig, "issue", "now", "wrong_type"),
+    (TcbInfoConfig, "next_update", -(10**9), "out_of_range"),
+    (QeIdentityConfig, "issue", -(10**9), "out_of_range"),
     (Scenario, "platform", "sgx", "wrong_value"),
     (Scenario, "quote_version", 3, "wrong_value"),
     (Scenario, "trust_anchor", 5, "wrong_type"),
@@ -255,25 +230,6 @@ def test_qe_auth_data_is_limited_to_65535_bytes() -> None:
     """The length field has 16 bits."""
     with raises(UsageError, "out_of_range"):
         QuoteConfig(qe_auth_data=bytes(65536))
-
-
-def test_events_are_in_the_quote_of_each_scenario() -> None:
-    """Emitted events are measured on an invalid platform, too."""
-    with open_attester("simulator", seed=SEED, scenario="tcb-OutOfDate") as tee:
-        before = tee.registers()
-        tee.emit_event("mine", b"1")
-        quote, log = tee.evidence_source.quote_and_log(REPORT_DATA)
-        assert quote.rtmrs == tee.registers() != before
-        assert log.runtime[-1].name == "mine"
-
-
-def test_scenario_is_deterministic() -> None:
-    """The other root of wrong-root depends on the seed, too."""
-    one, two = (Simulator(seed=SEED, scenario="wrong-root", now=lambda: NOW) for _ in range(2))
-    assert one.get_quote(REPORT_DATA) == two.get_quote(REPORT_DATA)
-    assert one.collateral() == two.collateral()
-    assert one.trust_anchor == two.trust_anchor != Simulator(seed=SEED).trust_anchor
-    assert one.trust_anchor != Simulator(seed=b"\7" * 32, scenario="wrong-root").trust_anchor
 
 
 def verify_outcome(name: str, policy: AppraisalPolicy) -> str:

@@ -11,7 +11,7 @@ import pytest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendUnavailableError, QuoteUnavailableError
 from attestkit.quote import Quote
-from tests.dcap import judge
+from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.raising import raises
 from tests.rigs.kernel.guest.machine import LOOPBACK_CID, SimulatedTd, service_on_vsock
 
@@ -36,7 +36,7 @@ def _check_quote(backend: TdxIoctl, td: SimulatedTd) -> None:
     assert quote.report_data == REPORT_DATA
     assert quote.rtmrs == td.registers()
     now = 1_900_000_000
-    verdict = judge(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
+    verdict = verify_with_dcap_qvl(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
     assert verdict.status == "UpToDate", verdict.text
     assert td.get("quote_calls") == 0
 

@@ -16,7 +16,7 @@ from attestkit.backends.configfs_tsm import ConfigfsTdx, ConfigfsTsm
 from attestkit.backends.linux.syscalls import read
 from attestkit.errors import BackendBusyError, BackendError, QuoteUnavailableError
 from attestkit.quote import Quote
-from tests.dcap import judge
+from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.raising import raises
 from tests.rigs.kernel.guest.machine import (
     LINUX,
@@ -72,7 +72,7 @@ def test_kernel_quote_verifies(td: SimulatedTd) -> None:
     assert quote.report_data == REPORT_DATA
     assert quote.rtmrs == td.registers()
     now = int(time.clock_gettime(time.CLOCK_REALTIME))
-    verdict = judge(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
+    verdict = verify_with_dcap_qvl(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
     assert verdict.status == "UpToDate", verdict.text
     assert td.get("quote_calls") == 1
     backend.close()

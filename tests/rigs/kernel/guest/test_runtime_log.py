@@ -11,7 +11,7 @@ from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.tdx.rtmr import RtmrAccess
 from attestkit.errors import JournalError, ReplayError, UnsupportedError
-from tests.dcap import judge
+from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.rigs.kernel.guest.machine import HAS_REGISTERS, RUNTIME_LOG, SimulatedTd, has_registers
 from tests.untyped import untyped
 
@@ -41,7 +41,7 @@ def test_events_are_in_register_and_log_on_kernel(td: SimulatedTd) -> None:
         assert _names(later) == ["event-0", "event-1", "event-2"]
         quote = later.get_quote(REPORT_DATA)
     now = 1_900_000_000
-    verdict = judge(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
+    verdict = verify_with_dcap_qvl(quote.raw, td.pki.collateral(now), td.pki.root_der, now)
     assert verdict.status == "UpToDate", verdict.text
 
 

@@ -18,7 +18,9 @@ class Verdict(NamedTuple):
     report: str = ""  # accepted report, JSON
 
 
-def judge(quote: bytes, collateral: Collateral, root: bytes | None, now: int) -> Verdict:
+def verify_with_dcap_qvl(
+    quote: bytes, collateral: Collateral, root: bytes | None, now: int
+) -> Verdict:
     """Return dcap-qvl's result at `now` for a root (DER); None: Intel's, its default."""
     theirs = dcap_qvl.QuoteCollateralV3(
         collateral.pck_crl_issuer_chain,

@@ -1,0 +1,41 @@
+"""Checks of arguments: type, size and encoding."""
+
+from typing import TYPE_CHECKING
+
+from attestkit.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+def wrong_type(argument: str, expected: str, value: object) -> UsageError:
+    """Return the error for an argument whose type is not `expected`."""
+    message = f"{argument}: must be {expected}, not {type(value).__name__}"
+    return UsageError(message, reason="wrong_type")
+
+
+def require_bytes(argument: str, value: object) -> None:
+    """Raise UsageError if an argument is not `bytes`."""
+    if not isinstance(value, bytes):
+        raise wrong_type(argument, "bytes", value)
+
+
+def require_size(argument: str, value: bytes, size: int) -> None:
+    """Raise UsageError if an argument does not have `size` bytes."""
+    if len(value) != size:
+        message = f"{argument}: must have {size} bytes, not {len(value)}"
+        raise UsageError(message, reason="wrong_size")
+
+
+def require_time_zone(argument: str, moment: "datetime") -> None:
+    """Raise UsageError if a datetime has no time zone."""
+    if moment.utcoffset() is None:
+        raise UsageError(f"{argument}: datetime without time zone", reason="wrong_value")
+
+
+def utf8(text: str, subject: str, kind: type[FormatError | UsageError] = FormatError) -> bytes:
+    """Return text in UTF-8; raise an error of `kind` if it has an unpaired surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"{subject}: unpaired surrogate in text", reason="encoding") from error

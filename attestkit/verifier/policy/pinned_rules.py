@@ -1,0 +1,85 @@
+"""Rules of a policy that pin image, app and configuration of known-good evidence."""
+
+from typing import Any, Final
+
+from attestkit.attestation import AppInfo
+from attestkit.errors import FormatError
+from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier.policy.rules import (
+    BOOT_END,
+    BitMask,
+    KeyProvider,
+    ReferenceValues,
+    RequiredEvent,
+    read_key_provider,
+)
+from attestkit.verifier.result import AttestationResult, Claims
+
+# Registers that are equal for the same image and VM shape.
+_PINNED: Final = (
+    *("mrtd", "rtmr0", "rtmr1", "rtmr2", "mr_signer_seam", "mr_owner", "mr_owner_config"),
+    *("measurement", "id_key_digest", "author_key_digest"),
+    *("pcr0", "pcr1", "pcr2", "pcr8"),
+    *("mrenclave", "mrsigner"),
+)
+# Boot events without a rule of their own that are equal in every boot.
+_PINNED_EVENTS: Final = ("init-script-hash", "gpu-policy-hash", "storage-fs")
+
+
+def pinned_rules(result: AttestationResult) -> dict[str, Any]:
+    """Return the rules of `AppraisalPolicy.from_evidence`, except the accepted TCB statuses."""
+    claims, info = result.claims, result.app_info
+    return {
+        "platforms": (claims.platform,),
+        "reference_values": _pinned_registers(claims, info),
+        "td_attributes": _pinned_bits(claims, "td_attributes"),
+        "xfam": _pinned_bits(claims, "xfam"),
+        "os_image_hash": _one(claims.os_image_hash),
+        "require_mr_config": claims.has_mr_config,
+        "required_events": _pinned_events(claims),
+        **_pinned_app(claims, info),
+    }
+
+
+def _one(value: bytes) -> tuple[bytes, ...] | None:
+    return (value,) if value else None
+
+
+def _pinned_registers(claims: Claims, info: AppInfo | None) -> ReferenceValues:
+    names = [*_PINNED]
+    if RUNTIME_REGISTER in claims.event_registers and not claims.events:
+        names.append("rtmr3")
+    if info is None or not info.instance_id:
+        names += ["mr_config_id", "host_data"]
+    elif (config_id := claims.get("mr_config_id")) and config_id[0] != 3:
+        names.append("mr_config_id")  # version 3 includes the instance id
+    found = {name: claims.get(name) for name in names}
+    return ReferenceValues(**{name: (value,) for name, value in found.items() if value})
+
+
+def _pinned_bits(claims: Claims, name: str) -> BitMask | None:
+    value = claims.get(name)
+    return None if value is None else BitMask.exactly(value)
+
+
+def _pinned_events(claims: Claims) -> tuple[RequiredEvent, ...]:
+    events = claims.events
+    end = next((at for at, event in enumerate(events) if event.name == BOOT_END), 0)
+    return tuple(
+        RequiredEvent(name=event.name, payload=event.payload)
+        for event in events[:end]
+        if event.name in _PINNED_EVENTS
+    )
+
+
+def _pinned_app(claims: Claims, info: AppInfo | None) -> dict[str, Any]:
+    if info is None or claims.platform == "dstack-nitro-enclave":
+        return {}
+    found: dict[str, Any] = {"app_id": _one(info.app_id), "compose_hash": _one(info.compose_hash)}
+    try:
+        name, provider_id = read_key_provider(info.key_provider_info)
+    except FormatError:  # missing or malformed
+        return found
+    if name or provider_id:
+        found["key_provider"] = (KeyProvider(name=name or None, id=provider_id or None),)
+    return found

@@ -1,0 +1,67 @@
+"""Tables and examples of single pages match the code; test_pages.py runs their blocks."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+from attestkit.backends.recording import recording_file
+from attestkit.backends.recording.call_codec import CALLS
+from attestkit.testing import SimulatedTee
+from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS
+from attestkit.verifier.result import TcbStatus
+from tests.docs.blocks import ROOT, read_blocks
+
+POLICY = (ROOT / "docs/policy.md").read_text()
+RECORDING = (ROOT / "docs/recording.md").read_text()
+TESTING = (ROOT / "docs/testing.md").read_text()
+
+
+def _table(first: str) -> list[list[str]]:
+    """Return the cells of the policy page's table whose first column has this title."""
+    lines = POLICY.splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return [rows[0], *rows[2:]]
+
+
+def test_presets_match_table() -> None:
+    """There is a row per status and a column per preset; "grace" does not count as accepted."""
+    head, *rows = _table("TCB status")
+    assert head[1:] == list(PRESETS)
+    assert [row[0] for row in rows] == [status.value for status in TcbStatus]
+    for status, *cells in rows:
+        for preset, cell in zip(PRESETS.values(), cells, strict=True):
+            assert (cell == "yes") == (TcbStatus(status) in preset().accepted_statuses), status
+
+
+def test_platforms_match_table() -> None:
+    """There is a column for every platform that can be verified."""
+    head, *rows = _table("rule")
+    assert [name.strip("`") for name in head[1:]] == list(VERIFIED_PLATFORMS)
+    assert all(len(row) == len(head) for row in rows)
+
+
+def test_shown_recording_is_valid(tmp_path: Path) -> None:
+    """With its bytes filled in the file can be read."""
+    [block] = [block for block in read_blocks(RECORDING) if block.language == "json"]
+    path = tmp_path / "tee.jsonl"
+    path.write_text(re.sub(r'"[0-9a-f]{6}\.\.\."', '"00"', block.text))
+    found = recording_file.read_recording(path)
+    assert found.complete
+    assert [entry.key[0] for entry in found.entries] == ["read_rtmr", "extend_rtmr", "get_quote"]
+    assert all(CALLS[entry.key[0]].changes_state == entry.change for entry in found.entries)
+    assert json.loads(block.text.splitlines()[0])["version"] == recording_file.VERSION
+
+
+def test_testing_page_lists_members_and_options_of_a_tee() -> None:
+    """Except for names that the text does not need."""
+    table = TESTING.partition("| of a TEE |")[2].partition("\n\n")[0]
+    there = {name for name, _ in inspect.getmembers(SimulatedTee) if not name.startswith("_")}
+    assert set(re.findall(r"`\.([a-z_]+)", table)) == there - {"close", "simulated", "simulator"}
+    for name in set(inspect.signature(SimulatedTee).parameters) - {"resources", "options"}:
+        assert f"`{name}`" in TESTING, name
