@@ -1,4 +1,5 @@
-"""Strict readers of CBOR, JSON and TOML for untrusted input, with limits on depth and size.
+"""Strict readers of CBOR, JSON and TOML for untrusted input, and templates of HTML pages.
 
-They check syntax only; the meaning of a document is checked where it is used.
+The readers limit depth and size. They check syntax only; the meaning of a document is checked where
+it is used.
 """

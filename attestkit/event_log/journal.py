@@ -33,9 +33,10 @@ from attestkit.event_log.journal_files import (
     LOG,
     PENDING,
     VERSION,
+    LogFile,
     OsFolder,
+    damaged,
 )
-from attestkit.event_log.journal_log_file import LogFile, damaged
 from attestkit.event_log.journal_protocols import (
     ZERO,
     MemoryJournal,

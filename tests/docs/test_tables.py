@@ -4,6 +4,9 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+from msgspec import toml
 
 from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.call_codec import CALLS
@@ -44,6 +47,18 @@ def test_platforms_match_table() -> None:
     head, *rows = _table("rule")
     assert [name.strip("`") for name in head[1:]] == list(VERIFIED_PLATFORMS)
     assert all(len(row) == len(head) for row in rows)
+
+
+def test_architecture_lists_parts_in_order_of_layers() -> None:
+    """The page has the parts that exist, in the order that import-linter enforces."""
+    settings: Any = toml.decode((ROOT / "pyproject.toml").read_bytes())
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    [layers] = [one["layers"] for one in contracts if one.get("containers") == ["attestkit"]]
+    order = [set(layer.split(" | ")) for layer in layers if not layer.startswith("(")]
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
+    found = [{name for number, name in rows if number == at} for at in dict(rows)]
+    assert found[1:] == order  # layer 0 is not imported by any other
 
 
 def test_shown_recording_is_valid(tmp_path: Path) -> None:

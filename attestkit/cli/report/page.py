@@ -79,7 +79,8 @@ def render_page(outcome: FileOutcome) -> str:
         UsageError: If Jinja is not installed.
     """
     template = _template()
-    from attestkit._jinja import style  # importable, because the template was loaded
+    # Importable, because the template was loaded.
+    from attestkit._formats.html_templates import style
 
     css = style("attestkit.cli.report", "report.css")
     css_hash = b64encode(sha256(css.encode()).digest()).decode()
@@ -107,7 +108,7 @@ def render_page(outcome: FileOutcome) -> str:
 @cache
 def _template() -> "Template":
     try:  # lazy: slow to import
-        from attestkit._jinja import templates
+        from attestkit._formats.html_templates import templates
     except ModuleNotFoundError as error:
         raise UsageError(
             f"report: {error.name} is not installed; run pip install 'attestkit[cli]'",

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from attestkit._jinja import style, templates
+from attestkit._formats.html_templates import style, templates
 from attestkit.serve.api_docs.api_model import (
     ENCODINGS,
     ERRORS,

@@ -107,7 +107,7 @@ class Dashboard:
     def _measurements(self, template: "Template", identity: AppIdentity) -> "Markup":
         """Return registers, events and TCB info as HTML, cached while the identity is the same."""
         if self._shown is None or self._shown[0] is not identity:
-            from attestkit._jinja import filled  # lazy: slow import
+            from attestkit._formats.html_templates import filled  # lazy: slow import
 
             self._shown = identity, filled(template, measured=measurements(identity.measured))
         return self._shown[1]
@@ -149,7 +149,7 @@ async def _templates() -> "tuple[Template, Template]":
 
 @cache
 def _load_templates() -> "tuple[Template, Template]":
-    from attestkit._jinja import templates  # lazy: slow import
+    from attestkit._formats.html_templates import templates  # lazy: slow import
 
     environment = templates("attestkit.serve.pages")
     environment.globals["asset"] = asset_path
