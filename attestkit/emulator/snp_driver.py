@@ -39,7 +39,7 @@ class SnpProvider(Provider):
     name = "sev_guest"
 
     def __post_init__(self) -> None:
-        self.privlevel_floor = self.vmpl
+        self.privlevel_floor: int = self.vmpl
         self.extras: tuple[str, ...] = ("auxblob", "privlevel", "privlevel_floor")
         if self.vmpl and self.services:
             self.extras += ("manifestblob", "service_provider", "service_guid")

@@ -43,7 +43,10 @@ class Processes(Protocol):
 class VerifierMetricsApp:
     """ASGI application of the metrics."""
 
-    headers: ClassVar = ((b"server", b"attestkit"), (b"x-content-type-options", b"nosniff"))
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = (
+        (b"server", b"attestkit"),
+        (b"x-content-type-options", b"nosniff"),
+    )
     """Sent with every response, including the listener's own errors."""
 
     get_stats: Callable[[], Stats]  # returns the counters of the verifiers

@@ -8,7 +8,7 @@ import pytest
 from tests.rigs.browser.chromium import open_browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # its event loop would disturb tests of other modules
 def browser() -> Iterator[Any]:
     """Run headless Chromium."""
     with open_browser() as opened:
