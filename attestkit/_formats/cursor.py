@@ -86,6 +86,20 @@ class Cursor:
             else:
                 left += self.skip_head() - 1
 
+    def check_depth(self, limit: int) -> None:
+        """Skip one value; raise FormatError if it contains more than `limit` levels of items."""
+        left = [1]  # items that follow, by level
+        while left:
+            if not left[-1]:
+                left.pop()
+                continue
+            left[-1] -= 1
+            start = self.at
+            if count := self.skip_head():
+                if len(left) > limit:
+                    raise self.error(f"nested deeper than {limit} levels", "too_deep", start)
+                left.append(count)
+
     def skip_head(self) -> int:
         """Skip a value without the items that it contains; return the number of these items."""
         raise NotImplementedError  # each format has its own

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, get_args
 
 import msgspec
 
+from attestkit._formats.msgpack import MsgpackReader
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ OTHER: Final = "other"
 MAX_ENCODED_STATS: Final = 32_768
 """Limit in bytes. A method and status takes about 30; there are a few dozen."""
 
+_MAX_DEPTH: Final = 8  # an encoded Stats has 6 levels
 _BUCKETS: Final = len(BOUNDS) + 1
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Buckets: TypeAlias = Annotated[
@@ -127,11 +129,12 @@ def decode_stats(data: bytes) -> Stats:
     Raises:
         FormatError: If the data are malformed.
     """
+    MsgpackReader(data).check_depth(_MAX_DEPTH)  # the decoder is recursive
     try:
         return _DECODER.decode(data)
     except msgspec.ValidationError as error:
         raise FormatError(f"worker counters: {error}", reason="wrong_type") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"worker counters: {error}", reason="syntax") from error
 
 

@@ -1,6 +1,7 @@
 """Metrics of several workers are summed, and the sum never decreases when a worker exits."""
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -80,8 +81,13 @@ def test_decode_stats_wrong_value_is_refused(message: object) -> None:
 )
 def test_decode_stats_malformed_message_is_refused(data: bytes) -> None:
     """A message that is not MessagePack, or nested too deeply, is refused."""
-    with pytest.raises(FormatError):
-        decode_stats(data)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)  # as libraries do
+    try:
+        with pytest.raises(FormatError):
+            decode_stats(data)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_encode_stats_maximum_fits_limit() -> None:
