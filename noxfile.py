@@ -46,7 +46,7 @@ CORE_TESTS: Final = ("tests/native/test_native.py", "tests/test_quote.py", "test
 
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
-# Where uv is, and the Pythons of pyenv.
+# Directories of uv and of the Pythons that pyenv installed.
 places = [Path(sys.executable).parent, *Path.home().glob(".pyenv/versions/3.*/bin")]
 os.environ["PATH"] = os.pathsep.join([*map(str, places), os.environ["PATH"]])
 

@@ -132,7 +132,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """How to run a target once.
+    """Settings of one run of a target.
 
     Attributes:
         seconds: The time limit.

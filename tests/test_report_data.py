@@ -48,7 +48,7 @@ def test_bind_is_hash_of_tag_and_content() -> None:
 
 @given(st.binary(min_size=8, max_size=64))
 def test_nonce_has_tag_of_its_own(nonce: bytes) -> None:
-    """A nonce is bound by SHA-512 over its own tag, so it is no other kind of binding."""
+    """A nonce is bound by SHA-512 over its own tag, unlike every other binding."""
     bound = ReportData.for_nonce(nonce)
     assert bound == hashlib.sha512(b"nonce:" + nonce).digest()
     assert bound != ReportData.pad(nonce)

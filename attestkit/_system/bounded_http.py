@@ -102,7 +102,7 @@ class _BoundedSocket(io.RawIOBase):
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return a buffered reader of the socket."""
         assert mode == "rb"
-        # What is read ahead counts against the limit of the head, so the buffer is small.
+        # The buffer is small, because bytes read ahead count against the limit of the head.
         return io.BufferedReader(self, buffer_size=_BUFFER)
 
     def allow_body(self) -> None:

@@ -46,7 +46,7 @@ def no_quote(path: object, problem: str, reason: QuoteUnavailableReason) -> Quot
     return QuoteUnavailableError(f"{path}: {problem}", reason=reason, path=str(path))
 
 
-# What an errno means: error and reason, and its cause and remedy in words.
+# Meaning of an errno: error and reason, and texts of its cause and remedy.
 Meaning = tuple[Callable[[object, str, Any], BackendError], BackendReason, str]
 
 INTERRUPTED: Final[Meaning] = (busy, "interrupted", "interrupted repeatedly; retry")

@@ -39,7 +39,7 @@ class Container(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def name(self) -> str:
-        """The first name without the engine's leading slash; empty if there is none."""
+        """The first name, without the engine's leading slash; empty without names."""
         return self.names[0].removeprefix("/")[:_MOST_TEXT] if self.names else ""
 
 

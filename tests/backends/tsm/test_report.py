@@ -464,7 +464,7 @@ def test_request_unavailable_option_is_rejected(name: str) -> None:
 def test_rejected_privlevel_is_a_usage_error(
     kernel: TsmKernel, level: bytes, reason: str, text: str
 ) -> None:
-    """A level below the floor is rejected before any write; without a level it is no such error."""
+    """A level below the floor is rejected before any write; no level is another error."""
     error = request_error(kernel, request=TsmRequest(REPORT_DATA, (("privlevel", level),)))
     assert (type(error), error.reason) == (UsageError, reason)
     assert text in str(error)

@@ -73,7 +73,7 @@ class Tab:
         )
 
     def check(self) -> None:
-        """Assert that there are no console messages, and no requests to other hosts."""
+        """Assert that the page wrote nothing to the console and sent nothing to other hosts."""
         assert self.messages == []
         assert all(url.startswith(self.url) for url in self.requests), self.requests
 

@@ -177,7 +177,7 @@ def test_verify_ear_inconsistent_appraisal_raises_format_error(appraisal: dict[s
 def test_verify_ear_claim_of_wrong_type_raises_format_error(
     form: Literal["jwt", "cose"], name: str, value: object
 ) -> None:
-    """A claim that must be a map of maps, and is none, raises FormatError in both encodings."""
+    """A claim of another type instead of a map of maps raises FormatError in both encodings."""
     token = create_altered_ear(form, lambda claims, key: claims.update({key(name): value}))
     with raises(FormatError, "wrong_type", "missing"):
         read(token)
