@@ -247,7 +247,7 @@ def test_watch_full_listener_probes_dstack_socket(
     async def test() -> None:
         assert await receive(manager) == "WATCHDOG=1"
 
-    run_watchdog(folder, manager, test, http=FixedResponder(response), dstack=inner)
+    run_watchdog(folder, manager, test, 1800.0, http=FixedResponder(response), dstack=inner)
     assert len(inner.requests) >= 1
 
 
