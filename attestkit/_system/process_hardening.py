@@ -4,11 +4,12 @@ Only attestkit's programs use this, never the library: it also prevents the user
 profiling the process.
 """
 
+import contextlib
 import errno
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 _PR_GET_DUMPABLE: Final = 3  # include/uapi/linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -27,6 +28,14 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def discard_output(stream: TextIO) -> None:
+    """Redirect a stream to /dev/null, because the interpreter flushes its buffer at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def hide_memory() -> None:

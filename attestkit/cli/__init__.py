@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit._sanitize import without_hex
+from attestkit._system.process_hardening import discard_output
 from attestkit.cli.exit_codes import (
     INTERRUPTED,
     USAGE,
     chosen_exit_code,
-    discard_output,
     exit_code,
     print_error,
     write_stderr,

@@ -7,11 +7,12 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Final, TextIO
+from typing import Final
 
 import click
 
 from attestkit._sanitize import printable
+from attestkit._system.process_hardening import discard_output
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -69,14 +70,6 @@ def write_stderr(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         discard_output(sys.stderr)
-
-
-def discard_output(stream: TextIO) -> None:
-    """Redirect a stream to /dev/null, because the interpreter flushes its buffer at exit."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
 
 
 def set_exit_code(code: int) -> int:

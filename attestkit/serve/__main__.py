@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit._system.process_hardening import hide_memory, hide_seed, open_standard_streams
+from attestkit._system.process_hardening import (
+    discard_output,
+    hide_memory,
+    hide_seed,
+    open_standard_streams,
+)
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.server_log.log import ServerLog, one_line_traceback
@@ -98,7 +103,11 @@ def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
     """Return the options of the command line and its configuration file, and configure the log."""
     from attestkit.serve.config.command_line import parse_options, with_config
 
-    options = parse_options(arguments)
+    try:
+        options = parse_options(arguments)
+    except BrokenPipeError:  # --help to a closed pipe; argparse of Python 3.11.7 ignores it
+        discard_output(sys.stdout)
+        raise SystemExit(0) from None
     # Errors in the configuration file are logged in the format that the command line selects.
     log.configure(options.log_format or "text", options.log_level or "info")
     if options.config is None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from attestkit.cli.exit_codes import discard_output
+from attestkit._system.process_hardening import discard_output
 from attestkit.cli.options.click_types import json_option
 from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_folder
