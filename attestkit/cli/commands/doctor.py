@@ -51,7 +51,7 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
       of this number has it), `cve_2026_31470_repaired` (by release number).
     * `cpu`: `known`, `tdx`, `sev_snp`, `hypervisor`, `isolation`. `mounts`: `configfs`, `sysfs`
       (read-write, read-only, not mounted, unknown), `firmware` (visible, masked, missing).
-    * `doors`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `measurements`, `rtmr3`,
+    * `paths`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `measurements`, `rtmr3`,
       `ccel_table`, `ccel_data`, `attest_conf`, `boot_id`, `runtime_log`, `app_folder`.
     * `old_nodes`, `agent_sockets`, `app_files`: lists of path statuses. `report_entries`: names.
     * `quoting_service`: `port`, `error`; `vsock`: `socket` (errno or null), `node` (a path
@@ -119,7 +119,7 @@ def _as_json(found: "Diagnosis") -> dict[str, Any]:
         },
         "cpu": _plain(host.cpu),
         "mounts": _plain(host.mounts),
-        "doors": _plain(statuses),
+        "paths": _plain(statuses),
         "old_nodes": _plain(host.old_nodes),
         "report_entries": list(host.entries),
         "quoting_service": _plain(found.service),

@@ -221,11 +221,11 @@ def test_findings_documents_every_member(tmp_path: Path) -> None:
     found = findings(make(tmp_path, GOOD))
     assert json.loads(json.dumps(found)) == found
     documentation = findings.__doc__ or ""
-    for key in [*found, *found["linux"], *found["cpu"], *found["doors"], *found["runtime_log"]]:
+    for key in [*found, *found["linux"], *found["cpu"], *found["paths"], *found["runtime_log"]]:
         assert f"`{key}`" in documentation, key
     assert found["tee"] == "TDX"
     assert set(found["linux"]["features"]) == set(FEATURES)
-    assert list(found["doors"]["tdx_guest"]) == list(PathStatus._fields)
+    assert list(found["paths"]["tdx_guest"]) == list(PathStatus._fields)
     assert found["boot_log"]["events"] > 5
     assert found["runtime_log"]["state"] == "empty"
     assert set(found["backends"]) >= set(backends.BUILTIN)

@@ -55,7 +55,7 @@ def test_doctor_on_older_kernel_reads_register_from_report() -> None:
     """Without sysfs registers, RTMR3 is read from a TD report."""
     with emulator(kernel="6.12") as machine:
         found = diagnose(machine)
-    assert found["doors"]["measurements"]["error"] == "ENOENT"
+    assert found["paths"]["measurements"]["error"] == "ENOENT"
     assert found["runtime_log"]["state"] == "empty"
     assert "/measurements: not found (ENOENT)" in advice(found)
 

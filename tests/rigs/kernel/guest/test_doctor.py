@@ -32,7 +32,7 @@ def test_doctor_detects_td(td: SimulatedTd, capsys: pytest.CaptureFixture[str]) 
     assert found["linux"]["number"][:2] == list(LINUX)
     assert found["linux"]["features"]["rtmr_files"] is HAS_REGISTERS
     assert found["backends"]["configfs_tsm"] is None
-    paths = found["doors"]
+    paths = found["paths"]
     assert paths["report"]["error"] is None
     assert paths["tdx_guest"]["error"] is None
     assert [trial["error"] for trial in found["quotes"]] == [None]
