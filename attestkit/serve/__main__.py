@@ -105,7 +105,7 @@ def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
 
     try:
         options = parse_options(arguments)
-    except BrokenPipeError:  # --help to a closed pipe; argparse of Python 3.11.7 ignores it
+    except BrokenPipeError:  # --help to a closed pipe; argparse of Python 3.11.2 lets it pass
         discard_output(sys.stdout)
         raise SystemExit(0) from None
     # Errors in the configuration file are logged in the format that the command line selects.
