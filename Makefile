@@ -144,7 +144,7 @@ lock: $(TOOLS)/.made
 	$(LOCK) requirements/docs.in --constraint requirements/ci.lock --output-file requirements/docs.lock
 	$(LOCK) requirements/build.in --constraint requirements/ci.lock --output-file requirements/build.lock
 	$(LOCK) requirements/dist.in --constraint requirements/ci.lock --output-file requirements/dist.lock
-	$(LOCK) pyproject.toml --extra serve --extra verify --constraint requirements/ci.lock \
+	$(LOCK) pyproject.toml --extra serve --constraint requirements/ci.lock \
 	  --output-file requirements/image.lock
 	if command -v npm >/dev/null; then \
 	  npm install --prefix $(JS) --package-lock-only --no-audit --no-fund --loglevel=error; \

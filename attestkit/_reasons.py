@@ -336,7 +336,6 @@ VerificationReason = (
         "os_image",
         "qe_identity_mismatch",
         "qe_identity_wrong_type",
-        "rejected",  # an unknown error of dcap-qvl
         "report_data",
         "report_data_mismatch",
         "service_td",

@@ -34,7 +34,7 @@ from attestkit.attestation import Attestation
 from attestkit.cli.output.certificate_text import CertificateText, read_certificate_text
 from attestkit.errors import CollateralError, FormatError, SignatureError, VerificationError
 from attestkit.report_data import ReportData
-from attestkit.verifier.dcap.pck_chain import PckChain, read_pck_chain
+from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples
 from fuzz.parser_reports import PKI, chip
@@ -255,8 +255,13 @@ def ra_tls_samples() -> list[bytes]:
     return [*(b"e" + sample for sample in (good, *evidence_samples())), *logs, whole, PKI.root_der]
 
 
-def _pck_chain(raw: bytes) -> PckChain:
-    return read_pck_chain("quote_format", raw)
+_CHAINS: Final = CertificateChains(PKI.root_der)
+
+
+def _pck_chain(raw: bytes) -> PckPlatform:
+    """Verify a chain of certificates, in PEM as the reader requires."""
+    text = "".join(encode_pem("CERTIFICATE", der) for der in split_chain(raw, 0))
+    return _CHAINS.platform(text.encode(), "quote_format")
 
 
 def pck_chain_samples() -> list[bytes]:

@@ -8,15 +8,18 @@ from urllib.parse import quote as percent_encode
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import part_window, split_signed
 from attestkit.collateral.pccs_client import Platform, Response, Service, base_url
-from attestkit.errors import CollateralError, FormatError, UsageError
-from attestkit.verifier.dcap.collateral_checks import read_endorsements
-from attestkit.verifier.dcap.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
+from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
+from attestkit.verifier.dcap.certificate_chains import CertificateChains
+from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
+from attestkit.verifier.dcap.tcb_info import TcbInfo, read_tcb_info
+from attestkit.verifier.dcap.verified_collateral import CollateralVerifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_reports import PKI
 
 NOW: Final = 1_790_000_000
 GOOD: Final = PKI.collateral(NOW)
+_VERIFIER: Final = CollateralVerifier(CertificateChains(PKI.root_der))
 
 
 def _small() -> Collateral:
@@ -36,7 +39,7 @@ def _small() -> Collateral:
 def _collateral(_raw: bytes, found: Collateral) -> None:
     check_same("written and read again", Collateral.from_json(found.to_json()), found)
     tried(lambda: found.valid_until, None, CollateralError)
-    tried(lambda: read_endorsements(found), None, CollateralError, FormatError)
+    tried(lambda: _VERIFIER.verify(found), None, CollateralError, VerificationError)
     repr(found)
 
 
@@ -180,7 +183,10 @@ def targets() -> list[ParserTarget]:
         ParserTarget("bundle", bundle, short(bundle_samples), "collateral.dict"),
         ParserTarget("signed_body", signed, short(signed_samples), "collateral.dict"),
         ParserTarget(
-            "tcb_info", obeys(_tcb, CollateralError), short(tcb_samples), "collateral.dict"
+            "tcb_info",
+            obeys(_tcb, CollateralError, VerificationError),
+            short(tcb_samples),
+            "collateral.dict",
         ),
         ParserTarget(
             "part_window",

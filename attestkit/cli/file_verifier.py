@@ -241,7 +241,6 @@ class FileVerifier:
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is None:
             return out
-        _check_dcap_qvl()
         bundled = None if bundle is None else bundle.collateral
         collateral = self._find_collateral(quote, bundled)
         return out._replace(
@@ -307,16 +306,6 @@ class FileVerifier:
 def _expected_report_data(options: VerificationOptions) -> bytes | None:
     """Return the report data that evidence must have, for a bundle; None if any is accepted."""
     return options.report_data if options.nonce is None else ReportData.for_nonce(options.nonce)
-
-
-def _check_dcap_qvl() -> None:
-    """Raise UsageError if dcap-qvl is not installed.
-
-    Without this check, the missing library would be reported as rejected evidence.
-    """
-    from attestkit.verifier.dcap.authenticate import Dcap  # lazy: slow to import
-
-    Dcap()
 
 
 def _reject_usage_errors(step: Callable[[], _T]) -> _T:

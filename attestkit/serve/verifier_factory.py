@@ -11,7 +11,6 @@ from attestkit.errors import CollateralError, ConfigError, FormatError, UsageErr
 from attestkit.serve.config.option_values import prefix_errors, read_policy
 from attestkit.serve.verifier_service.ear import read_ear_key
 from attestkit.verifier.authenticators import Authenticators
-from attestkit.verifier.dcap.authenticate import Dcap
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
@@ -26,7 +25,6 @@ _Read = TypeVar("_Read")
 def open_verifier(settings: "VerifierSettings") -> "Verifier":
     """Build the Verifier. Without a policy, TCB status is reported but not enforced."""
     options, cache = settings.options, None
-    Dcap(None)  # fails if the package that verifies quotes is missing
     if settings.pccs_url is not None:
         source = options.sources.get("verifier_pccs", "--verifier-pccs or $PCCS_URL")
         with prefix_errors(f"{source}:"):

@@ -21,7 +21,7 @@ from attestkit.verifier.evidence_checks import ParsedEvidence
 from attestkit.verifier.result import Authenticated, TcbStatus
 
 if TYPE_CHECKING:
-    from attestkit.verifier.dcap.authenticate import Dcap
+    from attestkit.verifier.dcap.engine import Dcap
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
@@ -47,7 +47,7 @@ class Authenticators:
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
 
     def authenticate(
-        self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime, *, details: bool
+        self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
         """Verify the vendor's signatures, and return what they cover.
 
@@ -62,8 +62,7 @@ class Authenticators:
                     "URL to fetch it from",
                     reason="missing",
                 )
-            seconds = int(now.timestamp())
-            return self._intel.authenticate(quote, collateral, seconds, details=details)
+            return self._intel.authenticate(quote, collateral, int(now.timestamp()))
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
         if isinstance(platform, SevSnp):
@@ -87,15 +86,13 @@ class Authenticators:
         """Return a sentence on the outdated component of a platform; empty if it is up to date."""
         if authenticated.status in {None, TcbStatus.UP_TO_DATE}:
             return ""
-        from attestkit.verifier.dcap.tcb_levels import shortfall  # lazy: rarely needed
-
-        return shortfall(collateral, quote)
+        return self._intel.explain(quote, collateral)
 
     # Two threads may each create one at first; either can be used.
 
     @cached_property
     def _intel(self) -> "Dcap":
-        from attestkit.verifier.dcap.authenticate import Dcap  # lazy: an extra, slow to import
+        from attestkit.verifier.dcap.engine import Dcap  # lazy: only for SGX and TDX
 
         return Dcap(self.trust_anchor)
 

@@ -60,7 +60,6 @@ class Settings(NamedTuple):
     policy_name: str
     collateral: Collateral | None  # for all evidence
     source: "CollateralSource | None"
-    details: bool  # of the TCB
 
 
 class Examination:
@@ -109,10 +108,7 @@ class Examination:
         return found
 
     def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
-        settings = self._settings
-        return settings.authenticators.authenticate(
-            self.parsed, collateral, self._now, details=settings.details
-        )
+        return self._settings.authenticators.authenticate(self.parsed, collateral, self._now)
 
     def replay(self) -> None:
         """Compare the event log with the registers."""

@@ -54,7 +54,6 @@ class VerifierOptions(TypedDict, total=False):
     cache: "CollateralCache | None"
     clock: Callable[[], datetime]
     snp_certificates: Sequence[bytes]
-    tcb_details: bool
 
 
 class Verifier:
@@ -73,7 +72,6 @@ class Verifier:
         clock: Function that returns the current time, for calls without `now`.
         snp_certificates: Certificates for SEV-SNP evidence that contains none: of the signing key
             (VCEK or VLEK) and its issuer; in DER, PEM or the kernel's certificate table.
-        tcb_details: Whether to set the dates of `AttestationResult.tcb` if no rule needs them.
 
     Thread-safe; it pickles without its caches.
 
@@ -95,7 +93,6 @@ class Verifier:
         cache: "CollateralCache | None" = None,
         clock: Callable[[], datetime] = _utc_now,
         snp_certificates: Sequence[bytes] = (),
-        tcb_details: bool = False,
     ) -> None:
         if collateral is not None and pccs_url is not None:
             raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
@@ -114,7 +111,6 @@ class Verifier:
         self._pccs_url = pccs_url
         self._getter, self._cache = getter, cache
         self._clock = clock
-        self._tcb_details = tcb_details
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
 
@@ -268,14 +264,12 @@ class Verifier:
         policy = self.policy
         if self._policy_name[0] is not policy:
             self._policy_name = policy, policy_name(policy)
-        details = self._tcb_details or policy.needs_tcb_details
         return Settings(
             self._authenticators,
             policy,
             self._policy_name[1],
             self._collateral,
             self._source,
-            details,
         )
 
     def verify_many(
@@ -370,7 +364,6 @@ class Verifier:
             "cache": self._cache,
             "clock": self._clock,
             "snp_certificates": self._authenticators.snp_certificates,
-            "tcb_details": self._tcb_details,
         }
         return _create_verifier, (type(self), options)
 

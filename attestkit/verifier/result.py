@@ -73,6 +73,17 @@ class _Values(Mapping[str, Any]):
         return len(self._values())
 
 
+class CollateralDates(NamedTuple):
+    """Dates of the verified parts of collateral and certificates, aware (Intel's QvE has the same).
+
+    The parts are TCB info, QE identity, both CRLs, and all certificates.
+    """
+
+    earliest_issue: datetime
+    latest_issue: datetime
+    earliest_expiration: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Tcb(_Values):
     """TCB of a platform; its fields are also the items of a mapping."""
@@ -84,6 +95,11 @@ class Tcb(_Values):
     components: tuple[tuple[str, int], ...] = ()  # name and SVN of each part of the firmware
     qe_status: TcbStatus | None = None  # of the quoting enclave alone
     status: TcbStatus | None = None  # None on AWS Nitro, which has none
+    collateral_dates: CollateralDates | None = None  # None on other platforms than Intel's
+    # Flags of the PCK certificate; None without it, or with the Processor CA.
+    dynamic_platform: bool | None = None  # packages may be added to the platform
+    cached_keys: bool | None = None  # Intel's registration service caches the platform's keys
+    smt_enabled: bool | None = None  # simultaneous multithreading
 
 
 class Authenticated(NamedTuple):

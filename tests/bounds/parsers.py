@@ -47,7 +47,8 @@ from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
 from attestkit.serve.verifier_service.response import VerificationRequest
-from attestkit.verifier.dcap.tcb_info import read_qe_identity, read_tcb_info
+from attestkit.verifier.dcap.qe_identity import read_qe_identity
+from attestkit.verifier.dcap.tcb_info import read_tcb_info
 from attestkit.verifier.ear.keys import EarPublicKey
 from attestkit.verifier.ear.result_token import MAX_TOKEN
 from attestkit.verifier.evidence_bundle import EvidenceBundle

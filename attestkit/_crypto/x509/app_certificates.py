@@ -76,13 +76,13 @@ class Certificate:
     @property
     def subject(self) -> str:
         """The subject as text (RFC 4514), possibly empty; FormatError if malformed."""
-        with _reading():
+        with reading_x509():
             return self._certificate.subject.rfc4514_string()
 
     @property
     def issuer(self) -> str:
         """The issuer as text (RFC 4514); FormatError if malformed."""
-        with _reading():
+        with reading_x509():
             return self._certificate.issuer.rfc4514_string()
 
     @property
@@ -175,13 +175,13 @@ def read_certificate(data: bytes | str) -> Certificate:
         except UnicodeDecodeError as error:
             raise FormatError("PEM: not ASCII", offset=error.start, reason="encoding") from error
         data = split_pem(text)[0]
-    with _reading():
+    with reading_x509():
         return Certificate(x509.load_der_x509_certificate(data))
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    """Convert cryptography's errors about a malformed certificate to FormatError."""
+def reading_x509(what: str = "certificate") -> Iterator[None]:
+    """Convert cryptography's errors about a malformed certificate or CRL to FormatError."""
     try:
         yield
     except FormatError:
@@ -196,7 +196,7 @@ def _reading() -> Iterator[None]:
         UnsupportedAlgorithm,
         Warning,  # if warnings are errors: for example, about a serial number that is not positive
     ) as error:
-        raise FormatError("certificate: not a valid X.509 certificate", reason="syntax") from error
+        raise FormatError(f"{what}: not a valid X.509 {what}", reason="syntax") from error
 
 
 def certificate_pem(der: bytes) -> str:

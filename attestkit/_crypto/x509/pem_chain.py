@@ -4,8 +4,10 @@ Quotes from hardware have PEM text with a NUL byte at its end. A sample of Intel
 DER certificates.
 """
 
+import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
+from typing import Final
 
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
@@ -14,6 +16,12 @@ _MAX_CERTIFICATES = 10
 _SEQUENCE = b"\x30"
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _END = b"-----END CERTIFICATE-----"
+# Lines of exactly 64 characters; the last one may be shorter.
+_STRICT_BLOCK: Final = re.compile(
+    rb"-----BEGIN CERTIFICATE-----\r?\n"
+    rb"((?:[A-Za-z0-9+/]{64}\r?\n)*[A-Za-z0-9+/]{1,64}={0,2}\r?\n)"
+    rb"-----END CERTIFICATE-----(?:\r?\n)*"
+)
 
 
 def split_chain(data: bytes, offset: int) -> tuple[bytes, ...]:
@@ -31,6 +39,29 @@ def split_chain(data: bytes, offset: int) -> tuple[bytes, ...]:
     if chain.startswith(_SEQUENCE):
         return _der_certificates(data, offset)
     return _pem_certificates(chain, offset)
+
+
+def split_strict_chain(data: bytes) -> tuple[bytes, ...]:
+    """Return the certificates of a PEM chain in DER, at most 10, in their order.
+
+    This is the form of Intel's chains (dcap-verification.md, section 3.1): lines of 64 characters,
+    only line ends between the certificates, and NUL bytes at the end of the text only.
+
+    Raises:
+        FormatError: If the chain has another form or no certificate.
+    """
+    text, at = data.rstrip(b"\0"), 0
+    found: list[bytes] = []
+    while at < len(text) or not found:
+        block = _STRICT_BLOCK.match(text, at)
+        if block is None:
+            message = "must have PEM certificates only, with lines of 64 characters"
+            raise _bad_chain(message, at, "syntax")
+        if len(found) == _MAX_CERTIFICATES:
+            raise _too_many(at)
+        found.append(_base64(block[1], at))
+        at = block.end()
+    return tuple(found)
 
 
 def _bad_chain(message: str, offset: int, reason: FormatReason) -> FormatError:

@@ -6,7 +6,7 @@ Specification"; see simulated-pki.md, section 5. Signatures are not verified her
 
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import INTEGER, OCTET_STRING, OID, SEQUENCE, DerReader
+from attestkit._crypto.der import BOOLEAN, INTEGER, OCTET_STRING, OID, SEQUENCE, DerReader
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
@@ -16,6 +16,10 @@ _OID_DER: Final = bytes.fromhex("2a864886f84d010d01")
 _ENUMERATED: Final = 0x0A
 _LARGEST: Final = 0xFFFF  # bytes of an element
 _PPID, _TCB, _PCEID, _FMSPC, _SGX_TYPE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"
+_INSTANCE_ID, _CONFIGURATION = b"\x06", b"\x07"  # with the Platform CA only
+_DYNAMIC_PLATFORM, _CACHED_KEYS, _SMT_ENABLED = b"\x07\x01", b"\x07\x02", b"\x07\x03"
+_ENTRIES: Final = (5, 7)  # with the Processor CA, with the Platform CA
+_FLAGS: Final = 3
 _TCB_ENTRIES: Final = 18  # 16 components, PCESVN, CPUSVN
 _PCESVN, _CPUSVN = b"\x02\x11", b"\x02\x12"
 
@@ -30,25 +34,42 @@ class PckExtension(NamedTuple):
     pceid: bytes  # 2 bytes
     fmspc: bytes  # 6 bytes
     sgx_type: int  # 0 standard, 1 scalable, 2 scalable with integrity
+    # None in a certificate of the Processor CA.
+    instance_id: bytes | None = None  # 16 bytes
+    dynamic_platform: bool | None = None  # packages may be added to the platform
+    cached_keys: bool | None = None  # Intel's registration service caches the platform's keys
+    smt_enabled: bool | None = None  # simultaneous multithreading
 
 
 def read_sgx_extension(der: bytes) -> PckExtension:
-    """Parse the SGX extension of a PCK certificate in DER; ignore entries after the SGX type.
+    """Parse the SGX extension of a PCK certificate in DER.
 
     Raises:
-        FormatError: If `der` is malformed, the extension is missing, or one of its entries is
-            missing, occurs twice, or has another type or size. The message names the entry.
+        FormatError: If `der` or its SGX extension is malformed, or the extension is missing.
     """
     value = read_certificate(der).extensions.get(SGX_EXTENSION)
     if value is None:
         message = f"certificate: no SGX extension ({SGX_EXTENSION}), so it is not a PCK certificate"
         raise FormatError(message, reason="missing")
+    return parse_sgx_extension(value)
+
+
+def parse_sgx_extension(value: bytes) -> PckExtension:
+    """Parse the value of an SGX extension.
+
+    Raises:
+        FormatError: If the value is malformed, has other than 5 or 7 entries, or one of its entries
+            is missing, occurs twice, or has another type or size. The message names the entry.
+    """
     entries = _entries("entries", _whole("value", value))
+    if len(entries) not in _ENTRIES:
+        message = f"must be 5 (Processor CA) or 7 (Platform CA), not {len(entries)}"
+        raise _bad("entries", message, "wrong_size")
     tcb = _entries("TCB", _content("TCB", entries, _TCB, SEQUENCE))
     if len(tcb) != _TCB_ENTRIES:
         message = f"must have {_TCB_ENTRIES} entries, not {len(tcb)}"
         raise _bad("TCB", message, "wrong_size")
-    return PckExtension(
+    found = PckExtension(
         ppid=_octets("PPID", entries, _PPID, 16),
         components=bytes(
             _integer(f"TCB component {n}", tcb, bytes([2, n]), 0xFF) for n in range(1, 17)
@@ -58,6 +79,18 @@ def read_sgx_extension(der: bytes) -> PckExtension:
         pceid=_octets("PCEID", entries, _PCEID, 2),
         fmspc=_octets("FMSPC", entries, _FMSPC, 6),
         sgx_type=_number("SGX type", _content("SGX type", entries, _SGX_TYPE, _ENUMERATED)),
+    )
+    if len(entries) == min(_ENTRIES):
+        return found
+    flags = _entries("configuration", _content("configuration", entries, _CONFIGURATION, SEQUENCE))
+    if len(flags) != _FLAGS:
+        message = f"must have {_FLAGS} entries, not {len(flags)}"
+        raise _bad("configuration", message, "wrong_size")
+    return found._replace(
+        instance_id=_octets("instance ID", entries, _INSTANCE_ID, 16),
+        dynamic_platform=_boolean("dynamic platform", flags, _DYNAMIC_PLATFORM),
+        cached_keys=_boolean("cached keys", flags, _CACHED_KEYS),
+        smt_enabled=_boolean("SMT enabled", flags, _SMT_ENABLED),
     )
 
 
@@ -122,6 +155,13 @@ def _octets(field: str, entries: dict[bytes, _Element], name: bytes, size: int) 
     if len(content) != size:
         raise _bad(field, f"must have {size} bytes, not {len(content)}", "wrong_size")
     return content
+
+
+def _boolean(field: str, entries: dict[bytes, _Element], name: bytes) -> bool:
+    content = _content(field, entries, name, BOOLEAN)
+    if content not in {b"\0", b"\xff"}:
+        raise _bad(field, "must be 00 or FF", "wrong_value")
+    return content == b"\xff"
 
 
 def _integer(field: str, entries: dict[bytes, _Element], name: bytes, highest: int) -> int:

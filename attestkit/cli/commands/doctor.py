@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "serve": ("uvicorn", "httptools", "uvloop"),
-    "verify": ("dcap-qvl",),
     "cli": ("click", "rich", "jinja2"),
     "fuse": ("mfusepy",),
     "fleet": ("dask", "distributed", "pyarrow"),

@@ -59,7 +59,6 @@ class VerificationOptions(NamedTuple):
             pccs_url=pccs_url,
             policy=self.policy,
             snp_certificates=self.certificates,
-            tcb_details=True,
         )
 
     @property

@@ -1,6 +1,7 @@
 """The table of TCB levels in the report: Intel's levels, and the SVNs of the platform."""
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attestkit.attestation import Attestation
@@ -60,15 +61,15 @@ def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable
         info = read_tcb_info(collateral.tcb_info)
     except AttestKitError as error:
         return TcbTable(f"The TCB info is unreadable: {error}")
-    tdx = info.id == "TDX"
+    tdx = bool(info.tee_type)
     columns = ("SGX components", "TDX components") if tdx else ("SGX components",)
     own = _platform(quote, collateral, tdx=tdx)
     note = _NOTE
     if own is None:
         note = f"{_NOTE} The SVNs of this platform are unreadable."
-    if len(info.tcb_levels) > MOST:
-        note = f"{note} {len(info.tcb_levels) - MOST} lower levels are not shown."
-    rows = [_row(level, own, tdx=tdx) for level in info.tcb_levels[:MOST]]
+    if len(info.levels) > MOST:
+        note = f"{note} {len(info.levels) - MOST} lower levels are not shown."
+    rows = [_row(level, own, tdx=tdx) for level in info.levels[:MOST]]
     reached = next((i for i, row in enumerate(rows) if own is not None and _reached(row)), None)
     if reached is not None:
         current = " ok" if rows[reached].status == "UpToDate" else ""
@@ -80,11 +81,15 @@ def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable
 
 def _platform(quote: Quote, collateral: Collateral, *, tdx: bool) -> _Platform | None:
     """Return the SVNs of the PCK certificate and the quote, or None if unreadable."""
-    from attestkit.verifier.dcap.pck_chain import read_pck_chain, select_chain
+    from attestkit._crypto.x509.pem_chain import split_chain  # lazy: loads X.509
+    from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 
     body = quote.body
     try:
-        platform = read_pck_chain(*select_chain(quote, collateral.pck_certificate_chain)).platform
+        chain = quote.pck_chain
+        if not chain:
+            chain = split_chain((collateral.pck_certificate_chain or "").encode(), 0)
+        platform = read_sgx_extension(chain[0])
     except AttestKitError:
         return None
     if not tdx:
@@ -95,17 +100,15 @@ def _platform(quote: Quote, collateral: Collateral, *, tdx: bool) -> _Platform |
 
 
 def _row(level: "PlatformLevel", own: _Platform | None, *, tdx: bool) -> TcbLevelRow:
-    required = [[component.svn for component in level.tcb.sgx]]
-    if tdx:
-        required.append([component.svn for component in level.tcb.tdx])
+    required = [level.sgx, level.tdx] if tdx else [level.sgx]
     columns = []
     for index, svns in enumerate(required):
         columns.append(_column(svns, None if own is None else own.components[index]))
-    pce = (level.tcb.pcesvn, own is not None and own.pce < level.tcb.pcesvn)
+    pce = (level.pcesvn, own is not None and own.pce < level.pcesvn)
     return TcbLevelRow(
         "",
-        f"{level.tcb_date:%Y-%m-%d}",
-        level.tcb_status,
+        f"{datetime.fromtimestamp(level.date, timezone.utc):%Y-%m-%d}",
+        level.status.value,
         tuple(columns),
         pce,
         level.advisory_ids[:MOST],

@@ -1,4 +1,4 @@
 """DCAP verification of Intel quotes: signatures, collateral, TCB levels, and reasons of rejection.
 
-The only package that imports dcap_qvl.
+Other verifiers are oracles of the tests only.
 """

@@ -1,11 +1,10 @@
 """Reasons for the rejection of SGX and TDX quotes, and the exception class of each.
 
-The reasons are listed in dcap-verification.md, section 13. An error of dcap-qvl that is not in
-`error_mapping` has the reason `rejected`.
+The reasons are listed in dcap-verification.md, section 13.
 """
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Final, Literal
 
 from attestkit._reasons import CollateralReason, VerificationReason
@@ -44,15 +43,10 @@ def is_independent_of_collateral(error: Exception) -> bool:
     return isinstance(error, VerificationError) and error.reason in _INDEPENDENT
 
 
-# Used for errors of dcap-qvl, and of `checks_before_fetch`.
-BAD_QE_REPORT: Final[tuple[DcapReason, str]] = (
-    "qe_report_bad_signature",
-    "the QE report is not signed by the PCK certificate's key",
-)
-BAD_QUOTE: Final[tuple[DcapReason, str]] = (
-    "quote_bad_signature",
-    "the quote's signature does not hold: it was altered after it had been signed",
-)
+LATEST: Final = 253402300799
+"""End of the year 9999 in Unix seconds."""
+FRESH: Final = "fetch fresh collateral"
+"""Remedy in error messages."""
 
 
 def refuse(reason: DcapReason, message: str) -> AttestKitError:
@@ -65,9 +59,10 @@ def refuse(reason: DcapReason, message: str) -> AttestKitError:
     return _KINDS[reason](message, reason=reason)
 
 
-def moment(when: datetime) -> str:
-    """Return a time in ISO 8601, for an error text."""
-    return when.isoformat().replace("+00:00", "Z")
+def moment(seconds: int) -> str:
+    """Return a time, Unix seconds, in ISO 8601 for an error text; years after 9999 become 9999."""
+    found = datetime.fromtimestamp(min(seconds, LATEST), timezone.utc)
+    return found.isoformat().replace("+00:00", "Z")
 
 
 # Exception class by reason; a reason of several classes belongs to the last of them.

@@ -1,131 +1,252 @@
-"""Decoding of TCB info and QE identity, the JSON bodies that Intel signs; not authenticated.
+"""TCB info (version 3): decoding of what Intel signs about the platforms of an FMSPC.
 
-They are "TCB Info V3" and "Enclave Identity V2" of Intel's PCS, versions 3 and 4; simulated-pki.md,
-section 8, has their members.
+dcap-verification.md, section 5; Intel's PCS documentation, "Get TDX TCB Info".
 """
 
-from datetime import datetime
-from typing import Annotated, Final, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 
-from attestkit._formats.strict_json import check_depth
-from attestkit.errors import FormatError
-from attestkit.verifier.dcap.reasons import DcapReason, refuse
+from attestkit.verifier.dcap.reasons import refuse
+from attestkit.verifier.dcap.signed_body import (
+    TCB_INFO,
+    BodyKind,
+    Date,
+    Hex2,
+    Hex6,
+    Hex8,
+    Hex48,
+    Uint8,
+    Uint16,
+    Uint32,
+    decode_body,
+    seconds,
+)
+from attestkit.verifier.result import TcbStatus
 
-_T = TypeVar("_T")
-_Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
-_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-_PceId = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{4}$")]
+SGX: Final = 0x00
+"""TEE type of SGX."""
+TDX: Final = 0x81
+"""TEE type of TDX."""
 _COMPONENTS: Final = 16
+_LABEL: Final = 60  # characters of a component's label; Intel's have 30
+PLATFORM_STATUSES: Final = {
+    status.value: status
+    for status in TcbStatus
+    if status
+    not in {TcbStatus.TD_RELAUNCH_ADVISED, TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED}
+}
+"""Statuses of a platform's levels."""
+ENCLAVE_STATUSES: Final = {
+    status.value: status
+    for status in (TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE, TcbStatus.REVOKED)
+}
+"""Statuses of the levels of TDX modules and quoting enclaves."""
 
 
-class Component(msgspec.Struct, frozen=True):
-    """Required SVN of a component."""
+class PlatformLevel(NamedTuple):
+    """TCB level of a platform."""
 
-    svn: _Svn
+    sgx: bytes  # 16 SVNs
+    pcesvn: int
+    tdx: bytes  # 16 SVNs; empty for SGX
+    date: int  # Unix seconds
+    status: TcbStatus
+    advisory_ids: tuple[str, ...]
+
+
+class SvnLevel(NamedTuple):
+    """TCB level of a TDX module or a quoting enclave."""
+
+    isvsvn: int
+    date: int  # Unix seconds
+    status: TcbStatus
+    advisory_ids: tuple[str, ...]
+
+
+class TdxModule(NamedTuple):
+    """A version of the TDX module."""
+
+    mrsigner: bytes  # 48 bytes
+    attributes: bytes  # 8 bytes
+    levels: tuple[SvnLevel, ...]  # highest first; none for version 0
+
+
+class TcbInfo(NamedTuple):
+    """TCB info."""
+
+    tee_type: int
+    fmspc: bytes  # 6 bytes
+    pceid: bytes  # 2 bytes
+    start: int  # Unix seconds: issueDate
+    end: int  # Unix seconds, exclusive: nextUpdate
+    evaluation_data_number: int
+    levels: tuple[PlatformLevel, ...]  # highest first
+    module: TdxModule | None  # of version 0
+    modules: dict[str, TdxModule]  # by id, in upper case: TDX_ and two hex digits
+    sgx_labels: tuple[str, ...]  # 16 labels of the components of the highest level
+    tdx_labels: tuple[str, ...]  # 16 labels, or none
+
+
+class _Component(msgspec.Struct):
+    svn: Uint8
     category: str = ""  # source of its updates: BIOS, OS/VMM
-    type: str = ""  # kind of component
+    type: str = ""
 
 
-class Svns(msgspec.Struct, frozen=True):
-    """Required SVNs of a platform."""
-
-    sgx: list[Component] = msgspec.field(name="sgxtcbcomponents")  # 16
-    pcesvn: _Svn
-    tdx: list[Component] = msgspec.field(name="tdxtcbcomponents", default_factory=list)  # 16 or 0
+class _Svns(msgspec.Struct):
+    sgx: list[_Component] = msgspec.field(name="sgxtcbcomponents")
+    pcesvn: Uint16
+    tdx: list[_Component] | None = msgspec.field(name="tdxtcbcomponents", default=None)
 
 
-class IsvSvn(msgspec.Struct, frozen=True):
-    """Required SVN of a TDX module or an enclave."""
-
-    isvsvn: _Svn
+class _IsvSvn(msgspec.Struct):
+    isvsvn: Uint16
 
 
-class _Level(msgspec.Struct, frozen=True, rename="camel"):
-    tcb_date: _Moment
+class _PlatformLevel(msgspec.Struct, rename="camel"):
+    tcb: _Svns
+    tcb_date: Date
     tcb_status: str
     advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
-class PlatformLevel(_Level, frozen=True, kw_only=True):
-    """TCB level of a platform."""
+class EncodedSvnLevel(msgspec.Struct, rename="camel"):
+    """A level of a TDX module or a quoting enclave, as in the JSON."""
 
-    tcb: Svns
-
-
-class SvnLevel(_Level, frozen=True, kw_only=True):
-    """TCB level of a TDX module or a quoting enclave."""
-
-    tcb: IsvSvn
+    tcb: _IsvSvn
+    tcb_date: Date
+    tcb_status: str
+    advisory_ids: list[str] = msgspec.field(name="advisoryIDs", default_factory=list)
 
 
-class ModuleIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """TCB levels of a version of the TDX module."""
+class _Module(msgspec.Struct, rename="camel"):
+    mrsigner: Hex48
+    attributes: Hex8
+    attributes_mask: Hex8
 
-    id: str  # TDX_ and two digits
-    tcb_levels: list[SvnLevel]  # highest first
+
+class _ModuleIdentity(_Module, rename="camel"):
+    id: str
+    tcb_levels: list[EncodedSvnLevel]
 
 
-class TcbInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """TCB info for the platforms of an FMSPC."""
-
-    id: str  # SGX or TDX
+class _TcbInfo(msgspec.Struct, rename="camel"):
+    id: str
     version: int
-    issue_date: _Moment
-    next_update: _Moment
-    pce_id: _PceId
     tcb_type: int
-    tcb_levels: list[PlatformLevel]  # highest first
-    tdx_module_identities: list[ModuleIdentity] = msgspec.field(default_factory=list)
+    issue_date: Date
+    next_update: Date
+    fmspc: Hex6
+    pce_id: Hex2
+    tcb_evaluation_data_number: Uint32
+    tcb_levels: list[_PlatformLevel]
+    # UNSET: a member that is null is malformed, not absent.
+    tdx_module: _Module | msgspec.UnsetType = msgspec.UNSET
+    tdx_module_identities: list[_ModuleIdentity] | msgspec.UnsetType = msgspec.UNSET
 
 
-class QeIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """QE identity."""
-
-    id: str  # QE or TD_QE
-    version: int
-    issue_date: _Moment
-    next_update: _Moment
-    tcb_levels: list[SvnLevel]  # highest first
-
-
-_tcb_info: Final = msgspec.json.Decoder(TcbInfo)
-_qe_identity: Final = msgspec.json.Decoder(QeIdentity)
+_decoder: Final = msgspec.json.Decoder(_TcbInfo)
+_TYPE: Final = {"version": (3,), "id": ("SGX", "TDX"), "tcbType": (0,)}
 
 
 def read_tcb_info(text: str) -> TcbInfo:
-    """Decode TCB info.
+    """Decode TCB info; levels are sorted, highest first, whatever their order in the text.
 
     Raises:
-        CollateralError: If `text` is not TCB info of version 3, or a level does not have 16
-            components of each kind (`tcb_info_malformed`).
+        CollateralError: If it is malformed, or has a level twice (`tcb_info_malformed`).
+        VerificationError: If it is of another type or version (`tcb_info_wrong_type`).
     """
-    info = _read("TCB info", "tcb_info_malformed", _tcb_info, text)
-    for number, level in enumerate(info.tcb_levels):
-        sizes = {len(level.tcb.sgx), len(level.tcb.tdx) if info.id == "TDX" else _COMPONENTS}
-        if sizes != {_COMPONENTS}:
-            raise refuse(
-                "tcb_info_malformed",
-                f"TCB info is malformed: TCB level {number} must have {_COMPONENTS} components of "
-                "each kind; fetch fresh collateral",
-            )
-    return info
+    info = decode_body(TCB_INFO, text, _decoder, _TYPE)
+    tee_type = TDX if info.id == "TDX" else SGX
+    levels = [_platform_level(n, level, tee_type) for n, level in enumerate(info.tcb_levels)]
+    if not levels:
+        raise TCB_INFO.refuse("tcbLevels: empty")
+    levels.sort(key=_svns, reverse=True)
+    if len(set(map(_svns, levels))) != len(levels):
+        raise TCB_INFO.refuse("tcbLevels: two levels have the same SVNs")
+    module, modules = _modules(info) if tee_type == TDX else _no_modules(info)
+    newest = info.tcb_levels[0].tcb
+    return TcbInfo(
+        tee_type=tee_type,
+        fmspc=bytes.fromhex(info.fmspc),
+        pceid=bytes.fromhex(info.pce_id),
+        start=seconds(TCB_INFO, info.issue_date),
+        end=seconds(TCB_INFO, info.next_update),
+        evaluation_data_number=info.tcb_evaluation_data_number,
+        levels=tuple(levels),
+        module=module,
+        modules=modules,
+        sgx_labels=tuple(map(_label, newest.sgx)),
+        tdx_labels=tuple(map(_label, newest.tdx or ())),
+    )
 
 
-def read_qe_identity(text: str) -> QeIdentity:
-    """Decode QE identity.
+def _platform_level(number: int, level: _PlatformLevel, tee_type: int) -> PlatformLevel:
+    where = f"tcbLevels: level {number}"
+    tdx = level.tcb.tdx or [] if tee_type == TDX else []
+    expected = _COMPONENTS if tee_type == TDX else 0
+    if (len(level.tcb.sgx), len(tdx)) != (_COMPONENTS, expected):
+        raise TCB_INFO.refuse(f"{where}: must have {_COMPONENTS} components of each kind")
+    status = PLATFORM_STATUSES.get(level.tcb_status)
+    if status is None:
+        raise TCB_INFO.refuse(f"{where}: unknown tcbStatus")
+    return PlatformLevel(
+        bytes([component.svn for component in level.tcb.sgx]),
+        level.tcb.pcesvn,
+        bytes([component.svn for component in tdx]),
+        seconds(TCB_INFO, level.tcb_date),
+        status,
+        tuple(level.advisory_ids),
+    )
 
-    Raises:
-        CollateralError: If the QE identity is malformed (`qe_identity_malformed`).
-    """
-    return _read("QE identity", "qe_identity_malformed", _qe_identity, text)
+
+def _svns(level: PlatformLevel) -> tuple[bytes, int, bytes]:
+    return level[:3]
 
 
-def _read(name: str, reason: DcapReason, decoder: "msgspec.json.Decoder[_T]", text: str) -> _T:
-    try:
-        data = text.encode()
-        check_depth(data)
-        return decoder.decode(data)
-    except (msgspec.DecodeError, FormatError, UnicodeEncodeError, RecursionError) as error:
-        raise refuse(reason, f"{name} is malformed; fetch fresh collateral") from error
+def _label(component: _Component) -> str:
+    """Return the label of a component for error messages: signed text, at most 60 characters."""
+    return ": ".join(filter(None, (component.category, component.type)))[:_LABEL]
+
+
+def _no_modules(info: _TcbInfo) -> tuple[None, dict[str, TdxModule]]:
+    if info.tdx_module is not msgspec.UNSET or info.tdx_module_identities is not msgspec.UNSET:
+        message = "TCB info: id is SGX, but it has TDX modules"
+        raise refuse("tcb_info_wrong_type", message)
+    return None, {}
+
+
+def _modules(info: _TcbInfo) -> tuple[TdxModule, dict[str, TdxModule]]:
+    """Return the module of version 0, and the others by their id."""
+    base, identities = info.tdx_module, info.tdx_module_identities
+    if isinstance(base, msgspec.UnsetType):
+        raise TCB_INFO.refuse("tdxModule: missing")
+    if isinstance(identities, msgspec.UnsetType):
+        identities = []
+    elif not identities:
+        raise TCB_INFO.refuse("tdxModuleIdentities: empty")
+    modules: dict[str, TdxModule] = {}
+    for identity in identities:
+        levels = sorted_levels(identity.tcb_levels)
+        if not levels or len({level.isvsvn for level in levels}) != len(levels):
+            raise TCB_INFO.refuse("tdxModuleIdentities: no levels, or two of the same ISVSVN")
+        # Of two identities with one id, the first counts, as in Intel's library.
+        modules.setdefault(identity.id.upper(), _module(identity, levels))
+    return _module(base, ()), modules
+
+
+def _module(module: _Module, levels: tuple[SvnLevel, ...]) -> TdxModule:
+    return TdxModule(bytes.fromhex(module.mrsigner), bytes.fromhex(module.attributes), levels)
+
+
+def sorted_levels(levels: list[EncodedSvnLevel], kind: BodyKind = TCB_INFO) -> tuple[SvnLevel, ...]:
+    """Return levels by ISVSVN and date, highest first; CollateralError for an unknown status."""
+    found = []
+    for level in levels:
+        status = ENCLAVE_STATUSES.get(level.tcb_status)
+        if status is None:
+            raise kind.refuse(f"unknown tcbStatus: {level.tcb_status[:20]}")
+        date = seconds(kind, level.tcb_date)
+        found.append(SvnLevel(level.tcb.isvsvn, date, status, tuple(level.advisory_ids)))
+    return tuple(sorted(found, key=lambda level: level[:2], reverse=True))

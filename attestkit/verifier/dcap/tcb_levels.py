@@ -1,149 +1,185 @@
-"""Outdated components of a platform, in comparison with Intel's TCB levels.
+"""Comparison of a platform with Intel's TCB levels, and the status that results.
 
-A platform is compared with the TCB levels, newest first: by the 16 SGX components (CPUSVN) and
-PCESVN of its PCK certificate, and for a TD by the 16 TDX components of the quote (TEE_TCB_SVN). If
-TDX component 2 is not 0, it is the version of the TDX module, and component 1 is the module's SVN,
-for which TCB info has separate levels. The quoting enclave has separate levels, too (Intel's PCS
-documentation, "Get TDX TCB Info").
+A platform is compared by the 16 SGX components and PCESVN of its PCK certificate, and a TD also by
+the 16 TDX components of the quote (TEE_TCB_SVN). If TDX component 2 is not 0, it is the version of
+the TDX module, and component 1 is the module's SVN; TCB info has separate levels for that module.
+The quoting enclave has separate levels, too (dcap-verification.md, section 8).
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from operator import ge
+from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.sgx_extension import PckExtension
-from attestkit.collateral import Collateral
-from attestkit.quote import Quote, TdQuoteBody
-from attestkit.verifier.dcap.pck_chain import read_pck_chain, select_chain
-from attestkit.verifier.dcap.tcb_info import (
-    Component,
-    PlatformLevel,
-    SvnLevel,
-    TcbInfo,
-    read_qe_identity,
-    read_tcb_info,
+from attestkit.quote import EnclaveReport, TdQuoteBody
+from attestkit.verifier.dcap.qe_identity import QeIdentity, check_quoting_enclave
+from attestkit.verifier.dcap.reasons import refuse
+from attestkit.verifier.dcap.tcb_explanation import (
+    below_svn_levels,
+    explain_below_all,
+    explain_revoked,
+)
+from attestkit.verifier.dcap.tcb_info import PlatformLevel, SvnLevel, TcbInfo, TdxModule
+from attestkit.verifier.result import TcbStatus
+
+_UP_TO_DATE, _OUT_OF_DATE = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
+_REVOKED: Final = TcbStatus.REVOKED
+# Status of a platform whose TDX module or quoting enclave is out of date.
+_WITH_OUTDATED_PART: Final = {
+    TcbStatus.UP_TO_DATE: TcbStatus.OUT_OF_DATE,
+    TcbStatus.SW_HARDENING_NEEDED: TcbStatus.OUT_OF_DATE,
+    TcbStatus.CONFIGURATION_NEEDED: TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED,
+    TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED: TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED,
+}
+_CURRENT: Final = frozenset(_WITH_OUTDATED_PART)  # statuses that are not out of date
+_OUTDATED: Final = frozenset(_WITH_OUTDATED_PART.values())
+_NEEDS_CONFIGURATION: Final = frozenset(
+    {
+        TcbStatus.CONFIGURATION_NEEDED,
+        TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED,
+        TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED,
+    }
 )
 
-_LABEL = 60  # characters of a component's label; Intel's have 30
+
+class TcbEvaluation(NamedTuple):
+    """Result of the comparison."""
+
+    status: TcbStatus
+    advisory_ids: tuple[str, ...]  # of platform, TDX module and quoting enclave, each once
+    date: int  # Unix seconds: of the platform's level, or of the module's if it is older
+    qe_date: int  # Unix seconds
+    qe_status: TcbStatus
 
 
-class _OutdatedComponent(NamedTuple):
-    """Component below a TCB level."""
+def evaluate_tcb(
+    info: TcbInfo,
+    identity: QeIdentity,
+    platform: PckExtension,
+    qe_report: EnclaveReport,
+    body: TdQuoteBody | None,
+) -> TcbEvaluation:
+    """Compare quoting enclave, TDX module and platform with their levels.
 
-    name: str
-    svn: int
-    wanted: int
-    date: datetime  # of the level
-    label: str = ""
-
-    def __str__(self) -> str:
-        label = f" ({self.label})" if self.label else ""
-        return (
-            f"{self.name} is {self.svn}, the level from {self.date:%Y-%m} needs "
-            f"{self.wanted}{label}"
-        )
-
-
-class _PlatformSvns(NamedTuple):
-    """SVNs of a platform."""
-
-    platform: PckExtension
-    tee_tcb_svns: tuple[bytes, ...]  # 16 bytes each: at launch, and in TDX 1.5 the current ones
-    qe_isvsvn: int
-
-
-def shortfall(collateral: Collateral, quote: Quote) -> str:
-    """Return a sentence on the first component that is below the newest level.
-
-    If no component is, the sentence gives the status of the newest level. Quote and collateral must
-    have been verified before.
+    Args:
+        info: TCB info of the quote's TEE and the platform's FMSPC.
+        identity: QE identity of the quote's TEE.
+        platform: Content of the PCK certificate.
+        qe_report: Report of the quoting enclave.
+        body: Body of a TD's quote; None for SGX.
 
     Raises:
-        CollateralError: If the collateral is malformed, or of another platform.
-        FormatError: If the quote's PCK certificate is malformed.
+        VerificationError: If the quoting enclave or the TDX module is another one
+            (`qe_identity_mismatch`, `tdx_module_mismatch`), a part is below all of its levels
+            (`tcb_not_supported`), or a level is revoked (`tcb_revoked`).
     """
-    info, measured = read_tcb_info(collateral.tcb_info), _platform_svns(collateral, quote)
-    enclave = read_qe_identity(collateral.qe_identity).tcb_levels
-    modules = [_module(info, svns) for svns in measured.tee_tcb_svns]
-    found = _platform(info.tcb_levels[:1], measured)
-    for name, svn, levels in (*modules, ("the quoting enclave's SVN", measured.qe_isvsvn, enclave)):
-        found = found or _below(name, svn, levels)
-    if found is not None:
-        return str(found)
-    newest: list[tuple[str, PlatformLevel | SvnLevel]]
-    newest = [("the platform", level) for level in info.tcb_levels[:1]]
-    newest += [("the TDX module", level) for _, _, levels in modules for level in levels[:1]]
-    newest += [("the quoting enclave", level) for level in enclave[:1]]
-    return _newest_level_sentence(newest)
-
-
-def unsupported(collateral: Collateral, quote: Quote) -> str:
-    """Return a sentence on a platform that is below all levels; same errors as `shortfall`."""
-    info, measured = read_tcb_info(collateral.tcb_info), _platform_svns(collateral, quote)
-    newest, oldest = (
-        _platform(levels, measured) for levels in (info.tcb_levels[:1], info.tcb_levels[-1:])
+    check_quoting_enclave(qe_report, identity)
+    qe = _svn_level(identity.levels, qe_report.isv_svn, "the quoting enclave's SVN")
+    if body is None:
+        launch, current = _evaluate(info, platform, b"", qe), None
+    else:
+        _check_module(info, body)
+        launch = _evaluate(info, platform, body.tee_tcb_svn, qe)
+        svns = body.tee_tcb_svn2
+        current = None if svns is None else _evaluate(info, platform, svns, qe)
+    for found in (launch, current):
+        if found is not None and found.status is _REVOKED:
+            raise refuse("tcb_revoked", explain_revoked(found.levels))
+    status = launch.status if current is None else _relaunch(launch.status, current.status)
+    advisory_ids = [*launch.advisory_ids, *qe.advisory_ids]
+    if current is not None:
+        advisory_ids += current.advisory_ids
+    return TcbEvaluation(
+        status, tuple(dict.fromkeys(advisory_ids)), launch.date, qe.date, qe.status
     )
-    if oldest is None or len(info.tcb_levels) == 1:
-        return shortfall(collateral, quote)
-    return f"{newest}; it is below the oldest level too: {oldest}"
 
 
-def _platform_svns(collateral: Collateral, quote: Quote) -> _PlatformSvns:
-    chain = read_pck_chain(*select_chain(quote, collateral.pck_certificate_chain))
-    body = quote.body
-    svns: tuple[bytes, ...] = ()
-    if isinstance(body, TdQuoteBody):
-        svns = tuple(svn for svn in (body.tee_tcb_svn, body.tee_tcb_svn2) if svn is not None)
-    return _PlatformSvns(chain.platform, svns, quote.qe_report.isv_svn)
+class _Evaluation(NamedTuple):
+    """Comparison by one set of TDX SVNs."""
+
+    levels: dict[str, PlatformLevel | SvnLevel]  # by the name of the part
+    status: TcbStatus
+
+    @property
+    def advisory_ids(self) -> tuple[str, ...]:
+        """Advisories of platform and TDX module."""
+        levels = list(self.levels.values())[:-1]
+        return tuple(advisory for level in levels for advisory in level.advisory_ids)
+
+    @property
+    def date(self) -> int:
+        """Older date of platform and TDX module."""
+        return min(level.date for level in list(self.levels.values())[:-1])
 
 
-def _platform(
-    levels: Sequence[PlatformLevel], measured: _PlatformSvns
-) -> _OutdatedComponent | None:
-    """Return the first component that is below one of `levels`, newest first; None if none is."""
+def _evaluate(info: TcbInfo, platform: PckExtension, svns: bytes, qe: SvnLevel) -> _Evaluation:
+    # The levels of a module with a version replace the first two components.
+    skipped = 2 if svns and svns[1] else 0
+    levels: dict[str, PlatformLevel | SvnLevel] = {
+        "the platform": _platform_level(info, platform, svns, skipped)
+    }
+    if skipped:
+        module = _find_module(info, svns)
+        levels["the TDX module"] = _svn_level(module.levels, svns[0], "the TDX module's SVN")
+    levels["the quoting enclave"] = qe
+    return _Evaluation(levels, _converge(*(level.status for level in levels.values())))
+
+
+def _platform_level(
+    info: TcbInfo, platform: PckExtension, svns: bytes, skipped: int
+) -> PlatformLevel:
+    for level in info.levels:
+        if (
+            platform.pcesvn >= level.pcesvn
+            and all(map(ge, platform.components, level.sgx))
+            and all(map(ge, svns[skipped:], level.tdx[skipped:]))
+        ):
+            return level
+    raise refuse("tcb_not_supported", explain_below_all(info, platform, svns))
+
+
+def _svn_level(levels: tuple[SvnLevel, ...], svn: int, part: str) -> SvnLevel:
     for level in levels:
-        for name, svn, wanted in _compared(level, measured):
-            if svn < wanted.svn:
-                label = ": ".join(filter(None, (wanted.category, wanted.type)))[:_LABEL]
-                return _OutdatedComponent(name, svn, wanted.svn, level.tcb_date, label)
-    return None
+        if svn >= level.isvsvn:
+            return level
+    raise refuse("tcb_not_supported", below_svn_levels(levels, svn, part))
 
 
-def _compared(
-    level: PlatformLevel, measured: _PlatformSvns
-) -> Iterator[tuple[str, int, Component]]:
-    """Yield name, SVN and requirement of each component, in the order of comparison."""
-    platform, tcb = measured.platform, level.tcb
-    for n, (svn, wanted) in enumerate(zip(platform.cpusvn, tcb.sgx, strict=True), 1):
-        yield f"SGX component {n}", svn, wanted
-    yield "PCESVN", platform.pcesvn, Component(tcb.pcesvn)
-    for svns in measured.tee_tcb_svns:
-        numbered = list(enumerate(zip(svns, tcb.tdx, strict=False), 1))
-        for n, (svn, wanted) in numbered[2 if svns[1] else 0 :]:
-            yield f"TDX component {n}", svn, wanted
+def _find_module(info: TcbInfo, svns: bytes) -> TdxModule:
+    version = svns[1]
+    module = info.modules.get(f"TDX_{version:02X}") if version else info.module
+    if module is None:
+        message = f"TDX module: TCB info has no module of version {version}"
+        raise refuse("tdx_module_mismatch", message)
+    return module
 
 
-def _module(info: TcbInfo, svns: bytes) -> tuple[str, int, Sequence[SvnLevel]]:
-    """Return name, SVN and levels of the TDX module; no levels if it has no identity."""
-    name = f"TDX_{svns[1]:02X}"
-    found = [one.tcb_levels for one in info.tdx_module_identities if one.id.upper() == name]
-    levels = found[0] if found and svns[1] else []
-    return f"TDX component 1 (module {name})", svns[0], levels
+def _check_module(info: TcbInfo, body: TdQuoteBody) -> None:
+    """Check signer and attributes of the TDX module, by the version at launch."""
+    module = _find_module(info, body.tee_tcb_svn)
+    if body.mr_signer_seam != module.mrsigner:
+        found, expected = body.mr_signer_seam.hex(), module.mrsigner.hex()
+        message = f"TDX module: MRSIGNERSEAM is {found}, must be {expected}"
+        raise refuse("tdx_module_mismatch", message)
+    # Zero is required whatever the mask, as in Intel's library.
+    if any(body.seam_attributes) or any(module.attributes):
+        found, expected = body.seam_attributes.hex(), module.attributes.hex()
+        message = f"TDX module: SEAMATTRIBUTES must be zero: {found}, {expected} in TCB info"
+        raise refuse("tdx_module_mismatch", message)
 
 
-def _newest_level_sentence(newest: Sequence[tuple[str, PlatformLevel | SvnLevel]]) -> str:
-    """Return the sentence for a platform without outdated components."""
-    behind = [(name, level) for name, level in newest if level.tcb_status != "UpToDate"]
-    for name, level in behind or newest:
-        advisories = f" ({', '.join(level.advisory_ids)})" if level.advisory_ids else ""
-        return (
-            f"no component is below its newest level; that of {name}, from "
-            f"{level.tcb_date:%Y-%m}, is itself {level.tcb_status}{advisories}"
-        )
-    return "there are no TCB levels"
+def _converge(platform: TcbStatus, *parts: TcbStatus) -> TcbStatus:
+    """Combine the status of a platform with those of TDX module and quoting enclave."""
+    if _REVOKED in (platform, *parts):
+        return _REVOKED
+    if _OUT_OF_DATE in parts:
+        return _WITH_OUTDATED_PART.get(platform, platform)
+    return platform
 
 
-def _below(name: str, svn: int, levels: Sequence[SvnLevel]) -> _OutdatedComponent | None:
-    if levels and svn < levels[0].tcb.isvsvn:
-        return _OutdatedComponent(name, svn, levels[0].tcb.isvsvn, levels[0].tcb_date)
-    return None
+def _relaunch(launch: TcbStatus, current: TcbStatus) -> TcbStatus:
+    """Combine the statuses of a TD 1.5 at its launch and now (section 8.6)."""
+    if launch not in _OUTDATED or current not in _CURRENT:
+        return launch
+    if launch in _NEEDS_CONFIGURATION or current in _NEEDS_CONFIGURATION:
+        return TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED
+    return TcbStatus.TD_RELAUNCH_ADVISED

@@ -75,11 +75,6 @@ class TcbRules:
     def _has_grace(self) -> bool:
         return (self.platform_grace_period, self.qe_grace_period) != (None, None)
 
-    @property
-    def needs_tcb_details(self) -> bool:
-        """Whether a rule needs TCB dates or evaluation numbers, which take extra time."""
-        return self._has_grace or self.minimum_evaluation_data_number is not None
-
     def _appraise_tcb(
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
     ) -> Iterator[VerificationStep | None]:

@@ -22,7 +22,7 @@ from attestkit.backends.simulator.scenarios.config import (
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
-from attestkit.verifier.dcap.authenticate import Dcap
+from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.result import Authenticated
 from tests.vectors import SHARED
 
@@ -46,11 +46,10 @@ def authenticate(
     *,
     now: int = NOW,
     root: bytes = ROOT,
-    details: bool = False,
 ) -> Authenticated:
     """Return the verified claims of a quote under the simulator's root."""
     dcap = DCAP if root is ROOT else Dcap(root)
-    return dcap.authenticate(Quote.parse(quote), collateral, now, details=details)
+    return dcap.authenticate(Quote.parse(quote), collateral, now)
 
 
 def get_rejection(
@@ -59,11 +58,10 @@ def get_rejection(
     *,
     now: int = NOW,
     root: bytes = ROOT,
-    details: bool = False,
 ) -> AttestKitError:
     """Return the error of an authentication that must fail."""
     try:
-        accepted = authenticate(quote, collateral, now=now, root=root, details=details)
+        accepted = authenticate(quote, collateral, now=now, root=root)
     except AttestKitError as error:
         return error
     raise AssertionError(f"accepted as {accepted.status}")

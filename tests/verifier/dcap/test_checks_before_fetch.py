@@ -14,7 +14,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.quote import Quote
-from attestkit.verifier.dcap.authenticate import Dcap
+from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
@@ -25,7 +25,6 @@ from tests.verifier.dcap.dcap_samples import (
     QUOTE,
     RAW,
     REAL,
-    authenticate,
     create_enclave_quote,
     create_pki,
     load_hardware_quote,
@@ -110,16 +109,14 @@ def test_precheck_other_root_is_rejected() -> None:
     assert (type(error), error.reason) == (SignatureError, "untrusted_root")
     leaf, authority, _ = Quote.parse(untrusted).pck_chain
     trusted = QUOTE.pck_chain
-    for chain in ((leaf, authority), (leaf, authority, PKI.root_der), (leaf, *trusted[1:])):
+    for chain in ((leaf, authority, PKI.root_der), (leaf, *trusted[1:])):
         error = get_error(replace_chain(*chain))
         assert (type(error), error.reason) == (SignatureError, "cert_bad_signature")
 
 
-def test_precheck_chain_may_omit_root() -> None:
-    """Leaf and intermediate certificate suffice."""
-    raw = replace_chain(*QUOTE.pck_chain[:2])
-    DCAP.precheck(Quote.parse(raw), None, NOW)
-    assert authenticate(raw).chain == (*QUOTE.pck_chain[:2], PKI.root_der)
+def test_precheck_chain_without_root_is_rejected() -> None:
+    """The root must be in the chain, as Intel requires."""
+    assert get_error(replace_chain(*QUOTE.pck_chain[:2])).reason == "chain_length"
 
 
 def test_precheck_leaf_as_issuer_is_rejected() -> None:

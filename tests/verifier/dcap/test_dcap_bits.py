@@ -91,7 +91,7 @@ def forge_signatures(signature: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("region", ["signature", "qe report signature"])
 def test_quote_signature_with_edge_values_is_rejected(region: str) -> None:
-    """dcap-qvl's ECDSA, which Wycheproof's vectors do not cover, rejects edge values."""
+    """Signatures of QE report and quote with edge values are rejected."""
     start, end = REGIONS[region]
     for signature in forge_signatures(RAW[start:end]):
         assert not is_accepted(RAW[:start] + signature + RAW[end:]), signature.hex()

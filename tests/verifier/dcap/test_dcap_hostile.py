@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.errors import AttestKitError, CollateralError
+from attestkit.errors import AttestKitError, CollateralError, SignatureError
 from attestkit.quote import Quote
-from attestkit.verifier.dcap.tcb_levels import shortfall
 from tests.keeping import Keeping
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -44,11 +43,11 @@ JSON = st.recursive(
 )
 
 
-def check_errors(quote: Quote, endorsements: Any, *, details: bool) -> None:
+def check_errors(quote: Quote, endorsements: Any) -> None:
     """Authenticate and explain; each succeeds or raises an AttestKitError."""
     for call in (
-        lambda: DCAP.authenticate(quote, endorsements, NOW, details=details),
-        lambda: shortfall(endorsements, quote),
+        lambda: DCAP.authenticate(quote, endorsements, NOW),
+        lambda: DCAP.explain(quote, endorsements),
     ):
         with Keeping(only=AttestKitError) as outcome:
             call()
@@ -82,7 +81,7 @@ def test_collateral_any_field_raises_only_attestkit_errors(field: str, data: st.
         )
         value = data.draw(st.text(LETTERS, min_size=1, max_size=200) | similar)
     quote = Quote.parse(remove_pck_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
-    check_errors(quote, replace_collateral(**{field: value}), details=data.draw(st.booleans()))
+    check_errors(quote, replace_collateral(**{field: value}))
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,7 +94,7 @@ def test_signed_body_any_value_raises_only_attestkit_errors(body: str, data: st.
         content[key] = data.draw(JSON)
     text = json.dumps(content)
     endorsements = replace_collateral(**{body: text, f"{body}_signature": sign(text)})
-    check_errors(QUOTE, endorsements, details=data.draw(st.booleans()))
+    check_errors(QUOTE, endorsements)
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,14 +103,14 @@ def test_pck_chain_any_bytes_raise_only_attestkit_errors(data: st.DataObject) ->
     """Any certification data raises only attestkit's errors."""
     valid = PKI.platform().pck_chain.encode() + b"\0"
     chain = data.draw(st.binary(max_size=200) | alter_bytes(valid))
-    check_errors(Quote.parse(create_enclave_quote(certification=chain)), COLLATERAL, details=False)
+    check_errors(Quote.parse(create_enclave_quote(certification=chain)), COLLATERAL)
 
 
 @pytest.mark.parametrize("field", TEXTS)
-def test_collateral_lone_surrogate_raises_collateral_error(field: str) -> None:
-    """A lone surrogate raises CollateralError."""
+def test_collateral_lone_surrogate_is_rejected(field: str) -> None:
+    """A lone surrogate in a chain is malformed; a body that has one is not signed."""
     quote = Quote.parse(remove_pck_chain(RAW)) if field == "pck_certificate_chain" else QUOTE
-    with pytest.raises(CollateralError):
+    with pytest.raises(SignatureError if field in {"tcb_info", "qe_identity"} else CollateralError):
         DCAP.authenticate(quote, replace_collateral(**{field: "\ud800"}), NOW)
 
 
@@ -119,4 +118,4 @@ def test_collateral_deep_json_raises_attestkit_error() -> None:
     """JSON nested 100,000 levels deep does not exhaust the stack."""
     for text in ("[" * 100_000, '{"tcbLevels":' + '{"a":' * 100_000):
         for field in ("tcb_info", "qe_identity"):
-            check_errors(QUOTE, replace_collateral(**{field: text}), details=True)
+            check_errors(QUOTE, replace_collateral(**{field: text}))

@@ -83,7 +83,7 @@ def create_issuer_chains(field: str) -> list[tuple[str, str, Collateral]]:
         found.append((length, text, replace_collateral(**{field: pem(*chain)})))
     for name in ("Somebody", "Intel SGX TCB Signin", "intel sgx tcb signing", f"{TCB_SIGNER},O=x"):
         other = replace_collateral(**{field: pem(issue_signer(name), ROOT)})
-        found.append(("unexpected_subject", "must be Intel SGX TCB Signing", other))
+        found.append(("unexpected_subject", "must be for Intel SGX TCB Signing", other))
     return found
 
 
@@ -126,20 +126,19 @@ def set_unknown_status(body: dict[str, Any]) -> None:
     body["tcbLevels"][0]["tcbStatus"] = "CertRevoked"
 
 
-EARLY, LATE = "is valid from 2026-09-21T14:13:21Z", "was valid until 2026-09-21T14:13:20Z"
+EARLY, LATE = "valid from 2026-09-21T14:13:21Z", "was valid until 2026-09-21T14:13:20Z"
 OTHER_CHAIN = {"qe_identity_issuer_chain": OTHER.collateral(NOW).qe_identity_issuer_chain}
-SIGNER = "the certificate that signs"
-MODULE_SVN = "TDX component 1 (module TDX_01) is 3, the level from 2024-11 needs 6"
+MODULE_SVN = "the TDX module's SVN is 3, the level from 2024-11 needs 6"
 REJECTIONS: Rows = {
     VerificationError: [
-        ("tdx_module_mismatch", "signer", create_td_quote(mr_signer_seam=b"\1" * 48)),
-        ("tdx_module_mismatch", "attributes", create_td_quote(seam_attributes=b"\1" * 8)),
-        ("tdx_module_mismatch", "TCB info names", create_tcb_info(module_id="TDX_02")),
+        ("tdx_module_mismatch", "MRSIGNERSEAM", create_td_quote(mr_signer_seam=b"\1" * 48)),
+        ("tdx_module_mismatch", "SEAMATTRIBUTES", create_td_quote(seam_attributes=b"\1" * 8)),
+        ("tdx_module_mismatch", "no module of version 1", create_tcb_info(module_id="TDX_02")),
         ("tdx_module_mismatch", "", create_quote_with_svns(7, 9, 3, field="tee_tcb_svn2")),
         ("tcb_not_supported", MODULE_SVN, create_quote_with_svns(3, 1, 3)),
         ("tcb_not_supported", "is 1", create_quote_with_svns(1, 1, 3, field="tee_tcb_svn2")),
-        ("tcb_revoked", "that of the TDX module", create_tcb_info(module_levels=REVOKED)),
-        ("tcb_revoked", "that of the quoting enclave", create_qe_identity(levels=REVOKED)),
+        ("tcb_revoked", "the TDX module", create_tcb_info(module_levels=REVOKED)),
+        ("tcb_revoked", "the quoting enclave", create_qe_identity(levels=REVOKED)),
         ("td_debug", "0100001000000000", create_quote_with_attributes(1 << 28 | 1)),
         ("td_attributes", "1000001000000000", create_quote_with_attributes(1 << 28 | 1 << 4)),
         ("td_attributes", "MIGRATABLE", create_quote_with_attributes(1 << 28 | 1 << 29)),
@@ -155,38 +154,35 @@ REJECTIONS: Rows = {
         ("tcb_info_malformed", "", tcb_info(lambda b: b.pop("tdxModule"))),
         ("tcb_info_malformed", "fetch fresh collateral", tcb_info(set_unknown_status)),
         ("qe_identity_malformed", "", qe_identity(lambda b: b["tcbLevels"].clear())),
-        ("tcb_info_malformed", "", replace_collateral(tcb_info="garbage")),
-        ("qe_identity_malformed", "", replace_collateral(qe_identity="garbage")),
         ("crl_malformed", "", replace_collateral(pck_crl=b"garbage")),
         ("crl_malformed", "", replace_collateral(root_ca_crl=b"garbage")),
         ("cert_malformed", "TCB info", replace_collateral(tcb_info_issuer_chain="x")),
         ("cert_malformed", "QE identity", replace_collateral(qe_identity_issuer_chain="x")),
     ],
     SignatureError: [
-        ("cert_revoked", "PCK CA's", create_crl("root_crl", revoked=("pck-platform-ca",))),
-        ("cert_revoked", SIGNER, create_crl("root_crl", revoked=("tcb-signing",))),
-        ("cert_revoked", "the root itself", create_crl("root_crl", revoked=("root-ca",))),
+        ("tcb_info_bad_signature", "", replace_collateral(tcb_info="garbage")),
+        ("qe_identity_bad_signature", "", replace_collateral(qe_identity="garbage")),
+        ("cert_revoked", "PCK Platform CA", create_crl("root_crl", revoked=("pck-platform-ca",))),
+        ("cert_revoked", "TCB Signing", create_crl("root_crl", revoked=("tcb-signing",))),
+        ("cert_revoked", "Root CA", create_crl("root_crl", revoked=("root-ca",))),
         ("crl_bad_signature", "the root CA's CRL", create_crl("root_crl", key="other")),
         ("crl_bad_signature", "the PCK CA's CRL", create_crl("pck_crl", key="other")),
-        ("untrusted_root", "the quote's PCK certificate chain", create_enclave_quote(OTHER)),
+        ("untrusted_root", "PCK certificate chain", create_enclave_quote(OTHER)),
         ("untrusted_root", "QE identity", replace_collateral(**OTHER_CHAIN)),
         ("cert_bad_signature", "", replace_chain("tcb_info", issue_signer(issuer=OTHER), ROOT)),
         ("cert_constraints", "", replace_chain("tcb_info", issue_signer(path_length=0), ROOT)),
     ],
     CollateralExpiredError: [
-        ("cert_expired", f"{SIGNER} TCB info was", replace_signer("tcb_info", end=PAST)),
-        ("cert_expired", f"{SIGNER} QE identity {EARLY}", replace_signer("qe_identity", FUTURE)),
-        ("cert_expired", "PCK certificate was", create_enclave_quote(OLD)),
-        ("cert_expired", f"PCK certificate {EARLY}", create_enclave_quote(NEW)),
+        ("cert_expired", "TCB Signing: was", replace_signer("tcb_info", end=PAST)),
+        ("cert_expired", f"TCB Signing: {EARLY}", replace_signer("qe_identity", FUTURE)),
+        ("cert_expired", "PCK Certificate: was", create_enclave_quote(OLD)),
+        ("cert_expired", f"PCK Certificate: {EARLY}", create_enclave_quote(NEW)),
         ("qe_identity_not_yet_valid", EARLY, create_qe_identity(issue=NOW + 1)),
-    ],
-    FormatError: [
-        ("quote_format", "32 bytes", create_enclave_quote(qe_auth_data=b"")),
     ],
 }
 # Input that dcap-qvl accepts, and attestkit rejects.
-PCEID = "PCEID 0001, the PCK certificate has 0000"
-SHORT = "level 1 must have 16 components"
+PCEID = "PCEID 0001, and the PCK certificate has 0000"
+SHORT = "level 1: must have 16 components"
 GAPS: Rows = {
     SignatureError: [
         *create_issuer_chains("tcb_info_issuer_chain"),
@@ -223,7 +219,6 @@ GAPS: Rows = {
         for row in rows
     ],
 )
-@pytest.mark.parametrize("details", [False, True])
 def test_authenticate_rejection_has_type_reason_and_text(
     kind: type[AttestKitError],
     reason: str,
@@ -231,12 +226,11 @@ def test_authenticate_rejection_has_type_reason_and_text(
     given: bytes | Collateral,
     *,
     gap: bool,
-    details: bool,
 ) -> None:
     """Each rejection has its type, reason and text; dcap-qvl accepts the gaps only."""
     raw, endorsements = (given, COLLATERAL) if isinstance(given, bytes) else (RAW, given)
     assert is_accepted_by_dcap_qvl(raw, endorsements) is gap
-    error = get_rejection(raw, endorsements, details=details)
+    error = get_rejection(raw, endorsements)
     assert type(error) is kind
     assert error.reason == reason
     assert fragment in str(error)
@@ -245,12 +239,13 @@ def test_authenticate_rejection_has_type_reason_and_text(
 def test_expired_collateral_names_part_and_end_of_validity() -> None:
     """The error names the expired part, its end, the time, and the remedy."""
     assert str(get_rejection(now=1792454400)) == (
-        "the root CA's CRL was valid until 2026-10-20T00:00:00Z, not at 2026-10-20T00:00:00Z; "
+        "the root CA's CRL: was valid until 2026-10-20T00:00:00Z, and the verification is at "
+        "2026-10-20T00:00:00Z; all of the collateral was valid until 2026-10-20T00:00:00Z; "
         "fetch fresh collateral"
     )
     endorsements = create_crl("pck_crl", next_update=NOW)
     assert str(get_rejection(RAW, endorsements)).startswith(
-        "the PCK CA's CRL was valid until 2026-09-21T14:13:20Z"
+        "the PCK CA's CRL: was valid until 2026-09-21T14:13:20Z"
     )
 
 
@@ -288,7 +283,7 @@ def test_issuer_chain_with_ambiguous_pem_is_rejected(field: str, label: str) -> 
         ([PCK_CERTIFICATE, PKI.pck_ca_der, ROOT, ROOT], "chain_length"),
         ([PKI.pck_ca_der, PCK_CERTIFICATE, ROOT], "unexpected_subject"),
         ([ROOT, PKI.pck_ca_der, PCK_CERTIFICATE], "unexpected_subject"),
-        ([PKI.tcb_signing_der, ROOT], "unexpected_subject"),
+        ([PKI.tcb_signing_der, ROOT], "chain_length"),
         ([PCK_CERTIFICATE, ROOT, PKI.pck_ca_der], "unexpected_subject"),
     ],
     ids=["leaf", "four", "ca-first", "reversed", "signer", "ca-last"],
@@ -322,7 +317,7 @@ def test_expired_trust_anchor_is_rejected() -> None:
     assert verify_with_dcap_qvl(RAW, COLLATERAL, old.root_der, NOW).status != REJECT
     error = get_rejection(root=old.root_der)
     assert (type(error), error.reason) == (CollateralExpiredError, "cert_expired")
-    assert "the trust anchor is valid from 2020-01-01" in str(error)
+    assert "Intel SGX Root CA: was valid until" in str(error)
 
 
 def test_renewed_tcb_signer_is_accepted() -> None:

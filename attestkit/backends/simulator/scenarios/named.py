@@ -192,7 +192,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
     "pceid-mismatch": _row(
         _tcb(pceid=b"\0\1"),
         "tcb_info_mismatch",
-        "the TCB info is for another PCE, which dcap-qvl does not check",
+        "the TCB info is for another PCE",
     ),
     "tcb-info-altered": _row(
         _collateral(altered=(("tcb_info", "UpToDate", "OutOfDate"),)),
@@ -202,7 +202,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
     "tcb-info-wrong-signer": _row(
         _tcb(by_platform=True),
         "chain_length",
-        "the TCB info is signed by the platform, which dcap-qvl does not check",
+        "the TCB info is signed by the platform",
     ),
     "qe-identity-altered": _row(
         _collateral(altered=(("qe_identity", '"isvprodid":2', '"isvprodid":3'),)),

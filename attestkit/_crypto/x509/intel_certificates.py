@@ -1,0 +1,253 @@
+"""Certificates of Intel's SGX PKI, read strictly by Intel's profile; nothing is verified here.
+
+`cryptography` parses the DER; fields that signatures cover are slices of it. The profile is that of
+"Intel SGX PCK Certificate and Certificate Revocation List Profile Specification"
+(dcap-verification.md, section 3).
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
+
+from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, encode_element
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
+from attestkit._crypto.x509.app_certificates import reading_x509
+from attestkit._crypto.x509.sgx_extension import SGX_EXTENSION
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError, SignatureError
+
+ROOT: Final = "Intel SGX Root CA"
+TCB_SIGNER: Final = "Intel SGX TCB Signing"
+PCK_CERTIFICATE: Final = "Intel SGX PCK Certificate"
+PCK_CAS: Final = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
+ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
+"""AlgorithmIdentifier of ecdsa-with-SHA256, without parameters."""
+
+_UTF8, _PRINTABLE, _SET = 0x0C, 0x13, 0x31
+_SERIAL_SIZE: Final = 20  # bytes (RFC 5280, 4.1.2.2)
+_SPKI_SIZE: Final = len(P256_SPKI_HEAD) + 64
+_SHOWN: Final = 200  # characters of an untrusted name
+# How many CAs may follow below each CA.
+_PATH_LENGTHS: Final = {ROOT: 1, **dict.fromkeys(PCK_CAS, 0)}
+_NAMES: Final = frozenset({ROOT, TCB_SIGNER, PCK_CERTIFICATE, *PCK_CAS})
+# The attributes that all names have beside the common name, in the order of real certificates.
+_COMMON_NAME: Final = b"\x55\x04\x03"
+_ATTRIBUTES: Final = (
+    (b"\x55\x04\x0a", _UTF8, b"Intel Corporation"),
+    (b"\x55\x04\x07", _UTF8, b"Santa Clara"),
+    (b"\x55\x04\x08", _UTF8, b"CA"),
+    (b"\x55\x04\x06", _PRINTABLE, b"US"),
+)
+_REQUIRED: Final = frozenset(
+    {
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.BASIC_CONSTRAINTS,
+    }
+)
+_FORBIDDEN: Final = frozenset(
+    {
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+        ExtensionOID.POLICY_MAPPINGS,
+    }
+)
+_CRITICAL: Final = frozenset({ExtensionOID.KEY_USAGE, ExtensionOID.BASIC_CONSTRAINTS})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntelCertificate:
+    """A certificate that conforms to the profile; not verified."""
+
+    der: bytes = field(repr=False)
+    common_name: str  # one of Intel's names, or empty
+    subject: bytes = field(repr=False)  # Name in DER
+    issuer: bytes = field(repr=False)  # Name in DER
+    serial_number: int
+    start: int  # Unix seconds
+    end: int  # Unix seconds, exclusive: notAfter + 1
+    key: P256PublicKey
+    signed: bytes = field(repr=False)  # TBSCertificate
+    signature: bytes = field(repr=False)  # DER
+    sgx_extension: bytes | None = field(repr=False)
+
+    def check_issued_by(self, issuer: "IntelCertificate", what: str) -> None:
+        """Check that `issuer` is named as the issuer, and that its key signed this certificate.
+
+        Raises:
+            SignatureError: If not (`cert_bad_signature`); the message begins with `what`.
+        """
+        if self.issuer != issuer.subject:
+            message = f"{what}: the issuer must be {issuer.common_name}"
+            raise SignatureError(message, reason="cert_bad_signature")
+        try:
+            issuer.key.verify_der(self.signature, self.signed)
+        except SignatureError as error:
+            message = f"{what}: not signed by {issuer.common_name}"
+            raise SignatureError(message, reason="cert_bad_signature") from error
+
+    def check_name(self, what: str, *allowed: str) -> None:
+        """Check that the common name is one of `allowed`, beside Intel's other attributes.
+
+        Raises:
+            SignatureError: If it is not (`unexpected_subject`); the message begins with `what`.
+        """
+        if self.common_name not in allowed:
+            with reading_x509():
+                found = x509.load_der_x509_certificate(self.der).subject.rfc4514_string()
+            message = f"{what}: is for {shown(found, _SHOWN)}, must be for {' or '.join(allowed)}"
+            raise SignatureError(message, reason="unexpected_subject")
+
+
+def read_intel_certificate(der: bytes, what: str) -> IntelCertificate:
+    """Parse a certificate; `what` is its name for error messages.
+
+    Raises:
+        FormatError: If the certificate is malformed.
+        SignatureError: If it does not conform to the profile (`cert_constraints`), or is signed
+            with another algorithm than ECDSA on P-256 with SHA-256 (`cert_bad_signature`).
+    """
+    outer = DerReader(der).enter(SEQUENCE)
+    signed = outer.whole(SEQUENCE)
+    algorithm = outer.whole(SEQUENCE)
+    fields = DerReader(signed).enter(SEQUENCE)
+    if fields.tag() == context(0):
+        fields.whole()  # version
+    serial_number = _serial_number(fields.content(INTEGER))
+    inner_algorithm = fields.whole(SEQUENCE)
+    issuer = fields.whole(SEQUENCE)
+    fields.whole(SEQUENCE)  # validity
+    subject, spki = fields.whole(SEQUENCE), fields.whole(SEQUENCE)
+    with reading_x509():
+        certificate = x509.load_der_x509_certificate(der)
+        extensions, signature = certificate.extensions, certificate.signature
+        start = _seconds(certificate.not_valid_before_utc)
+        end = _seconds(certificate.not_valid_after_utc) + 1
+    if certificate.version is not x509.Version.v3:
+        raise FormatError("X.509 version must be 3", reason="unsupported_version")
+    if (algorithm, inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256):
+        message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256"
+        raise SignatureError(message, reason="cert_bad_signature")
+    name = _common_name(subject)
+    sgx_extension = _check_extensions(what, name, extensions)
+    return IntelCertificate(
+        der=der,
+        common_name=name,
+        subject=subject,
+        issuer=issuer,
+        serial_number=serial_number,
+        start=start,
+        end=end,
+        key=_public_key(what, spki),
+        signed=signed,
+        signature=signature,
+        sgx_extension=sgx_extension,
+    )
+
+
+def _serial_number(content: bytes) -> int:
+    """Return a positive serial number; `cryptography` warns about others, or rejects them."""
+    number = int.from_bytes(content, "big", signed=True)
+    if not 0 < number < 1 << 8 * _SERIAL_SIZE:
+        message = f"serial number must be positive, and at most {_SERIAL_SIZE} bytes"
+        raise FormatError(message, reason="wrong_value")
+    return number
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())
+
+
+def _public_key(what: str, spki: bytes) -> P256PublicKey:
+    if not spki.startswith(P256_SPKI_HEAD) or len(spki) != _SPKI_SIZE:
+        raise _bad_constraint(what, "public key must be an uncompressed point of P-256 by its name")
+    try:
+        return P256PublicKey(spki[len(P256_SPKI_HEAD) :])
+    except SignatureError as error:
+        raise _bad_constraint(what, "public key is not on P-256") from error
+
+
+def _check_extensions(what: str, name: str, extensions: x509.Extensions) -> bytes | None:
+    """Check the extensions by the profile; return the value of the SGX extension, if any."""
+    found = {extension.oid: extension for extension in extensions}
+    if missing := _REQUIRED - found.keys():
+        raise _bad_constraint(what, f"extension missing: {min(map(_dotted, missing))}")
+    if forbidden := _FORBIDDEN & found.keys():
+        raise _bad_constraint(what, f"unexpected extension: {min(map(_dotted, forbidden))}")
+    for extension in extensions:
+        if extension.critical and extension.oid not in _CRITICAL:
+            oid = extension.oid.dotted_string
+            raise _bad_constraint(what, f"unknown critical extension: {oid}")
+    basic, usage = (
+        found[oid].value for oid in (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)
+    )
+    assert isinstance(basic, x509.BasicConstraints)
+    assert isinstance(usage, x509.KeyUsage)
+    path_length = _PATH_LENGTHS.get(name)
+    if (basic.ca, basic.path_length) != (path_length is not None, path_length):
+        raise _bad_constraint(what, "basic constraints: not those of this kind of certificate")
+    if basic.ca:
+        allowed = usage.key_cert_sign and usage.crl_sign
+    else:
+        allowed = usage.digital_signature and not usage.key_cert_sign
+    if not allowed:
+        raise _bad_constraint(what, "key usage: not that of this kind of certificate")
+    for extension in extensions:
+        if extension.oid.dotted_string == SGX_EXTENSION:
+            assert isinstance(extension.value, x509.UnrecognizedExtension)
+            return extension.value.value
+    return None
+
+
+def _bad_constraint(what: str, problem: str) -> SignatureError:
+    return SignatureError(f"{what}: {problem}", reason="cert_constraints")
+
+
+def _dotted(oid: x509.ObjectIdentifier) -> str:
+    return oid.dotted_string
+
+
+def _encode_name(common_name: str) -> bytes:
+    """Return a name in the encoding of all real certificates."""
+    attributes = ((_COMMON_NAME, _UTF8, common_name.encode()), *_ATTRIBUTES)
+    return encode_element(
+        SEQUENCE,
+        b"".join(
+            encode_element(
+                _SET, encode_element(SEQUENCE, encode_element(OID, oid) + encode_element(*value))
+            )
+            for oid, *value in attributes
+        ),
+    )
+
+
+_ENCODED: Final = {_encode_name(name): name for name in _NAMES}
+
+
+def _common_name(encoded: bytes) -> str:
+    """Return the common name of one of Intel's names; empty for any other name.
+
+    The order of the attributes does not matter, nor which of the two kinds of string they are.
+    """
+    known = _ENCODED.get(encoded)
+    if known is not None:
+        return known
+    values: dict[bytes, bytes] = {}
+    names = DerReader(encoded).enter(SEQUENCE)
+    while names.tag() is not None:
+        attribute_set = names.enter(_SET)
+        attribute = attribute_set.enter(SEQUENCE)
+        oid, kind = attribute.content(OID), attribute.tag()
+        if attribute_set.tag() is not None or oid in values or kind not in {_UTF8, _PRINTABLE}:
+            return ""
+        values[oid] = attribute.content(kind)
+    name = values.pop(_COMMON_NAME, b"").decode("utf-8", "replace")
+    expected = {oid: value for oid, _, value in _ATTRIBUTES}
+    return name if values == expected and name in _NAMES else ""

@@ -1,0 +1,219 @@
+"""Certificate chains up to one trust anchor: of the PCK certificate, and of Intel's signers.
+
+Signatures are verified once and cached; whether a certificate is revoked or valid at a time is not
+checked here (dcap-verification.md, sections 3.4 to 3.6).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from attestkit._crypto.x509.intel_certificates import (
+    PCK_CAS,
+    PCK_CERTIFICATE,
+    ROOT,
+    IntelCertificate,
+    read_intel_certificate,
+)
+from attestkit._crypto.x509.pem_chain import split_strict_chain
+from attestkit._crypto.x509.sgx_extension import PckExtension, parse_sgx_extension
+from attestkit.errors import FormatError, SignatureError, UsageError
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.dcap.reasons import FRESH, DcapReason, refuse
+from attestkit.verifier.result import ANOTHER_ROOT
+
+_CERTIFICATES: Final = 256
+_PLATFORMS: Final = 1024
+_LARGE_CHAIN: Final = 16 << 10  # bytes of PEM to cache at most; real chains have 4 KiB
+_END: Final = b"-----END CERTIFICATE-----\n"
+_CHAIN: Final = "PCK certificate chain"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PckPlatform:
+    """A platform whose PCK certificate chain leads to the trust anchor."""
+
+    leaf: IntelCertificate
+    authority: IntelCertificate
+    root: IntelCertificate
+    extension: PckExtension
+    start: int  # Unix seconds, half-open: validity of the three certificates
+    end: int
+
+
+class CertificateChains:
+    """Verified chains under one trust anchor. Thread-safe."""
+
+    def __init__(self, trust_anchor: bytes) -> None:
+        """Set the trust anchor, a self-signed certificate in DER.
+
+        Raises:
+            UsageError: If it is not a self-issued certificate.
+            SignatureError: If it is not a root as in Intel's PKI (`untrusted_root`).
+        """
+        self.anchor: IntelCertificate = _read_anchor(trust_anchor)
+        # By certificate and issuer.
+        self._issued: FactCache[tuple[bytes, bytes], IntelCertificate] = FactCache(_CERTIFICATES)
+        # By the PEM after the PCK certificate, which is common to many platforms: PCK CA and root.
+        self._issuers: FactCache[bytes, tuple[IntelCertificate, IntelCertificate]]
+        self._issuers = FactCache(_CERTIFICATES)
+        self._platforms: FactCache[bytes, PckPlatform] = FactCache(_PLATFORMS)
+
+    def issuer_chain(
+        self, text: str, what: str, *names: str
+    ) -> tuple[IntelCertificate, IntelCertificate]:
+        """Return signer and root of an issuer chain of collateral.
+
+        Args:
+            text: The chain in PEM.
+            what: Name of what it signs, for error messages.
+            names: Allowed common names of the signer.
+
+        Raises:
+            CollateralError: If a certificate is malformed (`cert_malformed`).
+            SignatureError: If the chain has other certificates, or does not lead to the anchor.
+        """
+        chain = f"issuer chain of {what}"
+        try:
+            certificates = split_strict_chain(text.encode("utf-8", "replace"))
+        except FormatError as error:
+            message = f"{chain}: not certificates in PEM; {FRESH}"
+            raise refuse("cert_malformed", message) from error
+        if len(certificates) != 2:
+            raise refuse(
+                "chain_length",
+                f"{chain}: {len(certificates)} certificates, must be the signer and the root",
+            )
+        root = self._root(certificates[1], chain)
+        what = f"{chain}: first certificate"
+        return self._issued_by(root, certificates[0], what, names), root
+
+    def platform(self, chain: bytes, malformed: DcapReason) -> PckPlatform:
+        """Verify the PCK certificate chain of a platform.
+
+        Args:
+            chain: PCK certificate, its CA and the root in PEM.
+            malformed: Reason if the chain is malformed.
+
+        Raises:
+            FormatError, CollateralError: If the chain is malformed; the class depends on
+                `malformed`.
+            SignatureError: If the chain has other certificates, or does not lead to the anchor.
+        """
+        store = len(chain) <= _LARGE_CHAIN
+        return self._platforms.get(chain, lambda: self._platform(chain, malformed), store=store)
+
+    def _platform(self, chain: bytes, malformed: DcapReason) -> PckPlatform:
+        first = chain.find(_END) + len(_END)
+        rest = chain[first:]
+        if first < len(_END) or b"-" not in rest:
+            # The chain has one certificate, or other line ends.
+            certificates = _split(chain, malformed)
+            authority, root = self._pck_issuers(certificates, malformed)
+        else:
+            certificates = _split(chain[:first], malformed)
+            authority, root = self._issuers.get(
+                rest,
+                lambda: self._pck_issuers((*certificates, *_split(rest, malformed)), malformed),
+                store=len(rest) <= _LARGE_CHAIN,
+            )
+        leaf = _read(certificates[0], "PCK certificate", malformed)
+        leaf.check_name("PCK certificate", PCK_CERTIFICATE)
+        leaf.check_issued_by(authority, "PCK certificate")
+        return PckPlatform(
+            leaf,
+            authority,
+            root,
+            _read_extension(leaf, malformed),
+            max(leaf.start, authority.start, root.start),
+            min(leaf.end, authority.end, root.end),
+        )
+
+    def _pck_issuers(
+        self, chain: tuple[bytes, ...], malformed: DcapReason
+    ) -> tuple[IntelCertificate, IntelCertificate]:
+        """Return PCK CA and root of a PCK certificate chain."""
+        if len(chain) != 3:
+            raise refuse(
+                "chain_length",
+                f"{_CHAIN}: {len(chain)} certificates, must be the PCK certificate, its CA and the "
+                "root",
+            )
+        root = self._root(chain[2], _CHAIN, malformed)
+        return self._issued_by(root, chain[1], "PCK CA", PCK_CAS, malformed), root
+
+    def _root(
+        self, der: bytes, chain: str, malformed: DcapReason = "cert_malformed"
+    ) -> IntelCertificate:
+        """Return the root of a chain: the anchor, or another certificate of its key."""
+        if der == self.anchor.der:
+            return self.anchor
+        return self._issued.get((der, der), lambda: self._other_root(der, chain, malformed))
+
+    def _other_root(self, der: bytes, chain: str, malformed: DcapReason) -> IntelCertificate:
+        what = f"{chain}: root certificate"
+        root = _read(der, what, malformed)
+        root.check_name(what, ROOT)
+        if root.key.point != self.anchor.key.point:
+            message = f"{chain} leads to another root than the trust anchor; {ANOTHER_ROOT}"
+            raise refuse("untrusted_root", message)
+        root.check_issued_by(root, what)
+        return root
+
+    def _issued_by(
+        self,
+        issuer: IntelCertificate,
+        der: bytes,
+        what: str,
+        names: Sequence[str],
+        malformed: DcapReason = "cert_malformed",
+    ) -> IntelCertificate:
+        def verify() -> IntelCertificate:
+            certificate = _read(der, what, malformed)
+            certificate.check_name(what, *names)
+            certificate.check_issued_by(issuer, what)
+            return certificate
+
+        found = self._issued.get((der, issuer.der), verify)
+        found.check_name(what, *names)  # it may have been verified for another place
+        return found
+
+
+def _read_anchor(der: bytes) -> IntelCertificate:
+    what = "trust anchor"
+    try:
+        anchor = read_intel_certificate(der, what)
+        anchor.check_name(what, ROOT)
+        anchor.check_issued_by(anchor, what)
+    except FormatError as error:
+        message = f"{what}: must be a self-signed certificate in DER"
+        raise UsageError(message, reason="wrong_value") from error
+    except SignatureError as error:
+        message = f"{what}: not a root of Intel's SGX PKI: {error}; {ANOTHER_ROOT}"
+        raise refuse("untrusted_root", message) from error
+    return anchor
+
+
+def _read(der: bytes, what: str, malformed: DcapReason) -> IntelCertificate:
+    """Parse a certificate; raise the error of `malformed` if it is malformed."""
+    try:
+        return read_intel_certificate(der, what)
+    except FormatError as error:
+        remedy = f"; {FRESH}" if malformed == "cert_malformed" else ""
+        raise refuse(malformed, f"{what}: malformed: {error.message}{remedy}") from error
+
+
+def _split(chain: bytes, malformed: DcapReason) -> tuple[bytes, ...]:
+    try:
+        return split_strict_chain(chain)
+    except FormatError as error:
+        raise refuse(malformed, error.message) from error
+
+
+def _read_extension(leaf: IntelCertificate, malformed: DcapReason) -> PckExtension:
+    if leaf.sgx_extension is None:
+        raise refuse(malformed, "PCK certificate: has no SGX extension")
+    try:
+        return parse_sgx_extension(leaf.sgx_extension)
+    except FormatError as error:
+        raise refuse(malformed, f"PCK certificate: malformed: {error.message}") from error

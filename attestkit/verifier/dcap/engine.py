@@ -1,0 +1,324 @@
+"""DCAP verification of SGX and TDX quotes (dcap-verification.md).
+
+Collateral, PCK certificate chains and QE reports are verified once; then a quote of a known
+platform needs one P-256 verification. Validity periods, revocation, and whether collateral and
+platform belong together are checked for each quote.
+"""
+
+from datetime import datetime, timezone
+from typing import Final, NamedTuple
+
+from attestkit._crypto.ecdsa import P256PublicKey
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
+from attestkit._reasons import VerificationStep
+from attestkit.collateral import Collateral
+from attestkit.errors import SignatureError, UsageError
+from attestkit.quote import Quote, TdQuoteBody
+from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
+from attestkit.verifier.dcap.tcb_explanation import explain_status
+from attestkit.verifier.dcap.tcb_levels import TcbEvaluation, evaluate_tcb
+from attestkit.verifier.dcap.td_attributes import check_attributes
+from attestkit.verifier.dcap.verified_collateral import (
+    CollateralVerifier,
+    VerifiedCollateral,
+    certificate_validity,
+)
+from attestkit.verifier.result import Authenticated, CollateralDates, Tcb, TcbStatus, passed
+
+PEM_CHAIN: Final = 5
+"""Type of certification data with a PCK certificate chain."""
+_ENTRIES: Final = 1024  # QE reports, evaluations
+_LARGE_AUTH_DATA: Final = 1024  # bytes to cache at most; Intel's has 32 bytes
+_UPPER_HALF: Final = bytes(32)  # of the QE report's report data
+
+
+class _Evaluation(NamedTuple):
+    """What follows from collateral, platform, QE report and the SVNs of a quote, at any time."""
+
+    status: TcbStatus
+    advisory_ids: tuple[str, ...]
+    tcb: Tcb
+    steps: tuple[VerificationStep, ...]
+
+
+class Dcap:
+    """Authenticator of quotes under one root. Thread-safe; it pickles without its caches."""
+
+    def __init__(self, trust_anchor: bytes | None = None) -> None:
+        """Set the trust anchor.
+
+        Args:
+            trust_anchor: Self-signed certificate in DER; None is Intel's SGX Root CA.
+
+        Raises:
+            UsageError: If `trust_anchor` is not such a certificate.
+            SignatureError: If it is not a root as in Intel's PKI (`untrusted_root`).
+        """
+        self._given = trust_anchor
+        self._chains = CertificateChains(INTEL_ROOT_DER if trust_anchor is None else trust_anchor)
+        anchor = self._chains.anchor
+        # Whether the trust anchor has the key of Intel's root.
+        self.genuine: bool = sha256(anchor.key.spki_der) == INTEL_ROOT
+        self._collateral = CollateralVerifier(self._chains)
+        # Attestation keys by PCK key, QE report, its signature, attestation key, and QE auth data.
+        self._enclaves: FactCache[tuple[bytes, ...], P256PublicKey] = FactCache(_ENTRIES)
+        self._evaluations: FactCache[tuple[object, ...], _Evaluation] = FactCache(_ENTRIES)
+
+    def authenticate(self, quote: Quote, collateral: Collateral, now: int) -> Authenticated:
+        """Verify a quote, and return its signed content.
+
+        Args:
+            quote: Quote of a TD or an SGX enclave.
+            collateral: Collateral for the quote's platform.
+            now: Time of the verification, Unix seconds.
+
+        Raises:
+            VerificationError: If the quote is not valid, with a reason of dcap-verification.md,
+                section 13: SignatureError for a signature or certificate chain,
+                CollateralExpiredError for collateral that is not valid at `now`.
+            CollateralError: If collateral is malformed, or the PCK certificate is missing.
+            FormatError: If the PCK certificate chain is malformed.
+            UsageError: If `now` is outside the years 1970 to 9999.
+        """
+        _check_time(now)
+        verified = self._collateral.verify(collateral)
+        chain, malformed = _select_chain(quote, collateral.pck_certificate_chain)
+        platform = self._chains.platform(chain, malformed)
+        verified.check_time(now)
+        _check_platform_time(platform, now)
+        verified.check_platform(platform, quote.tee_type)
+        self._check_signatures(quote, platform)
+        body, report = quote.body, quote.qe_report.raw
+        svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
+        evaluation = self._evaluations.get(
+            (platform, verified, report, svns), lambda: self._evaluate(quote, platform, verified)
+        )
+        check_attributes(body)
+        return Authenticated(
+            evaluation.status,
+            evaluation.advisory_ids,
+            body.report_data,
+            platform.extension.ppid,
+            evaluation.tcb,
+            (platform.leaf.der, platform.authority.der, self._chains.anchor.der),
+            evaluation.steps,
+        )
+
+    def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: int) -> None:
+        """Run the checks that need no collateral, so that none is fetched for a forged quote.
+
+        Forged quotes with arbitrary FMSPCs could otherwise trigger PCCS requests.
+
+        Args:
+            quote: Quote of a TD or an SGX enclave.
+            pck_certificate_chain: PCK certificate chain for a quote that contains none. If both
+                are missing, only the quote's signature is verified.
+            now: As for `authenticate`.
+
+        Raises:
+            AttestKitError: As `authenticate`. A quote that is rejected here is also rejected by
+                `authenticate` with any collateral, possibly with another reason.
+        """
+        _check_time(now)
+        if quote.certification.type != PEM_CHAIN and pck_certificate_chain is None:
+            _check_quote_signature(quote, _attestation_key(quote))
+            return
+        chain, malformed = _select_chain(quote, pck_certificate_chain)
+        platform = self._chains.platform(chain, malformed)
+        _check_platform_time(platform, now)
+        self._check_signatures(quote, platform)
+
+    def explain(self, quote: Quote, collateral: Collateral) -> str:
+        """Return a sentence on the outdated component of a quote's platform.
+
+        Quote and collateral must have been accepted by `authenticate`.
+        """
+        verified = self._collateral.verify(collateral)
+        platform = self._chains.platform(*_select_chain(quote, collateral.pck_certificate_chain))
+        body = quote.body
+        svns = (body.tee_tcb_svn, body.tee_tcb_svn2) if isinstance(body, TdQuoteBody) else ()
+        return explain_status(
+            verified.tcb_info,
+            verified.qe_identity.levels,
+            platform.extension,
+            tuple(svn for svn in svns if svn is not None),
+            quote.qe_report.isv_svn,
+        )
+
+    def _check_signatures(self, quote: Quote, platform: PckPlatform) -> None:
+        """Verify the signatures of QE report and quote; the former only once."""
+        key = platform.leaf.key
+        parts = (
+            key.point,
+            quote.qe_report.raw,
+            quote.qe_report_signature,
+            quote.attestation_key,
+            quote.qe_auth_data,
+        )
+        attestation_key = self._enclaves.get(
+            parts,
+            lambda: _certified_key(quote, key),
+            store=len(quote.qe_auth_data) <= _LARGE_AUTH_DATA,
+        )
+        _check_quote_signature(quote, attestation_key)
+
+    def _evaluate(
+        self, quote: Quote, platform: PckPlatform, verified: VerifiedCollateral
+    ) -> _Evaluation:
+        body = quote.body
+        td = body if isinstance(body, TdQuoteBody) else None
+        info, identity = verified.tcb_info, verified.qe_identity
+        found = evaluate_tcb(info, identity, platform.extension, quote.qe_report, td)
+        svns = b"" if td is None else td.tee_tcb_svn
+        extension = platform.extension
+        tcb = Tcb(
+            date=_datetime(found.date),
+            qe_date=_datetime(found.qe_date),
+            evaluation_data_number=min(
+                info.evaluation_data_number, identity.evaluation_data_number
+            ),
+            fmspc=extension.fmspc,
+            components=_components(platform, verified, svns),
+            qe_status=found.qe_status,
+            collateral_dates=_collateral_dates(platform, verified),
+            dynamic_platform=extension.dynamic_platform,
+            cached_keys=extension.cached_keys,
+            smt_enabled=extension.smt_enabled,
+        )
+        return _Evaluation(found.status, found.advisory_ids, tcb, self._steps(verified, found))
+
+    def _steps(
+        self, verified: VerifiedCollateral, found: TcbEvaluation
+    ) -> tuple[VerificationStep, ...]:
+        anchor = "Intel's SGX Root CA" if self.genuine else "the given trust anchor"
+        until = moment(verified.end)
+        advisories = f", with {', '.join(found.advisory_ids)}" if found.advisory_ids else ""
+        status = found.status
+        return (
+            passed(
+                "certificates",
+                f"the PCK certificate chain leads to {anchor}, and is not revoked",
+            ),
+            passed(
+                "collateral",
+                f"TCB info, QE identity and CRLs are signed and valid, until {until}",
+            ),
+            passed(
+                "quoting_enclave",
+                "the quoting enclave matches the QE identity, and certifies the quote's key",
+            ),
+            passed("signature", "the quote's signature is valid"),
+            VerificationStep(
+                "tcb",
+                "passed" if status is TcbStatus.UP_TO_DATE else "caution",
+                f"debug mode is off, and the platform's TCB is {status.value}{advisories}",
+            ),
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the trust anchor only."""
+        return Dcap, (self._given,)
+
+
+def _check_time(now: int) -> None:
+    if not 0 <= now <= LATEST:
+        raise UsageError(f"now: {now}, must be in the years 1970 to 9999", reason="out_of_range")
+
+
+def _select_chain(quote: Quote, pck_certificate_chain: str | None) -> tuple[bytes, DcapReason]:
+    """Return the PCK certificate chain of `quote`, and the reason to use if it is malformed.
+
+    Raises:
+        CollateralError: If neither quote nor collateral has the chain.
+    """
+    kind, data = quote.certification
+    if kind == PEM_CHAIN:
+        return data, "quote_format"
+    if pck_certificate_chain is None:
+        raise refuse(
+            "pck_chain_missing",
+            f"the quote has no certificate chain (its certification data are of type {kind}, not "
+            f"{PEM_CHAIN}), and the collateral has no pck_certificate_chain; get it from a PCCS",
+        )
+    return pck_certificate_chain.encode("utf-8", "replace"), "cert_malformed"
+
+
+def _module_fields(body: TdQuoteBody) -> tuple[bytes | None, ...]:
+    """Return the fields of the TDX module that the evaluation depends on."""
+    return body.tee_tcb_svn, body.tee_tcb_svn2, body.mr_signer_seam, body.seam_attributes
+
+
+def _check_platform_time(platform: PckPlatform, now: int) -> None:
+    if platform.start <= now < platform.end:
+        return
+    for certificate in (platform.leaf, platform.authority, platform.root):
+        validity = certificate_validity(certificate)
+        if not validity.start <= now < validity.end:
+            raise validity.refuse(now, platform.end)
+
+
+def _certified_key(quote: Quote, pck_key: P256PublicKey) -> P256PublicKey:
+    """Verify that the PCK signed the QE report, and that the report has the attestation key."""
+    report = quote.qe_report
+    try:
+        pck_key.verify(quote.qe_report_signature, report.raw)
+    except SignatureError as error:
+        message = "the QE report is not signed by the PCK certificate's key"
+        raise refuse("qe_report_bad_signature", message) from error
+    digest = sha256(quote.attestation_key + quote.qe_auth_data)
+    if report.report_data != digest + _UPPER_HALF:
+        message = "the QE report does not certify the key that signed the quote"
+        raise refuse("attestation_key_unbound", message)
+    return _attestation_key(quote)
+
+
+def _attestation_key(quote: Quote) -> P256PublicKey:
+    try:
+        return P256PublicKey(quote.attestation_key)
+    except SignatureError as error:
+        message = "the quote's signature does not hold: the attestation key is not on the curve"
+        raise refuse("quote_bad_signature", message) from error
+
+
+def _check_quote_signature(quote: Quote, key: P256PublicKey) -> None:
+    try:
+        key.verify(quote.signature, quote.signed_region)
+    except SignatureError as error:
+        message = "the quote's signature does not hold: it was altered after it had been signed"
+        raise refuse("quote_bad_signature", message) from error
+
+
+def _components(
+    platform: PckPlatform, verified: VerifiedCollateral, svns: bytes
+) -> tuple[tuple[str, int], ...]:
+    """Return name and SVN of each component that a level needs."""
+    extension, levels = platform.extension, verified.tcb_info.levels
+    found = [
+        (f"SGX {n + 1}", svn)
+        for n, svn in enumerate(extension.components)
+        if any(level.sgx[n] for level in levels)
+    ]
+    found.append(("PCESVN", extension.pcesvn))
+    found += [
+        (f"TDX {n + 1}", svn) for n, svn in enumerate(svns) if any(level.tdx[n] for level in levels)
+    ]
+    return tuple(found)
+
+
+def _collateral_dates(platform: PckPlatform, verified: VerifiedCollateral) -> CollateralDates:
+    """Return the dates over all verified parts of collateral and PCK certificate chain."""
+    certificates = map(certificate_validity, (platform.leaf, platform.authority))
+    validities = (*verified.validities, *certificates)
+    starts = [validity.start for validity in validities]
+    ends = [
+        validity.end - 1 if validity.late == "cert_expired" else validity.end
+        for validity in validities
+    ]
+    return CollateralDates(_datetime(min(starts)), _datetime(max(starts)), _datetime(min(ends)))
+
+
+def _datetime(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)

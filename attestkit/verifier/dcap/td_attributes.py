@@ -1,0 +1,60 @@
+"""What no policy accepts: debug mode, service TDs, and attributes that let the host attack a TD.
+
+Intel leaves these checks to the relying party (dcap-verification.md, section 8.7).
+"""
+
+from typing import Final
+
+from attestkit.quote import EnclaveReport, TdQuoteBody
+from attestkit.verifier.dcap.reasons import refuse
+
+_DEBUG: Final = 1 << 0
+_ENCLAVE_DEBUG: Final = 1 << 1
+_SEPT_VE_DISABLE: Final = 1 << 28
+
+
+def _bits(first: int, last: int) -> int:
+    return (1 << last + 1) - (1 << first)
+
+
+_FORBIDDEN: Final = (
+    (_bits(4, 6), "a profiling bit is set: the host can watch the TD"),
+    (1 << 17, "SERVTD_EXT is set: service TDs may be bound later"),
+    (1 << 29, "MIGRATABLE is set: the TD can be moved to another platform"),
+    (_bits(1, 3) | _bits(7, 15) | _bits(23, 26) | _bits(32, 61), "a reserved bit is set"),
+)
+
+
+def check_attributes(body: TdQuoteBody | EnclaveReport) -> None:
+    """Check the attributes of a TD or an enclave.
+
+    Raises:
+        VerificationError: If it runs in debug mode (`td_debug`, `enclave_debug`), a service TD is
+            bound (`service_td`), or the host can attack the TD (`td_attributes`).
+    """
+    if isinstance(body, EnclaveReport):
+        if body.attributes[0] & _ENCLAVE_DEBUG:
+            raise refuse("enclave_debug", _debug_text("enclave", body.attributes))
+        return
+    if body.mr_service_td is not None and any(body.mr_service_td):
+        message = "a service TD is bound to the TD (MR_SERVICETD is not zero), which is not allowed"
+        raise refuse("service_td", message)
+    attributes = int.from_bytes(body.td_attributes, "little")
+    if attributes & _DEBUG:
+        raise refuse("td_debug", _debug_text("TD", body.td_attributes))
+    for bits, problem in _FORBIDDEN:
+        if attributes & bits:
+            raise refuse("td_attributes", f"TD attributes ({body.td_attributes.hex()}): {problem}")
+    if not attributes & _SEPT_VE_DISABLE:
+        raise refuse(
+            "td_attributes",
+            f"TD attributes ({body.td_attributes.hex()}): SEPT_VE_DISABLE is not set: the host can "
+            "inject exceptions",
+        )
+
+
+def _debug_text(what: str, attributes: bytes) -> str:
+    return (
+        f"the {what} runs in debug mode ({attributes.hex()}): its host can read and change all of "
+        "it; start it without debug mode"
+    )

@@ -1,0 +1,236 @@
+"""Collateral whose signatures lead to the trust anchor, whatever the time.
+
+Whether it is valid at a time, and which platforms it is for, is asked for each quote
+(dcap-verification.md, sections 1 and 10).
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
+from attestkit._crypto.x509.intel_crl import Crl, read_crl
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError, FormatError
+from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
+from attestkit.verifier.dcap.reasons import FRESH, DcapReason, moment, refuse
+from attestkit.verifier.dcap.signed_body import QE_IDENTITY, TCB_INFO, check_signature
+from attestkit.verifier.dcap.tcb_info import TcbInfo, read_tcb_info
+from attestkit.verifier.result import ANOTHER_ROOT
+
+_PARTS: Final = 256
+_COLLATERALS: Final = 64
+_LARGE: Final = 256 << 10  # bytes of collateral to cache at most; Intel's has 20 KiB
+_ROOT_CRL: Final = "the root CA's CRL"
+_PCK_CRL: Final = "the PCK CA's CRL"
+
+
+class Validity(NamedTuple):
+    """Validity period of a part of collateral."""
+
+    part: str
+    early: DcapReason  # reason before it
+    late: DcapReason  # reason after it
+    start: int  # Unix seconds, half-open
+    end: int
+
+    def refuse(self, now: int, until: int) -> AttestKitError:
+        """Return the exception at a time outside of the period.
+
+        `until` is the end of the whole collateral's validity.
+        """
+        at = f"and the verification is at {moment(now)}"
+        if now < self.start:
+            message = f"{self.part}: valid from {moment(self.start)}, {at}; check the clock"
+            return refuse(self.early, message)
+        whole = f"; all of the collateral was valid until {moment(until)}" if until else ""
+        message = f"{self.part}: was valid until {moment(self.end)}, {at}{whole}; {FRESH}"
+        return refuse(self.late, message)
+
+
+def certificate_validity(certificate: IntelCertificate) -> Validity:
+    """Return the validity period of a certificate."""
+    name = certificate.common_name
+    return Validity(name, "cert_expired", "cert_expired", certificate.start, certificate.end)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerifiedCollateral:
+    """Verified parts of a Collateral."""
+
+    tcb_info: TcbInfo
+    qe_identity: QeIdentity
+    authority: IntelCertificate  # whose CRL this is: a PCK CA
+    root: IntelCertificate  # of all chains
+    root_crl: Crl
+    pck_crl: Crl
+    validities: tuple[Validity, ...]
+    start: int  # Unix seconds, half-open: when all parts are valid
+    end: int
+
+    def check_time(self, now: int) -> None:
+        """Raise CollateralExpiredError for the first part that is not valid at `now`."""
+        if self.start <= now < self.end:
+            return
+        for validity in self.validities:
+            if not validity.start <= now < validity.end:
+                raise validity.refuse(now, self.end)
+
+    def check_platform(self, platform: PckPlatform, tee_type: int) -> None:
+        """Check that the collateral is that of a platform, and does not revoke it.
+
+        Raises:
+            VerificationError: If TCB info or QE identity are for the other TEE
+                (`tcb_info_wrong_type`, `qe_identity_wrong_type`), or TCB info is for another FMSPC
+                or PCEID (`tcb_info_mismatch`).
+            SignatureError: If the chains have different roots (`untrusted_root`), the CRL is that
+                of another CA (`crl_missing`), or a certificate is revoked (`cert_revoked`).
+        """
+        if self.tcb_info.tee_type != tee_type:
+            message = f"TCB info: is for the other TEE; {FRESH}, for this quote"
+            raise refuse("tcb_info_wrong_type", message)
+        if self.qe_identity.tee_type != tee_type:
+            message = f"QE identity: is for the other TEE; {FRESH}, for this quote"
+            raise refuse("qe_identity_wrong_type", message)
+        if platform.root.der != self.root.der:
+            message = "the chains of quote and collateral have different root certificates"
+            raise refuse("untrusted_root", f"{message}; {FRESH}, for this platform")
+        self._check_revocation(platform)
+        found, expected = platform.extension, self.tcb_info
+        if found.fmspc != expected.fmspc:
+            raise _mismatch("FMSPC", expected.fmspc, found.fmspc)
+        if found.pceid != expected.pceid:
+            raise _mismatch("PCEID", expected.pceid, found.pceid)
+
+    def _check_revocation(self, platform: PckPlatform) -> None:
+        authority = platform.authority
+        if authority.der != self.authority.der:
+            same_key = authority.key.point == self.authority.key.point
+            if not same_key or authority.subject != self.authority.subject:
+                raise refuse(
+                    "crl_missing",
+                    f"the collateral has the CRL of {self.authority.common_name}, and not that of "
+                    f"the PCK certificate's issuer; {FRESH}, for this platform",
+                )
+            check_not_revoked(authority, self.root_crl, _ROOT_CRL)
+        check_not_revoked(platform.leaf, self.pck_crl, _PCK_CRL)
+
+
+def check_not_revoked(certificate: IntelCertificate, crl: Crl, name: str) -> None:
+    """Raise SignatureError if a certificate is on the CRL of its issuer."""
+    if certificate.serial_number in crl.serial_numbers:
+        raise refuse(
+            "cert_revoked",
+            f"{certificate.common_name}: serial number {certificate.serial_number:x} is on "
+            f"{name}, number {crl.number}",
+        )
+
+
+def _mismatch(field: str, expected: bytes, found: bytes) -> AttestKitError:
+    return refuse(
+        "tcb_info_mismatch",
+        f"TCB info: is for {field} {expected.hex()}, and the PCK certificate has {found.hex()}; "
+        f"{FRESH}, for this platform",
+    )
+
+
+class CollateralVerifier:
+    """Verifies collateral under one trust anchor, and caches what it verified. Thread-safe."""
+
+    def __init__(self, chains: CertificateChains) -> None:
+        self._chains = chains
+        self._collaterals: FactCache[Collateral, VerifiedCollateral] = FactCache(_COLLATERALS)
+        # By all bytes that a fact follows from: CRL and issuer; body, signature and signer.
+        self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_PARTS)
+        self._tcb_infos: FactCache[tuple[str, bytes, bytes], TcbInfo] = FactCache(_PARTS)
+        self._qe_identities: FactCache[tuple[str, bytes, bytes], QeIdentity] = FactCache(_PARTS)
+
+    def verify(self, collateral: Collateral) -> VerifiedCollateral:
+        """Verify the signatures of collateral.
+
+        Raises:
+            CollateralError: If a part is malformed.
+            SignatureError: If a signature or a chain is not valid, or a certificate is revoked.
+            VerificationError: If TCB info or QE identity are of another type or version.
+        """
+        store = collateral.size <= _LARGE
+        return self._collaterals.get(
+            collateral, lambda: self._verify(collateral, store=store), store=store
+        )
+
+    def _verify(self, given: Collateral, *, store: bool) -> VerifiedCollateral:
+        chains = self._chains
+        authority, root = chains.issuer_chain(given.pck_crl_issuer_chain, "PCK CRL", *PCK_CAS)
+        signer, info_root = chains.issuer_chain(
+            given.tcb_info_issuer_chain, TCB_INFO.name, TCB_SIGNER
+        )
+        qe_signer, qe_root = chains.issuer_chain(
+            given.qe_identity_issuer_chain, QE_IDENTITY.name, TCB_SIGNER
+        )
+        if not root.der == info_root.der == qe_root.der:
+            message = f"the collateral's chains have different root certificates; {ANOTHER_ROOT}"
+            raise refuse("untrusted_root", message)
+        root_crl = self._crl(given.root_ca_crl, root, _ROOT_CRL, store=store)
+        pck_crl = self._crl(given.pck_crl, authority, _PCK_CRL, store=store)
+        certificates = {
+            one.der: one for one in (chains.anchor, root, authority, signer, qe_signer)
+        }.values()
+        for certificate in certificates:
+            check_not_revoked(certificate, root_crl, _ROOT_CRL)
+        info = self._tcb_infos.get(
+            (given.tcb_info, given.tcb_info_signature, signer.der),
+            lambda: _signed_tcb_info(given, signer),
+            store=store,
+        )
+        identity = self._qe_identities.get(
+            (given.qe_identity, given.qe_identity_signature, qe_signer.der),
+            lambda: _signed_qe_identity(given, qe_signer),
+            store=store,
+        )
+        validities = (
+            *map(certificate_validity, certificates),
+            *(
+                Validity(name, "crl_expired", "crl_expired", crl.start, crl.end)
+                for name, crl in ((_ROOT_CRL, root_crl), (_PCK_CRL, pck_crl))
+            ),
+            Validity(
+                TCB_INFO.name, "tcb_info_not_yet_valid", "tcb_info_expired", info.start, info.end
+            ),
+            Validity(
+                QE_IDENTITY.name,
+                "qe_identity_not_yet_valid",
+                "qe_identity_expired",
+                identity.start,
+                identity.end,
+            ),
+        )
+        return VerifiedCollateral(
+            tcb_info=info,
+            qe_identity=identity,
+            authority=authority,
+            root=root,
+            root_crl=root_crl,
+            pck_crl=pck_crl,
+            validities=validities,
+            start=max(validity.start for validity in validities),
+            end=min(validity.end for validity in validities),
+        )
+
+    def _crl(self, der: bytes, issuer: IntelCertificate, name: str, *, store: bool) -> Crl:
+        key = der, issuer.der
+        try:
+            return self._crls.get(key, lambda: read_crl(der, issuer, name), store=store)
+        except FormatError as error:
+            message = f"{name}: malformed: {error.message}; {FRESH}"
+            raise refuse("crl_malformed", message) from error
+
+
+def _signed_tcb_info(given: Collateral, signer: IntelCertificate) -> TcbInfo:
+    check_signature(TCB_INFO, given.tcb_info, given.tcb_info_signature, signer)
+    return read_tcb_info(given.tcb_info)
+
+
+def _signed_qe_identity(given: Collateral, signer: IntelCertificate) -> QeIdentity:
+    check_signature(QE_IDENTITY, given.qe_identity, given.qe_identity_signature, signer)
+    return read_qe_identity(given.qe_identity)
