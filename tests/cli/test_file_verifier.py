@@ -1,7 +1,6 @@
 """Verification of a file: the time, collateral and policy that are used."""
 
 import json
-import sys
 import weakref
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -321,15 +320,6 @@ def test_file_verifier_reads_clock_once(files: Files) -> None:
     outcomes = [verifier.verify(files.evidence) for _ in range(3)]
     assert {outcome.at for outcome in outcomes} == set(times)
     assert len(times) == 1
-
-
-def test_verify_without_dcap_qvl_is_usage_error(
-    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A missing dcap-qvl is a usage error that names the extra."""
-    monkeypatch.setitem(sys.modules, "dcap_qvl", None)
-    assert main(["verify", str(files.evidence), *files.trusted]) == 1
-    assert "attestkit[verify]" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -102,7 +102,7 @@ def test_verify_bare_quote_skips_replay(source: str) -> None:
 
 def test_claims_and_tcb_are_mappings() -> None:
     """Claims have registers and attributes by name, the TCB its fields; both are read-only."""
-    result = intel.verifier(tcb_details=True).verify(RAW, report_data=NONCE)
+    result = intel.verifier().verify(RAW, report_data=NONCE)
     claims, tcb = result.claims, result.tcb
     assert claims["mrtd"] == intel.IMAGE.mrtd
     assert claims["platform"] == claims.platform == "dstack-tdx"

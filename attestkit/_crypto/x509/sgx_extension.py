@@ -62,9 +62,6 @@ def parse_sgx_extension(value: bytes) -> PckExtension:
             is missing, occurs twice, or has another type or size. The message names the entry.
     """
     entries = _entries("entries", _whole("value", value))
-    if len(entries) not in _ENTRIES:
-        message = f"must be 5 (Processor CA) or 7 (Platform CA), not {len(entries)}"
-        raise _bad("entries", message, "wrong_size")
     tcb = _entries("TCB", _content("TCB", entries, _TCB, SEQUENCE))
     if len(tcb) != _TCB_ENTRIES:
         message = f"must have {_TCB_ENTRIES} entries, not {len(tcb)}"
@@ -80,6 +77,9 @@ def parse_sgx_extension(value: bytes) -> PckExtension:
         fmspc=_octets("FMSPC", entries, _FMSPC, 6),
         sgx_type=_number("SGX type", _content("SGX type", entries, _SGX_TYPE, _ENUMERATED)),
     )
+    if len(entries) not in _ENTRIES:
+        message = f"must be 5 (Processor CA) or 7 (Platform CA), not {len(entries)}"
+        raise _bad("entries", message, "wrong_size")
     if len(entries) == min(_ENTRIES):
         return found
     flags = _entries("configuration", _content("configuration", entries, _CONFIGURATION, SEQUENCE))

@@ -22,8 +22,8 @@ from attestkit.verifier.result import ANOTHER_ROOT
 _PARTS: Final = 256
 _COLLATERALS: Final = 64
 _LARGE: Final = 256 << 10  # bytes of collateral to cache at most; Intel's has 20 KiB
-_ROOT_CRL: Final = "the root CA's CRL"
-_PCK_CRL: Final = "the PCK CA's CRL"
+_ROOT_CA: Final = "the root CA"
+_PCK_CA: Final = "the PCK CA"
 
 
 class Validity(NamedTuple):
@@ -113,17 +113,17 @@ class VerifiedCollateral:
                     f"the collateral has the CRL of {self.authority.common_name}, and not that of "
                     f"the PCK certificate's issuer; {FRESH}, for this platform",
                 )
-            check_not_revoked(authority, self.root_crl, _ROOT_CRL)
-        check_not_revoked(platform.leaf, self.pck_crl, _PCK_CRL)
+            check_not_revoked(authority, self.root_crl, _ROOT_CA)
+        check_not_revoked(platform.leaf, self.pck_crl, _PCK_CA)
 
 
-def check_not_revoked(certificate: IntelCertificate, crl: Crl, name: str) -> None:
+def check_not_revoked(certificate: IntelCertificate, crl: Crl, authority: str) -> None:
     """Raise SignatureError if a certificate is on the CRL of its issuer."""
     if certificate.serial_number in crl.serial_numbers:
         raise refuse(
             "cert_revoked",
-            f"{certificate.common_name}: serial number {certificate.serial_number:x} is on "
-            f"{name}, number {crl.number}",
+            f"{certificate.common_name}, serial number {certificate.serial_number:x}: revoked, it "
+            f"is on the CRL of {authority}, number {crl.number}",
         )
 
 
@@ -171,13 +171,13 @@ class CollateralVerifier:
         if not root.der == info_root.der == qe_root.der:
             message = f"the collateral's chains have different root certificates; {ANOTHER_ROOT}"
             raise refuse("untrusted_root", message)
-        root_crl = self._crl(given.root_ca_crl, root, _ROOT_CRL, store=store)
-        pck_crl = self._crl(given.pck_crl, authority, _PCK_CRL, store=store)
+        root_crl = self._crl(given.root_ca_crl, root, _ROOT_CA, store=store)
+        pck_crl = self._crl(given.pck_crl, authority, _PCK_CA, store=store)
         certificates = {
             one.der: one for one in (chains.anchor, root, authority, signer, qe_signer)
         }.values()
         for certificate in certificates:
-            check_not_revoked(certificate, root_crl, _ROOT_CRL)
+            check_not_revoked(certificate, root_crl, _ROOT_CA)
         info = self._tcb_infos.get(
             (given.tcb_info, given.tcb_info_signature, signer.der),
             lambda: _signed_tcb_info(given, signer),
@@ -191,8 +191,8 @@ class CollateralVerifier:
         validities = (
             *map(certificate_validity, certificates),
             *(
-                Validity(name, "crl_expired", "crl_expired", crl.start, crl.end)
-                for name, crl in ((_ROOT_CRL, root_crl), (_PCK_CRL, pck_crl))
+                Validity(f"the CRL of {name}", "crl_expired", "crl_expired", crl.start, crl.end)
+                for name, crl in ((_ROOT_CA, root_crl), (_PCK_CA, pck_crl))
             ),
             Validity(
                 TCB_INFO.name, "tcb_info_not_yet_valid", "tcb_info_expired", info.start, info.end
@@ -217,8 +217,8 @@ class CollateralVerifier:
             end=min(validity.end for validity in validities),
         )
 
-    def _crl(self, der: bytes, issuer: IntelCertificate, name: str, *, store: bool) -> Crl:
-        key = der, issuer.der
+    def _crl(self, der: bytes, issuer: IntelCertificate, authority: str, *, store: bool) -> Crl:
+        key, name = (der, issuer.der), f"the CRL of {authority}"
         try:
             return self._crls.get(key, lambda: read_crl(der, issuer, name), store=store)
         except FormatError as error:

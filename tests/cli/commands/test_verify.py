@@ -119,9 +119,7 @@ def test_verify_json_has_full_result(files: Files, capsys: Capture) -> None:
     """The JSON has all of `AttestationResult.to_dict`, the file and the verdict."""
     assert main(["verify", "--json", str(files.evidence), *files.trusted]) == 0
     [output] = results(capsys)
-    expected = intel.verifier(tcb_details=True).verify(
-        files.evidence.read_bytes(), report_data=None
-    )
+    expected = intel.verifier().verify(files.evidence.read_bytes(), report_data=None)
     assert {**output, **expected.to_dict()} == output
     assert output["file"] == str(files.evidence)
     assert output["kind"] == "evidence"

@@ -165,8 +165,8 @@ REJECTIONS: Rows = {
         ("cert_revoked", "PCK Platform CA", create_crl("root_crl", revoked=("pck-platform-ca",))),
         ("cert_revoked", "TCB Signing", create_crl("root_crl", revoked=("tcb-signing",))),
         ("cert_revoked", "Root CA", create_crl("root_crl", revoked=("root-ca",))),
-        ("crl_bad_signature", "the root CA's CRL", create_crl("root_crl", key="other")),
-        ("crl_bad_signature", "the PCK CA's CRL", create_crl("pck_crl", key="other")),
+        ("crl_bad_signature", "the CRL of the root CA", create_crl("root_crl", key="other")),
+        ("crl_bad_signature", "the CRL of the PCK CA", create_crl("pck_crl", key="other")),
         ("untrusted_root", "PCK certificate chain", create_enclave_quote(OTHER)),
         ("untrusted_root", "QE identity", replace_collateral(**OTHER_CHAIN)),
         ("cert_bad_signature", "", replace_chain("tcb_info", issue_signer(issuer=OTHER), ROOT)),
@@ -239,13 +239,13 @@ def test_authenticate_rejection_has_type_reason_and_text(
 def test_expired_collateral_names_part_and_end_of_validity() -> None:
     """The error names the expired part, its end, the time, and the remedy."""
     assert str(get_rejection(now=1792454400)) == (
-        "the root CA's CRL: was valid until 2026-10-20T00:00:00Z, and the verification is at "
+        "the CRL of the root CA: was valid until 2026-10-20T00:00:00Z, and the verification is at "
         "2026-10-20T00:00:00Z; all of the collateral was valid until 2026-10-20T00:00:00Z; "
         "fetch fresh collateral"
     )
     endorsements = create_crl("pck_crl", next_update=NOW)
     assert str(get_rejection(RAW, endorsements)).startswith(
-        "the PCK CA's CRL: was valid until 2026-09-21T14:13:20Z"
+        "the CRL of the PCK CA: was valid until 2026-09-21T14:13:20Z"
     )
 
 

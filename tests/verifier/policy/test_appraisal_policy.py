@@ -407,15 +407,3 @@ def test_policy_is_immutable_value() -> None:
     )
     with pytest.raises(FrozenInstanceError):
         untyped(policy).app_id = None
-
-
-def test_policy_needs_tcb_details_for_dates_and_numbers() -> None:
-    """Only rules about dates and evaluation data numbers need details."""
-    assert not any(preset().needs_tcb_details for preset in PRESETS.values())
-    assert not rules(minimum_svns=(("PCE", 1),), app_id=(APP_ID,)).needs_tcb_details
-    for app_policy in (
-        {"platform_grace_period": timedelta()},
-        {"qe_grace_period": timedelta(1)},
-        {"minimum_evaluation_data_number": 0},
-    ):
-        assert rules(**app_policy).needs_tcb_details, app_policy

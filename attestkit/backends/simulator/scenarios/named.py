@@ -125,7 +125,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
     # Altered evidence.
     "wrong-root": _row(
         Scenario(trust_anchor=_UNRELATED),
-        "crl_bad_signature",
+        "untrusted_root",
         "the trust anchor is not the root of quote and collateral",
     ),
     "untrusted-root": _row(
@@ -167,7 +167,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
         _collateral(age=31 * _DAY), "crl_expired", "all of the collateral has expired"
     ),
     "collateral-not-yet-valid": _row(
-        _collateral(age=-2 * _DAY), "tcb_info_not_yet_valid", "the collateral is from tomorrow"
+        _collateral(age=-2 * _DAY), "crl_expired", "the collateral is from tomorrow"
     ),
     "tcb-info-expired": _row(
         _tcb(next_update=_EXPIRED), "tcb_info_expired", "the TCB info has expired"

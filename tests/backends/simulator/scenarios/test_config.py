@@ -57,12 +57,12 @@ NO_EVIDENCE: Final = {
 FIRST, LAST = 1_577_836_800, 2_524_607_999
 CURRENT_BOTH: Final = "ConfigurationAndSWHardeningNeeded"
 # These of the 42 have another reason in the vectors: Quote.parse, which runs first, has its own
-# reasons; dcap-qvl does not check the CRL's thisUpdate.
+# reasons; for another root, simulated-pki.md (section 12) allows both.
 OTHER_CLASS: Final = {
     "attestation-key-unbound": "qe_binding",
     "vendor-id-wrong": "qe_vendor_id",
     "truncated": "sig_data_truncated",
-    "collateral-not-yet-valid": "tcb_info_not_yet_valid",
+    "wrong-root": "untrusted_root",
 }
 
 
