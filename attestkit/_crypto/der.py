@@ -102,24 +102,33 @@ class DerReader:
 
     def _element(self, tag: int) -> tuple[int, int]:
         """Skip the next element; return start and end of its content."""
-        at = self.at
-        head = self._data[at : min(at + 6, self._end)]
-        if len(head) < 2 or head[0] != tag:
-            found = f"tag {head[0]:#04x}" if head else "the end"
-            reason: FormatReason = "wrong_type" if head and head[0] != tag else "truncated"
-            raise _bad(f"expected tag {tag:#04x}, found {found}", at, reason)
-        size, start = head[1], at + 2
+        data, at, end = self._data, self.at, self._end
+        start = at + 2
+        if start > end or data[at] != tag:
+            raise self._unexpected(tag)
+        size = data[at + 1]
         if size >= 0x80:
-            width = size - 0x80
-            size = int.from_bytes(head[2 : 2 + width], "big")
-            start += width
-            least = _LONG.get(width)
-            if least is None or len(head) < 2 + width or size < least:
-                raise _bad("invalid length", at + 1, "syntax")
-        if size > self._end - start:
-            raise _bad(f"{size} bytes expected, {self._end - start} left", at, "truncated")
+            size, start = self._long_length(size - 0x80)
+        if size > end - start:
+            raise _bad(f"{size} bytes expected, {end - start} left", at, "truncated")
         self.at = start + size
         return start, self.at
+
+    def _long_length(self, width: int) -> tuple[int, int]:
+        """Return a length of `width` bytes, and the offset after it."""
+        start = self.at + 2 + width
+        size = int.from_bytes(self._data[self.at + 2 : start], "big")
+        least = _LONG.get(width)
+        if least is None or start > self._end or size < least:
+            raise _bad("invalid length", self.at + 1, "syntax")
+        return size, start
+
+    def _unexpected(self, tag: int) -> FormatError:
+        at = self.at
+        if at < self._end and self._data[at] != tag:
+            message = f"expected tag {tag:#04x}, found tag {self._data[at]:#04x}"
+            return _bad(message, at, "wrong_type")
+        return _bad(f"expected tag {tag:#04x}, found the end", at, "truncated")
 
 
 def _bad(message: str, at: int, reason: FormatReason) -> FormatError:

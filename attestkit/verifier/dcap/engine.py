@@ -295,17 +295,12 @@ def _components(
     platform: PckPlatform, verified: VerifiedCollateral, svns: bytes
 ) -> tuple[tuple[str, int], ...]:
     """Return name and SVN of each component that a level needs."""
-    extension, levels = platform.extension, verified.tcb_info.levels
-    found = [
-        (f"SGX {n + 1}", svn)
-        for n, svn in enumerate(extension.components)
-        if any(level.sgx[n] for level in levels)
-    ]
-    found.append(("PCESVN", extension.pcesvn))
-    found += [
-        (f"TDX {n + 1}", svn) for n, svn in enumerate(svns) if any(level.tdx[n] for level in levels)
-    ]
-    return tuple(found)
+    extension, info = platform.extension, verified.tcb_info
+    return (
+        *((f"SGX {n + 1}", extension.components[n]) for n in info.sgx_needed),
+        ("PCESVN", extension.pcesvn),
+        *((f"TDX {n + 1}", svns[n]) for n in info.tdx_needed),
+    )
 
 
 def _collateral_dates(platform: PckPlatform, verified: VerifiedCollateral) -> CollateralDates:

@@ -24,6 +24,10 @@ class FactCache(Generic[_Key, _Fact]):
         self._facts: dict[_Key, _Fact] = {}
         self._lock = Lock()
 
+    def find(self, key: _Key) -> _Fact | None:
+        """Return the fact of `key`; None if it is missing."""
+        return self._facts.get(key)
+
     def get(self, key: _Key, compute: Callable[[], _Fact], *, store: bool = True) -> _Fact:
         """Return the fact of `key`; compute it if it is missing, and add it if `store` is true.
 

@@ -84,8 +84,11 @@ class TcbInfo(NamedTuple):
     levels: tuple[PlatformLevel, ...]  # highest first
     module: TdxModule | None  # of version 0
     modules: dict[str, TdxModule]  # by id, in upper case: TDX_ and two hex digits
-    sgx_labels: tuple[str, ...]  # 16 labels of the components of the highest level
+    sgx_labels: tuple[str, ...]  # 16 labels of the components
     tdx_labels: tuple[str, ...]  # 16 labels, or none
+    # Indices of the components for which a level needs an SVN above 0.
+    sgx_needed: tuple[int, ...]
+    tdx_needed: tuple[int, ...]
 
 
 class _Component(msgspec.Struct):
@@ -179,6 +182,8 @@ def read_tcb_info(text: str) -> TcbInfo:
         modules=modules,
         sgx_labels=tuple(map(_label, newest.sgx)),
         tdx_labels=tuple(map(_label, newest.tdx or ())),
+        sgx_needed=_needed([level.sgx for level in levels]),
+        tdx_needed=_needed([level.tdx for level in levels]),
     )
 
 
@@ -203,6 +208,10 @@ def _platform_level(number: int, level: _PlatformLevel, tee_type: int) -> Platfo
 
 def _svns(level: PlatformLevel) -> tuple[bytes, int, bytes]:
     return level[:3]
+
+
+def _needed(levels: list[bytes]) -> tuple[int, ...]:
+    return tuple(n for n, svns in enumerate(zip(*levels, strict=True)) if any(svns))
 
 
 def _label(component: _Component) -> str:

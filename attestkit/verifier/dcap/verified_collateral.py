@@ -154,6 +154,9 @@ class CollateralVerifier:
             SignatureError: If a signature or a chain is not valid, or a certificate is revoked.
             VerificationError: If TCB info or QE identity are of another type or version.
         """
+        found = self._collaterals.find(collateral)
+        if found is not None:
+            return found
         store = collateral.size <= _LARGE
         return self._collaterals.get(
             collateral, lambda: self._verify(collateral, store=store), store=store

@@ -1,0 +1,228 @@
+"""Caches of the engine: warm and cold engines agree, whatever was verified before."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from attestkit._crypto.ecdsa import P256PublicKey
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios.config import QuoteConfig
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError, UsageError
+from attestkit.quote import Quote
+from attestkit.verifier.dcap.engine import Dcap
+from attestkit.verifier.dcap.fact_cache import FactCache
+from tests.backends.simulator.simulated_cases import flip_bit
+from tests.raising import raises
+from tests.vectors import needs_shared
+from tests.verifier.dcap.dcap_samples import (
+    COLLATERAL,
+    NOW,
+    OTHER,
+    PKI,
+    RAW,
+    ROOT,
+    create_crl,
+    create_tcb_info,
+    create_td_quote,
+    pem,
+    replace_collateral,
+)
+from tests.verifier.dcap.test_vectors import load_cases
+
+SECOND: Final = QuotingEnclave(PKI, "second").quote(TdBody().td10())
+
+
+def outcome(dcap: Dcap, raw: bytes, collateral: Collateral, now: int = NOW) -> object:
+    """Return the result of a verification, or class and reason of its error."""
+    try:
+        return dcap.authenticate(Quote.parse(raw), collateral, now)
+    except AttestKitError as error:
+        return type(error), getattr(error, "reason", None)
+
+
+@pytest.fixture
+def count_verifications(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return a function that returns the P-256 verifications since its last call."""
+    calls: list[bytes] = []
+    verify_der = P256PublicKey.verify_der
+
+    def counting(self: P256PublicKey, signature: bytes, data: bytes) -> None:
+        calls.append(signature)
+        verify_der(self, signature, data)
+
+    monkeypatch.setattr(P256PublicKey, "verify_der", counting)
+
+    def count() -> int:
+        number = len(calls)
+        calls.clear()
+        return number
+
+    return count
+
+
+def test_engine_verifies_each_fact_once(count_verifications: Callable[[], int]) -> None:
+    """A quote needs as many verifications as there are new facts (section 14)."""
+    dcap = Dcap(ROOT)
+    assert count_verifications() == 1  # the trust anchor
+    outcome(dcap, RAW, COLLATERAL)
+    assert count_verifications() == 9  # nothing known
+    outcome(dcap, create_td_quote(report_data=b"\1" * 64), COLLATERAL)
+    assert count_verifications() == 1  # another quote
+    enclave = QuotingEnclave(PKI, config=QuoteConfig(qe_auth_data=b"other"))
+    outcome(dcap, enclave.quote(TdBody().td10()), COLLATERAL)
+    assert count_verifications() == 2  # another QE report
+    outcome(dcap, RAW, create_tcb_info(evaluation_number=19))
+    assert count_verifications() == 2  # other TCB info
+    outcome(dcap, SECOND, COLLATERAL)
+    assert count_verifications() == 3  # another platform
+
+
+def test_precheck_is_known_to_verification(count_verifications: Callable[[], int]) -> None:
+    """What the checks before a fetch verified is not verified again after it."""
+    dcap = Dcap(ROOT)
+    dcap.precheck(Quote.parse(RAW), None, NOW)
+    assert count_verifications() == 1 + 4  # anchor; PCK CA, PCK certificate, QE report, quote
+    outcome(dcap, RAW, COLLATERAL)
+    assert count_verifications() == 6
+
+
+REVOKED: Final = {
+    "leaf": create_crl("pck_crl", revoked=("platform/0/pck-leaf",)),
+    "PCK CA": create_crl("root_crl", revoked=("pck-platform-ca",)),
+    "signer": create_crl("root_crl", revoked=("tcb-signing",)),
+    "root": create_crl("root_crl", revoked=("root-ca",)),
+}
+
+
+@pytest.mark.parametrize("revoked", REVOKED)
+def test_certificate_revoked_between_two_quotes(revoked: str) -> None:
+    """A newer CRL applies to a platform that was accepted before."""
+    dcap = Dcap(ROOT)
+    accepted = outcome(dcap, RAW, COLLATERAL)
+    for _ in range(2):
+        assert outcome(dcap, RAW, REVOKED[revoked])[1] == "cert_revoked"  # type: ignore[index]
+        assert outcome(dcap, RAW, COLLATERAL) == accepted
+
+
+def test_validity_is_checked_for_known_collateral() -> None:
+    """Collateral and platform that were accepted before are rejected before and after validity."""
+    dcap = Dcap(ROOT)
+    outcome(dcap, RAW, COLLATERAL)
+    for now in (0, int(COLLATERAL.valid_from.timestamp()) - 1):
+        assert outcome(dcap, RAW, COLLATERAL, now) == outcome(Dcap(ROOT), RAW, COLLATERAL, now)
+    late = int(COLLATERAL.valid_until.timestamp())
+    assert outcome(dcap, RAW, COLLATERAL, late)[1] == "crl_expired"  # type: ignore[index]
+    assert outcome(dcap, RAW, COLLATERAL, late - 1) == outcome(Dcap(ROOT), RAW, COLLATERAL)
+
+
+def test_rejections_are_not_cached() -> None:
+    """Evidence that was rejected leaves nothing in the caches, and others are still accepted."""
+    dcap = Dcap(ROOT)
+    accepted = outcome(Dcap(ROOT), RAW, COLLATERAL)
+    altered = [
+        (flip_bit(RAW, offset, 0), COLLATERAL) for offset in (60, 640, 710, 800, 1160, 1225, 3000)
+    ]
+    altered += [(RAW, replace_collateral(tcb_info_signature=b"\1" * 64))]
+    altered += [(RAW, replace_collateral(pck_crl=flip_bit(COLLATERAL.pck_crl, 60, 0)))]
+    for raw, collateral in altered:
+        assert isinstance(outcome(dcap, raw, collateral), tuple)
+    caches = (dcap._enclaves, dcap._evaluations, dcap._chains._platforms)
+    assert sum(map(len, caches)) == 2  # platform and QE report of the altered quote body
+    assert outcome(dcap, RAW, COLLATERAL) == accepted
+
+
+def test_collateral_of_other_root_is_never_used() -> None:
+    """Two engines share nothing: each rejects what only the other accepted."""
+    first, second = Dcap(ROOT), Dcap(OTHER.root_der)
+    theirs = QuotingEnclave(OTHER).quote(TdBody().td10()), OTHER.collateral(NOW)
+    for _ in range(2):
+        assert outcome(first, *theirs)[1] == "untrusted_root"  # type: ignore[index]
+        assert outcome(second, RAW, COLLATERAL)[1] == "untrusted_root"  # type: ignore[index]
+        assert not isinstance(outcome(first, RAW, COLLATERAL)[1], str)  # type: ignore[index]
+        outcome(second, *theirs)
+
+
+def test_certificate_is_not_used_in_another_place() -> None:
+    """A certificate that was verified as PCK CA does not sign TCB info, and the reverse."""
+    dcap = Dcap(ROOT)
+    outcome(dcap, RAW, COLLATERAL)
+    authority = pem(PKI.pck_ca_der, ROOT)
+    found = outcome(dcap, RAW, replace_collateral(tcb_info_issuer_chain=authority))
+    assert found[1] == "unexpected_subject"  # type: ignore[index]
+    signer = pem(PKI.tcb_signing_der, ROOT)
+    found = outcome(dcap, RAW, replace_collateral(pck_crl_issuer_chain=signer))
+    assert found[1] == "unexpected_subject"  # type: ignore[index]
+
+
+def test_large_collateral_and_chains_are_not_cached() -> None:
+    """Padding does not fill the caches: large input is verified each time."""
+    dcap = Dcap(ROOT)
+    lines = "\n" * (256 << 10)
+    large = replace(COLLATERAL, pck_crl_issuer_chain=COLLATERAL.pck_crl_issuer_chain + lines)
+    assert outcome(dcap, RAW, large) == outcome(Dcap(ROOT), RAW, COLLATERAL)
+    collaterals = dcap._collateral
+    caches = (collaterals._collaterals, collaterals._crls, collaterals._tcb_infos)
+    assert [len(cache) for cache in caches] == [0, 0, 0]
+
+
+def test_fact_cache_is_bounded_and_forgets_the_oldest() -> None:
+    """The oldest entry is removed first; an exception is not cached."""
+    cache: FactCache[int, int] = FactCache(3)
+    for number in range(5):
+        assert cache.get(number, lambda number=number: number + 1) == number + 1
+    assert len(cache) == 3
+    assert [cache.find(number) for number in range(5)] == [None, None, 3, 4, 5]
+    assert cache.get(9, lambda: 1, store=False) == 1
+    assert cache.find(9) is None
+
+    def fail() -> int:
+        raise UsageError("x", reason="missing")
+
+    for _ in range(2):
+        with raises(UsageError, "missing"):
+            cache.get(7, fail)
+    assert len(cache) == 3
+
+
+@needs_shared
+@pytest.mark.parametrize("seed", range(3))
+def test_warm_engines_agree_with_vectors(seed: int) -> None:
+    """One engine per root gives each vector's outcome, in any order and repeatedly."""
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (parameter.values[0], parameter.values[1])
+        for name in ("dcap", "simulated-pki")
+        for parameter in load_cases(name)
+    ]
+    order = cases * 2
+    random.Random(seed).shuffle(order)
+    engines: dict[bytes, Dcap] = {}
+    for folder, case in order:
+        root = (folder / case["root"]).read_bytes()
+        dcap = engines.setdefault(root, Dcap(root))
+        raw = (folder / case["quote"]).read_bytes()
+        collateral = Collateral.load(folder / case["collateral"])
+        warm = outcome(dcap, raw, collateral, case["now"])
+        assert warm == outcome(Dcap(root), raw, collateral, case["now"]), case["id"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["quote", "root_ca_crl", "pck_crl", "tcb_info", "qe_identity"])
+def test_every_flipped_byte_has_same_outcome_warm_and_cold(part: str) -> None:
+    """A bit flipped in any byte of a signed part is rejected alike by warm and cold engines."""
+    warm = Dcap(ROOT)
+    outcome(warm, RAW, COLLATERAL)
+    original = RAW if part == "quote" else getattr(COLLATERAL, part)
+    data = original.encode() if isinstance(original, str) else original
+    for offset in range(len(data)):
+        altered = flip_bit(data, offset, offset % 7)
+        if part == "quote":
+            given = altered, COLLATERAL
+        else:
+            value = altered.decode("latin-1") if isinstance(original, str) else altered
+            given = RAW, replace_collateral(**{part: value})
+        found = outcome(warm, *given)
+        assert found == outcome(Dcap(ROOT), *given), offset
