@@ -1,7 +1,7 @@
 """A whole verification beside dcap-qvl's of the quote in it; a thousand on two processes.
 
-`attestkit` reads the evidence, has dcap-qvl verify the quote, replays the log, recomputes the OS
-image's registers, reads who the app is and appraises; `dcap-qvl` verifies the quote alone, with its
+`attestkit` reads the evidence, verifies the quote, replays the log, recomputes the OS image's
+registers, reads who the app is and appraises; `dcap-qvl` verifies the quote alone, with its
 collateral parsed before, as a program that verifies many would.
 """
 
@@ -22,7 +22,6 @@ from benchmarks.racing import Entry, Ledger, each, own_row, play
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW, PKI
 
-# Ours needs it as well, for the signatures.
 dcap_qvl: Any = pytest.importorskip("dcap_qvl")
 
 EVIDENCE: Final = intel.evidence()

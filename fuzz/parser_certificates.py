@@ -20,6 +20,8 @@ from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.intel_certificates import read_intel_certificate
+from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
 from attestkit._crypto.x509.sgx_pki_writer import (
@@ -41,6 +43,7 @@ from fuzz.parser_reports import PKI, chip
 from tests.quotes import made_quote
 from tests.verifier.platforms import aws
 
+_CHAINS: Final = CertificateChains(PKI.root_der)
 _SGX: Final = "1.2.840.113741.1.13.1"
 _AMD: Final = "1.3.6.1.4.1.3704.1."
 
@@ -96,6 +99,8 @@ def _certificate(raw: bytes, found: Certificate) -> None:
     tried(lambda: found.issuer, size, FormatError)
     for value in (found.serial_number, found.alt_names, found.valid_from, found.valid_until):
         str(value)
+    intel = partial(read_intel_certificate, found.der, "certificate")
+    tried(intel, size, FormatError, SignatureError)
     for oid in found.extensions:
         tried(partial(found.content, oid), size, FormatError)
     tried(lambda: read_sgx_extension(found.der), size, FormatError)
@@ -128,8 +133,9 @@ def _text(_raw: bytes, found: CertificateText) -> None:
     check("a name", bool(found.common_name))
 
 
-def _crl(_raw: bytes, window: Window) -> None:
+def _crl(raw: bytes, window: Window) -> None:
     check("dates", window.start.tzinfo and window.end.tzinfo)
+    tried(lambda: read_crl(raw, _CHAINS.anchor, "CRL"), len(raw), FormatError, SignatureError)
 
 
 def crl_samples() -> list[bytes]:
@@ -253,9 +259,6 @@ def ra_tls_samples() -> list[bytes]:
     good = evidence.to_bytes()
     whole = certificate_with({ra_tls.OID_ATTESTATION: _tlv(0x04, good)})
     return [*(b"e" + sample for sample in (good, *evidence_samples())), *logs, whole, PKI.root_der]
-
-
-_CHAINS: Final = CertificateChains(PKI.root_der)
 
 
 def _pck_chain(raw: bytes) -> PckPlatform:

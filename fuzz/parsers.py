@@ -47,6 +47,8 @@ READERS: Final[dict[str, str]] = {
     "_formats.cbor": "cbor",
     "_crypto.x509.amd_extension": "amd_extension",
     "_crypto.x509.app_certificates": "certificate",
+    "_crypto.x509.intel_certificates": "certificate",
+    "_crypto.x509.intel_crl": "crl",
     "_crypto.x509.pem_chain": "chain",
     "_crypto.ecdsa": "app_keys",
     "_crypto.ed25519": "ear",
@@ -134,7 +136,9 @@ READERS: Final[dict[str, str]] = {
     "verifier.ear.result_token": "ear",
     "verifier.ear.keys": "ear",
     "verifier.ear.envelope": "ear",
-    "verifier.dcap.pck_chain": "pck_chain",
+    "verifier.dcap.certificate_chains": "pck_chain",
+    "verifier.dcap.qe_identity": "tcb_info",
+    "verifier.dcap.signed_body": "tcb_info",
     "verifier.policy.appraisal_policy": "policy",
     "verifier.policy.rules": "policy",
     "verifier.policy.toml_reader": "policy",
@@ -186,6 +190,5 @@ LEFT_OUT: Final[dict[str, str]] = {
     "serve.systemd.service": _OWNER,
     "serve.verifier_factory": "reads the files that options name; their parsers have targets",
     "serve.machine_info": "reads the kernel's own files",
-    "verifier.dcap.authenticate": "reads what the verification library says of evidence",
 }
 """Modules that look like readers, and why they have no target."""
