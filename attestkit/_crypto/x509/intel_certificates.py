@@ -217,15 +217,12 @@ def _dotted(oid: x509.ObjectIdentifier) -> str:
 def _encode_name(common_name: str) -> bytes:
     """Return a name in the encoding of all real certificates."""
     attributes = ((_COMMON_NAME, _UTF8, common_name.encode()), *_ATTRIBUTES)
-    return encode_element(
-        SEQUENCE,
-        b"".join(
-            encode_element(
-                _SET, encode_element(SEQUENCE, encode_element(OID, oid) + encode_element(*value))
-            )
-            for oid, *value in attributes
-        ),
-    )
+    return encode_element(SEQUENCE, b"".join(_relative_name(*one) for one in attributes))
+
+
+def _relative_name(oid: bytes, kind: int, value: bytes) -> bytes:
+    attribute = encode_element(OID, oid) + encode_element(kind, value)
+    return encode_element(_SET, encode_element(SEQUENCE, attribute))
 
 
 _ENCODED: Final = {_encode_name(name): name for name in _NAMES}

@@ -42,10 +42,10 @@ class Validity(NamedTuple):
         """
         at = f"and the verification is at {moment(now)}"
         if now < self.start:
-            message = f"{self.part}: valid from {moment(self.start)}, {at}; check the clock"
+            message = f"{self.part} is valid from {moment(self.start)}, {at}; check the clock"
             return refuse(self.early, message)
         whole = f"; all of the collateral was valid until {moment(until)}" if until else ""
-        message = f"{self.part}: was valid until {moment(self.end)}, {at}{whole}; {FRESH}"
+        message = f"{self.part} was valid until {moment(self.end)}, {at}{whole}; {FRESH}"
         return refuse(self.late, message)
 
 

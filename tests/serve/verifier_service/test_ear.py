@@ -116,7 +116,7 @@ def test_verify_without_format_ear_returns_json(make_client: MakeClient) -> None
 @pytest.mark.parametrize("step", STEPS)
 def test_ear_rejected_evidence_is_not_signed(make_client: MakeClient, step: str) -> None:
     """If any step fails, the response is the documented JSON object, which is not a valid EAR."""
-    client = make_client(AcceptingVerifier(**{step: VerificationError("no", reason="rejected")}))
+    client = make_client(AcceptingVerifier(**{step: VerificationError("no", reason="unusable")}))
     response = post_evidence(client, "format=ear&encoding=jwt")
     assert response.status == 200
     assert response.headers["content-type"] == "application/json"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
 
 GOOD = {"attestation": create_evidence().to_bytes().hex()}
-REJECTED = VerificationError("no", reason="rejected")
+REJECTED = VerificationError("no", reason="unusable")
 EMPTY = {"verdict": "refused", "step": "reading"}  # a request without evidence
 ALONE = ("--backend", "none", "--verifier", "127.0.0.1:0", "--verifier-metrics", "127.0.0.1:0")
 

@@ -54,12 +54,12 @@ TABLE = [
     # The platform's certificate is valid from 2026-04-15, after the collateral's expiry.
     *(
         ExpectedResponse(
-            n, MARCH, f"{QUOTE}the platform's PCK certificate is valid from 2026-04-15"
+            n, MARCH, f"{QUOTE}Intel SGX PCK Certificate is valid from 2026-04-15"
         )
         for n in LITE
     ),
     *(
-        ExpectedResponse(n, JULY, f"{QUOTE}the root CA's CRL was valid until 2026-04-03")
+        ExpectedResponse(n, JULY, f"{QUOTE}the CRL of the root CA was valid until 2026-04-03")
         for n in LITE
     ),
     *(ExpectedResponse(n, JULY, MISSING_COLLATERAL, collateral=False) for n in LITE),

@@ -126,7 +126,7 @@ def set_unknown_status(body: dict[str, Any]) -> None:
     body["tcbLevels"][0]["tcbStatus"] = "CertRevoked"
 
 
-EARLY, LATE = "valid from 2026-09-21T14:13:21Z", "was valid until 2026-09-21T14:13:20Z"
+EARLY, LATE = "is valid from 2026-09-21T14:13:21Z", "was valid until 2026-09-21T14:13:20Z"
 OTHER_CHAIN = {"qe_identity_issuer_chain": OTHER.collateral(NOW).qe_identity_issuer_chain}
 MODULE_SVN = "the TDX module's SVN is 3, the level from 2024-11 needs 6"
 REJECTIONS: Rows = {
@@ -173,10 +173,10 @@ REJECTIONS: Rows = {
         ("cert_constraints", "", replace_chain("tcb_info", issue_signer(path_length=0), ROOT)),
     ],
     CollateralExpiredError: [
-        ("cert_expired", "TCB Signing: was", replace_signer("tcb_info", end=PAST)),
-        ("cert_expired", f"TCB Signing: {EARLY}", replace_signer("qe_identity", FUTURE)),
-        ("cert_expired", "PCK Certificate: was", create_enclave_quote(OLD)),
-        ("cert_expired", f"PCK Certificate: {EARLY}", create_enclave_quote(NEW)),
+        ("cert_expired", "TCB Signing was", replace_signer("tcb_info", end=PAST)),
+        ("cert_expired", f"TCB Signing {EARLY}", replace_signer("qe_identity", FUTURE)),
+        ("cert_expired", "PCK Certificate was", create_enclave_quote(OLD)),
+        ("cert_expired", f"PCK Certificate {EARLY}", create_enclave_quote(NEW)),
         ("qe_identity_not_yet_valid", EARLY, create_qe_identity(issue=NOW + 1)),
     ],
 }
@@ -239,13 +239,13 @@ def test_authenticate_rejection_has_type_reason_and_text(
 def test_expired_collateral_names_part_and_end_of_validity() -> None:
     """The error names the expired part, its end, the time, and the remedy."""
     assert str(get_rejection(now=1792454400)) == (
-        "the CRL of the root CA: was valid until 2026-10-20T00:00:00Z, and the verification is at "
+        "the CRL of the root CA was valid until 2026-10-20T00:00:00Z, and the verification is at "
         "2026-10-20T00:00:00Z; all of the collateral was valid until 2026-10-20T00:00:00Z; "
         "fetch fresh collateral"
     )
     endorsements = create_crl("pck_crl", next_update=NOW)
     assert str(get_rejection(RAW, endorsements)).startswith(
-        "the CRL of the PCK CA: was valid until 2026-09-21T14:13:20Z"
+        "the CRL of the PCK CA was valid until 2026-09-21T14:13:20Z"
     )
 
 
@@ -317,7 +317,7 @@ def test_expired_trust_anchor_is_rejected() -> None:
     assert verify_with_dcap_qvl(RAW, COLLATERAL, old.root_der, NOW).status != REJECT
     error = get_rejection(root=old.root_der)
     assert (type(error), error.reason) == (CollateralExpiredError, "cert_expired")
-    assert "Intel SGX Root CA: was valid until" in str(error)
+    assert "Intel SGX Root CA was valid until" in str(error)
 
 
 def test_renewed_tcb_signer_is_accepted() -> None:
