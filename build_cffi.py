@@ -47,6 +47,8 @@ SOURCES = [
     "hex.c",
     "json.c",
     "json_depth.c",
+    "pck_certificate.c",
+    "pck_object.c",
     "quote.c",
     "quote_columns.c",
     "quote_object.c",

@@ -1,13 +1,16 @@
-"""Quotes: eight fields of one, of a thousand, and whole columns; the body; our core in Python.
+"""Quotes: eight fields of one, of a thousand, and whole columns; body; certificate; plain Python.
 
 `attestkit` checks more than its peers meanwhile: that nothing but zeros follows the quote, and that
 the QE report holds the SHA-256 of the attestation key.
 """
 
+from base64 import b64decode
 from typing import Final
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from attestkit import _native
+from attestkit._native import _python_pck as pck_twin
 from attestkit._native import _python_quote as twin
 from attestkit.quote import Quote
 from benchmarks import quotes as bench_quotes
@@ -31,6 +34,18 @@ def _they_parse_many(samples: Samples) -> Call:
 
     many = [samples.quote] * bench_quotes.MANY
     return Call(lambda quotes: [parse_quote(data) for data in quotes], many)
+
+
+def _pck_certificate(samples: Samples) -> bytes:
+    """Return the PCK certificate of the quote in DER."""
+    _, chain = Quote.parse(samples.quote).certification
+    return b64decode(chain.partition(b"-----END")[0].partition(b"CERTIFICATE-----")[2])
+
+
+def _they_load(samples: Samples) -> Call:
+    from cryptography.x509 import load_der_x509_certificate
+
+    return Call(load_der_x509_certificate, _pck_certificate(samples))
 
 
 OTHERS: Final = (
@@ -70,6 +85,16 @@ OTHERS: Final = (
             "plain Python": lambda samples: Call(twin.quote_layout, samples.quote),
         },
         lambda _: None,
+    ),
+    Case(
+        "pck-certificate",
+        "a PCK certificate to all its fields; cryptography: loaded, no field read",
+        {
+            OURS: lambda s: Call(_native.read_pck_certificate, _pck_certificate(s)),
+            "cryptography": _they_load,
+            "plain Python": lambda s: Call(pck_twin.read_pck_certificate, _pck_certificate(s)),
+        },
+        lambda found: found is not None,
     ),
 )
 

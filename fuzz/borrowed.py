@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Final
 
+from tests.native.pck_certificates import made_certificates
 from tests.quotes import made_quotes
 from tests.vectors import HAVE_SHARED, SHARED
 
@@ -56,8 +57,9 @@ def _blocks_of_samples() -> frozenset[bytes]:
     ]
     forms = [form for path in files for form in _binary_forms(path.read_bytes())]
     blocks = (form[at : at + _BLOCK] for form in forms for at in range(0, len(form), _BLOCK))
-    made = {quote[at : at + _BLOCK] for quote in made_quotes() for at in range(len(quote))}
-    return frozenset(filter(_is_data, blocks)) - made  # the constants of a quote's header
+    made = [*made_quotes(), *made_certificates()]  # have the constants of these formats
+    constants = {data[at : at + _BLOCK] for data in made for at in range(len(data))}
+    return frozenset(filter(_is_data, blocks)) - constants
 
 
 def _is_data(block: bytes) -> bool:

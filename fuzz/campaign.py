@@ -51,6 +51,7 @@ LENGTHS: Final = {
     "among": (2000, 140_000),
     "columns": (16_000, 160_000),
     "rows": (8000, 140_000),
+    "pck": (1300, 4000),
     "ccel": (700, 20_000),
     "tpm": (700, 20_000),
     "json": (1500, 40_000),
@@ -69,9 +70,11 @@ LENGTHS: Final = {
     "objects-replay": (300, 4000),
     "objects-sha384": (700, 8000),
     "objects-column": (4000, 140_000),
+    "objects-pck": (1300, 4000),
 }
 C_DICTIONARIES: Final = {
     "quote": ("quote", "among", "columns", "rows", "objects-quote", "objects-column"),
+    "der": ("pck", "objects-pck"),
     "tcg": ("ccel", "tpm", "objects-log"),
     "json": ("json", "pieces", "depth", "objects-agent"),
 }

@@ -39,7 +39,7 @@ def asks_python(source: str) -> bool:
 def sources() -> list[str]:
     """Return the C files of the core that know nothing of Python, and the targets."""
     core = [name for name in build_cffi.SOURCES if not asks_python(name)]
-    return [*core, *(str(HERE / f"{name}targets.c") for name in ("", "quote_", "piece_"))]
+    return [*core, *(str(HERE / f"{name}targets.c") for name in ("", "quote_", "pck_", "piece_"))]
 
 
 def build(main: str, folder: Path, compiler: str, *flags: str) -> Path:

@@ -194,6 +194,29 @@ def column_target(core: Any) -> Target:
     return run
 
 
+def pck_target(core: Any) -> Target:
+    """Return a target that reads the bytes as a PCK certificate."""
+
+    class Fields(tuple[Any, ...]):
+        __slots__ = ()
+
+    read = core.pck_reader(Fields)
+
+    def run(data: bytes) -> None:
+        found = read(data)
+        assert read(bytearray(data)) is None
+        if found is None:
+            return
+        assert type(found) is Fields
+        assert len(found) == 19
+        components = found[9]
+        assert all(one in data for one in found if type(one) is bytes and one is not components)
+        assert {type(one) for one in found} <= {bytes, int, bool, type(None)}
+        assert read(data[:-1]) is None
+
+    return run
+
+
 def targets(core: object) -> dict[str, Target]:
     """Return the target of each name."""
     return {
@@ -203,4 +226,5 @@ def targets(core: object) -> dict[str, Target]:
         "replay": replay_target(core),
         "sha384": sha384_target(core),
         "column": column_target(core),
+        "pck": pck_target(core),
     }

@@ -44,6 +44,7 @@ def read(data: bytes) -> None:
         Quote.parse_many([data, data])
     with suppress(AttestKitError):
         EventLog.from_json(data.decode("latin-1"))
+    _native.read_pck_certificate(data)
     _native.hexlify(data)
     _native.unhex(data)
     _native.unhex(data.decode("latin-1"))

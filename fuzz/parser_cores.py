@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from fuzz import seeds
 from fuzz.parser_contract import BrokenContractError, Contract, ParserTarget, short
+from tests.native.pck_certificates import made_certificates, read_generally
 
 __all__ = ["NAMES", "Package", "both", "compare", "targets"]
 
@@ -107,12 +108,22 @@ def _read_quote(package: Package, data: bytes) -> tuple[Any, ...]:
     return (*values, quote.header, quote.body, quote.raw)
 
 
+def _read_pck(package: Package, data: bytes) -> tuple[Any, ...]:
+    fields = package.native.read_pck_certificate(data)
+    if fields is None:
+        raise package.errors.FormatError("not Intel's layout", reason="syntax")
+    read = int.from_bytes(fields.serial, "big"), *fields[1:]
+    assert read == read_generally(data), "cryptography reads another certificate, or none"
+    return tuple(fields)
+
+
 Read = Callable[[Package, bytes], tuple[Any, ...]]
 NAMES: Final[dict[str, tuple[Read, Callable[[], list[bytes]], str]]] = {
     "json": (_read_json, seeds.short_agent_texts, "json.dict"),
     "ccel": (_read_ccel, lambda: seeds.short_tcg_logs(seeds.ccels()), "tcg.dict"),
     "tpm": (_read_tpm, lambda: seeds.short_tcg_logs(seeds.tpm_logs()), "tcg.dict"),
     "quote": (_read_quote, seeds.quotes, "quote.dict"),
+    "pck": (_read_pck, made_certificates, "der.dict"),
 }
 """Readers by name, with their seeds and their dictionaries."""
 

@@ -153,6 +153,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
+    "_native._python_pck": "the plain twin of the core, which runs under the target cores_pck",
     "factory": "opens a backend by its name",
     "attester.snp_source": "wraps SnpReport.parse, the target snp_report",
     "attester.evidence_source": "wraps Quote.parse, the target quote",

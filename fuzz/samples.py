@@ -4,6 +4,7 @@ from itertools import pairwise
 from struct import pack
 
 from fuzz import seeds
+from tests.native.pck_certificates import made_certificates
 from tests.quotes import made_quote, made_quotes, starts_of
 
 LONGEST_QUOTE = 131072  # bytes, with the zeros behind it
@@ -78,6 +79,7 @@ def samples() -> dict[str, list[bytes]]:
         "among": _among(),
         "columns": [*_columns(), *quotes],
         "rows": _rows(),
+        "pck": made_certificates(),
         "ccel": [*ccels, *seeds.short_tcg_logs(ccels)],
         "tpm": [*tpm_logs, *seeds.short_tcg_logs(tpm_logs)],
         "json": [*texts, *seeds.short_agent_texts()],
@@ -108,6 +110,7 @@ def object_samples() -> dict[str, list[bytes]]:
         "objects-replay": plain["replay"],
         "objects-sha384": plain["sha384"],
         "objects-column": columns,
+        "objects-pck": plain["pck"],
     }
 
 

@@ -260,6 +260,7 @@ const fuzz_target fuzz_targets[] = {
     {"among", fuzz_among, true},
     {"columns", fuzz_columns, true},
     {"rows", fuzz_rows, true},
+    {"pck", fuzz_pck, false},
     {"ccel", ccel, true},
     {"tpm", tpm, false},
     {"json", json, true},

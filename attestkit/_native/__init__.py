@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._isa_level import VARIABLE, choose
+from attestkit._native._pck_fields import PckCertificateFields
 from attestkit._native._status import refuse, refuse_one
 from attestkit._native._threads import in_parts
 from attestkit.errors import UsageError
@@ -35,6 +36,7 @@ __all__ = [
     "CPU_LEVEL",
     "LOG_RECORD",
     "Column",
+    "PckCertificateFields",
     "QuoteBase",
     "agent_json_walk",
     "ccel_walk",
@@ -44,6 +46,7 @@ __all__ = [
     "quote_layout",
     "quote_parsers",
     "quote_rows",
+    "read_pck_certificate",
     "replay",
     "replay_many",
     "sha384",
@@ -175,6 +178,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
 json_depth: "Callable[[bytes, int], int]"  # arguments: text, maximum depth
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_rows: "Callable[[bytes, bytes | None], QuoteRows]"  # arguments: data, offsets or None
+read_pck_certificate: "Callable[[bytes], PckCertificateFields | None]"  # see _pck_fields.py
 ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
@@ -192,6 +196,7 @@ if CORE == "compiled":
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     quote_layout = _compiled_quote_layout
     quote_rows = _objects.quote_checker(refuse_one)
+    read_pck_certificate = _objects.pck_reader(PckCertificateFields)
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
     replay = _objects.replayer(_MANY_EVENTS, _replay_fallback)

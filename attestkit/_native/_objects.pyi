@@ -3,7 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
-from attestkit._native import AgentLog, CcelWalk, QuoteRows, Registers, TpmWalk
+from attestkit._native import (
+    AgentLog,
+    CcelWalk,
+    PckCertificateFields,
+    QuoteRows,
+    Registers,
+    TpmWalk,
+)
 
 _Replay: TypeAlias = Callable[[bytes, bytes], Registers]
 _ReplayMany: TypeAlias = Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]
@@ -39,6 +46,9 @@ def replayer(many: int, fallback: _Replay, /) -> _Replay: ...
 def sha384(data: bytes, /) -> bytes: ...
 def sha384_many(messages: Sequence[bytes], /) -> list[bytes]: ...
 def many_replayer(many: int, fallback: _ReplayMany, /) -> _ReplayMany: ...
+def pck_reader(
+    fields: type[PckCertificateFields], /
+) -> Callable[[bytes], PckCertificateFields | None]: ...
 def quote_checker(
     refuse_one: Callable[[int, int, int], Exception], /
 ) -> Callable[[bytes, bytes | None], QuoteRows]: ...

@@ -3,6 +3,7 @@
 This module collects the functions of the modules `_python_*`.
 """
 
+from attestkit._native._pck_fields import PckCertificateFields
 from attestkit._native._python_columns import Column, quote_rows
 from attestkit._native._python_json import agent_json_walk, cpuid, hexlify, json_depth, unhex
 from attestkit._native._python_log import (
@@ -13,10 +14,12 @@ from attestkit._native._python_log import (
     sha384_many,
     tpm_walk,
 )
+from attestkit._native._python_pck import read_pck_certificate
 from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
 
 __all__ = [
     "Column",
+    "PckCertificateFields",
     "QuoteBase",
     "agent_json_walk",
     "ccel_walk",
@@ -26,6 +29,7 @@ __all__ = [
     "quote_layout",
     "quote_parsers",
     "quote_rows",
+    "read_pck_certificate",
     "replay",
     "replay_many",
     "sha384",

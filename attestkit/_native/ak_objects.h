@@ -16,5 +16,6 @@ int ak_add_agent_objects(PyObject *module);
 int ak_add_replay_objects(PyObject *module);
 int ak_add_sha384_objects(PyObject *module);
 int ak_add_column_objects(PyObject *module);
+int ak_add_pck_objects(PyObject *module);
 
 #endif

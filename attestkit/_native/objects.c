@@ -11,7 +11,8 @@ static int fill(PyObject *module)
 {
     return ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
                    ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0 ||
-                   ak_add_sha384_objects(module) != 0 || ak_add_column_objects(module) != 0
+                   ak_add_sha384_objects(module) != 0 || ak_add_column_objects(module) != 0 ||
+                   ak_add_pck_objects(module) != 0
                ? -1
                : 0;
 }

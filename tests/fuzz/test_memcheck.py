@@ -186,9 +186,9 @@ def objects_under_memcheck(report: Path, *words: str) -> list[str]:
 
 @needs_core
 def test_objects_of_samples_are_memory_safe(files: dict[str, list[Path]], tmp_path: Path) -> None:
-    """Python objects of quotes and logs read no byte out of bounds, and do not leak."""
+    """Objects of quotes, certificates and logs read no byte out of bounds, and do not leak."""
     faulthandler.cancel_dump_traceback_later()  # the run has its own deadline
-    paths = [path for name in ("quote", "ccel", "tpm", "json") for path in files[name]]
+    paths = [path for name in ("quote", "pck", "ccel", "tpm", "json") for path in files[name]]
     short = [str(path) for path in paths if path.stat().st_size < 20000]
     assert objects_under_memcheck(tmp_path / "report.xml", *short) == []
 
