@@ -10,15 +10,15 @@ from typing import Final
 
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CAS,
-    PCK_CERTIFICATE,
     ROOT,
     IntelCertificate,
     read_intel_certificate,
 )
 from attestkit._crypto.x509.pem_chain import split_strict_chain
-from attestkit._crypto.x509.sgx_extension import PckExtension, parse_sgx_extension
+from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.dcap.pck_certificate import read_pck
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, refuse
 from attestkit.verifier.result import ANOTHER_ROOT
 
@@ -117,14 +117,13 @@ class CertificateChains:
                 lambda: self._pck_issuers((*certificates, *_split(rest, malformed)), malformed),
                 store=len(rest) <= _LARGE_CHAIN,
             )
-        leaf = _read(certificates[0], "PCK certificate", malformed)
-        leaf.check_name("PCK certificate", PCK_CERTIFICATE)
+        leaf, extension = _read_pck(certificates[0], malformed)
         leaf.check_issued_by(authority, "PCK certificate")
         return PckPlatform(
             leaf,
             authority,
             root,
-            _read_extension(leaf, malformed),
+            extension,
             max(leaf.start, authority.start, root.start),
             min(leaf.end, authority.end, root.end),
         )
@@ -210,10 +209,8 @@ def _split(chain: bytes, malformed: DcapReason) -> tuple[bytes, ...]:
         raise refuse(malformed, error.message) from error
 
 
-def _read_extension(leaf: IntelCertificate, malformed: DcapReason) -> PckExtension:
-    if leaf.sgx_extension is None:
-        raise refuse(malformed, "PCK certificate: has no SGX extension")
+def _read_pck(der: bytes, malformed: DcapReason) -> tuple[IntelCertificate, PckExtension]:
     try:
-        return parse_sgx_extension(leaf.sgx_extension)
+        return read_pck(der)
     except FormatError as error:
         raise refuse(malformed, f"PCK certificate: malformed: {error.message}") from error

@@ -53,9 +53,7 @@ TABLE = [
     ExpectedResponse("quote-report", MARCH, MISSING_COLLATERAL, collateral=False),
     # The platform's certificate is valid from 2026-04-15, after the collateral's expiry.
     *(
-        ExpectedResponse(
-            n, MARCH, f"{QUOTE}Intel SGX PCK Certificate is valid from 2026-04-15"
-        )
+        ExpectedResponse(n, MARCH, f"{QUOTE}Intel SGX PCK Certificate is valid from 2026-04-15")
         for n in LITE
     ),
     *(
