@@ -16,7 +16,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit import Verifier
 from attestkit.attestation import Encoding
+from attestkit.quote import Quote
 from attestkit.verifier import VerificationItem
+from attestkit.verifier.dcap.engine import Dcap
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.dcap.verified_collateral import CollateralVerifier
 from benchmarks.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 from tests.verifier.platforms import intel
@@ -44,6 +48,52 @@ def whole(data: bytes) -> Callable[[], object]:
     return lambda: VERIFIER.verify(data, report_data=NONCE, now=SECONDS)
 
 
+ENGINE: Final = Dcap(PKI.root_der)
+
+
+def quote_after(forget: Callable[[], object]) -> Callable[[], object]:
+    """Return a verification of the quote alone, after the engine has forgotten facts."""
+
+    def verify() -> object:
+        forget()
+        return ENGINE.authenticate(Quote.parse(QUOTE), COLLATERAL, SECONDS)
+
+    return verify
+
+
+def forget_quoting_enclave() -> None:
+    """Forget QE report and evaluation."""
+    ENGINE._enclaves, ENGINE._evaluations = FactCache(1024), FactCache(1024)
+
+
+def forget_platform() -> None:
+    """Forget QE report, evaluation and PCK certificate; its CA is known."""
+    forget_quoting_enclave()
+    ENGINE._chains._platforms = FactCache(1024)
+
+
+def forget_all() -> None:
+    """Forget everything but the trust anchor."""
+    forget_platform()
+    ENGINE._chains._issued, ENGINE._chains._issuers = FactCache(256), FactCache(256)
+    ENGINE._collateral = CollateralVerifier(ENGINE._chains)
+
+
+KNOWN: Final = {
+    "known": ("a quote verified, platform and QE report known", lambda: None),
+    "enclave": ("a quote verified, QE report new", forget_quoting_enclave),
+    "platform": ("a quote verified, platform new", forget_platform),
+    "nothing": ("a quote verified, nothing known", forget_all),
+}
+QUOTE_ROWS: Final = tuple(
+    own_row(
+        f"dcap-{name}",
+        what,
+        {OURS: quote_after(forget), "dcap-qvl": peer},
+        lambda result: str(result.status),
+    )
+    for name, (what, forget) in KNOWN.items()
+)
 ROWS: Final = tuple(
     own_row(
         f"verify-{name}",
@@ -55,7 +105,7 @@ ROWS: Final = tuple(
 )
 
 
-@each(ROWS)
+@each((*QUOTE_ROWS, *ROWS))
 def test_verification(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
     play(benchmark, ledger, entry)
