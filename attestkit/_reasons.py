@@ -326,6 +326,7 @@ VerificationReason = (
         "ear_not_yet_valid",
         "ear_policy",
         "ear_profile",
+        "ear_report_data",
         "enclave_debug",
         "event",  # a runtime event's digest does not match its payload
         "identity",
@@ -373,6 +374,7 @@ StepCheck = Literal[
     "debug",
     "tcb",
     # Content
+    "verification_time",
     "report_data",
     "event_log",
     "os_image",

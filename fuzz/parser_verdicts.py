@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestkit.errors import FormatError, VerificationError
-from attestkit.serve.verifier_service.ear import EarRequest
+from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import (
     Ear,
     EarKey,
@@ -45,7 +45,7 @@ def _ear(raw: bytes) -> object:
     if kind == b"s":
         return EarKey.from_bytes(rest).public  # private halves do not compare
     if kind == b"q":
-        return EarRequest.from_request(rest, ((b"accept", rest[::2]),))
+        return VerifyQuery.from_request(rest, ((b"accept", rest[::2]),))
     token = {
         b"j": lambda: create_jwt(_HEADER_JWT, rest),
         b"c": lambda: create_cose(_HEADER_COSE, rest),
@@ -53,14 +53,13 @@ def _ear(raw: bytes) -> object:
         b"p": lambda: create_cose(rest, b"\xa0"),
     }.get(kind, lambda: rest)()
     key = P256 if kind == b"e" else ED25519
-    return verify_ear(token, key.public, nonce=None, now=NOW, leeway=timedelta(minutes=5))
+    return verify_ear(token, key.public, any_freshness=True, now=NOW, leeway=timedelta(minutes=5))
 
 
 def _read(_raw: bytes, found: object) -> None:
     if isinstance(found, Ear):
-        check(
-            "no better than its vector", found.status is Tier.worst(found.vector) or found.simulated
-        )
+        worst = max(Tier.worst(found.vector), Tier.WARNING)
+        check("no better than its vector", found.status is worst or found.simulated)
         check("simulated is not real", not found.simulated or found.status is Tier.CONTRAINDICATED)
         check("it holds for a while", found.issued_at < found.expires_at)
     if isinstance(found, EarPublicKey):
@@ -77,7 +76,13 @@ def ear_samples() -> list[bytes]:
             found += _parts(result, **options)
     nonce = b"&nonce=0011223344556677"
     queries = [b"format=ear&encoding=" + form.encode() + nonce for form in FORMS]
-    queries += [b"format=json", b"format=ear&nonce=00", b"a=%66&format=e%61r&encoding=jwt"]
+    queries += [
+        b"nonce=0011223344556677",
+        b"report_data=00",
+        b"format=json",
+        b"format=ear&nonce=00",
+        b"a=%66&format=e%61r&encoding=jwt",
+    ]
     return [*found, *_keys(), *(b"q" + query for query in queries)]
 
 

@@ -117,7 +117,7 @@ READERS: Final[dict[str, str]] = {
     "serve.config.option_values": "options",
     "serve.config.agent_config_file": "server_config",
     "serve.docker.engine": "engine",
-    "serve.verifier_service.ear": "ear",
+    "serve.verifier_service.query": "ear",
     "serve.docker.responses": "engine",
     "serve.rpc.json_codec": "json_codec",
     "serve.config.limits": "options",
@@ -133,6 +133,7 @@ READERS: Final[dict[str, str]] = {
     "dstack.sys_config": "sys_config",
     "td_report": "td_report",
     "verifier.evidence_bundle": "bundle",
+    "verifier.ear.content": "ear",
     "verifier.ear.result_token": "ear",
     "verifier.ear.keys": "ear",
     "verifier.ear.envelope": "ear",
@@ -152,6 +153,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
+    "serve.verifier_service.ear": _DEVICE,
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
     "_native._python_pck": "the plain twin of the core, which runs under the target cores_pck",
     "factory": "opens a backend by its name",

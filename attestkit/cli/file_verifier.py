@@ -60,7 +60,7 @@ _BOUND_TO_KEY: Final = VerificationStep(
     "the evidence is bound to the certificate's key; possession of the key and freshness of the "
     "evidence were not checked",
 )
-_NAMED: Final = VerificationStep(
+NAMED: Final = VerificationStep(
     "report_data",
     "caution",
     "the report data is as the bundle names it, which alone does not show freshness",
@@ -106,8 +106,14 @@ class FileOutcome(NamedTuple):
         """The verification steps; on an error, those before it."""
         if self.result is None:
             return self.error.steps if isinstance(self.error, VerificationError) else ()
-        named = () if self.bundle_report_data is None else (_NAMED,)
-        return (*self.result.steps, *named, *((_BOUND_TO_KEY,) if self.bound_to_key else ()))
+        from attestkit.verifier.evidence_bundle import BUNDLE_TIME  # loaded, as there is a result
+
+        more = {
+            BUNDLE_TIME: self.own_instant,
+            NAMED: self.bundle_report_data is not None,
+            _BOUND_TO_KEY: self.bound_to_key,
+        }
+        return (*self.result.steps, *(step for step, applies in more.items() if applies))
 
     @property
     def os_image(self) -> str:
@@ -282,7 +288,7 @@ class FileVerifier:
             text = f"{error}; use --at bundle for the time of the bundle"
             raise CollateralExpiredError(text, steps=error.steps, reason=error.reason) from error
         if out.bundle_report_data is not None:
-            _check_bundle_report_data(result, out.bundle_report_data)
+            check_bundle_report_data(result, out.bundle_report_data)
         return result
 
     def _verify(
@@ -319,7 +325,7 @@ def _reject_usage_errors(step: Callable[[], _T]) -> _T:
         raise VerificationError(str(error), reason="unusable") from error
 
 
-def _check_bundle_report_data(result: "AttestationResult", report_data: bytes) -> None:
+def check_bundle_report_data(result: "AttestationResult", report_data: bytes) -> None:
     """Raise PolicyError if the report data of evidence differs from that of its bundle.
 
     Equality does not show freshness, since the bundle's creator chose both.

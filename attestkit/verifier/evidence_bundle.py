@@ -3,7 +3,8 @@
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
 or null), `at` (ISO 8601 with a time zone: the time of the verification) and `report_data` (hex, or
 null). The file is not authenticated: evidence and collateral have their own signatures, and the
-relying party chooses the expected report data and the time of the verification.
+relying party chooses the expected report data and the time of the verification: now, unless it
+asks for the time of the bundle.
 """
 
 import json
@@ -20,6 +21,7 @@ from attestkit._formats import strict_json
 from attestkit._system.atomic_file import replace_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
+from attestkit.verifier.result import caution
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
@@ -30,6 +32,13 @@ _REPORT_DATA_LIMIT: Final = 64  # bytes
 # Evidence in base64, and nine fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
+
+BUNDLE_TIME: Final = caution(
+    "verification_time",
+    "verified at the time that the bundle names, which its creator chose; later expiry and "
+    "revocation do not show",
+)
+"""The step of a verification at `EvidenceBundle.at`."""
 
 
 @dataclass(frozen=True, slots=True)

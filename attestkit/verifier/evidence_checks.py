@@ -93,7 +93,7 @@ class ExpectedReportData(NamedTuple):
     """Report data that evidence must have, and the nonce that it contains, if any."""
 
     value: bytes | None  # 64 bytes; None accepts any
-    bound_to: BoundTo | None  # None if `value` is None
+    bound_to: BoundTo | None  # None if `value` is None or empty
     nonce: bytes | None = None
 
     @classmethod
@@ -104,8 +104,8 @@ class ExpectedReportData(NamedTuple):
 
         Args:
             nonce: 8 to 64 bytes, or None.
-            report_data: Report data, zero-padded to 64 bytes. None accepts any report data; `...`
-                means that the argument was not given.
+            report_data: Report data, zero-padded to 64 bytes; all zeros bind to nothing. None
+                accepts any report data; `...` means that the argument was not given.
 
         Raises:
             UsageError: If none or both are given, or one has another type or size.
@@ -121,7 +121,8 @@ class ExpectedReportData(NamedTuple):
             return cls(ReportData.for_nonce(nonce), "nonce", nonce)
         if report_data is None or report_data is ...:
             return cls(None, None)
-        return cls(ReportData.pad(report_data), "report_data")
+        value = ReportData.pad(report_data)
+        return cls(value, "report_data" if any(value) else None)
 
 
 def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
@@ -368,6 +369,9 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
             f"report data: {signed.hex()}, must be {value.hex()}; request new evidence with {what}",
             reason="report_data",
         )
+    if bound_to is None:
+        text = "the report data is empty, as expected, which binds the evidence to nothing"
+        return caution("report_data", text)
     text = "the report data is the expected one"
     if bound_to == "nonce":
         text = "the evidence is bound to the expected nonce"

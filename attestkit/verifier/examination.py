@@ -73,11 +73,12 @@ class Examination:
         collateral: Collateral | None,
         *,
         fetch: bool = True,
+        steps: tuple[VerificationStep, ...] = (),
     ) -> None:
         self._settings = settings
         self._now, self._fetch = now, fetch
         self._collateral = settings.collateral if collateral is None else collateral
-        self._steps: list[VerificationStep] = []
+        self._steps = [*steps]
         self._authenticated: Authenticated | None = None
         self._replayed: tuple[int, ...] | None = None
         self._image_hash: bytes | None = None
@@ -192,6 +193,7 @@ class Examination:
                 app_info=self._app_info,
                 verified_at=self._now,
                 certificate_chain=authenticated.chain,
+                policy=settings.policy,
                 steps=self.steps,
             )
         )

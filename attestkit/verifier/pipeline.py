@@ -15,7 +15,7 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
-from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence_bundle import BUNDLE_TIME, EvidenceBundle
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.examination import Evidence, Examination, Settings
 from attestkit.verifier.policy.appraisal_policy import (
@@ -153,8 +153,8 @@ class Verifier:
             evidence: Evidence of at most 10 MiB.
             nonce: The nonce that the attester was sent, 8 to 64 bytes; it makes the result `fresh`.
             report_data: Expected report data, up to 64 bytes, zero-padded; the result is not
-                `fresh`, because report data may be a constant. None, which must be passed
-                explicitly, accepts any.
+                `fresh`, because report data may be a constant, and with empty report data it is
+                bound to nothing. None, which must be passed explicitly, accepts any.
             now: Time of the verification: an aware datetime, or seconds since 1970.
             collateral: Collateral for this evidence, instead of the verifier's.
 
@@ -180,6 +180,7 @@ class Verifier:
         *,
         nonce: bytes,
         now: datetime | float | None = None,
+        use_bundle_time: bool = False,
     ) -> AttestationResult: ...
 
     @overload
@@ -190,6 +191,7 @@ class Verifier:
         nonce: bytes | None = None,
         report_data: bytes | EllipsisType | None,
         now: datetime | float | None = None,
+        use_bundle_time: bool = False,
     ) -> AttestationResult: ...
 
     def verify_bundle(
@@ -199,6 +201,7 @@ class Verifier:
         nonce: bytes | None = None,
         report_data: bytes | EllipsisType | None = ...,
         now: datetime | float | None = None,
+        use_bundle_time: bool = False,
     ) -> AttestationResult:
         """Verify the evidence of a bundle offline, with the collateral of the bundle.
 
@@ -207,29 +210,35 @@ class Verifier:
             nonce: As for `verify`.
             report_data: As for `verify`. The report data in the bundle are ignored, because they
                 are not authenticated.
-            now: Time of the verification; None uses `bundle.at`, so that certificates revoked or
-                expired since then are accepted.
+            now: As for `verify`.
+            use_bundle_time: Verify at `bundle.at`, which the bundle's creator chose: certificates
+                and collateral that have expired or been revoked since are accepted. The result
+                has a caution, and `sign_ear` refuses it.
 
         Raises:
             CollateralError: If the bundle lacks the collateral that its evidence needs; the
                 verifier's collateral and PCCS are not used.
+            CollateralExpiredError: If its collateral has expired.
             AttestKitError: For the same reasons as in `verify`.
         """
 
         def complete() -> AttestationResult:
             expected = ExpectedReportData.of(nonce, report_data)
-            return self._examine_bundle(bundle, now).complete(expected)
+            if use_bundle_time and now is not None:
+                raise UsageError("now and use_bundle_time: give at most one", reason="conflict")
+            return self._examine_bundle(bundle, now, own=use_bundle_time).complete(expected)
 
         return run_step("verification", (), complete)
 
     def _examine_bundle(
-        self, bundle: EvidenceBundle, now: datetime | float | None
+        self, bundle: EvidenceBundle, now: datetime | float | None, *, own: bool
     ) -> "Examination":
         if not isinstance(bundle, EvidenceBundle):
             raise wrong_type("bundle", "an EvidenceBundle", bundle)
-        moment = self._verification_time(bundle.at if now is None else now)
+        moment = self._verification_time(bundle.at if own else now)
         settings = self._settings()._replace(collateral=None, source=None)
-        found = Examination(settings, bundle.evidence, moment, bundle.collateral)
+        steps = (BUNDLE_TIME,) if own else ()
+        found = Examination(settings, bundle.evidence, moment, bundle.collateral, steps=steps)
         if found.parsed.quote is not None and bundle.collateral is None:
             raise CollateralError(
                 "evidence bundle: no collateral for its SGX or TDX quote; create the bundle with "

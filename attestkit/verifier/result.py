@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, cast
 
 from attestkit._reasons import StepCheck, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event
+
+if TYPE_CHECKING:
+    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 
 def passed(check: StepCheck, text: str) -> VerificationStep:
@@ -34,7 +37,8 @@ def caution(check: StepCheck, text: str) -> VerificationStep:
 BoundTo = Literal["nonce", "report_data"]
 """Value that the evidence's report data was compared with: a nonce, or expected report data.
 
-Expected report data may be a constant, such as the hash of a key.
+Expected report data may be a constant, such as the hash of a key. Empty report data binds the
+evidence to nothing.
 """
 
 
@@ -149,6 +153,7 @@ class ResultContent(NamedTuple):
     app_info: AppInfo | None
     verified_at: datetime
     certificate_chain: tuple[bytes, ...]
+    policy: "AppraisalPolicy"  # that accepted the evidence
     steps: tuple[VerificationStep, ...]
 
 
@@ -192,7 +197,7 @@ class AttestationResult:
     def bound_to(self) -> BoundTo | None:
         """Whether report data was compared with a nonce or with expected report data.
 
-        None if any report data was accepted.
+        None if any report data was accepted, or empty report data was expected.
         """
         return self._content.bound_to
 
@@ -231,6 +236,11 @@ class AttestationResult:
     def certificate_chain(self) -> tuple[bytes, ...]:
         """Certificate chain of the signing key: DER, leaf first, trust anchor last."""
         return self._content.certificate_chain
+
+    @property
+    def policy(self) -> "AppraisalPolicy":
+        """The policy that accepted the evidence."""
+        return self._content.policy
 
     @property
     def steps(self) -> tuple[VerificationStep, ...]:

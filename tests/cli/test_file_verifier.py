@@ -206,6 +206,9 @@ def test_collateral_options_override_bundle(
 def test_report_data_of_bundle_is_not_freshness(files: Files, capsys: Capture) -> None:
     """Agreement with the bundle's report data is reported, but is not freshness."""
     words = ["verify", str(files.bundle), *files.own_instant]
+    assert main([*words, "--json"]) == 0
+    steps = [(step["check"], step["outcome"]) for step in read_result(capsys)["steps"]]
+    assert ("verification_time", "caution") in steps
     assert main([*words, "-v"]) == 0
     shown = capsys.readouterr().out
     assert "give the expected nonce with --nonce HEX" in shown

@@ -144,6 +144,7 @@ def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None
     assert_type(result, AttestationResult)
     assert_type(result.app_info, AppInfo | None)
     assert_type(result.advisory_ids, tuple[str, ...])
+    assert_type(result.policy, AppraisalPolicy)
     verifier = Verifier(collateral=Collateral.load("collateral.json"))
     assert_type(Attester(Simulator()).verifier(policy=policy), Verifier)
     for found in verifier.verify_many([VerificationItem(b"", nonce=b"a challenge")]):
@@ -153,7 +154,7 @@ def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None
         assert_type(outcome, AttestationResult | errors.AttestKitError)
     bundle = EvidenceBundle.load("bundle.json")
     try:
-        verifier.verify_bundle(bundle, report_data=None)
+        verifier.verify_bundle(bundle, report_data=None, use_bundle_time=True)
     except errors.PolicyError as error:
         assert_type(error.steps, tuple[VerificationStep, ...])
     return result.tcb.status

@@ -115,15 +115,16 @@ def test_executables_claim_of_td_requires_pinned_rtmr0() -> None:
     rtmr0 = dict(claims().registers)["rtmr0"]
     named = rules(os_image_hash=(IMAGE_HASH,))
     pinned = named.replace(reference_values=pin_registers({"rtmr0": rtmr0}))
-    assert trustworthiness_vector(result(), pinned)["executables"] == 3
+    assert trustworthiness_vector(result(policy=pinned))["executables"] == 3
     of_another = named.replace(reference_values=pin_registers({"rtmr0": bytes(48)}))
     unnamed = rules(reference_values=pin_registers({"rtmr0": rtmr0}))
-    for policy in (named, of_another, unnamed, rules(), None):
-        assert "executables" not in trustworthiness_vector(result(), policy)
+    for policy in (named, of_another, unnamed, rules()):
+        assert "executables" not in trustworthiness_vector(result(policy=policy))
 
 
 @pytest.mark.parametrize(("platform", "claimed"), [(TDX, False), (SNP, False), (NITRO, True)])
 def test_executables_claim_by_platform(platform: str, *, claimed: bool) -> None:
     """For an enclave, which has no ACPI tables, the image hash suffices."""
     named = rules(os_image_hash=(IMAGE_HASH,))
-    assert ("executables" in trustworthiness_vector(result(claims(platform)), named)) is claimed
+    vector = trustworthiness_vector(result(claims(platform), policy=named))
+    assert ("executables" in vector) is claimed

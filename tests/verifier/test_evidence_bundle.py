@@ -22,9 +22,11 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier import Verifier
-from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.ear import sign_ear
+from attestkit.verifier.evidence_bundle import BUNDLE_TIME, EvidenceBundle
 from tests.raising import raises
 from tests.untyped import untyped
+from tests.verifier.ear import ears
 from tests.verifier.platforms import intel
 
 NOW: Final = 1790000000
@@ -213,10 +215,11 @@ def create_offline_verifier(**options: Any) -> Verifier:
 
 @pytest.mark.parametrize("encoding", ["v1", "cbor", "quote"])
 def test_verify_bundle_is_offline(encoding: str) -> None:
-    """A bundle verifies with its own collateral at its own time, without network."""
+    """A bundle verifies with its own collateral, without network."""
     assert GENUINE.quote is not None
     raw = GENUINE.quote.raw if encoding == "quote" else GENUINE.to_bytes(untyped(encoding))
-    found = create_offline_verifier().verify_bundle(create_bundle(raw), report_data=intel.NONCE)
+    verifier = create_offline_verifier(clock=intel.fixed_clock)
+    found = verifier.verify_bundle(create_bundle(raw), report_data=intel.NONCE)
     assert found.verified_at == intel.NOW
     assert found == intel.verifier().verify(raw, report_data=intel.NONCE)
 
@@ -224,26 +227,39 @@ def test_verify_bundle_is_offline(encoding: str) -> None:
 def test_verify_bundle_requires_explicit_report_data() -> None:
     """The bundle's own report data is not trusted: the caller must pass the expected value."""
     bundle = create_bundle(GENUINE.to_bytes(), report_data=b"other")
-    assert (
-        create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE).claims.report_data
-    )
-    found = create_offline_verifier().verify_bundle(bundle, report_data=None)
+    verifier = create_offline_verifier(clock=intel.fixed_clock)
+    assert verifier.verify_bundle(bundle, report_data=intel.NONCE).bound_to == "report_data"
+    found = verifier.verify_bundle(bundle, report_data=None)
     assert any("freshness was not checked" in step.text for step in found.steps)
     with raises(PolicyError, "report_data"):
-        create_offline_verifier().verify_bundle(
-            create_bundle(GENUINE.to_bytes()), report_data=b"other"
-        )
+        verifier.verify_bundle(create_bundle(GENUINE.to_bytes()), report_data=b"other")
     with raises(UsageError, "missing"):
-        untyped(create_offline_verifier()).verify_bundle(bundle)
+        untyped(verifier).verify_bundle(bundle)
 
 
-def test_verify_bundle_now_overrides_its_time() -> None:
-    """`now` of the caller replaces the bundle's time."""
-    bundle = create_bundle(GENUINE.to_bytes(), at=TIME + timedelta(days=400))
+@pytest.mark.parametrize("at", [intel.NOW, TIME + timedelta(days=400)])
+def test_verify_bundle_does_not_choose_its_instant(at: datetime) -> None:
+    """Expired collateral is refused, whatever time the bundle names; `now` is the caller's."""
+    bundle = create_bundle(GENUINE.to_bytes(), at=at)
     with pytest.raises(CollateralExpiredError):
         create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE)
     found = create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE, now=intel.NOW)
     assert found.verified_at == intel.NOW
+    assert all(step.check != "verification_time" for step in found.steps)
+
+
+def test_verify_bundle_at_its_time_is_a_caution_and_not_signed() -> None:
+    """The bundle's time must be requested; the result has a caution, and is not signed."""
+    verifier, bundle = create_offline_verifier(), create_bundle(GENUINE.to_bytes())
+    found = verifier.verify_bundle(bundle, report_data=intel.NONCE, use_bundle_time=True)
+    assert found.verified_at == intel.NOW
+    assert found.steps[0] == BUNDLE_TIME
+    assert BUNDLE_TIME.outcome == "caution"
+    for now in (None, intel.NOW, TIME + timedelta(days=4000)):
+        with raises(UsageError, "conflict"):
+            sign_ear(found, ears.ED25519, now=now)
+    with raises(UsageError, "conflict"):
+        verifier.verify_bundle(bundle, report_data=intel.NONCE, use_bundle_time=True, now=intel.NOW)
 
 
 def test_verify_bundle_without_collateral_raises_collateral_error() -> None:
@@ -263,7 +279,9 @@ def test_verify_bundle_altered_collateral_is_not_fetched() -> None:
     other = SimulatedPki(bytes(32)).collateral(intel.NOW.timestamp())
     with pytest.raises(SignatureError):
         create_offline_verifier().verify_bundle(
-            create_bundle(GENUINE.to_bytes(), collateral=other), report_data=intel.NONCE
+            create_bundle(GENUINE.to_bytes(), collateral=other),
+            report_data=intel.NONCE,
+            now=intel.NOW,
         )
 
 

@@ -1,5 +1,6 @@
 """Tests of nonces: evidence is fresh only if it is bound to the nonce that the verifier chose."""
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,35 @@ def test_verify_report_data_is_never_fresh() -> None:
         assert (result.bound_to, result.nonce, result.fresh) == (bound_to, None, False)
         plain = result.to_dict()
         assert (plain["bound_to"], plain["fresh"]) == (bound_to, False)
+
+
+@every_platform
+@pytest.mark.parametrize("report_data", [b"", b"\0", bytes(64)])
+def test_verify_empty_report_data_binds_to_nothing(platform: str, report_data: bytes) -> None:
+    """Empty report data is compared; it is not freshness, and not a binding."""
+    with open_simulator(platform) as tee:
+        evidence, verifier = tee.attest(report_data=bytes(64)), tee.verifier()
+        bound = tee.attest(nonce=NONCE)
+    result = verifier.verify(evidence, report_data=report_data)
+    assert (result.bound_to, result.nonce, result.fresh) == (None, None, False)
+    assert ("report_data", "caution") in [(step.check, step.outcome) for step in result.steps]
+    with raises(PolicyError, "report_data"):
+        verifier.verify(bound, report_data=report_data)
+
+
+def test_result_keeps_policy_that_accepted_it() -> None:
+    """The policy of a result is that of its appraisal, also after the verifier got another."""
+    development = AppraisalPolicy.development()
+    with open_simulator() as tee:
+        evidence, verifier = tee.attest(nonce=NONCE), tee.verifier(policy=development)
+    result = verifier.verify(evidence, nonce=NONCE)
+    verifier.policy = AppraisalPolicy.strict()
+    assert result.policy == development
+    assert pickle.loads(pickle.dumps(result)).policy == development
+    with pytest.raises(AttributeError):
+        untyped(result).policy = AppraisalPolicy.strict()
+    with pytest.raises(AttributeError):
+        untyped(result.policy).accepted_statuses = ()
 
 
 def test_nonce_equal_to_tls_binding_is_no_tls_binding() -> None:

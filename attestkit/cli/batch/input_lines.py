@@ -45,6 +45,7 @@ class BatchEntry(NamedTuple):
     nonce: bytes | None = None
     report_data: bytes | None = None  # None with a nonce
     collateral: Collateral | None = None
+    bundle_report_data: bytes | None = None  # of a bundle, if nothing else is expected
     error: AttestKitError | None = None
 
 
@@ -235,7 +236,7 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
         collateral = bundle.collateral if defaults.own_collateral else None
         entry = entry._replace(evidence=bundle.evidence, collateral=collateral)
         if entry.nonce is None and entry.report_data is None:
-            entry = entry._replace(report_data=bundle.report_data)
+            entry = entry._replace(bundle_report_data=bundle.report_data)
         return entry
     return entry._replace(evidence=extract_evidence(found))
 

@@ -2,15 +2,15 @@
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import PATH, json_option
-from attestkit.cli.options.report_data import read_nonce
-from attestkit.cli.options.verification import read_instant
+from attestkit.cli.options.click_types import PATH, group_options, json_option
+from attestkit.cli.options.report_data import report_data_choices
+from attestkit.cli.options.verification import read_expected, read_instant
 from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 
@@ -19,11 +19,47 @@ if TYPE_CHECKING:
 
 SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
 FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
+CONSTANT: Final = "not checked: the report data is the expected one, which may be a constant"
 
 _EPILOG: Final = (
     "Example: attestkit ear verdict.jwt --key keys.json --nonce 0011223344556677\n\n"
     "Exit codes: 0 valid, 1 usage, 2 rejected: signature, time, nonce or policy, 4 valid, and its "
     "status is contraindicated: do not trust the attester, 5 unreadable input."
+)
+
+
+class _Expected(NamedTuple):
+    """Nonce or report data of the options; without both, any EAR is accepted."""
+
+    nonce: bytes | None
+    report_data: bytes | None
+
+    @property
+    def freshness(self) -> str:
+        if self.nonce is not None:
+            return "has the expected nonce"
+        return FRESHNESS if self.report_data is None else CONSTANT
+
+
+def _read_expected(
+    *,
+    nonce: str | None,
+    report_data: str | None,
+    text: str | None,
+    of_file: Path | None,
+    sha512: bool,
+) -> _Expected:
+    return _Expected(*read_expected(nonce, report_data, text, of_file, sha512=sha512))
+
+
+_expected_options: Final = group_options(
+    "expected",
+    report_data_choices(
+        "Expected nonce, 8 to 64 bytes. Without it, the status is at most warning.",
+        "Expected raw report data, up to 64 bytes; alone no proof of freshness.",
+        "Expect the SHA-512 of --report-data, --text or --file.",
+    ),
+    _read_expected,
 )
 
 
@@ -36,7 +72,7 @@ _EPILOG: Final = (
     required=True,
     help="Public key of the verifier, from a trusted source: a JWK or a JWK set.",
 )
-@click.option("--nonce", metavar="HEX", help="Expected nonce, 8 to 64 bytes.")
+@_expected_options
 @click.option("--policy-id", help="Expected policy id.")
 @click.option(
     "--at",
@@ -49,7 +85,7 @@ def ear(
     *,
     file: Path,
     keys: Path,
-    nonce: str | None,
+    expected: _Expected,
     policy_id: str | None,
     at: str | None,
     as_json: bool,
@@ -60,7 +96,6 @@ def ear(
     is stdin. White space after a JWT is ignored.
     """
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
-    expected = None if nonce is None else read_nonce(nonce)
     public = _read_keys(keys)
     found = _verify(read_file(file), public, expected, policy_id, now)
     from attestkit.verifier.ear.result_token import Tier
@@ -68,10 +103,10 @@ def ear(
     bad = found.status is Tier.CONTRAINDICATED
     code = set_exit_code(POLICY if bad else 0)
     if as_json:
-        more = {"status": str(found.status), "nonce_checked": expected is not None}
+        more = {"status": str(found.status), "nonce_checked": expected.nonce is not None}
         console.as_json({**found._asdict(), **more, "exit_code": code})
     else:
-        _show(file, found, fresh=expected is not None)
+        _show(file, found, expected.freshness)
     if bad:
         print_error(f"{file}: the EAR's status is contraindicated: do not trust the attester")
     return code
@@ -95,7 +130,7 @@ def _read_keys(path: Path) -> "tuple[EarPublicKey, ...]":
 def _verify(
     token: bytes,
     keys: "tuple[EarPublicKey, ...]",
-    nonce: bytes | None,
+    expected: _Expected,
     policy_id: str | None,
     now: datetime,
 ) -> "Ear":
@@ -107,7 +142,15 @@ def _verify(
     refused: SignatureError | None = None
     for key in keys:
         try:
-            return verify_ear(token, key, nonce=nonce, now=now, policy_id=policy_id)
+            return verify_ear(
+                token,
+                key,
+                nonce=expected.nonce,
+                report_data=expected.report_data,
+                any_freshness=expected == (None, None),
+                now=now,
+                policy_id=policy_id,
+            )
         except SignatureError as error:
             # A wrong algorithm is less informative than a wrong signature.
             if refused is None or refused.reason == "ear_bad_header":
@@ -119,7 +162,7 @@ def _verify(
     ) from refused
 
 
-def _show(file: Path, found: "Ear", *, fresh: bool) -> None:
+def _show(file: Path, found: "Ear", freshness: str) -> None:
     from attestkit.verifier.ear.result_token import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
@@ -144,6 +187,6 @@ def _show(file: Path, found: "Ear", *, fresh: bool) -> None:
             "issued at": found.issued_at.isoformat(timespec="seconds"),
             "expires at": found.expires_at.isoformat(timespec="seconds"),
             "nonce": None if found.nonce is None else found.nonce.hex(),
-            "EAR freshness": "has the expected nonce" if fresh else FRESHNESS,
+            "EAR freshness": freshness,
         },
     )

@@ -76,7 +76,7 @@ def verify(
     outcomes = _verify_files(files, options)
     code = set_exit_code(most_severe_code(outcome.code for outcome in outcomes))
     if code == 0:  # before any output: a failed write must not print results
-        _save(outcomes[0], save_bundle, signing, options)
+        _save(outcomes[0], save_bundle, signing)
     if as_json:
         results = [outcome.to_dict() for outcome in outcomes]
         console.as_json({"results": results, "exit_code": code})
@@ -86,16 +86,11 @@ def verify(
     return code
 
 
-def _save(
-    outcome: "FileOutcome",
-    save_bundle: Path | None,
-    signing: Signing | None,
-    options: VerificationOptions,
-) -> None:
+def _save(outcome: "FileOutcome", save_bundle: Path | None, signing: Signing | None) -> None:
     """Write the bundle and the EAR of one accepted file; sign before the first write."""
     token = None
     if signing is not None and outcome.result is not None:
-        token = signing.sign(outcome.result, options.policy)
+        token = signing.sign(outcome.result)
     if save_bundle is not None:
         write_output("--save-bundle", save_bundle, outcome.bundle().to_json(), mode=0o600)
     if signing is not None and token is not None:

@@ -23,7 +23,7 @@ from attestkit.cli.options.click_types import PATH
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, require_file
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.errors import AttestKitError, FormatError, PolicyError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -241,9 +241,24 @@ def _verify_entries(
     with contextlib.closing(stream):
         for index, outcome in stream:
             entry = pending.pop(index)
-            yield entry, outcome if entry.error is None else entry.error
+            yield entry, entry.error or _compare_with_bundle(entry, outcome)
     for error in input_errors:
         raise error
+
+
+def _compare_with_bundle(
+    entry: "BatchEntry", outcome: "AttestationResult | AttestKitError"
+) -> "AttestationResult | AttestKitError":
+    """Return the outcome, or an error if the evidence has other report data than its bundle."""
+    from attestkit.cli.file_verifier import check_bundle_report_data
+
+    if entry.bundle_report_data is None or isinstance(outcome, AttestKitError):
+        return outcome
+    try:
+        check_bundle_report_data(outcome, entry.bundle_report_data)
+    except PolicyError as error:
+        return error
+    return outcome
 
 
 def _result(
@@ -252,7 +267,7 @@ def _result(
     at: datetime,
     options: VerificationOptions,
 ) -> dict[str, Any]:
-    from attestkit.cli.file_verifier import VERDICTS, error_fields, evidence_exit_code
+    from attestkit.cli.file_verifier import NAMED, VERDICTS, error_fields, evidence_exit_code
 
     code = evidence_exit_code(outcome) if isinstance(outcome, AttestKitError) else 0
     fields = {
@@ -263,6 +278,7 @@ def _result(
         "at": at.isoformat(),
         "policy": options.policy_name,
     }
-    if not isinstance(outcome, AttestKitError):
-        return {**fields, **outcome.to_dict()}
-    return {**fields, **error_fields(outcome)}
+    if isinstance(outcome, AttestKitError):
+        return {**fields, **error_fields(outcome)}
+    steps = outcome.steps if entry.bundle_report_data is None else (*outcome.steps, NAMED)
+    return {**fields, **outcome.to_dict(), "steps": [step._asdict() for step in steps]}

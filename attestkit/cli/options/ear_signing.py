@@ -13,7 +13,6 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit.verifier.ear.envelope import TokenFormat
     from attestkit.verifier.ear.result_token import EarKey
-    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
     from attestkit.verifier.result import AttestationResult
 
 FORMS: Final = ("jwt", "cose")
@@ -34,7 +33,7 @@ class Signing(NamedTuple):
         """The output files, each with its option."""
         return ((_SAVE, self.path), (_KEYS, self.keys))
 
-    def sign(self, result: "AttestationResult", policy: "AppraisalPolicy") -> bytes:
+    def sign(self, result: "AttestationResult") -> bytes:
         """Return a result as a signed EAR.
 
         Raises:
@@ -42,7 +41,7 @@ class Signing(NamedTuple):
         """
         from attestkit.verifier.ear.result_token import sign_ear  # lazy: few runs sign
 
-        return sign_ear(result, self.key, form=self.form, policy=policy)
+        return sign_ear(result, self.key, form=self.form)
 
     def write(self, token: bytes) -> None:
         """Write the public key, then the EAR, which cannot be verified without it.

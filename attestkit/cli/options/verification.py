@@ -90,7 +90,7 @@ def _read_options(
         if not from_environment:
             raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
-    challenge, expected = _expected(nonce, report_data, text, of_file, sha512=sha512)
+    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
     named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
     return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
@@ -208,7 +208,7 @@ def _certificate(data: bytes) -> bytes:
     return data
 
 
-def _expected(
+def read_expected(
     nonce: str | None,
     report_data: str | None,
     text: str | None,
@@ -216,7 +216,12 @@ def _expected(
     *,
     sha512: bool,
 ) -> tuple[bytes | None, bytes | None]:
-    """Return the expected nonce and report data; at most one is not None."""
+    """Return the expected nonce and report data of the options; at most one is not None.
+
+    Raises:
+        UsageError: If two are given, or one is empty, too long or not hex or UTF-8.
+        ConfigError: If the file cannot be read.
+    """
     try:
         challenge, expected = read_report_data(nonce, report_data, text, file, sha512=sha512)
     except FormatError as error:  # its text names the file

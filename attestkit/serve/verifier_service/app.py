@@ -2,7 +2,8 @@
 
 It holds no secret except the key of signed results, if configured; GET /verify/keys returns the
 public key. A verification returns 200 and a response object; with `?format=ear` and evidence that
-passes, a signed attestation result (EAR). A refusal is never signed. Errors:
+passes, a signed attestation result (EAR). A refusal is never signed. The evidence is compared with
+`?nonce=HEX` or `?report_data=HEX`; without them, freshness is not checked. Errors:
 
 | status | when |
 |---|---|
@@ -34,6 +35,7 @@ from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import Header
+from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
 from attestkit.serve.verifier_service.response import (
     STEPS,
     Outcome,
@@ -44,8 +46,8 @@ from attestkit.serve.verifier_service.response import (
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 
 if TYPE_CHECKING:
-    from attestkit.serve.verifier_service.ear import EarRequest
-    from attestkit.verifier.ear.result_token import EarKey
+    from attestkit.verifier.ear.envelope import TokenFormat
+    from attestkit.verifier.ear.keys import EarKey
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.result import AttestationResult
 
@@ -161,16 +163,16 @@ class VerifierApp:
 
     async def _verify(self, scope: Scope, receive: Receive) -> _Response | None:
         try:
-            ear = _requested_ear(scope)
+            query = VerifyQuery.from_request(scope.get("query_string", b""), scope["headers"])
         except FormatError as error:
             return _error(400, str(error), _CLOSE)
-        if ear is not None and self.ear_key is None:
+        if query.form is not None and self.ear_key is None:
             return _error(400, _NO_KEY, _CLOSE)
         body = await self._body(scope, receive)
         if body is None or isinstance(body, _Response):
             return body
         try:
-            return await asyncio.wait_for(self._schedule(body, ear), self.seconds)
+            return await asyncio.wait_for(self._schedule(body, query), self.seconds)
         except asyncio.TimeoutError:
             return _busy(f"verification: not finished within {self.seconds:g} s; retry later")
 
@@ -193,8 +195,8 @@ class VerifierApp:
             more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def _schedule(self, body: bytes, ear: "EarRequest | None") -> _Response:
-        work = partial(self._respond, body, ear)
+    async def _schedule(self, body: bytes, query: VerifyQuery) -> _Response:
+        work = partial(self._respond, body, query)
         answer = await self._run_in(self._queue, partial(work, fetch=False))
         if answer is None:
             answer = await self._run_in(self._fetch_queue, partial(work, fetch=True))
@@ -214,23 +216,22 @@ class VerifierApp:
         future.add_done_callback(lambda _: queue.free.release())
         return await asyncio.wrap_future(future)
 
-    def _respond(self, body: bytes, ear: "EarRequest | None", *, fetch: bool) -> _Response | None:
+    def _respond(self, body: bytes, query: VerifyQuery, *, fetch: bool) -> _Response | None:
         """Verify the evidence in a body; runs in a thread, and never raises.
 
         Returns None if collateral must be fetched, but fetch=False.
         """
         try:
             request = VerificationRequest.from_json(body)
-            nonce = None if ear is None else ear.nonce
             outcome = run_verification(
-                self.verifier, request, self._log_error, nonce=nonce, fetch=fetch
+                self.verifier, request, self._log_error, query=query, fetch=fetch
             )
             simulated = outcome.result is not None and outcome.result.simulated
             headers = [(b"x-attestkit-simulated", b"true")] if simulated else []
             if outcome.cause is not None:
                 headers.append((b"x-attestkit-request", self._log_cause(outcome.cause).encode()))
-            if ear is not None and outcome.result is not None:
-                return self._sign_result(ear, outcome.result, headers)
+            if query.form is not None and outcome.result is not None:
+                return self._sign_result(query.form, outcome.result, headers)
             return _Response(200, outcome.to_json(), headers, verdict=_verdict(outcome))
         except FetchNeededError:
             return None
@@ -242,17 +243,17 @@ class VerifierApp:
             return _error(500, f"internal error, request {self._log_error(error)}")
 
     def _sign_result(
-        self, ear: "EarRequest", result: "AttestationResult", headers: list[Header]
+        self, form: "TokenFormat", result: "AttestationResult", headers: list[Header]
     ) -> _Response:
         """Return the response with the signed result (EAR) of accepted evidence."""
         assert self.ear_key is not None  # checked in _verify()
         from attestkit.verifier.ear.result_token import sign_ear  # lazy: only with a key
 
         try:
-            token = sign_ear(result, self.ear_key, form=ear.form, policy=self.verifier.policy)
+            token = sign_ear(result, self.ear_key, form=form)
         except UsageError as error:
             return _error(422, str(error))
-        return _Response(200, token, headers, ear.media_type, _ACCEPTED)
+        return _Response(200, token, headers, MEDIA_TYPES[form], _ACCEPTED)
 
     def _log_cause(self, cause: AttestKitError) -> str:
         """Log the cause of malformed evidence; return the request id in the log."""
@@ -268,15 +269,6 @@ class VerifierApp:
         extra = {"request_id": request_id}
         _logger.log(level, "verification %s: %s", request_id, text, exc_info=error, extra=extra)
         return request_id
-
-
-def _requested_ear(scope: Scope) -> "EarRequest | None":
-    """Return the requested encoding of an EAR; None for the JSON response."""
-    if not (query := scope.get("query_string")):
-        return None
-    from attestkit.serve.verifier_service.ear import EarRequest  # lazy: rarely used
-
-    return EarRequest.from_request(query, scope["headers"])
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str]:

@@ -2,6 +2,10 @@
 
 Request and response are those of the dstack verifier service (attestation-format.md, sections 10.2
 and 10.3). Values in `details` are verified; steps that were not reached leave false or null.
+
+The response has one more member, `freshness_checked`: whether the evidence is bound to the nonce of
+the query. With an expected value in the query, `bound_to` follows it. The expected value never
+comes from the body: that is the attester's, and so is a `report_data` in it.
 """
 
 import json
@@ -22,6 +26,7 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.result import AttestationResult, Authenticated
 
@@ -35,6 +40,7 @@ _FLAGS: Final = (
     "os_image_hash_verified",
     "acpi_tables_verified",
 )
+_ANY: Final = VerifyQuery()
 _BEFORE: Final = "Internal error"  # documented name of failures before the first step
 _QUOTE: Final = "Quote verification failed"
 _OS_IMAGE: Final = "OS image hash verification failed"
@@ -80,7 +86,7 @@ class VerificationRequest(NamedTuple):
         if not isinstance(fields, dict):
             raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
         if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
-            text = "nonce: is a query parameter, with format=ear"
+            text = "nonce: is a query parameter; send POST /verify?nonce=HEX"
             raise WrongTypeError(text, reason="unknown_field")
         return cls(
             attestation=_hex(fields, "attestation"),
@@ -120,6 +126,7 @@ class Outcome(NamedTuple):
     cause: AttestKitError | None = None  # more specific than the documented reason
     step: str = ""  # the failed step, a key of STEPS
     failed: bool = False  # the verification failed for another reason than the evidence
+    compared: bool = False  # whether the query had an expected value
 
     def to_json(self) -> bytes:
         """Return the documented response as compact ASCII JSON."""
@@ -127,7 +134,10 @@ class Outcome(NamedTuple):
             "is_valid": self.result is not None,
             "details": self.details,
             "reason": self.reason,
+            "freshness_checked": self.result is not None and self.result.fresh,
         }
+        if self.compared:
+            answer["bound_to"] = None if self.result is None else self.result.bound_to
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -136,7 +146,7 @@ def run_verification(
     request: VerificationRequest,
     report: Callable[[BaseException], str],
     *,
-    nonce: bytes | None = None,
+    query: VerifyQuery = _ANY,
     fetch: bool = True,
 ) -> Outcome:
     """Run the steps of a verification until one fails.
@@ -146,13 +156,18 @@ def run_verification(
         request: Evidence to verify.
         report: Function that logs an unexpected error, and returns the request id that the client
             gets instead of the error's text.
-        nonce: Nonce that the evidence must be bound to; None accepts any report data.
+        query: Nonce that the evidence must be bound to, or the report data that it must have;
+            without both, any report data is accepted.
         fetch: Allow fetching collateral.
 
     Raises:
         FetchNeededError: If collateral must be fetched, but fetch=False.
     """
-    run = _Verification(verifier, request, nonce, fetch)
+    run = _Verification(verifier, request, query, fetch)
+    return _outcome(run, report)._replace(compared=query.expects)
+
+
+def _outcome(run: "_Verification", report: Callable[[BaseException], str]) -> Outcome:
     try:
         return Outcome(run.details, None, run.take())
     except FetchNeededError:
@@ -176,7 +191,7 @@ class _Verification:
 
     _verifier: "Verifier"
     _request: VerificationRequest
-    _nonce: bytes | None
+    _query: VerifyQuery
     _fetch: bool
     step: str = field(default=_BEFORE, init=False)
     details: dict[str, Any] = field(
@@ -199,10 +214,10 @@ class _Verification:
         self.step = _EVENT_LOG
         self._app_info(examination, authenticated, image_hash)
         self.step = _POLICY
-        if self._nonce is None:
-            result = examination.appraise(report_data=None)
+        if (nonce := self._query.nonce) is not None:
+            result = examination.appraise(nonce=nonce)
         else:
-            result = examination.appraise(nonce=self._nonce)
+            result = examination.appraise(report_data=self._query.report_data)
         if not isinstance(result, AttestationResult):  # only a result means success
             raise TypeError(f"appraise() returned {type(result).__name__}")
         return result

@@ -13,17 +13,17 @@ of a TD are pinned by a reference value of RTMR0, an enclave has none from its o
 of an SEV-SNP guest are not measured, so that executables is never set for an SEV-SNP guest. If the
 root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because all
 others depend on it.
+
+No member is about freshness. The status of evidence that is not bound to a nonce is therefore at
+most `warning`, whatever the vector has; draft-ietf-rats-ear allows a status worse than the vector.
 """
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attestkit.verifier import acpi
 from attestkit.verifier.result import AttestationResult, TcbStatus
-
-if TYPE_CHECKING:
-    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 RESULT: Final = "attestkit.result"
 """Private claim (RFC 7519, 4.3) with the attestation result, in both encodings."""
@@ -98,26 +98,28 @@ class Tier(IntEnum):
         """Return the worst tier of a vector; NONE if it is empty."""
         return max((cls.of(value) for value in vector.values()), default=cls.NONE)
 
+    @classmethod
+    def overall(cls, vector: Mapping[str, int], *, simulated: bool, fresh: bool) -> "Tier":
+        """Return the status of an appraisal: the worst tier of its vector, or a worse one.
+
+        Simulated evidence is contraindicated; evidence that may be old has at least a warning.
+        """
+        worst = cls.CONTRAINDICATED if simulated else cls.worst(vector)
+        return worst if fresh else max(worst, cls.WARNING)
+
     def __str__(self) -> str:
         return self.name.lower()
 
 
-def trustworthiness_vector(
-    result: AttestationResult, policy: "AppraisalPolicy | None"
-) -> dict[str, int]:
-    """Return the trustworthiness vector of a result; see the table above.
-
-    Args:
-        result: Attestation result.
-        policy: Policy that accepted it; None omits the claims that depend on a rule.
-    """
+def trustworthiness_vector(result: AttestationResult) -> dict[str, int]:
+    """Return the trustworthiness vector of a result; see the table above."""
     if result.simulated:
         return {"hardware": 97}
     found: dict[str, int] = {}
     status = result.tcb.status
     if status in _MISCONFIGURED:
         found["configuration"] = 32
-    if policy is not None and _names_executables(result, policy):
+    if _names_executables(result):
         found["executables"] = 3
     if status is not None:
         found["hardware"] = _hardware(status)
@@ -126,8 +128,9 @@ def trustworthiness_vector(
     return found
 
 
-def _names_executables(result: AttestationResult, policy: "AppraisalPolicy") -> bool:
+def _names_executables(result: AttestationResult) -> bool:
     """Return whether the policy names all executables loaded at boot (AR4SI: 3)."""
+    policy = result.policy
     image = result.claims.os_image_hash in (policy.os_image_hash or ())
     return image and acpi.are_pinned(result.claims, policy.reference_values.rules)
 

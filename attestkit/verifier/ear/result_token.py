@@ -6,41 +6,38 @@ without evidence and collateral. The signature authenticates the verifier only.
 
 An EAR is created from an AttestationResult, so rejected evidence has none. The EAR of simulated
 evidence has the status `contraindicated` and `simulated` in the claim `attestkit.result`.
+
+The EAR states what the evidence was bound to: `eat_nonce` is the nonce that the verifier compared,
+`bound_to` and `report_data` are in `attestkit.result`. Evidence that is not bound to a nonce may be
+old, and has the status `warning` at best. A relying party compares nonce or report data itself: an
+EAR with a nonce that another party chose is not fresh.
 """
 
 import hmac
-import json
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
-
-import msgspec
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._package import own_version
-from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, UsageError, VerificationError
-from attestkit.report_data import check_nonce
-from attestkit.verifier.ear.claims import (
-    APPRAISAL,
-    LABELS,
-    REFUSED,
-    RESULT,
-    TOP,
-    VECTOR,
-    VERIFIER,
-    Tier,
-    claims_by_name,
-    trustworthiness_vector,
+from attestkit.report_data import ReportData, check_nonce
+from attestkit.verifier.ear.claims import LABELS, RESULT, Tier, trustworthiness_vector
+from attestkit.verifier.ear.content import (
+    EPOCH,
+    LAST_SECOND,
+    LONGEST_POLICY_ID,
+    PROFILE,
+    Ear,
+    read_claims,
 )
 from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey, from_base64url, to_base64url
+from attestkit.verifier.ear.keys import EarKey, EarPublicKey, to_base64url
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 __all__ = [
@@ -57,9 +54,6 @@ __all__ = [
     "verify_ear",
 ]
 
-PROFILE: Final = "tag:github.com,2023:veraison/ear"
-"""The `eat_profile` of an EAR."""
-
 LIFETIME: Final = timedelta(minutes=5)
 """Default lifetime of an EAR."""
 
@@ -69,28 +63,6 @@ LEEWAY: Final = timedelta(seconds=30)
 _LONGEST: Final = timedelta(days=1)  # maximum lifetime
 _MOST_LEEWAY: Final = timedelta(minutes=5)
 _SECOND: Final = timedelta(seconds=1)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_LAST: Final = 253_402_300_799  # end of the year 9999, the limit of datetime
-_MOST_POLICY: Final = 1024  # characters of a policy id
-_LONGEST_PROBLEM: Final = 200  # characters of a problem, which may contain untrusted text
-
-
-class Ear(NamedTuple):
-    """Content of an EAR whose signature, time, nonce and policy have been checked."""
-
-    form: TokenFormat
-    status: Tier  # worst tier of `vector`
-    vector: dict[str, int]  # trustworthiness claims by AR4SI name, -128 to 127
-    simulated: bool  # whether the root is not the platform vendor's
-    platform: str  # as `Claims.platform`; the name of the submodule
-    result: dict[str, Any]  # as `AttestationResult.to_dict`
-    issued_at: datetime
-    expires_at: datetime
-    nonce: bytes | None  # 8 to 64 bytes, to which the evidence is bound
-    policy_id: str | None
-    raw_evidence: bytes | None  # verified evidence, if included
-    build: str  # of the verifier: name and version
-    developer: str
 
 
 def policy_uri(policy: "AppraisalPolicy") -> str:
@@ -107,42 +79,38 @@ def sign_ear(
     key: EarKey,
     *,
     form: TokenFormat = "jwt",
-    policy: "AppraisalPolicy | None" = None,
     policy_id: str | None = None,
     lifetime: timedelta = LIFETIME,
     now: datetime | None = None,
     raw_evidence: bytes | None = None,
 ) -> bytes:
-    """Return a signed EAR, which contains the nonce that the evidence is bound to.
+    """Return a signed EAR, with the nonce that the evidence is bound to and the policy's id.
 
-    Equal arguments give an equal EAR.
+    Equal arguments give an equal EAR. Without a nonce in the result, its status is `warning` at
+    best.
 
     Args:
-        result: Attestation result.
+        result: Attestation result; not one at the time of an evidence bundle.
         key: Private key of the verifier.
         form: `jwt` (application/eat+jwt, ASCII) or `cose` (application/eat+cwt).
-        policy: Policy that accepted the evidence (this is not checked). It determines the policy id
-            (see `policy_uri`) and the claim `executables`.
-        policy_id: Policy id instead of `policy_uri`: a URI of at most 1,024 characters.
+        policy_id: Name of the result's policy, in place of its `policy_uri`: a URI of at most 1,024
+            characters. A `ni:` URI must be that of the result's policy.
         lifetime: Lifetime of 1 to 86,400 whole seconds.
-        now: Time of the signature, with a time zone; None is the time of the verification.
+        now: Time of the signature, with a time zone; None is the time of the verification, before
+            which it must not be.
         raw_evidence: Verified evidence to include.
 
     Raises:
-        UsageError: If an argument is not valid, or the EAR is over 262,144 bytes.
+        UsageError: If an argument is not valid, the time of the verification is that of an evidence
+            bundle, or the EAR is over 262,144 bytes.
     """
     if form not in ("jwt", "cose"):  # a tuple: `form` may not be hashable
         raise UsageError(f"form: {ascii(form)[:40]}, must be jwt or cose", reason="wrong_value")
     _check("raw_evidence", raw_evidence, bytes)
-    _check("policy_id", policy_id, str, 1, _MOST_POLICY)
+    _check("policy_id", policy_id, str, 1, LONGEST_POLICY_ID)
     if lifetime % _SECOND or not _SECOND <= lifetime <= _LONGEST:
         raise UsageError("lifetime: must be 1 to 86400 whole seconds", reason="out_of_range")
-    issued = _seconds(result.verified_at if now is None else now)
-    if issued + lifetime // _SECOND > _LAST:
-        message = "lifetime: the EAR would expire after the year 9999"
-        raise UsageError(message, reason="out_of_range")
-    if policy is not None and policy_id is None:
-        policy_id = policy_uri(policy)
+    issued = _issue_time(result, now, lifetime)
     claims: dict[str, Any] = {
         "eat_profile": PROFILE,
         "iat": issued,
@@ -150,7 +118,7 @@ def sign_ear(
         "eat_nonce": result.nonce,
         "ear.verifier-id": {"developer": "attestkit", "build": f"attestkit {own_version()}"},
         "ear.raw-evidence": raw_evidence,
-        "submods": {result.claims.platform: _appraisal_claims(result, policy, policy_id)},
+        "submods": {result.claims.platform: _appraisal_claims(result, policy_id)},
     }
     claims = {name: value for name, value in claims.items() if value is not None}
     return sign_token(_for_json(claims) if form == "jwt" else _for_cbor(claims), key, form)
@@ -160,18 +128,28 @@ def verify_ear(
     token: bytes | str,
     key: EarPublicKey,
     *,
-    nonce: bytes | None,
+    nonce: bytes | None = None,
+    report_data: bytes | None = None,
+    any_freshness: bool = False,
+    report_data_is_fresh: bool = False,
     now: datetime,
     policy_id: str | None = None,
     leeway: timedelta = LEEWAY,
 ) -> Ear:
     """Verify an EAR, and return its content; the caller must check `status`.
 
+    Exactly one of `nonce`, `report_data` and `any_freshness` is required. `status` is `warning` at
+    best unless a nonce was compared, because the evidence may then be old.
+
     Args:
         token: EAR in either encoding, at most 262,144 bytes.
         key: Public key of the verifier, from a trusted source; it determines the algorithm.
-        nonce: Expected nonce, 8 to 64 bytes. None, which must be passed explicitly, accepts an EAR
-            with any nonce or without nonce: freshness is then not verified.
+        nonce: Expected nonce, 8 to 64 bytes: the one that this relying party chose.
+        report_data: Expected report data of the evidence, 1 to 64 bytes that are not all zero,
+            zero-padded.
+        any_freshness: Accept an EAR with any nonce and report data, such as one of another request.
+        report_data_is_fresh: Whether `report_data` depends on a nonce of this relying party, as in
+            a protocol that hashes it with other values. `status` is then that of the vector.
         now: Time of the verification, with a time zone.
         policy_id: Expected policy id; None accepts any.
         leeway: Tolerance for clock differences, 0 to 300 seconds.
@@ -181,12 +159,13 @@ def verify_ear(
         SignatureError: If the signature is not valid (`ear_bad_signature`), or a header parameter
             is not supported or of another key (`ear_bad_header`).
         VerificationError: If the EAR is not the expected one (`ear_profile`, `ear_expired`,
-            `ear_not_yet_valid`, `ear_nonce`, `ear_policy`), or has `aud` or `nbf` (RFC 8392, 3.1),
-            which are not supported (`ear_bad_claim`).
+            `ear_not_yet_valid`, `ear_nonce`, `ear_report_data`, `ear_policy`), or has `aud` or
+            `nbf` (RFC 8392, 3.1), which are not supported (`ear_bad_claim`).
         UsageError: If an argument is not valid.
     """
-    if nonce is not None:
-        check_nonce(nonce)
+    expected = _expected_report_data(nonce, report_data, any_freshness=any_freshness)
+    if report_data_is_fresh and report_data is None:
+        raise UsageError("report_data_is_fresh: requires report_data", reason="conflict")
     if not timedelta(0) <= leeway <= _MOST_LEEWAY:
         raise UsageError("leeway: out of range: must be 0 to 300 seconds", reason="out_of_range")
     require_time_zone("now", now)
@@ -195,15 +174,66 @@ def verify_ear(
     if not isinstance(token, bytes):
         raise wrong_type("EAR", "bytes or str", token)
     form, claims = verify_token(token, key)
-    ear = _read(form, claims if form == "jwt" else _from_cbor(claims))
+    ear = read_claims(form, claims)
     _check_time(ear, now, leeway)
-    if nonce is not None and not hmac.compare_digest(ear.nonce or b"", nonce):
-        problem = "no nonce" if ear.nonce is None else "another nonce than expected"
-        raise VerificationError(f"EAR: {problem}; request a new EAR", reason="ear_nonce")
+    _compare(ear, nonce, expected)
     if policy_id is not None and ear.policy_id != policy_id:
         has = ascii(ear.policy_id)[:200]
         raise VerificationError(f"EAR: appraised by another policy: {has}", reason="ear_policy")
-    return ear
+    fresh = nonce is not None or report_data_is_fresh
+    return ear._replace(status=Tier.overall(ear.vector, simulated=ear.simulated, fresh=fresh))
+
+
+def _expected_report_data(
+    nonce: bytes | None, report_data: bytes | None, *, any_freshness: bool
+) -> bytes | None:
+    """Check that the caller expects exactly one thing; return report data, zero-padded, or None."""
+    given = (nonce is not None) + (report_data is not None) + bool(any_freshness)
+    if given != 1:
+        raise UsageError(
+            "nonce, report_data and any_freshness=True: give exactly one; without a nonce the "
+            "evidence may be old",
+            reason="conflict" if given else "missing",
+        )
+    if nonce is not None:
+        check_nonce(nonce)
+    if report_data is None:
+        return None
+    expected = ReportData.pad(report_data)
+    if not any(expected):
+        message = "report_data: empty, binds evidence to nothing; pass a nonce or any_freshness"
+        raise UsageError(message, reason="wrong_value")
+    return expected
+
+
+def _compare(ear: Ear, nonce: bytes | None, report_data: bytes | None) -> None:
+    """Compare the nonce or the report data of an EAR with the expected one, if any."""
+    if nonce is not None and not hmac.compare_digest(ear.nonce or b"", nonce):
+        problem = "no nonce" if ear.nonce is None else "another nonce than expected"
+        raise VerificationError(f"EAR: {problem}; request a new EAR", reason="ear_nonce")
+    if report_data is not None:
+        signed = ear.report_data.ljust(len(report_data), b"\0")
+        if not hmac.compare_digest(signed, report_data):
+            message = "EAR: for evidence with other report data; request a new EAR"
+            raise VerificationError(message, reason="ear_report_data")
+
+
+def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timedelta) -> int:
+    """Return the time of an EAR in seconds since 1970; check it against that of the result."""
+    if any(step.check == "verification_time" for step in result.steps):
+        raise UsageError(
+            "result: verified at the time of an evidence bundle, which its creator chose; verify "
+            "the bundle at the current time to sign the result",
+            reason="conflict",
+        )
+    verified = _seconds(result.verified_at)
+    issued = verified if now is None else _seconds(now)
+    if issued + lifetime // _SECOND > LAST_SECOND:
+        message = "lifetime: the EAR would expire after the year 9999"
+        raise UsageError(message, reason="out_of_range")
+    if issued < verified:
+        raise UsageError("now: before the time of the verification", reason="out_of_range")
+    return issued
 
 
 def _check(
@@ -221,18 +251,17 @@ def _check(
         )
 
 
-def _appraisal_claims(
-    result: AttestationResult, policy: "AppraisalPolicy | None", policy_id: str | None
-) -> dict[str, Any]:
-    vector = trustworthiness_vector(result, policy)
-    found: dict[str, Any] = {
-        "ear.status": Tier.worst(vector),
+def _appraisal_claims(result: AttestationResult, policy_id: str | None) -> dict[str, Any]:
+    vector, uri = trustworthiness_vector(result), policy_uri(result.policy)
+    if policy_id is not None and policy_id.lower().startswith("ni:") and policy_id != uri:
+        message = f"policy_id: a ni: URI must be that of the result's policy, {uri}; omit it"
+        raise UsageError(message, reason="conflict")
+    return {
+        "ear.status": Tier.overall(vector, simulated=result.simulated, fresh=result.fresh),
         "ear.trustworthiness-vector": vector,
         RESULT: result.to_dict(),
+        "ear.appraisal-policy-id": uri if policy_id is None else policy_id,
     }
-    if policy_id is not None:
-        found["ear.appraisal-policy-id"] = policy_id
-    return found
 
 
 def _for_json(claims: dict[str, Any]) -> dict[str, Any]:
@@ -257,142 +286,6 @@ def _for_cbor(claims: Mapping[str, Any]) -> dict[Any, Any]:
     return found
 
 
-def _from_cbor(claims: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return claims with names as keys; types are not checked."""
-    found = claims_by_name(claims, TOP)
-    _rename(found, "ear.verifier-id", VERIFIER)
-    if isinstance(submods := found.get("submods"), dict):
-        for name in submods:
-            _rename(submods, name, APPRAISAL)
-            if isinstance(submods[name], dict):
-                _rename(submods[name], "ear.trustworthiness-vector", VECTOR)
-    return found
-
-
-def _rename(claims: dict[Any, Any], name: object, labels: Mapping[str, int]) -> None:
-    """Replace the keys of a claim that is a map by names."""
-    if isinstance(value := claims.get(name), dict):
-        claims[name] = claims_by_name(value, labels)
-
-
-_Text = Annotated[str, msgspec.Meta(max_length=_MOST_POLICY)]
-_Seconds = Annotated[int, msgspec.Meta(ge=0, le=_LAST)]
-_Claim = Annotated[int, msgspec.Meta(ge=-128, le=127)]
-
-
-class _VerifierId(msgspec.Struct):
-    build: _Text
-    developer: _Text
-
-
-class _Appraisal(msgspec.Struct):
-    status: object = msgspec.field(name="ear.status")
-    vector: dict[str, _Claim] = msgspec.field(name="ear.trustworthiness-vector")
-    result: dict[str, Any] = msgspec.field(name=RESULT)
-    policy_id: _Text | None = msgspec.field(name="ear.appraisal-policy-id", default=None)
-
-
-class _Claims(msgspec.Struct):
-    """Claims of an EAR, before the byte strings of a JWT are decoded."""
-
-    iat: _Seconds
-    exp: _Seconds
-    verifier_id: _VerifierId = msgspec.field(name="ear.verifier-id")
-    submods: Annotated[dict[str, _Appraisal], msgspec.Meta(min_length=1, max_length=1)]
-    eat_nonce: object = None
-    raw_evidence: object = msgspec.field(name="ear.raw-evidence", default=None)
-
-
-def _read_nonce(form: TokenFormat, value: object, result: dict[str, Any]) -> bytes | None:
-    """Return the nonce, which the result must be bound to; None if both have none."""
-    nonce = _bytes("eat_nonce", value, form)
-    if nonce is not None:
-        try:
-            check_nonce(nonce)
-        except UsageError as error:
-            raise FormatError(f"EAR: eat_{error}", reason="wrong_size") from error
-    if (nonce is not None) != (result.get("bound_to") == "nonce"):
-        text = f"EAR: eat_nonce does not match bound_to of {RESULT}"
-        raise FormatError(text, reason="inconsistent")
-    return nonce
-
-
-def _read(form: TokenFormat, fields: dict[str, Any]) -> Ear:
-    """Return the content of an EAR, after a check of all types."""
-    _check_profile(fields)
-    try:
-        claims = msgspec.convert(fields, _Claims)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from error
-    [(platform, appraisal)] = claims.submods.items()
-    result = appraisal.result
-    try:
-        json.dumps(result, allow_nan=False)
-    except (TypeError, ValueError) as error:  # bytes in COSE
-        message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
-        raise FormatError(message, reason="wrong_type") from error
-    if result.get("platform") != platform:
-        message = "EAR: the name of the submodule is not the platform"
-        raise FormatError(message, reason="inconsistent")
-    simulated = result.get("simulated")
-    if not isinstance(simulated, bool):
-        raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
-    return Ear(
-        form=form,
-        status=_status(appraisal, form, simulated=simulated),
-        vector=appraisal.vector,
-        simulated=simulated,
-        platform=platform,
-        result=result,
-        issued_at=_EPOCH + timedelta(seconds=claims.iat),
-        expires_at=_EPOCH + timedelta(seconds=claims.exp),
-        nonce=_read_nonce(form, claims.eat_nonce, result),
-        policy_id=appraisal.policy_id,
-        raw_evidence=_bytes("ear.raw-evidence", claims.raw_evidence, form),
-        build=claims.verifier_id.build,
-        developer=claims.verifier_id.developer,
-    )
-
-
-def _invalid(problem: str) -> FormatError:
-    """Return the error for a message of msgspec."""
-    reason: FormatReason = "wrong_value"
-    if "missing required field" in problem:
-        reason = "missing"
-    elif ", got `" in problem:  # "Expected `int`, got `str`"
-        reason = "wrong_type"
-    elif "`str` of length" in problem:
-        reason = "too_large"
-    elif "of length" in problem:
-        reason = "wrong_size"
-    return FormatError(f"EAR: {one_line(problem, _LONGEST_PROBLEM)}", reason=reason)
-
-
-def _check_profile(claims: dict[str, Any]) -> None:
-    """Check the profile, and reject claims that restrict the token's use."""
-    if (profile := claims.get("eat_profile")) != PROFILE:
-        message = f"EAR: eat_profile: {ascii(profile)[:200]}, must be {PROFILE}"
-        raise VerificationError(message, reason="ear_profile")
-    for name in REFUSED:
-        if name in claims:
-            raise VerificationError(f"EAR: unsupported claim: {name}", reason="ear_bad_claim")
-
-
-def _status(appraisal: _Appraisal, form: TokenFormat, *, simulated: bool) -> Tier:
-    """Return the status of an appraisal; FormatError unless it is the worst tier of its claims."""
-    value = appraisal.status
-    tiers: dict[object, Tier] = {str(tier) if form == "jwt" else int(tier): tier for tier in Tier}
-    if type(value) not in {int, str} or value not in tiers:
-        raise FormatError("EAR: ear.status is not a trustworthiness tier", reason="wrong_value")
-    status, worst = tiers[value], Tier.worst(appraisal.vector)
-    if simulated:
-        worst = Tier.CONTRAINDICATED
-    if status is not worst:
-        message = f"EAR: ear.status is {status}, but the worst claim has the tier {worst}"
-        raise FormatError(message, reason="inconsistent")
-    return status
-
-
 def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:
     lifetime = ear.expires_at - ear.issued_at
     if not _SECOND <= lifetime <= _LONGEST:
@@ -412,17 +305,7 @@ def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:
 
 def _seconds(moment: datetime) -> int:
     require_time_zone("now", moment)
-    seconds = (moment - _EPOCH) // _SECOND
+    seconds = (moment - EPOCH) // _SECOND
     if seconds < 0:
         raise UsageError("now: out of range: before the year 1970", reason="out_of_range")
     return seconds
-
-
-def _bytes(name: str, value: object, form: TokenFormat) -> bytes | None:
-    if value is None:
-        return None
-    if form == "jwt" and isinstance(value, str):
-        return from_base64url(value, f"EAR: {name}")
-    if form == "jwt" or not isinstance(value, bytes):
-        raise FormatError(f"EAR: {name}: wrong type", reason="wrong_type")
-    return value

@@ -79,8 +79,8 @@ def test_save_ear_default_is_jwt_without_nonce(files: Files, key: Path) -> None:
     """By default the EAR is a JWT without a nonce, and deterministic."""
     path = saved(files, key)
     first = path.read_bytes()
-    found = verify_ear(first, ED25519.public, nonce=None, now=intel.NOW)
-    assert (found.form, found.nonce) == ("jwt", None)
+    found = verify_ear(first, ED25519.public, any_freshness=True, now=intel.NOW)
+    assert (found.form, found.nonce, found.bound_to) == ("jwt", None, None)
     assert saved(files, key).read_bytes() == first
 
 
@@ -165,19 +165,44 @@ def test_ear_key_requires_hidden_memory(
 
 
 def test_ear_shows_affirming_result(files: Files, keys: Path, capsys: Capture) -> None:
-    """An affirming EAR has exit code 0; a newline after a JWT is ignored."""
+    """An affirming EAR has exit code 0 and, without its nonce, a warning; newlines are ignored."""
     token = sign_ear(ears.create_small_result(nonce=NONCE), ED25519, policy_id="tag:the policy")
     for ending in (b"", b"\n", b"\r\n"):
         path = str(files.put("token", token + ending))
         assert main(["ear", path, "--key", str(keys), *TIME]) == 0
     text = capsys.readouterr()
     assert text.err == ""
-    for word in ("status affirming", "dstack-tdx", "UpToDate", NONCE.hex(), "tag:the policy"):
+    for word in ("status warning", "dstack-tdx", "UpToDate", NONCE.hex(), "tag:the policy"):
         assert word in text.out
     assert command.FRESHNESS in text.out
     words = ["ear", path, "--key", str(keys), *TIME, "--nonce", NONCE.hex()]
     assert main([*words, "--policy-id", "tag:the policy"]) == 0
-    assert command.FRESHNESS not in capsys.readouterr().out
+    text = capsys.readouterr()
+    assert command.FRESHNESS not in text.out
+    assert "status affirming" in text.out
+
+
+def test_ear_compares_report_data(files: Files, keys: Path, capsys: Capture) -> None:
+    """--report-data is compared, and is not freshness; it excludes --nonce."""
+    token = sign_ear(ears.create_small_result(bound_to="report_data"), ED25519)
+    words = ["ear", str(files.put("token", token)), "--key", str(keys), *TIME]
+    assert main([*words, "--text", "data", "--json"]) == 0
+    shown = schemas.check("ear", capsys.readouterr().out)
+    assert (shown["status"], shown["bound_to"], shown["nonce_checked"]) == (
+        "warning",
+        "report_data",
+        False,
+    )
+    assert main([*words, "--report-data", b"data".hex()]) == 0
+    assert command.CONSTANT in capsys.readouterr().out
+    for more, code in (
+        (["--report-data", "00ff"], 2),
+        (["--report-data", ""], 1),
+        (["--report-data", "ff", "--nonce", NONCE.hex()], 1),
+    ):
+        assert main([*words, *more]) == code, more
+        found = capsys.readouterr()
+        assert (found.out, found.err.count("\n")) == ("", 1)
 
 
 def test_ear_accepts_jwk_and_jwk_set(files: Files, keys: Path, capsys: Capture) -> None:

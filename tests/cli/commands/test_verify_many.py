@@ -21,7 +21,7 @@ from attestkit.cli.batch import executors, input_lines
 from attestkit.cli.commands import verify_many
 from attestkit.verifier.batch import scheduler
 from tests.cli import schemas
-from tests.cli.evidence_files import NONCE_HEX, Files
+from tests.cli.evidence_files import NONCE_HEX, REPORT_DATA, Files
 from tests.verifier.platforms.intel import APP_ID
 
 NO_WORKERS = ["--workers", "0"]
@@ -93,6 +93,18 @@ def test_verify_many_compares_report_data_of_bundle(files: Files, capsys: Captur
     line = {"evidence": json.dumps(bundle).encode().hex()}
     [found] = run(capsys, put(files, line), *files.trusted, code=4)
     assert found["reason"] == "report_data"
+
+
+def test_verify_many_report_data_of_bundle_is_no_expectation(files: Files, capsys: Capture) -> None:
+    """Report data that only the bundle names binds the evidence to nothing, and is a caution."""
+    line = {"evidence": files.bundle.read_bytes().hex()}
+    [found] = run(capsys, put(files, line), *files.trusted, code=0)
+    assert (found["bound_to"], found["fresh"]) == (None, False)
+    steps = [(step["check"], step["outcome"]) for step in found["steps"]]
+    assert steps[-1] == ("report_data", "caution")
+    line["report_data"] = REPORT_DATA.hex()
+    [found] = run(capsys, put(files, line), *files.trusted, code=0)
+    assert found["bound_to"] == "report_data"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from datetime import datetime, timezone
 from functools import cache
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
+from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 STEPS = ("authenticate", "replay", "image_hash", "app_info", "appraise")
 IMAGE = b"\x1d" * 32
+POLICY = AppraisalPolicy.development()
 
 
 @cache
@@ -39,20 +43,22 @@ def create_authenticated(status: TcbStatus | None = TcbStatus.OUT_OF_DATE) -> Au
 
 
 def create_attestation_result(
-    *, simulated: bool = False, nonce: bytes | None = None
+    *, simulated: bool = False, nonce: bytes | None = None, report_data: bytes | None = None
 ) -> AttestationResult:
     """Return the result of evidence that passed."""
+    expected = ExpectedReportData.of(nonce, ... if nonce is not None else report_data)
     return create_result(
         ResultContent(
             claims=Claims("dstack-tdx", create_evidence().report_data, (), (), (), (), IMAGE),
             advisory_ids=(),
             tcb=Tcb(status=TcbStatus.OUT_OF_DATE),
             simulated=simulated,
-            bound_to=None if nonce is None else "nonce",
+            bound_to=expected.bound_to,
             nonce=nonce,
             app_info=None,
             verified_at=datetime.fromtimestamp(NOW, timezone.utc),
             certificate_chain=(),
+            policy=POLICY,
             steps=(),
         )
     )
@@ -103,7 +109,11 @@ class FakeVerifier:
         info: AppInfo = self.opened[-1].app_info
         return self._outcome("app_info", info)
 
-    def appraise(self, *, nonce: bytes | None = None, report_data: bytes | None = b"") -> object:
+    def appraise(
+        self, *, nonce: bytes | None = None, report_data: bytes | EllipsisType | None = ...
+    ) -> object:
         """Return the outcome of this step."""
-        assert (nonce is None) == (report_data is None)
-        return self._outcome("appraise", create_attestation_result(nonce=nonce))
+        assert (nonce is None) != (report_data is ...)
+        given = None if report_data is ... else report_data
+        result = create_attestation_result(nonce=nonce, report_data=given)
+        return self._outcome("appraise", result)

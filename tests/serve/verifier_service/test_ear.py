@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
@@ -14,13 +14,14 @@ from attestkit.errors import ConfigError, FormatError, UsageError, VerificationE
 from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.verifier_service.app import VerifierApp
-from attestkit.serve.verifier_service.ear import EarRequest, read_ear_key
-from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.serve.verifier_service.ear import read_ear_key
+from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, policy_uri, verify_ear
 from tests.raising import raises
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
 from tests.serve.verifier_service.judges import (
+    POLICY,
     STEPS,
     FakeVerifier,
     create_attestation_result,
@@ -28,17 +29,13 @@ from tests.serve.verifier_service.judges import (
 )
 from tests.verifier.ear.ears import ED25519, KEYS
 
+if TYPE_CHECKING:
+    from attestkit.verifier import Verifier
+
 MakeClient: TypeAlias = Callable[..., Client]
 GOOD = json.dumps({"attestation": create_evidence().to_bytes().hex()}).encode()
 NONCE = bytes(range(16))
-POLICY = AppraisalPolicy.development()
 AT = datetime.fromtimestamp(NOW, timezone.utc)
-
-
-class AcceptingVerifier(FakeVerifier):
-    """A verifier that accepts all evidence, with a policy."""
-
-    policy = POLICY
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
     with ThreadPoolExecutor(1) as executor:
 
         def make(fake: object = None, key: EarKey | None = ED25519) -> Client:
-            verifier = cast("Verifier", fake or AcceptingVerifier())
+            verifier = cast("Verifier", fake or FakeVerifier())
             return Client(VerifierApp(verifier, executor, executor, ear_key=key), loop)
 
         yield make
@@ -116,28 +113,28 @@ def test_verify_without_format_ear_returns_json(make_client: MakeClient) -> None
 @pytest.mark.parametrize("step", STEPS)
 def test_ear_rejected_evidence_is_not_signed(make_client: MakeClient, step: str) -> None:
     """If any step fails, the response is the documented JSON object, which is not a valid EAR."""
-    client = make_client(AcceptingVerifier(**{step: VerificationError("no", reason="unusable")}))
+    client = make_client(FakeVerifier(**{step: VerificationError("no", reason="unusable")}))
     response = post_evidence(client, "format=ear&encoding=jwt")
     assert response.status == 200
     assert response.headers["content-type"] == "application/json"
     assert response.json()["is_valid"] is False
     with pytest.raises(FormatError):
-        verify_ear(response.body, ED25519.public, nonce=None, now=AT)
+        verify_ear(response.body, ED25519.public, any_freshness=True, now=AT)
 
 
 def test_ear_simulated_evidence_is_contraindicated(make_client: MakeClient) -> None:
     """Both the header and the EAR mark simulated evidence."""
-    client = make_client(AcceptingVerifier(appraise=create_attestation_result(simulated=True)))
+    client = make_client(FakeVerifier(appraise=create_attestation_result(simulated=True)))
     response = post_evidence(client, "format=ear")
     assert response.headers["x-attestkit-simulated"] == "true"
-    found = verify_ear(response.body, ED25519.public, nonce=None, now=AT)
+    found = verify_ear(response.body, ED25519.public, any_freshness=True, now=AT)
     assert found.simulated
     assert found.status is Tier.CONTRAINDICATED
 
 
 def test_ear_without_key_is_refused_before_verification(make_client: MakeClient) -> None:
     """Without --ear-key, format=ear is refused before verification; the error names the option."""
-    fake = AcceptingVerifier()
+    fake = FakeVerifier()
     client = make_client(fake, key=None)
     response = post_evidence(client, "format=ear")
     assert response.status == 400
@@ -165,15 +162,23 @@ def test_ear_without_key_is_refused_before_verification(make_client: MakeClient)
         "format=ear&nonce=" + "00" * 8 + "&nonce=" + "00" * 8,
         "x" * 1025 + "&format=json",
         "x" * 1025 + "&form%61t=ear",
-        "nonce=" + "00" * 8,  # it would not be compared
-        "format=json&nonce=" + "00" * 8,
+        "nonce=",
+        "nonce=00",
+        "format=json&nonce=0x0011223344556677",
+        "report_data=",
+        "report_data=zz",
+        "format=ear&report_data=" + "00" * 65,
+        "report_data=00&report_data=00",
+        "report_data=00&nonce=" + "00" * 8,
+        "x" * 1025 + "&report_data=00",
         "encoding=jwt",
         "format=ear&Nonce=" + "00" * 8,
+        "Report_Data=00",
     ],
 )
 def test_ear_invalid_parameter_is_400(make_client: MakeClient, query: str) -> None:
     """Invalid parameters return 400 without verification."""
-    fake = AcceptingVerifier()
+    fake = FakeVerifier()
     response = post_evidence(make_client(fake), query)
     assert response.status == 400
     assert response.error()
@@ -183,16 +188,20 @@ def test_ear_invalid_parameter_is_400(make_client: MakeClient, query: str) -> No
 def test_verify_nonce_in_body_is_422(make_client: MakeClient) -> None:
     """A nonce in the body would not be compared."""
     body = json.dumps({**json.loads(GOOD), "nonce": "00" * 8}).encode()
-    fake = AcceptingVerifier()
+    fake = FakeVerifier()
     assert make_client(fake).request("POST", "/verify", body, {}).status == 422
     assert fake.taken == []
 
 
-def test_ear_nonce_bounds() -> None:
-    """A nonce has 8 to 64 bytes, in hex of either case, also percent-encoded."""
+def test_query_bounds() -> None:
+    """A nonce has 8 to 64 bytes, report data 1 to 64, in hex of either case, percent-encoded."""
     for text, nonce in (("AB" * 8, b"\xab" * 8), ("%300" * 64, bytes(64))):
-        found = EarRequest.from_request(f"format=ear&nonce={text}".encode(), ())
-        assert found == EarRequest("jwt", nonce)
+        found = VerifyQuery.from_request(f"format=ear&nonce={text}".encode())
+        assert found == VerifyQuery("jwt", nonce)
+    for text, report_data in (("AB", b"\xab"), ("%300" * 64, bytes(64))):
+        found = VerifyQuery.from_request(f"report_data={text}".encode())
+        assert found == VerifyQuery(report_data=report_data)
+    assert VerifyQuery.from_request(b"") == VerifyQuery()
 
 
 # -- the key ---------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_verify_valid_evidence_runs_all_steps_in_order() -> None:
     verifier = FakeVerifier()
     found = respond(verifier)
     assert verifier.taken == list(STEPS)
-    assert list(found) == ["is_valid", "details", "reason"]
+    assert list(found) == ["is_valid", "details", "reason", "freshness_checked"]
     assert (found["is_valid"], found["reason"]) == (True, None)
     details = found["details"]
     assert list(details) == [*KEYS, "boot_info"]
@@ -249,7 +249,12 @@ def test_verify_malformed_evidence_has_documented_reason(
     """Malformed evidence has upstream's literal error text, and no step runs."""
     verifier = FakeVerifier()
     found = respond(verifier, request_)
-    assert found == {"is_valid": False, "details": NOTHING, "reason": f"Internal error: {reason}"}
+    assert found == {
+        "is_valid": False,
+        "details": NOTHING,
+        "reason": f"Internal error: {reason}",
+        "freshness_checked": False,
+    }
     assert verifier.opened == []
 
 

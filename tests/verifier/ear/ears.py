@@ -12,10 +12,11 @@ import pytest
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit.errors import VerificationError
+from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.ear.claims import LABELS
 from attestkit.verifier.ear.keys import to_base64url
 from attestkit.verifier.ear.result_token import Ear, EarKey, sign_ear, verify_ear
-from attestkit.verifier.result import AttestationResult, Claims, TcbStatus
+from attestkit.verifier.result import AttestationResult, BoundTo, Claims, TcbStatus
 from tests.verifier.policy import policy_samples
 
 NOW: Final = policy_samples.NOW
@@ -36,11 +37,15 @@ def create_small_result(
     platform: str = "dstack-tdx",
     registers: tuple[tuple[str, bytes], ...] = (),
     nonce: bytes | None = None,
+    policy: AppraisalPolicy | None = None,
+    bound_to: BoundTo | None = None,
 ) -> AttestationResult:
     """Return a minimal attestation result."""
     found = Claims(platform, b"data", registers, (), (), (), IMAGE)
     verified = policy_samples.authenticated(status=status)
-    return policy_samples.result(found, verified, None, simulated=simulated, nonce=nonce)
+    return policy_samples.result(
+        found, verified, None, simulated=simulated, nonce=nonce, policy=policy, bound_to=bound_to
+    )
 
 
 def create_jwt(header: Any, claims: Any, key: EarKey = ED25519) -> bytes:
@@ -75,9 +80,10 @@ def create_ear(
 
 
 def read(token: bytes, key: EarKey = ED25519, **options: Any) -> Ear:
-    """Verify an EAR one minute after it was signed."""
-    now = NOW + timedelta(minutes=1)
-    return verify_ear(token, key.public, **{"nonce": NONCE, "now": now, **options})
+    """Verify an EAR one minute after it was signed, by default with NONCE."""
+    if not options.keys() & {"report_data", "any_freshness"}:
+        options = {"nonce": NONCE, **options}
+    return verify_ear(token, key.public, **{"now": NOW + timedelta(minutes=1), **options})
 
 
 def get_rejection_reason(token: bytes, key: EarKey = ED25519, **options: Any) -> str:

@@ -1,5 +1,6 @@
 """Tests of EAR claims: the trustworthiness vector, and signed claims that are rejected."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ def test_vector_by_tcb_status(platform: str) -> None:
     }
     assert expected.keys() == {None, *TcbStatus}
     found = {
-        each: trustworthiness_vector(create_small_result(status=each, platform=platform), None)
+        each: trustworthiness_vector(create_small_result(status=each, platform=platform))
         for each in expected
     }
     assert found == expected
@@ -54,9 +55,7 @@ WARNINGS = {*TcbStatus} - {TcbStatus.REVOKED, TcbStatus.UP_TO_DATE} - {*MISCONFI
 def test_vector_without_tcb_status_is_empty() -> None:
     """AWS Nitro has no TCB status, and does not claim memory encryption."""
     assert (
-        trustworthiness_vector(
-            create_small_result(status=None, platform="dstack-nitro-enclave"), None
-        )
+        trustworthiness_vector(create_small_result(status=None, platform="dstack-nitro-enclave"))
         == {}
     )
 
@@ -145,7 +144,7 @@ def test_verify_ear_submodule_must_be_platform(form: Literal["jwt", "cose"]) -> 
 def test_verify_ear_malformed_claim_raises_format_error(claims: dict[str, Any]) -> None:
     """A missing claim, or one of a wrong type or value, raises FormatError."""
     with pytest.raises(FormatError):
-        read(replace_claims(**claims), nonce=None)
+        read(replace_claims(**claims), any_freshness=True)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +226,42 @@ def test_verify_ear_nonce_must_be_that_of_its_result(form: Literal["jwt", "cose"
     for alter in (drop_nonce, unbind_result):
         with raises(FormatError, "inconsistent"):
             read(create_altered_ear(form, alter))
+
+
+@every_form
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *itertools.product(["fresh"], [None, False, 1, "true", []]),
+        *itertools.product(["bound_to"], [None, "report_data", "key", 1, ["nonce"], {}]),
+        *itertools.product(["report_data"], [None, 5, "0", "0x00", "zz"]),
+    ],
+)
+def test_verify_ear_binding_must_be_consistent(
+    form: Literal["jwt", "cose"], name: str, value: object
+) -> None:
+    """Nonce, `bound_to`, `fresh` and report data agree, and have their types."""
+
+    def alter(claims: dict[Any, Any], key: Callable[[str], Any]) -> None:
+        claims[key("submods")]["dstack-tdx"]["attestkit.result"][name] = value
+
+    with pytest.raises(FormatError):
+        read(create_altered_ear(form, alter))
+
+
+@every_form
+def test_verify_ear_affirming_without_nonce_raises_format_error(
+    form: Literal["jwt", "cose"],
+) -> None:
+    """A verifier that signs an affirming status without freshness is refused."""
+
+    def unbind(claims: dict[Any, Any], key: Callable[[str], Any]) -> None:
+        del claims[key("eat_nonce")]
+        result = claims[key("submods")]["dstack-tdx"]["attestkit.result"]
+        result.update(bound_to="report_data", fresh=False)
+
+    with raises(FormatError, "inconsistent"):
+        read(create_altered_ear(form, unbind), report_data=b"data")
 
 
 @every_form

@@ -49,8 +49,9 @@ from tests.verifier.ear.ears import (
 @every_form
 def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     """Result, policy, times, nonce and raw evidence survive signing and verification."""
-    result, policy = create_small_result(nonce=NONCE), AppraisalPolicy.default()
-    token = sign_ear(result, key, form=form, policy=policy, raw_evidence=b"\0raw")
+    policy = AppraisalPolicy.strict()
+    result = create_small_result(nonce=NONCE, policy=policy)
+    token = sign_ear(result, key, form=form, raw_evidence=b"\0raw")
     found = read(token, key, policy_id=policy_uri(policy))
     assert found.form == form
     assert found.result == result.to_dict()
@@ -61,7 +62,7 @@ def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     assert (found.nonce, found.raw_evidence) == (NONCE, b"\0raw")
     assert found.developer == "attestkit"
     assert found.build.startswith("attestkit ")
-    assert token == sign_ear(result, key, form=form, policy=policy, raw_evidence=b"\0raw")
+    assert token == sign_ear(result, key, form=form, raw_evidence=b"\0raw")
 
 
 @pytest.mark.parametrize("status", [*TcbStatus, None])
@@ -72,8 +73,10 @@ def test_ear_of_simulated_evidence_has_no_other_tier(
     """All claims of simulated evidence are contraindicated, for any platform and status."""
     policy = AppraisalPolicy.development().replace(os_image_hash=(IMAGE,))
     for platform in ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx"):
-        result = create_small_result(status=status, simulated=True, platform=platform, nonce=NONCE)
-        found = read(sign_ear(result, ED25519, form=form, policy=policy))
+        result = create_small_result(
+            status=status, simulated=True, platform=platform, nonce=NONCE, policy=policy
+        )
+        found = read(sign_ear(result, ED25519, form=form))
         assert found.simulated
         assert found.status is Tier.CONTRAINDICATED
         assert found.vector["hardware"] == 97
@@ -240,10 +243,86 @@ def test_ear_nonce_and_policy_must_match(form: Literal["jwt", "cose"]) -> None:
     for other in (NONCE + b"\0", NONCE[:-1], b"\0" * 8, b"\0" * 64):
         assert get_rejection_reason(token, nonce=other) == "ear_nonce"
     assert get_rejection_reason(create_ear(form, nonce=None)) == "ear_nonce"
-    assert read(token, nonce=None).nonce == NONCE
+    assert read(token, any_freshness=True).nonce == NONCE
     assert read(token, policy_id="urn:a").policy_id == "urn:a"
     assert get_rejection_reason(token, policy_id="urn:b") == "ear_policy"
     assert get_rejection_reason(create_ear(form), policy_id="urn:a") == "ear_policy"
+
+
+@every_form
+def test_ear_carries_what_evidence_is_bound_to(form: Literal["jwt", "cose"]) -> None:
+    """Nonce, kind of binding and report data are in the EAR; without nonce it is a warning."""
+    for nonce, bound_to, status in (
+        (NONCE, "nonce", Tier.AFFIRMING),
+        (None, "report_data", Tier.WARNING),
+        (None, None, Tier.WARNING),
+    ):
+        result = create_small_result(nonce=nonce, bound_to=untyped(bound_to))
+        found = read(sign_ear(result, ED25519, form=form), nonce=nonce, any_freshness=not nonce)
+        assert (found.nonce, found.bound_to, found.status) == (nonce, bound_to, status)
+        assert found.report_data == result.claims.report_data
+        assert found.vector == {"hardware": 2, "runtime-opaque": 2}
+
+
+def test_verify_ear_requires_an_expectation() -> None:
+    """Without nonce, report data or an explicit `any_freshness`, no EAR is accepted."""
+    token, public = create_ear(), ED25519.public
+    for arguments, reason in (
+        ({}, "missing"),
+        ({"nonce": None}, "missing"),
+        ({"any_freshness": False}, "missing"),
+        ({"nonce": None, "report_data": None}, "missing"),
+        ({"nonce": NONCE, "report_data": b"data"}, "conflict"),
+        ({"nonce": NONCE, "any_freshness": True}, "conflict"),
+        ({"report_data": b"data", "any_freshness": True}, "conflict"),
+        ({"nonce": NONCE, "report_data_is_fresh": True}, "conflict"),
+        ({"any_freshness": True, "report_data_is_fresh": True}, "conflict"),
+        ({"report_data_is_fresh": True}, "missing"),
+        ({"report_data": b""}, "wrong_value"),
+        ({"report_data": bytes(64), "report_data_is_fresh": True}, "wrong_value"),
+        ({"report_data": bytes(65)}, "too_large"),
+        ({"report_data": "data"}, "wrong_type"),
+    ):
+        options: dict[str, Any] = dict(untyped(arguments))
+        with raises(UsageError, reason):
+            verify_ear(token, public, now=NOW, **options)
+
+
+@every_form
+def test_verify_ear_without_compared_nonce_is_a_warning(form: Literal["jwt", "cose"]) -> None:
+    """An EAR with a nonce of another party's choice is not affirming for this one."""
+    for token in (create_ear(form), create_ear(form, nonce=None)):
+        assert read(token, any_freshness=True).status is Tier.WARNING
+        assert read(token, report_data=b"data").status is Tier.WARNING
+        fresh = read(token, report_data=b"data".ljust(64, b"\0"), report_data_is_fresh=True)
+        assert fresh.status is Tier.AFFIRMING
+        for other in (b"dat", b"data1", b"data".rjust(64, b"\0")):
+            assert get_rejection_reason(token, report_data=other) == "ear_report_data"
+    simulated = sign_ear(create_small_result(simulated=True), ED25519, form=form)
+    found = read(simulated, report_data=b"data", report_data_is_fresh=True)
+    assert found.status is Tier.CONTRAINDICATED
+
+
+def test_sign_ear_before_verification_raises_usage_error() -> None:
+    """A result is signed at the time of its verification, or after it."""
+    result, second = create_small_result(nonce=NONCE), timedelta(seconds=1)
+    with raises(UsageError, "out_of_range"):
+        sign_ear(result, ED25519, now=NOW - second)
+    assert read(sign_ear(result, ED25519, now=NOW + second)).issued_at == NOW + second
+
+
+def test_sign_ear_cannot_name_rules_of_another_policy() -> None:
+    """The policy id and its claims are those of the policy that accepted the evidence."""
+    lax, strict = AppraisalPolicy.development(), AppraisalPolicy.strict()
+    result = create_small_result(nonce=NONCE, policy=lax)
+    assert result.policy is lax
+    assert read(sign_ear(result, ED25519)).policy_id == policy_uri(lax)
+    with pytest.raises(TypeError):
+        untyped(sign_ear)(result, ED25519, policy=strict)
+    for name in (policy_uri(strict), policy_uri(strict).upper(), "ni:///sha-256;"):
+        with raises(UsageError, "conflict"):
+            sign_ear(result, ED25519, policy_id=name)
+    assert read(sign_ear(result, ED25519, policy_id=policy_uri(lax))).policy_id == policy_uri(lax)
 
 
 # -- limits ----------------------------------------------------------------------------------------
@@ -308,5 +387,5 @@ def test_verify_ear_invalid_argument_raises_usage_error() -> None:
         with raises(UsageError, "wrong_type"):
             read(untyped(token))
     with pytest.raises(FormatError):
-        verify_ear("\u20ac.\ud800.", ED25519.public, nonce=None, now=NOW)
+        verify_ear("\u20ac.\ud800.", ED25519.public, any_freshness=True, now=NOW)
     assert verify_ear(create_ear().decode(), ED25519.public, nonce=NONCE, now=NOW).form == "jwt"

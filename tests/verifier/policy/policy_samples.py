@@ -22,6 +22,7 @@ from attestkit.verifier.policy.appraisal_policy import (
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
+    BoundTo,
     Claims,
     ResultContent,
     Tcb,
@@ -202,6 +203,8 @@ def result(
     *,
     simulated: bool = False,
     nonce: bytes | None = None,
+    policy: AppraisalPolicy | None = None,
+    bound_to: BoundTo | None = None,
 ) -> AttestationResult:
     """Return the attestation result for such evidence."""
     evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
@@ -211,11 +214,12 @@ def result(
             advisory_ids=verified.advisory_ids,
             tcb=replace(verified.tcb, status=verified.status),
             simulated=simulated,
-            bound_to=None if nonce is None else "nonce",
+            bound_to=bound_to if nonce is None else "nonce",
             nonce=nonce,
             app_info=info,
             verified_at=NOW,
             certificate_chain=verified.chain,
+            policy=policy or AppraisalPolicy.default(),
             steps=(),
         )
     )

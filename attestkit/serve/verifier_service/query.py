@@ -1,0 +1,126 @@
+"""Parameters of `POST /verify`: the expected value, and the format of the response.
+
+`nonce` is 8 to 64 bytes in hex, `report_data` 1 to 64: the evidence must be bound to the nonce, or
+have this report data. They are in the query, which the relying party writes; the body is evidence,
+and its `report_data` is the attester's.
+
+`format=ear` requests a signed result (EAR). `encoding` selects jwt or cose; its default comes from
+the Accept header, else jwt. Without `format=ear` it is refused.
+"""
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from urllib.parse import parse_qsl
+
+from attestkit._formats.strict_json import from_hex
+from attestkit.errors import FormatError, UsageError
+from attestkit.report_data import check_nonce
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from attestkit.verifier.ear.envelope import TokenFormat
+
+MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+cwt"}
+"""Media type of each encoding of an EAR (RFC 9782)."""
+
+_SIGNED: Final = frozenset(MEDIA_TYPES.values())
+_NO_WEIGHT: Final = re.compile(rb"q=0(?:\.0*)?")
+_PARAMETERS: Final = frozenset({"format", "encoding", "nonce", "report_data"})
+_LONGEST: Final = 1024  # bytes of a query with known parameters
+_REPORT_DATA_SIZE: Final = range(1, 65)
+
+
+class VerifyQuery(NamedTuple):
+    """Parameters of a request; at most one of `nonce` and `report_data` is not None."""
+
+    form: "TokenFormat | None" = None  # of an EAR; None for the JSON response
+    nonce: bytes | None = None
+    report_data: bytes | None = None
+
+    @classmethod
+    def from_request(
+        cls, query: bytes, headers: "Iterable[tuple[bytes, bytes]]" = ()
+    ) -> "VerifyQuery":
+        """Parse the query and the Accept header.
+
+        Raises:
+            FormatError: If a parameter is invalid or given more than once, or two contradict each
+                other.
+        """
+        found = _parameters(query)
+        form: str | None = None
+        output_format = found.get("format", "json")
+        if output_format not in {"json", "ear"}:
+            raise FormatError("format: must be json or ear", reason="wrong_value")
+        if output_format == "ear":
+            accepted = b",".join(value for name, value in headers if name == b"accept").lower()
+            form = found.get("encoding", "cose" if _prefers_cwt(accepted) else "jwt")
+            if form not in {"jwt", "cose"}:
+                raise FormatError("encoding: must be jwt or cose", reason="wrong_value")
+        elif "encoding" in found:
+            raise FormatError("encoding: only with format=ear", reason="inconsistent")
+        nonce, report_data = _nonce(found.get("nonce")), _report_data(found.get("report_data"))
+        if nonce is not None and report_data is not None:
+            raise FormatError("nonce and report_data: give at most one", reason="inconsistent")
+        return cls(cast("TokenFormat | None", form), nonce, report_data)
+
+    @property
+    def expects(self) -> bool:
+        """Whether the evidence is compared with an expected value."""
+        return self.nonce is not None or self.report_data is not None
+
+
+def _parameters(query: bytes) -> dict[str, str]:
+    """Return the known parameters of a query; others are ignored.
+
+    Raises:
+        FormatError: If a parameter is repeated or in other letters, or a query of over 1,024 bytes
+            has one.
+    """
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in found:
+            raise FormatError(f"{name}: given more than once", reason="duplicate")
+        if name in _PARAMETERS:
+            found[name] = value
+        elif name.lower() in _PARAMETERS:
+            raise FormatError("query: parameter names are in lower case", reason="unknown_field")
+    if found and len(query) > _LONGEST:
+        raise FormatError(f"query: longer than {_LONGEST} bytes", reason="too_large")
+    return found
+
+
+def _prefers_cwt(accepted: bytes) -> bool:
+    """Return whether an Accept header lists the CWT, and before the JWT if it lists both.
+
+    Args:
+        accepted: The header in lower case. A type with weight 0 is not acceptable (RFC 9110,
+            section 12.4.2); other weights are ignored.
+    """
+    for media_range in accepted.split(b","):
+        name, *parameters = [part.strip(b" \t") for part in media_range.split(b";")]
+        if name in _SIGNED and not any(_NO_WEIGHT.fullmatch(part) for part in parameters):
+            return name == MEDIA_TYPES["cose"]
+    return False
+
+
+def _nonce(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    nonce = from_hex(text, "nonce")
+    try:
+        check_nonce(nonce)
+    except UsageError as error:
+        raise FormatError(str(error), reason="wrong_size") from error
+    return nonce
+
+
+def _report_data(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    report_data = from_hex(text, "report_data")
+    if len(report_data) not in _REPORT_DATA_SIZE:
+        size = len(report_data)
+        raise FormatError(f"report_data: must be 1 to 64 bytes, not {size}", reason="wrong_size")
+    return report_data
