@@ -81,7 +81,7 @@ class SnpReport(NamedTuple):
 
     version: int  # 4 bytes: 2 to 5
     guest_svn: int  # 4 bytes
-    policy: int  # 8 bytes: guest policy; bit 19 is DEBUG
+    policy: int  # 8 bytes: guest policy, of which bits 26 to 63 are zero; bit 19 is DEBUG
     family_id: bytes  # 16 bytes
     image_id: bytes  # 16 bytes
     vmpl: int  # 4 bytes: 0 to 3
@@ -134,6 +134,8 @@ class SnpReport(NamedTuple):
             raise _bad("unsupported_algorithm", message, 0x034)
         if not report.policy >> 17 & 1:
             raise _bad("wrong_value", "bit 17 of POLICY must be set", 0x008)
+        if report.policy >> 26:
+            raise _bad("wrong_value", "bits 26 to 63 of POLICY must be zero", 0x008)
         if report.key_info >> 2 & 7 not in (0, 1):
             raise _bad("wrong_value", "SIGNING_KEY must be 0 (VCEK) or 1 (VLEK)", 0x048)
         _check_reserved(report)

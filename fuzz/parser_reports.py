@@ -1,5 +1,6 @@
 """Targets: what hardware signs, and what hosts hand out with it."""
 
+import json
 from functools import partial
 from hashlib import sha384
 from struct import pack
@@ -13,10 +14,11 @@ from attestkit.backends.tdx.qgs import parse_frame, parse_quote_response
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.emulator.quote_service import answer_request
 from attestkit.emulator.td import ReportQuoter
-from attestkit.errors import BackendError, FormatError, UsageError
+from attestkit.errors import BackendError, FormatError, UnsupportedError, UsageError
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
+from attestkit.verifier.evidence_formats import parse_evidence
 from attestkit.verifier.platforms.snp_chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.quotes import PATTERN, made_quote, made_quotes
@@ -121,6 +123,14 @@ def snp_tables() -> list[bytes]:
     one = pack("<16sII24x", guid, 48, 2) + b"0\0"
     two = pack("<16sII16sII24x", guid, 72, len(pem), crl, 72, 4) + pem
     return [b"", bytes(24), one, two, pack("<16sII24x", bytes(16), 48, 2) + b"??"]
+
+
+def evidence_forms() -> list[bytes]:
+    """Return bare reports, a quote, and both as hex digits or in an agent's response."""
+    report, quote = chip().report(bytes(64)), made_quote(auth=b"")
+    response = json.dumps({"quote": quote.hex(), "event_log": "[]"}).encode()
+    table = snp_tables()[2]
+    return [report, report + table, (report + table).hex().encode(), quote, response]
 
 
 def _endorsements(raw: bytes) -> int:
@@ -257,6 +267,13 @@ def targets() -> list[ParserTarget]:
             obeys(_endorsements, FormatError),
             short(endorsement_samples),
             "der.dict",
+        ),
+        ParserTarget(
+            "evidence_formats",
+            obeys(parse_evidence, FormatError, UnsupportedError),
+            short(evidence_forms, 8192),
+            "evidence.dict",
+            8192,
         ),
         *_qgs_targets(),
     ]

@@ -134,6 +134,7 @@ READERS: Final[dict[str, str]] = {
     "td_report": "td_report",
     "verifier.evidence_bundle": "bundle",
     "verifier.ear.content": "ear",
+    "verifier.evidence_formats": "evidence_formats",
     "verifier.ear.result_token": "ear",
     "verifier.ear.keys": "ear",
     "verifier.ear.envelope": "ear",

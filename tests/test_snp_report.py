@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.errors import FormatError, UsageError
 from attestkit.snp_report import SnpReport, SnpTcb
 from tests.quotes import PATTERN
@@ -101,19 +103,18 @@ def test_snp_report_of_hardware_matches_vector(vector: dict[str, Any]) -> None:
 
 
 @needs_shared
-@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # zero in AMD's reports
 @pytest.mark.parametrize("vector", VECTORS, ids=path_of)
 def test_snp_report_signature_is_valid(vector: dict[str, Any]) -> None:
     """The signature is returned in big-endian order, over the signed bytes."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
     from cryptography.hazmat.primitives.hashes import SHA384
-    from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     report = SnpReport.parse(read_sample(vector))
     content = data(vector["signing_cert"])
-    read = load_pem_x509_certificate if content.startswith(b"--") else load_der_x509_certificate
-    key = read(content).public_key()
+    der = split_pem(content.decode())[0] if content.startswith(b"--") else content
+    key = load_der_public_key(read_path_certificate(der).spki)
     assert isinstance(key, EllipticCurvePublicKey)
     r, s = (int.from_bytes(report.signature[i : i + 48], "big") for i in (0, 48))
     key.verify(encode_dss_signature(r, s), report.signed_region, ECDSA(SHA384()))
@@ -217,6 +218,8 @@ def test_snp_report_of_wrong_size_fails() -> None:
         (3, 1, "unsupported_version", 0),
         (0x34, 2, "unsupported_algorithm", 0x34),
         (0x0A, 1, "wrong_value", 0x08),
+        (0x0B, 0b100, "wrong_value", 0x08),
+        (0x0F, 0x80, "wrong_value", 0x08),
         (0x48, 0b01000, "wrong_value", 0x48),
         (0x48, 0b11100, "wrong_value", 0x48),
         (0x48, 0b100000, "wrong_value", 0x48),
@@ -234,6 +237,17 @@ def test_snp_report_with_invalid_value_fails(offset: int, value: int, reason: st
     report = make_report()
     report[offset] = value
     assert rejection_of(bytes(report)) == (reason, at)
+
+
+def test_snp_report_policy_has_26_bits() -> None:
+    """Bit 25 of the guest policy is the highest that is not reserved."""
+    for bit in range(26, 64):
+        report = make_report()
+        report[0x08 + bit // 8] |= 1 << bit % 8
+        assert rejection_of(bytes(report)) == ("wrong_value", 0x08), bit
+    report = make_report()
+    report[0x0B] = 0b11
+    assert SnpReport.parse(bytes(report)).policy >> 24 == 0b11
 
 
 @pytest.mark.parametrize("version", [2, 3, 4, 5])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp
 from attestkit.cli.exit_codes import (
     NETWORK,
     POLICY,
@@ -375,8 +375,9 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
     if isinstance(content.value, Attestation | Quote):
         return content.value
     if isinstance(content.value, SnpReport):  # a bare report of the firmware
-        stack = Stack(content.value.report_data, (), "")
-        return Attestation(Evidence(SevSnp(content.value.raw, (), ""), stack))
+        from attestkit.verifier.evidence_formats import attest_snp_report  # lazy: slow to import
+
+        return attest_snp_report(content.value)
     if content.kind == "evidence bundle":
         inner = identify(_bundle(content).evidence)
         if inner.kind not in {"evidence", "quote"}:

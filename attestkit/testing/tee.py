@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from attestkit.event_log import Event, EventLog
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
+    from attestkit.snp_report import SnpReport
     from attestkit.verifier import AttestationResult, Verifier
     from attestkit.verifier.pipeline import VerifierOptions
 
@@ -244,7 +245,7 @@ class SimulatedTee:
 
     def verify(
         self,
-        evidence: "bytes | Attestation | Quote",
+        evidence: "bytes | Attestation | Quote | SnpReport",
         *,
         nonce: bytes | None = None,
         report_data: "bytes | EllipsisType | None" = ...,
@@ -253,7 +254,7 @@ class SimulatedTee:
         """Verify evidence with a new `verifier`; see `Verifier.verify`, also for errors.
 
         Args:
-            evidence: Evidence in any encoding, a raw quote, or a parsed object.
+            evidence: Evidence in any encoding, a raw quote or report, or a parsed object.
             nonce: The expected nonce.
             report_data: The expected report data; None accepts any.
             options: As for `verifier`.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
@@ -122,7 +122,7 @@ def _single_certificate(certificate: bytes | str) -> bytes:
         if len(certificates) != 1:
             message = f"trust anchor: must be 1 certificate, not {len(certificates)}"
             raise UsageError(message, reason="wrong_size")
-        read_certificate(certificates[0])
+        read_path_certificate(certificates[0])
     except (FormatError, UnicodeDecodeError, Base64Error) as error:
         message = f"trust anchor: not a valid certificate: {error}"
         raise UsageError(message, reason="wrong_value") from error

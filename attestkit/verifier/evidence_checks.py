@@ -26,11 +26,11 @@ from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
 from attestkit.verifier.config_id import has_document, sealed_configuration
+from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
-    from attestkit.snp_report import SnpReport
 
 _IDENTITY = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 _TD_ATTRIBUTES = (
@@ -45,15 +45,6 @@ _TD_ATTRIBUTES = (
     "tee_tcb_svn",
     "tee_tcb_svn2",
     "mr_service_td",
-)
-_SNP_ATTRIBUTES = (
-    "family_id",
-    "image_id",
-    "id_key_digest",
-    "author_key_digest",
-    "report_id",
-    "report_id_ma",
-    "chip_id",
 )
 
 
@@ -298,12 +289,20 @@ def claims(
         platform=parsed.platform,
         report_data=report_data,
         registers=named,
-        attributes=attributes,
+        attributes=(*attributes, *verified_launch(parsed, image_hash)),
         events=events,
         event_registers=registers,
         os_image_hash=image_hash,
         has_mr_config=_has_mr_config(parsed),
     )
+
+
+def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:
+    """Return the launch parameters of an SEV-SNP guest; empty unless its OS image is verified."""
+    attestation = parsed.attestation
+    if attestation is None or not isinstance(attestation.evidence.platform, SevSnp):
+        return ()
+    return launch_claims(attestation.config) if image_hash else ()
 
 
 def _has_mr_config(parsed: ParsedEvidence) -> bool:
@@ -313,10 +312,7 @@ def _has_mr_config(parsed: ParsedEvidence) -> bool:
     return has_document(quote.body.mr_config_id, attestation.config)
 
 
-_Fields = tuple[tuple[str, bytes], ...]
-
-
-def _fields(parsed: ParsedEvidence) -> tuple[_Fields, _Fields]:
+def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
     """Return registers and attributes, each as a pair of name and value.
 
     The names are those of the platform, such as mrtd for TDX and pcr0 for Nitro.
@@ -326,13 +322,13 @@ def _fields(parsed: ParsedEvidence) -> tuple[_Fields, _Fields]:
         return _quoted(quote)
     assert attestation is not None
     if (report := attestation.snp_report) is not None:
-        return _reported(report)
+        return report_claims(report)
     document = attestation.nitro_document
     assert document is not None
     return tuple((f"pcr{index}", value) for index, value in sorted(document.pcrs.items())), ()
 
 
-def _quoted(quote: Quote) -> tuple[_Fields, _Fields]:
+def _quoted(quote: Quote) -> tuple[Fields, Fields]:
     body = quote.body
     if isinstance(body, TdQuoteBody):
         named = (("mrtd", body.mrtd), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(body.rtmrs)))
@@ -344,17 +340,6 @@ def _quoted(quote: Quote) -> tuple[_Fields, _Fields]:
         ("isv_svn", body.isv_svn.to_bytes(2, "little")),
     )
     return (("mrenclave", body.mr_enclave), ("mrsigner", body.mr_signer)), attributes
-
-
-def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
-    numbers = (
-        ("policy", report.policy.to_bytes(8, "little")),
-        ("platform_info", report.platform_info.to_bytes(8, "little")),
-        ("guest_svn", report.guest_svn.to_bytes(4, "little")),
-    )
-    plain = tuple((name, getattr(report, name)) for name in _SNP_ATTRIBUTES)
-    named = (("measurement", report.measurement), ("host_data", report.host_data))
-    return named, (*numbers, *plain)
 
 
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:

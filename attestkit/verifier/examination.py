@@ -9,18 +9,14 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
-from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
-from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
-from attestkit.verifier.evidence_bundle import EvidenceBundle
 from attestkit.verifier.evidence_checks import (
     ExpectedReportData,
     ParsedEvidence,
@@ -30,7 +26,9 @@ from attestkit.verifier.evidence_checks import (
     check_report_data,
     claims,
     replay_event_log,
+    verified_launch,
 )
+from attestkit.verifier.evidence_formats import Evidence, parse_evidence
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import (
     AttestationResult,
@@ -45,11 +43,7 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.collateral.caching_source import CollateralSource
 
-Evidence = bytes | Attestation | Quote
-"""Encoded evidence or raw quote, or the parsed object of either."""
-
 _Got = TypeVar("_Got")
-_RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # quote versions; no evidence begins so
 
 
 class Settings(NamedTuple):
@@ -83,7 +77,9 @@ class Examination:
         self._replayed: tuple[int, ...] | None = None
         self._image_hash: bytes | None = None
         self._app_info: AppInfo | None = None
-        self.parsed: ParsedEvidence = run_step("format", self._steps, lambda: _to_parsed(evidence))
+        self.parsed: ParsedEvidence = run_step(
+            "format", self._steps, lambda: parse_evidence(evidence)
+        )
 
     @property
     def steps(self) -> tuple[VerificationStep, ...]:
@@ -121,14 +117,20 @@ class Examination:
         self._steps.append(step)
 
     def image_hash(self) -> bytes:
-        """Return the hash of the running OS image; empty if not verifiable."""
+        """Return the hash of the running OS image; empty if not verifiable.
+
+        PolicyError if the policy does not accept the SEV_FEATURES of an SEV-SNP guest.
+        """
         return run_step("OS image", self._steps, self._verify_image)
 
     def _verify_image(self) -> bytes:
         _require(self._replayed)
-        self._image_hash, step = check_os_image(self.parsed)
+        image_hash, step = check_os_image(self.parsed)
+        if features := dict(verified_launch(self.parsed, image_hash)).get("sev_features"):
+            self._settings.policy.check_sev_features(int.from_bytes(features, "little"))
+        self._image_hash = image_hash
         self._steps.append(step)
-        return self._image_hash
+        return image_hash
 
     def app_info(self) -> "AppInfo | None":
         """Return the identity of the app; unauthenticated fields are empty.
@@ -222,19 +224,3 @@ def _require(value: _Got | None) -> _Got:
             reason="conflict",
         )
     return value
-
-
-def _to_parsed(evidence: object) -> ParsedEvidence:
-    """Parse evidence; a raw quote is recognised by its version."""
-    if isinstance(evidence, Attestation):
-        return ParsedEvidence.of(evidence)
-    if isinstance(evidence, Quote):
-        return ParsedEvidence(None, evidence)
-    if isinstance(evidence, EvidenceBundle):
-        message = "evidence: pass an EvidenceBundle to Verifier.verify_bundle"
-        raise UsageError(message, reason="wrong_type")
-    if not isinstance(evidence, bytes):
-        raise wrong_type("evidence", "bytes, an Attestation or a Quote", evidence)
-    if evidence[:2] in _RAW_QUOTES:
-        return ParsedEvidence(None, Quote.parse(evidence))
-    return ParsedEvidence.of(Attestation.from_bytes(evidence))

@@ -17,7 +17,8 @@ from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
 from attestkit.verifier.evidence_bundle import BUNDLE_TIME, EvidenceBundle
 from attestkit.verifier.evidence_checks import ExpectedReportData
-from attestkit.verifier.examination import Evidence, Examination, Settings
+from attestkit.verifier.evidence_formats import Evidence
+from attestkit.verifier.examination import Examination, Settings
 from attestkit.verifier.policy.appraisal_policy import (
     PRESETS,
     AppraisalPolicy,
@@ -146,11 +147,12 @@ class Verifier:
     ) -> AttestationResult:
         """Verify evidence, and return the result. Pass either `nonce` or `report_data`.
 
-        A raw quote has no event log: replay is skipped, and a policy with rules about events or the
-        app rejects it.
+        A raw quote or SEV-SNP report has no event log: replay is skipped, and a policy with rules
+        about events or the app rejects it.
 
         Args:
-            evidence: Evidence of at most 10 MiB.
+            evidence: Evidence of at most 10 MiB, in any form of `Evidence`. Certificates for a bare
+                SEV-SNP report are the verifier's `snp_certificates`, or follow it as a table.
             nonce: The nonce that the attester was sent, 8 to 64 bytes; it makes the result `fresh`.
             report_data: Expected report data, up to 64 bytes, zero-padded; the result is not
                 `fresh`, because report data may be a constant, and with empty report data it is
@@ -400,6 +402,7 @@ def verify(
     policy: AppraisalPolicy | _Path | None = None,
     pccs_url: str | None = None,
     now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
 ) -> AttestationResult: ...
 
 
@@ -414,6 +417,7 @@ def verify(
     policy: AppraisalPolicy | _Path | None = None,
     pccs_url: str | None = None,
     now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
 ) -> AttestationResult: ...
 
 
@@ -427,9 +431,14 @@ def verify(
     policy: AppraisalPolicy | _Path | None = None,
     pccs_url: str | None = None,
     now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
 ) -> AttestationResult:
     """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
     verifier = Verifier(
-        trust_anchor=trust_anchor, collateral=collateral, pccs_url=pccs_url, policy=policy
+        trust_anchor=trust_anchor,
+        collateral=collateral,
+        pccs_url=pccs_url,
+        policy=policy,
+        snp_certificates=snp_certificates,
     )
     return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)

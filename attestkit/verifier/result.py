@@ -104,6 +104,10 @@ class Tcb(_Values):
     dynamic_platform: bool | None = None  # packages may be added to the platform
     cached_keys: bool | None = None  # Intel's registration service caches the platform's keys
     smt_enabled: bool | None = None  # simultaneous multithreading
+    # The other TCB versions of an SEV-SNP report, of which `components` is the reported one.
+    current: tuple[tuple[str, int], ...] = ()
+    committed: tuple[tuple[str, int], ...] = ()
+    launch: tuple[tuple[str, int], ...] = ()
 
 
 class Authenticated(NamedTuple):
@@ -129,7 +133,8 @@ class Claims(_Values):
     platform: str  # dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave; sgx for a bare SGX quote
     report_data: bytes  # as signed, 64 bytes; user data of a Nitro document
     registers: tuple[tuple[str, bytes], ...]  # mrtd, rtmr0 ...; measurement, ...; pcr0, ...
-    attributes: tuple[tuple[str, bytes], ...]  # td_attributes, xfam, ...; as in the evidence
+    # td_attributes, xfam, ...; as in the evidence. Of SEV-SNP: see docs/policy.md.
+    attributes: tuple[tuple[str, bytes], ...]
     events: tuple[Event, ...]  # runtime events that replay; empty if the platform measures none
     event_registers: tuple[int, ...]  # RTMRs that the log replays to
     os_image_hash: bytes  # 32 bytes if the registers are those of the image, else empty
@@ -274,6 +279,9 @@ class AttestationResult:
                 "evaluation_data_number": tcb.evaluation_data_number,
                 "fmspc": tcb.fmspc.hex() or None,
                 "components": dict(tcb.components),
+                "current": dict(tcb.current),
+                "committed": dict(tcb.committed),
+                "launch": dict(tcb.launch),
             },
             "steps": [step._asdict() for step in self.steps],
         }

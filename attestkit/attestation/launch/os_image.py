@@ -9,6 +9,7 @@ elsewhere.
 import hmac
 import string
 from functools import lru_cache
+from typing import Any
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
@@ -125,23 +126,41 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
     return actual
 
 
+def read_snp_launch(config: VmConfig) -> SnpLaunch:
+    """Return the launch parameters of an SEV-SNP guest, not verified.
+
+    Raises:
+        FormatError: If they are missing or malformed.
+    """
+    return _read_launch(_snp_fields(config))
+
+
 def _snp_launch(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
-    text, image_hash = config.find("sev_snp_measurement"), config.find("os_image_hash")
+    fields = _snp_fields(config)
+    launch = _read_launch(fields)
+    os_image_hash = strict_json.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
+    texts = fields.get("checksum_file"), fields.get("measurement")
+    document = _document(*texts, os_image_hash, "measurement.snp.cbor")
+    return SnpImage.read(document), launch
+
+
+def _snp_fields(config: VmConfig) -> dict[str, Any]:
+    text = config.find("sev_snp_measurement")
     if not isinstance(text, str):
         raise FormatError("vm_config: sev_snp_measurement missing", reason="missing")
     fields = strict_json.read_object(text, "sev_snp_measurement")
     if unknown := fields.keys() - _SNP_KEYS:
         message = f"sev_snp_measurement: unknown key {shown(min(unknown))}"
         raise FormatError(message, reason="unknown_field")
-    launch = SnpLaunch(
+    return fields
+
+
+def _read_launch(fields: dict[str, Any]) -> SnpLaunch:
+    return SnpLaunch(
         vcpus=strict_json.number_field(fields, "vcpus", 32),
         vcpu_type=strict_json.string(fields, "vcpu_type"),
         guest_features=strict_json.number_field(fields, "guest_features", 64),
     )
-    os_image_hash = strict_json.from_hex(image_hash, "os_image_hash", 32)
-    texts = fields.get("checksum_file"), fields.get("measurement")
-    document = _document(*texts, os_image_hash, "measurement.snp.cbor")
-    return SnpImage.read(document), launch
 
 
 def _tdx_image(fields: dict[str, object], os_image_hash: bytes) -> TdxImage:

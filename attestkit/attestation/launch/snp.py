@@ -38,6 +38,8 @@ _CPUS = {
     **dict.fromkeys(["epyc-milan", "epyc-milan-v1", "epyc-milan-v2"], (25, 1, 1)),
     **dict.fromkeys(["epyc-genoa", "epyc-genoa-v1"], (25, 17, 0)),
 }
+CPU_TYPES = ("EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa")
+"""CPU types of QEMU that are measured differently."""
 
 
 class OvmfSection(NamedTuple):
@@ -115,6 +117,19 @@ def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
     for vcpu in range(launch.vcpus):
         digest = _update(digest, _VMSA_PAGE, _VMSA_GPA, others if vcpu else first)
     return digest
+
+
+def canonical_cpu_type(name: str) -> str:
+    """Return the one of `CPU_TYPES` that is measured like a CPU type of QEMU.
+
+    Raises:
+        FormatError: If the type is unknown.
+    """
+    identity = _CPUS.get(name.strip().lower())
+    for known in CPU_TYPES:
+        if _CPUS[known.lower()] == identity:
+            return known
+    raise FormatError("sev_snp_measurement: vcpu_type is unknown", reason="unsupported")
 
 
 def _check(image: SnpImage, launch: SnpLaunch) -> None:

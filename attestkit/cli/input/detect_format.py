@@ -18,6 +18,7 @@ from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.event_log.agent_json import CEL_KEYS
 from attestkit.event_log.cel import detect_encoding
 from attestkit.quote import Quote
+from attestkit.snp_report import SIZE as SNP_REPORT_SIZE
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
@@ -194,14 +195,26 @@ def _binary(data: bytes) -> FileContent:
         return FileContent("quote", Quote.parse(data))
     if len(data) == 1024 and data[0] == 0x81:
         return FileContent("TD report", TdReport.parse(data))
-    if len(data) == 1184 and data[1:4] == bytes(3):
-        return FileContent("SEV-SNP report", SnpReport.parse(data))
+    if data[1:4] == bytes(3) and (report := _snp_report(data)) is not None:
+        return report
     try:
         return FileContent("evidence", Attestation.from_bytes(data))
     except FormatError as not_evidence:
         if detect_encoding(data) is not None:
             return FileContent(CEL, EventLog.from_cel(data))
         return _firmware_log(data, not_evidence)
+
+
+def _snp_report(data: bytes) -> FileContent | None:
+    """Parse a bare SEV-SNP report, with or without a certificate table behind it."""
+    if len(data) == SNP_REPORT_SIZE:
+        return FileContent("SEV-SNP report", SnpReport.parse(data))
+    # Lazy: loads the verifier.
+    from attestkit.verifier.evidence_formats import begins_with_snp_report, read_snp_report
+
+    if begins_with_snp_report(data):
+        return FileContent("evidence", read_snp_report(data))
+    return None
 
 
 def _firmware_log(data: bytes, not_evidence: FormatError) -> FileContent:

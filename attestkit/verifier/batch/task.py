@@ -15,6 +15,7 @@ from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError, VerificationError
 from attestkit.quote import Quote
+from attestkit.snp_report import SnpReport
 from attestkit.verifier.result import AttestationResult
 
 
@@ -25,7 +26,7 @@ class VerificationItem:
     Pass either `nonce` or `report_data`.
     """
 
-    evidence: bytes | Attestation | Quote
+    evidence: bytes | Attestation | Quote | SnpReport
     _: KW_ONLY
     nonce: bytes | None = None
     report_data: bytes | EllipsisType | None = ...
@@ -41,7 +42,7 @@ class VerifierProtocol(Protocol):
 
     def verify(
         self,
-        evidence: bytes | Attestation | Quote,
+        evidence: bytes | Attestation | Quote | SnpReport,
         *,
         nonce: bytes | None,
         report_data: bytes | EllipsisType | None,

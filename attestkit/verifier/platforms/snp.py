@@ -217,13 +217,22 @@ def _status_step(report: SnpReport) -> VerificationStep:
 def _authenticated(
     report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
 ) -> Authenticated:
-    levels = report.tcb("reported", signer.product)._asdict()
+    def components(which: str) -> tuple[tuple[str, int], ...]:
+        levels = report.tcb(which, signer.product)._asdict()
+        return tuple((name, n) for name, n in levels.items() if n is not None)
+
+    tcb = Tcb(
+        components=components("reported"),
+        current=components("current"),
+        committed=components("committed"),
+        launch=components("launch"),
+    )
     return Authenticated(
         status=TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE,
         advisory_ids=(),
         report_data=report.report_data,
         device=b"",
-        tcb=Tcb(components=tuple((name, n) for name, n in levels.items() if n is not None)),
+        tcb=tcb,
         chain=signer.chain,
         steps=steps,
     )

@@ -48,6 +48,7 @@ from attestkit.verifier.policy.rules import (
     format_values,
     require_match,
 )
+from attestkit.verifier.policy.snp_rules import SNP, SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.result import (
     AttestationResult,
@@ -108,7 +109,7 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppraisalPolicy(TcbRules):
+class AppraisalPolicy(SnpRules, TcbRules):
     """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
     A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
@@ -144,6 +145,7 @@ class AppraisalPolicy(TcbRules):
         for name, (kind, expected) in _TYPES.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise wrong_type(name, expected, value)
+        self._check_snp_rules()
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -157,6 +159,7 @@ class AppraisalPolicy(TcbRules):
             )
         owners = {name: REGISTERS[name].platform for name in self.reference_values.rules}
         owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
+        owners |= dict.fromkeys(self._snp_only, SNP)
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
                 message = f"{name}: applies only to {owner}, which another rule excludes"
@@ -166,18 +169,19 @@ class AppraisalPolicy(TcbRules):
     def strict(cls) -> "AppraisalPolicy":
         """Return the policy for platforms that are UpToDate without any advisory.
 
-        It also requires the document of a sealed configuration.
+        It also requires the document of a sealed configuration, and committed firmware on SEV-SNP.
         """
         return cls(
             accepted_statuses=(TcbStatus.UP_TO_DATE,),
             accepted_advisories=(),
             require_mr_config=True,
+            refuse_provisional_firmware=True,
         )
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
-        """Return the policy for platforms with current firmware."""
-        return cls(accepted_statuses=_DEFAULT)
+        """Return the policy for platforms with current firmware, on SEV-SNP also committed."""
+        return cls(accepted_statuses=_DEFAULT, refuse_provisional_firmware=True)
 
     @classmethod
     def development(cls) -> "AppraisalPolicy":
@@ -313,6 +317,7 @@ class AppraisalPolicy(TcbRules):
         for field, mask in (("td_attributes", self.td_attributes), ("xfam", self.xfam)):
             if mask is not None:
                 yield mask.appraise(field, claims)
+        yield from self._appraise_snp(claims)
         if self.os_image_hash is not None:
             yield _os_image(claims, self.os_image_hash)
         for name in _IDENTITIES:

@@ -13,12 +13,13 @@ from attestkit.verifier.policy.rules import (
     RequiredEvent,
     read_key_provider,
 )
+from attestkit.verifier.policy.snp_rules import SNP, is_provisional
 from attestkit.verifier.result import AttestationResult, Claims
 
 # Registers that are equal for the same image and VM shape.
 _PINNED: Final = (
     *("mrtd", "rtmr0", "rtmr1", "rtmr2", "mr_signer_seam", "mr_owner", "mr_owner_config"),
-    *("measurement", "id_key_digest", "author_key_digest"),
+    *("measurement", "id_key_digest", "author_key_digest", "family_id", "image_id"),
     *("pcr0", "pcr1", "pcr2", "pcr8"),
     *("mrenclave", "mrsigner"),
 )
@@ -38,7 +39,22 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
         "require_mr_config": claims.has_mr_config,
         "required_events": _pinned_events(claims),
         **_pinned_app(claims, info),
+        **_pinned_snp(claims),
     }
+
+
+def _pinned_snp(claims: Claims) -> dict[str, Any]:
+    """Return SEV-SNP rules; vCPUs and CPU type are those of the pinned measurement."""
+    if claims.platform != SNP:
+        return {}
+    found: dict[str, Any] = {
+        "guest_policy": _pinned_bits(claims, "policy"),
+        "minimum_guest_svn": int.from_bytes(claims.get("guest_svn", b""), "little") or None,
+        "refuse_provisional_firmware": not is_provisional(claims),
+    }
+    if features := claims.get("sev_features"):
+        found["sev_features"] = (int.from_bytes(features, "little"),)
+    return found
 
 
 def _one(value: bytes) -> tuple[bytes, ...] | None:

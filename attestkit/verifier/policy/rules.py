@@ -75,11 +75,36 @@ _XFAM: Final = {
     "APX": 1 << 19,
 }
 
+_GUEST_POLICY: Final = {
+    "SMT": 1 << 16,
+    "MIGRATE_MA": 1 << 18,
+    "DEBUG": 1 << 19,
+    "SINGLE_SOCKET": 1 << 20,
+    "CXL_ALLOW": 1 << 21,
+    "MEM_AES_256_XTS": 1 << 22,
+    "RAPL_DIS": 1 << 23,
+    "CIPHERTEXT_HIDING": 1 << 24,
+    "PAGE_SWAP_DISABLE": 1 << 25,
+}
+
+_PLATFORM_INFO: Final = {
+    "SMT_EN": 1 << 0,
+    "TSME_EN": 1 << 1,
+    "ECC_EN": 1 << 2,
+    "RAPL_DIS": 1 << 3,
+    "CIPHERTEXT_HIDING_DRAM_EN": 1 << 4,
+    "ALIAS_CHECK_COMPLETE": 1 << 5,
+    "TIO_EN": 1 << 7,
+}
+
 BIT_NAMES: Final[Mapping[str, Mapping[str, int]]] = {
     "td_attributes": _TD_ATTRIBUTES,
     "xfam": _XFAM,
+    "guest_policy": _GUEST_POLICY,
+    "platform_info": _PLATFORM_INFO,
 }
-"""Names of the bits of a TD's attributes and XFAM (Intel TDX Module ABI).
+"""Names of the bits of a TD's attributes and XFAM (Intel TDX Module ABI), and of an SEV-SNP guest's
+POLICY and PLATFORM_INFO (SEV-SNP Firmware ABI).
 
 XFAM is numbered as XCR0; some of its features have several bits.
 """
@@ -226,7 +251,11 @@ class ReferenceValues:
     measurement: Values = _register(_SNP, 48, "initial contents of the guest")
     host_data: Values = _register(_SNP, 32, "set at launch: hash of the configuration document")
     id_key_digest: Values = _register(_SNP, 48, "signer of the guest's id block")
-    author_key_digest: Values = _register(_SNP, 48, "signer of that key")
+    author_key_digest: Values = _register(_SNP, 48, "signer of that key; zero if there is none")
+    family_id: Values = _register(_SNP, 16, "family of the guest, from its id block")
+    image_id: Values = _register(_SNP, 16, "image of the guest, from its id block")
+    report_id: Values = _register(_SNP, 32, "this guest; differs with every launch")
+    report_id_ma: Values = _register(_SNP, 32, "its migration agent; all ones for none")
     # AWS Nitro enclaves.
     pcr0: Values = _register(_NITRO, 48, "the enclave's image")
     pcr1: Values = _register(_NITRO, 48, "its kernel and boot file system")
@@ -334,9 +363,15 @@ class BitMask:
             )
         return cls(must_be_set=bits, must_be_clear=rules & ~bits)
 
-    def appraise(self, name: str, claims: Claims) -> VerificationStep:
-        """Return the verification step for the field `name`; PolicyError names the wrong bits."""
-        have = claims.get(name)
+    def appraise(self, name: str, claims: Claims, claim: str | None = None) -> VerificationStep:
+        """Return the verification step for the field `name`; PolicyError names the wrong bits.
+
+        Args:
+            name: Name of the rule, a key of `BIT_NAMES`.
+            claims: Claims of the evidence.
+            claim: Name of the claim, if it differs.
+        """
+        have = claims.get(claim or name)
         if have is None or len(have) != 8:
             raise PolicyError(
                 f"{name}: {claims.platform} evidence has no such 8-byte field; use a policy "

@@ -37,7 +37,8 @@ class TcbRules:
     platform_grace_period: timedelta | None = None
     qe_grace_period: timedelta | None = None  # of the quoting enclave
     minimum_evaluation_data_number: int | None = None  # of Intel's TCB recovery
-    minimum_svns: Collection[tuple[str, int]] = ()  # as `Tcb.components`
+    # As `Tcb.components`; all four TCB versions of an SEV-SNP report must meet them.
+    minimum_svns: Collection[tuple[str, int]] = ()
 
     def __post_init__(self) -> None:
         self._normalize("accepted_statuses", TcbStatus)
@@ -184,25 +185,33 @@ class TcbRules:
         return passed("evaluation_data_number", text)
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
-        have = dict(authenticated.tcb.components)
-        for name, minimum in self.minimum_svns:
-            if (svn := have.get(name)) is None:
-                known = ", ".join(have) or "none"
-                raise PolicyError(
-                    f"component {name!r}: SVN must be at least {minimum}, but the evidence has no "
-                    f"such component; use one of these in minimum_svns: {known}",
-                    reason="minimum_svn",
-                )
-            if svn < minimum:
-                raise PolicyError(
-                    f"component {name}: SVN is {svn}, must be at least {minimum}; update the "
-                    "platform's firmware, or lower the minimum",
-                    reason="minimum_svn",
-                )
+        tcb = authenticated.tcb
+        self._check_components("", tcb.components)
+        if platform == _STATUS_WITHOUT_AGE:
+            for which in ("current", "committed", "launch"):
+                self._check_components(f" of the {which} TCB", getattr(tcb, which))
         if not self.minimum_svns:
             return _ANY_AGE if platform == _STATUS_WITHOUT_AGE else None
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"
         return passed("minimum_svn", text)
+
+    def _check_components(self, of: str, components: tuple[tuple[str, int], ...]) -> None:
+        """Compare components with their minimum SVNs; PolicyError if one is below."""
+        have = dict(components)
+        for name, minimum in self.minimum_svns:
+            if (svn := have.get(name)) is None:
+                known = ", ".join(have) or "none"
+                raise PolicyError(
+                    f"component {name!r}{of}: SVN must be at least {minimum}, but the evidence has "
+                    f"no such component; use one of these in minimum_svns: {known}",
+                    reason="minimum_svn",
+                )
+            if svn < minimum:
+                raise PolicyError(
+                    f"component {name}{of}: SVN is {svn}, must be at least {minimum}; update the "
+                    "platform's firmware (and launch the guest again), or lower the minimum",
+                    reason="minimum_svn",
+                )
 
 
 def _status_error(

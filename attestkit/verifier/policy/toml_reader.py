@@ -37,7 +37,7 @@ __all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "config_errors", "parse", 
 
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"
-"""Value of `accepted_advisories` that accepts any advisory."""
+"""Value of `accepted_advisories` and `sev_features` that accepts any."""
 
 UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "s": 1}
 """Seconds by unit of a period."""
@@ -192,6 +192,14 @@ def _accepted_advisories(key: str, value: object) -> tuple[str, ...] | None:
     return None if value == ANY else _texts(key, value)
 
 
+def _integers(key: str, value: object) -> tuple[int, ...]:
+    return tuple(_integer(key, one) for one in _as_list(value))
+
+
+def _sev_features(key: str, value: object) -> tuple[int, ...] | None:
+    return None if value == ANY else _integers(key, value)
+
+
 def _period(key: str, value: object) -> timedelta:
     want = 'a number of days, or text such as "30d" (w, d, h, s)'
     if isinstance(value, str):
@@ -317,6 +325,16 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "reference_values": _reference_values,
     "td_attributes": _mask,
     "xfam": _mask,
+    # SEV-SNP
+    "sev_features": _sev_features,
+    "vcpus": _integers,
+    "vcpu_type": _texts,
+    "guest_policy": _mask,
+    "platform_info": _mask,
+    "minimum_guest_svn": _integer,
+    "minimum_guest_abi": _text,
+    "minimum_firmware": _text,
+    "refuse_provisional_firmware": _boolean,
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,

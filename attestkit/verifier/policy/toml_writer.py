@@ -1,6 +1,6 @@
 """Encoder of appraisal policies in TOML, with a comment on each rule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
@@ -17,6 +17,7 @@ from attestkit.verifier.policy.toml_reader import ANY, UNITS
 from attestkit.verifier.result import TcbStatus
 
 _ALL_BITS: Final = (1 << 64) - 1
+_ALWAYS: Final = {"accepted_advisories", "sev_features"}  # rules whose default is not None
 _ORDER: Final = (*TcbStatus, *VERIFIED_PLATFORMS)  # of names that are not sorted
 
 _HEADER: Final = """\
@@ -31,8 +32,9 @@ def write_rules(rules: Mapping[str, Any]) -> str:
     for name, comment in _COMMENTS.items():
         value = rules[name]
         # An empty accepted_advisories is a rule; an empty refused_advisories is not.
-        if name == "accepted_advisories" or value not in (None, frozenset()):
-            lines += [f"# {comment}", f"{name} = {_value(value)}", ""]
+        if name in _ALWAYS or value not in (None, frozenset()):
+            text = _value(value, hex if name == "sev_features" else str)
+            lines += [f"# {comment}", f"{name} = {text}", ""]
     if svns := rules["minimum_svns"]:
         lines += ["# Minimum security version number (SVN) of components, by name."]
         lines += ["[minimum_svns]", *(f"{_text(name)} = {svn}" for name, svn in svns), ""]
@@ -78,7 +80,7 @@ def _table(name: str, rule: KeyProvider | RequiredEvent) -> list[str]:
     return [*lines, ""]
 
 
-def _value(value: object) -> str:
+def _value(value: object, number: Callable[[int], str] = str) -> str:
     """Return the value of a rule; several values are an array, None is `any`."""
     if isinstance(value, timedelta):
         seconds = value.days * 86_400 + value.seconds
@@ -87,14 +89,20 @@ def _value(value: object) -> str:
     if isinstance(value, int):
         return str(value).lower()
     if not isinstance(value, frozenset):
-        return _text(ANY)
+        return _text(value if isinstance(value, str) else ANY)
     ordered = [one for one in _ORDER if one in value] or sorted(value)
-    found = [_text(one.hex() if isinstance(one, bytes) else one) for one in ordered]
+    found = [_item(one, number) for one in ordered]
     if len(found) == 1 and isinstance(ordered[0], bytes):
         return found[0]
     if sum(map(len, found)) < 80:
         return f"[{', '.join(found)}]"
     return "[\n" + "".join(f"  {item},\n" for item in found) + "]"
+
+
+def _item(value: bytes | str | int, number: Callable[[int], str]) -> str:
+    if isinstance(value, int):
+        return number(value)
+    return _text(value.hex() if isinstance(value, bytes) else value)
 
 
 def _text(value: str) -> str:
@@ -117,6 +125,13 @@ _COMMENTS: Final = {
     "platforms": f"Accepted platforms, of {', '.join(VERIFIED_PLATFORMS)}.",
     "refuse_simulated": "Whether evidence under another root than the vendor's is rejected.",
     "require_mr_config": "Whether the document of a TD's MR_CONFIG_ID version 3 is required.",
+    "sev_features": 'SEV-SNP: SEV_FEATURES under which os_image_hash holds; "any", or a list.',
+    "vcpus": "SEV-SNP: number of virtual CPUs at launch.",
+    "vcpu_type": "SEV-SNP: CPU type of QEMU at launch.",
+    "minimum_guest_svn": "SEV-SNP: minimum SVN of the guest.",
+    "minimum_guest_abi": "SEV-SNP: minimum ABI version that the guest policy requires.",
+    "minimum_firmware": "SEV-SNP: minimum version of current and committed firmware.",
+    "refuse_provisional_firmware": "SEV-SNP: whether firmware that is not committed is rejected.",
     "app_id": "The application's id, 20 bytes, measured at boot.",
     "compose_hash": "SHA-256 of the application's app-compose.json, measured at boot.",
     "instance_id": "Id of one instance of the application, 20 bytes.",
@@ -126,4 +141,6 @@ _COMMENTS: Final = {
 _MASKS: Final = {
     "td_attributes": "Attributes of the TD, as in the evidence; the mask has the bits to compare.",
     "xfam": "CPU features that the TD may use, 8 bytes as in the evidence.",
+    "guest_policy": "SEV-SNP: bits of the guest policy, 8 bytes as in the evidence.",
+    "platform_info": "SEV-SNP: bits of PLATFORM_INFO, 8 bytes as in the evidence.",
 }

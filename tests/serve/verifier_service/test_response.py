@@ -36,6 +36,7 @@ from tests.serve.verifier_service.judges import (
     create_evidence,
 )
 from tests.vectors import data, needs_shared
+from tests.verifier.platforms import amd
 
 KEYS = [
     "quote_verified",
@@ -456,3 +457,14 @@ def test_verify_rejected_evidence_is_freed_immediately(kind: type[BaseException]
     assert outcome.result is None
     del log
     assert alive() is None
+
+
+def test_verify_snp_image_under_other_features_is_not_verified() -> None:
+    """The OS image of an SEV-SNP guest with SEV_FEATURES that no policy names is not verified."""
+    verifier = Verifier(trust_anchor=amd.ark(), clock=lambda: amd.NOW, policy="development")
+    for features, verified in ((0x21, True), (0x3, False)):
+        request = create_request(amd.launched_evidence(guest_features=features))
+        outcome = run_verification(verifier, request, fail_on_internal_error)
+        assert outcome.details["os_image_hash_verified"] is verified, outcome.reason
+        assert (outcome.result is not None) is verified
+        assert outcome.step == ("" if verified else PREFIX["image_hash"].removesuffix(": "))

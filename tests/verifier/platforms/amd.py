@@ -3,10 +3,11 @@
 Keys are generated once per run; RSA keys have only 2048 bits.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -16,7 +17,13 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.mr_config import host_data
+from attestkit.attestation.launch.os_image import expected_snp_measurement
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
+from attestkit.backends.simulator.os_image import snp_vm_config
 
 NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
 YEAR: Final = timedelta(days=365)
@@ -27,6 +34,18 @@ TURIN_SPLS: Final = {"3.9": 1, "3.1": 2, "3.2": 3, "3.3": 4, "3.8": 213}  # FMC 
 TCB: Final = bytes((4, 0, 0, 0, 0, 0, 23, 213))
 TURIN_TCB: Final = bytes((1, 2, 3, 4, 0, 0, 0, 213))
 TCB_VERSIONS: Final = (0x038, 0x180, 0x1E0, 0x1F0)  # offsets: current, reported, committed, launch
+REPORT_DATA: Final = bytes(range(64))
+MR_CONFIG: Final = json.dumps(
+    {
+        "version": 3,
+        "app_id": "0a" * 20,
+        "compose_hash": "0c" * 32,
+        "instance_id": "1d" * 20,
+        "key_provider": "none",
+    }
+)
+"""Configuration document of `launched_evidence`."""
+
 _PREFIX: Final = "1.3.6.1.4.1.3704.1."
 
 
@@ -141,6 +160,16 @@ def leaf(
     return sign(builder, rsa_key(signed_by or issuer), salt)
 
 
+def with_serial_zero(certificate: bytes, issuer: str) -> bytes:
+    """Return a certificate with the serial number 0, which `cryptography` does not write."""
+    found = read_path_certificate(certificate)
+    at = found.signed.index(b"\2", 9)  # after the headers and the version
+    assert found.signed[at + 1] == 1  # byte of the number
+    signed = found.signed[: at + 2] + b"\0" + found.signed[at + 3 :]
+    signature = rsa_key(issuer).sign(signed, PSS(MGF1(SHA384()), 48), SHA384())
+    return certificate.replace(found.signed, signed).replace(found.signature, signature)
+
+
 @cache
 def vcek() -> bytes:
     """Return the certificate of the chip."""
@@ -185,7 +214,7 @@ def report(changes: Mapping[int, bytes] | None = None, *, version: int = 3) -> b
         ),  # SMT allowed, and the reserved bit that is always 1
         0x034: b"\1",
         0x040: b"\1",  # SMT is on
-        0x050: bytes(range(64)),
+        0x050: REPORT_DATA,
         0x090: b"\x5a" * 48,
         0x188: bytes((0x19, 0x01, 0x01)) if version >= 3 else b"",
         0x1A0: CHIP,
@@ -204,3 +233,14 @@ def evidence(
 ) -> SevSnp:
     """Return the evidence of a guest on the chip."""
     return SevSnp(raw or report(), (ask(), vcek()) if chain is None else chain, mr_config)
+
+
+def launched_evidence(**launch: Any) -> Attestation:
+    """Return evidence of a guest of the simulated image with other launch parameters."""
+    config = json.loads(snp_vm_config(MR_CONFIG))
+    fields = json.loads(config["sev_snp_measurement"]) | launch
+    config["sev_snp_measurement"] = json.dumps(fields)
+    text = json.dumps(config)
+    measurement = expected_snp_measurement(VmConfig.parse(text))
+    raw = report({0x90: measurement, 0xC0: host_data(MR_CONFIG)})
+    return Attestation(Evidence(evidence(raw, mr_config=MR_CONFIG), Stack(REPORT_DATA, (), text)))

@@ -7,13 +7,15 @@ from datetime import timedelta
 import pytest
 
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
 from attestkit.errors import (
     FormatError,
     SignatureError,
     UnsupportedError,
     VerificationError,
 )
+from attestkit.verifier import Verifier
 from attestkit.verifier.platforms import snp_chain
 from attestkit.verifier.platforms.snp import Snp
 from attestkit.verifier.platforms.snp_chain import read_endorsements
@@ -46,6 +48,24 @@ def test_snp_chain_accepts_der_pem_and_table(chain: Callable[[], tuple[bytes, ..
     """DER, PEM and the kernel's table are accepted in any order; a root is ignored."""
     found = Snp(amd.ark()).authenticate(amd.evidence(chain=chain()), amd.NOW)
     assert found.chain == (amd.vcek(), amd.ask(), amd.ark())
+
+
+def test_snp_chain_accepts_serial_number_zero() -> None:
+    """Serial numbers are not checked: AMD's are 0, which `cryptography` warns of and will reject.
+
+    Warnings are errors in this test suite.
+    """
+    root = amd.with_serial_zero(amd.ark(), "ARK-Milan")
+    chain = (
+        amd.with_serial_zero(amd.vcek(), "SEV-Milan"),
+        amd.with_serial_zero(amd.ask(), "ARK-Milan"),
+    )
+    result = Verifier(trust_anchor=root, snp_certificates=chain).verify(
+        Attestation(Evidence(amd.evidence(chain=()), Stack(bytes(range(64)), (), ""))),
+        report_data=bytes(range(64)),
+        now=amd.NOW,
+    )
+    assert result.certificate_chain == (*chain, root)
 
 
 def test_snp_chain_signing_key_must_match_certificate() -> None:

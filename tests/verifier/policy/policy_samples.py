@@ -40,6 +40,8 @@ KEY_PROVIDER: Final = b'{"name":"kms","id":"3059"}'
 SEPT_VE_DISABLE: Final = bytes.fromhex("0000001000000000")
 XFAM: Final = bytes.fromhex("e702060000000000")
 
+SNP_TCB: Final = bytes((4, 0, 0, 0, 0, 0, 23, 213))
+
 TDX: Final = "dstack-tdx"
 SNP: Final = "dstack-amd-sev-snp"
 NITRO: Final = "dstack-nitro-enclave"
@@ -89,10 +91,24 @@ ATTRIBUTES: Final[dict[str, dict[str, bytes]]] = {
         "mr_service_td": bytes(48),
     },
     SNP: {
-        "policy": (0x30000).to_bytes(8, "little"),
+        "policy": (0x30137).to_bytes(8, "little"),  # ABI version 1.55
+        "platform_info": bytes([0x25, *bytes(7)]),
+        "guest_svn": bytes([2, 0, 0, 0]),
+        "vmpl": bytes(4),
+        "key_info": bytes(4),
         "id_key_digest": register(0x71),
         "author_key_digest": register(0x72),
         "chip_id": register(0x73, 64),
+        "family_id": register(0x74, 16),
+        "image_id": register(0x75, 16),
+        "report_id": register(0x76, 32),
+        "report_id_ma": register(0x77, 32),
+        **{f"{which}_tcb": SNP_TCB for which in ("current", "reported", "committed", "launch")},
+        "current_version": bytes((1, 55, 29)),
+        "committed_version": bytes((1, 55, 29)),
+        "sev_features": bytes([1, *bytes(7)]),
+        "vcpus": bytes([2, 0, 0, 0]),
+        "vcpu_type": b"EPYC-Milan",
     },
     NITRO: {},
     SGX: {"attributes": bytes.fromhex("0500000000000000e700000000000000")},
@@ -238,6 +254,7 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
         platforms=(TDX,),
         refuse_simulated=True,
         require_mr_config=True,
+        refuse_provisional_firmware=True,
         reference_values=ReferenceValues(mrtd=(register(0x11), register(0x12))),
         td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
         xfam=BitMask.exactly(bytes.fromhex("e702060000000000")),
@@ -248,4 +265,21 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
         device_id=(hashlib.sha256(PPID).digest(),),
         key_provider=(KeyProvider(name="kms", id=b"\x30\x59"),),
         required_events=(RequiredEvent(name="model", payload=b"weights"),),
+    )
+
+
+def create_snp_policy_with_every_rule() -> AppraisalPolicy:
+    """Return a policy with every rule that only SEV-SNP has."""
+    return AppraisalPolicy(
+        accepted_statuses={TcbStatus.UP_TO_DATE},
+        platforms=(SNP,),
+        sev_features=(0x1, 0x21, 0x201),
+        vcpus=(2, 4),
+        vcpu_type=("EPYC-Milan", "EPYC-Genoa"),
+        guest_policy=BitMask(must_be_set=1 << 16, must_be_clear=1 << 21),
+        platform_info=BitMask(must_be_set=1 << 5),
+        minimum_guest_svn=2,
+        minimum_guest_abi="1.55",
+        minimum_firmware="1.55.29",
+        refuse_provisional_firmware=True,
     )

@@ -40,6 +40,7 @@ from tests.verifier.policy.policy_samples import (
     bare_claims,
     claims,
     create_policy_with_every_rule,
+    create_snp_policy_with_every_rule,
     get_rejection_text,
     register,
     result,
@@ -387,10 +388,12 @@ def test_invalid_rule_raises_usage_error(
 
 
 def test_policy_with_every_rule_accepts_samples() -> None:
-    """The policy sets every field, and the sample evidence meets all rules."""
-    policy = create_policy_with_every_rule()
+    """The policies set every field, and the sample evidence meets all rules."""
+    policy, snp = create_policy_with_every_rule(), create_snp_policy_with_every_rule()
     for field in fields(policy):
-        assert getattr(policy, field.name) not in (None, (), frozenset()), field.name
+        values = [getattr(each, field.name) for each in (policy, snp)]
+        assert any(value not in (None, (), frozenset(), False) for value in values), field.name
+    assert appraise(snp, claims(SNP))
     steps = appraise_in_steps(policy, simulated=False)
     assert {step.outcome for step in steps} == {"passed", "caution"}  # MRTD alone is no image
 

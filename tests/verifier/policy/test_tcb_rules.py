@@ -1,5 +1,6 @@
 """Tests of firmware rules: unknown values are rejected."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -196,7 +197,8 @@ def test_evaluation_data_number_below_minimum_is_rejected() -> None:
 def test_snp_without_minimum_svns_gives_caution() -> None:
     """SEV-SNP's TCB status has no date, which is a caution unless minimum SVNs are set."""
     policy = AppraisalPolicy.strict()
-    levels = authenticated(tcb=Tcb(components=(("boot_loader", 4), ("snp", 23))))
+    svns = (("boot_loader", 4), ("snp", 23))
+    levels = authenticated(tcb=Tcb(components=svns, current=svns, committed=svns, launch=svns))
     age = "the TCB status of SEV-SNP compares"
     cautions = [step for step in appraise(policy, claims(SNP), levels) if step.startswith(age)]
     assert len(cautions) == 1
@@ -208,6 +210,20 @@ def test_snp_without_minimum_svns_gives_caution() -> None:
     )
     for platform in (TDX, SGX):
         assert not any(step.startswith(age) for step in appraise(policy, claims(platform)))
+
+
+@pytest.mark.parametrize("which", ["components", "current", "committed", "launch"])
+def test_snp_minimum_svn_holds_for_all_tcb_versions(which: str) -> None:
+    """Each of the four TCB versions of an SEV-SNP report must meet the minimum."""
+    policy = rules(minimum_svns=(("snp", 23),))
+    svns = (("boot_loader", 4), ("snp", 23))
+    good = Tcb(components=svns, current=svns, committed=svns, launch=svns)
+    assert appraise(policy, claims(SNP), authenticated(tcb=good))
+    for other in ((("boot_loader", 4), ("snp", 22)), ()):
+        changes: dict[str, Any] = {which: other}
+        verified = authenticated(tcb=replace(good, **changes))
+        get_rejection_text("minimum_svn", policy, claims(SNP), verified)
+        assert appraise(rules(), claims(SNP), verified)
 
 
 def test_minimum_svn_component_below_minimum_is_rejected() -> None:

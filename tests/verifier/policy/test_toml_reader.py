@@ -16,6 +16,7 @@ from tests.verifier.policy.policy_samples import (
     INSTANCE_ID,
     PPID,
     create_policy_with_every_rule,
+    create_snp_policy_with_every_rule,
 )
 
 FILE = f"""
@@ -60,6 +61,26 @@ payload = "{b"weights".hex()}"
 """
 
 
+SNP_FILE = """
+accepted_statuses = "UpToDate"
+platforms = "dstack-amd-sev-snp"
+sev_features = [0x1, 0x21, 0x201]
+vcpus = [2, 4]
+vcpu_type = ["EPYC-Milan", "epyc-genoa-v1"]
+minimum_guest_svn = 2
+minimum_guest_abi = "1.55"
+minimum_firmware = "1.55.29"
+refuse_provisional_firmware = true
+
+[guest_policy]
+must_be_set = ["SMT"]
+must_be_clear = ["CXL_ALLOW"]
+
+[platform_info]
+must_be_set = "2000000000000000"
+"""
+
+
 def get_rejection_text(text: str | bytes) -> ConfigError:
     """Return the error for a policy file; its text starts with the file's name."""
     with pytest.raises(ConfigError) as caught:
@@ -71,6 +92,9 @@ def get_rejection_text(text: str | bytes) -> ConfigError:
 def test_from_toml_reads_every_key() -> None:
     """Each key of the file becomes the rule of its name."""
     assert AppraisalPolicy.from_toml(FILE) == create_policy_with_every_rule()
+    assert AppraisalPolicy.from_toml(SNP_FILE) == create_snp_policy_with_every_rule()
+    any_features = AppraisalPolicy.from_toml('preset = "default"\nsev_features = "any"')
+    assert any_features == AppraisalPolicy.default().replace(sev_features=None)
 
 
 def test_from_toml_keys_match_policy_fields() -> None:
@@ -168,6 +192,23 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
         "reference_values.pcr0",
     ),
     # Bits.
+    # SEV-SNP.
+    ("sev_features = []", "missing", "sev_features"),
+    ("sev_features = [0]", "wrong_value", "sev_features"),
+    ('sev_features = ["any"]', "wrong_type", "sev_features"),
+    ("vcpus = [513]", "wrong_value", "vcpus"),
+    ("vcpus = [true]", "wrong_type", "vcpus"),
+    ('vcpu_type = ["host"]', "wrong_value", "vcpu_type"),
+    ("minimum_guest_svn = -1", "wrong_value", "minimum_guest_svn"),
+    ("minimum_guest_abi = 1.55", "wrong_type", "minimum_guest_abi"),
+    ('minimum_guest_abi = "1.55.29"', "wrong_value", "minimum_guest_abi"),
+    ('minimum_firmware = "1.256"', "wrong_value", "minimum_firmware"),
+    ('minimum_firmware = "1.\u0665"', "wrong_value", "minimum_firmware"),
+    ("refuse_provisional_firmware = 1", "wrong_type", "refuse_provisional_firmware"),
+    ('[guest_policy]\nmust_be_set = ["DEBUG"]', "wrong_value", "guest_policy"),
+    ('[guest_policy]\nmust_be_set = ["SMT_EN"]', "wrong_value", "guest_policy.must_be_set"),
+    ('[platform_info]\nmust_be_set = "01"', "wrong_size", "platform_info.must_be_set"),
+    ('platforms = ["sgx"]\nvcpus = [1]', "conflict", "vcpus"),
     ("[xfam]", "missing", "xfam"),
     ("xfam = 3", "wrong_type", "xfam"),
     ("[xfam]\nmust_be_set = 3", "wrong_type", "xfam.must_be_set"),

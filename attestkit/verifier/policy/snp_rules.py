@@ -1,0 +1,294 @@
+"""Policy rules about SEV-SNP: launch, guest policy, host and firmware of a guest."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from attestkit._argument_checks import wrong_type
+from attestkit._reasons import PolicyReason, VerificationStep
+from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
+from attestkit.errors import FormatError, PolicyError, UsageError
+from attestkit.verifier.policy.rules import BitMask, normalize_members, require_members
+from attestkit.verifier.result import Claims, passed
+
+SNP: Final = "dstack-amd-sev-snp"
+"""Name of the platform in `Claims.platform`."""
+
+SNP_FEATURES: Final = (0x01, 0x21)
+"""SEV_FEATURES that are accepted by default: SNP, and SNP with debug swap."""
+
+_VERSION: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,3}))?")
+# Range of each rule about numbers.
+_RANGES: Final = {
+    "sev_features": (1, (1 << 64) - 1),
+    "vcpus": (1, 512),
+    "minimum_guest_svn": (0, (1 << 32) - 1),
+}
+_MASKS: Final = {"guest_policy": "policy", "platform_info": "platform_info"}  # rule: claim
+_NEVER_ALLOWED: Final = 0b11 << 18  # bits of POLICY: MIGRATE_MA and DEBUG
+_ONLY_SNP: Final = (
+    *("vcpus", "vcpu_type", *_MASKS),
+    *("minimum_guest_svn", "minimum_guest_abi", "minimum_firmware"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnpRules:
+    """SEV-SNP rules of an `AppraisalPolicy`."""
+
+    sev_features: Collection[int] | None = SNP_FEATURES
+    """Accepted SEV_FEATURES of a guest whose launch measurement is that of an OS image.
+
+    They decide what the host may do to the running guest, so that `os_image_hash` holds only under
+    these. By default 0x1 (SNP) and 0x21 (SNP and debug swap); None accepts any. The rule does not
+    apply to evidence whose OS image is not verified: `os_image_hash` rejects that.
+    """
+    vcpus: Collection[int] | None = None
+    """Accepted numbers of virtual CPUs at launch, 1 to 512; requires a verified OS image."""
+    vcpu_type: Collection[str] | None = None
+    """Accepted CPU types of QEMU at launch, such as EPYC-Milan; requires a verified OS image."""
+    guest_policy: BitMask | None = None
+    """Bits of the guest policy (POLICY). DEBUG and MIGRATE_MA are never accepted."""
+    platform_info: BitMask | None = None
+    """Bits of PLATFORM_INFO, which describes the host."""
+    minimum_guest_svn: int | None = None
+    """Minimum GUEST_SVN, which the ID block of the guest sets; 32 bits."""
+    minimum_guest_abi: str | None = None
+    """Minimum of the firmware ABI version that the guest policy requires, such as "1.55"."""
+    minimum_firmware: str | None = None
+    """Minimum current and committed firmware version: major, minor and build, as in "1.55.29"."""
+    refuse_provisional_firmware: bool = False
+    """Whether committed and current firmware must be equal: TCB version, version and build.
+
+    The host can return to the committed firmware at any time.
+    """
+
+    def _check_snp_rules(self) -> None:
+        """Normalise the rules; UsageError if one is not valid."""
+        for name, (kind, expected) in _TYPES.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise wrong_type(name, expected, value)
+        if self.guest_policy and (never := self.guest_policy.must_be_set & _NEVER_ALLOWED):
+            raise UsageError(
+                f"guest_policy: a guest with bit {never.bit_length() - 1} set is never accepted",
+                reason="wrong_value",
+            )
+        for name, normalize in _NORMALIZE.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, normalize(name, value))
+
+    @property
+    def _snp_only(self) -> tuple[str, ...]:
+        """Names of the rules that reject evidence of other platforms."""
+        return tuple(name for name in _ONLY_SNP if getattr(self, name) is not None)
+
+    def check_sev_features(self, features: int) -> VerificationStep:
+        """Return the step for the SEV_FEATURES of a guest whose OS image is verified.
+
+        Raises:
+            PolicyError: If they are not accepted (`sev_features`).
+        """
+        if self.sev_features is not None and features not in self.sev_features:
+            raise PolicyError(
+                f"SEV_FEATURES: {features:#x}, must be {_numbers(self.sev_features, '#x')}; launch "
+                "the guest with those, or accept these in sev_features",
+                reason="sev_features",
+            )
+        return passed("sev_features", f"SEV_FEATURES {features:#x} are accepted")
+
+    def _appraise_snp(self, claims: Claims) -> Iterator[VerificationStep]:
+        """Yield the verification steps; PolicyError names the first rule that is not met."""
+        if claims.platform != SNP:
+            if self._snp_only:
+                raise PolicyError(
+                    f"{self._snp_only[0]}: applies only to {SNP}, not to {claims.platform} "
+                    f"evidence; use a policy for {claims.platform}",
+                    reason="platform",
+                )
+            return
+        yield from self._appraise_launch(claims)
+        for rule, claim in _MASKS.items():
+            if (mask := getattr(self, rule)) is not None:
+                yield mask.appraise(rule, claims, claim)
+        yield from self._appraise_minimums(claims)
+        yield from self._appraise_firmware(claims)
+
+    def _appraise_launch(self, claims: Claims) -> Iterator[VerificationStep]:
+        features = claims.get("sev_features")
+        if features is not None:
+            yield self.check_sev_features(int.from_bytes(features, "little"))
+        elif claims.os_image_hash and self.sev_features is not None:
+            raise _missing("sev_features", "sev_features")
+        if self.vcpus is not None:
+            if (have := claims.get("vcpus")) is None:
+                raise _missing("vcpus", "vcpus")
+            count = int.from_bytes(have, "little")
+            if count not in self.vcpus:
+                raise _mismatch("vcpus", "virtual CPUs", str(count), _numbers(self.vcpus))
+            yield passed("vcpus", f"{count} virtual CPUs are accepted")
+        if self.vcpu_type is not None:
+            if (have := claims.get("vcpu_type")) is None:
+                raise _missing("vcpu_type", "vcpu_type")
+            name = have.decode("ascii", "replace")
+            if name not in self.vcpu_type:
+                wanted = " or ".join(sorted(self.vcpu_type))
+                raise _mismatch("vcpu_type", "CPU type", name, wanted)
+            yield passed("vcpu_type", f"CPU type {name} is accepted")
+
+    def _appraise_minimums(self, claims: Claims) -> Iterator[VerificationStep]:
+        if (minimum := self.minimum_guest_svn) is not None:
+            svn = int.from_bytes(_claim(claims, "guest_svn", "minimum_svn"), "little")
+            if svn < minimum:
+                raise PolicyError(
+                    f"guest SVN: {svn}, must be at least {minimum}; launch the guest with a newer "
+                    "ID block, or lower minimum_guest_svn",
+                    reason="minimum_svn",
+                )
+            yield passed("minimum_svn", f"guest SVN {svn} is at least {minimum}")
+        if self.minimum_guest_abi is not None:
+            # ABI_MINOR is byte 0 of POLICY, ABI_MAJOR byte 1.
+            abi = _claim(claims, "policy", "minimum_version")[1::-1]
+            yield _at_least(
+                "minimum_guest_abi", "ABI version of the guest policy", abi, self.minimum_guest_abi
+            )
+        if self.minimum_firmware is not None:
+            for which in ("current", "committed"):
+                have = _claim(claims, f"{which}_version", "minimum_version")
+                yield _at_least(
+                    "minimum_firmware", f"{which} firmware version", have, self.minimum_firmware
+                )
+
+    def _appraise_firmware(self, claims: Claims) -> Iterator[VerificationStep]:
+        """Compare the versions of a report with each other.
+
+        Neither the committed nor the reported TCB is newer than the current one, in any component.
+        """
+        names = ("current_tcb", "committed_tcb", "current_version", "committed_version")
+        reason: PolicyReason = "provisional_firmware"
+        current, committed, version, committed_version = (
+            _claim(claims, name, reason) for name in names
+        )
+        for which, tcb in (
+            ("committed", committed),
+            ("reported", _claim(claims, "reported_tcb", reason)),
+        ):
+            if any(one > other for one, other in zip(tcb, current, strict=True)):
+                raise PolicyError(
+                    f"{which} TCB: {tcb.hex()}, newer than the current TCB {current.hex()}; "
+                    "update the platform's firmware",
+                    reason="tcb_status",
+                )
+        if committed_version > version:
+            raise PolicyError(
+                f"committed firmware: {_dotted(committed_version)}, newer than the current "
+                f"{_dotted(version)}; update the platform's firmware",
+                reason="tcb_status",
+            )
+        if not self.refuse_provisional_firmware:
+            return
+        if is_provisional(claims):
+            raise PolicyError(
+                f"firmware: current {_dotted(version)} with TCB {current.hex()}, committed "
+                f"{_dotted(committed_version)} with TCB {committed.hex()}; commit the current "
+                "firmware on the host, or drop refuse_provisional_firmware",
+                reason=reason,
+            )
+        yield passed("provisional_firmware", f"firmware {_dotted(version)} is committed")
+
+
+def is_provisional(claims: Claims) -> bool:
+    """Return whether the current firmware of an SEV-SNP platform is not committed."""
+    return any(
+        claims.get(f"current_{part}") != claims.get(f"committed_{part}")
+        for part in ("tcb", "version")
+    )
+
+
+def _number(name: str, number: object) -> int:
+    least, largest = _RANGES[name]
+    if type(number) is not int or not least <= number <= largest:
+        message = f"{name}: must be an integer from {least} to {largest}"
+        raise UsageError(message, reason="out_of_range")
+    return number
+
+
+def _members(name: str, given: object) -> frozenset[int]:
+    found = normalize_members(name, given, int)
+    require_members(name, found)
+    return frozenset(_number(name, value) for value in found)
+
+
+def _cpu_types(name: str, given: object) -> frozenset[str]:
+    found = normalize_members(name, given, str)
+    require_members(name, found)
+    try:
+        return frozenset(map(canonical_cpu_type, found))
+    except FormatError as error:
+        message = f"{name}: unknown CPU type, must be one of {', '.join(CPU_TYPES)}"
+        raise UsageError(message, reason="unknown_name") from error
+
+
+def _version(parts: int, example: str, name: str, text: object) -> str:
+    """Return a version of one-byte numbers in its normal form, with `parts` of them."""
+    found = _VERSION.fullmatch(text) if isinstance(text, str) else None
+    numbers = [] if found is None else [int(number) for number in found.groups("0")]
+    if found is None or max(numbers) > 0xFF or (parts == 2 and found[3]):
+        message = f'{name}: must be text such as "{example}", of numbers up to 255'
+        raise UsageError(message, reason="wrong_value")
+    return ".".join(map(str, numbers[:parts]))
+
+
+_TYPES: Final = {
+    "guest_policy": (BitMask | None, "a BitMask"),
+    "platform_info": (BitMask | None, "a BitMask"),
+    "refuse_provisional_firmware": (bool, "true or false"),
+}
+_NORMALIZE: Final[dict[str, Callable[[str, object], object]]] = {
+    "sev_features": _members,
+    "vcpus": _members,
+    "vcpu_type": _cpu_types,
+    "minimum_guest_svn": _number,
+    "minimum_guest_abi": partial(_version, 2, "1.55"),
+    "minimum_firmware": partial(_version, 3, "1.55.29"),
+}
+
+
+def _at_least(rule: str, subject: str, have: bytes, minimum: str) -> VerificationStep:
+    if tuple(have) < tuple(map(int, minimum.split("."))):
+        raise PolicyError(
+            f"{subject}: {_dotted(have)}, must be at least {minimum}; update it, or lower {rule}",
+            reason="minimum_version",
+        )
+    return passed("minimum_version", f"{subject} {_dotted(have)} is at least {minimum}")
+
+
+def _dotted(version: bytes) -> str:
+    return ".".join(map(str, version))
+
+
+def _numbers(values: Collection[int], form: str = "d") -> str:
+    return " or ".join(format(value, form) for value in sorted(values))
+
+
+def _claim(claims: Claims, name: str, reason: PolicyReason) -> bytes:
+    value: bytes | None = claims.get(name)
+    if value is None:
+        raise PolicyError(f"{name}: required by the policy, but not in the claims", reason=reason)
+    return value
+
+
+def _missing(rule: str, reason: PolicyReason) -> PolicyError:
+    return PolicyError(
+        f"{rule}: required by the policy, but the OS image could not be verified: the evidence has "
+        "no launch parameters; include sev_snp_measurement, or pin measurement instead",
+        reason=reason,
+    )
+
+
+def _mismatch(reason: PolicyReason, subject: str, have: str, wanted: str) -> PolicyError:
+    return PolicyError(
+        f"{subject}: {have}, must be {wanted}; launch the guest so, or accept this in {reason}",
+        reason=reason,
+    )
