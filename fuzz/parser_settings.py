@@ -56,6 +56,9 @@ minimum_evaluation_data_number = 17
 platforms = ["dstack-tdx"]
 refuse_simulated = true
 require_mr_config = true
+require_fixed_td_bits = true
+minimum_qe_svn = 8
+only_required_events = "app"
 app_id = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
 [minimum_svns]
 "tdx_module" = 3
@@ -69,6 +72,7 @@ id = "3059"
 [[required_events]]
 name = "app-id"
 during = "boot"
+occurrence = "last"
 """ % ("00" * 48)
     return [b'preset = "default"\n', every.encode(), b'accepted_statuses = ["UpToDate"]\n']
 

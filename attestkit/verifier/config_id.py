@@ -5,15 +5,21 @@ If it identifies the app, the event log must be of the same app.
 
 The document that version 3 hashes comes from the host: in vm_config, or to the agent beside it
 (guest-agent-api.md, section 2.3). Evidence may therefore lack it; `require_mr_config` of a policy
-rejects that.
+rejects that, and a TD without a sealed configuration.
 """
 
 import json
 from typing import TYPE_CHECKING, Any
 
 from attestkit._formats.strict_json import check_depth
+from attestkit._native import unhex
 from attestkit._reasons import VerificationStep
-from attestkit.attestation.launch.mr_config import MrConfig, config_id_v1, config_id_v3
+from attestkit.attestation.launch.mr_config import (
+    MrConfig,
+    config_id_v1,
+    config_id_v2,
+    config_id_v3,
+)
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.dstack.app_compose import KEY_PROVIDERS
 from attestkit.errors import PolicyError, VerificationError
@@ -33,9 +39,11 @@ _LOGGED = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_s
 def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> VerificationStep | None:
     """Check that MR_CONFIG_ID (48 bytes) belongs to the app.
 
-    Version 1 of MR_CONFIG_ID contains the compose hash. Version 3 contains the hash of an
-    mr_config document, which the VM configuration may contain. Version 2 cannot be checked: it
-    also hashes a key provider id, which is not in the evidence.
+    Version 1 of MR_CONFIG_ID contains the compose hash. Version 2 hashes compose hash, app id, and
+    kind and id of the key provider; it is compared with the values in the event log, with the
+    logged id and with none. Another value is no contradiction, because the app may have been
+    launched with an id in another form. Version 3 contains the hash of an mr_config document, which
+    the VM configuration may contain.
 
     Args:
         config_id: MR_CONFIG_ID from the quote.
@@ -55,6 +63,8 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
     if version == 1:
         if len(info.compose_hash) != 32 or config_id != config_id_v1(info.compose_hash):
             raise _contradiction("compose_hash", config_id[1:].hex(), info.compose_hash.hex())
+        return _SEALED
+    if version == 2 and _is_version_2(config_id, info):
         return _SEALED
     document = VmConfig.parse(config).find("mr_config")
     if version != 3:
@@ -85,21 +95,52 @@ def has_document(config_id: bytes, config: str) -> bool:
     return isinstance(document, str) and config_id == config_id_v3(document)
 
 
-def require_document(claims: Claims, info: "AppInfo | None") -> None:
-    """Check that the evidence has the document of a version 3 MR_CONFIG_ID.
+def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None:
+    """Check that a TD has a sealed configuration, and that it was compared with the app.
 
-    Version 1 is always compared; version 2 never can be.
+    If the evidence names no app, as a bare quote, there is nothing to compare: only zero and
+    version 2 are rejected then.
 
     Raises:
-        PolicyError: If MR_CONFIG_ID has version 3, and the evidence does not have its document.
+        PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in
+            the event log; if it has version 3, and the evidence does not have its document; or if
+            it has another version. Version 1 is always compared.
     """
-    config_id = claims.get("mr_config_id") or b"\0"
-    if config_id[0] != 3 or claims.has_mr_config or info is None or not _tells(info):
+    config_id = claims.get("mr_config_id")
+    if config_id is None or claims.has_mr_config:  # not a TD, or compared
         return
+    if not any(config_id):
+        problem = "is zero: the TD was launched without a sealed configuration"
+        remedy = "launch it with one"
+    elif config_id[0] == 2:
+        if info is not None and _is_version_2(config_id, info):
+            return
+        problem = "is a hash of version 2 over other values than those in the event log"
+        remedy = "launch the TD with version 3"
+    elif config_id[0] == 1 or info is None or not _tells(info):
+        return
+    elif config_id[0] == 3:
+        problem = "is the hash of a configuration document that is not in the evidence"
+        remedy = "have the host put it into vm_config as mr_config"
+    else:
+        problem = f"has the unknown version {config_id[0]}"
+        remedy = "launch the TD with version 3"
     raise PolicyError(
-        f"MR_CONFIG_ID: {config_id.hex()} is the hash of a configuration document that is not in "
-        "the evidence; have the host put it into vm_config as mr_config, or drop require_mr_config",
+        f"MR_CONFIG_ID: {config_id.hex()} {problem}; {remedy}, or drop require_mr_config",
         reason="require_mr_config",
+    )
+
+
+def _is_version_2(config_id: bytes, info: "AppInfo") -> bool:
+    """Return whether MR_CONFIG_ID is the hash of the app and key provider in the event log."""
+    name, provider_id = _key_provider(info.key_provider_info)
+    kinds = [kind for kind, (_, logged) in KEY_PROVIDERS.items() if logged == name]
+    logged_id = unhex(provider_id)
+    if not kinds or logged_id is None or (len(info.compose_hash), len(info.app_id)) != (32, 20):
+        return False
+    return any(
+        config_id == config_id_v2(info.compose_hash, info.app_id, kinds[0], provider)
+        for provider in {logged_id, b""}
     )
 
 

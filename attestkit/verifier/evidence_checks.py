@@ -25,6 +25,7 @@ from attestkit.errors import (
 from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
+from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
 from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
@@ -32,7 +33,6 @@ from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
-_IDENTITY = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 _TD_ATTRIBUTES = (
     "td_attributes",
     "xfam",
@@ -230,7 +230,8 @@ def app_info(
 
     Raises:
         ReplayError: If the sealed configuration contradicts the evidence.
-        VerificationError: As ReplayError, or if a field of the identity has the wrong size.
+        VerificationError: As ReplayError, or if a field of the identity has the wrong size, or two
+            boot events name it.
         FormatError: If a document is malformed.
     """
     attestation, quote = parsed
@@ -254,7 +255,8 @@ def app_info(
         )
         text = "an enclave's image is its only identity: its app id was left out"
         return info, _without_app(text)
-    _check_sizes(info)
+    check_boot_events(attestation.runtime_events)
+    check_sizes(info)
     sealed = None
     if quote is not None and isinstance(quote.body, TdQuoteBody):
         sealed = sealed_configuration(quote.body.mr_config_id, info, attestation.config)
@@ -268,14 +270,6 @@ def app_info(
 
 def _without_app(text: str) -> tuple[VerificationStep, ...]:
     return (skipped("app", text),)
-
-
-def _check_sizes(info: "AppInfo") -> None:
-    for name, size in _IDENTITY.items():
-        value: bytes = getattr(info, name)
-        if value and len(value) != size:
-            message = f"{name}: {len(value)} bytes, must be {size}"
-            raise VerificationError(message, reason="identity")
 
 
 def claims(
@@ -333,11 +327,15 @@ def _quoted(quote: Quote) -> tuple[Fields, Fields]:
     if isinstance(body, TdQuoteBody):
         named = (("mrtd", body.mrtd), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(body.rtmrs)))
         found = ((name, getattr(body, name)) for name in _TD_ATTRIBUTES)
-        return named, tuple((name, value) for name, value in found if value is not None)
+        return named, (
+            *((name, value) for name, value in found if value is not None),
+            *_enclave_svns(quote),
+        )
     attributes = (
         ("attributes", body.attributes),
         ("isv_prod_id", body.isv_prod_id.to_bytes(2, "little")),
         ("isv_svn", body.isv_svn.to_bytes(2, "little")),
+        *_enclave_svns(quote),
     )
     return (("mrenclave", body.mr_enclave), ("mrsigner", body.mr_signer)), attributes
 
@@ -361,3 +359,12 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
     if bound_to == "nonce":
         text = "the evidence is bound to the expected nonce"
     return passed("report_data", text)
+
+
+def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
+    """Return the SVN of the quoting enclave, and those in the header of a version 3 quote."""
+    svns = {"qe_svn": quote.qe_report.isv_svn}
+    if quote.version == 3:
+        header = quote.header
+        svns |= {"header_qe_svn": header.qe_svn or 0, "header_pce_svn": header.pce_svn or 0}
+    return tuple((name, svn.to_bytes(2, "little")) for name, svn in svns.items())

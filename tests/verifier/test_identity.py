@@ -12,6 +12,7 @@ from attestkit.errors import AttestKitError, FormatError, PolicyError, Verificat
 from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier.policy import PRESETS
 from tests.quotes import made_quote
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE
@@ -103,6 +104,35 @@ def test_identity_event_of_wrong_size_is_rejected(name: str, payload: bytes) -> 
     assert name.replace("-", "_") in str(error)
 
 
+@pytest.mark.parametrize("name", ["app-id", "compose-hash", "instance-id", "key-provider"])
+@pytest.mark.parametrize("policy", PRESETS)
+def test_second_identity_event_in_boot_is_rejected(name: str, policy: str) -> None:
+    """Two events that name an app before system-ready are ambiguous, even with one value."""
+    [first] = [payload for each, payload in BOOT if each == name]
+    other = b"" if name == "key-provider" else bytes(reversed(first)) or bytes(20)
+    for payload in (first, other):
+        events = (*BOOT[:-1], (name, payload), BOOT[-1])
+        evidence = intel.evidence(events)
+        for form in (evidence, evidence.stripped()):
+            error = get_error(form, PRESETS[policy]())
+            assert type(error) is VerificationError
+            assert error.reason == "identity"
+            assert name in str(error)
+        later = intel.evidence((*BOOT, (name, payload))).to_bytes()
+        intel.verifier(policy=policy).verify(later, report_data=NONCE)
+
+
+def test_second_os_image_event_in_boot_must_have_the_same_value() -> None:
+    """Two events with different OS images before system-ready are rejected."""
+    image = ("os-image-hash", bytes(32))
+    same = intel.evidence((*BOOT[:-1], image, image, BOOT[-1]))
+    intel.verifier().verify(same.to_bytes(), report_data=NONCE)
+    other = ("os-image-hash", b"\1" * 32)
+    error = get_error(intel.evidence((*BOOT[:-1], image, other, BOOT[-1])))
+    assert type(error) is VerificationError
+    assert error.reason == "identity"
+
+
 # -- the sealed configuration ------------------------------------------------------------------
 
 MR_CONFIG = {
@@ -145,7 +175,9 @@ def test_mr_config_comparison_is_reported_per_version() -> None:
         create_sealed_evidence(MR_CONFIG, carried=False)
     )
     second = config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")
-    assert "version 2" in get_identity_step(intel.evidence(mr_config_id=second))
+    assert get_identity_step(intel.evidence(mr_config_id=second)).endswith("(MR_CONFIG_ID)")
+    unknown = config_id_v2(COMPOSE_HASH, APP_ID, "kms", b"")
+    assert "version 2" in get_identity_step(intel.evidence(mr_config_id=unknown))
 
 
 STRICT = AppraisalPolicy.strict()
@@ -166,17 +198,30 @@ def test_policy_require_mr_config_rejects_missing_document() -> None:
 
 
 @pytest.mark.parametrize(
+    "config_id", [UNSEALED, config_id_v2(COMPOSE_HASH, APP_ID, "kms", b""), b"\4" + bytes(47)]
+)
+def test_policy_require_mr_config_rejects_unsealed_td(config_id: bytes) -> None:
+    """A zero MR_CONFIG_ID, or one over unknown values, is rejected by strict."""
+    evidence = intel.evidence(mr_config_id=config_id)
+    for form in (evidence, evidence.stripped()):
+        error = get_error(form, STRICT)
+        assert isinstance(error, PolicyError)
+        assert error.reason == "require_mr_config"
+        lenient = intel.verifier(policy=STRICT.replace(require_mr_config=False))
+        lenient.verify(form.to_bytes(), report_data=NONCE)
+
+
+@pytest.mark.parametrize(
     "evidence",
     [
         create_sealed_evidence(MR_CONFIG),
         intel.evidence(),
-        intel.evidence(mr_config_id=UNSEALED),
         intel.evidence(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")),
         create_sealed_evidence(MR_CONFIG, carried=False, events=()),
     ],
 )
-def test_strict_policy_accepts_compared_or_incomparable_mr_config(evidence: Attestation) -> None:
-    """The strict policy accepts compared documents, version 2, and logs without identity."""
+def test_strict_policy_accepts_compared_mr_config(evidence: Attestation) -> None:
+    """The strict policy accepts each version that was compared, and logs without identity."""
     for form in (evidence, evidence.stripped()):
         result = intel.verifier(policy=STRICT).verify(form.to_bytes(), report_data=NONCE)
         assert result.claims.has_mr_config is ('"mr_config"' in evidence.config)

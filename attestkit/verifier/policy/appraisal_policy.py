@@ -15,9 +15,10 @@
 The default policy accepts platforms with current firmware, whatever mitigations the vendor advises
 in software and configuration. It does not accept TDRelaunchAdvised, because such a TD was launched
 and measured by an outdated TDX module. "grace": only within the two grace periods.
-No policy accepts a TD or guest in debug mode. AWS Nitro has no TCB status; `platforms` can exclude
-it. For SEV-SNP, the status is computed from the report alone: UpToDate means that its TCB versions
-are equal, so firmware of any age is accepted, even by strict, unless `minimum_svns` is set.
+No policy accepts a TD or guest in debug mode. SGX is accepted only if `platforms` names it. AWS
+Nitro has no TCB status; `platforms` can exclude it. For SEV-SNP, the status is computed from the
+report alone: UpToDate means that its TCB versions are equal, so firmware of any age is accepted,
+even by strict, unless `minimum_svns` is set.
 """
 
 import os
@@ -34,7 +35,8 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.verifier import acpi
-from attestkit.verifier.config_id import require_document
+from attestkit.verifier.config_id import require_sealed_configuration
+from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
 from attestkit.verifier.policy.rules import (
     REGISTERS,
     SIZES,
@@ -42,7 +44,6 @@ from attestkit.verifier.policy.rules import (
     BitMask,
     KeyProvider,
     ReferenceValues,
-    RequiredEvent,
     Values,
     accepted_values,
     format_values,
@@ -50,6 +51,7 @@ from attestkit.verifier.policy.rules import (
 )
 from attestkit.verifier.policy.snp_rules import SNP, SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
+from attestkit.verifier.policy.td_rules import TdRules
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -109,7 +111,7 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppraisalPolicy(SnpRules, TcbRules):
+class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
     """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
     A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
@@ -119,9 +121,9 @@ class AppraisalPolicy(SnpRules, TcbRules):
         UsageError: If a rule accepts nothing, or two rules contradict each other.
     """
 
-    platforms: Collection[str] = VERIFIED_PLATFORMS
+    platforms: Collection[str] = tuple(one for one in VERIFIED_PLATFORMS if one != "sgx")
     refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
-    require_mr_config: bool = False  # document of MR_CONFIG_ID version 3, of a TD
+    require_mr_config: bool = False  # MR_CONFIG_ID of a TD is not zero, and was compared
     reference_values: ReferenceValues = _ANY
     td_attributes: BitMask | None = None
     xfam: BitMask | None = None
@@ -132,12 +134,12 @@ class AppraisalPolicy(SnpRules, TcbRules):
     os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
     key_provider: Collection[KeyProvider] | None = None
-    required_events: Collection[RequiredEvent] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._normalize("platforms", str)
-        self._normalize("required_events", RequiredEvent, may_be_empty=True)
+        self._normalize_events()
+        self._check_td_rules()
         if self.key_provider is not None:
             self._normalize("key_provider", KeyProvider)
         for name, size in SIZES.items():
@@ -162,18 +164,24 @@ class AppraisalPolicy(SnpRules, TcbRules):
         owners |= dict.fromkeys(self._snp_only, SNP)
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
-                message = f"{name}: applies only to {owner}, which another rule excludes"
+                message = (
+                    f"{name}: applies only to {owner}, which another rule excludes; add it to "
+                    "platforms, or make a policy for each platform"
+                )
                 raise UsageError(message, reason="conflict")
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
         """Return the policy for platforms that are UpToDate without any advisory.
 
-        It also requires the document of a sealed configuration, and committed firmware on SEV-SNP.
+        It also requires the sealed configuration of a TD and known bits in its attributes, and
+        committed firmware on SEV-SNP.
         """
         return cls(
             accepted_statuses=(TcbStatus.UP_TO_DATE,),
             accepted_advisories=(),
+            refuse_unnamed_td_bits=True,
+            require_fixed_td_bits=True,
             require_mr_config=True,
             refuse_provisional_firmware=True,
         )
@@ -282,6 +290,7 @@ class AppraisalPolicy(SnpRules, TcbRules):
         found = (
             self._appraise_platform(claims, simulated=simulated),
             self._appraise_tcb(authenticated, claims.platform, now, explain),
+            self._appraise_td(claims, authenticated),
             self._appraise_app(claims, authenticated, app_info),
         )
         try:
@@ -327,14 +336,13 @@ class AppraisalPolicy(SnpRules, TcbRules):
                 require_match(name, name, have, wanted, remedy)
                 yield passed(name, f"{name} {have.hex()} is accepted")
         if self.require_mr_config:
-            require_document(claims, info)
+            require_sealed_configuration(claims, info)
         if self.key_provider is not None:
             measured = _measured_field("key_provider", "key_provider_info", claims, info)
             yield KeyProvider.appraise(self.key_provider, measured)
         if self.device_id is not None:
             yield _device(claims, authenticated.device, self.device_id)
-        for event in sorted(self.required_events, key=str):
-            yield event.appraise(claims)
+        yield from self._appraise_events(claims)
         yield acpi.find_caution(claims, self.reference_values.rules)
         yield self._caution()
 

@@ -5,12 +5,12 @@ from typing import Any, Final
 from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import (
     BOOT_END,
     BitMask,
     KeyProvider,
     ReferenceValues,
-    RequiredEvent,
     read_key_provider,
 )
 from attestkit.verifier.policy.snp_rules import SNP, is_provisional

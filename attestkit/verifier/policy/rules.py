@@ -1,4 +1,4 @@
-"""Rules of an appraisal policy: reference values, bit masks, key providers, runtime events.
+"""Rules of an appraisal policy: reference values, bit masks and key providers.
 
 The constructors reject rules that accept nothing or contradict themselves. `appraise` returns the
 verification step for the result, or raises PolicyError.
@@ -8,14 +8,12 @@ import hmac
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
-from attestkit.event_log.event import DIGEST_SIZE, RUNTIME_REGISTER, Event
-from attestkit.event_log.runtime_events import RESERVED_NAMES
 from attestkit.verifier.result import Claims, passed
 
 Values = Collection[bytes] | None
@@ -397,7 +395,7 @@ class BitMask:
 def bit_names(field: str, bits: int) -> str:
     """Return the names of `bits`, or their numbers."""
     found = []
-    for name, mask in BIT_NAMES[field].items():
+    for name, mask in BIT_NAMES.get(field, {}).items():
         if bits & mask:
             found.append(name)
             bits &= ~mask
@@ -456,78 +454,3 @@ def read_key_provider(info: bytes) -> tuple[str, bytes]:
     """
     found = strict_json.read_object(info, "key-provider")
     return strict_json.string(found, "name"), strict_json.hex_field(found, "id")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequiredEvent:
-    """Runtime event that must be in the event log at least once, in any order.
-
-    An event with the reserved name of a boot event counts only up to the event `system-ready`,
-    because the application may emit events of any name later.
-    """
-
-    name: str
-    payload: bytes | None = None  # None: any
-    digest: bytes | None = None  # 48 bytes, SHA-384; instead of a payload
-    during: Literal["boot", "app"] | None = None  # None: any; reserved names: boot
-
-    def __post_init__(self) -> None:
-        check_text("name", self.name)
-        if self.payload is not None and type(self.payload) is not bytes:
-            raise UsageError("payload: must be bytes", reason="wrong_type")
-        if self.digest is not None:
-            accepted_values("digest", (self.digest,), DIGEST_SIZE)
-            if self.payload is not None:
-                raise UsageError(
-                    "digest: cannot be combined with payload; pass one of them", reason="conflict"
-                )
-        if self.during not in {"boot", "app", None}:
-            raise UsageError('during: must be "boot" or "app"', reason="wrong_value")
-        if self.name in RESERVED_NAMES:
-            if self.during == "app":
-                message = f"during: {self.name!r} is a boot event and cannot occur later; use boot"
-                raise UsageError(message, reason="conflict")
-            object.__setattr__(self, "during", "boot")
-
-    def appraise(self, claims: Claims) -> VerificationStep:
-        """Return the verification step; PolicyError if the event is missing or does not match."""
-        if RUNTIME_REGISTER not in claims.event_registers:
-            raise self._error(f"required, but {_missing_log(claims.platform)}")
-        named = [event for event in claims.events if event.name == self.name]
-        timely = [event for event in self._when(claims.events) if event.name == self.name]
-        part, wanted = ("payload", self.payload) if self.digest is None else ("digest", self.digest)
-        found = [getattr(event, part) for event in timely]
-        if any(wanted is None or matches_any(value, [wanted]) for value in found):
-            return passed("required_event", f"the log has event {self.name!r}")
-        if not timely:
-            period = {"boot": f" up to {BOOT_END}", "app": f" after {BOOT_END}"}
-            during = period.get(self.during or "", "")
-            beside = " at that time" if named else ""
-            raise self._error(
-                f"required{during}, but not in the log{beside}; have the guest emit it, or drop it "
-                "from required_events"
-            )
-        assert wanted is not None  # otherwise any event matches
-        raise self._error(
-            f"{part} {format_values(found)}, must be {part} {format_values([wanted])}; have the "
-            "guest emit that, or change required_events"
-        )
-
-    def _when(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
-        if self.during is None:
-            return events
-        # Without a boot sequence, all events are of the app.
-        end = next((at for at, event in enumerate(events) if event.name == BOOT_END), -1)
-        return events[: end + 1] if self.during == "boot" else events[end + 1 :]
-
-    def _error(self, problem: str) -> PolicyError:
-        return PolicyError(f"event {self.name!r}: {problem}", reason="required_event")
-
-
-def _missing_log(platform: str) -> str:
-    if platform in {"dstack-tdx", "sgx"}:
-        return (
-            "a bare quote has no log; request complete evidence from the attester, or drop the "
-            "rule from the policy"
-        )
-    return f"{platform} does not measure runtime events; drop the rule from the policy"

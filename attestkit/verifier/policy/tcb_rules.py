@@ -65,11 +65,10 @@ class TcbRules:
             message = f"refused_advisories: {min(both_ids)} is also in accepted_advisories"
             raise UsageError(message, reason="conflict")
 
-    def _normalize(self, name: str, kind: type[object], *, may_be_empty: bool = False) -> None:
+    def _normalize(self, name: str, kind: type[object]) -> None:
         """Store a collection as a frozenset, so that equivalent policies are equal."""
         found = normalize_members(name, getattr(self, name), kind)
-        if not may_be_empty:
-            require_members(name, found)
+        require_members(name, found)
         object.__setattr__(self, name, found)
 
     @property

@@ -21,6 +21,7 @@ from attestkit._formats.toml import LARGEST, decode
 from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import (
     BIT_NAMES,
     REGISTERS,
@@ -28,7 +29,6 @@ from attestkit.verifier.policy.rules import (
     BitMask,
     KeyProvider,
     ReferenceValues,
-    RequiredEvent,
     accepted_values,
 )
 from attestkit.verifier.result import TcbStatus
@@ -338,4 +338,13 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,
+    "required_events_in_order": _boolean,
+    "only_required_events": _text,
+    "refuse_unnamed_td_bits": _boolean,
+    "require_fixed_td_bits": _boolean,
+    "minimum_qe_svn": _integer,
+    "minimum_pce_svn": _integer,
+    "refuse_dynamic_platform": _boolean,
+    "refuse_cached_keys": _boolean,
+    "refuse_smt": _boolean,
 }

@@ -5,12 +5,12 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Final
 
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.rules import (
     REGISTERS,
     VERIFIED_PLATFORMS,
     BitMask,
     KeyProvider,
-    RequiredEvent,
     bit_names,
 )
 from attestkit.verifier.policy.toml_reader import ANY, UNITS
@@ -49,7 +49,8 @@ def write_rules(rules: Mapping[str, Any]) -> str:
     for provider in sorted(rules["key_provider"] or (), key=str):
         lines += ["# Key provider of the application; id in hex."]
         lines += _table("key_provider", provider)
-    for event in sorted(rules["required_events"], key=str):
+    events = rules["required_events"]
+    for event in events if rules["required_events_in_order"] else sorted(events, key=str):
         lines += ["# Runtime event that must be in the event log; payload in hex."]
         lines += _table("required_events", event)
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -124,7 +125,7 @@ _COMMENTS: Final = {
     "minimum_evaluation_data_number": "Minimum TCB evaluation data number of Intel's collateral.",
     "platforms": f"Accepted platforms, of {', '.join(VERIFIED_PLATFORMS)}.",
     "refuse_simulated": "Whether evidence under another root than the vendor's is rejected.",
-    "require_mr_config": "Whether the document of a TD's MR_CONFIG_ID version 3 is required.",
+    "require_mr_config": "Whether a TD must have a sealed configuration that was compared.",
     "sev_features": 'SEV-SNP: SEV_FEATURES under which os_image_hash holds; "any", or a list.',
     "vcpus": "SEV-SNP: number of virtual CPUs at launch.",
     "vcpu_type": "SEV-SNP: CPU type of QEMU at launch.",
@@ -137,6 +138,15 @@ _COMMENTS: Final = {
     "instance_id": "Id of one instance of the application, 20 bytes.",
     "os_image_hash": "Hash of the OS image that the registers must match, 32 bytes.",
     "device_id": "SHA-256 of the device identifier, 32 bytes.",
+    "refuse_unnamed_td_bits": "Whether a TD may have no attribute or XFAM bit without a name.",
+    "require_fixed_td_bits": "Whether a TD has SEPT_VE_DISABLE and go-tdx-guest's fixed bits.",
+    "minimum_qe_svn": "Minimum SVN of Intel's quoting enclave (QE).",
+    "minimum_pce_svn": "Minimum SVN of Intel's provisioning certification enclave (PCE).",
+    "refuse_dynamic_platform": "Whether an Intel platform must not be dynamic (packages added).",
+    "refuse_cached_keys": "Whether Intel's registration service must not store platform keys.",
+    "refuse_smt": "Whether simultaneous multithreading must be off, by the PCK certificate.",
+    "required_events_in_order": "Whether the required events occur in the order of this file.",
+    "only_required_events": "Period without other runtime events: boot, app or all.",
 }
 _MASKS: Final = {
     "td_attributes": "Attributes of the TD, as in the evidence; the mask has the bits to compare.",

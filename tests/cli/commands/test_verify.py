@@ -215,7 +215,6 @@ def test_save_bundle_verifies_again(files: Files, tmp_path: Path) -> None:
     [
         ("tdx_quote", "tdx_quote", "2025-07-01", 0, "UpToDate"),
         ("near_quote_hex.txt", "near_quote", "2025-09-20", 0, "UpToDate"),
-        ("sgx_quote", "sgx_quote", "2025-07-01", 0, "ConfigurationAndSWHardeningNeeded"),
         ("tdx_quote_outdated", "tdx_quote_outdated", "2026-03-01T00:00:00Z", 2, None),
         ("tdx_quote", "tdx_quote", "2025-07-19T10:00:34Z", 0, "UpToDate"),  # last valid second
         ("tdx_quote", "tdx_quote", "1752919235", 2, None),  # one second later
@@ -230,6 +229,30 @@ def test_verify_real_quotes_at_time(
     [output] = results(capsys)
     assert output.get("tcb_status") == status
     assert output.get("simulated", False) is False
+
+
+@needs_shared
+def test_verify_sgx_quote_requires_policy(capsys: Capture, tmp_path: Path) -> None:
+    """A real SGX quote is refused unless the policy names SGX; its header has two SVNs."""
+    words = ["verify", "--json", str(DCAP / "sgx_quote"), "--at", "2025-07-01"]
+    words += ["--collateral", str(DCAP / "sgx_quote_collateral.json")]
+    assert main(words) == 4
+    [output] = results(capsys)
+    assert output["reason"] == "platform"
+    policy = tmp_path / "policy.toml"
+    rules = 'preset = "default"\nplatforms = ["sgx"]\nminimum_qe_svn = %d\nminimum_pce_svn = %d\n'
+    policy.write_text(rules % (0, 0))
+    assert main([*words, "--policy", str(policy)]) == 0
+    [output] = results(capsys)
+    assert output["tcb_status"] == "ConfigurationAndSWHardeningNeeded"
+    attributes, pce = output["attributes"], output["tcb"]["components"]["PCESVN"]
+    qe = int.from_bytes(bytes.fromhex(attributes["header_qe_svn"]), "little")
+    assert pce < int.from_bytes(bytes.fromhex(attributes["header_pce_svn"]), "little")
+    for minimum, code in (((qe, pce), 0), ((qe + 1, pce), 4), ((qe, pce + 1), 4)):
+        policy.write_text(rules % minimum)
+        assert main([*words, "--policy", str(policy)]) == code
+        [output] = results(capsys)
+        assert output.get("reason") == ("minimum_svn" if code else None)
 
 
 @needs_shared

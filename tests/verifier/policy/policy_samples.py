@@ -13,6 +13,7 @@ from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import VerificationStep
 from attestkit.verifier.policy.appraisal_policy import (
+    VERIFIED_PLATFORMS,
     AppraisalPolicy,
     BitMask,
     KeyProvider,
@@ -83,6 +84,7 @@ ATTRIBUTES: Final[dict[str, dict[str, bytes]]] = {
     TDX: {
         "td_attributes": SEPT_VE_DISABLE,
         "xfam": XFAM,
+        "seam_attributes": bytes(8),
         "mr_seam": register(0x61),
         "mr_signer_seam": bytes(48),
         "mr_config_id": b"\1" + register(0x62, 47),
@@ -182,8 +184,8 @@ _APP_INFO: Final = app_info()
 
 
 def rules(**arguments: Any) -> AppraisalPolicy:
-    """Return the default policy with these rules."""
-    return AppraisalPolicy.default().replace(**arguments)
+    """Return the default policy with these rules, for every platform."""
+    return AppraisalPolicy.default().replace(**{"platforms": VERIFIED_PLATFORMS, **arguments})
 
 
 def appraise_in_steps(
@@ -264,7 +266,19 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
         os_image_hash=(IMAGE_HASH,),
         device_id=(hashlib.sha256(PPID).digest(),),
         key_provider=(KeyProvider(name="kms", id=b"\x30\x59"),),
-        required_events=(RequiredEvent(name="model", payload=b"weights"),),
+        required_events=(
+            RequiredEvent(name="storage-fs"),
+            RequiredEvent(name="model", payload=b"weights", occurrence="last"),
+        ),
+        required_events_in_order=True,
+        only_required_events="app",
+        refuse_unnamed_td_bits=True,
+        require_fixed_td_bits=True,
+        minimum_qe_svn=8,
+        minimum_pce_svn=13,
+        refuse_dynamic_platform=True,
+        refuse_cached_keys=True,
+        refuse_smt=True,
     )
 
 

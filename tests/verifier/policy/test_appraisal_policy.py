@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import VerificationStep
 from attestkit.verifier.policy.appraisal_policy import (
@@ -76,9 +77,9 @@ def test_preset_accepts_statuses_of_its_table(preset: str, status: TcbStatus) ->
     assert text.startswith(f"TCB status: {status} is not accepted, must be UpToDate")
 
 
-def test_preset_accepts_every_platform() -> None:
-    """Evidence of any platform passes the presets, with a step for each rule."""
-    for platform in VERIFIED_PLATFORMS:
+def test_preset_accepts_every_platform_but_sgx() -> None:
+    """Evidence of any other platform passes the presets, with a step for each rule."""
+    for platform in set(VERIFIED_PLATFORMS) - {SGX}:
         status = None if platform == NITRO else TcbStatus.UP_TO_DATE
         for preset in PRESETS.values():
             steps = appraise(preset(), claims(platform), authenticated(status=status), None)
@@ -132,7 +133,8 @@ def test_preset_rejects_debug_mode(platform: str, reason: str, changes: dict[str
     """Every preset rejects debug mode, and evidence without the field for it."""
     verified = authenticated(platform)
     for preset in PRESETS.values():
-        get_rejection_text(reason, preset(), claims(platform, **changes), verified)
+        policy = preset().replace(platforms=VERIFIED_PLATFORMS)
+        get_rejection_text(reason, policy, claims(platform, **changes), verified)
 
 
 def test_policy_refuse_simulated() -> None:
@@ -218,13 +220,54 @@ def test_policy_require_mr_config_by_preset() -> None:
     text = get_rejection_text("require_mr_config", AppraisalPolicy.strict(), version_3)
     assert "MR_CONFIG_ID: 0300" in text
     assert appraise(AppraisalPolicy.default(), version_3)
-    for found in (replace(version_3, has_mr_config=True), claims(mr_config_id=b"\2" + bytes(47))):
-        assert appraise(AppraisalPolicy.strict(), found)
+    assert appraise(AppraisalPolicy.strict(), replace(version_3, has_mr_config=True))
     assert appraise(AppraisalPolicy.strict(), version_3, None, None)
     assert appraise(AppraisalPolicy.strict(), claims(SNP))
     for has in (True, False):
         known_good = result(replace(version_3, has_mr_config=has))
         assert AppraisalPolicy.from_evidence(known_good).require_mr_config is has
+
+
+@pytest.mark.parametrize(
+    "config_id",
+    [
+        bytes(48),
+        b"\2" + bytes(47),
+        config_id_v2(COMPOSE_HASH, APP_ID, "kms", b"\x30\x58"),
+        config_id_v2(COMPOSE_HASH, APP_ID, "tpm", b"\x30\x59"),
+        b"\4" + bytes(47),
+    ],
+)
+def test_policy_require_mr_config_rejects_unsealed_td(config_id: bytes) -> None:
+    """A TD without sealed configuration, or with one that cannot be compared, is rejected."""
+    found = claims(mr_config_id=config_id)
+    for policy in (AppraisalPolicy.strict(), rules(require_mr_config=True)):
+        get_rejection_text("require_mr_config", policy, found)
+    for preset in ("default", "development"):
+        assert appraise(PRESETS[preset](), found)
+
+
+@pytest.mark.parametrize("provider_id", [b"\x30\x59", b""])
+def test_policy_require_mr_config_accepts_known_version_2(provider_id: bytes) -> None:
+    """Version 2 is accepted if it is the hash of the app and the key provider in the log."""
+    found = claims(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "kms", provider_id))
+    assert appraise(AppraisalPolicy.strict(), found)
+    for info in (
+        app_info(app_id=OTHER_20),
+        app_info(compose_hash=b""),
+        app_info(key_provider_info=b'{"name":"kms","id":"305"}'),
+        app_info(key_provider_info=b'{"name":"KMS","id":"3059"}'),
+        app_info(key_provider_info=b""),
+        None,
+    ):
+        get_rejection_text("require_mr_config", AppraisalPolicy.strict(), found, None, info)
+
+
+def test_policy_require_mr_config_rejects_zero_of_bare_quote() -> None:
+    """A bare quote without sealed configuration is rejected, too."""
+    found = replace(bare_claims(), attributes=claims(mr_config_id=bytes(48)).attributes)
+    get_rejection_text("require_mr_config", AppraisalPolicy.strict(), found, None, None)
+    assert appraise(AppraisalPolicy.default(), found, None, None)
 
 
 def test_policy_device_is_taken_from_vendor() -> None:
@@ -314,6 +357,8 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
         ({"name": "a", "digest": bytes(32)}, "wrong_size"),
         ({"name": "a", "payload": b"", "digest": bytes(48)}, "conflict"),
         ({"name": "app-id", "during": "app"}, "conflict"),
+        ({"name": "a", "during": "late"}, "wrong_value"),
+        ({"name": "a", "occurrence": None}, "wrong_value"),
     ],
     BitMask: [
         ({}, "missing", "bit mask"),
@@ -394,7 +439,16 @@ def test_policy_with_every_rule_accepts_samples() -> None:
         values = [getattr(each, field.name) for each in (policy, snp)]
         assert any(value not in (None, (), frozenset(), False) for value in values), field.name
     assert appraise(snp, claims(SNP))
-    steps = appraise_in_steps(policy, simulated=False)
+    found, verified = claims(), authenticated()
+    found = replace(found, attributes=(*found.attributes, ("qe_svn", b"\x08\0")))
+    tcb = replace(
+        verified.tcb,
+        components=(*verified.tcb.components, ("PCESVN", 13)),
+        dynamic_platform=False,
+        cached_keys=False,
+        smt_enabled=False,
+    )
+    steps = appraise_in_steps(policy, found, verified._replace(tcb=tcb), simulated=False)
     assert {step.outcome for step in steps} == {"passed", "caution"}  # MRTD alone is no image
 
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.errors import PolicyError
-from attestkit.event_log.runtime_events import RESERVED_NAMES, runtime_digest
 from attestkit.verifier.policy import rules as policy_rules
 from attestkit.verifier.policy.rules import (
     BIT_NAMES,
@@ -16,7 +15,6 @@ from attestkit.verifier.policy.rules import (
     BitMask,
     KeyProvider,
     ReferenceValues,
-    RequiredEvent,
     format_values,
     matches_any,
 )
@@ -31,9 +29,7 @@ from tests.verifier.policy.policy_samples import (
     app_info,
     appraise,
     authenticated,
-    bare_claims,
     claims,
-    events,
     get_rejection_text,
     register,
     rules,
@@ -211,95 +207,3 @@ def test_key_provider_malformed_event_is_rejected(info: bytes) -> None:
     """A malformed key provider event is rejected."""
     policy = rules(key_provider=(KeyProvider(name="kms"),))
     get_rejection_text("key_provider", policy, None, None, app_info(key_provider_info=info))
-
-
-# -- required events ---------------------------------------------------------------------------
-
-STORAGE = RequiredEvent(name="storage-fs", payload=b"zfs")
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        RequiredEvent(name="model"),
-        RequiredEvent(name="model", payload=b"weights"),
-        RequiredEvent(name="model", digest=runtime_digest("model", b"weights")),
-        STORAGE,
-        RequiredEvent(name="system-preparing", payload=b""),
-    ],
-)
-def test_required_event_is_found(rule: RequiredEvent) -> None:
-    """An event is found by its name, and by payload or digest if given."""
-    assert f"the log has event {rule.name!r}" in appraise(rules(required_events=(rule,)))
-
-
-@pytest.mark.parametrize(
-    ("rule", "text"),
-    [
-        (RequiredEvent(name="other"), "event 'other': required, but not in the log;"),
-        (
-            RequiredEvent(name="model", during="boot"),
-            "event 'model': required up to system-ready, but not in the log at that time;",
-        ),
-        (
-            RequiredEvent(name="model", payload=b"other"),
-            f"event 'model': payload {b'weights'.hex()}, must be payload {b'other'.hex()};",
-        ),
-        (
-            RequiredEvent(name="model", digest=bytes(48)),
-            f"event 'model': digest {runtime_digest('model', b'weights').hex()}, must be digest",
-        ),
-        (RequiredEvent(name="storage-fs", payload=b""), "payload 7a6673, must be payload nothing"),
-    ],
-)
-def test_required_event_missing_is_rejected(rule: RequiredEvent, text: str) -> None:
-    """The rejection distinguishes a missing event, another payload, and another time."""
-    assert text in get_rejection_text("required_event", rules(required_events=(rule,)))
-
-
-def test_required_event_one_of_several_matches() -> None:
-    """One event with the required payload is enough."""
-    found = claims(events=events(("model", b"one"), ("model", b"two")))
-    rule = RequiredEvent(name="model", payload=b"two")
-    assert appraise(rules(required_events=(rule,)), found)
-    other_rule = RequiredEvent(name="model", payload=b"three")
-    text = get_rejection_text("required_event", rules(required_events=(other_rule,)), found)
-    assert "payload 6f6e65 or 74776f, must be payload 7468726565" in text
-
-
-@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
-def test_required_boot_event_emitted_by_app_is_rejected(name: str) -> None:
-    """An event after system-ready, or without it, does not count as a boot event."""
-    rule = RequiredEvent(name=name, payload=b"claimed")
-    assert rule.during == "boot"
-    claimed = claims(events=events((name, b"claimed")))
-    get_rejection_text("required_event", rules(required_events=(rule,)), claimed)
-    app_only = tuple(event for event in claimed.events if event.payload == b"claimed")
-    if name != "system-ready":
-        unbooted = claims(events=app_only)
-        get_rejection_text("required_event", rules(required_events=(rule,)), unbooted)
-
-
-def test_required_app_event_must_follow_boot() -> None:
-    """A boot event does not count as an app event; without a boot all events are app events."""
-    booted = claims(events=(*events()[:-1], *events(("model", b""))[-1:], events()[-1]))
-    rule = RequiredEvent(name="model", during="app")
-    get_rejection_text("required_event", rules(required_events=(rule,)), booted)
-    assert appraise(rules(required_events=(RequiredEvent(name="model", during="boot"),)), booted)
-    unbooted = claims(events=events(("model", b""))[-1:])
-    assert appraise(rules(required_events=(rule,)), unbooted)
-
-
-def test_required_event_without_event_registers_is_rejected() -> None:
-    """Bare quotes and platforms without event registers are rejected."""
-    policy = rules(required_events=(RequiredEvent(name="model"),))
-    text = get_rejection_text("required_event", policy, bare_claims(), None, None)
-    assert "bare quote" in text
-    app_events = events(("model", b""))
-    for platform in (SNP, NITRO):
-        verified = authenticated(platform)
-        text = get_rejection_text(
-            "required_event", policy, claims(platform, events=app_events), verified
-        )
-        assert platform in text
-    assert "bare quote" in get_rejection_text("required_event", policy, claims(SGX))

@@ -36,6 +36,15 @@ instance_id = ["{INSTANCE_ID.hex()}"]
 os_image_hash = "{IMAGE_HASH.hex()}"
 device_id = "{sha256(PPID).hexdigest()}"
 key_provider = {{ name = "kms", id = "3059" }}
+required_events_in_order = true
+only_required_events = "app"
+refuse_unnamed_td_bits = true
+require_fixed_td_bits = true
+minimum_qe_svn = 8
+minimum_pce_svn = 13
+refuse_dynamic_platform = true
+refuse_cached_keys = true
+refuse_smt = true
 
 [minimum_svns]
 "TDX component 2" = 4
@@ -56,8 +65,12 @@ mask = "{"ff" * 8}"
 value = "e702060000000000"
 
 [[required_events]]
+name = "storage-fs"
+
+[[required_events]]
 name = "model"
 payload = "{b"weights".hex()}"
+occurrence = "last"
 """
 
 
@@ -231,6 +244,18 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
         "duplicate",
         "required_events",
     ),
+    (
+        '[[required_events]]\nname = "a"\noccurrence = "x"',
+        "wrong_value",
+        "required_events.occurrence",
+    ),
+    ('only_required_events = "x"', "wrong_value", "only_required_events"),
+    ("only_required_events = true", "wrong_type", "only_required_events"),
+    ('required_events_in_order = "yes"', "wrong_type", "required_events_in_order"),
+    # Rules about TDs and Intel platforms.
+    ("minimum_qe_svn = 65536", "wrong_value", "minimum_qe_svn"),
+    ('minimum_pce_svn = "1"', "wrong_type", "minimum_pce_svn"),
+    ("refuse_smt = 1", "wrong_type", "refuse_smt"),
     ('accepted_advisories = ["A"]\nrefused_advisories = "a"', "conflict", "refused_advisories"),
 ]
 INVALID_FILES += [(PRESET_LINE + text, reason, key) for text, reason, key in INVALID_RULES]
@@ -242,7 +267,7 @@ def test_from_toml_error_names_file_and_key(text: str | bytes, reason: str, key:
     error = get_rejection_text(text)
     assert error.reason == reason
     assert str(error).startswith(f"site.toml: {key}: " if key else "site.toml: ")
-    assert len(str(error)) < 600
+    assert len(str(error)) < 1000  # lists all keys
     assert str(error).isprintable()
 
 

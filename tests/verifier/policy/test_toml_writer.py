@@ -8,12 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import PolicyError
-from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
-from attestkit.verifier.policy.rules import (
-    BitMask,
-    KeyProvider,
-    RequiredEvent,
-)
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, RequiredEvent
+from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult, TcbStatus
 from tests.verifier.policy.policy_samples import (
     APP_ID,

@@ -1,0 +1,196 @@
+"""Policy rules about TDs and Intel platforms: bits, quoting enclave, PCE and platform flags."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import wrong_type
+from attestkit._reasons import PolicyReason, StepCheck, VerificationStep
+from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.policy.rules import BIT_NAMES, VERIFIED_PLATFORMS, BitMask, bit_names
+from attestkit.verifier.result import Authenticated, Claims, passed
+
+_BITS: Final = (1 << 64) - 1
+_SEPT_VE_DISABLE: Final = 1 << 28
+_PKS: Final = 1 << 30
+_PERFMON: Final = 1 << 63
+# Rules about bits of a TD do not apply to these platforms; they do to any other.
+_WITHOUT_TD: Final = frozenset(VERIFIED_PLATFORMS) - {"dstack-tdx"}
+
+NAMED_BITS: Final = {
+    **{
+        field: BitMask(must_be_clear=_BITS & ~reduce(or_, names.values()))
+        for field, names in BIT_NAMES.items()
+    },
+    "seam_attributes": BitMask(must_be_clear=_BITS),  # no bit has a name
+}
+"""Masks of the rule `refuse_unnamed_td_bits`, by field."""
+
+FIXED_BITS: Final = {
+    "td_attributes": BitMask(
+        must_be_set=_SEPT_VE_DISABLE,
+        must_be_clear=_BITS & ~(_SEPT_VE_DISABLE | _PKS | _PERFMON),
+    ),
+    "xfam": BitMask(must_be_set=0x3, must_be_clear=_BITS & ~0x6DBE7),
+}
+"""Masks of the rule `require_fixed_td_bits`, by field.
+
+The fixed bits of go-tdx-guest 0.3.1 (validate): TD attributes may have SEPT_VE_DISABLE, PKS and
+PERFMON (and DEBUG, which every policy refuses); XFAM must have 0x3 (FP, SSE), and may have 0x6dbe7.
+SEPT_VE_DISABLE is required here: without it, the host can remove and replace pages of the TD.
+"""
+
+
+class _Flag(NamedTuple):
+    """A platform flag of the SGX extension of the PCK certificate, which a rule requires off."""
+
+    rule: str
+    field: str  # of Tcb
+    reason: PolicyReason
+    check: StepCheck
+    text: str
+
+
+_FLAGS: Final = (
+    _Flag(
+        "refuse_dynamic_platform",
+        "dynamic_platform",
+        "dynamic_platform",
+        "dynamic_platform",
+        "dynamic platform (packages can be added)",
+    ),
+    _Flag(
+        "refuse_cached_keys", "cached_keys", "cached_keys", "cached_keys", "platform keys at Intel"
+    ),
+    _Flag("refuse_smt", "smt_enabled", "smt", "smt", "simultaneous multithreading"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TdRules:
+    """Rules of an `AppraisalPolicy` about TDs and Intel platforms."""
+
+    refuse_unnamed_td_bits: bool = False
+    """Whether TD attributes, XFAM and SEAM attributes must have only bits with a name. TDs only."""
+
+    require_fixed_td_bits: bool = False
+    """Whether TD attributes and XFAM must have SEPT_VE_DISABLE, and go-tdx-guest's fixed bits.
+
+    Allowed are the TD attributes SEPT_VE_DISABLE, PKS and PERFMON, and XFAM 0x6dbe7, of which FP
+    and SSE must be set. TDs only.
+    """
+
+    minimum_qe_svn: int | None = None
+    """Minimum SVN of the quoting enclave, 0 to 65535: in its report and, in version 3, the header.
+
+    Evidence without a quote is rejected.
+    """
+
+    minimum_pce_svn: int | None = None
+    """Minimum SVN of the provisioning certification enclave (PCE), 0 to 65535.
+
+    It is that of the PCK certificate and, in quotes of version 3, of the header.
+    """
+
+    refuse_dynamic_platform: bool = False
+    """Whether packages must not be added to the platform.
+
+    This and the next two rules are about flags of the PCK certificate of a Platform CA. If a flag
+    is not known, its rule rejects the evidence.
+    """
+
+    refuse_cached_keys: bool = False
+    """Whether Intel's registration service must not store the platform's keys."""
+
+    refuse_smt: bool = False
+    """Whether simultaneous multithreading must be off, by the PCK certificate."""
+
+    def _check_td_rules(self) -> None:
+        for name in (
+            *("refuse_unnamed_td_bits", "require_fixed_td_bits"),
+            *(flag.rule for flag in _FLAGS),
+        ):
+            if not isinstance(value := getattr(self, name), bool):
+                raise wrong_type(name, "true or false", value)
+        for name in ("minimum_qe_svn", "minimum_pce_svn"):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or not 0 <= number < 1 << 16):
+                message = f"{name}: must be an integer from 0 to 65535"
+                raise UsageError(message, reason="out_of_range")
+
+    def _appraise_td(
+        self, claims: Claims, authenticated: Authenticated
+    ) -> Iterator[VerificationStep]:
+        """Yield the verification steps; PolicyError names the first rule that is not met."""
+        if claims.platform not in _WITHOUT_TD:
+            yield from self._appraise_bits(claims)
+        yield from self._appraise_enclaves(claims, authenticated)
+        for flag in _FLAGS:
+            if getattr(self, flag.rule):
+                yield _require_off(flag, value=getattr(authenticated.tcb, flag.field))
+
+    def _appraise_bits(self, claims: Claims) -> Iterator[VerificationStep]:
+        for rule, masks in (
+            ("refuse_unnamed_td_bits", NAMED_BITS),
+            ("require_fixed_td_bits", FIXED_BITS),
+        ):
+            if getattr(self, rule):
+                for field, mask in masks.items():
+                    _require_bits(rule, field, mask, claims)
+                yield passed("attributes", f"{', '.join(masks)}: only bits of {rule}")
+
+    def _appraise_enclaves(
+        self, claims: Claims, authenticated: Authenticated
+    ) -> Iterator[VerificationStep]:
+        if self.minimum_qe_svn is not None:
+            found = [_number(claims, "qe_svn"), _number(claims, "header_qe_svn")]
+            yield _require_svn("QE", self.minimum_qe_svn, found)
+        if self.minimum_pce_svn is not None:
+            certified = dict(authenticated.tcb.components).get("PCESVN")
+            found = [certified, _number(claims, "header_pce_svn")]
+            yield _require_svn("PCE", self.minimum_pce_svn, found)
+
+
+def _require_bits(rule: str, field: str, mask: BitMask, claims: Claims) -> None:
+    """Raise PolicyError if the field has another size, or bits that the mask does not allow."""
+    have = claims.get(field) or b""
+    bits = int.from_bytes(have, "little")
+    wrong = (mask.must_be_set & ~bits, "must be set"), (mask.must_be_clear & bits, "must be clear")
+    found = [f"{bit_names(field, those)} {must}" for those, must in wrong if those]
+    if len(have) != 8 or found:
+        raise PolicyError(
+            f"{field}: {have.hex() or 'not in the evidence'}, but "
+            f"{' and '.join(found) or 'must be 8 bytes'}; launch the TD so, or drop {rule} from "
+            "the policy",
+            reason="attributes",
+        )
+
+
+def _require_svn(enclave: str, minimum: int, found: list[int | None]) -> VerificationStep:
+    """Return the verification step if the SVN of an enclave is high enough in each place."""
+    svn = min((one for one in found if one is not None), default=None)
+    if svn is None or svn < minimum:
+        raise PolicyError(
+            f"{enclave} SVN: {'not in the evidence' if svn is None else svn}, must be at least "
+            f"{minimum}; update the platform, or lower minimum_{enclave.lower()}_svn of the policy",
+            reason="minimum_svn",
+        )
+    return passed("minimum_svn", f"{enclave} SVN {svn} is at least {minimum}")
+
+
+def _number(claims: Claims, name: str) -> int | None:
+    value = claims.get(name)
+    return None if value is None else int.from_bytes(value, "little")
+
+
+def _require_off(flag: _Flag, *, value: bool | None) -> VerificationStep:
+    if value is not False:
+        state = "on" if value else "not known (no PCK certificate of a Platform CA)"
+        raise PolicyError(
+            f"{flag.text}: {state}, must be off; configure the platform, or drop {flag.rule} from "
+            "the policy",
+            reason=flag.reason,
+        )
+    return passed(flag.check, f"{flag.text} is off")
