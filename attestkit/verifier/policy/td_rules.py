@@ -21,8 +21,8 @@ _WITHOUT_TD: Final = frozenset(VERIFIED_PLATFORMS) - {"dstack-tdx"}
 
 NAMED_BITS: Final = {
     **{
-        field: BitMask(must_be_clear=_BITS & ~reduce(or_, names.values()))
-        for field, names in BIT_NAMES.items()
+        field: BitMask(must_be_clear=_BITS & ~reduce(or_, BIT_NAMES[field].values()))
+        for field in ("td_attributes", "xfam")
     },
     "seam_attributes": BitMask(must_be_clear=_BITS),  # no bit has a name
 }
