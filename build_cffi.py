@@ -42,6 +42,8 @@ TARGET = "_lib.abi3.so"
 SOURCES = [
     "agent_json.c",
     "agent_object.c",
+    "cbor_check.c",
+    "cbor_object.c",
     "columns_object.c",
     "cpu.c",
     "hex.c",

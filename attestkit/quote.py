@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.binary_layout import check_size, fields_to_dict
-from attestkit._native import QuoteBase, quote_layout, quote_parsers
+from attestkit._native import QuoteBase, body_getter, quote_layout, quote_parsers
 from attestkit._native._status import numbered
 from attestkit.errors import FormatError, UsageError
 
@@ -40,9 +40,6 @@ _HEADER = Struct("<HHIHH16s20s")
 _TD_10 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _TD_15 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s16s48s")
 _ENCLAVE = Struct("<16sI12x16s16s32s32x32s32x64sHHH42x16s64s")
-
-# Faster than calling a named tuple: skips its Python-level constructor.
-_new_tuple = tuple.__new__
 
 
 class QuoteHeader(NamedTuple):
@@ -181,6 +178,11 @@ def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
     return get
 
 
+def _cached_body(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
+    """Return a getter that creates and caches the body; that of an enclave is created by `make`."""
+    return body_getter(TdQuoteBody, make)
+
+
 class Quote(QuoteBase):
     """A quote of a TD or of an SGX enclave, signed by a quoting enclave. Immutable.
 
@@ -240,18 +242,11 @@ class Quote(QuoteBase):
         return QuoteHeader.parse(self._data[: _HEADER.size])
 
     @property
-    @_lazy
+    @_cached_body
     def body(self) -> TdQuoteBody | EnclaveReport:
         """The body: of a TD, or of an SGX enclave."""
         start = 48 if self.version < 5 else 54
-        if self.tee_type == TEE_SGX:
-            return EnclaveReport.parse(self._cut(start, _ENCLAVE.size))
-        # Inlined TdQuoteBody.parse, which takes four times as long.
-        if self.version == 4 or self._data[48] == 2:
-            fields = (*_TD_10.unpack_from(self._data, start), None, None)
-        else:
-            fields = _TD_15.unpack_from(self._data, start)
-        return _new_tuple(TdQuoteBody, fields)
+        return EnclaveReport.parse(self._cut(start, _ENCLAVE.size))
 
     @property
     def signed_region(self) -> bytes:

@@ -176,7 +176,12 @@ ROWS: Final = (
         {OURS: _read("v1"), "msgspec": partial(msgspec.msgpack.decode, ENCODED["v1"])},
         lambda _: None,
     ),
-    own_row("read-cbor", "evidence in CBOR, read", {OURS: _read("v1-cbor")}),
+    own_row(
+        "read-cbor",
+        "evidence in CBOR, read",
+        {OURS: _read("v1-cbor"), "cbor2": partial(cbor2.loads, ENCODED["v1-cbor"])},
+        lambda _: None,
+    ),
     own_row(
         "read-cmw",
         "evidence in a tagged CMW, read",

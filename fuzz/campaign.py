@@ -57,6 +57,7 @@ LENGTHS: Final = {
     "json": (1500, 40_000),
     "pieces": (300, 4000),
     "depth": (300, 8000),
+    "cbor": (300, 8000),
     "hex": (300, 8000),
     "sha256": (400, 4000),
     "sha384": (700, 8000),
@@ -66,6 +67,7 @@ LENGTHS: Final = {
     "cpuid": (12, 16),
     "objects-quote": (2000, 140_000),
     "objects-log": (700, 20_000),
+    "objects-cbor": (300, 8000),
     "objects-agent": (700, 20_000),
     "objects-replay": (300, 4000),
     "objects-sha384": (700, 8000),
@@ -77,6 +79,7 @@ C_DICTIONARIES: Final = {
     "der": ("pck", "objects-pck"),
     "tcg": ("ccel", "tpm", "objects-log"),
     "json": ("json", "pieces", "depth", "objects-agent"),
+    "cbor": ("cbor", "objects-cbor"),
 }
 PLANTED: Final = ("overread", "undefined")
 """Targets with mistakes, by which a test shows that mistakes are found."""

@@ -29,6 +29,12 @@ def quote_target(core: Any) -> Target:
     td: Any = type("Td", (core.QuoteBase,), {})
     enclave: Any = type("Enclave", (core.QuoteBase,), {"__slots__": ()})
     parse, parse_many = core.quote_parsers(td, enclave)
+    body: Any = type("Body", (tuple,), {"__slots__": ()})
+    body_of = core.body_getter(body, lambda quote: quote.report_data)
+    for wrong in (int, None):
+        with suppress(TypeError):
+            core.body_getter(wrong, None)
+            raise AssertionError
 
     def run(data: bytes) -> None:
         one, shorter = parse(data), parse(data[:-1])
@@ -40,7 +46,14 @@ def quote_target(core: Any) -> Target:
             assert quote.report_data in data
             assert 0 <= quote.padding < len(data)
             assert type(quote) is (td if quote.tee_type else enclave)
+            with suppress(TypeError):
+                body_of(data)
+                raise AssertionError
+            found = body_of(quote)
+            assert body_of(quote) is found
             if quote.tee_type:
+                assert type(found) is body
+                assert b"".join(part for part in found if part is not None) in data
                 assert quote.mrtd in data
                 assert b"".join(quote.rtmrs) in data
             else:
@@ -65,6 +78,34 @@ def log_target(core: Any) -> Target:
             banks, records = tpm_walk(data)
             assert len(banks) <= 16
             assert len(records) % 28 == 0
+
+    return run
+
+
+def cbor_target(core: Any) -> Target:
+    """Return a target that checks the bytes as CBOR: all of them, and without the first one."""
+    check = core.cbor_checker(RefusedError)
+
+    def accepts(data: bytes, start: int, *, canonical: bool) -> bool:
+        try:
+            return check(data, start, canonical=canonical) is None
+        except RefusedError as error:
+            _, at = error.args
+            assert start <= at <= len(data)
+            return False
+
+    def run(data: bytes) -> None:
+        canonical = accepts(data, 0, canonical=True)
+        accepted = accepts(data, 0, canonical=False)
+        assert accepted or not canonical
+        assert accepts(b"\0" + data, 1, canonical=False) is accepted
+        for start in (-1, len(data) + 1):
+            with suppress(ValueError):
+                check(data, start, canonical=False)
+                raise AssertionError
+        with suppress(TypeError):
+            check(bytearray(data), 0, canonical=False)
+            raise AssertionError
 
     return run
 
@@ -223,6 +264,7 @@ def targets(core: object) -> dict[str, Target]:
         "quote": quote_target(core),
         "log": log_target(core),
         "agent": agent_target(core),
+        "cbor": cbor_target(core),
         "replay": replay_target(core),
         "sha384": sha384_target(core),
         "column": column_target(core),

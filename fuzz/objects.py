@@ -45,6 +45,9 @@ def read(data: bytes) -> None:
     with suppress(AttestKitError):
         EventLog.from_json(data.decode("latin-1"))
     _native.read_pck_certificate(data)
+    for canonical in (True, False):
+        with suppress(AttestKitError):
+            _native.cbor_check(data, 0, canonical=canonical)
     _native.hexlify(data)
     _native.unhex(data)
     _native.unhex(data.decode("latin-1"))

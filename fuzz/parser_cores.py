@@ -18,7 +18,7 @@ from tests.native.pck_certificates import made_certificates, read_generally
 
 __all__ = ["NAMES", "Package", "both", "compare", "targets"]
 
-_MODULES: Final = ("_native", "errors", "event_log", "quote")
+_MODULES: Final = ("_native", "errors", "event_log", "quote", "_formats.cbor")
 
 
 class Package(NamedTuple):
@@ -28,6 +28,7 @@ class Package(NamedTuple):
     errors: Any
     event_log: Any
     quote: Any
+    cbor: Any
 
 
 def _taken_out() -> dict[str, ModuleType]:
@@ -117,6 +118,17 @@ def _read_pck(package: Package, data: bytes) -> tuple[Any, ...]:
     return tuple(fields)
 
 
+def _read_cbor(package: Package, data: bytes) -> tuple[Any, ...]:
+    tagged = data[:1] == b"\xd2"
+    if tagged:
+        return (package.cbor.read_value(data, tag=18),)
+    found = package.cbor.read_value(data)
+    try:
+        return found, package.cbor.read_canonical(data, 0)
+    except package.errors.FormatError as error:
+        return found, error.reason, error.offset, str(error)
+
+
 Read = Callable[[Package, bytes], tuple[Any, ...]]
 NAMES: Final[dict[str, tuple[Read, Callable[[], list[bytes]], str]]] = {
     "json": (_read_json, seeds.short_agent_texts, "json.dict"),
@@ -124,6 +136,7 @@ NAMES: Final[dict[str, tuple[Read, Callable[[], list[bytes]], str]]] = {
     "tpm": (_read_tpm, lambda: seeds.short_tcg_logs(seeds.tpm_logs()), "tcg.dict"),
     "quote": (_read_quote, seeds.quotes, "quote.dict"),
     "pck": (_read_pck, made_certificates, "der.dict"),
+    "cbor": (_read_cbor, seeds.cbor_values, "cbor.dict"),
 }
 """Readers by name, with their seeds and their dictionaries."""
 

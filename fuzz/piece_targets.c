@@ -1,6 +1,7 @@
-/* Functions that the core's files have for each other: pieces of JSON, and kernels. */
+/* Functions that the core's files have for each other: pieces of JSON, CBOR, and kernels. */
 #include <string.h>
 
+#include "ak_cbor.h"
 #include "ak_cpu.h"
 #include "ak_dispatch.h"
 #include "ak_json.h"
@@ -112,6 +113,43 @@ uint64_t fuzz_depth(const uint8_t *data, size_t size)
         const int64_t found = ak_json_depth(data, size, most);
         fuzz_never(found != slow_depth(data, size, most));
         sum = fuzz_add_number(sum, (uint64_t)found);
+    }
+    return sum;
+}
+
+/* Check with room for exactly so many keys. */
+static ak_status cbor(const uint8_t *data, size_t size, int canonical, size_t room, size_t *at)
+{
+    const uint8_t **keys = fuzz_room(room * sizeof *keys);
+    const ak_status status = ak_cbor_check(data, size, canonical, keys, room, at);
+
+    free(keys);
+    return status;
+}
+
+/* What is accepted is not so any more when a byte is missing or follows; what is canonical is also
+ * accepted where it need not be; and fewer keys than there are do not fit. */
+uint64_t fuzz_cbor(const uint8_t *data, size_t size)
+{
+    uint64_t sum = FUZZ_START;
+    size_t at = 0;
+
+    for (int canonical = 0; canonical < 2; canonical++) {
+        const ak_status status = cbor(data, size, canonical, size, &at);
+        fuzz_never(at > size);
+        sum = fuzz_add_number(fuzz_add_number(sum, status), at);
+        for (size_t room = 0; room < 4 && room < size; room++) {
+            const ak_status less = cbor(data, size, canonical, room, &at);
+            fuzz_never(less != status && less != AK_E_CBOR_VALUES);
+        }
+        if (status == AK_E_CBOR_TRAILING) {
+            (void)cbor(data, size, canonical, size, &at);
+            fuzz_never(at == 0 || at == size || cbor(data, at, canonical, at, &at) != AK_OK);
+        }
+        if (status != AK_OK)
+            continue;
+        fuzz_never(cbor(data, size, 0, size, &at) != AK_OK);
+        fuzz_never(cbor(data, size - 1, canonical, size, &at) != AK_E_CBOR_TRUNCATED);
     }
     return sum;
 }

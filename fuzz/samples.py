@@ -61,6 +61,14 @@ def _pieces() -> list[bytes]:
     return [value.encode() for value in values] + seeds.short_agent_texts()
 
 
+def _cbor() -> list[bytes]:
+    """Return documents of each status and limit, and valid ones."""
+    texts = ["f93c00", "f7", "f814", "c001", "1c", "a2016001f6", "a20160180160", "a201f4f5f6"]
+    texts += ["a2616100616100", "a1800a", "5f01ff", "7f61c3", "ff", "0000", "a45f4101ff00", "9f01"]
+    nested = [around * 17 + b"\0" for around in (b"\x81", b"\xa1\0")]
+    return [*map(bytes.fromhex, texts), *nested, *seeds.cbor_values()]
+
+
 def _folded() -> list[bytes]:
     counts = (0, 1, 2, 9, 14, 64)
     return [bytes(i % 4 for i in range(n)) + bytes(range(48)) * n for n in counts]
@@ -85,6 +93,7 @@ def samples() -> dict[str, list[bytes]]:
         "json": [*texts, *seeds.short_agent_texts()],
         "pieces": _pieces(),
         "depth": [*texts, b"[" * 300, b'[{"' * 40 + b'\\"' * 40, b'"' * 65],
+        "cbor": _cbor(),
         "hex": [*[data.hex().encode() for data in any_bytes], *any_bytes],
         "sha256": any_bytes,
         "sha384": [*quotes[-2:], *any_bytes, *[quote[:700] for quote in quotes]],
@@ -106,6 +115,7 @@ def object_samples() -> dict[str, list[bytes]]:
     return {
         "objects-quote": plain["quote"],
         "objects-log": plain["ccel"] + plain["tpm"],
+        "objects-cbor": plain["cbor"],
         "objects-agent": plain["json"] + plain["hex"][:4] + plain["pieces"],
         "objects-replay": plain["replay"],
         "objects-sha384": plain["sha384"],

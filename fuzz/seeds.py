@@ -9,10 +9,12 @@ from functools import cache
 from itertools import pairwise
 from struct import pack, unpack_from
 
+from attestkit.attestation.wire import v1_cbor
 from attestkit.backends.simulator.boot_log import boot_log
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
+from tests.attestation.samples import KINDS, POD
 from tests.quotes import made_quotes, samples
 from tests.vectors import data, load
 
@@ -24,6 +26,16 @@ _AREA = 64  # bytes of fill that it keeps
 @cache
 def _logs() -> tuple[tuple[str, str], ...]:
     return tuple((log["path"], log["kind"]) for log in load("eventlogs.json").get("logs", []))
+
+
+def cbor_values() -> list[bytes]:
+    """Return CBOR of each type, in its shortest form and in others, and evidence."""
+    texts = ["00", "1801", "3863", "1bffffffffffffffff", "83f4f5f6", "7f657374726561646d696e67ff"]
+    texts += ["5f4101420203ff", "bf61610161629f0203ffff", "82410a62c3a9", "a320f63863f60af6"]
+    keys = b"".join(bytes([0x19, 1 + key % 17, key // 17, 0]) for key in range(300))
+    nested = [around * 16 + b"\0" for around in (b"\x81", b"\xa1\0")]
+    evidence = [v1_cbor.encode_evidence(found)[3:] for found in (*KINDS[:4], POD)]
+    return [*map(bytes.fromhex, texts), b"\xb9\1\x2c" + keys, *nested, *evidence]
 
 
 def quotes() -> list[bytes]:

@@ -2,28 +2,21 @@
 
 `CborReader` is a cursor for formats whose structure is known; it requires definite lengths and the
 shortest heads. `read_value` decodes documents of other programs, indefinite lengths included: COSE
-structures and measurement documents.
+structures and measurement documents. `read_canonical` decodes documents in the encoding that
+`CborReader` requires.
 
-cbor2 is not used for decoding: it turns tags into dates, fractions, shared and cyclic values, and
-ignores bytes after the document.
+cbor2 decodes only what the native core has checked: alone it turns tags into dates, fractions,
+shared and cyclic values, takes the last of duplicate keys, and ignores bytes after the document.
 """
 
 from typing import ClassVar, TypeAlias
 
 from attestkit._formats.cursor import Cursor
-from attestkit.errors import FormatError
-
-_MAX_VALUES = 65_536
+from attestkit._native import cbor_check
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
-_BREAK = 0xFF
-_CONSTANTS = {20: False, 21: True, 22: None}
 # Initial bytes that are a complete value: small integers, constants, empty strings and containers.
 _WHOLE = frozenset([*range(0x18), *range(0x20, 0x38), 0x40, 0x60, 0x80, 0xA0, *range(0xE0, 0xF8)])
-_MAX_DEPTH = 16
-# Entries of a map; the largest real document has 32. Python hashes an integer to itself, so an
-# attacker can choose colliding keys, and inserting n of them takes O(n**2).
-_MAX_ENTRIES = 4096
 _LEAST = {2: 24, 3: 1 << 8, 5: 1 << 16, 9: 1 << 32}  # smallest argument of a head of so many bytes
 
 Value: TypeAlias = bool | int | bytes | str | list["Value"] | dict["Value", "Value"] | None
@@ -32,34 +25,47 @@ Value: TypeAlias = bool | int | bytes | str | list["Value"] | dict["Value", "Val
 def read_value(data: bytes, *, tag: int | None = None) -> Value:
     """Return the value that `data` encodes, with or without the tag number `tag`.
 
-    Limits: 65,536 values and string chunks, 4,096 entries per map, 16 levels. Floats and other tags
-    are not supported.
+    Limits: 65,536 values and string chunks, 4,096 entries per map, 16 levels. Floats, other tags,
+    and map keys other than integers, strings of definite length, false, true and null are not
+    supported.
 
     Raises:
-        FormatError: If `data` is not well-formed, exceeds a limit, uses an unsupported type, or has
-            bytes after the value.
+        FormatError: If `data` is not well-formed, exceeds a limit, uses an unsupported type, has
+            duplicate map keys, or bytes after the value.
     """
     reader = CborReader(data)
     if tag is not None:
         reader.tag(tag)
-    value = reader.value()
-    reader.finish("CBOR")
-    return value
+    cbor_check(data, reader.at, canonical=False)
+    return _decode(data[reader.at :])
+
+
+def read_canonical(data: bytes, start: int) -> Value:
+    """Return the value that `data` encodes from the offset `start` on, as `read_value` does.
+
+    Raises:
+        FormatError: In addition, if a length is indefinite or a head not in its shortest form.
+    """
+    cbor_check(data, start, canonical=True)
+    return _decode(data[start:])
+
+
+def _decode(checked: bytes) -> Value:
+    import cbor2  # lazy: most evidence is not in CBOR
+
+    found: Value = cbor2.loads(checked)
+    return found
 
 
 class CborReader(Cursor):
     """Cursor over values in CBOR."""
 
-    __slots__ = ("_values_left",)
+    __slots__ = ()
 
     CODEC: ClassVar[str] = "CBOR"
     NIL: ClassVar[bytes] = b"\xf6"
     at: int
     WHOLE = _WHOLE
-
-    def __init__(self, data: bytes, at: int = 0) -> None:
-        super().__init__(data, at)
-        self._values_left = _MAX_VALUES
 
     def header(self) -> tuple[bool, int]:
         """Read the head of a map or array; return whether it is a map, and its number of entries.
@@ -149,80 +155,6 @@ class CborReader(Cursor):
         if major not in {_UINT, _NEGATIVE}:
             raise self.wrong_type("an integer or a text string", start)
         return value if major == _UINT else -1 - value
-
-    def value(self, depth: int = 0) -> Value:
-        """Read one value of any type that `read_value` supports."""
-        start = self.at
-        major, value = self._head()
-        self._count(start, depth)
-        if major in {_BYTES, _TEXT}:
-            return self._string(major, value, start)
-        if major == _ARRAY:
-            return self._list(value, depth)
-        if major == _MAP:
-            return self._dict(value, depth)
-        if major == _UINT:
-            return value
-        if major == _NEGATIVE and value is not None:
-            return -1 - value
-        if major == _OTHER and value in _CONSTANTS and self.at == start + 1:
-            return _CONSTANTS[value]
-        message = "CBOR: unsupported type: tags, floats and other simple values are not allowed"
-        raise FormatError(message, reason="unsupported", offset=start)
-
-    def _count(self, at: int, depth: int = 0) -> None:
-        """Count a value or a string chunk against the limits."""
-        self._values_left -= 1
-        if self._values_left < 0:
-            raise self.error(f"more than {_MAX_VALUES} values", "too_many", at)
-        if depth > _MAX_DEPTH:
-            raise self.error(f"nested deeper than {_MAX_DEPTH} levels", "too_deep", at)
-
-    def _list(self, count: int | None, depth: int) -> list[Value]:
-        found: list[Value] = []
-        while not self._ended(count, len(found)):
-            found.append(self.value(depth + 1))
-        return found
-
-    def _dict(self, count: int | None, depth: int) -> dict[Value, Value]:
-        found: dict[Value, Value] = {}
-        while not self._ended(count, len(found)):
-            at = self.at
-            key = self.value(depth + 1)
-            if len(found) == _MAX_ENTRIES:
-                raise self.error(f"a map has more than {_MAX_ENTRIES} entries", "too_many", at)
-            if isinstance(key, (list, dict)):
-                raise self.error("a map key is an array or a map", "wrong_type", at)
-            if key in found:
-                raise self.error("duplicate map key", "duplicate", at)
-            found[key] = self.value(depth + 1)
-        return found
-
-    def _string(self, major: int, size: int | None, start: int) -> bytes | str:
-        if size is not None:
-            return self.take(size) if major == _BYTES else self.take_text(size, start)
-        chunks: list[bytes] = []
-        while not self._ended(None, 0):
-            at = self.at
-            chunk_major, chunk_size = self._head()
-            self._count(at)
-            if chunk_major != major or chunk_size is None:
-                raise self.error("invalid chunk of a string of indefinite length", "syntax", at)
-            if major == _BYTES:
-                chunks.append(self.take(chunk_size))
-            else:  # RFC 8949, 3.2.3: each chunk must be valid UTF-8
-                chunks.append(self.take_text(chunk_size, at).encode())
-        whole = b"".join(chunks)
-        return whole if major == _BYTES else whole.decode()
-
-    def _ended(self, count: int | None, done: int) -> bool:
-        """Return whether a container is complete; read the break code of an indefinite length."""
-        if count is not None:
-            return done == count
-        if self.data[self.at : self.at + 1] != bytes([_BREAK]):
-            return False
-        self.at += 1
-        return True
 
     def _strict_head(self) -> tuple[int, int]:
         start = self.at

@@ -23,6 +23,12 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    class CborCheck(Protocol):
+        """Check of the structure of CBOR from an offset on; see `_python_cbor`."""
+
+        def __call__(self, data: bytes, start: int, /, *, canonical: bool) -> None: ...
 
     # Returns packed records, registers and digests of those that extend, and their end.
     CcelWalk = Callable[[bytes], tuple[bytes, bytes, bytes, int]]
@@ -39,6 +45,8 @@ __all__ = [
     "PckCertificateFields",
     "QuoteBase",
     "agent_json_walk",
+    "body_getter",
+    "cbor_check",
     "ccel_walk",
     "cpuid",
     "hexlify",
@@ -175,6 +183,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
+cbor_check: "CborCheck"
 json_depth: "Callable[[bytes, int], int]"  # arguments: text, maximum depth
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_rows: "Callable[[bytes, bytes | None], QuoteRows]"  # arguments: data, offsets or None
@@ -194,6 +203,7 @@ cpuid: "Callable[[int, int], CpuRegisters | None]"  # arguments: leaf, subleaf; 
 if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+    cbor_check = _objects.cbor_checker(refuse)
     quote_layout = _compiled_quote_layout
     quote_rows = _objects.quote_checker(refuse_one)
     read_pck_certificate = _objects.pck_reader(PckCertificateFields)
@@ -213,7 +223,7 @@ else:
     globals().update({name: getattr(_python, name) for name in _python.__all__})
 
 if TYPE_CHECKING:
-    from attestkit._native._objects import Column, QuoteBase, quote_parsers
+    from attestkit._native._objects import Column, QuoteBase, body_getter, quote_parsers
 elif CORE == "compiled":
     QuoteBase, quote_parsers = _objects.QuoteBase, _objects.quote_parsers
-    Column = _objects.Column
+    Column, body_getter = _objects.Column, _objects.body_getter

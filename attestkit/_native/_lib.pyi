@@ -46,6 +46,19 @@ class _Lib:
     AK_E_LOG_TOO_LONG: int
     AK_E_LOG_RUNTIME: int
     AK_E_REGISTER: int
+    AK_E_CBOR_TRUNCATED: int
+    AK_E_CBOR_SYNTAX: int
+    AK_E_CBOR_CHUNK: int
+    AK_E_CBOR_INDEFINITE: int
+    AK_E_CBOR_HEAD: int
+    AK_E_CBOR_TYPE: int
+    AK_E_CBOR_VALUES: int
+    AK_E_CBOR_DEPTH: int
+    AK_E_CBOR_ENTRIES: int
+    AK_E_CBOR_KEY: int
+    AK_E_CBOR_DUPLICATE: int
+    AK_E_CBOR_TEXT: int
+    AK_E_CBOR_TRAILING: int
     AK_AGENT_MAX_SIZE: int
     AK_JSON_ACCEPTED: int
     AK_JSON_REFUSED: int

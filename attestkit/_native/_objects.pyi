@@ -5,6 +5,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from attestkit._native import (
     AgentLog,
+    CborCheck,
     CcelWalk,
     PckCertificateFields,
     QuoteRows,
@@ -14,6 +15,7 @@ from attestkit._native import (
 
 _Replay: TypeAlias = Callable[[bytes, bytes], Registers]
 _ReplayMany: TypeAlias = Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]
+_T = TypeVar("_T")
 _Q = TypeVar("_Q", bound=QuoteBase)
 _C_co = TypeVar("_C_co", covariant=True)
 _Four: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview]
@@ -38,6 +40,8 @@ def quote_parsers(
     quote: type[_Q], enclave: type[_Q], /
 ) -> tuple[Callable[[object], _Q | None], Callable[[tuple[object, ...]], list[_Q]]]: ...
 def log_walkers(refuse: Callable[[int, int], Exception], /) -> tuple[CcelWalk, TpmWalk]: ...
+def body_getter(body: type[tuple[Any, ...]], make: Callable[[_Q], _T], /) -> Callable[[_Q], _T]: ...
+def cbor_checker(refuse: Callable[[int, int], Exception], /) -> CborCheck: ...
 def agent_json_walk(data: bytes | str, /) -> AgentLog | Literal["refused", "left"]: ...
 def unhex(text: bytes | str, /) -> bytes | None: ...
 def json_depth(text: bytes, most: int, /) -> int: ...

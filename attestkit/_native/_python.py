@@ -4,6 +4,7 @@ This module collects the functions of the modules `_python_*`.
 """
 
 from attestkit._native._pck_fields import PckCertificateFields
+from attestkit._native._python_cbor import cbor_check
 from attestkit._native._python_columns import Column, quote_rows
 from attestkit._native._python_json import agent_json_walk, cpuid, hexlify, json_depth, unhex
 from attestkit._native._python_log import (
@@ -15,13 +16,20 @@ from attestkit._native._python_log import (
     tpm_walk,
 )
 from attestkit._native._python_pck import read_pck_certificate
-from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
+from attestkit._native._python_quote import (
+    QuoteBase,
+    body_getter,
+    quote_layout,
+    quote_parsers,
+)
 
 __all__ = [
     "Column",
     "PckCertificateFields",
     "QuoteBase",
     "agent_json_walk",
+    "body_getter",
+    "cbor_check",
     "ccel_walk",
     "cpuid",
     "hexlify",

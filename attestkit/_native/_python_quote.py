@@ -24,6 +24,8 @@ _TYPE_AND_SIZE = Struct("<HI")
 _ZEROS = re.compile(rb"\0+")
 # The most frequently used fields of a TD quote body, unpacked together.
 _TD_FIELDS = Struct("<136x48s144x48s48s48s48s64s")
+_TD_10 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
+_TD_15 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s16s48s")
 
 
 Layout = tuple[int, int, int, int, int, int, int, int, int]
@@ -175,6 +177,7 @@ class QuoteBase:
     """Fields of a quote; writable, unlike those of the compiled core."""
 
     __slots__ = (
+        "_body",
         "_data",
         "_made",
         "mrtd",
@@ -187,6 +190,7 @@ class QuoteBase:
 
     _data: bytes
     _made: dict[str, Any] | None
+    _body: Any
     version: int
     tee_type: int
     padding: int
@@ -196,7 +200,39 @@ class QuoteBase:
 
     def hold(self, data: bytes) -> None:
         """Store the encoded quote, without cached fields."""
-        self._data, self._made = data, None
+        self._data, self._made, self._body = data, None, None
+
+    def find_body(self, body: type[tuple[Any, ...]], make: "Callable[[Any], Any]") -> object:
+        """Return the body, which is created on first use."""
+        if self._body is None:
+            made = self._make_td_body(body) if self.tee_type == _TDX else make(self)
+            object.__setattr__(self, "_body", made)  # a Quote is immutable
+        return self._body
+
+    def _make_td_body(self, body: type[tuple[Any, ...]]) -> tuple[Any, ...]:
+        start = 48 if self.version == 4 else 54
+        if self.version == 5 and self._data[48] == 3:
+            return tuple.__new__(body, _TD_15.unpack_from(self._data, start))
+        return tuple.__new__(body, (*_TD_10.unpack_from(self._data, start), None, None))
+
+
+def body_getter(
+    body: type[tuple[Any, ...]], make: "Callable[[Any], Any]"
+) -> "Callable[[QuoteBase], Any]":
+    """Return a function that returns the body of a quote, which is created on first use.
+
+    Args:
+        body: Class of the body of a TD, a named tuple with the fields of TDX 1.5.
+        make: Creates the body of an enclave's quote.
+    """
+
+    def get(quote: QuoteBase) -> object:
+        if not isinstance(quote, QuoteBase):
+            raise TypeError("not a quote")
+        return quote.find_body(body, make)
+
+    get.__doc__ = make.__doc__
+    return get
 
 
 def quote_parsers(

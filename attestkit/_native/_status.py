@@ -9,6 +9,7 @@ from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError
 
 _FIRST_LOG_STATUS = 64
+_FIRST_CBOR_STATUS = 128
 
 
 class Status:
@@ -58,9 +59,23 @@ class Status:
     LOG_TOO_LONG: Final = 74
     LOG_RUNTIME: Final = 75
     REGISTER: Final = 76
+    # cbor_check.c: 128 to 191
+    CBOR_TRUNCATED: Final = 128
+    CBOR_SYNTAX: Final = 129
+    CBOR_CHUNK: Final = 130
+    CBOR_INDEFINITE: Final = 131
+    CBOR_HEAD: Final = 132
+    CBOR_TYPE: Final = 133
+    CBOR_VALUES: Final = 134
+    CBOR_DEPTH: Final = 135
+    CBOR_ENTRIES: Final = 136
+    CBOR_KEY: Final = 137
+    CBOR_DUPLICATE: Final = 138
+    CBOR_TEXT: Final = 139
+    CBOR_TRAILING: Final = 140
 
 
-# The messages follow a subject: "quote", "quote 3" or "event log".
+# The messages follow a subject: "quote", "quote 3", "event log" or "CBOR".
 REFUSALS: dict[int, tuple[FormatReason, str]] = {
     # quote.c: 1 to 63
     1: ("short_header", "truncated in the 48-byte header"),
@@ -106,13 +121,29 @@ REFUSALS: dict[int, tuple[FormatReason, str]] = {
     74: ("too_long", "longer than 16 MiB"),
     75: ("runtime_event", "a CCEL must not have runtime events of the guest agent"),
     76: ("register", "register must be 0 to 3"),
+    # cbor_check.c: 128 to 191
+    128: ("truncated", "truncated"),
+    129: ("syntax", "invalid initial byte"),
+    130: ("syntax", "invalid chunk of a string of indefinite length"),
+    131: ("not_canonical", "indefinite length is not allowed"),
+    132: ("not_canonical", "head not in its shortest form"),
+    133: ("unsupported", "unsupported type: only integers, strings, false, true and null"),
+    134: ("too_many", "more than 65,536 values"),
+    135: ("too_deep", "nested deeper than 16 levels"),
+    136: ("too_many", "a map has more than 4,096 entries"),
+    137: ("wrong_type", "map key must be an integer or a string of definite length"),
+    138: ("duplicate", "duplicate map key"),
+    139: ("encoding", "text is not UTF-8"),
+    140: ("trailing_data", "bytes after the value"),
 }
 
 
 def refuse(status: int, offset: int) -> FormatError:
     """Return the error for `status` (not 0) at byte `offset`, for the caller to raise."""
     reason, message = REFUSALS[status]
-    subject = "quote" if status < _FIRST_LOG_STATUS else "event log"
+    subject = "event log" if status < _FIRST_CBOR_STATUS else "CBOR"
+    if status < _FIRST_LOG_STATUS:
+        subject = "quote"
     return FormatError(f"{subject}: {message}", offset=offset, reason=reason)
 
 

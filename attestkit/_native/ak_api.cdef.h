@@ -49,7 +49,22 @@ typedef enum {
     AK_E_LOG_TOO_MANY = 73,     /* the 65,537th record */
     AK_E_LOG_TOO_LONG = 74,     /* a log of 17 MiB */
     AK_E_LOG_RUNTIME = 75,      /* the guest agent's event type in a CCEL */
-    AK_E_REGISTER = 76          /* RTMR4 */
+    AK_E_REGISTER = 76,         /* RTMR4 */
+
+    /* cbor_check.c: 128 to 191. */
+    AK_E_CBOR_TRUNCATED = 128,  /* an array of 3 items of which 2 are there */
+    AK_E_CBOR_SYNTAX = 129,     /* the reserved initial byte 1c; a break that ends nothing */
+    AK_E_CBOR_CHUNK = 130,      /* a byte string among the chunks of a text string */
+    AK_E_CBOR_INDEFINITE = 131, /* an array that a break ends, where canonical CBOR is required */
+    AK_E_CBOR_HEAD = 132,       /* 1 in two bytes, where canonical CBOR is required */
+    AK_E_CBOR_TYPE = 133,       /* a tag, a float, undefined */
+    AK_E_CBOR_VALUES = 134,     /* the 65,537th value */
+    AK_E_CBOR_DEPTH = 135,      /* a value inside 17 arrays */
+    AK_E_CBOR_ENTRIES = 136,    /* the 4,097th entry of a map */
+    AK_E_CBOR_KEY = 137,        /* a map whose key is an array */
+    AK_E_CBOR_DUPLICATE = 138,  /* the keys 01 and 1801; the keys 1 and true */
+    AK_E_CBOR_TEXT = 139,       /* text in Latin-1 */
+    AK_E_CBOR_TRAILING = 140    /* a second value */
 } ak_status;
 
 /* Offsets and sizes of the parts of a quote, in bytes from its start. */

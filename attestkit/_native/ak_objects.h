@@ -17,5 +17,9 @@ int ak_add_replay_objects(PyObject *module);
 int ak_add_sha384_objects(PyObject *module);
 int ak_add_column_objects(PyObject *module);
 int ak_add_pck_objects(PyObject *module);
+int ak_add_cbor_objects(PyObject *module);
+
+/* Raise the exception that the Python function `refuse` creates from a status and an offset. */
+void ak_raise_refusal(PyObject *refuse, int status, size_t at);
 
 #endif

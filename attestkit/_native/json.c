@@ -248,8 +248,13 @@ static size_t character(const uint8_t *p, size_t left)
 
 bool ak_json_utf8(const uint8_t *p, size_t size)
 {
-    for (size_t at = 0, more; at < size; at += more)
-        if ((more = character(p + at, size - at)) == 0)
+    for (size_t at = 0, more; at < size; at += more) {
+        uint64_t eight = ~0ULL;
+        if (size - at >= sizeof eight)
+            memcpy(&eight, p + at, sizeof eight);
+        more = sizeof eight; /* most text is ASCII */
+        if ((eight & 0x8080808080808080) != 0 && (more = character(p + at, size - at)) == 0)
             return false;
+    }
     return true;
 }

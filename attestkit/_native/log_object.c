@@ -15,15 +15,6 @@ typedef struct {
     ak_log_record few[FEW];
 } walked;
 
-/* Raise the exception that the Python function `refuse` creates from a status and an offset. */
-static void raise_refusal(PyObject *refuse, ak_status status, uint32_t at)
-{
-    PyObject *error = PyObject_CallFunction(refuse, "iI", (int)status, at);
-    if (error != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_XDECREF(error);
-}
-
 /* Check a log; returns -1 with an exception if it is malformed. Call free_walked in any case. */
 static int walk(PyObject *refuse, PyObject *data, int ccel, walked *w)
 {
@@ -45,7 +36,7 @@ static int walk(PyObject *refuse, PyObject *data, int ccel, walked *w)
     }
     if (status == AK_OK)
         return 0;
-    raise_refusal(refuse, status, w->log.at);
+    ak_raise_refusal(refuse, (int)status, w->log.at);
     return -1;
 }
 

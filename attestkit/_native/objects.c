@@ -7,12 +7,20 @@
  * interpreter its own module. */
 #include "ak_objects.h"
 
+void ak_raise_refusal(PyObject *refuse, int status, size_t at)
+{
+    PyObject *error = PyObject_CallFunction(refuse, "in", status, (Py_ssize_t)at);
+    if (error != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+}
+
 static int fill(PyObject *module)
 {
     return ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
                    ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0 ||
                    ak_add_sha384_objects(module) != 0 || ak_add_column_objects(module) != 0 ||
-                   ak_add_pck_objects(module) != 0
+                   ak_add_pck_objects(module) != 0 || ak_add_cbor_objects(module) != 0
                ? -1
                : 0;
 }

@@ -12,10 +12,11 @@
 #include "ak_quote.h"
 
 /* Objects are not tracked by the garbage collector: their fields cannot refer back to the quote.
- * `made`, which _lazy in quote.py fills, has bytes, numbers, and tuples of them only. Instances of
- * classes defined in Python are tracked by default, so they are untracked here. */
+ * `body`, and `made`, which _lazy in quote.py fills, have bytes, numbers, and tuples of them only.
+ * Instances of classes defined in Python are tracked by default, so they are untracked here. */
 typedef struct {
     PyObject head;
+    PyObject *body;
     PyObject *data;
     PyObject *made;
     PyObject *mrtd;
@@ -43,7 +44,7 @@ static void dealloc(PyObject *self)
 {
     quote_object *o = (quote_object *)self;
     PyTypeObject *type = Py_TYPE(self);
-    PyObject *const held[] = {o->data,        o->made,  o->mrtd,     o->padding,
+    PyObject *const held[] = {o->body,        o->data,  o->made,     o->mrtd,   o->padding,
                               o->report_data, o->rtmrs, o->tee_type, o->version};
     for (size_t i = 0; i < sizeof held / sizeof held[0]; i++)
         Py_XDECREF(held[i]);
@@ -158,6 +159,77 @@ static PyObject *parse_many(PyObject *classes, PyObject *quotes)
     return parsed;
 }
 
+/* Sizes in bytes of the fields of TdQuoteBody; a body of TDX 1.0 does not have the last two. */
+static const uint8_t td_fields[] = {16, 48, 48, 8,  8,  8,  48, 48, 48,
+                                    48, 48, 48, 48, 48, 64, 16, 48};
+enum { TD_FIELDS = sizeof td_fields, TD_10_FIELDS = 15, MRTD = 6, REPORT_DATA = 14 };
+
+/* Return a new reference to a field whose bytes start at p. */
+static PyObject *td_field(const quote_object *o, Py_ssize_t i, const uint8_t *p, bool td_10)
+{
+    PyObject *held = i == MRTD ? o->mrtd : i == REPORT_DATA ? o->report_data : NULL;
+    if (td_10 && i >= TD_10_FIELDS)
+        held = Py_None;
+    if (held == NULL)
+        return bytes_at(p, td_fields[i]);
+    Py_INCREF(held);
+    return held;
+}
+
+static PyObject *make_td_body(PyTypeObject *class, const quote_object *o)
+{
+    const uint8_t *start = (const uint8_t *)PyBytes_AsString(o->data);
+    const uint8_t *p = start + (start[0] == 5 ? 54 : 48);
+    const bool td_10 = start[0] != 5 || start[48] == 2;
+    PyObject *body = PyType_GenericAlloc(class, TD_FIELDS);
+    for (Py_ssize_t i = 0; i < TD_FIELDS && body != NULL; i++) {
+        PyObject *field = td_field(o, i, p, td_10);
+        if (field == NULL || PyTuple_SetItem(body, i, field) != 0)
+            Py_CLEAR(body);
+        p += td_fields[i];
+    }
+    return body;
+}
+
+/* Return the body of a quote, which is created on first use. given: QuoteBase, TdQuoteBody, and the
+ * function that creates the body of an enclave's quote. */
+static PyObject *get_body(PyObject *given, PyObject *quote)
+{
+    quote_object *o = (quote_object *)quote;
+    if (!PyObject_TypeCheck(quote, (PyTypeObject *)PyTuple_GetItem(given, 0))) {
+        PyErr_SetString(PyExc_TypeError, "not a quote");
+        return NULL;
+    }
+    if (o->body == NULL && o->mrtd != NULL)
+        o->body = make_td_body((PyTypeObject *)PyTuple_GetItem(given, 1), o);
+    else if (o->body == NULL)
+        o->body = PyObject_CallFunctionObjArgs(PyTuple_GetItem(given, 2), quote, NULL);
+    Py_XINCREF(o->body);
+    return o->body;
+}
+
+static PyMethodDef body_method = {"body", get_body, METH_O,
+                                  "The body: of a TD, or of an SGX enclave."};
+
+/* The function above; its `self` has what it is given. */
+static PyObject *body_getter(PyObject *module, PyObject *args)
+{
+    PyTypeObject *class;
+    PyObject *make;
+    if (!PyArg_ParseTuple(args, "O!O", &PyType_Type, &class, &make))
+        return NULL;
+    if (!PyType_IsSubtype(class, &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "the class of bodies is a named tuple");
+        return NULL;
+    }
+    PyObject *base = PyObject_GetAttrString(module, "QuoteBase");
+    PyObject *given = base == NULL ? NULL : PyTuple_Pack(3, base, (PyObject *)class, make);
+    PyObject *getter = given == NULL ? NULL : PyCFunction_NewEx(&body_method, given, NULL);
+    Py_XDECREF(base);
+    Py_XDECREF(given);
+    return getter;
+}
+
 static PyMethodDef parsers[] = {
     {"parse", parse, METH_O, NULL},
     {"parse_many", parse_many, METH_O, NULL},
@@ -203,6 +275,7 @@ static PyType_Spec base_spec = {
 
 static PyMethodDef functions[] = {
     {"quote_parsers", quote_parsers, METH_VARARGS, NULL},
+    {"body_getter", body_getter, METH_VARARGS, NULL},
     {0},
 };
 

@@ -79,6 +79,7 @@ def test_read_value_of_rfc8949_examples_returns_values(encoded: str, value: obje
         ("a2010201 03", "duplicate", 3),
         ("a10102 00", "trailing_data", 3),
         ("a1800a", "wrong_type", 1),
+        ("a17f6161ff0a", "wrong_type", 1),  # a map key of indefinite length
         ("9f01", "truncated", 2),
         ("df", "syntax", 0),
         ("5c", "syntax", 0),  # a byte string with a reserved length

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_quote as python_core
 from attestkit.errors import FormatError
-from attestkit.quote import Quote
+from attestkit.quote import EnclaveReport, Quote, TdQuoteBody
 from tests.quotes import BODY_SIZES, INTEL, PATTERN, made_quote, made_quotes, samples
 from tests.raising import raises
 from tests.thorough import thorough
@@ -43,10 +43,18 @@ def read_with_both(data: bytes) -> tuple[object, ...]:
     return result
 
 
+def read_enclave_body(quote: Any) -> EnclaveReport:
+    """Return the body of an enclave's quote."""
+    start = 48 if quote.version < 5 else 54
+    return EnclaveReport.parse(quote._data[start : start + 384])
+
+
 class PythonQuote(python_core.QuoteBase):
     """A quote of the Python core."""
 
     __slots__ = ()
+
+    body = property(python_core.body_getter(TdQuoteBody, read_enclave_body))
 
 
 PARSE, PARSE_MANY = python_core.quote_parsers(PythonQuote, PythonQuote)
@@ -54,7 +62,7 @@ PARSE, PARSE_MANY = python_core.quote_parsers(PythonQuote, PythonQuote)
 
 def read_fields(quote: object) -> tuple[object, ...]:
     """Return the fields of a quote of either core; None for fields that an enclave lacks."""
-    names = ("version", "tee_type", "padding", "report_data", "_data", "_made")
+    names = ("version", "tee_type", "padding", "report_data", "_data", "_made", "body")
     td = ("mrtd", "rtmrs") if getattr(quote, "tee_type", 0) else ()
     return tuple(getattr(quote, name, None) for name in names + td)
 
@@ -231,3 +239,34 @@ def test_key_binding_of_random_keys() -> None:
         data = made_quote(key=key, auth=auth)
         assert sha256(key + auth).digest() in data
         assert _native.quote_layout(data)[-1] == len(data)
+
+
+@pytest.mark.parametrize("core", [_native, python_core])
+def test_body_getter_accepts_quotes_only(core: Any) -> None:
+    """Other objects have no body."""
+    getter = core.body_getter(TdQuoteBody, read_enclave_body)
+    for other in (None, b"", TdQuoteBody):
+        with pytest.raises(TypeError):
+            getter(other)
+
+
+def test_body_is_created_once_and_shares_fields() -> None:
+    """A quote has one body, with the objects of its MRTD and report data."""
+    for data in (made_quote(4), made_quote(5, body_type=2), made_quote(5, body_type=3)):
+        quote = Quote.parse(data)
+        body = quote.body
+        assert isinstance(body, TdQuoteBody)
+        assert body is quote.body
+        assert body.to_bytes() in data
+        assert body == TdQuoteBody.parse(body.to_bytes())
+    enclave = Quote.parse(made_quotes()[0])
+    assert isinstance(enclave.body, EnclaveReport)
+    assert enclave.body is enclave.body
+
+
+@compiled
+@pytest.mark.parametrize("kind", [int, list, None])
+def test_body_getter_requires_a_tuple_class(kind: Any) -> None:
+    """The class of bodies is a subclass of tuple."""
+    with pytest.raises(TypeError):
+        _native.body_getter(kind, read_enclave_body)

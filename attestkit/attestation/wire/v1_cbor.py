@@ -26,6 +26,10 @@ def decode_evidence(data: bytes) -> Evidence:
     """
     if data[:3] != _TAG:
         raise FormatError("Unknown attestation wire format", reason="unrecognized")
+    from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
+
+    if (found := v1_structs.decode_cbor(data, start=3)) is not None:
+        return found
     return v1_document.decode_document(CborReader(data, at=3))
 
 

@@ -29,14 +29,14 @@ def decode_evidence(data: bytes) -> Evidence:
 
 def _tdx(data: bytes) -> Evidence | None:
     """Decode evidence of a TD as guest agents write it; return None for any other layout."""
-    from attestkit.attestation.wire import v1_tdx_fast  # lazy: it imports msgspec
+    from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 
     reader = MsgpackReader(data, len(_TDX_START))
     try:
         quote = reader.blob()
     except FormatError:
         return None
-    return v1_tdx_fast.decode_evidence(quote, data[reader.at :])
+    return v1_structs.decode_msgpack(quote, data[reader.at :])
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

@@ -1,0 +1,175 @@
+"""Structs of wire version 1 for msgspec: fast decoders for evidence as attesters encode it.
+
+In msgpack this is evidence of a TD, with keys in the order of agents; in CBOR, evidence of a TD or
+of SEV-SNP. msgspec and cbor2 are much faster than the reader in `v1_document`, but less strict:
+they accept duplicate keys and integers that are not in their shortest form. So evidence in msgpack
+is encoded again, and accepted only if the bytes are equal, and evidence in CBOR is checked by the
+native core before. All other evidence, and all that is malformed, is left to `v1_document`.
+"""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from attestkit._formats.cbor import read_canonical
+from attestkit.attestation.wire.evidence_parts import (
+    Evidence,
+    Platform,
+    RuntimeEvent,
+    SevSnp,
+    Stack,
+    Tdx,
+)
+from attestkit.attestation.wire.scale import MAX_ITEMS
+from attestkit.errors import FormatError
+from attestkit.event_log.event import WireEvent
+
+_U8 = Annotated[int, Meta(ge=0, le=0xFF)]
+_U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+_Version = Literal[1, 2]
+
+
+# Unknown fields are forbidden, because msgspec skips them recursively, whatever their depth.
+class _Event(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Fields of a `WireEvent`, in the same order."""
+
+    imr: _U32
+    event_type: _U32
+    digest: bytes
+    event: str
+    event_payload: bytes
+    version: _Version = 1
+    preimage: str | None = None
+
+
+class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Fields of a `RuntimeEvent`, in the same order."""
+
+    event: str
+    payload: bytes
+    version: _Version = 1
+
+
+_Events = Annotated[list[_Event], Meta(max_length=MAX_ITEMS)]
+_RuntimeEvents = Annotated[list[_RuntimeEvent], Meta(max_length=MAX_ITEMS)]
+
+
+class _StackData(Struct, forbid_unknown_fields=True, gc=False):
+    report_data: list[_U8]
+    runtime_events: _RuntimeEvents
+    config: str
+
+
+class _Stack(Struct, forbid_unknown_fields=True, gc=False):
+    kind: Literal["dstack"]
+    data: _StackData
+
+
+class _Tail(Struct, forbid_unknown_fields=True, gc=False):
+    """The part of a document after the quote: the event log, and the stack."""
+
+    event_log: _Events
+    stack: _Stack
+
+
+class _CborTdxData(Struct, forbid_unknown_fields=True, gc=False):
+    quote: bytes
+    event_log: _Events
+
+
+class _CborTdx(Struct, tag_field="kind", tag="tdx", forbid_unknown_fields=True, gc=False):
+    data: _CborTdxData
+
+
+class _CborSnpData(Struct, forbid_unknown_fields=True, gc=False):
+    report: bytes
+    cert_chain: Annotated[list[bytes], Meta(max_length=MAX_ITEMS)]
+    mr_config: str
+
+
+class _CborSnp(Struct, tag_field="kind", tag="sev-snp", forbid_unknown_fields=True, gc=False):
+    data: _CborSnpData
+
+
+class _CborStackData(Struct, forbid_unknown_fields=True, gc=False):
+    report_data: bytes
+    runtime_events: _RuntimeEvents
+    config: str
+
+
+class _CborStack(Struct, tag_field="kind", tag="dstack", forbid_unknown_fields=True, gc=False):
+    data: _CborStackData
+
+
+class _CborPodData(_CborStackData, forbid_unknown_fields=True, gc=False):
+    report_data_payload: str
+
+
+class _CborPod(Struct, tag_field="kind", tag="dstack-pod", forbid_unknown_fields=True, gc=False):
+    data: _CborPodData
+
+
+class _CborDocument(Struct, forbid_unknown_fields=True, gc=False):
+    version: Literal[1]
+    platform: _CborTdx | _CborSnp
+    stack: _CborStack | _CborPod
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(_Tail)
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+def decode_msgpack(quote: bytes, rest: bytes) -> Evidence | None:
+    """Decode evidence; return None if it needs the full reader.
+
+    Args:
+        quote: The quote, already decoded.
+        rest: The bytes of the document after the quote.
+    """
+    tail = b"\x82" + rest  # as a map of two entries: `event_log`, and `stack` of the outer map
+    try:
+        found = _DECODER.decode(tail)
+        if _ENCODER.encode(found) != tail:
+            return None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    stack = found.stack.data
+    return Evidence(Tdx(quote, _log(found.event_log)), _stack(stack, bytes(stack.report_data)))
+
+
+def decode_cbor(data: bytes, start: int) -> Evidence | None:
+    """Decode evidence; return None if it needs the full reader.
+
+    Args:
+        data: The document.
+        start: Offset of the value behind its tag.
+    """
+    try:
+        tree = read_canonical(data, start)
+        # Without `builtin_types`, text would be accepted for bytes, as base64.
+        found = msgspec.convert(tree, _CborDocument, builtin_types=(bytes,))
+    except (FormatError, msgspec.ValidationError):
+        return None
+    platform, stack = found.platform.data, found.stack.data
+    payload = stack.report_data_payload if isinstance(stack, _CborPodData) else None
+    return Evidence(_platform(platform), _stack(stack, stack.report_data, payload))
+
+
+def _platform(data: _CborTdxData | _CborSnpData) -> Platform:
+    if isinstance(data, _CborTdxData):
+        return Tdx(data.quote, _log(data.event_log))
+    return SevSnp(data.report, tuple(data.cert_chain), data.mr_config)
+
+
+def _log(events: list[_Event]) -> tuple[WireEvent, ...]:
+    fields, make = msgspec.structs.astuple, tuple.__new__
+    return tuple([make(WireEvent, fields(event)) for event in events])
+
+
+def _stack(
+    data: _StackData | _CborStackData, report_data: bytes, payload: str | None = None
+) -> Stack:
+    fields, make = msgspec.structs.astuple, tuple.__new__
+    events = tuple([make(RuntimeEvent, fields(event)) for event in data.runtime_events])
+    return Stack(report_data, events, data.config, payload)
