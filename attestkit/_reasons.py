@@ -83,6 +83,7 @@ FormatReason = Literal[
 
 UsageReason = Literal[
     "already_exists",  # an output file exists
+    "any_app",  # the policy names no app, and nothing says that this is intended
     "cannot_read",  # a file that the caller named
     "cannot_write",  # a file that the caller named
     "closed",  # the object is closed
@@ -95,6 +96,7 @@ UsageReason = Literal[
     "not_picklable",
     "not_ready",  # an earlier step, such as a handshake, has not finished
     "out_of_range",  # a number or a time outside of the allowed range
+    "plain_http",  # a request without TLS over an attested transport
     "refused_origin",  # an HTTP request from a web page
     "reserved",  # a reserved event name
     "too_large",  # more bytes than the limit
@@ -325,6 +327,7 @@ PolicyReason = Literal[
 VerificationReason = (
     Literal[
         "cert_expired",
+        "cert_lifetime",
         "cert_usage",
         "document_expired",
         "ear_bad_claim",

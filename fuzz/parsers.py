@@ -113,6 +113,7 @@ READERS: Final[dict[str, str]] = {
     "keys.key_file": "app_keys",
     "quote": "quote",
     "ra_tls.certificate": "ra_tls",
+    "ra_tls.issued": "tls_key",
     "report_data": "options",
     "serve.config.option_values": "options",
     "serve.config.agent_config_file": "server_config",
@@ -171,6 +172,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.tsm.configfs_files": _DEVICE,
     "backends.tsm.report": _DEVICE,
     "dstack.host_shared_folder": _DEVICE,
+    "ra_tls.key_loading": "hands a key of the program's own to OpenSSL",
     "cli": _OWNER,
     "serve.systemd.socket_activation": _OWNER,
     "cli.options.verification": (

@@ -56,6 +56,26 @@ def test_nonce_has_tag_of_its_own(nonce: bytes) -> None:
         assert bound != ReportData.bind(tag, nonce)
 
 
+APP_KEY = ("ed25519", bytes(32)), ("secp256k1", bytes(33))
+
+
+@given(st.binary(min_size=8, max_size=64))
+def test_nonce_is_bound_unlike_every_key(nonce: bytes) -> None:
+    """The hashed text of a nonce begins unlike that of each binding; a `dip1` binding is no hash.
+
+    So the only nonces with the report data of a key are collisions of SHA-512.
+    """
+    tags = (ReportData.RATLS_CERT, ReportData.APP_DATA, ReportData.KMS_ROOT_CA)
+    for tag in tags:
+        assert not f"{tag}:".startswith(f"{ReportData.NONCE}:")
+        assert not f"{ReportData.NONCE}:".startswith(f"{tag}:")
+    for binding in (ReportData.for_app_key(*key) for key in APP_KEY):
+        assert binding.startswith(b"dip1::")
+        assert binding.isascii()
+        assert binding != ReportData.for_nonce(nonce)
+        assert binding != ReportData.for_nonce(binding)
+
+
 @given(st.binary(max_size=64))
 def test_pad_keeps_data_and_appends_zeros(data: bytes) -> None:
     """The data come first, followed by zeros only."""

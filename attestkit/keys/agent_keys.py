@@ -7,7 +7,7 @@ from attestkit._argument_checks import require_bytes
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
-from attestkit.keys.hkdf import separated_path, utf8
+from attestkit.keys.hkdf import encode_name, separated_path
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
 from attestkit.keys.signatures import prepare_message, verify_signature
 
@@ -36,7 +36,8 @@ class AgentKeys:
         """Return the key of `path` for one algorithm; see `LocalKeys.derive`.
 
         Raises:
-            UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
+            UsageError: If the algorithm is unknown, or the path has control characters or unpaired
+                surrogates.
             UnsupportedError: If the agent does not support the algorithm.
             BackendError: If the response is malformed.
         """
@@ -59,7 +60,8 @@ class AgentKeys:
         """Return the key from the agent's method GetKey; see `LocalKeys.derive_compat`.
 
         Raises:
-            UsageError: If the algorithm is unknown, or a text has unpaired surrogates.
+            UsageError: If the algorithm is unknown, or a text has control characters or unpaired
+                surrogates.
             UnsupportedError: If the agent does not support the algorithm.
             BackendError: If the response is malformed.
         """
@@ -98,8 +100,8 @@ class AgentKeys:
         return Signature(signature, (first, *chain), public_key)
 
     def _get_key(self, path: str, purpose: str, key_type: str) -> tuple[bytes, tuple[bytes, ...]]:
-        utf8("path", path)
-        utf8("purpose", purpose)
+        encode_name("path", path)
+        encode_name("purpose", purpose)
         if key_type != "secp256k1":
             self._check_version(key_type)
         arguments = {"path": path, "purpose": purpose, "algorithm": key_type}

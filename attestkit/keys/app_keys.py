@@ -9,7 +9,7 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, utf8
+from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, encode_name
 from attestkit.keys.key_file import LARGEST, ProviderName, read_app_keys
 
 if TYPE_CHECKING:
@@ -184,9 +184,14 @@ class AppKeys(Secret):
         """Return the signature chain of a derived key.
 
         The first signature is the root key's, recoverable (65 bytes), over the Keccak-256 hash of
-        purpose, colon and the public key in lower-case hex; the second is `k256_signature`.
+        purpose, colon and the public key in lower-case hex; the second is `k256_signature`. The
+        root key signs nothing else.
+
+        Raises:
+            UsageError: If the purpose has control characters or unpaired surrogates, or the
+                AppKeys are closed.
         """
-        text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
+        text = encode_name("purpose", purpose) + b":" + public_key.hex().encode()
         return self._root_key().sign_recoverable(keccak256(text)), self.k256_signature
 
     def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":

@@ -1,5 +1,6 @@
 """Key derivation with HKDF-SHA256; the path is the info (dstack guest agent API)."""
 
+import re
 from typing import Final
 
 from attestkit._argument_checks import utf8 as check_utf8
@@ -10,6 +11,7 @@ from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
 
 _SALT: Final = b"RATLS"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # category Cc of Unicode
 _SEPARATED: Final = {
     "secp256k1": "secp256k1",
     "k256": "secp256k1",
@@ -59,13 +61,32 @@ def separated_path(path: str, algorithm: str) -> str:
     algorithm in the prefix is `secp256k1` (also for `k256`), `ed25519`, `p256` or `x25519`.
 
     Raises:
-        UsageError: If the algorithm is unknown, or the path is not text.
+        UsageError: If the algorithm is unknown, or `encode_name` rejects the path.
     """
-    utf8("path", path)  # otherwise None and "None" would be one path
+    encode_name("path", path)  # otherwise None and "None" would be one path
     utf8("algorithm", algorithm)
     if algorithm not in _SEPARATED:
         raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
     return f"attestkit/v1/{_SEPARATED[algorithm]}/{path}"
+
+
+def encode_name(what: str, text: str) -> bytes:
+    """Encode a path or purpose as UTF-8.
+
+    The root key signs the purpose. Without control characters it cannot begin like the messages of
+    other protocols for the same kind of key: 0x19 begins a signed message of Ethereum (EIP-191,
+    EIP-712), 1 to 4 a typed transaction (EIP-2718).
+
+    Raises:
+        UsageError: If `text` is not `str`, or has control characters or unpaired surrogates; the
+            message begins with `what`.
+    """
+    encoded = utf8(what, text)
+    if (found := _CONTROL.search(text)) is not None:
+        place = f"U+{ord(found[0]):04X} at character {found.start()}"
+        message = f"{what}: control character {place}; use printable text"
+        raise UsageError(message, reason="wrong_value")
+    return encoded
 
 
 def utf8(what: str, text: str) -> bytes:

@@ -7,7 +7,7 @@ from attestkit._crypto.ecdsa import P256Key, k256_public_key
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
 from attestkit.keys.app_keys import AppKeys
-from attestkit.keys.hkdf import separated_path, utf8
+from attestkit.keys.hkdf import encode_name, separated_path
 from attestkit.keys.signatures import PREHASHED, prepare_message
 
 ALGORITHMS: Final = {
@@ -78,13 +78,13 @@ class LocalKeys:
         """Return the key of `path` for one algorithm; see `separated_path`.
 
         Args:
-            path: Any text, also empty.
+            path: Text without control characters; may be empty.
             algorithm: secp256k1 (or k256), ed25519, p256 or x25519. The signature chain of p256 and
                 x25519 keys is empty, because the agent's API does not sign them.
 
         Raises:
-            UsageError: If the algorithm is unknown, the path has unpaired surrogates, or the
-                AppKeys are closed.
+            UsageError: If the algorithm is unknown, the path has control characters or unpaired
+                surrogates, or the AppKeys are closed.
         """
         separated = separated_path(path, algorithm)
         if algorithm in ALGORITHMS:
@@ -92,7 +92,7 @@ class LocalKeys:
         if algorithm == "p256":
             pair = self.derive_p256(separated)
             return DerivedKey(pair.scalar, b"\x04" + pair.public_point, ())
-        key = self._app_keys.derive_bytes(utf8("path", separated))
+        key = self._app_keys.derive_bytes(separated.encode())
         return DerivedKey(key, compute_public_key("x25519", key), ())
 
     def derive_compat(
@@ -105,18 +105,20 @@ class LocalKeys:
         agent. For a path that begins with `attestkit/v1/`, the result may equal a key of `derive`.
 
         Args:
-            path: Any text, also empty.
-            purpose: Text that the first signature of the chain covers; it does not change the key.
+            path: Text without control characters; may be empty.
+            purpose: Text without control characters that the first signature of the chain covers;
+                it does not change the key.
             algorithm: secp256k1 (also k256 or the empty name) or ed25519.
 
         Raises:
-            UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the AppKeys
-                are closed.
+            UsageError: If the algorithm is unknown, a text has control characters or unpaired
+                surrogates, or the AppKeys are closed.
         """
         key_type = ALGORITHMS.get(algorithm)
         if key_type is None:
             raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
-        key = self._app_keys.derive_bytes(utf8("path", path))
+        encode_name("purpose", purpose)  # before a secret exists
+        key = self._app_keys.derive_bytes(encode_name("path", path))
         public = compute_public_key(key_type, key)
         return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
 
@@ -124,9 +126,10 @@ class LocalKeys:
         """Return the P-256 key of `path`, as the older method DeriveKey does.
 
         Raises:
-            UsageError: If the AppKeys are closed.
+            UsageError: If the path has control characters or unpaired surrogates, or the AppKeys
+                are closed.
         """
-        scalar = self._app_keys.derive_bytes(utf8("path", path))
+        scalar = self._app_keys.derive_bytes(encode_name("path", path))
         try:
             return P256Key.from_scalar(scalar)
         finally:

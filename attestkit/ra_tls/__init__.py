@@ -7,31 +7,40 @@ certificate are claims of its issuer, which a certificate chain may authenticate
 
 `issue`, `read` and `verify` are for certificates. The connections of `server_context` and
 `client_context` verify the peer's evidence before they exchange application data; `peer` returns
-the result.
+the result. `HTTPTransport` and `AsyncHTTPTransport` are for httpx, which they import.
 """
 
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
 from attestkit.ra_tls.certificate import (
+    MAX_LIFETIME,
     OID_APP_ID,
     OID_APP_INFO,
     OID_ATTESTATION,
     OID_CERT_USAGE,
     OID_EVENT_LOG,
     OID_TDX_QUOTE,
-    Issued,
-    issue,
     read,
     verify,
 )
 from attestkit.ra_tls.connection import PeerRefusedError, peer
 from attestkit.ra_tls.contexts import client_context, server_context
+from attestkit.ra_tls.issued import Issued, issue
+
+if TYPE_CHECKING:
+    from attestkit.ra_tls.http_transports import AsyncHTTPTransport, HTTPTransport
 
 __all__ = [
+    "MAX_LIFETIME",
     "OID_APP_ID",
     "OID_APP_INFO",
     "OID_ATTESTATION",
     "OID_CERT_USAGE",
     "OID_EVENT_LOG",
     "OID_TDX_QUOTE",
+    "AsyncHTTPTransport",
+    "HTTPTransport",
     "Issued",
     "PeerRefusedError",
     "client_context",
@@ -41,3 +50,8 @@ __all__ = [
     "server_context",
     "verify",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"http_transports": ["AsyncHTTPTransport", "HTTPTransport"]}
+    )

@@ -1,46 +1,22 @@
-"""Certificates that contain evidence about their own key: issue, read and verify them.
-
-Arguments of `issue`:
-
-* `subject`: common name, at most 64 characters; may be empty. `alt_names`: DNS names and IP
-  addresses.
-* `key`: key pair of the certificate; None generates one from 32 `random` bytes.
-* `attest`: `Attester.attest`, or a function that returns evidence over 64 bytes of `report_data`.
-  It is always called, so that the platform attests the key of every certificate.
-* `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
-  key.
-* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`.
-* `with_app_info`: include the app info, which is read from the evidence.
-* `server_auth`, `client_auth`: extended key usages.
-* `not_before`, `not_after`: seconds since 1970; None and 0 mean 1975-01-01, and 3650 days from now.
-* `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
-"""
+"""Certificates that contain evidence about their own key: read and verify them."""
 
 import hmac
-import os
-import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
-from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import (
-    Certificate,
-    certificate_pem,
-    issue_leaf,
-    read_certificate,
-)
-from attestkit._formats.strict_json import string
+from attestkit._argument_checks import wrong_type
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
-from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
-from attestkit.keys.hkdf import derive_p256
+from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
-    from attestkit._reasons import FormatReason
     from attestkit.verifier import AttestationResult, Verifier
+
+MAX_LIFETIME: Final = timedelta(days=1)
+"""Default for the longest lifetime of a certificate that is accepted."""
 
 _ARC: Final = "1.3.6.1.4.1.62397.1"
 OID_TDX_QUOTE: Final = f"{_ARC}.1"
@@ -56,136 +32,11 @@ OID_ATTESTATION: Final = f"{_ARC}.8"
 OID_APP_INFO: Final = f"{_ARC}.9"
 """`AppInfo` in MessagePack."""
 
-_KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
-_MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three
-_USAGE: Final = b"app:custom"
-_NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
-_LIFETIME: Final = 3650 * 86_400
 _COMPRESSED: Final = b"ELGZv1"
 _MAX_EVENT_LOG: Final = 16_384  # bytes of a decompressed event log
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _KEY_USAGE: Final = "2.5.29.15"  # RFC 5280, 4.2.1.3: a BIT STRING
 _BASIC_CONSTRAINTS: Final = "2.5.29.19"  # RFC 5280, 4.2.1.9: a SEQUENCE, cA its first BOOLEAN
-
-
-class Issued(NamedTuple):
-    """A private key and its certificate chain."""
-
-    key_pem: str  # PKCS#8
-    certificate_chain: tuple[str, ...]  # PEM, the end-entity certificate first
-
-    def __repr__(self) -> str:
-        return f"Issued(key_pem=<secret>, certificate_chain=<{len(self.certificate_chain)}>)"
-
-    @classmethod
-    def from_agent_response(cls, fields: Mapping[str, object]) -> "Issued":
-        """Create an object from the response of a dstack guest agent to GetTlsKey.
-
-        Args:
-            fields: JSON object with `key` and `certificate_chain`; other members are ignored.
-
-        Raises:
-            FormatError: If one of the two is missing or malformed. `server_context` and
-                `client_context` check that the key belongs to the certificate.
-        """
-        if not isinstance(fields, Mapping):
-            raise FormatError("GetTlsKey response: must be a JSON object", reason="wrong_type")
-        key, chain = string(fields, "key"), fields.get("certificate_chain")
-        if not _KEY_PEM.search(key):
-            raise FormatError("key: must be a private key in PEM", reason="syntax")
-        if not isinstance(chain, list | tuple):
-            reason: FormatReason = "missing" if chain is None else "wrong_type"
-            raise FormatError("certificate_chain: must be a list", reason=reason)
-        if not 1 <= len(chain) <= _MAX_CHAIN:
-            message = f"certificate_chain: must have 1 to {_MAX_CHAIN} certificates"
-            raise FormatError(message, reason="wrong_size")
-        for index, pem in enumerate(chain):
-            where = f"certificate_chain[{index}]"
-            if not isinstance(pem, str):
-                raise FormatError(f"{where}: must be a string", reason="wrong_type")
-            try:
-                read_certificate(pem)
-            except FormatError as error:
-                raise FormatError(f"{where}: {error}", reason=error.reason) from error
-        return cls(key, tuple(chain))
-
-
-class AttestFunction(Protocol):
-    """Function that returns evidence over report data, such as `Attester.attest`."""
-
-    def __call__(self, *, report_data: bytes) -> Attestation:
-        """Return evidence over 64 bytes of report data."""
-        ...
-
-
-def _now() -> float:
-    return datetime.now(timezone.utc).timestamp()
-
-
-def issue(
-    *,
-    subject: str,
-    alt_names: Sequence[str] = (),
-    key: P256Key | None = None,
-    attest: "AttestFunction",
-    ca_cert: str,
-    ca_key: P256Key,
-    usage_ra_tls: bool = False,
-    server_auth: bool = False,
-    client_auth: bool = False,
-    not_before: int | None = None,
-    not_after: int | None = None,
-    with_app_info: bool = False,
-    now: Callable[[], float] = _now,
-    random: Callable[[int], bytes] = os.urandom,
-) -> Issued:
-    """Issue a certificate as GetTlsKey of the dstack guest agent does; see the module docstring.
-
-    Raises:
-        UsageError: If a value cannot be encoded in a certificate.
-        FormatError: If `ca_cert` or the evidence is malformed.
-        ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
-    """
-    # Each is unset if it is zero, which clients send for "no limit".
-    if not_before and not_after and not_before >= not_after:
-        raise UsageError("not_before must be earlier than not_after", reason="conflict")
-    key = key or derive_p256(random(32))
-    evidence = attest(report_data=ReportData.bind(ReportData.RATLS_CERT, key.spki_der))
-    leaf = issue_leaf(
-        public_key=key,
-        subject=subject,
-        alt_names=alt_names,
-        server_auth=server_auth,
-        client_auth=client_auth,
-        not_before=not_before or _NOT_BEFORE,
-        not_after=not_after or _expiry(now()),
-        extensions=_extensions(evidence, app_info=with_app_info, whole=usage_ra_tls),
-        ca_cert=ca_cert,
-        ca_key=ca_key,
-    )
-    return Issued(key.pkcs8_pem, (certificate_pem(leaf), ca_cert))
-
-
-def _expiry(now: float) -> int:
-    """Return the default for `not_after`.
-
-    Raises:
-        ConfigError: If the clock is before 1970, so that the certificate would be expired.
-    """
-    if now < 0:
-        message = f"system clock: {int(now)} seconds since 1970; set the clock, or pass not_after"
-        raise ConfigError(message, reason="clock")
-    return int(now) + _LIFETIME
-
-
-def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[tuple[str, bytes]]:
-    """Return the private extensions, in order."""
-    found = [(OID_CERT_USAGE, _USAGE)]
-    if app_info:
-        found.insert(0, (OID_APP_INFO, evidence.app_info.to_msgpack()))
-    if whole:
-        found.append((OID_ATTESTATION, evidence.stripped().to_bytes()))
-    return found
 
 
 def read(certificate: bytes | str) -> Attestation:
@@ -206,36 +57,65 @@ def read(certificate: bytes | str) -> Attestation:
 
 
 def verify(
-    certificate: bytes | str, verifier: "Verifier", *, now: datetime | float | None = None
+    certificate: bytes | str,
+    verifier: "Verifier",
+    *,
+    now: datetime | float | None = None,
+    max_lifetime: timedelta | None = MAX_LIFETIME,
 ) -> "AttestationResult":
     """Verify the evidence in a certificate, and that it is bound to the certificate's key.
 
-    The result identifies the holder of the private key, which a TLS handshake proves. The signature
-    of the certificate and its chain are not verified, so its names, issuer and other extensions are
-    not authenticated; verify the chain with a CA if you need them. The evidence is as old as the
-    certificate; the TCB status of its platform is appraised at `now`.
+    The result identifies the holder of the private key, which a TLS handshake proves. It is never
+    `fresh`: the evidence is as old as the certificate, and the TCB status of its platform is
+    appraised at `now`. The signature of the certificate and its chain are not verified, so its
+    dates, names, issuer and other extensions are not authenticated; verify the chain with a CA if
+    you need them.
 
     Args:
         certificate: As for `read`.
         verifier: Verifies the evidence. Its clock is the default for `now`.
         now: Time of the verification: an aware datetime, or seconds since 1970.
+        max_lifetime: Longest accepted time between the certificate's two dates, and so, by these
+            dates, the greatest age of the evidence. None accepts any, which certificates of a
+            dstack agent, its KMS and Gramine need, because their dates are not related to the
+            evidence. The result then has a caution: possession of a key is shown, and no freshness.
 
     Raises:
         FormatError: If certificate or evidence are malformed, or an extension occurs twice.
         VerificationError: If evidence is missing (reason `no_evidence`) or bound to another key
-            (`report_data`), the certificate is not valid at `now` (`cert_expired`) or not for TLS
-            (`cert_usage`), or verification of the evidence fails, see `Verifier.verify`.
+            (`report_data`), the certificate is not valid at `now` (`cert_expired`), lives longer
+            than `max_lifetime` (`cert_lifetime`) or is not for TLS (`cert_usage`), or verification
+            of the evidence fails, see `Verifier.verify`.
         CollateralError: If collateral is missing, malformed, or cannot be fetched.
         UnsupportedError: If the platform of the evidence is not supported.
-        UsageError: If `now` has another type, or no time zone.
+        UsageError: If `now` has another type, or no time zone, or `max_lifetime` is not a positive
+            timedelta or None.
     """
+    check_max_lifetime(max_lifetime)
     found = read_certificate(certificate)
     evidence, bound = _bound_evidence(found)
     _check_usage(found)
     result = verifier.verify(evidence, report_data=bound, now=now)
     # After the verification, because it determines the time for both checks.
     _check_validity(found, result.verified_at, result.steps)
-    return result
+    from attestkit.verifier.result import add_step  # lazy: not needed to issue a certificate
+
+    return add_step(result, _lifetime_step(found, max_lifetime, result.steps))
+
+
+def check_max_lifetime(value: object) -> None:
+    """Check the argument `max_lifetime`.
+
+    Raises:
+        UsageError: If it is not a positive timedelta or None.
+    """
+    if value is None:
+        return
+    if not isinstance(value, timedelta):
+        raise wrong_type("max_lifetime", "a timedelta or None", value)
+    if value <= timedelta(0):
+        message = "max_lifetime: must be positive; None accepts certificates of any lifetime"
+        raise UsageError(message, reason="out_of_range")
 
 
 def _check_usage(certificate: Certificate) -> None:
@@ -264,6 +144,30 @@ def _check_validity(
     if at > last:
         when = f"expired since {last:%Y-%m-%dT%H:%M:%SZ}; issue a new one"
     raise VerificationError(f"certificate: {when}", steps=steps, reason="cert_expired")
+
+
+def _lifetime_step(
+    certificate: Certificate, most: timedelta | None, steps: tuple[VerificationStep, ...]
+) -> VerificationStep:
+    """Return the step about key and age of the evidence.
+
+    Raises:
+        VerificationError: If the certificate lives longer than `most`.
+    """
+    bound = "the evidence is bound to the certificate's key, whose possession a handshake shows"
+    if most is None:
+        text = f"{bound}; nothing shows its age, because any lifetime is accepted"
+        return VerificationStep("certificate_key", "caution", text)
+    lifetime = certificate.valid_until - certificate.valid_from
+    if lifetime > most:
+        raise VerificationError(
+            f"certificate: its lifetime is {lifetime}, must be at most {most}; issue a shorter one "
+            "and renew it, or accept any with max_lifetime=None",
+            steps=steps,
+            reason="cert_lifetime",
+        )
+    text = f"{bound}; by the certificate's dates it is at most {lifetime} old"
+    return VerificationStep("certificate_key", "passed", text)
 
 
 def _bound_evidence(certificate: Certificate) -> tuple[Attestation, bytes]:

@@ -20,11 +20,12 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.errors import AttestKitError, UsageError, VerificationError
-from attestkit.ra_tls.certificate import verify
+from attestkit.ra_tls.certificate import MAX_LIFETIME, verify
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -93,6 +94,7 @@ class _Attested:
     """State of the peer's verification: common base of AttestedObject and AttestedSocket."""
 
     _verifier: "Verifier"  # of the context
+    _max_lifetime: timedelta | None = MAX_LIFETIME
     _result: "AttestationResult | None" = None
     _refused: tuple[str, str] | None = None  # text and reason
 
@@ -123,7 +125,7 @@ class _Attested:
         if connection.session_reused:  # the certificate is that of the original session
             message = "TLS peer: resumed a session, which does not prove the key; connect anew"
             raise VerificationError(message, reason="session_reused")
-        return verify(certificate, self._verifier)
+        return verify(certificate, self._verifier, max_lifetime=self._max_lifetime)
 
     def _raise_if_refused(self) -> None:
         if self._refused is not None:

@@ -4,7 +4,8 @@ They work with blocking sockets, asyncio and uvloop, and libraries that use thes
 
 ```python
 context = ra_tls.client_context(verifier)
-with httpx.Client(verify=context) as client:  # or httpx.AsyncClient
+transport = ra_tls.HTTPTransport(context)  # or AsyncHTTPTransport, for httpx.AsyncClient
+with httpx.Client(transport=transport) as client:
     response = client.get("https://10.0.0.7:8443/")
     result = ra_tls.peer(response.extensions["network_stream"])
 ```
@@ -13,14 +14,22 @@ The argument `issued` is the key and certificate of this side of the connection.
 dstack guest agent, which includes evidence only on request:
 
 ```python
-usages = {"usage_ra_tls": True, "usage_server_auth": True, "usage_client_auth": True}
-with httpx.Client(transport=httpx.HTTPTransport(uds="/var/run/dstack.sock")) as agent:
-    answer = agent.post("http://dstack/GetTlsKey", json={"subject": "my app", **usages})
-issued = ra_tls.Issued.from_agent_response(answer.raise_for_status().json())
+def get_tls_key():
+    now = int(time.time())
+    dates = {"not_before": now - 300, "not_after": now + 3600}
+    usages = {"usage_ra_tls": True, "usage_server_auth": True, "usage_client_auth": True}
+    with httpx.Client(transport=httpx.HTTPTransport(uds="/var/run/dstack.sock")) as agent:
+        request = {"subject": "my app", **dates, **usages}
+        answer = agent.post("http://dstack/GetTlsKey", json=request).raise_for_status()
+    return ra_tls.Issued.from_agent_response(answer.json(), renew=get_tls_key)
+
+
+issued = get_tls_key()
 peer_ca = issued.certificate_chain[-1]  # where both sides are of the same app
 ```
 
-or from this library, with a TEE (`attestkit.open()`) and the keys of the app:
+or from this library, with a TEE (`attestkit.open()`, which must stay open) and the keys of the app.
+Such a certificate lives an hour, and the context renews it:
 
 ```python
 keys = AppKeys.load(".appkeys.json")
@@ -55,28 +64,33 @@ context = ra_tls.server_context(verifier, issued=issued, peer_ca=peer_ca)
 uvicorn.Config(app, http=Protocol, ssl_context_factory=lambda *_: context)
 ```
 
+A context with a renewable certificate (`Issued.renew`) is used for the whole life of the program:
+the first new connection after half of the certificate's life starts the renewal in a thread, and
+waits for it at most a second. If it fails or takes longer, the old certificate stays in use.
+
 The verification runs in the thread of the event loop and takes about a millisecond. A verifier that
 fetches collateral blocks the loop meanwhile, once per kind of platform until its cache expires; if
 that matters, pass collateral or a filled cache.
 
 The peer's name is not verified: a TD's agent certifies any name that the app requests. Restrict the
 accepted apps with the verifier's policy, by app ID or measurements; the default policy accepts
-every app on an up-to-date platform.
+every app on an up-to-date platform, which `client_context` refuses without `any_app=True`.
 """
 
-import contextlib
-import os
 import ssl
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem
-from attestkit.errors import FormatError, UnsupportedError, UsageError
-from attestkit.ra_tls.certificate import Issued
+from attestkit.errors import FormatError, UsageError
+from attestkit.ra_tls.certificate import MAX_LIFETIME, check_max_lifetime
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket
+from attestkit.ra_tls.issued import Issued, current_time
+from attestkit.ra_tls.key_loading import load_issued
+from attestkit.ra_tls.renewal import RenewingContext
 
 if TYPE_CHECKING:
     from attestkit.verifier import Verifier
@@ -89,22 +103,27 @@ def server_context(
     *,
     issued: Issued | None = None,
     peer_ca: str | bytes | None = None,
+    max_lifetime: timedelta | None = MAX_LIFETIME,
+    now: Callable[[], float] = current_time,
 ) -> ssl.SSLContext:
     """Return a server's context: TLS 1.3, without session tickets.
 
     Args:
         verifier: Verifier of the clients' evidence. None accepts all clients and requests no
             certificate.
-        issued: The server's key and certificates, with evidence in the first certificate. None: the
-            caller loads key and certificates into the context.
+        issued: The server's key and certificates, with evidence in the first certificate. The
+            context replaces them by `Issued.renew`, if there is one, once half of the certificate's
+            life is over. None: the caller loads key and certificates into the context.
         peer_ca: CA certificates of the accepted clients in PEM, such as that of the app (the last
             certificate of GetTlsKey). OpenSSL needs CA certificates in order to request a
             certificate from the client. It verifies the client's chain with the system clock, and
             the extended key usage, if present.
+        max_lifetime: Longest accepted lifetime of a client's certificate; see `verify`.
+        now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
         UsageError: If only one of `verifier` and `peer_ca` is given, `issued` is not an `Issued`,
-            or its key does not belong to its certificate.
+            its key does not belong to its certificate, or `max_lifetime` is not valid.
         FormatError: If `peer_ca` is not PEM.
         UnsupportedError: If memfd_create or /proc is not available.
     """
@@ -114,7 +133,10 @@ def server_context(
     if verifier is None and peer_ca is not None:
         message = "verifier: missing, and peer_ca alone does not prove a TEE; pass a Verifier"
         raise UsageError(message, reason="missing")
-    context = _context(ssl.PROTOCOL_TLS_SERVER, verifier, issued, peer_ca)
+    check_max_lifetime(max_lifetime)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, issued, peer_ca, now)
+    if verifier is not None:
+        _verify_peers(context, verifier, max_lifetime)
     context.num_tickets = 0  # in TLS 1.3, OP_NO_TICKET only makes tickets stateful
     return context
 
@@ -124,35 +146,63 @@ def client_context(
     *,
     issued: Issued | None = None,
     server_ca: str | bytes | None = None,
+    max_lifetime: timedelta | None = MAX_LIFETIME,
+    any_app: bool = False,
+    now: Callable[[], float] = current_time,
 ) -> ssl.SSLContext:
     """Return a client's context: TLS 1.3, with verification of the server's evidence.
 
     Args:
-        verifier: Verifier of the servers' evidence.
+        verifier: Verifier of the servers' evidence, whose policy names the accepted app: by
+            `app_id`, `compose_hash` or reference values of all that is measured into an image.
         issued: The client's key and certificates, for servers that request them. The server
             receives the certificate, with the app's identity, before its evidence is verified.
+            Renewed as for `server_context`.
         server_ca: CA certificates in PEM, such as that of the server's app; the server's
             certificate chain must lead to one of them. None does not verify the chain.
+        max_lifetime: Longest accepted lifetime of the server's certificate; see `verify`.
+        any_app: Whether a policy that names no app is intended: any app on an accepted platform can
+            then be the server.
+        now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
-        UsageError: If `verifier` is not a Verifier, `issued` is not an `Issued`, or its key does
-            not belong to its certificate.
+        UsageError: If `verifier` is not a Verifier, its policy names no app and `any_app` is not
+            set (reason `any_app`), `issued` is not an `Issued`, its key does not belong to its
+            certificate, or `max_lifetime` is not valid.
         FormatError: If `server_ca` is not PEM.
         UnsupportedError: If memfd_create or /proc is not available.
     """
-    if not hasattr(verifier, "verify"):
+    if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
         raise wrong_type("verifier", "a Verifier", verifier)
-    return _context(ssl.PROTOCOL_TLS_CLIENT, verifier, issued, server_ca)
+    if not any_app:
+        _require_app(verifier)
+    check_max_lifetime(max_lifetime)
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, issued, server_ca, now)
+    _verify_peers(context, verifier, max_lifetime)
+    return context
+
+
+def _require_app(verifier: "Verifier") -> None:
+    """Raise UsageError if the policy of a verifier accepts any app."""
+    from attestkit.verifier.policy.app_pins import names_app  # lazy: the verifier has loaded it
+
+    if not names_app(verifier.policy):
+        message = (
+            "verifier: its policy names no app, so that any app could be the server; set app_id or "
+            "compose_hash in the policy, or pass any_app=True"
+        )
+        raise UsageError(message, reason="any_app")
 
 
 def _context(
     protocol: int,
-    verifier: "Verifier | None",
     issued: Issued | None,
     authorities: str | bytes | None,
+    now: Callable[[], float],
 ) -> ssl.SSLContext:
+    renewable = isinstance(issued, Issued) and issued.renew is not None
     # Not create_default_context, which writes keys to SSLKEYLOGFILE.
-    context = ssl.SSLContext(protocol)
+    context = (RenewingContext if renewable else ssl.SSLContext)(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= _OPTIONS
     # The agent issues certificates for any name; see the module docstring.
@@ -164,20 +214,23 @@ def _context(
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.load_verify_locations(cadata=_pem(authorities))
     if issued is not None:
-        _load(context, issued)
-    if verifier is not None:
-        _verify_peers(context, verifier)
+        load_issued(context, issued)
+    if isinstance(context, RenewingContext):
+        assert issued is not None
+        context.renew_from(issued, now)
     return context
 
 
-def _verify_peers(context: ssl.SSLContext, verifier: "Verifier") -> None:
+def _verify_peers(
+    context: ssl.SSLContext, verifier: "Verifier", max_lifetime: timedelta | None
+) -> None:
     """Make the context's connections verify their peers with `verifier`."""
 
     class Socket(AttestedSocket):
-        _verifier = verifier
+        _verifier, _max_lifetime = verifier, max_lifetime
 
     class Object(AttestedObject):
-        _verifier = verifier
+        _verifier, _max_lifetime = verifier, max_lifetime
 
     context.sslsocket_class, context.sslobject_class = Socket, Object
     # Python 3.11.2 sets it with OpenSSL 3, and then a truncated stream ends in order (gh-95494).
@@ -193,39 +246,3 @@ def _pem(certificates: str | bytes) -> str:
             message = "PEM: not ASCII"
             raise FormatError(message, offset=error.start, reason="encoding") from error
     return "".join(map(certificate_pem, split_pem(certificates)))
-
-
-def _load(context: ssl.SSLContext, issued: Issued) -> None:
-    if not isinstance(issued, Issued):  # the text omits the value, which may be a key
-        raise wrong_type("issued", "a ra_tls.Issued", issued)
-    message = "issued: key or certificates are not PEM, or do not belong together"
-    invalid = UsageError(message, reason="invalid_key")
-    try:
-        content = "".join((issued.key_pem, *issued.certificate_chain)).encode()
-    except (TypeError, UnicodeError):
-        raise invalid from None  # the cause may contain the key
-    with _file_in_memory(content) as path:
-        try:
-            context.load_cert_chain(path, password="")
-        except OSError as error:
-            raise invalid from error
-
-
-@contextlib.contextmanager
-def _file_in_memory(content: bytes) -> Iterator[str]:
-    """Yield the path of an anonymous file in memory, because ssl loads keys from files only.
-
-    The key is not written to disk, and the file is removed in any case.
-    """
-    try:
-        descriptor = os.memfd_create("attestkit-tls-key", os.MFD_CLOEXEC)
-    except (AttributeError, OSError) as error:
-        message = "TLS key: memfd_create, which loading it requires, is not available"
-        raise UnsupportedError(message, reason="feature") from error
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        file.write(content)
-        path = f"/proc/self/fd/{descriptor}"
-        if not Path(path).exists():
-            message = "TLS key: /proc/self/fd, which loading it requires, is not available"
-            raise UnsupportedError(message, reason="feature")
-        yield path

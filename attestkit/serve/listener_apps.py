@@ -56,6 +56,23 @@ async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
 _OLD_CLIENTS = tappd.SERVICE._replace(
     methods={**dstack_guest.SERVICE.methods, **tappd.SERVICE.methods}
 )
+
+# Methods of the development listener that neither return nor use a key of the app, and change
+# nothing. All others are POST with JSON there: see `Method.json_only`.
+_KEYLESS = frozenset(
+    {"Attest", "GetQuote", "GpuInfo", "Info", "RawQuote", "TdxQuote", "Verify", "Version"}
+)
+DEV_SERVICES: Final[Sequence[Service]] = [
+    service._replace(
+        methods={
+            name: method._replace(json_only=name not in _KEYLESS)
+            for name, method in service.methods.items()
+        }
+    )
+    for service in (dstack_guest.SERVICE, _OLD_CLIENTS)
+]
+"""Services of the development listener."""
+
 _HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 _OUR_HOST = re.compile(_HOST, re.IGNORECASE)
 _OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
@@ -98,9 +115,10 @@ def dev_app(guest: Guest) -> App:
     """Return the application for development over TCP: DstackGuest at `/`, Tappd at `/prpc/`.
 
     It serves keys without authentication: listen on loopback only. Requests that a web page could
-    send are refused.
+    send are refused: by their headers, and for `EmitEvent` and every method that returns or uses a
+    key also unless they are POST with `Content-Type: application/json`.
     """
-    return _app("dev_http", guest, [dstack_guest.SERVICE, _OLD_CLIENTS], guard=refuse_web_pages)
+    return _app("dev_http", guest, DEV_SERVICES, guard=refuse_web_pages)
 
 
 def collateral_app(guest: Guest) -> App:

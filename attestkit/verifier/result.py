@@ -313,6 +313,12 @@ def create_result(content: ResultContent) -> AttestationResult:
     return AttestationResult(_PROOF, content)
 
 
+def add_step(result: AttestationResult, step: VerificationStep) -> AttestationResult:
+    """Return a result with the step of a further check, such as of an RA-TLS certificate."""
+    content = result._content  # noqa: SLF001 - of this module's class
+    return create_result(content._replace(steps=(*result.steps, step)))
+
+
 # Remedy for evidence that leads to another root than the trust anchor, on any platform.
 
 ANOTHER_ROOT: Final = (

@@ -67,7 +67,7 @@ class FakeAgent:
 
 
 @pytest.mark.parametrize("algorithm", ["secp256k1", "k256", "", "ed25519"])
-@pytest.mark.parametrize("path", ["", "wallet/eth", "\u00e9\U0001f511 \0 \" ' \\"])
+@pytest.mark.parametrize("path", ["", "wallet/eth", "\u00e9\U0001f511 \" ' \\"])
 @pytest.mark.parametrize("purpose", ["", "signing", "\u00fc"])
 def test_agent_keys_derive_equals_local_keys(
     agent: KeyDeriver, path: str, purpose: str, algorithm: str
@@ -120,7 +120,7 @@ def test_agent_keys_derive_of_other_algorithm_sends_no_request(algorithm: str) -
 
 
 def test_agent_keys_of_unencodable_argument_sends_no_request() -> None:
-    """A lone surrogate and text in place of bytes are rejected before any request."""
+    """Lone surrogates, control characters and other types are rejected before any request."""
     fake = FakeAgent()
     keys = AgentKeys(fake)
     for arguments in (("\ud800", ""), ("", "\ud800")):
@@ -128,6 +128,9 @@ def test_agent_keys_of_unencodable_argument_sends_no_request() -> None:
             keys.derive_compat(*arguments)
     with raises(UsageError, "encoding"):
         keys.derive("\ud800", "x25519")
+    for arguments in (("a\n", ""), ("", "\x19Ethereum")):
+        with raises(UsageError, "wrong_value"):
+            keys.derive_compat(*arguments)
     with raises(UsageError, "wrong_type"):
         keys.sign(untyped("text"), "ed25519")
     assert fake.requests == []

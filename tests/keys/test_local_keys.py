@@ -3,8 +3,9 @@
 import copy
 import json
 import pickle
+import unicodedata
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,9 @@ from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GETKEY, SIGN = load("getkey.json"), load("sign_verify.json")
 KEYS: KeyDeriver = LocalKeys(AppKeys.from_seed(bytes(range(32))))
@@ -100,8 +104,11 @@ def test_local_keys_derive_of_arbitrary_text_raises_only_usage_error(
     """Any text gives a key or a UsageError."""
     with suppress(UsageError):
         assert len(KEYS.derive_compat(path, purpose, algorithm).key) == 32
-    assert len(KEYS.derive_compat(path, purpose, "ed25519").public_key) == 32
-    assert len(KEYS.derive(path, "x25519").key) == 32
+    for text in (path, purpose):
+        with suppress(UsageError):
+            assert len(KEYS.derive_compat(text, text, "ed25519").public_key) == 32
+            assert len(KEYS.derive(text, "x25519").key) == 32
+            assert not any(unicodedata.category(one) == "Cc" for one in text)
 
 
 def test_local_keys_derive_of_lone_surrogate_is_usage_error(app_keys: AppKeys) -> None:
@@ -109,6 +116,35 @@ def test_local_keys_derive_of_lone_surrogate_is_usage_error(app_keys: AppKeys) -
     for arguments in (("\ud800", ""), ("", "\ud800")):
         with raises(UsageError, "encoding"):
             LocalKeys(app_keys).derive_compat(*arguments)
+
+
+# The first is an Ethereum message whose text would end in the public key, the second the start of a
+# typed transaction: the root key would sign either.
+ETHEREUM = "\x19Ethereum Signed Message:\n70"
+CONTROLS = [ETHEREUM, "\x02\xf8", "a\nb", "\0", "\x1f", "\x7f", "\x80", "\x9f"]
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+def test_local_keys_derive_of_control_character_fails(app_keys: AppKeys, text: str) -> None:
+    """The root key signs no purpose with a control character, and no path has one."""
+    keys = LocalKeys(app_keys)
+    calls: list[Callable[[], object]] = [
+        lambda: keys.derive_compat("path", text),
+        lambda: keys.derive_compat(text),
+        lambda: keys.derive(text, "ed25519"),
+        lambda: keys.derive(text, "p256"),
+        lambda: keys.derive_p256(text),
+        lambda: app_keys.endorse(bytes(33), text),
+    ]
+    for call in calls:
+        with raises(UsageError, "wrong_value"):
+            call()
+
+
+def test_local_keys_derive_of_printable_text_succeeds(app_keys: AppKeys) -> None:
+    """Blanks, marks, emoji and the characters beside the control characters are accepted."""
+    for text in ("", " ", "~", "\xa0", "\u2028", "wallet/\u00e9\U0001f511", "a:b"):
+        assert LocalKeys(app_keys).derive_compat(text, text).key
 
 
 @needs_shared

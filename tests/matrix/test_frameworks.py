@@ -11,7 +11,6 @@ import pytest
 from attestkit import ra_tls
 from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT
-from tests.verifier.platforms import intel
 
 uvicorn = pytest.importorskip("uvicorn")
 
@@ -46,7 +45,7 @@ def fastapi_app() -> Any:
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """Serve the application in a thread; return its port."""
     issued = tds.issue()
-    context = ra_tls.server_context(intel.verifier(), issued=issued, peer_ca=tds.CA)
+    context = tds.server_context(issued)
     config = uvicorn.Config(request.param(), log_level="critical", log_config=None, lifespan="off")
     config.load()
     config.ssl = context
@@ -62,7 +61,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def ask(port: int, issued: ra_tls.Issued | None) -> Any:
     """Send a request, with a certificate if given."""
-    context = ra_tls.client_context(intel.verifier(), issued=issued)
+    context = tds.client_context(issued)
     with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
         return client.post(f"https://127.0.0.1:{port}/echo", json={"a": 1}).json()
 

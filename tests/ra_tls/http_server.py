@@ -81,7 +81,7 @@ def _config(application: Application, context: ssl.SSLContext) -> uvicorn.Config
 async def _serve(certificates: "dict[str, Issued]") -> None:
     application, servers, ports, sockets = Application(), [], {}, []
     for name, issued in certificates.items():
-        context = ra_tls.server_context(intel.verifier(), issued=issued, peer_ca=tds.CA)
+        context = tds.server_context(issued)
         config = _config(application, context)
         sockets.append(socket.create_server(("127.0.0.1", 0)))
         ports[name] = sockets[-1].getsockname()[1]

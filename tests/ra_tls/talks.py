@@ -45,6 +45,26 @@ def connect_tcp() -> tuple[socket.socket, socket.socket]:
     return server, client
 
 
+class MemoryPair:
+    """A client and a server connected through memory BIOs."""
+
+    def __init__(self, server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.server = server.wrap_bio(up, down, server_side=True)
+        self.client = client.wrap_bio(down, up)
+
+    def handshake(self) -> None:
+        """Perform the handshake until both sides are done, or one fails."""
+        waiting: list[ssl.SSLObject] = [self.client, self.server]
+        while waiting:
+            for end in list(waiting):
+                try:
+                    end.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+                waiting.remove(end)
+
+
 @contextlib.contextmanager
 def connected(
     server: ssl.SSLContext, client: ssl.SSLContext, **options: Any

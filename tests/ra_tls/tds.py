@@ -66,6 +66,7 @@ def issue(
         "usage_ra_tls": True,
         "server_auth": True,
         "client_auth": True,
+        "not_before": LONG_AGO - DAY,  # OpenSSL verifies the chain with the system clock
         "not_after": int(intel.NOW.timestamp()) + 3650 * DAY,
         "now": intel.NOW.timestamp,
         "random": bytes,
@@ -108,15 +109,18 @@ INVALID: Final[dict[str, Callable[[], ra_tls.Issued]]] = {
 def server_context(
     issued: ra_tls.Issued = VALID, verifier: Verifier | None = None, peer_ca: str | bytes = CA
 ) -> ssl.SSLContext:
-    """Return the context of a server that requires client evidence."""
-    return ra_tls.server_context(verifier or intel.verifier(), issued=issued, peer_ca=peer_ca)
+    """Return the context of a server that requires client evidence, of any age."""
+    return ra_tls.server_context(
+        verifier or intel.verifier(), issued=issued, peer_ca=peer_ca, max_lifetime=None
+    )
 
 
 def client_context(
     issued: ra_tls.Issued | None = VALID, verifier: Verifier | None = None, **options: Any
 ) -> ssl.SSLContext:
-    """Return the context of a client with evidence."""
-    return ra_tls.client_context(verifier or intel.verifier(), issued=issued, **options)
+    """Return the context of a client with evidence, for any app and evidence of any age."""
+    given: dict[str, Any] = {"any_app": True, "max_lifetime": None, **options}
+    return ra_tls.client_context(verifier or intel.verifier(), issued=issued, **given)
 
 
 def blind_context() -> ssl.SSLContext:

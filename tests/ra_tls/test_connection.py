@@ -430,7 +430,7 @@ class InterruptedVerifier(Verifier):
 
 def test_interrupted_verification_rejects_peer() -> None:
     """A peer whose verification was interrupted is not accepted."""
-    context = ra_tls.client_context(InterruptedVerifier(), issued=VALID)
+    context = client_context(verifier=InterruptedVerifier())
     pair = Pair(server_context(), context, serve=False)
     with pytest.raises(KeyboardInterrupt):
         pair.local.do_handshake()

@@ -8,6 +8,7 @@ import ssl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvloop
@@ -22,7 +23,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, read_certificate
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
-from attestkit.verifier import Verifier
+from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected, run_on_loop
 from tests.ra_tls.tds import VALID, client_context, server_context
@@ -47,11 +48,13 @@ def test_server_context_requires_verifier_and_peer_ca_together() -> None:
         ra_tls.server_context(issued=VALID, peer_ca=tds.CA)
 
 
-@pytest.mark.parametrize("verifier", [None, "a verifier"])
+@pytest.mark.parametrize("verifier", [None, "a verifier", Mock(spec=["verify"])])
 def test_client_context_without_verifier_is_usage_error(verifier: Any) -> None:
     """Without a verifier every server would be accepted."""
     with raises(UsageError, "wrong_type"):
         ra_tls.client_context(verifier)
+    with raises(UsageError, "wrong_type"):
+        ra_tls.client_context(verifier, any_app=True)
 
 
 def test_context_tls_settings() -> None:
@@ -79,11 +82,51 @@ def test_context_tls_settings() -> None:
 
 def test_contexts_use_their_own_verifiers() -> None:
     """Two contexts in use at the same time use their own verifiers."""
-    trusting, other = client_context(), ra_tls.client_context(intel.verifier(trust_anchor=None))
+    trusting = client_context()
+    other = client_context(None, intel.verifier(trust_anchor=None))
     for _ in range(2):
         perform_handshake(ra_tls.server_context(issued=VALID), trusting)
         with pytest.raises(ra_tls.PeerRefusedError):
             perform_handshake(ra_tls.server_context(issued=VALID), other)
+
+
+# -- accepted apps and lifetimes ------------------------------------------------------------------
+
+
+def test_client_context_without_app_policy_requires_any_app() -> None:
+    """A policy that accepts every app is an error, unless the caller says that it is intended."""
+    for policy in (
+        AppraisalPolicy.default(),
+        AppraisalPolicy.strict(),
+        AppraisalPolicy.default().replace(os_image_hash={bytes(32)}),  # which runs any app
+    ):
+        with raises(UsageError, "any_app"):
+            ra_tls.client_context(intel.verifier(policy=policy))
+        with raises(UsageError, "any_app"):  # a CA may be that of many apps
+            ra_tls.client_context(intel.verifier(policy=policy), server_ca=tds.CA)
+        ra_tls.client_context(intel.verifier(policy=policy), any_app=True)
+    pinned = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
+    context = ra_tls.client_context(intel.verifier(policy=pinned), max_lifetime=None)
+    perform_handshake(ra_tls.server_context(issued=VALID), context)
+    other = AppraisalPolicy.default().replace(app_id={bytes(20)})
+    context = ra_tls.client_context(intel.verifier(policy=other), max_lifetime=None)
+    with raises(ra_tls.PeerRefusedError, "app_id"):
+        perform_handshake(ra_tls.server_context(issued=VALID), context)
+
+
+def test_contexts_refuse_long_lived_certificate_by_default() -> None:
+    """Both sides refuse a certificate of ten years, and accept it with a caution if asked to."""
+    verifier = intel.verifier()
+    client = ra_tls.client_context(verifier, issued=VALID, any_app=True)
+    with raises(ra_tls.PeerRefusedError, "cert_lifetime"):
+        perform_handshake(server_context(), client)
+    server = ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA)
+    with raises(ra_tls.PeerRefusedError, "cert_lifetime"):
+        perform_handshake(server, client_context())
+    with connected(server_context(), client_context()) as (end, future):
+        for one in (end, future.result(TIMEOUT)):
+            step = ra_tls.peer(one).steps[-1]
+            assert (step.check, step.outcome) == ("certificate_key", "caution")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +197,8 @@ def test_context_with_other_key_fails() -> None:
 )
 def test_context_of_other_issued_type_is_usage_error(issued: Any) -> None:
     """Another type is rejected, and its value is not in the error."""
-    for make in (ra_tls.server_context, functools.partial(ra_tls.client_context, Verifier())):
+    client = functools.partial(ra_tls.client_context, Verifier(), any_app=True)
+    for make in (ra_tls.server_context, client):
         with raises(UsageError, "wrong_type") as caught:
             make(issued=issued)
         assert "key" not in str(caught.value)
@@ -172,7 +216,7 @@ def test_context_without_memfd_is_unsupported(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(os, "memfd_create")
     with raises(UnsupportedError, "feature"):
         client_context()
-    ra_tls.client_context(intel.verifier())  # a client without a key needs none
+    client_context(None)  # a client without a key needs none
 
 
 # -- large transfers and concurrency --------------------------------------------------------------
@@ -238,7 +282,7 @@ def test_concurrent_connections_on_loop_are_verified_separately(loop: str) -> No
     """Concurrent valid and invalid clients each have their own result."""
     valid, invalid = (
         client_context(),
-        ra_tls.client_context(intel.verifier(), issued=tds.issue(tds.attest_debug)),
+        client_context(tds.issue(tds.attest_debug)),
     )
     called = 0
 
@@ -289,7 +333,7 @@ def test_listening_socket_verifies_accepted_connections() -> None:
         listener = server_context().wrap_socket(plain, server_side=True)
         with listener, ThreadPoolExecutor(1) as pool:
             future = pool.submit(listener.accept)
-            invalid = ra_tls.client_context(intel.verifier(), issued=tds.issue(tds.attest_debug))
+            invalid = client_context(tds.issue(tds.attest_debug))
             raw = socket.create_connection(listener.getsockname())
             with invalid.wrap_socket(raw) as client, pytest.raises(ConnectionResetError):
                 client.recv(1)

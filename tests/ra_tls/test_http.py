@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,13 +17,14 @@ import pytest
 
 from attestkit import ra_tls
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import VerificationError
+from attestkit.errors import UsageError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AttestationResult
 from tests.ra_tls import tds
 from tests.ra_tls.http_server import COMPOSE
 from tests.ra_tls.talks import TIMEOUT
 from tests.ra_tls.tds import client_context
+from tests.raising import raises
 from tests.serve.server import ROOT, environment
 from tests.verifier.platforms import intel
 
@@ -130,6 +133,99 @@ def test_http_invalid_client_gets_error(send: Any, ports: Ports) -> None:
         assert isinstance(caught.value, httpx.ReadError)
         assert "it may have refused" in str(caught.value)
     assert send(ports[""], issued())[0]["requests"] == before + 1
+
+
+# -- transports -----------------------------------------------------------------------------------
+
+
+def transport_of(kind: str, context: ssl.SSLContext) -> Any:
+    """Return a transport of ours."""
+    return (ra_tls.HTTPTransport if kind == "blocking" else ra_tls.AsyncHTTPTransport)(context)
+
+
+def request_over(transport: Any, url: str, **options: Any) -> httpx.Response:
+    """Send a request with a client of a transport's kind."""
+    options = {"timeout": TIMEOUT, **options}
+    if isinstance(transport, ra_tls.HTTPTransport):
+        with httpx.Client(transport=transport, **options) as client:
+            return client.post(url, content="secret")
+
+    async def program() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, **options) as client:
+            return await client.post(url, content="secret")
+
+    return asyncio.run(program())
+
+
+every_transport = pytest.mark.parametrize("kind", ["blocking", "async"])
+
+
+@every_transport
+def test_transport_verifies_server(kind: str, ports: Ports) -> None:
+    """A request over a transport reaches a verified server, and no other; proxies are ignored."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+        transport = transport_of(kind, client_context(issued()))
+        response = request_over(transport, f"https://localhost:{ports['']}/")
+    assert response.json()["body"] == "secret"
+    assert ra_tls.peer(response.extensions["network_stream"]).simulated
+    transport = transport_of(kind, client_context(issued()))
+    with pytest.raises(httpx.ConnectError) as caught:
+        request_over(transport, f"https://localhost:{ports['invalid']}/")
+    assert rejection(caught.value) is not None
+
+
+@every_transport
+@pytest.mark.parametrize("scheme", ["http", "HTTP", "ws", "ftp"])
+def test_transport_refuses_url_without_tls(kind: str, scheme: str) -> None:
+    """A request without TLS is refused before a connection is made."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"
+        with raises(UsageError, "plain_http"):
+            request_over(transport_of(kind, client_context()), url)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@every_transport
+def test_transport_has_limits(kind: str) -> None:
+    """The limits of the pool are httpx's own, or the given ones."""
+    make = ra_tls.HTTPTransport if kind == "blocking" else ra_tls.AsyncHTTPTransport
+    plain = (httpx.HTTPTransport if kind == "blocking" else httpx.AsyncHTTPTransport)()
+    default, given = (
+        make(client_context()),
+        make(client_context(), limits=httpx.Limits(max_connections=3)),
+    )
+    name = "_max_connections"
+    assert getattr(default._pool, name) == getattr(plain._pool, name)
+    assert getattr(given._pool, name) == 3
+
+
+def test_transport_refuses_redirect_to_http() -> None:
+    """A redirect to a URL without TLS is not followed either."""
+    transport = ra_tls.HTTPTransport(client_context())
+    target = httpx.Request("POST", "http://127.0.0.1:1/")
+    with httpx.Client(transport=transport, follow_redirects=True) as client:
+        answer = httpx.MockTransport(
+            lambda _: httpx.Response(307, headers={"location": str(target.url)})
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                httpx.HTTPTransport, "handle_request", answer.handle_request, raising=True
+            )
+            with raises(UsageError, "plain_http"):
+                client.post("https://127.0.0.1:1/", content="secret")
+
+
+@pytest.mark.parametrize(
+    "context", [ssl.create_default_context(), tds.blind_context(), tds.server_context(), None, True]
+)
+def test_transport_of_other_context_is_usage_error(context: Any) -> None:
+    """Only a context that verifies servers is accepted."""
+    for kind in (ra_tls.HTTPTransport, ra_tls.AsyncHTTPTransport):
+        with raises(UsageError, "wrong_type"):
+            kind(context)
 
 
 def test_http_concurrent_clients_are_distinguished(ports: Ports) -> None:

@@ -14,32 +14,12 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AttestationResult, Verifier
 from tests.ra_tls import tds
-from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected
+from tests.ra_tls.talks import TIMEOUT, MemoryPair, connect_tcp, connected
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
 from tests.verifier.platforms import intel
 
 DEBUG = tds.issue(tds.attest_debug)
-
-
-class MemoryPair:
-    """A client and a server connected through memory BIOs."""
-
-    def __init__(self, server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.server = server.wrap_bio(up, down, server_side=True)
-        self.client = client.wrap_bio(down, up)
-
-    def handshake(self) -> None:
-        """Perform the handshake until both sides are done, or one fails."""
-        waiting: list[ssl.SSLObject] = [self.client, self.server]
-        while waiting:
-            for end in list(waiting):
-                try:
-                    end.do_handshake()
-                except ssl.SSLWantReadError:
-                    continue
-                waiting.remove(end)
 
 
 @pytest.mark.parametrize("use", [lambda end: end.read(6), lambda end: end.write(b"secret")])
@@ -97,7 +77,7 @@ class FailingOnceVerifier(Verifier):
 def test_rejection_is_permanent_for_connection() -> None:
     """A rejected peer is verified again on a new connection only."""
     verifier = FailingOnceVerifier()
-    context = ra_tls.client_context(verifier, issued=VALID)
+    context = client_context(verifier=verifier)
     pair = MemoryPair(server_context(), context)
     with raises(PeerRefusedError, "fetch_failed"):
         pair.handshake()

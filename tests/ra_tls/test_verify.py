@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
@@ -15,10 +15,11 @@ from attestkit.errors import (
     PolicyError,
     ReplayError,
     SignatureError,
+    UsageError,
     VerificationError,
 )
 from attestkit.report_data import ReportData
-from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
+from attestkit.verifier import AppraisalPolicy, AttestationResult, VerificationStep, Verifier
 from tests.certificates import key_usage
 from tests.ra_tls import tds
 from tests.ra_tls.tds import KEY
@@ -26,13 +27,26 @@ from tests.raising import raises
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NOW
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SECOND = timedelta(seconds=1)
+SHORT = {"not_before": timedelta(hours=-1), "not_after": timedelta(hours=1)}
 BOUND = ReportData.bind("ratls-cert", KEY.spki_der)
+
+
+HOUR = timedelta(hours=1)
+
+
+def issue(**changes: Any) -> ra_tls.Issued:
+    """Issue a certificate that lives for two hours."""
+    dates = {name: int((NOW + by).timestamp()) for name, by in SHORT.items()}
+    return tds.issue(**{**dates, **changes})
 
 
 def leaf_pem(**changes: Any) -> str:
     """Return a certificate with evidence, in PEM."""
-    return tds.issue(**changes).certificate_chain[0]
+    return issue(**changes).certificate_chain[0]
 
 
 def make_certificate(*extensions: x509.ExtensionType) -> bytes:
@@ -48,7 +62,7 @@ def make_certificate(*extensions: x509.ExtensionType) -> bytes:
 
 def test_verify_of_valid_certificate_returns_result() -> None:
     """DER and PEM, text and bytes, alone and with the chain, give the result of the evidence."""
-    chain = tds.issue().certificate_chain
+    chain = issue().certificate_chain
     der = read_certificate(chain[0]).der
     results = [
         ra_tls.verify(form, intel.verifier())
@@ -128,6 +142,73 @@ def test_verify_without_now_uses_verifier_clock() -> None:
         ra_tls.verify(certificate, intel.verifier())
     earlier = intel.verifier(clock=lambda: NOW - 10 * SECOND)
     assert ra_tls.verify(certificate, earlier).verified_at == NOW - 10 * SECOND
+
+
+# -- lifetime -------------------------------------------------------------------------------------
+
+
+def leaf_of(lifetime: timedelta) -> str:
+    """Return a certificate with this lifetime, from an hour ago."""
+    return leaf_pem(not_after=int((NOW - HOUR + lifetime).timestamp()))
+
+
+def key_step(result: AttestationResult) -> VerificationStep:
+    """Return the last step, which is about key and age of the evidence."""
+    assert result.steps[-1].check == "certificate_key"
+    return result.steps[-1]
+
+
+def test_verify_refuses_certificate_that_lives_longer_than_a_day() -> None:
+    """By default the evidence of a certificate is at most a day old, by the certificate's dates."""
+    day = timedelta(days=1)
+    result = ra_tls.verify(leaf_of(day), intel.verifier())
+    assert key_step(result).outcome == "passed"
+    assert (result.fresh, result.bound_to) == (False, "report_data")
+    for longer in (day + SECOND, 3650 * day):
+        with raises(VerificationError, "cert_lifetime") as caught:
+            ra_tls.verify(leaf_of(longer), intel.verifier())
+        assert caught.value.steps
+    agents = leaf_pem(not_before=157_766_400, not_after=int(NOW.timestamp()) + 3650 * 86_400)
+    with raises(VerificationError, "cert_lifetime"):
+        ra_tls.verify(agents, intel.verifier())
+
+
+@pytest.mark.parametrize("lifetime", [2 * HOUR, timedelta(days=3650)])
+def test_verify_of_any_lifetime_shows_no_freshness(lifetime: timedelta) -> None:
+    """Without a limit the result says that the age is unknown, whatever the dates are."""
+    result = ra_tls.verify(leaf_of(lifetime), intel.verifier(), max_lifetime=None)
+    assert key_step(result).outcome == "caution"
+    assert not result.fresh
+    assert result.to_dict()["steps"]
+
+
+def test_verify_compares_lifetime_with_argument() -> None:
+    """The lifetime may equal the limit, and not exceed it by a second."""
+    limit = timedelta(hours=2)
+    assert ra_tls.verify(leaf_of(limit), intel.verifier(), max_lifetime=limit).claims
+    with raises(VerificationError, "cert_lifetime"):
+        ra_tls.verify(leaf_of(limit + SECOND), intel.verifier(), max_lifetime=limit)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (86_400, "wrong_type"),
+        ("1d", "wrong_type"),
+        (0 * SECOND, "out_of_range"),
+        (-HOUR, "out_of_range"),
+    ],
+)
+def test_invalid_max_lifetime_is_usage_error(limit: Any, reason: str) -> None:
+    """A number of seconds is not mistaken for a limit; zero does not mean none."""
+    calls: list[Callable[..., object]] = [
+        lambda **given: ra_tls.verify(leaf_pem(), intel.verifier(), **given),
+        lambda **given: ra_tls.client_context(intel.verifier(), any_app=True, **given),
+        lambda **given: ra_tls.server_context(intel.verifier(), peer_ca=tds.CA, **given),
+    ]
+    for call in calls:
+        with raises(UsageError, reason):
+            call(max_lifetime=limit)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 """Methods and pages of each listener, and host checks of the development listener."""
 
+import json
+from typing import Any
+from urllib.parse import urlencode
+
 import pytest
 
+from attestkit.serve import listener_apps
+from attestkit.serve.services import tappd as tappd_service
 from attestkit.serve.services.context import Guest
-from tests.serve.asgi import Client
+from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient, MakeGuest
 
 
@@ -44,7 +50,7 @@ def test_host_is_not_checked_on_sockets(dstack: Client, tappd: Client, external:
 )
 def test_dev_listener_accepts_loopback_host(dev: Client, host: str) -> None:
     """Every loopback name is accepted."""
-    assert dev.get("/GetKey", host=host).status == 200
+    assert dev.get("/Version", host=host).status == 200
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def test_dev_listener_accepts_loopback_host(dev: Client, host: str) -> None:
 )
 def test_dev_listener_refuses_foreign_host(dev: Client, host: str) -> None:
     """A foreign host (DNS rebinding) is refused on every path."""
-    for path in ("/GetKey", "/nope"):
+    for path in ("/Info", "/nope"):
         response = dev.get(path, host=host)
         assert (response.status, "Host" in response.error()) == (400, True)
 
@@ -72,8 +78,84 @@ def test_dev_listener_refuses_browser_requests(dev: Client) -> None:
         {"referer": "https://example.com/localhost"},
         {"referer": "http://localhost.example.com/"},
     ):
-        response = dev.get("/EmitEvent?event=a", **headers)
+        response = dev.get("/Version", **headers)
         assert (response.status, "refused" in response.error()) == (400, True)
-    assert dev.get("/GetKey", referer="http://localhost:8091/docs").status == 200
+    assert dev.get("/Version", referer="http://localhost:8091/docs").status == 200
     for site in ("none", "same-origin"):
-        assert dev.get("/GetKey", sec_fetch_site=site).status == 200
+        assert dev.get("/Version", sec_fetch_site=site).status == 200
+
+
+GUARDED = {
+    "GetTlsKey": {"subject": "a"},
+    "GetKey": {"path": "a"},
+    "Sign": {"algorithm": "ed25519", "data": "00"},
+    "EmitEvent": {"event": "a", "payload": "00"},
+    "DeriveKey": {"path": "a"},
+    "DeriveK256Key": {"path": "a"},
+}
+"""Methods that return or use a key of the app or change the log, with a valid request."""
+NOT_JSON = (None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp")
+
+
+def paths_of(name: str) -> list[str]:
+    """Return all spellings of a method's path on the development listener."""
+    spelled = [f"/prpc/{name}", f"/prpc/Tappd.{name}", f"/prpc/Tappd.Tappd.{name}"]
+    if name not in tappd_service.SERVICE.methods:
+        spelled += [f"/{name}", f"/%{ord(name[0]):x}{name[1:]}"]
+    return spelled
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_dev_listener_requires_json_post_for_keys_and_events(
+    guest: Guest, dev: Client, name: str
+) -> None:
+    """What a page can send without permission (GET, forms, text) reaches no key and no log."""
+    message, before = GUARDED[name], guest.attester.registers()
+    body, query = json.dumps(message).encode(), urlencode(message)
+    for path in paths_of(name):
+        for verb in ("GET", "HEAD"):
+            for target in (path, f"{path}?{query}", f"{path}?json&{query}"):
+                refused = dev.request(verb, target, body, {"content-type": JSON_TYPE})
+                assert refused.status == 400
+        for kind in NOT_JSON:
+            headers = {} if kind is None else {"content-type": kind}
+            for target in (path, f"{path}?json"):
+                assert dev.request("POST", target, body, headers).status == 400
+        assert dev.request("POST", path, b"", {"content-type": BINARY_TYPE}).status == 400
+    assert guest.attester.registers() == before
+    for path in paths_of(name):
+        for kind in (JSON_TYPE, "Application/JSON; charset=utf-8"):
+            assert dev.request("POST", path, body, {"content-type": kind}).status == 200
+    assert (guest.attester.registers() != before) == (name == "EmitEvent")
+
+
+def test_dev_listener_requires_one_kind_of_content(dev: Client) -> None:
+    """A second Content-Type does not hide the first."""
+    types = [(b"content-type", b"text/plain"), (b"content-type", b"application/json")]
+    for headers in (types, types[::-1]):
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": b"/GetKey",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), *headers],
+        }
+        assert dev.loop.run_until_complete(dev._call(scope, [b"{}"])).status == 400
+
+
+def test_dev_listener_guards_every_method_but_the_listed() -> None:
+    """A new method is guarded by default, and no method that uses a key is left out."""
+    guarded = {
+        name
+        for service in listener_apps.DEV_SERVICES
+        for name, method in service.methods.items()
+        if method.json_only
+    }
+    assert guarded == set(GUARDED)
+
+
+def test_sockets_accept_every_encoding_of_keys(dstack: Client, tappd: Client) -> None:
+    """The sockets, which no web page reaches, are not restricted."""
+    assert dstack.get("/GetKey?path=a").status == 200
+    assert dstack.request("POST", "/GetKey", b"", {"content-type": BINARY_TYPE}).status == 200
+    assert tappd.get("/prpc/DeriveKey?path=a").status == 200

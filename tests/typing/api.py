@@ -178,7 +178,9 @@ def use_ra_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) ->
     """Certificates and connections that carry evidence."""
     assert_type(ra_tls.read(certificate), Attestation)
     assert_type(ra_tls.verify(certificate, verifier), AttestationResult)
-    assert_type(ra_tls.client_context(verifier), ssl.SSLContext)
+    context = ra_tls.client_context(verifier, max_lifetime=None, any_app=True)
+    assert_type(context, ssl.SSLContext)
+    assert_type(ra_tls.HTTPTransport(context), ra_tls.HTTPTransport)
     assert_type(ra_tls.server_context(verifier, issued=issued), ssl.SSLContext)
 
 

@@ -114,6 +114,36 @@ def test_nonce_equal_to_tls_binding_is_no_tls_binding() -> None:
     assert not verifier.verify(genuine, report_data=binding).fresh
 
 
+ED25519_KEY, SECP256K1_KEY = bytes(range(32)), b"\2" + bytes(range(32))
+BINDINGS: Final = {
+    "TLS key": ReportData.bind(ReportData.RATLS_CERT, P256Key.from_scalar(b"\7" * 32).spki_der),
+    "Ed25519 app key": ReportData.for_app_key("ed25519", ED25519_KEY),
+    "secp256k1 app key": ReportData.for_app_key("secp256k1", SECP256K1_KEY),
+    "KMS": ReportData.bind(ReportData.KMS_ROOT_CA, b"root"),
+    "app data": ReportData.bind(ReportData.APP_DATA, b"data"),
+    "another nonce": ReportData.for_nonce(NONCE),
+}
+"""Report data that a relying party takes for the binding of a key or value."""
+
+
+@every_platform
+@pytest.mark.parametrize("binding", BINDINGS.values(), ids=BINDINGS)
+def test_nonce_equal_to_binding_is_not_this_binding(platform: str, binding: bytes) -> None:
+    """Whatever a challenger sends as a nonce, the evidence for it binds no key of theirs."""
+    with open_simulator(platform) as tee:
+        verifier = tee.verifier()
+        for nonce in {binding, binding.rstrip(b"\0")}:  # as sent, and before it was padded
+            evidence = tee.attest(nonce=nonce)
+            assert evidence.report_data not in BINDINGS.values()
+            assert verifier.verify(evidence, nonce=nonce).fresh
+            for value in BINDINGS.values():
+                with raises(PolicyError, "report_data"):
+                    verifier.verify(evidence, report_data=value)
+        genuine = tee.attest(report_data=binding)
+        with raises(PolicyError, "report_data"):
+            verifier.verify(genuine, nonce=binding)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

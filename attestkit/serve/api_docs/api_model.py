@@ -34,6 +34,9 @@ ENCODINGS: Final = {
         "is protobuf, with the messages of `/dstack_guest.proto`; so are its response and errors."
     ),
 }
+JSON_ONLY: Final = "Only POST with `Content-Type: application/json` is accepted."
+"""Sentence about a method that is `json_only`."""
+
 ERRORS: Final = (
     'An error is `{"error": "..."}` in JSON, and a message Error in protobuf. Every response to a '
     "request has an `X-Request-Id`, which also appears in the server's log."
@@ -70,6 +73,7 @@ class Call(NamedTuple):
     details: str
     request: Message | None
     response: Message | None
+    json_only: bool  # only POST in JSON
 
     @property
     def id(self) -> str:
@@ -97,6 +101,7 @@ def list_calls(service: Service) -> Iterator[Call]:
             details,
             method.request,
             _response(method),
+            method.json_only,
         )
 
 

@@ -17,6 +17,7 @@ from attestkit._formats.html_templates import style, templates
 from attestkit.serve.api_docs.api_model import (
     ENCODINGS,
     ERRORS,
+    JSON_ONLY,
     STATUSES,
     Api,
     Call,
@@ -48,6 +49,7 @@ def render_page(api: Api) -> str:
         css=_CSS,
         encodings=ENCODINGS,
         errors=ERRORS,
+        json_only=JSON_ONLY,
         statuses=STATUSES,
         pages=pages(api),
     )

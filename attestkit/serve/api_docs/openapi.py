@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 from attestkit.serve.api_docs.api_model import (
     ENCODINGS,
     ERRORS,
+    JSON_ONLY,
     STATUSES,
     Api,
     Call,
@@ -160,7 +161,7 @@ Json: TypeAlias = dict[str, Any]
 _JSON, _BINARY = "application/json", "application/octet-stream"
 _ABOUT = "\n".join(
     (
-        "Every method can be called in three ways.\n",
+        "A method can be called in three ways, unless its description restricts them.\n",
         *(f"* **{n}** {t}" for n, t in ENCODINGS.items()),
     )
 )
@@ -186,7 +187,9 @@ def make_document(api: Api) -> Json:
     paths: Json = {}
     for service in api.services:
         for call in list_calls(service):
-            paths[call.path] = {"get": _get(call, headers), "post": _post(call, headers)}
+            paths[call.path] = {"post": _post(call, headers)}
+            if not call.json_only:
+                paths[call.path]["get"] = _get(call, headers)
     for path, page in pages(api).items():
         content = page.pop("content")
         paths[path] = {
@@ -250,13 +253,13 @@ def _post(call: Call, headers: Json) -> Json:
     if call.request is not None:
         content[_JSON] = _media_type(call.request, answer=False)
     required = call.request is not None and any(map(is_required, fields_of(call.request)))
-    answer = {**_answer(call), _BINARY: _binary(call.response)}
+    answer = _answer(call)
+    if not call.json_only:
+        content[_BINARY] = _binary(call.request)
+        answer = {**answer, _BINARY: _binary(call.response)}
     return {
         **_operation(call, ""),
-        "requestBody": {
-            "required": required,
-            "content": {**content, _BINARY: _binary(call.request)},
-        },
+        "requestBody": {"required": required, "content": content},
         "responses": _responses(answer, headers),
     }
 
@@ -271,6 +274,7 @@ def _get(call: Call, headers: Json) -> Json:
 
 def _operation(call: Call, ending: str) -> Json:
     also = _PREFIX.format(short=call.short_path) if call.short_path != call.path else ""
+    also += f" {JSON_ONLY}" if call.json_only else ""
     return {
         "tags": [call.service],
         "operationId": call.id.replace(".", "_") + ending,

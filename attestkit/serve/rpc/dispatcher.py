@@ -68,14 +68,17 @@ class Method(NamedTuple):
     """One method of a service: a function and its request message (None: the payload is ignored).
 
     A `device` method may wait for the platform; if the platform blocks, it runs in the device's
-    thread. A method that `writes` to a disk always does. API documents take the response type from
-    the annotation of `run`, and the description from its docstring.
+    thread. A method that `writes` to a disk always does. A `json_only` method accepts only POST
+    with `Content-Type: application/json`, which a web page cannot send to another origin without
+    its permission. API documents take the response type from the annotation of `run`, and the
+    description from its docstring.
     """
 
     run: Callable[[Any, Any], object]  # arguments: the methods' context, and the message
     request: type[Any] | None = None
     device: bool = False
     writes: bool = False
+    json_only: bool = False
 
 
 class Service(NamedTuple):
@@ -208,7 +211,7 @@ class RpcApp:
                 until the library is loaded.
         """
         call = self._routes.get(target.partition(b"?")[0])
-        if call is None or self.guard is not None:
+        if call is None or self.guard is not None or call.method.json_only:
             return None
         if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
@@ -271,6 +274,8 @@ class RpcApp:
                 codec, payload = await _choose(content_type, payload, body), body
             route = self._find(verb, path)
             name = route.name
+            if isinstance(route, MethodRoute) and route.method.json_only:
+                _require_json_post(scope, name)
             return name, await self._answer(route, codec, payload, scope)
         except _DisconnectedError:
             raise
@@ -417,6 +422,18 @@ def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
     return RpcResponse(status, codec.content_type, (codec.encode_error(text),), headers)
 
 
+def _require_json_post(scope: Scope, name: str) -> None:
+    """Check a request to a method that is `json_only`.
+
+    Raises:
+        UsageError: If it is not POST, or a Content-Type is not JSON.
+    """
+    types = [value for header, value in scope["headers"] if header == b"content-type"]
+    if scope["method"] != "POST" or set(map(_media_type, types)) != {_JSON}:
+        message = f"{name}: must be POST with Content-Type: application/json on this listener"
+        raise UsageError(message, reason="refused_origin")
+
+
 async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
     """Return the codec of a POST, loading it in a thread."""
     if _is_json(content_type, query_string, body):
@@ -432,6 +449,11 @@ def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
     what `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query_codec.asks_for_json(query_string)):
-        media_type = content_type.partition(b";")[0].strip().lower()
+        media_type = _media_type(content_type)
         return media_type == _JSON or (media_type in _FORMS and body[:1] == b"{")
     return True
+
+
+def _media_type(content_type: bytes) -> bytes:
+    """Return the media type of a Content-Type, in lower case and without parameters."""
+    return content_type.partition(b";")[0].strip().lower()

@@ -80,6 +80,7 @@ def _field(name: str, hint: object, default: object) -> Field:
 _X509_TIME = Bounds(most=253_402_300_799)  # the last second of the year 9999
 _X509_NAME = Bounds(most=64)
 _ASCII = Bounds(pattern=r"^[\x00-\x7f]*$")
+_PRINTABLE = Bounds(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
 _KEYS = Bounds(one_of=("secp256k1", "k256", "ed25519"))  # k256 is another name of secp256k1
 _KEYS_OR_NONE = Bounds(one_of=("", *_KEYS.one_of))
 _SIGNATURES = Bounds(one_of=(*_KEYS.one_of, "secp256k1_prehashed"))
@@ -134,7 +135,7 @@ class DeriveKeyArgs(NamedTuple):
     """Arguments of the legacy method DeriveKey.
 
     Attributes:
-        path: Path of the key: the same path gives the same key.
+        path: Path of the key: the same path gives the same key. No control characters.
         subject: Common name of the certificate; empty: no common name.
         alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
         usage_ra_tls: Include evidence in the certificate.
@@ -143,7 +144,7 @@ class DeriveKeyArgs(NamedTuple):
         random_seed: Return a new key instead of the path's.
     """
 
-    path: Annotated[str, 1] = ""
+    path: Annotated[str, 1, _PRINTABLE] = ""
     subject: Annotated[str, 2, _X509_NAME] = ""
     alt_names: Annotated[tuple[str, ...], 3, _ASCII] = ()
     usage_ra_tls: Annotated[bool, 4] = False
@@ -156,13 +157,15 @@ class GetKeyArgs(NamedTuple):
     """Path and algorithm of a key, and the purpose in its signature chain.
 
     Attributes:
-        path: Path of the key: the same path gives the same key, for every algorithm.
-        purpose: Any text; it is signed in the signature chain, and does not change the key.
+        path: Path of the key: the same path gives the same key, for every algorithm. No control
+            characters.
+        purpose: Text that is signed in the signature chain, and does not change the key. No control
+            characters.
         algorithm: Algorithm of the key; empty: secp256k1.
     """
 
-    path: Annotated[str, 1] = ""
-    purpose: Annotated[str, 2] = ""
+    path: Annotated[str, 1, _PRINTABLE] = ""
+    purpose: Annotated[str, 2, _PRINTABLE] = ""
     algorithm: Annotated[str, 3, _KEYS_OR_NONE] = ""
 
 

@@ -29,6 +29,7 @@ from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, 
 from attestkit.serve.rpc.json_codec import PreparedResponse, encode
 from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
+from attestkit.serve.services.tls_validity import choose_validity
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
@@ -282,6 +283,7 @@ class Guest:
             BackendError: If the platform produces no evidence.
         """
         ca_cert, ca_key = self._authority()
+        begin, end = choose_validity(args.not_before, args.not_after, self.now())
         try:
             issued = ra_tls.issue(
                 subject=args.subject,
@@ -295,8 +297,8 @@ class Guest:
                 usage_ra_tls=args.usage_ra_tls,
                 server_auth=args.usage_server_auth,
                 client_auth=args.usage_client_auth,
-                not_before=args.not_before,
-                not_after=args.not_after,
+                not_before=begin,
+                not_after=end,
                 with_app_info=args.with_app_info,
                 now=self.now,
                 random=self.random,

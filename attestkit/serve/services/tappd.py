@@ -1,6 +1,7 @@
 """Legacy service Tappd of tappd.sock: one function per method."""
 
 from attestkit.keys import derive_p256
+from attestkit.keys.hkdf import encode_name
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
@@ -31,7 +32,7 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
         usage_client_auth=args.usage_client_auth,
     )
     if args.random_seed:
-        key = derive_p256(guest.random(32), args.path.encode())
+        key = derive_p256(guest.random(32), encode_name("path", args.path))
     else:
         key = guest.keys.derive_p256(args.path)
     return guest.certificate(request, key)

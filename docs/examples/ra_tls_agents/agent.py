@@ -8,24 +8,22 @@ import argparse
 import socket
 import ssl
 import sys
-import time
-from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import attestkit
 from attestkit import Attester, Verifier, ra_tls
-from attestkit.errors import AttestKitError, UnsupportedError
+from attestkit.errors import UnsupportedError
 from attestkit.ra_tls import PeerRefusedError
 
-LIFETIME = timedelta(hours=1)  # of the certificate and its evidence
 PATIENCE = 30  # timeout for the peer in seconds
-RETRY = 60  # seconds until the next attempt to renew a certificate
 LARGEST = 1024  # bytes of a message
 
 
 def make_certificate(tee: Attester) -> ra_tls.Issued:
-    """Return a new key and its certificate, with evidence, issued by the app's authority."""
+    """Return a new key and its certificate, with evidence, issued by the app's authority.
+
+    It lives an hour, and a context renews it while the TEE is open.
+    """
     keys = tee.host.app_keys if tee.host else None
     if keys is None or keys.ca_key is None:
         raise UnsupportedError(
@@ -39,7 +37,6 @@ def make_certificate(tee: Attester) -> ra_tls.Issued:
         usage_ra_tls=True,  # includes the evidence
         server_auth=True,
         client_auth=True,
-        not_after=int((datetime.now(timezone.utc) + LIFETIME).timestamp()),
     )
 
 
@@ -50,23 +47,13 @@ def named(connection: ssl.SSLSocket) -> str:
     return f"{app}{' SIMULATED' if result.simulated else ''}"
 
 
-def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
+def serve(port: int, context: ssl.SSLContext) -> None:
     """Answer one message per connection, from accepted peers."""
-    context, renew_at = make_context(), time.monotonic() + LIFETIME.total_seconds() / 2
     with socket.create_server(("127.0.0.1", port)) as listener:
         print(f"ready 127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
             connection, _ = listener.accept()
             connection.settimeout(PATIENCE)
-            if time.monotonic() >= renew_at:
-                renew_at = time.monotonic() + LIFETIME.total_seconds() / 2
-                try:
-                    context = make_context()
-                except (
-                    AttestKitError
-                ) as error:  # such as a busy device; the old certificate is still valid
-                    renew_at = time.monotonic() + RETRY
-                    print("no new certificate yet:", error, flush=True)
             try:
                 with context.wrap_socket(connection, server_side=True) as peer:
                     print("heard", named(peer), "say", repr(peer.recv(LARGEST)), flush=True)
@@ -114,16 +101,12 @@ def main() -> None:
     files = {"seed": args.seed_file, "app_compose": args.app_compose}
     options = {name: path.read_bytes() for name, path in files.items() if path}
     with attestkit.open(args.backend, **options) as tee:
-
-        def server_context() -> ssl.SSLContext:
-            issued = make_certificate(tee)
-            authority = issued.certificate_chain[-1]  # of our app, which is also the clients'
-            return ra_tls.server_context(verifier, issued=issued, peer_ca=authority)
-
+        issued = make_certificate(tee)
         if args.what == "serve":
-            serve(args.port, server_context)
+            authority = issued.certificate_chain[-1]  # of our app, which is also the clients'
+            serve(args.port, ra_tls.server_context(verifier, issued=issued, peer_ca=authority))
         else:
-            context = ra_tls.client_context(verifier, issued=make_certificate(tee))
+            context = ra_tls.client_context(verifier, issued=issued)
             call(args.host, args.port, context, args.message)
 
 

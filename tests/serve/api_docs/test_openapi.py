@@ -25,7 +25,7 @@ SERVICES: Final[dict[str, list[Service]]] = {
     "dstack": [dstack_guest.SERVICE],
     "tappd": [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS],
     "http": [worker_api.SERVICE],
-    "dev_http": [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS],
+    "dev_http": [*listener_apps.DEV_SERVICES],
 }
 APPS: Final = {"dstack": "dstack", "tappd": "tappd", "http": "external", "dev_http": "dev"}
 CALLS: Final = [
@@ -71,13 +71,16 @@ def test_document_is_valid_openapi(clients: dict[str, Client], listener: str) ->
 
 @each_listener
 def test_document_lists_served_methods(clients: dict[str, Client], listener: str) -> None:
-    """Exactly the listener's methods (GET and POST) and pages (GET) are listed."""
+    """Exactly the listener's methods (POST, and GET unless JSON only) and pages are listed."""
     found = _document(clients[listener])
-    methods = {call.path for where, call in CALLS if where == listener}
+    calls = {call.path: call for where, call in CALLS if where == listener}
+    methods = set(calls)
     pages = DOCUMENTS | ({"/"} if listener == "http" else set())
     assert set(found["paths"]) == methods | pages
     for path, verbs in found["paths"].items():
-        assert set(verbs) == ({"get", "post"} if path in methods else {"get"})
+        only_post = path in methods and calls[path].json_only
+        assert ("get" in verbs) == (not only_post)
+        assert ("post" in verbs) == (path in methods)
         for operation in verbs.values():
             assert set(operation["responses"]) == {"200", "400", "404", "408", "431", "500", "503"}
     client = clients[listener]
@@ -88,7 +91,10 @@ def test_document_lists_served_methods(clients: dict[str, Client], listener: str
 def test_example_is_accepted_in_every_encoding(
     clients: dict[str, Client], listener: str, call: Call
 ) -> None:
-    """Each method's example works on both paths, and the response matches its schema."""
+    """Each method's example works on both paths, and the response matches its schema.
+
+    A method that is JSON only documents no other encoding.
+    """
     client = clients[listener]
     found = _document(client)
     shown = found["paths"][call.path]["post"]
@@ -100,12 +106,15 @@ def test_example_is_accepted_in_every_encoding(
     binary = (
         b"" if call.request is None else b"".join(protobuf_codec.encode(example_of(call.request)))
     )
+    assert (BINARY_TYPE in shown["requestBody"]["content"]) == (not call.json_only)
     for path in (call.path, call.short_path):
-        for response in (
-            client.post(path, body),
-            client.get(target.replace(call.path, path, 1)),
-            client.request("POST", path, binary, {"content-type": BINARY_TYPE}),
-        ):
+        responses = [client.post(path, body)]
+        if not call.json_only:
+            responses += [
+                client.get(target.replace(call.path, path, 1)),
+                client.request("POST", path, binary, {"content-type": BINARY_TYPE}),
+            ]
+        for response in responses:
             assert response.status == 200, response.body
             _check_answer(found, call, response)
             _same_headers(shown["responses"]["200"]["headers"], response)

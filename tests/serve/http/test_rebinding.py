@@ -135,7 +135,7 @@ def test_rebound_host_is_refused_by_server(dev_server: Server, target: str) -> N
 # -- targets in absolute form ----------------------------------------------------------------------
 
 HOST = (b"host", b"localhost")
-KEY = "/GetKey?path=x"
+DEV_VERSION = "/Version"
 VERSION = "/prpc/Worker.Version"
 
 
@@ -157,14 +157,14 @@ def request_status(url: str, line: str, *fields: str) -> int:
 )
 def test_foreign_authority_is_refused(dev_server: Server, authority: str) -> None:
     """A foreign authority in the target is a 400, whatever the Host header."""
-    for url, path in ((dev_server.dev_url, KEY), (dev_server.url, VERSION)):
+    for url, path in ((dev_server.dev_url, DEV_VERSION), (dev_server.url, VERSION)):
         assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 400
         assert request_status(url, f"GET {authority}{path} HTTP/1.0") == 400
 
 
 def test_loopback_authority_is_accepted(dev_server: Server) -> None:
     """A loopback authority is accepted; a foreign Host beside it is refused."""
-    for url, path in ((dev_server.dev_url, KEY), (dev_server.url, VERSION)):
+    for url, path in ((dev_server.dev_url, DEV_VERSION), (dev_server.url, VERSION)):
         port = url.rpartition(":")[2]
         for authority in (f"http://localhost:{port}", "http://127.0.0.1", "HTTP://LOCALHOST"):
             assert request_status(url, f"GET {authority}{path} HTTP/1.1", "Host: localhost") == 200

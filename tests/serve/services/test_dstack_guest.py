@@ -60,6 +60,19 @@ def test_sign_matches_vectors(vector_dstack: Client, case: dict[str, Any]) -> No
     assert (response.status, response.body) == (200, expected.encode())
 
 
+@pytest.mark.parametrize("field", ["path", "purpose"])
+def test_get_key_with_control_character_is_400(dstack: Client, tappd: Client, field: str) -> None:
+    """The root key signs no purpose that begins like another protocol's message."""
+    message = {field: "\x19Ethereum Signed Message:\n70"}
+    for response in (
+        dstack.post("/GetKey", message),
+        tappd.post("/prpc/DeriveK256Key", message),
+        tappd.post("/prpc/DeriveKey", {"path": "\n"}),
+        tappd.post("/prpc/DeriveKey", {"path": "\n", "random_seed": True}),
+    ):
+        assert (response.status, "control character" in response.error()) == (400, True)
+
+
 @needs_shared
 @pytest.mark.parametrize("case", SIGN_VERIFY.get("verify", []), ids=str)
 def test_verify_matches_vectors(dstack: Client, case: dict[str, Any]) -> None:
@@ -275,7 +288,7 @@ FAILURE = Mock(side_effect=BackendError("not now", reason="io_error"))
 def test_info_retries_failed_certificate(dstack: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed certificate is empty, and is issued again at the next call."""
     with monkeypatch.context() as patch:
-        patch.setattr("attestkit.ra_tls.certificate.issue_leaf", FAILURE)
+        patch.setattr("attestkit.ra_tls.issued.issue_leaf", FAILURE)
         assert dstack.get("/Info").json()["app_cert"] == ""
     assert "CERTIFICATE" in dstack.get("/Info").json()["app_cert"]
 

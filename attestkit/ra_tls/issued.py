@@ -1,0 +1,186 @@
+"""A private key and its certificate with evidence about the key: `Issued`, and `issue`.
+
+Arguments of `issue`:
+
+* `subject`: common name, at most 64 characters; may be empty. `alt_names`: DNS names and IP
+  addresses.
+* `key`: key pair of the certificate; None generates one from 32 `random` bytes.
+* `attest`: `Attester.attest`, or a function that returns evidence over 64 bytes of `report_data`.
+  It is always called, so that the platform attests the key of every certificate.
+* `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
+  key.
+* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`.
+* `with_app_info`: include the app info, which is read from the evidence.
+* `server_auth`, `client_auth`: extended key usages.
+* `not_before`, `not_after`: seconds since 1970; None and 0 mean five minutes ago, and one hour from
+  now. If neither is given, the contexts of `server_context` and `client_context` renew the
+  certificate, see `Issued.renew`.
+* `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import (
+    certificate_pem,
+    issue_leaf,
+    read_certificate,
+)
+from attestkit._formats.strict_json import string
+from attestkit.attestation import Attestation
+from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.keys.hkdf import derive_p256
+from attestkit.ra_tls.certificate import OID_APP_INFO, OID_ATTESTATION, OID_CERT_USAGE
+from attestkit.report_data import ReportData
+
+if TYPE_CHECKING:
+    from attestkit._reasons import FormatReason
+
+_KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
+_MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three
+_USAGE: Final = b"app:custom"
+_LIFETIME: Final = 3600  # seconds from now
+_BACKDATED: Final = 300  # seconds, for peers whose clock is slow
+
+
+class Issued(NamedTuple):
+    """A private key and its certificate chain; pickles without `renew`."""
+
+    key_pem: str  # PKCS#8
+    certificate_chain: tuple[str, ...]  # PEM, the end-entity certificate first
+    renew: "Callable[[], Issued] | None" = None
+    """Function that returns a new certificate, for contexts that renew it; None: they do not.
+
+    It is called in a thread of its own, which may overlap with any other thread of the program.
+    """
+
+    def __repr__(self) -> str:
+        return f"Issued(key_pem=<secret>, certificate_chain=<{len(self.certificate_chain)}>)"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle key and chain: `renew` may use a device, which only this process has open."""
+        return type(self), (self.key_pem, self.certificate_chain)
+
+    @classmethod
+    def from_agent_response(
+        cls, fields: Mapping[str, object], renew: "Callable[[], Issued] | None" = None
+    ) -> "Issued":
+        """Create an object from the response of a dstack guest agent to GetTlsKey.
+
+        Args:
+            fields: JSON object with `key` and `certificate_chain`; other members are ignored.
+            renew: Function that requests another certificate, see `Issued.renew`.
+
+        Raises:
+            FormatError: If one of the two is missing or malformed. `server_context` and
+                `client_context` check that the key belongs to the certificate.
+        """
+        if not isinstance(fields, Mapping):
+            raise FormatError("GetTlsKey response: must be a JSON object", reason="wrong_type")
+        key, chain = string(fields, "key"), fields.get("certificate_chain")
+        if not _KEY_PEM.search(key):
+            raise FormatError("key: must be a private key in PEM", reason="syntax")
+        if not isinstance(chain, list | tuple):
+            reason: FormatReason = "missing" if chain is None else "wrong_type"
+            raise FormatError("certificate_chain: must be a list", reason=reason)
+        if not 1 <= len(chain) <= _MAX_CHAIN:
+            message = f"certificate_chain: must have 1 to {_MAX_CHAIN} certificates"
+            raise FormatError(message, reason="wrong_size")
+        for index, pem in enumerate(chain):
+            where = f"certificate_chain[{index}]"
+            if not isinstance(pem, str):
+                raise FormatError(f"{where}: must be a string", reason="wrong_type")
+            try:
+                read_certificate(pem)
+            except FormatError as error:
+                raise FormatError(f"{where}: {error}", reason=error.reason) from error
+        return cls(key, tuple(chain), renew)
+
+
+class AttestFunction(Protocol):
+    """Function that returns evidence over report data, such as `Attester.attest`."""
+
+    def __call__(self, *, report_data: bytes) -> Attestation:
+        """Return evidence over 64 bytes of report data."""
+        ...
+
+
+def current_time() -> float:
+    """Return the time in seconds since 1970."""
+    return datetime.now(timezone.utc).timestamp()
+
+
+def issue(
+    *,
+    subject: str,
+    alt_names: Sequence[str] = (),
+    key: P256Key | None = None,
+    attest: "AttestFunction",
+    ca_cert: str,
+    ca_key: P256Key,
+    usage_ra_tls: bool = False,
+    server_auth: bool = False,
+    client_auth: bool = False,
+    not_before: int | None = None,
+    not_after: int | None = None,
+    with_app_info: bool = False,
+    now: Callable[[], float] = current_time,
+    random: Callable[[int], bytes] = os.urandom,
+) -> Issued:
+    """Issue a certificate with the extensions of GetTlsKey; see the module docstring.
+
+    Raises:
+        UsageError: If a value cannot be encoded in a certificate.
+        FormatError: If `ca_cert` or the evidence is malformed.
+        ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
+    """
+    # Each is unset if it is zero, which clients send for "no limit".
+    if not_before and not_after and not_before >= not_after:
+        raise UsageError("not_before must be earlier than not_after", reason="conflict")
+
+    def make() -> Issued:
+        pair = key or derive_p256(random(32))
+        evidence = attest(report_data=ReportData.bind(ReportData.RATLS_CERT, pair.spki_der))
+        begin, end = _validity(now(), not_before, not_after)
+        leaf = issue_leaf(
+            public_key=pair,
+            subject=subject,
+            alt_names=alt_names,
+            server_auth=server_auth,
+            client_auth=client_auth,
+            not_before=begin,
+            not_after=end,
+            extensions=_extensions(evidence, app_info=with_app_info, whole=usage_ra_tls),
+            ca_cert=ca_cert,
+            ca_key=ca_key,
+        )
+        renew = None if not_before or not_after else make
+        return Issued(pair.pkcs8_pem, (certificate_pem(leaf), ca_cert), renew)
+
+    return make()
+
+
+def _validity(now: float, not_before: int | None, not_after: int | None) -> tuple[int, int]:
+    """Return start and end of a certificate's validity.
+
+    Raises:
+        ConfigError: If the clock is before 1970 and determines the end.
+    """
+    if now < 0 and not not_after:
+        message = f"system clock: {int(now)} seconds since 1970; set the clock, or pass not_after"
+        raise ConfigError(message, reason="clock")
+    return not_before or max(0, int(now) - _BACKDATED), not_after or int(now) + _LIFETIME
+
+
+def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[tuple[str, bytes]]:
+    """Return the private extensions, in order."""
+    found = [(OID_CERT_USAGE, _USAGE)]
+    if app_info:
+        found.insert(0, (OID_APP_INFO, evidence.app_info.to_msgpack()))
+    if whole:
+        found.append((OID_ATTESTATION, evidence.stripped().to_bytes()))
+    return found
