@@ -115,7 +115,7 @@ def certificate_samples() -> list[bytes]:
         PKI.pck_ca_der,
         PKI.platform().pck_der,
         made.ask_der,
-        made.vcek_der,
+        made.leaf_der,
         aws.leaf(),
         encode_pem("CERTIFICATE", PKI.root_der).encode(),
         certificate_with({"2.5.29.17": b"\x30\x0e\x82\x01a\x87\x04\x7f\0\0\1\x82\x03b.c"}),

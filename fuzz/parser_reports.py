@@ -143,7 +143,7 @@ def endorsement_samples() -> list[bytes]:
     """Return certificates of a chip: DER and PEM, real ones where they are."""
     made = chip()
     real = [data(f"dstack/dstack-attest/sev_snp_{name}.pem") for name in ("ask", "vcek")]
-    return [made.ask_der, made.vcek_der, *filter(None, real), *snp_tables()]
+    return [made.ask_der, made.leaf_der, *filter(None, real), *snp_tables()]
 
 
 def qgs_answers() -> list[bytes]:

@@ -198,7 +198,10 @@ def hosts_app(backend: Backend) -> TypeGuard[_AppHostBackend]:
 class SimulatedBackend(Protocol):
     """A simulator. Verifiers trust its root certificate only as an explicit trust anchor."""
 
-    trust_anchor: bytes  # root certificate (DER) of its evidence
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) of its evidence."""
+        ...
 
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of a TDX platform at a Unix time; None: at present."""

@@ -15,7 +15,7 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.os_image import simulated_image
-from attestkit.backends.simulator.pki.amd_chip import issue_chip
+from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.emulator.kernel_files import (
@@ -120,10 +120,11 @@ class Machine:
         self.tree: Tree = Tree()
         self._faults = faults
         scenario, snp = setup.scenario, setup.provider == "sev_guest"
-        self._pki, enclave, self._root = issue_platform(seed, scenario)
-        self._chip = None
+        self._pki, enclave, root = issue_platform(seed, scenario)
+        self._chip: SimulatedChip | None = None
+        self._find_root: Callable[[], bytes] = lambda: root
         if snp:
-            self._chip, self._root = issue_chip(seed, scenario)
+            self._chip, self._find_root = issue_chip(seed, scenario)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(
@@ -155,9 +156,12 @@ class Machine:
             add("/etc/tdx-attest.conf", constant_file("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        add("/attestkit/trust-anchor.der", constant_file("", faults, self._root))
-        if self._chip is None:  # AMD's certificates come with the report
+        anchor = "/attestkit/trust-anchor.der"
+        if self._chip is None:
+            add(anchor, constant_file("", faults, self._find_root()))
             add("/attestkit/collateral.json", text_file("", faults, self._collateral))
+        else:  # AMD's certificates come with the report; the root is derived when it is read
+            add(anchor, text_file("", faults, self._find_root))
         add("/attestkit/faults", faults_file(faults))
         add("/attestkit/reset", trigger_file(faults, self.reboot))
         add("/attestkit/kexec", trigger_file(faults, self.kexec))

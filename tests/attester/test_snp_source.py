@@ -51,7 +51,7 @@ def test_snp_evidence_has_all_parts(shared: Path) -> None:
     assert evidence.snp_report.report_data == evidence.report_data
     platform = evidence.evidence.platform
     assert isinstance(platform, SevSnp)
-    assert platform.cert_chain == (CHIP.ask_der, CHIP.vcek_der)
+    assert platform.cert_chain == (CHIP.ask_der, CHIP.leaf_der)
     assert platform.mr_config == DOCUMENT
     assert evidence.config == vm_config
     assert evidence.runtime_events == ()

@@ -19,7 +19,7 @@ from tests.collateral.processes import put_and_be_killed, put_and_get, run_proce
 from tests.collateral.services import BASE, COLLATERAL, NOW, PKI, QUOTE, TCB, Service
 from tests.raising import raises
 
-KEY: Final[Key] = (BASE, "tdx", "A77E57000000", "platform")
+KEY: Final[Key] = (BASE, "tdx", "507757000000", "platform")
 START: Final = datetime.fromtimestamp(NOW, timezone.utc)
 END: Final = COLLATERAL.valid_until
 NEWER: Final = PKI.collateral(NOW + 86400)

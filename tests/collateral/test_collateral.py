@@ -20,6 +20,7 @@ from attestkit.backends.simulator.scenarios.config import (
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
+from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
 from tests.clients.python_dcap_qvl import through_json
 from tests.raising import raises
 from tests.untyped import untyped
@@ -27,9 +28,8 @@ from tests.vectors import SHARED, needs_shared
 
 VECTOR = SHARED / "vectors" / "simulated-pki" / "collateral.json"
 HARDWARE = SHARED / "data" / "quotes" / "dcap-qvl"
-NOW = 1790000000
 ISSUE, NEXT = 1789862400, 1792454400
-PKI = SimulatedPki(bytes(range(32)))
+PKI = SimulatedPki(SEED, config=VECTOR_PKI)
 SAMPLE = PKI.collateral(NOW)
 FIELDS = tuple(json.loads(SAMPLE.to_json()))
 BINARY = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")

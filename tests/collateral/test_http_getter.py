@@ -253,5 +253,5 @@ def test_fetch_over_sockets(create_server: CreateServer) -> None:
     server = create_pccs_server(create_server, service)
     assert Collateral.fetch(QUOTE, server.url) == COLLATERAL
     service.changes[TCB] = lambda response: response._replace(body=bytes(BODY_LIMIT + 1))
-    with raises(CollateralError, "too_large", start=f"{server.url}{TCB}?fmspc=A77E57000000: "):
+    with raises(CollateralError, "too_large", start=f"{server.url}{TCB}?fmspc=507757000000: "):
         Collateral.fetch(QUOTE, server.url)

@@ -235,7 +235,7 @@ def test_mark_verified_at_future_time_is_ignored(shared: SharedFolder) -> None:
     source = shared.process()
     find_and_mark_verified(source)
     shared.served = create_collateral(20, age=-30 * DAY)
-    later = source._fetch(source.find(QUOTE).key, "tdx", Platform("A77E57000000", "platform"))
+    later = source._fetch(source.find(QUOTE).key, "tdx", Platform("507757000000", "platform"))
     source.mark_verified(source.find(QUOTE)._replace(shared=later, collateral=later))
     shared.served = OLD
     assert shared.process().find(QUOTE).collateral.tcb_info == NEW.tcb_info

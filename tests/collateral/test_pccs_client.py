@@ -34,7 +34,7 @@ from tests.vectors import data, needs_shared
 URLS: Final = {
     CRL: f"{BASE}{CRL}?ca=platform&encoding=der",
     ROOT_CRL: f"{BASE}{ROOT_CRL}",
-    TCB: f"{BASE}{TCB}?fmspc=A77E57000000",
+    TCB: f"{BASE}{TCB}?fmspc=507757000000",
     QE: f"{BASE}{QE}",
 }
 CHAINS: Final = {
@@ -137,7 +137,7 @@ def test_fetch_requests_of_hardware_quote(name: str, tee: str, fmspc: str, ca: s
     def answer(url: str) -> Response:
         """Respond as for the simulated platform."""
         service(url)
-        requested = url.replace("/sgx/certification/v4/tcb", TCB).replace(fmspc, "A77E57000000")
+        requested = url.replace("/sgx/certification/v4/tcb", TCB).replace(fmspc, "507757000000")
         return Service()(requested.replace("/sgx/certification/v4/qe", "/tdx/certification/v4/qe"))
 
     quote = Quote.parse(data(f"quotes/{name}"))

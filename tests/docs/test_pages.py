@@ -66,7 +66,7 @@ PRINTED: Final = {
         r"configfs_tsm 4\n",
         r".*",
     ),
-    "docs/scenarios.md": (r"cert_revoked - .*\n",),
+    "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n"),
     "docs/testing.md": (*(r".*^2 passed.*", r".*^2 passed.*", r".*^6 passed.*", r".*^1 passed.*"),),
     "docs/tour.md": (
         r".*^2 passed.*",

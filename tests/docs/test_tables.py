@@ -14,6 +14,7 @@ from attestkit.testing import SimulatedTee
 from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS
 from attestkit.verifier.result import TcbStatus
 from tests.docs.blocks import ROOT, read_blocks
+from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
 
 POLICY = (ROOT / "docs/policy.md").read_text()
 RECORDING = (ROOT / "docs/recording.md").read_text()
@@ -47,6 +48,15 @@ def test_platforms_match_table() -> None:
     head, *rows = _table("rule")
     assert [name.strip("`") for name in head[1:]] == list(VERIFIED_PLATFORMS)
     assert all(len(row) == len(head) for row in rows)
+
+
+def test_differences_from_other_verifiers_match_table() -> None:
+    """Each scenario on which a verifier in Go differs is listed with its reason."""
+    section = (ROOT / "docs/scenarios.md").read_text().partition("## Other verifiers")[2]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| go-")]
+    found = [name for row in rows for name in re.findall("`(.+?)`", row[2])]
+    assert sorted(found) == sorted(GO_TDX_GUEST | GO_SEV_GUEST)
+    assert all(cell.strip() for row in rows for cell in row[1:-1])
 
 
 def test_architecture_lists_parts_in_order_of_layers() -> None:

@@ -1,101 +1,201 @@
-"""ARK, ASK and VCEK certificates for simulated AMD chips.
+"""Certificates and CRLs for simulated AMD chips: ARK, ASK or ASVK, VCEK or VLEK.
 
-Names and extensions are those of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS
-Interface Specification" (57230). AMD's CAs sign with RSA-PSS, whose key generation is slow and
-whose signatures are not deterministic. The simulated CAs sign with ECDSA P-384 and SHA-384 (RFC
-6979) instead, so that equal arguments give equal certificates.
+Names, extensions, algorithms and their order are those of AMD's own certificates and of "Versioned
+Chip Endorsement Key (VCEK) Certificate and KDS Interface Specification" (57230). Equal arguments
+give equal bytes.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
-
-from attestkit._crypto.der import IA5_STRING, INTEGER, encode_element
-from attestkit._crypto.p384 import P384Key
-from attestkit._crypto.x509.app_certificates import NO_OTHER_USAGE
+from attestkit._crypto.der import (
+    BIT_STRING,
+    IA5_STRING,
+    OCTET_STRING,
+    OID,
+    SEQUENCE,
+    DerReader,
+    context,
+    encode_element,
+)
+from attestkit._crypto.rsa_pss import RsaKey
+from attestkit._crypto.x509.certificate_encoder import (
+    CRL_NUMBER,
+    KEY_USAGE,
+    PRINTABLE_STRING,
+    SUBJECT_KEY_ID,
+    UTF8_STRING,
+    VERSION_3,
+    encode_attribute,
+    encode_authority_key_id,
+    encode_basic_constraints,
+    encode_distribution_point,
+    encode_extension,
+    encode_integer,
+    encode_revoked,
+    encode_sequence,
+    encode_signed,
+    encode_time,
+)
 from attestkit._crypto.x509.sgx_pki_writer import Window
 
-_PREFIX: Final = "1.3.6.1.4.1.3704.1."
-_COMMON_TO_ALL: Final = (
-    (NameOID.ORGANIZATIONAL_UNIT_NAME, "Engineering"),
-    (NameOID.COUNTRY_NAME, "US"),
-    (NameOID.LOCALITY_NAME, "Santa Clara"),
-    (NameOID.STATE_OR_PROVINCE_NAME, "CA"),
-    (NameOID.ORGANIZATION_NAME, "Advanced Micro Devices"),
+_OWN_OID: Final = bytes.fromhex("2b060104019c7801")  # 1.3.6.1.4.1.3704.1
+# AlgorithmIdentifier of RSASSA-PSS with SHA-384, with its default trailer field, as AMD encodes it.
+_RSA_PSS: Final = bytes.fromhex(
+    "304606092a864886f70d01010a3039a00f300d06096086480165030402020500"
+    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130a303020101"
+)
+_CERTIFICATE_SIGN: Final = b"\x02\x04"  # number of unused bits, bits
+_CERT_AND_CRL_SIGN: Final = b"\x01\x06"
+_COMMON_TO_ALL: Final = b"".join(
+    encode_attribute(kind, tag, value)
+    for kind, tag, value in (
+        (11, UTF8_STRING, "Engineering"),
+        (6, PRINTABLE_STRING, "US"),
+        (7, UTF8_STRING, "Santa Clara"),
+        (8, UTF8_STRING, "CA"),
+        (10, UTF8_STRING, "Advanced Micro Devices"),
+    )
 )
 
 
 class AmdAuthority(NamedTuple):
-    """A subject or issuer: its common name and its key."""
+    """A CA: its common name and its key."""
 
     name: str
-    key: P384Key
+    key: RsaKey
 
 
-def vcek_extensions(product: str, spls: Mapping[str, int], hardware_id: bytes) -> dict[str, bytes]:
-    """Return AMD's extensions of a VCEK, by the suffix of AMD's OID.
+class EndorsementKey(NamedTuple):
+    """The key of a chip or a provider, and what its certificate says."""
 
-    Args:
-        product: Product with stepping, such as Genoa-B1; at most 127 ASCII characters.
-        spls: Security patch levels, 0 to 255, by the suffix of AMD's OID (3.1, 3.2, ...).
-        hardware_id: ID of the chip: 64 bytes, or 8 bytes on Turin.
-    """
-    levels = {suffix: _integer(level) for suffix, level in spls.items()}
-    text = encode_element(IA5_STRING, product.encode("ascii"))
-    return {"1": _integer(1), "2": text, **levels, "4": hardware_id}
+    spki: bytes  # SubjectPublicKeyInfo in DER
+    structure_version: int
+    product: str  # such as Genoa-B1; at most 127 ASCII characters
+    spls: Mapping[str, int]  # security patch levels, 0 to 255, by suffix of AMD's OID (3.1, ...)
+    hardware_id: bytes  # of a VCEK: 64 bytes, or 8 bytes on Turin; empty for a VLEK
+    provider: str = ""  # of a VLEK: at most 127 ASCII characters
 
 
-def issue_amd_certificate(
-    subject: AmdAuthority,
-    issuer: AmdAuthority,
-    *,
-    serial: int,
-    validity: Window,
-    path_length: int | None,
-    extensions: Mapping[str, bytes] | None = None,
+def issue_amd_authority(
+    subject: AmdAuthority, issuer: AmdAuthority, *, serial: int, validity: Window, crl_url: str
 ) -> bytes:
-    """Return the DER of a version 3 certificate.
+    """Return the DER of a CA certificate.
 
     Args:
         subject: Name and key of the subject.
         issuer: Name and key of the issuer; the subject for a root certificate.
         serial: Serial number, positive, at most 20 octets.
-        validity: Validity period, with a resolution of seconds.
-        path_length: Path length constraint of a CA certificate; None for the certificate of a key
-            that signs reports.
-        extensions: AMD's extensions, for a key that signs reports.
+        validity: Validity period from 1950 on, with a resolution of seconds.
+        crl_url: The CRL distribution point.
+
+    Raises:
+        UsageError: If `validity` starts or ends before 1950.
     """
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name(subject.name))
-        .issuer_name(_name(issuer.name))
-        .public_key(subject.key.private.public_key())
-        .serial_number(serial)
-        .not_valid_before(validity.start)
-        .not_valid_after(validity.end)
+    root = subject == issuer
+    usage = encode_element(BIT_STRING, _CERT_AND_CRL_SIGN if root else _CERTIFICATE_SIGN)
+    key_usage = encode_extension(KEY_USAGE, usage, critical=True)
+    subject_key_id = encode_element(OCTET_STRING, _key_id(subject.key.spki))
+    key_id = encode_extension(SUBJECT_KEY_ID, subject_key_id)
+    constraints = encode_basic_constraints(authority=True, path_length=None if root else 0)
+    issuer_key_id = encode_authority_key_id(_key_id(issuer.key.spki))
+    extensions = (
+        (key_usage, key_id, constraints)
+        if root
+        else (key_id, issuer_key_id, constraints, key_usage)
     )
-    if path_length is not None:
-        constraints = x509.BasicConstraints(ca=True, path_length=path_length)
-        builder = builder.add_extension(constraints, critical=True)
-        usage = x509.KeyUsage(
-            digital_signature=False, key_cert_sign=True, crl_sign=True, **NO_OTHER_USAGE
-        )
-        builder = builder.add_extension(usage, critical=True)
-    for suffix, value in (extensions or {}).items():
-        own = x509.UnrecognizedExtension(x509.ObjectIdentifier(_PREFIX + suffix), value)
-        builder = builder.add_extension(own, critical=False)
-    signed = builder.sign(issuer.key.private, SHA384(), ecdsa_deterministic=True)
-    return signed.public_bytes(Encoding.DER)
+    return _issue(
+        (subject.name, subject.key.spki),
+        issuer,
+        serial,
+        validity,
+        (*extensions, encode_distribution_point(crl_url)),
+    )
 
 
-def _name(common_name: str) -> x509.Name:
-    parts = (*_COMMON_TO_ALL, (NameOID.COMMON_NAME, common_name))
-    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
+def issue_endorsement_key(key: EndorsementKey, issuer: AmdAuthority, validity: Window) -> bytes:
+    """Return the DER of a VCEK or VLEK certificate; its serial number is zero, as AMD's.
+
+    Raises:
+        UsageError: If `validity` starts or ends before 1950.
+    """
+    values = {
+        "1": encode_integer(key.structure_version),
+        "2": encode_element(IA5_STRING, key.product.encode("ascii")),
+        **{suffix: encode_integer(level) for suffix, level in key.spls.items()},
+    }
+    if key.provider:
+        values["5"] = encode_element(IA5_STRING, key.provider.encode("ascii"))
+    else:
+        values["4"] = key.hardware_id
+    extensions = tuple([_own_extension(*pair) for pair in values.items()])
+    name = "SEV-VLEK" if key.provider else "SEV-VCEK"
+    return _issue((name, key.spki), issuer, 0, validity, extensions)
 
 
-def _integer(value: int) -> bytes:
-    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+def issue_amd_crl(
+    issuer: AmdAuthority, *, window: Window, number: int, revoked: Iterable[int] = ()
+) -> bytes:
+    """Return the DER of a version 2 CRL; the revocation date of each entry is thisUpdate.
+
+    Args:
+        issuer: Name and key of the issuer.
+        window: thisUpdate and nextUpdate, from 1950 on, with a resolution of seconds.
+        number: CRL number.
+        revoked: Serial numbers, in the order of the entries.
+
+    Raises:
+        UsageError: If `window` starts or ends before 1950.
+    """
+    start = encode_time(window.start)
+    key_id = encode_authority_key_id(_key_id(issuer.key.spki))
+    extensions = encode_sequence(key_id, encode_extension(CRL_NUMBER, encode_integer(number)))
+    fields = (
+        encode_integer(1),  # version 2
+        _RSA_PSS,
+        _name(issuer.name),
+        start,
+        encode_time(window.end),
+        *encode_revoked(revoked, start),
+        encode_element(context(0), extensions),
+    )
+    return encode_signed(fields, _RSA_PSS, issuer.key.sign)
+
+
+def _issue(
+    subject: tuple[str, bytes],
+    issuer: AmdAuthority,
+    serial: int,
+    validity: Window,
+    extensions: tuple[bytes, ...],
+) -> bytes:
+    name, spki = subject
+    fields = (
+        VERSION_3,
+        encode_integer(serial),
+        _RSA_PSS,
+        _name(issuer.name),
+        encode_sequence(encode_time(validity.start), encode_time(validity.end)),
+        _name(name),
+        spki,
+        encode_element(context(3), encode_sequence(*extensions)),
+    )
+    return encode_signed(fields, _RSA_PSS, issuer.key.sign)
+
+
+def _name(common_name: str) -> bytes:
+    return encode_sequence(_COMMON_TO_ALL, encode_attribute(3, UTF8_STRING, common_name))
+
+
+def _own_extension(suffix: str, value: bytes) -> bytes:
+    """Return one of AMD's extensions; `suffix` is the end of its OID, such as 3.1."""
+    oid = encode_element(OID, _OWN_OID + bytes(map(int, suffix.split("."))))
+    return encode_sequence(oid, encode_element(OCTET_STRING, value))
+
+
+def _key_id(spki: bytes) -> bytes:
+    """Return the SHA-1 of the public key (RFC 5280, 4.2.1.2, method 1)."""
+    fields = DerReader(spki).enter(SEQUENCE)
+    fields.content(SEQUENCE)
+    return hashlib.sha1(fields.bits()[1], usedforsecurity=False).digest()

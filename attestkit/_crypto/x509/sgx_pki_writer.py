@@ -8,24 +8,36 @@ would take a fifth of a simulator's start.
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Final, NamedTuple
 
+from attestkit._crypto.der import BIT_STRING, BOOLEAN, OCTET_STRING, OID
 from attestkit._crypto.der import encode_element as _tlv
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
-from attestkit.errors import FormatError, UsageError
+from attestkit._crypto.x509.certificate_encoder import (
+    CRL_NUMBER,
+    ENUMERATED,
+    KEY_USAGE,
+    PRINTABLE_STRING,
+    SUBJECT_KEY_ID,
+    UTF8_STRING,
+    VERSION_3,
+    encode_attribute,
+    encode_authority_key_id,
+    encode_basic_constraints,
+    encode_distribution_point,
+    encode_revoked,
+    encode_signed,
+)
+from attestkit._crypto.x509.certificate_encoder import encode_extension as _extension
+from attestkit._crypto.x509.certificate_encoder import encode_integer as _integer
+from attestkit._crypto.x509.certificate_encoder import encode_sequence as _sequence
+from attestkit._crypto.x509.certificate_encoder import encode_time as _time
+from attestkit.errors import FormatError
 
 _SGX_OID: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
-_BOOLEAN, _INTEGER, _BITS, _OCTETS, _OID, _ENUMERATED = 0x01, 0x02, 0x03, 0x04, 0x06, 0x0A
-_UTF8, _PRINTABLE, _SEQUENCE, _SET = 0x0C, 0x13, 0x30, 0x31
-_UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
-_TRUE: Final = b"\x01\x01\xff"
 _ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # an AlgorithmIdentifier
-# Extensions, by the last byte of 2.5.29.
-_SUBJECT_KEY_ID, _KEY_USAGE, _BASIC_CONSTRAINTS, _CRL_NUMBER, _CRL_REASON = 14, 15, 19, 20, 21
-_DISTRIBUTION_POINTS, _AUTHORITY_KEY_ID = 31, 35
-_EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
 _CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # number of unused bits, bits
 _SIGNATURE_AND_NON_REPUDIATION: Final = b"\x06\xc0"
 
@@ -64,16 +76,16 @@ def sgx_extension(platform: SgxPlatform) -> bytes:
     """Return the value of the SGX extension (OID 1.2.840.113741.1.13.1) in DER, seven entries."""
     tcb = [_entry(bytes([2, n]), _integer(svn)) for n, svn in enumerate(platform.components, 1)]
     tcb.append(_entry(b"\x02\x11", _integer(platform.pcesvn)))
-    tcb.append(_entry(b"\x02\x12", _tlv(_OCTETS, platform.cpusvn)))
+    tcb.append(_entry(b"\x02\x12", _tlv(OCTET_STRING, platform.cpusvn)))
     flags = (platform.dynamic_platform, platform.cached_keys, platform.smt_enabled)
     configuration = [_entry(bytes([7, n]), _BOOLEANS[flag]) for n, flag in enumerate(flags, 1)]
     return _sequence(
-        _entry(b"\x01", _tlv(_OCTETS, platform.ppid)),
+        _entry(b"\x01", _tlv(OCTET_STRING, platform.ppid)),
         _entry(b"\x02", _sequence(*tcb)),
-        _entry(b"\x03", _tlv(_OCTETS, platform.pceid)),
-        _entry(b"\x04", _tlv(_OCTETS, platform.fmspc)),
-        _entry(b"\x05", _tlv(_ENUMERATED, bytes([platform.sgx_type]))),
-        _entry(b"\x06", _tlv(_OCTETS, platform.instance_id)),
+        _entry(b"\x03", _tlv(OCTET_STRING, platform.pceid)),
+        _entry(b"\x04", _tlv(OCTET_STRING, platform.fmspc)),
+        _entry(b"\x05", _tlv(ENUMERATED, bytes([platform.sgx_type]))),
+        _entry(b"\x06", _tlv(OCTET_STRING, platform.instance_id)),
         _entry(b"\x07", _sequence(*configuration)),
     )
 
@@ -103,21 +115,19 @@ def issue_certificate(
         UsageError: If `validity` starts or ends before 1950.
     """
     authority = path_length is not None
-    constraints = (_TRUE, _integer(path_length)) if path_length is not None else ()
     usage = _CERT_AND_CRL_SIGN if authority else _SIGNATURE_AND_NON_REPUDIATION
-    point = _tlv(0xA0, _tlv(0xA0, _tlv(0x86, crl_url.encode("ascii"))))
     extensions = [  # in Intel's order; verifiers check their number
-        _authority_key_id(issuer.key),
-        _extension(_DISTRIBUTION_POINTS, _sequence(_sequence(point))),
-        _extension(_SUBJECT_KEY_ID, _tlv(_OCTETS, _key_id(subject.key))),
-        _extension(_KEY_USAGE, _tlv(_BITS, usage), critical=True),
-        _extension(_BASIC_CONSTRAINTS, _sequence(*constraints), critical=True),
+        encode_authority_key_id(_key_id(issuer.key)),
+        encode_distribution_point(crl_url),
+        _extension(SUBJECT_KEY_ID, _tlv(OCTET_STRING, _key_id(subject.key))),
+        _extension(KEY_USAGE, _tlv(BIT_STRING, usage), critical=True),
+        encode_basic_constraints(authority=authority, path_length=path_length),
     ]
     if sgx is not None:
-        extensions.append(_sequence(_tlv(_OID, _SGX_OID), _tlv(_OCTETS, sgx)))
+        extensions.append(_sequence(_tlv(OID, _SGX_OID), _tlv(OCTET_STRING, sgx)))
     return _signed(
         issuer.key,
-        b"\xa0\x03\x02\x01\x02",  # version 3
+        VERSION_3,
         _integer(serial),
         _ECDSA_SHA256,
         _name(issuer.name),
@@ -143,9 +153,8 @@ def issue_crl(
         UsageError: If `window` starts or ends before 1950.
     """
     start = _time(window.start)
-    reason = _sequence(_extension(_CRL_REASON, _tlv(_ENUMERATED, b"\0")))  # unspecified
-    entries = [_sequence(_integer(serial), start, reason) for serial in revoked]
-    extensions = _sequence(_extension(_CRL_NUMBER, _integer(number)), _authority_key_id(issuer.key))
+    key_id = encode_authority_key_id(_key_id(issuer.key))
+    extensions = _sequence(_extension(CRL_NUMBER, _integer(number)), key_id)
     return _signed(
         issuer.key,
         _integer(1),  # version 2
@@ -153,7 +162,7 @@ def issue_crl(
         _name(issuer.name),
         start,
         _time(window.end),
-        *([_sequence(*entries)] if entries else []),
+        *encode_revoked(revoked, start),
         _tlv(0xA0, extensions),
     )
 
@@ -194,65 +203,32 @@ def crl_window(der: bytes) -> Window:
 
 
 def _signed(key: P256Key, *fields: bytes) -> bytes:
-    signed = _sequence(*fields)
-    return _sequence(signed, _ECDSA_SHA256, _tlv(_BITS, b"\0" + key.sign_der(signed)))
+    return encode_signed(fields, _ECDSA_SHA256, key.sign_der)
 
 
 def _name(common_name: str) -> bytes:
     """Return a name: the common name, followed by the attributes of Intel's names."""
-    return _sequence(_attribute(3, _UTF8, common_name), _COMMON_TO_ALL)
-
-
-def _attribute(kind: int, tag: int, value: str) -> bytes:
-    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
-    oid = _tlv(_OID, bytes([0x55, 0x04, kind]))
-    return _tlv(_SET, _sequence(oid, _tlv(tag, value.encode())))
-
-
-def _time(moment: datetime) -> bytes:
-    """Return a time with seconds: UTCTime before 2050, GeneralizedTime from then on."""
-    if moment < _EARLIEST:  # UTCTime has a two-digit year: 1949 would be read as 2049
-        message = f"certificate time: must be from 1950 on, not {moment.isoformat()}"
-        raise UsageError(message, reason="out_of_range")
-    text = moment.astimezone(timezone.utc).strftime("%Y%m%d%H%M%SZ").encode()
-    return _tlv(_UTC_TIME, text[2:]) if text < b"2050" else _tlv(_GENERALIZED_TIME, text)
-
-
-def _extension(number: int, value: bytes, *, critical: bool = False) -> bytes:
-    flag = _TRUE if critical else b""
-    return _sequence(_tlv(_OID, bytes([0x55, 0x1D, number])), flag, _tlv(_OCTETS, value))
+    return _sequence(encode_attribute(3, UTF8_STRING, common_name), _COMMON_TO_ALL)
 
 
 def _key_id(key: P256Key) -> bytes:
     return hashlib.sha1(b"\x04" + key.public_point, usedforsecurity=False).digest()
 
 
-def _authority_key_id(key: P256Key) -> bytes:
-    return _extension(_AUTHORITY_KEY_ID, _sequence(_tlv(0x80, _key_id(key))))
-
-
-def _sequence(*items: bytes) -> bytes:
-    return _tlv(_SEQUENCE, b"".join(items))
-
-
 def _entry(suffix: bytes, value: bytes) -> bytes:
     """Return an entry of the SGX extension; its OID is the OID of the extension and `suffix`."""
-    return _sequence(_tlv(_OID, _SGX_OID + suffix), value)
+    return _sequence(_tlv(OID, _SGX_OID + suffix), value)
 
 
-def _integer(value: int) -> bytes:
-    return _tlv(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
-
-
-_BOOLEANS: Final = (_tlv(_BOOLEAN, b"\x00"), _tlv(_BOOLEAN, b"\xff"))
+_BOOLEANS: Final = (_tlv(BOOLEAN, b"\x00"), _tlv(BOOLEAN, b"\xff"))
 
 
 _COMMON_TO_ALL: Final = b"".join(
-    _attribute(kind, tag, value)
+    encode_attribute(kind, tag, value)
     for kind, tag, value in (
-        (10, _UTF8, "Intel Corporation"),
-        (7, _UTF8, "Santa Clara"),
-        (8, _UTF8, "CA"),
-        (6, _PRINTABLE, "US"),
+        (10, UTF8_STRING, "Intel Corporation"),
+        (7, UTF8_STRING, "Santa Clara"),
+        (8, UTF8_STRING, "CA"),
+        (6, PRINTABLE_STRING, "US"),
     )
 )

@@ -33,7 +33,6 @@ class SnpSimulator(Simulator):
     extend_rtmr: Any = None
     open_journal: Any = None
 
-    trust_anchor: bytes
     mr_config: str
     """The document, JSON, that identifies the app; its hash is HOST_DATA."""
 
@@ -55,7 +54,20 @@ class SnpSimulator(Simulator):
         self.mr_config = _find_document(vm_config) or self._make_document(seed, app_id)
         self.vm_config: str = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
-        self._chip, self.trust_anchor = issue_chip(seed, self._scenario)
+        self._chip, self._find_anchor = issue_chip(seed, self._scenario)
+
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) for verifiers of this guest's evidence."""
+        return self._find_anchor()
+
+    def crl(self, now: float | None = None) -> bytes:
+        """Return the revocation list (DER) of the simulated AMD at a Unix time; None: at present.
+
+        attestkit's verifier does not use it; other verifiers request it at the address in the
+        root certificate.
+        """
+        return self._chip.crl(self._now() if now is None else now)
 
     def _make_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys

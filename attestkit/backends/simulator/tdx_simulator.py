@@ -89,8 +89,6 @@ class Simulator:
     """The app's compose file."""
     vm_config: str
     """The configuration of the VM as JSON."""
-    trust_anchor: bytes
-    """The root certificate (DER) for verifiers of this TD's evidence."""
 
     def __init__(
         self,
@@ -175,7 +173,7 @@ class Simulator:
         self.vm_config = value_or(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._split_body()
         issued = issue_platform(seed, self._scenario)
-        self._pki, self._enclave, self.trust_anchor = issued
+        self._pki, self._enclave, self._anchor = issued
         self._event_log = boot_log(simulated_image())
         self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
 
@@ -217,6 +215,11 @@ class Simulator:
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
+
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) for verifiers of this TD's evidence."""
+        return self._anchor
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:

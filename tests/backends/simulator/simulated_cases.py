@@ -10,6 +10,7 @@ from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import (
     CrlConfig,
+    PkiConfig,
     QeIdentityConfig,
     Scenario,
     TcbInfoConfig,
@@ -25,6 +26,8 @@ NOW: Final = 1790000000
 INPUTS: Final = load("simulated-pki/inputs.json")
 CASES: Final = load("simulated-pki/cases.json").get("cases", [])
 BODY: Final = TdBody(**td_fields(INPUTS.get("td_body", {})))
+FMSPC: Final = bytes.fromhex("a77e57000000")  # of the vectors, a former default
+VECTOR_PKI: Final = PkiConfig(fmspc=FMSPC)
 
 
 class Built(NamedTuple):
@@ -40,7 +43,7 @@ def build_case(case_id: str) -> Built:
     it = scenario(case_id)
     if case_id in _AS_IN_VECTORS:
         it = _AS_IN_VECTORS[case_id](it)
-    pki = SimulatedPki(SEED, config=it.pki)
+    pki = SimulatedPki(SEED, config=replace(it.pki, fmspc=FMSPC))
     enclave = QuotingEnclave(pki, it.platform_id, config=it.quote)
     body = BODY._replace(**dict(it.body))
     version = it.quote_version or 4

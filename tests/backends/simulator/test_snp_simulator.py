@@ -1,17 +1,17 @@
 """Simulated SEV-SNP guest: reports, certificates, scenarios and faults."""
 
 import json
+from datetime import datetime, timezone
 from hashlib import sha256
 from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
 import attestkit
 from attestkit._crypto.x509.amd_extension import read_amd_extension
-from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig, host_data
 from attestkit.attestation.launch.os_image import verify_os_image
@@ -26,7 +26,13 @@ from attestkit.backends.base import (
     SnpReporter,
 )
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.pki import amd_chip
+from attestkit.backends.simulator.scenarios.config import (
+    Scenario,
+    SnpConfig,
+    SnpProduct,
+    SnpSigningKey,
+)
 from attestkit.backends.simulator.scenarios.named import NAMED
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import (
@@ -39,6 +45,7 @@ from attestkit.factory import open as open_attester
 from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
 from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.platforms.snp import Snp
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -228,7 +235,7 @@ def test_snp_evidence_of_a_seed_is_stable() -> None:
     evidence = make_guest().get_snp_report(REPORT_DATA)
     whole = evidence.report + evidence.certificates + make_guest().trust_anchor
     assert sha256(whole).hexdigest() == (
-        "6ebdf4183569f6b431ff910b0e0d753fb5644e2c80d3feecfb335c30da4149b4"
+        "e5e96b08ef6eb502db8d1b8b718b0ceeed9b77f2fcfa051ab92ea62fd0703dc2"
     )
 
 
@@ -241,15 +248,61 @@ def test_snp_certificates_have_amds_names_and_extensions() -> None:
     table, report = SnpCertificates.parse(evidence.certificates), SnpReport.parse(evidence.report)
     assert table.vcek is not None
     assert table.ask is not None
+    assert table.ark is not None
     assert table.ark == make_guest().trust_anchor
-    vcek, ask, ark = map(x509.load_der_x509_certificate, (table.vcek, table.ask, table.ark))
-    names = [found.subject.rfc4514_string().split(",")[0] for found in (vcek, ask, ark)]
-    assert names == ["CN=SEV-VCEK", "CN=SEV-Genoa", "CN=ARK-Genoa"]
-    vcek.verify_directly_issued_by(ask)
-    ask.verify_directly_issued_by(ark)
-    ark.verify_directly_issued_by(ark)
-    own = read_amd_extension(read_path_certificate(table.vcek).extensions)
+    path = [read_path_certificate(der) for der in (table.vcek, table.ask, table.ark)]
+    names = ("SEV-VCEK", "SEV-Genoa", "ARK-Genoa")
+    for certificate, name in zip(path, names, strict=True):
+        assert certificate.subject.endswith(name.encode())
+    check_path([*zip(names, path, strict=True)], datetime(2026, 11, 1, tzinfo=timezone.utc))
+    own = read_amd_extension(path[0].extensions)
     assert own is not None
     assert (own.kind, own.product, own.hardware_id) == ("VCEK", "Genoa", report.chip_id)
     tcb = report.tcb("reported")
     assert (own.boot_loader, own.tee, own.snp, own.microcode, own.fmc) == tcb
+
+
+@pytest.mark.parametrize("product", ["Milan", "Genoa", "Turin"])
+@pytest.mark.parametrize("key", ["VCEK", "VLEK"])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_each_product_key_and_version_verifies(
+    product: SnpProduct, key: SnpSigningKey, version: int
+) -> None:
+    """The report has what the scenario says, and its certificates fit."""
+    config = SnpConfig(product=product, signing_key=key, report_version=version)
+    guest = make_guest(scenario=Scenario("snp", config))
+    evidence = guest.get_snp_report(REPORT_DATA)
+    report = SnpReport.parse(evidence.report)
+    assert (report.version, report.signing_key) == (version, key)
+    assert report.product == (product if version >= 3 else None)
+    assert any(report.chip_id[8:]) == (product != "Turin")
+    platform = SevSnp(evidence.report, (evidence.certificates,), "")
+    trusted = Snp(guest.trust_anchor)
+    tcb = trusted.authenticate(platform, datetime.fromtimestamp(NOW, timezone.utc)).tcb
+    assert ("fmc" in dict(tcb.components)) == (product == "Turin")
+    assert not trusted.genuine
+
+
+def test_snp_certificates_are_issued_when_first_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest starts and reports without RSA keys; its certificates and root need them."""
+
+    def derive(_seed: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(amd_chip, "RsaKey", derive)
+    amd_chip._make_authority.cache_clear()
+    guest = make_guest()
+    with open_attester("simulator", seed=SEED, platform="snp") as tee:
+        assert tee.simulated
+    assert SnpReport.parse(guest._report(REPORT_DATA)).report_data == REPORT_DATA
+    for read in (attrgetter("trust_anchor"), methodcaller("get_snp_report", REPORT_DATA)):
+        with pytest.raises(AssertionError):
+            read(guest)
+
+
+def test_crl_is_that_of_the_root() -> None:
+    """It is current by the guest's clock."""
+    guest = make_guest(now=lambda: NOW)
+    assert guest.crl() == guest.crl(NOW) != guest.crl(NOW + 86400)
+    with raises(UsageError, "out_of_range"):
+        guest.crl(0)

@@ -46,10 +46,10 @@ def test_show_quote_decodes_its_certificates(files: Files, capsys: Capture) -> N
         assert pck["subject"].startswith("CN=Intel SGX PCK Certificate, ")
         assert pck["issuer"] == intermediate["subject"]
         assert intermediate["issuer"] == root["issuer"] == root["subject"]
-        assert pck["sgx_extension"]["fmspc"] == "a77e57000000"
+        assert pck["sgx_extension"]["fmspc"] == "507757000000"
         assert main(["show", str(path)]) == 0
         shown = capsys.readouterr().out
-        assert "fmspc       a77e57000000\n" in shown
+        assert "fmspc       507757000000\n" in shown
         assert f"serial_number  {pck['serial_number']}\n" in shown
         assert b"BEGIN CERTIFICATE".hex() not in shown
 

@@ -5,12 +5,11 @@ They are built unchanged from Debian's packages.
 
 import base64
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,10 +17,13 @@ from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError
 from attestkit.snp_report import SnpReport
 from tests.clients import python_dcap_qvl as dcap
+from tests.rigs.go_programs import build_go, missing_for_go
 from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
 from tests.rigs.run.attestkit_run import RUN, requires_run, run, verify
 
-SOURCES = Path("/usr/share/gocode")
+if TYPE_CHECKING:
+    import subprocess
+
 PACKAGES = (
     ("github.com/google/go-tdx-guest/tools/attest", "golang-github-google-go-tdx-guest-dev"),
     ("github.com/google/go-configfs-tsm/report", "golang-github-google-go-configfs-tsm-dev"),
@@ -59,12 +61,7 @@ func main() {
 
 
 def _missing() -> str:
-    if shutil.which("go") is None:
-        return "go is missing (Debian: apt install golang-go)"
-    for path, package in PACKAGES:
-        if not (SOURCES / "src" / path).exists():
-            return f"{path} is missing (Debian: apt install {package})"
-    return ""
+    return missing_for_go(*PACKAGES)
 
 
 pytestmark = [
@@ -93,19 +90,7 @@ def programs() -> Iterator[Path]:
         (folder / "snp.go").write_text(SNP_CLIENT)
         attest, snp = PACKAGES[0][0], str(folder / "snp.go")
         for program, source in (("attest", attest), ("snp", snp)):
-            subprocess.run(
-                ["go", "build", "-o", str(folder / program), source],
-                env={
-                    **os.environ,
-                    "GOPATH": str(SOURCES),
-                    "GO111MODULE": "off",
-                    "GOCACHE": str(folder / "cache"),
-                    "GOFLAGS": "",
-                    "GOTOOLCHAIN": "local",
-                },
-                check=True,
-                timeout=600,
-            )
+            build_go(folder / program, source)
         yield folder
 
 

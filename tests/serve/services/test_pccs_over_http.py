@@ -19,14 +19,14 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError
 from attestkit.quote import Quote
 from attestkit.serve.services.pccs import PccsApp, make_pccs
-from tests.backends.simulator.simulated_cases import NOW, SEED
+from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
 from tests.clients.python_dcap_qvl import verify_with_dcap_qvl
 from tests.serve.http.listening import Connect, response, run
 from tests.vectors import load, needs_shared
 
 EXAMPLES: Final[list[dict[str, Any]]] = list(load("simulated-pki/http.json"))
 SGX, TDX = "/sgx/certification/v4", "/tdx/certification/v4"
-PKI: Final = SimulatedPki(SEED)
+PKI: Final = SimulatedPki(SEED, config=VECTOR_PKI)
 PLATFORMS: Final = [PKI.platform(name) for name in ("0", "1", "2")]
 REPORT_DATA: Final = bytes(64)
 _TDX_SCENARIOS: Final = [name for name, one in NAMED.items() if one.scenario.platform == "tdx"]

@@ -109,8 +109,9 @@ class SimulatedPki:
         return self.key(key) if isinstance(key, str) else value_or(key, default)
 
     def serial(self, label: str) -> int:
-        """Return the serial number of the certificate of `label`; see `serial_number`."""
-        return serial_number(self.derive(f"serial/{label}", 20))
+        """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
+        octets = self.derive(f"serial/{label}", 20)
+        return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
         """Return a platform with a PCK certificate of this PKI.
@@ -226,11 +227,6 @@ class SimulatedPlatform:
 def derive(seed: bytes, label: str, length: int) -> bytes:
     """Return `length` secret bytes derived from `seed` and `label` (HKDF-SHA256)."""
     return hkdf_sha256(seed, label.encode(), length, _SALT)
-
-
-def serial_number(octets: bytes) -> int:
-    """Return a serial number from 20 octets, the first changed to 40 to 7F."""
-    return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
 
 
 def collateral_window(now: float) -> tuple[int, int]:

@@ -6,7 +6,7 @@ revoked certificates can be given as labels of the PKI's key derivation: `"tcb-s
 """
 
 from datetime import datetime, timedelta, timezone
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -14,6 +14,9 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.base import check_bytes
 from attestkit.errors import UsageError
+
+SnpProduct: TypeAlias = Literal["Milan", "Genoa", "Turin"]
+SnpSigningKey: TypeAlias = Literal["VCEK", "VLEK"]
 
 _T = TypeVar("_T")
 _INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -53,6 +56,7 @@ _BITS: Final = {
     "qe_isvsvn": 16,
     "policy": 64,
 }
+_SNP_CHOICES: Final = {"product": get_args(SnpProduct), "signing_key": get_args(SnpSigningKey)}
 
 
 def value_or(value: _T | None, default: _T) -> _T:
@@ -118,7 +122,8 @@ class PkiConfig(msgspec.Struct, frozen=True):
 
     # Part of the certificates, not the address of a service.
     crl_base_url: str = "https://pcs.attestkit.invalid"
-    fmspc: bytes = bytes.fromhex("a77e57000000")  # 6 bytes
+    # No hexadecimal letters: go-tdx-guest 0.3.1 compares FMSPC and PCEID case-sensitively.
+    fmspc: bytes = bytes.fromhex("507757000000")  # 6 bytes
     pceid: bytes = bytes(2)  # 2 bytes
     cpusvn: bytes = bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8)  # 16 bytes; the TCB components too
     pcesvn: int = 13  # 0..32767: some verifiers reject a third octet
@@ -311,19 +316,27 @@ class SnpConfig(msgspec.Struct, frozen=True):
         UsageError: If a value has the wrong size, or is out of range.
     """
 
+    product: SnpProduct = "Genoa"
+    report_version: int = 3  # 2 to 5
+    signing_key: SnpSigningKey = "VCEK"  # of the chip, or of a cloud provider
     policy: int = 0x30000  # 64 bits, guest policy: SMT allowed, debugging forbidden
-    snp_tcb: bytes = bytes([9, 0, 0, 0, 0, 0, 21, 72])  # 8 bytes, a Genoa's; four SVNs
+    snp_tcb: bytes | None = None  # 8 bytes; None: a current one of the product
     not_before: datetime = datetime(2020, 1, 1, tzinfo=timezone.utc)
     not_after: datetime = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
-    vcek_not_after: datetime | None = None  # None: `not_after`
-    # Content of the certificate; None: the chip and the TCB of the report.
-    vcek_chip: str | None = None  # the label of another chip
+    vcek_not_after: datetime | None = None  # of the leaf, VCEK or VLEK; None: `not_after`
+    # Content of the leaf; None: the chip and the TCB of the report.
+    vcek_chip: str | None = None  # the label of another chip; not in a VLEK
     vcek_tcb: bytes | None = None  # 8 bytes
     report_key: str | None = None  # label of the key that signs reports; None: the chip's
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        _check_range("report_version", self.report_version, 5, 2)
         _check_validity(self, "vcek_not_after", _LAST)
+        for name, allowed in _SNP_CHOICES.items():
+            if getattr(self, name) not in allowed:
+                text = f"{name}: must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
+                raise UsageError(text, reason="wrong_value")
 
 
 class Scenario(msgspec.Struct, frozen=True):

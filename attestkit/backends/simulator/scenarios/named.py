@@ -294,6 +294,16 @@ NAMED: Final[dict[str, NamedScenario]] = {
     ),
     # SEV-SNP.
     "snp": _row(_snp(), "UpToDate", "an up-to-date SEV-SNP guest"),
+    "snp-v2": _row(
+        _snp(report_version=2), "UpToDate", "reports of version 2, which do not name the processor"
+    ),
+    "snp-v4": _row(_snp(report_version=4), "UpToDate", "reports of version 4"),
+    "snp-v5": _row(_snp(report_version=5), "UpToDate", "reports of version 5"),
+    "snp-milan": _row(_snp(product="Milan"), "UpToDate", "a guest on a Milan processor"),
+    "snp-turin": _row(_snp(product="Turin"), "UpToDate", "a guest on a Turin processor"),
+    "snp-vlek": _row(
+        _snp(signing_key="VLEK"), "UpToDate", "reports signed by a cloud provider's key"
+    ),
     "snp-debug": _row(
         _snp(policy=0xB0000), "debug", "the policy of the guest allows debugging by the host"
     ),

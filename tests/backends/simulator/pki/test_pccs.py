@@ -10,12 +10,12 @@ from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
 from attestkit.errors import FormatError, UsageError
+from tests.backends.simulator.simulated_cases import NOW, SEED, VECTOR_PKI
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 EXAMPLES: Final[list[dict[str, Any]]] = list(load("simulated-pki/http.json"))
-PKI: Final = SimulatedPki(bytes(range(32)))
-NOW: Final = 1790000000
+PKI: Final = SimulatedPki(SEED, config=VECTOR_PKI)
 PLATFORM, OTHER = PKI.platform("0"), PKI.platform("1")
 SAMPLE: Final = PKI.collateral(NOW)
 PCCS: Final = SimulatedPccs(

@@ -23,6 +23,7 @@ from tests.backends.simulator.simulated_cases import (
     CASES,
     NOW,
     SEED,
+    VECTOR_PKI,
     VECTORS,
     build_case,
 )
@@ -33,7 +34,7 @@ from tests.vectors import load, needs_shared
 DERIVED = load("simulated-pki/derived.json")
 ISSUE, NEXT = 1789862400, 1792454400
 _DATE = "2024-11-13T00:00:00Z"
-PKI = SimulatedPki(SEED)
+PKI = SimulatedPki(SEED, config=VECTOR_PKI)
 PLATFORM = PKI.platform()
 ENCLAVE = QuotingEnclave(PKI)
 
@@ -188,3 +189,9 @@ def test_next_update_overflow_is_rejected(span: timedelta) -> None:
     ):
         with raises(UsageError, "out_of_range", start="next_update: "):
             PKI.collateral(NOW, config)
+
+
+def test_default_platform_ids_have_no_hexadecimal_letters() -> None:
+    """go-tdx-guest 0.3.1 compares the FMSPC and PCEID of certificate and TCB info as text."""
+    config = PkiConfig()
+    assert (config.fmspc.hex() + config.pceid.hex()).isdecimal()

@@ -1,0 +1,115 @@
+"""DER of the parts that simulated certificates and CRLs have in common (RFC 5280)."""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from typing import Final
+
+from attestkit._crypto.der import (
+    BIT_STRING,
+    BOOLEAN,
+    GENERALIZED_TIME,
+    INTEGER,
+    OCTET_STRING,
+    OID,
+    SEQUENCE,
+    UTC_TIME,
+    context,
+    encode_element,
+)
+from attestkit.errors import UsageError
+
+UTF8_STRING: Final = 0x0C
+PRINTABLE_STRING: Final = 0x13
+ENUMERATED: Final = 0x0A
+VERSION_3: Final = b"\xa0\x03\x02\x01\x02"  # of a certificate
+# Extensions, by the last byte of 2.5.29.
+SUBJECT_KEY_ID: Final = 14
+KEY_USAGE: Final = 15
+BASIC_CONSTRAINTS: Final = 19
+CRL_NUMBER: Final = 20
+CRL_REASON: Final = 21
+DISTRIBUTION_POINTS: Final = 31
+AUTHORITY_KEY_ID: Final = 35
+
+_SET: Final = 0x31
+_TRUE: Final = encode_element(BOOLEAN, b"\xff")
+_EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
+
+
+def encode_signed(
+    fields: tuple[bytes, ...], algorithm: bytes, sign: Callable[[bytes], bytes]
+) -> bytes:
+    """Return a certificate or CRL: the signed fields, AlgorithmIdentifier and signature."""
+    signed = encode_sequence(*fields)
+    signature = encode_element(BIT_STRING, b"\0" + sign(signed))
+    return encode_sequence(signed, algorithm, signature)
+
+
+def encode_attribute(kind: int, tag: int, value: str) -> bytes:
+    """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
+    oid = encode_element(OID, bytes([0x55, 0x04, kind]))
+    return encode_element(_SET, encode_sequence(oid, encode_element(tag, value.encode())))
+
+
+def encode_time(moment: datetime) -> bytes:
+    """Return a time with seconds: UTCTime before 2050, GeneralizedTime from then on.
+
+    Raises:
+        UsageError: If it is before 1950.
+    """
+    if moment < _EARLIEST:  # UTCTime has a two-digit year: 1949 would be read as 2049
+        message = f"certificate time: must be from 1950 on, not {moment.isoformat()}"
+        raise UsageError(message, reason="out_of_range")
+    text = moment.astimezone(timezone.utc).strftime("%Y%m%d%H%M%SZ").encode()
+    if text < b"2050":
+        return encode_element(UTC_TIME, text[2:])
+    return encode_element(GENERALIZED_TIME, text)
+
+
+def encode_extension(number: int, value: bytes, *, critical: bool = False) -> bytes:
+    """Return an extension; `number` is the last arc of its OID, after 2.5.29."""
+    oid = encode_element(OID, bytes([0x55, 0x1D, number]))
+    flag = _TRUE if critical else b""
+    return encode_sequence(oid, flag, encode_element(OCTET_STRING, value))
+
+
+def encode_basic_constraints(*, authority: bool, path_length: int | None = None) -> bytes:
+    """Return the critical extension of a CA certificate or an end-entity certificate."""
+    length = b"" if path_length is None else encode_integer(path_length)
+    content = encode_sequence(_TRUE, length) if authority else encode_sequence()
+    return encode_extension(BASIC_CONSTRAINTS, content, critical=True)
+
+
+def encode_distribution_point(url: str) -> bytes:
+    """Return the extension with one CRL distribution point."""
+    name = encode_element(0x86, url.encode("ascii"))  # uniformResourceIdentifier
+    point = encode_element(context(0), encode_element(context(0), name))
+    return encode_extension(DISTRIBUTION_POINTS, encode_sequence(encode_sequence(point)))
+
+
+def encode_authority_key_id(key_id: bytes) -> bytes:
+    """Return the extension with the key id of the issuer."""
+    return encode_extension(AUTHORITY_KEY_ID, encode_sequence(encode_element(0x80, key_id)))
+
+
+def encode_revoked(serials: Iterable[int], date: bytes) -> list[bytes]:
+    """Return the entries of a CRL, in order; an empty list if there are none.
+
+    Args:
+        serials: Serial numbers of the revoked certificates.
+        date: Encoded revocation date of each entry.
+    """
+    unspecified = encode_extension(CRL_REASON, encode_element(ENUMERATED, b"\0"))
+    reason = encode_sequence(unspecified)
+    entries = [encode_sequence(encode_integer(serial), date, reason) for serial in serials]
+    return [encode_sequence(*entries)] if entries else []
+
+
+def encode_sequence(*items: bytes) -> bytes:
+    """Return a SEQUENCE of encoded elements."""
+    return encode_element(SEQUENCE, b"".join(items))
+
+
+def encode_integer(value: int) -> bytes:
+    """Return an INTEGER that is not negative."""
+    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
