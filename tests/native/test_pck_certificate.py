@@ -236,7 +236,7 @@ def time_text(seconds: int) -> bytes:
 
 
 @needs_cryptography
-@thorough(values(), few=100, many=10_000)
+@thorough(values(), few=100, many=3000)
 def test_all_values_are_read_as_by_cryptography(v: dict[str, Any]) -> None:
     """A certificate with any values has the layout."""
     found = read_with_all(made_certificate(**v))
@@ -246,7 +246,7 @@ def test_all_values_are_read_as_by_cryptography(v: dict[str, Any]) -> None:
 
 
 @needs_cryptography
-@thorough(values(), st.integers(0, 2**32), few=100, many=10_000)
+@thorough(values(), st.integers(0, 2**32), few=100, many=3000)
 def test_changed_elements_are_read_as_by_cryptography(v: dict[str, Any], seed: int) -> None:
     """With one to three changed elements a certificate is left, or is read equally."""
     source = random.Random(seed)
@@ -258,7 +258,8 @@ def test_changed_elements_are_read_as_by_cryptography(v: dict[str, Any], seed: i
             next(changes)
         der = encode(elements)
         read_with_all(der)
-        if (elements := elements_or_none(der)) is None:
+        elements = elements_or_none(der)
+        if not elements:  # it is no longer DER, or empty
             return
 
 
@@ -365,10 +366,13 @@ def test_reader_leaks_no_references() -> None:
     held: list[object] = [*MADE, PckCertificateFields]
     before = [sys.getrefcount(item) for item in held]
     for _ in range(100):
-        for found in map(_native.read_pck_certificate, MADE):
-            assert found is not None
-            shared = [one for one in found if sys.getrefcount(one) > 3 and type(one) is bytes]
-            assert all(len(one) == 1 for one in shared)  # these are cached by Python
+        assert not any(map(shared_fields, map(_native.read_pck_certificate, MADE)))
         assert _native.read_pck_certificate(MADE[0][:-1]) is None
-    del found
     assert [sys.getrefcount(item) for item in held] == before
+
+
+def shared_fields(found: PckCertificateFields | None) -> list[bytes]:
+    """Return the fields that others refer to, except single bytes, which Python caches."""
+    assert found is not None
+    fields = [one for one in found if type(one) is bytes and len(one) > 1]
+    return [one for one in fields if sys.getrefcount(one) > 4]  # tuple, list, variable, argument
