@@ -6,7 +6,7 @@ import pytest
 
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
-from attestkit.verifier.policy.rules import RequiredEvent
+from attestkit.verifier.policy.event_rules import RequiredEvent
 
 HASH = {bytes(32)}
 REGISTER = {bytes(48)}
