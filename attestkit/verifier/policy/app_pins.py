@@ -5,15 +5,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
-# Registers that identify a program: its image, its configuration, or its boot events.
-_PROGRAM: Final = (
-    {"mrtd", "rtmr1", "rtmr2"},
-    {"rtmr3"},
-    {"mr_config_id"},
-    {"measurement"},
-    {"host_data"},
-    {"pcr0"},
-    {"mrenclave"},
+# Registers that identify a program: of SEV-SNP, Nitro and SGX the image, of a TD what its image runs.
+# MRTD, RTMR1 and RTMR2 of a TD are those of an OS image, which may run any app.
+_PROGRAM: Final = frozenset(
+    {"rtmr3", "mr_config_id", "measurement", "host_data", "pcr0", "mrenclave"}
 )
 
 
@@ -21,10 +16,10 @@ def names_app(policy: "AppraisalPolicy") -> bool:
     """Return whether a policy accepts certain apps only.
 
     It does with `app_id`, `compose_hash`, or reference values that identify a program. An
-    `os_image_hash` alone does not: dstack's images run any app. Nor do the rules about key
-    provider, device or instance, signers, and events, which any app can emit after its boot.
+    `os_image_hash` does not, nor do the registers of an OS image: dstack's images run any app. Nor
+    do the rules about key provider, device or instance, signers, and events, which any app can
+    emit after its boot.
     """
     if policy.app_id is not None or policy.compose_hash is not None:
         return True
-    pinned = policy.reference_values.rules.keys()
-    return any(program <= pinned for program in _PROGRAM)
+    return not _PROGRAM.isdisjoint(policy.reference_values.rules)
