@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
-# Registers that identify a program: of SEV-SNP, Nitro and SGX the image, of a TD what its image runs.
-# MRTD, RTMR1 and RTMR2 of a TD are those of an OS image, which may run any app.
-_PROGRAM: Final = frozenset(
-    {"rtmr3", "mr_config_id", "measurement", "host_data", "pcr0", "mrenclave"}
-)
+# Registers that identify a program. MRTD, RTMR1 and RTMR2 of a TD and the measurement of an SEV-SNP
+# guest are those of an OS image, which may run any app.
+_PROGRAM: Final = frozenset({"rtmr3", "mr_config_id", "host_data", "pcr0", "mrenclave"})
 
 
 def names_app(policy: "AppraisalPolicy") -> bool:
