@@ -78,10 +78,7 @@ class _Values(Mapping[str, Any]):
 
 
 class CollateralDates(NamedTuple):
-    """Dates of the verified parts of collateral and certificates, aware (Intel's QvE has the same).
-
-    The parts are TCB info, QE identity, both CRLs, and all certificates.
-    """
+    """Dates of all verified parts, aware: TCB info, QE identity, both CRLs, and certificates."""
 
     earliest_issue: datetime
     latest_issue: datetime

@@ -5,6 +5,7 @@
 (dcap-verification.md, section 3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -16,7 +17,6 @@ from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, en
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.x509.app_certificates import reading_x509
 from attestkit._crypto.x509.sgx_extension import SGX_EXTENSION
-from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 
 ROOT: Final = "Intel SGX Root CA"
@@ -29,7 +29,9 @@ ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
 _UTF8, _PRINTABLE, _SET = 0x0C, 0x13, 0x31
 _SERIAL_SIZE: Final = 20  # bytes (RFC 5280, 4.1.2.2)
 _SPKI_SIZE: Final = len(P256_SPKI_HEAD) + 64
+_MAX_SIZE: Final = 16_384  # bytes; Intel's have 1,300
 _SHOWN: Final = 200  # characters of an untrusted name
+_SHOWN_BYTES: Final = 64
 # How many CAs may follow below each CA.
 _PATH_LENGTHS: Final = {ROOT: 1, **dict.fromkeys(PCK_CAS, 0)}
 _NAMES: Final = frozenset({ROOT, TCB_SIGNER, PCK_CERTIFICATE, *PCK_CAS})
@@ -93,27 +95,31 @@ class IntelCertificate:
             message = f"{what}: not signed by {issuer.common_name}"
             raise SignatureError(message, reason="cert_bad_signature") from error
 
-    def check_name(self, what: str, *allowed: str) -> None:
-        """Check that the common name is one of `allowed`, beside Intel's other attributes.
+    def check_name(self, what: str, names: Sequence[str]) -> None:
+        """Check that the certificate is one of these by name.
 
         Raises:
             SignatureError: If it is not (`unexpected_subject`); the message begins with `what`.
         """
-        if self.common_name not in allowed:
-            with reading_x509():
-                found = x509.load_der_x509_certificate(self.der).subject.rfc4514_string()
-            message = f"{what}: is for {shown(found, _SHOWN)}, must be for {' or '.join(allowed)}"
-            raise SignatureError(message, reason="unexpected_subject")
+        _check_name(what, self.common_name, self.subject, names)
 
 
-def read_intel_certificate(der: bytes, what: str) -> IntelCertificate:
-    """Parse a certificate; `what` is its name for error messages.
+def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> IntelCertificate:
+    """Parse a certificate.
+
+    Args:
+        der: The certificate.
+        what: Name of the certificate for error messages.
+        names: Allowed common names; the other attributes of the subject must be Intel's.
 
     Raises:
-        FormatError: If the certificate is malformed.
-        SignatureError: If it does not conform to the profile (`cert_constraints`), or is signed
-            with another algorithm than ECDSA on P-256 with SHA-256 (`cert_bad_signature`).
+        FormatError: If the certificate is malformed, or exceeds 16,384 bytes.
+        SignatureError: If it has another subject (`unexpected_subject`), does not conform to the
+            profile (`cert_constraints`), or is signed with another algorithm than ECDSA on P-256
+            with SHA-256 (`cert_bad_signature`).
     """
+    if len(der) > _MAX_SIZE:
+        raise FormatError(f"{len(der)} bytes, at most {_MAX_SIZE}", reason="too_large")
     outer = DerReader(der).enter(SEQUENCE)
     signed = outer.whole(SEQUENCE)
     algorithm = outer.whole(SEQUENCE)
@@ -132,10 +138,11 @@ def read_intel_certificate(der: bytes, what: str) -> IntelCertificate:
         end = _seconds(certificate.not_valid_after_utc) + 1
     if certificate.version is not x509.Version.v3:
         raise FormatError("X.509 version must be 3", reason="unsupported_version")
+    name = _common_name(subject)
+    _check_name(what, name, subject, names)
     if (algorithm, inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256):
         message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256"
         raise SignatureError(message, reason="cert_bad_signature")
-    name = _common_name(subject)
     sgx_extension = _check_extensions(what, name, extensions)
     return IntelCertificate(
         der=der,
@@ -150,6 +157,13 @@ def read_intel_certificate(der: bytes, what: str) -> IntelCertificate:
         signature=signature,
         sgx_extension=sgx_extension,
     )
+
+
+def _check_name(what: str, common_name: str, subject: bytes, names: Sequence[str]) -> None:
+    if common_name not in names:
+        found = _shown_name(subject)
+        message = f"{what}: the subject is {found}, must be {' or '.join(names)}"
+        raise SignatureError(message, reason="unexpected_subject")
 
 
 def _serial_number(content: bytes) -> int:
@@ -192,13 +206,15 @@ def _check_extensions(what: str, name: str, extensions: x509.Extensions) -> byte
     assert isinstance(usage, x509.KeyUsage)
     path_length = _PATH_LENGTHS.get(name)
     if (basic.ca, basic.path_length) != (path_length is not None, path_length):
-        raise _bad_constraint(what, "basic constraints: not those of this kind of certificate")
+        expected = "no CA" if path_length is None else f"a CA with path length {path_length}"
+        raise _bad_constraint(what, f"basic constraints: must be those of {expected}")
     if basic.ca:
         allowed = usage.key_cert_sign and usage.crl_sign
     else:
         allowed = usage.digital_signature and not usage.key_cert_sign
     if not allowed:
-        raise _bad_constraint(what, "key usage: not that of this kind of certificate")
+        expected = "keyCertSign and cRLSign" if basic.ca else "digitalSignature, not keyCertSign"
+        raise _bad_constraint(what, f"key usage: must be {expected}")
     for extension in extensions:
         if extension.oid.dotted_string == SGX_EXTENSION:
             assert isinstance(extension.value, x509.UnrecognizedExtension)
@@ -236,6 +252,14 @@ def _common_name(encoded: bytes) -> str:
     known = _ENCODED.get(encoded)
     if known is not None:
         return known
+    values = _attributes(encoded)
+    name = values.pop(_COMMON_NAME, b"").decode("utf-8", "replace")
+    expected = {oid: value for oid, _, value in _ATTRIBUTES}
+    return name if values == expected and name in _NAMES else ""
+
+
+def _attributes(encoded: bytes) -> dict[bytes, bytes]:
+    """Return the attributes of a name, by OID; none if it has another form than Intel's names."""
     values: dict[bytes, bytes] = {}
     names = DerReader(encoded).enter(SEQUENCE)
     while names.tag() is not None:
@@ -243,8 +267,14 @@ def _common_name(encoded: bytes) -> str:
         attribute = attribute_set.enter(SEQUENCE)
         oid, kind = attribute.content(OID), attribute.tag()
         if attribute_set.tag() is not None or oid in values or kind not in {_UTF8, _PRINTABLE}:
-            return ""
+            return {}
         values[oid] = attribute.content(kind)
-    name = values.pop(_COMMON_NAME, b"").decode("utf-8", "replace")
-    expected = {oid: value for oid, _, value in _ATTRIBUTES}
-    return name if values == expected and name in _NAMES else ""
+    return values
+
+
+def _shown_name(encoded: bytes) -> str:
+    """Return an untrusted name for an error message: its common name, or its start in hex."""
+    common_name = _attributes(encoded).get(_COMMON_NAME)
+    if common_name is None:
+        return encoded[:_SHOWN_BYTES].hex()
+    return ascii(common_name.decode("utf-8", "replace")[:_SHOWN])

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
-from attestkit._crypto.der import SEQUENCE, DerReader
+from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit._crypto.x509.app_certificates import reading_x509
 from attestkit._crypto.x509.intel_certificates import ECDSA_SHA256, IntelCertificate
 from attestkit.errors import FormatError, SignatureError
@@ -24,16 +24,8 @@ class Crl(NamedTuple):
     serial_numbers: frozenset[int]  # of revoked certificates, whatever the date or reason
 
 
-class _Parsed(NamedTuple):
-    crl: Crl
-    issuer: bytes  # Name in DER
-    algorithms: tuple[bytes, bytes]  # AlgorithmIdentifiers in DER: outer and inner
-    signed: bytes  # TBSCertList
-    signature: bytes  # DER
-
-
 def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
-    """Parse a CRL, and verify that `issuer` signed it.
+    """Verify that `issuer` signed a CRL, and parse it.
 
     Args:
         der: The CRL.
@@ -45,34 +37,34 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
         SignatureError: If it is the CRL of another CA (`crl_missing`), or its signature is not
             valid (`crl_bad_signature`).
     """
-    parsed = _parse(der)
-    if parsed.issuer != issuer.subject:
-        message = f"{what}: is not that of {issuer.common_name}; {_FRESH}, for this platform"
+    outer = DerReader(der).enter(SEQUENCE)
+    signed, algorithm = outer.whole(SEQUENCE), outer.whole(SEQUENCE)
+    unused, signature = outer.bits()
+    fields = DerReader(signed).enter(SEQUENCE)
+    if fields.tag() != INTEGER or fields.whole() != _VERSION_2:
+        raise FormatError("CRL version must be 2", reason="unsupported_version")
+    inner_algorithm = fields.whole(SEQUENCE)
+    if fields.whole(SEQUENCE) != issuer.subject:
+        message = f"{what}: its issuer must be {issuer.common_name}; {_FRESH} of this platform"
         raise SignatureError(message, reason="crl_missing")
-    if parsed.algorithms != (ECDSA_SHA256, ECDSA_SHA256):
+    if (algorithm, inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256) or unused:
         message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256; {_FRESH}"
         raise SignatureError(message, reason="crl_bad_signature")
+    # The signature first: a list of a million entries takes long to read.
     try:
-        issuer.key.verify_der(parsed.signature, parsed.signed)
+        issuer.key.verify_der(signature, signed)
     except SignatureError as error:
         message = f"{what}: not signed by {issuer.common_name}; {_FRESH}"
         raise SignatureError(message, reason="crl_bad_signature") from error
-    return parsed.crl
+    return _parse(der)
 
 
-def _parse(der: bytes) -> _Parsed:
-    outer = DerReader(der).enter(SEQUENCE)
-    signed = outer.whole(SEQUENCE)
-    algorithm = outer.whole(SEQUENCE)
-    fields = DerReader(signed).enter(SEQUENCE)
-    if fields.tag() != _VERSION_2[0] or fields.whole() != _VERSION_2:
-        raise FormatError("CRL version must be 2", reason="unsupported_version")
-    inner_algorithm, issuer = fields.whole(SEQUENCE), fields.whole(SEQUENCE)
+def _parse(der: bytes) -> Crl:
     with reading_x509("CRL"):
         crl = x509.load_der_x509_crl(der)
         found = {extension.oid: extension for extension in crl.extensions}
         serial_numbers = frozenset(map(_serial_number, crl))
-        start, end, signature = crl.last_update_utc, crl.next_update_utc, crl.signature
+        start, end = crl.last_update_utc, crl.next_update_utc
     if end is None:
         raise FormatError("nextUpdate is missing", reason="missing")
     if found.keys() != _EXTENSIONS or any(extension.critical for extension in found.values()):
@@ -80,13 +72,7 @@ def _parse(der: bytes) -> _Parsed:
         raise FormatError(message, reason="wrong_value")
     number = found[ExtensionOID.CRL_NUMBER].value
     assert isinstance(number, x509.CRLNumber)
-    return _Parsed(
-        Crl(int(start.timestamp()), int(end.timestamp()), number.crl_number, serial_numbers),
-        issuer,
-        (algorithm, inner_algorithm),
-        signed,
-        signature,
-    )
+    return Crl(int(start.timestamp()), int(end.timestamp()), number.crl_number, serial_numbers)
 
 
 def _serial_number(entry: x509.RevokedCertificate) -> int:

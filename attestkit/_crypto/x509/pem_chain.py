@@ -20,7 +20,7 @@ _END = b"-----END CERTIFICATE-----"
 _STRICT_BLOCK: Final = re.compile(
     rb"-----BEGIN CERTIFICATE-----\r?\n"
     rb"((?:[A-Za-z0-9+/]{64}\r?\n)*[A-Za-z0-9+/]{1,64}={0,2}\r?\n)"
-    rb"-----END CERTIFICATE-----(?:\r?\n)*"
+    rb"-----END CERTIFICATE-----(?:\r?\n){0,8}"
 )
 
 
@@ -45,7 +45,7 @@ def split_strict_chain(data: bytes) -> tuple[bytes, ...]:
     """Return the certificates of a PEM chain in DER, at most 10, in their order.
 
     This is the form of Intel's chains (dcap-verification.md, section 3.1): lines of 64 characters,
-    only line ends between the certificates, and NUL bytes at the end of the text only.
+    up to eight line ends between the certificates, and NUL bytes at the end of the text only.
 
     Raises:
         FormatError: If the chain has another form or no certificate.

@@ -75,7 +75,7 @@ def parse_sgx_extension(value: bytes) -> PckExtension:
         cpusvn=_octets("CPUSVN", tcb, _CPUSVN, 16),
         pceid=_octets("PCEID", entries, _PCEID, 2),
         fmspc=_octets("FMSPC", entries, _FMSPC, 6),
-        sgx_type=_number("SGX type", _content("SGX type", entries, _SGX_TYPE, _ENUMERATED)),
+        sgx_type=_integer("SGX type", entries, _SGX_TYPE, 0xFF, _ENUMERATED),
     )
     if len(entries) not in _ENTRIES:
         message = f"must be 5 (Processor CA) or 7 (Platform CA), not {len(entries)}"
@@ -164,10 +164,14 @@ def _boolean(field: str, entries: dict[bytes, _Element], name: bytes) -> bool:
     return content == b"\xff"
 
 
-def _integer(field: str, entries: dict[bytes, _Element], name: bytes, highest: int) -> int:
-    value = _number(field, _content(field, entries, name, INTEGER))
+def _integer(
+    field: str, entries: dict[bytes, _Element], name: bytes, highest: int, tag: int = INTEGER
+) -> int:
+    content = _content(field, entries, name, tag)
+    # A longer one is over `highest`, and too long for a message.
+    value = _number(field, content) if len(content) < 9 else highest + 1
     if value > highest:
-        raise _bad(field, f"must be 0 to {highest}, not {value}", "wrong_value")
+        raise _bad(field, f"must be 0 to {highest}", "wrong_value")
     return value
 
 

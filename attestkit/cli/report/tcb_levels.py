@@ -88,7 +88,8 @@ def _platform(quote: Quote, collateral: Collateral, *, tdx: bool) -> _Platform |
     try:
         chain = quote.pck_chain
         if not chain:
-            chain = split_chain((collateral.pck_certificate_chain or "").encode(), 0)
+            text = collateral.pck_certificate_chain or ""
+            chain = split_chain(text.encode("utf-8", "replace"), 0)
         platform = read_sgx_extension(chain[0])
     except AttestKitError:
         return None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CAS,
     ROOT,
@@ -25,7 +26,6 @@ from attestkit.verifier.result import ANOTHER_ROOT
 _CERTIFICATES: Final = 256
 _PLATFORMS: Final = 1024
 _LARGE_CHAIN: Final = 16 << 10  # bytes of PEM to cache at most; real chains have 4 KiB
-_END: Final = b"-----END CERTIFICATE-----\n"
 _CHAIN: Final = "PCK certificate chain"
 
 
@@ -39,6 +39,7 @@ class PckPlatform:
     extension: PckExtension
     start: int  # Unix seconds, half-open: validity of the three certificates
     end: int
+    is_cached: bool
 
 
 class CertificateChains:
@@ -54,9 +55,6 @@ class CertificateChains:
         self.anchor: IntelCertificate = _read_anchor(trust_anchor)
         # By certificate and issuer.
         self._issued: FactCache[tuple[bytes, bytes], IntelCertificate] = FactCache(_CERTIFICATES)
-        # By the PEM after the PCK certificate, which is common to many platforms: PCK CA and root.
-        self._issuers: FactCache[bytes, tuple[IntelCertificate, IntelCertificate]]
-        self._issuers = FactCache(_CERTIFICATES)
         self._platforms: FactCache[bytes, PckPlatform] = FactCache(_PLATFORMS)
 
     def issuer_chain(
@@ -101,37 +99,15 @@ class CertificateChains:
             SignatureError: If the chain has other certificates, or does not lead to the anchor.
         """
         store = len(chain) <= _LARGE_CHAIN
-        return self._platforms.get(chain, lambda: self._platform(chain, malformed), store=store)
-
-    def _platform(self, chain: bytes, malformed: DcapReason) -> PckPlatform:
-        first = chain.find(_END) + len(_END)
-        rest = chain[first:]
-        if first < len(_END) or b"-" not in rest:
-            # The chain has one certificate, or other line ends.
-            certificates = _split(chain, malformed)
-            authority, root = self._pck_issuers(certificates, malformed)
-        else:
-            certificates = _split(chain[:first], malformed)
-            authority, root = self._issuers.get(
-                rest,
-                lambda: self._pck_issuers((*certificates, *_split(rest, malformed)), malformed),
-                store=len(rest) <= _LARGE_CHAIN,
-            )
-        leaf, extension = _read_pck(certificates[0], malformed)
-        leaf.check_issued_by(authority, "PCK certificate")
-        return PckPlatform(
-            leaf,
-            authority,
-            root,
-            extension,
-            max(leaf.start, authority.start, root.start),
-            min(leaf.end, authority.end, root.end),
+        return self._platforms.get(
+            chain, lambda: self._platform(chain, malformed, is_cached=store), store=store
         )
 
-    def _pck_issuers(
-        self, chain: tuple[bytes, ...], malformed: DcapReason
-    ) -> tuple[IntelCertificate, IntelCertificate]:
-        """Return PCK CA and root of a PCK certificate chain."""
+    def _platform(self, text: bytes, malformed: DcapReason, *, is_cached: bool) -> PckPlatform:
+        try:
+            chain = split_strict_chain(text)
+        except FormatError as error:
+            raise refuse(malformed, error.message) from error
         if len(chain) != 3:
             raise refuse(
                 "chain_length",
@@ -139,7 +115,20 @@ class CertificateChains:
                 "root",
             )
         root = self._root(chain[2], _CHAIN, malformed)
-        return self._issued_by(root, chain[1], "PCK CA", PCK_CAS, malformed), root
+        authority = self._issued_by(root, chain[1], "PCK CA", PCK_CAS, malformed)
+        try:
+            leaf, extension = read_pck(chain[0], authority)
+        except FormatError as error:
+            raise refuse(malformed, f"PCK certificate: malformed: {error.message}") from error
+        return PckPlatform(
+            leaf,
+            authority,
+            root,
+            extension,
+            max(leaf.start, authority.start, root.start),
+            min(leaf.end, authority.end, root.end),
+            is_cached,
+        )
 
     def _root(
         self, der: bytes, chain: str, malformed: DcapReason = "cert_malformed"
@@ -151,10 +140,9 @@ class CertificateChains:
 
     def _other_root(self, der: bytes, chain: str, malformed: DcapReason) -> IntelCertificate:
         what = f"{chain}: root certificate"
-        root = _read(der, what, malformed)
-        root.check_name(what, ROOT)
+        root = _read(der, what, (ROOT,), malformed)
         if root.key.point != self.anchor.key.point:
-            message = f"{chain} leads to another root than the trust anchor; {ANOTHER_ROOT}"
+            message = f"{chain}: leads to another root than the trust anchor; {ANOTHER_ROOT}"
             raise refuse("untrusted_root", message)
         root.check_issued_by(root, what)
         return root
@@ -168,24 +156,25 @@ class CertificateChains:
         malformed: DcapReason = "cert_malformed",
     ) -> IntelCertificate:
         def verify() -> IntelCertificate:
-            certificate = _read(der, what, malformed)
-            certificate.check_name(what, *names)
+            certificate = _read(der, what, names, malformed)
             certificate.check_issued_by(issuer, what)
             return certificate
 
         found = self._issued.get((der, issuer.der), verify)
-        found.check_name(what, *names)  # it may have been verified for another place
+        found.check_name(what, names)  # the cache has certificates with other names
         return found
 
 
 def _read_anchor(der: bytes) -> IntelCertificate:
     what = "trust anchor"
     try:
-        anchor = read_intel_certificate(der, what)
-        anchor.check_name(what, ROOT)
+        given = read_certificate(der)
+        if given.der != der or given.subject != given.issuer:
+            raise UsageError(f"{what}: must be one self-signed certificate", reason="wrong_value")
+        anchor = read_intel_certificate(der, what, (ROOT,))
         anchor.check_issued_by(anchor, what)
     except FormatError as error:
-        message = f"{what}: must be a self-signed certificate in DER"
+        message = f"{what}: must be a certificate in DER"
         raise UsageError(message, reason="wrong_value") from error
     except SignatureError as error:
         message = f"{what}: not a root of Intel's SGX PKI: {error}; {ANOTHER_ROOT}"
@@ -193,24 +182,10 @@ def _read_anchor(der: bytes) -> IntelCertificate:
     return anchor
 
 
-def _read(der: bytes, what: str, malformed: DcapReason) -> IntelCertificate:
+def _read(der: bytes, what: str, names: Sequence[str], malformed: DcapReason) -> IntelCertificate:
     """Parse a certificate; raise the error of `malformed` if it is malformed."""
     try:
-        return read_intel_certificate(der, what)
+        return read_intel_certificate(der, what, names)
     except FormatError as error:
         remedy = f"; {FRESH}" if malformed == "cert_malformed" else ""
         raise refuse(malformed, f"{what}: malformed: {error.message}{remedy}") from error
-
-
-def _split(chain: bytes, malformed: DcapReason) -> tuple[bytes, ...]:
-    try:
-        return split_strict_chain(chain)
-    except FormatError as error:
-        raise refuse(malformed, error.message) from error
-
-
-def _read_pck(der: bytes, malformed: DcapReason) -> tuple[IntelCertificate, PckExtension]:
-    try:
-        return read_pck(der)
-    except FormatError as error:
-        raise refuse(malformed, f"PCK certificate: malformed: {error.message}") from error

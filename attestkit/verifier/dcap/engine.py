@@ -18,7 +18,7 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
-from attestkit.verifier.dcap.tcb_explanation import explain_status
+from attestkit.verifier.dcap.tcb_explanation import explain_status, shown_advisories
 from attestkit.verifier.dcap.tcb_levels import TcbEvaluation, evaluate_tcb
 from attestkit.verifier.dcap.td_attributes import check_attributes
 from attestkit.verifier.dcap.verified_collateral import (
@@ -36,7 +36,7 @@ _UPPER_HALF: Final = bytes(32)  # of the QE report's report data
 
 
 class _Evaluation(NamedTuple):
-    """What follows from collateral, platform, QE report and the SVNs of a quote, at any time."""
+    """Evaluation of collateral, platform, QE report and the SVNs of a quote; it has no time."""
 
     status: TcbStatus
     advisory_ids: tuple[str, ...]
@@ -94,7 +94,9 @@ class Dcap:
         body, report = quote.body, quote.qe_report.raw
         svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
         evaluation = self._evaluations.get(
-            (platform, verified, report, svns), lambda: self._evaluate(quote, platform, verified)
+            (platform, verified, report, svns),
+            lambda: self._evaluate(quote, platform, verified),
+            store=platform.is_cached and verified.is_cached,
         )
         check_attributes(body)
         return Authenticated(
@@ -195,7 +197,7 @@ class Dcap:
     ) -> tuple[VerificationStep, ...]:
         anchor = "Intel's SGX Root CA" if self.genuine else "the given trust anchor"
         until = moment(verified.end)
-        advisories = f", with {', '.join(found.advisory_ids)}" if found.advisory_ids else ""
+        advisories = f", with {shown_advisories(found.advisory_ids)}" if found.advisory_ids else ""
         status = found.status
         return (
             passed(
@@ -257,7 +259,7 @@ def _check_platform_time(platform: PckPlatform, now: int) -> None:
     for certificate in (platform.leaf, platform.authority, platform.root):
         validity = certificate_validity(certificate)
         if not validity.start <= now < validity.end:
-            raise validity.refuse(now, platform.end)
+            raise validity.refuse(now, "; get the platform's current PCK certificate from a PCCS")
 
 
 def _certified_key(quote: Quote, pck_key: P256PublicKey) -> P256PublicKey:
@@ -279,7 +281,7 @@ def _attestation_key(quote: Quote) -> P256PublicKey:
     try:
         return P256PublicKey(quote.attestation_key)
     except SignatureError as error:
-        message = "the quote's signature does not hold: the attestation key is not on the curve"
+        message = "the quote's signature is not valid: the attestation key is not on P-256"
         raise refuse("quote_bad_signature", message) from error
 
 
@@ -287,7 +289,7 @@ def _check_quote_signature(quote: Quote, key: P256PublicKey) -> None:
     try:
         key.verify(quote.signature, quote.signed_region)
     except SignatureError as error:
-        message = "the quote's signature does not hold: it was altered after it had been signed"
+        message = "the quote's signature is not valid: quote or signature were altered"
         raise refuse("quote_bad_signature", message) from error
 
 

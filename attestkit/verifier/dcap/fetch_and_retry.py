@@ -1,7 +1,7 @@
 """Authentication of a quote with collateral from a PCCS or its cache.
 
 Forged quotes with arbitrary FMSPCs could otherwise trigger PCCS requests. A request is therefore
-sent only for a quote whose checks without collateral pass (`checks_before_fetch`). Cached
+sent only for a quote whose checks without collateral pass (`Dcap.precheck`). Cached
 collateral is used at once, because the full verification includes these checks.
 """
 

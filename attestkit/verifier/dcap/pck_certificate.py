@@ -13,18 +13,21 @@ from attestkit.errors import FormatError, SignatureError
 _WHAT = "PCK certificate"
 
 
-def read_pck(der: bytes) -> tuple[IntelCertificate, PckExtension]:
-    """Parse a PCK certificate and its SGX extension; nothing is verified.
+def read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, PckExtension]:
+    """Verify that `issuer` signed a PCK certificate; return it and its SGX extension.
 
     Raises:
         FormatError: If the certificate or its extension is malformed, or the extension is missing.
-        SignatureError: If the certificate does not conform to Intel's profile.
+        SignatureError: If the certificate does not conform to Intel's profile, or `issuer` did not
+            sign it.
     """
     fields = read_pck_certificate(der)
     if fields is not None:
-        return _certificate(der, fields), PckExtension(*fields[8:])
-    certificate = read_intel_certificate(der, _WHAT)
-    certificate.check_name(_WHAT, PCK_CERTIFICATE)
+        certificate = _certificate(der, fields)
+        certificate.check_issued_by(issuer, _WHAT)
+        return certificate, PckExtension(*fields[8:])
+    certificate = read_intel_certificate(der, _WHAT, (PCK_CERTIFICATE,))
+    certificate.check_issued_by(issuer, _WHAT)
     if certificate.sgx_extension is None:
         raise FormatError("has no SGX extension", reason="missing")
     return certificate, parse_sgx_extension(certificate.sgx_extension)

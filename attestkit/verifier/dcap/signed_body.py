@@ -81,8 +81,8 @@ def check_signature(kind: BodyKind, text: str, signature: bytes, signer: IntelCe
         signer.key.verify(signature, text.encode("utf-8", "replace"))
     except SignatureError as error:
         message = (
-            f"{kind.name}: not signed by the TCB signer: it was altered after it had been signed; "
-            f"{FRESH}"
+            f"{kind.name}: the TCB signer's signature is not valid: body or signature were "
+            f"altered; {FRESH}"
         )
         raise refuse(kind.bad_signature, message) from error
 

@@ -8,6 +8,13 @@ from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit.verifier.dcap.tcb_info import PlatformLevel, SvnLevel, TcbInfo
 from attestkit.verifier.result import TcbStatus
 
+_SHOWN = 200  # characters of advisories
+
+
+def shown_advisories(advisory_ids: tuple[str, ...]) -> str:
+    """Return advisories for a text: signed, but cut and without characters other than ASCII."""
+    return ascii(", ".join(advisory_ids)[:_SHOWN])[1:-1]
+
 
 class _OutdatedComponent(NamedTuple):
     """Component below a TCB level."""
@@ -50,7 +57,7 @@ def explain_revoked(levels: Mapping[str, PlatformLevel | SvnLevel]) -> str:
     part, level = next(
         (part, level) for part, level in levels.items() if level.status is TcbStatus.REVOKED
     )
-    advisories = f" ({', '.join(level.advisory_ids)})" if level.advisory_ids else ""
+    advisories = f" ({shown_advisories(level.advisory_ids)})" if level.advisory_ids else ""
     return (
         f"Intel has revoked the TCB level of {part}, from {_month(level.date)}{advisories}, and no "
         "policy accepts it; update the platform's firmware"
@@ -122,7 +129,7 @@ def _below(part: str, svn: int, levels: tuple[SvnLevel, ...]) -> _OutdatedCompon
 def _newest_level_sentence(newest: list[tuple[str, PlatformLevel | SvnLevel]]) -> str:
     behind = [(name, level) for name, level in newest if level.status is not TcbStatus.UP_TO_DATE]
     name, level = (behind or newest)[0]
-    advisories = f" ({', '.join(level.advisory_ids)})" if level.advisory_ids else ""
+    advisories = f" ({shown_advisories(level.advisory_ids)})" if level.advisory_ids else ""
     return (
         f"no component is below its newest level; that of {name}, from {_month(level.date)}, is "
         f"itself {level.status.value}{advisories}"

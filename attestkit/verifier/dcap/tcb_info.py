@@ -3,6 +3,8 @@
 dcap-verification.md, section 5; Intel's PCS documentation, "Get TDX TCB Info".
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -83,7 +85,7 @@ class TcbInfo(NamedTuple):
     evaluation_data_number: int
     levels: tuple[PlatformLevel, ...]  # highest first
     module: TdxModule | None  # of version 0
-    modules: dict[str, TdxModule]  # by id, in upper case: TDX_ and two hex digits
+    modules: Mapping[str, TdxModule]  # by id, in upper case: TDX_ and two hex digits
     sgx_labels: tuple[str, ...]  # 16 labels of the components
     tdx_labels: tuple[str, ...]  # 16 labels, or none
     # Indices of the components for which a level needs an SVN above 0.
@@ -179,7 +181,7 @@ def read_tcb_info(text: str) -> TcbInfo:
         evaluation_data_number=info.tcb_evaluation_data_number,
         levels=tuple(levels),
         module=module,
-        modules=modules,
+        modules=MappingProxyType(modules),
         sgx_labels=tuple(map(_label, newest.sgx)),
         tdx_labels=tuple(map(_label, newest.tdx or ())),
         sgx_needed=_needed([level.sgx for level in levels]),
@@ -216,7 +218,7 @@ def _needed(levels: list[bytes]) -> tuple[int, ...]:
 
 def _label(component: _Component) -> str:
     """Return the label of a component for error messages: signed text, at most 60 characters."""
-    return ": ".join(filter(None, (component.category, component.type)))[:_LABEL]
+    return ascii(": ".join(filter(None, (component.category, component.type)))[:_LABEL])[1:-1]
 
 
 def _no_modules(info: _TcbInfo) -> tuple[None, dict[str, TdxModule]]:
@@ -255,7 +257,7 @@ def sorted_levels(levels: list[EncodedSvnLevel], kind: BodyKind = TCB_INFO) -> t
     for level in levels:
         status = ENCLAVE_STATUSES.get(level.tcb_status)
         if status is None:
-            raise kind.refuse(f"unknown tcbStatus: {level.tcb_status[:20]}")
+            raise kind.refuse(f"unknown tcbStatus: {level.tcb_status[:20]!a}")
         date = seconds(kind, level.tcb_date)
         found.append(SvnLevel(level.tcb.isvsvn, date, status, tuple(level.advisory_ids)))
     return tuple(sorted(found, key=lambda level: level[:2], reverse=True))

@@ -1,10 +1,12 @@
-"""Collateral whose signatures lead to the trust anchor, whatever the time.
+"""Collateral whose signatures lead to the trust anchor.
 
-Whether it is valid at a time, and which platforms it is for, is asked for each quote
-(dcap-verification.md, sections 1 and 10).
+Its validity period and its platform are checked for each quote (dcap-verification.md, sections 1
+and 10).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
@@ -16,7 +18,7 @@ from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
 from attestkit.verifier.dcap.reasons import FRESH, DcapReason, moment, refuse
 from attestkit.verifier.dcap.signed_body import QE_IDENTITY, TCB_INFO, check_signature
-from attestkit.verifier.dcap.tcb_info import TcbInfo, read_tcb_info
+from attestkit.verifier.dcap.tcb_info import TDX, TcbInfo, read_tcb_info
 from attestkit.verifier.result import ANOTHER_ROOT
 
 _PARTS: Final = 256
@@ -24,6 +26,13 @@ _COLLATERALS: Final = 64
 _LARGE: Final = 256 << 10  # bytes of collateral to cache at most; Intel's has 20 KiB
 _ROOT_CA: Final = "the root CA"
 _PCK_CA: Final = "the PCK CA"
+
+
+_Parts = tuple[str | bytes, ...]
+# All fields but the PCK certificate chain, which is verified with the quote.
+_verified_parts: Final[Callable[[Collateral], _Parts]] = attrgetter(
+    *(field.name for field in fields(Collateral) if field.name != "pck_certificate_chain")
+)
 
 
 class Validity(NamedTuple):
@@ -35,17 +44,13 @@ class Validity(NamedTuple):
     start: int  # Unix seconds, half-open
     end: int
 
-    def refuse(self, now: int, until: int) -> AttestKitError:
-        """Return the exception at a time outside of the period.
-
-        `until` is the end of the whole collateral's validity.
-        """
+    def refuse(self, now: int, remedy: str) -> AttestKitError:
+        """Return the exception at a time outside of the period; `remedy` is for a later time."""
         at = f"and the verification is at {moment(now)}"
         if now < self.start:
             message = f"{self.part} is valid from {moment(self.start)}, {at}; check the clock"
             return refuse(self.early, message)
-        whole = f"; all of the collateral was valid until {moment(until)}" if until else ""
-        message = f"{self.part} was valid until {moment(self.end)}, {at}{whole}; {FRESH}"
+        message = f"{self.part} was valid until {moment(self.end)}, {at}{remedy}"
         return refuse(self.late, message)
 
 
@@ -68,6 +73,7 @@ class VerifiedCollateral:
     validities: tuple[Validity, ...]
     start: int  # Unix seconds, half-open: when all parts are valid
     end: int
+    is_cached: bool
 
     def check_time(self, now: int) -> None:
         """Raise CollateralExpiredError for the first part that is not valid at `now`."""
@@ -75,7 +81,8 @@ class VerifiedCollateral:
             return
         for validity in self.validities:
             if not validity.start <= now < validity.end:
-                raise validity.refuse(now, self.end)
+                whole = f"; all of the collateral was valid until {moment(self.end)}; {FRESH}"
+                raise validity.refuse(now, whole)
 
     def check_platform(self, platform: PckPlatform, tee_type: int) -> None:
         """Check that the collateral is that of a platform, and does not revoke it.
@@ -87,12 +94,14 @@ class VerifiedCollateral:
             SignatureError: If the chains have different roots (`untrusted_root`), the CRL is that
                 of another CA (`crl_missing`), or a certificate is revoked (`cert_revoked`).
         """
-        if self.tcb_info.tee_type != tee_type:
-            message = f"TCB info: is for the other TEE; {FRESH}, for this quote"
-            raise refuse("tcb_info_wrong_type", message)
-        if self.qe_identity.tee_type != tee_type:
-            message = f"QE identity: is for the other TEE; {FRESH}, for this quote"
-            raise refuse("qe_identity_wrong_type", message)
+        bodies: tuple[tuple[str, DcapReason, int], ...] = (
+            (TCB_INFO.name, TCB_INFO.wrong_type, self.tcb_info.tee_type),
+            (QE_IDENTITY.name, QE_IDENTITY.wrong_type, self.qe_identity.tee_type),
+        )
+        for name, reason, found_type in bodies:
+            if found_type != tee_type:
+                message = f"{name}: is for {_tee(found_type)}, and the quote is of {_tee(tee_type)}"
+                raise refuse(reason, f"{message}; {FRESH}")
         if platform.root.der != self.root.der:
             message = "the chains of quote and collateral have different root certificates"
             raise refuse("untrusted_root", f"{message}; {FRESH}, for this platform")
@@ -123,8 +132,17 @@ def check_not_revoked(certificate: IntelCertificate, crl: Crl, authority: str) -
         raise refuse(
             "cert_revoked",
             f"{certificate.common_name}, serial number {certificate.serial_number:x}: revoked, it "
-            f"is on the CRL of {authority}, number {crl.number}",
+            f"is on the CRL of {authority}, number {_shown_number(crl.number)}",
         )
+
+
+def _tee(tee_type: int) -> str:
+    return "TDX" if tee_type == TDX else "SGX"
+
+
+def _shown_number(number: int) -> str:
+    """Return the number of a CRL, which may have thousands of bits."""
+    return str(number) if number < 1 << 64 else f"{number >> number.bit_length() - 64:x}... (hex)"
 
 
 def _mismatch(field: str, expected: bytes, found: bytes) -> AttestKitError:
@@ -140,8 +158,8 @@ class CollateralVerifier:
 
     def __init__(self, chains: CertificateChains) -> None:
         self._chains = chains
-        self._collaterals: FactCache[Collateral, VerifiedCollateral] = FactCache(_COLLATERALS)
-        # By all bytes that a fact follows from: CRL and issuer; body, signature and signer.
+        self._collaterals: FactCache[_Parts, VerifiedCollateral] = FactCache(_COLLATERALS)
+        # By CRL and issuer; by body, signature and signer.
         self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_PARTS)
         self._tcb_infos: FactCache[tuple[str, bytes, bytes], TcbInfo] = FactCache(_PARTS)
         self._qe_identities: FactCache[tuple[str, bytes, bytes], QeIdentity] = FactCache(_PARTS)
@@ -154,12 +172,13 @@ class CollateralVerifier:
             SignatureError: If a signature or a chain is not valid, or a certificate is revoked.
             VerificationError: If TCB info or QE identity are of another type or version.
         """
-        found = self._collaterals.find(collateral)
+        parts = _verified_parts(collateral)
+        found = self._collaterals.find(parts)
         if found is not None:
             return found
-        store = collateral.size <= _LARGE
+        store = sum(map(len, parts)) <= _LARGE
         return self._collaterals.get(
-            collateral, lambda: self._verify(collateral, store=store), store=store
+            parts, lambda: self._verify(collateral, store=store), store=store
         )
 
     def _verify(self, given: Collateral, *, store: bool) -> VerifiedCollateral:
@@ -218,6 +237,7 @@ class CollateralVerifier:
             validities=validities,
             start=max(validity.start for validity in validities),
             end=min(validity.end for validity in validities),
+            is_cached=store,
         )
 
     def _crl(self, der: bytes, issuer: IntelCertificate, authority: str, *, store: bool) -> Crl:

@@ -132,6 +132,8 @@ def test_sgx_extension_with_five_entries_is_read() -> None:
         (set_tcb_entry(3, tlv(0x02, b"\x01\x00")), "wrong_value", "TCB component 3"),
         (set_tcb_entry(3, tlv(0x02, b"\x00\x7f")), "wrong_value", "TCB component 3"),
         (set_tcb_entry(17, tlv(0x02, b"\x01\x00\x00")), "wrong_value", "PCESVN"),
+        (set_tcb_entry(17, tlv(0x02, b"\x01" * 5000)), "wrong_value", "PCESVN"),
+        (make_extension(e5=tlv(0x0A, b"\x01" * 5000)), "wrong_value", "SGX type"),
         (set_tcb_entry(18, tlv(0x04, bytes(17))), "wrong_size", "CPUSVN"),
         (make_extension() + b"\x05\x00", "wrong_type", "value"),
         (b"", "wrong_type", "value"),

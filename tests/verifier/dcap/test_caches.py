@@ -27,6 +27,7 @@ from tests.verifier.dcap.dcap_samples import (
     RAW,
     ROOT,
     create_crl,
+    create_enclave_quote,
     create_tcb_info,
     create_td_quote,
     pem,
@@ -159,15 +160,55 @@ def test_certificate_is_not_used_in_another_place() -> None:
     assert found[1] == "unexpected_subject"  # type: ignore[index]
 
 
-def test_large_collateral_and_chains_are_not_cached() -> None:
-    """Padding does not fill the caches: large input is verified each time."""
+def test_large_collateral_is_not_cached() -> None:
+    """Collateral over 256 KiB is verified each time, and leaves no evaluation, either."""
     dcap = Dcap(ROOT)
-    lines = "\n" * (256 << 10)
-    large = replace(COLLATERAL, pck_crl_issuer_chain=COLLATERAL.pck_crl_issuer_chain + lines)
-    assert outcome(dcap, RAW, large) == outcome(Dcap(ROOT), RAW, COLLATERAL)
+    large = create_crl("pck_crl", revoked=tuple(f"other/{n}" for n in range(9000)))
+    assert large.size > 256 << 10
+    for _ in range(2):
+        assert outcome(dcap, RAW, large) == outcome(Dcap(ROOT), RAW, COLLATERAL)
     collaterals = dcap._collateral
-    caches = (collaterals._collaterals, collaterals._crls, collaterals._tcb_infos)
-    assert [len(cache) for cache in caches] == [0, 0, 0]
+    sizes = [len(collaterals._collaterals), len(collaterals._crls), len(collaterals._tcb_infos)]
+    assert [*sizes, len(dcap._evaluations)] == [0, 0, 0, 0]
+
+
+def test_unverified_chain_in_collateral_is_no_key() -> None:
+    """The PCK certificate chain of collateral, which a quote with a chain ignores, is no key."""
+    dcap = Dcap(ROOT)
+    for number in range(3):
+        outcome(dcap, RAW, replace(COLLATERAL, pck_certificate_chain=f"{number}"))
+    assert len(dcap._collateral._collaterals) == 1
+
+
+CRLF, LF = "\r\n", "\n"
+
+
+def with_line_ends(end: str, *certificates: bytes) -> bytes:
+    """Return certificates in PEM with these line ends."""
+    return pem(*certificates).replace("\n", end).encode()
+
+
+LEAF, AUTHORITY = PKI.platform().pck_der, PKI.pck_ca_der
+FIRST: Final = with_line_ends(CRLF, LEAF)
+CHAINS: Final = {
+    "mixed": FIRST + with_line_ends(LF, AUTHORITY, ROOT),
+    "without CA": with_line_ends(LF, LEAF, ROOT),
+    "two CAs": FIRST + with_line_ends(LF, AUTHORITY, AUTHORITY, ROOT),
+    "junk": FIRST + b"junk\n" + with_line_ends(LF, ROOT),
+    "blank line": with_line_ends(LF, LEAF) + b"\n" + with_line_ends(LF, AUTHORITY, ROOT),
+    "CRLF": with_line_ends(CRLF, LEAF, AUTHORITY, ROOT),
+}
+
+
+def test_chains_have_same_outcome_warm_and_cold() -> None:
+    """Line ends are not signed: they must not complete a chain with parts of another one."""
+    dcap = Dcap(ROOT)
+    quotes = {name: create_enclave_quote(certification=chain) for name, chain in CHAINS.items()}
+    cold = {name: outcome(Dcap(ROOT), raw, COLLATERAL) for name, raw in quotes.items()}
+    for name in (*quotes, *reversed(quotes)):
+        assert outcome(dcap, quotes[name], COLLATERAL) == cold[name], name
+    accepted = {name for name, found in cold.items() if found == outcome(dcap, RAW, COLLATERAL)}
+    assert accepted == {"mixed", "blank line", "CRLF"}
 
 
 def test_fact_cache_is_bounded_and_forgets_the_oldest() -> None:

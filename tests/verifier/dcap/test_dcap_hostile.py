@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit.backends.simulator.scenarios.config import TcbLevel
 from attestkit.errors import AttestKitError, CollateralError, SignatureError
 from attestkit.quote import Quote
 from tests.keeping import Keeping
+from tests.raising import raises
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
     DCAP,
@@ -18,6 +20,8 @@ from tests.verifier.dcap.dcap_samples import (
     QUOTE,
     RAW,
     create_enclave_quote,
+    create_qe_identity,
+    pem,
     remove_pck_chain,
     replace_collateral,
     sign,
@@ -119,3 +123,30 @@ def test_collateral_deep_json_raises_attestkit_error() -> None:
     for text in ("[" * 100_000, '{"tcbLevels":' + '{"a":' * 100_000):
         for field in ("tcb_info", "qe_identity"):
             check_errors(QUOTE, replace_collateral(**{field: text}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [b"Intel SGX TCB \xff\xfegning", b"Intel SGX TCB S\x1b[31mg"])
+def test_signer_with_unreadable_name_is_rejected(name: bytes) -> None:
+    """An unsigned signer certificate whose name is no UTF-8 or has controls is not shown as is."""
+    signer = PKI.tcb_signing_der.replace(b"Intel SGX TCB Signing", name)
+    assert signer != PKI.tcb_signing_der
+    altered = replace_collateral(tcb_info_issuer_chain=pem(signer, PKI.root_der))
+    with raises(SignatureError, "unexpected_subject") as caught:
+        DCAP.authenticate(QUOTE, altered, NOW)
+    assert str(caught.value).isprintable()
+
+
+def test_advisories_are_escaped_and_cut_in_texts() -> None:
+    """Advisories, which are signed text of any length, are escaped and cut in steps and errors."""
+    advisories = ("\x1b[31m" * 1000, "\u00e9")
+    for status in ("OutOfDate", "Revoked"):
+        level = TcbLevel(4, "2026-05-01T00:00:00Z", status, advisories)
+        given = create_qe_identity(levels=(level,))
+        try:
+            text = DCAP.authenticate(QUOTE, given, NOW).steps[-1].text
+        except AttestKitError as error:
+            text = str(error)
+        assert text.isascii()
+        assert text.isprintable()
+        assert len(text) < 500

@@ -83,7 +83,7 @@ def create_issuer_chains(field: str) -> list[tuple[str, str, Collateral]]:
         found.append((length, text, replace_collateral(**{field: pem(*chain)})))
     for name in ("Somebody", "Intel SGX TCB Signin", "intel sgx tcb signing", f"{TCB_SIGNER},O=x"):
         other = replace_collateral(**{field: pem(issue_signer(name), ROOT)})
-        found.append(("unexpected_subject", "must be for Intel SGX TCB Signing", other))
+        found.append(("unexpected_subject", "must be Intel SGX TCB Signing", other))
     return found
 
 
