@@ -34,7 +34,7 @@ from attestkit.verifier import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.backends.recording.recorded import REPORT_DATA, record
 from tests.raising import raises
-from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
+from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
 from tests.untyped import untyped
 
 
@@ -351,9 +351,14 @@ def make_td(path: Path) -> FakeTd:
     return FakeTd(Machine(machine))
 
 
+def make_snp() -> Simulator:
+    """Return a simulated SNP guest, whose certificates are issued once for all examples."""
+    return Simulator(platform="snp", seed=SEED)
+
+
 @pytest.mark.parametrize(
     "make",
-    [make_td, lambda _: FakeAgent(), lambda _: FakeSnp(), lambda _: Simulator(platform="snp")],
+    [make_td, lambda _: FakeAgent(), lambda _: FakeSnp(), lambda _: make_snp()],
     ids=["td", "agent", "snp", "simulated snp"],
 )
 @settings(deadline=None, max_examples=25)

@@ -202,12 +202,12 @@ class SimulatedChip:
 # Keys and signatures of authorities take most of the time of a chain, and chips share them.
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _make_authority(name: str, seed: bytes) -> AmdAuthority:
     return AmdAuthority(name, RsaKey(seed))
 
 
-_issue_authority: Final = lru_cache(maxsize=8)(issue_amd_authority)
+_issue_authority: Final = lru_cache(maxsize=32)(issue_amd_authority)
 
 
 def issue_chip(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, Callable[[], bytes]]:
