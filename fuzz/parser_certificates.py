@@ -20,7 +20,7 @@ from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
-from attestkit._crypto.x509.intel_certificates import read_intel_certificate
+from attestkit._crypto.x509.intel_certificates import ROOT, read_intel_certificate
 from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
@@ -99,7 +99,7 @@ def _certificate(raw: bytes, found: Certificate) -> None:
     tried(lambda: found.issuer, size, FormatError)
     for value in (found.serial_number, found.alt_names, found.valid_from, found.valid_until):
         str(value)
-    intel = partial(read_intel_certificate, found.der, "certificate")
+    intel = partial(read_intel_certificate, found.der, "certificate", (ROOT,))
     tried(intel, size, FormatError, SignatureError)
     for oid in found.extensions:
         tried(partial(found.content, oid), size, FormatError)
@@ -264,7 +264,8 @@ def ra_tls_samples() -> list[bytes]:
 def _pck_chain(raw: bytes) -> PckPlatform:
     """Verify a chain of certificates, in PEM as the reader requires."""
     text = "".join(encode_pem("CERTIFICATE", der) for der in split_chain(raw, 0))
-    return _CHAINS.platform(text.encode(), "quote_format")
+    # Without caches, so that an input does not depend on those before it.
+    return CertificateChains(PKI.root_der).platform(text.encode(), "quote_format")
 
 
 def pck_chain_samples() -> list[bytes]:

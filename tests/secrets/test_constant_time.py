@@ -24,13 +24,24 @@ PUBLIC_BY_REASON = {
     "public keys, and the form of a key or token": {
         ("_crypto/x509/app_certificates.py", "certificate.spki_der != spki_der"),
         ("_crypto/x509/vendor_roots.py", "leaf.spki_der.startswith(P256_SPKI_HEAD)"),
-        ("verifier/dcap/diagnostics.py", "given.endorsed.roots[0] == given.root.spki_der"),
-        ("verifier/dcap/diagnostics.py", "key != root.spki_der"),
-        ("verifier/dcap/collateral_checks.py", "chain.root.spki_der != key"),
-        ("verifier/dcap/checks_before_fetch.py", "chain.root.spki_der != root.spki_der"),
+        (
+            "verifier/dcap/verified_collateral.py",
+            (
+                "self._tcb_infos.get((given.tcb_info, given.tcb_info_signature, signer.der), "
+                "lambda: _signed_tcb_info(given, signer), store=store)"
+            ),
+        ),
+        (
+            "verifier/dcap/verified_collateral.py",
+            (
+                "self._qe_identities.get((given.qe_identity, given.qe_identity_signature, "
+                "qe_signer.der), lambda: _signed_qe_identity(given, qe_signer), store=store)"
+            ),
+        ),
         ("verifier/ear/envelope.py", "token.startswith(bytes([_TAG]))"),
     },
     "one part of a document and another part of it": {
+        ("verifier/dcap/engine.py", "report.report_data != digest + _UPPER_HALF"),
         (
             "_native/_python_quote.py",
             "report_data != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",
