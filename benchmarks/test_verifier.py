@@ -75,7 +75,7 @@ def forget_platform() -> None:
 def forget_all() -> None:
     """Forget everything but the trust anchor."""
     forget_platform()
-    ENGINE._chains._issued, ENGINE._chains._issuers = FactCache(256), FactCache(256)
+    ENGINE._chains._issued = FactCache(256)
     ENGINE._collateral = CollateralVerifier(ENGINE._chains)
 
 

@@ -23,7 +23,7 @@ from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certific
 from attestkit._crypto.x509.intel_certificates import ROOT, read_intel_certificate
 from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_chain
-from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extension
 from attestkit._crypto.x509.sgx_pki_writer import (
     Authority,
     Window,
@@ -36,7 +36,7 @@ from attestkit.attestation import Attestation
 from attestkit.cli.output.certificate_text import CertificateText, read_certificate_text
 from attestkit.errors import CollateralError, FormatError, SignatureError, VerificationError
 from attestkit.report_data import ReportData
-from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
+from attestkit.verifier.dcap.certificate_chains import CertificateChains
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples
 from fuzz.parser_reports import PKI, chip
@@ -261,11 +261,11 @@ def ra_tls_samples() -> list[bytes]:
     return [*(b"e" + sample for sample in (good, *evidence_samples())), *logs, whole, PKI.root_der]
 
 
-def _pck_chain(raw: bytes) -> PckPlatform:
+def _pck_chain(raw: bytes) -> PckExtension:
     """Verify a chain of certificates, in PEM as the reader requires."""
     text = "".join(encode_pem("CERTIFICATE", der) for der in split_chain(raw, 0))
     # Without caches, so that an input does not depend on those before it.
-    return CertificateChains(PKI.root_der).platform(text.encode(), "quote_format")
+    return CertificateChains(PKI.root_der).platform(text.encode(), "quote_format").extension
 
 
 def pck_chain_samples() -> list[bytes]:
