@@ -5,7 +5,7 @@ evidence raises an exception.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, cast
@@ -65,7 +65,7 @@ class _Values(Mapping[str, Any]):
     __slots__ = ()
 
     def _values(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(cast("Any", self))}
+        return {one.name: getattr(self, one.name) for one in fields(cast("Any", self))}
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - values of several types
         return self._values()[name]
@@ -77,12 +77,52 @@ class _Values(Mapping[str, Any]):
         return len(self._values())
 
 
-class CollateralDates(NamedTuple):
-    """Dates of all verified parts, aware: TCB info, QE identity, both CRLs, and certificates."""
+@dataclass(frozen=True, slots=True)
+class CollateralFacts(_Values):
+    """Verified collateral of an Intel platform; its fields are also the items of a mapping."""
 
+    # Dates, aware, over all verified parts: TCB info, QE identity, both CRLs, and certificates.
     earliest_issue: datetime
     latest_issue: datetime
     earliest_expiration: datetime
+    root_key_id: bytes  # 48 bytes: SHA-384 of the trust anchor's key, an uncompressed point
+    # CRL numbers, not negative, of any size; Python does not write huge ones in decimal.
+    root_crl_number: int = field(repr=False)
+    pck_crl_number: int = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return values for JSON, with the CRL numbers in hex."""
+        return {
+            "earliest_issue": self.earliest_issue.isoformat(),
+            "latest_issue": self.latest_issue.isoformat(),
+            "earliest_expiration": self.earliest_expiration.isoformat(),
+            "root_key_id": self.root_key_id.hex(),
+            "root_crl_number": f"{self.root_crl_number:x}",
+            "pck_crl_number": f"{self.pck_crl_number:x}",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class IntelPlatform(_Values):
+    """Platform of a PCK certificate; its fields are also the items of a mapping.
+
+    They are those of the certificate's SGX extension (OID 1.2.840.113741.1.13.1). FMSPC and flags
+    are fields of `Tcb`.
+    """
+
+    ppid: bytes  # 16 bytes, identifies the platform
+    pceid: bytes  # 2 bytes
+    pcesvn: int  # 0 to 65535
+    cpusvn: bytes  # 16 bytes
+    component_svns: bytes  # 16 bytes: the SVN of each SGX TCB component
+    sgx_type: int  # 0 standard, 1 scalable, 2 scalable with integrity
+    instance_id: bytes | None  # 16 bytes; None with the Processor CA
+
+    def to_dict(self) -> dict[str, object]:
+        """Return values for JSON, with bytes in hex."""
+        return {
+            name: value.hex() if isinstance(value, bytes) else value for name, value in self.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +136,9 @@ class Tcb(_Values):
     components: tuple[tuple[str, int], ...] = ()  # name and SVN of each part of the firmware
     qe_status: TcbStatus | None = None  # of the quoting enclave alone
     status: TcbStatus | None = None  # None on AWS Nitro, which has none
-    collateral_dates: CollateralDates | None = None  # None on other platforms than Intel's
+    # None on other platforms than Intel's.
+    platform: IntelPlatform | None = None
+    collateral: CollateralFacts | None = None
     # Flags of the PCK certificate; None without it, or with the Processor CA.
     dynamic_platform: bool | None = None  # packages may be added to the platform
     cached_keys: bool | None = None  # Intel's registration service caches the platform's keys
@@ -278,6 +320,8 @@ class AttestationResult:
                 "dynamic_platform": tcb.dynamic_platform,
                 "cached_keys": tcb.cached_keys,
                 "smt_enabled": tcb.smt_enabled,
+                "platform": None if tcb.platform is None else tcb.platform.to_dict(),
+                "collateral": None if tcb.collateral is None else tcb.collateral.to_dict(),
                 "components": dict(tcb.components),
                 "current": dict(tcb.current),
                 "committed": dict(tcb.committed),

@@ -123,6 +123,7 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
     outer = DerReader(der).enter(SEQUENCE)
     signed = outer.whole(SEQUENCE)
     algorithm = outer.whole(SEQUENCE)
+    unused_bits, signature = outer.bits()
     fields = DerReader(signed).enter(SEQUENCE)
     if fields.tag() == context(0):
         fields.whole()  # version
@@ -133,7 +134,7 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
     subject, spki = fields.whole(SEQUENCE), fields.whole(SEQUENCE)
     with reading_x509():
         certificate = x509.load_der_x509_certificate(der)
-        extensions, signature = certificate.extensions, certificate.signature
+        extensions = certificate.extensions
         start = _seconds(certificate.not_valid_before_utc)
         end = _seconds(certificate.not_valid_after_utc) + 1
     if certificate.version is not x509.Version.v3:
@@ -142,6 +143,9 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
     _check_name(what, name, subject, names)
     if (algorithm, inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256):
         message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256"
+        raise SignatureError(message, reason="cert_bad_signature")
+    if unused_bits:  # not signed; X.509 libraries differ in whether they ignore it
+        message = f"{what}: signature must have no unused bits"
         raise SignatureError(message, reason="cert_bad_signature")
     sgx_extension = _check_extensions(what, name, extensions)
     return IntelCertificate(

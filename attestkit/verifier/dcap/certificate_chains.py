@@ -5,7 +5,7 @@ checked here (dcap-verification.md, sections 3.4 to 3.6).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from attestkit._crypto.x509.app_certificates import read_certificate
@@ -40,6 +40,7 @@ class PckPlatform:
     start: int  # Unix seconds, half-open: validity of the three certificates
     end: int
     is_cached: bool
+    token: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
 
 
 class CertificateChains:

@@ -6,10 +6,12 @@ platform belong together are checked for each quote.
 """
 
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256PublicKey
-from attestkit._crypto.hashes import sha256
+from attestkit._crypto.hashes import sha256, sha384
+from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
 from attestkit._reasons import VerificationStep
 from attestkit.collateral import Collateral
@@ -19,20 +21,29 @@ from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPla
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
 from attestkit.verifier.dcap.tcb_explanation import explain_status, shown_advisories
-from attestkit.verifier.dcap.tcb_levels import TcbEvaluation, evaluate_tcb
+from attestkit.verifier.dcap.tcb_levels import evaluate_tcb
 from attestkit.verifier.dcap.td_attributes import check_attributes
 from attestkit.verifier.dcap.verified_collateral import (
     CollateralVerifier,
     VerifiedCollateral,
     certificate_validity,
 )
-from attestkit.verifier.result import Authenticated, CollateralDates, Tcb, TcbStatus, passed
+from attestkit.verifier.result import (
+    Authenticated,
+    CollateralFacts,
+    IntelPlatform,
+    Tcb,
+    TcbStatus,
+    passed,
+)
 
 PEM_CHAIN: Final = 5
 """Type of certification data with a PCK certificate chain."""
 _ENTRIES: Final = 1024  # QE reports, evaluations
 _LARGE_AUTH_DATA: Final = 1024  # bytes to cache at most; Intel's has 32 bytes
 _UPPER_HALF: Final = bytes(32)  # of the QE report's report data
+_SGX_NAMES: Final = tuple(f"SGX {n}" for n in range(1, 17))
+_TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
 
 
 class _Evaluation(NamedTuple):
@@ -62,6 +73,7 @@ class Dcap:
         anchor = self._chains.anchor
         # Whether the trust anchor has the key of Intel's root.
         self.genuine: bool = sha256(anchor.key.spki_der) == INTEL_ROOT
+        self._root_key_id = sha384(b"\4" + anchor.key.point)
         self._collateral = CollateralVerifier(self._chains)
         # Attestation keys by PCK key, QE report, its signature, attestation key, and QE auth data.
         self._enclaves: FactCache[tuple[bytes, ...], P256PublicKey] = FactCache(_ENTRIES)
@@ -94,7 +106,7 @@ class Dcap:
         body, report = quote.body, quote.qe_report.raw
         svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
         evaluation = self._evaluations.get(
-            (platform, verified, report, svns),
+            (platform.token, verified.token, report, svns),
             lambda: self._evaluate(quote, platform, verified),
             store=platform.is_cached and verified.is_cached,
         )
@@ -185,40 +197,14 @@ class Dcap:
             fmspc=extension.fmspc,
             components=_components(platform, verified, svns),
             qe_status=found.qe_status,
-            collateral_dates=_collateral_dates(platform, verified),
             dynamic_platform=extension.dynamic_platform,
             cached_keys=extension.cached_keys,
             smt_enabled=extension.smt_enabled,
+            platform=_platform_facts(extension),
+            collateral=_collateral_facts(platform, verified, self._root_key_id),
         )
-        return _Evaluation(found.status, found.advisory_ids, tcb, self._steps(verified, found))
-
-    def _steps(
-        self, verified: VerifiedCollateral, found: TcbEvaluation
-    ) -> tuple[VerificationStep, ...]:
-        anchor = "Intel's SGX Root CA" if self.genuine else "the given trust anchor"
-        until = moment(verified.end)
-        advisories = f", with {shown_advisories(found.advisory_ids)}" if found.advisory_ids else ""
-        status = found.status
-        return (
-            passed(
-                "certificates",
-                f"the PCK certificate chain leads to {anchor}, and is not revoked",
-            ),
-            passed(
-                "collateral",
-                f"TCB info, QE identity and CRLs are signed and valid, until {until}",
-            ),
-            passed(
-                "quoting_enclave",
-                "the quoting enclave matches the QE identity, and certifies the quote's key",
-            ),
-            passed("signature", "the quote's signature is valid"),
-            VerificationStep(
-                "tcb",
-                "passed" if status is TcbStatus.UP_TO_DATE else "caution",
-                f"debug mode is off, and the platform's TCB is {status.value}{advisories}",
-            ),
-        )
+        steps = _steps(verified.end, found.status, found.advisory_ids, genuine=self.genuine)
+        return _Evaluation(found.status, found.advisory_ids, tcb, steps)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the trust anchor only."""
@@ -293,20 +279,62 @@ def _check_quote_signature(quote: Quote, key: P256PublicKey) -> None:
         raise refuse("quote_bad_signature", message) from error
 
 
+@lru_cache(256)  # shared by the evaluations of many platforms, as are the dates
+def _steps(
+    end: int, status: TcbStatus, advisory_ids: tuple[str, ...], *, genuine: bool
+) -> tuple[VerificationStep, ...]:
+    anchor = "Intel's SGX Root CA" if genuine else "the given trust anchor"
+    advisories = f", with {shown_advisories(advisory_ids)}" if advisory_ids else ""
+    return (
+        passed(
+            "certificates",
+            f"the PCK certificate chain leads to {anchor}, and is not revoked",
+        ),
+        passed(
+            "collateral",
+            f"TCB info, QE identity and CRLs are signed and valid, until {moment(end)}",
+        ),
+        passed(
+            "quoting_enclave",
+            "the quoting enclave matches the QE identity, and certifies the quote's key",
+        ),
+        passed("signature", "the quote's signature is valid"),
+        VerificationStep(
+            "tcb",
+            "passed" if status is TcbStatus.UP_TO_DATE else "caution",
+            f"debug mode is off, and the platform's TCB is {status.value}{advisories}",
+        ),
+    )
+
+
 def _components(
     platform: PckPlatform, verified: VerifiedCollateral, svns: bytes
 ) -> tuple[tuple[str, int], ...]:
     """Return name and SVN of each component that a level needs."""
     extension, info = platform.extension, verified.tcb_info
     return (
-        *((f"SGX {n + 1}", extension.components[n]) for n in info.sgx_needed),
+        *[(_SGX_NAMES[n], extension.components[n]) for n in info.sgx_needed],
         ("PCESVN", extension.pcesvn),
-        *((f"TDX {n + 1}", svns[n]) for n in info.tdx_needed),
+        *[(_TDX_NAMES[n], svns[n]) for n in info.tdx_needed],
     )
 
 
-def _collateral_dates(platform: PckPlatform, verified: VerifiedCollateral) -> CollateralDates:
-    """Return the dates over all verified parts of collateral and PCK certificate chain."""
+def _platform_facts(extension: PckExtension) -> IntelPlatform:
+    return IntelPlatform(
+        ppid=extension.ppid,
+        pceid=extension.pceid,
+        pcesvn=extension.pcesvn,
+        cpusvn=extension.cpusvn,
+        component_svns=extension.components,
+        sgx_type=extension.sgx_type,
+        instance_id=extension.instance_id,
+    )
+
+
+def _collateral_facts(
+    platform: PckPlatform, verified: VerifiedCollateral, root_key_id: bytes
+) -> CollateralFacts:
+    """Return CRL numbers, and dates over all verified parts of collateral and PCK chain."""
     certificates = map(certificate_validity, (platform.leaf, platform.authority))
     validities = (*verified.validities, *certificates)
     starts = [validity.start for validity in validities]
@@ -314,8 +342,16 @@ def _collateral_dates(platform: PckPlatform, verified: VerifiedCollateral) -> Co
         validity.end - 1 if validity.late == "cert_expired" else validity.end
         for validity in validities
     ]
-    return CollateralDates(_datetime(min(starts)), _datetime(max(starts)), _datetime(min(ends)))
+    return CollateralFacts(
+        earliest_issue=_datetime(min(starts)),
+        latest_issue=_datetime(max(starts)),
+        earliest_expiration=_datetime(min(ends)),
+        root_key_id=root_key_id,
+        root_crl_number=verified.root_crl.number,
+        pck_crl_number=verified.pck_crl.number,
+    )
 
 
+@lru_cache(256)
 def _datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)

@@ -1,5 +1,7 @@
 """PCK certificates: a fast reader for Intel's layout, and the general one for any other."""
 
+from dataclasses import replace
+
 from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CERTIFICATE,
@@ -25,12 +27,17 @@ def read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, Pc
     if fields is not None:
         certificate = _certificate(der, fields)
         certificate.check_issued_by(issuer, _WHAT)
-        return certificate, PckExtension(*fields[8:])
+        return _without_signature(certificate), PckExtension(*fields[8:])
     certificate = read_intel_certificate(der, _WHAT, (PCK_CERTIFICATE,))
     certificate.check_issued_by(issuer, _WHAT)
     if certificate.sgx_extension is None:
         raise FormatError("has no SGX extension", reason="missing")
-    return certificate, parse_sgx_extension(certificate.sgx_extension)
+    return _without_signature(certificate), parse_sgx_extension(certificate.sgx_extension)
+
+
+def _without_signature(verified: IntelCertificate) -> IntelCertificate:
+    """Return a certificate without what only its verification needs, 1 KiB of each platform."""
+    return replace(verified, signed=b"", signature=b"", sgx_extension=None)
 
 
 def _certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:

@@ -5,7 +5,7 @@ and 10).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -74,6 +74,7 @@ class VerifiedCollateral:
     start: int  # Unix seconds, half-open: when all parts are valid
     end: int
     is_cached: bool
+    token: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
 
     def check_time(self, now: int) -> None:
         """Raise CollateralExpiredError for the first part that is not valid at `now`."""

@@ -16,6 +16,7 @@ from attestkit.errors import AttestKitError, UsageError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.result import Authenticated
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.raising import raises
 from tests.vectors import needs_shared
@@ -131,7 +132,7 @@ def test_rejections_are_not_cached() -> None:
     altered += [(RAW, replace_collateral(tcb_info_signature=b"\1" * 64))]
     altered += [(RAW, replace_collateral(pck_crl=flip_bit(COLLATERAL.pck_crl, 60, 0)))]
     for raw, collateral in altered:
-        assert isinstance(outcome(dcap, raw, collateral), tuple)
+        assert not isinstance(outcome(dcap, raw, collateral), Authenticated)
     sizes = len(dcap._enclaves), len(dcap._evaluations), len(dcap._chains._platforms)
     assert sizes == (1, 0, 1)  # platform and QE report of the altered quote body
     assert outcome(dcap, RAW, COLLATERAL) == accepted
@@ -249,22 +250,3 @@ def test_warm_engines_agree_with_vectors(seed: int) -> None:
         collateral = Collateral.load(folder / case["collateral"])
         warm = outcome(dcap, raw, collateral, case["now"])
         assert warm == outcome(Dcap(root), raw, collateral, case["now"]), case["id"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["quote", "root_ca_crl", "pck_crl", "tcb_info", "qe_identity"])
-def test_every_flipped_byte_has_same_outcome_warm_and_cold(part: str) -> None:
-    """A bit flipped in any byte of a signed part is rejected alike by warm and cold engines."""
-    warm = Dcap(ROOT)
-    outcome(warm, RAW, COLLATERAL)
-    original = RAW if part == "quote" else getattr(COLLATERAL, part)
-    data = original.encode() if isinstance(original, str) else original
-    for offset in range(len(data)):
-        altered = flip_bit(data, offset, offset % 7)
-        if part == "quote":
-            given = altered, COLLATERAL
-        else:
-            value = altered.decode("latin-1") if isinstance(original, str) else altered
-            given = RAW, replace_collateral(**{part: value})
-        found = outcome(warm, *given)
-        assert found == outcome(Dcap(ROOT), *given), offset

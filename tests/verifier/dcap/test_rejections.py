@@ -328,3 +328,24 @@ def test_renewed_tcb_signer_is_accepted() -> None:
     assert sign(COLLATERAL.tcb_info) == COLLATERAL.tcb_info_signature
     with pytest.raises(AssertionError, match="accepted as UpToDate"):
         get_rejection(RAW, endorsements)
+
+
+def test_signature_with_unused_bits_is_rejected() -> None:
+    """The count of unused bits of a certificate's signature is unsigned, and must be zero.
+
+    dcap-qvl and OpenSSL reject it, too; `cryptography` ignores it in `Certificate.signature`.
+    """
+
+    def with_unused_bit(der: bytes) -> bytes:
+        assert der[-1] % 2 == 0  # DER: unused bits are zero
+        at = der.rindex(b"\0\x30")
+        return der[:at] + b"\1" + der[at + 1 :]
+
+    leaf, authority = PKI.platform().pck_der, PKI.pck_ca_der
+    for chain in ((with_unused_bit(leaf), authority), (leaf, with_unused_bit(authority))):
+        raw = create_enclave_quote(certification=pem(*chain, ROOT).encode())
+        assert get_rejection(raw).reason == "cert_bad_signature"
+        assert verify_with_dcap_qvl(raw, COLLATERAL, ROOT, NOW).status == REJECT
+    issuer_chain = pem(with_unused_bit(authority), ROOT)
+    error = get_rejection(RAW, replace_collateral(pck_crl_issuer_chain=issuer_chain))
+    assert error.reason == "cert_bad_signature"

@@ -22,6 +22,7 @@ FORMAT_REASONS: Final = {
     "td15-extended": "body_type",
     "byte-behind": "trailing_bytes",
 }
+DATES: Final = ("earliest_issue", "latest_issue", "earliest_expiration")
 # simulated-pki.md, section 12, allows both.
 OTHER_REASONS: Final = {"wrong-root": "untrusted_root"}
 
@@ -47,13 +48,13 @@ def describe(found: Authenticated) -> dict[str, object]:
     tcb = found.tcb
     assert tcb.date is not None
     assert tcb.qe_date is not None
-    assert tcb.collateral_dates is not None
+    assert tcb.collateral is not None
     dates = {
         name: moment.isoformat().replace("+00:00", "Z")
         for name, moment in (
             ("tcb_date", tcb.date),
             ("qe_date", tcb.qe_date),
-            *tcb.collateral_dates._asdict().items(),
+            *((name, tcb.collateral[name]) for name in DATES),
         )
     }
     return {
