@@ -83,7 +83,7 @@ FormatReason = Literal[
 
 UsageReason = Literal[
     "already_exists",  # an output file exists
-    "any_app",  # the policy names no app, and nothing says that this is intended
+    "any_app",  # the policy does not name app and image, and nothing says that this is intended
     "cannot_read",  # a file that the caller named
     "cannot_write",  # a file that the caller named
     "closed",  # the object is closed

@@ -73,8 +73,9 @@ fetches collateral blocks the loop meanwhile, once per kind of platform until it
 that matters, pass collateral or a filled cache.
 
 The peer's name is not verified: a TD's agent certifies any name that the app requests. Restrict the
-accepted apps with the verifier's policy, by app ID or measurements; the default policy accepts
-every app on an up-to-date platform, which `client_context` refuses without `any_app=True`.
+accepted apps with the verifier's policy, by app ID and OS image (`AppraisalPolicy.from_evidence`):
+any image can report the app ID of another. The default policy accepts every app on an up-to-date
+platform, which `client_context` refuses without `any_app=True`.
 """
 
 import ssl
@@ -109,7 +110,8 @@ def server_context(
     """Return a server's context: TLS 1.3, without session tickets.
 
     Args:
-        verifier: Verifier of the clients' evidence. None accepts all clients and requests no
+        verifier: Verifier of the clients' evidence, whose policy names the accepted app, because
+            `peer_ca` may be the CA of many apps. None accepts all clients and requests no
             certificate.
         issued: The server's key and certificates, with evidence in the first certificate. The
             context replaces them by `Issued.renew`, if there is one, once half of the certificate's
@@ -153,22 +155,24 @@ def client_context(
     """Return a client's context: TLS 1.3, with verification of the server's evidence.
 
     Args:
-        verifier: Verifier of the servers' evidence, whose policy names the accepted app: by
-            `app_id`, `compose_hash` or reference values of all that is measured into an image.
+        verifier: Verifier of the servers' evidence, whose policy names the accepted app, by
+            `app_id`, `compose_hash` or a reference value of RTMR3, MR_CONFIG_ID or HOST_DATA; and
+            the OS image, by `os_image_hash` or the reference values of its registers, because any
+            image can report any app.
         issued: The client's key and certificates, for servers that request them. The server
             receives the certificate, with the app's identity, before its evidence is verified.
             Renewed as for `server_context`.
         server_ca: CA certificates in PEM, such as that of the server's app; the server's
             certificate chain must lead to one of them. None does not verify the chain.
         max_lifetime: Longest accepted lifetime of the server's certificate; see `verify`.
-        any_app: Whether a policy that names no app is intended: any app on an accepted platform can
-            then be the server.
+        any_app: Whether a policy that does not name both is intended: any app on an accepted
+            platform can then be the server.
         now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
-        UsageError: If `verifier` is not a Verifier, its policy names no app and `any_app` is not
-            set (reason `any_app`), `issued` is not an `Issued`, its key does not belong to its
-            certificate, or `max_lifetime` is not valid.
+        UsageError: If `verifier` is not a Verifier, its policy does not name app and image and
+            `any_app` is not set (reason `any_app`), `issued` is not an `Issued`, its key does not
+            belong to its certificate, or `max_lifetime` is not valid.
         FormatError: If `server_ca` is not PEM.
         UnsupportedError: If memfd_create or /proc is not available.
     """
@@ -188,8 +192,8 @@ def _require_app(verifier: "Verifier") -> None:
 
     if not names_app(verifier.policy):
         message = (
-            "verifier: its policy names no app, so that any app could be the server; set app_id or "
-            "compose_hash in the policy, or pass any_app=True"
+            "verifier: its policy does not name both app and OS image, so that any app could be "
+            "the server; use one of AppraisalPolicy.from_evidence, or pass any_app=True"
         )
         raise UsageError(message, reason="any_app")
 

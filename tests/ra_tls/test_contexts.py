@@ -94,21 +94,23 @@ def test_contexts_use_their_own_verifiers() -> None:
 
 
 def test_client_context_without_app_policy_requires_any_app() -> None:
-    """A policy that accepts every app is an error, unless the caller says that it is intended."""
+    """A policy that any app can meet is an error, unless the caller says that it is intended."""
     for policy in (
         AppraisalPolicy.default(),
         AppraisalPolicy.strict(),
         AppraisalPolicy.default().replace(os_image_hash={bytes(32)}),  # which runs any app
+        AppraisalPolicy.default().replace(app_id={intel.APP_ID}),  # which any image can report
     ):
         with raises(UsageError, "any_app"):
             ra_tls.client_context(intel.verifier(policy=policy))
         with raises(UsageError, "any_app"):  # a CA may be that of many apps
             ra_tls.client_context(intel.verifier(policy=policy), server_ca=tds.CA)
         ra_tls.client_context(intel.verifier(policy=policy), any_app=True)
-    pinned = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
+    image = AppraisalPolicy.default().replace(os_image_hash={intel.IMAGE.os_image_hash})
+    pinned = image.replace(app_id={intel.APP_ID})
     context = ra_tls.client_context(intel.verifier(policy=pinned), max_lifetime=None)
     perform_handshake(ra_tls.server_context(issued=VALID), context)
-    other = AppraisalPolicy.default().replace(app_id={bytes(20)})
+    other = image.replace(app_id={bytes(20)})
     context = ra_tls.client_context(intel.verifier(policy=other), max_lifetime=None)
     with raises(ra_tls.PeerRefusedError, "app_id"):
         perform_handshake(ra_tls.server_context(issued=VALID), context)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from attestkit.attestation import Encoding
 
 _EPILOG: Final = (
-    "Example: attestkit attest --nonce 0011223344556677 -o evidence\n\n"
+    "Example: attestkit attest --nonce $NONCE -o evidence\n\n"
     "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers, 3 device error, "
     "5 unreadable input."
 )

@@ -22,7 +22,7 @@ FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
 CONSTANT: Final = "not checked: the report data is the expected one, which may be a constant"
 
 _EPILOG: Final = (
-    "Example: attestkit ear verdict.jwt --key keys.json --nonce 0011223344556677\n\n"
+    "Example: attestkit ear verdict.jwt --key keys.json --nonce $NONCE\n\n"
     "Exit codes: 0 valid, 1 usage, 2 rejected: signature, time, nonce or policy, 4 valid, and its "
     "status is contraindicated: do not trust the attester, 5 unreadable input."
 )

@@ -10,7 +10,7 @@ from attestkit.cli.options.evidence import EvidenceRequest, request_options
 if TYPE_CHECKING:
     from attestkit.attester import Attester
 
-_EPILOG: Final = "Example: attestkit quote --text nonce -o quote.bin\n\n" + DEVICE_EXIT_CODES
+_EPILOG: Final = "Example: attestkit quote --nonce $NONCE -o quote.bin\n\n" + DEVICE_EXIT_CODES
 
 
 @click.command(epilog=_EPILOG)

@@ -12,7 +12,8 @@ from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
 _EPILOG: Final = (
-    "Example: attestkit report evidence --pccs URL -o page.html\n\nExit codes: as attestkit verify."
+    "Example: attestkit report evidence --pccs URL --nonce $NONCE -o page.html\n\n"
+    "Exit codes: as attestkit verify."
 )
 
 

@@ -41,7 +41,7 @@ NOT_FRESH: Final = "not checked; give the expected nonce with --nonce HEX"
 NOT_CHALLENGED: Final = "not checked: the report data is the expected one, which may be a constant"
 
 _EPILOG: Final = (
-    "Example: attestkit verify evidence --pccs URL --nonce 0011223344556677\n\n"
+    "Example: attestkit verify evidence --pccs URL --nonce $NONCE\n\n"
     "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
     "5 unreadable. Of several files the first code in the order 2, 4, 3, 5, 1 is used."
 )

@@ -5,7 +5,7 @@ have this report data. They are in the query, which the relying party writes; th
 and its `report_data` is the attester's.
 
 `format=ear` requests a signed result (EAR). `encoding` selects jwt or cose; its default comes from
-the Accept header, else jwt. Without `format=ear` it is refused.
+the Accept header, else jwt. Without `format=ear` it is refused, and so is any other parameter.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from attestkit._formats.strict_json import from_hex
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.report_data import check_nonce
 
@@ -27,7 +28,7 @@ MEDIA_TYPES: Final = {"jwt": b"application/eat+jwt", "cose": b"application/eat+c
 _SIGNED: Final = frozenset(MEDIA_TYPES.values())
 _NO_WEIGHT: Final = re.compile(rb"q=0(?:\.0*)?")
 _PARAMETERS: Final = frozenset({"format", "encoding", "nonce", "report_data"})
-_LONGEST: Final = 1024  # bytes of a query with known parameters
+_LONGEST: Final = 1024  # bytes of a query
 _REPORT_DATA_SIZE: Final = range(1, 65)
 
 
@@ -45,8 +46,8 @@ class VerifyQuery(NamedTuple):
         """Parse the query and the Accept header.
 
         Raises:
-            FormatError: If a parameter is invalid or given more than once, or two contradict each
-                other.
+            FormatError: If a parameter is unknown, invalid or given more than once, or two
+                contradict each other.
         """
         found = _parameters(query)
         form: str | None = None
@@ -72,22 +73,22 @@ class VerifyQuery(NamedTuple):
 
 
 def _parameters(query: bytes) -> dict[str, str]:
-    """Return the known parameters of a query; others are ignored.
+    """Return the parameters of a query.
 
     Raises:
-        FormatError: If a parameter is repeated or in other letters, or a query of over 1,024 bytes
-            has one.
+        FormatError: If a parameter is repeated or unknown, or the query is over 1,024 bytes.
     """
+    if len(query) > _LONGEST:
+        raise FormatError(f"query: longer than {_LONGEST} bytes", reason="too_large")
     found: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in found:
             raise FormatError(f"{name}: given more than once", reason="duplicate")
-        if name in _PARAMETERS:
-            found[name] = value
-        elif name.lower() in _PARAMETERS:
-            raise FormatError("query: parameter names are in lower case", reason="unknown_field")
-    if found and len(query) > _LONGEST:
-        raise FormatError(f"query: longer than {_LONGEST} bytes", reason="too_large")
+        if name not in _PARAMETERS:  # a misspelt nonce must not disable its comparison
+            known = ", ".join(sorted(_PARAMETERS))
+            message = f"query: unknown parameter {shown(name)}; known parameters: {known}"
+            raise FormatError(message, reason="unknown_field")
+        found[name] = value
     return found
 
 

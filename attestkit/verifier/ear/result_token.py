@@ -62,6 +62,7 @@ LEEWAY: Final = timedelta(seconds=30)
 
 _LONGEST: Final = timedelta(days=1)  # maximum lifetime
 _MOST_LEEWAY: Final = timedelta(minutes=5)
+_MOST_DELAY: Final = timedelta(hours=1)  # from the verification to the signature
 _SECOND: Final = timedelta(seconds=1)
 
 
@@ -96,9 +97,9 @@ def sign_ear(
         policy_id: Name of the result's policy, in place of its `policy_uri`: a URI of at most 1,024
             characters. A `ni:` URI must be that of the result's policy.
         lifetime: Lifetime of 1 to 86,400 whole seconds.
-        now: Time of the signature, with a time zone; None is the time of the verification, before
-            which it must not be.
-        raw_evidence: Verified evidence to include.
+        now: Time of the signature, with a time zone, at most an hour after the verification; None
+            is the time of the verification, before which it must not be.
+        raw_evidence: The verified evidence, to be included. It is not compared with the result.
 
     Raises:
         UsageError: If an argument is not valid, the time of the verification is that of an evidence
@@ -233,6 +234,9 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
         raise UsageError(message, reason="out_of_range")
     if issued < verified:
         raise UsageError("now: before the time of the verification", reason="out_of_range")
+    if timedelta(seconds=issued - verified) > _MOST_DELAY:
+        message = "now: more than an hour after the verification; verify the evidence again"
+        raise UsageError(message, reason="out_of_range")
     return issued
 
 

@@ -1,23 +1,31 @@
-"""Whether a policy names the app that it accepts, or accepts any app on a sound platform."""
+"""Whether a policy names the app that it accepts, and its OS image, or accepts any app."""
 
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
-# Registers that identify a program. MRTD, RTMR1 and RTMR2 of a TD and the measurement of an SEV-SNP
-# guest are those of an OS image, which may run any app.
-_PROGRAM: Final = frozenset({"rtmr3", "mr_config_id", "host_data", "pcr0", "mrenclave"})
+# Registers of all that is measured or sealed beside an image, also if that is nothing (zero).
+_BESIDE_IMAGE: Final = frozenset({"rtmr3", "host_data"})
+# Images that are the program.
+_PROGRAM: Final = frozenset({"pcr0", "mrenclave"})
 
 
 def names_app(policy: "AppraisalPolicy") -> bool:
     """Return whether a policy accepts certain apps only.
 
-    It does with `app_id`, `compose_hash`, or reference values that identify a program. An
-    `os_image_hash` does not, nor do the registers of an OS image: dstack's images run any app. Nor
-    do the rules about key provider, device or instance, signers, and events, which any app can
-    emit after its boot.
+    It does with an OS image, and `app_id`, `compose_hash` or the registers of what the image
+    measures. An image alone runs any app: dstack's images do. An app alone is what the guest
+    reports, so any image can claim it. The rules about key provider, device or instance, signers,
+    and events name no app: any app meets them, or can emit the events after its boot.
     """
-    if policy.app_id is not None or policy.compose_hash is not None:
+    rules = policy.reference_values.rules
+    if not _PROGRAM.isdisjoint(rules):
         return True
-    return not _PROGRAM.isdisjoint(policy.reference_values.rules)
+    image = policy.os_image_hash is not None or policy.reference_values.has_image
+    return image and (
+        policy.app_id is not None
+        or policy.compose_hash is not None
+        or not _BESIDE_IMAGE.isdisjoint(rules)
+        or all(map(any, rules.get("mr_config_id", [b""])))  # zero if nothing is sealed
+    )

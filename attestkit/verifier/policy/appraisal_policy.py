@@ -86,9 +86,6 @@ _DEBUG: Final = {
     "sgx": ("attributes", 1 << 1),
 }
 
-# Registers that together identify an OS image.
-_IMAGE: Final = ({"mrtd", "rtmr1", "rtmr2"}, {"measurement"}, {"pcr0"}, {"mrenclave"})
-
 # Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
 _MEASURED_ON: Final = {
     "": {"dstack-tdx", "dstack-amd-sev-snp"},
@@ -244,7 +241,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         It accepts the TCB statuses of the default preset and the TCB status of the evidence. Values
         that differ between instances of an app are not pinned: device, instance id, RTMR3 with
         events (boot events are pinned instead), and a sealed configuration with an instance id. If
-        the evidence has the document of the sealed configuration, the policy requires it.
+        the evidence has the document of the sealed configuration, the policy requires it. If the
+        evidence is not simulated, the policy rejects simulated evidence.
         """
         from attestkit.verifier.policy.pinned_rules import pinned_rules  # lazy: rarely needed
 
@@ -349,8 +347,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
     def _caution(self) -> VerificationStep | None:
         """Return a caution if the policy pins an app, but no OS image."""
         identity = (self.app_id, self.compose_hash, self.instance_id, self.key_provider)
-        pinned = self.reference_values.rules.keys()
-        held = self.os_image_hash is not None or any(image <= pinned for image in _IMAGE)
+        held = self.os_image_hash is not None or self.reference_values.has_image
         if held or identity == (None,) * 4:
             return None
         return caution(

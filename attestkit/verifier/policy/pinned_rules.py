@@ -32,6 +32,7 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
     claims, info = result.claims, result.app_info
     return {
         "platforms": (claims.platform,),
+        "refuse_simulated": not result.simulated,
         "reference_values": _pinned_registers(claims, info),
         "td_attributes": _pinned_bits(claims, "td_attributes"),
         "xfam": _pinned_bits(claims, "xfam"),

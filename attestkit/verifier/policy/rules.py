@@ -219,6 +219,7 @@ def _register(platform: str, size: int, comment: str) -> Values:
 
 _TDX, _SNP, _NITRO, _SGX = VERIFIED_PLATFORMS
 _OWNER: Final = "set by the owner at launch"
+_IMAGE: Final = ({"mrtd", "rtmr1", "rtmr2"}, {"measurement"}, {"pcr0"}, {"mrenclave"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +284,11 @@ class ReferenceValues:
         """Accepted values by register."""
         named = {name: getattr(self, name) for name in REGISTERS}
         return {name: values for name, values in named.items() if values is not None}
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the registers that together identify an OS image have reference values."""
+        return any(image <= self.rules.keys() for image in _IMAGE)
 
     def appraise(self, claims: Claims) -> VerificationStep | None:
         """Return the verification step; PolicyError names the first register that does not match.

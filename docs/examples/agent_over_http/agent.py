@@ -63,6 +63,8 @@ def context(url: str) -> bytes:
 def prove(tee: Attester, url: str, key: SigningKey) -> str:
     """Prove that the key is this TEE's; return the session id, which is the nonce."""
     nonce = ask(url, "/challenge")["nonce"]
+    if len(bytes.fromhex(nonce)) != 32:  # fixed size, so boundaries are unambiguous
+        sys.exit(f"refused: the nonce of {url} is not 32 bytes")
     public_key = key.verify_key.encode()
     report_data = ReportData.bind(TAG, context(url) + bytes.fromhex(nonce) + public_key)
     evidence = tee.attest(report_data=report_data).to_bytes()

@@ -38,8 +38,11 @@ class Notary:
         """Return evidence over a customer's nonce and the public key; retry a busy device.
 
         Raises:
+            ValueError: If the nonce has another size.
             BackendBusyError: If the device stays busy.
         """
+        if len(nonce) != NONCE:
+            raise ValueError(f"the nonce is {NONCE} bytes")
         report_data = ReportData.bind(TAG, nonce + self.public_key)
         for pause in PATIENCE:
             try:

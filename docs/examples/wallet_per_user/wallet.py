@@ -26,6 +26,8 @@ def sign(tee: Attester, user: str, message: str, nonce: bytes) -> dict[str, str]
     """Sign a message with a user's wallet; return it with the proof of the wallet's user."""
     if not USER.fullmatch(user):
         sys.exit("a user is called by 1 to 32 of a-z, 0-9 and -")
+    if len(nonce) != 32:  # fixed size, so the boundary between nonce and key is unambiguous
+        sys.exit("the nonce is 32 bytes")
     purpose = f"wallet/eth/{user}"
     # The path contains the algorithm, so keys of other algorithms differ.
     key = tee.keys.derive_compat(separated_path(purpose, "secp256k1"), purpose)

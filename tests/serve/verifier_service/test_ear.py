@@ -104,7 +104,7 @@ def test_ear_round_trip(
 def test_verify_without_format_ear_returns_json(make_client: MakeClient) -> None:
     """Without format=ear the response is the documented JSON object."""
     client = make_client()
-    for query in ("", "format=json", "x=y", "x=y&" * 300):
+    for query in ("", "format=json"):
         response = post_evidence(client, query, {"accept": "application/eat+cwt"})
         assert response.headers["content-type"] == "application/json"
         assert response.json()["is_valid"] is True
@@ -174,10 +174,19 @@ def test_ear_without_key_is_refused_before_verification(make_client: MakeClient)
         "encoding=jwt",
         "format=ear&Nonce=" + "00" * 8,
         "Report_Data=00",
+        "report-data=00",
+        "reportData=00",
+        "nonce%20=" + "00" * 8,
+        "nonce[]=" + "00" * 8,
+        "nonse=" + "00" * 8,
+        "eat_nonce=" + "00" * 8,
+        "challenge=" + "00" * 8,
+        "nonce;=" + "00" * 8,
+        "x=y",
     ],
 )
 def test_ear_invalid_parameter_is_400(make_client: MakeClient, query: str) -> None:
-    """Invalid parameters return 400 without verification."""
+    """Invalid and unknown parameters return 400: a misspelt nonce would not be compared."""
     fake = FakeVerifier()
     response = post_evidence(make_client(fake), query)
     assert response.status == 400

@@ -106,9 +106,10 @@ def test_guide_program_exits_on_interrupt(tmp_path: Path) -> None:
     (text,) = re.findall(r"<!-- file: verify_stdin.py -->\n```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "root.pem").write_bytes(PKI.root_der)
     intel.collateral().save(tmp_path / "collateral.json")
+    (tmp_path / "policy.toml").write_text('preset = "default"\n')
     start = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     with run_program(tmp_path, start + text, -signal.SIGINT) as process:
-        assert get_response(process, b"04\n") == b"0 FormatError\n"
+        assert get_response(process, b"0001020304050607 04\n") == b"0 FormatError\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT) == -signal.SIGINT  # not SIGABRT
         assert process.stderr

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 import cbor2
@@ -39,12 +39,20 @@ def create_small_result(
     nonce: bytes | None = None,
     policy: AppraisalPolicy | None = None,
     bound_to: BoundTo | None = None,
+    verified_at: datetime = NOW,
 ) -> AttestationResult:
     """Return a minimal attestation result."""
     found = Claims(platform, b"data", registers, (), (), (), IMAGE)
     verified = policy_samples.authenticated(status=status)
     return policy_samples.result(
-        found, verified, None, simulated=simulated, nonce=nonce, policy=policy, bound_to=bound_to
+        found,
+        verified,
+        None,
+        simulated=simulated,
+        nonce=nonce,
+        policy=policy,
+        bound_to=bound_to,
+        verified_at=verified_at,
     )
 
 

@@ -12,7 +12,7 @@ from pycose.keys.okp import OKPKey
 from pycose.messages.sign1message import Sign1Message
 
 from attestkit._crypto.hashes import sha256
-from attestkit.verifier.ear.result_token import PROFILE, EarKey
+from attestkit.verifier.ear.result_token import PROFILE, EarKey, sign_ear
 from tests.verifier.ear.ears import (
     ED25519,
     NONCE,
@@ -27,7 +27,8 @@ from tests.verifier.ear.ears import (
 @every_key
 def test_pyjwt_verifies_ear(key: EarKey) -> None:
     """PyJWT, with the key from the JWKS, verifies signature and expiry, and reads EAR's claims."""
-    token = create_ear("jwt", key, now=datetime.now(timezone.utc), policy_id="urn:policy")
+    result = create_small_result(nonce=NONCE, verified_at=datetime.now(timezone.utc))
+    token = sign_ear(result, key, policy_id="urn:policy")
     header = jwt.get_unverified_header(token)
     jwk = jwt.PyJWK(key.public.to_jwk())
     assert header == {"alg": key.public.algorithm, "kid": jwk.key_id, "typ": "eat+jwt"}
@@ -40,7 +41,7 @@ def test_pyjwt_verifies_ear(key: EarKey) -> None:
     assert appraisal["ear.status"] == "affirming"
     assert appraisal["ear.trustworthiness-vector"] == {"hardware": 2, "runtime-opaque": 2}
     assert appraisal["ear.appraisal-policy-id"] == "urn:policy"
-    assert appraisal["attestkit.result"] == create_small_result(nonce=NONCE).to_dict()
+    assert appraisal["attestkit.result"] == result.to_dict()
 
 
 @every_key

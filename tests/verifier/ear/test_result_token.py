@@ -311,6 +311,15 @@ def test_sign_ear_before_verification_raises_usage_error() -> None:
     assert read(sign_ear(result, ED25519, now=NOW + second)).issued_at == NOW + second
 
 
+def test_sign_ear_long_after_verification_raises_usage_error() -> None:
+    """A stored result is not signed as if its evidence had been verified now."""
+    result, hour = create_small_result(nonce=NONCE), timedelta(hours=1)
+    assert read(sign_ear(result, ED25519, now=NOW + hour), now=NOW + hour).issued_at == NOW + hour
+    for late in (hour + timedelta(seconds=1), timedelta(days=3650)):
+        with raises(UsageError, "out_of_range"):
+            sign_ear(result, ED25519, now=NOW + late)
+
+
 def test_sign_ear_cannot_name_rules_of_another_policy() -> None:
     """The policy id and its claims are those of the policy that accepted the evidence."""
     lax, strict = AppraisalPolicy.development(), AppraisalPolicy.strict()

@@ -223,6 +223,7 @@ def result(
     nonce: bytes | None = None,
     policy: AppraisalPolicy | None = None,
     bound_to: BoundTo | None = None,
+    verified_at: datetime = NOW,
 ) -> AttestationResult:
     """Return the attestation result for such evidence."""
     evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
@@ -235,7 +236,7 @@ def result(
             bound_to=bound_to if nonce is None else "nonce",
             nonce=nonce,
             app_info=info,
-            verified_at=NOW,
+            verified_at=verified_at,
             certificate_chain=verified.chain,
             policy=policy or AppraisalPolicy.default(),
             steps=(),

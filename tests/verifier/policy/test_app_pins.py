@@ -8,8 +8,10 @@ from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from attestkit.verifier.policy.event_rules import RequiredEvent
 
-HASH = {bytes(32)}
-REGISTER = {bytes(48)}
+HASH = {b"\1" * 32}
+REGISTER = {b"\1" * 48}
+ZERO = {bytes(48)}
+TD_IMAGE = {"mrtd": REGISTER, "rtmr1": REGISTER, "rtmr2": REGISTER}
 
 
 def pins(**registers: Any) -> dict[str, Any]:
@@ -20,18 +22,22 @@ def pins(**registers: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "rules",
     [
-        {"app_id": {bytes(20)}},
-        {"compose_hash": HASH},
-        pins(rtmr3=REGISTER),
-        pins(mr_config_id=REGISTER),
-        pins(host_data=HASH),
+        {"os_image_hash": HASH, "app_id": {bytes(20)}},
+        {"os_image_hash": HASH, "compose_hash": HASH},
+        {"os_image_hash": HASH, **pins(mr_config_id=REGISTER)},
+        {"os_image_hash": HASH, **pins(host_data=HASH)},
+        {"app_id": {bytes(20)}, **pins(**TD_IMAGE)},
+        {"app_id": {bytes(20)}, **pins(measurement=REGISTER)},
+        pins(**TD_IMAGE, rtmr3=REGISTER),
+        pins(**TD_IMAGE, rtmr3=ZERO),  # an image that measures no app
+        pins(measurement=REGISTER, host_data={bytes(32)}),
         pins(pcr0=REGISTER),
         {"platforms": {"sgx"}, **pins(mrenclave=HASH)},
     ],
     ids=str,
 )
-def test_names_app_with_rule_about_program(rules: dict[str, Any]) -> None:
-    """App id, compose hash, and registers that identify a program name the app."""
+def test_names_app_with_rules_about_program(rules: dict[str, Any]) -> None:
+    """App id, compose hash, or registers of a program name the app, together with its image."""
     assert names_app(AppraisalPolicy.default().replace(**rules))
 
 
@@ -51,10 +57,20 @@ def test_names_app_with_rule_about_program(rules: dict[str, Any]) -> None:
         pins(id_key_digest=REGISTER),
         pins(pcr8=REGISTER),
         {"platforms": {"sgx"}, **pins(mrsigner=HASH)},
+        {"app_id": {bytes(20)}},
+        {"compose_hash": HASH},
+        {"app_id": {bytes(20)}, **pins(mrtd=REGISTER)},
+        {"app_id": {bytes(20)}, **pins(rtmr0=REGISTER, rtmr1=REGISTER, rtmr2=REGISTER)},
+        pins(rtmr3=REGISTER),
+        pins(rtmr3=ZERO, mr_config_id=ZERO),
+        pins(mr_config_id=REGISTER),
+        pins(host_data=HASH),
+        pins(**TD_IMAGE, mr_config_id=ZERO),
+        pins(**TD_IMAGE, mr_config_id=ZERO | REGISTER),
     ],
     ids=str,
 )
 def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
-    """Images of any app, devices, signers and events do not name an app."""
+    """Images of any app, apps of any image, devices, signers and events do not name an app."""
     for preset in (AppraisalPolicy.strict, AppraisalPolicy.default, AppraisalPolicy.development):
         assert not names_app(preset().replace(**rules))

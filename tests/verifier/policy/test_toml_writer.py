@@ -11,6 +11,7 @@ from attestkit.errors import PolicyError
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, RequiredEvent
 from attestkit.verifier.policy.rules import BitMask, KeyProvider
 from attestkit.verifier.result import AttestationResult, TcbStatus
+from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     COMPOSE_HASH,
@@ -48,6 +49,7 @@ def is_accepted(
             verified,
             attestation_result.app_info,
             NOW,
+            simulated=attestation_result.simulated,
         )
     except PolicyError:
         return False
@@ -124,6 +126,19 @@ def test_pin_rejects_any_other_register(name: str) -> None:
                 current[pinned] = b"\xee" * len(current[pinned])
                 changes = {table: tuple(current.items())}
                 assert not is_accepted(policy, evidence, **changes), pinned
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_pin_of_hardware_rejects_simulated_evidence(name: str) -> None:
+    """A policy of a deployment does not depend on a verifier without the simulator's root."""
+    evidence = RESULTS[name]
+    verified = authenticated(status=evidence.tcb.status, advisory_ids=evidence.advisory_ids)
+    for simulated in (True, None):
+        with raises(PolicyError, "simulated"):
+            pin(evidence).appraise(
+                evidence.claims, verified, evidence.app_info, NOW, simulated=simulated
+            )
+    assert not pin(result(simulated=True)).refuse_simulated
 
 
 def test_pin_omits_values_with_instance_id() -> None:
