@@ -160,6 +160,18 @@ class Certification(NamedTuple):
     data: bytes
 
 
+class SignedParts(NamedTuple):
+    """The parts of a quote that the verification of its signatures needs."""
+
+    signed_region: bytes
+    signature: bytes
+    attestation_key: bytes
+    qe_report: bytes
+    qe_report_signature: bytes
+    qe_auth_data: bytes
+    certification: Certification
+
+
 def _lazy(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
     """Return a property that computes a field with `make` on first use, and caches it."""
     name = make.__name__
@@ -347,6 +359,21 @@ class Quote(QuoteBase):
         tee = "TDX" if self.tee_type == TEE_TDX else "SGX"
         report_data = self.report_data[:8].hex()
         return f"<Quote v{self.version} {tee}, {len(self.raw)} bytes, report_data {report_data}...>"
+
+
+def signed_parts(quote: Quote) -> SignedParts:
+    """Return the parts at once, which is faster than the properties one by one."""
+    data, layout = quote._data, quote._layout  # noqa: SLF001 - of this module's class
+    body, body_size, key, report, auth, auth_size, kind, chain, end = layout
+    return SignedParts(
+        data[: body + body_size],
+        data[key : key + 64],
+        data[key + 64 : key + 128],
+        data[report : report + 384],
+        data[report + 384 : report + 448],
+        data[auth : auth + auth_size],
+        Certification(kind, data[chain:end]),
+    )
 
 
 _NO_REGISTERS = "quote: of an SGX enclave, which has no MRTD and no RTMRs"

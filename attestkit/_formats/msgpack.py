@@ -8,8 +8,9 @@ from typing import ClassVar
 from attestkit._formats.cursor import Cursor
 from attestkit.errors import FormatError
 
-# Class of each byte in an array of integers: 0 positive fixint, 1 the prefix cc (uint 8), 2 other.
-_BYTE_CLASSES = bytes([byte >> 7 << (byte != 0xCC) for byte in range(256)])
+# Tables of the bytes that are the prefix cc (uint 8), and of those that need a prefix.
+_IS_PREFIX = bytes([byte == 0xCC for byte in range(256)])
+_IS_PREFIXED = bytes([byte > 0x7F and byte != 0xCC for byte in range(256)])
 
 _MOST_NON_CANONICAL = 1 << 17  # items of an array of integers that needs the slow path
 
@@ -163,12 +164,13 @@ class MsgpackReader(Cursor):
         end, longer = 0, count  # each prefix among the bytes so far adds one byte to the array
         while longer > end:
             end, longer = longer, longer + marked.count(0xCC, end, longer)
-        classes = marked[:end].translate(_BYTE_CLASSES)
-        if len(classes) < end or classes.replace(b"\1\2", b"").strip(b"\0"):
+        marked = marked[:end]
+        prefixes, prefixed = marked.translate(_IS_PREFIX), marked.translate(_IS_PREFIXED)
+        if len(marked) < end or b"\0" + prefixes != prefixed + b"\0":
             return None
         self.at += end
         pieces = self.data[start : self.at].split(b"\xcc\xcc")
-        return b"\xcc".join([piece.replace(b"\xcc", b"") for piece in pieces])
+        return b"\xcc".join([piece.translate(None, b"\xcc") for piece in pieces])
 
     def _first(self) -> int:
         return self.take(1)[0]

@@ -5,7 +5,6 @@ passes adds a VerificationStep to the result; otherwise it raises an exception. 
 exception rejects the evidence.
 """
 
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
@@ -188,7 +187,7 @@ class Examination:
             ResultContent(
                 claims=found,
                 advisory_ids=authenticated.advisory_ids,
-                tcb=replace(authenticated.tcb, status=authenticated.status),
+                tcb=authenticated.tcb,
                 simulated=simulated,
                 bound_to=expected.bound_to,
                 nonce=expected.nonce,

@@ -181,15 +181,19 @@ def _known_parts(collection: Collection) -> dict[str, bytes]:
 
 
 def _check(record: Record, where: str, media_type: str, ind: int) -> None:
-    given: str | int = record.media_type
-    if isinstance(given, str):
-        # Types, parameter names, and the known parameter values are case-insensitive.
-        given = ";".join([piece.strip(" \t") for piece in given.lower().split(";")])
-    if _OTHER_NAMES.get(given, given) not in {media_type, media_type.replace("; ", ";")}:
+    if record.media_type != media_type and not _is_equivalent(record.media_type, media_type):
         message = f"{where}: media type must be {media_type}, not {shown(record.media_type)}"
         raise FormatError(message, reason="wrong_value")
     if record.ind is not None and not record.ind & ind:
         raise FormatError(f"{where}: ind {record.ind} lacks the bits {ind}", reason="inconsistent")
+
+
+def _is_equivalent(given: str | int, media_type: str) -> bool:
+    """Return whether `given` is another form of a media type, or another name for it."""
+    if isinstance(given, str):
+        # Types, parameter names, and the known parameter values are case-insensitive.
+        given = ";".join([piece.strip(" \t") for piece in given.lower().split(";")])
+    return _OTHER_NAMES.get(given, given) in {media_type, media_type.replace("; ", ";")}
 
 
 _STACK: Final = Stack._fields[:-1]
@@ -227,6 +231,11 @@ def _read(label: str, part: bytes) -> object:
         return _with_label(label, lambda: _read_events(part))
     if label in {"config", "mr_config"}:
         return _with_label(label, lambda: _text(part))
+    if label == "runtime_events":
+        from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
+
+        if (events := v1_structs.decode_runtime_events(part)) is not None:
+            return events
     if label in {"tpm_quote", "cert_chain", "runtime_events"}:
         return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
     return part
@@ -262,6 +271,10 @@ def _write_events(events: list[dict[str, Any]]) -> bytes:
 
 def _read_events(part: bytes) -> tuple[WireEvent, ...]:
     """Decode the array; as in wire version 1, the preimages of events are not interpreted."""
+    from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
+
+    if (events := v1_structs.decode_json_log(part)) is not None:
+        return events
     items = strict_json.read(part)
     if not isinstance(items, list) or len(items) > MAX_ITEMS:
         message = f"must be an array of at most {MAX_ITEMS} events"

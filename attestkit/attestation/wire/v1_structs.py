@@ -1,10 +1,11 @@
 """Structs of wire version 1 for msgspec: fast decoders for evidence as attesters encode it.
 
 In msgpack this is evidence of a TD, with keys in the order of agents; in CBOR, evidence of a TD or
-of SEV-SNP. msgspec and cbor2 are much faster than the reader in `v1_document`, but less strict:
-they accept duplicate keys and integers that are not in their shortest form. So evidence in msgpack
-is encoded again, and accepted only if the bytes are equal, and evidence in CBOR is checked by the
-native core before. All other evidence, and all that is malformed, is left to `v1_document`.
+of SEV-SNP; and the parts of a CMW collection that have many items: the event log in JSON, and the
+runtime events in CBOR. msgspec and cbor2 are much faster than the reader in `v1_document`, but less
+strict: they accept duplicate keys and integers that are not in their shortest form. So msgpack and
+JSON are encoded again, and accepted only if the bytes are equal, and CBOR is checked by the native
+core before. All other evidence, and all that is malformed, is left to the full readers.
 """
 
 from typing import Annotated, Final, Literal
@@ -13,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from attestkit._formats.cbor import read_canonical
+from attestkit._native import unhex
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     Platform,
@@ -43,6 +45,18 @@ class _Event(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     preimage: str | None = None
 
 
+class _JsonEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Fields of a `WireEvent`, in the same order, with bytes in hex."""
+
+    imr: _U32
+    event_type: _U32
+    digest: str
+    event: str
+    event_payload: str
+    version: _Version = 1
+    preimage: str | None = None
+
+
 class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """Fields of a `RuntimeEvent`, in the same order."""
 
@@ -52,6 +66,7 @@ class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
 
 
 _Events = Annotated[list[_Event], Meta(max_length=MAX_ITEMS)]
+_JsonEvents = Annotated[list[_JsonEvent], Meta(max_length=MAX_ITEMS)]
 _RuntimeEvents = Annotated[list[_RuntimeEvent], Meta(max_length=MAX_ITEMS)]
 
 
@@ -118,6 +133,8 @@ class _CborDocument(Struct, forbid_unknown_fields=True, gc=False):
 
 _DECODER: Final = msgspec.msgpack.Decoder(_Tail)
 _ENCODER: Final = msgspec.msgpack.Encoder()
+_JSON_DECODER: Final = msgspec.json.Decoder(_JsonEvents)
+_JSON_ENCODER: Final = msgspec.json.Encoder()
 
 
 def decode_msgpack(quote: bytes, rest: bytes) -> Evidence | None:
@@ -156,6 +173,36 @@ def decode_cbor(data: bytes, start: int) -> Evidence | None:
     return Evidence(_platform(platform), _stack(stack, stack.report_data, payload))
 
 
+def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
+    """Decode an event log of a CMW, compact JSON; return None if it needs the full reader."""
+    try:
+        found = _JSON_DECODER.decode(text)
+        if _JSON_ENCODER.encode(found) != text:
+            return None
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    fields, make = msgspec.structs.astuple, tuple.__new__
+    events = []
+    for imr, event_type, digest_hex, name, payload_hex, version, preimage in map(fields, found):
+        digest, payload = unhex(digest_hex), unhex(payload_hex)
+        if digest is None or payload is None:
+            return None
+        event = (imr, event_type, digest, name, payload, version, preimage)
+        events.append(make(WireEvent, event))
+    return tuple(events)
+
+
+def decode_runtime_events(data: bytes) -> tuple[RuntimeEvent, ...] | None:
+    """Decode runtime events of a CMW, CBOR; return None if they need the full reader."""
+    try:
+        found: list[_RuntimeEvent] = msgspec.convert(
+            read_canonical(data, 0), _RuntimeEvents, builtin_types=(bytes,)
+        )
+    except (FormatError, msgspec.ValidationError):
+        return None
+    return _runtime_events(found)
+
+
 def _platform(data: _CborTdxData | _CborSnpData) -> Platform:
     if isinstance(data, _CborTdxData):
         return Tdx(data.quote, _log(data.event_log))
@@ -170,6 +217,9 @@ def _log(events: list[_Event]) -> tuple[WireEvent, ...]:
 def _stack(
     data: _StackData | _CborStackData, report_data: bytes, payload: str | None = None
 ) -> Stack:
+    return Stack(report_data, _runtime_events(data.runtime_events), data.config, payload)
+
+
+def _runtime_events(events: list[_RuntimeEvent]) -> tuple[RuntimeEvent, ...]:
     fields, make = msgspec.structs.astuple, tuple.__new__
-    events = tuple([make(RuntimeEvent, fields(event)) for event in data.runtime_events])
-    return Stack(report_data, events, data.config, payload)
+    return tuple([make(RuntimeEvent, fields(event)) for event in events])

@@ -16,7 +16,7 @@ from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
 from attestkit._reasons import VerificationStep
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
-from attestkit.quote import Quote, TdQuoteBody
+from attestkit.quote import Certification, Quote, SignedParts, TdQuoteBody, signed_parts
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.dcap.reasons import LATEST, DcapReason, moment, refuse
@@ -41,6 +41,7 @@ PEM_CHAIN: Final = 5
 """Type of certification data with a PCK certificate chain."""
 _ENTRIES: Final = 1024  # QE reports, evaluations
 _LARGE_AUTH_DATA: Final = 1024  # bytes to cache at most; Intel's has 32 bytes
+_REPORT_DATA: Final = slice(320, 384)  # in a QE report
 _UPPER_HALF: Final = bytes(32)  # of the QE report's report data
 _SGX_NAMES: Final = tuple(f"SGX {n}" for n in range(1, 17))
 _TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
@@ -96,17 +97,17 @@ class Dcap:
             UsageError: If `now` is outside the years 1970 to 9999.
         """
         _check_time(now)
-        verified = self._collateral.verify(collateral)
-        chain, malformed = _select_chain(quote, collateral.pck_certificate_chain)
+        verified, parts = self._collateral.verify(collateral), signed_parts(quote)
+        chain, malformed = _select_chain(parts.certification, collateral.pck_certificate_chain)
         platform = self._chains.platform(chain, malformed)
         verified.check_time(now)
         _check_platform_time(platform, now)
         verified.check_platform(platform, quote.tee_type)
-        self._check_signatures(quote, platform)
-        body, report = quote.body, quote.qe_report.raw
+        self._check_signatures(parts, platform)
+        body = quote.body
         svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
         evaluation = self._evaluations.get(
-            (platform.token, verified.token, report, svns),
+            (platform.token, verified.token, parts.qe_report, svns),
             lambda: self._evaluate(quote, platform, verified),
             store=platform.is_cached and verified.is_cached,
         )
@@ -137,13 +138,14 @@ class Dcap:
                 `authenticate` with any collateral, possibly with another reason.
         """
         _check_time(now)
-        if quote.certification.type != PEM_CHAIN and pck_certificate_chain is None:
-            _check_quote_signature(quote, _attestation_key(quote))
+        parts = signed_parts(quote)
+        if parts.certification.type != PEM_CHAIN and pck_certificate_chain is None:
+            _check_quote_signature(parts, _attestation_key(parts))
             return
-        chain, malformed = _select_chain(quote, pck_certificate_chain)
+        chain, malformed = _select_chain(parts.certification, pck_certificate_chain)
         platform = self._chains.platform(chain, malformed)
         _check_platform_time(platform, now)
-        self._check_signatures(quote, platform)
+        self._check_signatures(parts, platform)
 
     def explain(self, quote: Quote, collateral: Collateral) -> str:
         """Return a sentence on the outdated component of a quote's platform.
@@ -151,7 +153,8 @@ class Dcap:
         Quote and collateral must have been accepted by `authenticate`.
         """
         verified = self._collateral.verify(collateral)
-        platform = self._chains.platform(*_select_chain(quote, collateral.pck_certificate_chain))
+        chain = _select_chain(quote.certification, collateral.pck_certificate_chain)
+        platform = self._chains.platform(*chain)
         body = quote.body
         svns = (body.tee_tcb_svn, body.tee_tcb_svn2) if isinstance(body, TdQuoteBody) else ()
         return explain_status(
@@ -162,22 +165,21 @@ class Dcap:
             quote.qe_report.isv_svn,
         )
 
-    def _check_signatures(self, quote: Quote, platform: PckPlatform) -> None:
+    def _check_signatures(self, parts: SignedParts, platform: PckPlatform) -> None:
         """Verify the signatures of QE report and quote; the former only once."""
         key = platform.leaf.key
-        parts = (
-            key.point,
-            quote.qe_report.raw,
-            quote.qe_report_signature,
-            quote.attestation_key,
-            quote.qe_auth_data,
-        )
         attestation_key = self._enclaves.get(
-            parts,
-            lambda: _certified_key(quote, key),
-            store=len(quote.qe_auth_data) <= _LARGE_AUTH_DATA,
+            (
+                key.point,
+                parts.qe_report,
+                parts.qe_report_signature,
+                parts.attestation_key,
+                parts.qe_auth_data,
+            ),
+            lambda: _certified_key(parts, key),
+            store=len(parts.qe_auth_data) <= _LARGE_AUTH_DATA,
         )
-        _check_quote_signature(quote, attestation_key)
+        _check_quote_signature(parts, attestation_key)
 
     def _evaluate(
         self, quote: Quote, platform: PckPlatform, verified: VerifiedCollateral
@@ -197,6 +199,7 @@ class Dcap:
             fmspc=extension.fmspc,
             components=_components(platform, verified, svns),
             qe_status=found.qe_status,
+            status=found.status,
             dynamic_platform=extension.dynamic_platform,
             cached_keys=extension.cached_keys,
             smt_enabled=extension.smt_enabled,
@@ -216,13 +219,15 @@ def _check_time(now: int) -> None:
         raise UsageError(f"now: {now}, must be in the years 1970 to 9999", reason="out_of_range")
 
 
-def _select_chain(quote: Quote, pck_certificate_chain: str | None) -> tuple[bytes, DcapReason]:
-    """Return the PCK certificate chain of `quote`, and the reason to use if it is malformed.
+def _select_chain(
+    certification: Certification, pck_certificate_chain: str | None
+) -> tuple[bytes, DcapReason]:
+    """Return the PCK certificate chain of a quote, and the reason to use if it is malformed.
 
     Raises:
         CollateralError: If neither quote nor collateral has the chain.
     """
-    kind, data = quote.certification
+    kind, data = certification
     if kind == PEM_CHAIN:
         return data, "quote_format"
     if pck_certificate_chain is None:
@@ -248,32 +253,32 @@ def _check_platform_time(platform: PckPlatform, now: int) -> None:
             raise validity.refuse(now, "; get the platform's current PCK certificate from a PCCS")
 
 
-def _certified_key(quote: Quote, pck_key: P256PublicKey) -> P256PublicKey:
+def _certified_key(parts: SignedParts, pck_key: P256PublicKey) -> P256PublicKey:
     """Verify that the PCK signed the QE report, and that the report has the attestation key."""
-    report = quote.qe_report
+    report = parts.qe_report
     try:
-        pck_key.verify(quote.qe_report_signature, report.raw)
+        pck_key.verify(parts.qe_report_signature, report)
     except SignatureError as error:
         message = "the QE report is not signed by the PCK certificate's key"
         raise refuse("qe_report_bad_signature", message) from error
-    digest = sha256(quote.attestation_key + quote.qe_auth_data)
-    if report.report_data != digest + _UPPER_HALF:
+    digest = sha256(parts.attestation_key + parts.qe_auth_data)
+    if report[_REPORT_DATA] != digest + _UPPER_HALF:
         message = "the QE report does not certify the key that signed the quote"
         raise refuse("attestation_key_unbound", message)
-    return _attestation_key(quote)
+    return _attestation_key(parts)
 
 
-def _attestation_key(quote: Quote) -> P256PublicKey:
+def _attestation_key(parts: SignedParts) -> P256PublicKey:
     try:
-        return P256PublicKey(quote.attestation_key)
+        return P256PublicKey(parts.attestation_key)
     except SignatureError as error:
         message = "the quote's signature is not valid: the attestation key is not on P-256"
         raise refuse("quote_bad_signature", message) from error
 
 
-def _check_quote_signature(quote: Quote, key: P256PublicKey) -> None:
+def _check_quote_signature(parts: SignedParts, key: P256PublicKey) -> None:
     try:
-        key.verify(quote.signature, quote.signed_region)
+        key.verify(parts.signature, parts.signed_region)
     except SignatureError as error:
         message = "the quote's signature is not valid: quote or signature were altered"
         raise refuse("quote_bad_signature", message) from error
@@ -335,17 +340,13 @@ def _collateral_facts(
     platform: PckPlatform, verified: VerifiedCollateral, root_key_id: bytes
 ) -> CollateralFacts:
     """Return CRL numbers, and dates over all verified parts of collateral and PCK chain."""
-    certificates = map(certificate_validity, (platform.leaf, platform.authority))
-    validities = (*verified.validities, *certificates)
-    starts = [validity.start for validity in validities]
-    ends = [
-        validity.end - 1 if validity.late == "cert_expired" else validity.end
-        for validity in validities
-    ]
+    certificates = (platform.leaf, platform.authority)
+    starts = [certificate.start for certificate in certificates]
+    last_seconds = [certificate.end - 1 for certificate in certificates]
     return CollateralFacts(
-        earliest_issue=_datetime(min(starts)),
-        latest_issue=_datetime(max(starts)),
-        earliest_expiration=_datetime(min(ends)),
+        earliest_issue=_datetime(min(verified.first_start, *starts)),
+        latest_issue=_datetime(max(verified.start, *starts)),
+        earliest_expiration=_datetime(min(verified.expiration, *last_seconds)),
         root_key_id=root_key_id,
         root_crl_number=verified.root_crl.number,
         pck_crl_number=verified.pck_crl.number,

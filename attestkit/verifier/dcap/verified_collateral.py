@@ -73,6 +73,8 @@ class VerifiedCollateral:
     validities: tuple[Validity, ...]
     start: int  # Unix seconds, half-open: when all parts are valid
     end: int
+    first_start: int  # Unix seconds: when the first part became valid
+    expiration: int  # Unix seconds: last second of a certificate, or nextUpdate
     is_cached: bool
     token: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
 
@@ -95,14 +97,10 @@ class VerifiedCollateral:
             SignatureError: If the chains have different roots (`untrusted_root`), the CRL is that
                 of another CA (`crl_missing`), or a certificate is revoked (`cert_revoked`).
         """
-        bodies: tuple[tuple[str, DcapReason, int], ...] = (
-            (TCB_INFO.name, TCB_INFO.wrong_type, self.tcb_info.tee_type),
-            (QE_IDENTITY.name, QE_IDENTITY.wrong_type, self.qe_identity.tee_type),
-        )
-        for name, reason, found_type in bodies:
-            if found_type != tee_type:
-                message = f"{name}: is for {_tee(found_type)}, and the quote is of {_tee(tee_type)}"
-                raise refuse(reason, f"{message}; {FRESH}")
+        for kind, body in ((TCB_INFO, self.tcb_info), (QE_IDENTITY, self.qe_identity)):
+            if body.tee_type != tee_type:
+                tees = f"is for {_tee(body.tee_type)}, and the quote is of {_tee(tee_type)}"
+                raise refuse(kind.wrong_type, f"{kind.name}: {tees}; {FRESH}")
         if platform.root.der != self.root.der:
             message = "the chains of quote and collateral have different root certificates"
             raise refuse("untrusted_root", f"{message}; {FRESH}, for this platform")
@@ -238,6 +236,10 @@ class CollateralVerifier:
             validities=validities,
             start=max(validity.start for validity in validities),
             end=min(validity.end for validity in validities),
+            first_start=min(validity.start for validity in validities),
+            expiration=min(
+                validity.end - (validity.late == "cert_expired") for validity in validities
+            ),
             is_cached=store,
         )
 

@@ -221,14 +221,16 @@ def _authenticated(
         levels = report.tcb(which, signer.product)._asdict()
         return tuple((name, n) for name, n in levels.items() if n is not None)
 
+    status = TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE
     tcb = Tcb(
+        status=status,
         components=components("reported"),
         current=components("current"),
         committed=components("committed"),
         launch=components("launch"),
     )
     return Authenticated(
-        status=TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE,
+        status=status,
         advisory_ids=(),
         report_data=report.report_data,
         device=b"",

@@ -1,0 +1,134 @@
+"""Fast decoders of a CMW's records, event log and runtime events, beside the full readers."""
+
+from typing import Final
+
+import cbor2
+import pytest
+
+from attestkit.attestation.cmw import evidence as cmw_evidence
+from attestkit.attestation.cmw import record as cmw
+from attestkit.attestation.cmw.evidence import decode_evidence, encode_evidence
+from attestkit.attestation.wire import v1_document, v1_structs
+from attestkit.attestation.wire.evidence_parts import Evidence
+from attestkit.errors import FormatError
+from tests.attestation.samples import KINDS, V2, mutations
+from tests.thorough import thorough
+
+ENCODED: Final = encode_evidence("cbor", V2)
+COLLECTION: Final = cbor2.loads(ENCODED)
+EVENT_LOG: Final = COLLECTION["event_log"][1]
+RUNTIME_EVENTS: Final = COLLECTION["runtime_events"][1]
+LOG: Final = b'[{"imr":3,"event_type":1,"digest":"","event":"a","event_payload":"00"}]'
+
+
+def read_result(label: str, part: bytes, *, full: bool = False) -> object:
+    """Return the part, or reason, offset and message of the error; `full`: by the full reader."""
+    with pytest.MonkeyPatch.context() as patch:
+        if full:
+            patch.setattr(v1_structs, "decode_json_log", lambda _: None)
+            patch.setattr(v1_structs, "decode_runtime_events", lambda _: None)
+        try:
+            return cmw_evidence._read(label, part)
+        except FormatError as error:
+            return error.reason, error.offset, str(error)
+
+
+def read_records(data: bytes, *, full: bool = False) -> object:
+    """Return the CMW, or reason, offset and message of the error; `full`: by the full reader."""
+    with pytest.MonkeyPatch.context() as patch:
+        if full:
+            patch.setattr(cmw, "_read_plain_collection", lambda _: None)
+        try:
+            return cmw.read_cbor(data)
+        except FormatError as error:
+            return error.reason, error.offset, str(error)
+
+
+@thorough(mutations(ENCODED), few=100, many=3000)
+def test_cmw_collection_equals_that_of_full_reader(data: bytes) -> None:
+    """Records and errors are those of the full reader."""
+    assert read_records(data) == read_records(data, full=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {cmw.KIND: None},
+        {cmw.KIND: "no URI"},
+        {1: ["a/b", b"", 4]},
+        {True: ["a/b", b"", 4]},
+        {"a": ["a/b", b""]},
+        {"a": ["a/b", b"", None]},
+        {"a": ["a/b", b"", True]},
+        {"a": ["a/b", b"", -1]},
+        {"a": ["a/b", b"", 32]},
+        {"a": ["a/b", "text", 4]},
+        {"a": [-1, b"", 4]},
+        {"a": [False, b"", 4]},
+        {"a": ["no type", b"", 4]},
+        {"a": "abc"},
+        {"a": {}},
+        {"a": {"b": ["a/b", b"", 4]}},
+        {str(label): ["a/b", b"", 4] for label in range(65)},
+    ],
+)
+def test_cmw_collection_in_other_form_is_left_to_full_reader(change: dict[object, object]) -> None:
+    """Other records and labels are left to the full reader, which accepts some of them."""
+    data = cbor2.dumps(COLLECTION | change)
+    assert cmw._read_plain_collection(data) is None
+    assert read_records(data) == read_records(data, full=True)
+
+
+@thorough(mutations(LOG, EVENT_LOG), few=100, many=3000)
+def test_cmw_event_log_equals_that_of_full_reader(part: bytes) -> None:
+    """Event log and errors are those of the full reader."""
+    assert read_result("event_log", part) == read_result("event_log", part, full=True)
+
+
+@thorough(mutations(RUNTIME_EVENTS), few=100, many=3000)
+def test_cmw_runtime_events_equal_those_of_full_reader(part: bytes) -> None:
+    """Runtime events and errors are those of the full reader."""
+    assert read_result("runtime_events", part) == read_result("runtime_events", part, full=True)
+
+
+@pytest.mark.parametrize("evidence", [KINDS[0], V2])
+def test_cmw_of_td_does_not_reach_full_readers(evidence: Evidence) -> None:
+    """The parts that attestkit writes are read by the fast decoders."""
+    encoded = encode_evidence("cbor", evidence)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(cmw, "_read")
+        patch.delattr(cmw_evidence, "_event")
+        patch.delattr(v1_document, "decode_part")
+        assert decode_evidence(encoded).evidence == evidence
+
+
+@pytest.mark.parametrize(
+    ("common", "variant"),
+    [
+        (b":3,", b": 3,"),  # a blank
+        (b":3,", b":3.0,"),  # an integer as a float
+        (b":3,", b":4294967296,"),  # over 32 bits
+        (b'"imr":3', b'"imr":3,"imr":3'),  # a duplicate key
+        (b'"imr":3', b'"imr":3,"other":[[]]'),  # an unknown key
+        (b'"a"', b'"\\u0061"'),  # an escape that is not needed
+        (b'"a"', b'"\\ud800"'),  # a lone surrogate
+        (b'"a"', b'"\xff"'),  # not UTF-8
+        (b'"00"', b'"0"'),  # not hex
+        (b'"00"', b"null"),
+        (b'"digest":"",', b""),  # a digest may be missing
+        (b'"00"}', b'"00","version":1}'),  # a default
+        (b'"00"}', b'"00","preimage":null}'),
+        (b'"00"}', b'"00","version":3}'),
+        (b"}]", b"}]\n"),
+    ],
+)
+def test_cmw_event_log_in_other_form_is_left_to_full_reader(common: bytes, variant: bytes) -> None:
+    """Other JSON, duplicate and unknown keys are handled by the strict reader."""
+    assert LOG.count(common) == 1
+    assert v1_structs.decode_json_log(LOG.replace(common, variant)) is None
+
+
+@pytest.mark.parametrize("part", ["8000", "a0", "9800", "818261614100", "9fff"])
+def test_cmw_runtime_events_in_other_form_are_left_to_full_reader(part: str) -> None:
+    """Trailing bytes, other types, long heads and structs as arrays are left to it."""
+    assert v1_structs.decode_runtime_events(bytes.fromhex(part)) is None
