@@ -25,6 +25,14 @@ PUBLIC_BY_REASON = {
         ("_crypto/x509/app_certificates.py", "certificate.spki_der != spki_der"),
         ("_crypto/x509/vendor_roots.py", "leaf.spki_der.startswith(P256_SPKI_HEAD)"),
         (
+            "verifier/dcap/engine.py",
+            (
+                "self._enclaves.get((key.point, parts.qe_report, parts.qe_report_signature, "
+                "parts.attestation_key, parts.qe_auth_data), lambda: _certified_key(parts, key), "
+                "store=len(parts.qe_auth_data) <= _LARGE_AUTH_DATA)"
+            ),
+        ),
+        (
             "verifier/dcap/verified_collateral.py",
             (
                 "self._tcb_infos.get((given.tcb_info, given.tcb_info_signature, signer.der), "
@@ -41,7 +49,8 @@ PUBLIC_BY_REASON = {
         ("verifier/ear/envelope.py", "token.startswith(bytes([_TAG]))"),
     },
     "one part of a document and another part of it": {
-        ("verifier/dcap/engine.py", "report.report_data != digest + _UPPER_HALF"),
+        ("verifier/dcap/engine.py", "report[_REPORT_DATA] != digest + _UPPER_HALF"),
+        ("verifier/dcap/engine.py", "report[_REPORT_DATA]"),
         (
             "_native/_python_quote.py",
             "report_data != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",

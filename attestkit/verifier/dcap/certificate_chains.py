@@ -40,7 +40,7 @@ class PckPlatform:
     start: int  # Unix seconds, half-open: validity of the three certificates
     end: int
     is_cached: bool
-    token: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
+    handle: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
 
 
 class CertificateChains:

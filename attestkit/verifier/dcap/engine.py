@@ -107,7 +107,7 @@ class Dcap:
         body = quote.body
         svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
         evaluation = self._evaluations.get(
-            (platform.token, verified.token, parts.qe_report, svns),
+            (platform.handle, verified.handle, parts.qe_report, svns),
             lambda: self._evaluate(quote, platform, verified),
             store=platform.is_cached and verified.is_cached,
         )

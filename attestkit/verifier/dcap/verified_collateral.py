@@ -76,7 +76,7 @@ class VerifiedCollateral:
     first_start: int  # Unix seconds: when the first part became valid
     expiration: int  # Unix seconds: last second of a certificate, or nextUpdate
     is_cached: bool
-    token: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
+    handle: object = field(default_factory=object)  # stands for it in keys, and keeps nothing alive
 
     def check_time(self, now: int) -> None:
         """Raise CollateralExpiredError for the first part that is not valid at `now`."""
