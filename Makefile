@@ -21,7 +21,7 @@ DIST := .tools/dist
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak chaos fleet \
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos fleet \
 	docs lock audit promises devmode interleave dist matrix clean help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
 	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
+	@echo "make differential  compare the DCAP engine with dcap-qvl; the record is docs/records/dcap.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make chaos   let disk, clock, device and network break around the server; docs/records/chaos.json"
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
@@ -159,6 +160,10 @@ audit: $(TOOLS)/.made
 # record, and leaves out engines that are not installed.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m fuzz.campaign $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+# An hour; ARGS='--seconds 60' is the form that writes no record, `--cases N --seed S --kind K` others.
+differential: $(VENV)/.dev
+	$(BIN)/python -m tests.verifier.dcap.differential $(ARGS)
 
 # What is committed, and nothing else; which compiler and Python is in docs/install.md.
 dist: $(DIST)/.made

@@ -1,6 +1,7 @@
 """Typed access to dcap-qvl, an independent verifier, with attestkit's types."""
 
-from typing import Final, NamedTuple
+import json
+from typing import Any, Final, NamedTuple
 
 import dcap_qvl
 
@@ -22,7 +23,30 @@ def verify_with_dcap_qvl(
     quote: bytes, collateral: Collateral, root: bytes | None, now: int
 ) -> Verdict:
     """Return dcap-qvl's result at `now` for a root (DER); None: Intel's, its default."""
-    theirs = dcap_qvl.QuoteCollateralV3(
+    theirs = _collateral(collateral)
+    try:
+        if root is None:
+            report = dcap_qvl.verify(quote, theirs, now)
+        else:
+            report = dcap_qvl.verify_with_root_ca(quote, theirs, root, now)
+    except ValueError as error:
+        return Verdict(REJECT, text=str(error))
+    return Verdict(report.status, tuple(report.advisory_ids), report=report.to_json())
+
+
+def get_dcap_qvl_claims(
+    quote: bytes, collateral: Collateral, root: bytes, now: int
+) -> dict[str, Any]:
+    """Return dcap-qvl's claims of a quote that it accepts: dates, levels and PCK certificate."""
+    policy = dcap_qvl.QuotePolicy.claims_only(now)
+    verifier = dcap_qvl.QuoteVerifier(root)
+    claims = verifier.verify_with_policy(quote, _collateral(collateral), now, policy)
+    found: dict[str, Any] = json.loads(claims.to_json())
+    return found
+
+
+def _collateral(collateral: Collateral) -> dcap_qvl.QuoteCollateralV3:
+    return dcap_qvl.QuoteCollateralV3(
         collateral.pck_crl_issuer_chain,
         collateral.root_ca_crl,
         collateral.pck_crl,
@@ -33,14 +57,6 @@ def verify_with_dcap_qvl(
         collateral.qe_identity,
         collateral.qe_identity_signature,
     )
-    try:
-        if root is None:
-            report = dcap_qvl.verify(quote, theirs, now)
-        else:
-            report = dcap_qvl.verify_with_root_ca(quote, theirs, root, now)
-    except ValueError as error:
-        return Verdict(REJECT, text=str(error))
-    return Verdict(report.status, tuple(report.advisory_ids), report=report.to_json())
 
 
 def through_json(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Random evidence, signed again after each alteration, verified by attestkit and by dcap-qvl."""
