@@ -108,12 +108,14 @@ def _difference(
 def _facts(ours: Authenticated) -> tuple[object, ...]:
     tcb = ours.tcb
     assert tcb.date is not None
-    assert tcb.collateral_dates is not None
+    assert tcb.collateral is not None
+    facts = tcb.collateral
+    dates = (facts.earliest_issue, facts.latest_issue, facts.earliest_expiration)
     return (
         int(tcb.date.timestamp()),
         str(tcb.qe_status),
         tcb.evaluation_data_number,
-        *(int(moment.timestamp()) for moment in tcb.collateral_dates),
+        *(int(moment.timestamp()) for moment in dates),
         ours.device,
         tcb.fmspc,
         (tcb.dynamic_platform, tcb.cached_keys, tcb.smt_enabled),
