@@ -49,6 +49,8 @@ __all__ = [
     "cbor_check",
     "ccel_walk",
     "cpuid",
+    "event_maker",
+    "evidence_decoders",
     "hexlify",
     "json_depth",
     "quote_layout",
@@ -223,7 +225,15 @@ else:
     globals().update({name: getattr(_python, name) for name in _python.__all__})
 
 if TYPE_CHECKING:
-    from attestkit._native._objects import Column, QuoteBase, body_getter, quote_parsers
+    from attestkit._native._objects import (
+        Column,
+        QuoteBase,
+        body_getter,
+        event_maker,
+        evidence_decoders,
+        quote_parsers,
+    )
 elif CORE == "compiled":
     QuoteBase, quote_parsers = _objects.QuoteBase, _objects.quote_parsers
     Column, body_getter = _objects.Column, _objects.body_getter
+    event_maker, evidence_decoders = _objects.event_maker, _objects.evidence_decoders

@@ -17,6 +17,7 @@ _Replay: TypeAlias = Callable[[bytes, bytes], Registers]
 _ReplayMany: TypeAlias = Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]
 _T = TypeVar("_T")
 _Q = TypeVar("_Q", bound=QuoteBase)
+_E = TypeVar("_E", bound=tuple[Any, ...])
 _C_co = TypeVar("_C_co", covariant=True)
 _Four: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview]
 
@@ -53,6 +54,19 @@ def many_replayer(many: int, fallback: _ReplayMany, /) -> _ReplayMany: ...
 def pck_reader(
     fields: type[PckCertificateFields], /
 ) -> Callable[[bytes], PckCertificateFields | None]: ...
+def evidence_decoders(
+    evidence: type[_E],
+    tdx: type[tuple[Any, ...]],
+    stack: type[tuple[Any, ...]],
+    event: type[tuple[Any, ...]],
+    runtime_event: type[tuple[Any, ...]],
+    /,
+) -> tuple[Callable[[bytes], _E | None], Callable[[bytes], _E | None]]: ...
+def event_maker(
+    event: type[_E], /
+) -> Callable[
+    [tuple[tuple[Any, ...], ...]], tuple[tuple[_E, ...], tuple[_E, ...], bytes, bytes] | None
+]: ...
 def quote_checker(
     refuse_one: Callable[[int, int, int], Exception], /
 ) -> Callable[[bytes, bytes | None], QuoteRows]: ...

@@ -6,6 +6,7 @@ This module collects the functions of the modules `_python_*`.
 from attestkit._native._pck_fields import PckCertificateFields
 from attestkit._native._python_cbor import cbor_check
 from attestkit._native._python_columns import Column, quote_rows
+from attestkit._native._python_evidence import event_maker, evidence_decoders
 from attestkit._native._python_json import agent_json_walk, cpuid, hexlify, json_depth, unhex
 from attestkit._native._python_log import (
     ccel_walk,
@@ -32,6 +33,8 @@ __all__ = [
     "cbor_check",
     "ccel_walk",
     "cpuid",
+    "event_maker",
+    "evidence_decoders",
     "hexlify",
     "json_depth",
     "quote_layout",

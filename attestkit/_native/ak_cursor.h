@@ -14,6 +14,12 @@ typedef struct {
     const uint8_t *end;
 } ak_cursor;
 
+/* A part of the bytes. */
+typedef struct {
+    const uint8_t *p;
+    size_t size;
+} ak_part;
+
 static inline size_t ak_left(const ak_cursor *c)
 {
     return (size_t)(c->end - c->p);

@@ -18,8 +18,17 @@ int ak_add_sha384_objects(PyObject *module);
 int ak_add_column_objects(PyObject *module);
 int ak_add_pck_objects(PyObject *module);
 int ak_add_cbor_objects(PyObject *module);
+int ak_add_evidence_objects(PyObject *module);
+int ak_add_event_objects(PyObject *module);
 
 /* Raise the exception that the Python function `refuse` creates from a status and an offset. */
 void ak_raise_refusal(PyObject *refuse, int status, size_t at);
+
+/* Return whether a class is a subclass of tuple; otherwise raise TypeError. */
+int ak_is_tuple(PyTypeObject *class);
+
+/* Return an instance of a subclass of tuple. Takes the references to the items, in any case; NULL
+ * if one of them is NULL. */
+PyObject *ak_tuple(PyTypeObject *class, PyObject *const *items, Py_ssize_t count);
 
 #endif

@@ -2,9 +2,7 @@
 #ifndef AK_PCK_H
 #define AK_PCK_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "ak_cursor.h"
 
 enum {
     AK_PCK_POINT_SIZE = 65,
@@ -16,12 +14,6 @@ enum {
     AK_PCK_INSTANCE_SIZE = 16,
     AK_PCK_FLAGS = 3,
 };
-
-/* A part of the certificate. */
-typedef struct {
-    const uint8_t *p;
-    size_t size;
-} ak_part;
 
 /* A PCK certificate; all pointers point into its DER. */
 typedef struct {

@@ -15,12 +15,37 @@ void ak_raise_refusal(PyObject *refuse, int status, size_t at)
     Py_XDECREF(error);
 }
 
+int ak_is_tuple(PyTypeObject *class)
+{
+    if (PyType_IsSubtype(class, &PyTuple_Type))
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "the class is a named tuple");
+    return 0;
+}
+
+PyObject *ak_tuple(PyTypeObject *class, PyObject *const *items, Py_ssize_t count)
+{
+    PyObject *made = PyType_GenericAlloc(class, count);
+    int whole = made != NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        whole = whole && items[i] != NULL;
+        if (made == NULL)
+            Py_XDECREF(items[i]);
+        else if (PyTuple_SetItem(made, i, items[i]) != 0) /* takes the reference */
+            whole = 0;
+    }
+    if (!whole)
+        Py_CLEAR(made);
+    return made;
+}
+
 static int fill(PyObject *module)
 {
     return ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
                    ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0 ||
                    ak_add_sha384_objects(module) != 0 || ak_add_column_objects(module) != 0 ||
-                   ak_add_pck_objects(module) != 0 || ak_add_cbor_objects(module) != 0
+                   ak_add_pck_objects(module) != 0 || ak_add_cbor_objects(module) != 0 ||
+                   ak_add_evidence_objects(module) != 0 || ak_add_event_objects(module) != 0
                ? -1
                : 0;
 }

@@ -9,8 +9,6 @@
 
 #include <string.h>
 
-#include "ak_cursor.h"
-
 enum {
     INTEGER = 0x02,
     SEQUENCE = 0x30,

@@ -218,10 +218,8 @@ static PyObject *body_getter(PyObject *module, PyObject *args)
     PyObject *make;
     if (!PyArg_ParseTuple(args, "O!O", &PyType_Type, &class, &make))
         return NULL;
-    if (!PyType_IsSubtype(class, &PyTuple_Type)) {
-        PyErr_SetString(PyExc_TypeError, "the class of bodies is a named tuple");
+    if (!ak_is_tuple(class))
         return NULL;
-    }
     PyObject *base = PyObject_GetAttrString(module, "QuoteBase");
     PyObject *given = base == NULL ? NULL : PyTuple_Pack(3, base, (PyObject *)class, make);
     PyObject *getter = given == NULL ? NULL : PyCFunction_NewEx(&body_method, given, NULL);

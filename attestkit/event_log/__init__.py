@@ -34,6 +34,8 @@ _HEAD = 256
 # Faster than calling the classes: they skip the Python-level constructors.
 _new = object.__new__
 _new_tuple = tuple.__new__
+# Returns events, runtime events and columns; None for events that are left to Python code.
+_make_events = _native.event_maker(Event)
 
 Rtmrs = tuple[bytes, bytes, bytes, bytes]
 """Values of RTMR0 to RTMR3, 48 bytes each."""
@@ -51,13 +53,23 @@ class RtmrSource(Protocol):
 class EventLog:
     """The event log of a TD: events of firmware and boot loader, then runtime events."""
 
-    __slots__ = ("_columns", "_events", "_runtime", "_source", "_v2_error", "_warnings")
+    __slots__ = (
+        "_columns",
+        "_events",
+        "_regular",
+        "_runtime",
+        "_source",
+        "_v2_error",
+        "_warnings",
+    )
 
     # Register numbers and digests of the events that extend, packed for the native core.
     _columns: tuple[bytes, bytes]
     # Decoded from `_source` on first use; until then None.
     _events: tuple[Event, ...] | None
     _source: LogSource | None
+    # Whether `check_runtime_events` is known to pass; without a source.
+    _regular: bool
     # Selected from the events on first use; until then None.
     _runtime: tuple[Event, ...] | None
     # Error text of the first version 2 event that does not match its preimage, for `check_events`.
@@ -88,6 +100,7 @@ class EventLog:
         self._columns = columns
         self._events = events
         self._source = source
+        self._regular = False
         self._runtime = self._v2_error = None
         self._warnings = ()
 
@@ -224,6 +237,18 @@ class EventLog:
         Raises:
             FormatError: If an event is not valid; the message gives its index.
         """
+        wire_events = tuple(wire_events)
+        if (made := _make_events(wire_events)) is None:
+            return cls._from_any_wire(wire_events)
+        events, runtime, registers, digests = made
+        self = _new(cls)
+        self._set(events, (registers, digests))
+        self._regular, self._runtime = True, runtime
+        return self
+
+    @classmethod
+    def _from_any_wire(cls, wire_events: tuple[WireEvent, ...]) -> "EventLog":
+        """Create a log from events of which not all are valid, of version 1, and as expected."""
         events: list[Event] = []
         v2_error: str | None = None
         warnings: list[str] = []
@@ -250,7 +275,7 @@ class EventLog:
                 return self.events
             # Release the source, which may have 16 MiB. In this order, another thread always finds
             # either the source or its replacement.
-            self._warnings = source.warnings()
+            self._warnings, self._regular = source.warnings(), source.regular
             self._events = source.events()
             self._source = None
         return self._events
@@ -335,7 +360,7 @@ class EventLog:
         if self._v2_error is not None:
             raise VerificationError(self._v2_error, reason="event")
         source = self._source
-        if source is None or not source.regular:
+        if not (self._regular if source is None else source.regular):
             check_runtime_events(self.events)
 
     def with_runtime(self, events: Iterable[Event]) -> "EventLog":

@@ -7,6 +7,7 @@ the order of the wire format (guest agent evidence, version 1).
 
 from typing import NamedTuple
 
+from attestkit._native import evidence_decoders
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE
@@ -115,6 +116,16 @@ class Evidence(NamedTuple):
         events = self.platform.event_log if isinstance(self.platform, (Tdx, GcpTdx)) else ()
         versions = [event.version for event in self.stack.runtime_events]
         return any(version != 1 for version in (*versions, *(event.version for event in events)))
+
+
+decode_scale_td, decode_msgpack_td = evidence_decoders(
+    Evidence, Tdx, Stack, WireEvent, RuntimeEvent
+)
+"""Decode evidence of a TD in the layout of guest agents, which is nearly all there is.
+
+They return None for all other evidence, and for all that is malformed. Without the compiled core
+they always return None.
+"""
 
 
 def td_body(quote: bytes | Quote) -> TdQuoteBody:

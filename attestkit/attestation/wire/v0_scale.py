@@ -115,6 +115,8 @@ def decode_evidence(data: bytes) -> Evidence:
     Raises:
         FormatError: If `data` is malformed, or has trailing bytes.
     """
+    if (found := parts.decode_scale_td(data)) is not None:
+        return found
     reader = ScaleReader(data, at=1)  # after the version, which the caller has checked
     try:
         evidence = Evidence(_read_platform(reader), _read_stack(reader))

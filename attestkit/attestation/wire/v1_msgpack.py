@@ -5,15 +5,13 @@ digests and payloads have the type bin. The decoder accepts both for all of them
 """
 
 from attestkit._formats.msgpack import MsgpackReader
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire import v1_document
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.attestation.wire.v1_document import IntArray
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import UsageError
 
 FIRST_BYTES = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
-
-# Evidence of a TD up to the quote, as agents write it.
-_TDX_START = b"\x83\xa7version\1\xa8platform\x82\xa4kind\xa3tdx\xa4data\x82\xa5quote"
 
 
 def decode_evidence(data: bytes) -> Evidence:
@@ -22,21 +20,9 @@ def decode_evidence(data: bytes) -> Evidence:
     Raises:
         FormatError: If `data` is malformed, its version is not 1, or bytes follow the document.
     """
-    if data.startswith(_TDX_START) and (found := _tdx(data)) is not None:
+    if (found := parts.decode_msgpack_td(data)) is not None:
         return found
     return v1_document.decode_document(MsgpackReader(data))
-
-
-def _tdx(data: bytes) -> Evidence | None:
-    """Decode evidence of a TD as guest agents write it; return None for any other layout."""
-    from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
-
-    reader = MsgpackReader(data, len(_TDX_START))
-    try:
-        quote = reader.blob()
-    except FormatError:
-        return None
-    return v1_structs.decode_msgpack(quote, data[reader.at :])
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

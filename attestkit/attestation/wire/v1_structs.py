@@ -1,11 +1,11 @@
 """Structs of wire version 1 for msgspec: fast decoders for evidence as attesters encode it.
 
-In msgpack this is evidence of a TD, with keys in the order of agents; in CBOR, evidence of a TD or
-of SEV-SNP; and the parts of a CMW collection that have many items: the event log in JSON, and the
-runtime events in CBOR. msgspec and cbor2 are much faster than the reader in `v1_document`, but less
-strict: they accept duplicate keys and integers that are not in their shortest form. So msgpack and
-JSON are encoded again, and accepted only if the bytes are equal, and CBOR is checked by the native
-core before. All other evidence, and all that is malformed, is left to the full readers.
+They read evidence of a TD or of SEV-SNP in CBOR; and the parts of a CMW collection that have many
+items: the event log in JSON, and the runtime events in CBOR. msgspec and cbor2 are much faster than
+the reader in `v1_document`, but less strict: they accept duplicate keys and integers that are not
+in their shortest form. So JSON is encoded again, and accepted only if the bytes are equal, and CBOR
+is checked by the native core before. All other evidence, and all that is malformed, is left to the
+full readers.
 """
 
 from typing import Annotated, Final, Literal
@@ -27,7 +27,6 @@ from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
 
-_U8 = Annotated[int, Meta(ge=0, le=0xFF)]
 _U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 _Version = Literal[1, 2]
 
@@ -68,24 +67,6 @@ class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
 _Events = Annotated[list[_Event], Meta(max_length=MAX_ITEMS)]
 _JsonEvents = Annotated[list[_JsonEvent], Meta(max_length=MAX_ITEMS)]
 _RuntimeEvents = Annotated[list[_RuntimeEvent], Meta(max_length=MAX_ITEMS)]
-
-
-class _StackData(Struct, forbid_unknown_fields=True, gc=False):
-    report_data: list[_U8]
-    runtime_events: _RuntimeEvents
-    config: str
-
-
-class _Stack(Struct, forbid_unknown_fields=True, gc=False):
-    kind: Literal["dstack"]
-    data: _StackData
-
-
-class _Tail(Struct, forbid_unknown_fields=True, gc=False):
-    """The part of a document after the quote: the event log, and the stack."""
-
-    event_log: _Events
-    stack: _Stack
 
 
 class _CborTdxData(Struct, forbid_unknown_fields=True, gc=False):
@@ -131,28 +112,8 @@ class _CborDocument(Struct, forbid_unknown_fields=True, gc=False):
     stack: _CborStack | _CborPod
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Tail)
-_ENCODER: Final = msgspec.msgpack.Encoder()
 _JSON_DECODER: Final = msgspec.json.Decoder(_JsonEvents)
 _JSON_ENCODER: Final = msgspec.json.Encoder()
-
-
-def decode_msgpack(quote: bytes, rest: bytes) -> Evidence | None:
-    """Decode evidence; return None if it needs the full reader.
-
-    Args:
-        quote: The quote, already decoded.
-        rest: The bytes of the document after the quote.
-    """
-    tail = b"\x82" + rest  # as a map of two entries: `event_log`, and `stack` of the outer map
-    try:
-        found = _DECODER.decode(tail)
-        if _ENCODER.encode(found) != tail:
-            return None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    stack = found.stack.data
-    return Evidence(Tdx(quote, _log(found.event_log)), _stack(stack, bytes(stack.report_data)))
 
 
 def decode_cbor(data: bytes, start: int) -> Evidence | None:
@@ -170,7 +131,7 @@ def decode_cbor(data: bytes, start: int) -> Evidence | None:
         return None
     platform, stack = found.platform.data, found.stack.data
     payload = stack.report_data_payload if isinstance(stack, _CborPodData) else None
-    return Evidence(_platform(platform), _stack(stack, stack.report_data, payload))
+    return Evidence(_platform(platform), _stack(stack, payload))
 
 
 def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
@@ -214,10 +175,8 @@ def _log(events: list[_Event]) -> tuple[WireEvent, ...]:
     return tuple([make(WireEvent, fields(event)) for event in events])
 
 
-def _stack(
-    data: _StackData | _CborStackData, report_data: bytes, payload: str | None = None
-) -> Stack:
-    return Stack(report_data, _runtime_events(data.runtime_events), data.config, payload)
+def _stack(data: _CborStackData, payload: str | None = None) -> Stack:
+    return Stack(data.report_data, _runtime_events(data.runtime_events), data.config, payload)
 
 
 def _runtime_events(events: list[_RuntimeEvent]) -> tuple[RuntimeEvent, ...]:

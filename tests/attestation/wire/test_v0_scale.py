@@ -5,6 +5,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 
+from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire import scale, v0_scale
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.attestation.wire.scale import ScaleReader
@@ -126,8 +127,9 @@ def read_result(data: bytes) -> object:
 @given(mutations(TD, *ENCODED[:2]))
 def test_v0_fast_path_of_events_equals_field_by_field(data: bytes) -> None:
     """The fast path for events gives the result of the general one, including errors."""
-    found = read_result(data)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "decode_scale_td", lambda _: None)
+        found = read_result(data)
         patch.setattr(v0_scale, "_EVENT_HEAD", struct.Struct(f"{len(data) + 1}x"))  # never fits
         assert read_result(data) == found
 
