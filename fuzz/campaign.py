@@ -58,6 +58,7 @@ LENGTHS: Final = {
     "pieces": (300, 4000),
     "depth": (300, 8000),
     "cbor": (300, 8000),
+    "evidence": (700, 20_000),
     "hex": (300, 8000),
     "sha256": (400, 4000),
     "sha384": (700, 8000),
@@ -68,6 +69,7 @@ LENGTHS: Final = {
     "objects-quote": (2000, 140_000),
     "objects-log": (700, 20_000),
     "objects-cbor": (300, 8000),
+    "objects-evidence": (700, 20_000),
     "objects-agent": (700, 20_000),
     "objects-replay": (300, 4000),
     "objects-sha384": (700, 8000),
@@ -80,6 +82,7 @@ C_DICTIONARIES: Final = {
     "tcg": ("ccel", "tpm", "objects-log"),
     "json": ("json", "pieces", "depth", "objects-agent"),
     "cbor": ("cbor", "objects-cbor"),
+    "evidence": ("evidence", "objects-evidence"),
 }
 PLANTED: Final = ("overread", "undefined")
 """Targets with mistakes, by which a test shows that mistakes are found."""

@@ -110,6 +110,51 @@ def cbor_target(core: Any) -> Target:
     return run
 
 
+def evidence_target(core: Any) -> Target:
+    """Return a target that decodes the bytes as evidence, and makes events of those in it."""
+    classes: list[Any] = [type(name, (tuple,), {}) for name in ("Evidence", "Tdx", "Stack")]
+    event: Any = type("Event", (tuple,), {})
+    classes += [type("WireEvent", (tuple,), {}), type("RuntimeEvent", (tuple,), {})]
+    decoders = core.evidence_decoders(*classes)
+    make = core.event_maker(event)
+    for wrong in (int, None):
+        with suppress(TypeError):
+            core.evidence_decoders(*classes[:4], wrong)
+            raise AssertionError
+        with suppress(TypeError):
+            core.event_maker(wrong)
+            raise AssertionError
+
+    def see_events(wire: tuple[Any, ...]) -> None:
+        made = make(wire)
+        if made is None:
+            return
+        events, runtime, registers, digests = made
+        assert len(events) == len(wire)
+        assert all(type(one) is event and len(one) == 6 for one in events)
+        assert all(one in events for one in runtime)
+        assert len(digests) == _DIGEST * len(registers)
+
+    def run(data: bytes) -> None:
+        for decode in decoders:
+            assert decode(bytearray(data)) is None
+            found = decode(data)
+            if found is None:
+                continue
+            assert type(found) is classes[0]
+            (_, log), (report_data, _, config, nothing) = found
+            assert (type(report_data), type(config), nothing) == (bytes, str, None)
+            assert all(type(one) is classes[3] and len(one) == 7 for one in log)
+            see_events(log)
+            # As logs have them: in the right register, and with the digests that are computed.
+            see_events(tuple([(3, 0x08000001, b"", *one[3:5], 1, None) for one in log]))
+            assert decode(data[:-1]) is None
+        see_events((data, data))
+        see_events(((0, 4, data, "", data, 1, None), (3, 0x08000001, b"", "\ud800", data, 1, None)))
+
+    return run
+
+
 def agent_target(core: Any) -> Target:
     """Return a target that reads bytes, and texts of them, as the agent's log and as hex."""
 
@@ -265,6 +310,7 @@ def targets(core: object) -> dict[str, Target]:
         "log": log_target(core),
         "agent": agent_target(core),
         "cbor": cbor_target(core),
+        "evidence": evidence_target(core),
         "replay": replay_target(core),
         "sha384": sha384_target(core),
         "column": column_target(core),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attestkit import _native
+from attestkit.attestation.wire.evidence_parts import Tdx, decode_msgpack_td, decode_scale_td
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.quote import Quote
@@ -48,6 +49,11 @@ def read(data: bytes) -> None:
     for canonical in (True, False):
         with suppress(AttestKitError):
             _native.cbor_check(data, 0, canonical=canonical)
+    for decode in (decode_scale_td, decode_msgpack_td):
+        evidence = decode(data)
+        if evidence is not None and isinstance(evidence.platform, Tdx):
+            with suppress(AttestKitError):
+                EventLog.from_wire(evidence.platform.event_log)
     _native.hexlify(data)
     _native.unhex(data)
     _native.unhex(data.decode("latin-1"))

@@ -18,7 +18,7 @@ from tests.native.pck_certificates import made_certificates, read_generally
 
 __all__ = ["NAMES", "Package", "both", "compare", "targets"]
 
-_MODULES: Final = ("_native", "errors", "event_log", "quote", "_formats.cbor")
+_MODULES: Final = ("_native", "errors", "event_log", "quote", "_formats.cbor", "attestation")
 
 
 class Package(NamedTuple):
@@ -29,6 +29,7 @@ class Package(NamedTuple):
     event_log: Any
     quote: Any
     cbor: Any
+    attestation: Any
 
 
 def _taken_out() -> dict[str, ModuleType]:
@@ -129,6 +130,13 @@ def _read_cbor(package: Package, data: bytes) -> tuple[Any, ...]:
         return found, error.reason, error.offset, str(error)
 
 
+def _read_evidence(package: Package, data: bytes) -> tuple[Any, ...]:
+    found = package.attestation.Attestation.from_bytes(data)
+    log = found.event_log
+    wrong = _wrong_events(package, log)
+    return found.evidence, found.encoding, log.events, log.replay(), log.warnings, wrong
+
+
 Read = Callable[[Package, bytes], tuple[Any, ...]]
 NAMES: Final[dict[str, tuple[Read, Callable[[], list[bytes]], str]]] = {
     "json": (_read_json, seeds.short_agent_texts, "json.dict"),
@@ -137,6 +145,7 @@ NAMES: Final[dict[str, tuple[Read, Callable[[], list[bytes]], str]]] = {
     "quote": (_read_quote, seeds.quotes, "quote.dict"),
     "pck": (_read_pck, made_certificates, "der.dict"),
     "cbor": (_read_cbor, seeds.cbor_values, "cbor.dict"),
+    "evidence": (_read_evidence, seeds.td_evidence, "evidence.dict"),
 }
 """Readers by name, with their seeds and their dictionaries."""
 

@@ -78,7 +78,7 @@ READERS: Final[dict[str, str]] = {
     "attestation.launch.tdx": "os_image",
     "attestation.wire.v0_scale": "v0_scale",
     "attestation.wire.v1_msgpack": "v1_msgpack",
-    "attestation.wire.v1_structs": "v1_msgpack",
+    "attestation.wire.v1_structs": "cbor_evidence",
     "attestation.launch.vm_config": "vm_config",
     "backends.dstack_agent.client": "agent_http",
     "backends.dstack_agent": "agent",

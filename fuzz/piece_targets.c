@@ -1,9 +1,10 @@
-/* Functions that the core's files have for each other: pieces of JSON, CBOR, and kernels. */
+/* Functions that the core's files have for each other: pieces of JSON, CBOR, evidence, kernels. */
 #include <string.h>
 
 #include "ak_cbor.h"
 #include "ak_cpu.h"
 #include "ak_dispatch.h"
+#include "ak_evidence.h"
 #include "ak_json.h"
 #include "ak_sha256.h"
 #include "targets.h"
@@ -152,6 +153,71 @@ uint64_t fuzz_cbor(const uint8_t *data, size_t size)
         fuzz_never(cbor(data, size - 1, canonical, size, &at) != AK_E_CBOR_TRUNCATED);
     }
     return sum;
+}
+
+/* Read a part that is inside the evidence. */
+static uint64_t add_part(uint64_t sum, const ak_cursor *whole, ak_part part)
+{
+    fuzz_never(part.p < whole->p || part.p > whole->end);
+    fuzz_never(part.size > (size_t)(whole->end - part.p));
+    return fuzz_add(sum, part.p, part.size);
+}
+
+static uint64_t add_decoded(uint64_t sum, const ak_evidence_codec *codec, ak_part part)
+{
+    uint8_t *bytes = fuzz_room(part.size);
+    codec->decode(part, bytes);
+    sum = fuzz_add(sum, bytes, part.size);
+    free(bytes);
+    return sum;
+}
+
+static bool add_events(uint64_t *sum, const ak_cursor *whole, ak_cursor *c, uint32_t count,
+                       bool (*read)(ak_cursor *c, ak_wire_event *event), bool is_runtime)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        ak_wire_event e = {.preimage.p = NULL};
+        if (!read(c, &e))
+            return false;
+        fuzz_never(e.version < 1 || e.version > 2);
+        *sum = add_part(add_part(*sum, whole, e.name), whole, e.payload);
+        if (!is_runtime)
+            *sum = add_part(fuzz_add_number(*sum, e.event_type ^ e.imr), whole, e.digest);
+        if (e.preimage.p != NULL)
+            *sum = add_part(*sum, whole, e.preimage);
+    }
+    return true;
+}
+
+/* Return whether the bytes are evidence. */
+static bool add_evidence(uint64_t *sum, const ak_evidence_codec *codec, ak_cursor c)
+{
+    const ak_cursor whole = c;
+    ak_td_evidence td;
+    if (!codec->begin(&c, &td) || !add_events(sum, &whole, &c, td.events, codec->event, false) ||
+        !codec->middle(&c, &td) ||
+        !add_events(sum, &whole, &c, td.runtime_events, codec->runtime_event, true) ||
+        !codec->finish(&c, &td))
+        return false;
+    fuzz_never(c.p != c.end || td.events > AK_EVIDENCE_MAX_ITEMS);
+    *sum = add_decoded(add_part(*sum, &whole, td.config), codec, td.report_data);
+    *sum = add_decoded(*sum, codec, td.quote);
+    return true;
+}
+
+/* Bytes are evidence in one encoding at most, and not when one is missing. */
+uint64_t fuzz_evidence(const uint8_t *data, size_t size)
+{
+    uint64_t sum = FUZZ_START;
+    const bool scale = add_evidence(&sum, &ak_evidence_scale, (ak_cursor){data, data + size}),
+               msgpack = add_evidence(&sum, &ak_evidence_msgpack, (ak_cursor){data, data + size});
+
+    fuzz_never(scale && msgpack);
+    if (scale)
+        fuzz_never(add_evidence(&sum, &ak_evidence_scale, (ak_cursor){data, data + size - 1}));
+    if (msgpack)
+        fuzz_never(add_evidence(&sum, &ak_evidence_msgpack, (ak_cursor){data, data + size - 1}));
+    return fuzz_add_number(sum, scale + 2U * msgpack);
 }
 
 enum { BLOCK = 128, DIGEST = 48, LANES = AK_SHA512_LANES };

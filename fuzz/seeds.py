@@ -9,12 +9,13 @@ from functools import cache
 from itertools import pairwise
 from struct import pack, unpack_from
 
-from attestkit.attestation.wire import v1_cbor
+from attestkit.attestation.wire import v0_scale, v1_cbor, v1_msgpack
+from attestkit.attestation.wire.evidence_parts import RuntimeEvent
 from attestkit.backends.simulator.boot_log import boot_log
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event
-from tests.attestation.samples import KINDS, POD
+from tests.attestation.samples import KINDS, POD, STACK, V2
 from tests.quotes import made_quotes, samples
 from tests.vectors import data, load
 
@@ -155,3 +156,11 @@ def short_agent_texts() -> list[bytes]:
         groups = [compact[at : at + 3] for at in range(0, len(compact), 3)]
         short += [f"[{','.join(group)}]".encode() for group in groups]
     return [*dict.fromkeys(short), b"[]", *agent_texts()]
+
+
+def td_evidence() -> list[bytes]:
+    """Return evidence of a TD in SCALE and msgpack, and some that the core leaves to Python."""
+    many = (RuntimeEvent("é:", bytes(70), 2), RuntimeEvent("", b"")) * 17
+    td, gcp = KINDS[:2]
+    evidence = [td, gcp, V2, td._replace(stack=STACK._replace(runtime_events=many))]
+    return [*map(v0_scale.encode_evidence, (td, gcp)), *map(v1_msgpack.encode_evidence, evidence)]

@@ -267,6 +267,7 @@ const fuzz_target fuzz_targets[] = {
     {"pieces", fuzz_pieces, true},
     {"depth", fuzz_depth, false},
     {"cbor", fuzz_cbor, false},
+    {"evidence", fuzz_evidence, false},
     {"hex", hex, true},
     {"sha256", fuzz_sha256, true},
     {"sha384", sha384, true},

@@ -25,7 +25,8 @@ const fuzz_target *fuzz_target_of(const char *name);
 
 /* quote_targets.c, pck_targets.c and piece_targets.c */
 fuzz_function fuzz_quote, fuzz_among, fuzz_columns, fuzz_rows, fuzz_pck;
-fuzz_function fuzz_pieces, fuzz_depth, fuzz_cbor, fuzz_kernels, fuzz_sha256, fuzz_cpuid;
+fuzz_function fuzz_pieces, fuzz_depth, fuzz_cbor, fuzz_evidence, fuzz_kernels, fuzz_sha256,
+    fuzz_cpuid;
 
 #define FUZZ_START 0xcbf29ce484222325 /* of FNV-1a */
 

@@ -7,6 +7,7 @@ appraises it.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
@@ -44,6 +45,9 @@ MAX_SIZE: Final = 10_485_760
 """Largest size of encoded evidence in bytes (10 MiB)."""
 
 _NO_LOG: Final = WireLog()
+# Name, payload and version of an Event, which are the fields of a RuntimeEvent; and its digest.
+_CONTENT: Final = itemgetter(3, 4, 5)
+_DIGEST: Final = itemgetter(2)
 _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "v0": lambda evidence, _: v0_scale.encode_evidence(evidence),
     "v1": lambda evidence, _: v1_msgpack.encode_evidence(evidence),
@@ -247,8 +251,8 @@ class Attestation:
             stated = self._evidence.stack.runtime_events
             logged = self._event_log.runtime if self._event_log is not None else ()
             # Usually they equal those of the log; reuse its digests then. A stripped log has none.
-            same = tuple([(event.name, event.payload, event.version) for event in logged]) == stated
-            if not same or not all(event.digest for event in logged):
+            same = tuple(map(_CONTENT, logged)) == stated
+            if not same or not all(map(_DIGEST, logged)):
                 logged = tuple([_runtime_event(event, at) for at, event in enumerate(stated)])
             self._runtime_events = logged
         return self._runtime_events
@@ -326,7 +330,7 @@ class Attestation:
             ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
         """
         events = self._runtime_events
-        digests = None if events is None else [event.digest for event in events]
+        digests = None if events is None else list(map(_DIGEST, events))
         parsed = _app_info.ParsedParts(self._quote, digests)
         return _app_info.read_app_info(
             self._evidence, config=config, boottime=boottime, device=device, parsed=parsed
