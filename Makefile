@@ -8,7 +8,8 @@ C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
 OTHER_C := $(wildcard benchmarks/*.c fuzz/*.[ch] tests/rigs/kernel/shim/*.[ch])
 CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_agent_json.py tests/event_log/test_event_log.py \
-	tests/event_log/test_runtime_events.py tests/event_log/test_tcg.py tests/formats/test_cbor.py \
+	tests/event_log/test_runtime_events.py tests/event_log/test_tcg.py \
+	tests/event_log/test_wire_events.py tests/formats/test_cbor.py \
 	tests/attestation/wire/test_v1_cbor.py
 ARGS ?=
 # The tests start many programs, each of which would compile all that it imports anew.
