@@ -47,6 +47,7 @@ SOURCES = [
     "columns_object.c",
     "cpu.c",
     "event_object.c",
+    "evidence_cmw.c",
     "evidence_msgpack.c",
     "evidence_object.c",
     "evidence_scale.c",

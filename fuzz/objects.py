@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from attestkit import _native
-from attestkit.attestation.wire.evidence_parts import Tdx, decode_msgpack_td, decode_scale_td
+from attestkit.attestation.wire.evidence_parts import (
+    Tdx,
+    decode_cmw_td,
+    decode_msgpack_td,
+    decode_scale_td,
+)
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.quote import Quote
@@ -49,7 +54,7 @@ def read(data: bytes) -> None:
     for canonical in (True, False):
         with suppress(AttestKitError):
             _native.cbor_check(data, 0, canonical=canonical)
-    for decode in (decode_scale_td, decode_msgpack_td):
+    for decode in (decode_scale_td, decode_msgpack_td, decode_cmw_td):
         evidence = decode(data)
         if evidence is not None and isinstance(evidence.platform, Tdx):
             with suppress(AttestKitError):

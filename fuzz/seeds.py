@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from struct import pack, unpack_from
 
+from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.wire import v0_scale, v1_cbor, v1_msgpack
 from attestkit.attestation.wire.evidence_parts import RuntimeEvent
 from attestkit.backends.simulator.boot_log import boot_log
@@ -159,8 +160,12 @@ def short_agent_texts() -> list[bytes]:
 
 
 def td_evidence() -> list[bytes]:
-    """Return evidence of a TD in SCALE and msgpack, and some that the core leaves to Python."""
+    """Return evidence of a TD in the encodings that the core decodes, and some that it leaves."""
     many = (RuntimeEvent("é:", bytes(70), 2), RuntimeEvent("", b"")) * 17
     td, gcp = KINDS[:2]
-    evidence = [td, gcp, V2, td._replace(stack=STACK._replace(runtime_events=many))]
-    return [*map(v0_scale.encode_evidence, (td, gcp)), *map(v1_msgpack.encode_evidence, evidence)]
+    full = td._replace(stack=STACK._replace(runtime_events=many))
+    return [
+        *map(v0_scale.encode_evidence, (td, gcp)),
+        *map(v1_msgpack.encode_evidence, (td, gcp, V2, full)),
+        *[cmw_evidence.encode_evidence("cbor", one) for one in (td, V2, full)],
+    ]

@@ -61,7 +61,9 @@ def evidence_decoders(
     event: type[tuple[Any, ...]],
     runtime_event: type[tuple[Any, ...]],
     /,
-) -> tuple[Callable[[bytes], _E | None], Callable[[bytes], _E | None]]: ...
+) -> tuple[
+    Callable[[bytes], _E | None], Callable[[bytes], _E | None], Callable[[bytes], _E | None]
+]: ...
 def event_maker(
     event: type[_E], /
 ) -> Callable[

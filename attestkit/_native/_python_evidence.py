@@ -6,15 +6,15 @@ Both leave all input to the Python code that decodes what the compiled core leav
 
 from collections.abc import Callable
 
+_Leave = Callable[[object], None]
 
-def evidence_decoders(
-    *_: type[tuple[object, ...]],
-) -> tuple[Callable[[bytes], None], Callable[[bytes], None]]:
+
+def evidence_decoders(*_: type[tuple[object, ...]]) -> tuple[_Leave, _Leave, _Leave]:
     """Return functions that return None, which leaves evidence to the Python decoders."""
-    return _leave, _leave
+    return _leave, _leave, _leave
 
 
-def event_maker(_: type[tuple[object, ...]], /) -> Callable[[object], None]:
+def event_maker(_: type[tuple[object, ...]], /) -> _Leave:
     """Return a function that returns None, which leaves events to `EventLog.from_wire`."""
     return _leave
 

@@ -152,7 +152,7 @@ static ak_json_outcome read_member(walk *w, event *e, ak_agent_row *row)
         return read_small(w, 1, 2, &row->version);
     case PREIMAGE:
         ak_json_skip_blanks(&w->json);
-        return AK_JSON_FIXED(&w->json.at, "null") ? ACCEPTED : ak_json_hex(&w->json, &e->preimage);
+        return AK_FIXED(&w->json.at, "null") ? ACCEPTED : ak_json_hex(&w->json, &e->preimage);
     default:
         return ak_json_value(&w->json);
     }
@@ -165,25 +165,25 @@ static bool read_compact(walk *w, event *e, ak_agent_row *row)
     ak_cursor c = w->json.at; /* a local copy, which the compiler keeps in registers */
     uint32_t imr;
 
-    if (!AK_JSON_FIXED(&c, "{\"imr\":") || !ak_json_digits(&c, 3, &imr) ||
-        !AK_JSON_FIXED(&c, ",\"event_type\":") ||
-        !ak_json_digits(&c, UINT32_MAX, &row->event_type) || !AK_JSON_FIXED(&c, ",\"digest\":\""))
+    if (!AK_FIXED(&c, "{\"imr\":") || !ak_json_digits(&c, 3, &imr) ||
+        !AK_FIXED(&c, ",\"event_type\":") || !ak_json_digits(&c, UINT32_MAX, &row->event_type) ||
+        !AK_FIXED(&c, ",\"digest\":\""))
         return false;
     row->imr = (uint8_t)imr;
     row->digest = (uint32_t)(c.p - w->start);
-    if (!AK_JSON_FIXED(&c, "\",\"event\":\"")) {
+    if (!AK_FIXED(&c, "\",\"event\":\"")) {
         const uint8_t *hex;
-        if (!ak_take(&c, 2 * DIGEST, &hex) || !AK_JSON_FIXED(&c, "\",\"event\":\"") ||
+        if (!ak_take(&c, 2 * DIGEST, &hex) || !AK_FIXED(&c, "\",\"event\":\"") ||
             !w->json.hex->decode(hex, 2 * DIGEST, w->digests + DIGEST * w->extending))
             return false;
         row->digest_size = DIGEST;
     }
     e->seen = NEEDED | BIT(DIGEST_HEX);
     e->name = (ak_json_text){.p = c.p};
-    if (!AK_JSON_FIXED(&c, "\",\"event_payload\":")) { /* the name is not empty */
+    if (!AK_FIXED(&c, "\",\"event_payload\":")) { /* the name is not empty */
         w->json.at = c;
         if (ak_json_string_rest(&w->json, &e->name) != ACCEPTED ||
-            !AK_JSON_FIXED(&w->json.at, ",\"event_payload\":"))
+            !AK_FIXED(&w->json.at, ",\"event_payload\":"))
             return false;
         c = w->json.at;
     }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef struct {
     const uint8_t *p;
@@ -34,6 +35,16 @@ static inline bool ak_take(ak_cursor *c, size_t n, const uint8_t **data)
     c->p += n;
     return true;
 }
+
+/* Skip these bytes, if they are next. */
+static inline bool ak_fixed(ak_cursor *c, const char *wanted, size_t size)
+{
+    if (ak_left(c) < size || memcmp(c->p, wanted, size) != 0)
+        return false;
+    c->p += size;
+    return true;
+}
+#define AK_FIXED(cursor, literal) ak_fixed(cursor, literal, sizeof(literal) - 1)
 
 static inline uint16_t ak_le16(const uint8_t *p)
 {

@@ -1,4 +1,4 @@
-/* Internal interface of evidence_scale.c and evidence_msgpack.c: evidence of a TD, part by part.
+/* Internal interface of evidence_scale.c, _msgpack.c and _cmw.c: evidence of a TD, part by part.
  *
  * The functions of a codec are called in the order of its members, `event` and `runtime_event` as
  * often as the counts say. Each returns false if the evidence is malformed, exceeds a limit, or has
@@ -28,6 +28,7 @@ typedef struct {
     uint32_t events, runtime_events; /* numbers of them */
     ak_part quote, report_data;
     ak_part config;
+    const uint8_t *part_end; /* in a CMW, the end of the part that is being read */
 } ak_td_evidence;
 
 typedef struct {
@@ -37,8 +38,9 @@ typedef struct {
     bool (*runtime_event)(ak_cursor *c, ak_wire_event *event);
     bool (*finish)(ak_cursor *c, ak_td_evidence *td); /* the rest; nothing may follow */
     void (*decode)(ak_part encoded, uint8_t *bytes);
+    bool hex; /* digests and payloads of the log are in hex */
 } ak_evidence_codec;
 
-extern const ak_evidence_codec ak_evidence_scale, ak_evidence_msgpack;
+extern const ak_evidence_codec ak_evidence_scale, ak_evidence_msgpack, ak_evidence_cmw;
 
 #endif

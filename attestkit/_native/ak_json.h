@@ -54,16 +54,6 @@ bool ak_json_utf8(const uint8_t *p, size_t size);
  * strings are ignored. The text may be invalid JSON, and strings may be unterminated. */
 int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 
-/* Skip these characters, if they are next. */
-static inline bool ak_json_fixed(ak_cursor *c, const char *wanted, size_t size)
-{
-    if (ak_left(c) < size || memcmp(c->p, wanted, size) != 0)
-        return false;
-    c->p += size;
-    return true;
-}
-#define AK_JSON_FIXED(cursor, literal) ak_json_fixed(cursor, literal, sizeof(literal) - 1)
-
 /* Parse an integer of at most `max` and ten digits; return false if it is missing. */
 static inline bool ak_json_digits(ak_cursor *c, uint32_t max, uint32_t *out)
 {
@@ -89,7 +79,7 @@ static inline void ak_json_skip_blanks(ak_json *j)
 static inline bool ak_json_eat(ak_json *j, char wanted)
 {
     ak_json_skip_blanks(j);
-    return ak_json_fixed(&j->at, &wanted, 1);
+    return ak_fixed(&j->at, &wanted, 1);
 }
 
 #endif

@@ -2,20 +2,7 @@
  * Quote and report data are arrays of integers. */
 #include "ak_evidence.h"
 
-#include <string.h>
-
 enum { U8 = 0xcc };
-
-static bool constant(ak_cursor *c, const char *expected, size_t size)
-{
-    if (ak_left(c) < size || memcmp(c->p, expected, size) != 0)
-        return false;
-    c->p += size;
-    return true;
-}
-
-/* Skip the bytes of a literal, which must be next. */
-#define CONSTANT(c, literal) constant(c, literal, sizeof(literal) - 1)
 
 static bool big_endian(ak_cursor *c, size_t size, uint32_t *value)
 {
@@ -113,10 +100,10 @@ static void decode(ak_part encoded, uint8_t *bytes)
 
 static bool begin(ak_cursor *c, ak_td_evidence *td)
 {
-    return CONSTANT(c, "\x83\xa7version\x01\xa8platform\x82\xa4kind\xa3tdx\xa4"
+    return AK_FIXED(c, "\x83\xa7version\x01\xa8platform\x82\xa4kind\xa3tdx\xa4"
                        "data\x82\xa5quote") &&
            integers(c, &td->quote) &&
-           CONSTANT(c, "\xa9"
+           AK_FIXED(c, "\xa9"
                        "event_log") &&
            events(c, &td->events);
 }
@@ -126,12 +113,12 @@ static bool optional(ak_cursor *c, unsigned members, bool is_runtime, ak_wire_ev
 {
     e->version = 1;
     e->preimage.p = NULL;
-    if (members > 0 && CONSTANT(c, "\xa7version")) {
+    if (members > 0 && AK_FIXED(c, "\xa7version")) {
         if (!integer(c, &e->version) || e->version < 1 || e->version > 2)
             return false;
         members--;
     }
-    if (members > 0 && !is_runtime && CONSTANT(c, "\xa8preimage")) {
+    if (members > 0 && !is_runtime && AK_FIXED(c, "\xa8preimage")) {
         if (!text(c, &e->preimage))
             return false;
         members--;
@@ -152,27 +139,27 @@ static bool map(ak_cursor *c, unsigned least, unsigned *more)
 static bool event(ak_cursor *c, ak_wire_event *e)
 {
     unsigned more;
-    return map(c, 5, &more) && CONSTANT(c, "\xa3imr") && integer(c, &e->imr) &&
-           CONSTANT(c, "\xaa"
+    return map(c, 5, &more) && AK_FIXED(c, "\xa3imr") && integer(c, &e->imr) &&
+           AK_FIXED(c, "\xaa"
                        "event_type") &&
            integer(c, &e->event_type) &&
-           CONSTANT(c, "\xa6"
+           AK_FIXED(c, "\xa6"
                        "digest") &&
            blob(c, &e->digest) &&
-           CONSTANT(c, "\xa5"
+           AK_FIXED(c, "\xa5"
                        "event") &&
            text(c, &e->name) &&
-           CONSTANT(c, "\xad"
+           AK_FIXED(c, "\xad"
                        "event_payload") &&
            blob(c, &e->payload) && optional(c, more, false, e);
 }
 
 static bool middle(ak_cursor *c, ak_td_evidence *td)
 {
-    return CONSTANT(c, "\xa5stack\x82\xa4kind\xa6"
+    return AK_FIXED(c, "\xa5stack\x82\xa4kind\xa6"
                        "dstack\xa4"
                        "data\x83\xabreport_data") &&
-           integers(c, &td->report_data) && CONSTANT(c, "\xaeruntime_events") &&
+           integers(c, &td->report_data) && AK_FIXED(c, "\xaeruntime_events") &&
            events(c, &td->runtime_events);
 }
 
@@ -180,17 +167,18 @@ static bool runtime_event(ak_cursor *c, ak_wire_event *e)
 {
     unsigned more;
     return map(c, 2, &more) &&
-           CONSTANT(c, "\xa5"
+           AK_FIXED(c, "\xa5"
                        "event") &&
-           text(c, &e->name) && CONSTANT(c, "\xa7payload") && blob(c, &e->payload) &&
+           text(c, &e->name) && AK_FIXED(c, "\xa7payload") && blob(c, &e->payload) &&
            optional(c, more, true, e);
 }
 
 static bool finish(ak_cursor *c, ak_td_evidence *td)
 {
-    return CONSTANT(c, "\xa6"
+    return AK_FIXED(c, "\xa6"
                        "config") &&
            text(c, &td->config) && ak_left(c) == 0;
 }
 
-const ak_evidence_codec ak_evidence_msgpack = {begin, event, middle, runtime_event, finish, decode};
+const ak_evidence_codec ak_evidence_msgpack = {begin,  event,  middle, runtime_event,
+                                               finish, decode, false};

@@ -2,6 +2,7 @@
  * in Python 36 us (CPython 3.11, Sapphire Rapids). */
 #include "ak_objects.h"
 
+#include "ak.h"
 #include "ak_evidence.h"
 
 /* Numbers of the fields of the classes, which the decoders are given in this order. */
@@ -39,6 +40,17 @@ static PyObject *decoded(const ak_evidence_codec *codec, ak_part encoded)
     return bytes;
 }
 
+/* Return bytes of an event in the log, which may be in hex. */
+static PyObject *logged_bytes(const ak_evidence_codec *codec, ak_part part)
+{
+    if (!codec->hex)
+        return bytes_of(part);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)part.size / 2);
+    if (bytes != NULL)
+        (void)ak_hex_decode(part.p, part.size, (uint8_t *)PyBytes_AsString(bytes));
+    return bytes;
+}
+
 static PyObject *none(void)
 {
     Py_INCREF(Py_None);
@@ -50,9 +62,9 @@ static PyObject *wire_event(const reading *r, const ak_wire_event *e)
     PyObject *const fields[] = {
         PyLong_FromUnsignedLong(e->imr),
         PyLong_FromUnsignedLong(e->event_type),
-        bytes_of(e->digest),
+        logged_bytes(r->codec, e->digest),
         text_of(e->name),
-        bytes_of(e->payload),
+        logged_bytes(r->codec, e->payload),
         PyLong_FromUnsignedLong(e->version),
         e->preimage.p == NULL ? none() : text_of(e->preimage),
     };
@@ -135,12 +147,18 @@ static PyObject *decode_msgpack(PyObject *classes, PyObject *data)
     return decode(&ak_evidence_msgpack, classes, data);
 }
 
+static PyObject *decode_cmw(PyObject *classes, PyObject *data)
+{
+    return decode(&ak_evidence_cmw, classes, data);
+}
+
 static PyMethodDef decoders[] = {
     {"decode_scale", decode_scale, METH_O, NULL},
     {"decode_msgpack", decode_msgpack, METH_O, NULL},
+    {"decode_cmw", decode_cmw, METH_O, NULL},
 };
 
-/* The two functions above; their `self` has the classes. */
+/* The three functions above; their `self` has the classes. */
 static PyObject *evidence_decoders(PyObject *module, PyObject *classes)
 {
     PyTypeObject *class[CLASSES];
@@ -152,8 +170,9 @@ static PyObject *evidence_decoders(PyObject *module, PyObject *classes)
     for (int i = 0; i < CLASSES; i++)
         if (!ak_is_tuple(class[i]))
             return NULL;
-    return Py_BuildValue("NN", PyCFunction_NewEx(&decoders[0], classes, NULL),
-                         PyCFunction_NewEx(&decoders[1], classes, NULL));
+    return Py_BuildValue("NNN", PyCFunction_NewEx(&decoders[0], classes, NULL),
+                         PyCFunction_NewEx(&decoders[1], classes, NULL),
+                         PyCFunction_NewEx(&decoders[2], classes, NULL));
 }
 
 static PyMethodDef functions[] = {

@@ -90,4 +90,5 @@ static void decode(ak_part encoded, uint8_t *bytes)
         memcpy(bytes, encoded.p, encoded.size);
 }
 
-const ak_evidence_codec ak_evidence_scale = {begin, event, middle, runtime_event, finish, decode};
+const ak_evidence_codec ak_evidence_scale = {begin,  event,  middle, runtime_event,
+                                             finish, decode, false};

@@ -57,7 +57,7 @@ ak_json_outcome ak_json_string_rest(ak_json *j, ak_json_text *out)
     for (;;) {
         plain_run(j);
         out->size = (size_t)(j->at.p - out->p);
-        if (AK_JSON_FIXED(&j->at, "\""))
+        if (AK_FIXED(&j->at, "\""))
             return ACCEPTED;
         if (ak_left(&j->at) == 0 || *j->at.p != '\\' || !escape(j))
             return REFUSED;
@@ -80,7 +80,7 @@ ak_json_outcome ak_json_hex(ak_json *j, ak_json_text *out)
     j->at.p += out->size;
     if (ak_left(&j->at) && *j->at.p == '\\')
         return LEFT;
-    return AK_JSON_FIXED(&j->at, "\"") && out->size % 2 == 0 ? ACCEPTED : REFUSED;
+    return AK_FIXED(&j->at, "\"") && out->size % 2 == 0 ? ACCEPTED : REFUSED;
 }
 
 ak_json_outcome ak_json_number(ak_json *j, uint32_t max, uint32_t *out)
@@ -105,14 +105,14 @@ static ak_json_outcome any_number(ak_json *j)
 {
     const uint8_t *start = j->at.p;
 
-    (void)AK_JSON_FIXED(&j->at, "-");
-    if (!AK_JSON_FIXED(&j->at, "0") && !some_digits(&j->at))
+    (void)AK_FIXED(&j->at, "-");
+    if (!AK_FIXED(&j->at, "0") && !some_digits(&j->at))
         return REFUSED;
-    if (AK_JSON_FIXED(&j->at, ".") && !some_digits(&j->at))
+    if (AK_FIXED(&j->at, ".") && !some_digits(&j->at))
         return REFUSED;
-    if (AK_JSON_FIXED(&j->at, "e") || AK_JSON_FIXED(&j->at, "E")) {
-        if (!AK_JSON_FIXED(&j->at, "+"))
-            (void)AK_JSON_FIXED(&j->at, "-");
+    if (AK_FIXED(&j->at, "e") || AK_FIXED(&j->at, "E")) {
+        if (!AK_FIXED(&j->at, "+"))
+            (void)AK_FIXED(&j->at, "-");
         if (!some_digits(&j->at))
             return REFUSED;
     }
@@ -126,8 +126,7 @@ static ak_json_outcome scalar(ak_json *j)
 
     if (ak_json_eat(j, '"'))
         return ak_json_string_rest(j, &any);
-    if (AK_JSON_FIXED(&j->at, "true") || AK_JSON_FIXED(&j->at, "false") ||
-        AK_JSON_FIXED(&j->at, "null"))
+    if (AK_FIXED(&j->at, "true") || AK_FIXED(&j->at, "false") || AK_FIXED(&j->at, "null"))
         return ACCEPTED;
     return any_number(j);
 }

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from attestkit import _native
 from attestkit._native import _python
+from attestkit.attestation.cmw import evidence as cmw_evidence
+from attestkit.attestation.cmw import record as cmw
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire import scale, v0_scale, v1_msgpack
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack, Tdx
@@ -40,7 +42,12 @@ class Codec(NamedTuple):
 
 SCALE = Codec(v0_scale.encode_evidence, v0_scale.decode_evidence, parts.decode_scale_td)
 MSGPACK = Codec(v1_msgpack.encode_evidence, v1_msgpack.decode_evidence, parts.decode_msgpack_td)
-CODECS = pytest.mark.parametrize("codec", [SCALE, MSGPACK], ids=["scale", "msgpack"])
+CMW = Codec(
+    lambda evidence: cmw_evidence.encode_evidence("cbor", evidence),
+    lambda data: cmw_evidence.decode_evidence(data).evidence,
+    parts.decode_cmw_td,
+)
+CODECS = pytest.mark.parametrize("codec", [SCALE, MSGPACK, CMW], ids=["scale", "msgpack", "cmw"])
 
 # Sizes around the changes of the heads of lengths, in each field.
 SIZES = [0, 1, 15, 16, 31, 32, 48, 63, 64, 255, 256, 16_383, 16_384, 65_535, 65_536]
@@ -70,7 +77,7 @@ SECOND = [
 def in_python() -> Iterator[None]:
     """Decode with the Python decoders."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("decode_scale_td", "decode_msgpack_td"):
+        for name in ("decode_scale_td", "decode_msgpack_td", "decode_cmw_td"):
             patch.setattr(parts, name, lambda _: None)
         yield
 
@@ -107,12 +114,15 @@ def test_td_is_decoded_by_compiled_core(codec: Codec, evidence: Evidence) -> Non
     assert found == (evidence if _native.CORE == "compiled" else None)
 
 
+@pytest.mark.parametrize("codec", [MSGPACK, CMW], ids=["msgpack", "cmw"])
 @pytest.mark.parametrize("evidence", SECOND)
-def test_td_with_version_2_events_is_decoded_by_compiled_core(evidence: Evidence) -> None:
+def test_td_with_version_2_events_is_decoded_by_compiled_core(
+    codec: Codec, evidence: Evidence
+) -> None:
     """Version and preimage are optional members."""
-    data = v1_msgpack.encode_evidence(evidence)
-    assert decoded(MSGPACK, data) == (evidence, types(evidence))
-    assert (MSGPACK.fast(data) is not None) is (_native.CORE == "compiled")
+    data = codec.encode(evidence)
+    assert decoded(codec, data) == (evidence, types(evidence))
+    assert (codec.fast(data) is not None) is (_native.CORE == "compiled")
 
 
 @CODECS
@@ -122,7 +132,7 @@ def test_td_cut_at_any_length_fails_equally(codec: Codec, evidence: Evidence) ->
     data = codec.encode(evidence)
     for cut in [*prefixes(data), data + b"\0"]:
         assert codec.fast(cut) is None
-        assert decoded(codec, cut)[1] in {"truncated", "trailing_data", "missing"}
+        assert decoded(codec, cut)[1] in {"truncated", "trailing_data", "unrecognized"}
 
 
 def test_captured_evidence_cut_at_any_length_fails_equally() -> None:
@@ -135,7 +145,12 @@ def test_captured_evidence_cut_at_any_length_fails_equally() -> None:
 
 MUTATED = st.tuples(
     st.just(SCALE), mutations(*map(SCALE.encode, [*TDS[:3], KINDS[1]]))
-) | st.tuples(st.just(MSGPACK), mutations(*map(MSGPACK.encode, [*TDS[:3], *SECOND])))
+) | st.one_of(
+    [
+        st.tuples(st.just(codec), mutations(*map(codec.encode, [*TDS[:3], *SECOND])))
+        for codec in (MSGPACK, CMW)
+    ]
+)
 
 
 @thorough(MUTATED, few=400, many=10_000)
@@ -161,13 +176,15 @@ def test_number_of_events_is_limited(count: int, reason: str | None) -> None:
             assert decoded(SCALE, data)[1] == reason
 
 
-def test_number_of_events_in_msgpack_is_limited() -> None:
+@pytest.mark.parametrize("codec", [MSGPACK, CMW], ids=["msgpack", "cmw"])
+def test_number_of_events_in_version_1_is_limited(codec: Codec) -> None:
     """65,536 events are decoded, and one more is not."""
-    event = RuntimeEvent("", b"")
     for count, fits in ((65_536, True), (65_537, False)):
-        stack = STACK._replace(runtime_events=(event,) * count)
-        data = MSGPACK.encode(Evidence(Tdx(b"", ()), stack))
-        assert (MSGPACK.fast(data) is not None) is (fits and _native.CORE == "compiled")
+        logged = Evidence(Tdx(b"", (WireEvent(0, 0, b"", "", b""),) * count), STACK)
+        runtime = STACK._replace(runtime_events=(RuntimeEvent("", b""),) * count)
+        for evidence in (logged, Evidence(Tdx(b"", ()), runtime)):
+            found = codec.fast(codec.encode(evidence))
+            assert (found is not None) is (fits and _native.CORE == "compiled")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +204,68 @@ def test_longer_heads_are_decoded_equally(given: bytes, other: bytes) -> None:
     longer = data.replace(given, other, 1)
     assert decoded(MSGPACK, longer) == (KINDS[0], types(KINDS[0]))
     assert (MSGPACK.fast(longer) is not None) is (_native.CORE == "compiled")
+
+
+OTHER_CMW = [
+    (b'"event_payload":"dead"', b'"event_payload":"DEad"', True),
+    (b'"event_payload":"dead"', b'"event_payload":"dea"', False),
+    (b'"event_payload":"dead"', b'"event_payload":"dea\\u0064"', False),
+    (b'"imr":3', b'"imr":03', False),
+    (b'"imr":3', b'"imr":3.0', False),
+    (b'"imr":3', b'"imr":-0', False),
+    (b'"imr":3', b'"imr":4294967295', True),
+    (b'"imr":3', b'"imr":4294967296', False),
+    (b'"imr":3', b'"imr":3,"imr":3', False),
+    (b'"imr":3', b'"x":{},"imr":3', False),
+    (b"},{", b"}]{", False),
+    (b"},{", b"},,{", False),
+    (b'"}]', b'"},]', False),
+    (b'"}]', b'"},', False),
+    (b'"}]', b'","version":1}]', True),
+    (b'"}]', b'","version":3}]', False),
+    (b'"}]', b'","preimage":null}]', False),
+    (b'"}]', b'","preimage":"","version":2}]', False),
+    (b"acpi-rsdp", b"acpi\\/rsdp", False),
+    (b"acpi-rsdp", "é".encode() * 40, True),
+    (b"acpi-rsdp", b"\xc3(", False),
+    (b"acpi-rsdp", b"a\0b", False),
+    (b"[", b"[ ", False),
+]
+
+
+@pytest.mark.parametrize(("given", "other", "fast"), OTHER_CMW)
+def test_other_json_is_decoded_equally(given: bytes, other: bytes, fast: bool) -> None:
+    """A log in JSON that is not compact, or has other members, is left to the Python decoder."""
+    entry = cmw.read_cbor(CMW.encode(KINDS[0]))
+    assert isinstance(entry, cmw.Collection)
+    record = entry.entries["event_log"]
+    assert isinstance(record, cmw.Record)
+    assert given in record.value
+    log = record._replace(value=record.value.replace(given, other, 1))
+    data = cmw.write_cbor(entry._replace(entries={**entry.entries, "event_log": log}))
+    decoded(CMW, data)
+    assert (CMW.fast(data) is not None) is (fast and _native.CORE == "compiled")
+
+
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (b"\x58\x40", b"\x59\0\x40"),
+        (b"\x44\0\x7f", b"\x58\4\0\x7f"),
+        (b"\x81\xa2", b"\x98\1\xa2"),
+        (b"fapp-id", b"x\6app-id"),
+        (b"\4kreport_data", b"\x18\4kreport_data"),
+        (b"\4kreport_data", b"\2kreport_data"),
+        (b"\x78\x23application", b"\x78\x23Application"),
+    ],
+)
+def test_other_heads_in_cbor_are_decoded_equally(given: bytes, other: bytes) -> None:
+    """Heads that are not in their shortest form fail; other types and indicators may be valid."""
+    data = CMW.encode(KINDS[0])
+    assert given in data
+    changed = data.replace(given, other, 1)
+    assert CMW.fast(changed) is None
+    decoded(CMW, changed)
 
 
 @CODECS

@@ -123,6 +123,8 @@ def decode_evidence(data: bytes) -> CmwContent:
         FormatError: If the CMW or a part is malformed, or the parts belong to different platforms.
             The message begins with the label of the part.
     """
+    if (td := evidence_parts.decode_cmw_td(data)) is not None:
+        return CmwContent(td, "cbor")
     is_json = _is_json(data)
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
     if isinstance(message, Collection):

@@ -118,7 +118,7 @@ class Evidence(NamedTuple):
         return any(version != 1 for version in (*versions, *(event.version for event in events)))
 
 
-decode_scale_td, decode_msgpack_td = evidence_decoders(
+decode_scale_td, decode_msgpack_td, decode_cmw_td = evidence_decoders(
     Evidence, Tdx, Stack, WireEvent, RuntimeEvent
 )
 """Decode evidence of a TD in the layout of guest agents, which is nearly all there is.
