@@ -141,6 +141,9 @@ def evidence_target(core: Any) -> Target:
             found = decode(data)
             if found is None:
                 continue
+            if decode is decoders[2]:
+                found, collateral = found
+                assert collateral is None or collateral in data
             assert type(found) is classes[0]
             (_, log), (report_data, _, config, nothing) = found
             assert (type(report_data), type(config), nothing) == (bytes, str, None)

@@ -54,8 +54,8 @@ def read(data: bytes) -> None:
     for canonical in (True, False):
         with suppress(AttestKitError):
             _native.cbor_check(data, 0, canonical=canonical)
-    for decode in (decode_scale_td, decode_msgpack_td, decode_cmw_td):
-        evidence = decode(data)
+    collection = decode_cmw_td(data)
+    for evidence in (decode_scale_td(data), decode_msgpack_td(data), collection and collection[0]):
         if evidence is not None and isinstance(evidence.platform, Tdx):
             with suppress(AttestKitError):
                 EventLog.from_wire(evidence.platform.event_log)

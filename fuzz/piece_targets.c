@@ -193,7 +193,7 @@ static bool add_events(uint64_t *sum, const ak_cursor *whole, ak_cursor *c, uint
 static bool add_evidence(uint64_t *sum, const ak_evidence_codec *codec, ak_cursor c)
 {
     const ak_cursor whole = c;
-    ak_td_evidence td;
+    ak_td_evidence td = {.has_collateral = false};
     if (!codec->begin(&c, &td) || !add_events(sum, &whole, &c, td.events, codec->event, false) ||
         !codec->middle(&c, &td) ||
         !add_events(sum, &whole, &c, td.runtime_events, codec->runtime_event, true) ||
@@ -202,6 +202,8 @@ static bool add_evidence(uint64_t *sum, const ak_evidence_codec *codec, ak_curso
     fuzz_never(c.p != c.end || td.events > AK_EVIDENCE_MAX_ITEMS);
     *sum = add_decoded(add_part(*sum, &whole, td.config), codec, td.report_data);
     *sum = add_decoded(*sum, codec, td.quote);
+    if (td.has_collateral)
+        *sum = add_part(*sum, &whole, td.collateral);
     return true;
 }
 

@@ -168,4 +168,5 @@ def td_evidence() -> list[bytes]:
         *map(v0_scale.encode_evidence, (td, gcp)),
         *map(v1_msgpack.encode_evidence, (td, gcp, V2, full)),
         *[cmw_evidence.encode_evidence("cbor", one) for one in (td, V2, full)],
+        cmw_evidence.encode_evidence("cbor", td, b"{}"),
     ]

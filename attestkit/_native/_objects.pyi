@@ -62,7 +62,9 @@ def evidence_decoders(
     runtime_event: type[tuple[Any, ...]],
     /,
 ) -> tuple[
-    Callable[[bytes], _E | None], Callable[[bytes], _E | None], Callable[[bytes], _E | None]
+    Callable[[bytes], _E | None],
+    Callable[[bytes], _E | None],
+    Callable[[bytes], tuple[_E, bytes | None] | None],
 ]: ...
 def event_maker(
     event: type[_E], /

@@ -26,8 +26,10 @@ typedef struct {
 /* Quote and report data are encoded; `size` is the number of their bytes when decoded. */
 typedef struct {
     uint32_t events, runtime_events; /* numbers of them */
+    bool has_collateral;             /* only a CMW may have it */
     ak_part quote, report_data;
     ak_part config;
+    ak_part collateral;
     const uint8_t *part_end; /* in a CMW, the end of the part that is being read */
 } ak_td_evidence;
 

@@ -1,5 +1,5 @@
-/* Evidence of a TD in a CMW collection in CBOR, in the deterministic encoding, without collateral.
- * The event log is compact JSON in it. Heads must be in their shortest form. */
+/* Evidence of a TD in a CMW collection in CBOR, in the deterministic encoding. The event log is
+ * compact JSON in it. Heads must be in their shortest form. */
 #include "ak_evidence.h"
 
 #include "ak_json.h"
@@ -85,7 +85,9 @@ static bool count(ak_cursor log, uint32_t *events)
 static bool begin(ak_cursor *c, ak_td_evidence *td)
 {
     ak_part log;
-    if (!AK_FIXED(c, "\xa6\x65quote\x83\x78\x23"
+    td->has_collateral = AK_FIXED(c, "\xa7"); /* head of a map of seven entries */
+    if (!(td->has_collateral || AK_FIXED(c, "\xa6")) ||
+        !AK_FIXED(c, "\x65quote\x83\x78\x23"
                      "application/vnd.attestkit.tdx-quote") ||
         !string(c, BYTES, &td->quote) ||
         !AK_FIXED(c, "\x04\x66"
@@ -108,8 +110,12 @@ static bool begin(ak_cursor *c, ak_td_evidence *td)
 static bool middle(ak_cursor *c, ak_td_evidence *td)
 {
     ak_part runtime;
-    if (c->p != td->part_end ||
-        !AK_FIXED(c, "\x04\x6breport_data\x83\x78\x25"
+    if (c->p != td->part_end || !AK_FIXED(c, "\x04") ||
+        (td->has_collateral && !(AK_FIXED(c, "\x6a"
+                                             "collateral\x83\x78\x29"
+                                             "application/vnd.attestkit.collateral+json") &&
+                                 string(c, BYTES, &td->collateral) && AK_FIXED(c, "\x03"))) ||
+        !AK_FIXED(c, "\x6breport_data\x83\x78\x25"
                      "application/vnd.attestkit.report-data") ||
         !string(c, BYTES, &td->report_data) ||
         !AK_FIXED(c, "\x04\x6eruntime_events\x83\x78\x2d"

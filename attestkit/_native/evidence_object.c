@@ -14,6 +14,7 @@ typedef struct {
     const ak_evidence_codec *codec;
     ak_cursor at;
     PyObject *classes;
+    ak_td_evidence td;
 } reading;
 
 /* Return an instance of a class. Takes the references to the fields, in any case. */
@@ -95,12 +96,11 @@ static PyObject *events_of(reading *r, uint32_t count, read_event *read, make_ev
 }
 
 /* Return the evidence. Takes the references to the events. */
-static PyObject *evidence_of(const reading *r, const ak_td_evidence *td, PyObject *events,
-                             PyObject *runtime_events)
+static PyObject *evidence_of(const reading *r, PyObject *events, PyObject *runtime_events)
 {
-    PyObject *const tdx[] = {decoded(r->codec, td->quote), events};
-    PyObject *const stack[] = {decoded(r->codec, td->report_data), runtime_events,
-                               text_of(td->config), none()};
+    PyObject *const tdx[] = {decoded(r->codec, r->td.quote), events};
+    PyObject *const stack[] = {decoded(r->codec, r->td.report_data), runtime_events,
+                               text_of(r->td.config), none()};
     PyObject *const evidence[] = {instance(r, TDX, tdx), instance(r, STACK, stack)};
     return instance(r, EVIDENCE, evidence);
 }
@@ -109,14 +109,13 @@ static PyObject *evidence_of(const reading *r, const ak_td_evidence *td, PyObjec
 static PyObject *read_evidence(reading *r)
 {
     const ak_evidence_codec *codec = r->codec;
-    ak_td_evidence td;
     PyObject *events = NULL, *runtime_events = NULL;
-    if (codec->begin(&r->at, &td))
-        events = events_of(r, td.events, codec->event, wire_event);
-    if (events != NULL && codec->middle(&r->at, &td))
-        runtime_events = events_of(r, td.runtime_events, codec->runtime_event, runtime_event);
-    if (runtime_events != NULL && codec->finish(&r->at, &td))
-        return evidence_of(r, &td, events, runtime_events);
+    if (codec->begin(&r->at, &r->td))
+        events = events_of(r, r->td.events, codec->event, wire_event);
+    if (events != NULL && codec->middle(&r->at, &r->td))
+        runtime_events = events_of(r, r->td.runtime_events, codec->runtime_event, runtime_event);
+    if (runtime_events != NULL && codec->finish(&r->at, &r->td))
+        return evidence_of(r, events, runtime_events);
     Py_XDECREF(events);
     Py_XDECREF(runtime_events);
     return NULL;
@@ -124,13 +123,13 @@ static PyObject *read_evidence(reading *r)
 
 /* Return the evidence, or None if it is left. A subclass of bytes may override slicing, which the
  * decoder in Python uses. */
-static PyObject *decode(const ak_evidence_codec *codec, PyObject *classes, PyObject *data)
+static PyObject *decode(reading *r, PyObject *data)
 {
     if (!PyBytes_CheckExact(data))
         Py_RETURN_NONE;
-    const uint8_t *p = (const uint8_t *)PyBytes_AsString(data);
-    reading r = {codec, {p, p + PyBytes_Size(data)}, classes};
-    PyObject *evidence = read_evidence(&r);
+    r->at.p = (const uint8_t *)PyBytes_AsString(data);
+    r->at.end = r->at.p + PyBytes_Size(data);
+    PyObject *evidence = read_evidence(r);
     if (evidence != NULL || (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError)))
         return evidence;
     PyErr_Clear();
@@ -139,17 +138,25 @@ static PyObject *decode(const ak_evidence_codec *codec, PyObject *classes, PyObj
 
 static PyObject *decode_scale(PyObject *classes, PyObject *data)
 {
-    return decode(&ak_evidence_scale, classes, data);
+    reading r = {.codec = &ak_evidence_scale, .classes = classes};
+    return decode(&r, data);
 }
 
 static PyObject *decode_msgpack(PyObject *classes, PyObject *data)
 {
-    return decode(&ak_evidence_msgpack, classes, data);
+    reading r = {.codec = &ak_evidence_msgpack, .classes = classes};
+    return decode(&r, data);
 }
 
+/* Return evidence and collateral (bytes or None), or None if they are left. */
 static PyObject *decode_cmw(PyObject *classes, PyObject *data)
 {
-    return decode(&ak_evidence_cmw, classes, data);
+    reading r = {.codec = &ak_evidence_cmw, .classes = classes};
+    PyObject *evidence = decode(&r, data);
+    if (evidence == NULL || evidence == Py_None)
+        return evidence;
+    PyObject *const both[] = {evidence, r.td.has_collateral ? bytes_of(r.td.collateral) : none()};
+    return ak_tuple(&PyTuple_Type, both, 2);
 }
 
 static PyMethodDef decoders[] = {

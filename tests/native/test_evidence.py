@@ -45,7 +45,7 @@ MSGPACK = Codec(v1_msgpack.encode_evidence, v1_msgpack.decode_evidence, parts.de
 CMW = Codec(
     lambda evidence: cmw_evidence.encode_evidence("cbor", evidence),
     lambda data: cmw_evidence.decode_evidence(data).evidence,
-    parts.decode_cmw_td,
+    lambda data: (parts.decode_cmw_td(data) or (None,))[0],
 )
 CODECS = pytest.mark.parametrize("codec", [SCALE, MSGPACK, CMW], ids=["scale", "msgpack", "cmw"])
 
@@ -114,6 +114,23 @@ def test_td_is_decoded_by_compiled_core(codec: Codec, evidence: Evidence) -> Non
     assert found == (evidence if _native.CORE == "compiled" else None)
 
 
+@pytest.mark.parametrize("collateral", [None, b"", b"{}" * 200])
+def test_collateral_of_cmw_is_returned(collateral: bytes | None) -> None:
+    """Collateral is returned beside the evidence; it has an indicator of its own."""
+    data = cmw_evidence.encode_evidence("cbor", KINDS[0], collateral)
+    expected = (KINDS[0], collateral) if _native.CORE == "compiled" else None
+    assert parts.decode_cmw_td(data) == expected
+    endorsing = b"\x03kreport_data"
+    for changed in (data.replace(endorsing, b"\x04kreport_data"), *prefixes(data)):
+        if changed != data:
+            assert parts.decode_cmw_td(changed) is None
+            decoded(CMW, changed)
+    found = cmw_evidence.decode_evidence(data)
+    with in_python():
+        assert cmw_evidence.decode_evidence(data) == found
+    assert (found.evidence, found.collateral) == (KINDS[0], collateral)
+
+
 @pytest.mark.parametrize("codec", [MSGPACK, CMW], ids=["msgpack", "cmw"])
 @pytest.mark.parametrize("evidence", SECOND)
 def test_td_with_version_2_events_is_decoded_by_compiled_core(
@@ -143,6 +160,7 @@ def test_captured_evidence_cut_at_any_length_fails_equally() -> None:
         assert parts.decode_scale_td(cut) is None
 
 
+WITH_COLLATERAL = cmw_evidence.encode_evidence("cbor", KINDS[0], b"{}")
 MUTATED = st.tuples(
     st.just(SCALE), mutations(*map(SCALE.encode, [*TDS[:3], KINDS[1]]))
 ) | st.one_of(
@@ -150,6 +168,7 @@ MUTATED = st.tuples(
         st.tuples(st.just(codec), mutations(*map(codec.encode, [*TDS[:3], *SECOND])))
         for codec in (MSGPACK, CMW)
     ]
+    + [st.tuples(st.just(CMW), mutations(WITH_COLLATERAL))]
 )
 
 

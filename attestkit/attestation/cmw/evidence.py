@@ -124,7 +124,7 @@ def decode_evidence(data: bytes) -> CmwContent:
             The message begins with the label of the part.
     """
     if (td := evidence_parts.decode_cmw_td(data)) is not None:
-        return CmwContent(td, "cbor")
+        return CmwContent(td[0], "cbor", td[1])
     is_json = _is_json(data)
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
     if isinstance(message, Collection):

@@ -123,8 +123,9 @@ decode_scale_td, decode_msgpack_td, decode_cmw_td = evidence_decoders(
 )
 """Decode evidence of a TD in the layout of guest agents, which is nearly all there is.
 
-They return None for all other evidence, and for all that is malformed. Without the compiled core
-they always return None.
+That of a CMW is a pair of the evidence and the enclosed collateral, if there is some. They return
+None for all other evidence, and for all that is malformed. Without the compiled core they always
+return None.
 """
 
 
