@@ -71,19 +71,33 @@ static bool events(ak_cursor *c, uint32_t *items)
     return count(c, items) && *items <= AK_EVIDENCE_MAX_ITEMS;
 }
 
+/* Return whether the next eight bytes are integers of one byte each. Most of a quote is text. */
+static bool are_short(const uint8_t *p)
+{
+    uint64_t eight;
+    memcpy(&eight, p, sizeof eight);
+    return (eight & 0x8080808080808080) == 0;
+}
+
 /* Skip an array of integers below 256 in their shortest form. */
 static bool integers(ak_cursor *c, ak_part *part)
 {
     uint32_t items;
     if (!count(c, &items))
         return false;
-    const uint8_t *p = part->p = c->p, *end = c->end;
-    part->size = items;
-    for (uint32_t i = 0; i < items; i++) {
+    const uint8_t *p = c->p, *const end = c->end;
+    *part = (ak_part){p, items};
+    while (items > 0) {
+        if (items >= 8 && end - p >= 8 && are_short(p)) {
+            p += 8;
+            items -= 8;
+            continue;
+        }
         const size_t longer = p < end && *p == U8;
         if ((size_t)(end - p) <= longer || p[longer] >> 7 != longer)
             return false;
         p += 1 + longer;
+        items--;
     }
     c->p = p;
     return true;
@@ -92,9 +106,15 @@ static bool integers(ak_cursor *c, ak_part *part)
 static void decode(ak_part encoded, uint8_t *bytes)
 {
     const uint8_t *p = encoded.p;
-    for (size_t i = 0; i < encoded.size; i++) {
-        p += *p == U8;
-        bytes[i] = *p++;
+    for (uint8_t *const end = bytes + encoded.size; bytes < end;) {
+        if (end - bytes >= 8 && are_short(p)) {
+            memcpy(bytes, p, 8);
+            bytes += 8;
+            p += 8;
+        } else {
+            p += *p == U8;
+            *bytes++ = *p++;
+        }
     }
 }
 

@@ -225,6 +225,19 @@ def test_longer_heads_are_decoded_equally(given: bytes, other: bytes) -> None:
     assert (MSGPACK.fast(longer) is not None) is (_native.CORE == "compiled")
 
 
+QUOTES = st.lists(st.sampled_from([b"text of 8", b"\x7f", b"\x80", b"\xcc", bytes(7)]), max_size=12)
+
+
+@thorough(QUOTES.map(b"".join) | st.binary(max_size=60), few=200, many=5000)
+def test_arrays_of_integers_are_decoded_equally(quote: bytes) -> None:
+    """Eight short integers are read at once, wherever a long one is; and the array may be cut."""
+    evidence = Evidence(Tdx(quote, ()), STACK._replace(report_data=quote[::-1]))
+    data = MSGPACK.encode(evidence)
+    assert decoded(MSGPACK, data) == (evidence, types(evidence))
+    for cut in (data[: data.index(b"event_log") - 2], data[: data.index(b"runtime_events") - 2]):
+        assert MSGPACK.fast(cut) is None
+
+
 OTHER_CMW = [
     (b'"event_payload":"dead"', b'"event_payload":"DEad"', True),
     (b'"event_payload":"dead"', b'"event_payload":"dea"', False),
