@@ -1,4 +1,4 @@
-"""A load generator: requests over keep-alive connections to a unix socket, as fast as they go.
+"""A load generator: requests over keep-alive connections to a socket, as fast as they go.
 
 It looks for nothing but the end of a response, so that the server is what is measured.
 """
@@ -6,9 +6,13 @@ It looks for nothing but the end of a response, so that the server is what is me
 import select
 import socket
 import time
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Load", "generate", "post"]
+__all__ = ["Address", "Contestant", "Load", "generate", "post"]
+
+Address = str | tuple[str, int]
+"""Path of a unix socket, or host and port."""
 
 
 class Load(NamedTuple):
@@ -25,12 +29,33 @@ def post(path: str, body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def generate(path: str, request: bytes, *, connections: int = 16, seconds: float = 1.0) -> Load:
+class Contestant(NamedTuple):
+    """A server: its socket and its process."""
+
+    address: Address
+    process: int
+
+    def measure(self, request: bytes, seconds: float, connections: int = 16) -> tuple[float, float]:
+        """Return its processor's seconds per request, and the share of the time that it had."""
+        before, begin = self.worked(), time.perf_counter()
+        load = generate(self.address, request, connections=connections, seconds=seconds)
+        worked = self.worked() - before
+        return worked / load.requests, worked / (time.perf_counter() - begin)
+
+    def worked(self) -> float:
+        """Return the seconds of processor time that its threads have used."""
+        threads = Path(f"/proc/{self.process}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def generate(
+    address: Address, request: bytes, *, connections: int = 16, seconds: float = 1.0
+) -> Load:
     """Send `request` over and over on `connections` connections; count for `seconds`.
 
     Every response must be a 200 and of the same size as the first.
     """
-    clients = [_connect(path) for _ in range(connections)]
+    clients = [_connect(address) for _ in range(connections)]
     size = _one(clients[0], request)
     epoll = select.epoll()
     by_number = {}
@@ -58,9 +83,11 @@ def generate(path: str, request: bytes, *, connections: int = 16, seconds: float
     return Load(done, now - begin, size)
 
 
-def _connect(path: str) -> socket.socket:
+def _connect(address: Address) -> socket.socket:
+    if not isinstance(address, str):
+        return socket.create_connection(address)
     client = socket.socket(socket.AF_UNIX)
-    client.connect(path)
+    client.connect(address)
     return client
 
 

@@ -32,6 +32,11 @@ SERVED: Final = {
     name: Target(f"{name} on the socket, 16 connections", "raw ASGI", 0.8, 0.9)
     for name in ("GetKey", "GetQuote", "Info", "Sign")
 }
+# What the limits, the details of the response and the threads of the verifier service may cost.
+VERIFIED: Final = {
+    f"post-verify-{count}": Target(f"POST /verify, {count} connection{plural}", "raw ASGI", target)
+    for count, plural, target in ((1, "", 0.6), (8, "s", 0.8))
+}
 # Without AVX-512 four lanes gain little, and a single good stream is all there is.
 WITHOUT_AVX512: Final = 3
 AVX2: Final = {
@@ -70,6 +75,7 @@ TARGETS: Final[dict[str, Target]] = {
     "ccel": Target("a CCEL, read", "evidence-api", 200, 400),
     "ccel-replay": Target("a CCEL, read and replayed", "evidence-api", 45, 60),
     **SERVED,
+    **VERIFIED,
     "read-cbor": Target("evidence in CBOR, read", "cbor2", 0.33),
     "read-cmw": Target("evidence in a tagged CMW, read", "cbor2", 0.33),
     "body": Target("a quote to its whole body", "dcap-qvl", 2),

@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import pytest
 
 from benchmarks.cases import OURS
-from benchmarks.load import generate, post
+from benchmarks.load import Contestant, generate, post
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
 from tests.serve.server import PATIENCE, environment, running_server
@@ -34,24 +33,6 @@ REQUESTS = {
 }
 
 
-class Contestant(NamedTuple):
-    """A server: its socket and its process."""
-
-    socket: str
-    process: int
-
-    def measure(self, request: bytes, seconds: float) -> tuple[float, float]:
-        """Return its processor's seconds per request, and the share of the time that it had."""
-        before, begin = self.worked(), time.perf_counter()
-        load = generate(self.socket, request, seconds=seconds)
-        worked = self.worked() - before
-        return worked / load.requests, worked / (time.perf_counter() - begin)
-
-    def worked(self) -> float:
-        """Return the seconds of processor time that it has used."""
-        return int(Path(f"/proc/{self.process}/schedstat").read_text().split()[0]) / 1e9
-
-
 @pytest.fixture(scope="module")
 def contestants() -> Iterator[tuple[Contestant, Contestant]]:
     """The server and its peer, on the same core; the load generator is on another."""
@@ -59,7 +40,7 @@ def contestants() -> Iterator[tuple[Contestant, Contestant]]:
     with running_server("--http", "none") as server:
         ours = Contestant(server.dstack, server.process.pid)
         sizes = [
-            f"{name}={generate(ours.socket, post(f'/{name}', body), seconds=0.1).size}"
+            f"{name}={generate(server.dstack, post(f'/{name}', body), seconds=0.1).size}"
             for name, body in REQUESTS.items()
         ]
         path = str(server.folder / "peer.sock")
@@ -84,7 +65,7 @@ def test_requests(
 ) -> None:
     """One method, both servers in turn."""
     request = post(f"/{name}", REQUESTS[name])
-    sizes = {generate(c.socket, request, seconds=0.01).size for c in contestants}
+    sizes = {generate(c.address, request, seconds=0.01).size for c in contestants}
     assert len(sizes) == 1
     for contestant in contestants:
         contestant.measure(request, 0.01 if quick else SECONDS)  # warm

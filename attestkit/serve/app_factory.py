@@ -249,14 +249,12 @@ def _verifier_app(
     stack: ExitStack,
 ) -> "App":
     """Return the application of the verifier service; its threads end with `stack`."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from attestkit.serve.verifier_service.app import FETCHERS, WORKERS, VerifierApp
+    from attestkit.serve.verifier_service.job_queue import JobThreads
 
-    executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
-    fetcher = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetcher")
+    executor, fetcher = JobThreads(WORKERS, "verifier"), JobThreads(FETCHERS, "fetcher")
     for one in (executor, fetcher):
-        stack.callback(one.shutdown, cancel_futures=True)
+        stack.callback(one.shutdown)
     return VerifierApp(
         verifier,
         executor,

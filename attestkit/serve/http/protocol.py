@@ -74,6 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_paused = False  # reading is paused until `_rest` is parsed
         self._ended = False  # EOF was received while `_rest` is not empty
         self._tail = b""  # last bytes of an incomplete head
+        self._body_left = 0  # bytes of a body with a Content-Length that are not parsed yet
         self._unread = 0  # bytes of a head, or after an error response
         self._unsent = 0  # size of the write buffer at the last check
         self._since = 0.0  # start of the present state, in loop time
@@ -214,7 +215,8 @@ class HttpProtocol(HttpToolsProtocol):
                 if len(self._rest) > _MOST_REST:  # despite the paused reading
                     self.transport.abort()
                 return
-            data, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
+            size = max(_SLICE, self._body_left)  # a body begins no request
+            data, self._rest = self._rest[:size], self._rest[size:]
             self._parse(data)
         self._rest = b""
         if self._is_paused:
@@ -286,6 +288,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._send_error(400, "Host header: given more than once")
         if self._refused:
             raise ConnectionRefusedError  # stops the parser
+        self._body_left = int(fields.get(b"content-length", b"0"))
         if not self._try_fast_path(fields):
             self._start_asgi_request(fields)
 
@@ -298,7 +301,7 @@ class HttpProtocol(HttpToolsProtocol):
             or self.flow.write_paused
             or not self._is_app_idle()
             or not _INDIRECT_FIELDS.isdisjoint(fields)
-            or int(fields.get(b"content-length", b"0")) > self._direct_body
+            or self._body_left > self._direct_body
             or not self.parser.should_keep_alive()
             or self.parser.get_http_version() != "1.1"
             or verb not in _DIRECT_VERBS
@@ -345,6 +348,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Receive a piece of a body."""
         self._unread = 0
+        self._body_left = max(0, self._body_left - len(body))
         if self._body is None:
             super().on_body(body)
         else:

@@ -147,7 +147,8 @@ class RequestCycle(RequestResponseCycle):
                 self.keep_alive: bool = False  # the body ends with the connection
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
-        if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
+        values = b"".join(parts[3:-1:4])
+        if b"\n" in values or b"\r" in values:
             raise RuntimeError("response header: the value contains a line break")
         parts.append(b"\r\n")
         return b"".join(parts)

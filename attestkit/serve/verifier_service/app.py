@@ -20,10 +20,8 @@ threads, so that other verifications do not wait for it.
 import asyncio
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from time import perf_counter
@@ -35,6 +33,7 @@ from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import Header
+from attestkit.serve.verifier_service.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
 from attestkit.serve.verifier_service.response import (
     STEPS,
@@ -98,19 +97,13 @@ class _Response(NamedTuple):
     verdict: tuple[str, str] | None = None  # result and step, for the metrics
 
 
-class _Queue(NamedTuple):
-    executor: Executor
-    free: threading.BoundedSemaphore  # free slots for running and queued verifications
-    what: str  # its state in an error text
-
-
 @dataclass(eq=False)
 class VerifierApp:
     """ASGI application of the verifier service."""
 
     verifier: "Verifier"  # also enforces its policy
-    executor: Executor  # thread pool; not shut down by the application
-    fetcher: Executor  # thread pool for verifications that fetch collateral
+    executor: JobThreads  # not shut down by the application
+    fetcher: JobThreads  # for verifications that fetch collateral
     _: KW_ONLY
     seconds: float = SECONDS  # time limit of a verification
     limit: int = LIMIT  # of running and queued verifications
@@ -125,10 +118,10 @@ class VerifierApp:
     """Sent with every response, including the listener's own errors."""
 
     def __post_init__(self) -> None:
-        slots = threading.BoundedSemaphore(self.limit)
-        self._queue = _Queue(self.executor, slots, "are waiting")
-        slots = threading.BoundedSemaphore(self.fetches)
-        self._fetch_queue = _Queue(self.fetcher, slots, "wait for collateral to be fetched")
+        full = "too many verifications are waiting; retry later"
+        self._queue = JobQueue(self.executor, self.limit, full)
+        full = "too many verifications wait for collateral to be fetched; retry later"
+        self._fetch_queue = JobQueue(self.fetcher, self.fetches, full)
         for verdict in _VERDICTS:  # export zeros, so that a first increase is visible
             self.verdicts[verdict] += 0
 
@@ -172,7 +165,9 @@ class VerifierApp:
         if body is None or isinstance(body, _Response):
             return body
         try:
-            return await asyncio.wait_for(self._schedule(body, query), self.seconds)
+            return await self._schedule(body, query)
+        except JobRefusedError as error:
+            return _busy(str(error))
         except asyncio.TimeoutError:
             return _busy(f"verification: not finished within {self.seconds:g} s; retry later")
 
@@ -193,28 +188,16 @@ class VerifierApp:
                 return _too_large(self.max_body)
             parts.append(part)
             more = message.get("more_body", False)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _schedule(self, body: bytes, query: VerifyQuery) -> _Response:
         work = partial(self._respond, body, query)
-        answer = await self._run_in(self._queue, partial(work, fetch=False))
+        deadline = asyncio.get_running_loop().time() + self.seconds
+        answer = await self._queue.run(partial(work, fetch=False), deadline)
         if answer is None:
-            answer = await self._run_in(self._fetch_queue, partial(work, fetch=True))
+            answer = await self._fetch_queue.run(partial(work, fetch=True), deadline)
         assert answer is not None  # only None without fetch
         return answer
-
-    @staticmethod
-    async def _run_in(queue: _Queue, work: Callable[[], _Response | None]) -> _Response | None:
-        if not queue.free.acquire(blocking=False):
-            return _busy(f"too many verifications {queue.what}; retry later")
-        try:
-            future = queue.executor.submit(work)
-        except RuntimeError:  # after the shutdown of the executor
-            queue.free.release()
-            return _busy("server: shutting down")
-        # The slot is in use until the thread is done, even if the request has timed out.
-        future.add_done_callback(lambda _: queue.free.release())
-        return await asyncio.wrap_future(future)
 
     def _respond(self, body: bytes, query: VerifyQuery, *, fetch: bool) -> _Response | None:
         """Verify the evidence in a body; runs in a thread, and never raises.

@@ -49,6 +49,8 @@ class VerifyQuery(NamedTuple):
             FormatError: If a parameter is unknown, invalid or given more than once, or two
                 contradict each other.
         """
+        if not query:
+            return _ANY
         found = _parameters(query)
         form: str | None = None
         output_format = found.get("format", "json")
@@ -70,6 +72,9 @@ class VerifyQuery(NamedTuple):
     def expects(self) -> bool:
         """Whether the evidence is compared with an expected value."""
         return self.nonce is not None or self.report_data is not None
+
+
+_ANY: Final = VerifyQuery()
 
 
 def _parameters(query: bytes) -> dict[str, str]:

@@ -9,11 +9,15 @@ comes from the body: that is the attester's, and so is a `report_data` in it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+import msgspec
+
 from attestkit._formats import strict_json
+from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import expected_tdx_registers, verify_os_image
@@ -55,6 +59,12 @@ STEPS: Final = {
 }
 """Steps of a verification: the start of `reason`, and the label in the metrics."""
 
+_encode: Final = msgspec.json.Encoder().encode
+_decode_members: Final = msgspec.json.Decoder(dict[str, str | bool | None]).decode
+_SOLE_ATTESTATION: Final = (b'{"attestation":"', b'{"attestation": "')
+_DEL: Final = b"\x7f"  # the only ASCII character that msgspec does not escape as `json` does
+_LONGEST_REMEMBERED: Final = 1024  # bytes of the description of a key provider
+
 _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_data", "tcb_status")
 
 
@@ -82,7 +92,11 @@ class VerificationRequest(NamedTuple):
             WrongTypeError: If it is not an object, or a field has a wrong type.
             FormatError: If it is not JSON, or has a repeated key.
         """
-        fields = strict_json.read(body, "the request")
+        if (attestation := _read_sole_attestation(body)) is not None:
+            return cls(attestation)
+        fields: object = _read_canonical(body)
+        if fields is None:
+            fields = strict_json.read(body, "the request")
         if not isinstance(fields, dict):
             raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
         if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
@@ -95,6 +109,32 @@ class VerificationRequest(NamedTuple):
             vm_config=_typed(fields, "vm_config", str, "a string"),
             debug=_typed(fields, "debug", bool, "a boolean"),
         )
+
+
+def _read_sole_attestation(body: bytes) -> bytes | None:
+    """Return the evidence in a body that has no other member; None for all other bodies.
+
+    Between the quotation marks are hex digits only, so nothing else can be there.
+    """
+    for start in _SOLE_ATTESTATION:
+        if body.startswith(start) and body.endswith(b'"}'):
+            return unhex(body[len(start) : -2])
+    return None
+
+
+def _read_canonical(body: bytes) -> dict[str, str | bool | None] | None:
+    """Return the members of a JSON object if each is text, a boolean or null.
+
+    None for all other bodies, which the strict parser reads. msgspec keeps the last of several
+    members with one name; only without those the encoding of what it keeps is the body again.
+    """
+    try:
+        found = _decode_members(body)
+        encoded = _encode(found)
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    is_same = body == encoded or body == msgspec.json.format(encoded, indent=0)
+    return found if is_same else None
 
 
 T = TypeVar("T")
@@ -138,6 +178,10 @@ class Outcome(NamedTuple):
         }
         if self.compared:
             answer["bound_to"] = None if self.result is None else self.result.bound_to
+        if self.result is not None:  # the reason of a refusal may have any text
+            found = _encode(answer)
+            if found.isascii() and _DEL not in found:
+                return found
         return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -268,7 +312,7 @@ class _Verification:
         variant = self.details["tee_variant"]
         self.details.update(
             event_log_verified=True,
-            key_provider=_key_provider(info.key_provider_info),
+            key_provider=_describe_key_provider(info.key_provider_info),
             app_info=info.to_dict(),
             boot_info=_boot_info(info, variant, authenticated),
         )
@@ -318,8 +362,14 @@ def _differences(attestation: Attestation) -> list[dict[str, str]]:
     ]
 
 
-def _key_provider(text: bytes) -> dict[str, str] | None:
+def _describe_key_provider(text: bytes) -> Mapping[str, str] | None:
     """Return name and id of the key provider; None if missing or malformed."""
+    parse = _key_provider if len(text) <= _LONGEST_REMEMBERED else _key_provider.__wrapped__
+    return parse(text)
+
+
+@lru_cache(64)  # the same for all machines of a service; each result is only read
+def _key_provider(text: bytes) -> Mapping[str, str] | None:
     try:
         fields = strict_json.read_object(text, "key_provider_info")
         return {name: strict_json.string(fields, name) for name in ("name", "id")}

@@ -18,6 +18,7 @@ from tests.untyped import untyped
 REQUEST = b"GET /Version HTTP/1.1\r\n\r\n"
 SLOW = b"GET /docs HTTP/1.1\r\n\r\n"
 OLD = b"GET /docs HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+LENGTH = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 PACKET = 1 << 18  # bytes per read of the event loop
 
 
@@ -142,6 +143,34 @@ def test_queued_requests_are_not_parsed_early(guest: Guest) -> None:
         assert transport.paused
         await _until(lambda: transport.answers == count + 1)
         assert not protocol.pipeline
+
+    run(guest, test)
+
+
+@pytest.mark.parametrize("size", [20_000, 70_000])
+def test_body_is_parsed_at_once_but_not_requests_behind_it(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A long body is parsed in two slices; the requests behind it in the packet are not."""
+    pieces: list[int] = []
+    on_body = HttpProtocol.on_body
+
+    def record(protocol: HttpProtocol, body: bytes) -> None:
+        pieces.append(len(body))
+        on_body(protocol, body)
+
+    monkeypatch.setattr(HttpProtocol, "on_body", record)
+    body = b"{}".ljust(size)
+    long = b"POST /Version HTTP/1.1\r\n" + LENGTH % size + body
+
+    async def test(protocol: HttpProtocol, transport: RecordingTransport) -> None:
+        count = PACKET // len(REQUEST)
+        protocol.data_received(SLOW + long + REQUEST * count)
+        assert transport.paused
+        await _until(lambda: sum(pieces) == size)
+        assert len(pieces) == 2
+        assert transport.answers + len(protocol.pipeline) < 300
+        await _until(lambda: transport.answers == count + 2)
 
     run(guest, test)
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
 from attestkit.serve.verifier_service.app import MAX_BODY, VerifierApp
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from tests.serve.asgi import Client, Response
 from tests.serve.verifier_service.judges import (
     FakeVerifier,
@@ -28,9 +28,11 @@ GOOD = {"attestation": create_evidence().to_bytes().hex()}
 @pytest.fixture
 def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
     """Return a factory of clients of the service; its threads end with the test."""
-    with ThreadPoolExecutor(2) as executor:
+    with JobThreads(2) as executor:
 
-        def make(verifier: object = None, executor: Executor = executor, **options: Any) -> Client:
+        def make(
+            verifier: object = None, executor: JobThreads = executor, **options: Any
+        ) -> Client:
             judge = cast("Verifier", verifier or FakeVerifier())
             options = {"random": lambda size: bytes(range(1, size + 1)), **options}
             options.setdefault("fetcher", executor)
@@ -233,7 +235,7 @@ def test_verify_blocked_threads_leave_event_loop_free(make_client: MakeClient) -
 def test_verify_timed_out_in_queue_is_not_executed(make_client: MakeClient) -> None:
     """A request that timed out in the queue never occupies a thread."""
     verifier = BlockingVerifier()
-    with ThreadPoolExecutor(1) as executor:
+    with JobThreads(1) as executor:
         client = make_client(verifier, executor, seconds=0.05)
         for _ in range(3):
             check_error(client.post("/verify", GOOD), 503)
@@ -256,23 +258,23 @@ class FetchingVerifier(BlockingVerifier):
         return super().authenticate()
 
 
-class CountingExecutor(ThreadPoolExecutor):
-    """A thread pool with a semaphore that counts submissions."""
+class CountingThreads(JobThreads):
+    """Threads with a semaphore that counts submissions."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self.submitted = asyncio.Semaphore(0)
 
-    def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Submit a task."""
+    def submit(self, work: Callable[[], None], /) -> None:
+        """Submit a job."""
         self.submitted.release()
-        return super().submit(*args, **kwargs)
+        super().submit(work)
 
 
 def test_verify_cached_evidence_is_not_delayed_by_fetches(make_client: MakeClient) -> None:
     """Evidence with cached collateral is verified while all fetch slots and threads are taken."""
     verifier = FetchingVerifier()
-    with CountingExecutor(1) as fetcher:
+    with CountingThreads(1) as fetcher:
         client = make_client(verifier, fetcher=fetcher, limit=2, fetches=3)
 
         async def scenario() -> None:
@@ -304,7 +306,7 @@ def test_verify_timeout_is_503_and_keeps_slot(
 ) -> None:
     """A timeout returns 503; its slot is released when its thread has finished."""
     verifier = kind()
-    with ThreadPoolExecutor(1) as executor:
+    with JobThreads(1) as executor:
         client = make_client(verifier, seconds=0.05, **{pool: executor, limit: 1})
         response = client.post("/verify", GOOD)
         assert "0.05 s" in check_error(response, 503)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -15,6 +14,7 @@ from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.ear import read_ear_key
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, policy_uri, verify_ear
 from tests.raising import raises
@@ -41,7 +41,7 @@ AT = datetime.fromtimestamp(NOW, timezone.utc)
 @pytest.fixture
 def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
     """Return a factory of clients of a signing service; its threads end with the test."""
-    with ThreadPoolExecutor(1) as executor:
+    with JobThreads(1) as executor:
 
         def make(fake: object = None, key: EarKey | None = ED25519) -> Client:
             verifier = cast("Verifier", fake or FakeVerifier())

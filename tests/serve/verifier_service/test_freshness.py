@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
 from attestkit.report_data import ReportData
 from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.ear import Ear, Tier, verify_ear
 from tests.serve.asgi import Client, Response
@@ -29,7 +29,7 @@ EMPTY = intel.evidence(report_data=b"")
 def client(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """Return a client of a verifier that takes simulated evidence for genuine."""
     monkeypatch.setattr(Authenticators, "genuine", lambda *_: True)
-    with ThreadPoolExecutor(1) as executor:
+    with JobThreads(1) as executor:
         app = VerifierApp(intel.verifier(), executor, executor, ear_key=ED25519)
         yield Client(app, loop)
 

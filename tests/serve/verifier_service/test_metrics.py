@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ import pytest
 from attestkit.errors import CollateralError, CollateralExpiredError, VerificationError
 from attestkit.serve.counters import CONTENT_TYPE, Stats
 from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from attestkit.serve.verifier_service.metrics import VerifierMetricsApp
 from tests.serve.asgi import Client
 from tests.serve.metrics.test_agent import PROMTOOL, _check, _families, _value
@@ -46,7 +46,7 @@ class ServiceWithMetrics:
 
     def verify(self, fake: FakeVerifier, body: object) -> None:
         """Send a body to /verify, with a fake verifier."""
-        with ThreadPoolExecutor(1) as executor:
+        with JobThreads(1) as executor:
             app = VerifierApp(
                 cast("Verifier", fake),
                 executor,

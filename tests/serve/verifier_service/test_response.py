@@ -24,6 +24,7 @@ from attestkit.quote import Quote
 from attestkit.serve.verifier_service.response import (
     Outcome,
     VerificationRequest,
+    _key_provider,
     run_verification,
 )
 from attestkit.verifier.pipeline import Verifier
@@ -180,6 +181,27 @@ def test_verify_malformed_key_provider_is_null(text: bytes) -> None:
     details = respond(FakeVerifier(app_info=info))["details"]
     assert details["key_provider"] is None
     assert details["app_info"]["key_provider_info"] == text.hex()
+
+
+@pytest.mark.parametrize("name", ["".join(map(chr, range(0x7F))), "\x7f", "\xe9", "\U0001f600"])
+def test_verify_response_escapes_as_json_does(name: str) -> None:
+    """The response has the bytes that Python's `json` writes: ASCII, whatever a name contains."""
+    provider = json.dumps({"name": name, "id": ""}).encode()
+    info = create_evidence().app_info._replace(key_provider_info=provider)
+    outcome = verify(FakeVerifier(app_info=info))
+    found = outcome.to_json()
+    assert json.loads(found)["details"]["key_provider"] == {"name": name, "id": ""}
+    assert found == json.dumps(json.loads(found), separators=(",", ":")).encode()
+
+
+def test_verify_long_key_provider_is_not_remembered() -> None:
+    """The description of a key provider is only cached if it is short."""
+    text = json.dumps({"name": "n" * 2000, "id": ""}).encode()
+    info = create_evidence().app_info._replace(key_provider_info=text)
+    before = _key_provider.cache_info().currsize
+    details = respond(FakeVerifier(app_info=info))["details"]
+    assert details["key_provider"] == {"name": "n" * 2000, "id": ""}
+    assert _key_provider.cache_info().currsize == before
 
 
 # -- request schemas ------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ docs/verifier.md contains the same table.
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.collateral import Collateral
 from attestkit.errors import ReplayError
 from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.serve.asgi import Client
@@ -91,7 +91,7 @@ def verify(body: bytes, at: datetime, *, collateral: bool, loop: asyncio.Abstrac
     intel = Collateral.load(SHARED / COLLATERAL) if collateral else None
     policy = AppraisalPolicy.development()
     verifier = Verifier(collateral=intel, policy=policy, clock=lambda: at)
-    with ThreadPoolExecutor(1) as executor:
+    with JobThreads(1) as executor:
         response = Client(VerifierApp(verifier, executor, executor), loop).request(
             "POST", "/verify", body
         )
