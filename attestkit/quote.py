@@ -39,6 +39,7 @@ TEE_TDX = 0x81
 _HEADER = Struct("<HHIHH16s20s")
 _TD_10 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _TD_15 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s16s48s")
+_ISV_SVN = 258  # offset in the report of an enclave
 _ENCLAVE = Struct("<16sI12x16s16s32s32x32s32x64sHHH42x16s64s")
 
 
@@ -335,7 +336,18 @@ class Quote(QuoteBase):
     @property
     @_lazy
     def _layout(self) -> "QuoteLayout":
-        return quote_layout(self._data)
+        """Offsets and sizes, as those of `quote_layout`, from the lengths that parsing checked."""
+        data, version = self._data, self.version
+        body, size = 48, _TD_10.size if self.tee_type else _ENCLAVE.size
+        if version == 5:
+            body, size = 54, int.from_bytes(data[50:54], "little")
+        signature = body + size + 4
+        report = signature + 128 if version == 3 else signature + 134
+        auth = report + 450
+        auth_size = data[auth - 2] | data[auth - 1] << 8
+        kind = auth + auth_size
+        end = len(data) - self.padding
+        return body, size, signature, report, auth, auth_size, data[kind], kind + 6, end
 
     def _cut(self, start: int, size: int) -> bytes:
         return self._data[start : start + size]
@@ -374,6 +386,12 @@ def signed_parts(quote: Quote) -> SignedParts:
         data[auth : auth + auth_size],
         Certification(kind, data[chain:end]),
     )
+
+
+def quoting_enclave_svn(quote: Quote) -> bytes:
+    """Return ISV_SVN of the QE report, 2 bytes, without parsing the rest of it."""
+    at = quote._layout[3] + _ISV_SVN  # noqa: SLF001 - of this module's class
+    return quote._data[at : at + 2]  # noqa: SLF001
 
 
 _NO_REGISTERS = "quote: of an SGX enclave, which has no MRTD and no RTMRs"

@@ -62,13 +62,14 @@ def quote_after(forget: Callable[[], object]) -> Callable[[], object]:
 
 
 def forget_quoting_enclave() -> None:
-    """Forget QE report and evaluation."""
-    ENGINE._enclaves, ENGINE._evaluations = FactCache(1024), FactCache(1024)
+    """Forget the QE report, as for a new attestation key; the evaluation of the enclave is kept."""
+    ENGINE._enclaves = FactCache(1024)
 
 
 def forget_platform() -> None:
     """Forget QE report, evaluation and PCK certificate; its CA is known."""
     forget_quoting_enclave()
+    ENGINE._evaluations = FactCache(1024)
     ENGINE._chains._platforms = FactCache(1024)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from attestkit._native import quote_layout
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import (
     TEE_SGX,
@@ -212,6 +213,13 @@ def test_quote_binding_covers_64_bytes() -> None:
     data[770 + 320 + 63] = 1
     with raises(FormatError, "qe_binding", offset=770 + 320):
         Quote.parse(bytes(data))
+
+
+@pytest.mark.parametrize("padding", [0, 70])
+@pytest.mark.parametrize("data", made_quotes(), ids=len)
+def test_quote_layout_is_that_of_the_parser(data: bytes, padding: int) -> None:
+    """The offsets of an accepted quote, which its properties use, are those of the parser."""
+    assert Quote.parse(data + bytes(padding))._layout == quote_layout(data)
 
 
 def test_quote_padding_is_counted_and_ignored() -> None:

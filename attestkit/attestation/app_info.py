@@ -7,6 +7,7 @@ empty. Signatures are not verified here.
 
 import hmac
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from attestkit import _native
@@ -20,7 +21,7 @@ from attestkit.attestation.launch.mr_config import (
     host_data,
     read_script_hashes,
 )
-from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.launch.vm_config import read_os_image_hash
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent
 from attestkit.errors import FormatError, ReplayError
@@ -30,6 +31,7 @@ from attestkit.snp_report import SnpReport
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
+_CACHED_SIZE = 512  # bytes of hashed data; longer data are not cached
 
 
 class AppInfo(NamedTuple):
@@ -132,10 +134,10 @@ def read_app_info(
             replay of the events.
     """
     platform, stack = evidence
-    os_image_hash = VmConfig.parse(config or stack.config).os_image_hash
+    os_image_hash = read_os_image_hash(config or stack.config)
     if isinstance(platform, parts.SevSnp):
         return _sev_snp(platform, os_image_hash)
-    device_id = sha256(device)
+    device_id = _sha256_of_many(device)
     all_events = stack.runtime_events
     events = _events_until(all_events, _BOOTTIME_END) if boottime else all_events
     if isinstance(platform, parts.NitroEnclave):
@@ -147,42 +149,49 @@ def read_app_info(
         system, aggregated = _gcp_registers(platform, identity, events, os_image_hash)
     else:
         system, aggregated = _nitro_tpm_registers(platform, identity, events, all_events)
-    return identity._replace(
-        device_id=device_id,
-        mr_system=sha256(system),
-        mr_aggregated=sha256(aggregated),
-        os_image_hash=os_image_hash,
+    return AppInfo(
+        identity.app_id,
+        identity.compose_hash,
+        identity.instance_id,
+        device_id,
+        _sha256_of_many(system),
+        sha256(aggregated),
+        os_image_hash,
+        identity.key_provider_info,
+        identity.init_script_hashes,
     )
 
 
 def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> AppInfo:
     """Return the identity from the events before the end of the boot; empty if it did not end."""
-    ends = {_BOOT_END, _BOOTTIME_END} if boottime else {_BOOT_END}
-    end = next((at for at, event in enumerate(events) if event.event in ends), 0)
-    found = _identity(events[:end])
-    return found._replace(key_provider_info=b"") if boottime else found
+    ends = (_BOOT_END, _BOOTTIME_END) if boottime else (_BOOT_END,)
+    for end, event in enumerate(events):
+        if event.event in ends:
+            found = _identity(events[:end])
+            return found._replace(key_provider_info=b"") if boottime else found
+    return _identity(())
 
 
 def _identity(events: Sequence[RuntimeEvent]) -> AppInfo:
     """Return the identity from events; the first of several events with one name is used."""
-    first = {event.event: event.payload for event in reversed(events)}
-    scripts = [event.payload for event in events if event.event == "init-script-hash"]
-    return AppInfo(
-        app_id=first.get("app-id", b""),
-        compose_hash=first.get("compose-hash", b""),
-        instance_id=first.get("instance-id", b""),
-        device_id=b"",
-        mr_system=b"",
-        mr_aggregated=b"",
-        os_image_hash=b"",
-        key_provider_info=first.get("key-provider", b""),
-        init_script_hashes=tuple(scripts),
-    )
+    get = {event.event: event.payload for event in reversed(events)}.get
+    scripts = tuple([event.payload for event in events if event.event == "init-script-hash"])
+    app_id, compose_hash = get("app-id", b""), get("compose-hash", b"")
+    instance_id, key_provider = get("instance-id", b""), get("key-provider", b"")
+    return AppInfo(app_id, compose_hash, instance_id, b"", b"", b"", b"", key_provider, scripts)
 
 
 def _mr_key_provider(identity: AppInfo) -> bytes:
     info = identity.key_provider_info
-    return sha256(info) if info else bytes(32)
+    return _sha256_of_many(info) if info else bytes(32)
+
+
+def _sha256_of_many(data: bytes) -> bytes:
+    """Return the SHA-256 of data that many pieces of evidence have in common."""
+    return _cached_sha256(data) if len(data) <= _CACHED_SIZE else sha256(data)
+
+
+_cached_sha256 = lru_cache(1024)(sha256)
 
 
 def _events_until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:

@@ -15,6 +15,17 @@ from attestkit.verifier.result import Claims, caution
 
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 
+_TD_CAUTION: Final = caution(
+    "acpi_tables",
+    "the host chose the ACPI tables, and the kernel runs the code in them; pin rtmr0 as well, "
+    "which has their digests",
+)
+_SNP_CAUTION: Final = caution(
+    "acpi_tables",
+    "the ACPI tables from the host of an SEV-SNP guest are not measured, and the kernel runs the "
+    "code in them; no rule can pin them",
+)
+
 _Pinned = Mapping[str, frozenset[bytes]]
 """Reference values of a policy by register, as in `ReferenceValues.rules`."""
 
@@ -30,17 +41,7 @@ def find_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
     if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
-        if "rtmr0" in pinned:
-            return None
-        return caution(
-            "acpi_tables",
-            "the host chose the ACPI tables, and the kernel runs the code in them; pin rtmr0 as "
-            "well, which has their digests",
-        )
+        return None if "rtmr0" in pinned else _TD_CAUTION
     if claims.platform == "dstack-amd-sev-snp" and named:
-        return caution(
-            "acpi_tables",
-            "the ACPI tables from the host of an SEV-SNP guest are not measured, and the kernel "
-            "runs the code in them; no rule can pin them",
-        )
+        return _SNP_CAUTION
     return None

@@ -27,10 +27,12 @@ def check_boot_events(events: Sequence[Event]) -> None:
         VerificationError: If `app-id`, `compose-hash`, `instance-id` or `key-provider` occurs
             twice, or `os-image-hash` with two values.
     """
-    end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), 0)
+    names = [event.name for event in events]
+    end = names.index(_BOOT_END) if _BOOT_END in names else 0
+    if len(set(names[:end])) == end:
+        return  # no event of any name occurs twice
     found: dict[str, bytes] = {}
-    for event in events[:end]:
-        name = event.name
+    for name, event in zip(names[:end], events, strict=False):
         if name not in _ONCE and name != _ONE_VALUE:
             continue
         if (first := found.get(name)) is None:

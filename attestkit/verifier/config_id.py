@@ -9,6 +9,7 @@ rejects that, and a TD without a sealed configuration.
 """
 
 import json
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from attestkit._formats.strict_json import check_depth
@@ -33,7 +34,9 @@ _SEALED = passed(
 )
 _LONGEST = 65_536  # bytes of the key-provider event
 # Fields of AppInfo that the event log contains.
-_LOGGED = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes")
+_logged = attrgetter(
+    "app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes"
+)
 
 
 def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> VerificationStep | None:
@@ -146,7 +149,7 @@ def _is_version_2(config_id: bytes, info: "AppInfo") -> bool:
 
 def _tells(info: "AppInfo") -> bool:
     """Return whether the event log names the app in a field that a sealed configuration has too."""
-    return any(getattr(info, name) for name in _LOGGED)
+    return any(_logged(info))
 
 
 def _compare(sealed: MrConfig, info: "AppInfo") -> None:

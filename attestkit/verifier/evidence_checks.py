@@ -5,6 +5,7 @@ VerificationStep, or raises an exception.
 """
 
 import hmac
+from operator import attrgetter
 from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.event_log.event import Event
-from attestkit.quote import Quote, TdQuoteBody
+from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
 from attestkit.report_data import ReportData
 from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
@@ -33,6 +34,7 @@ from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
+_TD_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _TD_ATTRIBUTES = (
     "td_attributes",
     "xfam",
@@ -43,9 +45,11 @@ _TD_ATTRIBUTES = (
     "mr_owner",
     "mr_owner_config",
     "tee_tcb_svn",
-    "tee_tcb_svn2",
-    "mr_service_td",
 )
+_TD_15_ATTRIBUTES = ("tee_tcb_svn2", "mr_service_td")  # TDX 1.5
+_td_registers = attrgetter(*_TD_REGISTERS)
+_td_attributes = attrgetter(*_TD_ATTRIBUTES)
+_td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
 
 
 class ParsedEvidence(NamedTuple):
@@ -191,19 +195,25 @@ def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, VerificationStep]:
     attestation = parsed.attestation
     if attestation is None:
         return _without_image("a bare quote names none")
-    platform = attestation.evidence.platform
-    config = VmConfig.parse(attestation.config)
-    if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
-        return _without_image("the evidence has no measurement of it")
     try:
-        if isinstance(platform, NitroEnclave) and not config.os_image_hash:
-            _check_not_debug(attestation)
-            return _without_image("the evidence names none")
+        if parsed.quote is None and (reason := _find_no_image(attestation)):
+            return _without_image(reason)
         found = verify_os_image(attestation.evidence, quote=parsed.quote)
     except UnsupportedError as error:
         return _without_image(str(error))
     text = f"the registers are those of OS image {found.hex()}"
     return found, passed("os_image", text)
+
+
+def _find_no_image(attestation: Attestation) -> str:
+    """Return why evidence without a quote does not name an OS image; empty if it does."""
+    platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
+    if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
+        return "the evidence has no measurement of it"
+    if isinstance(platform, NitroEnclave) and not config.os_image_hash:
+        _check_not_debug(attestation)
+        return "the evidence names none"
+    return ""
 
 
 def _without_image(reason: str) -> tuple[bytes, VerificationStep]:
@@ -243,7 +253,9 @@ def app_info(
             text = "the evidence has no configuration document, so it does not name its app"
             return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
-    info = attestation.read_app_info(device=device)._replace(os_image_hash=image_hash)
+    info = attestation.read_app_info(device=device)
+    if info.os_image_hash != image_hash:
+        info = info._replace(os_image_hash=image_hash)
     if isinstance(platform, NitroEnclave):
         # Its events come from the agent and are not measured; only the image is.
         info = info._replace(
@@ -325,12 +337,12 @@ def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
 def _quoted(quote: Quote) -> tuple[Fields, Fields]:
     body = quote.body
     if isinstance(body, TdQuoteBody):
-        named = (("mrtd", body.mrtd), *((f"rtmr{n}", rtmr) for n, rtmr in enumerate(body.rtmrs)))
-        found = ((name, getattr(body, name)) for name in _TD_ATTRIBUTES)
-        return named, (
-            *((name, value) for name, value in found if value is not None),
-            *_enclave_svns(quote),
-        )
+        named = tuple(zip(_TD_REGISTERS, _td_registers(body), strict=True))
+        found = zip(_TD_ATTRIBUTES, _td_attributes(body), strict=True)
+        if body.tee_tcb_svn2 is None:
+            return named, (*found, *_enclave_svns(quote))
+        newer = zip(_TD_15_ATTRIBUTES, _td_15_attributes(body), strict=True)
+        return named, (*found, *newer, *_enclave_svns(quote))
     attributes = (
         ("attributes", body.attributes),
         ("isv_prod_id", body.isv_prod_id.to_bytes(2, "little")),
@@ -363,8 +375,9 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
 
 def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
     """Return the SVN of the quoting enclave, and those in the header of a version 3 quote."""
-    svns = {"qe_svn": quote.qe_report.isv_svn}
-    if quote.version == 3:
-        header = quote.header
-        svns |= {"header_qe_svn": header.qe_svn or 0, "header_pce_svn": header.pce_svn or 0}
-    return tuple((name, svn.to_bytes(2, "little")) for name, svn in svns.items())
+    found = ("qe_svn", quoting_enclave_svn(quote))
+    if quote.version != 3:
+        return (found,)
+    header = quote.header
+    svns = {"header_qe_svn": header.qe_svn or 0, "header_pce_svn": header.pce_svn or 0}
+    return (found, *((name, svn.to_bytes(2, "little")) for name, svn in svns.items()))

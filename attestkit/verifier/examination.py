@@ -76,9 +76,7 @@ class Examination:
         self._replayed: tuple[int, ...] | None = None
         self._image_hash: bytes | None = None
         self._app_info: AppInfo | None = None
-        self.parsed: ParsedEvidence = run_step(
-            "format", self._steps, lambda: parse_evidence(evidence)
-        )
+        self.parsed: ParsedEvidence = run_step("format", self._steps, parse_evidence, evidence)
 
     @property
     def steps(self) -> tuple[VerificationStep, ...]:
@@ -125,7 +123,8 @@ class Examination:
     def _verify_image(self) -> bytes:
         _require(self._replayed)
         image_hash, step = check_os_image(self.parsed)
-        if features := dict(verified_launch(self.parsed, image_hash)).get("sev_features"):
+        launch = verified_launch(self.parsed, image_hash)
+        if features := dict(launch).get("sev_features"):
             self._settings.policy.check_sev_features(int.from_bytes(features, "little"))
         self._image_hash = image_hash
         self._steps.append(step)
@@ -163,7 +162,7 @@ class Examination:
         self.replay()
         self.image_hash()
         self.app_info()
-        return run_step("policy", self._steps, lambda: self._appraise(expected))
+        return run_step("policy", self._steps, self._appraise, expected)
 
     def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
         authenticated = _require(self._authenticated)

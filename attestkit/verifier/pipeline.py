@@ -264,12 +264,18 @@ class Verifier:
         """
         _check_collateral(collateral)
 
-        def parse() -> Examination:
-            return Examination(
-                self._settings(), evidence, self._verification_time(now), collateral, fetch=fetch
-            )
+        return run_step("format", (), self._examine, evidence, now, collateral, fetch=fetch)
 
-        return run_step("format", (), parse)
+    def _examine(
+        self,
+        evidence: Evidence,
+        now: datetime | float | None,
+        collateral: Collateral | None,
+        *,
+        fetch: bool = True,
+    ) -> "Examination":
+        moment = self._verification_time(now)
+        return Examination(self._settings(), evidence, moment, collateral, fetch=fetch)
 
     def _settings(self) -> "Settings":
         policy = self.policy
@@ -304,7 +310,7 @@ class Verifier:
                 the total.
             now: Time of the verification, as for `verify`.
         """
-        moment = run_step("time", (), lambda: self._verification_time(now))
+        moment = run_step("time", (), self._verification_time, now)
         return verify_all(self, list(items), executor, progress, moment)
 
     def verify_stream(
@@ -337,7 +343,7 @@ class Verifier:
             UsageError: If `window` or `now` is not valid, the executor does not accept tasks, or it
                 has processes and the verifier cannot be pickled.
         """
-        moment = run_step("time", (), lambda: self._verification_time(now))
+        moment = run_step("time", (), self._verification_time, now)
         return verify_each(self, items, executor, window, moment, ordered=ordered)
 
     def _verification_time(self, now: datetime | float | None) -> datetime:

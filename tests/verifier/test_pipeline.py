@@ -1,7 +1,8 @@
 """Tests of the verification pipeline: results, rejections and the steps passed so far."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from itertools import product
 from typing import Any, get_args
@@ -346,6 +347,26 @@ def test_attestation_result_cannot_be_constructed() -> None:
     assert pickle.loads(pickle.dumps(result)) == result
     assert create_result(result._content) == result
     assert result.to_dict()["simulated"] is True
+
+
+def test_unpickled_result_has_the_same_types() -> None:
+    """Pickling, by which a worker returns its result, keeps the types of all parts."""
+    result = intel.verifier().verify(RAW, report_data=NONCE)
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.claims.events
+    parts: list[tuple[Any, Any]] = [(result._content, copy._content)]
+    while parts:
+        original, unpickled = parts.pop()
+        assert type(original) is type(unpickled)
+        if isinstance(original, tuple):
+            parts.extend(zip(original, unpickled, strict=True))
+        elif isinstance(original, Mapping):
+            parts.extend((getattr(original, n), getattr(unpickled, n)) for n in fields_of(original))
+
+
+def fields_of(value: Any) -> list[str]:
+    """Return the names of the fields of a dataclass."""
+    return [one.name for one in fields(value)]
 
 
 def test_verifier_pickle_round_trip() -> None:

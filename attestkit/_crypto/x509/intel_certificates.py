@@ -86,14 +86,7 @@ class IntelCertificate:
         Raises:
             SignatureError: If not (`cert_bad_signature`); the message begins with `what`.
         """
-        if self.issuer != issuer.subject:
-            message = f"{what}: the issuer must be {issuer.common_name}"
-            raise SignatureError(message, reason="cert_bad_signature")
-        try:
-            issuer.key.verify_der(self.signature, self.signed)
-        except SignatureError as error:
-            message = f"{what}: not signed by {issuer.common_name}"
-            raise SignatureError(message, reason="cert_bad_signature") from error
+        check_issuer(self.issuer, self.signature, self.signed, issuer, what)
 
     def check_name(self, what: str, names: Sequence[str]) -> None:
         """Check that the certificate is one of these by name.
@@ -102,6 +95,28 @@ class IntelCertificate:
             SignatureError: If it is not (`unexpected_subject`); the message begins with `what`.
         """
         _check_name(what, self.common_name, self.subject, names)
+
+
+def check_issuer(
+    name: bytes, signature: bytes, signed: bytes, issuer: IntelCertificate, what: str
+) -> None:
+    """Check the issuer of a certificate; see `IntelCertificate.check_issued_by`.
+
+    Args:
+        name: Name of the certificate's issuer in DER.
+        signature: Signature of the certificate in DER.
+        signed: TBSCertificate.
+        issuer: Certificate of the issuer.
+        what: Name of the certificate for error messages.
+    """
+    if name != issuer.subject:
+        message = f"{what}: the issuer must be {issuer.common_name}"
+        raise SignatureError(message, reason="cert_bad_signature")
+    try:
+        issuer.key.verify_der(signature, signed)
+    except SignatureError as error:
+        message = f"{what}: not signed by {issuer.common_name}"
+        raise SignatureError(message, reason="cert_bad_signature") from error
 
 
 def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> IntelCertificate:

@@ -19,7 +19,7 @@ from attestkit.attestation import nitro_document
 from attestkit.attestation.launch import snp, tdx
 from attestkit.attestation.launch.mr_config import MrConfig, host_data
 from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
-from attestkit.attestation.launch.tdx import TdxImage, TdxRegisters
+from attestkit.attestation.launch.tdx import TdxImage, TdxLaunch, TdxRegisters
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Evidence, NitroEnclave, SevSnp, Tdx, td_body
 from attestkit.errors import FormatError, UnsupportedError, VerificationError
@@ -27,7 +27,7 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 
 _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_features"}
-_CACHED_SIZE = 16_384  # characters of both texts of an image; longer ones are not cached
+_CACHED_SIZE = 16_384  # characters of a configuration; longer ones are not cached
 
 
 def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
@@ -48,11 +48,14 @@ def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None
             image, other platforms their TPM quote.
     """
     platform = evidence.platform
-    found = VmConfig.parse(config or evidence.stack.config)
+    text = config or evidence.stack.config
     if isinstance(platform, Tdx):
-        expected = expected_tdx_registers(found, platform)
+        read = _cached_tdx_launch if len(text) <= _CACHED_SIZE else _named_tdx_launch
+        image_hash, launch = read(text)
+        expected = launch.registers(platform.event_log)
         _compare(expected, td_body(platform.quote if quote is None else quote))
-        return found.os_image_hash
+        return image_hash
+    found = VmConfig.parse(text)
     if isinstance(platform, SevSnp):
         return _check_snp(platform, found)
     if isinstance(platform, NitroEnclave):
@@ -69,14 +72,7 @@ def expected_tdx_registers(config: VmConfig, platform: Tdx) -> TdxRegisters:
         VerificationError: If the documents do not belong to the image.
         UnsupportedError: If the configuration does not have the "lite" measurement.
     """
-    fields = config.fields
-    if fields.get("tdx_attestation_variant", "legacy") != "lite":
-        raise UnsupportedError("OS image not verifiable without the image", reason="os_image")
-    measurement = fields.get("tdx_measurement")
-    if not isinstance(measurement, dict):
-        raise FormatError("vm_config: tdx_measurement missing", reason="missing")
-    image = _tdx_image(measurement, config.os_image_hash)
-    return tdx.compute_registers(image, fields, platform.event_log)
+    return _tdx_launch(config).registers(platform.event_log)
 
 
 def expected_snp_measurement(config: VmConfig) -> bytes:
@@ -90,7 +86,9 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
 
 
 def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
-    actual = TdxRegisters(body.mrtd, body.rtmr0, body.rtmr1, body.rtmr2)
+    actual = body.mrtd, body.rtmr0, body.rtmr1, body.rtmr2
+    if actual == expected:
+        return
     names = ("MRTD", "RTMR0", "RTMR1", "RTMR2")
     for name, computed, quoted in zip(names, expected, actual, strict=True):
         if computed != quoted:
@@ -163,23 +161,26 @@ def _read_launch(fields: dict[str, Any]) -> SnpLaunch:
     )
 
 
-def _tdx_image(fields: dict[str, object], os_image_hash: bytes) -> TdxImage:
-    checksums, measurement = fields.get("checksum_file"), fields.get("measurement")
-    # All VMs of an image have the same two texts, of a few hundred bytes.
-    if (
-        isinstance(checksums, str)
-        and isinstance(measurement, str)
-        and len(checksums) + len(measurement) <= _CACHED_SIZE
-    ):
-        return _cached_tdx_image(checksums, measurement, os_image_hash)
-    return _read_tdx_image(checksums, measurement, os_image_hash)
+def _named_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
+    """Return the hash of the image that a VM configuration names, and what it measures."""
+    config = VmConfig.parse(text)
+    return config.os_image_hash, _tdx_launch(config)
 
 
-def _read_tdx_image(checksums: object, measurement: object, os_image_hash: bytes) -> TdxImage:
-    return TdxImage.read(_document(checksums, measurement, os_image_hash, "measurement.tdx.cbor"))
+# All VMs of an image and size have the same configuration.
+_cached_tdx_launch = lru_cache(64)(_named_tdx_launch)
 
 
-_cached_tdx_image = lru_cache(64)(_read_tdx_image)
+def _tdx_launch(config: VmConfig) -> TdxLaunch:
+    fields = config.fields
+    if fields.get("tdx_attestation_variant", "legacy") != "lite":
+        raise UnsupportedError("OS image not verifiable without the image", reason="os_image")
+    measurement = fields.get("tdx_measurement")
+    if not isinstance(measurement, dict):
+        raise FormatError("vm_config: tdx_measurement missing", reason="missing")
+    texts = measurement.get("checksum_file"), measurement.get("measurement")
+    document = _document(*texts, config.os_image_hash, "measurement.tdx.cbor")
+    return tdx.read_launch(TdxImage.read(document), fields)
 
 
 def _document(

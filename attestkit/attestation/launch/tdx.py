@@ -40,7 +40,7 @@ _BOOT_ORDER = sha384(bytes(2))
 _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
-_ACPI_NAMES = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+_ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
 
 
 def _variable_digest(guid: str, name: str) -> bytes:
@@ -106,20 +106,36 @@ class TdxImage(NamedTuple):
         )
 
 
-def compute_registers(
-    image: TdxImage, vm_config: Mapping[str, Any], events: Sequence[WireEvent]
-) -> TdxRegisters:
-    """Return the registers of a TD after boot.
+class TdxLaunch(NamedTuple):
+    """Measurements of a TD that follow from its image and configuration; 48 bytes each."""
+
+    mrtd: bytes
+    hob: bytes
+    boot: _Three  # kernel, command line, initrd
+
+    def registers(self, events: Sequence[WireEvent]) -> TdxRegisters:
+        """Return the registers of a TD after boot.
+
+        Args:
+            events: Event log, for the digests of the ACPI tables.
+
+        Raises:
+            FormatError: If the log does not have exactly one event for each ACPI table.
+        """
+        rtmr0, rtmr1, rtmr2 = _replay(self.hob, _acpi_digests(events), self.boot)
+        return TdxRegisters(self.mrtd, rtmr0, rtmr1, rtmr2)
+
+
+def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
+    """Return the measurements of a TD with this image and configuration.
 
     Args:
         image: Measurement document of its image.
         vm_config: VM configuration: memory_size, ovmf_variant, qemu_version,
             qemu_single_pass_add_pages.
-        events: Event log, for the digests of the ACPI tables.
 
     Raises:
-        FormatError: If the configuration has no "lite" measurement, or the log does not have
-            exactly one event for each ACPI table.
+        FormatError: If the configuration has no "lite" measurement.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
     if memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
@@ -128,10 +144,9 @@ def compute_registers(
     if (variant := vm_config.get("ovmf_variant")) is not None and variant != image.ovmf:
         message = "vm_config: ovmf_variant: differs from ovmf of the measurement document"
         raise FormatError(message, reason="inconsistent")
-    hob, acpi = td_hob_digest(image.td_hob, memory), _acpi_digests(events)
+    hob = td_hob_digest(image.td_hob, memory)
     mrtd = image.mrtd_two_pass if _two_pass(vm_config) else image.mrtd_single_pass
-    boot = (image.kernel, image.cmdline, image.initrd)
-    return TdxRegisters(mrtd, *_replay(hob, acpi, boot))
+    return TdxLaunch(mrtd, hob, (image.kernel, image.cmdline, image.initrd))
 
 
 # `_replay` and `td_hob_digest` take most of the time, and give the same result for all VMs with one
@@ -247,13 +262,13 @@ def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
     # Compare payloads first: it is faster, and excludes most events.
     found = [event for event in events if event.event_payload == ACPI_DATA and is_acpi_data(event)]
     digests = {event.event: event.digest for event in found}
-    if len(found) != len(_ACPI_NAMES) or digests.keys() != set(_ACPI_NAMES):
-        reason: FormatReason = "missing" if set(_ACPI_NAMES) - digests.keys() else "duplicate"
+    if len(found) != len(_ACPI_NAMES) or digests.keys() != _ACPI_NAMES.keys():
+        reason: FormatReason = "missing" if _ACPI_NAMES.keys() - digests.keys() else "duplicate"
         message = f"event log: must have exactly one event for each of {', '.join(_ACPI_NAMES)}"
         raise FormatError(message, reason=reason)
-    if any(len(digest) != 48 for digest in digests.values()):
-        raise FormatError("event log: ACPI digests must be 48 bytes", reason="wrong_size")
     loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]
+    if not len(loader) == len(rsdp) == len(tables) == 48:
+        raise FormatError("event log: ACPI digests must be 48 bytes", reason="wrong_size")
     return loader, rsdp, tables
 
 

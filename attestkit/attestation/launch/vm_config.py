@@ -46,6 +46,22 @@ class VmConfig(NamedTuple):
         return self.fields.get(name) if found is None else found
 
 
+def read_os_image_hash(text: str) -> bytes:
+    """Return `os_image_hash` of a configuration; see `VmConfig`.
+
+    Raises:
+        FormatError: As `VmConfig.parse`, and if the hash is not hex.
+    """
+    return _cached_image_hash(text) if len(text) <= _CACHED_SIZE else _image_hash(text)
+
+
+def _image_hash(text: str) -> bytes:
+    return VmConfig.parse(text).os_image_hash
+
+
+_cached_image_hash = lru_cache(_CACHE_ENTRIES)(_image_hash)
+
+
 def _parse(text: str) -> VmConfig:
     outer = _object(text)
     inner = outer.get("vm_config")

@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 1024  # default number of items in flight
 MOST_IN_FLIGHT: Final = 1_000_000  # largest window
-_CHUNK: Final = 16  # items per task, so that a submission costs less than a verification
+# Items per task, so that a submission costs less than a verification: the more, the less it costs,
+# but each worker should have several tasks.
+_CHUNK: Final = 16
+_LARGE_CHUNK: Final = 32
+_TASKS: Final = 4  # for each worker, if it is to get large chunks
 _CHUNK_BYTES: Final = 1 << 20  # of evidence per task
 _BYTES: Final = 64 << 20  # of evidence in flight
 _TRIES: Final = 2  # processes that a single item may end before it is rejected
@@ -116,7 +120,7 @@ def _verify_in_workers(
     *,
     ordered: bool,
 ) -> _Outcomes:
-    buffer, submitted, longest = _OutcomeBuffer(ordered=ordered), 0, min(_CHUNK, window)
+    buffer, submitted, longest = _OutcomeBuffer(ordered=ordered), 0, _chunk(executor, window)
     with (
         contextlib.closing(_Workers(executor, SharedVerifier(verifier), now)) as workers,
         contextlib.closing(ItemReader(items, window, _BYTES, workers.wake)) as reader,
@@ -137,6 +141,13 @@ def _verify_in_workers(
                 yield outcome
                 reader.release(items=1)  # after the caller has the outcome
         reader.raise_error()
+
+
+def _chunk(executor: Executor, window: int) -> int:
+    """Return the number of items per task."""
+    workers = getattr(executor, "_max_workers", None)  # not of every executor
+    share = window // (_TASKS * workers) if isinstance(workers, int) and workers > 0 else 0
+    return min(window, max(_CHUNK, min(_LARGE_CHUNK, share)))
 
 
 class _OutcomeBuffer:

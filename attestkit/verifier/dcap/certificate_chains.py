@@ -99,6 +99,8 @@ class CertificateChains:
                 `malformed`.
             SignatureError: If the chain has other certificates, or does not lead to the anchor.
         """
+        if (known := self._platforms.find(chain)) is not None:
+            return known
         store = len(chain) <= _LARGE_CHAIN
         return self._platforms.get(
             chain, lambda: self._platform(chain, malformed, is_cached=store), store=store

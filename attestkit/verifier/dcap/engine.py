@@ -41,7 +41,8 @@ PEM_CHAIN: Final = 5
 """Type of certification data with a PCK certificate chain."""
 _ENTRIES: Final = 1024  # QE reports, evaluations
 _LARGE_AUTH_DATA: Final = 1024  # bytes to cache at most; Intel's has 32 bytes
-_REPORT_DATA: Final = slice(320, 384)  # in a QE report
+_QE_IDENTITY: Final = slice(320)  # in a QE report: all but its report data
+_REPORT_DATA: Final = slice(320, 384)
 _UPPER_HALF: Final = bytes(32)  # of the QE report's report data
 _SGX_NAMES: Final = tuple(f"SGX {n}" for n in range(1, 17))
 _TDX_NAMES: Final = tuple(f"TDX {n}" for n in range(1, 17))
@@ -107,7 +108,7 @@ class Dcap:
         body = quote.body
         svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
         evaluation = self._evaluations.get(
-            (platform.handle, verified.handle, parts.qe_report, svns),
+            (platform.handle, verified.handle, parts.qe_report[_QE_IDENTITY], svns),
             lambda: self._evaluate(quote, platform, verified),
             store=platform.is_cached and verified.is_cached,
         )

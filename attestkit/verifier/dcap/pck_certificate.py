@@ -6,6 +6,7 @@ from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CERTIFICATE,
     IntelCertificate,
+    check_issuer,
     read_intel_certificate,
 )
 from attestkit._crypto.x509.sgx_extension import PckExtension, parse_sgx_extension
@@ -26,21 +27,19 @@ def read_pck(der: bytes, issuer: IntelCertificate) -> tuple[IntelCertificate, Pc
     fields = read_pck_certificate(der)
     if fields is not None:
         certificate = _certificate(der, fields)
-        certificate.check_issued_by(issuer, _WHAT)
-        return _without_signature(certificate), PckExtension(*fields[8:])
+        check_issuer(certificate.issuer, fields.signature, fields.tbs, issuer, _WHAT)
+        return certificate, PckExtension(*fields[8:])
     certificate = read_intel_certificate(der, _WHAT, (PCK_CERTIFICATE,))
     certificate.check_issued_by(issuer, _WHAT)
     if certificate.sgx_extension is None:
         raise FormatError("has no SGX extension", reason="missing")
-    return _without_signature(certificate), parse_sgx_extension(certificate.sgx_extension)
-
-
-def _without_signature(verified: IntelCertificate) -> IntelCertificate:
-    """Return a certificate without what only its verification needs, 1 KiB of each platform."""
-    return replace(verified, signed=b"", signature=b"", sgx_extension=None)
+    extension = parse_sgx_extension(certificate.sgx_extension)
+    # Drop what only the verification needs, 1 KiB of each platform.
+    return replace(certificate, signed=b"", signature=b"", sgx_extension=None), extension
 
 
 def _certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:
+    """Return the certificate of these fields, without what only its verification needs."""
     try:
         key = P256PublicKey(fields.point[1:])
     except SignatureError as error:
@@ -55,7 +54,7 @@ def _certificate(der: bytes, fields: PckCertificateFields) -> IntelCertificate:
         start=fields.not_before,
         end=fields.not_after + 1,
         key=key,
-        signed=fields.tbs,
-        signature=fields.signature,
+        signed=b"",
+        signature=b"",
         sgx_extension=None,
     )

@@ -7,7 +7,7 @@ sections 5.1 and 5.2).
 
 import re
 from collections.abc import Collection, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Annotated, Final, NoReturn, TypeVar
 
 import msgspec
@@ -134,10 +134,10 @@ def decode_body(
 def seconds(kind: BodyKind, date: str) -> int:
     """Return a `Date` in Unix seconds; refuse one that does not exist, such as 30 February."""
     try:
-        moment = datetime.fromisoformat(date[:-1])
+        moment = datetime.fromisoformat(f"{date[:-1]}+00:00")
     except ValueError as error:
         raise kind.refuse(f"no such date: {date}") from error
-    return int(moment.replace(tzinfo=timezone.utc).timestamp())
+    return int(moment.timestamp())
 
 
 def _refuse_float(_: str) -> NoReturn:

@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from attestkit._crypto.x509.sgx_extension import PckExtension
-from attestkit.verifier.dcap.tcb_info import PlatformLevel, SvnLevel, TcbInfo
+from attestkit.verifier.dcap.tcb_info import Component, PlatformLevel, SvnLevel, TcbInfo
 from attestkit.verifier.result import TcbStatus
 
 _SHOWN = 200  # characters of advisories
@@ -102,22 +102,23 @@ def _first_below(
     level: PlatformLevel, info: TcbInfo, platform: PckExtension, svns: bytes
 ) -> _OutdatedComponent | None:
     """Return the first component of the platform that is below a level; None if none is."""
-    for name, svn, needed, label in _compared(level, info, platform, svns):
+    for name, svn, needed, component in _compared(level, info, platform, svns):
         if svn < needed:
+            label = "" if component is None else component.label
             return _OutdatedComponent(name, svn, needed, level.date, label)
     return None
 
 
 def _compared(
     level: PlatformLevel, info: TcbInfo, platform: PckExtension, svns: bytes
-) -> Iterator[tuple[str, int, int, str]]:
-    """Yield name, SVN, needed SVN and label of each component, in the order of comparison."""
+) -> Iterator[tuple[str, int, int, Component | None]]:
+    """Yield name, SVN, needed SVN and description of each component, in the order of comparison."""
     for n, svn in enumerate(platform.components):
-        yield f"SGX component {n + 1}", svn, level.sgx[n], info.sgx_labels[n]
-    yield "PCESVN", platform.pcesvn, level.pcesvn, ""
+        yield f"SGX component {n + 1}", svn, level.sgx[n], info.sgx_components[n]
+    yield "PCESVN", platform.pcesvn, level.pcesvn, None
     # The first two components of a TDX module with a version are compared with its own levels.
     for n in range(2 if svns and svns[1] else 0, len(svns)):
-        yield f"TDX component {n + 1}", svns[n], level.tdx[n], info.tdx_labels[n]
+        yield f"TDX component {n + 1}", svns[n], level.tdx[n], info.tdx_components[n]
 
 
 def _below(part: str, svn: int, levels: tuple[SvnLevel, ...]) -> _OutdatedComponent | None:

@@ -4,6 +4,8 @@ dcap-verification.md, section 5; Intel's PCS documentation, "Get TDX TCB Info".
 """
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -74,6 +76,19 @@ class TdxModule(NamedTuple):
     levels: tuple[SvnLevel, ...]  # highest first; none for version 0
 
 
+class Component(msgspec.Struct, frozen=True, gc=False):
+    """SVN and description of a component of the platform, as in the JSON."""
+
+    svn: Uint8
+    category: str = ""  # source of its updates: BIOS, OS/VMM
+    type: str = ""
+
+    @property
+    def label(self) -> str:
+        """The description for error messages: signed text, at most 60 characters."""
+        return ascii(": ".join(filter(None, (self.category, self.type)))[:_LABEL])[1:-1]
+
+
 class TcbInfo(NamedTuple):
     """TCB info."""
 
@@ -86,23 +101,17 @@ class TcbInfo(NamedTuple):
     levels: tuple[PlatformLevel, ...]  # highest first
     module: TdxModule | None  # of version 0
     modules: Mapping[str, TdxModule]  # by id, in upper case: TDX_ and two hex digits
-    sgx_labels: tuple[str, ...]  # 16 labels of the components
-    tdx_labels: tuple[str, ...]  # 16 labels, or none
+    sgx_components: tuple[Component, ...]  # 16 components of the first level
+    tdx_components: tuple[Component, ...]  # 16 components, or none
     # Indices of the components for which a level needs an SVN above 0.
     sgx_needed: tuple[int, ...]
     tdx_needed: tuple[int, ...]
 
 
-class _Component(msgspec.Struct):
-    svn: Uint8
-    category: str = ""  # source of its updates: BIOS, OS/VMM
-    type: str = ""
-
-
 class _Svns(msgspec.Struct):
-    sgx: list[_Component] = msgspec.field(name="sgxtcbcomponents")
+    sgx: list[Component] = msgspec.field(name="sgxtcbcomponents")
     pcesvn: Uint16
-    tdx: list[_Component] | None = msgspec.field(name="tdxtcbcomponents", default=None)
+    tdx: list[Component] | None = msgspec.field(name="tdxtcbcomponents", default=None)
 
 
 class _IsvSvn(msgspec.Struct):
@@ -182,8 +191,8 @@ def read_tcb_info(text: str) -> TcbInfo:
         levels=tuple(levels),
         module=module,
         modules=MappingProxyType(modules),
-        sgx_labels=tuple(map(_label, newest.sgx)),
-        tdx_labels=tuple(map(_label, newest.tdx or ())),
+        sgx_components=tuple(newest.sgx),
+        tdx_components=tuple(newest.tdx or ()),
         sgx_needed=_needed([level.sgx for level in levels]),
         tdx_needed=_needed([level.tdx for level in levels]),
     )
@@ -213,12 +222,8 @@ def _svns(level: PlatformLevel) -> tuple[bytes, int, bytes]:
 
 
 def _needed(levels: list[bytes]) -> tuple[int, ...]:
-    return tuple(n for n, svns in enumerate(zip(*levels, strict=True)) if any(svns))
-
-
-def _label(component: _Component) -> str:
-    """Return the label of a component for error messages: signed text, at most 60 characters."""
-    return ascii(": ".join(filter(None, (component.category, component.type)))[:_LABEL])[1:-1]
+    bits = reduce(or_, [int.from_bytes(level, "big") for level in levels])
+    return tuple([n for n, svn in enumerate(bits.to_bytes(len(levels[0]), "big")) if svn])
 
 
 def _no_modules(info: _TcbInfo) -> tuple[None, dict[str, TdxModule]]:

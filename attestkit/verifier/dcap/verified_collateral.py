@@ -186,9 +186,11 @@ class CollateralVerifier:
         signer, info_root = chains.issuer_chain(
             given.tcb_info_issuer_chain, TCB_INFO.name, TCB_SIGNER
         )
-        qe_signer, qe_root = chains.issuer_chain(
-            given.qe_identity_issuer_chain, QE_IDENTITY.name, TCB_SIGNER
-        )
+        qe_signer, qe_root = signer, info_root
+        if given.qe_identity_issuer_chain != given.tcb_info_issuer_chain:
+            qe_signer, qe_root = chains.issuer_chain(
+                given.qe_identity_issuer_chain, QE_IDENTITY.name, TCB_SIGNER
+            )
         if not root.der == info_root.der == qe_root.der:
             message = f"the collateral's chains have different root certificates; {ANOTHER_ROOT}"
             raise refuse("untrusted_root", message)

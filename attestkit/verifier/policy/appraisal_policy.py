@@ -22,21 +22,26 @@ even by strict, unless `minimum_svns` is set.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, cast
 
 from attestkit._argument_checks import require_time_zone, wrong_type
-from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError
-from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.verifier import acpi
 from attestkit.verifier.config_id import require_sealed_configuration
 from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
+from attestkit.verifier.policy.identity_rules import (
+    IDENTITIES,
+    appraise_device,
+    appraise_os_image,
+    measured_field,
+)
 from attestkit.verifier.policy.rules import (
     REGISTERS,
     SIZES,
@@ -46,7 +51,6 @@ from attestkit.verifier.policy.rules import (
     ReferenceValues,
     Values,
     accepted_values,
-    format_values,
     require_match,
 )
 from attestkit.verifier.policy.snp_rules import SNP, SnpRules
@@ -86,17 +90,12 @@ _DEBUG: Final = {
     "sgx": ("attributes", 1 << 1),
 }
 
-# Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
-_MEASURED_ON: Final = {
-    "": {"dstack-tdx", "dstack-amd-sev-snp"},
-    "compose_hash": {"dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave"},
-}
-
-_Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
-_Named: TypeAlias = _Identity | Literal["key_provider"]
-_IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
-
 _ANY: Final = ReferenceValues()
+_TD_RULES: Final = tuple(one.name for one in fields(TdRules))
+_PLATFORM_STEPS: Final = {
+    platform: passed("platform", f"platform {platform} is accepted")
+    for platform in VERIFIED_PLATFORMS
+}
 # Type of each rule that is a single value, and its name in error messages.
 _TYPES: Final = {
     "refuse_simulated": (bool, "true or false"),
@@ -285,12 +284,15 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         """
         require_time_zone("now", now)
         steps: list[VerificationStep] = []
-        found = (
+        found: list[Iterable[VerificationStep | None]] = [
             self._appraise_platform(claims, simulated=simulated),
             self._appraise_tcb(authenticated, claims.platform, now, explain),
-            self._appraise_td(claims, authenticated),
-            self._appraise_app(claims, authenticated, app_info),
-        )
+        ]
+        if self._has_td_rules:
+            found.append(self._appraise_td(claims, authenticated))
+        if self._has_app_rules or claims.platform == SNP:
+            found.append(self._appraise_app(claims, authenticated, app_info))
+        found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
         try:
             for step in filter(None, chain.from_iterable(found)):
                 steps.append(step)  # noqa: PERF402 - keeps the steps before an error
@@ -308,7 +310,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
                 f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
                 reason="platform",
             )
-        yield passed("platform", f"platform {claims.platform} is accepted")
+        yield _PLATFORM_STEPS[claims.platform]
         _refuse_debug(claims)
         if not self.refuse_simulated:
             return
@@ -326,35 +328,57 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
                 yield mask.appraise(field, claims)
         yield from self._appraise_snp(claims)
         if self.os_image_hash is not None:
-            yield _os_image(claims, self.os_image_hash)
-        for name in _IDENTITIES:
+            yield appraise_os_image(claims, self.os_image_hash)
+        for name in IDENTITIES:
             if (wanted := getattr(self, name)) is not None:
-                have = _measured_field(name, name, claims, info)
+                have = measured_field(name, name, claims, info)
                 remedy = f"check the address of the app, or accept this one in {name}"
                 require_match(name, name, have, wanted, remedy)
                 yield passed(name, f"{name} {have.hex()} is accepted")
         if self.require_mr_config:
             require_sealed_configuration(claims, info)
         if self.key_provider is not None:
-            measured = _measured_field("key_provider", "key_provider_info", claims, info)
+            measured = measured_field("key_provider", "key_provider_info", claims, info)
             yield KeyProvider.appraise(self.key_provider, measured)
         if self.device_id is not None:
-            yield _device(claims, authenticated.device, self.device_id)
+            yield appraise_device(claims, authenticated.device, self.device_id)
         yield from self._appraise_events(claims)
-        yield acpi.find_caution(claims, self.reference_values.rules)
-        yield self._caution()
+
+    @cached_property
+    def _has_td_rules(self) -> bool:
+        return any(map(self._is_set, _TD_RULES))
+
+    @cached_property
+    def _has_app_rules(self) -> bool:
+        """Whether a rule of `_appraise_app` is set, on platforms other than SEV-SNP."""
+        return bool(self._snp_only) or any(map(self._is_set, _app_rules()))
+
+    def _is_set(self, name: str) -> bool:
+        """Return whether a rule can reject evidence."""
+        value = getattr(self, name)
+        if isinstance(value, ReferenceValues):
+            return bool(value.rules)
+        return value is not None and value is not False and value not in (frozenset(), ())
 
     def _caution(self) -> VerificationStep | None:
         """Return a caution if the policy pins an app, but no OS image."""
         identity = (self.app_id, self.compose_hash, self.instance_id, self.key_provider)
-        held = self.os_image_hash is not None or self.reference_values.has_image
-        if held or identity == (None,) * 4:
+        if identity == (None,) * 4:
+            return None
+        if self.os_image_hash is not None or self.reference_values.has_image:
             return None
         return caution(
             "os_image_hash",
             "the policy names an app and no OS image, so any image that claims to run this app is "
             "accepted; pin os_image_hash or the registers of the image",
         )
+
+
+def _app_rules() -> Iterator[str]:
+    """Yield the names of the rules that `_appraise_app` checks on platforms other than SEV-SNP."""
+    others = {one.name for kind in (SnpRules, TcbRules, TdRules) for one in fields(kind)}
+    others |= {"platforms", "refuse_simulated"}
+    return (one.name for one in fields(AppraisalPolicy) if one.name not in others)
 
 
 def _refuse_debug(claims: Claims) -> None:
@@ -372,53 +396,6 @@ def _refuse_debug(claims: Claims) -> None:
             "mode is not excluded; launch it without debug",
             reason="td_debug" if claims.platform == "dstack-tdx" else "debug",
         )
-
-
-def _os_image(claims: Claims, wanted: Collection[bytes]) -> VerificationStep:
-    if not claims.os_image_hash:
-        raise PolicyError(
-            f"OS image: must be {format_values(wanted)}, but could not be verified: the evidence "
-            "does not have the image's measurements; pin mrtd and rtmr0 to rtmr2, or the "
-            "registers of its platform, instead",
-            reason="os_image_hash",
-        )
-    remedy = "launch that image, or accept this one in os_image_hash"
-    require_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
-    text = f"OS image {claims.os_image_hash.hex()} is accepted"
-    return passed("os_image_hash", text)
-
-
-def _measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
-    """Return a field of the app's identity if it is authenticated."""
-    value: bytes = b"" if info is None else getattr(info, field)
-    measured = claims.platform != "dstack-tdx" or RUNTIME_REGISTER in claims.event_registers
-    if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
-        return value
-    if info is None and claims.platform in {"dstack-tdx", "sgx"}:
-        why = "a bare quote has no event log; request complete evidence from the attester"
-    elif info is None:
-        why = "the evidence has no configuration document; include it"
-    elif claims.platform == "dstack-nitro-enclave":
-        why = "this platform does not measure it; pin pcr0 to pcr2 instead"
-    else:
-        why = "the guest did not measure it before system-ready; boot with an agent that does"
-    raise PolicyError(
-        f"{name}: required by the policy, but not in the evidence: {why}", reason=name
-    )
-
-
-def _device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
-    named = claims.get("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
-    if claims.platform == "dstack-nitro-enclave" or not named or not any(named):
-        raise PolicyError(
-            f"device: must be {format_values(wanted)}, but {claims.platform} evidence does not "
-            "name it; drop device_id from the policy, or have the host unmask the chip id",
-            reason="device_id",
-        )
-    have = sha256(named)
-    remedy = "run the app there, or accept this device in device_id"
-    require_match("device_id", "device", have, wanted, remedy)
-    return passed("device_id", f"device {have.hex()} is accepted")
 
 
 PRESETS: Final = {

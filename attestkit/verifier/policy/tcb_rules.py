@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
-from attestkit._reasons import PolicyReason, StepOutcome, VerificationStep
+from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
 from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
@@ -21,6 +21,15 @@ _ANY_AGE: Final = caution(
     "the TCB status of SEV-SNP compares the report's TCB versions with each other only, so "
     "firmware of any age is accepted; set minimum_svns",
 )
+_ACCEPTED: Final = {
+    status: VerificationStep(
+        "tcb_status",
+        "passed" if status is TcbStatus.UP_TO_DATE else "caution",
+        f"TCB status {status} is accepted",
+    )
+    for status in TcbStatus
+}
+_NO_ADVISORY: Final = passed("advisory", "no security advisory applies")
 _OUT_OF_DATE: Final = {TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED}
 _LONGEST: Final = timedelta(days=36_525)  # a century
 _NUMBERS: Final = 1 << 16  # SVNs and evaluation data numbers have at most 2 bytes
@@ -97,8 +106,7 @@ class TcbRules:
                 reason="tcb_status",
             )
         if status in self.accepted_statuses:
-            outcome: StepOutcome = "passed" if status is TcbStatus.UP_TO_DATE else "caution"
-            return VerificationStep("tcb_status", outcome, f"TCB status {status} is accepted")
+            return _ACCEPTED[status]
         if status in _OUT_OF_DATE and self._has_grace:
             return self._check_grace(authenticated, status, now, explain)
         accepted = ", ".join(one for one in TcbStatus if one in self.accepted_statuses)
@@ -165,7 +173,7 @@ class TcbRules:
             text = f"security advisories {', '.join(advisory_ids)} are accepted"
             return caution("advisory", text)
         if platform in _INTEL:
-            return passed("advisory", "no security advisory applies")
+            return _NO_ADVISORY
         return skipped("advisory", "the platform's vendor names no advisories")
 
     def _check_evaluation_number(self, authenticated: Authenticated) -> VerificationStep | None:
@@ -184,13 +192,13 @@ class TcbRules:
         return passed("evaluation_data_number", text)
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
+        if not self.minimum_svns:
+            return _ANY_AGE if platform == _STATUS_WITHOUT_AGE else None
         tcb = authenticated.tcb
         self._check_components("", tcb.components)
         if platform == _STATUS_WITHOUT_AGE:
             for which in ("current", "committed", "launch"):
                 self._check_components(f" of the {which} TCB", getattr(tcb, which))
-        if not self.minimum_svns:
-            return _ANY_AGE if platform == _STATUS_WITHOUT_AGE else None
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"
         return passed("minimum_svn", text)
 

@@ -7,7 +7,7 @@ import pytest
 from attestkit._formats.cbor import Value
 from attestkit.attestation.launch.tdx import (
     TdxImage,
-    compute_registers,
+    read_launch,
     td_hob_digest,
 )
 from attestkit.errors import FormatError
@@ -100,7 +100,7 @@ def test_registers_mrtd_variant_follows_from_configuration(
 ) -> None:
     """The MRTD variant is given, or follows from QEMU's version."""
     expected = IMAGE.mrtd_two_pass if two_pass else IMAGE.mrtd_single_pass
-    assert compute_registers(IMAGE, CONFIG | config, LOG).mrtd == expected
+    assert read_launch(IMAGE, CONFIG | config).registers(LOG).mrtd == expected
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_registers_of_unsupported_configuration_names_the_key(
 ) -> None:
     """A configuration without lite measurement is rejected with the key."""
     with raises(FormatError, reason, part=next(iter(config))):
-        compute_registers(IMAGE, CONFIG | config, LOG)
+        read_launch(IMAGE, CONFIG | config).registers(LOG)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,13 @@ def test_registers_of_unsupported_configuration_names_the_key(
 def test_registers_of_invalid_acpi_events_fails(log: tuple[WireEvent, ...], reason: str) -> None:
     """There must be exactly one event per ACPI table, with a complete digest."""
     with raises(FormatError, reason):
-        compute_registers(IMAGE, CONFIG, log)
+        read_launch(IMAGE, CONFIG).registers(log)
 
 
 def test_registers_do_not_depend_on_order_of_acpi_events() -> None:
     """ACPI tables are identified by name, not by position."""
-    assert compute_registers(IMAGE, CONFIG, LOG) == compute_registers(IMAGE, CONFIG, LOG[::-1])
+    launch = read_launch(IMAGE, CONFIG)
+    assert launch.registers(LOG) == launch.registers(LOG[::-1])
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,17 @@ def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executor.submitted == 10
 
 
+@pytest.mark.parametrize(("workers", "tasks"), [(None, 63), (2, 32), (8, 32), (64, 63)])
+def test_batch_submits_larger_tasks_to_few_workers(workers: int | None, tasks: int) -> None:
+    """Tasks have 32 items if each worker gets four of them, otherwise 16."""
+    executor: Any = ScriptedExecutor()
+    if workers is not None:
+        executor._max_workers = workers
+    items = [VerificationItem(b"", report_data=None)] * 1000
+    assert len(Verifier(trust_anchor=PKI.root_der).verify_many(items, executor, now=NOW)) == 1000
+    assert executor.submitted == tasks
+
+
 @pytest.mark.parametrize("kind", ["response", "attestation", "quote", "bundle"])
 def test_batch_bounds_bytes_of_objects(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects count with the bytes of their quote, log and configuration."""

@@ -84,6 +84,17 @@ def test_engine_verifies_each_fact_once(count_verifications: Callable[[], int]) 
     assert count_verifications() == 3  # another platform
 
 
+def test_evaluation_is_that_of_enclave_and_not_of_its_key() -> None:
+    """QE reports that differ in their report data share an evaluation; other reports do not."""
+    dcap = Dcap(ROOT)
+    expected = outcome(dcap, RAW, COLLATERAL)
+    assert outcome(dcap, create_enclave_quote(qe_auth_data=b"other"), COLLATERAL) == expected
+    assert (len(dcap._enclaves), len(dcap._evaluations)) == (2, 1)
+    newer = create_enclave_quote(qe_isvsvn=9)
+    assert outcome(dcap, newer, COLLATERAL) == outcome(Dcap(ROOT), newer, COLLATERAL)
+    assert (len(dcap._enclaves), len(dcap._evaluations)) == (3, 2)
+
+
 def test_precheck_is_known_to_verification(count_verifications: Callable[[], int]) -> None:
     """What the checks before a fetch verified is not verified again after it."""
     dcap = Dcap(ROOT)

@@ -21,6 +21,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
+from attestkit.verifier.policy.tcb_rules import TcbRules
 from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.untyped import untyped, with_false_length
@@ -60,6 +61,27 @@ PRESET_TABLE = {
     | {"OutOfDate", "OutOfDateConfigurationNeeded"},
 }
 OTHER_20, OTHER_32 = b"\xee" * 20, b"\xee" * 32
+
+
+# -- rules that are set ------------------------------------------------------------------------
+
+RULES = create_policy_with_every_rule()
+APPRAISED_ALWAYS = {one.name for one in fields(TcbRules)} | {"platforms", "refuse_simulated"}
+APPRAISED_IF_SET = {
+    one.name: getattr(RULES, one.name)
+    for one in fields(AppraisalPolicy)
+    if one.name not in APPRAISED_ALWAYS and getattr(RULES, one.name) != one.default
+} | {"minimum_qe_svn": 0, "minimum_pce_svn": 0}
+APPRAISED_ON_SNP = {"sev_features", "refuse_provisional_firmware"}
+
+
+@pytest.mark.parametrize("name", APPRAISED_IF_SET)
+def test_each_rule_is_appraised_if_it_alone_is_set(name: str) -> None:
+    """No rule is skipped as one that is not set, whatever its value."""
+    rules = {"platforms": (TDX,), "required_events": (), name: APPRAISED_IF_SET[name]}
+    policy = AppraisalPolicy.default().replace(**rules)
+    appraised = policy._has_td_rules or policy._has_app_rules
+    assert appraised is (name not in APPRAISED_ON_SNP)
 
 
 # -- presets -----------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""Policy rules about the identity of an app: its fields in AppInfo, its OS image and its device."""
+
+from collections.abc import Collection
+from typing import Final, Literal, TypeAlias
+
+from attestkit._crypto.hashes import sha256
+from attestkit._reasons import VerificationStep
+from attestkit.attestation import AppInfo
+from attestkit.errors import PolicyError
+from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier.policy.rules import format_values, require_match
+from attestkit.verifier.result import Claims, passed
+
+# Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
+_MEASURED_ON: Final = {
+    "": {"dstack-tdx", "dstack-amd-sev-snp"},
+    "compose_hash": {"dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave"},
+}
+
+_Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
+_Named: TypeAlias = _Identity | Literal["key_provider"]
+IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
+
+
+def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> VerificationStep:
+    """Return the verification step for the OS image; PolicyError if it is not one of `wanted`."""
+    if not claims.os_image_hash:
+        raise PolicyError(
+            f"OS image: must be {format_values(wanted)}, but could not be verified: the evidence "
+            "does not have the image's measurements; pin mrtd and rtmr0 to rtmr2, or the "
+            "registers of its platform, instead",
+            reason="os_image_hash",
+        )
+    remedy = "launch that image, or accept this one in os_image_hash"
+    require_match("os_image_hash", "OS image", claims.os_image_hash, wanted, remedy)
+    text = f"OS image {claims.os_image_hash.hex()} is accepted"
+    return passed("os_image_hash", text)
+
+
+def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
+    """Return a field of the app's identity; PolicyError for rule `name` if it is not measured."""
+    value: bytes = b"" if info is None else getattr(info, field)
+    measured = claims.platform != "dstack-tdx" or RUNTIME_REGISTER in claims.event_registers
+    if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
+        return value
+    if info is None and claims.platform in {"dstack-tdx", "sgx"}:
+        why = "a bare quote has no event log; request complete evidence from the attester"
+    elif info is None:
+        why = "the evidence has no configuration document; include it"
+    elif claims.platform == "dstack-nitro-enclave":
+        why = "this platform does not measure it; pin pcr0 to pcr2 instead"
+    else:
+        why = "the guest did not measure it before system-ready; boot with an agent that does"
+    raise PolicyError(
+        f"{name}: required by the policy, but not in the evidence: {why}", reason=name
+    )
+
+
+def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
+    """Return the verification step for the device; PolicyError if it is not one of `wanted`."""
+    named = claims.get("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
+    if claims.platform == "dstack-nitro-enclave" or not named or not any(named):
+        raise PolicyError(
+            f"device: must be {format_values(wanted)}, but {claims.platform} evidence does not "
+            "name it; drop device_id from the policy, or have the host unmask the chip id",
+            reason="device_id",
+        )
+    have = sha256(named)
+    remedy = "run the app there, or accept this device in device_id"
+    require_match("device_id", "device", have, wanted, remedy)
+    return passed("device_id", f"device {have.hex()} is accepted")
