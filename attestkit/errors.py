@@ -88,11 +88,15 @@ class ReasonOf(Generic[R_co]):
 class AttestKitError(Exception):
     """Base class of all errors that attestkit raises on purpose.
 
+    An error that `Verifier.verify_many` or `verify_stream` returns is false in a condition, until
+    it is raised or pickled; every other error is true.
+
     Attributes:
         reason: Stable reason, one word of the closed list of the error's class.
     """
 
     reason: ReasonOf[str] = ReasonOf[str]()
+    _returned = False
 
     def __init__(self, message: str, *, reason: str) -> None:
         Exception.__init__(self, message)  # not the next class of a subclass with two bases
@@ -100,13 +104,25 @@ class AttestKitError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle without calling `__init__`, because BaseException does not store its keywords."""
-        return _restore, (type(self), self.args), self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name != "_returned"}
+        return _restore, (type(self), self.args), state
+
+    def __bool__(self) -> bool:
+        """Return False for an error that was returned in place of a result."""
+        # A raised error is always true: executors of Python ignore false exceptions.
+        return not self._returned or self.__traceback__ is not None
 
     @classmethod
     def reasons(cls) -> frozenset[str]:
         """Return the closed list of reasons of this class; empty for the base class."""
         found = next(vars(kind)["reason"] for kind in cls.__mro__ if "reason" in vars(kind))
         return _words(get_args(found.__orig_class__)[0])
+
+
+def return_error(error: AttestKitError) -> AttestKitError:
+    """Return an error as the outcome of an item, in place of a result."""
+    error._returned = True  # noqa: SLF001 - of this module's class
+    return error.with_traceback(None)
 
 
 def _words(hint: object) -> frozenset[str]:

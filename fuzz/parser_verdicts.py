@@ -35,6 +35,7 @@ from tests.verifier.ear.ears import (
 
 _HEADER_JWT: Final = {"alg": "EdDSA"}
 _HEADER_COSE: Final = {1: -8}
+_EVIDENCE: Final = b"\0\1"
 
 
 def _ear(raw: bytes) -> object:
@@ -71,7 +72,7 @@ def ear_samples() -> list[bytes]:
     """Return tokens of each kind, their parts, keys, and queries."""
     found = [b"e" + sign_ear(create_small_result(nonce=NONCE), P256, form=form) for form in FORMS]
     for result in _results():
-        more: dict[str, Any] = {"policy_id": "urn:p", "raw_evidence": b"\0\1"}
+        more: dict[str, Any] = {"policy_id": "urn:p", "raw_evidence": _EVIDENCE}
         for options in ({}, more):
             found += _parts(result, **options)
     nonce = b"&nonce=0011223344556677"
@@ -89,10 +90,10 @@ def ear_samples() -> list[bytes]:
 def _results() -> list[AttestationResult]:
     """Return verdicts of each tier."""
     return [
-        create_small_result(),
-        create_small_result(status=TcbStatus.OUT_OF_DATE),
-        create_small_result(status=None, platform="dstack-amd-sev-snp"),
-        create_small_result(simulated=True, registers=(("rtmr0", bytes(48)),)),
+        create_small_result(evidence=_EVIDENCE),
+        create_small_result(status=TcbStatus.OUT_OF_DATE, evidence=_EVIDENCE),
+        create_small_result(status=None, platform="dstack-amd-sev-snp", evidence=_EVIDENCE),
+        create_small_result(simulated=True, registers=(("rtmr0", bytes(48)),), evidence=_EVIDENCE),
     ]
 
 

@@ -23,6 +23,7 @@ from attestkit.cli.exit_codes import (
 )
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
 from attestkit.errors import (
@@ -106,10 +107,7 @@ class FileOutcome(NamedTuple):
         """The verification steps; on an error, those before it."""
         if self.result is None:
             return self.error.steps if isinstance(self.error, VerificationError) else ()
-        from attestkit.verifier.evidence_bundle import BUNDLE_TIME  # loaded, as there is a result
-
         more = {
-            BUNDLE_TIME: self.own_instant,
             NAMED: self.bundle_report_data is not None,
             _BOUND_TO_KEY: self.bound_to_key,
         }
@@ -192,9 +190,18 @@ class FileVerifier:
     """Verifier of files with the same options and time; shared inputs are read once."""
 
     def __init__(
-        self, options: VerificationOptions, *, clock: Callable[[], datetime] = _now
+        self,
+        options: VerificationOptions,
+        *,
+        any_freshness: bool = True,
+        clock: Callable[[], datetime] = _now,
     ) -> None:
+        """Set the options; without `any_freshness` evidence is compared with an expected value.
+
+        The evidence of an RA-TLS certificate is compared with the certificate's key.
+        """
         self.options = options
+        self._any_freshness = any_freshness
         self._now = options.at or clock()
         self._verifier = options.verifier()
         self._cache: CollateralCache | None = None
@@ -240,10 +247,14 @@ class FileVerifier:
                 "--report-data, --text and --file",
                 reason="not_applicable",
             )
+        expected = options.expects_report_data or content.in_certificate
+        require_expected(expected=expected, any_freshness=self._any_freshness)
         if bundle is not None and not options.expects_report_data:
             out = out._replace(bundle_report_data=bundle.report_data)
         if bundle is not None and options.own_instant:
             out = out._replace(at=bundle.at, own_instant=True)
+        elif bundle is not None and options.at is not None:
+            out = out._replace(own_instant=bundle.names_time(options.at))
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is None:
             return out
@@ -280,6 +291,9 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         """Verify evidence, and compare its report data with that of its bundle."""
+        from attestkit.verifier.evidence_bundle import BUNDLE_TIME  # lazy: loads the verifier
+        from attestkit.verifier.result import add_step
+
         try:
             result = _reject_usage_errors(lambda: self._verify(out, content, evidence))
         except CollateralExpiredError as error:
@@ -289,7 +303,7 @@ class FileVerifier:
             raise CollateralExpiredError(text, steps=error.steps, reason=error.reason) from error
         if out.bundle_report_data is not None:
             check_bundle_report_data(result, out.bundle_report_data)
-        return result
+        return add_step(result, BUNDLE_TIME) if out.own_instant else result
 
     def _verify(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote

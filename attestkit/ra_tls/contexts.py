@@ -75,7 +75,7 @@ that matters, pass collateral or a filled cache.
 The peer's name is not verified: a TD's agent certifies any name that the app requests. Restrict the
 accepted apps with the verifier's policy, by app ID and OS image (`AppraisalPolicy.from_evidence`):
 any image can report the app ID of another. The default policy accepts every app on an up-to-date
-platform, which `client_context` refuses without `any_app=True`.
+platform, which both contexts refuse without `any_app=True`.
 """
 
 import ssl
@@ -105,14 +105,15 @@ def server_context(
     issued: Issued | None = None,
     peer_ca: str | bytes | None = None,
     max_lifetime: timedelta | None = MAX_LIFETIME,
+    any_app: bool = False,
     now: Callable[[], float] = current_time,
 ) -> ssl.SSLContext:
     """Return a server's context: TLS 1.3, without session tickets.
 
     Args:
-        verifier: Verifier of the clients' evidence, whose policy names the accepted app, because
-            `peer_ca` may be the CA of many apps. None accepts all clients and requests no
-            certificate.
+        verifier: Verifier of the clients' evidence, whose policy names the accepted app and its OS
+            image as for `client_context`, because `peer_ca` may be the CA of many apps. None
+            accepts all clients and requests no certificate.
         issued: The server's key and certificates, with evidence in the first certificate. The
             context replaces them by `Issued.renew`, if there is one, once half of the certificate's
             life is over. None: the caller loads key and certificates into the context.
@@ -121,11 +122,15 @@ def server_context(
             certificate from the client. It verifies the client's chain with the system clock, and
             the extended key usage, if present.
         max_lifetime: Longest accepted lifetime of a client's certificate; see `verify`.
+        any_app: Whether a policy that does not name both is intended: any app on an accepted
+            platform, with a certificate of `peer_ca`, can then be a client.
         now: Returns the time in seconds since 1970, for renewals.
 
     Raises:
-        UsageError: If only one of `verifier` and `peer_ca` is given, `issued` is not an `Issued`,
-            its key does not belong to its certificate, or `max_lifetime` is not valid.
+        UsageError: If only one of `verifier` and `peer_ca` is given, `verifier` is not a Verifier,
+            its policy does not name app and image and `any_app` is not set (reason `any_app`),
+            `issued` is not an `Issued`, its key does not belong to its certificate, or
+            `max_lifetime` is not valid.
         FormatError: If `peer_ca` is not PEM.
         UnsupportedError: If memfd_create or /proc is not available.
     """
@@ -135,6 +140,8 @@ def server_context(
     if verifier is None and peer_ca is not None:
         message = "verifier: missing, and peer_ca alone does not prove a TEE; pass a Verifier"
         raise UsageError(message, reason="missing")
+    if verifier is not None:
+        _check_verifier(verifier, "a client", any_app=any_app)
     check_max_lifetime(max_lifetime)
     context = _context(ssl.PROTOCOL_TLS_SERVER, issued, peer_ca, now)
     if verifier is not None:
@@ -176,24 +183,23 @@ def client_context(
         FormatError: If `server_ca` is not PEM.
         UnsupportedError: If memfd_create or /proc is not available.
     """
-    if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
-        raise wrong_type("verifier", "a Verifier", verifier)
-    if not any_app:
-        _require_app(verifier)
+    _check_verifier(verifier, "the server", any_app=any_app)
     check_max_lifetime(max_lifetime)
     context = _context(ssl.PROTOCOL_TLS_CLIENT, issued, server_ca, now)
     _verify_peers(context, verifier, max_lifetime)
     return context
 
 
-def _require_app(verifier: "Verifier") -> None:
-    """Raise UsageError if the policy of a verifier accepts any app."""
+def _check_verifier(verifier: "Verifier", peer: str, *, any_app: bool) -> None:
+    """Raise UsageError unless `verifier` is a Verifier whose policy names the app, or any may."""
     from attestkit.verifier.policy.app_pins import names_app  # lazy: the verifier has loaded it
 
-    if not names_app(verifier.policy):
+    if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
+        raise wrong_type("verifier", "a Verifier", verifier)
+    if not any_app and not names_app(verifier.policy):
         message = (
             "verifier: its policy does not name both app and OS image, so that any app could be "
-            "the server; use one of AppraisalPolicy.from_evidence, or pass any_app=True"
+            f"{peer}; use one of AppraisalPolicy.from_evidence, or pass any_app=True"
         )
         raise UsageError(message, reason="any_app")
 

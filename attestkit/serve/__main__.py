@@ -213,7 +213,12 @@ def _serve_verifier(
         access_log=shared.access_log,
     )
     addresses = ListenAddresses(verifier=settings.address, verifier_metrics=settings.metrics)
-    service.serve(None, addresses, options, lambda ready: _announce(shared, ready, "a verifier"))
+    service.serve(
+        None,
+        addresses,
+        options,
+        lambda ready: _announce(shared, ready, "a verifier", verifier=settings),
+    )
 
 
 def _serve_worker_pool(
@@ -242,7 +247,12 @@ def _serve_worker_pool(
         description = f"a verifier, by {workers} processes"
         seconds = shared.limits.drain_seconds
         pool = WorkerPool(workers, shared.arguments, seconds, metrics, endpoint)
-        run_pool(pool, listening, service, lambda ready: _announce(shared, ready, description))
+        run_pool(
+            pool,
+            listening,
+            service,
+            lambda ready: _announce(shared, ready, description, verifier=settings),
+        )
 
 
 def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
@@ -331,12 +341,14 @@ def _listen(
         options = options._replace(
             verifier=open_verifier(verifier_settings), ear_key=load_ear_key(verifier_settings)
         )
-    service.serve(
-        attester,
-        addresses,
-        options,
-        lambda ready: _announce(shared, ready, description, lines, simulated=attester.simulated),
-    )
+    simulated = attester.simulated
+
+    def announce(ready: "BoundAddresses") -> None:
+        _announce(
+            shared, ready, description, lines, simulated=simulated, verifier=verifier_settings
+        )
+
+    service.serve(attester, addresses, options, announce)
 
 
 def _describe(settings: "Settings", attester: "Attester") -> tuple[str, list[str]]:
@@ -374,12 +386,21 @@ def _announce(
     lines: Sequence[str] = (),
     *,
     simulated: bool = False,
+    verifier: "VerifierSettings | None" = None,
 ) -> None:
-    """Log the banner and write the ready line, except in a worker: its supervisor does both."""
+    """Log the banner and write the ready line, except in a worker: its supervisor does both.
+
+    A verifier without a policy, which is for development, is logged as a warning.
+    """
     if shared.inherited is not None:
         return
     places = {name: str(at) for name, at in ready.addresses.items()}
     shared.log.print_lines(_banner(ready, description, lines, simulated=simulated), places=places)
+    if verifier is not None and verifier.options.verifier_policy is None:
+        _logger.warning(
+            "verifier: no policy: TCB status is reported and not enforced, and any app is accepted;"
+            " pass --verifier-policy"
+        )
     line = str(ready)
     if shared.as_json:
         import json  # lazy: only with --json

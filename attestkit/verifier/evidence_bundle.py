@@ -12,7 +12,7 @@ import os
 from base64 import b64encode
 from codecs import BOM_UTF8
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,6 +61,10 @@ class EvidenceBundle:
         if not isinstance(self.collateral, Collateral | None):
             raise wrong_type("collateral", "a Collateral", self.collateral)
         _check_moment(self.at)
+
+    def names_time(self, moment: datetime) -> bool:
+        """Return whether an aware time is that of the bundle, to the second."""
+        return abs(moment - self.at) < timedelta(seconds=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "EvidenceBundle":

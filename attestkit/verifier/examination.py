@@ -69,7 +69,7 @@ class Examination:
         steps: tuple[VerificationStep, ...] = (),
     ) -> None:
         self._settings = settings
-        self._now, self._fetch = now, fetch
+        self._evidence, self._now, self._fetch = evidence, now, fetch
         self._collateral = settings.collateral if collateral is None else collateral
         self._steps = [*steps]
         self._authenticated: Authenticated | None = None
@@ -195,7 +195,8 @@ class Examination:
                 certificate_chain=authenticated.chain,
                 policy=settings.policy,
                 steps=self.steps,
-            )
+            ),
+            self._evidence,
         )
 
     def claims(self) -> Claims:

@@ -212,7 +212,8 @@ class Verifier:
             nonce: As for `verify`.
             report_data: As for `verify`. The report data in the bundle are ignored, because they
                 are not authenticated.
-            now: As for `verify`.
+            now: As for `verify`. A time that is `bundle.at`, to the second, has the effect of
+                `use_bundle_time`.
             use_bundle_time: Verify at `bundle.at`, which the bundle's creator chose: certificates
                 and collateral that have expired or been revoked since are accepted. The result
                 has a caution, and `sign_ear` refuses it.
@@ -238,6 +239,7 @@ class Verifier:
         if not isinstance(bundle, EvidenceBundle):
             raise wrong_type("bundle", "an EvidenceBundle", bundle)
         moment = self._verification_time(bundle.at if own else now)
+        own = own or (now is not None and bundle.names_time(moment))
         settings = self._settings()._replace(collateral=None, source=None)
         steps = (BUNDLE_TIME,) if own else ()
         found = Examination(settings, bundle.evidence, moment, bundle.collateral, steps=steps)
@@ -296,7 +298,9 @@ class Verifier:
         progress: Callable[[int, int], None] | None = None,
         now: datetime | float | None = None,
     ) -> "list[AttestationResult | AttestKitError]":
-        """Verify many items at one time; return a result or an exception for each, in order.
+        """Verify many items at one time; return a result or an error for each, in order.
+
+        A result is true in a condition, and a returned error is false.
 
         Args:
             items: Evidence with its expected report data, and optionally its collateral.
@@ -323,6 +327,8 @@ class Verifier:
         now: datetime | float | None = None,
     ) -> "Generator[tuple[int, AttestationResult | AttestKitError], None, None]":
         """Verify a stream of items at one time; yield each outcome with the index of its item.
+
+        An outcome is a result, which is true in a condition, or an error, which is false.
 
         At most `window` items and about 64 MiB of evidence are in flight. Outcomes are yielded as
         soon as they are available, also while the iterator blocks. An item waits at most 10 ms for

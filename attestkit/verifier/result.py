@@ -243,15 +243,20 @@ _PROOF: Final = object()
 
 
 class AttestationResult:
-    """Result for accepted evidence. Immutable; only a Verifier creates results."""
+    """Result for accepted evidence. Immutable; only a Verifier creates results.
 
-    __slots__ = ("_content",)
+    A result of `Verifier.verify` refers to its evidence, for `sign_ear`.
+    """
+
+    __slots__ = ("_content", "_evidence")
     _content: ResultContent
+    _evidence: object  # as given to the verifier; None after pickling, and in a batch
 
-    def __init__(self, proof: object, content: ResultContent) -> None:
+    def __init__(self, proof: object, content: ResultContent, evidence: object = None) -> None:
         if proof is not _PROOF:
             raise TypeError("AttestationResult: can only be created by a Verifier")
         object.__setattr__(self, "_content", content)
+        object.__setattr__(self, "_evidence", evidence)
 
     @property
     def claims(self) -> Claims:
@@ -385,9 +390,19 @@ class AttestationResult:
         return f"<AttestationResult {self.claims.platform}, {self.tcb.status}{simulated}>"
 
 
-def create_result(content: ResultContent) -> AttestationResult:
+def create_result(content: ResultContent, evidence: object = None) -> AttestationResult:
     """Return the result for accepted evidence; for the pipeline only."""
-    return AttestationResult(_PROOF, content)
+    return AttestationResult(_PROOF, content, evidence)
+
+
+def verified_evidence(result: AttestationResult) -> object:
+    """Return the evidence of a result, as given to the verifier; None if the result has none."""
+    return result._evidence  # noqa: SLF001 - of this module's class
+
+
+def without_evidence(result: AttestationResult) -> AttestationResult:
+    """Return a result that does not refer to its evidence, for results that live long."""
+    return create_result(result._content)  # noqa: SLF001 - of this module's class
 
 
 def _restore_result(*content: Any) -> AttestationResult:
@@ -396,7 +411,10 @@ def _restore_result(*content: Any) -> AttestationResult:
 
 
 def add_step(result: AttestationResult, step: VerificationStep) -> AttestationResult:
-    """Return a result with the step of a further check, such as of an RA-TLS certificate."""
+    """Return a result with the step of a further check, such as of an RA-TLS certificate.
+
+    It does not refer to the evidence.
+    """
     content = result._content  # noqa: SLF001 - of this module's class
     return create_result(content._replace(steps=(*result.steps, step)))
 

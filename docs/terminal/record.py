@@ -2,10 +2,10 @@
 
 Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py
 
-session.svg has all of it, short.svg the five commands that the README shows.
+session.svg has all of it, short.svg the commands that the README shows.
 
 All of it is simulated from one seed and judged at one instant, so that a recording changes with the
-program only.
+program only. For the same reason the nonce is a fixed one, instead of the command's output.
 """
 
 import io
@@ -31,25 +31,26 @@ __all__ = ["SESSION", "SHORT", "Recorded", "picture", "record"]
 
 COLUMNS: Final = 100
 SEED: Final = bytes(range(32))
+NONCE: Final = "5e" * 32
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 PICTURE: Final = Path(__file__).with_name("session.svg")
 SHORT_PICTURE: Final = Path(__file__).with_name("short.svg")
-SHORT: Final = slice(1, 6)  # what of the session is in it: one accepted, one refused
+SHORT: Final = slice(1, 7)  # what of the session is in it: one accepted, one refused
 TRUST: Final = "--trust-anchor root.pem --collateral collateral.json --at 1790000000"
-SAVED: Final = "--save-trust-anchor its-root.pem --save-collateral its-collateral.json"
+REVOKED: Final = "--option scenario=pck-revoked"
+SAVED: Final = "--save-trust-anchor its.pem --save-collateral its.json"
+CHOOSE_NONCE: Final = "nonce=$(openssl rand -hex 32)"
 # Each command with the exit code that it must end with.
 SESSION: Final = (
     ("attestkit --help", 0),
     ("export ATTESTKIT_BACKEND=simulator", 0),
-    ("attestkit attest --option seed=@seed --nonce 6368616c6c656e6765 -o evidence", 0),
-    (f"attestkit verify evidence --nonce 6368616c6c656e6765 {TRUST}", 0),
-    ("attestkit quote --option seed=@seed --text nonce -o quote.bin", 0),
-    (f"attestkit verify evidence quote.bin tampered {TRUST}", 2),
-    (
-        f"attestkit attest --option seed=@seed --option scenario=pck-revoked -o revoked {SAVED}",
-        0,
-    ),
-    ("attestkit verify revoked --trust-anchor its-root.pem --collateral its-collateral.json", 2),
+    (CHOOSE_NONCE, 0),
+    ("attestkit attest --option seed=@seed --nonce $nonce -o evidence", 0),
+    (f"attestkit verify evidence --nonce $nonce {TRUST}", 0),
+    ("attestkit quote --option seed=@seed --nonce $nonce -o quote.bin", 0),
+    (f"attestkit verify evidence quote.bin tampered --nonce $nonce {TRUST}", 2),
+    (f"attestkit attest --option seed=@seed {REVOKED} --nonce $nonce -o revoked {SAVED}", 0),
+    ("attestkit verify revoked --nonce $nonce --trust-anchor its.pem --collateral its.json", 2),
     ("attestkit replay evidence", 0),
     ("attestkit emit model-loaded --text llama-3 --option seed=@seed", 0),
     ("attestkit key wallet/eth --public --option seed=@seed", 0),
@@ -123,6 +124,10 @@ def record() -> list[Recorded]:
             if command.startswith("export "):
                 variable, _, value = command.removeprefix("export ").partition("=")
                 variables[variable] = value
+                found.append(Recorded(command, "", 0))
+                continue
+            if command == CHOOSE_NONCE:
+                variables["nonce"] = NONCE
                 found.append(Recorded(command, "", 0))
                 continue
             done = _run(command, folder, variables)

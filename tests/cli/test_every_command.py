@@ -41,7 +41,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "bench": ["--seconds", "0.1"],
         "completion": ["bash"],
         "doctor": [],
-        "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat()],
+        "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat(), "--any-freshness"],
         "emit": [*SIMULATED, "event", "00"],
         "key": [*SIMULATED, "path"],
         "mount": ["--list-faults"],
@@ -52,7 +52,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "run": ["--list-faults"],
         "serve": ["--version"],
         "show": [evidence],
-        "verify": [evidence, *files.trusted],
+        "verify": [evidence, *files.trusted, "--any-freshness"],
         "verify-many": [str(files.put("lines", line)), *files.trusted, "--workers", "0"],
     }
 

@@ -43,7 +43,7 @@ LATER = (intel.NOW + timedelta(days=900)).isoformat()
 @pytest.fixture
 def years_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the clock to long after the time of the bundles."""
-    defaults = {"clock": lambda: datetime.fromisoformat(LATER)}
+    defaults = {"any_freshness": True, "clock": lambda: datetime.fromisoformat(LATER)}
     monkeypatch.setattr(FileVerifier.__init__, "__kwdefaults__", defaults)
 
 
@@ -63,7 +63,14 @@ def test_verify_old_bundle_uses_current_time(
     more: list[str], files: Files, capsys: Capture
 ) -> None:
     """A bundle is verified at the current time by default; the error names --at bundle."""
-    words = ["verify", str(files.bundle), "--trust-anchor", str(files.anchor), *more]
+    words = [
+        "verify",
+        "--any-freshness",
+        str(files.bundle),
+        "--trust-anchor",
+        str(files.anchor),
+        *more,
+    ]
     assert main(words) == 2
     shown = capsys.readouterr()
     assert "--at bundle" in shown.err
@@ -88,7 +95,7 @@ def test_report_and_policy_of_old_bundle_use_current_time(
 @pytest.mark.usefixtures("years_later")
 def test_verify_at_bundle_uses_time_of_bundle(files: Files, capsys: Capture) -> None:
     """With --at bundle only the root is needed, and the output names the source of the time."""
-    words = ["verify", str(files.bundle), *files.own_instant]
+    words = ["verify", "--any-freshness", str(files.bundle), *files.own_instant]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "[!!] verified at the time that the bundle names" in shown
@@ -106,7 +113,15 @@ def test_verify_at_bundle_uses_time_of_bundle(files: Files, capsys: Capture) -> 
 def test_verify_at_bundle_rejects_other_evidence(files: Files, capsys: Capture) -> None:
     """--at bundle is a usage error for other evidence; bundles beside it are verified."""
     paths = [str(files.bundle), str(files.evidence)]
-    words = ["verify", "--json", *paths, *files.own_instant, "--collateral", str(files.collateral)]
+    words = [
+        "verify",
+        "--any-freshness",
+        "--json",
+        *paths,
+        *files.own_instant,
+        "--collateral",
+        str(files.collateral),
+    ]
     assert main(words) == 1
     shown = capsys.readouterr()
     assert [one["exit_code"] for one in json.loads(shown.out)["results"]] == [0, 1]
@@ -115,9 +130,22 @@ def test_verify_at_bundle_rejects_other_evidence(files: Files, capsys: Capture) 
 
 def test_verify_at_time_overrides_time_of_bundle(files: Files, capsys: Capture) -> None:
     """An explicit time is used, and an expiry error names --at bundle."""
-    words = ["verify", "--json", str(files.bundle), "--trust-anchor", str(files.anchor), "--at"]
-    assert main([*words, AT]) == 0
-    assert read_result(capsys)["own_instant"] is False
+    words = [
+        "verify",
+        "--any-freshness",
+        "--json",
+        str(files.bundle),
+        "--trust-anchor",
+        str(files.anchor),
+        "--at",
+    ]
+    soon = (intel.NOW + timedelta(minutes=1)).isoformat()
+    for at, own in ((soon, False), (AT, True)):  # AT is the bundle's, so its creator's choice
+        assert main([*words, at]) == 0
+        found = read_result(capsys)
+        assert found["own_instant"] is own
+        checks = [step["check"] for step in found["steps"] if step["outcome"] == "caution"]
+        assert ("verification_time" in checks) is own
     assert main([*words, LATER]) == 2
     assert "--at bundle" in capsys.readouterr().err
 
@@ -156,16 +184,18 @@ def test_verify_fetches_collateral_only_on_request(
 
     monkeypatch.setattr(HttpGetter, "__call__", get)
     one, many = str(files.evidence), [str(files.evidence), str(files.certificate)] * 6
-    assert main(["verify", one, *files.anchored]) == 3
-    assert main(["verify", one, *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", one, *files.anchored]) == 3
+    assert main(["verify", "--any-freshness", one, *files.trusted]) == 0
     assert urls == []
-    assert main(["verify", *many, *files.anchored, "--pccs", "http://option"]) == 0
+    assert (
+        main(["verify", "--any-freshness", *many, *files.anchored, "--pccs", "http://option"]) == 0
+    )
     assert 0 < len(urls) < 12
     urls.clear()
     monkeypatch.setenv("PCCS_URL", "http://environment")
-    assert main(["verify", one, *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", one, *files.trusted]) == 0
     assert urls == []
-    assert main(["verify", one, *files.anchored]) == 0
+    assert main(["verify", "--any-freshness", one, *files.anchored]) == 0
     assert all(url.startswith("http://environment/") for url in urls)
 
 
@@ -173,7 +203,7 @@ def test_verify_bundle_without_collateral_fetches_it(
     files: Files, fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Missing collateral is fetched from --pccs or $PCCS_URL, else it is an error."""
-    words = ["verify", "--json", _bundle(files, None), *files.own_instant]
+    words = ["verify", "--any-freshness", "--json", _bundle(files, None), *files.own_instant]
     assert main(words) == 3
     assert "--pccs URL" in capsys.readouterr().err
     assert main([*words, "--pccs", "http://option"]) == 0
@@ -187,7 +217,7 @@ def test_collateral_options_override_bundle(
     files: Files, fetched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Options override the collateral of a bundle, $PCCS_URL does not."""
-    words = ["verify", "--json", str(files.bundle), *files.own_instant]
+    words = ["verify", "--any-freshness", "--json", str(files.bundle), *files.own_instant]
     monkeypatch.setenv("PCCS_URL", "http://environment")
     assert main(words) == 0
     assert read_result(capsys)["own_collateral"] is True
@@ -205,7 +235,7 @@ def test_collateral_options_override_bundle(
 
 def test_report_data_of_bundle_is_not_freshness(files: Files, capsys: Capture) -> None:
     """Agreement with the bundle's report data is reported, but is not freshness."""
-    words = ["verify", str(files.bundle), *files.own_instant]
+    words = ["verify", "--any-freshness", str(files.bundle), *files.own_instant]
     assert main([*words, "--json"]) == 0
     steps = [(step["check"], step["outcome"]) for step in read_result(capsys)["steps"]]
     assert ("verification_time", "caution") in steps
@@ -223,7 +253,13 @@ def test_report_data_of_bundle_is_not_freshness(files: Files, capsys: Capture) -
 
 def test_verify_bundle_with_other_report_data_is_refused(files: Files, capsys: Capture) -> None:
     """Report data that differs from the bundle's is refused, unless the caller expects it."""
-    words = ["verify", "--json", _bundle(files, intel.collateral(), b"x"), *files.own_instant]
+    words = [
+        "verify",
+        "--any-freshness",
+        "--json",
+        _bundle(files, intel.collateral(), b"x"),
+        *files.own_instant,
+    ]
     assert main(words) == 4
     shown = capsys.readouterr()
     assert json.loads(shown.out)["results"][0]["reason"] == "report_data"
@@ -236,12 +272,12 @@ def test_verify_bundle_with_other_report_data_is_refused(files: Files, capsys: C
 
 def test_verify_reports_unverified_os_image(files: Files, capsys: Capture) -> None:
     """Accepted evidence without a verified OS image is reported with the reason."""
-    words = ["verify", str(files.quote), *files.trusted]
+    words = ["verify", "--any-freshness", str(files.quote), *files.trusted]
     assert main(words) == 0
     assert "OS image         not verified: a bare quote names none" in _squeezed(capsys)
     assert main([*words, str(files.evidence)]) == 0
     assert capsys.readouterr().out.count("OS image not verified") == 1
-    assert main(["verify", str(files.evidence), *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", str(files.evidence), *files.trusted]) == 0
     shown = capsys.readouterr().out
     assert "OS image" in shown
     assert "not verified" not in shown
@@ -260,7 +296,15 @@ def test_verify_reports_unverified_image_of_older_dstack(capsys: Capture) -> Non
     path = next(folder.rglob("quote-report.json"), None)
     assert path is not None
     collateral = folder / "quotes/dcap-qvl/tdx_quote_outdated_collateral.json"
-    words = ["verify", str(path), "--collateral", str(collateral), "--at", "2026-03-01"]
+    words = [
+        "verify",
+        "--any-freshness",
+        str(path),
+        "--collateral",
+        str(collateral),
+        "--at",
+        "2026-03-01",
+    ]
     assert main(words) == 0
     assert "not verified: " in capsys.readouterr().out
 
@@ -272,7 +316,7 @@ def test_verify_output_names_policy(named: str | None, files: Files, capsys: Cap
     expected = {None: "default", "strict": "strict", "file": rules}[named]
     option = [] if named is None else ["--policy", expected]
     for words, code in ((files.trusted, 0), (["--collateral", str(files.collateral)], 2)):
-        line = ["verify", str(files.evidence), *words, *option]
+        line = ["verify", "--any-freshness", str(files.evidence), *words, *option]
         assert main(line) == code
         shown = capsys.readouterr().out
         assert any(text.split() == ["policy", expected] for text in shown.splitlines())
@@ -284,7 +328,16 @@ def test_verify_output_names_policy(named: str | None, files: Files, capsys: Cap
 def test_verify_snp_does_not_claim_no_advisories(capsys: Capture) -> None:
     """AMD names no advisories, so the output does not claim that none applies."""
     path = SHARED / "data/dstack/verifier/sev-snp-attestation.json"
-    words = ["verify", "-v", str(path), "--at", "2026-07-01", "--policy", "development"]
+    words = [
+        "verify",
+        "--any-freshness",
+        "-v",
+        str(path),
+        "--at",
+        "2026-07-01",
+        "--policy",
+        "development",
+    ]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "no security advisory applies" not in shown
@@ -307,7 +360,7 @@ def test_usage_error_from_evidence_is_rejection(
         monkeypatch.setattr(Verifier, "verify", _raise)
     else:
         monkeypatch.setattr(verifier_module, step, _raise)
-    assert main(["verify", "--json", str(files.evidence), *files.trusted]) == 2
+    assert main(["verify", "--any-freshness", "--json", str(files.evidence), *files.trusted]) == 2
     assert read_result(capsys)["reason"] == "unusable"
 
 

@@ -58,7 +58,7 @@ PRINTED: Final = {
     ),
     "docs/policy.md": (rf"{ACCEPTED}app_id - app_id: 283cd85f.*\n{ACCEPTED}{ACCEPTED}",),
     "docs/recording.md": (
-        r"<Attester on .*> <replay of .*>\n.*29bdbedb8d.*get_quote\(570cd55727.*",
+        r"<Attester on .*> <replay of .*>\n.*29bdbedb8d.*get_quote\([0-9a-f]{128}.*",
     ),
     "docs/run.md": (
         r"CCEL\s+/dev/tdx_guest\s+.*tsm:\s+report\s+/dev/sev-guest\s+ebusy:1\s+/run/.*anchor.der\s+",

@@ -31,6 +31,8 @@ def test_all_supported_pythons_and_extras_were_run() -> None:
     wanted |= {f"extras-{python}(extra='{extra}')" for python in pythons for extra in extras}
     assert wanted <= results.keys()
     assert set(results.values()) == {"success"}
+    recorded = {session["args"].get("extra", "none") for session in record["sessions"]}
+    assert recorded == extras | {"none"}  # "none": without any
 
 
 def test_named_tests_exist() -> None:

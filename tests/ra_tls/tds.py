@@ -107,12 +107,15 @@ INVALID: Final[dict[str, Callable[[], ra_tls.Issued]]] = {
 
 
 def server_context(
-    issued: ra_tls.Issued = VALID, verifier: Verifier | None = None, peer_ca: str | bytes = CA
+    issued: ra_tls.Issued = VALID,
+    verifier: Verifier | None = None,
+    peer_ca: str | bytes = CA,
+    **options: Any,
 ) -> ssl.SSLContext:
-    """Return the context of a server that requires client evidence, of any age."""
-    return ra_tls.server_context(
-        verifier or intel.verifier(), issued=issued, peer_ca=peer_ca, max_lifetime=None
-    )
+    """Return the context of a server that requires client evidence, for any app and of any age."""
+    given: dict[str, Any] = {"any_app": True, "max_lifetime": None, **options}
+    verifier = verifier or intel.verifier()
+    return ra_tls.server_context(verifier, issued=issued, peer_ca=peer_ca, **given)
 
 
 def client_context(

@@ -48,6 +48,14 @@ def test_server_context_requires_verifier_and_peer_ca_together() -> None:
         ra_tls.server_context(issued=VALID, peer_ca=tds.CA)
 
 
+@pytest.mark.parametrize("verifier", ["a verifier", Mock(spec=["verify"])])
+def test_server_context_with_invalid_verifier_is_usage_error(verifier: Any) -> None:
+    """An object without a policy is not used as a verifier of clients."""
+    for any_app in (False, True):
+        with raises(UsageError, "wrong_type"):
+            ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA, any_app=any_app)
+
+
 @pytest.mark.parametrize("verifier", [None, "a verifier", Mock(spec=["verify"])])
 def test_client_context_without_verifier_is_usage_error(verifier: Any) -> None:
     """Without a verifier every server would be accepted."""
@@ -93,14 +101,33 @@ def test_contexts_use_their_own_verifiers() -> None:
 # -- accepted apps and lifetimes ------------------------------------------------------------------
 
 
+ANY_APP = (
+    AppraisalPolicy.default(),
+    AppraisalPolicy.strict(),
+    AppraisalPolicy.default().replace(os_image_hash={bytes(32)}),  # which runs any app
+    AppraisalPolicy.default().replace(app_id={intel.APP_ID}),  # which any image can report
+)
+"""Policies that any app can meet."""
+
+
+def test_server_context_without_app_policy_requires_any_app() -> None:
+    """A policy that any app can meet is an error, because the clients' CA may be that of many."""
+    for policy in ANY_APP:
+        verifier = intel.verifier(policy=policy)
+        with raises(UsageError, "any_app"):
+            ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA)
+        ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA, any_app=True)
+    image = AppraisalPolicy.default().replace(os_image_hash={intel.IMAGE.os_image_hash})
+    named = intel.verifier(policy=image.replace(app_id={intel.APP_ID}))
+    perform_handshake(server_context(verifier=named, any_app=False), client_context())
+    other = intel.verifier(policy=image.replace(app_id={bytes(20)}))
+    with raises(ra_tls.PeerRefusedError, "app_id"):
+        perform_handshake(server_context(verifier=other, any_app=False), client_context())
+
+
 def test_client_context_without_app_policy_requires_any_app() -> None:
     """A policy that any app can meet is an error, unless the caller says that it is intended."""
-    for policy in (
-        AppraisalPolicy.default(),
-        AppraisalPolicy.strict(),
-        AppraisalPolicy.default().replace(os_image_hash={bytes(32)}),  # which runs any app
-        AppraisalPolicy.default().replace(app_id={intel.APP_ID}),  # which any image can report
-    ):
+    for policy in ANY_APP:
         with raises(UsageError, "any_app"):
             ra_tls.client_context(intel.verifier(policy=policy))
         with raises(UsageError, "any_app"):  # a CA may be that of many apps
@@ -122,7 +149,7 @@ def test_contexts_refuse_long_lived_certificate_by_default() -> None:
     client = ra_tls.client_context(verifier, issued=VALID, any_app=True)
     with raises(ra_tls.PeerRefusedError, "cert_lifetime"):
         perform_handshake(server_context(), client)
-    server = ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA)
+    server = ra_tls.server_context(verifier, issued=VALID, peer_ca=tds.CA, any_app=True)
     with raises(ra_tls.PeerRefusedError, "cert_lifetime"):
         perform_handshake(server, client_context())
     with connected(server_context(), client_context()) as (end, future):

@@ -204,7 +204,7 @@ def test_invalid_max_lifetime_is_usage_error(limit: Any, reason: str) -> None:
     calls: list[Callable[..., object]] = [
         lambda **given: ra_tls.verify(leaf_pem(), intel.verifier(), **given),
         lambda **given: ra_tls.client_context(intel.verifier(), any_app=True, **given),
-        lambda **given: ra_tls.server_context(intel.verifier(), peer_ca=tds.CA, **given),
+        tds.server_context,
     ]
     for call in calls:
         with raises(UsageError, reason):

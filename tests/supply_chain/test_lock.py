@@ -5,8 +5,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 
 import pytest
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -89,6 +91,32 @@ def test_locks_agree() -> None:
     made_with = {(entry.name, entry.version): entry.hashes for entry in read_lock("dist.lock")}
     for entry in read_lock("build.lock"):
         assert entry.hashes == made_with[entry.name, entry.version]
+
+
+def find_closure(requirements: Iterable[Requirement]) -> set[str]:
+    """Return the names of all that requirements need here, by the installed packages' metadata."""
+    found: set[tuple[str, str]] = set()
+    left = [(requirement, "") for requirement in requirements]
+    while left:
+        requirement, extra = left.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        for each in ("", *requirement.extras):
+            if (name, each) not in found:
+                found.add((name, each))
+                left += [(Requirement(text), each) for text in metadata.requires(name) or ()]
+    return {name for name, _ in found}
+
+
+def test_image_lock_has_only_what_the_image_needs() -> None:
+    """The lock of the image is as `make lock` writes it, also after a requirement has gone."""
+    try:
+        needed = find_closure(find_requirements("serve", build=False))
+    except metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    here = {name: str(value) for name, value in default_environment().items()}
+    assert {entry.name for entry in read_lock("image.lock") if entry.counts_in(here)} == needed
 
 
 def test_lock_satisfies_build_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def use_ra_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) ->
     context = ra_tls.client_context(verifier, max_lifetime=None, any_app=True)
     assert_type(context, ssl.SSLContext)
     assert_type(ra_tls.HTTPTransport(context), ra_tls.HTTPTransport)
-    assert_type(ra_tls.server_context(verifier, issued=issued), ssl.SSLContext)
+    assert_type(ra_tls.server_context(verifier, issued=issued, any_app=True), ssl.SSLContext)
 
 
 def list_backends() -> None:

@@ -243,8 +243,9 @@ def test_verify_bundle_does_not_choose_its_instant(at: datetime) -> None:
     bundle = create_bundle(GENUINE.to_bytes(), at=at)
     with pytest.raises(CollateralExpiredError):
         create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE)
-    found = create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE, now=intel.NOW)
-    assert found.verified_at == intel.NOW
+    now = intel.NOW + timedelta(minutes=1)
+    found = create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE, now=now)
+    assert found.verified_at == now
     assert all(step.check != "verification_time" for step in found.steps)
 
 
@@ -260,6 +261,19 @@ def test_verify_bundle_at_its_time_is_a_caution_and_not_signed() -> None:
             sign_ear(found, ears.ED25519, now=now)
     with raises(UsageError, "conflict"):
         verifier.verify_bundle(bundle, report_data=intel.NONCE, use_bundle_time=True, now=intel.NOW)
+
+
+def test_verify_bundle_at_its_time_by_now_is_a_caution_and_not_signed() -> None:
+    """The bundle's time is its creator's choice however it is passed; the clock's time is not."""
+    bundle = create_bundle(GENUINE.to_bytes(), at=intel.NOW + timedelta(milliseconds=250))
+    for now in (bundle.at, bundle.at.timestamp(), intel.NOW, int(bundle.at.timestamp())):
+        found = create_offline_verifier().verify_bundle(bundle, report_data=intel.NONCE, now=now)
+        assert BUNDLE_TIME in found.steps
+        with raises(UsageError, "conflict"):
+            sign_ear(found, ears.ED25519)
+    verifier = create_offline_verifier(clock=lambda: bundle.at)
+    found = verifier.verify_bundle(bundle, report_data=intel.NONCE)
+    assert BUNDLE_TIME not in found.steps
 
 
 def test_verify_bundle_without_collateral_raises_collateral_error() -> None:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
@@ -34,6 +35,7 @@ class EntryDefaults(NamedTuple):
     nonce: bytes | None
     report_data: bytes | None  # None with a nonce
     own_collateral: bool  # use the collateral of a bundle
+    at: datetime | None = None  # aware
 
 
 class BatchEntry(NamedTuple):
@@ -46,6 +48,7 @@ class BatchEntry(NamedTuple):
     report_data: bytes | None = None  # None with a nonce
     collateral: Collateral | None = None
     bundle_report_data: bytes | None = None  # of a bundle, if nothing else is expected
+    own_instant: bool = False  # whether the time of the options is that of a bundle
     error: AttestKitError | None = None
 
 
@@ -234,7 +237,10 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
     if found.kind == "evidence bundle":
         bundle = cast("EvidenceBundle", found.value)
         collateral = bundle.collateral if defaults.own_collateral else None
-        entry = entry._replace(evidence=bundle.evidence, collateral=collateral)
+        own_instant = defaults.at is not None and bundle.names_time(defaults.at)
+        entry = entry._replace(
+            evidence=bundle.evidence, collateral=collateral, own_instant=own_instant
+        )
         if entry.nonce is None and entry.report_data is None:
             entry = entry._replace(bundle_report_data=bundle.report_data)
         return entry

@@ -9,7 +9,11 @@ import click
 from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import PATH, group_options, json_option
-from attestkit.cli.options.report_data import report_data_choices
+from attestkit.cli.options.report_data import (
+    any_freshness_option,
+    report_data_choices,
+    require_expected,
+)
 from attestkit.cli.options.verification import read_expected, read_instant
 from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
@@ -29,7 +33,7 @@ _EPILOG: Final = (
 
 
 class _Expected(NamedTuple):
-    """Nonce or report data of the options; without both, any EAR is accepted."""
+    """Nonce or report data of the options, without both, any EAR is accepted."""
 
     nonce: bytes | None
     report_data: bytes | None
@@ -48,16 +52,23 @@ def _read_expected(
     text: str | None,
     of_file: Path | None,
     sha512: bool,
+    any_freshness: bool,
 ) -> _Expected:
-    return _Expected(*read_expected(nonce, report_data, text, of_file, sha512=sha512))
+    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
+    found = _Expected(challenge, expected)
+    require_expected(expected=found != (None, None), any_freshness=any_freshness)
+    return found
 
 
 _expected_options: Final = group_options(
     "expected",
-    report_data_choices(
-        "Expected nonce, 8 to 64 bytes. Without it, the status is at most warning.",
-        "Expected raw report data, up to 64 bytes; alone no proof of freshness.",
-        "Expect the SHA-512 of --report-data, --text or --file.",
+    (
+        *report_data_choices(
+            "Expected nonce, 8 to 64 bytes. Without it, the status is at most warning.",
+            "Expected raw report data, up to 64 bytes; alone no proof of freshness.",
+            "Expect the SHA-512 of --report-data, --text or --file.",
+        ),
+        any_freshness_option,
     ),
     _read_expected,
 )
@@ -93,7 +104,8 @@ def ear(
     """Verify a signed attestation result (EAR) and show it.
 
     FILE is an EAR (JWT or COSE_Sign1) from attestkit verify --save-ear or the verifier service; -
-    is stdin. White space after a JWT is ignored.
+    is stdin. White space after a JWT is ignored. --nonce, other expected report data or
+    --any-freshness is required.
     """
     now = datetime.now(timezone.utc) if at is None else read_instant(at)
     public = _read_keys(keys)
@@ -106,7 +118,7 @@ def ear(
         more = {"status": str(found.status), "nonce_checked": expected.nonce is not None}
         console.as_json({**found._asdict(), **more, "exit_code": code})
     else:
-        _show(file, found, expected.freshness)
+        _show(file, found, expected)
     if bad:
         print_error(f"{file}: the EAR's status is contraindicated: do not trust the attester")
     return code
@@ -162,11 +174,12 @@ def _verify(
     ) from refused
 
 
-def _show(file: Path, found: "Ear", freshness: str) -> None:
+def _show(file: Path, found: "Ear", expected: _Expected) -> None:
     from attestkit.verifier.ear.result_token import Tier
 
     good = found.status in {Tier.AFFIRMING, Tier.NONE}
-    console.verdict(f"{file}: valid; status {found.status}", good=good)
+    unchecked = "; freshness not checked" if expected.nonce is None else ""
+    console.verdict(f"{file}: valid; status {found.status}{unchecked}", good=good)
     if found.simulated:
         console.warning(SIMULATED)
     result = found.result
@@ -187,6 +200,6 @@ def _show(file: Path, found: "Ear", freshness: str) -> None:
             "issued at": found.issued_at.isoformat(timespec="seconds"),
             "expires at": found.expires_at.isoformat(timespec="seconds"),
             "nonce": None if found.nonce is None else found.nonce.hex(),
-            "EAR freshness": freshness,
+            "EAR freshness": expected.freshness,
         },
     )

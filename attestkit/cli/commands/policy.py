@@ -24,9 +24,21 @@ _EPILOG: Final = (
 @click.command(epilog=_EPILOG)
 @click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
+@click.option(
+    "--pin-svns",
+    is_flag=True,
+    help="Require firmware at least as new as that of the evidence (minimum_svns).",
+)
 @output_option("Write the policy to FILE. Default: stdout.")
 @json_option
-def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_json: bool) -> int:
+def policy(
+    *,
+    file: Path,
+    options: VerificationOptions,
+    pin_svns: bool,
+    output: Path | None,
+    as_json: bool,
+) -> int:
     """Write a policy from the values of known-good evidence.
 
     The policy requires the registers and the app of the evidence, and is for attestkit verify
@@ -43,7 +55,7 @@ def policy(*, file: Path, options: VerificationOptions, output: Path | None, as_
         set_exit_code(outcome.code)
         print_error(f"{file}: no policy written, verification failed: {outcome.problem}")
         return outcome.code
-    text = AppraisalPolicy.from_evidence(outcome.result).to_toml()
+    text = AppraisalPolicy.from_evidence(outcome.result, pin_svns=pin_svns).to_toml()
     _warn(outcome)
     if as_json:
         console.as_json({"policy": text, "evidence": outcome.to_dict()})

@@ -10,6 +10,7 @@ import click
 from attestkit.cli.exit_codes import most_severe_code, print_error, set_exit_code
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.options.ear_signing import Signing, signing_options
+from attestkit.cli.options.report_data import any_freshness_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import (
@@ -37,6 +38,7 @@ OWN_INSTANT: Final = (
 BOUND_TO_KEY: Final = (
     "not checked: the evidence is bound to the certificate's key; a TLS handshake proves possession"
 )
+UNCHECKED: Final = "freshness not checked"
 NOT_FRESH: Final = "not checked; give the expected nonce with --nonce HEX"
 NOT_CHALLENGED: Final = "not checked: the report data is the expected one, which may be a constant"
 
@@ -50,6 +52,7 @@ _EPILOG: Final = (
 @click.command(epilog=_EPILOG)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @verification_options
+@any_freshness_option
 @click.option(
     "--save-bundle",
     type=PATH,
@@ -62,6 +65,7 @@ def verify(
     *,
     files: tuple[Path, ...],
     options: VerificationOptions,
+    any_freshness: bool,
     save_bundle: Path | None,
     signing: Signing | None,
     verbose: bool,
@@ -71,9 +75,10 @@ def verify(
 
     FILE is evidence in any encoding, a quote, a response of the guest agent, an RA-TLS certificate,
     or an evidence bundle; - is stdin. Options for collateral override the collateral of a bundle.
+    Except for a certificate, --nonce, other expected report data or --any-freshness is required.
     """
     _check_saving(save_bundle, signing, files, options)
-    outcomes = _verify_files(files, options)
+    outcomes = _verify_files(files, options, any_freshness=any_freshness)
     code = set_exit_code(most_severe_code(outcome.code for outcome in outcomes))
     if code == 0:  # before any output: a failed write must not print results
         _save(outcomes[0], save_bundle, signing)
@@ -120,10 +125,12 @@ def _check_saving(
     check_writable(outputs)
 
 
-def _verify_files(files: tuple[Path, ...], options: VerificationOptions) -> "list[FileOutcome]":
+def _verify_files(
+    files: tuple[Path, ...], options: VerificationOptions, *, any_freshness: bool
+) -> "list[FileOutcome]":
     from attestkit.cli.file_verifier import FileVerifier  # lazy: loads the verifier
 
-    verifier = FileVerifier(options)
+    verifier = FileVerifier(options, any_freshness=any_freshness)
     outcomes = []
     with console.progress("verifying", len(files)) as advance:
         for path in files:
@@ -151,7 +158,9 @@ def _show(outcomes: Sequence["FileOutcome"], *, verbose: bool) -> None:
 
 def _show_one(outcome: "FileOutcome") -> None:
     result = outcome.result
-    console.verdict(f"{outcome.path}: {outcome.verdict}", good=outcome.code == 0)
+    unchecked = outcome.code == 0 and not outcome.fresh
+    verdict = f"{outcome.verdict}, {UNCHECKED}" if unchecked else outcome.verdict
+    console.verdict(f"{outcome.path}: {verdict}", good=outcome.code == 0)
     if result is None:
         console.fields(None, {"reason": outcome.reason or None, "policy": outcome.policy})
         return
@@ -243,6 +252,7 @@ def _remarks(outcome: "FileOutcome") -> str:
     if result is None:
         return ""
     found = {
+        UNCHECKED: not outcome.fresh,
         "simulated": result.simulated,
         "time of the bundle": outcome.own_instant,
         "OS image not verified": not result.claims.os_image_hash,

@@ -158,7 +158,7 @@ def _open_input(
     )
 
     own = options.collateral is None and not options.pccs_named
-    defaults = EntryDefaults(options.nonce, options.report_data, own)
+    defaults = EntryDefaults(options.nonce, options.report_data, own, options.at)
     if str(source) == "-" or not _is_folder(source):
         with open_interruptible(source) as file:
             yield read_lines(file, source, defaults), None
@@ -280,5 +280,8 @@ def _result(
     }
     if isinstance(outcome, AttestKitError):
         return {**fields, **error_fields(outcome)}
-    steps = outcome.steps if entry.bundle_report_data is None else (*outcome.steps, NAMED)
+    from attestkit.verifier.evidence_bundle import BUNDLE_TIME  # loaded, as there is a result
+
+    more = {BUNDLE_TIME: entry.own_instant, NAMED: entry.bundle_report_data is not None}
+    steps = (*outcome.steps, *(step for step, applies in more.items() if applies))
     return {**fields, **outcome.to_dict(), "steps": [step._asdict() for step in steps]}

@@ -61,6 +61,23 @@ def report_data_choices(
     )
 
 
+any_freshness_option: Final = click.option(
+    "--any-freshness",
+    is_flag=True,
+    help="Accept also without expected nonce or report data: the evidence may be old.",
+)
+
+
+def require_expected(*, expected: bool, any_freshness: bool) -> None:
+    """Raise UsageError unless a nonce or report data is expected, or --any-freshness is given."""
+    if not expected and not any_freshness:
+        raise UsageError(
+            "freshness: no nonce to compare; give --nonce HEX, or --any-freshness to accept what "
+            "may be old",
+            reason="missing",
+        )
+
+
 report_data_options: Final = group_options(
     "report_data",
     report_data_choices(

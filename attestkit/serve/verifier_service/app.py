@@ -69,7 +69,7 @@ SECONDS: Final = 60.0
 """Time limit of a verification, including its time in the queue."""
 
 _LONGEST: Final = 500  # characters of an error about untrusted evidence in the log
-_HEALTH: Final = b'{"service":"dstack-verifier","status":"ok"}'
+_HEALTH: Final = '{"service":"dstack-verifier","status":"ok","policy":"%s"}'
 _HEADERS: Final = (
     (b"server", b"attestkit"),
     (b"x-content-type-options", b"nosniff"),
@@ -136,7 +136,7 @@ class VerifierApp:
             if answer is None:
                 return  # the client disconnected before its request was complete
         elif path == b"/health" and verb in _READING:
-            name, answer = "health", _Response(200, _HEALTH)
+            name, answer = "health", self._health()
         elif path == b"/verify/keys" and verb in _READING:
             name, answer = "verify/keys", self._keys()
         else:
@@ -146,6 +146,13 @@ class VerifierApp:
             self.verdicts[answer.verdict] += 1
         headers = [(b"content-type", answer.media_type), *self.headers, *answer.headers]
         await send_response(scope, send, answer.status, headers, answer.body)
+
+    def _health(self) -> _Response:
+        """Return the upstream's answer, and the policy's preset: development enforces no TCB."""
+        from attestkit.verifier.policy.appraisal_policy import preset_name  # lazy: loaded already
+
+        name = preset_name(self.verifier.policy) or "custom"
+        return _Response(200, (_HEALTH % name).encode())
 
     def _keys(self) -> _Response:
         if self.ear_key is None:

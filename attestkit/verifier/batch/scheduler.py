@@ -25,6 +25,7 @@ from attestkit.verifier.batch.task import (
     VerificationItem,
     VerifierProtocol,
     is_internal_failure,
+    returned,
     run_task,
     verify_one,
 )
@@ -83,7 +84,8 @@ def verify_each(
         message = f"window: {window!r}, must be an integer from 1 to {MOST_IN_FLIGHT}"
         raise UsageError(message, reason="out_of_range")
     if executor is None:  # there is nothing to overlap
-        return ((index, verify_one(verifier, item, now)) for index, item in enumerate(items))
+        outcomes = (returned(verify_one(verifier, item, now)) for item in items)
+        return ((index, outcome) for index, outcome in enumerate(outcomes))
     return _verify_in_workers(verifier, items, executor, window, now, ordered=ordered)
 
 
@@ -166,7 +168,7 @@ class _OutcomeBuffer:
             if index not in self._waiting:
                 return
             self.yielded += 1
-            yield index, self._waiting.pop(index)
+            yield index, returned(self._waiting.pop(index))
 
 
 class _Workers:

@@ -13,10 +13,10 @@ from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
-from attestkit.errors import AttestKitError, UsageError, VerificationError
+from attestkit.errors import AttestKitError, UsageError, VerificationError, return_error
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.result import AttestationResult
+from attestkit.verifier.result import AttestationResult, without_evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +171,20 @@ def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outco
         return run_step(
             "verification",
             (),
-            lambda: verifier.verify(
-                item.evidence,
-                nonce=item.nonce,
-                report_data=item.report_data,
-                now=now,
-                collateral=item.collateral,
+            lambda: without_evidence(
+                verifier.verify(
+                    item.evidence,
+                    nonce=item.nonce,
+                    report_data=item.report_data,
+                    now=now,
+                    collateral=item.collateral,
+                )
             ),
         )
     except AttestKitError as error:
         return error
+
+
+def returned(outcome: Outcome) -> Outcome:
+    """Return an outcome for the caller of a batch; an error is false in a condition."""
+    return outcome if isinstance(outcome, AttestationResult) else return_error(outcome)

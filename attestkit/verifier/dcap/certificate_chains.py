@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.intel_certificates import (
     PCK_CAS,
     ROOT,
@@ -171,8 +171,8 @@ class CertificateChains:
 def _read_anchor(der: bytes) -> IntelCertificate:
     what = "trust anchor"
     try:
-        given = read_certificate(der)
-        if given.der != der or given.subject != given.issuer:
+        given = read_path_certificate(der)
+        if given.subject != given.issuer:
             raise UsageError(f"{what}: must be one self-signed certificate", reason="wrong_value")
         anchor = read_intel_certificate(der, what, (ROOT,))
         anchor.check_issued_by(anchor, what)

@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._package import own_version
+from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError, VerificationError
+from attestkit.quote import Quote
 from attestkit.report_data import ReportData, check_nonce
+from attestkit.snp_report import SnpReport
 from attestkit.verifier.ear.claims import LABELS, RESULT, Tier, trustworthiness_vector
 from attestkit.verifier.ear.content import (
     EPOCH,
@@ -35,7 +38,7 @@ from attestkit.verifier.ear.content import (
 )
 from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey, to_base64url
-from attestkit.verifier.result import AttestationResult
+from attestkit.verifier.result import AttestationResult, verified_evidence
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -99,15 +102,20 @@ def sign_ear(
         lifetime: Lifetime of 1 to 86,400 whole seconds.
         now: Time of the signature, with a time zone, at most an hour after the verification; None
             is the time of the verification, before which it must not be.
-        raw_evidence: The verified evidence, to be included. It is not compared with the result.
+        raw_evidence: The verified evidence, to be included: the bytes that `Verifier.verify` got,
+            or the encoding of its object. Results of `verify_many`, `verify_stream` and
+            `ra_tls.verify`, and pickled results, do not have it.
 
     Raises:
         UsageError: If an argument is not valid, the time of the verification is that of an evidence
-            bundle, or the EAR is over 262,144 bytes.
+            bundle, `raw_evidence` is not the evidence of the result (`conflict`) or the result has
+            none (`missing`), or the EAR is over 262,144 bytes.
     """
     if form not in ("jwt", "cose"):  # a tuple: `form` may not be hashable
         raise UsageError(f"form: {ascii(form)[:40]}, must be jwt or cose", reason="wrong_value")
     _check("raw_evidence", raw_evidence, bytes)
+    if raw_evidence is not None:
+        _compare_evidence(result, raw_evidence)
     _check("policy_id", policy_id, str, 1, LONGEST_POLICY_ID)
     if lifetime % _SECOND or not _SECOND <= lifetime <= _LONGEST:
         raise UsageError("lifetime: must be 1 to 86400 whole seconds", reason="out_of_range")
@@ -123,6 +131,21 @@ def sign_ear(
     }
     claims = {name: value for name, value in claims.items() if value is not None}
     return sign_token(_for_json(claims) if form == "jwt" else _for_cbor(claims), key, form)
+
+
+def _compare_evidence(result: AttestationResult, raw: bytes) -> None:
+    """Raise UsageError unless `raw` is the evidence that was verified."""
+    evidence = verified_evidence(result)
+    if isinstance(evidence, Quote | SnpReport):
+        evidence = evidence.raw
+    elif isinstance(evidence, Attestation):
+        evidence = evidence.to_bytes()
+    if not isinstance(evidence, bytes):
+        message = "raw_evidence: the result does not have its evidence; use one of Verifier.verify"
+        raise UsageError(message, reason="missing")
+    if not hmac.compare_digest(evidence, raw):
+        message = "raw_evidence: not the evidence that was verified; pass the same bytes"
+        raise UsageError(message, reason="conflict")
 
 
 def verify_ear(

@@ -234,7 +234,9 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         return write_rules({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
-    def from_evidence(cls, result: AttestationResult) -> "AppraisalPolicy":
+    def from_evidence(
+        cls, result: AttestationResult, *, pin_svns: bool = False
+    ) -> "AppraisalPolicy":
         """Return the policy for evidence of the same image, app and configuration as in `result`.
 
         It accepts the TCB statuses of the default preset and the TCB status of the evidence. Values
@@ -242,12 +244,18 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         events (boot events are pinned instead), and a sealed configuration with an instance id. If
         the evidence has the document of the sealed configuration, the policy requires it. If the
         evidence is not simulated, the policy rejects simulated evidence.
+
+        Security version numbers (SVNs) of the platform's firmware are not pinned, so machines with
+        older firmware are accepted, on SEV-SNP of any age. With `pin_svns` those of the evidence
+        become `minimum_svns`.
         """
-        from attestkit.verifier.policy.pinned_rules import pinned_rules  # lazy: rarely needed
+        # Lazy: rarely needed.
+        from attestkit.verifier.policy.pinned_rules import pinned_rules, pinned_svns
 
         status = result.tcb.status
         statuses = _DEFAULT if status is None else {*_DEFAULT, status}
-        return cls(accepted_statuses=statuses, **pinned_rules(result))
+        svns = pinned_svns(result) if pin_svns else ()
+        return cls(accepted_statuses=statuses, minimum_svns=svns, **pinned_rules(result))
 
     def replace(self, **rules: object) -> "AppraisalPolicy":
         """Return a policy with these rules replaced.
@@ -408,10 +416,13 @@ _PRESET_POLICIES: Final = tuple((name, preset()) for name, preset in PRESETS.ite
 
 def policy_name(policy: AppraisalPolicy) -> str:
     """Return a description of a policy for people."""
-    for name, preset in _PRESET_POLICIES:
-        if preset == policy:
-            return f"the policy preset {name}"
-    return "a policy of the relying party's own"
+    name = preset_name(policy)
+    return "a policy of the relying party's own" if name is None else f"the policy preset {name}"
+
+
+def preset_name(policy: AppraisalPolicy) -> str | None:
+    """Return the name of the preset that a policy equals; None for a policy of its own."""
+    return next((name for name, preset in _PRESET_POLICIES if preset == policy), None)
 
 
 def require_policy(given: object) -> AppraisalPolicy:

@@ -44,6 +44,16 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
     }
 
 
+def pinned_svns(result: AttestationResult) -> tuple[tuple[str, int], ...]:
+    """Return the minimum SVNs that the evidence meets, in all TCB versions that it reports."""
+    tcb = result.tcb
+    others = [dict(each) for each in (tcb.current, tcb.committed, tcb.launch)]
+    return tuple(
+        (name, min([svn, *(each.get(name, svn) for each in others)]))
+        for name, svn in tcb.components
+    )
+
+
 def _pinned_snp(claims: Claims) -> dict[str, Any]:
     """Return SEV-SNP rules; vCPUs and CPU type are those of the pinned measurement."""
     if claims.platform != SNP:

@@ -26,7 +26,8 @@ Factory = Callable[..., SimulatedTee]
 def policy(tee_factory: Factory) -> AppraisalPolicy:
     """Pin image, app and rules of a known good deployment, as `attestkit policy` does."""
     good = tee_factory(app_compose=COMPOSE)
-    result = good.verify(good.attest(nonce=bytes(NONCE)), nonce=bytes(NONCE))
+    nonce = secrets.token_bytes(NONCE)
+    result = good.verify(good.attest(nonce=nonce), nonce=nonce)
     pinned = AppraisalPolicy.from_evidence(result)
     rules = RequiredEvent(name="notary-rules", payload=RULES)
     return pinned.replace(required_events={*pinned.required_events, rules})

@@ -17,12 +17,35 @@ def test_policy_accepts_its_evidence_only(files: Files, tmp_path: Path) -> None:
     """A written policy accepts its evidence, and refuses another app."""
     policy = tmp_path / "policy.toml"
     assert main(["policy", str(files.evidence), "-o", str(policy), *files.trusted]) == 0
-    words = ["verify", *files.trusted, "--policy", str(policy)]
+    words = ["verify", "--any-freshness", *files.trusted, "--policy", str(policy)]
     assert main([*words, str(files.evidence)]) == 0
     boot = [(name, bytes(20) if name == "app-id" else data) for name, data in intel.BOOT]
     other = files.put("other", intel.evidence(boot).to_bytes())
-    assert main(["verify", *files.trusted, str(other)]) == 0
+    assert main(["verify", "--any-freshness", *files.trusted, str(other)]) == 0
     assert main([*words, str(other)]) == 4
+
+
+def test_policy_pins_svns_on_request(files: Files, capsys: Capture) -> None:
+    """--pin-svns adds minimum SVNs, with which the evidence is accepted."""
+    for more, has in (([], False), (["--pin-svns"], True)):
+        assert main(["policy", str(files.evidence), *files.trusted, *more]) == 0
+        text = capsys.readouterr().out
+        assert ("[minimum_svns]" in text) is has
+        policy = str(files.put("policy.toml", text.encode()))
+        assert (
+            main(
+                [
+                    "verify",
+                    "--any-freshness",
+                    str(files.evidence),
+                    *files.trusted,
+                    "--policy",
+                    policy,
+                ]
+            )
+            == 0
+        )
+        capsys.readouterr()
 
 
 def test_policy_stdout_has_only_the_policy(files: Files, tmp_path: Path, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from base64 import b64encode
+from datetime import timedelta
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_report_accepts_certificate_bundle_and_quote(files: Files) -> None:
     page = report(files, str(files.bundle), *files.own_instant)
     assert "Verified at the time of the bundle" in page.text
     assert "the time of the bundle" in page.text
-    page = report(files, str(files.bundle), *files.anchored)
+    later = ["--at", (intel.NOW + timedelta(minutes=1)).isoformat()]
+    page = report(files, str(files.bundle), "--trust-anchor", str(files.anchor), *later)
     assert "the time of the bundle" not in page.text
     assert "Collateralfrom the bundle" in page.text.replace("\n", "")
     page = report(files, str(files.quote), *files.trusted)

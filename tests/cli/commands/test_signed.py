@@ -45,7 +45,7 @@ def saved(files: Files, key: Path, *more: str, code: int = 0) -> Path:
     """Run verify with --save-ear; return the path of the EAR."""
     path = files.folder / "verdict"
     words = [str(files.evidence), *files.trusted, "--save-ear", str(path), "--ear-key", str(key)]
-    assert main(["verify", *words, *more]) == code
+    assert main(["verify", "--any-freshness", *words, *more]) == code
     return path
 
 
@@ -134,12 +134,28 @@ def test_save_ear_usage_error_writes_nothing(files: Files, key: Path, capsys: Ca
     ):
         at = [] if "--at" in words else files.trusted
         before = {each: each.read_bytes() for each in files.folder.iterdir()}
-        assert main(["verify", *words, *at]) == 1, words
+        assert main(["verify", "--any-freshness", *words, *at]) == 1, words
         found = capsys.readouterr()
         assert found.out == ""
         assert found.err.count("\n") == 1
         assert text in found.err
         assert {each: each.read_bytes() for each in files.folder.iterdir()} == before
+
+
+def test_save_ear_at_time_of_bundle_writes_nothing(files: Files, key: Path) -> None:
+    """The time of a bundle is not signed if --at repeats it, either."""
+    path = files.folder / "verdict"
+    words = [
+        "verify",
+        "--any-freshness",
+        str(files.bundle),
+        "--save-ear",
+        str(path),
+        "--ear-key",
+        str(key),
+    ]
+    assert main([*words, *files.trusted]) == 1
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -154,7 +170,15 @@ def test_ear_key_requires_hidden_memory(
     monkeypatch.setattr(program, "hide_memory", refused)
     words = [f"--ear-key={key}"] if joined else ["--ear-key", str(key)]
     path = files.folder / "verdict"
-    words = ["verify", str(files.evidence), *files.trusted, "--save-ear", str(path), *words]
+    words = [
+        "verify",
+        "--any-freshness",
+        str(files.evidence),
+        *files.trusted,
+        "--save-ear",
+        str(path),
+        *words,
+    ]
     monkeypatch.setattr(sys, "argv", ["attestkit", *words])
     assert program.main() == 3
     assert "cannot be hidden" in capsys.readouterr().err
@@ -169,7 +193,7 @@ def test_ear_shows_affirming_result(files: Files, keys: Path, capsys: Capture) -
     token = sign_ear(ears.create_small_result(nonce=NONCE), ED25519, policy_id="tag:the policy")
     for ending in (b"", b"\n", b"\r\n"):
         path = str(files.put("token", token + ending))
-        assert main(["ear", path, "--key", str(keys), *TIME]) == 0
+        assert main(["ear", "--any-freshness", path, "--key", str(keys), *TIME]) == 0
     text = capsys.readouterr()
     assert text.err == ""
     for word in ("status warning", "dstack-tdx", "UpToDate", NONCE.hex(), "tag:the policy"):
@@ -185,7 +209,7 @@ def test_ear_shows_affirming_result(files: Files, keys: Path, capsys: Capture) -
 def test_ear_compares_report_data(files: Files, keys: Path, capsys: Capture) -> None:
     """--report-data is compared, and is not freshness; it excludes --nonce."""
     token = sign_ear(ears.create_small_result(bound_to="report_data"), ED25519)
-    words = ["ear", str(files.put("token", token)), "--key", str(keys), *TIME]
+    words = ["ear", "--any-freshness", str(files.put("token", token)), "--key", str(keys), *TIME]
     assert main([*words, "--text", "data", "--json"]) == 0
     shown = schemas.check("ear", capsys.readouterr().out)
     assert (shown["status"], shown["bound_to"], shown["nonce_checked"]) == (
@@ -205,6 +229,21 @@ def test_ear_compares_report_data(files: Files, keys: Path, capsys: Capture) -> 
         assert (found.out, found.err.count("\n")) == ("", 1)
 
 
+def test_ear_without_expected_value_is_usage_error(
+    files: Files, keys: Path, capsys: Capture
+) -> None:
+    """An EAR whose nonce is not compared may be old, or for another relying party."""
+    path = str(files.put("token", sign_ear(ears.create_small_result(nonce=NONCE), ED25519)))
+    words = ["ear", path, "--key", str(keys), *TIME]
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "--any-freshness" in shown.err
+    assert main([*words, "--any-freshness"]) == 0
+    assert "status warning; freshness not checked" in capsys.readouterr().out
+    assert main([*words, "--any-freshness", "--nonce", "00" * 8]) == 2  # compared if given
+
+
 def test_ear_accepts_jwk_and_jwk_set(files: Files, keys: Path, capsys: Capture) -> None:
     """--key is a JWK or a JWK set with a matching key; others are refused."""
     token = str(files.put("token", sign_ear(ears.create_small_result(), P256, form="cose")))
@@ -219,13 +258,13 @@ def test_ear_accepts_jwk_and_jwk_set(files: Files, keys: Path, capsys: Capture) 
         ("x", 1, "--key"),
     ):
         keys.write_text(content)
-        assert main(["ear", token, "--key", str(keys), *TIME]) == code, content
+        assert main(["ear", "--any-freshness", token, "--key", str(keys), *TIME]) == code, content
         assert text in capsys.readouterr().err
     other = {"keys": [ED25519.public.to_jwk(), EarKey.from_bytes(bytes(32)).public.to_jwk()]}
     keys.write_text(json.dumps(other))
-    assert main(["ear", token, "--key", str(keys), *TIME]) == 2
+    assert main(["ear", "--any-freshness", token, "--key", str(keys), *TIME]) == 2
     assert "none of the 2 keys" in capsys.readouterr().err
-    assert main(["ear", token, "--key", str(files.folder / "none"), *TIME]) == 1
+    assert main(["ear", "--any-freshness", token, "--key", str(files.folder / "none"), *TIME]) == 1
 
 
 def test_ear_invalid_token_prints_only_error(files: Files, keys: Path, capsys: Capture) -> None:
@@ -247,7 +286,9 @@ def test_ear_invalid_token_prints_only_error(files: Files, keys: Path, capsys: C
     ):
         path = str(files.put("token", data))
         for as_json in ([], ["--json"]):
-            assert main(["ear", path, "--key", str(keys), *more, *as_json]) == code, (data, more)
+            assert (
+                main(["ear", "--any-freshness", path, "--key", str(keys), *more, *as_json]) == code
+            ), (data, more)
             found = capsys.readouterr()
             assert found.out == ""
             assert found.err.count("\n") == 1
@@ -257,7 +298,7 @@ def test_ear_escapes_control_characters(files: Files, keys: Path, capsys: Captur
     """Control characters in a signed EAR are escaped."""
     token = sign_ear(ears.create_small_result(platform=HOSTILE), ED25519, policy_id=HOSTILE)
     path = str(files.put("token", token))
-    assert main(["ear", path, "--key", str(keys), *TIME]) == 0
+    assert main(["ear", "--any-freshness", path, "--key", str(keys), *TIME]) == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", capsys.readouterr().out)
 
 
@@ -284,7 +325,9 @@ def test_ear_rejects_values_without_json_form(files: Files, keys: Path, capsys: 
         submod[RESULT]["steps"] = value
         path = str(files.put("token", ears.create_cose(header, claims)))
         for as_json in ([], ["--json"]):
-            assert main(["ear", path, "--key", str(keys), *TIME, *as_json]) == code, value
+            assert (
+                main(["ear", "--any-freshness", path, "--key", str(keys), *TIME, *as_json]) == code
+            ), value
             found = capsys.readouterr()
             assert (found.out == "", found.err.count("\n")) == (code != 0, code != 0)
 
@@ -296,5 +339,5 @@ def test_ear_forged_token_reports_signature(files: Files, keys: Path, capsys: Ca
     path = str(files.put("token", bytes(token)))
     for order in ((ED25519, P256), (P256, ED25519)):
         keys.write_text(json.dumps({"keys": [each.public.to_jwk() for each in order]}))
-        assert main(["ear", path, "--key", str(keys), *TIME]) == 2
+        assert main(["ear", "--any-freshness", path, "--key", str(keys), *TIME]) == 2
         assert "signature" in capsys.readouterr().err

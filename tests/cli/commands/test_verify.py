@@ -34,9 +34,9 @@ def results(capsys: Capture) -> list[dict[str, Any]]:
 
 def test_verify_accepted_evidence_prints_facts(files: Files, capsys: Capture) -> None:
     """The verdict comes first, with warnings of simulation and missing freshness."""
-    assert main(["verify", str(files.evidence), *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", str(files.evidence), *files.trusted]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith(f"[ok] {files.evidence}: accepted\n")
+    assert output.out.startswith(f"[ok] {files.evidence}: accepted, freshness not checked\n")
     assert "SIMULATED evidence" in output.out
     assert "freshness" in output.out
     assert "not checked; give the expected nonce with --nonce HEX" in output.out
@@ -77,7 +77,7 @@ def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: C
         content[f"{encoding} in hex"] = evidence.to_bytes(encoding).hex().encode()
         content[f"{encoding} in spaces"] = b" \r\n\t" + evidence.to_bytes(encoding) + b"\n"
     path = files.put("given", content[form])
-    assert main(["verify", "--json", str(path), *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", "--json", str(path), *files.trusted]) == 0
     assert results(capsys)[0]["verdict"] == "accepted"
 
 
@@ -88,36 +88,56 @@ def test_collateral_in_cmw_is_used_only_if_named(
     """Collateral in a CMW is used only if --collateral names the file."""
     evidence = intel.evidence().with_collateral(intel.collateral())
     path = str(files.put("cmw", evidence.to_bytes(encoding)))
-    assert main(["verify", "--json", path, *files.anchored]) != 0
+    assert main(["verify", "--any-freshness", "--json", path, *files.anchored]) != 0
     output = capsys.readouterr()
     assert "collateral: missing" in output.err
-    assert main(["verify", "--json", path, *files.anchored, "--collateral", path]) == 0
+    assert (
+        main(["verify", "--any-freshness", "--json", path, *files.anchored, "--collateral", path])
+        == 0
+    )
     assert results(capsys)[0]["verdict"] == "accepted"
     bare = str(files.put("bare", intel.evidence().to_bytes(encoding)))
-    assert main(["verify", path, *files.anchored, "--collateral", bare]) == 1
+    assert main(["verify", "--any-freshness", path, *files.anchored, "--collateral", bare]) == 1
     assert "--collateral" in capsys.readouterr().err
 
 
 def test_verify_nonce_makes_result_fresh(files: Files, capsys: Capture) -> None:
     """An expected nonce makes the result fresh, report data does not; mismatches are refused."""
-    words = ["verify", "--json", str(files.evidence), *files.trusted]
+    words = ["verify", "--any-freshness", "--json", str(files.evidence), *files.trusted]
     for more, fresh in (
         (["--nonce", NONCE_HEX], True),
         (["--report-data", REPORT_DATA.hex()], False),
     ):
         assert main([*words, *more]) == 0
         assert results(capsys)[0]["fresh"] is fresh
-    assert main([*words[:1], *words[2:], "--report-data", REPORT_DATA.hex()]) == 0
+    words.remove("--json")
+    assert main([*words, "--report-data", REPORT_DATA.hex()]) == 0
     assert "the report data is the expected one, which may be a constant" in capsys.readouterr().out
-    assert main([*words, "--nonce", "00" * 64]) == 4
+    assert main([*words, "--json", "--nonce", "00" * 64]) == 4
     output = capsys.readouterr()
     assert json.loads(output.out)["results"][0]["reason"] == "report_data"
     assert "report data: " in output.err
 
 
+@pytest.mark.parametrize("kind", ["evidence", "quote", "bundle"])
+def test_verify_without_expected_value_is_usage_error(
+    kind: str, files: Files, capsys: Capture
+) -> None:
+    """`attestkit verify FILE && deploy` does not deploy for evidence that may be old."""
+    path = str(getattr(files, kind))
+    assert main(["verify", path, *files.trusted]) == 1
+    shown = capsys.readouterr()
+    assert "[ok]" not in shown.out
+    assert "--any-freshness" in shown.err
+    for more in (["--any-freshness"], ["--nonce", NONCE_HEX], ["--text", "other"]):
+        code = 4 if "other" in more else 0
+        assert main(["verify", "--json", path, *files.trusted, *more]) == code
+    assert main(["verify", str(files.certificate), path, *files.trusted]) == 1
+
+
 def test_verify_json_has_full_result(files: Files, capsys: Capture) -> None:
     """The JSON has all of `AttestationResult.to_dict`, the file and the verdict."""
-    assert main(["verify", "--json", str(files.evidence), *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", "--json", str(files.evidence), *files.trusted]) == 0
     [output] = results(capsys)
     expected = intel.verifier().verify(files.evidence.read_bytes(), report_data=None)
     assert {**output, **expected.to_dict()} == output
@@ -129,7 +149,7 @@ def test_verify_json_has_full_result(files: Files, capsys: Capture) -> None:
 
 def test_verify_verbose_prints_steps(files: Files, capsys: Capture) -> None:
     """-v prints the numbered steps."""
-    assert main(["verify", "-v", str(files.evidence), *files.trusted]) == 0
+    assert main(["verify", "--any-freshness", "-v", str(files.evidence), *files.trusted]) == 0
     output = capsys.readouterr().out
     assert "1. the PCK certificate chain leads to" in output
     assert "events replay to RTMR0 to RTMR3" in output
@@ -149,7 +169,7 @@ def test_verify_certificate_is_bound_to_its_key(files: Files, capsys: Capture) -
 
 def test_verify_certificate_is_not_fresh(files: Files, capsys: Capture) -> None:
     """A certificate is reported as not fresh, without proof of possession."""
-    words = ["verify", *files.trusted, str(files.certificate)]
+    words = ["verify", "--any-freshness", *files.trusted, str(files.certificate)]
     assert main([*words, "-v"]) == 0
     output = capsys.readouterr().out
     assert "not checked: the evidence is bound to the certificate's key" in output
@@ -167,7 +187,10 @@ def test_bound_to_key_is_false_without_accepted_certificate(files: Files, capsys
     bad = files.put(
         "unsound.pem", tds.INVALID["a quote over another key"]().certificate_chain[0].encode()
     )
-    assert main(["verify", "--json", *files.trusted, str(files.evidence), str(bad)]) == 2
+    assert (
+        main(["verify", "--any-freshness", "--json", *files.trusted, str(files.evidence), str(bad)])
+        == 2
+    )
     assert [one["bound_to_key"] for one in results(capsys)] == [False, False]
     words = ["verify", "--json", *files.trusted, str(files.evidence), "--nonce", NONCE_HEX]
     assert main(words) == 0
@@ -179,7 +202,7 @@ def test_bound_to_key_is_false_without_accepted_certificate(files: Files, capsys
 def test_verify_rejects_invalid_certificate(case: str, files: Files, capsys: Capture) -> None:
     """Certificates with invalid, expired or missing evidence are rejected."""
     path = files.put("unsound.pem", tds.INVALID[case]().certificate_chain[0].encode())
-    assert main(["verify", "--json", str(path), *files.trusted]) == 2
+    assert main(["verify", "--any-freshness", "--json", str(path), *files.trusted]) == 2
     assert results(capsys)[0]["verdict"] == "rejected"
 
 
@@ -188,13 +211,20 @@ def test_verify_bundle_without_evidence_is_code_5(files: Files) -> None:
     for inner in (files.bundle, files.certificate, files.collateral):
         bundle = EvidenceBundle(inner.read_bytes(), intel.collateral(), intel.NOW)
         path = files.put("nested", bundle.to_json().encode())
-        assert main(["verify", str(path), *files.trusted]) == 5
+        assert main(["verify", "--any-freshness", str(path), *files.trusted]) == 5
 
 
 def test_save_bundle_verifies_again(files: Files, tmp_path: Path) -> None:
     """A saved bundle verifies offline; rejected evidence saves none."""
     saved = tmp_path / "saved.json"
-    words = ["verify", str(files.evidence), *files.trusted, "--save-bundle", str(saved)]
+    words = [
+        "verify",
+        "--any-freshness",
+        str(files.evidence),
+        *files.trusted,
+        "--save-bundle",
+        str(saved),
+    ]
     assert main([*words, "--report-data", "ff"]) == 4
     assert not saved.exists()
     assert main([*words, "--nonce", NONCE_HEX]) == 0
@@ -202,7 +232,7 @@ def test_save_bundle_verifies_again(files: Files, tmp_path: Path) -> None:
     assert again.collateral == intel.collateral()
     assert (again.at, again.report_data) == (intel.NOW, REPORT_DATA)
     assert saved.stat().st_mode & 0o777 == 0o600
-    assert main(["verify", str(saved), *files.own_instant]) == 0
+    assert main(["verify", "--any-freshness", str(saved), *files.own_instant]) == 0
     assert main([*words, str(files.quote)]) == 1
 
 
@@ -224,7 +254,7 @@ def test_verify_real_quotes_at_time(
     capsys: Capture, *, name: str, collateral: str, at: str, code: int, status: str | None
 ) -> None:
     """Real quotes verify within the validity of their collateral, not one second later."""
-    words = ["verify", "--json", str(DCAP / name), "--at", at]
+    words = ["verify", "--any-freshness", "--json", str(DCAP / name), "--at", at]
     assert main([*words, "--collateral", str(DCAP / f"{collateral}_collateral.json")]) == code
     [output] = results(capsys)
     assert output.get("tcb_status") == status
@@ -234,7 +264,7 @@ def test_verify_real_quotes_at_time(
 @needs_shared
 def test_verify_sgx_quote_requires_policy(capsys: Capture, tmp_path: Path) -> None:
     """A real SGX quote is refused unless the policy names SGX; its header has two SVNs."""
-    words = ["verify", "--json", str(DCAP / "sgx_quote"), "--at", "2025-07-01"]
+    words = ["verify", "--any-freshness", "--json", str(DCAP / "sgx_quote"), "--at", "2025-07-01"]
     words += ["--collateral", str(DCAP / "sgx_quote_collateral.json")]
     assert main(words) == 4
     [output] = results(capsys)
@@ -259,7 +289,14 @@ def test_verify_sgx_quote_requires_policy(capsys: Capture, tmp_path: Path) -> No
 def test_verify_snp_report_with_certificate_option(capsys: Capture) -> None:
     """An SEV-SNP report verifies with --certificate, and is an error without."""
     folder = SHARED / "data/snp/virtee-sev"
-    words = ["verify", "--json", str(folder / "report_milan.hex"), "--at", "2024-06-01"]
+    words = [
+        "verify",
+        "--any-freshness",
+        "--json",
+        str(folder / "report_milan.hex"),
+        "--at",
+        "2024-06-01",
+    ]
     assert main(words) == 3
     assert "certificate" in capsys.readouterr().err
     for name in ("vcek_milan.der", "cert_chain_milan"):
@@ -322,7 +359,7 @@ def test_verify_exit_codes(name: str, code: int, files: Files, capsys: Capture) 
         "collateral unreadable": [good, *files.anchored, "--collateral", str(nonsense)],
         "root unreadable": [good, "--trust-anchor", str(nonsense)],
     }[name]
-    assert main(["verify", *words]) == code
+    assert main(["verify", "--any-freshness", *words]) == code
     err = capsys.readouterr().err
     assert err.count("\n") == (code != 0)
     assert "\x1b" not in err
@@ -332,11 +369,13 @@ def test_verify_several_files_returns_most_severe_code(files: Files, capsys: Cap
     """Results keep the order, and the most severe exit code is returned."""
     missing = files.folder / "missing"
     paths = [files.evidence, missing, files.tampered(), files.quote]
-    assert main(["verify", "--json", *map(str, paths), *files.trusted]) == 2
+    assert main(["verify", "--any-freshness", "--json", *map(str, paths), *files.trusted]) == 2
     output = results(capsys)
     assert [one["file"] for one in output] == [str(path) for path in paths]
     assert [one["exit_code"] for one in output] == [0, 5, 2, 0]
-    assert main(["verify", str(files.evidence), str(missing), *files.trusted]) == 5
+    assert (
+        main(["verify", "--any-freshness", str(files.evidence), str(missing), *files.trusted]) == 5
+    )
     assert "1 of 2 accepted, 1 not" in capsys.readouterr().out
 
 
@@ -357,7 +396,7 @@ def test_verify_internal_error_is_rejection(
         raise RuntimeError("unexpected")
 
     monkeypatch.setattr(Verifier, "verify", fail)
-    assert main(["verify", str(files.evidence), *files.trusted]) == 2
+    assert main(["verify", "--any-freshness", str(files.evidence), *files.trusted]) == 2
     output = capsys.readouterr()
     assert "rejected" in output.out
     assert output.err.count("\n") == 1
@@ -373,7 +412,7 @@ def test_hostile_text_is_escaped(extra: list[str], files: Files, capsys: Capture
     raw = evidence_files.hostile_evidence().to_bytes()
     name = HOSTILE.replace("/", "").replace("\0", "")
     path = files.put(name, raw)
-    for words in (["verify", *extra], ["show"], ["replay"]):
+    for words in (["verify", "--any-freshness", *extra], ["show"], ["replay"]):
         options = files.trusted if words[0] == "verify" else []
         assert main([*words, str(path), *options]) in {0, 2}
         output = capsys.readouterr()
@@ -401,5 +440,5 @@ def test_verify_certificate_without_evidence_is_rejected(capsys: Capture) -> Non
     """A certificate without evidence is shown, and rejected by verify."""
     path = SHARED / "data/snp/virtee-sev/vcek_milan.der"
     assert identify(data("snp/virtee-sev/vcek_milan.der")).kind == "certificate without evidence"
-    assert main(["verify", str(path)]) == 2
+    assert main(["verify", "--any-freshness", str(path)]) == 2
     assert "contains no evidence" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from attestkit.cli.commands import verify_many
 from attestkit.verifier.batch import scheduler
 from tests.cli import schemas
 from tests.cli.evidence_files import NONCE_HEX, REPORT_DATA, Files
+from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID
 
 NO_WORKERS = ["--workers", "0"]
@@ -93,6 +95,16 @@ def test_verify_many_compares_report_data_of_bundle(files: Files, capsys: Captur
     line = {"evidence": json.dumps(bundle).encode().hex()}
     [found] = run(capsys, put(files, line), *files.trusted, code=4)
     assert found["reason"] == "report_data"
+
+
+def test_verify_many_time_of_bundle_is_a_caution(files: Files, capsys: Capture) -> None:
+    """A time that a bundle names is its creator's choice, also if --at repeats it."""
+    line = {"evidence": files.bundle.read_bytes().hex()}
+    soon = ["--at", (intel.NOW + timedelta(minutes=1)).isoformat()]
+    for more, cautions in (([], True), (soon, False)):
+        [found] = run(capsys, put(files, line), *files.trusted, *more, code=0)
+        checks = [step["check"] for step in found["steps"] if step["outcome"] == "caution"]
+        assert ("verification_time" in checks) is cautions
 
 
 def test_verify_many_report_data_of_bundle_is_no_expectation(files: Files, capsys: Capture) -> None:

@@ -27,7 +27,7 @@ def test_verify_many_files_shows_progress_bar(files: Files) -> None:
     """A terminal at stderr gets a progress bar; results go to stdout."""
     leader, follower = pty.openpty()
     env = environment(TERM="xterm", COLUMNS="100")
-    words = ["verify", *_fifty(files), *files.trusted]
+    words = ["verify", "--any-freshness", *_fifty(files), *files.trusted]
     with start(*words, stderr=follower, env=env) as process:
         os.close(follower)
         assert process.stdout is not None
@@ -47,7 +47,7 @@ def test_signal_restores_terminal_cursor(number: int, files: Files) -> None:
     pipe = files.folder / "pipe"
     os.mkfifo(pipe)
     leader, follower = pty.openpty()
-    words = ["verify", *[str(files.evidence)] * 10, str(pipe), *files.trusted]
+    words = ["verify", "--any-freshness", *[str(files.evidence)] * 10, str(pipe), *files.trusted]
     with start(*words, stderr=follower, env=environment(TERM="xterm")) as process:
         os.close(follower)
         with wait_until_read(pipe, process):  # with the bar shown
@@ -61,7 +61,7 @@ def test_signal_restores_terminal_cursor(number: int, files: Files) -> None:
 
 def test_verify_without_terminal_has_no_progress_bar(files: Files, capsys: Capture) -> None:
     """Without a terminal, stderr has only errors."""
-    assert main(["verify", *_fifty(files), *files.trusted]) == 2
+    assert main(["verify", "--any-freshness", *_fifty(files), *files.trusted]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "verifying" not in err
@@ -70,5 +70,7 @@ def test_verify_without_terminal_has_no_progress_bar(files: Files, capsys: Captu
 def test_verify_closed_pipe_keeps_exit_code(files: Files) -> None:
     """A closed stdout does not change the exit code."""
     with closed_pipe() as writer:
-        done = run("verify", str(files.tampered()), *files.trusted, stdout=writer)
+        done = run(
+            "verify", "--any-freshness", str(files.tampered()), *files.trusted, stdout=writer
+        )
     assert done.returncode == 2

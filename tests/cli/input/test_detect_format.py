@@ -123,7 +123,8 @@ def test_commands_read_evidence_from_stdin(
 ) -> None:
     """Every command that takes evidence reads it from `-`."""
     options = [] if command in {"show", "replay"} else files.trusted
-    options = [*options, *(["-o", str(files.folder / "out")] if command == "report" else [])]
+    more = {"report": ["-o", str(files.folder / "out")], "verify": ["--any-freshness"]}
+    options = [*options, *more.get(command, [])]
     give(files.evidence.read_bytes())
     assert main([command, "-", *options]) == 0
     give(b"")
@@ -138,14 +139,15 @@ def test_second_use_of_stdin_is_usage_error(
 ) -> None:
     """The second use of stdin is a usage error; the first has its result."""
     give(files.evidence.read_bytes())
-    assert main(["verify", "--json", "-", "-", *files.trusted]) == 1
+    assert main(["verify", "--any-freshness", "--json", "-", "-", *files.trusted]) == 1
     captured = capsys.readouterr()
     assert [one["exit_code"] for one in json.loads(captured.out)["results"]] == [0, 1]
     assert "can be read only once" in captured.err
     give(files.evidence.read_bytes())
     assert main(["replay", "-", "--quote", "-"]) == 1
     give(files.collateral.read_bytes())
-    assert main(["verify", str(files.evidence), *files.anchored, "--collateral", "-"]) == 0
+    words = ["verify", "--any-freshness", str(files.evidence), *files.anchored]
+    assert main([*words, "--collateral", "-"]) == 0
 
 
 def test_stdin_longer_than_limit_is_refused(

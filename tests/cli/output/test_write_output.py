@@ -62,7 +62,8 @@ def test_output_equal_to_option_file_is_refused(command: str, option: str, files
     assert main([name, str(files.evidence), *words, output, str(path)]) == 1
     assert path.read_bytes() == before
     fresh = str(files.folder / "fresh")
-    assert main([name, str(files.evidence), *words, output, fresh]) == 0
+    more = ["--any-freshness"] if name == "verify" else []
+    assert main([name, str(files.evidence), *words, *more, output, fresh]) == 0
 
 
 OUTPUTS = ("-o", "--save-trust-anchor", "--save-collateral", "--record")
@@ -136,7 +137,19 @@ def test_output_in_inaccessible_folder_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["-", "/dev/stdout"])
 def test_save_bundle_refuses_stdout(path: str, files: Files) -> None:
     """A bundle is not written to stdout, and the device is not replaced."""
-    assert main(["verify", str(files.evidence), *files.trusted, "--save-bundle", path]) == 1
+    assert (
+        main(
+            [
+                "verify",
+                "--any-freshness",
+                str(files.evidence),
+                *files.trusted,
+                "--save-bundle",
+                path,
+            ]
+        )
+        == 1
+    )
     assert Path("/dev/stdout").is_symlink()
 
 

@@ -72,6 +72,7 @@ class FakeVerifier:
 
     def __init__(self, **outcomes: object) -> None:
         self.outcomes = outcomes
+        self.policy = POLICY
         self.taken: list[str] = []
         self.opened: list[Attestation] = []
         self.fetches = False  # whether collateral must be fetched

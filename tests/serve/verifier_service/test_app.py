@@ -57,10 +57,11 @@ def check_error(response: Response, status: int) -> str:
 
 
 def test_health_response(client: Client) -> None:
-    """/health returns the same object as the upstream service."""
+    """/health returns the object of the upstream service, and the policy's preset."""
     response = client.get("/health")
     assert response.status == 200
-    assert response.json() == {"service": "dstack-verifier", "status": "ok"}
+    upstream = {"service": "dstack-verifier", "status": "ok"}
+    assert response.json() == {**upstream, "policy": "development"}
     assert response.headers["content-type"] == "application/json"
     assert client.request("HEAD", "/health").status == 200
 

@@ -199,6 +199,29 @@ def test_verify_policy_file_is_applied(agent: Server, collateral: Path, tmp_path
     assert open_verifier(_settings(verifier_policy="strict")).policy == AppraisalPolicy.strict()
 
 
+@pytest.mark.parametrize(
+    ("options", "policy", "warns"),
+    [
+        ((), "development", True),
+        (("--workers", "2"), "development", True),
+        (("--verifier-policy", "development"), "development", False),
+        (("--verifier-policy", "strict"), "strict", False),
+        (("--verifier-policy", "{file}"), "custom", False),
+    ],
+    ids=str,
+)
+def test_verifier_without_policy_warns(
+    options: tuple[str, ...], policy: str, *, warns: bool, tmp_path: Path
+) -> None:
+    """A service that enforces no TCB status and no app says so once, and in /health."""
+    file = tmp_path / "policy.toml"
+    file.write_text('preset = "default"\napp_id = ["00"]\n'.replace("00", "00" * 20))
+    with running_verifier(*(word.format(file=file) for word in options)) as server:
+        health = httpx.get(f"{server.ready['verifier']}/health", timeout=60)
+        assert health.json()["policy"] == policy
+        assert server.log().count("pass --verifier-policy") == (1 if warns else 0)
+
+
 # -- collateral ------------------------------------------------------------------------------------
 
 
@@ -224,7 +247,7 @@ def test_ready_line_lists_verifier(agent: Server, trusting: Server) -> None:
     assert set(trusting.ready) == {"verifier"}
     for server in (agent, trusting):
         response = httpx.get(f"{server.ready['verifier']}/health", timeout=60)
-        assert response.json() == {"service": "dstack-verifier", "status": "ok"}
+        assert response.json()["status"] == "ok"
         assert f"  curl {server.ready['verifier']}/verify -d @evidence.json" in server.log()
     assert trusting.log().startswith("attestkit serves a verifier\n")
 

@@ -1,5 +1,6 @@
 """Tests of verify_many: outcomes in order, on any executor."""
 
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from attestkit.collateral.cache import CollateralCache
-from attestkit.errors import AttestKitError, PolicyError
+from attestkit.errors import AttestKitError, FormatError, PolicyError
 from attestkit.verifier import AttestationResult, VerificationItem, Verifier
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW, PKI, RecordingGetter, fixed_clock
@@ -123,3 +124,34 @@ def test_verify_many_progress_error_propagates() -> None:
         create_verifier().verify_many(
             [VerificationItem(RAW, report_data=NONCE)] * 40, pool, failing, now=NOW
         )
+
+
+# -- truth of outcomes ----------------------------------------------------------------------------
+
+
+def test_batch_outcome_is_true_only_for_accepted_evidence(executor: Executor | None) -> None:
+    """`if outcome:` accepts no evidence that was rejected, on any executor."""
+    items = [VerificationItem(RAW, report_data=each) for each in (NONCE, b"other", None)]
+    items.append(VerificationItem(b"", report_data=NONCE))
+    verifier, accepted = create_verifier(), [True, False, True, False]
+    assert [bool(each) for each in verifier.verify_many(items, executor, now=NOW)] == accepted
+    stream = verifier.verify_stream(items, executor, ordered=True, now=NOW)
+    assert [bool(each) for _, each in stream] == accepted
+
+
+def test_batch_returned_error_is_not_lost_when_raised() -> None:
+    """An executor of Python ignores a false exception, so a raised error is true."""
+    [error] = create_verifier().verify_many([VerificationItem(b"", report_data=NONCE)], now=NOW)
+    assert isinstance(error, FormatError)
+    assert bool(error) is False
+
+    def fail() -> None:
+        raise error
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(FormatError):
+        pool.submit(fail).result()
+    assert bool(error) is True
+    assert pickle.loads(pickle.dumps(error.with_traceback(None)))  # of a process pool
+    with pytest.raises(FormatError) as caught:
+        create_verifier().verify(b"", report_data=NONCE)
+    assert caught.value.with_traceback(None)

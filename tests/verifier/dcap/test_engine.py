@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT, INTEL_ROOT, INTEL_ROOT_DER
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.errors import (
@@ -181,6 +183,18 @@ def test_dcap_invalid_trust_anchor_raises_usage_error(anchor: bytes) -> None:
     """The trust anchor must be one self-signed certificate in DER."""
     with raises(UsageError, "wrong_value"):
         Dcap(anchor)
+
+
+def test_dcap_trust_anchor_with_serial_zero_raises_usage_error() -> None:
+    """`cryptography`, which warns about serial zero and will reject it, does not read anchors."""
+    root = Authority("Intel SGX Root CA", PKI.key("root-ca"))
+    validity, url = Window(PKI.config.not_before, PKI.config.not_after), "https://pcs.invalid/crl"
+    anchor = issue_certificate(root, root, serial=0, validity=validity, crl_url=url, path_length=1)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with raises(UsageError, "wrong_value"):
+            Dcap(anchor)
+    assert found == []
 
 
 def test_dcap_trust_anchor_of_other_pki_is_untrusted() -> None:

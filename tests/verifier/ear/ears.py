@@ -40,6 +40,7 @@ def create_small_result(
     policy: AppraisalPolicy | None = None,
     bound_to: BoundTo | None = None,
     verified_at: datetime = NOW,
+    evidence: object = None,
 ) -> AttestationResult:
     """Return a minimal attestation result."""
     found = Claims(platform, b"data", registers, (), (), (), IMAGE)
@@ -53,6 +54,7 @@ def create_small_result(
         policy=policy,
         bound_to=bound_to,
         verified_at=verified_at,
+        evidence=evidence,
     )
 
 
@@ -84,7 +86,8 @@ def create_ear(
     **options: Any,
 ) -> bytes:
     """Return an EAR of evidence that is bound to a nonce."""
-    return sign_ear(create_small_result(nonce=nonce), key, form=form, **options)
+    result = create_small_result(nonce=nonce, evidence=options.get("raw_evidence"))
+    return sign_ear(result, key, form=form, **options)
 
 
 def read(token: bytes, key: EarKey = ED25519, **options: Any) -> Ear:

@@ -1,6 +1,7 @@
 """Tests of EARs, the signed attestation results: round trips, and rejection of altered tokens."""
 
 import json
+import pickle
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit import ra_tls
+from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, SignatureError, UsageError
-from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem
+from attestkit.verifier.ear.keys import to_base64url
 from attestkit.verifier.ear.result_token import (
     MAX_TOKEN,
     EarKey,
@@ -20,6 +24,7 @@ from attestkit.verifier.ear.result_token import (
     verify_ear,
 )
 from attestkit.verifier.result import TcbStatus
+from tests.ra_tls import tds
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.verifier.ear.ears import (
@@ -41,6 +46,7 @@ from tests.verifier.ear.ears import (
     get_rejection_reason,
     read,
 )
+from tests.verifier.platforms import intel
 
 # -- accepted EARs ---------------------------------------------------------------------------------
 
@@ -50,7 +56,7 @@ from tests.verifier.ear.ears import (
 def test_ear_round_trip(form: Literal["jwt", "cose"], key: EarKey) -> None:
     """Result, policy, times, nonce and raw evidence survive signing and verification."""
     policy = AppraisalPolicy.strict()
-    result = create_small_result(nonce=NONCE, policy=policy)
+    result = create_small_result(nonce=NONCE, policy=policy, evidence=b"\0raw")
     token = sign_ear(result, key, form=form, raw_evidence=b"\0raw")
     found = read(token, key, policy_id=policy_uri(policy))
     assert found.form == form
@@ -332,6 +338,43 @@ def test_sign_ear_cannot_name_rules_of_another_policy() -> None:
         with raises(UsageError, "conflict"):
             sign_ear(result, ED25519, policy_id=name)
     assert read(sign_ear(result, ED25519, policy_id=policy_uri(lax))).policy_id == policy_uri(lax)
+
+
+# -- raw evidence ----------------------------------------------------------------------------------
+
+
+def test_sign_ear_other_evidence_raises_usage_error() -> None:
+    """An EAR contains the evidence that was verified, or none."""
+    evidence = intel.evidence()
+    assert evidence.quote is not None
+    verifier, raw = intel.verifier(), evidence.to_bytes()
+    bundle = EvidenceBundle(raw, intel.collateral(), intel.NOW)
+    for same, verified in (
+        (raw, verifier.verify(raw, report_data=None)),
+        (raw.hex().encode(), verifier.verify(raw.hex().encode(), report_data=None)),
+        (raw, verifier.verify(Attestation.from_bytes(raw), report_data=None)),
+        (evidence.quote.raw, verifier.verify(evidence.quote, report_data=None)),
+        (raw, verifier.verify_bundle(bundle, report_data=None)),
+    ):
+        token = sign_ear(verified, ED25519, raw_evidence=same)
+        assert decode_claims(token)["ear.raw-evidence"] == to_base64url(same)
+        for other in (same + b"\0", same[:-1], intel.evidence(report_data=NONCE).to_bytes(), b""):
+            with raises(UsageError, "conflict"):
+                sign_ear(verified, ED25519, raw_evidence=other)
+
+
+def test_sign_ear_of_result_without_evidence_raises_usage_error() -> None:
+    """Results of batches, of certificates and from a pickle do not keep evidence."""
+    verifier, raw = intel.verifier(), intel.evidence().to_bytes()
+    [batched] = verifier.verify_many([VerificationItem(raw, report_data=None)])
+    pickled = pickle.dumps(verifier.verify(raw, report_data=None))
+    assert len(pickled) < len(pickle.dumps(batched)) + 100
+    leaf = tds.issue().certificate_chain[0]
+    certified = ra_tls.verify(leaf, verifier, max_lifetime=None)
+    for verified in (batched, pickle.loads(pickled), certified):
+        assert isinstance(verified, AttestationResult)
+        with raises(UsageError, "missing"):
+            sign_ear(verified, ED25519, raw_evidence=raw)
 
 
 # -- limits ----------------------------------------------------------------------------------------

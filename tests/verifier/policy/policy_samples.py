@@ -224,6 +224,7 @@ def result(
     policy: AppraisalPolicy | None = None,
     bound_to: BoundTo | None = None,
     verified_at: datetime = NOW,
+    evidence: object = None,
 ) -> AttestationResult:
     """Return the attestation result for such evidence."""
     evidence_claims, verified = evidence_claims or claims(), verified or authenticated()
@@ -240,7 +241,8 @@ def result(
             certificate_chain=verified.chain,
             policy=policy or AppraisalPolicy.default(),
             steps=(),
-        )
+        ),
+        evidence,
     )
 
 

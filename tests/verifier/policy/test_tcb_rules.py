@@ -18,6 +18,7 @@ from tests.verifier.policy.policy_samples import (
     authenticated,
     claims,
     get_rejection_text,
+    result,
     rules,
 )
 
@@ -243,3 +244,32 @@ def test_minimum_svn_component_below_minimum_is_rejected() -> None:
     assert text != get_rejection_text(
         "minimum_svn", rules(minimum_svns=(("PCE", 0),)), None, verified
     )
+
+
+# -- pinned evidence ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("versions", "svns"),
+    [
+        ({}, {"PCE": 13, "SGX component 1": 3, "TDX component 2": 4}),
+        (
+            {"current": (("PCE", 14),), "committed": (("PCE", 12),), "launch": (("PCE", 13),)},
+            {"PCE": 12, "SGX component 1": 3, "TDX component 2": 4},
+        ),
+    ],
+    ids=["TDX", "SEV-SNP"],
+)
+def test_from_evidence_pins_svns_on_request(versions: dict[str, Any], svns: dict[str, int]) -> None:
+    """Older firmware is refused with `pin_svns` only, and the evidence itself is accepted."""
+    tcb = replace(authenticated().tcb, **versions)
+    good = authenticated(tcb=tcb)
+    known_good = result(claims(), good)
+    assert AppraisalPolicy.from_evidence(known_good).minimum_svns == ()
+    pinned = AppraisalPolicy.from_evidence(known_good, pin_svns=True)
+    assert dict(pinned.minimum_svns) == svns
+    assert appraise(pinned, claims(), good, simulated=False)
+    for name in svns:
+        older = tuple((one, svns[one] - (one == name)) for one, _ in tcb.components)
+        rolled_back = authenticated(tcb=replace(tcb, components=older))
+        get_rejection_text("minimum_svn", pinned, claims(), rolled_back, simulated=False)
