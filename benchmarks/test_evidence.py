@@ -103,7 +103,7 @@ def checked() -> Attestation:
 
 REMEMBERED: Final = (
     vm_config._parse_cached,
-    os_image._cached_tdx_image,
+    os_image._cached_tdx_launch,
     tdx._replay,
     tdx.td_hob_digest,
 )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from attestkit.serve.verifier_service.job_queue import JobThreads
 from tests.keeping import Keeping
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     _Arguments = TypeVarTuple("_Arguments")
     _Result = TypeVar("_Result")
 
-__all__ = ["InlineExecutor", "InstantLoop"]
+__all__ = ["InlineThreads", "InstantLoop"]
 
 _MOST_TURNS: Final = 100_000  # callbacks in a row; more are a loop that never rests
 
@@ -37,6 +38,17 @@ class InlineExecutor(Executor):
         if kept.error is not None:
             future.set_exception(kept.error)
         return future
+
+
+class InlineThreads(JobThreads):
+    """Runs each job of a queue where it is submitted."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def submit(self, work: Callable[[], None], /) -> None:
+        """Run the job, which never raises."""
+        work()
 
 
 class InstantLoop(asyncio.AbstractEventLoop):

@@ -43,7 +43,7 @@ from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from fuzz.request_answers import BrokenPromiseError, check, read_answers
-from fuzz.request_loop import InlineExecutor, InstantLoop
+from fuzz.request_loop import InlineThreads, InstantLoop
 from fuzz.request_oracle import Request, requests_in
 from tests.untyped import untyped
 
@@ -328,7 +328,7 @@ class Rig:
             policy=AppraisalPolicy.development(),
             clock=lambda: datetime.fromtimestamp(_NOW, timezone.utc),
         )
-        inline = InlineExecutor()
+        inline = InlineThreads()
         judge = VerifierApp(
             verifier, inline, inline, max_body=_LIMITS.verifier_body, random=self._random
         )
