@@ -128,7 +128,7 @@ sanitize: $(VENV)/.dev
 	ATTESTKIT_SANITIZE=1 $(BIN)/python build_cffi.py
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS); \
+	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS) $(ARGS); \
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
 
 compilers: $(VENV)/.dev

@@ -37,6 +37,19 @@ VERIFIED: Final = {
     f"post-verify-{count}": Target(f"POST /verify, {count} connection{plural}", "raw ASGI", target)
     for count, plural, target in ((1, "", 0.6), (8, "s", 0.8))
 }
+# Of quotes by the DCAP engine; of evidence with its log, image, identity and policy.
+VERIFICATION: Final = {
+    f"dcap-{known}": Target(f"a quote verified, {what}", "dcap-qvl", target, stretch)
+    for known, what, target, stretch in (
+        ("known", "platform and QE report known", 6.5, 8),
+        ("enclave", "QE report new", 2.8, 3.3),
+        ("platform", "platform new", 1.5, 2.3),
+        ("nothing", "nothing known", 0.5, 0.8),
+    )
+} | {
+    f"verify-{encoding}": Target(f"evidence {encoding} verified", "dcap-qvl", 2.5)
+    for encoding in ("v0", "v1", "cbor")
+}
 # Without AVX-512 four lanes gain little, and a single good stream is all there is.
 WITHOUT_AVX512: Final = 3
 AVX2: Final = {
@@ -76,6 +89,7 @@ TARGETS: Final[dict[str, Target]] = {
     "ccel-replay": Target("a CCEL, read and replayed", "evidence-api", 45, 60),
     **SERVED,
     **VERIFIED,
+    **VERIFICATION,
     "read-cbor": Target("evidence in CBOR, read", "cbor2", 0.33),
     "read-cmw": Target("evidence in a tagged CMW, read", "cbor2", 0.33),
     "body": Target("a quote to its whole body", "dcap-qvl", 2),
