@@ -89,7 +89,7 @@ class AttestKitError(Exception):
     """Base class of all errors that attestkit raises on purpose.
 
     An error that `Verifier.verify_many` or `verify_stream` returns is false in a condition, until
-    it is raised or pickled; every other error is true.
+    it is raised; every other error is true.
 
     Attributes:
         reason: Stable reason, one word of the closed list of the error's class.
@@ -97,6 +97,7 @@ class AttestKitError(Exception):
 
     reason: ReasonOf[str] = ReasonOf[str]()
     _returned = False
+    _unpickled = False
 
     def __init__(self, message: str, *, reason: str) -> None:
         Exception.__init__(self, message)  # not the next class of a subclass with two bases
@@ -104,13 +105,14 @@ class AttestKitError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle without calling `__init__`, because BaseException does not store its keywords."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_returned"}
-        return _restore, (type(self), self.args), state
+        return _restore, (type(self), self.args), {**self.__dict__, "_unpickled": True}
 
     def __bool__(self) -> bool:
         """Return False for an error that was returned in place of a result."""
-        # A raised error is always true: executors of Python ignore false exceptions.
-        return not self._returned or self.__traceback__ is not None
+        # A raised error is true, because executors of Python ignore exceptions that are false. One
+        # that was raised in another process has no traceback, but the executor sets its cause.
+        raised_elsewhere = self._unpickled and self.__cause__ is not None
+        return not self._returned or self.__traceback__ is not None or raised_elsewhere
 
     @classmethod
     def reasons(cls) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime
 from functools import lru_cache
 from secrets import token_hex
@@ -33,20 +33,30 @@ class VerificationItem:
     collateral: Collateral | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
+        if type(self) is not VerificationItem:  # it may have more fields
+            state = {one.name: getattr(self, one.name) for one in fields(self)}
+            return _restore_subclass, (type(self), state)
         # Half the time of the state of a frozen dataclass.
-        fields = self.evidence, self.nonce, self.report_data, self.collateral
-        return _restore_item, (type(self), *fields)
+        values = self.evidence, self.nonce, self.report_data, self.collateral
+        return _restore_item, values
 
 
 def _restore_item(
-    kind: type[VerificationItem],
     evidence: bytes | Attestation | Quote | SnpReport,
     nonce: bytes | None,
     report_data: bytes | EllipsisType | None,
     collateral: Collateral | None,
 ) -> VerificationItem:
     """Return a pickled item."""
-    return kind(evidence, nonce=nonce, report_data=report_data, collateral=collateral)
+    return VerificationItem(evidence, nonce=nonce, report_data=report_data, collateral=collateral)
+
+
+def _restore_subclass(kind: type[VerificationItem], values: dict[str, object]) -> VerificationItem:
+    """Return a pickled item of a subclass."""
+    item = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(item, name, value)
+    return item
 
 
 _Given = ParamSpec("_Given")

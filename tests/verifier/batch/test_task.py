@@ -1,8 +1,10 @@
 """Tests of verify_many: outcomes in order, on any executor."""
 
+import copy
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -151,7 +153,42 @@ def test_batch_returned_error_is_not_lost_when_raised() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(FormatError):
         pool.submit(fail).result()
     assert bool(error) is True
-    assert pickle.loads(pickle.dumps(error.with_traceback(None)))  # of a process pool
     with pytest.raises(FormatError) as caught:
         create_verifier().verify(b"", report_data=NONCE)
     assert caught.value.with_traceback(None)
+
+
+def verify_nothing() -> list[AttestationResult | AttestKitError]:
+    """Return the outcome of empty evidence."""
+    return create_verifier().verify_many([VerificationItem(b"", report_data=NONCE)], now=NOW)
+
+
+def raise_outcome() -> None:
+    """Raise the outcome of empty evidence."""
+    [error] = verify_nothing()
+    assert isinstance(error, FormatError)
+    raise error
+
+
+def test_batch_returned_error_in_other_process() -> None:
+    """A copy of a returned error is false too; one that another process raised is raised here."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        [error] = pool.submit(verify_nothing).result()
+        with pytest.raises(FormatError) as caught:
+            pool.submit(raise_outcome).result()
+    for each in (error, copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert bool(each) is False
+    assert bool(caught.value.with_traceback(None)) is True
+
+
+@dataclass(frozen=True)
+class LabelledItem(VerificationItem):
+    """An item with a field of its own."""
+
+    label: str
+
+
+def test_pickled_item_of_subclass_keeps_its_fields() -> None:
+    """Workers of another process get all that a caller has put into an item."""
+    item = LabelledItem(RAW, report_data=NONCE, label="first")
+    assert pickle.loads(pickle.dumps(item)) == item
