@@ -13,15 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from typing_extensions import Self
 
 RELIEF_SECONDS: Final = 0.01
 """Time after which another thread takes over the jobs that wait for a long one."""
 
+SHUTDOWN_SECONDS: Final = 1.0
+"""Time for running jobs to end: that of a cancelled request after the drain time of a listener."""
+
 _HOLD_SECONDS: Final = 0.005  # for which a result may wait for the next
-_NO_HOLD: Final = float("-inf")
+_NEVER: Final = float("-inf")
 T = TypeVar("T")
 
 
@@ -32,13 +35,15 @@ class JobRefusedError(Exception):
 class JobThreads:
     """At most `most` threads, which are started on demand."""
 
-    def __init__(self, most: int, name: str = "job") -> None:
-        self._most, self._name = most, name
+    def __init__(
+        self, most: int, name: str = "job", *, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._most, self._name, self._clock = most, name, clock
         self._lock = threading.Lock()  # of all attributes below
         self._waiting: deque[Callable[[], None]] = deque()
         self._idle: list[threading.Lock] = []  # one of each idle thread; release wakes it
+        self._busy: dict[threading.Lock, float] = {}  # begin of the job of each busy thread
         self._threads: list[threading.Thread] = []
-        self._begun = self._begun_before = 0  # jobs, now and at the last call of `relieve`
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -50,58 +55,77 @@ class JobThreads:
     @property
     def has_waiting(self) -> bool:
         """Whether jobs wait for a thread."""
-        return bool(self._waiting)
+        return bool(self._waiting) and not self._closed
 
     def submit(self, work: Callable[[], None], /) -> None:
-        """Run `work`, which never raises, in a thread: an idle one, or once one is done.
+        """Run `work`, which never raises, in a thread.
+
+        It waits for a busy thread if one began its job less than `RELIEF_SECONDS` ago.
 
         Raises:
-            RuntimeError: After shutdown, or if no thread can be started.
+            JobRefusedError: After shutdown, or if no thread can be started.
         """
         with self._lock:
             if self._closed:
-                raise RuntimeError("threads: shut down")
-            is_first = len(self._idle) == len(self._threads)
-            if is_first and not self._threads:
+                raise JobRefusedError("server: shutting down")
+            if not self._threads:
                 self._start()
             self._waiting.append(work)
-            if is_first:
-                self._wake()
+            self._relieve()
+
+    def cancel(self, work: Callable[[], None], /) -> bool:
+        """Remove a job for which no thread has begun; return whether there was one."""
+        with self._lock:
+            try:
+                self._waiting.remove(work)
+            except ValueError:
+                return False
+            return True
 
     def relieve(self) -> None:
-        """Wake or start another thread if no job has begun since the last call, and some wait."""
+        """Wake or start another thread if jobs wait, and all busy threads have long ones."""
         with self._lock:
-            if self._waiting and self._begun == self._begun_before:
-                if not self._idle and len(self._threads) < self._most:
-                    with suppress(RuntimeError):  # out of threads: try again
-                        self._start()
-                self._wake()
-            self._begun_before = self._begun
+            self._relieve()
 
-    def shutdown(self) -> None:
-        """Drop the jobs that wait, and wait for those that run."""
+    def shutdown(self, seconds: float = SHUTDOWN_SECONDS) -> None:
+        """Begin no more jobs, and wait for those that run, up to a time limit."""
         with self._lock:
             self._closed = True
-            self._waiting.clear()
             while self._idle:
                 self._wake()
+        end = monotonic() + seconds
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - monotonic()))
+
+    def _relieve(self) -> None:
+        last = max(self._busy.values(), default=_NEVER)
+        if not self.has_waiting or self._clock() - last < RELIEF_SECONDS:
+            return
+        if self._idle:
+            self._wake()
+        elif len(self._threads) < self._most:
+            with suppress(JobRefusedError):  # `relieve` tries again
+                self._start()
 
     def _wake(self) -> None:
-        if self._idle:
-            self._idle.pop().release()  # the last: its data may still be in a cache
+        wake = self._idle.pop()  # the last: its data may still be in a cache
+        self._busy[wake] = self._clock()
+        wake.release()
 
     def _start(self) -> None:
-        name = f"{self._name}_{len(self._threads)}"
-        # A verification that never ends must not keep the process from ending.
-        thread = threading.Thread(target=self._run, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
-
-    def _run(self) -> None:
         wake = threading.Lock()
         wake.acquire()
+        name = f"{self._name}_{len(self._threads)}"
+        # A verification that never ends must not keep the process from ending.
+        thread = threading.Thread(target=self._run, args=(wake,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise JobRefusedError("server: cannot start a thread; retry later") from error
+        self._threads.append(thread)
+        self._busy[wake] = self._clock()
+
+    def _run(self, wake: threading.Lock) -> None:
         while (work := self._next(wake)) is not None:
             work()
             del work  # an idle thread must not hold the body of a request
@@ -113,10 +137,24 @@ class JobThreads:
                 if self._closed:
                     return None
                 if self._waiting:
-                    self._begun += 1
+                    self._busy[wake] = self._clock()
                     return self._waiting.popleft()
+                del self._busy[wake]
                 self._idle.append(wake)
             wake.acquire()
+
+
+class _Failure(NamedTuple):
+    """What `run` raises in place of a result.
+
+    If the future had an exception, its traceback would keep the request alive as long as the thread
+    has the future.
+    """
+
+    error: BaseException | type[BaseException]
+
+
+_TIME_OVER: Final = _Failure(asyncio.TimeoutError)
 
 
 class JobQueue:
@@ -136,9 +174,9 @@ class JobQueue:
         """
         self._threads, self._free, self._full = threads, limit, full
         self._limit = limit
-        self._done: deque[Callable[[], None]] = deque()  # each sets the result of a job
+        self._done: deque[tuple[asyncio.Future[Any], object]] = deque()  # with their results
         self._is_notified = False  # the event loop will call _deliver()
-        self._held_since = _NO_HOLD
+        self._held_since = _NEVER
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # a timer for each would cost more
         self._checked_by: asyncio.AbstractEventLoop | None = None  # the event loop, while busy
 
@@ -150,95 +188,91 @@ class JobQueue:
             deadline: End of its time, by the clock of the event loop; checked every 10 ms.
 
         Raises:
-            JobRefusedError: If the queue is full, or its threads are shut down.
+            JobRefusedError: If the queue is full, or its threads are shut down or cannot start.
             asyncio.TimeoutError: If there is no result by `deadline`.
         """
         if self._free <= 0:
             raise JobRefusedError(self._full)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        unclaimed = [work]  # empty once a thread has begun, or the job has left the queue
+        future: asyncio.Future[T | _Failure] = loop.create_future()
+        job = partial(self._run, work, loop, future)
+        self._threads.submit(job)
         self._free -= 1
-        try:
-            self._threads.submit(partial(self._run, unclaimed, loop, future))
-        except RuntimeError as error:
-            self._leave(unclaimed)
-            raise JobRefusedError("server: shutting down") from error
         if self._checked_by is not loop:
             self._checked_by = loop
             loop.call_later(RELIEF_SECONDS, self._check, loop)
         self._deadlines[future] = deadline
         try:
-            return await future
+            result = await future
+        except asyncio.CancelledError:
+            self._leave(job)
+            raise
         finally:
             del self._deadlines[future]
-            self._leave(unclaimed)
+        if result is _TIME_OVER:
+            self._leave(job)
+        if isinstance(result, _Failure):
+            raise result.error
+        return result
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver results, end jobs at their deadlines, and relieve a thread with a long job."""
-        self._deliver()
-        self._threads.relieve()
-        now = loop.time()
-        for future, deadline in self._deadlines.items():
-            if deadline <= now:
-                _set_exception(future, asyncio.TimeoutError())
-        if self._free < self._limit:
-            loop.call_later(RELIEF_SECONDS, self._check, loop)
-        else:
-            self._checked_by = None
+        try:
+            self._deliver()
+            self._threads.relieve()
+            now = loop.time()
+            for future, deadline in self._deadlines.items():
+                if deadline <= now:
+                    _set_result(future, _TIME_OVER)
+        finally:
+            if self._free < self._limit:
+                loop.call_later(RELIEF_SECONDS, self._check, loop)
+            else:
+                self._checked_by = None
 
-    def _leave(self, unclaimed: list[Callable[[], T]]) -> None:
+    def _leave(self, job: Callable[[], None]) -> None:
         """Remove a job for which no thread has begun."""
-        if unclaimed and _claim(unclaimed) is not None:
+        if self._threads.cancel(job):
             self._free += 1
 
     def _run(
         self,
-        unclaimed: list[Callable[[], T]],
+        work: Callable[[], T],
         loop: asyncio.AbstractEventLoop,
-        future: "asyncio.Future[T]",
+        future: "asyncio.Future[T | _Failure]",
     ) -> None:
-        """Run a job in its thread, unless it has left the queue."""
-        if (work := _claim(unclaimed)) is not None:
-            try:
-                self._done.append(partial(_set_result, future, work()))
-            except BaseException as error:  # noqa: BLE001 - raised in the event loop
-                self._done.append(partial(_set_exception, future, error))
+        """Run a job in its thread."""
+        result: T | _Failure
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised in the event loop
+            result = _Failure(error)
+        self._done.append((future, result))
         if self._done and not self._is_notified and not self._may_hold():
             self._is_notified = True
-            with suppress(RuntimeError):  # the event loop has ended
+            try:
                 loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the event loop is closed; the next result may be of another
+                self._is_notified = False
 
     def _may_hold(self) -> bool:
         """Return whether the results may wait for that of the next job."""
         if not self._threads.has_waiting:
             return False
         now = monotonic()
-        if self._held_since == _NO_HOLD:
+        if self._held_since == _NEVER:
             self._held_since = now
         return now - self._held_since < _HOLD_SECONDS
 
     def _deliver(self) -> None:
         """Set the results of all jobs that are done."""
-        self._is_notified, self._held_since = False, _NO_HOLD
+        self._is_notified, self._held_since = False, _NEVER
         while self._done:
             self._free += 1
-            self._done.popleft()()
+            _set_result(*self._done.popleft())
 
 
-def _set_result(future: "asyncio.Future[T]", result: T) -> None:
+def _set_result(future: "asyncio.Future[Any]", result: object) -> None:
     if not future.done():  # cancelled, or its time is over
-        future.set_result(result)
-
-
-def _set_exception(future: "asyncio.Future[T]", error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _claim(unclaimed: list[T]) -> T | None:
-    """Take the job of a list, which is atomic; None if it was taken before."""
-    try:
-        return unclaimed.pop()
-    except IndexError:
-        return None
+        with suppress(RuntimeError):  # the event loop of the future is closed
+            future.set_result(result)

@@ -117,7 +117,7 @@ def _read_sole_attestation(body: bytes) -> bytes | None:
     Between the quotation marks are hex digits only, so nothing else can be there.
     """
     for start in _SOLE_ATTESTATION:
-        if body.startswith(start) and body.endswith(b'"}'):
+        if body.startswith(start) and body.endswith(b'"}', len(start)):
             return unhex(body[len(start) : -2])
     return None
 

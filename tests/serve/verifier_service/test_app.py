@@ -314,6 +314,7 @@ def test_verify_timeout_is_503_and_keeps_slot(
         assert response.headers["retry-after"] == "10"
         assert full in check_error(client.post("/verify", GOOD), 503)
         verifier.go.set()
+        executor.shutdown(seconds=60)
     # The thread has finished, so the next request is not refused for lack of a slot.
     assert "shutting down" in check_error(client.post("/verify", GOOD), 503)
 

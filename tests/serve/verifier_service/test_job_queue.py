@@ -1,14 +1,24 @@
 """Jobs of the event loop in threads: limits, time, and jobs that take long."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from operator import floordiv
+from unittest.mock import Mock
+from weakref import ref
 
 import pytest
 
-from attestkit.serve.verifier_service.job_queue import JobQueue, JobRefusedError, JobThreads
+from attestkit.serve.verifier_service import job_queue
+from attestkit.serve.verifier_service.job_queue import (
+    RELIEF_SECONDS,
+    JobQueue,
+    JobRefusedError,
+    JobThreads,
+)
 
 PATIENCE = 60.0
 
@@ -136,6 +146,149 @@ def test_run_ends_at_deadline(loop: asyncio.AbstractEventLoop, threads: JobThrea
     run(loop, scenario)
 
 
+class Data:
+    """Data of a request."""
+
+
+async def run_over_time(
+    queue: JobQueue, work: Callable[[Data], object]
+) -> "tuple[ref[Data], ref[Data]]":
+    """Run a job until its deadline; return references to its body, and to its request."""
+    body, request = Data(), Data()
+    with suppress(asyncio.TimeoutError):
+        await queue.run(partial(work, body), asyncio.get_running_loop().time())
+        pytest.fail("no timeout")
+    return ref(body), ref(request)
+
+
+def test_run_job_that_waits_is_released_at_deadline(loop: asyncio.AbstractEventLoop) -> None:
+    """While all threads are stuck, a job whose time is over leaves nothing behind."""
+
+    async def scenario(threads: JobThreads) -> None:
+        go, queue = threading.Event(), JobQueue(threads, 3, "full")
+        stuck = start(queue, go.wait)
+        await asyncio.sleep(0)
+        for _ in range(5):
+            body, request = await run_over_time(queue, id)
+            gc.collect()
+            assert body() is request() is None
+            assert not threads.has_waiting
+        go.set()
+        assert await stuck is True
+
+    with JobThreads(1) as one:
+        run(loop, partial(scenario, one))
+
+
+def test_run_job_of_stuck_thread_releases_request_at_deadline(
+    loop: asyncio.AbstractEventLoop, threads: JobThreads
+) -> None:
+    """A stuck thread keeps alive what its job refers to, and not the request that awaited it."""
+
+    async def scenario() -> None:
+        go, queue = threading.Event(), JobQueue(threads, 3, "full")
+        body, request = await run_over_time(queue, lambda _: go.wait(PATIENCE))
+        gc.collect()
+        assert body() is not None
+        assert request() is None
+        go.set()
+
+    run(loop, scenario)
+
+
+def test_run_at_shutdown_waiting_job_ends_at_deadline(loop: asyncio.AbstractEventLoop) -> None:
+    """A job that waits at shutdown is never run, and leaves the queue at its deadline."""
+
+    async def scenario() -> None:
+        go, begun, threads = threading.Event(), threading.Event(), JobThreads(1)
+        executed: list[object] = []
+        queue = JobQueue(threads, 2, "full")
+
+        def block() -> bool:
+            begun.set()
+            return go.wait(PATIENCE)
+
+        running = start(queue, block)
+        await asyncio.sleep(0)
+        assert begun.wait(PATIENCE)
+        waiting = asyncio.ensure_future(run_over_time(queue, executed.append))
+        await asyncio.sleep(0)
+        threads.shutdown(seconds=0.0)
+        await waiting
+        go.set()
+        assert await running is True
+        assert executed == []
+        with pytest.raises(JobRefusedError, match="shutting down"):
+            await start(queue, int)
+
+    run(loop, scenario)
+
+
+def add_job_of_closed_loop(queue: JobQueue, work: Callable[[], object]) -> None:
+    """Add a job to a queue by an event loop that is closed before the job ends."""
+    old = asyncio.new_event_loop()
+    old.set_exception_handler(Mock())  # called for the task, which never ends
+    task = old.create_task(queue.run(work, 0.0))
+    old.run_until_complete(asyncio.sleep(0))
+    old.close()
+    assert not task.done()
+
+
+def test_run_after_closed_loop_is_notified(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result for a closed event loop delays no result for the next one."""
+    monkeypatch.setattr(job_queue, "RELIEF_SECONDS", 10 * PATIENCE)  # no check delivers results
+    monkeypatch.setattr(job_queue, "_HOLD_SECONDS", 0.0)
+    with JobThreads(1) as threads:
+        queue = JobQueue(threads, 3, "full")
+        go, done = threading.Event(), threading.Event()
+        add_job_of_closed_loop(queue, go.wait)
+        threads.submit(done.set)
+        go.set()
+        assert done.wait(PATIENCE)
+
+        async def scenario() -> None:
+            assert await start(queue, int) == 0
+
+        run(loop, scenario)
+
+
+def test_check_after_closed_loop_goes_on(loop: asyncio.AbstractEventLoop) -> None:
+    """The deadline of a job of a closed event loop keeps no other from being checked."""
+    with JobThreads(2) as threads:
+        queue = JobQueue(threads, 3, "full")
+        go = threading.Event()
+        add_job_of_closed_loop(queue, go.wait)
+
+        async def scenario() -> None:
+            for _ in range(2):
+                await run_over_time(queue, lambda _: go.wait(PATIENCE))
+            go.set()
+
+        run(loop, scenario)
+
+
+def test_check_that_fails_is_repeated(loop: asyncio.AbstractEventLoop) -> None:
+    """An unexpected error in a check is reported, and the next check takes place."""
+    errors: list[object] = []
+
+    async def scenario(threads: JobThreads) -> None:
+        go, queue = threading.Event(), JobQueue(threads, 3, "full")
+        await run_over_time(queue, lambda _: go.wait(PATIENCE))
+        go.set()
+
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    try:
+        with JobThreads(1) as threads, pytest.MonkeyPatch.context() as patch:
+            error = ZeroDivisionError()
+            patch.setattr(threads, "relieve", Mock(side_effect=[error, *[None] * 10_000]))
+            run(loop, partial(scenario, threads))
+    finally:
+        loop.set_exception_handler(None)
+    assert errors == [error]
+
+
 def test_run_after_shutdown_is_refused(loop: asyncio.AbstractEventLoop) -> None:
     """Threads that are shut down accept no job, and the queue does not fill with refused jobs."""
     threads = JobThreads(1)
@@ -150,9 +303,37 @@ def test_run_after_shutdown_is_refused(loop: asyncio.AbstractEventLoop) -> None:
     run(loop, scenario)
 
 
+def test_run_without_thread_is_refused(
+    loop: asyncio.AbstractEventLoop, threads: JobThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no thread can be started, the error says so, and the next job may start one."""
+
+    async def scenario() -> None:
+        queue = JobQueue(threads, 1, "full")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("no thread")))
+            for _ in range(3):
+                with pytest.raises(JobRefusedError, match="cannot start a thread"):
+                    await start(queue, int)
+        assert await start(queue, int) == 0
+
+    run(loop, scenario)
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time in seconds."""
+        return self.now
+
+
 def test_threads_run_short_jobs_in_one_thread() -> None:
-    """Jobs wait for a running thread; only `relieve` wakes or starts another, up to the limit."""
-    go, begun = threading.Event(), threading.Semaphore(0)
+    """Jobs wait for a thread whose job is short; another takes over from a long one."""
+    go, begun, clock = threading.Event(), threading.Semaphore(0), Clock()
     used: set[int] = set()
 
     def work() -> None:
@@ -160,17 +341,59 @@ def test_threads_run_short_jobs_in_one_thread() -> None:
         begun.release()
         assert go.wait(PATIENCE)
 
-    with JobThreads(2) as threads:
+    with JobThreads(2, clock=clock) as threads:
         for _ in range(10):
             threads.submit(work)
         assert begun.acquire(timeout=PATIENCE)
-        threads.relieve()  # a job has begun since the start
-        assert len(used) == 1
-        for _ in range(5):
+        clock.now = RELIEF_SECONDS / 2
+        threads.relieve()
+        assert not begun.acquire(blocking=False)
+        assert len(threads._threads) == 1
+        for _ in range(3):
+            clock.now += 2 * RELIEF_SECONDS
             threads.relieve()
         assert begun.acquire(timeout=PATIENCE)
         assert len(used) == 2
         go.set()
         for _ in range(8):
             assert begun.acquire(timeout=PATIENCE)
-        assert len(used) == 2
+        assert len(used) == len(threads._threads) == 2
+
+
+def test_submit_beside_long_job_does_not_wait_for_relief() -> None:
+    """A job begins at once if all busy threads have long ones: its thread is started, or woken."""
+    go, done, clock = threading.Event(), threading.Semaphore(0), Clock()
+
+    def block() -> None:
+        done.release()
+        go.wait(PATIENCE)
+
+    with JobThreads(2, clock=clock) as threads:
+        threads.submit(block)
+        assert done.acquire(timeout=PATIENCE)
+        for _ in range(20):
+            clock.now += 2 * RELIEF_SECONDS
+            threads.submit(done.release)
+            assert done.acquire(timeout=PATIENCE)
+        assert len(threads._threads) == 2
+        go.set()
+
+
+def test_shutdown_does_not_wait_longer_than_its_limit() -> None:
+    """A job that never ends keeps neither `shutdown` nor, as a daemon, the process from ending."""
+    go, begun = threading.Event(), threading.Event()
+
+    def block() -> None:
+        begun.set()
+        go.wait(PATIENCE)
+
+    threads = JobThreads(1)
+    threads.submit(block)
+    assert begun.wait(PATIENCE)
+    threads.shutdown(seconds=0.0)
+    [thread] = threads._threads
+    assert thread.is_alive()
+    assert thread.daemon
+    go.set()
+    threads.shutdown(seconds=PATIENCE)
+    assert not thread.is_alive()

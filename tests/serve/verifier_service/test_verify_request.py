@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit._formats import strict_json
@@ -110,6 +110,8 @@ def parse(body: bytes) -> object:
 
 
 @given(body=bodies())
+@example(body=b'{"attestation":"}')
+@example(body=b'{"attestation": "}')
 def test_from_json_fast_paths_agree_with_strict_parser(body: bytes) -> None:
     """The fast paths accept no more than the strict parser, and give the same request or error."""
     fast = parse(body)
