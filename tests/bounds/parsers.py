@@ -342,7 +342,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16),
     "evidence in msgpack": Parser(Attestation.from_bytes, shapes.EVIDENCE_MSGPACK, 60, 24),
     "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
-    "evidence as a CMW": Parser(Attestation.from_bytes, shapes.CMW_CBOR, 10, 32),
+    "evidence as a CMW": Parser(Attestation.from_bytes, shapes.CMW_CBOR, 24, 32),
     "evidence as a CMW in JSON": Parser(Attestation.from_bytes, inside(b'{"x":'), 60, 8),
     "CBOR": Parser(read_value, shapes.CBOR, 100, 40),
     "app info": Parser(

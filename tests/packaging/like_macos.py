@@ -65,6 +65,13 @@ def import_everything() -> None:
                 say("cannot import", found.name, type(error).__name__, error)
 
 
+def add_proxy_settings() -> None:
+    """Add the module that Python for macOS has, and that its urllib reads proxies with."""
+    module = ModuleType("_scproxy")
+    vars(module).update(_get_proxy_settings=dict, _get_proxies=dict)
+    sys.modules["_scproxy"] = module
+
+
 def main() -> None:
     """Remove what macOS lacks, import all modules, make and verify evidence, try other calls."""
     for module, names in LINUX.items():
@@ -72,6 +79,7 @@ def main() -> None:
             if hasattr(module, name):
                 delattr(module, name)
     sys.platform = "darwin"
+    add_proxy_settings()
     import_everything()
     attestkit = importlib.import_module("attestkit")
     errors = importlib.import_module("attestkit.errors")

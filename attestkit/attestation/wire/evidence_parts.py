@@ -5,6 +5,7 @@ is empty here, although `Attestation.event_log` has the recomputed digest. Field
 the order of the wire format (guest agent evidence, version 1).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from attestkit._native import evidence_decoders
@@ -118,6 +119,9 @@ class Evidence(NamedTuple):
         return any(version != 1 for version in (*versions, *(event.version for event in events)))
 
 
+decode_scale_td: Callable[[bytes], Evidence | None]
+decode_msgpack_td: Callable[[bytes], Evidence | None]
+decode_cmw_td: Callable[[bytes], tuple[Evidence, bytes | None] | None]
 decode_scale_td, decode_msgpack_td, decode_cmw_td = evidence_decoders(
     Evidence, Tdx, Stack, WireEvent, RuntimeEvent
 )

@@ -1,4 +1,4 @@
-"""Debian arm64 in a directory: Python with cffi, pytest, hypothesis and headers.
+"""Debian arm64 in a directory: Python with cffi, pytest, hypothesis, headers and dependencies.
 
 qemu-user runs its programs on this machine's kernel. Packages are unpacked and not installed, so
 their scripts do not run.
@@ -28,6 +28,8 @@ _PACKAGES = [
     "python3-pytest",
     "python3-hypothesis",
     "python3-cryptography",  # for tests that parse certificates
+    "python3-cbor2",  # and evidence
+    "python3-msgspec",
     "libpython3-dev",
 ]
 _WHAT = "Python for aarch64"
