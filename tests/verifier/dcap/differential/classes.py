@@ -89,7 +89,7 @@ REJECTED_HERE_ONLY: Final = (
         "3.5",
         "length and order of issuer chains",
         "chain pck_crl, chain tcb_info, chain qe_identity",
-        "chain_length unexpected_subject",
+        "chain_length unexpected_subject cert_constraints",  # a leaf with the name of a CA
     ),
     _class("3.6", "length and order of the PCK chain", "chain pck", "chain_length"),
     _class("3.2", "serial numbers", "* serial", _MALFORMED),

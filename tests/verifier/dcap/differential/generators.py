@@ -211,7 +211,7 @@ def _alter_sgx(r: Random, forge: Forge) -> None:
     edges = (0, 127, 128, 255, 32767, 32768, 65535, 65536)
     count = r.choice((16, 16, 15, 17))
     components = list(forge.sgx.components)
-    components[r.randrange(16)] = r.choice((0, 5, 127, 128, 255, 256))
+    components[r.randrange(len(components))] = r.choice((0, 5, 127, 128, 255, 256))
     fields: dict[str, Any] = {
         "flags": r.choice((None, (True, False, True))),
         "instance_id": r.choice((None, bytes(16), bytes(15))),
