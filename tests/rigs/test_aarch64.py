@@ -50,7 +50,7 @@ def test_core_on_aarch64_passes_its_tests(
     assert output == "aarch64 compiled\n"
     command = [python, "-m", "pytest", "-c", "tests/rigs/aarch64/pytest.ini", "--rootdir=."]
     tests = [test for test in core_tests() if test not in THROUGH_READERS]
-    command += ["-m", "not rig", "-k", f"not {LEFT_OUT}", "--durations=12", *tests]
+    command += ["-m", "not rig", "-k", f"not {LEFT_OUT}", *tests]
     emulated = {"ATTESTKIT_EMULATED_PYTHON": python}
     outcome = run_tests(command, checkout, seconds=SECONDS, examples=EXAMPLES, **emulated)
     with capsys.disabled():
