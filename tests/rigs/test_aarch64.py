@@ -17,7 +17,7 @@ from tests.rigs.checkout import copy_checkout, core_tests, run_tests
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-SECONDS = 600
+SECONDS = 900
 EXAMPLES = 40  # of a property: the emulated Python has a twelfth of the speed
 # They take minutes there; other tests feed the same parsers truncated and random input.
 LEFT_OUT = "every_byte_replaced_removed_and_doubled or every_flipped_bit"
