@@ -78,12 +78,10 @@ def application(sizes: dict[str, int]) -> Application:
     return app
 
 
-def main() -> None:
-    """Serve until killed."""
-    path, *words = sys.argv[1:]
-    sizes = {name: int(size) for name, _, size in (word.partition("=") for word in words)}
+def plain_server(app: Application, path: str | None = None) -> uvicorn.Server:
+    """Return a server without extras, on a unix socket or a socket that is passed to `serve`."""
     config = uvicorn.Config(
-        application(sizes),
+        app,
         uds=path,
         http="httptools",
         ws="none",
@@ -94,7 +92,14 @@ def main() -> None:
         proxy_headers=False,
         server_header=False,
     )
-    uvloop.run(uvicorn.Server(config).serve())
+    return uvicorn.Server(config)
+
+
+def main() -> None:
+    """Serve until killed."""
+    path, *words = sys.argv[1:]
+    sizes = {name: int(size) for name, _, size in (word.partition("=") for word in words)}
+    uvloop.run(plain_server(application(sizes), path).serve())
 
 
 if __name__ == "__main__":

@@ -1,27 +1,21 @@
 """The peer of the verifier service's benchmark: evidence is verified in the event loop.
 
-`python raw_verifier.py ANCHOR COLLATERAL LENGTH` prints its port and serves every path by a plain
-ASGI application under a plain uvicorn: it decodes the body, calls `Verifier.verify`, and responds
-with LENGTH bytes. It checks no limit, counts nothing, and during a verification serves nobody else.
+`python -m benchmarks.raw_verifier ANCHOR COLLATERAL LENGTH` prints its port and serves every path
+by a plain ASGI application under a plain uvicorn: it decodes the body, calls `Verifier.verify`, and
+responds with LENGTH bytes. It has no limits and no metrics, and other requests wait while it
+verifies.
 """
 
 import json
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import uvloop
 
 from attestkit import Verifier
 from attestkit.verifier import AppraisalPolicy
-
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from benchmarks.raw_asgi import Application, Message, Receive, Send, plain_server
 
 
 def application(verifier: Verifier, length: int) -> Application:
@@ -52,20 +46,10 @@ def main() -> None:
         collateral=collateral,
         policy=AppraisalPolicy.development(),
     )
-    config = uvicorn.Config(
-        application(verifier, int(length)),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-    )
+    server = plain_server(application(verifier, int(length)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
-        uvloop.run(uvicorn.Server(config).serve(sockets=[listener]))
+        uvloop.run(server.serve(sockets=[listener]))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ SERVED: Final = {
     name: Target(f"{name} on the socket, 16 connections", "raw ASGI", 0.8, 0.9)
     for name in ("GetKey", "GetQuote", "Info", "Sign")
 }
-# What the limits, the details of the response and the threads of the verifier service may cost.
+# Shares of the peer's speed that the verifier service must keep with its limits and threads.
 VERIFIED: Final = {
     f"post-verify-{count}": Target(f"POST /verify, {count} connection{plural}", "raw ASGI", target)
     for count, plural, target in ((1, "", 0.6), (8, "s", 0.8))

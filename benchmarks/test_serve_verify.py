@@ -56,10 +56,14 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Race]:
         url = urlsplit(server.ready["verifier"])
         address = str(url.hostname), int(url.port or 0)
         length = response_length(address, body)
-        script = str(Path(__file__).with_name("raw_verifier.py"))
-        words = [sys.executable, script, str(anchor), str(collateral), str(length)]
+        program = [sys.executable, "-m", "benchmarks.raw_verifier"]
+        words = [*program, str(anchor), str(collateral), str(length)]
         with subprocess.Popen(
-            words, env=environment(), stdout=subprocess.PIPE, text=True
+            words,
+            cwd=Path(__file__).parents[1],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             assert process.stdout is not None
             peer = ("127.0.0.1", int(process.stdout.readline()))

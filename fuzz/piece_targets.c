@@ -128,8 +128,9 @@ static ak_status cbor(const uint8_t *data, size_t size, int canonical, size_t ro
     return status;
 }
 
-/* What is accepted is not so any more when a byte is missing or follows; what is canonical is also
- * accepted where it need not be; and fewer keys than there are do not fit. */
+/* An accepted document is rejected with a byte removed or added. A canonical document is accepted
+ * with and without the check of canonical form. A table with fewer keys than the document is too
+ * small. */
 uint64_t fuzz_cbor(const uint8_t *data, size_t size)
 {
     uint64_t sum = FUZZ_START;

@@ -61,7 +61,7 @@ APP_KEY = ("ed25519", bytes(32)), ("secp256k1", bytes(33))
 
 @given(st.binary(min_size=8, max_size=64))
 def test_nonce_is_bound_unlike_every_key(nonce: bytes) -> None:
-    """The hashed text of a nonce begins unlike that of each binding; a `dip1` binding is no hash.
+    """A nonce is hashed with another prefix than each binding; a `dip1` binding is plain text.
 
     So the only nonces with the report data of a key are collisions of SHA-512.
     """

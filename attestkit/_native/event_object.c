@@ -20,7 +20,7 @@ enum {
     MAX_PREIMAGES = 1 << 24 /* bytes of the preimages, which are concatenated */
 };
 
-/* What precedes the name in the preimage of a runtime event: its type, and a colon. */
+/* Type and colon before the name in the preimage of a runtime event. */
 static const uint8_t type[] = {0x01, 0x00, 0x00, 0x08, ':'};
 
 typedef struct {
@@ -123,7 +123,7 @@ static void hash_preimages(const event_list *all, uint8_t *digests, uint32_t *si
     ak_sha384_many(preimages, NULL, sizes, (size_t)all->runtimes, digests);
 }
 
-/* What is made of a list: four objects, the last two being columns. */
+/* Result for a list of events: four objects, the last two of them columns. */
 typedef struct {
     PyObject *events, *runtime, *registers, *digests;
     uint8_t *register_at, *digest_at;

@@ -174,7 +174,7 @@ def test_equal_keys_in_different_encodings_are_duplicates(
 
 @pytest.mark.parametrize("pair", ["00 20", "00 40", "40 60", "6161 4161", "00 f6", "6161 626161"])
 def test_keys_of_different_types_differ(pair: str) -> None:
-    """Keys of different type, or of which one begins like the other, are no duplicates."""
+    """Keys of different types, or of which one is a prefix of the other, are different keys."""
     one, other = map(bytes.fromhex, pair.split())
     for first, second in ((one, other), (other, one)):
         assert checked(b"\xa2" + first + b"\xf6" + second + b"\xf6", canonical=True) == ()
@@ -182,7 +182,7 @@ def test_keys_of_different_types_differ(pair: str) -> None:
 
 @pytest.mark.parametrize("key", ["80", "8101", "a0", "a10102", "9fff", "bfff", "5fff", "7f6161ff"])
 def test_map_key_of_unsupported_form_fails(key: str) -> None:
-    """Arrays, maps and strings of indefinite length are no keys."""
+    """Arrays, maps and strings of indefinite length are rejected as keys."""
     assert checked(bytes.fromhex("a1" + key + "00"))[:2] == ("wrong_type", 1)
     assert checked(bytes.fromhex("a200f6" + key + "00"))[:2] == ("wrong_type", 3)
 

@@ -336,7 +336,7 @@ def test_times_are_unix_time(text: bytes, expected: tuple[int, ...]) -> None:
     ids=str,
 )
 def test_certificate_with_another_value_is_left(changes: dict[str, Any]) -> None:
-    """What Intel does not write is left to the general reader."""
+    """Values that Intel does not write are left to the general reader."""
     assert read_with_both(made_certificate(**changes)) is None
 
 

@@ -167,7 +167,7 @@ def test_client_presents_fresh_certificate_after_half_life(clock: Clock, source:
 
 
 def test_renewed_certificate_is_accepted_by_default(clock: Clock, source: Source) -> None:
-    """What `issue` makes by default is accepted by default, days later too."""
+    """A certificate issued with defaults is accepted with defaults, days later too."""
     verifier = intel.verifier(clock=clock.date)
     server = serve(source)
     client = ra_tls.client_context(verifier, any_app=True)

@@ -25,19 +25,19 @@ def missing_for_go(*packages: tuple[str, str]) -> str:
     return ""
 
 
-def build_go(program: Path, source: str, embedded: Mapping[str, Path] | None = None) -> None:
-    """Build a program from a file or a package, with a cache in the program's folder.
+def build_go(program: Path, *sources: str, embedded: Mapping[str, Path] | None = None) -> None:
+    """Build a program from files or a package, with a cache in the program's folder.
 
     Args:
         program: The file to write.
-        source: A file or a package.
+        sources: Files, or a package.
         embedded: Files by their path below `src`, which Debian's packages lack.
     """
     overlay = program.with_suffix(".overlay")
     replaced = {str(SOURCES / "src" / path): str(file) for path, file in (embedded or {}).items()}
     overlay.write_text(json.dumps({"Replace": replaced}))
     subprocess.run(
-        ["go", "build", "-overlay", str(overlay), "-o", str(program), source],
+        ["go", "build", "-overlay", str(overlay), "-o", str(program), *sources],
         env={
             **os.environ,
             "GOPATH": str(SOURCES),

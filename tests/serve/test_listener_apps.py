@@ -109,7 +109,7 @@ def paths_of(name: str) -> list[str]:
 def test_dev_listener_requires_json_post_for_keys_and_events(
     guest: Guest, dev: Client, name: str
 ) -> None:
-    """What a page can send without permission (GET, forms, text) reaches no key and no log."""
+    """Requests that a page may send without permission (GET, forms, text) use no key and no log."""
     message, before = GUARDED[name], guest.attester.registers()
     body, query = json.dumps(message).encode(), urlencode(message)
     for path in paths_of(name):

@@ -144,7 +144,7 @@ def test_snp_report_over_10_mib_is_too_large() -> None:
 
 
 def test_parse_evidence_wrong_type_raises_usage_error() -> None:
-    """A bundle, and a value that is no evidence, are errors of the caller."""
+    """A bundle, and a value of another type than evidence, are errors of the caller."""
     bundle = EvidenceBundle(amd.report(), None, amd.NOW)
     for wrong in (bundle, None, "00", bytearray(amd.report()), 5):
         with raises(UsageError, "wrong_type"):

@@ -129,7 +129,7 @@ BINDINGS: Final = {
 @every_platform
 @pytest.mark.parametrize("binding", BINDINGS.values(), ids=BINDINGS)
 def test_nonce_equal_to_binding_is_not_this_binding(platform: str, binding: bytes) -> None:
-    """Whatever a challenger sends as a nonce, the evidence for it binds no key of theirs."""
+    """Evidence for a nonce binds no key, even if the nonce has the bytes of a binding."""
     with open_simulator(platform) as tee:
         verifier = tee.verifier()
         for nonce in {binding, binding.rstrip(b"\0")}:  # as sent, and before it was padded

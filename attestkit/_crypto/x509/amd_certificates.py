@@ -30,10 +30,10 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
+    encode_crl_fields,
     encode_distribution_point,
     encode_extension,
     encode_integer,
-    encode_revoked,
     encode_sequence,
     encode_signed,
     encode_time,
@@ -148,18 +148,10 @@ def issue_amd_crl(
     Raises:
         UsageError: If `window` starts or ends before 1950.
     """
-    start = encode_time(window.start)
     key_id = encode_authority_key_id(_key_id(issuer.key.spki))
-    extensions = encode_sequence(key_id, encode_extension(CRL_NUMBER, encode_integer(number)))
-    fields = (
-        encode_integer(1),  # version 2
-        _RSA_PSS,
-        _name(issuer.name),
-        start,
-        encode_time(window.end),
-        *encode_revoked(revoked, start),
-        encode_element(context(0), extensions),
-    )
+    extensions = key_id, encode_extension(CRL_NUMBER, encode_integer(number))
+    name = _name(issuer.name)
+    fields = encode_crl_fields(name, _RSA_PSS, window, revoked, extensions)
     return encode_signed(fields, _RSA_PSS, issuer.key.sign)
 
 

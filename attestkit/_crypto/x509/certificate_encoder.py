@@ -92,17 +92,32 @@ def encode_authority_key_id(key_id: bytes) -> bytes:
     return encode_extension(AUTHORITY_KEY_ID, encode_sequence(encode_element(0x80, key_id)))
 
 
-def encode_revoked(serials: Iterable[int], date: bytes) -> list[bytes]:
-    """Return the entries of a CRL, in order; an empty list if there are none.
+def encode_crl_fields(
+    issuer: bytes,
+    algorithm: bytes,
+    window: tuple[datetime, datetime],
+    revoked: Iterable[int],
+    extensions: tuple[bytes, ...],
+) -> tuple[bytes, ...]:
+    """Return the signed fields of a CRL, version 2.
 
     Args:
-        serials: Serial numbers of the revoked certificates.
-        date: Encoded revocation date of each entry.
+        issuer: Name in DER.
+        algorithm: AlgorithmIdentifier of the signature.
+        window: thisUpdate, which is the revocation date of each entry too, and nextUpdate.
+        revoked: Serial numbers of the revoked certificates, in the order of the entries.
+        extensions: Extensions in DER.
+
+    Raises:
+        UsageError: If `window` starts or ends before 1950.
     """
+    start, end = map(encode_time, window)
     unspecified = encode_extension(CRL_REASON, encode_element(ENUMERATED, b"\0"))
     reason = encode_sequence(unspecified)
-    entries = [encode_sequence(encode_integer(serial), date, reason) for serial in serials]
-    return [encode_sequence(*entries)] if entries else []
+    entries = [encode_sequence(encode_integer(serial), start, reason) for serial in revoked]
+    listed = [encode_sequence(*entries)] if entries else []
+    described = encode_element(context(0), encode_sequence(*extensions))
+    return encode_integer(1), algorithm, issuer, start, end, *listed, described
 
 
 def encode_sequence(*items: bytes) -> bytes:

@@ -32,7 +32,7 @@ _SPKI_SIZE: Final = len(P256_SPKI_HEAD) + 64
 _MAX_SIZE: Final = 16_384  # bytes; Intel's have 1,300
 _SHOWN: Final = 200  # characters of an untrusted name
 _SHOWN_BYTES: Final = 64
-# How many CAs may follow below each CA.
+# Number of CAs that may follow below each CA.
 _PATH_LENGTHS: Final = {ROOT: 1, **dict.fromkeys(PCK_CAS, 0)}
 _NAMES: Final = frozenset({ROOT, TCB_SIGNER, PCK_CERTIFICATE, *PCK_CAS})
 # The attributes that all names have beside the common name, in the order of real certificates.

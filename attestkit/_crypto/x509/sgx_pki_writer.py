@@ -26,8 +26,8 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
+    encode_crl_fields,
     encode_distribution_point,
-    encode_revoked,
     encode_signed,
 )
 from attestkit._crypto.x509.certificate_encoder import encode_extension as _extension
@@ -152,19 +152,11 @@ def issue_crl(
     Raises:
         UsageError: If `window` starts or ends before 1950.
     """
-    start = _time(window.start)
     key_id = encode_authority_key_id(_key_id(issuer.key))
-    extensions = _sequence(_extension(CRL_NUMBER, _integer(number)), key_id)
-    return _signed(
-        issuer.key,
-        _integer(1),  # version 2
-        _ECDSA_SHA256,
-        _name(issuer.name),
-        start,
-        _time(window.end),
-        *encode_revoked(revoked, start),
-        _tlv(0xA0, extensions),
-    )
+    extensions = _extension(CRL_NUMBER, _integer(number)), key_id
+    name = _name(issuer.name)
+    fields = encode_crl_fields(name, _ECDSA_SHA256, window, revoked, extensions)
+    return _signed(issuer.key, *fields)
 
 
 def chain_window(pem: str) -> Window:

@@ -145,7 +145,7 @@ class JobThreads:
 
 
 class _Failure(NamedTuple):
-    """What `run` raises in place of a result.
+    """Error that `run` raises in place of a result.
 
     If the future had an exception, its traceback would keep the request alive as long as the thread
     has the future.

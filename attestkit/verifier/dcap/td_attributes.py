@@ -1,4 +1,4 @@
-"""What no policy accepts: debug mode, service TDs, and attributes that let the host attack a TD.
+"""Rejected under every policy: debug mode, service TDs, attributes that expose a TD to its host.
 
 Intel leaves these checks to the relying party (dcap-verification.md, section 8.7).
 """

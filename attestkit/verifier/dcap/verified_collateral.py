@@ -181,24 +181,11 @@ class CollateralVerifier:
         )
 
     def _verify(self, given: Collateral, *, store: bool) -> VerifiedCollateral:
-        chains = self._chains
-        authority, root = chains.issuer_chain(given.pck_crl_issuer_chain, "PCK CRL", *PCK_CAS)
-        signer, info_root = chains.issuer_chain(
-            given.tcb_info_issuer_chain, TCB_INFO.name, TCB_SIGNER
-        )
-        qe_signer, qe_root = signer, info_root
-        if given.qe_identity_issuer_chain != given.tcb_info_issuer_chain:
-            qe_signer, qe_root = chains.issuer_chain(
-                given.qe_identity_issuer_chain, QE_IDENTITY.name, TCB_SIGNER
-            )
-        if not root.der == info_root.der == qe_root.der:
-            message = f"the collateral's chains have different root certificates; {ANOTHER_ROOT}"
-            raise refuse("untrusted_root", message)
+        authority, root, signer, qe_signer = self._issuers(given)
         root_crl = self._crl(given.root_ca_crl, root, _ROOT_CA, store=store)
         pck_crl = self._crl(given.pck_crl, authority, _PCK_CA, store=store)
-        certificates = {
-            one.der: one for one in (chains.anchor, root, authority, signer, qe_signer)
-        }.values()
+        used = (self._chains.anchor, root, authority, signer, qe_signer)
+        certificates = list({one.der: one for one in used}.values())
         for certificate in certificates:
             check_not_revoked(certificate, root_crl, _ROOT_CA)
         info = self._tcb_infos.get(
@@ -211,23 +198,9 @@ class CollateralVerifier:
             lambda: _signed_qe_identity(given, qe_signer),
             store=store,
         )
-        validities = (
-            *map(certificate_validity, certificates),
-            *(
-                Validity(f"the CRL of {name}", "crl_expired", "crl_expired", crl.start, crl.end)
-                for name, crl in ((_ROOT_CA, root_crl), (_PCK_CA, pck_crl))
-            ),
-            Validity(
-                TCB_INFO.name, "tcb_info_not_yet_valid", "tcb_info_expired", info.start, info.end
-            ),
-            Validity(
-                QE_IDENTITY.name,
-                "qe_identity_not_yet_valid",
-                "qe_identity_expired",
-                identity.start,
-                identity.end,
-            ),
-        )
+        crls = (_crl_validity(_ROOT_CA, root_crl), _crl_validity(_PCK_CA, pck_crl))
+        bodies = _body_validities(info, identity)
+        validities = (*map(certificate_validity, certificates), *crls, *bodies)
         return VerifiedCollateral(
             tcb_info=info,
             qe_identity=identity,
@@ -245,6 +218,23 @@ class CollateralVerifier:
             is_cached=store,
         )
 
+    def _issuers(self, given: Collateral) -> tuple[IntelCertificate, ...]:
+        """Return PCK CA, root, and the signers of TCB info and QE identity."""
+        chains = self._chains
+        authority, root = chains.issuer_chain(given.pck_crl_issuer_chain, "PCK CRL", *PCK_CAS)
+        signer, info_root = chains.issuer_chain(
+            given.tcb_info_issuer_chain, TCB_INFO.name, TCB_SIGNER
+        )
+        qe_signer, qe_root = signer, info_root
+        if given.qe_identity_issuer_chain != given.tcb_info_issuer_chain:
+            qe_signer, qe_root = chains.issuer_chain(
+                given.qe_identity_issuer_chain, QE_IDENTITY.name, TCB_SIGNER
+            )
+        if not root.der == info_root.der == qe_root.der:
+            message = f"the collateral's chains have different root certificates; {ANOTHER_ROOT}"
+            raise refuse("untrusted_root", message)
+        return authority, root, signer, qe_signer
+
     def _crl(self, der: bytes, issuer: IntelCertificate, authority: str, *, store: bool) -> Crl:
         key, name = (der, issuer.der), f"the CRL of {authority}"
         try:
@@ -252,6 +242,23 @@ class CollateralVerifier:
         except FormatError as error:
             message = f"{name}: malformed: {error.message}; {FRESH}"
             raise refuse("crl_malformed", message) from error
+
+
+def _crl_validity(authority: str, crl: Crl) -> Validity:
+    return Validity(f"the CRL of {authority}", "crl_expired", "crl_expired", crl.start, crl.end)
+
+
+def _body_validities(info: TcbInfo, identity: QeIdentity) -> tuple[Validity, Validity]:
+    return (
+        Validity(TCB_INFO.name, "tcb_info_not_yet_valid", "tcb_info_expired", info.start, info.end),
+        Validity(
+            QE_IDENTITY.name,
+            "qe_identity_not_yet_valid",
+            "qe_identity_expired",
+            identity.start,
+            identity.end,
+        ),
+    )
 
 
 def _signed_tcb_info(given: Collateral, signer: IntelCertificate) -> TcbInfo:

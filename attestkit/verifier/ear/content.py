@@ -156,7 +156,7 @@ def _rename(claims: dict[Any, Any], name: object, labels: Mapping[str, int]) -> 
 
 
 class _Binding(NamedTuple):
-    """What the evidence of an EAR is bound to."""
+    """Value that the evidence of an EAR is bound to."""
 
     bound_to: BoundTo | None
     nonce: bytes | None

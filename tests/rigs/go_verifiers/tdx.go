@@ -5,12 +5,9 @@ package main
 
 import (
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
-	"log"
 	"net/textproto"
 	"net/url"
-	"os"
 	"time"
 
 	"github.com/google/go-tdx-guest/validate"
@@ -73,22 +70,4 @@ func (one testCase) verify() error {
 		TdQuoteBodyOptions: validate.TdQuoteBodyOptions{TdAttributes: one.Attributes},
 	}
 	return validate.RawTdxQuote(one.Quote, rules)
-}
-
-func main() {
-	var cases []testCase
-	if err := json.NewDecoder(os.Stdin).Decode(&cases); err != nil {
-		log.Fatal(err)
-	}
-	texts := []string{}
-	for _, one := range cases {
-		text := ""
-		if err := one.verify(); err != nil {
-			text = err.Error()
-		}
-		texts = append(texts, text)
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(texts); err != nil {
-		log.Fatal(err)
-	}
 }

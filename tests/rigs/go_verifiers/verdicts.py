@@ -33,7 +33,8 @@ _EMBEDDED = {
 def build(folder: Path, name: str) -> Path:
     """Build a program of this directory."""
     program = folder / name
-    build_go(program, str(Path(__file__).with_name(f"{name}.go")), _EMBEDDED)
+    sources = [str(Path(__file__).with_name(f"{part}.go")) for part in ("main", name)]
+    build_go(program, *sources, embedded=_EMBEDDED)
     return program
 
 

@@ -96,7 +96,7 @@ def test_evaluation_is_that_of_enclave_and_not_of_its_key() -> None:
 
 
 def test_precheck_is_known_to_verification(count_verifications: Callable[[], int]) -> None:
-    """What the checks before a fetch verified is not verified again after it."""
+    """Signatures verified before a fetch are not verified again after it."""
     dcap = Dcap(ROOT)
     dcap.precheck(Quote.parse(RAW), None, NOW)
     assert count_verifications() == 1 + 4  # anchor; PCK CA, PCK certificate, QE report, quote
@@ -185,7 +185,7 @@ def test_large_collateral_is_not_cached() -> None:
 
 
 def test_unverified_chain_in_collateral_is_no_key() -> None:
-    """The PCK certificate chain of collateral, which a quote with a chain ignores, is no key."""
+    """An unverified PCK chain in collateral does not become part of a cache key."""
     dcap = Dcap(ROOT)
     for number in range(3):
         outcome(dcap, RAW, replace(COLLATERAL, pck_certificate_chain=f"{number}"))

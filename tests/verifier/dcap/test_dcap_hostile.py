@@ -128,7 +128,7 @@ def test_collateral_deep_json_raises_attestkit_error() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [b"Intel SGX TCB \xff\xfegning", b"Intel SGX TCB S\x1b[31mg"])
 def test_signer_with_unreadable_name_is_rejected(name: bytes) -> None:
-    """An unsigned signer certificate whose name is no UTF-8 or has controls is not shown as is."""
+    """An error escapes the name of a signer that has control characters or invalid UTF-8."""
     signer = PKI.tcb_signing_der.replace(b"Intel SGX TCB Signing", name)
     assert signer != PKI.tcb_signing_der
     altered = replace_collateral(tcb_info_issuer_chain=pem(signer, PKI.root_der))

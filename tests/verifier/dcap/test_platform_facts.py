@@ -78,7 +78,7 @@ def test_collateral_facts_are_those_of_both_crls_and_the_root() -> None:
 
 
 def test_crl_number_of_any_size_is_returned() -> None:
-    """A number with more digits than Python writes is no error, in `repr` and JSON neither."""
+    """A number with more digits than Python writes is accepted, also in `repr` and JSON."""
     window = Window(COLLATERAL.valid_from, COLLATERAL.valid_until)
     root = Authority("Intel SGX Root CA", PKI.key("root-ca"))
     number = 1 << 40000

@@ -81,7 +81,7 @@ def test_snp_report_has_expected_verdict(case: dict[str, Any]) -> None:
 
 @needs_shared
 def test_snp_verdicts_are_at_least_as_strict_as_go_sev_guest() -> None:
-    """What go-sev-guest refuses is accepted only where it does not know AMD's newer forms."""
+    """Reports that go-sev-guest refuses are accepted only in AMD's newer forms."""
     assert len(CASES) == 74
     laxer = {
         case["name"]

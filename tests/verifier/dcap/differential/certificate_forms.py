@@ -29,7 +29,6 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_basic_constraints,
     encode_distribution_point,
     encode_extension,
-    encode_revoked,
     encode_sequence,
     encode_signed,
     encode_time,
@@ -186,7 +185,7 @@ def issue_crl(form: CrlForm, issuer: CertificateForm) -> bytes:
         _name(issuer.name),
         start,
         b"" if form.end is None else _time(form.end),
-        *(encode_revoked((), start) if not form.revoked else [_entries(form.revoked, start)]),
+        *([_entries(form.revoked, start)] if form.revoked else ()),
         encode_element(context(0), encode_sequence(*kept)) if kept else b"",
     )
     return encode_signed(fields, _ECDSA_SHA256, lambda signed: sign(signing_key, signed))
