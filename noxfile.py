@@ -90,11 +90,11 @@ def copy_tests(session: nox.Session) -> Path:
     return place
 
 
-def run_tests(session: nox.Session, *paths: str, **environ: str) -> None:
+def run_tests(session: nox.Session, *paths: str, slow: bool = False, **environ: str) -> None:
     """Run tests of the current folder, with few examples of each property."""
     environ |= {"ATTESTKIT_MOST_EXAMPLES": "5", "PYTHONPATH": ""}
     options = ("-q", "-p", "no:cacheprovider", "-p", "tests.rigs.few_examples")
-    marks = ("-m", "not slow and not rig and not hardware")
+    marks = ("-m", "not rig and not hardware" if slow else "not slow and not rig and not hardware")
     session.run("python", "-m", "pytest", *options, *marks, *paths, env=environ)
 
 
@@ -159,17 +159,36 @@ def pytest_plugin(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 @nox.parametrize("release", PYTHON_CLIENTS)
-def dstack_sdk(session: nox.Session, release: str) -> None:
-    """Run the tests of the official Python client with a release of it."""
+@nox.parametrize("api", ["/", "/v0"])
+def dstack_sdk(session: nox.Session, api: str, release: str) -> None:
+    """Run the tests of the official Python client with a release of it, on a mount point of v0."""
     install(session, wheel(), f"dstack-sdk[all]=={release}", *TOOLS)
     copy_tests(session)
-    run_tests(session, "tests/clients/test_dstack_sdk.py", **old_client(release, PYTHON_CLIENTS))
+    chosen = ("-k", "url_v0" if api == "/v0" else "not url_v0")
+    old = old_client(release, PYTHON_CLIENTS)
+    run_tests(session, "tests/clients/test_dstack_sdk.py", *chosen, slow=True, **old)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("release", PYTHON_CLIENTS)
+def dstack_sdk_own_tests(session: nox.Session, release: str) -> None:
+    """Run the tests in the source package of a release of the official Python client."""
+    extra = ("pip", "setuptools", "mypy", "evidence-api")
+    install(session, wheel(), f"dstack-sdk[all]=={release}", *TOOLS, *extra)
+    folder = Path(session.create_tmp()).resolve()
+    copy_tests(session)
+    source = ("--no-deps", "--no-binary", ":all:", "--dest", str(folder), f"dstack-sdk=={release}")
+    session.run("python", "-m", "pip", "download", "--quiet", *source)
+    package = str(folder / f"dstack_sdk-{release}.tar.gz")
+    session.run("python", "-m", "tests.clients.own_tests", package, env={"PYTHONPATH": ""})
 
 
 @nox.session(python="3.11")
 @nox.parametrize("release", JS_CLIENTS)
-def dstack_sdk_js(session: nox.Session, release: str) -> None:
+@nox.parametrize("api", ["/"])  # a path in its URL is ignored
+def dstack_sdk_js(session: nox.Session, api: str, release: str) -> None:
     """Run the tests of the official JavaScript client with a release of it."""
+    del api
     install(session, wheel(), *TOOLS)
     folder = copy_tests(session) / "tests/clients/js"
     manifest = json.loads((folder / "package.json").read_text())
@@ -178,7 +197,28 @@ def dstack_sdk_js(session: nox.Session, release: str) -> None:
     (folder / "package-lock.json").unlink()
     quiet = ("--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts")
     session.run("npm", "install", "--prefix", str(folder), *quiet, external=True)
-    run_tests(session, "tests/clients/test_js_sdk.py", **old_client(release, JS_CLIENTS))
+    old = old_client(release, JS_CLIENTS)
+    run_tests(session, "tests/clients/test_js_sdk.py", slow=True, **old)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("api", ["/v1"])
+def dstack_v1(session: nox.Session, api: str) -> None:
+    """Run the client of dstack 0.6 that is written from its specification."""
+    del api
+    install(session, wheel(), *TOOLS)
+    copy_tests(session)
+    run_tests(session, "tests/clients/test_dstack_v1.py", slow=True)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("api", ["/", "/v0", "/v1"])
+def own_client(session: nox.Session, api: str) -> None:
+    """Run attestkit as a client of an agent with some of the mount points."""
+    install(session, wheel(), *TOOLS)
+    copy_tests(session)
+    kinds = {"/": "05 or 0_5", "/v0": "alias", "/v1": "v1 or find_api"}
+    run_tests(session, "tests/backends/dstack_agent/test_agent_api.py", "-k", kinds[api])
 
 
 def old_client(release: str, releases: tuple[str, ...]) -> dict[str, str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         KeyDeriver,
         LocalKeys,
         Signature,
+        verify_key_chain,
         verify_signature,
     )
     from attestkit.quote import Quote
@@ -80,6 +81,7 @@ __all__ = [
     "quote_columns",
     "ra_tls",
     "verify",
+    "verify_key_chain",
     "verify_signature",
 ]
 
@@ -104,6 +106,7 @@ if not TYPE_CHECKING:
                 "KeyDeriver",
                 "LocalKeys",
                 "Signature",
+                "verify_key_chain",
                 "verify_signature",
             ],
             "quote": ["Quote"],

@@ -90,6 +90,7 @@ UsageReason = Literal[
     "conflict",  # two arguments exclude each other
     "encoding",  # an argument is not valid hex, base64, PEM, ASCII or Unicode text
     "invalid_key",  # a public or private key is not valid for its algorithm
+    "key_epoch",  # keys of another epoch than 0
     "missing",  # a required argument or one of a group is absent or empty
     "missing_dependency",  # the package of an extra is not installed
     "not_applicable",  # the argument does not apply to this platform or kind of input
@@ -137,6 +138,7 @@ NotFoundReason = Literal["container", "key", "method", "path"]
 
 UnsupportedReason = Literal[
     "feature",  # the kernel, agent or backend lacks it
+    "key_epoch",  # the agent returned a key of another epoch than 0
     "no_app",  # no application is known here
     "no_certificates",
     "no_keys",
@@ -271,6 +273,7 @@ SignatureReason = Literal[
     "ear_bad_header",
     "ear_bad_signature",
     "invalid_key",
+    "no_issuer",  # a chain without the signature of a KMS
     "product_mismatch",
     "qe_identity_bad_signature",
     "qe_report_bad_signature",
@@ -288,6 +291,7 @@ ReplayReason = Literal["host_data_mismatch", "rtmr_mismatch"]
 """Event log and registers disagree."""
 
 PolicyReason = Literal[
+    "acpi_tables",
     "advisory",
     "app_id",
     "attributes",

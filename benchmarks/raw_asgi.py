@@ -26,6 +26,7 @@ ROOT = coincurve.PrivateKey(bytes(range(1, 33)))
 QUOTING = ec.derive_private_key(12345, ec.SECP256R1())
 ECDSA = ec.ECDSA(SHA256(), deterministic_signing=True)
 PRK = hmac.digest(b"RATLS", bytes(32), "sha256")
+NAME = b"\0\0\0\x13dstack-guest-v1-key\0\0\0\x09secp256k1\0\0\0\x06wallet"
 SIGNED = bytes(632)  # header and body of a quote
 HEAD = 106  # bytes of our status line and headers, without the digits of the length
 
@@ -52,7 +53,24 @@ def info() -> None:
     """Sign nothing."""
 
 
-WORK = {"GetKey": get_key, "GetQuote": get_quote, "Sign": sign, "Info": info}
+def get_key_v1() -> None:
+    """Derive a key of v1, and its public key, which the root key signs."""
+    secret = hmac.digest(PRK, NAME + b"\1", "sha256")
+    public = coincurve.PublicKey.from_secret(secret).format()
+    claim = NAME + b"\0\0\0\x21" + public
+    digest = keccak.new(data=claim, digest_bits=256).digest()
+    ROOT.sign_recoverable(digest, hasher=None)
+
+
+WORK = {
+    "GetKey": get_key,
+    "GetQuote": get_quote,
+    "Sign": sign,
+    "Info": info,
+    "v1/GetKey": get_key_v1,
+    "v1/Attest": get_quote,
+    "v1/Info": info,
+}
 
 
 def application(sizes: dict[str, int]) -> Application:

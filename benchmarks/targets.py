@@ -30,7 +30,7 @@ class Target(NamedTuple):
 
 SERVED: Final = {
     name: Target(f"{name} on the socket, 16 connections", "raw ASGI", 0.8, 0.9)
-    for name in ("GetKey", "GetQuote", "Info", "Sign")
+    for name in ("GetKey", "GetQuote", "Info", "Sign", "v1/GetKey", "v1/Attest", "v1/Info")
 }
 # Shares of the peer's speed that the verifier service must keep with its limits and threads.
 VERIFIED: Final = {

@@ -30,6 +30,9 @@ REQUESTS = {
     "GetQuote": b'{"report_data": "1234deadbeef"}',
     "Info": b"{}",
     "Sign": b'{"algorithm": "secp256k1", "data": "deadbeef"}',
+    "v1/GetKey": b'{"domain": "wallet", "algorithm": "secp256k1"}',
+    "v1/Attest": b'{"report_data": "1234deadbeef", "include_boottime_gpu_evidence": false}',
+    "v1/Info": b"{}",
 }
 
 
@@ -76,7 +79,7 @@ def test_requests(
     ratio = median(found[1][0] / found[0][0] for found in rounds)
     busy = [median(found[i][1] for found in rounds) for i in (0, 1)]
     print(
-        f"\n{name:8} {sizes.pop():6} bytes: attestkit {1 / ours:6.0f}/s, "
+        f"\n{name:9} {sizes.pop():6} bytes: attestkit {1 / ours:6.0f}/s, "
         f"raw ASGI {1 / peer:6.0f}/s, ratio {ratio:.2f} (busy {busy[0]:.2f}, {busy[1]:.2f})"
     )
     what = f"{name} on the socket, 16 connections"

@@ -42,6 +42,7 @@ _CALLS: Final[tuple[Callable[[AgentClient], object], ...]] = (
     lambda client: _backend(client).read_event_log(),
     lambda client: _backend(client).read_app_compose(),
     lambda client: _backend(client).emit_event("name", b""),
+    lambda client: AgentKeys(client).derive_v1("domain", "ed25519"),
 )
 
 
@@ -62,6 +63,8 @@ def agent_answers() -> list[bytes]:
     answers = [bytes([at, 0]) + one for at, one in enumerate(found)]
     answers += [bytes([at, 0]) + response_samples()[0] for at in (3, 4, 5)]
     answers += [b"\6\0" + json.dumps(info).encode(), b"\7\0null"]
+    v1_key = {**key, "public_key": "00" * 32, "root_epoch": 0}
+    answers.append(b"\x08\0" + json.dumps(v1_key).encode())
     errors = (b'{"error":"Failed to sign"}', b'{"error":{"description":"x"}}', b"\xffno\n")
     return [*answers, *(bytes([at, at + 1]) + error for at, error in enumerate(errors))]
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from attestkit.attestation.launch.mr_config import MrConfig, config_id_v3
 from attestkit.attestation.launch.os_image import expected_snp_measurement, expected_tdx_registers
-from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.launch.vm_config import VmConfig, choose_config
 from attestkit.attestation.wire.evidence_parts import Tdx
-from attestkit.backends.simulator.os_image import simulated_image, simulated_snp_image
+from attestkit.backends.simulator.os_image import ImageConfig, simulated_image, simulated_snp_image
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import ConfigError, FormatError
@@ -26,6 +26,9 @@ def _vm_config(raw: bytes) -> VmConfig:
 def _used_vm_config(raw: bytes, found: VmConfig) -> None:
     tried(lambda: found.os_image_hash, len(raw), FormatError)
     found.find("mr_config")
+    text = raw.decode("utf-8", "surrogateescape")
+    reordered = json.dumps(dict(reversed(found.outer.items())), ensure_ascii=False)
+    check_same("beside itself", choose_config(text, reordered), text or reordered)
 
 
 def vm_config_samples() -> list[bytes]:
@@ -83,10 +86,11 @@ def _os_image(raw: bytes) -> object:
 
 def os_image_samples() -> list[bytes]:
     """Return the simulator's measurement documents."""
-    td = json.loads(simulated_image().vm_config)["tdx_measurement"]
+    images = (ImageConfig(), ImageConfig(measurement_version=3))
+    tds = [json.loads(simulated_image(one).vm_config)["tdx_measurement"] for one in images]
     guest = json.loads(simulated_snp_image().sev_snp_measurement)
-    documents = [b64decode(found["measurement"]) for found in (td, guest)]
-    return [b"t" + documents[0], b"s" + documents[1], b"t\xa0", b"s\xa0"]
+    documents = [b64decode(found["measurement"]) for found in (*tds, guest)]
+    return [*(b"t" + td for td in documents[:2]), b"s" + documents[2], b"t\xa0", b"s\xa0"]
 
 
 # -- what an application and its machine are deployed from -----------------------------------------
@@ -110,7 +114,13 @@ def app_compose_samples() -> list[bytes]:
         "key_provider_id": "00",
         "event_log_version": 2,
         "port_policy": {"ports": [{"port": 80, "pp": True}], "restrict_mode": True},
-        "requirements": {"os_version": ">=0.5.1, <1", "gpu_policy": {"rego": "x"}},
+        "requirements": {
+            "os_version": ">=0.5.1, <1",
+            "gpu_policy": {"rego": "x"},
+            "health_check": True,
+            "health_status_file": "/run/health",
+        },
+        "storage_discard": False,
         "verity_volumes": [{"source": "s", "verity_root": "ab" * 32, "target": "/data"}],
         "allowed_envs": ["NAME"],
     }

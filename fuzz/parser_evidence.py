@@ -158,7 +158,9 @@ def scale_samples() -> list[bytes]:
 
 
 def _app_info(_raw: bytes, found: AppInfo) -> None:
-    check_same("app info again", AppInfo.from_msgpack(found.to_msgpack()), found)
+    for as_array in (False, True):
+        again = AppInfo.from_msgpack(found.to_msgpack(as_array=as_array))
+        check_same("app info again", again, found)
     check_same("through its JSON", AppInfo.from_dict(found.to_dict()), found)
 
 
@@ -168,7 +170,8 @@ def app_info_samples() -> list[bytes]:
     found = [AppInfo._make([*fields, hashes]) for hashes in (None, (), (bytes(32),))]
     old = b"\x98" + b"\xc4\x01a" * 8
     ints = b"\x98" + b"\x92\x01\xcc\xff" * 8
-    return [*(info.to_msgpack() for info in found), old, ints]
+    arrays = [info.to_msgpack(as_array=True) for info in found]
+    return [*(info.to_msgpack() for info in found), *arrays, old, ints]
 
 
 def _cbor(_raw: bytes, found: Value) -> None:

@@ -72,6 +72,7 @@ READERS: Final[dict[str, str]] = {
     "attestation.cmw.json_form": "cmw",
     "attestation.nitro_document": "nitro",
     "attestation.wire.v1_document": "v1_msgpack",
+    "attestation.launch.kernel_cmdline": "os_image",
     "attestation.launch.mr_config": "mr_config",
     "attestation.launch.os_image": "os_image",
     "attestation.launch.snp": "os_image",
@@ -157,6 +158,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
     "serve.verifier_service.ear": _DEVICE,
+    "serve.health.status_file": "two lines, any content of which test_status_file.py tries",
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
     "_native._python_pck": "the plain twin of the core, which runs under the target cores_pck",
     "factory": "opens a backend by its name",

@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 
 from attestkit.serve.api_docs import views
 from attestkit.serve.pages.static_files import ASSETS
-from attestkit.serve.rpc.dispatcher import Method, Service
-from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.protobuf_codec import encode
-from attestkit.serve.services import dstack_guest, tappd, worker_api
+from attestkit.serve.rpc.service import Method, Service
+from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
 from fuzz.request_rig import LISTENERS, head
 from tests.serve.http.attacks import ATTACKS
 
@@ -52,18 +52,20 @@ _PCCS: Final = (
 )
 _PAGES: Final = ("/", "/metrics", "/logs/web", *(f"/assets/{name}" for name in ASSETS))
 _SERVICES: Final = {
-    "dstack": (dstack_guest.SERVICE,),
+    "dstack": (dstack_guest.SERVICE, guest_v1.SERVICE),
     "tappd": (dstack_guest.SERVICE, tappd.SERVICE),
-    "http": (worker_api.SERVICE,),
-    "dev_http": (dstack_guest.SERVICE, tappd.SERVICE),
+    "http": (worker_api.SERVICE, worker_v1.SERVICE),
+    "dev_http": (dstack_guest.SERVICE, guest_v1.SERVICE, tappd.SERVICE),
 }
+_ALL: Final = (*_SERVICES["dev_http"], *_SERVICES["http"])
+_DOCUMENTS: Final = views.list_paths(_ALL)
 
 
 def dictionary() -> dict[str, bytes]:
     """Return every word by a name that is good for AFL++."""
     words: dict[str, None] = dict.fromkeys((*_OF_HTTP, *_OF_JSON, *_OF_QUERIES))
-    words |= dict.fromkeys((*_VERIFIER, *_PCCS, *_PAGES, *views.PATHS))
-    for service in (dstack_guest.SERVICE, tappd.SERVICE, worker_api.SERVICE):
+    words |= dict.fromkeys((*_VERIFIER, *_PCCS, *_PAGES, *_DOCUMENTS))
+    for service in _ALL:
         words |= dict.fromkeys(path for path, _ in _paths(service))
         for method in service.methods.values():
             for part in fields_of(method.request) if method.request else ():
@@ -118,8 +120,9 @@ def seeds() -> list[bytes]:
 
 def _paths(service: Service) -> Iterator[tuple[str, Method]]:
     for name, method in service.methods.items():
-        for prefix in dict.fromkeys(("", service.prefix)):
-            yield f"{service.mount}{prefix}{name}", method
+        for mount in service.mounts:
+            for prefix in dict.fromkeys(("", service.prefix)):
+                yield f"{mount}{prefix}{name}", method
 
 
 def _requests(listener: str) -> Iterator[bytes]:
@@ -131,7 +134,7 @@ def _requests(listener: str) -> Iterator[bytes]:
             yield start + _post(path, "application/json", _example(method, pieces=False))
             yield start + _post(path, "application/octet-stream", _example(method, pieces=True))
     pages = {"verifier": ("/health",), "pccs": _PCCS, "http": _PAGES}.get(listener, ())
-    for path in (*pages, *(views.PATHS if listener in _SERVICES else ())):
+    for path in (*pages, *(_DOCUMENTS if listener in _SERVICES else ())):
         yield start + _get(path)
     if listener == "verifier":
         for body in (b'{"quote":"00","event_log":"[]","vm_config":""}', b'{"attestation":"00"}'):

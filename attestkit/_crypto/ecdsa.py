@@ -26,6 +26,7 @@ _CURVE: Final = ec.SECP256R1()
 _P256_SIGNATURE: Final = ec.ECDSA(SHA256(), deterministic_signing=True)
 _P256_VERIFICATION: Final = ec.ECDSA(SHA256())
 _K256_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_K256_HIGHEST_S: Final = (_K256_ORDER // 2).to_bytes(32, "big")
 P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 # PKCS#8 (RFC 5958, RFC 5915) before the scalar; the curve is in the algorithm only.
 _PKCS8_HEAD: Final = bytes.fromhex(
@@ -100,22 +101,31 @@ def k256_public_key(secret: bytes, *, compressed: bool = True) -> bytes:
 
 
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
-    """Recover the public key (33 bytes, compressed) of a 65-byte signature over a digest.
+    """Recover the public key (33 bytes, compressed) of a signature over a digest.
 
     Recovery does not verify anything: compare the result with the expected key.
 
+    Args:
+        signature: r, s and the recovery id (0 to 3), 65 bytes. A high s is refused: with it anyone
+            can change a signature into a second one for the same key.
+        digest: 32 bytes.
+
     Raises:
-        SignatureError: If the signature does not have 65 bytes, or no key matches it.
+        SignatureError: If the signature does not have 65 bytes, s is high, the recovery id is above
+            3, or no key matches.
         UsageError: If the digest does not have 32 bytes.
     """
     require_size("digest", digest, 32)
     if len(signature) != 65:
         message = f"secp256k1: recoverable signature must have 65 bytes, not {len(signature)}"
         raise SignatureError(message, reason="bad_signature")
+    if signature[32:64] > _K256_HIGHEST_S:
+        message = "secp256k1: recoverable signature with high s; only the form with low s is valid"
+        raise SignatureError(message, reason="bad_signature")
     try:
         key = PublicKey.from_signature_and_message(signature, digest, hasher=None)
     except ValueError as error:
-        message = "secp256k1: no public key matches the signature"
+        message = "secp256k1: no public key matches the recoverable signature"
         raise SignatureError(message, reason="bad_signature") from error
     public: bytes = key.format()
     return public

@@ -9,6 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from nacl.bindings import (
+    crypto_core_ed25519_is_valid_point,
     crypto_scalarmult_base,
     crypto_scalarmult_ed25519_base_noclamp,
     crypto_sign,
@@ -115,6 +116,14 @@ def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     except BadSignatureError:
         return _openssl_verify(public_key, signature, data)
     return True
+
+
+def ed25519_has_prime_order(public_key: bytes) -> bool:
+    """Return whether 32 bytes are the canonical encoding of a point of prime order.
+
+    For a point of small order, signatures exist that are valid for many messages.
+    """
+    return crypto_core_ed25519_is_valid_point(public_key)
 
 
 def _openssl_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:

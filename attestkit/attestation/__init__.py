@@ -15,6 +15,7 @@ from attestkit.attestation import app_info as _app_info
 from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.cmw import evidence as cmw_evidence
+from attestkit.attestation.launch.vm_config import choose_config
 from attestkit.attestation.wire import agent_response, v0_scale, v1_cbor, v1_msgpack
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.event_log import WireLog
@@ -118,15 +119,15 @@ class Attestation:
 
         Args:
             response: JSON text or the parsed object; byte strings are hex. The member `attestation`
-                is used if present; otherwise the evidence is built from `quote`, `event_log` and
-                `vm_config`.
+                is used if present, and its VM configuration must be that of `vm_config`, if any;
+                otherwise the evidence is built from `quote`, `event_log` and `vm_config`.
 
         Raises:
             FormatError: If the response or its evidence is malformed, or over 32 MiB.
         """
         fields = agent_response.parse_response(response)
         if (data := agent_response.decode_attestation(fields)) is not None:
-            return cls.from_bytes(data)
+            return cls.from_bytes(data).with_vm_config(agent_response.vm_config_of(fields))
         return cls(agent_response.parse_quote_response(fields))
 
     @classmethod
@@ -304,6 +305,23 @@ class Attestation:
             raise wrong_type("collateral", "a Collateral", collateral)
         return Attestation(self._evidence, self._encoding, collateral.to_json().encode())
 
+    def with_vm_config(self, vm_config: str) -> "Attestation":
+        """Return evidence with the VM configuration that was received beside it.
+
+        Args:
+            vm_config: JSON text, used if the evidence has none; empty if none was received.
+
+        Raises:
+            FormatError: If the evidence has another VM configuration, or one is malformed. Numbers
+                are compared by value, and members in any order.
+        """
+        platform, stack = self._evidence
+        chosen = choose_config(stack.config, vm_config)
+        if chosen == stack.config:
+            return self
+        evidence = Evidence(platform, stack._replace(config=chosen))
+        return Attestation(evidence, self._encoding, self._collateral)
+
     @property
     def app_info(self) -> AppInfo:
         """Identity of the app, not verified; raises the same errors as `read_app_info`."""
@@ -314,15 +332,12 @@ class Attestation:
         """RTMR0 to RTMR3 in the quote, 48 bytes each; None on a platform without RTMRs."""
         return None if self.quote is None else self.quote.rtmrs
 
-    def read_app_info(
-        self, *, boottime: bool = False, config: str = "", device: bytes = b""
-    ) -> AppInfo:
+    def read_app_info(self, *, boottime: bool = False, device: bytes = b"") -> AppInfo:
         """Return the identity of the application, from the event log or the mr_config document.
 
         Args:
             boottime: Use the state at the time of the key request: the log up to `boot-mr-done`,
                 and no key provider.
-            config: VM configuration, if not the one in the evidence.
             device: Verified identity of the device, such as a PPID.
 
         Raises:
@@ -333,7 +348,7 @@ class Attestation:
         digests = None if events is None else list(map(_DIGEST, events))
         parsed = _app_info.ParsedParts(self._quote, digests)
         return _app_info.read_app_info(
-            self._evidence, config=config, boottime=boottime, device=device, parsed=parsed
+            self._evidence, boottime=boottime, device=device, parsed=parsed
         )
 
     def stripped(self) -> "Attestation":

@@ -31,6 +31,7 @@ from attestkit.snp_report import SnpReport
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
+_LARGEST = 65_536  # bytes of a certificate extension; a real one has about 400
 _CACHED_SIZE = 512  # bytes of hashed data; longer data are not cached
 
 
@@ -64,39 +65,73 @@ class AppInfo(NamedTuple):
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
         return cls._make([*values, read_script_hashes(fields)])
 
-    def to_msgpack(self) -> bytes:
-        """Return the content of the certificate extension: a msgpack array of 9 items."""
+    def to_msgpack(self, *, as_array: bool = False) -> bytes:
+        """Return the content of the certificate extension: a msgpack map of 9 entries.
+
+        `as_array`: only the values, as guest agents before dstack 0.6 wrote them.
+        """
         import msgspec.msgpack  # lazy: only needed to issue certificates
 
-        return msgspec.msgpack.encode([*self._bytes().values(), self.init_script_hashes])
+        fields = {**self._bytes(), "init_script_hashes": self.init_script_hashes}
+        return msgspec.msgpack.encode([*fields.values()] if as_array else fields)
 
     @classmethod
     def from_msgpack(cls, data: bytes) -> "AppInfo":
-        """Parse the content of the certificate extension.
+        """Parse the content of the certificate extension, at most 65,536 bytes of msgpack.
 
-        It is a msgpack array of 9 items, or of 8 if a guest agent up to version 0.5.11 wrote it.
+        It is a map with keys in any order, of which unknown ones are skipped; or an array of the
+        values, of which agents up to version 0.5.11 wrote 8. `init_script_hashes` is optional.
 
         Raises:
-            FormatError: If `data` is malformed, or has bytes after the array.
+            FormatError: If `data` is malformed or too large, lacks a field, has one twice, or has
+                bytes after the value.
         """
+        if len(data) > _LARGEST:
+            message = f"app info: {len(data)} bytes exceed the limit of {_LARGEST}"
+            raise FormatError(message, reason="too_large")
         reader = MsgpackReader(data)
-        count = reader.count()
-        if count not in {8, 9}:
-            raise FormatError(f"app info: {count} items, not 8 or 9", reason="wrong_size", offset=0)
-        values = [reader.blob() for _ in range(8)]
-        hashes = None
-        if count == 9 and not reader.nil():
-            at, size = reader.at, reader.count()
-            # Limit the number of objects before checking the count.
-            hashes = tuple([reader.blob() for _ in range(min(size, MAX_INIT_SCRIPTS))])
-            if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
-                message = f"init_script_hashes: must be at most {MAX_INIT_SCRIPTS} of 32 bytes"
-                raise FormatError(message, reason="wrong_value", offset=at)
+        found: dict[str, Any] = {"init_script_hashes": None, **_read_fields(reader)}
         reader.finish("app info")
-        return cls._make([*values, hashes])
+        if missing := [name for name in cls._fields if name not in found]:
+            raise FormatError(f"app info: {missing[0]} missing", reason="missing", offset=0)
+        return cls(**found)
 
     def _bytes(self) -> dict[str, bytes]:
         return {name: getattr(self, name) for name in self._fields[:-1]}
+
+
+def _read_fields(reader: MsgpackReader) -> dict[str, Any]:
+    """Read the fields of a map or an array."""
+    is_map, count = reader.header()
+    if not is_map:
+        if count not in {8, 9}:
+            raise FormatError(f"app info: {count} items, not 8 or 9", reason="wrong_size", offset=0)
+        return {name: _read_field(reader, name) for name in AppInfo._fields[:count]}
+    found: dict[str, Any] = {}
+    for _ in range(count):
+        at = reader.at
+        name = reader.text()
+        if name in found:
+            raise FormatError(f"app info: {name} occurs twice", reason="duplicate", offset=at)
+        if name in AppInfo._fields:
+            found[name] = _read_field(reader, name)
+        else:
+            reader.skip()
+    return found
+
+
+def _read_field(reader: MsgpackReader, name: str) -> bytes | tuple[bytes, ...] | None:
+    if name != "init_script_hashes":
+        return reader.blob()
+    if reader.nil():
+        return None
+    at, size = reader.at, reader.count()
+    # Limit the number of objects before checking the count.
+    hashes = tuple([reader.blob() for _ in range(min(size, MAX_INIT_SCRIPTS))])
+    if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
+        message = f"init_script_hashes: must be at most {MAX_INIT_SCRIPTS} of 32 bytes"
+        raise FormatError(message, reason="wrong_value", offset=at)
+    return hashes
 
 
 class ParsedParts(NamedTuple):
@@ -112,7 +147,6 @@ _NOTHING = ParsedParts()
 def read_app_info(
     evidence: Evidence,
     *,
-    config: str = "",
     boottime: bool = False,
     device: bytes = b"",
     parsed: ParsedParts = _NOTHING,
@@ -121,7 +155,6 @@ def read_app_info(
 
     Args:
         evidence: The decoded evidence.
-        config: VM configuration, if not the one in the evidence.
         boottime: Use the state at the time of the key request: the log up to `boot-mr-done`, and no
             key provider. Has no effect on SEV-SNP.
         device: Verified identity of the device: the PPID of the PCK certificate, or the module id;
@@ -134,7 +167,7 @@ def read_app_info(
             replay of the events.
     """
     platform, stack = evidence
-    os_image_hash = read_os_image_hash(config or stack.config)
+    os_image_hash = read_os_image_hash(stack.config)
     if isinstance(platform, parts.SevSnp):
         return _sev_snp(platform, os_image_hash)
     device_id = _sha256_of_many(device)

@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "serve": "Serve the guest agent API.",
     "show": "Show a quote, event log, evidence or certificate.",
     "verify": "Verify evidence files.",
+    "verify-key": "Verify that a derived key is a key of an app.",
     "verify-many": "Verify evidence in bulk, with one line of JSON per result.",
 }
 _EPILOG: Final = (

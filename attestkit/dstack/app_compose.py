@@ -1,10 +1,8 @@
-"""app-compose.json: the deployment description of an application, and its hashes.
+"""app-compose.json: the deployment description of an application.
 
 The compose hash covers the bytes of the file, so they are stored and never re-encoded.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +16,9 @@ from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
-from attestkit._reasons import UsageReason
 from attestkit._sanitize import shown
-from attestkit.errors import ConfigError, UsageError
+from attestkit.dstack.compose_hashes import gpu_policy_hash
+from attestkit.errors import ConfigError
 
 # Name in a document: its byte in version 2, and its name in AppInfo.
 KEY_PROVIDERS = {
@@ -33,7 +31,6 @@ KEY_PROVIDERS = {
 
 KeyProvider = Literal["none", "kms", "local", "tpm"]
 
-_LAUNCH_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
 _MANIFEST: Final = re.compile(r"[1-9][0-9]{0,9}")
 _HEX32: Final = re.compile(r"[0-9a-fA-F]{64}")
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(?:([KMGTkmgt])(?:i?[Bb])?|[Bb])?")
@@ -78,7 +75,7 @@ class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Requirements of an application on the machine."""
+    """Requirements of an application on the machine; they need `manifest_version` "3" or higher."""
 
     os_version: str | None = None  # a semver requirement
     platforms: (
@@ -97,6 +94,8 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tdx_measure_acpi_tables: bool | None = None
     launch_token_hash: str | None = None  # hex
     gpu_policy: msgspec.Raw = msgspec.Raw(b"{}")
+    health_check: bool = False  # whether the guest agent reports the health of the app
+    health_status_file: str | None = None  # absolute path; None: the runner's containers
 
 
 class _DockerConfig(msgspec.Struct, frozen=True):
@@ -132,6 +131,7 @@ class _File(msgspec.Struct, frozen=True):
     no_instance_id: bool = False
     secure_time: bool = True
     storage_fs: str | None = None
+    storage_discard: bool = True
     swap_size: int | str = 0
     event_log_version: int = 1
     port_policy: _PortPolicy = _PortPolicy()
@@ -164,6 +164,7 @@ class AppCompose:
     no_instance_id: bool
     secure_time: bool
     storage_fs: str | None
+    storage_discard: bool  # whether the data disk returns deleted blocks
     swap_size: int  # bytes
     event_log_version: int  # 1 or 2: version of the digests of runtime events
     ports: tuple[PortRule, ...]
@@ -184,7 +185,8 @@ class AppCompose:
         found = decode_typed(data, _File)
         policy = found.requirements.gpu_policy if found.requirements else b"{}"
         decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
-        _check_requirements(found.requirements)
+        version = _manifest_version(found.manifest_version)
+        _check_requirements(found.requirements, version)
         _check_lists(found)
         if unhex(found.key_provider_id) is None:
             raise ConfigError("key_provider_id: not hex", reason="encoding")
@@ -194,7 +196,7 @@ class AppCompose:
         return cls(
             raw=data,
             **{name: getattr(found, name) for name in _UNCHANGED},
-            manifest_version=_manifest_version(found.manifest_version),
+            manifest_version=version,
             init_scripts=_init_scripts(found.init_script),
             gateway_enabled=_gateway(found),
             key_provider=_key_provider(found),
@@ -239,104 +241,23 @@ _UNCHANGED: Final = (AppCompose.__dataclass_fields__.keys() & set(_File.__struct
 }
 
 
-def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
-    """Return the SHA-256 of a GPU policy in its canonical form (RFC 8785).
-
-    Args:
-        policy: Keys as written; values are booleans, strings or None.
-
-    Raises:
-        UsageError: If a value has another type.
-    """
-    for key, value in policy.items():
-        if not isinstance(value, (bool, str)) and value is not None:
-            raise UsageError(f"gpu_policy: {key}: must be boolean or string", reason="wrong_type")
-    # Without numbers, RFC 8785 differs from compact JSON only in the order of keys (UTF-16).
-    ordered = {key: policy[key] for key in sorted(policy, key=lambda key: key.encode("utf-16-be"))}
-    return sha256(_compact(ordered))
-
-
-def launch_token_hash(token: bytes) -> str:
-    """Return `requirements.launch_token_hash` (64 hex digits) for a token of at least 32 bytes.
-
-    Raises:
-        UsageError: If the token is shorter.
-    """
-    if len(token) < 32:
-        raise UsageError(f"launch token: {len(token)} bytes, fewer than 32", reason="wrong_size")
-    return sha256(_LAUNCH_TOKEN_TAG + token).hex()
-
-
-def compose_hash_deterministic(
-    app_compose: Mapping[str, object], *, normalize: bool = False
-) -> str:
-    """Return the hash (64 hex digits) that `get_compose_hash` of dstack's Python SDK returns.
-
-    It is the SHA-256 of compact JSON with sorted keys, without top-level keys that are None, and
-    with null for NaN and infinities. It equals the measured hash only if the file is such JSON.
-
-    Args:
-        app_compose: Content of an app-compose.json, with any keys.
-        normalize: Leave out the script that the runner does not use, and an empty
-            `pre_launch_script`.
-
-    Raises:
-        UsageError: If a value cannot be encoded as JSON.
-    """
-    try:
-        found = {key: _finite(value) for key, value in app_compose.items()}
-    except RecursionError as error:
-        raise UsageError("app-compose: nested too deeply", reason="wrong_value") from error
-    fields = {key: value for key, value in found.items() if value is not None}
-    if normalize:
-        if fields.get("runner") == "bash":
-            fields.pop("docker_compose_file", None)
-        elif fields.get("runner") in {"docker-compose", "nerdctl-compose"}:
-            fields.pop("bash_script", None)
-        if not fields.get("pre_launch_script"):
-            fields.pop("pre_launch_script", None)
-    return sha256(_compact(fields, sort=True)).hex()
-
-
-def _finite(value: object) -> object:
-    """Return `value` with every NaN and infinity in it replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise UsageError("app-compose: keys of JSON objects must be text", reason="wrong_type")
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
-
-
-def _compact(value: object, *, sort: bool = False) -> bytes:
-    try:
-        return json.dumps(
-            value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=sort
-        ).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = _json_reason(error)
-        raise UsageError("app-compose: cannot be encoded as JSON", reason=reason) from error
-
-
-def _json_reason(error: Exception) -> UsageReason:
-    if isinstance(error, TypeError):
-        return "wrong_type"
-    return "encoding" if isinstance(error, UnicodeEncodeError) else "wrong_value"
-
-
-def _check_requirements(requirements: Requirements | None) -> None:
+def _check_requirements(requirements: Requirements | None, manifest_version: int) -> None:
     if requirements is None:
         return
-    if (version := requirements.os_version) is not None:
-        parts = version.split(",")
+    if manifest_version < 3:  # older guests, which ignore requirements, refuse version 3
+        message = 'requirements: need manifest_version "3", written as a string'
+        raise ConfigError(message, reason="unsupported_version")
+    if requirements.os_version is not None:
+        parts = requirements.os_version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
             raise ConfigError("requirements.os_version: not a semver range", reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
         raise ConfigError("requirements.launch_token_hash: not hex", reason="encoding")
+    path = requirements.health_status_file
+    if path is not None and not path.startswith("/"):
+        message = "requirements.health_status_file: must be an absolute path"
+        raise ConfigError(message, reason="wrong_value")
 
 
 def _check_lists(found: _File) -> None:

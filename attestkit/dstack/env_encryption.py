@@ -21,6 +21,7 @@ from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 _PUBLIC_KEY_SIZE: Final = 32
+_APP_ID_SIZE: Final = 20
 _HEAD_SIZE: Final = _PUBLIC_KEY_SIZE + IV_SIZE
 # Bytes of the encrypted environment, a file of the host. Values are limited to 1 MiB in all, but
 # JSON may need six bytes for one, and variables that are not allowed do not count.
@@ -164,7 +165,7 @@ def verify_env_encrypt_public_key(
     Args:
         public_key: X25519 public key of the application, 32 bytes.
         signature: 65 bytes over key, application and time (`signature_v1` of the KMS).
-        app_id: Hex, with or without `0x`.
+        app_id: 20 bytes in hex, with or without `0x`.
         timestamp: Time of the signature from the KMS, in seconds since 1970.
         now: Current time in seconds since 1970.
         max_age_seconds: Largest allowed age of the timestamp. A timestamp at most 60 seconds in the
@@ -197,6 +198,8 @@ def _signer(public_key: bytes, signature: bytes, app_id: str, time: bytes) -> st
         return None
     try:
         app = bytes.fromhex(app_id.removeprefix("0x"))
+        if len(app) != _APP_ID_SIZE:  # also without length
+            return None
         digest = keccak256(_SIGNED_TAG + app + time + public_key)
         return "0x" + k256_recover(signature, digest).hex()
     except (ValueError, SignatureError):

@@ -171,7 +171,8 @@ class Machine:
         table = constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
         self.tree.add(f"{_ACPI}/CCEL", table)
         if self._release.has("ccel"):
-            log = constant_file("ccel_data", faults, boot_log(simulated_image()), mode=0o400)
+            image = simulated_image(self._setup.scenario.image)
+            log = constant_file("ccel_data", faults, boot_log(image), mode=0o400)
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
     def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:

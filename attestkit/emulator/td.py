@@ -62,7 +62,8 @@ class EmulatedTd:
         self._head += sha384(self._tcb_info).digest()
         self._td_info_head = b"".join(launch[4:10])  # td_attributes to mr_owner_config
         self._td_info_tail = launch.mr_service_td + bytes(64)
-        self._boot_values = (*replay_records(boot_records(simulated_image())), bytes(48))
+        image = simulated_image(scenario.image)
+        self._boot_values = (*replay_records(boot_records(image)), bytes(48))
         self.rtmrs: list[bytes] = []
         self.boot_id: str = ""
         self.reboot()

@@ -11,8 +11,10 @@ Secrets never appear in `repr`, errors or pickles.
 from attestkit.keys.agent_keys import AgentKeys
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, separated_path
+from attestkit.keys.key_chain import recover_issuers, recover_root, verify_key_chain
+from attestkit.keys.key_epoch import require_key_epoch_0
 from attestkit.keys.local_keys import DerivedKey, KeyDeriver, LocalKeys, Signature
-from attestkit.keys.signatures import recover_issuers, recover_root, verify_signature
+from attestkit.keys.signatures import verify_signature
 
 __all__ = [
     "AgentKeys",
@@ -26,6 +28,8 @@ __all__ = [
     "derive_x25519",
     "recover_issuers",
     "recover_root",
+    "require_key_epoch_0",
     "separated_path",
+    "verify_key_chain",
     "verify_signature",
 ]

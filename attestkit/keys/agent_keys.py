@@ -1,22 +1,34 @@
 """Keys of an application that a guest agent derives."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from attestkit._argument_checks import require_bytes
-from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.ecdsa import P256Key, k256_recover
+from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
-from attestkit.keys.hkdf import encode_name, separated_path
+from attestkit.keys.hkdf import encode_name, encode_v1_names, separated_path
+from attestkit.keys.key_claims import v1_claim
+from attestkit.keys.key_epoch import require_key_epoch_0
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
 from attestkit.keys.signatures import prepare_message, verify_signature
+
+_V1_GET_KEY: Final = "v1/GetKey"
+
+AgentApi: TypeAlias = Literal["v0", "v1"]
+"""An API of guest agents: v1 is `dstack.guest.v1` of dstack 0.6, v0 the older one."""
 
 
 class AgentCaller(Protocol):
     """Client of a guest agent, such as `AgentClient` of `attestkit.backends.dstack_agent`."""
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Call a method and return the response, a JSON object."""
+        """Call a method, such as `GetKey` or `v1/GetKey`; return the response, a JSON object."""
+        ...
+
+    def find_api(self) -> AgentApi:
+        """Return the newest API that the agent has, requested once."""
         ...
 
 
@@ -31,6 +43,15 @@ class AgentKeys:
     def __init__(self, client: AgentCaller) -> None:
         self._client = client
         self._knows_algorithms = False
+
+    @property
+    def api(self) -> AgentApi:
+        """The newest API that the agent has: with "v1", `derive_v1` works; requested once.
+
+        The other methods have the keys of v0, which agents of both kinds return, and never those of
+        v1: the same name has another key there.
+        """
+        return self._client.find_api()
 
     def derive(self, path: str, algorithm: str) -> DerivedKey:
         """Return the key of `path` for one algorithm; see `LocalKeys.derive`.
@@ -75,6 +96,39 @@ class AgentKeys:
             raise _malformed("GetKey", "key", str(error)) from error
         return DerivedKey(key, public, chain)
 
+    def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
+        """Return the key from the agent's method GetKey of v1; see `LocalKeys.derive_v1`.
+
+        Raises:
+            UsageError: If the algorithm is missing or unknown, the domain has unpaired surrogates,
+                or the agent refuses the domain.
+            UnsupportedError: If the agent does not have the v1 API. Its older methods return other
+                keys, so they are not used instead.
+            BackendError: If the response is malformed, or its parts do not belong together.
+        """
+        encode_v1_names(domain, algorithm)
+        arguments = {"domain": domain, "algorithm": algorithm}
+        try:
+            response = self._client.call(_V1_GET_KEY, arguments)
+        except UnsupportedError as error:
+            text = f"v1 keys: not available from this guest agent: {error}"
+            raise UnsupportedError(text, reason="feature") from error
+        _check_epochs(response)
+        key = _field(response, _V1_GET_KEY, "key", 32)
+        public = _field(response, _V1_GET_KEY, "public_key", 33 if algorithm == "secp256k1" else 32)
+        chain = _chain(response, _V1_GET_KEY, 2)
+        try:
+            expected = compute_public_key(algorithm, key)
+        except UsageError as error:
+            raise _malformed(_V1_GET_KEY, "key", str(error)) from error
+        if public != expected:
+            raise _malformed(_V1_GET_KEY, "public_key", "is not that of the key")
+        try:
+            k256_recover(chain[0], keccak256(v1_claim(public, domain, algorithm)))
+        except SignatureError as error:
+            raise _malformed(_V1_GET_KEY, "signature_chain[0]", str(error)) from error
+        return DerivedKey(key, public, chain)
+
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Sign with the application's signing key; see `LocalKeys.sign`.
 
@@ -106,6 +160,7 @@ class AgentKeys:
             self._check_version(key_type)
         arguments = {"path": path, "purpose": purpose, "algorithm": key_type}
         response = self._client.call("GetKey", arguments)
+        _check_epochs(response)
         key = _field(response, "GetKey", "key", 32)
         return key, _chain(response, "GetKey", 2)
 
@@ -126,6 +181,19 @@ class AgentKeys:
 
     def __repr__(self) -> str:
         return f"AgentKeys({self._client!r})"
+
+
+def _check_epochs(response: Mapping[str, object]) -> None:
+    """Raise UnsupportedError for a key of another epoch than 0.
+
+    Agents since 0.6.6 return keys of the current epoch, which changes with the keys of the KMS.
+    """
+    for name in ("root_epoch", "app_epoch"):
+        try:
+            require_key_epoch_0(response.get(name))
+        except UsageError as error:
+            text = f"guest agent: {name}: {error}; attestkit supports keys of epoch 0 only"
+            raise UnsupportedError(text, reason="key_epoch") from error
 
 
 def _field(response: Mapping[str, object], method: str, name: str, *sizes: int) -> bytes:

@@ -9,7 +9,14 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, encode_name
+from attestkit.keys.hkdf import (
+    derive_bytes,
+    derive_p256,
+    derive_v1_bytes,
+    derive_x25519,
+    encode_name,
+)
+from attestkit.keys.key_claims import v0_claim, v1_claim
 from attestkit.keys.key_file import LARGEST, ProviderName, read_app_keys
 
 if TYPE_CHECKING:
@@ -180,19 +187,40 @@ class AppKeys(Secret):
         self._root_key()  # after the access, see `close`
         return derived
 
+    def derive_v1_bytes(self, domain: str, algorithm: str) -> bytes:
+        """Derive the 32 bytes of a v1 key from the root key, without copying the root key.
+
+        Raises:
+            UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
+        """
+        derived = derive_v1_bytes(self._secrets["k256_key"], domain, algorithm)
+        self._root_key()  # after the access, see `close`
+        return derived
+
     def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
         """Return the signature chain of a derived key.
 
         The first signature is the root key's, recoverable (65 bytes), over the Keccak-256 hash of
-        purpose, colon and the public key in lower-case hex; the second is `k256_signature`. The
-        root key signs nothing else.
+        the claim, see `v0_claim`; the second is `k256_signature`. The root key signs nothing but
+        the claims of this method and of `endorse_v1`.
 
         Raises:
             UsageError: If the purpose has control characters or unpaired surrogates, or the
                 AppKeys are closed.
         """
-        text = encode_name("purpose", purpose) + b":" + public_key.hex().encode()
-        return self._root_key().sign_recoverable(keccak256(text)), self.k256_signature
+        encode_name("purpose", purpose)
+        return self._endorse(v0_claim(public_key, purpose))
+
+    def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:
+        """Return the signature chain of a v1 key, whose claim is that of `v1_claim`.
+
+        Raises:
+            UsageError: If `encode_v1_names` rejects a name, or the AppKeys are closed.
+        """
+        return self._endorse(v1_claim(public_key, domain, algorithm))
+
+    def _endorse(self, claim: bytes) -> tuple[bytes, bytes]:
+        return self._root_key().sign_recoverable(keccak256(claim)), self.k256_signature
 
     def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":
         """Return the signing key (path `vms`) for `secp256k1` or `ed25519`, and its chain.

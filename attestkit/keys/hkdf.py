@@ -1,4 +1,4 @@
-"""Key derivation with HKDF-SHA256; the path is the info (dstack guest agent API)."""
+"""Key derivation with HKDF-SHA256 (dstack guest agent API, v0 and v1)."""
 
 import re
 from typing import Final
@@ -8,9 +8,13 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.zeroize import wipe
+from attestkit._sanitize import key as shorten
 from attestkit.errors import UsageError
 
 _SALT: Final = b"RATLS"
+_V1_SALT: Final = b"dstack-guest-v1"
+_V1_TAG: Final = b"dstack-guest-v1-key"
+_V1_ALGORITHMS: Final = ("secp256k1", "ed25519")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # category Cc of Unicode
 _SEPARATED: Final = {
     "secp256k1": "secp256k1",
@@ -27,6 +31,42 @@ def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> by
     The parts are concatenated without separator: `b"ab", b"c"` and `b"a", b"bc"` are equal.
     """
     return hkdf_sha256(root, b"".join(parts), length, _SALT)
+
+
+def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> bytes:
+    """Derive the 32 bytes of a v1 key (GetKey of `dstack.guest.v1`) from `root`.
+
+    Another salt than that of `derive_bytes` makes these keys independent of all v0 keys.
+
+    Raises:
+        UsageError: As `encode_v1_names`.
+    """
+    info = length_prefixed(_V1_TAG, *encode_v1_names(domain, algorithm))
+    return hkdf_sha256(root, info, 32, _V1_SALT)
+
+
+def encode_v1_names(domain: str, algorithm: str) -> tuple[bytes, bytes]:
+    """Return algorithm and domain of a v1 key in UTF-8, in the order of its derivation.
+
+    A domain is any text: it only occurs behind its length. There is no Unicode normalization.
+
+    Raises:
+        UsageError: If the algorithm is not `secp256k1` or `ed25519` (v1 has no default and no
+            aliases), or the domain is not `str` or has unpaired surrogates.
+    """
+    encoded = utf8("algorithm", algorithm)
+    if not algorithm:
+        text = "algorithm is required, use `secp256k1` or `ed25519`"
+        raise UsageError(text, reason="missing")
+    if algorithm not in _V1_ALGORITHMS:
+        text = f"unsupported algorithm `{shorten(algorithm)}`, use `secp256k1` or `ed25519`"
+        raise UsageError(text, reason="unsupported_algorithm")
+    return encoded, utf8("domain", domain)
+
+
+def length_prefixed(*fields: bytes) -> bytes:
+    """Concatenate fields, each behind its length in 4 bytes, big-endian."""
+    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
 def derive_p256(root: bytes, *parts: bytes) -> P256Key:

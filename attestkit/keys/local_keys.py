@@ -63,6 +63,10 @@ class KeyDeriver(Protocol):
         """Return the key that GetKey returns: all algorithms of a path share the same 32 bytes."""
         ...
 
+    def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
+        """Return the key that GetKey of the v1 API returns for a domain and an algorithm."""
+        ...
+
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Sign `data` with the application's signing key."""
         ...
@@ -121,6 +125,31 @@ class LocalKeys:
         key = self._app_keys.derive_bytes(encode_name("path", path))
         public = compute_public_key(key_type, key)
         return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
+
+    def derive_v1(self, domain: str, algorithm: str) -> DerivedKey:
+        """Return the key that GetKey of `dstack.guest.v1` (dstack 0.6) returns.
+
+        Neither `derive` nor `derive_compat` returns the same key for the same name. The signature
+        chain binds domain and algorithm; see `verify_key_chain`.
+
+        Args:
+            domain: Any text; may be empty. Domains that differ in one byte of UTF-8 have unrelated
+                keys, also `a` and `a/b`.
+            algorithm: secp256k1 or ed25519, without default or alias.
+
+        Raises:
+            UsageError: If the algorithm is missing or unknown, the domain has unpaired surrogates,
+                the AppKeys are closed, or the derived bytes are not a secp256k1 scalar
+                (probability below 2**-127).
+        """
+        key = self._app_keys.derive_v1_bytes(domain, algorithm)
+        try:
+            public = compute_public_key(algorithm, key)
+        except UsageError as error:
+            wipe(key)
+            text = "derived secp256k1 key is not a valid scalar; use another domain"
+            raise UsageError(text, reason="invalid_key") from error
+        return DerivedKey(key, public, self._app_keys.endorse_v1(public, domain, algorithm))
 
     def derive_p256(self, path: str) -> P256Key:
         """Return the P-256 key of `path`, as the older method DeriveKey does.

@@ -1,11 +1,10 @@
-"""Verification of signatures and signature chains."""
+"""Verification of signatures by an application's keys."""
 
 from typing import Final
 
-from attestkit._crypto.ecdsa import k256_recover, k256_verify
-from attestkit._crypto.hashes import keccak256, sha256
+from attestkit._crypto.ecdsa import k256_verify
+from attestkit._crypto.hashes import sha256
 from attestkit.errors import SignatureError, UsageError
-from attestkit.keys.hkdf import utf8
 
 PREHASHED: Final = "secp256k1_prehashed"
 
@@ -36,44 +35,6 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes, *, algori
     if not valid:
         text = f"{algorithm} signature: not valid for this data and public key"
         raise SignatureError(text, reason="bad_signature")
-
-
-def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
-    """Recover the public key (33 bytes) of the first signature in a derived key's chain.
-
-    Compare it with the trusted root key of the application. If a KMS signed that root key, use
-    `recover_issuers` instead.
-
-    Args:
-        public_key: The derived public key.
-        purpose: Purpose of the derivation.
-        signature: First signature of the chain, recoverable, 65 bytes.
-
-    Raises:
-        SignatureError: If the signature is malformed or not valid for any key.
-    """
-    text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
-    return k256_recover(signature, keccak256(text))
-
-
-def recover_issuers(
-    public_key: bytes, purpose: str, chain: tuple[bytes, bytes], app_id: bytes
-) -> tuple[bytes, bytes]:
-    """Recover the public keys (33 bytes each) of a derived key's chain: application root, then KMS.
-
-    Compare the recovered KMS key with the key of a trusted KMS.
-
-    Args:
-        public_key: The derived public key.
-        purpose: Purpose of the derivation.
-        chain: The two recoverable signatures, 65 bytes each.
-        app_id: Id of the application, 20 bytes.
-
-    Raises:
-        SignatureError: If a signature is malformed or not valid for any key.
-    """
-    root = recover_root(public_key, purpose, chain[0])
-    return root, k256_recover(chain[1], keccak256(b"dstack-kms-issued:" + app_id + root))
 
 
 def prepare_message(algorithm: str, data: bytes) -> tuple[str, bytes]:

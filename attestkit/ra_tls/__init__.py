@@ -2,8 +2,8 @@
 
 The report data of the evidence are a hash of the certificate's public key (content type
 `ratls-cert` of the dstack guest agent). So a TLS peer that proves possession of the private key is
-the attested TD. The evidence covers the key only: name, validity and other extensions of the
-certificate are claims of its issuer, which a certificate chain may authenticate.
+the attested TD. Extensions with app id and app info must agree with the evidence; name, validity
+and other extensions are claims of the issuer, which a certificate chain may authenticate.
 
 `issue`, `read` and `verify` are for certificates. The connections of `server_context` and
 `client_context` verify the peer's evidence before they exchange application data; `peer` returns

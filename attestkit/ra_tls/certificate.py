@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._reasons import VerificationStep
-from attestkit.attestation import Attestation
+from attestkit.attestation import AppInfo, Attestation
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import ReportData
 
@@ -30,7 +30,7 @@ OID_CERT_USAGE: Final = f"{_ARC}.4"
 OID_ATTESTATION: Final = f"{_ARC}.8"
 """Evidence, shortened by `Attestation.stripped`."""
 OID_APP_INFO: Final = f"{_ARC}.9"
-"""`AppInfo` in MessagePack."""
+"""`AppInfo` in MessagePack, a map, or an array before dstack 0.6."""
 
 _COMPRESSED: Final = b"ELGZv1"
 _MAX_EVENT_LOG: Final = 16_384  # bytes of a decompressed event log
@@ -67,9 +67,10 @@ def verify(
 
     The result identifies the holder of the private key, which a TLS handshake proves. It is never
     `fresh`: the evidence is as old as the certificate, and the TCB status of its platform is
-    appraised at `now`. The signature of the certificate and its chain are not verified, so its
-    dates, names, issuer and other extensions are not authenticated; verify the chain with a CA if
-    you need them.
+    appraised at `now`. App id and app info in the certificate, if present, must be those of the
+    evidence, except the hashes of init scripts. The signature of the certificate and its chain are
+    not verified, so its dates, names, issuer and other extensions are not authenticated; verify the
+    chain with a CA if you need them.
 
     Args:
         certificate: As for `read`.
@@ -83,9 +84,9 @@ def verify(
     Raises:
         FormatError: If certificate or evidence are malformed, or an extension occurs twice.
         VerificationError: If evidence is missing (reason `no_evidence`) or bound to another key
-            (`report_data`), the certificate is not valid at `now` (`cert_expired`), lives longer
-            than `max_lifetime` (`cert_lifetime`) or is not for TLS (`cert_usage`), or verification
-            of the evidence fails, see `Verifier.verify`.
+            (`report_data`), the certificate names another app (`identity`), is not valid at `now`
+            (`cert_expired`), lives longer than `max_lifetime` (`cert_lifetime`) or is not for TLS
+            (`cert_usage`), or verification of the evidence fails, see `Verifier.verify`.
         CollateralError: If collateral is missing, malformed, or cannot be fetched.
         UnsupportedError: If the platform of the evidence is not supported.
         UsageError: If `now` has another type, or no time zone, or `max_lifetime` is not a positive
@@ -96,6 +97,7 @@ def verify(
     evidence, bound = _bound_evidence(found)
     _check_usage(found)
     result = verifier.verify(evidence, report_data=bound, now=now)
+    _check_identity(found, evidence, result.steps)
     # After the verification, because it determines the time for both checks.
     _check_validity(found, result.verified_at, result.steps)
     from attestkit.verifier.result import add_step  # lazy: not needed to issue a certificate
@@ -132,6 +134,34 @@ def _check_usage(certificate: Certificate) -> None:
     if usage is not None and usage[3:4] < b"\x80":
         message = "certificate: key usage lacks digitalSignature, which TLS 1.3 requires"
         raise VerificationError(message, reason="cert_usage")
+
+
+def _check_identity(
+    certificate: Certificate, evidence: Attestation, steps: tuple[VerificationStep, ...]
+) -> None:
+    """Check the app in the certificate's extensions against verified evidence.
+
+    The extensions have the values of the evidence as its issuer decodes it: `device_id` is the hash
+    of an identity that is not in the evidence of a TD, and `os_image_hash` that of `config`.
+
+    Raises:
+        FormatError: If the app info is malformed.
+        VerificationError: If they name another app.
+    """
+    app_id, content = certificate.content(OID_APP_ID), certificate.content(OID_APP_INFO)
+    if app_id is None and content is None:
+        return
+    attested = evidence.app_info
+    if app_id is not None and not hmac.compare_digest(app_id, attested.app_id):
+        message = "certificate app-id extension does not match attested app id"
+        raise VerificationError(message, steps=steps, reason="identity")
+    if content is None:
+        return
+    # The hashes of scripts are missing in the app info of older agents.
+    hashes = attested.init_script_hashes
+    if AppInfo.from_msgpack(content)._replace(init_script_hashes=hashes) != attested:
+        message = "certificate app-info extension does not match attested app info"
+        raise VerificationError(message, steps=steps, reason="identity")
 
 
 def _check_validity(

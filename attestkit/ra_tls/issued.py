@@ -9,12 +9,14 @@ Arguments of `issue`:
   It is always called, so that the platform attests the key of every certificate.
 * `ca_cert`, `ca_key`: the issuer's certificate in PEM, which becomes part of the chain, and its
   key.
-* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`.
-* `with_app_info`: include the app info, which is read from the evidence.
+* `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`. `encoding`: of the
+  evidence, "v1" as in IssueCert; None is that of `Attestation.to_bytes`, as in GetTlsKey.
+* `with_app_info`: include the app info, which is read from the evidence. `app_info_array`: as an
+  array, as agents before dstack 0.6 wrote it.
 * `server_auth`, `client_auth`: extended key usages.
-* `not_before`, `not_after`: seconds since 1970; None and 0 mean five minutes ago, and one hour from
-  now. If neither is given, the contexts of `server_context` and `client_context` renew the
-  certificate, see `Issued.renew`.
+* `not_before`, `not_after`: seconds since 1970, at most 253402300799 (the end of 9999); None and 0
+  mean five minutes ago, and one hour from now. If neither is given, the contexts of
+  `server_context` and `client_context` renew the certificate, see `Issued.renew`.
 * `now`: returns the time in seconds since 1970. `random`: returns a number of random bytes.
 """
 
@@ -31,7 +33,7 @@ from attestkit._crypto.x509.app_certificates import (
     read_certificate,
 )
 from attestkit._formats.strict_json import string
-from attestkit.attestation import Attestation
+from attestkit.attestation import AppInfo, Attestation, Encoding
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.ra_tls.certificate import OID_APP_INFO, OID_ATTESTATION, OID_CERT_USAGE
@@ -44,6 +46,7 @@ _KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
 _MAX_CHAIN: Final = 16  # certificates in an agent's response, which has two or three
 _USAGE: Final = b"app:custom"
 _LIFETIME: Final = 3600  # seconds from now
+_LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time in X.509
 _BACKDATED: Final = 300  # seconds, for peers whose clock is slow
 
 
@@ -128,10 +131,12 @@ def issue(
     not_before: int | None = None,
     not_after: int | None = None,
     with_app_info: bool = False,
+    encoding: Encoding | None = None,
+    app_info_array: bool = False,
     now: Callable[[], float] = current_time,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
-    """Issue a certificate with the extensions of GetTlsKey; see the module docstring.
+    """Issue a certificate as GetTlsKey and IssueCert do; see the module docstring.
 
     Raises:
         UsageError: If a value cannot be encoded in a certificate.
@@ -141,6 +146,10 @@ def issue(
     # Each is unset if it is zero, which clients send for "no limit".
     if not_before and not_after and not_before >= not_after:
         raise UsageError("not_before must be earlier than not_after", reason="conflict")
+    for name, seconds in (("not_before", not_before), ("not_after", not_after)):
+        if seconds and seconds > _LAST_SECOND:  # before the platform is used
+            message = f"{name}: {seconds}, must be at most {_LAST_SECOND} (the end of 9999)"
+            raise UsageError(message, reason="out_of_range")
 
     def make() -> Issued:
         pair = key or derive_p256(random(32))
@@ -154,7 +163,12 @@ def issue(
             client_auth=client_auth,
             not_before=begin,
             not_after=end,
-            extensions=_extensions(evidence, app_info=with_app_info, whole=usage_ra_tls),
+            extensions=_extensions(
+                evidence if usage_ra_tls else None,
+                evidence.app_info if with_app_info else None,
+                encoding,
+                as_array=app_info_array,
+            ),
             ca_cert=ca_cert,
             ca_key=ca_key,
         )
@@ -176,11 +190,17 @@ def _validity(now: float, not_before: int | None, not_after: int | None) -> tupl
     return not_before or max(0, int(now) - _BACKDATED), not_after or int(now) + _LIFETIME
 
 
-def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[tuple[str, bytes]]:
+def _extensions(
+    evidence: Attestation | None,
+    app_info: AppInfo | None,
+    encoding: Encoding | None,
+    *,
+    as_array: bool,
+) -> list[tuple[str, bytes]]:
     """Return the private extensions, in order."""
     found = [(OID_CERT_USAGE, _USAGE)]
-    if app_info:
-        found.insert(0, (OID_APP_INFO, evidence.app_info.to_msgpack()))
-    if whole:
-        found.append((OID_ATTESTATION, evidence.stripped().to_bytes()))
+    if app_info is not None:
+        found.insert(0, (OID_APP_INFO, app_info.to_msgpack(as_array=as_array)))
+    if evidence is not None:
+        found.append((OID_ATTESTATION, evidence.stripped().to_bytes(encoding)))
     return found

@@ -67,7 +67,9 @@ def serve(
             on_stop()
 
         tasks = [partial(task, ready) for task in background]
-        cut_off = server.run(bound.listeners, lambda: on_ready(ready), stop, tasks)
+        cut_off = server.run(
+            bound.listeners, lambda: on_ready(ready), stop, [*tasks, *bound.background]
+        )
         if cut_off:
             if options.access_log is not None:
                 options.access_log.flush(patience=1.0)

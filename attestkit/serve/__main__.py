@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from attestkit.serve.systemd.service import ServiceEnvironment
 
 _EXTRA_PACKAGES = frozenset({"httptools", "uvicorn", "uvloop"})
-_LISTENERS = 7
+_LISTENERS = 8  # without limited sockets
 _OPEN_FILES = 1024  # besides connections
 _logger = logging.getLogger("attestkit.serve")
 
@@ -130,20 +130,19 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
     from attestkit.backends import detect_hardware
     from attestkit.serve.config.agent_settings import decide_settings
     from attestkit.serve.config.verifier_settings import decide_verifier
-    from attestkit.serve.endpoints import AGENT_LISTENERS
     from attestkit.serve.http.sockets import FolderLock, make_folder
     from attestkit.serve.systemd.service import ServiceEnvironment
 
     verifier_settings = decide_verifier(options, os.environ)
-    _raise_file_limit(shared.limits)
+    _raise_file_limit(shared.limits, _LISTENERS + len(options.limited_sockets or ()))
     if verifier_settings is not None and verifier_settings.alone:
         _serve_verifier_only(verifier_settings, shared, watchdog=options.watchdog)
         return
     settings = decide_settings(options, os.environ, detect_hardware)
     if own_process:
         _hide_memory(simulated=settings.simulated)
-    addresses = settings.addresses._asdict()
-    listeners = {name for name in AGENT_LISTENERS if addresses[name] is not None}
+    settings.addresses.check_limited()
+    listeners = {name for name, _ in settings.addresses.listeners()}
     listeners |= set() if verifier_settings is None else {"verifier"}
     service = ServiceEnvironment.from_environ(os.environ, listeners, watchdog=options.watchdog)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
@@ -332,7 +331,14 @@ def _listen(
         limits=shared.limits,
         access_log=shared.access_log,
         docker=os.environ.get("DOCKER_HOST"),
+        guest_api_shutdown=given.guest_api_shutdown,
+        has_emit_event=settings.has_emit_event,
     )
+    if given.auth_key is not None or given.anonymous_scopes is not None:
+        from attestkit.serve.external_auth.settings import load_external_auth
+
+        listening = addresses.http is not None
+        options = options._replace(external_auth=load_external_auth(given, listening=listening))
     if verifier_settings is not None:
         from attestkit.serve.verifier_factory import load_ear_key, open_verifier
 
@@ -405,7 +411,8 @@ def _announce(
     if shared.as_json:
         import json  # lazy: only with --json
 
-        line = json.dumps({"places": places, "simulated": simulated, "pid": os.getpid()})
+        methods = {"methods": ready.methods} if ready.methods else {}
+        line = json.dumps({"places": places, **methods, "simulated": simulated, "pid": os.getpid()})
     from attestkit.serve.config.command_line import write_out
 
     write_out(line)
@@ -424,6 +431,8 @@ def _banner(
             f"  curl --unix-socket {path} http://dstack/Info",
             f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/GetQuote""",
         ]
+    for name, methods in ready.methods.items():
+        lines.append(f"  {', '.join(methods)} only: {quote(str(ready.addresses[name]))}")
     if "pccs" in ready.addresses:
         lines.append(f"  export PCCS_URL={ready.addresses['pccs']}")
     if "verifier" in ready.addresses:
@@ -431,11 +440,11 @@ def _banner(
     return list(filter(None, lines))
 
 
-def _raise_file_limit(limits: Limits) -> None:
+def _raise_file_limit(limits: Limits, listeners: int) -> None:
     """Raise RLIMIT_NOFILE for all connections that the limits allow, as far as permitted."""
     import resource
 
-    room = _OPEN_FILES + _LISTENERS * 2 * limits.connections
+    room = _OPEN_FILES + listeners * 2 * limits.connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < room:
         target = room if hard == resource.RLIM_INFINITY else min(room, hard)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
-from attestkit.serve.endpoints import AGENT_LISTENERS, LISTENERS, BoundAddresses, ListenAddresses
+from attestkit.serve.endpoints import (
+    AGENT_LISTENERS,
+    LISTENERS,
+    BoundAddresses,
+    ListenAddresses,
+    VsockAddress,
+)
 from attestkit.serve.http.request_checks import is_loopback
 from attestkit.serve.machine_info import DATA_DISKS
 
@@ -19,8 +25,9 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.dstack.app_compose import AppCompose
     from attestkit.keys import AppKeys
+    from attestkit.serve.external_auth.access_control import ExternalAuth
     from attestkit.serve.http.asgi import App
-    from attestkit.serve.http.server import Listener
+    from attestkit.serve.http.server import Listener, Work
     from attestkit.serve.http.sockets import UnixListener
     from attestkit.serve.server_log.access_log import AccessLog
     from attestkit.serve.services.context import Guest
@@ -47,6 +54,10 @@ class ServerOptions(NamedTuple):
         docker: Address of the container engine; default `unix:///var/run/docker.sock`.
         ear_key: Signs attestation results on request; None: no signed results.
         stats: Counters to update.
+        external_auth: Who may use the external listener; None: everyone.
+        guest_api_shutdown: Whether GuestApi.Shutdown powers off a machine that is not simulated.
+        has_emit_event: Whether the method EmitEvent works; if not, it is refused as dstack's agents
+            since 0.6.0 do.
     """
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
@@ -61,6 +72,9 @@ class ServerOptions(NamedTuple):
     docker: str | None = None
     ear_key: "EarKey | None" = None
     stats: Stats | None = None
+    external_auth: "ExternalAuth | None" = None
+    guest_api_shutdown: bool = False
+    has_emit_event: bool = True
 
 
 class BoundServer(NamedTuple):
@@ -69,6 +83,7 @@ class BoundServer(NamedTuple):
     ready: BoundAddresses
     listeners: "list[Listener]"
     paths: "list[UnixListener]"
+    background: "Sequence[Work]" = ()  # to run beside the listeners
 
     def unlink(self) -> None:
         """Remove the paths of the unix sockets, so that new clients fail at once."""
@@ -105,7 +120,8 @@ def build_server(
     if "verifier_metrics" in bound.sockets:
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
-        apps.update(_agent_apps(guest, addresses, bound.sockets.get("http")))
+        pages = bound.sockets.get("http")
+        apps.update(_agent_apps(guest, addresses, pages, options))
     from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
     listeners = [
@@ -120,13 +136,20 @@ def build_server(
         )
         for name, sock in bound.sockets.items()
     ]
-    return BoundServer(BoundAddresses(bound.bound_addresses), listeners, bound.paths)
+    methods = {one.listener: one.methods for one in addresses.limited}
+    monitor = guest.health_monitor if guest is not None and "http" in bound.sockets else None
+    background = [] if monitor is None else [monitor.run]
+    ready = BoundAddresses(bound.bound_addresses, methods)
+    return BoundServer(ready, listeners, bound.paths, background)
 
 
 def _check_arguments(
     attester: "Attester | None", addresses: ListenAddresses, verifier: "Verifier | None"
 ) -> None:
-    agent = any(getattr(addresses, name) for name in AGENT_LISTENERS)
+    agent = any(getattr(addresses, name) for name in AGENT_LISTENERS) or bool(addresses.limited)
+    if addresses.guest_api is not None and not agent:
+        text = "guest_api: requires another listener of the agent; give one of them too"
+        raise UsageError(text, reason="conflict")
     if not (agent or addresses.verifier):
         raise UsageError("listeners: all are off; turn one on", reason="missing")
     if agent and attester is None:
@@ -139,6 +162,12 @@ def _check_arguments(
     if addresses.dev_http and not (attester and attester.simulated):
         text = "dev_http: for the simulator only, because it serves keys over TCP"
         raise UsageError(text, reason="not_applicable")
+    if addresses.limited:
+        from attestkit.serve.listener_apps import check_methods  # lazy: not needed by a verifier
+
+        addresses.check_limited()
+        for one in addresses.limited:
+            check_methods(one)
 
 
 def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: Limits) -> "Guest":
@@ -169,6 +198,7 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
         stats=stats,
         limits=limits,
         docker=options.docker or DOCKER,
+        has_emit_event=options.has_emit_event,
     )
 
 
@@ -194,32 +224,58 @@ def _listen(
 
     All sockets, inherited ones too, are closed when `stack` is closed.
     """
-    from attestkit.serve.config.option_values import Address
-    from attestkit.serve.http.sockets import UnixListener, bind_tcp
-
     found = _BoundSockets({}, {}, [])
-    for name in LISTENERS:
-        sock, address = handed_over.get(name), getattr(addresses, name)
-        if sock is None and isinstance(address, Path):
-            listener = UnixListener(
-                address.absolute(), addresses.socket_mode, addresses.socket_group
-            )
-            stack.callback(listener.close)
-            found.paths.append(listener)
-            sock = listener.socket
-        elif sock is None and address is not None:
-            sock = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+    configured = dict(addresses.listeners())
+    given = [name for name in LISTENERS if name in handed_over and name not in configured]
+    for name in (*configured, *given):
+        sock = handed_over.get(name)
         if sock is None:
-            continue
+            sock = _bind(name, configured[name], addresses, found.paths, stack)
         found.sockets[name] = stack.enter_context(sock)
-        where = sock.getsockname()
-        is_path = isinstance(where, str)
-        found.bound_addresses[name] = Path(where) if is_path else f"http://{Address(*where[:2])}"
+        found.bound_addresses[name] = _place(sock)
     return found
 
 
+def _bind(
+    name: str,
+    address: tuple[str, int] | VsockAddress | Path,
+    addresses: ListenAddresses,
+    paths: "list[UnixListener]",
+    stack: ExitStack,
+) -> "socket":
+    """Return a listening socket; add it to `paths` if it is a unix socket."""
+    from attestkit.serve.config.option_values import Address
+    from attestkit.serve.http.sockets import UnixListener, bind_tcp
+
+    if isinstance(address, VsockAddress):
+        from attestkit.serve.http.vsock import bind_vsock
+
+        return bind_vsock("--guest-api", address)
+    if not isinstance(address, Path):
+        return bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+    listener = UnixListener(address.absolute(), addresses.socket_mode, addresses.socket_group)
+    stack.callback(listener.close)
+    paths.append(listener)
+    return listener.socket
+
+
+def _place(sock: "socket") -> Path | str:
+    """Return the path of a listening socket, or its URL."""
+    from attestkit.serve.config.option_values import Address
+    from attestkit.serve.http.vsock import is_vsock
+
+    where = sock.getsockname()
+    if is_vsock(sock):
+        cid, port = where
+        return str(VsockAddress(port, cid))
+    return Path(where) if isinstance(where, str) else f"http://{Address(*where[:2])}"
+
+
 def _agent_apps(
-    guest: "Guest", addresses: ListenAddresses, pages: "socket | None"
+    guest: "Guest",
+    addresses: ListenAddresses,
+    pages: "socket | None",
+    options: ServerOptions,
 ) -> "dict[str, App]":
     from attestkit.serve import listener_apps
 
@@ -230,8 +286,12 @@ def _agent_apps(
         **of_simulator,
         "dstack": listener_apps.dstack_app(guest),
         "tappd": listener_apps.tappd_app(guest),
-        "http": listener_apps.external_app(guest, only_local=only_local),
+        "http": listener_apps.external_app(
+            guest, only_local=only_local, auth=options.external_auth
+        ),
+        "guest_api": listener_apps.guest_api_app(guest, shutdown=options.guest_api_shutdown),
         "dev_http": listener_apps.dev_app(guest),
+        **{one.listener: listener_apps.limited_app(guest, one) for one in addresses.limited},
     }
 
 

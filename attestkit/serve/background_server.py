@@ -186,7 +186,9 @@ async def _begin(bound: BoundServer) -> "asyncio.Task[int]":
     from attestkit.serve.http import server as listeners  # lazy: imports uvicorn
 
     ready = asyncio.get_running_loop().create_future()
-    serving = listeners.run_in_loop(bound.listeners, lambda: ready.set_result(None), bound.unlink)
+    serving = listeners.run_in_loop(
+        bound.listeners, lambda: ready.set_result(None), bound.unlink, bound.background
+    )
     task = asyncio.create_task(serving, name=_SERVER)
     try:
         await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)

@@ -1,21 +1,74 @@
 """Addresses of the listeners: as configured, and as bound, for the ready message."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-AGENT_LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "pccs")
-"""Listeners that need an attester."""
+from attestkit.errors import UsageError
 
-LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "verifier", "pccs", "verifier_metrics")
+AGENT_LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "pccs")
+"""Listeners that need an attester; `guest_api` does too, but is never the only one."""
+
+LISTENERS: Final = (
+    *("dstack", "tappd", "http", "dev_http", "verifier", "pccs", "verifier_metrics"),
+    "guest_api",
+)
 """All listeners, in the order of the ready line."""
+
+
+LIMITED_PREFIX: Final = "dstack-"
+"""Start of the name of every listener that is limited to some methods."""
+
+_STEM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_LIMITED: Final = 16
+_NO_METHODS: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
+
+
+class LimitedSocket(NamedTuple):
+    """A unix socket that serves some methods of dstack.sock, and nothing else.
+
+    Attributes:
+        path: Path of the socket.
+        methods: Names of the methods, which hold for every mount point.
+        option: Name of the option, for errors.
+    """
+
+    path: Path
+    methods: Sequence[str]
+    option: str = "--socket"
+
+    @property
+    def listener(self) -> str:
+        """Name of the listener: `dstack-` and the file name without `.sock`."""
+        return f"{LIMITED_PREFIX}{self.path.name.removesuffix('.sock')}"
+
+    def error(self, problem: str) -> UsageError:
+        """Return the error of this socket."""
+        return UsageError(f"{self.option} {self.path}: {problem}", reason="wrong_value")
+
+
+ANY_CID: Final = 0xFFFFFFFF
+"""Context id that stands for every one of this machine (VMADDR_CID_ANY)."""
+
+
+class VsockAddress(NamedTuple):
+    """Address of a vsock listener (vsock(7))."""
+
+    port: int
+    cid: int = ANY_CID
+
+    def __str__(self) -> str:
+        return f"vsock:{self.port}" if self.cid == ANY_CID else f"vsock:{self.cid}:{self.port}"
 
 
 class ListenAddresses(NamedTuple):
     """Addresses to listen on, by listener; None turns the listener off.
 
-    A TCP address is (host, port), and port 0 selects a free one. `http` may be the path of a unix
-    socket; `socket_mode` and `socket_group` apply to all unix sockets.
+    A TCP address is (host, port), and port 0 selects a free one. `http` and `guest_api` may be the
+    path of a unix socket; `socket_mode` and `socket_group` apply to all unix sockets, also to
+    `limited`: up to 16 unix sockets with some methods of `dstack` each.
     """
 
     dstack: Path | None = None
@@ -27,6 +80,38 @@ class ListenAddresses(NamedTuple):
     verifier: tuple[str, int] | None = None
     pccs: tuple[str, int] | None = None
     verifier_metrics: tuple[str, int] | None = None
+    limited: Sequence[LimitedSocket] = ()
+    guest_api: VsockAddress | Path | None = None
+
+    def listeners(self) -> Iterator[tuple[str, tuple[str, int] | VsockAddress | Path]]:
+        """Yield name and address of each listener that is on, in the order of the ready line."""
+        for name in LISTENERS:
+            if (address := getattr(self, name)) is not None:
+                yield name, address
+            if name == "tappd":
+                yield from ((one.listener, one.path) for one in self.limited)
+
+    def check_limited(self) -> None:
+        """Check the names of the limited sockets.
+
+        Raises:
+            UsageError: If there are too many, or a file name is unsuitable or not unique.
+        """
+        others = (self.dstack, self.tappd, self.http, self.guest_api)
+        paths = [path.absolute() for path in others if isinstance(path, Path)]
+        names: list[str] = []
+        for one in self.limited:
+            if not _STEM.fullmatch(one.listener.removeprefix(LIMITED_PREFIX)):
+                raise one.error("file name: must be up to 64 letters, digits, `.`, `_` and `-`")
+            if one.path.absolute() in paths:
+                raise one.error(
+                    "the path of another listener; `--socket none` turns dstack.sock off"
+                )
+            if one.listener in names:
+                raise one.error(f"two sockets with the name {one.listener}; rename one of them")
+            names.append(one.listener)
+        if len(names) > _MOST_LIMITED:
+            raise self.limited[-1].error(f"more than {_MOST_LIMITED} limited sockets")
 
 
 class BoundAddresses(NamedTuple):
@@ -35,9 +120,11 @@ class BoundAddresses(NamedTuple):
     Attributes:
         addresses: For each listener that is on, by name (see LISTENERS): the path of its socket, or
             its URL with the actual port.
+        methods: Names of the methods of each limited socket, by name.
     """
 
     addresses: Mapping[str, Path | str]
+    methods: Mapping[str, Sequence[str]] = _NO_METHODS
 
     def __str__(self) -> str:
         from shlex import quote  # quotes a path with blanks

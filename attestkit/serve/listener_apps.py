@@ -1,7 +1,7 @@
 """Applications of the listeners: their services, views, request checks and response headers."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -10,14 +10,21 @@ from attestkit.serve.api_docs import views as docs
 from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
+from attestkit.serve.endpoints import LimitedSocket
+from attestkit.serve.external_auth.access_control import (
+    AccessControl,
+    ExternalAuth,
+    assign_scopes,
+)
 from attestkit.serve.http.asgi import App, Guard, Scope
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
 from attestkit.serve.pages.dashboard import Dashboard
 from attestkit.serve.pages.static_files import ASSETS, get_asset
-from attestkit.serve.rpc.dispatcher import RpcApp, Service
-from attestkit.serve.services import dstack_guest, tappd, worker_api
+from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.rpc.service import Service
+from attestkit.serve.services import dstack_guest, guest_api, guest_v1, tappd, worker_api, worker_v1
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 
@@ -51,6 +58,8 @@ async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
     return ViewResponse(ASSETS[request.name], content, [_FOREVER if cacheable else _ASK_AGAIN])
 
 
+_AT_ROOT = dstack_guest.SERVICE._replace(aliases=())  # tappd.sock has no other generation
+
 # Tappd clients inherit the DstackGuest methods and call them under their own prefix or at the root
 # of tappd.sock; both give the same keys.
 _OLD_CLIENTS = tappd.SERVICE._replace(
@@ -60,7 +69,7 @@ _OLD_CLIENTS = tappd.SERVICE._replace(
 # Methods of the development listener that neither return nor use a key of the app, and change
 # nothing. All others are POST with JSON there: see `Method.json_only`.
 _KEYLESS = frozenset(
-    {"Attest", "GetQuote", "GpuInfo", "Info", "RawQuote", "TdxQuote", "Verify", "Version"}
+    {"Attest", "AttestGpu", "GetQuote", "Info", "RawQuote", "TdxQuote", "Verify", "Version"}
 )
 DEV_SERVICES: Final[Sequence[Service]] = [
     service._replace(
@@ -69,9 +78,12 @@ DEV_SERVICES: Final[Sequence[Service]] = [
             for name, method in service.methods.items()
         }
     )
-    for service in (dstack_guest.SERVICE, _OLD_CLIENTS)
+    for service in (dstack_guest.SERVICE, guest_v1.SERVICE, _OLD_CLIENTS)
 ]
 """Services of the development listener."""
+
+EXTERNAL_SERVICES: Final[Sequence[Service]] = (worker_api.SERVICE, worker_v1.SERVICE)
+"""Services of the external listener."""
 
 _HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 _OUR_HOST = re.compile(_HOST, re.IGNORECASE)
@@ -87,32 +99,93 @@ _CURL_TARGETS = {
 }
 
 
+DSTACK_SERVICES: Final[Sequence[Service]] = (dstack_guest.SERVICE, guest_v1.SERVICE)
+"""Services of dstack.sock."""
+
+_DSTACK_METHODS: Final = tuple(sorted({name for one in DSTACK_SERVICES for name in one.methods}))
+
+
 def dstack_app(guest: Guest) -> RpcApp:
-    """Return the application of dstack.sock: DstackGuest at `/`."""
-    return _app("dstack", guest, [dstack_guest.SERVICE])
+    """Return the application of dstack.sock: DstackGuest of v1 at `/v1/`, of v0 elsewhere."""
+    return _app("dstack", guest, DSTACK_SERVICES)
+
+
+def check_methods(limited: LimitedSocket) -> None:
+    """Check the names of the methods of a limited socket.
+
+    Raises:
+        UsageError: If there is none, or one is not a method of dstack.sock.
+    """
+    valid = f"the methods are {', '.join(_DSTACK_METHODS)}"
+    if not limited.methods:
+        raise limited.error(f"no method given; {valid}")
+    if unknown := [name for name in limited.methods if name not in _DSTACK_METHODS]:
+        raise limited.error(f"unknown method {unknown[0][:64]!a}; {valid}")
+
+
+def limited_app(guest: Guest, limited: LimitedSocket) -> App:
+    """Return the application of a limited socket: some methods of dstack.sock, at its mount points.
+
+    It has no pages: every other path is that of an unknown method (404).
+    """
+    services = [
+        service._replace(
+            methods={name: one for name, one in service.methods.items() if name in limited.methods}
+        )
+        for service in DSTACK_SERVICES
+    ]
+    return _rpc_app(limited.listener, guest, services)
 
 
 def tappd_app(guest: Guest) -> App:
     """Return the application of tappd.sock: Tappd at `/prpc/`, and DstackGuest there and at `/`."""
-    return _app("tappd", guest, [dstack_guest.SERVICE, _OLD_CLIENTS])
+    return _app("tappd", guest, [_AT_ROOT, _OLD_CLIENTS])
 
 
-def external_app(guest: Guest, *, only_local: bool = False) -> App:
-    """Return the application of the external TCP listener: Worker at `/prpc/`, and the pages.
+def external_app(
+    guest: Guest, *, only_local: bool = False, auth: ExternalAuth | None = None
+) -> App:
+    """Return the application of the external TCP listener: Worker, and the pages.
+
+    Worker of v1 is at `/prpc/v1/`, of v0 at `/prpc/` and `/prpc/v0/`.
 
     With `only_local` it accepts loopback names in the Host header only. Otherwise a web page could
-    read this server by rebinding its own name to 127.0.0.1 (DNS rebinding).
+    read this server by rebinding its own name to 127.0.0.1 (DNS rebinding). With `auth` each route
+    requires a scope.
     """
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
-    views = make_views(guest, view.make_views(guest), linked=docs.PATHS)
+    views = make_views(guest, view.make_views(guest), linked=docs.list_paths(EXTERNAL_SERVICES))
     guard = refuse_rebound_host if only_local else None
-    return _app("http", guest, [worker_api.SERVICE], headers, views=views, guard=guard)
+    app = _app("http", guest, EXTERNAL_SERVICES, headers, views=views, guard=guard)
+    scopes = assign_scopes(app.route_names, docs.list_paths(EXTERNAL_SERVICES))
+    if auth is not None:
+        app.access = AccessControl(auth, scopes, _app_id_reader(guest), guest.now)
+    return app
+
+
+def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
+    """Return a function that returns the app id, and keeps it."""
+    known = b""
+
+    async def read() -> bytes:
+        nonlocal known
+        if not known:
+            evidence = await guest.on_device(guest.decode_evidence)
+            known = evidence.info.app_id
+        return known
+
+    return read
+
+
+def guest_api_app(guest: Guest, *, shutdown: bool = False) -> App:
+    """Return the application of the host's listener: GuestApi at `/api/`, without pages."""
+    return _rpc_app("guest_api", guest, [guest_api.make_service(shutdown=shutdown)])
 
 
 def dev_app(guest: Guest) -> App:
-    """Return the application for development over TCP: DstackGuest at `/`, Tappd at `/prpc/`.
+    """Return the application for development over TCP: dstack.sock's, and Tappd at `/prpc/`.
 
     It serves keys without authentication: listen on loopback only. Requests that a web page could
     send are refused: by their headers, and for `EmitEvent` and every method that returns or uses a
@@ -153,13 +226,26 @@ def _app(
         guest.release.version,
         curl,
         services,
-        docs.PATHS | pages.keys(),
+        docs.list_paths(services) | pages.keys(),
         names_version=any(name == b"x-app-version" for name, _ in headers),
     )
+    views = {**docs.make_views(api), **pages}
+    return _rpc_app(listener, guest, services, headers, views=views, guard=guard)
+
+
+def _rpc_app(
+    listener: str,
+    guest: Guest,
+    services: Sequence[Service],
+    headers: Sequence[Header] = (),
+    *,
+    views: Mapping[str, View] = _NOTHING,
+    guard: Guard | None = None,
+) -> RpcApp:
     return RpcApp(
         guest,
         services,
-        views={**docs.make_views(api), **pages},
+        views=views,
         headers=[*_headers(guest), *headers],
         guard=guard,
         limits=guest.limits,

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit.errors import BackendError
+from attestkit.dstack.host_shared_folder import read_file
+from attestkit.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -38,9 +39,14 @@ class Machine(NamedTuple):
         """Return the values for a simulator."""
         return cls("attestkit simulator", "simulated, not a TEE")
 
-    def gpu_text(self) -> str:
-        """Return the output of the GPU attestation at boot; empty if missing."""
-        return _text(self.gpu_attestation)
+    def boot_gpu_evidence(self) -> bytes | None:
+        """Return the output of the GPU attestation at boot; None if missing or unreadable."""
+        try:
+            return read_file(self.gpu_attestation, folder=self.gpu_attestation.parent)
+        except ConfigError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                _logger.warning("cannot read %s", error)
+            return None
 
 
 class Memory(NamedTuple):
@@ -125,6 +131,18 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
         raise BackendError(f"system information: {error}", reason="malformed_response") from error
     except (OSError, psutil.Error) as error:
         raise BackendError(f"system information: {error}", reason="unreadable") from error
+
+
+def has_nvidia_gpu(pci: Path = Path("/sys/bus/pci/devices")) -> bool | None:
+    """Return whether the PCI bus has a display controller of NVIDIA; None if it is unreadable."""
+    try:
+        return any(
+            (device / "vendor").read_text().strip() == "0x10de"
+            and (device / "class").read_text().startswith("0x03")
+            for device in pci.iterdir()
+        )
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _os_release() -> dict[str, str]:

@@ -12,7 +12,7 @@ reports of an `SnpReporter`, and responses of a `GuestAgent`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from attestkit.attestation import Attestation
@@ -233,6 +233,10 @@ class BackendContract:
             one, two = (backend.keys.derive_compat("contract", "test") for _ in range(2))
             assert len(one.key) == 32
             assert (one.key, one.public_key) == (two.key, two.public_key)
+            with suppress(UnsupportedError):  # of an agent without the v1 API
+                newer = backend.keys.derive_v1("contract", "secp256k1")
+                assert len(newer.key) == 32
+                assert newer.key != one.key
             try:
                 AppCompose.parse(backend.read_app_compose())
             except UnsupportedError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.launch.os_image import verify_os_image
+from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.errors import (
@@ -202,7 +202,17 @@ def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, VerificationStep]:
     except UnsupportedError as error:
         return _without_image(str(error))
     text = f"the registers are those of OS image {found.hex()}"
+    if (version := _measurement_version(parsed, found)) is not None:
+        text = f"{text} (measurement document of version {version})"
     return found, passed("os_image", text)
+
+
+def _measurement_version(parsed: ParsedEvidence, image_hash: bytes) -> int | None:
+    """Return the version of the measurement document of a TD whose image is verified."""
+    attestation = parsed.attestation
+    if attestation is None or parsed.quote is None or not image_hash:
+        return None
+    return read_measurement_version(attestation.config)
 
 
 def _find_no_image(attestation: Attestation) -> str:
@@ -300,6 +310,7 @@ def claims(
         event_registers=registers,
         os_image_hash=image_hash,
         has_mr_config=_has_mr_config(parsed),
+        measurement_version=_measurement_version(parsed, image_hash),
     )
 
 

@@ -172,8 +172,8 @@ class Authenticated(NamedTuple):
 class Claims(_Values):
     """Authenticated fields of evidence.
 
-    As a mapping, it has `platform`, `report_data`, `os_image_hash`, `events`, and each register and
-    attribute by the name that its platform uses: `claims["rtmr3"]`.
+    As a mapping, it has `platform`, `report_data`, `os_image_hash`, `measurement_version`,
+    `events`, and each register and attribute by the name that its platform uses: `claims["rtmr3"]`.
     """
 
     platform: str  # dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave; sgx for a bare SGX quote
@@ -185,9 +185,11 @@ class Claims(_Values):
     event_registers: tuple[int, ...]  # RTMRs that the log replays to
     os_image_hash: bytes  # 32 bytes if the registers are those of the image, else empty
     has_mr_config: bool = False  # the evidence has the document of MR_CONFIG_ID version 3
+    # Version of the measurement document of a TD's verified image, 3 or 4; None without one.
+    measurement_version: int | None = None
 
     def _values(self) -> dict[str, Any]:
-        names = ("platform", "report_data", "os_image_hash", "events")
+        names = ("platform", "report_data", "os_image_hash", "measurement_version", "events")
         named = {name: getattr(self, name) for name in names}
         return dict((*self.registers, *self.attributes), **named)
 
@@ -205,6 +207,7 @@ class Claims(_Values):
             self.event_registers,
             self.os_image_hash,
             self.has_mr_config,
+            self.measurement_version,
         )
 
 
@@ -351,6 +354,7 @@ class AttestationResult:
                 for event in claims.events
             ],
             "os_image_hash": claims.os_image_hash.hex() or None,
+            "measurement_version": claims.measurement_version,
             "app_info": None if info is None else info.to_dict(),
             "tcb": {
                 "date": None if tcb.date is None else tcb.date.isoformat(),

@@ -90,7 +90,10 @@ def page() -> str:
         )
         guest.containers = MadeUp()
         view = listener_apps.make_views(guest, logs.make_views(guest), linked=views.PATHS)["/"]
-        with mock.patch.object(dashboard, "read_figures", return_value=MACHINE):
+        with (
+            mock.patch.object(dashboard, "read_figures", return_value=MACHINE),
+            mock.patch.object(dashboard, "has_nvidia_gpu", return_value=False),
+        ):
             text = asyncio.run(_shown(view, guest))
         guest.close()
     return text

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import cbor2
+import msgspec.msgpack
 import pytest
 
 from attestkit.attestation import AppInfo, Attestation
@@ -21,6 +22,7 @@ from tests.vectors import data, load, needs_shared
 CASES: list[dict[str, Any]] = load("app_info.json").get("cases", [])
 SIMULATOR: dict[str, Any] = load("attestation_v0_simulator.json")
 MSGPACK: list[dict[str, Any]] = load("ratls.json").get("app_info_msgpack", [])
+EXTENSIONS: list[dict[str, Any]] = load("guest_v1.json").get("app_info", [])
 
 BOOT = (
     parts.RuntimeEvent("system-preparing", b""),
@@ -140,9 +142,12 @@ def test_app_info_of_snp_does_not_depend_on_boottime() -> None:
 
 @needs_shared
 def test_app_info_with_external_config_uses_it() -> None:
-    """A configuration passed as an argument replaces the one in the evidence."""
+    """A configuration received beside evidence without one is used."""
     evidence = Attestation.from_bytes(FIXTURE)
-    info = evidence.read_app_info(config='{"vm_config":"{\\"os_image_hash\\":\\"ab\\"}"}')
+    platform, stack = evidence.evidence
+    without = Attestation(Evidence(platform, stack._replace(config="")))
+    found = without.with_vm_config('{"vm_config":"{\\"os_image_hash\\":\\"ab\\"}"}')
+    info = found.app_info
     assert info.os_image_hash == b"\xab"
     assert info._replace(os_image_hash=b"") == evidence.app_info._replace(os_image_hash=b"")
 
@@ -269,7 +274,43 @@ def test_app_info_msgpack_matches_vectors(row: dict[str, Any]) -> None:
     raw = bytes.fromhex(row["msgpack"])
     assert AppInfo.from_msgpack(raw) == info
     if "8" not in row["form"]:
-        assert info.to_msgpack() == raw
+        assert info.to_msgpack(as_array=True) == raw
+
+
+@needs_shared
+@pytest.mark.parametrize("row", EXTENSIONS, ids=lambda row: row["name"])
+def test_app_info_extension_matches_vectors(row: dict[str, Any]) -> None:
+    """A map is written, and maps and arrays of both sizes are read."""
+    info = AppInfo.from_dict(row["fields"])
+    assert info.to_msgpack().hex() == row["named_map"]
+    assert info.to_msgpack(as_array=True).hex() == row["array_of_9"]
+    for form in ("named_map", "array_of_9"):
+        assert AppInfo.from_msgpack(bytes.fromhex(row[form])) == info
+    older = AppInfo.from_msgpack(bytes.fromhex(row["array_of_8"]))
+    assert older == info._replace(init_script_hashes=None)
+
+
+def test_app_info_from_map_ignores_order_and_unknown_keys() -> None:
+    """Keys have any order, heads any width, and byte strings any form; unknown keys are skipped."""
+    fields: list[tuple[str, object]] = [(name, b"\xff") for name in AppInfo._fields[:-1]]
+    expected = AppInfo._make([*[b"\xff"] * 8, None])
+    unknown: list[tuple[str, object]] = [("later", {"a": [1, {"b": None}]}), ("", b"x")]
+    for items in (
+        fields,
+        fields[::-1],
+        [*unknown, *fields],
+        [*fields, ("init_script_hashes", None)],
+        [("init_script_hashes", None), *fields[::-1], *unknown],
+    ):
+        assert AppInfo.from_msgpack(msgspec.msgpack.encode(dict(items))) == expected
+    wide = msgspec.msgpack.encode(dict(fields))
+    assert AppInfo.from_msgpack(b"\xdf\0\0\0" + bytes([wide[0] & 15]) + wide[1:]) == expected
+    longer = wide.replace(b"\xa6app_id\xc4\1\xff", b"\xda\0\6app_id\xc6\0\0\0\1\xff")
+    assert AppInfo.from_msgpack(longer) == expected
+    numbers = wide.replace(b"\xc4\1\xff", b"\xdc\0\1\xcc\xff")
+    assert AppInfo.from_msgpack(numbers) == expected
+    array = b"\xdc\0\x08" + b"\xc4\1\xff" * 8
+    assert AppInfo.from_msgpack(array) == expected
 
 
 @needs_shared
@@ -286,20 +327,36 @@ def test_app_info_from_truncated_msgpack_fails() -> None:
 EMPTY = AppInfo(b"", b"", b"", b"", b"", b"", b"", b"", None)
 
 
+NAMED = EMPTY.to_msgpack()
+
+
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "reason"),
     [
-        b"\x97" + b"\xc4\0" * 7,
-        b"\x9a" + b"\xc4\0" * 9 + b"\xc0",
-        b"\x80",
-        b"\x99" + b"\xa0" * 8 + b"\xc0",
-        EMPTY._replace(init_script_hashes=(bytes(31),)).to_msgpack(),
-        EMPTY._replace(init_script_hashes=(bytes(32),) * 6).to_msgpack(),
+        (b"\x97" + b"\xc4\0" * 7, "wrong_size"),
+        (b"\x9a" + b"\xc4\0" * 9 + b"\xc0", "wrong_size"),
+        (b"\x80", "missing"),
+        (b"\x81\xa6app_id\xc4\0", "missing"),
+        (b"\x82" + b"\xa6app_id\xc4\0" * 2, "duplicate"),
+        (b"\x82" + b"\xb2init_script_hashes\xc0" * 2, "duplicate"),
+        (b"\x81\1\xc0", "wrong_type"),
+        (b"\xdf\xff\xff\xff\xff", "truncated"),
+        (b"\x99" + b"\xa0" * 8 + b"\xc0", "wrong_type"),
+        (b"\xc0", "wrong_type"),
+        (NAMED.replace(b"\xc4\0", b"\xc0", 1), "wrong_type"),
+        (NAMED + b"\xc0", "trailing_data"),
+        (b"\x8a\xa1x\xc5\xff\xff" + bytes(65_535) + NAMED[1:], "too_large"),
+        (EMPTY._replace(init_script_hashes=(bytes(31),)).to_msgpack(), "wrong_value"),
+        (EMPTY._replace(init_script_hashes=(bytes(32),) * 6).to_msgpack(), "wrong_value"),
+        (
+            EMPTY._replace(init_script_hashes=(bytes(32),) * 6).to_msgpack(as_array=True),
+            "wrong_value",
+        ),
     ],
 )
-def test_app_info_from_invalid_msgpack_fails(raw: bytes) -> None:
-    """Wrong counts, wrong types, and too many or invalid hashes raise FormatError."""
-    with pytest.raises(FormatError):
+def test_app_info_from_invalid_msgpack_fails(raw: bytes, reason: str) -> None:
+    """Wrong counts and types, missing or repeated fields, and too many or invalid hashes fail."""
+    with raises(FormatError, reason):
         AppInfo.from_msgpack(raw)
 
 

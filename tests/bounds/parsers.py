@@ -24,7 +24,7 @@ from attestkit._formats.strict_json import check_depth
 from attestkit._native import _python, _python_json, _python_log
 from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.launch import os_image, tdx, vm_config
+from attestkit.attestation.launch import os_image, vm_config
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.snp_certificates import SnpCertificates
@@ -216,28 +216,6 @@ PEM: Final[Shapes] = {
 # -- other formats --------------------------------------------------------------------------------
 
 
-def encode_leb128(value: int) -> bytes:
-    """Return an integer in LEB128."""
-    return encode_long_leb128(value) if value > 0x7F else bytes([value])
-
-
-def encode_long_leb128(value: int) -> bytes:
-    """Return an integer in LEB128, of several bytes."""
-    return bytes([value & 0x7F | 0x80]) + encode_leb128(value >> 7)
-
-
-def witness(size: int) -> bytes:
-    """Return a TD HOB with at most 1,024 separate ranges."""
-    count = min(1024, size // 3 + 1)
-    ranges = b"".join([encode_leb128(2 * number + 1) + b"\1" for number in range(count)])
-    return b"\0\1" + encode_leb128(count) + ranges
-
-
-def compute_hob_digest(data: bytes) -> bytes:
-    """Compute a TD HOB's digest without its cache."""
-    return tdx.td_hob_digest.__wrapped__(data, 1 << 40)
-
-
 def table(size: int) -> bytes:
     """Return a certificate table with many small certificates."""
     count = size // 26 + 1
@@ -353,14 +331,14 @@ PARSERS: Final[Mapping[str, Parser]] = {
                 b"\x99%b\xdd%b%b"
                 % (b"\xc4\0" * 8, (size // 2).to_bytes(4, "big"), b"\xc4\0" * (size // 2))
             ),
+            "unknown keys": lambda size: (
+                b"\xdf%b%b" % ((size // 2).to_bytes(4, "big"), b"\xa0\xc0" * (size // 2))
+            ),
         },
-        *(6, 1),
+        *(6, 28, 65_536),
     ),
     "vm_config": Parser(parse_vm_config, inside(b'{"x":'), 45, 4),
     "mr_config": Parser(MrConfig.parse, inside(b'{"key_provider":"none","x":'), 45, 4),
-    "TD HOB": Parser(
-        compute_hob_digest, {"ranges": witness, "ones": repeated(b"\1")}, 240, 40, 3000
-    ),
     "checksums": Parser(
         lambda data: os_image._listed(data, "measurement.tdx.cbor"),
         {"lines": repeated(b"\n"), "words": repeated(b"a ")},

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from attestkit.verifier.ear.keys import to_base64url
+from attestkit._formats.base64url import to_base64url
 from attestkit.verifier.ear.result_token import PROFILE, verify_ear
 from tests.bounds import shapes
 from tests.bounds.shapes import Shape, Shapes, numbered, repeated

@@ -16,6 +16,8 @@ from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
 from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear.result_token import sign_ear
+from tests.cli.commands.test_verify_key import EXPECTED as KEY_EXPECTED
+from tests.cli.commands.test_verify_key import KEY
 from tests.cli.evidence_files import Files
 from tests.cli.program import PATIENCE, SIMULATED, closed_pipe, run, wait_until_read
 from tests.serve.server import environment
@@ -53,6 +55,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "serve": ["--version"],
         "show": [evidence],
         "verify": [evidence, *files.trusted, "--any-freshness"],
+        "verify-key": [str(files.put("key.json", KEY)), *KEY_EXPECTED],
         "verify-many": [str(files.put("lines", line)), *files.trusted, "--workers", "0"],
     }
 

@@ -13,6 +13,7 @@ import pytest
 
 from attestkit import EventLog, Quote
 from tests.serve.server import Server, running_server
+from tests.thorough import slow
 from tests.vectors import SHARED, load, needs_shared
 
 sdk = pytest.importorskip("dstack_sdk")
@@ -84,16 +85,26 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["socket", "environment", "url", *slow(("url_v0",))])
+def dstack_transport(request: pytest.FixtureRequest) -> str:
+    """Return how the client of DstackGuest finds the server; v0 is also below a path of its own."""
+    return str(request.param)
+
+
 @pytest.fixture(params=["DstackClient", "AsyncDstackClient"])
 def dstack(
     request: pytest.FixtureRequest,
     server: Server,
-    transport: str,
+    dstack_transport: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """Return a function that runs a scenario with a DstackGuest client."""
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
-    endpoint = {"socket": server.dstack, "url": server.ready.get("dev_http")}.get(transport)
+    endpoint = {
+        "socket": server.dstack,
+        "url": server.dev_url,
+        "url_v0": f"{server.dev_url}/v0",
+    }.get(dstack_transport)
     return _runner(getattr(sdk, request.param), endpoint)
 
 

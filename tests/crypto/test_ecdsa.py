@@ -127,6 +127,23 @@ def test_k256_recover_of_wrong_size_fails(size: int) -> None:
         ecdsa.k256_recover(signature, DIGEST)
 
 
+def test_k256_recover_of_high_s_fails() -> None:
+    """The second signature that anyone can compute from the first recovers no key."""
+    signature = K256Key(SECRET).sign_recoverable(DIGEST)
+    s = K256_ORDER - int.from_bytes(signature[32:64], "big")
+    other = signature[:32] + scalar(s) + bytes([signature[64] ^ 1])
+    with raises(SignatureError, "bad_signature"):
+        ecdsa.k256_recover(other, DIGEST)
+
+
+@pytest.mark.parametrize("recovery_id", [*range(4, 8), 27, 28, 31, 128, 255])
+def test_k256_recover_of_other_recovery_id_fails(recovery_id: int) -> None:
+    """A recovery id is 0 to 3, without the offset of other encodings."""
+    signature = K256Key(SECRET).sign_recoverable(DIGEST)
+    with raises(SignatureError, "bad_signature"):
+        ecdsa.k256_recover(signature[:64] + bytes([recovery_id]), DIGEST)
+
+
 @pytest.mark.parametrize(
     ("make", "order"),
     [

@@ -1,15 +1,17 @@
 """The promises of docs/threat-model.md and their tests; `make promises` runs those."""
 
+import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "threat-model.md"
 _ROW = re.compile(r"\| ([A-Z]\d+) \| (.+?) \| (.*`.+`) \|")
-_NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\[[^`]+\])?`")
+NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\[[^`]+\])?`")
 
 
 class Promise(NamedTuple):
@@ -20,10 +22,18 @@ class Promise(NamedTuple):
     tests: list[tuple[str, str, str]]
 
 
+@cache
+def read_tests(file: str) -> set[str]:
+    """Return the names of the functions and test classes that a file of tests defines."""
+    tree = ast.parse((ROOT / file).read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
 def promises() -> list[Promise]:
     """Return the promises in the page's order."""
     rows = (_ROW.fullmatch(line) for line in PAGE.read_text().splitlines())
-    return [Promise(row[1], row[2], _NODE.findall(row[3])) for row in rows if row]
+    return [Promise(row[1], row[2], NODE.findall(row[3])) for row in rows if row]
 
 
 def nodes() -> list[str]:

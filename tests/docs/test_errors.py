@@ -12,7 +12,7 @@ import attestkit
 from attestkit import errors
 from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
-from attestkit.serve.rpc.dispatcher import status_of
+from attestkit.serve.rpc.statuses import status_of
 from tests.docs.blocks import ROOT
 
 TEXT: Final = (ROOT / "docs" / "errors.md").read_text()

@@ -1,23 +1,14 @@
 """docs/threat-model.md: every promise names tests, and those exist."""
 
-import ast
 import re
 import sys
-from functools import cache
 
 import pytest
 
-from tests.docs.promises import PAGE, ROOT, nodes, promises
+from tests.docs.promises import PAGE, ROOT, nodes, promises, read_tests
 from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
-
-
-@cache
-def _functions(file: str) -> set[str]:
-    tree = ast.parse((ROOT / file).read_text())
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
 def test_every_promise_has_tests_that_exist() -> None:
@@ -27,7 +18,7 @@ def test_every_promise_has_tests_that_exist() -> None:
         for file, name, _ in promise.tests:
             assert (ROOT / file).is_file(), f"{promise.number}: {file}"
             assert name.startswith("test_"), promise.number
-            assert name in _functions(file), f"{promise.number}: {file}::{name}"
+            assert name in read_tests(file), f"{promise.number}: {file}::{name}"
 
 
 def test_every_row_is_a_promise() -> None:

@@ -12,9 +12,6 @@ from attestkit.dstack.app_compose import (
     PortRule,
     VerityVolume,
     _File,
-    compose_hash_deterministic,
-    gpu_policy_hash,
-    launch_token_hash,
 )
 from attestkit.errors import ConfigError, UsageError
 from tests.raising import raises
@@ -22,7 +19,7 @@ from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 VECTORS = load("compose_hash.json")
-LEAST: dict[str, Any] = {"manifest_version": 2, "name": "app", "runner": "docker-compose"}
+LEAST: dict[str, Any] = {"manifest_version": "3", "name": "app", "runner": "docker-compose"}
 VOLUME = {"source": "s", "verity_root": "ab" * 32, "target": "/data"}
 
 
@@ -61,6 +58,7 @@ def test_app_compose_defaults() -> None:
     assert (found.gateway_enabled, found.no_instance_id, found.secure_time) == (False, False, True)
     assert (found.key_provider, found.key_provider_id) == ("none", "")
     assert (found.storage_fs, found.event_log_version, found.swap_size) == (None, 1, 0)
+    assert found.storage_discard
     assert (found.snapshotter, found.docker_compose_file, found.requirements) == (None, None, None)
     assert (found.ports, found.restrict_ports, found.init_script_hashes) == ((), False, ())
     assert found.gpu_policy == {}
@@ -96,6 +94,9 @@ def test_app_compose_manifest_version_formats(written: int | str, version: int) 
         {"requirements": None},
         {"requirements": {"platforms": ["dstack-tdx", "dstack-amd-sev-snp"], "gpu_policy": {}}},
         {"requirements": {"tdx_measure_acpi_tables": True, "launch_token_hash": "AB" * 32}},
+        {"requirements": {"health_check": True, "health_status_file": "/run/health"}},
+        {"requirements": {"health_status_file": None}, "storage_discard": False},
+        {"manifest_version": 2, "requirements": None},
         {"event_log_version": 2},
     ],
 )
@@ -189,9 +190,23 @@ def test_app_compose_os_version_is_semver_requirement(version: str) -> None:
     assert found.os_version == version
 
 
+def test_app_compose_health_keys() -> None:
+    """Health checks are off by default, and an absent status file is None."""
+    written: list[tuple[dict[str, Any], tuple[bool, str | None]]] = [
+        ({}, (False, None)),
+        ({"health_check": True}, (True, None)),
+        ({"health_check": True, "health_status_file": "/a"}, (True, "/a")),
+    ]
+    for requirements, expected in written:
+        found = parse_with(requirements=requirements).requirements
+        assert found is not None
+        assert (found.health_check, found.health_status_file) == expected
+
+
 FLAGS = (
     *("gateway_enabled", "kms_enabled", "local_key_provider_enabled", "no_instance_id"),
-    *("public_logs", "public_sysinfo", "public_tcbinfo", "secure_time", "tproxy_enabled"),
+    *("public_logs", "public_sysinfo", "public_tcbinfo", "secure_time", "storage_discard"),
+    "tproxy_enabled",
 )
 TEXTS = ("bash_script", "docker_compose_file", "key_provider", "name", "pre_launch_script")
 # Key, reason, and invalid values.
@@ -220,6 +235,7 @@ VALUES: list[tuple[str, str, list[Any]]] = [
 ]
 FIRST, SECOND = "verity_volumes[0]", "verity_volumes[1]"
 GPU, OS, ACPI = "requirements.gpu_policy", "requirements.os_version", "tdx_measure_acpi_tables"
+CHECK, STATUS = "requirements.health_check", "requirements.health_status_file"
 # The same inside of a key, with its path.
 INNER: list[tuple[dict[str, Any], str, str]] = [
     ({"docker_config": {"registry": 5}}, "wrong_type", "docker_config.registry"),
@@ -241,6 +257,13 @@ INNER: list[tuple[dict[str, Any], str, str]] = [
     ({"requirements": {"gpu_policy": {"attest_gpu": 1}}}, "wrong_type", f"{GPU}.attest_gpu"),
     ({"requirements": {"gpu_policy": None}}, "wrong_type", GPU),
     ({"requirements": {ACPI: "x"}}, "wrong_type", f"requirements.{ACPI}"),
+    ({"requirements": {"health_check": "true"}}, "wrong_type", CHECK),
+    ({"requirements": {"health_check": None}}, "wrong_type", CHECK),
+    ({"requirements": {"health_status_file": 1}}, "wrong_type", STATUS),
+    ({"requirements": {"health_status_file": ""}}, "wrong_value", STATUS),
+    ({"requirements": {"health_status_file": "run/health"}}, "wrong_value", STATUS),
+    ({"requirements": {}, "manifest_version": 2}, "unsupported_version", "requirements"),
+    ({"requirements": {}, "manifest_version": "2"}, "unsupported_version", "requirements"),
     ({"verity_volumes": [{"source": "s"}]}, "missing", "verity_volumes[0].verity_root"),
     ({"verity_volumes": [VOLUME | {"verity_root": "a"}]}, "wrong_value", f"{FIRST}.verity_root"),
     ({"verity_volumes": [VOLUME | {"target": "data"}]}, "wrong_value", f"{FIRST}.target"),
@@ -325,97 +348,3 @@ def test_app_compose_is_value_object() -> None:
     assert "script" not in repr(found)
     with pytest.raises(AttributeError):
         untyped(found).name = "other"
-
-
-# Hashes.
-
-
-@needs_shared
-@pytest.mark.parametrize("case", VECTORS.get("sdk", []))
-def test_deterministic_hash_matches_sdks(case: dict[str, Any]) -> None:
-    """The hash equals the SDKs', plain and normalised."""
-    assert compose_hash_deterministic(case["app_compose"]) == case["hash"]
-    normal = compose_hash_deterministic(case["app_compose"], normalize=True)
-    assert normal == case["normalized_hash"]
-    assert sha256(case["normalized_json"].encode()).hex() == normal
-
-
-@needs_shared
-@pytest.mark.parametrize("case", VECTORS.get("sdk_python_only", []))
-def test_deterministic_hash_follows_python_sdk(case: dict[str, Any]) -> None:
-    """Differences between the SDKs are resolved as in the Python SDK."""
-    assert compose_hash_deterministic(case["app_compose"]) == case["hash"]
-
-
-def test_deterministic_hash_of_nan_and_other_scripts() -> None:
-    """NaN is null: removed at the top level, kept below. Scripts of other runners are removed."""
-    nan, inf = float("nan"), float("inf")
-    variant = {"runner": "bash", "a": nan, "b": [nan, inf, -inf, {"c": nan}], "d": (1, 2)}
-    plain = {"runner": "bash", "b": [None, None, None, {"c": None}], "d": [1, 2]}
-    assert compose_hash_deterministic(variant) == compose_hash_deterministic(plain)
-    both = {"runner": "nerdctl-compose", "bash_script": "x", "docker_compose_file": "y"}
-    normalized = {"runner": "nerdctl-compose", "docker_compose_file": "y"}
-    assert compose_hash_deterministic(both, normalize=True) == compose_hash_deterministic(
-        normalized
-    )
-    assert compose_hash_deterministic(both) != compose_hash_deterministic(normalized)
-
-
-def test_deterministic_hash_of_unserialisable_value_is_usage_error() -> None:
-    """Bytes, sets, non-text keys, lone surrogates and cycles are rejected."""
-    loop: list[Any] = []
-    loop.append(loop)
-    invalid: list[Any] = [b"x", {1}, object(), {1: 2}, {"a": {None: 1}}, "\ud800", loop]
-    for value in invalid:
-        with pytest.raises(UsageError):
-            compose_hash_deterministic({"runner": "bash", "extra": value})
-
-
-def test_deterministic_hash_equals_python_sdk() -> None:
-    """The Python SDK computes the same hash."""
-    sdk = pytest.importorskip("dstack_sdk.get_compose_hash")
-    compose = {
-        "runner": "bash",
-        "name": "é",
-        "bash_script": "x",
-        "docker_compose_file": "y",
-        "z": {"b": 1, "a": [1.5]},
-    }
-    for normalize in (False, True):
-        expected = sdk.get_compose_hash(dict(compose), normalize=normalize)
-        assert compose_hash_deterministic(compose, normalize=normalize) == expected
-
-
-@needs_shared
-def test_launch_token_hash_matches_agent() -> None:
-    """The hash matches the agent's unit test; shorter tokens are rejected."""
-    case = VECTORS["launch_token_hash"]
-    assert launch_token_hash(case["token"].encode()) == case["hash"]
-    assert len(launch_token_hash(bytes(32))) == 64
-    with raises(UsageError, "wrong_size"):
-        launch_token_hash(bytes(31))
-
-
-@needs_shared
-@pytest.mark.parametrize("case", VECTORS.get("gpu_policy_hash", []))
-def test_gpu_policy_hash_matches_vector(case: dict[str, Any]) -> None:
-    """The hash covers the policy as written, without defaults, in canonical JSON."""
-    found = parse_with(**case["app_compose"])
-    assert found.gpu_policy_hash.hex() == case["hash"]
-    assert gpu_policy_hash(found.gpu_policy) == found.gpu_policy_hash
-
-
-def test_gpu_policy_hash_ignores_order_and_escapes() -> None:
-    """Equivalent spellings of a policy have one hash; numbers are rejected."""
-    one, two = (
-        AppCompose.parse(
-            json.dumps(LEAST).encode()[:-1] + b',"requirements":{"gpu_policy":' + text + b"}}"
-        )
-        for text in (
-            b'{"rego":"\\u00e9\\u000a","allow_debug":true}',
-            '{ "allow_debug" : true , "rego" : "é\\n" }'.encode(),
-        )
-    )
-    assert one.gpu_policy_hash == two.gpu_policy_hash
-    with raises(UsageError, "wrong_type"):
-        gpu_policy_hash({"rego": 1.5})

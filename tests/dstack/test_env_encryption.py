@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit._crypto.ecdsa import K256Key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.dstack.env_encryption import (
     decrypt_env_vars,
@@ -20,6 +21,7 @@ from attestkit.dstack.env_encryption import (
     verify_env_encrypt_public_key_legacy,
 )
 from attestkit.errors import FormatError, UsageError, VerificationError
+from tests.keys.independent_chain import high_s, keccak256
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -315,6 +317,7 @@ def test_verify_public_key_of_legacy_signature() -> None:
         {"signature": bytes(66)},
         {"signature": bytes(65)},
         {"app_id": "xyz"},
+        {"app_id": "00" * 19},
         {"public_key": bytes(31)},
         {"timestamp": -1},
         {"timestamp": 2**64},
@@ -334,6 +337,19 @@ def test_verify_public_key_of_invalid_input_is_none(change: dict[str, Any]) -> N
     }
     assert verify_env_encrypt_public_key(**arguments) == case["signer"]
     assert verify_env_encrypt_public_key(**{**arguments, **change}) is None
+
+
+def test_verify_public_key_of_second_form_of_signature_is_none() -> None:
+    """A high s, and an app id that takes up the time of the newer message, have no signer."""
+    key, app_id, time = K256Key(SECRET), bytes(20), 5
+    message = b"dstack-env-encrypt-pubkey:" + app_id + time.to_bytes(8, "big") + PUBLIC
+    signature = key.sign_recoverable(keccak256(message))
+    signer = f"0x{key.public_key.hex()}"
+    assert verify_env_encrypt_public_key(PUBLIC, signature, app_id.hex(), time, now=5) == signer
+    other = high_s(signature)
+    assert verify_env_encrypt_public_key(PUBLIC, other, app_id.hex(), time, now=5) is None
+    shifted = (app_id + time.to_bytes(8, "big")).hex()
+    assert verify_env_encrypt_public_key_legacy(PUBLIC, signature, shifted) is None
 
 
 @given(st.binary(max_size=70), st.binary(max_size=70), st.text(max_size=8), st.integers())

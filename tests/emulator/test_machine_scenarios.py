@@ -7,10 +7,12 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.backends.simulator.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.scenarios.named import NAMED, chosen_scenario
 from attestkit.collateral import Collateral
 from attestkit.emulator.machine import REPORTS, Machine, Setup
+from attestkit.event_log import EventLog
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.result import TcbStatus
 from tests.backends.simulator.simulated_cases import NOW, SEED
@@ -68,6 +70,18 @@ def test_td_scenario_has_documented_outcome(name: str) -> None:
     )
     outcome = "UpToDate" if name in GAPS else NAMED[name].outcome
     assert verdict.status == (outcome if outcome in frozenset(TcbStatus) else REJECT), verdict.text
+
+
+@pytest.mark.parametrize(
+    "image", [ImageConfig(measurement_version=3), ImageConfig(memory_size=1 << 32)]
+)
+def test_td_boots_image_of_scenario(image: ImageConfig) -> None:
+    """Registers and log are those of a simulated TD that boots the same image."""
+    scenario = Scenario(image=image)
+    made, simulator = make_machine(scenario), Simulator(seed=SEED, scenario=scenario)
+    log = EventLog.from_ccel(read_file(made, "/sys/firmware/acpi/tables/data/CCEL"))
+    registers = tuple(simulator.read_rtmr(number) for number in range(3))
+    assert Quote.parse(request_report(made)).rtmrs[:3] == log.replay()[:3] == registers
 
 
 @pytest.mark.parametrize("name", SNP)

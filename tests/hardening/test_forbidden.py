@@ -65,6 +65,10 @@ EXCEPTIONS = {
     "emulator/run_program.py os.fork": "`attestkit run`: a process that holds mounts",
     "emulator/run_program.py os.posix_spawnp": "`attestkit run` runs a command",
     "serve/worker_pool/supervisor.py subprocess": "--workers starts this program only",
+    "serve/health/nerdctl.py subprocess": "constants",
+    "serve/health/nerdctl.py ?.subprocess_exec": (
+        "nerdctl, if the app requires health checks and has that runner"
+    ),
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",
     "cli/batch/executors.py concurrent.futures.ProcessPoolExecutor": "the same",
     "verifier/batch/scheduler.py multiprocessing": (

@@ -10,6 +10,7 @@ from attestkit import AgentKeys, verify_signature
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
+from attestkit.keys.agent_keys import AgentApi
 from tests.raising import raises
 from tests.serve.server import SEED, running_server
 from tests.untyped import untyped
@@ -41,6 +42,10 @@ class FakeAgent:
         response = methods[method](**message)
         response.update(self.changes)
         return {name: value for name, value in response.items() if value is not None}
+
+    def find_api(self) -> AgentApi:
+        """Return the API of dstack 0.5."""
+        return "v0"
 
     def get_key(self, path: str, purpose: str, algorithm: str) -> dict[str, Any]:
         """Derive a key."""

@@ -222,6 +222,40 @@ def test_issue_of_empty_validity_is_usage_error(fields: dict[str, Any]) -> None:
 
 
 @needs_shared
+@pytest.mark.parametrize("name", ["not_before", "not_after"])
+def test_issue_with_time_outside_x509_is_usage_error(name: str) -> None:
+    """A time after 9999 fails before the platform is used; the last second of 9999 does not."""
+
+    def fail_to_attest(**_: bytes) -> Attestation:
+        raise AssertionError
+
+    for seconds in (253_402_300_800, 1 << 64):
+        with raises(UsageError, "out_of_range", part=name):
+            issue_test(**{name: seconds}, attest=fail_to_attest)
+    last = issue_and_parse(not_after=253_402_300_799)
+    assert last.not_valid_after_utc.timestamp() == 253_402_300_799
+
+
+@needs_shared
+@pytest.mark.parametrize("encoding", [None, "v0", "v1"])
+@pytest.mark.parametrize("as_array", [False, True])
+def test_issue_for_each_generation_of_agents(encoding: Any, *, as_array: bool) -> None:
+    """IssueCert has V1 evidence, GetTlsKey V0; app info is a map, and was an array before 0.6."""
+    issued = issue_test(
+        key=KEY, usage_ra_tls=True, with_app_info=True, encoding=encoding, app_info_array=as_array
+    )
+    certificate = read_certificate(issued.certificate_chain[0])
+    evidence, app_info = [
+        certificate.content(oid) or b"" for oid in (ra_tls.OID_ATTESTATION, ra_tls.OID_APP_INFO)
+    ]
+    assert evidence == bound_evidence().stripped().to_bytes(encoding)
+    assert Attestation.from_bytes(evidence).encoding == (encoding or "v0")
+    assert app_info[0] == (0x99 if as_array else 0x89)
+    assert AppInfo.from_msgpack(app_info) == bound_evidence().app_info
+    assert ra_tls.read(certificate.der) == bound_evidence().stripped()
+
+
+@needs_shared
 @pytest.mark.parametrize("now", [-1.0, -2.0e8, -1.0e10])
 def test_issue_with_clock_before_1970_is_config_error(now: float) -> None:
     """A wrong clock is not a usage error, because the caller gave no time."""

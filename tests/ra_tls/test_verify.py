@@ -10,8 +10,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestkit import ra_tls
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
+from attestkit.attestation import AppInfo, Attestation
 from attestkit.errors import (
+    FormatError,
     PolicyError,
     ReplayError,
     SignatureError,
@@ -36,6 +38,7 @@ BOUND = ReportData.bind("ratls-cert", KEY.spki_der)
 
 
 HOUR = timedelta(hours=1)
+EVIDENCE = intel.evidence(report_data=BOUND)
 
 
 def issue(**changes: Any) -> ra_tls.Issued:
@@ -233,3 +236,64 @@ def test_verify_requires_leaf_certificate(
         return
     with raises(VerificationError, "cert_usage"):
         ra_tls.verify(der, intel.verifier())
+
+
+# -- identity in extensions -----------------------------------------------------------------------
+
+
+def certify(*extensions: tuple[str, bytes], evidence: Attestation = EVIDENCE) -> str:
+    """Return a certificate with evidence and these private extensions."""
+    assert tds.KEYS.ca_key is not None
+    own = (ra_tls.OID_ATTESTATION, evidence.stripped().to_bytes())
+    leaf = issue_leaf(
+        public_key=KEY,
+        subject="an app",
+        not_before=int((NOW - HOUR).timestamp()),
+        not_after=int((NOW + HOUR).timestamp()),
+        extensions=[*extensions, own],
+        ca_cert=tds.KEYS.ca_cert,
+        ca_key=tds.KEYS.ca_key,
+    )
+    return certificate_pem(leaf)
+
+
+def test_verify_accepts_attested_identity_in_extensions() -> None:
+    """App id and app info of the evidence are accepted, in the form of any agent."""
+    info = EVIDENCE.app_info
+    assert info.os_image_hash == intel.IMAGE.os_image_hash
+    older = b"\x98" + info.to_msgpack(as_array=True)[1:-1]  # without hashes, which are `[]`
+    assert AppInfo.from_msgpack(older).init_script_hashes is None
+    for form in (info.to_msgpack(), info.to_msgpack(as_array=True), older):
+        for app_id in ([], [(ra_tls.OID_APP_ID, info.app_id)]):
+            certificate = certify(*app_id, (ra_tls.OID_APP_INFO, form))
+            result = ra_tls.verify(certificate, intel.verifier())
+            assert result.app_info is not None
+            assert result.app_info.app_id == info.app_id
+    scripts = info._replace(init_script_hashes=(bytes(32),)).to_msgpack()
+    assert ra_tls.verify(certify((ra_tls.OID_APP_INFO, scripts)), intel.verifier()).claims
+
+
+@pytest.mark.parametrize("field", AppInfo._fields[:-1])
+def test_verify_refuses_other_app_info_in_extension(field: str) -> None:
+    """Each field but the hashes of scripts must be that of the evidence."""
+    value: bytes = getattr(EVIDENCE.app_info, field)
+    for other in (value[:-1] + bytes([value[-1] ^ 1]), b""):
+        fields = EVIDENCE.app_info._asdict() | {field: other}
+        content = AppInfo._make(fields.values()).to_msgpack()
+        with raises(VerificationError, "identity") as caught:
+            ra_tls.verify(certify((ra_tls.OID_APP_INFO, content)), intel.verifier())
+        assert caught.value.steps
+
+
+@pytest.mark.parametrize("app_id", [b"", bytes(20), intel.APP_ID + b"\0", intel.APP_ID[:-1]])
+def test_verify_refuses_other_app_id_in_extension(app_id: bytes) -> None:
+    """A certificate of another app is refused, although its key is attested."""
+    with raises(VerificationError, "identity"):
+        ra_tls.verify(certify((ra_tls.OID_APP_ID, app_id)), intel.verifier())
+
+
+def test_verify_refuses_malformed_app_info() -> None:
+    """An app info that cannot be read is not ignored."""
+    for content in (b"", b"\x80", b"\xc0", b"x" * 70_000):
+        with pytest.raises(FormatError):
+            ra_tls.verify(certify((ra_tls.OID_APP_INFO, content)), intel.verifier())

@@ -72,7 +72,8 @@ USES = {
     with AppKeys(k256_key=given, ca_cert=None, ca_key=None, disk_crypt_key=given) as app_keys:
         wipe(given)
         keys = LocalKeys(app_keys)
-        keys.derive_compat("a"); keys.derive("a", "p256"); keys.sign(b"x", "ed25519")""",
+        keys.derive_compat("a"); keys.derive("a", "p256"); keys.sign(b"x", "ed25519")
+        keys.derive_v1("a", "secp256k1"); keys.derive_v1("a", "ed25519")""",
     "AppKeys.from_seed": """
     from attestkit.keys import AppKeys
     given = take()

@@ -21,6 +21,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.dstack.env_encryption import decrypt_env_vars, encrypt_env_vars
 from attestkit.errors import AttestKitError
 from attestkit.keys import AppKeys, derive_bytes
+from attestkit.keys.hkdf import derive_v1_bytes
 from tests.secrets.marks import forms, mark, search
 from tests.serve.client import Connection, call
 from tests.serve.server import PATIENCE, environment, run_to_end, running_server
@@ -30,11 +31,19 @@ SEED = mark("seed")
 PATHS = ("", "a", "vms")
 PAGES = (
     *("/", "/metrics", "/docs", "/openapi.json", "/dstack_guest.proto", "/logs/none", "/none"),
+    "/dstack.guest.v1.proto",
     *("/measurements", "/dashboard.js", "/health"),
 )
-GIVING = frozenset({"GetKey", "DeriveKey", "GetTlsKey", "Tappd.DeriveKey", "Tappd.DeriveK256Key"})
+GIVING = frozenset(
+    {
+        *("GetKey", "DeriveKey", "GetTlsKey", "Tappd.DeriveKey", "Tappd.DeriveK256Key"),
+        *("v0/GetKey", "v1/GetKey", "v1/IssueCert"),
+    }
+)
 QUIET = (
-    *("Info", "Version", "GetQuote", "Attest", "EmitEvent", "Sign", "Verify", "GpuInfo"),
+    *("Info", "Version", "GetQuote", "Attest", "EmitEvent", "Sign", "Verify"),
+    *("v1/Info", "v1/Version", "v1/Attest", "v1/AttestGpu", "v1/Sign", "prpc/v1/Info"),
+    *("prpc/v1/Version", "prpc/v1/Health"),
     *("Tappd.Info", "Tappd.TdxQuote", "Tappd.RawQuote", "prpc/Worker.Info", "prpc/Worker.Version"),
     *("prpc/Worker.GetAttestationForAppKey", "Nope"),
 )
@@ -66,7 +75,10 @@ def derive_secrets() -> dict[str, bytes]:
     """Return the server's derived secrets: extracted root, keys by path, simulator keys."""
     root = KEYS["k256_key"]
     found = {f"key of {path!r}": derive_bytes(root, path.encode()) for path in PATHS}
-    found["extracted root"] = hmac.digest(b"RATLS", root, "sha256")
+    names = [(path, algorithm) for path in PATHS for algorithm in ("secp256k1", "ed25519")]
+    found |= {f"v1 key of {name!r}": derive_v1_bytes(root, *name) for name in names}
+    for salt in (b"RATLS", b"dstack-guest-v1"):
+        found[f"extracted root {salt!r}"] = hmac.digest(salt, root, "sha256")
     return found
 
 
@@ -319,6 +331,7 @@ def test_object_repr_contains_no_secret() -> None:
     keys = LocalKeys(app_keys)
     objects = (
         *(app_keys, keys, keys.derive_compat("a"), keys.derive_compat("a", algorithm="ed25519")),
+        *(keys.derive_v1("a", "secp256k1"), keys.derive_v1("a", "ed25519")),
         *(
             keys.sign(b"x", "ed25519"),
             K256Key(secret),

@@ -40,6 +40,7 @@ class Client:
         self.app = app
         self.loop = loop
         self.read = 0  # bytes of the last request that the application read
+        self.peer: tuple[str, int] | None = None  # address of the client; None on a unix socket
 
     def get(self, target: str, **headers: str) -> Response:
         """GET a path, with its query."""
@@ -78,6 +79,7 @@ class Client:
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "headers": [(n.replace("_", "-").encode(), v.encode()) for n, v in sent.items()],
+            "client": self.peer,
         }
         parts = [body] if isinstance(body, bytes) else body
         return await self._call(scope, parts)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
+from attestkit import Verifier
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import QuoteUnavailableError
 from attestkit.keys import AppKeys
@@ -56,3 +57,10 @@ class Blocking(Simulator):
 def vector_keys(**changes: object) -> AppKeys:
     """Return the vectors' app keys, with changes to the members of their file."""
     return AppKeys.from_json(json.dumps(json.loads(data(APP_KEYS)) | changes))
+
+
+def make_verifier(simulator: Simulator) -> Verifier:
+    """Return a verifier that trusts a simulator."""
+    collateral = simulator.collateral(NOW) if simulator.platform == "tdx" else None
+    anchor = simulator.trust_anchor
+    return Verifier(trust_anchor=anchor, collateral=collateral, policy="development")

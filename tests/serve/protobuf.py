@@ -4,14 +4,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from attestkit.serve.rpc import messages
-from attestkit.serve.rpc.messages import Field, fields_of
+from attestkit.serve.rpc import messages, messages_v1
+from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of
 
 MESSAGES: list[Any] = [
-    getattr(messages, name)
-    for name in vars(messages)
+    getattr(module, name)
+    for module in (messages, messages_v1)
+    for name in vars(module)
     if name.endswith(("Args", "Request", "Response"))
-    or name in {"AppInfo", "WorkerVersion", "Error"}
+    or name in {"AppInfo", "WorkerVersion", "Error", "GpuEvidenceBundle", "ContainerHealth"}
 ]
 
 _KINDS: dict[type, st.SearchStrategy[Any]] = {
@@ -23,17 +24,18 @@ _KINDS: dict[type, st.SearchStrategy[Any]] = {
 
 
 def _values(field: Field) -> st.SearchStrategy[Any]:
-    one = _KINDS[field.kind]
+    if field.number == UNNUMBERED:
+        return st.none()
+    one = _message(field.kind) if field.nested else _KINDS[field.kind]
     if field.repeated:
         return st.lists(one, max_size=4).map(tuple)
     return st.none() | one if field.optional else one
 
 
+def _message(message: Any) -> st.SearchStrategy[Any]:
+    return st.builds(message, **{field.name: _values(field) for field in fields_of(message)})
+
+
 def any_message() -> st.SearchStrategy[Any]:
-    """Return a strategy for messages of any class with any values."""
-    return st.one_of(
-        [
-            st.builds(message, **{field.name: _values(field) for field in fields_of(message)})
-            for message in MESSAGES
-        ]
-    )
+    """Return a strategy for messages of any class with any values that protobuf has."""
+    return st.one_of([_message(message) for message in MESSAGES])

@@ -32,8 +32,9 @@ def test_pages_are_on_external_listener_only(
 def test_dstack_unknown_name_is_404(dstack: Client) -> None:
     """On dstack.sock no prefix is stripped, and nothing is mounted at other paths."""
     for name in ("DstackGuest.GetKey", "Worker.Info", "DeriveKey"):
-        response = dstack.get(f"/{name}")
-        assert (response.status, response.error()) == (404, f"Service not found: {name}")
+        for mount in ("", "v0/", "v1/"):
+            response = dstack.get(f"/{mount}{name}")
+            assert (response.status, response.error()) == (404, f"Service not found: {name}")
     assert dstack.get("/prpc/GetKey").error() == "No such path: /prpc/GetKey"
 
 
@@ -92,6 +93,8 @@ GUARDED = {
     "EmitEvent": {"event": "a", "payload": "00"},
     "DeriveKey": {"path": "a"},
     "DeriveK256Key": {"path": "a"},
+    "v1.IssueCert": {"subject": "a"},
+    "v1.GetKey": {"domain": "a", "algorithm": "ed25519"},
 }
 """Methods that return or use a key of the app or change the log, with a valid request."""
 NOT_JSON = (None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp")
@@ -99,9 +102,13 @@ NOT_JSON = (None, "", "text/plain", "application/x-www-form-urlencoded", "applic
 
 def paths_of(name: str) -> list[str]:
     """Return all spellings of a method's path on the development listener."""
+    version, _, short = name.rpartition(".")
+    if version:
+        return [f"/{version}/{short}", f"/{version}/%{ord(short[0]):x}{short[1:]}"]
     spelled = [f"/prpc/{name}", f"/prpc/Tappd.{name}", f"/prpc/Tappd.Tappd.{name}"]
     if name not in tappd_service.SERVICE.methods:
-        spelled += [f"/{name}", f"/%{ord(name[0]):x}{name[1:]}"]
+        escaped = f"%{ord(name[0]):x}{name[1:]}"
+        spelled += [f"/{name}", f"/{escaped}", f"/v0/{name}", f"/v0/{escaped}"]
     return spelled
 
 
@@ -146,7 +153,7 @@ def test_dev_listener_requires_one_kind_of_content(dev: Client) -> None:
 def test_dev_listener_guards_every_method_but_the_listed() -> None:
     """A new method is guarded by default, and no method that uses a key is left out."""
     guarded = {
-        name
+        service.route(name).name
         for service in listener_apps.DEV_SERVICES
         for name, method in service.methods.items()
         if method.json_only

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from attestkit.errors import BackendError
-from attestkit.serve.machine_info import Disk, Machine, Memory, read_figures
+from attestkit.serve.machine_info import Disk, Machine, Memory, has_nvidia_gpu, read_figures
 from tests.raising import raises
 
 FILES = {
@@ -127,3 +127,45 @@ def test_incomplete_meminfo_is_named(proc: Path) -> None:
     (proc / "meminfo").unlink()
     with raises(BackendError, "unreadable", part="meminfo"):
         read_figures()
+
+
+def test_boot_gpu_evidence_is_verbatim(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file's bytes are returned; a missing or unreadable one is None, and the latter logged."""
+    path = tmp_path / "attestation.out"
+    machine = Machine(gpu_attestation=path)
+    assert machine.boot_gpu_evidence() is None
+    for content in (b' {"\xff":1}\r\n', b""):
+        path.write_bytes(content)
+        assert machine.boot_gpu_evidence() == content
+    assert caplog.text == ""
+    path.unlink()
+    path.mkdir()
+    assert machine.boot_gpu_evidence() is None
+    assert f"cannot read {path}: " in caplog.text
+    path.rmdir()
+    os.mkfifo(path)  # which would block
+    assert machine.boot_gpu_evidence() is None
+    assert str(Machine().gpu_attestation) == "/run/nvidia-gpu-attestation/attestation.out"
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([], False),
+        ([("0x10de", "0x030200")], True),
+        ([("0x8086", "0x060000"), ("0x10de", "0x030000")], True),
+        ([("0x10de", "0x068000"), ("0x1002", "0x030000")], False),  # a switch, and another vendor
+    ],
+)
+def test_nvidia_gpu(tmp_path: Path, devices: list[tuple[str, str]], *, expected: bool) -> None:
+    """A GPU is a display controller with NVIDIA's vendor id; an unreadable bus is unknown."""
+    for number, (vendor, kind) in enumerate(devices):
+        device = tmp_path / "pci" / str(number)
+        device.mkdir(parents=True)
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "class").write_text(f"{kind}\n")
+    (tmp_path / "pci").mkdir(exist_ok=True)
+    assert has_nvidia_gpu(tmp_path / "pci") is expected
+    assert has_nvidia_gpu(tmp_path / "no") is None
+    (tmp_path / "pci" / "0" / "vendor").unlink(missing_ok=True)
+    assert has_nvidia_gpu(tmp_path / "pci") is (None if devices else False)

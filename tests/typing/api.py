@@ -46,6 +46,7 @@ from attestkit import (
     quote_columns,
     ra_tls,
     verify,
+    verify_key_chain,
     verify_signature,
 )
 from attestkit.backends.base import Backend, RegisterExtender
@@ -171,6 +172,12 @@ def use_keys(tee: Attester, agent: AgentClient) -> None:
     assert_type(signature, Signature)
     remote: KeyDeriver = AgentKeys(agent)
     assert_type(remote.derive("wallet", "ed25519"), DerivedKey)
+    newer = remote.derive_v1("wallet", "ed25519")
+    assert_type(newer, DerivedKey)
+    public, chain, roots = newer.public_key, newer.signature_chain, {bytes(33)}
+    verify_key_chain(public, chain, app_id=b"", kms_roots=roots, domain="", algorithm="ed25519")
+    verify_key_chain(public, [*chain], app_id=b"", kms_roots=roots, purpose="")
+    verify_key_chain(public, chain, app_root=bytes(33), purpose="")
     verify_signature(signature.public_key, signature.signature, b"data", algorithm="ed25519")
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import attestkit
-from attestkit import AppKeys, Attester, Collateral, KeyDeriver, Quote, Verifier
+from attestkit import AppKeys, Attester, Collateral, KeyDeriver, Quote, Verifier, verify_key_chain
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator import Simulator
@@ -37,6 +37,10 @@ def wrong(tee: Attester, quote: Quote, verifier: Verifier, keys: KeyDeriver) -> 
     Verifier(policy=7)  # E
     Collateral.load(b"collateral.json")  # E
     keys.derive_compat("path", algorithm=256)  # E
+    keys.derive_v1("domain")  # E
+    verify_key_chain(b"", [], purpose="")  # E
+    verify_key_chain(b"", [], app_root=b"", domain="")  # E
+    verify_key_chain(b"", [], app_root=b"", kms_roots=[], purpose="")  # E
     AppKeys.from_seed("00")  # E
     attestkit.ra_tls.verify("certificate", None)  # E
     attestkit.quote_columns(["quote"])  # E

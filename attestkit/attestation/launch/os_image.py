@@ -30,12 +30,11 @@ _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_featur
 _CACHED_SIZE = 16_384  # characters of a configuration; longer ones are not cached
 
 
-def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
+def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
     """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
         evidence: Evidence of TDX (with "lite" measurement), SEV-SNP or a Nitro Enclave.
-        config: VM configuration, if not the one in the evidence.
         quote: The quote in a TD's evidence, if it is parsed already.
 
     Returns:
@@ -48,10 +47,9 @@ def verify_os_image(evidence: Evidence, config: str = "", *, quote: Quote | None
             image, other platforms their TPM quote.
     """
     platform = evidence.platform
-    text = config or evidence.stack.config
+    text = evidence.stack.config
     if isinstance(platform, Tdx):
-        read = _cached_tdx_launch if len(text) <= _CACHED_SIZE else _named_tdx_launch
-        image_hash, launch = read(text)
+        image_hash, launch = _read_tdx_launch(text)
         expected = launch.registers(platform.event_log)
         _compare(expected, td_body(platform.quote if quote is None else quote))
         return image_hash
@@ -73,6 +71,15 @@ def expected_tdx_registers(config: VmConfig, platform: Tdx) -> TdxRegisters:
         UnsupportedError: If the configuration does not have the "lite" measurement.
     """
     return _tdx_launch(config).registers(platform.event_log)
+
+
+def read_measurement_version(vm_config: str) -> int:
+    """Return the version of the measurement document of a TD's image.
+
+    Raises:
+        AttestKitError: For the same reasons as in `verify_os_image`.
+    """
+    return _read_tdx_launch(vm_config)[1].version
 
 
 def expected_snp_measurement(config: VmConfig) -> bytes:
@@ -159,6 +166,11 @@ def _read_launch(fields: dict[str, Any]) -> SnpLaunch:
         vcpu_type=strict_json.string(fields, "vcpu_type"),
         guest_features=strict_json.number_field(fields, "guest_features", 64),
     )
+
+
+def _read_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:
+    read = _cached_tdx_launch if len(text) <= _CACHED_SIZE else _named_tdx_launch
+    return read(text)
 
 
 def _named_tdx_launch(text: str) -> tuple[bytes, TdxLaunch]:

@@ -4,13 +4,13 @@ The firmware extends a SHA-384 digest page by page: the guest's firmware (OVMF),
 hashes of kernel, initrd and command line, and the initial VMSA of every virtual CPU.
 """
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats.cbor import Value
 from attestkit._reasons import FormatReason
+from attestkit.attestation.launch.kernel_cmdline import has_rootfs_hash
 from attestkit.errors import FormatError
 
 _PAGE = 4096
@@ -23,7 +23,6 @@ _KERNEL_HASHES = 0x10
 _NORMAL_PAGE, _VMSA_PAGE = 1, 2
 _VMSA_GPA = 0x0000_FFFF_FFFF_F000
 _RESET_VECTOR = 0xFFFFFFF0
-_ROOTFS = re.compile(r"dstack\.rootfs_hash=[0-9a-fA-F]{64}")
 
 # GUIDs in memory byte order (OVMF's table of hashes, which QEMU fills).
 _TABLE = bytes.fromhex("06d63894224fc94cb479a793d411fd21")
@@ -137,11 +136,14 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
     kinds = {section.kind for section in sections}
     known = _ZERO_PAGES.keys() | _SINGLE_PAGES.keys() | {_KERNEL_HASHES}
     offset = image.hashes_table_gpa % _PAGE
-    has_rootfs_hash = any(map(_ROOTFS.fullmatch, image.cmdline.split()))
     in_memory = all(section.gpa + section.size < 1 << 64 for section in sections)
     rules: list[tuple[bool, FormatReason, str]] = [
         (launch.guest_features != 0, "wrong_value", "guest_features must not be 0"),
-        (has_rootfs_hash, "missing", "cmdline must have dstack.rootfs_hash=<64 hex digits>"),
+        (
+            has_rootfs_hash(image.cmdline),
+            "missing",
+            "cmdline must have dstack.rootfs_hash=<64 hex digits>",
+        ),
         (1 <= launch.vcpus <= 512, "wrong_value", "vcpus must be 1 to 512"),
         (launch.vcpu_type.strip().lower() in _CPUS, "unsupported", "vcpu_type is unknown"),
         (1 <= len(sections) <= 64, "wrong_size", "ovmf_sections must be 1 to 64 sections"),

@@ -4,7 +4,6 @@ RTMR 0 depends on the TD HOB, the list of memory ranges for the firmware, which 
 memory size; and on the digests of the ACPI tables, which are taken from the event log.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +13,12 @@ from attestkit._crypto.hashes import sha384
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value
 from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
+from attestkit.attestation.launch.kernel_cmdline import (
+    MAX_CMDLINE,
+    has_rootfs_hash,
+    load_options_digest,
+)
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
@@ -24,7 +29,7 @@ _LOW_END = 0x80000000
 _HIGH_START = 0x1_00000000
 _PAGE = 0x1000
 _ACCEPTED, _UNACCEPTED = 0, 7  # resource types of a HOB (UEFI PI, volume 3)
-_MAX_RANGES = 1024
+_MAX_RANGES = 64
 _MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes; 64 bits have at most 10 bytes in LEB128
 
 _CFV = bytes.fromhex(  # digest of the configuration firmware volume of the TDVF
@@ -41,6 +46,7 @@ _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
 _ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
+_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` has
 
 
 def _variable_digest(guid: str, name: str) -> bytes:
@@ -71,38 +77,49 @@ class TdxRegisters(NamedTuple):
 class TdxImage(NamedTuple):
     """Measurement document of an image; digests have 48 bytes."""
 
-    cmdline: bytes
+    version: int  # of the document, 3 or 4
+    cmdline: bytes  # of the load options
     kernel: bytes
     initrd: bytes
     ovmf: str
     mrtd_single_pass: bytes
     mrtd_two_pass: bytes
     td_hob: bytes
+    kernel_header_normalized: bool = False  # QEMU and firmware leave the kernel as it is
 
     @classmethod
     def read(cls, document: dict[Value, Value]) -> "TdxImage":
-        """Convert the decoded CBOR document.
+        """Convert the decoded CBOR document of version 3 or 4; unknown members are ignored.
+
+        Version 4 has the command line instead of its digest, and the member
+        `kernel_header_normalized`.
 
         Raises:
-            FormatError: If a field is missing or invalid, or the version is not 3.
+            FormatError: If a field is missing or invalid, the command line does not name the root
+                file system, or another version or firmware is used.
         """
-        if document.get("version") != 3:
-            raise _error("unsupported_version", "version must be 3")
+        version = document.get("version")
+        if version not in (3, 4) or not isinstance(version, int):
+            raise _error("unsupported_version", "version must be 3 or 4")
         image, tdvf = _map(document, "image"), _map(document, "tdvf")
         mrtd, ovmf = _map(tdvf, "mrtd"), tdvf.get("ovmf")
         witness = tdvf.get("td_hob")
         if not isinstance(ovmf, str):
             raise _error("wrong_type", "ovmf must be text")
+        if ovmf != _OVMF:
+            raise _error("unsupported", f"ovmf must be {_OVMF}: {shown(ovmf)}")
         if not isinstance(witness, bytes):
             raise _error("wrong_type", "td_hob must be a byte string")
         return cls(
-            cmdline=_digest(image, "cmdline_sha384"),
+            version=version,
+            cmdline=_digest(image, "cmdline_sha384") if version == 3 else _load_options(image),
             kernel=_digest(image, "kernel_authenticode"),
             initrd=_digest(image, "initrd_sha384"),
             ovmf=ovmf,
             mrtd_single_pass=_digest(mrtd, "single_pass"),
             mrtd_two_pass=_digest(mrtd, "two_pass"),
             td_hob=witness,
+            kernel_header_normalized=version > 3 and _is_normalized(image),
         )
 
 
@@ -112,6 +129,7 @@ class TdxLaunch(NamedTuple):
     mrtd: bytes
     hob: bytes
     boot: _Three  # kernel, command line, initrd
+    version: int  # of the measurement document, 3 or 4
 
     def registers(self, events: Sequence[WireEvent]) -> TdxRegisters:
         """Return the registers of a TD after boot.
@@ -135,18 +153,24 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
             qemu_single_pass_add_pages.
 
     Raises:
-        FormatError: If the configuration has no "lite" measurement.
+        FormatError: If the configuration has no "lite" measurement, which for an image without
+            normalized kernel header means that memory_size is neither 0x80000000 nor at least
+            0xB0000000.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
-    if memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
-        message = f"vm_config: memory_size: no lite measurement for this size: {memory}"
+    if not image.kernel_header_normalized and memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
+        # The address of the initrd, which QEMU writes into the kernel, depends on the size.
+        message = (
+            f"vm_config: memory_size: no lite measurement for this size: {memory}; use 2 GiB, at "
+            "least 2816 MiB, or an image whose kernel header is normalized"
+        )
         raise FormatError(message, reason="unsupported")
     if (variant := vm_config.get("ovmf_variant")) is not None and variant != image.ovmf:
         message = "vm_config: ovmf_variant: differs from ovmf of the measurement document"
         raise FormatError(message, reason="inconsistent")
     hob = td_hob_digest(image.td_hob, memory)
     mrtd = image.mrtd_two_pass if _two_pass(vm_config) else image.mrtd_single_pass
-    return TdxLaunch(mrtd, hob, (image.kernel, image.cmdline, image.initrd))
+    return TdxLaunch(mrtd, hob, (image.kernel, image.cmdline, image.initrd), image.version)
 
 
 # `_replay` and `td_hob_digest` take most of the time, and give the same result for all VMs with one
@@ -172,12 +196,16 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
         memory_size: Memory of the TD in bytes.
 
     Raises:
-        FormatError: If the witness is malformed, or has more than 1024 ranges.
+        FormatError: If the witness is malformed, has more than 64 ranges, or one that does not end
+            below `memory_size`.
     """
     hob_at, accepted = _witness(witness)
+    if memory_size <= max((end for _, end in accepted), default=0):
+        message = f"vm_config: memory_size: {memory_size}, not above the ranges of td_hob"
+        raise FormatError(message, reason="inconsistent")
     left = [(0, memory_size)]
     for start, end in accepted:
-        _subtract_range(left, start, end)
+        left = _subtract_range(left, start, end)
     ranges = [(start, end, _UNACCEPTED) for start, end in left]
     ranges += [(start, end, _ACCEPTED) for start, end in accepted if start < end]
     ranges.sort()
@@ -232,21 +260,12 @@ def _leb128(data: bytes) -> list[int]:
     return numbers
 
 
-def _subtract_range(left: list[tuple[int, int]], start: int, end: int) -> None:
-    """Remove the range [start, end) from `left`, a list of sorted disjoint ranges.
-
-    Binary search finds the affected ranges, so that many ranges do not take quadratic time.
-    """
+def _subtract_range(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """Return disjoint ranges without the range [start, end)."""
     if start >= end:
-        return
-    first = bisect_right(left, (start, start))
-    if first and left[first - 1][1] > start:
-        first -= 1
-    last = bisect_left(left, (end, end), first)
-    cut = left[first:last]
-    if cut:
-        pieces = ((cut[0][0], start), (end, cut[-1][1]))
-        left[first:last] = [piece for piece in pieces if piece[0] < piece[1]]
+        return ranges
+    pieces = [((low, min(high, start)), (max(low, end), high)) for low, high in ranges]
+    return [piece for pair in pieces for piece in pair if piece[0] < piece[1]]
 
 
 def _resource(kind: int, start: int, end: int) -> bytes:
@@ -301,6 +320,25 @@ def _digest(document: dict[Value, Value], name: str) -> bytes:
     found = document.get(name)
     if not isinstance(found, bytes) or len(found) != 48:
         raise _error("wrong_size", f"{name} must be 48 bytes")
+    return found
+
+
+def _load_options(image: dict[Value, Value]) -> bytes:
+    """Return the digest of the load options: the command line, and the initrd of OVMF."""
+    cmdline = image.get("cmdline")
+    if not isinstance(cmdline, str):
+        raise _error("wrong_type", "cmdline must be text")
+    if len(cmdline.encode()) > MAX_CMDLINE:
+        raise _error("too_large", f"cmdline must be at most {MAX_CMDLINE} bytes")
+    if not has_rootfs_hash(cmdline):
+        raise _error("missing", "cmdline must have dstack.rootfs_hash=<64 hex digits>")
+    return load_options_digest(f"{cmdline} initrd=initrd")
+
+
+def _is_normalized(image: dict[Value, Value]) -> bool:
+    found = image.get("kernel_header_normalized", False)
+    if not isinstance(found, bool):
+        raise _error("wrong_type", "kernel_header_normalized must be a boolean")
     return found
 
 

@@ -6,9 +6,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from attestkit._formats import strict_json
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 
 _LARGEST = 1 << 20  # characters; a real one has one or two thousand
+_OF_SYSTEM = ("os_image_hash", "mr_config", "sev_snp_measurement")  # may be beside the VM's
 _CACHE_ENTRIES = 32
 _CACHED_SIZE = 16_384  # characters; longer texts are not cached
 
@@ -24,10 +26,11 @@ class VmConfig(NamedTuple):
         """Parse `text`; empty text is equivalent to `{}`.
 
         An object with a string member `vm_config` is a system configuration; the member contains
-        the VM configuration.
+        the VM configuration. Members of both must be equal, so that nothing has two values.
 
         Raises:
-            FormatError: If either is not a JSON object, or `text` has over 1,048,576 characters.
+            FormatError: If either is not a JSON object, they contradict each other, or `text` has
+                over 1,048,576 characters.
         """
         if len(text) > _LARGEST:
             message = f"vm_config: {len(text)} characters exceed the limit of {_LARGEST}"
@@ -55,6 +58,26 @@ def read_os_image_hash(text: str) -> bytes:
     return _cached_image_hash(text) if len(text) <= _CACHED_SIZE else _image_hash(text)
 
 
+def choose_config(embedded: str, supplied: str) -> str:
+    """Return the VM configuration in evidence, or the one supplied beside it if there is none.
+
+    One of them may be inside a system configuration.
+
+    Raises:
+        FormatError: If they have different values, or are malformed.
+    """
+    if not embedded or not supplied or embedded == supplied:
+        return embedded or supplied
+    own, other = VmConfig.parse(embedded), VmConfig.parse(supplied)
+    of_system = [(own.find(name), other.find(name)) for name in _OF_SYSTEM]
+    if not _same(dict(own.fields), dict(other.fields)) or not all(
+        theirs is None or _same(ours, theirs) for ours, theirs in of_system
+    ):
+        message = "vm_config differs from the one in the attestation"
+        raise FormatError(message, reason="inconsistent")
+    return embedded
+
+
 def _image_hash(text: str) -> bytes:
     return VmConfig.parse(text).os_image_hash
 
@@ -64,8 +87,24 @@ _cached_image_hash = lru_cache(_CACHE_ENTRIES)(_image_hash)
 
 def _parse(text: str) -> VmConfig:
     outer = _object(text)
-    inner = outer.get("vm_config")
-    return VmConfig(_object(inner) if isinstance(inner, str) else outer, outer)
+    nested = outer.get("vm_config")
+    if not isinstance(nested, str):
+        return VmConfig(outer, outer)
+    inner = _object(nested)
+    for name in inner.keys() & outer.keys():
+        if not _same(inner[name], outer[name]):
+            message = f"vm_config: {shown(name)} has different values inside and outside vm_config"
+            raise FormatError(message, reason="inconsistent")
+    return VmConfig(inner, outer)
+
+
+def _same(one: object, other: object) -> bool:
+    """Return whether two JSON values are equal; a boolean is not a number."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _object(text: str) -> Mapping[str, Any]:

@@ -38,6 +38,11 @@ def decode_attestation(fields: dict[str, Any]) -> bytes | None:
     return strict_json.from_hex(text, "attestation")
 
 
+def vm_config_of(fields: dict[str, Any]) -> str:
+    """Return the VM configuration in a response; empty if it has none."""
+    return strict_json.string(fields, "vm_config", "")
+
+
 def parse_quote_response(fields: dict[str, Any]) -> Evidence:
     """Build evidence from a response to GetQuote, TdxQuote or RawQuote.
 
@@ -48,7 +53,7 @@ def parse_quote_response(fields: dict[str, Any]) -> Evidence:
     quote = strict_json.from_hex(fields.get("quote") or None, "quote")
     if not (log := strict_json.string(fields, "event_log", "")):
         raise FormatError("event_log: missing", reason="missing")
-    evidence = parse_quote_and_log(quote, log, strict_json.string(fields, "vm_config", ""))
+    evidence = parse_quote_and_log(quote, log, vm_config_of(fields))
     if stated := fields.get("report_data"):
         given = strict_json.from_hex(stated, "report_data")
         if not hmac.compare_digest(given.ljust(64, b"\0"), evidence.stack.report_data):

@@ -1,5 +1,8 @@
 """Backend for a TEE behind a dstack guest agent, which has the event log and the keys.
 
+Agents of dstack 0.6 have the API `dstack.guest.v1`, which is used for evidence and the app; others
+have v0 only. Raw quotes, events and the keys of v0 are requested from v0 in both cases.
+
 An agent counts as simulated unless it returns a TDX quote over fresh random report data whose
 signature chains to Intel's SGX Root CA. An agent without TDX quotes counts as simulated too,
 because its evidence is not verified here. A simulated agent is used only if selected by name.
@@ -13,6 +16,7 @@ from typing import Any, Final
 from attestkit._crypto.ecdsa import p256_verify
 from attestkit._crypto.x509.vendor_roots import pck_key
 from attestkit._formats import strict_json
+from attestkit.attestation import Attestation
 from attestkit.backends import find_agent_endpoint
 from attestkit.backends.dstack_agent.client import TIMEOUT, AgentClient, AgentResponse
 from attestkit.errors import (
@@ -26,13 +30,16 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from attestkit.event_log import EventLog
 from attestkit.keys import AgentKeys
+from attestkit.keys.agent_keys import AgentApi
 from attestkit.keys.hkdf import utf8
 from attestkit.quote import TEE_TDX, Quote
 
 __all__ = ["DstackAgent"]
 
 _REPORT_DATA: Final = 64  # bytes
+_ATTEST: Final = "v1/Attest"
 
 
 class DstackAgent:
@@ -45,6 +52,8 @@ class DstackAgent:
         random: Returns the given number of random bytes.
 
     Attributes:
+        api: The newest API of the agent: "v1" (dstack 0.6) or "v0". The constructor asks once, so
+            open it again after an upgrade of the agent.
         simulated: True unless a quote of the agent is signed by Intel hardware. The constructor
             checks it; it does not replace a verifier.
         why_simulated: The reason why it counts as simulated, in words; otherwise empty.
@@ -69,6 +78,7 @@ class DstackAgent:
         if endpoint is None:
             endpoint, _ = find_agent_endpoint()
         self._client = AgentClient(endpoint, timeout=timeout)
+        self.api: AgentApi = self._client.find_api()
         self.keys: AgentKeys = AgentKeys(self._client)
         self.why_simulated: str = self._why_simulated(random)
         self.simulated: bool = bool(self.why_simulated)
@@ -83,6 +93,19 @@ class DstackAgent:
             return f"no quote to verify: {error}"
 
     @classmethod
+    def find_api(cls, endpoint: str | None = None) -> AgentApi:
+        """Return the newest API that an agent has, "v1" or "v0".
+
+        Args:
+            endpoint: As in the constructor.
+
+        Raises:
+            BackendUnavailableError: If the agent is missing or not accessible.
+            BackendError: If the response is not that of an agent.
+        """
+        return _make_client(endpoint).find_api()
+
+    @classmethod
     def probe(cls, endpoint: str | None = None) -> None:
         """Check that an agent responds, simulated or not.
 
@@ -93,7 +116,7 @@ class DstackAgent:
             BackendUnavailableError: If the agent is missing or not accessible.
             BackendError: If the response is not that of an agent.
         """
-        _check_agent(AgentClient(find_agent_endpoint()[0] if endpoint is None else endpoint))
+        _check_agent(_make_client(endpoint))
 
     @classmethod
     def probe_for_detection(cls) -> None:
@@ -138,11 +161,17 @@ class DstackAgent:
             BackendBusyError: If the agent is overloaded or does not respond in time.
             BackendError: If the response is malformed.
         """
-        response = self._client.call("GetQuote", _quote_arguments(report_data))
-        if quote := _bytes(response, "quote"):
+        arguments = _quote_arguments(report_data)
+        try:
+            quote = _bytes(self._client.call("GetQuote", arguments), "quote")
+        except UnsupportedError:
+            if self.api == "v0":
+                raise
+            quote = _attested_quote(self._client.post(_ATTEST, arguments).text)
+        if quote:
             return quote
         raise QuoteUnavailableError(
-            "response to GetQuote: no TDX quote, because the platform is not TDX; use "
+            "response of the agent: no TDX quote, because the platform is not TDX; use "
             "get_quote_response for its evidence",
             reason="empty",
             path=self._client.endpoint,
@@ -151,24 +180,36 @@ class DstackAgent:
     def get_quote_response(self, report_data: bytes) -> str:
         """Return the response of the agent, JSON as `Attestation.from_agent_response` accepts it.
 
-        Only its size (32 MiB) and its nesting depth are checked.
+        It is that of Attest of v1; of GetQuote if the agent does not have or allow that. Only its
+        size (32 MiB) and its nesting depth are checked.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
             BackendError: As `get_quote`.
         """
-        return self._client.post("GetQuote", _quote_arguments(report_data)).text
+        return _request_evidence(self._client, report_data).text
 
     def read_event_log(self) -> bytes:
-        """Return the event log from the response to GetQuote: JSON, boot and runtime events.
+        """Return the event log of the agent's evidence: JSON, boot and runtime events.
 
-        The agent omits the payloads of the firmware's events. Empty on a platform without a log.
+        Agents may omit the payloads of the firmware's events. Empty on a platform without a log.
 
         Raises:
             BackendError: As `get_quote`.
         """
-        response = self._client.call("GetQuote", _quote_arguments(bytes(_REPORT_DATA)))
-        return _text(response, "event_log").encode()
+        text = _request_evidence(self._client, bytes(_REPORT_DATA)).text
+        try:
+            fields = strict_json.read_object(text, "body")
+        except FormatError as error:
+            raise _malformed("body", error) from error
+        if "quote" in fields or "event_log" in fields:
+            return _text(fields, "event_log").encode()
+        evidence = _decode_evidence(text)
+        try:
+            log = EventLog() if evidence is None else evidence.event_log
+        except FormatError as error:
+            raise _malformed("attestation", error) from error
+        return log.to_json().encode() if log.events else b""
 
     def emit_event(self, name: str, payload: bytes) -> None:
         """Emit an event through the agent, which extends RTMR3 and logs it.
@@ -196,6 +237,10 @@ class DstackAgent:
             UnsupportedError: If the agent hides it or does not have it.
             BackendError: As `get_quote`.
         """
+        if self.api == "v1":
+            if compose := _text(self._client.call("v1/Info"), "app_compose"):
+                return compose.encode()
+            raise UnsupportedError("response to v1/Info: no app_compose", reason="no_app")
         tcb_info = _text(self._client.call("Info"), "tcb_info")
         if not tcb_info:
             raise UnsupportedError("response to Info: the agent hides tcb_info", reason="no_app")
@@ -212,7 +257,11 @@ class DstackAgent:
         self._client.close()
 
     def __repr__(self) -> str:
-        return f"DstackAgent(endpoint={self._client.endpoint!r})"
+        return f"DstackAgent(endpoint={self._client.endpoint!r}, api={self.api!r})"
+
+
+def _make_client(endpoint: str | None) -> AgentClient:
+    return AgentClient(find_agent_endpoint()[0] if endpoint is None else endpoint)
 
 
 def _quote_arguments(report_data: object) -> dict[str, str]:
@@ -221,11 +270,43 @@ def _quote_arguments(report_data: object) -> dict[str, str]:
     return {"report_data": report_data.hex()}
 
 
+def _request_evidence(client: AgentClient, report_data: object) -> AgentResponse:
+    """Call Attest of v1, or GetQuote where the agent or its socket does not have Attest."""
+    arguments = _quote_arguments(report_data)
+    if client.find_api() == "v1":
+        try:
+            return client.post(_ATTEST, arguments)
+        except UnsupportedError:
+            pass
+    return client.post("GetQuote", arguments)
+
+
+def _decode_evidence(response: str) -> Attestation | None:
+    """Return the evidence in a response to Attest; None without evidence."""
+    try:
+        data = _bytes(strict_json.read_object(response, "body"), "attestation")
+        return Attestation.from_bytes(data) if data else None
+    except FormatError as error:
+        raise _malformed("attestation", error) from error
+
+
+def _attested_quote(response: str) -> bytes:
+    """Return the quote in a response to Attest; empty on a platform without TDX quotes."""
+    evidence = _decode_evidence(response)
+    try:
+        quote = None if evidence is None else evidence.quote
+    except FormatError as error:
+        raise _malformed("attestation", error) from error
+    return b"" if quote is None else quote.raw
+
+
 # -- probing -------------------------------------------------------------------------------------
 
 
 def _check_agent(client: AgentClient) -> None:
     """Make a call that only an agent has."""
+    if client.find_api() == "v1":
+        return
     try:
         client.call("Version")
     except UnsupportedError:
@@ -246,12 +327,12 @@ def _why_simulated(client: AgentClient, random: Callable[[int], bytes]) -> str:
     """Return why the agent counts as simulated; empty if its quote is signed by Intel hardware.
 
     Raises:
-        BackendUnavailableError: If it has no GetQuote, so it is not an agent, or is not accessible.
+        BackendUnavailableError: If it has no evidence, so it is not an agent, or is not accessible.
         BackendError: As `AgentClient.post`.
     """
     report_data = random(_REPORT_DATA)
     try:
-        response = client.post("GetQuote", _quote_arguments(report_data))
+        response = _request_evidence(client, report_data)
     except UnsupportedError as error:
         raise BackendUnavailableError(str(error), reason="missing", path=client.endpoint) from error
     if "simulator" in response.server.lower():
@@ -269,15 +350,15 @@ def _check_origin(response: AgentResponse, report_data: bytes) -> None:
     Checking the root certificate alone is not enough: simulators return captured quotes of hardware
     with replaced report data.
     """
-    fields = strict_json.read_object(response.text, "response to GetQuote")
-    raw = _bytes(fields, "quote")
+    fields = strict_json.read_object(response.text, "response of the agent")
+    raw = _bytes(fields, "quote") if "quote" in fields else _attested_quote(response.text)
     if not raw:
-        raise UnsupportedError("response to GetQuote: no TDX quote", reason="no_quote")
+        raise UnsupportedError("response of the agent: no TDX quote", reason="no_quote")
     quote = Quote.parse(raw)
     if quote.tee_type != TEE_TDX:
-        raise UnsupportedError("response to GetQuote: not a quote of a TD", reason="no_quote")
+        raise UnsupportedError("response of the agent: not a quote of a TD", reason="no_quote")
     if not hmac.compare_digest(quote.report_data, report_data):
-        text = "response to GetQuote: wrong report data in the quote"
+        text = "response of the agent: wrong report data in the quote"
         raise VerificationError(text, reason="report_data_mismatch")
     p256_verify(quote.attestation_key, quote.signature, quote.signed_region)
     p256_verify(pck_key(quote.pck_chain), quote.qe_report_signature, quote.qe_report.raw)

@@ -3,15 +3,17 @@
 The agent is not trusted: responses have a size limit and a timeout, failures are AttestKitErrors,
 and errors never contain the body of a response, which may be a key.
 
-Each call opens a connection, which costs about 0.1 ms. So the client has no state to share between
-threads or across a fork, and works after a restart of the agent.
+Each call opens a connection, which costs about 0.1 ms. So the client has no connection to share
+between threads or across a fork, and works after a restart of the agent. It remembers the agent's
+API, which an upgrade of the agent changes: make a new client then.
+
+Agents of dstack 0.6 serve two APIs: `dstack.guest.v1` at `/v1`, and the older one, v0, at `/v0` and
+`/`. Agents before that serve v0 at `/` only.
 """
 
 import json
-import stat
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._formats import strict_json
@@ -19,6 +21,11 @@ from attestkit._formats.strict_json import check_depth
 from attestkit._reasons import BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import ResponseLimits, TooLargeError, exchange
+from attestkit.backends.dstack_agent.endpoint import (
+    describe_wrong_file,
+    parse_endpoint,
+    printable,
+)
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -29,6 +36,7 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
+from attestkit.keys.agent_keys import AgentApi
 
 if TYPE_CHECKING:
     import socket
@@ -45,8 +53,12 @@ TIMEOUT: Final = 60.0
 _MAX_HEAD: Final = 1 << 18  # bytes before the body, including interim (1xx) responses
 _LONGEST_BODY: Final = 1 << 16  # bytes that are parsed for the agent's message in an error
 _LONGEST_TEXT: Final = 200  # characters of the agent's message in an error
-_URL: Final = ("http://", "https://")
+_V1: Final = "v1/"  # prefix of the methods of `dstack.guest.v1`
+_V0: Final = "v0/"  # prefix of the other methods, where an agent does not serve them at /
+_NO_METHOD: Final = "Service not found"  # start of the error text of an API without the method
 _NOT_IDEMPOTENT: Final = frozenset({"EmitEvent"})
+_EVIDENCE: Final = frozenset({"GetQuote", "v1/Attest"})
+_REMOVED: Final = "EmitEvent was removed"  # start of the error text of agents since release 0.6.0
 _RELEASES: Final = {  # of agents with a method
     "EmitEvent": "removed in release 0.6.0",
     "Sign": "added in release 0.5.6",
@@ -94,12 +106,50 @@ class AgentClient:
     ) -> None:
         _check_arguments(endpoint, timeout)
         self.endpoint = endpoint
-        is_url = endpoint.startswith(_URL)
-        self._address = _parse_url(endpoint) if is_url else _Address(path=endpoint)
-        self._name = f"guest agent at {_printable(endpoint)}"
+        self._address = parse_endpoint(endpoint)
+        self._name = f"guest agent at {printable(endpoint)}"
         self._timeout = timeout
         self._clock = clock
         self._closed = False
+        self._api: AgentApi | None = None
+        self._mount = ""  # of methods of v0
+
+    def find_api(self) -> AgentApi:
+        """Return the newest API that the agent has, "v1" or "v0"; it is requested once.
+
+        Raises:
+            BackendUnavailableError: If the agent has v1 without Version, so it is not an agent or
+                its socket is limited to other methods; or as for `post`.
+            BackendError: If the response is malformed, or the call failed for another reason.
+        """
+        if self._api is None:
+            self._api = self._probe_api()
+        return self._api
+
+    def _probe_api(self) -> AgentApi:
+        """Call Version of v1. Both an API without the method and a missing API are a 404."""
+        method = f"{_V1}Version"
+        self._check_open()
+        status, _, data = self._exchange(method, method, b"{}")
+        mounted = (_error_text(data) or "").startswith(_NO_METHOD)
+        if status == 404 and mounted:
+            text = f"{self._name}: no method {method}: not a guest agent, or its socket is limited"
+            raise BackendUnavailableError(
+                f"{text}; use dstack.sock, or allow the method Version",
+                reason="missing",
+                path=self.endpoint,
+            )
+        if status == 404 or (status == 400 and mounted):
+            return "v0"
+        if status != 200:
+            raise self._status_error(method, status, _message(data), arguments=False)
+        try:
+            strict_json.string(strict_json.read_object(data, "body"), "version")
+        except FormatError as error:
+            problem = str(error)
+        else:
+            return "v1"
+        raise self._call_error("malformed_response", method, f"malformed response: {problem}")
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Call a method and return its response, a JSON object.
@@ -124,13 +174,12 @@ class AgentClient:
             UnsupportedError: If the agent does not have the method.
             BackendUnavailableError: If the agent is not accessible.
             BackendBusyError: If the agent is overloaded or does not respond in time.
-            QuoteUnavailableError: If GetQuote fails.
+            QuoteUnavailableError: If GetQuote, or Attest of v1, fails.
             BackendError: If the call failed for another reason. With the reason `outcome_unknown`,
                 EmitEvent may have taken effect.
         """
-        if self._closed:
-            raise UsageError(f"{self._name}: the client is closed", reason="closed")
-        if not method.isidentifier():
+        self._check_open()
+        if not method.removeprefix(_V1).isidentifier():
             raise UsageError(f"method: not an identifier: {method!r}", reason="wrong_value")
         try:
             body = json.dumps({} if arguments is None else dict(arguments)).encode()
@@ -140,7 +189,7 @@ class AgentClient:
         if len(body) > MAX_REQUEST:
             text = f"{method}: request too large: {len(body)} bytes, the limit is {MAX_REQUEST}"
             raise UsageError(text, reason="too_large")
-        status, server, data = self._exchange(method, body)
+        status, server, data = self._exchange_method(method, body)
         if status != 200:
             raise self._status_error(method, status, _message(data), arguments=bool(arguments))
         try:
@@ -157,12 +206,30 @@ class AgentClient:
         """Close the client. A second call has no effect."""
         self._closed = True
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"{self._name}: the client is closed", reason="closed")
+
     def __repr__(self) -> str:
-        return f"AgentClient({self.endpoint!r})"
+        api = "" if self._api is None else f", api={self._api!r}"
+        return f"AgentClient({self.endpoint!r}{api})"
 
     # -- HTTP ----------------------------------------------------------------------------------
 
-    def _exchange(self, method: str, body: bytes) -> tuple[int, str, bytes]:
+    def _exchange_method(self, method: str, body: bytes) -> tuple[int, str, bytes]:
+        """Send a request to a method. Where / has no API, methods of v0 are below /v0."""
+        if method.startswith(_V1):
+            return self._exchange(method, method, body)
+        found = self._exchange(method, self._mount + method, body)
+        if found[0] != 404 or self._mount or _error_text(found[2]) is not None:
+            return found
+        other = self._exchange(method, _V0 + method, body)
+        if other[0] == 404 and _error_text(other[2]) is None:
+            return found
+        self._mount = _V0
+        return other
+
+    def _exchange(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
         """Send a request on a new connection; return status, header field Server, and body."""
         import http.client as http  # slow to import
 
@@ -171,7 +238,7 @@ class AgentClient:
         connection = http.HTTPConnection(address.host or "localhost", address.port or None)
         limits = ResponseLimits(_MAX_HEAD, MAX_RESPONSE, lambda: deadline - self._clock())
         headers = {"Content-Type": "application/json", "Connection": "close"}
-        request = ("POST", f"{address.prefix}/{method}", body, headers)
+        request = ("POST", f"{address.prefix}/{target}", body, headers)
         sock = self._connect(deadline)
         try:
             found = exchange(connection, sock, limits, request)
@@ -244,7 +311,7 @@ class AgentClient:
             return BackendBusyError(text, reason="overloaded", path=self.endpoint)
         reason: BackendUnavailableReason = "cannot_connect"
         text = f"cannot connect: {one_line(text, _LONGEST_TEXT)}"
-        if isinstance(error, OSError) and (problem := _wrong_file_type(self._address.path)):
+        if isinstance(error, OSError) and (problem := describe_wrong_file(self._address.path)):
             reason, text = "missing", problem
         else:
             for kind, kind_reason, problem in _CONNECT_ERRORS:
@@ -264,24 +331,26 @@ class AgentClient:
         they cannot be the cause.
         """
         # Releases of the agent return 400 for every error; the message tells them apart.
-        if status == 404 or (status == 400 and message.startswith("Service not found")):
+        if status == 404 or (status == 400 and message.startswith(_NO_METHOD)):
             releases = _RELEASES.get(
                 method, "the release is older, or its API is not that of dstack.sock"
             )
+            if method.startswith(_V1) and not message.startswith(_NO_METHOD):
+                releases = "the agent has no v1 API, which release 0.6.0 added"
             text = f"{self._name}: no method {method}: {releases}"
             return UnsupportedError(text, reason="feature")
         problem = f"request failed: {message or f'status {status}'}"
         text = f"{self._name}: {method}: {problem}"
-        if "unavailable in simulator mode" in message:
+        if "unavailable in simulator mode" in message or message.startswith(_REMOVED):
             return UnsupportedError(text, reason="feature")
         rejected = status == 400 and arguments and not message.startswith("Failed to ")
-        if rejected and method != "GetQuote":
+        if rejected and method not in _EVIDENCE:
             return UsageError(text, reason="wrong_value")
         return self._backend_error(method, status, problem)
 
     def _backend_error(self, method: str, status: int, problem: str) -> BackendError:
         text = f"{self._name}: {method}: {problem}"
-        if method == "GetQuote" and status in (400, 500):
+        if method in _EVIDENCE and status in (400, 500):
             return QuoteUnavailableError(text, reason="agent_error", path=self.endpoint)
         if status in (408, 429, 503):
             return BackendBusyError(text, reason="overloaded", path=self.endpoint)
@@ -289,16 +358,6 @@ class AgentClient:
         if status >= 500:  # the register may have been extended before the failure
             return self._call_error("agent_error", method, f"{problem}{shown}")
         return BackendError(f"{text}{shown}", reason="agent_error", path=self.endpoint)
-
-
-class _Address(NamedTuple):
-    """The address of an endpoint."""
-
-    path: str = ""  # of a UNIX socket; empty for a URL
-    host: str = ""
-    port: int = 0
-    tls: bool = False
-    prefix: str = ""
 
 
 def _check_arguments(endpoint: object, timeout: object) -> None:
@@ -309,56 +368,29 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
         raise UsageError(text, reason="out_of_range")
 
 
-def _wrong_file_type(path: str) -> str:
-    """Return the error text for a directory or file instead of a socket; otherwise empty."""
+# -- bodies of errors ----------------------------------------------------------------------------
+
+
+def _read_error(data: bytes) -> object:
+    """Return the member `error` of a JSON object; None if there is none."""
     try:
-        mode = Path(path).stat().st_mode if path else 0
-    except (OSError, ValueError):
-        return ""
-    if stat.S_ISDIR(mode):
-        return (
-            "not a socket but a directory, as a container engine creates where the host has no "
-            "socket to mount; start the agent on the host, remove the directory there, and "
-            "recreate the container"
-        )
-    if stat.S_ISREG(mode):
-        return "not a socket but a file; use the socket of a running agent"
-    return ""
+        check_depth(data)
+        return json.loads(data)["error"]
+    except (FormatError, ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
-def _parse_url(url: str) -> _Address:
-    from urllib.parse import urlsplit  # imported by http.client as well
-
-    wrong = UsageError(
-        f"endpoint: not http(s)://HOST[:PORT][/PATH]: {_printable(url)}", reason="wrong_value"
-    )
-    if not url.isascii() or not url.isprintable() or set(" ?#@\\") & set(url):
-        raise wrong  # "@" also: user and password would be shown in errors
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise wrong from error
-    if not parts.hostname or port == 0:
-        raise wrong
-    tls = parts.scheme == "https"
-    return _Address("", parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+def _error_text(data: bytes) -> str | None:
+    """Return the error message of an API; None for other bodies, such as a page."""
+    found = _read_error(data[:_LONGEST_BODY])
+    return found if isinstance(found, str) else None
 
 
 def _message(data: bytes) -> str:
     """Return the error message in the body of a response, as one short line; may be empty."""
     head = data[:_LONGEST_BODY]
-    try:
-        check_depth(head)
-        found = json.loads(head)["error"]
-        if isinstance(found, dict):  # from the HTTP framework (Rocket) of the agent
-            found = found["description"]
-        if isinstance(found, str):
-            return one_line(found, _LONGEST_TEXT)
-    except (FormatError, ValueError, RecursionError, LookupError, TypeError):
-        pass
-    return one_line(head.decode(errors="replace"), _LONGEST_TEXT)
-
-
-def _printable(endpoint: str) -> str:
-    return endpoint if endpoint.isprintable() else ascii(endpoint)
+    found = _read_error(head)
+    if isinstance(found, dict):  # from the HTTP framework (Rocket) of the agent
+        found = found.get("description")
+    text = found if isinstance(found, str) else head.decode(errors="replace")
+    return one_line(text, _LONGEST_TEXT)

@@ -26,6 +26,7 @@ class UnavailableKeys:
 
     derive: Callable[..., NoReturn] = _refuse
     derive_compat: Callable[..., NoReturn] = _refuse
+    derive_v1: Callable[..., NoReturn] = _refuse
     sign: Callable[..., NoReturn] = _refuse
 
 

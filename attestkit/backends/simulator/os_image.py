@@ -3,17 +3,21 @@
 They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them: the
 image hash is that of a list of checksums, the list has the checksum of a measurement document, and
 the document determines MRTD and RTMR0 to RTMR2, or the launch measurement of an SEV-SNP guest. The
-components do not exist; their digests are those of literal strings. All simulated TDs boot one
-image, and all simulated SEV-SNP guests another.
+components do not exist; their digests are those of literal strings. All simulated TDs of one
+`ImageConfig` boot one image, and all simulated SEV-SNP guests another.
 """
 
 import base64
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
 
 from attestkit._crypto.hashes import sha256, sha384
+from attestkit.attestation.launch.kernel_cmdline import load_options_digest
 from attestkit.attestation.launch.tdx import td_hob_digest
+from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
@@ -34,6 +38,38 @@ _SECTIONS: Final = (
 )
 
 
+_CMDLINE: Final = f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}"
+
+
+class ImageConfig(msgspec.Struct, frozen=True):
+    """Image of a simulated TD, and the memory of its VM.
+
+    Raises:
+        UsageError: If the version is not 3 or 4, or a value has the wrong type or range.
+    """
+
+    measurement_version: Literal[3, 4] = 4  # of the measurement document
+    kernel_header_normalized: bool = True  # only in documents of version 4
+    memory_size: int = MEMORY_SIZE  # bytes; any from 16 MiB
+
+    def __post_init__(self) -> None:
+        version: object = self.measurement_version
+        normalized: object = self.kernel_header_normalized
+        memory: object = self.memory_size
+        if version not in (3, 4):
+            text = f"measurement_version: must be 3 or 4, not {version!r}"
+            raise UsageError(text, reason="wrong_value")
+        if not isinstance(normalized, bool):
+            text = "kernel_header_normalized: must be true or false"
+            raise UsageError(text, reason="wrong_type")
+        if not isinstance(memory, int) or not 1 << 24 <= memory < 1 << 52:
+            text = f"memory_size: must be an integer from 2**24 to 2**52 - 1, not {memory!r}"
+            raise UsageError(text, reason="out_of_range")
+
+
+_DEFAULT: Final = ImageConfig()
+
+
 class Image(NamedTuple):
     """Measurements of a TDX image; digests are SHA-384."""
 
@@ -52,27 +88,30 @@ def _digest_of(component: str) -> bytes:
 
 
 @cache
-def simulated_image() -> Image:
-    """Return the image of every simulated TD."""
-    image = {
-        "cmdline_sha384": sha384("attestkit simulated command line\0".encode("utf-16-le")),
-        "kernel_authenticode": _digest_of("kernel"),
-        "initrd_sha384": _digest_of("initrd"),
-    }
+def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
+    """Return the image of a simulated TD."""
+    cmdline = load_options_digest(f"{_CMDLINE} initrd=initrd")
+    kernel, initrd = _digest_of("kernel"), _digest_of("initrd")
+    image: dict[str, object] = {"cmdline": _CMDLINE, "kernel_authenticode": kernel}
+    if config.measurement_version == 3:
+        image = {"cmdline_sha384": cmdline, "kernel_authenticode": kernel}
+    elif config.kernel_header_normalized:
+        image["kernel_header_normalized"] = True
+    image["initrd_sha384"] = initrd
     mrtd = {"single_pass": _digest_of("firmware"), "two_pass": _digest_of("firmware, two passes")}
     tdvf = {"ovmf": "pre202505", "mrtd": mrtd, "td_hob": TD_HOB}
-    measurement = _cbor({"version": 3, "image": image, "tdvf": tdvf})
+    measurement = _cbor({"version": config.measurement_version, "image": image, "tdvf": tdvf})
     checksums = f"{sha256(measurement).hex()}  measurement.tdx.cbor\n".encode()
     os_image_hash = sha256(checksums)
     return Image(
         mrtd=mrtd["single_pass"],
-        td_hob=td_hob_digest(TD_HOB, MEMORY_SIZE),
+        td_hob=td_hob_digest(TD_HOB, config.memory_size),
         acpi=(_digest_of("ACPI loader script"), _digest_of("ACPI RSDP"), _digest_of("ACPI tables")),
-        kernel=image["kernel_authenticode"],
-        cmdline=image["cmdline_sha384"],
-        initrd=image["initrd_sha384"],
+        kernel=kernel,
+        cmdline=cmdline,
+        initrd=initrd,
         os_image_hash=os_image_hash,
-        vm_config=_vm_config(os_image_hash, checksums, measurement),
+        vm_config=_vm_config(config, os_image_hash, checksums, measurement),
     )
 
 
@@ -92,7 +131,7 @@ def simulated_snp_image() -> SnpImage:
 
     document: dict[Value, Value] = {
         "version": 3,
-        "cmdline": f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}",
+        "cmdline": _CMDLINE,
         "ovmf_hash": _digest_of("firmware"),
         "kernel_hash": sha256(b"attestkit simulated kernel"),
         "initrd_hash": sha256(b"attestkit simulated initrd"),
@@ -142,12 +181,14 @@ def _cbor(value: object) -> bytes:
     return cbor2.dumps(value)
 
 
-def _vm_config(os_image_hash: bytes, checksums: bytes, measurement: bytes) -> str:
+def _vm_config(
+    config: ImageConfig, os_image_hash: bytes, checksums: bytes, measurement: bytes
+) -> str:
     """Return the VM configuration (vm_config of the dstack guest agent API)."""
     fields = {
         "os_image_hash": os_image_hash.hex(),
         "cpu_count": 1,
-        "memory_size": MEMORY_SIZE,
+        "memory_size": config.memory_size,
         "qemu_version": "9.1.0",  # adds pages in a single pass
         "pci_hole64_size": 0,
         "hugepages": False,

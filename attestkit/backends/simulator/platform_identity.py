@@ -32,7 +32,7 @@ def launch_body(scenario: Scenario, mr_config_id: bytes) -> TdBody:
         UsageError: If the scenario sets an unknown field, one that is not fixed at launch, or a
             value of the wrong size.
     """
-    own = {"mrtd": simulated_image().mrtd, "mr_config_id": mr_config_id}
+    own = {"mrtd": simulated_image(scenario.image).mrtd, "mr_config_id": mr_config_id}
     changes = dict(scenario.body)
     if invalid := changes.keys() - TdBody._fields | changes.keys() & _LIVE:
         text = f"scenario: body has no settable field {min(invalid)!r}"

@@ -170,11 +170,12 @@ class Simulator:
         random: Callable[[int], bytes],
     ) -> None:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
-        self.vm_config = value_or(vm_config, simulated_image().vm_config)
+        image = simulated_image(self._scenario.image)
+        self.vm_config = value_or(vm_config, image.vm_config)
         self._body_head, self._body_rest = self._split_body()
         issued = issue_platform(seed, self._scenario)
         self._pki, self._enclave, self._anchor = issued
-        self._event_log = boot_log(simulated_image())
+        self._event_log = boot_log(image)
         self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
 
     def _check_fault(self, fault: Fault) -> None:
@@ -194,7 +195,7 @@ class Simulator:
             app_keys=self.app_keys,
         )
         events = boot_events(launch)
-        firmware = replay_records(boot_records(simulated_image()))
+        firmware = replay_records(boot_records(simulated_image(self._scenario.image)))
         rtmrs = (*firmware, replay_from(bytes(48), events))
         fixed = (self._pki.root_der, self.vm_config.encode(), b"".join(rtmrs))
         identity = sha256(b"".join(map(sha256, fixed))).hex()

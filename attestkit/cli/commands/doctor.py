@@ -57,7 +57,8 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
       status), `transports`.
     * `backends`: by name the reason why it cannot run, or null. `by_name_only`: by name the reason
       why detection skips a backend that can run. `named_agent`: the endpoint that the environment
-      names, or null.
+      names, or null. `agent_api`: the newest API of a usable guest agent (v1 of dstack 0.6, or v0),
+      or null.
     * `boot_log`: `size`, `events`, `error`. `runtime_log`: `state`, `says`, `advice`, `events`,
       `register`, `replay` (hex or null).
     * `quotes`: null without `quote`, else a list of `backend`, `seconds`, `size`, `error`.
@@ -130,6 +131,7 @@ def _as_json(found: "Diagnosis") -> dict[str, Any]:
         "backends": found.backends,
         "by_name_only": found.by_name_only,
         "named_agent": found.named_agent,
+        "agent_api": found.agent_api,
         "boot_log": _plain(found.boot_log),
         "runtime_log": _plain(found.runtime_log),
         "quotes": _plain(found.quotes),

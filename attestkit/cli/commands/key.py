@@ -36,6 +36,12 @@ _EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXI
     help="Derive a different key per algorithm. By default secp256k1 and ed25519 keys of a path "
     "are the same 32 bytes, as in the guest agent API.",
 )
+@click.option(
+    "--v1",
+    is_flag=True,
+    help="Derive the key of the v1 API (dstack 0.6), with PATH as its domain; secp256k1 or "
+    "ed25519.",
+)
 @click.option("--public", is_flag=True, help="Print only the public key, in hex.")
 @output_option(
     "Write the key to FILE in hex, mode 0600, and print the public key; - is stdout, key only."
@@ -48,6 +54,7 @@ def key(
     purpose: str | None,
     algorithm: str,
     separated: bool,
+    v1: bool,
     public: bool,
     output: Path | None,
     device: Device,
@@ -67,12 +74,12 @@ def key(
     refuse_stdout(output, as_json=as_json)
     check_outputs((("-o", output), ("--record", device.record)), device.inputs)
     with device.open() as attester:
-        derived = _derive(attester.keys, path, purpose, algorithm, separated=separated)
+        derived = _derive(attester.keys, path, purpose, algorithm, separated=separated, v1=v1)
         fields = {"backend": attester.backend.name, "simulated": attester.simulated}
     secret = derived.key.hex()
     written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
     if as_json:
-        request = {"path": path, "purpose": purpose or "", "separated": separated}
+        request = {"path": path, "purpose": purpose or "", "separated": separated, "v1": v1}
         algorithm_field = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
         hidden = public or output is not None
         found = {"key": None if hidden else secret, **_public_fields(derived)}
@@ -100,15 +107,24 @@ def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: 
 
 
 def _derive(
-    keys: "KeyDeriver", path: str, purpose: str | None, algorithm: str, *, separated: bool
+    keys: "KeyDeriver",
+    path: str,
+    purpose: str | None,
+    algorithm: str,
+    *,
+    separated: bool,
+    v1: bool,
 ) -> "DerivedKey":
-    if not separated:
-        if algorithm in _SEPARATED:
-            raise UsageError(f"--algorithm {algorithm}: requires --separated", reason="conflict")
+    if separated and v1:
+        raise UsageError("--separated and --v1: mutually exclusive", reason="conflict")
+    if algorithm in _SEPARATED and not separated:
+        raise UsageError(f"--algorithm {algorithm}: requires --separated", reason="conflict")
+    if not separated and not v1:
         return keys.derive_compat(path, purpose or "", algorithm)
     if purpose is not None:
+        option = "--v1" if v1 else "--separated"
         raise UsageError(
-            "--purpose and --separated: the signature chain of a separated key has no purpose",
+            f"--purpose and {option}: the signature chain of such a key has no purpose",
             reason="conflict",
         )
-    return keys.derive(path, algorithm)
+    return keys.derive_v1(path, algorithm) if v1 else keys.derive(path, algorithm)

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from attestkit import backends
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter
+from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux.ccel import read_boot_log
 from attestkit.backends.linux.host_inspection import HostInspection, inspect_host
 from attestkit.backends.linux.paths import KernelPaths
@@ -55,6 +56,7 @@ class Diagnosis(NamedTuple):
     backends: dict[str, str | None]  # reason why it cannot run; None: it can
     by_name_only: dict[str, str]  # reason why detection skips a usable backend
     named_agent: str | None  # agent endpoint of the environment
+    agent_api: str | None  # newest API of a usable agent: "v1", "v0"; None: no agent, or unknown
     service: QuotingService
     boot_log: BootLog
     runtime_log: RuntimeLogState
@@ -105,6 +107,7 @@ def examine(root: str | os.PathLike[str] | None, *, quote: bool = False) -> Diag
         backends=found,
         by_name_only=_by_name_only(found),
         named_agent=_named_agent(),
+        agent_api=_agent_api(found),
         service=_service(host),
         boot_log=_boot_log(paths),
         runtime_log=examine_runtime_log(
@@ -146,6 +149,15 @@ def _named_agent() -> str | None:
     except AttestKitError:
         return None
     return endpoint if named else None
+
+
+def _agent_api(found: dict[str, str | None]) -> str | None:
+    if found.get("dstack_agent", "") is not None:
+        return None
+    try:
+        return DstackAgent.find_api()
+    except AttestKitError:
+        return None
 
 
 def _service(host: HostInspection) -> QuotingService:

@@ -91,6 +91,8 @@ def _kernel_interfaces(found: Diagnosis) -> Iterator[Check]:
 def _backends(found: Diagnosis) -> Iterator[Check]:
     for name, reason in found.backends.items():
         usable = "usable by name only" if name in found.by_name_only else "usable"
+        if name == "dstack_agent" and found.agent_api:
+            usable += f", API {found.agent_api}"
         yield Check("--" if reason else "ok", name, reason or usable)
     for trial in found.quotes or ():
         summary = f"{trial.size} bytes in {trial.seconds * 1000:.1f} ms"

@@ -11,9 +11,9 @@ from inspect import getdoc
 from types import NoneType
 from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
-from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.rpc.message_fields import fields_of, package_of, version_of
+from attestkit.serve.rpc.service import Method, Service
 
 Message: TypeAlias = type[NamedTuple]
 
@@ -31,7 +31,7 @@ ENCODINGS: Final = {
         "the body."
     ),
     "Any other POST": (
-        "is protobuf, with the messages of `/dstack_guest.proto`; so are its response and errors."
+        "is protobuf, with the messages of the `.proto` files; so are its response and errors."
     ),
 }
 JSON_ONLY: Final = "Only POST with `Content-Type: application/json` is accepted."
@@ -45,8 +45,10 @@ STATUSES: Final = {
     "400": "The request is malformed or has an invalid value.",
     "404": "No such method, page or container.",
     "408": "Listener limit: the request did not arrive in time.",
+    "413": "The body is larger than the limit.",
     "431": "Listener limit: the request line and headers are too long.",
     "500": "The platform or the server failed.",
+    "501": "The machine lacks what the method needs.",
     "503": "Listener limit: too many connections or streams.",
 }
 
@@ -61,14 +63,19 @@ class Api(NamedTuple):
     pages: frozenset[str] = frozenset()  # paths of the other views
     names_version: bool = False  # every response has X-App-Version
 
+    @property
+    def packages(self) -> Sequence[str]:
+        """The protobuf packages of the services, in their order."""
+        return list(dict.fromkeys(service.package for service in self.services))
+
 
 class Call(NamedTuple):
     """One method at one listener."""
 
-    service: str
+    service: str  # title of the service
     name: str
     path: str
-    short_path: str  # without the service's name, if that is optional
+    other_paths: Sequence[str]
     summary: str
     details: str
     request: Message | None
@@ -78,7 +85,7 @@ class Call(NamedTuple):
     @property
     def id(self) -> str:
         """Name that is unique on the listener."""
-        return f"{self.service}.{self.name}"
+        return f"{self.service.replace(' ', '-')}.{self.name}"
 
 
 class Documentation(NamedTuple):
@@ -88,21 +95,34 @@ class Documentation(NamedTuple):
     fields: dict[str, str]
 
 
+def title_of(service: Service) -> str:
+    """Return the name of a service with its version, such as `DstackGuest v1`."""
+    return f"{service.name} {service.version}".strip()
+
+
 def list_calls(service: Service) -> Iterator[Call]:
     """Yield the methods of a service."""
     for name, method in service.methods.items():
         summary, details = _split(getdoc(method.run) or "")
+        prefixes = dict.fromkeys((service.prefix, ""))
+        path, *others = [f"{at}{prefix}{name}" for at in service.mounts for prefix in prefixes]
         yield Call(
-            service.name,
+            title_of(service),
             name,
-            f"{service.mount}{service.prefix}{name}",
-            f"{service.mount}{name}",
+            path,
+            others,
             summary,
             details,
             method.request,
             _response(method),
             method.json_only,
         )
+
+
+def schema_name(message: Message) -> str:
+    """Return the name of a message that is unique among the packages, such as `v1.InfoResponse`."""
+    version = version_of(package_of(message))
+    return f"{version}.{message.__name__}" if version else message.__name__
 
 
 def _response(method: Method) -> Message | None:
@@ -114,13 +134,23 @@ def _response(method: Method) -> Message | None:
 
 
 def list_messages(services: Sequence[Service]) -> list[Message]:
-    """Return the messages of the services, each once, requests before their responses."""
+    """Return the messages of the services, each once, requests before their responses.
+
+    A message in a field follows the message that has the field.
+    """
     found: dict[Message, None] = {}
+
+    def add(message: Message) -> None:
+        found[message] = None
+        for field in fields_of(message):
+            if field.nested:
+                add(field.kind)
+
     for service in services:
         for call in list_calls(service):
             for message in (call.request, call.response):
                 if message is not None:
-                    found[message] = None
+                    add(message)
     return list(found)
 
 

@@ -4,6 +4,7 @@ from functools import cache
 from typing import NamedTuple
 
 from attestkit.serve.rpc import messages as m
+from attestkit.serve.rpc import messages_v1 as m1
 
 _PRIVATE_KEY = "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n"
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n"
@@ -60,7 +61,6 @@ _EXAMPLES: tuple[NamedTuple, ...] = (
         compose_hash=_COMPOSE_HASH,
         vm_config="{}",
     ),
-    m.GpuInfoResponse('{"...": "..."}'),
     m.SignRequest("ed25519", _DATA),
     m.SignResponse(_SIGNATURE, (_SIGNATURE, *_CHAIN), _PUBLIC_KEY),
     m.VerifyRequest("ed25519", _DATA, _SIGNATURE, _PUBLIC_KEY),
@@ -68,6 +68,40 @@ _EXAMPLES: tuple[NamedTuple, ...] = (
     m.WorkerVersion("0.5.11", "git:0123456789abcdef0123"),
     m.GetAttestationForAppKeyRequest("ed25519"),
     m.Error("Service not found: Nope"),
+    m1.IssueCertRequest(
+        "example.com",
+        ("www.example.com", "api.example.com"),
+        usage_ra_tls=True,
+        usage_server_auth=True,
+    ),
+    m1.IssueCertResponse(_PRIVATE_KEY, (_CERTIFICATE, _CERTIFICATE)),
+    m1.GetKeyRequest("wallet", "ed25519"),
+    m1.GetKeyResponse(_KEY, _PUBLIC_KEY, _CHAIN),
+    m1.AttestRequest(bytes(range(64))),
+    m1.AttestResponse(bytes.fromhex("83a776657273696f6e01")),
+    m1.GpuEvidenceBundle("nvidia", "nvidia-nvattest-boottime-json-v1", b"{}"),
+    m1.AttestGpuRequest(bytes(range(32))),
+    m1.AttestGpuResponse(
+        (m1.GpuEvidenceBundle("nvidia", "nvidia-nvattest-collect-evidence-json-v1", b"{}"),)
+    ),
+    m1.InfoRequest(),
+    m1.InfoResponse(
+        app_id=_APP_ID,
+        app_name="my-app",
+        compose_hash=_COMPOSE_HASH,
+        app_compose='{"manifest_version":2,"name":"my-app"}',
+        instance_id=_APP_ID[::-1],
+        device_id=_COMPOSE_HASH[::-1],
+        os_image_hash=_COMPOSE_HASH[::-1],
+        mr_aggregated=_COMPOSE_HASH[::-1],
+        vm_config="{}",
+        key_provider_info='{"name":"none","id":""}',
+    ),
+    m1.VersionRequest(),
+    m1.VersionResponse("0.6.0", "git:0123456789abcdef0123"),
+    m1.HealthRequest(),
+    m1.HealthResponse(healthy=True),
+    m1.ContainerHealth("app-web-1", "starting"),
 )
 
 

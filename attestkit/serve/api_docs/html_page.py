@@ -24,9 +24,10 @@ from attestkit.serve.api_docs.api_model import (
     Message,
     list_calls,
     read_docstring,
+    title_of,
 )
 from attestkit.serve.api_docs.openapi import example, is_required, pages
-from attestkit.serve.rpc.messages import Field, fields_of
+from attestkit.serve.rpc.message_fields import Field, fields_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -64,6 +65,7 @@ def _template() -> "Template":
     environment.filters["is_required"] = is_required
     environment.globals.update(
         list_calls=list_calls,
+        title_of=title_of,
         fields_of=fields_of,
         read_docstring=read_docstring,
         curl_post=curl_post,
@@ -85,7 +87,7 @@ def _example_answer(message: Message | None) -> str:
 
 
 def _kind(field: Field) -> str:
-    kind = _KINDS[field.kind]
+    kind = field.kind.__name__ if field.nested else _KINDS[field.kind]
     return f"array of {kind}" if field.repeated else kind
 
 

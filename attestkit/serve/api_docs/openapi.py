@@ -16,10 +16,13 @@ from attestkit.serve.api_docs.api_model import (
     list_calls,
     list_messages,
     read_docstring,
+    schema_name,
+    title_of,
 )
 from attestkit.serve.api_docs.examples import example_of
 from attestkit.serve.rpc import json_codec
-from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
+from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of, package_of
+from attestkit.serve.rpc.messages import Error
 
 # JSON Schema of messages, for bodies, queries and responses.
 
@@ -38,7 +41,7 @@ def schema(message: Message, *, answer: bool) -> dict[str, Any]:
             for field in fields
         },
     }
-    required = [f.name for f in fields if (not f.omit_empty if answer else is_required(f))]
+    required = [f.name for f in fields if (f.number != UNNUMBERED if answer else is_required(f))]
     if required:
         found["required"] = required
     return found
@@ -53,7 +56,11 @@ def is_required(field: Field) -> bool:
 
 
 def _field_schema(field: Field, *, answer: bool) -> dict[str, Any]:
-    one = value_schema(field, answer=answer)
+    one = (
+        _ref("schemas", schema_name(field.kind))
+        if field.nested
+        else value_schema(field, answer=answer)
+    )
     if field.repeated:
         return {"type": "array", "items": one}
     if field.optional:
@@ -110,7 +117,7 @@ _LOG_PARAMETERS: Final = [
         "in": "path",
         "required": True,
         "description": "Name or id of a container.",
-        "schema": {"type": "string", "minLength": 1, "pattern": "^[^/]+$"},
+        "schema": {"type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}$"},
         "example": "dstack-gateway-1",
     },
     _query(
@@ -138,7 +145,6 @@ _PAGES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     ("/logs/{container}", "logs", "Get the log of a container", _TEXT),
     ("/openapi.json", "openapi", "Get this document", _ANY_OBJECT),
     ("/docs", "docs", "Show this document as HTML", _HTML),
-    ("/dstack_guest.proto", "proto", "Get the messages and services for protoc", _TEXT),
 )
 
 
@@ -148,7 +154,16 @@ def pages(api: Api) -> dict[str, dict[str, Any]]:
     The member `content` of an operation describes the body of the 200 response.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path, name, summary, content in _PAGES:
+    protos = (
+        (
+            f"/{package}.proto",
+            f"proto_{package.replace('.', '_')}",
+            f"Get the messages and services of package `{package}` for protoc",
+            _TEXT,
+        )
+        for package in api.packages
+    )
+    for path, name, summary, content in (*_PAGES, *protos):
         if path.removesuffix("{container}") in api.pages:
             found[path] = {"operationId": name, "summary": summary, "content": content}
             if name == "logs":
@@ -165,7 +180,6 @@ _ABOUT = "\n".join(
         *(f"* **{n}** {t}" for n, t in ENCODINGS.items()),
     )
 )
-_PREFIX = " The path without the service's name also works: `{short}`."
 _OF_LISTENER = frozenset({"408", "431", "503"})  # sent before a request is parsed
 _REQUEST_ID = {
     "description": "Id of the request, which also appears in the server's log.",
@@ -204,7 +218,7 @@ def make_document(api: Api) -> Json:
         },
         "servers": [{"url": "/", "description": f"curl {api.curl}/..."}],
         "tags": [
-            *({"name": service.name} for service in api.services),
+            *({"name": title_of(service)} for service in api.services),
             {"name": "pages", "description": "Pages and other views."},
         ],
         "paths": paths,
@@ -220,7 +234,7 @@ def _schemas(api: Api) -> Json:
     requests = {call.request for service in api.services for call in list_calls(service)}
     return {
         **{
-            message.__name__: schema(message, answer=message not in requests)
+            schema_name(message): schema(message, answer=message not in requests)
             for message in list_messages(api.services)
         },
         "Error": {
@@ -273,11 +287,12 @@ def _get(call: Call, headers: Json) -> Json:
 
 
 def _operation(call: Call, ending: str) -> Json:
-    also = _PREFIX.format(short=call.short_path) if call.short_path != call.path else ""
+    others = ", ".join([f"`{path}`" for path in call.other_paths])
+    also = f" Other paths with the same response: {others}." if others else ""
     also += f" {JSON_ONLY}" if call.json_only else ""
     return {
         "tags": [call.service],
-        "operationId": call.id.replace(".", "_") + ending,
+        "operationId": call.id.replace(".", "_").replace("-", "_") + ending,
         "summary": call.summary,
         "description": f"{call.summary}. {call.details}".rstrip() + also,
     }
@@ -288,6 +303,8 @@ def _parameters(message: Message) -> Iterator[Json]:
     shown = example(message, answer=False)
     for field in fields_of(message):
         one = value_schema(field)
+        if field.optional:
+            one = {"anyOf": [one, {"const": ""}]}  # empty: unset
         found = {
             "name": f"{field.name}[]" if field.repeated else field.name,
             "in": "query",
@@ -309,7 +326,7 @@ def _answer(call: Call) -> Json:
 
 def _media_type(message: Message, *, answer: bool) -> Json:
     return {
-        "schema": _ref("schemas", message.__name__),
+        "schema": _ref("schemas", schema_name(message)),
         "example": example(message, answer=answer),
     }
 
@@ -327,7 +344,9 @@ def _name(status: str) -> str:
 
 def _binary(message: Message | None) -> Json:
     """Return the media type of a protobuf message, whose contents a schema cannot describe."""
-    name = "google.protobuf.Empty" if message is None else f"{PACKAGE}.{message.__name__}"
+    name = (
+        "google.protobuf.Empty" if message is None else f"{package_of(message)}.{message.__name__}"
+    )
     return {"schema": {"title": name, "contentMediaType": _BINARY}}
 
 

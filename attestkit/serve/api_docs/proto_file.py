@@ -1,4 +1,4 @@
-"""`.proto` file of a listener's services, for protoc."""
+"""`.proto` files of a listener's services, one for each package, for protoc."""
 
 import textwrap
 from collections.abc import Iterator
@@ -11,32 +11,34 @@ from attestkit.serve.api_docs.api_model import (
     list_messages,
     read_docstring,
 )
-from attestkit.serve.rpc.messages import PACKAGE, Error, Field, fields_of
+from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of
+from attestkit.serve.rpc.messages import Error
 
 _TYPES = {str: "string", bool: "bool", int: "uint64", bytes: "bytes"}
 _EMPTY = "google.protobuf.Empty"
-_HEAD = f"""\
-// {{title}}, in proto3.
+_HEAD = """\
+// {title}, in proto3.
 //
 // To call a method, POST its request to its path with Content-Type:
 // application/octet-stream. Every response but a 200 is a message Error.
 syntax = "proto3";
 
-package {PACKAGE};
-
-import "google/protobuf/empty.proto";
+package {package};
 """
+_IMPORT = 'import "google/protobuf/empty.proto";\n'
 
 
-def proto_file(api: Api) -> str:
-    """Return the services of a listener and their messages in the proto3 language."""
-    parts = [_HEAD.format(title=api.title)]
-    for service in api.services:
-        calls = "\n".join(line for call in list_calls(service) for line in _call(call))
-        parts.append(f"service {service.name} {{\n{calls}\n}}\n")
-    parts += [
-        "\n".join(_message(message)) + "\n" for message in (*list_messages(api.services), Error)
-    ]
+def proto_file(api: Api, package: str) -> str:
+    """Return a package's services of a listener, and their messages, in the proto3 language."""
+    services = [service for service in api.services if service.package == package]
+    parts = [_HEAD.format(title=api.title, package=package)]
+    calls = [call for service in services for call in list_calls(service)]
+    if any(None in {call.request, call.response} for call in calls):
+        parts.append(_IMPORT)
+    for service in services:
+        lines = "\n".join(line for call in list_calls(service) for line in _call(call))
+        parts.append(f"service {service.name} {{\n{lines}\n}}\n")
+    parts += ["\n".join(_message(message)) + "\n" for message in (*list_messages(services), Error)]
     return "\n".join(parts)
 
 
@@ -56,8 +58,10 @@ def _message(message: Message) -> Iterator[str]:
     yield from _comment(f"{words.summary}.")
     yield f"message {message.__name__} {{"
     for field in fields_of(message):
-        yield from _comment(words.fields[field.name], "  ")
-        yield f"  {_label(field)}{_TYPES[field.kind]} {field.name} = {field.number};"
+        if field.number != UNNUMBERED:
+            yield from _comment(words.fields[field.name], "  ")
+            kind = field.kind.__name__ if field.nested else _TYPES[field.kind]
+            yield f"  {_label(field)}{kind} {field.name} = {field.number};"
     yield "}"
 
 

@@ -1,4 +1,4 @@
-"""API documents of a listener: OpenAPI, HTML page and `.proto` file.
+"""API documents of a listener: OpenAPI, HTML page and `.proto` files.
 
 Each is generated when it is first requested, and cached.
 """
@@ -9,12 +9,16 @@ from functools import partial
 
 from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
+from attestkit.serve.rpc.service import Service
 from attestkit.serve.services.context import Guest
 
 
 def make_views(api: Api) -> Mapping[str, View]:
     """Return the views of the API documents, by path."""
-    return {path: _cached(partial(make, api)) for path, make in _DOCUMENTS.items()}
+    protos = {
+        f"/{package}.proto": _cached(partial(_proto, api, package)) for package in api.packages
+    }
+    return {path: _cached(partial(make, api)) for path, make in _DOCUMENTS.items()} | protos
 
 
 def _openapi(api: Api) -> ViewResponse:
@@ -36,15 +40,18 @@ def _page(api: Api) -> ViewResponse:
     return ViewResponse(b"text/html; charset=utf-8", render_page(api).encode("utf-8"), headers)
 
 
-def _proto(api: Api) -> ViewResponse:
+def _proto(api: Api, package: str) -> ViewResponse:
     from attestkit.serve.api_docs.proto_file import proto_file
 
-    return ViewResponse(b"text/plain; charset=utf-8", proto_file(api).encode("utf-8"))
+    return ViewResponse(b"text/plain; charset=utf-8", proto_file(api, package).encode("utf-8"))
 
 
-_DOCUMENTS = {"/openapi.json": _openapi, "/docs": _page, "/dstack_guest.proto": _proto}
-PATHS = frozenset(_DOCUMENTS)
-"""Paths of the API documents."""
+_DOCUMENTS = {"/openapi.json": _openapi, "/docs": _page}
+
+
+def list_paths(services: Sequence[Service]) -> frozenset[str]:
+    """Return the paths of the API documents of a listener with these services."""
+    return frozenset({*_DOCUMENTS, *(f"/{service.package}.proto" for service in services)})
 
 
 def _cached(make: Callable[[], ViewResponse]) -> View:

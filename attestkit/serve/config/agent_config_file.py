@@ -5,8 +5,8 @@ Profiles are the top-level tables. `[default]` applies to everything; `[internal
 them. Other profiles are for other builds of the agent and are ignored. `[default.attestkit]` takes
 every option of attestkit by its name, with `_` for `-`, and overrides the agent's keys.
 
-Relative paths are relative to the working directory. An unknown key in `[default.attestkit]` is an
-error; elsewhere it is logged.
+Relative paths are relative to the working directory. An unknown key in `[default.attestkit]` or
+`[external.auth]` is an error; elsewhere it is logged.
 """
 
 import re
@@ -21,7 +21,7 @@ from attestkit._formats import toml
 from attestkit._formats.strict_json import config_reason, decode_strictly
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options
+from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options, split_sockets
 from attestkit.serve.config.limits import read_limit
 from attestkit.serve.config.option_values import HTTP_PORT, Address
 
@@ -46,7 +46,10 @@ _LEVELS: Final = {
     "normal": "info",
     "trace": "debug",
 }
-_OWN: Final = frozenset(Options._fields) - {"config", "ident", "data_disks", "sources"}
+_OWN: Final = frozenset(Options._fields) - {
+    *("config", "ident", "data_disks", "limited_sockets", "sources")
+}
+_LISTS: Final = frozenset({"auth_key", "fault"})  # a text is a list of one
 _NUMBERS: Final = frozenset({"quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header
@@ -130,8 +133,8 @@ class _Value(NamedTuple):
             raise self.wrong_type("a table")
         return self.value
 
-    def text(self) -> str:
-        """Return the value, which must be text that fits on one line."""
+    def text(self, *, lines: bool = False) -> str:
+        """Return the value, which must be text; on one line unless it may have `lines`."""
         value = self.value
         if not isinstance(value, str):
             raise self.wrong_type("text in quotes")
@@ -139,7 +142,9 @@ class _Value(NamedTuple):
             raise self.error("the value is empty", "missing")
         if len(value) > _LONGEST:
             raise self.error(f"longer than {_LONGEST} characters", "too_large")
-        if not value.isprintable():  # such as a line end, NUL or lone surrogate
+        if not (
+            value.replace("\n", "") if lines else value
+        ).isprintable():  # such as a line end, NUL or lone surrogate
             raise self.error("has a non-printable character", "encoding")
         return value
 
@@ -213,8 +218,9 @@ class _Reader:
         for profile, option in _LISTENERS.items():
             self._read_internal(profile, option)
         self._read_external()
+        self._read_external_auth()
         if "guest-api" in self._profiles:
-            self._unused.append("guest-api (vsock is not served)")
+            self._unused.append("guest-api (off by default; see --guest-api)")
         self._read_attestkit()
         return Config(
             self._values, self._sources, self._limits, tuple(self._unused), tuple(self._unknown)
@@ -303,7 +309,7 @@ class _Reader:
                 continue  # a stale socket is always replaced, a live one never
             if key in _UNUSED or key in {"ident", "keep_alive", "log_level"}:
                 self._unused.append(found.key)
-            elif key not in _OF_LISTENER:
+            elif key not in _OF_LISTENER and (profile, key) != ("external", "auth"):
                 self._unknown.append(found.key)
         return members
 
@@ -331,26 +337,59 @@ class _Reader:
             raise address.error("must be an IP address, or unix:PATH") from None
         self._set("http", address, str(Address(address.value, number)))
 
+    def _read_external_auth(self) -> None:
+        """Read access control, where a misspelt key is an error: it would leave access open."""
+        members = self._table("external", "auth")
+        for key, found in members.items():
+            if key == "public_keys":
+                keys = tuple([value.text(lines=True) for value in found.texts()])
+                if not keys:
+                    raise found.error("no key given", "missing")
+                self._set("auth_key", found, keys)
+            elif key == "anonymous_scopes":
+                names = [value.text() for value in found.texts()]
+                if names:
+                    self._set("anonymous_scopes", found, ",".join(names))
+            else:
+                raise found.error("unknown key", "unknown_key")
+        is_given = any("auth" in self._profiles.get(name, {}) for name in ("external", "global"))
+        if is_given and "public_keys" not in members:
+            name = _Value(self._name, "external.auth", members)
+            raise name.error("public_keys is missing", "missing")
+
     def _read_attestkit(self) -> None:
         for key, found in self._table("default", "attestkit").items():
             if key not in _OWN:
                 near = get_close_matches(key[:64], _OWN, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise found.error(f"unknown key{hint}", "unknown_key")
-            if key != "limits":
+            if key == "socket":
+                self._read_sockets(found)
+            elif key != "limits":
                 self._set(key, found, _read_option(key, found))
         for key, found in self._table("default", "attestkit", "limits").items():
             self._limits[key] = found.limit(key)
+
+    def _read_sockets(self, found: _Value) -> None:
+        """Read the path of dstack.sock, or a list of it and limited sockets."""
+        values = [found] if isinstance(found.value, str) else found.texts()
+        path, limited = split_sockets([value.text() for value in values])
+        for option, value in (("socket", path), ("limited_sockets", limited)):
+            if value is not None:
+                self._set(option, found, value)
 
 
 def _read_option(option: str, found: _Value) -> object:
     """Return the value of an option in attestkit's own table."""
     if option in FLAGS:
         return found.flag()
-    if option == "fault" and not isinstance(found.value, str):
-        return tuple(item.text() for item in found.texts())
+    if option in _LISTS:
+        values = [found] if isinstance(found.value, str) else found.texts()
+        if option == "auth_key" and not values:
+            raise found.error("no key given", "missing")
+        return tuple(item.text(lines=option == "auth_key") for item in values)
     if option in _NUMBERS and type(found.value) is int:
         found = found._replace(value=str(found.value))
     if option in CHOICES:
         return found.choice({choice: choice for choice in CHOICES[option]})
-    return (found.text(),) if option == "fault" else found.text()
+    return found.text()

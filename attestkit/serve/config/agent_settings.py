@@ -4,14 +4,16 @@ This module opens and creates nothing.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from attestkit.errors import UsageError
-from attestkit.serve.config.command_line import SIMULATOR_OPTIONS, Options
+from attestkit._sanitize import shown
+from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.config.command_line import CHOICES, SIMULATOR_OPTIONS, Options
 from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address
-from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.endpoints import ANY_CID, LimitedSocket, ListenAddresses, VsockAddress
 
 _Checked = TypeVar("_Checked")
 
@@ -19,6 +21,7 @@ SIMULATOR = "simulator"
 RECORDING = "recording"
 AGENT = "dstack_agent"
 UNIX = "unix:"
+_VSOCK = re.compile(r"vsock:(?:(0x[0-9a-fA-F]{1,8}|0|[1-9][0-9]{0,9}):)?([0-9]{1,10})")
 _RUN = ("/run", "/var/run")
 # systemd's socket activation and notification: a service must not become a simulator by default.
 _UNATTENDED = ("LISTEN_FDS", "NOTIFY_SOCKET")
@@ -49,6 +52,7 @@ class Settings(NamedTuple):
     files: AppFiles
     app_id: bytes | None
     simulation: Mapping[str, object]
+    has_emit_event: bool = True  # whether apps may emit events
 
     @property
     def simulated(self) -> bool:
@@ -93,10 +97,13 @@ def decide_settings(
             socket_mode=_mode(options, 0o600 if simulated else 0o660),
             socket_group=options.socket_group,
             pccs=options.address("pccs"),
+            limited=_limited(options, environ),
+            guest_api=_guest_api(options),
         ),
         AppFiles(*map(options.path, AppFiles._fields)),
         _app_id(options),
         _simulation(options),
+        _emit_event(options, environ) == "on",
     )
 
 
@@ -166,7 +173,39 @@ def _folders(
 
 
 def _socket(options: Options, field: str, default: Path) -> Path | None:
-    return None if getattr(options, field) == OFF else options.path(field) or default
+    if getattr(options, field) == OFF:
+        return None
+    return _unlimited(options, field, options.path(field) or default)
+
+
+def _unlimited(options: Options, field: str, path: Path) -> Path:
+    """Return the path of a socket without a list of methods.
+
+    A list that is not read as one would open every method: `=` in the file name is refused.
+    """
+    if "=" in path.name:
+        raise options.wrong_value(
+            field, "`=` in the name of a socket; only --socket PATH=METHODS limits one"
+        )
+    return path
+
+
+def _limited(options: Options, environ: Mapping[str, str]) -> list[LimitedSocket]:
+    values, option = options.limited_sockets, options.named("limited_sockets")
+    if values is None:
+        option = "$ATTESTKIT_LIMITED_SOCKETS"
+        values = tuple(environ.get(option[1:], "").split())
+    return [_limited_socket(text, option, options) for text in values]
+
+
+def _limited_socket(text: str, option: str, options: Options) -> LimitedSocket:
+    folder, slash, rest = text.rpartition("/")
+    name, equals, methods = rest.partition("=")
+    if not equals or name in {"", ".", "..", OFF}:
+        kind = ConfigError if "limited_sockets" in options.sources else UsageError
+        raise kind(f"{option}: must be PATH=METHODS: {text}", reason="wrong_value")
+    words = [word.strip() for word in methods.split(",")] if methods.strip() else []
+    return LimitedSocket(Path(folder + slash + name).absolute(), words, option)
 
 
 def _mode(options: Options, default: int) -> int:
@@ -187,10 +226,29 @@ def _http(options: Options, *, simulated: bool) -> Address | Path | None:
     if text is not None and text.startswith(UNIX):
         if text == UNIX:
             raise options.wrong_value("http", "must have a path after unix:")
-        return Path(text.removeprefix(UNIX)).absolute()
+        return _unlimited(options, "http", Path(text.removeprefix(UNIX)).absolute())
     if text is not None and text.startswith(":") and "http" in options.sources:
         options = options._replace(http=f"{host}{text}")  # a configuration may give only a port
     return options.address("http", Address(host, HTTP_PORT))
+
+
+def _guest_api(options: Options) -> VsockAddress | Path | None:
+    text = options.guest_api
+    if text in {None, OFF}:
+        if options.guest_api_shutdown:
+            raise options.error("guest_api_shutdown", "requires --guest-api")
+        return None
+    assert text is not None
+    if text.startswith(UNIX) and text != UNIX:
+        return _unlimited(options, "guest_api", Path(text.removeprefix(UNIX)).absolute())
+    found = _VSOCK.fullmatch(text)
+    cid = int(found[1] or str(ANY_CID), 0) if found else -1
+    port = int(found[2]) if found else -1
+    if not (0 <= cid <= ANY_CID and 0 < port < ANY_CID):
+        raise options.wrong_value(
+            "guest_api", "must be vsock:PORT, vsock:CID:PORT or unix:PATH, or none"
+        )
+    return VsockAddress(port, cid)
 
 
 def _dev_address(options: Options) -> Address | None:
@@ -218,6 +276,15 @@ def _app_id(options: Options) -> bytes | None:
     if len(app_id) != 20:
         raise options.wrong_value("app_id", "must be 40 hex digits")
     return app_id
+
+
+def _emit_event(options: Options, environ: Mapping[str, str]) -> str:
+    choices = CHOICES["emit_event"]
+    text = options.emit_event or environ.get("ATTESTKIT_EMIT_EVENT") or choices[0]
+    if text not in choices:
+        problem = f"$ATTESTKIT_EMIT_EVENT: must be one of {', '.join(choices)}: {shown(text)}"
+        raise UsageError(problem, reason="wrong_value")
+    return text
 
 
 def _simulation(options: Options) -> dict[str, object]:

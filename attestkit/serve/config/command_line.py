@@ -35,6 +35,7 @@ from attestkit.serve.config.option_values import (
 )
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "emit_event": ("on", "removed"),
     "log_format": ("text", "json"),
     "log_level": ("debug", "info", "warning", "error"),
     "platform": ("tdx", "snp"),
@@ -42,7 +43,9 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Values of the options that have a fixed set of them."""
 
-FLAGS: Final = frozenset({"access_log", "json", "measure_app", "reset", "watchdog"})
+FLAGS: Final = frozenset(
+    {"access_log", "guest_api_shutdown", "json", "measure_app", "reset", "watchdog"}
+)
 """Boolean options."""
 
 SIMULATOR_OPTIONS: Final = (
@@ -52,9 +55,11 @@ SIMULATOR_OPTIONS: Final = (
 """Options that are refused on hardware."""
 
 _EPILOG: Final = """\
-Environment: $ATTESTKIT_BACKEND and $PCCS_URL stand for --backend and --verifier-pccs;
-$DSTACK_HOST_SHARED_DIR is the folder of app files that no option names; $DSTACK_CCEL_FILE,
-$DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH name files of the hardware backends.
+Environment: $ATTESTKIT_BACKEND, $ATTESTKIT_EMIT_EVENT and $PCCS_URL stand for --backend,
+--emit-event and --verifier-pccs; $ATTESTKIT_LIMITED_SOCKETS has values PATH=METHODS of --socket,
+separated by spaces; $DSTACK_HOST_SHARED_DIR is the folder of app files that no
+option names; $DSTACK_CCEL_FILE, $DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH
+name files of the hardware backends.
 The command line overrides the environment, and the environment the configuration file.
 
 Exit codes:
@@ -81,7 +86,12 @@ _GROUPS: Final = {
     "verifier": "the verifier service",
     "log_format": "the log",
 }
-_VARIABLES: Final = {"backend": "ATTESTKIT_BACKEND", "verifier_pccs": "PCCS_URL"}
+_VARIABLES: Final = {
+    "backend": "ATTESTKIT_BACKEND",
+    "emit_event": "ATTESTKIT_EMIT_EVENT",
+    "limited_sockets": "ATTESTKIT_LIMITED_SOCKETS",
+    "verifier_pccs": "PCCS_URL",
+}
 
 
 class Options(NamedTuple):
@@ -89,8 +99,8 @@ class Options(NamedTuple):
 
     The annotation of a field contains the type, the option's metavar (the placeholder of its value
     in --help; omitted for options without a value and for those in CHOICES), and the help text.
-    Fields without help text exist only in a configuration file. `sources` has file and key of each
-    value from a configuration file.
+    Fields without help text are no option: a configuration file or another option sets them.
+    `sources` has file and key of each value from a configuration file.
     """
 
     config: Annotated[_Text, "FILE", "configuration file of the agent, TOML or JSON"] = None
@@ -101,7 +111,13 @@ class Options(NamedTuple):
     json: Annotated[bool, "write the ready message as JSON"] = False
 
     dir: Annotated[_Text, "DIR", "folder of the unix sockets"] = None
-    socket: Annotated[_Text, "PATH", "default: DIR/dstack.sock; none: off"] = None
+    socket: Annotated[
+        _Text,
+        "PATH[=METHODS]",
+        "default: DIR/dstack.sock; none: off; with a list of methods, such as "
+        "quote-only.sock=GetQuote,Info,Version, one more socket that serves nothing else; may be "
+        "repeated",
+    ] = None
     tappd_socket: Annotated[_Text, "PATH", "default: DIR/tappd.sock; none: off"] = None
     socket_mode: Annotated[_Text, "OCTAL", "default: 600 for the simulator, 660 on hardware"] = None
     socket_group: Annotated[_Text, "GROUP", "name or number"] = None
@@ -112,6 +128,23 @@ class Options(NamedTuple):
         f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
         "simulator on loopback accepts loopback names in the Host header only",
     ] = None
+    auth_key: Annotated[
+        tuple[str, ...] | None,
+        "KEY",
+        "require a JWT on the external listener, signed with this Ed25519 key: 64 hex digits, or a "
+        "file in PEM; may be repeated; default: no token is required",
+    ] = None
+    anonymous_scopes: Annotated[
+        _Text, "SCOPES", "what needs no token, such as version,health; default: nothing"
+    ] = None
+    guest_api: Annotated[
+        _Text,
+        "vsock:PORT",
+        "GuestApi for the host, such as vsock:8000, vsock:CID:PORT or unix:PATH; default: off",
+    ] = None
+    guest_api_shutdown: Annotated[
+        bool, "let the host power off this machine by GuestApi.Shutdown"
+    ] = False
     limits: Annotated[
         Mapping[str, Any],
         "NAME=VALUE",
@@ -130,6 +163,11 @@ class Options(NamedTuple):
         "on hardware without a boot sequence: measure the app into RTMR3 first; the simulator "
         "always does",
     ] = False
+    emit_event: Annotated[
+        _Text,
+        "method EmitEvent: on (default), or removed, which refuses it as agents since dstack 0.6.0 "
+        "do",
+    ] = None
 
     seed: Annotated[_Text, "HEX", "seed of 32 bytes from which everything is derived"] = None
     seed_file: Annotated[_Text, "FILE", "file with the seed, raw or in hex"] = None
@@ -188,11 +226,13 @@ class Options(NamedTuple):
 
     ident: _Text = None
     data_disks: tuple[str, ...] | None = None
+    limited_sockets: tuple[str, ...] | None = None  # values of --socket with methods
     sources: Mapping[str, str] = _NOTHING
 
     def named(self, field: str) -> str:
         """Return the option for errors: its name, or its key if it is from the file."""
-        return self.sources.get(field) or f"--{field.replace('_', '-')}"
+        name = "socket" if field == "limited_sockets" else field
+        return self.sources.get(field) or f"--{name.replace('_', '-')}"
 
     def prefix(self, field: str) -> str:
         """Return the name of an option, to be put before the text of another error."""
@@ -337,7 +377,7 @@ def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
         return {"action": "store_true"}
     if field in CHOICES:
         return {"choices": CHOICES[field]}
-    action = "append" if field in {"fault", "limits"} else "store"
+    action = "append" if field in {"auth_key", "fault", "limits", "socket"} else "store"
     return {"action": action, "metavar": metavar[0]}
 
 
@@ -372,12 +412,24 @@ def parse_options(arguments: Sequence[str]) -> Options:
         with prefix_errors(f"--limit {text[:64]}:"):
             name, value = parse_limit(text)
         limits[name] = value
-    said["fault"] = said["fault"] and tuple(said["fault"])
+    for name in ("auth_key", "fault"):
+        said[name] = said[name] and tuple(said[name])
     said["limits"] = limits
+    said["socket"], said["limited_sockets"] = split_sockets(said["socket"] or ())
     for name, value in said.items():
         if value == "" or (isinstance(value, tuple) and "" in value):
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty", reason="missing")
     return Options(**said)
+
+
+def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]:
+    """Return the path of dstack.sock and the limited sockets among the values of --socket.
+
+    The last path counts. A limited socket has `=` in its file name.
+    """
+    limited = tuple(value for value in values if "=" in value.rpartition("/")[2])
+    paths = [value for value in values if value not in limited]
+    return (paths[-1] if paths else None), limited or None
 
 
 def _without_values(words: Sequence[str]) -> str:

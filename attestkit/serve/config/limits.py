@@ -40,7 +40,7 @@ class Limits(NamedTuple):
     open files.
     """
 
-    # Request body of a method; else 400.
+    # Request body of a method; else 413.
     body: Annotated[int, _Range("size", "4KiB", "256MiB")] = 10 * 1024 * 1024
     # Request body of the verifier; else 413.
     verifier_body: Annotated[int, _Range("size", "4KiB", "256MiB")] = 1024 * 1024

@@ -18,8 +18,9 @@ _FOR_VERIFIER = (
     *("ear_key", "verifier_cache", "verifier_metrics", "workers"),
 )
 _FOR_AGENT = (
-    *("dir", "socket", "tappd_socket", "socket_mode", "socket_group", "http"),
-    *("app_keys", "app_compose", "sys_config", "app_id", "measure_app", *SIMULATOR_OPTIONS),
+    *("dir", "socket", "limited_sockets", "tappd_socket", "socket_mode", "socket_group", "http"),
+    *("auth_key", "anonymous_scopes", "app_keys", "app_compose", "sys_config", "app_id"),
+    *("guest_api", "guest_api_shutdown", "measure_app", "emit_event", *SIMULATOR_OPTIONS),
 )
 
 

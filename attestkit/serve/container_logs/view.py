@@ -1,8 +1,8 @@
 """`/logs/<container>`: the log of a container, if the app has `public_logs`.
 
-An error before the first byte is a status: 400 for a parameter, 404 for a container, 500 for an
-unreachable engine, 503 for too many open logs of a client. A later error is the last line of the
-response, `{"error":"..."}`.
+An error before the first byte is a status: 400 for an invalid name or parameter, 404 for an unknown
+container, 500 for an unreachable engine, 503 for too many open logs of a client. A later error is
+the last line of the response, `{"error":"..."}`.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from attestkit.serve.container_logs.docker_frames import (
 from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.container_logs.query_parameters import Parameters, parse
 from attestkit.serve.docker.engine import ContainerLog
+from attestkit.serve.docker.responses import check_name
 from attestkit.serve.http.views import Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
 from attestkit.serve.services.context import Guest
@@ -46,6 +47,7 @@ class _LogView:
 
     async def show(self, guest: Guest, request: ViewRequest) -> ViewResponse:
         """Open a container's log."""
+        check_name(request.name)
         parameters = parse(request.query, guest.now())
         pieces = self._pieces(guest, request, parameters)
         # The first piece is empty and comes when the engine has opened the log. From then on the

@@ -9,21 +9,25 @@ Responses are untrusted. They are read in pieces, with a limit of their size, an
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
 from attestkit.serve.docker.responses import (
     MAX_ANSWER,
+    MAX_INSPECTED,
     MAX_LIST,
-    NAME,
     Container,
+    ContainerState,
+    check_name,
     read_container,
     read_error_message,
     read_list,
+    read_state,
     read_version,
 )
 from attestkit.serve.lazy_import import load
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
     from attestkit._reasons import BackendReason
 
-__all__ = ["DOCKER", "Container", "ContainerEngine", "ContainerLog"]
+__all__ = ["DOCKER", "Container", "ContainerEngine", "ContainerLog", "ContainerState"]
 
 T = TypeVar("T")
 
@@ -111,6 +115,24 @@ class ContainerEngine:
             path = f"{docker.api_version}/containers/json?all=1"
             return await self._request(docker, path, read_list, most=MAX_LIST)
 
+    async def inspect_containers(self, label: str) -> list[ContainerState]:
+        """Return the states of all containers that have this label, with any value.
+
+        Raises:
+            NotFoundError: If a container is removed meanwhile.
+            BackendError: If the engine is unreachable, a response is malformed or over 1 MiB (the
+                list: 4 MiB), or there are more than 256 containers.
+        """
+        filters = quote(json.dumps({"label": [label]}, separators=(",", ":")))
+        async with self._engine() as docker:
+            path = f"{docker.api_version}/containers/json?all=1&filters={filters}"
+            found = await self._request(docker, path, read_list, most=MAX_LIST)
+            if len(found) > MAX_INSPECTED:
+                problem = f"container engine: {len(found)} containers, more than {MAX_INSPECTED}"
+                raise BackendError(problem, reason="too_large")
+            paths = [(one.id, f"{docker.api_version}/containers/{one.id}/json") for one in found]
+            return [await self._request(docker, path, read_state, name=id_) for id_, path in paths]
+
     @asynccontextmanager
     async def open_log(
         self, name: str, parameters: Mapping[str, str], silence: float
@@ -123,12 +145,12 @@ class ContainerEngine:
             silence: Seconds without data after which the log ends.
 
         Raises:
+            FormatError: If the name is not valid; the engine receives no request.
             NotFoundError: If the container does not exist.
             BackendError: If the engine is unreachable, its response is malformed or over 1 MiB, or
                 it refuses the log.
         """
-        if NAME.fullmatch(name) is None:
-            raise NotFoundError(f"No such container: {name}", reason="container")
+        check_name(name)
         async with self._engine() as docker:
             path = f"{docker.api_version}/containers/{name}/json"
             found = await self._request(docker, path, read_container, name=name)

@@ -17,25 +17,36 @@ T = TypeVar("T")
 MAX_LIST: Final = 4 << 20
 """Limit of a list of containers in bytes; each container takes one or two thousand."""
 
+MAX_INSPECTED: Final = 256
+"""Limit of containers whose state is requested at a time."""
+
 MAX_ANSWER: Final = 1 << 20
 """Limit of any other response in bytes."""
 
 NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 """Valid container names and ids; nothing else is put into the path of a request."""
 
+LONGEST_NAME: Final = 255
+"""Limit of a requested container name or id in characters."""
+
 _MOST_VALUES: Final = 1 << 18  # commas and brackets; real responses have at most one per 20 bytes
 _MOST_TEXT: Final = 1024  # characters of a name or id
 _MOST_WORDS: Final = 200  # characters of the engine's message in an error
 
 
+_Id = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z", max_length=_MOST_TEXT)]
+
+
 class Container(msgspec.Struct, frozen=True, rename="pascal"):
     """One container, running or not."""
 
-    id: str
+    id: _Id
     image: str
     state: str  # created, running, paused, restarting, removing, exited or dead
     status: str  # human-readable: "Up 2 hours"
     names: tuple[str, ...] | None = None  # None while it is being removed
+    image_id: str = msgspec.field(default="", name="ImageID")
+    created: int = 0  # Unix time
 
     @property
     def name(self) -> str:
@@ -50,8 +61,35 @@ class _Config(msgspec.Struct, rename="pascal"):
 class ContainerDetails(msgspec.Struct, rename="pascal"):
     """Properties of a container that are needed to read its log."""
 
-    id: Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z", max_length=_MOST_TEXT)]
+    id: _Id
     config: _Config
+
+
+class _Health(msgspec.Struct, frozen=True, rename="pascal"):
+    status: str = ""
+
+
+class _State(msgspec.Struct, frozen=True, rename="pascal"):
+    status: str = ""
+    health: _Health | None = None
+
+
+class ContainerState(msgspec.Struct, frozen=True, rename="pascal"):
+    """State of a container, as `docker inspect` and `nerdctl inspect` print it."""
+
+    id: _Id
+    name: str = ""  # with a slash in Docker
+    state: _State | None = None
+
+    @property
+    def run_state(self) -> str:
+        """Like `Container.state`; empty if unknown."""
+        return self.state.status if self.state else ""
+
+    @property
+    def health(self) -> str:
+        """`starting`, `healthy` or `unhealthy`; empty or `none` without a health check."""
+        return self.state.health.status if self.state and self.state.health else ""
 
 
 class _Version(msgspec.Struct, rename="pascal"):
@@ -62,6 +100,12 @@ class _Problem(msgspec.Struct):
     message: str
 
 
+def check_name(name: str) -> None:
+    """Raise FormatError if `name`, of a request, is not a valid container name or id."""
+    if len(name) > LONGEST_NAME or NAME.fullmatch(name) is None:
+        raise FormatError("Invalid container name", reason="wrong_value")
+
+
 def read_list(body: bytes) -> list[Container]:
     """Return the containers in a response to `GET /containers/json`; FormatError if malformed."""
     return _decode(body, list[Container], MAX_LIST)
@@ -70,6 +114,16 @@ def read_list(body: bytes) -> list[Container]:
 def read_container(body: bytes) -> ContainerDetails:
     """Return the details in a response to `GET /containers/NAME/json`; FormatError if malformed."""
     return _decode(body, ContainerDetails)
+
+
+def read_state(body: bytes) -> ContainerState:
+    """Return the state in a response to `GET /containers/NAME/json`; FormatError if malformed."""
+    return _decode(body, ContainerState)
+
+
+def read_states(body: bytes) -> list[ContainerState]:
+    """Return the states in the output of `nerdctl inspect`; FormatError if malformed."""
+    return _decode(body, list[ContainerState], MAX_LIST)
 
 
 def read_version(body: bytes) -> str:

@@ -283,7 +283,8 @@ class ListeningSocket(NamedTuple):
             return
         if self.listening.family == socket.AF_UNIX:
             # connect() now fails, and accept() still returns the backlog.
-            self.listening.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # a vsock socket has no such state
+                self.listening.shutdown(socket.SHUT_RD)
             return
         code = array.array("B", b"".join(struct.pack("@HBBI", *step) for step in _NO_SYN))
         program = struct.pack("@HP", len(_NO_SYN), code.buffer_info()[0])

@@ -18,10 +18,11 @@ from attestkit.event_log.display import event_name, preview
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.http.views import Header, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import load
-from attestkit.serve.machine_info import Figures, read_figures
+from attestkit.serve.machine_info import Figures, has_nvidia_gpu, read_figures
 from attestkit.serve.pages.event_timeline import measurements
 from attestkit.serve.pages.static_files import asset_path
-from attestkit.serve.services.context import AppIdentity, Guest, backend_error
+from attestkit.serve.services.backend_errors import backend_error
+from attestkit.serve.services.context import AppIdentity, Guest
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -86,6 +87,7 @@ class Dashboard:
             app=identity.app,
             platform=_platform(guest),
             figures=_figures(guest),
+            nvidia_gpu=has_nvidia_gpu(),
             containers=containers,
             public_logs="/logs/" in self._mounted,
             measurements=self._measurements(part, identity),
@@ -176,10 +178,10 @@ def size_text(size: float) -> str:
 
 
 def duration_text(seconds: int) -> str:
-    """Return a duration in its two largest units."""
+    """Return a duration in days, hours, minutes and seconds, without leading zeros: `1h 0m 5s`."""
     parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, seconds = divmod(seconds, size)
-        if count or parts:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
+        if count or parts or unit == "s":
+            parts.append(f"{count}{unit}")
+    return " ".join(parts)

@@ -7,32 +7,35 @@ methods that do not block, which needs neither a task nor ASGI messages.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
 from itertools import count
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
-from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
-from attestkit.serve.config.limits import LimitError, Limits
+from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
+from attestkit.serve.external_auth.access_errors import AccessError
 from attestkit.serve.http import errors
 from attestkit.serve.http.asgi import Guard, Receive, Scope, Send
 from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
+from attestkit.serve.rpc.service import Method, MethodRoute, Service
+from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of
+
+if TYPE_CHECKING:
+    from attestkit.serve.external_auth.access_control import AccessControl
 
 T = TypeVar("T")
-_STATUSES = (
-    *((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (LimitError, 503)),
-    (AttestKitError, 500),
-)
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
 _SMALL = 64 * 1024  # bytes of a body that are always read
+_LONGEST_NAME = 128  # characters of a name or path in an error message
 _CLOSE = ((b"connection", b"close"),)
 _logger = logging.getLogger("attestkit.serve")
 
@@ -64,32 +67,6 @@ def protobuf() -> Codec:
     return Codec(_BINARY, codec.decode, codec.encode, codec.encode_error)
 
 
-class Method(NamedTuple):
-    """One method of a service: a function and its request message (None: the payload is ignored).
-
-    A `device` method may wait for the platform; if the platform blocks, it runs in the device's
-    thread. A method that `writes` to a disk always does. A `json_only` method accepts only POST
-    with `Content-Type: application/json`, which a web page cannot send to another origin without
-    its permission. API documents take the response type from the annotation of `run`, and the
-    description from its docstring.
-    """
-
-    run: Callable[[Any, Any], object]  # arguments: the methods' context, and the message
-    request: type[Any] | None = None
-    device: bool = False
-    writes: bool = False
-    json_only: bool = False
-
-
-class Service(NamedTuple):
-    """Methods under a mount point; `prefix` is optional in their paths."""
-
-    methods: Mapping[str, Method]
-    mount: str = "/"
-    prefix: str = ""
-    name: str = ""  # in API documents
-
-
 class MethodContext(Protocol):
     """The part of the methods' context (`Guest`) that the dispatcher uses."""
 
@@ -112,40 +89,14 @@ class RpcResponse(NamedTuple):
     headers: Sequence[Header] = ()  # in addition to the listener's
 
 
-class MethodRoute(NamedTuple):
-    """Route to a method."""
-
-    name: str  # for metrics
-    method: Method
-
-
 class _ViewRoute(NamedTuple):
     name: str  # for metrics
     view: View
     rest: str  # path segment after the view's mount point
 
 
-class _TooLargeError(UsageError):
-    """The body exceeds the limit; the rest is not read, so the connection is closed."""
-
-    def __init__(self) -> None:
-        super().__init__("failed to read data: payload too large", reason="too_large")
-
-
-class _TooManyBodiesError(LimitError):
-    """All bodies together exceed the limit; the rest is not read."""
-
-    def __init__(self) -> None:
-        super().__init__("request body: too many large requests; retry later", reason="bodies")
-
-
 class _DisconnectedError(Exception):
     """The client disconnected before its request was complete."""
-
-
-def status_of(error: AttestKitError) -> int:
-    """Return the HTTP status of an error: 400, 404, 503, else 500."""
-    return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
 @dataclass(eq=False)
@@ -158,6 +109,7 @@ class RpcApp:
     views: Mapping[str, View] = field(default_factory=dict)  # for GET and HEAD, by path
     headers: Sequence[Header] = ()  # of every response, including the listener's own errors
     guard: Guard | None = None  # called with each request; raises an error to refuse it
+    access: "AccessControl | None" = None  # checks each request after the guard
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
     run_id: str = "0"  # prefix of request ids; a counter follows
@@ -165,17 +117,23 @@ class RpcApp:
     _held: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.services = sorted(self.services, key=lambda service: -len(service.mount))
+        mounts = [(mount, service) for service in self.services for mount in service.mounts]
+        self._mounts = sorted(mounts, key=lambda mounted: -len(mounted[0]))
         ids = map(f"{self.run_id}-%08x".encode("ascii").__mod__, count(1))
         self.new_id: Callable[[], bytes] = ids.__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._endless: set[asyncio.Future[None]] = set()
-        self._routes = {
-            f"{service.mount}{prefix}{name}".encode("ascii"): MethodRoute(name, method)
-            for service in self.services
-            for name, method in service.methods.items()
+        self._routes: dict[bytes, MethodRoute] = {
+            f"{mount}{prefix}{name}".encode("ascii"): service.route(name)
+            for mount, service in reversed(self._mounts)  # the longest mount point takes precedence
+            for name in service.methods
             for prefix in {"", service.prefix}
         }
+
+    @property
+    def route_names(self) -> frozenset[str]:
+        """Names of the methods, and mount points of the views."""
+        return frozenset({*(route.name for route in self._routes.values()), *self.views})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request (ASGI)."""
@@ -211,7 +169,9 @@ class RpcApp:
                 until the library is loaded.
         """
         call = self._routes.get(target.partition(b"?")[0])
-        if call is None or self.guard is not None or call.method.json_only:
+        if call is None or call.method.json_only:
+            return None
+        if self.guard is not None or self.access is not None:
             return None
         if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
@@ -220,7 +180,9 @@ class RpcApp:
     def blocks(self, call: MethodRoute) -> bool:
         """Return whether the method would currently wait for the platform or a disk."""
         method = call.method
-        return method.writes or (method.device and self.guest.executor is not None)
+        if method.writes or method.waits:
+            return True
+        return method.device and self.guest.executor is not None
 
     def respond(
         self, route: MethodRoute, target: bytes, content_type: bytes, body: bytes | None
@@ -268,6 +230,9 @@ class RpcApp:
             content_type, size = self._check(scope)
             if verb == "POST":
                 codec = await _choose(content_type, payload, b"{")  # until the body is known
+            if self.access is not None:  # before the body is read
+                await self.access.check(scope, self._name(verb, path))
+            if verb == "POST":
                 # For an unknown path, read enough of the body to select the encoding of the error.
                 most = self.limits.body if path in self._routes else _SMALL
                 body = await self._read(receive, size, most)
@@ -294,11 +259,19 @@ class RpcApp:
         if route.method.device:
             call = partial(self._call, route.method, codec, payload)
             return await self.guest.on_device(call, writes=route.method.writes)
+        if route.method.waits:
+            return await self._wait(route.method, codec, payload)
         return self._call(route.method, codec, payload)
 
     def _call(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
         request = None if method.request is None else codec.decode(method.request, payload)
         return RpcResponse(200, codec.content_type, codec.encode(method.run(self.guest, request)))
+
+    async def _wait(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
+        """Like `_call`, for a method that waits."""
+        request = None if method.request is None else codec.decode(method.request, payload)
+        message: Any = await cast("Awaitable[Any]", method.run(self.guest, request))
+        return RpcResponse(200, codec.content_type, codec.encode(message))
 
     def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
         """Return the route of a path.
@@ -307,7 +280,7 @@ class RpcApp:
             NotFoundError: If the path is unknown.
         """
         if verb not in _VERBS:
-            raise NotFoundError(f"No such path for {verb}", reason="path")
+            raise NotFoundError(f"No such path for {_short(verb)}", reason="path")
         if (call := self._routes.get(raw_path)) is not None:
             return call
         path = raw_path.decode("ascii", "replace")
@@ -316,16 +289,23 @@ class RpcApp:
                 name = _below(mount, path) if view.named else ""
                 if name or (path == mount and not view.named):
                     return _ViewRoute(mount, view, name)
-        for service in self.services:
-            name = _below(service.mount, path)
+        for mount, service in self._mounts:
+            name = _below(mount, path)
             if not name:
                 continue
             while service.prefix and name.startswith(service.prefix):
                 name = name.removeprefix(service.prefix)
             if name in service.methods:
-                return MethodRoute(name, service.methods[name])
-            raise NotFoundError(f"Service not found: {name}", reason="method")
-        raise NotFoundError(f"No such path: {path}", reason="path")
+                return service.route(name)
+            raise NotFoundError(f"Service not found: {_short(name)}", reason="method")
+        raise NotFoundError(f"No such path: {_short(path)}", reason="path")
+
+    def _name(self, verb: str, raw_path: bytes) -> str | None:
+        """Return the name of the route of a path; None if the path is unknown."""
+        try:
+            return self._find(verb, raw_path).name
+        except NotFoundError:
+            return None
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
         """Run the guard; return the content type and the declared size of the body."""
@@ -338,7 +318,7 @@ class RpcApp:
             elif name == b"content-length":
                 size = int(value)
         if size > self.limits.body and scope["method"] != "POST":  # POST: once the codec is known
-            raise _TooLargeError
+            raise TooLargeError
         return content_type, size
 
     async def _read(self, receive: Receive, declared: int, most: int) -> bytes:
@@ -365,8 +345,8 @@ class RpcApp:
                 held += more
                 self._held += more
                 if self._held > self.limits.bodies:
-                    raise _TooManyBodiesError
-            raise _TooLargeError
+                    raise TooManyBodiesError
+            raise TooLargeError
         finally:
             self._held -= held
 
@@ -404,6 +384,11 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
+def _short(text: str) -> str:
+    """Return a text of the client for an error message, cut to a bounded length."""
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
+
+
 def _below(mount: str, path: str) -> str:
     """Return the decoded path segment after `mount`; empty if there is not exactly one."""
     name = path.removeprefix(mount)
@@ -418,7 +403,11 @@ def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
         name = request_id.decode("ascii")
         _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
         status, text = 500, f"internal error, request {name}"
-    headers = _CLOSE if isinstance(error, (_TooLargeError, _TooManyBodiesError)) else ()
+    headers: Sequence[Header] = ()
+    if isinstance(error, (TooLargeError, TooManyBodiesError)):
+        headers = _CLOSE
+    elif isinstance(error, AccessError):
+        headers = ((b"www-authenticate", error.challenge.encode("ascii")),)
     return RpcResponse(status, codec.content_type, (codec.encode_error(text),), headers)
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from attestkit._formats.strict_json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
-from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
+from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, defaults_of, fields_of
 
 M = TypeVar("M", bound=NamedTuple)
 
@@ -44,6 +44,11 @@ class PreparedResponse(Generic[M]):
         self.protobuf: Sequence[bytes] | None = None
         self._make = make
 
+    @classmethod
+    def of(cls, message: M) -> "PreparedResponse[M]":
+        """Return a response that is encoded now."""
+        return cls([b"".join(encode(message))], lambda: message)
+
     @property
     def message(self) -> M:
         """The message, created on each access."""
@@ -59,7 +64,7 @@ def decode(message: type[M], body: bytes) -> M:
     Raises:
         FormatError: If the body is not a JSON object, or a field is repeated or of a wrong type.
     """
-    if not body:
+    if not body or body == b"{}":
         return defaults_of(message)
     name = ""
     try:
@@ -150,7 +155,7 @@ def hex_bytes(name: str, text: str) -> bytes:
 
 
 def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:
-    """Return the JSON of a response in pieces: compact ASCII; `null` for an empty message."""
+    """Return the JSON of a response in pieces: compact ASCII; `null` without a message."""
     if message is None:
         return (b"null",)
     if isinstance(message, PreparedResponse):
@@ -158,6 +163,8 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
     parts: list[bytes] = []
     for _, start, value in encode_members(message):
         parts += start, value
+    if not parts:
+        return (b"{}",)
     parts[0] = b"{" + parts[0][1:]  # replace the comma
     parts.append(b"}")
     return parts
@@ -166,20 +173,20 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
 def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield each member of a response: its name, its comma and key in JSON, its value in JSON."""
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
-        if value or not omit:
+        if value is not None or not omit:
             yield name, start, write(value)
 
 
 @cache
 def _encoders(message: type[M]) -> tuple[tuple[str, bytes, Callable[[Any], bytes], bool], ...]:
     return tuple(
-        (f.name, f',"{f.name}":'.encode("ascii"), _encoder(f), f.omit_empty)
+        (f.name, f',"{f.name}":'.encode("ascii"), _encoder(f), f.number == UNNUMBERED)
         for f in fields_of(message)
     )
 
 
 def _encoder(field: Field) -> Callable[[Any], bytes]:
-    one = _WRITERS[field.kind]
+    one = _write_message if field.nested else _WRITERS[field.kind]
     if field.repeated:
         return lambda values: b"[" + b",".join([one(value) for value in values]) + b"]"
     if field.optional:
@@ -205,6 +212,10 @@ def _write_number(value: int) -> bytes:
 
 def _write_bytes(value: bytes) -> bytes:
     return b'"%b"' % hexlify(value)
+
+
+def _write_message(value: NamedTuple) -> bytes:
+    return b"".join(encode(value))
 
 
 _WRITERS: dict[type, Callable[[Any], bytes]] = {

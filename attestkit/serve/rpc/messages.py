@@ -1,85 +1,21 @@
-r"""Messages of the dstack guest agent API.
+"""Messages of the dstack guest agent API, package `dstack_guest`: what `/` and `/v0` speak.
 
-A field's annotation gives its type and, in `Annotated`, its protobuf number; its position is its
-position in JSON; its default is the value of an absent field in both encodings. Codecs read this
-description with `fields_of`, and methods use plain `NamedTuple`s. API documents are generated from
-the docstrings and from `Bounds`.
-
-| annotation        | protobuf         | JSON of a response    |
-|-------------------|------------------|-----------------------|
-| `str`             | string           | string                |
-| `bool`            | bool             | `true`, `false`       |
-| `int`             | uint64           | number                |
-| `int \| None`      | optional uint64  | number or `null`      |
-| `bytes`           | bytes            | lowercase hex         |
-| `tuple[str, ...]` | repeated string  | array of strings      |
-| `tuple[bytes, ...]` | repeated bytes | array of hex          |
+`message_fields` explains how a message is described.
 """
 
-import types
-from functools import cache
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Final, NamedTuple
 
-OMIT_EMPTY = "left out of JSON when it is empty"
-PACKAGE = "dstack_guest"
-"""Protobuf package of all messages and services."""
+from attestkit.serve.rpc.message_fields import PACKAGES, UNNUMBERED, Bounds
 
+PACKAGE: Final = PACKAGES["messages"]
+"""Protobuf package of these messages and their services."""
 
-M = TypeVar("M", bound=NamedTuple)
+# Bounds that messages_v1 has too.
+X509_TIME = Bounds(most=253_402_300_799)  # the last second of the year 9999
+X509_NAME = Bounds(most=64)
+ASCII = Bounds(pattern=r"^[\x00-\x7f]*$")
+EPOCH = Bounds(most=0)  # no other key epoch is known
 
-
-class Bounds(NamedTuple):
-    """Allowed values of a field, or of its items; checked by methods, published in documents."""
-
-    least: int = 0  # bytes, characters, or the number itself
-    most: int | None = None
-    one_of: tuple[str, ...] = ()
-    pattern: str = ""  # of a string
-
-
-class Field(NamedTuple):
-    """One field of a message."""
-
-    name: str
-    number: int  # in protobuf
-    kind: type  # type of the value or of each item: str, bool, int (uint64) or bytes
-    repeated: bool
-    optional: bool  # None means absent, which differs from zero
-    omit_empty: bool
-    default: Any  # of an absent field
-    bounds: Bounds
-
-
-def defaults_of(message: type[M]) -> M:
-    """Return a message with all fields at their defaults."""
-    return message._make(message._field_defaults.values())
-
-
-def fields_of(message: type[NamedTuple]) -> tuple[Field, ...]:
-    """Return the fields of a message class, in JSON order."""
-    return _described(message)
-
-
-@cache
-def _described(message: type[NamedTuple]) -> tuple[Field, ...]:
-    hints = get_type_hints(message, include_extras=True)
-    defaults = message._field_defaults
-    return tuple(_field(name, hint, defaults[name]) for name, hint in hints.items())
-
-
-def _field(name: str, hint: object, default: object) -> Field:
-    annotation, number, *marks = get_args(hint)
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    optional = origin in (types.UnionType, Union)
-    repeated = origin is tuple
-    kind = arguments[0] if optional or repeated else annotation
-    bounds = next((mark for mark in marks if isinstance(mark, Bounds)), Bounds())
-    return Field(name, number, kind, repeated, optional, OMIT_EMPTY in marks, default, bounds)
-
-
-_X509_TIME = Bounds(most=253_402_300_799)  # the last second of the year 9999
-_X509_NAME = Bounds(most=64)
-_ASCII = Bounds(pattern=r"^[\x00-\x7f]*$")
 _PRINTABLE = Bounds(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
 _KEYS = Bounds(one_of=("secp256k1", "k256", "ed25519"))  # k256 is another name of secp256k1
 _KEYS_OR_NONE = Bounds(one_of=("", *_KEYS.one_of))
@@ -106,13 +42,13 @@ class GetTlsKeyArgs(NamedTuple):
         with_app_info: Include the app's identity.
     """
 
-    subject: Annotated[str, 1, _X509_NAME] = ""
-    alt_names: Annotated[tuple[str, ...], 2, _ASCII] = ()
+    subject: Annotated[str, 1, X509_NAME] = ""
+    alt_names: Annotated[tuple[str, ...], 2, ASCII] = ()
     usage_ra_tls: Annotated[bool, 3] = False
     usage_server_auth: Annotated[bool, 4] = False
     usage_client_auth: Annotated[bool, 5] = False
-    not_before: Annotated[int | None, 6, _X509_TIME] = None
-    not_after: Annotated[int | None, 7, _X509_TIME] = None
+    not_before: Annotated[int | None, 6, X509_TIME] = None
+    not_after: Annotated[int | None, 7, X509_TIME] = None
     with_app_info: Annotated[bool, 8] = False
 
 
@@ -145,8 +81,8 @@ class DeriveKeyArgs(NamedTuple):
     """
 
     path: Annotated[str, 1, _PRINTABLE] = ""
-    subject: Annotated[str, 2, _X509_NAME] = ""
-    alt_names: Annotated[tuple[str, ...], 3, _ASCII] = ()
+    subject: Annotated[str, 2, X509_NAME] = ""
+    alt_names: Annotated[tuple[str, ...], 3, ASCII] = ()
     usage_ra_tls: Annotated[bool, 4] = False
     usage_server_auth: Annotated[bool, 5] = False
     usage_client_auth: Annotated[bool, 6] = False
@@ -162,11 +98,17 @@ class GetKeyArgs(NamedTuple):
         purpose: Text that is signed in the signature chain, and does not change the key. No control
             characters.
         algorithm: Algorithm of the key; empty: secp256k1.
+        root_epoch: Epoch of the KMS root key; only in JSON and queries. Other epochs than 0 are
+            refused.
+        app_epoch: Epoch of the app's root key; only in JSON and queries. Other epochs than 0 are
+            refused.
     """
 
     path: Annotated[str, 1, _PRINTABLE] = ""
     purpose: Annotated[str, 2, _PRINTABLE] = ""
     algorithm: Annotated[str, 3, _KEYS_OR_NONE] = ""
+    root_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
+    app_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
 
 
 class GetKeyResponse(NamedTuple):
@@ -176,10 +118,14 @@ class GetKeyResponse(NamedTuple):
         key: The private key.
         signature_chain: Signature of the app's root key over purpose and public key; signature of
             the KMS over the app's root key, empty without a KMS.
+        root_epoch: Epoch of the KMS root key, if the request named an epoch; only in JSON.
+        app_epoch: Epoch of the app's root key, if the request named an epoch; only in JSON.
     """
 
     key: Annotated[bytes, 1, Bounds(32, 32)] = b""
     signature_chain: Annotated[tuple[bytes, ...], 2] = ()
+    root_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
+    app_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
 
     def __repr__(self) -> str:
         return "GetKeyResponse(key=..., signature_chain=...)"
@@ -214,18 +160,16 @@ class GetQuoteResponse(NamedTuple):
     """A quote, the event log that replays to its registers, and the VM's configuration.
 
     Attributes:
-        quote: The quote; empty if the platform has none.
+        quote: The quote.
         event_log: JSON array of the events that replay to the quote's registers.
         report_data: The report data in the quote, zero-padded to 64 bytes.
         vm_config: JSON of the VM's configuration, as the host provided it.
-        attestation: Evidence, on platforms without a quote.
     """
 
     quote: Annotated[bytes, 1] = b""
     event_log: Annotated[str, 2] = ""
     report_data: Annotated[bytes, 3, Bounds(64, 64)] = b""
     vm_config: Annotated[str, 4] = ""
-    attestation: Annotated[bytes, 5, OMIT_EMPTY] = b""
 
 
 class AttestResponse(NamedTuple):
@@ -314,16 +258,6 @@ class AppInfo(NamedTuple):
     cloud_product: Annotated[str, 16] = ""
 
 
-class GpuInfoResponse(NamedTuple):
-    """Output of the GPU attestation at boot.
-
-    Attributes:
-        attestation: The output, unchanged; empty if missing.
-    """
-
-    attestation: Annotated[str, 1] = ""
-
-
 class SignRequest(NamedTuple):
     """Data to sign with the app's signing key.
 
@@ -395,7 +329,7 @@ class GetAttestationForAppKeyRequest(NamedTuple):
         algorithm: Algorithm of the signing key.
     """
 
-    algorithm: Annotated[str, 1, _KEYS] = ""
+    algorithm: Annotated[str, 1, _SIGNATURES] = ""
 
 
 class Error(NamedTuple):

@@ -19,7 +19,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import PACKAGE, Error, Field, defaults_of, fields_of
+from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, defaults_of, fields_of, package_of
+from attestkit.serve.rpc.messages import Error
 
 M = TypeVar("M", bound=NamedTuple)
 
@@ -45,13 +46,19 @@ def decode(message: type[M], body: bytes) -> M:
     except (DecodeError, ValueError) as error:  # ValueError: invalid UTF-8, in pure Python
         text = f"request body: not a protobuf message {message.__name__}"
         raise FormatError(text, reason="syntax") from error
+    return _read(message, found)
+
+
+def _read(message: type[M], found: Message) -> M:
     return message._make([_value(field, found) for field in fields_of(message)])
 
 
 def _value(field: Field, found: Message) -> object:
-    if field.optional and not found.HasField(field.name):
+    if field.number == UNNUMBERED or (field.optional and not found.HasField(field.name)):
         return None
     value = getattr(found, field.name)
+    if field.nested:
+        return tuple([_read(field.kind, item) for item in value])
     return tuple(value) if field.repeated else value
 
 
@@ -63,8 +70,16 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
         if message.protobuf is None:
             message.protobuf = encode(message.message)
         return message.protobuf
-    values = message._asdict()
-    return (_class_of(type(message))(**values).SerializeToString(),)
+    return (_build(message).SerializeToString(),)
+
+
+def _build(message: NamedTuple) -> Message:
+    values = {
+        field.name: [_build(item) for item in value] if field.nested else value
+        for field, value in zip(fields_of(type(message)), message, strict=True)
+        if field.number != UNNUMBERED
+    }
+    return _class_of(type(message))(**values)
 
 
 def encode_error(text: str) -> bytes:
@@ -75,26 +90,35 @@ def encode_error(text: str) -> bytes:
 @cache
 def _class_of(message: type[NamedTuple]) -> type[Message]:
     """Return the protobuf class of a message; each has its own descriptor file, created on use."""
-    name = message.__name__
-    file = FileDescriptorProto(name=f"{name}.proto", package=PACKAGE, syntax="proto3")
+    package = package_of(message)
+    name = f"{package}.{message.__name__}"
+    file = FileDescriptorProto(name=f"{name}.proto", package=package, syntax="proto3")
     file.message_type.append(describe(message))
+    for field in fields_of(message):
+        if field.nested:
+            file.dependency.append(_class_of(field.kind).DESCRIPTOR.file.name)
     _pool.Add(file)
-    return GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+    return GetMessageClass(_pool.FindMessageTypeByName(name))
 
 
 def describe(message: type[NamedTuple]) -> DescriptorProto:
     """Return the descriptor of a message, as protoc would generate it."""
     descriptor = DescriptorProto(name=message.__name__)
     for field in fields_of(message):
-        repeated = field.repeated
+        if field.number == UNNUMBERED:
+            continue
         described = descriptor.field.add(
             name=field.name,
             number=field.number,
-            type=_TYPES[field.kind],
             label=FieldDescriptorProto.LABEL_REPEATED
-            if repeated
+            if field.repeated
             else FieldDescriptorProto.LABEL_OPTIONAL,
         )
+        if field.nested:
+            described.type = FieldDescriptorProto.TYPE_MESSAGE
+            described.type_name = f".{package_of(field.kind)}.{field.kind.__name__}"
+        else:
+            described.type = _TYPES[field.kind]
         if field.optional:  # proto3 represents presence by a oneof with this single field
             described.proto3_optional = True
             described.oneof_index = len(descriptor.oneof_decl)

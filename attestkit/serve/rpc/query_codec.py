@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.json_codec import MAX_UINT64, hex_bytes
-from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
+from attestkit.serve.rpc.message_fields import Field, defaults_of, fields_of
 
 M = TypeVar("M", bound=NamedTuple)
 

@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
-from attestkit.attestation import Attestation
+from attestkit.attestation import Attestation, Encoding
 from attestkit.attester import Attester, app_info
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import (
     AttestKitError,
     BackendError,
     FormatError,
-    JournalError,
     UnsupportedError,
     UsageError,
 )
@@ -24,11 +23,21 @@ from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.docker.engine import DOCKER, ContainerEngine
+from attestkit.serve.health.app_health import make_monitor
+from attestkit.serve.health.verdict import HEALTHY, HealthVerdict
 from attestkit.serve.machine_info import DATA_DISKS, Machine
-from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
-from attestkit.serve.rpc.json_codec import PreparedResponse, encode
-from attestkit.serve.rpc.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
+from attestkit.serve.rpc.event_log_json import INDENTED, EventLogJson, tcb_info
+from attestkit.serve.rpc.json_codec import PreparedResponse
+from attestkit.serve.rpc.messages import (
+    AppInfo,
+    GetQuoteResponse,
+    GetTlsKeyArgs,
+    GetTlsKeyResponse,
+)
+from attestkit.serve.rpc.messages_v1 import AttestResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
+from attestkit.serve.services.backend_errors import backend_error
+from attestkit.serve.services.quote_responses import QuoteResponses
 from attestkit.serve.services.tls_validity import choose_validity
 
 T = TypeVar("T")
@@ -38,29 +47,25 @@ _NO_KEYS = (
     "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
     "folder $DSTACK_HOST_SHARED_DIR"
 )
-_NO_QUOTE = (
-    "Failed to get quote: this platform has no TDX quote; use the evidence of Attest, or the "
-    "attestation field of GetQuote"
-)
-_VARYING_SIZE = 770  # bytes of header, body and signature in the largest kind of quote
-_MAX_TEMPLATES = 16  # cached; clients choose a part of some
-_MAX_TEMPLATE_SIZE = 1 << 16  # bytes and characters of all fields of a cached template
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without using the device
+_NEXT_CERTIFICATE = 30.0  # seconds after which a demo certificate is requested again
 _logger = logging.getLogger("attestkit.serve")
 
 
 class Release(NamedTuple):
-    """Version and name of the server.
+    """Versions and name of the server.
 
-    `version` is a release of the guest agent API, not of attestkit: clients check it before they
-    use an algorithm or an option. 0.5.11 is the last one with every method that is served here.
+    A version is a release of the guest agent API, not of attestkit: clients check it before they
+    use an algorithm or an option. 0.5.11 is the last one with every method of `/` that is served
+    here, and 0.6.0 the first one with `/v1`.
     """
 
     version: str = "0.5.11"
     rev: str = "unknown"  # or "git:" and 20 hex digits
     ident: str = "attestkit"  # the Server header
+    version_v1: str = "0.6.0"
 
 
 class AppMeasurements(NamedTuple):
@@ -79,13 +84,11 @@ class AppIdentity(NamedTuple):
     response: PreparedResponse[AppInfo]
 
 
-class _QuoteCache(NamedTuple):
-    """Parts that quotes share while registers and certificates are unchanged."""
+class DecodedEvidence(NamedTuple):
+    """Evidence, and the app's identity in it."""
 
-    rtmrs: Rtmrs
-    tail: bytes  # the quote after its first signature
-    event_log: EscapedText
-    templates: dict[tuple[type[Any], Any], ResponseTemplate[Any]]  # by type and other fields
+    attestation: Attestation
+    info: AppInfo  # without certificate and TCB info
 
 
 class Guest:
@@ -104,6 +107,7 @@ class Guest:
         limits: Limits of the listeners.
         data_disks: Mount points of the file systems in the system information.
         docker: Address of the container engine; ConfigError if it is invalid.
+        has_emit_event: Whether the method EmitEvent works.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Guest:
         limits: Limits | None = None,
         data_disks: Sequence[str] = DATA_DISKS,
         docker: str = DOCKER,
+        has_emit_event: bool = True,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -135,15 +140,18 @@ class Guest:
         self.stats: Stats = stats or Stats()
         self.limits: Limits = limits or Limits()
         self.data_disks = data_disks
+        self.has_emit_event = has_emit_event
         self.containers: ContainerEngine = ContainerEngine(docker)
+        self.health_monitor = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
         self._writes = 0  # pending calls that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
-        self._quoted: _QuoteCache | None = None
-        self._log_of_quotes, self._log_of_info = EventLogJson(COMPACT), EventLogJson(INDENTED)
+        self._quotes = QuoteResponses(attester, self.stats)
+        self._log_of_info = EventLogJson(INDENTED)
         self._app_cert: EscapedText | None = None
+        self._next_app_cert = 0.0  # time of the next attempt
         self._cache: dict[str, tuple[Rtmrs | None, Any]] = {}
         self._failures: dict[str, tuple[float, BackendError]] = {}
 
@@ -166,6 +174,11 @@ class Guest:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
         return self._executor
 
+    @property
+    def health(self) -> HealthVerdict:
+        """The last verdict on the app's health; healthy if the app does not require checks."""
+        return HEALTHY if self.health_monitor is None else self.health_monitor.verdict
+
     async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
         """Run `work` and return its result; in the device's thread if it may block.
 
@@ -187,45 +200,19 @@ class Guest:
         return self._keys
 
     def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> PreparedResponse[M]:
-        """Return `answer` with a quote over 64 bytes, and the event log that belongs to it.
-
-        Args:
-            report_data: Report data, 64 bytes.
-            answer: The response with the values that are the same for every request; `quote` and
-                `event_log` are empty.
-            varying: Values that are specific to this request, by field.
-        """
-        if not self.attester.has_quotes:
-            raise UnsupportedError(_NO_QUOTE, reason="no_quote")
-        try:
-            quote, log = self.attester.evidence_source.quote_and_log(report_data)
-        except AttestKitError as error:
-            self.stats.device_errors[type(error).__name__] += 1
-            raise backend_error("Failed to get quote", error) from error
-        self.stats.quotes += 1
-        raw, cached = quote.raw, self._quoted
-        # The registers are hashes over the log: equal registers mean an equal log.
-        if cached is None or cached.rtmrs != quote.rtmrs or not raw.endswith(cached.tail):
-            text = self._log_of_quotes.of(log).between("[", "]")
-            cached = self._quoted = _QuoteCache(quote.rtmrs, raw[_VARYING_SIZE:], text, {})
-        template = cached.templates.get((type(answer), answer))
-        if template is None:
-            if len(cached.templates) >= _MAX_TEMPLATES:
-                cached.templates.clear()
-            common = answer._replace(quote=cached.tail)
-            template = ResponseTemplate(common, ("quote", *varying), event_log=cached.event_log)
-            if _size(answer) <= _MAX_TEMPLATE_SIZE:
-                cached.templates[type(answer), answer] = template
-        return template.render(raw[: len(raw) - len(cached.tail)], *varying.values())
+        """Return `answer` with a quote over 64 bytes; see `QuoteResponses.quote`."""
+        return self._quotes.quote(report_data, answer, **varying)
 
     def quote_response(self, report_data: bytes) -> PreparedResponse[GetQuoteResponse]:
         """Return the response of GetQuote for up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
-        if not self.attester.has_quotes:
-            evidence = self.attest(report_data, "Failed to get quote").to_bytes()
-            found = GetQuoteResponse(b"", "", report_data, self.vm_config, evidence)
-            return PreparedResponse(encode(found), lambda: found)
         return self.quote(report_data, self._no_quote, report_data=report_data)
+
+    def attest_v1(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
+        """Return the response of v1 Attest for 64 bytes, without GPU evidence."""
+        if self.attester.has_quotes:
+            return self._quotes.attest(report_data)
+        return PreparedResponse.of(AttestResponse(self.attest(report_data).to_bytes("v1")))
 
     def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
         """Return evidence over up to 64 bytes; UsageError if there are more."""
@@ -274,8 +261,15 @@ class Guest:
             self._failures[name] = now, failure
             raise
 
-    def certificate(self, args: GetTlsKeyArgs, key: P256Key | None) -> GetTlsKeyResponse:
-        """Return a key and its certificate, issued by the app's CA; by default a new key.
+    def certificate(
+        self, args: GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
+    ) -> GetTlsKeyResponse:
+        """Return a key and its certificate, issued by the app's CA.
+
+        Args:
+            args: Contents of the certificate.
+            key: The key; None: a new one.
+            encoding: Of the evidence; None: as v0 Attest chooses it.
 
         Raises:
             UsageError: If a value cannot be encoded in a certificate.
@@ -300,6 +294,7 @@ class Guest:
                 not_before=begin,
                 not_after=end,
                 with_app_info=args.with_app_info,
+                encoding=encoding,
                 now=self.now,
                 random=self.random,
             )
@@ -325,12 +320,15 @@ class Guest:
     def identity(self, *, hidden: bool = False) -> AppIdentity:
         """Return the app's identity and, if not `hidden`, its measurements and VM configuration."""
         name = "hidden info" if hidden else "info"
-        identity = self.cached(name, lambda: self._identify(hidden=hidden))
-        if self._app_cert is None:
-            self._cache.pop(name, None)  # the next call tries again
-        return identity
+        if self._app_cert is None and self.now() >= self._next_app_cert:
+            self._cache.pop(name, None)  # it lacks the certificate
+        return self.cached(name, lambda: self._identify(hidden=hidden))
 
-    def _identify(self, *, hidden: bool) -> AppIdentity:
+    def decode_evidence(self) -> DecodedEvidence:
+        """Return the app's identity, decoded once while no register changes."""
+        return self.cached("identity", self._decode)
+
+    def _decode(self) -> DecodedEvidence:
         attestation = self.attest(b"")
         try:
             app = app_info(attestation)
@@ -345,10 +343,16 @@ class Guest:
             os_image_hash=app.os_image_hash,
             key_provider_info=_utf8(app.key_provider_info),
             compose_hash=app.compose_hash,
-            vm_config="" if hidden else self.vm_config,
+            vm_config=self.vm_config,
             cloud_vendor=self.machine.cloud_vendor,
             cloud_product=self.machine.cloud_product,
         )
+        return DecodedEvidence(attestation, info)
+
+    def _identify(self, *, hidden: bool) -> AppIdentity:
+        attestation, info = self.decode_evidence()
+        if hidden:
+            info = info._replace(vm_config="")
         measured = None if hidden else self._measured(attestation, info)
         text = EscapedText() if measured is None else measured.tcb_info
         template = ResponseTemplate(info, app_cert=self._demo_certificate(), tcb_info=text)
@@ -374,23 +378,13 @@ class Guest:
             return self._app_cert
         args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
-            chain = self.certificate(args, None).certificate_chain
+            chain = self.certificate(args).certificate_chain
         except AttestKitError as error:
             _logger.warning("demo certificate: cannot be issued yet: %s", error)
+            self._next_app_cert = self.now() + _NEXT_CERTIFICATE
             return EscapedText()
         self._app_cert = EscapedText.of("\n".join(chain))
         return self._app_cert
-
-
-def backend_error(failure: str, error: AttestKitError) -> BackendError:
-    """Return the BackendError that reports `error` to a client, after the text `failure`."""
-    text = f"{failure}: {error}"
-    if isinstance(error, BackendError):
-        return BackendError(text, reason=error.reason)
-    if isinstance(error, JournalError):
-        return BackendError(text, reason="state")
-    malformed = isinstance(error, FormatError)
-    return BackendError(text, reason="malformed_response" if malformed else "io_error")
 
 
 def _pad(report_data: bytes) -> bytes:
@@ -398,11 +392,6 @@ def _pad(report_data: bytes) -> bytes:
     if len(report_data) > 64:
         raise UsageError("Report data is too long", reason="too_large")
     return report_data.ljust(64, b"\0")
-
-
-def _size(answer: Iterable[object]) -> int:
-    """Return the total bytes and characters of a message's fields."""
-    return sum([len(field) for field in answer if isinstance(field, (bytes, str))])
 
 
 def _utf8(data: bytes) -> str:

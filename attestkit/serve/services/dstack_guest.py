@@ -1,8 +1,9 @@
 """Service DstackGuest of dstack.sock: one function per method."""
 
-from attestkit.errors import SignatureError
+from typing import Final
+
+from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import verify_signature
-from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
     AppInfo,
@@ -13,7 +14,6 @@ from attestkit.serve.rpc.messages import (
     GetQuoteResponse,
     GetTlsKeyArgs,
     GetTlsKeyResponse,
-    GpuInfoResponse,
     RawQuoteArgs,
     SignRequest,
     SignResponse,
@@ -21,7 +21,14 @@ from attestkit.serve.rpc.messages import (
     VerifyResponse,
     WorkerVersion,
 )
+from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services.context import Guest
+from attestkit.serve.services.key_epochs import check_epochs
+
+_REMOVED: Final = (
+    "EmitEvent was removed in dstack 0.6.0; runtime RTMR3 events are system-owned and cannot be "
+    "extended by apps"
+)
 
 
 def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
@@ -29,7 +36,7 @@ def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
 
     Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
-    return guest.certificate(args, None)
+    return guest.certificate(args)
 
 
 def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
@@ -37,8 +44,9 @@ def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
 
     The same app gets the same key for the same path on every machine that has the app's keys.
     """
+    epoch = check_epochs(args)
     derived = guest.keys.derive_compat(args.path, args.purpose, args.algorithm)
-    return GetKeyResponse(derived.key, derived.signature_chain)
+    return GetKeyResponse(derived.key, derived.signature_chain, epoch, epoch)
 
 
 def _get_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[GetQuoteResponse]:
@@ -57,7 +65,12 @@ def _info(guest: Guest, _: None) -> PreparedResponse[AppInfo]:
 
 
 def _emit_event(guest: Guest, args: EmitEventArgs) -> None:
-    """Extend RTMR3 by an event and add it to the event log."""
+    """Extend RTMR3 by an event and add it to the event log.
+
+    A server can be configured to refuse this, as agents since dstack 0.6.0 do.
+    """
+    if not guest.has_emit_event:
+        raise UsageError(_REMOVED, reason="not_applicable")
     guest.attester.emit_event(args.event, args.payload)
 
 
@@ -80,11 +93,6 @@ def _version(guest: Guest, _: None) -> WorkerVersion:
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
-def _gpu_info(guest: Guest, _: None) -> GpuInfoResponse:
-    """Return the output of the GPU attestation at boot."""
-    return GpuInfoResponse(guest.machine.gpu_text())
-
-
 SERVICE = Service(
     {
         "GetTlsKey": Method(_get_tls_key, GetTlsKeyArgs, device=True),
@@ -96,8 +104,8 @@ SERVICE = Service(
         "Sign": Method(_sign, SignRequest),
         "Verify": Method(_verify, VerifyRequest),
         "Version": Method(_version),
-        "GpuInfo": Method(_gpu_info),
     },
     name="DstackGuest",
+    aliases=("/v0/",),
 )
-"""DstackGuest: `/<Method>`."""
+"""DstackGuest: `/<Method>` and `/v0/<Method>`."""

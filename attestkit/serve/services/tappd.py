@@ -3,7 +3,6 @@
 from attestkit.keys import derive_p256
 from attestkit.keys.hkdf import encode_name
 from attestkit.report_data import ReportData
-from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
     DeriveK256KeyResponse,
@@ -15,8 +14,10 @@ from attestkit.serve.rpc.messages import (
     TdxQuoteArgs,
     TdxQuoteResponse,
 )
+from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
+from attestkit.serve.services.key_epochs import check_epochs
 
 _DEFAULT_ALGORITHM = "sha512"
 _DEFAULT_TAG = "app-data"
@@ -40,6 +41,7 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
 
 def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
     """Derive the key of a path, with its signature chain."""
+    check_epochs(args)
     derived = guest.keys.derive_compat(args.path, args.purpose, args.algorithm)
     return DeriveK256KeyResponse(derived.key, derived.signature_chain)
 

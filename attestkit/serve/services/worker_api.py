@@ -1,11 +1,13 @@
 """Service Worker of the external listener: methods for untrusted clients, without keys."""
 
 from attestkit.report_data import ReportData
-from attestkit.serve.rpc.dispatcher import Method, Service
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import AppInfo, GetAttestationForAppKeyRequest, GetQuoteResponse
+from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services import dstack_guest
 from attestkit.serve.services.context import Guest
+
+_ALGORITHMS = {"k256": "secp256k1", "secp256k1_prehashed": "secp256k1"}  # other names of one key
 
 
 def info(guest: Guest, _: None = None) -> PreparedResponse[AppInfo]:
@@ -17,7 +19,7 @@ def _attestation_for_app_key(
     guest: Guest, args: GetAttestationForAppKeyRequest
 ) -> PreparedResponse[GetQuoteResponse]:
     """Return a quote over the public key of the app's signing key."""
-    algorithm = "secp256k1" if args.algorithm == "k256" else args.algorithm
+    algorithm = _ALGORITHMS.get(args.algorithm, args.algorithm)
     # Cached until a register changes, so that untrusted clients cannot keep the device busy.
     return guest.cached(f"evidence for {algorithm}", lambda: _make_attestation(guest, algorithm))
 
@@ -38,5 +40,6 @@ SERVICE = Service(
     mount="/prpc/",
     prefix="Worker.",
     name="Worker",
+    aliases=("/prpc/v0/",),
 )
-"""Worker: `/prpc/<Method>` and `/prpc/Worker.<Method>`."""
+"""Worker: `/prpc/<Method>` and `/prpc/Worker.<Method>`, and the same below `/prpc/v0/`."""

@@ -10,7 +10,7 @@ State changes may wait a second for a busy service manager. A watchdog message d
 because all clients would have to wait too; another one follows.
 
 The watchdog probes the server like a client: a GET to the external listener over a new connection,
-through kernel, event loop, HTTP and RPC. Without a 2xx response nothing is sent, and after
+through kernel, event loop, HTTP and RPC. Without its response nothing is sent, and after
 `$WATCHDOG_USEC` the service manager restarts the server. Two conditions do not cause a restart:
 
 * A full external listener. Untrusted clients can fill it, and must not be able to restart the
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from attestkit.serve.endpoints import LIMITED_PREFIX
 from attestkit.serve.systemd.socket_activation import read_number
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -41,6 +42,10 @@ _PROBES: Final = {
     "verifier": "/health",
     "pccs": "/sgx/certification/v4/rootcacrl",
 }
+# Refusal of a listener that works: the external one may require a token of a client that is not on
+# loopback, and a limited socket may not have the method.
+_TOKEN_MISSING: Final = b"401"
+_NO_METHOD: Final = b"404"
 _SEND_SECONDS: Final = 1.0  # to wait for a busy service manager
 _LEAST_INTERVAL: Final = 0.05  # seconds; no service manager uses less
 _logger = logging.getLogger("attestkit.serve")
@@ -144,23 +149,25 @@ class ServiceManager:
 async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
     """Probe the first listener; if it is full, the second one."""
     names = [name for name in _PROBES if name in addresses]
+    names += [name for name in addresses if name.startswith(LIMITED_PREFIX)]
     try:
-        await _probe(addresses[names[0]], _PROBES[names[0]])
+        await _probe(names[0], addresses[names[0]])
     except _ListenerFullError as error:
         if len(names) == 1:
             raise
         _logger.warning("watchdog: probing the listener %s instead: %s", names[1], error)
-        await _probe(addresses[names[1]], _PROBES[names[1]])
+        await _probe(names[1], addresses[names[1]])
 
 
-async def _probe(address: Path | str, target: str) -> None:
-    """Send a GET request to the listener at `address`, and check that the status is 2xx.
+async def _probe(name: str, address: Path | str) -> None:
+    """Send a GET request to the listener at `address`, and check the status.
 
     Raises:
         _ListenerFullError: If the listener has reached its limit of connections.
-        _ProbeError: If the status is not 2xx.
+        _ProbeError: If the status does not show that the listener works.
         OSError: If the connection fails.
     """
+    target = _PROBES.get(name, "/Version")
     reader, writer = await _connect(address)
     try:
         writer.write(b"GET %s HTTP/1.1\r\nHost: localhost\r\n" % target.encode("ascii"))
@@ -173,8 +180,9 @@ async def _probe(address: Path | str, target: str) -> None:
     status = answer[9:12]
     if not answer or status == b"503":
         raise _ListenerFullError(f"{address} has reached its limit of connections")
-    if status[:1] != b"2":
-        raise _ProbeError(f"{address}{target}: the response is not 2xx: {answer[:40]!r}")
+    refusal = _TOKEN_MISSING if name == "http" else _NO_METHOD if name not in _PROBES else b""
+    if status not in {b"200", refusal}:
+        raise _ProbeError(f"{address}{target}: the response is not 200: {answer[:40]!r}")
 
 
 async def _connect(address: Path | str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

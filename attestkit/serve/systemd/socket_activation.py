@@ -3,7 +3,9 @@
 The descriptors are `$LISTEN_FDS` from 3 on, if `$LISTEN_PID` is this process; `$LISTEN_FDNAMES` has
 their names. A listener without an inherited socket binds its own. A descriptor with the name of a
 listener belongs to that listener. Of the others the first is dstack.sock and the second tappd.sock,
-because systemd names descriptors after their unit by default.
+because systemd names descriptors after their unit by default. With limited sockets every descriptor
+needs the name of a listener, so that none of them is taken for dstack.sock. Nor is one whose name
+is that of a limited socket that is not configured.
 
 Every client of dstack and tappd can use the app's keys. Startup therefore fails if a
 descriptor does not fit its listener. In particular, dstack and tappd are never served over TCP or
@@ -18,6 +20,7 @@ from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import Final
 
 from attestkit.errors import UsageError
+from attestkit.serve.endpoints import LIMITED_PREFIX
 
 FIRST: Final = 3  # SD_LISTEN_FDS_START
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -60,7 +63,13 @@ def take_sockets(
         for taken in found.values():
             taken.close()
         raise
-    return {name: found[name] for name in (*_UNIX, *_TCP) if name in found}
+    return {name: found[name] for name in sorted(found, key=_order)}
+
+
+def _order(name: str) -> int:
+    """Return the rank of a listener: limited sockets last."""
+    known = (*_UNIX, *_TCP)
+    return known.index(name) if name in known else len(known)
 
 
 def read_number(variable: str, text: str, limit: int, least: int = 0) -> int:
@@ -84,12 +93,14 @@ def _add_socket(
 ) -> None:
     """Add the socket of a descriptor to `found`, after checking that it fits its listener."""
     here = f"inherited descriptor {descriptor} ({label[:80]!r}):"
-    name = label if label in (*_UNIX, *_TCP) else None
-    if name is None:
+    limited = sorted(name for name in listeners if name.startswith(LIMITED_PREFIX))
+    names = (*_UNIX, *_TCP, *limited)
+    name = label if label in names else None
+    if name is None and not limited and label != "guest_api" and not _is_limited(label):
         free = (name for name in _UNIX if name not in found and name not in labels)
         name = next(free, None)
     if name is None:
-        text = f"{here} no listener of that name; use one of {', '.join((*_UNIX, *_TCP))}"
+        text = f"{here} no listener of that name; use one of {', '.join(names)}"
         raise UsageError(text, reason="unknown_name")
     if name in found:
         raise UsageError(f"{here} the listener {name} already has a socket", reason="conflict")
@@ -108,6 +119,11 @@ def _add_socket(
     found[name] = sock
 
 
+def _is_limited(label: str) -> bool:
+    """Return whether a descriptor has the name of a limited socket, not that of its unit."""
+    return label.startswith(LIMITED_PREFIX) and not label.endswith(".socket")
+
+
 def _find_problems(name: str, sock: socket.socket) -> Iterator[str]:
     """Yield the reasons why a socket is unsuitable for the listener `name`, for use in an error.
 
@@ -118,9 +134,10 @@ def _find_problems(name: str, sock: socket.socket) -> Iterator[str]:
         yield "not a stream socket"
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         yield "not listening"
-    if name in _UNIX and family != socket.AF_UNIX:
+    is_unix = name in _UNIX or _is_limited(name)
+    if is_unix and family != socket.AF_UNIX:
         yield "keys are served on unix sockets only"
-    if name in _UNIX and not (isinstance(address, str) and address):
+    if is_unix and not (isinstance(address, str) and address):
         yield "an abstract socket has no file permissions; bind it to a path"
     if name in _TCP and family not in {socket.AF_INET, socket.AF_INET6}:
         yield "not a TCP socket"

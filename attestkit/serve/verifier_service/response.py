@@ -20,9 +20,7 @@ from attestkit._formats import strict_json
 from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.os_image import expected_tdx_registers, verify_os_image
-from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import Tdx, td_body
+from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -75,14 +73,14 @@ class WrongTypeError(FormatError):
 class VerificationRequest(NamedTuple):
     """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
 
-    If `attestation` is given, the other three are ignored.
+    If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
+    `vm_config`, if both are given.
     """
 
     attestation: bytes | None = None
     quote: bytes | None = None  # a raw TDX quote
     event_log: str | None = None  # JSON text of the event array
     vm_config: str | None = None
-    debug: bool | None = None
 
     @classmethod
     def from_json(cls, body: bytes) -> "VerificationRequest":
@@ -107,7 +105,6 @@ class VerificationRequest(NamedTuple):
             quote=_hex(fields, "quote"),
             event_log=_typed(fields, "event_log", str, "a string"),
             vm_config=_typed(fields, "vm_config", str, "a string"),
-            debug=_typed(fields, "debug", bool, "a boolean"),
         )
 
 
@@ -289,16 +286,11 @@ class _Verification:
         return examination, authenticated
 
     def _os_image(self, examination: "Examination", attestation: Attestation) -> bytes:
-        try:
-            found = examination.image_hash()
-            if not found:
-                # A Verifier leaves an unknown hash to its policy; here it is required.
-                verify_os_image(attestation.evidence)  # raises the specific error
-                raise VerificationError("evidence: no OS image hash", reason="os_image")
-        except AttestKitError:
-            if self._request.debug and (differences := _differences(attestation)):
-                self.details["rtmr_debug"] = differences
-            raise
+        found = examination.image_hash()
+        if not found:
+            # A Verifier leaves an unknown hash to its policy; here it is required.
+            verify_os_image(attestation.evidence)  # raises the specific error
+            raise VerificationError("evidence: no OS image hash", reason="os_image")
         self.details["os_image_hash_verified"] = True
         return found
 
@@ -322,10 +314,11 @@ def _attestation(request: VerificationRequest) -> Attestation:
     """Return the evidence in a request; the text has only the outermost cause, as documented."""
     if request.attestation is not None:
         try:
-            return Attestation.from_bytes(request.attestation)
+            attestation = Attestation.from_bytes(request.attestation)
         except AttestKitError as error:
             text = "Failed to decode attestaion"  # spelt so upstream
             raise FormatError(text, reason=_format_reason(error)) from error
+        return attestation.with_vm_config(request.vm_config or "")
     if request.quote is None:
         raise UsageError("Quote is required", reason="missing")
     if request.event_log is None:
@@ -339,27 +332,6 @@ def _attestation(request: VerificationRequest) -> Attestation:
 
 def _format_reason(error: AttestKitError) -> FormatReason:
     return error.reason if isinstance(error, FormatError) else "wrong_value"
-
-
-def _differences(attestation: Attestation) -> list[dict[str, str]]:
-    """Return those of RTMR0 to RTMR2 that differ from the values of the OS image.
-
-    Empty if the values of the OS image are unknown.
-    """
-    platform = attestation.evidence.platform
-    if not isinstance(platform, Tdx):
-        return []
-    try:
-        expected = expected_tdx_registers(VmConfig.parse(attestation.config), platform)
-    except AttestKitError:
-        return []
-    body = td_body(platform.quote)
-    pairs = zip(expected[1:], body.rtmrs[:3], strict=True)
-    return [
-        {"rtmr": f"RTMR{index}", "expected": want.hex(), "actual": have.hex()}
-        for index, (want, have) in enumerate(pairs)
-        if want != have
-    ]
 
 
 def _describe_key_provider(text: bytes) -> Mapping[str, str] | None:

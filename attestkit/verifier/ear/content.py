@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
 import msgspec
 
 from attestkit._formats import strict_json
+from attestkit._formats.base64url import from_base64url
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import check_nonce
@@ -22,7 +23,6 @@ from attestkit.verifier.ear.claims import (
     claims_by_name,
 )
 from attestkit.verifier.ear.envelope import TokenFormat
-from attestkit.verifier.ear.keys import from_base64url
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:

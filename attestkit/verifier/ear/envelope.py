@@ -10,10 +10,11 @@ import hmac
 import json
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from attestkit._formats import strict_json
+from attestkit._formats.base64url import to_base64url
 from attestkit._formats.cbor import Value, read_value
+from attestkit._formats.compact_jws import read_compact_jws
 from attestkit.errors import FormatError, SignatureError, UsageError
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey, from_base64url, to_base64url
+from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 
 TokenFormat = Literal["jwt", "cose"]
 
@@ -78,19 +79,11 @@ def _json(value: object) -> bytes:
 
 
 def _verify_jwt(token: bytes, key: EarPublicKey) -> dict[Any, Any]:
-    parts = token.split(b".", 3)
-    if len(parts) != 3 or not token.isascii():
-        message = "EAR: neither a JWT (three parts) nor a tagged COSE_Sign1"
-        raise FormatError(message, reason="unrecognized")
-    head, body, tail = [part.decode("ascii") for part in parts]
-    if not body:
-        raise FormatError("EAR: payload missing (detached)", reason="missing")
-    header = strict_json.read_object(from_base64url(head, "EAR: header"), "EAR: header")
-    kid = to_base64url(key.thumbprint)
-    _check_headers(header, {"alg": key.algorithm, "kid": kid, "typ": _JWT_TYPE}, needed="alg")
-    signature = from_base64url(tail, "EAR: signature")
-    key.check(signature, token[: len(head) + 1 + len(body)])
-    return strict_json.read_object(from_base64url(body, "EAR: payload"), "EAR: payload")
+    token_parts = read_compact_jws(token, MAX_TOKEN, "EAR")
+    expected = {"alg": key.algorithm, "kid": to_base64url(key.thumbprint), "typ": _JWT_TYPE}
+    _check_headers(token_parts.header, expected, needed="alg")
+    key.check(token_parts.signature, token_parts.signed)
+    return token_parts.read_payload()
 
 
 def _sign_cose(claims: dict[Any, Any], key: EarKey) -> bytes:

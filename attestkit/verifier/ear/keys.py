@@ -5,7 +5,6 @@ thumbprint: of RFC 7638 in a JWT, of RFC 9679 in COSE.
 """
 
 import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from attestkit._crypto.ed25519 import Ed25519Key, ed25519_verify
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.zeroize import Secret
 from attestkit._formats import strict_json
+from attestkit._formats.base64url import from_base64url, to_base64url
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 if TYPE_CHECKING:
@@ -183,30 +183,6 @@ class EarKey(Secret):
 
     def __repr__(self) -> str:
         return f"EarKey({self.public!r})"
-
-
-def to_base64url(data: bytes) -> str:
-    """Return base64url without padding (RFC 7515, 2)."""
-    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def from_base64url(text: str, what: str) -> bytes:
-    """Decode canonical base64url without padding.
-
-    Raises:
-        FormatError: If `text` is not canonical; `what` is the subject of the error.
-    """
-    problem = f"{what}: not base64url without padding"
-    if not text.isascii():
-        raise FormatError(problem, reason="encoding")
-    try:
-        # The decoder ignores invalid characters and unused bits; the comparison below does not.
-        found = urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError as error:
-        raise FormatError(problem, reason="encoding") from error
-    if to_base64url(found) != text:
-        raise FormatError(problem, reason="encoding")
-    return found
 
 
 def _coordinate(jwk: Mapping[str, Any], name: str) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
+from attestkit._formats.base64url import to_base64url
 from attestkit._package import own_version
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, UsageError, VerificationError
@@ -37,7 +38,7 @@ from attestkit.verifier.ear.content import (
     read_claims,
 )
 from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
-from attestkit.verifier.ear.keys import EarKey, EarPublicKey, to_base64url
+from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 from attestkit.verifier.result import AttestationResult, verified_evidence
 
 if TYPE_CHECKING:

@@ -42,6 +42,7 @@ from attestkit.verifier.policy.identity_rules import (
     appraise_os_image,
     measured_field,
 )
+from attestkit.verifier.policy.image_rules import ImageRules
 from attestkit.verifier.policy.rules import (
     REGISTERS,
     SIZES,
@@ -107,7 +108,7 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
+class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
     """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
     A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
@@ -136,6 +137,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         self._normalize("platforms", str)
         self._normalize_events()
         self._check_td_rules()
+        self._check_image_rules()
         if self.key_provider is not None:
             self._normalize("key_provider", KeyProvider)
         for name, size in SIZES.items():
@@ -158,6 +160,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         owners = {name: REGISTERS[name].platform for name in self.reference_values.rules}
         owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
         owners |= dict.fromkeys(self._snp_only, SNP)
+        if self.minimum_measurement_version is not None:
+            owners["minimum_measurement_version"] = "dstack-tdx"
         for name, owner in owners.items():
             if owner not in self.platforms or owner != next(iter(owners.values())):
                 message = (
@@ -337,6 +341,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, EventRules):
         yield from self._appraise_snp(claims)
         if self.os_image_hash is not None:
             yield appraise_os_image(claims, self.os_image_hash)
+        yield from self._appraise_image(claims, self.reference_values)
         for name in IDENTITIES:
             if (wanted := getattr(self, name)) is not None:
                 have = measured_field(name, name, claims, info)

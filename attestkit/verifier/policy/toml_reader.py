@@ -322,6 +322,8 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "platforms": _texts,
     "refuse_simulated": _boolean,
     "require_mr_config": _boolean,
+    "require_acpi_tables": _boolean,
+    "minimum_measurement_version": _integer,
     "reference_values": _reference_values,
     "td_attributes": _mask,
     "xfam": _mask,

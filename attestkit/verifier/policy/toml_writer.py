@@ -137,6 +137,8 @@ _COMMENTS: Final = {
     "compose_hash": "SHA-256 of the application's app-compose.json, measured at boot.",
     "instance_id": "Id of one instance of the application, 20 bytes.",
     "os_image_hash": "Hash of the OS image that the registers must match, 32 bytes.",
+    "minimum_measurement_version": "Minimum version of the image's measurement document.",
+    "require_acpi_tables": "Whether a reference value of rtmr0 must pin the ACPI tables of a TD.",
     "device_id": "SHA-256 of the device identifier, 32 bytes.",
     "refuse_unnamed_td_bits": "Whether a TD may have no attribute or XFAM bit without a name.",
     "require_fixed_td_bits": "Whether a TD has SEPT_VE_DISABLE and go-tdx-guest's fixed bits.",

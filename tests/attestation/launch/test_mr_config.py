@@ -187,7 +187,7 @@ def test_parse_of_empty_text_is_empty_config() -> None:
 def test_parse_of_wrapped_config_unwraps_it() -> None:
     """A string member `vm_config` is the configuration; an object of that name is not."""
     plain = VmConfig.parse(INNER)
-    wrapped = VmConfig.parse(json.dumps({"os_image_hash": "cd", "vm_config": INNER}))
+    wrapped = VmConfig.parse(json.dumps({"pccs_url": "cd", "vm_config": INNER}))
     assert plain.os_image_hash == wrapped.os_image_hash == b"\xab"
     assert wrapped.fields == plain.fields
     other = VmConfig.parse('{"os_image_hash":"cd","vm_config":{"os_image_hash":"ab"}}')

@@ -32,10 +32,11 @@ def evidence_of(text: bytes) -> Evidence:
     return Attestation.from_agent_response(text).evidence
 
 
-def config_of(found: Evidence, **changes: object) -> str:
-    """Return the VM configuration with replaced fields; None removes a field."""
+def with_config(found: Evidence, **changes: object) -> Evidence:
+    """Return evidence with replaced fields of the VM configuration; None removes a field."""
     fields = dict(VmConfig.parse(found.stack.config).fields) | changes
-    return json.dumps({name: value for name, value in fields.items() if value is not None})
+    config = json.dumps({name: value for name, value in fields.items() if value is not None})
+    return found._replace(stack=found.stack._replace(config=config))
 
 
 def document(measurement: object, name: str) -> tuple[dict[str, str], str]:
@@ -73,8 +74,8 @@ def test_verify_os_image_of_captured_snp_guest_returns_its_image() -> None:
     config = VmConfig.parse(found.stack.config)
     assert expected_snp_measurement(config).hex() == row["measurement"]
     assert verify_os_image(found).hex() == row["os_image_hash"]
-    wrapped = json.dumps({"vm_config": found.stack.config})
-    assert verify_os_image(found, wrapped).hex() == row["os_image_hash"]
+    wrapped = found.stack._replace(config=json.dumps({"vm_config": found.stack.config}))
+    assert verify_os_image(found._replace(stack=wrapped)).hex() == row["os_image_hash"]
 
 
 @needs_shared
@@ -85,7 +86,7 @@ def test_verify_os_image_of_captured_enclave_returns_its_image() -> None:
     with raises(
         VerificationError, "os_image", start="os_image_hash mismatch: expected=00, actual=1894"
     ):
-        verify_os_image(found, '{"os_image_hash":"00"}')
+        verify_os_image(with_config(found, os_image_hash="00"))
     debug = Attestation.from_bytes(data("dstack/dstack-attest/nitro_attestation_dbg.bin"))
     with raises(VerificationError, "enclave_debug"):
         verify_os_image(debug.evidence)
@@ -124,7 +125,7 @@ def test_verify_os_image_with_other_vm_shape_fails() -> None:
     found = evidence_of(LITE)
     for register, change in (("RTMR0", {"memory_size": 2**32}), ("MRTD", {"qemu_version": "9.1"})):
         with raises(VerificationError, "os_image", part=f" {register} mismatch: "):
-            verify_os_image(found, config_of(found, **change))
+            verify_os_image(with_config(found, **change))
 
 
 @needs_shared
@@ -141,7 +142,7 @@ def test_verify_os_image_with_other_snp_report_fails() -> None:
     without = Evidence(platform._replace(mr_config=""), found.stack)
     assert verify_os_image(without) == verify_os_image(found)
     with raises(FormatError, "missing"):
-        verify_os_image(without, config_of(found, mr_config=None))
+        verify_os_image(with_config(without, mr_config=None))
 
 
 @needs_shared
@@ -169,7 +170,7 @@ def test_verify_os_image_of_invalid_configuration_fails(
     """The documents must be present and match the image's hash."""
     found = evidence_of(LITE)
     with raises(error, reason, start=subject):
-        verify_os_image(found, config_of(found, **changes))
+        verify_os_image(with_config(found, **changes))
 
 
 @needs_shared
@@ -196,7 +197,7 @@ def test_verify_os_image_with_invalid_checksums_fails(
     fields["checksum_file"] = base64.b64encode(listed).decode()
     image_hash = hashlib.sha256(listed).hexdigest()
     with raises(error, reason):
-        verify_os_image(found, config_of(found, tdx_measurement=fields, os_image_hash=image_hash))
+        verify_os_image(with_config(found, tdx_measurement=fields, os_image_hash=image_hash))
 
 
 @needs_shared
@@ -205,7 +206,7 @@ def test_verify_os_image_cache_is_per_image_hash() -> None:
     found = evidence_of(LITE)
     verify_os_image(found)
     with raises(VerificationError, "os_image"):
-        verify_os_image(found, config_of(found, os_image_hash="11" * 32))
+        verify_os_image(with_config(found, os_image_hash="11" * 32))
     assert verify_os_image(found) == verify_os_image(evidence_of(LITE))
 
 
@@ -215,7 +216,7 @@ def test_verify_os_image_with_malformed_measurement_fails() -> None:
     found = evidence_of(LITE)
     fields, image_hash = document([], "measurement.tdx.cbor")
     with raises(FormatError, "wrong_type"):
-        verify_os_image(found, config_of(found, tdx_measurement=fields, os_image_hash=image_hash))
+        verify_os_image(with_config(found, tdx_measurement=fields, os_image_hash=image_hash))
 
 
 @needs_shared
@@ -234,11 +235,11 @@ def test_verify_os_image_with_invalid_snp_measurement_fails(
     """Unknown keys, wrong types and the older schema raise FormatError."""
     found = evidence_of(GUEST)
     fields = json.loads(VmConfig.parse(found.stack.config).fields["sev_snp_measurement"])
-    config = config_of(found, sev_snp_measurement=json.dumps(fields | change))
+    changed = with_config(found, sev_snp_measurement=json.dumps(fields | change))
     with raises(FormatError, reason, part=next(iter(change))):
-        verify_os_image(found, config)
+        verify_os_image(changed)
     with raises(FormatError, "missing"):
-        verify_os_image(found, config_of(found, sev_snp_measurement=None))
+        verify_os_image(with_config(found, sev_snp_measurement=None))
     older = Attestation.from_bytes(data("dstack/dstack-attest/sev_snp_attestation.bin"))
     with raises(FormatError, "unknown_field"):
         verify_os_image(older.evidence)

@@ -1,10 +1,11 @@
 """The computed TD registers match those measured by hardware."""
 
+import hashlib
 from typing import Any
 
 import pytest
 
-from attestkit._formats.cbor import Value
+from attestkit._formats.cbor import Value, read_value
 from attestkit.attestation.launch.tdx import (
     TdxImage,
     read_launch,
@@ -35,6 +36,17 @@ DOCUMENT: dict[Value, Value] = {
     },
 }
 IMAGE = TdxImage.read(DOCUMENT)
+CMDLINE = f"console=ttyS0 dstack.rootfs_hash={'1f' * 32} dstack.rootfs_size=4096"
+VERSION_4: dict[Value, Value] = DOCUMENT | {
+    "version": 4,
+    "image": {
+        "cmdline": CMDLINE,
+        "kernel_authenticode": b"\2" * 48,
+        "kernel_header_normalized": True,
+        "initrd_sha384": b"\3" * 48,
+    },
+}
+DOCUMENTS: list[dict[str, Any]] = load("guest_v1.json").get("tdx_measurement", [])
 CONFIG: dict[str, Any] = {"memory_size": 0x80000000}
 
 
@@ -72,11 +84,28 @@ def test_td_hob_digest_of_invalid_witness_fails(
 
 
 def test_td_hob_digest_of_oversized_witness_fails() -> None:
-    """A witness longer than 1024 ranges is rejected by its size."""
+    """A witness longer than 64 ranges is rejected by its size, or by its count."""
     with raises(FormatError, "too_large"):
-        td_hob_digest(b"\1" * 20_511, 0x80000000)
+        td_hob_digest(b"\1" * 1_311, 0x80000000)
     with raises(FormatError, "wrong_size"):
-        td_hob_digest(b"\1" * 20_510, 0x80000000)
+        td_hob_digest(b"\1" * 1_310, 0x80000000)
+    for count, pairs in ((64, b"\1\0" * 64), (65, b"\1\0" * 65)):
+        witness = b"\0\0" + bytes([count]) + pairs
+        if count == 64:
+            assert td_hob_digest(witness, 0x80000000)
+        else:
+            with raises(FormatError, "wrong_size"):
+                td_hob_digest(witness, 0x80000000)
+
+
+@pytest.mark.parametrize(("memory", "accepted"), [(0x6000, False), (0x6001, True)])
+def test_td_hob_digest_requires_memory_above_ranges(memory: int, *, accepted: bool) -> None:
+    """The firmware's ranges, here up to page 6, must be inside the memory."""
+    if accepted:
+        assert td_hob_digest(b"\0\0\1\5\1", memory)
+        return
+    with raises(FormatError, "inconsistent", part="memory_size"):
+        td_hob_digest(b"\0\0\1\5\1", memory)
 
 
 def test_td_hob_digest_skips_empty_ranges() -> None:
@@ -155,9 +184,12 @@ def test_registers_do_not_depend_on_order_of_acpi_events() -> None:
     ("path", "value", "reason"),
     [
         (("version",), 2, "unsupported_version"),
+        (("version",), 5, "unsupported_version"),
+        (("version",), True, "unsupported_version"),
         (("image",), None, "wrong_type"),
         (("image", "cmdline_sha384"), b"\1" * 47, "wrong_size"),
         (("tdvf", "ovmf"), b"pre202505", "wrong_type"),
+        (("tdvf", "ovmf"), "202505", "unsupported"),
         (("tdvf", "td_hob"), "text", "wrong_type"),
         (("tdvf", "mrtd"), None, "wrong_type"),
         (("tdvf", "mrtd", "two_pass"), "x", "wrong_size"),
@@ -167,14 +199,88 @@ def test_read_of_invalid_document_names_the_field(
     path: tuple[str, ...], value: Value, reason: str
 ) -> None:
     """Missing fields and invalid values are rejected with the name of the field."""
-
-    def replace_field(document: Value, path: tuple[str, ...]) -> Value:
-        if not path:
-            return value
-        assert isinstance(document, dict)
-        return document | {path[0]: replace_field(document[path[0]], path[1:])}
-
-    changed = replace_field(DOCUMENT, path)
+    changed = replace_field(DOCUMENT, path, value)
     assert isinstance(changed, dict)
     with raises(FormatError, reason, part=path[-1]):
         TdxImage.read(changed)
+
+
+def replace_field(document: Value, path: tuple[str, ...], value: Value) -> Value:
+    """Return a document with one member replaced."""
+    if not path:
+        return value
+    assert isinstance(document, dict)
+    return document | {path[0]: replace_field(document.get(path[0]), path[1:], value)}
+
+
+# -- version 4 -------------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize("row", DOCUMENTS, ids=lambda row: row["name"])
+def test_registers_of_published_documents_match_vector(row: dict[str, Any]) -> None:
+    """Documents of versions 3 and 4 give the registers of upstream's golden vectors."""
+    document = read_value(bytes.fromhex(row["cbor"]))
+    assert isinstance(document, dict)
+    if "without dstack.rootfs_hash" in row["name"]:
+        with raises(FormatError, "missing", part="dstack.rootfs_hash"):
+            TdxImage.read(document)
+        return
+    image = TdxImage.read(document)
+    assert (image.version, image.kernel_header_normalized) == (
+        row["version"],
+        row["kernel_header_normalized"],
+    )
+    assert image.cmdline.hex() == row["cmdline_event"]
+    registers = read_launch(image._replace(td_hob=WITNESS), CONFIG).registers(LOG)  # it has none
+    assert (registers.rtmr1.hex(), registers.rtmr2.hex()) == (row["rtmr1"], row["rtmr2"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("cmdline", None, "wrong_type"),
+        ("cmdline", CMDLINE.encode(), "wrong_type"),
+        ("cmdline", CMDLINE + " " * 2048, "too_large"),
+        ("cmdline", "", "missing"),
+        ("cmdline", f"xdstack.rootfs_hash={'1f' * 32}", "missing"),
+        ("cmdline", f"dstack.rootfs_hash={'1f' * 31}", "missing"),
+        ("cmdline", f"dstack.rootfs_hash={'1f' * 33}", "missing"),
+        ("cmdline", f"quiet\0 dstack.rootfs_hash={'1f' * 32}", "missing"),
+        ("cmdline", f"quiet\u2003dstack.rootfs_hash={'1f' * 32}", "missing"),
+        ("kernel_header_normalized", 1, "wrong_type"),
+        ("kernel_header_normalized", None, "wrong_type"),
+        ("initrd_sha384", b"\3" * 32, "wrong_size"),
+    ],
+)
+def test_read_of_invalid_version_4_names_the_field(field: str, value: Value, reason: str) -> None:
+    """The command line must contain the hash of the root file system as a word."""
+    changed = replace_field(VERSION_4, ("image", field), value)
+    assert isinstance(changed, dict)
+    with raises(FormatError, reason, part=field):
+        TdxImage.read(changed)
+
+
+def test_versions_differ_only_in_command_line_and_header() -> None:
+    """Version 4 hashes its command line with the initrd of OVMF; 3 has the hash, and no flag."""
+    newer = TdxImage.read(VERSION_4)
+    assert newer.kernel_header_normalized
+    digest = hashlib.sha384(f"{CMDLINE} initrd=initrd\0".encode("utf-16-le")).digest()
+    older = replace_field(DOCUMENT, ("image", "cmdline_sha384"), digest)
+    older = replace_field(older, ("image", "kernel_header_normalized"), value=True)
+    assert isinstance(older, dict)
+    assert TdxImage.read(older) == newer._replace(version=3, kernel_header_normalized=False)
+    image = VERSION_4["image"]
+    assert isinstance(image, dict)
+    without = {name: value for name, value in image.items() if "normalized" not in str(name)}
+    assert not TdxImage.read(VERSION_4 | {"image": without}).kernel_header_normalized
+
+
+@pytest.mark.parametrize("memory", [0x40000000, 0x7FFFFFFF, 0x80001000, 0xAFFFFFFF])
+def test_memory_size_is_free_only_with_normalized_header(memory: int) -> None:
+    """QEMU's address of the initrd depends on these sizes; a normalized header has another."""
+    image, config = TdxImage.read(VERSION_4), {"memory_size": memory}
+    assert read_launch(image, config).registers(LOG).rtmr1
+    for older in (image._replace(kernel_header_normalized=False), IMAGE):
+        with raises(FormatError, "unsupported", part="memory_size"):
+            read_launch(older, config)

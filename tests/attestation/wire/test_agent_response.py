@@ -58,7 +58,10 @@ def test_from_agent_response_of_get_quote_and_attest_agree() -> None:
 def test_from_agent_response_prefers_attestation_field() -> None:
     """A non-empty `attestation` is used as it is; an empty one counts as missing."""
     fields = json.loads(GET_QUOTE)
-    both = Attestation.from_agent_response(fields | {"attestation": FIXTURE.hex()})
+    own = json.loads(Attestation.from_bytes(FIXTURE).config)["vm_config"]
+    both = Attestation.from_agent_response(
+        fields | {"attestation": FIXTURE.hex(), "vm_config": own}
+    )
     assert both.to_bytes() == FIXTURE
     for nothing in ("", None):
         assert Attestation.from_agent_response(fields | {"attestation": nothing}).config != ""

@@ -30,8 +30,9 @@ class Request(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Return the last segment of the request target."""
-        return self.line.split(" ")[1].rpartition("/")[2]
+        """Return the last segment of the request target; below v0 or v1 also that segment."""
+        *_, mount, name = self.line.split(" ")[1].split("/")
+        return f"{mount}/{name}" if mount in ("v0", "v1") else name
 
 
 # A response, or a function that serves the connection.
@@ -41,7 +42,8 @@ Script: TypeAlias = bytes | Callable[[socket.socket, Request], None]
 class ScriptedAgent:
     """Server on a UNIX socket, with one thread and one connection at a time.
 
-    `answers` has a response for each method; "" is the default.
+    `answers` has a response for each method; "" is the default. Without one there is nothing at
+    /v0 and /v1, as in releases before 0.6.0.
     """
 
     def __init__(self, path: str, answers: Mapping[str, Script]) -> None:
@@ -73,7 +75,8 @@ class ScriptedAgent:
         if request is None:
             return
         self.requests.append(request)
-        script = self.answers.get(request.method, self.answers.get("", NOT_FOUND))
+        default = self.answers.get("", PAGE if "/" in request.method else NOT_FOUND)
+        script = self.answers.get(request.method, default)
         if isinstance(script, bytes):
             connection.sendall(script)
         else:
@@ -119,6 +122,7 @@ def response(body: object, status: int = 200, **headers: str) -> bytes:
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 NOT_FOUND = response({"error": "Service not found: it"}, 404)
+PAGE = response(b"<!DOCTYPE html><html><h1>404: Not Found</h1></html>", 404)
 
 
 @contextlib.contextmanager

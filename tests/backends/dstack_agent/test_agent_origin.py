@@ -37,7 +37,7 @@ def why_simulated(quote: bytes, report_data: bytes | None = None, server: str = 
     answer = response({"quote": quote.hex(), "event_log": "[]"}, Server=server)
     with agent_with_defaults(GetQuote=answer) as found:
         backend = DstackAgent(endpoint=found.path, random=lambda _: report_data)
-        assert found.requests[0].message == {"report_data": report_data.hex()}
+        assert found.requests[1].message == {"report_data": report_data.hex()}
         assert backend.simulated == bool(backend.why_simulated)
         return backend.why_simulated
 

@@ -60,7 +60,7 @@ def test_dstack_agent_implements_guest_agent_only(server: Server) -> None:
     for other in (RegisterExtender, SnpReporter, AppHost):
         assert not isinstance(backend, other)
     assert backend.blocking
-    assert repr(backend) == f"DstackAgent(endpoint={server.dstack!r})"
+    assert repr(backend) == f"DstackAgent(endpoint={server.dstack!r}, api='v1')"
 
 
 def test_quote_and_event_log_are_complete_evidence(server: Server) -> None:

@@ -167,6 +167,7 @@ def test_keys_are_never_recorded(tmp_path: Path) -> None:
         for use in (
             lambda: tee.keys.derive_compat("wallet"),
             lambda: tee.keys.derive("wallet", "p256"),
+            lambda: tee.keys.derive_v1("wallet", "ed25519"),
             lambda: tee.keys.sign(b"", "ed25519"),
         ):
             with raises(UnsupportedError, "no_keys"):

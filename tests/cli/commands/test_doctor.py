@@ -19,6 +19,7 @@ from attestkit.cli.doctor.advice import advise
 from attestkit.cli.doctor.examine import QuoteTrial, try_quotes
 from attestkit.cli.output import terminal
 from attestkit.errors import BackendUnavailableError, QuoteUnavailableError
+from tests.backends.dstack_agent.scripted_agent import PAGE, agent_with_defaults, response
 from tests.backends.linux.machines import MEASUREMENTS, REPORT, TABLES, make
 from tests.cli import program
 from tests.cli.doctor.broken_machines import (
@@ -281,3 +282,27 @@ def test_findings_reports_agent_usable_by_name_only(
     assert found["by_name_only"] == {"dstack_agent": "it is simulated"}
     assert found["named_agent"] == "/nowhere.sock"
     assert any("it is simulated" in sentence for sentence in found["advice"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "api"),
+    [
+        (response({"version": "0.6.6"}), "v1"),
+        (PAGE, "v0"),
+        (response({"error": "x"}, 500), None),
+    ],
+)
+def test_doctor_reports_api_of_agent(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: bytes,
+    api: str | None,
+) -> None:
+    """The newest API of a usable agent is in the page and in the JSON."""
+    make(tmp_path, GOOD)
+    with agent_with_defaults(**{"v1/Version": answer}) as agent:
+        monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", agent.path)
+        assert findings(tmp_path)["agent_api"] == api
+        assert main(["doctor", "--root", str(tmp_path)]) == 0
+    assert (f", API {api}" in capsys.readouterr().out) == (api is not None)

@@ -290,4 +290,5 @@ def examine_machine(root: Path, broken: Broken) -> Diagnosis:
         backends={**BACKENDS, **broken.backends, "simulator": None},
         by_name_only={},
         named_agent=None,
+        agent_api=None,
     )

@@ -239,13 +239,23 @@ def test_logs_unreadable_driver_is_an_error(rig: DockerServer) -> None:
     assert "logging driver does not support reading" in reply.json()["error"]
 
 
-@pytest.mark.parametrize("name", ["nope", "../version", "../../_ping", f"{GATEWAY}?all=1"])
-def test_logs_unknown_container_is_not_found(rig: DockerServer, name: str) -> None:
-    """The 404 is JSON, and no other engine request can be injected."""
+@pytest.mark.parametrize(
+    ("name", "status", "error"),
+    [
+        ("nope", 404, "No such container: nope"),
+        ("../version", 400, "Invalid container name"),
+        ("../../_ping", 400, "Invalid container name"),
+        (f"{GATEWAY}?all=1", 400, "Invalid container name"),
+    ],
+)
+def test_logs_unknown_container_is_an_error(
+    rig: DockerServer, name: str, status: int, error: str
+) -> None:
+    """The error is JSON, and no other engine request can be injected."""
     reply = rig.get(f"{quote(name, safe='')}?follow&text")
-    assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+    assert (reply.status, reply.headers["content-type"]) == (status, "application/json")
     assert reply.headers["x-app-version"].startswith("v")
-    assert reply.json() == {"error": f"No such container: {name}"}
+    assert reply.json() == {"error": error}
 
 
 def test_logs_follow_sends_lines_at_once(rig: DockerServer) -> None:

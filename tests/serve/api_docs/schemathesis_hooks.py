@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import schemathesis
 
 from attestkit.errors import FormatError
-from attestkit.serve.rpc import json_codec, messages, protobuf_codec
+from attestkit.serve.rpc import json_codec, messages, messages_v1, protobuf_codec
 from attestkit.serve.rpc.messages import Error
 
 BINARY = "application/octet-stream"
@@ -36,10 +36,19 @@ def before_load_schema(_context: Any, schema: dict[str, Any]) -> None:
 def _replace(content: dict[str, Any], empty: dict[str, Any]) -> str:
     if BINARY not in content:
         return ""
-    name: str = content[BINARY]["schema"]["title"].rpartition(".")[2]
+    title: str = content[BINARY]["schema"]["title"]  # package and name
+    name = title.rpartition(".")[2]
+    if title.startswith(f"{messages_v1.PACKAGE}."):
+        name = f"v1.{name}"
     reference = {"$ref": f"#/components/schemas/{name}"}
     content[BINARY]["schema"] = empty if name == "Empty" else reference
     return name
+
+
+def _message(name: str) -> Any:
+    """Return the message of a schema."""
+    version, _, short = name.rpartition(".")
+    return getattr(messages_v1 if version else messages, short)
 
 
 @schemathesis.serializer(BINARY)
@@ -49,7 +58,7 @@ def encode(context: Any, value: Any) -> Any:
     name = _requests[operation.method.lower(), operation.path]
     if name == "Empty":
         return b"anything"
-    return _encode(getattr(messages, name), value)
+    return _encode(_message(name), value)
 
 
 def _encode(message: type[NamedTuple], value: Any) -> bytes:
@@ -70,5 +79,5 @@ def decode(context: Any, response: Any) -> Any:
     if name == "Empty":
         assert response.content == b""
         return None
-    found = protobuf_codec.decode(getattr(messages, name), response.content)
+    found = protobuf_codec.decode(_message(name), response.content)
     return json.loads(b"".join(json_codec.encode(found)))

@@ -75,9 +75,9 @@ def _counts(output: str) -> tuple[int, int]:
         (
             "http",
             ("--exclude-path-regex", "/logs/") if missing_for_docker() else (),
-            10 + (not missing_for_docker()),
+            17 + (not missing_for_docker()),
         ),
-        ("dstack", (), 22),
+        ("dstack", (), 33),
         ("tappd", ("--include-path-regex", "(Derive|Quote)"), 12),
     ],
 )

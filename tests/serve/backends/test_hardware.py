@@ -119,19 +119,26 @@ def on_snp(make: MakeServer, snp: FakeSnp, loop: asyncio.AbstractEventLoop) -> C
     return create_clients(make(snp), loop)
 
 
-def test_snp_get_quote_returns_attestation(on_snp: Clients) -> None:
-    """GetQuote returns an empty quote and log, and `attestation`."""
-    response = on_snp.dstack.post("/GetQuote", {"report_data": "1234"}).json()
-    assert list(response) == ["quote", "event_log", "report_data", "vm_config", "attestation"]
-    assert (response["quote"], response["event_log"]) == ("", "")
-    assert response["report_data"] == "1234" + "00" * 62
-    assert response["vm_config"] == VM_CONFIG
-    evidence = Attestation.from_agent_response(response)
-    assert evidence.platform == "dstack-amd-sev-snp"
-    assert evidence.snp_report is not None
-    assert evidence.snp_report.report_data.hex() == response["report_data"]
-    same = on_snp.dstack.post("/Attest", {"report_data": "1234"}).json()["attestation"]
-    assert same == response["attestation"]
+@pytest.mark.parametrize(
+    ("listener", "path"),
+    [
+        *(("dstack", path) for path in ("/GetQuote", "/v0/GetQuote")),
+        *(("tappd", f"/prpc/{name}") for name in ("TdxQuote", "Tappd.RawQuote")),
+        *(
+            ("external", f"/prpc/{name}GetAttestationForAppKey")
+            for name in ("", "Worker.", "v0/", "v0/Worker.")
+        ),
+    ],
+)
+def test_snp_quote_methods_are_refused(
+    on_snp: Clients, snp: FakeSnp, listener: str, path: str
+) -> None:
+    """Methods that return a TDX quote name Attest, and never return an empty quote."""
+    message = {"report_data": "00" * 64, "algorithm": "ed25519"}
+    response = getattr(on_snp, listener).post(path, message)
+    assert response.status == 400
+    assert response.error() == "GetQuote is Intel TDX only, use Attest on this platform"
+    assert snp.asked == 0
 
 
 def test_snp_info_describes_app(on_snp: Clients) -> None:
@@ -158,18 +165,7 @@ def test_snp_info_without_document_fails(
     response = dstack.get("/Info")
     assert response.status == 500
     assert "mr_config" in response.error()
-    assert dstack.post("/GetQuote").status == 200
-
-
-@pytest.mark.parametrize("method", ["TdxQuote", "RawQuote"])
-def test_snp_tdx_quote_methods_fail(on_snp: Clients, snp: FakeSnp, method: str) -> None:
-    """The Tappd methods report the missing TDX quote."""
-    response = on_snp.tappd.post(f"/prpc/Tappd.{method}", {"report_data": "00" * 64})
-    assert response.status == 500
-    for word in ("no TDX quote", "Attest", "GetQuote"):
-        assert word in response.error()
-    assert on_snp.tappd.post("/prpc/TdxQuote", {"hash_algorithm": "md5"}).status == 400
-    assert snp.asked == 0
+    assert dstack.post("/Attest").status == 200
 
 
 def test_snp_keys_work_and_events_fail(on_snp: Clients) -> None:
@@ -183,29 +179,10 @@ def test_snp_keys_work_and_events_fail(on_snp: Clients) -> None:
     assert on_snp.dstack.post("/GetQuote", {"report_data": "00" * 65}).status == 400
 
 
-def test_snp_app_key_attestation_is_cached(
-    on_snp: Clients, snp: FakeSnp, clock: ManualClock
-) -> None:
-    """Evidence never changes, so it is created once per algorithm."""
-    names = ("ed25519", "secp256k1", "k256")
-    for _ in range(3):
-        for name in names:
-            response = on_snp.external.post(
-                "/prpc/GetAttestationForAppKey", {"algorithm": name}
-            ).json()
-            assert Attestation.from_agent_response(response).report_data.startswith(b"dip1::")
-        clock.now += 1000
-    assert snp.asked == 2
-
-
-@pytest.mark.parametrize("method", ["/GetQuote", "/Attest"])
-def test_simulated_snp_evidence_verifies(
-    make_guest: MakeGuest, guest_client: GuestClient, method: str
-) -> None:
+def test_simulated_snp_evidence_verifies(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """The evidence verifies with report data, app and certificates; a PCCS is refused."""
     guest = make_guest(SnpSimulator, {"public_tcbinfo": True})
-    answer = guest_client("dstack", guest).post(method, {"report_data": "12" * 64}).json()
-    assert answer.get("quote", "") == ""
+    answer = guest_client("dstack", guest).post("/Attest", {"report_data": "12" * 64}).json()
     simulator = guest.attester.backend
     assert isinstance(simulator, SnpSimulator)
     result = Verifier(trust_anchor=simulator.trust_anchor).verify(
@@ -228,12 +205,7 @@ def test_device_failure_is_cached_for_external_clients(
     snp.refusal = QuoteUnavailableError("the firmware refused", reason="quoting_service")
 
     def collect_errors() -> list[str]:
-        asked = {"algorithm": "ed25519"}
-        responses = (
-            on_snp.external.post("/prpc/GetAttestationForAppKey", asked),
-            on_snp.external.get("/prpc/Info"),
-            on_snp.external.get("/"),
-        )
+        responses = (on_snp.external.get("/prpc/Info"), on_snp.external.get("/"))
         assert {response.status for response in responses} == {500}
         return [response.error() for response in responses]
 
@@ -243,7 +215,7 @@ def test_device_failure_is_cached_for_external_clients(
     for _ in range(20):
         assert collect_errors() == first
     assert snp.asked == tries
-    assert on_snp.dstack.post("/GetQuote").status == 500
+    assert on_snp.dstack.post("/Attest").status == 500
     assert snp.asked == tries + 1  # dstack.sock is not limited
     clock.now += 4.9
     collect_errors()
@@ -251,10 +223,6 @@ def test_device_failure_is_cached_for_external_clients(
     clock.now += 0.2
     snp.refusal = None
     assert on_snp.external.get("/prpc/Info").status == 200
-    assert (
-        on_snp.external.post("/prpc/GetAttestationForAppKey", {"algorithm": "ed25519"}).status
-        == 200
-    )
 
 
 def test_failure_cache_survives_clock_set_back(
@@ -322,7 +290,7 @@ def test_host_files_are_in_evidence(on_td: Clients) -> None:
     dstack = on_td.dstack
     response = dstack.post("/GetQuote").json()
     assert response["vm_config"] == VM_CONFIG
-    assert "attestation" not in response
+    assert list(response) == ["quote", "event_log", "report_data", "vm_config"]
     quote = Quote.parse(bytes.fromhex(response["quote"]))
     EventLog.from_json(response["event_log"]).check(quote)
     evidence = Attestation.from_bytes(bytes.fromhex(dstack.post("/Attest").json()["attestation"]))

@@ -88,7 +88,7 @@ def test_parse_config_upstream_example_is_accepted() -> None:
     assert found.limits == {"idle_seconds": 10.0}
     assert found.unused == (
         *("default.workers", "default.max_blocking", "default.temp_dir"),
-        "guest-api (vsock is not served)",
+        "guest-api (off by default; see --guest-api)",
     )
     assert found.unknown == ()
     assert found.sources["app_keys"] == "agent.toml: default.core.keys_file"
@@ -201,14 +201,26 @@ def test_parse_config_accepted_values(
 
 def test_parse_config_every_option_is_a_key() -> None:
     """Every command line option except --config is a key of `default.attestkit`."""
-    configurable = set(Options._fields) - {"config", "ident", "data_disks", "sources", "limits"}
+    internal = {"config", "ident", "data_disks", "limited_sockets", "sources"}
+    configurable = set(Options._fields) - internal - {"limits"}
     for name in configurable:
         value = True if name in FLAGS else CHOICES.get(name, "x")[-1]
         found = parse_attestkit_table(**{name: value})
-        assert found.values == {name: (value,) if name == "fault" else value}
+        assert found.values == {name: (value,) if name in {"auth_key", "fault"} else value}
         assert found.sources == {name: f"agent.toml: default.attestkit.{name}"}
-    for name in ("config", "ident", "data_disks", "sources"):
+    for name in internal:
         assert "unknown key" in refusal_of(f"[default.attestkit]\n{name} = 'x'")
+
+
+def test_parse_config_sockets_are_split() -> None:
+    """`socket` is a path, a limited socket, or a list of them."""
+    limited = "q.sock=GetQuote,Info"
+    assert parse_attestkit_table(socket=limited).values == {"limited_sockets": (limited,)}
+    found = parse_attestkit_table(socket=["/run/dstack.sock", limited])
+    assert found.values == {"socket": "/run/dstack.sock", "limited_sockets": (limited,)}
+    assert set(found.sources.values()) == {"agent.toml: default.attestkit.socket"}
+    for value in ("5", "['a', 5]", "[['a']]", "{a = 1}", "''", "['']"):
+        assert "socket" in refusal_of(f"[default.attestkit]\nsocket = {value}")
 
 
 def test_parse_config_every_limit_is_a_key() -> None:
@@ -277,6 +289,8 @@ REFUSED = [
     ("[default.attestkit]\nlog_format = 'xml'", "wrong_value", "attestkit.log_format"),
     ("[default.attestkit]\nlog_level = 'trace'", "wrong_value", "attestkit.log_level"),
     ("[default.attestkit]\nsocket_mode = 660", "wrong_type", "attestkit.socket_mode"),
+    ("[default.attestkit]\nemit_event = 'off'", "wrong_value", "attestkit.emit_event"),
+    ("[default.attestkit]\nemit_event = true", "wrong_type", "attestkit.emit_event"),
     ("[default.attestkit]\nlimits = 1", "wrong_type", "default.attestkit.limits"),
     ("[default.attestkit]\nfault = 1", "wrong_type", "attestkit.fault"),
     ("[default.attestkit]\nfault = [1]", "wrong_type", "attestkit.fault[0]"),

@@ -8,7 +8,13 @@ import pytest
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.agent_settings import Settings, decide_settings
-from attestkit.serve.config.command_line import SIMULATOR_OPTIONS, Options
+from attestkit.serve.config.command_line import (
+    SIMULATOR_OPTIONS,
+    Config,
+    Options,
+    parse_options,
+    with_config,
+)
 from attestkit.serve.config.option_values import Address
 from tests.raising import raises
 from tests.untyped import untyped
@@ -135,6 +141,46 @@ def test_decide_settings_listeners() -> None:
         assert decide_simulator(socket_mode=text).addresses.socket_mode == mode
 
 
+def test_decide_settings_limited_sockets() -> None:
+    """A limited socket is one more socket; its names are checked with the server's methods."""
+    options = parse_options(
+        [
+            *("--socket", "a=b/dstack.sock", "--socket", "/run/q.sock=GetQuote, Info"),
+            *("--socket", "s.sock=Sign", "--backend", "simulator"),
+        ]
+    )
+    found = decide_detected(options).addresses
+    assert found.dstack == Path("a=b/dstack.sock").absolute()
+    assert [(one.path, one.methods, one.listener) for one in found.limited] == [
+        (Path("/run/q.sock"), ["GetQuote", "Info"], "dstack-q"),
+        (Path("s.sock").absolute(), ["Sign"], "dstack-s"),
+    ]
+    environ = {**HOME, "ATTESTKIT_LIMITED_SOCKETS": " /run/e.sock=Info,Version  f.sock=Sign "}
+    listed = decide_simulator(environ).addresses.limited
+    assert [(one.listener, one.methods) for one in listed] == [
+        ("dstack-e", ["Info", "Version"]),
+        ("dstack-f", ["Sign"]),
+    ]
+    assert decide_detected(options, environ).addresses.limited == found.limited
+    in_file = Config({"limited_sockets": ("g.sock=Info",)}, {"limited_sockets": "a"}, {})
+    merged = with_config(Options(backend="simulator"), in_file, environ)
+    assert decide_detected(merged, environ).addresses.limited == listed
+    for text in ("q.sock", "q.sock=Info /run/dstack.sock", "=Info", "none=Info"):
+        with raises(UsageError, "wrong_value", part="$ATTESTKIT_LIMITED_SOCKETS"):
+            decide_simulator({**HOME, "ATTESTKIT_LIMITED_SOCKETS": text})
+    for text in ("q.sock=", "q.sock= "):
+        [one] = decide_simulator(limited_sockets=(text,)).addresses.limited
+        assert not one.methods
+
+
+@pytest.mark.parametrize("field", ["socket", "tappd_socket", "http"])
+def test_decide_settings_list_of_methods_elsewhere_is_refused(field: str) -> None:
+    """A list of methods that would not be read as one, and so limit nothing, is refused."""
+    value = f"{'unix:' * (field == 'http')}/run/q.sock=GetQuote"
+    with raises(ConfigError, "wrong_value", part="--socket PATH=METHODS"):
+        decide_detected(configure(**{field: value})._replace(backend="simulator"))
+
+
 def test_decide_settings_app_id() -> None:
     """--app-id is 20 bytes in hex, on hardware with --measure-app."""
     assert decide_simulator(app_id=f"0x{APP_ID}").app_id == b"\xab" * 20
@@ -214,3 +260,27 @@ def test_decide_settings_dstack_agent_backend_is_refused(environ: dict[str, str]
     """A server in front of another agent would hide the owner of the keys."""
     with raises(UsageError, "wrong_value", part="dstack_agent"):
         decide_hardware(environ, backend=None if environ else "dstack_agent")
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "expected"),
+    [
+        (None, {}, True),
+        (None, {"ATTESTKIT_EMIT_EVENT": ""}, True),
+        (None, {"ATTESTKIT_EMIT_EVENT": "removed"}, False),
+        ("on", {"ATTESTKIT_EMIT_EVENT": "removed"}, True),
+        ("removed", {"ATTESTKIT_EMIT_EVENT": "on"}, False),
+    ],
+)
+def test_decide_settings_emit_event(
+    option: str | None, environ: dict[str, str], *, expected: bool
+) -> None:
+    """The option precedes $ATTESTKIT_EMIT_EVENT; by default events are accepted."""
+    for decide in (decide_simulator, decide_hardware):
+        assert decide({**HOME, **environ}, emit_event=option).has_emit_event == expected
+
+
+def test_decide_settings_invalid_emit_event_variable_is_refused() -> None:
+    """An unknown value is not taken for the default."""
+    with raises(UsageError, "wrong_value", start="$ATTESTKIT_EMIT_EVENT: "):
+        decide_simulator({**HOME, "ATTESTKIT_EMIT_EVENT": "off"})

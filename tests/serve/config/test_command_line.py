@@ -20,7 +20,7 @@ from attestkit.serve.config.limits import Limits
 from tests.raising import raises
 from tests.untyped import untyped
 
-ONLY_IN_FILES = {"ident", "data_disks", "sources"}
+ONLY_IN_FILES = {"ident", "data_disks", "limited_sockets", "sources"}
 SEED = "5eed" * 16
 VALUES = {name: choices[-1] for name, choices in CHOICES.items()}
 
@@ -58,7 +58,7 @@ def test_parse_options_every_option_takes_value(name: str) -> None:
     """Every option takes a value, which is not empty, and cannot be abbreviated."""
     option = f"--{name.replace('_', '-')}"
     value = VALUES.get(name, "x")
-    found = Options(**untyped({name: (value,) if name == "fault" else value}))
+    found = Options(**untyped({name: (value,) if name in {"auth_key", "fault"} else value}))
     assert parse_options([option, value]) == found
     assert parse_options([f"{option}={value}"]) == found
     if name not in CHOICES:

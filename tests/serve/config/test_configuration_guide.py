@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/configuration.m
 
 
 def find_example(language: str) -> str:
-    """Return the example in a language."""
-    [found] = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    """Return the first example in a language."""
+    found = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)[0]
     assert isinstance(found, str)
     return found
 

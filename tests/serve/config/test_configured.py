@@ -73,7 +73,7 @@ def test_serve_upstream_example_works_unchanged(folder: Path) -> None:
         [note] = [line for line in server.log().splitlines() if line.startswith("INFO")]
         assert note == (
             "INFO attestkit.serve: agent.toml: keys without effect in attestkit: default.workers, "
-            "default.max_blocking, default.temp_dir, guest-api (vsock is not served)"
+            "default.max_blocking, default.temp_dir, guest-api (off by default; see --guest-api)"
         )
 
 
@@ -116,7 +116,7 @@ def test_serve_boot_file_sets_disks_and_limits(folder: Path) -> None:
         assert 'mount_point="/"' not in figures
         assert call(server.dstack, "Info").headers["server"] == "attestkit simulator"
         answer = call(server.dstack, "GetKey", {"path": "x" * (128 << 10)})
-        assert answer.status == 400
+        assert answer.status == 413
         assert "too large" in answer.json()["error"]
 
 

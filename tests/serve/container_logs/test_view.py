@@ -362,6 +362,12 @@ async def test_log_stream_limit_is_per_client(engine: Engine, make_guest: MakeGu
     assert (view.streams, untyped(view.view.show).__self__._open) == (0, {})
 
 
+INVALID_NAMES = (
+    *("..", ".", "-a", "_a", "..%2Fversion", "..%2fversion", "%2e%2e%2fversion", "a%2F..", "a%3Fb"),
+    *("a%23b", "a%20b", "%C3%A9", "a%00", "a%0A", "a%25", "%ff", "a;b", "a:b", "a" * 256),
+)
+
+
 def test_log_error_statuses(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """Errors before the response are a status with JSON."""
     with_engine = make_guest(compose=PUBLIC, docker="/nowhere/docker.sock")
@@ -369,7 +375,7 @@ def test_log_error_statuses(make_guest: MakeGuest, guest_client: GuestClient) ->
     for target, status, text in (
         ("/logs/app?since=1.5h", 400, "Invalid since"),
         ("/logs/app?text&text", 400, "text: given more than once"),
-        ("/logs/..%2Fversion", 404, "No such container: ../version"),
+        *((f"/logs/{name}?since=x", 400, "Invalid container name") for name in INVALID_NAMES),
         ("/logs/", 404, "No such path: /logs/"),
         ("/logs/a/b", 404, "No such path: /logs/a/b"),
         ("/logs", 404, "No such path: /logs"),

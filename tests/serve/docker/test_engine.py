@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.errors import BackendError, ConfigError, NotFoundError
+from attestkit.errors import BackendError, ConfigError, FormatError, NotFoundError
 from attestkit.serve.docker import engine as containers
 from attestkit.serve.docker.engine import ContainerEngine
 from tests.raising import raises
@@ -174,7 +174,7 @@ def test_open_log_lost_connection_is_not_a_timeout(*, translated: bool) -> None:
 HOSTILE = (
     *("", ".", "..", "../version", "a/../../version", "/app", "app/", "app/json", "a b", "-a"),
     *("_a", "a?all=1", "a#b", "a%2Fb", "a%", "a\\b", "a\nb", "app\n", "a\0b", "é", "aé", "٣"),
-    *("a:b", "a;b"),
+    *("a:b", "a;b", "a" * 256),
 )
 
 
@@ -182,7 +182,7 @@ HOSTILE = (
 @with_engine
 async def test_open_log_invalid_name_is_not_sent(engine: Engine, name: str) -> None:
     """Names that could change the engine's path are refused without a request."""
-    with raises(NotFoundError, "container"):
+    with raises(FormatError, "wrong_value"):
         await _open(engine, name)
     assert engine.asked == []
 
@@ -190,7 +190,7 @@ async def test_open_log_invalid_name_is_not_sent(engine: Engine, name: str) -> N
 @with_engine
 async def test_open_log_requests_name_then_id(engine: Engine) -> None:
     """The first request has the name, the second the id from its response."""
-    for name in ("app", "A.b_c-1", ID):
+    for name in ("app", "A.b_c-1", ID, "a" * 255):
         engine.answers[f"/containers/{name}/json"] = engine.answers["/containers/app/json"]
         assert await _open(engine, name) == b""
         assert engine.asked[-2:] == [

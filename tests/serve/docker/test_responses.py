@@ -14,6 +14,8 @@ from attestkit.serve.docker.responses import (
     read_container,
     read_error_message,
     read_list,
+    read_state,
+    read_states,
     read_version,
 )
 from tests.raising import raises
@@ -54,6 +56,9 @@ def test_read_list() -> None:
     assert len(read_list(encode_json([{**bare, "Names": ["x" * 9999]}]))[0].name) == 1024
     with raises(FormatError, "wrong_value", part="State"):
         read_list(encode_json([LISTED, {**LISTED, "State": 5}]))
+    for value in ("", "../version", "a?b", f"{ID}\n", "a" * 1025):
+        with raises(FormatError, "wrong_value", part="Id"):
+            read_list(encode_json([{**LISTED, "Id": value}]))
 
 
 def test_read_container() -> None:
@@ -66,6 +71,25 @@ def test_read_container() -> None:
     for config in (None, {"Tty": None}, {"Tty": 1}, {"Tty": "true"}):
         with raises(FormatError, "wrong_value"):
             read_container(encode_json({**INSPECTED, "Config": config}))
+
+
+def test_read_state() -> None:
+    """A container gives its name, run state and health; each may be missing."""
+    health = {"Status": "healthy", "FailingStreak": 0, "Log": []}
+    state = {"Status": "running", "Running": True, "Health": health}
+    whole = {**INSPECTED, "Name": "/app", "State": state}
+    found = read_state(encode_json(whole))
+    assert (found.id, found.name, found.run_state, found.health) == (
+        *(ID, "/app", "running", "healthy"),
+    )
+    assert read_states(encode_json([whole, whole])) == [found, found]
+    partial: list[dict[str, Any]] = [{}, {"State": None}, {"State": {}}]
+    for unknown in (*partial, {"State": {"Health": None}}):
+        found = read_state(encode_json({"Id": ID, **unknown}))
+        assert (found.name, found.run_state, found.health) == ("", "", "")
+    for wrong in ({"Name": 1}, {"State": 1}, {"State": {"Status": 1}}, {"State": {"Health": 1}}):
+        with raises(FormatError, "wrong_value"):
+            read_state(encode_json({"Id": ID, **wrong}))
 
 
 def test_read_version() -> None:
@@ -104,6 +128,8 @@ def test_read_response_length_limit() -> None:
     for read, most, value in (
         (read_list, MAX_LIST, [LISTED]),
         (read_container, MAX_ANSWER, INSPECTED),
+        (read_state, MAX_ANSWER, INSPECTED),
+        (read_states, MAX_LIST, [INSPECTED]),
         (read_version, MAX_ANSWER, VERSION),
     ):
         whole = encode_json(value).ljust(most)

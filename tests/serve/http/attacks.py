@@ -139,6 +139,14 @@ _TARGETS = [
     b"/prpc/GetKey/",
     b"/logs/../GetKey",
     b"/logs/..%2FGetKey",
+    *(
+        start + b"GetKey?domain=a&algorithm=ed25519"
+        for start in (
+            *(b"/v1/", b"/v0/", b"/prpc/v1/", b"/prpc/v0/", b"/prpc/v0/Worker.", b"//v1/"),
+            *(b"http://dstack/v1/", b"/prpc/../v1/", b"/prpc/v1/../../v1/", b"/%76%31/"),
+            *(b"/v1%2F", b"/prpc/v1%2F", b"/prpc%2Fv1%2F", b"/prpc/v1/DstackGuest.", b"/v1;x/"),
+        )
+    ),
 ]
 
 
@@ -254,17 +262,34 @@ def create_large_attacks() -> list[Attack]:
     return _attacks(
         "dstack",
         [
-            ("a body of 100 MB", [large, *[bytes(65536)] * 64], ([400],)),
+            ("a body of 100 MB", [large, *[bytes(65536)] * 64], ([413],)),
             ("endless trailers", [_chunked(b"0\r\n"), *[b"x: y\r\n" * 1000] * 40], ([431],)),
             ("an endless trailer", [_chunked(b"0\r\nx: "), *[b"y" * 6000] * 40], ([431],)),
             ("an endless chunk extension", [_chunked(b"1;x="), *[b"y" * 6000] * 40], ([431],)),
-            ("an endless body", [_chunked(b""), *[chunk] * 400], ([400], [])),
+            ("an endless body", [_chunked(b""), *[chunk] * 400], ([413], [])),
             ("deep JSON", [nested], ([400],)),
         ],
     )
 
 
+def on_mount(attack: Attack, listener: str, mount: bytes) -> Attack:
+    """Return an attack on a method of v1, which may also refuse the body that it decodes."""
+    first, *others = attack.parts
+    for method in (b"Version", b"GetKey"):
+        first = first.replace(b" /%b HTTP" % method, b" %b%b HTTP" % (mount, method), 1)
+    name = f"{attack.name} at {mount.decode()}"
+    # The external listener reads less of a body for a path that it does not have.
+    may_refuse = [200] in attack.answers or [400] in attack.answers
+    refused = [[400], [404], [413]] if may_refuse else []
+    return Attack(name, listener, [first, *others], [*attack.answers, *refused], attack.after)
+
+
 ATTACKS = [
+    *(
+        on_mount(attack, listener, mount)
+        for listener, mount in (("dstack", b"/v1/"), ("http", b"/prpc/v1/"))
+        for attack in (*create_framing_attacks(), *create_large_attacks())
+    ),
     *create_framing_attacks(),
     *create_head_attacks(),
     *create_target_attacks(),

@@ -101,8 +101,8 @@ def test_responses_of_methods_have_headers(server: Server, listener: str) -> Non
         (encode_request("/prpc/Nothing", binary, nothing, verb="POST"), 404, BINARY),
         (encode_request("/no/such/path"), 404, JSON),
         (encode_request(target, verb="DELETE"), 404, JSON),
-        (encode_request(target, "Content-Length: 5000", verb="POST"), 400, JSON),
-        (encode_request(target, binary, "Content-Length: 5000", verb="POST"), 400, BINARY),
+        (encode_request(target, "Content-Length: 5000", verb="POST"), 413, JSON),
+        (encode_request(target, binary, "Content-Length: 5000", verb="POST"), 413, BINARY),
     ):
         with connect(server.ready[listener]) as connection:
             response = send_request(connection, asked)

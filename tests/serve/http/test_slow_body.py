@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
-from attestkit.serve.rpc.dispatcher import MethodRoute
+from attestkit.serve.rpc.service import MethodRoute
 from tests.serve.guests import Blocking, MakeGuest
 from tests.serve.http.listening import GET, Connect, response, run
 

@@ -1,7 +1,6 @@
 """`/metrics`: the agent's families in the agent's format, and attestkit's families."""
 
 import asyncio
-import os
 import re
 import shutil
 import threading
@@ -12,17 +11,13 @@ from typing import Final
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from attestkit import _native
 from attestkit.serve import listener_apps as pages
 from attestkit.serve.counters import BOUNDS
 from attestkit.serve.http.views import ViewRequest
-from attestkit.serve.machine_info import read_figures
-from attestkit.serve.metrics.agent import _as_the_agent
 from tests.serve.asgi import Client
 from tests.serve.client import call, get
 from tests.serve.docker.engine import run_with_timeout
@@ -31,30 +26,6 @@ from tests.serve.server import Server, run_program, running_server
 
 PROMTOOL: Final = shutil.which("promtool")
 PUBLIC: Final = {"public_sysinfo": True}
-# The table of the guest agent API: name, labels, help.
-DISK: Final = ("name", "mount_point")
-TABLE: Final = [
-    ("system_os_name", ("os_name",), "Operating system name"),
-    ("system_os_version", ("os_version",), "Operating system version"),
-    ("system_kernel_version", ("kernel_version",), "Kernel version"),
-    ("system_cpu_model", ("cpu_model",), "CPU model information"),
-    ("system_num_cpus", (), "Number of logical CPUs"),
-    ("system_memory_total", (), "Total memory in bytes"),
-    ("system_memory_available", (), "Available memory in bytes"),
-    ("system_memory_used", (), "Used memory in bytes"),
-    ("system_memory_free", (), "Free memory in bytes"),
-    ("system_swap_total", (), "Total swap memory in bytes"),
-    ("system_swap_used", (), "Used swap memory in bytes"),
-    ("system_swap_free", (), "Free swap memory in bytes"),
-    ("system_uptime", (), "System uptime in seconds"),
-    ("system_load_average_1m", (), "System load average (1 minute)"),
-    ("system_load_average_5m", (), "System load average (5 minutes)"),
-    ("system_load_average_15m", (), "System load average (15 minutes)"),
-    ("disk_total_size", DISK, "Disk total size in bytes"),
-    ("disk_free_size", DISK, "Disk free size in bytes"),
-    ("disk_used_size", DISK, "Disk used size in bytes"),
-    ("disk_usage_percentage", DISK, "Disk usage percentage"),
-]
 # promtool reports these names, which are the agent's and must not change.
 ACCEPTED: Final = {
     'system_memory_total non-counter metrics should not have "_total" suffix',
@@ -128,61 +99,14 @@ def test_promtool_accepts_metrics(server: Server) -> None:
     assert _check(ours) == set()
 
 
-def test_agent_families_match_table(public: Client) -> None:
-    """Each family has the table's name, labels and help, as a gauge, after a blank line."""
-    text = _text(public)
-    agent = text[: text.index("# HELP attestkit_")]
-    blocks = agent.rstrip("\n").split("\n\n")
-    assert len(blocks) == len(TABLE)
-    for block, (name, labels, help_text) in zip(blocks, TABLE, strict=True):
-        first, second, *samples = block.split("\n")
-        assert first == f"# HELP {name} {help_text}"
-        assert second == f"# TYPE {name} gauge"
-        [sample] = samples
-        inside = ", ".join(f'{label}="[^"]*"' for label in labels)
-        number = r"\d+(\.\d+)?" if name == "disk_usage_percentage" else r"\d+"
-        pattern = rf"{name}\{{{inside}\}} {number}" if labels else rf"{name} {number}"
-        assert re.fullmatch(pattern, sample), sample
-
-
-def test_agent_values_match_machine(public: Client) -> None:
-    """The values are this machine's and consistent."""
-    text, figures = _text(public), read_figures()
-    assert _value(text, "system_os_name", os_name=figures.os_name) == 1
-    assert _value(text, "system_os_version", os_version=figures.os_version) == 1
-    assert _value(text, "system_kernel_version", kernel_version=os.uname().release) == 1
-    assert _value(text, "system_num_cpus") == os.cpu_count()
-    total = _value(text, "system_memory_total")
-    assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert _value(text, "system_swap_total") == figures.swap.total
-    assert abs(_value(text, "system_uptime") - figures.uptime) <= 5
-    assert 0 <= _value(text, "system_load_average_15m") - figures.load.fifteen + 5 <= 10
-    [disk] = figures.disks
-    labels = {"name": disk.name, "mount_point": "/"}
-    assert _value(text, "disk_total_size", **labels) == disk.total
-    assert 0 < _value(text, "disk_usage_percentage", **labels) < 100
-
-
-def test_families_without_samples(make_guest: MakeGuest, guest_client: GuestClient) -> None:
-    """Without a disk at the mount points only help and type are written."""
+def test_metrics_begin_with_the_system(make_guest: MakeGuest, guest_client: GuestClient) -> None:
+    """The machine's families come first, with the disks at the configured mount points."""
+    text = _text(guest_client("external", compose=PUBLIC))
+    assert text.startswith("# HELP dstack_guest_info ")
+    assert text.index("\nsystem_os_name{") < text.index("# HELP attestkit_")
+    assert 'mount_point="/"' in text
     guest = make_guest(compose=PUBLIC, data_disks=["/no/such/mount"])
-    text = _text(guest_client("external", guest))
-    for name, _, help_text in TABLE[-4:]:
-        assert f"# HELP {name} {help_text}\n# TYPE {name} gauge\n\n" in text
-        assert f"\n{name}" not in text
-
-
-# This parser treats a carriage return as the end of a line; promtool does not.
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
-def test_label_values_are_escaped(value: str) -> None:
-    """Any label value is restored by the parser, in one sample."""
-    family = GaugeMetricFamily("disk_total_size", "Disk total size in bytes", labels=("a", "b"))
-    family.add_metric((value, value), 7)
-    text = _as_the_agent(family)
-    assert text.count("\n") == 3
-    [read] = text_string_to_metric_families(text)
-    [sample] = read.samples
-    assert (sample.labels, sample.value) == ({"a": value, "b": value}, 7)
+    assert "mount_point=" not in _text(guest_client("external", guest))
 
 
 def test_requests_are_counted(server: Server) -> None:

@@ -179,12 +179,23 @@ def test_public_figures_are_shown(
         ("CPU", "cpu0 @2600 MHz (4 cores)"),
         ("Memory Usage", "1.00 GB / 4.00 GB / 3.00 GB Used / Total / Available"),
         ("Swap Usage", "0.00 B / 0.00 B / 0.00 B Used / Total / Free"),
-        ("Load Average", "0.28% / 1.50% / 12.00% 1 / 5 / 15 minutes"),
-        ("System Uptime", "93784 seconds 1 d 2 h"),
+        ("Load Average", "1min: 0.28, 5min: 1.50, 15min: 12.00"),
+        ("System Uptime", "1d 2h 3m 4s"),
         ("Disk 0", "250.00 B / 1000.00 B Free / Total of /"),
         ("Disk 1", "0.00 B / 0.00 B Free / Total of /data\\u000a"),
     ]
     assert page.meters == ["25.0", "75.0", "0.0"]
+
+
+@pytest.mark.parametrize("found", [True, False, None])
+def test_missing_gpus_are_stated(
+    guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch, *, found: bool | None
+) -> None:
+    """Only if it is known that there is no NVIDIA GPU, the page states so."""
+    monkeypatch.setattr(dashboard, "has_nvidia_gpu", lambda: found)
+    page = read_page(guest_client("external", compose={"public_sysinfo": True}))
+    assert ("GPUs" in page.headings) == ("No NVIDIA GPUs" in page.text) == (found is False)
+    assert "GPUs" not in read_page(guest_client("external")).headings
 
 
 def test_absent_identity_has_no_row(
@@ -333,13 +344,13 @@ def test_size_text(size: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, ""),
-        (59, "59 s"),
-        (3600, "1 h 0 min"),
-        (93784, "1 d 2 h"),
-        (86400 * 400, "400 d 0 h"),
+        (0, "0s"),
+        (59, "59s"),
+        (3600, "1h 0m 0s"),
+        (90061, "1d 1h 1m 1s"),
+        (86400 * 400, "400d 0h 0m 0s"),
     ],
 )
 def test_duration_text(seconds: int, text: str) -> None:
-    """The two largest units."""
+    """Days, hours, minutes and seconds, without leading zeros."""
     assert duration_text(seconds) == text

@@ -15,8 +15,9 @@ from attestkit.errors import UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.http.views import View, ViewRequest, ViewResponse
 from attestkit.serve.rpc import protobuf_codec
-from attestkit.serve.rpc.dispatcher import Method, RpcApp, Service
+from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
+from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.untyped import untyped
@@ -227,7 +228,7 @@ def test_protobuf_method_error(client: Client) -> None:
         f"internal error, request {response.request_id}".encode(),
     )
     response = client.request("POST", "/Fail", bytes(Limits().body + 1), BINARY)
-    assert (response.status, response.body[2:]) == (400, b"failed to read data: payload too large")
+    assert (response.status, response.body[2:]) == (413, b"failed to read data: payload too large")
 
 
 def test_large_body_without_content_type_is_refused_in_json(client: Client) -> None:
@@ -268,7 +269,7 @@ def test_declared_body_over_limit_is_not_read(client: Client, verb: str) -> None
     headers = {"content-type": JSON_TYPE, "content-length": str(Limits().body + 1)}
     response = client.request(verb, "/Echo", b"{}", headers)
     assert (response.status, response.error()) == (
-        400,
+        413,
         "failed to read data: payload too large",
     )
     assert client.read == 0
@@ -284,7 +285,7 @@ def test_chunked_body_over_limit_is_refused(client: Client) -> None:
 
     response = client.request("POST", "/Echo", endless(), {"content-type": JSON_TYPE})
     assert (response.status, response.error()) == (
-        400,
+        413,
         "failed to read data: payload too large",
     )
     assert client.read == Limits().body + (1 << 20)

@@ -11,22 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.serve.rpc import json_codec, messages
+from attestkit.serve.rpc import json_codec, messages, messages_v1
 from attestkit.serve.rpc.json_codec import PreparedResponse, decode, escape
+from attestkit.serve.rpc.message_fields import Field, fields_of
 from attestkit.serve.rpc.messages import (
     EmitEventArgs,
     GetKeyArgs,
-    GetQuoteResponse,
+    GetKeyResponse,
     GetTlsKeyArgs,
     RawQuoteArgs,
     SignResponse,
     VerifyResponse,
-    fields_of,
 )
 from tests.raising import raises
 
 REQUESTS = [
-    getattr(messages, name) for name in vars(messages) if name.endswith(("Args", "Request"))
+    getattr(module, name)
+    for module in (messages, messages_v1)
+    for name in vars(module)
+    if name.endswith(("Args", "Request"))
 ]
 FIELDS = [(message, field) for message in REQUESTS for field in fields_of(message)]
 
@@ -82,7 +85,7 @@ WRONG: dict[type, list[Any]] = {
 @pytest.mark.parametrize(
     ("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS]
 )
-def test_decode_wrong_type_names_field(message: Any, field: messages.Field) -> None:
+def test_decode_wrong_type_names_field(message: Any, field: Field) -> None:
     """A wrong type or null is refused; the error names the field."""
     for value in WRONG[field.kind]:
         wrong = [[value], value, "x", None] if field.repeated else [value]
@@ -160,12 +163,36 @@ def test_encode_has_all_fields_in_order() -> None:
     )
 
 
-def test_encode_empty_attestation_is_omitted() -> None:
-    """An empty attestation would take precedence over the quote in a verifier."""
-    assert encode(GetQuoteResponse()) == (
-        b'{"quote":"","event_log":"","report_data":"","vm_config":""}'
+def test_encode_unset_json_only_field_is_omitted() -> None:
+    """A field without a protobuf number is in a response only when it is set, also to zero."""
+    assert encode(GetKeyResponse()) == b'{"key":"","signature_chain":[]}'
+    assert encode(GetKeyResponse(root_epoch=0, app_epoch=0)).endswith(
+        b',"root_epoch":0,"app_epoch":0}'
     )
-    assert encode(GetQuoteResponse(attestation=b"\x01")).endswith(b',"attestation":"01"}')
+
+
+def test_encode_nested_messages() -> None:
+    """A list of messages is an array of objects; a message without fields is an empty object."""
+    bundle = messages_v1.GpuEvidenceBundle("a", "b", b"\xab")
+    assert encode(messages_v1.AttestGpuResponse((bundle, bundle))) == (
+        b'{"bundles":[{"vendor":"a","format":"b","evidence":"ab"},'
+        b'{"vendor":"a","format":"b","evidence":"ab"}]}'
+    )
+    assert encode(messages_v1.AttestGpuResponse()) == b'{"bundles":[]}'
+    assert encode(messages_v1.InfoRequest()) == b"{}"
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b' {"x": [1]} '])
+def test_decode_message_without_fields(body: bytes) -> None:
+    """Nothing and any object are the message."""
+    assert decode(messages_v1.InfoRequest, body) == messages_v1.InfoRequest()
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"x"', b"{", b"{}x", b'{"x":1,"x":2}'])
+def test_decode_message_without_fields_refuses_other_json(body: bytes) -> None:
+    """What is not one well-formed object is refused."""
+    with raises(FormatError, "wrong_type", "syntax", "duplicate"):
+        decode(messages_v1.InfoRequest, body)
 
 
 @given(st.text())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.serve.rpc import protobuf_codec
 from attestkit.serve.rpc.json_codec import PreparedResponse
+from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.messages import (
     AppInfo,
     EmitEventArgs,
@@ -18,7 +19,6 @@ from attestkit.serve.rpc.messages import (
     GetQuoteResponse,
     GetTlsKeyArgs,
     VerifyResponse,
-    fields_of,
 )
 from attestkit.serve.rpc.protobuf_codec import decode, encode_error
 from tests.raising import raises

@@ -3,11 +3,7 @@
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.serve.rpc.messages import (
-    GetKeyArgs,
-    GetTlsKeyArgs,
-    RawQuoteArgs,
-)
+from attestkit.serve.rpc.messages import GetKeyArgs, GetTlsKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.query_codec import decode
 from tests.raising import raises
 

@@ -36,17 +36,16 @@ def check_rendered(
     tail=st.binary(),
     pieces=st.lists(TEXT),
     config=TEXT,
-    attestation=st.binary(max_size=1),
 )
 def test_get_quote_template(
-    heads: list[bytes], tail: bytes, pieces: list[str], config: str, attestation: bytes
+    heads: list[bytes], tail: bytes, pieces: list[str], config: str
 ) -> None:
     """One template renders many responses independently."""
     log = create_text(*pieces)
-    common = GetQuoteResponse(tail, "", b"", config, attestation)
+    common = GetQuoteResponse(tail, "", b"", config)
     template = ResponseTemplate(common, ("quote", "report_data"), event_log=log)
     for head in heads:
-        expected = GetQuoteResponse(head + tail, "".join(pieces), head, config, attestation)
+        expected = GetQuoteResponse(head + tail, "".join(pieces), head, config)
         check_rendered(template, expected, head, head)
 
 

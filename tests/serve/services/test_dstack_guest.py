@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,13 +13,13 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire import v1_msgpack
 from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import BackendError
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.serve import listener_apps
-from attestkit.serve.machine_info import Machine
 from attestkit.serve.services.context import Guest, Release
-from tests.serve.asgi import Client
+from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import Broken, Counting, GuestClient, MakeGuest
 from tests.serve.services.test_request_fields import VALID
 from tests.vectors import load, needs_shared
@@ -128,6 +127,17 @@ def test_get_quote_log_replays(guest: Guest, dstack: Client) -> None:
         assert event["imr"] == 3 or acpi or event["event_payload"] == ""
 
 
+@pytest.mark.parametrize("name", ["GetQuote", "Attest"])
+def test_reserved_fields_of_quote_request_are_ignored(dstack: Client, name: str) -> None:
+    """Fields 2 to 4 of RawQuoteArgs, which are reserved, do not matter."""
+    body = bytes.fromhex("0a021234 120161 1a0162 2001")
+    response = dstack.request("POST", f"/v0/{name}", body, {"content-type": BINARY_TYPE})
+    assert response.status == 200
+    assert bytes.fromhex("1234") + bytes(62) in response.body
+    message = {"report_data": "1234", "include_boottime_gpu_evidence": True, "prefix": 1}
+    assert dstack.post(f"/v0/{name}", message).status == 200
+
+
 def test_attest_evidence_is_complete(guest: Guest, dstack: Client) -> None:
     """The evidence decodes, replays, and contains the app's identity."""
     response = dstack.get("/Attest?report_data=1234").json()
@@ -182,6 +192,34 @@ def test_emit_event_reserved_name_is_refused(dstack: Client, name: str) -> None:
     assert response.status == 400
     assert name in response.error()
     assert dstack.get("/GetQuote").json()["event_log"] == before
+
+
+@needs_shared
+@pytest.mark.parametrize("backend", [Simulator, SnpSimulator])
+def test_emit_event_removed(
+    make_guest: MakeGuest, guest_client: GuestClient, backend: type[Simulator]
+) -> None:
+    """If configured, EmitEvent is refused with the vectors' text on each path, and does nothing."""
+    errors = load("guest_v1.json")["errors"]
+    [row] = [row for row in errors if row["name"] == "EmitEvent, upstream form"]
+    guest = make_guest(backend, has_emit_event=False)
+    before = guest.attest(b"").event_log
+    message = {"event": "a", "payload": "00"}
+    binary = bytes.fromhex("0a0161 120100")
+    for listener, path in (
+        *(("dstack", path) for path in ("/EmitEvent", "/v0/EmitEvent")),
+        *(("tappd", path) for path in ("/EmitEvent", "/prpc/Tappd.EmitEvent")),
+        *(("dev", path) for path in ("/EmitEvent", "/v0/EmitEvent", "/prpc/EmitEvent")),
+    ):
+        client = guest_client(listener, guest)
+        response = client.post(path, message)
+        assert (response.status, response.body) == (400, row["json_body"].encode())
+        if listener != "dev":
+            response = client.request("POST", path, binary, {"content-type": BINARY_TYPE})
+            assert (response.status, response.body.hex()) == (400, row["protobuf_body"])
+    dstack = guest_client("dstack", guest)
+    assert dstack.post("/v1/EmitEvent", message).error() == "Service not found: EmitEvent"
+    assert guest.attest(b"").event_log == before
 
 
 def test_event_log_version_2(guest_client: GuestClient) -> None:
@@ -285,14 +323,6 @@ def test_value_made_while_registers_change_is_not_cached(guest: Guest) -> None:
 FAILURE = Mock(side_effect=BackendError("not now", reason="io_error"))
 
 
-def test_info_retries_failed_certificate(dstack: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed certificate is empty, and is issued again at the next call."""
-    with monkeypatch.context() as patch:
-        patch.setattr("attestkit.ra_tls.issued.issue_leaf", FAILURE)
-        assert dstack.get("/Info").json()["app_cert"] == ""
-    assert "CERTIFICATE" in dstack.get("/Info").json()["app_cert"]
-
-
 def test_info_invalid_key_provider(
     guest: Guest, dstack: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +351,7 @@ def test_key_methods_without_app_keys_fail(guest: Guest, guest_client: GuestClie
     for name in ("GetKey", "Sign", "GetTlsKey"):
         response = client.post(f"/{name}", VALID[name])
         assert (response.status, "no app keys" in response.error()) == (500, True)
-    for name in ("GetQuote", "Attest", "Info", "Verify", "EmitEvent", "Version", "GpuInfo"):
+    for name in ("GetQuote", "Attest", "Info", "Verify", "EmitEvent", "Version"):
         assert client.post(f"/{name}", VALID.get(name)).status == 200
 
 
@@ -333,27 +363,6 @@ def test_version_is_recent_enough(guest_client: GuestClient) -> None:
     release = Release(version="0.6.0", rev="git:0123456789abcdef0123")
     response = guest_client("dstack", release=release).get("/Version")
     assert response.json() == {"version": "0.6.0", "rev": "git:0123456789abcdef0123"}
-
-
-def test_gpu_info_returns_file_verbatim(
-    make_guest: MakeGuest,
-    guest_client: GuestClient,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The file's content is returned; a missing or unreadable one is empty and logged."""
-    path = tmp_path / "attestation.out"
-    guest = make_guest(machine=Machine(gpu_attestation=path))
-    client = guest_client("dstack", guest)
-    assert client.get("/GpuInfo").json() == {"attestation": ""}
-    path.write_bytes(' {"ü":1}\r\n'.encode())
-    assert client.get("/GpuInfo").json() == {"attestation": ' {"ü":1}\r\n'}
-    assert caplog.text == ""
-    path.unlink()
-    path.mkdir()
-    assert client.get("/GpuInfo").json() == {"attestation": ""}
-    assert f"cannot read {path}: " in caplog.text
-    assert str(Machine().gpu_attestation) == "/run/nvidia-gpu-attestation/attestation.out"
 
 
 def test_emit_event_writes_in_device_thread(

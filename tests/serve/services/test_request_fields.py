@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.services import dstack_guest, tappd
 from tests.serve.asgi import Client
 
@@ -67,6 +67,8 @@ BOUNDED = {
     *("GetQuote.report_data", "Attest.report_data", "Sign.algorithm", "Verify.algorithm"),
     *("Verify.signature", "Verify.public_key", "DeriveKey.subject", "DeriveK256Key.algorithm"),
     *("TdxQuote.hash_algorithm", "RawQuote.report_data"),
+    *("GetKey.root_epoch", "GetKey.app_epoch", "DeriveK256Key.root_epoch"),
+    "DeriveK256Key.app_epoch",
 }
 
 

@@ -123,8 +123,8 @@ def test_long_prefix_is_not_cached(make_guest: MakeGuest) -> None:
     guest = make_guest()
     for prefix in ("a", "b" * 100_000, "c" * 1_000_000):
         guest.quote(bytes(64), TdxQuoteResponse(prefix=prefix))
-    assert guest._quoted is not None
-    assert [answer.prefix for _, answer in guest._quoted.templates] == ["a"]
+    assert guest._quotes._cached is not None
+    assert [answer.prefix for _, answer in guest._quotes._cached.templates] == ["a"]
 
 
 def test_tdx_quote_defaults(tappd: Client) -> None:

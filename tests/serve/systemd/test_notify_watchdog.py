@@ -47,6 +47,17 @@ def test_watchdog_stopped_process_sends_nothing(manager: FakeServiceManager) -> 
         assert manager.next_but_status() == "WATCHDOG=1"
 
 
+def test_watchdog_of_limited_sockets_only(manager: FakeServiceManager, folder: Path) -> None:
+    """A server with limited sockets only, here without Version, is probed there."""
+    environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
+    off = ("--socket", "none", "--tappd-socket", "none", "--http", "none")
+    limited = ("--socket", f"{folder}/signer.sock=Sign")
+    with running_server("-w", *off, *limited, folder=folder, environ=environ) as server:
+        assert manager.next_but_status() == "READY=1"
+        assert manager.next_but_status() == "WATCHDOG=1"
+        assert "watchdog probe failed" not in server.log()
+
+
 def test_watchdog_without_option_is_ignored(manager: FakeServiceManager) -> None:
     """Without --watchdog the interval is ignored, and a warning is logged."""
     environ = environment(NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="2000000")
@@ -193,6 +204,7 @@ async def receive(manager: FakeServiceManager) -> str:
     ("name", "target"),
     [
         ("http", b"GET /prpc/Worker.Version HTTP/1.1\r\n"),
+        ("dstack-quote-only", b"GET /Version HTTP/1.1\r\n"),
         ("dstack", b"GET /Version HTTP/1.1\r\n"),
         ("tappd", b"GET /prpc/Tappd.Version HTTP/1.1\r\n"),
         ("verifier", b"GET /health HTTP/1.1\r\n"),
@@ -235,6 +247,21 @@ def test_watch_failing_probe_is_reported(
     run_watchdog(folder, manager, test, http=failing, dstack=healthy)
     assert healthy.requests == []
     assert "watchdog probe failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "response"),
+    [("http", b"HTTP/1.1 401 Unauthorized\r\n\r\n"), ("dstack-a", b"HTTP/1.1 404 No\r\n\r\n")],
+)
+def test_watch_refusal_of_working_listener_suffices(
+    folder: Path, manager: FakeServiceManager, name: str, response: bytes
+) -> None:
+    """A listener that requires a token, or lacks the method, answers: nothing is restarted."""
+
+    async def test() -> None:
+        assert await receive(manager) == "WATCHDOG=1"
+
+    run_watchdog(folder, manager, test, 1800.0, **{name: FixedResponder(response)})
 
 
 @pytest.mark.parametrize("response", [FULL, b""])

@@ -149,6 +149,47 @@ def test_take_sockets_disabled_listener_is_refused(folder: Path, name: str) -> N
     assert str(caught.value).endswith(f"{name} is off; see {option.replace('_', '-')}")
 
 
+LIMITED = (*ALL, "dstack-quote-only", "dstack-signer")
+
+
+def test_take_sockets_limited_socket_by_name(folder: Path) -> None:
+    """A limited socket is assigned by name only."""
+    names = "dstack-signer:dstack:dstack-quote-only"
+    found = take_named_sockets(folder, names, "unix unix unix", LIMITED)
+    assert found == {"dstack": 1, "dstack-signer": 0, "dstack-quote-only": 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "listeners", "reason"),
+    [
+        (None, LIMITED, "unknown_name"),
+        ("quote-only.socket", LIMITED, "unknown_name"),
+        ("quote-only", LIMITED, "unknown_name"),
+        ("dstack-quoteonly", LIMITED, "unknown_name"),
+        ("dstack-quote-only", ALL, "unknown_name"),  # no longer configured
+        ("guest_api", ALL, "unknown_name"),  # takes no socket
+    ],
+)
+def test_take_sockets_never_takes_limited_socket_for_dstack(
+    folder: Path, names: str | None, listeners: Sequence[str], reason: str
+) -> None:
+    """A descriptor that may be meant for a limited socket never becomes dstack.sock."""
+    with raises(UsageError, reason):
+        take_named_sockets(folder, names, "unix", listeners)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "abstract", "datagram", "bound"])
+def test_take_sockets_unsuitable_limited_socket_is_refused(folder: Path, kind: str) -> None:
+    """A limited socket may serve keys: it has the requirements of dstack.sock."""
+    with raises(UsageError, "wrong_value", part="unsuitable for dstack-signer"):
+        take_named_sockets(folder, "dstack-signer", kind, LIMITED)
+
+
+def test_take_sockets_unit_name_is_no_limited_socket(folder: Path) -> None:
+    """The default name of a descriptor is that of its unit, which may start with dstack-."""
+    assert take_named_sockets(folder, "dstack-agent.socket", "unix") == {"dstack": 0}
+
+
 def test_take_sockets_non_socket_is_refused(folder: Path) -> None:
     """A file or a closed descriptor is refused."""
     with raises(UsageError, "wrong_type", part=os.strerror(errno.EBADF)):

@@ -217,7 +217,7 @@ def test_verify_long_key_provider_is_not_remembered() -> None:
             b'{"quote":"00fF","vm_config":"{}"}',
             VerificationRequest(quote=b"\0\xff", vm_config="{}"),
         ),
-        (b'{"debug":true,"unknown":{"a":[1]}}', VerificationRequest(debug=True)),
+        (b'{"debug":1,"unknown":{"a":[1]}}', VerificationRequest()),
     ],
 )
 def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequest) -> None:
@@ -226,11 +226,17 @@ def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequ
 
 
 def test_verify_attestation_precedes_quote() -> None:
-    """With `attestation`, the fields quote, event_log and vm_config are ignored."""
-    verifier = FakeVerifier()
-    request = create_request(quote=b"nonsense", event_log="nonsense", vm_config="nonsense")
-    assert respond(verifier, request)["is_valid"]
-    assert verifier.opened == [create_evidence()]
+    """With `attestation`, the fields quote and event_log are ignored, and vm_config must agree."""
+    own = create_evidence().config
+    for config in (None, "", own, own.replace(":", ": ")):
+        verifier = FakeVerifier()
+        request = create_request(quote=b"nonsense", event_log="nonsense", vm_config=config)
+        assert respond(verifier, request)["is_valid"]
+        assert verifier.opened == [create_evidence()]
+    text = "Internal error: vm_config differs from the one in the attestation"
+    assert respond(FakeVerifier(), create_request(vm_config="{}"))["reason"] == text
+    found = respond(FakeVerifier(), create_request(vm_config="nonsense"))
+    assert found["reason"].startswith("Internal error: vm_config: ")
 
 
 def test_verify_quote_with_event_log() -> None:
@@ -431,40 +437,15 @@ def create_image_verifier(attestation: Attestation) -> FakeVerifier:
 def test_verify_legacy_image_is_a_rejection() -> None:
     """A legacy image cannot be verified and is a rejection, although a Verifier permits it."""
     legacy = replace_config(tdx_attestation_variant="legacy")
-    for debug in (None, False, True):
-        found = respond(FakeVerifier(image_hash=b""), create_request(legacy, debug=debug))
-        assert check_refused(found, "image_hash") == "OS image not verifiable without the image"
-        assert "rtmr_debug" not in found["details"]
+    found = respond(FakeVerifier(image_hash=b""), create_request(legacy))
+    assert check_refused(found, "image_hash") == "OS image not verifiable without the image"
 
 
-@pytest.mark.parametrize("debug", [None, False, True])
-def test_verify_debug_lists_differing_registers(debug: bool | None) -> None:
-    """With `debug`, the expected registers are listed with the actual ones."""
+def test_verify_other_image_is_a_rejection() -> None:
+    """Registers that are not those of the image are a rejection that names the first one."""
     other = replace_config(memory_size=3 << 30)
-    found = respond(create_image_verifier(other), create_request(other, debug=debug))
+    found = respond(create_image_verifier(other), create_request(other))
     assert check_refused(found, "image_hash").startswith("MRs do not match: RTMR0 mismatch")
-    if not debug:
-        assert "rtmr_debug" not in found["details"]
-        return
-    [register] = found["details"]["rtmr_debug"]
-    assert register["rtmr"] == "RTMR0"
-    assert register["actual"] == get_quote(other).rtmrs[0].hex() != register["expected"]
-
-
-def test_verify_debug_of_valid_evidence_changes_nothing() -> None:
-    """`debug` does not change the response to valid evidence."""
-    assert (
-        verify(FakeVerifier(), create_request(debug=True)).to_json()
-        == verify(FakeVerifier()).to_json()
-    )
-
-
-def test_verify_debug_without_expected_registers() -> None:
-    """If the expected registers cannot be computed, rtmr_debug is absent."""
-    broken = replace_config(tdx_measurement="nonsense")
-    found = respond(create_image_verifier(broken), create_request(broken, debug=True))
-    check_refused(found, "image_hash")
-    assert "rtmr_debug" not in found["details"]
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -108,7 +108,7 @@ def test_verify_all_request_schemas_agree(agent: Server, trusting: Server) -> No
         parts,
         {"attestation": attest["attestation"].upper()},
         {**parts, "attestation": None, "debug": True, "unknown": {"key": [1]}},
-        {**attest, "quote": "00", "event_log": "nonsense", "vm_config": "{}"},
+        {**attest, "quote": "00", "event_log": "nonsense", "vm_config": quote["vm_config"]},
     ]
     responses = [verify(trusting, form) for form in forms]
     for response in responses:

@@ -22,7 +22,7 @@ from attestkit.serve.verifier_service.response import VerificationRequest, Wrong
             b'{"quote":"00fF","vm_config":"{}"}',
             VerificationRequest(quote=b"\0\xff", vm_config="{}"),
         ),
-        (b'{"debug":true,"unknown":{"a":[1]}}', VerificationRequest(debug=True)),
+        (b'{"debug":1,"unknown":{"a":[1]}}', VerificationRequest()),
     ],
 )
 def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequest) -> None:
@@ -44,8 +44,6 @@ def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequ
         b'{"quote":"zz"}',
         b'{"event_log":[]}',
         b'{"vm_config":{}}',
-        b'{"debug":1}',
-        b'{"debug":"true"}',
     ],
 )
 def test_from_json_wrong_type_is_refused(body: bytes) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.ed25519 import Ed25519Key
+from attestkit._formats.base64url import to_base64url
 from attestkit.errors import VerificationError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.ear.claims import LABELS
-from attestkit.verifier.ear.keys import to_base64url
 from attestkit.verifier.ear.result_token import Ear, EarKey, sign_ear, verify_ear
 from attestkit.verifier.result import AttestationResult, BoundTo, Claims, TcbStatus
 from tests.verifier.policy import policy_samples

@@ -135,6 +135,7 @@ def claims(platform: str = TDX, **changes: Any) -> Claims:
         events=events(("model", b"weights")) if measured else (),
         event_registers=(0, 1, 2, 3) if measured else (),
         os_image_hash=IMAGE_HASH,
+        measurement_version=4 if measured else None,
     )
     return replace(found, **changes)
 
@@ -259,8 +260,12 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
         platforms=(TDX,),
         refuse_simulated=True,
         require_mr_config=True,
+        require_acpi_tables=True,
+        minimum_measurement_version=4,
         refuse_provisional_firmware=True,
-        reference_values=ReferenceValues(mrtd=(register(0x11), register(0x12))),
+        reference_values=ReferenceValues(
+            mrtd=(register(0x11), register(0x12)), rtmr0=(register(0x20),)
+        ),
         td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
         xfam=BitMask.exactly(bytes.fromhex("e702060000000000")),
         app_id=(APP_ID,),

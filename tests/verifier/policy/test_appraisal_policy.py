@@ -417,6 +417,10 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
         ({"platforms": ("dstack-gcp-tdx",)}, "unknown_name"),
         ({"refuse_simulated": 1}, "wrong_type"),
         ({"require_mr_config": None}, "wrong_type"),
+        ({"require_acpi_tables": 1}, "wrong_type"),
+        ({"minimum_measurement_version": True}, "out_of_range"),
+        ({"minimum_measurement_version": 256}, "out_of_range"),
+        ({"platforms": (SNP,), "minimum_measurement_version": 4}, "conflict"),
         ({"reference_values": {}}, "wrong_type"),
         ({"td_attributes": 1}, "wrong_type"),
         ({"td_attributes": BitMask(must_be_set=1)}, "wrong_value"),
@@ -471,7 +475,7 @@ def test_policy_with_every_rule_accepts_samples() -> None:
         smt_enabled=False,
     )
     steps = appraise_in_steps(policy, found, verified._replace(tcb=tcb), simulated=False)
-    assert {step.outcome for step in steps} == {"passed", "caution"}  # MRTD alone is no image
+    assert {step.outcome for step in steps} == {"passed"}
 
 
 def test_policy_is_immutable_value() -> None:

@@ -30,6 +30,8 @@ minimum_evaluation_data_number = 17
 platforms = ["dstack-tdx"]
 refuse_simulated = true
 require_mr_config = true
+require_acpi_tables = true
+minimum_measurement_version = 4
 app_id = "{APP_ID.hex()}"
 compose_hash = "{COMPOSE_HASH.hex().upper()}"
 instance_id = ["{INSTANCE_ID.hex()}"]
@@ -55,6 +57,7 @@ mrtd = [
   "{"11" * 48}",
   "{"12" * 48}",
 ]
+rtmr0 = "{"20" * 48}"
 
 [td_attributes]
 must_be_set = ["SEPT_VE_DISABLE"]

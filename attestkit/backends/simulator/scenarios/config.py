@@ -13,6 +13,7 @@ import msgspec
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.os_image import ImageConfig
 from attestkit.errors import UsageError
 
 SnpProduct: TypeAlias = Literal["Milan", "Genoa", "Turin"]
@@ -349,6 +350,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     platform: Literal["tdx", "snp"] = "tdx"
     snp: SnpConfig = SnpConfig()  # applies to SEV-SNP, with `platform_pki` and `trust_anchor`
+    image: ImageConfig = ImageConfig()  # of a TD
     pki: PkiConfig = PkiConfig()
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal, NamedTuple
 
 from attestkit._sanitize import near, shown
+from attestkit.backends.simulator.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -121,6 +122,22 @@ NAMED: Final[dict[str, NamedScenario]] = {
     ),
     "ok-second-platform": _row(
         Scenario(platform_id="1"), "UpToDate", "another platform under the same root"
+    ),
+    # OS images.
+    "dstack-0.5": _row(
+        Scenario(image=ImageConfig(measurement_version=3)),
+        "UpToDate",
+        "an image with a measurement document of version 3, from before dstack 0.6",
+    ),
+    "dstack-0.6": _row(
+        Scenario(),
+        "UpToDate",
+        "an image of dstack 0.6: a document of version 4, the kernel header normalized",
+    ),
+    "kernel-header-patched": _row(
+        Scenario(image=ImageConfig(kernel_header_normalized=False)),
+        "UpToDate",
+        "an image whose measurements are those of a kernel that QEMU has patched",
     ),
     # Altered evidence.
     "wrong-root": _row(

@@ -1,0 +1,155 @@
+"""`attestkit verify-key FILE`: verification of a derived key's signature chain."""
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.click_types import PATH, group_options, json_option, read_hex
+from attestkit.cli.output import console
+from attestkit.errors import FormatError, UsageError
+
+_EPILOG: Final = (
+    "Example: attestkit verify-key key.json --app-id $APP_ID --kms-root-key $KMS_KEY "
+    "--domain wallet/eth --algorithm secp256k1\n\n"
+    "Exit codes: 0 valid, 1 usage, 2 rejected: the chain does not lead to the trusted key, "
+    "5 unreadable input."
+)
+
+
+class _Expected(NamedTuple):
+    """The values that the caller expects; None for those not given."""
+
+    app_id: bytes | None
+    kms_roots: tuple[bytes, ...] | None
+    app_root: bytes | None
+    purpose: str | None
+    domain: str | None
+    algorithm: str | None
+
+
+def _read_expected(
+    *,
+    app_id: str | None,
+    kms_root_keys: tuple[str, ...],
+    app_root_key: str | None,
+    purpose: str | None,
+    domain: str | None,
+    algorithm: str | None,
+) -> _Expected:
+    of_kms = app_id is not None and bool(kms_root_keys)
+    if of_kms == (app_root_key is not None) or (app_id is not None) != bool(kms_root_keys):
+        text = "give either --app-id and --kms-root-key, or --app-root-key"
+        raise UsageError(text, reason="conflict" if of_kms else "missing")
+    v1 = domain is not None and algorithm is not None
+    if v1 == (purpose is not None) or (domain is None) != (algorithm is None):
+        text = "give either --purpose (v0 key), or --domain and --algorithm (v1 key)"
+        raise UsageError(text, reason="conflict" if v1 else "missing")
+    roots = tuple(read_hex("--kms-root-key", one) for one in kms_root_keys)
+    return _Expected(
+        None if app_id is None else read_hex("--app-id", app_id),
+        roots or None,
+        None if app_root_key is None else read_hex("--app-root-key", app_root_key),
+        purpose,
+        domain,
+        algorithm,
+    )
+
+
+_expected_options: Final = group_options(
+    "expected",
+    (
+        click.option("--app-id", metavar="HEX", help="Id of the expected app, 20 bytes."),
+        click.option(
+            "--kms-root-key",
+            "kms_root_keys",
+            metavar="HEX",
+            multiple=True,
+            help="secp256k1 root key of a trusted KMS, 33 bytes, from a source independent of the "
+            "app and the KMS; may be repeated.",
+        ),
+        click.option(
+            "--app-root-key",
+            metavar="HEX",
+            help="Root key of the app, 33 bytes, instead of --app-id and --kms-root-key.",
+        ),
+        click.option("--purpose", help="Expected purpose of a v0 key; may be empty."),
+        click.option("--domain", help="Expected domain of a v1 key; may be empty."),
+        click.option(
+            "--algorithm",
+            metavar="NAME",
+            help="Expected algorithm of a v1 key: secp256k1 or ed25519.",
+        ),
+    ),
+    _read_expected,
+)
+
+
+@click.command("verify-key", epilog=_EPILOG)
+@click.argument("file", type=PATH)
+@_expected_options
+@json_option
+def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
+    """Verify that a derived key is a key of an app.
+
+    FILE is the JSON of attestkit key --public --json, or an agent's response of GetKey of v1; - is
+    stdin. Only its public key and signature chain are used.
+    """
+    from attestkit.keys import verify_key_chain  # lazy: --help does not need it
+
+    public_key, chain = _read_key(file)
+    verify: Any = verify_key_chain  # the overloads exclude what the call below rejects
+    verify(public_key, chain, **expected._asdict())
+    found: dict[str, object] = {
+        "public_key": public_key,
+        "app_id": expected.app_id,
+        "app_root_key": expected.app_root,
+        "purpose": expected.purpose,
+        "domain": expected.domain,
+        "algorithm": expected.algorithm,
+    }
+    if as_json:
+        console.as_json({"file": str(file), **found})
+    else:
+        issuer = "the trusted KMS" if expected.app_root is None else "the app's root key"
+        console.verdict(f"{file}: valid; certified by {issuer}", good=True)
+        texts = {name: one.hex() if isinstance(one, bytes) else one for name, one in found.items()}
+        console.fields(None, {name.replace("_", " "): text for name, text in texts.items()})
+
+
+def _read_key(path: Path) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return the public key and the signature chain of a file.
+
+    Raises:
+        FormatError: If the file cannot be read or lacks them.
+    """
+    from attestkit._formats import strict_json  # lazy: --help does not need it
+
+    data = read_file(path)
+    try:
+        fields = strict_json.read_object(data, "the key")
+        chain = fields.get("signature_chain")
+        if not isinstance(chain, list):
+            raise _wrong_field("signature_chain", "an array of hex", chain)
+        links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
+        return _read_field("public_key", fields.get("public_key")), links
+    except FormatError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise FormatError(f"{path}: {text}", reason=error.reason) from error
+
+
+def _read_field(name: str, value: object) -> bytes:
+    from attestkit._native import unhex
+
+    if not isinstance(value, str):
+        raise _wrong_field(name, "hex", value)
+    if (found := unhex(value.removeprefix("0x"))) is None:
+        raise FormatError(f"{name}: not hex", reason="encoding")
+    return found
+
+
+def _wrong_field(name: str, expected: str, value: object) -> FormatError:
+    if value is None:
+        return FormatError(f"{name}: missing", reason="missing")
+    return FormatError(f"{name}: must be {expected}", reason="wrong_type")

@@ -1,0 +1,226 @@
+"""Verification of signature chains, by which root keys certify a derived key."""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Final, overload
+
+from attestkit._argument_checks import require_bytes, require_size, wrong_type
+from attestkit._crypto.ecdsa import k256_recover
+from attestkit._crypto.hashes import keccak256
+from attestkit.errors import SignatureError, UsageError
+from attestkit.keys.key_claims import check_app_id, kms_claim, v0_claim, v1_claim
+
+_ROOT_SIZE: Final = 33  # compressed SEC1
+_LINK_SIZE: Final = 65  # r, s, recovery id
+_V0_KEY_SIZES: Final = (32, 33)
+_V1_KEY_SIZES: Final = {"secp256k1": (33,), "ed25519": (32,)}
+
+
+@overload
+def verify_key_chain(
+    public_key: bytes,
+    chain: Sequence[bytes],
+    *,
+    app_id: bytes,
+    kms_roots: Iterable[bytes],
+    purpose: str,
+) -> None: ...
+
+
+@overload
+def verify_key_chain(
+    public_key: bytes,
+    chain: Sequence[bytes],
+    *,
+    app_id: bytes,
+    kms_roots: Iterable[bytes],
+    domain: str,
+    algorithm: str,
+) -> None: ...
+
+
+@overload
+def verify_key_chain(
+    public_key: bytes, chain: Sequence[bytes], *, app_root: bytes, purpose: str
+) -> None: ...
+
+
+@overload
+def verify_key_chain(
+    public_key: bytes, chain: Sequence[bytes], *, app_root: bytes, domain: str, algorithm: str
+) -> None: ...
+
+
+def verify_key_chain(
+    public_key: bytes,
+    chain: Sequence[bytes],
+    *,
+    app_id: bytes | None = None,
+    kms_roots: Iterable[bytes] | None = None,
+    app_root: bytes | None = None,
+    purpose: str | None = None,
+    domain: str | None = None,
+    algorithm: str | None = None,
+) -> None:
+    """Verify that a derived key is a key of an app, as certified by a trusted root key.
+
+    The chain proves that the app's root key derived this key for this purpose, or for this domain
+    and algorithm, and that the KMS released that root key to the app. It does not prove that the
+    key is in a TEE now; verify evidence for that. The values after `chain` must be the verifier's
+    own: never take them from the party that presents the chain.
+
+    Args:
+        public_key: The derived key: compressed secp256k1 (33 bytes) or Ed25519 (32 bytes).
+        chain: The two links of `DerivedKey.signature_chain`, or of `Signature.signature_chain`
+            without its first member (with the purpose `signing`).
+        app_id: Id of the expected app, 20 bytes.
+        kms_roots: secp256k1 root keys of trusted KMSs, 33 bytes each (compressed); several for
+            several KMSs, epochs, or a rotation. Their source must be independent of the app and of
+            the KMS, such as the KMS contract.
+        app_root: Instead of `app_id` and `kms_roots`, the app's root key (33 bytes, compressed),
+            from a trusted source such as evidence. The second link is then not used; it is empty
+            without a KMS.
+        purpose: Expected purpose of a key of `derive_compat` (GetKey of v0); the chain binds
+            neither path nor algorithm. A key of `derive` has the purpose `""`.
+        domain: Expected domain of a key of `derive_v1`.
+        algorithm: Expected algorithm of a key of `derive_v1`: secp256k1 or ed25519.
+
+    Raises:
+        SignatureError: If the chain does not have two links (`chain_length`), the key has another
+            size (`invalid_key`), a link is malformed (`bad_signature`), the second link is empty
+            (`no_issuer`), or the chain does not lead to a trusted key (`untrusted_root`).
+        UsageError: If an expected value is missing, malformed, or excludes another.
+    """
+    claim, sizes = _expected_claim(public_key, purpose, domain, algorithm)
+    roots = _trusted_keys(app_id, kms_roots, app_root)
+    key_link, root_link = _check_format(public_key, sizes, chain)
+    found = _recover(0, key_link, claim)
+    if app_id is not None:
+        if not root_link:
+            text = (
+                "key chain: link 1 is empty, as without a KMS, and proves nothing; obtain the "
+                "app's root key from a trusted source and pass it as app_root"
+            )
+            raise SignatureError(text, reason="no_issuer")
+        found = _recover(1, root_link, kms_claim(app_id, found))
+    if not any(hmac.compare_digest(found, root) for root in roots):
+        text = (
+            f"key chain: leads to {found.hex()}, which is not a trusted root key; key, app id, "
+            "purpose, domain or algorithm may also differ from those of the chain"
+        )
+        raise SignatureError(text, reason="untrusted_root")
+
+
+def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
+    """Recover the public key (33 bytes) of the first signature in a derived key's chain.
+
+    Recovery proves nothing: compare the key with the trusted root key of the application. To verify
+    a chain use `verify_key_chain`.
+
+    Args:
+        public_key: The derived public key.
+        purpose: Purpose of the derivation.
+        signature: First signature of the chain, recoverable, 65 bytes.
+
+    Raises:
+        SignatureError: If the signature is malformed or not valid for any key.
+    """
+    return k256_recover(signature, keccak256(v0_claim(public_key, purpose)))
+
+
+def recover_issuers(
+    public_key: bytes, purpose: str, chain: tuple[bytes, bytes], app_id: bytes
+) -> tuple[bytes, bytes]:
+    """Recover the public keys (33 bytes each) of a derived key's chain: application root, then KMS.
+
+    Recovery proves nothing: compare the KMS key with the key of a trusted KMS. To verify a chain
+    use `verify_key_chain`.
+
+    Args:
+        public_key: The derived public key.
+        purpose: Purpose of the derivation.
+        chain: The two recoverable signatures, 65 bytes each.
+        app_id: Id of the application, 20 bytes.
+
+    Raises:
+        SignatureError: If a signature is malformed or not valid for any key.
+        UsageError: If the app id does not have 20 bytes.
+    """
+    root = recover_root(public_key, purpose, chain[0])
+    return root, k256_recover(chain[1], keccak256(kms_claim(app_id, root)))
+
+
+def _expected_claim(
+    public_key: bytes, purpose: str | None, domain: str | None, algorithm: str | None
+) -> tuple[bytes, tuple[int, ...]]:
+    """Return the claim of the first link, and the sizes that its key may have."""
+    require_bytes("public_key", public_key)
+    if purpose is not None:
+        if domain is not None or algorithm is not None:
+            text = "purpose: of v0 keys, and excludes domain and algorithm, which are of v1 keys"
+            raise UsageError(text, reason="conflict")
+        return v0_claim(public_key, purpose), _V0_KEY_SIZES
+    if domain is None or algorithm is None:
+        text = "key chain: pass the expected purpose (v0), or domain and algorithm (v1)"
+        raise UsageError(text, reason="missing")
+    return v1_claim(public_key, domain, algorithm), _V1_KEY_SIZES[algorithm]
+
+
+def _trusted_keys(
+    app_id: bytes | None, kms_roots: Iterable[bytes] | None, app_root: bytes | None
+) -> tuple[bytes, ...]:
+    """Return the keys one of which must have signed the last link; there is no default."""
+    if app_root is not None:
+        if app_id is not None or kms_roots is not None:
+            raise UsageError("app_root: excludes app_id and kms_roots", reason="conflict")
+        return (_check_root("app_root", app_root),)
+    if app_id is None or kms_roots is None:
+        text = "key chain: pass app_id and kms_roots, or app_root"
+        raise UsageError(text, reason="missing")
+    check_app_id(app_id)
+    roots = _items("kms_roots", kms_roots)
+    if not roots:
+        raise UsageError("kms_roots: no trusted root key", reason="missing")
+    return tuple(_check_root("kms_roots", root) for root in roots)
+
+
+def _check_root(argument: str, root: bytes) -> bytes:
+    require_bytes(argument, root)
+    require_size(argument, root, _ROOT_SIZE)
+    return root
+
+
+def _items(argument: str, values: object) -> tuple[bytes, ...]:
+    """Return a collection of bytes as a tuple; `bytes`, a collection of int, is a mistake."""
+    if isinstance(values, (bytes, bytearray, str)) or not isinstance(values, Iterable):
+        raise wrong_type(argument, "a collection of bytes", values)
+    items = tuple(values)
+    for item in items:
+        require_bytes(argument, item)
+    return items
+
+
+def _check_format(public_key: bytes, sizes: tuple[int, ...], chain: object) -> tuple[bytes, bytes]:
+    """Return the two links of the chain, the second of which may be empty."""
+    links = _items("chain", chain)
+    if len(public_key) not in sizes:
+        expected = " or ".join(map(str, sizes))
+        text = f"key chain: public key must have {expected} bytes, not {len(public_key)}"
+        raise SignatureError(text, reason="invalid_key")
+    if len(links) != 2:
+        text = f"key chain: must have 2 links, not {len(links)}"
+        raise SignatureError(text, reason="chain_length")
+    for number, allowed in enumerate(((_LINK_SIZE,), (0, _LINK_SIZE))):
+        if (size := len(links[number])) not in allowed:
+            text = f"key chain: link {number}: must have {_LINK_SIZE} bytes, not {size}"
+            raise SignatureError(text, reason="bad_signature")
+    return links[0], links[1]
+
+
+def _recover(number: int, link: bytes, claim: bytes) -> bytes:
+    try:
+        return k256_recover(link, keccak256(claim))
+    except SignatureError as error:
+        raise SignatureError(
+            f"key chain: link {number}: {error}", reason="bad_signature"
+        ) from error

@@ -1,0 +1,47 @@
+"""Claims: the messages by which one root key certifies another key.
+
+Each is signed with secp256k1 over its Keccak-256 hash. No message of one kind equals one of another
+kind: a v0 claim ends in 64 or 66 hex digits, where a v1 claim has zero bytes of its last length.
+"""
+
+from typing import Final
+
+from attestkit._argument_checks import require_bytes, require_size
+from attestkit.keys.hkdf import encode_v1_names, length_prefixed, utf8
+
+_V1_TAG: Final = b"dstack-guest-v1-key-claim"
+_KMS_TAG: Final = b"dstack-kms-issued:"
+
+
+def v0_claim(public_key: bytes, purpose: str) -> bytes:
+    """Return the claim of GetKey: purpose, colon, and the public key in lower-case hex.
+
+    Raises:
+        UsageError: If the purpose is not `str` or has unpaired surrogates.
+    """
+    return utf8("purpose", purpose) + b":" + public_key.hex().encode()
+
+
+def v1_claim(public_key: bytes, domain: str, algorithm: str) -> bytes:
+    """Return the claim of GetKey of `dstack.guest.v1`, which also binds domain and algorithm.
+
+    Raises:
+        UsageError: If `encode_v1_names` rejects a name.
+    """
+    return length_prefixed(_V1_TAG, *encode_v1_names(domain, algorithm), public_key)
+
+
+def kms_claim(app_id: bytes, app_root: bytes) -> bytes:
+    """Return the claim of a KMS that this is the root key (33 bytes, compressed) of an app.
+
+    Raises:
+        UsageError: If the app id does not have 20 bytes.
+    """
+    check_app_id(app_id)
+    return _KMS_TAG + app_id + app_root
+
+
+def check_app_id(app_id: bytes) -> None:
+    """Raise UsageError unless an app id has 20 bytes, because claims do not contain its length."""
+    require_bytes("app_id", app_id)
+    require_size("app_id", app_id, 20)

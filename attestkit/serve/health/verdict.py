@@ -1,0 +1,64 @@
+"""Result of a health check (guest-agent-v1.md, section 7.1)."""
+
+import re
+from typing import Final, NamedTuple
+
+_MOST_BYTES: Final = 256  # of a text in a verdict
+_MOST_SHOWN: Final = 5  # entries in a line of the log
+_CUT: Final = "... (truncated)"
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+class ContainerHealth(NamedTuple):
+    """What is not healthy.
+
+    `name` is the name of a container, or `<health>`, `<health_file>` or `<compose>`.
+    """
+
+    name: str
+    status: str
+
+
+class HealthVerdict(NamedTuple):
+    """Health of the app; `error` is set if it could not be determined repeatedly."""
+
+    healthy: bool
+    unhealthy: tuple[ContainerHealth, ...] = ()
+    error: str = ""
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        if self.healthy:
+            return "healthy"
+        entries = [f"{name}: {status}" for name, status in self.unhealthy[:_MOST_SHOWN]]
+        more = len(self.unhealthy) - len(entries)
+        return "unhealthy: " + "; ".join(
+            [*entries, *([f"{more} more"] if more else []), *([self.error] if self.error else [])]
+        )
+
+
+HEALTHY: Final = HealthVerdict(healthy=True)
+NOT_DETERMINED: Final = HealthVerdict(
+    healthy=False,
+    unhealthy=(ContainerHealth("<health>", "health has not been determined yet"),),
+)
+"""Verdict before the first check."""
+
+
+def unhealthy(name: str, status: str) -> HealthVerdict:
+    """Return the verdict with one entry."""
+    return HealthVerdict(healthy=False, unhealthy=(ContainerHealth(name, status),))
+
+
+def safe_text(text: str) -> str:
+    """Return untrusted text for a verdict, which anyone may read and log.
+
+    Control characters and characters that change lines or the direction of text become spaces. A
+    text of more than 256 bytes in UTF-8 is cut between two characters.
+    """
+    encoded = _UNSAFE.sub(" ", text).encode()
+    if len(encoded) <= _MOST_BYTES:
+        return encoded.decode()
+    return encoded[:_MOST_BYTES].decode(errors="ignore") + _CUT

@@ -1,0 +1,230 @@
+"""Messages of the guest agent API of dstack 0.6, package `dstack.guest.v1`: what `/v1` speaks.
+
+`message_fields` explains how a message is described.
+"""
+
+from typing import Annotated, Final, NamedTuple
+
+from attestkit.serve.rpc.message_fields import PACKAGES, UNNUMBERED, Bounds
+from attestkit.serve.rpc.messages import ASCII, EPOCH, X509_NAME, X509_TIME
+
+PACKAGE: Final = PACKAGES["messages_v1"]
+"""Protobuf package of these messages and their services."""
+
+_ALGORITHMS = Bounds(one_of=("secp256k1", "ed25519"))
+
+
+class IssueCertRequest(NamedTuple):
+    """Contents of the certificate of a new TLS key.
+
+    Attributes:
+        subject: Common name; empty: no common name.
+        alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
+        usage_ra_tls: Include evidence, so that the certificate can be verified by RA-TLS.
+        usage_server_auth: Allow the certificate for TLS servers.
+        usage_client_auth: Allow the certificate for TLS clients.
+        not_before: Start of the validity, Unix time; 0 or unset: the year 1975.
+        not_after: End of the validity, Unix time; 0 or unset: in ten years.
+        with_app_info: Include the app's identity.
+    """
+
+    subject: Annotated[str, 1, X509_NAME] = ""
+    alt_names: Annotated[tuple[str, ...], 2, ASCII] = ()
+    usage_ra_tls: Annotated[bool, 3] = False
+    usage_server_auth: Annotated[bool, 4] = False
+    usage_client_auth: Annotated[bool, 5] = False
+    not_before: Annotated[int | None, 6, X509_TIME] = None
+    not_after: Annotated[int | None, 7, X509_TIME] = None
+    with_app_info: Annotated[bool, 8] = False
+
+
+class IssueCertResponse(NamedTuple):
+    """A private key and its certificates, in PEM.
+
+    Attributes:
+        key: The private key, PKCS#8.
+        certificate_chain: Its certificate, then those of the issuers.
+    """
+
+    key: Annotated[str, 1] = ""
+    certificate_chain: Annotated[tuple[str, ...], 2] = ()
+
+    def __repr__(self) -> str:
+        return f"IssueCertResponse(key=..., certificate_chain=<{len(self.certificate_chain)}>)"
+
+
+class GetKeyRequest(NamedTuple):
+    """Domain and algorithm of a key.
+
+    Attributes:
+        domain: Name of the key, any text: the same domain and algorithm give the same key.
+        algorithm: Algorithm of the key, which is part of its derivation.
+        root_epoch: Epoch of the KMS root key; only in JSON and queries. Other epochs than 0 are
+            refused.
+        app_epoch: Epoch of the app's root key; only in JSON and queries. Other epochs than 0 are
+            refused.
+    """
+
+    domain: Annotated[str, 1] = ""
+    algorithm: Annotated[str, 2, _ALGORITHMS] = ""
+    root_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
+    app_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
+
+
+class GetKeyResponse(NamedTuple):
+    """A derived key, its public key, and two recoverable signatures of 65 bytes.
+
+    Attributes:
+        key: The private key: a secp256k1 scalar, or an Ed25519 seed.
+        public_key: Public key: 33 bytes for secp256k1, 32 for Ed25519.
+        signature_chain: Signature of the app's root key over algorithm, domain and public key;
+            signature of the KMS over the app's root key, empty without a KMS.
+    """
+
+    key: Annotated[bytes, 1, Bounds(32, 32)] = b""
+    public_key: Annotated[bytes, 2, Bounds(32, 33)] = b""
+    signature_chain: Annotated[tuple[bytes, ...], 3] = ()
+
+    def __repr__(self) -> str:
+        return f"GetKeyResponse(key=..., public_key={self.public_key!r}, signature_chain=...)"
+
+
+class AttestRequest(NamedTuple):
+    """Report data of evidence.
+
+    Attributes:
+        report_data: Report data, up to 64 bytes; zero-padded to 64.
+        include_boottime_gpu_evidence: Return the output of the GPU attestation at boot too.
+    """
+
+    report_data: Annotated[bytes, 1, Bounds(most=64)] = b""
+    include_boottime_gpu_evidence: Annotated[bool, 2] = False
+
+
+class GpuEvidenceBundle(NamedTuple):
+    """Evidence of GPUs. It is not bound to the report data.
+
+    Attributes:
+        vendor: Vendor of the GPUs.
+        format: Format of the evidence.
+        evidence: The evidence, unchanged.
+    """
+
+    vendor: Annotated[str, 1] = ""
+    format: Annotated[str, 2] = ""
+    evidence: Annotated[bytes, 3] = b""
+
+
+class AttestResponse(NamedTuple):
+    """Evidence that a verifier accepts unchanged.
+
+    Attributes:
+        attestation: Evidence in dstack's format of version 1, msgpack.
+        boottime_gpu_evidence: Output of the GPU attestation at boot, if requested and available.
+            The boot event gpu-attestation has its SHA-256.
+    """
+
+    attestation: Annotated[bytes, 1] = b""
+    boottime_gpu_evidence: Annotated[tuple[GpuEvidenceBundle, ...], 2] = ()
+
+
+class AttestGpuRequest(NamedTuple):
+    """Nonce of new GPU evidence.
+
+    Attributes:
+        nonce: Nonce, 32 bytes, which the GPU signs unchanged.
+    """
+
+    nonce: Annotated[bytes, 1, Bounds(32, 32)] = b""
+
+
+class AttestGpuResponse(NamedTuple):
+    """New GPU evidence over a nonce. It is not bound to the TEE.
+
+    Attributes:
+        bundles: The evidence.
+    """
+
+    bundles: Annotated[tuple[GpuEvidenceBundle, ...], 1] = ()
+
+
+class InfoRequest(NamedTuple):
+    """Request without fields."""
+
+
+class InfoResponse(NamedTuple):
+    """Identity of the app; nothing in it is evidence.
+
+    Attributes:
+        app_id: App id.
+        app_name: The name in app-compose.json.
+        compose_hash: SHA-256 of app-compose.json.
+        app_compose: Text of app-compose.json; empty if the app hides it.
+        instance_id: Id of this instance of the app.
+        device_id: Hash of the processor's identity.
+        os_image_hash: Hash of the OS image.
+        mr_aggregated: Hash of all registers.
+        vm_config: JSON of the VM's configuration; empty if the app hides it.
+        key_provider_info: JSON with the provider of the app's keys; empty if the app hides it.
+        cloud_vendor: Vendor of the machine, from its firmware.
+        cloud_product: Product name of the machine, from its firmware.
+    """
+
+    app_id: Annotated[bytes, 1] = b""
+    app_name: Annotated[str, 2] = ""
+    compose_hash: Annotated[bytes, 3] = b""
+    app_compose: Annotated[str, 4] = ""
+    instance_id: Annotated[bytes, 5] = b""
+    device_id: Annotated[bytes, 6] = b""
+    os_image_hash: Annotated[bytes, 7] = b""
+    mr_aggregated: Annotated[bytes, 8] = b""
+    vm_config: Annotated[str, 9] = ""
+    key_provider_info: Annotated[str, 10] = ""
+    cloud_vendor: Annotated[str, 11] = ""
+    cloud_product: Annotated[str, 12] = ""
+
+
+class VersionRequest(NamedTuple):
+    """Request without fields."""
+
+
+class VersionResponse(NamedTuple):
+    """Release of the API and revision of the server.
+
+    Attributes:
+        version: Release of the guest agent API.
+        rev: Revision of the server.
+    """
+
+    version: Annotated[str, 1] = ""
+    rev: Annotated[str, 2] = ""
+
+
+class HealthRequest(NamedTuple):
+    """Request without fields."""
+
+
+class ContainerHealth(NamedTuple):
+    """A container that is not healthy.
+
+    Attributes:
+        name: Name of the container, or the source of the verdict in angle brackets.
+        status: What is wrong.
+    """
+
+    name: Annotated[str, 1] = ""
+    status: Annotated[str, 2] = ""
+
+
+class HealthResponse(NamedTuple):
+    """Health of the app.
+
+    Attributes:
+        healthy: Whether the app is healthy, or does not ask for health checks.
+        unhealthy: Containers that are not healthy.
+        error: Why the health could not be determined; empty if it could.
+    """
+
+    healthy: Annotated[bool, 1] = False
+    unhealthy: Annotated[tuple[ContainerHealth, ...], 2] = ()
+    error: Annotated[str, 3] = ""

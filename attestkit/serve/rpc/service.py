@@ -1,0 +1,58 @@
+"""Services: the methods under a mount point, and how each may be called."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from attestkit.serve.rpc.message_fields import version_of
+from attestkit.serve.rpc.messages import PACKAGE
+
+
+class Method(NamedTuple):
+    """One method of a service: a function and its request message (None: the payload is ignored).
+
+    A `device` method may wait for the platform; if the platform blocks, it runs in the device's
+    thread. A method that `writes` to a disk always does. A `json_only` method accepts only POST
+    with `Content-Type: application/json`, which a web page cannot send to another origin without
+    its permission. A method that `waits` is a coroutine function. API documents take the response
+    type from the annotation of `run`, and the description from its docstring.
+    """
+
+    run: Callable[[Any, Any], object]  # arguments: the methods' context, and the message
+    request: type[Any] | None = None
+    device: bool = False
+    writes: bool = False
+    json_only: bool = False
+    waits: bool = False
+
+
+class MethodRoute(NamedTuple):
+    """Route to a method."""
+
+    name: str  # for metrics: the method's name, of a versioned package as in v1.GetKey
+    method: Method
+
+
+class Service(NamedTuple):
+    """Methods under a mount point and its aliases; `prefix` is optional in their paths."""
+
+    methods: Mapping[str, Method]
+    mount: str = "/"
+    prefix: str = ""
+    name: str = ""  # in API documents
+    package: str = PACKAGE  # protobuf package
+    aliases: Sequence[str] = ()  # further mount points
+
+    @property
+    def mounts(self) -> Sequence[str]:
+        """The mount point and its aliases."""
+        return (self.mount, *self.aliases)
+
+    @property
+    def version(self) -> str:
+        """The version in the package, such as v1; empty if it has none."""
+        return version_of(self.package)
+
+    def route(self, name: str) -> MethodRoute:
+        """Return the route to a method."""
+        label = f"{self.version}.{name}" if self.version else name
+        return MethodRoute(label, self.methods[name])

@@ -1,0 +1,45 @@
+"""HTTP statuses of errors, and errors that have a status of their own."""
+
+from attestkit.errors import (
+    AttestKitError,
+    FormatError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from attestkit.serve.config.limits import LimitError
+from attestkit.serve.external_auth.access_errors import ScopeError, TokenError
+
+
+class TooLargeError(UsageError):
+    """The body exceeds the limit (413); the rest is not read, so the connection is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("failed to read data: payload too large", reason="too_large")
+
+
+class TooManyBodiesError(LimitError):
+    """All bodies together exceed the limit (503); the rest is not read."""
+
+    def __init__(self) -> None:
+        super().__init__("request body: too many large requests; retry later", reason="bodies")
+
+
+class NotImplementedHereError(UnsupportedError):
+    """The method needs a part that this machine does not have (501)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="feature")
+
+
+_STATUSES = (
+    *((TokenError, 401), (ScopeError, 403)),
+    *((TooLargeError, 413), (NotImplementedHereError, 501)),
+    *((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (LimitError, 503)),
+    (AttestKitError, 500),
+)
+
+
+def status_of(error: AttestKitError) -> int:
+    """Return the HTTP status of an error: 400, 401, 403, 404, 413, 501, 503, else 500."""
+    return next(status for kind, status in _STATUSES if isinstance(error, kind))

@@ -1,0 +1,148 @@
+"""Service GuestApi, which the host uses over vsock: methods without keys."""
+
+import logging
+from functools import partial
+
+from attestkit._system.power_off import power_off
+from attestkit.errors import UsageError
+from attestkit.serve.lazy_import import load
+from attestkit.serve.machine_info import Figures, read_figures
+from attestkit.serve.network_info import read_network
+from attestkit.serve.rpc.messages_guest_api import (
+    PACKAGE,
+    ContainerInfo,
+    ContainerList,
+    DiskInfo,
+    Gateway,
+    GpuInfo,
+    GuestInfo,
+    Interface,
+    IpAddress,
+    NetworkInfo,
+    SystemInfo,
+)
+from attestkit.serve.rpc.service import Method, Service
+from attestkit.serve.services.context import Guest
+
+_logger = logging.getLogger("attestkit.serve")
+
+
+def _info(guest: Guest, _: None) -> GuestInfo:
+    """Return the app's identity, without its measurements if the app hides them."""
+    app = guest.info(hidden=not guest.app_compose.public_tcbinfo).message
+    return GuestInfo(
+        guest.release.version,
+        app.app_id,
+        app.instance_id,
+        app.app_cert,
+        app.tcb_info,
+        app.device_id,
+    )
+
+
+async def _sys_info(guest: Guest, _: None) -> SystemInfo:
+    """Return current system information."""
+    await load("psutil")
+    return _system_info(read_figures(guest.data_disks))
+
+
+def _system_info(found: Figures) -> SystemInfo:
+    memory, swap = found.memory, found.swap
+    return SystemInfo(
+        os_name=found.os_name,
+        os_version=found.os_version,
+        kernel_version=found.kernel,
+        cpu_model=found.cpu,
+        num_cpus=found.cpus,
+        total_memory=memory.total,
+        available_memory=memory.available,
+        used_memory=memory.used,
+        free_memory=memory.free,
+        total_swap=swap.total,
+        used_swap=swap.used,
+        free_swap=swap.free,
+        uptime=found.uptime,
+        loadavg_one=found.load.one,
+        loadavg_five=found.load.five,
+        loadavg_fifteen=found.load.fifteen,
+        disks=tuple(
+            [DiskInfo(disk.name, disk.mount_point, disk.total, disk.free) for disk in found.disks]
+        ),
+    )
+
+
+def _gpu_info(_: Guest, __: None) -> GpuInfo:
+    """Return the machine's GPUs. They are not read yet: everything is empty, as without a GPU."""
+    return GpuInfo()
+
+
+def _network_info(_: Guest, __: None) -> NetworkInfo:
+    """Return the network configuration, without the state of WireGuard."""
+    found = read_network()
+    return NetworkInfo(
+        found.dns_servers,
+        tuple([Gateway(address) for address in found.gateways]),
+        tuple(
+            [
+                Interface(name, tuple([IpAddress(*address) for address in addresses]), *counters)
+                for name, addresses, *counters in found.interfaces
+            ]
+        ),
+    )
+
+
+async def _list_containers(guest: Guest, _: None) -> ContainerList:
+    """Return all containers of the engine."""
+    found = await guest.containers.list_containers()
+    return ContainerList(
+        tuple(
+            [
+                ContainerInfo(
+                    one.id,
+                    one.names or (),
+                    one.image,
+                    one.image_id,
+                    max(0, one.created),
+                    one.state,
+                    one.status,
+                )
+                for one in found
+            ]
+        )
+    )
+
+
+def _shutdown(guest: Guest, _: None, *, enabled: bool) -> None:
+    """Power off the machine, if the server allows it.
+
+    A simulator accepts the call and stops nothing: the machine that runs it is not the guest.
+    """
+    if guest.attester.simulated:
+        _logger.warning("GuestApi.Shutdown: simulated, nothing is powered off")
+        return
+    if not enabled:
+        text = "Shutdown is disabled; start the server with --guest-api-shutdown"
+        raise UsageError(text, reason="not_applicable")
+    _logger.warning("GuestApi.Shutdown: the machine is powered off")
+    power_off()
+
+
+def make_service(*, shutdown: bool) -> Service:
+    """Return the service GuestApi: `/api/<Method>`.
+
+    Args:
+        shutdown: Whether Shutdown powers off a machine that is not simulated.
+    """
+    return Service(
+        {
+            "Info": Method(_info, device=True),
+            "SysInfo": Method(_sys_info, waits=True),
+            "GpuInfo": Method(_gpu_info),
+            "NetworkInfo": Method(_network_info),
+            "ListContainers": Method(_list_containers, waits=True),
+            "Shutdown": Method(partial(_shutdown, enabled=shutdown)),
+        },
+        mount="/api/",
+        name="GuestApi",
+        package=PACKAGE,
+    )

@@ -1,0 +1,131 @@
+"""Service DstackGuest of package dstack.guest.v1, on dstack.sock: one function per method."""
+
+from typing import Final
+
+from attestkit.errors import UsageError
+from attestkit.serve.rpc.json_codec import PreparedResponse
+from attestkit.serve.rpc.messages import GetTlsKeyArgs
+from attestkit.serve.rpc.messages_v1 import (
+    PACKAGE,
+    AttestGpuRequest,
+    AttestGpuResponse,
+    AttestRequest,
+    AttestResponse,
+    GetKeyRequest,
+    GetKeyResponse,
+    GpuEvidenceBundle,
+    InfoRequest,
+    InfoResponse,
+    IssueCertRequest,
+    IssueCertResponse,
+    VersionRequest,
+    VersionResponse,
+)
+from attestkit.serve.rpc.service import Method, Service
+from attestkit.serve.rpc.statuses import NotImplementedHereError
+from attestkit.serve.services.context import Guest
+from attestkit.serve.services.key_epochs import check_epochs
+
+_REPORT_DATA_SIZE: Final = 64
+_NONCE_SIZE: Final = 32
+_NO_GPU: Final = "GPU attestation failed: GPU attestation is not available in this image"
+_VENDOR: Final = "nvidia"
+_BOOTTIME_FORMAT: Final = "nvidia-nvattest-boottime-json-v1"
+
+
+def _issue_cert(guest: Guest, request: IssueCertRequest) -> IssueCertResponse:
+    """Return a new TLS key and a certificate for it, issued by the app's CA.
+
+    Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
+    """
+    return IssueCertResponse(*guest.certificate(GetTlsKeyArgs(*request), encoding="v1"))
+
+
+def _get_key(guest: Guest, request: GetKeyRequest) -> GetKeyResponse:
+    """Derive the key of a domain and an algorithm, with its signature chain.
+
+    The same app gets the same key on every machine that has the app's keys. It differs from every
+    key of the GetKey of `/`.
+    """
+    check_epochs(request)
+    derived = guest.keys.derive_v1(request.domain, request.algorithm)
+    return GetKeyResponse(derived.key, derived.public_key, derived.signature_chain)
+
+
+def _attest(guest: Guest, request: AttestRequest) -> PreparedResponse[AttestResponse]:
+    """Return encoded evidence over the report data; `Verifier.verify` accepts it unchanged.
+
+    GPU evidence is returned only if it is requested and the machine has some; it is not bound to
+    the report data.
+    """
+    if len(request.report_data) > _REPORT_DATA_SIZE:
+        raise UsageError("report data is too long", reason="too_large")
+    response = guest.attest_v1(request.report_data.ljust(_REPORT_DATA_SIZE, b"\0"))
+    if request.include_boottime_gpu_evidence:
+        evidence = guest.machine.boot_gpu_evidence()
+        if evidence is not None:
+            bundle = GpuEvidenceBundle(_VENDOR, _BOOTTIME_FORMAT, evidence)
+            found = response.message._replace(boottime_gpu_evidence=(bundle,))
+            return PreparedResponse.of(found)
+    return response
+
+
+def _attest_gpu(_: Guest, request: AttestGpuRequest) -> AttestGpuResponse:
+    """Return new GPU evidence over a nonce; 501 without a GPU attester, which no image has yet."""
+    if (size := len(request.nonce)) != _NONCE_SIZE:
+        text = f"GPU attestation failed: nonce must be exactly {_NONCE_SIZE} bytes, got {size}"
+        raise UsageError(text, reason="wrong_size")
+    raise NotImplementedHereError(_NO_GPU)
+
+
+def _info(guest: Guest, _: InfoRequest) -> PreparedResponse[InfoResponse]:
+    """Return the app's identity."""
+    return get_info(guest)
+
+
+def get_info(guest: Guest, *, hidden: bool = False) -> PreparedResponse[InfoResponse]:
+    """Return the response of Info; `hidden` leaves out values that only the app may see."""
+    name = "hidden info of v1" if hidden else "info of v1"
+    return guest.cached(name, lambda: _make_info(guest, hidden=hidden))
+
+
+def _make_info(guest: Guest, *, hidden: bool) -> PreparedResponse[InfoResponse]:
+    info = guest.decode_evidence().info
+    found = InfoResponse(
+        app_id=info.app_id,
+        app_name=info.app_name,
+        compose_hash=info.compose_hash,
+        app_compose=guest.app_compose.raw.decode("utf-8"),
+        instance_id=info.instance_id,
+        device_id=info.device_id,
+        os_image_hash=info.os_image_hash,
+        mr_aggregated=info.mr_aggregated,
+        vm_config=info.vm_config,
+        key_provider_info=info.key_provider_info,
+        cloud_vendor=info.cloud_vendor,
+        cloud_product=info.cloud_product,
+    )
+    if hidden:
+        found = found._replace(app_compose="", vm_config="", key_provider_info="")
+    return PreparedResponse.of(found)
+
+
+def version(guest: Guest, _: VersionRequest) -> VersionResponse:
+    """Return the release of the API and the revision of the server."""
+    return VersionResponse(guest.release.version_v1, guest.release.rev)
+
+
+SERVICE: Final = Service(
+    {
+        "IssueCert": Method(_issue_cert, IssueCertRequest, device=True),
+        "GetKey": Method(_get_key, GetKeyRequest),
+        "Attest": Method(_attest, AttestRequest, device=True),
+        "AttestGpu": Method(_attest_gpu, AttestGpuRequest),
+        "Info": Method(_info, InfoRequest, device=True),
+        "Version": Method(version, VersionRequest),
+    },
+    mount="/v1/",
+    name="DstackGuest",
+    package=PACKAGE,
+)
+"""DstackGuest of v1: `/v1/<Method>`."""
