@@ -21,8 +21,8 @@ class _Answering(AgentClient):
         super().__init__("/agent.sock")
         self._answer = status, "dstack", body
 
-    def _exchange(self, method: str, body: bytes) -> tuple[int, str, bytes]:
-        del method, body
+    def _exchange(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
+        del method, target, body
         return self._answer
 
 

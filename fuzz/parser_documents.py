@@ -27,7 +27,7 @@ def _used_vm_config(raw: bytes, found: VmConfig) -> None:
     tried(lambda: found.os_image_hash, len(raw), FormatError)
     found.find("mr_config")
     text = raw.decode("utf-8", "surrogateescape")
-    reordered = json.dumps(dict(reversed(found.outer.items())), ensure_ascii=False)
+    reordered = json.dumps(dict(list(found.outer.items())[::-1]), ensure_ascii=False)
     check_same("beside itself", choose_config(text, reordered), text or reordered)
 
 

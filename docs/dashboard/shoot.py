@@ -89,7 +89,8 @@ def page() -> str:
             random=bytes,
         )
         guest.containers = MadeUp()
-        view = listener_apps.make_views(guest, logs.make_views(guest), linked=views.PATHS)["/"]
+        paths = views.list_paths(listener_apps.EXTERNAL_SERVICES)
+        view = listener_apps.make_views(guest, logs.make_views(guest), linked=paths)["/"]
         with (
             mock.patch.object(dashboard, "read_figures", return_value=MACHINE),
             mock.patch.object(dashboard, "has_nvidia_gpu", return_value=False),

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit import ra_tls
+from attestkit._formats.base64url import to_base64url
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, EvidenceBundle, VerificationItem
-from attestkit.verifier.ear.keys import to_base64url
 from attestkit.verifier.ear.result_token import (
     MAX_TOKEN,
     EarKey,
