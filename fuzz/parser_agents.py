@@ -7,7 +7,7 @@ from typing import Final
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
-from attestkit.keys.agent_keys import AgentKeys
+from attestkit.keys.agent_keys import AgentApi, AgentKeys
 from fuzz.parser_contract import ParserTarget, obeys, short
 from fuzz.parser_evidence import response_samples
 
@@ -26,10 +26,11 @@ class _Answering(AgentClient):
         return self._answer
 
 
-def _backend(client: AgentClient) -> DstackAgent:
+def _backend(client: AgentClient, api: AgentApi = "v0") -> DstackAgent:
     """Return the backend without its first look at the agent."""
     backend = object.__new__(DstackAgent)
     backend._client = client
+    backend.api = api
     return backend
 
 
@@ -43,6 +44,9 @@ _CALLS: Final[tuple[Callable[[AgentClient], object], ...]] = (
     lambda client: _backend(client).read_app_compose(),
     lambda client: _backend(client).emit_event("name", b""),
     lambda client: AgentKeys(client).derive_v1("domain", "ed25519"),
+    lambda client: _backend(client, "v1").read_app_compose(),
+    lambda client: _backend(client, "v1").get_quote(bytes(64)),
+    lambda client: client.find_api(),
 )
 
 
@@ -65,6 +69,7 @@ def agent_answers() -> list[bytes]:
     answers += [b"\6\0" + json.dumps(info).encode(), b"\7\0null"]
     v1_key = {**key, "public_key": "00" * 32, "root_epoch": 0}
     answers.append(b"\x08\0" + json.dumps(v1_key).encode())
+    answers += [b"\x09\0" + json.dumps({"app_compose": "{}"}).encode(), b"\x0b\0{}"]
     errors = (b'{"error":"Failed to sign"}', b'{"error":{"description":"x"}}', b"\xffno\n")
     return [*answers, *(bytes([at, at + 1]) + error for at, error in enumerate(errors))]
 

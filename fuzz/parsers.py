@@ -16,6 +16,7 @@ from fuzz import (
     parser_reports,
     parser_server,
     parser_settings,
+    parser_tokens,
     parser_verdicts,
 )
 from fuzz.parser_contract import ParserTarget
@@ -33,6 +34,7 @@ _FILES: Final = (
     parser_settings,
     parser_server,
     parser_agents,
+    parser_tokens,
     parser_verdicts,
     parser_http,
     parser_fleet,
@@ -44,7 +46,9 @@ TARGETS: Final[dict[str, ParserTarget]] = {
 }
 
 READERS: Final[dict[str, str]] = {
+    "_formats.base64url": "ear",
     "_formats.cbor": "cbor",
+    "_formats.compact_jws": "access_token",
     "_crypto.x509.amd_extension": "amd_extension",
     "_crypto.x509.app_certificates": "certificate",
     "_crypto.x509.intel_certificates": "certificate",
@@ -83,6 +87,7 @@ READERS: Final[dict[str, str]] = {
     "attestation.launch.vm_config": "vm_config",
     "backends.dstack_agent.client": "agent_http",
     "backends.dstack_agent": "agent",
+    "backends.dstack_agent.endpoint": "agent_http",
     "backends.tdx.qgs": "qgs",
     "backends.recording.call_codec": "recording",
     "backends.recording.recorded_host": "recording",
@@ -92,6 +97,7 @@ READERS: Final[dict[str, str]] = {
     "emulator.quote_service": "qgs_request",
     "backends.simulator.state_folder": "simulator_state",
     "backends.linux.release": "options",
+    "cli.commands.verify_key": "key_chain",
     "cli.output.certificate_text": "certificate_text",
     "cli.batch.input_lines": "fleet_lines",
     "cli.input.detect_format": "file",
@@ -117,6 +123,8 @@ READERS: Final[dict[str, str]] = {
     "ra_tls.issued": "tls_key",
     "report_data": "options",
     "serve.config.option_values": "options",
+    "serve.external_auth.access_token": "access_token",
+    "serve.external_auth.public_keys": "token_key",
     "serve.config.agent_config_file": "server_config",
     "serve.docker.engine": "engine",
     "serve.verifier_service.query": "ear",

@@ -152,7 +152,7 @@ def _check_identity(
     if app_id is None and content is None:
         return
     attested = evidence.app_info
-    if app_id is not None and not hmac.compare_digest(app_id, attested.app_id):
+    if app_id is not None and app_id != attested.app_id:
         message = "certificate app-id extension does not match attested app id"
         raise VerificationError(message, steps=steps, reason="identity")
     if content is None:

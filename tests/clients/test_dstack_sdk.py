@@ -100,11 +100,10 @@ def dstack(
 ) -> Run:
     """Return a function that runs a scenario with a DstackGuest client."""
     monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
-    endpoint = {
-        "socket": server.dstack,
-        "url": server.dev_url,
-        "url_v0": f"{server.dev_url}/v0",
-    }.get(dstack_transport)
+    dev_url = server.ready.get("dev_http")
+    endpoint = {"socket": server.dstack, "url": dev_url, "url_v0": f"{dev_url}/v0"}.get(
+        dstack_transport
+    )
     return _runner(getattr(sdk, request.param), endpoint)
 
 

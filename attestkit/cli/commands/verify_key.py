@@ -118,22 +118,31 @@ def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
         console.fields(None, {name.replace("_", " "): text for name, text in texts.items()})
 
 
+def parse_key(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return the public key and the signature chain in a key's JSON.
+
+    Raises:
+        FormatError: If it is malformed or lacks them.
+    """
+    from attestkit._formats import strict_json  # lazy: --help does not need it
+
+    fields = strict_json.read_object(data, "the key")
+    chain = fields.get("signature_chain")
+    if not isinstance(chain, list):
+        raise _wrong_field("signature_chain", "an array of hex", chain)
+    links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
+    return _read_field("public_key", fields.get("public_key")), links
+
+
 def _read_key(path: Path) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the public key and the signature chain of a file.
 
     Raises:
-        FormatError: If the file cannot be read or lacks them.
+        FormatError: If the file cannot be read, or as `parse_key`.
     """
-    from attestkit._formats import strict_json  # lazy: --help does not need it
-
     data = read_file(path)
     try:
-        fields = strict_json.read_object(data, "the key")
-        chain = fields.get("signature_chain")
-        if not isinstance(chain, list):
-            raise _wrong_field("signature_chain", "an array of hex", chain)
-        links = tuple(_read_field(f"signature_chain[{n}]", link) for n, link in enumerate(chain))
-        return _read_field("public_key", fields.get("public_key")), links
+        return parse_key(data)
     except FormatError as error:
         text = str(error).removeprefix(f"{path}: ")
         raise FormatError(f"{path}: {text}", reason=error.reason) from error

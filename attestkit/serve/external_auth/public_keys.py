@@ -46,11 +46,19 @@ def _read_key(value: str) -> bytes:
         return _checked(bytes.fromhex(value), "public key")
     if "-----BEGIN" in value:
         return _checked(_from_text(value, "public key"), "public key")
-    data = read_file(Path(value))
+    return parse_public_key(read_file(Path(value)), value)
+
+
+def parse_public_key(data: bytes, where: str) -> bytes:
+    """Return the raw key, 32 bytes, in the content of a file: raw, 64 hex digits, or PEM.
+
+    Raises:
+        ConfigError: As `read_public_keys`; `where` is the subject of the error.
+    """
     if len(data) > _LARGEST:
-        raise ConfigError(f"{value}: over {_LARGEST} bytes", reason="too_large")
-    raw = data if len(data) == 32 else _from_text(data.decode("ascii", "replace"), value)
-    return _checked(raw, value)
+        raise ConfigError(f"{where}: over {_LARGEST} bytes", reason="too_large")
+    raw = data if len(data) == 32 else _from_text(data.decode("ascii", "replace"), where)
+    return _checked(raw, where)
 
 
 def _from_text(text: str, where: str) -> bytes:

@@ -127,6 +127,7 @@ def make_app_compose(**fields: object) -> bytes:
 def test_boot_sequence_follows_app_compose() -> None:
     """Scripts, policy, storage, version and no_instance_id are measured."""
     raw = make_app_compose(
+        manifest_version="3",
         init_script=["one", "two"],
         requirements={"gpu_policy": {"attest_gpu": False}},
         storage_fs="ext4",

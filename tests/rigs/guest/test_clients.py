@@ -67,6 +67,12 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def dstack_transport(transport: str) -> str:
+    """Return the same for clients of DstackGuest."""
+    return transport
+
+
 dstack, tappd = python.dstack, python.tappd
 
 test_python_keys = python.test_get_key

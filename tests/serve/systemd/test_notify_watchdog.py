@@ -214,7 +214,8 @@ def test_watch_probes_only_first_listener(
     folder: Path, manager: FakeServiceManager, name: str, target: bytes
 ) -> None:
     """Only the first active listener is probed, the external one before others."""
-    others = {"pccs": FixedResponder(None)} if name != "verifier" else {}
+    later = "dstack-signer" if name in {"dstack-quote-only", "verifier"} else "pccs"
+    others = {later: FixedResponder(None)}
     requests = FixedResponder(OK)
 
     async def test() -> None:
