@@ -281,15 +281,19 @@ def _agent_apps(
 
     # On hardware, a proxy may forward any Host, and the external listener is public anyway.
     only_local = guest.attester.simulated and pages is not None and is_loopback(pages)
-    of_simulator = {"pccs": listener_apps.collateral_app(guest)} if addresses.pccs else {}
+    optional: dict[str, App] = {}
+    if addresses.pccs:
+        optional["pccs"] = listener_apps.collateral_app(guest)
+    if addresses.guest_api:
+        shutdown = options.guest_api_shutdown
+        optional["guest_api"] = listener_apps.guest_api_app(guest, shutdown=shutdown)
     return {
-        **of_simulator,
+        **optional,
         "dstack": listener_apps.dstack_app(guest),
         "tappd": listener_apps.tappd_app(guest),
         "http": listener_apps.external_app(
             guest, only_local=only_local, auth=options.external_auth
         ),
-        "guest_api": listener_apps.guest_api_app(guest, shutdown=options.guest_api_shutdown),
         "dev_http": listener_apps.dev_app(guest),
         **{one.listener: listener_apps.limited_app(guest, one) for one in addresses.limited},
     }

@@ -24,7 +24,7 @@ from attestkit.serve.pages.dashboard import Dashboard
 from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Service
-from attestkit.serve.services import dstack_guest, guest_api, guest_v1, tappd, worker_api, worker_v1
+from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
 
@@ -181,7 +181,9 @@ def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
 
 def guest_api_app(guest: Guest, *, shutdown: bool = False) -> App:
     """Return the application of the host's listener: GuestApi at `/api/`, without pages."""
-    return _rpc_app("guest_api", guest, [guest_api.make_service(shutdown=shutdown)])
+    from attestkit.serve.services.guest_api import make_service  # lazy: most servers lack it
+
+    return _rpc_app("guest_api", guest, [make_service(shutdown=shutdown)])
 
 
 def dev_app(guest: Guest) -> App:
