@@ -158,8 +158,8 @@ def scale_samples() -> list[bytes]:
 
 
 def _app_info(_raw: bytes, found: AppInfo) -> None:
-    for as_array in (False, True):
-        again = AppInfo.from_msgpack(found.to_msgpack(as_array=as_array))
+    for array in (None, 9):
+        again = AppInfo.from_msgpack(found.to_msgpack(array=array))
         check_same("app info again", again, found)
     check_same("through its JSON", AppInfo.from_dict(found.to_dict()), found)
 
@@ -170,7 +170,7 @@ def app_info_samples() -> list[bytes]:
     found = [AppInfo._make([*fields, hashes]) for hashes in (None, (), (bytes(32),))]
     old = b"\x98" + b"\xc4\x01a" * 8
     ints = b"\x98" + b"\x92\x01\xcc\xff" * 8
-    arrays = [info.to_msgpack(as_array=True) for info in found]
+    arrays = [info.to_msgpack(array=9) for info in found]
     return [*(info.to_msgpack() for info in found), *arrays, old, ints]
 
 

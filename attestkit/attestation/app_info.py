@@ -8,7 +8,7 @@ empty. Signatures are not verified here.
 import hmac
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attestkit import _native
 from attestkit._crypto.hashes import sha256
@@ -65,15 +65,16 @@ class AppInfo(NamedTuple):
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
         return cls._make([*values, read_script_hashes(fields)])
 
-    def to_msgpack(self, *, as_array: bool = False) -> bytes:
+    def to_msgpack(self, *, array: Literal[8, 9] | None = None) -> bytes:
         """Return the content of the certificate extension: a msgpack map of 9 entries.
 
-        `as_array`: only the values, as guest agents before dstack 0.6 wrote them.
+        `array`: only that many values, as guest agents before dstack 0.6 wrote them; agents up to
+        0.5.11 wrote 8, without `init_script_hashes`.
         """
         import msgspec.msgpack  # lazy: only needed to issue certificates
 
         fields = {**self._bytes(), "init_script_hashes": self.init_script_hashes}
-        return msgspec.msgpack.encode([*fields.values()] if as_array else fields)
+        return msgspec.msgpack.encode([*fields.values()][:array] if array else fields)
 
     @classmethod
     def from_msgpack(cls, data: bytes) -> "AppInfo":

@@ -12,7 +12,7 @@ Arguments of `issue`:
 * `usage_ra_tls`: include the evidence, shortened by `Attestation.stripped`. `encoding`: of the
   evidence, "v1" as in IssueCert; None is that of `Attestation.to_bytes`, as in GetTlsKey.
 * `with_app_info`: include the app info, which is read from the evidence. `app_info_array`: as an
-  array, as agents before dstack 0.6 wrote it.
+  array of 8 or 9 values, as agents before dstack 0.6 wrote it; None is a map.
 * `server_auth`, `client_auth`: extended key usages.
 * `not_before`, `not_after`: seconds since 1970, at most 253402300799 (the end of 9999); None and 0
   mean five minutes ago, and one hour from now. If neither is given, the contexts of
@@ -24,7 +24,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import (
@@ -132,14 +132,15 @@ def issue(
     not_after: int | None = None,
     with_app_info: bool = False,
     encoding: Encoding | None = None,
-    app_info_array: bool = False,
+    app_info_array: Literal[8, 9] | None = None,
     now: Callable[[], float] = current_time,
     random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
     """Issue a certificate as GetTlsKey and IssueCert do; see the module docstring.
 
     Raises:
-        UsageError: If a value cannot be encoded in a certificate.
+        UsageError: If a value cannot be encoded in a certificate, or `app_info_array` is another
+            number.
         FormatError: If `ca_cert` or the evidence is malformed.
         ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
     """
@@ -150,6 +151,10 @@ def issue(
         if seconds and seconds > _LAST_SECOND:  # before the platform is used
             message = f"{name}: {seconds}, must be at most {_LAST_SECOND} (the end of 9999)"
             raise UsageError(message, reason="out_of_range")
+
+    if app_info_array not in (None, 8, 9):
+        message = f"app_info_array: must be 8 or 9 values, not {app_info_array!r}"
+        raise UsageError(message, reason="wrong_value")
 
     def make() -> Issued:
         pair = key or derive_p256(random(32))
@@ -167,7 +172,7 @@ def issue(
                 evidence if usage_ra_tls else None,
                 evidence.app_info if with_app_info else None,
                 encoding,
-                as_array=app_info_array,
+                app_info_array,
             ),
             ca_cert=ca_cert,
             ca_key=ca_key,
@@ -194,13 +199,12 @@ def _extensions(
     evidence: Attestation | None,
     app_info: AppInfo | None,
     encoding: Encoding | None,
-    *,
-    as_array: bool,
+    app_info_array: Literal[8, 9] | None,
 ) -> list[tuple[str, bytes]]:
     """Return the private extensions, in order."""
     found = [(OID_CERT_USAGE, _USAGE)]
     if app_info is not None:
-        found.insert(0, (OID_APP_INFO, app_info.to_msgpack(as_array=as_array)))
+        found.insert(0, (OID_APP_INFO, app_info.to_msgpack(array=app_info_array)))
     if evidence is not None:
         found.append((OID_ATTESTATION, evidence.stripped().to_bytes(encoding)))
     return found

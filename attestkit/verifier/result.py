@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, cast
 
-from attestkit._reasons import StepCheck, VerificationStep
+from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event
@@ -242,6 +242,7 @@ class ResultContent(NamedTuple):
 
 NO_REVOCATION: Final = skipped("revocation", "revocation was not checked: no CRL was consulted")
 
+_STATUS_CHECKS: Final = frozenset({"tcb", "tcb_status", "advisory"})
 _PROOF: Final = object()
 
 
@@ -334,6 +335,17 @@ class AttestationResult:
     def steps(self) -> tuple[VerificationStep, ...]:
         """Checks that passed, checks that were skipped, and cautions."""
         return self._content.steps
+
+    @property
+    def not_proven(self) -> tuple[StepCheck, ...]:
+        """Checks that left something unproven: skipped, or with a caution; each once, in order.
+
+        The TCB status and its advisories are not among them: whatever they are, they are proven.
+        """
+        found: dict[StepCheck, StepOutcome] = {
+            step.check: step.outcome for step in self.steps if step.outcome != "passed"
+        }
+        return tuple(check for check in found if check not in _STATUS_CHECKS)
 
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON, with bytes in hex and times in ISO 8601."""

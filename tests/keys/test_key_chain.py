@@ -1,7 +1,7 @@
 """verify_key_chain accepts and refuses the chains of the vectors, as an independent verifier."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -43,15 +43,37 @@ def decoded(case: dict[str, Any], chain: str) -> dict[str, Any]:
     }
 
 
+REFUSED: Final[dict[str, set[str]]] = {  # by the reason of the vector
+    "link 0 recovers a key that link 1 does not vouch for": {"untrusted_root"},
+    "the claim differs": {"untrusted_root", "invalid_key"},  # another key, or one of another size
+    "the name in the claim is canonical": {"unsupported_algorithm"},
+    "33 compressed bytes only": {"invalid_key"},
+    "link 1 is for another app_id": {"untrusted_root"},
+    "not the anchor": {"untrusted_root"},
+    "high s": {"bad_signature"},
+    "recovers another key, or none": {"untrusted_root"},
+    "v is 0..3": {"bad_signature"},
+    "order": {"untrusted_root"},
+    "two links": {"chain_length"},
+    "no KMS vouches; only link 0 against a known app root can be checked": {"no_issuer"},
+    "65 bytes": {"bad_signature"},
+    "another claim": {"untrusted_root"},
+    "range": {"bad_signature"},
+}
+
+
 @needs_shared
 @pytest.mark.parametrize("case", V1.get("chains", []), ids=lambda case: case["name"])
 def test_verify_key_chain_matches_v1_vector(case: dict[str, Any]) -> None:
-    """Only the two sound chains lead to the root key of the KMS."""
+    """Only the two sound chains lead to the root key; others are refused for the vector's cause."""
     arguments = decoded(case, "signature_chain")
     domain, algorithm = bytes.fromhex(case["domain_utf8"]).decode(), case["algorithm"]
     root = bytes.fromhex(case["kms_root_public_key"])
-    with nullcontext() if case["valid"] else pytest.raises((SignatureError, UsageError)):
+    refused = pytest.raises((SignatureError, UsageError))
+    with nullcontext() if case["valid"] else refused as caught:
         verify_key_chain(**arguments, kms_roots=[root], domain=domain, algorithm=algorithm)
+    if caught is not None:
+        assert caught.value.reason in REFUSED[case["reason"]]
     binding = domain, algorithm
     assert independent_chain.is_issued(**arguments, binding=binding, kms_root=root) is case["valid"]
 

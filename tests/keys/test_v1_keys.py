@@ -15,13 +15,17 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit import verify_key_chain
+from attestkit._crypto.ecdsa import K256Key
 from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
-from attestkit.keys.key_claims import kms_claim, v1_claim
+from attestkit.keys.key_claims import kms_claim, v0_claim, v1_claim
+from tests.keys import independent_chain
+from tests.keys.conftest import FIXTURE
 from tests.raising import raises
 from tests.untyped import untyped
-from tests.vectors import load, needs_shared
+from tests.vectors import SHARED, load, needs_shared
 
 V1, KMS = load("guest_v1.json"), load("kms.json").get("groups", {})
 ROOTS = V1.get("roots", {})
@@ -99,10 +103,62 @@ def test_derive_v1_matches_upstream(case: dict[str, Any]) -> None:
 
 
 @needs_shared
-def test_kms_claim_matches_vector() -> None:
-    """The claim of the KMS is that of the vectors."""
-    app_id, root = (bytes.fromhex(ROOTS[name]) for name in ("app_id", "app_root_public_key"))
-    assert kms_claim(app_id, root).hex() == ROOTS["kms_message"]
+@pytest.mark.parametrize(
+    ("case", "root"),
+    [
+        *((case, "roots") for case in V1.get("keys", [])),
+        *((case, "fixture") for case in V1.get("fixture", {}).get("keys", [])),
+    ],
+)
+def test_derivation_of_vector_follows_from_its_constants(
+    keys: LocalKeys, case: dict[str, Any], root: str
+) -> None:
+    """Salt, tags, info and claim are those of the specification, in the vectors and here."""
+    constants = {name: bytes.fromhex(value) for name, value in V1["constants"].items()}
+    names = case["algorithm"].encode(), bytes.fromhex(case["domain_utf8"])
+    info = independent_chain.prefixed(constants["key_tag"], *names)
+    public = bytes.fromhex(case["public_key"])
+    claim = independent_chain.prefixed(constants["claim_tag"], *names, public)
+    for name, content in (("info", info), ("claim", claim)):
+        assert hashlib.sha256(content).hexdigest() == case[f"{name}_sha256"]
+        assert case.get(name, content.hex()) == content.hex()  # long ones have a hash only
+    assert v1_claim(public, case["domain"], case["algorithm"]) == claim
+    assert keccak256(claim).hex() == case["keccak256"]
+    deriver = keys if root == "fixture" else local_keys(ROOTS["app_root_key"])
+    secret = json.loads(FIXTURE.read_text())["k256_key"] if root == "fixture" else None
+    extracted = hmac.digest(
+        constants["salt"], bytes.fromhex(secret or ROOTS["app_root_key"]), "sha256"
+    )
+    key = hmac.digest(extracted, info + b"\1", "sha256")
+    assert key.hex() == case["key"]
+    assert deriver.derive_v1(case["domain"], case["algorithm"]).key == key
+
+
+@needs_shared
+def test_roots_match_vector() -> None:
+    """Public root keys, and the KMS's claim and signature, are those of the vectors."""
+    app, kms = (K256Key(bytes.fromhex(ROOTS[f"{name}_root_key"])) for name in ("app", "kms"))
+    assert app.public_key.hex() == ROOTS["app_root_public_key"]
+    assert kms.public_key.hex() == ROOTS["kms_root_public_key"]
+    claim = kms_claim(bytes.fromhex(ROOTS["app_id"]), app.public_key)
+    assert claim.hex() == ROOTS["kms_message"]
+    assert claim.startswith(bytes.fromhex(V1["constants"]["kms_prefix"]))
+    assert keccak256(claim).hex() == ROOTS["kms_keccak256"]
+    assert kms.sign_recoverable(keccak256(claim)).hex() == ROOTS["link1"]
+
+
+@needs_shared
+def test_keys_of_simulator_fixture_lead_to_its_kms(keys: LocalKeys) -> None:
+    """The key file of upstream's simulator is an app under the KMS of the vectors."""
+    fixture = V1["fixture"]
+    assert SHARED / fixture["appkeys_file"] == FIXTURE
+    app_root = K256Key(AppKeys.load(FIXTURE).k256_key).public_key
+    assert app_root.hex() == fixture["app_root_public_key"]
+    app_id, kms_root = (bytes.fromhex(fixture[name]) for name in ("app_id", "kms_root_public_key"))
+    found = keys.derive_v1("wallet", "ed25519")
+    assert found.signature_chain[1].hex() == fixture["link1"]
+    names = untyped({"domain": "wallet", "algorithm": "ed25519"})
+    verify_key_chain(*found[1:], app_id=app_id, kms_roots=[kms_root], **names)
 
 
 @needs_shared
@@ -110,15 +166,28 @@ def test_derive_v1_equals_no_v0_key() -> None:
     """Even a v0 path that equals the info of a v1 key gives another key."""
     case = V1["v0"]["v0_path_equal_to_v1_info"]
     root = bytes.fromhex(ROOTS["app_root_key"])
-    prk = hmac.digest(b"RATLS", root, "sha256")
+    prk = hmac.digest(bytes.fromhex(V1["constants"]["v0_salt"]), root, "sha256")
     info = bytes.fromhex(case["info"])
     assert hmac.digest(prk, info + b"\1", hashlib.sha256).hex() == case["v0_key"]
     found = local_keys(ROOTS["app_root_key"])
     assert found.derive_v1("wallet", "secp256k1").key.hex() == case["v1_key"]
     for row in V1["v0"]["keys"]:
-        assert found.derive_compat(row["path"]).key.hex() == row["key"]
         for algorithm in ("secp256k1", "ed25519"):
-            assert found.derive_v1(row["path"], algorithm).key.hex() != row["key"]
+            older = found.derive_compat(row["path"], "", algorithm)
+            assert older.key.hex() == row["key"]
+            assert older.public_key.hex() == row[f"{algorithm}_public_key"]
+            assert found.derive_v1(row["path"], algorithm).key != older.key
+
+
+@needs_shared
+def test_v0_claim_matches_vector() -> None:
+    """The claim and the first link of v0 are those that upstream published."""
+    case = V1["v0"]["link0"]
+    found = local_keys(ROOTS["app_root_key"]).derive_compat(
+        case["path"], case["purpose"], case["algorithm"]
+    )
+    assert v0_claim(found.public_key, case["purpose"]).decode() == case["claim"]
+    assert found.signature_chain[0].hex() == case["link0"]
 
 
 @given(NAMES, st.sampled_from(["secp256k1", "ed25519"]))

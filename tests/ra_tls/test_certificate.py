@@ -238,11 +238,11 @@ def test_issue_with_time_outside_x509_is_usage_error(name: str) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("encoding", [None, "v0", "v1"])
-@pytest.mark.parametrize("as_array", [False, True])
-def test_issue_for_each_generation_of_agents(encoding: Any, *, as_array: bool) -> None:
+@pytest.mark.parametrize(("array", "first"), [(None, 0x89), (9, 0x99), (8, 0x98)])
+def test_issue_for_each_generation_of_agents(encoding: Any, array: Any, first: int) -> None:
     """IssueCert has V1 evidence, GetTlsKey V0; app info is a map, and was an array before 0.6."""
     issued = issue_test(
-        key=KEY, usage_ra_tls=True, with_app_info=True, encoding=encoding, app_info_array=as_array
+        key=KEY, usage_ra_tls=True, with_app_info=True, encoding=encoding, app_info_array=array
     )
     certificate = read_certificate(issued.certificate_chain[0])
     evidence, app_info = [
@@ -250,9 +250,29 @@ def test_issue_for_each_generation_of_agents(encoding: Any, *, as_array: bool) -
     ]
     assert evidence == bound_evidence().stripped().to_bytes(encoding)
     assert Attestation.from_bytes(evidence).encoding == (encoding or "v0")
-    assert app_info[0] == (0x99 if as_array else 0x89)
-    assert AppInfo.from_msgpack(app_info) == bound_evidence().app_info
+    assert app_info[0] == first
+    found, expected = AppInfo.from_msgpack(app_info), bound_evidence().app_info
+    assert found[:-1] == expected[:-1]
+    assert found.init_script_hashes == (None if array == 8 else expected.init_script_hashes)
     assert ra_tls.read(certificate.der) == bound_evidence().stripped()
+
+
+@needs_shared
+@pytest.mark.parametrize("row", load("guest_v1.json").get("app_info", []), ids=lambda r: r["name"])
+def test_app_info_extension_has_bytes_of_vectors(row: dict[str, Any]) -> None:
+    """The value of the extension is an octet string of the map, in DER."""
+    content = AppInfo.from_dict(row["fields"]).to_msgpack()
+    parsed = x509.load_der_x509_certificate(make_certificate([(ra_tls.OID_APP_INFO, content)]))
+    [found] = [one for one in parsed.extensions if one.oid.dotted_string == ra_tls.OID_APP_INFO]
+    assert isinstance(found.value, x509.UnrecognizedExtension)
+    assert found.value.value.hex() == row["extn_value"]
+
+
+@pytest.mark.parametrize("array", [0, 7, 10, True, "8"])
+def test_issue_with_other_app_info_array_is_usage_error(array: Any) -> None:
+    """No agent wrote an array of another size; the platform is not used."""
+    with raises(UsageError, "wrong_value", part="app_info_array"):
+        issue_test(app_info_array=array)
 
 
 @needs_shared

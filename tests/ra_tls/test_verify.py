@@ -261,9 +261,9 @@ def test_verify_accepts_attested_identity_in_extensions() -> None:
     """App id and app info of the evidence are accepted, in the form of any agent."""
     info = EVIDENCE.app_info
     assert info.os_image_hash == intel.IMAGE.os_image_hash
-    older = b"\x98" + info.to_msgpack(as_array=True)[1:-1]  # without hashes, which are `[]`
+    older = info.to_msgpack(array=8)
     assert AppInfo.from_msgpack(older).init_script_hashes is None
-    for form in (info.to_msgpack(), info.to_msgpack(as_array=True), older):
+    for form in (info.to_msgpack(), info.to_msgpack(array=9), older):
         for app_id in ([], [(ra_tls.OID_APP_ID, info.app_id)]):
             certificate = certify(*app_id, (ra_tls.OID_APP_INFO, form))
             result = ra_tls.verify(certificate, intel.verifier())

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.serve import listener_apps
+from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
 from attestkit.serve.services.context import Guest
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
@@ -20,6 +21,12 @@ V1_VALID: Final[dict[str, dict[str, Any]]] = {
     "GetKey": {"domain": "a", "algorithm": "ed25519"},
     "Attest": {"report_data": "00"},
 }
+# Kinds of routes in the vectors.
+NO_METHOD: Final = (
+    "json error",
+    "json error, `v1` is a method name of the alias (unconfirmed)",
+)
+SERVED: Final = ("v1", "v0", "v0 alias", "Tappd")
 # Methods that return or use a key, or change the log.
 GUARDED: Final = {
     *("GetTlsKey", "GetKey", "Sign", "EmitEvent", "IssueCert", "DeriveKey", "DeriveK256Key"),
@@ -48,11 +55,20 @@ def test_route_matches_vectors(clients: dict[str, Client], row: dict[str, Any]) 
             verb, row["path"], b"", {"content-type": JSON_TYPE}
         )
         assert response.status == row["upstream_status"]
-        if row["kind"].startswith("json error"):
-            name = row["path"].rpartition("/")[2]
-            assert response.error() == f"Service not found: {name}"
-        elif row["kind"] == "page":
+        name, kind = row["path"].rpartition("/")[2], row["kind"]
+        if kind == "page":
             assert not response.error().startswith("Service not found")
+        elif kind == "v1, algorithm missing":
+            assert response.error().startswith("algorithm is required")
+        elif kind in NO_METHOD:
+            assert response.error() == f"Service not found: {name}"
+        else:
+            assert kind in SERVED
+            found = response.json()
+            if name.endswith("Version"):
+                assert found["version"].startswith("0.6." if kind == "v1" else "0.5.")
+            else:
+                assert ("tcb_info" in found) == (kind != "v1")
 
 
 ALIASES: Final = [
@@ -157,6 +173,51 @@ def test_guarded_methods_need_json_post_on_development_listener(
     assert guest.attester.registers() == before
 
 
+# The table of mounts in section 1.1 of the specification: listener, mount, package, service, the
+# prefix that is stripped, methods. tappd.sock has the methods of DstackGuest too (decision 1).
+V0: Final = "GetTlsKey GetKey GetQuote Attest EmitEvent Info Sign Verify Version"
+TAPPD: Final = "DeriveKey DeriveK256Key TdxQuote RawQuote Info Version"
+MOUNT_TABLE: Final = (
+    (
+        *("internal", "/v1/", "dstack.guest.v1", "DstackGuest", ""),
+        "IssueCert GetKey Attest AttestGpu Info Version",
+    ),
+    ("internal", "/v0/", "dstack_guest", "DstackGuest", "", V0),
+    ("internal", "/", "dstack_guest", "DstackGuest", "", V0),
+    ("external", "/prpc/v1/", "dstack.guest.v1", "Worker", "", "Info Version Health"),
+    *(
+        ("external", mount, "dstack_guest", "Worker", "Worker.", methods)
+        for mount in ("/prpc/v0/", "/prpc/")
+        for methods in ("Info Version GetAttestationForAppKey",)
+    ),
+    ("tappd", "/prpc/", "dstack_guest", "Tappd", "Tappd.", f"{TAPPD} {V0}"),
+    (
+        *("guest_api", "/api/", "guest_api", "GuestApi", ""),
+        "Info SysInfo GpuInfo NetworkInfo ListContainers Shutdown",
+    ),
+)
+
+
+@pytest.mark.parametrize("row", MOUNT_TABLE, ids=lambda row: f"{row[0]} {row[1]}")
+def test_mount_has_methods_of_table(
+    guest: Guest, guest_client: GuestClient, row: tuple[str, ...]
+) -> None:
+    """Each mount has the methods of its row and no other; only some strip a prefix."""
+    listener, mount, package, name, prefix, methods = row
+    client = guest_client({"internal": "dstack"}.get(listener, listener), guest)
+    app = client.app
+    assert isinstance(app, RpcApp)
+    [service] = [one for one in app.services if mount in one.mounts]
+    assert (service.package, service.name, service.prefix) == (package, name, prefix)
+    assert {*service.methods} == {*methods.split()}
+    every = {method for found in MOUNT_TABLE for method in found[5].split()}
+    for method in {*every, "AttestAppKey", "GpuInfo"}:
+        for before in ("", "Worker.", "Tappd.", "Tappd.Tappd.", "Worker.Worker.", "DstackGuest."):
+            is_served = method in service.methods and before in {"", prefix, prefix * 2}
+            response = client.request("HEAD", f"{mount}{before}{method}")
+            assert (response.status != 404) == is_served
+
+
 def test_services_of_listeners() -> None:
     """Only the sockets and the development listener have the services with keys."""
     internal = (dstack_guest.SERVICE, guest_v1.SERVICE, tappd.SERVICE)
@@ -218,3 +279,31 @@ def test_messages_without_fields(clients: dict[str, Client], listener: str, at: 
     assert send(b"", BINARY_TYPE).status == 200
     assert send(b"\xff", BINARY_TYPE).status == 400
     assert client.request("POST", at, b'{"x":1}', {}).body == want.body  # a brace is JSON
+
+
+def test_encodings_of_v1(dstack: Client) -> None:
+    """JSON, query and protobuf are those of v0: `?json`, HEAD, unknown fields, hex of any form."""
+    want = dstack.post("/v1/Attest", {"report_data": "abcd"})
+    assert want.status == 200
+    binary = {"content-type": BINARY_TYPE}
+    body = b'{"report_data":"0xABcd","later":{"a":[1]}}'
+    for verb, target, sent, headers in (
+        ("POST", "/v1/Attest?json", body, binary),
+        ("POST", "/v1/Attest", body, {"content-type": "application/json; charset=utf-8"}),
+        ("POST", "/v1/Attest", body, {}),
+        ("GET", "/v1/Attest?report_data=0xabCD&later=1", b"", {}),
+    ):
+        assert dstack.request(verb, target, sent, headers)[:3] == want[:3]
+    known = dstack.request("POST", "/v1/Attest", b"\x0a\x02\xab\xcd", binary)
+    later = dstack.request("POST", "/v1/Attest", b"\x0a\x02\xab\xcd\xa2\x06\x01x", binary)
+    assert later[:3] == known[:3]
+    head = dstack.request("HEAD", "/v1/Attest?report_data=abcd")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers == want.headers
+    for malformed in (
+        *(b'{"report_data":"0xabg"}', b'{"report_data":"abc"}', b'{"report_data":null}'),
+        *(b'{"report_data":1}', b'{"include_boottime_gpu_evidence":1}', b"[]", b"null", b"{"),
+    ):
+        response = dstack.request("POST", "/v1/Attest", malformed, {"content-type": JSON_TYPE})
+        assert response.status == 400
+        assert response.error()

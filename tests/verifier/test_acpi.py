@@ -4,6 +4,7 @@ from typing import Final
 
 import pytest
 
+import attestkit
 from attestkit.attestation import Attestation
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.errors import PolicyError
@@ -63,6 +64,25 @@ def test_recognised_image_without_pinned_rtmr0_gives_caution(
     [caution] = find_acpi_cautions(found.steps)
     assert caution.startswith(TABLES_FROM_HOST)
     assert "pin rtmr0" in caution
+
+
+def test_not_proven_has_open_checks() -> None:
+    """The checks that were skipped or have a caution are data, without those of the TCB status."""
+    evidence = intel.evidence().to_bytes()
+    found = intel.verifier().verify(evidence, report_data=NONCE)
+    assert found.not_proven == ("acpi_tables",)
+    pinned = AppraisalPolicy.from_evidence(found)
+    assert intel.verifier(policy=pinned).verify(evidence, report_data=NONCE).not_proven == ()
+    app_only = AppraisalPolicy.default().replace(app_id={intel.APP_ID})
+    loose = intel.verifier(policy=app_only).verify(evidence, report_data=None)
+    assert {"report_data", "os_image_hash"} <= {*loose.not_proven}
+    with attestkit.open("simulator", scenario="tcb-OutOfDate") as tee:
+        verifier = tee.verifier(policy="development")
+        outdated = verifier.verify(tee.attest(nonce=bytes(32)), nonce=bytes(32))
+    assert ("tcb_status", "caution") in [step[:2] for step in outdated.steps]
+    assert outdated.not_proven == ("acpi_tables",)
+    bare = intel.verifier().verify(intel.quote_of(intel.log_of(BOOT)), report_data=NONCE)
+    assert {"event_log", "os_image", "app"} <= {*bare.not_proven}
 
 
 def test_pinned_rtmr0_rejects_tables_of_host() -> None:

@@ -68,6 +68,7 @@ def test_v1_of_capture_matches_vectors(case: dict[str, Any]) -> None:
     if "stripped" in case.get("note", ""):
         evidence = evidence.stripped()
     encoded = evidence.to_bytes("v1")
+    assert case["wire"] == "V1"
     assert (len(encoded), hashlib.sha256(encoded).hexdigest()) == (case["length"], case["sha256"])
     assert Attestation.from_bytes(encoded) == evidence
     if "first_bytes" in case:
@@ -138,7 +139,7 @@ def issue(attester: Attester, **options: Any) -> bytes:
 
 def test_both_generations_of_certificates_verify_with_same_claims(attester: Attester) -> None:
     """GetTlsKey before and since dstack 0.6, and IssueCert, certify the same app."""
-    generations: list[dict[str, Any]] = [{"app_info_array": True}, {}, {"encoding": "v1"}]
+    generations: list[dict[str, Any]] = [{"app_info_array": 9}, {}, {"encoding": "v1"}]
     certificates = [read_certificate(issue(attester, **options)) for options in generations]
     verifier = attester.verifier()
     results = [ra_tls.verify(one.der, verifier, now=NOW) for one in certificates]

@@ -45,17 +45,23 @@ class ImageConfig(msgspec.Struct, frozen=True):
     """Image of a simulated TD, and the memory of its VM.
 
     Raises:
-        UsageError: If the version is not 3 or 4, or a value has the wrong type or range.
+        UsageError: If a value has the wrong type, or is not one of those allowed.
     """
 
     measurement_version: Literal[3, 4] = 4  # of the measurement document
     kernel_header_normalized: bool = True  # only in documents of version 4
     memory_size: int = MEMORY_SIZE  # bytes; any from 16 MiB
+    # Values of the app info in a certificate of the image's guest agent (GetTlsKey); None: a map.
+    app_info_array: Literal[8, 9] | None = None
 
     def __post_init__(self) -> None:
         version: object = self.measurement_version
         normalized: object = self.kernel_header_normalized
         memory: object = self.memory_size
+        array: object = self.app_info_array
+        if array not in (None, 8, 9):
+            text = f"app_info_array: must be 8 or 9 values, not {array!r}"
+            raise UsageError(text, reason="wrong_value")
         if version not in (3, 4):
             text = f"measurement_version: must be 3 or 4, not {version!r}"
             raise UsageError(text, reason="wrong_value")

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
@@ -226,6 +226,11 @@ class Simulator:
     def served_platform(self) -> tuple[bytes, bytes]:
         """QE id (16 bytes) and PCK certificate (DER) of the platform, for a PCCS."""
         return self._enclave.qe_id, self._enclave.pck_der
+
+    @property
+    def app_info_array(self) -> Literal[8, 9] | None:
+        """Values of the app info in certificates of the image's guest agent; None: a map."""
+        return self._scenario.image.app_info_array
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed quote over `report_data`, exactly 64 bytes.

@@ -141,6 +141,8 @@ class Guest:
         self.limits: Limits = limits or Limits()
         self.data_disks = data_disks
         self.has_emit_event = has_emit_event
+        # Simulated images of older agents write an array, which v1 never did.
+        self._app_info_array = getattr(attester.backend, "app_info_array", None)
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()
@@ -295,6 +297,7 @@ class Guest:
                 not_after=end,
                 with_app_info=args.with_app_info,
                 encoding=encoding,
+                app_info_array=self._app_info_array if encoding is None else None,
                 now=self.now,
                 random=self.random,
             )

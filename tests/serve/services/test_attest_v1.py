@@ -15,8 +15,8 @@ from attestkit.event_log import EventLog, Rtmrs
 from attestkit.quote import Quote
 from attestkit.serve.counters import Stats
 from attestkit.serve.machine_info import Machine
-from attestkit.serve.rpc import protobuf_codec
-from attestkit.serve.rpc.messages_v1 import AttestResponse
+from attestkit.serve.rpc import json_codec, protobuf_codec
+from attestkit.serve.rpc.messages_v1 import AttestRequest, AttestResponse
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.quote_responses import QuoteResponses
 from tests.serve.asgi import BINARY_TYPE, Client
@@ -107,7 +107,8 @@ class _FixtureTd:
     has_quotes = True
 
     def __init__(self) -> None:
-        self.fixture = Attestation.from_bytes(data("dstack/simulator/attestation.bin"))
+        name = VECTORS["attest"]["fixture"].removeprefix("data/")
+        self.fixture = Attestation.from_bytes(data(name))
         self.vm_config = self.fixture.config
         self.evidence_source = self
 
@@ -130,11 +131,14 @@ def test_attest_matches_vectors(case: dict[str, Any]) -> None:
     """The evidence of upstream's fixture has the vectors' bytes, from a template and without."""
     responses = QuoteResponses(untyped(_FixtureTd()), Stats())
     report_data = bytes.fromhex(case["report_data"])
+    request = json_codec.decode(AttestRequest, case["request"].encode())
+    assert request.report_data.ljust(64, b"\0") == report_data
     for _ in range(2):
         evidence = responses.attest(report_data).message.attestation
         assert len(evidence) == case["length"]
         assert hashlib.sha256(evidence).hexdigest() == case["sha256"]
         assert evidence.hex().startswith(case["first_bytes"])
+        assert Attestation.from_bytes(evidence).encoding == case["wire"].lower()
         responses.attest(bytes(64))
 
 

@@ -4,11 +4,10 @@ from typing import Any, Final
 
 import pytest
 
+from attestkit.serve.rpc import protobuf_codec
+from attestkit.serve.rpc.messages_v1 import GetKeyRequest, GetKeyResponse
 from tests.serve.asgi import BINARY_TYPE, Client
-from tests.serve.guests import (
-    GuestClient,
-    vector_keys,
-)
+from tests.serve.guests import GuestClient, vector_keys
 from tests.vectors import load, needs_shared
 
 VECTORS: Final = load("guest_v1.json")
@@ -35,8 +34,34 @@ def test_get_key_matches_vectors(
         keys = vector_keys(k256_key=ROOTS["app_root_key"], k256_signature=ROOTS["link1"])
     client = guest_client("dstack", app_keys=keys)
     names = ("key", "public_key", "signature_chain")
-    response = client.post("/v1/GetKey", {name: case[name] for name in ("domain", "algorithm")})
+    message = {name: case[name] for name in ("domain", "algorithm")}
+    response = client.post("/v1/GetKey", message)
     assert response.json() == {name: case[name] for name in names}
+    body = b"".join(protobuf_codec.encode(GetKeyRequest(**message)))
+    binary = client.request("POST", "/v1/GetKey", body, {"content-type": BINARY_TYPE})
+    assert protobuf_codec.decode(GetKeyResponse, binary.body) == GetKeyResponse(
+        bytes.fromhex(case["key"]),
+        bytes.fromhex(case["public_key"]),
+        tuple(map(bytes.fromhex, case["signature_chain"])),
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize("has_kms", [True, False])
+def test_get_key_matches_wire_vectors(guest_client: GuestClient, *, has_kms: bool) -> None:
+    """Requests of the vectors get their responses byte for byte, in both encodings."""
+    rows = {row["name"]: row for row in VECTORS["wire"]}
+    keys = vector_keys(
+        k256_key=ROOTS["app_root_key"], k256_signature=ROOTS["link1"] if has_kms else ""
+    )
+    client = guest_client("dstack", app_keys=keys)
+    request = rows["GetKey request"]
+    want = rows["GetKey response" if has_kms else "GetKey response, local provider"]
+    headers = {"content-type": "application/json"}
+    response = client.request("POST", "/v1/GetKey", request["json"].encode(), headers)
+    assert response.body == want["json"].encode()
+    body, binary = bytes.fromhex(request["protobuf"]), {"content-type": BINARY_TYPE}
+    assert client.request("POST", "/v1/GetKey", body, binary).body.hex() == want["protobuf"]
 
 
 def test_get_key_with_local_keys_has_two_links(dstack: Client) -> None:

@@ -16,6 +16,8 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import BackendError
 from attestkit.serve import listener_apps
+from attestkit.serve.rpc import json_codec, protobuf_codec
+from attestkit.serve.services import guest_v1
 from attestkit.serve.services.context import Guest, Release
 from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import (
@@ -51,10 +53,20 @@ def test_error_matches_vectors(
     response = client.post(row["path"], json.loads(row["json_request"]))
     assert response.status == row["upstream_status"]
     assert response.body == row["json_body"].encode()
-    if "protobuf_request" in row or row["json_request"] == "{}":
-        binary = client.request("POST", row["path"], b"", {"content-type": BINARY_TYPE})
-        assert binary.status == row["upstream_status"]
-        assert binary.body.hex() == row["protobuf_body"]
+    assert response.error() == row["error"]
+    body = as_protobuf(row["path"], row["json_request"].encode())
+    binary = client.request("POST", row["path"], body, {"content-type": BINARY_TYPE})
+    assert binary.status == row["upstream_status"]
+    assert binary.body.hex() == row["protobuf_body"]
+
+
+def as_protobuf(path: str, body: bytes) -> bytes:
+    """Return a request of v1 in protobuf; a request without fields is empty."""
+    method = guest_v1.SERVICE.methods.get(path.removeprefix("/v1/"))
+    if method is None or method.request is None:
+        assert body == b"{}"
+        return b""
+    return b"".join(protobuf_codec.encode(json_codec.decode(method.request, body)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from attestkit.keys import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve.rpc.messages import TdxQuoteResponse
 from attestkit.serve.services.context import Guest
-from tests.serve.asgi import Client
+from tests.serve.asgi import BINARY_TYPE, Client
 from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.vectors import load, needs_shared
 
@@ -101,6 +101,25 @@ def test_raw_quote_uses_report_data(tappd: Client, prefix: str) -> None:
     ):
         assert Quote.parse(bytes.fromhex(response["quote"])).report_data.hex() == content
         assert (response["hash_algorithm"], response["prefix"]) == ("raw", "")
+
+
+def test_reserved_fields_of_raw_quote_are_ignored(tappd: Client, dstack: Client) -> None:
+    """RawQuoteArgs has report_data only; the older fields 2, 3 and 4 have no effect."""
+    content = bytes(range(64))
+    older = {"report_data": content.hex(), "hash_algorithm": "sha256", "prefix": "x", "debug": 1}
+    for client, path in (
+        *((tappd, f"/prpc/{name}") for name in ("RawQuote", "GetQuote")),
+        *((dstack, f"/{name}") for name in ("GetQuote", "v0/GetQuote", "Attest")),
+    ):
+        plain = {"report_data": content.hex()}
+        assert client.post(path, older)[:3] == client.post(path, plain)[:3]
+        answers = [
+            client.request(
+                "POST", path, b"\x0a\x40" + content + more, {"content-type": BINARY_TYPE}
+            )
+            for more in (b"", b"\x12\x06sha256\x1a\x01x\x20\x01")
+        ]
+        assert (answers[0].status, answers[0][:3]) == (200, answers[1][:3])
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "SHA512", "sha-512", "sha3"])

@@ -102,15 +102,16 @@ def test_get_tls_key_zero_validity_is_unset(
 
 
 @needs_shared
+@pytest.mark.parametrize("path", ["/GetTlsKey", "/v0/GetTlsKey", "/v1/IssueCert"])
 def test_get_tls_key_with_kms_keys_is_refused(
-    make_guest: MakeGuest, guest_client: GuestClient
+    make_guest: MakeGuest, guest_client: GuestClient, path: str
 ) -> None:
     """Keys from a KMS include no local CA; other methods work."""
     kms = {"url": "https://kms", "pubkey": "00", "tmp_ca_key": "", "tmp_ca_cert": ""}
     guest = make_guest(Counting, app_keys=vector_keys(key_provider={"Kms": kms}))
     assert isinstance(guest.attester.backend, Counting)
     client = guest_client("dstack", guest)
-    response = client.post("/GetTlsKey")
+    response = client.post(path)
     assert response.status == 500
     assert response.error().startswith("Failed to sign the CSR: ")
     assert "KMS" in response.error()

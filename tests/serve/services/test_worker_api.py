@@ -70,6 +70,16 @@ def test_app_key_attestation_other_algorithm_is_400(external: Client, algorithm:
     assert external.post("/prpc/GetAttestationForAppKey").error() == "Unsupported algorithm"
 
 
+def test_app_key_attestation_of_other_names_is_that_of_secp256k1(external: Client) -> None:
+    """k256 and secp256k1_prehashed are the same key, so they have the same text."""
+    bodies = [
+        external.post("/prpc/GetAttestationForAppKey", {"algorithm": name}).json()["report_data"]
+        for name in ("secp256k1", "k256", "secp256k1_prehashed")
+    ]
+    assert bodies == [bodies[0]] * 3
+    assert bytes.fromhex(bodies[0]).startswith(b"dip1::secp256k1c-pk:")
+
+
 def test_app_key_attestation_is_cached(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """Evidence is created once per algorithm and register state."""
     guest = make_guest(Counting)

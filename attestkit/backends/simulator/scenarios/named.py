@@ -125,9 +125,9 @@ NAMED: Final[dict[str, NamedScenario]] = {
     ),
     # OS images.
     "dstack-0.5": _row(
-        Scenario(image=ImageConfig(measurement_version=3)),
+        Scenario(image=ImageConfig(measurement_version=3, app_info_array=8)),
         "UpToDate",
-        "an image with a measurement document of version 3, from before dstack 0.6",
+        "an image from before dstack 0.6: a document of version 3, app info as an array",
     ),
     "dstack-0.6": _row(
         Scenario(),
