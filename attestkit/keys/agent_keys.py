@@ -175,7 +175,7 @@ class AgentKeys:
         try:
             self._client.call("Version")
         except UnsupportedError as error:
-            message = f"{key_type} keys: this guest agent is too old to support them: {error}"
+            message = f"{key_type} keys: the agent is too old for them, or refuses Version: {error}"
             raise UnsupportedError(message, reason="feature") from error
         self._knows_algorithms = True
 

@@ -11,6 +11,7 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.endpoints import (
     AGENT_LISTENERS,
+    LIMITED_PREFIX,
     LISTENERS,
     BoundAddresses,
     ListenAddresses,
@@ -232,8 +233,32 @@ def _listen(
         if sock is None:
             sock = _bind(name, configured[name], addresses, found.paths, stack)
         found.sockets[name] = stack.enter_context(sock)
+        _check_exposure(name, sock)
         found.bound_addresses[name] = _place(sock)
     return found
+
+
+def _check_exposure(name: str, sock: "socket") -> None:
+    """Refuse a socket over which another machine could use keys or the host's methods.
+
+    Raises:
+        UsageError: If keys would be served on anything but unix sockets, `dev_http` beyond
+            loopback, or the host's methods over TCP.
+    """
+    from socket import AF_UNIX
+
+    from attestkit.serve.http.vsock import is_vsock
+
+    is_unix = sock.family == AF_UNIX and not is_vsock(sock)
+    problem = ""
+    if (name in {"dstack", "tappd"} or name.startswith(LIMITED_PREFIX)) and not is_unix:
+        problem = "keys are served on unix sockets only"
+    elif name == "guest_api" and not (is_unix or is_vsock(sock)):
+        problem = "must be a vsock address or a unix socket"
+    elif name == "dev_http" and not is_loopback(sock):
+        problem = "must be a loopback address, because it serves keys without authentication"
+    if problem:
+        raise UsageError(f"{name}: {problem}", reason="wrong_value")
 
 
 def _bind(

@@ -31,7 +31,8 @@ class LimitedSocket(NamedTuple):
 
     Attributes:
         path: Path of the socket.
-        methods: Names of the methods, which hold for every mount point.
+        methods: Names of the methods: `Info` is served at every mount point that has it, `v1.Info`
+            and `v0.Info` at those of one generation of the API.
         option: Name of the option, for errors.
     """
 

@@ -23,7 +23,8 @@ from attestkit.serve.metrics.agent import AgentMetrics
 from attestkit.serve.pages.dashboard import Dashboard
 from attestkit.serve.pages.static_files import ASSETS, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp
-from attestkit.serve.rpc.service import Service
+from attestkit.serve.rpc.service import Method, Service
+from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
@@ -102,8 +103,6 @@ _CURL_TARGETS = {
 DSTACK_SERVICES: Final[Sequence[Service]] = (dstack_guest.SERVICE, guest_v1.SERVICE)
 """Services of dstack.sock."""
 
-_DSTACK_METHODS: Final = tuple(sorted({name for one in DSTACK_SERVICES for name in one.methods}))
-
 
 def dstack_app(guest: Guest) -> RpcApp:
     """Return the application of dstack.sock: DstackGuest of v1 at `/v1/`, of v0 elsewhere."""
@@ -116,25 +115,46 @@ def check_methods(limited: LimitedSocket) -> None:
     Raises:
         UsageError: If there is none, or one is not a method of dstack.sock.
     """
-    valid = f"the methods are {', '.join(_DSTACK_METHODS)}"
+    names = {name for one in DSTACK_SERVICES for name in one.methods}
+    qualified = {_qualify(one, name) for one in DSTACK_SERVICES for name in one.methods}
+    valid = f"the methods are {', '.join(sorted(names))}, or of one API as in v1.Info"
     if not limited.methods:
         raise limited.error(f"no method given; {valid}")
-    if unknown := [name for name in limited.methods if name not in _DSTACK_METHODS]:
+    if unknown := [name for name in limited.methods if name not in names | qualified]:
         raise limited.error(f"unknown method {unknown[0][:64]!a}; {valid}")
 
 
 def limited_app(guest: Guest, limited: LimitedSocket) -> App:
     """Return the application of a limited socket: some methods of dstack.sock, at its mount points.
 
-    It has no pages: every other path is that of an unknown method (404).
+    Its other methods are refused (403) and run nothing. There are no pages.
     """
+    allowed = {*limited.methods}
     services = [
         service._replace(
-            methods={name: one for name, one in service.methods.items() if name in limited.methods}
+            methods={
+                name: one if {name, _qualify(service, name)} & allowed else _refused(name)
+                for name, one in service.methods.items()
+            }
         )
         for service in DSTACK_SERVICES
     ]
     return _rpc_app(limited.listener, guest, services)
+
+
+def _qualify(service: Service, name: str) -> str:
+    """Return the name of a method with the generation of its API: `v1.Info` or `v0.Info`."""
+    return f"{service.version or 'v0'}.{name}"
+
+
+def _refused(name: str) -> Method:
+    """Return a method in place of one that a socket does not serve; its request is not decoded."""
+
+    def refuse(_: Guest, __: None) -> None:
+        text = f"{name}: not allowed on this socket, which is limited to other methods"
+        raise MethodRefusedError(text)
+
+    return Method(refuse)
 
 
 def tappd_app(guest: Guest) -> App:
@@ -181,9 +201,11 @@ def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
 
 def guest_api_app(guest: Guest, *, shutdown: bool = False) -> App:
     """Return the application of the host's listener: GuestApi at `/api/`, without pages."""
-    from attestkit.serve.services.guest_api import make_service  # lazy: most servers lack it
+    from attestkit.serve.services import guest_api  # lazy: most servers do not have it
 
-    return _rpc_app("guest_api", guest, [make_service(shutdown=shutdown)])
+    app = _rpc_app("guest_api", guest, [guest_api.make_service(shutdown=shutdown)])
+    app.access = guest_api.HostAccess()
+    return app
 
 
 def dev_app(guest: Guest) -> App:

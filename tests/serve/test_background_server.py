@@ -20,7 +20,7 @@ from attestkit.errors import BackendBusyError, UsageError
 from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.background_server import BackgroundServer, EventLoopThread
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
 from tests.raising import raises
 from tests.serve.client import Connection, call
 from tests.serve.docker.engine import Engine, send_chunks
@@ -100,6 +100,31 @@ def test_invalid_address_starts_nothing(tee: Attester, tmp_path: Path) -> None:
         BackgroundServer(tee, ListenAddresses(tmp_path / ("x" * 200))),
     ):
         pass
+
+
+def test_development_listener_beyond_loopback_is_refused(tee: Attester) -> None:
+    """Keys are never served to other machines, also not by the Python interface."""
+    places = ListenAddresses(dev_http=("0.0.0.0", 0))
+    with raises(UsageError, "wrong_value", part="loopback"), BackgroundServer(tee, places):
+        pass
+
+
+@pytest.mark.parametrize("name", ["dstack", "tappd", "dstack-a", "guest_api"])
+def test_handed_over_tcp_socket_for_keys_is_refused(
+    tee: Attester, tmp_path: Path, name: str
+) -> None:
+    """A handed over TCP socket serves neither keys nor the host's methods."""
+    places = ListenAddresses(
+        tmp_path / "d",
+        tmp_path / "t",
+        limited=[LimitedSocket(tmp_path / "a.sock", ["Info"])],
+        guest_api=tmp_path / "g",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as tcp:
+        options = ServerOptions(handed_over={name: tcp})
+        with raises(UsageError, "wrong_value"), BackgroundServer(tee, places, options):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_listener_failing_at_startup_is_raised(

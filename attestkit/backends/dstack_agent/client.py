@@ -118,8 +118,8 @@ class AgentClient:
         """Return the newest API that the agent has, "v1" or "v0"; it is requested once.
 
         Raises:
-            BackendUnavailableError: If the agent has v1 without Version, so it is not an agent or
-                its socket is limited to other methods; or as for `post`.
+            BackendUnavailableError: If the agent has v1 without Version or refuses it, so it is not
+                an agent or its socket is limited to other methods; or as for `post`.
             BackendError: If the response is malformed, or the call failed for another reason.
         """
         if self._api is None:
@@ -132,7 +132,7 @@ class AgentClient:
         self._check_open()
         status, _, data = self._exchange(method, method, b"{}")
         mounted = (_error_text(data) or "").startswith(_NO_METHOD)
-        if status == 404 and mounted:
+        if status == 403 or (status == 404 and mounted):
             text = f"{self._name}: no method {method}: not a guest agent, or its socket is limited"
             raise BackendUnavailableError(
                 f"{text}; use dstack.sock, or allow the method Version",
@@ -171,7 +171,7 @@ class AgentClient:
         Raises:
             UsageError: If the agent rejects the arguments, they have more than 10 MiB, or the
                 client is closed.
-            UnsupportedError: If the agent does not have the method.
+            UnsupportedError: If the agent does not have the method, or refuses it.
             BackendUnavailableError: If the agent is not accessible.
             BackendBusyError: If the agent is overloaded or does not respond in time.
             QuoteUnavailableError: If GetQuote, or Attest of v1, fails.
@@ -338,6 +338,9 @@ class AgentClient:
             if method.startswith(_V1) and not message.startswith(_NO_METHOD):
                 releases = "the agent has no v1 API, which release 0.6.0 added"
             text = f"{self._name}: no method {method}: {releases}"
+            return UnsupportedError(text, reason="feature")
+        if status == 403:  # nothing was run
+            text = f"{self._name}: {method}: refused: {message or 'status 403'}"
             return UnsupportedError(text, reason="feature")
         problem = f"request failed: {message or f'status {status}'}"
         text = f"{self._name}: {method}: {problem}"

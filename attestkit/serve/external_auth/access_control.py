@@ -6,10 +6,11 @@ from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from attestkit._crypto.ed25519 import ed25519_has_prime_order
 from attestkit.errors import UsageError
 from attestkit.serve.external_auth.access_errors import ScopeError, TokenError
 from attestkit.serve.external_auth.access_token import check_claims, verify_signature
-from attestkit.serve.http.asgi import Scope
+from attestkit.serve.http.asgi import Scope, is_unix_peer
 
 SCOPES: Final = ("info", "version", "health", "attestation", "logs", "metrics")
 """Names of the scopes."""
@@ -41,6 +42,21 @@ class ExternalAuth(NamedTuple):
 
     keys: tuple[bytes, ...]
     anonymous_scopes: frozenset[str] = frozenset()
+
+
+def check_auth(auth: ExternalAuth) -> None:
+    """Check the keys and scopes of an access control.
+
+    Raises:
+        UsageError: If there is no key, one is not an Ed25519 public key of prime order (for another
+            point, others could sign), or a scope is unknown.
+    """
+    if not auth.keys:
+        raise UsageError("access tokens: no public key", reason="missing")
+    if not all(len(key) == 32 and ed25519_has_prime_order(key) for key in auth.keys):
+        problem = "access tokens: not an Ed25519 public key of 32 bytes and prime order"
+        raise UsageError(problem, reason="invalid_key")
+    check_scopes(auth.anonymous_scopes)
 
 
 def check_scopes(names: Iterable[str]) -> frozenset[str]:
@@ -81,6 +97,9 @@ class AccessControl:
         app_id: Returns the app id, the audience of tokens; raises an AttestKitError if the
             platform does not return it.
         now: Returns the Unix time.
+
+    Raises:
+        UsageError: As `check_auth`.
     """
 
     def __init__(
@@ -90,6 +109,7 @@ class AccessControl:
         app_id: Callable[[], Awaitable[bytes]],
         now: Callable[[], float],
     ) -> None:
+        check_auth(auth)
         self._auth = auth
         self._scopes = scopes
         self._read_app_id = app_id
@@ -110,7 +130,7 @@ class AccessControl:
         scope = None if route is None else self._scopes[route]
         if scope in self._auth.anonymous_scopes:
             return
-        if route in _VERSIONS and _is_local(request.get("client")):
+        if route in _VERSIONS and _is_local(request):
             return
         claims = verify_signature(_find_token(request), self._auth.keys)
         app_id = await self._read_app_id()
@@ -131,10 +151,11 @@ def _find_token(request: Scope) -> bytes:
     return token
 
 
-def _is_local(client: tuple[str, int] | None) -> bool:
+def _is_local(request: Scope) -> bool:
     """Return whether the peer is on loopback, or on a unix socket."""
-    if client is None or not client[0]:
-        return True
+    client = request.get("client")
+    if client is None:
+        return is_unix_peer(request)
     try:
         address = ip_address(client[0])
     except ValueError:

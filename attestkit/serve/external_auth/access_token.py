@@ -8,7 +8,7 @@ required. Work per token is bounded: its size, one Ed25519 verification for each
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attestkit._crypto.ed25519 import ed25519_verify
+from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit._formats.compact_jws import read_compact_jws
 from attestkit.errors import FormatError
 from attestkit.serve.external_auth.access_errors import TokenError
@@ -41,7 +41,9 @@ def verify_signature(token: bytes, keys: Sequence[bytes]) -> dict[str, Any]:
         jws = read_compact_jws(token, MAX_TOKEN, "access token")
         _check_header(jws.header)
         signature, signed = jws.signature, jws.signed
-        if len(signature) != 64 or not any(ed25519_verify(key, signature, signed) for key in keys):
+        if len(signature) != 64 or not any(
+            ed25519_verify_strict(key, signature, signed) for key in keys
+        ):
             raise _bad("the signature is not valid for any of the keys")
         return jws.read_payload()
     except FormatError as error:

@@ -19,6 +19,8 @@ _PEM: Final = re.compile(
 )
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _LARGEST: Final = 4096  # bytes of a file
+# Start of a JWK, and of an Ed25519 private key in hex or base64 (RFC 8410, section 7).
+_NO_PATH: Final = ("{", "302e0201", "30510201", "MC4CAQ", "MFECAQ")
 
 
 def read_public_keys(values: Sequence[str]) -> tuple[bytes, ...]:
@@ -46,6 +48,9 @@ def _read_key(value: str) -> bytes:
         return _checked(bytes.fromhex(value), "public key")
     if "-----BEGIN" in value:
         return _checked(_from_text(value, "public key"), "public key")
+    if value.lstrip().startswith(_NO_PATH):  # an error about a file would show it
+        problem = "public key: a JWK or a private key; give the public key in PEM or hex"
+        raise ConfigError(problem, reason="wrong_type")
     return parse_public_key(read_file(Path(value)), value)
 
 

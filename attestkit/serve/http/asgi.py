@@ -11,6 +11,19 @@ Guard: TypeAlias = Callable[[Scope], None]
 Call = TypeVar("Call")
 
 
+class Access(Protocol):
+    """Check of requests by their route."""
+
+    async def check(self, request: Scope, route: str | None) -> None:
+        """Raise an error to refuse a request.
+
+        Args:
+            request: The ASGI scope.
+            route: Name of the route that answers the request; None for an unknown path.
+        """
+        ...
+
+
 @runtime_checkable
 class DirectApp(Protocol[Call]):
     """An ASGI application with a second, synchronous interface for responses that do not block."""
@@ -44,6 +57,15 @@ class DirectApp(Protocol[Call]):
             The status, the header section, the body in pieces and its length, and the request id.
         """
         ...
+
+
+def is_unix_peer(scope: Scope) -> bool:
+    """Return whether a request came over a unix socket: client and server have no port (ASGI).
+
+    A TCP or vsock peer that resets its connection has no address any more, but the server has.
+    """
+    server = scope.get("server")
+    return scope.get("client") is None and (server is None or server[1] is None)
 
 
 async def send_response(

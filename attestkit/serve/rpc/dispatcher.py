@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
 from attestkit.errors import AttestKitError, NotFoundError, UsageError
@@ -21,15 +21,12 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.external_auth.access_errors import AccessError
 from attestkit.serve.http import errors
-from attestkit.serve.http.asgi import Guard, Receive, Scope, Send
+from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send
 from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
 from attestkit.serve.rpc import json_codec, query_codec
 from attestkit.serve.rpc.service import Method, MethodRoute, Service
 from attestkit.serve.rpc.statuses import TooLargeError, TooManyBodiesError, status_of
-
-if TYPE_CHECKING:
-    from attestkit.serve.external_auth.access_control import AccessControl
 
 T = TypeVar("T")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
@@ -109,7 +106,7 @@ class RpcApp:
     views: Mapping[str, View] = field(default_factory=dict)  # for GET and HEAD, by path
     headers: Sequence[Header] = ()  # of every response, including the listener's own errors
     guard: Guard | None = None  # called with each request; raises an error to refuse it
-    access: "AccessControl | None" = None  # checks each request after the guard
+    access: Access | None = None  # checks each request after the guard
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)  # counters of the requests
     run_id: str = "0"  # prefix of request ids; a counter follows
@@ -169,7 +166,7 @@ class RpcApp:
                 until the library is loaded.
         """
         call = self._routes.get(target.partition(b"?")[0])
-        if call is None or call.method.json_only:
+        if call is None or call.method.json_only or call.method.post_only:
             return None
         if self.guard is not None or self.access is not None:
             return None
@@ -239,8 +236,8 @@ class RpcApp:
                 codec, payload = await _choose(content_type, payload, body), body
             route = self._find(verb, path)
             name = route.name
-            if isinstance(route, MethodRoute) and route.method.json_only:
-                _require_json_post(scope, name)
+            if isinstance(route, MethodRoute):
+                _check_form(route.method, scope, name)
             return name, await self._answer(route, codec, payload, scope)
         except _DisconnectedError:
             raise
@@ -411,12 +408,16 @@ def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
     return RpcResponse(status, codec.content_type, (codec.encode_error(text),), headers)
 
 
-def _require_json_post(scope: Scope, name: str) -> None:
-    """Check a request to a method that is `json_only`.
+def _check_form(method: Method, scope: Scope, name: str) -> None:
+    """Check a request to a method that is `post_only` or `json_only`.
 
     Raises:
-        UsageError: If it is not POST, or a Content-Type is not JSON.
+        UsageError: If it is not POST, or for a `json_only` method if a Content-Type is not JSON.
     """
+    if method.post_only and scope["method"] != "POST":
+        raise UsageError(f"{name}: must be POST", reason="wrong_value")
+    if not method.json_only:
+        return
     types = [value for header, value in scope["headers"] if header == b"content-type"]
     if scope["method"] != "POST" or set(map(_media_type, types)) != {_JSON}:
         message = f"{name}: must be POST with Content-Type: application/json on this listener"

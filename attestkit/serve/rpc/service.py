@@ -13,8 +13,9 @@ class Method(NamedTuple):
     A `device` method may wait for the platform; if the platform blocks, it runs in the device's
     thread. A method that `writes` to a disk always does. A `json_only` method accepts only POST
     with `Content-Type: application/json`, which a web page cannot send to another origin without
-    its permission. A method that `waits` is a coroutine function. API documents take the response
-    type from the annotation of `run`, and the description from its docstring.
+    its permission. A `post_only` method accepts only POST, in any encoding, because GET and HEAD
+    are safe (RFC 9110, section 9.2.1). A method that `waits` is a coroutine function. API documents
+    take the response type from the annotation of `run`, and the description from its docstring.
     """
 
     run: Callable[[Any, Any], object]  # arguments: the methods' context, and the message
@@ -22,6 +23,7 @@ class Method(NamedTuple):
     device: bool = False
     writes: bool = False
     json_only: bool = False
+    post_only: bool = False
     waits: bool = False
 
 

@@ -32,8 +32,15 @@ class NotImplementedHereError(UnsupportedError):
         super().__init__(message, reason="feature")
 
 
+class MethodRefusedError(UsageError):
+    """The listener does not serve the method to this client (403); nothing was run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="not_applicable")
+
+
 _STATUSES = (
-    *((TokenError, 401), (ScopeError, 403)),
+    *((TokenError, 401), (ScopeError, 403), (MethodRefusedError, 403)),
     *((TooLargeError, 413), (NotImplementedHereError, 501)),
     *((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (LimitError, 503)),
     (AttestKitError, 500),

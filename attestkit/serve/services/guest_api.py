@@ -2,9 +2,11 @@
 
 import logging
 from functools import partial
+from typing import Final
 
 from attestkit._system.power_off import power_off
 from attestkit.errors import UsageError
+from attestkit.serve.http.asgi import Scope, is_unix_peer
 from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Figures, read_figures
 from attestkit.serve.network_info import read_network
@@ -22,8 +24,10 @@ from attestkit.serve.rpc.messages_guest_api import (
     SystemInfo,
 )
 from attestkit.serve.rpc.service import Method, Service
+from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services.context import Guest
 
+_HOST_CID: Final = "2"  # VMADDR_CID_HOST (vsock(7))
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -127,6 +131,24 @@ def _shutdown(guest: Guest, _: None, *, enabled: bool) -> None:
     power_off()
 
 
+class HostAccess:
+    """Access to the host's listener: over vsock, only the host may power the guest off.
+
+    The kernel may connect processes of the guest to it as well (vsock loopback).
+    """
+
+    async def check(self, request: Scope, route: str | None) -> None:
+        """Refuse Shutdown of another vsock peer than the host.
+
+        Raises:
+            MethodRefusedError: If it is refused.
+        """
+        client = request.get("client")
+        is_host = is_unix_peer(request) if client is None else client[0] == _HOST_CID
+        if route == "Shutdown" and not is_host:
+            raise MethodRefusedError("Shutdown: not allowed, because the caller is not the host")
+
+
 def make_service(*, shutdown: bool) -> Service:
     """Return the service GuestApi: `/api/<Method>`.
 
@@ -140,7 +162,7 @@ def make_service(*, shutdown: bool) -> Service:
             "GpuInfo": Method(_gpu_info),
             "NetworkInfo": Method(_network_info),
             "ListContainers": Method(_list_containers, waits=True),
-            "Shutdown": Method(partial(_shutdown, enabled=shutdown)),
+            "Shutdown": Method(partial(_shutdown, enabled=shutdown), post_only=True),
         },
         mount="/api/",
         name="GuestApi",

@@ -32,20 +32,19 @@ from attestkit.serve.endpoints import LIMITED_PREFIX
 from attestkit.serve.systemd.socket_activation import read_number
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-# Path of each listener that needs no work; the first listener that is on is probed. A verifier's
-# metrics are never the only listener.
+# Path of each listener that needs no work; the first listener that is on is probed, and limited
+# sockets come between these two. A verifier's metrics are never the only listener.
 _PROBES: Final = {
     "http": "/prpc/Worker.Version",
     "dstack": "/Version",
     "tappd": "/prpc/Tappd.Version",
     "dev_http": "/Version",
-    "verifier": "/health",
-    "pccs": "/sgx/certification/v4/rootcacrl",
 }
+_LATER_PROBES: Final = {"verifier": "/health", "pccs": "/sgx/certification/v4/rootcacrl"}
 # Refusal of a listener that works: the external one may require a token of a client that is not on
-# loopback, and a limited socket may not have the method.
+# loopback, and a limited socket may not serve the method.
 _TOKEN_MISSING: Final = b"401"
-_NO_METHOD: Final = b"404"
+_METHOD_REFUSED: Final = b"403"
 _SEND_SECONDS: Final = 1.0  # to wait for a busy service manager
 _LEAST_INTERVAL: Final = 0.05  # seconds; no service manager uses less
 _logger = logging.getLogger("attestkit.serve")
@@ -148,8 +147,8 @@ class ServiceManager:
 
 async def _probe_any(addresses: Mapping[str, Path | str]) -> None:
     """Probe the first listener; if it is full, the second one."""
-    names = [name for name in _PROBES if name in addresses]
-    names += [name for name in addresses if name.startswith(LIMITED_PREFIX)]
+    limited = [name for name in addresses if name.startswith(LIMITED_PREFIX)]
+    names = [name for name in (*_PROBES, *limited, *_LATER_PROBES) if name in addresses]
     try:
         await _probe(names[0], addresses[names[0]])
     except _ListenerFullError as error:
@@ -167,7 +166,7 @@ async def _probe(name: str, address: Path | str) -> None:
         _ProbeError: If the status does not show that the listener works.
         OSError: If the connection fails.
     """
-    target = _PROBES.get(name, "/Version")
+    target = {**_PROBES, **_LATER_PROBES}.get(name, "/Version")
     reader, writer = await _connect(address)
     try:
         writer.write(b"GET %s HTTP/1.1\r\nHost: localhost\r\n" % target.encode("ascii"))
@@ -180,7 +179,8 @@ async def _probe(name: str, address: Path | str) -> None:
     status = answer[9:12]
     if not answer or status == b"503":
         raise _ListenerFullError(f"{address} has reached its limit of connections")
-    refusal = _TOKEN_MISSING if name == "http" else _NO_METHOD if name not in _PROBES else b""
+    limited = name.startswith(LIMITED_PREFIX)
+    refusal = _TOKEN_MISSING if name == "http" else _METHOD_REFUSED if limited else b""
     if status not in {b"200", refusal}:
         raise _ProbeError(f"{address}{target}: the response is not 200: {answer[:40]!r}")
 

@@ -241,19 +241,26 @@ def not_found(method: str) -> bytes:
     return response({"error": f"Service not found: {method}"}, 404)
 
 
+REFUSED = response({"error": "it: not allowed on this socket"}, 403)
+
+
 @contextmanager
-def limited(server: Server, *methods: str) -> Iterator[ScriptedAgent]:
+def limited(server: Server, *methods: str, other: bytes = REFUSED) -> Iterator[ScriptedAgent]:
     """Run an agent whose socket is limited to some methods of both APIs."""
     every = forward(server, lambda _: True)
-    answers: dict[str, Script] = {"": not_found("it")}
+    answers: dict[str, Script] = {"": other}
     answers |= {f"{mount}{name}": every for name in methods for mount in ("", "v0/", "v1/")}
     with scripted_agent(answers) as agent:
         yield agent
 
 
-def test_limited_socket_with_get_quote_has_evidence(server: Server) -> None:
+OTHERS = pytest.mark.parametrize("other", [REFUSED, not_found("it")], ids=["403", "404"])
+
+
+@OTHERS
+def test_limited_socket_with_get_quote_has_evidence(server: Server, other: bytes) -> None:
     """Without Attest the response to GetQuote is used; keys are not there."""
-    with limited(server, "GetQuote", "Info", "Version") as agent:
+    with limited(server, "GetQuote", "Info", "Version", other=other) as agent:
         backend = DstackAgent(endpoint=agent.path)
         assert backend.api == "v1"
         quote = Quote.parse(backend.get_quote(REPORT_DATA))
@@ -263,19 +270,23 @@ def test_limited_socket_with_get_quote_has_evidence(server: Server) -> None:
             backend.keys.derive_v1("a", "ed25519")
 
 
-def test_limited_socket_with_attest_has_quotes(server: Server) -> None:
+@OTHERS
+def test_limited_socket_with_attest_has_quotes(server: Server, other: bytes) -> None:
     """Without GetQuote the quote is taken from the response to Attest."""
-    with limited(server, "Attest", "Version") as agent:
+    with limited(server, "Attest", "Version", other=other) as agent:
         backend = DstackAgent(endpoint=agent.path)
         assert Quote.parse(backend.get_quote(REPORT_DATA)).report_data == REPORT_DATA
         with raises(UnsupportedError, "feature"):
             backend.read_app_compose()
 
 
-def test_limited_socket_without_version_is_refused_with_remedy(server: Server) -> None:
+@OTHERS
+def test_limited_socket_without_version_is_refused_with_remedy(
+    server: Server, other: bytes
+) -> None:
     """An API that lacks Version cannot be told from another server's."""
     with (
-        limited(server, "Attest", "GetQuote") as agent,
+        limited(server, "Attest", "GetQuote", other=other) as agent,
         raises(BackendUnavailableError, "missing", part="allow the method Version"),
     ):
         DstackAgent(endpoint=agent.path)

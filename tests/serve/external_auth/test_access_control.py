@@ -1,11 +1,13 @@
 """Access to the external listener with scopes: routes, spellings of paths, and peers."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from attestkit._reasons import UsageReason
+from attestkit.errors import UsageError
 from attestkit.serve import listener_apps
 from attestkit.serve.container_logs import view
 from attestkit.serve.external_auth.access_control import (
@@ -17,12 +19,14 @@ from attestkit.serve.external_auth.access_control import (
 from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.service import Method
 from attestkit.serve.services.context import Guest
+from tests.raising import raises
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY, make_token
 from tests.serve.guests import NOW, Counting, GuestClient, MakeGuest
 
 MakeClient = Callable[..., Client]
 REMOTE = ("192.0.2.1", 4711)
+METRICS = {"raw_path": b"/metrics", "client": REMOTE}
 PUBLIC = {"public_sysinfo": True, "public_logs": True, "public_tcbinfo": True}
 ROUTES = {
     "/prpc/Info": "info",
@@ -209,8 +213,10 @@ def test_two_authorization_headers_are_refused(guarded: MakeClient) -> None:
         assert status == 401
 
 
-async def send_headers(client: Client, values: tuple[str, ...]) -> int:
-    """GET /metrics with several Authorization headers; return the status."""
+async def send_headers(
+    client: Client, values: tuple[str, ...], scope: Mapping[str, object] = METRICS
+) -> int:
+    """GET a path with several Authorization headers; return the status."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -220,8 +226,8 @@ async def send_headers(client: Client, values: tuple[str, ...]) -> int:
         sent.append(message)
 
     headers = [(b"authorization", value.encode()) for value in values]
-    scope = {"type": "http", "method": "GET", "raw_path": b"/metrics", "headers": headers}
-    await client.app({**scope, "query_string": b"", "client": REMOTE}, receive, send)
+    request = {"type": "http", "method": "GET", "query_string": b"", "headers": headers}
+    await client.app({**request, **scope}, receive, send)
     status: int = sent[0]["status"]
     return status
 
@@ -259,6 +265,46 @@ def test_version_is_not_exempt_for_remote_peers(guarded: MakeClient, host: str) 
     client.peer = (host, 1)
     forwarded = {"x_forwarded_for": "127.0.0.1", "x_real_ip": "127.0.0.1", "host": "localhost"}
     assert client.get("/prpc/Version", **forwarded).status == 401
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "status"),
+    [
+        (None, ("0.0.0.0", 8090), 401),
+        (None, ("/run/external.sock", None), 200),
+        (None, None, 200),
+        (("", 0), None, 401),
+        (("2", 8000), None, 401),  # a vsock address
+        (("127.0.0.1", 1), ("127.0.0.1", 8090), 200),
+    ],
+)
+def test_peer_without_address_is_local_on_unix_socket_only(
+    guarded: MakeClient, client: object, server: object, status: int
+) -> None:
+    """A TCP peer whose address the kernel no longer knows is not taken for a local one."""
+    listener = guarded()
+    scope = {"raw_path": b"/prpc/Version", "client": client, "server": server}
+    found = listener.loop.run_until_complete(send_headers(listener, (), scope))
+    assert found == status
+
+
+@pytest.mark.parametrize(
+    ("auth", "reason"),
+    [
+        (ExternalAuth(()), "missing"),
+        (ExternalAuth((KEY.public_key, b"")), "invalid_key"),
+        (ExternalAuth((KEY.public_key[1:],)), "invalid_key"),
+        (ExternalAuth((bytes(32),)), "invalid_key"),  # a point of small order
+        (ExternalAuth((KEY.public_key, b"\1" + bytes(31))), "invalid_key"),
+        (ExternalAuth((KEY.public_key,), frozenset({"*"})), "unknown_name"),
+    ],
+)
+def test_access_control_invalid_keys_are_refused(
+    guest: Guest, auth: ExternalAuth, reason: UsageReason
+) -> None:
+    """Keys for which others could sign are refused, however they are given."""
+    with raises(UsageError, reason):
+        listener_apps.external_app(guest, auth=auth)
 
 
 def test_ipv4_mapped_loopback_is_local(guarded: MakeClient) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attestkit._crypto import ed25519
 from attestkit._crypto.ed25519 import ed25519_verify
 from attestkit._formats.base64url import from_base64url, to_base64url
 from attestkit._formats.compact_jws import read_compact_jws
@@ -149,6 +150,17 @@ def test_verify_signature_malformed_token_is_refused(token: bytes) -> None:
     with raises(TokenError, "bad_token") as caught:
         verify_signature(token, KEYS)
     assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize("signature", [b"\1" * 64, bytes(64), b"\1" * 63], ids=["1", "0", "63"])
+def test_verify_signature_forged_token_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, signature: bytes
+) -> None:
+    """A forged token, which anyone can send, costs one short verification for each key."""
+    monkeypatch.setattr(ed25519, "_openssl_verify", pytest.fail)
+    signed = TOKEN.rpartition(b".")[0]
+    with raises(TokenError, "bad_token"):
+        verify_signature(signed + b"." + to_base64url(signature).encode(), KEYS)
 
 
 def test_verify_signature_work_is_bounded() -> None:

@@ -1,5 +1,7 @@
 """Public keys of access tokens: hex, PEM, files, and keys that are refused."""
 
+import base64
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from attestkit._formats.base64url import to_base64url
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError
 from attestkit.serve.external_auth.public_keys import read_public_keys
@@ -35,6 +38,9 @@ PRIVATE = (
     .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     .decode()
 )
+PRIVATE_DER = base64.b64decode("".join(PRIVATE.splitlines()[1:-1]))
+SECRET = to_base64url(b"\x07" * 32)
+JWK = json.dumps({"kty": "OKP", "crv": "Ed25519", "x": to_base64url(RAW), "d": SECRET})
 # Points of small order, and encodings that are not canonical or of no point.
 WEAK = [
     "00" * 32,
@@ -73,6 +79,9 @@ def test_read_public_keys_formats(tmp_path: Path) -> None:
         ([PEM.replace("PUBLIC KEY", "CERTIFICATE")], "wrong_value"),
         ([PEM.replace("=", "")], "wrong_value"),
         ([PRIVATE], "wrong_type"),
+        ([PRIVATE.splitlines()[1]], "wrong_type"),
+        ([PRIVATE_DER.hex()], "wrong_type"),
+        ([JWK], "wrong_type"),
         *(([weak], "wrong_value") for weak in WEAK),
     ],
 )
@@ -83,7 +92,8 @@ def test_read_public_keys_invalid_key_is_refused(
     monkeypatch.chdir(tmp_path)
     with raises(ConfigError, reason) as caught:
         read_public_keys(values)
-    assert PRIVATE.splitlines()[1] not in str(caught.value)
+    for secret in (PRIVATE.splitlines()[1], "07" * 32, SECRET):
+        assert secret not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", RAW[1:], RAW + b"\n", b"\xff" * 5000, PRIVATE.encode()])

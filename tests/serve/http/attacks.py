@@ -118,7 +118,7 @@ _HEADS = [
     (b"CONNECT x:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", "CONNECT"),
     (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", "asterisk"),
 ]
-_TARGETS = [
+TARGETS = [
     b"http://x/GetKey",
     b"http://dstack/GetKey?path=a",
     b"/GetKey",
@@ -209,11 +209,17 @@ def create_head_attacks() -> list[Attack]:
     ]
 
 
+def create_request(verb: bytes, target: bytes, body: bytes = b"", kind: bytes = b"") -> bytes:
+    """Return a request that is the last of its connection."""
+    length = b"Content-Length: %d" % len(body)
+    return _get(target, b"Content-Type: " + kind, length, _LAST, verb=verb) + body
+
+
 def create_target_attacks() -> list[Attack]:
     """Return targets that try to reach methods of the unix sockets from the external listener."""
     return [
         Attack(f"target {target.decode()}", "http", [_get(target, _LAST)], ([404], [400]))
-        for target in _TARGETS
+        for target in TARGETS
     ]
 
 

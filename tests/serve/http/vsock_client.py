@@ -40,6 +40,7 @@ def check_guest_api_over_vsock(port: int) -> None:
     assert request(port, "/api/NetworkInfo")[0] == 200
     assert request(port, "/api/GetKey")[0] == 404
     assert request(port, "/GetKey")[0] == 404
+    assert request(port, "/api/Shutdown", "POST")[0] == 403  # from a process of the guest
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:  # kept alive, in pieces
         client.settimeout(_SECONDS)
         client.connect((LOOPBACK, port))

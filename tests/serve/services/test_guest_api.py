@@ -1,7 +1,7 @@
 """GuestApi, which the host reads over vsock: methods, hiding, and Shutdown."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -10,11 +10,12 @@ from attestkit.serve import listener_apps
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import messages_guest_api as messages
+from attestkit.serve.rpc.dispatcher import RpcApp
 from attestkit.serve.rpc.message_fields import fields_of
 from attestkit.serve.rpc.protobuf_codec import encode
 from attestkit.serve.services import guest_api
 from attestkit.serve.services.context import Guest
-from tests.serve.asgi import BINARY_TYPE, Client
+from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 from tests.serve.guests import GuestClient, MakeGuest
 
 METHODS = ("Info", "SysInfo", "GpuInfo", "NetworkInfo", "ListContainers", "Shutdown")
@@ -183,6 +184,56 @@ def test_shutdown_of_hardware_must_be_enabled(
     response = host.post("/api/Shutdown")
     assert (response.status, response.body) == (200, b"null")
     assert off == [None]
+    for kind in (BINARY_TYPE, JSON_TYPE, "text/plain"):
+        assert host.request("POST", "/api/Shutdown", b"", {"content-type": kind}).status == 200
+    assert len(off) == 4
+
+
+@pytest.mark.parametrize("verb", ["GET", "HEAD", "PUT", "OPTIONS", "DELETE"])
+@pytest.mark.parametrize("path", ["/api/Shutdown", "/api/%53hutdown", "/api/Shutdown?json"])
+def test_shutdown_requires_post(
+    guest: Guest, host: Client, monkeypatch: pytest.MonkeyPatch, path: str, verb: str
+) -> None:
+    """GET and HEAD are safe: neither they nor other verbs power a machine off."""
+    monkeypatch.setattr(guest_api, "power_off", pytest.fail)
+    monkeypatch.setattr(type(guest.attester), "simulated", property(lambda _: False))
+    host.app = listener_apps.guest_api_app(guest, shutdown=True)
+    assert isinstance(host.app, RpcApp)
+    assert host.app.direct(path.encode(), None) is None
+    response = host.request(verb, path)
+    assert response.status == (400 if verb in {"GET", "HEAD"} else 404)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ((("2", 1023), ("3", 8000)), 200),  # the host
+        ((("1", 1023), ("1", 8000)), 403),  # VMADDR_CID_LOCAL
+        ((("3", 1023), ("3", 8000)), 403),  # the guest by its own context id
+        ((("", 0), ("3", 8000)), 403),
+        ((None, ("3", 8000)), 403),  # its address is not known any more
+        ((None, ("/run/guest.sock", None)), 200),
+    ],
+)
+@pytest.mark.parametrize("path", [b"/api/Shutdown", b"/api/%53hutdown"])
+def test_shutdown_is_for_the_host_only(
+    host: Client, path: bytes, ends: tuple[object, object], status: int
+) -> None:
+    """A process of the guest, which vsock loopback connects as well, cannot power it off."""
+    app, sent = host.app, list[Any]()
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "query_string": b"", "headers": []}
+    scope |= {"raw_path": path, "client": ends[0], "server": ends[1]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    host.loop.run_until_complete(app(scope, receive, send))
+    assert sent[0]["status"] == status
+    host.loop.run_until_complete(app({**scope, "raw_path": b"/api/Info"}, receive, send))
+    assert sent[-2]["status"] == 200
 
 
 @pytest.mark.parametrize(

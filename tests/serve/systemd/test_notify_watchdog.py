@@ -252,12 +252,12 @@ def test_watch_failing_probe_is_reported(
 
 @pytest.mark.parametrize(
     ("name", "response"),
-    [("http", b"HTTP/1.1 401 Unauthorized\r\n\r\n"), ("dstack-a", b"HTTP/1.1 404 No\r\n\r\n")],
+    [("http", b"HTTP/1.1 401 Unauthorized\r\n\r\n"), ("dstack-a", b"HTTP/1.1 403 No\r\n\r\n")],
 )
 def test_watch_refusal_of_working_listener_suffices(
     folder: Path, manager: FakeServiceManager, name: str, response: bytes
 ) -> None:
-    """A listener that requires a token, or lacks the method, answers: nothing is restarted."""
+    """A listener that requires a token, or refuses the method, answers: nothing is restarted."""
 
     async def test() -> None:
         assert await receive(manager) == "WATCHDOG=1"
