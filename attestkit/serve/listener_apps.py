@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import NotFoundError, UsageError
 from attestkit.serve.api_docs import views as docs
@@ -11,11 +11,6 @@ from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
 from attestkit.serve.container_logs import view
 from attestkit.serve.endpoints import LimitedSocket
-from attestkit.serve.external_auth.access_control import (
-    AccessControl,
-    ExternalAuth,
-    assign_scopes,
-)
 from attestkit.serve.http.asgi import App, Guard, Scope
 from attestkit.serve.http.request_checks import has_loopback_host
 from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
@@ -28,6 +23,9 @@ from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api, worker_v1
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE
+
+if TYPE_CHECKING:
+    from attestkit.serve.external_auth.access_control import ExternalAuth
 
 # Views of the external listener: dashboard, static files and metrics.
 
@@ -163,7 +161,7 @@ def tappd_app(guest: Guest) -> App:
 
 
 def external_app(
-    guest: Guest, *, only_local: bool = False, auth: ExternalAuth | None = None
+    guest: Guest, *, only_local: bool = False, auth: "ExternalAuth | None" = None
 ) -> App:
     """Return the application of the external TCP listener: Worker, and the pages.
 
@@ -179,9 +177,12 @@ def external_app(
     views = make_views(guest, view.make_views(guest), linked=docs.list_paths(EXTERNAL_SERVICES))
     guard = refuse_rebound_host if only_local else None
     app = _app("http", guest, EXTERNAL_SERVICES, headers, views=views, guard=guard)
-    scopes = assign_scopes(app.route_names, docs.list_paths(EXTERNAL_SERVICES))
     if auth is not None:
-        app.access = AccessControl(auth, scopes, _app_id_reader(guest), guest.now)
+        from attestkit.serve.external_auth import access_control  # lazy: needs libsodium
+
+        scopes = access_control.assign_scopes(app.route_names, docs.list_paths(EXTERNAL_SERVICES))
+        read_app_id = _app_id_reader(guest)
+        app.access = access_control.AccessControl(auth, scopes, read_app_id, guest.now)
     return app
 
 

@@ -214,8 +214,7 @@ def test_watch_probes_only_first_listener(
     folder: Path, manager: FakeServiceManager, name: str, target: bytes
 ) -> None:
     """Only the first active listener is probed, the external one before others."""
-    later = "dstack-signer" if name in {"dstack-quote-only", "verifier"} else "pccs"
-    others = {later: FixedResponder(None)}
+    others = {"pccs": FixedResponder(None)}
     requests = FixedResponder(OK)
 
     async def test() -> None:
