@@ -195,9 +195,13 @@ interleave: $(VENV)/.dev
 	ATTESTKIT_SCHEDULES=20000 ATTESTKIT_EXAMPLES=500 $(BIN)/python -m pytest -s -p no:benchmark -m slow \
 	  tests/concurrency -k 'not killed' $(ARGS)
 
-# Some ten minutes; ARGS='--session oldest-3.10' runs a part, `--list` names them.
+# Some twenty minutes; ARGS='--session oldest-3.10' runs a part anew and adds it to the record if it
+# succeeds, `--list` names them.
+MATRIX := docs/records/matrix.json
 matrix: $(VENV)/.dev
-	$(BIN)/python -m nox $(if $(ARGS),$(ARGS),--report docs/records/matrix.json)
+	@rm -f .matrix/part.json
+	$(BIN)/python -m nox --report $(if $(ARGS),.matrix/part.json $(ARGS),$(MATRIX))
+	@[ ! -e .matrix/part.json ] || $(BIN)/python -m tests.matrix.record .matrix/part.json
 
 # Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
 chaos: $(VENV)/.dev

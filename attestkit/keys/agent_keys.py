@@ -8,7 +8,7 @@ from attestkit._crypto.ecdsa import P256Key, k256_recover
 from attestkit._crypto.hashes import keccak256
 from attestkit._native import unhex
 from attestkit.errors import BackendError, SignatureError, UnsupportedError, UsageError
-from attestkit.keys.hkdf import encode_name, encode_v1_names, separated_path
+from attestkit.keys.hkdf import encode_purpose, encode_v1_names, separated_path, utf8
 from attestkit.keys.key_claims import v1_claim
 from attestkit.keys.key_epoch import require_key_epoch_0
 from attestkit.keys.local_keys import ALGORITHMS, DerivedKey, Signature, compute_public_key
@@ -57,8 +57,7 @@ class AgentKeys:
         """Return the key of `path` for one algorithm; see `LocalKeys.derive`.
 
         Raises:
-            UsageError: If the algorithm is unknown, or the path has control characters or unpaired
-                surrogates.
+            UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
             UnsupportedError: If the agent does not support the algorithm.
             BackendError: If the response is malformed.
         """
@@ -81,8 +80,8 @@ class AgentKeys:
         """Return the key from the agent's method GetKey; see `LocalKeys.derive_compat`.
 
         Raises:
-            UsageError: If the algorithm is unknown, or a text has control characters or unpaired
-                surrogates.
+            UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the purpose
+                has control characters.
             UnsupportedError: If the agent does not support the algorithm.
             BackendError: If the response is malformed.
         """
@@ -154,8 +153,8 @@ class AgentKeys:
         return Signature(signature, (first, *chain), public_key)
 
     def _get_key(self, path: str, purpose: str, key_type: str) -> tuple[bytes, tuple[bytes, ...]]:
-        encode_name("path", path)
-        encode_name("purpose", purpose)
+        utf8("path", path)
+        encode_purpose(purpose)
         if key_type != "secp256k1":
             self._check_version(key_type)
         arguments = {"path": path, "purpose": purpose, "algorithm": key_type}

@@ -14,7 +14,7 @@ from attestkit.keys.hkdf import (
     derive_p256,
     derive_v1_bytes,
     derive_x25519,
-    encode_name,
+    encode_purpose,
 )
 from attestkit.keys.key_claims import v0_claim, v1_claim
 from attestkit.keys.key_file import LARGEST, ProviderName, read_app_keys
@@ -208,7 +208,7 @@ class AppKeys(Secret):
             UsageError: If the purpose has control characters or unpaired surrogates, or the
                 AppKeys are closed.
         """
-        encode_name("purpose", purpose)
+        encode_purpose(purpose)
         return self._endorse(v0_claim(public_key, purpose))
 
     def endorse_v1(self, public_key: bytes, domain: str, algorithm: str) -> tuple[bytes, bytes]:

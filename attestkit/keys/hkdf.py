@@ -101,30 +101,30 @@ def separated_path(path: str, algorithm: str) -> str:
     algorithm in the prefix is `secp256k1` (also for `k256`), `ed25519`, `p256` or `x25519`.
 
     Raises:
-        UsageError: If the algorithm is unknown, or `encode_name` rejects the path.
+        UsageError: If the algorithm is unknown, or the path is not `str` or has unpaired
+            surrogates.
     """
-    encode_name("path", path)  # otherwise None and "None" would be one path
+    utf8("path", path)  # otherwise None and "None" would be one path
     utf8("algorithm", algorithm)
     if algorithm not in _SEPARATED:
         raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
     return f"attestkit/v1/{_SEPARATED[algorithm]}/{path}"
 
 
-def encode_name(what: str, text: str) -> bytes:
-    """Encode a path or purpose as UTF-8.
+def encode_purpose(purpose: str) -> bytes:
+    """Encode a purpose as UTF-8.
 
-    The root key signs the purpose. Without control characters it cannot begin like the messages of
+    The root key signs it. Without control characters it cannot begin like the messages of
     other protocols for the same kind of key: 0x19 begins a signed message of Ethereum (EIP-191,
     EIP-712), 1 to 4 a typed transaction (EIP-2718).
 
     Raises:
-        UsageError: If `text` is not `str`, or has control characters or unpaired surrogates; the
-            message begins with `what`.
+        UsageError: If it is not `str`, or has control characters or unpaired surrogates.
     """
-    encoded = utf8(what, text)
-    if (found := _CONTROL.search(text)) is not None:
+    encoded = utf8("purpose", purpose)
+    if (found := _CONTROL.search(purpose)) is not None:
         place = f"U+{ord(found[0]):04X} at character {found.start()}"
-        message = f"{what}: control character {place}; use printable text"
+        message = f"purpose: control character {place}; use printable text"
         raise UsageError(message, reason="wrong_value")
     return encoded
 

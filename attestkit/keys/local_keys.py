@@ -7,7 +7,7 @@ from attestkit._crypto.ecdsa import P256Key, k256_public_key
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import UsageError
 from attestkit.keys.app_keys import AppKeys
-from attestkit.keys.hkdf import encode_name, separated_path
+from attestkit.keys.hkdf import encode_purpose, separated_path, utf8
 from attestkit.keys.signatures import PREHASHED, prepare_message
 
 ALGORITHMS: Final = {
@@ -82,13 +82,13 @@ class LocalKeys:
         """Return the key of `path` for one algorithm; see `separated_path`.
 
         Args:
-            path: Text without control characters; may be empty.
+            path: Any text; may be empty.
             algorithm: secp256k1 (or k256), ed25519, p256 or x25519. The signature chain of p256 and
                 x25519 keys is empty, because the agent's API does not sign them.
 
         Raises:
-            UsageError: If the algorithm is unknown, the path has control characters or unpaired
-                surrogates, or the AppKeys are closed.
+            UsageError: If the algorithm is unknown, the path has unpaired surrogates, or the
+                AppKeys are closed.
         """
         separated = separated_path(path, algorithm)
         if algorithm in ALGORITHMS:
@@ -109,20 +109,20 @@ class LocalKeys:
         agent. For a path that begins with `attestkit/v1/`, the result may equal a key of `derive`.
 
         Args:
-            path: Text without control characters; may be empty.
+            path: Any text; may be empty.
             purpose: Text without control characters that the first signature of the chain covers;
                 it does not change the key.
             algorithm: secp256k1 (also k256 or the empty name) or ed25519.
 
         Raises:
-            UsageError: If the algorithm is unknown, a text has control characters or unpaired
-                surrogates, or the AppKeys are closed.
+            UsageError: If the algorithm is unknown, a text has unpaired surrogates, the
+                purpose has control characters, or the AppKeys are closed.
         """
         key_type = ALGORITHMS.get(algorithm)
         if key_type is None:
             raise UsageError("Unsupported algorithm", reason="unsupported_algorithm")
-        encode_name("purpose", purpose)  # before a secret exists
-        key = self._app_keys.derive_bytes(encode_name("path", path))
+        encode_purpose(purpose)  # before a secret exists
+        key = self._app_keys.derive_bytes(utf8("path", path))
         public = compute_public_key(key_type, key)
         return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
 
@@ -155,10 +155,9 @@ class LocalKeys:
         """Return the P-256 key of `path`, as the older method DeriveKey does.
 
         Raises:
-            UsageError: If the path has control characters or unpaired surrogates, or the AppKeys
-                are closed.
+            UsageError: If the path has unpaired surrogates, or the AppKeys are closed.
         """
-        scalar = self._app_keys.derive_bytes(encode_name("path", path))
+        scalar = self._app_keys.derive_bytes(utf8("path", path))
         try:
             return P256Key.from_scalar(scalar)
         finally:

@@ -13,6 +13,8 @@ from tests.clients.dstack_v1 import ENDPOINT, NO_ALGORITHM, DstackClient, Status
 from tests.serve.client import get
 from tests.serve.server import PATIENCE, Server, running_server
 
+_DSTACK = "1.3.6.1.4.1.62397.1."
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
@@ -53,9 +55,15 @@ def test_get_key_errors(client: DstackClient) -> None:
 
 def test_issue_cert(client: DstackClient) -> None:
     """A certificate with the defaults, and one with everything."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
     key, chain = client.issue_cert("a.example")
     assert key.startswith("-----BEGIN PRIVATE KEY-----\n")
-    assert [one.startswith("-----BEGIN CERTIFICATE-----\n") for one in chain] == [True, True]
+    leaf, issuer = (x509.load_pem_x509_certificate(one.encode()) for one in chain)
+    leaf.verify_directly_issued_by(issuer)
+    usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usages) == [ExtendedKeyUsageOID.SERVER_AUTH]
     other = client.issue_cert(
         "a.example",
         alt_names=["a.example", "10.0.0.1"],
@@ -66,6 +74,12 @@ def test_issue_cert(client: DstackClient) -> None:
         with_app_info=True,
     )
     assert other.key != key
+    leaf = x509.load_pem_x509_certificate(other.certificate_chain[0].encode())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name.value) for name in names] == ["a.example", "10.0.0.1"]
+    assert leaf.not_valid_after_utc.timestamp() == 4_102_444_800
+    private = {one.oid.dotted_string.removeprefix(_DSTACK) for one in leaf.extensions}
+    assert {"8", "9"} <= private  # evidence and app information
     with pytest.raises(StatusError, match="HTTP 400: not_before must be earlier than not_after"):
         client.issue_cert(not_before=2, not_after=1)
 

@@ -1,5 +1,6 @@
 """docs/compatibility.md: each line about dstack names its tests, and the matrix has the clients."""
 
+import json
 import re
 from typing import Final
 
@@ -9,6 +10,7 @@ from tests.docs.promises import NODE, ROOT, read_tests
 
 PAGE: Final = ROOT / "docs/compatibility.md"
 _LINES: Final = re.compile(r"^\| (?!dstack \|)(.+?) \| (.+?) \| (.+?) \| (.*) \|$", re.MULTILINE)
+_CLIENTS: Final = ("dstack_sdk", "dstack_sdk_js", "dstack_v1", "own_client")  # columns
 _HOW: Final = ("served", "simulated", "verified", "refused", "left out", "client", "read")
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/compatibility.md is not here")
@@ -28,10 +30,21 @@ def test_every_line_has_tests_that_exist() -> None:
             assert name in read_tests(file), f"{what}: {file}::{name}"
 
 
-def test_client_releases_are_those_of_the_matrix() -> None:
-    """The table has the releases that noxfile.py runs."""
-    text, noxfile = PAGE.read_text(), (ROOT / "noxfile.py").read_text()
-    for row, constant in (("dstack-sdk (Python)", "PYTHON_CLIENTS"), ("@phala", "JS_CLIENTS")):
-        [releases] = re.findall(rf"^{constant}: Final = \((.+)\)$", noxfile, re.MULTILINE)
-        [cell] = re.findall(rf"^\| {re.escape(row)}.*? \| (.+?) \|", text, re.MULTILINE)
-        assert cell.split(", ") == re.findall(r"[\d.]+", releases)
+def test_apis_and_clients_are_those_of_the_record() -> None:
+    """The table has each client and release that ran on a path of the API, and no other."""
+    sessions = json.loads((ROOT / "docs/records/matrix.json").read_text())["sessions"]
+    found = {
+        path: cells.split(" | ")
+        for path, cells in re.findall(
+            r"^\| (?:Tappd|v\d) \| `(.+?)` \| (.+) \|$", PAGE.read_text(), re.MULTILINE
+        )
+    }
+    assert found.keys() == {one["args"]["api"] for one in sessions if "api" in one["args"]}
+    for path, cells in found.items():
+        for client, cell in zip(_CLIENTS, cells, strict=True):
+            ran = [
+                one["args"].get("release", "tested")
+                for one in sessions
+                if (one["name"], one["args"].get("api")) == (client, path)
+            ]
+            assert cell == (", ".join(ran) or "-"), (path, client)

@@ -125,20 +125,25 @@ CONTROLS = [ETHEREUM, "\x02\xf8", "a\nb", "\0", "\x1f", "\x7f", "\x80", "\x9f"]
 
 
 @pytest.mark.parametrize("text", CONTROLS)
-def test_local_keys_derive_of_control_character_fails(app_keys: AppKeys, text: str) -> None:
-    """The root key signs no purpose with a control character, and no path has one."""
-    keys = LocalKeys(app_keys)
+def test_local_keys_purpose_with_control_character_fails(app_keys: AppKeys, text: str) -> None:
+    """The root key signs no purpose with a control character."""
     calls: list[Callable[[], object]] = [
-        lambda: keys.derive_compat("path", text),
-        lambda: keys.derive_compat(text),
-        lambda: keys.derive(text, "ed25519"),
-        lambda: keys.derive(text, "p256"),
-        lambda: keys.derive_p256(text),
+        lambda: LocalKeys(app_keys).derive_compat("path", text),
         lambda: app_keys.endorse(bytes(33), text),
     ]
     for call in calls:
         with raises(UsageError, "wrong_value"):
             call()
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+def test_local_keys_path_is_any_text(app_keys: AppKeys, text: str) -> None:
+    """A path is not signed, and agents derive the key of any text."""
+    keys = LocalKeys(app_keys)
+    key = app_keys.derive_bytes(text.encode())
+    assert keys.derive_compat(text).key == key
+    assert keys.derive_p256(text).scalar == key
+    assert len({key, *(keys.derive(text, name).key for name in ("ed25519", "p256"))}) == 3
 
 
 def test_local_keys_derive_of_printable_text_succeeds(app_keys: AppKeys) -> None:

@@ -71,7 +71,7 @@ class DeriveKeyArgs(NamedTuple):
     """Arguments of the legacy method DeriveKey.
 
     Attributes:
-        path: Path of the key: the same path gives the same key. No control characters.
+        path: Path of the key: the same path gives the same key.
         subject: Common name of the certificate; empty: no common name.
         alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
         usage_ra_tls: Include evidence in the certificate.
@@ -80,7 +80,7 @@ class DeriveKeyArgs(NamedTuple):
         random_seed: Return a new key instead of the path's.
     """
 
-    path: Annotated[str, 1, _PRINTABLE] = ""
+    path: Annotated[str, 1] = ""
     subject: Annotated[str, 2, X509_NAME] = ""
     alt_names: Annotated[tuple[str, ...], 3, ASCII] = ()
     usage_ra_tls: Annotated[bool, 4] = False
@@ -93,8 +93,7 @@ class GetKeyArgs(NamedTuple):
     """Path and algorithm of a key, and the purpose in its signature chain.
 
     Attributes:
-        path: Path of the key: the same path gives the same key, for every algorithm. No control
-            characters.
+        path: Path of the key: the same path gives the same key, for every algorithm.
         purpose: Text that is signed in the signature chain, and does not change the key. No control
             characters.
         algorithm: Algorithm of the key; empty: secp256k1.
@@ -104,7 +103,7 @@ class GetKeyArgs(NamedTuple):
             refused.
     """
 
-    path: Annotated[str, 1, _PRINTABLE] = ""
+    path: Annotated[str, 1] = ""
     purpose: Annotated[str, 2, _PRINTABLE] = ""
     algorithm: Annotated[str, 3, _KEYS_OR_NONE] = ""
     root_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None

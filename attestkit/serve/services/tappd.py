@@ -1,7 +1,7 @@
 """Legacy service Tappd of tappd.sock: one function per method."""
 
 from attestkit.keys import derive_p256
-from attestkit.keys.hkdf import encode_name
+from attestkit.keys.hkdf import utf8
 from attestkit.report_data import ReportData
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages import (
@@ -33,7 +33,7 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
         usage_client_auth=args.usage_client_auth,
     )
     if args.random_seed:
-        key = derive_p256(guest.random(32), encode_name("path", args.path))
+        key = derive_p256(guest.random(32), utf8("path", args.path))
     else:
         key = guest.keys.derive_p256(args.path)
     return guest.certificate(request, key)

@@ -81,11 +81,14 @@ test_python_attest = python.test_attest
 test_python_events = python.test_emit_event
 test_python_tls_keys = python.test_get_tls_key
 test_python_signatures = python.test_sign_and_verify
-test_python_version = python.test_version_and_health
+test_python_version = python.test_version
+test_python_is_reachable = python.test_is_reachable
 test_python_tappd_keys = python.test_tappd_derive_key
 test_python_tappd_quotes = python.test_tappd_tdx_quote
-test_python_tappd_info = python.test_tappd_info_and_version
+test_python_tappd_info = python.test_tappd_info
+test_python_tappd_is_reachable = python.test_tappd_is_reachable
 test_python_tappd_inherited = python.test_tappd_inherited_methods
+test_python_tappd_newer = python.test_tappd_inherited_newer_methods
 
 
 def test_python_info(dstack: python.Run, app: AppFiles) -> None:
@@ -127,7 +130,8 @@ def answers(node: str, server: Server) -> Any:
 
 found = javascript.found
 
-test_javascript_quotes = javascript.test_quote_and_evidence
+test_javascript_quotes = javascript.test_get_quote
+test_javascript_attest = javascript.test_attest
 test_javascript_events = javascript.test_emit_event
 test_javascript_tls_key = javascript.test_get_tls_key
 test_javascript_signatures = javascript.test_sign_and_verify

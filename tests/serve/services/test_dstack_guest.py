@@ -59,17 +59,24 @@ def test_sign_matches_vectors(vector_dstack: Client, case: dict[str, Any]) -> No
     assert (response.status, response.body) == (200, expected.encode())
 
 
-@pytest.mark.parametrize("field", ["path", "purpose"])
-def test_get_key_with_control_character_is_400(dstack: Client, tappd: Client, field: str) -> None:
+ETHEREUM = "\x19Ethereum Signed Message:\n70"
+
+
+def test_get_key_of_purpose_with_control_character_is_400(dstack: Client, tappd: Client) -> None:
     """The root key signs no purpose that begins like another protocol's message."""
-    message = {field: "\x19Ethereum Signed Message:\n70"}
-    for response in (
-        dstack.post("/GetKey", message),
-        tappd.post("/prpc/DeriveK256Key", message),
-        tappd.post("/prpc/DeriveKey", {"path": "\n"}),
-        tappd.post("/prpc/DeriveKey", {"path": "\n", "random_seed": True}),
-    ):
+    message = {"purpose": ETHEREUM}
+    for response in (dstack.post("/GetKey", message), tappd.post("/prpc/DeriveK256Key", message)):
         assert (response.status, "control character" in response.error()) == (400, True)
+
+
+def test_key_methods_accept_any_path(dstack: Client, tappd: Client) -> None:
+    """A path is not signed, so it may have control characters, as with an agent of dstack."""
+    message = {"path": ETHEREUM}
+    key = dstack.post("/GetKey", message).json()["key"]
+    assert tappd.post("/prpc/DeriveK256Key", message).json()["k256_key"] == key
+    for random_seed in (False, True):
+        response = tappd.post("/prpc/DeriveKey", {**message, "random_seed": random_seed})
+        assert response.status == 200
 
 
 @needs_shared

@@ -40,6 +40,12 @@ def read_rows() -> list[Row]:
     return list(rows.values())
 
 
+def read_headers(listener: str) -> dict[str, str]:
+    """Return the headers of every response of a listener."""
+    headers: dict[str, str] = json.loads(FILE.read_text())["headers"][listener]
+    return headers
+
+
 def _body(row: Row) -> bytes | None:
     if "body_hex" in row:
         return bytes.fromhex(row["body_hex"])
