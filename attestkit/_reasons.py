@@ -90,7 +90,7 @@ UsageReason = Literal[
     "conflict",  # two arguments exclude each other
     "encoding",  # an argument is not valid hex, base64, PEM, ASCII or Unicode text
     "invalid_key",  # a public or private key is not valid for its algorithm
-    "key_epoch",  # keys of another epoch than 0
+    "key_epoch",  # keys of an epoch other than 0
     "missing",  # a required argument or one of a group is absent or empty
     "missing_dependency",  # the package of an extra is not installed
     "not_applicable",  # the argument does not apply to this platform or kind of input
@@ -138,7 +138,7 @@ NotFoundReason = Literal["container", "key", "method", "path"]
 
 UnsupportedReason = Literal[
     "feature",  # the kernel, agent or backend lacks it
-    "key_epoch",  # the agent returned a key of another epoch than 0
+    "key_epoch",  # the agent returned a key of an epoch other than 0
     "no_app",  # no application is known here
     "no_certificates",
     "no_keys",

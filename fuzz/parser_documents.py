@@ -6,9 +6,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from attestkit.attestation.launch.mr_config import MrConfig, config_id_v3
-from attestkit.attestation.launch.os_image import expected_snp_measurement, expected_tdx_registers
+from attestkit.attestation.launch.os_image import _tdx_launch, expected_snp_measurement
 from attestkit.attestation.launch.vm_config import VmConfig, choose_config
-from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.backends.simulator.os_image import ImageConfig, simulated_image, simulated_snp_image
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import SysConfig
@@ -81,7 +80,7 @@ def _os_image(raw: bytes) -> object:
         fields["sev_snp_measurement"] = json.dumps(launch)
         return expected_snp_measurement(VmConfig(fields, fields))
     fields |= {"tdx_attestation_variant": "lite", "memory_size": 1 << 32, "tdx_measurement": texts}
-    return expected_tdx_registers(VmConfig(fields, fields), Tdx(b"", _ACPI))
+    return _tdx_launch(VmConfig(fields, fields)).registers(_ACPI)
 
 
 def os_image_samples() -> list[bytes]:

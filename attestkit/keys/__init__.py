@@ -1,22 +1,23 @@
 """Keys of an application: the guest agent's key file, derivation, signatures and verification.
 
 All keys are derived from a root key of 32 bytes with HKDF, as in the dstack guest agent API; the
-path is the info. `LocalKeys` holds the root key, `AgentKeys` requests keys from a guest agent. A
-signature chain certifies a key: the application's root key signs the derived key, and the key
-management service (KMS) the root key; both are secp256k1 signatures.
+info is the path, or the algorithm and domain of a v1 key. `LocalKeys` holds the root key,
+`AgentKeys` requests keys from a guest agent. A signature chain certifies a key: the application's
+root key signs the derived key, and the key management service (KMS) the root key; both are
+secp256k1 signatures.
 
 Secrets never appear in `repr`, errors or pickles.
 """
 
-from attestkit.keys.agent_keys import AgentKeys
+from attestkit.keys.agent_keys import AgentApi, AgentKeys
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, separated_path
 from attestkit.keys.key_chain import recover_issuers, recover_root, verify_key_chain
-from attestkit.keys.key_epoch import require_key_epoch_0
 from attestkit.keys.local_keys import DerivedKey, KeyDeriver, LocalKeys, Signature
 from attestkit.keys.signatures import verify_signature
 
 __all__ = [
+    "AgentApi",
     "AgentKeys",
     "AppKeys",
     "DerivedKey",
@@ -28,7 +29,6 @@ __all__ = [
     "derive_x25519",
     "recover_issuers",
     "recover_root",
-    "require_key_epoch_0",
     "separated_path",
     "verify_key_chain",
     "verify_signature",

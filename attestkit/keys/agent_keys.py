@@ -183,7 +183,7 @@ class AgentKeys:
 
 
 def _check_epochs(response: Mapping[str, object]) -> None:
-    """Raise UnsupportedError for a key of another epoch than 0.
+    """Raise UnsupportedError for a key of an epoch other than 0.
 
     Agents since 0.6.6 return keys of the current epoch, which changes with the keys of the KMS.
     """

@@ -48,7 +48,7 @@ def derive_v1_bytes(root: bytes | bytearray, domain: str, algorithm: str) -> byt
 def encode_v1_names(domain: str, algorithm: str) -> tuple[bytes, bytes]:
     """Return algorithm and domain of a v1 key in UTF-8, in the order of its derivation.
 
-    A domain is any text: it only occurs behind its length. There is no Unicode normalization.
+    A domain is any text, because its length precedes it. Unicode is not normalized.
 
     Raises:
         UsageError: If the algorithm is not `secp256k1` or `ed25519` (v1 has no default and no

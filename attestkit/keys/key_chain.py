@@ -169,7 +169,7 @@ def _expected_claim(
 def _trusted_keys(
     app_id: bytes | None, kms_roots: Iterable[bytes] | None, app_root: bytes | None
 ) -> tuple[bytes, ...]:
-    """Return the keys one of which must have signed the last link; there is no default."""
+    """Return the trusted keys, one of which must have signed the last link."""
     if app_root is not None:
         if app_id is not None or kms_roots is not None:
             raise UsageError("app_root: excludes app_id and kms_roots", reason="conflict")

@@ -30,7 +30,7 @@ OID_CERT_USAGE: Final = f"{_ARC}.4"
 OID_ATTESTATION: Final = f"{_ARC}.8"
 """Evidence, shortened by `Attestation.stripped`."""
 OID_APP_INFO: Final = f"{_ARC}.9"
-"""`AppInfo` in MessagePack, a map, or an array before dstack 0.6."""
+"""`AppInfo` in MessagePack: a map; before dstack 0.6 an array."""
 
 _COMPRESSED: Final = b"ELGZv1"
 _MAX_EVENT_LOG: Final = 16_384  # bytes of a decompressed event log
@@ -141,12 +141,12 @@ def _check_identity(
 ) -> None:
     """Check the app in the certificate's extensions against verified evidence.
 
-    The extensions have the values of the evidence as its issuer decodes it: `device_id` is the hash
-    of an identity that is not in the evidence of a TD, and `os_image_hash` that of `config`.
+    An issuer decodes the evidence without verifying it, and so does the comparison: `device_id` of
+    a TD is the hash of an empty identity, and `os_image_hash` is that of the VM configuration.
 
     Raises:
         FormatError: If the app info is malformed.
-        VerificationError: If they name another app.
+        VerificationError: If an extension differs from the evidence.
     """
     app_id, content = certificate.content(OID_APP_ID), certificate.content(OID_APP_INFO)
     if app_id is None and content is None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from attestkit.serve.systemd.service import ServiceEnvironment
 
 _EXTRA_PACKAGES = frozenset({"httptools", "uvicorn", "uvloop"})
-_LISTENERS = 8  # without limited sockets
 _OPEN_FILES = 1024  # besides connections
 _logger = logging.getLogger("attestkit.serve")
 
@@ -130,11 +129,12 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
     from attestkit.backends import detect_hardware
     from attestkit.serve.config.agent_settings import decide_settings
     from attestkit.serve.config.verifier_settings import decide_verifier
+    from attestkit.serve.endpoints import LISTENERS
     from attestkit.serve.http.sockets import FolderLock, make_folder
     from attestkit.serve.systemd.service import ServiceEnvironment
 
     verifier_settings = decide_verifier(options, os.environ)
-    _raise_file_limit(shared.limits, _LISTENERS + len(options.limited_sockets or ()))
+    _raise_file_limit(shared.limits, len(LISTENERS) + len(options.limited_sockets or ()))
     if verifier_settings is not None and verifier_settings.alone:
         _serve_verifier_only(verifier_settings, shared, watchdog=options.watchdog)
         return

@@ -55,10 +55,10 @@ class ServerOptions(NamedTuple):
         docker: Address of the container engine; default `unix:///var/run/docker.sock`.
         ear_key: Signs attestation results on request; None: no signed results.
         stats: Counters to update.
-        external_auth: Who may use the external listener; None: everyone.
+        external_auth: Access control of the external listener; None: no token is required.
         guest_api_shutdown: Whether GuestApi.Shutdown powers off a machine that is not simulated.
-        has_emit_event: Whether the method EmitEvent works; if not, it is refused as dstack's agents
-            since 0.6.0 do.
+        has_emit_event: Whether the method EmitEvent works; otherwise it returns the error of
+            dstack's agents since 0.6.0.
     """
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
@@ -149,7 +149,7 @@ def _check_arguments(
 ) -> None:
     agent = any(getattr(addresses, name) for name in AGENT_LISTENERS) or bool(addresses.limited)
     if addresses.guest_api is not None and not agent:
-        text = "guest_api: requires another listener of the agent; give one of them too"
+        text = "guest_api: requires another listener of the agent; turn one on"
         raise UsageError(text, reason="conflict")
     if not (agent or addresses.verifier):
         raise UsageError("listeners: all are off; turn one on", reason="missing")

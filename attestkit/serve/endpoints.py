@@ -12,7 +12,13 @@ AGENT_LISTENERS: Final = ("dstack", "tappd", "http", "dev_http", "pccs")
 """Listeners that need an attester; `guest_api` does too, but is never the only one."""
 
 LISTENERS: Final = (
-    *("dstack", "tappd", "http", "dev_http", "verifier", "pccs", "verifier_metrics"),
+    "dstack",
+    "tappd",
+    "http",
+    "dev_http",
+    "verifier",
+    "pccs",
+    "verifier_metrics",
     "guest_api",
 )
 """All listeners, in the order of the ready line."""
@@ -46,12 +52,12 @@ class LimitedSocket(NamedTuple):
         return f"{LIMITED_PREFIX}{self.path.name.removesuffix('.sock')}"
 
     def error(self, problem: str) -> UsageError:
-        """Return the error of this socket."""
+        """Return an error that names the option and the path."""
         return UsageError(f"{self.option} {self.path}: {problem}", reason="wrong_value")
 
 
 ANY_CID: Final = 0xFFFFFFFF
-"""Context id that stands for every one of this machine (VMADDR_CID_ANY)."""
+"""Context id for all addresses of this machine (VMADDR_CID_ANY)."""
 
 
 class VsockAddress(NamedTuple):

@@ -57,7 +57,7 @@ async def _show_asset(_: Guest, request: ViewRequest) -> ViewResponse:
     return ViewResponse(ASSETS[request.name], content, [_FOREVER if cacheable else _ASK_AGAIN])
 
 
-_AT_ROOT = dstack_guest.SERVICE._replace(aliases=())  # tappd.sock has no other generation
+_AT_ROOT = dstack_guest.SERVICE._replace(aliases=())  # tappd.sock has no /v0
 
 # Tappd clients inherit the DstackGuest methods and call them under their own prefix or at the root
 # of tappd.sock; both give the same keys.
@@ -187,7 +187,7 @@ def external_app(
 
 
 def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
-    """Return a function that returns the app id, and keeps it."""
+    """Return a function that returns the app id, and caches it."""
     known = b""
 
     async def read() -> bytes:
@@ -201,7 +201,7 @@ def _app_id_reader(guest: Guest) -> Callable[[], Awaitable[bytes]]:
 
 
 def guest_api_app(guest: Guest, *, shutdown: bool = False) -> App:
-    """Return the application of the host's listener: GuestApi at `/api/`, without pages."""
+    """Return the application of the listener for the host: GuestApi at `/api/`, without pages."""
     from attestkit.serve.services import guest_api  # lazy: most servers do not have it
 
     app = _rpc_app("guest_api", guest, [guest_api.make_service(shutdown=shutdown)])

@@ -20,7 +20,7 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class InterfaceState(NamedTuple):
-    """A network interface: its addresses with the bits of their network, and its counters."""
+    """A network interface: its addresses with their prefix lengths, and its counters."""
 
     name: str
     addresses: tuple[tuple[str, int], ...]
@@ -44,9 +44,13 @@ def read_network(proc: Path = Path("/proc/net"), etc: Path = Path("/etc")) -> Ne
     Interfaces other than `dstack-wg0`, `enp*` and `eth*` are left out.
     """
     v6 = list(_ipv6_addresses(_lines(proc / "if_inet6")))
+    gateways = [
+        *_ipv4_gateways(_lines(proc / "route")),
+        *_ipv6_gateways(_lines(proc / "ipv6_route")),
+    ]
     return Network(
         tuple(_dns_servers(_lines(etc / "resolv.conf")))[:_MOST_SERVERS],
-        tuple(dict.fromkeys([*_gateways(_lines(proc / "route")), *_gateways6(proc)])),
+        tuple(dict.fromkeys(gateways)),
         tuple(_interfaces(_lines(proc / "dev"), v6))[:_MOST_INTERFACES],
     )
 
@@ -68,15 +72,15 @@ def _dns_servers(lines: list[list[str]]) -> Iterator[str]:
             yield words[1][:64]
 
 
-def _gateways(lines: list[list[str]]) -> Iterator[str]:
+def _ipv4_gateways(lines: list[list[str]]) -> Iterator[str]:
     """Yield the routers of the default routes: words are name, destination, router, flags."""
     for words in lines[1:]:
         if len(words) > 3 and int(words[1], 16) == 0 and int(words[3], 16) & _GATEWAY:
             yield str(IPv4Address(struct.pack("=I", int(words[2], 16))))
 
 
-def _gateways6(proc: Path) -> Iterator[str]:
-    for words in _lines(proc / "ipv6_route"):
+def _ipv6_gateways(lines: list[list[str]]) -> Iterator[str]:
+    for words in lines:
         is_default = len(words) > 8 and int(words[0], 16) == 0 and int(words[1], 16) == 0
         if is_default and int(words[8], 16) & _GATEWAY:
             yield str(IPv6Address(int(words[4], 16)))

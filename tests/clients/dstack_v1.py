@@ -102,7 +102,7 @@ class DstackClient:
         return found
 
     def is_v1(self) -> bool | None:
-        """Return whether the agent has v1; None if it is no agent of dstack (section 1.2)."""
+        """Return whether the agent has v1; None if it is not an agent of dstack (section 1.2)."""
         status, body = self._request("GET", "/v1/Version", None)
         try:
             found = json.loads(body)

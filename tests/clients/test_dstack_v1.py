@@ -127,7 +127,7 @@ def test_info_and_version(client: DstackClient, server: Server) -> None:
 
 
 def test_probe_tells_generations(client: DstackClient, tmp_path: Path) -> None:
-    """The probe finds v1 here, and tells an agent that has only v0."""
+    """The probe distinguishes this server from an agent with v0 only, and from another server."""
     assert client.is_v1()
     answers = {
         b'{\n  "error": "Service not found: Version"\n}': None,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/compatibility.md
 
 
 def test_every_line_has_tests_that_exist() -> None:
-    """What is served, verified, or left out is shown by tests."""
+    """Each line names tests that show whether a feature is served, verified, or left out."""
     section = PAGE.read_text().partition("\n## dstack 0.5 and 0.6\n")[2].partition("\n## ")[0]
     lines = _LINES.findall(section)
     assert len(lines) == section.count("\n| ") - section.count("\n| dstack |") > 40

@@ -62,8 +62,8 @@ def verify(chain: Chain) -> None:
     verify_key_chain(chain.key, chain.links, **untyped(anchor | chain.expected))
 
 
-def judge(chain: Chain) -> bool:
-    """Return the verdict of the independent verifier."""
+def is_accepted_independently(chain: Chain) -> bool:
+    """Return whether the independent verifier accepts the chain."""
     names = chain.expected
     binding = names["purpose"] if "purpose" in names else (names["domain"], names["algorithm"])
     return is_issued(chain.key, chain.links, binding, chain.app_id, KMS_ROOT)
@@ -83,7 +83,7 @@ def test_sound_chains_are_accepted() -> None:
     """The chains that the attacks start from are valid."""
     for chain in SOUND:
         verify(chain)
-        assert judge(chain)
+        assert is_accepted_independently(chain)
 
 
 def at(number: int, change: Callable[[bytes], bytes]) -> Callable[[Chain], Chain]:
@@ -154,7 +154,7 @@ def test_malformed_chain_is_refused(name: str, chain: Chain) -> None:
     forged = attack(chain)
     with raises(SignatureError, reason):
         verify(forged)
-    assert not judge(forged)
+    assert not is_accepted_independently(forged)
 
 
 UNCOMPRESSED = PrivateKey(KEYS.derive_v1("wallet", "secp256k1").key).public_key.format(False)
@@ -240,7 +240,7 @@ def test_chain_for_another_key_app_or_name_is_refused(name: str) -> None:
     chain = FOREIGN[name]
     with raises(SignatureError, "untrusted_root", "bad_signature"):  # rarely no key is recovered
         verify(chain)
-    assert not judge(chain)
+    assert not is_accepted_independently(chain)
 
 
 def test_algorithms_cannot_be_exchanged() -> None:
@@ -249,7 +249,7 @@ def test_algorithms_cannot_be_exchanged() -> None:
         forged = chain._replace(expected={"domain": "wallet", "algorithm": algorithm})
         with raises(SignatureError, "invalid_key"):
             verify(forged)
-        assert not judge(forged)
+        assert not is_accepted_independently(forged)
     with raises(SignatureError, "invalid_key"):
         verify(V1._replace(key=UNCOMPRESSED))
     with raises(SignatureError, "untrusted_root", "bad_signature"):
@@ -310,7 +310,7 @@ def test_link_without_signer_is_refused(number: int) -> None:
         forged = V1._replace(links=links)
         with raises(SignatureError, "bad_signature"):
             verify(forged)
-        assert not judge(forged)
+        assert not is_accepted_independently(forged)
 
 
 @pytest.mark.parametrize("recovery_id", [2, 3])
@@ -321,7 +321,7 @@ def test_recovery_id_above_1_recovers_another_key(recovery_id: int) -> None:
         forged = V1._replace(links=(link, V1.links[1]))
         with raises(SignatureError, "untrusted_root", "bad_signature"):
             verify(forged)
-        assert not judge(forged)
+        assert not is_accepted_independently(forged)
 
 
 @given(
@@ -351,7 +351,7 @@ def test_changed_byte_of_a_link_is_refused(chain: Chain, place: int, mask: int) 
     forged = chain._replace(links=(bytes(joined[:65]), bytes(joined[65:])))
     with pytest.raises(SignatureError):
         verify(forged)
-    assert not judge(forged)
+    assert not is_accepted_independently(forged)
 
 
 @given(st.sampled_from(SOUND), st.integers(0, 31), st.integers(1, 255), st.booleans())
@@ -365,10 +365,10 @@ def test_changed_byte_of_key_or_app_is_refused(
     forged = chain._replace(**untyped({name: bytes(changed)}))
     with pytest.raises(SignatureError):
         verify(forged)
-    assert not judge(forged)
+    assert not is_accepted_independently(forged)
 
 
-def test_independent_verifier_has_the_specification_s_claims() -> None:
+def test_claims_of_both_verifiers_are_equal() -> None:
     """Both verifiers hash the same messages."""
     assert independent_chain.claim(V1.key, ("wallet", "secp256k1")) == v1_claim(
         V1.key, "wallet", "secp256k1"

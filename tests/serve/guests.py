@@ -59,6 +59,18 @@ def vector_keys(**changes: object) -> AppKeys:
     return AppKeys.from_json(json.dumps(json.loads(data(APP_KEYS)) | changes))
 
 
+def without_keys(guest: Guest) -> Guest:
+    """Return a guest of the same TEE without app keys."""
+    return Guest(
+        guest.attester,
+        app_compose=guest.app_compose,
+        app_keys=None,
+        vm_config="{}",
+        now=guest.now,
+        random=guest.random,
+    )
+
+
 def make_verifier(simulator: Simulator) -> Verifier:
     """Return a verifier that trusts a simulator."""
     collateral = simulator.collateral(NOW) if simulator.platform == "tdx" else None

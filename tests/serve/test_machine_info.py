@@ -130,7 +130,7 @@ def test_incomplete_meminfo_is_named(proc: Path) -> None:
 
 
 def test_boot_gpu_evidence_is_verbatim(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file's bytes are returned; a missing or unreadable one is None, and the latter logged."""
+    """The file's bytes are returned; None if it is missing, or unreadable, which is logged."""
     path = tmp_path / "attestation.out"
     machine = Machine(gpu_attestation=path)
     assert machine.boot_gpu_evidence() is None

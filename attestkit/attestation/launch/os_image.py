@@ -62,17 +62,6 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
     raise UnsupportedError(message, reason="os_image")
 
 
-def expected_tdx_registers(config: VmConfig, platform: Tdx) -> TdxRegisters:
-    """Return MRTD and RTMR 0 to 2 of a TD with this image and configuration after boot.
-
-    Raises:
-        FormatError: If the configuration, its documents or the ACPI events are malformed.
-        VerificationError: If the documents do not belong to the image.
-        UnsupportedError: If the configuration does not have the "lite" measurement.
-    """
-    return _tdx_launch(config).registers(platform.event_log)
-
-
 def read_measurement_version(vm_config: str) -> int:
     """Return the version of the measurement document of a TD's image.
 

@@ -46,7 +46,7 @@ _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
 _ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
-_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` has
+_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` computes
 
 
 def _variable_digest(guid: str, name: str) -> bytes:

@@ -10,7 +10,8 @@ from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 
 _LARGEST = 1 << 20  # characters; a real one has one or two thousand
-_OF_SYSTEM = ("os_image_hash", "mr_config", "sev_snp_measurement")  # may be beside the VM's
+# Members that may be in the system configuration around a VM configuration instead.
+_OF_SYSTEM = ("os_image_hash", "mr_config", "sev_snp_measurement")
 _CACHE_ENTRIES = 32
 _CACHED_SIZE = 16_384  # characters; longer texts are not cached
 
@@ -26,7 +27,7 @@ class VmConfig(NamedTuple):
         """Parse `text`; empty text is equivalent to `{}`.
 
         An object with a string member `vm_config` is a system configuration; the member contains
-        the VM configuration. Members of both must be equal, so that nothing has two values.
+        the VM configuration. A member of both must have the same value.
 
         Raises:
             FormatError: If either is not a JSON object, they contradict each other, or `text` has
@@ -59,9 +60,9 @@ def read_os_image_hash(text: str) -> bytes:
 
 
 def choose_config(embedded: str, supplied: str) -> str:
-    """Return the VM configuration in evidence, or the one supplied beside it if there is none.
+    """Return the VM configuration in evidence; if it is empty, the one supplied beside it.
 
-    One of them may be inside a system configuration.
+    Each may be inside a system configuration.
 
     Raises:
         FormatError: If they have different values, or are malformed.

@@ -52,8 +52,8 @@ class DstackAgent:
         random: Returns the given number of random bytes.
 
     Attributes:
-        api: The newest API of the agent: "v1" (dstack 0.6) or "v0". The constructor asks once, so
-            open it again after an upgrade of the agent.
+        api: The newest API of the agent: "v1" (dstack 0.6) or "v0". It is requested once, by the
+            constructor; open the backend again after an upgrade of the agent.
         simulated: True unless a quote of the agent is signed by Intel hardware. The constructor
             checks it; it does not replace a verifier.
         why_simulated: The reason why it counts as simulated, in words; otherwise empty.

@@ -375,7 +375,7 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
 
 
 def _read_error(data: bytes) -> object:
-    """Return the member `error` of a JSON object; None if there is none."""
+    """Return the member `error` of a JSON object; None if it is missing."""
     try:
         check_depth(data)
         return json.loads(data)["error"]

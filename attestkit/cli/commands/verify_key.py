@@ -93,13 +93,13 @@ _expected_options: Final = group_options(
 def verify_key(*, file: Path, expected: _Expected, as_json: bool) -> None:
     """Verify that a derived key is a key of an app.
 
-    FILE is the JSON of attestkit key --public --json, or an agent's response of GetKey of v1; - is
-    stdin. Only its public key and signature chain are used.
+    FILE is the JSON of attestkit key --public --json, or the response to GetKey of an agent's v1
+    API; - is stdin. Only its public key and signature chain are used.
     """
     from attestkit.keys import verify_key_chain  # lazy: --help does not need it
 
     public_key, chain = _read_key(file)
-    verify: Any = verify_key_chain  # the overloads exclude what the call below rejects
+    verify: Any = verify_key_chain  # its overloads have no optional arguments
     verify(public_key, chain, **expected._asdict())
     found: dict[str, object] = {
         "public_key": public_key,

@@ -7,7 +7,7 @@ responses from the service table and annotations, and descriptions from docstrin
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from inspect import getdoc
+from inspect import cleandoc, getdoc
 from types import NoneType
 from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -156,11 +156,15 @@ def list_messages(services: Sequence[Service]) -> list[Message]:
 
 @cache
 def read_docstring(message: Message) -> Documentation:
-    """Return the description in the docstring of a message."""
-    text, _, attributes = (getdoc(message) or "").partition("Attributes:\n")
-    descriptions = {name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)}
+    """Return the descriptions in the docstrings of a message and its base classes."""
+    descriptions: dict[str, str] = {}
+    for kind in reversed(message.__mro__):
+        _, _, attributes = cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+        descriptions |= {
+            name: " ".join(words.split()) for name, words in _ATTRIBUTE.findall(attributes)
+        }
     fields = {field.name: descriptions.get(field.name, "") for field in fields_of(message)}
-    return Documentation(_split(text)[0], fields)
+    return Documentation(_split(getdoc(message) or "")[0], fields)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -30,13 +30,15 @@ _SIGNATURE = bytes.fromhex(
 )
 _PUBLIC_KEY = bytes.fromhex("698f56bd587d8ce3ca8db0e1c361ba9d190089f98dc4d9df800ff92ed073a65d")
 
+_GET_TLS_KEY = m.GetTlsKeyArgs(
+    "example.com",
+    ("www.example.com", "api.example.com"),
+    usage_ra_tls=True,
+    usage_server_auth=True,
+)
+
 _EXAMPLES: tuple[NamedTuple, ...] = (
-    m.GetTlsKeyArgs(
-        "example.com",
-        ("www.example.com", "api.example.com"),
-        usage_ra_tls=True,
-        usage_server_auth=True,
-    ),
+    _GET_TLS_KEY,
     m.GetTlsKeyResponse(_PRIVATE_KEY, (_CERTIFICATE, _CERTIFICATE)),
     m.DeriveKeyArgs("my/key/path", "example.com"),
     m.GetKeyArgs("my/key/path", "signing", "ed25519"),
@@ -68,12 +70,7 @@ _EXAMPLES: tuple[NamedTuple, ...] = (
     m.WorkerVersion("0.5.11", "git:0123456789abcdef0123"),
     m.GetAttestationForAppKeyRequest("ed25519"),
     m.Error("Service not found: Nope"),
-    m1.IssueCertRequest(
-        "example.com",
-        ("www.example.com", "api.example.com"),
-        usage_ra_tls=True,
-        usage_server_auth=True,
-    ),
+    m1.IssueCertRequest(*_GET_TLS_KEY),
     m1.IssueCertResponse(_PRIVATE_KEY, (_CERTIFICATE, _CERTIFICATE)),
     m1.GetKeyRequest("wallet", "ed25519"),
     m1.GetKeyResponse(_KEY, _PUBLIC_KEY, _CHAIN),

@@ -142,9 +142,8 @@ class _Value(NamedTuple):
             raise self.error("the value is empty", "missing")
         if len(value) > _LONGEST:
             raise self.error(f"longer than {_LONGEST} characters", "too_large")
-        if not (
-            value.replace("\n", "") if lines else value
-        ).isprintable():  # such as a line end, NUL or lone surrogate
+        checked = value.replace("\n", "") if lines else value
+        if not checked.isprintable():  # such as a line end, NUL or lone surrogate
             raise self.error("has a non-printable character", "encoding")
         return value
 

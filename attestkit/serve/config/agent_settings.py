@@ -175,17 +175,18 @@ def _folders(
 def _socket(options: Options, field: str, default: Path) -> Path | None:
     if getattr(options, field) == OFF:
         return None
-    return _unlimited(options, field, options.path(field) or default)
+    return _check_unlimited(options, field, options.path(field) or default)
 
 
-def _unlimited(options: Options, field: str, path: Path) -> Path:
-    """Return the path of a socket without a list of methods.
+def _check_unlimited(options: Options, field: str, path: Path) -> Path:
+    """Return the path of a socket after checking that it has no list of methods.
 
-    A list that is not read as one would open every method: `=` in the file name is refused.
+    With a list that is not recognized, the socket would serve every method, so `=` in the file name
+    is refused.
     """
     if "=" in path.name:
         raise options.wrong_value(
-            field, "`=` in the name of a socket; only --socket PATH=METHODS limits one"
+            field, "`=` in the file name; use --socket PATH=METHODS for a limited socket"
         )
     return path
 
@@ -226,7 +227,7 @@ def _http(options: Options, *, simulated: bool) -> Address | Path | None:
     if text is not None and text.startswith(UNIX):
         if text == UNIX:
             raise options.wrong_value("http", "must have a path after unix:")
-        return _unlimited(options, "http", Path(text.removeprefix(UNIX)).absolute())
+        return _check_unlimited(options, "http", Path(text.removeprefix(UNIX)).absolute())
     if text is not None and text.startswith(":") and "http" in options.sources:
         options = options._replace(http=f"{host}{text}")  # a configuration may give only a port
     return options.address("http", Address(host, HTTP_PORT))
@@ -240,7 +241,7 @@ def _guest_api(options: Options) -> VsockAddress | Path | None:
         return None
     assert text is not None
     if text.startswith(UNIX) and text != UNIX:
-        return _unlimited(options, "guest_api", Path(text.removeprefix(UNIX)).absolute())
+        return _check_unlimited(options, "guest_api", Path(text.removeprefix(UNIX)).absolute())
     found = _VSOCK.fullmatch(text)
     cid = int(found[1] or str(ANY_CID), 0) if found else -1
     port = int(found[2]) if found else -1

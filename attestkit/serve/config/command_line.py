@@ -99,7 +99,7 @@ class Options(NamedTuple):
 
     The annotation of a field contains the type, the option's metavar (the placeholder of its value
     in --help; omitted for options without a value and for those in CHOICES), and the help text.
-    Fields without help text are no option: a configuration file or another option sets them.
+    Fields without help text are not options: a configuration file or another option sets them.
     `sources` has file and key of each value from a configuration file.
     """
 
@@ -135,7 +135,7 @@ class Options(NamedTuple):
         "file in PEM; may be repeated; default: no token is required",
     ] = None
     anonymous_scopes: Annotated[
-        _Text, "SCOPES", "what needs no token, such as version,health; default: nothing"
+        _Text, "SCOPES", "scopes that need no token, such as version,health; default: none"
     ] = None
     guest_api: Annotated[
         _Text,

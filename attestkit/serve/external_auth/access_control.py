@@ -1,4 +1,4 @@
-"""Access control of the external listener: the scope of each route, and who has it."""
+"""Access control of the external listener: the scope of each route, and the check of tokens."""
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -33,7 +33,7 @@ _CREDENTIALS: Final = re.compile(rb"bearer +([A-Za-z0-9._~+/=-]+)", re.IGNORECAS
 
 
 class ExternalAuth(NamedTuple):
-    """Who may use the external listener.
+    """Access rules of the external listener.
 
     Attributes:
         keys: Ed25519 public keys that sign access tokens, 32 bytes each.

@@ -32,7 +32,7 @@ def read_public_keys(values: Sequence[str]) -> tuple[bytes, ...]:
 
     Raises:
         ConfigError: If there is no key or more than 8, one is malformed or occurs twice, a file
-            cannot be read, or a key is no point of prime order (another party could sign for it).
+            cannot be read, or a key is not a point of prime order (its signatures can be forged).
     """
     if not 0 < len(values) <= MOST_KEYS:
         problem = f"{len(values)} public keys, must be 1 to {MOST_KEYS}"
@@ -85,6 +85,6 @@ def _from_text(text: str, where: str) -> bytes:
 
 def _checked(key: bytes, where: str) -> bytes:
     if not ed25519_has_prime_order(key):
-        problem = "not a valid Ed25519 public key (no point of prime order)"
+        problem = "not a valid Ed25519 public key: not a point of prime order"
         raise ConfigError(f"{where}: {problem}", reason="wrong_value")
     return key

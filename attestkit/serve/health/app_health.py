@@ -16,7 +16,8 @@ def make_monitor(
 ) -> HealthMonitor | None:
     """Return the monitor of an app; None if the app is always considered healthy.
 
-    That is so without `requirements.health_check`, and for the runner `bash` without a status file.
+    This is the case without `requirements.health_check`, or with the runner `bash` and no status
+    file.
 
     Args:
         app_compose: The app's compose file.

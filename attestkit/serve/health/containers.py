@@ -7,7 +7,7 @@ from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.docker.responses import ContainerState
 from attestkit.serve.health.verdict import (
     HEALTHY,
-    ContainerHealth,
+    HealthProblem,
     HealthVerdict,
     safe_text,
     unhealthy,
@@ -42,7 +42,7 @@ def appraise_containers(containers: Sequence[ContainerState]) -> HealthVerdict:
     if not checked:
         return unhealthy(_NAME, "no container declares a healthcheck")
     found = tuple(
-        ContainerHealth(safe_text(one.name.removeprefix("/") or one.id), safe_text(problem))
+        HealthProblem(safe_text(one.name.removeprefix("/") or one.id), safe_text(problem))
         for one in checked
         if (problem := _problem(one))
     )

@@ -1,6 +1,6 @@
 """Background task that repeats a health check, and its last result.
 
-Anyone may request the result, so a request never causes work.
+Any client may request the result, so a request only reads it.
 """
 
 import asyncio
@@ -57,14 +57,14 @@ class HealthMonitor:
 
     async def refresh(self) -> None:
         """Run the check once, and update the verdict."""
-        # A task of its own: whatever the check does, even if it cancels itself, does not end run().
+        # In a task of its own, so that a check that raises or cancels itself does not end run().
         task = asyncio.create_task(self._check())
         try:
             await asyncio.wait({task}, timeout=self._seconds)
         finally:
             if not task.done():
                 task.cancel()
-                task.add_done_callback(_forget)
+                task.add_done_callback(_retrieve_exception)
         if not task.done():
             self._fail(f"health refresh timed out after {self._seconds:g}s")
         elif task.cancelled():
@@ -90,7 +90,7 @@ class HealthMonitor:
         self.verdict = verdict
 
 
-def _forget(task: "asyncio.Task[HealthVerdict]") -> None:
-    """Retrieve the exception of an abandoned check, which asyncio would log otherwise."""
+def _retrieve_exception(task: "asyncio.Task[HealthVerdict]") -> None:
+    """Retrieve the exception of a cancelled check, which asyncio would log otherwise."""
     if not task.cancelled():
         task.exception()

@@ -74,7 +74,7 @@ async def _output(program: str, *words: str) -> bytes:
 
 
 class _Output(asyncio.SubprocessProtocol):
-    """Output of a program, which ends early if it is too large."""
+    """Output of a program; reading ends early if it is too large."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -87,7 +87,7 @@ class _Output(asyncio.SubprocessProtocol):
             self.ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the program has ended, and that its output was received or closed."""
+        """Record that the program has ended, and that its output was received or closed."""
         del exc
         self.ended.set()
         self.gone.set()

@@ -1,6 +1,6 @@
 """Health from a file that the app writes: a line with its state, and one with the time.
 
-The app chooses the path, and may put anything there. The content is never part of a verdict.
+The app chooses the path and the content, which is never part of a verdict.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _NAME: Final = "<health_file>"
 _SECONDS: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
 _MAX_UINT64: Final = 2**64 - 1
 _STATES: Final = {"healthy": "", "unhealthy": "app reports unhealthy"}
-_BLANKS: Final = " \t\r\v\f"
+_WHITESPACE: Final = " \t\r\v\f"
 # Errors of opening a folder, a pipe or device, and a socket.
 _NOT_REGULAR: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENXIO})
 
@@ -45,8 +45,8 @@ class StatusFile:
 
     async def check(self) -> HealthVerdict:
         """Read and appraise the file."""
-        # The thread of a file system that hangs goes on after the time limit; wait for it again
-        # instead of starting another one.
+        # On a file system that hangs, the thread outlives the time limit; wait for it again instead
+        # of starting another one.
         if self._reading is None:
             self._reading = _read_in_thread(self._path)
         shown = safe_text(self._path)
@@ -75,7 +75,7 @@ def _problem(content: str, now: int) -> str:
     lines = content.removesuffix("\n").split("\n")
     if len(lines) == 1:
         return "health file must have two lines: state and unix timestamp"
-    state, written = (line.strip(_BLANKS) for line in lines[:2])
+    state, written = (line.strip(_WHITESPACE) for line in lines[:2])
     if _SECONDS.fullmatch(written) is None or int(written) > _MAX_UINT64:
         return "health file line 2 is not a unix time in seconds"
     if (age := now - int(written)) > MAX_AGE:

@@ -11,10 +11,10 @@ _UNSAFE: Final = re.compile(
 )
 
 
-class ContainerHealth(NamedTuple):
-    """What is not healthy.
+class HealthProblem(NamedTuple):
+    """An unhealthy container, or a failed check.
 
-    `name` is the name of a container, or `<health>`, `<health_file>` or `<compose>`.
+    `name` is the name of the container, or `<health>`, `<health_file>` or `<compose>`.
     """
 
     name: str
@@ -22,10 +22,10 @@ class ContainerHealth(NamedTuple):
 
 
 class HealthVerdict(NamedTuple):
-    """Health of the app; `error` is set if it could not be determined repeatedly."""
+    """Health of the app; `error` is set after repeated failures to determine it."""
 
     healthy: bool
-    unhealthy: tuple[ContainerHealth, ...] = ()
+    unhealthy: tuple[HealthProblem, ...] = ()
     error: str = ""
 
     def __str__(self) -> str:
@@ -42,18 +42,18 @@ class HealthVerdict(NamedTuple):
 HEALTHY: Final = HealthVerdict(healthy=True)
 NOT_DETERMINED: Final = HealthVerdict(
     healthy=False,
-    unhealthy=(ContainerHealth("<health>", "health has not been determined yet"),),
+    unhealthy=(HealthProblem("<health>", "health has not been determined yet"),),
 )
 """Verdict before the first check."""
 
 
 def unhealthy(name: str, status: str) -> HealthVerdict:
     """Return the verdict with one entry."""
-    return HealthVerdict(healthy=False, unhealthy=(ContainerHealth(name, status),))
+    return HealthVerdict(healthy=False, unhealthy=(HealthProblem(name, status),))
 
 
 def safe_text(text: str) -> str:
-    """Return untrusted text for a verdict, which anyone may read and log.
+    """Return untrusted text for a verdict, which is public and logged.
 
     Control characters and characters that change lines or the direction of text become spaces. A
     text of more than 256 bytes in UTF-8 is cut between two characters.

@@ -1,4 +1,4 @@
-"""Listening vsock sockets, by which the host reaches its guest (vsock(7))."""
+"""Listening vsock sockets, through which the host connects to its guest (vsock(7))."""
 
 import errno
 import socket
@@ -14,7 +14,7 @@ def bind_vsock(option: str, address: VsockAddress) -> socket.socket:
     """Return a socket listening at a vsock address; errors name `option`.
 
     Its Python object has the family AF_UNIX: uvloop serves a listening socket of that family by its
-    descriptor alone, and knows no vsock. The kernel's object is a vsock socket.
+    descriptor alone, and does not support vsock. The kernel's object is a vsock socket.
 
     Raises:
         BackendBusyError: If the port is in use.
@@ -39,5 +39,5 @@ def bind_vsock(option: str, address: VsockAddress) -> socket.socket:
 
 
 def is_vsock(sock: socket.socket) -> bool:
-    """Return whether the kernel's object is a vsock socket, whatever its Python object says."""
+    """Return whether the kernel's object is a vsock socket, of any Python family."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_VSOCK

@@ -257,18 +257,21 @@ class RpcApp:
             call = partial(self._call, route.method, codec, payload)
             return await self.guest.on_device(call, writes=route.method.writes)
         if route.method.waits:
-            return await self._wait(route.method, codec, payload)
+            return await self._await(route.method, codec, payload)
         return self._call(route.method, codec, payload)
 
     def _call(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
-        request = None if method.request is None else codec.decode(method.request, payload)
-        return RpcResponse(200, codec.content_type, codec.encode(method.run(self.guest, request)))
+        found = self._run(method, codec, payload)
+        return RpcResponse(200, codec.content_type, codec.encode(found))
 
-    async def _wait(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
-        """Like `_call`, for a method that waits."""
+    async def _await(self, method: Method, codec: Codec, payload: bytes) -> RpcResponse:
+        """Like `_call`, for a method that is a coroutine function."""
+        found: Any = await cast("Awaitable[Any]", self._run(method, codec, payload))
+        return RpcResponse(200, codec.content_type, codec.encode(found))
+
+    def _run(self, method: Method, codec: Codec, payload: bytes) -> Any:  # noqa: ANN401
         request = None if method.request is None else codec.decode(method.request, payload)
-        message: Any = await cast("Awaitable[Any]", method.run(self.guest, request))
-        return RpcResponse(200, codec.content_type, codec.encode(message))
+        return method.run(self.guest, request)
 
     def _find(self, verb: str, raw_path: bytes) -> MethodRoute | _ViewRoute:
         """Return the route of a path.
@@ -382,7 +385,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _short(text: str) -> str:
-    """Return a text of the client for an error message, cut to a bounded length."""
+    """Return a text from the client for an error message, cut to a limited length."""
     return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
 
 

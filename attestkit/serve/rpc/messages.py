@@ -1,4 +1,4 @@
-"""Messages of the dstack guest agent API, package `dstack_guest`: what `/` and `/v0` speak.
+"""Messages of the dstack guest agent API, package `dstack_guest`, for `/` and `/v0`.
 
 `message_fields` explains how a message is described.
 """
@@ -10,11 +10,12 @@ from attestkit.serve.rpc.message_fields import PACKAGES, UNNUMBERED, Bounds
 PACKAGE: Final = PACKAGES["messages"]
 """Protobuf package of these messages and their services."""
 
-# Bounds that messages_v1 has too.
 X509_TIME = Bounds(most=253_402_300_799)  # the last second of the year 9999
 X509_NAME = Bounds(most=64)
 ASCII = Bounds(pattern=r"^[\x00-\x7f]*$")
-EPOCH = Bounds(most=0)  # no other key epoch is known
+
+EPOCH: Final = Bounds(most=0)
+"""Epochs of the available keys."""
 
 _PRINTABLE = Bounds(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
 _KEYS = Bounds(one_of=("secp256k1", "k256", "ed25519"))  # k256 is another name of secp256k1
@@ -64,7 +65,8 @@ class GetTlsKeyResponse(NamedTuple):
     certificate_chain: Annotated[tuple[str, ...], 2] = ()
 
     def __repr__(self) -> str:
-        return f"GetTlsKeyResponse(key=..., certificate_chain=<{len(self.certificate_chain)}>)"
+        name = type(self).__name__
+        return f"{name}(key=..., certificate_chain=<{len(self.certificate_chain)}>)"
 
 
 class DeriveKeyArgs(NamedTuple):

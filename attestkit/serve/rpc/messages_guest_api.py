@@ -1,4 +1,4 @@
-"""Messages of package `guest_api`: what the host reads over vsock.
+"""Messages of package `guest_api`, for the host over vsock.
 
 `message_fields` explains how a message is described. Upstream's 32-bit and signed numbers are
 `uint64` here: the encoding of their values is the same.
@@ -37,7 +37,7 @@ class DiskInfo(NamedTuple):
 
     Attributes:
         name: Device.
-        mount_point: Where it is mounted.
+        mount_point: Mount point.
         total_size: Size in bytes.
         free_size: Free bytes.
     """
@@ -59,15 +59,15 @@ class SystemInfo(NamedTuple):
         num_cpus: Number of logical processors.
         total_memory: Main memory.
         available_memory: Memory that is available to new processes.
-        used_memory: Memory that is not.
-        free_memory: Memory that nothing uses.
+        used_memory: Memory that is not available.
+        free_memory: Unused memory.
         total_swap: Swap.
         used_swap: Used swap.
         free_swap: Free swap.
         uptime: Seconds since the boot.
-        loadavg_one: Load average of a minute, in hundredths.
-        loadavg_five: That of 5 minutes.
-        loadavg_fifteen: That of 15 minutes.
+        loadavg_one: Load average of 1 minute, in hundredths.
+        loadavg_five: Load average of 5 minutes, in hundredths.
+        loadavg_fifteen: Load average of 15 minutes, in hundredths.
         disks: File systems.
     """
 
@@ -91,7 +91,7 @@ class SystemInfo(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A GPU; a value that could not be read is missing.
+    """A GPU; values that could not be read are unset.
 
     Attributes:
         index: Number of the GPU.
@@ -99,12 +99,12 @@ class Gpu(NamedTuple):
         pci_bus_id: Its address on the bus.
         utilization_gpu: Used part of its processors in percent.
         utilization_memory: Used part of its memory bandwidth in percent.
-        memory_total_bytes: Memory.
+        memory_total_bytes: Total memory.
         memory_used_bytes: Used memory.
         memory_free_bytes: Free memory.
         temperature_c: Temperature in degrees Celsius.
         power_usage_mw: Power in milliwatts.
-        errors: What could not be read.
+        errors: Errors of values that could not be read.
     """
 
     index: Annotated[int, 1] = 0  # type: ignore[assignment]  # instead of tuple's method
@@ -125,7 +125,7 @@ class GpuInfo(NamedTuple):
 
     Attributes:
         gpus: The GPUs.
-        error: Why they could not be read.
+        error: Reason why they could not be read.
         cc_ready: Whether they are ready for confidential computing.
         cc_enabled: Whether confidential computing is enabled.
         sample_age_ms: Age of the values in milliseconds.
@@ -153,7 +153,7 @@ class IpAddress(NamedTuple):
 
     Attributes:
         address: IP address.
-        prefix: Bits of its network.
+        prefix: Prefix length of its network in bits.
     """
 
     address: Annotated[str, 1] = ""
@@ -206,7 +206,7 @@ class ContainerInfo(NamedTuple):
         image_id: Id of the image.
         created: Unix time of its creation.
         state: State, such as running or exited.
-        status: State as a text, such as Up 2 hours.
+        status: Human-readable state, such as Up 2 hours.
     """
 
     id: Annotated[str, 1] = ""

@@ -1,12 +1,12 @@
-"""Messages of the guest agent API of dstack 0.6, package `dstack.guest.v1`: what `/v1` speaks.
+"""Messages of the guest agent API of dstack 0.6, package `dstack.guest.v1`, for `/v1`.
 
 `message_fields` explains how a message is described.
 """
 
 from typing import Annotated, Final, NamedTuple
 
+from attestkit.serve.rpc import messages
 from attestkit.serve.rpc.message_fields import PACKAGES, UNNUMBERED, Bounds
-from attestkit.serve.rpc.messages import ASCII, EPOCH, X509_NAME, X509_TIME
 
 PACKAGE: Final = PACKAGES["messages_v1"]
 """Protobuf package of these messages and their services."""
@@ -14,43 +14,16 @@ PACKAGE: Final = PACKAGES["messages_v1"]
 _ALGORITHMS = Bounds(one_of=("secp256k1", "ed25519"))
 
 
-class IssueCertRequest(NamedTuple):
-    """Contents of the certificate of a new TLS key.
+class IssueCertRequest(messages.GetTlsKeyArgs):
+    """Contents of the certificate of a new TLS key, as in GetTlsKey of the older API."""
 
-    Attributes:
-        subject: Common name; empty: no common name.
-        alt_names: DNS names and IP addresses; internationalised names in their xn-- form.
-        usage_ra_tls: Include evidence, so that the certificate can be verified by RA-TLS.
-        usage_server_auth: Allow the certificate for TLS servers.
-        usage_client_auth: Allow the certificate for TLS clients.
-        not_before: Start of the validity, Unix time; 0 or unset: the year 1975.
-        not_after: End of the validity, Unix time; 0 or unset: in ten years.
-        with_app_info: Include the app's identity.
-    """
-
-    subject: Annotated[str, 1, X509_NAME] = ""
-    alt_names: Annotated[tuple[str, ...], 2, ASCII] = ()
-    usage_ra_tls: Annotated[bool, 3] = False
-    usage_server_auth: Annotated[bool, 4] = False
-    usage_client_auth: Annotated[bool, 5] = False
-    not_before: Annotated[int | None, 6, X509_TIME] = None
-    not_after: Annotated[int | None, 7, X509_TIME] = None
-    with_app_info: Annotated[bool, 8] = False
+    __slots__ = ()
 
 
-class IssueCertResponse(NamedTuple):
-    """A private key and its certificates, in PEM.
+class IssueCertResponse(messages.GetTlsKeyResponse):
+    """A private key and its certificates, in PEM."""
 
-    Attributes:
-        key: The private key, PKCS#8.
-        certificate_chain: Its certificate, then those of the issuers.
-    """
-
-    key: Annotated[str, 1] = ""
-    certificate_chain: Annotated[tuple[str, ...], 2] = ()
-
-    def __repr__(self) -> str:
-        return f"IssueCertResponse(key=..., certificate_chain=<{len(self.certificate_chain)}>)"
+    __slots__ = ()
 
 
 class GetKeyRequest(NamedTuple):
@@ -67,8 +40,8 @@ class GetKeyRequest(NamedTuple):
 
     domain: Annotated[str, 1] = ""
     algorithm: Annotated[str, 2, _ALGORITHMS] = ""
-    root_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
-    app_epoch: Annotated[int | None, UNNUMBERED, EPOCH] = None
+    root_epoch: Annotated[int | None, UNNUMBERED, messages.EPOCH] = None
+    app_epoch: Annotated[int | None, UNNUMBERED, messages.EPOCH] = None
 
 
 class GetKeyResponse(NamedTuple):
@@ -188,16 +161,10 @@ class VersionRequest(NamedTuple):
     """Request without fields."""
 
 
-class VersionResponse(NamedTuple):
-    """Release of the API and revision of the server.
+class VersionResponse(messages.WorkerVersion):
+    """Release of the API and revision of the server."""
 
-    Attributes:
-        version: Release of the guest agent API.
-        rev: Revision of the server.
-    """
-
-    version: Annotated[str, 1] = ""
-    rev: Annotated[str, 2] = ""
+    __slots__ = ()
 
 
 class HealthRequest(NamedTuple):
@@ -209,7 +176,7 @@ class ContainerHealth(NamedTuple):
 
     Attributes:
         name: Name of the container, or the source of the verdict in angle brackets.
-        status: What is wrong.
+        status: Reason why it is not healthy.
     """
 
     name: Annotated[str, 1] = ""
@@ -220,7 +187,7 @@ class HealthResponse(NamedTuple):
     """Health of the app.
 
     Attributes:
-        healthy: Whether the app is healthy, or does not ask for health checks.
+        healthy: Whether the app is healthy, or does not require health checks.
         unhealthy: Containers that are not healthy.
         error: Why the health could not be determined; empty if it could.
     """

@@ -1,4 +1,4 @@
-"""Template of the evidence that v1 Attest returns, which differs only in the quote's first part."""
+"""Template of the evidence of v1 Attest: only report data and the quote's first part differ."""
 
 from binascii import hexlify, unhexlify
 from functools import partial
@@ -24,9 +24,9 @@ class EvidenceTemplate:
     """Template of responses to Attest of v1, for TDs.
 
     Args:
-        prefix: First bytes of the quote, which are the same in all quotes.
-        size: Number of the bytes after it, which differ between quotes.
-        tail: The rest of the quote, which is the same.
+        prefix: First bytes of the quote, the same in all quotes.
+        size: Number of bytes after the prefix that differ between quotes.
+        tail: The rest of the quote, the same in all quotes.
         log: The event log.
         config: Configuration of the VM.
     """
@@ -34,7 +34,7 @@ class EvidenceTemplate:
     def __init__(self, prefix: bytes, size: int, tail: bytes, log: WireLog, config: str) -> None:
         self.prefix = prefix
         self.size = size
-        # The varying parts are where two encodings differ that have nothing in common there. A
+        # Two encodings whose varying parts have no byte in common show where these parts are. A
         # search for their content could find it in an event, whose payload the app chooses.
         zeros, ones = (
             _encode(Tdx(prefix + bytes([fill]) * size + tail, log.on_wire), log, config, fill)
@@ -49,8 +49,11 @@ class EvidenceTemplate:
     def render(self, varying: bytes, report_data: bytes) -> PreparedResponse[AttestResponse]:
         """Return the response with the evidence of a quote, given its bytes that differ."""
         pieces = [
-            *(self._start, hexlify(_integers(varying)), self._middle),
-            *(hexlify(_integers(report_data)), self._end),
+            self._start,
+            hexlify(_integers(varying)),
+            self._middle,
+            hexlify(_integers(report_data)),
+            self._end,
         ]
         if sum(map(len, pieces)) <= SMALL:
             pieces = [b"".join(pieces)]

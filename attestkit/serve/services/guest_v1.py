@@ -4,7 +4,6 @@ from typing import Final
 
 from attestkit.errors import UsageError
 from attestkit.serve.rpc.json_codec import PreparedResponse
-from attestkit.serve.rpc.messages import GetTlsKeyArgs
 from attestkit.serve.rpc.messages_v1 import (
     PACKAGE,
     AttestGpuRequest,
@@ -38,7 +37,7 @@ def _issue_cert(guest: Guest, request: IssueCertRequest) -> IssueCertResponse:
 
     Each call makes a new key. With `usage_ra_tls` the certificate carries evidence.
     """
-    return IssueCertResponse(*guest.certificate(GetTlsKeyArgs(*request), encoding="v1"))
+    return IssueCertResponse(*guest.certificate(request, encoding="v1"))
 
 
 def _get_key(guest: Guest, request: GetKeyRequest) -> GetKeyResponse:

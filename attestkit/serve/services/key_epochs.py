@@ -1,10 +1,10 @@
 """Key epochs, which a request can name since dstack 0.6.4; this server's keys have epoch 0.
 
 Their protobuf numbers are not known, so they exist in JSON and queries only. An unknown epoch is
-refused: a client that ignored the epoch in the response would use another key than it asked for.
+refused: a client that ignores the epoch in the response would use another key than it requested.
 """
 
-from attestkit.keys import require_key_epoch_0
+from attestkit.keys.key_epoch import require_key_epoch_0
 from attestkit.serve.rpc import messages, messages_v1
 
 
@@ -12,7 +12,7 @@ def check_epochs(request: messages.GetKeyArgs | messages_v1.GetKeyRequest) -> in
     """Return the epoch of the key if the request names an epoch, else None.
 
     Raises:
-        UsageError: If the request names another epoch than 0.
+        UsageError: If the request names an epoch other than 0.
     """
     named = {request.root_epoch, request.app_epoch} - {None}
     for epoch in named:

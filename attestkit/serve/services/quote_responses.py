@@ -1,6 +1,6 @@
 """Responses with a new quote: GetQuote, TdxQuote and Attest of v1.
 
-Everything but the quote's first bytes is the same while no register changes, and is encoded once.
+All but the quote's first bytes is the same until a register changes, and is encoded once.
 """
 
 from typing import Any, Final, NamedTuple, TypeVar
@@ -64,7 +64,7 @@ class QuoteResponses:
 
         Raises:
             UsageError: If the platform has no TDX quotes.
-            BackendError: If it produces none now.
+            BackendError: If the platform returns no quote.
         """
         if not self._attester.has_quotes:
             raise UsageError(_NO_QUOTE, reason="not_applicable")
@@ -78,7 +78,7 @@ class QuoteResponses:
         """Return the response of v1 Attest over 64 bytes, without GPU evidence.
 
         Raises:
-            BackendError: If the platform produces no quote.
+            BackendError: If the platform returns no quote.
         """
         quote, log, cached = self._make_quote(report_data, "Failed to get attestation")
         head, template = _head(quote, cached), cached.evidence
@@ -91,7 +91,7 @@ class QuoteResponses:
         return template.render(varying, report_data)
 
     def _make_quote(self, report_data: bytes, failure: str) -> tuple[Quote, EventLog, _QuoteCache]:
-        """Return a new quote, the log that replays to it, and what it shares with others."""
+        """Return a new quote, the log that replays to it, and the parts that it shares."""
         try:
             quote, log = self._attester.evidence_source.quote_and_log(report_data)
         except AttestKitError as error:

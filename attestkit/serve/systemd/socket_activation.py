@@ -4,8 +4,8 @@ The descriptors are `$LISTEN_FDS` from 3 on, if `$LISTEN_PID` is this process; `
 their names. A listener without an inherited socket binds its own. A descriptor with the name of a
 listener belongs to that listener. Of the others the first is dstack.sock and the second tappd.sock,
 because systemd names descriptors after their unit by default. With limited sockets every descriptor
-needs the name of a listener, so that none of them is taken for dstack.sock. Nor is one whose name
-is that of a limited socket that is not configured.
+needs the name of a listener, so that none is mistaken for dstack.sock. A descriptor with the name
+of a limited socket that is not configured is an error.
 
 Every client of dstack and tappd can use the app's keys. Startup therefore fails if a
 descriptor does not fit its listener. In particular, dstack and tappd are never served over TCP or

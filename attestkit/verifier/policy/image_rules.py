@@ -1,4 +1,4 @@
-"""Policy rules about what the verification of an OS image covers."""
+"""Policy rules about the coverage of the verification of an OS image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,12 +50,12 @@ class ImageRules:
                     "from the policy",
                     reason="acpi_tables",
                 )
-            yield passed("acpi_tables", "no ACPI tables but pinned ones")
+            yield passed("acpi_tables", "all ACPI tables are pinned")
 
 
 def _require_version(version: int | None, minimum: int) -> VerificationStep:
     if version is None or version < minimum:
-        found = "none is verified" if version is None else f"has version {version}"
+        found = "not verified" if version is None else f"version {version}"
         raise PolicyError(
             f"measurement document: {found}, must be at least {minimum}; launch a newer image, or "
             "lower minimum_measurement_version of the policy",

@@ -10,8 +10,8 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import (
+    _tdx_launch,
     expected_snp_measurement,
-    expected_tdx_registers,
     verify_os_image,
 )
 from attestkit.attestation.launch.vm_config import VmConfig
@@ -53,7 +53,7 @@ def test_verify_os_image_of_captured_td_returns_its_image() -> None:
     """All registers computed from the configuration match the hardware's quote."""
     row, found = VECTORS["tdx_lite"], evidence_of(LITE)
     config = VmConfig.parse(found.stack.config)
-    registers = expected_tdx_registers(config, Tdx(*found.platform))
+    registers = _tdx_launch(config).registers(Tdx(*found.platform).event_log)
     for name, value in registers._asdict().items():
         assert value.hex() == row[name], name
     fields = config.fields["tdx_measurement"]

@@ -43,7 +43,7 @@ def test_verify_key_of_expected_app_succeeds(tmp_path: Path, capsys: Capture) ->
     assert verify(tmp_path, KEY, *EXPECTED, "--kms-root-key", APP_ROOT.hex(), "--json") == 0
     out = capsys.readouterr().out
     assert OWN.key.hex() not in out
-    [found] = [schemas.check("verify-key", out[out.index("{") :])]
+    found = schemas.check("verify-key", out[out.index("{") :])
     assert (found["app_id"], found["domain"], found["purpose"]) == (APP_ID.hex(), "wallet", None)
 
 
@@ -135,7 +135,7 @@ def test_verify_key_of_malformed_file_fails(
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"[" * 300, b"\xff", b'{"a":1,"a":2}'])
 def test_verify_key_of_other_file_is_unreadable(tmp_path: Path, data: bytes) -> None:
-    """Bytes that are no JSON object end with code 5."""
+    """Bytes that are not a JSON object end with code 5."""
     assert verify(tmp_path, data, *EXPECTED) == 5
     assert main(["verify-key", str(tmp_path / "missing"), *EXPECTED]) == 5
 
@@ -143,17 +143,8 @@ def test_verify_key_of_other_file_is_unreadable(tmp_path: Path, data: bytes) -> 
 @pytest.mark.parametrize("algorithm", ["secp256k1", "ed25519"])
 def test_key_v1_is_verified_by_verify_key(tmp_path: Path, capsys: Capture, algorithm: str) -> None:
     """The JSON of `key --v1 --public` is the input; a simulated key needs the app's root key."""
-    words = [
-        "key",
-        *SIMULATED,
-        "wallet/eth",
-        "--v1",
-        "--algorithm",
-        algorithm,
-        "--public",
-        "--json",
-    ]
-    assert main(words) == 0
+    options = ("--v1", "--algorithm", algorithm, "--public", "--json")
+    assert main(["key", *SIMULATED, "wallet/eth", *options]) == 0
     out = capsys.readouterr().out
     found = schemas.check("key", out)
     assert (found["v1"], found["separated"], found["key"]) == (True, False, None)

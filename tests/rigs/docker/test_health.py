@@ -40,7 +40,7 @@ class App:
         wait_until(lambda: not wait or self._inspect(name, "{{.State.Health.Status}}") == wait)
 
     def stop(self, name: str) -> None:
-        """End a container and wait until the engine knows it."""
+        """End a container and wait until the engine reports it."""
         self._docker.cli("kill", name)
         self._docker.cli("wait", name)
 

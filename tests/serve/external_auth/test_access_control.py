@@ -159,7 +159,7 @@ def test_no_spelling_of_a_path_passes_without_token(guarded: MakeClient, path: s
     "path", ["/prpc/Worker.Worker.Info", "/prpc/%49nfo", "/prpc/Worker.%49nfo"]
 )
 def test_spellings_of_a_method_require_its_scope(guarded: MakeClient, path: str) -> None:
-    """What the dispatcher takes for Info requires the scope of Info."""
+    """A path that the dispatcher resolves to Info requires the scope of Info."""
     client = guarded("version")
     check_refused(client.get(path), 401, "Bearer")
     assert client.get(path, **authorize(client, "version")).status == 403

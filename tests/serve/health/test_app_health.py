@@ -1,4 +1,4 @@
-"""Which check an app gets, and that the server runs it in the background."""
+"""Choice of an app's health check, which the server runs in the background."""
 
 import asyncio
 import json
@@ -104,7 +104,7 @@ def test_server_checks_in_the_background(folder: Path, monkeypatch: pytest.Monke
         addresses = ListenAddresses(dstack=folder / "dstack.sock")
         with BackgroundServer(attester, addresses):
             assert get(str(folder / "dstack.sock"), "/Version").status == 200
-        assert not started.is_set()  # nobody can read the result
+        assert not started.is_set()  # no listener serves the result
         addresses = ListenAddresses(http=("127.0.0.1", 0))
         with BackgroundServer(attester, addresses) as ready:
             assert started.wait(60)

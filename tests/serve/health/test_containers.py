@@ -14,7 +14,7 @@ from attestkit.serve.docker.engine import ContainerEngine
 from attestkit.serve.docker.responses import ContainerState
 from attestkit.serve.health.containers import appraise_containers, check_docker
 from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import HEALTHY, ContainerHealth, HealthVerdict, unhealthy
+from attestkit.serve.health.verdict import HEALTHY, HealthProblem, HealthVerdict, unhealthy
 from tests.raising import raises
 from tests.serve.docker.engine import NO_RESPONSE, VERSION, Engine, with_engine
 from tests.vectors import load, needs_shared
@@ -86,7 +86,7 @@ def test_container_texts_are_safe() -> None:
     """Names and states are bounded lines; a container without a name has its id."""
     state = {"Status": "running", "Health": {"Status": "bad\n\u202e" + "x" * 300}}
     [entry] = appraise({"Id": "c0ffee", "State": state}).unhealthy
-    assert entry == ContainerHealth("c0ffee", "bad  " + "x" * 251 + "... (truncated)")
+    assert entry == HealthProblem("c0ffee", "bad  " + "x" * 251 + "... (truncated)")
     assert appraise({"Id": "1", "Name": "/\x1b", "State": state}).unhealthy[0].name == " "
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from attestkit.serve.health.verdict import (
     HEALTHY,
     NOT_DETERMINED,
-    ContainerHealth,
+    HealthProblem,
     HealthVerdict,
     safe_text,
 )
@@ -50,7 +50,7 @@ def test_safe_text_is_bounded(text: str) -> None:
 def test_verdict_as_text_is_short() -> None:
     """The text for the log names at most five entries."""
     many = HealthVerdict(
-        healthy=False, unhealthy=tuple(ContainerHealth(f"c{n}", "starting") for n in range(7))
+        healthy=False, unhealthy=tuple(HealthProblem(f"c{n}", "starting") for n in range(7))
     )
     assert str(HEALTHY) == "healthy"
     assert str(NOT_DETERMINED) == "unhealthy: <health>: health has not been determined yet"

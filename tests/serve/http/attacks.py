@@ -279,7 +279,7 @@ def create_large_attacks() -> list[Attack]:
 
 
 def on_mount(attack: Attack, listener: str, mount: bytes) -> Attack:
-    """Return an attack on a method of v1, which may also refuse the body that it decodes."""
+    """Return the same attack on a method of v1, which may also refuse the body."""
     first, *others = attack.parts
     for method in (b"Version", b"GetKey"):
         first = first.replace(b" /%b HTTP" % method, b" %b%b HTTP" % (mount, method), 1)

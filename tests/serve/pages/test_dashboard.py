@@ -191,7 +191,7 @@ def test_public_figures_are_shown(
 def test_missing_gpus_are_stated(
     guest_client: GuestClient, monkeypatch: pytest.MonkeyPatch, *, found: bool | None
 ) -> None:
-    """Only if it is known that there is no NVIDIA GPU, the page states so."""
+    """The page states that NVIDIA GPUs are missing only if this is known."""
     monkeypatch.setattr(dashboard, "has_nvidia_gpu", lambda: found)
     page = read_page(guest_client("external", compose={"public_sysinfo": True}))
     assert ("GPUs" in page.headings) == ("No NVIDIA GPUs" in page.text) == (found is False)

@@ -190,7 +190,7 @@ def test_decode_message_without_fields(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"x"', b"{", b"{}x", b'{"x":1,"x":2}'])
 def test_decode_message_without_fields_refuses_other_json(body: bytes) -> None:
-    """What is not one well-formed object is refused."""
+    """JSON other than one well-formed object is refused."""
     with raises(FormatError, "wrong_type", "syntax", "duplicate"):
         decode(messages_v1.InfoRequest, body)
 

@@ -20,7 +20,7 @@ from attestkit.quote import Quote
 from attestkit.serve import listener_apps
 from attestkit.serve.services.context import Guest, Release
 from tests.serve.asgi import BINARY_TYPE, Client
-from tests.serve.guests import Broken, Counting, GuestClient, MakeGuest
+from tests.serve.guests import Broken, Counting, GuestClient, MakeGuest, without_keys
 from tests.serve.services.test_request_fields import VALID
 from tests.vectors import load, needs_shared
 
@@ -348,15 +348,7 @@ def test_info_invalid_key_provider(
 
 def test_key_methods_without_app_keys_fail(guest: Guest, guest_client: GuestClient) -> None:
     """Key methods report the missing app keys; all others work."""
-    bare = Guest(
-        guest.attester,
-        app_compose=guest.app_compose,
-        app_keys=None,
-        vm_config="{}",
-        now=guest.now,
-        random=guest.random,
-    )
-    client = guest_client("dstack", bare)
+    client = guest_client("dstack", without_keys(guest))
     for name in ("GetKey", "Sign", "GetTlsKey"):
         response = client.post(f"/{name}", VALID[name])
         assert (response.status, "no app keys" in response.error()) == (500, True)

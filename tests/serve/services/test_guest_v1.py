@@ -28,6 +28,7 @@ from tests.serve.guests import (
     GuestClient,
     MakeGuest,
     make_verifier,
+    without_keys,
 )
 from tests.serve.services.test_request_fields import VALID
 from tests.vectors import load, needs_shared
@@ -87,7 +88,7 @@ def test_method_that_v1_refuses_is_404(dstack: Client, external: Client, name: s
 def test_device_methods_run_in_the_device_thread(
     make_guest: MakeGuest, guest_client: GuestClient
 ) -> None:
-    """What waits for the platform does not block the event loop; what does not, runs there."""
+    """Methods that wait for the platform run in its thread, so they do not block the event loop."""
     guest = make_guest(Blocking)
     Blocking.threads.clear()
     client = guest_client("dstack", guest)
@@ -239,7 +240,7 @@ def test_version(guest_client: GuestClient) -> None:
 
 
 def test_health_without_checks(external: Client) -> None:
-    """An app that asks for no health check is healthy."""
+    """An app that does not require health checks is healthy."""
     body = b'{"healthy":true,"unhealthy":[],"error":""}'
     assert external.get("/prpc/v1/Health").body == body
     binary = external.request("POST", "/prpc/v1/Health", b"", {"content-type": BINARY_TYPE})
@@ -248,15 +249,7 @@ def test_health_without_checks(external: Client) -> None:
 
 def test_methods_without_app_keys(guest: Guest, loop: Any) -> None:
     """Key methods state that keys are missing; the others work."""
-    bare = Guest(
-        guest.attester,
-        app_compose=guest.app_compose,
-        app_keys=None,
-        vm_config="{}",
-        now=guest.now,
-        random=guest.random,
-    )
-    client = Client(listener_apps.dstack_app(bare), loop)
+    client = Client(listener_apps.dstack_app(without_keys(guest)), loop)
     for name, message in (("GetKey", {"algorithm": "ed25519"}), ("IssueCert", {})):
         response = client.post(f"/v1/{name}", message)
         assert (response.status, "no app keys" in response.error()) == (500, True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.serve.health.monitor import HealthMonitor
-from attestkit.serve.health.verdict import ContainerHealth, HealthVerdict
+from attestkit.serve.health.verdict import HealthProblem, HealthVerdict
 from tests.serve.asgi import BINARY_TYPE
 from tests.serve.guests import Broken, GuestClient, MakeGuest
 from tests.vectors import load, needs_shared
@@ -23,7 +23,7 @@ def test_health_returns_last_verdict(
 ) -> None:
     """The last verdict is returned as in the vectors; nothing is determined for a request."""
     want = json.loads(case["json"])
-    entries = tuple(ContainerHealth(**entry) for entry in want["unhealthy"])
+    entries = tuple(HealthProblem(**entry) for entry in want["unhealthy"])
 
     async def check() -> HealthVerdict:
         pytest.fail("checked for a request")
@@ -43,7 +43,7 @@ def test_health_returns_last_verdict(
 
 
 def test_health_before_first_check(make_guest: MakeGuest, guest_client: GuestClient) -> None:
-    """An app that asks for health checks is unhealthy before the first one."""
+    """An app that requires health checks is unhealthy before the first one."""
     compose = {"manifest_version": "3", "requirements": {"health_check": True}}
     guest = make_guest(compose=compose | {"runner": "docker-compose"})
     found = guest_client("external", guest).get("/prpc/v1/Health").json()

@@ -1,8 +1,8 @@
-"""Our server answers what upstream's agent and simulator answered, but for the listed differences.
+"""Responses equal those of upstream's agent and simulator, except for the listed differences.
 
 The recorded build (August 2026) is between dstack 0.5 and 0.6; releases differ from it in some of
 the listed rows. Its simulator, the same without public flags, and its agent with other keys were
-asked; each has its counterpart here.
+recorded; each has a counterpart here.
 """
 
 import json
@@ -196,7 +196,7 @@ WANTED: Final = (
         "external-metrics",
     ),
 )
-"""The differences from upstream's answers. Another one fails, and so does one that is gone."""
+"""All differences from upstream's responses; the test fails for another or a missing one."""
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def find_server() -> Iterator[Callable[[str], Server]]:
 
 
 def _options(name: str, folder: Path) -> list[str]:
-    """Return the options that stand for upstream's sample files, changed as its servers were."""
+    """Return options with upstream's sample files, with the changes of the recorded servers."""
     compose: dict[str, Any] = json.loads((SIMULATOR / "app-compose.json").read_text())
     keys: dict[str, Any] = json.loads((SIMULATOR / "appkeys.json").read_text())
     if name == "simulator-closed":
@@ -276,7 +276,7 @@ def test_headers_equal_upstream(find_server: Callable[[str], Server], name: str)
 
 @needs_shared
 def test_listed_rows_exist() -> None:
-    """A listed row that is not recorded would stand for nothing; each has one reason."""
+    """Each listed row is recorded, and has one reason for a difference."""
     listed = [(one.difference, name) for one in WANTED for name in one.rows.split()]
     assert {name for _, name in listed} <= ROWS.keys()
     assert len(set(listed)) == len(listed)

@@ -207,24 +207,6 @@ def test_verify_long_key_provider_is_not_remembered() -> None:
 # -- request schemas ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b"{}", VerificationRequest()),
-        (b'{"attestation":null,"quote":null,"debug":null}', VerificationRequest()),
-        (b'{"attestation":""}', VerificationRequest(b"")),
-        (
-            b'{"quote":"00fF","vm_config":"{}"}',
-            VerificationRequest(quote=b"\0\xff", vm_config="{}"),
-        ),
-        (b'{"debug":1,"unknown":{"a":[1]}}', VerificationRequest()),
-    ],
-)
-def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequest) -> None:
-    """Null means absent, an empty text does not; unknown keys are ignored."""
-    assert VerificationRequest.from_json(body) == expected
-
-
 def test_verify_attestation_precedes_quote() -> None:
     """With `attestation`, the fields quote and event_log are ignored, and vm_config must agree."""
     own = create_evidence().config
