@@ -7,10 +7,11 @@ from tests.serve.client import call
 
 
 def ask(path: str, pid: int) -> dict[str, Any]:
-    """Emit an event, get a quote and a key over a socket; add the kernel's data on `pid`."""
+    """Emit an event; return a quote, evidence's and a key's status, and the kernel's data on `pid`."""
     return {
         "emitted": call(path, "EmitEvent", {"event": "e", "payload": "00"}).status,
         "quote": call(path, "GetQuote", {"report_data": "12"}).json(),
+        "evidence": call(path, "Attest", {"report_data": "12"}).status,
         "key": call(path, "GetKey", {"path": "a"}).status,
         "status": Path(f"/proc/{pid}/status").read_text(),
     }

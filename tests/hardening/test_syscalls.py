@@ -64,7 +64,7 @@ NEVER = frozenset(
 def assert_all_was_answered(driven: Driven) -> None:
     """The whole API was requested, and no request failed inside the server."""
     assert len(driven.requests) > 300
-    assert set(driven.statuses) == {200, 400, 404}
+    assert set(driven.statuses) == {200, 400, 404, 501}  # 501: AttestGpu
 
 
 # -- measured calls --------------------------------------------------------------------------------

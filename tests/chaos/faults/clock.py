@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from attestkit.serve.verifier_service.app import FETCHERS, WORKERS
 from tests.chaos.faults.pccs import running_verifier, verify
 from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
@@ -92,7 +93,7 @@ def collateral(form: Form) -> dict[str, Any]:
         with (
             running_server("--pccs", "127.0.0.1:0") as agent,
             running_verifier(agent, agent.ready["pccs"], clock.environment()) as server,
-            Trial(server) as trial,
+            Trial(server, threads=WORKERS + FETCHERS) as trial,
         ):
             evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
             verdicts = {"at first": verify(server, evidence)}
