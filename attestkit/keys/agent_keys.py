@@ -36,8 +36,9 @@ class AgentKeys:
     """Keys from the methods GetKey and Sign of a guest agent. Thread-safe.
 
     The keys equal those of `LocalKeys` with the agent's root key. The format of responses is
-    checked and signatures are verified; whether the agent can be trusted with keys follows only
-    from its evidence. Besides the errors below, every method raises the errors of `client`.
+    checked, and signatures by `sign` are verified; signature chains are not, see
+    `verify_key_chain`. Whether the agent can be trusted with keys follows only from its evidence.
+    Besides the errors below, every method raises the errors of `client`.
     """
 
     def __init__(self, client: AgentCaller) -> None:
@@ -83,7 +84,8 @@ class AgentKeys:
             UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the purpose
                 has control characters.
             UnsupportedError: If the agent does not support the algorithm.
-            BackendError: If the response is malformed.
+            BackendError: If the response is malformed. The signatures of the chain are not
+                verified; see `verify_key_chain`.
         """
         key_type = ALGORITHMS.get(algorithm)
         if key_type is None:

@@ -121,8 +121,7 @@ def build_server(
     if "verifier_metrics" in bound.sockets:
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
-        pages = bound.sockets.get("http")
-        apps.update(_agent_apps(guest, addresses, pages, options))
+        apps.update(_agent_apps(guest, addresses, bound.sockets, options))
     from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
     listeners = [
@@ -234,7 +233,7 @@ def _listen(
             sock = _bind(name, configured[name], addresses, found.paths, stack)
         found.sockets[name] = stack.enter_context(sock)
         _check_exposure(name, sock)
-        found.bound_addresses[name] = _place(sock)
+        found.bound_addresses[name] = _format_address(sock)
     return found
 
 
@@ -284,7 +283,7 @@ def _bind(
     return listener.socket
 
 
-def _place(sock: "socket") -> Path | str:
+def _format_address(sock: "socket") -> Path | str:
     """Return the path of a listening socket, or its URL."""
     from attestkit.serve.config.option_values import Address
     from attestkit.serve.http.vsock import is_vsock
@@ -299,17 +298,18 @@ def _place(sock: "socket") -> Path | str:
 def _agent_apps(
     guest: "Guest",
     addresses: ListenAddresses,
-    pages: "socket | None",
+    sockets: "Mapping[str, socket]",
     options: ServerOptions,
 ) -> "dict[str, App]":
     from attestkit.serve import listener_apps
 
+    pages = sockets.get("http")
     # On hardware, a proxy may forward any Host, and the external listener is public anyway.
     only_local = guest.attester.simulated and pages is not None and is_loopback(pages)
     optional: dict[str, App] = {}
-    if addresses.pccs:
+    if "pccs" in sockets:
         optional["pccs"] = listener_apps.collateral_app(guest)
-    if addresses.guest_api:
+    if "guest_api" in sockets:
         shutdown = options.guest_api_shutdown
         optional["guest_api"] = listener_apps.guest_api_app(guest, shutdown=shutdown)
     return {

@@ -7,7 +7,7 @@ from tests.serve.client import call
 
 
 def ask(path: str, pid: int) -> dict[str, Any]:
-    """Emit an event; return a quote, evidence's and a key's status, and the kernel's data on `pid`."""
+    """Emit an event, get a quote, evidence and a key; add the kernel's data on `pid`."""
     return {
         "emitted": call(path, "EmitEvent", {"event": "e", "payload": "00"}).status,
         "quote": call(path, "GetQuote", {"report_data": "12"}).json(),

@@ -210,7 +210,7 @@ class _Reader:
             if profile in _PROFILES:
                 _Value(self._name, profile, table).table()
             else:
-                self._unknown.append(_sanitize.key(profile))
+                self._add_unknown(_Value(self._name, _sanitize.key(profile), table))
         self._read_default()
         self._read_core()
         self._read_simulator()
@@ -242,6 +242,13 @@ class _Reader:
         self._values[option] = value
         self._sources[option] = f"{self._name}: {found.key}"
 
+    def _add_unknown(self, found: _Value) -> None:
+        """Record an unknown key; a misplaced table of access control would leave access open."""
+        members = found.value if isinstance(found.value, dict) else {}
+        if found.key.rpartition(".")[2] == "auth" or "auth" in members:
+            raise found.error("misplaced; access control is in [external.auth]", "unknown_key")
+        self._unknown.append(found.key)
+
     def _read_default(self) -> None:
         for key, found in self._table("default").items():
             if key == "ident":
@@ -254,8 +261,8 @@ class _Reader:
                 raise found.error("TLS is not supported; use a TLS proxy", "conflict")
             elif key in _UNUSED or (key in _OF_LISTENER and not found.key.startswith("global.")):
                 self._unused.append(found.key)
-            elif key not in {"core", "attestkit", *_OF_LISTENER}:
-                self._unknown.append(found.key)
+            elif key not in {"core", "attestkit", *_OF_LISTENER} and found.key != "global.auth":
+                self._add_unknown(found)
 
     def _read_ident(self, found: _Value) -> None:
         if not _IDENT.fullmatch(found.text()):
@@ -280,7 +287,7 @@ class _Reader:
                         raise disk.error("must be an absolute path")
                 self._set("data_disks", found, tuple(found.value))
             elif key != "simulator":
-                self._unknown.append(found.key)
+                self._add_unknown(found)
 
     def _read_simulator(self) -> None:
         """Read the seed; refuse settings of upstream's simulator that are not supported."""
@@ -292,7 +299,7 @@ class _Reader:
                     "not supported; the simulator derives its evidence from a seed", "conflict"
                 )
             elif key != "patch_report_data":
-                self._unknown.append(found.key)
+                self._add_unknown(found)
             elif not found.flag():
                 raise found.error("must be true: evidence has the requested report data")
 
@@ -309,7 +316,7 @@ class _Reader:
             if key in _UNUSED or key in {"ident", "keep_alive", "log_level"}:
                 self._unused.append(found.key)
             elif key not in _OF_LISTENER and (profile, key) != ("external", "auth"):
-                self._unknown.append(found.key)
+                self._add_unknown(found)
         return members
 
     def _read_internal(self, profile: str, option: str) -> None:

@@ -40,9 +40,15 @@ class MethodRefusedError(UsageError):
 
 
 _STATUSES = (
-    *((TokenError, 401), (ScopeError, 403), (MethodRefusedError, 403)),
-    *((TooLargeError, 413), (NotImplementedHereError, 501)),
-    *((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (LimitError, 503)),
+    (TokenError, 401),
+    (ScopeError, 403),
+    (MethodRefusedError, 403),
+    (TooLargeError, 413),
+    (NotImplementedHereError, 501),
+    (FormatError, 400),
+    (UsageError, 400),
+    (NotFoundError, 404),
+    (LimitError, 503),
     (AttestKitError, 500),
 )
 

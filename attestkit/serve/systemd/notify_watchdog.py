@@ -179,9 +179,12 @@ async def _probe(name: str, address: Path | str) -> None:
     status = answer[9:12]
     if not answer or status == b"503":
         raise _ListenerFullError(f"{address} has reached its limit of connections")
-    limited = name.startswith(LIMITED_PREFIX)
-    refusal = _TOKEN_MISSING if name == "http" else _METHOD_REFUSED if limited else b""
-    if status not in {b"200", refusal}:
+    expected = {b"200"}
+    if name == "http":
+        expected.add(_TOKEN_MISSING)
+    elif name.startswith(LIMITED_PREFIX):
+        expected.add(_METHOD_REFUSED)
+    if status not in expected:
         raise _ProbeError(f"{address}{target}: the response is not 200: {answer[:40]!r}")
 
 

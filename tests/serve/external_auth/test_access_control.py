@@ -116,7 +116,7 @@ def test_every_route_has_one_scope(guarded: MakeClient) -> None:
 def test_new_route_without_scope_is_refused(
     guest: Guest, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """An external listener with a new method or page cannot be built, also without tokens."""
+    """A listener that checks tokens cannot be built with a method or page that has no scope."""
     if part == "view":
         views = {"/new": listener_apps.make_views(guest)["/"]}
         monkeypatch.setattr(view, "make_views", lambda _: views)
@@ -125,7 +125,7 @@ def test_new_route_without_scope_is_refused(
         added = service._replace(methods={**service.methods, "New": Method(lambda *_: None)})
         monkeypatch.setattr(listener_apps, "EXTERNAL_SERVICES", (added,))
     with pytest.raises(RuntimeError, match="no scope for the route"):
-        listener_apps.external_app(guest)
+        listener_apps.external_app(guest, auth=ExternalAuth((KEY.public_key,)))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def test_load_external_auth_from_file(text: str) -> None:
         (f"[external.auth]\npublic_keys = ['{HEX}']\nanonymous_scopes = 'version'", "wrong_type"),
         ("[external]\nauth = true", "wrong_type"),
         ("[default.attestkit]\nauth_key = []", "missing"),
+        *(
+            (f"[{name}]\npublic_keys = ['{HEX}']", "unknown_key")
+            for name in ("auth", "default.auth", "default.external.auth", "internal.auth")
+        ),
     ],
 )
 def test_configured_access_is_never_off_by_mistake(table: str, reason: ConfigReason) -> None:
