@@ -95,7 +95,7 @@ CONSTANT_TIME = {
     "cli/file_verifier.py": 1,
     "keys/key_chain.py": 1,
     "keys/key_file.py": 1,
-    "ra_tls/certificate.py": 2,
+    "ra_tls/certificate.py": 1,
     "verifier/ear/result_token.py": 3,
     "verifier/ear/envelope.py": 2,
     "verifier/policy/rules.py": 1,
