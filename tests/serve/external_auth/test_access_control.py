@@ -137,7 +137,7 @@ def test_new_route_without_scope_is_refused(
         *("/prpc//Info", "/prpc/%49nfo/", "/prpc/v2/Version", "/prpc/v1/Worker.Info", "/prpc/"),
         *("/prpc/GetKey", "/GetKey", "/v1/GetKey", "/prpc/v1", "/prpc/Version/", "metrics", "*"),
         *(
-            "/prpc/Versio%6e/x",
+            "/prpc/V%65rsion/x",
             "/prpc/v1/Versions",
             "/?x=/prpc/Version",
             "/metrics?x=/prpc/Version",
