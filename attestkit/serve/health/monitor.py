@@ -43,7 +43,7 @@ class HealthMonitor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         seconds: float = RUN_SECONDS,
     ) -> None:
-        self.verdict = NOT_DETERMINED
+        self.verdict: HealthVerdict = NOT_DETERMINED
         self._check = check
         self._sleep = sleep
         self._seconds = seconds

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
@@ -39,6 +39,9 @@ from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.quote_responses import QuoteResponses
 from attestkit.serve.services.tls_validity import choose_validity
+
+if TYPE_CHECKING:
+    from attestkit.serve.health.monitor import HealthMonitor
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
@@ -144,7 +147,7 @@ class Guest:
         # Simulated images of older agents write an array, which v1 never did.
         self._app_info_array = getattr(attester.backend, "app_info_array", None)
         self.containers: ContainerEngine = ContainerEngine(docker)
-        self.health_monitor = make_monitor(app_compose, self.containers, now)
+        self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
         self._writes = 0  # pending calls that wait for a disk

@@ -306,10 +306,9 @@ def test_snp_official_client_accepts_responses() -> None:
         with guest.serving("--backend", "auto", *app.options) as server:
             client = python.sdk.DstackClient(server.dstack)
             with client:  # what `as` would give is the async one
-                assert client.get_quote(b"hello").decode_quote() == b""
                 report_data = b"hello".ljust(64, b"\0")
                 answer = call(server.dstack, "GetQuote", {"report_data": report_data.hex()})
-                check_snp(Attestation.from_agent_response(answer.json()), report_data)
+                assert answer.status == 400  # a TDX quote only, as dstack 0.6
                 data = client.attest(b"hello").decode_attestation()
                 check_snp(Attestation.from_bytes(data), report_data)
                 assert len(client.get_key("x").decode_key()) == 32
