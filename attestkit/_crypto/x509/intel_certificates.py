@@ -156,12 +156,7 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
         raise FormatError("X.509 version must be 3", reason="unsupported_version")
     name = _common_name(subject)
     _check_name(what, name, subject, names)
-    if (algorithm, inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256):
-        message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256"
-        raise SignatureError(message, reason="cert_bad_signature")
-    if unused_bits:  # not signed; X.509 libraries differ in whether they ignore it
-        message = f"{what}: signature must have no unused bits"
-        raise SignatureError(message, reason="cert_bad_signature")
+    _check_signature_form(what, (algorithm, inner_algorithm), unused_bits)
     sgx_extension = _check_extensions(what, name, extensions)
     return IntelCertificate(
         der=der,
@@ -183,6 +178,15 @@ def _check_name(what: str, common_name: str, subject: bytes, names: Sequence[str
         found = _shown_name(subject)
         message = f"{what}: the subject is {found}, must be {' or '.join(names)}"
         raise SignatureError(message, reason="unexpected_subject")
+
+
+def _check_signature_form(what: str, algorithms: tuple[bytes, bytes], unused_bits: int) -> None:
+    if algorithms != (ECDSA_SHA256, ECDSA_SHA256):
+        message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256"
+        raise SignatureError(message, reason="cert_bad_signature")
+    if unused_bits:  # not signed; X.509 libraries differ in whether they ignore it
+        message = f"{what}: signature must have no unused bits"
+        raise SignatureError(message, reason="cert_bad_signature")
 
 
 def _serial_number(content: bytes) -> int:
