@@ -19,16 +19,22 @@ from attestkit.attestation.launch.kernel_cmdline import (
     has_rootfs_hash,
     load_options_digest,
 )
+from attestkit.attestation.launch.td_hob import (
+    ACCEPTED,
+    HIGH_START,
+    LOW_END,
+    SPLIT_MEMORY,
+    UNACCEPTED,
+    MemoryRange,
+    encode_td_hob,
+    subtract_range,
+)
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
 
 _MIN_MEMORY = 0x80000000
-_SPLIT_MEMORY = 0xB0000000  # from this size on, a part of the memory is above 4 GiB
-_LOW_END = 0x80000000
-_HIGH_START = 0x1_00000000
 _PAGE = 0x1000
-_ACCEPTED, _UNACCEPTED = 0, 7  # resource types of a HOB (UEFI PI, volume 3)
 _MAX_RANGES = 64
 _MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes; 64 bits have at most 10 bytes in LEB128
 
@@ -158,7 +164,7 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
             0xB0000000.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
-    if not image.kernel_header_normalized and memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
+    if not image.kernel_header_normalized and memory != _MIN_MEMORY and memory < SPLIT_MEMORY:
         # The address of the initrd, which QEMU writes into the kernel, depends on the size.
         message = (
             f"vm_config: memory_size: no lite measurement for this size: {memory}; use 2 GiB, at "
@@ -203,26 +209,22 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
     if memory_size <= max((end for _, end in accepted), default=0):
         message = f"vm_config: memory_size: {memory_size}, not above the ranges of td_hob"
         raise FormatError(message, reason="inconsistent")
-    left = [(0, memory_size)]
+    left = [MemoryRange(0, memory_size)]
     for start, end in accepted:
-        left = _subtract_range(left, start, end)
-    ranges = [(start, end, _UNACCEPTED) for start, end in left]
-    ranges += [(start, end, _ACCEPTED) for start, end in accepted if start < end]
+        left = subtract_range(left, start, end)
+    ranges = [(start, end, UNACCEPTED) for start, end in left]
+    ranges += [(start, end, ACCEPTED) for start, end in accepted if start < end]
     ranges.sort()
-    blocks: list[bytes] = [_resource(kind, start, end) for start, end, kind in ranges[:-1]]
+    resources = [(kind, start, end) for start, end, kind in ranges[:-1]]
     start, end, _ = ranges[-1]
-    if memory_size >= _SPLIT_MEMORY:
-        if start < _LOW_END:
-            blocks.append(_resource(_UNACCEPTED, start, _LOW_END))
-        if end > _LOW_END:
-            high = _HIGH_START + end - _LOW_END
-            blocks.append(_resource(_UNACCEPTED, _HIGH_START, high))
+    if memory_size >= SPLIT_MEMORY:
+        if start < LOW_END:
+            resources.append((UNACCEPTED, start, LOW_END))
+        if end > LOW_END:
+            resources.append((UNACCEPTED, HIGH_START, HIGH_START + end - LOW_END))
     else:
-        blocks.append(_resource(_UNACCEPTED, start, end))
-    listed = b"".join(blocks)
-    hob_end = hob_at + 56 + len(listed) + 8
-    handoff = _le(1, 2) + _le(56, 2) + _le(0, 4) + _le(9, 4) + _le(0, 4) + bytes(32)
-    return sha384(handoff + _le(hob_end, 8) + listed)
+        resources.append((UNACCEPTED, start, end))
+    return sha384(encode_td_hob(hob_at, resources))
 
 
 def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
@@ -258,23 +260,6 @@ def _leb128(data: bytes) -> list[int]:
     if shift:
         raise FormatError("td_hob: truncated", reason="truncated", offset=len(data))
     return numbers
-
-
-def _subtract_range(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Return disjoint ranges without the range [start, end)."""
-    if start >= end:
-        return ranges
-    pieces = [((low, min(high, start)), (max(low, end), high)) for low, high in ranges]
-    return [piece for pair in pieces for piece in pair if piece[0] < piece[1]]
-
-
-def _resource(kind: int, start: int, end: int) -> bytes:
-    head = _le(3, 2) + _le(48, 2) + bytes(20) + _le(kind, 4) + _le(7, 4)
-    return head + _le(start, 8) + _le(end - start, 8)
-
-
-def _le(value: int, size: int) -> bytes:
-    return value.to_bytes(size, "little")
 
 
 def _acpi_digests(events: Iterable[WireEvent]) -> _Three:

@@ -1,0 +1,68 @@
+"""The TD HOB: the list of memory ranges that QEMU hands to the firmware of a TD.
+
+The firmware measures it into RTMR0, without the block that ends the list (UEFI PI, volume 3).
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+SPLIT_MEMORY: Final = 0xB0000000
+"""From this size in bytes on, a part of the memory is above 4 GiB."""
+LOW_END: Final = 0x80000000
+"""Then the end of the memory below 4 GiB."""
+HIGH_START: Final = 0x1_00000000
+"""4 GiB, where the other part starts."""
+
+ACCEPTED: Final = 0
+UNACCEPTED: Final = 7
+"""Resource types of memory: accepted by the firmware's code itself, or to be accepted later."""
+
+
+class MemoryRange(NamedTuple):
+    """Physical addresses, in bytes: [start, end)."""
+
+    start: int
+    end: int
+
+
+def memory_ranges(memory_size: int) -> tuple[MemoryRange, ...]:
+    """Return the ranges of RAM that QEMU's machine q35 has, unless max-ram-below-4g is set."""
+    if memory_size < SPLIT_MEMORY:
+        return (MemoryRange(0, memory_size),)
+    high = MemoryRange(HIGH_START, HIGH_START + memory_size - LOW_END)
+    return MemoryRange(0, LOW_END), high
+
+
+def memory_below_4g(memory_size: int) -> int:
+    """Return the size in bytes of the RAM below 4 GiB."""
+    return memory_size if memory_size < SPLIT_MEMORY else LOW_END
+
+
+def subtract_range(ranges: Iterable[MemoryRange], start: int, end: int) -> list[MemoryRange]:
+    """Return disjoint ranges without the range [start, end)."""
+    if start >= end:
+        return list(ranges)
+    pieces = [((low, min(high, start)), (max(low, end), high)) for low, high in ranges]
+    return [MemoryRange(*piece) for pair in pieces for piece in pair if piece[0] < piece[1]]
+
+
+def encode_td_hob(address: int, resources: Iterable[tuple[int, int, int]]) -> bytes:
+    """Return the list at `address`, without its end block of 8 bytes.
+
+    Args:
+        address: Where QEMU writes the list, in bytes.
+        resources: Type, start and end of each range, in the order of the list.
+    """
+    listed = b"".join([_resource(kind, start, end) for kind, start, end in resources])
+    end = address + 56 + len(listed) + 8
+    handoff = _le(1, 2) + _le(56, 2) + _le(0, 4) + _le(9, 4) + _le(0, 4) + bytes(32)
+    return handoff + _le(end, 8) + listed
+
+
+def _resource(kind: int, start: int, end: int) -> bytes:
+    head = _le(3, 2) + _le(48, 2) + bytes(20) + _le(kind, 4) + _le(7, 4)
+    return head + _le(start, 8) + _le(end - start, 8)
+
+
+def _le(value: int, size: int) -> bytes:
+    return value.to_bytes(size, "little")
