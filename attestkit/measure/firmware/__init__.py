@@ -1,0 +1,23 @@
+"""Firmware images of TDs: metadata, MRTD, and which events a boot measures into RTMR0."""
+
+from attestkit.measure.firmware.boot_layout import BootLayout, BootOptionKind, read_boot_layout
+from attestkit.measure.firmware.guid_table import read_guid_table
+from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
+from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.firmware.uefi_variables import VariableName, read_variables
+
+__all__ = [
+    "BootLayout",
+    "BootOptionKind",
+    "Mrtds",
+    "PageOrder",
+    "TdvfSection",
+    "TdxFirmware",
+    "VariableName",
+    "compute_mrtds",
+    "read_boot_layout",
+    "read_guid_table",
+    "read_tdvf_sections",
+    "read_variables",
+]

@@ -1,0 +1,153 @@
+"""The TDX metadata of a firmware image: sections that the VMM loads, adds and measures.
+
+Intel TDX Virtual Firmware Design Guide, "TDVF descriptor", with the checks of QEMU and some more:
+an image that passes has the layout from which MRTD and RTMR0 can be computed.
+"""
+
+import struct
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError
+from attestkit.measure.firmware.guid_table import TDX_METADATA, read_end_offset, read_guid_table
+
+BFV: Final = 0
+"""Boot firmware volume: code, whose contents are in MRTD."""
+CFV: Final = 1
+"""Configuration firmware volume: UEFI variables, measured into RTMR0."""
+TD_HOB: Final = 2
+"""Memory for the TD HOB."""
+TEMP_MEM: Final = 3
+"""Memory that the firmware uses before it accepts the rest."""
+
+MR_EXTEND: Final = 1
+"""Attribute: the contents of the pages are in MRTD."""
+
+PAGE: Final = 4096
+
+_HEAD: Final = struct.Struct("<4sIII")
+_SECTION: Final = struct.Struct("<IIQQII")
+_MAX_PAGES: Final = 65_536  # 256 MiB; OVMF has 1,053
+_NVRAM_VOLUME: Final = UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
+_NAMES: Final = ("BFV", "CFV", "TD HOB", "TEMP_MEM")
+
+
+class TdvfSection(NamedTuple):
+    """A section of the metadata; offsets, addresses and sizes in bytes."""
+
+    data_offset: int  # in the image
+    data_size: int
+    address: int  # guest physical
+    size: int  # in memory
+    kind: int
+    attributes: int
+
+    @property
+    def end(self) -> int:
+        """Address after the section."""
+        return self.address + self.size
+
+
+def read_tdvf_sections(image: bytes) -> tuple[TdvfSection, ...]:
+    """Return the sections of a complete firmware image, in the order in which the VMM adds them.
+
+    Raises:
+        FormatError: If the image has no TDX metadata, these are malformed, or they are those of a
+            larger image, of which this one is the part with the code.
+    """
+    entry = read_guid_table(image).get(TDX_METADATA)
+    if entry is None:
+        message = "firmware: no TDX metadata in the GUID table; not a firmware for TDX"
+        raise FormatError(message, reason="unrecognized")
+    at = read_end_offset(image, entry, "TDX metadata")
+    sections = []
+    for number in range(_read_count(image, at)):
+        offset = at + _HEAD.size + number * _SECTION.size
+        section = TdvfSection(*_SECTION.unpack_from(image, offset))
+        _check_section(section, len(image), offset)
+        sections.append(section)
+    _check_all(image, sections, at)
+    return tuple(sections)
+
+
+def find_section(sections: Iterable[TdvfSection], kind: int) -> TdvfSection:
+    """Return the section of a kind.
+
+    Raises:
+        FormatError: If there is none, or more than one.
+    """
+    found = [section for section in sections if section.kind == kind]
+    if len(found) != 1:
+        message = f"firmware: TDX metadata: {len(found)} sections of type {_NAMES[kind]}, not one"
+        raise FormatError(message, reason="duplicate" if found else "missing")
+    return found[0]
+
+
+def section_data(image: bytes, section: TdvfSection) -> bytes:
+    """Return the part of the image that is loaded into a section."""
+    return image[section.data_offset : section.data_offset + section.data_size]
+
+
+def _read_count(image: bytes, at: int) -> int:
+    """Return the number of sections of the descriptor at an offset."""
+    if at + _HEAD.size > len(image):
+        raise _error("truncated", "truncated", len(image))
+    signature, length, version, count = _HEAD.unpack_from(image, at)
+    if signature != b"TDVF":
+        raise _error("signature must be TDVF", "unrecognized", at)
+    if version != 1:
+        raise _error(f"version must be 1, not {version}", "unsupported_version", at + 8)
+    if length != _HEAD.size + count * _SECTION.size:
+        raise _error(f"{length} bytes for {count} sections", "wrong_size", at + 4)
+    if at + length > len(image):
+        raise _error("truncated", "truncated", len(image))
+    if count < 2:
+        raise _error(f"must have at least 2 sections, not {count}", "missing", at + 12)
+    return int(count)
+
+
+def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
+    """Check a section; `at` is its offset in the image."""
+    if section.kind > TEMP_MEM:
+        raise _error(f"section of unsupported type {section.kind}", "unsupported", at + 24)
+    what = f"section {_NAMES[section.kind]}"
+    if section.attributes > MR_EXTEND:
+        problem = f"{what}: unsupported attributes {section.attributes:#x}"
+        raise _error(problem, "unsupported", at + 28)
+    if section.address % PAGE or section.end > 1 << 64:
+        raise _error(f"{what}: address {section.address:#x}", "wrong_value", at + 8)
+    if section.size % PAGE or not section.size:
+        raise _error(f"{what}: {section.size} bytes of memory", "wrong_value", at + 16)
+    expected = section.size if section.kind in (BFV, CFV) else 0
+    if section.data_size != expected:
+        problem = f"{what}: {section.data_size} bytes of data, not {expected}"
+        raise _error(problem, "wrong_size", at + 4)
+    if section.data_offset + section.data_size > image_size:
+        raise _outside(f"{what} ends outside of the image", at)
+
+
+def _check_all(image: bytes, sections: list[TdvfSection], at: int) -> None:
+    """Check the sections together; the descriptor is at offset `at`."""
+    if sum(section.size for section in sections) > _MAX_PAGES * PAGE:
+        raise _error(f"over {_MAX_PAGES} pages", "too_many", at)
+    code, variables, _ = [find_section(sections, kind) for kind in (BFV, CFV, TD_HOB)]
+    if code.data_offset + code.data_size != len(image):
+        raise _outside("section BFV does not end at the end of the image", at)
+    head = section_data(image, variables)[:44]
+    if head[40:44] != b"_FVH" or head[16:32] != _NVRAM_VOLUME:
+        raise _outside("section CFV is not a volume of variables", variables.data_offset)
+    ordered = sorted(sections, key=lambda section: section.address)
+    if any(one.end > other.address for one, other in pairwise(ordered)):
+        raise _error("sections overlap in memory", "inconsistent", at)
+
+
+def _outside(problem: str, offset: int) -> FormatError:
+    hint = "; use the image with code and variables, such as OVMF.fd instead of OVMF_CODE.fd"
+    return _error(problem + hint, "inconsistent", offset)
+
+
+def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
+    return FormatError(f"firmware: TDX metadata: {problem}", reason=reason, offset=offset)

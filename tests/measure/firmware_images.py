@@ -1,0 +1,178 @@
+"""Small firmware images, made by code: metadata, volumes and variables as edk2 arranges them.
+
+They do not boot.
+"""
+
+import hashlib
+import lzma
+import struct
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
+from attestkit.measure.firmware.uefi_variables import EFI_GLOBAL, IMAGE_SECURITY, VariableName
+
+FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
+TDX_METADATA = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
+NVRAM = UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")
+FFS2 = UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")
+LZMA = UUID("ee4e5898-3914-4259-9d6e-dc7bd79403cf")
+CRC32 = UUID("fc1bcdb0-7d31-49aa-936a-a4600d9dd083")
+VARIABLE_STORE = UUID("aaf32c78-947b-439a-a180-2e144ec37792")
+NOT_FOR_TDS = UUID("ae047c6d-bce9-426c-ae03-a68e3b8a0488")
+UI_VOLUME = UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
+MAIN_VOLUME = UUID("48db5e17-707c-472d-91cd-1613e7ef51b0")
+
+TD_TCG2 = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
+UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
+MENU_APP = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
+SMBIOS_MEASUREMENT = UUID("d27fed59-abb4-4fed-bead-2a878c7e4a7e")
+SECURE_BOOT_CONFIG = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
+
+SIZE = 0x20000
+CFV_SIZE = 0x4000
+Variables = Mapping[VariableName, bytes]
+KEYS: Variables = {
+    VariableName(EFI_GLOBAL, "PK"): b"platform key",
+    VariableName(EFI_GLOBAL, "KEK"): b"key exchange key" * 3,
+    VariableName(IMAGE_SECURITY, "db"): b"allowed" * 9,
+    VariableName(IMAGE_SECURITY, "dbx"): b"forbidden" * 5,
+}
+
+
+def noise(seed: str, size: int) -> bytes:
+    """Return bytes that do not compress, the same for each seed."""
+    parts = [hashlib.sha256(f"{seed} {n}".encode()).digest() for n in range(-(-size // 32))]
+    return b"".join(parts)[:size]
+
+
+def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> bytes:
+    """Return a firmware volume; `body` is padded with erased flash."""
+    extension = name.bytes_le + struct.pack("<I", 20) + bytes(4) if name else b""
+    head = (
+        bytes(16)
+        + kind.bytes_le
+        + struct.pack("<Q4sIHHHBB", size, b"_FVH", 0x4FEFF, 72, 0, 72 if name else 0, 0, 2)
+    )
+    head += struct.pack("<IIII", size // 0x1000, 0x1000, 0, 0)
+    checksum = -sum(struct.unpack("<36H", head)) & 0xFFFF
+    data = head[:50] + struct.pack("<H", checksum) + head[52:] + extension + body
+    assert len(data) <= size
+    return data.ljust(size, b"\xff")
+
+
+def ffs_file(guid: UUID, kind: int, body: bytes) -> bytes:
+    """Return a file of a volume, padded to 8 bytes."""
+    size = (24 + len(body)).to_bytes(3, "little")
+    data = guid.bytes_le + bytes(2) + bytes((kind, 0)) + size + b"\xf8" + body
+    return data.ljust(-(-len(data) // 8) * 8, b"\xff")
+
+
+def large_file(guid: UUID, kind: int, body: bytes) -> bytes:
+    """Return a file with the header of large files."""
+    head = guid.bytes_le + bytes(2) + bytes((kind, 1)) + b"\xff" * 3 + b"\xf8"
+    data = head + struct.pack("<Q", 32 + len(body)) + body
+    return data.ljust(-(-len(data) // 8) * 8, b"\xff")
+
+
+def section(kind: int, body: bytes, *, large: bool = False) -> bytes:
+    """Return a section of a file, padded to 4 bytes."""
+    size = len(body) + (8 if large else 4)
+    head = (
+        b"\xff" * 3 + bytes((kind,)) + struct.pack("<I", size)
+        if large
+        else size.to_bytes(3, "little") + bytes((kind,))
+    )
+    data = head + body
+    return data.ljust(-(-len(data) // 4) * 4, b"\0")
+
+
+def guided_section(guid: UUID, data: bytes, attributes: int = 1) -> bytes:
+    """Return a section whose data is encoded, or preceded by a checksum."""
+    return section(2, guid.bytes_le + struct.pack("<HH", 24, attributes) + data)
+
+
+def pack_lzma(plain: bytes) -> bytes:
+    """Return LZMA data whose header has the size."""
+    packed = lzma.compress(plain, lzma.FORMAT_ALONE, preset=6)
+    return packed[:5] + struct.pack("<Q", len(plain)) + packed[13:]
+
+
+def lzma_section(plain: bytes) -> bytes:
+    """Return a section with LZMA data."""
+    return guided_section(LZMA, pack_lzma(plain))
+
+
+def variable_entry(name: VariableName, data: bytes, state: int = 0x3F) -> bytes:
+    """Return an entry of a variable store."""
+    text = (name.name + "\0").encode("utf-16-le")
+    head = struct.pack(
+        "<HBBIQ16sIII", 0x55AA, state, 0, 0x27, 0, bytes(16), 0, len(text), len(data)
+    )
+    entry = head + name.vendor.bytes_le + text + data
+    return entry.ljust(-(-len(entry) // 4) * 4, b"\xff")
+
+
+def variable_volume(entries: bytes, size: int = CFV_SIZE) -> bytes:
+    """Return a volume with a variable store."""
+    head = VARIABLE_STORE.bytes_le + struct.pack("<IBBHI", size - 72, 0x5A, 0xFE, 0, 0)
+    return volume(NVRAM, size, head + entries)
+
+
+def code_volume(
+    files: Iterable[UUID], texts: Iterable[bytes] = (), hidden: Iterable[UUID] = ()
+) -> bytes:
+    """Return a volume with compressed drivers, and some in a volume that TDs do not load."""
+    inner = b"".join([ffs_file(guid, 7, section(0x19, noise(str(guid), 64))) for guid in files])
+    plain = section(0x17, volume(FFS2, 0x4000, inner, UI_VOLUME))
+    inner = b"".join([ffs_file(guid, 7, section(0x19, b"hidden")) for guid in hidden])
+    plain += section(0x17, volume(FFS2, 0x2000, inner, NOT_FOR_TDS))
+    plain += section(0x19, b"\0" + b"\0".join(texts) + b"\0")
+    packed = ffs_file(UUID("9e21fd93-9c72-4c15-8c4b-e77f1db2d792"), 0x0B, lzma_section(plain))
+    return volume(FFS2, 0x8000, packed, MAIN_VOLUME)
+
+
+def sections(
+    size: int = SIZE, temp_mem: tuple[int, int] = (0x810000, 0x10000)
+) -> list[TdvfSection]:
+    """Return the sections that OVMF has."""
+    base, code = (1 << 32) - size, size - CFV_SIZE
+    return [
+        TdvfSection(CFV_SIZE, code, base + CFV_SIZE, code, BFV, MR_EXTEND),
+        TdvfSection(0, CFV_SIZE, base, CFV_SIZE, CFV, 0),
+        TdvfSection(0, 0, *temp_mem, TEMP_MEM, 0),
+        TdvfSection(0, 0, 0x80B000, 0x2000, TEMP_MEM, 0),
+        TdvfSection(0, 0, 0x809000, 0x2000, TD_HOB, 0),
+        TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
+    ]
+
+
+def guid_table(entries: Iterable[tuple[UUID, bytes]]) -> bytes:
+    """Return a GUID table, first entry first, with its footer."""
+    table = b"".join(
+        [data + struct.pack("<H", len(data) + 18) + guid.bytes_le for guid, data in entries]
+    )
+    return table + struct.pack("<H", len(table) + 18) + FOOTER.bytes_le
+
+
+def with_metadata(flash: bytes, described: Iterable[TdvfSection]) -> bytes:
+    """Return the image with TDX metadata before its last 1,024 bytes, and a GUID table."""
+    rows = b"".join([struct.pack("<IIQQII", *row) for row in described])
+    descriptor = struct.pack("<4sIII", b"TDVF", 16 + len(rows), 1, len(rows) // 32) + rows
+    table = guid_table([(TDX_METADATA, struct.pack("<I", 1024 + len(descriptor)))])
+    image = bytearray(flash)
+    image[-1024 - len(descriptor) : -1024] = descriptor
+    image[-32 - len(table) : -32] = table
+    return bytes(image)
+
+
+def tdvf_image(
+    files: Iterable[UUID] = (TD_TCG2, UI_APP),
+    texts: Iterable[bytes] = (b"ACPI DATA", b"etc/boot/", b" initrd=initrd"),
+    variables: Variables | None = None,
+    hidden: Iterable[UUID] = (),
+) -> bytes:
+    """Return an image of 128 KiB; by default one that measures as edk2 202502 does."""
+    entries = [variable_entry(name, data) for name, data in (variables or {}).items()]
+    flash = variable_volume(b"".join(entries)) + code_volume(files, texts, hidden)
+    return with_metadata(flash.ljust(SIZE, b"\xff"), sections())
