@@ -175,7 +175,7 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
         message = "vm_config: ovmf_variant: differs from ovmf of the measurement document"
         raise FormatError(message, reason="inconsistent")
     hob = td_hob_digest(image.td_hob, memory)
-    mrtd = image.mrtd_two_pass if _two_pass(vm_config) else image.mrtd_single_pass
+    mrtd = image.mrtd_two_pass if is_two_pass(vm_config) else image.mrtd_single_pass
     return TdxLaunch(mrtd, hob, (image.kernel, image.cmdline, image.initrd), image.version)
 
 
@@ -276,8 +276,13 @@ def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
     return loader, rsdp, tables
 
 
-def _two_pass(vm_config: Mapping[str, Any]) -> bool:
-    """Return whether QEMU added all pages first and then measured them, not page by page."""
+def is_two_pass(vm_config: Mapping[str, Any]) -> bool:
+    """Return whether the host added all pages of a section before it measured them.
+
+    Raises:
+        FormatError: If `qemu_single_pass_add_pages` is not a boolean, or `qemu_version` does not
+            start with 8 or more.
+    """
     stated = vm_config.get("qemu_single_pass_add_pages")
     if isinstance(stated, bool):
         return stated  # despite its name, true selects the MRTD `two_pass`
@@ -289,7 +294,7 @@ def _two_pass(vm_config: Mapping[str, Any]) -> bool:
         return False
     major = str(version).split(".")[0]
     if not major.isascii() or not major.isdigit() or len(major) > 3 or int(major) < 8:
-        message = "vm_config: qemu_version: no lite measurement exists for versions below 8"
+        message = "vm_config: qemu_version: must be 8 or later, because earlier ones have no TDX"
         raise FormatError(message, reason="unsupported")
     return int(major) == 8
 

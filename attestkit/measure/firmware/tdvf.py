@@ -30,6 +30,7 @@ PAGE: Final = 4096
 
 _HEAD: Final = struct.Struct("<4sIII")
 _SECTION: Final = struct.Struct("<IIQQII")
+_MAX_SECTIONS: Final = 64
 _MAX_PAGES: Final = 65_536  # 256 MiB; OVMF has 1,053
 _NVRAM_VOLUME: Final = UUID("fff12b8d-7696-4c8b-a985-2747075b4f50").bytes_le
 _NAMES: Final = ("BFV", "CFV", "TD HOB", "TEMP_MEM")
@@ -106,6 +107,8 @@ def _read_count(image: bytes, at: int) -> int:
         raise _error("truncated", "truncated", len(image))
     if count < 2:
         raise _error(f"must have at least 2 sections, not {count}", "missing", at + 12)
+    if count > _MAX_SECTIONS:
+        raise _error(f"over {_MAX_SECTIONS} sections", "too_many", at + 12)
     return int(count)
 
 

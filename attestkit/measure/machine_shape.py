@@ -1,0 +1,196 @@
+"""The shape of a virtual machine: what QEMU was told, as far as measurements depend on it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from attestkit._argument_checks import wrong_type
+from attestkit._formats import strict_json
+from attestkit._reasons import FormatReason, UsageReason
+from attestkit.attestation.launch.td_hob import MemoryRange, memory_below_4g, memory_ranges
+from attestkit.attestation.launch.tdx import is_two_pass
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.firmware.mrtd import PageOrder
+
+_MAX_CPUS: Final = 4096
+_MEMORY_STEP: Final = 8192  # QEMU rounds the size up to a multiple
+_MAX_MEMORY: Final = 1 << 46  # bytes; OVMF uses 46 address bits with 4-level paging
+_MAX_HOLE: Final = 1 << 52
+_SLOTS: Final = 30  # of PCI bus 0, without host bridge and LPC
+_OTHER_SLOTS: Final = 3  # data disk, vsock, shared files
+_VERSION: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?", re.ASCII)
+_DEFAULT_VERSION: Final = (9, 1)  # as the reference verifier assumes
+
+# How a wrong number of the constructor is reported in a vm_config.
+_IN_CONFIG: Final[dict[str, FormatReason]] = {
+    "not_applicable": "unsupported",
+    "out_of_range": "wrong_value",
+    "too_large": "too_large",
+    "too_many": "too_many",
+    "wrong_type": "wrong_type",
+    "wrong_value": "wrong_value",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineShape:
+    """The shape of a TD of dstack, on machine q35; the defaults are those of a vm_config.
+
+    Attributes:
+        cpu_count: Possible vCPUs, 1 to 4,096.
+        memory_size: Bytes, a multiple of 8 KiB, at most 64 TiB.
+        qemu_version: Such as 9.2.1; empty if unknown, which is treated as 9.1.
+        pic: Whether there is an interrupt controller 8259; None for the default of the version.
+        pci_hole64_size: Bytes of the 64-bit PCI window; 0 for QEMU's default.
+        hotplug_off: Without hotplug of PCI bridges by ACPI.
+        num_gpus: Each behind a root port of its own.
+        num_nvswitches: The same.
+        num_nics: Network cards.
+        num_verity_volumes: Read-only disks.
+        host_share_mode: How files are shared with the host, such as `9p` or `vvfat`; one slot.
+        root_disk: Whether the root file system is on a disk, not a CD-ROM.
+        two_pass: Order of the pages in MRTD; None for that of the time of the QEMU version.
+        hugepages: Memory is of huge pages; unsupported together with GPUs.
+        swtpm: The machine has a TPM; unsupported.
+
+    Raises:
+        UsageError: If a value is out of range, of another type, or an unsupported combination.
+    """
+
+    cpu_count: int
+    memory_size: int
+    qemu_version: str = ""
+    pic: bool | None = None
+    pci_hole64_size: int = 0
+    hotplug_off: bool = False
+    num_gpus: int = 0
+    num_nvswitches: int = 0
+    num_nics: int = 1
+    num_verity_volumes: int = 0
+    host_share_mode: str = ""
+    root_disk: bool = True
+    two_pass: bool | None = None
+    hugepages: bool = False
+    swtpm: bool = False
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name))
+        _check_range("cpu_count", self.cpu_count, 1, _MAX_CPUS)
+        _check_range("memory_size", self.memory_size, _MEMORY_STEP, _MAX_MEMORY)
+        _check_range("pci_hole64_size", self.pci_hole64_size, 0, _MAX_HOLE)
+        for name in ("num_gpus", "num_nvswitches", "num_nics", "num_verity_volumes"):
+            _check_range(name, getattr(self, name), 0, _SLOTS)
+        if self.memory_size % _MEMORY_STEP:
+            raise _error("memory_size", f"must be a multiple of {_MEMORY_STEP}", "wrong_value")
+        if self.slots > _SLOTS:
+            problem = f"{self.slots} devices, but PCI bus 0 has {_SLOTS} slots"
+            raise _error("num_gpus", problem, "too_many")
+        if len(self.host_share_mode) > 32:
+            raise _error("host_share_mode", "over 32 characters", "too_large")
+        if self.qemu_version and not _VERSION.fullmatch(self.qemu_version):
+            raise _error("qemu_version", "must be numbers such as 9.2.1", "wrong_value")
+        if self.qemu_line < (8, 0):
+            raise _error("qemu_version", "TDX needs 8.0 or later", "not_applicable")
+        if self.swtpm:
+            raise _error("swtpm", "machines with a TPM are not supported", "not_applicable")
+        if self.hugepages and self.num_gpus:
+            raise _error("hugepages", "not supported together with GPUs", "not_applicable")
+
+    @classmethod
+    def from_vm_config(cls, config: Mapping[str, Any], *, root_disk: bool = True) -> "MachineShape":
+        """Return the shape that a VM configuration has: the word of the host, not verified.
+
+        Args:
+            config: `fields` of a `VmConfig`; unknown members are ignored.
+            root_disk: Whether the root file system is on a disk; it depends on the image.
+
+        Raises:
+            FormatError: If a member is missing, of another type or out of range, or the machine
+                has what is not supported: huge pages with GPUs, NUMA nodes, a TPM.
+        """
+        if config.get("numa_nodes"):
+            message = "vm_config: numa_nodes: not supported"
+            raise FormatError(message, reason="unsupported")
+        # Null is equivalent to a missing member.
+        found = {name: value for name in _IN_VM_CONFIG if (value := config.get(name)) is not None}
+        for name in ("cpu_count", "memory_size"):
+            strict_json.number_field(found, name, 64)
+        order = config.get("qemu_single_pass_add_pages")  # true selects the order of two passes
+        try:
+            return cls(**found, root_disk=root_disk, two_pass=order)
+        except UsageError as error:
+            message, reason = f"vm_config: {error}", _IN_CONFIG[error.reason]
+            raise FormatError(message, reason=reason) from error
+
+    @property
+    def qemu_line(self) -> tuple[int, int]:
+        """Major and minor version of QEMU; 9.1 if it is unknown."""
+        found = _VERSION.fullmatch(self.qemu_version)
+        return (int(found[1]), int(found[2])) if found else _DEFAULT_VERSION
+
+    @property
+    def has_pic(self) -> bool:
+        """Whether there is an interrupt controller 8259: stated, else before QEMU 9.0."""
+        return self.qemu_line < (9, 0) if self.pic is None else self.pic
+
+    @property
+    def page_order(self) -> PageOrder:
+        """Order of the pages in MRTD: stated, else that of the kernels of QEMU's time."""
+        stated = {"qemu_single_pass_add_pages": self.two_pass}
+        version = {"qemu_version": self.qemu_version or None}
+        return "two_pass" if is_two_pass(stated | version) else "single_pass"
+
+    @property
+    def memory(self) -> tuple[MemoryRange, ...]:
+        """Ranges of RAM."""
+        return memory_ranges(self.memory_size)
+
+    @property
+    def memory_below_4g(self) -> int:
+        """Bytes of RAM below 4 GiB."""
+        return memory_below_4g(self.memory_size)
+
+    @property
+    def root_ports(self) -> int:
+        """Number of root ports, for GPUs and NVSwitches."""
+        return self.num_gpus + self.num_nvswitches
+
+    @property
+    def slots(self) -> int:
+        """Number of devices on PCI bus 0, root ports included."""
+        devices = self.root_disk + self.num_verity_volumes + self.num_nics + _OTHER_SLOTS
+        return devices + self.root_ports
+
+
+_BOOLEANS: Final = ("hotplug_off", "root_disk", "hugepages", "swtpm")
+_OPTIONAL_BOOLEANS: Final = ("pic", "two_pass")
+_TEXTS: Final = ("qemu_version", "host_share_mode")
+_IN_VM_CONFIG: Final = tuple(
+    field.name for field in fields(MachineShape) if field.name not in {"root_disk", "two_pass"}
+)
+
+
+def _check_type(name: str, value: object) -> None:
+    if name in _OPTIONAL_BOOLEANS:
+        if not isinstance(value, bool | None):
+            raise wrong_type(name, "bool or None", value)
+    elif name in _BOOLEANS:
+        if not isinstance(value, bool):
+            raise wrong_type(name, "bool", value)
+    elif name in _TEXTS:
+        if not isinstance(value, str):
+            raise wrong_type(name, "str", value)
+    elif not isinstance(value, int) or isinstance(value, bool):
+        raise wrong_type(name, "int", value)
+
+
+def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise _error(name, f"must be {lowest} to {highest}, not {value}", "out_of_range")
+
+
+def _error(name: str, problem: str, reason: UsageReason) -> UsageError:
+    return UsageError(f"{name}: {problem}", reason=reason)

@@ -1,0 +1,25 @@
+"""RTMR0 of a TD under QEMU, event by event: from firmware, memory and what QEMU offers."""
+
+from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0
+from attestkit.measure.rtmr0.boot_options import (
+    encode_load_option,
+    firmware_boot_options,
+    virtio_disk_option,
+)
+from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
+from attestkit.measure.rtmr0.smbios import BiosStrings, filter_smbios, publish_smbios
+from attestkit.measure.rtmr0.td_hob import build_td_hob
+
+__all__ = [
+    "DIRECT_BOOT_ORDER",
+    "AcpiBlobs",
+    "BiosStrings",
+    "FwCfgItems",
+    "build_td_hob",
+    "encode_load_option",
+    "expected_rtmr0",
+    "filter_smbios",
+    "firmware_boot_options",
+    "publish_smbios",
+    "virtio_disk_option",
+]

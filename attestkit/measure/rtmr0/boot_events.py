@@ -1,0 +1,152 @@
+"""The events of RTMR0: what the firmware of a TD measures, up to the boot loader."""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.td_hob import MemoryRange
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+from attestkit.measure.firmware.uefi_variables import (
+    EFI_GLOBAL,
+    IMAGE_SECURITY,
+    VariableName,
+    variable_data,
+)
+from attestkit.measure.rtmr0.boot_options import firmware_boot_options
+from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.smbios import filter_smbios
+from attestkit.measure.rtmr0.td_hob import build_td_hob
+
+_SEPARATOR: Final = 0x4
+_PLATFORM_CONFIG: Final = 0xA
+_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
+_VARIABLE_BOOT: Final = 0x80000002
+_HANDOFF_TABLES: Final = 0x80000009
+_FIRMWARE_BLOB2: Final = 0x8000000A
+_HANDOFF_TABLES2: Final = 0x8000000B
+
+_SECURE_BOOT: Final = VariableName(EFI_GLOBAL, "SecureBoot")
+_PLATFORM_KEY: Final = VariableName(EFI_GLOBAL, "PK")
+_SECURE_BOOT_ENABLE: Final = VariableName(
+    UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
+)
+_KEYS: Final = (
+    _PLATFORM_KEY,
+    VariableName(EFI_GLOBAL, "KEK"),
+    VariableName(IMAGE_SECURITY, "db"),
+    VariableName(IMAGE_SECURITY, "dbx"),
+)
+_TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
+_ACPI_NAMES: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+
+AcpiBlobs = tuple[bytes, bytes, bytes]
+"""Files `etc/table-loader`, `etc/acpi/rsdp` and `etc/acpi/tables` of QEMU, whole."""
+
+
+def expected_rtmr0(
+    firmware: TdxFirmware,
+    memory: Iterable[MemoryRange],
+    fw_cfg: FwCfgItems,
+    *,
+    acpi: AcpiBlobs | None = None,
+    smbios: bytes | None = None,
+    found_options: Sequence[bytes] = (),
+    boot_order: Sequence[int] | None = None,
+    second_separator: bool = False,
+) -> tuple[ExpectedEvent, ...]:
+    """Return the events of RTMR0 in the order in which they are extended.
+
+    Without shim, these are all; shim adds SbatLevel and MokListTrusted.
+
+    Args:
+        firmware: The firmware.
+        memory: Ranges of RAM: `MachineShape.memory`, or from QEMU's e820 table.
+        fw_cfg: Items that recent firmware measures; `FwCfgItems.direct_boot()` with `-kernel`.
+        acpi: QEMU's tables; without them the digests of their three events are None.
+        smbios: Table that the firmware publishes; without it the digest of its event is None.
+        found_options: Boot options of devices, which follow the firmware's own.
+        boot_order: Numbers of the boot options, by default ascending.
+        second_separator: Whether RTMR0 has a separator after the boot options, as edk2 did until
+            202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
+
+    Raises:
+        FormatError: If the firmware measures nothing in a TD, or the SMBIOS table is malformed.
+        UsageError: If the memory is too small for the firmware, an item too large, `boot_order` not
+            of the boot options, or `second_separator` not possible with this firmware.
+    """
+    layout = firmware.layout
+    if not layout.measures:
+        message = "firmware: without TdTcg2Dxe, so that a TD measures nothing into its RTMRs"
+        raise FormatError(message, reason="unsupported")
+    if second_separator and layout.separator_in_rtmr1:
+        message = "second_separator: this firmware measures its second separator into RTMR1"
+        raise UsageError(message, reason="conflict")
+    events = [
+        _event("td-hob", _HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
+        ExpectedEvent(0, "cfv", _FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
+    ]
+    if layout.fw_cfg:
+        events += _fw_cfg_events(fw_cfg)
+    events += _secure_boot_events(firmware.variables, built_in=layout.secure_boot)
+    events.append(_event("separator", _SEPARATOR, bytes(4)))
+    if layout.acpi:
+        blobs = acpi or (None, None, None)
+        named = zip(_ACPI_NAMES, blobs, strict=True)
+        events += [_event(name, _PLATFORM_CONFIG, blob) for name, blob in named]
+    if layout.smbios:
+        measured = None if smbios is None else filter_smbios(smbios)
+        events.append(_event("smbios", _HANDOFF_TABLES, measured))
+    options = (*firmware_boot_options(layout), *found_options)
+    events += _boot_option_events(options, boot_order)
+    if second_separator:
+        events.append(_event("separator", _SEPARATOR, bytes(4), "source"))
+    return tuple(events)
+
+
+def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
+    for name, contents in items.measured():
+        basis: Basis = "hardware" if name in {"BootMenu", "bootorder"} else "source"
+        yield _event(f"fw_cfg {name}", _PLATFORM_CONFIG, contents, basis)
+
+
+def _secure_boot_events(
+    variables: Mapping[VariableName, bytes], *, built_in: bool
+) -> Iterator[ExpectedEvent]:
+    """Yield the events of SecureBoot and the keys; a missing variable is measured as empty."""
+    state = b""
+    has_keys = _PLATFORM_KEY in variables
+    if built_in:
+        state = bytes((has_keys and variables.get(_SECURE_BOOT_ENABLE) != b"\0",))
+    measured = [(_SECURE_BOOT, state)]
+    measured += [(name, variables.get(name, b"")) for name in _KEYS]
+    if _TIMESTAMP_KEYS in variables:
+        measured.append((_TIMESTAMP_KEYS, variables[_TIMESTAMP_KEYS]))
+    for name, value in measured:
+        basis: Basis = "source" if has_keys or name == _TIMESTAMP_KEYS else "hardware"
+        yield _event(name.name, _VARIABLE_DRIVER_CONFIG, variable_data(name, value), basis)
+
+
+def _boot_option_events(
+    options: Sequence[bytes], boot_order: Sequence[int] | None
+) -> Iterator[ExpectedEvent]:
+    """Yield the events of BootOrder and the boot options in it; none without boot options."""
+    order = range(len(options)) if boot_order is None else boot_order
+    if any(not 0 <= number < len(options) for number in order):
+        message = f"boot_order: must be numbers of boot options, 0 to {len(options) - 1}"
+        raise UsageError(message, reason="out_of_range")
+    if not order:
+        return
+    yield _event("BootOrder", _VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
+    for number in order:
+        yield _event(f"Boot{number:04X}", _VARIABLE_BOOT, options[number])
+
+
+def _event(
+    name: str, event_type: int, data: bytes | None, basis: Basis = "hardware"
+) -> ExpectedEvent:
+    digest = None if data is None else sha384(data)
+    return ExpectedEvent(0, name, event_type, digest, basis)

@@ -1,0 +1,147 @@
+"""The SMBIOS table: as OVMF publishes it, and as firmware from edk2-stable202505 on measures it.
+
+The measured copy has no values that differ between machines of a model, such as serial numbers
+(DMTF DSP0134; TCG PC Client PFP, 3.3.4.1). It still has the processor's CPUID, the memory size and
+the name of the machine type.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_bytes
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError, UsageError
+
+_BIOS_INFORMATION, _END_OF_TABLE = 0, 127  # types of structures
+_MAX_TABLE: Final = 1 << 20  # bytes; 64 vCPUs have about 4,000
+_END: Final = bytes.fromhex("7f04fffe0000")
+_BIOS_HEAD: Final = struct.Struct("<BBHBBHBBQBBBBBBH")
+_DATE: Final = "02/02/2022"
+
+# Fields that are cleared by type: offset and size, or offset of the number of a string.
+_CLEARED: Final[dict[int, tuple[tuple[int, int], ...]]] = {
+    1: ((0x08, 16), (0x18, 1)),
+    4: ((0x23, 1), (0x24, 1), (0x25, 1), (0x2A, 2), (0x2C, 2), (0x2E, 2), (0x11, 1), (0x16, 2)),
+    22: ((0x10, 2), (0x12, 2)),
+    23: ((0x07, 2),),
+    27: ((0x0C, 2),),
+}
+_CLEARED_STRINGS: Final[dict[int, tuple[int, ...]]] = {
+    1: (0x07,),
+    2: (0x07, 0x0A),
+    3: (0x07, 0x08),
+    4: (0x20, 0x21, 0x22),
+    17: (0x18, 0x19, 0x1A),
+    22: (0x07,),
+    39: (0x08, 0x09, 0x0A),
+}
+_CLEARED_WHOLE: Final = frozenset({11, 15, 18, 31, 33, *range(128, 256)})
+
+
+class BiosStrings(NamedTuple):
+    """Vendor, version and date that a firmware was built with."""
+
+    vendor: str = "EDK II"
+    version: str = ""
+    date: str = ""
+
+    def published(self) -> list[bytes]:
+        """Return the strings of the table, where OVMF replaces those under 3 characters.
+
+        Raises:
+            UsageError: If a string is over 64 characters, not ASCII, or contains NUL.
+        """
+        defaults = ("unknown", "unknown", _DATE)
+        pairs = zip(self, defaults, strict=True)
+        found = [text if len(text) >= 3 else default for text, default in pairs]
+        for text in found:
+            if not text.isascii() or "\0" in text or len(text) > 64:
+                message = "firmware strings: must be up to 64 ASCII characters, without NUL"
+                raise UsageError(message, reason="wrong_value")
+        return [text.encode() for text in found]
+
+
+class _Structure(NamedTuple):
+    """A structure: the formatted area, whose first byte is the type, and the strings."""
+
+    area: bytes
+    strings: list[bytes]
+
+    def encode(self) -> bytes:
+        if not self.strings:
+            return self.area + b"\0\0"
+        return self.area + b"".join([text + b"\0" for text in self.strings]) + b"\0"
+
+
+def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
+    """Return the table that OVMF publishes.
+
+    Args:
+        table: File `etc/smbios/smbios-tables` of QEMU.
+        firmware: Strings of the firmware, which it adds if QEMU has no BIOS information; by
+            default those of upstream's builds.
+
+    Raises:
+        FormatError: If the table is malformed, or over 1 MiB.
+        UsageError: If a string cannot be in the table.
+    """
+    found = [
+        structure for structure in _read_structures(table) if structure.area[0] != _END_OF_TABLE
+    ]
+    if not any(structure.area[0] == _BIOS_INFORMATION for structure in found):
+        strings = (firmware or BiosStrings()).published()
+        fields = (1, 2, 0xE800, 3, 0, 8, 0, 0x1C, 0, 0, 0xFF, 0xFF, 0)
+        area = _BIOS_HEAD.pack(_BIOS_INFORMATION, _BIOS_HEAD.size, 0, *fields)
+        found.append(_Structure(area, strings))
+    return b"".join([structure.encode() for structure in found]) + _END
+
+
+def filter_smbios(table: bytes) -> bytes:
+    """Return the copy of a published table that is measured; of a measured one, the same.
+
+    Raises:
+        FormatError: If the table is malformed, or over 1 MiB.
+    """
+    return b"".join([_filter_structure(*found).encode() for found in _read_structures(table)])
+
+
+def _filter_structure(area: bytes, strings: list[bytes]) -> _Structure:
+    kind, cleared = area[0], bytearray(area)
+    if kind in _CLEARED_WHOLE:
+        return _Structure(area[:4] + bytes(len(area) - 4), strings)
+    for offset in _CLEARED_STRINGS.get(kind, ()):
+        if offset < len(area):
+            number = area[offset]
+            if 0 < number <= len(strings):
+                strings[number - 1] = b" " * len(strings[number - 1])
+            cleared[offset] = 0
+    for offset, size in _CLEARED.get(kind, ()):
+        if offset + size <= len(area):
+            cleared[offset : offset + size] = bytes(size)
+    return _Structure(bytes(cleared), strings)
+
+
+def _read_structures(table: bytes) -> Iterator[_Structure]:
+    """Yield the structures up to the end of the table, which is the first of type 127."""
+    require_bytes("SMBIOS table", table)
+    if len(table) > _MAX_TABLE:
+        raise _error(f"{len(table)} bytes exceed the limit of {_MAX_TABLE}", "too_large", 0)
+    at = 0
+    while at < len(table):
+        if at + 4 > len(table):
+            raise _error("header truncated", "truncated", at)
+        start = at + table[at + 1]
+        if start < at + 4 or start > len(table):
+            raise _error(f"structure of {table[at + 1]} bytes", "wrong_size", at)
+        end = table.find(b"\0\0", start)
+        if end < 0:
+            raise _error("strings truncated", "truncated", at)
+        yield _Structure(table[at:start], table[start:end].split(b"\0") if end > start else [])
+        if table[at] == _END_OF_TABLE:
+            return
+        at = end + 2
+
+
+def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
+    return FormatError(f"SMBIOS table: {problem}", reason=reason, offset=offset)
