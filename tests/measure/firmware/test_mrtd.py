@@ -84,8 +84,8 @@ def test_mrtd_covers_the_code_only() -> None:
     image = tdvf_image()
     sections = read_tdvf_sections(image)
     code, variables = bytearray(image), bytearray(image)
-    code[0x8000] ^= 1
-    variables[0x2000] ^= 1
+    code[0x1800] ^= 1
+    variables[0x800] ^= 1
     expected = compute_mrtds(image, sections)
     assert compute_mrtds(bytes(variables), sections) == expected
     changed = compute_mrtds(bytes(code), sections)

@@ -72,8 +72,8 @@ def test_sections_are_read_in_order() -> None:
         (changed(0, data_size=0), "wrong_size"),
         (changed(2, data_size=0x10000), "wrong_size"),  # of memory without data
         (changed(0, data_offset=CFV_SIZE + 1), "inconsistent"),  # ends outside
-        (changed(0, data_offset=CFV_SIZE - 0x1000), "inconsistent"),  # ends before the end
-        (changed(1, data_offset=0x1000), "inconsistent"),  # not a volume of variables
+        (changed(0, data_offset=CFV_SIZE - 1), "inconsistent"),  # ends before the end
+        (changed(1, data_offset=0x10), "inconsistent"),  # not a volume of variables
         (changed(1, data_offset=CFV_SIZE), "inconsistent"),  # a volume of code
         (changed(2, address=0x80A000), "inconsistent"),  # overlaps the TD HOB
     ],
