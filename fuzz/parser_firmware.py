@@ -4,9 +4,10 @@ import json
 from typing import Final
 
 from attestkit.attestation.launch.td_hob import memory_ranges
+from attestkit.attestation.launch.uefi_variable import VariableName
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError
-from attestkit.measure.firmware import TdxFirmware, VariableName, read_variables
+from attestkit.measure.firmware import TdxFirmware, read_variables
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0, filter_smbios, publish_smbios

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
+from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, IMAGE_SECURITY, VariableName
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
-from attestkit.measure.firmware.uefi_variables import EFI_GLOBAL, IMAGE_SECURITY, VariableName
 
 FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 TDX_METADATA = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")

@@ -29,6 +29,11 @@ from attestkit.attestation.launch.td_hob import (
     encode_td_hob,
     subtract_range,
 )
+from attestkit.attestation.launch.uefi_variable import (
+    SECURE_BOOT,
+    SECURE_BOOT_KEYS,
+    variable_data,
+)
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent
@@ -52,21 +57,8 @@ _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
 _ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
-_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` computes
-
-
-def _variable_digest(guid: str, name: str) -> bytes:
-    """Return the digest of an empty EFI variable (UEFI_VARIABLE_DATA of TCG PC Client PFP)."""
-    head = bytes.fromhex(guid) + len(name).to_bytes(8, "little") + bytes(8)
-    return sha384(head + name.encode("utf-16-le"))
-
-
-_EFI_GLOBAL = "61dfe48bca93d211aa0d00e098032b8c"  # 8BE4DF61-93CA-11D2-AA0D-00E098032B8C in memory
-_IMAGE_SECURITY = "cbb219d73a3d9645a3bcdad00e67656f"  # D719B2CB-3D3A-4596-A3BC-DAD00E67656F
-_VARIABLES = (
-    *(_variable_digest(_EFI_GLOBAL, name) for name in ("SecureBoot", "PK", "KEK")),
-    *(_variable_digest(_IMAGE_SECURITY, name) for name in ("db", "dbx")),
-)
+_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` has
+_VARIABLES = tuple(sha384(variable_data(name)) for name in (SECURE_BOOT, *SECURE_BOOT_KEYS))
 
 _Three = tuple[bytes, bytes, bytes]
 

@@ -5,7 +5,7 @@ from attestkit.measure.firmware.guid_table import read_guid_table
 from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.firmware.uefi_variables import VariableName, read_variables
+from attestkit.measure.firmware.uefi_variables import read_variables
 
 __all__ = [
     "BootLayout",
@@ -14,7 +14,6 @@ __all__ = [
     "PageOrder",
     "TdvfSection",
     "TdxFirmware",
-    "VariableName",
     "compute_mrtds",
     "read_boot_layout",
     "read_guid_table",

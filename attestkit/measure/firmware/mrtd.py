@@ -33,6 +33,12 @@ class Mrtds(NamedTuple):
         """Return the MRTD for an order."""
         return self.single_pass if order == "single_pass" else self.two_pass
 
+    def order_of(self, mrtd: bytes) -> PageOrder | None:
+        """Return the order that gives an MRTD from a quote; None for another firmware."""
+        if mrtd == self.single_pass:
+            return "single_pass"
+        return "two_pass" if mrtd == self.two_pass else None
+
 
 def compute_mrtds(image: bytes, sections: Sequence[TdvfSection]) -> Mrtds:
     """Return the MRTD of a TD with this firmware, for both orders.

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.uefi_variable import VariableName
+from attestkit.errors import FormatError
 from attestkit.measure.firmware.boot_layout import BootLayout, read_boot_layout
 from attestkit.measure.firmware.tdvf import (
     CFV,
@@ -12,7 +14,7 @@ from attestkit.measure.firmware.tdvf import (
     read_tdvf_sections,
     section_data,
 )
-from attestkit.measure.firmware.uefi_variables import VariableName, read_variables
+from attestkit.measure.firmware.uefi_variables import read_variables
 
 
 class TdxFirmware(NamedTuple):
@@ -31,6 +33,12 @@ class TdxFirmware(NamedTuple):
             FormatError: If it is not a firmware for TDX, is malformed, or exceeds a limit.
         """
         sections = read_tdvf_sections(image)
-        cfv = section_data(image, find_section(sections, CFV))
+        section = find_section(sections, CFV)
+        cfv = section_data(image, section)
         layout = read_boot_layout(image)
-        return cls(sections, sha384(cfv), read_variables(cfv), layout)
+        try:
+            variables = read_variables(cfv)
+        except FormatError as error:
+            at = section.data_offset + (error.offset or 0)
+            raise FormatError(error.message, reason=error.reason, offset=at) from error
+        return cls(sections, sha384(cfv), variables, layout)

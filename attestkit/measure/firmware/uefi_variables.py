@@ -1,17 +1,13 @@
-"""UEFI variables in a firmware's volume of variables, and how a variable is measured."""
+"""UEFI variables in a firmware's volume of variables, such as the keys of secure boot."""
 
 import struct
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 from attestkit._reasons import FormatReason
+from attestkit.attestation.launch.uefi_variable import VariableName
 from attestkit.errors import FormatError
-
-EFI_GLOBAL: Final = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
-"""Vendor of SecureBoot, PK and KEK."""
-IMAGE_SECURITY: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
-"""Vendor of db, dbx and dbt."""
 
 _AUTHENTICATED: Final = UUID("aaf32c78-947b-439a-a180-2e144ec37792").bytes_le
 _STORE: Final = struct.Struct("<16sIBB6x")
@@ -22,15 +18,10 @@ _FORMATTED, _HEALTHY = 0x5A, 0xFE  # states of a store
 _MAX_VARIABLES: Final = 4096
 
 
-class VariableName(NamedTuple):
-    """Identity of a variable."""
-
-    vendor: UUID
-    name: str
-
-
 def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
     """Return the variables of a volume; of several with the same name, the last.
+
+    Offsets of errors are in the volume.
 
     Raises:
         FormatError: If the volume does not contain a store of authenticated variables, or that is
@@ -49,13 +40,6 @@ def read_variables(volume: bytes) -> MappingProxyType[VariableName, bytes]:
     if not at <= end <= len(volume):
         raise _error(f"{size} bytes", "wrong_size", start + 16)
     return MappingProxyType(_read_entries(volume, at, end))
-
-
-def variable_data(variable: VariableName, data: bytes) -> bytes:
-    """Return a variable as it is measured: UEFI_VARIABLE_DATA (TCG PC Client PFP, 10.2.6)."""
-    vendor, name = variable
-    head = vendor.bytes_le + struct.pack("<QQ", len(name), len(data))
-    return head + name.encode("utf-16-le") + data
 
 
 def _read_entries(volume: bytes, at: int, end: int) -> dict[VariableName, bytes]:

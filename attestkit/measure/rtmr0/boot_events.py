@@ -7,15 +7,16 @@ from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import MemoryRange
-from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import Basis, ExpectedEvent
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.firmware.uefi_variables import (
-    EFI_GLOBAL,
+from attestkit.attestation.launch.uefi_variable import (
     IMAGE_SECURITY,
+    SECURE_BOOT,
+    SECURE_BOOT_KEYS,
     VariableName,
     variable_data,
 )
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
 from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios
@@ -29,16 +30,8 @@ _HANDOFF_TABLES: Final = 0x80000009
 _FIRMWARE_BLOB2: Final = 0x8000000A
 _HANDOFF_TABLES2: Final = 0x8000000B
 
-_SECURE_BOOT: Final = VariableName(EFI_GLOBAL, "SecureBoot")
-_PLATFORM_KEY: Final = VariableName(EFI_GLOBAL, "PK")
 _SECURE_BOOT_ENABLE: Final = VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
-)
-_KEYS: Final = (
-    _PLATFORM_KEY,
-    VariableName(EFI_GLOBAL, "KEK"),
-    VariableName(IMAGE_SECURITY, "db"),
-    VariableName(IMAGE_SECURITY, "dbx"),
 )
 _TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
 _ACPI_NAMES: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
@@ -118,11 +111,11 @@ def _secure_boot_events(
 ) -> Iterator[ExpectedEvent]:
     """Yield the events of SecureBoot and the keys; a missing variable is measured as empty."""
     state = b""
-    has_keys = _PLATFORM_KEY in variables
+    has_keys = SECURE_BOOT_KEYS[0] in variables
     if built_in:
         state = bytes((has_keys and variables.get(_SECURE_BOOT_ENABLE) != b"\0",))
-    measured = [(_SECURE_BOOT, state)]
-    measured += [(name, variables.get(name, b"")) for name in _KEYS]
+    measured = [(SECURE_BOOT, state)]
+    measured += [(name, variables.get(name, b"")) for name in SECURE_BOOT_KEYS]
     if _TIMESTAMP_KEYS in variables:
         measured.append((_TIMESTAMP_KEYS, variables[_TIMESTAMP_KEYS]))
     for name, value in measured:

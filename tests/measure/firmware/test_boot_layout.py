@@ -17,6 +17,7 @@ from tests.measure.firmware_images import (
     UI_VOLUME,
     sections,
     tdvf_image,
+    with_metadata,
 )
 from tests.raising import raises
 
@@ -64,3 +65,13 @@ def test_firmware_has_what_is_measured() -> None:
     assert plain.layout == keys.layout
     with raises(FormatError, "unrecognized"):
         TdxFirmware.parse(bytes(4096))
+
+
+def test_firmware_error_has_the_offset_in_the_image() -> None:
+    """The volume of variables need not be at the start of the image."""
+    image = bytes(0x1000) + bytes(72).join([tdvf_image()[:72], tdvf_image()[144:]])
+    described = [
+        section._replace(data_offset=section.data_offset + 0x1000) for section in sections()[:2]
+    ]
+    with raises(FormatError, "unsupported", offset=0x1000 + 72):
+        TdxFirmware.parse(with_metadata(image, [*described, *sections()[2:]]))

@@ -15,6 +15,7 @@ from attestkit.measure.firmware.tdvf import (
     TdvfSection,
     read_tdvf_sections,
 )
+from tests.bounds.counting import lines, peak
 from tests.measure.firmware_images import noise, tdvf_image
 
 Records = Callable[[bytes, TdvfSection], Iterator[bytes]]
@@ -77,6 +78,16 @@ def test_mrtd_hashes_the_records_in_both_orders(pages: int) -> None:
     assert found == expected
     assert found.of("single_pass") == found.single_pass
     assert found.of("two_pass") == found.two_pass != found.single_pass
+    assert [found.order_of(mrtd) for mrtd in found] == ["single_pass", "two_pass"]
+    assert found.order_of(bytes(48)) is None
+
+
+def test_mrtd_of_large_firmware_is_cheap() -> None:
+    """A page of code takes few steps, and records are not collected."""
+    image = bytes(1 << 20)
+    section = TdvfSection(0, len(image), 0xFFF00000, len(image), BFV, MR_EXTEND)
+    assert lines(lambda: compute_mrtds(image, [section])) < 60 * 256
+    assert peak(lambda: compute_mrtds(image, [section])) < 400_000
 
 
 def test_mrtd_covers_the_code_only() -> None:

@@ -5,13 +5,9 @@ from uuid import UUID
 
 import pytest
 
+from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
 from attestkit.errors import FormatError
-from attestkit.measure.firmware.uefi_variables import (
-    EFI_GLOBAL,
-    VariableName,
-    read_variables,
-    variable_data,
-)
+from attestkit.measure.firmware.uefi_variables import read_variables
 from tests.measure.firmware_images import CFV_SIZE, KEYS, variable_entry, variable_volume
 from tests.raising import raises
 

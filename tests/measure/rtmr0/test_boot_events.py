@@ -6,10 +6,15 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import memory_ranges
+from attestkit.attestation.launch.uefi_variable import (
+    EFI_GLOBAL,
+    IMAGE_SECURITY,
+    VariableName,
+    variable_data,
+)
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.firmware import TdxFirmware, VariableName
-from attestkit.measure.firmware.uefi_variables import EFI_GLOBAL, IMAGE_SECURITY, variable_data
+from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0, virtio_disk_option
 from tests.measure.firmware_images import (
     KEYS,
