@@ -15,8 +15,9 @@ from attestkit.measure.firmware.mrtd import PageOrder
 
 _MAX_CPUS: Final = 4096
 _MEMORY_STEP: Final = 8192  # QEMU rounds the size up to a multiple
-_MAX_MEMORY: Final = 1 << 46  # bytes; OVMF uses 46 address bits with 4-level paging
-_MAX_HOLE: Final = 1 << 52
+_MIN_MEMORY: Final = 1 << 20
+_MAX_MEMORY: Final = 1 << 45  # bytes; the 64-bit PCI window starts at 56 TiB
+_MAX_HOLE: Final = 1 << 51
 _SLOTS: Final = 30  # of PCI bus 0, without host bridge and LPC
 _OTHER_SLOTS: Final = 3  # data disk, vsock, shared files
 _VERSION: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?", re.ASCII)
@@ -39,7 +40,7 @@ class MachineShape:
 
     Attributes:
         cpu_count: Possible vCPUs, 1 to 4,096.
-        memory_size: Bytes, a multiple of 8 KiB, at most 64 TiB.
+        memory_size: Bytes, a multiple of 8 KiB, 1 MiB to 32 TiB.
         qemu_version: Such as 9.2.1; empty if unknown, which is treated as 9.1.
         pic: Whether there is an interrupt controller 8259; None for the default of the version.
         pci_hole64_size: Bytes of the 64-bit PCI window; 0 for QEMU's default.
@@ -79,7 +80,7 @@ class MachineShape:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name))
         _check_range("cpu_count", self.cpu_count, 1, _MAX_CPUS)
-        _check_range("memory_size", self.memory_size, _MEMORY_STEP, _MAX_MEMORY)
+        _check_range("memory_size", self.memory_size, _MIN_MEMORY, _MAX_MEMORY)
         _check_range("pci_hole64_size", self.pci_hole64_size, 0, _MAX_HOLE)
         for name in ("num_gpus", "num_nvswitches", "num_nics", "num_verity_volumes"):
             _check_range(name, getattr(self, name), 0, _SLOTS)
@@ -92,11 +93,11 @@ class MachineShape:
             raise _error("host_share_mode", "over 32 characters", "too_large")
         if self.qemu_version and not _VERSION.fullmatch(self.qemu_version):
             raise _error("qemu_version", "must be numbers such as 9.2.1", "wrong_value")
-        if self.qemu_line < (8, 0):
+        if self.qemu_release < (8, 0):
             raise _error("qemu_version", "TDX needs 8.0 or later", "not_applicable")
         if self.swtpm:
             raise _error("swtpm", "machines with a TPM are not supported", "not_applicable")
-        if self.hugepages and self.num_gpus:
+        if self.hugepages and self.num_gpus + self.num_nvswitches:
             raise _error("hugepages", "not supported together with GPUs", "not_applicable")
 
     @classmethod
@@ -126,15 +127,10 @@ class MachineShape:
             raise FormatError(message, reason=reason) from error
 
     @property
-    def qemu_line(self) -> tuple[int, int]:
+    def qemu_release(self) -> tuple[int, int]:
         """Major and minor version of QEMU; 9.1 if it is unknown."""
         found = _VERSION.fullmatch(self.qemu_version)
         return (int(found[1]), int(found[2])) if found else _DEFAULT_VERSION
-
-    @property
-    def has_pic(self) -> bool:
-        """Whether there is an interrupt controller 8259: stated, else before QEMU 9.0."""
-        return self.qemu_line < (9, 0) if self.pic is None else self.pic
 
     @property
     def page_order(self) -> PageOrder:
@@ -154,15 +150,10 @@ class MachineShape:
         return memory_below_4g(self.memory_size)
 
     @property
-    def root_ports(self) -> int:
-        """Number of root ports, for GPUs and NVSwitches."""
-        return self.num_gpus + self.num_nvswitches
-
-    @property
     def slots(self) -> int:
-        """Number of devices on PCI bus 0, root ports included."""
+        """Number of devices on PCI bus 0, with a root port for each GPU and NVSwitch."""
         devices = self.root_disk + self.num_verity_volumes + self.num_nics + _OTHER_SLOTS
-        return devices + self.root_ports
+        return devices + self.num_gpus + self.num_nvswitches
 
 
 _BOOLEANS: Final = ("hotplug_off", "root_disk", "hugepages", "swtpm")
