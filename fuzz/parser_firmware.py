@@ -1,4 +1,4 @@
-"""Targets: what expected measurements are computed from: firmware, and what describes a machine."""
+"""Targets: inputs of expected measurements: firmware, tables and shapes of machines."""
 
 import json
 from typing import Final

@@ -1,4 +1,4 @@
-"""The shape of a virtual machine: what QEMU was told, as far as measurements depend on it."""
+"""The shape of a virtual machine: the settings of QEMU on which measurements depend."""
 
 import re
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class MachineShape:
 
     @classmethod
     def from_vm_config(cls, config: Mapping[str, Any], *, root_disk: bool = True) -> "MachineShape":
-        """Return the shape that a VM configuration has: the word of the host, not verified.
+        """Return the shape in a VM configuration, as the host states it; it is not verified.
 
         Args:
             config: `fields` of a `VmConfig`; unknown members are ignored.

@@ -1,7 +1,7 @@
 """Files in the volumes of a firmware image (UEFI PI, volume 3), and strings in its code.
 
 A volume is a sequence of files, a file one of sections. A section may contain a volume, or LZMA
-data with further sections. The image is read in one pass, without keeping what is unpacked.
+data with further sections. The image is read in one pass, and unpacked data is not kept.
 """
 
 import lzma
@@ -39,7 +39,7 @@ _OUTPUT: Final = 256 << 10
 
 
 class FirmwareContents(NamedTuple):
-    """What the code of a firmware image consists of, without the volume that TDs do not load."""
+    """Files and strings of a firmware's code, without the volume that TDs do not load."""
 
     files: dict[UUID, UUID | None]  # name of a file: name of its volume, which is optional
     strings: frozenset[bytes]  # those of the searched ones that occur
@@ -97,7 +97,7 @@ class _StringSearch:
 
 
 class _Stream:
-    """Data that is read once, in order: a volume of the image, or what LZMA data unpacks to."""
+    """Data that is read once, in order: a volume of the image, or unpacked LZMA data."""
 
     def __init__(
         self,

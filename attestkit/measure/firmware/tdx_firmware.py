@@ -1,4 +1,4 @@
-"""What a firmware image contributes to the measurements of a TD."""
+"""The parts of a firmware image on which the measurements of a TD depend."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""RTMR0 of a TD under QEMU, event by event: from firmware, memory and what QEMU offers."""
+"""RTMR0 of a TD under QEMU, event by event: from firmware, memory, and items and tables of QEMU."""
 
 from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0
 from attestkit.measure.rtmr0.boot_options import (
@@ -7,7 +7,12 @@ from attestkit.measure.rtmr0.boot_options import (
     virtio_disk_option,
 )
 from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
-from attestkit.measure.rtmr0.smbios import BiosStrings, filter_smbios, publish_smbios
+from attestkit.measure.rtmr0.smbios import (
+    BiosStrings,
+    filter_smbios,
+    publish_smbios,
+    set_processor_id,
+)
 from attestkit.measure.rtmr0.td_hob import build_td_hob
 
 __all__ = [
@@ -21,5 +26,6 @@ __all__ = [
     "filter_smbios",
     "firmware_boot_options",
     "publish_smbios",
+    "set_processor_id",
     "virtio_disk_option",
 ]

@@ -1,4 +1,4 @@
-"""The events of RTMR0: what the firmware of a TD measures, up to the boot loader."""
+"""The events of RTMR0: measurements by the firmware of a TD, up to the boot loader."""
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence

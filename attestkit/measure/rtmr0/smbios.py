@@ -13,7 +13,7 @@ from attestkit._argument_checks import require_bytes
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 
-_BIOS_INFORMATION, _END_OF_TABLE = 0, 127  # types of structures
+_BIOS_INFORMATION, _PROCESSOR, _END_OF_TABLE = 0, 4, 127  # types of structures
 _MAX_TABLE: Final = 1 << 20  # bytes; 64 vCPUs have about 4,000
 _END: Final = bytes.fromhex("7f04fffe0000")
 _BIOS_HEAD: Final = struct.Struct("<BBHBBHBBQBBBBBBH")
@@ -95,6 +95,34 @@ def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
         area = _BIOS_HEAD.pack(_BIOS_INFORMATION, _BIOS_HEAD.size, 0, *fields)
         found.append(_Structure(area, strings))
     return b"".join([structure.encode() for structure in found]) + _END
+
+
+def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
+    """Return a table with the processor id that QEMU takes from a CPU.
+
+    The id is measured. With `-cpu host` it is that of the host's CPU, and a table from another
+    machine has another one. Sapphire Rapids has 0x806F8 as `eax`, Emerald Rapids 0xC06F2; `edx`
+    depends on CPU flags too, such as 0x1FA9FBFF.
+
+    Args:
+        table: Of QEMU, or published.
+        eax: Register EAX of CPUID leaf 1: family, model and stepping.
+        edx: Register EDX of the same leaf: features.
+
+    Raises:
+        FormatError: If the table is malformed, or over 1 MiB.
+        UsageError: If a register is not 0 to 2**32 - 1.
+    """
+    if not 0 <= eax < 1 << 32 or not 0 <= edx < 1 << 32:
+        message = "processor id: registers must be 0 to 2**32 - 1"
+        raise UsageError(message, reason="out_of_range")
+    processor_id = struct.pack("<II", eax, edx)
+    found = []
+    for area, strings in _read_structures(table):
+        is_processor = area[0] == _PROCESSOR and len(area) >= 16
+        changed = area[:8] + processor_id + area[16:] if is_processor else area
+        found.append(_Structure(changed, strings).encode())
+    return b"".join(found)
 
 
 def filter_smbios(table: bytes) -> bytes:

@@ -56,7 +56,7 @@ def test_boot_layout_has_the_feature_of_each_file_and_text(
     assert found.separator_in_rtmr1 is (True if found.named_blobs else None)
 
 
-def test_firmware_has_what_is_measured() -> None:
+def test_firmware_has_its_measured_parts() -> None:
     """A parsed firmware has sections, variables and layout, and the digest of its variables."""
     plain, keys = TdxFirmware.parse(tdvf_image()), TdxFirmware.parse(tdvf_image(variables=KEYS))
     assert list(plain.sections) == sections()

@@ -86,7 +86,7 @@ def test_contents_are_searched() -> None:
 
 
 def test_contents_leave_out_the_volume_that_tds_do_not_load() -> None:
-    """Neither files nor texts of that volume count, and what follows it does."""
+    """Neither files nor texts of that volume count; those of the next section do."""
     hidden = inner_volume(NOT_FOR_TDS)
     found = read(lzma_section(hidden))
     assert set(found.files) == {A}
@@ -96,7 +96,7 @@ def test_contents_leave_out_the_volume_that_tds_do_not_load() -> None:
     assert found.strings == {TEXT}
 
 
-def test_contents_ignore_what_is_not_a_volume() -> None:
+def test_contents_ignore_other_data() -> None:
     """Data with the signature of a volume, but without a valid header, is skipped."""
     good = volume(FFS2, 0x1000, ffs_file(A, 7, b""))
     for at, value in ((50, b"\0\0"), (32, b"\xff" * 8), (48, b"\x10\0"), (48, b"\x49\0")):

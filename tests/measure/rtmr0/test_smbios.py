@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.rtmr0 import BiosStrings, filter_smbios, publish_smbios
+from attestkit.measure.rtmr0 import (
+    BiosStrings,
+    filter_smbios,
+    publish_smbios,
+    set_processor_id,
+)
 from tests.raising import raises
 
 END = bytes.fromhex("7f04fffe0000")
@@ -93,9 +98,20 @@ def test_filtered_structure_has_no_values_of_one_machine(before: bytes, after: b
 
 
 def test_filtered_table_ends_with_type_127() -> None:
-    """What follows the end of the table is not measured; an end is not required."""
+    """Data after the end of the table is not measured; an end is not required."""
     assert filter_smbios(SYSTEM + END + b"garbage") == filter_smbios(SYSTEM + END)
     assert filter_smbios(SYSTEM) + END == filter_smbios(SYSTEM + END)
+
+
+def test_processor_id_is_replaced_in_each_processor() -> None:
+    """All other structures stay the same, and a structure without the field too."""
+    before = structure(4, b"xxxx" + b"y" * 8 + b"z", b"name") + structure(4, b"x" * 11) + SYSTEM
+    after = structure(4, b"xxxx\xf8\x06\x08\0\xff\xfb\xa9\x1fz", b"name")
+    after += structure(4, b"x" * 11) + SYSTEM
+    assert set_processor_id(before + END, 0x806F8, 0x1FA9FBFF) == after + END
+    for registers in ((-1, 0), (0, 1 << 32)):
+        with raises(UsageError, "out_of_range"):
+            set_processor_id(END, *registers)
 
 
 @pytest.mark.parametrize(
