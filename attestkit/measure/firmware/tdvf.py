@@ -148,7 +148,7 @@ def _check_all(image: bytes, sections: list[TdvfSection], at: int) -> None:
 
 
 def _outside(problem: str, offset: int) -> FormatError:
-    hint = "; use the image with code and variables, such as OVMF.fd instead of OVMF_CODE.fd"
+    hint = "; use a whole image such as OVMF.fd, or OVMF_VARS.fd followed by OVMF_CODE.fd"
     return _error(problem + hint, "inconsistent", offset)
 
 

@@ -1,13 +1,16 @@
 """The events of RTMR0: measurements by the firmware of a TD, up to the boot loader."""
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
+from attestkit._sanitize import shown
 from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.attestation.launch.uefi_variable import (
+    EFI_GLOBAL,
     IMAGE_SECURITY,
     SECURE_BOOT,
     SECURE_BOOT_KEYS,
@@ -34,6 +37,7 @@ _SECURE_BOOT_ENABLE: Final = VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
 )
 _TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
+_BOOT_OPTION: Final = re.compile(r"Boot(Order|[0-9A-Fa-f]{4})")
 _ACPI_NAMES: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 
 AcpiBlobs = tuple[bytes, bytes, bytes]
@@ -67,17 +71,13 @@ def expected_rtmr0(
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
     Raises:
-        FormatError: If the firmware measures nothing in a TD, or the SMBIOS table is malformed.
+        FormatError: If the firmware measures nothing in a TD, its image has boot options, which
+            would change the order, or the SMBIOS table is malformed.
         UsageError: If the memory is too small for the firmware, an item too large, `boot_order` not
             of the boot options, or `second_separator` not possible with this firmware.
     """
     layout = firmware.layout
-    if not layout.measures:
-        message = "firmware: without TdTcg2Dxe, so that a TD measures nothing into its RTMRs"
-        raise FormatError(message, reason="unsupported")
-    if second_separator and layout.separator_in_rtmr1:
-        message = "second_separator: this firmware measures its second separator into RTMR1"
-        raise UsageError(message, reason="conflict")
+    _check_firmware(firmware, second_separator=second_separator)
     events = [
         _event("td-hob", _HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
         ExpectedEvent(0, "cfv", _FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
@@ -98,6 +98,20 @@ def expected_rtmr0(
     if second_separator:
         events.append(_event("separator", _SEPARATOR, bytes(4), "source"))
     return tuple(events)
+
+
+def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
+    """Refuse a firmware whose events are unknown."""
+    if not firmware.layout.measures:
+        message = "firmware: without TdTcg2Dxe, so that a TD measures nothing into its RTMRs"
+        raise FormatError(message, reason="unsupported")
+    stored = min([name.name for name in firmware.variables if _is_boot_option(name)], default="")
+    if stored:
+        message = f"firmware: variable {shown(stored)}: images with boot options are unsupported"
+        raise FormatError(message, reason="unsupported")
+    if second_separator and firmware.layout.separator_in_rtmr1:
+        message = "second_separator: this firmware measures its second separator into RTMR1"
+        raise UsageError(message, reason="conflict")
 
 
 def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
@@ -136,6 +150,10 @@ def _boot_option_events(
     yield _event("BootOrder", _VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
     for number in order:
         yield _event(f"Boot{number:04X}", _VARIABLE_BOOT, options[number])
+
+
+def _is_boot_option(variable: VariableName) -> bool:
+    return variable.vendor == EFI_GLOBAL and bool(_BOOT_OPTION.fullmatch(variable.name))
 
 
 def _event(

@@ -153,6 +153,17 @@ def test_events_of_timestamp_keys() -> None:
     assert digest(events, "dbt") == sha384(variable_data(name, b"x"))
 
 
+@pytest.mark.parametrize("name", ["Boot0000", "BootFFFF", "BootOrder"])
+def test_events_of_firmware_with_boot_options_fail(name: str) -> None:
+    """Boot options in the image come before the firmware's own, in an order that is not known."""
+    variables = {VariableName(EFI_GLOBAL, name): b"x", VariableName(EFI_GLOBAL, "Timeout"): b"\0\0"}
+    with raises(FormatError, "unsupported", part=name):
+        expected_rtmr0(OLD._replace(variables=variables), MEMORY, ITEMS)
+    variables.pop(VariableName(EFI_GLOBAL, name))
+    variables[VariableName(IMAGE_SECURITY, name)] = b"of another vendor"
+    assert expected_rtmr0(OLD._replace(variables=variables), MEMORY, ITEMS)
+
+
 def test_events_of_firmware_that_measures_nothing_fail() -> None:
     """A TD with such firmware would have zeros in its registers, whatever it boots."""
     with raises(FormatError, "unsupported"):
