@@ -1,0 +1,51 @@
+"""Expected events of RTMR1 and RTMR2: direct boots, disks, unified kernel images, GRUB.
+
+They are computed from the kernel, initrd, command line and partition table alone.
+"""
+
+from attestkit.measure.kernel.direct_boot import (
+    DirectBoot,
+    FirmwareTraits,
+    direct_boot_events,
+    kernel_stub_events,
+)
+from attestkit.measure.kernel.disk_boot import (
+    BootImage,
+    GrubBoot,
+    disk_boot_events,
+    grub_single_events,
+)
+from attestkit.measure.kernel.gpt import GptTable, gpt_event
+from attestkit.measure.kernel.linux_kernel import (
+    QemuVersion,
+    loads_patched_kernel,
+    measured_kernel_digest,
+    patch_setup_header,
+    ram_below_4g,
+)
+from attestkit.measure.kernel.load_options import direct_boot_options
+from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
+from attestkit.measure.kernel.unified_kernel_image import UkiMeasurement, UnifiedKernelImage
+
+__all__ = [
+    "BootImage",
+    "DirectBoot",
+    "FirmwareTraits",
+    "GptTable",
+    "GrubBoot",
+    "PeImage",
+    "QemuVersion",
+    "UkiMeasurement",
+    "UnifiedKernelImage",
+    "authenticode_digest",
+    "direct_boot_events",
+    "direct_boot_options",
+    "disk_boot_events",
+    "gpt_event",
+    "grub_single_events",
+    "kernel_stub_events",
+    "loads_patched_kernel",
+    "measured_kernel_digest",
+    "patch_setup_header",
+    "ram_below_4g",
+]

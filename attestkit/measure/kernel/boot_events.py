@@ -1,0 +1,47 @@
+"""Event types, and the events of a boot that do not depend on what is booted."""
+
+from typing import Final
+
+from attestkit._crypto.hashes import sha384
+from attestkit.measure.expected import Basis, ExpectedEvent
+
+SEPARATOR: Final = 0x4
+EVENT_TAG: Final = 0x6
+IPL: Final = 0xD
+BOOT_APPLICATION: Final = 0x80000003
+GPT_EVENT: Final = 0x80000006
+EFI_ACTION: Final = 0x80000007
+
+
+def event_of(register: int, name: str, event_type: int, data: bytes, basis: Basis) -> ExpectedEvent:
+    """Return the event whose digest is that of `data`."""
+    return ExpectedEvent(register, name, event_type, sha384(data), basis)
+
+
+def image_event(name: str, digest: bytes, basis: Basis) -> ExpectedEvent:
+    """Return the event of a loaded PE image with this Authenticode hash."""
+    return ExpectedEvent(1, name, BOOT_APPLICATION, digest, basis)
+
+
+CALLING: Final = event_of(
+    1, "calling", EFI_ACTION, b"Calling EFI Application from Boot Option", "hardware"
+)
+RETURNING: Final = event_of(
+    1, "returning", EFI_ACTION, b"Returning from EFI Application from Boot Option", "hardware"
+)
+BOOT_SEPARATOR: Final = event_of(1, "separator", SEPARATOR, bytes(4), "hardware")
+EXITS: Final = (
+    event_of(1, "exit-invocation", EFI_ACTION, b"Exit Boot Services Invocation", "hardware"),
+    event_of(
+        1, "exit-success", EFI_ACTION, b"Exit Boot Services Returned with Success", "hardware"
+    ),
+)
+
+
+def before_images(*, separator: bool) -> list[ExpectedEvent]:
+    """Return the events when the first boot option starts.
+
+    Args:
+        separator: Whether the firmware separates here (edk2 from 202411), not in RTMR0.
+    """
+    return [CALLING, BOOT_SEPARATOR] if separator else [CALLING]

@@ -1,0 +1,119 @@
+"""Events of RTMR1 and RTMR2 of a kernel that QEMU's `-kernel` boots."""
+
+from typing import NamedTuple
+
+from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.kernel.boot_events import (
+    EVENT_TAG,
+    EXITS,
+    IPL,
+    before_images,
+    event_of,
+    image_event,
+)
+from attestkit.measure.kernel.linux_kernel import (
+    QemuVersion,
+    loads_patched_kernel,
+    measured_kernel_digest,
+)
+from attestkit.measure.kernel.load_options import direct_boot_options
+from attestkit.measure.kernel.pe_image import authenticode_digest
+
+
+class DirectBoot(NamedTuple):
+    """What QEMU's `-kernel`, `-initrd`, `-append` and `-shim` name."""
+
+    kernel: bytes
+    initrd: bytes | None = None
+    cmdline: str = ""
+    shim: bytes | None = None
+
+
+class FirmwareTraits(NamedTuple):
+    """How the firmware boots a kernel; found in its image."""
+
+    named_blobs: bool  # takes the unchanged kernel if QEMU offers it (edk2 from 202502)
+    initrd_first: bool  # `initrd=initrd` before the command line (edk2 from 202508)
+    boot_separator: bool = True  # separates in RTMR1 (edk2 from 202411), not in RTMR0
+
+
+def direct_boot_events(
+    boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuVersion, memory_size: int
+) -> list[ExpectedEvent]:
+    """Return the events of RTMR1 and RTMR2 up to the start of the kernel, by register.
+
+    Args:
+        boot: Kernel, initrd, command line, shim.
+        firmware: Traits of the firmware.
+        qemu: Major and minor version of QEMU.
+        memory_size: Memory of the machine in bytes.
+
+    Raises:
+        FormatError: If kernel or shim are not valid images.
+        UsageError: If the initrd does not fit, or the command line is not valid.
+    """
+    return [
+        *_images(boot, firmware, qemu, memory_size),
+        *before_images(separator=firmware.boot_separator),
+        *EXITS,
+        *_shim_variables(boot),
+        *kernel_stub_events(_options(boot, firmware), boot.initrd, _options_basis(boot, firmware)),
+    ]
+
+
+def kernel_stub_events(
+    options: bytes, initrd: bytes | None, basis: Basis = "independent"
+) -> list[ExpectedEvent]:
+    """Return the events of RTMR2 that the EFI stub of Linux adds.
+
+    Args:
+        options: The load options; none are not measured.
+        initrd: The initrd that the stub loads; None or empty if there is none.
+        basis: What confirms the load options.
+    """
+    events = []
+    if options:
+        events.append(event_of(2, "load-options", EVENT_TAG, options, basis))
+    if initrd:
+        events.append(event_of(2, "initrd", EVENT_TAG, initrd, "independent"))
+    return events
+
+
+def _images(
+    boot: DirectBoot, firmware: FirmwareTraits, qemu: QemuVersion, memory_size: int
+) -> list[ExpectedEvent]:
+    patched = loads_patched_kernel(qemu, named_blobs=firmware.named_blobs)
+    digest = measured_kernel_digest(
+        boot.kernel,
+        patched=patched,
+        memory_size=memory_size,
+        initrd_size=None if boot.initrd is None else len(boot.initrd),
+        cmdline=boot.cmdline,
+    )
+    kernel = image_event("kernel", digest, "independent" if patched else "source")
+    if boot.shim is None:
+        return [kernel]
+    return [image_event("shim", authenticode_digest(boot.shim), "source"), kernel]
+
+
+def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
+    return direct_boot_options(
+        boot.cmdline,
+        has_initrd=bool(boot.initrd),
+        initrd_first=firmware.initrd_first,
+        shim=boot.shim is not None,
+    )
+
+
+def _options_basis(boot: DirectBoot, firmware: FirmwareTraits) -> Basis:
+    """Return what confirms the load options: other programs know only the oldest form."""
+    usual = bool(boot.initrd) and not firmware.initrd_first and boot.shim is None
+    return "independent" if usual else "source"
+
+
+def _shim_variables(boot: DirectBoot) -> list[ExpectedEvent]:
+    """Return the events of a shim's variables, whose content the image does not determine."""
+    if boot.shim is None:
+        return []
+    names = ("MokList", "MokListX", "MokListTrusted")
+    return [ExpectedEvent(2, name, IPL, None, "source") for name in names]

@@ -1,0 +1,177 @@
+"""The Linux kernel that a guest's firmware measures: the file, or the file as QEMU changes it.
+
+For a kernel given with `-kernel`, QEMU fills in the setup header (Linux, "The Linux/x86 Boot
+Protocol") as a boot loader of a BIOS does. Firmware that reads the kernel's parts from fw_cfg
+measures the changed header.
+"""
+
+import re
+import struct
+from typing import Final
+
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.kernel.load_options import check_cmdline
+from attestkit.measure.kernel.pe_image import authenticode_digest
+
+QemuVersion = tuple[int, int]
+"""Major and minor number."""
+
+_LOW_SPLIT: Final = 0xB0000000  # from this size on, QEMU puts a part of the memory above 4 GiB
+_LOW_END: Final = 0x80000000
+_ACPI_DATA_SIZE: Final = 0x28000  # bytes that QEMU reserves below the end of low memory
+_OLDEST: Final = 0x202  # protocol
+_SMALLEST: Final = 0x238  # bytes: the fields read here
+_ABOVE_4G: Final = 2  # bit of xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
+_LOADED_HIGH: Final = 1  # bit of loadflags
+_CAN_USE_HEAP: Final = 0x80  # bit of loadflags
+_QEMU_LOADER: Final = 0xB0  # type_of_loader
+_VIDEO_MODES: Final = {"normal": 0xFFFF, "ext": 0xFFFE, "ask": 0xFFFD}  # compared as prefixes
+_NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9})(?: |\Z)")
+
+
+def ram_below_4g(memory_size: int) -> int:
+    """Return the bytes of RAM below 4 GiB of a q35 machine of QEMU.
+
+    Raises:
+        UsageError: If the size is not positive.
+    """
+    if memory_size <= 0:
+        raise UsageError(f"memory size: must be positive, not {memory_size}", reason="out_of_range")
+    return min(memory_size, _LOW_END if memory_size >= _LOW_SPLIT else _LOW_SPLIT)
+
+
+def loads_patched_kernel(qemu: QemuVersion, *, named_blobs: bool) -> bool:
+    """Return whether the firmware of a TD loads the kernel with QEMU's setup header.
+
+    Args:
+        qemu: QEMU before 10.1 changes the header for TDs too; from 10.0 on it offers the unchanged
+            kernel beside it.
+        named_blobs: Whether the firmware takes the unchanged kernel if there is one (edk2 from
+            202502; the image contains `etc/boot/`).
+    """
+    return qemu < (10, 0) or (qemu < (10, 1) and not named_blobs)
+
+
+def patch_setup_header(
+    kernel: bytes, *, memory_size: int, initrd_size: int | None, cmdline: str
+) -> bytes:
+    """Return the kernel with the setup header as QEMU fills it in.
+
+    A file without a setup header, such as a unified kernel image, is returned as it is.
+
+    Args:
+        kernel: The bzImage.
+        memory_size: Memory of the machine in bytes.
+        initrd_size: Size of the initrd in bytes; None without one.
+        cmdline: The command line.
+
+    Raises:
+        FormatError: If the setup header is truncated, or older than protocol 2.02.
+        UsageError: If the initrd does not fit into the memory, or the command line is not ASCII or
+            has an invalid `vga=`.
+    """
+    check_cmdline(cmdline)
+    if kernel[0x202:0x206] != b"HdrS":
+        return kernel
+    _check_header(kernel)
+    header = bytearray(kernel[:_SMALLEST])
+    if (mode := _video_mode(cmdline)) is not None:
+        struct.pack_into("<H", header, 0x1FA, mode)
+    real_mode_at, cmdline_at = _addresses(header, len(cmdline))
+    header[0x210] = _QEMU_LOADER
+    header[0x211] |= _CAN_USE_HEAP
+    if initrd_size is not None:
+        at = _initrd_address(header, memory_size, initrd_size)
+        struct.pack_into("<II", header, 0x218, at, initrd_size)
+    heap_end = (cmdline_at - real_mode_at - 0x200) & 0xFFFF
+    struct.pack_into("<H", header, 0x224, heap_end)
+    struct.pack_into("<I", header, 0x228, cmdline_at & 0xFFFFFFFF)
+    return bytes(header) + kernel[_SMALLEST:]
+
+
+def measured_kernel_digest(
+    kernel: bytes,
+    *,
+    patched: bool,
+    memory_size: int,
+    initrd_size: int | None,
+    cmdline: str,
+) -> bytes:
+    """Return the Authenticode hash (SHA-384) of a kernel given with `-kernel`.
+
+    Args:
+        kernel: The bzImage.
+        patched: The result of `loads_patched_kernel`; the other arguments are used only if true.
+        memory_size: Memory of the machine in bytes.
+        initrd_size: Size of the initrd in bytes; None without one.
+        cmdline: The command line.
+
+    Raises:
+        FormatError: If the kernel is not a PE image, or its setup header is malformed.
+        UsageError: As for `patch_setup_header`.
+    """
+    if patched:
+        kernel = patch_setup_header(
+            kernel, memory_size=memory_size, initrd_size=initrd_size, cmdline=cmdline
+        )
+    return authenticode_digest(kernel)
+
+
+def _check_header(kernel: bytes) -> None:
+    if len(kernel) < _SMALLEST:
+        raise _error("truncated", "truncated", len(kernel))
+    (protocol,) = struct.unpack_from("<H", kernel, 0x206)
+    if protocol < _OLDEST:
+        problem = f"boot protocol {protocol >> 8}.{protocol & 0xFF:02}: must be 2.02 or later"
+        raise _error("unsupported_version", problem, 0x206)
+    setup_size = (kernel[0x1F1] or 4) * 512 + 512
+    if setup_size > len(kernel):
+        raise _error("inconsistent", f"setup of {setup_size} bytes exceeds the file", 0x1F1)
+
+
+def _addresses(header: bytearray, cmdline_size: int) -> tuple[int, int]:
+    """Return the addresses of the real-mode part and of the command line."""
+    if header[0x211] & _LOADED_HIGH:
+        return 0x10000, 0x20000
+    return 0x90000, 0x9A000 - ((cmdline_size + 16) & ~15)
+
+
+def _initrd_address(header: bytearray, memory_size: int, initrd_size: int) -> int:
+    (protocol,) = struct.unpack_from("<H", header, 0x206)
+    (flags,) = struct.unpack_from("<H", header, 0x236)
+    highest: int
+    if protocol >= 0x20C and flags & _ABOVE_4G:
+        highest = 0xFFFFFFFF
+    elif protocol >= 0x203:
+        (highest,) = struct.unpack_from("<I", header, 0x22C)
+    else:
+        highest = 0x37FFFFFF
+    highest = min(highest, ram_below_4g(memory_size) - _ACPI_DATA_SIZE - 1)
+    if not 0 <= initrd_size < highest:
+        message = f"initrd: {initrd_size} bytes do not fit into {memory_size} bytes of memory"
+        raise UsageError(message, reason="out_of_range")
+    return (highest - initrd_size) & ~4095
+
+
+def _video_mode(cmdline: str) -> int | None:
+    """Return the video mode of the first `vga=`, which may be inside a word, or None."""
+    _, found, value = cmdline.partition("vga=")
+    if not found:
+        return None
+    for name, mode in _VIDEO_MODES.items():
+        if value.startswith(name):
+            return mode
+    number = _NUMBER.match(value)
+    if number is None:
+        raise UsageError("command line: vga= is not a video mode", reason="wrong_value")
+    digits = number[1]
+    base = 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10
+    mode = int(digits, base)
+    if mode > 0xFFFFFFFF:
+        raise UsageError("command line: vga= is over 32 bits", reason="out_of_range")
+    return mode & 0xFFFF
+
+
+def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:
+    return FormatError(f"Linux setup header: {problem}", reason=reason, offset=offset)

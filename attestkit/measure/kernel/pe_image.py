@@ -1,0 +1,194 @@
+"""PE/COFF images: sections, and the Authenticode hash that UEFI firmware measures of them.
+
+Sources: Microsoft's PE format, and "Windows Authenticode Portable Executable Signature Format".
+edk2 does not pad the image to a multiple of 8 bytes before hashing, unlike pesign and sbsign, whose
+hashes differ for images of other sizes.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError
+
+HashName = Literal["sha256", "sha384"]
+
+_HASHES: Final[dict[HashName, Callable[[], "hashlib._Hash"]]] = {
+    "sha256": hashlib.sha256,
+    "sha384": hashlib.sha384,
+}
+_FILE_HEADER: Final = 24  # bytes, with the signature
+_SECTION_HEADER: Final = 40  # bytes
+_DIRECTORIES_AT: Final = {0x10B: 96, 0x20B: 112}  # magic number: offset in the optional header
+_CHECKSUM_AT: Final = 64  # offset in the optional header
+_SECURITY: Final = 4  # index of the directory of the certificate table
+_MOST_DIRECTORIES: Final = 16
+_MOST_SECTIONS: Final = 2048  # a unified kernel image with many profiles has some hundreds
+_LARGEST_IN_MEMORY: Final = 1 << 30  # bytes of a section
+
+
+class PeSection(NamedTuple):
+    """A section header. Sizes and offsets are in bytes."""
+
+    name: str
+    memory_size: int  # 0: that of the raw data
+    memory_at: int
+    raw_size: int
+    raw_at: int
+
+
+class PeImage(NamedTuple):
+    """A PE32 or PE32+ image."""
+
+    data: bytes
+    checksum_at: int
+    security_at: int | None  # offset of the entry of the certificate table; None if there is none
+    certificates_size: int
+    headers_size: int
+    sections: tuple[PeSection, ...]  # in the order of their headers
+
+    @classmethod
+    def parse(cls, data: bytes) -> "PeImage":
+        """Read the headers.
+
+        Raises:
+            FormatError: If the image is malformed, truncated, or has sections that overlap.
+        """
+        if data[:2] != b"MZ":
+            raise _error("unrecognized", "no MZ signature", 0)
+        header_at = _u32(data, 60, "DOS header")
+        _require(data, header_at, _FILE_HEADER, "file header")
+        if data[header_at : header_at + 4] != b"PE\0\0":
+            raise _error("unrecognized", "no PE signature", header_at)
+        count, optional_size = struct.unpack_from("<H12xH", data, header_at + 6)
+        if count > _MOST_SECTIONS:
+            raise _error("too_many", f"{count} sections, over {_MOST_SECTIONS}", header_at + 6)
+        optional_at = header_at + _FILE_HEADER
+        headers_size, directories_at, directories = _optional_header(
+            data, optional_at, optional_size
+        )
+        table_at = optional_at + optional_size
+        if table_at + count * _SECTION_HEADER > headers_size:
+            problem = f"{count} section headers exceed the headers' size of {headers_size}"
+            raise _error("inconsistent", problem, table_at)
+        security_at = directories_at + 8 * _SECURITY if directories > _SECURITY else None
+        image = cls(
+            data,
+            optional_at + _CHECKSUM_AT,
+            security_at,
+            0 if security_at is None else _u32(data, security_at + 4, "data directories"),
+            headers_size,
+            tuple(_section(data, table_at + _SECTION_HEADER * n) for n in range(count)),
+        )
+        image._check_total()
+        return image
+
+    def authenticode(self, algorithm: HashName = "sha384") -> bytes:
+        """Return the Authenticode hash as edk2 computes it.
+
+        It covers the headers without checksum and certificate table entry, the sections in the
+        order of their data, and the bytes behind them up to the certificate table.
+        """
+        digest = _HASHES[algorithm]()
+        data = memoryview(self.data)
+        digest.update(data[: self.checksum_at])
+        if self.security_at is None:
+            digest.update(data[self.checksum_at + 4 : self.headers_size])
+        else:
+            digest.update(data[self.checksum_at + 4 : self.security_at])
+            digest.update(data[self.security_at + 8 : self.headers_size])
+        for section in sorted(self.sections, key=lambda section: section.raw_at):
+            if section.raw_size:
+                digest.update(data[section.raw_at : section.raw_at + section.raw_size])
+        digest.update(data[self._hashed_size : len(data) - self.certificates_size])
+        return digest.digest()
+
+    def find_section(self, name: str) -> PeSection | None:
+        """Return the first section of that name, or None."""
+        return next((section for section in self.sections if section.name == name), None)
+
+    def section_in_memory(self, section: PeSection) -> bytes:
+        """Return the content of a section of this image as loaded: cut or zero-padded.
+
+        Raises:
+            FormatError: If it takes more than 1 GiB in memory.
+        """
+        size = section.memory_size or section.raw_size
+        if size > _LARGEST_IN_MEMORY:
+            message = f"section {shown(section.name)}: {size} bytes, over {_LARGEST_IN_MEMORY}"
+            raise _error("too_large", message)
+        used = min(section.raw_size, size)
+        return self.data[section.raw_at : section.raw_at + used].ljust(size, b"\0")
+
+    @property
+    def _hashed_size(self) -> int:
+        """Bytes of headers and sections, which Authenticode counts, not where they are."""
+        return self.headers_size + sum(section.raw_size for section in self.sections)
+
+    def _check_total(self) -> None:
+        if self._hashed_size + self.certificates_size > len(self.data):
+            problem = "headers, sections and certificate table are larger than the image"
+            raise _error("inconsistent", problem, self.headers_size)
+
+
+def authenticode_digest(image: bytes, algorithm: HashName = "sha384") -> bytes:
+    """Return the Authenticode hash of a PE image as edk2 computes it.
+
+    Raises:
+        FormatError: If the image is not a valid PE image.
+    """
+    return PeImage.parse(image).authenticode(algorithm)
+
+
+def _optional_header(data: bytes, at: int, size: int) -> tuple[int, int, int]:
+    """Return the size of the headers, the offset of the data directories and their number."""
+    _require(data, at, size, "optional header")
+    if size < 2:
+        raise _error("wrong_size", f"optional header of {size} bytes", at)
+    (magic,) = struct.unpack_from("<H", data, at)
+    directories_at = _DIRECTORIES_AT.get(magic)
+    if directories_at is None:
+        raise _error("unsupported", f"optional header of type {magic:#x}", at)
+    if size < directories_at:
+        problem = f"optional header of {size} bytes, under {directories_at}"
+        raise _error("wrong_size", problem, at)
+    (headers_size,) = struct.unpack_from("<I", data, at + 60)
+    (directories,) = struct.unpack_from("<I", data, at + directories_at - 4)
+    if directories > _MOST_DIRECTORIES:
+        problem = f"{directories} data directories, over {_MOST_DIRECTORIES}"
+        raise _error("too_many", problem, at + directories_at - 4)
+    if directories_at + 8 * directories > size:
+        problem = f"{directories} data directories exceed the optional header"
+        raise _error("inconsistent", problem, at + directories_at - 4)
+    if headers_size > len(data):
+        raise _error("truncated", f"headers of {headers_size} bytes", at + 60)
+    return headers_size, at + directories_at, directories
+
+
+def _section(data: bytes, at: int) -> PeSection:
+    name, memory_size, memory_at, raw_size, raw_at = struct.unpack_from("<8s4I", data, at)
+    section = PeSection(
+        name.rstrip(b"\0").decode("latin-1"), memory_size, memory_at, raw_size, raw_at
+    )
+    if raw_size and raw_at + raw_size > len(data):
+        problem = f"section {shown(section.name)}: ends after the image"
+        raise _error("truncated", problem, at)
+    return section
+
+
+def _u32(data: bytes, at: int, structure: str) -> int:
+    _require(data, at, 4, structure)
+    value: int = struct.unpack_from("<I", data, at)[0]
+    return value
+
+
+def _require(data: bytes, at: int, size: int, structure: str) -> None:
+    if at + size > len(data):
+        raise _error("truncated", f"{structure}: truncated", min(at, len(data)))
+
+
+def _error(reason: FormatReason, problem: str, offset: int | None = None) -> FormatError:
+    return FormatError(f"PE image: {problem}", reason=reason, offset=offset)

@@ -1,0 +1,156 @@
+"""Unified kernel images with systemd-stub (257): events of the stub and of the kernel in it.
+
+The stub measures the sections into PCR 11, which is RTMR2, if it was built with TPM support;
+otherwise it measures nothing. Which of both applies shows only in a log.
+"""
+
+import struct
+from typing import Final, NamedTuple
+
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel.boot_events import IPL, event_of, image_event
+from attestkit.measure.kernel.direct_boot import kernel_stub_events
+from attestkit.measure.kernel.initrd_archive import EXTRA_FILES, join_initrds, pack_extra_file
+from attestkit.measure.kernel.load_options import encode_options
+from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
+
+_MEASURED: Final = (  # in the order of their events
+    ".linux",
+    ".osrel",
+    ".cmdline",
+    ".initrd",
+    ".ucode",
+    ".splash",
+    ".dtb",
+    ".uname",
+    ".sbat",
+    ".pcrpkey",
+    ".profile",
+    ".dtbauto",
+    ".hwids",
+)
+_BY_MACHINE: Final = frozenset({".dtbauto", ".hwids"})  # the stub chooses one by the machine
+_PROFILE: Final = ".profile"
+
+
+class UkiMeasurement(NamedTuple):
+    """Events of RTMR2 of one image, by how its stub was built."""
+
+    with_tpm_support: list[ExpectedEvent]
+    without_tpm_support: list[ExpectedEvent]
+
+
+class UnifiedKernelImage(NamedTuple):
+    """Sections of an image as loaded, of the base and of its first profile."""
+
+    data: bytes
+    sections: dict[str, bytes]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "UnifiedKernelImage":
+        """Read an image.
+
+        Raises:
+            FormatError: If the image is not a PE image, has no kernel, or depends on the machine
+                by a `.dtbauto` or `.hwids` section.
+        """
+        image = PeImage.parse(data)
+        profiles = [n for n, section in enumerate(image.sections) if section.name == _PROFILE]
+        base_end, first_end = (*profiles, *[len(image.sections)] * 2)[:2]
+        sections: dict[str, bytes] = {}
+        for start, end in ((0, base_end), (base_end, first_end)):
+            found: dict[str, bytes] = {}
+            for section in image.sections[start:end]:
+                if section.memory_size and section.name not in found:
+                    found[section.name] = image.section_in_memory(section)
+            sections |= found
+        if ".linux" not in sections:
+            raise FormatError("unified kernel image: no .linux section", reason="missing")
+        if by_machine := _BY_MACHINE & sections.keys():
+            message = f"unified kernel image: {shown(min(by_machine))}: depends on the machine"
+            raise FormatError(message, reason="unsupported")
+        return cls(data, sections)
+
+    @property
+    def cmdline(self) -> str:
+        """Command line that the stub passes to the kernel, without white space around it.
+
+        Raises:
+            FormatError: If it is not UTF-8.
+        """
+        text = self.sections.get(".cmdline", b"").partition(b"\0")[0]
+        try:
+            return _clean(text.decode())
+        except UnicodeDecodeError as error:
+            message = "unified kernel image: .cmdline: not UTF-8 text"
+            raise FormatError(message, reason="encoding") from error
+
+    @property
+    def initrd(self) -> bytes:
+        """Initrd that the stub passes: microcode, initrd, and files from other sections."""
+        parts = [self.sections.get(name, b"") for name in (".ucode", ".initrd")]
+        for section, file_name in EXTRA_FILES:
+            if content := self.sections.get(section):
+                parts.append(pack_extra_file(file_name, content))
+        return join_initrds([part for part in parts if part])
+
+    def image_events(self) -> list[ExpectedEvent]:
+        """Return the events of RTMR1 of the image and of the kernel in it.
+
+        Raises:
+            FormatError: If the kernel is not a PE image, or too old for the stub to load it as one.
+        """
+        kernel = self.sections[".linux"]
+        _check_kernel(kernel)
+        return [
+            image_event("uki", authenticode_digest(self.data), "source"),
+            image_event("kernel", authenticode_digest(kernel), "source"),
+        ]
+
+    def measurement(self, passed_cmdline: str = "") -> UkiMeasurement:
+        """Return both possible lists of events of RTMR2.
+
+        Args:
+            passed_cmdline: Command line that the boot loader passes to the stub. It replaces that
+                of the image, but not under secure boot: leave it empty then.
+
+        Raises:
+            FormatError: If the image's command line is not UTF-8.
+        """
+        passed = _clean(passed_cmdline)
+        cmdline = passed or self.cmdline
+        options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
+        kernel = kernel_stub_events(options, self.initrd, "source")
+        return UkiMeasurement([*self._stub_events(passed), *kernel], kernel)
+
+    def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
+        events = []
+        for name in _MEASURED:
+            if name in self.sections:
+                events += [
+                    event_of(2, f"{name} name", IPL, f"{name}\0".encode(), "source"),
+                    event_of(2, name, IPL, self.sections[name], "source"),
+                ]
+        if passed_cmdline:
+            options = encode_options(passed_cmdline)
+            events.append(event_of(2, "passed-cmdline", IPL, options, "source"))
+        return events
+
+
+def _clean(cmdline: str) -> str:
+    """Return a command line with control characters as spaces, and none at its ends."""
+    return "".join(
+        " " if letter <= " " or letter == "\x7f" else letter for letter in cmdline
+    ).strip(" ")
+
+
+def _check_kernel(kernel: bytes) -> None:
+    """Refuse a kernel that the stub does not load through the firmware, which would measure it."""
+    PeImage.parse(kernel)
+    (header_at,) = struct.unpack_from("<I", kernel, 60)
+    (major,) = struct.unpack_from("<H", kernel, header_at + 24 + 44)
+    if major < 1:
+        message = "unified kernel image: .linux: older than Linux 5.8"
+        raise FormatError(message, reason="unsupported_version")

@@ -1,0 +1,204 @@
+"""Unified kernel images: events of systemd-stub and of the kernel in the image."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._crypto.hashes import sha384
+from attestkit.errors import FormatError
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel import UnifiedKernelImage, authenticode_digest
+from attestkit.measure.kernel.initrd_archive import join_initrds, pack_extra_file
+from tests.measure.kernel.samples import linux_kernel, noise, pe_image
+
+KERNEL = linux_kernel()
+OS_RELEASE = b"ID=test\n"
+SECTIONS = [
+    (".text", b"stub"),
+    (".initrd", noise("initrd", 1001)),
+    (".pcrsig", b"signature"),
+    (".osrel", OS_RELEASE),
+    (".cmdline", b" quiet\tro \n\0"),
+    (".linux", KERNEL),
+]
+
+
+def uki(*more: tuple[str, bytes], leave_out: str = "") -> UnifiedKernelImage:
+    """Return an image with some sections more, or one less."""
+    sections = [section for section in SECTIONS if section[0] != leave_out]
+    return UnifiedKernelImage.parse(pe_image([*sections, *more]))
+
+
+def digests(events: list[ExpectedEvent]) -> dict[str, bytes | None]:
+    """Return digests by the names of events."""
+    return {event.name: event.digest for event in events}
+
+
+def test_stub_measures_names_and_contents_in_its_order() -> None:
+    """Sections are in the stub's order, not that of the file, each after its name."""
+    events = uki((".pcrpkey", b"key")).measurement().with_tpm_support
+    names = [event.name for event in events]
+    order = [".linux", ".osrel", ".cmdline", ".initrd", ".pcrpkey"]
+    expected = [name for section in order for name in (f"{section} name", section)]
+    assert names == [*expected, "load-options", "initrd"]
+    assert {event.event_type for event in events[:-2]} == {0xD}
+    assert {event.register for event in events} == {2}
+    found = digests(events)
+    assert found[".linux name"] == sha384(b".linux\0")
+    assert found[".linux"] == sha384(KERNEL)
+    assert found[".cmdline"] == sha384(b" quiet\tro \n\0")
+
+
+def test_stub_without_tpm_support_leaves_the_kernels_events() -> None:
+    """Only the load options and the initrd are measured then."""
+    found = uki().measurement()
+    assert found.without_tpm_support == found.with_tpm_support[-2:]
+    assert [event.name for event in found.without_tpm_support] == ["load-options", "initrd"]
+
+
+def test_command_line_is_cleaned() -> None:
+    """White space at the ends is cut, and control characters become spaces."""
+    image = uki()
+    assert image.cmdline == "quiet ro"
+    found = digests(image.measurement().without_tpm_support)
+    assert found["load-options"] == sha384("quiet ro\0".encode("utf-16-le"))
+
+
+def test_passed_command_line_is_measured_and_replaces_that_of_the_image() -> None:
+    """What the boot loader passes is one more event of the stub."""
+    found = uki().measurement(" single ")
+    options = "single\0".encode("utf-16-le")
+    assert digests(found.with_tpm_support)["passed-cmdline"] == sha384(options)
+    assert digests(found.without_tpm_support)["load-options"] == sha384(options)
+
+
+def test_image_without_command_line_and_initrd() -> None:
+    """A kernel without load options has no event of them."""
+    image = UnifiedKernelImage.parse(pe_image([(".linux", KERNEL)]))
+    assert image.measurement().without_tpm_support == []
+    assert image.cmdline == ""
+    assert image.initrd == b""
+
+
+def test_initrd_contains_microcode_and_files_of_sections() -> None:
+    """The kernel receives archives that the stub makes, behind microcode and initrd."""
+    image = uki((".ucode", b"microcode"), (".pcrpkey", b"key"))
+    initrd = image.sections[".initrd"]
+    parts = [b"microcode\0\0\0", initrd + b"\0\0\0"]
+    parts += [
+        pack_extra_file("tpm2-pcr-signature.json", b"signature"),
+        pack_extra_file("tpm2-pcr-public-key.pem", b"key"),
+        pack_extra_file("os-release", OS_RELEASE),
+    ]
+    assert image.initrd == b"".join(parts)
+    assert digests(image.measurement().without_tpm_support)["initrd"] == sha384(image.initrd)
+
+
+def test_single_initrd_is_not_padded() -> None:
+    """Only several initrds are padded, when they are joined."""
+    assert join_initrds([b"abc"]) == b"abc"
+    assert join_initrds([b"abc", b"d"]) == b"abc\0d\0\0\0"
+    assert join_initrds([]) == b""
+
+
+def test_archive_has_folder_file_and_trailer() -> None:
+    """The archive is in the format newc."""
+    archive = pack_extra_file("os-release", OS_RELEASE)
+    assert len(archive) % 4 == 0
+    records = io.BytesIO(archive)
+    names: list[str] = []
+    content = b""
+    while not names or names[-1] != "TRAILER!!!":
+        head = records.read(110)
+        assert head[:6] == b"070701"
+        fields = [int(head[at : at + 8], 16) for at in range(6, 110, 8)]
+        names.append(records.read(fields[11])[:-1].decode())
+        records.seek(-records.tell() % 4, io.SEEK_CUR)
+        content += records.read(fields[6])
+        records.seek(-records.tell() % 4, io.SEEK_CUR)
+    assert names == [".extra", ".extra/os-release", "TRAILER!!!"]
+    assert content == OS_RELEASE
+    assert records.read() == b""
+
+
+def test_image_events_are_of_image_and_kernel() -> None:
+    """RTMR1 has the image and the kernel in it."""
+    image = uki()
+    found = digests(image.image_events())
+    assert found == {
+        "uki": authenticode_digest(image.data),
+        "kernel": authenticode_digest(KERNEL),
+    }
+
+
+def test_first_profile_overrides_the_base() -> None:
+    """Sections behind the first `.profile` replace those before; later profiles do not count."""
+    image = uki(
+        (".profile", b"ID=main"),
+        (".cmdline", b"main"),
+        (".profile", b"ID=other"),
+        (".cmdline", b"other"),
+    )
+    assert image.cmdline == "main"
+    assert image.sections[".profile"] == b"ID=main"
+    assert image.initrd.endswith(pack_extra_file("profile", b"ID=main"))
+
+
+def test_first_of_equal_sections_counts() -> None:
+    """A second section of the same name is ignored."""
+    assert uki((".cmdline", b"second")).cmdline == "quiet ro"
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ([(".text", b"stub")], "missing"),
+        ([*SECTIONS, (".dtbauto", b"x")], "unsupported"),
+        ([*SECTIONS, (".hwids", b"x")], "unsupported"),
+    ],
+)
+def test_parse_refuses_image(sections: list[tuple[str, bytes]], reason: str) -> None:
+    """An image without a kernel, or one that depends on the machine, is refused."""
+    with pytest.raises(FormatError) as caught:
+        UnifiedKernelImage.parse(pe_image(sections))
+    assert caught.value.reason == reason
+
+
+def test_command_line_must_be_utf8() -> None:
+    """Other bytes have no defined conversion."""
+    image = uki((".cmdline", b"\xff"), leave_out=".cmdline")
+    with pytest.raises(FormatError) as caught:
+        image.measurement()
+    assert caught.value.reason == "encoding"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (b"\x7fELF", "unrecognized"),
+        (pe_image([(".text", b"old")], image_version=0), "unsupported_version"),
+    ],
+)
+def test_image_events_refuse_kernel(kernel: bytes, reason: str) -> None:
+    """A kernel that the firmware does not load is not measured."""
+    image = uki((".linux", kernel), leave_out=".linux")
+    with pytest.raises(FormatError) as caught:
+        image.image_events()
+    assert caught.value.reason == reason
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x260), st.integers(0, 255)), max_size=6))
+def test_parse_accepts_or_refuses_changed_headers(changes: list[tuple[int, int]]) -> None:
+    """Changed headers are parsed, or refused by FormatError."""
+    data = bytearray(pe_image(SECTIONS))
+    for at, value in changes:
+        data[at] = value
+    try:
+        image = UnifiedKernelImage.parse(bytes(data))
+        image.image_events()
+        image.measurement()
+    except FormatError:
+        return
+    assert ".linux" in image.sections
