@@ -1,0 +1,214 @@
+"""A dstack OS image (releases 0.5 and 0.6): what it boots, checked against its list of checksums.
+
+The hash that identifies an image is the SHA-256 of that list, `sha256sum.txt`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit._system.untrusted_files import AnyPath
+from attestkit.attestation.launch.kernel_cmdline import MAX_CMDLINE, has_rootfs_hash
+from attestkit.errors import FormatError
+from attestkit.measure.image_files import (
+    ArchiveSource,
+    ImageFile,
+    ImageSource,
+    contents,
+    open_source,
+)
+
+CHECKSUMS: Final = "sha256sum.txt"
+METADATA: Final = "metadata.json"
+DIGEST: Final = "digest.txt"
+"""Optional file with the image's hash in hex."""
+
+_SMALL_FILE: Final = 1 << 20  # bytes
+_MOST_LISTED: Final = 256  # files
+_LIMITS: Final = {"bios": 64 << 20, "bios-sev": 64 << 20, "kernel": 256 << 20, "initrd": 1 << 30}
+_REQUIRED: Final = ("bios", "kernel", "initrd")
+_OLDEST_FIRMWARE: Final = "pre202505"
+_NAME: Final = re.compile(r"(?!\.\.?\Z)[!-.0-~]{1,255}")  # ASCII without / and spaces
+_LINE: Final = re.compile(r"([0-9a-fA-F]{64})\s+\*?(\S+)\s*")
+_DOCUMENT: Final = re.compile(r"measurement\.[a-z0-9_-]{1,32}\.cbor")
+
+
+class DstackImage(NamedTuple):
+    """Contents of an image; each file has the checksum in the list."""
+
+    os_image_hash: bytes  # 32 bytes
+    checksums: bytes  # sha256sum.txt
+    version: str | None
+    is_dev: bool
+    cmdline: str
+    kernel: bytes
+    initrd: bytes
+    firmware: bytes  # for TDX
+    firmware_snp: bytes | None  # for SEV-SNP, if it is another
+    ovmf_variant: str
+    kernel_header_normalized: bool  # QEMU leaves the kernel as it is
+    documents: Mapping[str, bytes]  # measurement documents (CBOR), by file name
+
+
+def read_dstack_image(path: AnyPath) -> DstackImage:
+    """Read an image, and check each listed file.
+
+    Args:
+        path: Folder, or archive (.tar.gz). Files may be in one folder inside the archive.
+
+    Raises:
+        UsageError: If the path cannot be opened.
+        FormatError: If a file is missing, altered, too large or malformed, or the kernel command
+            line does not name the root file system by its hash. The message names the file.
+    """
+    source, file = open_source(path)
+    if file is None:
+        return _read(source)
+    with file:
+        return _read(source)
+
+
+def read_dstack_archive(file: BinaryIO) -> DstackImage:
+    """Read an image from an archive in a seekable file; see `read_dstack_image`."""
+    return _read(ArchiveSource(file))
+
+
+def parse_checksums(text: bytes) -> dict[str, bytes]:
+    """Return the SHA-256 checksums in a list as `sha256sum` writes it, by file name.
+
+    Raises:
+        FormatError: If a line is malformed, a name occurs twice or is not a plain file name, or
+            there are over 256.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        lines = text.decode("ascii").split("\n")
+    except UnicodeDecodeError as error:
+        message = f"{CHECKSUMS}: not ASCII text"
+        raise FormatError(message, reason="encoding", offset=error.start) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None or not _NAME.fullmatch(match[2]):
+            problem = "must be 64 hex digits and a file name"
+            raise FormatError(f"{CHECKSUMS}: line {number}: {problem}", reason="syntax")
+        if match[2] in found:
+            message = f"{CHECKSUMS}: {match[2]}: occurs twice"
+            raise FormatError(message, reason="duplicate")
+        if len(found) == _MOST_LISTED:
+            raise FormatError(f"{CHECKSUMS}: over {_MOST_LISTED} files", reason="too_many")
+        found[match[2]] = bytes.fromhex(match[1])
+    return found
+
+
+def _read(source: ImageSource) -> DstackImage:
+    small = source.read_small((CHECKSUMS, METADATA, DIGEST), _SMALL_FILE)
+    checksums_text = _required(small, CHECKSUMS)
+    metadata_text = _required(small, METADATA)
+    checksums = parse_checksums(checksums_text)
+    image_hash = sha256(checksums_text)
+    _check_digest(small.get(DIGEST), image_hash)
+    _check_listed(METADATA, sha256(metadata_text), checksums)
+    metadata = strict_json.read_object(metadata_text, METADATA)
+    names = _file_names(metadata, checksums)
+    files = contents(_checked_files(source, names, checksums))
+    firmware_snp = names.get("bios-sev")
+    return DstackImage(
+        os_image_hash=image_hash,
+        checksums=checksums_text,
+        version=_text(metadata, "version"),
+        is_dev=_flag(metadata, "is_dev"),
+        cmdline=_cmdline(metadata),
+        kernel=files[names["kernel"]],
+        initrd=files[names["initrd"]],
+        firmware=files[names["bios"]],
+        firmware_snp=None if firmware_snp is None else files[firmware_snp],
+        ovmf_variant=_text(metadata, "ovmf_variant") or _OLDEST_FIRMWARE,
+        kernel_header_normalized=_flag(metadata, "kernel_header_normalized"),
+        documents={name: files[name] for name in files if _DOCUMENT.fullmatch(name)},
+    )
+
+
+def _required(files: Mapping[str, bytes], name: str) -> bytes:
+    if name not in files:
+        raise _missing(name)
+    return files[name]
+
+
+def _check_digest(text: bytes | None, image_hash: bytes) -> None:
+    if text is not None and text.strip().lower() != image_hash.hex().encode():
+        message = f"{DIGEST}: differs from the hash of {CHECKSUMS}: {image_hash.hex()}"
+        raise FormatError(message, reason="inconsistent")
+
+
+def _check_listed(name: str, digest: bytes, checksums: Mapping[str, bytes]) -> None:
+    expected = checksums.get(name)
+    if expected is None:
+        raise FormatError(f"{CHECKSUMS}: {shown(name)} is not listed", reason="missing")
+    if digest != expected:
+        message = f"{name}: altered: SHA-256 must be {expected.hex()}, not {digest.hex()}"
+        raise FormatError(message, reason="inconsistent")
+
+
+def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the names of the files that boot, by their key in the metadata."""
+    names = {key: name for key in _LIMITS if (name := _text(metadata, key))}
+    for key in _REQUIRED:
+        if key not in names:
+            raise FormatError(f"{METADATA}: {key}: missing", reason="missing")
+    for name in names.values():
+        if name not in checksums:
+            raise FormatError(f"{CHECKSUMS}: {shown(name)} is not listed", reason="missing")
+    return names
+
+
+def _checked_files(
+    source: ImageSource, names: Mapping[str, str], checksums: Mapping[str, bytes]
+) -> dict[str, ImageFile]:
+    """Read all listed files, and compare their checksums."""
+    limits: dict[str, int | None] = {
+        name: _SMALL_FILE if _DOCUMENT.fullmatch(name) else None for name in checksums
+    }
+    for key, name in names.items():
+        limits[name] = max(_LIMITS[key], limits[name] or 0)
+    files = source.read_files(limits)
+    for name in checksums:
+        if name not in files:
+            raise _missing(name)
+        _check_listed(name, files[name].digest, checksums)
+    return files
+
+
+def _cmdline(metadata: Mapping[str, Any]) -> str:
+    cmdline = _text(metadata, "cmdline") or ""
+    if not cmdline.isascii():
+        raise FormatError(f"{METADATA}: cmdline: must be ASCII", reason="encoding")
+    if len(cmdline) > MAX_CMDLINE:
+        message = f"{METADATA}: cmdline: {len(cmdline)} characters, over {MAX_CMDLINE}"
+        raise FormatError(message, reason="too_large")
+    if not has_rootfs_hash(cmdline):
+        message = f"{METADATA}: cmdline: must have dstack.rootfs_hash=<64 hex digits>"
+        raise FormatError(message, reason="missing")
+    return cmdline
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise FormatError(f"{METADATA}: {key}: must be a string", reason="wrong_type")
+    return value
+
+
+def _flag(metadata: Mapping[str, Any], key: str) -> bool:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"{METADATA}: {key}: must be a boolean", reason="wrong_type")
+    return bool(value)
+
+
+def _missing(name: str) -> FormatError:
+    return FormatError(f"image: {name}: missing", reason="missing")
