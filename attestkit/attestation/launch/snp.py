@@ -11,6 +11,7 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit._formats.cbor import Value
 from attestkit._reasons import FormatReason
 from attestkit.attestation.launch.kernel_cmdline import has_rootfs_hash
+from attestkit.attestation.launch.vmsa import RESET_VECTOR, build_vmsa, reset_state
 from attestkit.errors import FormatError
 
 _PAGE = 4096
@@ -20,9 +21,10 @@ _MAX_PAGES = 65_536
 _ZERO_PAGES = {1: 3, 4: 3}  # section type: page type; contents of the pages are not measured
 _SINGLE_PAGES = {2: 5, 3: 6}  # section type: page type; secrets and CPUID
 _KERNEL_HASHES = 0x10
-_NORMAL_PAGE, _VMSA_PAGE = 1, 2
-_VMSA_GPA = 0x0000_FFFF_FFFF_F000
-_RESET_VECTOR = 0xFFFFFFF0
+NORMAL_PAGE, VMSA_PAGE = 1, 2
+"""Page types: contents that are measured, and the save area of a virtual CPU."""
+VMSA_GPA = 0x0000_FFFF_FFFF_F000
+"""Guest physical address with which every save area is measured."""
 
 # GUIDs in memory byte order (OVMF's table of hashes, which QEMU fills).
 _TABLE = bytes.fromhex("06d63894224fc94cb479a793d411fd21")
@@ -30,13 +32,13 @@ _CMDLINE = bytes.fromhex("d82dd09720bd944caa78e7714d36ab2a")
 _INITRD = bytes.fromhex("31f7ba442f3ad74b9af141e29169781d")
 _KERNEL = bytes.fromhex("3794e74dd2ab7f42b835d5b172d2045b")
 
-# CPU types of QEMU: (family, model, stepping).
-_CPUS = {
+CPU_IDENTITIES = {
     **dict.fromkeys(["epyc", "epyc-v1", "epyc-v2", "epyc-v3", "epyc-v4", "epyc-ibpb"], (23, 1, 2)),
     **dict.fromkeys(["epyc-rome", "epyc-rome-v1", "epyc-rome-v2", "epyc-rome-v3"], (23, 49, 0)),
     **dict.fromkeys(["epyc-milan", "epyc-milan-v1", "epyc-milan-v2"], (25, 1, 1)),
     **dict.fromkeys(["epyc-genoa", "epyc-genoa-v1"], (25, 17, 0)),
 }
+"""Family, model and stepping of CPU types of QEMU, by names in lower case."""
 CPU_TYPES = ("EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa")
 """CPU types of QEMU that are measured differently."""
 
@@ -108,13 +110,15 @@ def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
     digest = image.ovmf_hash
     for section in image.ovmf_sections:
         for kind, gpa, contents in _section_pages(image, section):
-            digest = _update(digest, kind, gpa, contents)
-    family, model, stepping = _CPUS[launch.vcpu_type.strip().lower()]
-    signature = _cpu_signature(family, model, stepping)
-    first = sha384(_vmsa(_RESET_VECTOR, signature, launch.guest_features))
-    others = sha384(_vmsa(image.reset_eip, signature, launch.guest_features))
+            digest = extend_page(digest, kind, gpa, contents)
+    family, model, stepping = CPU_IDENTITIES[launch.vcpu_type.strip().lower()]
+    signature = cpu_signature(family, model, stepping)
+    first, others = [
+        sha384(build_vmsa(reset_state(eip, signature), launch.guest_features))
+        for eip in (RESET_VECTOR, image.reset_eip)
+    ]
     for vcpu in range(launch.vcpus):
-        digest = _update(digest, _VMSA_PAGE, _VMSA_GPA, others if vcpu else first)
+        digest = extend_page(digest, VMSA_PAGE, VMSA_GPA, others if vcpu else first)
     return digest
 
 
@@ -124,9 +128,9 @@ def canonical_cpu_type(name: str) -> str:
     Raises:
         FormatError: If the type is unknown.
     """
-    identity = _CPUS.get(name.strip().lower())
+    identity = CPU_IDENTITIES.get(name.strip().lower())
     for known in CPU_TYPES:
-        if _CPUS[known.lower()] == identity:
+        if CPU_IDENTITIES[known.lower()] == identity:
             return known
     raise FormatError("sev_snp_measurement: vcpu_type is unknown", reason="unsupported")
 
@@ -145,7 +149,7 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
             "cmdline must have dstack.rootfs_hash=<64 hex digits>",
         ),
         (1 <= launch.vcpus <= 512, "wrong_value", "vcpus must be 1 to 512"),
-        (launch.vcpu_type.strip().lower() in _CPUS, "unsupported", "vcpu_type is unknown"),
+        (launch.vcpu_type.strip().lower() in CPU_IDENTITIES, "unsupported", "vcpu_type is unknown"),
         (1 <= len(sections) <= 64, "wrong_size", "ovmf_sections must be 1 to 64 sections"),
         (all(section.size for section in sections), "wrong_value", "ovmf_sections: one is empty"),
         (in_memory, "wrong_value", "ovmf_sections: one exceeds the address space"),
@@ -174,62 +178,45 @@ def _section_pages(image: SnpImage, section: OvmfSection) -> Iterator[tuple[int,
     elif section.kind in _SINGLE_PAGES:
         yield _SINGLE_PAGES[section.kind], section.gpa, nothing
     else:
-        yield _NORMAL_PAGE, section.gpa, sha384(_hashes_page(image))
+        yield NORMAL_PAGE, section.gpa, sha384(_hashes_page(image))
 
 
-def _update(digest: bytes, kind: int, gpa: int, contents: bytes) -> bytes:
-    """Extend the digest with a page: PAGE_INFO of 112 bytes, no permissions for VMPL 1 to 3."""
+def extend_page(digest: bytes, kind: int, gpa: int, contents: bytes) -> bytes:
+    """Return the digest after a page: PAGE_INFO of 112 bytes, no permissions for VMPL 1 to 3.
+
+    Args:
+        digest: The digest before, 48 bytes; zeros at the start.
+        kind: Page type.
+        gpa: Guest physical address.
+        contents: SHA-384 of the page, or 48 zeros if its type does not measure it.
+    """
     head = _le(0x70, 2) + bytes([kind, 0]) + bytes(4)
     return sha384(digest + contents + head + _le(gpa, 8))
 
 
 def _hashes_page(image: SnpImage) -> bytes:
-    entries = (
-        (_CMDLINE, sha256(image.cmdline.strip().encode() + b"\0")),
-        (_INITRD, image.initrd_hash),
-        (_KERNEL, image.kernel_hash),
-    )
-    table = _TABLE + _le(168, 2) + b"".join(guid + _le(50, 2) + hashed for guid, hashed in entries)
+    cmdline = sha256(image.cmdline.strip().encode() + b"\0")
+    table = kernel_hash_table(cmdline, image.initrd_hash, image.kernel_hash)
     return (bytes(image.hashes_table_gpa % _PAGE) + table).ljust(_PAGE, b"\0")
 
 
-def _cpu_signature(family: int, model: int, stepping: int) -> int:
+def kernel_hash_table(cmdline: bytes, initrd: bytes, kernel: bytes) -> bytes:
+    """Return the table of SHA-256 hashes that QEMU gives the firmware: 168 bytes.
+
+    Args:
+        cmdline: Hash of the command line with a final NUL.
+        initrd: Hash of the initrd; that of no bytes if there is none.
+        kernel: Hash of the kernel file.
+    """
+    entries = ((_CMDLINE, cmdline), (_INITRD, initrd), (_KERNEL, kernel))
+    listed = b"".join(guid + _le(50, 2) + hashed for guid, hashed in entries)
+    return _TABLE + _le(168, 2) + listed
+
+
+def cpu_signature(family: int, model: int, stepping: int) -> int:
     """Return EAX of CPUID function 1 (AMD64 Architecture Programmer's Manual, vol. 3, E.3.2)."""
     base, extended = (15, family - 15) if family > 15 else (family, 0)
     return extended << 20 | (model >> 4 & 15) << 16 | base << 8 | (model & 15) << 4 | stepping
-
-
-def _vmsa(eip: int, cpu_signature: int, guest_features: int) -> bytes:
-    """Return the VMSA of a virtual CPU after reset (AMD64 APM, vol. 2, table B-4)."""
-    page = bytearray(_PAGE)
-
-    def put(at: int, value: int, size: int = 8) -> None:
-        page[at : at + size] = _le(value, size)
-
-    def segment(at: int, selector: int, attributes: int, base: int = 0) -> None:
-        page[at : at + 16] = _le(selector, 2) + _le(attributes, 2) + _le(0xFFFF, 4) + _le(base, 8)
-
-    for at in (0x00, 0x20, 0x30, 0x40, 0x50):  # ES, SS, DS, FS, GS
-        segment(at, 0, 0x93)
-    segment(0x10, 0xF000, 0x9B, eip & 0xFFFF0000)  # CS
-    segment(0x60, 0, 0)  # GDTR
-    segment(0x70, 0, 0x82)  # LDTR
-    segment(0x80, 0, 0)  # IDTR
-    segment(0x90, 0, 0x8B)  # TR
-    put(0xD0, 0x1000)  # EFER
-    put(0x148, 0x40)  # CR4
-    put(0x158, 0x10)  # CR0
-    put(0x160, 0x400)  # DR7
-    put(0x168, 0xFFFF0FF0)  # DR6
-    put(0x170, 2)  # RFLAGS
-    put(0x178, eip & 0xFFFF)  # RIP
-    put(0x268, 0x0007040600070406)  # PAT
-    put(0x310, cpu_signature)  # RDX
-    put(0x3B0, guest_features)  # SEV_FEATURES
-    put(0x3E8, 1)  # XCR0
-    put(0x408, 0x1F80, 4)  # MXCSR
-    put(0x410, 0x037F, 2)  # X87_FCW
-    return bytes(page)
 
 
 def _section(value: Value) -> OvmfSection:
