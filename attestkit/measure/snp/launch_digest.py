@@ -1,0 +1,224 @@
+"""Launch digest of an SEV-SNP guest: pages of the firmware, of its metadata, and save areas.
+
+SEV Secure Nested Paging Firmware ABI, 8.17.2. VMMs differ in page types, order and registers.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256, sha384
+from attestkit._reasons import FormatReason, UsageReason
+from attestkit.attestation.launch.snp import (
+    NORMAL_PAGE,
+    VMSA_GPA,
+    VMSA_PAGE,
+    OvmfSection,
+    extend_page,
+    kernel_hash_table,
+)
+from attestkit.attestation.launch.vmsa import RESET_VECTOR
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.expected import Basis
+from attestkit.measure.kernel.load_options import check_cmdline
+from attestkit.measure.snp.sev_metadata import (
+    CPUID,
+    KERNEL_HASHES,
+    SEC_MEMORY,
+    SECRETS,
+    SevMetadata,
+    read_sev_metadata,
+)
+from attestkit.measure.snp.vcpu import Vmm, initial_vmsa, svsm_vmsa
+
+_PAGE: Final = 4096
+_FOUR_GIB: Final = 1 << 32
+_NOTHING: Final = bytes(48)  # contents of pages whose type does not measure them
+_ZERO_PAGE, _UNMEASURED_PAGE, _SECRETS_PAGE, _CPUID_PAGE = 3, 4, 5, 6
+_HASH_TABLE_SIZE: Final = 176  # bytes, padded
+_MOST_VCPUS: Final = 4096  # KVM's limit
+_LARGEST_IMAGE: Final = 64 << 20  # bytes
+
+_PageInfo = tuple[int, int, bytes]  # type, guest physical address, measured contents
+
+
+class SnpMachine(NamedTuple):
+    """What the VMM decides."""
+
+    vcpus: int  # 1 to 4096
+    cpu_signature: int  # EAX of CPUID function 1; see `find_cpu_signature`
+    guest_features: int = 1  # SEV_FEATURES, 64 bits; 0x21 with debug swap
+    vmm: Vmm = "qemu"
+
+
+class KernelFiles(NamedTuple):
+    """Kernel, initrd and command line whose hashes QEMU gives the firmware."""
+
+    kernel: bytes
+    initrd: bytes = b""
+    cmdline: str = ""
+
+    def hash_table(self) -> bytes:
+        """Return the table of hashes: 168 bytes.
+
+        Raises:
+            UsageError: If the command line is not ASCII, contains a NUL or is too long.
+        """
+        check_cmdline(self.cmdline)
+        cmdline = sha256(self.cmdline.encode() + b"\0")
+        return kernel_hash_table(cmdline, sha256(self.initrd), sha256(self.kernel))
+
+
+def firmware_digest(firmware: bytes) -> bytes:
+    """Return the digest after the pages of the firmware, `ovmf_hash` of measurement documents.
+
+    Raises:
+        FormatError: If the size of the firmware is not a multiple of 4096, or over 64 MiB.
+    """
+    return _extend_image(_NOTHING, firmware, _FOUR_GIB - len(firmware))
+
+
+def launch_digest(firmware: bytes, machine: SnpMachine, kernel: KernelFiles | None = None) -> bytes:
+    """Return the launch digest, 48 bytes: MEASUREMENT of the guest's reports.
+
+    Args:
+        firmware: Image of OVMF.
+        machine: Virtual CPUs and VMM.
+        kernel: Files whose hashes QEMU gives the firmware (`kernel-hashes=on`); None without.
+
+    Raises:
+        FormatError: If the firmware is malformed, or has no address for further virtual CPUs.
+        UsageError: If the machine or the command line is not valid, or the firmware has no page for
+            kernel hashes.
+    """
+    _check_machine(machine)
+    metadata = read_sev_metadata(firmware)
+    hashes = None if kernel is None else _hashes_page(metadata, kernel)
+    digest = firmware_digest(firmware)
+    for page in _metadata_pages(metadata, machine.vmm, hashes):
+        digest = extend_page(digest, *page)
+    for eip, count in _start_addresses(metadata, machine.vcpus):
+        vmsa = initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm)
+        digest = _extend_vcpus(digest, vmsa, count)
+    return digest
+
+
+def svsm_launch_digest(
+    firmware: bytes, svsm: bytes, machine: SnpMachine, *, variables_size: int
+) -> bytes:
+    """Return the launch digest of a guest of QEMU with COCONUT-SVSM.
+
+    Args:
+        firmware: Image of OVMF.
+        svsm: Image of COCONUT-SVSM, which is below the firmware and its variables.
+        machine: Virtual CPUs; `guest_features` is 1 for all of them.
+        variables_size: Bytes between both images, for the firmware's variables.
+
+    Raises:
+        FormatError: If an image is malformed, or that of COCONUT-SVSM has no entry point.
+        UsageError: If the machine is not valid or not of QEMU, or the images do not fit.
+    """
+    _check_machine(machine)
+    if machine.vmm != "qemu" or machine.guest_features != 1:
+        problem = "a service module needs QEMU and guest features 1"
+        raise _usage_error(problem, "not_applicable")
+    start = _FOUR_GIB - len(firmware) - variables_size - len(svsm)
+    if variables_size < 0 or variables_size % _PAGE or start < 0:
+        raise _usage_error(f"size of variables: {variables_size}", "out_of_range")
+    metadata = read_sev_metadata(svsm)
+    if metadata.svsm_entry is None:
+        raise _format_error("service module: no entry point", "missing")
+    digest = _extend_image(firmware_digest(firmware), svsm, start)
+    for page in _metadata_pages(metadata, "qemu", None):
+        digest = extend_page(digest, *page)
+    vmsa = svsm_vmsa(start + metadata.svsm_entry, machine.cpu_signature)
+    return _extend_vcpus(digest, vmsa, machine.vcpus)
+
+
+def launch_digest_basis(vmm: Vmm, *, svsm: bool = False) -> Basis:
+    """Return what confirms a launch digest; that of QEMU was seen on hardware."""
+    return "hardware" if vmm == "qemu" and not svsm else "independent"
+
+
+def _metadata_pages(metadata: SevMetadata, vmm: Vmm, hashes: bytes | None) -> Iterator[_PageInfo]:
+    """Yield the pages of all sections; EC2 adds CPUID pages last."""
+    sections = list(metadata.sections)
+    if vmm == "ec2":
+        sections.sort(key=lambda section: section.kind == CPUID)
+    for section in sections:
+        if section.kind == KERNEL_HASHES and hashes is not None:
+            if section.size != _PAGE:
+                problem = f"section for kernel hashes: {section.size} bytes, not {_PAGE}"
+                raise _format_error(problem, "wrong_size")
+            yield NORMAL_PAGE, section.gpa, sha384(hashes)
+        else:
+            yield from _section_pages(section, vmm)
+
+
+def _section_pages(section: OvmfSection, vmm: Vmm) -> Iterator[_PageInfo]:
+    single = {SECRETS: _SECRETS_PAGE, CPUID: _CPUID_PAGE}
+    if section.kind in single:
+        yield single[section.kind], section.gpa, _NOTHING
+        return
+    unmeasured = section.kind == SEC_MEMORY and vmm == "gce"
+    kind = _UNMEASURED_PAGE if unmeasured else _ZERO_PAGE
+    for number in range(section.pages):
+        yield kind, section.gpa + number * _PAGE, _NOTHING
+
+
+def _hashes_page(metadata: SevMetadata, kernel: KernelFiles) -> bytes:
+    """Return the page with the table of hashes."""
+    table = kernel.hash_table()
+    address = metadata.hashes_table_gpa
+    if address is None or all(section.kind != KERNEL_HASHES for section in metadata.sections):
+        problem = "kernel: the firmware has no page for its hash; use an AmdSev build of OVMF"
+        raise _usage_error(problem, "not_applicable")
+    offset = address % _PAGE
+    if offset + _HASH_TABLE_SIZE > _PAGE:
+        raise _format_error("table of kernel hashes: crosses a page", "wrong_value")
+    return (bytes(offset) + table).ljust(_PAGE, b"\0")
+
+
+def _start_addresses(metadata: SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:
+    """Yield start addresses, and how many virtual CPUs have them."""
+    yield RESET_VECTOR, 1
+    if vcpus > 1:
+        if metadata.reset_eip is None:
+            raise _format_error("no start address of further virtual CPUs", "missing")
+        yield metadata.reset_eip, vcpus - 1
+
+
+def _extend_image(digest: bytes, image: bytes, gpa: int) -> bytes:
+    if len(image) % _PAGE or not image:
+        raise _format_error(f"{len(image)} bytes: not a multiple of {_PAGE}", "wrong_size")
+    if len(image) > _LARGEST_IMAGE:
+        raise _format_error(f"{len(image)} bytes, over {_LARGEST_IMAGE}", "too_large")
+    for at in range(0, len(image), _PAGE):
+        digest = extend_page(digest, NORMAL_PAGE, gpa + at, sha384(image[at : at + _PAGE]))
+    return digest
+
+
+def _extend_vcpus(digest: bytes, vmsa: bytes, count: int) -> bytes:
+    contents = sha384(vmsa)
+    for _ in range(count):
+        digest = extend_page(digest, VMSA_PAGE, VMSA_GPA, contents)
+    return digest
+
+
+def _check_machine(machine: SnpMachine) -> None:
+    if not 1 <= machine.vcpus <= _MOST_VCPUS:
+        problem = f"virtual CPUs: must be 1 to {_MOST_VCPUS}, not {machine.vcpus}"
+        raise _usage_error(problem, "out_of_range")
+    if not 0 <= machine.cpu_signature < 1 << 32:
+        raise _usage_error("CPU signature: must have 32 bits", "out_of_range")
+    if not 1 <= machine.guest_features < 1 << 64:
+        raise _usage_error("guest features: must be 1 to 2**64 - 1", "out_of_range")
+    if machine.vmm not in {"qemu", "ec2", "gce"}:
+        raise _usage_error("VMM: must be qemu, ec2 or gce", "unknown_name")
+
+
+def _usage_error(problem: str, reason: UsageReason) -> UsageError:
+    return UsageError(f"SEV-SNP: {problem}", reason=reason)
+
+
+def _format_error(problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"firmware: {problem}", reason=reason)
