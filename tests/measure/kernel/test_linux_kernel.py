@@ -17,10 +17,12 @@ from attestkit.measure.kernel import (
     patch_setup_header,
     ram_below_4g,
 )
+from tests.measure.kernel.debian_files import package_file
 from tests.measure.kernel.samples import linux_kernel, pe_image
-from tests.vectors import HAVE_SHARED, SHARED, load
+from tests.measure.rows import VECTORS
+from tests.vectors import HAVE_SHARED, SHARED
 
-ROWS: list[dict[str, Any]] = load("measurement.json").get("patched_kernel", [])
+ROWS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])
 GIB = 1 << 30
 
 
@@ -30,14 +32,29 @@ def patch(kernel: bytes, **changed: Any) -> bytes:
     return patch_setup_header(kernel, **(usual | changed))
 
 
+def kernel_file(row: dict[str, Any]) -> bytes:
+    """Return the kernel of a row: a stored file, or that of a package of Debian."""
+    if not row["kernel"].startswith("package "):
+        return (SHARED / row["kernel"]).read_bytes()
+    sha256: str = row["sha256"]
+    (package,) = [other for other in VECTORS["authenticode"] if other["sha256"] == sha256]
+    return package_file(package["package"], package["path"], sha256)
+
+
 @pytest.mark.parametrize(
     "row",
-    [row for row in ROWS if not row["kernel"].startswith("package")],
-    ids=lambda row: f"{Path(row['kernel']).stem}-{row['memory'] >> 30}-{row['cmdline']}",
+    [
+        pytest.param(
+            row,
+            id=f"{Path(row['kernel']).stem}-{row['memory'] >> 30}-{row['cmdline']}",
+            marks=[pytest.mark.rig] * row["kernel"].startswith("package "),
+        )
+        for row in ROWS
+    ],
 )
 def test_patched_kernel_vectors(row: dict[str, Any]) -> None:
     """The patched kernel is what QEMU 10.0.13 offers the firmware, byte for byte."""
-    kernel = (SHARED / row["kernel"]).read_bytes()
+    kernel = kernel_file(row)
     machine = {
         "memory_size": row["memory"],
         "initrd_size": row["initrd_size"],

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 from tests.certificates import name_of
+from tests.measure.kernel.debian_files import package_file
 from tests.measure.kernel.samples import noise, pe_image
-from tests.vectors import HAVE_SHARED, SHARED, load
+from tests.measure.rows import VECTORS, rows
+from tests.vectors import HAVE_SHARED, SHARED
 
-ROWS: list[dict[str, Any]] = load("measurement.json").get("authenticode", [])
 SECTIONS = [(".text", noise("text", 1000)), (".data", noise("data", 512))]
 PESIGN = shutil.which("pesign")
 OSSLSIGNCODE = shutil.which("osslsigncode")
@@ -39,12 +40,13 @@ def straightforward(image: bytes, algorithm: str = "sha384") -> bytes:
     return hashlib.new(algorithm, kept + image[security + 8 : len(image) - size]).digest()
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if "file" in row], ids=lambda row: Path(row["file"]).name
-)
+@pytest.mark.parametrize("row", rows("authenticode"))
 def test_authenticode_vectors(row: dict[str, Any]) -> None:
-    """The hashes of the stored images are the published ones."""
-    image = (SHARED / row["file"]).read_bytes()
+    """The hashes of stored images and of packages of Debian are the published ones."""
+    if "file" in row:
+        image = (SHARED / row["file"]).read_bytes()
+    else:
+        image = package_file(row["package"], row["path"], row["sha256"])
     assert hashlib.sha256(image).hexdigest() == row["sha256"]
     assert authenticode_digest(image).hex() == row["authenticode_sha384"]
     assert authenticode_digest(image, "sha256").hex() == row["authenticode_sha256"]
@@ -53,10 +55,7 @@ def test_authenticode_vectors(row: dict[str, Any]) -> None:
 @pytest.mark.skipif(not HAVE_SHARED, reason="the shared vectors are missing")
 def test_authenticode_vectors_are_complete() -> None:
     """All five rows are known: three of files, two of Debian packages."""
-    assert [("file" in row, "package" in row) for row in ROWS] == [
-        *[(True, False)] * 3,
-        *[(False, True)] * 2,
-    ]
+    assert ["package" in row for row in VECTORS["authenticode"]] == [*[False] * 3, *[True] * 2]
 
 
 @pytest.mark.parametrize("plus", [True, False])
