@@ -1,0 +1,42 @@
+"""ACPI tables that QEMU shows a guest, which the firmware measures into RTMR0.
+
+A real QEMU makes them, stopped and without KVM; tables of common machines ship with the package.
+"""
+
+from attestkit.measure.acpi.acpi_inputs import DstackMachine
+from attestkit.measure.acpi.acpi_tables import AcpiTables
+from attestkit.measure.acpi.chipset import ChipsetSetup
+from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.qemu_command import dstack_command
+from attestkit.measure.acpi.qemu_machine import (
+    QemuMachine,
+    read_kernel,
+    read_machine,
+    read_version,
+)
+from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.table_cache import TableCache, cache_folder
+from attestkit.measure.acpi.table_folder import read_table_folder
+from attestkit.measure.acpi.table_sources import FoundTables, describe_tables, find_tables
+from attestkit.measure.acpi.user_command import UserCommand, clean_command
+
+__all__ = [
+    "AcpiTables",
+    "ChipsetSetup",
+    "DstackMachine",
+    "FoundTables",
+    "QemuMachine",
+    "QemuVersion",
+    "TableCache",
+    "UserCommand",
+    "cache_folder",
+    "clean_command",
+    "describe_tables",
+    "dstack_command",
+    "find_tables",
+    "read_kernel",
+    "read_machine",
+    "read_table_folder",
+    "read_version",
+    "to_edge_triggered",
+]

@@ -1,0 +1,165 @@
+"""What a guest's firmware reads from QEMU, taken from a stopped QEMU."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from attestkit._sanitize import shown
+from attestkit.errors import BackendError, ConfigError
+from attestkit.measure.acpi.acpi_tables import (
+    LOADER_NAME,
+    RSDP_NAME,
+    TABLES_NAME,
+    AcpiTables,
+    check_tables,
+)
+from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup, set_up_chipset
+from attestkit.measure.acpi.fw_cfg import (
+    BOOT_MENU,
+    KERNEL_DATA,
+    KERNEL_SETUP_DATA,
+    KERNEL_SETUP_SIZE,
+    KERNEL_SIZE,
+    MAX_KERNEL,
+    FwCfg,
+    FwCfgFile,
+    parse_e820,
+)
+from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.qtest import (
+    DEFAULT_SECONDS,
+    StoppedQemu,
+    start_program,
+    stop_program,
+)
+
+_VERSION_SECONDS: Final = 10.0
+_VERSION_LINE: Final = re.compile(r"QEMU emulator version (\S.*)")
+_MAX_VERSION: Final = 4096  # bytes
+
+
+class QemuMachine(NamedTuple):
+    """Firmware configuration of a machine. A file that QEMU does not have is empty.
+
+    Attributes:
+        ranges: Start and end of each RAM range, of `etc/e820`.
+        acpi: ACPI tables, as the firmware reads them.
+        boot_menu: Item 0x0E, 2 bytes.
+        boot_menu_wait: `etc/boot-menu-wait`.
+        boot_order: `bootorder`.
+        extra_pci_roots: `etc/extra-pci-roots`.
+        reserved_memory_end: `etc/reserved-memory-end`.
+        pci_mmio64: `opt/ovmf/X-PciMmio64Mb`.
+        smbios_tables: `etc/smbios/smbios-tables`.
+        named_kernel: Whether there is `etc/boot/kernel`, the kernel as it is in its file.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    acpi: AcpiTables
+    boot_menu: bytes
+    boot_menu_wait: bytes
+    boot_order: bytes
+    extra_pci_roots: bytes
+    reserved_memory_end: bytes
+    pci_mmio64: bytes
+    smbios_tables: bytes
+    named_kernel: bool
+
+
+def read_machine(
+    command: Sequence[str],
+    setup: ChipsetSetup = DEFAULT_SETUP,
+    *,
+    seconds: float = DEFAULT_SECONDS,
+) -> QemuMachine:
+    """Start QEMU, read the machine as OVMF would, and kill QEMU.
+
+    Args:
+        command: Program and options of the machine, such as `dstack_command` returns.
+        setup: What the firmware programs before it reads the tables.
+        seconds: Time limit.
+
+    Raises:
+        ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
+        BackendError: If QEMU does not answer in time, or not in the protocol.
+        FormatError: If what it answers is malformed or too large.
+        UsageError: If a value of `setup` is out of range.
+    """
+    check_setup(setup)
+    with StoppedQemu(command, seconds=seconds) as qemu:
+        set_up_chipset(qemu, setup)
+        device = FwCfg(qemu)
+        directory = device.read_directory()
+        # First the loader script: at this read QEMU builds all tables, with the chipset's registers
+        # as they are, and never again.
+        acpi = read_acpi_tables(device, directory)
+        return QemuMachine(
+            ranges=tuple(parse_e820(device.read_file(directory, "etc/e820"))),
+            acpi=acpi,
+            boot_menu=device.read_item(BOOT_MENU, 2),
+            boot_menu_wait=device.read_file(directory, "etc/boot-menu-wait"),
+            boot_order=device.read_file(directory, "bootorder"),
+            extra_pci_roots=device.read_file(directory, "etc/extra-pci-roots"),
+            reserved_memory_end=device.read_file(directory, "etc/reserved-memory-end"),
+            pci_mmio64=device.read_file(directory, "opt/ovmf/X-PciMmio64Mb"),
+            smbios_tables=device.read_file(directory, "etc/smbios/smbios-tables"),
+            named_kernel="etc/boot/kernel" in directory,
+        )
+
+
+def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> AcpiTables:
+    """Return the three ACPI files; the first read after the start has to be this one.
+
+    Raises:
+        FormatError: If one is missing or malformed.
+        BackendError: As for `read_machine`.
+    """
+    loader, rsdp, tables = (
+        device.read_file(directory, name) for name in (LOADER_NAME, RSDP_NAME, TABLES_NAME)
+    )
+    return check_tables(AcpiTables(loader, rsdp, tables))
+
+
+def read_kernel(command: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> bytes:
+    """Return the kernel that QEMU passes in setup and data, with the header fields that it sets.
+
+    The command line needs -kernel; without it the result is empty.
+
+    Raises:
+        ConfigError: As for `read_machine`.
+        BackendError: As for `read_machine`.
+        FormatError: If the kernel exceeds 256 MiB.
+    """
+    with StoppedQemu(command, seconds=seconds) as qemu:
+        device = FwCfg(qemu)
+        setup = device.read_number(KERNEL_SETUP_SIZE)
+        size = device.read_number(KERNEL_SIZE)
+        return device.read_item(KERNEL_SETUP_DATA, setup, MAX_KERNEL) + device.read_item(
+            KERNEL_DATA, size, MAX_KERNEL
+        )
+
+
+def read_version(program: str) -> QemuVersion:
+    """Return the version that a QEMU program prints.
+
+    Raises:
+        ConfigError: If the program is missing, cannot be executed, or is not QEMU.
+        BackendError: If it does not end within 10 s.
+    """
+    process = start_program(
+        program, ["-version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        output, _ = process.communicate(timeout=_VERSION_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        message = f"{program}: -version has not ended within {_VERSION_SECONDS:g} s"
+        raise BackendError(message, reason="timed_out", path=program) from error
+    finally:
+        stop_program(process)
+    text = output[:_MAX_VERSION].decode("utf-8", "replace")
+    match = _VERSION_LINE.search(text)
+    if match is None:
+        message = f"{program}: not a QEMU system emulator: -version printed {shown(text)}"
+        raise ConfigError(message, reason="wrong_value")
+    return QemuVersion.parse(match[1])

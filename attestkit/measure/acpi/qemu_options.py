@@ -1,0 +1,134 @@
+"""Syntax of QEMU's command line: words, and lists of properties."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError, UsageError
+
+MAX_TEXT: Final = 1 << 16
+"""Maximum length of a command line, in characters."""
+
+_MAX_WORDS: Final = 4096
+_SAFE: Final = re.compile(r"[A-Za-z0-9._:/+\-]*")
+_SIZE: Final = re.compile(r"([0-9]{1,15})([BKMGT]?)", re.IGNORECASE)
+_UNITS: Final = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+Properties = dict[str, str]
+
+
+def split_command(text: str) -> list[str]:
+    """Return the words of a command line, of a shell or with NULs as in `/proc/PID/cmdline`.
+
+    Nothing is executed or expanded. Backslashes at line ends continue the line.
+
+    Raises:
+        UsageError: If a quotation is not closed, the text is empty, or has over 65,536 characters
+            or 4096 words.
+    """
+    if len(text) > MAX_TEXT:
+        message = f"QEMU command line: {len(text)} characters exceed the limit of {MAX_TEXT}"
+        raise UsageError(message, reason="too_large")
+    try:
+        words = text.rstrip("\0").split("\0") if "\0" in text else shlex.split(_join_lines(text))
+    except ValueError as error:
+        raise UsageError(f"QEMU command line: {error}", reason="wrong_value") from error
+    if not words or not words[0]:
+        raise UsageError("QEMU command line: empty", reason="missing")
+    return check_words(words)
+
+
+def check_words(words: list[str]) -> list[str]:
+    """Return `words` unless they are over 4096, or one has a NUL character.
+
+    Raises:
+        UsageError: If they are, or one has.
+    """
+    if len(words) > _MAX_WORDS:
+        raise UsageError(f"QEMU command line: over {_MAX_WORDS} words", reason="too_many")
+    if any("\0" in word for word in words):
+        raise UsageError("QEMU command line: NUL character", reason="wrong_value")
+    return words
+
+
+def _join_lines(text: str) -> str:
+    return text.replace("\\\r\n", " ").replace("\\\n", " ")
+
+
+def parse_properties(option: str, text: str, first: str) -> Properties:
+    """Parse `value,name=value,...`, or a JSON object.
+
+    In the former, two commas stand for one, and a first part without `=` is the property `first`. A
+    later part without `=` stands for `on`.
+
+    Raises:
+        UsageError: If a property occurs twice, or the JSON is not an object of plain values.
+    """
+    if text.startswith("{"):
+        return _parse_json(option, text)
+    found: Properties = {}
+    for name, value in list_properties(text, first):
+        if name in found:
+            message = f"{option}: {shown(name)} occurs twice"
+            raise UsageError(message, reason="conflict")
+        found[name] = value
+    return found
+
+
+def list_properties(text: str, first: str) -> list[tuple[str, str]]:
+    """Return the properties of `value,name=value,...`, of which some may occur twice."""
+    found = []
+    for index, part in enumerate(text.replace(",,", "\0").split(",")):
+        name, sign, value = part.replace("\0", ",").partition("=")
+        if not sign:
+            name, value = (first, name) if index == 0 else (name, "on")
+        found.append((name, value))
+    return found
+
+
+def _parse_json(option: str, text: str) -> Properties:
+    try:
+        values = strict_json.read_object(text, option)
+    except FormatError as error:
+        raise UsageError(f"{option}: {error}", reason="wrong_value") from error
+    found: Properties = {}
+    for name, value in values.items():
+        if isinstance(value, bool):
+            found[name] = "on" if value else "off"
+        elif isinstance(value, str | int):
+            found[name] = str(value)
+        # Other values are of properties that no stand-in has, such as lists of host resources.
+    return found
+
+
+def format_properties(values: Mapping[str, str], first: str) -> str:
+    """Return properties as QEMU parses them; `first` is written without its name."""
+    rest = [f"{name}={value}" for name, value in values.items() if name != first]
+    return ",".join([values[first], *rest] if first in values else rest)
+
+
+def select(values: Mapping[str, str], names: Iterable[str]) -> Properties:
+    """Return the properties with these names, in the order of `names`."""
+    return {name: values[name] for name in names if name in values}
+
+
+def check_safe(option: str, values: Mapping[str, str]) -> None:
+    """Raise UsageError if a name or value has other characters than letters, digits, `._:/+-`."""
+    for text in (*values, *values.values()):
+        if not _SAFE.fullmatch(text):
+            raise UsageError(f"{option}: {shown(text)} is not supported", reason="wrong_value")
+
+
+def parse_size(option: str, text: str, unit: int) -> int:
+    """Return a size in bytes; `unit` applies to a number without suffix.
+
+    Raises:
+        UsageError: If the text is not a number with an optional suffix K, M, G or T.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{option}: size {shown(text)}", reason="wrong_value")
+    return int(match[1]) * _UNITS.get(match[2].upper(), unit)

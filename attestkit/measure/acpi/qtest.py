@@ -1,0 +1,221 @@
+"""A stopped QEMU and its qtest protocol (docs/devel/testing/qtest.rst).
+
+QEMU starts with TCG and stays stopped (-S), so it needs no KVM and runs no guest instruction. The
+qtest protocol accesses ports and memory as the firmware would: a line per command, answered by a
+line that starts with OK.
+"""
+
+import contextlib
+import select
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from attestkit._sanitize import one_line, shown
+from attestkit.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEFAULT_SECONDS: Final = 30.0
+"""Time limit of a run; 64 vCPUs with 2 TiB take 0.6 s."""
+
+_QTEST: Final = (
+    *("-accel", "tcg", "-S", "-qtest", "stdio", "-qtest-log", "none"),
+    *("-monitor", "none", "-display", "none"),
+)
+_READ_SIZE: Final = 1 << 20
+_MAX_ANSWER: Final = 1 << 22  # characters; the largest read has 512 KiB in hex
+_MAX_COMPLAINT: Final = 600  # characters of QEMU's errors in a message
+_TAIL: Final = 8192  # bytes of them that are read
+_EXIT_SECONDS: Final = 5.0
+
+
+class StoppedQemu:
+    """A context manager: QEMU runs from enter to exit, and is killed at exit.
+
+    On Linux it is also killed when this process or thread ends, however it ends.
+    """
+
+    def __init__(self, command: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> None:
+        """Prepare a run.
+
+        Args:
+            command: QEMU's program and the options of the machine, without accelerator, monitor and
+                display.
+            seconds: Time limit from enter to exit.
+        """
+        self._program = command[0]
+        self._options = [*command[1:], *_QTEST]
+        self._seconds = seconds
+
+    def __enter__(self) -> "Self":
+        """Start QEMU.
+
+        Raises:
+            ConfigError: If the program is missing or cannot be executed.
+        """
+        # A file, because QEMU blocks on a pipe that is full: it warns about many vCPUs.
+        self._errors = tempfile.TemporaryFile()
+        try:
+            self._process = start_program(
+                self._program, self._options, stdin=subprocess.PIPE, stderr=self._errors.fileno()
+            )
+        except BaseException:
+            self._errors.close()
+            raise
+        self._deadline = time.monotonic() + self._seconds
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        stop_program(self._process)
+        self._errors.close()
+
+    def port_write(self, port: int, value: int) -> None:
+        """Write 32 bits to a port."""
+        self._request(f"outl {port:#x} {value:#x}")
+
+    def port_read(self, port: int) -> int:
+        """Return 32 bits of a port."""
+        return _hex_number(self._request(f"inl {port:#x}"))
+
+    def write_memory(self, address: int, data: bytes) -> None:
+        """Write to the guest's memory."""
+        self._request(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        """Return bytes of the guest's memory, at most 512 KiB."""
+        answer = self._request(f"read {address:#x} {size:#x}")
+        try:
+            data = bytes.fromhex(answer.removeprefix("0x"))
+        except ValueError as error:
+            raise _malformed(answer) from error
+        if len(data) != size:
+            raise _malformed(answer)
+        return data
+
+    def _request(self, command: str) -> str:
+        """Send a command and return what follows OK.
+
+        Raises:
+            ConfigError: If QEMU has exited; the message has its error output.
+            BackendError: At the time limit, or after an answer that is not the protocol's.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(command.encode("ascii") + b"\n")
+        except OSError as error:
+            raise self._exited() from error
+        answer = self._read_line().decode("ascii", "replace").rstrip("\r\n")
+        word, _, rest = answer.partition(" ")
+        if word != "OK":
+            raise _malformed(answer)
+        return rest
+
+    def _read_line(self) -> bytes:
+        assert self._process.stdout is not None
+        output = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                message = f"{self._program}: no answer within {self._seconds:g} s"
+                raise BackendError(message, reason="timed_out", path=self._program)
+            part = self._process.stdout.read(_READ_SIZE)
+            if not part:
+                raise self._exited()
+            line += part
+            if len(line) > _MAX_ANSWER:
+                raise _malformed(line[:16].decode("ascii", "replace"))
+        return bytes(line)
+
+    def _exited(self) -> ConfigError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_SECONDS)
+        size = self._errors.seek(0, 2)
+        self._errors.seek(max(0, size - _TAIL))
+        text = one_line(self._errors.read(_TAIL).decode("utf-8", "replace"), _MAX_COMPLAINT)
+        message = f"{self._program}: exited before the machine was read: {text or 'no message'}"
+        return ConfigError(message, reason="wrong_value")
+
+
+def start_program(
+    program: str, options: Sequence[str], *, stdin: int, stderr: int
+) -> "subprocess.Popen[bytes]":
+    """Start QEMU with a pipe from its standard output.
+
+    On Linux it is killed when the thread that starts it ends.
+
+    Raises:
+        ConfigError: If `program` is missing or cannot be executed.
+    """
+    import shutil  # lazy: only needed here
+
+    found = shutil.which(program)
+    if found is None:
+        message = f"{program}: no such program; install QEMU, or name its path"
+        raise ConfigError(message, reason="missing")
+    try:
+        return subprocess.Popen(  # noqa: S603 - the user's QEMU, without a shell
+            [*_die_with_parent(), found, *options],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            bufsize=0,
+        )
+    except (OSError, ValueError) as error:
+        message = f"{program}: cannot be executed: {error}"
+        raise ConfigError(message, reason="unreadable") from error
+
+
+def stop_program(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process, wait for its end, and close its pipes."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.wait()
+
+
+@cache
+def _die_with_parent() -> tuple[str, ...]:
+    """Return a prefix that has a program killed when the thread that started it ends.
+
+    A process that is killed cannot stop QEMU, and QEMU does not exit at the end of its input.
+    setpriv of util-linux sets PR_SET_PDEATHSIG and executes the program; other versions of setpriv
+    lack the option.
+    """
+    import shutil  # lazy: only needed here
+
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    prefix = (setpriv, "--pdeathsig", "KILL", "--")
+    try:
+        done = subprocess.run(  # noqa: S603 - a program of the system
+            [*prefix, "true"], capture_output=True, check=False, timeout=_EXIT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return prefix if done.returncode == 0 else ()
+
+
+def _hex_number(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError as error:
+        raise _malformed(text) from error
+
+
+def _malformed(answer: str) -> BackendError:
+    message = f"QEMU: not an answer of the qtest protocol: {shown(answer)}"
+    return BackendError(message, reason="malformed_response")

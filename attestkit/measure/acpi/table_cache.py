@@ -1,0 +1,138 @@
+"""Cache of ACPI tables that a QEMU made, in a folder of the user.
+
+The folder is accessible to its owner only: another writer could replace expected values. The first
+line of a file is the SHA-256 of the rest, which is an entry (see `table_entry`), compressed with
+zlib. A malformed file, or one of another machine, is ignored and overwritten.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attestkit._system.atomic_file import replace_file
+from attestkit._system.untrusted_files import make_folder, make_private, read_regular
+from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.measure.acpi.table_entry import (
+    MAX_ENTRY,
+    TableEntry,
+    TableKey,
+    decode_entry,
+    encode_entry,
+)
+
+if TYPE_CHECKING:
+    from attestkit._reasons import ConfigReason
+
+_MAX_FILE: Final = 1 << 20  # bytes; real ones have 3 kB
+_ENTRY_FILE: Final = re.compile(r"[0-9a-f]{64}\.acpi")
+_TEMPORARY_FILE: Final = re.compile(r"\.[0-9a-f]{64}\.acpi\..+")
+_MAX_TEMPORARY: Final = 16  # files of writers that are active or were killed
+_logger = logging.getLogger("attestkit.measure")
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path | None:
+    """Return the user's folder for cached tables, or None if there is no home directory.
+
+    It is `attestkit/acpi` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    base, home = environment.get("XDG_CACHE_HOME", ""), environment.get("HOME", "")
+    if Path(base).is_absolute():  # as the XDG Base Directory Specification requires
+        return Path(base) / "attestkit" / "acpi"
+    return Path(home) / ".cache" / "attestkit" / "acpi" if Path(home).is_absolute() else None
+
+
+class TableCache:
+    """ACPI tables by machine and line of QEMU; processes may share the folder."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, limit: int = 256) -> None:
+        """Open a cache.
+
+        Args:
+            folder: Folder of the cache, created with its parents if missing; its mode is set to
+                0700.
+            limit: Maximum number of entries, of 3 kB each. The oldest are removed first.
+
+        Raises:
+            ConfigError: If the folder cannot be created, or belongs to another user.
+            UsageError: If `limit` is below 1.
+        """
+        if limit < 1:
+            raise UsageError(f"limit: {limit}, must be at least 1", reason="out_of_range")
+        self._folder = Path(folder).absolute()
+        self._limit = limit
+        try:
+            make_folder(self._folder)
+            make_private(self._folder)
+        except OSError as error:
+            reason: ConfigReason = (
+                "permissions" if isinstance(error, PermissionError) else "unwritable"
+            )
+            message = f"{self._folder}: {error.strerror or error}"
+            raise ConfigError(message, reason=reason) from error
+
+    def get(self, line: str, key: TableKey) -> TableEntry | None:
+        """Return the tables of a machine on a line of QEMU, or None."""
+        try:
+            content = read_regular(self._path(line, key.numbers()), _MAX_FILE + 1)
+            entry = _decode(content)
+        except (OSError, FormatError):
+            return None  # missing or invalid: the next `put` overwrites it
+        return entry if entry.qemu_version.line == line and entry.key == key.numbers() else None
+
+    def put(self, entry: TableEntry) -> None:
+        """Store tables; if the folder cannot be written, log a warning to `attestkit.measure`."""
+        path = self._path(entry.qemu_version.line, entry.key)
+        try:
+            replace_file(path, _encode(entry), mode=0o600)
+            self._prune()
+        except OSError as error:
+            _logger.warning("cannot store ACPI tables in %s: %s", self._folder, error)
+
+    def _path(self, line: str, numbers: tuple[int, ...]) -> Path:
+        name = hashlib.sha256(f"{line} {numbers}".encode("ascii")).hexdigest()
+        return self._folder / f"{name}.acpi"
+
+    def _prune(self) -> None:
+        """Remove the oldest entries over the limit, and temporary files of killed writers."""
+        with os.scandir(self._folder) as found:
+            names = [entry.name for entry in found]
+        for pattern, limit in ((_ENTRY_FILE, self._limit), (_TEMPORARY_FILE, _MAX_TEMPORARY)):
+            ours = [self._folder / name for name in names if pattern.fullmatch(name)]
+            if len(ours) > limit:
+                for path in sorted(ours, key=_age_order)[:-limit]:
+                    with contextlib.suppress(OSError):  # removed by another process
+                        path.unlink()
+
+
+def _age_order(path: Path) -> int:
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _encode(entry: TableEntry) -> bytes:
+    content = zlib.compress(encode_entry(entry), 9)
+    return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n" + content
+
+
+def _decode(content: bytes) -> TableEntry:
+    """Decode a cache file; FormatError if it is not valid."""
+    checksum, _, compressed = content.partition(b"\n")
+    found = hashlib.sha256(compressed).hexdigest().encode("ascii")
+    if len(content) > _MAX_FILE or checksum != found:
+        raise FormatError("ACPI table cache: checksum", reason="inconsistent")
+    expander = zlib.decompressobj()
+    try:
+        expanded = expander.decompress(compressed, MAX_ENTRY)
+    except zlib.error as error:
+        raise FormatError("ACPI table cache: not zlib", reason="syntax") from error
+    if not expander.eof:
+        raise FormatError("ACPI table cache: incomplete, or too large", reason="truncated")
+    return decode_entry(expanded)

@@ -1,0 +1,40 @@
+"""ACPI tables of common machines, shipped with the package: a file for each line of QEMU.
+
+`blobs/SOURCES.md` has the QEMU version, the source and the date of each file.
+"""
+
+import lzma
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final
+
+from attestkit.measure.acpi.table_entry import TableEntry, TableKey, decode_entry, entry_spans
+
+PACKAGED_LINES: Final = ("8.2", "9.2", "10.0", "11.1")
+"""Lines of QEMU of which the package has tables."""
+
+_MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
+
+
+def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
+    """Return the package's tables of a machine on a line of QEMU, or None."""
+    if line not in PACKAGED_LINES:
+        return None
+    content, places = _load_line(line)
+    place = places.get(key.numbers())
+    return None if place is None else decode_entry(content[place])
+
+
+def packaged_entries(line: str) -> Iterator[TableEntry]:
+    """Yield all of the package's tables of a line, one of `PACKAGED_LINES`."""
+    content, places = _load_line(line)
+    return (decode_entry(content[place]) for place in places.values())
+
+
+@lru_cache(1)  # a line has some MiB
+def _load_line(line: str) -> tuple[bytes, dict[tuple[int, ...], slice]]:
+    from importlib.resources import files  # lazy: only needed here
+
+    compressed = (files("attestkit.measure.acpi") / "blobs" / f"qemu-{line}.xz").read_bytes()
+    content = lzma.LZMADecompressor().decompress(compressed, _MAX_CONTENT)
+    return content, dict(entry_spans(content))

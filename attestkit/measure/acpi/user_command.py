@@ -1,0 +1,364 @@
+"""A user's QEMU command line of a TD, cleaned so that it runs without TDX, KVM and the host.
+
+What the ACPI tables depend on stays: machine, memory, vCPUs, PCI topology, serial ports. Devices
+become stand-ins at the same place, host resources go. An option that is not known is refused,
+because it could change the tables.
+"""
+
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath
+from typing import Final, NamedTuple
+
+from attestkit._sanitize import shown
+from attestkit.errors import UsageError
+from attestkit.measure.acpi.acpi_inputs import MEBIBYTE
+from attestkit.measure.acpi.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
+from attestkit.measure.acpi.qemu_options import (
+    Properties,
+    check_safe,
+    check_words,
+    format_properties,
+    list_properties,
+    parse_properties,
+    parse_size,
+    select,
+    split_command,
+)
+from attestkit.measure.acpi.qemu_version import QemuVersion
+
+_BOOT_FILES: Final = ("-kernel", "-initrd", "-append", "-shim")
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Without influence on the tables: of the host, the monitor, the accelerator or the firmware.
+_IGNORED_FLAGS: Final = _names(
+    "-nographic -S -s -daemonize -no-reboot -no-shutdown -enable-kvm -no-user-config -snapshot "
+    "-mem-prealloc -no-fd-bootchk -only-migratable"
+)
+_IGNORED: Final = _names(
+    "-accel -action -add-fd -audio -audiodev -bios -blockdev -cdrom -chardev -compat -d "
+    "-D -debugcon -dfilter -display -fsdev -gdb -hda -hdb -hdc -hdd -icount -k -L "
+    "-mem-path -mon -monitor -msg -name -netdev -overcommit -pflash -pidfile -qmp -qmp-pretty "
+    "-rtc -run-with -runas -sandbox -spice -tpmdev -trace -vnc -watchdog-action"
+)
+_KEPT: Final = frozenset({"-smp", "-numa", "-uuid", "-vga"})
+
+_MACHINE_IGNORED: Final = _names(
+    "accel aux-ram-share confidential-guest-support dump-guest-core firmware graphics "
+    "kernel-irqchip kernel_irqchip mem-merge memory-encryption pflash0 pflash1 suppress-vmdesc"
+)
+_MACHINE_KEPT: Final = _names(
+    "default-bus-bypass-iommu hpet i8042 max-ram-below-4g pic pit sata smbios-entry-point-type "
+    "smbus smm usb vmport"
+)
+# Other values change the tables in ways that were never compared.
+_MACHINE_FIXED: Final = {"acpi": "on", "cxl": "off", "hmat": "off", "nvdimm": "off"}
+_BOOT_KEPT: Final = ("order", "once", "menu", "splash-time", "reboot-timeout", "strict")
+
+_PLACE: Final = ("id", "bus", "addr", "multifunction", "acpi-index")
+_PORT_PLACE: Final = (
+    *("id", "bus", "addr", "multifunction", "acpi-index", "chassis", "slot", "port", "hotplug"),
+    *("bus-reserve", "io-reserve", "mem-reserve", "pref32-reserve", "pref64-reserve"),
+)
+_PORT: Final = "pcie-root-port"
+_DISPLAYS: Final = frozenset({"VGA", "virtio-vga", "cirrus-vga", "qxl-vga"})
+_PLAIN: Final = {"pvpanic": ("ioport", "events"), "vmgenid": ("guid",), "isa-serial": ("index",)}
+_NOT_PCI: Final = ("usb-", "scsi-", "ide-", "hda-")  # behind a controller
+_NOT_PCI_NAMES: Final = _names(
+    "isa-debugcon isa-debug-exit loader vmcoreinfo virtconsole virtserialport"
+)
+_UNKNOWN_TABLES: Final = (
+    *("cxl-", "pci-bridge", "pcie-pci-bridge", "pxb", "virtio-iommu", "virtio-mem"),
+    "virtio-pmem",
+)
+_ENDPOINTS: Final = _names(
+    "AC97 ahci bochs-display e1000 e1000e edu ich9-intel-hda igb intel-hda lsi lsi53c895a "
+    "megasas nec-usb-xhci nvme pci-serial pvscsi qemu-xhci rtl8139 vfio-pci-nohotplug virtio-9p "
+    "virtio-balloon virtio-blk virtio-net virtio-rng virtio-scsi virtio-serial vmxnet3"
+)
+_WINDOW_SIZE: Final = "opt/ovmf/X-PciMmio64Mb"
+_RAM: Final = "attestkit-ram"  # id of the memory backend
+
+
+class UserCommand(NamedTuple):
+    """A cleaned command line.
+
+    Attributes:
+        command: Program and options, for `read_machine`.
+        memory_size: Bytes of memory.
+        kernel: Value of -kernel, which is not in `command`; None without it.
+        initrd: Value of -initrd, likewise.
+        cmdline: Value of -append, likewise.
+        shim: Value of -shim, likewise.
+    """
+
+    command: tuple[str, ...]
+    memory_size: int
+    kernel: str | None
+    initrd: str | None
+    cmdline: str | None
+    shim: str | None
+
+
+def clean_command(
+    text: str | Sequence[str],
+    version: QemuVersion,
+    program: str | PathLike[str] = DEFAULT_PROGRAM,
+) -> UserCommand:
+    """Clean a user's QEMU command line.
+
+    Options of TDX and KVM go, and what TDX implies is written out: no SMM, and from QEMU 9.0 on no
+    PIC.
+
+    Args:
+        text: Command line, as text or as words; the program at its start is optional.
+        version: Version of the host's QEMU.
+        program: QEMU's program of the result.
+
+    Raises:
+        UsageError: If an option, device or value is unknown or has an unknown influence on the
+            tables; the machine is not q35; or -nodefaults or -m is missing.
+    """
+    words = split_command(text) if isinstance(text, str) else check_words(list(text))
+    if words and not words[0].startswith("-"):
+        words = words[1:]
+    cleaner = _Cleaner()
+    for option, value in _options(words):
+        cleaner.add(option, value)
+    return cleaner.finish(version, fspath(program))
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option, with one dash, and its argument."""
+    flags = _IGNORED_FLAGS | {"-nodefaults", "-usb"}
+    rest = iter(words)
+    for word in rest:
+        option = word[1:] if word.startswith("--") else word
+        if not option.startswith("-"):
+            message = f"QEMU command line: {shown(word)} is not an option"
+            raise UsageError(message, reason="wrong_value")
+        if option in flags:
+            yield option, ""
+            continue
+        value = next(rest, None)
+        if value is None:
+            message = f"QEMU command line: {shown(word)} lacks its argument, or is unknown"
+            raise UsageError(message, reason="missing")
+        yield option, value
+
+
+class _Cleaner:
+    """Collects the options that matter."""
+
+    def __init__(self) -> None:
+        self._options: list[str] = []
+        self._devices: list[str] = []
+        self._on_board: list[str] = []  # network interfaces that the machine itself creates
+        self._machine: Properties = {}
+        self._memory: Properties = {}
+        self._backends: list[Properties] = []
+        self._cpu = CPU
+        self._serial_ports = 0
+        self._nodefaults = False
+        self._files: dict[str, str] = {}
+
+    def add(self, option: str, value: str) -> None:
+        """Add an option; UsageError if it is not supported."""
+        if option in _IGNORED_FLAGS or option in _IGNORED:
+            return
+        if option == "-nodefaults":
+            self._nodefaults = True
+        elif option == "-usb":
+            self._options.append(option)
+        elif option in _KEPT:
+            check_safe(option, parse_properties(option, value, "value"))
+            self._options += [option, value]
+        elif option in _BOOT_FILES:
+            self._files[option] = value
+        else:
+            handler = _HANDLERS.get(option)
+            if handler is None:
+                message = f"QEMU option {shown(option)}: its influence on the tables is unknown"
+                raise UsageError(message, reason="unknown_name")
+            handler(self, option, value)
+
+    def add_machine(self, option: str, value: str) -> None:
+        """Add properties of the machine; later ones replace earlier ones."""
+        self._machine |= parse_properties(option, value, "type")
+
+    def add_memory(self, option: str, value: str) -> None:
+        """Add the memory size."""
+        self._memory |= parse_properties(option, value, "size")
+
+    def add_cpu(self, option: str, value: str) -> None:
+        """Choose the CPU model, which SMBIOS shows; features and the host's model do not apply."""
+        model = parse_properties(option, value, "model").get("model", "")
+        if model in {"host", "max", "base"}:
+            return
+        check_safe(option, {"model": model})
+        self._cpu = f"{model},phys-bits=52"
+
+    def add_object(self, option: str, value: str) -> None:
+        """Add a memory backend, as one of unreserved RAM; others serve devices of the host."""
+        found = parse_properties(option, value, "qom-type")
+        if found.get("qom-type", "").startswith("memory-backend-"):
+            if "id" not in found or "size" not in found:
+                raise UsageError("-object: memory backend without id or size", reason="missing")
+            size = parse_size(option, found["size"], 1)
+            backend = {"qom-type": "memory-backend-ram", "id": found["id"], "size": str(size)}
+            check_safe(option, backend)
+            self._backends.append(backend)
+
+    def add_device(self, option: str, value: str) -> None:
+        """Add a device, or its stand-in."""
+        found = parse_properties(option, value, "driver")
+        driver = found.get("driver", "")
+        if driver in _NOT_PCI_NAMES or driver.startswith(_NOT_PCI):
+            return
+        kept = _stand_in(driver, found)
+        check_safe(option, kept)
+        if driver == "isa-serial":
+            kept["chardev"] = f"attestkit-serial{len(self._devices)}"
+            self._devices += ["-chardev", f"null,id={kept['chardev']}"]
+        self._devices += ["-device", format_properties(kept, "driver")]
+
+    def add_drive(self, option: str, value: str) -> None:
+        """Add the device that a drive implies; most have none on the PCI bus."""
+        interface = parse_properties(option, value, "file").get("if", "ide")
+        if interface == "virtio":
+            self._devices += ["-device", STAND_IN]
+        elif interface not in {"none", "ide", "pflash"}:
+            raise UsageError(f"{option}: if={shown(interface)}", reason="wrong_value")
+
+    def add_shared_folder(self, _: str, __: str) -> None:
+        """Add the device of -virtfs."""
+        self._devices += ["-device", STAND_IN]
+
+    def add_network(self, option: str, value: str) -> None:
+        """Add the interface of -nic or -net nic."""
+        kind = parse_properties(option, value, "kind").get("kind", "")
+        if kind != "none" and (option == "-nic" or kind == "nic"):
+            self._on_board += ["-device", STAND_IN]
+
+    def add_serial(self, _: str, value: str) -> None:
+        """Add a serial port."""
+        self._serial_ports += value != "none"
+
+    def add_parallel(self, option: str, value: str) -> None:
+        """Refuse a parallel port, which is in the tables."""
+        if value != "none":
+            raise UsageError(f"{option}: {shown(value)}", reason="wrong_value")
+
+    def add_global(self, option: str, value: str) -> None:
+        """Add a default of a device's property."""
+        check_safe(option, parse_properties(option, value, "value"))
+        self._options += [option, value]
+
+    def add_boot(self, option: str, value: str) -> None:
+        """Add the boot menu and order, without pictures."""
+        kept = select(parse_properties(option, value, "order"), _BOOT_KEPT)
+        check_safe(option, kept)
+        if kept:
+            self._options += [option, format_properties(kept, "")]
+
+    def add_smbios(self, option: str, value: str) -> None:
+        """Add SMBIOS strings, but no file."""
+        names = {name for name, _ in list_properties(value, "type")}
+        if names & {"file", "path"}:
+            raise UsageError(f"{option}: files are not supported", reason="wrong_value")
+        self._options += [option, value]
+
+    def add_fw_cfg(self, option: str, value: str) -> None:
+        """Add the size of the 64-bit window; other files are neither measured nor in the tables."""
+        found = parse_properties(option, value, "name")
+        if found.get("name") == _WINDOW_SIZE and "string" in found:
+            check_safe(option, found)
+            self._options += [option, f"name={_WINDOW_SIZE},string={found['string']}"]
+
+    def finish(self, version: QemuVersion, program: str) -> UserCommand:
+        """Return the command line."""
+        if not self._nodefaults:
+            message = "QEMU command line: -nodefaults is missing; the default devices are unknown"
+            raise UsageError(message, reason="missing")
+        memory, size = self._finish_memory()
+        command = [program, "-nodefaults", "-cpu", self._cpu, *memory]
+        command += ["-machine", self._finish_machine(version), *self._options]
+        command += ["-serial", "null"] * self._serial_ports or ["-serial", "none"]
+        command += [*self._on_board, *self._devices]
+        return UserCommand(tuple(command), size, *map(self._files.get, _BOOT_FILES))
+
+    def _finish_memory(self) -> tuple[list[str], int]:
+        if "size" not in self._memory:
+            raise UsageError("QEMU command line: -m is missing", reason="missing")
+        size = parse_size("-m", self._memory["size"], MEBIBYTE)
+        kept = {"size": f"{size // 1024}K", **select(self._memory, ("slots", "maxmem"))}
+        check_safe("-m", kept)
+        options = ["-m", format_properties(kept, "")]
+        if not self._backends:
+            self._machine["memory-backend"] = _RAM
+            self._backends = [{"qom-type": "memory-backend-ram", "id": _RAM, "size": str(size)}]
+        for backend in self._backends:
+            # Not reserved: a host with less memory can compute the tables of a guest with more.
+            options += ["-object", format_properties({**backend, "reserve": "off"}, "qom-type")]
+        return options, size
+
+    def _finish_machine(self, version: QemuVersion) -> str:
+        kind = self._machine.get("type", "")
+        if kind != "q35" and not kind.startswith("pc-q35-"):
+            message = f"QEMU machine {shown(kind)}: only q35 is supported"
+            raise UsageError(message, reason="not_applicable")
+        kept = {"type": kind}
+        for name, value in self._machine.items():
+            if name in _MACHINE_KEPT or name == "memory-backend":
+                kept[name] = value
+            elif name in _MACHINE_FIXED:
+                if value != _MACHINE_FIXED[name]:
+                    message = f"QEMU machine property {name}={shown(value)} is not supported"
+                    raise UsageError(message, reason="wrong_value")
+            elif name != "type" and name not in _MACHINE_IGNORED:
+                message = f"QEMU machine property {shown(name)}: its influence is unknown"
+                raise UsageError(message, reason="unknown_name")
+        kept.setdefault("smm", "off")
+        if version.release >= (9, 0):
+            kept.setdefault("pic", "off")
+        check_safe("-machine", kept)
+        return format_properties(kept, "type")
+
+
+def _stand_in(driver: str, found: Properties) -> Properties:
+    """Return the properties of the device that takes the place of a device."""
+    if driver == _PORT:
+        return select(found, ("driver", *_PORT_PLACE))
+    if driver in _DISPLAYS:
+        return select(found, ("driver", *_PLACE))
+    if driver in _PLAIN:
+        return select(found, ("driver", *_PLAIN[driver]))
+    if driver.startswith(_UNKNOWN_TABLES) or (
+        driver not in _ENDPOINTS and not driver.endswith("-pci")
+    ):
+        message = f"QEMU device {shown(driver)}: its influence on the tables is unknown"
+        raise UsageError(message, reason="unknown_name")
+    return {"driver": STAND_IN, **select(found, _PLACE)}
+
+
+_HANDLERS: Final = {
+    "-machine": _Cleaner.add_machine,
+    "-M": _Cleaner.add_machine,
+    "-m": _Cleaner.add_memory,
+    "-cpu": _Cleaner.add_cpu,
+    "-object": _Cleaner.add_object,
+    "-device": _Cleaner.add_device,
+    "-drive": _Cleaner.add_drive,
+    "-virtfs": _Cleaner.add_shared_folder,
+    "-nic": _Cleaner.add_network,
+    "-net": _Cleaner.add_network,
+    "-serial": _Cleaner.add_serial,
+    "-parallel": _Cleaner.add_parallel,
+    "-global": _Cleaner.add_global,
+    "-boot": _Cleaner.add_boot,
+    "-smbios": _Cleaner.add_smbios,
+    "-fw_cfg": _Cleaner.add_fw_cfg,
+}

@@ -1,0 +1,48 @@
+"""Machines of the tests: shapes with the names of vm_config, and a search for QEMU."""
+
+import shutil
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+
+from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
+from attestkit.measure.acpi.qemu_machine import read_version
+from attestkit.measure.acpi.qemu_version import QemuVersion
+
+needs_qemu = pytest.mark.skipif(
+    shutil.which(DEFAULT_PROGRAM) is None, reason=f"{DEFAULT_PROGRAM} is missing"
+)
+
+
+class Machine(NamedTuple):
+    """A shape; the defaults are those of vm_config."""
+
+    cpu_count: int = 2
+    memory_size: int = 2 << 30
+    qemu_version: QemuVersion | None = None
+    pic: bool | None = None
+    pci_hole64_size: int = 0
+    hotplug_off: bool = False
+    num_gpus: int = 0
+    num_nvswitches: int = 0
+    num_nics: int = 1
+    num_verity_volumes: int = 0
+    root_verity: bool = True
+    host_share_mode: str = ""
+    hugepages: bool = False
+    swtpm: bool = False
+
+
+def machine(vm_config: dict[str, Any]) -> Machine:
+    """Return the shape in a row of the vectors."""
+    values = dict(vm_config)
+    if version := values.pop("qemu_version", None):
+        values["qemu_version"] = QemuVersion.parse(version)
+    return Machine(**values)
+
+
+@cache
+def installed_version() -> QemuVersion:
+    """Return the version of the installed QEMU."""
+    return read_version(DEFAULT_PROGRAM)
