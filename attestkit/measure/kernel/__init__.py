@@ -17,7 +17,7 @@ from attestkit.measure.kernel.disk_boot import (
 )
 from attestkit.measure.kernel.gpt import GptTable, gpt_event
 from attestkit.measure.kernel.linux_kernel import (
-    QemuVersion,
+    QemuRelease,
     loads_patched_kernel,
     measured_kernel_digest,
     patch_setup_header,
@@ -34,7 +34,7 @@ __all__ = [
     "GptTable",
     "GrubBoot",
     "PeImage",
-    "QemuVersion",
+    "QemuRelease",
     "UkiMeasurement",
     "UnifiedKernelImage",
     "authenticode_digest",

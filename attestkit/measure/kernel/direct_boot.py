@@ -12,7 +12,7 @@ from attestkit.measure.kernel.boot_events import (
     image_event,
 )
 from attestkit.measure.kernel.linux_kernel import (
-    QemuVersion,
+    QemuRelease,
     loads_patched_kernel,
     measured_kernel_digest,
 )
@@ -38,7 +38,7 @@ class FirmwareTraits(NamedTuple):
 
 
 def direct_boot_events(
-    boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuVersion, memory_size: int
+    boot: DirectBoot, firmware: FirmwareTraits, *, qemu: QemuRelease, memory_size: int
 ) -> list[ExpectedEvent]:
     """Return the events of RTMR1 and RTMR2 up to the start of the kernel, by register.
 
@@ -80,7 +80,7 @@ def kernel_stub_events(
 
 
 def _images(
-    boot: DirectBoot, firmware: FirmwareTraits, qemu: QemuVersion, memory_size: int
+    boot: DirectBoot, firmware: FirmwareTraits, qemu: QemuRelease, memory_size: int
 ) -> list[ExpectedEvent]:
     patched = loads_patched_kernel(qemu, named_blobs=firmware.named_blobs)
     digest = measured_kernel_digest(

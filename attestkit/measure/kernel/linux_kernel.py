@@ -14,7 +14,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.measure.kernel.load_options import check_cmdline
 from attestkit.measure.kernel.pe_image import authenticode_digest
 
-QemuVersion = tuple[int, int]
+QemuRelease = tuple[int, int]
 """Major and minor number."""
 
 _LOW_SPLIT: Final = 0xB0000000  # from this size on, QEMU puts a part of the memory above 4 GiB
@@ -41,7 +41,7 @@ def ram_below_4g(memory_size: int) -> int:
     return min(memory_size, _LOW_END if memory_size >= _LOW_SPLIT else _LOW_SPLIT)
 
 
-def loads_patched_kernel(qemu: QemuVersion, *, named_blobs: bool) -> bool:
+def loads_patched_kernel(qemu: QemuRelease, *, named_blobs: bool) -> bool:
     """Return whether the firmware of a TD loads the kernel with QEMU's setup header.
 
     Args:

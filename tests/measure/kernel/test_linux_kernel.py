@@ -35,7 +35,7 @@ def patch(kernel: bytes, **changed: Any) -> bytes:
 def kernel_file(row: dict[str, Any]) -> bytes:
     """Return the kernel of a row: a stored file, or that of a package of Debian."""
     if not row["kernel"].startswith("package "):
-        return (SHARED / row["kernel"]).read_bytes()
+        return (SHARED / str(row["kernel"])).read_bytes()
     sha256: str = row["sha256"]
     (package,) = [other for other in VECTORS["authenticode"] if other["sha256"] == sha256]
     return package_file(package["package"], package["path"], sha256)
