@@ -57,7 +57,7 @@ def direct_boot_events(
         *before_images(separator=firmware.boot_separator),
         *EXITS,
         *_shim_variables(boot),
-        *kernel_stub_events(_options(boot, firmware), boot.initrd, _options_basis(boot, firmware)),
+        *kernel_stub_events(_options(boot, firmware), boot.initrd, _options_basis(boot)),
     ]
 
 
@@ -90,7 +90,9 @@ def _images(
         initrd_size=None if boot.initrd is None else len(boot.initrd),
         cmdline=boot.cmdline,
     )
-    kernel = image_event("kernel", digest, "independent" if patched else "source")
+    # That QEMU from 10.1 on leaves the kernel alone for older firmware too is known from source.
+    confirmed = patched or firmware.named_blobs
+    kernel = image_event("kernel", digest, "independent" if confirmed else "source")
     if boot.shim is None:
         return [kernel]
     return [image_event("shim", authenticode_digest(boot.shim), "source"), kernel]
@@ -105,10 +107,9 @@ def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
     )
 
 
-def _options_basis(boot: DirectBoot, firmware: FirmwareTraits) -> Basis:
-    """Return what confirms the load options: other programs know only the oldest form."""
-    usual = bool(boot.initrd) and not firmware.initrd_first and boot.shim is None
-    return "independent" if usual else "source"
+def _options_basis(boot: DirectBoot) -> Basis:
+    """Return what confirms the load options; those of a shim or without initrd are from source."""
+    return "independent" if boot.initrd and boot.shim is None else "source"
 
 
 def _shim_variables(boot: DirectBoot) -> list[ExpectedEvent]:

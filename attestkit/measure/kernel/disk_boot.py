@@ -92,7 +92,9 @@ def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
 
 
 def _image_events(images: Iterable[BootImage]) -> list[ExpectedEvent]:
-    return [image_event(image.name, authenticode_digest(image.data), "source") for image in images]
+    return [
+        image_event(image.name, authenticode_digest(image.data), "independent") for image in images
+    ]
 
 
 def _joined(initrds: Iterable[bytes]) -> bytes:

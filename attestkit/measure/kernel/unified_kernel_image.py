@@ -105,8 +105,8 @@ class UnifiedKernelImage(NamedTuple):
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         return [
-            image_event("uki", authenticode_digest(self.data), "source"),
-            image_event("kernel", authenticode_digest(kernel), "source"),
+            image_event("uki", authenticode_digest(self.data), "independent"),
+            image_event("kernel", authenticode_digest(kernel), "independent"),
         ]
 
     def measurement(self, passed_cmdline: str = "") -> UkiMeasurement:
@@ -122,7 +122,7 @@ class UnifiedKernelImage(NamedTuple):
         passed = _clean(passed_cmdline)
         cmdline = passed or self.cmdline
         options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
-        kernel = kernel_stub_events(options, self.initrd, "source")
+        kernel = kernel_stub_events(options, self.initrd, "independent")
         return UkiMeasurement([*self._stub_events(passed), *kernel], kernel)
 
     def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
@@ -130,12 +130,12 @@ class UnifiedKernelImage(NamedTuple):
         for name in _MEASURED:
             if name in self.sections:
                 events += [
-                    event_of(2, f"{name} name", IPL, f"{name}\0".encode(), "source"),
-                    event_of(2, name, IPL, self.sections[name], "source"),
+                    event_of(2, f"{name} name", IPL, f"{name}\0".encode(), "independent"),
+                    event_of(2, name, IPL, self.sections[name], "independent"),
                 ]
         if passed_cmdline:
             options = encode_options(passed_cmdline)
-            events.append(event_of(2, "passed-cmdline", IPL, options, "source"))
+            events.append(event_of(2, "passed-cmdline", IPL, options, "independent"))
         return events
 
 
