@@ -102,7 +102,7 @@ def test_kernel_event_follows_qemu_and_firmware() -> None:
 
 def test_basis_names_what_is_known_from_source_alone() -> None:
     """Without initrd, and for old firmware on new QEMU, no other program confirms the digest."""
-    cases = (
+    cases: tuple[tuple[DirectBoot, FirmwareTraits, tuple[int, int], set[str]], ...] = (
         (BOOT, NEW, (10, 2), set()),
         (BOOT, OLD, (9, 2), set()),
         (BOOT, OLD, (10, 1), {"kernel"}),
