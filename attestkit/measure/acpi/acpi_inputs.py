@@ -3,17 +3,19 @@
 from typing import Final, NamedTuple, Protocol
 
 from attestkit._sanitize import shown
-from attestkit.errors import UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.qemu_version import QemuVersion
 
-MEBIBYTE: Final = 1 << 20
+MEMORY_STEP: Final = 8192
+"""QEMU rounds the memory size up to a multiple of this."""
+
 MAX_VCPUS: Final = 4096
 MAX_MEMORY: Final = 1 << 45
 """Bytes; the 64-bit PCI window starts at 56 TiB."""
 
+_MIN_MEMORY: Final = 1 << 20  # the reader of fw_cfg uses the first 640 KiB
 _MAX_HOLE: Final = 1 << 51
-_MAX_PORTS: Final = 20  # root ports for GPUs and NVSwitches
-_MAX_SLOTS: Final = 28  # of bus 0 there are 31, without those of the chipset
+_MAX_SLOTS: Final = 30  # of bus 0, without host bridge and LPC
 _SHARE_MODES: Final = ("", "9p", "vvfat", "vhd")
 
 _SPLIT_MEMORY: Final = 0xB0000000  # from this size on, a part of the memory is above 4 GiB
@@ -21,7 +23,7 @@ _LOW_MEMORY: Final = 0x80000000  # which then is below
 
 
 class DstackMachine(Protocol):
-    """Shape of a dstack VM, with the names and units of vm_config."""
+    """Shape of a dstack VM, such as a `MachineShape`; names and units are those of vm_config."""
 
     @property
     def cpu_count(self) -> int:
@@ -32,8 +34,8 @@ class DstackMachine(Protocol):
         """Bytes of memory."""
 
     @property
-    def qemu_version(self) -> QemuVersion | None:
-        """Version of the host's QEMU, if known."""
+    def qemu_version(self) -> str:
+        """Version of the host's QEMU; empty if unknown."""
 
     @property
     def pic(self) -> bool | None:
@@ -64,7 +66,7 @@ class DstackMachine(Protocol):
         """Number of verity volumes."""
 
     @property
-    def root_verity(self) -> bool:
+    def root_disk(self) -> bool:
         """Whether the root file system is on a disk, not on a CD-ROM."""
 
     @property
@@ -110,6 +112,20 @@ def low_memory(memory_size: int) -> int:
     return _LOW_MEMORY if memory_size >= _SPLIT_MEMORY else memory_size
 
 
+def host_version(machine: DstackMachine) -> QemuVersion | None:
+    """Return the version of the host's QEMU, or None if it is unknown.
+
+    Raises:
+        UsageError: If it is not a version number.
+    """
+    if not machine.qemu_version:
+        return None
+    try:
+        return QemuVersion.parse(machine.qemu_version)
+    except FormatError as error:
+        raise UsageError(error.message, reason="wrong_value") from error
+
+
 def acpi_inputs(machine: DstackMachine) -> AcpiInputs:
     """Return what the tables of a dstack VM depend on.
 
@@ -118,19 +134,19 @@ def acpi_inputs(machine: DstackMachine) -> AcpiInputs:
             an unknown way of sharing files: how these change the tables is not known.
     """
     _check_range("cpu_count", machine.cpu_count, 1, MAX_VCPUS)
-    _check_range("memory_size", machine.memory_size, MEBIBYTE, MAX_MEMORY)
-    if machine.memory_size % MEBIBYTE:
-        message = f"memory_size: {machine.memory_size}, must be a multiple of 1 MiB"
+    _check_range("memory_size", machine.memory_size, _MIN_MEMORY, MAX_MEMORY)
+    if machine.memory_size % MEMORY_STEP:
+        message = f"memory_size: {machine.memory_size}, must be a multiple of {MEMORY_STEP}"
         raise UsageError(message, reason="wrong_value")
     _check_range("pci_hole64_size", machine.pci_hole64_size, 0, _MAX_HOLE)
     for name in ("num_gpus", "num_nvswitches", "num_nics", "num_verity_volumes"):
         _check_range(name, getattr(machine, name), 0, _MAX_SLOTS)
     _check_devices(machine)
     # In any order: root disk, data disk, verity volumes, network, vsock, shared files.
-    endpoints = machine.num_verity_volumes + machine.num_nics + 3 + bool(machine.root_verity)
+    endpoints = machine.num_verity_volumes + machine.num_nics + 3 + bool(machine.root_disk)
     ports = machine.num_gpus + machine.num_nvswitches
-    if ports > _MAX_PORTS or endpoints + ports > _MAX_SLOTS:
-        message = f"{endpoints} devices and {ports} root ports do not fit on bus 0"
+    if endpoints + ports > _MAX_SLOTS:
+        message = f"{endpoints} devices and {ports} root ports; PCI bus 0 has {_MAX_SLOTS} slots"
         raise UsageError(message, reason="too_many")
     return AcpiInputs(
         cpu_count=machine.cpu_count,
@@ -166,5 +182,5 @@ def _check_devices(machine: DstackMachine) -> None:
 def _has_pic(machine: DstackMachine) -> bool:
     if machine.pic is not None:
         return bool(machine.pic)
-    version = machine.qemu_version
+    version = host_version(machine)
     return version is not None and version.release < (9, 0)

@@ -8,12 +8,7 @@ from os import PathLike, fspath
 from typing import Final
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import (
-    MEBIBYTE,
-    AcpiInputs,
-    DstackMachine,
-    acpi_inputs,
-)
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs, DstackMachine, acpi_inputs
 
 DEFAULT_PROGRAM: Final = "qemu-system-x86_64"
 
@@ -55,7 +50,7 @@ def inputs_command(
     inputs: AcpiInputs, program: str | PathLike[str] = DEFAULT_PROGRAM, *, memory_size: int
 ) -> list[str]:
     """Return the command line of a machine that has these inputs."""
-    size = f"{memory_size // MEBIBYTE}M"
+    size = f"{memory_size // 1024}K"
     pic = "on" if inputs.pic else "off"
     command = [fspath(program), "-nodefaults", "-cpu", CPU, "-smp", str(inputs.cpu_count)]
     # Memory that is not reserved: a host with less can compute the tables of a guest with more.

@@ -1,7 +1,6 @@
 """What a guest's firmware reads from QEMU, taken from a stopped QEMU."""
 
 import re
-import subprocess
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -147,6 +146,8 @@ def read_version(program: str) -> QemuVersion:
         ConfigError: If the program is missing, cannot be executed, or is not QEMU.
         BackendError: If it does not end within 10 s.
     """
+    import subprocess  # lazy: only needed for a run
+
     process = start_program(
         program, ["-version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -1,7 +1,6 @@
 """Syntax of QEMU's command line: words, and lists of properties."""
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -29,6 +28,8 @@ def split_command(text: str) -> list[str]:
         UsageError: If a quotation is not closed, the text is empty, or has over 65,536 characters
             or 4096 words.
     """
+    import shlex  # lazy: only needed here
+
     if len(text) > MAX_TEXT:
         message = f"QEMU command line: {len(text)} characters exceed the limit of {MAX_TEXT}"
         raise UsageError(message, reason="too_large")

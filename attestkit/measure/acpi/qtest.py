@@ -7,8 +7,6 @@ line that starts with OK.
 
 import contextlib
 import select
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -19,6 +17,8 @@ from attestkit._sanitize import one_line, shown
 from attestkit.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
+    import subprocess
+
     from typing_extensions import Self
 
 DEFAULT_SECONDS: Final = 30.0
@@ -59,6 +59,9 @@ class StoppedQemu:
         Raises:
             ConfigError: If the program is missing or cannot be executed.
         """
+        import subprocess  # lazy, as in this whole file: only needed for a run
+        import tempfile
+
         # A file, because QEMU blocks on a pipe that is full: it warns about many vCPUs.
         self._errors = tempfile.TemporaryFile()
         try:
@@ -138,6 +141,8 @@ class StoppedQemu:
         return bytes(line)
 
     def _exited(self) -> ConfigError:
+        import subprocess
+
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
         size = self._errors.seek(0, 2)
@@ -157,7 +162,8 @@ def start_program(
     Raises:
         ConfigError: If `program` is missing or cannot be executed.
     """
-    import shutil  # lazy: only needed here
+    import shutil
+    import subprocess
 
     found = shutil.which(program)
     if found is None:
@@ -194,7 +200,8 @@ def _die_with_parent() -> tuple[str, ...]:
     setpriv of util-linux sets PR_SET_PDEATHSIG and executes the program; other versions of setpriv
     lack the option.
     """
-    import shutil  # lazy: only needed here
+    import shutil
+    import subprocess
 
     setpriv = shutil.which("setpriv")
     if setpriv is None:

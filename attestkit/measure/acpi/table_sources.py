@@ -4,11 +4,11 @@ import os
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs
+from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.interrupt_form import to_edge_triggered
-from attestkit.measure.acpi.qemu_command import dstack_command
+from attestkit.measure.acpi.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu_machine import read_machine, read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.qtest import DEFAULT_SECONDS
@@ -80,7 +80,10 @@ def find_tables(
         return FoundTables(read_table_folder(folder), "folder", None, exact=False, basis="source")
     check_setup(setup)
     key = TableKey(acpi_inputs(machine), setup)
-    found = _find_entry(machine, key, None if qemu is None else os.fspath(qemu), cache, seconds)
+    wanted = host_version(machine)
+    found = _find_entry(
+        wanted, key, None if qemu is None else os.fspath(qemu), cache, seconds=seconds
+    )
     if found is None:
         return None
     origin, entry = found
@@ -88,7 +91,7 @@ def find_tables(
         entry.files,
         origin,
         made_with=entry.qemu_version,
-        wanted=machine.qemu_version,
+        wanted=wanted,
         setup=setup,
         edge_triggered=edge_triggered,
     )
@@ -132,26 +135,27 @@ def describe_tables(
 
 
 def _find_entry(
-    machine: DstackMachine,
+    wanted: QemuVersion | None,
     key: TableKey,
     qemu: str | None,
     cache: TableCache | None,
+    *,
     seconds: float,
 ) -> tuple[TableOrigin, TableEntry] | None:
     """Return tables of the machine's line, else of the line of `qemu`, else None."""
-    wanted = None if machine.qemu_version is None else machine.qemu_version.line
     version = None if qemu is None else read_version(qemu)
-    if wanted is not None and (version is None or version.line != wanted):
-        if cache is not None and (entry := cache.get(wanted, key)) is not None:
+    if wanted is not None and (version is None or version.line != wanted.line):
+        if cache is not None and (entry := cache.get(wanted.line, key)) is not None:
             return "cache", entry
-        if (entry := packaged_tables(wanted, key)) is not None:
+        if (entry := packaged_tables(wanted.line, key)) is not None:
             return "package", entry
     if qemu is None or version is None:
         return None
     known = None if cache is None else cache.get(version.line, key)
     if known is not None and known.qemu_version == version:
         return "cache", known
-    command = dstack_command(machine, qemu)
+    # Memory above 4 GiB does not change the tables, and takes QEMU up to 20 s.
+    command = inputs_command(key.inputs, qemu, memory_size=key.inputs.low_memory)
     entry = TableEntry(
         version, key.numbers(), read_machine(command, key.setup, seconds=seconds).acpi
     )

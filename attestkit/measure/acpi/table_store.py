@@ -3,7 +3,6 @@
 `blobs/SOURCES.md` has the QEMU version, the source and the date of each file.
 """
 
-import lzma
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
@@ -31,9 +30,10 @@ def packaged_entries(line: str) -> Iterator[TableEntry]:
     return (decode_entry(content[place]) for place in places.values())
 
 
-@lru_cache(1)  # a line has some MiB
+@lru_cache(2)  # a line has 6 MB
 def _load_line(line: str) -> tuple[bytes, dict[tuple[int, ...], slice]]:
-    from importlib.resources import files  # lazy: only needed here
+    import lzma  # lazy: only needed here
+    from importlib.resources import files
 
     compressed = (files("attestkit.measure.acpi") / "blobs" / f"qemu-{line}.xz").read_bytes()
     content = lzma.LZMADecompressor().decompress(compressed, _MAX_CONTENT)

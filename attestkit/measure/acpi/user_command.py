@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import MEBIBYTE
 from attestkit.measure.acpi.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
 from attestkit.measure.acpi.qemu_options import (
     Properties,
@@ -26,6 +25,7 @@ from attestkit.measure.acpi.qemu_options import (
 )
 from attestkit.measure.acpi.qemu_version import QemuVersion
 
+_MEBIBYTE: Final = 1 << 20
 _BOOT_FILES: Final = ("-kernel", "-initrd", "-append", "-shim")
 
 
@@ -293,7 +293,7 @@ class _Cleaner:
     def _finish_memory(self) -> tuple[list[str], int]:
         if "size" not in self._memory:
             raise UsageError("QEMU command line: -m is missing", reason="missing")
-        size = parse_size("-m", self._memory["size"], MEBIBYTE)
+        size = parse_size("-m", self._memory["size"], _MEBIBYTE)
         kept = {"size": f"{size // 1024}K", **select(self._memory, ("slots", "maxmem"))}
         check_safe("-m", kept)
         options = ["-m", format_properties(kept, "")]

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu_machine import read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.table_entry import TableEntry
 
 needs_qemu = pytest.mark.skipif(
     shutil.which(DEFAULT_PROGRAM) is None, reason=f"{DEFAULT_PROGRAM} is missing"
@@ -20,7 +22,7 @@ class Machine(NamedTuple):
 
     cpu_count: int = 2
     memory_size: int = 2 << 30
-    qemu_version: QemuVersion | None = None
+    qemu_version: str = ""
     pic: bool | None = None
     pci_hole64_size: int = 0
     hotplug_off: bool = False
@@ -28,7 +30,7 @@ class Machine(NamedTuple):
     num_nvswitches: int = 0
     num_nics: int = 1
     num_verity_volumes: int = 0
-    root_verity: bool = True
+    root_disk: bool = True
     host_share_mode: str = ""
     hugepages: bool = False
     swtpm: bool = False
@@ -37,9 +39,22 @@ class Machine(NamedTuple):
 def machine(vm_config: dict[str, Any]) -> Machine:
     """Return the shape in a row of the vectors."""
     values = dict(vm_config)
-    if version := values.pop("qemu_version", None):
-        values["qemu_version"] = QemuVersion.parse(version)
+    values["root_disk"] = values.pop("root_verity", True)
     return Machine(**values)
+
+
+def inputs_of(entry: TableEntry) -> AcpiInputs:
+    """Return the machine of packaged tables."""
+    cpus, low, endpoints, ports, hotplug_off, window, pic, *_ = entry.key
+    return AcpiInputs(
+        cpus,
+        low,
+        endpoints,
+        ports,
+        hotplug_off=bool(hotplug_off),
+        pci_hole64_size=window,
+        pic=bool(pic),
+    )
 
 
 @cache

@@ -69,14 +69,13 @@ def vector_entries() -> Iterator[TableEntry]:
     rows: list[dict[str, Any]] = load("measurement.json")["real_rtmr0"]
     for row in rows:
         shape = machine(row["vm"])
-        assert shape.qemu_version is not None
         blobs = row["qemu_blobs"]
         files = AcpiTables(
             zlib.decompress(base64.b64decode(blobs["loader"])),
             bytes.fromhex(blobs["rsdp"]),
             zlib.decompress(base64.b64decode(blobs["tables"])),
         )
-        made_with = MADE_WITH[shape.qemu_version.line]
+        made_with = MADE_WITH[QemuVersion.parse(shape.qemu_version).line]
         yield TableEntry(made_with, TableKey(acpi_inputs(shape)).numbers(), files)
 
 
