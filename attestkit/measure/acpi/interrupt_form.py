@@ -60,7 +60,7 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
     grown.extend(bytes(len(content) - len(grown)))
     moved = _MovedFiles(bytearray(files.loader), bytearray(files.rsdp), grown, end, growth)
     moved.follow_loader()
-    return AcpiTables(bytes(moved.loader), bytes(moved.rsdp), bytes(moved.tables))
+    return check_tables(AcpiTables(bytes(moved.loader), bytes(moved.rsdp), bytes(moved.tables)))
 
 
 def _override_all(madt: bytes, offset: int) -> bytes:

@@ -80,7 +80,7 @@ class TableCache:
         """Return the tables of a machine on a line of QEMU, or None."""
         try:
             content = read_regular(self._path(line, key.numbers()), _MAX_FILE + 1)
-            entry = _decode(content)
+            entry = decode_cache_file(content)
         except (OSError, FormatError):
             return None  # missing or invalid: the next `put` overwrites it
         return entry if entry.qemu_version.line == line and entry.key == key.numbers() else None
@@ -89,7 +89,7 @@ class TableCache:
         """Store tables; if the folder cannot be written, log a warning to `attestkit.measure`."""
         path = self._path(entry.qemu_version.line, entry.key)
         try:
-            replace_file(path, _encode(entry), mode=0o600)
+            replace_file(path, encode_cache_file(entry), mode=0o600)
             self._prune()
         except OSError as error:
             _logger.warning("cannot store ACPI tables in %s: %s", self._folder, error)
@@ -117,13 +117,18 @@ def _age_order(path: Path) -> int:
         return 0
 
 
-def _encode(entry: TableEntry) -> bytes:
+def encode_cache_file(entry: TableEntry) -> bytes:
+    """Return the content of the cache file of an entry."""
     content = zlib.compress(encode_entry(entry), 9)
     return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n" + content
 
 
-def _decode(content: bytes) -> TableEntry:
-    """Decode a cache file; FormatError if it is not valid."""
+def decode_cache_file(content: bytes) -> TableEntry:
+    """Decode a cache file.
+
+    Raises:
+        FormatError: If it is over 1 MiB, has another checksum, or is not one entry.
+    """
     checksum, _, compressed = content.partition(b"\n")
     found = hashlib.sha256(compressed).hexdigest().encode("ascii")
     if len(content) > _MAX_FILE or checksum != found:

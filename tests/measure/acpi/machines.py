@@ -1,8 +1,9 @@
 """Machines of the tests: shapes with the names of vm_config, and a search for QEMU."""
 
 import shutil
+from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -12,9 +13,16 @@ from attestkit.measure.acpi.qemu_machine import read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_entry import TableEntry
 
-needs_qemu = pytest.mark.skipif(
+_have_qemu = pytest.mark.skipif(
     shutil.which(DEFAULT_PROGRAM) is None, reason=f"{DEFAULT_PROGRAM} is missing"
 )
+_Test = TypeVar("_Test", bound=Callable[..., object])
+
+
+def needs_qemu(test: _Test) -> _Test:
+    """Mark a test that runs the installed QEMU."""
+    marked: _Test = pytest.mark.rig(_have_qemu(test))
+    return marked
 
 
 class Machine(NamedTuple):
