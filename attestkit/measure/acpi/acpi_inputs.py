@@ -28,58 +28,72 @@ class DstackMachine(Protocol):
     @property
     def cpu_count(self) -> int:
         """Number of vCPUs."""
+        ...
 
     @property
     def memory_size(self) -> int:
         """Bytes of memory."""
+        ...
 
     @property
     def qemu_version(self) -> str:
         """Version of the host's QEMU; empty if unknown."""
+        ...
 
     @property
     def pic(self) -> bool | None:
         """Whether there is a PIC; None stands for QEMU's default, which is before 9.0."""
+        ...
 
     @property
     def pci_hole64_size(self) -> int:
         """Bytes of the 64-bit PCI window, or 0 for QEMU's default."""
+        ...
 
     @property
     def hotplug_off(self) -> bool:
         """Whether ACPI hotplug of PCI devices is off."""
+        ...
 
     @property
     def num_gpus(self) -> int:
         """Number of GPUs."""
+        ...
 
     @property
     def num_nvswitches(self) -> int:
         """Number of NVSwitches."""
+        ...
 
     @property
     def num_nics(self) -> int:
         """Number of network interfaces."""
+        ...
 
     @property
     def num_verity_volumes(self) -> int:
         """Number of verity volumes."""
+        ...
 
     @property
     def root_disk(self) -> bool:
         """Whether the root file system is on a disk, not on a CD-ROM."""
+        ...
 
     @property
     def host_share_mode(self) -> str:
         """How the host shares files: 9p or a disk."""
+        ...
 
     @property
     def hugepages(self) -> bool:
         """Whether the memory has huge pages."""
+        ...
 
     @property
     def swtpm(self) -> bool:
         """Whether there is a TPM."""
+        ...
 
 
 class AcpiInputs(NamedTuple):

@@ -57,7 +57,8 @@ class StoppedQemu:
         """Start QEMU.
 
         Raises:
-            ConfigError: If the program is missing or cannot be executed.
+            ConfigError: If the program is missing or cannot be executed, or a temporary file cannot
+                be created.
         """
         import subprocess  # lazy, as in this whole file: only needed for a run
         import tempfile
@@ -167,7 +168,7 @@ def start_program(
 
     found = shutil.which(program)
     if found is None:
-        message = f"{program}: no such program; install QEMU, or name its path"
+        message = f"{program}: not found, or not executable; install QEMU, or name its path"
         raise ConfigError(message, reason="missing")
     try:
         return subprocess.Popen(  # noqa: S603 - the user's QEMU, without a shell

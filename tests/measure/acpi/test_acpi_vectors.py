@@ -1,7 +1,9 @@
 """Tests against the rows of `measurement.json` that have ACPI tables."""
 
 import base64
+import hashlib
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from attestkit.measure.acpi import (
     clean_command,
     dstack_command,
     find_tables,
+    read_kernel,
     read_machine,
     to_edge_triggered,
 )
@@ -18,14 +21,15 @@ from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_entry import TableKey
 from attestkit.measure.acpi.table_store import packaged_tables
-from tests.measure.acpi.machines import installed_version, machine, needs_qemu
-from tests.vectors import load, needs_shared
+from tests.measure.acpi.machines import Machine, installed_version, machine, needs_qemu
+from tests.vectors import SHARED, load, needs_shared
 
 VECTORS: dict[str, Any] = load("measurement.json")
 REAL: list[dict[str, Any]] = VECTORS.get("real_rtmr0", [])
 PUBLISHED: list[dict[str, Any]] = VECTORS.get("published_rtmr0", [])
 GUESTS: list[dict[str, Any]] = VECTORS.get("guests", [])
 QEMU_TABLES: list[dict[str, Any]] = VECTORS.get("qemu_tables", [])
+KERNELS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])
 ACPI_EVENTS = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 
 
@@ -121,15 +125,16 @@ def test_read_machine_equals_row(row: dict[str, Any]) -> None:
     shape = machine(row["vm"])
     if made_by(row).line != installed_version().line:
         pytest.skip(f"made with QEMU {made_by(row)}; {installed_version()} is installed")
-    found = read_machine(dstack_command(shape))
-    expected = (
-        [row["loader"], row["rsdp"], row["tables_sha384"]] if "loader" in row else events_of(row)
-    )
-    assert hexed(found.acpi) == expected
-    assert [list(pair) for pair in found.ranges] == row["ranges"]
-    if "boot_menu" in row:
+    files = {name: SHARED / row[name] for name in ("kernel", "initrd") if row.get(name)}
+    found = read_machine(dstack_command(shape, **files))
+    if "loader" in row:
+        assert hexed(found.acpi) == [row["loader"], row["rsdp"], row["tables_sha384"]]
+    else:
+        assert hexed(found.acpi) == events_of(row)
         assert found.boot_menu.hex() == row["boot_menu"]
+        assert found.boot_order.hex() == row["boot_order"]
         assert found.extra_pci_roots.hex() == row["extra_roots"]
+    assert [list(pair) for pair in found.ranges] == row["ranges"]
 
 
 @needs_qemu
@@ -146,3 +151,26 @@ def test_clean_command_keeps_tables_of_row(row: dict[str, Any]) -> None:
     else:
         assert found.acpi == blobs_of(row)
         assert hexed(found.acpi) == events_of(row)
+
+
+def kernel_name(row: dict[str, Any]) -> str:
+    """Return an id for a row of `patched_kernel`."""
+    return f"{Path(row['kernel']).name} {row['memory'] >> 30} GiB {row['cmdline']}"
+
+
+@needs_qemu
+@needs_shared
+@pytest.mark.parametrize("row", KERNELS, ids=kernel_name)
+def test_read_kernel_equals_row(row: dict[str, Any], tmp_path: Path) -> None:
+    """QEMU's own fw_cfg has the patched kernel of the row."""
+    kernel = SHARED / row["kernel"]
+    if not kernel.is_file():
+        pytest.skip(f"{row['kernel']} is not at hand")
+    if installed_version().release > (10, 0):
+        pytest.skip(f"QEMU {installed_version()} is installed; made with 10.0.13")
+    files: dict[str, Any] = {"kernel": kernel, "cmdline": row["cmdline"]}
+    if row["initrd_size"] is not None:
+        (tmp_path / "initrd").write_bytes(bytes(row["initrd_size"]))
+        files["initrd"] = tmp_path / "initrd"
+    found = read_kernel(dstack_command(Machine(memory_size=row["memory"]), **files))
+    assert hashlib.sha256(found).hexdigest() == row["patched_sha256"]
