@@ -27,7 +27,7 @@ _CHECKSUM_AT: Final = 64  # offset in the optional header
 _SECURITY: Final = 4  # index of the directory of the certificate table
 _MOST_DIRECTORIES: Final = 16
 _MOST_SECTIONS: Final = 2048  # a unified kernel image with many profiles has some hundreds
-_LARGEST_IN_MEMORY: Final = 1 << 30  # bytes of a section
+_MOST_PADDING: Final = 16 << 20  # bytes of a section in memory without raw data
 
 
 class PeSection(NamedTuple):
@@ -114,13 +114,13 @@ class PeImage(NamedTuple):
         """Return the content of a section of this image as loaded: cut or zero-padded.
 
         Raises:
-            FormatError: If it takes more than 1 GiB in memory.
+            FormatError: If over 16 MiB of it have no data in the image.
         """
         size = section.memory_size or section.raw_size
-        if size > _LARGEST_IN_MEMORY:
-            message = f"section {shown(section.name)}: {size} bytes, over {_LARGEST_IN_MEMORY}"
-            raise _error("too_large", message)
         used = min(section.raw_size, size)
+        if size - used > _MOST_PADDING:
+            problem = f"section {shown(section.name)}: {size - used} bytes without data"
+            raise _error("too_large", f"{problem}, over {_MOST_PADDING}")
         return self.data[section.raw_at : section.raw_at + used].ljust(size, b"\0")
 
     @property

@@ -33,6 +33,7 @@ _MEASURED: Final = (  # in the order of their events
 )
 _BY_MACHINE: Final = frozenset({".dtbauto", ".hwids"})  # the stub chooses one by the machine
 _PROFILE: Final = ".profile"
+_KNOWN: Final = frozenset({*_MEASURED, *dict(EXTRA_FILES)})
 
 
 class UkiMeasurement(NamedTuple):
@@ -43,7 +44,7 @@ class UkiMeasurement(NamedTuple):
 
 
 class UnifiedKernelImage(NamedTuple):
-    """Sections of an image as loaded, of the base and of its first profile."""
+    """Sections of an image that its stub uses, as loaded: of the base and of its first profile."""
 
     data: bytes
     sections: dict[str, bytes]
@@ -63,7 +64,8 @@ class UnifiedKernelImage(NamedTuple):
         for start, end in ((0, base_end), (base_end, first_end)):
             found: dict[str, bytes] = {}
             for section in image.sections[start:end]:
-                if section.memory_size and section.name not in found:
+                known = section.name in _KNOWN and section.name not in found
+                if known and section.memory_size:
                     found[section.name] = image.section_in_memory(section)
             sections |= found
         if ".linux" not in sections:

@@ -158,8 +158,8 @@ def test_section_in_memory_has_its_size(raw: int, memory: int, loaded: int) -> N
     assert image.find_section(".other") is None
 
 
-def test_section_in_memory_of_gigabytes_is_refused() -> None:
-    """A section cannot expand to more than 1 GiB."""
+def test_section_in_memory_without_data_is_refused() -> None:
+    """A section cannot expand without limit."""
     image = PeImage.parse(pe_image(SECTIONS, memory_sizes={".text": 0xFFFFFFFF}))
     with pytest.raises(FormatError) as caught:
         image.section_in_memory(image.sections[0])
