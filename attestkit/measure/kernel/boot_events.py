@@ -26,9 +26,6 @@ def image_event(name: str, digest: bytes, basis: Basis) -> ExpectedEvent:
 CALLING: Final = event_of(
     1, "calling", EFI_ACTION, b"Calling EFI Application from Boot Option", "hardware"
 )
-RETURNING: Final = event_of(
-    1, "returning", EFI_ACTION, b"Returning from EFI Application from Boot Option", "hardware"
-)
 BOOT_SEPARATOR: Final = event_of(1, "separator", SEPARATOR, bytes(4), "hardware")
 EXITS: Final = (
     event_of(1, "exit-invocation", EFI_ACTION, b"Exit Boot Services Invocation", "hardware"),

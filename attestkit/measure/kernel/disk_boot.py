@@ -42,11 +42,12 @@ class GrubBoot(NamedTuple):
 def disk_boot_events(
     table: GptTable, images: Sequence[BootImage], *, separator: bool
 ) -> list[ExpectedEvent]:
-    """Return the events of RTMR1 of a boot from a disk, without a second attempt.
+    """Return the events of RTMR1 of a boot from a disk.
 
     Args:
         table: Partition table of the disk.
-        images: The loaded images in order: shim, boot loader, unified kernel image, kernel.
+        images: The loaded images in order: shim, boot loader, unified kernel image, kernel. The
+            first start of an Ubuntu image loads shim, its fallback program, and shim again.
         separator: Whether the firmware separates in RTMR1 (edk2 from 202411), not in RTMR0.
 
     Raises:
@@ -65,9 +66,10 @@ def disk_boot_events(
 
 
 def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
-    """Return events that the log of a boot by GRUB has, in no promised order.
+    """Return events to look for in the log of a boot by GRUB, in no promised order.
 
-    The events of type EV_IPL are in a log only if GRUB measures into TDX registers.
+    Which of them are there depends on the versions: those of type EV_IPL need a GRUB that measures
+    into TDX registers, the others a kernel that GRUB starts through the firmware.
 
     Args:
         boot: What the menu entry boots.
@@ -82,7 +84,7 @@ def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
     events = [
         image_event("kernel", authenticode_digest(boot.kernel), "source"),
         event_of(2, "grub-kernel-file", IPL, boot.kernel, "source"),
-        event_of(2, "grub-cmdline", IPL, command_line, "source"),
+        event_of(2, "grub-cmdline", IPL, command_line, "published"),
         event_of(2, "load-options", EVENT_TAG, options, "published"),
     ]
     events += [event_of(2, "grub-initrd-file", IPL, initrd, "source") for initrd in boot.initrds]

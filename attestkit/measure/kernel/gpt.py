@@ -60,7 +60,7 @@ class GptTable(NamedTuple):
 
 def gpt_event(table: GptTable) -> ExpectedEvent:
     """Return the event of RTMR1 when the first image is loaded from the disk."""
-    return event_of(1, "gpt", GPT_EVENT, table.event_data, "independent")
+    return event_of(1, "gpt", GPT_EVENT, table.event_data, "published")
 
 
 def _error(reason: FormatReason, problem: str, offset: int) -> FormatError:

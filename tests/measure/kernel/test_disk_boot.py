@@ -4,6 +4,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import EventLog
 from attestkit.measure.kernel import (
     BootImage,
     GptTable,
@@ -14,6 +15,7 @@ from attestkit.measure.kernel import (
     grub_single_events,
 )
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
+from tests.vectors import data, needs_shared
 
 TABLE = GptTable.parse(gpt_disk())
 SHIM = BootImage("shim", pe_image([(".text", b"shim")]))
@@ -53,6 +55,22 @@ def test_grub_single_events_have_texts_without_nul() -> None:
     assert found["initrd"] == sha384(b"one\0twotwo")
     files = [e.digest for e in grub_single_events(boot) if e.name == "grub-initrd-file"]
     assert files == [sha384(b"one"), sha384(b"twotwo")]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name", ["cc-trusted-api/ccel_data.bin", "go-eventlog/cos-113-intel-tdx.bin"]
+)
+def test_grub_cmdline_event_has_the_form_of_live_logs(name: str) -> None:
+    """Logs of TDs with GRUB have a digest over the command line behind its prefix."""
+    log = EventLog.parse(data(f"ccel/{name}"))
+    prefix = b"kernel_cmdline: "
+    (event,) = [event for event in log.events if event.payload.startswith(prefix)]
+    cmdline = event.payload.removeprefix(prefix).rstrip(b"\0").decode()
+    boot = GrubBoot(KERNEL.data, cmdline=cmdline)
+    (found,) = [one for one in grub_single_events(boot) if one.name == "grub-cmdline"]
+    assert (found.register, found.event_type) == (event.register, event.event_type)
+    assert found.digest == event.digest
 
 
 def test_grub_single_events_without_initrd() -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import EventLog
 from attestkit.measure.kernel import GptTable, gpt_event
 from tests.measure.kernel.samples import gpt_disk
-from tests.vectors import HAVE_SHARED, SHARED, load
+from tests.vectors import HAVE_SHARED, SHARED, data, load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("measurement.json").get("gpt", [])
 
@@ -35,6 +36,23 @@ def test_gpt_vectors_are_complete() -> None:
     assert len(ROWS) == 1
 
 
+@needs_shared
+@pytest.mark.parametrize(
+    "name", ["cc-trusted-api/ccel_data.bin", "go-eventlog/cos-113-intel-tdx.bin"]
+)
+def test_gpt_event_has_the_form_of_live_logs(name: str) -> None:
+    """Logs of TDs have a digest over the same header, number and entries."""
+    log = EventLog.parse(data(f"ccel/{name}"))
+    (event,) = [event for event in log.events if event.event_type == 0x80000006]
+    size = int.from_bytes(event.payload[84:88], "little")
+    entries = event.payload[100:]
+    used = tuple(entries[at : at + size] for at in range(0, len(entries), size))
+    found = gpt_event(GptTable(event.payload[:92], used))
+    assert GptTable(event.payload[:92], used).event_data == event.payload
+    assert (found.register, found.event_type) == (event.register, event.event_type)
+    assert found.digest == event.digest
+
+
 @pytest.mark.parametrize("block_size", [512, 4096])
 @pytest.mark.parametrize(("used", "entry_size"), [(0, 128), (1, 128), (4, 256)])
 def test_gpt_event_has_used_entries(block_size: int, used: int, entry_size: int) -> None:
@@ -47,8 +65,8 @@ def test_gpt_event_has_used_entries(block_size: int, used: int, entry_size: int)
     assert len(table.entries) == used + 1
     kept = disk[first : first + used * entry_size]
     kept += disk[first + 9 * entry_size : first + 10 * entry_size]
-    data = bytes(table.header) + struct.pack("<Q", used + 1) + kept
-    assert gpt_event(table).digest == sha384(data)
+    measured = bytes(table.header) + struct.pack("<Q", used + 1) + kept
+    assert gpt_event(table).digest == sha384(measured)
 
 
 @pytest.mark.parametrize(
