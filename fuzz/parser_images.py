@@ -42,8 +42,8 @@ def _pe_image(raw: bytes, image: PeImage) -> None:
 
 def _uki(raw: bytes, image: UnifiedKernelImage) -> None:
     check("the kernel", image.sections[".linux"])
-    tried(image.image_events, None, FormatError)
-    tried(image.measurement, len(raw), FormatError)
+    tried(lambda: image.rtmr1_events(None, separator=True), None, FormatError)
+    tried(image.rtmr2_events, len(raw), FormatError)
 
 
 def _linux_kernel(raw: bytes) -> bytes:

@@ -25,7 +25,7 @@ from attestkit.measure.kernel.linux_kernel import (
 )
 from attestkit.measure.kernel.load_options import direct_boot_options
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
-from attestkit.measure.kernel.unified_kernel_image import UkiMeasurement, UnifiedKernelImage
+from attestkit.measure.kernel.unified_kernel_image import UkiEvents, UnifiedKernelImage
 
 __all__ = [
     "BootImage",
@@ -35,7 +35,7 @@ __all__ = [
     "GrubBoot",
     "PeImage",
     "QemuRelease",
-    "UkiMeasurement",
+    "UkiEvents",
     "UnifiedKernelImage",
     "authenticode_digest",
     "direct_boot_events",

@@ -5,13 +5,22 @@ otherwise it measures nothing. Which of both applies shows only in a log.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.kernel.boot_events import IPL, event_of, image_event
+from attestkit.measure.kernel.boot_events import (
+    EXITS,
+    IPL,
+    before_images,
+    event_of,
+    image_event,
+)
 from attestkit.measure.kernel.direct_boot import kernel_stub_events
+from attestkit.measure.kernel.disk_boot import BootImage, disk_boot_events
+from attestkit.measure.kernel.gpt import GptTable
 from attestkit.measure.kernel.initrd_archive import EXTRA_FILES, join_initrds, pack_extra_file
 from attestkit.measure.kernel.load_options import encode_options
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
@@ -36,7 +45,7 @@ _PROFILE: Final = ".profile"
 _KNOWN: Final = frozenset({*_MEASURED, *dict(EXTRA_FILES)})
 
 
-class UkiMeasurement(NamedTuple):
+class UkiEvents(NamedTuple):
     """Events of RTMR2 of one image, by how its stub was built."""
 
     with_tpm_support: list[ExpectedEvent]
@@ -98,25 +107,44 @@ class UnifiedKernelImage(NamedTuple):
                 parts.append(pack_extra_file(file_name, content))
         return join_initrds([part for part in parts if part])
 
-    def image_events(self) -> list[ExpectedEvent]:
-        """Return the events of RTMR1 of the image and of the kernel in it.
+    def rtmr1_events(
+        self,
+        table: GptTable | None,
+        *,
+        separator: bool,
+        boot_loaders: Sequence[BootImage] = (),
+    ) -> list[ExpectedEvent]:
+        """Return the events of RTMR1.
+
+        Args:
+            table: Partition table of the disk with the image; None for QEMU's `-kernel`.
+            separator: Whether the firmware separates in RTMR1 (edk2 from 202411), not in RTMR0.
+            boot_loaders: Images that are loaded before this one, from the disk.
 
         Raises:
-            FormatError: If the kernel is not a PE image, or too old for the stub to load it as one.
+            FormatError: If an image or the kernel is not a PE image, or the kernel is too old for
+                the stub to load it through the firmware.
+            UsageError: If there are over 62 boot loaders.
         """
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
+        inner = BootImage("kernel", kernel)
+        if table is not None:
+            images = [*boot_loaders, BootImage("uki", self.data), inner]
+            return disk_boot_events(table, images, separator=separator)
         return [
             image_event("uki", authenticode_digest(self.data), "independent"),
+            *before_images(separator=separator),
             image_event("kernel", authenticode_digest(kernel), "independent"),
+            *EXITS,
         ]
 
-    def measurement(self, passed_cmdline: str = "") -> UkiMeasurement:
+    def rtmr2_events(self, passed_cmdline: str = "") -> UkiEvents:
         """Return both possible lists of events of RTMR2.
 
         Args:
-            passed_cmdline: Command line that the boot loader passes to the stub. It replaces that
-                of the image, but not under secure boot: leave it empty then.
+            passed_cmdline: Command line that the boot loader, or QEMU's `-kernel`, passes to the
+                stub. It replaces that of the image, but not under secure boot: leave it empty then.
 
         Raises:
             FormatError: If the image's command line is not UTF-8.
@@ -125,7 +153,7 @@ class UnifiedKernelImage(NamedTuple):
         cmdline = passed or self.cmdline
         options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""
         kernel = kernel_stub_events(options, self.initrd, "independent")
-        return UkiMeasurement([*self._stub_events(passed), *kernel], kernel)
+        return UkiEvents([*self._stub_events(passed), *kernel], kernel)
 
     def _stub_events(self, passed_cmdline: str) -> list[ExpectedEvent]:
         events = []

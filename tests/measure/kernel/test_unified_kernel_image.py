@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError
 from attestkit.measure.expected import ExpectedEvent
-from attestkit.measure.kernel import UnifiedKernelImage, authenticode_digest
+from attestkit.measure.kernel import (
+    BootImage,
+    GptTable,
+    UnifiedKernelImage,
+    authenticode_digest,
+)
 from attestkit.measure.kernel.initrd_archive import join_initrds, pack_extra_file
-from tests.measure.kernel.samples import linux_kernel, noise, pe_image
+from tests.measure.kernel.samples import gpt_disk, linux_kernel, noise, pe_image
 
 KERNEL = linux_kernel()
 OS_RELEASE = b"ID=test\n"
@@ -38,7 +43,7 @@ def digests(events: list[ExpectedEvent]) -> dict[str, bytes | None]:
 
 def test_stub_measures_names_and_contents_in_its_order() -> None:
     """Sections are in the stub's order, not that of the file, each after its name."""
-    events = uki((".pcrpkey", b"key")).measurement().with_tpm_support
+    events = uki((".pcrpkey", b"key")).rtmr2_events().with_tpm_support
     names = [event.name for event in events]
     order = [".linux", ".osrel", ".cmdline", ".initrd", ".pcrpkey"]
     expected = [name for section in order for name in (f"{section} name", section)]
@@ -53,7 +58,7 @@ def test_stub_measures_names_and_contents_in_its_order() -> None:
 
 def test_stub_without_tpm_support_leaves_the_kernels_events() -> None:
     """Only the load options and the initrd are measured then."""
-    found = uki().measurement()
+    found = uki().rtmr2_events()
     assert found.without_tpm_support == found.with_tpm_support[-2:]
     assert [event.name for event in found.without_tpm_support] == ["load-options", "initrd"]
 
@@ -62,13 +67,13 @@ def test_command_line_is_cleaned() -> None:
     """White space at the ends is cut, and control characters become spaces."""
     image = uki()
     assert image.cmdline == "quiet ro"
-    found = digests(image.measurement().without_tpm_support)
+    found = digests(image.rtmr2_events().without_tpm_support)
     assert found["load-options"] == sha384("quiet ro\0".encode("utf-16-le"))
 
 
 def test_passed_command_line_is_measured_and_replaces_that_of_the_image() -> None:
     """What the boot loader passes is one more event of the stub."""
-    found = uki().measurement(" single ")
+    found = uki().rtmr2_events(" single ")
     options = "single\0".encode("utf-16-le")
     assert digests(found.with_tpm_support)["passed-cmdline"] == sha384(options)
     assert digests(found.without_tpm_support)["load-options"] == sha384(options)
@@ -77,7 +82,7 @@ def test_passed_command_line_is_measured_and_replaces_that_of_the_image() -> Non
 def test_image_without_command_line_and_initrd() -> None:
     """A kernel without load options has no event of them."""
     image = UnifiedKernelImage.parse(pe_image([(".linux", KERNEL)]))
-    assert image.measurement().without_tpm_support == []
+    assert image.rtmr2_events().without_tpm_support == []
     assert image.cmdline == ""
     assert image.initrd == b""
 
@@ -93,7 +98,7 @@ def test_initrd_contains_microcode_and_files_of_sections() -> None:
         pack_extra_file("os-release", OS_RELEASE),
     ]
     assert image.initrd == b"".join(parts)
-    assert digests(image.measurement().without_tpm_support)["initrd"] == sha384(image.initrd)
+    assert digests(image.rtmr2_events().without_tpm_support)["initrd"] == sha384(image.initrd)
 
 
 def test_single_initrd_is_not_padded() -> None:
@@ -123,14 +128,27 @@ def test_archive_has_folder_file_and_trailer() -> None:
     assert records.read() == b""
 
 
-def test_image_events_are_of_image_and_kernel() -> None:
-    """RTMR1 has the image and the kernel in it."""
+@pytest.mark.parametrize("separator", [False, True])
+def test_rtmr1_events_of_a_disk(separator: bool) -> None:
+    """On a disk, boot loader, image and kernel follow the partition table."""
+    image, table = uki(), GptTable.parse(gpt_disk())
+    loader = BootImage("boot", pe_image([(".text", b"loader")]))
+    events = image.rtmr1_events(table, separator=separator, boot_loaders=[loader])
+    names = ["calling", *["separator"] * separator, "gpt", "boot", "uki", "kernel"]
+    assert [event.name for event in events] == [*names, "exit-invocation", "exit-success"]
+    found = digests(events)
+    assert found["uki"] == authenticode_digest(image.data)
+    assert found["kernel"] == authenticode_digest(KERNEL)
+
+
+def test_rtmr1_events_of_direct_boot() -> None:
+    """QEMU's image is loaded before the boot option is called, the kernel in it after."""
     image = uki()
-    found = digests(image.image_events())
-    assert found == {
-        "uki": authenticode_digest(image.data),
-        "kernel": authenticode_digest(KERNEL),
-    }
+    events = image.rtmr1_events(None, separator=True)
+    names = ["uki", "calling", "separator", "kernel", "exit-invocation", "exit-success"]
+    assert [event.name for event in events] == names
+    on_disk = image.rtmr1_events(GptTable.parse(gpt_disk()), separator=True)
+    assert set(events) == {event for event in on_disk if event.name != "gpt"}
 
 
 def test_first_profile_overrides_the_base() -> None:
@@ -170,7 +188,7 @@ def test_command_line_must_be_utf8() -> None:
     """Other bytes have no defined conversion."""
     image = uki((".cmdline", b"\xff"), leave_out=".cmdline")
     with pytest.raises(FormatError) as caught:
-        image.measurement()
+        image.rtmr2_events()
     assert caught.value.reason == "encoding"
 
 
@@ -181,11 +199,11 @@ def test_command_line_must_be_utf8() -> None:
         (pe_image([(".text", b"old")], image_version=0), "unsupported_version"),
     ],
 )
-def test_image_events_refuse_kernel(kernel: bytes, reason: str) -> None:
+def test_rtmr1_events_refuse_kernel(kernel: bytes, reason: str) -> None:
     """A kernel that the firmware does not load is not measured."""
     image = uki((".linux", kernel), leave_out=".linux")
     with pytest.raises(FormatError) as caught:
-        image.image_events()
+        image.rtmr1_events(None, separator=True)
     assert caught.value.reason == reason
 
 
@@ -197,8 +215,8 @@ def test_parse_accepts_or_refuses_changed_headers(changes: list[tuple[int, int]]
         data[at] = value
     try:
         image = UnifiedKernelImage.parse(bytes(data))
-        image.image_events()
-        image.measurement()
+        image.rtmr1_events(None, separator=True)
+        image.rtmr2_events()
     except FormatError:
         return
     assert ".linux" in image.sections

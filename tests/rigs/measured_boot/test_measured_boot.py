@@ -13,13 +13,11 @@ from attestkit.event_log.tcg import TpmEvent
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware import read_boot_layout
 from attestkit.measure.kernel import (
-    BootImage,
     DirectBoot,
     FirmwareTraits,
     GptTable,
     UnifiedKernelImage,
     direct_boot_events,
-    disk_boot_events,
 )
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch
@@ -120,10 +118,8 @@ def test_unified_kernel_image_on_a_disk_has_the_expected_events(
     options = ["-drive", f"if=none,id=disk,format=raw,file={tmp_path / 'disk'}"]
     log = boot(packages, tmp_path, [*options, "-device", "virtio-blk-pci,drive=disk"])
     image = UnifiedKernelImage.parse(make_uki(packages.stub, sections))
-    images = [BootImage("uki", image.data), BootImage("kernel", image.sections[".linux"])]
-    expected = disk_boot_events(GptTable.parse(disk), images, separator=True)
-    assert [event for event in expected if event.name in {"uki", "kernel"}] == image.image_events()
-    check_events(log, [*expected, *image.measurement().with_tpm_support])
+    expected = image.rtmr1_events(GptTable.parse(disk), separator=True)
+    check_events(log, [*expected, *image.rtmr2_events().with_tpm_support])
 
 
 def test_unified_kernel_image_with_passed_command_line_has_the_expected_events(
@@ -143,11 +139,5 @@ def test_unified_kernel_image_with_passed_command_line_has_the_expected_events(
     passed = f" {CONSOLE}  rig=3"
     log = boot(packages, tmp_path, ["-kernel", str(tmp_path / "uki"), "-append", passed])
     image = UnifiedKernelImage.parse(data)
-    expected = direct_boot_events(
-        DirectBoot(data, None, passed), traits(packages), qemu=(10, 0), memory_size=2 << 30
-    )
-    calling = [event for event in expected if event.name in {"calling", "separator"}]
-    exits = [event for event in expected if event.name.startswith("exit-")]
-    uki, inner = image.image_events()
-    assert uki.digest == expected[0].digest
-    check_events(log, [uki, *calling, inner, *exits, *image.measurement(passed).with_tpm_support])
+    expected = image.rtmr1_events(None, separator=True)
+    check_events(log, [*expected, *image.rtmr2_events(passed).with_tpm_support])
