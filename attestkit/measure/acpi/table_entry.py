@@ -47,6 +47,20 @@ class TableEntry(NamedTuple):
     key: tuple[int, ...]  # `TableKey.numbers`
     files: AcpiTables
 
+    @property
+    def inputs(self) -> AcpiInputs:
+        """The machine, without the chipset's setup."""
+        cpus, low, endpoints, ports, hotplug_off, window, pic, *_ = self.key
+        return AcpiInputs(
+            cpus,
+            low,
+            endpoints,
+            ports,
+            hotplug_off=bool(hotplug_off),
+            pci_hole64_size=window,
+            pic=bool(pic),
+        )
+
 
 def encode_entry(entry: TableEntry) -> bytes:
     """Return an entry's bytes."""

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
-from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu_machine import read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.table_entry import TableEntry
 
 _have_qemu = pytest.mark.skipif(
     shutil.which(DEFAULT_PROGRAM) is None, reason=f"{DEFAULT_PROGRAM} is missing"
@@ -49,20 +47,6 @@ def machine(vm_config: dict[str, Any]) -> Machine:
     values = dict(vm_config)
     values["root_disk"] = values.pop("root_verity", True)
     return Machine(**values)
-
-
-def inputs_of(entry: TableEntry) -> AcpiInputs:
-    """Return the machine of packaged tables."""
-    cpus, low, endpoints, ports, hotplug_off, window, pic, *_ = entry.key
-    return AcpiInputs(
-        cpus,
-        low,
-        endpoints,
-        ports,
-        hotplug_off=bool(hotplug_off),
-        pci_hole64_size=window,
-        pic=bool(pic),
-    )
 
 
 @cache

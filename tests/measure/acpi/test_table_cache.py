@@ -12,11 +12,10 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.measure.acpi.table_cache import TableCache, cache_folder
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey, encode_entry
 from attestkit.measure.acpi.table_store import packaged_entries
-from tests.measure.acpi.machines import inputs_of
 from tests.raising import raises
 
 ENTRY, OTHER, _ = packaged_entries("8.2")
-KEY = TableKey(inputs_of(ENTRY))
+KEY = TableKey(ENTRY.inputs)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -22,7 +22,7 @@ from attestkit.measure.acpi.table_entry import (
     entry_spans,
 )
 from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries, packaged_tables
-from tests.measure.acpi.machines import Machine, inputs_of, installed_version, needs_qemu
+from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
 from tests.measure.acpi.make_table_blobs import common_machines
 from tests.raising import raises
 
@@ -103,7 +103,7 @@ def test_packaged_entries_are_valid_and_of_their_line(line: str) -> None:
     machines = {TableKey(inputs).numbers() for inputs in common_machines()}
     for entry in packaged_entries(line):
         assert entry.qemu_version.line == line
-        assert packaged_tables(line, TableKey(inputs_of(entry))) == entry
+        assert packaged_tables(line, TableKey(entry.inputs)) == entry
         names = [table.signature for table in entry.files.list_tables()]
         assert names == ["FACS", "DSDT", "FACP", "APIC", "MCFG", "WAET", "RSDT"]
         machines.discard(entry.key)
