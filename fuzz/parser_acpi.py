@@ -75,7 +75,7 @@ def _command(raw: bytes) -> UserCommand:
 def _used_command(_raw: bytes, found: UserCommand) -> None:
     check("devices", "-nodefaults" in found.command)
     check("no NUL", not any("\0" in word for word in found.command))
-    for option in ("-accel", "-monitor", "-qmp", "-netdev", "-drive", "-bios", "-incoming"):
+    for option in ("-accel", "-monitor", "-qmp", "-drive", "-bios", "-incoming"):
         options = [
             word
             for before, word in zip(("", *found.command), found.command, strict=False)

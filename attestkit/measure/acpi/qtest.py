@@ -26,7 +26,7 @@ DEFAULT_SECONDS: Final = 30.0
 
 _QTEST: Final = (
     *("-accel", "tcg", "-S", "-qtest", "stdio", "-qtest-log", "none"),
-    *("-monitor", "none", "-display", "none"),
+    *("-monitor", "none", "-display", "none", "-no-user-config"),
 )
 _READ_SIZE: Final = 1 << 20
 _MAX_ANSWER: Final = 1 << 22  # characters; the largest read has 512 KiB in hex

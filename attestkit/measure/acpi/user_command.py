@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
+from attestkit.measure.acpi.device_stand_ins import has_unknown_boot_order, stand_in_options
 from attestkit.measure.acpi.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
 from attestkit.measure.acpi.qemu_options import (
     Properties,
@@ -58,27 +59,6 @@ _MACHINE_KEPT: Final = _names(
 _MACHINE_FIXED: Final = {"acpi": "on", "cxl": "off", "hmat": "off", "nvdimm": "off"}
 _BOOT_KEPT: Final = ("order", "once", "menu", "splash-time", "reboot-timeout", "strict")
 
-_PLACE: Final = ("id", "bus", "addr", "multifunction", "acpi-index")
-_PORT_PLACE: Final = (
-    *("id", "bus", "addr", "multifunction", "acpi-index", "chassis", "slot", "port", "hotplug"),
-    *("bus-reserve", "io-reserve", "mem-reserve", "pref32-reserve", "pref64-reserve"),
-)
-_PORT: Final = "pcie-root-port"
-_DISPLAYS: Final = frozenset({"VGA", "virtio-vga", "cirrus-vga", "qxl-vga"})
-_PLAIN: Final = {"pvpanic": ("ioport", "events"), "vmgenid": ("guid",), "isa-serial": ("index",)}
-_NOT_PCI: Final = ("usb-", "scsi-", "ide-", "hda-")  # behind a controller
-_NOT_PCI_NAMES: Final = _names(
-    "isa-debugcon isa-debug-exit loader vmcoreinfo virtconsole virtserialport"
-)
-_UNKNOWN_TABLES: Final = (
-    *("cxl-", "pci-bridge", "pcie-pci-bridge", "pxb", "virtio-iommu", "virtio-mem"),
-    "virtio-pmem",
-)
-_ENDPOINTS: Final = _names(
-    "AC97 ahci bochs-display e1000 e1000e edu ich9-intel-hda igb intel-hda lsi lsi53c895a "
-    "megasas nec-usb-xhci nvme pci-serial pvscsi qemu-xhci rtl8139 vfio-pci-nohotplug virtio-9p "
-    "virtio-balloon virtio-blk virtio-net virtio-rng virtio-scsi virtio-serial vmxnet3"
-)
 _WINDOW_SIZE: Final = "opt/ovmf/X-PciMmio64Mb"
 _RAM: Final = "attestkit-ram"  # id of the memory backend
 
@@ -93,6 +73,8 @@ class UserCommand(NamedTuple):
         initrd: Value of -initrd, likewise.
         cmdline: Value of -append, likewise.
         shim: Value of -shim, likewise.
+        boot_order_known: Whether the boot order that QEMU reports is that of the user's machine.
+            False if a device other than a virtio disk or network interface has a boot index.
     """
 
     command: tuple[str, ...]
@@ -101,6 +83,7 @@ class UserCommand(NamedTuple):
     initrd: str | None
     cmdline: str | None
     shim: str | None
+    boot_order_known: bool
 
 
 def clean_command(
@@ -163,6 +146,7 @@ class _Cleaner:
         self._cpu = CPU
         self._serial_ports = 0
         self._nodefaults = False
+        self._unknown_boot_order = False
         self._files: dict[str, str] = {}
 
     def add(self, option: str, value: str) -> None:
@@ -215,15 +199,8 @@ class _Cleaner:
     def add_device(self, option: str, value: str) -> None:
         """Add a device, or its stand-in."""
         found = parse_properties(option, value, "driver")
-        driver = found.get("driver", "")
-        if driver in _NOT_PCI_NAMES or driver.startswith(_NOT_PCI):
-            return
-        kept = _stand_in(driver, found)
-        check_safe(option, kept)
-        if driver == "isa-serial":
-            kept["chardev"] = f"attestkit-serial{len(self._devices)}"
-            self._devices += ["-chardev", f"null,id={kept['chardev']}"]
-        self._devices += ["-device", format_properties(kept, "driver")]
+        self._unknown_boot_order |= has_unknown_boot_order(found)
+        self._devices += stand_in_options(found, len(self._devices))
 
     def add_drive(self, option: str, value: str) -> None:
         """Add the device that a drive implies; most have none on the PCI bus."""
@@ -288,7 +265,15 @@ class _Cleaner:
         command += ["-machine", self._finish_machine(version), *self._options]
         command += ["-serial", "null"] * self._serial_ports or ["-serial", "none"]
         command += [*self._on_board, *self._devices]
-        return UserCommand(tuple(command), size, *map(self._files.get, _BOOT_FILES))
+        return UserCommand(
+            command=tuple(command),
+            memory_size=size,
+            kernel=self._files.get("-kernel"),
+            initrd=self._files.get("-initrd"),
+            cmdline=self._files.get("-append"),
+            shim=self._files.get("-shim"),
+            boot_order_known=not self._unknown_boot_order,
+        )
 
     def _finish_memory(self) -> tuple[list[str], int]:
         if "size" not in self._memory:
@@ -326,22 +311,6 @@ class _Cleaner:
             kept.setdefault("pic", "off")
         check_safe("-machine", kept)
         return format_properties(kept, "type")
-
-
-def _stand_in(driver: str, found: Properties) -> Properties:
-    """Return the properties of the device that takes the place of a device."""
-    if driver == _PORT:
-        return select(found, ("driver", *_PORT_PLACE))
-    if driver in _DISPLAYS:
-        return select(found, ("driver", *_PLACE))
-    if driver in _PLAIN:
-        return select(found, ("driver", *_PLAIN[driver]))
-    if driver.startswith(_UNKNOWN_TABLES) or (
-        driver not in _ENDPOINTS and not driver.endswith("-pci")
-    ):
-        message = f"QEMU device {shown(driver)}: its influence on the tables is unknown"
-        raise UsageError(message, reason="unknown_name")
-    return {"driver": STAND_IN, **select(found, _PLACE)}
 
 
 _HANDLERS: Final = {

@@ -23,7 +23,7 @@ qemu-system-x86_64 -accel kvm -cpu host -smp 16 -m 65536M -nographic -nodefaults
   -chardev stdio,id=ser0 -serial chardev:ser0 -bios ovmf.fd \
   -kernel bzImage -initrd initramfs.cpio.gz -append "console=ttyS0 a,b" \
   -drive file=rootfs.img,if=none,id=hd0,format=raw,readonly=on -device virtio-blk-pci,drive=hd0 \
-  -drive file=hda.img,if=none,id=hd1 -device virtio-blk-pci,drive=hd1 \
+  -drive file=data.img,if=none,id=hd1 -device virtio-blk-pci,drive=hd1 \
   -netdev user,id=net0,hostfwd=tcp::10022-:22 -device virtio-net-pci,netdev=net0 \
   -device vhost-vsock-pci,guest-cid=3 \
   -virtfs local,path=/shared,mount_tag=host-shared,readonly=on,security_model=mapped,id=virtfs0 \
@@ -169,8 +169,8 @@ def test_clean_command_counts_serial_ports() -> None:
     assert argument(clean(), "-serial") == "none"
     assert clean("-serial", "stdio", "-serial", "pty").command.count("null") == 2
     found = clean("-device", "isa-serial,chardev=x")
-    assert devices(found) == ["isa-serial,chardev=attestkit-serial0"]
-    assert argument(found, "-chardev") == "null,id=attestkit-serial0"
+    assert devices(found) == ["isa-serial,chardev=attestkit0"]
+    assert argument(found, "-chardev") == "null,id=attestkit0"
 
 
 def test_clean_command_keeps_boot_and_smbios_options() -> None:
@@ -187,6 +187,46 @@ def test_clean_command_keeps_boot_and_smbios_options() -> None:
     assert argument(found, "-fw_cfg") == "name=opt/ovmf/X-PciMmio64Mb,string=262144"
     assert found.command.count("-fw_cfg") == 1
     assert argument(found, "-cpu") == "SapphireRapids,phys-bits=52"
+
+
+@needs_qemu
+def test_clean_command_keeps_boot_order_of_virtio() -> None:
+    """Disks and network interfaces with a boot index are in QEMU's boot order as they were."""
+    found = clean(
+        *("-device", "virtio-net-pci,netdev=n,mac=52:54:00:12:34:56,bootindex=2"),
+        *("-device", "virtio-blk-pci,drive=d,bootindex=1,serial=x"),
+    )
+    assert found.boot_order_known
+    order = b"/pci@i0cf8/scsi@2/disk@0,0\n/pci@i0cf8/ethernet@1/ethernet-phy@0\0"
+    assert read_machine(found.command).boot_order == order
+
+
+def test_clean_command_reports_unknown_boot_order() -> None:
+    """The boot order of other devices is not that of their stand-ins."""
+    assert not clean("-device", "nvme,drive=d,bootindex=1").boot_order_known
+    assert clean("-device", "nvme,drive=d").boot_order_known
+
+
+CANONICAL = """
+qemu-system-x86_64 -D /tmp/tdx-guest-td.log -accel kvm -m 2G -smp 16
+ -name td,process=td,debug-threads=on -cpu host
+ -object '{"qom-type":"tdx-guest","id":"tdx","quote-generation-socket":{"type":"vsock","cid":"2"}}'
+ -object memory-backend-memfd,id=ram1,size=2G,share=true
+ -machine q35,hpet=off,kernel_irqchip=split,confidential-guest-support=tdx,memory-backend=ram1
+ -bios /usr/share/ovmf/OVMF.fd -nographic -daemonize -nodefaults
+ -device virtio-net-pci,netdev=nic0_td -netdev user,id=nic0_td,hostfwd=tcp::10022-:22
+ -drive file=td.qcow2,if=none,id=virtio-disk0 -device virtio-blk-pci,drive=virtio-disk0
+ -device vhost-vsock-pci,guest-cid=3 -pidfile /tmp/tdx-td-pid.pid -vga none
+"""
+
+
+@needs_qemu
+def test_clean_command_of_ubuntu_guest_runs() -> None:
+    """A usual command line of a TD on Ubuntu is understood."""
+    found = clean_command(CANONICAL.replace("\n", " "), VERSION)
+    assert devices(found) == ["virtio-rng-pci"] * 3
+    assert "memory-backend-ram,id=ram1,size=2147483648,reserve=off" in found.command
+    assert len(read_machine(found.command).acpi.list_tables()) == 7
 
 
 @pytest.mark.parametrize(
