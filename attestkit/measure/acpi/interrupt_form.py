@@ -11,13 +11,8 @@ import struct
 from typing import Final
 
 from attestkit.errors import FormatError
-from attestkit.measure.acpi.acpi_tables import (
-    COMMAND_SIZE,
-    RSDP_NAME,
-    TABLES_NAME,
-    AcpiTables,
-    check_tables,
-)
+from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables
+from attestkit.measure.acpi.loader_script import resize_table
 
 # Extended interrupt descriptor (ACPI 6.4.3.6) of 1 or 3 level-triggered interrupts.
 _LEVEL_TRIGGERED: Final = re.compile(rb"\x89(?:\x06\x00\x09(?=\x01)|\x0e\x00\x09(?=\x03))")
@@ -27,10 +22,6 @@ _MADT_HEADER: Final = 44  # bytes before the first interrupt controller structur
 _SOURCE_OVERRIDE: Final = 2  # type of an interrupt source override
 _EDGE_HIGH: Final = 5  # its flags
 _TIMER_GSI: Final = 2  # of IRQ 0
-
-_FILE_NAME: Final = 56  # bytes in a loader command
-_ADD_POINTER, _ADD_CHECKSUM, _WRITE_POINTER = 2, 3, 4
-_POINTER_SIZES: Final = (1, 2, 4, 8)
 
 
 def to_edge_triggered(files: AcpiTables) -> AcpiTables:
@@ -50,17 +41,9 @@ def to_edge_triggered(files: AcpiTables) -> AcpiTables:
     content = bytearray(files.tables)
     part = slice(dsdt.offset, dsdt.offset + dsdt.length)
     content[part] = _LEVEL_TRIGGERED.sub(lambda hit: hit[0][:-1] + _EDGE, content[part])
-    end = madt.offset + madt.length
-    new_madt = _override_all(bytes(content[madt.offset : end]), madt.offset)
-    growth = len(new_madt) - madt.length
-    if growth > 0 and any(content[-growth:]):
-        raise FormatError(f"{TABLES_NAME}: no room for {growth} bytes", reason="too_large")
-    grown = content[: madt.offset] + new_madt + content[end:]
-    del grown[len(content) :]
-    grown.extend(bytes(len(content) - len(grown)))
-    moved = _MovedFiles(bytearray(files.loader), bytearray(files.rsdp), grown, end, growth)
-    moved.follow_loader()
-    return check_tables(AcpiTables(bytes(moved.loader), bytes(moved.rsdp), bytes(moved.tables)))
+    old = bytes(content[madt.offset : madt.offset + madt.length])
+    new = _override_all(old, madt.offset)
+    return resize_table(files._replace(tables=bytes(content)), madt, new)
 
 
 def _override_all(madt: bytes, offset: int) -> bytes:
@@ -89,66 +72,3 @@ def _override_all(madt: bytes, offset: int) -> bytes:
     body = b"".join(entries)
     length = _MADT_HEADER + len(body)
     return madt[:4] + length.to_bytes(4, "little") + madt[8:_MADT_HEADER] + body
-
-
-class _MovedFiles:
-    """Files in whose tables everything from an old offset on has moved by `growth` bytes."""
-
-    def __init__(
-        self, loader: bytearray, rsdp: bytearray, tables: bytearray, start: int, growth: int
-    ) -> None:
-        self.loader = loader
-        self.rsdp = rsdp
-        self.tables = tables
-        self._start = start  # in the tables before they grew
-        self._growth = growth
-
-    def follow_loader(self) -> None:
-        """Correct the commands of the loader script, and the pointers that they name."""
-        for offset in range(0, len(self.loader), COMMAND_SIZE):
-            command = int.from_bytes(self.loader[offset : offset + 4], "little")
-            if command == _ADD_POINTER:
-                self._move_pointer(offset)
-            elif command == _ADD_CHECKSUM and self._name(offset + 4) == TABLES_NAME:
-                self._move_checksum(offset + 4 + _FILE_NAME)
-            elif command == _WRITE_POINTER and self._name(offset + 4 + _FILE_NAME) == TABLES_NAME:
-                message = "etc/table-loader: a device has a pointer into the tables"
-                raise FormatError(message, reason="unsupported", offset=offset)
-
-    def _moved(self, position: int) -> int:
-        return position + self._growth if position >= self._start else position
-
-    def _name(self, offset: int) -> str:
-        return bytes(self.loader[offset : offset + _FILE_NAME]).rstrip(b"\0").decode("latin-1")
-
-    def _move_pointer(self, command: int) -> None:
-        """Correct a pointer: file that has it, file that it points to, offset, size."""
-        place, aim = self._name(command + 4), self._name(command + 4 + _FILE_NAME)
-        field = command + 4 + 2 * _FILE_NAME
-        (offset,) = struct.unpack_from("<I", self.loader, field)
-        size = self.loader[field + 4]
-        if place == TABLES_NAME:
-            offset = self._moved(offset)
-            struct.pack_into("<I", self.loader, field, offset)
-        if aim != TABLES_NAME:
-            return
-        content = {RSDP_NAME: self.rsdp, TABLES_NAME: self.tables}.get(place)
-        if content is None or size not in _POINTER_SIZES or offset + size > len(content):
-            message = f"etc/table-loader: pointer of {size} bytes outside of its file"
-            raise FormatError(message, reason="wrong_value", offset=command)
-        value = self._moved(int.from_bytes(content[offset : offset + size], "little"))
-        if value >= 1 << 8 * size:
-            message = "etc/table-loader: pointer does not fit after the move"
-            raise FormatError(message, reason="wrong_value", offset=command)
-        content[offset : offset + size] = value.to_bytes(size, "little")
-
-    def _move_checksum(self, field: int) -> None:
-        """Correct a checksum: offset of the result, start and length of the bytes it covers."""
-        result, start, length = struct.unpack_from("<III", self.loader, field)
-        if start < self._start <= start + length:
-            length += self._growth
-        values = (self._moved(result), self._moved(start), length)
-        if min(values) < 0 or max(values) >= 1 << 32:
-            message = "etc/table-loader: checksum outside of its file"
-            raise FormatError(message, reason="wrong_value", offset=field)
-        struct.pack_into("<III", self.loader, field, *values)

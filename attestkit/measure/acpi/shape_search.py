@@ -4,20 +4,14 @@ The RSDP contains one number, where the RSDT is. The loader script depends on th
 only, and these on few numbers, so both can be found from their digests by trying all values.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
-from attestkit.measure.acpi.acpi_tables import (
-    COMMAND_SIZE,
-    RSDP_NAME,
-    TABLES_NAME,
-    AcpiTable,
-    AcpiTables,
-)
+from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
 from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.loader_script import build_loader
 from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries
 
 _RSDP_HEAD: Final = b"RSD PTR \0BOCHS \0"  # with checksum 0 and revision 0
@@ -25,16 +19,12 @@ _MAX_RSDT: Final = 1 << 17  # size of the tables' file
 
 _EDGE_LINES: Final = ("8.2",)  # of which there are TDX branches with edge-triggered interrupts
 
-_LOADER_SIZE: Final = 4096
-_ALLOCATE, _ADD_POINTER, _ADD_CHECKSUM = 1, 2, 3
 _FACS, _FACP, _MCFG, _WAET, _HPET = 64, 244, 60, 40, 56  # bytes
 _MADT: Final = 112  # bytes without vCPUs
 _MADT_VCPU: Final = 8
 _EDGE_GROWTH: Final = 110
 _MAX_VCPUS: Final = 255  # more have structures of another size
 _SDT_HEADER: Final = 36
-_CHECKSUM: Final = 9  # offset in each table
-_FACP_POINTERS: Final = ((36, 4), (40, 4), (140, 8))  # to FACS and DSDT
 
 
 class TableShape(NamedTuple):
@@ -94,38 +84,6 @@ def find_packaged_machines(digests: tuple[bytes, bytes, bytes]) -> list[Packaged
         for edge, files in _forms(line, entry.files)
         if sha384(files.rsdp) == digests[1] and files.digests() == digests
     ]
-
-
-def build_loader(tables: Sequence[AcpiTable]) -> bytes:
-    """Return the loader script that QEMU makes for these tables; FACS, DSDT and FACP come first."""
-    places = {table.signature: table for table in tables}
-    rsdt = places["RSDT"]
-    commands = [
-        struct.pack("<I56sIB", _ALLOCATE, RSDP_NAME.encode(), 16, 2),
-        struct.pack("<I56sIB", _ALLOCATE, TABLES_NAME.encode(), 64, 1),
-    ]
-    for table in tables[1:]:  # a FACS has no checksum
-        if table.signature == "FACP":
-            commands += [_pointer(table.offset + at, size) for at, size in _FACP_POINTERS]
-        if table == rsdt:
-            pointers = range(rsdt.offset + _SDT_HEADER, rsdt.offset + rsdt.length, 4)
-            commands += [_pointer(at, 4) for at in pointers]
-        commands.append(
-            _checksum(TABLES_NAME, table.offset, table.offset + _CHECKSUM, table.length)
-        )
-    commands.append(_pointer(16, 4, RSDP_NAME))
-    commands.append(_checksum(RSDP_NAME, 0, 8, 20))
-    script = b"".join(command.ljust(COMMAND_SIZE, b"\0") for command in commands)
-    return script.ljust(_LOADER_SIZE, b"\0")
-
-
-def _pointer(offset: int, size: int, name: str = TABLES_NAME) -> bytes:
-    aim = TABLES_NAME.encode()
-    return struct.pack("<I56s56sIB", _ADD_POINTER, name.encode(), aim, offset, size)
-
-
-def _checksum(name: str, start: int, result: int, length: int) -> bytes:
-    return struct.pack("<I56sIII", _ADD_CHECKSUM, name.encode(), result, start, length)
 
 
 def _possible_shapes(rsdt: int) -> Iterator[TableShape]:

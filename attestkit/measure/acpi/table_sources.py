@@ -8,6 +8,7 @@ from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs, host_
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.older_lines import BASE_LINE, can_derive, derive_tables
 from attestkit.measure.acpi.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu_machine import read_machine, read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
@@ -18,7 +19,7 @@ from attestkit.measure.acpi.table_folder import read_table_folder
 from attestkit.measure.acpi.table_store import packaged_tables
 from attestkit.measure.expected import Basis
 
-TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package"]
+TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]
 
 _LEVEL_FROM: Final = (9, 2)  # TDX branches of QEMU before it have edge-triggered interrupts
 _BASES: Final[dict[str, Basis]] = {"8.2": "hardware", "9.2": "hardware", "10.0": "published"}
@@ -30,8 +31,10 @@ class FoundTables(NamedTuple):
     Attributes:
         files: The three files.
         origin: `folder`: given by the user; `qemu`: made now; `cache`: made before by the user's
-            QEMU; `package`: shipped with attestkit.
-        qemu_version: Version of the QEMU that made them; None for those of a folder.
+            QEMU; `package`: shipped with attestkit; `derived`: of QEMU 8.2 or 9.2, derived from
+            those of QEMU 10.0 (see `older_lines`).
+        qemu_version: Version of the QEMU that made them, or made those that they are derived from;
+            None for those of a folder.
         exact: Whether that QEMU is of the same line as the machine's.
         basis: What confirms that tables of this line equal those that guests measure.
     """
@@ -55,8 +58,9 @@ def find_tables(
 ) -> FoundTables | None:
     """Return the ACPI tables of a dstack VM, or None if no source has them.
 
-    `folder` comes first. Then come tables of the machine's QEMU line: cached, from `qemu`, from the
-    package. The last is `qemu` of another line, whose tables are not exact.
+    `folder` comes first. Then come tables of the machine's QEMU line: from `qemu`, cached, from the
+    package, derived. The last is `qemu` of another line. Derived tables, and those of another line,
+    are not called exact.
 
     Args:
         machine: Shape of the VM, with the version of the host's QEMU.
@@ -81,9 +85,11 @@ def find_tables(
     check_setup(setup)
     key = TableKey(acpi_inputs(machine), setup)
     wanted = host_version(machine)
-    found = _find_entry(
-        wanted, key, None if qemu is None else os.fspath(qemu), cache, seconds=seconds
-    )
+    run = None
+    if qemu is not None:
+        program = os.fspath(qemu)
+        run = _Run(program, read_version(program), cache, seconds)
+    found = _find_entry(wanted, key, run, cache)
     if found is None:
         return None
     origin, entry = found
@@ -122,7 +128,7 @@ def describe_tables(
         FormatError: If the tables are malformed.
     """
     version = wanted or made_with
-    edge = version.release < _LEVEL_FROM if edge_triggered is None else edge_triggered
+    edge = version[:2] < _LEVEL_FROM if edge_triggered is None else edge_triggered
     exact = wanted is not None and wanted.line == made_with.line
     known = exact and setup == DEFAULT_SETUP
     return FoundTables(
@@ -134,31 +140,64 @@ def describe_tables(
     )
 
 
+class _Run(NamedTuple):
+    """A QEMU that may be run, and the cache of what it makes."""
+
+    qemu: str
+    version: QemuVersion
+    cache: TableCache | None
+    seconds: float
+
+    def make(self, key: TableKey) -> tuple[TableOrigin, TableEntry]:
+        """Return the tables that this QEMU makes, or made before."""
+        known = None if self.cache is None else self.cache.get(self.version.line, key)
+        if known is not None and known.qemu_version == self.version:
+            return "cache", known
+        # Memory above 4 GiB does not change the tables, and takes QEMU up to 20 s.
+        command = inputs_command(key.inputs, self.qemu, memory_size=key.inputs.low_memory)
+        files = read_machine(command, key.setup, seconds=self.seconds).acpi
+        entry = TableEntry(self.version, key.numbers(), files)
+        if self.cache is not None:
+            self.cache.put(entry)
+        return "qemu", entry
+
+
 def _find_entry(
     wanted: QemuVersion | None,
     key: TableKey,
-    qemu: str | None,
+    run: _Run | None,
     cache: TableCache | None,
-    *,
-    seconds: float,
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of the machine's line, else of the line of `qemu`, else None."""
-    version = None if qemu is None else read_version(qemu)
-    if wanted is not None and (version is None or version.line != wanted.line):
-        if cache is not None and (entry := cache.get(wanted.line, key)) is not None:
-            return "cache", entry
-        if (entry := packaged_tables(wanted.line, key)) is not None:
-            return "package", entry
-    if qemu is None or version is None:
+    """Return tables of the machine's line, else derived ones, else of the line of QEMU."""
+    if wanted is not None and (run is None or run.version.line != wanted.line):
+        found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)
+        if found is not None:
+            return found
+    return None if run is None else run.make(key)
+
+
+def _stored(
+    line: str, key: TableKey, cache: TableCache | None
+) -> tuple[TableOrigin, TableEntry] | None:
+    if cache is not None and (entry := cache.get(line, key)) is not None:
+        return "cache", entry
+    if (entry := packaged_tables(line, key)) is not None:
+        return "package", entry
+    return None
+
+
+def _derive(
+    line: str, key: TableKey, run: _Run | None, cache: TableCache | None
+) -> tuple[TableOrigin, TableEntry] | None:
+    """Return tables of an older line, from those of the line that they are derived from."""
+    if not can_derive(line, key.inputs):
         return None
-    known = None if cache is None else cache.get(version.line, key)
-    if known is not None and known.qemu_version == version:
-        return "cache", known
-    # Memory above 4 GiB does not change the tables, and takes QEMU up to 20 s.
-    command = inputs_command(key.inputs, qemu, memory_size=key.inputs.low_memory)
-    entry = TableEntry(
-        version, key.numbers(), read_machine(command, key.setup, seconds=seconds).acpi
-    )
-    if cache is not None:
-        cache.put(entry)
-    return "qemu", entry
+    base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package
+    base = _stored(BASE_LINE, base_key, cache)
+    if base is None and run is not None and run.version.line == BASE_LINE:
+        base = run.make(base_key)
+    if base is None:
+        return None
+    entry = base[1]
+    files = derive_tables(line, key.inputs, entry.files)
+    return "derived", TableEntry(entry.qemu_version, key.numbers(), files)

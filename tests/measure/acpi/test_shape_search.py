@@ -7,12 +7,12 @@ import pytest
 from attestkit._crypto.hashes import sha384
 from attestkit.measure.acpi import to_edge_triggered
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
+from attestkit.measure.acpi.loader_script import build_loader
 from attestkit.measure.acpi.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.shape_search import (
     PackagedMachine,
     TableShape,
-    build_loader,
     find_packaged_machines,
     find_rsdt,
     find_table_shape,

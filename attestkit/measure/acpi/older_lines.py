@@ -1,0 +1,183 @@
+"""ACPI tables of QEMU 8.2 and 9.2, derived from those of QEMU 10.0 of the same machine.
+
+Between these lines two methods of the DSDT differ: CSCN, which scans vCPUs, and in 8.2 also PDSM,
+which names PCI devices. The older methods are taken from the measured tables that ship with the
+package. The result equals all measured tables of these lines, of machines with 2 to 64 vCPUs and up
+to 12 root ports. It was compared with no other machine, so it is not called exact.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from attestkit.errors import FormatError
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs
+from attestkit.measure.acpi.acpi_tables import TABLES_NAME, AcpiTables, check_tables
+from attestkit.measure.acpi.loader_script import resize_table
+from attestkit.measure.acpi.table_store import packaged_entries
+
+BASE_LINE: Final = "10.0"
+"""Line of QEMU whose tables are the base."""
+
+_METHOD: Final = 0x14
+_ONE: Final = b"\x01"
+_BYTE_CONSTANT: Final = b"\x0a"
+_MAX_VCPUS: Final = 255  # more have MADT structures of another kind
+_MADT_FLAGS: Final = 40  # offset; bit 0 is set if there is a PIC
+
+# Packages around what is replaced: opcode, before the length. Of the DSDT: scopes and devices; of
+# the method CSCN: the method and its loops.
+_SCOPES: Final = re.compile(
+    rb"(\x10|\x5b\x82)(?:[\x40-\x4f].|[\x80-\x8f]..|[\xc0-\xcf]...|[\x06-\x3f])"
+    rb"(?:\x5c?_SB_|\x5c?\x2e_SB_(?:PCI0|CPUS))",
+    re.DOTALL,
+)
+_LOOPS: Final = re.compile(rb"(\x14|\xa2)")
+
+
+def can_derive(line: str, inputs: AcpiInputs) -> bool:
+    """Return whether tables of a line can be derived for a machine.
+
+    The machine must have what the measured machines of that line have: for 8.2 ACPI hotplug and no
+    root port, for 9.2 no ACPI hotplug; and at most 255 vCPUs.
+    """
+    if inputs.cpu_count > _MAX_VCPUS:
+        return False
+    if line == "8.2":
+        return not inputs.hotplug_off and not inputs.root_ports and not inputs.pci_hole64_size
+    return line == "9.2" and inputs.hotplug_off
+
+
+def derive_tables(line: str, inputs: AcpiInputs, base: AcpiTables) -> AcpiTables:
+    """Return the tables of a machine on an older line.
+
+    Args:
+        line: `8.2` or `9.2`; see `can_derive`.
+        inputs: The machine.
+        base: Its tables on `BASE_LINE`, with or without a PIC.
+
+    Raises:
+        FormatError: If `base` is not what QEMU of that line makes for a machine with these inputs.
+    """
+    check_tables(base)
+    found = {table.signature: table for table in base.list_tables()}
+    if "DSDT" not in found or "APIC" not in found:
+        raise FormatError(f"{TABLES_NAME}: no DSDT or MADT", reason="missing")
+    place, madt = found["DSDT"], found["APIC"]
+    dsdt = base.tables[place.offset : place.offset + place.length]
+    dsdt = _replace_method(dsdt, b"CSCN", _scan_method(line, inputs.cpu_count))
+    if line == "8.2":
+        dsdt = _replace_method(dsdt, b"PDSM", _old_method(line, b"PDSM"))
+    flags = bytearray(base.tables)
+    flags[madt.offset + _MADT_FLAGS] &= 0xFE
+    flags[madt.offset + _MADT_FLAGS] |= inputs.pic
+    dsdt = dsdt[:4] + len(dsdt).to_bytes(4, "little") + dsdt[8:]
+    return resize_table(base._replace(tables=bytes(flags)), place, dsdt)
+
+
+def _scan_method(line: str, cpu_count: int) -> bytes:
+    """Return CSCN of a line, which compares with the number of vCPUs."""
+    head, tail = _scan_method_parts(line)
+    method = head + _BYTE_CONSTANT + bytes([cpu_count]) + tail
+    return method if cpu_count > 1 else _splice(method, len(head), len(head) + 2, _ONE, _LOOPS)
+
+
+@lru_cache(2)
+def _scan_method_parts(line: str) -> tuple[bytes, bytes]:
+    """Return CSCN of a line before and after the number of vCPUs.
+
+    The measured machines of a line differ in this number only.
+    """
+    methods = {
+        _BYTE_CONSTANT + bytes([entry.inputs.cpu_count]): _find_method(_dsdt(entry.files), b"CSCN")
+        for entry in packaged_entries(line)
+    }
+    splits = {
+        (method[: hit.start()], method[hit.end() :])
+        for constant, method in methods.items()
+        for hit in re.finditer(re.escape(constant), method)
+    }
+    fitting = [
+        (head, tail)
+        for head, tail in splits
+        if all(head + constant + tail == method for constant, method in methods.items())
+    ]
+    assert len(fitting) == 1, "the package's tables of a line are of several machines"
+    return fitting[0]
+
+
+@lru_cache(2)
+def _old_method(line: str, name: bytes) -> bytes:
+    return _find_method(_dsdt(next(packaged_entries(line)).files), name)
+
+
+def _dsdt(files: AcpiTables) -> bytes:
+    place = next(table for table in files.list_tables() if table.signature == "DSDT")
+    return files.tables[place.offset : place.offset + place.length]
+
+
+def _find_method(dsdt: bytes, name: bytes) -> bytes:
+    start, end = _method_span(dsdt, name)
+    return dsdt[start:end]
+
+
+def _method_span(dsdt: bytes, name: bytes) -> tuple[int, int]:
+    """Return start and end of the definition of a method; FormatError without exactly one."""
+    spans = []
+    for hit in re.finditer(re.escape(name), dsdt):
+        for width in range(1, 5):
+            start = hit.start() - width - 1
+            if start < 0 or dsdt[start] != _METHOD:
+                continue
+            length, size = _package_length(dsdt, start + 1)
+            end = start + 1 + length
+            if size == width and hit.end() < end <= len(dsdt):
+                spans.append((start, end))
+    if len(spans) != 1:
+        message = f"DSDT: {len(spans)} methods {name.decode('ascii')}, expected one"
+        raise FormatError(message, reason="inconsistent")
+    return spans[0]
+
+
+def _replace_method(dsdt: bytes, name: bytes, method: bytes) -> bytes:
+    """Replace a method, and correct the lengths of the scopes and devices around it."""
+    return _splice(dsdt, *_method_span(dsdt, name), method, _SCOPES)
+
+
+def _splice(
+    code: bytes, start: int, end: int, content: bytes, packages: "re.Pattern[bytes]"
+) -> bytes:
+    """Replace bytes of AML, and correct the lengths of the packages around them."""
+    around = []
+    for hit in packages.finditer(code, 0, start):
+        length, size = _package_length(code, hit.end(1))
+        if end <= hit.end(1) + length <= len(code):
+            around.append((hit.end(1), length, size))
+    if not around:
+        raise FormatError("AML: no package around the code", reason="inconsistent", offset=start)
+    for at, length, size in reversed(around):
+        content = code[at + size : start] + content + code[end : at + length]
+        content = _encode_length(len(content)) + content
+        start, end = at, at + length
+    return code[:start] + content + code[end:]
+
+
+def _package_length(dsdt: bytes, at: int) -> tuple[int, int]:
+    """Return the value and the size of a PkgLength (ACPI 20.2.4); the value includes the size."""
+    lead = dsdt[at]
+    more = lead >> 6
+    if not more:
+        return lead, 1
+    rest = int.from_bytes(dsdt[at + 1 : at + 1 + more], "little")
+    return lead & 0xF | rest << 4, 1 + more
+
+
+def _encode_length(content: int) -> bytes:
+    """Return the shortest PkgLength before `content` bytes, as QEMU encodes it."""
+    if content + 1 < 1 << 6:
+        return bytes([content + 1])
+    for more in (1, 2, 3):
+        length = content + 1 + more
+        if length < 1 << (4 + 8 * more):
+            return bytes([more << 6 | length & 0xF]) + (length >> 4).to_bytes(more, "little")
+    raise FormatError("DSDT: package too long", reason="too_large")
