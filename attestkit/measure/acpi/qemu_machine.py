@@ -49,7 +49,7 @@ class QemuMachine(NamedTuple):
         boot_order: `bootorder`.
         extra_pci_roots: `etc/extra-pci-roots`.
         reserved_memory_end: `etc/reserved-memory-end`.
-        pci_mmio64: `opt/ovmf/X-PciMmio64Mb`.
+        pci_mmio64_mb: `opt/ovmf/X-PciMmio64Mb`.
         smbios_tables: `etc/smbios/smbios-tables`.
         named_kernel: Whether there is `etc/boot/kernel`, the kernel as it is in its file.
     """
@@ -61,7 +61,7 @@ class QemuMachine(NamedTuple):
     boot_order: bytes
     extra_pci_roots: bytes
     reserved_memory_end: bytes
-    pci_mmio64: bytes
+    pci_mmio64_mb: bytes
     smbios_tables: bytes
     named_kernel: bool
 
@@ -101,7 +101,7 @@ def read_machine(
             boot_order=device.read_file(directory, "bootorder"),
             extra_pci_roots=device.read_file(directory, "etc/extra-pci-roots"),
             reserved_memory_end=device.read_file(directory, "etc/reserved-memory-end"),
-            pci_mmio64=device.read_file(directory, "opt/ovmf/X-PciMmio64Mb"),
+            pci_mmio64_mb=device.read_file(directory, "opt/ovmf/X-PciMmio64Mb"),
             smbios_tables=device.read_file(directory, "etc/smbios/smbios-tables"),
             named_kernel="etc/boot/kernel" in directory,
         )
