@@ -2,8 +2,8 @@
 
 `etc/acpi/tables` contains the tables without checksums, and pointers that are offsets within the
 file; `etc/table-loader` is the script by which the firmware places and links them. OVMF measures
-each file as it is read, before it follows the script (spec of QEMU: docs/specs/acpi_hw_reduced,
-hw/acpi/bios-linker-loader.c).
+each file as it is read, before it follows the script (QEMU: hw/acpi/bios-linker-loader.c; edk2:
+OvmfPkg/AcpiPlatformDxe).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The chipset registers of q35 that OVMF programs before it reads the ACPI tables.
 
-QEMU's tables depend on them, so a run without firmware has to write them first
-(spec of Intel: 3 Series Express Chipset, ICH9; source: edk2, OvmfPkg/Library/PlatformInitLib).
+QEMU's tables depend on them, so a run without firmware has to write them first (edk2:
+OvmfPkg/Library/PlatformInitLib; registers: Intel's datasheets of 3 Series chipsets and ICH9).
 """
 
 from typing import Final, NamedTuple

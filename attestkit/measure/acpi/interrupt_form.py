@@ -2,8 +2,7 @@
 
 Those branches could not deliver level-triggered interrupts to a TD, so their tables declare all
 legacy interrupts as edge-triggered. Apart from that the tables are those of the upstream release,
-so they are derived from it (spec/measurement.md 4.6 in the project's notes; equal to registers that
-hardware signed).
+so they are derived from it; the result equals registers that hardware signed.
 """
 
 import re
