@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 CORE = "attestkit/_native/_lib.abi3.so"
 NAME = "attestkit-0.1.0"
-IN_WHEELS = {".pem", ".py", ".pyi", ".typed", ".jinja", ".css", ".js", ".svg", ".toml"}
+IN_WHEELS = {".pem", ".py", ".pyi", ".typed", ".jinja", ".css", ".js", ".svg", ".toml", ".xz"}
 NOT_IN_SDIST = {".pre-commit-config.yaml"}  # for development only
 
 

@@ -1,6 +1,6 @@
 """ACPI tables of common machines, shipped with the package: a file for each line of QEMU.
 
-`blobs/SOURCES.md` has the QEMU version, the source and the date of each file.
+`blobs/sources.toml` has the QEMU version, the source and the date of each file.
 """
 
 from collections.abc import Iterator

@@ -5,11 +5,14 @@ python -m tests.measure.acpi.make_table_blobs QEMU     # this QEMU's line, `comm
 python -m tests.measure.acpi.make_table_blobs vectors  # 8.2 and 9.2, measured machines
 ```
 
+Then correct `sources.toml` in that folder.
+
 Debian has no QEMU of the lines 8.2 and 9.2. Their tables are those of `vectors/measurement.json`,
 which a QEMU of that line made; with them the registers of real guests were computed.
 """
 
 import base64
+import hashlib
 import lzma
 import sys
 import zlib
@@ -88,8 +91,8 @@ def write(entries: Iterable[TableEntry]) -> None:
     for line, content in lines.items():
         path = BLOBS / f"qemu-{line}.xz"
         path.write_bytes(lzma.compress(b"".join(content), preset=9 | lzma.PRESET_EXTREME))
-        size = path.stat().st_size
-        sys.stdout.write(f"{path.name}: {len(content)} machines, {size} bytes\n")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        sys.stdout.write(f"{path.name}: machines = {len(content)}, sha256 = {digest}\n")
 
 
 if __name__ == "__main__":

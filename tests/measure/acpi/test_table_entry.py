@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit._formats.toml import decode
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu_command import inputs_command
@@ -111,12 +112,17 @@ def test_packaged_entries_are_valid_and_of_their_line(line: str) -> None:
 
 
 def test_packaged_files_are_those_of_their_sources() -> None:
-    """SOURCES.md has the SHA-256 of each file."""
-    text = (BLOBS / "SOURCES.md").read_text()
-    found = sorted(BLOBS.glob("*.xz"))
-    assert [path.name for path in found] == sorted(f"qemu-{line}.xz" for line in PACKAGED_LINES)
-    for path in found:
-        assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" in text
+    """sources.toml has version, number of machines and SHA-256 of each file."""
+    sources = decode((BLOBS / "sources.toml").read_text())
+    assert sources.keys() == {path.name for path in BLOBS.glob("*.xz")}
+    assert sources.keys() == {f"qemu-{line}.xz" for line in PACKAGED_LINES}
+    for line in PACKAGED_LINES:
+        source = sources[f"qemu-{line}.xz"]
+        content = (BLOBS / f"qemu-{line}.xz").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == source["sha256"]
+        entries = list(packaged_entries(line))
+        assert len(entries) == source["machines"]
+        assert {str(entry.qemu_version) for entry in entries} == {source["qemu_version"]}
 
 
 def test_packaged_tables_of_other_line_or_machine_are_none() -> None:
