@@ -22,8 +22,9 @@ COMMAND = [DEFAULT_PROGRAM, "-nodefaults", "-machine", "q35", "-m", "64M"]
 
 # Starts a program whose input and output are this process's, and prints its process id.
 PARENT = """
-import sys, time
+import signal, sys
 from attestkit.measure.acpi.qtest import StoppedQemu
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
 with StoppedQemu([{program!r}]) as qemu:
     print(qemu._process.pid, flush=True)
     sys.stdin.read()
