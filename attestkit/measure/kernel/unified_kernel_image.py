@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
     EXITS,
@@ -22,7 +22,7 @@ from attestkit.measure.kernel.direct_boot import kernel_stub_events
 from attestkit.measure.kernel.disk_boot import BootImage, disk_boot_events
 from attestkit.measure.kernel.gpt import GptTable
 from attestkit.measure.kernel.initrd_archive import EXTRA_FILES, join_initrds, pack_extra_file
-from attestkit.measure.kernel.load_options import encode_options
+from attestkit.measure.kernel.load_options import check_cmdline, encode_options
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 
 _MEASURED: Final = (  # in the order of their events
@@ -93,10 +93,12 @@ class UnifiedKernelImage(NamedTuple):
         """
         text = self.sections.get(".cmdline", b"").partition(b"\0")[0]
         try:
-            return _clean(text.decode())
+            decoded = text.decode()
         except UnicodeDecodeError as error:
             message = "unified kernel image: .cmdline: not UTF-8 text"
             raise FormatError(message, reason="encoding") from error
+        # The stub drops characters that do not fit into 16 bits.
+        return _clean("".join(letter for letter in decoded if letter <= "\uffff"))
 
     @property
     def initrd(self) -> bytes:
@@ -124,8 +126,11 @@ class UnifiedKernelImage(NamedTuple):
         Raises:
             FormatError: If an image or the kernel is not a PE image, or the kernel is too old for
                 the stub to load it through the firmware.
-            UsageError: If there are over 62 boot loaders.
+            UsageError: If there are over 62 boot loaders, or some without a disk.
         """
+        if table is None and boot_loaders:
+            message = "boot loaders: not applicable without a disk"
+            raise UsageError(message, reason="not_applicable")
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         inner = BootImage("kernel", kernel)
@@ -148,7 +153,9 @@ class UnifiedKernelImage(NamedTuple):
 
         Raises:
             FormatError: If the image's command line is not UTF-8.
+            UsageError: If the passed one is not ASCII, contains a NUL or is too long.
         """
+        check_cmdline(passed_cmdline)
         passed = _clean(passed_cmdline)
         cmdline = passed or self.cmdline
         options = encode_options(cmdline) if ".cmdline" in self.sections or passed else b""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha384
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.kernel import (
     BootImage,
@@ -182,6 +182,31 @@ def test_parse_refuses_image(sections: list[tuple[str, bytes]], reason: str) -> 
     with pytest.raises(FormatError) as caught:
         UnifiedKernelImage.parse(pe_image(sections))
     assert caught.value.reason == reason
+
+
+def test_command_line_has_only_characters_of_16_bits() -> None:
+    """The stub drops other characters, and keeps those of two and three bytes."""
+    text = "a\xe9\u20ac\U0001f512b"
+    image = uki((".cmdline", text.encode()), leave_out=".cmdline")
+    assert image.cmdline == "a\xe9\u20acb"
+    found = digests(image.rtmr2_events().without_tpm_support)
+    assert found["load-options"] == sha384("a\xe9\u20acb\0".encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("cmdline", ["\xe9", "a\0b", "\ud800"])
+def test_passed_command_line_must_be_ascii(cmdline: str) -> None:
+    """Firmware would convert other characters byte by byte."""
+    with pytest.raises(UsageError) as caught:
+        uki().rtmr2_events(cmdline)
+    assert caught.value.reason == "encoding"
+
+
+def test_boot_loaders_need_a_disk() -> None:
+    """QEMU starts the image itself."""
+    loader = BootImage("boot", KERNEL)
+    with pytest.raises(UsageError) as caught:
+        uki().rtmr1_events(None, separator=True, boot_loaders=[loader])
+    assert caught.value.reason == "not_applicable"
 
 
 def test_command_line_must_be_utf8() -> None:
