@@ -1,6 +1,7 @@
 """PE images: their Authenticode hash as edk2 computes it, and what is refused."""
 
 import hashlib
+import os
 import re
 import shutil
 import struct
@@ -22,10 +23,11 @@ from tests.certificates import name_of
 from tests.measure.kernel.debian_files import package_file
 from tests.measure.kernel.samples import noise, pe_image
 from tests.measure.rows import VECTORS, rows
+from tests.rigs.apt import MissingError
+from tests.rigs.unpacked_packages import unpacked_packages
 from tests.vectors import HAVE_SHARED, SHARED
 
 SECTIONS = [(".text", noise("text", 1000)), (".data", noise("data", 512))]
-PESIGN = shutil.which("pesign")
 OSSLSIGNCODE = shutil.which("osslsigncode")
 
 
@@ -131,16 +133,33 @@ def test_authenticode_of_osslsigncode(
     assert authenticode_digest(signed.read_bytes(), "sha256").hex().upper() == found[0]
 
 
-@pytest.mark.skipif(PESIGN is None, reason="pesign is not installed")
-@pytest.mark.parametrize("size", [1500, 1501, 1504])
-def test_authenticode_of_pesign(tmp_path: Path, size: int) -> None:
+@pytest.fixture(scope="module")
+def pesign() -> tuple[str, dict[str, str]]:
+    """Return the program pesign and its environment: an installed one, or Debian's package."""
+    if found := shutil.which("pesign"):
+        return found, {**os.environ}
+    packages = ("pesign", "libefivar1t64", "libnspr4", "libnss3", "libpopt0")
+    try:
+        root = unpacked_packages("pesign", packages)
+    except MissingError as error:
+        pytest.skip(str(error))
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    return str(root / "usr/bin/pesign"), {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+
+
+@pytest.mark.rig
+@pytest.mark.parametrize("size", [0, 7, 8, 1500, 1501, 1504])
+def test_authenticode_of_pesign(
+    tmp_path: Path, pesign: tuple[str, dict[str, str]], size: int
+) -> None:
     """The program pesign agrees on images whose size is a multiple of 8; it pads others."""
+    program, environment = pesign
     image = pe_image(SECTIONS, trailing=noise("more", size))
     path = tmp_path / "image.efi"
     path.write_bytes(image)
-    command = [str(PESIGN), "-h", "-d", "sha256", "-i", str(path)]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    same = authenticode_digest(image, "sha256").hex() in shown.lower()
+    command = [program, "-h", "-d", "sha256", "-i", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    same = authenticode_digest(image, "sha256").hex() in done.stdout.lower()
     assert same == (len(image) % 8 == 0)
 
 
