@@ -1,0 +1,21 @@
+"""Expected registers and launch digests, computed from firmware, kernel and machine shape."""
+
+from attestkit.measure.dstack_guest import dstack_image
+from attestkit.measure.dstack_image import DstackImage, read_dstack_image
+from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
+from attestkit.measure.machine_shape import MachineShape
+from attestkit.measure.snp_guest import snp
+from attestkit.measure.tdx_guest import tdx
+
+__all__ = [
+    "Basis",
+    "DstackImage",
+    "ExpectedEvent",
+    "ExpectedMeasurements",
+    "MachineShape",
+    "NotProven",
+    "dstack_image",
+    "read_dstack_image",
+    "snp",
+    "tdx",
+]

@@ -1,0 +1,90 @@
+"""Expected launch digest of an SEV-SNP guest, from firmware, boot files and the virtual CPUs."""
+
+from attestkit._crypto.hashes import sha256
+from attestkit.errors import UsageError
+from attestkit.measure.expected import ExpectedMeasurements
+from attestkit.measure.snp import (
+    KernelFiles,
+    SnpMachine,
+    Vmm,
+    find_cpu_signature,
+    launch_digest,
+    launch_digest_basis,
+    svsm_launch_digest,
+)
+
+DEFAULT_VARIABLES_SIZE = 0x84000
+"""Bytes of the variables of a 4 MiB build of OVMF."""
+
+
+def snp(
+    *,
+    firmware: bytes,
+    vcpus: int,
+    cpu_type: str | None = None,
+    cpu_signature: int | None = None,
+    guest_features: int = 1,
+    vmm: Vmm = "qemu",
+    kernel: bytes | None = None,
+    initrd: bytes | None = None,
+    cmdline: str | None = None,
+    svsm: bytes | None = None,
+    variables_size: int = DEFAULT_VARIABLES_SIZE,
+) -> ExpectedMeasurements:
+    """Return the expected launch digest of an SEV-SNP guest.
+
+    Args:
+        firmware: Image of OVMF.
+        vcpus: Virtual CPUs, 1 to 4096.
+        cpu_type: CPU type of QEMU, such as `EPYC-v4`; or `cpu_signature`. EC2 and GCE need neither.
+        cpu_signature: EAX of CPUID function 1.
+        guest_features: SEV_FEATURES, 64 bits; 0x21 on hosts with debug swap.
+        vmm: The VMM.
+        kernel: Kernel whose hash QEMU gives the firmware (`kernel-hashes=on`); without it the
+            kernel is not measured.
+        initrd: Initrd of the kernel.
+        cmdline: Command line of the kernel.
+        svsm: Image of COCONUT-SVSM.
+        variables_size: Bytes between the images of COCONUT-SVSM and the firmware.
+
+    Raises:
+        FormatError: If an image is malformed, or exceeds a limit.
+        UsageError: If arguments exclude each other, or a value is out of range.
+    """
+    machine = SnpMachine(vcpus, _signature(cpu_type, cpu_signature, vmm), guest_features, vmm)
+    files = _kernel(kernel, initrd, cmdline)
+    if svsm is None:
+        digest = launch_digest(firmware, machine, files)
+    elif files is not None:
+        raise UsageError("kernel: not with a service module", reason="conflict")
+    else:
+        digest = svsm_launch_digest(firmware, svsm, machine, variables_size=variables_size)
+    named = {"firmware": firmware, "svsm": svsm, "kernel": kernel, "initrd": initrd}
+    return ExpectedMeasurements(
+        platform="snp",
+        launch_digest=digest,
+        launch_basis=launch_digest_basis(vmm, svsm=svsm is not None),
+        not_proven=("kernel_not_measured",) if files is None else (),
+        inputs={name: sha256(data) for name, data in named.items() if data is not None},
+        versions={"vmm": vmm},
+    )
+
+
+def _signature(cpu_type: str | None, cpu_signature: int | None, vmm: Vmm) -> int:
+    if cpu_type is not None and cpu_signature is not None:
+        raise UsageError("cpu_type, cpu_signature: give only one", reason="conflict")
+    if cpu_type is not None:
+        return find_cpu_signature(cpu_type)
+    if cpu_signature is not None:
+        return cpu_signature
+    if vmm == "qemu":
+        raise UsageError("cpu_type: missing; QEMU measures it", reason="missing")
+    return 0
+
+
+def _kernel(kernel: bytes | None, initrd: bytes | None, cmdline: str | None) -> KernelFiles | None:
+    if kernel is not None:
+        return KernelFiles(kernel, initrd or b"", cmdline or "")
+    if initrd is not None or cmdline:
+        raise UsageError("initrd, cmdline: need a kernel", reason="missing")
+    return None

@@ -1,0 +1,343 @@
+"""Expected measurements of a TD under QEMU, from firmware, boot files and the machine's shape."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+from attestkit._crypto.hashes import sha256
+from attestkit._sanitize import near, shown
+from attestkit.attestation.launch.td_hob import MemoryRange
+from attestkit.errors import UsageError
+from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
+from attestkit.measure.acpi.table_sources import FoundTables
+from attestkit.measure.expected import (
+    BootEvents,
+    ExpectedEvent,
+    ExpectedMeasurements,
+    NotProven,
+    weakest,
+)
+from attestkit.measure.firmware import PageOrder, TdxFirmware, compute_mrtds
+from attestkit.measure.kernel import (
+    BootImage,
+    DirectBoot,
+    FirmwareTraits,
+    GptTable,
+    GrubBoot,
+    QemuRelease,
+    UnifiedKernelImage,
+    direct_boot_events,
+    direct_boot_options,
+    disk_boot_events,
+    grub_single_events,
+)
+from attestkit.measure.machine_shape import MachineShape
+from attestkit.measure.rtmr0 import (
+    AcpiBlobs,
+    FwCfgItems,
+    expected_rtmr0,
+    publish_smbios,
+)
+
+GivenTables: TypeAlias = AcpiBlobs | FoundTables
+
+_ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+_SHIM_VARIABLES: Final = ("SbatLevel", "MokListTrusted")
+_AUTHORITY: Final = 0x800000E0
+_BOOT_VARIABLE: Final = 0x80000002
+_UNKNOWN_OPTION: Final = b""
+
+
+class TdxMachine(NamedTuple):
+    """What the VMM decides: memory, items and tables that it shows the firmware."""
+
+    memory: tuple[MemoryRange, ...]
+    memory_size: int  # bytes
+    qemu: QemuRelease
+    page_order: PageOrder
+    acpi: FoundTables | None = None
+    smbios: bytes | None = None  # of QEMU, published, or measured
+    fw_cfg: FwCfgItems | None = None  # None for those of the kind of boot
+    qemu_version: str = ""  # empty if unknown
+
+
+class TdxBoot(NamedTuple):
+    """What is booted: a kernel or a unified kernel image, with `-kernel` or from a disk."""
+
+    kernel: bytes | None = None
+    initrd: bytes | None = None
+    cmdline: str = ""
+    shim: bytes | None = None  # of QEMU's `-shim`
+    uki: bytes | None = None
+    disk: GptTable | None = None
+    boot_loaders: tuple[BootImage, ...] = ()  # from the disk, before kernel or image
+    options: tuple[bytes, ...] | None = None  # EFI_LOAD_OPTIONs of devices; None if unknown
+    option_order: tuple[int, ...] | None = None
+
+    def input_digests(self) -> dict[str, bytes]:
+        """Return the SHA-256 of each file, by name."""
+        files = {"kernel": self.kernel, "initrd": self.initrd, "shim": self.shim, "uki": self.uki}
+        files |= {image.name: image.data for image in self.boot_loaders}
+        return {name: sha256(data) for name, data in files.items() if data is not None}
+
+
+def tdx(
+    *,
+    firmware: bytes,
+    kernel: bytes | None = None,
+    initrd: bytes | None = None,
+    cmdline: str | None = None,
+    shim: bytes | None = None,
+    uki: bytes | None = None,
+    disk: bytes | None = None,
+    boot_loaders: Sequence[BootImage] = (),
+    boot_options: Sequence[bytes] | None = None,
+    boot_order: Sequence[int] | None = None,
+    shape: MachineShape | None = None,
+    acpi: GivenTables | None = None,
+    smbios: bytes | None = None,
+    fw_cfg: FwCfgItems | None = None,
+    separator_in_rtmr1: bool | None = None,
+    **machine: object,
+) -> ExpectedMeasurements:
+    """Return the expected MRTD and RTMR0 to RTMR2 of a TD under QEMU.
+
+    Either `kernel` or `uki`; with `disk` they are booted from it, else by QEMU's `-kernel`. A
+    `kernel` on a disk is one that GRUB starts, whose RTMR2 cannot be predicted.
+
+    Args:
+        firmware: Image of OVMF, with its variables.
+        kernel: Linux kernel.
+        initrd: Initrd of the kernel.
+        cmdline: Command line of the kernel.
+        shim: Shim of QEMU's `-shim`.
+        uki: Unified kernel image.
+        disk: Start of the disk with its GUID partition table; 1 MiB is enough.
+        boot_loaders: Images that the firmware loads from the disk, in order, before `kernel` or
+            `uki`.
+        boot_options: EFI_LOAD_OPTION of each bootable device, as the firmware makes them. Without
+            them those of a boot from a disk are taken from the log.
+        boot_order: Numbers of the boot options, of which the firmware's own come first.
+        shape: Shape of the machine; or its fields as further arguments.
+        acpi: ACPI tables: of `attestkit.measure.acpi.find_tables`, or the three files. Without
+            them their digests are None.
+        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its digest is None.
+        fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
+        separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
+            (edk2-stable202411) or RTMR0 (before). None if unknown.
+        **machine: Fields of `MachineShape`, such as `cpu_count` and `memory_size`.
+
+    Raises:
+        FormatError: If an input is malformed or exceeds a limit.
+        UsageError: If arguments exclude each other, or a value is out of range.
+    """
+    form = _shape(shape, machine)
+    boot = TdxBoot(
+        kernel=kernel,
+        initrd=initrd,
+        cmdline=cmdline or "",
+        shim=shim,
+        uki=uki,
+        disk=None if disk is None else GptTable.parse(disk),
+        boot_loaders=tuple(boot_loaders),
+        options=None if boot_options is None else tuple(boot_options),
+        option_order=None if boot_order is None else tuple(boot_order),
+    )
+    return measure_tdx(
+        firmware,
+        boot,
+        TdxMachine(
+            memory=form.memory,
+            memory_size=form.memory_size,
+            qemu=form.qemu_release,
+            page_order=form.page_order,
+            acpi=_found(acpi),
+            smbios=smbios,
+            fw_cfg=fw_cfg,
+            qemu_version=form.qemu_version,
+        ),
+        separator_in_rtmr1=separator_in_rtmr1,
+    )
+
+
+def measure_tdx(
+    image: bytes, boot: TdxBoot, machine: TdxMachine, *, separator_in_rtmr1: bool | None = None
+) -> ExpectedMeasurements:
+    """Return the expected measurements; see `tdx`.
+
+    Raises:
+        FormatError: If an input is malformed or exceeds a limit.
+        UsageError: If the files exclude each other, or a value is out of range.
+    """
+    _check_boot(boot)
+    firmware = TdxFirmware.parse(image)
+    known = firmware.layout.separator_in_rtmr1
+    place = separator_in_rtmr1 if known is None else known
+    # Most releases without etc/boot/ have the second separator in RTMR0.
+    places = (False, True) if place is None else (place,)
+    events, *others = [
+        found for place in places for found in _boot_lists(firmware, boot, machine, separator=place)
+    ]
+    by_grub = boot.disk is not None and boot.uki is None
+    return ExpectedMeasurements(
+        platform="tdx",
+        events=events,
+        other_events=tuple(others),
+        mrtds=compute_mrtds(image, firmware.sections),
+        page_order=machine.page_order,
+        single_events=tuple(_grub_events(boot)) if by_grub else (),
+        incomplete=(2,) if by_grub else (),
+        not_proven=tuple(sorted(_not_proven(boot, machine, events, place=place))),
+        inputs={"firmware": sha256(image), **boot.input_digests()},
+        versions={"qemu": machine.qemu_version} if machine.qemu_version else {},
+    )
+
+
+def _boot_lists(
+    firmware: TdxFirmware, boot: TdxBoot, machine: TdxMachine, *, separator: bool
+) -> Iterator[BootEvents]:
+    """Yield the possible lists of events; `separator` is whether RTMR1 has the second one."""
+    rtmr0 = _rtmr0(firmware, boot, machine, separator=separator)
+    layout = firmware.layout
+    traits = FirmwareTraits(layout.named_blobs, layout.initrd_first, separator)
+    if boot.uki is not None:
+        image = UnifiedKernelImage.parse(boot.uki)
+        loaders = boot.boot_loaders
+        rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=loaders)
+        for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
+            yield (*rtmr0, *rtmr1, *rtmr2)
+        return
+    kernel = cast("bytes", boot.kernel)
+    if boot.disk is not None:
+        images = [*boot.boot_loaders, BootImage("kernel", kernel)]
+        yield (*rtmr0, *disk_boot_events(boot.disk, images, separator=separator))
+        return
+    direct = DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
+    found = direct_boot_events(direct, traits, qemu=machine.qemu, memory_size=machine.memory_size)
+    yield (*rtmr0, *sorted(found, key=lambda event: event.register))
+
+
+def _rtmr0(
+    firmware: TdxFirmware, boot: TdxBoot, machine: TdxMachine, *, separator: bool
+) -> list[ExpectedEvent]:
+    direct = boot.disk is None
+    fw_cfg = machine.fw_cfg or (FwCfgItems.direct_boot() if direct else FwCfgItems())
+    unknown = _has_unknown_options(boot)
+    events = expected_rtmr0(
+        firmware,
+        machine.memory,
+        fw_cfg,
+        acpi=None if machine.acpi is None else machine.acpi.files,
+        smbios=None if machine.smbios is None else publish_smbios(machine.smbios),
+        found_options=(_UNKNOWN_OPTION,) if unknown else boot.options or (),
+        boot_order=boot.option_order,
+        second_separator=not separator,
+    )
+    found = []
+    for event in events:
+        if event.name in _ACPI_EVENTS and machine.acpi is not None:
+            basis = weakest([event.basis, machine.acpi.basis])
+            found.append(event._replace(basis=basis))
+        elif unknown and event.event_type == _BOOT_VARIABLE:
+            found.append(event._replace(digest=None))
+        else:
+            found.append(event)
+    if _has_shim(boot):
+        found += [ExpectedEvent(0, name, _AUTHORITY, None, "source") for name in _SHIM_VARIABLES]
+    return found
+
+
+def _passed_cmdline(boot: TdxBoot, traits: FirmwareTraits) -> str:
+    """Return the command line that the firmware passes to a unified kernel image."""
+    if boot.disk is not None:
+        return boot.cmdline
+    options = direct_boot_options(
+        boot.cmdline,
+        has_initrd=False,
+        initrd_first=traits.initrd_first,
+        shim=boot.shim is not None,
+    )
+    return options.decode("utf-16-le").rstrip("\0")
+
+
+def _grub_events(boot: TdxBoot) -> list[ExpectedEvent]:
+    initrds = () if boot.initrd is None else (boot.initrd,)
+    return grub_single_events(GrubBoot(cast("bytes", boot.kernel), initrds, boot.cmdline))
+
+
+def _not_proven(
+    boot: TdxBoot, machine: TdxMachine, events: BootEvents, *, place: bool | None
+) -> Iterator[NotProven]:
+    missing = {event.name for event in events if event.digest is None}
+    if "acpi-tables" in missing:
+        yield "acpi_tables_from_log"
+    if "smbios" in missing:
+        yield "smbios_from_log"
+    if "SbatLevel" in missing:
+        yield "shim_variables_from_log"
+    if _has_unknown_options(boot):
+        yield "boot_options_from_log"
+    if boot.uki is not None:
+        yield "uki_stub_rtmr2"
+    elif boot.disk is not None:
+        yield "grub_rtmr2"
+    if place is None:
+        yield "separator_place"
+    if not machine.qemu_version:
+        yield "qemu_version_unknown"
+    if machine.acpi is not None and any(event.name in _ACPI_EVENTS for event in events):
+        yield from _about_tables(machine.acpi)
+
+
+def _about_tables(found: FoundTables) -> Iterator[NotProven]:
+    if found.origin == "folder":
+        yield "acpi_tables_given"
+    elif found.origin == "derived":
+        yield "acpi_tables_derived"
+    elif not found.exact:
+        yield "qemu_line_differs"
+
+
+def _has_shim(boot: TdxBoot) -> bool:
+    return boot.shim is not None or any(image.name == "shim" for image in boot.boot_loaders)
+
+
+def _has_unknown_options(boot: TdxBoot) -> bool:
+    return boot.disk is not None and boot.options is None
+
+
+def _found(acpi: GivenTables | None) -> FoundTables | None:
+    if acpi is None or isinstance(acpi, FoundTables):
+        return acpi
+    files = check_tables(AcpiTables(*acpi))
+    return FoundTables(files, "folder", None, exact=False, basis="source")
+
+
+def _shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
+    """Return the shape that is given as a whole or by its fields."""
+    if shape is not None:
+        if machine:
+            raise UsageError("shape and its fields: give only one", reason="conflict")
+        return shape
+    known = [one.name for one in fields(MachineShape)]
+    for name in machine:
+        if name not in known:
+            message = f"machine: unknown: {shown(name)}{near(name, known)}"
+            raise UsageError(message, reason="unknown_name")
+    for name in ("cpu_count", "memory_size"):
+        if name not in machine:
+            raise UsageError(f"{name}: missing", reason="missing")
+    return MachineShape(**cast("dict[str, Any]", machine))
+
+
+def _check_boot(boot: TdxBoot) -> None:
+    """Refuse files of different kinds of boot together."""
+    if (boot.kernel is None) == (boot.uki is None):
+        reason = "missing" if boot.kernel is None else "conflict"
+        raise UsageError("kernel, uki: give one of them", reason=reason)
+    if boot.uki is not None and boot.initrd is not None:
+        raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
+    if boot.disk is not None and boot.shim is not None:
+        raise UsageError("shim: on a disk it is one of the boot loaders", reason="conflict")
+    if boot.disk is None and boot.boot_loaders:
+        raise UsageError("boot_loaders: need a disk", reason="not_applicable")
