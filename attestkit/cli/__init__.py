@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "ear": "Verify a signed attestation result (EAR) and show it.",
     "emit": "Extend RTMR3 by an event and log it.",
     "key": "Derive an app key.",
+    "measure": "Compute the expected registers of a guest.",
     "mount": "Mount the simulator as kernel files.",
     "policy": "Write a policy from the values of known-good evidence.",
     "quote": "Get a raw quote from the hardware.",

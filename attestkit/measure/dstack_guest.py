@@ -3,31 +3,50 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from attestkit._system.untrusted_files import AnyPath
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.measure.acpi import TableCache, find_tables
+from attestkit.measure.acpi import (
+    TableCache,
+    dstack_command,
+    find_tables,
+    read_machine,
+    read_version,
+)
+from attestkit.measure.acpi.acpi_inputs import host_version
 from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.dstack_image import DstackImage, read_dstack_image
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import AcpiBlobs
-from attestkit.measure.tdx_guest import tdx
+from attestkit.measure.rtmr0 import AcpiBlobs, set_processor_id
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
 
 VmConfiguration: TypeAlias = str | Mapping[str, Any] | MachineShape
 """JSON text of the evidence, its members, or a shape."""
 
+QemuProgram: TypeAlias = str | os.PathLike[str]
 TableSource: TypeAlias = AcpiBlobs | FoundTables | str | os.PathLike[str]
+
+
+class TableSources(NamedTuple):
+    """Where the tables of a machine come from; see `dstack_image`."""
+
+    qemu: QemuProgram | None = None
+    acpi: TableSource | None = None
+    smbios: bytes | None = None
+    processor_id: tuple[int, int] | None = None
+    cache: TableCache | None = None
 
 
 def dstack_image(
     image: AnyPath | DstackImage,
     vm_config: VmConfiguration,
     *,
-    qemu: str | os.PathLike[str] | None = None,
+    qemu: QemuProgram | None = None,
     acpi: TableSource | None = None,
     smbios: bytes | None = None,
+    processor_id: tuple[int, int] | None = None,
     cache: TableCache | None = None,
 ) -> ExpectedMeasurements:
     """Return the expected MRTD and RTMR0 to RTMR2 of a TD with a dstack OS image.
@@ -40,6 +59,8 @@ def dstack_image(
         qemu: QEMU's program, which makes the ACPI tables.
         acpi: ACPI tables, or a folder with the three files.
         smbios: SMBIOS table of QEMU, for firmware that measures it.
+        processor_id: EAX and EDX of CPUID leaf 1 of the host. With it, `qemu` makes the SMBIOS
+            table too, if it is of the host's line.
         cache: Cache of tables that `qemu` made.
 
     Raises:
@@ -49,20 +70,27 @@ def dstack_image(
         BackendError: If QEMU does not answer.
     """
     found = image if isinstance(image, DstackImage) else read_dstack_image(image)
-    shape = _shape(vm_config)
-    measured = tdx(
-        firmware=found.firmware,
-        kernel=found.kernel,
-        initrd=found.initrd,
-        cmdline=found.cmdline,
-        shape=shape,
-        acpi=_tables(shape, qemu, acpi, cache),
-        smbios=smbios,
+    measured = measure_shape(
+        found.firmware,
+        TdxBoot(kernel=found.kernel, initrd=found.initrd, cmdline=found.cmdline),
+        _shape(vm_config),
+        TableSources(qemu, acpi, smbios, processor_id, cache),
     )
-    versions = dict(measured.versions)
+    settings = dict(measured.settings)
     if found.version is not None:
-        versions["image"] = found.version
-    return replace(measured, os_image_hash=found.os_image_hash, versions=versions)
+        settings["image"] = found.version
+    return replace(measured, os_image_hash=found.os_image_hash, settings=settings)
+
+
+def measure_shape(
+    firmware: bytes, boot: TdxBoot, shape: MachineShape, sources: TableSources
+) -> ExpectedMeasurements:
+    """Return the expected measurements of a TD on a machine of dstack; see `dstack_image`."""
+    smbios = sources.smbios
+    if smbios is None:
+        smbios = _smbios(shape, sources.qemu, sources.processor_id)
+    machine = TdxMachine.of_shape(shape, acpi=given_tables(_tables(shape, sources)), smbios=smbios)
+    return measure_tdx(firmware, boot, machine)
 
 
 def _shape(config: VmConfiguration) -> MachineShape:
@@ -72,12 +100,21 @@ def _shape(config: VmConfiguration) -> MachineShape:
     return MachineShape.from_vm_config(fields)
 
 
-def _tables(
-    shape: MachineShape,
-    qemu: str | os.PathLike[str] | None,
-    acpi: TableSource | None,
-    cache: TableCache | None,
-) -> AcpiBlobs | FoundTables | None:
+def _smbios(
+    shape: MachineShape, qemu: QemuProgram | None, processor_id: tuple[int, int] | None
+) -> bytes | None:
+    """Return the table that a QEMU of the host's line makes; it has the name of the line."""
+    if processor_id is None or qemu is None:
+        return None
+    host = host_version(shape)
+    if host is None or read_version(os.fspath(qemu)).release != host.release:
+        return None
+    table = read_machine(dstack_command(shape, qemu)).smbios_tables
+    return set_processor_id(table, *processor_id)
+
+
+def _tables(shape: MachineShape, sources: TableSources) -> AcpiBlobs | FoundTables | None:
+    acpi = sources.acpi
     if acpi is None or isinstance(acpi, str | os.PathLike):
-        return find_tables(shape, qemu=qemu, folder=acpi, cache=cache)
+        return find_tables(shape, qemu=sources.qemu, folder=acpi, cache=sources.cache)
     return acpi

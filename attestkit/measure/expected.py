@@ -1,5 +1,6 @@
 """Expected measurements of a guest, with what stands behind each value."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -8,6 +9,7 @@ from attestkit import _native
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.firmware.mrtd import Mrtds, PageOrder
+from attestkit.measure.policy_text import PinnedValue, describe_gap, write_policy
 
 Basis = Literal["hardware", "published", "independent", "source"]
 """What confirms the rule by which a value is computed, strongest first.
@@ -23,6 +25,7 @@ NotProven = Literal[
     "acpi_tables_from_log",  # no source of the tables: digests of the log, else none
     "acpi_tables_given",  # of a folder or of the caller, not made by a QEMU here
     "boot_options_from_log",  # of a boot from a disk, whose options are not given
+    "boot_order_from_log",  # of devices whose order QEMU's stand-ins do not have
     "grub_rtmr2",  # the commands that GRUB runs cannot be predicted
     "kernel_not_measured",  # SEV-SNP without hashes of the kernel
     "qemu_line_differs",  # the tables are of another line of QEMU than the host's
@@ -39,6 +42,7 @@ BootEvents: TypeAlias = "tuple[ExpectedEvent, ...]"
 TDX_REGISTERS: Final = (0, 1, 2)
 """Registers with expected values. RTMR3 is extended at run time."""
 
+_ORDERS: Final = "For both orders of pages, which depend on the host's kernel: the firmware is one."
 _STRONGEST_FIRST: Final[tuple[Basis, ...]] = ("hardware", "published", "independent", "source")
 # Firmware measures the SMBIOS table as EFI_HANDOFF_TABLES or EFI_HANDOFF_TABLES2.
 _SAME_TYPE: Final = {0x8000000B: 0x80000009}
@@ -71,7 +75,8 @@ class ExpectedMeasurements:
         events: Events of RTMR0 to RTMR2, in order within each register; none on SEV-SNP.
         other_events: Other possible lists of events, of which a log has one.
         mrtds: MRTD for each order of pages.
-        page_order: The order that the version of QEMU or the VM configuration suggests.
+        page_order: The order that the VM configuration states, else that of the version of QEMU.
+        page_order_known: Whether the VM configuration states it.
         single_events: Events to look for in the log, in no promised order, of a boot by GRUB.
         incomplete: Registers of which not all events are known.
         launch_digest: MEASUREMENT of an SEV-SNP guest, 48 bytes.
@@ -79,7 +84,7 @@ class ExpectedMeasurements:
         os_image_hash: Of a dstack image, 32 bytes.
         not_proven: What is not proven about the values.
         inputs: SHA-256 of each input file, by name, such as `firmware`.
-        versions: Versions of what the values are for, by name, such as `qemu`.
+        settings: Versions, machine and command line that the values are for, by name.
     """
 
     platform: Literal["tdx", "snp"]
@@ -87,6 +92,7 @@ class ExpectedMeasurements:
     other_events: tuple[BootEvents, ...] = ()
     mrtds: Mrtds | None = None
     page_order: PageOrder = "single_pass"
+    page_order_known: bool = False
     single_events: BootEvents = ()
     incomplete: tuple[int, ...] = ()
     launch_digest: bytes | None = None
@@ -94,7 +100,7 @@ class ExpectedMeasurements:
     os_image_hash: bytes | None = None
     not_proven: tuple[NotProven, ...] = ()
     inputs: Mapping[str, bytes] = field(default_factory=dict, hash=False)
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def mrtd(self) -> bytes | None:
@@ -118,6 +124,71 @@ class ExpectedMeasurements:
             found[f"rtmr{number}"] = weakest([event.basis for event in events])
         return found
 
+    def reference_values(self) -> dict[str, tuple[bytes, ...]]:
+        """Return all possible values by name of the appraisal policy; none for unknown ones.
+
+        MRTD has a value for each order of pages, unless the VM configuration states it: both are of
+        the same firmware.
+        """
+        if self.platform == "snp":
+            return {"measurement": () if self.launch_digest is None else (self.launch_digest,)}
+        orders: tuple[PageOrder, ...] = ("single_pass", "two_pass")
+        mrtds = [] if self.mrtds is None else [self.mrtds.of(order) for order in orders]
+        if self.mrtd is not None:
+            mrtds = [self.mrtd] if self.page_order_known else [self.mrtd, *mrtds]
+        found = {"mrtd": tuple(dict.fromkeys(mrtds))}
+        for number in TDX_REGISTERS:
+            found[f"rtmr{number}"] = self._possible(number)
+        return found
+
+    def to_toml(self) -> str:
+        """Return an appraisal policy that accepts the reference values, with comments."""
+        bases = self.bases
+        two = not self.page_order_known
+        values = [
+            PinnedValue(
+                name,
+                found,
+                bases["launch_digest" if name == "measurement" else name],
+                _ORDERS if name == "mrtd" and two else "",
+            )
+            for name, found in self.reference_values().items()
+        ]
+        return write_policy(
+            self.platform,
+            values,
+            inputs=self._all_inputs(),
+            settings=self.settings,
+            not_proven=self.not_proven,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all values, ready for JSON: bytes are hex."""
+        names = {"measurement": "launch_digest"}
+        values = {
+            name: {
+                "accepted": [value.hex() for value in found],
+                "basis": self.bases[names.get(name, name)],
+            }
+            for name, found in self.reference_values().items()
+        }
+        return {
+            "platform": self.platform,
+            "reference_values": values,
+            "page_order": self.page_order if self.platform == "tdx" else None,
+            "not_proven": {word: describe_gap(word) for word in self.not_proven},
+            "inputs": {name: digest.hex() for name, digest in self.inputs.items()},
+            "os_image_hash": None if self.os_image_hash is None else self.os_image_hash.hex(),
+            "settings": dict(self.settings),
+            "events": [_event_dict(event) for event in self.events],
+            "other_events": [[_event_dict(one) for one in events] for events in self.other_events],
+            "single_events": [_event_dict(event) for event in self.single_events],
+        }
+
+    def to_json(self) -> str:
+        """Return all values as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def with_log_digests(self, log: EventLog) -> "ExpectedMeasurements":
         """Return the measurements with the digests that only an event log has.
 
@@ -138,10 +209,20 @@ class ExpectedMeasurements:
         return replace(self, events=_fill(events, logged), other_events=())
 
     def _register(self, number: int) -> bytes | None:
+        values = self._possible(number)
+        return values[0] if len(values) == 1 else None
+
+    def _possible(self, number: int) -> tuple[bytes, ...]:
+        """Return the possible values of a register; none if one of them is unknown."""
         if self.platform == "snp" or number in self.incomplete:
-            return None
-        values = {replay(events, number) for events in (self.events, *self.other_events)}
-        return values.pop() if len(values) == 1 else None
+            return ()
+        values = [replay(events, number) for events in (self.events, *self.other_events)]
+        known = tuple(dict.fromkeys(value for value in values if value is not None))
+        return () if None in values else known
+
+    def _all_inputs(self) -> dict[str, bytes]:
+        image = {} if self.os_image_hash is None else {"sha256sum.txt": self.os_image_hash}
+        return image | dict(self.inputs)
 
 
 def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
@@ -156,6 +237,11 @@ def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
 def weakest(bases: Iterable[Basis]) -> Basis:
     """Return the weakest basis; `hardware` for none."""
     return max(bases, key=_STRONGEST_FIRST.index, default="hardware")
+
+
+def _event_dict(event: ExpectedEvent) -> dict[str, object]:
+    digest = None if event.digest is None else event.digest.hex()
+    return event._asdict() | {"digest": digest}
 
 
 def _extends(event: Event, register: int) -> bool:

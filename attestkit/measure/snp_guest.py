@@ -66,8 +66,17 @@ def snp(
         launch_basis=launch_digest_basis(vmm, svsm=svsm is not None),
         not_proven=("kernel_not_measured",) if files is None else (),
         inputs={name: sha256(data) for name, data in named.items() if data is not None},
-        versions={"vmm": vmm},
+        settings=_settings(machine, cpu_type, cmdline),
     )
+
+
+def _settings(machine: SnpMachine, cpu_type: str | None, cmdline: str | None) -> dict[str, str]:
+    """Return what the digest is for, as text by name."""
+    found = {"vmm": machine.vmm, "vcpus": str(machine.vcpus)}
+    if machine.vmm == "qemu":
+        found["cpu"] = cpu_type or f"{machine.cpu_signature:#x}"
+    found["guest_features"] = f"{machine.guest_features:#x}"
+    return found if cmdline is None else found | {"cmdline": cmdline}
 
 
 def _signature(cpu_type: str | None, cpu_signature: int | None, vmm: Vmm) -> int:

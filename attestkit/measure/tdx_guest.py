@@ -45,7 +45,14 @@ _ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 _SHIM_VARIABLES: Final = ("SbatLevel", "MokListTrusted")
 _AUTHORITY: Final = 0x800000E0
 _BOOT_VARIABLE: Final = 0x80000002
+_BOOT_ORDER_ITEM: Final = "fw_cfg bootorder"
 _UNKNOWN_OPTION: Final = b""
+_FROM_LOG: Final[dict[str, NotProven]] = {
+    "acpi-tables": "acpi_tables_from_log",
+    "smbios": "smbios_from_log",
+    "SbatLevel": "shim_variables_from_log",
+    _BOOT_ORDER_ITEM: "boot_order_from_log",
+}
 
 
 class TdxMachine(NamedTuple):
@@ -55,10 +62,36 @@ class TdxMachine(NamedTuple):
     memory_size: int  # bytes
     qemu: QemuRelease
     page_order: PageOrder
+    page_order_known: bool = False  # stated by the VM configuration
     acpi: FoundTables | None = None
     smbios: bytes | None = None  # of QEMU, published, or measured
     fw_cfg: FwCfgItems | None = None  # None for those of the kind of boot
     qemu_version: str = ""  # empty if unknown
+    cpu_count: int | None = None
+    boot_order_known: bool = True  # whether that of `fw_cfg` is the machine's
+
+    @classmethod
+    def of_shape(
+        cls,
+        shape: MachineShape,
+        *,
+        acpi: FoundTables | None = None,
+        smbios: bytes | None = None,
+        fw_cfg: FwCfgItems | None = None,
+    ) -> "TdxMachine":
+        """Return the machine of a shape."""
+        return cls(
+            memory=shape.memory,
+            memory_size=shape.memory_size,
+            qemu=shape.qemu_release,
+            page_order=shape.page_order,
+            page_order_known=shape.two_pass is not None,
+            acpi=acpi,
+            smbios=smbios,
+            fw_cfg=fw_cfg,
+            qemu_version=shape.qemu_version,
+            cpu_count=shape.cpu_count,
+        )
 
 
 class TdxBoot(NamedTuple):
@@ -146,18 +179,21 @@ def tdx(
     return measure_tdx(
         firmware,
         boot,
-        TdxMachine(
-            memory=form.memory,
-            memory_size=form.memory_size,
-            qemu=form.qemu_release,
-            page_order=form.page_order,
-            acpi=_found(acpi),
-            smbios=smbios,
-            fw_cfg=fw_cfg,
-            qemu_version=form.qemu_version,
-        ),
+        TdxMachine.of_shape(form, acpi=given_tables(acpi), smbios=smbios, fw_cfg=fw_cfg),
         separator_in_rtmr1=separator_in_rtmr1,
     )
+
+
+def given_tables(acpi: GivenTables | None) -> FoundTables | None:
+    """Return ACPI tables with their origin; those of a caller are not called exact.
+
+    Raises:
+        FormatError: If they are malformed.
+    """
+    if acpi is None or isinstance(acpi, FoundTables):
+        return acpi
+    files = check_tables(AcpiTables(*acpi))
+    return FoundTables(files, "folder", None, exact=False, basis="source")
 
 
 def measure_tdx(
@@ -185,12 +221,22 @@ def measure_tdx(
         other_events=tuple(others),
         mrtds=compute_mrtds(image, firmware.sections),
         page_order=machine.page_order,
+        page_order_known=machine.page_order_known,
         single_events=tuple(_grub_events(boot)) if by_grub else (),
         incomplete=(2,) if by_grub else (),
         not_proven=tuple(sorted(_not_proven(boot, machine, events, place=place))),
         inputs={"firmware": sha256(image), **boot.input_digests()},
-        versions={"qemu": machine.qemu_version} if machine.qemu_version else {},
+        settings=_settings(boot, machine),
     )
+
+
+def _settings(boot: TdxBoot, machine: TdxMachine) -> dict[str, str]:
+    """Return what the values are for, as text by name."""
+    found = {"qemu": machine.qemu_version} if machine.qemu_version else {}
+    if machine.cpu_count is not None:
+        found["cpu_count"] = str(machine.cpu_count)
+    found["memory_size"] = str(machine.memory_size)
+    return found | {"cmdline": boot.cmdline} if boot.cmdline else found
 
 
 def _boot_lists(
@@ -233,12 +279,13 @@ def _rtmr0(
         boot_order=boot.option_order,
         second_separator=not separator,
     )
+    unknown_item = "" if machine.boot_order_known else _BOOT_ORDER_ITEM
     found = []
     for event in events:
         if event.name in _ACPI_EVENTS and machine.acpi is not None:
             basis = weakest([event.basis, machine.acpi.basis])
             found.append(event._replace(basis=basis))
-        elif unknown and event.event_type == _BOOT_VARIABLE:
+        elif (unknown and event.event_type == _BOOT_VARIABLE) or event.name == unknown_item:
             found.append(event._replace(digest=None))
         else:
             found.append(event)
@@ -269,12 +316,7 @@ def _not_proven(
     boot: TdxBoot, machine: TdxMachine, events: BootEvents, *, place: bool | None
 ) -> Iterator[NotProven]:
     missing = {event.name for event in events if event.digest is None}
-    if "acpi-tables" in missing:
-        yield "acpi_tables_from_log"
-    if "smbios" in missing:
-        yield "smbios_from_log"
-    if "SbatLevel" in missing:
-        yield "shim_variables_from_log"
+    yield from (word for name, word in _FROM_LOG.items() if name in missing)
     if _has_unknown_options(boot):
         yield "boot_options_from_log"
     if boot.uki is not None:
@@ -304,13 +346,6 @@ def _has_shim(boot: TdxBoot) -> bool:
 
 def _has_unknown_options(boot: TdxBoot) -> bool:
     return boot.disk is not None and boot.options is None
-
-
-def _found(acpi: GivenTables | None) -> FoundTables | None:
-    if acpi is None or isinstance(acpi, FoundTables):
-        return acpi
-    files = check_tables(AcpiTables(*acpi))
-    return FoundTables(files, "folder", None, exact=False, basis="source")
 
 
 def _shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:

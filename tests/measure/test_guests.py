@@ -111,4 +111,10 @@ def test_dstack_image_row(row: Row) -> None:
     found = dstack_image(image, row["vm"], smbios=smbios_of(row))
     check_row(found, row)
     assert found.os_image_hash == bytes(32)
-    assert found.versions == {"qemu": row["vm"]["qemu_version"], "image": "0.5.5"}
+    assert found.settings == {
+        "qemu": row["vm"]["qemu_version"],
+        "cpu_count": str(row["vm"]["cpu_count"]),
+        "memory_size": str(row["vm"]["memory_size"]),
+        "cmdline": row["cmdline"],
+        "image": "0.5.5",
+    }

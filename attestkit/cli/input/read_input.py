@@ -114,17 +114,17 @@ class _InterruptibleReader(io.RawIOBase):
             self._read_lock.release()
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a file of at most 32 MiB.
+def read_file(path: Path, most: int = LARGEST) -> bytes:
+    """Return the content of a file of at most `most` bytes, by default 32 MiB.
 
     Raises:
         FormatError: As `open_input`, or if the file is longer.
         UsageError: As `open_input`.
     """
     with open_input(path) as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise FormatError(f"{path}: longer than {LARGEST} bytes", reason="too_large")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise FormatError(f"{path}: longer than {most} bytes", reason="too_large")
     return data
 
 

@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple, Protocol
 
 from attestkit._sanitize import shown
+from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.qemu_version import QemuVersion
 
@@ -17,9 +18,6 @@ _MIN_MEMORY: Final = 1 << 20  # the reader of fw_cfg uses the first 640 KiB
 _MAX_HOLE: Final = 1 << 51
 _MAX_SLOTS: Final = 30  # of bus 0, without host bridge and LPC
 _SHARE_MODES: Final = ("", "9p", "vvfat", "vhd")
-
-_SPLIT_MEMORY: Final = 0xB0000000  # from this size on, a part of the memory is above 4 GiB
-_LOW_MEMORY: Final = 0x80000000  # which then is below
 
 
 class DstackMachine(Protocol):
@@ -121,11 +119,6 @@ class AcpiInputs(NamedTuple):
     pic: bool
 
 
-def low_memory(memory_size: int) -> int:
-    """Return the bytes of RAM below 4 GiB that q35 has with this memory size."""
-    return _LOW_MEMORY if memory_size >= _SPLIT_MEMORY else memory_size
-
-
 def host_version(machine: DstackMachine) -> QemuVersion | None:
     """Return the version of the host's QEMU, or None if it is unknown.
 
@@ -164,7 +157,7 @@ def acpi_inputs(machine: DstackMachine) -> AcpiInputs:
         raise UsageError(message, reason="too_many")
     return AcpiInputs(
         cpu_count=machine.cpu_count,
-        low_memory=low_memory(machine.memory_size),
+        low_memory=memory_below_4g(machine.memory_size),
         endpoints=endpoints,
         root_ports=ports,
         hotplug_off=bool(machine.hotplug_off),

@@ -21,7 +21,6 @@ from attestkit.measure.kernel.linux_kernel import (
     loads_patched_kernel,
     measured_kernel_digest,
     patch_setup_header,
-    ram_below_4g,
 )
 from attestkit.measure.kernel.load_options import direct_boot_options
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
@@ -47,5 +46,4 @@ __all__ = [
     "loads_patched_kernel",
     "measured_kernel_digest",
     "patch_setup_header",
-    "ram_below_4g",
 ]

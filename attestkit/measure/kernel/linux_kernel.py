@@ -10,6 +10,7 @@ import struct
 from typing import Final
 
 from attestkit._reasons import FormatReason
+from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.kernel.load_options import check_cmdline
 from attestkit.measure.kernel.pe_image import authenticode_digest
@@ -17,8 +18,6 @@ from attestkit.measure.kernel.pe_image import authenticode_digest
 QemuRelease = tuple[int, int]
 """Major and minor number."""
 
-_LOW_SPLIT: Final = 0xB0000000  # from this size on, QEMU puts a part of the memory above 4 GiB
-_LOW_END: Final = 0x80000000
 _ACPI_DATA_SIZE: Final = 0x28000  # bytes that QEMU reserves below the end of low memory
 _OLDEST: Final = 0x202  # protocol
 _SMALLEST: Final = 0x238  # bytes: the fields read here
@@ -28,17 +27,6 @@ _CAN_USE_HEAP: Final = 0x80  # bit of loadflags
 _QEMU_LOADER: Final = 0xB0  # type_of_loader
 _VIDEO_MODES: Final = {"normal": 0xFFFF, "ext": 0xFFFE, "ask": 0xFFFD}  # compared as prefixes
 _NUMBER: Final = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9})(?: |\Z)")
-
-
-def ram_below_4g(memory_size: int) -> int:
-    """Return the bytes of RAM below 4 GiB of a q35 machine of QEMU.
-
-    Raises:
-        UsageError: If the size is not positive.
-    """
-    if memory_size <= 0:
-        raise UsageError(f"memory size: must be positive, not {memory_size}", reason="out_of_range")
-    return min(memory_size, _LOW_END if memory_size >= _LOW_SPLIT else _LOW_SPLIT)
 
 
 def loads_patched_kernel(qemu: QemuRelease, *, named_blobs: bool) -> bool:
@@ -147,7 +135,7 @@ def _initrd_address(header: bytearray, memory_size: int, initrd_size: int) -> in
         (highest,) = struct.unpack_from("<I", header, 0x22C)
     else:
         highest = 0x37FFFFFF
-    highest = min(highest, ram_below_4g(memory_size) - _ACPI_DATA_SIZE - 1)
+    highest = min(highest, memory_below_4g(memory_size) - _ACPI_DATA_SIZE - 1)
     if not 0 <= initrd_size < highest:
         message = f"initrd: {initrd_size} bytes do not fit into {memory_size} bytes of memory"
         raise UsageError(message, reason="out_of_range")

@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._reasons import VerificationStep
@@ -65,6 +65,9 @@ from attestkit.verifier.result import (
     caution,
     passed,
 )
+
+if TYPE_CHECKING:
+    from attestkit.measure import ExpectedMeasurements
 
 __all__ = [
     "PRESETS",
@@ -260,6 +263,24 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
         statuses = _DEFAULT if status is None else {*_DEFAULT, status}
         svns = pinned_svns(result) if pin_svns else ()
         return cls(accepted_statuses=statuses, minimum_svns=svns, **pinned_rules(result))
+
+    @classmethod
+    def from_measurements(cls, expected: "ExpectedMeasurements") -> "AppraisalPolicy":
+        """Return the default policy with computed reference values.
+
+        Values that cannot be computed are not pinned: see `not_proven` of the measurements.
+        `ExpectedMeasurements.to_toml` returns the same policy, with comments.
+
+        Raises:
+            UsageError: If no value can be computed.
+        """
+        found = expected.reference_values()
+        known: dict[str, Any] = {name: values for name, values in found.items() if values}
+        if not known:
+            raise UsageError("expected: no value can be computed", reason="missing")
+        platform = "dstack-tdx" if expected.platform == "tdx" else SNP
+        rules = {"platforms": (platform,), "reference_values": ReferenceValues(**known)}
+        return cls.default().replace(**rules)
 
     def replace(self, **rules: object) -> "AppraisalPolicy":
         """Return a policy with these rules replaced.

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs, low_memory
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.qemu_command import dstack_command, inputs_command
 from attestkit.measure.acpi.qemu_machine import read_machine
 from tests.measure.acpi.machines import Machine, needs_qemu
@@ -84,7 +84,7 @@ def test_acpi_inputs_have_pic_before_9_0(version: str, pic: bool | None, expecte
 )
 def test_low_memory_is_2_gib_from_2816_mib_on(memory: int, low: int) -> None:
     """From 2816 MiB on, a part of the memory is above 4 GiB."""
-    assert low_memory(memory) == low
+    assert acpi_inputs(SHAPE._replace(memory_size=memory)).low_memory == low
 
 
 @needs_qemu

@@ -15,7 +15,6 @@ from attestkit.measure.kernel import (
     loads_patched_kernel,
     measured_kernel_digest,
     patch_setup_header,
-    ram_below_4g,
 )
 from tests.measure.kernel.debian_files import package_file
 from tests.measure.kernel.samples import linux_kernel, pe_image
@@ -102,29 +101,6 @@ def test_measured_kernel_digest_of_unpatched_kernel_is_that_of_the_file() -> Non
         kernel, patched=False, memory_size=0, initrd_size=1 << 40, cmdline="vga=wrong"
     )
     assert digest == authenticode_digest(kernel)
-
-
-@pytest.mark.parametrize(
-    ("memory", "low"),
-    [
-        (1, 1),
-        (2 * GIB, 2 * GIB),
-        (0xB0000000 - 1, 0xB0000000 - 1),
-        (0xB0000000, 2 * GIB),
-        (2 << 40, 2 * GIB),
-    ],
-)
-def test_ram_below_4g(memory: int, low: int) -> None:
-    """From 2816 MiB on, only 2 GiB are below 4 GiB."""
-    assert ram_below_4g(memory) == low
-
-
-@pytest.mark.parametrize("memory", [0, -1])
-def test_ram_below_4g_refuses_size(memory: int) -> None:
-    """A machine has memory."""
-    with pytest.raises(UsageError) as caught:
-        ram_below_4g(memory)
-    assert caught.value.reason == "out_of_range"
 
 
 def test_patch_is_equal_at_2_gib_and_from_2816_mib_on() -> None:

@@ -1,0 +1,108 @@
+"""Expected measurements of a TD, from the command line of its QEMU."""
+
+import os
+from collections.abc import Sequence
+
+from attestkit.attestation.launch.td_hob import MemoryRange
+from attestkit.attestation.launch.tdx import is_two_pass
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.acpi import (
+    QemuMachine,
+    QemuVersion,
+    clean_command,
+    describe_tables,
+    read_machine,
+    read_version,
+)
+from attestkit.measure.expected import ExpectedMeasurements
+from attestkit.measure.rtmr0 import DIRECT_BOOT_ORDER, FwCfgItems, set_processor_id
+from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
+
+
+def tdx_command(
+    command: str | Sequence[str],
+    *,
+    firmware: bytes,
+    boot: TdxBoot,
+    qemu: str | os.PathLike[str],
+    qemu_version: str = "",
+    processor_id: tuple[int, int] | None = None,
+) -> ExpectedMeasurements:
+    """Return the expected MRTD and RTMR0 to RTMR2 of a TD, from the command line of its QEMU.
+
+    The command line is not executed: a cleaned one without TDX and KVM is, stopped before the first
+    instruction of a guest. No file that it names is opened.
+
+    Args:
+        command: Command line of the guest's QEMU, as text or as words.
+        firmware: Image of OVMF.
+        boot: What is booted.
+        qemu: QEMU's program to run, which should be of the host's line.
+        qemu_version: Version of the host's QEMU; empty if it is that of `qemu`.
+        processor_id: EAX and EDX of CPUID leaf 1 of the host, for firmware that measures the SMBIOS
+            table.
+
+    Raises:
+        FormatError: If an input is malformed or exceeds a limit.
+        UsageError: If an option of the command line is not supported, or files exclude each other.
+        ConfigError: If QEMU is missing, or refuses the options.
+        BackendError: If QEMU does not answer.
+    """
+    program = os.fspath(qemu)
+    made_with = read_version(program)
+    wanted = _parse_version(qemu_version) if qemu_version else made_with
+    cleaned = clean_command(command, wanted, program)
+    machine = read_machine(cleaned.command)
+    smbios = None
+    if processor_id is not None and made_with.release == wanted.release:
+        smbios = set_processor_id(machine.smbios_tables, *processor_id)
+    two_pass = is_two_pass({"qemu_version": str(wanted)})
+    given = TdxMachine(
+        memory=tuple(MemoryRange(*found) for found in machine.ranges),
+        memory_size=cleaned.memory_size,
+        qemu=wanted.release,
+        page_order="two_pass" if two_pass else "single_pass",
+        acpi=describe_tables(machine.acpi, "qemu", made_with=made_with, wanted=wanted),
+        smbios=smbios,
+        fw_cfg=_fw_cfg(machine, direct=boot.disk is None),
+        qemu_version=str(wanted),
+        boot_order_known=cleaned.boot_order_known,
+    )
+    return measure_tdx(firmware, boot, given)
+
+
+def _fw_cfg(machine: QemuMachine, *, direct: bool) -> FwCfgItems:
+    """Return the items of a machine that was read without `-kernel`."""
+    # QEMU puts the loader of -kernel before all devices.
+    first = DIRECT_BOOT_ORDER if direct else b""
+    return FwCfgItems(
+        extra_pci_roots=machine.extra_pci_roots,
+        boot_menu=machine.boot_menu,
+        boot_menu_wait=machine.boot_menu_wait,
+        reserved_memory_end=machine.reserved_memory_end,
+        pci_mmio64_mb=machine.pci_mmio64_mb,
+        boot_order=first + machine.boot_order,
+    )
+
+
+def command_files(command: str | Sequence[str]) -> dict[str, str]:
+    """Return the values of -kernel, -initrd, -append and -shim of a command line, by name.
+
+    Raises:
+        UsageError: As `clean_command`.
+    """
+    found = clean_command(command, QemuVersion(10, 0))
+    named = {
+        "kernel": found.kernel,
+        "initrd": found.initrd,
+        "cmdline": found.cmdline,
+        "shim": found.shim,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _parse_version(text: str) -> QemuVersion:
+    try:
+        return QemuVersion.parse(text)
+    except FormatError as error:
+        raise UsageError(str(error), reason="wrong_value") from error
