@@ -20,6 +20,8 @@ from tests.cli.commands.test_verify_key import EXPECTED as KEY_EXPECTED
 from tests.cli.commands.test_verify_key import KEY
 from tests.cli.evidence_files import Files
 from tests.cli.program import PATIENCE, SIMULATED, closed_pipe, run, wait_until_read
+from tests.measure.image_samples import write_folder
+from tests.measure.measured_guest import image_files
 from tests.serve.server import environment
 from tests.verifier.ear import ears
 
@@ -46,6 +48,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat(), "--any-freshness"],
         "emit": [*SIMULATED, "event", "00"],
         "key": [*SIMULATED, "path"],
+        "measure": measured(files),
         "mount": ["--list-faults"],
         "policy": [evidence, *files.trusted],
         "quote": [*SIMULATED],
@@ -58,6 +61,12 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "verify-key": [str(files.put("key.json", KEY)), *KEY_EXPECTED],
         "verify-many": [str(files.put("lines", line)), *files.trusted, "--workers", "0"],
     }
+
+
+def measured(files: Files) -> list[str]:
+    """Return the options that measure a small image."""
+    image = write_folder(files.folder / "image", image_files())
+    return ["--image", str(image), "--cpu-count", "2", "--memory-size", "2G"]
 
 
 @pytest.fixture(params=sorted(COMMANDS))
