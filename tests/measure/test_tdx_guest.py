@@ -1,0 +1,206 @@
+"""Expected measurements of TDs by kind of boot, and which arguments exclude each other."""
+
+from typing import Any
+
+import pytest
+
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure import ExpectedMeasurements, MachineShape, snp, tdx
+from attestkit.measure.acpi import find_tables
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.kernel import BootImage
+from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
+from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
+from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
+from tests.measure.measured_guest import VM_CONFIG, log_of
+from tests.measure.snp.images import sev_image
+
+FIRMWARE = tdvf_image()
+NEW_FIRMWARE = tdvf_image(
+    (TD_TCG2, UI_APP, SMBIOS_MEASUREMENT), (b"ACPI DATA", b"etc/boot/", b"QEMU FW CFG")
+)
+SHAPE = MachineShape(**VM_CONFIG)
+TABLES = find_tables(SHAPE)
+UKI = pe_image([(".linux", linux_kernel()), (".cmdline", b"quiet"), (".initrd", b"an initrd")])
+SHIM = BootImage("shim", pe_image([(".text", b"shim")]))
+GRUB = BootImage("grub", pe_image([(".text", b"grub")]))
+
+
+def measure(**arguments: Any) -> ExpectedMeasurements:
+    """Measure a guest with the packaged tables."""
+    defaults = {"firmware": FIRMWARE, "shape": SHAPE, "acpi": TABLES}
+    return tdx(**{**defaults, **arguments})
+
+
+def names(found: ExpectedMeasurements, register: int) -> list[str]:
+    """Return the names of a register's events."""
+    return [event.name for event in found.events if event.register == register]
+
+
+def completed(events: tuple[ExpectedEvent, ...]) -> tuple[ExpectedEvent, ...]:
+    """Return events with digests for those that only a log has."""
+    return tuple(event._replace(digest=event.digest or b"d" * 48) for event in events)
+
+
+def test_direct_boot_is_proven_as_far_as_its_tables() -> None:
+    """With exact tables nothing is left open; each register has a value."""
+    found = measure(kernel=linux_kernel(), initrd=b"an initrd", cmdline="quiet")
+    assert found.not_proven == ()
+    assert None not in found.rtmrs
+    assert found.bases == {
+        "mrtd": "independent",
+        "rtmr0": "published",
+        "rtmr1": "independent",
+        "rtmr2": "independent",
+    }
+    assert found == measure(kernel=linux_kernel(), initrd=b"an initrd", cmdline="quiet")
+
+
+def test_fields_of_shape_are_arguments() -> None:
+    """The machine is given as a whole or by its fields."""
+    one = tdx(firmware=FIRMWARE, kernel=linux_kernel(), acpi=TABLES, **VM_CONFIG)
+    assert one == measure(kernel=linux_kernel())
+
+
+def test_given_tables_are_not_called_exact() -> None:
+    """Files of the caller have the values of the same tables, and another basis."""
+    assert TABLES is not None
+    found = measure(kernel=linux_kernel(), acpi=tuple(TABLES.files))
+    assert found.rtmrs == measure(kernel=linux_kernel()).rtmrs
+    assert found.not_proven == ("acpi_tables_given",)
+    assert found.bases["rtmr0"] == "source"
+
+
+@pytest.mark.parametrize(
+    ("version", "word"),
+    [("8.2.2", "acpi_tables_derived"), ("", "qemu_line_differs")],
+)
+def test_tables_of_another_line_are_named(version: str, word: str) -> None:
+    """Tables that are not of the host's QEMU are not proven."""
+    shape = MachineShape(cpu_count=4, memory_size=2 << 30, qemu_version=version)
+    tables = find_tables(shape)
+    if tables is None:
+        assert TABLES is not None
+        tables = TABLES._replace(exact=False)
+    found = measure(kernel=linux_kernel(), shape=shape, acpi=tables)
+    assert word in found.not_proven
+    assert ("qemu_version_unknown" in found.not_proven) == (not version)
+
+
+def test_smbios_and_boot_order_may_be_unknown() -> None:
+    """Firmware that measures the SMBIOS table needs it; the log has its digest."""
+    found = measure(firmware=NEW_FIRMWARE, kernel=linux_kernel())
+    assert found.not_proven == ("smbios_from_log",)
+    assert found.rtmrs[0] is None
+    assert "fw_cfg bootorder" in names(found, 0)
+    other = measure(firmware=NEW_FIRMWARE, kernel=linux_kernel(), fw_cfg=FwCfgItems())
+    assert "fw_cfg bootorder" not in names(other, 0)
+
+
+def test_uki_has_both_forms_until_a_log_decides() -> None:
+    """Whether the stub measures shows in a log; RTMR0 and RTMR1 are known without."""
+    found = measure(uki=UKI)
+    assert found.not_proven == ("uki_stub_rtmr2",)
+    assert found.rtmrs[2] is None
+    assert None not in found.rtmrs[:2]
+    assert len(found.reference_values()["rtmr2"]) == 2
+    assert names(found, 1)[0] == "uki"
+    for events in (found.events, *found.other_events):
+        logged = ExpectedMeasurements(platform="tdx", events=events)
+        filled = found.with_log_digests(log_of(logged))
+        assert filled.events == events
+        assert filled.rtmrs == logged.rtmrs
+
+
+def test_disk_boot_by_grub_has_no_rtmr2() -> None:
+    """RTMR2 depends on GRUB's commands; single events can be searched for."""
+    found = measure(kernel=linux_kernel(), disk=gpt_disk(), boot_loaders=[SHIM, GRUB])
+    assert found.not_proven == ("boot_options_from_log", "grub_rtmr2", "shim_variables_from_log")
+    assert names(found, 1)[2:6] == ["gpt", "shim", "grub", "kernel"]
+    assert found.incomplete == (2,)
+    assert found.rtmrs[0] is None
+    assert found.rtmrs[1] is not None
+    assert {event.name for event in found.single_events} >= {"kernel", "load-options"}
+    assert "rtmr2 is not pinned" in found.to_toml()
+    logged = ExpectedMeasurements(platform="tdx", events=completed(found.events))
+    filled = found.with_log_digests(log_of(logged))
+    assert filled.rtmrs == (logged.rtmrs[0], found.rtmrs[1], None)
+
+
+def test_disk_boot_with_known_options() -> None:
+    """Boot options of devices complete RTMR0."""
+    options = [virtio_disk_option(3, 0)]
+    found = measure(uki=UKI, disk=gpt_disk(), boot_options=options, boot_order=[1, 0])
+    assert found.rtmrs[0] is not None
+    assert names(found, 0)[-2:] == ["Boot0001", "Boot0000"]
+
+
+def test_shim_of_direct_boot() -> None:
+    """A shim measures variables that only a log has."""
+    found = measure(kernel=linux_kernel(), shim=SHIM.data)
+    assert "shim_variables_from_log" in found.not_proven
+    assert names(found, 1)[:2] == ["shim", "kernel"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "missing"),
+        ({"kernel": b"", "uki": b""}, "conflict"),
+        ({"uki": UKI, "initrd": b""}, "conflict"),
+        ({"uki": UKI, "disk": gpt_disk(), "shim": b""}, "conflict"),
+        ({"kernel": linux_kernel(), "boot_loaders": [SHIM]}, "not_applicable"),
+        ({"kernel": linux_kernel(), "cpu_count": 2}, "conflict"),
+        ({"kernel": linux_kernel(), "shape": None}, "missing"),
+        ({"kernel": linux_kernel(), "shape": None, "cpus": 2}, "unknown_name"),
+        ({"kernel": linux_kernel(), "cmdline": "\0"}, "encoding"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], reason: str) -> None:
+    """Arguments of different kinds of boot exclude each other."""
+    with pytest.raises(UsageError) as caught:
+        measure(**arguments)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("cut", [0, 100, 4096, len(FIRMWARE) - 1])
+def test_malformed_files(cut: int) -> None:
+    """Truncated files are format errors."""
+    with pytest.raises(FormatError):
+        measure(firmware=FIRMWARE[:cut], kernel=linux_kernel())
+    with pytest.raises(FormatError):
+        measure(kernel=linux_kernel()[: min(cut, 200)])
+    with pytest.raises(FormatError):
+        measure(uki=UKI[: min(cut, 200)])
+    with pytest.raises(FormatError):
+        measure(kernel=linux_kernel(), disk=gpt_disk()[: min(cut, 600)])
+    with pytest.raises(FormatError):
+        measure(kernel=linux_kernel(), acpi=(b"", b"", bytes(min(cut, 600))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "missing"),
+        ({"cpu_type": "EPYC-v4", "cpu_signature": 1}, "conflict"),
+        ({"cpu_type": "Pentium"}, "unknown_name"),
+        ({"cpu_signature": 1, "initrd": b""}, "missing"),
+        ({"cpu_signature": 1, "svsm": b"", "kernel": b""}, "conflict"),
+        ({"cpu_signature": 1, "vcpus": 0}, "out_of_range"),
+    ],
+)
+def test_wrong_arguments_of_snp(arguments: dict[str, Any], reason: str) -> None:
+    """Arguments of SEV-SNP guests are checked."""
+    call: Any = snp
+    with pytest.raises(UsageError) as caught:
+        call(**{"firmware": sev_image(), "vcpus": 2, **arguments})
+    assert caught.value.reason == reason
+
+
+def test_snp_of_clouds_needs_no_cpu_type() -> None:
+    """EC2 and GCE do not measure the CPU; a kernel that is not measured is named."""
+    found = snp(firmware=sev_image(), vcpus=2, vmm="gce")
+    assert found.launch_digest is not None
+    assert found.not_proven == ("kernel_not_measured",)
+    assert found.bases == {"launch_digest": "independent"}
+    assert found.with_log_digests(log_of(ExpectedMeasurements(platform="tdx"))) is found
