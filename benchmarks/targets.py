@@ -98,6 +98,8 @@ TARGETS: Final[dict[str, Target]] = {
     "tee-first": Target("fixture tee: the first of a run, imports included", None, 50, 40, "ms"),
     "tee-next": Target("fixture tee: each next one", None, 2, 1.5, "ms"),
     "tee-server": Target("fixture tee: its server, the first of a run", None, 450, 150, "ms"),
+    "mrtd": Target("MRTD of 16 MiB, both orders of pages", None, 100, unit="ms"),
+    "measure": Target("all registers of a direct boot, tables at hand", None, 1000, unit="ms"),
     "idle": Target("server: memory before the first request", None, 60, 45, "MB"),
     "every-route": Target("server: memory after every route once", None, 90, 70, "MB"),
     **KEYS,

@@ -3,19 +3,24 @@
 from attestkit.measure.dstack_guest import dstack_image
 from attestkit.measure.dstack_image import DstackImage, read_dstack_image
 from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
+from attestkit.measure.kernel import BootImage
 from attestkit.measure.machine_shape import MachineShape
+from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
 from attestkit.measure.snp_guest import snp
 from attestkit.measure.tdx_guest import tdx
 
 __all__ = [
     "Basis",
+    "BootImage",
     "DstackImage",
     "ExpectedEvent",
     "ExpectedMeasurements",
+    "FwCfgItems",
     "MachineShape",
     "NotProven",
     "dstack_image",
     "read_dstack_image",
     "snp",
     "tdx",
+    "virtio_disk_option",
 ]

@@ -120,8 +120,8 @@ class ExpectedMeasurements:
             return {"launch_digest": self.launch_basis}
         found: dict[str, Basis] = {"mrtd": "independent"}
         for number in TDX_REGISTERS:
-            events = [event for event in self.events if event.register == number]
-            found[f"rtmr{number}"] = weakest([event.basis for event in events])
+            bases = [event.basis for event in self.events if event.register == number]
+            found[f"rtmr{number}"] = weakest(bases or ["source"])
         return found
 
     def reference_values(self) -> dict[str, tuple[bytes, ...]]:

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from attestkit.attestation import Attestation
 from attestkit.event_log import Event, EventLog
@@ -19,7 +20,7 @@ from tests.measure.image_samples import METADATA, sealed, write_folder
 from tests.measure.kernel.samples import linux_kernel
 from tests.verifier.platforms import intel
 
-VM_CONFIG = {"cpu_count": 2, "memory_size": 2 << 30, "qemu_version": "10.0.13"}
+VM_CONFIG: dict[str, Any] = {"cpu_count": 2, "memory_size": 2 << 30, "qemu_version": "10.0.13"}
 NONCE = bytes(range(32))
 LISTED = ("ovmf.fd", "bzImage", "initramfs.cpio.gz", "metadata.json")
 

@@ -37,9 +37,10 @@ def tables_of(row: Row) -> AcpiBlobs:
 
 def check_row(found: ExpectedMeasurements, row: Row) -> None:
     """Compare all events and registers with a row."""
-    assert [
-        [event.register, event.name, event.digest and event.digest.hex()] for event in found.events
-    ] == row["events"]
+    events = [
+        [event.register, event.name, event.digest.hex()] for event in found.events if event.digest
+    ]
+    assert events == row["events"]
     assert found.mrtd is not None
     assert found.mrtd.hex() == row["mrtd"]
     values = [value and value.hex() for value in found.rtmrs]

@@ -1,8 +1,10 @@
 """Policies made from measurements accept a guest of the image, and refuse another."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +120,11 @@ def test_log_fills_missing_digests(expected: ExpectedMeasurements) -> None:
 
 def test_old_firmware_has_two_lists_until_a_log_decides() -> None:
     """Both places of the second separator are accepted; a log has one of them."""
-    files = {"firmware": tdvf_image(texts=OLD_TEXTS), "kernel": linux_kernel(), "shape": SHAPE}
+    files: dict[str, Any] = {
+        "firmware": tdvf_image(texts=OLD_TEXTS),
+        "kernel": linux_kernel(),
+        "shape": SHAPE,
+    }
     found = tdx(**files)
     assert "separator_place" in found.not_proven
     assert [len(values) for values in found.reference_values().values()] == [2, 0, 2, 1]
@@ -131,6 +137,13 @@ def test_old_firmware_has_two_lists_until_a_log_decides() -> None:
         logged = replace(one, events=tuple(digests))
         filled = found.with_log_digests(log_of(logged))
         assert filled.rtmrs == logged.rtmrs
+
+
+def test_measurements_pickle(expected: ExpectedMeasurements) -> None:
+    """Another process gets equal measurements."""
+    found = pickle.loads(pickle.dumps(expected))
+    assert found == expected
+    assert hash(found) == hash(expected)
 
 
 def test_value_that_cannot_be_computed_is_no_policy() -> None:
@@ -161,5 +174,6 @@ def test_weakest_basis_is_that_of_the_register() -> None:
     found = ExpectedMeasurements(platform="tdx", events=events)
     assert found.bases["rtmr0"] == "source"
     assert found.bases["rtmr1"] == "published"
+    assert found.bases["rtmr2"] == "source"
     assert weakest([]) == "hardware"
     assert replay(events, 2) == bytes(48)

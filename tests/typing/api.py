@@ -43,6 +43,7 @@ from attestkit import (
     aopen,
     backends,
     errors,
+    measure,
     quote_columns,
     ra_tls,
     verify,
@@ -57,6 +58,7 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.tdx_ioctl import TdxIoctl
+from attestkit.measure.acpi import find_tables
 from attestkit.testing import BackendContract, SimulatedTee
 
 Registers = tuple[bytes, bytes, bytes, bytes]
@@ -239,6 +241,24 @@ class TestUserBackend(BackendContract):
     def make_backend(self) -> Backend:
         """Return the backend."""
         return UserBackend()
+
+
+def measure_image(folder: Path, firmware: bytes) -> None:
+    """Expected measurements, and the policy that they make."""
+    expected = measure.dstack_image(folder, {"cpu_count": 2, "memory_size": 2 << 30})
+    assert_type(expected, measure.ExpectedMeasurements)
+    assert_type(expected.mrtd, bytes | None)
+    assert_type(expected.rtmrs, tuple[bytes | None, bytes | None, bytes | None])
+    assert_type(expected.bases["rtmr0"], measure.Basis)
+    assert_type(AppraisalPolicy.from_measurements(expected), AppraisalPolicy)
+    shape = measure.MachineShape(cpu_count=2, memory_size=2 << 30)
+    tables = find_tables(shape)
+    found = measure.tdx(firmware=firmware, kernel=b"kernel", shape=shape, acpi=tables)
+    assert_type(found.events[0], measure.ExpectedEvent)
+    measure.tdx(firmware=firmware, uki=b"", cpu_count=2, memory_size=2 << 30, qemu_version="9.2.1")
+    guest = measure.snp(firmware=firmware, vcpus=2, cpu_type="EPYC-v4", vmm="qemu")
+    assert_type(guest.launch_digest, bytes | None)
+    assert_type(guest.to_toml(), str)
 
 
 def test_with_fixtures(

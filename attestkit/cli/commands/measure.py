@@ -146,8 +146,13 @@ def _measure_command(
         raise UsageError("--image and --qemu-args: give only one", reason="conflict")
     if not (boot.kernel or boot.uki or boot.disk):
         named = command_files(command)
-        paths = {name: Path(named[name]) for name in ("kernel", "initrd", "shim") if name in named}
-        boot = boot._replace(cmdline=boot.cmdline or named.get("cmdline"), **paths)
+        paths = {name: Path(value) for name, value in named.items() if name != "cmdline"}
+        boot = boot._replace(
+            kernel=paths.get("kernel"),
+            initrd=boot.initrd or paths.get("initrd"),
+            shim=boot.shim or paths.get("shim"),
+            cmdline=named.get("cmdline") if boot.cmdline is None else boot.cmdline,
+        )
     files = boot.read()
     return tdx_command(
         command,
@@ -215,7 +220,7 @@ def _show(expected: "ExpectedMeasurements") -> None:
     title = {"tdx": "TDX", "snp": "SEV-SNP"}[expected.platform]
     bases = expected.bases
     found = expected.reference_values()
-    lines = []
+    lines: list[tuple[str, str, str]] = []
     for name, values in found.items():
         basis = bases["launch_digest" if name == "measurement" else name]
         lines += [(name, value.hex(), basis) for value in values] or [(name, "unknown", "-")]
