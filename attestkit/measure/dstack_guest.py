@@ -72,7 +72,12 @@ def dstack_image(
     found = image if isinstance(image, DstackImage) else read_dstack_image(image)
     measured = measure_shape(
         found.firmware,
-        TdxBoot(kernel=found.kernel, initrd=found.initrd, cmdline=found.cmdline),
+        TdxBoot(
+            kernel=found.kernel,
+            initrd=found.initrd,
+            cmdline=found.cmdline,
+            kernel_header_normalized=found.kernel_header_normalized,
+        ),
         _shape(vm_config),
         TableSources(qemu, acpi, smbios, processor_id, cache),
     )

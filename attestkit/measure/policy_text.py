@@ -18,17 +18,17 @@ _BASES: Final = {
 }
 _MEANINGS: Final = {
     "acpi_tables_derived": "the ACPI tables are derived from those of another line of QEMU",
-    "acpi_tables_from_log": "the ACPI tables are not known; only a log has their digests",
+    "acpi_tables_from_log": "nothing computes the ACPI tables; their digests are a log's, or unknown",
     "acpi_tables_given": "the ACPI tables are from a folder, not made by a QEMU here",
-    "boot_options_from_log": "the boot options of devices are not known; only a log has them",
-    "boot_order_from_log": "the order of boot devices is not known; only a log has its digest",
+    "boot_options_from_log": "boot options of devices are a log's, or unknown",
+    "boot_order_from_log": "the order of boot devices is a log's, or unknown",
     "grub_rtmr2": "RTMR2 depends on the commands that GRUB runs",
     "kernel_not_measured": "kernel, initrd and command line are not measured at launch",
     "qemu_line_differs": "the ACPI tables are of another line of QEMU than the host's",
     "qemu_version_unknown": "the version of QEMU is not known; 9.1 is assumed",
     "separator_place": "the firmware has its second separator in RTMR0 or in RTMR1",
-    "shim_variables_from_log": "the variables of shim are not known; only a log has them",
-    "smbios_from_log": "the SMBIOS table is not known; only a log has its digest",
+    "shim_variables_from_log": "the variables of shim are a log's, or unknown",
+    "smbios_from_log": "nothing computes the SMBIOS table; its digest is a log's, or unknown",
     "uki_stub_rtmr2": "whether the stub of the kernel image measures is not known",
 }
 
@@ -45,11 +45,6 @@ class PinnedValue(NamedTuple):
 def describe_gap(word: str) -> str:
     """Return what a word of `not_proven` means."""
     return _MEANINGS[word]
-
-
-def describe_basis(basis: str) -> str:
-    """Return what a basis means."""
-    return _BASES[basis]
 
 
 def write_policy(

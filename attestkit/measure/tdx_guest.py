@@ -100,6 +100,7 @@ class TdxBoot(NamedTuple):
     kernel: bytes | None = None
     initrd: bytes | None = None
     cmdline: str = ""
+    kernel_header_normalized: bool = False  # the firmware restores the header that QEMU changed
     shim: bytes | None = None  # of QEMU's `-shim`
     uki: bytes | None = None
     disk: GptTable | None = None
@@ -259,7 +260,9 @@ def _boot_lists(
         yield (*rtmr0, *disk_boot_events(boot.disk, images, separator=separator))
         return
     direct = DirectBoot(kernel, boot.initrd, boot.cmdline, boot.shim)
-    found = direct_boot_events(direct, traits, qemu=machine.qemu, memory_size=machine.memory_size)
+    # From 10.1 on QEMU leaves the kernel as it is.
+    qemu = max((10, 1), machine.qemu) if boot.kernel_header_normalized else machine.qemu
+    found = direct_boot_events(direct, traits, qemu=qemu, memory_size=machine.memory_size)
     yield (*rtmr0, *sorted(found, key=lambda event: event.register))
 
 

@@ -25,13 +25,13 @@ NONCE = bytes(range(32))
 LISTED = ("ovmf.fd", "bzImage", "initramfs.cpio.gz", "metadata.json")
 
 
-def image_files(initrd: bytes = b"an initrd", firmware: bytes | None = None) -> dict[str, bytes]:
+def image_files(initrd: bytes = b"an initrd", **metadata: Any) -> dict[str, bytes]:
     """Return the files of a dstack image with a small firmware and kernel."""
     files = {
-        "ovmf.fd": firmware or tdvf_image(),
+        "ovmf.fd": tdvf_image(),
         "bzImage": linux_kernel(),
         "initramfs.cpio.gz": initrd,
-        "metadata.json": json.dumps(METADATA).encode(),
+        "metadata.json": json.dumps(METADATA | metadata).encode(),
     }
     return sealed(files, LISTED)
 

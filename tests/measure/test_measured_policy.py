@@ -177,3 +177,15 @@ def test_weakest_basis_is_that_of_the_register() -> None:
     assert found.bases["rtmr2"] == "source"
     assert weakest([]) == "hardware"
     assert replay(events, 2) == bytes(48)
+
+
+def test_normalized_kernel_is_measured_as_it_is(tmp_path: Path) -> None:
+    """The firmware of such an image restores the header, whatever QEMU and memory."""
+    image = write_folder(tmp_path / "image", image_files(kernel_header_normalized=True))
+    older = write_folder(tmp_path / "older", image_files())
+    config = {**VM_CONFIG, "qemu_version": "8.2.2"}
+    sizes = (1 << 30, 2 << 30)
+    found = [dstack_image(image, {**config, "memory_size": size}).rtmrs[1] for size in sizes]
+    patched = [dstack_image(older, {**config, "memory_size": size}).rtmrs[1] for size in sizes]
+    assert len({*found, dstack_image(older, VM_CONFIG).rtmrs[1]}) == 1
+    assert len({*found, *patched}) == 3
