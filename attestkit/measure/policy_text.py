@@ -18,17 +18,17 @@ _BASES: Final = {
 }
 _MEANINGS: Final = {
     "acpi_tables_derived": "the ACPI tables are derived from those of another line of QEMU",
-    "acpi_tables_from_log": "nothing computes the ACPI tables; their digests are a log's, or unknown",
+    "acpi_tables_from_log": "the digests of the ACPI tables are from a log, or unknown",
     "acpi_tables_given": "the ACPI tables are from a folder, not made by a QEMU here",
-    "boot_options_from_log": "boot options of devices are a log's, or unknown",
-    "boot_order_from_log": "the order of boot devices is a log's, or unknown",
+    "boot_options_from_log": "the boot options of devices are from a log, or unknown",
+    "boot_order_from_log": "the order of boot devices is from a log, or unknown",
     "grub_rtmr2": "RTMR2 depends on the commands that GRUB runs",
     "kernel_not_measured": "kernel, initrd and command line are not measured at launch",
     "qemu_line_differs": "the ACPI tables are of another line of QEMU than the host's",
     "qemu_version_unknown": "the version of QEMU is not known; 9.1 is assumed",
     "separator_place": "the firmware has its second separator in RTMR0 or in RTMR1",
-    "shim_variables_from_log": "the variables of shim are a log's, or unknown",
-    "smbios_from_log": "nothing computes the SMBIOS table; its digest is a log's, or unknown",
+    "shim_variables_from_log": "the variables of shim are from a log, or unknown",
+    "smbios_from_log": "the digest of the SMBIOS table is from a log, or unknown",
     "uki_stub_rtmr2": "whether the stub of the kernel image measures is not known",
 }
 
