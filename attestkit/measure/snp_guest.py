@@ -1,5 +1,6 @@
 """Expected launch digest of an SEV-SNP guest, from firmware, boot files and the virtual CPUs."""
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import UsageError
 from attestkit.measure.expected import ExpectedMeasurements
@@ -51,6 +52,10 @@ def snp(
         FormatError: If an image is malformed, or exceeds a limit.
         UsageError: If arguments exclude each other, or a value is out of range.
     """
+    named = {"firmware": firmware, "svsm": svsm, "kernel": kernel, "initrd": initrd}
+    given = {name: data for name, data in named.items() if data is not None}
+    for name, data in given.items():
+        require_bytes(name, data)
     machine = SnpMachine(vcpus, _signature(cpu_type, cpu_signature, vmm), guest_features, vmm)
     files = _kernel(kernel, initrd, cmdline)
     if svsm is None:
@@ -59,13 +64,12 @@ def snp(
         raise UsageError("kernel: not with a service module", reason="conflict")
     else:
         digest = svsm_launch_digest(firmware, svsm, machine, variables_size=variables_size)
-    named = {"firmware": firmware, "svsm": svsm, "kernel": kernel, "initrd": initrd}
     return ExpectedMeasurements(
         platform="snp",
         launch_digest=digest,
         launch_basis=launch_digest_basis(vmm, svsm=svsm is not None),
         not_proven=("kernel_not_measured",) if files is None else (),
-        inputs={name: sha256(data) for name, data in named.items() if data is not None},
+        inputs={name: sha256(data) for name, data in given.items()},
         settings=_settings(machine, cpu_type, cmdline),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
+from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import near, shown
 from attestkit.attestation.launch.td_hob import MemoryRange
@@ -30,6 +31,7 @@ from attestkit.measure.kernel import (
     direct_boot_options,
     disk_boot_events,
     grub_single_events,
+    shim_variable_events,
 )
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import (
@@ -206,6 +208,7 @@ def measure_tdx(
         FormatError: If an input is malformed or exceeds a limit.
         UsageError: If the files exclude each other, or a value is out of range.
     """
+    require_bytes("firmware", image)
     _check_boot(boot)
     firmware = TdxFirmware.parse(image)
     known = firmware.layout.separator_in_rtmr1
@@ -251,8 +254,9 @@ def _boot_lists(
         image = UnifiedKernelImage.parse(boot.uki)
         loaders = boot.boot_loaders
         rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=loaders)
+        by_shim = shim_variable_events() if _has_shim(boot) else []
         for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
-            yield (*rtmr0, *rtmr1, *rtmr2)
+            yield (*rtmr0, *rtmr1, *by_shim, *rtmr2)
         return
     kernel = cast("bytes", boot.kernel)
     if boot.disk is not None:
@@ -301,12 +305,7 @@ def _passed_cmdline(boot: TdxBoot, traits: FirmwareTraits) -> str:
     """Return the command line that the firmware passes to a unified kernel image."""
     if boot.disk is not None:
         return boot.cmdline
-    options = direct_boot_options(
-        boot.cmdline,
-        has_initrd=False,
-        initrd_first=traits.initrd_first,
-        shim=boot.shim is not None,
-    )
+    options = direct_boot_options(boot.cmdline, has_initrd=False, initrd_first=traits.initrd_first)
     return options.decode("utf-16-le").rstrip("\0")
 
 
@@ -369,12 +368,18 @@ def _shape(shape: MachineShape | None, machine: Mapping[str, object]) -> Machine
 
 
 def _check_boot(boot: TdxBoot) -> None:
-    """Refuse files of different kinds of boot together."""
+    """Refuse files of other types, and of different kinds of boot together."""
+    named = {"kernel": boot.kernel, "initrd": boot.initrd, "shim": boot.shim, "uki": boot.uki}
+    for name, data in named.items():
+        if data is not None:
+            require_bytes(name, data)
     if (boot.kernel is None) == (boot.uki is None):
         reason = "missing" if boot.kernel is None else "conflict"
         raise UsageError("kernel, uki: give one of them", reason=reason)
     if boot.uki is not None and boot.initrd is not None:
         raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
+    if boot.uki is not None and boot.disk is None and boot.shim is not None:
+        raise UsageError("shim: not with a unified kernel image", reason="conflict")
     if boot.disk is not None and boot.shim is not None:
         raise UsageError("shim: on a disk it is one of the boot loaders", reason="conflict")
     if boot.disk is None and boot.boot_loaders:

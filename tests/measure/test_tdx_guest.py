@@ -128,6 +128,16 @@ def test_disk_boot_by_grub_has_no_rtmr2() -> None:
     assert filled.rtmrs == (logged.rtmrs[0], found.rtmrs[1], None)
 
 
+def test_uki_behind_shim_has_its_variables() -> None:
+    """The variables of shim come first in RTMR2; only a log has them."""
+    found = measure(uki=UKI, disk=gpt_disk(), boot_loaders=[SHIM], boot_options=[])
+    assert names(found, 2)[:3] == ["MokList", "MokListX", "MokListTrusted"]
+    assert found.reference_values()["rtmr2"] == ()
+    assert found.not_proven == ("shim_variables_from_log", "uki_stub_rtmr2")
+    logged = ExpectedMeasurements(platform="tdx", events=completed(found.other_events[0]))
+    assert found.with_log_digests(log_of(logged)).rtmrs == logged.rtmrs
+
+
 def test_disk_boot_with_known_options() -> None:
     """Boot options of devices complete RTMR0."""
     options = [virtio_disk_option(3, 0)]
@@ -150,11 +160,15 @@ def test_shim_of_direct_boot() -> None:
         ({"kernel": b"", "uki": b""}, "conflict"),
         ({"uki": UKI, "initrd": b""}, "conflict"),
         ({"uki": UKI, "disk": gpt_disk(), "shim": b""}, "conflict"),
+        ({"uki": UKI, "shim": b""}, "conflict"),
         ({"kernel": linux_kernel(), "boot_loaders": [SHIM]}, "not_applicable"),
         ({"kernel": linux_kernel(), "cpu_count": 2}, "conflict"),
         ({"kernel": linux_kernel(), "shape": None}, "missing"),
         ({"kernel": linux_kernel(), "shape": None, "cpus": 2}, "unknown_name"),
         ({"kernel": linux_kernel(), "cmdline": "\0"}, "encoding"),
+        ({"kernel": linux_kernel(), "firmware": "OVMF.fd"}, "wrong_type"),
+        ({"kernel": "bzImage"}, "wrong_type"),
+        ({"kernel": linux_kernel(), "initrd": "initrd"}, "wrong_type"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], reason: str) -> None:
@@ -188,6 +202,8 @@ def test_malformed_files(cut: int) -> None:
         ({"cpu_signature": 1, "initrd": b""}, "missing"),
         ({"cpu_signature": 1, "svsm": b"", "kernel": b""}, "conflict"),
         ({"cpu_signature": 1, "vcpus": 0}, "out_of_range"),
+        ({"cpu_signature": 1, "firmware": "OVMF.fd"}, "wrong_type"),
+        ({"cpu_signature": 1, "kernel": "bzImage"}, "wrong_type"),
     ],
 )
 def test_wrong_arguments_of_snp(arguments: dict[str, Any], reason: str) -> None:

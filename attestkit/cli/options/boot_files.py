@@ -28,7 +28,7 @@ _OPTIONS: Final = (
         "boot_loaders",
         type=PATH,
         multiple=True,
-        help="Image that is loaded from the disk before; in order, such as shim and GRUB.",
+        help="Image that is loaded from the disk before; in order, such as shim.efi and GRUB.",
     ),
 )
 
@@ -119,7 +119,7 @@ def _read_head(path: Path) -> bytes:
 
 def _loader_name(path: Path) -> str:
     """Return the name of the event: shim measures variables of its own."""
-    return "shim" if path.name.lower().startswith(("shim", "bootx64")) else path.name
+    return "shim" if path.name.lower().startswith("shim") else path.name
 
 
 boot_options: Final = group_options("boot", _OPTIONS, _gather)

@@ -8,6 +8,7 @@ from attestkit.measure.kernel.direct_boot import (
     FirmwareTraits,
     direct_boot_events,
     kernel_stub_events,
+    shim_variable_events,
 )
 from attestkit.measure.kernel.disk_boot import (
     BootImage,
@@ -46,4 +47,5 @@ __all__ = [
     "loads_patched_kernel",
     "measured_kernel_digest",
     "patch_setup_header",
+    "shim_variable_events",
 ]

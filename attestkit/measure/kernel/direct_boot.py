@@ -56,7 +56,7 @@ def direct_boot_events(
         *_images(boot, firmware, qemu, memory_size),
         *before_images(separator=firmware.boot_separator),
         *EXITS,
-        *_shim_variables(boot),
+        *(shim_variable_events() if boot.shim is not None else ()),
         *kernel_stub_events(_options(boot, firmware), boot.initrd, _options_basis(boot)),
     ]
 
@@ -77,6 +77,12 @@ def kernel_stub_events(
     if initrd:
         events.append(event_of(2, "initrd", EVENT_TAG, initrd, "independent"))
     return events
+
+
+def shim_variable_events() -> list[ExpectedEvent]:
+    """Return the events of a shim's variables in RTMR2, whose content no image determines."""
+    names = ("MokList", "MokListX", "MokListTrusted")
+    return [ExpectedEvent(2, name, IPL, None, "source") for name in names]
 
 
 def _images(
@@ -110,11 +116,3 @@ def _options(boot: DirectBoot, firmware: FirmwareTraits) -> bytes:
 def _options_basis(boot: DirectBoot) -> Basis:
     """Return what confirms the load options; those of a shim or without initrd are from source."""
     return "independent" if boot.initrd and boot.shim is None else "source"
-
-
-def _shim_variables(boot: DirectBoot) -> list[ExpectedEvent]:
-    """Return the events of a shim's variables, whose content the image does not determine."""
-    if boot.shim is None:
-        return []
-    names = ("MokList", "MokListX", "MokListTrusted")
-    return [ExpectedEvent(2, name, IPL, None, "source") for name in names]
