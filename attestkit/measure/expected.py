@@ -120,8 +120,8 @@ class ExpectedMeasurements:
             return {"launch_digest": self.launch_basis}
         found: dict[str, Basis] = {"mrtd": "independent"}
         for number in TDX_REGISTERS:
-            bases = [event.basis for event in self.events if event.register == number]
-            found[f"rtmr{number}"] = weakest(bases or ["source"])
+            events = [event for event in self.events if event.register == number]
+            found[f"rtmr{number}"] = weakest(one.basis for one in events) if events else "source"
         return found
 
     def reference_values(self) -> dict[str, tuple[bytes, ...]]:
@@ -236,12 +236,13 @@ def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
 
 def weakest(bases: Iterable[Basis]) -> Basis:
     """Return the weakest basis; `hardware` for none."""
-    return max(bases, key=_STRONGEST_FIRST.index, default="hardware")
+    ranks = [_STRONGEST_FIRST.index(basis) for basis in bases]
+    return _STRONGEST_FIRST[max(ranks, default=0)]
 
 
 def _event_dict(event: ExpectedEvent) -> dict[str, object]:
     digest = None if event.digest is None else event.digest.hex()
-    return event._asdict() | {"digest": digest}
+    return {**event._asdict(), "digest": digest}
 
 
 def _extends(event: Event, register: int) -> bool:

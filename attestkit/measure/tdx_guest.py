@@ -318,7 +318,9 @@ def _not_proven(
     boot: TdxBoot, machine: TdxMachine, events: BootEvents, *, place: bool | None
 ) -> Iterator[NotProven]:
     missing = {event.name for event in events if event.digest is None}
-    yield from (word for name, word in _FROM_LOG.items() if name in missing)
+    for name, word in _FROM_LOG.items():
+        if name in missing:
+            yield word
     if _has_unknown_options(boot):
         yield "boot_options_from_log"
     if boot.uki is not None:
@@ -373,9 +375,10 @@ def _check_boot(boot: TdxBoot) -> None:
     for name, data in named.items():
         if data is not None:
             require_bytes(name, data)
-    if (boot.kernel is None) == (boot.uki is None):
-        reason = "missing" if boot.kernel is None else "conflict"
-        raise UsageError("kernel, uki: give one of them", reason=reason)
+    if boot.kernel is None and boot.uki is None:
+        raise UsageError("kernel, uki: give one of them", reason="missing")
+    if boot.kernel is not None and boot.uki is not None:
+        raise UsageError("kernel, uki: give only one", reason="conflict")
     if boot.uki is not None and boot.initrd is not None:
         raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
     if boot.uki is not None and boot.disk is None and boot.shim is not None:

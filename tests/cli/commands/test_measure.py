@@ -201,8 +201,8 @@ def test_qemu_args(folder: Path, capsys: Capture) -> None:
     version = found["settings"]["qemu"]
     shape = ("--cpu-count", "2", "--memory-size", "2G", "--qemu-version", version)
     files = ("--kernel", "bzImage", "--initrd", "initrd", "--cmdline", "console=ttyS0")
-    words = ("--firmware", "ovmf.fd", *files, *shape, "--qemu", QEMU, "--json")
-    other = json.loads(run(capsys, *words))
+    same = ("--firmware", "ovmf.fd", *files, *shape, "--qemu", QEMU, "--json")
+    other = json.loads(run(capsys, *same))
     assert found["reference_values"] == other["reference_values"]
     assert list((folder / "cache").rglob("*.acpi"))
 
