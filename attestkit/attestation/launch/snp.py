@@ -32,7 +32,7 @@ _CMDLINE = bytes.fromhex("d82dd09720bd944caa78e7714d36ab2a")
 _INITRD = bytes.fromhex("31f7ba442f3ad74b9af141e29169781d")
 _KERNEL = bytes.fromhex("3794e74dd2ab7f42b835d5b172d2045b")
 
-CPU_IDENTITIES = {
+CPU_IDENTITIES: dict[str, tuple[int, int, int]] = {
     **dict.fromkeys(["epyc", "epyc-v1", "epyc-v2", "epyc-v3", "epyc-v4", "epyc-ibpb"], (23, 1, 2)),
     **dict.fromkeys(["epyc-rome", "epyc-rome-v1", "epyc-rome-v2", "epyc-rome-v3"], (23, 49, 0)),
     **dict.fromkeys(["epyc-milan", "epyc-milan-v1", "epyc-milan-v2"], (25, 1, 1)),
