@@ -114,13 +114,14 @@ class _InterruptibleReader(io.RawIOBase):
             self._read_lock.release()
 
 
-def read_file(path: Path, most: int = LARGEST) -> bytes:
+def read_file(path: Path, most: int | None = None) -> bytes:
     """Return the content of a file of at most `most` bytes, by default 32 MiB.
 
     Raises:
         FormatError: As `open_input`, or if the file is longer.
         UsageError: As `open_input`.
     """
+    most = LARGEST if most is None else most
     with open_input(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
