@@ -1,5 +1,14 @@
 """Expected registers and launch digests, computed from firmware, kernel and machine shape."""
 
+from attestkit.measure.diagnosis import (
+    Cause,
+    Difference,
+    GuestInputs,
+    LoggedBoot,
+    SnpInputs,
+    explain,
+    find_differences,
+)
 from attestkit.measure.dstack_guest import dstack_image
 from attestkit.measure.dstack_image import DstackImage, read_dstack_image
 from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
@@ -11,14 +20,19 @@ from attestkit.measure.tdx_guest import tdx
 
 __all__ = [
     "Basis",
-    "BootImage",
+    "Cause",
+    "Difference",
     "DstackImage",
     "ExpectedEvent",
     "ExpectedMeasurements",
-    "FwCfgItems",
+    "GuestInputs",
+    "LoggedBoot",
     "MachineShape",
     "NotProven",
+    "SnpInputs",
     "dstack_image",
+    "explain",
+    "find_differences",
     "read_dstack_image",
     "snp",
     "tdx",

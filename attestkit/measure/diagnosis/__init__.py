@@ -1,0 +1,36 @@
+"""Diagnosis: the first event in which evidence differs from expected measurements, and why."""
+
+from attestkit.measure.diagnosis.difference import Cause, CauseName, Difference, DifferenceKind
+from attestkit.measure.diagnosis.evidence_comparison import (
+    LoggedBoot,
+    TdRegisters,
+    explain,
+    find_differences,
+)
+from attestkit.measure.diagnosis.guest_inputs import GuestInputs
+from attestkit.measure.diagnosis.guest_shape import (
+    AcpiShape,
+    FoundMemory,
+    GuestShape,
+    find_guest_shape,
+    find_memory,
+)
+from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs
+
+__all__ = [
+    "AcpiShape",
+    "Cause",
+    "CauseName",
+    "Difference",
+    "DifferenceKind",
+    "FoundMemory",
+    "GuestInputs",
+    "GuestShape",
+    "LoggedBoot",
+    "SnpInputs",
+    "TdRegisters",
+    "explain",
+    "find_differences",
+    "find_guest_shape",
+    "find_memory",
+]

@@ -1,0 +1,219 @@
+"""Causes of other ACPI tables: what differs between two machines, from digests of their tables."""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from attestkit._crypto.hashes import sha384
+from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
+from attestkit.measure.acpi.shape_search import PackagedMachine, TableShape
+from attestkit.measure.acpi.table_store import packaged_entries
+from attestkit.measure.diagnosis.difference import Cause, CauseName
+from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
+from attestkit.measure.diagnosis.guest_shape import AcpiShape
+
+_SLOT: Final = 17  # bytes in the DSDT
+_VCPU: Final = 86
+_MOST_SLOTS: Final = 28
+_MADT_FLAGS: Final = 40  # offset; bit 0: there is a PIC
+_LOW_MEMORY_STEP: Final = 1 << 20
+_FIRST_LOW: Final = 128 << 20
+_SPLIT: Final = 0xB0000000
+# DWordMemory of the PCI hole after RAM: flags, granularity; then start, end, offset, length.
+_PCI_HOLE: Final = bytes.fromhex("8717 0000 0c01 00000000")
+_WINDOW: Final = bytes.fromhex("8a2b 0000 0c03 0000000000000000")  # QWordMemory: the same
+_WINDOW_STARTS: Final = (7 << 43, 7 << 45)  # with 46 and 48 bits of addresses
+_WINDOW_SIZES: Final = tuple(1 << bits for bits in range(31, 51))
+
+_OF_FIELD: Final[dict[str, tuple[CauseName, str]]] = {
+    "cpu_count": ("cpu_count", "the guest has {} vCPUs, expected {}"),
+    "low_memory": ("low_memory", "the guest has {} bytes of RAM below 4 GiB, expected {}"),
+    "endpoints": ("pci_slots", "the guest has {} devices on PCI bus 0, expected {}"),
+    "root_ports": ("root_ports", "the guest has {} PCI Express root ports, expected {}"),
+    "hotplug_off": ("acpi_hotplug", "ACPI hotplug of PCI devices is off: {}, expected {}"),
+    "pci_hole64_size": ("pci_window", "the 64-bit PCI window has {} bytes, expected {}"),
+    "pic": ("pic", "the guest has a PIC: {}, expected {}"),
+    "line": ("qemu_line", "the tables are of QEMU {}, expected {}"),
+    "edge_triggered": (
+        "interrupt_form",
+        "interrupts are edge-triggered, as of a TDX branch of QEMU before 9.2: {}, expected {}",
+    ),
+}
+
+
+class _Property(NamedTuple):
+    """A property in which two machines differ."""
+
+    name: str
+    found: int | str
+    expected: int | str
+
+
+def find_acpi_cause(guest: ComparedGuest) -> Cause:
+    """Return why the ACPI tables differ; takes up to 2 s."""
+    logged, expected = guest.logged_acpi, guest.expected_acpi
+    if logged is None or expected is None:
+        return _unknown("the log does not have the events of all tables")
+    if logged.machines and expected.machines:
+        return _compare_machines(expected.machines, logged.machines)
+    if logged.rsdt is None:
+        return _unknown("the RSDP is not of QEMU: another VMM, or another revision")
+    if logged.tables is None or expected.tables is None:
+        return _from_lengths(expected, logged)
+    if logged.tables != expected.tables:
+        return _compare_shapes(expected.tables, logged.tables)
+    digest = next(event.digest for event in reversed(guest.rtmr0) if event.is_acpi_data)
+    return _find_variation(guest, digest) or _unknown(
+        "tables of the same lengths: RAM below 4 GiB, 64-bit PCI window, SMM, numbers of slots, "
+        "or another line of QEMU"
+    )
+
+
+def _compare_machines(
+    expected: tuple[PackagedMachine, ...], logged: tuple[PackagedMachine, ...]
+) -> Cause:
+    """Compare machines whose tables are known; several have the same tables."""
+    pairs = [_differing(want, found) for want in expected for found in logged]
+    properties = min(pairs, key=len)
+    causes = []
+    for one in properties:
+        name, text = _OF_FIELD[one.name]
+        causes.append(Cause.found(name, text.format(one.found, one.expected), one.found))
+    if len(causes) == 1:
+        return causes[0]
+    text = "; ".join([cause.text for cause in causes])
+    return Cause.found("several_properties", text)
+
+
+def _differing(expected: PackagedMachine, logged: PackagedMachine) -> list[_Property]:
+    wanted, found = _properties(expected), _properties(logged)
+    return [
+        _Property(name, found[name], wanted[name]) for name in wanted if wanted[name] != found[name]
+    ]
+
+
+def _properties(machine: PackagedMachine) -> dict[str, int | str]:
+    properties: dict[str, int | str] = dict(machine.inputs._asdict())
+    properties["line"] = machine.line
+    properties["edge_triggered"] = machine.edge_triggered
+    return properties
+
+
+def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
+    """Compare lengths of tables; the loader script's digest is that of these lengths."""
+    found = []
+    if logged.cpu_count != expected.cpu_count:
+        text = f"the guest has {logged.cpu_count} vCPUs, expected {expected.cpu_count}"
+        found.append(Cause.found("cpu_count", text, logged.cpu_count))
+    if logged.hpet != expected.hpet:
+        text = f"the guest has {'an' if logged.hpet else 'no'} HPET"
+        found.append(Cause.found("hpet", text, int(logged.hpet)))
+    if logged.edge_triggered != expected.edge_triggered:
+        name, text = _OF_FIELD["edge_triggered"]
+        text = text.format(logged.edge_triggered, expected.edge_triggered)
+        found.append(Cause.found(name, text, int(logged.edge_triggered)))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        text = "; ".join([cause.text for cause in found])
+        return Cause.found("several_properties", text)
+    return _explain_growth(logged.dsdt_length - expected.dsdt_length)
+
+
+def _explain_growth(growth: int) -> Cause:
+    """Return what usually makes a DSDT longer by this number of bytes."""
+    slots, rest = divmod(growth, _SLOT)
+    if not rest and abs(slots) <= _MOST_SLOTS:
+        text = f"{abs(slots)} {'more' if slots > 0 else 'fewer'} slots in use on PCI bus 0"
+        return Cause("pci_slots", f"{text}: the DSDT differs by {growth} bytes", value=slots)
+    text = f"the DSDT differs by {growth} bytes: root ports, ACPI hotplug, or line of QEMU"
+    return Cause("acpi_tables", text)
+
+
+def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
+    """Return what the offsets of the RSDT say, where the tables are not those of plain q35."""
+    if logged.rsdt is None or expected.rsdt is None:
+        return _unknown("the RSDP is not of QEMU")
+    growth = logged.rsdt - expected.rsdt
+    if not growth:
+        text = "tables of the same length in all: other properties, or another order of tables"
+        return _unknown(text)
+    slots, rest = divmod(growth, _SLOT)
+    if not rest and abs(slots) <= _MOST_SLOTS:
+        text = f"{abs(slots)} {'more' if slots > 0 else 'fewer'} slots in use on PCI bus 0"
+        return Cause("pci_slots", f"{text}: the tables differ by {growth} bytes", value=slots)
+    return _unknown(
+        f"the tables before the RSDT differ by {growth} bytes: NUMA, TPM, other devices, vCPUs "
+        f"({_VCPU + 8} bytes each), or another line of QEMU"
+    )
+
+
+def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
+    """Return the single change of the expected tables that gives the digest."""
+    files = guest.inputs.acpi or _packaged_files(guest)
+    if files is None:
+        return None
+    for cause, tables in _variations(files):
+        if sha384(tables) == digest:
+            return cause
+    return None
+
+
+def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
+    """Return the expected tables, if they ship with the package."""
+    machines = guest.expected_acpi.machines if guest.expected_acpi else ()
+    for machine in machines:
+        if machine.edge_triggered:
+            continue
+        for entry in packaged_entries(machine.line):
+            if entry.inputs == machine.inputs:
+                return entry.files
+    return None
+
+
+def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
+    """Yield tables of the same lengths with one property changed; about 3,000."""
+    places = {table.signature: table for table in files.list_tables()}
+    if (madt := places.get("APIC")) is not None:
+        flipped = bytearray(files.tables)
+        flipped[madt.offset + _MADT_FLAGS] ^= 1
+        has_pic = flipped[madt.offset + _MADT_FLAGS] & 1
+        text = f"the guest has {'a' if has_pic else 'no'} PIC"
+        yield Cause.found("pic", text, has_pic), bytes(flipped)
+    if (dsdt := places.get("DSDT")) is not None:
+        yield from _window_variations(files.tables, dsdt)
+        yield from _low_memory_variations(files.tables, dsdt)
+
+
+def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
+    """Yield tables with another PCI hole, which starts where the RAM below 4 GiB ends."""
+    at = tables.find(_PCI_HOLE, dsdt.offset, dsdt.offset + dsdt.length) + len(_PCI_HOLE)
+    if at < len(_PCI_HOLE):
+        return
+    _, last = struct.unpack_from("<II", tables, at)
+    for low in range(_FIRST_LOW, _SPLIT, _LOW_MEMORY_STEP):
+        if low > last:
+            return
+        text = f"the guest has {low} bytes of RAM below 4 GiB"
+        hole = struct.pack("<IIII", low, last, 0, last - low + 1)
+        yield Cause.found("low_memory", text, low), _replaced(tables, at, hole)
+
+
+def _window_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
+    """Yield tables with another window for 64-bit PCI memory."""
+    at = tables.find(_WINDOW, dsdt.offset, dsdt.offset + dsdt.length) + len(_WINDOW)
+    if at < len(_WINDOW):
+        return
+    for start in _WINDOW_STARTS:
+        for size in _WINDOW_SIZES:
+            text = f"the 64-bit PCI window has {size} bytes from {start:#x}"
+            window = struct.pack("<QQQQ", start, start + size - 1, 0, size)
+            yield Cause.found("pci_window", text, size), _replaced(tables, at, window)
+
+
+def _replaced(tables: bytes, at: int, content: bytes) -> bytes:
+    return tables[:at] + content + tables[at + len(content) :]
+
+
+def _unknown(text: str) -> Cause:
+    return Cause("acpi_tables", text)

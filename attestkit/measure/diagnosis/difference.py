@@ -1,0 +1,141 @@
+"""A difference between expected measurements and evidence, and what causes it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+DifferenceKind = Literal["changed", "cut", "extra", "log", "missing", "value"]
+"""How evidence differs.
+
+- `changed`: an event has another digest.
+- `cut`: the log ends before an event.
+- `extra`: the log has an event that is not expected.
+- `missing`: the log lacks an event, and continues with a later one.
+- `log`: the log does not replay to the register in the quote; nothing else is compared.
+- `value`: a value without events, such as MRTD, or a register of which the log has no events.
+"""
+
+CauseName = Literal[
+    # Of the evidence
+    "log_continues",  # the quote is older than the end of the log
+    "log_not_of_quote",
+    "log_without_events",  # shortened, as in certificates
+    "other_platform",
+    # Of the firmware
+    "firmware_image",
+    "firmware_release",  # which events there are
+    "page_order",
+    "secure_boot",
+    "secure_boot_keys",
+    "temporary_memory",  # where the firmware has it: another build
+    "variable_store",
+    # Of the machine
+    "acpi_hotplug",
+    "acpi_tables",
+    "boot_menu",
+    "boot_options",
+    "cpu_count",
+    "device_boot_order",
+    "direct_boot",
+    "fw_cfg_item",
+    "hpet",
+    "interrupt_form",
+    "low_memory",
+    "machine_name",
+    "memory_size",
+    "pci_slots",
+    "pci_window",
+    "pic",
+    "processor_id",
+    "qemu_line",
+    "root_ports",
+    "several_properties",
+    "smbios",
+    # Of what is booted
+    "boot_attempt",
+    "boot_image",
+    "boot_incomplete",
+    "boot_loader",
+    "cmdline",
+    "initrd",
+    "initrd_option",
+    "initrd_presence",
+    "kernel",
+    "kernel_patched",
+    "kernel_unpatched",
+    "option_terminator",
+    "partition_table",
+    "shim",
+    "uki_section",
+    "video_mode",
+    # SEV-SNP
+    "cpu_type",
+    "guest_features",
+    "kernel_hashes",
+    "launch_inputs",
+    "vmm",
+    "unknown",
+]
+"""Stable names of causes."""
+
+
+class Cause(NamedTuple):
+    """What makes the evidence differ.
+
+    Attributes:
+        name: Stable name.
+        text: One sentence.
+        proven: Whether a recomputation with this cause gives the digest in the evidence. Otherwise
+            the text says what usually causes such a difference.
+        value: What the evidence has, if that was found: bytes of memory, number of vCPUs, a line
+            of QEMU.
+    """
+
+    name: CauseName
+    text: str
+    proven: bool = False
+    value: int | str | None = None
+
+    @classmethod
+    def found(cls, name: CauseName, text: str, value: int | str | None = None) -> "Cause":
+        """Return a proven cause."""
+        return cls(name, text, proven=True, value=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first difference of a value: later ones of the same register follow from it.
+
+    Attributes:
+        register: Name of the value: `mrtd`, `rtmr0` to `rtmr2`, or `launch_digest`.
+        position: Index among the events of the register, from 0; None without events.
+        event: Name of the expected event at that position; None behind the last one.
+        kind: How the evidence differs.
+        expected: Expected digest or value; None behind the last event.
+        actual: Digest or value in the evidence; None where the log ends.
+        logged_event: What the event in the log is, as far as the log shows; None where it ends.
+        cause: The likely or proven cause.
+    """
+
+    register: str
+    position: int | None
+    event: str | None
+    kind: DifferenceKind
+    expected: bytes | None
+    actual: bytes | None
+    logged_event: str | None
+    cause: Cause
+
+    def __str__(self) -> str:
+        """Return the difference and its cause in one line."""
+        at = "" if self.position is None else f" event {self.position}"
+        name = f" {self.event}" if self.event else ""
+        how = "" if self.cause.proven else "likely cause: "
+        return f"{self.register}{at}{name}: {self.kind}; {how}{self.cause.text}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the members as values for JSON; digests are hex."""
+        return asdict(self) | {
+            "expected": None if self.expected is None else self.expected.hex(),
+            "actual": None if self.actual is None else self.actual.hex(),
+            "cause": self.cause._asdict(),
+        }

@@ -1,0 +1,218 @@
+"""The first difference between expected measurements and evidence, with its cause.
+
+Signatures are not verified here: a `Verifier` does that.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from attestkit import _native
+from attestkit.attestation import Attestation
+from attestkit.event_log import Event, EventLog, Rtmrs
+from attestkit.measure.diagnosis.difference import Cause, Difference
+from attestkit.measure.diagnosis.event_causes import find_cause
+from attestkit.measure.diagnosis.event_comparison import events_of, first_difference
+from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
+from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
+from attestkit.measure.diagnosis.logged_event import name_event
+from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements
+
+_REGISTERS = (0, 1, 2)
+
+
+class TdRegisters(Protocol):
+    """A quote of a TD, or another object with its registers."""
+
+    @property
+    def mrtd(self) -> bytes:
+        """MRTD, 48 bytes."""
+        ...
+
+    @property
+    def rtmrs(self) -> Rtmrs:
+        """RTMR0 to RTMR3."""
+        ...
+
+
+class LoggedBoot(NamedTuple):
+    """A quote of a TD and its event log."""
+
+    quote: TdRegisters
+    event_log: EventLog
+
+
+def explain(
+    expected: ExpectedMeasurements,
+    evidence: Attestation | LoggedBoot,
+    *,
+    inputs: GuestInputs | SnpInputs | None = None,
+) -> Difference | None:
+    """Return the first difference between expected measurements and evidence; None if they agree.
+
+    See `find_differences`.
+
+    Raises:
+        FormatError: If quote, report, log or an input is malformed.
+        UsageError: If the quote is of an SGX enclave.
+    """
+    return next(iter(find_differences(expected, evidence, inputs=inputs)), None)
+
+
+def find_differences(
+    expected: ExpectedMeasurements,
+    evidence: Attestation | LoggedBoot,
+    *,
+    inputs: GuestInputs | SnpInputs | None = None,
+) -> tuple[Difference, ...]:
+    """Return the first difference of MRTD and of each register, with its cause; takes up to 8 s.
+
+    If the log does not replay to the registers in the quote, this is the only difference.
+    Expected events without a digest are not compared, nor are registers whose events cannot be
+    predicted.
+
+    Args:
+        expected: What the guest should have measured.
+        evidence: Quote and event log of a TD, or the evidence of an SEV-SNP guest.
+        inputs: What `expected` was computed from. More causes are found with them.
+
+    Raises:
+        FormatError: If quote, report, log or an input is malformed.
+        UsageError: If the quote is of an SGX enclave.
+    """
+    if isinstance(evidence, Attestation) and evidence.quote is None:
+        return _compare_launch_digest(expected, evidence, inputs)
+    quote = evidence.quote
+    if expected.platform != "tdx" or quote is None:
+        return (_other_platform(expected),)
+    log = evidence.event_log
+    unexplained = _check_log(quote.rtmrs, log)
+    if unexplained is not None:
+        return (unexplained,)
+    found = _compare_mrtd(expected, quote.mrtd)
+    if log.explained_registers() == (3,) and any(any(value) for value in quote.rtmrs[:3]):
+        return (*found, *_compare_registers(expected, quote.rtmrs))
+    known = inputs if isinstance(inputs, GuestInputs) else GuestInputs()
+    return (*found, *_compare_events(expected, log, known))
+
+
+def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Difference, ...]:
+    if expected.mrtd is None or mrtd == expected.mrtd:
+        return ()
+    order = None if expected.mrtds is None else expected.mrtds.order_of(mrtd)
+    if order is None:
+        cause = Cause("firmware_image", "another firmware, or another build of it")
+    else:
+        text = f"the host's kernel adds pages in the order {order}, expected was the other one"
+        cause = Cause.found("page_order", text, order)
+    return (Difference("mrtd", None, None, "value", expected.mrtd, mrtd, None, cause),)
+
+
+def _compare_registers(expected: ExpectedMeasurements, rtmrs: Rtmrs) -> tuple[Difference, ...]:
+    """Compare values of registers with a log that has no events of them."""
+    text = "the log is shortened and does not have the events, so that the cause is unknown"
+    cause = Cause("log_without_events", text)
+    return tuple(
+        [
+            Difference(f"rtmr{number}", None, None, "value", value, rtmrs[number], None, cause)
+            for number, value in enumerate(expected.rtmrs)
+            if value is not None and value != rtmrs[number]
+        ]
+    )
+
+
+def _compare_events(
+    expected: ExpectedMeasurements, log: EventLog, inputs: GuestInputs
+) -> tuple[Difference, ...]:
+    logged = [events_of(log, number) for number in _REGISTERS]
+    candidates = (expected.events, *expected.other_events)
+    events = max(candidates, key=lambda events: _agreement(events, logged))
+    guest = ComparedGuest(events, logged[0], inputs)
+    found = []
+    for number in _REGISTERS:
+        if number in expected.incomplete:
+            continue
+        difference = first_difference(_of_register(events, number), logged[number])
+        if difference is None:
+            continue
+        wanted, actual = difference.expected, difference.logged
+        found.append(
+            Difference(
+                register=f"rtmr{number}",
+                position=difference.position,
+                event=None if wanted is None else wanted.name,
+                kind=difference.kind,
+                expected=None if wanted is None else wanted.digest,
+                actual=None if actual is None else actual.digest,
+                logged_event=None if actual is None else name_event(actual),
+                cause=find_cause(guest, difference),
+            )
+        )
+    return tuple(found)
+
+
+def _agreement(events: Sequence[ExpectedEvent], logged: Sequence[Sequence[Event]]) -> int:
+    """Return how many events agree before the first differences, of all registers."""
+    total = 0
+    for number in _REGISTERS:
+        wanted = _of_register(events, number)
+        difference = first_difference(wanted, logged[number])
+        total += len(wanted) + 1 if difference is None else difference.position
+    return total
+
+
+def _of_register(events: Sequence[ExpectedEvent], number: int) -> list[ExpectedEvent]:
+    return [event for event in events if event.register == number]
+
+
+def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
+    """Return how the log contradicts the quote, if it does."""
+    replayed = log.replay()
+    for number in log.explained_registers():
+        if replayed[number] != rtmrs[number]:
+            break
+    else:
+        return None
+    after = _events_after(log, number, rtmrs[number])
+    if after is None:
+        text = "the log is not of this quote: of another boot, altered, or incomplete"
+        cause = Cause("log_not_of_quote", text)
+    else:
+        text = f"the log has {after} more events than the quote: it was read later"
+        cause = Cause.found("log_continues", text, after)
+    return Difference(
+        f"rtmr{number}", None, None, "log", replayed[number], rtmrs[number], None, cause
+    )
+
+
+def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
+    """Return how many events at the end of a register the quote does not have; None if others."""
+    events = events_of(log, register)
+    current = bytes(48)
+    for position, event in enumerate(events):
+        if current == value:
+            return len(events) - position
+        current = _native.sha384(current + event.digest)
+    return None
+
+
+def _compare_launch_digest(
+    expected: ExpectedMeasurements,
+    evidence: Attestation,
+    inputs: GuestInputs | SnpInputs | None,
+) -> tuple[Difference, ...]:
+    report = evidence.snp_report
+    if expected.platform != "snp" or report is None:
+        return (_other_platform(expected),)
+    wanted, actual = expected.launch_digest, report.measurement
+    if wanted is None or wanted == actual:
+        return ()
+    cause = find_launch_cause(inputs if isinstance(inputs, SnpInputs) else None, actual)
+    return (Difference("launch_digest", None, None, "value", wanted, actual, None, cause),)
+
+
+def _other_platform(expected: ExpectedMeasurements) -> Difference:
+    tdx = expected.platform == "tdx"
+    text = f"the evidence is not of {'a TD' if tdx else 'an SEV-SNP guest'}"
+    register, value = ("mrtd", expected.mrtd) if tdx else ("launch_digest", expected.launch_digest)
+    cause = Cause.found("other_platform", text)
+    return Difference(register, None, None, "value", value, None, None, cause)

@@ -1,0 +1,113 @@
+"""What the expected measurements of a guest were computed from, for the search of a cause."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.td_hob import memory_ranges
+from attestkit.event_log import Event
+from attestkit.measure.acpi.acpi_tables import AcpiTables
+from attestkit.measure.diagnosis.difference import Cause
+from attestkit.measure.diagnosis.guest_shape import (
+    AcpiShape,
+    FoundMemory,
+    find_acpi_shape,
+    find_memory,
+    ovmf_sections,
+)
+from attestkit.measure.diagnosis.logged_event import acpi_digests
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
+from attestkit.measure.machine_shape import MachineShape
+from attestkit.measure.rtmr0.td_hob import build_td_hob
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestInputs:
+    """Inputs of `attestkit.measure.tdx`, as far as they are known; all are optional.
+
+    Attributes:
+        firmware: Image of OVMF.
+        kernel: Linux kernel of a direct boot.
+        initrd: Initrd of the kernel.
+        cmdline: Command line of the kernel.
+        shape: Shape of the machine.
+        acpi: ACPI tables.
+        smbios: SMBIOS table of QEMU.
+    """
+
+    firmware: bytes | None = None
+    kernel: bytes | None = None
+    initrd: bytes | None = None
+    cmdline: str = ""
+    shape: MachineShape | None = None
+    acpi: AcpiTables | None = None
+    smbios: bytes | None = None
+
+
+class ComparedGuest:
+    """An expected boot and a log of another, with what is searched for in both on first use."""
+
+    def __init__(
+        self, expected: Iterable[ExpectedEvent], rtmr0: Sequence[Event], inputs: GuestInputs
+    ) -> None:
+        """Create it from all expected events and the logged events of RTMR0."""
+        self.expected = tuple(expected)
+        self.rtmr0 = rtmr0
+        self.inputs = inputs
+
+    @cached_property
+    def sections(self) -> tuple[TdvfSection, ...] | None:
+        """Sections of the firmware; None if it is not given.
+
+        Raises:
+            FormatError: If it is malformed.
+        """
+        image = self.inputs.firmware
+        return None if image is None else read_tdvf_sections(image)
+
+    @cached_property
+    def expected_memory(self) -> FoundMemory | None:
+        """Memory of the expected machine."""
+        digest = self.expected_digest("td-hob")
+        if digest is None:
+            return None
+        if self.inputs.shape is not None:
+            size = self.inputs.shape.memory_size
+            for sections in [self.sections] if self.sections else ovmf_sections():
+                if sha384(build_td_hob(sections, memory_ranges(size))) == digest:
+                    return FoundMemory(size, sections)
+        return find_memory(digest, self.sections)
+
+    @cached_property
+    def logged_memory(self) -> FoundMemory | None:
+        """Memory of the machine of the log, with the expected firmware or another build of it."""
+        digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
+        if digest == self.expected_digest("td-hob"):
+            return self.expected_memory
+        return find_memory(digest, self.sections) or find_memory(digest)
+
+    @cached_property
+    def expected_acpi(self) -> AcpiShape | None:
+        """What the expected digests of ACPI tables reveal."""
+        names = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+        loader, rsdp, tables = (self.expected_digest(name) for name in names)
+        if loader is None or rsdp is None or tables is None:
+            return None
+        return find_acpi_shape((loader, rsdp, tables))
+
+    @cached_property
+    def logged_acpi(self) -> AcpiShape | None:
+        """What the digests of ACPI tables in the log reveal."""
+        digests = acpi_digests(self.rtmr0)
+        return None if digests is None else find_acpi_shape(digests)
+
+    def expected_digest(self, name: str) -> bytes | None:
+        """Return the digest of the first expected event of a name."""
+        return next((event.digest for event in self.expected if event.name == name), None)
+
+
+Search: TypeAlias = Callable[[ComparedGuest, Event, str], Cause]
+"""Function that finds the cause of a changed event of a name."""

@@ -1,0 +1,161 @@
+"""The shape of a guest, found from digests of its RTMR0 alone.
+
+A digest is found by trying all values on which its data depend, so what is found is certain: 384
+bits agree.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from attestkit.attestation.launch.td_hob import SPLIT_MEMORY, memory_ranges
+from attestkit.errors import UsageError
+from attestkit.event_log import Event
+from attestkit.measure.acpi.shape_search import (
+    PackagedMachine,
+    TableShape,
+    find_packaged_machines,
+    find_rsdt,
+    find_table_shape,
+)
+from attestkit.measure.diagnosis.logged_event import acpi_digests
+from attestkit.measure.firmware.tdvf import TD_HOB, TEMP_MEM, TdvfSection
+from attestkit.measure.rtmr0.td_hob import build_td_hob
+
+_MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
+_FINE: Final = 64 * _GIB  # up to this size all MiB are tried, then all GiB
+_MOST_MEMORY: Final = 1 << 45
+_TEMP_MEM_STARTS: Final = (0x810000, 0x811000)  # of OVMF, which depends on the build
+_TEMP_MEM_END: Final = 0x820000
+_TD_HOB_TYPE: Final = 0x8000000B
+
+
+class FoundMemory(NamedTuple):
+    """Memory that gives the digest of a TD HOB.
+
+    Attributes:
+        size: Bytes of memory.
+        sections: Sections of firmware with which it does.
+    """
+
+    size: int
+    sections: tuple[TdvfSection, ...]
+
+
+class AcpiShape(NamedTuple):
+    """What the digests of ACPI tables reveal.
+
+    Attributes:
+        rsdt: Offset of the RSDT in the tables, in bytes; None if they are not of QEMU.
+        tables: Lengths of the tables and number of vCPUs; None if there are other tables than
+            those of q35 without NUMA, TPM, NVDIMM and IOMMU.
+        machines: Machines whose tables ship with the package and have these digests.
+    """
+
+    rsdt: int | None
+    tables: TableShape | None
+    machines: tuple[PackagedMachine, ...]
+
+
+class GuestShape(NamedTuple):
+    """What a log reveals about the machine; None where it does not."""
+
+    memory: FoundMemory | None
+    acpi: AcpiShape | None
+
+
+def find_guest_shape(
+    rtmr0: Sequence[Event], sections: Sequence[TdvfSection] | None = None
+) -> GuestShape:
+    """Return the shape of the guest that measured these events; takes about a second at most.
+
+    Args:
+        rtmr0: Events of RTMR0.
+        sections: Those of its firmware; by default those of both builds of OVMF.
+    """
+    hobs = [event.digest for event in rtmr0 if event.event_type == _TD_HOB_TYPE]
+    memory = find_memory(hobs[0], sections) if hobs else None
+    digests = acpi_digests(rtmr0)
+    return GuestShape(memory, None if digests is None else find_acpi_shape(digests))
+
+
+def find_acpi_shape(digests: tuple[bytes, bytes, bytes]) -> AcpiShape:
+    """Return what digests of loader script, RSDP and tables reveal; takes 0.3 s."""
+    rsdt = find_rsdt(digests[1])
+    tables = None if rsdt is None else find_table_shape(digests[0], rsdt)
+    return AcpiShape(rsdt, tables, tuple(find_packaged_machines(digests)))
+
+
+def find_memory(digest: bytes, sections: Sequence[TdvfSection] | None = None) -> FoundMemory | None:
+    """Return the memory that gives the digest of a TD HOB; takes 0.4 s.
+
+    Tried are multiples of 1 MiB up to 64 GiB, and of 1 GiB up to 32 TiB, without
+    `max-ram-below-4g`.
+
+    Args:
+        digest: SHA-384 of a TD HOB.
+        sections: Those of the firmware; by default those of both builds of OVMF.
+    """
+    for tried in [tuple(sections)] if sections else ovmf_sections():
+        size = _find_size(digest, tried)
+        if size is not None:
+            return FoundMemory(size, tried)
+    return None
+
+
+def ovmf_sections() -> list[tuple[TdvfSection, ...]]:
+    """Return the sections without data of OVMF, for each known start of its largest one."""
+    return [
+        (
+            TdvfSection(0, 0, start, _TEMP_MEM_END - start, TEMP_MEM, 0),
+            TdvfSection(0, 0, 0x80B000, 0x2000, TEMP_MEM, 0),
+            TdvfSection(0, 0, 0x809000, 0x2000, TD_HOB, 0),
+            TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
+        )
+        for start in _TEMP_MEM_STARTS
+    ]
+
+
+def other_builds(sections: Iterable[TdvfSection]) -> list[tuple[TdvfSection, ...]]:
+    """Return the sections of OVMF that differ from these in memory that a TD HOB lists."""
+    listed = _listed(sections)
+    return [tried for tried in ovmf_sections() if _listed(tried) != listed]
+
+
+def _listed(sections: Iterable[TdvfSection]) -> list[tuple[int, int, int]]:
+    return [
+        (section.kind, section.address, section.size)
+        for section in sections
+        if section.kind in {TD_HOB, TEMP_MEM}
+    ]
+
+
+def _find_size(digest: bytes, sections: Sequence[TdvfSection]) -> int | None:
+    """Return the size of memory with this digest.
+
+    The last range ends where the memory does, so sizes with the same number of ranges differ in
+    its length only: the last 8 bytes of the list.
+    """
+    used = [end for _, start, size in _listed(sections) if (end := start + size) < SPLIT_MEMORY]
+    smallest = (max(used, default=0) // _MIB + 1) * _MIB
+    for first, sizes in (
+        (smallest, range(smallest, SPLIT_MEMORY, _MIB)),
+        (SPLIT_MEMORY, _large_sizes()),
+    ):
+        try:
+            hob = build_td_hob(sections, memory_ranges(first))
+        except UsageError:  # of a firmware that uses other memory
+            continue
+        prefix, least = hashlib.sha384(hob[:-8]), int.from_bytes(hob[-8:], "little")
+        for size in sizes:
+            tried = prefix.copy()
+            tried.update((least + size - first).to_bytes(8, "little"))
+            if tried.digest() == digest:
+                return size
+    return None
+
+
+def _large_sizes() -> Iterator[int]:
+    yield from range(SPLIT_MEMORY, _FINE, _MIB)
+    yield from range(_FINE, _MOST_MEMORY + 1, _GIB)

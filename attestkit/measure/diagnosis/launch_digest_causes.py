@@ -1,0 +1,111 @@
+"""Causes of another launch digest of an SEV-SNP guest, found by trying other inputs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, get_args
+
+from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.snp import (
+    CPU_IDENTITIES,
+    VMSA_GPA,
+    VMSA_PAGE,
+    cpu_signature,
+    extend_page,
+)
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure.diagnosis.difference import Cause, CauseName
+from attestkit.measure.snp import KernelFiles, SnpMachine, Vmm, launch_digest
+from attestkit.measure.snp.sev_metadata import read_sev_metadata
+from attestkit.measure.snp.vcpu import initial_vmsa
+
+_MOST_VCPUS: Final = 512
+_FEATURES: Final = (0x1, 0x21)  # without and with debug swap
+_SIGNATURES: Final = {
+    **{cpu_signature(*identity): name for name, identity in CPU_IDENTITIES.items()},
+    cpu_signature(26, 0, 0): "epyc-turin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnpInputs:
+    """What the expected launch digest was computed from.
+
+    Attributes:
+        firmware: Image of OVMF.
+        machine: Virtual CPUs and VMM.
+        kernel: Files whose hashes QEMU gives the firmware; None without.
+    """
+
+    firmware: bytes
+    machine: SnpMachine
+    kernel: KernelFiles | None = None
+
+
+class _Variant(NamedTuple):
+    """Other inputs than the expected ones."""
+
+    name: CauseName
+    text: str
+    value: int | str
+    machine: SnpMachine
+    kernel: KernelFiles | None
+
+
+def find_launch_cause(inputs: SnpInputs | None, digest: bytes) -> Cause:
+    """Return why the launch digest differs; tries up to 512 vCPUs with each variant, 2 s."""
+    text = "firmware, vCPUs, CPU type, guest features, or hashes of the kernel"
+    if inputs is None:
+        return Cause("launch_inputs", text)
+    for variant in _variants(inputs):
+        count = _find_vcpus(inputs.firmware, variant, digest)
+        if count is None:
+            continue
+        if count == inputs.machine.vcpus:
+            return Cause.found(variant.name, variant.text, variant.value)
+        many = f"the guest has {count} vCPUs, expected {inputs.machine.vcpus}"
+        if variant.name == "cpu_count":
+            return Cause.found("cpu_count", many, count)
+        return Cause.found("several_properties", f"{many}; {variant.text}")
+    return Cause("launch_inputs", text)
+
+
+def _variants(inputs: SnpInputs) -> Iterator[_Variant]:
+    """Yield the expected inputs, and those with one other than expected."""
+    machine, kernel = inputs.machine, inputs.kernel
+    yield _Variant("cpu_count", "", machine.vcpus, machine, kernel)
+    for features in _FEATURES:
+        if features != machine.guest_features:
+            text = f"guest features {features:#x}, expected {machine.guest_features:#x}"
+            other = machine._replace(guest_features=features)
+            yield _Variant("guest_features", text, features, other, kernel)
+    for signature, name in _SIGNATURES.items():
+        if signature != machine.cpu_signature and machine.vmm == "qemu":
+            other = machine._replace(cpu_signature=signature)
+            yield _Variant("cpu_type", f"the CPU type is {name}", name, other, kernel)
+    if kernel is not None:
+        text = "the VMM did not give the firmware hashes of the kernel"
+        yield _Variant("kernel_hashes", text, 0, machine, None)
+    for vmm in get_args(Vmm):
+        if vmm != machine.vmm:
+            yield _Variant("vmm", f"the VMM is {vmm}", vmm, machine._replace(vmm=vmm), kernel)
+
+
+def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None:
+    """Return the number of vCPUs that gives the digest."""
+    machine = variant.machine
+    try:
+        current = launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)
+        eip = read_sev_metadata(firmware).reset_eip
+    except (FormatError, UsageError):
+        return None
+    if current == digest:
+        return 1
+    if eip is None:
+        return None
+    vmsa = initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm)
+    contents = sha384(vmsa)
+    for count in range(2, _MOST_VCPUS + 1):
+        current = extend_page(current, VMSA_PAGE, VMSA_GPA, contents)
+        if current == digest:
+            return count
+    return None

@@ -1,0 +1,93 @@
+"""What an event in a log is, from its digest and data.
+
+The data of an event are not measured as they are. A name that follows from the digest is certain,
+one from the data is what the log states.
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from attestkit._crypto.hashes import sha384
+from attestkit._sanitize import key
+from attestkit.event_log import Event
+from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
+
+_VARIABLE_TYPES: Final = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})
+_VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
+_MAX_NAME: Final = 256  # characters
+_FW_CFG: Final = b"QEMU FW CFG\0"
+_PLATFORM_CONFIG: Final = 0xA
+_EVENT_TAG: Final = 0x6
+_BY_TYPE: Final = {0x8000000A: "cfv", 0x8000000B: "td-hob", 0x80000006: "gpt"}
+_BY_TAG: Final = {0x8F3B22ED: "load-options", 0x8F3B22EC: "initrd"}
+_TEXTS: Final = {
+    "calling": b"Calling EFI Application from Boot Option",
+    "returning": b"Returning from EFI Application from Boot Option",
+    "exit-invocation": b"Exit Boot Services Invocation",
+    "exit-success": b"Exit Boot Services Returned with Success",
+    "exit-failure": b"Exit Boot Services Returned with Failure",
+    "separator": bytes(4),
+    "error-separator": b"\1\0\0\0",
+}
+_BY_DIGEST: Final = {sha384(text): name for name, text in _TEXTS.items()}
+_FW_CFG_BY_DIGEST: Final = {
+    sha384(b"\0\0"): "BootMenu",
+    sha384(b"\1\0"): "BootMenu",
+    sha384(DIRECT_BOOT_ORDER): "bootorder",
+}
+
+
+class LoggedVariable(NamedTuple):
+    """A UEFI variable in the data of an event; not measured unless the digest says so."""
+
+    vendor: UUID
+    name: str
+    data: bytes
+
+
+def read_variable(event: Event) -> LoggedVariable | None:
+    """Return the variable in the data of an event; None if there is none, or it is malformed."""
+    payload = event.payload
+    if event.event_type not in _VARIABLE_TYPES or len(payload) < _VARIABLE_HEAD.size:
+        return None
+    vendor, characters, size = _VARIABLE_HEAD.unpack_from(payload)
+    start = _VARIABLE_HEAD.size + 2 * characters
+    if characters > _MAX_NAME or start + size != len(payload):
+        return None
+    try:
+        name = payload[_VARIABLE_HEAD.size : start].decode("utf-16-le")
+    except UnicodeDecodeError:
+        return None
+    return LoggedVariable(UUID(bytes_le=vendor), name, payload[start:])
+
+
+def name_event(event: Event) -> str:
+    """Return a name such as those of expected events, or the name of the event's type."""
+    if (known := _BY_DIGEST.get(event.digest)) is not None:
+        return known
+    if event.name:  # of an ACPI table
+        return key(event.name)
+    if (variable := read_variable(event)) is not None:
+        return key(variable.name)
+    if event.event_type == _PLATFORM_CONFIG:
+        return _name_item(event)
+    tag = int.from_bytes(event.payload[:4], "little")
+    if event.event_type == _EVENT_TAG and tag in _BY_TAG:
+        return _BY_TAG[tag]
+    return _BY_TYPE.get(event.event_type, event.type_name)
+
+
+def _name_item(event: Event) -> str:
+    """Return the name of an item of fw_cfg, by its digest or as stated."""
+    item = _FW_CFG_BY_DIGEST.get(event.digest)
+    if item is None and event.payload.startswith(_FW_CFG):
+        item = key(event.payload[len(_FW_CFG) :].partition(b"\0")[0].decode("latin-1"))
+    return event.type_name if item is None else f"fw_cfg {item}"
+
+
+def acpi_digests(events: Iterable[Event]) -> tuple[bytes, bytes, bytes] | None:
+    """Return the digests of loader script, RSDP and tables in the log; None without all three."""
+    found = [event.digest for event in events if event.is_acpi_data]
+    return (found[0], found[1], found[2]) if len(found) == 3 else None

@@ -1,0 +1,201 @@
+"""Causes of changed events of RTMR0, except ACPI tables: memory, variables, SMBIOS, boot."""
+
+import re
+import struct
+from collections.abc import Iterator
+from itertools import product
+from typing import Final
+
+from attestkit._crypto.hashes import sha384
+from attestkit._sanitize import key
+from attestkit.attestation.launch.uefi_variable import (
+    SECURE_BOOT,
+    SECURE_BOOT_KEYS,
+    VariableName,
+    variable_data,
+)
+from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import Event
+from attestkit.measure.diagnosis.difference import Cause
+from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
+from attestkit.measure.diagnosis.guest_shape import other_builds
+from attestkit.measure.diagnosis.logged_event import read_variable
+from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
+from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
+
+# Volumes of variables without variables, as edk2 builds them.
+_BLANK_VOLUMES: Final = {
+    bytes.fromhex(
+        "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
+        "412af21c097d473155875ffd561d6790"
+    ): "4 MiB",
+    bytes.fromhex(
+        "f87302177b059d54a2cf0c5f13340dbabf5c9dd60dc3f996c68b776fbe4de959"
+        "769443a3d8ef6538b97d7e151c8298e8"
+    ): "2 MiB",
+}
+_STATES: Final = {b"": "not built in", b"\0": "off", b"\1": "on"}
+_VARIABLES: Final = {
+    name.name: name
+    for name in (SECURE_BOOT, *SECURE_BOOT_KEYS, SECURE_BOOT_KEYS[2]._replace(name="dbt"))
+}
+# CPUID leaf 1 of hosts with TDX: Sapphire Rapids, Emerald Rapids, Granite Rapids.
+_CPUS: Final = {
+    **dict.fromkeys((0x806F8, 0x806F7, 0x806F6, 0x806F5), "Sapphire Rapids"),
+    **dict.fromkeys((0xC06F2, 0xC06F1), "Emerald Rapids"),
+    **dict.fromkeys((0xA06D1, 0xA06D0), "Granite Rapids"),
+}
+_FEATURES: Final = (0x1FA9FBFF, 0x2FABFBFF, 0x0FABFBFF, 0x0F8BFBFF, 0x1FABFBFF, 0xBFEBFBFF)
+_MACHINE: Final = re.compile(rb"pc-q35-\d{1,2}\.\d(?:\.\d)?")
+_MACHINES: Final = tuple(f"pc-q35-{major}.{minor}" for major in range(6, 13) for minor in range(3))
+_MAX_BOOT_OPTIONS: Final = 64
+_BOOT_DATA: Final = 65_536  # bytes of a boot option
+
+
+def find_td_hob_cause(guest: ComparedGuest) -> Cause:
+    """Return why the TD HOB differs: memory, or where the firmware has temporary memory."""
+    expected, found = guest.expected_memory, guest.logged_memory
+    if found is None:
+        text = "memory size, max-ram-below-4g, or another firmware build"
+        return Cause("memory_size", text)
+    if expected is None:
+        text = f"the guest has {_size(found.size)} of memory"
+        return Cause.found("memory_size", text, found.size)
+    other_build = found.sections in other_builds(expected.sections)
+    if found.size == expected.size:
+        text = "another firmware build: its temporary memory lies elsewhere"
+        return Cause.found("temporary_memory", text)
+    text = f"the guest has {_size(found.size)} of memory, expected {_size(expected.size)}"
+    if other_build:
+        text += "; and its firmware is another build"
+    return Cause.found("memory_size", text, found.size)
+
+
+def find_cfv_cause(guest: ComparedGuest, event: Event) -> Cause:
+    """Return why the volume of variables differs."""
+    build = _BLANK_VOLUMES.get(event.digest)
+    if build is not None:
+        text = f"the variables of the guest's firmware are blank, of a build of {build}"
+        return Cause.found("variable_store", text, build)
+    if guest.expected_digest("cfv") in _BLANK_VOLUMES:
+        text = "variables or keys in the guest's firmware image, or another build"
+        return Cause("variable_store", text)
+    return Cause("firmware_image", "another firmware build, or other variables in the image")
+
+
+def find_variable_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
+    """Return why SecureBoot or a variable with keys differs."""
+    variable = _VARIABLES[name]
+    if variable == SECURE_BOOT:
+        for state, text in _STATES.items():
+            if sha384(variable_data(variable, state)) == event.digest:
+                return Cause.found("secure_boot", f"secure boot of the guest is {text}", text)
+        return Cause("secure_boot", "secure boot on, off or not built in")
+    if sha384(variable_data(variable)) == event.digest:
+        text = f"the guest's firmware has no {name}"
+        return Cause.found("secure_boot_keys", text, 0)
+    if guest.expected_digest(name) == sha384(variable_data(variable)):
+        text = f"the guest's firmware has {name}: keys or revocations are enrolled"
+        return Cause("secure_boot_keys", text, proven=_is_variable(event, variable))
+    return Cause("secure_boot_keys", f"the guest's firmware has another {name}")
+
+
+def find_fw_cfg_cause(guest: ComparedGuest, event: Event, name: str) -> Cause:
+    """Return why an item of fw_cfg differs."""
+    if name == "fw_cfg BootMenu":
+        for value in (b"\0\0", b"\1\0"):
+            if sha384(value) == event.digest:
+                text = f"-boot menu={'on' if value[0] else 'off'}"
+                return Cause.found("boot_menu", text, "on" if value[0] else "off")
+        return Cause("boot_menu", "-boot menu")
+    if name == "fw_cfg bootorder":
+        direct = sha384(DIRECT_BOOT_ORDER)
+        if event.digest == direct:
+            return Cause.found("direct_boot", "the guest was booted with -kernel")
+        if guest.expected_digest(name) == direct:
+            text = "the guest was not booted with -kernel, or other devices have a bootindex"
+            return Cause("direct_boot", text)
+        return Cause("device_boot_order", "bootindex of devices")
+    item = name.removeprefix("fw_cfg ")
+    return Cause("fw_cfg_item", f"another {item}: expander bridges, or options of QEMU")
+
+
+def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
+    """Return why the SMBIOS table differs; tries 48 processor ids and 21 machine names."""
+    text = "CPU model, machine type, memory size, -smbios, or version strings of the firmware"
+    table = guest.inputs.smbios
+    if table is None:
+        return Cause("smbios", text)
+    for cause, changed in _smbios_variations(publish_smbios(table)):
+        if sha384(filter_smbios(changed)) == event.digest:
+            return cause
+    return Cause("smbios", text)
+
+
+def find_boot_option_cause(_guest: ComparedGuest, event: Event, name: str) -> Cause:
+    """Return why BootOrder or a boot option differs, with what the log has, if it is authentic."""
+    variable = read_variable(event)
+    if variable is None or sha384(variable.data) != event.digest:
+        return Cause("boot_options", "boot options of the firmware or of devices")
+    if name == "BootOrder":
+        count = len(variable.data) // 2
+        if len(variable.data) % 2 or count > _MAX_BOOT_OPTIONS:
+            return Cause.found("boot_options", "the guest's BootOrder is malformed")
+        order = " ".join([f"{one:04X}" for one in struct.unpack(f"<{count}H", variable.data)])
+        return Cause.found("boot_options", f"the guest's boot order is {order}", order)
+    description = read_description(variable.data)
+    if description is None:
+        return Cause.found("boot_options", f"the guest's {name} is malformed")
+    return Cause.found("boot_options", f"the guest's {name} is {description}", description)
+
+
+def read_description(option: bytes) -> str | None:
+    """Return description and device path of an EFI_LOAD_OPTION; None if it is malformed."""
+    if not 8 <= len(option) <= _BOOT_DATA:
+        return None
+    path_size = int.from_bytes(option[4:6], "little")
+    end = next((at for at in range(6, len(option) - 1, 2) if option[at : at + 2] == b"\0\0"), None)
+    if end is None or end + 2 + path_size > len(option):
+        return None
+    description = key(option[6:end].decode("utf-16-le", errors="replace"))
+    return f"{description} ({option[end + 2 : end + 2 + path_size].hex()[:128]})"
+
+
+NAMED_CAUSES: Final[dict[str, Search]] = {
+    **dict.fromkeys(_VARIABLES, find_variable_cause),
+    "td-hob": lambda guest, _event, _name: find_td_hob_cause(guest),
+    "cfv": lambda guest, event, _name: find_cfv_cause(guest, event),
+    "smbios": lambda guest, event, _name: find_smbios_cause(guest, event),
+}
+"""Function for the changed event of a name."""
+
+
+def _is_variable(event: Event, variable: VariableName) -> bool:
+    """Return whether the data of the event are the measured variable."""
+    found = read_variable(event)
+    return (
+        found is not None
+        and (found.vendor, found.name) == variable
+        and sha384(event.payload) == event.digest
+    )
+
+
+def _smbios_variations(table: bytes) -> Iterator[tuple[Cause, bytes]]:
+    """Yield tables with another processor id or machine name; none for a malformed table."""
+    try:
+        for eax, edx in product(_CPUS, _FEATURES):
+            text = f"the host's CPU is {_CPUS[eax]} (EAX {eax:#x}, EDX {edx:#x})"
+            cause = Cause.found("processor_id", text, f"{eax:#x}:{edx:#x}")
+            yield cause, set_processor_id(table, eax, edx)
+    except (FormatError, UsageError):
+        return
+    for name in _MACHINES:
+        changed = _MACHINE.sub(name.encode(), table)
+        yield Cause.found("machine_name", f"the machine type is {name}", name), changed
+
+
+def _size(size: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} bytes"

@@ -1,0 +1,199 @@
+"""Causes that single events reveal, and what is said without the inputs."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.uefi_variable import (
+    EFI_GLOBAL,
+    VariableName,
+    variable_data,
+)
+from attestkit.event_log import Event, EventLog
+from attestkit.measure import ExpectedMeasurements, tdx
+from attestkit.measure.diagnosis import Cause, CauseName, GuestInputs, find_differences
+from attestkit.measure.diagnosis.acpi_causes import _explain_growth
+from attestkit.measure.diagnosis.rtmr0_causes import read_description
+from attestkit.measure.kernel.load_options import encode_options
+from attestkit.measure.rtmr0 import virtio_disk_option
+from tests.measure.diagnosis.guests import (
+    CMDLINE,
+    SHAPE,
+    SMBIOS,
+    arguments,
+    boot,
+    evidence_of,
+    inputs_of,
+    log_of,
+    tables,
+    with_hpet,
+)
+from tests.measure.firmware_images import variable_volume
+
+EXPECTED = tdx(**arguments())
+PK = VariableName(EFI_GLOBAL, "PK")
+
+
+def position_of(name: str) -> int:
+    """Return the index of an expected event among all."""
+    return next(at for at, event in enumerate(EXPECTED.events) if event.name == name)
+
+
+def changed(name: str, digest: bytes, payload: bytes = b"") -> Cause:
+    """Return the cause if the event of a name has another digest and data."""
+    at, events = position_of(name), list(log_of(EXPECTED).events)
+    events[at] = events[at]._replace(digest=digest, payload=payload or events[at].payload)
+    evidence = evidence_of(EXPECTED, EventLog(events))
+    (found,) = find_differences(EXPECTED, evidence, inputs=inputs_of(arguments()))
+    assert (found.event, found.kind, found.actual) == (name, "changed", digest)
+    return found.cause
+
+
+def variable(name: str, data: bytes) -> bytes:
+    """Return the data of an event of a boot variable."""
+    return variable_data(VariableName(EFI_GLOBAL, name), data)
+
+
+def blank_variables(size: int, store: int, working: int) -> bytes:
+    """Return the volume of a build without variables, with edk2's block for fault tolerance."""
+    volume = bytearray(variable_volume(b"", size))
+    struct.pack_into("<I", volume, 72 + 16, store - 72)
+    guid = UUID("9e58292b-7c68-497d-a0ce-6500fd9f1b95").bytes_le
+    volume[working : working + 32] = guid + struct.pack("<IIQ", 0x642CAF2C, 0xFFFFFFFE, 0xFE0)
+    return bytes(volume)
+
+
+@pytest.mark.parametrize(
+    ("volume", "build"),
+    [((0x84000, 0x40000, 0x41000), "4 MiB"), ((0x20000, 0xE000, 0xF000), "2 MiB")],
+)
+def test_blank_variables_are_known(volume: tuple[int, int, int], build: str) -> None:
+    """The digest of a volume without variables is that of edk2's builds."""
+    cause = changed("cfv", sha384(blank_variables(*volume)))
+    assert cause == Cause.found("variable_store", cause.text, build)
+
+
+def test_keys_in_the_log_are_proven_by_their_digest() -> None:
+    """Data that have the event's digest are authentic, other data are not."""
+    data = variable_data(PK, b"a key")
+    assert changed("PK", sha384(data), data).proven
+    for payload in (b"", data[:-1], variable_data(PK, b"other"), b"\xff" * 40):
+        cause = changed("PK", sha384(data), payload)
+        assert (cause.name, cause.proven) == ("secure_boot_keys", False)
+
+
+def test_secure_boot_states_are_known() -> None:
+    """The value of SecureBoot follows from the digest; an unknown one is not guessed."""
+    name = VariableName(EFI_GLOBAL, "SecureBoot")
+    assert changed("SecureBoot", sha384(variable_data(name, b"\1"))).value == "on"
+    assert changed("SecureBoot", sha384(b"x")) == Cause(
+        "secure_boot", "secure boot on, off or not built in"
+    )
+
+
+def test_boot_options_are_read_from_the_log() -> None:
+    """Order, description and path of boot options are shown if their digest agrees."""
+    cause = changed("BootOrder", sha384(b"\2\0\0\0"), variable("BootOrder", b"\2\0\0\0"))
+    assert (cause.name, cause.proven, cause.value) == ("boot_options", True, "0002 0000")
+    option = virtio_disk_option(3)
+    cause = changed("Boot0001", sha384(option), variable("Boot0001", option))
+    assert cause.proven
+    assert str(cause.value).startswith("UEFI Misc Device (02010c00d041030a")
+    cause = changed("Boot0001", sha384(option), variable("Boot0001", b"other"))
+    assert (cause.name, cause.proven, cause.value) == ("boot_options", False, None)
+    for data in (b"", b"\0" * 3, b"\0\0\0\0\xff\xff\0\0"):
+        assert changed("Boot0001", sha384(data), variable("Boot0001", data)).value is None
+
+
+@pytest.mark.parametrize("size", range(len(virtio_disk_option(3))))
+def test_truncated_boot_option_has_no_description(size: int) -> None:
+    """The path, which begins behind the description, must be complete."""
+    option = virtio_disk_option(3)
+    end = len(option) - 16  # optional data
+    assert (read_description(option[:size]) is None) == (size < end)
+
+
+def test_load_options_without_nul_are_known() -> None:
+    """GRUB's load options have no NUL at their end."""
+    options = encode_options(f"initrd=initrd {CMDLINE}", terminated=False)
+    cause = changed("load-options", sha384(options))
+    assert (cause.name, cause.proven, cause.value) == ("option_terminator", True, 0)
+    cause = changed("load-options", sha384(encode_options(f"kernel initrd=initrd {CMDLINE}")))
+    assert (cause.name, cause.proven, cause.value) == ("shim", True, 1)
+
+
+def test_boot_attempts_are_known() -> None:
+    """A boot option that returned, and a second one, are extra events."""
+    events = list(log_of(EXPECTED).events)
+    at = position_of("exit-invocation")
+    texts = (
+        b"Returning from EFI Application from Boot Option",
+        b"Calling EFI Application from Boot Option",
+    )
+    events[at:at] = [Event(1, 0x80000007, sha384(text), "", text) for text in texts]
+    (found,) = find_differences(EXPECTED, evidence_of(EXPECTED, EventLog(events)))
+    assert (found.event, found.kind) == ("exit-invocation", "extra")
+    assert (found.logged_event, found.cause.name) == ("returning", "boot_attempt")
+
+
+NO_MACHINE = GuestInputs()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "proven", "value"),
+    [
+        (lambda: boot(shape=replace(SHAPE, memory_size=8 << 30)), "memory_size", True, 8 << 30),
+        (
+            lambda: boot(acpi=tables("10.0", replace(SHAPE, cpu_count=2))),
+            *("cpu_count", True, 2),
+        ),
+        (lambda: boot(kernel=b"MZ" + arguments()["kernel"][2:-1] + b"x"), "kernel", False, None),
+        (lambda: boot(cmdline="other"), "cmdline", False, None),
+        (lambda: boot(smbios=SMBIOS.replace(b"QEMU", b"other")), "smbios", False, None),
+    ],
+)
+def test_causes_without_inputs(
+    change: Callable[[], object], cause: CauseName, proven: bool, value: int | None
+) -> None:
+    """Memory and machine are found from digests alone; the rest is only likely."""
+    (found, *_) = find_differences(EXPECTED, change(), inputs=NO_MACHINE)  # type: ignore[arg-type]
+    assert (found.cause.name, found.cause.proven, found.cause.value) == (cause, proven, value)
+
+
+def test_machines_that_do_not_ship_with_the_package_are_compared_by_lengths() -> None:
+    """Two machines with an HPET differ in vCPUs, which the loader script reveals."""
+    base, other = (tables("10.0", replace(SHAPE, cpu_count=count)) for count in (4, 8))
+    expected = tdx(**arguments(acpi=with_hpet(base)))
+    (found,) = find_differences(expected, boot(acpi=with_hpet(other)))
+    assert (found.cause.name, found.cause.proven, found.cause.value) == ("cpu_count", True, 8)
+    (found,) = find_differences(expected, boot(acpi=other))
+    assert (found.cause.name, found.cause.proven) == ("several_properties", True)
+
+
+@pytest.mark.parametrize(
+    ("growth", "name", "value"),
+    [(17, "pci_slots", 1), (-34, "pci_slots", -2), (16, "acpi_tables", None)],
+)
+def test_growth_of_the_dsdt_is_only_likely(growth: int, name: str, value: int | None) -> None:
+    """A length alone does not prove what was added."""
+    cause = _explain_growth(growth)
+    assert (cause.name, cause.proven, cause.value) == (name, False, value)
+
+
+def test_tables_of_another_vmm_are_named() -> None:
+    """Without QEMU's RSDP nothing can be searched."""
+    cause = changed("acpi-rsdp", sha384(b"other"))
+    assert (cause.name, cause.proven) == ("acpi_tables", False)
+    cause = changed("acpi-tables", sha384(b"other"))
+    assert (cause.name, cause.proven) == ("acpi_tables", False)
+
+
+def test_unknown_firmware_gives_no_memory() -> None:
+    """Memory that no size explains is not guessed."""
+    cause = changed("td-hob", sha384(b"other"))
+    assert (cause.name, cause.proven, cause.value) == ("memory_size", False, None)
+    assert isinstance(EXPECTED, ExpectedMeasurements)

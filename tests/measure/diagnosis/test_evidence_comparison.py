@@ -1,0 +1,196 @@
+"""Evidence is compared only as far as its quote authenticates it, and no further."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attestkit
+from attestkit.event_log import Event, EventLog
+from attestkit.measure import ExpectedMeasurements, tdx
+from attestkit.measure.diagnosis import (
+    Difference,
+    LoggedBoot,
+    explain,
+    find_differences,
+    find_guest_shape,
+)
+from tests.measure.diagnosis.guests import (
+    SHAPE,
+    arguments,
+    boot,
+    evidence_of,
+    firmware,
+    inputs_of,
+    log_of,
+)
+
+EXPECTED = tdx(**arguments())
+LOG = log_of(EXPECTED)
+EVENTS = LOG.events
+
+
+def only(differences: tuple[Difference, ...]) -> Difference:
+    """Return the only difference."""
+    (found,) = differences
+    return found
+
+
+def test_explain_returns_the_first_difference() -> None:
+    """A difference of MRTD comes before those of registers; no difference is None."""
+    assert explain(EXPECTED, evidence_of(EXPECTED)) is None
+    other = boot(firmware=firmware(texts=(b"ACPI DATA", b"QEMU FW CFG", b"etc/boot/")))
+    found = explain(EXPECTED, other)
+    assert found is not None
+    assert found.register == "mrtd"
+    assert [one.register for one in find_differences(EXPECTED, other)] == ["mrtd", "rtmr2"]
+
+
+def test_log_of_another_quote_is_the_answer() -> None:
+    """A log that does not replay to the quote is not compared with what is expected."""
+    other = boot(cmdline="other")
+    found = only(find_differences(EXPECTED, LoggedBoot(other.quote, LOG)))
+    assert (found.kind, found.register, found.position) == ("log", "rtmr2", None)
+    assert (found.cause.name, found.cause.proven) == ("log_not_of_quote", False)
+    assert (found.expected, found.actual) == (LOG.replay()[2], other.quote.rtmrs[2])
+
+
+def test_log_longer_than_quote_is_named() -> None:
+    """A log that was read after the quote has more events."""
+    longer = LOG.with_runtime([Event(3, 0x08000001, b"", "app-id", b"x")])
+    found = only(find_differences(EXPECTED, evidence_of(EXPECTED, LOG)._replace(event_log=longer)))
+    assert (found.kind, found.register) == ("log", "rtmr3")
+    assert (found.cause.name, found.cause.proven, found.cause.value) == ("log_continues", True, 1)
+
+
+def test_shortened_log_is_not_compared() -> None:
+    """A log as in certificates has no events, so that only the registers are compared."""
+    stripped = LoggedBoot(evidence_of(EXPECTED).quote, LOG.stripped())
+    assert find_differences(EXPECTED, stripped) == ()
+    found = only(find_differences(tdx(**arguments(cmdline="other")), stripped))
+    assert (found.register, found.event, found.kind) == ("rtmr2", None, "value")
+    assert found.cause.name == "log_without_events"
+
+
+@pytest.mark.parametrize(
+    ("register", "kept", "event", "cause"),
+    [
+        (1, 3, "exit-invocation", "boot_incomplete"),
+        (2, 1, "initrd", "initrd_presence"),
+        (0, 10, "acpi-loader", "firmware_release"),
+    ],
+)
+def test_log_that_ends_early_is_cut(register: int, kept: int, event: str, cause: str) -> None:
+    """A log with fewer events, and a quote to match, is cut."""
+    listed = [one for one in EVENTS if one.register == register][:kept]
+    log = EventLog([*listed, *[one for one in EVENTS if one.register != register]])
+    found = only(find_differences(EXPECTED, evidence_of(EXPECTED, log)))
+    assert (found.register, found.position, found.event) == (f"rtmr{register}", kept, event)
+    assert (found.kind, found.actual, found.logged_event) == ("cut", None, None)
+    assert (found.cause.name, found.cause.proven) == (cause, False)
+
+
+def test_log_with_event_behind_the_last_is_extra() -> None:
+    """An event behind the last expected one has no expected digest."""
+    log = EventLog([*EVENTS, Event(2, 0xD, bytes(48), "", b"")])
+    found = only(find_differences(EXPECTED, evidence_of(EXPECTED, log)))
+    assert (found.event, found.expected, found.kind) == (None, None, "extra")
+    assert (found.logged_event, found.cause.name) == ("EV_IPL", "boot_loader")
+
+
+def test_informative_events_do_not_count() -> None:
+    """Events that extend nothing are no difference."""
+    log = EventLog([Event(0, 3, bytes(48), "", b"Spec ID"), *EVENTS])
+    assert find_differences(EXPECTED, evidence_of(EXPECTED, log)) == ()
+
+
+def test_the_list_of_events_that_fits_best_is_compared() -> None:
+    """Of several possible lists, the difference is that of the one that the log follows."""
+    older = {"firmware": firmware(texts=(b"ACPI DATA",)), "smbios": None}
+    expected = tdx(**arguments(**older))
+    assert expected.other_events
+    for place in (False, True):
+        other = boot(**older, separator_in_rtmr1=place)
+        assert find_differences(expected, other) == ()
+        changed = boot(**older, separator_in_rtmr1=place, initrd=b"other")
+        # The initrd's size is in the kernel's header, too.
+        assert [one.register for one in find_differences(expected, changed)] == ["rtmr1", "rtmr2"]
+
+
+def test_registers_that_cannot_be_predicted_are_not_compared() -> None:
+    """A register without all events is not compared."""
+    assert find_differences(replace(EXPECTED, incomplete=(2,)), boot(cmdline="other")) == ()
+
+
+def test_evidence_of_another_platform_is_named() -> None:
+    """Expected values of SEV-SNP cannot be compared with a TD."""
+    expected = ExpectedMeasurements(platform="snp", launch_digest=bytes(48))
+    found = only(find_differences(expected, boot()))
+    assert (found.register, found.cause.name) == ("launch_digest", "other_platform")
+
+
+def test_attestation_is_compared() -> None:
+    """An `Attestation` of a simulated TD differs in all values; one of SEV-SNP is named."""
+    with attestkit.open("simulator") as tee:
+        evidence = tee.attest(report_data=bytes(64))
+    names = [one.register for one in find_differences(EXPECTED, evidence)]
+    assert names == ["mrtd", "rtmr0", "rtmr1", "rtmr2"]
+    with attestkit.open("simulator", platform="snp") as tee:
+        evidence = tee.attest(report_data=bytes(64))
+    found = only(find_differences(EXPECTED, evidence))
+    assert (found.register, found.cause.name) == ("mrtd", "other_platform")
+    assert found.actual is None
+
+
+def test_difference_has_values_for_json() -> None:
+    """All members are plain values, digests in hex."""
+    found = explain(EXPECTED, boot(cmdline="other"), inputs=inputs_of(arguments()))
+    assert found is not None
+    assert found.to_dict() == {
+        "register": "rtmr2",
+        "position": 0,
+        "event": "load-options",
+        "kind": "changed",
+        "expected": EXPECTED.events[-2].digest.hex() if EXPECTED.events[-2].digest else None,
+        "actual": None if found.actual is None else found.actual.hex(),
+        "logged_event": "EV_EVENT_TAG",
+        "cause": {
+            "name": "cmdline",
+            "text": found.cause.text,
+            "proven": False,
+            "value": None,
+        },
+    }
+
+
+_EVENT = st.builds(
+    Event,
+    st.integers(0, 2),
+    st.sampled_from((3, 4, 6, 0xA, 0xD, 0x80000001, 0x80000002, 0x80000003, 0x8000000B)),
+    st.sampled_from([event.digest for event in EVENTS]) | st.binary(min_size=48, max_size=48),
+    st.just(""),
+    st.sampled_from((b"", b"ACPI DATA", b"QEMU FW CFG\0x")) | st.binary(max_size=64),
+    st.just(1),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(_EVENT, max_size=24))
+def test_any_log_is_explained(events: list[Event]) -> None:
+    """Whatever a log has, the diagnosis ends with differences and no other error."""
+    evidence = evidence_of(EXPECTED, EventLog(events))
+    for one in find_differences(EXPECTED, evidence, inputs=inputs_of(arguments())):
+        assert one.expected != one.actual
+        assert str(one)
+    find_guest_shape(events)
+
+
+def test_shape_of_unknown_guest_is_found() -> None:
+    """Memory and machine follow from the log alone."""
+    found = find_guest_shape([event for event in EVENTS if event.register == 0])
+    assert found.memory is not None
+    assert found.memory.size == SHAPE.memory_size
+    assert found.acpi is not None
+    assert found.acpi.machines[0].inputs.cpu_count == SHAPE.cpu_count
+    assert find_guest_shape([]) == (None, None)
