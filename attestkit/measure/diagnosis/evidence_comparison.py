@@ -9,13 +9,15 @@ from typing import NamedTuple, Protocol
 from attestkit import _native
 from attestkit.attestation import Attestation
 from attestkit.event_log import Event, EventLog, Rtmrs
+from attestkit.event_log.event import ACPI_LABELS
+from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
 from attestkit.measure.diagnosis.difference import Cause, Difference
 from attestkit.measure.diagnosis.event_causes import find_cause
 from attestkit.measure.diagnosis.event_comparison import events_of, first_difference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
-from attestkit.measure.diagnosis.logged_event import name_event
-from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements
+from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event
+from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements, replay
 
 _REGISTERS = (0, 1, 2)
 
@@ -89,14 +91,15 @@ def find_differences(
     if unexplained is not None:
         return (unexplained,)
     found = _compare_mrtd(expected, quote.mrtd)
-    if log.explained_registers() == (3,) and any(any(value) for value in quote.rtmrs[:3]):
-        return (*found, *_compare_registers(expected, quote.rtmrs))
     known = inputs if isinstance(inputs, GuestInputs) else GuestInputs()
+    if log.explained_registers() == (3,) and any(any(value) for value in quote.rtmrs[:3]):
+        return (*found, *_compare_registers(expected, quote.rtmrs, log, known))
     return (*found, *_compare_events(expected, log, known))
 
 
 def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Difference, ...]:
-    if expected.mrtd is None or mrtd == expected.mrtd:
+    accepted = expected.reference_values()["mrtd"]
+    if not accepted or mrtd in accepted:
         return ()
     order = None if expected.mrtds is None else expected.mrtds.order_of(mrtd)
     if order is None:
@@ -104,20 +107,60 @@ def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Differen
     else:
         text = f"the host's kernel adds pages in the order {order}, expected was the other one"
         cause = Cause.found("page_order", text, order)
-    return (Difference("mrtd", None, None, "value", expected.mrtd, mrtd, None, cause),)
+    return (Difference("mrtd", None, None, "value", accepted[0], mrtd, None, cause),)
 
 
-def _compare_registers(expected: ExpectedMeasurements, rtmrs: Rtmrs) -> tuple[Difference, ...]:
-    """Compare values of registers with a log that has no events of them."""
+def _compare_registers(
+    expected: ExpectedMeasurements, rtmrs: Rtmrs, log: EventLog, inputs: GuestInputs
+) -> tuple[Difference, ...]:
+    """Compare values of registers with a log that has no events of them but those of ACPI."""
     text = "the log is shortened and does not have the events, so that the cause is unknown"
     cause = Cause("log_without_events", text)
-    return tuple(
-        [
-            Difference(f"rtmr{number}", None, None, "value", value, rtmrs[number], None, cause)
-            for number, value in enumerate(expected.rtmrs)
-            if value is not None and value != rtmrs[number]
-        ]
-    )
+    accepted = expected.reference_values()
+    found = []
+    for number, value in enumerate(rtmrs[:3]):
+        register = f"rtmr{number}"
+        if not accepted[register] or value in accepted[register]:
+            continue
+        difference = None if number else _compare_acpi(expected, value, log, inputs)
+        found.append(
+            difference
+            or Difference(register, None, None, "value", accepted[register][0], value, None, cause)
+        )
+    return tuple(found)
+
+
+def _compare_acpi(
+    expected: ExpectedMeasurements, value: bytes, log: EventLog, inputs: GuestInputs
+) -> Difference | None:
+    """Return the difference of ACPI tables, if RTMR0 is the expected one but for them."""
+    digests = acpi_digests(log.events)
+    if digests is None:
+        return None
+    logged = dict(zip(ACPI_LABELS, digests, strict=True))
+    for events in (expected.events, *expected.other_events):
+        changed = [event._replace(digest=logged.get(event.name, event.digest)) for event in events]
+        if replay(changed, 0) != value:
+            continue
+        rtmr0 = _of_register(events, 0)
+        position = next(
+            at
+            for at, event in enumerate(rtmr0)
+            if event.digest != logged.get(event.name, event.digest)
+        )
+        event = rtmr0[position]
+        cause = find_acpi_cause(ComparedGuest(events, log.events, inputs))
+        return Difference(
+            "rtmr0",
+            position,
+            event.name,
+            "changed",
+            event.digest,
+            logged[event.name],
+            event.name,
+            cause,
+        )
+    return None
 
 
 def _compare_events(

@@ -7,11 +7,12 @@ from typing import Final, NamedTuple, cast
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import shown
+from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.measure.diagnosis.difference import Cause, CauseName
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
-from attestkit.measure.kernel.linux_kernel import measured_kernel_digest, ram_below_4g
+from attestkit.measure.kernel.linux_kernel import measured_kernel_digest
 from attestkit.measure.kernel.load_options import encode_options
 
 _MOST_HASHED: Final = 768 << 20  # bytes of kernels, 2 s
@@ -109,7 +110,7 @@ def _patched_forms(
     name: CauseName, memory_size: int, guest: ComparedGuest
 ) -> Iterator[_KernelForm]:
     """Yield a kernel as QEMU changes it, with and without an initrd."""
-    low, cmdline = ram_below_4g(memory_size), guest.inputs.cmdline
+    low, cmdline = memory_below_4g(memory_size), guest.inputs.cmdline
     text = f"the kernel's header is that of a guest with {low:#x} bytes of RAM below 4 GiB"
     if name == "kernel_patched":
         text = f"QEMU changed the kernel's header, as before 10.0, for {low:#x} bytes below 4 GiB"

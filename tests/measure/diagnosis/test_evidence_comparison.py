@@ -18,12 +18,14 @@ from attestkit.measure.diagnosis import (
 )
 from tests.measure.diagnosis.guests import (
     SHAPE,
+    SMBIOS,
     arguments,
     boot,
     evidence_of,
     firmware,
     inputs_of,
     log_of,
+    tables,
 )
 
 EXPECTED = tdx(**arguments())
@@ -45,6 +47,13 @@ def test_explain_returns_the_first_difference() -> None:
     assert found is not None
     assert found.register == "mrtd"
     assert [one.register for one in find_differences(EXPECTED, other)] == ["mrtd", "rtmr2"]
+
+
+def test_both_orders_of_pages_are_accepted_if_none_is_stated() -> None:
+    """The order of pages is that of the host's kernel, which the user may not know."""
+    other = boot(shape=replace(SHAPE, two_pass=True))
+    assert find_differences(tdx(**arguments(shape=replace(SHAPE, two_pass=None))), other) == ()
+    assert only(find_differences(EXPECTED, other)).cause.name == "page_order"
 
 
 def test_log_of_another_quote_is_the_answer() -> None:
@@ -70,6 +79,18 @@ def test_shortened_log_is_not_compared() -> None:
     assert find_differences(EXPECTED, stripped) == ()
     found = only(find_differences(tdx(**arguments(cmdline="other")), stripped))
     assert (found.register, found.event, found.kind) == ("rtmr2", None, "value")
+    assert found.cause.name == "log_without_events"
+
+
+def test_shortened_log_has_the_acpi_tables() -> None:
+    """Events of ACPI tables in a shortened log are compared if the rest of RTMR0 is as expected."""
+    other = boot(acpi=tables("10.0", replace(SHAPE, cpu_count=8)))
+    stripped = other._replace(event_log=other.event_log.stripped())
+    found = only(find_differences(EXPECTED, stripped))
+    assert (found.register, found.event, found.kind) == ("rtmr0", "acpi-loader", "changed")
+    assert (found.cause.name, found.cause.value) == ("cpu_count", 8)
+    expected = tdx(**arguments(smbios=SMBIOS.replace(b"QEMU", b"other")))
+    found = only(find_differences(expected, stripped))
     assert found.cause.name == "log_without_events"
 
 
