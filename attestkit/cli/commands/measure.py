@@ -1,13 +1,18 @@
-"""`attestkit measure`: expected registers and launch digests of a guest, from its files."""
+"""`attestkit measure`: expected registers and launch digests of a guest, from its files.
 
+With `--against`, what differs in evidence, and why.
+"""
+
+import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
+from attestkit.cli.exit_codes import REJECTED
 from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.boot_files import BootFiles, boot_options
@@ -19,19 +24,51 @@ from attestkit.cli.output.write_output import check_output, refuse_stdout, write
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit.attestation import Attestation
     from attestkit.cli.options.boot_files import BootData
     from attestkit.event_log import EventLog
-    from attestkit.measure import ExpectedMeasurements
-    from attestkit.measure.acpi import TableCache
+    from attestkit.measure import ExpectedMeasurements, GuestInputs, MachineShape, SnpInputs
+    from attestkit.measure.acpi import AcpiTables, TableCache
+    from attestkit.measure.dstack_guest import TableSources
     from attestkit.measure.tdx_guest import TdxBoot
 
 _EPILOG: Final = (
     "Example: attestkit measure --image dstack-0.5.5 --vm-config vm.json --format toml "
     "-o policy.toml\n\n"
-    "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers of its quote, "
+    "Exit codes: 0 good, 1 usage, 2 the evidence differs (--against), or its log does not replay "
+    "to the registers of its quote, "
     "3 QEMU does not answer, 5 unreadable input."
 )
 _MAX_SMBIOS: Final = 1 << 20  # bytes
+
+
+class _Measured(NamedTuple):
+    """Expected values, and what they were computed from."""
+
+    expected: "ExpectedMeasurements"
+    inputs: "GuestInputs | SnpInputs | None"
+    shape_source: str | None = None  # if the shape is of the evidence
+
+
+class _TableOptions(NamedTuple):
+    """Where ACPI tables and SMBIOS table come from."""
+
+    qemu: Path | None
+    acpi: Path | None
+    smbios: Path | None
+
+    def find(
+        self, shape: "MachineShape", processor_id: tuple[int, int] | None
+    ) -> "tuple[TableSources, AcpiTables | None]":
+        """Return the sources of a machine's tables, with the ACPI tables that they have."""
+        from attestkit.measure.acpi import find_tables
+        from attestkit.measure.dstack_guest import TableSources
+
+        cache = None if self.qemu is None else _cache()
+        table = None if self.smbios is None else read_file(self.smbios, _MAX_SMBIOS)
+        found = find_tables(shape, qemu=self.qemu, folder=self.acpi, cache=cache)
+        sources = TableSources(self.qemu, found, table, processor_id, cache)
+        return sources, None if found is None else found.files
 
 
 @click.command(epilog=_EPILOG)
@@ -41,6 +78,11 @@ _MAX_SMBIOS: Final = 1 << 20  # bytes
 @click.option("--acpi", type=PATH, help="Folder with etc/table-loader, etc/acpi/rsdp and tables.")
 @click.option("--smbios", type=PATH, help="SMBIOS table of QEMU (etc/smbios/smbios-tables).")
 @click.option("--log", type=PATH, help="Event log or evidence, for digests that only a log has.")
+@click.option(
+    "--against",
+    type=PATH,
+    help="Evidence to compare: name what differs first, and why. Nothing is verified.",
+)
 @snp_options
 @click.option(
     "--format",
@@ -60,6 +102,7 @@ def measure(
     acpi: Path | None,
     smbios: Path | None,
     log: Path | None,
+    against: Path | None,
     snp: SnpOptions,
     form: str,
     output: Path | None,
@@ -72,15 +115,23 @@ def measure(
     """
     form = "json" if as_json else form
     _check_output(form, output, as_json=as_json)
+    if against is not None and (log is not None or form == "toml"):
+        raise UsageError("--against: not with --log or --format toml", reason="conflict")
     extra = tuple(path for path in (smbios, log) if path is not None)
-    check_output("-o", output, (*boot.inputs, *machine.inputs, *snp.inputs, *extra))
+    more = () if against is None else (against,)
+    check_output("-o", output, (*boot.inputs, *machine.inputs, *snp.inputs, *extra, *more))
+    evidence = None if against is None else _read_evidence(against)
     if snp.snp:
         if machine.given or extra or qemu is not None or acpi is not None:
             message = "--snp: options of TDs do not apply, such as --vm-config and --qemu"
             raise UsageError(message, reason="not_applicable")
-        expected = _measure_snp(boot, snp)
+        measured = _measure_snp(boot, snp)
     else:
-        expected = _measure_tdx(boot, machine, qemu=qemu, acpi=acpi, smbios=smbios)
+        tables = _TableOptions(qemu, acpi, smbios)
+        measured = _measure_tdx(boot, machine, tables, against, evidence)
+    if against is not None and evidence is not None:
+        return _compare(measured, against, evidence, form, output)
+    expected = measured.expected
     if log is not None:
         expected = expected.with_log_digests(_read_log(log))
     _write(expected, form, output)
@@ -93,51 +144,74 @@ def _check_output(form: str, output: Path | None, *, as_json: bool) -> None:
         raise UsageError("-o: needs --format toml or json", reason="missing")
 
 
-def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "ExpectedMeasurements":
+def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
     if boot.image is not None:
         from attestkit.measure import read_dstack_image
 
         image = read_dstack_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
-        found = snp.measure(firmware, image.kernel, image.initrd, image.cmdline.strip())
-        return replace(found, os_image_hash=image.os_image_hash)
+        cmdline = image.cmdline.strip()
+        found = snp.measure(firmware, image.kernel, image.initrd, cmdline)
+        expected = replace(found, os_image_hash=image.os_image_hash)
+        return _Measured(expected, snp.inputs_of(firmware, image.kernel, image.initrd, cmdline))
     if boot.uki is not None or boot.disk is not None or boot.shim is not None:
         message = "--uki, --disk, --shim: what they name is not measured at the launch of a guest"
         raise UsageError(message, reason="not_applicable")
     files = boot.read()
-    return snp.measure(files.firmware, files.kernel, files.initrd, boot.cmdline)
+    given = (files.firmware, files.kernel, files.initrd, boot.cmdline)
+    return _Measured(snp.measure(*given), snp.inputs_of(*given))
 
 
 def _measure_tdx(
     boot: BootFiles,
     machine: MachineOptions,
-    *,
-    qemu: Path | None,
-    acpi: Path | None,
-    smbios: Path | None,
-) -> "ExpectedMeasurements":
-    from attestkit.measure.dstack_guest import TableSources, dstack_image, measure_shape
+    tables: "_TableOptions",
+    against: Path | None,
+    evidence: "Attestation | None",
+) -> "_Measured":
+    from attestkit.measure.diagnosis import GuestInputs
+    from attestkit.measure.dstack_guest import dstack_image, measure_shape
+    from attestkit.measure.dstack_image import read_dstack_image
 
     if machine.qemu_args is not None:
-        if acpi is not None or smbios is not None:
+        if tables.acpi is not None or tables.smbios is not None:
             message = "--acpi, --smbios: with --qemu-args, the tables are those of its machine"
             raise UsageError(message, reason="conflict")
-        return _measure_command(boot, machine, qemu)
-    shape = machine.shape()
-    cache = None if qemu is None else _cache()
-    table = None if smbios is None else read_file(smbios, _MAX_SMBIOS)
-    sources = TableSources(qemu, acpi, table, machine.processor_id, cache)
+        return _measure_command(boot, machine, tables.qemu)
+    shape, source = _find_shape(machine, against, evidence)
+    sources, files = tables.find(shape, machine.processor_id)
+    known = {"shape": shape, "acpi": files, "smbios": sources.smbios}
     if boot.image is not None:
-        return dstack_image(boot.image, shape, **sources._asdict())
-    files = boot.read()
-    return measure_shape(files.firmware, _boot(files, boot.cmdline), shape, sources)
+        image = read_dstack_image(boot.image)
+        expected = dstack_image(image, shape, **sources._asdict())
+        booted = (image.firmware, image.kernel, image.initrd, image.cmdline)
+    else:
+        data = boot.read()
+        expected = measure_shape(data.firmware, _boot(data, boot.cmdline), shape, sources)
+        booted = (data.firmware, data.kernel, data.initrd, boot.cmdline or "")
+    named = dict(zip(("firmware", "kernel", "initrd", "cmdline"), booted, strict=True))
+    return _Measured(expected, GuestInputs(**named, **known), source)
 
 
-def _measure_command(
-    boot: BootFiles, machine: MachineOptions, qemu: Path | None
-) -> "ExpectedMeasurements":
+def _find_shape(
+    machine: MachineOptions, against: Path | None, evidence: "Attestation | None"
+) -> "tuple[MachineShape, str | None]":
+    """Return the shape of the options, else of the evidence, and where it is from."""
+    counts = {"cpu_count", "memory_size"}
+    given = machine.vm_config is not None or counts <= machine.fields.keys()
+    if against is None or evidence is None or given:
+        return machine.shape(), None
+    from attestkit.measure.diagnosis import read_machine_shape
+
+    with name_file_in_errors(against, "--against"):
+        shape, source = read_machine_shape(evidence)
+    return replace(shape, **machine.fields), source
+
+
+def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None) -> "_Measured":
     """Measure the machine of a QEMU command line, whose boot files are the default."""
     from attestkit.measure.command_guest import command_files, tdx_command
+    from attestkit.measure.diagnosis import GuestInputs
 
     command = machine.command() or ""
     if qemu is None:
@@ -154,7 +228,7 @@ def _measure_command(
             cmdline=named.get("cmdline") if boot.cmdline is None else boot.cmdline,
         )
     files = boot.read()
-    return tdx_command(
+    expected = tdx_command(
         command,
         firmware=files.firmware,
         boot=_boot(files, boot.cmdline),
@@ -162,6 +236,13 @@ def _measure_command(
         qemu_version=machine.fields.get("qemu_version", ""),
         processor_id=machine.processor_id,
     )
+    inputs = GuestInputs(
+        firmware=files.firmware,
+        kernel=files.kernel,
+        initrd=files.initrd,
+        cmdline=boot.cmdline or "",
+    )
+    return _Measured(expected, inputs)
 
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
@@ -203,11 +284,44 @@ def _read_log(path: Path) -> "EventLog":
     raise FormatError(f"--log {path}: contains no event log of a TD", reason="unsupported")
 
 
+def _read_evidence(path: Path) -> "Attestation":
+    """Return the evidence of a file."""
+    from attestkit.attestation import Attestation
+
+    found = identify_file(path, "--against").value
+    if isinstance(found, Attestation):
+        return found
+    raise FormatError(f"--against {path}: not evidence", reason="unsupported")
+
+
+def _compare(
+    measured: "_Measured", path: Path, evidence: "Attestation", form: str, output: Path | None
+) -> int:
+    """Compare evidence with expected values; return 2 if it differs."""
+    from attestkit.cli.output.differences import describe_comparison, show_differences
+    from attestkit.measure.diagnosis import find_differences
+
+    expected = measured.expected
+    with name_file_in_errors(path, "--against"):
+        found = find_differences(expected, evidence, inputs=measured.inputs)
+    code = REJECTED if found else 0
+    if form == "json":
+        comparison = describe_comparison(path, found, measured.shape_source)
+        _write_text(json.dumps(expected.to_dict() | {"against": comparison}, indent=2), output)
+    else:
+        show_differences(expected, path, found, measured.shape_source)
+    return code
+
+
 def _write(expected: "ExpectedMeasurements", form: str, output: Path | None) -> None:
     if form == "table":
         _show(expected)
         return
-    text = expected.to_toml() if form == "toml" else expected.to_json()
+    _write_text(expected.to_toml() if form == "toml" else expected.to_json(), output)
+
+
+def _write_text(text: str, output: Path | None) -> None:
+    text = text if text.endswith("\n") else f"{text}\n"
     if output is None:
         sys.stdout.write(text)
     elif write_output("-o", output, text):

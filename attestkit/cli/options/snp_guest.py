@@ -10,7 +10,7 @@ from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.measure import ExpectedMeasurements
+    from attestkit.measure import ExpectedMeasurements, SnpInputs
     from attestkit.measure.snp import Vmm
 
 _MAX_IMAGE: Final = 64 << 20  # bytes
@@ -80,6 +80,22 @@ class SnpOptions(NamedTuple):
             svsm=None if self.svsm is None else read_file(self.svsm, _MAX_IMAGE),
             variables_size=size,
         )
+
+    def inputs_of(
+        self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
+    ) -> "SnpInputs | None":
+        """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
+        from attestkit.measure import SnpInputs
+        from attestkit.measure.snp import KernelFiles, SnpMachine, find_cpu_signature
+
+        if self.svsm is not None or self.vcpus is None:
+            return None
+        signature = self.cpu_signature or 0
+        if self.cpu_type is not None:
+            signature = find_cpu_signature(self.cpu_type)
+        machine = SnpMachine(self.vcpus, signature, self.guest_features or 1, self.vmm or "qemu")
+        files = None if kernel is None else KernelFiles(kernel, initrd or b"", cmdline or "")
+        return SnpInputs(firmware=firmware, machine=machine, kernel=files)
 
 
 def _gather(

@@ -7,6 +7,7 @@ from attestkit.measure.diagnosis.evidence_comparison import (
     explain,
     find_differences,
 )
+from attestkit.measure.diagnosis.evidence_shape import ShapeSource, read_machine_shape
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 from attestkit.measure.diagnosis.guest_shape import (
     AcpiShape,
@@ -27,10 +28,12 @@ __all__ = [
     "GuestInputs",
     "GuestShape",
     "LoggedBoot",
+    "ShapeSource",
     "SnpInputs",
     "TdRegisters",
     "explain",
     "find_differences",
     "find_guest_shape",
     "find_memory",
+    "read_machine_shape",
 ]

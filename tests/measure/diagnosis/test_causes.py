@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -15,11 +16,18 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
-from attestkit.measure.diagnosis import Cause, CauseName, GuestInputs, find_differences
+from attestkit.measure.diagnosis import (
+    Cause,
+    CauseName,
+    DifferenceKind,
+    GuestInputs,
+    find_differences,
+)
 from attestkit.measure.diagnosis.acpi_causes import _explain_growth
 from attestkit.measure.diagnosis.rtmr0_causes import read_description
 from attestkit.measure.kernel.load_options import encode_options
 from attestkit.measure.rtmr0 import virtio_disk_option
+from tests.cli import schemas
 from tests.measure.diagnosis.guests import (
     CMDLINE,
     SHAPE,
@@ -197,3 +205,10 @@ def test_unknown_firmware_gives_no_memory() -> None:
     cause = changed("td-hob", sha384(b"other"))
     assert (cause.name, cause.proven, cause.value) == ("memory_size", False, None)
     assert isinstance(EXPECTED, ExpectedMeasurements)
+
+
+def test_schema_lists_all_causes() -> None:
+    """The documented schema of `measure --json` has every name of a cause and kind."""
+    fields = schemas.read()["measure"]["$defs"]["difference"]["properties"]
+    assert set(fields["cause"]["properties"]["name"]["enum"]) == set(get_args(CauseName))
+    assert set(fields["kind"]["enum"]) == set(get_args(DifferenceKind))

@@ -1,0 +1,67 @@
+"""What differs between expected measurements and evidence, as a table and as JSON."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit.cli.output import console
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attestkit.measure import Difference, ExpectedMeasurements
+
+_SHAPES: Final = {
+    "search": "found from digests of the log",
+    "vm_config": "VM configuration of the evidence, which is the host's word",
+}
+
+
+def describe_comparison(
+    path: Path, differences: "Sequence[Difference]", shape_source: str | None
+) -> dict[str, Any]:
+    """Return the comparison with the evidence of a file, ready for JSON."""
+    return {
+        "evidence": str(path),
+        "shape": shape_source,
+        "differences": [difference.to_dict() for difference in differences],
+    }
+
+
+def show_differences(
+    expected: "ExpectedMeasurements",
+    path: Path,
+    differences: "Sequence[Difference]",
+    shape_source: str | None,
+) -> None:
+    """Print a verdict, and each difference with its cause."""
+    from attestkit.measure.policy_text import describe_gap
+
+    text = "differs from the expected measurements" if differences else "as expected"
+    console.verdict(f"{path}: {text}", good=not differences)
+    if shape_source is not None:
+        console.lines([f"Shape of the machine: {_SHAPES[shape_source]}."])
+    for difference in differences:
+        console.lines([""])
+        cause = difference.cause
+        console.fields(
+            difference.register,
+            {
+                "event": _event(difference),
+                "kind": difference.kind,
+                "expected": difference.expected and difference.expected.hex(),
+                "evidence": difference.actual and difference.actual.hex(),
+                "in the log": difference.logged_event,
+                "cause" if cause.proven else "likely cause": f"{cause.name}: {cause.text}",
+            },
+        )
+    if expected.not_proven:
+        console.lines([""])
+    for word in expected.not_proven:
+        console.warning(f"{word}: {describe_gap(word)}")
+    console.lines(["", "Compared, not verified: no signature was checked."])
+
+
+def _event(difference: "Difference") -> str | None:
+    if difference.position is None:
+        return None
+    return f"{difference.position} {difference.event or '(behind the last expected one)'}"
