@@ -62,8 +62,7 @@ def find_acpi_cause(guest: ComparedGuest) -> Cause:
         return _from_lengths(expected, logged)
     if logged.tables != expected.tables:
         return _compare_shapes(expected.tables, logged.tables)
-    digest = next(event.digest for event in reversed(guest.rtmr0) if event.is_acpi_data)
-    return _find_variation(guest, digest) or _unknown(
+    return _find_variation(guest, logged.digests[2]) or _unknown(
         "tables of the same lengths: RAM below 4 GiB, 64-bit PCI window, SMM, numbers of slots, "
         "or another line of QEMU"
     )

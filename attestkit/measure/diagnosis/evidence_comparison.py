@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from attestkit import _native
 from attestkit.attestation import Attestation
 from attestkit.event_log import Event, EventLog, Rtmrs
-from attestkit.event_log.event import ACPI_LABELS
+from attestkit.event_log.event import ACPI_LABELS, RUNTIME_REGISTER
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
 from attestkit.measure.diagnosis.difference import Cause, Difference
 from attestkit.measure.diagnosis.event_causes import find_cause
@@ -92,7 +92,9 @@ def find_differences(
         return (unexplained,)
     found = _compare_mrtd(expected, quote.mrtd)
     known = inputs if isinstance(inputs, GuestInputs) else GuestInputs()
-    if log.explained_registers() == (3,) and any(any(value) for value in quote.rtmrs[:3]):
+    if log.explained_registers() == (RUNTIME_REGISTER,) and any(
+        any(value) for value in quote.rtmrs[:3]
+    ):
         return (*found, *_compare_registers(expected, quote.rtmrs, log, known))
     return (*found, *_compare_events(expected, log, known))
 
@@ -228,11 +230,14 @@ def _check_log(rtmrs: Rtmrs, log: EventLog) -> Difference | None:
 
 
 def _events_after(log: EventLog, register: int, value: bytes) -> int | None:
-    """Return how many events at the end of a register the quote does not have; None if others."""
+    """Return how many events at the end of a register the quote does not have; None if others.
+
+    A quote without any event is older only for RTMR3: firmware measures before there are quotes.
+    """
     events = events_of(log, register)
     current = bytes(48)
     for position, event in enumerate(events):
-        if current == value:
+        if current == value and (position or register == RUNTIME_REGISTER):
             return len(events) - position
         current = _native.sha384(current + event.digest)
     return None

@@ -47,12 +47,14 @@ class AcpiShape(NamedTuple):
     """What the digests of ACPI tables reveal.
 
     Attributes:
+        digests: Of loader script, RSDP and tables.
         rsdt: Offset of the RSDT in the tables, in bytes; None if they are not of QEMU.
         tables: Lengths of the tables and number of vCPUs; None if there are other tables than
             those of q35 without NUMA, TPM, NVDIMM and IOMMU.
         machines: Machines whose tables ship with the package and have these digests.
     """
 
+    digests: tuple[bytes, bytes, bytes]
     rsdt: int | None
     tables: TableShape | None
     machines: tuple[PackagedMachine, ...]
@@ -84,7 +86,7 @@ def find_acpi_shape(digests: tuple[bytes, bytes, bytes]) -> AcpiShape:
     """Return what digests of loader script, RSDP and tables reveal; takes 0.3 s."""
     rsdt = find_rsdt(digests[1])
     tables = None if rsdt is None else find_table_shape(digests[0], rsdt)
-    return AcpiShape(rsdt, tables, tuple(find_packaged_machines(digests)))
+    return AcpiShape(digests, rsdt, tables, tuple(find_packaged_machines(digests)))
 
 
 def find_memory(digest: bytes, sections: Sequence[TdvfSection] | None = None) -> FoundMemory | None:

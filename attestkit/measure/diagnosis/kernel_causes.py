@@ -90,7 +90,7 @@ def find_load_option_cause(guest: ComparedGuest, event: Event) -> Cause:
 
 def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
     """Yield the forms of a kernel, more likely ones first."""
-    text = "QEMU left the kernel's header as it is: 10.1 or later, or 10.0 with edk2 from 202502"
+    text = "the kernel is measured as it is: QEMU 10.1 or later, or 10.0 with edk2 from 202502"
     yield _KernelForm(Cause.found("kernel_unpatched", text))
     expected, logged = guest.expected_memory, guest.logged_memory
     own = expected.size if expected else None

@@ -5,20 +5,21 @@ one from the data is what the log states.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import key
 from attestkit.event_log import Event
+from attestkit.event_log.event_types import ACPI_CONFIG
 from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 
 _VARIABLE_TYPES: Final = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})
 _VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
 _MAX_NAME: Final = 256  # characters
 _FW_CFG: Final = b"QEMU FW CFG\0"
-_PLATFORM_CONFIG: Final = 0xA
+_SEPARATOR: Final = 0x4
 _EVENT_TAG: Final = 0x6
 _BY_TYPE: Final = {0x8000000A: "cfv", 0x8000000B: "td-hob", 0x80000006: "gpt"}
 _BY_TAG: Final = {0x8F3B22ED: "load-options", 0x8F3B22EC: "initrd"}
@@ -54,7 +55,7 @@ def read_variable(event: Event) -> LoggedVariable | None:
         return None
     vendor, characters, size = _VARIABLE_HEAD.unpack_from(payload)
     start = _VARIABLE_HEAD.size + 2 * characters
-    if characters > _MAX_NAME or start + size != len(payload):
+    if not 0 < characters <= _MAX_NAME or start + size != len(payload):
         return None
     try:
         name = payload[_VARIABLE_HEAD.size : start].decode("utf-16-le")
@@ -71,7 +72,7 @@ def name_event(event: Event) -> str:
         return key(event.name)
     if (variable := read_variable(event)) is not None:
         return key(variable.name)
-    if event.event_type == _PLATFORM_CONFIG:
+    if event.event_type == ACPI_CONFIG:
         return _name_item(event)
     tag = int.from_bytes(event.payload[:4], "little")
     if event.event_type == _EVENT_TAG and tag in _BY_TAG:
@@ -87,7 +88,18 @@ def _name_item(event: Event) -> str:
     return event.type_name if item is None else f"fw_cfg {item}"
 
 
-def acpi_digests(events: Iterable[Event]) -> tuple[bytes, bytes, bytes] | None:
-    """Return the digests of loader script, RSDP and tables in the log; None without all three."""
-    found = [event.digest for event in events if event.is_acpi_data]
-    return (found[0], found[1], found[2]) if len(found) == 3 else None
+def acpi_digests(events: Sequence[Event]) -> tuple[bytes, bytes, bytes] | None:
+    """Return the digests of loader script, RSDP and tables in a log; None without all three.
+
+    Without the data of events they are the three behind the first separator of RTMR0.
+    """
+    found = [event for event in events if event.is_acpi_data]
+    if not found:
+        rtmr0 = [event for event in events if event.register == 0]
+        types = [event.event_type for event in rtmr0]
+        at = types.index(_SEPARATOR) + 1 if _SEPARATOR in types else len(types)
+        found = [event for event in rtmr0[at : at + 3] if event.event_type == ACPI_CONFIG]
+    if len(found) != 3:
+        return None
+    loader, rsdp, tables = (event.digest for event in found)
+    return loader, rsdp, tables

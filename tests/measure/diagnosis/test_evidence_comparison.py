@@ -19,6 +19,7 @@ from attestkit.measure.diagnosis import (
 from tests.measure.diagnosis.guests import (
     SHAPE,
     SMBIOS,
+    Quoted,
     arguments,
     boot,
     evidence_of,
@@ -71,6 +72,14 @@ def test_log_longer_than_quote_is_named() -> None:
     found = only(find_differences(EXPECTED, evidence_of(EXPECTED, LOG)._replace(event_log=longer)))
     assert (found.kind, found.register) == ("log", "rtmr3")
     assert (found.cause.name, found.cause.proven, found.cause.value) == ("log_continues", True, 1)
+
+
+def test_log_of_a_quote_without_events_is_another() -> None:
+    """A quote whose RTMR1 is zero did not come before the events that the firmware measures."""
+    rtmrs = LOG.replay()
+    quote = Quoted(evidence_of(EXPECTED).quote.mrtd, (rtmrs[0], bytes(48), rtmrs[2], rtmrs[3]))
+    found = only(find_differences(EXPECTED, LoggedBoot(quote, LOG)))
+    assert (found.register, found.cause.name) == ("rtmr1", "log_not_of_quote")
 
 
 def test_shortened_log_is_not_compared() -> None:
@@ -214,4 +223,6 @@ def test_shape_of_unknown_guest_is_found() -> None:
     assert found.memory.size == SHAPE.memory_size
     assert found.acpi is not None
     assert found.acpi.machines[0].inputs.cpu_count == SHAPE.cpu_count
+    bare = [event._replace(name="", payload=b"") for event in EVENTS if event.register == 0]
+    assert find_guest_shape(bare) == found
     assert find_guest_shape([]) == (None, None)
