@@ -13,9 +13,15 @@ from attestkit.measure.diagnosis.guest_inputs import ComparedGuest
 from attestkit.measure.diagnosis.guest_shape import AcpiShape
 
 _SLOT: Final = 17  # bytes in the DSDT
-_VCPU: Final = 86
+_VCPU: Final = 94  # in DSDT and MADT
+_GROWTHS: Final[dict[int, tuple[CauseName, str]]] = {
+    110: ("interrupt_form", "edge-triggered interrupts, as of a TDX branch of QEMU before 9.2"),
+    56: ("hpet", "an HPET, or none"),
+}
 _MOST_SLOTS: Final = 28
 _MADT_FLAGS: Final = 40  # offset; bit 0: there is a PIC
+_SMI_COMMAND: Final = 48  # offset in the FADT: port, then commands to enable and disable ACPI
+_SMM: Final = bytes.fromhex("b2000000 02 03")  # zeros without SMM
 _LOW_MEMORY_STEP: Final = 1 << 20
 _FIRST_LOW: Final = 128 << 20
 _SPLIT: Final = 0xB0000000
@@ -63,7 +69,7 @@ def find_acpi_cause(guest: ComparedGuest) -> Cause:
     if logged.tables != expected.tables:
         return _compare_shapes(expected.tables, logged.tables)
     return _find_variation(guest, logged.digests[2]) or _unknown(
-        "tables of the same lengths: RAM below 4 GiB, 64-bit PCI window, SMM, numbers of slots, "
+        "tables of the same lengths: 64-bit PCI window, numbers of slots, other options of QEMU, "
         "or another line of QEMU"
     )
 
@@ -123,8 +129,7 @@ def _explain_growth(growth: int) -> Cause:
     """Return what usually makes a DSDT longer by this number of bytes."""
     slots, rest = divmod(growth, _SLOT)
     if not rest and abs(slots) <= _MOST_SLOTS:
-        text = f"{abs(slots)} {'more' if slots > 0 else 'fewer'} slots in use on PCI bus 0"
-        return Cause("pci_slots", f"{text}: the DSDT differs by {growth} bytes", value=slots)
+        return Cause("pci_slots", f"{_count(slots, 'slots')} in use on PCI bus 0")
     text = f"the DSDT differs by {growth} bytes: root ports, ACPI hotplug, or line of QEMU"
     return Cause("acpi_tables", text)
 
@@ -137,14 +142,22 @@ def _from_lengths(expected: AcpiShape, logged: AcpiShape) -> Cause:
     if not growth:
         text = "tables of the same length in all: other properties, or another order of tables"
         return _unknown(text)
+    if abs(growth) in _GROWTHS:
+        return Cause(*_GROWTHS[abs(growth)])
+    vcpus, rest = divmod(growth, _VCPU)
+    if not rest:
+        return Cause("cpu_count", f"{_count(vcpus, 'vCPUs')}")
     slots, rest = divmod(growth, _SLOT)
     if not rest and abs(slots) <= _MOST_SLOTS:
-        text = f"{abs(slots)} {'more' if slots > 0 else 'fewer'} slots in use on PCI bus 0"
-        return Cause("pci_slots", f"{text}: the tables differ by {growth} bytes", value=slots)
+        return Cause("pci_slots", f"{_count(slots, 'slots')} in use on PCI bus 0")
     return _unknown(
-        f"the tables before the RSDT differ by {growth} bytes: NUMA, TPM, other devices, vCPUs "
-        f"({_VCPU + 8} bytes each), or another line of QEMU"
+        f"the tables before the RSDT differ by {growth} bytes: NUMA, TPM, other devices, vCPUs, "
+        "or another line of QEMU"
     )
+
+
+def _count(number: int, things: str) -> str:
+    return f"{abs(number)} {'more' if number > 0 else 'fewer'} {things}"
 
 
 def _find_variation(guest: ComparedGuest, digest: bytes) -> Cause | None:
@@ -179,6 +192,12 @@ def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
         has_pic = flipped[madt.offset + _MADT_FLAGS] & 1
         text = f"the guest has {'a' if has_pic else 'no'} PIC"
         yield Cause.found("pic", text, has_pic), bytes(flipped)
+    if (fadt := places.get("FACP")) is not None:
+        at = fadt.offset + _SMI_COMMAND
+        has_smm = files.tables[at : at + len(_SMM)] != _SMM
+        text = f"the guest has {'' if has_smm else 'no '}system management mode (smm)"
+        commands = _SMM if has_smm else bytes(len(_SMM))
+        yield Cause.found("smm", text, int(has_smm)), _replaced(files.tables, at, commands)
     if (dsdt := places.get("DSDT")) is not None:
         yield from _window_variations(files.tables, dsdt)
         yield from _low_memory_variations(files.tables, dsdt)

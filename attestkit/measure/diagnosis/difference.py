@@ -50,6 +50,7 @@ CauseName = Literal[
     "root_ports",
     "several_properties",
     "smbios",
+    "smm",
     # Of what is booted
     "boot_attempt",
     "boot_image",

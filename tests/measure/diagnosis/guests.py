@@ -102,6 +102,14 @@ def with_pic(files: AcpiTables) -> AcpiTables:
     return files._replace(tables=bytes(content))
 
 
+def with_smm(files: AcpiTables) -> AcpiTables:
+    """Return tables of the same machine with system management mode."""
+    fadt = next(table for table in files.list_tables() if table.signature == "FACP")
+    at = fadt.offset + 48
+    content = files.tables[:at] + bytes.fromhex("b20000000203") + files.tables[at + 6 :]
+    return files._replace(tables=content)
+
+
 def arguments(**changes: Any) -> dict[str, Any]:
     """Return arguments of `tdx`, with changes; `None` removes one."""
     usual: dict[str, Any] = {

@@ -18,6 +18,8 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
+from attestkit.measure.acpi.qemu_machine import read_machine
+from attestkit.measure.acpi.user_command import clean_command
 from attestkit.measure.diagnosis import (
     Cause,
     CauseName,
@@ -25,12 +27,14 @@ from attestkit.measure.diagnosis import (
     GuestInputs,
     find_differences,
 )
-from attestkit.measure.diagnosis.acpi_causes import _explain_growth
+from attestkit.measure.diagnosis.acpi_causes import _explain_growth, _from_lengths
+from attestkit.measure.diagnosis.guest_shape import find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
 from attestkit.measure.diagnosis.rtmr0_causes import read_description
 from attestkit.measure.kernel.load_options import encode_options
 from attestkit.measure.rtmr0 import virtio_disk_option
 from tests.cli import schemas
+from tests.measure.acpi.machines import installed_version, needs_qemu
 from tests.measure.diagnosis.guests import (
     CMDLINE,
     SHAPE,
@@ -198,13 +202,33 @@ def test_machines_that_do_not_ship_with_the_package_are_compared_by_lengths() ->
 
 
 @pytest.mark.parametrize(
-    ("growth", "name", "value"),
-    [(17, "pci_slots", 1), (-34, "pci_slots", -2), (16, "acpi_tables", None)],
+    ("growth", "name"), [(17, "pci_slots"), (-34, "pci_slots"), (16, "acpi_tables")]
 )
-def test_growth_of_the_dsdt_is_only_likely(growth: int, name: str, value: int | None) -> None:
+def test_growth_of_the_dsdt_is_only_likely(growth: int, name: str) -> None:
     """A length alone does not prove what was added."""
     cause = _explain_growth(growth)
-    assert (cause.name, cause.proven, cause.value) == (name, False, value)
+    assert (cause.name, cause.proven, cause.value) == (name, False, None)
+
+
+@pytest.mark.parametrize(
+    ("growth", "name"),
+    [
+        (0, "acpi_tables"),
+        (17, "pci_slots"),
+        (-94, "cpu_count"),
+        (110, "interrupt_form"),
+        (-56, "hpet"),
+        (1000, "acpi_tables"),
+    ],
+)
+def test_growth_of_unknown_tables_is_only_likely(growth: int, name: str) -> None:
+    """With tables of a kind that is not searched for, only the RSDT's offset is known."""
+    rsdp = tables("10.0", SHAPE).rsdp
+    (offset,) = struct.unpack_from("<I", rsdp, 16)
+    moved = [rsdp[:16] + struct.pack("<I", offset + more) for more in (0, growth)]
+    digests = [(sha384(b"numa"), sha384(one), sha384(b"tables")) for one in moved]
+    cause = _from_lengths(*[find_acpi_shape(one) for one in digests])
+    assert (cause.name, cause.proven, cause.value) == (name, False, None)
 
 
 def test_tables_of_another_vmm_are_named() -> None:
@@ -227,3 +251,17 @@ def test_schema_lists_all_causes() -> None:
     fields = schemas.read()["measure"]["$defs"]["difference"]["properties"]
     assert set(fields["cause"]["properties"]["name"]["enum"]) == set(get_args(CauseName))
     assert set(fields["kind"]["enum"]) == set(get_args(DifferenceKind))
+
+
+@needs_qemu
+def test_smm_of_qemu_is_found() -> None:
+    """Tables of a QEMU with SMM differ in commands only, which are tried both ways."""
+    options = "-nodefaults -machine q35,hpet=off -m 2G -smp 3"
+    command = clean_command(options, installed_version()).command
+    without = read_machine(command).acpi
+    with_smm = read_machine(tuple(word.replace("smm=off", "smm=on") for word in command)).acpi
+    for tables_of_one, tables_of_other, value in ((without, with_smm, 1), (with_smm, without, 0)):
+        base = arguments(acpi=tables_of_one)
+        found = find_differences(tdx(**base), boot(acpi=tables_of_other), inputs=inputs_of(base))
+        (cause,) = [one.cause for one in found]
+        assert (cause.name, cause.proven, cause.value) == ("smm", True, value)

@@ -24,6 +24,7 @@ from tests.measure.diagnosis.guests import (
     tables,
     with_hpet,
     with_pic,
+    with_smm,
 )
 from tests.measure.firmware_images import SECURE_BOOT_CONFIG, TD_TCG2, UI_APP
 from tests.measure.kernel.samples import noise, pe_image
@@ -110,6 +111,8 @@ CHANGES = [
            "rtmr0", "acpi-loader", "changed", "qemu_line", "11.1"),
     Change("interrupt controller", {"acpi": with_pic(tables("10.0", SHAPE))},
            "rtmr0", "acpi-tables", "changed", "pic", 1),
+    Change("system management mode", {"acpi": with_smm(tables("10.0", SHAPE))},
+           "rtmr0", "acpi-tables", "changed", "smm", 1),
     Change("edge-triggered interrupts", {"acpi": to_edge_triggered(tables("10.0", SHAPE))},
            "rtmr0", "acpi-loader", "changed", "interrupt_form", 1),
     Change("HPET", {"acpi": with_hpet(tables("10.0", SHAPE))},
