@@ -7,10 +7,19 @@ from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.uefi_variable import VariableName
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError
+from attestkit.measure.diagnosis.boot_option import BootOption, parse_boot_option
 from attestkit.measure.firmware import TdxFirmware, read_variables
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
 from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0, filter_smbios, publish_smbios
+from attestkit.measure.rtmr0 import (
+    FwCfgItems,
+    encode_load_option,
+    expected_rtmr0,
+    filter_smbios,
+    firmware_boot_options,
+    publish_smbios,
+    virtio_disk_option,
+)
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.firmware_images import (
     CRC32,
@@ -141,17 +150,29 @@ def shape_samples() -> list[bytes]:
     return [json.dumps(found).encode() for found in (least, more)]
 
 
+def _boot_option(raw: bytes, found: BootOption) -> None:
+    check_same("the same option, encoded", encode_load_option(*found), raw)
+
+
+def boot_option_samples() -> list[bytes]:
+    """Return a disk, an option without path, and one of the firmware."""
+    firmware = TdxFirmware.parse(tdvf_image())
+    return [virtio_disk_option(3), bytes(8), *firmware_boot_options(firmware.layout)]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     firmware = obeys(TdxFirmware.parse, FormatError, accepted=_firmware)
     contents = obeys(_contents, FormatError, accepted=_used_contents, grows=True)
     variables = obeys(lambda raw: dict(read_variables(raw)), FormatError, accepted=_variables)
     smbios = obeys(filter_smbios, FormatError, accepted=_smbios)
+    boot_option = obeys(parse_boot_option, FormatError, accepted=_boot_option)
     shape = obeys(_shape, FormatError, accepted=_used_shape)
     return [
         ParserTarget("tdx_firmware", firmware, short(firmware_samples, _SIZE), None, _SIZE),
         ParserTarget("firmware_sections", contents, short(section_samples)),
         ParserTarget("uefi_variables", variables, short(variable_samples)),
         ParserTarget("smbios_table", smbios, short(smbios_samples, 1024), None, 1024),
+        ParserTarget("boot_option", boot_option, short(boot_option_samples)),
         ParserTarget("machine_shape", shape, short(shape_samples), "config.dict"),
     ]

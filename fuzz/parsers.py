@@ -151,6 +151,7 @@ READERS: Final[dict[str, str]] = {
     "serve.counters": "tally",
     "serve.verifier_service.response": "verify_request",
     "attestation.snp_certificates": "snp_certificates",
+    "measure.diagnosis.boot_option": "boot_option",
     "measure.dstack_image": "dstack_archive",
     "measure.firmware.boot_layout": "tdx_firmware",
     "measure.firmware.firmware_volumes": "tdx_firmware",

@@ -16,6 +16,7 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
+from attestkit.measure.diagnosis.boot_option import parse_boot_option
 from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
@@ -49,7 +50,7 @@ _FEATURES: Final = (0x1FA9FBFF, 0x2FABFBFF, 0x0FABFBFF, 0x0F8BFBFF, 0x1FABFBFF, 
 _MACHINE: Final = re.compile(rb"pc-q35-\d{1,2}\.\d(?:\.\d)?")
 _MACHINES: Final = tuple(f"pc-q35-{major}.{minor}" for major in range(6, 13) for minor in range(3))
 _MAX_BOOT_OPTIONS: Final = 64
-_BOOT_DATA: Final = 65_536  # bytes of a boot option
+_SHOWN_PATH: Final = 128  # hex digits
 
 
 def find_td_hob_cause(guest: ComparedGuest) -> Cause:
@@ -143,22 +144,12 @@ def find_boot_option_cause(_guest: ComparedGuest, event: Event, name: str) -> Ca
             return Cause.found("boot_options", "the guest's BootOrder is malformed")
         order = " ".join([f"{one:04X}" for one in struct.unpack(f"<{count}H", variable.data)])
         return Cause.found("boot_options", f"the guest's boot order is {order}", order)
-    description = read_description(variable.data)
-    if description is None:
-        return Cause.found("boot_options", f"the guest's {name} is malformed")
+    try:
+        option = parse_boot_option(variable.data)
+    except FormatError as error:
+        return Cause.found("boot_options", f"the guest's {name} is malformed: {error}")
+    description = f"{key(option.description)} ({option.device_path.hex()[:_SHOWN_PATH]})"
     return Cause.found("boot_options", f"the guest's {name} is {description}", description)
-
-
-def read_description(option: bytes) -> str | None:
-    """Return description and device path of an EFI_LOAD_OPTION; None if it is malformed."""
-    if not 8 <= len(option) <= _BOOT_DATA:
-        return None
-    path_size = int.from_bytes(option[4:6], "little")
-    end = next((at for at in range(6, len(option) - 1, 2) if option[at : at + 2] == b"\0\0"), None)
-    if end is None or end + 2 + path_size > len(option):
-        return None
-    description = key(option[6:end].decode("utf-16-le", errors="replace"))
-    return f"{description} ({option[end + 2 : end + 2 + path_size].hex()[:128]})"
 
 
 NAMED_CAUSES: Final[dict[str, Search]] = {

@@ -30,7 +30,6 @@ from attestkit.measure.diagnosis import (
 from attestkit.measure.diagnosis.acpi_causes import _explain_growth, _from_lengths
 from attestkit.measure.diagnosis.guest_shape import find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
-from attestkit.measure.diagnosis.rtmr0_causes import read_description
 from attestkit.measure.kernel.load_options import encode_options
 from attestkit.measure.rtmr0 import virtio_disk_option
 from tests.cli import schemas
@@ -124,24 +123,15 @@ def test_boot_options_are_read_from_the_log() -> None:
         assert changed("Boot0001", sha384(data), variable("Boot0001", data)).value is None
 
 
-@pytest.mark.parametrize("size", range(len(virtio_disk_option(3))))
-def test_truncated_boot_option_has_no_description(size: int) -> None:
-    """The path, which begins behind the description, must be complete."""
-    option = virtio_disk_option(3)
-    end = len(option) - 16  # optional data
-    assert (read_description(option[:size]) is None) == (size < end)
-
-
 @given(st.binary(max_size=80), st.integers(0, 16), st.integers(0, 64))
 def test_any_data_of_an_event_is_read(tail: bytes, name: int, size: int) -> None:
-    """Data of variables and boot options are read without errors, whatever they are."""
+    """Data of variables and items are read without errors, whatever they are."""
     payload = bytes(16) + struct.pack("<QQ", name, size) + tail
     for event_type in (0x80000001, 0xA, 6):
         for data in (payload, tail, b"QEMU FW CFG\0" + tail):
             event = Event(0, event_type, bytes(48), "", data)
             assert name_event(event)
             read_variable(event)
-            read_description(data)
 
 
 def test_load_options_without_nul_are_known() -> None:
