@@ -256,6 +256,15 @@ def measure_image(folder: Path, firmware: bytes) -> None:
     found = measure.tdx(firmware=firmware, kernel=b"kernel", shape=shape, acpi=tables)
     assert_type(found.events[0], measure.ExpectedEvent)
     measure.tdx(firmware=firmware, uki=b"", cpu_count=2, memory_size=2 << 30, qemu_version="9.2.1")
+    found_difference = measure.explain(expected, Attestation.from_bytes(firmware))
+    assert_type(found_difference, measure.Difference | None)
+    if found_difference is not None:
+        assert_type(found_difference.cause, measure.Cause)
+    inputs = measure.GuestInputs(firmware=firmware, shape=shape)
+    boot = measure.LoggedBoot(Quote.parse(firmware), EventLog())
+    assert_type(
+        measure.find_differences(expected, boot, inputs=inputs), tuple[measure.Difference, ...]
+    )
     guest = measure.snp(firmware=firmware, vcpus=2, cpu_type="EPYC-v4", vmm="qemu")
     assert_type(guest.launch_digest, bytes | None)
     assert_type(guest.to_toml(), str)

@@ -14,6 +14,8 @@ from attestkit.measure.diagnosis.guest_shape import AcpiShape
 
 _SLOT: Final = 17  # bytes in the DSDT
 _VCPU: Final = 94  # in DSDT and MADT
+_VCPU_IN_DSDT: Final = 86
+_ROUNDING: Final = 12  # lengths of packages grow with them
 _GROWTHS: Final[dict[int, tuple[CauseName, str]]] = {
     110: ("interrupt_form", "edge-triggered interrupts, as of a TDX branch of QEMU before 9.2"),
     56: ("hpet", "an HPET, or none"),
@@ -117,12 +119,14 @@ def _compare_shapes(expected: TableShape, logged: TableShape) -> Cause:
         name, text = _OF_FIELD["edge_triggered"]
         text = text.format(logged.edge_triggered, expected.edge_triggered)
         found.append(Cause.found(name, text, int(logged.edge_triggered)))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        text = "; ".join([cause.text for cause in found])
-        return Cause.found("several_properties", text)
-    return _explain_growth(logged.dsdt_length - expected.dsdt_length)
+    growth = logged.dsdt_length - expected.dsdt_length
+    growth -= _VCPU_IN_DSDT * (logged.cpu_count - expected.cpu_count)
+    if not found:
+        return _explain_growth(growth)
+    text = "; ".join([cause.text for cause in found])
+    if abs(growth) > _ROUNDING and logged.hpet == expected.hpet:
+        return Cause("several_properties", f"{text}; and other devices, or line of QEMU")
+    return found[0] if len(found) == 1 else Cause.found("several_properties", text)
 
 
 def _explain_growth(growth: int) -> Cause:

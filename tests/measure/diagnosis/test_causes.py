@@ -19,6 +19,8 @@ from attestkit.attestation.launch.uefi_variable import (
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
 from attestkit.measure.acpi.qemu_machine import read_machine
+from attestkit.measure.acpi.shape_search import TableShape
+from attestkit.measure.acpi.table_store import packaged_entries
 from attestkit.measure.acpi.user_command import clean_command
 from attestkit.measure.diagnosis import (
     Cause,
@@ -27,7 +29,11 @@ from attestkit.measure.diagnosis import (
     GuestInputs,
     find_differences,
 )
-from attestkit.measure.diagnosis.acpi_causes import _explain_growth, _from_lengths
+from attestkit.measure.diagnosis.acpi_causes import (
+    _compare_shapes,
+    _explain_growth,
+    _from_lengths,
+)
 from attestkit.measure.diagnosis.guest_shape import find_acpi_shape
 from attestkit.measure.diagnosis.logged_event import name_event, read_variable
 from attestkit.measure.kernel.load_options import encode_options
@@ -189,6 +195,31 @@ def test_machines_that_do_not_ship_with_the_package_are_compared_by_lengths() ->
     assert (found.cause.name, found.cause.proven, found.cause.value) == ("cpu_count", True, 8)
     (found,) = find_differences(expected, boot(acpi=other))
     assert (found.cause.name, found.cause.proven) == ("several_properties", True)
+
+
+@pytest.mark.parametrize("line", ["10.0", "11.1"])
+def test_vcpus_alone_grow_the_dsdt_as_assumed(line: str) -> None:
+    """Between machines of a line that differ in vCPUs, nothing else is suspected."""
+    machines = {
+        entry.inputs: entry.files.list_tables()[1].length for entry in packaged_entries(line)
+    }
+    for inputs, length in machines.items():
+        base = inputs._replace(cpu_count=8)
+        if base in machines:
+            shapes = [
+                TableShape(size, one.cpu_count, hpet=False, edge_triggered=False)
+                for one, size in ((base, machines[base]), (inputs, length))
+            ]
+            expected = "acpi_tables" if base == inputs else "cpu_count"
+            assert _compare_shapes(*shapes).name in {expected, "pci_slots"}
+
+
+def test_vcpus_with_other_devices_are_not_the_only_cause() -> None:
+    """If the DSDT has more than the vCPUs explain, they are not called the cause."""
+    base = TableShape(8500, 4, hpet=False, edge_triggered=False)
+    other = TableShape(8500 + 4 * 86 + 17, 8, hpet=False, edge_triggered=False)
+    cause = _compare_shapes(base, other)
+    assert (cause.name, cause.proven) == ("several_properties", False)
 
 
 @pytest.mark.parametrize(
