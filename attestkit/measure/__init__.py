@@ -8,6 +8,7 @@ from attestkit.measure.diagnosis import (
     SnpInputs,
     explain,
     find_differences,
+    read_machine_shape,
 )
 from attestkit.measure.dstack_guest import dstack_image
 from attestkit.measure.dstack_image import DstackImage, read_dstack_image
@@ -34,6 +35,7 @@ __all__ = [
     "explain",
     "find_differences",
     "read_dstack_image",
+    "read_machine_shape",
     "snp",
     "tdx",
     "virtio_disk_option",
