@@ -180,17 +180,26 @@ def _measure_tdx(
         return _measure_command(boot, machine, tables.qemu)
     shape, source = _find_shape(machine, against, evidence)
     sources, files = tables.find(shape, machine.processor_id)
-    known = {"shape": shape, "acpi": files, "smbios": sources.smbios}
+    known = GuestInputs(shape=shape, acpi=files, smbios=sources.smbios)
     if boot.image is not None:
         image = read_dstack_image(boot.image)
         expected = dstack_image(image, shape, **sources._asdict())
-        booted = (image.firmware, image.kernel, image.initrd, image.cmdline)
+        inputs = _with_boot(known, image.firmware, image.kernel, image.initrd, image.cmdline)
     else:
         data = boot.read()
         expected = measure_shape(data.firmware, _boot(data, boot.cmdline), shape, sources)
-        booted = (data.firmware, data.kernel, data.initrd, boot.cmdline or "")
-    named = dict(zip(("firmware", "kernel", "initrd", "cmdline"), booted, strict=True))
-    return _Measured(expected, GuestInputs(**named, **known), source)
+        inputs = _with_boot(known, data.firmware, data.kernel, data.initrd, boot.cmdline)
+    return _Measured(expected, inputs, source)
+
+
+def _with_boot(
+    known: "GuestInputs",
+    firmware: bytes,
+    kernel: bytes | None,
+    initrd: bytes | None,
+    cmdline: str | None,
+) -> "GuestInputs":
+    return replace(known, firmware=firmware, kernel=kernel, initrd=initrd, cmdline=cmdline or "")
 
 
 def _find_shape(
@@ -236,12 +245,7 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
         qemu_version=machine.fields.get("qemu_version", ""),
         processor_id=machine.processor_id,
     )
-    inputs = GuestInputs(
-        firmware=files.firmware,
-        kernel=files.kernel,
-        initrd=files.initrd,
-        cmdline=boot.cmdline or "",
-    )
+    inputs = _with_boot(GuestInputs(), files.firmware, files.kernel, files.initrd, boot.cmdline)
     return _Measured(expected, inputs)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from itertools import islice, product
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import shown
@@ -97,8 +97,8 @@ def _kernel_forms(guest: ComparedGuest) -> Iterator[_KernelForm]:
     other = logged.size if logged else None
     if own is not None:
         yield from _patched_forms("kernel_patched", own, guest)
-    if other not in {None, own}:
-        yield from _patched_forms("low_memory", cast("int", other), guest)
+    if other is not None and other != own:
+        yield from _patched_forms("low_memory", other, guest)
     for size in _CLASSES:
         if size not in {own, other}:
             name: CauseName = "kernel_patched" if own is None else "low_memory"
