@@ -139,7 +139,7 @@ def _compare_acpi(
     digests = acpi_digests(log.events)
     if digests is None:
         return None
-    logged = dict(zip(ACPI_LABELS, digests, strict=True))
+    logged: dict[str, bytes] = dict(zip(ACPI_LABELS, digests, strict=True))
     for events in (expected.events, *expected.other_events):
         changed = [event._replace(digest=logged.get(event.name, event.digest)) for event in events]
         if replay(changed, 0) != value:
