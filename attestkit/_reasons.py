@@ -420,6 +420,7 @@ StepCheck = Literal[
     "smt",
     "required_event",
     "acpi_tables",
+    "smbios",
     "policy",
 ]
 """The check of a step. A rule of the policy has the reason of its PolicyError."""

@@ -2,7 +2,8 @@
 
 `os_image_hash` covers firmware, kernel and file system, not the ACPI tables. For a TD, the expected
 RTMR0 is computed with the table digests of the event log (attestation-format.md, section 12.2), so
-that it matches any tables; a reference value of RTMR0 pins the tables. The launch measurement of an
+that it matches any tables; a reference value of RTMR0 pins the tables. A verifier with `images`
+recomputes them from the VM's shape, which shows that they are QEMU's. The launch measurement of an
 SEV-SNP guest (section 12.3) does not cover them. An AWS Nitro enclave has no ACPI tables from its
 operator.
 """
@@ -31,9 +32,9 @@ _Pinned = Mapping[str, frozenset[bytes]]
 
 
 def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
-    """Return whether the policy that accepted `claims` pins the ACPI tables."""
+    """Return whether the policy that accepted `claims` pins the ACPI tables, or they are QEMU's."""
     if claims.platform == "dstack-tdx":
-        return claims.get("rtmr0") in pinned.get("rtmr0", ())
+        return claims.acpi_tables_verified or claims.get("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"
 
 
@@ -41,7 +42,7 @@ def find_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
     if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
-        return None if "rtmr0" in pinned else _TD_CAUTION
+        return None if claims.acpi_tables_verified or "rtmr0" in pinned else _TD_CAUTION
     if claims.platform == "dstack-amd-sev-snp" and named:
         return _SNP_CAUTION
     return None

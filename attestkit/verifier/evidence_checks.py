@@ -1,4 +1,4 @@
-"""Verification steps between signatures and policy: event log, OS image and app identity.
+"""Verification steps between signatures and policy: event log and app identity.
 
 Each step takes evidence whose signatures are valid. It returns the verified values and a
 VerificationStep, or raises an exception.
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
-from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.errors import (
     FormatError,
@@ -28,6 +26,7 @@ from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
 from attestkit.report_data import ReportData
 from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
+from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
 
@@ -184,60 +183,6 @@ def _contents(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
     return [(event.name, event.payload, event.version) for event in events]
 
 
-def check_os_image(parsed: ParsedEvidence) -> tuple[bytes, VerificationStep]:
-    """Return the hash of the OS image that the registers match; empty if not verifiable.
-
-    Raises:
-        VerificationError: If the registers do not match the image that the evidence names, or an
-            enclave runs in debug mode.
-        FormatError: If the configuration is malformed.
-    """
-    attestation = parsed.attestation
-    if attestation is None:
-        return _without_image("a bare quote names none")
-    try:
-        if parsed.quote is None and (reason := _find_no_image(attestation)):
-            return _without_image(reason)
-        found = verify_os_image(attestation.evidence, quote=parsed.quote)
-    except UnsupportedError as error:
-        return _without_image(str(error))
-    text = f"the registers are those of OS image {found.hex()}"
-    if (version := _measurement_version(parsed, found)) is not None:
-        text = f"{text} (measurement document of version {version})"
-    return found, passed("os_image", text)
-
-
-def _measurement_version(parsed: ParsedEvidence, image_hash: bytes) -> int | None:
-    """Return the version of the measurement document of a TD whose image is verified."""
-    attestation = parsed.attestation
-    if attestation is None or parsed.quote is None or not image_hash:
-        return None
-    return read_measurement_version(attestation.config)
-
-
-def _find_no_image(attestation: Attestation) -> str:
-    """Return why evidence without a quote does not name an OS image; empty if it does."""
-    platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
-    if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
-        return "the evidence has no measurement of it"
-    if isinstance(platform, NitroEnclave) and not config.os_image_hash:
-        _check_not_debug(attestation)
-        return "the evidence names none"
-    return ""
-
-
-def _without_image(reason: str) -> tuple[bytes, VerificationStep]:
-    text = f"the OS image was left out: {reason}"
-    return b"", skipped("os_image", text)
-
-
-def _check_not_debug(attestation: Attestation) -> None:
-    document = attestation.nitro_document
-    if document is not None and not any(document.pcr(0) + document.pcr(1) + document.pcr(2)):
-        message = "Nitro enclave: debug mode, its PCRs are zero; start it without debug mode"
-        raise VerificationError(message, reason="enclave_debug")
-
-
 def app_info(
     parsed: ParsedEvidence, device: bytes, image_hash: bytes
 ) -> "tuple[AppInfo | None, tuple[VerificationStep, ...]]":
@@ -295,7 +240,7 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 
 def claims(
-    parsed: ParsedEvidence, report_data: bytes, registers: tuple[int, ...], image_hash: bytes
+    parsed: ParsedEvidence, report_data: bytes, registers: tuple[int, ...], image: VerifiedImage
 ) -> Claims:
     """Return the authenticated fields of evidence that passed the previous steps."""
     named, attributes = _fields(parsed)
@@ -305,12 +250,15 @@ def claims(
         platform=parsed.platform,
         report_data=report_data,
         registers=named,
-        attributes=(*attributes, *verified_launch(parsed, image_hash)),
+        attributes=(*attributes, *verified_launch(parsed, image.hash)),
         events=events,
         event_registers=registers,
-        os_image_hash=image_hash,
+        os_image_hash=image.hash,
         has_mr_config=_has_mr_config(parsed),
-        measurement_version=_measurement_version(parsed, image_hash),
+        measurement_version=image.measurement_version,
+        acpi_tables_verified=image.acpi_tables,
+        os_image_version=image.version,
+        os_image_is_dev=image.is_dev,
     )
 
 

@@ -20,7 +20,6 @@ from attestkit.verifier.evidence_checks import (
     ExpectedReportData,
     ParsedEvidence,
     app_info,
-    check_os_image,
     check_quoted_report_data,
     check_report_data,
     claims,
@@ -28,6 +27,7 @@ from attestkit.verifier.evidence_checks import (
     verified_launch,
 )
 from attestkit.verifier.evidence_formats import Evidence, parse_evidence
+from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import (
     AttestationResult,
@@ -41,6 +41,7 @@ from attestkit.verifier.result import (
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.collateral.caching_source import CollateralSource
+    from attestkit.verifier.images import ImageStore
 
 _Got = TypeVar("_Got")
 
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
     policy_name: str
     collateral: Collateral | None  # for all evidence
     source: "CollateralSource | None"
+    images: "ImageStore | None" = None  # OS images at hand
 
 
 class Examination:
@@ -74,7 +76,7 @@ class Examination:
         self._steps = [*steps]
         self._authenticated: Authenticated | None = None
         self._replayed: tuple[int, ...] | None = None
-        self._image_hash: bytes | None = None
+        self._image: VerifiedImage | None = None
         self._app_info: AppInfo | None = None
         self.parsed: ParsedEvidence = run_step("format", self._steps, parse_evidence, evidence)
 
@@ -122,13 +124,19 @@ class Examination:
 
     def _verify_image(self) -> bytes:
         _require(self._replayed)
-        image_hash, step = check_os_image(self.parsed)
-        launch = verified_launch(self.parsed, image_hash)
+        attestation, quote = self.parsed
+        image, steps = check_os_image(attestation, quote, self._settings.images)
+        launch = verified_launch(self.parsed, image.hash)
         if features := dict(launch).get("sev_features"):
             self._settings.policy.check_sev_features(int.from_bytes(features, "little"))
-        self._image_hash = image_hash
-        self._steps.append(step)
-        return image_hash
+        self._image = image
+        self._steps.extend(steps)
+        return image.hash
+
+    @property
+    def os_image(self) -> VerifiedImage:
+        """The OS image, after `image_hash`; one without a hash if it is not verifiable."""
+        return _require(self._image)
 
     def app_info(self) -> "AppInfo | None":
         """Return the identity of the app; unauthenticated fields are empty.
@@ -138,8 +146,8 @@ class Examination:
         return run_step("identity", self._steps, self._identify)
 
     def _identify(self) -> "AppInfo | None":
-        authenticated, image = _require(self._authenticated), _require(self._image_hash)
-        self._app_info, steps = app_info(self.parsed, authenticated.device, image)
+        authenticated, image = _require(self._authenticated), _require(self._image)
+        self._app_info, steps = app_info(self.parsed, authenticated.device, image.hash)
         self._steps.extend(steps)
         return self._app_info
 
@@ -205,7 +213,7 @@ class Examination:
 
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
-        registers, image = _require(self._replayed), _require(self._image_hash)
+        registers, image = _require(self._replayed), _require(self._image)
         return claims(self.parsed, authenticated.report_data, registers, image)
 
     def _explain(self) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.pccs_client import Getter
+    from attestkit.verifier.images import Images, ImageStore
 
 __all__ = ["Evidence", "Examination", "Verifier", "verify"]
 
@@ -55,6 +56,7 @@ class VerifierOptions(TypedDict, total=False):
     cache: "CollateralCache | None"
     clock: Callable[[], datetime]
     snp_certificates: Sequence[bytes]
+    images: "Images | ImageStore | None"
 
 
 class Verifier:
@@ -73,6 +75,11 @@ class Verifier:
         clock: Function that returns the current time, for calls without `now`.
         snp_certificates: Certificates for SEV-SNP evidence that contains none: of the signing key
             (VCEK or VLEK) and its issuer; in DER, PEM or the kernel's certificate table.
+        images: OS images of dstack: a folder, in which the `os_image_hash` is the name of an
+            image's folder or archive (`HASH.tar.gz`, `mr_HASH.tar.gz`); or paths by hash in hex.
+            They prove the OS image of TDs whose evidence does not measure it, and the ACPI tables
+            of all TDs, as far as those of their shape ship with attestkit. Results have the
+            image's metadata.
 
     Thread-safe; it pickles without its caches.
 
@@ -80,7 +87,8 @@ class Verifier:
         UsageError: If `trust_anchor` is not a certificate, if both collateral and `pccs_url` are
             given, or if an argument has the wrong type.
         CollateralError: If the collateral's file cannot be read or is malformed.
-        ConfigError: If the policy's file cannot be read or is malformed.
+        ConfigError: If the policy's file cannot be read or is malformed, or the folder of images
+            cannot be read.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Verifier:
         cache: "CollateralCache | None" = None,
         clock: Callable[[], datetime] = _utc_now,
         snp_certificates: Sequence[bytes] = (),
+        images: "Images | ImageStore | None" = None,
     ) -> None:
         if collateral is not None and pccs_url is not None:
             raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
@@ -114,6 +123,7 @@ class Verifier:
         self._clock = clock
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
+        self._images = _open_images(images)
 
     @overload
     def verify(
@@ -167,6 +177,8 @@ class Verifier:
             CollateralError: If collateral is missing, malformed, or cannot be fetched.
             UnsupportedError: If the platform is not supported (vTPMs of Google and AWS).
             UsageError: If an argument has the wrong type or value.
+            ConfigError: If the OS image of the evidence is among `images`, but altered or
+                incomplete; the text names the file.
         """
 
         def complete() -> AttestationResult:
@@ -289,6 +301,7 @@ class Verifier:
             self._policy_name[1],
             self._collateral,
             self._source,
+            self._images,
         )
 
     def verify_many(
@@ -387,6 +400,7 @@ class Verifier:
             "cache": self._cache,
             "clock": self._clock,
             "snp_certificates": self._authenticators.snp_certificates,
+            "images": self._images,
         }
         return _create_verifier, (type(self), options)
 
@@ -397,6 +411,14 @@ class Verifier:
 
 def _create_verifier(cls: type[Verifier], options: dict[str, Any]) -> Verifier:
     return cls(**options)
+
+
+def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
+    if images is None:
+        return None
+    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+
+    return images if isinstance(images, ImageStore) else ImageStore(images)
 
 
 def _check_collateral(given: object) -> None:
@@ -415,6 +437,7 @@ def verify(
     pccs_url: str | None = None,
     now: datetime | float | None = None,
     snp_certificates: Sequence[bytes] = (),
+    images: "Images | None" = None,
 ) -> AttestationResult: ...
 
 
@@ -430,6 +453,7 @@ def verify(
     pccs_url: str | None = None,
     now: datetime | float | None = None,
     snp_certificates: Sequence[bytes] = (),
+    images: "Images | None" = None,
 ) -> AttestationResult: ...
 
 
@@ -444,6 +468,7 @@ def verify(
     pccs_url: str | None = None,
     now: datetime | float | None = None,
     snp_certificates: Sequence[bytes] = (),
+    images: "Images | None" = None,
 ) -> AttestationResult:
     """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
     verifier = Verifier(
@@ -452,5 +477,6 @@ def verify(
         pccs_url=pccs_url,
         policy=policy,
         snp_certificates=snp_certificates,
+        images=images,
     )
     return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)

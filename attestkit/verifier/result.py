@@ -187,6 +187,11 @@ class Claims(_Values):
     has_mr_config: bool = False  # the evidence has the document of MR_CONFIG_ID version 3
     # Version of the measurement document of a TD's verified image, 3 or 4; None without one.
     measurement_version: int | None = None
+    # The ACPI tables of a TD are those that QEMU makes for the VM's shape; see `Verifier`.
+    acpi_tables_verified: bool = False
+    # Metadata of the verified image, if its files are at hand.
+    os_image_version: str | None = None
+    os_image_is_dev: bool | None = None
 
     def _values(self) -> dict[str, Any]:
         names = ("platform", "report_data", "os_image_hash", "measurement_version", "events")
@@ -208,6 +213,9 @@ class Claims(_Values):
             self.os_image_hash,
             self.has_mr_config,
             self.measurement_version,
+            self.acpi_tables_verified,
+            self.os_image_version,
+            self.os_image_is_dev,
         )
 
 
@@ -366,6 +374,9 @@ class AttestationResult:
                 for event in claims.events
             ],
             "os_image_hash": claims.os_image_hash.hex() or None,
+            "os_image_version": claims.os_image_version,
+            "os_image_is_dev": claims.os_image_is_dev,
+            "acpi_tables_verified": claims.acpi_tables_verified,
             "measurement_version": claims.measurement_version,
             "app_info": None if info is None else info.to_dict(),
             "tcb": {

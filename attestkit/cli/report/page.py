@@ -151,12 +151,13 @@ def _has_log(evidence: Attestation | Quote | None) -> bool:
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":
     """Return verified claims, or the unverified ones of rejected evidence."""
     from attestkit.verifier.evidence_checks import ParsedEvidence, claims
+    from attestkit.verifier.os_image import VerifiedImage
 
     if result is not None:
         return result.claims
     if isinstance(evidence, Quote):
-        return claims(ParsedEvidence(None, evidence), b"", (), b"")
-    return claims(ParsedEvidence(evidence, evidence.quote), b"", (), b"")
+        return claims(ParsedEvidence(None, evidence), b"", (), VerifiedImage())
+    return claims(ParsedEvidence(evidence, evidence.quote), b"", (), VerifiedImage())
 
 
 def _app_info(

@@ -16,9 +16,10 @@ class ImageRules:
     """Rules of an `AppraisalPolicy` about the verification of the OS image."""
 
     require_acpi_tables: bool = False
-    """Whether the ACPI tables must be those of a reference value of RTMR0, not of the host.
+    """Whether the ACPI tables must be those of a reference value of RTMR0, or recomputed.
 
-    Rejects every SEV-SNP guest, because nothing measures its tables. Enclaves have none.
+    A verifier with `images` recomputes the tables of a TD. Rejects every SEV-SNP guest, because
+    nothing measures its tables. Enclaves have none.
     """
 
     minimum_measurement_version: int | None = None
@@ -46,11 +47,11 @@ class ImageRules:
             if not acpi.are_pinned(claims, references.rules):
                 raise PolicyError(
                     f"ACPI tables: those of this {claims.platform} evidence are not verified, "
-                    "because the host chose them; pin rtmr0 of a TD, or drop require_acpi_tables "
-                    "from the policy",
+                    "because the host chose them; pin rtmr0 of a TD, verify with images, or drop "
+                    "require_acpi_tables from the policy",
                     reason="acpi_tables",
                 )
-            yield passed("acpi_tables", "all ACPI tables are pinned")
+            yield passed("acpi_tables", "all ACPI tables are pinned or recomputed")
 
 
 def _require_version(version: int | None, minimum: int) -> VerificationStep:

@@ -1,0 +1,205 @@
+"""Comparison of a TD's registers with those of an image at hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from attestkit._formats import strict_json
+from attestkit.attestation.wire.evidence_parts import is_acpi_data
+from attestkit.errors import UnsupportedError, VerificationError
+from attestkit.event_log.event import WireEvent
+from attestkit.event_log.event_types import NO_ACTION
+from attestkit.measure.expected import ExpectedEvent, replay
+from attestkit.measure.kernel import QemuRelease
+from attestkit.measure.machine_shape import MachineShape
+from attestkit.quote import TdQuoteBody
+from attestkit.verifier.images.measured_image import MeasuredImage
+from attestkit.verifier.images.recomputed_tables import AcpiDigests, recompute_tables
+
+_ACPI: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+_SMBIOS: Final = "smbios"
+_FILES: Final = {  # what an event measures, for errors
+    "td-hob": "memory_size of vm_config, and the image's firmware",
+    "cfv": "the image's firmware",
+    "kernel": "the image's kernel",
+    "load-options": "the image's cmdline",
+    "initrd": "the image's initrd",
+}
+
+
+class ImageProof(NamedTuple):
+    """What the registers of a TD prove about its boot.
+
+    Attributes:
+        acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape.
+        from_log: Names of events whose digests are the event log's, because the host chose what
+            they measure.
+    """
+
+    acpi_tables: bool
+    from_log: tuple[str, ...] = ()
+
+
+def check_tdx_image(
+    image: MeasuredImage,
+    vm_config: Mapping[str, Any],
+    body: TdQuoteBody,
+    events: Sequence[WireEvent],
+) -> ImageProof:
+    """Check that MRTD and RTMR0 to RTMR2 are those of an image.
+
+    Args:
+        image: The image.
+        vm_config: `fields` of the `VmConfig` in the evidence.
+        body: Body of the quote, authenticated.
+        events: Event log, from which digests of the host's tables are taken.
+
+    Raises:
+        VerificationError: If a register differs, or the ACPI tables are known and differ.
+        FormatError: If the configuration is malformed, or the image is not for TDs.
+        UnsupportedError: If neither the log nor a table of attestkit has a digest that RTMR0 needs.
+        ConfigError: If the image has to be read again, and is altered.
+    """
+    memory_size = strict_json.number_field(vm_config, "memory_size", 63)
+    qemu = _qemu_release(vm_config)
+    if image.mrtds.order_of(body.mrtd) is None:
+        raise _mismatch("MRTD", image.mrtds.single_pass, body.mrtd, "the image's firmware differs")
+    second_separator, proof = _check_rtmr0(image, vm_config, memory_size, body.rtmr0, events)
+    kernel_events = image.kernel_events(memory_size, qemu, second_separator=second_separator)
+    for register, quoted in ((1, body.rtmr1), (2, body.rtmr2)):
+        expected = [event for event in kernel_events if event.register == register]
+        computed = replay(expected, register) or b""
+        if computed != quoted:
+            cause = _first_difference(expected, _logged(events, register))
+            raise _mismatch(f"RTMR{register}", computed, quoted, cause)
+    return proof
+
+
+def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent]) -> bool:
+    """Return whether the ACPI tables in the log are those that QEMU makes for the VM's shape.
+
+    Args:
+        vm_config: `fields` of the `VmConfig` in the evidence.
+        events: Event log whose ACPI digests RTMR0 contains.
+
+    Raises:
+        VerificationError: If the tables of the shape are known, and the log has others.
+    """
+    logged = _acpi_digests(events)
+    tables = recompute_tables(vm_config)
+    if logged in tables.digests:
+        return True
+    if tables.conclusive:
+        raise _other_tables()
+    return False
+
+
+def _check_rtmr0(
+    image: MeasuredImage,
+    vm_config: Mapping[str, Any],
+    memory_size: int,
+    quoted: bytes,
+    events: Sequence[WireEvent],
+) -> tuple[bool, ImageProof]:
+    """Return where the second separator is, and what RTMR0 proves."""
+    tables, logged = recompute_tables(vm_config), _logged(events, 0)
+    boots = [
+        (second, image.firmware_events(memory_size, second_separator=second))
+        for second in image.second_separators
+    ]
+    for second, expected in boots:
+        for digests in tables.digests:
+            filled = _fill(expected, logged, digests)
+            if filled is not None and replay(filled, 0) == quoted:
+                return second, ImageProof(acpi_tables=True, from_log=_from_log(expected))
+    from_log = _acpi_digests(events)
+    if from_log is None:
+        raise UnsupportedError(
+            "the event log has no digests of the ACPI tables, and those of this VM's shape are "
+            "not known",
+            reason="os_image",
+        )
+    first: tuple[bytes, Sequence[ExpectedEvent]] | None = None
+    for second, expected in boots:
+        filled = _fill(expected, logged, from_log)
+        if filled is None:
+            continue
+        computed = replay(filled, 0)
+        if computed == quoted:
+            if tables.conclusive:
+                raise _other_tables()
+            return second, ImageProof(acpi_tables=False, from_log=(*_from_log(expected), *_ACPI))
+        first = first or (computed or b"", filled)
+    if first is None:
+        message = "the event log has no digest of the SMBIOS table, which RTMR0 needs"
+        raise UnsupportedError(message, reason="os_image")
+    raise _mismatch("RTMR0", first[0], quoted, _first_difference(first[1], logged))
+
+
+def _fill(
+    expected: Sequence[ExpectedEvent], logged: Sequence[bytes], acpi: AcpiDigests
+) -> list[ExpectedEvent] | None:
+    """Return events with the digests of the host's tables; None if the log lacks one.
+
+    A digest other than those of the ACPI tables is the log's at the same position.
+    """
+    known = dict(zip(_ACPI, acpi, strict=True))
+    filled = []
+    for position, event in enumerate(expected):
+        digest = event.digest or known.get(event.name)
+        if digest is None:
+            if len(logged) != len(expected):  # shortened for a certificate, or of another boot
+                return None
+            digest = logged[position]
+        filled.append(event._replace(digest=digest))
+    return filled
+
+
+def _from_log(expected: Sequence[ExpectedEvent]) -> tuple[str, ...]:
+    return tuple(event.name for event in expected if not event.digest and event.name not in _ACPI)
+
+
+def _logged(events: Sequence[WireEvent], register: int) -> list[bytes]:
+    return [
+        event.digest for event in events if event.imr == register and event.event_type != NO_ACTION
+    ]
+
+
+def _acpi_digests(events: Sequence[WireEvent]) -> AcpiDigests | None:
+    """Return the digests of the ACPI tables in a log; older agents do not name the events."""
+    found = [event for event in events if is_acpi_data(event)]
+    names = tuple(event.event for event in found)
+    if len(found) != len(_ACPI) or (any(names) and names != _ACPI):
+        return None
+    loader, rsdp, tables = [event.digest for event in found]
+    return (loader, rsdp, tables) if len(loader) == len(rsdp) == len(tables) == 48 else None
+
+
+def _qemu_release(vm_config: Mapping[str, Any]) -> QemuRelease:
+    """Return the release of QEMU, which the kernel's digest depends on."""
+    stated = {"cpu_count": 1, "memory_size": 1 << 30, "qemu_version": vm_config.get("qemu_version")}
+    return MachineShape.from_vm_config(stated).qemu_release
+
+
+def _first_difference(expected: Sequence[ExpectedEvent], logged: Sequence[bytes]) -> str:
+    """Return what differs first between the events of an image and those in a log."""
+    if not logged:
+        return "the event log is shortened, so what differs is not known"
+    for event, digest in zip(expected, logged, strict=False):
+        if event.digest != digest:
+            what = _FILES.get(event.name)
+            return f"event {event.name} differs" + (f", which measures {what}" if what else "")
+    return f"the log has {len(logged)} events, and a boot of the image {len(expected)}"
+
+
+def _mismatch(register: str, expected: bytes, actual: bytes, cause: str) -> VerificationError:
+    values = f"expected={expected.hex()}, actual={actual.hex()}"
+    message = f"MRs do not match: {register} mismatch: {values}; {cause}"
+    return VerificationError(message, reason="os_image")
+
+
+def _other_tables() -> VerificationError:
+    return VerificationError(
+        "ACPI tables: not those that QEMU makes for the shape in vm_config; the host replaced "
+        "them, or states another shape",
+        reason="os_image",
+    )

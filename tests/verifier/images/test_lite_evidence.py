@@ -1,0 +1,132 @@
+"""Evidence with a measurement document of the image (dstack 0.6), with the image at hand."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from attestkit.attestation import Attestation
+from attestkit.errors import ConfigError, VerificationError
+from attestkit.verifier import AttestationResult
+from attestkit.verifier.images import ImageStore
+from attestkit.verifier.os_image import check_os_image
+from tests.measure.firmware_images import SIZE, tdvf_image, variable_volume
+from tests.raising import raises
+from tests.vectors import data, needs_shared
+from tests.verifier.images.booted_images import (
+    LISTED,
+    OTHER_TABLES,
+    boot_files,
+    config_of,
+    evidence_of,
+    expected_of,
+    image_hash,
+    store,
+    with_digest,
+    with_document,
+)
+from tests.verifier.platforms import intel
+
+# The document's rules have the digest of OVMF's own volume of variables.
+CFV: Final = bytes.fromhex(
+    "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
+    "412af21c097d473155875ffd561d6790"
+)
+
+
+class Booted:
+    """An image with a measurement document, and evidence of a TD that booted it."""
+
+    def __init__(self, tmp_path: Path, version: int, **metadata: Any) -> None:
+        plain = boot_files(version="0.6.0", **metadata)
+        self.files = with_document(tmp_path / "plain", plain, version)
+        self.images = tmp_path / "images"
+        self.folder = store(self.images, self.files)
+        self.hash = bytes.fromhex(image_hash(self.files))
+
+    def evidence(self, **options: Any) -> Attestation:
+        """Return evidence; `acpi` are tables of the host, others as for `evidence_of`."""
+        config = config_of(self.files)
+        expected = expected_of(self.folder, config, options.pop("acpi", None))
+        return evidence_of(with_digest(expected, "cfv", CFV), config, named=True, **options)
+
+
+@pytest.fixture(params=[3, 4], ids="version {}".format)
+def booted(request: pytest.FixtureRequest, tmp_path: Path) -> Booted:
+    """Return a TD whose image has a document of version 3 or 4."""
+    return Booted(tmp_path, request.param)
+
+
+def verify(evidence: Attestation, images: object) -> AttestationResult:
+    """Verify evidence with images."""
+    return intel.verifier(images=images).verify(evidence, report_data=intel.NONCE)
+
+
+def test_image_and_tables_are_proven(booted: Booted) -> None:
+    """The document proves the image, its files give the metadata, the shape the ACPI tables."""
+    result = verify(booted.evidence(), booted.images)
+    claims = result.claims
+    assert claims.os_image_hash == booted.hash
+    assert claims.measurement_version in {3, 4}
+    assert claims.acpi_tables_verified
+    assert (claims.os_image_version, claims.os_image_is_dev) == ("0.6.0", False)
+    assert {"os_image", "acpi_tables"}.isdisjoint(result.not_proven)
+
+
+def test_tables_are_proven_without_the_image(booted: Booted) -> None:
+    """The ACPI tables are recomputed also if this image is not at hand; metadata are unknown."""
+    claims = verify(booted.evidence(), {}).claims
+    assert claims.acpi_tables_verified
+    assert claims.os_image_hash == booted.hash
+    assert (claims.os_image_version, claims.os_image_is_dev) == (None, None)
+
+
+def test_nothing_changes_without_images(booted: Booted) -> None:
+    """A verifier without images does not recompute tables, even of the host's own making."""
+    for evidence in (booted.evidence(), booted.evidence(acpi=OTHER_TABLES)):
+        result = intel.verifier().verify(evidence, report_data=intel.NONCE)
+        assert not result.claims.acpi_tables_verified
+        assert "acpi_tables" in result.not_proven
+
+
+def test_tables_of_host_are_refused(booted: Booted) -> None:
+    """Other tables than QEMU's are refused, where hardware confirmed those of the shape."""
+    with raises(VerificationError, "os_image", part="ACPI tables"):
+        verify(booted.evidence(acpi=OTHER_TABLES), booted.images)
+
+
+@pytest.mark.parametrize("name", [*LISTED, "measurement.tdx.cbor", "sha256sum.txt", "digest.txt"])
+def test_altered_file_is_refused_by_name(booted: Booted, name: str) -> None:
+    """An altered file of the image is named."""
+    evidence = booted.evidence()
+    path = booted.folder / name
+    path.write_bytes(b"!" + path.read_bytes()[1:])
+    with pytest.raises(ConfigError) as caught:
+        verify(evidence, booted.images)
+    assert name in str(caught.value)
+
+
+def test_firmware_of_these_tests_is_not_ovmf() -> None:
+    """The volume of variables of these tests is not OVMF's, so evidence replaces its digest."""
+    assert len(tdvf_image()) == SIZE
+    assert variable_volume(b"")
+
+
+def test_simulated_evidence_stays_as_it_is() -> None:
+    """The simulator's own tables are those of no machine: a caution, with and without images."""
+    for images in (None, {}):
+        verifier = intel.verifier(images=images)
+        result = verifier.verify(intel.evidence(), report_data=intel.NONCE)
+        assert result.claims.os_image_hash
+        assert not result.claims.acpi_tables_verified
+        assert "acpi_tables" in result.not_proven
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["tdx-lite-getquote.json", "tdx-lite-attestation.json"])
+def test_tables_of_hardware_are_recomputed(name: str) -> None:
+    """The ACPI tables that a TD on hardware measured are those of its shape."""
+    attestation = Attestation.from_agent_response(data(f"dstack/verifier/{name}"))
+    image, steps = check_os_image(attestation, attestation.quote, ImageStore({}))
+    assert image.acpi_tables
+    assert [step.check for step in steps] == ["os_image", "acpi_tables"]
