@@ -38,12 +38,19 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
     policy = AppraisalPolicy.development()
     if options.verifier_policy is not None:
         policy = read_policy(options.prefix("verifier_policy"), options.verifier_policy)
+    images = None
+    if (folder := options.path("images")) is not None:
+        from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+
+        with prefix_errors(options.prefix("images")):
+            images = ImageStore(folder)
     return Verifier(
         trust_anchor=anchor,
         collateral=_read_option_file(options, "verifier_collateral", Collateral.from_json),
         pccs_url=settings.pccs_url,
         policy=policy,
         cache=cache,
+        images=images,
     )
 
 

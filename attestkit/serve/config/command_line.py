@@ -204,6 +204,12 @@ class Options(NamedTuple):
         "root certificate, DER or PEM, instead of the vendors'; a simulator writes its own to "
         "DIR/trust-anchor.pem",
     ] = None
+    images: Annotated[
+        _Text,
+        "DIR",
+        "folder of dstack OS images, each in a folder or .tar.gz named by its hash, that prove the "
+        "OS image and the ACPI tables of TDs",
+    ] = None
     ear_key: Annotated[
         _Text,
         "FILE",

@@ -15,7 +15,7 @@ MOST_WORKERS: Final = 64
 
 _FOR_VERIFIER = (
     *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
-    *("ear_key", "verifier_cache", "verifier_metrics", "workers"),
+    *("images", "ear_key", "verifier_cache", "verifier_metrics", "workers"),
 )
 _FOR_AGENT = (
     *("dir", "socket", "limited_sockets", "tappd_socket", "socket_mode", "socket_group", "http"),

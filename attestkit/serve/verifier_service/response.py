@@ -24,7 +24,9 @@ from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
+    ConfigError,
     FormatError,
+    UnsupportedError,
     UsageError,
     VerificationError,
 )
@@ -218,9 +220,11 @@ def _outcome(run: "_Verification", report: Callable[[BaseException], str]) -> Ou
             return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__, run.step)
         expected = error.reason != "internal"
         text = str(error) if expected else f"internal error, request {report(error)}"
-        # Missing collateral says nothing about the evidence.
+        # Missing collateral or an altered image at hand says nothing about the evidence.
         collateral = isinstance(error, CollateralError) and not isinstance(error, VerificationError)
-        failed = collateral or not expected
+        if isinstance(error, ConfigError):
+            report(error)
+        failed = collateral or isinstance(error, ConfigError) or not expected
     except BaseException as error:  # noqa: BLE001 - a Rust panic is not an Exception
         text, failed = f"internal error, request {report(error)}", True
     return Outcome(run.details, f"{run.step}: {text}", None, step=run.step, failed=failed)
@@ -289,9 +293,19 @@ class _Verification:
         found = examination.image_hash()
         if not found:
             # A Verifier leaves an unknown hash to its policy; here it is required.
-            verify_os_image(attestation.evidence)  # raises the specific error
+            try:
+                verify_os_image(attestation.evidence)  # raises the specific error
+            except UnsupportedError as error:
+                reason = examination.os_image.left_out or str(error)
+                raise UnsupportedError(reason, reason="os_image") from error
             raise VerificationError("evidence: no OS image hash", reason="os_image")
-        self.details["os_image_hash_verified"] = True
+        image = examination.os_image
+        self.details.update(
+            os_image_hash_verified=True,
+            acpi_tables_verified=image.acpi_tables,
+            os_image_is_dev=image.is_dev,
+            os_image_version=image.version,
+        )
         return found
 
     def _app_info(

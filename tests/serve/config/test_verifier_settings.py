@@ -76,7 +76,7 @@ def given(options: Options, **values: Any) -> Options:
 BOTH = {"verifier_pccs": "u", "verifier_collateral": "c"}
 FOR_VERIFIER = (
     *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
-    *("workers", "verifier_metrics"),
+    *("workers", "verifier_metrics", "images"),
 )
 FOR_AGENT = ("dir", "socket", "http", "dev_http", "app_keys", "app_id", "seed", "state_dir")
 MORE: list[dict[str, str]] = [{}, {"verifier_pccs": "none"}, {"verifier_collateral": "c.json"}]

@@ -11,6 +11,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -104,6 +105,11 @@ class FakeVerifier:
     def image_hash(self) -> object:
         """Return the outcome of this step."""
         return self._outcome("image_hash", IMAGE)
+
+    @property
+    def os_image(self) -> VerifiedImage:
+        """Return the verified image."""
+        return VerifiedImage(IMAGE)
 
     def app_info(self) -> object:
         """Return the outcome of this step."""
