@@ -182,11 +182,20 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
         "advisories": ", ".join(result.advisory_ids) or None,
         **_identity(info, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
+        "image version": _image_version(result),
         "report data": claims.report_data.hex() + origin,
         "policy": outcome.policy,
         "collateral": "from the bundle" if outcome.own_collateral else None,
         "verified at": f"{instant}, the time of the bundle" if outcome.own_instant else instant,
     }
+
+
+def _image_version(result: "AttestationResult") -> str | None:
+    """Return the version in the metadata of the image's files; None if they are not at hand."""
+    if result.claims.os_image_is_dev is None:
+        return None
+    version = ascii(result.claims.os_image_version or "not stated")[1:-1]
+    return f"{version}, for development" if result.claims.os_image_is_dev else version
 
 
 def _identity(info: "AppInfo | None", *, bare: bool) -> dict[str, object]:

@@ -22,6 +22,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit.verifier.images import ImageStore
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
@@ -46,6 +47,7 @@ class VerificationOptions(NamedTuple):
     at: datetime | None  # aware; None: now, or the time of a bundle
     own_instant: bool  # verify a bundle at the time that it names
     inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
+    images: "ImageStore | None" = None
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -59,6 +61,7 @@ class VerificationOptions(NamedTuple):
             pccs_url=pccs_url,
             policy=self.policy,
             snp_certificates=self.certificates,
+            images=self.images,
         )
 
     @property
@@ -80,6 +83,7 @@ def _read_options(
     sha512: bool,
     policy_name: str,
     at: str | None,
+    images: Path | None,
 ) -> VerificationOptions:
     # Lazy: loads the server's configuration.
     from attestkit.serve.config.option_values import read_policy
@@ -105,6 +109,7 @@ def _read_options(
         at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
         own_instant=at == OWN_INSTANT,
         inputs=tuple(path for path in named if path is not None),
+        images=None if images is None else _open_images(images),
     )
 
 
@@ -135,6 +140,12 @@ verification_options: Final = group_options(
             "--trust-anchor",
             type=PATH,
             help="Root certificate to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
+        ),
+        click.option(
+            "--images",
+            type=PATH,
+            help="Folder of dstack OS images, each in a folder or .tar.gz named by its hash. They "
+            "prove the OS image and the ACPI tables of TDs.",
         ),
         *report_data_choices(
             "Expected nonce, 8 to 64 bytes; shows that the evidence is fresh.",
@@ -191,6 +202,16 @@ def _collateral(data: bytes) -> Collateral:
             if (enclosed := Attestation.from_bytes(data).enclosed_collateral) is not None:
                 return enclosed
         raise
+
+
+def _open_images(folder: Path) -> "ImageStore":
+    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+
+    try:
+        return ImageStore(folder)
+    except ConfigError as error:
+        text = str(error).removeprefix("images: ")
+        raise ConfigError(f"--images {text}", reason=error.reason) from error
 
 
 def _anchor(data: bytes) -> bytes | None:
