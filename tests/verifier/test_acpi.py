@@ -142,6 +142,16 @@ def test_executables_claim_of_td_requires_pinned_rtmr0() -> None:
         assert "executables" not in trustworthiness_vector(result(policy=policy))
 
 
+def test_recomputed_tables_count_as_pinned() -> None:
+    """Tables that QEMU makes for the VM's shape need no reference value, and give no caution."""
+    named = rules(os_image_hash=(IMAGE_HASH,))
+    found = claims(acpi_tables_verified=True)
+    assert trustworthiness_vector(result(found, policy=named))["executables"] == 3
+    steps = appraise_in_steps(named, found, authenticated(TDX))
+    assert find_acpi_cautions(steps) == []
+    appraise_in_steps(rules(require_acpi_tables=True), found, authenticated(TDX))
+
+
 @pytest.mark.parametrize(("platform", "claimed"), [(TDX, False), (SNP, False), (NITRO, True)])
 def test_executables_claim_by_platform(platform: str, *, claimed: bool) -> None:
     """For an enclave, which has no ACPI tables, the image hash suffices."""

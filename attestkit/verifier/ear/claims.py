@@ -4,15 +4,15 @@
 |---|---|---|---|
 | hardware | UpToDate | every other status | 96: Revoked; 97: simulated |
 | configuration | - | every status with ConfigurationNeeded | - |
-| executables | 3: the policy names the OS image by its hash, and pins its ACPI tables | - | - |
+| executables | 3: the policy names the OS image by its hash; its ACPI tables are known | - | - |
 | runtime-opaque | 2: a TD, an SEV-SNP guest, an enclave of SGX; never one in debug mode | - | - |
 
 Other members are not set. An AWS Nitro enclave has no TCB status, and therefore neither hardware
 nor runtime-opaque. ACPI tables are code from the host that the kernel executes (see `acpi`): those
-of a TD are pinned by a reference value of RTMR0, an enclave has none from its operator, and those
-of an SEV-SNP guest are not measured, so that executables is never set for an SEV-SNP guest. If the
-root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because all
-others depend on it.
+of a TD are pinned by a reference value of RTMR0, or recomputed by a verifier with images; an
+enclave has none from its operator; and those of an SEV-SNP guest are not measured, so that
+executables is never set for an SEV-SNP guest. If the root is not the vendor's, hardware is 97
+(unrecognized hardware) and is the only claim, because all others depend on it.
 
 No member is about freshness. The status of evidence that is not bound to a nonce is therefore at
 most `warning`, whatever the vector has; draft-ietf-rats-ear allows a status worse than the vector.

@@ -1,19 +1,26 @@
 """Evidence of TDs that name their image without measuring it (dstack 0.5), with the image."""
 
+import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
 from attestkit.errors import (
+    AttestKitError,
     ConfigError,
     FormatError,
     PolicyError,
     VerificationError,
 )
 from attestkit.verifier import AppraisalPolicy, AttestationResult
+from attestkit.verifier.images import ImageStore
+from attestkit.verifier.os_image import check_os_image
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
 from tests.raising import raises
 from tests.verifier.images.booted_images import (
@@ -62,7 +69,7 @@ def refused(evidence: Attestation, images: object, *words: str) -> None:
 
 @pytest.mark.parametrize("shortened", [False, True])
 @pytest.mark.parametrize("named", [False, True])
-def test_image_and_tables_are_proven(images: Path, named: bool, shortened: bool) -> None:
+def test_image_and_tables_are_proven(images: Path, *, named: bool, shortened: bool) -> None:
     """With its image the evidence proves hash, metadata and ACPI tables, also without its log."""
     result = verify(booted(images, named=named, shortened=shortened), images)
     claims = result.claims
@@ -207,8 +214,22 @@ def test_memory_size_and_qemu_decide_on_kernel(images: Path, memory: int, qemu: 
     refused(evidence_of(expected, {**config, "memory_size": memory + GIB}), images, "td-hob")
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_normalized_kernel_is_measured_as_it_is(tmp_path: Path, *, normalized: bool) -> None:
+    """A kernel with a normalized header is measured as it is under every QEMU, another is not."""
+    files = boot_files(kernel_header_normalized=normalized)
+    folder = store(tmp_path / "images", files)
+    config = config_of(files, qemu_version="10.2.0", memory_size=5 << 29)
+    expected = expected_of(folder, config, acpi=OTHER_TABLES)
+    evidence = evidence_of(expected, {**config, "qemu_version": "8.2.2", "cpu_count": 201})
+    if normalized:
+        assert verify(evidence, tmp_path / "images").claims.os_image_hash
+    else:
+        refused(evidence, tmp_path / "images", "event kernel")
+
+
 @pytest.mark.parametrize("separator", [False, True])
-def test_place_of_separator_is_taken_from_registers(tmp_path: Path, separator: bool) -> None:
+def test_place_of_separator_is_taken_from_registers(tmp_path: Path, *, separator: bool) -> None:
     """Firmware before 202502 has a second separator in RTMR0 or in RTMR1; both are accepted."""
     firmware = tdvf_image(texts=(b"ACPI DATA", b" initrd=initrd"))
     files = boot_files(firmware=firmware)
@@ -266,6 +287,34 @@ def test_hostile_configuration_is_refused(
     with pytest.raises(FormatError) as caught:
         verify(evidence_of(expected, changed), images)
     assert caught.value.reason == reason
+
+
+MEMBERS = [*config_of(FILES), "swtpm", "numa_nodes", "pic", "num_nics", "num_verity_volumes"]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+
+
+@given(st.dictionaries(st.sampled_from(MEMBERS), VALUES | st.lists(VALUES, max_size=2)))
+def test_any_configuration_gives_this_image_or_none(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    """Whatever the host writes, the image is this one, or left out, or refused with a reason."""
+    evidence, images = known_evidence(tmp_path_factory)
+    parts = evidence.evidence
+    config = json.dumps({**config_of(FILES), **changes})
+    changed = parts._replace(stack=parts.stack._replace(config=config))
+    try:
+        found, _ = check_os_image(Attestation(changed), evidence.quote, images)
+    except AttestKitError:
+        return
+    assert found.hash in {HASH, b""}
+
+
+@cache
+def known_evidence(tmp_path_factory: pytest.TempPathFactory) -> tuple[Attestation, ImageStore]:
+    """Return evidence and images, which the examples share."""
+    folder = tmp_path_factory.mktemp("known") / "images"
+    store(folder, FILES)
+    return booted(folder), ImageStore(folder)
 
 
 @pytest.mark.parametrize("name", ["..", "", "ab", "../" * 10, "00" * 31, "00" * 33, "00" * 32])

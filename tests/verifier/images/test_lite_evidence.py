@@ -10,7 +10,6 @@ from attestkit.errors import ConfigError, VerificationError
 from attestkit.verifier import AttestationResult
 from attestkit.verifier.images import ImageStore
 from attestkit.verifier.os_image import check_os_image
-from tests.measure.firmware_images import SIZE, tdvf_image, variable_volume
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.images.booted_images import (
@@ -104,12 +103,6 @@ def test_altered_file_is_refused_by_name(booted: Booted, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         verify(evidence, booted.images)
     assert name in str(caught.value)
-
-
-def test_firmware_of_these_tests_is_not_ovmf() -> None:
-    """The volume of variables of these tests is not OVMF's, so evidence replaces its digest."""
-    assert len(tdvf_image()) == SIZE
-    assert variable_volume(b"")
 
 
 def test_simulated_evidence_stays_as_it_is() -> None:
