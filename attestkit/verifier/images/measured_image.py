@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.measure.dstack_image import DstackImage
 from attestkit.measure.expected import ExpectedEvent
@@ -19,7 +20,6 @@ from attestkit.measure.kernel import (
     direct_boot_events,
     loads_patched_kernel,
     measured_kernel_digest,
-    ram_below_4g,
 )
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0
@@ -161,8 +161,8 @@ class MeasuredImage:
         )
 
     def _patched_kernel(self, files: _TdxFiles, memory_size: int) -> bytes:
-        low = ram_below_4g(memory_size)
-        if low == ram_below_4g(_HIGH_MEMORY):
+        low = memory_below_4g(memory_size)
+        if low == memory_below_4g(_HIGH_MEMORY):
             return files.patched_kernel
         with self._lock:
             if (known := self._kernels.get(low)) is not None:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,16 +288,24 @@ def test_hostile_configuration_is_refused(
     assert caught.value.reason == reason
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Attestation, ImageStore]:
+    """Return evidence and images, which the examples share."""
+    folder = tmp_path_factory.mktemp("known") / "images"
+    store(folder, FILES)
+    return booted(folder), ImageStore(folder)
+
+
 MEMBERS = [*config_of(FILES), "swtpm", "numa_nodes", "pic", "num_nics", "num_verity_volumes"]
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 
 
 @given(st.dictionaries(st.sampled_from(MEMBERS), VALUES | st.lists(VALUES, max_size=2)))
 def test_any_configuration_gives_this_image_or_none(
-    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+    known: tuple[Attestation, ImageStore], changes: dict[str, Any]
 ) -> None:
     """Whatever the host writes, the image is this one, or left out, or refused with a reason."""
-    evidence, images = known_evidence(tmp_path_factory)
+    evidence, images = known
     parts = evidence.evidence
     config = json.dumps({**config_of(FILES), **changes})
     changed = parts._replace(stack=parts.stack._replace(config=config))
@@ -307,14 +314,6 @@ def test_any_configuration_gives_this_image_or_none(
     except AttestKitError:
         return
     assert found.hash in {HASH, b""}
-
-
-@cache
-def known_evidence(tmp_path_factory: pytest.TempPathFactory) -> tuple[Attestation, ImageStore]:
-    """Return evidence and images, which the examples share."""
-    folder = tmp_path_factory.mktemp("known") / "images"
-    store(folder, FILES)
-    return booted(folder), ImageStore(folder)
 
 
 @pytest.mark.parametrize("name", ["..", "", "ab", "../" * 10, "00" * 31, "00" * 33, "00" * 32])
