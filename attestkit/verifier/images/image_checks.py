@@ -93,6 +93,18 @@ def check_acpi_tables(vm_config: Mapping[str, Any], events: Sequence[WireEvent])
     return False
 
 
+class _FirmwareBoot(NamedTuple):
+    """The events of RTMR0 of a possible boot."""
+
+    second_separator: bool
+    events: tuple[ExpectedEvent, ...]
+
+    @property
+    def measures_acpi(self) -> bool:
+        """Whether the firmware measures ACPI tables; edk2 before 202302 does not."""
+        return any(event.name in _ACPI for event in self.events)
+
+
 def _check_rtmr0(
     image: MeasuredImage,
     vm_config: Mapping[str, Any],
@@ -103,51 +115,64 @@ def _check_rtmr0(
     """Return where the second separator is, and what RTMR0 proves."""
     tables, logged = recompute_tables(vm_config), _logged(events, 0)
     boots = [
-        (second, image.firmware_events(memory_size, second_separator=second))
+        _FirmwareBoot(second, image.firmware_events(memory_size, second_separator=second))
         for second in image.second_separators
     ]
-    for second, expected in boots:
-        for digests in tables.digests:
-            filled = _fill(expected, logged, digests)
+    for boot in boots:
+        for digests in tables.digests if boot.measures_acpi else ():
+            filled = _fill(boot.events, logged, digests)
             if filled is not None and replay(filled, 0) == quoted:
-                return second, ImageProof(acpi_tables=True, from_log=_from_log(expected))
-    from_log = _acpi_digests(events)
-    if from_log is None:
+                proof = ImageProof(acpi_tables=True, from_log=_from_log(boot.events))
+                return boot.second_separator, proof
+    # A shortened log has no digests of tables; tables that must be there are then those expected.
+    expected = tables.digests[0] if tables.conclusive else None
+    found = _match_log(boots, quoted, logged, _acpi_digests(events) or expected)
+    if found.measures_acpi and tables.conclusive:
+        raise _other_tables()
+    acpi = _ACPI if found.measures_acpi else ()
+    proof = ImageProof(acpi_tables=False, from_log=(*_from_log(found.events), *acpi))
+    return found.second_separator, proof
+
+
+def _match_log(
+    boots: Sequence[_FirmwareBoot],
+    quoted: bytes,
+    logged: Sequence[bytes],
+    acpi: AcpiDigests | None,
+) -> _FirmwareBoot:
+    """Return the boot that RTMR0 is of, with the digests of the host's tables in the log."""
+    refused: list[tuple[bytes, list[ExpectedEvent]]] = []
+    for boot in boots:
+        filled = _fill(boot.events, logged, acpi)
+        computed = None if filled is None else replay(filled, 0)
+        if computed == quoted:
+            return boot
+        if filled is not None and computed is not None:
+            refused.append((computed, filled))
+    if not refused:
         raise UnsupportedError(
-            "the event log has no digests of the ACPI tables, and those of this VM's shape are "
-            "not known",
+            "the event log has no digests of the host's ACPI or SMBIOS tables, and those of this "
+            "VM's shape are not known",
             reason="os_image",
         )
-    first: tuple[bytes, Sequence[ExpectedEvent]] | None = None
-    for second, expected in boots:
-        filled = _fill(expected, logged, from_log)
-        if filled is None:
-            continue
-        computed = replay(filled, 0)
-        if computed == quoted:
-            if tables.conclusive:
-                raise _other_tables()
-            return second, ImageProof(acpi_tables=False, from_log=(*_from_log(expected), *_ACPI))
-        first = first or (computed or b"", filled)
-    if first is None:
-        message = "the event log has no digest of the SMBIOS table, which RTMR0 needs"
-        raise UnsupportedError(message, reason="os_image")
-    raise _mismatch("RTMR0", first[0], quoted, _first_difference(first[1], logged))
+    computed, filled = refused[0]
+    raise _mismatch("RTMR0", computed, quoted, _first_difference(filled, logged))
 
 
 def _fill(
-    expected: Sequence[ExpectedEvent], logged: Sequence[bytes], acpi: AcpiDigests
+    expected: Sequence[ExpectedEvent], logged: Sequence[bytes], acpi: AcpiDigests | None
 ) -> list[ExpectedEvent] | None:
     """Return events with the digests of the host's tables; None if the log lacks one.
 
     A digest other than those of the ACPI tables is the log's at the same position.
     """
-    known = dict(zip(_ACPI, acpi, strict=True))
+    known = {} if acpi is None else dict(zip(_ACPI, acpi, strict=True))
     filled = []
     for position, event in enumerate(expected):
         digest = event.digest or known.get(event.name)
         if digest is None:
-            if len(logged) != len(expected):  # shortened for a certificate, or of another boot
+            # Shortened for a certificate, or of another boot.
+            if event.name in _ACPI or len(logged) != len(expected):
                 return None
             digest = logged[position]
         filled.append(event._replace(digest=digest))

@@ -158,6 +158,7 @@ def test_tables_of_host_are_refused(images: Path) -> None:
     config = config_of(FILES)
     expected = expected_of(images / HASH.hex(), config, acpi=OTHER_TABLES)
     refused(evidence_of(expected, config), images, "ACPI tables")
+    refused(evidence_of(expected, config, shortened=True), images, "RTMR0", "shortened")
 
 
 UNKNOWN_SHAPES = [
@@ -239,6 +240,19 @@ def test_place_of_separator_is_taken_from_registers(tmp_path: Path, *, separator
     booted = replace(expected, events=events, other_events=())
     result = verify(evidence_of(booted, config), tmp_path / "images")
     assert result.claims.acpi_tables_verified
+
+
+def test_tables_that_firmware_does_not_measure_are_not_proven(tmp_path: Path) -> None:
+    """Firmware before 202302 leaves the ACPI tables out of RTMR0, which then proves none."""
+    files = boot_files(firmware=tdvf_image(texts=(b"etc/boot/", b" initrd=initrd")))
+    folder = store(tmp_path / "images", files)
+    config = config_of(files)
+    expected = expected_of(folder, config)
+    assert all(event.digest for event in expected.events)
+    result = verify(evidence_of(expected, config), tmp_path / "images")
+    assert result.claims.os_image_hash
+    assert not result.claims.acpi_tables_verified
+    assert "acpi_tables" in result.not_proven
 
 
 def test_smbios_table_is_taken_from_log_with_caution(tmp_path: Path) -> None:
