@@ -150,6 +150,11 @@ def verify_evidence(evidence: bytes, collateral: Collateral) -> TcbStatus | None
     assert_type(result.policy, AppraisalPolicy)
     verifier = Verifier(collateral=Collateral.load("collateral.json"))
     assert_type(Attester(Simulator()).verifier(policy=policy), Verifier)
+    assert_type(Verifier(images={"00" * 32: Path("image.tar.gz")}), Verifier)
+    assert_type(Verifier(images="images"), Verifier)
+    assert_type(result.claims.os_image_version, str | None)
+    assert_type(result.claims.os_image_is_dev, bool | None)
+    assert_type(result.claims.acpi_tables_verified, bool)
     for found in verifier.verify_many([VerificationItem(b"", nonce=b"a challenge")]):
         assert_type(found, AttestationResult | errors.AttestKitError)
     for place, outcome in verifier.verify_stream(iter(()), window=16):

@@ -16,7 +16,6 @@ from attestkit.verifier.images.measured_image import MeasuredImage
 from attestkit.verifier.images.recomputed_tables import AcpiDigests, recompute_tables
 
 _ACPI: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-_SMBIOS: Final = "smbios"
 _FILES: Final = {  # what an event measures, for errors
     "td-hob": "memory_size of vm_config, and the image's firmware",
     "cfv": "the image's firmware",

@@ -6,9 +6,11 @@ from typing import Any, Final
 import pytest
 
 from attestkit.attestation import Attestation
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import ConfigError, VerificationError
 from attestkit.verifier import AttestationResult
-from attestkit.verifier.images import ImageStore
+from attestkit.verifier.images import ImageStore, check_acpi_tables
 from attestkit.verifier.os_image import check_os_image
 from tests.raising import raises
 from tests.vectors import data, needs_shared
@@ -123,3 +125,14 @@ def test_tables_of_hardware_are_recomputed(name: str) -> None:
     image, steps = check_os_image(attestation, attestation.quote, ImageStore({}))
     assert image.acpi_tables
     assert [step.check for step in steps] == ["os_image", "acpi_tables"]
+
+
+@needs_shared
+def test_tables_of_older_hardware_evidence_are_recomputed() -> None:
+    """Those of a TD of dstack 0.5 with a GPU, whose log does not name the events, too."""
+    attestation = Attestation.from_agent_response(data("dstack/verifier/quote-report.json"))
+    platform = attestation.evidence.platform
+    assert isinstance(platform, Tdx)
+    fields = VmConfig.parse(attestation.config).fields
+    assert check_acpi_tables(fields, platform.event_log)
+    assert not check_acpi_tables({**fields, "cpu_count": 17}, platform.event_log)
