@@ -165,7 +165,7 @@ def _fill(
 
     A digest other than those of the ACPI tables is the log's at the same position.
     """
-    known = {} if acpi is None else dict(zip(_ACPI, acpi, strict=True))
+    known: dict[str, bytes] = dict(zip(_ACPI, acpi or (), strict=acpi is not None))
     filled = []
     for position, event in enumerate(expected):
         digest = event.digest or known.get(event.name)

@@ -68,8 +68,8 @@ class MeasuredImage:
             self._files = self._measure(image)
         except AttestKitError as error:  # such as of firmware for SEV-SNP only
             # Not the error itself: its traceback refers to the image.
-            is_format = isinstance(error, FormatError)
-            self._problem = str(error), error.reason if is_format else "wrong_value"
+            reason = error.reason if isinstance(error, FormatError) else "wrong_value"
+            self._problem = str(error), reason
 
     @property
     def mrtds(self) -> Mrtds:

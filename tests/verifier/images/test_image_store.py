@@ -170,11 +170,11 @@ def test_images_may_be_added_while_in_use(tmp_path: Path) -> None:
 def test_threads_read_an_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that need the same image wait for the one that reads it."""
     store(tmp_path, FILES)
-    read, reads = image_store.read_dstack_image, []
+    reads: list[object] = []
 
     def count(path: Any) -> Any:
         reads.append(path)
-        return read(path)
+        return read_dstack_image(path)
 
     monkeypatch.setattr(image_store, "read_dstack_image", count)
     images, found = ImageStore(tmp_path), []
