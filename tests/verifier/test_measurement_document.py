@@ -90,7 +90,8 @@ def launch(
     fields["tdx_measurement"] = {
         name: base64.b64encode(value).decode() for name, value in texts.items()
     }
-    return image._replace(kernel=authenticode(loaded), vm_config=json.dumps(fields))
+    booted = image.with_digests({"kernel": authenticode(loaded)})
+    return booted._replace(vm_config=json.dumps(fields))
 
 
 def boot(image: Image) -> bytes:

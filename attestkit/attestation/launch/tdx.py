@@ -43,10 +43,11 @@ _PAGE = 0x1000
 _MAX_RANGES = 64
 _MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes; 64 bits have at most 10 bytes in LEB128
 
-_CFV = bytes.fromhex(  # digest of the configuration firmware volume of the TDVF
+BLANK_CFV_DIGEST = bytes.fromhex(
     "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
     "412af21c097d473155875ffd561d6790"
 )
+"""SHA-384 of OVMF's volume of variables in an image of 4 MiB, without variables."""
 _BOOT_0000 = bytes.fromhex(  # digest of the variable Boot0000, the only boot option
     "23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28e"
     "acf7047ae6e967c58fd2a98bfa74c298"
@@ -177,7 +178,7 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
 def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
     """Return RTMR 0 to 2 for the digests of HOB, ACPI tables, kernel, command line and initrd."""
     kernel, cmdline, initrd = boot
-    rtmr0 = [hob, _CFV, *_VARIABLES, _SEPARATOR, *acpi, _BOOT_ORDER, _BOOT_0000]
+    rtmr0 = [hob, BLANK_CFV_DIGEST, *_VARIABLES, _SEPARATOR, *acpi, _BOOT_ORDER, _BOOT_0000]
     rtmr1 = [kernel, _CALLING, _SEPARATOR, _EXITING, _EXITED]
     rtmr2 = [cmdline, initrd]
     numbers = bytes([0] * len(rtmr0) + [1] * len(rtmr1) + [2] * len(rtmr2))

@@ -1,44 +1,79 @@
 """OS images of simulated guests, measured like real images.
 
-They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them: the
-image hash is that of a list of checksums, the list has the checksum of a measurement document, and
-the document determines MRTD and RTMR0 to RTMR2, or the launch measurement of an SEV-SNP guest. The
+They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them. The
 components do not exist; their digests are those of literal strings. All simulated TDs of one
 `ImageConfig` boot one image, and all simulated SEV-SNP guests another.
 """
 
-import base64
 import json
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
+from uuid import UUID
 
 import msgspec
 
 from attestkit._crypto.hashes import sha256, sha384
-from attestkit.attestation.launch.kernel_cmdline import load_options_digest
-from attestkit.attestation.launch.tdx import td_hob_digest
+from attestkit.attestation.launch import snp
+from attestkit.attestation.launch.td_hob import memory_ranges
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
+from attestkit.backends.simulator.image_documents import (
+    SNP_DOCUMENT,
+    TDX_DOCUMENT,
+    SnpMeasurement,
+    TdxMeasurement,
+    checksum_list,
+    encode_cbor,
+    sev_snp_measurement,
+    tdx_vm_config,
+)
 from attestkit.errors import UsageError
-
-if TYPE_CHECKING:
-    from attestkit._formats.cbor import Value
+from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.firmware import BootLayout, Mrtds, TdvfSection, TdxFirmware
+from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM
+from attestkit.measure.kernel import direct_boot_options, kernel_stub_events
+from attestkit.measure.kernel.boot_events import EXITS, before_images, image_event
+from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
-# Memory accepted by the firmware, in LEB128: pages from 0x800, the memory list at page 9 of them,
-# three ranges of start and length. The layout of OVMF's sections.
-TD_HOB: Final = bytes([0x80, 0x10, 9, 3, 0, 6, 9, 4, 0x10, 0x10])
+# Like OVMF's in an image of 4 MiB, but with one section less.
+_SECTIONS: Final = (
+    TdvfSection(0x84000, 0x37C000, 0xFFC84000, 0x37C000, BFV, MR_EXTEND),
+    TdvfSection(0, 0x84000, 0xFFC00000, 0x84000, CFV, 0),
+    TdvfSection(0, 0, 0x810000, 0x10000, TEMP_MEM, 0),
+    TdvfSection(0, 0, 0x809000, 0x4000, TD_HOB, 0),
+    TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
+)
 # Sections of the firmware of an SEV-SNP guest that are measured specially, with OVMF's layout:
 # address, size and type. 1 is memory without content, 2 secrets, 3 CPUID, and 16 the hashes of
 # kernel, initrd and command line.
-_SECTIONS: Final = (
-    (0x800000, 0x9000, 1),
-    (0x80A000, 0x3000, 1),
-    (0x80D000, 0x1000, 2),
-    (0x80E000, 0x1000, 3),
-    (0x810000, 0x1000, 16),
+SNP_SECTIONS: Final = tuple(
+    snp.OvmfSection(*section)
+    for section in (
+        (0x800000, 0x9000, 1),
+        (0x80A000, 0x3000, 1),
+        (0x80D000, 0x1000, 2),
+        (0x80E000, 0x1000, 3),
+        (0x810000, 0x1000, 16),
+    )
 )
+HASHES_TABLE_GPA: Final = 0x810C00
+RESET_EIP: Final = 0x80B004
 
+CMDLINE: Final = f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}"
 
-_CMDLINE: Final = f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}"
+_LAYOUT: Final = BootLayout(  # OVMF of edk2-stable202502
+    measures=True,
+    fw_cfg=False,
+    acpi=True,
+    smbios=False,
+    boot_options="ui_app",
+    named_blobs=True,
+    initrd_first=False,
+    secure_boot=False,
+    ui_volume=UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1"),
+)
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
@@ -77,122 +112,44 @@ _DEFAULT: Final = ImageConfig()
 
 
 class Image(NamedTuple):
-    """Measurements of a TDX image; digests are SHA-384."""
+    """An image and a machine, with the measurements of a TD that boots them."""
 
     mrtd: bytes
-    td_hob: bytes
-    acpi: tuple[bytes, bytes, bytes]  # loader script, RSDP, tables
-    kernel: bytes
-    cmdline: bytes
-    initrd: bytes
-    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    firmware: TdxFirmware
+    events: tuple[ExpectedEvent, ...]  # of RTMR0 to RTMR2, in order within each register
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums; empty without a list
     vm_config: str  # JSON
 
+    def with_digests(self, digests: Mapping[str, bytes]) -> "Image":
+        """Return the image with other digests of events, by event name."""
+        events = [
+            event._replace(digest=digests.get(event.name, event.digest)) for event in self.events
+        ]
+        return self._replace(events=tuple(events))
 
-def _digest_of(component: str) -> bytes:
-    return sha384(f"attestkit simulated {component}".encode())
+
+def _component(name: str) -> bytes:
+    return f"attestkit simulated {name}".encode()
 
 
 @cache
 def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
     """Return the image of a simulated TD."""
-    cmdline = load_options_digest(f"{_CMDLINE} initrd=initrd")
-    kernel, initrd = _digest_of("kernel"), _digest_of("initrd")
-    image: dict[str, object] = {"cmdline": _CMDLINE, "kernel_authenticode": kernel}
-    if config.measurement_version == 3:
-        image = {"cmdline_sha384": cmdline, "kernel_authenticode": kernel}
-    elif config.kernel_header_normalized:
-        image["kernel_header_normalized"] = True
-    image["initrd_sha384"] = initrd
-    mrtd = {"single_pass": _digest_of("firmware"), "two_pass": _digest_of("firmware, two passes")}
-    tdvf = {"ovmf": "pre202505", "mrtd": mrtd, "td_hob": TD_HOB}
-    measurement = _cbor({"version": config.measurement_version, "image": image, "tdvf": tdvf})
-    checksums = f"{sha256(measurement).hex()}  measurement.tdx.cbor\n".encode()
+    firmware = TdxFirmware(_SECTIONS, BLANK_CFV_DIGEST, MappingProxyType({}), _LAYOUT)
+    names = "firmware", "firmware, two passes"
+    document = TdxMeasurement(
+        version=config.measurement_version,
+        cmdline=CMDLINE,
+        kernel=sha384(_component("kernel")),
+        initrd=sha384(_component("initrd")),
+        mrtds=Mrtds(*(sha384(_component(name)) for name in names)),
+        sections=firmware.sections,
+        kernel_header_normalized=config.kernel_header_normalized,
+    )
+    measurement = document.encode()
+    checksums = checksum_list({TDX_DOCUMENT: measurement})
     os_image_hash = sha256(checksums)
-    return Image(
-        mrtd=mrtd["single_pass"],
-        td_hob=td_hob_digest(TD_HOB, config.memory_size),
-        acpi=(_digest_of("ACPI loader script"), _digest_of("ACPI RSDP"), _digest_of("ACPI tables")),
-        kernel=kernel,
-        cmdline=cmdline,
-        initrd=initrd,
-        os_image_hash=os_image_hash,
-        vm_config=_vm_config(config, os_image_hash, checksums, measurement),
-    )
-
-
-class SnpImage(NamedTuple):
-    """Measurements of the image of an SEV-SNP guest with one CPU."""
-
-    measurement: bytes  # 48 bytes, SHA-384
-    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
-    sev_snp_measurement: str  # JSON, for the VM configuration
-
-
-@cache
-def simulated_snp_image() -> SnpImage:
-    """Return the image of every simulated SEV-SNP guest."""
-    # Lazy: only needed for SEV-SNP.
-    from attestkit.attestation.launch import snp
-
-    document: dict[Value, Value] = {
-        "version": 3,
-        "cmdline": _CMDLINE,
-        "ovmf_hash": _digest_of("firmware"),
-        "kernel_hash": sha256(b"attestkit simulated kernel"),
-        "initrd_hash": sha256(b"attestkit simulated initrd"),
-        "hashes_table_gpa": 0x810C00,
-        "reset_eip": 0x80B004,
-        "ovmf_sections": [
-            {"gpa": gpa, "size": size, "type": kind} for gpa, size, kind in _SECTIONS
-        ],
-    }
-    launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
-    measurement = _cbor(document)
-    checksums = f"{sha256(measurement).hex()}  measurement.snp.cbor\n".encode()
-    fields = {
-        **launch._asdict(),
-        "checksum_file": base64.b64encode(checksums).decode(),
-        "measurement": base64.b64encode(measurement).decode(),
-    }
-    return SnpImage(
-        measurement=snp.compute_measurement(snp.SnpImage.read(document), launch),
-        os_image_hash=sha256(checksums),
-        sev_snp_measurement=json.dumps(fields, separators=(",", ":")),
-    )
-
-
-def snp_vm_config(mr_config: str) -> str:
-    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
-
-    It is JSON (vm_config of the dstack guest agent API).
-    """
-    image = simulated_snp_image()
-    fields = {
-        "os_image_hash": image.os_image_hash.hex(),
-        "cpu_count": 1,
-        "memory_size": MEMORY_SIZE,
-        "image": "attestkit-simulated",
-        "sev_snp_measurement": image.sev_snp_measurement,
-        "mr_config": mr_config,
-        "spec_version": 1,
-    }
-    return json.dumps(fields, separators=(",", ":"))
-
-
-def _cbor(value: object) -> bytes:
-    """Return the CBOR of a value; maps keep their order."""
-    import cbor2  # lazy: once per process
-
-    return cbor2.dumps(value)
-
-
-def _vm_config(
-    config: ImageConfig, os_image_hash: bytes, checksums: bytes, measurement: bytes
-) -> str:
-    """Return the VM configuration (vm_config of the dstack guest agent API)."""
-    fields = {
-        "os_image_hash": os_image_hash.hex(),
+    machine = {
         "cpu_count": 1,
         "memory_size": config.memory_size,
         "qemu_version": "9.1.0",  # adds pages in a single pass
@@ -201,14 +158,78 @@ def _vm_config(
         "num_gpus": 0,
         "num_nvswitches": 0,
         "hotplug_off": False,
+    }
+    return Image(
+        mrtd=document.mrtds.single_pass,
+        firmware=firmware,
+        events=_expected_events(firmware, config.memory_size),
+        os_image_hash=os_image_hash,
+        vm_config=tdx_vm_config(os_image_hash, machine, measurement=(checksums, measurement)),
+    )
+
+
+def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedEvent, ...]:
+    """Return the events of a boot of the components that do not exist."""
+    loader, rsdp, tables = map(_component, ("ACPI loader script", "ACPI RSDP", "ACPI tables"))
+    options = direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
+    return (
+        *expected_rtmr0(
+            firmware,
+            memory_ranges(memory_size),
+            FwCfgItems.direct_boot(),
+            acpi=(loader, rsdp, tables),
+        ),
+        image_event("kernel", sha384(_component("kernel")), "source"),
+        *before_images(separator=True),
+        *EXITS,
+        *kernel_stub_events(options, _component("initrd")),
+    )
+
+
+class SnpImage(NamedTuple):
+    """Measurements of the image of an SEV-SNP guest."""
+
+    measurement: bytes  # 48 bytes, SHA-384
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    sev_snp_measurement: str  # JSON, for the VM configuration
+    vcpus: int = 1
+
+
+@cache
+def simulated_snp_image() -> SnpImage:
+    """Return the image of every simulated SEV-SNP guest."""
+    document = SnpMeasurement(
+        cmdline=CMDLINE,
+        ovmf_hash=sha384(_component("firmware")),
+        kernel_hash=sha256(_component("kernel")),
+        initrd_hash=sha256(_component("initrd")),
+        hashes_table_gpa=HASHES_TABLE_GPA,
+        reset_eip=RESET_EIP,
+        ovmf_sections=SNP_SECTIONS,
+    ).document()
+    launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+    measurement = encode_cbor(document)
+    checksums = checksum_list({SNP_DOCUMENT: measurement})
+    return SnpImage(
+        measurement=snp.compute_measurement(snp.SnpImage.read(document), launch),
+        os_image_hash=sha256(checksums),
+        sev_snp_measurement=sev_snp_measurement(launch, checksums, measurement),
+    )
+
+
+def snp_vm_config(mr_config: str, image: SnpImage | None = None) -> str:
+    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
+
+    It is JSON (vm_config of the dstack guest agent API). The default image is the simulated one.
+    """
+    image = image or simulated_snp_image()
+    fields = {
+        "os_image_hash": image.os_image_hash.hex(),
+        "cpu_count": image.vcpus,
+        "memory_size": MEMORY_SIZE,
         "image": "attestkit-simulated",
-        "host_share_mode": "",
-        "ovmf_variant": "pre202505",
-        "tdx_attestation_variant": "lite",
-        "tdx_measurement": {
-            "checksum_file": base64.b64encode(checksums).decode(),
-            "measurement": base64.b64encode(measurement).decode(),
-        },
+        "sev_snp_measurement": image.sev_snp_measurement,
+        "mr_config": mr_config,
         "spec_version": 1,
     }
     return json.dumps(fields, separators=(",", ":"))

@@ -23,16 +23,18 @@ def image_event(name: str, digest: bytes, basis: Basis) -> ExpectedEvent:
     return ExpectedEvent(1, name, BOOT_APPLICATION, digest, basis)
 
 
-CALLING: Final = event_of(
-    1, "calling", EFI_ACTION, b"Calling EFI Application from Boot Option", "hardware"
-)
+ACTIONS: Final = {
+    "calling": b"Calling EFI Application from Boot Option",
+    "exit-invocation": b"Exit Boot Services Invocation",
+    "exit-success": b"Exit Boot Services Returned with Success",
+}
+"""Event data of the firmware's actions, by event name."""
+
+CALLING, *_EXITS = [
+    event_of(1, name, EFI_ACTION, text, "hardware") for name, text in ACTIONS.items()
+]
 BOOT_SEPARATOR: Final = event_of(1, "separator", SEPARATOR, bytes(4), "hardware")
-EXITS: Final = (
-    event_of(1, "exit-invocation", EFI_ACTION, b"Exit Boot Services Invocation", "hardware"),
-    event_of(
-        1, "exit-success", EFI_ACTION, b"Exit Boot Services Returned with Success", "hardware"
-    ),
-)
+EXITS: Final = tuple(_EXITS)
 
 
 def before_images(*, separator: bool) -> list[ExpectedEvent]:

@@ -1,6 +1,6 @@
 """RTMR0 of a TD under QEMU, event by event: from firmware, memory, and items and tables of QEMU."""
 
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0
+from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0, measured_variables
 from attestkit.measure.rtmr0.boot_options import (
     encode_load_option,
     firmware_boot_options,
@@ -25,6 +25,7 @@ __all__ = [
     "expected_rtmr0",
     "filter_smbios",
     "firmware_boot_options",
+    "measured_variables",
     "publish_smbios",
     "set_processor_id",
     "virtio_disk_option",

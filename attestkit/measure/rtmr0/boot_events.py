@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -37,6 +37,7 @@ _SECURE_BOOT_ENABLE: Final = VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
 )
 _TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
+_PLATFORM_KEY: Final = SECURE_BOOT_KEYS[0]
 _BOOT_OPTION: Final = re.compile(r"Boot(Order|[0-9A-Fa-f]{4})")
 _ACPI_NAMES: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 
@@ -84,7 +85,7 @@ def expected_rtmr0(
     ]
     if layout.fw_cfg:
         events += _fw_cfg_events(fw_cfg)
-    events += _secure_boot_events(firmware.variables, built_in=layout.secure_boot)
+    events += _secure_boot_events(firmware)
     events.append(_event("separator", _SEPARATOR, bytes(4)))
     if layout.acpi:
         blobs = acpi or (None, None, None)
@@ -120,19 +121,22 @@ def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
         yield _event(f"fw_cfg {name}", _PLATFORM_CONFIG, contents, basis)
 
 
-def _secure_boot_events(
-    variables: Mapping[VariableName, bytes], *, built_in: bool
-) -> Iterator[ExpectedEvent]:
-    """Yield the events of SecureBoot and the keys; a missing variable is measured as empty."""
-    state = b""
-    has_keys = SECURE_BOOT_KEYS[0] in variables
-    if built_in:
+def measured_variables(firmware: TdxFirmware) -> list[tuple[VariableName, bytes]]:
+    """Return SecureBoot and its keys in the order of measurement; a missing variable is empty."""
+    variables, state = firmware.variables, b""
+    if firmware.layout.secure_boot:
+        has_keys = _PLATFORM_KEY in variables
         state = bytes((has_keys and variables.get(_SECURE_BOOT_ENABLE) != b"\0",))
     measured = [(SECURE_BOOT, state)]
     measured += [(name, variables.get(name, b"")) for name in SECURE_BOOT_KEYS]
     if _TIMESTAMP_KEYS in variables:
         measured.append((_TIMESTAMP_KEYS, variables[_TIMESTAMP_KEYS]))
-    for name, value in measured:
+    return measured
+
+
+def _secure_boot_events(firmware: TdxFirmware) -> Iterator[ExpectedEvent]:
+    has_keys = _PLATFORM_KEY in firmware.variables
+    for name, value in measured_variables(firmware):
         basis: Basis = "source" if has_keys or name == _TIMESTAMP_KEYS else "hardware"
         yield _event(name.name, _VARIABLE_DRIVER_CONFIG, variable_data(name, value), basis)
 

@@ -1,0 +1,144 @@
+"""Documents of OS images: measurements (CBOR), the list of checksums, and VM configurations.
+
+Those of dstack's images: the hash of an image is that of its list of checksums, the list has the
+checksum of a measurement document, and the document determines the launch measurements.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation.launch.kernel_cmdline import load_options_digest
+from attestkit.attestation.launch.snp import OvmfSection, SnpLaunch
+from attestkit.measure.firmware import Mrtds, TdvfSection
+from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, find_section
+
+if TYPE_CHECKING:
+    from attestkit._formats.cbor import Value
+
+TDX_DOCUMENT: Final = "measurement.tdx.cbor"
+SNP_DOCUMENT: Final = "measurement.snp.cbor"
+OVMF_VARIANT: Final = "pre202505"
+"""The only firmware whose measurements such documents describe."""
+
+
+class TdxMeasurement(NamedTuple):
+    """Content of the measurement document for TDX; digests have 48 bytes."""
+
+    version: Literal[3, 4]
+    cmdline: str
+    kernel: bytes  # Authenticode hash
+    initrd: bytes
+    mrtds: Mrtds
+    sections: Sequence[TdvfSection]  # of the firmware
+    kernel_header_normalized: bool = False  # only in version 4
+
+    def encode(self) -> bytes:
+        """Return the document."""
+        image: dict[str, object] = {"cmdline": self.cmdline, "kernel_authenticode": self.kernel}
+        if self.version == 3:
+            options = load_options_digest(f"{self.cmdline} initrd=initrd")
+            image = {"cmdline_sha384": options, "kernel_authenticode": self.kernel}
+        elif self.kernel_header_normalized:
+            image["kernel_header_normalized"] = True
+        image["initrd_sha384"] = self.initrd
+        witness = _td_hob_witness(self.sections)
+        tdvf = {"ovmf": OVMF_VARIANT, "mrtd": self.mrtds._asdict(), "td_hob": witness}
+        return encode_cbor({"version": self.version, "image": image, "tdvf": tdvf})
+
+
+class SnpMeasurement(NamedTuple):
+    """Content of the measurement document for SEV-SNP."""
+
+    cmdline: str
+    ovmf_hash: bytes  # 48 bytes
+    kernel_hash: bytes  # 32 bytes
+    initrd_hash: bytes  # 32 bytes
+    hashes_table_gpa: int
+    reset_eip: int
+    ovmf_sections: tuple[OvmfSection, ...]
+
+    def document(self) -> "dict[Value, Value]":
+        """Return the document, decoded."""
+        sections: list[Value] = [
+            {"gpa": section.gpa, "size": section.size, "type": section.kind}
+            for section in self.ovmf_sections
+        ]
+        return {"version": 3, **self._asdict(), "ovmf_sections": sections}
+
+
+def _td_hob_witness(sections: Sequence[TdvfSection]) -> bytes:
+    """Return the memory that the firmware accepts, in pages as LEB128: see `td_hob_digest`."""
+    accepted = sorted(
+        (section.address // PAGE, section.size // PAGE)
+        for section in sections
+        if section.kind in {TD_HOB, TEMP_MEM}
+    )
+    base = accepted[0][0]
+    numbers = [base, find_section(sections, TD_HOB).address // PAGE - base, len(accepted)]
+    for start, pages in accepted:
+        numbers += (start - base, pages)
+    return b"".join(map(_leb128, numbers))
+
+
+def _leb128(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def encode_cbor(value: object) -> bytes:
+    """Return the CBOR of a value; maps keep their order."""
+    import cbor2  # lazy: once per process
+
+    return cbor2.dumps(value)
+
+
+def checksum_list(files: Mapping[str, bytes]) -> bytes:
+    """Return the SHA-256 checksums of files as `sha256sum` writes them."""
+    return "".join(f"{sha256(content).hex()}  {name}\n" for name, content in files.items()).encode()
+
+
+def tdx_vm_config(
+    os_image_hash: bytes,
+    machine: Mapping[str, object],
+    *,
+    ovmf: str = OVMF_VARIANT,
+    measurement: tuple[bytes, bytes] | None = None,
+) -> str:
+    """Return the VM configuration of a TD (vm_config of the dstack guest agent API).
+
+    Args:
+        os_image_hash: Hash of the image.
+        machine: Members that describe the machine.
+        ovmf: Generation of the firmware.
+        measurement: List of checksums and measurement document ("lite" measurement). None: the
+            image itself is needed for verification ("legacy").
+    """
+    fields = {
+        "os_image_hash": os_image_hash.hex(),
+        **machine,
+        "image": "attestkit-simulated",
+        "host_share_mode": "",
+        "ovmf_variant": ovmf,
+    }
+    if measurement is not None:
+        texts = [base64.b64encode(part).decode() for part in measurement]
+        fields["tdx_attestation_variant"] = "lite"
+        fields["tdx_measurement"] = {"checksum_file": texts[0], "measurement": texts[1]}
+    return json.dumps({**fields, "spec_version": 1}, separators=(",", ":"))
+
+
+def sev_snp_measurement(launch: SnpLaunch, checksums: bytes, document: bytes) -> str:
+    """Return the member `sev_snp_measurement` of the VM configuration of an SEV-SNP guest: JSON."""
+    fields = {
+        **launch._asdict(),
+        "checksum_file": base64.b64encode(checksums).decode(),
+        "measurement": base64.b64encode(document).decode(),
+    }
+    return json.dumps(fields, separators=(",", ":"))
