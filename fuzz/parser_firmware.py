@@ -6,6 +6,13 @@ from typing import Final
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.uefi_variable import VariableName
 from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.backends.simulator.sample_image.firmware_volume import (
+    FFS2,
+    ffs_file,
+    guided_section,
+    lzma_section,
+    volume,
+)
 from attestkit.errors import FormatError
 from attestkit.measure.diagnosis.boot_option import BootOption, parse_boot_option
 from attestkit.measure.firmware import TdxFirmware, read_variables
@@ -23,7 +30,6 @@ from attestkit.measure.rtmr0 import (
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.firmware_images import (
     CRC32,
-    FFS2,
     KEYS,
     MAIN_VOLUME,
     MENU_APP,
@@ -33,15 +39,11 @@ from tests.measure.firmware_images import (
     TD_TCG2,
     UI_APP,
     UI_VOLUME,
-    ffs_file,
-    guided_section,
     large_file,
-    lzma_section,
     section,
     tdvf_image,
     variable_entry,
     variable_volume,
-    volume,
 )
 
 _TEXT: Final = b"QEMU FW CFG"

@@ -68,9 +68,9 @@ class SimulatedTee:
         state_dir: A folder that preserves the TEE after `close`; None: in memory.
         resources: Folders, environment variables and server thread. None: created by this object,
             and released by `close`.
-        options: Further options of the simulator: `app_compose`, `app_keys`, `vm_config`, `app_id`,
-            `now`, `random` and `wait`, the sleep function for delays. By default `close` ends a
-            delay.
+        options: Further options of the simulator: `app_compose`, `app_keys`, `vm_config`, `image`,
+            `app_id`, `now`, `random` and `wait`, the sleep function for delays. By default `close`
+            ends a delay.
 
     Raises:
         UsageError: If an argument is unknown or invalid.

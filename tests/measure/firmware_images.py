@@ -4,21 +4,25 @@ They do not boot.
 """
 
 import hashlib
-import lzma
 import struct
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, IMAGE_SECURITY, VariableName
+from attestkit.backends.simulator.sample_image import firmware_volume
+from attestkit.backends.simulator.sample_image.firmware_volume import (
+    FFS2,
+    ffs_file,
+    guid_table,
+    lzma_section,
+    volume,
+)
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 
 FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 TDX_METADATA = UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
-NVRAM = UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")
-FFS2 = UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")
 LZMA = UUID("ee4e5898-3914-4259-9d6e-dc7bd79403cf")
 CRC32 = UUID("fc1bcdb0-7d31-49aa-936a-a4600d9dd083")
-VARIABLE_STORE = UUID("aaf32c78-947b-439a-a180-2e144ec37792")
 NOT_FOR_TDS = UUID("ae047c6d-bce9-426c-ae03-a68e3b8a0488")
 UI_VOLUME = UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
 MAIN_VOLUME = UUID("48db5e17-707c-472d-91cd-1613e7ef51b0")
@@ -46,28 +50,6 @@ def noise(seed: str, size: int) -> bytes:
     return b"".join(parts)[:size]
 
 
-def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> bytes:
-    """Return a firmware volume; `body` is padded with erased flash."""
-    extension = name.bytes_le + struct.pack("<I", 20) + bytes(4) if name else b""
-    head = (
-        bytes(16)
-        + kind.bytes_le
-        + struct.pack("<Q4sIHHHBB", size, b"_FVH", 0x4FEFF, 72, 0, 72 if name else 0, 0, 2)
-    )
-    head += struct.pack("<IIII", size // 0x1000, 0x1000, 0, 0)
-    checksum = -sum(struct.unpack("<36H", head)) & 0xFFFF
-    data = head[:50] + struct.pack("<H", checksum) + head[52:] + extension + body
-    assert len(data) <= size
-    return data.ljust(size, b"\xff")
-
-
-def ffs_file(guid: UUID, kind: int, body: bytes) -> bytes:
-    """Return a file of a volume, padded to 8 bytes."""
-    size = (24 + len(body)).to_bytes(3, "little")
-    data = guid.bytes_le + bytes(2) + bytes((kind, 0)) + size + b"\xf8" + body
-    return data.ljust(-(-len(data) // 8) * 8, b"\xff")
-
-
 def large_file(guid: UUID, kind: int, body: bytes) -> bytes:
     """Return a file with the header of large files."""
     head = guid.bytes_le + bytes(2) + bytes((kind, 1)) + b"\xff" * 3 + b"\xf8"
@@ -76,32 +58,11 @@ def large_file(guid: UUID, kind: int, body: bytes) -> bytes:
 
 
 def section(kind: int, body: bytes, *, large: bool = False) -> bytes:
-    """Return a section of a file, padded to 4 bytes."""
-    size = len(body) + (8 if large else 4)
-    head = (
-        b"\xff" * 3 + bytes((kind,)) + struct.pack("<I", size)
-        if large
-        else size.to_bytes(3, "little") + bytes((kind,))
-    )
-    data = head + body
+    """Return a section of a file, padded to 4 bytes, with the header of large sections if asked."""
+    if not large:
+        return firmware_volume.section(kind, body)
+    data = b"\xff" * 3 + bytes((kind,)) + struct.pack("<I", len(body) + 8) + body
     return data.ljust(-(-len(data) // 4) * 4, b"\0")
-
-
-def guided_section(guid: UUID, data: bytes, attributes: int = 1) -> bytes:
-    """Return a section whose data is encoded, or preceded by a checksum."""
-    return section(2, guid.bytes_le + struct.pack("<HH", 24, attributes) + data)
-
-
-def pack_lzma(plain: bytes) -> bytes:
-    """Return LZMA data whose header has the size."""
-    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
-    packed = lzma.compress(plain, lzma.FORMAT_ALONE, filters=filters)
-    return packed[:5] + struct.pack("<Q", len(plain)) + packed[13:]
-
-
-def lzma_section(plain: bytes) -> bytes:
-    """Return a section with LZMA data."""
-    return guided_section(LZMA, pack_lzma(plain))
 
 
 def variable_entry(name: VariableName, data: bytes, state: int = 0x3F) -> bytes:
@@ -116,8 +77,7 @@ def variable_entry(name: VariableName, data: bytes, state: int = 0x3F) -> bytes:
 
 def variable_volume(entries: bytes, size: int = CFV_SIZE) -> bytes:
     """Return a volume with a variable store."""
-    head = VARIABLE_STORE.bytes_le + struct.pack("<IBBHI", size - 72, 0x5A, 0xFE, 0, 0)
-    return volume(NVRAM, size, head + entries)
+    return firmware_volume.variable_volume(entries, size)
 
 
 def code_volume(
@@ -146,14 +106,6 @@ def sections(
         TdvfSection(0, 0, 0x809000, 0x2000, TD_HOB, 0),
         TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
     ]
-
-
-def guid_table(entries: Iterable[tuple[UUID, bytes]]) -> bytes:
-    """Return a GUID table, first entry first, with its footer."""
-    table = b"".join(
-        [data + struct.pack("<H", len(data) + 18) + guid.bytes_le for guid, data in entries]
-    )
-    return table + struct.pack("<H", len(table) + 18) + FOOTER.bytes_le
 
 
 def with_metadata(flash: bytes, described: Iterable[TdvfSection]) -> bytes:

@@ -124,7 +124,7 @@ def tdx_vm_config(
         "os_image_hash": os_image_hash.hex(),
         **machine,
         "image": "attestkit-simulated",
-        "host_share_mode": "",
+        "host_share_mode": machine.get("host_share_mode", ""),
         "ovmf_variant": ovmf,
     }
     if measurement is not None:

@@ -191,7 +191,7 @@ class SnpImage(NamedTuple):
 
     measurement: bytes  # 48 bytes, SHA-384
     os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
-    sev_snp_measurement: str  # JSON, for the VM configuration
+    sev_snp_measurement: str  # JSON, for the VM configuration; empty without a document
     vcpus: int = 1
 
 
@@ -232,4 +232,6 @@ def snp_vm_config(mr_config: str, image: SnpImage | None = None) -> str:
         "mr_config": mr_config,
         "spec_version": 1,
     }
+    if not image.sev_snp_measurement:
+        del fields["sev_snp_measurement"]
     return json.dumps(fields, separators=(",", ":"))

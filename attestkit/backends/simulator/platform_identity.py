@@ -25,14 +25,20 @@ def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, Quoti
     return pki, enclave, value_or(anchor, pki.root_der)
 
 
-def launch_body(scenario: Scenario, mr_config_id: bytes) -> TdBody:
+def launch_body(scenario: Scenario, mr_config_id: bytes, *, mrtd: bytes | None = None) -> TdBody:
     """Return the fields of a TD body that are fixed at launch.
+
+    Args:
+        scenario: Deviations.
+        mr_config_id: 48 bytes.
+        mrtd: 48 bytes. None: that of the simulated OS image.
 
     Raises:
         UsageError: If the scenario sets an unknown field, one that is not fixed at launch, or a
             value of the wrong size.
     """
-    own = {"mrtd": simulated_image(scenario.image).mrtd, "mr_config_id": mr_config_id}
+    measured = simulated_image(scenario.image).mrtd if mrtd is None else mrtd
+    own = {"mrtd": measured, "mr_config_id": mr_config_id}
     changes = dict(scenario.body)
     if invalid := changes.keys() - TdBody._fields | changes.keys() & _LIVE:
         text = f"scenario: body has no settable field {min(invalid)!r}"

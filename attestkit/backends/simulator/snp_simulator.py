@@ -11,9 +11,11 @@ from typing import Any, Final, NoReturn
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
-from attestkit.backends.simulator.os_image import snp_vm_config
+from attestkit.backends.simulator.boot_files import BootSource
+from attestkit.backends.simulator.os_image import SnpImage, simulated_snp_image, snp_vm_config
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.platform_identity import instance_id
+from attestkit.backends.simulator.scenarios.config import value_or
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
@@ -47,12 +49,15 @@ class SnpSimulator(Simulator):
         seed: bytes,
         app_id: bytes,
         vm_config: str | None,
+        image: BootSource | None,
         random: Callable[[int], bytes],
     ) -> None:
         """Set the values that are fixed at launch."""
         del random
+        booted = _choose_image(image, vm_config)
+        self._measurement = booted.measurement
         self.mr_config = _find_document(vm_config) or self._make_document(seed, app_id)
-        self.vm_config: str = snp_vm_config(self.mr_config) if vm_config is None else vm_config
+        self.vm_config: str = value_or(vm_config, snp_vm_config(self.mr_config, booted))
         self._host_data = host_data(self.mr_config)
         self._chip, self._find_anchor = issue_chip(seed, self._scenario)
 
@@ -105,7 +110,9 @@ class SnpSimulator(Simulator):
         return SnpEvidence(report, self._chip.certificates)
 
     def _report(self, report_data: bytes) -> bytes:
-        return self._chip.report(report_data, host_data=self._host_data)
+        return self._chip.report(
+            report_data, host_data=self._host_data, measurement=self._measurement
+        )
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed report over `report_data`, exactly 64 bytes.
@@ -124,6 +131,15 @@ class SnpSimulator(Simulator):
 
     def _halt(self) -> None:
         pass
+
+
+def _choose_image(source: BootSource | None, vm_config: str | None) -> SnpImage:
+    """Return the image that is booted."""
+    if source is None:
+        return simulated_snp_image()
+    from attestkit.backends.simulator.booted_image import boot_snp_image  # lazy: rarely needed
+
+    return boot_snp_image(source, vm_config)
 
 
 def _find_document(vm_config: str | None) -> str:

@@ -14,10 +14,11 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.boot_files import BootSource
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
-from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.os_image import Image, ImageConfig, simulated_image
 from attestkit.backends.simulator.platform_identity import (
     OWN_APP,
     instance_id,
@@ -62,8 +63,11 @@ class Simulator:
             at a time. With another seed, app or VM configuration the TD reboots. None: in memory.
         app_compose: The content of app-compose.json. None: that of a default app.
         app_keys: The app's keys; the caller closes them. None: keys derived from the seed.
-        vm_config: The configuration of the VM as JSON, used unchanged. None: that of the simulated
-            OS image.
+        vm_config: The configuration of the VM as JSON, used unchanged. None: that of the OS image.
+            It describes the machine that boots a dstack image.
+        image: What the guest boots: a dstack image (folder or archive), or `BootFiles`. The
+            registers, the boot log and the VM configuration follow from it. None: an image of
+            components that do not exist.
         app_id: 20 bytes. None: the first 20 bytes of the compose hash.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes, as `os.urandom`.
@@ -73,7 +77,8 @@ class Simulator:
         faults: The armed faults. Once a fault that delays is armed, `blocking` is True.
 
     Raises:
-        UsageError: If an argument is invalid.
+        UsageError: If an argument is invalid, or `image` cannot be opened.
+        FormatError: If `image` is malformed, or one of its files altered.
         ConfigError: If `app_compose` is invalid.
         BackendBusyError: If another process uses `state_dir`.
         BackendError: If `state_dir` cannot be used.
@@ -102,6 +107,7 @@ class Simulator:
         app_compose: bytes | None = None,
         app_keys: AppKeys | None = None,
         vm_config: str | None = None,
+        image: BootSource | None = None,
         app_id: bytes | None = None,
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
@@ -125,7 +131,7 @@ class Simulator:
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._keys_are_ours = app_keys is None
             self.app_keys: AppKeys = AppKeys.from_seed(seed) if app_keys is None else app_keys
-            self._launch(seed, app_id, vm_config, random)
+            self._launch(seed, app_id, vm_config, image, random)
         except BaseException:
             if self._folder is not None:
                 self._folder.close()
@@ -167,16 +173,29 @@ class Simulator:
         seed: bytes,
         app_id: bytes,
         vm_config: str | None,
+        image: BootSource | None,
         random: Callable[[int], bytes],
     ) -> None:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
-        image = simulated_image(self._scenario.image)
-        self.vm_config = value_or(vm_config, image.vm_config)
+        booted = self._image = self._choose_image(image, vm_config)
+        self.vm_config = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
         issued = issue_platform(seed, self._scenario)
         self._pki, self._enclave, self._anchor = issued
-        self._event_log = boot_log(image)
+        self._event_log = boot_log(booted)
         self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
+
+    def _choose_image(self, source: BootSource | None, vm_config: str | None) -> Image:
+        """Return the image that is booted."""
+        simulated = self._scenario.image
+        if source is None:
+            return simulated_image(simulated)
+        if simulated != ImageConfig():
+            text = "image: the scenario has another image; give only one"
+            raise UsageError(text, reason="conflict")
+        from attestkit.backends.simulator.booted_image import boot_image  # lazy: rarely needed
+
+        return boot_image(source, vm_config)
 
     def _check_fault(self, fault: Fault) -> None:
         """Raise UsageError if a new fault does not apply; a fault that delays sets `blocking`."""
@@ -195,7 +214,7 @@ class Simulator:
             app_keys=self.app_keys,
         )
         events = boot_events(launch)
-        firmware = replay_records(boot_records(simulated_image(self._scenario.image)))
+        firmware = replay_records(boot_records(self._image))
         rtmrs = (*firmware, replay_from(bytes(48), events))
         fixed = (self._pki.root_der, self.vm_config.encode(), b"".join(rtmrs))
         identity = sha256(b"".join(map(sha256, fixed))).hex()
@@ -204,7 +223,7 @@ class Simulator:
     def _split_body(self) -> tuple[bytes, bytes]:
         """Return the constant parts of a TD body: before the registers, after the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = launch_body(self._scenario, config_id)
+        body = launch_body(self._scenario, config_id, mrtd=self._image.mrtd)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]

@@ -295,6 +295,8 @@ def _simulation(options: Options) -> dict[str, object]:
         found["platform"] = options.platform
     if options.quote_version is not None:
         found["quote_version"] = int(options.quote_version)
+    if (image := options.path("boot_image")) is not None:
+        found["image"] = image
     if options.scenario is not None:
         from attestkit.backends.simulator.scenarios.named import scenario  # lazy
 

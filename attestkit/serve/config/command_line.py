@@ -50,7 +50,7 @@ FLAGS: Final = frozenset(
 
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
-    *("platform", "quote_version", "scenario", "fault"),
+    *("platform", "quote_version", "boot_image", "scenario", "fault"),
 )
 """Options that are refused on hardware."""
 
@@ -177,6 +177,9 @@ class Options(NamedTuple):
     pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
     platform: Annotated[_Text, "simulated platform; default: tdx"] = None
     quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
+    boot_image: Annotated[
+        _Text, "PATH", "dstack image (folder or archive) that the simulated guest boots"
+    ] = None
     scenario: Annotated[_Text, "NAME", "simulate a named defect of the TEE or its collateral"] = (
         None
     )

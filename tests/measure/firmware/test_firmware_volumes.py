@@ -9,27 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.backends.simulator.sample_image.firmware_volume import (
+    FFS2,
+    ffs_file,
+    guided_section,
+    lzma_section,
+    pack_lzma,
+    volume,
+)
 from attestkit.errors import FormatError
 from attestkit.measure.firmware import firmware_volumes
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
 from tests.measure.firmware_images import (
     CFV_SIZE,
     CRC32,
-    FFS2,
     LZMA,
     MAIN_VOLUME,
     NOT_FOR_TDS,
     UI_VOLUME,
     code_volume,
-    ffs_file,
-    guided_section,
     large_file,
-    lzma_section,
     noise,
-    pack_lzma,
     section,
     tdvf_image,
-    volume,
 )
 from tests.raising import raises
 

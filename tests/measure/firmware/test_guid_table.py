@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.backends.simulator.sample_image.firmware_volume import guid_table
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.guid_table import (
     MAX_IMAGE,
@@ -13,7 +14,7 @@ from attestkit.measure.firmware.guid_table import (
     read_end_offset,
     read_guid_table,
 )
-from tests.measure.firmware_images import guid_table, tdvf_image
+from tests.measure.firmware_images import tdvf_image
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from attestkit.backends.simulator.sample_image.firmware_volume import guid_table
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.tdvf import (
     BFV,
@@ -22,7 +23,6 @@ from tests.measure.firmware_images import (
     SIZE,
     TDX_METADATA,
     code_volume,
-    guid_table,
     sections,
     variable_volume,
     with_metadata,

@@ -192,11 +192,16 @@ def test_decide_settings_simulation_arguments() -> None:
     """Options of the simulation become arguments of the simulator; absent ones are omitted."""
     assert decide_simulator().simulation == {}
     found = decide_simulator(
-        platform="snp", quote_version="5", scenario="td-debug", fault=("ebusy:3 eio", "slow:1s")
+        platform="snp",
+        quote_version="5",
+        boot_image="/images/one",
+        scenario="td-debug",
+        fault=("ebusy:3 eio", "slow:1s"),
     )
     assert found.simulation == {
         "platform": "snp",
         "quote_version": 5,
+        "image": Path("/images/one"),
         "scenario": "td-debug",
         "faults": [Fault.parse("ebusy:3"), Fault.parse("eio"), Fault.parse("slow:1s")],
     }

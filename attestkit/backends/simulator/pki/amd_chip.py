@@ -90,20 +90,28 @@ class SimulatedChip:
         self._is_vlek = config.signing_key == "VLEK"
         self._key = self._p384(config.report_key or ("provider" if self._is_vlek else "chip/0"))
 
-    def report(self, report_data: bytes, *, vmpl: int = 0, host_data: bytes = bytes(32)) -> bytes:
+    def report(
+        self,
+        report_data: bytes,
+        *,
+        vmpl: int = 0,
+        host_data: bytes = bytes(32),
+        measurement: bytes | None = None,
+    ) -> bytes:
         """Return a signed report, 1184 bytes.
 
         Args:
             report_data: 64 bytes.
             vmpl: 0 to 3, of the requester.
             host_data: 32 bytes, set by the host at launch.
+            measurement: 48 bytes. None: that of the simulated OS image.
         """
         tcb, version = self._tcb, self._config.report_version
         body = _BODY.pack(
             *(version, 0, self._config.policy, bytes(16), bytes(16), vmpl, 1, tcb, 0x05),
             _SIGNED_BY_VLEK if self._is_vlek else 0,
             report_data,
-            simulated_snp_image().measurement,
+            value_or(measurement, simulated_snp_image().measurement),
             host_data,
             *(bytes(48), bytes(48)),  # no ID block
             *(self._report_id, b"\xff" * 32),

@@ -1,0 +1,182 @@
+"""OS images of files that a simulated guest boots, with the measurements of `attestkit.measure`."""
+
+import os
+from typing import Final
+
+from attestkit._argument_checks import wrong_type
+from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.os_image import read_snp_launch
+from attestkit.attestation.launch.snp import SnpLaunch
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.backends.simulator.boot_files import DEFAULT_SHAPE, BootFiles, BootSource
+from attestkit.backends.simulator.image_documents import (
+    SNP_DOCUMENT,
+    TDX_DOCUMENT,
+    sev_snp_measurement,
+    tdx_vm_config,
+)
+from attestkit.backends.simulator.os_image import Image, SnpImage
+from attestkit.errors import FormatError, UsageError
+from attestkit.measure import (
+    DstackImage,
+    ExpectedMeasurements,
+    MachineShape,
+    read_dstack_image,
+    snp,
+    tdx,
+)
+from attestkit.measure.acpi import find_tables
+from attestkit.measure.firmware import TdxFirmware
+
+_DEFAULT_LAUNCH: Final = SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+_ALWAYS_STATED: Final = (
+    *("cpu_count", "memory_size", "qemu_version", "pci_hole64_size", "hugepages"),
+    *("num_gpus", "num_nvswitches", "hotplug_off"),
+)
+_STATED_IF_OTHER: Final = ("pic", "num_nics", "num_verity_volumes", "host_share_mode")
+
+
+def boot_image(source: BootSource, vm_config: str | None) -> Image:
+    """Return the image of a TD that boots `source`.
+
+    Args:
+        source: What it boots.
+        vm_config: VM configuration, JSON, with the machine of a dstack image. None: the default
+            machine, or that of the files.
+
+    Raises:
+        UsageError: If the image cannot be opened, or files and machine do not fit.
+        FormatError: If the image, or one of its files, is malformed or altered.
+    """
+    if isinstance(source, BootFiles):
+        config = vm_config or tdx_vm_config(b"", machine_fields(source.shape))
+        return _measure(source, b"", config)
+    found = _dstack_image(source)
+    shape = DEFAULT_SHAPE if vm_config is None else _machine_shape(vm_config)
+    files = BootFiles(
+        firmware=found.firmware,
+        kernel=found.kernel,
+        initrd=found.initrd,
+        cmdline=found.cmdline,
+        shape=shape,
+    )
+    return _measure(files, found.os_image_hash, vm_config or _vm_config(found, shape))
+
+
+def boot_snp_image(source: BootSource, vm_config: str | None) -> SnpImage:
+    """Return the image of an SEV-SNP guest that boots `source`.
+
+    Args:
+        source: What it boots; the shape of `BootFiles` does not apply.
+        vm_config: VM configuration, JSON, whose `sev_snp_measurement` has the CPUs. None: one CPU.
+
+    Raises:
+        UsageError: If the image cannot be opened.
+        FormatError: If the image, or one of its files, is malformed or altered.
+    """
+    launch = _snp_launch(vm_config)
+    if isinstance(source, BootFiles):
+        measured = _measure_snp(source, launch)
+        return SnpImage(measured, b"", "", launch.vcpus)
+    found = _dstack_image(source)
+    firmware = found.firmware if found.firmware_snp is None else found.firmware_snp
+    files = BootFiles(
+        firmware=firmware, kernel=found.kernel, initrd=found.initrd, cmdline=found.cmdline
+    )
+    stated = ""
+    if (document := found.documents.get(SNP_DOCUMENT)) is not None:
+        stated = sev_snp_measurement(launch, found.checksums, document)
+    return SnpImage(_measure_snp(files, launch), found.os_image_hash, stated, launch.vcpus)
+
+
+def machine_fields(shape: MachineShape) -> dict[str, object]:
+    """Return the members of a VM configuration that describe a machine."""
+    other = [
+        name
+        for name in _STATED_IF_OTHER
+        if getattr(shape, name) != MachineShape.__dataclass_fields__[name].default
+    ]
+    found: dict[str, object] = {name: getattr(shape, name) for name in (*_ALWAYS_STATED, *other)}
+    if shape.two_pass is not None:
+        found["qemu_single_pass_add_pages"] = shape.two_pass  # despite the name
+    return found
+
+
+def _dstack_image(source: object) -> DstackImage:
+    if not isinstance(source, str | os.PathLike):
+        raise wrong_type("image", "a path or BootFiles", source)
+    return read_dstack_image(source)
+
+
+def _measure(files: BootFiles, os_image_hash: bytes, vm_config: str) -> Image:
+    expected = tdx(
+        firmware=files.firmware,
+        kernel=files.kernel,
+        initrd=files.initrd,
+        cmdline=files.cmdline,
+        shape=files.shape,
+        acpi=find_tables(files.shape) if files.acpi is None else files.acpi,
+        smbios=files.smbios or b"",
+    )
+    return Image(
+        mrtd=_launch_mrtd(expected),
+        firmware=TdxFirmware.parse(files.firmware),
+        events=tuple(
+            event._replace(digest=event.digest or _stand_in(event.name))
+            for event in expected.events
+        ),
+        os_image_hash=os_image_hash,
+        vm_config=vm_config,
+    )
+
+
+def _launch_mrtd(expected: ExpectedMeasurements) -> bytes:
+    assert expected.mrtd is not None, "of a TD"
+    return expected.mrtd
+
+
+def _stand_in(name: str) -> bytes:
+    return sha384(f"attestkit simulated {name}".encode())
+
+
+def _measure_snp(files: BootFiles, launch: SnpLaunch) -> bytes:
+    expected = snp(
+        firmware=files.firmware,
+        vcpus=launch.vcpus,
+        cpu_type=launch.vcpu_type,
+        guest_features=launch.guest_features,
+        kernel=files.kernel,
+        initrd=files.initrd,
+        cmdline=files.cmdline,
+    )
+    assert expected.launch_digest is not None, "of an SEV-SNP guest"
+    return expected.launch_digest
+
+
+def _vm_config(image: DstackImage, shape: MachineShape) -> str:
+    document = image.documents.get(TDX_DOCUMENT)
+    return tdx_vm_config(
+        image.os_image_hash,
+        machine_fields(shape),
+        ovmf=image.ovmf_variant,
+        measurement=None if document is None else (image.checksums, document),
+    )
+
+
+def _machine_shape(vm_config: str) -> MachineShape:
+    try:
+        return MachineShape.from_vm_config(VmConfig.parse(vm_config).fields)
+    except FormatError as error:
+        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
+
+
+def _snp_launch(vm_config: str | None) -> SnpLaunch:
+    if vm_config is None:
+        return _DEFAULT_LAUNCH
+    try:
+        config = VmConfig.parse(vm_config)
+        if config.find("sev_snp_measurement") is None:
+            return _DEFAULT_LAUNCH
+        return read_snp_launch(config)
+    except FormatError as error:
+        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
