@@ -4,9 +4,10 @@ Its evidence chains to a root of its own, which no verifier trusts by default; `
 and it is never selected automatically.
 """
 
+from attestkit.backends.simulator.boot_files import BootFiles
 from attestkit.backends.simulator.tdx_simulator import Simulator
 
-__all__ = ["Simulator"]
+__all__ = ["BootFiles", "Simulator"]
 
 
 def _snp_simulator() -> type[Simulator]:
