@@ -1,4 +1,4 @@
-"""What a simulated guest boots: a dstack image, or files."""
+"""Source of a simulated guest's boot: a dstack image, or files."""
 
 import os
 from dataclasses import dataclass

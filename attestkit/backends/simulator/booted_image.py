@@ -40,7 +40,7 @@ def boot_image(source: BootSource, vm_config: str | None) -> Image:
     """Return the image of a TD that boots `source`.
 
     Args:
-        source: What it boots.
+        source: Image or files.
         vm_config: VM configuration, JSON, with the machine of a dstack image. None: the default
             machine, or that of the files.
 

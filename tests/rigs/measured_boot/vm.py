@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from attestkit.event_log.tcg import TpmEvent, TpmEventLog
+from attestkit.measure.acpi.qemu_machine import QemuMachine, read_machine
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.image import _make_entry, find_busybox
 from tests.rigs.measured_boot.packages import BootPackages
@@ -15,6 +16,7 @@ from tests.rigs.measured_boot.packages import BootPackages
 QEMU = "qemu-system-x86_64"
 SWTPM = "swtpm"
 DEADLINE = 300  # seconds
+MEMORY = 2 << 30  # bytes
 _APPLETS = ("sh", "base64", "echo", "mount", "poweroff")
 _INIT = b"""#!/bin/sh
 mount -t devtmpfs dev /dev
@@ -50,6 +52,15 @@ def make_microcode() -> bytes:
     return file + _make_entry("TRAILER!!!", 0)
 
 
+def read_tables(folder: Path) -> QemuMachine:
+    """Return items and tables of QEMU for the machine, from a QEMU that is stopped.
+
+    Args:
+        folder: An empty directory for the machine's TPM.
+    """
+    return read_machine(_machine(_start_tpm(folder), "null"), seconds=DEADLINE)
+
+
 def boot(packages: BootPackages, folder: Path, options: list[str]) -> list[TpmEvent]:
     """Boot a machine, and return the events of its log.
 
@@ -60,17 +71,12 @@ def boot(packages: BootPackages, folder: Path, options: list[str]) -> list[TpmEv
     """
     variables = folder / "variables.fd"
     shutil.copy(packages.variables, variables)
-    socket, console = folder / "tpm", folder / "console"
-    tpm = [SWTPM, "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--terminate"]
-    tpm += ["--ctrl", f"type=unixio,path={socket}", "--daemon"]
-    subprocess.run(tpm, check=True, capture_output=True, timeout=DEADLINE)
+    console = folder / "console"
     flash = "if=pflash,format=raw"
-    command = [QEMU, "-accel", "tcg", "-cpu", "max", "-m", "2048", "-machine", "q35,smm=off"]
-    command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]
+    command = [*_machine(_start_tpm(folder), f"file:{console}"), "-accel", "tcg"]
+    command += ["-monitor", "none", "-display", "none", "-no-reboot"]
     command += ["-drive", f"{flash},unit=0,readonly=on,file={packages.code}"]
     command += ["-drive", f"{flash},unit=1,file={variables}"]
-    command += ["-chardev", f"socket,id=tpm,path={socket}", "-device", "tpm-crb,tpmdev=tpm0"]
-    command += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-serial", f"file:{console}"]
     done = subprocess.run(
         [*command, *options], check=False, capture_output=True, timeout=DEADLINE, text=True
     )
@@ -78,3 +84,20 @@ def boot(packages: BootPackages, folder: Path, options: list[str]) -> list[TpmEv
     found = re.search(r"LOG-BEGIN\s+([A-Za-z0-9+/=\s]*)LOG-END", printed)
     assert found, f"no event log; QEMU: {done.stderr[-500:]}\nthe console:\n{printed[-2000:]}"
     return list(TpmEventLog.parse(base64.b64decode(found[1])).events)
+
+
+def _start_tpm(folder: Path) -> Path:
+    """Start a TPM that ends with the machine, and return its socket."""
+    socket = folder / "tpm"
+    command = [SWTPM, "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--terminate"]
+    command += ["--ctrl", f"type=unixio,path={socket}", "--daemon"]
+    subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE)
+    return socket
+
+
+def _machine(tpm: Path, serial: str) -> list[str]:
+    """Return QEMU with the options of the machine on which its ACPI tables depend."""
+    command = [QEMU, "-m", str(MEMORY >> 20), "-machine", "q35,smm=off", "-nodefaults"]
+    command += ["-cpu", "max", "-serial", serial]
+    command += ["-chardev", f"socket,id=tpm,path={tpm}", "-device", "tpm-crb,tpmdev=tpm0"]
+    return [*command, "-tpmdev", "emulator,id=tpm0,chardev=tpm"]

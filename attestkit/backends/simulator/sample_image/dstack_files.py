@@ -40,7 +40,7 @@ def sample_image_files(
             0.5.
 
     Raises:
-        UsageError: If there is no such version.
+        UsageError: If the version is another.
     """
     if document_version not in _VERSIONS:
         message = f"document_version: must be 3, 4 or None, not {document_version!r}"
