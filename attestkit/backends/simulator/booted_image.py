@@ -21,6 +21,7 @@ from attestkit.measure import (
     DstackImage,
     ExpectedMeasurements,
     MachineShape,
+    dstack_image,
     read_dstack_image,
     snp,
     tdx,
@@ -29,6 +30,7 @@ from attestkit.measure.acpi import find_tables
 from attestkit.measure.firmware import TdxFirmware
 
 _DEFAULT_LAUNCH: Final = SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+_NO_SMBIOS: Final = b""
 _ALWAYS_STATED: Final = (
     *("cpu_count", "memory_size", "qemu_version", "pci_hole64_size", "hugepages"),
     *("num_gpus", "num_nvswitches", "hotplug_off"),
@@ -49,18 +51,24 @@ def boot_image(source: BootSource, vm_config: str | None) -> Image:
         FormatError: If the image, or one of its files, is malformed or altered.
     """
     if isinstance(source, BootFiles):
-        config = vm_config or tdx_vm_config(b"", machine_fields(source.shape))
-        return _measure(source, b"", config)
-    found = _dstack_image(source)
-    shape = DEFAULT_SHAPE if vm_config is None else _machine_shape(vm_config)
-    files = BootFiles(
-        firmware=found.firmware,
-        kernel=found.kernel,
-        initrd=found.initrd,
-        cmdline=found.cmdline,
-        shape=shape,
+        firmware, own_config = source.firmware, tdx_vm_config(b"", machine_fields(source.shape))
+        expected = _measure_files(source)
+    else:
+        found = _dstack_image(source)
+        shape = DEFAULT_SHAPE if vm_config is None else _machine_shape(vm_config)
+        firmware, own_config = found.firmware, _vm_config(found, shape)
+        expected = dstack_image(found, shape, smbios=_NO_SMBIOS)
+    assert expected.mrtd is not None, "of a TD"
+    return Image(
+        mrtd=expected.mrtd,
+        firmware=TdxFirmware.parse(firmware),
+        events=tuple(
+            event._replace(digest=event.digest or _stand_in(event.name))
+            for event in expected.events
+        ),
+        os_image_hash=expected.os_image_hash or b"",
+        vm_config=own_config if vm_config is None else vm_config,
     )
-    return _measure(files, found.os_image_hash, vm_config or _vm_config(found, shape))
 
 
 def boot_snp_image(source: BootSource, vm_config: str | None) -> SnpImage:
@@ -108,31 +116,16 @@ def _dstack_image(source: object) -> DstackImage:
     return read_dstack_image(source)
 
 
-def _measure(files: BootFiles, os_image_hash: bytes, vm_config: str) -> Image:
-    expected = tdx(
+def _measure_files(files: BootFiles) -> ExpectedMeasurements:
+    return tdx(
         firmware=files.firmware,
         kernel=files.kernel,
         initrd=files.initrd,
         cmdline=files.cmdline,
         shape=files.shape,
         acpi=find_tables(files.shape) if files.acpi is None else files.acpi,
-        smbios=files.smbios or b"",
+        smbios=_NO_SMBIOS if files.smbios is None else files.smbios,
     )
-    return Image(
-        mrtd=_launch_mrtd(expected),
-        firmware=TdxFirmware.parse(files.firmware),
-        events=tuple(
-            event._replace(digest=event.digest or _stand_in(event.name))
-            for event in expected.events
-        ),
-        os_image_hash=os_image_hash,
-        vm_config=vm_config,
-    )
-
-
-def _launch_mrtd(expected: ExpectedMeasurements) -> bytes:
-    assert expected.mrtd is not None, "of a TD"
-    return expected.mrtd
 
 
 def _stand_in(name: str) -> bytes:
