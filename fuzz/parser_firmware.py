@@ -76,7 +76,8 @@ def _contents(raw: bytes) -> FirmwareContents:
     """Read the sections of a file; the first byte says whether they are packed."""
     sections = lzma_section(raw[1:]) if raw[:1] == b"z" else raw[1:]
     body = ffs_file(TD_TCG2, 7, sections)
-    return read_contents(volume(FFS2, 2 * _SIZE, body, MAIN_VOLUME), [_TEXT])
+    size = (len(body) // _SIZE + 2) * _SIZE
+    return read_contents(volume(FFS2, size, body, MAIN_VOLUME), [_TEXT])
 
 
 def _used_contents(raw: bytes, found: FirmwareContents) -> None:
