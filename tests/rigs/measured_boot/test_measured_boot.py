@@ -1,33 +1,43 @@
 """Expected events of kernels and disks, against the event log of real boots.
 
-Debian's OVMF, systemd-stub and kernel run in QEMU with a software TPM. What TDX extends into RTMR1
-and RTMR2 they extend into PCRs, by the same code: PCR 4 and 5 instead of RTMR1, PCR 9, 11 and 12
-instead of RTMR2.
+Debian's OVMF, systemd-stub and kernel run in QEMU with a software TPM. The events of
+RTMRs are in PCRs here, extended by the same code: those of RTMR0 in PCR 1 and 7, of RTMR1 in PCR 4
+and 5, of RTMR2 in PCR 9, 11 and 12. Only a TD measures its memory list and the volume of variables.
 """
 
+from collections.abc import Iterable, Iterator
+from hashlib import sha384
 from pathlib import Path
 
 import pytest
 
 from attestkit.event_log.tcg import TpmEvent
+from attestkit.measure import tdx
+from attestkit.measure.acpi import read_version
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware import read_boot_layout
-from attestkit.measure.kernel import (
-    DirectBoot,
-    FirmwareTraits,
-    GptTable,
-    UnifiedKernelImage,
-    direct_boot_events,
-)
+from attestkit.measure.kernel import GptTable, UnifiedKernelImage
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch
 from tests.rigs.measured_boot.disk import make_disk, make_uki
 from tests.rigs.measured_boot.packages import BootPackages, fetch_packages
-from tests.rigs.measured_boot.vm import boot, check_programs, make_initrd, make_microcode
+from tests.rigs.measured_boot.vm import (
+    MEMORY,
+    QEMU,
+    boot,
+    check_programs,
+    make_initrd,
+    make_microcode,
+    read_tables,
+)
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-REGISTERS = {4: 1, 5: 1, 9: 2, 11: 2, 12: 2}  # PCR: RTMR
+REGISTERS = {1: 0, 7: 0, 4: 1, 5: 1, 9: 2, 11: 2, 12: 2}  # PCR: RTMR
+ONLY_IN_TDS = ("td-hob", "cfv")
+SEPARATOR = 4
+# A machine with a TPM has one blob more, for the log of older firmware; it is empty.
+TPM_LOG = ExpectedEvent(0, "acpi-tpm-log", 0xA, sha384(bytes(65536)).digest(), "source")
 CONSOLE = "console=ttyS0 quiet loglevel=0 panic=-1"
 
 
@@ -36,9 +46,12 @@ def packages() -> BootPackages:
     """Return firmware and stub, or skip the tests."""
     try:
         check_programs()
-        return fetch_packages()
+        found = fetch_packages()
     except MissingError as error:
         pytest.skip(str(error))
+    if not read_boot_layout(found.code.read_bytes()).named_blobs:
+        pytest.skip("OVMF of this Debian release is older than edk2-stable202502")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -59,45 +72,64 @@ def initrd() -> bytes:
         pytest.skip(str(error))
 
 
-def check_events(log: list[TpmEvent], expected: list[ExpectedEvent]) -> None:
+def check_events(
+    log: list[TpmEvent], expected: Iterable[ExpectedEvent], registers: Iterable[int] = (1, 2)
+) -> None:
     """Compare types and digests of the events by register, in order."""
-    for register in (1, 2):
+    events = [event for event in expected if event.name not in ONLY_IN_TDS]
+    for register in registers:
         logged = [
             (event.event_type, event.digest("sha384"))
             for event in log
             if REGISTERS.get(event.pcr) == register
-            # Every PCR of the firmware has a separator, RTMR1 only one.
-            and (event.pcr, event.event_type) != (5, 4)
+            # Every PCR of the firmware has a separator, an RTMR only one.
+            and (event.pcr, event.event_type) not in {(1, SEPARATOR), (5, SEPARATOR)}
         ]
-        ours = [event for event in expected if event.register == register]
+        ours = [event for event in events if event.register == register]
         assert [
             event.name for event in ours if (event.event_type, event.digest) not in logged
         ] == []
         assert logged == [(event.event_type, event.digest) for event in ours]
 
 
-def traits(packages: BootPackages) -> FirmwareTraits:
-    """Return the traits that are found in the firmware."""
-    layout = read_boot_layout(packages.code.read_bytes())
-    assert layout.separator_in_rtmr1
-    return FirmwareTraits(named_blobs=layout.named_blobs, initrd_first=layout.initrd_first)
+def with_tpm_log(events: Iterable[ExpectedEvent]) -> Iterator[ExpectedEvent]:
+    """Yield the events of a machine with a TPM; its blob is allocated before the tables."""
+    for event in events:
+        if event.name == "acpi-tables":
+            yield TPM_LOG
+        yield event
 
 
 def test_direct_boot_has_the_expected_events(
-    packages: BootPackages, kernel: bytes, initrd: bytes, tmp_path: Path
+    packages: BootPackages,
+    kernel: bytes,
+    initrd: bytes,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Kernel, load options and initrd of QEMU's -kernel are measured as expected."""
+    """Variables, ACPI tables, boot options, kernel and initrd are measured as expected.
+
+    The machine boots by QEMU's -kernel.
+    """
     paths = tmp_path / "kernel", tmp_path / "initrd"
     for path, content in zip(paths, (kernel, initrd), strict=True):
         path.write_bytes(content)
     cmdline = f"{CONSOLE} rig=1"
     options = ["-kernel", str(paths[0]), "-initrd", str(paths[1]), "-append", cmdline]
     log = boot(packages, tmp_path, options)
-    # The firmware takes the unchanged kernel, which QEMU offers from 10.0 on.
-    expected = direct_boot_events(
-        DirectBoot(kernel, initrd, cmdline), traits(packages), qemu=(10, 0), memory_size=2 << 30
+    tables = read_tables(tmp_path_factory.mktemp("tables"))
+    expected = tdx(
+        firmware=packages.variables.read_bytes() + packages.code.read_bytes(),
+        kernel=kernel,
+        initrd=initrd,
+        cmdline=cmdline,
+        cpu_count=1,
+        memory_size=MEMORY,
+        qemu_version=str(read_version(QEMU)),
+        acpi=tables.acpi,
     )
-    check_events(log, expected)
+    assert not expected.other_events
+    check_events(log, with_tpm_log(expected.events), registers=(0, 1, 2))
 
 
 def test_unified_kernel_image_on_a_disk_has_the_expected_events(
