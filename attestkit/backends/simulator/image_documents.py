@@ -66,7 +66,10 @@ class SnpMeasurement(NamedTuple):
             {"gpa": section.gpa, "size": section.size, "type": section.kind}
             for section in self.ovmf_sections
         ]
-        return {"version": 3, **self._asdict(), "ovmf_sections": sections}
+        fields: dict[Value, Value] = {"version": 3}
+        fields.update(self._asdict().items())
+        fields["ovmf_sections"] = sections
+        return fields
 
 
 def _td_hob_witness(sections: Sequence[TdvfSection]) -> bytes:

@@ -52,7 +52,8 @@ def test_sample_firmware_is_like_ovmf() -> None:
 
 def test_normalized_kernel_is_not_changed_by_qemu() -> None:
     """QEMU's patch leaves a normalized kernel as it is, another not."""
-    for version, changes in ((4, False), (None, True)):
+    versions: tuple[tuple[Literal[3, 4] | None, bool], ...] = ((4, False), (None, True))
+    for version, changes in versions:
         files = sample_image_files(document_version=version)
         kernel = files["bzImage"]
         patched = patch_setup_header(

@@ -25,7 +25,7 @@ from attestkit.measure.kernel import authenticode_digest
 from attestkit.measure.snp import firmware_digest
 
 _INITRD_SIZE: Final = 5000  # bytes
-_VERSIONS: Final = {None: "0.5.5", 3: "0.6.0", 4: "0.6.6"}
+_VERSIONS: Final[dict[int | None, str]] = {None: "0.5.5", 3: "0.6.0", 4: "0.6.6"}
 _NAMES: Final = {"bios": "ovmf.fd", "kernel": "bzImage", "initrd": "initramfs.cpio.gz"}
 
 
@@ -42,7 +42,7 @@ def sample_image_files(
     Raises:
         UsageError: If the version is another.
     """
-    if document_version not in _VERSIONS:
+    if document_version not in {None, 3, 4}:
         message = f"document_version: must be 3, 4 or None, not {document_version!r}"
         raise UsageError(message, reason="wrong_value")
     cmdline = f"console=ttyS0 dstack.rootfs_hash={noise(f'{seed} root', 32).hex()}"
@@ -51,12 +51,13 @@ def sample_image_files(
     if document_version is not None:
         kernel = normalize_header(kernel, len(initrd), cmdline)
     contents = {"bios": firmware, "kernel": kernel, "initrd": initrd}
-    metadata = {**_NAMES, "cmdline": cmdline, "version": _VERSIONS[document_version]}
-    metadata |= {"is_dev": False}
     files = {_NAMES[key]: content for key, content in contents.items()}
+    metadata: dict[str, object] = {**_NAMES, "cmdline": cmdline, "is_dev": False}
+    metadata["version"] = _VERSIONS[document_version]
     if document_version is not None:
-        metadata |= {"ovmf_variant": OVMF_VARIANT}
-        metadata |= {"kernel_header_normalized": True} if document_version == 4 else {}
+        metadata["ovmf_variant"] = OVMF_VARIANT
+        if document_version == 4:
+            metadata["kernel_header_normalized"] = True
         files |= _documents(contents, cmdline, document_version)
     files[METADATA] = json.dumps(metadata, indent=2).encode() + b"\n"
     checksums = checksum_list(files)
