@@ -31,7 +31,7 @@ def firmware_file(package: str, suite: str, path: str, sha256: str) -> bytes:
             return found
     folder.mkdir(parents=True, exist_ok=True)
     with locked_directory(folder), tempfile.TemporaryDirectory(dir=folder) as scratch:
-        apt = Apt(folder, _sources(suite), package)
+        apt = Apt(folder, suite_sources(suite), package)
         apt.update()
         version = apt.version(package)
         root = Path(scratch) / "root"
@@ -44,7 +44,7 @@ def firmware_file(package: str, suite: str, path: str, sha256: str) -> bytes:
         return found
 
 
-def _sources(suite: str) -> list[str]:
+def suite_sources(suite: str) -> list[str]:
     """Return the lines of a sources.list for another suite, from this machine's mirrors."""
     name = codename("Debian's firmware")
     lines = [line for line in own_sources(name) if line.endswith(f" {name} main")]

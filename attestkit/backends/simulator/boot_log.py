@@ -25,7 +25,7 @@ _SHA384: Final = 0x000C
 _EV_NO_ACTION: Final = 0x3
 
 _TD_HOB_TABLE: Final = UUID("93bb96af-b9f2-4eb8-9462-e0ba74564236")  # OVMF's own
-_SMBIOS3_TABLE: Final = UUID("f2fd1544-9794-4a2c-992e-e5bbcf20e394")
+_SMBIOS_TABLE: Final = UUID("eb9d2d31-2d88-11d3-9a16-0090273fc14d")
 _KERNEL_LOADER: Final = UUID("1428f772-b64a-441e-b8c3-9ebdd7f893c7")  # QEMU's -kernel as a folder
 _END_OF_PATH: Final = bytes.fromhex("7fff0400")
 
@@ -94,7 +94,7 @@ def _event_data(firmware: TdxFirmware) -> Mapping[str, bytes]:
         "cfv": _length_prefixed(b"Fv(XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX)\0")
         + _u64(volume.address, volume.size),
         "separator": bytes(4),
-        "smbios": _pointer(_SMBIOS3_TABLE, 0x7F9E9000),
+        "smbios": _pointer(_SMBIOS_TABLE, 0x7F9E9000),
         "kernel": _loaded_image("kernel"),
         "load-options": _tagged_event(_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0"),
         "initrd": _tagged_event(_LINUX_INITRD, b"Linux initrd\0"),

@@ -2,7 +2,8 @@
 
 Debian's OVMF, systemd-stub and kernel run in QEMU with a software TPM. The events of
 RTMRs are in PCRs here, extended by the same code: those of RTMR0 in PCR 1 and 7, of RTMR1 in PCR 4
-and 5, of RTMR2 in PCR 9, 11 and 12. Only a TD measures its memory list and the volume of variables.
+and 5, of RTMR2 in PCR 9, 11 and 12. Only a TD measures its memory list, the volume of
+variables, and items of fw_cfg.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,10 +18,16 @@ from attestkit.measure.acpi import read_version
 from attestkit.measure.expected import ExpectedEvent
 from attestkit.measure.firmware import read_boot_layout
 from attestkit.measure.kernel import GptTable, UnifiedKernelImage
+from attestkit.measure.rtmr0 import BiosStrings, publish_smbios
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch
 from tests.rigs.measured_boot.disk import make_disk, make_uki
-from tests.rigs.measured_boot.packages import BootPackages, fetch_packages
+from tests.rigs.measured_boot.packages import (
+    RECENT_STRINGS,
+    BootPackages,
+    fetch_packages,
+    fetch_recent_firmware,
+)
 from tests.rigs.measured_boot.vm import (
     MEMORY,
     QEMU,
@@ -34,7 +41,7 @@ from tests.rigs.measured_boot.vm import (
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
 REGISTERS = {1: 0, 7: 0, 4: 1, 5: 1, 9: 2, 11: 2, 12: 2}  # PCR: RTMR
-ONLY_IN_TDS = ("td-hob", "cfv")
+ONLY_IN_TDS = ("td-hob", "cfv", "fw_cfg ")
 SEPARATOR = 4
 # A machine with a TPM has one blob more, for the log of older firmware; it is empty.
 TPM_LOG = ExpectedEvent(0, "acpi-tpm-log", 0xA, sha384(bytes(65536)).digest(), "source")
@@ -76,7 +83,7 @@ def check_events(
     log: list[TpmEvent], expected: Iterable[ExpectedEvent], registers: Iterable[int] = (1, 2)
 ) -> None:
     """Compare types and digests of the events by register, in order."""
-    events = [event for event in expected if event.name not in ONLY_IN_TDS]
+    events = [event for event in expected if not event.name.startswith(ONLY_IN_TDS)]
     for register in registers:
         logged = [
             (event.event_type, event.digest("sha384"))
@@ -100,36 +107,59 @@ def with_tpm_log(events: Iterable[ExpectedEvent]) -> Iterator[ExpectedEvent]:
         yield event
 
 
-def test_direct_boot_has_the_expected_events(
-    packages: BootPackages,
-    kernel: bytes,
-    initrd: bytes,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+def check_direct_boot(
+    firmware: BootPackages,
+    boot_files: tuple[bytes, bytes],
+    folder: Path,
+    strings: BiosStrings | None = None,
 ) -> None:
-    """Variables, ACPI tables, boot options, kernel and initrd are measured as expected.
-
-    The machine boots by QEMU's -kernel.
-    """
-    paths = tmp_path / "kernel", tmp_path / "initrd"
-    for path, content in zip(paths, (kernel, initrd), strict=True):
+    """Boot kernel and initrd by QEMU's -kernel, and compare the log."""
+    kernel, initrd = boot_files
+    paths = folder / "kernel", folder / "initrd"
+    for path, content in zip(paths, boot_files, strict=True):
         path.write_bytes(content)
     cmdline = f"{CONSOLE} rig=1"
     options = ["-kernel", str(paths[0]), "-initrd", str(paths[1]), "-append", cmdline]
-    log = boot(packages, tmp_path, options)
-    tables = read_tables(tmp_path_factory.mktemp("tables"))
+    (folder / "boot").mkdir()
+    log = boot(firmware, folder / "boot", options)
+    (folder / "tables").mkdir()
+    machine = read_tables(folder / "tables")
     expected = tdx(
-        firmware=packages.variables.read_bytes() + packages.code.read_bytes(),
+        firmware=firmware.variables.read_bytes() + firmware.code.read_bytes(),
         kernel=kernel,
         initrd=initrd,
         cmdline=cmdline,
         cpu_count=1,
         memory_size=MEMORY,
         qemu_version=str(read_version(QEMU)),
-        acpi=tables.acpi,
+        acpi=machine.acpi,
+        smbios=publish_smbios(machine.smbios_tables, strings),
     )
     assert not expected.other_events
     check_events(log, with_tpm_log(expected.events), registers=(0, 1, 2))
+
+
+def test_direct_boot_has_the_expected_events(
+    packages: BootPackages, kernel: bytes, initrd: bytes, tmp_path: Path
+) -> None:
+    """Variables, ACPI tables, boot options, kernel and initrd are measured as expected."""
+    check_direct_boot(packages, (kernel, initrd), tmp_path)
+
+
+def test_direct_boot_by_recent_firmware_has_the_expected_events(
+    packages: BootPackages, kernel: bytes, initrd: bytes, tmp_path: Path
+) -> None:
+    """Firmware of edk2-stable202608 measures SMBIOS and two boot options as expected."""
+    del packages  # the programs are there
+    try:
+        firmware = fetch_recent_firmware()
+    except MissingError as error:
+        pytest.skip(str(error))
+    layout = read_boot_layout(firmware.code.read_bytes())
+    assert layout.smbios
+    assert layout.initrd_first
+    assert layout.boot_options == "menu_and_setup"
+    check_direct_boot(firmware, (kernel, initrd), tmp_path, RECENT_STRINGS)
 
 
 def test_unified_kernel_image_on_a_disk_has_the_expected_events(
