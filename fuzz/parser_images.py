@@ -5,7 +5,7 @@ import io
 from typing import Final
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.dstack_image import DstackImage, parse_checksums, read_dstack_archive
+from attestkit.measure.image_folder import DstackImage, parse_checksums, read_dstack_archive
 from attestkit.measure.kernel import (
     GptTable,
     PeImage,
@@ -13,11 +13,11 @@ from attestkit.measure.kernel import (
     gpt_event,
     patch_setup_header,
 )
-from attestkit.measure.snp import SevMetadata, read_sev_metadata
+from attestkit.measure.sev_snp import SevMetadata, read_sev_metadata
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.measure.image_samples import archive, image_files
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
-from tests.measure.snp.images import sev_image
+from tests.measure.sev_snp.images import sev_image
 
 _IMAGE: Final = 8192  # bytes of a PE image
 _SECTIONS: Final = [

@@ -11,8 +11,8 @@ from attestkit.measure.diagnosis import (
     read_machine_shape,
 )
 from attestkit.measure.dstack_guest import dstack_image
-from attestkit.measure.dstack_image import DstackImage, read_dstack_image
 from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
+from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.kernel import BootImage
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option

@@ -16,8 +16,8 @@ from attestkit.measure.acpi import (
 )
 from attestkit.measure.acpi.acpi_inputs import host_version
 from attestkit.measure.acpi.table_sources import FoundTables
-from attestkit.measure.dstack_image import DstackImage, read_dstack_image
 from attestkit.measure.expected import ExpectedMeasurements
+from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import AcpiBlobs, set_processor_id
 from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx

@@ -4,12 +4,12 @@ from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import UsageError
 from attestkit.measure.expected import ExpectedMeasurements
-from attestkit.measure.snp import (
+from attestkit.measure.sev_snp import (
     KernelFiles,
     SnpMachine,
     Vmm,
+    compute_launch_digest,
     find_cpu_signature,
-    launch_digest,
     launch_digest_basis,
     svsm_launch_digest,
 )
@@ -59,7 +59,7 @@ def snp(
     machine = SnpMachine(vcpus, _signature(cpu_type, cpu_signature, vmm), guest_features, vmm)
     files = _kernel(kernel, initrd, cmdline)
     if svsm is None:
-        digest = launch_digest(firmware, machine, files)
+        digest = compute_launch_digest(firmware, machine, files)
     elif files is not None:
         raise UsageError("kernel: not with a service module", reason="conflict")
     else:

@@ -13,7 +13,7 @@ from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.measure.measured_guest import VM_CONFIG, log_of
-from tests.measure.snp.images import sev_image
+from tests.measure.sev_snp.images import sev_image
 
 FIRMWARE = tdvf_image()
 NEW_FIRMWARE = tdvf_image(

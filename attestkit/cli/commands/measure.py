@@ -171,7 +171,7 @@ def _measure_tdx(
 ) -> "_Measured":
     from attestkit.measure.diagnosis import GuestInputs
     from attestkit.measure.dstack_guest import dstack_image, measure_shape
-    from attestkit.measure.dstack_image import read_dstack_image
+    from attestkit.measure.image_folder import read_dstack_image
 
     if machine.qemu_args is not None:
         if tables.acpi is not None or tables.smbios is not None:

@@ -11,7 +11,7 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements, SnpInputs
-    from attestkit.measure.snp import Vmm
+    from attestkit.measure.sev_snp import Vmm
 
 _MAX_IMAGE: Final = 64 << 20  # bytes
 
@@ -86,7 +86,7 @@ class SnpOptions(NamedTuple):
     ) -> "SnpInputs | None":
         """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
         from attestkit.measure import SnpInputs
-        from attestkit.measure.snp import KernelFiles, SnpMachine, find_cpu_signature
+        from attestkit.measure.sev_snp import KernelFiles, SnpMachine, find_cpu_signature
 
         if self.svsm is not None or self.vcpus is None:
             return None

@@ -14,9 +14,9 @@ from attestkit.attestation.launch.snp import (
 )
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.snp import KernelFiles, SnpMachine, Vmm, launch_digest
-from attestkit.measure.snp.sev_metadata import read_sev_metadata
-from attestkit.measure.snp.vcpu import initial_vmsa
+from attestkit.measure.sev_snp import KernelFiles, SnpMachine, Vmm, compute_launch_digest
+from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
+from attestkit.measure.sev_snp.vcpu import initial_vmsa
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap
@@ -94,7 +94,7 @@ def _find_vcpus(firmware: bytes, variant: _Variant, digest: bytes) -> int | None
     """Return the number of vCPUs that gives the digest."""
     machine = variant.machine
     try:
-        current = launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)
+        current = compute_launch_digest(firmware, machine._replace(vcpus=1), variant.kernel)
         eip = read_sev_metadata(firmware).reset_eip
     except (FormatError, UsageError):
         return None

@@ -17,7 +17,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._system.untrusted_files import AnyPath, path_exists, read_regular
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
-from attestkit.measure.dstack_image import CHECKSUMS, DstackImage, read_dstack_image
+from attestkit.measure.image_folder import CHECKSUMS, DstackImage, read_dstack_image
 from attestkit.verifier.images.measured_image import ImageFacts, MeasuredImage
 
 ImageSource: TypeAlias = AnyPath | DstackImage

@@ -11,7 +11,7 @@ from attestkit.errors import UsageError
 from attestkit.measure import read_dstack_image
 from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.kernel import loads_patched_kernel, patch_setup_header
-from attestkit.measure.snp import read_sev_metadata
+from attestkit.measure.sev_snp import read_sev_metadata
 from tests.raising import raises
 
 

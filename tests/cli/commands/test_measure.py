@@ -14,7 +14,7 @@ from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, t
 from tests.measure.image_samples import write_folder
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.measure.measured_guest import VM_CONFIG, evidence_of, image_files, log_of
-from tests.measure.snp.images import sev_image
+from tests.measure.sev_snp.images import sev_image
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -14,7 +14,7 @@ from tests.cli import schemas
 from tests.measure.image_samples import write_folder
 from tests.measure.kernel.samples import linux_kernel
 from tests.measure.measured_guest import VM_CONFIG, evidence_of, image_files
-from tests.measure.snp.images import sev_image
+from tests.measure.sev_snp.images import sev_image
 
 pytestmark = pytest.mark.usefixtures("folder")
 

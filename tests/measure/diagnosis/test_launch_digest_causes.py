@@ -9,22 +9,29 @@ from attestkit.attestation.wire import evidence_parts
 from attestkit.measure import ExpectedMeasurements
 from attestkit.measure.diagnosis import SnpInputs, find_differences
 from attestkit.measure.diagnosis.launch_digest_causes import find_launch_cause
-from attestkit.measure.snp import KernelFiles, SnpMachine, find_cpu_signature, launch_digest
-from tests.measure.snp.images import sev_image
+from attestkit.measure.sev_snp import (
+    KernelFiles,
+    SnpMachine,
+    compute_launch_digest,
+    find_cpu_signature,
+)
+from tests.measure.sev_snp.images import sev_image
 
 FIRMWARE = sev_image()
 MACHINE = SnpMachine(4, find_cpu_signature("EPYC-v4"))
 KERNEL = KernelFiles(b"kernel", b"initrd", "cmdline")
 INPUTS = SnpInputs(firmware=FIRMWARE, machine=MACHINE, kernel=KERNEL)
 EXPECTED = ExpectedMeasurements(
-    platform="snp", launch_digest=launch_digest(FIRMWARE, MACHINE, KERNEL)
+    platform="snp", launch_digest=compute_launch_digest(FIRMWARE, MACHINE, KERNEL)
 )
 
 
 def digest(**changes: Any) -> bytes:
     """Return the launch digest of a guest with changes."""
     kernel = changes.pop("kernel", KERNEL)
-    return launch_digest(changes.pop("firmware", FIRMWARE), MACHINE._replace(**changes), kernel)
+    return compute_launch_digest(
+        changes.pop("firmware", FIRMWARE), MACHINE._replace(**changes), kernel
+    )
 
 
 @pytest.mark.parametrize(

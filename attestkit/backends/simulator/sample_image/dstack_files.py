@@ -19,10 +19,10 @@ from attestkit.backends.simulator.os_image import HASHES_TABLE_GPA, RESET_EIP, S
 from attestkit.backends.simulator.sample_image.firmware import noise, sample_firmware
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
 from attestkit.errors import UsageError
-from attestkit.measure.dstack_image import CHECKSUMS, DIGEST, METADATA
 from attestkit.measure.firmware import compute_mrtds, read_tdvf_sections
+from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
 from attestkit.measure.kernel import authenticode_digest
-from attestkit.measure.snp import firmware_digest
+from attestkit.measure.sev_snp import firmware_digest
 
 _INITRD_SIZE: Final = 5000  # bytes
 _VERSIONS: Final[dict[int | None, str]] = {None: "0.5.5", 3: "0.6.0", 4: "0.6.6"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.measure.snp import read_sev_metadata
-from tests.measure.snp.images import GUIDS, SECTIONS, sev_image
+from attestkit.measure.sev_snp import read_sev_metadata
+from tests.measure.sev_snp.images import GUIDS, SECTIONS, sev_image
 
 
 def test_metadata_is_read() -> None:

@@ -9,21 +9,21 @@ import pytest
 
 from attestkit.attestation.launch.snp import SnpImage, SnpLaunch, compute_measurement
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.snp import (
+from attestkit.measure.sev_snp import (
     KernelFiles,
     SnpMachine,
     Vmm,
+    compute_launch_digest,
     find_cpu_signature,
     firmware_digest,
-    launch_digest,
     launch_digest_basis,
     read_sev_metadata,
     svsm_launch_digest,
 )
-from attestkit.measure.snp.launch_digest import _metadata_pages
+from attestkit.measure.sev_snp.launch_digest import _metadata_pages
 from tests.measure.kernel.samples import noise
 from tests.measure.rows import firmware_image, firmware_row, rows
-from tests.measure.snp.images import SECTIONS, sev_image
+from tests.measure.sev_snp.images import SECTIONS, sev_image
 from tests.vectors import HAVE_SHARED, SHARED, load
 
 MILAN = find_cpu_signature("EPYC-Milan")
@@ -54,7 +54,7 @@ def test_launch_digest_vectors(row: dict[str, Any]) -> None:
     table = None if kernel is None else kernel.hash_table().hex()
     assert table == row["hash_table"]
     firmware = firmware_image(firmware_row(row))
-    assert launch_digest(firmware, machine, kernel).hex() == row["measurement"]
+    assert compute_launch_digest(firmware, machine, kernel).hex() == row["measurement"]
 
 
 @pytest.mark.skipif(not HAVE_SHARED, reason="the shared vectors are missing")
@@ -83,14 +83,16 @@ def test_launch_digest_is_that_of_a_measurement_document() -> None:
     )
     for vcpus, features in ((1, 1), (3, 0x21)):
         expected = compute_measurement(image, SnpLaunch(vcpus, "EPYC-Milan", features))
-        assert launch_digest(firmware, SnpMachine(vcpus, MILAN, features), kernel) == expected
+        assert (
+            compute_launch_digest(firmware, SnpMachine(vcpus, MILAN, features), kernel) == expected
+        )
 
 
 def test_cpu_type_matters_only_to_qemu() -> None:
     """EC2 and GCE do not put a CPU signature into save areas."""
     for vmm in VMMS:
         digests = {
-            launch_digest(sev_image(), SnpMachine(1, signature, 1, vmm))
+            compute_launch_digest(sev_image(), SnpMachine(1, signature, 1, vmm))
             for signature in (MILAN, find_cpu_signature("EPYC-Genoa"))
         }
         assert len(digests) == (2 if vmm == "qemu" else 1)
@@ -160,7 +162,7 @@ def test_launch_digest_of_sev_snp_measure(tmp_path: Path) -> None:
         machine = SnpMachine(
             shape["vcpus"], find_cpu_signature(shape["cpu_type"]), shape["features"], shape["vmm"]
         )
-        found = launch_digest(shape["firmware"], machine, kernel)
+        found = compute_launch_digest(shape["firmware"], machine, kernel)
         assert found.hex() == expected.hex(), number
 
 
@@ -207,7 +209,7 @@ def test_svsm_launch_digest_of_sev_snp_measure(tmp_path: Path) -> None:
 def test_launch_digest_refuses_machine(machine: SnpMachine, reason: str) -> None:
     """A machine that no VMM starts is refused."""
     with pytest.raises(UsageError) as caught:
-        launch_digest(sev_image(), machine)
+        compute_launch_digest(sev_image(), machine)
     assert caught.value.reason == reason
 
 
@@ -220,9 +222,9 @@ def test_launch_digest_refuses_machine(machine: SnpMachine, reason: str) -> None
 )
 def test_kernel_hashes_need_a_page_of_the_firmware(firmware: bytes) -> None:
     """A general build of OVMF does not verify the kernel, so hashes are refused."""
-    assert launch_digest(firmware, SnpMachine(1, MILAN))
+    assert compute_launch_digest(firmware, SnpMachine(1, MILAN))
     with pytest.raises(UsageError) as caught:
-        launch_digest(firmware, SnpMachine(1, MILAN), FILES)
+        compute_launch_digest(firmware, SnpMachine(1, MILAN), FILES)
     assert caught.value.reason == "not_applicable"
 
 
@@ -241,7 +243,7 @@ def test_kernel_hashes_need_a_page_of_the_firmware(firmware: bytes) -> None:
 def test_launch_digest_refuses_firmware(firmware: bytes, reason: str) -> None:
     """A firmware whose pages or addresses are not defined is refused."""
     with pytest.raises(FormatError) as caught:
-        launch_digest(firmware, SnpMachine(2, MILAN), FILES)
+        compute_launch_digest(firmware, SnpMachine(2, MILAN), FILES)
     assert caught.value.reason == reason
 
 

@@ -20,7 +20,7 @@ from attestkit.attestation.launch.vmsa import RESET_VECTOR
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected import Basis
 from attestkit.measure.kernel.load_options import check_cmdline
-from attestkit.measure.snp.sev_metadata import (
+from attestkit.measure.sev_snp.sev_metadata import (
     CPUID,
     KERNEL_HASHES,
     SEC_MEMORY,
@@ -28,7 +28,7 @@ from attestkit.measure.snp.sev_metadata import (
     SevMetadata,
     read_sev_metadata,
 )
-from attestkit.measure.snp.vcpu import Vmm, initial_vmsa, svsm_vmsa
+from attestkit.measure.sev_snp.vcpu import Vmm, initial_vmsa, svsm_vmsa
 
 _PAGE: Final = 4096
 _FOUR_GIB: Final = 1 << 32
@@ -77,7 +77,9 @@ def firmware_digest(firmware: bytes) -> bytes:
     return _extend_image(_NOTHING, firmware, _FOUR_GIB - len(firmware))
 
 
-def launch_digest(firmware: bytes, machine: SnpMachine, kernel: KernelFiles | None = None) -> bytes:
+def compute_launch_digest(
+    firmware: bytes, machine: SnpMachine, kernel: KernelFiles | None = None
+) -> bytes:
     """Return the launch digest, 48 bytes: MEASUREMENT of the guest's reports.
 
     Args:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from attestkit.attestation.launch import os_image
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.dstack_image import (
+from attestkit.measure.image_folder import (
     DstackImage,
     parse_checksums,
     read_dstack_archive,
