@@ -6,13 +6,13 @@ from typing import Final
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.acpi_tables import check_tables
-from attestkit.measure.acpi.fw_cfg import FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.qemu.fw_cfg import FwCfgFile, parse_directory, parse_e820
+from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_cache import decode_cache_file, encode_cache_file
 from attestkit.measure.acpi.table_entry import TableEntry, decode_entry, encode_entry
 from attestkit.measure.acpi.table_store import packaged_entries
-from attestkit.measure.acpi.user_command import UserCommand, clean_command
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 
 _SIZE: Final = 16_384  # bytes of an entry

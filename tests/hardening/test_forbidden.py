@@ -69,8 +69,8 @@ EXCEPTIONS = {
     "serve/health/nerdctl.py ?.subprocess_exec": (
         "nerdctl, if the app requires health checks and has that runner"
     ),
-    "measure/acpi/qtest.py subprocess": "the QEMU that the user names, without a shell",
-    "measure/acpi/qemu_machine.py subprocess": "the version of that QEMU",
+    "measure/acpi/qemu/qtest.py subprocess": "the QEMU that the user names, without a shell",
+    "measure/acpi/qemu/qemu_machine.py subprocess": "the version of that QEMU",
     "cli/batch/executors.py multiprocessing": "`attestkit verify-many --workers`",
     "cli/batch/executors.py concurrent.futures.ProcessPoolExecutor": "the same",
     "verifier/batch/scheduler.py multiprocessing": (

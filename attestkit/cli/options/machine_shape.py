@@ -119,7 +119,7 @@ def _gather(
     cdrom_root: bool | None,
     two_pass: bool | None,
 ) -> MachineOptions:
-    from attestkit.measure.acpi.qemu_options import parse_size
+    from attestkit.measure.acpi.qemu.qemu_options import parse_size
 
     given: dict[str, Any] = {
         "cpu_count": cpu_count,

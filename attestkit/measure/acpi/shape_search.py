@@ -1,4 +1,4 @@
-"""What digests of ACPI tables say about the machine whose tables are not at hand.
+"""Search of a machine's shape by the digests of its ACPI tables.
 
 The RSDP contains one number, where the RSDT is. The loader script depends on the tables' lengths
 only, and these on few numbers, so both can be found from their digests by trying all values.

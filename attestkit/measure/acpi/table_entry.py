@@ -17,7 +17,7 @@ from attestkit.measure.acpi.acpi_tables import (
     AcpiTables,
     check_tables,
 )
-from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup
+from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup
 from attestkit.measure.acpi.qemu_version import QemuVersion
 
 MAX_ENTRY: Final = MAX_LOADER + MAX_RSDP + MAX_TABLES + 1024

@@ -6,13 +6,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables
-from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.interrupt_form import to_edge_triggered
 from attestkit.measure.acpi.older_lines import BASE_LINE, can_derive, derive_tables
-from attestkit.measure.acpi.qemu_command import inputs_command
-from attestkit.measure.acpi.qemu_machine import read_machine, read_version
+from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
+from attestkit.measure.acpi.qemu.qemu_command import inputs_command
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine, read_version
+from attestkit.measure.acpi.qemu.qtest import DEFAULT_SECONDS
 from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.qtest import DEFAULT_SECONDS
 from attestkit.measure.acpi.table_cache import TableCache
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_folder import read_table_folder

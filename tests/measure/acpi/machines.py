@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
-from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
-from attestkit.measure.acpi.qemu_machine import read_version
+from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
+from attestkit.measure.acpi.qemu.qemu_machine import read_version
 from attestkit.measure.acpi.qemu_version import QemuVersion
 
 _have_qemu = pytest.mark.skipif(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from attestkit._formats.toml import decode
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
-from attestkit.measure.acpi.qemu_command import inputs_command
-from attestkit.measure.acpi.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.qemu_command import inputs_command
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_entry import (
     TableEntry,

@@ -17,11 +17,11 @@ from attestkit.measure.acpi import (
 )
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables
-from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
+from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_store import packaged_tables
-from tests.measure.acpi.fake_qemu import write_program
 from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
+from tests.measure.acpi.qemu.fake_qemu import write_program
 from tests.raising import raises
 
 V8, V9, V10, V11 = (QemuVersion(*x) for x in ((8, 2, 2), (9, 2, 1), (10, 2, 1), (11, 1, 3)))

@@ -18,10 +18,10 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.event_log import Event, EventLog
 from attestkit.measure import ExpectedMeasurements, tdx
-from attestkit.measure.acpi.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.user_command import clean_command
 from attestkit.measure.acpi.shape_search import TableShape
 from attestkit.measure.acpi.table_store import packaged_entries
-from attestkit.measure.acpi.user_command import clean_command
 from attestkit.measure.diagnosis import (
     Cause,
     CauseName,

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from attestkit.measure.acpi import read_kernel, read_version
-from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM as QEMU
+from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM as QEMU
 from attestkit.measure.kernel import patch_setup_header
 from tests.measure.acpi.machines import needs_qemu
 from tests.measure.kernel.samples import linux_kernel, noise

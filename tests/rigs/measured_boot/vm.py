@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from attestkit.event_log.tcg import TpmEvent, TpmEventLog
-from attestkit.measure.acpi.qemu_machine import QemuMachine, read_machine
+from attestkit.measure.acpi.qemu.qemu_machine import QemuMachine, read_machine
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.image import _make_entry, find_busybox
 from tests.rigs.measured_boot.packages import BootPackages

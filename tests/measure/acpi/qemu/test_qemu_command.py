@@ -6,8 +6,8 @@ import pytest
 
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
-from attestkit.measure.acpi.qemu_command import dstack_command, inputs_command
-from attestkit.measure.acpi.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.qemu_command import dstack_command, inputs_command
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from tests.measure.acpi.machines import Machine, needs_qemu
 from tests.raising import raises
 

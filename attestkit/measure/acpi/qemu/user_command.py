@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.device_stand_ins import has_unknown_boot_order, stand_in_options
-from attestkit.measure.acpi.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
-from attestkit.measure.acpi.qemu_options import (
+from attestkit.measure.acpi.qemu.device_stand_ins import has_unknown_boot_order, stand_in_options
+from attestkit.measure.acpi.qemu.qemu_command import CPU, DEFAULT_PROGRAM, STAND_IN
+from attestkit.measure.acpi.qemu.qemu_options import (
     Properties,
     check_safe,
     check_words,

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import BackendError, FormatError, UsageError
-from attestkit.measure.acpi.chipset import ChipsetSetup
-from attestkit.measure.acpi.fw_cfg import FwCfg, FwCfgFile, parse_directory, parse_e820
-from attestkit.measure.acpi.qemu_command import dstack_command
-from attestkit.measure.acpi.qemu_machine import read_kernel, read_machine
-from attestkit.measure.acpi.qtest import StoppedQemu
-from tests.measure.acpi.fake_qemu import write_answers
+from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
+from attestkit.measure.acpi.qemu.fw_cfg import FwCfg, FwCfgFile, parse_directory, parse_e820
+from attestkit.measure.acpi.qemu.qemu_command import dstack_command
+from attestkit.measure.acpi.qemu.qemu_machine import read_kernel, read_machine
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from tests.measure.acpi.machines import Machine, needs_qemu
+from tests.measure.acpi.qemu.fake_qemu import write_answers
 from tests.raising import raises
 
 GIB = 1 << 30

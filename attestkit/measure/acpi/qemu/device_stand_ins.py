@@ -8,8 +8,8 @@ from typing import Final
 
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.qemu_command import STAND_IN
-from attestkit.measure.acpi.qemu_options import (
+from attestkit.measure.acpi.qemu.qemu_command import STAND_IN
+from attestkit.measure.acpi.qemu.qemu_options import (
     Properties,
     check_safe,
     format_properties,

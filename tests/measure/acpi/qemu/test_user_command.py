@@ -7,11 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.qemu_command import CPU, dstack_command
-from attestkit.measure.acpi.qemu_machine import read_machine
-from attestkit.measure.acpi.qemu_options import list_properties, parse_properties, split_command
+from attestkit.measure.acpi.qemu.qemu_command import CPU, dstack_command
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine
+from attestkit.measure.acpi.qemu.qemu_options import (
+    list_properties,
+    parse_properties,
+    split_command,
+)
+from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.user_command import UserCommand, clean_command
 from tests.measure.acpi.machines import Machine, needs_qemu
 from tests.raising import raises
 

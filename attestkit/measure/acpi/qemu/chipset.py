@@ -7,7 +7,7 @@ OvmfPkg/Library/PlatformInitLib; registers: Intel's datasheets of 3 Series chips
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.qtest import StoppedQemu
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 
 _ADDRESS, _DATA = 0xCF8, 0xCFC  # ports of PCI configuration space
 _HOST_BRIDGE, _LPC_BRIDGE = 0, 31  # devices of bus 0

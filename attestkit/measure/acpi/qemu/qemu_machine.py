@@ -1,4 +1,4 @@
-"""What a guest's firmware reads from QEMU, taken from a stopped QEMU."""
+"""Data that QEMU shows a guest's firmware, read from a stopped QEMU."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,13 @@ from attestkit.measure.acpi.acpi_tables import (
     AcpiTables,
     check_tables,
 )
-from attestkit.measure.acpi.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup, set_up_chipset
-from attestkit.measure.acpi.fw_cfg import (
+from attestkit.measure.acpi.qemu.chipset import (
+    DEFAULT_SETUP,
+    ChipsetSetup,
+    check_setup,
+    set_up_chipset,
+)
+from attestkit.measure.acpi.qemu.fw_cfg import (
     BOOT_MENU,
     KERNEL_DATA,
     KERNEL_SETUP_DATA,
@@ -25,13 +30,13 @@ from attestkit.measure.acpi.fw_cfg import (
     FwCfgFile,
     parse_e820,
 )
-from attestkit.measure.acpi.qemu_version import QemuVersion
-from attestkit.measure.acpi.qtest import (
+from attestkit.measure.acpi.qemu.qtest import (
     DEFAULT_SECONDS,
     StoppedQemu,
     start_program,
     stop_program,
 )
+from attestkit.measure.acpi.qemu_version import QemuVersion
 
 _VERSION_SECONDS: Final = 10.0
 _VERSION_LINE: Final = re.compile(r"QEMU emulator version (\S.*)")

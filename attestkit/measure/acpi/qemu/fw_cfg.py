@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import key as shown_key
 from attestkit.errors import BackendError, FormatError
-from attestkit.measure.acpi.qtest import StoppedQemu
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 
 KERNEL_SIZE: Final = 0x08
 BOOT_MENU: Final = 0x0E

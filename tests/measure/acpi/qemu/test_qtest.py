@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import BackendError, ConfigError
-from attestkit.measure.acpi.qemu_command import DEFAULT_PROGRAM
-from attestkit.measure.acpi.qemu_machine import read_version
-from attestkit.measure.acpi.qtest import StoppedQemu
-from tests.measure.acpi.fake_qemu import write_answers, write_program
+from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
+from attestkit.measure.acpi.qemu.qemu_machine import read_version
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from tests.measure.acpi.machines import needs_qemu
+from tests.measure.acpi.qemu.fake_qemu import write_answers, write_program
 from tests.raising import raises
 
 COMMAND = [DEFAULT_PROGRAM, "-nodefaults", "-machine", "q35", "-m", "64M"]
@@ -23,7 +23,7 @@ COMMAND = [DEFAULT_PROGRAM, "-nodefaults", "-machine", "q35", "-m", "64M"]
 # Starts a program whose input and output are this process's, and prints its process id.
 PARENT = """
 import signal, sys
-from attestkit.measure.acpi.qtest import StoppedQemu
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
 with StoppedQemu([{program!r}]) as qemu:
     print(qemu._process.pid, flush=True)
