@@ -30,7 +30,7 @@ TableSource: TypeAlias = AcpiBlobs | FoundTables | str | os.PathLike[str]
 
 
 class TableSources(NamedTuple):
-    """Where the tables of a machine come from; see `dstack_image`."""
+    """Sources of the tables of a machine; see `dstack_image`."""
 
     qemu: QemuProgram | None = None
     acpi: TableSource | None = None

@@ -115,7 +115,7 @@ class ExpectedMeasurements:
 
     @property
     def bases(self) -> Mapping[str, Basis]:
-        """What confirms each value: the weakest basis of its events, by name such as `rtmr0`."""
+        """Basis of each value, the weakest of its events, by name such as `rtmr0`."""
         if self.platform == "snp":
             return {"launch_digest": self.launch_basis}
         found: dict[str, Basis] = {"mrtd": "independent"}

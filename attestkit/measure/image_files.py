@@ -27,7 +27,7 @@ class ImageFile(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """Where the files of an image are."""
+    """Source of the files of an image."""
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
         """Return those of the files that exist, each of at most `limit` bytes.

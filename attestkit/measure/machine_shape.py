@@ -23,7 +23,7 @@ _OTHER_SLOTS: Final = 3  # data disk, vsock, shared files
 _VERSION: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?", re.ASCII)
 _DEFAULT_VERSION: Final = (9, 1)  # as the reference verifier assumes
 
-# How a wrong number of the constructor is reported in a vm_config.
+# Reasons of the constructor's errors, and those for a number of a vm_config.
 _IN_CONFIG: Final[dict[str, FormatReason]] = {
     "not_applicable": "unsupported",
     "out_of_range": "wrong_value",

@@ -43,7 +43,7 @@ class PinnedValue(NamedTuple):
 
 
 def describe_gap(word: str) -> str:
-    """Return what a word of `not_proven` means."""
+    """Return the meaning of an item of `not_proven`."""
     return _MEANINGS[word]
 
 

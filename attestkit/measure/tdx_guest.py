@@ -58,7 +58,7 @@ _FROM_LOG: Final[dict[str, NotProven]] = {
 
 
 class TdxMachine(NamedTuple):
-    """What the VMM decides: memory, items and tables that it shows the firmware."""
+    """Choices of the VMM: memory, items and tables that it shows the firmware."""
 
     memory: tuple[MemoryRange, ...]
     memory_size: int  # bytes
@@ -97,7 +97,7 @@ class TdxMachine(NamedTuple):
 
 
 class TdxBoot(NamedTuple):
-    """What is booted: a kernel or a unified kernel image, with `-kernel` or from a disk."""
+    """Boot files: a kernel or a unified kernel image, with `-kernel` or from a disk."""
 
     kernel: bytes | None = None
     initrd: bytes | None = None

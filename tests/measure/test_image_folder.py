@@ -172,7 +172,7 @@ def test_metadata_defaults() -> None:
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 300])
 def test_metadata_must_be_a_json_object(text: bytes) -> None:
-    """Metadata that is no JSON object is refused."""
+    """Metadata other than a JSON object is refused."""
     assert reason_of(archive(sealed(FILES | {"metadata.json": text}, OF_OLDER)))
 
 

@@ -51,7 +51,7 @@ class _Measured(NamedTuple):
 
 
 class _TableOptions(NamedTuple):
-    """Where ACPI tables and SMBIOS table come from."""
+    """Sources of the ACPI tables and the SMBIOS table."""
 
     qemu: Path | None
     acpi: Path | None

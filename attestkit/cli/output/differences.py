@@ -1,4 +1,4 @@
-"""What differs between expected measurements and evidence, as a table and as JSON."""
+"""Differences between expected measurements and evidence, as a table and as JSON."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final

@@ -80,7 +80,7 @@ class DstackMachine(Protocol):
 
     @property
     def host_share_mode(self) -> str:
-        """How the host shares files: 9p or a disk."""
+        """Way in which the host shares files: 9p or a disk."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class DstackMachine(Protocol):
 
 
 class AcpiInputs(NamedTuple):
-    """What the tables depend on: machines with equal inputs have equal tables on a QEMU line.
+    """Inputs of the tables: machines with equal inputs have equal tables on a QEMU line.
 
     The memory size matters only as far as RAM is below 4 GiB, and devices without a bridge only by
     their number.

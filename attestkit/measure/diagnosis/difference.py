@@ -80,7 +80,7 @@ CauseName = Literal[
 
 
 class Cause(NamedTuple):
-    """What makes the evidence differ.
+    """Cause of a difference.
 
     Attributes:
         name: Stable name.

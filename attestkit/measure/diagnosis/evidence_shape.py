@@ -21,7 +21,7 @@ def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource
     """Return the shape in the VM configuration of evidence, else the one that its log reveals.
 
     Raises:
-        FormatError: If the configuration is malformed or not supported, or there is none and the
+        FormatError: If the configuration is malformed or unsupported, or if it is missing and the
             log does not reveal memory and vCPUs.
     """
     fields = VmConfig.parse(evidence.config).fields

@@ -1,4 +1,4 @@
-"""What the expected measurements of a guest were computed from, for the search of a cause."""
+"""Inputs of the expected measurements of a guest, for the search of a cause."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class ComparedGuest:
 
     @cached_property
     def expected_acpi(self) -> AcpiShape | None:
-        """What the expected digests of ACPI tables reveal."""
+        """Shape that the expected digests of ACPI tables reveal."""
         names = ("acpi-loader", "acpi-rsdp", "acpi-tables")
         loader, rsdp, tables = (self.expected_digest(name) for name in names)
         if loader is None or rsdp is None or tables is None:
@@ -100,7 +100,7 @@ class ComparedGuest:
 
     @cached_property
     def logged_acpi(self) -> AcpiShape | None:
-        """What the digests of ACPI tables in the log reveal."""
+        """Shape that the digests of ACPI tables in the log reveal."""
         digests = acpi_digests(self.rtmr0)
         return None if digests is None else find_acpi_shape(digests)
 

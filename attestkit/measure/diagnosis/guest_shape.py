@@ -44,7 +44,7 @@ class FoundMemory(NamedTuple):
 
 
 class AcpiShape(NamedTuple):
-    """What the digests of ACPI tables reveal.
+    """Shape that the digests of ACPI tables reveal.
 
     Attributes:
         digests: Of loader script, RSDP and tables.
@@ -61,7 +61,7 @@ class AcpiShape(NamedTuple):
 
 
 class GuestShape(NamedTuple):
-    """What a log reveals about the machine; None where it does not."""
+    """Shape that a log reveals; None for unknown parts."""
 
     memory: FoundMemory | None
     acpi: AcpiShape | None

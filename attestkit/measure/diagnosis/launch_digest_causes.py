@@ -28,7 +28,7 @@ _SIGNATURES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class SnpInputs:
-    """What the expected launch digest was computed from.
+    """Inputs of the expected launch digest.
 
     Attributes:
         firmware: Image of OVMF.

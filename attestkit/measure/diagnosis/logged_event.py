@@ -1,4 +1,4 @@
-"""What an event in a log is, from its digest and data.
+"""Names of the events in a log, from their digests and data.
 
 The data of an event are not measured as they are. A name that follows from the digest is certain,
 one from the data is what the log states.

@@ -78,7 +78,7 @@ def find_section(sections: Iterable[TdvfSection], kind: int) -> TdvfSection:
     """Return the section of a kind.
 
     Raises:
-        FormatError: If there is none, or more than one.
+        FormatError: If the section is missing, or repeated.
     """
     found = [section for section in sections if section.kind == kind]
     if len(found) != 1:

@@ -21,7 +21,7 @@ from attestkit.measure.kernel.pe_image import authenticode_digest
 
 
 class DirectBoot(NamedTuple):
-    """What QEMU's `-kernel`, `-initrd`, `-append` and `-shim` name."""
+    """Values of QEMU's `-kernel`, `-initrd`, `-append` and `-shim`."""
 
     kernel: bytes
     initrd: bytes | None = None
@@ -30,7 +30,7 @@ class DirectBoot(NamedTuple):
 
 
 class FirmwareTraits(NamedTuple):
-    """How the firmware boots a kernel; found in its image."""
+    """Traits of the firmware's kernel boot, found in its image."""
 
     named_blobs: bool  # takes the unchanged kernel if QEMU offers it (edk2 from 202502)
     initrd_first: bool  # `initrd=initrd` before the command line (edk2 from 202508)

@@ -32,7 +32,7 @@ class BootImage(NamedTuple):
 
 
 class GrubBoot(NamedTuple):
-    """What a GRUB menu entry boots."""
+    """Files and command line of a GRUB menu entry."""
 
     kernel: bytes
     initrds: tuple[bytes, ...] = ()

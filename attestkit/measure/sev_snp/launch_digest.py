@@ -42,7 +42,7 @@ _PageInfo = tuple[int, int, bytes]  # type, guest physical address, measured con
 
 
 class SnpMachine(NamedTuple):
-    """What the VMM decides."""
+    """Choices of the VMM."""
 
     vcpus: int  # 1 to 4096
     cpu_signature: int  # EAX of CPUID function 1; see `find_cpu_signature`

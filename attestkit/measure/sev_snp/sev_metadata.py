@@ -33,7 +33,7 @@ _PAGE: Final = 4096
 
 
 class SevMetadata(NamedTuple):
-    """What a firmware image tells the VMM of an SEV-SNP guest."""
+    """Metadata of a firmware image for the VMM of an SEV-SNP guest."""
 
     sections: tuple[OvmfSection, ...]
     reset_eip: int | None  # EIP of all virtual CPUs but the first

@@ -26,7 +26,7 @@ _FILES: Final = {  # what an event measures, for errors
 
 
 class ImageProof(NamedTuple):
-    """What the registers of a TD prove about its boot.
+    """Facts about the boot of a TD that its registers prove.
 
     Attributes:
         acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape.

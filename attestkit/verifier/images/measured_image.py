@@ -1,4 +1,4 @@
-"""What a TD measures that boots a dstack image: digests of its files, computed once per image.
+"""Measurements of a TD that boots a dstack image: digests of its files, computed once per image.
 
 Of a VM, only the memory size and the version of QEMU change MRTD and RTMR0 to RTMR2, besides the
 ACPI and SMBIOS tables (measurement.md, sections 1 to 3).

@@ -128,7 +128,7 @@ def test_find_tables_prefers_package_over_qemu_of_other_line(tmp_path: Path) -> 
 
 
 def test_find_tables_takes_cached_tables_of_same_version(tmp_path: Path) -> None:
-    """What a QEMU made is used again, by its version; without QEMU, by its line."""
+    """Tables that a QEMU made are used again, by its version; without QEMU, by its line."""
     cache = TableCache(tmp_path / "cache")
     key = TableKey(acpi_inputs(UNUSUAL))
     entry = TableEntry(QemuVersion(10, 0, 13), key.numbers(), packaged(SHAPE))

@@ -208,7 +208,7 @@ _EVENT = st.builds(
 @settings(max_examples=20, deadline=None)
 @given(st.lists(_EVENT, max_size=24))
 def test_any_log_is_explained(events: list[Event]) -> None:
-    """Whatever a log has, the diagnosis ends with differences and no other error."""
+    """For any log, the diagnosis ends with differences and no other error."""
     evidence = evidence_of(EXPECTED, EventLog(events))
     for one in find_differences(EXPECTED, evidence, inputs=inputs_of(arguments())):
         assert one.expected != one.actual

@@ -175,7 +175,7 @@ def test_patch_writes_video_mode(cmdline: str, mode: int) -> None:
     ],
 )
 def test_patch_refuses_arguments(changed: dict[str, Any], reason: str) -> None:
-    """What QEMU would not start with is refused."""
+    """A kernel with which QEMU would not start is refused."""
     with pytest.raises(UsageError) as caught:
         patch(linux_kernel(), **changed)
     assert caught.value.reason == reason

@@ -72,7 +72,7 @@ def test_command_line_is_cleaned() -> None:
 
 
 def test_passed_command_line_is_measured_and_replaces_that_of_the_image() -> None:
-    """What the boot loader passes is one more event of the stub."""
+    """The command line of the boot loader is one more event of the stub."""
     found = uki().rtmr2_events(" single ")
     options = "single\0".encode("utf-16-le")
     assert digests(found.with_tpm_support)["passed-cmdline"] == sha384(options)

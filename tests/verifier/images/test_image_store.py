@@ -112,7 +112,7 @@ def test_file_that_is_no_archive_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_file_replaced_after_a_look_up_is_refused_by_a_new_store(tmp_path: Path) -> None:
-    """Digests of an intact image stay valid; whoever reads the altered files refuses them."""
+    """Digests of an intact image stay valid; a store that reads the altered files refuses them."""
     folder = store(tmp_path, FILES)
     known = ImageStore(tmp_path)
     assert known.find_facts(HASH) is not None

@@ -174,7 +174,7 @@ UNKNOWN_SHAPES = [
 
 @pytest.mark.parametrize("shape", UNKNOWN_SHAPES, ids=str)
 def test_tables_of_unknown_shape_are_taken_from_log(images: Path, shape: dict[str, Any]) -> None:
-    """Where the tables of a shape are not known, RTMR0 is proven with the log's, with a caution."""
+    """If the tables of a shape are unknown, RTMR0 is proven with the log's, with a caution."""
     config = config_of(FILES)
     known = {key: value for key, value in shape.items() if key == "qemu_version"}
     expected = expected_of(images / HASH.hex(), {**config, **known}, acpi=OTHER_TABLES)
@@ -319,7 +319,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 def test_any_configuration_gives_this_image_or_none(
     known: tuple[Attestation, ImageStore], changes: dict[str, Any]
 ) -> None:
-    """Whatever the host writes, the image is this one, or left out, or refused with a reason."""
+    """For any configuration, the image is this one, left out, or refused with a reason."""
     evidence, images = known
     parts = evidence.evidence
     config = json.dumps({**config_of(FILES), **changes})

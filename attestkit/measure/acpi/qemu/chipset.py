@@ -27,7 +27,7 @@ _MIN_PHYSICAL_BITS, _MAX_PHYSICAL_BITS = 36, 52
 
 
 class ChipsetSetup(NamedTuple):
-    """What the firmware programs; the defaults are those of edk2 from 2023 on.
+    """Registers that the firmware programs; the defaults are those of edk2 from 2023 on.
 
     Attributes:
         ecam_base: Address of PCI configuration space in memory; 0xB0000000 before 2023.

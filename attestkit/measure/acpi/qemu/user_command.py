@@ -1,7 +1,7 @@
 """A user's QEMU command line of a TD, cleaned so that it runs without TDX, KVM and the host.
 
-What the ACPI tables depend on stays: machine, memory, vCPUs, PCI topology, serial ports. Devices
-become stand-ins at the same place, host resources go. An option that is not known is refused,
+Machine, memory, vCPUs, PCI topology and serial ports stay: the ACPI tables depend on them. Devices
+become stand-ins at the same place; host resources are removed. An unknown option is refused,
 because it could change the tables.
 """
 

@@ -268,7 +268,7 @@ def test_clean_command_of_ubuntu_guest_runs() -> None:
     ],
 )
 def test_clean_command_rejects_option(options: list[str], reason: str) -> None:
-    """What could change the tables in an unknown way is refused, and so are unsafe values."""
+    """Options with an unknown effect on the tables are refused, and so are unsafe values."""
     with raises(UsageError, reason):
         clean(*options)
 
