@@ -1,11 +1,14 @@
 """Expected launch digest of an SEV-SNP guest, from firmware, boot files and the virtual CPUs."""
 
+from collections.abc import Mapping
+
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import UsageError
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.sev_snp import (
     KernelFiles,
+    KernelHashes,
     SnpMachine,
     Vmm,
     compute_launch_digest,
@@ -58,10 +61,11 @@ def snp(
         require_bytes(name, data)
     machine = SnpMachine(vcpus, _signature(cpu_type, cpu_signature, vmm), guest_features, vmm)
     files = _kernel(kernel, initrd, cmdline)
-    if svsm is None:
-        digest = compute_launch_digest(firmware, machine, files)
-    elif files is not None:
+    if svsm is not None and files is not None:
         raise UsageError("kernel: not with a service module", reason="conflict")
+    hashes = None if files is None else files.hashes()
+    if svsm is None:
+        digest = compute_launch_digest(firmware, machine, hashes)
     else:
         digest = svsm_launch_digest(firmware, svsm, machine, variables_size=variables_size)
     return ExpectedMeasurements(
@@ -69,9 +73,15 @@ def snp(
         launch_digest=digest,
         launch_basis=launch_digest_basis(vmm, svsm=svsm is not None),
         not_proven=("kernel_not_measured",) if files is None else (),
-        inputs={name: sha256(data) for name, data in given.items()},
+        inputs=_input_digests(given, hashes),
         settings=_settings(machine, cpu_type, cmdline),
     )
+
+
+def _input_digests(files: Mapping[str, bytes], hashes: KernelHashes | None) -> dict[str, bytes]:
+    """Return the SHA-256 of each file; those of kernel and initrd are computed before."""
+    known = {} if hashes is None else hashes._asdict()
+    return {name: known.get(name) or sha256(data) for name, data in files.items()}
 
 
 def _settings(machine: SnpMachine, cpu_type: str | None, cmdline: str | None) -> dict[str, str]:

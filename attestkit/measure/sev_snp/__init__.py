@@ -2,6 +2,7 @@
 
 from attestkit.measure.sev_snp.launch_digest import (
     KernelFiles,
+    KernelHashes,
     SnpMachine,
     compute_launch_digest,
     firmware_digest,
@@ -13,6 +14,7 @@ from attestkit.measure.sev_snp.vcpu import Vmm, find_cpu_signature, initial_vmsa
 
 __all__ = [
     "KernelFiles",
+    "KernelHashes",
     "SevMetadata",
     "SnpMachine",
     "Vmm",

@@ -50,6 +50,18 @@ class SnpMachine(NamedTuple):
     vmm: Vmm = "qemu"
 
 
+class KernelHashes(NamedTuple):
+    """SHA-256 of kernel, initrd and command line, as QEMU gives them to the firmware."""
+
+    kernel: bytes
+    initrd: bytes
+    cmdline: bytes
+
+    def hash_table(self) -> bytes:
+        """Return the table of hashes: 168 bytes."""
+        return kernel_hash_table(self.cmdline, self.initrd, self.kernel)
+
+
 class KernelFiles(NamedTuple):
     """Kernel, initrd and command line whose hashes QEMU gives the firmware."""
 
@@ -57,15 +69,15 @@ class KernelFiles(NamedTuple):
     initrd: bytes = b""
     cmdline: str = ""
 
-    def hash_table(self) -> bytes:
-        """Return the table of hashes: 168 bytes.
+    def hashes(self) -> KernelHashes:
+        """Return the hashes.
 
         Raises:
             UsageError: If the command line is not ASCII, contains a NUL or is too long.
         """
         check_cmdline(self.cmdline)
         cmdline = sha256(self.cmdline.encode() + b"\0")
-        return kernel_hash_table(cmdline, sha256(self.initrd), sha256(self.kernel))
+        return KernelHashes(sha256(self.kernel), sha256(self.initrd), cmdline)
 
 
 def firmware_digest(firmware: bytes) -> bytes:
@@ -78,14 +90,15 @@ def firmware_digest(firmware: bytes) -> bytes:
 
 
 def compute_launch_digest(
-    firmware: bytes, machine: SnpMachine, kernel: KernelFiles | None = None
+    firmware: bytes, machine: SnpMachine, kernel: KernelFiles | KernelHashes | None = None
 ) -> bytes:
     """Return the launch digest, 48 bytes: MEASUREMENT of the guest's reports.
 
     Args:
         firmware: Image of OVMF.
         machine: Virtual CPUs and VMM.
-        kernel: Files whose hashes QEMU gives the firmware (`kernel-hashes=on`); None without.
+        kernel: Files whose hashes QEMU gives the firmware (`kernel-hashes=on`), or the hashes; None
+            without.
 
     Raises:
         FormatError: If the firmware is malformed, or has no address for further virtual CPUs.
@@ -94,9 +107,10 @@ def compute_launch_digest(
     """
     _check_machine(machine)
     metadata = read_sev_metadata(firmware)
-    hashes = None if kernel is None else _hashes_page(metadata, kernel)
+    hashes = kernel.hashes() if isinstance(kernel, KernelFiles) else kernel
+    table = None if hashes is None else _hashes_page(metadata, hashes)
     digest = firmware_digest(firmware)
-    for page in _metadata_pages(metadata, machine.vmm, hashes):
+    for page in _metadata_pages(metadata, machine.vmm, table):
         digest = extend_page(digest, *page)
     for eip, count in _start_addresses(metadata, machine.vcpus):
         vmsa = initial_vmsa(eip, machine.cpu_signature, machine.guest_features, machine.vmm)
@@ -167,9 +181,8 @@ def _section_pages(section: OvmfSection, vmm: Vmm) -> Iterator[_PageInfo]:
         yield kind, section.gpa + number * _PAGE, _NOTHING
 
 
-def _hashes_page(metadata: SevMetadata, kernel: KernelFiles) -> bytes:
+def _hashes_page(metadata: SevMetadata, hashes: KernelHashes) -> bytes:
     """Return the page with the table of hashes."""
-    table = kernel.hash_table()
     address = metadata.hashes_table_gpa
     if address is None or all(section.kind != KERNEL_HASHES for section in metadata.sections):
         problem = "kernel: the firmware has no page for its hash; use an AmdSev build of OVMF"
@@ -177,7 +190,7 @@ def _hashes_page(metadata: SevMetadata, kernel: KernelFiles) -> bytes:
     offset = address % _PAGE
     if offset + _HASH_TABLE_SIZE > _PAGE:
         raise _format_error("table of kernel hashes: crosses a page", "wrong_value")
-    return (bytes(offset) + table).ljust(_PAGE, b"\0")
+    return (bytes(offset) + hashes.hash_table()).ljust(_PAGE, b"\0")
 
 
 def _start_addresses(metadata: SevMetadata, vcpus: int) -> Iterator[tuple[int, int]]:

@@ -51,7 +51,7 @@ def test_launch_digest_vectors(row: dict[str, Any]) -> None:
     assert find_cpu_signature(row["cpu_type"]) == row["cpu_signature"]
     machine = SnpMachine(row["vcpus"], row["cpu_signature"], row["guest_features"], row["vmm"])
     kernel = kernel_files(row)
-    table = None if kernel is None else kernel.hash_table().hex()
+    table = None if kernel is None else kernel.hashes().hash_table().hex()
     assert table == row["hash_table"]
     firmware = firmware_image(firmware_row(row))
     assert compute_launch_digest(firmware, machine, kernel).hex() == row["measurement"]
@@ -71,7 +71,7 @@ def test_launch_digest_is_that_of_a_measurement_document() -> None:
     kernel = FILES._replace(cmdline=rootfs)
     sections = SECTIONS[:-1]  # the verifier refuses empty sections
     firmware = sev_image(sections=sections)
-    table = kernel.hash_table()
+    table = kernel.hashes().hash_table()
     image = SnpImage(
         cmdline=rootfs,
         ovmf_hash=firmware_digest(firmware),
@@ -250,7 +250,7 @@ def test_launch_digest_refuses_firmware(firmware: bytes, reason: str) -> None:
 def test_hash_table_refuses_cmdline() -> None:
     """A command line is ASCII."""
     with pytest.raises(UsageError):
-        KernelFiles(b"", cmdline="\xe9").hash_table()
+        KernelFiles(b"", cmdline="\xe9").hashes()
 
 
 @pytest.mark.parametrize(
