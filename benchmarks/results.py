@@ -23,6 +23,7 @@ PEERS: Final = (
     "msgspec",
     "orjson",
     "pynacl",
+    "sev-snp-measure",
     "uvicorn",
 )
 

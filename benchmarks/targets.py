@@ -100,6 +100,13 @@ TARGETS: Final[dict[str, Target]] = {
     "tee-server": Target("fixture tee: its server, the first of a run", None, 450, 150, "ms"),
     "mrtd": Target("MRTD of 16 MiB, both orders of pages", None, 100, unit="ms"),
     "measure": Target("all registers of a direct boot, tables at hand", None, 1000, unit="ms"),
+    "measure-qemu": Target("the same of 64 vCPUs, with a run of QEMU", None, 2000, unit="ms"),
+    "measure-snp": Target(
+        "launch digest of an SEV-SNP guest",
+        "sev-snp-measure",
+        0.9,
+        note="with SHA-256 of all files",
+    ),
     "idle": Target("server: memory before the first request", None, 60, 45, "MB"),
     "every-route": Target("server: memory after every route once", None, 90, 70, "MB"),
     **KEYS,
