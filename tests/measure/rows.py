@@ -1,4 +1,4 @@
-"""Rows of the shared vectors of expected measurements, and the firmware images that they name."""
+"""Rows of the shared vectors of expected measurements, and the files that they name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 
 from attestkit.measure.firmware import BootOptionKind
 from tests.measure.debian_firmware import firmware_file
+from tests.measure.kernel.debian_files import package_file
 from tests.rigs.apt import MissingError
 from tests.vectors import data, load
 
@@ -49,6 +50,15 @@ def firmware_image(row: Row) -> bytes:
         return firmware_file(row["package"], row["suite"], row["path"], row["sha256"])
     except MissingError as error:
         pytest.skip(str(error))
+
+
+def kernel_file(row: Row) -> bytes:
+    """Return the kernel of a row: a stored file, or that of a package of Debian."""
+    if not row["kernel"].startswith("package "):
+        return data(row["kernel"].removeprefix("data/"))
+    sha256: str = row["sha256"]
+    (package,) = [other for other in VECTORS["authenticode"] if other["sha256"] == sha256]
+    return package_file(package["package"], package["path"], sha256)
 
 
 def _package(row: Row) -> bool:

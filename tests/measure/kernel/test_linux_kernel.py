@@ -16,10 +16,9 @@ from attestkit.measure.kernel import (
     measured_kernel_digest,
     patch_setup_header,
 )
-from tests.measure.kernel.debian_files import package_file
 from tests.measure.kernel.samples import linux_kernel, pe_image
-from tests.measure.rows import VECTORS
-from tests.vectors import HAVE_SHARED, SHARED
+from tests.measure.rows import VECTORS, kernel_file
+from tests.vectors import HAVE_SHARED
 
 ROWS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])
 GIB = 1 << 30
@@ -29,15 +28,6 @@ def patch(kernel: bytes, **changed: Any) -> bytes:
     """Patch the header of a kernel in a usual machine."""
     usual: dict[str, Any] = {"memory_size": 2 * GIB, "initrd_size": 5000, "cmdline": "quiet"}
     return patch_setup_header(kernel, **(usual | changed))
-
-
-def kernel_file(row: dict[str, Any]) -> bytes:
-    """Return the kernel of a row: a stored file, or that of a package of Debian."""
-    if not row["kernel"].startswith("package "):
-        return (SHARED / str(row["kernel"])).read_bytes()
-    sha256: str = row["sha256"]
-    (package,) = [other for other in VECTORS["authenticode"] if other["sha256"] == sha256]
-    return package_file(package["package"], package["path"], sha256)
 
 
 @pytest.mark.parametrize(
