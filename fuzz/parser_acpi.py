@@ -6,7 +6,7 @@ from typing import Final
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.acpi.acpi_tables import check_tables
-from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.fw_cfg import FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion

@@ -123,7 +123,7 @@ READERS: Final[dict[str, str]] = {
     "keys.agent_keys": "agent",
     "keys.app_keys": "app_keys",
     "keys.key_file": "app_keys",
-    "measure.acpi.interrupt_form": "acpi_entry",
+    "measure.acpi.interrupt_trigger": "acpi_entry",
     "measure.acpi.qemu.fw_cfg": "fw_cfg",
     "measure.acpi.qemu.qemu_options": "qemu_command",
     "measure.acpi.qemu.user_command": "qemu_command",

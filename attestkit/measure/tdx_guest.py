@@ -167,7 +167,7 @@ def tdx(
         FormatError: If an input is malformed or exceeds a limit.
         UsageError: If arguments exclude each other, or a value is out of range.
     """
-    form = _shape(shape, machine)
+    whole = _shape(shape, machine)
     boot = TdxBoot(
         kernel=kernel,
         initrd=initrd,
@@ -182,7 +182,7 @@ def tdx(
     return measure_tdx(
         firmware,
         boot,
-        TdxMachine.of_shape(form, acpi=given_tables(acpi), smbios=smbios, fw_cfg=fw_cfg),
+        TdxMachine.of_shape(whole, acpi=given_tables(acpi), smbios=smbios, fw_cfg=fw_cfg),
         separator_in_rtmr1=separator_in_rtmr1,
     )
 

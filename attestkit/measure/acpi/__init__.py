@@ -5,7 +5,7 @@ A real QEMU makes them, stopped and without KVM; tables of common machines ship 
 
 from attestkit.measure.acpi.acpi_inputs import DstackMachine
 from attestkit.measure.acpi.acpi_tables import AcpiTables
-from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
 from attestkit.measure.acpi.qemu.qemu_machine import (

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.hashes import sha384
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
-from attestkit.measure.acpi.interrupt_form import to_edge_triggered
+from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.loader_script import build_loader
 from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries
 

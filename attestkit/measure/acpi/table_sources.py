@@ -6,8 +6,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables
-from attestkit.measure.acpi.interrupt_form import to_edge_triggered
-from attestkit.measure.acpi.older_lines import BASE_LINE, can_derive, derive_tables
+from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
+from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine, read_version
@@ -32,7 +32,7 @@ class FoundTables(NamedTuple):
         files: The three files.
         origin: `folder`: given by the user; `qemu`: made now; `cache`: made before by the user's
             QEMU; `package`: shipped with attestkit; `derived`: of QEMU 8.2 or 9.2, derived from
-            those of QEMU 10.0 (see `older_lines`).
+            those of QEMU 10.0 (see `derived_tables`).
         qemu_version: Version of the QEMU that made them, or made those that they are derived from;
             None for those of a folder.
         exact: Whether that QEMU is of the same line as the machine's.

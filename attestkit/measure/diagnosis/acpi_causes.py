@@ -17,7 +17,7 @@ _VCPU: Final = 94  # in DSDT and MADT
 _VCPU_IN_DSDT: Final = 86
 _ROUNDING: Final = 12  # lengths of packages grow with them
 _GROWTHS: Final[dict[int, tuple[CauseName, str]]] = {
-    110: ("interrupt_form", "edge-triggered interrupts, as of a TDX branch of QEMU before 9.2"),
+    110: ("interrupt_trigger", "edge-triggered interrupts, as of a TDX branch of QEMU before 9.2"),
     56: ("hpet", "an HPET, or none"),
 }
 _MOST_SLOTS: Final = 28
@@ -43,7 +43,7 @@ _OF_FIELD: Final[dict[str, tuple[CauseName, str]]] = {
     "pic": ("pic", "the guest has a PIC: {}, expected {}"),
     "line": ("qemu_line", "the tables are of QEMU {}, expected {}"),
     "edge_triggered": (
-        "interrupt_form",
+        "interrupt_trigger",
         "interrupts are edge-triggered, as of a TDX branch of QEMU before 9.2: {}, expected {}",
     ),
 }

@@ -38,7 +38,7 @@ CauseName = Literal[
     "direct_boot",
     "fw_cfg_item",
     "hpet",
-    "interrupt_form",
+    "interrupt_trigger",
     "low_memory",
     "machine_name",
     "memory_size",

@@ -237,7 +237,7 @@ def test_growth_of_the_dsdt_is_only_likely(growth: int, name: str) -> None:
         (0, "acpi_tables"),
         (17, "pci_slots"),
         (-94, "cpu_count"),
-        (110, "interrupt_form"),
+        (110, "interrupt_trigger"),
         (-56, "hpet"),
         (1000, "acpi_tables"),
     ],

@@ -114,7 +114,7 @@ CHANGES = [
     Change("system management mode", {"acpi": with_smm(tables("10.0", SHAPE))},
            "rtmr0", "acpi-tables", "changed", "smm", 1),
     Change("edge-triggered interrupts", {"acpi": to_edge_triggered(tables("10.0", SHAPE))},
-           "rtmr0", "acpi-loader", "changed", "interrupt_form", 1),
+           "rtmr0", "acpi-loader", "changed", "interrupt_trigger", 1),
     Change("HPET", {"acpi": with_hpet(tables("10.0", SHAPE))},
            "rtmr0", "acpi-loader", "changed", "hpet", 1),
     Change("RAM below 4 GiB",

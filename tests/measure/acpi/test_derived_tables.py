@@ -11,7 +11,7 @@ from attestkit.errors import FormatError
 from attestkit.measure.acpi import find_tables, to_edge_triggered
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
-from attestkit.measure.acpi.older_lines import BASE_LINE, can_derive, derive_tables
+from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
