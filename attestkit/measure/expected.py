@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attestkit import _native
+from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.firmware.mrtd import Mrtds, PageOrder
@@ -24,6 +25,7 @@ NotProven = Literal[
     "acpi_tables_derived",  # from those of another line of QEMU, by a known rule
     "acpi_tables_from_log",  # no source of the tables: digests of the log, else none
     "acpi_tables_given",  # of a folder or of the caller, not made by a QEMU here
+    "acpi_tables_not_measured",  # by firmware before edk2-stable202302: no register has them
     "boot_options_from_log",  # of a boot from a disk, whose options are not given
     "boot_order_from_log",  # of devices whose order QEMU's stand-ins do not have
     "grub_rtmr2",  # the commands that GRUB runs cannot be predicted
@@ -142,8 +144,14 @@ class ExpectedMeasurements:
         return found
 
     def to_toml(self) -> str:
-        """Return an appraisal policy that accepts the reference values, with comments."""
-        bases = self.bases
+        """Return an appraisal policy that accepts the reference values, with comments.
+
+        Raises:
+            UsageError: If no value can be computed.
+        """
+        bases, references = self.bases, self.reference_values()
+        if not any(references.values()):
+            raise UsageError("expected: no value can be computed", reason="missing")
         two = not self.page_order_known
         values = [
             PinnedValue(
@@ -152,7 +160,7 @@ class ExpectedMeasurements:
                 bases["launch_digest" if name == "measurement" else name],
                 _ORDERS if name == "mrtd" and two else "",
             )
-            for name, found in self.reference_values().items()
+            for name, found in references.items()
         ]
         return write_policy(
             self.platform,

@@ -20,6 +20,7 @@ _MEANINGS: Final = {
     "acpi_tables_derived": "the ACPI tables are derived from those of another line of QEMU",
     "acpi_tables_from_log": "the digests of the ACPI tables are from a log, or unknown",
     "acpi_tables_given": "the ACPI tables are from a folder, not made by a QEMU here",
+    "acpi_tables_not_measured": "the firmware does not measure the ACPI tables; no rule pins them",
     "boot_options_from_log": "the boot options of devices are from a log, or unknown",
     "boot_order_from_log": "the order of boot devices is from a log, or unknown",
     "grub_rtmr2": "RTMR2 depends on the commands that GRUB runs",

@@ -331,7 +331,9 @@ def _not_proven(
         yield "separator_place"
     if not machine.qemu_version:
         yield "qemu_version_unknown"
-    if machine.acpi is not None and any(event.name in _ACPI_EVENTS for event in events):
+    if not any(event.name in _ACPI_EVENTS for event in events):
+        yield "acpi_tables_not_measured"
+    elif machine.acpi is not None:
         yield from _about_tables(machine.acpi)
 
 

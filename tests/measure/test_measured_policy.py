@@ -22,7 +22,8 @@ from tests.measure.measured_guest import (
     image_files,
     log_of,
 )
-from tests.measure.sev_snp.images import sev_image
+from tests.measure.snp.images import sev_image
+from tests.raising import raises
 from tests.verifier.platforms import intel
 
 OLD_TEXTS = (b"ACPI DATA", b" initrd=initrd")  # of firmware without etc/boot/
@@ -70,6 +71,15 @@ def test_toml_is_the_same_policy(expected: ExpectedMeasurements) -> None:
     for digest in (*expected.inputs.values(), expected.os_image_hash):
         assert digest is not None
         assert f": {digest.hex()}\n" in text
+
+
+def test_policy_without_values_is_not_written() -> None:
+    """A policy without reference values would accept any guest of the platform."""
+    for found in (ExpectedMeasurements(platform="snp"), ExpectedMeasurements(platform="tdx")):
+        with raises(UsageError, "missing"):
+            AppraisalPolicy.from_measurements(replace(found, incomplete=TDX_REGISTERS))
+        with raises(UsageError, "missing"):
+            replace(found, incomplete=TDX_REGISTERS).to_toml()
 
 
 def test_policy_of_snp_guest() -> None:

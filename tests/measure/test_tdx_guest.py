@@ -87,6 +87,15 @@ def test_tables_of_another_line_are_named(version: str, word: str) -> None:
     assert ("qemu_version_unknown" in found.not_proven) == (not version)
 
 
+def test_tables_that_firmware_does_not_measure_are_named() -> None:
+    """With firmware before 202302 no register depends on the tables, also if they are given."""
+    firmware = tdvf_image(texts=(b"etc/boot/", b" initrd=initrd"))
+    for tables in (TABLES, None):
+        found = measure(firmware=firmware, kernel=linux_kernel(), acpi=tables)
+        assert found.not_proven == ("acpi_tables_not_measured",)
+        assert "# Not proven: acpi_tables_not_measured: " in found.to_toml()
+
+
 def test_smbios_and_boot_order_may_be_unknown() -> None:
     """Firmware that measures the SMBIOS table needs it; the log has its digest."""
     found = measure(firmware=NEW_FIRMWARE, kernel=linux_kernel())

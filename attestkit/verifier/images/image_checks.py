@@ -98,11 +98,6 @@ class _FirmwareBoot(NamedTuple):
     second_separator: bool
     events: tuple[ExpectedEvent, ...]
 
-    @property
-    def measures_acpi(self) -> bool:
-        """Whether the firmware measures ACPI tables; edk2 before 202302 does not."""
-        return any(event.name in _ACPI for event in self.events)
-
 
 def _check_rtmr0(
     image: MeasuredImage,
@@ -118,7 +113,7 @@ def _check_rtmr0(
         for second in image.second_separators
     ]
     for boot in boots:
-        for digests in tables.digests if boot.measures_acpi else ():
+        for digests in tables.digests:
             filled = _fill(boot.events, logged, digests)
             if filled is not None and replay(filled, 0) == quoted:
                 proof = ImageProof(acpi_tables=True, from_log=_from_log(boot.events))
@@ -126,10 +121,9 @@ def _check_rtmr0(
     # A shortened log has no digests of tables; tables that must be there are then those expected.
     expected = tables.digests[0] if tables.conclusive else None
     found = _match_log(boots, quoted, logged, _acpi_digests(events) or expected)
-    if found.measures_acpi and tables.conclusive:
+    if tables.conclusive:
         raise _other_tables()
-    acpi = _ACPI if found.measures_acpi else ()
-    proof = ImageProof(acpi_tables=False, from_log=(*_from_log(found.events), *acpi))
+    proof = ImageProof(acpi_tables=False, from_log=(*_from_log(found.events), *_ACPI))
     return found.second_separator, proof
 
 

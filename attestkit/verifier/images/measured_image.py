@@ -76,7 +76,8 @@ class MeasuredImage:
         """MRTD for each order of pages.
 
         Raises:
-            FormatError: If firmware or kernel of the image are not those of a TD.
+            FormatError: If firmware or kernel of the image are not those of a TD, or the firmware
+                does not measure ACPI tables.
         """
         return self._tdx().mrtds
 
@@ -147,6 +148,9 @@ class MeasuredImage:
     def _measure(self, image: DstackImage) -> _TdxFiles:
         firmware = _parse_firmware(image.firmware)
         layout = firmware.layout
+        if not layout.acpi:  # edk2 before 202302; RTMR0 would pin no tables
+            message = "firmware: does not measure the ACPI tables, which the host chooses"
+            raise FormatError(message, reason="unsupported")
         boot = direct_boot_events(
             DirectBoot(image.kernel, image.initrd, image.cmdline),
             FirmwareTraits(layout.named_blobs, layout.initrd_first),

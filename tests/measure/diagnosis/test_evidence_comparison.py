@@ -103,6 +103,18 @@ def test_shortened_log_has_the_acpi_tables() -> None:
     assert found.cause.name == "log_without_events"
 
 
+def test_shortened_log_is_compared_with_its_own_tables() -> None:
+    """Without expected tables, those of the log show whether the rest of RTMR0 is as expected."""
+    unknown = tdx(**{**arguments(), "acpi": None})
+    assert unknown.rtmrs[0] is None
+    same = LoggedBoot(evidence_of(EXPECTED).quote, LOG.stripped())
+    assert find_differences(unknown, same) == ()
+    other = boot(shape=replace(SHAPE, memory_size=SHAPE.memory_size + (1 << 30)))
+    found = only(find_differences(unknown, other._replace(event_log=other.event_log.stripped())))
+    assert (found.register, found.event, found.kind) == ("rtmr0", None, "value")
+    assert found.cause.name == "log_without_events"
+
+
 @pytest.mark.parametrize(
     ("register", "kept", "event", "cause"),
     [

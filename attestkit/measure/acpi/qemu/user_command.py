@@ -5,6 +5,7 @@ become stand-ins at the same place; host resources are removed. An unknown optio
 because it could change the tables.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from typing import Final, NamedTuple
@@ -60,6 +61,7 @@ _MACHINE_FIXED: Final = {"acpi": "on", "cxl": "off", "hmat": "off", "nvdimm": "o
 _BOOT_KEPT: Final = ("order", "once", "menu", "splash-time", "reboot-timeout", "strict")
 
 _WINDOW_SIZE: Final = "opt/ovmf/X-PciMmio64Mb"
+_FILE_VALUE: Final = re.compile(r"romfile|/", re.IGNORECASE)
 _RAM: Final = "attestkit-ram"  # id of the memory backend
 
 
@@ -230,8 +232,11 @@ class _Cleaner:
             raise UsageError(f"{option}: {shown(value)}", reason="wrong_value")
 
     def add_global(self, option: str, value: str) -> None:
-        """Add a default of a device's property."""
-        check_safe(option, parse_properties(option, value, "value"))
+        """Add a default of a device's property, but none that names a file for QEMU to open."""
+        found = parse_properties(option, value, "value")
+        check_safe(option, found)
+        if _FILE_VALUE.search(value):
+            raise UsageError(f"{option}: files are not supported", reason="wrong_value")
         self._options += [option, value]
 
     def add_boot(self, option: str, value: str) -> None:
@@ -244,7 +249,8 @@ class _Cleaner:
     def add_smbios(self, option: str, value: str) -> None:
         """Add SMBIOS strings, but no file."""
         names = {name for name, _ in list_properties(value, "type")}
-        if names & {"file", "path"}:
+        # QEMU parses a comma in a name as the end of it.
+        if names & {"file", "path"} or any("," in name for name in names):
             raise UsageError(f"{option}: files are not supported", reason="wrong_value")
         self._options += [option, value]
 
