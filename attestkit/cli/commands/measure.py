@@ -303,17 +303,18 @@ def _compare(
 ) -> int:
     """Compare evidence with expected values; return 2 if it differs."""
     from attestkit.cli.output.differences import describe_comparison, show_differences
-    from attestkit.measure.diagnosis import find_differences
+    from attestkit.measure.diagnosis import find_differences, uncompared_registers
 
     expected = measured.expected
     with name_file_in_errors(path, "--against"):
         found = find_differences(expected, evidence, inputs=measured.inputs)
+    rest = uncompared_registers(expected, evidence)
     code = REJECTED if found else 0
     if form == "json":
-        comparison = describe_comparison(path, found, measured.shape_source)
+        comparison = describe_comparison(path, found, rest, measured.shape_source)
         _write_text(json.dumps(expected.to_dict() | {"against": comparison}, indent=2), output)
     else:
-        show_differences(expected, path, found, measured.shape_source)
+        show_differences(expected, path, found, rest, measured.shape_source)
     return code
 
 

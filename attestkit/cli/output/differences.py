@@ -17,13 +17,17 @@ _SHAPES: Final = {
 
 
 def describe_comparison(
-    path: Path, differences: "Sequence[Difference]", shape_source: str | None
+    path: Path,
+    differences: "Sequence[Difference]",
+    uncompared: "Sequence[str]",
+    shape_source: str | None,
 ) -> dict[str, Any]:
     """Return the comparison with the evidence of a file, ready for JSON."""
     return {
         "evidence": str(path),
         "shape": shape_source,
         "differences": [difference.to_dict() for difference in differences],
+        "not_compared": [*uncompared],
     }
 
 
@@ -31,12 +35,15 @@ def show_differences(
     expected: "ExpectedMeasurements",
     path: Path,
     differences: "Sequence[Difference]",
+    uncompared: "Sequence[str]",
     shape_source: str | None,
 ) -> None:
     """Print a verdict, and each difference with its cause."""
     from attestkit.measure.policy_text import describe_gap
 
     text = "differs from the expected measurements" if differences else "as expected"
+    if uncompared:
+        text += f"; not compared: {', '.join(uncompared)}"
     console.verdict(f"{path}: {text}", good=not differences)
     if shape_source is not None:
         console.lines([f"Shape of the machine: {_SHAPES[shape_source]}."])

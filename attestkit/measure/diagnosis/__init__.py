@@ -6,6 +6,7 @@ from attestkit.measure.diagnosis.evidence_comparison import (
     TdRegisters,
     explain,
     find_differences,
+    uncompared_registers,
 )
 from attestkit.measure.diagnosis.evidence_shape import ShapeSource, read_machine_shape
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
@@ -36,4 +37,5 @@ __all__ = [
     "find_guest_shape",
     "find_memory",
     "read_machine_shape",
+    "uncompared_registers",
 ]

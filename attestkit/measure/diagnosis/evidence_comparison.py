@@ -69,8 +69,8 @@ def find_differences(
     """Return the first difference of MRTD and of each register, with its cause; takes up to 8 s.
 
     If the log does not replay to the registers in the quote, this is the only difference.
-    Expected events without a digest are not compared, nor are registers whose events cannot be
-    predicted.
+    Expected events without a digest are not compared, nor are the registers that
+    `uncompared_registers` returns.
 
     Args:
         expected: What the guest should have measured.
@@ -92,11 +92,34 @@ def find_differences(
         return (unexplained,)
     found = _compare_mrtd(expected, quote.mrtd)
     known = inputs if isinstance(inputs, GuestInputs) else GuestInputs()
-    if log.explained_registers() == (RUNTIME_REGISTER,) and any(
-        any(value) for value in quote.rtmrs[:3]
-    ):
+    if _is_shortened(quote, log):
         return (*found, *_compare_registers(expected, quote.rtmrs, log, known))
     return (*found, *_compare_events(expected, log, known))
+
+
+def uncompared_registers(
+    expected: ExpectedMeasurements, evidence: Attestation | LoggedBoot
+) -> tuple[str, ...]:
+    """Return the registers that `find_differences` cannot compare, such as `rtmr0`.
+
+    Those are registers whose events cannot be predicted. If the log is shortened, those with an
+    unknown digest too.
+    """
+    quote = evidence.quote
+    if expected.platform != "tdx" or quote is None:
+        return ()
+    log = evidence.event_log
+    if not _is_shortened(quote, log):
+        return tuple([f"rtmr{number}" for number in expected.incomplete])
+    accepted = _accepted_registers(expected, log)
+    names = [f"rtmr{number}" for number in _REGISTERS]
+    return tuple([name for name in names if not accepted[name]])
+
+
+def _is_shortened(quote: TdRegisters, log: EventLog) -> bool:
+    """Return whether a log lacks the events of the registers that firmware and kernel extend."""
+    shortened = log.explained_registers() == (RUNTIME_REGISTER,)
+    return shortened and any(any(value) for value in quote.rtmrs[:3])
 
 
 def _compare_mrtd(expected: ExpectedMeasurements, mrtd: bytes) -> tuple[Difference, ...]:
@@ -118,9 +141,7 @@ def _compare_registers(
     """Compare values of registers with a log that has no events of them but those of ACPI."""
     text = "the log is shortened and does not have the events, so that the cause is unknown"
     cause = Cause("log_without_events", text)
-    accepted = expected.reference_values()
-    if not accepted["rtmr0"]:
-        accepted["rtmr0"] = _with_logged_tables(expected, log)
+    accepted = _accepted_registers(expected, log)
     found = []
     for number, value in enumerate(rtmrs[:3]):
         register = f"rtmr{number}"
@@ -132,6 +153,14 @@ def _compare_registers(
             or Difference(register, None, None, "value", accepted[register][0], value, None, cause)
         )
     return tuple(found)
+
+
+def _accepted_registers(
+    expected: ExpectedMeasurements, log: EventLog
+) -> dict[str, tuple[bytes, ...]]:
+    """Return the values to compare with a shortened log, by register; none if unknown."""
+    accepted = expected.reference_values()
+    return accepted | {"rtmr0": accepted["rtmr0"] or _with_logged_tables(expected, log)}
 
 
 def _with_logged_tables(expected: ExpectedMeasurements, log: EventLog) -> tuple[bytes, ...]:

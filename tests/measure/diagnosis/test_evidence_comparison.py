@@ -15,6 +15,7 @@ from attestkit.measure.diagnosis import (
     explain,
     find_differences,
     find_guest_shape,
+    uncompared_registers,
 )
 from tests.measure.diagnosis.guests import (
     SHAPE,
@@ -113,6 +114,19 @@ def test_shortened_log_is_compared_with_its_own_tables() -> None:
     found = only(find_differences(unknown, other._replace(event_log=other.event_log.stripped())))
     assert (found.register, found.event, found.kind) == ("rtmr0", None, "value")
     assert found.cause.name == "log_without_events"
+
+
+def test_registers_that_are_not_compared_are_listed() -> None:
+    """Of a shortened log a register is compared only if its value is known."""
+    quote = evidence_of(EXPECTED).quote
+    full, stripped = LoggedBoot(quote, LOG), LoggedBoot(quote, LOG.stripped())
+    unknown = tdx(**arguments(smbios=None))
+    assert uncompared_registers(EXPECTED, stripped) == ()
+    assert uncompared_registers(unknown, full) == ()
+    assert uncompared_registers(unknown, stripped) == ("rtmr0",)
+    assert find_differences(unknown, stripped) == ()
+    assert uncompared_registers(replace(EXPECTED, incomplete=(2,)), full) == ("rtmr2",)
+    assert uncompared_registers(ExpectedMeasurements(platform="snp"), full) == ()
 
 
 @pytest.mark.parametrize(
