@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from time import monotonic
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
@@ -19,6 +20,9 @@ from attestkit._system.untrusted_files import AnyPath, path_exists, read_regular
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 from attestkit.measure.image_folder import CHECKSUMS, DstackImage, read_dstack_image
 from attestkit.verifier.images.measured_image import ImageFacts, MeasuredImage
+
+if TYPE_CHECKING:
+    from attestkit._reasons import ConfigReason
 
 ImageSource: TypeAlias = AnyPath | DstackImage
 Images: TypeAlias = AnyPath | Mapping[str, ImageSource]
@@ -32,9 +36,18 @@ MOST_IMAGES: Final = 256
 """Images that a caller may list."""
 
 _HASH_SIZE: Final = 32  # bytes
-_MOST_KNOWN: Final = 64  # images whose digests stay in memory
+_MOST_KNOWN: Final = 256  # images whose digests stay in memory; damaged ones that are remembered
+_RETRY_SECONDS: Final = 10.0  # until a damaged image is read again
 _LARGEST_LIST: Final = 1 << 20  # bytes of a list of checksums
 _ARCHIVES: Final = ("{}.tar.gz", "mr_{}.tar.gz")
+
+
+class _Damage(NamedTuple):
+    """Why an image cannot be used, and until when it is not read again."""
+
+    until: float  # seconds of the monotonic clock
+    text: str
+    reason: "ConfigReason"
 
 
 class ImageStore:
@@ -61,8 +74,8 @@ class ImageStore:
             self._listed = _read_single(self._folder)
         else:
             raise wrong_type("images", "a path or a mapping", images)
-        self._images = images
-        self._reading = threading.Lock()  # held while an image is in memory
+        self._reading = threading.Lock()  # held while an image is in memory; of the damaged ones
+        self._damaged: dict[bytes, _Damage] = {}
         self._lock = threading.Lock()  # of the images below; acquired last
         self._known: OrderedDict[bytes, MeasuredImage] = OrderedDict()
 
@@ -89,7 +102,7 @@ class ImageStore:
                 return known
             if (source := self._locate(os_image_hash)) is None:
                 return None
-            image = _read_image(os_image_hash, source)
+            image = self._read(os_image_hash, source)
             known = MeasuredImage(image, partial(self._read_again, os_image_hash, source))
         with self._lock:
             self._known[os_image_hash] = known
@@ -105,7 +118,21 @@ class ImageStore:
 
     def _read_again(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
         with self._reading:
+            return self._read(os_image_hash, source)
+
+    def _read(self, os_image_hash: bytes, source: ImageSource) -> DstackImage:
+        """Read an image, unless that failed lately: any evidence may name a damaged one."""
+        found = self._damaged.get(os_image_hash)
+        if found is not None and monotonic() < found.until:
+            raise ConfigError(found.text, reason=found.reason)
+        try:
             return _read_image(os_image_hash, source)
+        except ConfigError as error:
+            if len(self._damaged) >= _MOST_KNOWN:
+                self._damaged.clear()
+            until = monotonic() + _RETRY_SECONDS
+            self._damaged[os_image_hash] = _Damage(until, str(error), error.reason)
+            raise
 
     def _locate(self, os_image_hash: bytes) -> ImageSource | None:
         if len(os_image_hash) != _HASH_SIZE:
@@ -118,7 +145,9 @@ class ImageStore:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle where the images are, not what is known about them."""
-        return ImageStore, (self._images,)
+        if self._folder is not None:
+            return ImageStore, (self._folder,)
+        return ImageStore, ({digest.hex(): source for digest, source in self._listed.items()},)
 
     def __repr__(self) -> str:
         where = f"{len(self._listed)} images" if self._folder is None else str(self._folder)
@@ -142,7 +171,8 @@ def _read_mapping(images: Mapping[str, ImageSource]) -> dict[bytes, ImageSource]
         if len(digest) != _HASH_SIZE or len(name) != 2 * _HASH_SIZE:
             message = "images: each key must be an os_image_hash, 64 hex digits"
             raise UsageError(message, reason="wrong_value")
-        found[digest] = source
+        # The process may change its working directory.
+        found[digest] = source if isinstance(source, DstackImage) else Path(source).absolute()
     return found
 
 

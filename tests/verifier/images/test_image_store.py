@@ -205,6 +205,45 @@ def test_number_of_remembered_images_is_limited(
         images.find_facts(HASH)
 
 
+def test_damaged_image_is_not_read_for_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any evidence may name it, so it is read again only after some seconds."""
+    now, reads = [100.0], []
+
+    def read(source: Any) -> Any:
+        reads.append(source)
+        return read_dstack_image(source)
+
+    monkeypatch.setattr(image_store, "read_dstack_image", read)
+    monkeypatch.setattr(image_store, "monotonic", lambda: now[0])
+    path = store(tmp_path, FILES) / "bzImage"
+    content = path.read_bytes()
+    path.write_bytes(b"damaged")
+    images = ImageStore(tmp_path)
+    for _ in range(3):
+        with raises(ConfigError, "wrong_value", part="bzImage"):
+            images.find_facts(HASH)
+    assert len(reads) == 1
+    path.write_bytes(content)
+    now[0] += 60
+    assert images.find_facts(HASH) is not None
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_relative_path_is_that_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, listed: bool
+) -> None:
+    """A store keeps its folder when the process changes its own, also in another process."""
+    folder = store(tmp_path / "images", FILES)
+    monkeypatch.chdir(tmp_path)
+    images = ImageStore({HEX: f"images/{folder.name}"} if listed else "images")
+    monkeypatch.chdir("/")
+    for one in (images, pickle.loads(pickle.dumps(images))):
+        assert one.find_facts(HASH) is not None
+
+
 @pytest.mark.parametrize(
     ("images", "reason"),
     [

@@ -43,11 +43,14 @@ def split_command(text: str) -> list[str]:
 
 
 def check_words(words: list[str]) -> list[str]:
-    """Return `words` unless they are over 4096, or one has a NUL character.
+    """Return `words` unless they are over 4096 or 65,536 characters, or one has a NUL character.
 
     Raises:
         UsageError: If they are, or one has.
     """
+    if sum(map(len, words)) > MAX_TEXT:
+        message = f"QEMU command line: words of over {MAX_TEXT} characters"
+        raise UsageError(message, reason="too_large")
     if len(words) > _MAX_WORDS:
         raise UsageError(f"QEMU command line: over {_MAX_WORDS} words", reason="too_many")
     if any("\0" in word for word in words):

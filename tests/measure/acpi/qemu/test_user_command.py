@@ -278,6 +278,12 @@ def test_clean_command_rejects_option(options: list[str], reason: str) -> None:
         clean(*options)
 
 
+def test_clean_command_limits_words_together() -> None:
+    """Words have the limit of a text, so that none is parsed at any length."""
+    with raises(UsageError, "too_large"):
+        clean("-smbios", "type=11," + "value=x," * 10_000)
+
+
 @pytest.mark.parametrize("missing", ["-nodefaults", "-m", "-machine"])
 def test_clean_command_needs_memory_machine_and_no_defaults(missing: str) -> None:
     """Without them the devices and the memory are unknown."""
