@@ -190,13 +190,13 @@ def _packaged_files(guest: ComparedGuest) -> AcpiTables | None:
 def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
     """Yield tables of the same lengths with one property changed; about 3,000."""
     places = {table.signature: table for table in files.list_tables()}
-    if (madt := places.get("APIC")) is not None:
+    if (madt := places.get("APIC")) is not None and madt.length > _MADT_FLAGS:
         flipped = bytearray(files.tables)
         flipped[madt.offset + _MADT_FLAGS] ^= 1
         has_pic = flipped[madt.offset + _MADT_FLAGS] & 1
         text = f"the guest has {'a' if has_pic else 'no'} PIC"
         yield Cause.found("pic", text, has_pic), bytes(flipped)
-    if (fadt := places.get("FACP")) is not None:
+    if (fadt := places.get("FACP")) is not None and fadt.length >= _SMI_COMMAND + len(_SMM):
         at = fadt.offset + _SMI_COMMAND
         has_smm = files.tables[at : at + len(_SMM)] != _SMM
         text = f"the guest has {'' if has_smm else 'no '}system management mode (smm)"
@@ -210,7 +210,7 @@ def _variations(files: AcpiTables) -> Iterator[tuple[Cause, bytes]]:
 def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
     """Yield tables with another PCI hole, which starts where the RAM below 4 GiB ends."""
     at = tables.find(_PCI_HOLE, dsdt.offset, dsdt.offset + dsdt.length) + len(_PCI_HOLE)
-    if at < len(_PCI_HOLE):
+    if at < len(_PCI_HOLE) or at + 16 > dsdt.offset + dsdt.length:
         return
     _, last = struct.unpack_from("<II", tables, at)
     for low in range(_FIRST_LOW, _SPLIT, _LOW_MEMORY_STEP):
@@ -224,7 +224,7 @@ def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cau
 def _window_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cause, bytes]]:
     """Yield tables with another window for 64-bit PCI memory."""
     at = tables.find(_WINDOW, dsdt.offset, dsdt.offset + dsdt.length) + len(_WINDOW)
-    if at < len(_WINDOW):
+    if at < len(_WINDOW) or at + 32 > dsdt.offset + dsdt.length:
         return
     for start in _WINDOW_STARTS:
         for size in _WINDOW_SIZES:

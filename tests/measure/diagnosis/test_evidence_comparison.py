@@ -116,6 +116,29 @@ def test_shortened_log_is_compared_with_its_own_tables() -> None:
     assert found.cause.name == "log_without_events"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"APIC" + (8).to_bytes(4, "little"),
+        b"FACP" + (8).to_bytes(4, "little"),
+        b"DSDT"
+        + (24).to_bytes(4, "little")
+        + bytes.fromhex("8717 0000 0c01 00000000 00000000 0000"),
+        b"DSDT"
+        + (30).to_bytes(4, "little")
+        + bytes.fromhex("8a2b 0000 0c03 0000000000000000 0000000000000000"),
+    ],
+)
+def test_tables_that_are_too_short_have_no_cause(content: bytes) -> None:
+    """Given tables need not be those that the loader script describes."""
+    found = tables("10.0", SHAPE)._replace(tables=content)
+    values = arguments(acpi=found)
+    difference = only(
+        find_differences(tdx(**values), evidence_of(EXPECTED), inputs=inputs_of(values))
+    )
+    assert (difference.event, difference.cause.name) == ("acpi-tables", "acpi_tables")
+
+
 def test_registers_that_are_not_compared_are_listed() -> None:
     """Of a shortened log a register is compared only if its value is known."""
     quote = evidence_of(EXPECTED).quote
