@@ -18,6 +18,7 @@ _BLOCK: Final = 512  # bytes
 _CHUNK: Final = 1 << 20  # bytes
 _MOST_MEMBERS: Final = 4096
 _LONGEST_EXTENSION: Final = 1 << 16  # bytes of an extended header
+_LENGTH_FIELD: Final = 6  # bytes of a record's length, with the space
 _REGULAR: Final = (b"0", b"\0", b"7")
 _FOLDER: Final = b"5"
 _PAX: Final = b"x"
@@ -140,15 +141,15 @@ def _extended_name(kind: bytes, content: bytes, at: int) -> bytes | None:
     """Return the name in an extended header for the next member, if it contains one."""
     if kind == _GNU_NAME:
         return content.partition(b"\0")[0]
-    name = None
-    while content:
-        digits, space, _ = content.partition(b" ")
-        length = int(digits) if space and digits.isdigit() and len(digits) < 6 else 0
-        record = content[len(digits) + 1 : length]
-        if length > len(content) or record[-1:] != b"\n":
+    name, start = None, 0
+    while start < len(content):
+        digits, space, _ = content[start : start + _LENGTH_FIELD].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        record = content[start + len(digits) + 1 : start + length]
+        if start + length > len(content) or record[-1:] != b"\n":
             raise _error("syntax", "malformed extended header", at)
         key, _, value = record[:-1].partition(b"=")
-        content = content[length:]
+        start += length
         if key == b"path" and kind == _PAX:
             name = value
             continue

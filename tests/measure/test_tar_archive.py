@@ -3,13 +3,14 @@
 import gzip
 import io
 import tarfile
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.measure.tar_archive import TarArchive
+from attestkit.measure.tar_archive import TarArchive, _extended_name
 from tests.measure.image_samples import archive_of, member
 
 LIMIT = 1 << 24
@@ -170,3 +171,23 @@ def test_changed_header_is_read_or_refused(changes: list[tuple[int, int]]) -> No
     except FormatError:
         return
     assert len(files) <= 1
+
+
+class _Counted(bytes):
+    """Bytes that count what is copied from them."""
+
+    copied = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            _Counted.copied += len(found)
+            return _Counted(found)
+        return found
+
+
+def test_extended_header_is_read_in_proportion_to_its_size() -> None:
+    """Each record is copied, not all that follow it."""
+    content = _Counted(b"7 uid=\n" * 5000)
+    assert _extended_name(b"x", content, 0) is None
+    assert _Counted.copied <= 8 * len(content)
