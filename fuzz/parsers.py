@@ -32,6 +32,7 @@ _FILES: Final = (
     parser_journal,
     parser_evidence,
     parser_documents,
+    parser_firmware,
     parser_acpi,
     parser_images,
     parser_certificates,

@@ -21,11 +21,13 @@ from attestkit.measure.tdx_guest import tdx
 
 __all__ = [
     "Basis",
+    "BootImage",
     "Cause",
     "Difference",
     "DstackImage",
     "ExpectedEvent",
     "ExpectedMeasurements",
+    "FwCfgItems",
     "GuestInputs",
     "LoggedBoot",
     "MachineShape",

@@ -22,7 +22,7 @@ from tests.measure.measured_guest import (
     image_files,
     log_of,
 )
-from tests.measure.snp.images import sev_image
+from tests.measure.sev_snp.images import sev_image
 from tests.raising import raises
 from tests.verifier.platforms import intel
 

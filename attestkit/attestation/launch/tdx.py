@@ -58,7 +58,7 @@ _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
 _ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
-_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` has
+_OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` computes
 _VARIABLES = tuple(sha384(variable_data(name)) for name in (SECURE_BOOT, *SECURE_BOOT_KEYS))
 
 _Three = tuple[bytes, bytes, bytes]
