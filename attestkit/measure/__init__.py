@@ -1,23 +1,32 @@
-"""Expected registers and launch digests, computed from firmware, kernel and machine shape."""
+"""Expected registers and launch digests, computed from firmware, kernel and machine shape.
 
-from attestkit.measure.diagnosis import (
-    Cause,
-    Difference,
-    GuestInputs,
-    LoggedBoot,
-    SnpInputs,
-    explain,
-    find_differences,
-    read_machine_shape,
-)
-from attestkit.measure.dstack_guest import dstack_image
-from attestkit.measure.expected import Basis, ExpectedEvent, ExpectedMeasurements, NotProven
-from attestkit.measure.image_folder import DstackImage, read_dstack_image
-from attestkit.measure.kernel import BootImage
-from attestkit.measure.machine_shape import MachineShape
-from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
-from attestkit.measure.snp_guest import snp
-from attestkit.measure.tdx_guest import tdx
+All names are imported on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.measure.diagnosis import (
+        Cause,
+        Difference,
+        GuestInputs,
+        LoggedBoot,
+        SnpInputs,
+        explain,
+        find_differences,
+        read_machine_shape,
+    )
+    from attestkit.measure.dstack_guest import dstack_image
+    from attestkit.measure.expected import ExpectedMeasurements, NotProven
+    from attestkit.measure.expected_event import Basis, ExpectedEvent
+    from attestkit.measure.image_folder import DstackImage, read_dstack_image
+    from attestkit.measure.kernel import BootImage
+    from attestkit.measure.machine_shape import MachineShape
+    from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
+    from attestkit.measure.snp_guest import snp
+    from attestkit.measure.tdx_guest import tdx
 
 __all__ = [
     "Basis",
@@ -42,3 +51,29 @@ __all__ = [
     "tdx",
     "virtio_disk_option",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "diagnosis": [
+                "Cause",
+                "Difference",
+                "GuestInputs",
+                "LoggedBoot",
+                "SnpInputs",
+                "explain",
+                "find_differences",
+                "read_machine_shape",
+            ],
+            "dstack_guest": ["dstack_image"],
+            "expected": ["ExpectedMeasurements", "NotProven"],
+            "expected_event": ["Basis", "ExpectedEvent"],
+            "image_folder": ["DstackImage", "read_dstack_image"],
+            "kernel": ["BootImage"],
+            "machine_shape": ["MachineShape"],
+            "rtmr0": ["FwCfgItems", "virtio_disk_option"],
+            "snp_guest": ["snp"],
+            "tdx_guest": ["tdx"],
+        },
+    )

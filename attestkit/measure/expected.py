@@ -3,23 +3,14 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal
 
-from attestkit import _native
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event_types import NO_ACTION
+from attestkit.measure.expected_event import Basis, BootEvents, ExpectedEvent, replay, weakest
 from attestkit.measure.firmware.mrtd import Mrtds, PageOrder
 from attestkit.measure.policy_text import PinnedValue, describe_gap, write_policy
-
-Basis = Literal["hardware", "published", "independent", "source"]
-"""What confirms the rule by which a value is computed, strongest first.
-
-- `hardware`: registers that hardware signed.
-- `published`: values that others captured in a live guest and published.
-- `independent`: another program computes the same.
-- `source`: only the source code of firmware, VMM or kernel was read.
-"""
 
 NotProven = Literal[
     "acpi_tables_derived",  # from those of another line of QEMU, by a known rule
@@ -39,33 +30,12 @@ NotProven = Literal[
 ]
 """What is not proven about the values, as stable words."""
 
-BootEvents: TypeAlias = "tuple[ExpectedEvent, ...]"
-
 TDX_REGISTERS: Final = (0, 1, 2)
 """Registers with expected values. RTMR3 is extended at run time."""
 
 _ORDERS: Final = "For both orders of pages, which depend on the host's kernel: the firmware is one."
-_STRONGEST_FIRST: Final[tuple[Basis, ...]] = ("hardware", "published", "independent", "source")
 # Firmware measures the SMBIOS table as EFI_HANDOFF_TABLES or EFI_HANDOFF_TABLES2.
 _SAME_TYPE: Final = {0x8000000B: 0x80000009}
-
-
-class ExpectedEvent(NamedTuple):
-    """One event that a boot extends into a register.
-
-    Attributes:
-        register: 0 to 3, of RTMR0 to RTMR3.
-        name: Short name, such as `td-hob` or `acpi-tables`.
-        event_type: TCG event type.
-        digest: SHA-384; None if it has to be taken from the event log.
-        basis: What confirms the rule.
-    """
-
-    register: int
-    name: str
-    event_type: int
-    digest: bytes | None
-    basis: Basis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,21 +201,6 @@ class ExpectedMeasurements:
     def _all_inputs(self) -> dict[str, bytes]:
         image = {} if self.os_image_hash is None else {"sha256sum.txt": self.os_image_hash}
         return image | dict(self.inputs)
-
-
-def replay(events: Iterable[ExpectedEvent], register: int) -> bytes | None:
-    """Return the value of a register after its events; None if one has no digest."""
-    digests = [event.digest for event in events if event.register == register]
-    known = [digest for digest in digests if digest is not None]
-    if len(known) < len(digests):
-        return None
-    return _native.replay(bytes([register] * len(known)), b"".join(known))[register]
-
-
-def weakest(bases: Iterable[Basis]) -> Basis:
-    """Return the weakest basis; `hardware` for none."""
-    ranks = [_STRONGEST_FIRST.index(basis) for basis in bases]
-    return _STRONGEST_FIRST[max(ranks, default=0)]
 
 
 def _event_dict(event: ExpectedEvent) -> dict[str, object]:

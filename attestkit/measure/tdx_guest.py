@@ -11,13 +11,8 @@ from attestkit.attestation.launch.td_hob import MemoryRange
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.table_sources import FoundTables
-from attestkit.measure.expected import (
-    BootEvents,
-    ExpectedEvent,
-    ExpectedMeasurements,
-    NotProven,
-    weakest,
-)
+from attestkit.measure.expected import ExpectedMeasurements, NotProven
+from attestkit.measure.expected_event import BootEvents, ExpectedEvent, weakest
 from attestkit.measure.firmware import PageOrder, TdxFirmware, compute_mrtds
 from attestkit.measure.kernel import (
     BootImage,

@@ -7,7 +7,7 @@ import pytest
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import ExpectedMeasurements, MachineShape, snp, tdx
 from attestkit.measure.acpi import find_tables
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel import BootImage
 from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
 from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image

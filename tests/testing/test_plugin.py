@@ -74,10 +74,12 @@ def test_plugin_loads_modules_lazily(runs: Runs) -> None:
             tee.attest(nonce=b"challenge")
             assert not loaded("attestkit.serve", "uvicorn", "uvloop", "dcap_qvl", "asyncio")
             assert not loaded("attestkit.verifier", "cryptography.x509", "nacl")
+            assert not loaded(*(f"attestkit.measure.{name}" for name in NOT_MEASURED))
             assert threading.active_count() == 1
             assert (sys.meta_path, gc.isenabled()) == (FINDERS, True)
 
         FINDERS = [*sys.meta_path]
+        NOT_MEASURED = ("acpi", "diagnosis", "sev_snp", "expected", "tdx_guest", "image_folder")
 
         def test_server(tee):
             assert tee.url.startswith("http://127.0.0.1:")

@@ -4,10 +4,18 @@ Its evidence chains to a root of its own, which no verifier trusts by default; `
 and it is never selected automatically.
 """
 
-from attestkit.backends.simulator.boot_files import BootFiles
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
 from attestkit.backends.simulator.tdx_simulator import Simulator
 
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.boot_files import BootFiles
+
 __all__ = ["BootFiles", "Simulator"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, {"boot_files": ["BootFiles"]})
 
 
 def _snp_simulator() -> type[Simulator]:

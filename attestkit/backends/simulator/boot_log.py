@@ -13,7 +13,7 @@ from uuid import UUID
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
 from attestkit.backends.simulator.os_image import Image
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.firmware.tdvf import CFV, TD_HOB, find_section
 from attestkit.measure.kernel.boot_events import ACTIONS, EXITS

@@ -15,7 +15,8 @@ from attestkit.backends.simulator.image_documents import (
     sev_snp_measurement,
     tdx_vm_config,
 )
-from attestkit.backends.simulator.os_image import Image, SnpImage
+from attestkit.backends.simulator.os_image import Image
+from attestkit.backends.simulator.snp_os_image import SnpImage
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure import (
     DstackImage,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.kernel_cmdline import load_options_digest
-from attestkit.attestation.launch.snp import OvmfSection, SnpLaunch
 from attestkit.measure.firmware import Mrtds, TdvfSection
 from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, find_section
 
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
+    from attestkit.attestation.launch.snp import OvmfSection, SnpLaunch
 
 TDX_DOCUMENT: Final = "measurement.tdx.cbor"
 SNP_DOCUMENT: Final = "measurement.snp.cbor"
@@ -58,7 +58,7 @@ class SnpMeasurement(NamedTuple):
     initrd_hash: bytes  # 32 bytes
     hashes_table_gpa: int
     reset_eip: int
-    ovmf_sections: tuple[OvmfSection, ...]
+    ovmf_sections: "tuple[OvmfSection, ...]"
 
     def document(self) -> "dict[Value, Value]":
         """Return the document, decoded."""
@@ -137,7 +137,7 @@ def tdx_vm_config(
     return json.dumps({**fields, "spec_version": 1}, separators=(",", ":"))
 
 
-def sev_snp_measurement(launch: SnpLaunch, checksums: bytes, document: bytes) -> str:
+def sev_snp_measurement(launch: "SnpLaunch", checksums: bytes, document: bytes) -> str:
     """Return the member `sev_snp_measurement` of the VM configuration of an SEV-SNP guest: JSON."""
     fields = {
         **launch._asdict(),

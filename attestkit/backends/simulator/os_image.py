@@ -1,11 +1,10 @@
-"""OS images of simulated guests, measured like real images.
+"""OS images of simulated TDs, measured like real images.
 
 They follow the "lite" measurement of dstack images, so that verifiers of OS images accept them. The
 components do not exist; their digests are those of literal strings. All simulated TDs of one
-`ImageConfig` boot one image, and all simulated SEV-SNP guests another.
+`ImageConfig` boot one image; for SEV-SNP guests see `snp_os_image`.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
@@ -15,21 +14,16 @@ from uuid import UUID
 import msgspec
 
 from attestkit._crypto.hashes import sha256, sha384
-from attestkit.attestation.launch import snp
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.backends.simulator.image_documents import (
-    SNP_DOCUMENT,
     TDX_DOCUMENT,
-    SnpMeasurement,
     TdxMeasurement,
     checksum_list,
-    encode_cbor,
-    sev_snp_measurement,
     tdx_vm_config,
 )
 from attestkit.errors import UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import BootLayout, Mrtds, TdvfSection, TdxFirmware
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM
 from attestkit.measure.kernel import direct_boot_options, kernel_stub_events
@@ -45,22 +39,6 @@ _SECTIONS: Final = (
     TdvfSection(0, 0, 0x809000, 0x4000, TD_HOB, 0),
     TdvfSection(0, 0, 0x800000, 0x6000, TEMP_MEM, 0),
 )
-# Sections of the firmware of an SEV-SNP guest that are measured specially, with OVMF's layout:
-# address, size and type. 1 is memory without content, 2 secrets, 3 CPUID, and 16 the hashes of
-# kernel, initrd and command line.
-SNP_SECTIONS: Final = tuple(
-    snp.OvmfSection(*section)
-    for section in (
-        (0x800000, 0x9000, 1),
-        (0x80A000, 0x3000, 1),
-        (0x80D000, 0x1000, 2),
-        (0x80E000, 0x1000, 3),
-        (0x810000, 0x1000, 16),
-    )
-)
-HASHES_TABLE_GPA: Final = 0x810C00
-RESET_EIP: Final = 0x80B004
-
 CMDLINE: Final = f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}"
 
 _LAYOUT: Final = BootLayout(  # OVMF of edk2-stable202502
@@ -128,7 +106,8 @@ class Image(NamedTuple):
         return self._replace(events=tuple(events))
 
 
-def _component(name: str) -> bytes:
+def component_content(name: str) -> bytes:
+    """Return the content of a component of the simulated images."""
     return f"attestkit simulated {name}".encode()
 
 
@@ -140,9 +119,9 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
     document = TdxMeasurement(
         version=config.measurement_version,
         cmdline=CMDLINE,
-        kernel=sha384(_component("kernel")),
-        initrd=sha384(_component("initrd")),
-        mrtds=Mrtds(*(sha384(_component(name)) for name in names)),
+        kernel=sha384(component_content("kernel")),
+        initrd=sha384(component_content("initrd")),
+        mrtds=Mrtds(*(sha384(component_content(name)) for name in names)),
         sections=firmware.sections,
         kernel_header_normalized=config.kernel_header_normalized,
     )
@@ -170,7 +149,9 @@ def simulated_image(config: ImageConfig = _DEFAULT) -> Image:
 
 def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedEvent, ...]:
     """Return the events of a boot of the components that do not exist."""
-    loader, rsdp, tables = map(_component, ("ACPI loader script", "ACPI RSDP", "ACPI tables"))
+    loader, rsdp, tables = map(
+        component_content, ("ACPI loader script", "ACPI RSDP", "ACPI tables")
+    )
     options = direct_boot_options(CMDLINE, has_initrd=True, initrd_first=False)
     return (
         *expected_rtmr0(
@@ -179,59 +160,8 @@ def _expected_events(firmware: TdxFirmware, memory_size: int) -> tuple[ExpectedE
             FwCfgItems.direct_boot(),
             acpi=(loader, rsdp, tables),
         ),
-        image_event("kernel", sha384(_component("kernel")), "source"),
+        image_event("kernel", sha384(component_content("kernel")), "source"),
         *before_images(separator=True),
         *EXITS,
-        *kernel_stub_events(options, _component("initrd")),
+        *kernel_stub_events(options, component_content("initrd")),
     )
-
-
-class SnpImage(NamedTuple):
-    """Measurements of the image of an SEV-SNP guest."""
-
-    measurement: bytes  # 48 bytes, SHA-384
-    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
-    sev_snp_measurement: str  # JSON, for the VM configuration; empty without a document
-    vcpus: int = 1
-
-
-@cache
-def simulated_snp_image() -> SnpImage:
-    """Return the image of every simulated SEV-SNP guest."""
-    document = SnpMeasurement(
-        cmdline=CMDLINE,
-        ovmf_hash=sha384(_component("firmware")),
-        kernel_hash=sha256(_component("kernel")),
-        initrd_hash=sha256(_component("initrd")),
-        hashes_table_gpa=HASHES_TABLE_GPA,
-        reset_eip=RESET_EIP,
-        ovmf_sections=SNP_SECTIONS,
-    ).document()
-    launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
-    measurement = encode_cbor(document)
-    checksums = checksum_list({SNP_DOCUMENT: measurement})
-    return SnpImage(
-        measurement=snp.compute_measurement(snp.SnpImage.read(document), launch),
-        os_image_hash=sha256(checksums),
-        sev_snp_measurement=sev_snp_measurement(launch, checksums, measurement),
-    )
-
-
-def snp_vm_config(mr_config: str, image: SnpImage | None = None) -> str:
-    """Return the VM configuration of an SEV-SNP guest with this mr_config document.
-
-    It is JSON (vm_config of the dstack guest agent API). The default image is the simulated one.
-    """
-    image = image or simulated_snp_image()
-    fields = {
-        "os_image_hash": image.os_image_hash.hex(),
-        "cpu_count": image.vcpus,
-        "memory_size": MEMORY_SIZE,
-        "image": "attestkit-simulated",
-        "sev_snp_measurement": image.sev_snp_measurement,
-        "mr_config": mr_config,
-        "spec_version": 1,
-    }
-    if not image.sev_snp_measurement:
-        del fields["sev_snp_measurement"]
-    return json.dumps(fields, separators=(",", ":"))

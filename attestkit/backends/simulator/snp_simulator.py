@@ -6,18 +6,20 @@ comes from the VM configuration, or is generated.
 
 import json
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
-from attestkit.backends.simulator.boot_files import BootSource
-from attestkit.backends.simulator.os_image import SnpImage, simulated_snp_image, snp_vm_config
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.platform_identity import instance_id
 from attestkit.backends.simulator.scenarios.config import value_or
+from attestkit.backends.simulator.snp_os_image import SnpImage, simulated_snp_image, snp_vm_config
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.boot_files import BootSource
 
 _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come with each report"
 
@@ -49,7 +51,7 @@ class SnpSimulator(Simulator):
         seed: bytes,
         app_id: bytes,
         vm_config: str | None,
-        image: BootSource | None,
+        image: "BootSource | None",
         random: Callable[[int], bytes],
     ) -> None:
         """Set the values that are fixed at launch."""
@@ -133,7 +135,7 @@ class SnpSimulator(Simulator):
         pass
 
 
-def _choose_image(source: BootSource | None, vm_config: str | None) -> SnpImage:
+def _choose_image(source: "BootSource | None", vm_config: str | None) -> SnpImage:
     """Return the image that is booted."""
     if source is None:
         return simulated_snp_image()

@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import check_bytes
-from attestkit.backends.simulator.boot_files import BootSource
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
@@ -35,6 +34,9 @@ from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.boot_files import BootSource
 
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
 _REST_AT: Final = 584  # offset of the fields of TD 1.5
@@ -107,7 +109,7 @@ class Simulator:
         app_compose: bytes | None = None,
         app_keys: AppKeys | None = None,
         vm_config: str | None = None,
-        image: BootSource | None = None,
+        image: "BootSource | None" = None,
         app_id: bytes | None = None,
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
@@ -173,7 +175,7 @@ class Simulator:
         seed: bytes,
         app_id: bytes,
         vm_config: str | None,
-        image: BootSource | None,
+        image: "BootSource | None",
         random: Callable[[int], bytes],
     ) -> None:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
@@ -185,7 +187,7 @@ class Simulator:
         self._event_log = boot_log(booted)
         self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
 
-    def _choose_image(self, source: BootSource | None, vm_config: str | None) -> Image:
+    def _choose_image(self, source: "BootSource | None", vm_config: str | None) -> Image:
         """Return the image that is booted."""
         simulated = self._scenario.image
         if source is None:

@@ -17,7 +17,7 @@ from attestkit.measure.acpi.table_cache import TableCache
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_folder import read_table_folder
 from attestkit.measure.acpi.table_store import packaged_tables
-from attestkit.measure.expected import Basis
+from attestkit.measure.expected_event import Basis
 
 TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]
 

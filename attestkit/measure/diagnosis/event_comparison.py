@@ -5,7 +5,7 @@ from typing import Final, Literal, NamedTuple
 
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event_types import NO_ACTION
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 
 EventDifference = Literal["changed", "cut", "extra", "missing"]
 

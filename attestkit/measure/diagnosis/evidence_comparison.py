@@ -17,7 +17,8 @@ from attestkit.measure.diagnosis.event_comparison import events_of, first_differ
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
 from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event
-from attestkit.measure.expected import ExpectedEvent, ExpectedMeasurements, replay
+from attestkit.measure.expected import ExpectedMeasurements
+from attestkit.measure.expected_event import ExpectedEvent, replay
 
 _REGISTERS = (0, 1, 2)
 

@@ -18,7 +18,7 @@ from attestkit.measure.diagnosis.guest_shape import (
     ovmf_sections,
 )
 from attestkit.measure.diagnosis.logged_event import acpi_digests
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.td_hob import build_td_hob

@@ -1,11 +1,16 @@
 """Firmware images of TDs: metadata, MRTD, and which events a boot measures into RTMR0."""
 
-from attestkit.measure.firmware.boot_layout import BootLayout, BootOptionKind, read_boot_layout
-from attestkit.measure.firmware.guid_table import read_guid_table
-from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
-from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
-from attestkit.measure.firmware.tdx_firmware import TdxFirmware
-from attestkit.measure.firmware.uefi_variables import read_variables
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.measure.firmware.boot_layout import BootLayout, BootOptionKind, read_boot_layout
+    from attestkit.measure.firmware.guid_table import read_guid_table
+    from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
+    from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
+    from attestkit.measure.firmware.tdx_firmware import TdxFirmware
+    from attestkit.measure.firmware.uefi_variables import read_variables
 
 __all__ = [
     "BootLayout",
@@ -20,3 +25,16 @@ __all__ = [
     "read_tdvf_sections",
     "read_variables",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "boot_layout": ["BootLayout", "BootOptionKind", "read_boot_layout"],
+            "guid_table": ["read_guid_table"],
+            "mrtd": ["Mrtds", "PageOrder", "compute_mrtds"],
+            "tdvf": ["TdvfSection", "read_tdvf_sections"],
+            "tdx_firmware": ["TdxFirmware"],
+            "uefi_variables": ["read_variables"],
+        },
+    )

@@ -3,7 +3,7 @@
 from typing import Final
 
 from attestkit._crypto.hashes import sha384
-from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.expected_event import Basis, ExpectedEvent
 
 SEPARATOR: Final = 0x4
 EVENT_TAG: Final = 0x6

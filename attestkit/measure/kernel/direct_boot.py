@@ -2,15 +2,13 @@
 
 from typing import NamedTuple
 
-from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.expected_event import Basis, ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
-    EVENT_TAG,
     EXITS,
-    IPL,
     before_images,
-    event_of,
     image_event,
 )
+from attestkit.measure.kernel.kernel_stub import kernel_stub_events, shim_variable_events
 from attestkit.measure.kernel.linux_kernel import (
     QemuRelease,
     loads_patched_kernel,
@@ -59,30 +57,6 @@ def direct_boot_events(
         *(shim_variable_events() if boot.shim is not None else ()),
         *kernel_stub_events(_options(boot, firmware), boot.initrd, _options_basis(boot)),
     ]
-
-
-def kernel_stub_events(
-    options: bytes, initrd: bytes | None, basis: Basis = "independent"
-) -> list[ExpectedEvent]:
-    """Return the events of RTMR2 that the EFI stub of Linux adds.
-
-    Args:
-        options: The load options; none are not measured.
-        initrd: The initrd that the stub loads; None or empty if there is none.
-        basis: What confirms the load options.
-    """
-    events = []
-    if options:
-        events.append(event_of(2, "load-options", EVENT_TAG, options, basis))
-    if initrd:
-        events.append(event_of(2, "initrd", EVENT_TAG, initrd, "independent"))
-    return events
-
-
-def shim_variable_events() -> list[ExpectedEvent]:
-    """Return the events of a shim's variables in RTMR2, whose content no image determines."""
-    names = ("MokList", "MokListX", "MokListTrusted")
-    return [ExpectedEvent(2, name, IPL, None, "source") for name in names]
 
 
 def _images(

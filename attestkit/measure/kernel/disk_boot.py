@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
     EVENT_TAG,
     EXITS,

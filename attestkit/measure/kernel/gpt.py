@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel.boot_events import GPT_EVENT, event_of
 
 _HEADER: Final = 92  # bytes

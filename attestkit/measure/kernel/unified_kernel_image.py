@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
     EXITS,
     IPL,
@@ -18,10 +18,10 @@ from attestkit.measure.kernel.boot_events import (
     event_of,
     image_event,
 )
-from attestkit.measure.kernel.direct_boot import kernel_stub_events
 from attestkit.measure.kernel.disk_boot import BootImage, disk_boot_events
 from attestkit.measure.kernel.gpt import GptTable
 from attestkit.measure.kernel.initrd_archive import EXTRA_FILES, join_initrds, pack_extra_file
+from attestkit.measure.kernel.kernel_stub import kernel_stub_events
 from attestkit.measure.kernel.load_options import check_cmdline, encode_options
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 

@@ -1,19 +1,24 @@
 """RTMR0 of a TD under QEMU, event by event: from firmware, memory, and items and tables of QEMU."""
 
-from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0, measured_variables
-from attestkit.measure.rtmr0.boot_options import (
-    encode_load_option,
-    firmware_boot_options,
-    virtio_disk_option,
-)
-from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
-from attestkit.measure.rtmr0.smbios import (
-    BiosStrings,
-    filter_smbios,
-    publish_smbios,
-    set_processor_id,
-)
-from attestkit.measure.rtmr0.td_hob import build_td_hob
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0, measured_variables
+    from attestkit.measure.rtmr0.boot_options import (
+        encode_load_option,
+        firmware_boot_options,
+        virtio_disk_option,
+    )
+    from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
+    from attestkit.measure.rtmr0.smbios import (
+        BiosStrings,
+        filter_smbios,
+        publish_smbios,
+        set_processor_id,
+    )
+    from attestkit.measure.rtmr0.td_hob import build_td_hob
 
 __all__ = [
     "DIRECT_BOOT_ORDER",
@@ -30,3 +35,15 @@ __all__ = [
     "set_processor_id",
     "virtio_disk_option",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "boot_events": ["AcpiBlobs", "expected_rtmr0", "measured_variables"],
+            "boot_options": ["encode_load_option", "firmware_boot_options", "virtio_disk_option"],
+            "fw_cfg_items": ["DIRECT_BOOT_ORDER", "FwCfgItems"],
+            "smbios": ["BiosStrings", "filter_smbios", "publish_smbios", "set_processor_id"],
+            "td_hob": ["build_td_hob"],
+        },
+    )

@@ -18,7 +18,7 @@ from attestkit.attestation.launch.uefi_variable import (
     variable_data,
 )
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import Basis, ExpectedEvent
+from attestkit.measure.expected_event import Basis, ExpectedEvent
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
 from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems

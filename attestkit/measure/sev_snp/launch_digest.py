@@ -18,7 +18,7 @@ from attestkit.attestation.launch.snp import (
 )
 from attestkit.attestation.launch.vmsa import RESET_VECTOR
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import Basis
+from attestkit.measure.expected_event import Basis
 from attestkit.measure.kernel.load_options import check_cmdline
 from attestkit.measure.sev_snp.sev_metadata import (
     CPUID,

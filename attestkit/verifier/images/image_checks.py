@@ -8,7 +8,7 @@ from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.event_log.event import WireEvent
 from attestkit.event_log.event_types import NO_ACTION
-from attestkit.measure.expected import ExpectedEvent, replay
+from attestkit.measure.expected_event import ExpectedEvent, replay
 from attestkit.measure.kernel import QemuRelease
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.quote import TdQuoteBody

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import Mrtds, TdxFirmware, compute_mrtds
 from attestkit.measure.image_folder import DstackImage
 from attestkit.measure.kernel import (

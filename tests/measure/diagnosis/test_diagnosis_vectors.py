@@ -15,7 +15,7 @@ from attestkit.measure.diagnosis import (
     find_guest_shape,
     find_memory,
 )
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import TdvfSection
 from attestkit.quote import Quote
 from tests.measure.diagnosis.guests import Quoted

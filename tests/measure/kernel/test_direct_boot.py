@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.hashes import sha384
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel import (
     DirectBoot,
     FirmwareTraits,

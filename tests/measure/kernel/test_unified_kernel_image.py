@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel import (
     BootImage,
     GptTable,

@@ -13,7 +13,7 @@ from attestkit.attestation.launch.uefi_variable import (
     variable_data,
 )
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0, virtio_disk_option
 from tests.measure.firmware_images import (

@@ -9,7 +9,7 @@ import pytest
 
 from attestkit import _native
 from attestkit.attestation.launch.td_hob import memory_ranges
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import BootLayout, TdvfSection, TdxFirmware, compute_mrtds
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import (

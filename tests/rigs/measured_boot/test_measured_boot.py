@@ -15,7 +15,7 @@ import pytest
 from attestkit.event_log.tcg import TpmEvent
 from attestkit.measure import tdx
 from attestkit.measure.acpi import read_version
-from attestkit.measure.expected import ExpectedEvent
+from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import read_boot_layout
 from attestkit.measure.kernel import GptTable, UnifiedKernelImage
 from attestkit.measure.rtmr0 import BiosStrings, publish_smbios

@@ -15,9 +15,9 @@ from attestkit.backends.simulator.image_documents import (
     checksum_list,
     encode_cbor,
 )
-from attestkit.backends.simulator.os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.backends.simulator.sample_image.firmware import noise, sample_firmware
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
+from attestkit.backends.simulator.snp_os_image import HASHES_TABLE_GPA, RESET_EIP, SNP_SECTIONS
 from attestkit.errors import UsageError
 from attestkit.measure.firmware import compute_mrtds, read_tdvf_sections
 from attestkit.measure.image_folder import CHECKSUMS, DIGEST, METADATA
