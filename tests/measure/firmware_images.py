@@ -14,7 +14,7 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     FFS2,
     ffs_file,
     guid_table,
-    lzma_section,
+    pack_lzma,
     volume,
 )
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
@@ -81,16 +81,34 @@ def variable_volume(entries: bytes, size: int = CFV_SIZE) -> bytes:
 
 
 def code_volume(
-    files: Iterable[UUID], texts: Iterable[bytes] = (), hidden: Iterable[UUID] = ()
+    files: Iterable[UUID],
+    texts: Iterable[bytes] = (),
+    hidden: Iterable[UUID] = (),
+    *,
+    unpacked: bytes = b"",
+    dictionary: int | None = None,
 ) -> bytes:
-    """Return a volume with compressed drivers, and some in a volume that TDs do not load."""
+    """Return a volume with compressed drivers, and some in a volume that TDs do not load.
+
+    Args:
+        files: Names of the drivers.
+        texts: Texts of their code.
+        hidden: Names of the drivers that TDs do not load.
+        unpacked: Further content of the compressed data.
+        dictionary: Size of the dictionary in the header of the LZMA data, in bytes.
+    """
     inner = b"".join([ffs_file(guid, 7, section(0x19, noise(str(guid), 64))) for guid in files])
     plain = section(0x17, volume(FFS2, 0x4000, inner, UI_VOLUME))
     inner = b"".join([ffs_file(guid, 7, section(0x19, b"hidden")) for guid in hidden])
     plain += section(0x17, volume(FFS2, 0x2000, inner, NOT_FOR_TDS))
     plain += section(0x19, b"\0" + b"\0".join(texts) + b"\0")
-    packed = ffs_file(UUID("9e21fd93-9c72-4c15-8c4b-e77f1db2d792"), 0x0B, lzma_section(plain))
-    return volume(FFS2, 0x1800, packed, MAIN_VOLUME)
+    plain += section(0x19, unpacked, large=True) if unpacked else b""
+    packed = pack_lzma(plain)
+    if dictionary is not None:
+        packed = packed[:1] + struct.pack("<I", dictionary) + packed[5:]
+    name = UUID("9e21fd93-9c72-4c15-8c4b-e77f1db2d792")
+    file = ffs_file(name, 0x0B, firmware_volume.guided_section(LZMA, packed))
+    return volume(FFS2, max(0x1800, -(-(len(file) + 200) // 0x1000) * 0x1000), file, MAIN_VOLUME)
 
 
 def sections(

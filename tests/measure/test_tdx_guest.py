@@ -10,7 +10,18 @@ from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel import BootImage
 from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
-from tests.measure.firmware_images import SMBIOS_MEASUREMENT, TD_TCG2, UI_APP, tdvf_image
+from tests.bounds.counting import peak
+from tests.measure.firmware_images import (
+    SMBIOS_MEASUREMENT,
+    TD_TCG2,
+    UI_APP,
+    code_volume,
+    noise,
+    sections,
+    tdvf_image,
+    variable_volume,
+    with_metadata,
+)
 from tests.measure.kernel.samples import gpt_disk, linux_kernel, pe_image
 from tests.measure.measured_guest import VM_CONFIG, log_of
 from tests.measure.sev_snp.images import sev_image
@@ -230,3 +241,19 @@ def test_snp_of_clouds_needs_no_cpu_type() -> None:
     assert found.not_proven == ("kernel_not_measured",)
     assert found.bases == {"launch_digest": "independent"}
     assert found.with_log_digests(log_of(ExpectedMeasurements(platform="tdx"))) is found
+
+
+@pytest.mark.parametrize("size", [4 << 20, 16 << 20], ids=["4-mib", "16-mib"])
+def test_direct_boot_takes_three_times_the_firmware_at_most(size: int) -> None:
+    """The firmware and all that is allocated for MRTD and RTMRs have three times its size."""
+    code = code_volume(
+        (TD_TCG2, UI_APP),
+        (b"ACPI DATA", b"etc/boot/"),
+        unpacked=bytes(15 << 20),
+        dictionary=16 << 20,
+    )  # sizes of OVMF
+    flash = variable_volume(b"") + code
+    firmware = with_metadata(flash + noise("rest", size - len(flash)), sections(size))
+    kernel = linux_kernel()
+    allocated = peak(lambda: measure(firmware=firmware, kernel=kernel, initrd=b"an initrd"))
+    assert len(firmware) + allocated <= 3 * len(firmware)

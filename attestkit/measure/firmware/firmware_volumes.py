@@ -31,6 +31,7 @@ _PROCESSING_REQUIRED: Final = 0x01
 
 _MAX_UNPACKED: Final = 64 << 20  # bytes, of all LZMA data together; OVMF has 16 MiB
 _MAX_DICTIONARY: Final = 64 << 20  # bytes of memory that LZMA data may require
+_DICTIONARIES: Final = (6 << 20, 8 << 20)  # bytes; one of them suffices for builds of OVMF
 _MAX_DEPTH: Final = 8  # volumes and LZMA data inside each other
 _MAX_FILES: Final = 16_384
 _MAX_SECTIONS: Final = 65_536
@@ -294,19 +295,47 @@ def _read_volume_header(stream: _Stream, end: int) -> tuple[bytes, int, int, UUI
 def _unpack(
     packed: memoryview, error: Callable[[str, FormatReason], FormatError]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the unpacked data, at most 256 KiB at once, and as much as the header says."""
+    """Yield the unpacked data, at most 256 KiB at once, and as much as the header says.
+
+    The decoder allocates a dictionary of the size in the header, 16 MiB for OVMF of 4 MiB, and the
+    data refers to less. With a smaller one the decoder refuses the first reference to data before
+    it; then it starts again with a larger one.
+    """
+    (stated,) = struct.unpack_from("<xI", packed)
+    yielded = 0
+    for dictionary in (*[size for size in _DICTIONARIES if size < stated], stated):
+        at = 0
+        try:
+            for piece in _decompress(packed, dictionary, error):
+                known = max(yielded - at, 0)
+                at += len(piece)
+                if at > yielded:
+                    yielded = at
+                    yield memoryview(piece)[known:]
+        except lzma.LZMAError:
+            continue
+        return
+    raise error("LZMA data: malformed", "syntax")
+
+
+def _decompress(
+    packed: memoryview, dictionary: int, error: Callable[[str, FormatReason], FormatError]
+) -> Iterator[bytes]:
+    """Yield the unpacked data, with a dictionary of a size other than that in the header."""
+    head = packed[:1].tobytes() + struct.pack("<I", dictionary) + packed[5:13].tobytes()
     left = int.from_bytes(packed[5:13], "little")
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
-    at = 0
+    given: bytes | memoryview = head
+    at = len(head)
     while left:
-        given = packed[at : at + _INPUT] if decompressor.needs_input else b""
-        at += len(given)
         try:
             piece = decompressor.decompress(given, min(left, _OUTPUT))
-        except (lzma.LZMAError, EOFError) as problem:
+        except EOFError as problem:
             raise error("LZMA data: malformed", "syntax") from problem
         if piece:
             left -= len(piece)
             yield piece
         elif not given:
             raise error("LZMA data: truncated", "truncated")
+        given = packed[at : at + _INPUT] if decompressor.needs_input else b""
+        at += len(given)

@@ -1,5 +1,6 @@
 """Volumes, files and sections of a firmware image are read within limits."""
 
+import lzma
 import struct
 from collections.abc import Callable
 from random import Random
@@ -85,6 +86,21 @@ def test_contents_are_searched() -> None:
     assert read(lzma_section(section(RAW, b"x"))).strings == set()
     for before in range(firmware_volumes._OUTPUT - 30, firmware_volumes._OUTPUT + 3):
         assert read(lzma_section(section(RAW, bytes(before) + TEXT))).strings == {TEXT}
+
+
+@pytest.mark.parametrize("distance", [4, 7, 9, 15])
+def test_contents_of_lzma_data_that_refers_far_back(distance: int) -> None:
+    """Data is unpacked with a dictionary that suffices, up to the size in its header."""
+    block = noise("far", 4096)
+    plain = section(RAW, block + bytes((distance << 20) - len(block)) + block + TEXT, large=True)
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 16 << 20}]
+    packed = lzma.compress(plain, lzma.FORMAT_ALONE, filters=filters)
+    assert len(packed) < 2 * len(block), "the second block refers to the first"
+    packed = packed[:5] + struct.pack("<Q", len(plain)) + packed[13:]
+    assert read(guided_section(LZMA, packed)).strings == {TEXT}
+    short = packed[:1] + struct.pack("<I", distance << 19) + packed[5:]
+    with raises(FormatError, "syntax"):
+        read(guided_section(LZMA, short))
 
 
 def test_contents_leave_out_the_volume_that_tds_do_not_load() -> None:
