@@ -54,3 +54,10 @@ class QemuVersion(NamedTuple):
         """Release line, such as `9.2`: versions of a line make the same tables."""
         major, minor = _SAME_TABLES.get(self.release, self.release)
         return f"{major}.{minor}"
+
+
+class QemuBuild(NamedTuple):
+    """A QEMU program: builds of one version may have patches, and make other tables."""
+
+    version: QemuVersion
+    digest: bytes | None  # SHA-256 of its file and of what it prints; None if it is unreadable

@@ -2,7 +2,8 @@
 
 The folder is accessible to its owner only: another writer could replace expected values. The first
 line of a file is the SHA-256 of the rest, which is an entry (see `table_entry`), compressed with
-zlib. A malformed file, or one of another machine, is ignored and overwritten.
+zlib. Its name has a digest of machine and line, and that of the QEMU. A malformed file, or one of
+another machine, is ignored and overwritten.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import make_folder, make_private, read_regular
 from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.measure.acpi.qemu_version import QemuBuild
 from attestkit.measure.acpi.table_entry import (
     MAX_ENTRY,
     TableEntry,
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from attestkit._reasons import ConfigReason
 
 _MAX_FILE: Final = 1 << 20  # bytes; real ones have 3 kB
-_ENTRY_FILE: Final = re.compile(r"[0-9a-f]{64}\.acpi")
-_TEMPORARY_FILE: Final = re.compile(r"\.[0-9a-f]{64}\.acpi\..+")
+_ENTRY_FILE: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}\.acpi")
+_TEMPORARY_FILE: Final = re.compile(r"\.[0-9a-f]{64}-[0-9a-f]{64}\.acpi\..+")
 _MAX_TEMPORARY: Final = 16  # files of writers that are active or were killed
 _logger = logging.getLogger("attestkit.measure")
 
@@ -48,7 +50,7 @@ def cache_folder(environment: Mapping[str, str]) -> Path | None:
 
 
 class TableCache:
-    """ACPI tables by machine and line of QEMU; processes may share the folder."""
+    """ACPI tables by machine and QEMU; processes may share the folder."""
 
     def __init__(self, folder: str | os.PathLike[str], *, limit: int = 256) -> None:
         """Open a cache.
@@ -76,27 +78,47 @@ class TableCache:
             message = f"{self._folder}: {error.strerror or error}"
             raise ConfigError(message, reason=reason) from error
 
-    def get(self, line: str, key: TableKey) -> TableEntry | None:
-        """Return the tables of a machine on a line of QEMU, or None."""
-        try:
-            content = read_regular(self._path(line, key.numbers()), _MAX_FILE + 1)
-            entry = decode_cache_file(content)
-        except (OSError, FormatError):
-            return None  # missing or invalid: the next `put` overwrites it
-        return entry if entry.qemu_version.line == line and entry.key == key.numbers() else None
+    def get(self, build: QemuBuild, key: TableKey) -> TableEntry | None:
+        """Return the tables that a QEMU made of a machine, or None."""
+        if build.digest is None:
+            return None
+        line, numbers = build.version.line, key.numbers()
+        entry = _read_entry(self._path(line, numbers, build.digest), line, numbers)
+        return entry if entry is not None and entry.qemu_version == build.version else None
 
-    def put(self, entry: TableEntry) -> None:
-        """Store tables; if the folder cannot be written, log a warning to `attestkit.measure`."""
-        path = self._path(entry.qemu_version.line, entry.key)
+    def find(self, line: str, key: TableKey) -> TableEntry | None:
+        """Return the tables that any QEMU of a line made of a machine.
+
+        None if there are none, or different ones: which of them a host shows its guests is unknown.
+        """
+        numbers = key.numbers()
+        prefix = _machine_digest(line, numbers)
+        try:
+            with os.scandir(self._folder) as found:
+                names = [entry.name for entry in found if entry.name.startswith(prefix)]
+        except OSError:
+            return None
+        paths = [self._folder / name for name in sorted(names) if _ENTRY_FILE.fullmatch(name)]
+        read = [_read_entry(path, line, numbers) for path in paths]
+        entries = [entry for entry in read if entry is not None]
+        return entries[0] if len({entry.files for entry in entries}) == 1 else None
+
+    def put(self, build: QemuBuild, entry: TableEntry) -> None:
+        """Store tables that a QEMU made; those of an unreadable program are not stored.
+
+        If the folder cannot be written, log a warning to `attestkit.measure`.
+        """
+        if build.digest is None:
+            return
+        path = self._path(entry.qemu_version.line, entry.key, build.digest)
         try:
             replace_file(path, encode_cache_file(entry), mode=0o600)
             self._prune()
         except OSError as error:
             _logger.warning("cannot store ACPI tables in %s: %s", self._folder, error)
 
-    def _path(self, line: str, numbers: tuple[int, ...]) -> Path:
-        name = hashlib.sha256(f"{line} {numbers}".encode("ascii")).hexdigest()
-        return self._folder / f"{name}.acpi"
+    def _path(self, line: str, numbers: tuple[int, ...], build: bytes) -> Path:
+        return self._folder / f"{_machine_digest(line, numbers)}-{build.hex()}.acpi"
 
     def _prune(self) -> None:
         """Remove the oldest entries over the limit, and temporary files of killed writers."""
@@ -108,6 +130,19 @@ class TableCache:
                 for path in sorted(ours, key=_age_order)[:-limit]:
                     with contextlib.suppress(OSError):  # removed by another process
                         path.unlink()
+
+
+def _machine_digest(line: str, numbers: tuple[int, ...]) -> str:
+    return hashlib.sha256(f"{line} {numbers}".encode("ascii")).hexdigest()
+
+
+def _read_entry(path: Path, line: str, numbers: tuple[int, ...]) -> TableEntry | None:
+    """Return the entry of a file, or None if it is missing, invalid or of another machine."""
+    try:
+        entry = decode_cache_file(read_regular(path, _MAX_FILE + 1))
+    except (OSError, FormatError):
+        return None  # the next `put` overwrites it
+    return entry if entry.qemu_version.line == line and entry.key == numbers else None
 
 
 def _age_order(path: Path) -> int:

@@ -10,9 +10,9 @@ from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_
 from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import DEFAULT_SETUP, ChipsetSetup, check_setup
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
-from attestkit.measure.acpi.qemu.qemu_machine import read_machine, read_version
+from attestkit.measure.acpi.qemu.qemu_machine import read_build, read_machine
 from attestkit.measure.acpi.qemu.qtest import DEFAULT_SECONDS
-from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.qemu_version import QemuBuild, QemuVersion
 from attestkit.measure.acpi.table_cache import TableCache
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_folder import read_table_folder
@@ -74,8 +74,8 @@ def find_tables(
 
     Raises:
         UsageError: As for `acpi_inputs` and `read_table_folder`; or both `qemu` and `folder`.
-        ConfigError: As for `read_machine` and `read_version`.
-        BackendError: As for `read_machine` and `read_version`.
+        ConfigError: As for `read_machine` and `read_build`.
+        BackendError: As for `read_machine` and `read_build`.
         FormatError: If a file of the folder or an answer of QEMU is malformed.
     """
     if folder is not None:
@@ -88,7 +88,7 @@ def find_tables(
     run = None
     if qemu is not None:
         program = os.fspath(qemu)
-        run = _Run(program, read_version(program), cache, seconds)
+        run = _Run(program, read_build(program), cache, seconds)
     found = _find_entry(wanted, key, run, cache)
     if found is None:
         return None
@@ -144,21 +144,26 @@ class _Run(NamedTuple):
     """A QEMU that may be run, and the cache of what it makes."""
 
     qemu: str
-    version: QemuVersion
+    build: QemuBuild
     cache: TableCache | None
     seconds: float
 
+    @property
+    def line(self) -> str:
+        """Line of the QEMU."""
+        return self.build.version.line
+
     def make(self, key: TableKey) -> tuple[TableOrigin, TableEntry]:
         """Return the tables that this QEMU makes, or made before."""
-        known = None if self.cache is None else self.cache.get(self.version.line, key)
-        if known is not None and known.qemu_version == self.version:
+        known = None if self.cache is None else self.cache.get(self.build, key)
+        if known is not None:
             return "cache", known
         # Memory above 4 GiB does not change the tables, and takes QEMU up to 20 s.
         command = inputs_command(key.inputs, self.qemu, memory_size=key.inputs.low_memory)
         files = read_machine(command, key.setup, seconds=self.seconds).acpi
-        entry = TableEntry(self.version, key.numbers(), files)
+        entry = TableEntry(self.build.version, key.numbers(), files)
         if self.cache is not None:
-            self.cache.put(entry)
+            self.cache.put(self.build, entry)
         return "qemu", entry
 
 
@@ -169,7 +174,7 @@ def _find_entry(
     cache: TableCache | None,
 ) -> tuple[TableOrigin, TableEntry] | None:
     """Return tables of the machine's line, else derived ones, else of the line of QEMU."""
-    if wanted is not None and (run is None or run.version.line != wanted.line):
+    if wanted is not None and (run is None or run.line != wanted.line):
         found = _stored(wanted.line, key, cache) or _derive(wanted.line, key, run, cache)
         if found is not None:
             return found
@@ -179,7 +184,7 @@ def _find_entry(
 def _stored(
     line: str, key: TableKey, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
-    if cache is not None and (entry := cache.get(line, key)) is not None:
+    if cache is not None and (entry := cache.find(line, key)) is not None:
         return "cache", entry
     if (entry := packaged_tables(line, key)) is not None:
         return "package", entry
@@ -194,7 +199,7 @@ def _derive(
         return None
     base_key = key._replace(inputs=key.inputs._replace(pic=False))  # as those of the package
     base = _stored(BASE_LINE, base_key, cache)
-    if base is None and run is not None and run.version.line == BASE_LINE:
+    if base is None and run is not None and run.line == BASE_LINE:
         base = run.make(base_key)
     if base is None:
         return None

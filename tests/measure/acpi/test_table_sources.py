@@ -18,6 +18,7 @@ from attestkit.measure.acpi import (
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
+from attestkit.measure.acpi.qemu.qemu_machine import read_build
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_store import packaged_tables
 from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
@@ -127,20 +128,21 @@ def test_find_tables_prefers_package_over_qemu_of_other_line(tmp_path: Path) -> 
     assert (found.origin, found.exact) == ("package", True)
 
 
-def test_find_tables_takes_cached_tables_of_same_version(tmp_path: Path) -> None:
-    """Tables that a QEMU made are used again, by its version; without QEMU, by its line."""
+def test_find_tables_takes_cached_tables_of_same_build(tmp_path: Path) -> None:
+    """Tables that a QEMU made are used again for this build; without QEMU, for its line."""
     cache = TableCache(tmp_path / "cache")
     key = TableKey(acpi_inputs(UNUSUAL))
     entry = TableEntry(QemuVersion(10, 0, 13), key.numbers(), packaged(SHAPE))
-    cache.put(entry)
-    program = write_program(tmp_path, "print('QEMU emulator version 10.0.13')\n")
+    program = write_program(tmp_path, "print('QEMU emulator version 10.0.13 (Debian 1)')\n")
+    cache.put(read_build(program), entry)
     for qemu in (None, program):
         found = find_tables(UNUSUAL, qemu=qemu, cache=cache)
         assert found is not None
         assert (found.origin, found.exact, found.files) == ("cache", True, entry.files)
-    other = write_program(tmp_path, "print('QEMU emulator version 10.0.2')\n")
-    with raises(BackendError, "malformed_response"):  # it runs, and is no QEMU
-        find_tables(UNUSUAL, qemu=other, cache=cache)
+    for other in ("10.0.2 (Debian 1)", "10.0.13 (Debian 2)", "10.0.13 (Debian 1)') #"):
+        program = write_program(tmp_path, f"print('QEMU emulator version {other}')\n")
+        with raises(BackendError, "malformed_response"):  # it runs, and is no QEMU
+            find_tables(UNUSUAL, qemu=program, cache=cache)
 
 
 def test_find_tables_with_other_setup_is_not_in_package() -> None:

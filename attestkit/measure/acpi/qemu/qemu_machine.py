@@ -1,7 +1,9 @@
 """Data that QEMU shows a guest's firmware, read from a stopped QEMU."""
 
+import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
@@ -33,14 +35,16 @@ from attestkit.measure.acpi.qemu.fw_cfg import (
 from attestkit.measure.acpi.qemu.qtest import (
     DEFAULT_SECONDS,
     StoppedQemu,
+    find_program,
     start_program,
     stop_program,
 )
-from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.acpi.qemu_version import QemuBuild, QemuVersion
 
 _VERSION_SECONDS: Final = 10.0
 _VERSION_LINE: Final = re.compile(r"QEMU emulator version (\S.*)")
 _MAX_VERSION: Final = 4096  # bytes
+_PIECE: Final = 1 << 20  # bytes
 
 
 class QemuMachine(NamedTuple):
@@ -151,6 +155,32 @@ def read_version(program: str) -> QemuVersion:
         ConfigError: If the program is missing, cannot be executed, or is not QEMU.
         BackendError: If it does not end within 10 s.
     """
+    return _parse_version(program, _print_version(program))
+
+
+def read_build(program: str) -> QemuBuild:
+    """Return version and digest of a QEMU program.
+
+    Of a script that starts QEMU the digest is that of the script, and of the version with that of
+    the package, such as `10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`.
+
+    Raises:
+        ConfigError: As for `read_version`.
+        BackendError: As for `read_version`.
+    """
+    printed = _print_version(program)
+    version = _parse_version(program, printed)
+    digest = hashlib.sha256(hashlib.sha256(printed).digest())
+    try:
+        with Path(find_program(program)).open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        return QemuBuild(version, None)
+    return QemuBuild(version, digest.digest())
+
+
+def _print_version(program: str) -> bytes:
     import subprocess  # lazy: only needed for a run
 
     process = start_program(
@@ -163,7 +193,11 @@ def read_version(program: str) -> QemuVersion:
         raise BackendError(message, reason="timed_out", path=program) from error
     finally:
         stop_program(process)
-    text = output[:_MAX_VERSION].decode("utf-8", "replace")
+    return output[:_MAX_VERSION]
+
+
+def _parse_version(program: str, printed: bytes) -> QemuVersion:
+    text = printed.decode("utf-8", "replace")
     match = _VERSION_LINE.search(text)
     if match is None:
         message = f"{program}: not a QEMU system emulator: -version printed {shown(text)}"

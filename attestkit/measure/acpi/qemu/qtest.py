@@ -153,6 +153,21 @@ class StoppedQemu:
         return ConfigError(message, reason="wrong_value")
 
 
+def find_program(program: str) -> str:
+    """Return the path of a program, which a name without a slash is searched for in PATH.
+
+    Raises:
+        ConfigError: If it is missing or not executable.
+    """
+    import shutil
+
+    found = shutil.which(program)
+    if found is None:
+        message = f"{program}: not found, or not executable; install QEMU, or name its path"
+        raise ConfigError(message, reason="missing")
+    return found
+
+
 def start_program(
     program: str, options: Sequence[str], *, stdin: int, stderr: int
 ) -> "subprocess.Popen[bytes]":
@@ -163,13 +178,9 @@ def start_program(
     Raises:
         ConfigError: If `program` is missing or cannot be executed.
     """
-    import shutil
     import subprocess
 
-    found = shutil.which(program)
-    if found is None:
-        message = f"{program}: not found, or not executable; install QEMU, or name its path"
-        raise ConfigError(message, reason="missing")
+    found = find_program(program)
     try:
         return subprocess.Popen(  # noqa: S603 - the user's QEMU, without a shell
             [*_die_with_parent(), found, *options],

@@ -12,7 +12,7 @@ import pytest
 
 from attestkit.errors import BackendError, ConfigError
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
-from attestkit.measure.acpi.qemu.qemu_machine import read_version
+from attestkit.measure.acpi.qemu.qemu_machine import read_build, read_version
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from tests.measure.acpi.machines import needs_qemu
 from tests.measure.acpi.qemu.fake_qemu import write_answers, write_program
@@ -182,3 +182,17 @@ def test_program_ends_with_killed_parent(tmp_path: Path, sent: signal.Signals) -
     finally:
         os.close(watch)
         parent.communicate()
+
+
+def test_read_build_depends_on_file_and_printed_text(tmp_path: Path) -> None:
+    """Two builds of a version differ in their file, or in what they print."""
+    program = write_program(tmp_path, "print('QEMU emulator version 9.2.1 (x)')\n")
+    first = read_build(program)
+    assert first == read_build(program)
+    assert first.version == (9, 2, 1)
+    assert first.digest is not None
+    write_program(tmp_path, "print('QEMU emulator version 9.2.1 (x)')  # patched\n")
+    patched = read_build(program)
+    text = "print(f'QEMU emulator version 9.2.1 ({len(sys.argv[0])}{time.time_ns()})')\n"
+    write_program(tmp_path, text)
+    assert len({first.digest, patched.digest, *(read_build(program).digest for _ in "ab")}) == 4
