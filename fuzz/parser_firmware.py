@@ -16,6 +16,7 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
 from attestkit.errors import FormatError
 from attestkit.measure.diagnosis.boot_option import BootOption, parse_boot_option
 from attestkit.measure.firmware import TdxFirmware, read_variables
+from attestkit.measure.firmware.bios_strings import find_bios_strings
 from attestkit.measure.firmware.firmware_volumes import FirmwareContents, read_contents
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import (
@@ -39,6 +40,7 @@ from tests.measure.firmware_images import (
     TD_TCG2,
     UI_APP,
     UI_VOLUME,
+    bios_driver,
     large_file,
     section,
     tdvf_image,
@@ -77,13 +79,16 @@ def _contents(raw: bytes) -> FirmwareContents:
     sections = lzma_section(raw[1:]) if raw[:1] == b"z" else raw[1:]
     body = ffs_file(TD_TCG2, 7, sections)
     size = (len(body) // _SIZE + 2) * _SIZE
-    return read_contents(volume(FFS2, size, body, MAIN_VOLUME), [_TEXT])
+    return read_contents(volume(FFS2, size, body, MAIN_VOLUME), [_TEXT], TD_TCG2)
 
 
 def _used_contents(raw: bytes, found: FirmwareContents) -> None:
     check("the file itself", TD_TCG2 in found.files)
     if _TEXT in raw[1:] and NOT_FOR_TDS.bytes_le not in raw and len(found.files) == 1:
         check_same("the text", found.strings, {_TEXT})
+    strings = find_bios_strings(found.driver or b"")
+    if strings is not None:
+        check("strings that fit into the table", len(strings.published()) == 3)
 
 
 def section_samples() -> list[bytes]:
@@ -91,7 +96,8 @@ def section_samples() -> list[bytes]:
     inner = volume(FFS2, 0x400, ffs_file(UI_APP, 7, section(0x19, _TEXT)), UI_VOLUME)
     plain = section(0x17, inner)
     large = section(0x17, volume(FFS2, 0x400, large_file(MENU_APP, 7, section(0x10, b"code"))))
-    sections = [plain, lzma_section(plain) + plain, guided_section(CRC32, large, 0)]
+    driver = bios_driver("09/26/2026", "2026.08", "EDK II")
+    sections = [plain, lzma_section(plain) + plain, guided_section(CRC32, large, 0), driver]
     return [kind + found for kind in (b"p", b"z") for found in sections]
 
 

@@ -153,6 +153,7 @@ READERS: Final[dict[str, str]] = {
     "serve.verifier_service.response": "verify_request",
     "attestation.snp_certificates": "snp_certificates",
     "measure.diagnosis.boot_option": "boot_option",
+    "measure.firmware.bios_strings": "firmware_sections",
     "measure.firmware.boot_layout": "tdx_firmware",
     "measure.firmware.firmware_volumes": "tdx_firmware",
     "measure.firmware.guid_table": "tdx_firmware",

@@ -25,7 +25,7 @@ NotProven = Literal[
     "qemu_version_unknown",  # computed as for QEMU 9.1
     "separator_place",  # firmware of before edk2-stable202502: RTMR0 or RTMR1, by the log
     "shim_variables_from_log",
-    "smbios_from_log",  # no SMBIOS table is given: digest of the log, else none
+    "smbios_from_log",  # no SMBIOS table, or strings of the firmware: digest of the log, else none
     "uki_stub_rtmr2",  # whether the stub of a unified kernel image measures, by the log
 ]
 """What is not proven about the values, as stable words."""

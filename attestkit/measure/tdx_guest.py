@@ -33,6 +33,7 @@ from attestkit.measure.rtmr0 import (
     AcpiBlobs,
     FwCfgItems,
     expected_rtmr0,
+    needs_bios_strings,
     publish_smbios,
 )
 
@@ -152,7 +153,9 @@ def tdx(
         shape: Shape of the machine; or its fields as further arguments.
         acpi: ACPI tables: of `attestkit.measure.acpi.find_tables`, or the three files. Without
             them their digests are None.
-        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its digest is None.
+        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its digest is None;
+            so it is if the strings that the firmware adds are not found in its image. Then give
+            the table of `attestkit.measure.rtmr0.publish_smbios`.
         fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
         separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
             (edk2-stable202411) or RTMR0 (before). None if unknown.
@@ -276,7 +279,7 @@ def _rtmr0(
         machine.memory,
         fw_cfg,
         acpi=None if machine.acpi is None else machine.acpi.files,
-        smbios=None if machine.smbios is None else publish_smbios(machine.smbios),
+        smbios=_published_smbios(firmware, machine),
         found_options=(_UNKNOWN_OPTION,) if unknown else boot.options or (),
         boot_order=boot.option_order,
         second_separator=not separator,
@@ -294,6 +297,14 @@ def _rtmr0(
     if _has_shim(boot):
         found += [ExpectedEvent(0, name, _AUTHORITY, None, "source") for name in _SHIM_VARIABLES]
     return found
+
+
+def _published_smbios(firmware: TdxFirmware, machine: TdxMachine) -> bytes | None:
+    """Return the SMBIOS table; None without it, or if the firmware adds strings not known."""
+    table, strings = machine.smbios, firmware.layout.bios_strings
+    if table is None or (strings is None and needs_bios_strings(table)):
+        return None
+    return publish_smbios(table, strings)
 
 
 def _passed_cmdline(boot: TdxBoot, traits: FirmwareTraits) -> str:

@@ -17,6 +17,7 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     pack_lzma,
     volume,
 )
+from attestkit.measure.firmware.bios_strings import SMBIOS_PLATFORM
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 
 FOOTER = UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
@@ -80,6 +81,16 @@ def variable_volume(entries: bytes, size: int = CFV_SIZE) -> bytes:
     return firmware_volume.variable_volume(entries, size)
 
 
+def bios_driver(*texts: str) -> bytes:
+    """Return the sections of a driver that adds BIOS information, with its strings in order."""
+    program = b"MZ" + "unknown\0".encode("utf-16-le") + "02/02/2022\0".encode("utf-16-le")
+    program += bytes.fromhex("001a0000010200e803000800000000000000001c0000ffff0000")
+    for text in texts:
+        program += bytes.fromhex("662e0f1f8400000000000f1f4000") + f"{text}\0\0".encode("utf-16-le")
+    name = section(0x15, "SmbiosPlatformDxe\0".encode("utf-16-le"))
+    return section(0x10, program + bytes(8)) + name
+
+
 def code_volume(
     files: Iterable[UUID],
     texts: Iterable[bytes] = (),
@@ -87,6 +98,7 @@ def code_volume(
     *,
     unpacked: bytes = b"",
     dictionary: int | None = None,
+    bios_texts: Iterable[str] = ("EDK II",),
 ) -> bytes:
     """Return a volume with compressed drivers, and some in a volume that TDs do not load.
 
@@ -96,8 +108,12 @@ def code_volume(
         hidden: Names of the drivers that TDs do not load.
         unpacked: Further content of the compressed data.
         dictionary: Size of the dictionary in the header of the LZMA data, in bytes.
+        bios_texts: Strings of the driver that adds BIOS information, if SMBIOS is measured.
     """
-    inner = b"".join([ffs_file(guid, 7, section(0x19, noise(str(guid), 64))) for guid in files])
+    bodies = {guid: section(0x19, noise(str(guid), 64)) for guid in files}
+    if SMBIOS_MEASUREMENT in bodies:
+        bodies[SMBIOS_PLATFORM] = bios_driver(*bios_texts)
+    inner = b"".join([ffs_file(guid, 7, body) for guid, body in bodies.items()])
     plain = section(0x17, volume(FFS2, 0x4000, inner, UI_VOLUME))
     inner = b"".join([ffs_file(guid, 7, section(0x19, b"hidden")) for guid in hidden])
     plain += section(0x17, volume(FFS2, 0x2000, inner, NOT_FOR_TDS))
@@ -142,8 +158,11 @@ def tdvf_image(
     texts: Iterable[bytes] = (b"ACPI DATA", b"etc/boot/", b" initrd=initrd"),
     variables: Variables | None = None,
     hidden: Iterable[UUID] = (),
+    bios_texts: Iterable[str] = ("EDK II",),
 ) -> bytes:
     """Return an image of 12 KiB; by default one that measures as edk2 202502 does."""
     entries = [variable_entry(name, data) for name, data in (variables or {}).items()]
-    flash = variable_volume(b"".join(entries)) + code_volume(files, texts, hidden)
+    flash = variable_volume(b"".join(entries)) + code_volume(
+        files, texts, hidden, bios_texts=bios_texts
+    )
     return with_metadata(flash.ljust(SIZE, b"\xff"), sections())

@@ -1,5 +1,6 @@
 """Expected measurements of TDs by kind of boot, and which arguments exclude each other."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ from attestkit.measure import ExpectedMeasurements, MachineShape, snp, tdx
 from attestkit.measure.acpi import find_tables
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel import BootImage
-from attestkit.measure.rtmr0 import FwCfgItems, virtio_disk_option
+from attestkit.measure.rtmr0 import (
+    BiosStrings,
+    FwCfgItems,
+    filter_smbios,
+    publish_smbios,
+    virtio_disk_option,
+)
 from tests.bounds.counting import peak
 from tests.measure.firmware_images import (
     SMBIOS_MEASUREMENT,
@@ -257,3 +264,27 @@ def test_direct_boot_takes_three_times_the_firmware_at_most(size: int) -> None:
     kernel = linux_kernel()
     allocated = peak(lambda: measure(firmware=firmware, kernel=kernel, initrd=b"an initrd"))
     assert len(firmware) + allocated <= 3 * len(firmware)
+
+
+def test_smbios_has_the_strings_of_the_firmware() -> None:
+    """They are read from the image; where that fails the digest is unknown, and never wrong."""
+    qemu = bytes.fromhex("7f047f7f0000")
+    strings = BiosStrings("A vendor", "2026.08-2", "09/26/2026")
+    files, texts = (TD_TCG2, UI_APP, SMBIOS_MEASUREMENT), (b"ACPI DATA", b"etc/boot/")
+    for bios_texts, expected in (
+        (reversed(strings), strings),
+        (("EDK II",), BiosStrings()),
+        (("A vendor", "09/26/2026"), None),
+    ):
+        firmware = tdvf_image(files, texts, bios_texts=bios_texts)
+        found = measure(firmware=firmware, kernel=linux_kernel(), smbios=qemu)
+        given = publish_smbios(qemu, strings)
+        known = measure(firmware=firmware, kernel=linux_kernel(), smbios=given)
+        assert (known.not_proven, None in known.rtmrs) == ((), False)
+        if expected is None:
+            assert (found.not_proven, found.rtmrs[0]) == (("smbios_from_log",), None)
+        else:
+            published = publish_smbios(qemu, expected)
+            (event,) = [one for one in found.events if one.name == "smbios"]
+            assert event.digest == hashlib.sha384(filter_smbios(published)).digest()
+            assert (found == known) is (expected == strings)

@@ -21,6 +21,7 @@ from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.guest_shape import other_builds
 from attestkit.measure.diagnosis.logged_event import read_variable
+from attestkit.measure.firmware.boot_layout import read_boot_layout
 from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_processor_id
 
@@ -127,7 +128,9 @@ def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
     table = guest.inputs.smbios
     if table is None:
         return Cause("smbios", text)
-    for cause, changed in _smbios_variations(publish_smbios(table)):
+    firmware = guest.inputs.firmware
+    strings = None if firmware is None else read_boot_layout(firmware).bios_strings
+    for cause, changed in _smbios_variations(publish_smbios(table, strings)):
         if sha384(filter_smbios(changed)) == event.digest:
             return cause
     return Cause("smbios", text)

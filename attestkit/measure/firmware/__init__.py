@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.measure.firmware.bios_strings import BiosStrings
     from attestkit.measure.firmware.boot_layout import BootLayout, BootOptionKind, read_boot_layout
     from attestkit.measure.firmware.guid_table import read_guid_table
     from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from attestkit.measure.firmware.uefi_variables import read_variables
 
 __all__ = [
+    "BiosStrings",
     "BootLayout",
     "BootOptionKind",
     "Mrtds",
@@ -30,6 +32,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "bios_strings": ["BiosStrings"],
             "boot_layout": ["BootLayout", "BootOptionKind", "read_boot_layout"],
             "guid_table": ["read_guid_table"],
             "mrtd": ["Mrtds", "PageOrder", "compute_mrtds"],

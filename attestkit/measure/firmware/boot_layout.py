@@ -7,6 +7,11 @@ has a file or a text in the image. Releases are written as YYYYMM.
 from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
+from attestkit.measure.firmware.bios_strings import (
+    SMBIOS_PLATFORM,
+    BiosStrings,
+    find_bios_strings,
+)
 from attestkit.measure.firmware.firmware_volumes import read_contents
 
 BootOptionKind = Literal["none", "ui_app", "menu_and_setup"]
@@ -37,6 +42,7 @@ class BootLayout(NamedTuple):
     initrd_first: bool  # load options begin with "initrd=initrd " (from 202508)
     secure_boot: bool  # built with secure boot: the variable SecureBoot has a value
     ui_volume: UUID | None  # name of the volume with the firmware's own boot options
+    bios_strings: BiosStrings | None = None  # in the SMBIOS table; None if they cannot be read
 
     @property
     def separator_in_rtmr1(self) -> bool | None:
@@ -50,7 +56,7 @@ def read_boot_layout(image: bytes) -> BootLayout:
     Raises:
         FormatError: If a volume of the image is malformed, or exceeds a limit.
     """
-    found = read_contents(image, (_FW_CFG, _ACPI, _NAMED_BLOBS, _INITRD_FIRST))
+    found = read_contents(image, (_FW_CFG, _ACPI, _NAMED_BLOBS, _INITRD_FIRST), SMBIOS_PLATFORM)
     options: BootOptionKind = "none"
     if UI_APP in found.files:
         options = "menu_and_setup" if BOOT_MENU_APP in found.files else "ui_app"
@@ -64,4 +70,5 @@ def read_boot_layout(image: bytes) -> BootLayout:
         initrd_first=_INITRD_FIRST in found.strings,
         secure_boot=_SECURE_BOOT_CONFIG in found.files,
         ui_volume=found.files.get(UI_APP),
+        bios_strings=None if found.driver is None else find_bios_strings(found.driver),
     )

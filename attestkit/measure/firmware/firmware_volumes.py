@@ -34,6 +34,7 @@ _MAX_DICTIONARY: Final = 64 << 20  # bytes of memory that LZMA data may require
 _DICTIONARIES: Final = (6 << 20, 8 << 20)  # bytes; one of them suffices for builds of OVMF
 _MAX_DEPTH: Final = 8  # volumes and LZMA data inside each other
 _MAX_FILES: Final = 16_384
+_MAX_DRIVER: Final = 256 << 10  # bytes; OVMF's have up to 100 KiB
 _MAX_SECTIONS: Final = 65_536
 _INPUT: Final = 64 << 10
 _OUTPUT: Final = 256 << 10
@@ -44,16 +45,26 @@ class FirmwareContents(NamedTuple):
 
     files: dict[UUID, UUID | None]  # name of a file: name of its volume, which is optional
     strings: frozenset[bytes]  # those of the searched ones that occur
+    driver: bytes | None = (
+        None  # data of the wanted file; None if it is missing, repeated or over 256 KiB
+    )
 
 
-def read_contents(image: bytes, strings: Collection[bytes]) -> FirmwareContents:
+def read_contents(
+    image: bytes, strings: Collection[bytes], driver: UUID | None = None
+) -> FirmwareContents:
     """Return the files of an image, and which of some byte strings occur in it.
+
+    Args:
+        image: Firmware.
+        strings: Byte strings to search for.
+        driver: Name of a file whose content is wanted.
 
     Raises:
         FormatError: If a volume, file or section is malformed, or exceeds a limit: 64 MiB unpacked,
             8 levels, 16,384 files, 65,536 sections.
     """
-    reader = _Reader(strings)
+    reader = _Reader(strings, driver)
     reader.search.feed(image)
     reader.search.interrupt()
     at = 0
@@ -63,7 +74,7 @@ def read_contents(image: bytes, strings: Collection[bytes]) -> FirmwareContents:
             view = memoryview(image)[at : at + size]
             reader.read_volume(_Stream(iter((view,)), size, at), size, 1)
         at += -(-size // _PAGE) * _PAGE or _PAGE
-    return FirmwareContents(reader.files, frozenset(reader.search.found))
+    return FirmwareContents(reader.files, frozenset(reader.search.found), reader.driver)
 
 
 def _volume_size(image: bytes, at: int) -> int:
@@ -113,6 +124,7 @@ class _Stream:
         self._image_offset = image_offset
         self._search = search
         self._piece = memoryview(b"")
+        self._copy: bytearray | None = None
 
     @property
     def image_offset(self) -> int:
@@ -139,6 +151,15 @@ class _Stream:
         if self._search and not searched:
             self._search.interrupt()
 
+    def begin_copy(self) -> None:
+        """Copy what is read from here on."""
+        self._copy = bytearray()
+
+    def end_copy(self) -> bytes:
+        """Return what was read since `begin_copy`."""
+        copy, self._copy = self._copy or b"", None
+        return bytes(copy)
+
     def error(self, problem: str, reason: FormatReason, at: int | None = None) -> FormatError:
         """Return the error for a structure at a position, by default the current one."""
         at = self.at if at is None else at
@@ -155,14 +176,18 @@ class _Stream:
         part = self._piece[:size]
         self._piece = self._piece[size:]
         self.at += len(part)
+        if self._copy is not None:
+            self._copy += part
         return part
 
 
 class _Reader:
     """Reads volumes, files and sections, and counts them against the limits."""
 
-    def __init__(self, strings: Collection[bytes]) -> None:
+    def __init__(self, strings: Collection[bytes], driver: UUID | None) -> None:
         self.files: dict[UUID, UUID | None] = {}
+        self.driver: bytes | None = None
+        self._wanted = driver
         self.search = _StringSearch(strings)
         self._unpacked = 0
         self._count = 0  # of files
@@ -206,10 +231,19 @@ class _Reader:
         self._count += 1
         if self._count > _MAX_FILES:
             raise stream.error(f"over {_MAX_FILES} files", "too_many", start)
-        if kind != _PADDING:
-            self.files[UUID(bytes_le=guid)] = volume
+        name = None if kind == _PADDING else UUID(bytes_le=guid)
+        wanted = name is not None and name == self._wanted
+        repeated = name in self.files
+        if name is not None:
+            self.files[name] = volume
+        if wanted and size <= _MAX_DRIVER:
+            stream.begin_copy()
         if kind in _SECTIONED:
             self._read_sections(stream, start + size, depth)
+        if wanted:
+            stream.skip_to(start + size)
+            driver = stream.end_copy()
+            self.driver = None if repeated else driver or None
         return start + size
 
     def _read_sections(self, stream: _Stream, end: int, depth: int) -> None:

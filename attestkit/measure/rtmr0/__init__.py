@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.measure.firmware.bios_strings import BiosStrings
     from attestkit.measure.rtmr0.boot_events import AcpiBlobs, expected_rtmr0, measured_variables
     from attestkit.measure.rtmr0.boot_options import (
         encode_load_option,
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     )
     from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
     from attestkit.measure.rtmr0.smbios import (
-        BiosStrings,
         filter_smbios,
+        needs_bios_strings,
         publish_smbios,
         set_processor_id,
     )
@@ -31,6 +32,7 @@ __all__ = [
     "filter_smbios",
     "firmware_boot_options",
     "measured_variables",
+    "needs_bios_strings",
     "publish_smbios",
     "set_processor_id",
     "virtio_disk_option",
@@ -43,7 +45,13 @@ if not TYPE_CHECKING:
             "boot_events": ["AcpiBlobs", "expected_rtmr0", "measured_variables"],
             "boot_options": ["encode_load_option", "firmware_boot_options", "virtio_disk_option"],
             "fw_cfg_items": ["DIRECT_BOOT_ORDER", "FwCfgItems"],
-            "smbios": ["BiosStrings", "filter_smbios", "publish_smbios", "set_processor_id"],
+            "smbios": [
+                "BiosStrings",
+                "filter_smbios",
+                "needs_bios_strings",
+                "publish_smbios",
+                "set_processor_id",
+            ],
             "td_hob": ["build_td_hob"],
         },
     )

@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 from attestkit._argument_checks import require_bytes
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
+from attestkit.measure.firmware.bios_strings import BiosStrings
 
 _BIOS_INFORMATION, _PROCESSOR, _END_OF_TABLE = 0, 4, 127  # types of structures
 _MAX_TABLE: Final = 1 << 20  # bytes; 64 vCPUs have about 4,000
 _END: Final = bytes.fromhex("7f04fffe0000")
 _BIOS_HEAD: Final = struct.Struct("<BBHBBHBBQBBBBBBH")
-_DATE: Final = "02/02/2022"
 
 # Fields that are cleared by type: offset and size, or offset of the number of a string.
 _CLEARED: Final[dict[int, tuple[tuple[int, int], ...]]] = {
@@ -37,29 +37,6 @@ _CLEARED_STRINGS: Final[dict[int, tuple[int, ...]]] = {
     39: (0x08, 0x09, 0x0A),
 }
 _CLEARED_WHOLE: Final = frozenset({11, 15, 18, 31, 33, *range(128, 256)})
-
-
-class BiosStrings(NamedTuple):
-    """Vendor, version and date that a firmware was built with."""
-
-    vendor: str = "EDK II"
-    version: str = ""
-    date: str = ""
-
-    def published(self) -> list[bytes]:
-        """Return the strings of the table, where OVMF replaces those under 3 characters.
-
-        Raises:
-            UsageError: If a string is over 64 characters, not ASCII, or contains NUL.
-        """
-        defaults = ("unknown", "unknown", _DATE)
-        pairs = zip(self, defaults, strict=True)
-        found = [text if len(text) >= 3 else default for text, default in pairs]
-        for text in found:
-            if not text.isascii() or "\0" in text or len(text) > 64:
-                message = "firmware strings: must be up to 64 ASCII characters, without NUL"
-                raise UsageError(message, reason="wrong_value")
-        return [text.encode() for text in found]
 
 
 class _Structure(NamedTuple):
@@ -89,12 +66,21 @@ def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
     found = [
         structure for structure in _read_structures(table) if structure.area[0] != _END_OF_TABLE
     ]
-    if not any(structure.area[0] == _BIOS_INFORMATION for structure in found):
+    if needs_bios_strings(table):
         strings = (firmware or BiosStrings()).published()
         fields = (1, 2, 0xE800, 3, 0, 8, 0, 0x1C, 0, 0, 0xFF, 0xFF, 0)
         area = _BIOS_HEAD.pack(_BIOS_INFORMATION, _BIOS_HEAD.size, 0, *fields)
         found.append(_Structure(area, strings))
     return b"".join([structure.encode() for structure in found]) + _END
+
+
+def needs_bios_strings(table: bytes) -> bool:
+    """Return whether a table has no BIOS information, so that the firmware adds its own.
+
+    Raises:
+        FormatError: If the table is malformed, or over 1 MiB.
+    """
+    return all(structure.area[0] != _BIOS_INFORMATION for structure in _read_structures(table))
 
 
 def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from attestkit.errors import FormatError
+from attestkit.measure.firmware.bios_strings import BiosStrings
 from attestkit.measure.firmware.boot_layout import read_boot_layout
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from tests.measure.firmware_images import (
@@ -23,7 +24,7 @@ from tests.raising import raises
 
 NOTHING = dict.fromkeys(
     ("measures", "fw_cfg", "acpi", "smbios", "named_blobs", "initrd_first", "secure_boot"), False
-) | {"boot_options": "none", "ui_volume": None}
+) | {"boot_options": "none", "ui_volume": None, "bios_strings": None}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ NOTHING = dict.fromkeys(
     [
         ({}, {}),
         ({"files": [TD_TCG2]}, {"measures": True}),
-        ({"files": [SMBIOS_MEASUREMENT]}, {"smbios": True}),
+        ({"files": [SMBIOS_MEASUREMENT]}, {"smbios": True, "bios_strings": BiosStrings()}),
         ({"files": [SECURE_BOOT_CONFIG]}, {"secure_boot": True}),
         ({"files": [UI_APP]}, {"boot_options": "ui_app", "ui_volume": UI_VOLUME}),
         ({"files": [MENU_APP]}, {}),

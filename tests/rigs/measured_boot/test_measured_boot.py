@@ -18,7 +18,6 @@ from attestkit.measure.acpi import read_version
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import read_boot_layout
 from attestkit.measure.kernel import GptTable, UnifiedKernelImage
-from attestkit.measure.rtmr0 import BiosStrings, publish_smbios
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.packages import OWN, fetch
 from tests.rigs.measured_boot.disk import make_disk, make_uki
@@ -111,7 +110,6 @@ def check_direct_boot(
     firmware: BootPackages,
     boot_files: tuple[bytes, bytes],
     folder: Path,
-    strings: BiosStrings | None = None,
 ) -> None:
     """Boot kernel and initrd by QEMU's -kernel, and compare the log."""
     kernel, initrd = boot_files
@@ -133,7 +131,7 @@ def check_direct_boot(
         memory_size=MEMORY,
         qemu_version=str(read_version(QEMU)),
         acpi=machine.acpi,
-        smbios=publish_smbios(machine.smbios_tables, strings),
+        smbios=machine.smbios_tables,
     )
     assert not expected.other_events
     check_events(log, with_tpm_log(expected.events), registers=(0, 1, 2))
@@ -159,7 +157,8 @@ def test_direct_boot_by_recent_firmware_has_the_expected_events(
     assert layout.smbios
     assert layout.initrd_first
     assert layout.boot_options == "menu_and_setup"
-    check_direct_boot(firmware, (kernel, initrd), tmp_path, RECENT_STRINGS)
+    assert layout.bios_strings == RECENT_STRINGS
+    check_direct_boot(firmware, (kernel, initrd), tmp_path)
 
 
 def test_unified_kernel_image_on_a_disk_has_the_expected_events(
