@@ -16,7 +16,8 @@ from attestkit.measure.acpi import (
 )
 from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.rtmr0 import DIRECT_BOOT_ORDER, FwCfgItems, set_processor_id
-from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, measure_tdx
+from attestkit.measure.tdx_guest import measure_tdx
+from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine
 
 
 def tdx_command(

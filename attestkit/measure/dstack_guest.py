@@ -20,7 +20,8 @@ from attestkit.measure.expected import ExpectedMeasurements
 from attestkit.measure.image_folder import DstackImage, read_dstack_image
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import AcpiBlobs, set_processor_id
-from attestkit.measure.tdx_guest import TdxBoot, TdxMachine, given_tables, measure_tdx
+from attestkit.measure.tdx_guest import measure_tdx
+from attestkit.measure.tdx_inputs import TdxBoot, TdxMachine, given_tables
 
 VmConfiguration: TypeAlias = str | Mapping[str, Any] | MachineShape
 """JSON text of the evidence, its members, or a shape."""

@@ -1,26 +1,20 @@
 """Expected measurements of a TD under QEMU, from firmware, boot files and the machine's shape."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from collections.abc import Iterator, Sequence
+from typing import Final, cast
 
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
-from attestkit._sanitize import near, shown
-from attestkit.attestation.launch.td_hob import MemoryRange
-from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.expected import ExpectedMeasurements, NotProven
 from attestkit.measure.expected_event import BootEvents, ExpectedEvent, weakest
-from attestkit.measure.firmware import PageOrder, TdxFirmware, compute_mrtds
+from attestkit.measure.firmware import TdxFirmware, compute_mrtds
 from attestkit.measure.kernel import (
     BootImage,
     DirectBoot,
     FirmwareTraits,
     GptTable,
     GrubBoot,
-    QemuRelease,
     UnifiedKernelImage,
     direct_boot_events,
     direct_boot_options,
@@ -30,14 +24,18 @@ from attestkit.measure.kernel import (
 )
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import (
-    AcpiBlobs,
     FwCfgItems,
     expected_rtmr0,
     needs_bios_strings,
     publish_smbios,
 )
-
-GivenTables: TypeAlias = AcpiBlobs | FoundTables
+from attestkit.measure.tdx_inputs import (
+    GivenTables,
+    TdxBoot,
+    TdxMachine,
+    choose_shape,
+    given_tables,
+)
 
 _ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 _SHIM_VARIABLES: Final = ("SbatLevel", "MokListTrusted")
@@ -51,66 +49,6 @@ _FROM_LOG: Final[dict[str, NotProven]] = {
     "SbatLevel": "shim_variables_from_log",
     _BOOT_ORDER_ITEM: "boot_order_from_log",
 }
-
-
-class TdxMachine(NamedTuple):
-    """Choices of the VMM: memory, items and tables that it shows the firmware."""
-
-    memory: tuple[MemoryRange, ...]
-    memory_size: int  # bytes
-    qemu: QemuRelease
-    page_order: PageOrder
-    page_order_known: bool = False  # stated by the VM configuration
-    acpi: FoundTables | None = None
-    smbios: bytes | None = None  # of QEMU, published, or measured
-    fw_cfg: FwCfgItems | None = None  # None for those of the kind of boot
-    qemu_version: str = ""  # empty if unknown
-    cpu_count: int | None = None
-    boot_order_known: bool = True  # whether that of `fw_cfg` is the machine's
-
-    @classmethod
-    def of_shape(
-        cls,
-        shape: MachineShape,
-        *,
-        acpi: FoundTables | None = None,
-        smbios: bytes | None = None,
-        fw_cfg: FwCfgItems | None = None,
-    ) -> "TdxMachine":
-        """Return the machine of a shape."""
-        return cls(
-            memory=shape.memory,
-            memory_size=shape.memory_size,
-            qemu=shape.qemu_release,
-            page_order=shape.page_order,
-            page_order_known=shape.two_pass is not None,
-            acpi=acpi,
-            smbios=smbios,
-            fw_cfg=fw_cfg,
-            qemu_version=shape.qemu_version,
-            cpu_count=shape.cpu_count,
-        )
-
-
-class TdxBoot(NamedTuple):
-    """Boot files: a kernel or a unified kernel image, with `-kernel` or from a disk."""
-
-    kernel: bytes | None = None
-    initrd: bytes | None = None
-    cmdline: str = ""
-    kernel_header_normalized: bool = False  # the firmware restores the header that QEMU changed
-    shim: bytes | None = None  # of QEMU's `-shim`
-    uki: bytes | None = None
-    disk: GptTable | None = None
-    boot_loaders: tuple[BootImage, ...] = ()  # from the disk, before kernel or image
-    options: tuple[bytes, ...] | None = None  # EFI_LOAD_OPTIONs of devices; None if unknown
-    option_order: tuple[int, ...] | None = None
-
-    def input_digests(self) -> dict[str, bytes]:
-        """Return the SHA-256 of each file, by name."""
-        files = {"kernel": self.kernel, "initrd": self.initrd, "shim": self.shim, "uki": self.uki}
-        files |= {image.name: image.data for image in self.boot_loaders}
-        return {name: sha256(data) for name, data in files.items() if data is not None}
 
 
 def tdx(
@@ -165,7 +103,7 @@ def tdx(
         FormatError: If an input is malformed or exceeds a limit.
         UsageError: If arguments exclude each other, or a value is out of range.
     """
-    whole = _shape(shape, machine)
+    whole = choose_shape(shape, machine)
     boot = TdxBoot(
         kernel=kernel,
         initrd=initrd,
@@ -185,18 +123,6 @@ def tdx(
     )
 
 
-def given_tables(acpi: GivenTables | None) -> FoundTables | None:
-    """Return ACPI tables with their origin; those of a caller are not called exact.
-
-    Raises:
-        FormatError: If they are malformed.
-    """
-    if acpi is None or isinstance(acpi, FoundTables):
-        return acpi
-    files = check_tables(AcpiTables(*acpi))
-    return FoundTables(files, "folder", None, exact=False, basis="source")
-
-
 def measure_tdx(
     image: bytes, boot: TdxBoot, machine: TdxMachine, *, separator_in_rtmr1: bool | None = None
 ) -> ExpectedMeasurements:
@@ -207,7 +133,7 @@ def measure_tdx(
         UsageError: If the files exclude each other, or a value is out of range.
     """
     require_bytes("firmware", image)
-    _check_boot(boot)
+    boot.check()
     firmware = TdxFirmware.parse(image)
     known = firmware.layout.separator_in_rtmr1
     place = separator_in_rtmr1 if known is None else known
@@ -252,7 +178,7 @@ def _boot_lists(
         image = UnifiedKernelImage.parse(boot.uki)
         loaders = boot.boot_loaders
         rtmr1 = image.rtmr1_events(boot.disk, separator=separator, boot_loaders=loaders)
-        by_shim = shim_variable_events() if _has_shim(boot) else []
+        by_shim = shim_variable_events() if boot.has_shim else []
         for rtmr2 in image.rtmr2_events(_passed_cmdline(boot, traits)):
             yield (*rtmr0, *rtmr1, *by_shim, *rtmr2)
         return
@@ -273,7 +199,7 @@ def _rtmr0(
 ) -> list[ExpectedEvent]:
     direct = boot.disk is None
     fw_cfg = machine.fw_cfg or (FwCfgItems.direct_boot() if direct else FwCfgItems())
-    unknown = _has_unknown_options(boot)
+    unknown = boot.has_unknown_options
     events = expected_rtmr0(
         firmware,
         machine.memory,
@@ -294,7 +220,7 @@ def _rtmr0(
             found.append(event._replace(digest=None))
         else:
             found.append(event)
-    if _has_shim(boot):
+    if boot.has_shim:
         found += [ExpectedEvent(0, name, _AUTHORITY, None, "source") for name in _SHIM_VARIABLES]
     return found
 
@@ -327,7 +253,7 @@ def _not_proven(
     for name, word in _FROM_LOG.items():
         if name in missing:
             yield word
-    if _has_unknown_options(boot):
+    if boot.has_unknown_options:
         yield "boot_options_from_log"
     if boot.uki is not None:
         yield "uki_stub_rtmr2"
@@ -350,48 +276,3 @@ def _about_tables(found: FoundTables) -> Iterator[NotProven]:
         yield "acpi_tables_derived"
     elif not found.exact:
         yield "qemu_line_differs"
-
-
-def _has_shim(boot: TdxBoot) -> bool:
-    return boot.shim is not None or any(image.name == "shim" for image in boot.boot_loaders)
-
-
-def _has_unknown_options(boot: TdxBoot) -> bool:
-    return boot.disk is not None and boot.options is None
-
-
-def _shape(shape: MachineShape | None, machine: Mapping[str, object]) -> MachineShape:
-    """Return the shape that is given as a whole or by its fields."""
-    if shape is not None:
-        if machine:
-            raise UsageError("shape and its fields: give only one", reason="conflict")
-        return shape
-    known = [one.name for one in fields(MachineShape)]
-    for name in machine:
-        if name not in known:
-            message = f"machine: unknown: {shown(name)}{near(name, known)}"
-            raise UsageError(message, reason="unknown_name")
-    for name in ("cpu_count", "memory_size"):
-        if name not in machine:
-            raise UsageError(f"{name}: missing", reason="missing")
-    return MachineShape(**cast("dict[str, Any]", machine))
-
-
-def _check_boot(boot: TdxBoot) -> None:
-    """Refuse files of other types, and of different kinds of boot together."""
-    named = {"kernel": boot.kernel, "initrd": boot.initrd, "shim": boot.shim, "uki": boot.uki}
-    for name, data in named.items():
-        if data is not None:
-            require_bytes(name, data)
-    if boot.kernel is None and boot.uki is None:
-        raise UsageError("kernel, uki: give one of them", reason="missing")
-    if boot.kernel is not None and boot.uki is not None:
-        raise UsageError("kernel, uki: give only one", reason="conflict")
-    if boot.uki is not None and boot.initrd is not None:
-        raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
-    if boot.uki is not None and boot.disk is None and boot.shim is not None:
-        raise UsageError("shim: not with a unified kernel image", reason="conflict")
-    if boot.disk is not None and boot.shim is not None:
-        raise UsageError("shim: on a disk it is one of the boot loaders", reason="conflict")
-    if boot.disk is None and boot.boot_loaders:
-        raise UsageError("boot_loaders: need a disk", reason="not_applicable")

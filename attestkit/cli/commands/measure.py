@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from attestkit.measure import ExpectedMeasurements, GuestInputs, MachineShape, SnpInputs
     from attestkit.measure.acpi import AcpiTables, TableCache
     from attestkit.measure.dstack_guest import TableSources
-    from attestkit.measure.tdx_guest import TdxBoot
+    from attestkit.measure.tdx_inputs import TdxBoot
 
 _EPILOG: Final = (
     "Example: attestkit measure --image dstack-0.5.5 --vm-config vm.json --format toml "
@@ -251,7 +251,7 @@ def _measure_command(boot: BootFiles, machine: MachineOptions, qemu: Path | None
 
 def _boot(files: "BootData", cmdline: str | None) -> "TdxBoot":
     from attestkit.measure.kernel import BootImage, GptTable
-    from attestkit.measure.tdx_guest import TdxBoot
+    from attestkit.measure.tdx_inputs import TdxBoot
 
     return TdxBoot(
         kernel=files.kernel,
