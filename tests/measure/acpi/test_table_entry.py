@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit._formats.toml import decode
 from attestkit.errors import FormatError
+from attestkit.measure.acpi import table_store
 from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
@@ -23,6 +24,7 @@ from attestkit.measure.acpi.table_entry import (
     entry_spans,
 )
 from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries, packaged_tables
+from tests.bounds.counting import peak
 from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
 from tests.measure.acpi.make_table_blobs import common_machines
 from tests.raising import raises
@@ -123,6 +125,12 @@ def test_packaged_files_are_those_of_their_sources() -> None:
         entries = list(packaged_entries(line))
         assert len(entries) == source["machines"]
         assert {str(entry.qemu_version) for entry in entries} == {source["qemu_version"]}
+
+
+@pytest.mark.parametrize("line", PACKAGED_LINES)
+def test_packaged_tables_are_unpacked_in_little_memory(line: str) -> None:
+    """A line is unpacked with a dictionary of 8 MiB."""
+    assert peak(lambda: table_store._load_line.__wrapped__(line)) < 32 << 20
 
 
 def test_packaged_tables_of_other_line_or_machine_are_none() -> None:
