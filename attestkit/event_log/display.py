@@ -4,11 +4,10 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import printable
 from attestkit.event_log.event import Event
+from attestkit.event_log.event_types import VARIABLE_TYPES
 
 MAX_PREVIEW: Final = 160  # characters
 MAX_NAME: Final = 200  # characters
-# Types whose data are a UEFI_VARIABLE_DATA (TCG PC Client Platform Firmware Profile, 10.2.6).
-_VARIABLES: Final = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})
 _VARIABLE_NAME: Final = 32  # offset of the name, after GUID and the two lengths
 
 
@@ -60,7 +59,7 @@ def event_name(event: Event) -> str:
 
 
 def _name(event: Event) -> str:
-    if event.event_type not in _VARIABLES:
+    if event.event_type not in VARIABLE_TYPES:
         return event.name
     size = 2 * int.from_bytes(event.payload[16:24], "little")
     name = event.payload[_VARIABLE_NAME : _VARIABLE_NAME + min(size, 2 * MAX_NAME)]

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log.event_types import HANDOFF_TABLES, HANDOFF_TABLES2, NO_ACTION
 from attestkit.measure.expected_event import Basis, BootEvents, ExpectedEvent, replay, weakest
 from attestkit.measure.firmware.mrtd import Mrtds, PageOrder
 from attestkit.measure.policy_text import PinnedValue, describe_gap, write_policy
@@ -34,8 +34,6 @@ TDX_REGISTERS: Final = (0, 1, 2)
 """Registers with expected values. RTMR3 is extended at run time."""
 
 _ORDERS: Final = "For both orders of pages, which depend on the host's kernel: the firmware is one."
-# Firmware measures the SMBIOS table as EFI_HANDOFF_TABLES or EFI_HANDOFF_TABLES2.
-_SAME_TYPE: Final = {0x8000000B: 0x80000009}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +177,7 @@ class ExpectedMeasurements:
         """
         if self.platform == "snp":
             return self
-        logged = [
-            [event for event in log.events if _extends(event, number)] for number in TDX_REGISTERS
-        ]
+        logged = [events_of(log, number) for number in TDX_REGISTERS]
         candidates = (self.events, *self.other_events)
         events = max(candidates, key=lambda events: _common(events, logged))
         return replace(self, events=_fill(events, logged), other_events=())
@@ -203,13 +199,28 @@ class ExpectedMeasurements:
         return image | dict(self.inputs)
 
 
+def events_of(log: EventLog, register: int) -> list[Event]:
+    """Return the events of a log that extend a register."""
+    return [
+        event
+        for event in log.events
+        if event.register == register and event.event_type != NO_ACTION
+    ]
+
+
+def comparable_type(event: ExpectedEvent | Event) -> int:
+    """Return the type of an event; releases of edk2 differ in that of the SMBIOS table."""
+    return HANDOFF_TABLES if event.event_type == HANDOFF_TABLES2 else event.event_type
+
+
+def is_same_type(expected: ExpectedEvent, logged: Event) -> bool:
+    """Return whether events have the same type, or both are tables that firmware hands over."""
+    return comparable_type(expected) == comparable_type(logged)
+
+
 def _event_dict(event: ExpectedEvent) -> dict[str, object]:
     digest = None if event.digest is None else event.digest.hex()
     return {**event._asdict(), "digest": digest}
-
-
-def _extends(event: Event, register: int) -> bool:
-    return event.register == register and event.event_type != NO_ACTION
 
 
 def _by_register(events: Iterable[ExpectedEvent]) -> list[list[ExpectedEvent]]:
@@ -223,7 +234,7 @@ def _common(events: BootEvents, logged: Sequence[Sequence[Event]]) -> int:
     for expected, found in zip(_by_register(events), logged, strict=True):
         score -= abs(len(expected) - len(found))
         for one, other in zip(expected, found, strict=False):
-            same = one.digest == other.digest if one.digest else _same_type(one, other)
+            same = one.digest == other.digest if one.digest else is_same_type(one, other)
             score += 1 if same else -1
     return score
 
@@ -233,13 +244,8 @@ def _fill(events: BootEvents, logged: Sequence[Sequence[Event]]) -> BootEvents:
     filled: list[ExpectedEvent] = []
     for expected, found in zip(_by_register(events), logged, strict=True):
         for place, event in enumerate(expected):
-            if event.digest is None and place < len(found) and _same_type(event, found[place]):
+            if event.digest is None and place < len(found) and is_same_type(event, found[place]):
                 filled.append(event._replace(digest=found[place].digest, basis="source"))
             else:
                 filled.append(event)
     return tuple(filled)
-
-
-def _same_type(expected: ExpectedEvent, found: Event) -> bool:
-    types = [_SAME_TYPE.get(one.event_type, one.event_type) for one in (expected, found)]
-    return types[0] == types[1]

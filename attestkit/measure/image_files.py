@@ -85,7 +85,7 @@ class FolderSource:
 class ArchiveSource:
     """Files in a .tar.gz archive, all in one folder of it or in none.
 
-    The folder is that of the first file that `read_small` looks for.
+    The folder is that of the first file that `read_small` looks for; no other folder may have one.
 
     Args:
         file: The archive; seekable.
@@ -94,9 +94,11 @@ class ArchiveSource:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._folder = ""
+        self._first = ""  # name of that file
 
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
         """Return those of the files that exist; see `ImageSource`."""
+        self._first = names[0]
         found: dict[str, dict[str, bytes]] = {}  # by folder
         for folder, name, member in self._members():
             if name not in names:
@@ -111,7 +113,7 @@ class ArchiveSource:
             if len(files) == len(names):
                 break
         for self._folder, files in found.items():
-            if names[0] in files:
+            if self._first in files:
                 return files
         return {}
 
@@ -119,6 +121,9 @@ class ArchiveSource:
         """Hash files; see `ImageSource`."""
         found: dict[str, ImageFile] = {}
         for folder, name, member in self._members():
+            if folder != self._folder and name == self._first:
+                message = f"archive: {name}: in two folders, of two images"
+                raise FormatError(message, reason="duplicate")
             if folder != self._folder or name not in limits:
                 continue
             if name in found:

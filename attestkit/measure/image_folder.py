@@ -13,6 +13,7 @@ from attestkit._sanitize import shown
 from attestkit._system.untrusted_files import AnyPath
 from attestkit.attestation.launch.kernel_cmdline import MAX_CMDLINE, has_rootfs_hash
 from attestkit.errors import FormatError
+from attestkit.measure.firmware.guid_table import MAX_IMAGE
 from attestkit.measure.image_files import (
     ArchiveSource,
     ImageFile,
@@ -28,7 +29,12 @@ DIGEST: Final = "digest.txt"
 
 _SMALL_FILE: Final = 1 << 20  # bytes
 _MOST_LISTED: Final = 256  # files
-_LIMITS: Final = {"bios": 64 << 20, "bios-sev": 64 << 20, "kernel": 256 << 20, "initrd": 1 << 30}
+_LIMITS: Final = {
+    "bios": MAX_IMAGE,
+    "bios-sev": MAX_IMAGE,
+    "kernel": 256 << 20,
+    "initrd": 1 << 30,
+}
 _REQUIRED: Final = ("bios", "kernel", "initrd")
 _OLDEST_FIRMWARE: Final = "pre202505"
 _NAME: Final = re.compile(r"(?!\.\.?\Z)[!-.0-~]{1,255}")  # ASCII without / and spaces

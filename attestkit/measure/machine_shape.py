@@ -13,13 +13,15 @@ from attestkit.attestation.launch.tdx import is_two_pass
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.firmware.mrtd import PageOrder
 
+OTHER_DEVICES: Final = 3
+"""Devices that every machine has: data disk, vsock, shared files."""
+
 _MAX_CPUS: Final = 4096
 _MEMORY_STEP: Final = 8192  # QEMU rounds the size up to a multiple
 _MIN_MEMORY: Final = 1 << 20
 _MAX_MEMORY: Final = 1 << 45  # bytes; the 64-bit PCI window starts at 56 TiB
 _MAX_HOLE: Final = 1 << 51
 _SLOTS: Final = 30  # of PCI bus 0, without host bridge and LPC
-_OTHER_SLOTS: Final = 3  # data disk, vsock, shared files
 _VERSION: Final = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?", re.ASCII)
 _DEFAULT_VERSION: Final = (9, 1)  # as the reference verifier assumes
 
@@ -152,7 +154,7 @@ class MachineShape:
     @property
     def slots(self) -> int:
         """Number of devices on PCI bus 0, with a root port for each GPU and NVSwitch."""
-        devices = self.root_disk + self.num_verity_volumes + self.num_nics + _OTHER_SLOTS
+        devices = self.root_disk + self.num_verity_volumes + self.num_nics + OTHER_DEVICES
         return devices + self.num_gpus + self.num_nvswitches
 
 

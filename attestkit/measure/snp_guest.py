@@ -71,7 +71,7 @@ def snp(
     return ExpectedMeasurements(
         platform="snp",
         launch_digest=digest,
-        launch_basis=launch_digest_basis(vmm, svsm=svsm is not None),
+        launch_basis=launch_digest_basis(vmm, hashes=hashes is not None, svsm=svsm is not None),
         not_proven=("kernel_not_measured",) if files is None else (),
         inputs=_input_digests(given, hashes),
         settings=_settings(machine, cpu_type, cmdline),

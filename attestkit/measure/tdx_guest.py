@@ -5,6 +5,8 @@ from typing import Final, cast
 
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
+from attestkit.event_log.event import ACPI_LABELS
+from attestkit.event_log.event_types import VARIABLE_AUTHORITY, VARIABLE_BOOT
 from attestkit.measure.acpi.table_sources import FoundTables
 from attestkit.measure.expected import ExpectedMeasurements, NotProven
 from attestkit.measure.expected_event import BootEvents, ExpectedEvent, weakest
@@ -37,10 +39,7 @@ from attestkit.measure.tdx_inputs import (
     given_tables,
 )
 
-_ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 _SHIM_VARIABLES: Final = ("SbatLevel", "MokListTrusted")
-_AUTHORITY: Final = 0x800000E0
-_BOOT_VARIABLE: Final = 0x80000002
 _BOOT_ORDER_ITEM: Final = "fw_cfg bootorder"
 _UNKNOWN_OPTION: Final = b""
 _FROM_LOG: Final[dict[str, NotProven]] = {
@@ -90,10 +89,10 @@ def tdx(
         boot_order: Numbers of the boot options, of which the firmware's own come first.
         shape: Shape of the machine; or its fields as further arguments.
         acpi: ACPI tables: of `attestkit.measure.acpi.find_tables`, or the three files. Without
-            them their digests are None.
-        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its digest is None;
-            so it is if the strings that the firmware adds are not found in its image. Then give
-            the table of `attestkit.measure.rtmr0.publish_smbios`.
+            them their events have no digest.
+        smbios: SMBIOS table of QEMU, for firmware that measures it. Without it its event has no
+            digest; so it is if the strings that the firmware adds are not found in its image. Then
+            give the table of `attestkit.measure.rtmr0.publish_smbios`.
         fw_cfg: Items that recent firmware measures; by default those of the kind of boot.
         separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
             (edk2-stable202411) or RTMR0 (before). None if unknown.
@@ -191,6 +190,9 @@ def _boot_lists(
     # From 10.1 on QEMU leaves the kernel as it is.
     qemu = max((10, 1), machine.qemu) if boot.kernel_header_normalized else machine.qemu
     found = direct_boot_events(direct, traits, qemu=qemu, memory_size=machine.memory_size)
+    if not machine.qemu_version and not boot.kernel_header_normalized:
+        # The kernel's digest is that for an assumed release.
+        found = [one._replace(basis="source") if one.name == "kernel" else one for one in found]
     yield (*rtmr0, *sorted(found, key=lambda event: event.register))
 
 
@@ -213,15 +215,17 @@ def _rtmr0(
     unknown_item = "" if machine.boot_order_known else _BOOT_ORDER_ITEM
     found = []
     for event in events:
-        if event.name in _ACPI_EVENTS and machine.acpi is not None:
+        if event.name in ACPI_LABELS and machine.acpi is not None:
             basis = weakest([event.basis, machine.acpi.basis])
             found.append(event._replace(basis=basis))
-        elif (unknown and event.event_type == _BOOT_VARIABLE) or event.name == unknown_item:
+        elif (unknown and event.event_type == VARIABLE_BOOT) or event.name == unknown_item:
             found.append(event._replace(digest=None))
         else:
             found.append(event)
     if boot.has_shim:
-        found += [ExpectedEvent(0, name, _AUTHORITY, None, "source") for name in _SHIM_VARIABLES]
+        found += [
+            ExpectedEvent(0, name, VARIABLE_AUTHORITY, None, "source") for name in _SHIM_VARIABLES
+        ]
     return found
 
 
@@ -263,7 +267,7 @@ def _not_proven(
         yield "separator_place"
     if not machine.qemu_version:
         yield "qemu_version_unknown"
-    if not any(event.name in _ACPI_EVENTS for event in events):
+    if not any(event.name in ACPI_LABELS for event in events):
         yield "acpi_tables_not_measured"
     elif machine.acpi is not None:
         yield from _about_tables(machine.acpi)

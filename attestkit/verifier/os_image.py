@@ -141,10 +141,10 @@ def _describe_missing(image_hash: bytes) -> str:
     from attestkit.measure.published_images import published_image  # lazy: only with images
 
     known = published_image(image_hash)
-    release = "" if known is None else f", which is dstack {known.version}"
+    release = "" if known is None else f" (dstack {known.version})"
     return (
-        f"its files are not at hand; add the image {image_hash.hex()}{release}, to the folder of "
-        "images"
+        f"its files are not at hand; add the image {image_hash.hex()}{release} to the "
+        "folder of images"
     )
 
 

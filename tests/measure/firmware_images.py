@@ -17,6 +17,7 @@ from attestkit.backends.simulator.sample_image.firmware_volume import (
     pack_lzma,
     volume,
 )
+from attestkit.measure.firmware import BootLayout
 from attestkit.measure.firmware.bios_strings import SMBIOS_PLATFORM
 from attestkit.measure.firmware.tdvf import BFV, CFV, MR_EXTEND, TD_HOB, TEMP_MEM, TdvfSection
 
@@ -33,6 +34,18 @@ UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
 MENU_APP = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 SMBIOS_MEASUREMENT = UUID("d27fed59-abb4-4fed-bead-2a878c7e4a7e")
 SECURE_BOOT_CONFIG = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
+
+LAYOUT_202502 = BootLayout(  # of edk2-stable202502
+    measures=True,
+    fw_cfg=False,
+    acpi=True,
+    smbios=False,
+    boot_options="ui_app",
+    named_blobs=True,
+    initrd_first=False,
+    secure_boot=False,
+    ui_volume=UI_VOLUME,
+)
 
 SIZE = 0x3000
 CFV_SIZE = 0x1000

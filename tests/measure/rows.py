@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from attestkit.measure.firmware import BootOptionKind
-from tests.measure.debian_firmware import firmware_file
-from tests.measure.kernel.debian_files import package_file
+from tests.measure.debian_packages import package_file
+from tests.measure.kernel.debian_files import release_file
 from tests.rigs.apt import MissingError
 from tests.vectors import data, load
 
@@ -47,7 +47,7 @@ def firmware_image(row: Row) -> bytes:
     if "file" in row:
         return data(row["file"].removeprefix("data/"))
     try:
-        return firmware_file(row["package"], row["suite"], row["path"], row["sha256"])
+        return package_file(row["package"], row["suite"], row["path"], row["sha256"])
     except MissingError as error:
         pytest.skip(str(error))
 
@@ -58,7 +58,7 @@ def kernel_file(row: Row) -> bytes:
         return data(row["kernel"].removeprefix("data/"))
     sha256: str = row["sha256"]
     (package,) = [other for other in VECTORS["authenticode"] if other["sha256"] == sha256]
-    return package_file(package["package"], package["path"], sha256)
+    return release_file(package["package"], package["path"], sha256)
 
 
 def _package(row: Row) -> bool:

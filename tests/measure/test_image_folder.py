@@ -297,6 +297,18 @@ def test_archive_ignores_other_folders() -> None:
     assert read_archive(archive_of([*more, *inside])) == read_archive(archive(FILES))
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_archive_with_two_images_is_refused(*, swapped: bool) -> None:
+    """An archive has one image: which of two counts would depend on their order."""
+    images = [("", FILES), ("other/", image_files(version="0.5.9"))]
+    members = [
+        member((f"{folder}{name}", body))
+        for folder, files in (reversed(images) if swapped else images)
+        for name, body in files.items()
+    ]
+    assert reason_of(archive_of(members)) == "duplicate"
+
+
 def test_archive_with_many_images_is_refused() -> None:
     """The contents of files that are looked for are not collected without limit."""
     members = [member((f"{n}/metadata.json", b"{}")) for n in range(5)]

@@ -103,6 +103,7 @@ def test_tables_of_another_line_are_named(version: str, word: str) -> None:
     found = measure(kernel=linux_kernel(), shape=shape, acpi=tables)
     assert word in found.not_proven
     assert ("qemu_version_unknown" in found.not_proven) == (not version)
+    assert found.bases["rtmr1"] == ("independent" if version else "source")  # with the kernel
 
 
 def test_tables_that_firmware_does_not_measure_are_named() -> None:

@@ -205,7 +205,7 @@ def kernel_hash_table(cmdline: bytes, initrd: bytes, kernel: bytes) -> bytes:
 
     Args:
         cmdline: Hash of the command line with a final NUL.
-        initrd: Hash of the initrd; that of no bytes if there is none.
+        initrd: Hash of the initrd; SHA-256 of no bytes without one.
         kernel: Hash of the kernel file.
     """
     entries = ((_CMDLINE, cmdline), (_INITRD, initrd), (_KERNEL, kernel))

@@ -36,7 +36,7 @@ from attestkit.attestation.launch.uefi_variable import (
 )
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import FormatError
-from attestkit.event_log.event import ACPI_DATA, WireEvent
+from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, WireEvent
 
 _MIN_MEMORY = 0x80000000
 _PAGE = 0x1000
@@ -57,7 +57,7 @@ _BOOT_ORDER = sha384(bytes(2))
 _CALLING = sha384(b"Calling EFI Application from Boot Option")
 _EXITING = sha384(b"Exit Boot Services Invocation")
 _EXITED = sha384(b"Exit Boot Services Returned with Success")
-_ACPI_NAMES = dict.fromkeys(("acpi-loader", "acpi-rsdp", "acpi-tables"))
+_ACPI_NAMES = dict.fromkeys(ACPI_LABELS)
 _OVMF = "pre202505"  # the firmware whose measurements `TdxLaunch` computes
 _VARIABLES = tuple(sha384(variable_data(name)) for name in (SECURE_BOOT, *SECURE_BOOT_KEYS))
 

@@ -13,6 +13,8 @@ from uuid import UUID
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.uefi_variable import EFI_GLOBAL, VariableName, variable_data
 from attestkit.backends.simulator.os_image import Image
+from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS
+from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import TdxFirmware
 from attestkit.measure.firmware.tdvf import CFV, TD_HOB, find_section
@@ -22,7 +24,6 @@ from attestkit.measure.rtmr0 import firmware_boot_options, measured_variables
 AREA_SIZE: Final = 65536  # bytes, as OVMF reserves
 
 _SHA384: Final = 0x000C
-_EV_NO_ACTION: Final = 0x3
 
 _TD_HOB_TABLE: Final = UUID("93bb96af-b9f2-4eb8-9462-e0ba74564236")  # OVMF's own
 _SMBIOS_TABLE: Final = UUID("eb9d2d31-2d88-11d3-9a16-0090273fc14d")
@@ -32,7 +33,6 @@ _END_OF_PATH: Final = bytes.fromhex("7fff0400")
 _LINUX_INITRD: Final = 0x8F3B22EC  # tags of the kernel's EFI stub
 _LOAD_OPTIONS: Final = 0x8F3B22ED
 
-_ACPI_EVENTS: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 _FW_CFG: Final = "fw_cfg "
 _FW_CFG_NAME: Final = 56  # bytes
 
@@ -98,7 +98,7 @@ def _event_data(firmware: TdxFirmware) -> Mapping[str, bytes]:
         "kernel": _loaded_image("kernel"),
         "load-options": _tagged_event(_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0"),
         "initrd": _tagged_event(_LINUX_INITRD, b"Linux initrd\0"),
-        **dict.fromkeys(_ACPI_EVENTS, b"ACPI DATA"),
+        **dict.fromkeys(ACPI_LABELS, ACPI_DATA),
         **ACTIONS,
     }
     for name in ("BootMenu", "bootorder"):
@@ -137,7 +137,7 @@ def _header() -> bytes:
     """Return the first record (format of TPM 1.2), which describes the format of the others."""
     # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN, one algorithm.
     spec_id = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, _SHA384, 48, 0)
-    return struct.pack("<II20xI", 1, _EV_NO_ACTION, len(spec_id)) + spec_id
+    return struct.pack("<II20xI", 1, NO_ACTION, len(spec_id)) + spec_id
 
 
 def _encode(record: Record) -> bytes:

@@ -16,7 +16,7 @@ from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, find_section
 
 if TYPE_CHECKING:
     from attestkit._formats.cbor import Value
-    from attestkit.attestation.launch.snp import OvmfSection, SnpLaunch
+    from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
 
 TDX_DOCUMENT: Final = "measurement.tdx.cbor"
 SNP_DOCUMENT: Final = "measurement.snp.cbor"
@@ -49,27 +49,16 @@ class TdxMeasurement(NamedTuple):
         return encode_cbor({"version": self.version, "image": image, "tdvf": tdvf})
 
 
-class SnpMeasurement(NamedTuple):
-    """Content of the measurement document for SEV-SNP."""
-
-    cmdline: str
-    ovmf_hash: bytes  # 48 bytes
-    kernel_hash: bytes  # 32 bytes
-    initrd_hash: bytes  # 32 bytes
-    hashes_table_gpa: int
-    reset_eip: int
-    ovmf_sections: "tuple[OvmfSection, ...]"
-
-    def document(self) -> "dict[Value, Value]":
-        """Return the document, decoded."""
-        sections: list[Value] = [
-            {"gpa": section.gpa, "size": section.size, "type": section.kind}
-            for section in self.ovmf_sections
-        ]
-        fields: dict[Value, Value] = {"version": 3}
-        fields.update(self._asdict().items())
-        fields["ovmf_sections"] = sections
-        return fields
+def snp_document(image: "SnpImage") -> "dict[Value, Value]":
+    """Return the measurement document for SEV-SNP, decoded."""
+    sections: list[Value] = [
+        {"gpa": section.gpa, "size": section.size, "type": section.kind}
+        for section in image.ovmf_sections
+    ]
+    fields: dict[Value, Value] = {"version": 3}
+    fields.update(image._asdict().items())
+    fields["ovmf_sections"] = sections
+    return fields
 
 
 def _td_hob_witness(sections: Sequence[TdvfSection]) -> bytes:

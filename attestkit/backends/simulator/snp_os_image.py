@@ -8,10 +8,10 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.launch import snp
 from attestkit.backends.simulator.image_documents import (
     SNP_DOCUMENT,
-    SnpMeasurement,
     checksum_list,
     encode_cbor,
     sev_snp_measurement,
+    snp_document,
 )
 from attestkit.backends.simulator.os_image import CMDLINE, MEMORY_SIZE, component_content
 
@@ -44,7 +44,7 @@ class SnpImage(NamedTuple):
 @cache
 def simulated_snp_image() -> SnpImage:
     """Return the image of every simulated SEV-SNP guest."""
-    document = SnpMeasurement(
+    launched = snp.SnpImage(
         cmdline=CMDLINE,
         ovmf_hash=sha384(component_content("firmware")),
         kernel_hash=sha256(component_content("kernel")),
@@ -52,12 +52,12 @@ def simulated_snp_image() -> SnpImage:
         hashes_table_gpa=HASHES_TABLE_GPA,
         reset_eip=RESET_EIP,
         ovmf_sections=SNP_SECTIONS,
-    ).document()
+    )
     launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
-    measurement = encode_cbor(document)
+    measurement = encode_cbor(snp_document(launched))
     checksums = checksum_list({SNP_DOCUMENT: measurement})
     return SnpImage(
-        measurement=snp.compute_measurement(snp.SnpImage.read(document), launch),
+        measurement=snp.compute_measurement(launched, launch),
         os_image_hash=sha256(checksums),
         sev_snp_measurement=sev_snp_measurement(launch, checksums, measurement),
     )

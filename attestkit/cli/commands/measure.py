@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from attestkit.attestation import Attestation
     from attestkit.cli.options.boot_files import BootData
     from attestkit.event_log import EventLog
-    from attestkit.measure import ExpectedMeasurements, GuestInputs, MachineShape, SnpInputs
+    from attestkit.measure import (
+        DstackImage,
+        ExpectedMeasurements,
+        GuestInputs,
+        MachineShape,
+        SnpInputs,
+    )
     from attestkit.measure.acpi import AcpiTables, TableCache
     from attestkit.measure.dstack_guest import TableSources
     from attestkit.measure.tdx_inputs import TdxBoot
@@ -146,9 +152,7 @@ def _check_output(form: str, output: Path | None, *, as_json: bool) -> None:
 
 def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
     if boot.image is not None:
-        from attestkit.measure import read_dstack_image
-
-        image = read_dstack_image(boot.image)
+        image = _read_image(boot.image)
         firmware = image.firmware if image.firmware_snp is None else image.firmware_snp
         cmdline = image.cmdline.strip()
         found = snp.measure(firmware, image.kernel, image.initrd, cmdline)
@@ -171,7 +175,6 @@ def _measure_tdx(
 ) -> "_Measured":
     from attestkit.measure.diagnosis import GuestInputs
     from attestkit.measure.dstack_guest import dstack_image, measure_shape
-    from attestkit.measure.image_folder import read_dstack_image
 
     if machine.qemu_args is not None:
         if tables.acpi is not None or tables.smbios is not None:
@@ -182,7 +185,7 @@ def _measure_tdx(
     sources, files = tables.find(shape, machine.processor_id)
     known = GuestInputs(shape=shape, acpi=files, smbios=sources.smbios)
     if boot.image is not None:
-        image = read_dstack_image(boot.image)
+        image = _read_image(boot.image)
         expected = dstack_image(image, shape, **sources._asdict())
         inputs = _with_boot(known, image.firmware, image.kernel, image.initrd, image.cmdline)
     else:
@@ -190,6 +193,15 @@ def _measure_tdx(
         expected = measure_shape(data.firmware, _boot(data, boot.cmdline), shape, sources)
         inputs = _with_boot(known, data.firmware, data.kernel, data.initrd, boot.cmdline)
     return _Measured(expected, inputs, source)
+
+
+def _read_image(path: Path) -> "DstackImage":
+    from attestkit.measure import read_dstack_image
+
+    try:
+        return read_dstack_image(path)
+    except UsageError as error:  # it cannot be opened, which is exit code 5 for other files too
+        raise FormatError(f"--image {error}", reason="unreadable") from error
 
 
 def _with_boot(

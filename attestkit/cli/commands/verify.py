@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit._sanitize import key
 from attestkit.cli.exit_codes import most_severe_code, print_error, set_exit_code
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.options.ear_signing import Signing, signing_options
@@ -194,7 +195,7 @@ def _image_version(result: "AttestationResult") -> str | None:
     """Return the version in the metadata of the image's files; None if they are not at hand."""
     if result.claims.os_image_is_dev is None:
         return None
-    version = ascii(result.claims.os_image_version or "not stated")[1:-1]
+    version = key(result.claims.os_image_version or "not stated")
     return f"{version}, for development" if result.claims.os_image_is_dev else version
 
 

@@ -3,14 +3,12 @@
 A real QEMU makes them, stopped and without KVM; tables of common machines ship with the package.
 """
 
-from attestkit.measure.acpi.acpi_inputs import DstackMachine
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
 from attestkit.measure.acpi.qemu.qemu_machine import (
     QemuMachine,
-    read_kernel,
     read_machine,
     read_version,
 )
@@ -23,7 +21,6 @@ from attestkit.measure.acpi.table_sources import FoundTables, describe_tables, f
 __all__ = [
     "AcpiTables",
     "ChipsetSetup",
-    "DstackMachine",
     "FoundTables",
     "QemuMachine",
     "QemuVersion",
@@ -34,7 +31,6 @@ __all__ = [
     "describe_tables",
     "dstack_command",
     "find_tables",
-    "read_kernel",
     "read_machine",
     "read_table_folder",
     "read_version",

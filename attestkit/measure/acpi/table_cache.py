@@ -39,7 +39,7 @@ _logger = logging.getLogger("attestkit.measure")
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path | None:
-    """Return the user's folder for cached tables, or None if there is no home directory.
+    """Return the user's folder for cached tables, or None without a home directory.
 
     It is `attestkit/acpi` in `$XDG_CACHE_HOME`, else in `~/.cache`.
     """

@@ -4,7 +4,7 @@ import os
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import DstackMachine, acpi_inputs, host_version
+from attestkit.measure.acpi.acpi_inputs import acpi_inputs, host_version
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.acpi.derived_tables import BASE_LINE, can_derive, derive_tables
 from attestkit.measure.acpi.interrupt_trigger import to_edge_triggered
@@ -18,6 +18,7 @@ from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_folder import read_table_folder
 from attestkit.measure.acpi.table_store import packaged_tables
 from attestkit.measure.expected_event import Basis
+from attestkit.measure.machine_shape import MachineShape
 
 TableOrigin: TypeAlias = Literal["folder", "qemu", "cache", "package", "derived"]
 
@@ -47,7 +48,7 @@ class FoundTables(NamedTuple):
 
 
 def find_tables(
-    machine: DstackMachine,
+    machine: MachineShape,
     *,
     qemu: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,

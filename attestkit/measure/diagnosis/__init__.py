@@ -11,23 +11,17 @@ from attestkit.measure.diagnosis.evidence_comparison import (
 from attestkit.measure.diagnosis.evidence_shape import ShapeSource, read_machine_shape
 from attestkit.measure.diagnosis.guest_inputs import GuestInputs
 from attestkit.measure.diagnosis.guest_shape import (
-    AcpiShape,
-    FoundMemory,
-    GuestShape,
     find_guest_shape,
     find_memory,
 )
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs
 
 __all__ = [
-    "AcpiShape",
     "Cause",
     "CauseName",
     "Difference",
     "DifferenceKind",
-    "FoundMemory",
     "GuestInputs",
-    "GuestShape",
     "LoggedBoot",
     "ShapeSource",
     "SnpInputs",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
+from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
 from attestkit.measure.acpi.acpi_tables import AcpiTable, AcpiTables
 from attestkit.measure.acpi.shape_search import PackagedMachine, TableShape
 from attestkit.measure.acpi.table_store import packaged_entries
@@ -26,7 +27,6 @@ _SMI_COMMAND: Final = 48  # offset in the FADT: port, then commands to enable an
 _SMM: Final = bytes.fromhex("b2000000 02 03")  # zeros without SMM
 _LOW_MEMORY_STEP: Final = 1 << 20
 _FIRST_LOW: Final = 128 << 20
-_SPLIT: Final = 0xB0000000
 # DWordMemory of the PCI hole after RAM: flags, granularity; then start, end, offset, length.
 _PCI_HOLE: Final = bytes.fromhex("8717 0000 0c01 00000000")
 _WINDOW: Final = bytes.fromhex("8a2b 0000 0c03 0000000000000000")  # QWordMemory: the same
@@ -213,7 +213,7 @@ def _low_memory_variations(tables: bytes, dsdt: AcpiTable) -> Iterator[tuple[Cau
     if at < len(_PCI_HOLE) or at + 16 > dsdt.offset + dsdt.length:
         return
     _, last = struct.unpack_from("<II", tables, at)
-    for low in range(_FIRST_LOW, _SPLIT, _LOW_MEMORY_STEP):
+    for low in range(_FIRST_LOW, SPLIT_MEMORY, _LOW_MEMORY_STEP):
         if low > last:
             return
         text = f"the guest has {low} bytes of RAM below 4 GiB"

@@ -6,10 +6,10 @@ from typing import Final
 from attestkit._sanitize import shown
 from attestkit.event_log import Event
 from attestkit.event_log.event import ACPI_LABELS
-from attestkit.event_log.event_types import ACPI_CONFIG
+from attestkit.event_log.event_types import ACPI_CONFIG, IMAGE_TYPES, IPL, SEPARATOR
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
 from attestkit.measure.diagnosis.difference import Cause, CauseName
-from attestkit.measure.diagnosis.event_comparison import FirstDifference, is_same_type
+from attestkit.measure.diagnosis.event_comparison import FirstDifference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, Search
 from attestkit.measure.diagnosis.kernel_causes import find_kernel_cause, find_load_option_cause
 from attestkit.measure.diagnosis.logged_event import name_event
@@ -18,11 +18,9 @@ from attestkit.measure.diagnosis.rtmr0_causes import (
     find_boot_option_cause,
     find_fw_cfg_cause,
 )
+from attestkit.measure.expected import is_same_type
 
 _BOOT_OPTION: Final = re.compile(r"Boot(?:Order|[0-9A-F]{4})")
-_IMAGE_TYPES: Final = frozenset({0x80000003, 0x80000004, 0x80000005})
-_IPL: Final = 0xD
-_SEPARATOR: Final = 0x4
 _UNKNOWN: Final = Cause("unknown", "an event that is not known to vary")
 
 # Changed events whose cause is searched for, and those whose cause is not.
@@ -97,7 +95,7 @@ def _absence_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
 def _is_first_separator(guest: ComparedGuest, difference: FirstDifference) -> bool:
     """Return whether it is a separator before the last event of RTMR0, which no release lacks."""
     event = difference.logged if difference.kind == "extra" else difference.expected
-    if event is None or event.event_type != _SEPARATOR or event.register:
+    if event is None or event.event_type != SEPARATOR or event.register:
         return False
     last = sum(one.register == 0 for one in guest.expected) - 1
     return difference.position < last
@@ -112,7 +110,7 @@ def _changed_cause(guest: ComparedGuest, name: str, logged: Event) -> Cause:
         return Cause(*known)
     if name.startswith("."):
         return Cause("uki_section", f"another section {name} of the unified kernel image")
-    if logged.event_type in _IMAGE_TYPES:
+    if logged.event_type in IMAGE_TYPES:
         return Cause("boot_image", f"another image {shown(name)}")
     return _unpaired_cause(guest, name_event(logged), logged.event_type)
 
@@ -143,8 +141,8 @@ def _unpaired_cause(guest: ComparedGuest, name: str, event_type: int) -> Cause:
     if _BOOT_OPTION.fullmatch(name):
         text = "another number of boot options: bootable devices, or release of the firmware"
         return Cause("boot_options", text)
-    if event_type in _IMAGE_TYPES:
+    if event_type in IMAGE_TYPES:
         return Cause("boot_image", "another number of images: shim, boot loader, or driver")
-    if event_type == _IPL:
+    if event_type == IPL:
         return Cause("boot_loader", "measured by a boot loader or the stub of a kernel image")
     return _UNKNOWN

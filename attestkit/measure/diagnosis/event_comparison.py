@@ -1,16 +1,13 @@
 """Comparison of the events of one register with those of a log."""
 
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from attestkit.event_log import Event, EventLog
-from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log import Event
+from attestkit.measure.expected import comparable_type, is_same_type
 from attestkit.measure.expected_event import ExpectedEvent
 
 EventDifference = Literal["changed", "cut", "extra", "missing"]
-
-_HANDOFF_TABLES: Final = 0x80000009
-_HANDOFF: Final = frozenset({_HANDOFF_TABLES, 0x8000000B})  # releases differ in that of SMBIOS
 
 
 class FirstDifference(NamedTuple):
@@ -20,15 +17,6 @@ class FirstDifference(NamedTuple):
     kind: EventDifference
     expected: ExpectedEvent | None
     logged: Event | None
-
-
-def events_of(log: EventLog, register: int) -> list[Event]:
-    """Return the events of a log that extend a register."""
-    return [
-        event
-        for event in log.events
-        if event.register == register and event.event_type != NO_ACTION
-    ]
 
 
 def first_difference(
@@ -48,12 +36,6 @@ def first_difference(
     if len(logged) > len(expected):
         return FirstDifference(position, "extra", None, logged[position])
     return None
-
-
-def is_same_type(expected: ExpectedEvent, logged: Event) -> bool:
-    """Return whether events have the same type, or both are tables that firmware hands over."""
-    types = {expected.event_type, logged.event_type}
-    return len(types) == 1 or types <= _HANDOFF
 
 
 def _is_same(expected: ExpectedEvent, logged: Event) -> bool:
@@ -81,5 +63,4 @@ def _kind(
 
 
 def _identity(event: ExpectedEvent | Event) -> tuple[int, bytes | None]:
-    kind = event.event_type
-    return (_HANDOFF_TABLES if kind in _HANDOFF else kind, event.digest)
+    return comparable_type(event), event.digest

@@ -13,11 +13,11 @@ from attestkit.event_log.event import ACPI_LABELS, RUNTIME_REGISTER
 from attestkit.measure.diagnosis.acpi_causes import find_acpi_cause
 from attestkit.measure.diagnosis.difference import Cause, Difference
 from attestkit.measure.diagnosis.event_causes import find_cause
-from attestkit.measure.diagnosis.event_comparison import events_of, first_difference
+from attestkit.measure.diagnosis.event_comparison import first_difference
 from attestkit.measure.diagnosis.guest_inputs import ComparedGuest, GuestInputs
 from attestkit.measure.diagnosis.launch_digest_causes import SnpInputs, find_launch_cause
 from attestkit.measure.diagnosis.logged_event import acpi_digests, name_event
-from attestkit.measure.expected import ExpectedMeasurements
+from attestkit.measure.expected import ExpectedMeasurements, events_of
 from attestkit.measure.expected_event import ExpectedEvent, replay
 
 _REGISTERS = (0, 1, 2)

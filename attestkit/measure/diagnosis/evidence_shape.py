@@ -6,15 +6,13 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs
-from attestkit.measure.diagnosis.event_comparison import events_of
 from attestkit.measure.diagnosis.guest_shape import GuestShape, find_guest_shape
-from attestkit.measure.machine_shape import MachineShape
+from attestkit.measure.expected import events_of
+from attestkit.measure.machine_shape import OTHER_DEVICES, MachineShape
 
 ShapeSource = Literal["search", "vm_config"]
 """`vm_config`: the host's word, which no signature confirms. `search`: found from digests of the
 log, so that events which depend on it are as expected."""
-
-_OTHER_DEVICES = 3  # data disk, vsock, shared files
 
 
 def read_machine_shape(evidence: Attestation) -> tuple[MachineShape, ShapeSource]:
@@ -50,7 +48,7 @@ def to_machine_shape(found: GuestShape) -> MachineShape | None:
 
 
 def _shape_of(inputs: AcpiInputs, line: str, memory_size: int) -> MachineShape:
-    disk = inputs.endpoints > _OTHER_DEVICES + 1
+    disk = inputs.endpoints > OTHER_DEVICES + 1
     return MachineShape(
         cpu_count=inputs.cpu_count,
         memory_size=memory_size,
@@ -59,6 +57,6 @@ def _shape_of(inputs: AcpiInputs, line: str, memory_size: int) -> MachineShape:
         pci_hole64_size=inputs.pci_hole64_size,
         hotplug_off=inputs.hotplug_off,
         num_gpus=inputs.root_ports,
-        num_nics=inputs.endpoints - _OTHER_DEVICES - disk,
+        num_nics=inputs.endpoints - OTHER_DEVICES - disk,
         root_disk=disk,
     )

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import memory_ranges
 from attestkit.event_log import Event
+from attestkit.event_log.event import ACPI_LABELS
 from attestkit.measure.acpi.acpi_tables import AcpiTables
 from attestkit.measure.diagnosis.difference import Cause
 from attestkit.measure.diagnosis.guest_shape import (
@@ -92,8 +93,7 @@ class ComparedGuest:
     @cached_property
     def expected_acpi(self) -> AcpiShape | None:
         """Shape that the expected digests of ACPI tables reveal."""
-        names = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-        loader, rsdp, tables = (self.expected_digest(name) for name in names)
+        loader, rsdp, tables = (self.expected_digest(name) for name in ACPI_LABELS)
         if loader is None or rsdp is None or tables is None:
             return None
         return find_acpi_shape((loader, rsdp, tables))

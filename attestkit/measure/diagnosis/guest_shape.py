@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from attestkit.attestation.launch.td_hob import SPLIT_MEMORY, memory_ranges
 from attestkit.errors import UsageError
 from attestkit.event_log import Event
+from attestkit.event_log.event_types import HANDOFF_TABLES2
 from attestkit.measure.acpi.shape_search import (
     PackagedMachine,
     TableShape,
@@ -28,7 +29,6 @@ _FINE: Final = 64 * _GIB  # up to this size all MiB are tried, then all GiB
 _MOST_MEMORY: Final = 1 << 45
 _TEMP_MEM_STARTS: Final = (0x810000, 0x811000)  # of OVMF, which depends on the build
 _TEMP_MEM_END: Final = 0x820000
-_TD_HOB_TYPE: Final = 0x8000000B
 
 
 class FoundMemory(NamedTuple):
@@ -76,7 +76,7 @@ def find_guest_shape(
         rtmr0: Events of RTMR0.
         sections: Those of its firmware; by default those of both builds of OVMF.
     """
-    hobs = [event.digest for event in rtmr0 if event.event_type == _TD_HOB_TYPE]
+    hobs = [event.digest for event in rtmr0 if event.event_type == HANDOFF_TABLES2]
     memory = find_memory(hobs[0], sections) if hobs else None
     digests = acpi_digests(rtmr0)
     return GuestShape(memory, None if digests is None else find_acpi_shape(digests))

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import shown
-from attestkit.attestation.launch.td_hob import memory_below_4g
+from attestkit.attestation.launch.td_hob import SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event
 from attestkit.measure.diagnosis.difference import Cause, CauseName
@@ -16,7 +16,7 @@ from attestkit.measure.kernel.linux_kernel import measured_kernel_digest
 from attestkit.measure.kernel.load_options import encode_options
 
 _MOST_HASHED: Final = 768 << 20  # bytes of kernels, 2 s
-_CLASSES: Final = (2816 << 20, *(size << 20 for size in range(256, 2816, 256)))
+_CLASSES: Final = (SPLIT_MEMORY, *(size << 20 for size in range(256, 2816, 256)))
 _VIDEO_MODES: Final = ("normal", "ext", "ask", *(str(mode) for mode in range(0x301, 0x320)))
 _VIDEO: Final = re.compile(r" ?vga=\S*")
 _MOST_WORDS: Final = 256
@@ -57,7 +57,7 @@ _OPTION_FORMS: Final = [
 
 
 def find_kernel_cause(guest: ComparedGuest, event: Event) -> Cause:
-    """Return why the kernel's hash differs; hashes at most 768 MiB of kernels, which takes 2 s."""
+    """Return why the kernel's hash differs; hashes 768 MiB at most, or a kernel four times: 2 s."""
     kernel = guest.inputs.kernel
     if kernel is None:
         text = "another kernel, or its header as QEMU before 10.0 changes it: memory, initrd size"

@@ -6,7 +6,6 @@ from typing import Final, NamedTuple, get_args
 
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.snp import (
-    CPU_IDENTITIES,
     VMSA_GPA,
     VMSA_PAGE,
     cpu_signature,
@@ -16,14 +15,11 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.measure.diagnosis.difference import Cause, CauseName
 from attestkit.measure.sev_snp import KernelFiles, SnpMachine, Vmm, compute_launch_digest
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
-from attestkit.measure.sev_snp.vcpu import initial_vmsa
+from attestkit.measure.sev_snp.vcpu import IDENTITIES, initial_vmsa
 
 _MOST_VCPUS: Final = 512
 _FEATURES: Final = (0x1, 0x21)  # without and with debug swap
-_SIGNATURES: Final = {
-    **{cpu_signature(*identity): name for name, identity in CPU_IDENTITIES.items()},
-    cpu_signature(26, 0, 0): "epyc-turin",
-}
+_SIGNATURES: Final = {cpu_signature(*identity): name for name, identity in IDENTITIES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,22 +12,26 @@ from uuid import UUID
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import key
 from attestkit.event_log import Event
-from attestkit.event_log.event_types import ACPI_CONFIG
+from attestkit.event_log.event_types import (
+    ACPI_CONFIG,
+    EVENT_TAG,
+    FIRMWARE_BLOB2,
+    GPT_EVENT,
+    HANDOFF_TABLES2,
+    SEPARATOR,
+    VARIABLE_TYPES,
+)
+from attestkit.measure.kernel.boot_events import ACTIONS
 from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER
 
-_VARIABLE_TYPES: Final = frozenset({0x80000001, 0x80000002, 0x8000000C, 0x800000E0})
 _VARIABLE_HEAD: Final = struct.Struct("<16sQQ")
 _MAX_NAME: Final = 256  # characters
 _FW_CFG: Final = b"QEMU FW CFG\0"
-_SEPARATOR: Final = 0x4
-_EVENT_TAG: Final = 0x6
-_BY_TYPE: Final = {0x8000000A: "cfv", 0x8000000B: "td-hob", 0x80000006: "gpt"}
+_BY_TYPE: Final = {FIRMWARE_BLOB2: "cfv", HANDOFF_TABLES2: "td-hob", GPT_EVENT: "gpt"}
 _BY_TAG: Final = {0x8F3B22ED: "load-options", 0x8F3B22EC: "initrd"}
 _TEXTS: Final = {
-    "calling": b"Calling EFI Application from Boot Option",
+    **ACTIONS,
     "returning": b"Returning from EFI Application from Boot Option",
-    "exit-invocation": b"Exit Boot Services Invocation",
-    "exit-success": b"Exit Boot Services Returned with Success",
     "exit-failure": b"Exit Boot Services Returned with Failure",
     "separator": bytes(4),
     "error-separator": b"\1\0\0\0",
@@ -49,9 +53,9 @@ class LoggedVariable(NamedTuple):
 
 
 def read_variable(event: Event) -> LoggedVariable | None:
-    """Return the variable in the data of an event; None if there is none, or it is malformed."""
+    """Return the variable in the data of an event, or None if they are not one."""
     payload = event.payload
-    if event.event_type not in _VARIABLE_TYPES or len(payload) < _VARIABLE_HEAD.size:
+    if event.event_type not in VARIABLE_TYPES or len(payload) < _VARIABLE_HEAD.size:
         return None
     vendor, characters, size = _VARIABLE_HEAD.unpack_from(payload)
     start = _VARIABLE_HEAD.size + 2 * characters
@@ -75,7 +79,7 @@ def name_event(event: Event) -> str:
     if event.event_type == ACPI_CONFIG:
         return _name_item(event)
     tag = int.from_bytes(event.payload[:4], "little")
-    if event.event_type == _EVENT_TAG and tag in _BY_TAG:
+    if event.event_type == EVENT_TAG and tag in _BY_TAG:
         return _BY_TAG[tag]
     return _BY_TYPE.get(event.event_type, event.type_name)
 
@@ -97,7 +101,7 @@ def acpi_digests(events: Sequence[Event]) -> tuple[bytes, bytes, bytes] | None:
     if not found:
         rtmr0 = [event for event in events if event.register == 0]
         types = [event.event_type for event in rtmr0]
-        at = types.index(_SEPARATOR) + 1 if _SEPARATOR in types else len(types)
+        at = types.index(SEPARATOR) + 1 if SEPARATOR in types else len(types)
         found = [event for event in rtmr0[at : at + 3] if event.event_type == ACPI_CONFIG]
     if len(found) != 3:
         return None

@@ -8,6 +8,7 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha384
 from attestkit._sanitize import key
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.attestation.launch.uefi_variable import (
     SECURE_BOOT,
     SECURE_BOOT_KEYS,
@@ -27,10 +28,7 @@ from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios, set_pr
 
 # Volumes of variables without variables, as edk2 builds them.
 _BLANK_VOLUMES: Final = {
-    bytes.fromhex(
-        "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
-        "412af21c097d473155875ffd561d6790"
-    ): "4 MiB",
+    BLANK_CFV_DIGEST: "4 MiB",
     bytes.fromhex(
         "f87302177b059d54a2cf0c5f13340dbabf5c9dd60dc3f996c68b776fbe4de959"
         "769443a3d8ef6538b97d7e151c8298e8"

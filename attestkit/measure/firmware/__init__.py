@@ -7,7 +7,6 @@ from attestkit._package import lazy_names
 if TYPE_CHECKING:
     from attestkit.measure.firmware.bios_strings import BiosStrings
     from attestkit.measure.firmware.boot_layout import BootLayout, BootOptionKind, read_boot_layout
-    from attestkit.measure.firmware.guid_table import read_guid_table
     from attestkit.measure.firmware.mrtd import Mrtds, PageOrder, compute_mrtds
     from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
     from attestkit.measure.firmware.tdx_firmware import TdxFirmware
@@ -23,7 +22,6 @@ __all__ = [
     "TdxFirmware",
     "compute_mrtds",
     "read_boot_layout",
-    "read_guid_table",
     "read_tdvf_sections",
     "read_variables",
 ]
@@ -34,7 +32,6 @@ if not TYPE_CHECKING:
         {
             "bios_strings": ["BiosStrings"],
             "boot_layout": ["BootLayout", "BootOptionKind", "read_boot_layout"],
-            "guid_table": ["read_guid_table"],
             "mrtd": ["Mrtds", "PageOrder", "compute_mrtds"],
             "tdvf": ["TdvfSection", "read_tdvf_sections"],
             "tdx_firmware": ["TdxFirmware"],

@@ -78,7 +78,7 @@ def read_contents(
 
 
 def _volume_size(image: bytes, at: int) -> int:
-    """Return the size of the volume at an offset, or 0 if there is no complete one."""
+    """Return the size of the complete volume at an offset, else 0."""
     if image[at + 40 : at + 44] != b"_FVH" or at + _VOLUME.size > len(image):
         return 0
     _, size, _, head, _, _ = _VOLUME.unpack_from(image, at)

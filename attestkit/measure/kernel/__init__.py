@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from attestkit.measure.kernel.load_options import direct_boot_options
     from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
-    from attestkit.measure.kernel.unified_kernel_image import UkiEvents, UnifiedKernelImage
+    from attestkit.measure.kernel.unified_kernel_image import UnifiedKernelImage
 
 __all__ = [
     "BootImage",
@@ -39,7 +39,6 @@ __all__ = [
     "GrubBoot",
     "PeImage",
     "QemuRelease",
-    "UkiEvents",
     "UnifiedKernelImage",
     "authenticode_digest",
     "direct_boot_events",
@@ -74,6 +73,6 @@ if not TYPE_CHECKING:
             ],
             "load_options": ["direct_boot_options"],
             "pe_image": ["PeImage", "authenticode_digest"],
-            "unified_kernel_image": ["UkiEvents", "UnifiedKernelImage"],
+            "unified_kernel_image": ["UnifiedKernelImage"],
         },
     )

@@ -1,16 +1,10 @@
-"""Event types, and the events of a boot that do not depend on what is booted."""
+"""Events of a boot that do not depend on what is booted."""
 
 from typing import Final
 
 from attestkit._crypto.hashes import sha384
+from attestkit.event_log.event_types import BOOT_APPLICATION, EFI_ACTION, SEPARATOR
 from attestkit.measure.expected_event import Basis, ExpectedEvent
-
-SEPARATOR: Final = 0x4
-EVENT_TAG: Final = 0x6
-IPL: Final = 0xD
-BOOT_APPLICATION: Final = 0x80000003
-GPT_EVENT: Final = 0x80000006
-EFI_ACTION: Final = 0x80000007
 
 
 def event_of(register: int, name: str, event_type: int, data: bytes, basis: Basis) -> ExpectedEvent:

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
+from attestkit.event_log.event_types import EVENT_TAG, IPL
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
-    EVENT_TAG,
     EXITS,
-    IPL,
     before_images,
     event_of,
     image_event,
@@ -52,7 +51,7 @@ def disk_boot_events(
 
     Raises:
         FormatError: If an image is not a valid PE image.
-        UsageError: If there are no images, or over 64.
+        UsageError: If the number of images is not 1 to 64.
     """
     if not 1 <= len(images) <= _MOST_IMAGES:
         message = f"images: must be 1 to {_MOST_IMAGES}, not {len(images)}"

@@ -5,8 +5,9 @@ from typing import Final, NamedTuple
 
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log.event_types import GPT_EVENT
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.kernel.boot_events import GPT_EVENT, event_of
+from attestkit.measure.kernel.boot_events import event_of
 
 _HEADER: Final = 92  # bytes
 _BLOCK_SIZES: Final = (512, 4096)

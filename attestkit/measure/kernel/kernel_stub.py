@@ -1,7 +1,8 @@
 """Events of RTMR2 by the EFI stub of Linux, and by a shim before it."""
 
+from attestkit.event_log.event_types import EVENT_TAG, IPL
 from attestkit.measure.expected_event import Basis, ExpectedEvent
-from attestkit.measure.kernel.boot_events import EVENT_TAG, IPL, event_of
+from attestkit.measure.kernel.boot_events import event_of
 
 
 def kernel_stub_events(
@@ -11,7 +12,7 @@ def kernel_stub_events(
 
     Args:
         options: The load options; none are not measured.
-        initrd: The initrd that the stub loads; None or empty if there is none.
+        initrd: The initrd that the stub loads; optional.
         basis: What confirms the load options.
     """
     events = []

@@ -45,7 +45,7 @@ class PeImage(NamedTuple):
 
     data: bytes
     checksum_at: int
-    security_at: int | None  # offset of the entry of the certificate table; None if there is none
+    security_at: int | None  # offset of the entry of the certificate table; optional
     certificates_size: int
     headers_size: int
     sections: tuple[PeSection, ...]  # in the order of their headers
@@ -55,7 +55,7 @@ class PeImage(NamedTuple):
         """Read the headers.
 
         Raises:
-            FormatError: If the image is malformed, truncated, or has sections that overlap.
+            FormatError: If the image is malformed or truncated.
         """
         if data[:2] != b"MZ":
             raise _error("unrecognized", "no MZ signature", 0)

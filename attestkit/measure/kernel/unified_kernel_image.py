@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log.event_types import IPL
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.kernel.boot_events import (
     EXITS,
-    IPL,
     before_images,
     event_of,
     image_event,

@@ -18,28 +18,30 @@ from attestkit.attestation.launch.uefi_variable import (
     variable_data,
 )
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log.event import ACPI_LABELS
+from attestkit.event_log.event_types import (
+    ACPI_CONFIG,
+    FIRMWARE_BLOB2,
+    HANDOFF_TABLES,
+    HANDOFF_TABLES2,
+    SEPARATOR,
+    VARIABLE_BOOT,
+    VARIABLE_DRIVER_CONFIG,
+)
 from attestkit.measure.expected_event import Basis, ExpectedEvent
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from attestkit.measure.rtmr0.boot_options import firmware_boot_options
-from attestkit.measure.rtmr0.fw_cfg_items import FwCfgItems
+from attestkit.measure.rtmr0.fw_cfg_items import DIRECT_BOOT_ORDER, FwCfgItems
 from attestkit.measure.rtmr0.smbios import filter_smbios
 from attestkit.measure.rtmr0.td_hob import build_td_hob
-
-_SEPARATOR: Final = 0x4
-_PLATFORM_CONFIG: Final = 0xA
-_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
-_VARIABLE_BOOT: Final = 0x80000002
-_HANDOFF_TABLES: Final = 0x80000009
-_FIRMWARE_BLOB2: Final = 0x8000000A
-_HANDOFF_TABLES2: Final = 0x8000000B
 
 _SECURE_BOOT_ENABLE: Final = VariableName(
     UUID("f0a30bc7-af08-4556-99c4-001009c93a44"), "SecureBootEnable"
 )
 _TIMESTAMP_KEYS: Final = VariableName(IMAGE_SECURITY, "dbt")
+_SEEN_ITEMS: Final = {("BootMenu", bytes(2)), ("bootorder", DIRECT_BOOT_ORDER)}  # on hardware
 _PLATFORM_KEY: Final = SECURE_BOOT_KEYS[0]
 _BOOT_OPTION: Final = re.compile(r"Boot(Order|[0-9A-Fa-f]{4})")
-_ACPI_NAMES: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 
 AcpiBlobs = tuple[bytes, bytes, bytes]
 """Files `etc/table-loader`, `etc/acpi/rsdp` and `etc/acpi/tables` of QEMU, whole."""
@@ -64,8 +66,8 @@ def expected_rtmr0(
         firmware: The firmware.
         memory: Ranges of RAM: `MachineShape.memory`, or from QEMU's e820 table.
         fw_cfg: Items that recent firmware measures; `FwCfgItems.direct_boot()` with `-kernel`.
-        acpi: QEMU's tables; without them the digests of their three events are None.
-        smbios: Table that the firmware publishes; without it the digest of its event is None.
+        acpi: QEMU's tables. Without them their three events have no digest.
+        smbios: Table that the firmware publishes. Without it its event has no digest.
         found_options: Boot options of devices, which follow the firmware's own.
         boot_order: Numbers of the boot options, by default ascending.
         second_separator: Whether RTMR0 has a separator after the boot options, as edk2 did until
@@ -80,24 +82,24 @@ def expected_rtmr0(
     layout = firmware.layout
     _check_firmware(firmware, second_separator=second_separator)
     events = [
-        _event("td-hob", _HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
-        ExpectedEvent(0, "cfv", _FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
+        _event("td-hob", HANDOFF_TABLES2, build_td_hob(firmware.sections, memory)),
+        ExpectedEvent(0, "cfv", FIRMWARE_BLOB2, firmware.cfv_digest, "hardware"),
     ]
     if layout.fw_cfg:
         events += _fw_cfg_events(fw_cfg)
     events += _secure_boot_events(firmware)
-    events.append(_event("separator", _SEPARATOR, bytes(4)))
+    events.append(_event("separator", SEPARATOR, bytes(4)))
     if layout.acpi:
         blobs = acpi or (None, None, None)
-        named = zip(_ACPI_NAMES, blobs, strict=True)
-        events += [_event(name, _PLATFORM_CONFIG, blob) for name, blob in named]
+        named = zip(ACPI_LABELS, blobs, strict=True)
+        events += [_event(name, ACPI_CONFIG, blob) for name, blob in named]
     if layout.smbios:
         measured = None if smbios is None else filter_smbios(smbios)
-        events.append(_event("smbios", _HANDOFF_TABLES, measured))
+        events.append(_event("smbios", HANDOFF_TABLES, measured))
     options = (*firmware_boot_options(layout), *found_options)
     events += _boot_option_events(options, boot_order)
     if second_separator:
-        events.append(_event("separator", _SEPARATOR, bytes(4), "source"))
+        events.append(_event("separator", SEPARATOR, bytes(4), "source"))
     return tuple(events)
 
 
@@ -117,8 +119,8 @@ def _check_firmware(firmware: TdxFirmware, *, second_separator: bool) -> None:
 
 def _fw_cfg_events(items: FwCfgItems) -> Iterator[ExpectedEvent]:
     for name, contents in items.measured():
-        basis: Basis = "hardware" if name in {"BootMenu", "bootorder"} else "source"
-        yield _event(f"fw_cfg {name}", _PLATFORM_CONFIG, contents, basis)
+        basis: Basis = "hardware" if (name, contents) in _SEEN_ITEMS else "source"
+        yield _event(f"fw_cfg {name}", ACPI_CONFIG, contents, basis)
 
 
 def measured_variables(firmware: TdxFirmware) -> list[tuple[VariableName, bytes]]:
@@ -138,7 +140,7 @@ def _secure_boot_events(firmware: TdxFirmware) -> Iterator[ExpectedEvent]:
     has_keys = _PLATFORM_KEY in firmware.variables
     for name, value in measured_variables(firmware):
         basis: Basis = "source" if has_keys or name == _TIMESTAMP_KEYS else "hardware"
-        yield _event(name.name, _VARIABLE_DRIVER_CONFIG, variable_data(name, value), basis)
+        yield _event(name.name, VARIABLE_DRIVER_CONFIG, variable_data(name, value), basis)
 
 
 def _boot_option_events(
@@ -151,9 +153,9 @@ def _boot_option_events(
         raise UsageError(message, reason="out_of_range")
     if not order:
         return
-    yield _event("BootOrder", _VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
+    yield _event("BootOrder", VARIABLE_BOOT, struct.pack(f"<{len(order)}H", *order))
     for number in order:
-        yield _event(f"Boot{number:04X}", _VARIABLE_BOOT, options[number])
+        yield _event(f"Boot{number:04X}", VARIABLE_BOOT, options[number])
 
 
 def _is_boot_option(variable: VariableName) -> bool:

@@ -19,6 +19,7 @@ from attestkit.attestation.launch.snp import (
 from attestkit.attestation.launch.vmsa import RESET_VECTOR
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.expected_event import Basis
+from attestkit.measure.firmware.guid_table import MAX_IMAGE
 from attestkit.measure.kernel.load_options import check_cmdline
 from attestkit.measure.sev_snp.sev_metadata import (
     CPUID,
@@ -36,7 +37,6 @@ _NOTHING: Final = bytes(48)  # contents of pages whose type does not measure the
 _ZERO_PAGE, _UNMEASURED_PAGE, _SECRETS_PAGE, _CPUID_PAGE = 3, 4, 5, 6
 _HASH_TABLE_SIZE: Final = 176  # bytes, padded
 _MOST_VCPUS: Final = 4096  # KVM's limit
-_LARGEST_IMAGE: Final = 64 << 20  # bytes
 
 _PageInfo = tuple[int, int, bytes]  # type, guest physical address, measured contents
 
@@ -86,7 +86,7 @@ def firmware_digest(firmware: bytes) -> bytes:
     Raises:
         FormatError: If the size of the firmware is not a multiple of 4096, or over 64 MiB.
     """
-    return _extend_image(_NOTHING, firmware, _FOUR_GIB - len(firmware))
+    return _extend_image(_NOTHING, firmware, _FOUR_GIB - len(firmware), "firmware")
 
 
 def compute_launch_digest(
@@ -142,17 +142,17 @@ def svsm_launch_digest(
         raise _usage_error(f"size of variables: {variables_size}", "out_of_range")
     metadata = read_sev_metadata(svsm)
     if metadata.svsm_entry is None:
-        raise _format_error("service module: no entry point", "missing")
-    digest = _extend_image(firmware_digest(firmware), svsm, start)
+        raise FormatError("service module: no entry point", reason="missing")
+    digest = _extend_image(firmware_digest(firmware), svsm, start, "service module")
     for page in _metadata_pages(metadata, "qemu", None):
         digest = extend_page(digest, *page)
     vmsa = svsm_vmsa(start + metadata.svsm_entry, machine.cpu_signature)
     return _extend_vcpus(digest, vmsa, machine.vcpus)
 
 
-def launch_digest_basis(vmm: Vmm, *, svsm: bool = False) -> Basis:
-    """Return what confirms a launch digest; that of QEMU was seen on hardware."""
-    return "hardware" if vmm == "qemu" and not svsm else "independent"
+def launch_digest_basis(vmm: Vmm, *, hashes: bool, svsm: bool = False) -> Basis:
+    """Return what confirms a launch digest: hardware only that of QEMU with kernel hashes."""
+    return "hardware" if vmm == "qemu" and hashes and not svsm else "independent"
 
 
 def _metadata_pages(metadata: SevMetadata, vmm: Vmm, hashes: bytes | None) -> Iterator[_PageInfo]:
@@ -202,11 +202,12 @@ def _start_addresses(metadata: SevMetadata, vcpus: int) -> Iterator[tuple[int, i
         yield metadata.reset_eip, vcpus - 1
 
 
-def _extend_image(digest: bytes, image: bytes, gpa: int) -> bytes:
+def _extend_image(digest: bytes, image: bytes, gpa: int, name: str) -> bytes:
     if len(image) % _PAGE or not image:
-        raise _format_error(f"{len(image)} bytes: not a multiple of {_PAGE}", "wrong_size")
-    if len(image) > _LARGEST_IMAGE:
-        raise _format_error(f"{len(image)} bytes, over {_LARGEST_IMAGE}", "too_large")
+        message = f"{name}: {len(image)} bytes, not a multiple of {_PAGE}"
+        raise FormatError(message, reason="wrong_size")
+    if len(image) > MAX_IMAGE:
+        raise FormatError(f"{name}: {len(image)} bytes, over {MAX_IMAGE}", reason="too_large")
     for at in range(0, len(image), _PAGE):
         digest = extend_page(digest, NORMAL_PAGE, gpa + at, sha384(image[at : at + _PAGE]))
     return digest

@@ -88,7 +88,7 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
 
 
 def _first_number(table: Mapping[UUID, bytes], guid: UUID, what: str) -> int | None:
-    """Return the first 32 bits of an entry; None if there is no entry, or they are 0."""
+    """Return the first 32 bits of an entry; None without the entry, or if they are 0."""
     entry = table.get(guid)
     if entry is None:
         return None

@@ -16,7 +16,9 @@ from attestkit.errors import UsageError
 Vmm = Literal["qemu", "ec2", "gce"]
 """QEMU, Amazon EC2, Google Compute Engine."""
 
-_IDENTITIES: Final = CPU_IDENTITIES | {"epyc-turin": (26, 0, 0)}
+IDENTITIES: Final = CPU_IDENTITIES | {"epyc-turin": (26, 0, 0)}
+"""Family, model and stepping by CPU type of QEMU, in lower case."""
+
 _CLOUD_RDX: Final = 0x600  # EC2 and GCE set no CPU signature
 
 
@@ -26,9 +28,9 @@ def find_cpu_signature(cpu_type: str) -> int:
     Raises:
         UsageError: If the type is unknown.
     """
-    identity = _IDENTITIES.get(cpu_type.strip().lower())
+    identity = IDENTITIES.get(cpu_type.strip().lower())
     if identity is None:
-        hint = near(cpu_type, _IDENTITIES)
+        hint = near(cpu_type, IDENTITIES)
         raise UsageError(f"CPU type: unknown: {shown(cpu_type)}{hint}", reason="unknown_name")
     return cpu_signature(*identity)
 

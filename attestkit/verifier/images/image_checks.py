@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from attestkit._formats import strict_json
 from attestkit.attestation.wire.evidence_parts import is_acpi_data
 from attestkit.errors import UnsupportedError, VerificationError
-from attestkit.event_log.event import WireEvent
+from attestkit.event_log.event import ACPI_LABELS, WireEvent
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.measure.expected_event import ExpectedEvent, replay
 from attestkit.measure.kernel import QemuRelease
@@ -15,7 +15,6 @@ from attestkit.quote import TdQuoteBody
 from attestkit.verifier.images.measured_image import MeasuredImage
 from attestkit.verifier.images.recomputed_tables import AcpiDigests, recompute_tables
 
-_ACPI: Final = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 _FILES: Final = {  # what an event measures, for errors
     "td-hob": "memory_size of vm_config, and the image's firmware",
     "cfv": "the image's firmware",
@@ -123,7 +122,7 @@ def _check_rtmr0(
     found = _match_log(boots, quoted, logged, _acpi_digests(events) or expected)
     if tables.conclusive:
         raise _other_tables()
-    proof = ImageProof(acpi_tables=False, from_log=(*_from_log(found.events), *_ACPI))
+    proof = ImageProof(acpi_tables=False, from_log=(*_from_log(found.events), *ACPI_LABELS))
     return found.second_separator, proof
 
 
@@ -159,13 +158,13 @@ def _fill(
 
     A digest other than those of the ACPI tables is the log's at the same position.
     """
-    known: dict[str, bytes] = dict(zip(_ACPI, acpi or (), strict=acpi is not None))
+    known: dict[str, bytes] = dict(zip(ACPI_LABELS, acpi or (), strict=acpi is not None))
     filled = []
     for position, event in enumerate(expected):
         digest = event.digest or known.get(event.name)
         if digest is None:
             # Shortened for a certificate, or of another boot.
-            if event.name in _ACPI or len(logged) != len(expected):
+            if event.name in ACPI_LABELS or len(logged) != len(expected):
                 return None
             digest = logged[position]
         filled.append(event._replace(digest=digest))
@@ -173,7 +172,9 @@ def _fill(
 
 
 def _from_log(expected: Sequence[ExpectedEvent]) -> tuple[str, ...]:
-    return tuple(event.name for event in expected if not event.digest and event.name not in _ACPI)
+    return tuple(
+        event.name for event in expected if not event.digest and event.name not in ACPI_LABELS
+    )
 
 
 def _logged(events: Sequence[WireEvent], register: int) -> list[bytes]:
@@ -186,7 +187,7 @@ def _acpi_digests(events: Sequence[WireEvent]) -> AcpiDigests | None:
     """Return the digests of the ACPI tables in a log; older agents do not name the events."""
     found = [event for event in events if is_acpi_data(event)]
     names = tuple(event.event for event in found)
-    if len(found) != len(_ACPI) or (any(names) and names != _ACPI):
+    if len(found) != len(ACPI_LABELS) or (any(names) and names != ACPI_LABELS):
         return None
     loader, rsdp, tables = [event.digest for event in found]
     return (loader, rsdp, tables) if len(loader) == len(rsdp) == len(tables) == 48 else None

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit.attestation.launch.td_hob import memory_below_4g
+from attestkit.attestation.launch.td_hob import LOW_END, SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.measure.expected_event import ExpectedEvent
 from attestkit.measure.firmware import Mrtds, TdxFirmware, compute_mrtds
@@ -27,9 +27,8 @@ from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
 
-_HIGH_MEMORY: Final = 0xB0000000  # from this size on, the kernel's header does not depend on it
 _NEVER_PATCHED: Final = (10, 1)  # a release of QEMU that leaves the kernel of every TD alone
-_MOST_KERNELS: Final = 64  # memory sizes below 2816 MiB whose kernel digest is remembered
+_MOST_KERNELS: Final = 4096  # sizes of low memory whose kernel digest is remembered
 
 
 class ImageFacts(NamedTuple):
@@ -95,7 +94,7 @@ class MeasuredImage:
     def firmware_events(
         self, memory_size: int, *, second_separator: bool
     ) -> tuple[ExpectedEvent, ...]:
-        """Return the events of RTMR0; the digests of the host's tables are None.
+        """Return the events of RTMR0; those of the host's tables have no digest.
 
         Args:
             memory_size: Memory of the VM in bytes.
@@ -155,18 +154,18 @@ class MeasuredImage:
             DirectBoot(image.kernel, image.initrd, image.cmdline),
             FirmwareTraits(layout.named_blobs, layout.initrd_first),
             qemu=_NEVER_PATCHED,
-            memory_size=_HIGH_MEMORY,
+            memory_size=SPLIT_MEMORY,
         )
         return _TdxFiles(
             firmware,
             compute_mrtds(image.firmware, firmware.sections),
             tuple(boot),
-            _patched_digest(image, _HIGH_MEMORY),
+            _patched_digest(image, SPLIT_MEMORY),
         )
 
     def _patched_kernel(self, files: _TdxFiles, memory_size: int) -> bytes:
         low = memory_below_4g(memory_size)
-        if low == memory_below_4g(_HIGH_MEMORY):
+        if low == LOW_END:
             return files.patched_kernel
         with self._lock:
             if (known := self._kernels.get(low)) is not None:

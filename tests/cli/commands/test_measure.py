@@ -176,7 +176,7 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
         (("--snp", "--image", "image", *SHAPE, "--vcpus", "2"), 1),
         (("--qemu-args", "vm.json", *SHAPE), 1),
         (("--qemu-args", "vm.json"), 1),
-        (("--image", "missing", *SHAPE), 1),
+        (("--image", "missing", *SHAPE), 5),
         (("--image", "image", "--vm-config", "missing"), 5),
         (("--image", "image", "--vm-config", "ovmf.fd"), 5),
         (("--image", "image", "--vm-config", "image/metadata.json"), 5),
@@ -188,7 +188,7 @@ def test_log_gives_missing_digests(folder: Path, capsys: Capture) -> None:
     ],
 )
 def test_wrong_use(words: tuple[str, ...], code: int, capsys: Capture) -> None:
-    """Wrong options end with 1, unreadable files with 5; there is no output."""
+    """Wrong options end with 1, unreadable files with 5, without output."""
     assert run(capsys, *words, code=code) == ""
 
 

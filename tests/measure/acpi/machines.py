@@ -1,15 +1,18 @@
 """Machines of the tests: shapes with the names of vm_config, and a search for QEMU."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
+from attestkit.measure.acpi.qemu.fw_cfg import FwCfg
 from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu.qemu_machine import read_version
+from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from attestkit.measure.acpi.qemu_version import QemuVersion
+from attestkit.measure.machine_shape import MachineShape
 
 _have_qemu = pytest.mark.skipif(
     shutil.which(DEFAULT_PROGRAM) is None, reason=f"{DEFAULT_PROGRAM} is missing"
@@ -23,30 +26,27 @@ def needs_qemu(test: _Test) -> _Test:
     return marked
 
 
-class Machine(NamedTuple):
-    """A shape; the defaults are those of vm_config."""
-
-    cpu_count: int = 2
-    memory_size: int = 2 << 30
-    qemu_version: str = ""
-    pic: bool | None = None
-    pci_hole64_size: int = 0
-    hotplug_off: bool = False
-    num_gpus: int = 0
-    num_nvswitches: int = 0
-    num_nics: int = 1
-    num_verity_volumes: int = 0
-    root_disk: bool = True
-    host_share_mode: str = ""
-    hugepages: bool = False
-    swtpm: bool = False
+def shape_of(**changes: Any) -> MachineShape:
+    """Return a shape with these values; the others are usual ones."""
+    return MachineShape(**{"cpu_count": 2, "memory_size": 2 << 30, **changes})
 
 
-def machine(vm_config: dict[str, Any]) -> Machine:
+def machine(vm_config: dict[str, Any]) -> MachineShape:
     """Return the shape in a row of the vectors."""
     values = dict(vm_config)
     values["root_disk"] = values.pop("root_verity", True)
-    return Machine(**values)
+    return shape_of(**values)
+
+
+def read_kernel(command: Sequence[str]) -> bytes:
+    """Return setup and data of the kernel of `-kernel`, as QEMU passes them to the firmware."""
+    with StoppedQemu(command) as qemu:
+        device = FwCfg(qemu)
+        found = b""
+        for size_key, data_key in ((0x17, 0x18), (0x08, 0x11)):  # setup, kernel
+            size = int.from_bytes(device.read_item(size_key, 4), "little")
+            found += device.read_item(data_key, size, 1 << 28)
+        return found
 
 
 @cache

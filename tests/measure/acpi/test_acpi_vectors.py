@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from attestkit.measure.acpi import (
     clean_command,
     dstack_command,
     find_tables,
-    read_kernel,
     read_machine,
     to_edge_triggered,
 )
@@ -21,7 +21,13 @@ from attestkit.measure.acpi.acpi_inputs import acpi_inputs
 from attestkit.measure.acpi.qemu_version import QemuVersion
 from attestkit.measure.acpi.table_entry import TableKey
 from attestkit.measure.acpi.table_store import packaged_tables
-from tests.measure.acpi.machines import Machine, installed_version, machine, needs_qemu
+from tests.measure.acpi.machines import (
+    installed_version,
+    machine,
+    needs_qemu,
+    read_kernel,
+    shape_of,
+)
 from tests.measure.rows import kernel_file
 from tests.vectors import SHARED, load, needs_shared
 
@@ -97,7 +103,7 @@ def test_to_edge_triggered_gives_digests_of_td_branches(row: dict[str, Any]) -> 
 @pytest.mark.parametrize("row", GUESTS, ids=name_of)
 def test_packaged_tables_equal_those_of_guests(row: dict[str, Any]) -> None:
     """The package has the tables of the computed guests."""
-    found = find_tables(machine(row["vm"])._replace(qemu_version=str(made_by(row))))
+    found = find_tables(replace(machine(row["vm"]), qemu_version=str(made_by(row))))
     assert found is not None
     assert found.origin == "package"
     assert found.exact
@@ -126,8 +132,11 @@ def test_read_machine_equals_row(row: dict[str, Any]) -> None:
     shape = machine(row["vm"])
     if made_by(row).line != installed_version().line:
         pytest.skip(f"made with QEMU {made_by(row)}; {installed_version()} is installed")
-    files = {name: SHARED / row[name] for name in ("kernel", "initrd") if row.get(name)}
-    found = read_machine(dstack_command(shape, **files))
+    command = dstack_command(shape)
+    for name in ("kernel", "initrd"):
+        if row.get(name):
+            command += [f"-{name}", str(SHARED / row[name])]
+    found = read_machine(command)
     if "loader" in row:
         assert hexed(found.acpi) == [row["loader"], row["rsdp"], row["tables_sha384"]]
     else:
@@ -178,9 +187,9 @@ def test_read_kernel_equals_row(row: dict[str, Any], tmp_path: Path) -> None:
         pytest.skip(f"QEMU {installed_version()} is installed; made with 10.0.13")
     kernel = tmp_path / "kernel"
     kernel.write_bytes(kernel_file(row))
-    files: dict[str, Any] = {"kernel": kernel, "cmdline": row["cmdline"]}
+    command = dstack_command(shape_of(memory_size=row["memory"]))
+    command += ["-kernel", str(kernel), "-append", row["cmdline"]]
     if row["initrd_size"] is not None:
         (tmp_path / "initrd").write_bytes(bytes(row["initrd_size"]))
-        files["initrd"] = tmp_path / "initrd"
-    found = read_kernel(dstack_command(Machine(memory_size=row["memory"]), **files))
-    assert hashlib.sha256(found).hexdigest() == row["patched_sha256"]
+        command += ["-initrd", str(tmp_path / "initrd")]
+    assert hashlib.sha256(read_kernel(command)).hexdigest() == row["patched_sha256"]

@@ -16,7 +16,7 @@ from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM, inputs_com
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_store import packaged_entries, packaged_tables
-from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
+from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -58,7 +58,7 @@ def test_derived_tables_equal_those_of_a_log_that_was_not_used() -> None:
     evidence = json.loads(data(ONE_VCPU_LOG))
     log = evidence["event_log"]
     events = acpi_events(json.loads(log) if isinstance(log, str) else log)
-    shape = Machine(cpu_count=1, memory_size=1 << 30, qemu_version="8.2.2", root_disk=False)
+    shape = shape_of(cpu_count=1, memory_size=1 << 30, qemu_version="8.2.2", root_disk=False)
     found = find_tables(shape, qemu=DEFAULT_PROGRAM)
     assert found is not None
     assert (found.origin, found.exact) == ("derived", False)
@@ -102,12 +102,12 @@ def test_can_derive_only_what_was_measured(
 
 def test_find_tables_derives_from_package() -> None:
     """A usual machine of an older line needs no QEMU; its tables are not called exact."""
-    found = find_tables(Machine(cpu_count=16, memory_size=64 << 30, qemu_version="8.2.2"))
+    found = find_tables(shape_of(cpu_count=16, memory_size=64 << 30, qemu_version="8.2.2"))
     assert found is not None
     assert (found.origin, found.exact, found.basis) == ("derived", False, "source")
     assert found.qemu_version is not None
     assert found.qemu_version.line == BASE_LINE
-    other = Machine(cpu_count=16, qemu_version="8.2.2", num_gpus=1)
+    other = shape_of(cpu_count=16, qemu_version="8.2.2", num_gpus=1)
     assert find_tables(other) is None
 
 

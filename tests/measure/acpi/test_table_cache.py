@@ -84,7 +84,7 @@ def test_cache_is_private(tmp_path: Path) -> None:
     ids=["empty", "other", "nothing", "cut", "machine", "trailing", "bomb", "large"],
 )
 def test_cache_ignores_damaged_file_and_overwrites_it(tmp_path: Path, content: bytes) -> None:
-    """A file that is malformed, too large or of another machine is no entry."""
+    """A file that is malformed, too large or of another machine is ignored."""
     cache = TableCache(tmp_path)
     cache.put(BUILD, ENTRY)
     (path,) = tmp_path.iterdir()
@@ -106,7 +106,7 @@ def test_cache_ignores_changed_byte(tmp_path: Path) -> None:
 
 
 def test_cache_does_not_follow_links(tmp_path: Path) -> None:
-    """An entry that is a symbolic link is no entry."""
+    """An entry that is a symbolic link is ignored."""
     cache = TableCache(tmp_path / "cache")
     cache.put(BUILD, ENTRY)
     (path,) = (tmp_path / "cache").iterdir()

@@ -25,7 +25,7 @@ from attestkit.measure.acpi.table_entry import (
 )
 from attestkit.measure.acpi.table_store import PACKAGED_LINES, packaged_entries, packaged_tables
 from tests.bounds.counting import peak
-from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
+from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.measure.acpi.make_table_blobs import common_machines
 from tests.raising import raises
 
@@ -135,7 +135,7 @@ def test_packaged_tables_are_unpacked_in_little_memory(line: str) -> None:
 
 def test_packaged_tables_of_other_line_or_machine_are_none() -> None:
     """Nothing is guessed."""
-    key = TableKey(acpi_inputs(Machine(cpu_count=3)))
+    key = TableKey(acpi_inputs(shape_of(cpu_count=3)))
     assert packaged_tables("10.0", key) is not None
     assert packaged_tables("8.2", key) is None
     assert packaged_tables("10.1", key) is None

@@ -1,6 +1,7 @@
 """Tests of find_tables: which source is used, and whether its tables are exact."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,17 @@ from attestkit.measure.acpi.qemu.qemu_command import DEFAULT_PROGRAM
 from attestkit.measure.acpi.qemu.qemu_machine import read_build
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from attestkit.measure.acpi.table_store import packaged_tables
-from tests.measure.acpi.machines import Machine, installed_version, needs_qemu
+from attestkit.measure.machine_shape import MachineShape
+from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.measure.acpi.qemu.fake_qemu import write_program
 from tests.raising import raises
 
 V8, V9, V10, V11 = (QemuVersion(*x) for x in ((8, 2, 2), (9, 2, 1), (10, 2, 1), (11, 1, 3)))
-SHAPE = Machine(qemu_version=str(V10))
-UNUSUAL = SHAPE._replace(cpu_count=5, num_nics=6)  # not in the package
+SHAPE = shape_of(qemu_version=str(V10))
+UNUSUAL = replace(SHAPE, cpu_count=5, num_nics=6)  # not in the package
 
 
-def packaged(shape: Machine) -> AcpiTables:
+def packaged(shape: MachineShape) -> AcpiTables:
     """Return the package's tables of a shape."""
     line = QemuVersion.parse(shape.qemu_version).line
     entry = packaged_tables(line, TableKey(acpi_inputs(shape)))
@@ -55,8 +57,8 @@ def folder(tmp_path: Path) -> Path:
 def test_find_tables_without_source_is_none() -> None:
     """An unusual machine, or one of an unknown QEMU, has no tables here."""
     assert find_tables(UNUSUAL) is None
-    assert find_tables(SHAPE._replace(qemu_version="")) is None
-    assert find_tables(SHAPE._replace(qemu_version="10.1.0")) is None
+    assert find_tables(replace(SHAPE, qemu_version="")) is None
+    assert find_tables(replace(SHAPE, qemu_version="10.1.0")) is None
 
 
 @pytest.mark.parametrize(
@@ -65,14 +67,14 @@ def test_find_tables_without_source_is_none() -> None:
 )
 def test_find_tables_in_package_are_exact(version: QemuVersion, basis: str) -> None:
     """The package's tables are exact for their line, with what confirms it."""
-    found = find_tables(SHAPE._replace(qemu_version=str(version)))
+    found = find_tables(replace(SHAPE, qemu_version=str(version)))
     assert found is not None
     assert (found.origin, found.exact, found.basis) == ("package", True, basis)
 
 
 def test_find_tables_of_old_tdx_branch_are_edge_triggered() -> None:
     """Before 9.2 the interrupts are edge-triggered, unless the caller says otherwise."""
-    shape = SHAPE._replace(qemu_version=str(V8))
+    shape = replace(SHAPE, qemu_version=str(V8))
     found, level = find_tables(shape), find_tables(shape, edge_triggered=False)
     assert found is not None
     assert level is not None
@@ -82,7 +84,7 @@ def test_find_tables_of_old_tdx_branch_are_edge_triggered() -> None:
 
 def test_find_tables_in_folder_are_returned_as_they_are(folder: Path) -> None:
     """Tables of a guest are not transformed, and not called exact."""
-    found = find_tables(SHAPE._replace(qemu_version=str(V8)), folder=folder)
+    found = find_tables(replace(SHAPE, qemu_version=str(V8)), folder=folder)
     assert found is not None
     assert found.files == packaged(SHAPE)
     assert (found.origin, found.exact, found.qemu_version) == ("folder", False, None)
@@ -156,17 +158,17 @@ def test_find_tables_with_other_setup_is_not_in_package() -> None:
 def test_find_tables_made_by_qemu_are_cached(tmp_path: Path) -> None:
     """QEMU runs once for a machine; its tables are exact for its line only."""
     cache = TableCache(tmp_path)
-    shape = UNUSUAL._replace(qemu_version=str(installed_version()))
+    shape = replace(UNUSUAL, qemu_version=str(installed_version()))
     made, cached = (find_tables(shape, qemu=DEFAULT_PROGRAM, cache=cache) for _ in range(2))
     assert made is not None
     assert cached is not None
     assert made.files == cached.files
     assert (made.origin, cached.origin) == ("qemu", "cache")
     assert made.exact
-    other = find_tables(shape._replace(qemu_version="9.0.2"), qemu=DEFAULT_PROGRAM)
+    other = find_tables(replace(shape, qemu_version="9.0.2"), qemu=DEFAULT_PROGRAM)
     assert other is not None
     assert (other.origin, other.exact, other.basis) == ("qemu", False, "source")
-    unknown = find_tables(shape._replace(qemu_version=""), qemu=DEFAULT_PROGRAM)
+    unknown = find_tables(replace(shape, qemu_version=""), qemu=DEFAULT_PROGRAM)
     assert unknown is not None
     assert not unknown.exact
 
@@ -185,7 +187,7 @@ def test_describe_tables_of_other_line_are_not_exact() -> None:
 @needs_qemu
 def test_find_tables_are_quick(tmp_path: Path) -> None:
     """64 vCPUs, 2 TiB and 12 root ports: within 2 s with QEMU, and within 1 s from the cache."""
-    shape = Machine(
+    shape = shape_of(
         cpu_count=64,
         memory_size=2 << 40,
         qemu_version=str(installed_version()),

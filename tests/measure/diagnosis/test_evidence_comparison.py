@@ -42,7 +42,7 @@ def only(differences: tuple[Difference, ...]) -> Difference:
 
 
 def test_explain_returns_the_first_difference() -> None:
-    """A difference of MRTD comes before those of registers; no difference is None."""
+    """A difference of MRTD comes before those of registers; without one the result is None."""
     assert explain(EXPECTED, evidence_of(EXPECTED)) is None
     other = boot(firmware=firmware(texts=(b"ACPI DATA", b"QEMU FW CFG", b"etc/boot/")))
     found = explain(EXPECTED, other)
@@ -179,7 +179,7 @@ def test_log_with_event_behind_the_last_is_extra() -> None:
 
 
 def test_informative_events_do_not_count() -> None:
-    """Events that extend nothing are no difference."""
+    """Events that extend nothing are not compared."""
     log = EventLog([Event(0, 3, bytes(48), "", b"Spec ID"), *EVENTS])
     assert find_differences(EXPECTED, evidence_of(EXPECTED, log)) == ()
 

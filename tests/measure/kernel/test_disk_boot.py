@@ -74,7 +74,7 @@ def test_grub_cmdline_event_has_the_form_of_live_logs(name: str) -> None:
 
 
 def test_grub_single_events_without_initrd() -> None:
-    """Without an initrd there is no event of one."""
+    """Without an initrd the events lack its own."""
     names = [event.name for event in grub_single_events(GrubBoot(KERNEL.data))]
     assert names == ["kernel", "grub-kernel-file", "grub-cmdline", "load-options"]
 

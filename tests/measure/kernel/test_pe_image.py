@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.measure.kernel.pe_image import PeImage, authenticode_digest
 from tests.certificates import name_of
-from tests.measure.kernel.debian_files import package_file
+from tests.measure.kernel.debian_files import release_file
 from tests.measure.kernel.samples import noise, pe_image
 from tests.measure.rows import VECTORS, rows
 from tests.rigs.apt import MissingError
@@ -48,7 +48,7 @@ def test_authenticode_vectors(row: dict[str, Any]) -> None:
     if "file" in row:
         image = (SHARED / row["file"]).read_bytes()
     else:
-        image = package_file(row["package"], row["path"], row["sha256"])
+        image = release_file(row["package"], row["path"], row["sha256"])
     assert hashlib.sha256(image).hexdigest() == row["sha256"]
     assert authenticode_digest(image).hex() == row["authenticode_sha384"]
     assert authenticode_digest(image, "sha256").hex() == row["authenticode_sha256"]
@@ -75,7 +75,7 @@ def test_authenticode_covers_all_but_three_fields(
 
 
 def test_authenticode_without_certificate_directory_covers_all_but_the_checksum() -> None:
-    """With four data directories there is no entry to leave out."""
+    """An image with four data directories lacks the entry that is left out."""
     image = pe_image(SECTIONS, directories=4, trailing=b"behind")
     checksum_at = 0x40 + 24 + 64
     kept = image[:checksum_at] + image[checksum_at + 4 :]

@@ -5,22 +5,9 @@ from uuid import UUID
 import pytest
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.measure.firmware import BootLayout
 from attestkit.measure.rtmr0 import encode_load_option, firmware_boot_options, virtio_disk_option
-from tests.measure.firmware_images import UI_VOLUME
+from tests.measure.firmware_images import LAYOUT_202502, UI_VOLUME
 from tests.raising import raises
-
-LAYOUT = BootLayout(
-    measures=True,
-    fw_cfg=False,
-    acpi=True,
-    smbios=False,
-    boot_options="ui_app",
-    named_blobs=False,
-    initrd_first=False,
-    secure_boot=False,
-    ui_volume=UI_VOLUME,
-)
 
 
 def test_load_option_has_path_and_data() -> None:
@@ -40,20 +27,20 @@ def test_load_option_with_too_large_values_fails() -> None:
 
 
 def test_firmware_options_follow_from_the_layout() -> None:
-    """There are none, one or two options, of which the path names the volume."""
-    assert firmware_boot_options(LAYOUT._replace(boot_options="none", ui_volume=None)) == ()
-    (one,) = firmware_boot_options(LAYOUT)
+    """The firmware has none, one or two options, whose path names the volume."""
+    assert firmware_boot_options(LAYOUT_202502._replace(boot_options="none", ui_volume=None)) == ()
+    (one,) = firmware_boot_options(LAYOUT_202502)
     assert UI_VOLUME.bytes_le in one
-    menu, setup = firmware_boot_options(LAYOUT._replace(boot_options="menu_and_setup"))
+    menu, setup = firmware_boot_options(LAYOUT_202502._replace(boot_options="menu_and_setup"))
     assert (menu[0], setup[0]) == (9, 1)
-    (other,) = firmware_boot_options(LAYOUT._replace(ui_volume=UUID(int=0)))
+    (other,) = firmware_boot_options(LAYOUT_202502._replace(ui_volume=UUID(int=0)))
     assert other != one
 
 
 def test_firmware_options_of_volume_without_name_fail() -> None:
     """Without the name of the volume the device path is unknown."""
     with raises(FormatError, "unsupported"):
-        firmware_boot_options(LAYOUT._replace(ui_volume=None))
+        firmware_boot_options(LAYOUT_202502._replace(ui_volume=None))
 
 
 @pytest.mark.parametrize("address", [(32, 0), (-1, 0), (0, 8), (0, -1)])

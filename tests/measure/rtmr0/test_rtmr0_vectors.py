@@ -9,8 +9,9 @@ import pytest
 
 from attestkit import _native
 from attestkit.attestation.launch.td_hob import memory_ranges
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.measure.expected_event import ExpectedEvent
-from attestkit.measure.firmware import BootLayout, TdvfSection, TdxFirmware, compute_mrtds
+from attestkit.measure.firmware import TdvfSection, TdxFirmware, compute_mrtds
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0 import (
     AcpiBlobs,
@@ -23,27 +24,12 @@ from attestkit.measure.rtmr0 import (
     publish_smbios,
     virtio_disk_option,
 )
+from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, firmware_row, rows
 from tests.vectors import load, needs_shared
 
 pytestmark = needs_shared
 
-BLANK_CFV = bytes.fromhex(  # of the 4 MiB builds in the logs
-    "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
-    "412af21c097d473155875ffd561d6790"
-)
-UI_VOLUME = UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
-LAYOUT_202502 = BootLayout(
-    measures=True,
-    fw_cfg=False,
-    acpi=True,
-    smbios=False,
-    boot_options="ui_app",
-    named_blobs=True,
-    initrd_first=False,
-    secure_boot=False,
-    ui_volume=UI_VOLUME,
-)
 LAYOUT_202505 = LAYOUT_202502._replace(fw_cfg=True, smbios=True, boot_options="menu_and_setup")
 ACPI = ("acpi-loader", "acpi-rsdp", "acpi-tables")
 
@@ -116,7 +102,7 @@ def test_real_rtmr0_row(row: Row) -> None:
     shape = MachineShape.from_vm_config(config)
     recent = "smbios_raw" in row
     layout = LAYOUT_202505 if recent else LAYOUT_202502
-    firmware = TdxFirmware(td_sections(row), BLANK_CFV, {}, layout)
+    firmware = TdxFirmware(td_sections(row), BLANK_CFV_DIGEST, {}, layout)
     smbios = publish_smbios(bytes.fromhex(row["smbios_raw"])) if recent else None
     if smbios:
         assert filter_smbios(smbios).hex() == row["smbios_measured"]
@@ -132,7 +118,9 @@ def test_published_rtmr0_row(row: Row) -> None:
     """The register that others computed from tables read in a live TD is computed."""
     sections = [[0x810000 + 0x1000, 0xF000, 3], [0x80B000, 0x2000, 3], [0x809000, 0x2000, 2]]
     sections.append([0x800000, 0x6000, 3])
-    firmware = TdxFirmware(td_sections({"td_sections": sections}), BLANK_CFV, {}, LAYOUT_202502)
+    firmware = TdxFirmware(
+        td_sections({"td_sections": sections}), BLANK_CFV_DIGEST, {}, LAYOUT_202502
+    )
     given = blobs(row)
     memory = memory_ranges(16_384 << 20)
     events = expected_rtmr0(firmware, memory, FwCfgItems(), acpi=given)
@@ -162,7 +150,7 @@ def test_guest_row(row: Row) -> None:
 def test_event_types_are_those_of_a_captured_log() -> None:
     """The log of the row of edk2 202505 has the same event types."""
     row = next(row for row in VECTORS["real_rtmr0"] if "smbios_raw" in row)
-    firmware = TdxFirmware(td_sections(row), BLANK_CFV, {}, LAYOUT_202505)
+    firmware = TdxFirmware(td_sections(row), BLANK_CFV_DIGEST, {}, LAYOUT_202505)
     events = expected_rtmr0(firmware, memory_ranges(16 << 30), FwCfgItems.direct_boot())
     log = load("attestation_v0_simulator.json")["event_log"]
     captured = [event["event_type"] for event in log if event["imr"] == 0]

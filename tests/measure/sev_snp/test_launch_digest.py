@@ -281,7 +281,9 @@ def test_svsm_launch_digest_refuses(
 
 
 def test_launch_digest_basis() -> None:
-    """Only QEMU's launch digest was seen on hardware."""
-    assert launch_digest_basis("qemu") == "hardware"
-    assert launch_digest_basis("qemu", svsm=True) == "independent"
-    assert launch_digest_basis("gce") == launch_digest_basis("ec2") == "independent"
+    """Hardware confirmed the launch digest of QEMU with kernel hashes, and no other."""
+    assert launch_digest_basis("qemu", hashes=True) == "hardware"
+    assert launch_digest_basis("qemu", hashes=False) == "independent"
+    assert launch_digest_basis("qemu", hashes=False, svsm=True) == "independent"
+    for vmm in ("gce", "ec2"):
+        assert launch_digest_basis(vmm, hashes=True) == "independent"

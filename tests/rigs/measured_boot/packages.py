@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attestkit.measure.rtmr0 import BiosStrings
-from tests.measure.debian_firmware import suite_sources
+from tests.measure.debian_packages import package_sources
 from tests.rigs.unpacked_packages import unpacked_packages
 
 RECENT = "2026.08+ds-2"
@@ -39,7 +39,7 @@ def fetch_recent_firmware() -> BootPackages:
         MissingError: If it is unavailable.
     """
     packages = (f"ovmf-generic={RECENT}",)
-    return _firmware(unpacked_packages("measured-boot-sid", packages, suite_sources("sid")))
+    return _firmware(unpacked_packages("measured-boot-sid", packages, package_sources("sid")))
 
 
 def _firmware(root: Path) -> BootPackages:

@@ -1,11 +1,12 @@
 """Evidence with a measurement document of the image (dstack 0.6), with the image at hand."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from attestkit.attestation import Attestation
+from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.errors import ConfigError, VerificationError
@@ -28,12 +29,6 @@ from tests.verifier.images.booted_images import (
 )
 from tests.verifier.platforms import intel
 
-# The document's rules have the digest of OVMF's own volume of variables.
-CFV: Final = bytes.fromhex(
-    "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
-    "412af21c097d473155875ffd561d6790"
-)
-
 
 class Booted:
     """An image with a measurement document, and evidence of a TD that booted it."""
@@ -49,7 +44,9 @@ class Booted:
         """Return evidence; `acpi` are tables of the host, others as for `evidence_of`."""
         config = config_of(self.files)
         expected = expected_of(self.folder, config, options.pop("acpi", None))
-        return evidence_of(with_digest(expected, "cfv", CFV), config, named=True, **options)
+        return evidence_of(
+            with_digest(expected, "cfv", BLANK_CFV_DIGEST), config, named=True, **options
+        )
 
 
 @pytest.fixture(params=[3, 4], ids="version {}".format)

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Final, Literal
 
 from attestkit._crypto.hashes import sha256, sha384
+from attestkit.attestation.launch.snp import SnpImage
 from attestkit.backends.simulator.image_documents import (
     OVMF_VARIANT,
     SNP_DOCUMENT,
     TDX_DOCUMENT,
-    SnpMeasurement,
     TdxMeasurement,
     checksum_list,
     encode_cbor,
+    snp_document,
 )
 from attestkit.backends.simulator.sample_image.firmware import noise, sample_firmware
 from attestkit.backends.simulator.sample_image.kernel import normalize_header, sample_kernel
@@ -102,7 +103,7 @@ def _documents(
         sections=sections,
         kernel_header_normalized=True,
     )
-    snp = SnpMeasurement(
+    snp = SnpImage(
         cmdline=cmdline,
         ovmf_hash=firmware_digest(firmware),
         kernel_hash=sha256(kernel),
@@ -111,4 +112,4 @@ def _documents(
         reset_eip=RESET_EIP,
         ovmf_sections=SNP_SECTIONS,
     )
-    return {TDX_DOCUMENT: tdx.encode(), SNP_DOCUMENT: encode_cbor(snp.document())}
+    return {TDX_DOCUMENT: tdx.encode(), SNP_DOCUMENT: encode_cbor(snp_document(snp))}

@@ -3,6 +3,7 @@
 import struct
 from typing import Final
 
+from attestkit.attestation.launch.td_hob import SPLIT_MEMORY
 from attestkit.backends.simulator.sample_image.firmware import noise
 from attestkit.measure.kernel import patch_setup_header
 
@@ -11,7 +12,6 @@ _SETUP: Final = 0x200
 _TEXT: Final = 0x2A00
 _PE_AT: Final = 0x40
 _OPTIONAL: Final = 240  # bytes of the optional header of PE32+ with 16 directories
-_SPLIT_MEMORY: Final = 0xB0000000
 
 
 def sample_kernel(seed: str) -> bytes:
@@ -41,5 +41,5 @@ def sample_kernel(seed: str) -> bytes:
 def normalize_header(kernel: bytes, initrd_size: int, cmdline: str) -> bytes:
     """Return a kernel with the header that QEMU writes for machines of 2816 MiB and more."""
     return patch_setup_header(
-        kernel, memory_size=_SPLIT_MEMORY, initrd_size=initrd_size, cmdline=cmdline
+        kernel, memory_size=SPLIT_MEMORY, initrd_size=initrd_size, cmdline=cmdline
     )

@@ -8,11 +8,7 @@ from attestkit._sanitize import key as shown_key
 from attestkit.errors import BackendError, FormatError
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 
-KERNEL_SIZE: Final = 0x08
 BOOT_MENU: Final = 0x0E
-KERNEL_DATA: Final = 0x11
-KERNEL_SETUP_SIZE: Final = 0x17
-KERNEL_SETUP_DATA: Final = 0x18
 _DIRECTORY: Final = 0x19
 
 _DMA_HIGH, _DMA_LOW = 0x514, 0x518  # ports of the address register
@@ -23,7 +19,6 @@ _CHUNK: Final = 1 << 19  # bytes; the buffer ends below 640 KiB
 MAX_ITEM: Final = 1 << 22
 """Maximum size of a file, in bytes."""
 
-MAX_KERNEL: Final = 1 << 28
 _ENTRY: Final = struct.Struct(">IHH56s")  # size, key, reserved, name
 _MAX_FILES: Final = 1024
 
@@ -68,10 +63,6 @@ class FwCfg:
             data += self._qemu.read_memory(_BUFFER, count)
             control = _READ  # goes on where the last read ended
         return bytes(data)
-
-    def read_number(self, key: int) -> int:
-        """Return a 32-bit item."""
-        return int.from_bytes(self.read_item(key, 4), "little")
 
     def read_directory(self) -> dict[str, FwCfgFile]:
         """Return the files by name.

@@ -7,8 +7,8 @@ a VM configuration enter a command line, never text.
 from os import PathLike, fspath
 from typing import Final
 
-from attestkit.errors import UsageError
-from attestkit.measure.acpi.acpi_inputs import AcpiInputs, DstackMachine, acpi_inputs
+from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
+from attestkit.measure.machine_shape import MachineShape
 
 DEFAULT_PROGRAM: Final = "qemu-system-x86_64"
 
@@ -22,28 +22,18 @@ HOTPLUG_OFF: Final = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"
 
 
 def dstack_command(
-    machine: DstackMachine,
-    program: str | PathLike[str] = DEFAULT_PROGRAM,
-    *,
-    kernel: str | PathLike[str] | None = None,
-    initrd: str | PathLike[str] | None = None,
-    cmdline: str | None = None,
+    machine: MachineShape, program: str | PathLike[str] = DEFAULT_PROGRAM
 ) -> list[str]:
     """Return the command line for a dstack VM, without accelerator.
 
     Args:
         machine: Shape of the VM.
         program: QEMU's program.
-        kernel: Kernel file. It does not change the ACPI tables, but the boot order and the
-            kernel that QEMU passes to the firmware.
-        initrd: Initrd file.
-        cmdline: Kernel command line.
 
     Raises:
-        UsageError: As for `acpi_inputs`; or `initrd` or `cmdline` without `kernel`.
+        UsageError: As for `acpi_inputs`.
     """
-    command = inputs_command(acpi_inputs(machine), program, memory_size=machine.memory_size)
-    return command + kernel_options(kernel, initrd, cmdline)
+    return inputs_command(acpi_inputs(machine), program, memory_size=machine.memory_size)
 
 
 def inputs_command(
@@ -66,27 +56,3 @@ def inputs_command(
     if inputs.pci_hole64_size:
         command += ["-global", f"q35-pcihost.pci-hole64-size={inputs.pci_hole64_size:#x}"]
     return command
-
-
-def kernel_options(
-    kernel: str | PathLike[str] | None,
-    initrd: str | PathLike[str] | None = None,
-    cmdline: str | None = None,
-) -> list[str]:
-    """Return the options of a direct boot; none without a kernel.
-
-    Raises:
-        UsageError: If there is an initrd or a command line without a kernel, or a NUL in one.
-    """
-    if kernel is None:
-        if initrd is not None or cmdline is not None:
-            raise UsageError("initrd and cmdline: no kernel is given", reason="missing")
-        return []
-    options = ["-kernel", fspath(kernel)]
-    if initrd is not None:
-        options += ["-initrd", fspath(initrd)]
-    if cmdline is not None:
-        options += ["-append", cmdline]
-    if any("\0" in option for option in options):
-        raise UsageError("kernel, initrd, cmdline: NUL character", reason="wrong_value")
-    return options

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,11 +24,6 @@ from attestkit.measure.acpi.qemu.chipset import (
 )
 from attestkit.measure.acpi.qemu.fw_cfg import (
     BOOT_MENU,
-    KERNEL_DATA,
-    KERNEL_SETUP_DATA,
-    KERNEL_SETUP_SIZE,
-    KERNEL_SIZE,
-    MAX_KERNEL,
     FwCfg,
     FwCfgFile,
     parse_e820,
@@ -38,6 +34,7 @@ from attestkit.measure.acpi.qemu.qtest import (
     find_program,
     start_program,
     stop_program,
+    wait_for_output,
 )
 from attestkit.measure.acpi.qemu_version import QemuBuild, QemuVersion
 
@@ -60,7 +57,6 @@ class QemuMachine(NamedTuple):
         reserved_memory_end: `etc/reserved-memory-end`.
         pci_mmio64_mb: `opt/ovmf/X-PciMmio64Mb`.
         smbios_tables: `etc/smbios/smbios-tables`.
-        named_kernel: Whether there is `etc/boot/kernel`, the kernel as it is in its file.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -72,7 +68,6 @@ class QemuMachine(NamedTuple):
     reserved_memory_end: bytes
     pci_mmio64_mb: bytes
     smbios_tables: bytes
-    named_kernel: bool
 
 
 def read_machine(
@@ -112,7 +107,6 @@ def read_machine(
             reserved_memory_end=device.read_file(directory, "etc/reserved-memory-end"),
             pci_mmio64_mb=device.read_file(directory, "opt/ovmf/X-PciMmio64Mb"),
             smbios_tables=device.read_file(directory, "etc/smbios/smbios-tables"),
-            named_kernel="etc/boot/kernel" in directory,
         )
 
 
@@ -127,25 +121,6 @@ def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> AcpiTabl
         device.read_file(directory, name) for name in (LOADER_NAME, RSDP_NAME, TABLES_NAME)
     )
     return check_tables(AcpiTables(loader, rsdp, tables))
-
-
-def read_kernel(command: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> bytes:
-    """Return the kernel that QEMU passes in setup and data, with the header fields that it sets.
-
-    The command line needs -kernel; without it the result is empty.
-
-    Raises:
-        ConfigError: As for `read_machine`.
-        BackendError: As for `read_machine`.
-        FormatError: If the kernel exceeds 256 MiB.
-    """
-    with StoppedQemu(command, seconds=seconds) as qemu:
-        device = FwCfg(qemu)
-        setup = device.read_number(KERNEL_SETUP_SIZE)
-        size = device.read_number(KERNEL_SIZE)
-        return device.read_item(KERNEL_SETUP_DATA, setup, MAX_KERNEL) + device.read_item(
-            KERNEL_DATA, size, MAX_KERNEL
-        )
 
 
 def read_version(program: str) -> QemuVersion:
@@ -186,13 +161,17 @@ def _print_version(program: str) -> bytes:
     process = start_program(
         program, ["-version"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    output = b""
+    part: bytes | None = b""
+    deadline = time.monotonic() + _VERSION_SECONDS
     try:
-        output, _ = process.communicate(timeout=_VERSION_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        message = f"{program}: -version has not ended within {_VERSION_SECONDS:g} s"
-        raise BackendError(message, reason="timed_out", path=program) from error
+        while len(output) < _MAX_VERSION and (part := wait_for_output(process, deadline)):
+            output += part
     finally:
         stop_program(process)
+    if part is None:
+        message = f"{program}: -version has not ended within {_VERSION_SECONDS:g} s"
+        raise BackendError(message, reason="timed_out", path=program)
     return output[:_MAX_VERSION]
 
 

@@ -123,23 +123,18 @@ class StoppedQemu:
         return rest
 
     def _read_line(self) -> bytes:
-        assert self._process.stdout is not None
-        output = self._process.stdout.fileno()
-        poll = select.poll()
-        poll.register(output, select.POLLIN)
-        line = bytearray()
+        line = b""
         while not line.endswith(b"\n"):
-            left = self._deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+            part = wait_for_output(self._process, self._deadline)
+            if part is None:
                 message = f"{self._program}: no answer within {self._seconds:g} s"
                 raise BackendError(message, reason="timed_out", path=self._program)
-            part = self._process.stdout.read(_READ_SIZE)
             if not part:
                 raise self._exited()
             line += part
             if len(line) > _MAX_ANSWER:
                 raise _malformed(line[:16].decode("ascii", "replace"))
-        return bytes(line)
+        return line
 
     def _exited(self) -> ConfigError:
         import subprocess
@@ -192,6 +187,17 @@ def start_program(
     except (OSError, ValueError) as error:
         message = f"{program}: cannot be executed: {error}"
         raise ConfigError(message, reason="unreadable") from error
+
+
+def wait_for_output(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:
+    """Return the next bytes of a program's output, none at its end; None at the deadline."""
+    assert process.stdout is not None
+    poll = select.poll()
+    poll.register(process.stdout.fileno(), select.POLLIN)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(left * 1000):
+        return None
+    return process.stdout.read(_READ_SIZE)
 
 
 def stop_program(process: "subprocess.Popen[bytes]") -> None:

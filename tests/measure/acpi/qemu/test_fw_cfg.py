@@ -11,9 +11,9 @@ from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.measure.acpi.qemu.chipset import ChipsetSetup
 from attestkit.measure.acpi.qemu.fw_cfg import FwCfg, FwCfgFile, parse_directory, parse_e820
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command
-from attestkit.measure.acpi.qemu.qemu_machine import read_kernel, read_machine
+from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.qemu.qtest import StoppedQemu
-from tests.measure.acpi.machines import Machine, needs_qemu
+from tests.measure.acpi.machines import needs_qemu, read_kernel, shape_of
 from tests.measure.acpi.qemu.fake_qemu import write_answers
 from tests.raising import raises
 
@@ -102,7 +102,7 @@ def test_read_item_is_bounded(tmp_path: Path) -> None:
 @needs_qemu
 def test_read_machine_returns_all_that_firmware_reads() -> None:
     """Memory, boot order and SMBIOS tables are those of the machine."""
-    found = read_machine(dstack_command(Machine(memory_size=3 * GIB)))
+    found = read_machine(dstack_command(shape_of(memory_size=3 * GIB)))
     assert found.ranges == ((0, 2 * GIB), (4 * GIB, 5 * GIB))
     assert found.boot_menu == bytes(2)
     assert found.boot_order == b""
@@ -114,7 +114,7 @@ def test_read_machine_returns_all_that_firmware_reads() -> None:
 @needs_qemu
 def test_setup_changes_the_tables() -> None:
     """The tables depend on the chipset's registers and the start of the 64-bit window."""
-    command = dstack_command(Machine())
+    command = dstack_command(shape_of())
     setups = (ChipsetSetup(), ChipsetSetup(physical_bits=40), ChipsetSetup(ecam_base=0xB0000000))
     assert len({read_machine(command, setup).acpi.tables for setup in setups}) == 3
 
@@ -146,11 +146,12 @@ def test_read_kernel_returns_patched_kernel(tmp_path: Path) -> None:
     kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
     kernel.write_bytes(bytes(setup) + b"code" * 1024)
     initrd.write_bytes(bytes(5000))
-    command = dstack_command(Machine(), kernel=kernel, initrd=initrd, cmdline="console=ttyS0")
+    command = dstack_command(shape_of())
+    assert read_kernel(command) == b""
+    command += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0"]
     found = read_kernel(command)
     assert len(found) == 0x400 + 4096
     assert found[0x210] == 0xB0
     assert int.from_bytes(found[0x21C:0x220], "little") == 5000
     assert found[0x400:] == b"code" * 1024
     assert read_machine(command).boot_order == b"/rom@genroms/linuxboot_dma.bin\0"
-    assert read_kernel(dstack_command(Machine())) == b""

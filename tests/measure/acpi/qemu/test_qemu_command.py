@@ -1,5 +1,6 @@
 """Tests of the command line of dstack's machine, and of the inputs of its tables."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,11 +9,11 @@ from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command, inputs_command
 from attestkit.measure.acpi.qemu.qemu_machine import read_machine
-from tests.measure.acpi.machines import Machine, needs_qemu
+from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
 
 GIB = 1 << 30
-SHAPE = Machine()
+SHAPE = shape_of()
 
 
 def devices(command: list[str]) -> list[str]:
@@ -31,7 +32,7 @@ def test_dstack_command_has_five_devices() -> None:
 
 def test_dstack_command_has_port_for_each_gpu_and_switch() -> None:
     """Each GPU and NVSwitch is behind a root port of its own."""
-    shape = SHAPE._replace(num_gpus=2, num_nvswitches=1, hotplug_off=True, pci_hole64_size=1 << 44)
+    shape = replace(SHAPE, num_gpus=2, num_nvswitches=1, hotplug_off=True, pci_hole64_size=1 << 44)
     command = dstack_command(shape)
     ports = [device for device in devices(command) if device.startswith("pcie-root-port")]
     assert ports == [f"pcie-root-port,id=pci.{n},bus=pcie.0,chassis={n}" for n in range(3)]
@@ -53,7 +54,7 @@ def test_dstack_command_has_port_for_each_gpu_and_switch() -> None:
 )
 def test_acpi_inputs_count_devices(changes: dict[str, object], endpoints: int) -> None:
     """Each device takes a slot; a CD-ROM takes none."""
-    assert acpi_inputs(Machine(**changes)).endpoints == endpoints  # type: ignore[arg-type]
+    assert acpi_inputs(shape_of(**changes)).endpoints == endpoints
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_acpi_inputs_count_devices(changes: dict[str, object], endpoints: int) -
 )
 def test_acpi_inputs_have_pic_before_9_0(version: str, pic: bool | None, expected: bool) -> None:
     """The configuration decides, else the version."""
-    shape = SHAPE._replace(qemu_version=version, pic=pic)
+    shape = replace(SHAPE, qemu_version=version, pic=pic)
     assert acpi_inputs(shape).pic is expected
 
 
@@ -84,13 +85,13 @@ def test_acpi_inputs_have_pic_before_9_0(version: str, pic: bool | None, expecte
 )
 def test_low_memory_is_2_gib_from_2816_mib_on(memory: int, low: int) -> None:
     """From 2816 MiB on, a part of the memory is above 4 GiB."""
-    assert acpi_inputs(SHAPE._replace(memory_size=memory)).low_memory == low
+    assert acpi_inputs(replace(SHAPE, memory_size=memory)).low_memory == low
 
 
 @needs_qemu
 def test_machines_with_equal_inputs_have_equal_tables() -> None:
     """The tables do not depend on memory above 4 GiB."""
-    shapes = [SHAPE._replace(memory_size=size * GIB) for size in (2, 3, 512)]
+    shapes = [replace(SHAPE, memory_size=size * GIB) for size in (2, 3, 512)]
     found = [read_machine(dstack_command(shape)) for shape in shapes]
     assert len({acpi_inputs(shape) for shape in shapes}) == 1
     assert len({machine.acpi for machine in found}) == 1
@@ -146,25 +147,4 @@ def test_each_input_changes_the_tables() -> None:
 def test_dstack_command_rejects_value(changes: dict[str, object], reason: str) -> None:
     """A configuration is the host's word: only numbers in range, and known devices, are used."""
     with raises(UsageError, reason):
-        dstack_command(Machine(**changes))  # type: ignore[arg-type]
-
-
-def test_dstack_command_adds_kernel() -> None:
-    """Kernel, initrd and command line are arguments of their own."""
-    command = dstack_command(SHAPE, "qemu", kernel="k", initrd="i", cmdline="a, -b")
-    assert command[0] == "qemu"
-    assert command[-6:] == ["-kernel", "k", "-initrd", "i", "-append", "a, -b"]
-
-
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ({"initrd": "i"}, "missing"),
-        ({"cmdline": "c"}, "missing"),
-        ({"kernel": "k", "cmdline": "a\0b"}, "wrong_value"),
-    ],
-)
-def test_dstack_command_rejects_files(files: dict[str, str], reason: str) -> None:
-    """An initrd needs a kernel, and an argument has no NUL."""
-    with raises(UsageError, reason):
-        dstack_command(SHAPE, **files)
+        dstack_command(shape_of(**changes))

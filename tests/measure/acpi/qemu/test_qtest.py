@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ with StoppedQemu([{program!r}]) as qemu:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
+    """Return whether a process exists, and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -150,6 +151,14 @@ def test_read_version_rejects_other_program(tmp_path: Path) -> None:
     """A program that does not print QEMU's version is refused."""
     with raises(ConfigError, "wrong_value"):
         read_version(write_program(tmp_path, "print('something else 9.2.1')\n"))
+
+
+def test_read_version_of_program_that_prints_without_end_is_limited(tmp_path: Path) -> None:
+    """The output is read up to a limit, not until the program ends."""
+    start = time.monotonic()
+    with raises(ConfigError, "wrong_value"):
+        read_version(write_program(tmp_path, "while True: print('y' * 4000)\n"))
+    assert time.monotonic() - start < 9
 
 
 def test_read_version_returns_printed_version(tmp_path: Path) -> None:

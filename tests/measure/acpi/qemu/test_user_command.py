@@ -16,7 +16,7 @@ from attestkit.measure.acpi.qemu.qemu_options import (
 )
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from attestkit.measure.acpi.qemu_version import QemuVersion
-from tests.measure.acpi.machines import Machine, needs_qemu
+from tests.measure.acpi.machines import needs_qemu, shape_of
 from tests.raising import raises
 
 VERSION = QemuVersion(10, 0, 13)
@@ -100,7 +100,7 @@ def test_clean_command_removes_host_and_tdx() -> None:
 @needs_qemu
 def test_clean_command_of_dstack_gives_tables_of_its_shape() -> None:
     """The whole command line of dstack and its shape have the same tables."""
-    shape = Machine(
+    shape = shape_of(
         cpu_count=16,
         memory_size=64 << 30,
         num_gpus=1,
