@@ -16,7 +16,7 @@ from attestkit.attestation.launch.td_hob import memory_below_4g
 from attestkit.attestation.launch.tdx import BLANK_CFV_DIGEST
 from attestkit.measure import MachineShape
 from attestkit.measure.expected_event import ExpectedEvent, replay
-from attestkit.measure.firmware import BootLayout, TdvfSection, TdxFirmware
+from attestkit.measure.firmware import TdvfSection, TdxFirmware
 from attestkit.measure.kernel import (
     DirectBoot,
     FirmwareTraits,
@@ -24,7 +24,7 @@ from attestkit.measure.kernel import (
     patch_setup_header,
 )
 from attestkit.measure.rtmr0 import FwCfgItems, expected_rtmr0
-from tests.measure.firmware_images import UI_VOLUME
+from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import VECTORS, Row, firmware_row
 from tests.measure.test_guests import boot_files, tables_of
 from tests.vectors import SHARED, data, needs_shared
@@ -58,19 +58,8 @@ def guest_rows() -> list[Any]:
 def upstream_rtmr0(row: Row) -> str:
     """Return RTMR0 by upstream's rules: one layout, a constant CFV, and no variables."""
     sections = tuple(firmware_row(row)["sections"])
-    layout = BootLayout(
-        measures=True,
-        fw_cfg=False,
-        acpi=True,
-        smbios=False,
-        boot_options="ui_app",
-        named_blobs=True,
-        initrd_first=False,
-        secure_boot=False,
-        ui_volume=UI_VOLUME,
-    )
     tdvf = tuple(TdvfSection(*section) for section in sections)
-    firmware = TdxFirmware(tdvf, BLANK_CFV_DIGEST, MappingProxyType({}), layout)
+    firmware = TdxFirmware(tdvf, BLANK_CFV_DIGEST, MappingProxyType({}), LAYOUT_202502)
     memory = MachineShape(**row["vm"]).memory
     events = expected_rtmr0(firmware, memory, FwCfgItems(), acpi=tables_of(row))
     return register(list(events), 0)
