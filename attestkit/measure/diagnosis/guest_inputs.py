@@ -19,7 +19,7 @@ from attestkit.measure.diagnosis.guest_shape import (
     ovmf_sections,
 )
 from attestkit.measure.diagnosis.logged_event import acpi_digests
-from attestkit.measure.expected_event import ExpectedEvent
+from attestkit.measure.expected_event import BootEvents, ExpectedEvent
 from attestkit.measure.firmware.tdvf import TdvfSection, read_tdvf_sections
 from attestkit.measure.machine_shape import MachineShape
 from attestkit.measure.rtmr0.td_hob import build_td_hob
@@ -55,7 +55,7 @@ class ComparedGuest:
         self, expected: Iterable[ExpectedEvent], rtmr0: Sequence[Event], inputs: GuestInputs
     ) -> None:
         """Create it from all expected events and the logged events of RTMR0."""
-        self.expected = tuple(expected)
+        self.expected: BootEvents = tuple(expected)
         self.rtmr0 = rtmr0
         self.inputs = inputs
 

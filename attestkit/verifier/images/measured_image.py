@@ -56,7 +56,7 @@ class MeasuredImage:
     """
 
     def __init__(self, image: DstackImage, read: Callable[[], DstackImage]) -> None:
-        self.facts = ImageFacts(image.version, image.is_dev)
+        self.facts: ImageFacts = ImageFacts(image.version, image.is_dev)
         self._normalized = image.kernel_header_normalized
         self._read = read
         self._lock = threading.Lock()  # of the kernels
