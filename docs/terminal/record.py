@@ -5,7 +5,8 @@ Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py
 session.svg has all of it, short.svg the commands that the README shows.
 
 All of it is simulated from one seed and judged at one instant, so that a recording changes with the
-program only. For the same reason the nonce is a fixed one, instead of the command's output.
+program only. For the same reason the nonce is a fixed one, instead of the command's output, and the
+number of the CRL that the session makes at present is the one of that instant.
 """
 
 import io
@@ -38,6 +39,7 @@ SHORT_PICTURE: Final = Path(__file__).with_name("short.svg")
 SHORT: Final = slice(1, 7)  # what of the session is in it: one accepted, one refused
 TRUST: Final = "--trust-anchor root.pem --collateral collateral.json --at 1790000000"
 REVOKED: Final = "--option scenario=pck-revoked"
+_CRL_NUMBER: Final = re.compile(r"(?<=number )\d+")  # a simulated CRL is numbered by its day
 SAVED: Final = "--save-trust-anchor its.pem --save-collateral its.json"
 CHOOSE_NONCE: Final = "nonce=$(openssl rand -hex 32)"
 # Each command with the exit code that it must end with.
@@ -102,7 +104,8 @@ def _run(command: str, folder: Path, variables: dict[str, str]) -> Recorded:
                 if not piece:
                     break
                 output += piece
-        return Recorded(command, output.decode().replace("\r\n", "\n"), process.returncode)
+        text = _CRL_NUMBER.sub(str(int(NOW) // 86400), output.decode().replace("\r\n", "\n"))
+        return Recorded(command, text, process.returncode)
     finally:
         os.close(ours)
 
