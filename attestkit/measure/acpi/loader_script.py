@@ -120,13 +120,15 @@ class _MovedFiles:
         size = self.loader[field + 4]
         if place == TABLES_NAME:
             offset = self._moved(offset)
-            struct.pack_into("<I", self.loader, field, offset)
-        if aim != TABLES_NAME:
-            return
         content = {RSDP_NAME: self.rsdp, TABLES_NAME: self.tables}.get(place)
+        if content is None and aim != TABLES_NAME:
+            return
         if content is None or size not in _POINTER_SIZES or offset + size > len(content):
             message = f"etc/table-loader: pointer of {size} bytes outside of its file"
             raise FormatError(message, reason="wrong_value", offset=command)
+        struct.pack_into("<I", self.loader, field, offset)
+        if aim != TABLES_NAME:
+            return
         value = self._moved(int.from_bytes(content[offset : offset + size], "little"))
         if value >= 1 << 8 * size:
             message = "etc/table-loader: pointer does not fit after the move"

@@ -103,11 +103,13 @@ def test_to_edge_triggered_rejects_tables_without_padding() -> None:
         to_edge_triggered(FILES._replace(tables=FILES.tables[: end + 100]))
 
 
-def test_to_edge_triggered_rejects_pointer_outside_of_its_file() -> None:
-    """A pointer of the loader script must lie within its file."""
+@pytest.mark.parametrize("place", [len(FILES.tables), 0xFFFFFFFF])
+@pytest.mark.parametrize("aim", [b"etc/acpi/tables", b"etc/other"])
+def test_to_edge_triggered_rejects_pointer_outside_of_its_file(place: int, aim: bytes) -> None:
+    """A pointer of the loader script must lie within its file, whatever it points to."""
     loader = bytearray(FILES.loader)
     at = next(at for at in range(0, len(loader), 128) if loader[at] == POINTER)
-    struct.pack_into("<I", loader, at + 116, len(FILES.tables))
+    struct.pack_into("<56sI", loader, at + 60, aim, place)
     with raises(FormatError, "wrong_value", offset=at):
         to_edge_triggered(FILES._replace(loader=bytes(loader)))
 
