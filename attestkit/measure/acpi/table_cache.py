@@ -89,7 +89,7 @@ class TableCache:
     def find(self, line: str, key: TableKey) -> TableEntry | None:
         """Return the tables that any QEMU of a line made of a machine.
 
-        None if there are none, or different ones: which of them a host shows its guests is unknown.
+        None if the cache has none, or if builds of the line made different ones.
         """
         numbers = key.numbers()
         prefix = _machine_digest(line, numbers)

@@ -143,7 +143,7 @@ def test_find_tables_takes_cached_tables_of_same_build(tmp_path: Path) -> None:
         assert (found.origin, found.exact, found.files) == ("cache", True, entry.files)
     for other in ("10.0.2 (Debian 1)", "10.0.13 (Debian 2)", "10.0.13 (Debian 1)') #"):
         program = write_program(tmp_path, f"print('QEMU emulator version {other}')\n")
-        with raises(BackendError, "malformed_response"):  # it runs, and is no QEMU
+        with raises(BackendError, "malformed_response"):  # not QEMU
             find_tables(UNUSUAL, qemu=program, cache=cache)
 
 

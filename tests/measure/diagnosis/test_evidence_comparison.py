@@ -42,7 +42,7 @@ def only(differences: tuple[Difference, ...]) -> Difference:
 
 
 def test_explain_returns_the_first_difference() -> None:
-    """A difference of MRTD comes before those of registers; without one the result is None."""
+    """The result is None for equal values; a difference of MRTD precedes those of registers."""
     assert explain(EXPECTED, evidence_of(EXPECTED)) is None
     other = boot(firmware=firmware(texts=(b"ACPI DATA", b"QEMU FW CFG", b"etc/boot/")))
     found = explain(EXPECTED, other)
