@@ -255,6 +255,9 @@ CollateralReason = (
 
 SignatureReason = Literal[
     "attestation_key_unbound",
+    "ak_attributes",  # the attestation key of a TPM is not restricted to what the TPM made
+    "ak_mismatch",  # the quote's key is not that of the certificate or the hardware report
+    "ak_unknown",  # nothing that the verifier trusts certifies the TPM's attestation key
     "bad_signature",
     "cert_bad_signature",
     "cert_constraints",
@@ -282,12 +285,19 @@ SignatureReason = Literal[
     "signing_key",
     "tcb_info_bad_signature",
     "tcb_mismatch",
+    "tpm_quote_algorithm",
+    "tpm_quote_bad_signature",
     "unexpected_subject",
     "untrusted_root",
 ]
 """A signature or a certificate chain is not valid."""
 
-ReplayReason = Literal["host_data_mismatch", "rtmr_mismatch"]
+ReplayReason = Literal[
+    "host_data_mismatch",
+    "ima_mismatch",  # the IMA log does not replay to PCR 10
+    "pcr_mismatch",  # a log does not replay to a PCR
+    "rtmr_mismatch",
+]
 """Event log and registers disagree."""
 
 PolicyReason = Literal[
@@ -299,31 +309,44 @@ PolicyReason = Literal[
     "chip_key_masked",
     "ciphertext_hiding",
     "compose_hash",
+    "console_enabled",
     "debug",
     "device_id",
     "dynamic_platform",
     "evaluation_data_number",
+    "gce_instance",
+    "gce_project",
+    "gce_zone",
     "grace_period",
+    "id_key_digest",
+    "init_data",
     "instance_id",
     "key_provider",
     "migration_agent",
     "minimum_svn",
     "minimum_version",
     "os_image_hash",
+    "paravisor_measurement",
+    "pcrs",
     "platform",
     "provisional_firmware",
     "rapl",
     "reference_value",
     "report_data",
     "require_mr_config",
+    "require_joins",
     "required_event",
+    "secure_boot",
     "sev_features",
     "simulated",
     "smt",
     "tcb_status",
     "td_debug",
+    "tpm_persisted",
+    "trusted_aks",
     "vcpu_type",
     "vcpus",
+    "vlek_providers",
     "vmpl",
 ]
 """The evidence is authentic, and the policy does not accept it."""
@@ -343,12 +366,17 @@ VerificationReason = (
         "ear_report_data",
         "enclave_debug",
         "event",  # a runtime event's digest does not match its payload
+        "hcl_binding",  # the hardware report is not over the runtime data of the HCL report
+        "hcl_user_data",  # the paravisor's user data are not the report data
         "identity",
+        "instance_info",  # claims about a Google VM differ from those of its certificate
         "internal",
         "mr_config",
         "no_certificate",
         "no_evidence",
         "os_image",
+        "pcr_digest",  # the delivered PCR values are not the quoted ones
+        "pcr_selection",  # a quote selects other PCRs, or another bank
         "qe_identity_mismatch",
         "qe_identity_wrong_type",
         "report_data",
@@ -362,6 +390,8 @@ VerificationReason = (
         "td_attributes",
         "td_debug",
         "tdx_module_mismatch",
+        "tpm_join",  # the TPM's quote is not over the hardware's evidence
+        "tpm_qualifying_data",  # the quote is over other data than required
         "unusable",
     ]
     | SignatureReason
@@ -395,6 +425,19 @@ StepCheck = Literal[
     "app",
     "mr_config",  # the configuration sealed at launch
     "certificate_key",  # possession of the key of an RA-TLS certificate
+    # vTPM
+    "hcl_report",  # form of the HCL report, and the hardware report over its runtime data
+    "attestation_key",  # what certifies the key of the TPM
+    "ak_certificate",
+    "tpm_quote",  # signature, selection and PCR values of the TPM's quote
+    "tpm_clock",
+    "hardware_to_ak",  # the hardware's evidence commits to the TPM's key
+    "ak_to_hardware",  # the TPM signed the hardware's evidence
+    "pcr_log",  # replay of the firmware's log to PCRs
+    "ima_log",
+    "user_data",  # the paravisor received the report data
+    "paravisor",  # identity of the paravisor
+    "instance",  # cloud instance named by a certificate
     # Rules of the policy
     "platform",
     "simulated",
@@ -421,6 +464,19 @@ StepCheck = Literal[
     "required_event",
     "acpi_tables",
     "smbios",
+    "pcrs",
+    "trusted_aks",
+    "require_joins",
+    "paravisor_measurement",
+    "id_key_digest",
+    "secure_boot",
+    "console_enabled",
+    "tpm_persisted",
+    "init_data",
+    "gce_project",
+    "gce_zone",
+    "gce_instance",
+    "vlek_providers",
     "policy",
 ]
 """The check of a step. A rule of the policy has the reason of its PolicyError."""

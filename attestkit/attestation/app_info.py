@@ -181,8 +181,10 @@ def read_app_info(
         system, aggregated = _tdx_registers(platform, identity, events, parsed)
     elif isinstance(platform, parts.GcpTdx):
         system, aggregated = _gcp_registers(platform, identity, events, os_image_hash)
-    else:
+    elif isinstance(platform, parts.NitroTpm):
         system, aggregated = _nitro_tpm_registers(platform, identity, events, all_events)
+    else:
+        return _identity(())  # these platforms measure no boot events of an app
     return AppInfo(
         identity.app_id,
         identity.compose_hash,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, Platform, SevSnp
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
@@ -51,10 +51,19 @@ class Authenticators:
     ) -> Authenticated:
         """Verify the vendor's signatures, and return what they cover.
 
+        On a platform with a TPM, the hardware's evidence is verified first, then the TPM's quote
+        and what joins the two.
+
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
             CollateralError: If collateral is required, but missing or malformed.
         """
+        return self._authenticate_hardware(parsed, collateral, now)
+
+    def _authenticate_hardware(
+        self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
+    ) -> Authenticated:
+        """Verify quote, report or document of the hardware."""
         if (quote := parsed.quote) is not None:
             if collateral is None:
                 raise CollateralError(
@@ -65,8 +74,8 @@ class Authenticators:
             return self._intel.authenticate(quote, collateral, int(now.timestamp()))
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
-        if isinstance(platform, SevSnp):
-            return self._amd.authenticate(platform, now)
+        if (report := _snp_evidence(platform)) is not None:
+            return self._amd.authenticate(report, now)
         assert isinstance(platform, NitroEnclave)
         return self._aws.authenticate(platform.nsm_quote, now)
 
@@ -80,7 +89,7 @@ class Authenticators:
             return self._intel.genuine
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
-        return (self._amd if isinstance(platform, SevSnp) else self._aws).genuine
+        return (self._aws if _snp_evidence(platform) is None else self._amd).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
         """Return a sentence on the outdated component of a platform; empty if it is up to date."""
@@ -107,6 +116,11 @@ class Authenticators:
         from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
 
         return Nitro(self.trust_anchor)
+
+
+def _snp_evidence(platform: Platform) -> SevSnp | None:
+    """Return the SEV-SNP report of a platform, with its certificates; None without one."""
+    return platform if isinstance(platform, SevSnp) else None
 
 
 def _single_certificate(certificate: bytes | str) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroEnclave, NitroTpm, SevSnp
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp, Tdx
 from attestkit.errors import (
     FormatError,
     PolicyError,
@@ -65,7 +65,7 @@ class ParsedEvidence(NamedTuple):
             FormatError: If its quote is malformed, or not of a TD.
             UnsupportedError: If its platform uses a vTPM.
         """
-        if isinstance(attestation.evidence.platform, (GcpTdx, NitroTpm)):
+        if not isinstance(attestation.evidence.platform, (Tdx, SevSnp, NitroEnclave)):
             message = f"{attestation.platform} evidence: vTPM quotes are not supported"
             raise UnsupportedError(message, reason="feature")
         quote = attestation.quote

@@ -156,6 +156,53 @@ class Tcb(_Values):
     launch: tuple[tuple[str, int], ...] = ()
 
 
+KeyTrust = Literal["hardware_report", "certificate", "listed", "unknown"]
+"""What certifies the attestation key of a TPM.
+
+`hardware_report`: an authentic hardware report commits to it (Azure). `certificate`: a certificate
+under a trusted root. `listed`: the policy lists it. `unknown`: nothing; only a policy that lists
+the key accepts such evidence.
+"""
+
+Join = Literal["hardware_to_ak", "ak_to_hardware"]
+"""Direction in which hardware evidence and TPM are joined.
+
+`hardware_to_ak`: the hardware's evidence commits to the TPM's key. `ak_to_hardware`: the TPM signed
+the hardware's evidence.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class VtpmFacts(_Values):
+    """Verified facts of a TPM's quote; its fields are also the items of a mapping."""
+
+    attestation_key: bytes  # DER SubjectPublicKeyInfo
+    key_trust: KeyTrust
+    joins: tuple[Join, ...]  # directions that hold; empty without hardware evidence
+    pcrs: tuple[tuple[str, int, bytes], ...]  # bank (sha256, ...), index, value; as quoted
+    replayed: tuple[tuple[str, int], ...] = ()  # bank and index of PCRs that a log replays to
+    # Of the quote; no proof of freshness. None if the platform has no such value.
+    clock_ms: int | None = None
+    reset_count: int | None = None
+    restart_count: int | None = None
+    # Claims of the paravisor or the certificate, by name: vm_unique_id, gce_project, ...
+    details: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return values for JSON, with bytes in hex."""
+        return {
+            "attestation_key": self.attestation_key.hex(),
+            "key_trust": self.key_trust,
+            "joins": list(self.joins),
+            "pcrs": {f"{bank}:{index}": value.hex() for bank, index, value in self.pcrs},
+            "replayed": [f"{bank}:{index}" for bank, index in self.replayed],
+            "clock_ms": self.clock_ms,
+            "reset_count": self.reset_count,
+            "restart_count": self.restart_count,
+            "details": dict(self.details),
+        }
+
+
 class Authenticated(NamedTuple):
     """Vendor-signed content of evidence, before appraisal by a policy."""
 
@@ -166,6 +213,7 @@ class Authenticated(NamedTuple):
     tcb: Tcb
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
     steps: tuple[VerificationStep, ...]
+    vtpm: VtpmFacts | None = None  # None on platforms without a TPM
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +240,7 @@ class Claims(_Values):
     # Metadata of the verified image, if its files are at hand.
     os_image_version: str | None = None
     os_image_is_dev: bool | None = None
+    vtpm: VtpmFacts | None = None  # None on platforms without a TPM
 
     def _values(self) -> dict[str, Any]:
         names = ("platform", "report_data", "os_image_hash", "measurement_version", "events")
@@ -216,6 +265,7 @@ class Claims(_Values):
             self.acpi_tables_verified,
             self.os_image_version,
             self.os_image_is_dev,
+            self.vtpm,
         )
 
 

@@ -86,7 +86,66 @@ class NitroTpm(NamedTuple):
     attestation_doc: bytes  # COSE_Sign1
 
 
-Platform = Tdx | GcpTdx | NitroEnclave | SevSnp | NitroTpm
+class GcpSnp(NamedTuple):
+    """AMD SEV-SNP on Google Cloud, with a TPM whose quote is over the report's SHA-256."""
+
+    report: bytes  # 1184 bytes
+    cert_chain: tuple[bytes, ...]  # as of SevSnp
+    tpm_quote: TpmQuote
+
+
+class VtpmQuote(NamedTuple):
+    """A quote of a TPM with its key and logs, in evidence whose form dstack does not define."""
+
+    message: bytes  # TPMS_ATTEST
+    signature: bytes  # TPMT_SIGNATURE
+    pcr_values: tuple[PcrValue, ...]  # in the order of the quote's selection
+    ak_public: bytes = b""  # TPMT_PUBLIC, or DER SubjectPublicKeyInfo; empty: the HCL report has it
+    ak_certificates: tuple[bytes, ...] = ()  # DER, leaf first; may be empty
+    boot_log: bytes = b""  # event log of the firmware, binary_bios_measurements; may be empty
+    ima_log: bytes = b""  # binary_runtime_measurements of any bank; may be empty
+
+
+class AzureSnp(NamedTuple):
+    """AMD SEV-SNP behind a paravisor that provides a TPM: Azure (vtpm.md, section 6)."""
+
+    hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
+    vtpm_quote: VtpmQuote
+    cert_chain: tuple[bytes, ...]  # VCEK, and ASK or a whole chain; as of SevSnp
+
+
+class AzureTdx(NamedTuple):
+    """Intel TDX behind a paravisor that provides a TPM: Azure (vtpm.md, section 6)."""
+
+    hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
+    vtpm_quote: VtpmQuote
+    td_quote: bytes
+
+
+class Tpm(NamedTuple):
+    """A TPM without hardware evidence of a TEE (vtpm.md, section 10)."""
+
+    vtpm_quote: VtpmQuote
+
+
+class GoTpmTools(NamedTuple):
+    """A message `attest.Attestation` of go-tpm-tools (vtpm.md, section 7.6)."""
+
+    message: bytes  # protobuf
+
+
+Platform = (
+    Tdx
+    | GcpTdx
+    | NitroEnclave
+    | SevSnp
+    | NitroTpm
+    | GcpSnp
+    | AzureSnp
+    | AzureTdx
+    | Tpm
+    | GoTpmTools
+)
 
 PLATFORM_NAMES: dict[type[Platform], str] = {
     Tdx: "dstack-tdx",
@@ -94,7 +153,14 @@ PLATFORM_NAMES: dict[type[Platform], str] = {
     NitroEnclave: "dstack-nitro-enclave",
     SevSnp: "dstack-amd-sev-snp",
     NitroTpm: "dstack-aws-nitro-tpm",
+    GcpSnp: "gcp-snp",
+    # The format; only a verifier that knows the paravisor calls them azure-snp and azure-tdx.
+    AzureSnp: "hcl-snp",
+    AzureTdx: "hcl-tdx",
+    Tpm: "tpm",
+    GoTpmTools: "go-tpm-tools",
 }
+"""Names of the platforms; those of dstack's formats begin with `dstack-`."""
 
 
 class Stack(NamedTuple):
