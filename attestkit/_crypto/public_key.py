@@ -1,0 +1,112 @@
+"""Public keys of TPMs: RSA, P-256 and P-384, with the signature schemes and hashes of quotes."""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
+
+from attestkit.errors import SignatureError
+
+SIGNATURE_HASHES: Final[Mapping[str, type[SHA256 | SHA384 | SHA512]]] = {
+    "sha256": SHA256,
+    "sha384": SHA384,
+    "sha512": SHA512,
+}
+"""Hashes that signatures may use."""
+
+_LEAST_BITS: Final = 2048
+_MOST_BITS: Final = 8192  # verification time grows with the square
+_LEAST_EXPONENT, _MOST_EXPONENT = 65537, 1 << 32  # a TPM's exponent has 4 bytes
+_MAX_SIZE: Final = 4096  # bytes of a SubjectPublicKeyInfo
+
+KeyKind = Literal["rsa", "p256", "p384"]
+
+
+class PublicVerificationKey:
+    """An RSA, P-256 or P-384 public key that verifies signatures."""
+
+    __slots__ = ("_key", "kind", "spki")
+
+    def __init__(self, spki: bytes) -> None:
+        """Read a key.
+
+        Args:
+            spki: SubjectPublicKeyInfo in DER. RSA keys have 2048 to 8192 bits and an odd exponent
+                of at least 65537.
+
+        Raises:
+            SignatureError: If it is malformed, or another kind of key (`invalid_key`).
+        """
+        self._key: RSAPublicKey | ec.EllipticCurvePublicKey = _load(spki)
+        self.kind: KeyKind = _kind(self._key)
+        # The canonical encoding, so that equal keys have equal bytes.
+        self.spki: bytes = self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    def verify(self, algorithm: str, hash_name: str, signature: bytes, data: bytes) -> None:
+        """Verify a signature.
+
+        Args:
+            algorithm: `rsassa`, `rsapss` (with a salt of any length) or `ecdsa`.
+            hash_name: sha256, sha384 or sha512.
+            signature: Of ECDSA, r and s in DER; of RSA, as long as the modulus.
+            data: The signed data.
+
+        Raises:
+            SignatureError: If the signature is not valid (`bad_signature`), or algorithm or hash
+                are not of this key (`document_algorithm`).
+        """
+        chosen = SIGNATURE_HASHES.get(hash_name)
+        key = self._key
+        is_rsa = isinstance(key, RSAPublicKey)
+        if chosen is None or algorithm not in ({"rsassa", "rsapss"} if is_rsa else {"ecdsa"}):
+            message = f"signature: {algorithm} with {hash_name} does not fit a key of {self.kind}"
+            raise SignatureError(message, reason="document_algorithm")
+        try:
+            if not isinstance(key, RSAPublicKey):
+                key.verify(signature, data, ec.ECDSA(chosen()))
+            elif algorithm == "rsassa":
+                key.verify(signature, data, PKCS1v15(), chosen())
+            else:
+                key.verify(signature, data, PSS(MGF1(chosen()), PSS.AUTO), chosen())
+        except InvalidSignature as error:
+            message = f"{algorithm} with {hash_name}: invalid signature"
+            raise SignatureError(message, reason="bad_signature") from error
+
+    def __repr__(self) -> str:
+        return f"PublicVerificationKey(kind={self.kind!r}, spki={self.spki.hex()})"
+
+
+def _load(spki: bytes) -> RSAPublicKey | ec.EllipticCurvePublicKey:
+    try:
+        key = load_der_public_key(spki) if len(spki) <= _MAX_SIZE else None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SignatureError("public key: malformed", reason="invalid_key") from error
+    if isinstance(key, RSAPublicKey):
+        exponent = key.public_numbers().e
+        if not _LEAST_BITS <= key.key_size <= _MOST_BITS:
+            message = f"RSA key: {key.key_size} bits, must have {_LEAST_BITS} to {_MOST_BITS}"
+            raise SignatureError(message, reason="invalid_key")
+        if not _LEAST_EXPONENT <= exponent < _MOST_EXPONENT or exponent % 2 == 0:
+            message = f"RSA key: exponent must be odd and at least {_LEAST_EXPONENT}"
+            raise SignatureError(message, reason="invalid_key")
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
+        key.curve, (ec.SECP256R1, ec.SECP384R1)
+    ):
+        return key
+    raise SignatureError("public key: must be RSA, P-256 or P-384", reason="invalid_key")
+
+
+def _kind(key: RSAPublicKey | ec.EllipticCurvePublicKey) -> KeyKind:
+    if isinstance(key, RSAPublicKey):
+        return "rsa"
+    return "p256" if isinstance(key.curve, ec.SECP256R1) else "p384"

@@ -1,0 +1,256 @@
+"""IMA log of Linux: reader of `binary_runtime_measurements`, and its replay to a PCR.
+
+The kernel extends every PCR bank with the hash of that bank over the same template data, so the
+list of one bank suffices to replay all banks (Linux, security/integrity/ima). Numbers are
+little-endian, as on x86-64 and arm64.
+"""
+
+import hashlib
+import hmac
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_bytes
+from attestkit._reasons import FormatReason
+from attestkit.errors import FormatError, UsageError
+
+MAX_SIZE: Final = 16_777_216
+"""Largest size of a log in bytes (16 MiB)."""
+
+MAX_RECORDS: Final = 131_072
+
+IMA_PCR: Final = 10
+"""PCR that IMA extends by default (CONFIG_IMA_MEASURE_PCR_IDX)."""
+
+BANK_SIZES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
+"""Banks that a log can be replayed in, and their digest sizes in bytes."""
+
+_MAX_NAME: Final = 255  # bytes of a template's name; a custom template is named by its format
+_MAX_DATA: Final = 1 << 20  # bytes of a record's template data; `ima-buf` has whole policies
+_MAX_PCR: Final = 23
+_OLD_TEMPLATE: Final = "ima"
+_OLD_DIGEST: Final = 20
+_OLD_NAME: Final = 256  # bytes to which `ima` pads a file name in its hash
+
+
+class ImaRecord(NamedTuple):
+    """One record of an IMA log."""
+
+    pcr: int  # 0 to 23
+    digest: bytes  # template digest in the bank of the file; zeros mark a violation
+    template: str  # ima, ima-ng, ima-sig, ima-buf, ima-modsig, ima-ngv2, ima-sigv2, evm-sig, ...
+    data: bytes  # template data as in the file
+
+    @property
+    def is_violation(self) -> bool:
+        """Whether a file was open for writing while it was measured."""
+        return not any(self.digest)
+
+    def template_digest(self, bank: str) -> bytes:
+        """Return the digest that extends a bank: 0xFF bytes for a violation.
+
+        Raises:
+            UsageError: If the bank is unknown.
+        """
+        size = _bank_size(bank)
+        return b"\xff" * size if self.is_violation else _hash(bank, _measured(self))
+
+
+class ImaMatch(NamedTuple):
+    """Replay of the shortest prefix of a log that leads to a value of a PCR."""
+
+    records: int  # of this PCR, in the prefix
+    following: int  # of this PCR, after the prefix
+
+
+class ImaLog(NamedTuple):
+    """An IMA log (`binary_runtime_measurements` of Linux, of any bank)."""
+
+    bank: str
+    """Bank of the digests in the file."""
+    records: tuple[ImaRecord, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "ImaLog":
+        """Parse a log; the size of its digests is recognised.
+
+        Raises:
+            FormatError: If the log is malformed, a digest is not that of the template data, or the
+                log exceeds 16 MiB, 131,072 records, or 1 MiB of data in one record.
+            UsageError: If `data` is not `bytes`.
+        """
+        require_bytes("IMA log", data)
+        if len(data) > MAX_SIZE:
+            raise _bad(f"{len(data)} bytes, more than {MAX_SIZE}", "too_large", None)
+        if not data:
+            return cls("sha1", ())
+        bank, size = _detect_bank(data)
+        records = []
+        at = 0
+        while at < len(data):
+            if len(records) == MAX_RECORDS:
+                raise _bad(f"more than {MAX_RECORDS} records", "too_many", at)
+            record, end = _read_record(data, at, size)
+            if not record.is_violation and _hash(bank, _measured(record)) != record.digest:
+                problem = f"record {len(records)}: digest is not that of its template data"
+                raise _bad(problem, "inconsistent", at)
+            records.append(record)
+            at = end
+        return cls(bank, tuple(records))
+
+    @property
+    def pcrs(self) -> tuple[int, ...]:
+        """PCRs that the records extend, in ascending order."""
+        return tuple(sorted({record.pcr for record in self.records}))
+
+    @property
+    def violations(self) -> int:
+        """Number of violations."""
+        return sum(record.is_violation for record in self.records)
+
+    @property
+    def boot_aggregate(self) -> tuple[str, bytes] | None:
+        """Hash name and value of the first record if it is `boot_aggregate`; None otherwise."""
+        if not self.records or self.records[0].is_violation:
+            return None
+        record = self.records[0]
+        fields = _fields(record)
+        if len(fields) < 2 or fields[1].rstrip(b"\0") != b"boot_aggregate":
+            return None
+        if record.template == _OLD_TEMPLATE:
+            return "sha1", fields[0]
+        name, colon, digest = fields[0].partition(b":\0")
+        bank = name.decode("ascii", "replace")
+        return (bank, digest) if colon and BANK_SIZES.get(bank) == len(digest) else None
+
+    def replay(self, bank: str = "sha256", pcr: int = IMA_PCR, start: bytes = b"") -> bytes:
+        """Return the value of a PCR after all records.
+
+        Args:
+            bank: sha1, sha256, sha384 or sha512.
+            pcr: Number of the PCR.
+            start: Value before the first record; empty for zeros.
+
+        Raises:
+            UsageError: If the bank is unknown.
+        """
+        value = start or bytes(_bank_size(bank))
+        for record in self.records:
+            if record.pcr == pcr:
+                value = _hash(bank, value + record.template_digest(bank))
+        return value
+
+    def match(
+        self, bank: str, value: bytes, pcr: int = IMA_PCR, start: bytes = b""
+    ) -> ImaMatch | None:
+        """Return the shortest prefix of at least one record that replays to a PCR's value.
+
+        The kernel may extend the PCR between the quote and the reading of the log, so records may
+        follow (vtpm.md, section 5).
+
+        Returns:
+            None if no prefix replays to the value.
+
+        Raises:
+            UsageError: If the bank is unknown.
+        """
+        digests = [one.template_digest(bank) for one in self.records if one.pcr == pcr]
+        found = start or bytes(_bank_size(bank))
+        for number, digest in enumerate(digests, 1):
+            found = _hash(bank, found + digest)
+            if hmac.compare_digest(found, value):
+                return ImaMatch(number, len(digests) - number)
+        return None
+
+    def __repr__(self) -> str:
+        return f"<ImaLog of {len(self.records)} records, {self.bank}>"
+
+
+def _detect_bank(data: bytes) -> tuple[str, int]:
+    """Return the bank whose digest size makes the first record well-formed."""
+    for bank, size in BANK_SIZES.items():
+        at = 4 + size
+        length = int.from_bytes(data[at : at + 4], "little")
+        name = data[at + 4 : at + 4 + length] if 0 < length <= _MAX_NAME else b""
+        if name and len(name) == length and _is_name(name):
+            return bank, size
+    problem = "the first record has no template name; the log may be cut or of another endianness"
+    raise _bad(problem, "unrecognized", 0)
+
+
+def _read_record(data: bytes, at: int, size: int) -> tuple[ImaRecord, int]:
+    """Return the record at an offset, and the offset after it."""
+    pcr = _number(data, at)
+    if pcr > _MAX_PCR:
+        raise _bad(f"PCR index {pcr}, more than {_MAX_PCR}", "index", at)
+    digest = _take(data, at + 4, size)
+    at += 4 + size
+    length = _number(data, at)
+    if not 0 < length <= _MAX_NAME:
+        raise _bad(f"template name of {length} bytes, must be 1 to {_MAX_NAME}", "wrong_size", at)
+    name = _take(data, at + 4, length)
+    if not _is_name(name):
+        raise _bad("template name is not printable ASCII", "encoding", at + 4)
+    at += 4 + length
+    template = name.decode("ascii")
+    if template == _OLD_TEMPLATE:
+        # Without a size: 20 bytes of a digest, then size and text of a file name.
+        start, length = at, _OLD_DIGEST + 4 + _number(data, at + _OLD_DIGEST)
+    else:
+        start, length = at + 4, _number(data, at)
+    if length > _MAX_DATA:
+        raise _bad(f"template data of {length} bytes, over {_MAX_DATA}", "event_size", at)
+    found = _take(data, start, length)
+    return ImaRecord(pcr, digest, template, found), start + length
+
+
+def _measured(record: ImaRecord) -> bytes:
+    """Return the bytes that the template digest covers."""
+    if record.template != _OLD_TEMPLATE:
+        return record.data
+    digest, name = record.data[:_OLD_DIGEST], record.data[_OLD_DIGEST + 4 :]
+    return digest + name.ljust(_OLD_NAME, b"\0")
+
+
+def _fields(record: ImaRecord) -> list[bytes]:
+    """Return the fields of the template data; empty unless they fill it."""
+    if record.template == _OLD_TEMPLATE:
+        return [record.data[:_OLD_DIGEST], record.data[_OLD_DIGEST + 4 :]]
+    fields, at = [], 0
+    while at < len(record.data):
+        size = int.from_bytes(record.data[at : at + 4], "little")
+        end = at + 4 + size
+        if end > len(record.data):
+            return []
+        fields.append(record.data[at + 4 : end])
+        at = end
+    return fields
+
+
+def _is_name(name: bytes) -> bool:
+    return all(0x20 < byte < 0x7F for byte in name)
+
+
+def _number(data: bytes, at: int) -> int:
+    return int.from_bytes(_take(data, at, 4), "little")
+
+
+def _take(data: bytes, at: int, size: int) -> bytes:
+    if size > len(data) - at:
+        raise _bad(f"truncated: {size} bytes expected", "truncated", min(at, len(data)))
+    return data[at : at + size]
+
+
+def _bank_size(bank: str) -> int:
+    size = BANK_SIZES.get(bank)
+    if size is None:
+        message = f"PCR bank: unknown: {bank}; use one of {', '.join(BANK_SIZES)}"
+        raise UsageError(message, reason="unknown_name")
+    return size
+
+
+def _hash(bank: str, data: bytes) -> bytes:
+    return hashlib.new(bank, data, usedforsecurity=False).digest()
+
+
+def _bad(problem: str, reason: FormatReason, at: int | None) -> FormatError:
+    return FormatError(f"IMA log: {problem}", reason=reason, offset=at)

@@ -1,0 +1,241 @@
+"""Replay of a machine's logs against quoted PCRs: the firmware's log, and IMA's.
+
+The rules are those of vtpm.md, section 5. A firmware log must explain PCRs 0 to 7. It explains
+PCRs 8 to 15 as far as it has records of them: boot loaders write into it, programs that run later
+do not. A bank without digests in the log is explained by nothing.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from attestkit._reasons import StepCheck, VerificationStep
+from attestkit.errors import ReplayError
+from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log.ima import BANK_SIZES, IMA_PCR, ImaLog, ImaMatch
+from attestkit.event_log.tcg import TpmEventLog
+from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
+
+FIRMWARE_PCRS: Final = frozenset(range(8))
+"""PCRs that only firmware and boot loaders extend, each time with a record in the log."""
+
+# Boot loaders and shim extend these with a record. Programs of the system extend PCRs 10 to 13, 15,
+# 16 and 23 without one (systemd-pcrphase, IMA, applications), so those may be further than the log.
+_LOGGED_PCRS: Final = FIRMWARE_PCRS | {8, 9, 14}
+_DYNAMIC: Final = range(17, 23)  # 0xFF until a dynamic launch
+
+Values = Mapping[tuple[str, int], bytes]
+
+
+class ReplayedPcrs(NamedTuple):
+    """PCRs that the logs replay to, and the steps of the replay."""
+
+    replayed: tuple[tuple[str, int], ...]  # bank and index, in the order of the quote
+    steps: tuple[VerificationStep, ...]  # pcr_log and ima_log
+
+
+def replay_pcr_logs(
+    pcrs: Iterable[tuple[str, int, bytes]],
+    boot_log: bytes,
+    ima_log: bytes,
+    *,
+    extended_later: Iterable[int] = (),
+) -> ReplayedPcrs:
+    """Replay the logs of a machine, in each quoted bank that they have digests of.
+
+    Args:
+        pcrs: Bank, index and value of each quoted PCR.
+        boot_log: `binary_bios_measurements` of Linux; empty if there is none.
+        ima_log: `binary_runtime_measurements` of Linux; empty if there is none.
+        extended_later: PCRs that the platform extends further without a record in the boot log,
+            and verifies itself: a difference is then not an error.
+
+    Raises:
+        FormatError: If a log is malformed.
+        ReplayError: If a PCR does not match the replay: `pcr_mismatch`, or `ima_mismatch` for the
+            IMA log. The text has the quoted and the replayed value.
+        UnsupportedError: If this Python's OpenSSL lacks the hash of a quoted bank.
+    """
+    values = {(bank, index): value for bank, index, value in pcrs}
+    replayed, step = _replay_boot_log(values, boot_log, frozenset(extended_later))
+    steps = [step]
+    if ima_log:
+        measured, step = _replay_ima_log(values, ImaLog.parse(ima_log))
+        replayed |= measured
+        steps.append(step)
+    if rest := list_unexplained(values, replayed):
+        steps.append(skipped("pcr_log", f"no log explains {_by_bank(rest)}, which are extended"))
+    return ReplayedPcrs(tuple([one for one in values if one in replayed]), tuple(steps))
+
+
+def with_replayed_logs(
+    vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes
+) -> tuple[VtpmFacts, tuple[VerificationStep, ...]]:
+    """Return the facts of a TPM with the PCRs that its logs replay to; see `replay_pcr_logs`."""
+    replayed, steps = replay_pcr_logs(vtpm.pcrs, boot_log, ima_log)
+    return replace(vtpm, replayed=replayed), steps
+
+
+def list_unexplained(pcrs: Values, replayed: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return the PCRs that are not at their start value and that no log replays to."""
+    explained = frozenset(replayed)
+    return [
+        (bank, index)
+        for (bank, index), value in pcrs.items()
+        if (bank, index) not in explained and value != _start(bank, index)
+    ]
+
+
+def _replay_boot_log(
+    values: Values, data: bytes, later: frozenset[int]
+) -> tuple[set[tuple[str, int]], VerificationStep]:
+    """Return the PCRs that the firmware's log replays to, and the step."""
+    if not data:
+        return set(), skipped("pcr_log", "the evidence has no log of the firmware to replay")
+    log = TpmEventLog.parse(data)
+    replayed: set[tuple[str, int]] = set()
+    for bank in dict.fromkeys(bank for bank, _ in values):
+        if _has_digests(log, bank):
+            replay = _Replay(bank, log.replay(bank), log.startup_locality, later)
+            replayed |= {
+                (bank, index)
+                for (one, index), value in values.items()
+                if one == bank and replay.explains(index, value)
+            }
+    if not replayed:
+        return replayed, skipped("pcr_log", "the firmware's log replays to no quoted PCR")
+    text = f"the firmware's {len(log.events)} records replay to {_by_bank(replayed)}"
+    return replayed, passed("pcr_log", text)
+
+
+def _has_digests(log: TpmEventLog, bank: str) -> bool:
+    """Return whether any record of a log extends a bank; firmware may know a bank by name only."""
+    return bank in log.banks and any(
+        name == bank
+        for event in log.events
+        if event.event_type != NO_ACTION
+        for name, _ in event.digests
+    )
+
+
+class _Replay(NamedTuple):
+    """Replay of a firmware's log in one bank."""
+
+    bank: str
+    values: Mapping[int, bytes]  # of the PCRs that the log has records of
+    locality: int  # of the TPM's start
+    later: frozenset[int]
+
+    def explains(self, index: int, value: bytes) -> bool:
+        """Return whether the log has records of a PCR, and replays to it.
+
+        Raises:
+            ReplayError: If the log must explain the PCR, and does not.
+        """
+        expected = self.values.get(index)
+        if expected is None and index not in FIRMWARE_PCRS:
+            return False
+        if expected is None:
+            # PCR 0 starts with the locality.
+            expected = _start(self.bank, index, self.locality)
+            if hmac.compare_digest(value, expected):
+                return False
+        elif hmac.compare_digest(value, expected):
+            return True
+        if index not in _LOGGED_PCRS or index in self.later:
+            return False
+        raise ReplayError(
+            f"firmware's log: {self.bank} PCR {index} is {value.hex()}, but the log replays to "
+            f"{expected.hex()}; the log is not of this boot, or records are missing",
+            reason="pcr_mismatch",
+        )
+
+
+def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], VerificationStep]:
+    """Return the PCRs that the IMA log replays to, and the step."""
+    replayed: set[tuple[str, int]] = set()
+    longest = ImaMatch(0, 0)
+    for (bank, index), value in values.items():
+        if index not in log.pcrs or bank not in BANK_SIZES:
+            continue
+        # Another PCR than 10 may hold records of the firmware; then this log alone proves nothing.
+        match = log.match(bank, value, index)
+        if match is None and index == IMA_PCR:
+            raise ReplayError(
+                f"IMA log: {bank} PCR {index} is {value.hex()}, but no part of the log's "
+                f"{len(log.records)} records replays to it; all of them give "
+                f"{log.replay(bank, index).hex()}",
+                reason="ima_mismatch",
+            )
+        if match is not None:
+            replayed.add((bank, index))
+            longest = max(longest, match)
+    if not replayed:
+        text = "the IMA log was not replayed: the quote has no PCR that its records extend"
+        return replayed, skipped("ima_log", text)
+    return replayed, _ima_step(values, log, replayed, longest)
+
+
+def _ima_step(
+    values: Values, log: ImaLog, replayed: set[tuple[str, int]], match: ImaMatch
+) -> VerificationStep:
+    """Return the step of an IMA log that replays, with what needs attention."""
+    text = f"{match.records} records of the IMA log replay to {_by_bank(replayed)}"
+    notes = []
+    if match.following:
+        notes.append(f"{match.following} records follow, which the quote does not cover")
+    if violations := log.violations:
+        notes.append(f"{violations} records are violations, whose content is not authenticated")
+    if (problem := _boot_aggregate_problem(values, log)) is not None:
+        notes.append(problem)
+    check: StepCheck = "ima_log"
+    return caution(check, "; ".join((text, *notes))) if notes else passed(check, text)
+
+
+def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
+    """Compare the first record with PCRs 0 to 9 of its bank; older kernels hash 0 to 7 only."""
+    stated = log.boot_aggregate
+    if stated is None:
+        return "the first record is not boot_aggregate"
+    bank, digest = stated
+    quoted = [values.get((bank, index)) for index in range(10)]
+    if None in quoted:
+        return None  # not quoted, so nothing to compare with
+    content = [value for value in quoted if value is not None]
+    for count in (10, 8):
+        if hmac.compare_digest(_hash(bank, b"".join(content[:count])), digest):
+            return None
+    return f"boot_aggregate is not the hash of the quoted {bank} PCRs 0 to 9"
+
+
+def _start(bank: str, index: int, locality: int = 0) -> bytes:
+    """Return the value of a PCR after the TPM's start."""
+    size = BANK_SIZES.get(bank, 0)
+    if index in _DYNAMIC:
+        return b"\xff" * size
+    return bytes(size - 1) + bytes([locality if index == 0 else 0]) if size else b""
+
+
+def _hash(bank: str, data: bytes) -> bytes:
+    return hashlib.new(bank, data, usedforsecurity=False).digest()
+
+
+def _by_bank(found: Iterable[tuple[str, int]]) -> str:
+    """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
+    banks: dict[str, list[int]] = {}
+    for bank, index in sorted(found):
+        banks.setdefault(bank, []).append(index)
+    return " and ".join(f"{bank} PCRs {_ranges(indices)}" for bank, indices in banks.items())
+
+
+def _ranges(indices: list[int]) -> str:
+    """Return ascending numbers as ranges."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)

@@ -1,0 +1,191 @@
+"""Verification of a TPM's quote: signature, qualifying data, selection and PCR values.
+
+The checks and their order are those of vtpm.md, section 3.4, steps 1 to 5. What certifies the key
+(step 6) and the replay of logs (step 7) depend on the platform.
+"""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from attestkit._crypto.public_key import SIGNATURE_HASHES, PublicVerificationKey
+from attestkit._reasons import VerificationReason, VerificationStep
+from attestkit._sanitize import shown
+from attestkit.attestation.wire.evidence_parts import PcrValue
+from attestkit.errors import SignatureError, VerificationError
+from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
+from attestkit.tpm.algorithms import hash_size
+from attestkit.verifier.result import Join, KeyTrust, VtpmFacts, caution, passed
+
+ALL_PCRS: Final = PcrSelection("sha256", tuple(range(24)))
+"""The selection of most formats: PCRs 0 to 23 of the SHA-256 bank."""
+
+Pcrs = tuple[tuple[str, int, bytes], ...]
+"""Bank, index and value of each PCR."""
+
+
+class VerifiedQuote(NamedTuple):
+    """A quote whose signature and PCR values are valid; its key is not yet trusted."""
+
+    attest: TpmsAttest
+    key: PublicVerificationKey
+    pcrs: Pcrs  # in the order of the quote's selection
+    steps: tuple[VerificationStep, ...]  # tpm_quote and tpm_clock
+
+    def facts(
+        self,
+        key_trust: KeyTrust,
+        joins: tuple[Join, ...] = (),
+        details: tuple[tuple[str, str], ...] = (),
+    ) -> VtpmFacts:
+        """Return the facts of this quote, before the replay of logs."""
+        return VtpmFacts(
+            attestation_key=self.key.spki,
+            key_trust=key_trust,
+            joins=joins,
+            pcrs=self.pcrs,
+            clock_ms=self.attest.clock_ms,
+            reset_count=self.attest.reset_count,
+            restart_count=self.attest.restart_count,
+            details=details,
+        )
+
+
+def quote_scheme(public: TpmtPublic) -> tuple[str, str] | None:
+    """Return algorithm and hash of a key's scheme, for `verify_tpm_quote`; None without one."""
+    return (public.scheme, public.scheme_hash) if public.scheme else None
+
+
+def verify_tpm_quote(
+    message: bytes,
+    signature: bytes | TpmtSignature,
+    key_spki: bytes,
+    *,
+    scheme: tuple[str, str] | None = None,
+    expected_extra: bytes | None,
+    pcr_values: Iterable[PcrValue],
+    wanted: Sequence[PcrSelection] = (),
+) -> VerifiedQuote:
+    """Verify a quote.
+
+    Args:
+        message: TPMS_ATTEST.
+        signature: TPMT_SIGNATURE, or the same parsed.
+        key_spki: The attestation key as SubjectPublicKeyInfo in DER.
+        scheme: Algorithm and hash of the key's TPMT_PUBLIC; None accepts RSASSA of RSA keys and
+            ECDSA of others, with SHA-256, SHA-384 or SHA-512.
+        expected_extra: Qualifying data that the quote must have; None if the caller compares them.
+        pcr_values: The delivered PCR values, in any order: exactly those that the quote selects.
+        wanted: Banks and PCRs that the quote must select at least.
+
+    Raises:
+        FormatError: If message or signature is malformed.
+        SignatureError: If the key is not valid (`invalid_key`), the algorithm does not fit it
+            (`tpm_quote_algorithm`), or the signature is not valid (`tpm_quote_bad_signature`).
+        VerificationError: If the qualifying data (`tpm_qualifying_data`), the selection
+            (`pcr_selection`) or the values (`pcr_digest`) are not the expected ones.
+    """
+    attest = TpmsAttest.parse(message)
+    signed = signature if isinstance(signature, TpmtSignature) else TpmtSignature.parse(signature)
+    key = PublicVerificationKey(key_spki)
+    _check_algorithm(signed, key, scheme)
+    _check_signature(signed, key, message)
+    if expected_extra is not None and not hmac.compare_digest(attest.extra_data, expected_extra):
+        raise _refused(
+            f"qualifying data are {attest.extra_data.hex()}, must be {expected_extra.hex()}",
+            "tpm_qualifying_data",
+        )
+    _check_wanted(attest, wanted)
+    pcrs = _check_values(attest, signed, pcr_values)
+    return VerifiedQuote(attest, key, pcrs, _steps(attest, signed, key, pcrs))
+
+
+def _check_algorithm(
+    signed: TpmtSignature, key: PublicVerificationKey, scheme: tuple[str, str] | None
+) -> None:
+    """Check that algorithm and hash of a signature are those of the key, and no SHA-1."""
+    stated = signed.algorithm, signed.hash_name
+    fitting = scheme or ("rsassa" if key.kind == "rsa" else "ecdsa", signed.hash_name)
+    if stated != fitting or signed.hash_name not in SIGNATURE_HASHES:
+        raise SignatureError(
+            f"TPM quote: signed by {' with '.join(stated)}, which is not accepted for this key; it "
+            f"must be {fitting[0]} with {_hashes(fitting[1])}",
+            reason="tpm_quote_algorithm",
+        )
+    if key.kind != "rsa" and not signed.fits_curve(key.kind):
+        message = f"TPM quote: r or s is too long for a signature of {key.kind}"
+        raise SignatureError(message, reason="tpm_quote_bad_signature")
+
+
+def _hashes(name: str) -> str:
+    return name if name in SIGNATURE_HASHES else " or ".join(SIGNATURE_HASHES)
+
+
+def _check_signature(signed: TpmtSignature, key: PublicVerificationKey, message: bytes) -> None:
+    content = signed.der if signed.algorithm == "ecdsa" else signed.signature
+    try:
+        key.verify(signed.algorithm, signed.hash_name, content, message)
+    except SignatureError as error:
+        reason = (
+            "tpm_quote_bad_signature" if error.reason == "bad_signature" else "tpm_quote_algorithm"
+        )
+        raise SignatureError(f"TPM quote: {error}", reason=reason) from error
+
+
+def _check_wanted(attest: TpmsAttest, wanted: Sequence[PcrSelection]) -> None:
+    """Check that a quote selects PCRs, and at least the wanted ones of each bank."""
+    selected = {one.bank: frozenset(one.pcrs) for one in attest.selections}
+    if not any(selected.values()):
+        raise _refused("no PCR is selected", "pcr_selection")
+    for one in wanted:
+        if missing := sorted(frozenset(one.pcrs) - selected.get(one.bank, frozenset())):
+            numbers = ", ".join(map(str, missing))
+            raise _refused(f"{one.bank} PCRs {numbers} are not selected", "pcr_selection")
+
+
+def _check_values(attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]) -> Pcrs:
+    """Check that the delivered values are exactly the selected ones, and have their digest."""
+    selected = [(one.bank, pcr) for one in attest.selections for pcr in one.pcrs]
+    allowed = frozenset(selected)
+    found: dict[tuple[str, int], bytes] = {}
+    for number, bank, value in values:
+        if (bank, number) not in allowed:
+            name = f"{shown(bank)} PCR {shown(number)}"
+            raise _refused(f"{name} is delivered, but not selected", "pcr_selection")
+        if (bank, number) in found:
+            raise _refused(f"{bank} PCR {number} is delivered twice", "pcr_selection")
+        if len(value) != hash_size(bank):
+            problem = f"{bank} PCR {number}: {len(value)} bytes, must have {hash_size(bank)}"
+            raise _refused(problem, "pcr_digest")
+        found[bank, number] = value
+    for bank, number in selected:
+        if (bank, number) not in found:
+            problem = f"{bank} PCR {number} is selected, but its value is missing"
+            raise _refused(problem, "pcr_selection")
+    digest = pcr_digest(attest.selections, found, signed.hash_name)
+    if not hmac.compare_digest(digest, attest.pcr_digest):
+        problem = f"the PCR values have the digest {digest.hex()}, must be"
+        raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
+    return tuple([(bank, number, found[bank, number]) for bank, number in selected])
+
+
+def _steps(
+    attest: TpmsAttest, signed: TpmtSignature, key: PublicVerificationKey, pcrs: Pcrs
+) -> tuple[VerificationStep, VerificationStep]:
+    banks = " and ".join(f"{len(one.pcrs)} of {one.bank}" for one in attest.selections)
+    quote = passed(
+        "tpm_quote",
+        f"the TPM quote's signature is valid ({signed.algorithm} with {signed.hash_name}, "
+        f"{key.kind}), and its {len(pcrs)} PCR values are the signed ones ({banks or 'none'})",
+    )
+    counts = (
+        f"{attest.clock_ms} ms of operation, reset count {attest.reset_count}, restart count "
+        f"{attest.restart_count}; no proof of freshness"
+    )
+    if attest.safe:
+        return quote, passed("tpm_clock", f"the TPM's clock did not go back: {counts}")
+    return quote, caution("tpm_clock", f"the TPM's clock may have gone back: {counts}")
+
+
+def _refused(problem: str, reason: VerificationReason) -> VerificationError:
+    return VerificationError(f"TPM quote: {problem}", reason=reason)
