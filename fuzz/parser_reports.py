@@ -6,6 +6,7 @@ from hashlib import sha384
 from struct import pack
 from typing import Final
 
+from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
@@ -21,6 +22,7 @@ from attestkit.td_report import TdReport
 from attestkit.verifier.evidence_formats import parse_evidence
 from attestkit.verifier.platforms.snp_chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from tests.attestation.hcl import hcl_bytes, jwk, runtime_json
 from tests.quotes import PATTERN, made_quote, made_quotes
 from tests.vectors import data
 
@@ -106,6 +108,18 @@ def snp_report_samples() -> list[bytes]:
     """Return reports of every version."""
     first = chip().report(bytes(64))
     return [pack("<I", version) + first[4:] for version in (2, 3, 4, 5)]
+
+
+def hcl_samples() -> list[bytes]:
+    """Return HCL reports of both kinds, with one and with two keys."""
+    two = runtime_json(jwk("HCLEkPub"), jwk())
+    return [hcl_bytes(kind="tdx", size=0), hcl_bytes(), hcl_bytes(two, size=0)]
+
+
+def _hcl_report(raw: bytes, report: HclReport) -> None:
+    check_same("the report encoded again", report.encode(len(raw)), raw)
+    check("its own binding", report.binds(report.report_data))
+    check_same("SubjectPublicKeyInfo", report.content.attestation_key.spki[:2], b"\x30\x82")
 
 
 def _snp_certificates(raw: bytes, table: SnpCertificates) -> None:
@@ -261,6 +275,12 @@ def targets() -> list[ParserTarget]:
             short(snp_tables, 1024),
             "pem.dict",
             1024,
+        ),
+        ParserTarget(
+            "hcl_report",
+            obeys(HclReport.parse, FormatError, accepted=_hcl_report),
+            hcl_samples,
+            "evidence.dict",
         ),
         ParserTarget(
             "snp_endorsements",

@@ -80,6 +80,7 @@ READERS: Final[dict[str, str]] = {
     "attestation.cmw.record": "cmw",
     "attestation.cmw.evidence": "attestation",
     "attestation.cmw.json_form": "cmw",
+    "attestation.hcl_report": "hcl_report",
     "attestation.nitro_document": "nitro",
     "attestation.wire.v1_document": "v1_msgpack",
     "attestation.launch.kernel_cmdline": "os_image",
