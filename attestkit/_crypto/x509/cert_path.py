@@ -1,4 +1,4 @@
-"""Path validation up to AMD's and AWS's roots: the necessary part of RFC 5280, section 6.1.
+"""Path validation up to a vendor's root: the necessary part of RFC 5280, section 6.1.
 
 Certificates are parsed here, because those of AMD's chips have the serial number zero, which future
 versions of `cryptography` will reject. Names are compared as bytes. Certificate policies, name
@@ -49,6 +49,22 @@ _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
 }
 
 
+class PathRules(NamedTuple):
+    """What a profile of certificates allows."""
+
+    algorithms: Mapping[bytes, _Verify]  # verification by AlgorithmIdentifier in DER
+    names: str  # of the algorithms, for errors
+    critical: frozenset[str]  # OIDs of critical extensions that are checked, or need no check
+
+
+VENDOR_RULES: Final = PathRules(
+    _ALGORITHMS,
+    "RSA-PSS or ECDSA P-384, with SHA-384",
+    frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
+)
+"""Rules for the certificates of AMD and AWS."""
+
+
 class PathCertificate(NamedTuple):
     """A parsed certificate, not verified."""
 
@@ -66,6 +82,7 @@ class PathCertificate(NamedTuple):
     authority: bool  # basic constraints: cA
     path_length: int | None  # basic constraints: pathLenConstraint
     key_usage: frozenset[int] | None  # bit numbers; None without the extension
+    serial: int
 
 
 def read_path_certificate(der: bytes) -> PathCertificate:
@@ -81,13 +98,16 @@ def read_path_certificate(der: bytes) -> PathCertificate:
         raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
-def check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
+def check_path(
+    path: Sequence[tuple[str, PathCertificate]], now: datetime, rules: PathRules = VENDOR_RULES
+) -> None:
     """Check that each certificate is signed by the next one, a CA, and valid at `now`.
 
     Args:
         path: Certificates with their names for errors: the end-entity certificate first, the trust
             anchor last. The signature of the trust anchor is not verified.
         now: An aware datetime.
+        rules: The certificates' profile.
 
     Raises:
         SignatureError: If the path is not valid: `untrusted_root` if it does not end at the trust
@@ -96,10 +116,10 @@ def check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> No
     """
     for at in reversed(range(len(path) - 1)):
         reason: SignatureReason = "untrusted_root" if at == len(path) - 2 else "cert_bad_signature"
-        _check_issued(path[at], path[at + 1], reason)
+        check_issued(path[at], path[at + 1], reason, rules)
         _check_authority(path[at + 1], below=at)
     for named in path:
-        _check_extensions(named)
+        _check_extensions(named, rules)
         _check_time(named, now)
     name, signer = path[0]
     if signer.authority or not _may(signer, _DIGITAL_SIGNATURE):
@@ -107,17 +127,23 @@ def check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> No
         raise SignatureError(message, reason="cert_not_authority")
 
 
-def _check_issued(
+def check_issued(
     named: tuple[str, PathCertificate],
     issuer: tuple[str, PathCertificate],
     reason: SignatureReason,
+    rules: PathRules = VENDOR_RULES,
 ) -> None:
+    """Check issuer and signature of a certificate.
+
+    Raises:
+        SignatureError: If the certificate names another issuer, or its signature is not valid.
+    """
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:
         raise SignatureError(f"{name}: the issuer is not {issuer_name}", reason=reason)
-    verify = _ALGORITHMS.get(certificate.algorithm)
+    verify = rules.algorithms.get(certificate.algorithm)
     if verify is None:
-        message = f"{name}: signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384"
+        message = f"{name}: signature algorithm must be {rules.names}"
         raise SignatureError(message, reason="cert_bad_signature")
     try:
         verify(authority.spki, certificate.signature, certificate.signed)
@@ -137,9 +163,9 @@ def _check_authority(named: tuple[str, PathCertificate], *, below: int) -> None:
         raise SignatureError(message, reason="cert_not_authority")
 
 
-def _check_extensions(named: tuple[str, PathCertificate]) -> None:
+def _check_extensions(named: tuple[str, PathCertificate], rules: PathRules) -> None:
     name, certificate = named
-    if unknown := certificate.critical - {_BASIC_CONSTRAINTS, _KEY_USAGE}:
+    if unknown := certificate.critical - rules.critical:
         message = f"{name}: unknown critical extension: {min(unknown)}"
         raise SignatureError(message, reason="cert_unknown_extension")
 
@@ -173,7 +199,7 @@ def _certificate(der: bytes) -> PathCertificate:
     unused, signature = body.bits()
     body.finish()
     _check_version(fields)
-    fields.integer()  # the serial number
+    serial = fields.integer()
     if fields.whole(SEQUENCE) != algorithm or unused:
         message = "signature and signatureAlgorithm differ, or the signature has unused bits"
         raise FormatError(message, offset=at, reason="inconsistent")
@@ -198,6 +224,7 @@ def _certificate(der: bytes) -> PathCertificate:
         frozenset(critical),
         *_basic_constraints(extensions.get(_BASIC_CONSTRAINTS)),
         _key_usage(extensions.get(_KEY_USAGE)),
+        serial,
     )
 
 

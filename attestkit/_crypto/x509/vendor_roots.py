@@ -1,10 +1,11 @@
-"""Root certificates of Intel, AMD and AWS, and a check that a PCK chain ends at Intel's root.
+"""Root certificates of Intel, AMD, AWS and Google, and a check of chains up to Intel's root.
 
 The check distinguishes hardware from simulators. It is not a verification: validity, revocation
 and TCB status are not checked.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,12 @@ AMD_ROOTS: Final = {
 
 AWS_ROOT: Final = _root("aws_nitro")
 """Nitro Enclaves Root G1."""
+
+
+@cache
+def google_roots() -> tuple[bytes, ...]:
+    """Return Google's roots for the keys of its TPMs: EK/AK CA Root (2022), and that of 2018."""
+    return _root("google_ek_ak"), _root("google_tpm_ek_v1")
 
 
 def pck_key(chain: Sequence[bytes]) -> bytes:

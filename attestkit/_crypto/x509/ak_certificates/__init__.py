@@ -1,0 +1,1 @@
+"""Certificates of the attestation keys of TPMs: paths, revocation, and what they name."""

@@ -1,0 +1,311 @@
+"""Certificate paths of the attestation keys (AK) of TPMs, from the certificates at hand.
+
+A provider has several issuers of the same name with different keys, so an issuer is found by its
+key identifier or, where a certificate has none, by the signature (vtpm.md, section 7.2).
+Extended key usages are required where they are present, as webpki's `required_if_present`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted_oid
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, p256_verify_der
+from attestkit._crypto.rsa_pkcs1 import rsa_pkcs1_verify
+from attestkit._crypto.x509.cert_path import (
+    VENDOR_RULES,
+    PathCertificate,
+    PathRules,
+    check_issued,
+    check_path,
+)
+from attestkit._sanitize import shown
+from attestkit.errors import AttestKitError, CollateralError, FormatError, SignatureError
+
+if TYPE_CHECKING:
+    from attestkit._reasons import SignatureReason
+
+EK_USAGE: Final = "2.23.133.8.1"
+"""Extended key usage of endorsement key certificates, which Google's AK certificates have, too."""
+
+AK_USAGE: Final = "2.23.133.8.3"
+"""Extended key usage of attestation key certificates (TCG Credential Profile EK, 3.5)."""
+
+MAX_PATH: Final = 8  # certificates, the root included
+_MAX_SIGNATURES: Final = 32  # verified while searching for a path
+_MAX_USAGES: Final = 16
+_COMMON_NAME: Final = "2.5.4.3"
+_SET: Final = 0x31
+_KEY_ID: Final = 0x80  # [0] IMPLICIT OCTET STRING of an authority key identifier
+_SUBJECT_KEY_ID, _AUTHORITY_KEY_ID = "2.5.29.14", "2.5.29.35"
+_EXTENDED_KEY_USAGE, _ALTERNATIVE_NAME = "2.5.29.37", "2.5.29.17"
+
+
+def _p256_verify(spki: bytes, signature: bytes, signed: bytes) -> None:
+    if not spki.startswith(P256_SPKI_HEAD):
+        raise SignatureError("public key: not P-256", reason="invalid_key")
+    p256_verify_der(spki[len(P256_SPKI_HEAD) :], signature, signed)
+
+
+def _rsa(hash_name: str) -> Callable[[bytes, bytes, bytes], None]:
+    return partial(rsa_pkcs1_verify, hash_name=hash_name)
+
+
+AK_RULES: Final = PathRules(
+    {
+        **VENDOR_RULES.algorithms,
+        bytes.fromhex("300a06082a8648ce3d040302"): _p256_verify,
+        bytes.fromhex("300d06092a864886f70d01010b0500"): _rsa("sha256"),
+        bytes.fromhex("300d06092a864886f70d01010c0500"): _rsa("sha384"),
+        bytes.fromhex("300d06092a864886f70d01010d0500"): _rsa("sha512"),
+    },
+    "RSA or ECDSA on P-256 or P-384, with SHA-256 or better",
+    # The alternative name of a TPM's certificate is critical, because its subject is empty.
+    VENDOR_RULES.critical | {_EXTENDED_KEY_USAGE, _ALTERNATIVE_NAME},
+)
+"""Rules for certificates of TPM keys."""
+
+
+class IssuerMissingError(CollateralError):
+    """No issuer of a certificate is at hand."""
+
+    def __init__(self, message: str, certificate: PathCertificate) -> None:
+        """Store the certificate whose issuer is missing."""
+        super().__init__(message, reason="missing")
+        self.certificate = certificate
+
+
+class AkPath(NamedTuple):
+    """A valid path: certificates with their names for errors, leaf first, root last."""
+
+    certificates: tuple[tuple[str, PathCertificate], ...]
+
+    @property
+    def leaf(self) -> PathCertificate:
+        """The certificate of the attestation key."""
+        return self.certificates[0][1]
+
+    @property
+    def root_name(self) -> str:
+        """Name of the root in texts."""
+        return self.certificates[-1][0]
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """DER of the certificates, leaf first, root last."""
+        return tuple([certificate.der for _, certificate in self.certificates])
+
+
+def find_ak_path(
+    leaf: PathCertificate,
+    authorities: Iterable[PathCertificate],
+    roots: Sequence[tuple[str, PathCertificate]],
+    now: datetime,
+    usages: frozenset[str] = frozenset({EK_USAGE}),
+) -> AkPath:
+    """Return a valid path from an AK certificate to a root.
+
+    Args:
+        leaf: The certificate of the attestation key.
+        authorities: Certificates of CAs, in any order, not trusted.
+        roots: Trusted certificates with their names for errors.
+        now: Time of the verification, with a time zone.
+        usages: Extended key usages, of which each certificate below the root that has any must
+            have one.
+
+    Raises:
+        IssuerMissingError: If an issuer is not among the certificates.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+        SignatureError: If no path is valid: `untrusted_root`, `chain_length`, `cert_usage`,
+            `cert_malformed` or a reason of `check_path`.
+    """
+    return _Search(tuple(authorities), tuple(roots), now, usages).run(leaf)
+
+
+class _Search:
+    """A search, depth first, with a limit of signatures; it keeps the most useful error."""
+
+    def __init__(
+        self,
+        authorities: tuple[PathCertificate, ...],
+        roots: tuple[tuple[str, PathCertificate], ...],
+        now: datetime,
+        usages: frozenset[str],
+    ) -> None:
+        self._authorities, self._roots = authorities, roots
+        self._now, self._usages = now, usages
+        self._signatures = 0
+        self._problems: list[tuple[int, AttestKitError]] = []  # with the length of the path
+
+    def run(self, leaf: PathCertificate) -> AkPath:
+        """Return the path; raise the problem of the longest one if none is valid."""
+        found = self._extend((("AK certificate", leaf),))
+        if found is not None:
+            return found
+        # The longest path came closest; of equally long ones, the first.
+        _, problem = max(self._problems, key=lambda pair: pair[0])
+        raise problem
+
+    def _extend(self, path: tuple[tuple[str, PathCertificate], ...]) -> AkPath | None:
+        """Return the first valid path that begins with `path`; None after noting the problem."""
+        if len(path) >= MAX_PATH:
+            message = f"AK certificate: its path has over {MAX_PATH} certificates"
+            self._note(path, SignatureError(message, reason="chain_length"))
+            return None
+        tried = len(self._problems)
+        for root in self._roots:
+            if _may_issue(root[1], path[-1][1]) and self._signed(path, root, is_root=True):
+                return self._checked((*path, root))
+        used = {certificate.der for _, certificate in path}
+        for at, authority in enumerate(self._authorities, start=1):
+            if authority.der in used or not _may_issue(authority, path[-1][1]):
+                continue
+            named = (f"CA certificate {at} ({name_of(authority)})", authority)
+            if authority.subject == authority.issuer:  # a root that is not trusted
+                message = f"{path[-1][0]}: leads to a root that is not trusted, {named[0]}"
+                self._note(path, SignatureError(message, reason="untrusted_root"))
+            elif self._signed(path, named, is_root=False):
+                found = self._extend((*path, named))
+                if found is not None:
+                    return found
+        if len(self._problems) == tried:
+            self._note(path, _missing(*path[-1]))
+        return None
+
+    def _signed(
+        self,
+        path: tuple[tuple[str, PathCertificate], ...],
+        issuer: tuple[str, PathCertificate],
+        *,
+        is_root: bool,
+    ) -> bool:
+        """Return whether `issuer` signed the last certificate of `path`."""
+        self._signatures += 1
+        if self._signatures > _MAX_SIGNATURES:
+            message = f"AK certificate: over {_MAX_SIGNATURES} signatures; pass fewer certificates"
+            raise SignatureError(message, reason="chain_length")
+        reason: SignatureReason = "untrusted_root" if is_root else "cert_bad_signature"
+        try:
+            check_issued(path[-1], issuer, reason, AK_RULES)
+        except SignatureError as error:
+            self._note(path, error)
+            return False
+        return True
+
+    def _checked(self, path: tuple[tuple[str, PathCertificate], ...]) -> AkPath | None:
+        try:
+            check_path(path, self._now, AK_RULES)
+            for named in path[:-1]:
+                _check_usage(named, self._usages)
+        except AttestKitError as error:
+            self._problems.append((MAX_PATH + 1, error))  # before all others
+            return None
+        return AkPath(path)
+
+    def _note(self, path: tuple[tuple[str, PathCertificate], ...], problem: AttestKitError) -> None:
+        self._problems.append((len(path), problem))
+
+
+def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
+    issuer = shown(_common_name(certificate.issuer)) or "its issuer"
+    return IssuerMissingError(
+        f"{name}: the certificate of its issuer, {issuer}, is missing, and it is no trusted root; "
+        "pass it in ak_certificates, or let the verifier fetch it",
+        certificate,
+    )
+
+
+def _may_issue(authority: PathCertificate, certificate: PathCertificate) -> bool:
+    """Return whether name and key identifiers, if both are present, fit together."""
+    if authority.subject != certificate.issuer:
+        return False
+    wanted, found = authority_key_id(certificate), subject_key_id(authority)
+    return wanted is None or found is None or wanted == found
+
+
+def authority_key_id(certificate: PathCertificate) -> bytes | None:
+    """Return the key identifier of the issuer; None without it. SignatureError if malformed."""
+    return read_authority_key_id(certificate.extensions)
+
+
+def read_authority_key_id(extensions: Mapping[str, bytes]) -> bytes | None:
+    """Return the key identifier in an authority key identifier; None without one.
+
+    Raises:
+        SignatureError: If the extension is malformed.
+    """
+    value = extensions.get(_AUTHORITY_KEY_ID)
+    if value is None:
+        return None
+    with_errors = DerReader(value)
+    try:
+        fields = with_errors.enter(SEQUENCE)
+        with_errors.finish()
+        return fields.content(_KEY_ID) if fields.tag() == _KEY_ID else None
+    except FormatError as error:
+        raise _malformed("authority key identifier", error) from error
+
+
+def subject_key_id(certificate: PathCertificate) -> bytes | None:
+    """Return the subject key identifier; None without it. SignatureError if malformed."""
+    value = certificate.extensions.get(_SUBJECT_KEY_ID)
+    if value is None:
+        return None
+    reader = DerReader(value)
+    try:
+        found = reader.content(OCTET_STRING)
+        reader.finish()
+    except FormatError as error:
+        raise _malformed("subject key identifier", error) from error
+    return found
+
+
+def _check_usage(named: tuple[str, PathCertificate], usages: frozenset[str]) -> None:
+    name, certificate = named
+    value = certificate.extensions.get(_EXTENDED_KEY_USAGE)
+    if value is None:
+        return
+    try:
+        found = _read_usages(value)
+    except FormatError as error:
+        raise _malformed("extended key usage", error) from error
+    if not usages & found:
+        wanted = " or ".join(sorted(usages))
+        message = f"{name}: extended key usage must include {wanted}"
+        raise SignatureError(message, reason="cert_constraints")
+
+
+def _read_usages(value: bytes) -> set[str]:
+    outer = DerReader(value)
+    entries = outer.enter(SEQUENCE)
+    outer.finish()
+    found: set[str] = set()
+    while entries.tag() is not None:
+        if len(found) == _MAX_USAGES:
+            raise FormatError(f"over {_MAX_USAGES} usages", reason="too_many")
+        found.add(dotted_oid(entries.content(OID)))
+    return found
+
+
+def name_of(certificate: PathCertificate) -> str:
+    """Return the common name of the subject, for errors; empty if there is none."""
+    return shown(_common_name(certificate.subject))
+
+
+def _common_name(name: bytes) -> str:
+    """Return the first common name in a Name (RFC 5280, 4.1.2.4); empty if malformed."""
+    try:
+        parts = DerReader(name).enter(SEQUENCE)
+        while parts.tag() is not None:
+            pair = parts.enter(_SET).enter(SEQUENCE)
+            kind, text = dotted_oid(pair.content(OID)), pair.content(pair.tag() or 0)
+            if kind == _COMMON_NAME:
+                return text.decode("utf-8", "replace")
+    except FormatError:
+        pass
+    return ""
+
+
+def _malformed(what: str, error: FormatError) -> SignatureError:
+    return SignatureError(f"certificate: {what}: malformed: {error}", reason="cert_malformed")
