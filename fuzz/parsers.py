@@ -21,6 +21,7 @@ from fuzz import (
     parser_server,
     parser_settings,
     parser_tokens,
+    parser_tpm,
     parser_verdicts,
 )
 from fuzz.parser_contract import ParserTarget
@@ -43,6 +44,7 @@ _FILES: Final = (
     parser_server,
     parser_agents,
     parser_tokens,
+    parser_tpm,
     parser_verdicts,
     parser_http,
     parser_fleet,
@@ -180,6 +182,9 @@ READERS: Final[dict[str, str]] = {
     "snp_report": "snp_report",
     "dstack.sys_config": "sys_config",
     "td_report": "td_report",
+    "tpm.attest": "tpm_attest",
+    "tpm.public_area": "tpm_public",
+    "tpm.signature": "tpm_signature",
     "verifier.evidence_bundle": "bundle",
     "verifier.ear.content": "ear",
     "verifier.evidence_formats": "evidence_formats",

@@ -1,0 +1,12 @@
+"""Structures of a TPM 2.0 (TCG TPM 2.0 Library, Part 2): what a quote is made of, as values.
+
+Readers are strict, and encoding restores what was read. All integers are big-endian.
+"""
+
+from attestkit.tpm.attest import TpmsAttest
+from attestkit.tpm.pcr_selection import PcrSelection
+from attestkit.tpm.pcr_values import pcr_digest
+from attestkit.tpm.public_area import TpmtPublic
+from attestkit.tpm.signature import TpmtSignature
+
+__all__ = ["PcrSelection", "TpmsAttest", "TpmtPublic", "TpmtSignature", "pcr_digest"]

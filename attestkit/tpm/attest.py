@@ -1,0 +1,92 @@
+"""Quotes of a TPM as signed: TPMS_ATTEST (TPM 2.0 Library, Part 2, section 10.12.12)."""
+
+from typing import Final, NamedTuple
+
+from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
+from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
+
+MAGIC: Final = 0xFF544347  # TPM_GENERATED_VALUE: the TPM itself made the structure
+QUOTE: Final = 0x8018  # TPM_ST_ATTEST_QUOTE
+LARGEST_NAME: Final = 66  # bytes: a hash algorithm and a SHA-512
+LARGEST_EXTRA_DATA: Final = 66  # bytes: TPM2B_DATA holds a TPMT_HA
+_LARGEST_DIGEST: Final = 64
+_DIGEST_SIZES: Final = (20, 32, 48, 64)
+
+
+class TpmsAttest(NamedTuple):
+    """A quote: what the TPM signs of its PCRs. Other attestations are refused."""
+
+    qualified_signer: bytes  # qualified name of the signing key, at most 66 bytes
+    extra_data: bytes  # the caller's qualifying data, at most 66 bytes
+    clock_ms: int  # milliseconds that the TPM has run since it was last cleared
+    reset_count: int
+    restart_count: int
+    safe: bool  # whether the clock did not go back
+    firmware_version: int  # 8 bytes
+    selections: tuple[PcrSelection, ...]
+    pcr_digest: bytes  # by the hash of the signature: 20 (SHA-1), 32, 48 or 64 bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> "TpmsAttest":
+        """Parse a quote; no bytes may follow it.
+
+        Raises:
+            FormatError: If the quote is malformed: `unrecognized` without the TPM's magic number,
+                `wrong_type` for an attestation of another kind.
+            UsageError: If `data` is not `bytes`.
+        """
+        reader = TpmReader(data, "TPMS_ATTEST")
+        if (magic := reader.u32()) != MAGIC:
+            problem = f"magic number must be 0x{MAGIC:08x}, not 0x{magic:08x}"
+            raise reader.error(problem, "unrecognized", 0)
+        if (kind := reader.u16()) != QUOTE:
+            problem = f"must be a quote (0x{QUOTE:04x}), not an attestation of type 0x{kind:04x}"
+            raise reader.error(problem, "wrong_type", 4)
+        signer = reader.sized("qualifiedSigner", LARGEST_NAME)
+        extra_data = reader.sized("extraData", LARGEST_EXTRA_DATA)
+        clock, resets, restarts = reader.u64(), reader.u32(), reader.u32()
+        safe = _read_flag(reader)
+        version = reader.u64()
+        selections = read_selections(reader)
+        digest = _read_digest(reader)
+        reader.end()
+        return cls(signer, extra_data, clock, resets, restarts, safe, version, selections, digest)
+
+    def encode(self) -> bytes:
+        """Return the TPMS_ATTEST.
+
+        Raises:
+            UsageError: If a selection is invalid, or a field does not fit in its size.
+        """
+        return b"".join(
+            (
+                MAGIC.to_bytes(4, "big"),
+                QUOTE.to_bytes(2, "big"),
+                encode_sized(self.qualified_signer),
+                encode_sized(self.extra_data),
+                encode_number(self.clock_ms, 8),
+                encode_number(self.reset_count, 4),
+                encode_number(self.restart_count, 4),
+                bytes([self.safe]),
+                encode_number(self.firmware_version, 8),
+                encode_selections(self.selections),
+                encode_sized(self.pcr_digest),
+            )
+        )
+
+
+def _read_flag(reader: TpmReader) -> bool:
+    """Read TPMI_YES_NO."""
+    start = reader.at
+    if (flag := reader.u8()) > 1:
+        raise reader.error(f"safe must be 0 or 1, not {flag}", "wrong_value", start)
+    return bool(flag)
+
+
+def _read_digest(reader: TpmReader) -> bytes:
+    start = reader.at
+    digest = reader.sized("pcrDigest", _LARGEST_DIGEST)
+    if len(digest) not in _DIGEST_SIZES:
+        problem = f"pcrDigest must have 20, 32, 48 or 64 bytes, not {len(digest)}"
+        raise reader.error(problem, "wrong_size", start)
+    return digest

@@ -1,0 +1,292 @@
+"""Public keys of a TPM: TPMT_PUBLIC (TPM 2.0 Library, Part 2, section 12.2.4), and their names."""
+
+from typing import Final, NamedTuple
+
+from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
+from attestkit.errors import FormatError, SignatureError, UsageError
+from attestkit.tpm.algorithms import (
+    ALG_AES,
+    ALG_CFB,
+    ALG_ECC,
+    ALG_ECDSA,
+    ALG_NULL,
+    ALG_OAEP,
+    ALG_RSA,
+    ALG_RSAES,
+    ALG_RSAPSS,
+    ALG_RSASSA,
+    CURVE_IDS,
+    CURVE_NAMES,
+    CURVE_SIZES,
+    HASH_IDS,
+    compute_digest,
+    hash_size,
+)
+from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
+
+FIXED_TPM: Final = 1 << 1
+FIXED_PARENT: Final = 1 << 4
+SENSITIVE_DATA_ORIGIN: Final = 1 << 5
+USER_WITH_AUTH: Final = 1 << 6
+ADMIN_WITH_POLICY: Final = 1 << 7
+NO_DA: Final = 1 << 10
+RESTRICTED: Final = 1 << 16
+DECRYPT: Final = 1 << 17
+SIGN: Final = 1 << 18
+
+OWNER: Final = 0x40000001
+ENDORSEMENT: Final = 0x4000000B
+
+_RESERVED_BITS: Final = 0xFFF0_F009  # not in TPMA_OBJECT up to version 1.83 of the library
+_TYPE_NAMES: Final = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
+_TYPE_IDS: Final = {name: number for number, name in _TYPE_NAMES.items()}
+_RSA_SCHEMES: Final = {
+    ALG_RSASSA: "rsassa",
+    ALG_RSAES: "rsaes",
+    ALG_RSAPSS: "rsapss",
+    ALG_OAEP: "oaep",
+}
+_ECC_SCHEMES: Final = {ALG_ECDSA: "ecdsa"}
+_SCHEME_IDS: Final = {name: number for number, name in (_RSA_SCHEMES | _ECC_SCHEMES).items()}
+_RSA_BITS: Final = (1024, 2048, 3072, 4096)
+_AES_BITS: Final = (128, 192, 256)
+
+# AlgorithmIdentifier of SubjectPublicKeyInfo: RFC 8017, appendix A.1; RFC 5480, section 2.1.1.
+_RSA_ALGORITHM: Final = bytes.fromhex("300d06092a864886f70d0101010500")
+_EC_ALGORITHMS: Final = {
+    "p256": bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107"),
+    "p384": bytes.fromhex("301006072a8648ce3d020106052b81040022"),
+}
+
+_REQUIRED: Final = (
+    (RESTRICTED, "restricted"),
+    (SIGN, "sign"),
+    (FIXED_TPM, "fixedTPM"),
+    (SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin"),
+)
+
+
+class TpmtPublic(NamedTuple):
+    """A public key with its attributes, or a template, whose key is empty or zeros."""
+
+    type: str  # "rsa" or "ecc"
+    name_alg: str  # hash of its name
+    attributes: int  # TPMA_OBJECT
+    policy: bytes = b""  # authPolicy: empty, or a digest of name_alg
+    symmetric: int = 0  # bits of AES in CFB mode of a storage key; 0: none
+    scheme: str = ""  # "rsassa", "rsapss", "rsaes", "oaep" or "ecdsa"; empty: none
+    scheme_hash: str = ""  # empty with "rsaes" or without a scheme
+    bits: int = 0  # RSA: 1024, 2048, 3072 or 4096
+    exponent: int = 0  # RSA, as on the wire: 0 is 65537
+    modulus: bytes = b""  # RSA: empty, or bits / 8 bytes
+    curve: str = ""  # ECC: "p256" or "p384"
+    x: bytes = b""  # ECC: at most 32 or 48 bytes
+    y: bytes = b""  # ECC: at most 32 or 48 bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> "TpmtPublic":
+        """Parse a public area; no bytes may follow it.
+
+        Raises:
+            FormatError: If the public area is malformed, or has an unsupported algorithm.
+            UsageError: If `data` is not `bytes`.
+        """
+        reader = TpmReader(data, "TPMT_PUBLIC")
+        kind = _TYPE_NAMES.get(number := reader.u16())
+        if kind is None:
+            problem = f"type must be RSA or ECC, not 0x{number:04x}"
+            raise reader.error(problem, "unsupported_algorithm", 0)
+        name_alg = reader.hash_name("nameAlg")
+        attributes = reader.u32()
+        if reserved := attributes & _RESERVED_BITS:
+            problem = f"reserved attributes must be 0, not 0x{reserved:08x}"
+            raise reader.error(problem, "wrong_value", 4)
+        policy = _read_digest(reader, name_alg)
+        symmetric = _read_symmetric(reader)
+        is_rsa = kind == "rsa"
+        scheme, scheme_hash = _read_scheme(reader, _RSA_SCHEMES if is_rsa else _ECC_SCHEMES)
+        found = cls(kind, name_alg, attributes, policy, symmetric, scheme, scheme_hash)
+        found = _read_rsa(reader, found) if is_rsa else _read_ecc(reader, found)
+        reader.end()
+        return found
+
+    def encode(self) -> bytes:
+        """Return the TPMT_PUBLIC.
+
+        Raises:
+            UsageError: If an algorithm is unknown.
+        """
+        if self.type not in _TYPE_IDS:
+            message = f"TPMT_PUBLIC: type must be rsa or ecc, not {self.type!r}"
+            raise UsageError(message, reason="wrong_value")
+        parts = [
+            _u16(_TYPE_IDS[self.type]),
+            _hash_id(self.name_alg),
+            encode_number(self.attributes, 4),
+            encode_sized(self.policy),
+            self._encode_symmetric(),
+            self._encode_scheme(),
+            self._encode_rsa() if self.type == "rsa" else self._encode_ecc(),
+        ]
+        return b"".join(parts)
+
+    @property
+    def name(self) -> bytes:
+        """The name of the key: nameAlg and the digest of the public area."""
+        return _hash_id(self.name_alg) + compute_digest(self.name_alg, self.encode())
+
+    def qualified_name(self, hierarchy: int) -> bytes:
+        """Return the qualified name of this key as a primary key of a hierarchy.
+
+        It is the `qualified_signer` of the key's quotes. `hierarchy` is a handle, such as
+        0x4000000B (endorsement).
+        """
+        content = encode_number(hierarchy, 4) + self.name
+        return _hash_id(self.name_alg) + compute_digest(self.name_alg, content)
+
+    @property
+    def public_exponent(self) -> int:
+        """The RSA exponent, 65537 if the public area has 0."""
+        return self.exponent or 65537
+
+    @property
+    def has_key(self) -> bool:
+        """Whether this has a key, and is not a template."""
+        return any(self.modulus) or any(self.x)
+
+    @property
+    def spki(self) -> bytes:
+        """The key as SubjectPublicKeyInfo in DER.
+
+        Raises:
+            FormatError: If this is a template without a key.
+        """
+        if not self.has_key:
+            raise FormatError("TPMT_PUBLIC: template without a key", reason="missing")
+        if self.type == "rsa":
+            numbers = (int.from_bytes(self.modulus, "big"), self.public_exponent)
+            key = encode_element(SEQUENCE, b"".join(map(_encode_integer, numbers)))
+            algorithm = _RSA_ALGORITHM
+        else:
+            size = CURVE_SIZES[self.curve]
+            key = b"\x04" + self.x.rjust(size, b"\0") + self.y.rjust(size, b"\0")
+            algorithm = _EC_ALGORITHMS[self.curve]
+        return encode_element(SEQUENCE, algorithm + encode_element(BIT_STRING, b"\0" + key))
+
+    def require_attestation_key(self) -> None:
+        """Check that the key signs only what the TPM made, and cannot leave the TPM.
+
+        Raises:
+            SignatureError: If it is not restricted, does not sign, may leave the TPM, was not
+                generated by the TPM, or decrypts (`ak_attributes`).
+        """
+        missing = [name for bit, name in _REQUIRED if not self.attributes & bit]
+        problem = f"lacks {', '.join(missing)}" if missing else ""
+        if self.attributes & DECRYPT:
+            problem += f"{' and ' if problem else ''}has decrypt"
+        if problem:
+            raise SignatureError(
+                f"attestation key: attributes 0x{self.attributes:08x}: {problem}; use a "
+                "restricted signing key that the TPM generated",
+                reason="ak_attributes",
+            )
+
+    def _encode_symmetric(self) -> bytes:
+        if not self.symmetric:
+            return _u16(ALG_NULL)
+        return _u16(ALG_AES) + _u16(self.symmetric) + _u16(ALG_CFB)
+
+    def _encode_scheme(self) -> bytes:
+        if not self.scheme:
+            return _u16(ALG_NULL)
+        if self.scheme not in _SCHEME_IDS:
+            message = f"TPMT_PUBLIC: unknown scheme {self.scheme!r}"
+            raise UsageError(message, reason="unsupported_algorithm")
+        number = _u16(_SCHEME_IDS[self.scheme])
+        return number if self.scheme == "rsaes" else number + _hash_id(self.scheme_hash)
+
+    def _encode_rsa(self) -> bytes:
+        return _u16(self.bits) + encode_number(self.exponent, 4) + encode_sized(self.modulus)
+
+    def _encode_ecc(self) -> bytes:
+        if self.curve not in CURVE_IDS:
+            message = f"TPMT_PUBLIC: unknown curve {self.curve!r}"
+            raise UsageError(message, reason="unsupported_algorithm")
+        head = _u16(CURVE_IDS[self.curve]) + _u16(ALG_NULL)  # without a key derivation
+        return head + encode_sized(self.x) + encode_sized(self.y)
+
+
+def _read_digest(reader: TpmReader, name_alg: str) -> bytes:
+    start = reader.at
+    policy = reader.sized("authPolicy", hash_size(name_alg))
+    if len(policy) not in (0, hash_size(name_alg)):
+        problem = f"authPolicy must be empty or have {hash_size(name_alg)} bytes, not {len(policy)}"
+        raise reader.error(problem, "wrong_size", start)
+    return policy
+
+
+def _read_symmetric(reader: TpmReader) -> int:
+    start = reader.at
+    if (number := reader.u16()) == ALG_NULL:
+        return 0
+    if number != ALG_AES:
+        problem = f"unsupported symmetric algorithm 0x{number:04x}"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    bits, mode = reader.u16(), reader.u16()
+    if bits not in _AES_BITS or mode != ALG_CFB:
+        problem = f"unsupported AES: {bits} bits, mode 0x{mode:04x}"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    return bits
+
+
+def _read_scheme(reader: TpmReader, names: dict[int, str]) -> tuple[str, str]:
+    """Read a scheme; return its name and that of its hash."""
+    start = reader.at
+    if (number := reader.u16()) == ALG_NULL:
+        return "", ""
+    if number not in names:
+        problem = f"unsupported scheme 0x{number:04x}"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    return names[number], "" if number == ALG_RSAES else reader.hash_name("scheme")
+
+
+def _read_rsa(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
+    start = reader.at
+    bits = reader.u16()
+    if bits not in _RSA_BITS:
+        problem = f"RSA keys of {bits} bits are not supported"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    exponent = reader.u32()
+    start = reader.at
+    modulus = reader.sized("modulus", bits // 8)
+    if len(modulus) not in (0, bits // 8):
+        problem = f"modulus must be empty or have {bits // 8} bytes, not {len(modulus)}"
+        raise reader.error(problem, "wrong_size", start)
+    return found._replace(bits=bits, exponent=exponent, modulus=modulus)
+
+
+def _read_ecc(reader: TpmReader, found: TpmtPublic) -> TpmtPublic:
+    start = reader.at
+    curve = CURVE_NAMES.get(number := reader.u16())
+    if curve is None:
+        problem = f"unsupported curve 0x{number:04x}"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    start = reader.at
+    if (kdf := reader.u16()) != ALG_NULL:
+        problem = f"unsupported key derivation 0x{kdf:04x}"
+        raise reader.error(problem, "unsupported_algorithm", start)
+    size = CURVE_SIZES[curve]
+    return found._replace(curve=curve, x=reader.sized("x", size), y=reader.sized("y", size))
+
+
+def _u16(number: int) -> bytes:
+    return encode_number(number, 2)
+
+
+def _hash_id(name: str) -> bytes:
+    hash_size(name)  # raises for an unknown hash
+    return _u16(HASH_IDS[name])
+
+
+def _encode_integer(value: int) -> bytes:
+    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
