@@ -70,7 +70,7 @@ class GoTpmToolsQuote(NamedTuple):
         return b"".join(encode_bytes_field(number, part) for number, part in parts if part)
 
 
-class GceInstance(NamedTuple):
+class GceInstanceInfo(NamedTuple):
     """A message `attest.GCEInstanceInfo`: claims about a VM of Google, not verified."""
 
     zone: str = ""
@@ -96,7 +96,7 @@ class GoTpmToolsMessage(NamedTuple):
     ak_public: bytes = b""  # TPMT_PUBLIC
     quotes: tuple[GoTpmToolsQuote, ...] = ()
     event_log: bytes = b""  # of the firmware, binary_bios_measurements
-    instance: GceInstance | None = None
+    instance: GceInstanceInfo | None = None
     canonical_event_log: bytes = b""  # CEL in TLV encoding
     ak_certificate: bytes = b""  # DER
     intermediates: tuple[bytes, ...] = ()  # DER
@@ -235,7 +235,7 @@ def _read_pcr(data: bytes, bank: str) -> PcrValue:
     return PcrValue(number, bank, _bytes(fields, 2, "tpm.PCRs: value"))
 
 
-def _read_instance(data: bytes) -> GceInstance:
+def _read_instance(data: bytes) -> GceInstanceInfo:
     what = "attest.GCEInstanceInfo"
     fields = _unique(what, _read(data), tuple(range(1, 6)))
     values: dict[str, str | int] = {}
@@ -248,4 +248,4 @@ def _read_instance(data: bytes) -> GceInstance:
             values[name] = field.bytes_value(f"{what}: {name}").decode()
         except UnicodeDecodeError as error:
             raise FormatError(f"{what}: {name}: not UTF-8", reason="encoding") from error
-    return GceInstance()._replace(**values)  # type: ignore[arg-type] # by number, as checked above
+    return GceInstanceInfo()._replace(**values)  # type: ignore[arg-type] # by number, as checked above

@@ -1,0 +1,168 @@
+"""Authentication of messages of go-tpm-tools (vtpm.md, section 7.6).
+
+Every quote of a message must verify, with the same key and qualifying data; go-tpm-tools accepts
+the first that does. Hardware evidence in a message, and its canonical event log, are not verified.
+"""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance, read_gce_extension
+from attestkit._crypto.x509.ak_certificates.path import AkPath
+from attestkit._reasons import VerificationStep
+from attestkit._sanitize import shown
+from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
+from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.verifier.platforms.attestation_key import AkTrust, read_attestation_key
+from attestkit.verifier.platforms.tpm import require_strong_bank, signed_report_data
+from attestkit.verifier.platforms.tpm_quote import Pcrs, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
+
+Details = tuple[tuple[str, str], ...]
+
+
+def authenticate_go_tpm_tools(
+    data: bytes, trust: AkTrust, trusted_aks: Iterable[bytes], now: datetime
+) -> Authenticated:
+    """Verify a message `attest.Attestation`, and return its content. Logs are not replayed.
+
+    Args:
+        data: The message.
+        trust: Roots for the certificate of the key.
+        trusted_aks: Keys that the caller trusts; see `AkTrust.certify`.
+        now: Time of the verification, with a time zone.
+
+    Raises:
+        FormatError: If the message or a structure in it is malformed.
+        SignatureError: If a signature is not valid, the key could sign data that the TPM did not
+            make (`ak_attributes`), or nothing certifies the key (`ak_unknown`).
+        VerificationError: If a quote is over other data than another one, its PCR values are not
+            those signed, two quotes have different values of a PCR, there is no quote but of
+            SHA-1, or the claims about a VM are not those of the certificate (`instance_info`).
+        CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
+    """
+    message = GoTpmToolsMessage.parse(data)
+    certificates = (
+        (message.ak_certificate, *message.intermediates) if message.ak_certificate else ()
+    )
+    key = read_attestation_key(message.ak_public, certificates)
+    quotes = [
+        verify_tpm_quote(
+            one.message,
+            one.signature,
+            key.spki,
+            scheme=key.scheme,
+            expected_extra=None,
+            pcr_values=one.pcr_values,
+        )
+        for one in message.quotes
+    ]
+    if not quotes:
+        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+    extra = _common_extra(quotes)
+    pcrs = _merged_pcrs(quotes)
+    require_strong_bank(quotes)
+    certified = trust.certify(key, certificates, trusted_aks, now)
+    details, instance = _instance(message.instance, certified.path)
+    last = quotes[-1]
+    return Authenticated(
+        status=None,
+        advisory_ids=(),
+        report_data=signed_report_data(extra, b""),
+        device=b"",
+        tcb=Tcb(),
+        chain=() if certified.path is None else certified.path.chain,
+        steps=(
+            *(step for quote in quotes for step in quote.steps),
+            *certified.steps,
+            *instance,
+            *_left_out(message),
+        ),
+        vtpm=replace(last.facts(certified.trust, details=details), pcrs=pcrs),
+    )
+
+
+def _common_extra(quotes: Sequence[VerifiedQuote]) -> bytes:
+    """Return the qualifying data, which all quotes must have."""
+    first = quotes[0].attest.extra_data
+    for quote in quotes[1:]:
+        if not hmac.compare_digest(quote.attest.extra_data, first):
+            raise VerificationError(
+                f"TPM quotes: qualifying data are {quote.attest.extra_data.hex()} in one and "
+                f"{first.hex()} in another, must be the same",
+                reason="tpm_qualifying_data",
+            )
+    return first
+
+
+def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
+    """Return the PCR values of all quotes; several quotes of a bank must agree."""
+    found: dict[tuple[str, int], bytes] = {}
+    for quote in quotes:
+        for bank, index, value in quote.pcrs:
+            known = found.setdefault((bank, index), value)
+            if known != value:
+                raise VerificationError(
+                    f"TPM quotes: {bank} PCR {index} is {known.hex()} in one and {value.hex()} in "
+                    "another; request new evidence",
+                    reason="pcr_digest",
+                )
+    return tuple([(bank, index, value) for (bank, index), value in found.items()])
+
+
+def _instance(
+    claimed: GceInstanceInfo | None, path: AkPath | None
+) -> tuple[Details, tuple[VerificationStep, ...]]:
+    """Return what a verified certificate says of a VM, and compare the message's claims with it."""
+    named = None if path is None else _read_instance(path)
+    if named is None:
+        if claimed is None:
+            return (), ()
+        text = "claims about a VM were left out: no verified certificate confirms them"
+        return (), (skipped("instance", text),)
+    if claimed is not None:
+        for name in ("zone", "project_id", "project_number", "instance_name", "instance_id"):
+            found, stated = getattr(named, name), getattr(claimed, name)
+            if found != stated:
+                raise VerificationError(
+                    f"instance info: {name} is {shown(stated)}, must be the certificate's "
+                    f"{shown(found)}",
+                    reason="instance_info",
+                )
+    text = f"the certificate names the VM {shown(named.instance_name)} of {shown(named.project_id)}"
+    return _details(named), (passed("instance", text),)
+
+
+def _read_instance(path: AkPath) -> GceInstance | None:
+    try:
+        return read_gce_extension(path.leaf.extensions)
+    except FormatError as error:
+        message = f"AK certificate: Google's extension: malformed: {error}"
+        raise SignatureError(message, reason="cert_malformed") from error
+
+
+def _details(named: GceInstance) -> Details:
+    return (
+        ("gce_zone", named.zone),
+        ("gce_project", named.project_id),
+        ("gce_project_number", str(named.project_number)),
+        ("gce_instance", named.instance_name),
+        ("gce_instance_id", str(named.instance_id)),
+    )
+
+
+def _left_out(message: GoTpmToolsMessage) -> tuple[VerificationStep, ...]:
+    """Return steps for the parts of a message that are not verified."""
+    steps = []
+    if message.tee:
+        text = f"the {message.tee} evidence in the message was not verified"
+        steps.append(skipped("ak_to_hardware", f"{text}; verify it on its own"))
+    if message.canonical_event_log:
+        text = "the canonical event log in the message was not replayed"
+        steps.append(skipped("event_log", text))
+    if message.unknown_fields:
+        numbers = ", ".join(map(str, message.unknown_fields[:8]))
+        steps.append(skipped("event_log", f"unknown fields of the message were ignored: {numbers}"))
+    return tuple(steps)

@@ -1,0 +1,92 @@
+"""Authentication of a TPM's quote without hardware evidence of a TEE (vtpm.md, section 10)."""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation.wire.evidence_parts import Tpm
+from attestkit.errors import VerificationError
+from attestkit.verifier.platforms.attestation_key import AkTrust, read_attestation_key
+from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.result import Authenticated, Tcb
+
+_REPORT_DATA: Final = 64  # bytes
+
+
+def authenticate_tpm(
+    platform: Tpm,
+    report_data: bytes,
+    trust: AkTrust,
+    trusted_aks: Iterable[bytes],
+    now: datetime,
+) -> Authenticated:
+    """Verify the quote of a TPM, and return its content. Logs are not replayed.
+
+    Args:
+        platform: The quote, with key and certificates.
+        report_data: Report data beside the quote, 64 bytes; the quote may be over their SHA-256.
+        trust: Roots for certificates of the key.
+        trusted_aks: Keys that the caller trusts; see `AkTrust.certify`.
+        now: Time of the verification, with a time zone.
+
+    Raises:
+        FormatError: If quote, signature or key is malformed.
+        SignatureError: If the signature is not valid, or nothing certifies the key (`ak_unknown`).
+        VerificationError: If the PCR values are not those of the quote, it selects only SHA-1
+            PCRs, or its qualifying data are no report data.
+        CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
+    """
+    evidence = platform.vtpm_quote
+    key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
+    quote = verify_tpm_quote(
+        evidence.message,
+        evidence.signature,
+        key.spki,
+        scheme=key.scheme,
+        expected_extra=None,
+        pcr_values=evidence.pcr_values,
+    )
+    require_strong_bank([quote])
+    certified = trust.certify(key, evidence.ak_certificates, trusted_aks, now)
+    return Authenticated(
+        status=None,
+        advisory_ids=(),
+        report_data=signed_report_data(quote.attest.extra_data, report_data),
+        device=b"",
+        tcb=Tcb(),
+        chain=() if certified.path is None else certified.path.chain,
+        steps=(*quote.steps, *certified.steps),
+        vtpm=quote.facts(certified.trust),
+    )
+
+
+def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
+    """Return the report data that the qualifying data of a quote stand for, 64 bytes.
+
+    Args:
+        extra: Qualifying data.
+        report_data: Report data beside the quote, returned if the qualifying data are their
+            SHA-256; a TPM need not accept 64 bytes (vtpm.md, section 3.5).
+
+    Raises:
+        VerificationError: If there are more than 64 bytes (`tpm_qualifying_data`).
+    """
+    if hmac.compare_digest(extra, sha256(report_data)):
+        return report_data
+    if len(extra) > _REPORT_DATA:
+        message = f"TPM quote: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
+        raise VerificationError(message, reason="tpm_qualifying_data")
+    return extra.ljust(_REPORT_DATA, b"\0")
+
+
+def require_strong_bank(quotes: Sequence[VerifiedQuote]) -> None:
+    """Check that a quote selects a PCR of another bank than SHA-1.
+
+    Raises:
+        VerificationError: If none does (`pcr_selection`).
+    """
+    if all(bank == "sha1" for quote in quotes for bank, _, _ in quote.pcrs):
+        message = "TPM quote: only SHA-1 PCRs; it must select PCRs of SHA-256 or a longer hash"
+        raise VerificationError(message, reason="pcr_selection")
