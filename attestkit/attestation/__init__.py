@@ -40,6 +40,8 @@ Encoding = Literal["v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-
 All others are a RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): `cbor` and `json`
 are a collection with one record for each part, and the only ones that can include collateral;
 `cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`.
+
+Evidence of platforms that dstack does not define has the encodings `cbor` and `json` only.
 """
 
 MAX_SIZE: Final = 10_485_760
@@ -178,12 +180,13 @@ class Attestation:
 
         Args:
             encoding: One of `Encoding`; None for the encoding in which the evidence was received.
-                The default of new evidence is `cbor` if it has collateral, `v1` if an event has
-                version 2, otherwise `v0`. Only `cbor` and `json` include the collateral.
+                The default of new evidence is `cbor` if it has collateral or its platform is not
+                one of dstack's, `v1` if an event has version 2, otherwise `v0`. Only `cbor` and
+                `json` include the collateral.
 
         Raises:
-            UsageError: If the encoding is unknown, `v0` cannot represent the evidence, or the
-                evidence exceeds a limit of decoders (10 MiB, 65,536 events).
+            UsageError: If the encoding is unknown or cannot represent the evidence, or the evidence
+                exceeds a limit of decoders (10 MiB, 65,536 events).
         """
         chosen = encoding or self._encoding or self._default_encoding()
         if chosen not in tuple(_ENCODE):  # a tuple: `chosen` may be unhashable
@@ -215,15 +218,18 @@ class Attestation:
     def quote(self) -> Quote | None:
         """The TDX quote; None on other platforms. Raises FormatError if it is malformed."""
         platform = self._evidence.platform
-        if self._quote is None and isinstance(platform, (parts.Tdx, parts.GcpTdx)):
-            self._quote = Quote.parse(platform.quote)
+        if self._quote is None:
+            if isinstance(platform, (parts.Tdx, parts.GcpTdx)):
+                self._quote = Quote.parse(platform.quote)
+            elif isinstance(platform, parts.AzureTdx):
+                self._quote = Quote.parse(platform.td_quote)
         return self._quote
 
     @property
     def snp_report(self) -> SnpReport | None:
         """The SEV-SNP report; None on other platforms. Raises FormatError if it is malformed."""
-        platform = self._evidence.platform
-        return SnpReport.parse(platform.report) if isinstance(platform, parts.SevSnp) else None
+        report = parts.snp_report_of(self._evidence.platform)
+        return None if report is None else SnpReport.parse(report)
 
     @property
     def nitro_document(self) -> cose.NitroDocument | None:
@@ -355,8 +361,9 @@ class Attestation:
         """Return a smaller copy, in the same encoding, for embedding in a certificate.
 
         On TDX, the event log keeps only the RTMR3 events (without fields that can be recomputed)
-        and the events that measure ACPI tables. Runtime events, report data and configuration
-        are kept; collateral is removed.
+        and the events that measure ACPI tables. Beside a quote of a TPM, the logs of firmware and
+        IMA are removed. Runtime events, report data and configuration are kept; collateral is
+        removed.
         """
         platform = parts.stripped(self._evidence.platform)
         return Attestation(self._evidence._replace(platform=platform), self._encoding)
@@ -378,7 +385,7 @@ class Attestation:
         return Attestation(replaced, self._encoding, self._collateral)
 
     def _default_encoding(self) -> Encoding:
-        if self._collateral is not None:
+        if self._collateral is not None or not parts.is_of_dstack(self._evidence.platform):
             return "cbor"
         return "v1" if self._evidence.has_v2_event() else "v0"
 

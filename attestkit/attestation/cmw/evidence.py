@@ -48,6 +48,10 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     "report": "application/vnd.attestkit.snp-report",
     "cert_chain": "application/vnd.attestkit.snp-certificates+cbor",
     "mr_config": "application/vnd.attestkit.mr-config",
+    "hcl_report": "application/vnd.attestkit.hcl-report",
+    "vtpm_quote": "application/vnd.attestkit.vtpm-quote+cbor",
+    "td_quote": "application/vnd.attestkit.tdx-quote",
+    "message": "application/vnd.attestkit.go-tpm-tools-attestation",
     "report_data": "application/vnd.attestkit.report-data",
     "runtime_events": "application/vnd.attestkit.runtime-events+cbor",
     "config": "application/vnd.attestkit.configuration",
@@ -104,7 +108,8 @@ def encode_evidence(
         collateral: Collateral in nine-field JSON, for collections only.
 
     Raises:
-        UsageError: If a text has unpaired surrogates.
+        UsageError: If a text has unpaired surrogates, or `encoding` is a record or a tagged message
+            and dstack's formats do not define the evidence's platform.
     """
     if encoding == "cbor-tag":
         return cmw.write_tag(EVIDENCE_FORMAT, v1_cbor.encode_evidence(evidence))
@@ -139,15 +144,13 @@ def decode_evidence(data: bytes) -> CmwContent:
 
 
 def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
-    tree = v1_document.build_tree(evidence)
-    parts: dict[str, Any] = tree["platform"]["data"] | tree["stack"]["data"]
     entries: dict[Label, Cmw] = {
         label: Record(
             MEDIA_TYPES[label],
             _write_events(part) if label == "event_log" else _encode_part(part),
             Indicator.EVIDENCE,
         )
-        for label, part in parts.items()
+        for label, part in v1_document.build_parts(evidence).items()
     }
     if collateral is not None:
         entries[_COLLATERAL] = Record(MEDIA_TYPES[_COLLATERAL], collateral, _ENDORSING)
@@ -200,27 +203,32 @@ def _is_equivalent(given: str | int, media_type: str) -> bool:
 
 _STACK: Final = Stack._fields[:-1]
 _PAYLOAD: Final = "report_data_payload"
-# By a label that identifies the platform, unless an earlier one is present.
-_PLATFORMS: Final[Mapping[str, type[Platform]]] = {
-    "tpm_quote": evidence_parts.GcpTdx,
-    "quote": evidence_parts.Tdx,
-    "report": evidence_parts.SevSnp,
-    "nsm_quote": evidence_parts.NitroEnclave,
-    "attestation_doc": evidence_parts.NitroTpm,
+# By labels that together identify the platform, unless earlier ones are present.
+_PLATFORMS: Final[Mapping[tuple[str, ...], type[Platform]]] = {
+    ("tpm_quote", "report"): evidence_parts.GcpSnp,
+    ("tpm_quote",): evidence_parts.GcpTdx,
+    ("quote",): evidence_parts.Tdx,
+    ("hcl_report", "td_quote"): evidence_parts.AzureTdx,
+    ("hcl_report",): evidence_parts.AzureSnp,
+    ("report",): evidence_parts.SevSnp,
+    ("nsm_quote",): evidence_parts.NitroEnclave,
+    ("attestation_doc",): evidence_parts.NitroTpm,
+    ("vtpm_quote",): evidence_parts.Tpm,
+    ("message",): evidence_parts.GoTpmTools,
 }
 
 
 def _build_evidence(parts: dict[str, bytes]) -> Evidence:
     payload = parts.pop(_PAYLOAD, None)
-    key_label = next((label for label in _PLATFORMS if label in parts), None)
-    if key_label is None:
+    key_labels = next((labels for labels in _PLATFORMS if parts.keys() >= {*labels}), None)
+    if key_labels is None:
         raise FormatError("CMW collection: no quote, report or document in it", reason="missing")
-    platform = _PLATFORMS[key_label]
+    platform = _PLATFORMS[key_labels]
     required = (*platform._fields, *_STACK)
     if missing := [label for label in required if label not in parts]:
         raise FormatError(f"CMW collection: {missing[0]} missing", reason="missing")
     if others := [label for label in parts if label not in required]:
-        message = f"CMW collection: {others[0]} and {key_label} belong to different platforms"
+        message = f"CMW collection: {others[0]} and {key_labels[0]} belong to different platforms"
         raise FormatError(message, reason="inconsistent")
     values = {label: _read(label, part) for label, part in parts.items()}
     payload_text = None if payload is None else _with_label(_PAYLOAD, lambda: _text(payload))
@@ -238,7 +246,7 @@ def _read(label: str, part: bytes) -> object:
 
         if (events := v1_structs.decode_runtime_events(part)) is not None:
             return events
-    if label in {"tpm_quote", "cert_chain", "runtime_events"}:
+    if label in {"tpm_quote", "vtpm_quote", "cert_chain", "runtime_events"}:
         return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
     return part
 

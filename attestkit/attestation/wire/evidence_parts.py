@@ -163,6 +163,18 @@ PLATFORM_NAMES: dict[type[Platform], str] = {
 """Names of the platforms; those of dstack's formats begin with `dstack-`."""
 
 
+def is_of_dstack(platform: Platform) -> bool:
+    """Return whether dstack's formats define a platform; others exist as CMW collections only."""
+    return PLATFORM_NAMES[type(platform)].startswith("dstack-")
+
+
+def not_of_dstack(encoding: str, platform: Platform) -> UsageError:
+    """Return the error for a platform that a format of dstack does not define."""
+    name = PLATFORM_NAMES[type(platform)]
+    message = f"encoding: {encoding} cannot represent {name} evidence; use cbor or json"
+    return UsageError(message, reason="not_applicable")
+
+
 class Stack(NamedTuple):
     """Claims of the software stack, not signed by the platform."""
 
@@ -199,6 +211,16 @@ return None.
 """
 
 
+def snp_report_of(platform: Platform) -> bytes | None:
+    """Return the SEV-SNP report of a platform; None if it has none. It may be malformed.
+
+    That of Azure is in the HCL report, behind a header of 32 bytes (vtpm.md, section 6.2).
+    """
+    if isinstance(platform, AzureSnp):
+        return platform.hcl_report[32:1216]
+    return platform.report if isinstance(platform, (SevSnp, GcpSnp)) else None
+
+
 def td_body(quote: bytes | Quote) -> TdQuoteBody:
     """Return the TD report body of a quote, raw or parsed.
 
@@ -220,7 +242,10 @@ def stripped(platform: Platform) -> Platform:
     """Return a smaller copy for a certificate, in which the log of a TD has fewer events.
 
     It keeps the RTMR3 events and, on a platform without TPM, the events that measure ACPI tables.
+    The logs of a `VtpmQuote` are removed: the quoted PCRs remain, without an explanation.
     """
+    if isinstance(platform, (AzureSnp, AzureTdx, Tpm)):
+        return platform._replace(vtpm_quote=platform.vtpm_quote._replace(boot_log=b"", ima_log=b""))
     if not isinstance(platform, (Tdx, GcpTdx)):
         return platform
     with_acpi = isinstance(platform, Tdx)
@@ -244,10 +269,10 @@ def _stripped_event(event: WireEvent) -> WireEvent:
 def with_report_data(platform: Platform, report_data: bytes) -> Platform:
     """Return a copy with other report data in quote or report, whose signature is then invalid.
 
-    The report data of a Nitro platform are inside the signed document, so a Nitro platform is
-    returned unchanged.
+    Where the report data are inside a signed document or a TPM's quote, the platform is returned
+    unchanged: on Nitro and Azure, and for a TPM alone.
     """
-    if isinstance(platform, SevSnp):
+    if isinstance(platform, (SevSnp, GcpSnp)):
         return platform._replace(
             report=_patched("SEV-SNP report", platform.report, 0x50, report_data)
         )

@@ -133,10 +133,12 @@ def encode_evidence(evidence: Evidence) -> bytes:
     """Encode evidence in SCALE.
 
     Raises:
-        UsageError: If SCALE cannot represent it: evidence of a pod, events of version 2, or report
-            data that is not 64 bytes long.
+        UsageError: If SCALE cannot represent it: a platform that dstack does not define, evidence
+            of a pod, events of version 2, or report data that is not 64 bytes long.
     """
     stack = evidence.stack
+    if type(evidence.platform) not in _PLATFORMS:
+        raise parts.not_of_dstack("v0", evidence.platform)
     if stack.report_data_payload is not None:
         message = "dstack-pod attestation cannot be represented by the legacy schema"
         raise UsageError(message, reason="not_applicable")

@@ -34,7 +34,12 @@ def decode_evidence(data: bytes) -> Evidence:
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Encode evidence in deterministic CBOR."""
+    """Encode evidence in deterministic CBOR.
+
+    Raises:
+        UsageError: If the format does not define the evidence's platform, or a text has unpaired
+            surrogates.
+    """
     return _TAG + encode_cbor(v1_document.build_tree(evidence))
 
 

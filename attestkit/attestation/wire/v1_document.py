@@ -76,22 +76,38 @@ def decode_part(reader: Reader, name: str) -> object:
 
 
 def build_tree(evidence: Evidence) -> dict[str, Any]:
-    """Return evidence as maps, lists, text, integers and bytes, with keys in wire order."""
+    """Return evidence as maps, lists, text, integers and bytes, with keys in wire order.
+
+    Raises:
+        UsageError: If the version 1 format does not define the evidence's platform.
+    """
     platform, stack = evidence
-    stack_data = _part_trees(stack)
-    if stack.report_data_payload is None:
-        del stack_data["report_data_payload"]
+    kind = next((kind for kind, make in _PLATFORM_KINDS.items() if make is type(platform)), None)
+    if kind is None:
+        raise parts.not_of_dstack("v1", platform)
     stack_kind = "dstack" if stack.report_data_payload is None else "dstack-pod"
-    kind = next(kind for kind, make in _PLATFORM_KINDS.items() if make is type(platform))
     return {
         "version": VERSION,
         "platform": {"kind": kind, "data": _part_trees(platform)},
-        "stack": {"kind": stack_kind, "data": stack_data},
+        "stack": {"kind": stack_kind, "data": _stack_trees(stack)},
     }
+
+
+def build_parts(evidence: Evidence) -> dict[str, Any]:
+    """Return the parts of evidence of any platform by name, as in `build_tree`."""
+    platform, stack = evidence
+    return _part_trees(platform) | _stack_trees(stack)
 
 
 def _part_trees(fields: Platform | Stack) -> dict[str, Any]:
     return {name: _TREES.get(name, _tree)(part) for name, part in fields._asdict().items()}
+
+
+def _stack_trees(stack: Stack) -> dict[str, Any]:
+    found = _part_trees(stack)
+    if stack.report_data_payload is None:
+        del found["report_data_payload"]
+    return found
 
 
 def _tree(part: object) -> object:
@@ -116,17 +132,26 @@ def _versioned(version: int, **fields: object) -> dict[str, Any]:
 
 def _tpm_quote_tree(quote: parts.TpmQuote) -> dict[str, Any]:
     found: dict[str, Any] = quote._asdict()
-    found["pcr_values"] = [
-        {"index": pcr.number, "algorithm": pcr.algorithm, "value": pcr.value}
-        for pcr in quote.pcr_values
-    ]
+    found["pcr_values"] = _pcr_trees(quote.pcr_values)
     found["event_log"] = [event._asdict() for event in quote.event_log]
     return found
+
+
+def _vtpm_quote_tree(quote: parts.VtpmQuote) -> dict[str, Any]:
+    found: dict[str, Any] = quote._asdict()
+    found["pcr_values"] = _pcr_trees(quote.pcr_values)
+    found["ak_certificates"] = list(quote.ak_certificates)
+    return found
+
+
+def _pcr_trees(values: tuple[parts.PcrValue, ...]) -> list[dict[str, Any]]:
+    return [{"index": pcr.number, "algorithm": pcr.algorithm, "value": pcr.value} for pcr in values]
 
 
 _TREES: dict[str, Callable[[Any], object]] = {
     "event_log": lambda events: [_tdx_event_tree(event) for event in events],
     "tpm_quote": _tpm_quote_tree,
+    "vtpm_quote": _vtpm_quote_tree,
     "cert_chain": lambda chain: [IntArray(certificate) for certificate in chain],
     "runtime_events": lambda events: [
         _versioned(event.version, event=event.event, payload=event.payload) for event in events
@@ -291,6 +316,18 @@ _TPM_QUOTE = _value(
         ),
     },
 )
+_VTPM_QUOTE = _value(
+    parts.VtpmQuote,
+    {
+        "message": _Field(_blob),
+        "signature": _Field(_blob),
+        "pcr_values": _Field(_array(_PCR_VALUE)),
+        "ak_public": _Field(_blob, b"", optional=True),
+        "ak_certificates": _Field(_array(_blob), (), optional=True),
+        "boot_log": _Field(_blob, b"", optional=True),
+        "ima_log": _Field(_blob, b"", optional=True),
+    },
+)
 # The fields of all platforms and of the stack; no two have the same name.
 _PARTS: dict[str, Callable[[Reader], Any]] = {
     "quote": _blob,
@@ -301,11 +338,18 @@ _PARTS: dict[str, Callable[[Reader], Any]] = {
     "report": _blob,
     "cert_chain": _array(_blob),
     "mr_config": _text,
+    # Not of version 1, but of CMW collections only.
+    "hcl_report": _blob,
+    "vtpm_quote": _VTPM_QUOTE,
+    "td_quote": _blob,
+    "message": _blob,
+    # The stack.
     "report_data": _blob,
     "runtime_events": _array(_RUNTIME_EVENT),
     "config": _text,
     "report_data_payload": _text,
 }
+# The platforms that dstack defines; the others have no form in version 1.
 _PLATFORM_KINDS: dict[str, type[Platform]] = {
     "tdx": parts.Tdx,
     "gcp-tdx": parts.GcpTdx,

@@ -29,7 +29,8 @@ def encode_evidence(evidence: Evidence) -> bytes:
     """Encode evidence in msgpack.
 
     Raises:
-        UsageError: If a text has unpaired surrogates.
+        UsageError: If the format does not define the evidence's platform, or a text has unpaired
+            surrogates.
     """
     import msgspec.msgpack  # lazy: only needed for this encoding
 

@@ -48,7 +48,7 @@ _EVENTS: Final = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-_TPM: Final = st.builds(
+TPM_QUOTES: Final = st.builds(
     wire.TpmQuote,
     *(_SHORT, _SHORT),
     st.lists(st.builds(wire.PcrValue, _U32, _TEXT, _SHORT), max_size=2).map(tuple),
@@ -58,7 +58,7 @@ _TPM: Final = st.builds(
 )
 _PLATFORMS: Final[st.SearchStrategy[wire.Platform]] = st.one_of(
     st.builds(Tdx, _SHORT, _EVENTS),
-    st.builds(wire.GcpTdx, _SHORT, _EVENTS, _TPM),
+    st.builds(wire.GcpTdx, _SHORT, _EVENTS, TPM_QUOTES),
     st.builds(wire.NitroEnclave, _SHORT),
     st.builds(wire.SevSnp, _SHORT, st.lists(_SHORT, max_size=3).map(tuple), _TEXT),
     st.builds(wire.NitroTpm, _SHORT),
