@@ -29,6 +29,7 @@ from attestkit.verifier.config_id import has_document, sealed_configuration
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
+from attestkit.verifier.vtpm_facts import VtpmFacts
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -240,10 +241,16 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 
 def claims(
-    parsed: ParsedEvidence, report_data: bytes, registers: tuple[int, ...], image: VerifiedImage
+    parsed: ParsedEvidence,
+    report_data: bytes,
+    registers: tuple[int, ...],
+    image: VerifiedImage,
+    vtpm: VtpmFacts | None = None,
 ) -> Claims:
     """Return the authenticated fields of evidence that passed the previous steps."""
     named, attributes = _fields(parsed)
+    if vtpm is not None:
+        named = (*named, *vtpm.registers())
     attestation = parsed.attestation
     events = attestation.runtime_events if attestation is not None and registers else ()
     return Claims(
@@ -259,6 +266,7 @@ def claims(
         acpi_tables_verified=image.acpi_tables,
         os_image_version=image.version,
         os_image_is_dev=image.is_dev,
+        vtpm=vtpm,
     )
 
 
@@ -280,7 +288,8 @@ def _has_mr_config(parsed: ParsedEvidence) -> bool:
 def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
     """Return registers and attributes, each as a pair of name and value.
 
-    The names are those of the platform, such as mrtd for TDX and pcr0 for Nitro.
+    The names are those of the platform, such as mrtd for TDX and pcr0 for an enclave. The PCRs of a
+    TPM are not among them.
     """
     attestation, quote = parsed
     if quote is not None:
@@ -288,6 +297,8 @@ def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
     assert attestation is not None
     if (report := attestation.snp_report) is not None:
         return report_claims(report)
+    if not isinstance(attestation.evidence.platform, NitroEnclave):
+        return (), ()
     document = attestation.nitro_document
     assert document is not None
     return tuple((f"pcr{index}", value) for index, value in sorted(document.pcrs.items())), ()

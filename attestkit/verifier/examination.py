@@ -214,7 +214,8 @@ class Examination:
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
         registers, image = _require(self._replayed), _require(self._image)
-        return claims(self.parsed, authenticated.report_data, registers, image)
+        signed, vtpm = authenticated.report_data, authenticated.vtpm
+        return claims(self.parsed, signed, registers, image, vtpm)
 
     def _explain(self) -> str:
         """Return a sentence on the outdated component; computed only for an error."""

@@ -4,19 +4,44 @@ Claims are authenticated fields of the evidence. Results exist for accepted evid
 evidence raises an exception.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
 from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event
+from attestkit.verifier.value_mapping import ValueMapping
+from attestkit.verifier.vtpm_facts import Join, KeyTrust, VtpmFacts
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+
+__all__ = [
+    "ANOTHER_ROOT",
+    "NO_REVOCATION",
+    "AttestationResult",
+    "Authenticated",
+    "BoundTo",
+    "Claims",
+    "CollateralFacts",
+    "IntelPlatform",
+    "Join",
+    "KeyTrust",
+    "ResultContent",
+    "Tcb",
+    "TcbStatus",
+    "VtpmFacts",
+    "add_step",
+    "caution",
+    "create_result",
+    "passed",
+    "skipped",
+    "verified_evidence",
+    "without_evidence",
+]
 
 
 def passed(check: StepCheck, text: str) -> VerificationStep:
@@ -62,30 +87,8 @@ class TcbStatus(str, Enum):
         return self.value
 
 
-class _Values(Mapping[str, Any]):
-    """The fields of a dataclass as a read-only mapping."""
-
-    __slots__ = ()
-
-    def _values(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in fields(cast("Any", self))}
-
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - values of several types
-        return self._values()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values())
-
-    def __len__(self) -> int:
-        return len(self._values())
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Half the time of the state of a frozen dataclass, in both processes of a batch.
-        return type(self), tuple([getattr(self, one.name) for one in fields(cast("Any", self))])
-
-
 @dataclass(frozen=True, slots=True)
-class CollateralFacts(_Values):
+class CollateralFacts(ValueMapping):
     """Verified collateral of an Intel platform; its fields are also the items of a mapping."""
 
     # Dates, aware, over all verified parts: TCB info, QE identity, both CRLs, and certificates.
@@ -110,7 +113,7 @@ class CollateralFacts(_Values):
 
 
 @dataclass(frozen=True, slots=True)
-class IntelPlatform(_Values):
+class IntelPlatform(ValueMapping):
     """Platform of a PCK certificate; its fields are also the items of a mapping.
 
     They are those of the certificate's SGX extension (OID 1.2.840.113741.1.13.1). FMSPC and flags
@@ -133,7 +136,7 @@ class IntelPlatform(_Values):
 
 
 @dataclass(frozen=True, slots=True)
-class Tcb(_Values):
+class Tcb(ValueMapping):
     """TCB of a platform; its fields are also the items of a mapping."""
 
     date: datetime | None = None  # of the platform's level (tcbDate), aware; None if unknown
@@ -156,53 +159,6 @@ class Tcb(_Values):
     launch: tuple[tuple[str, int], ...] = ()
 
 
-KeyTrust = Literal["hardware_report", "certificate", "listed", "unknown"]
-"""What certifies the attestation key of a TPM.
-
-`hardware_report`: an authentic hardware report commits to it (Azure). `certificate`: a certificate
-under a trusted root. `listed`: the policy lists it. `unknown`: nothing; only a policy that lists
-the key accepts such evidence.
-"""
-
-Join = Literal["hardware_to_ak", "ak_to_hardware"]
-"""Direction in which hardware evidence and TPM are joined.
-
-`hardware_to_ak`: the hardware's evidence commits to the TPM's key. `ak_to_hardware`: the TPM signed
-the hardware's evidence.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class VtpmFacts(_Values):
-    """Verified facts of a TPM's quote; its fields are also the items of a mapping."""
-
-    attestation_key: bytes  # DER SubjectPublicKeyInfo
-    key_trust: KeyTrust
-    joins: tuple[Join, ...]  # directions that hold; empty without hardware evidence
-    pcrs: tuple[tuple[str, int, bytes], ...]  # bank (sha256, ...), index, value; as quoted
-    replayed: tuple[tuple[str, int], ...] = ()  # bank and index of PCRs that a log replays to
-    # Of the quote; no proof of freshness. None if the platform has no such value.
-    clock_ms: int | None = None
-    reset_count: int | None = None
-    restart_count: int | None = None
-    # Claims of the paravisor or the certificate, by name: vm_unique_id, gce_project, ...
-    details: tuple[tuple[str, str], ...] = ()
-
-    def to_dict(self) -> dict[str, object]:
-        """Return values for JSON, with bytes in hex."""
-        return {
-            "attestation_key": self.attestation_key.hex(),
-            "key_trust": self.key_trust,
-            "joins": list(self.joins),
-            "pcrs": {f"{bank}:{index}": value.hex() for bank, index, value in self.pcrs},
-            "replayed": [f"{bank}:{index}" for bank, index in self.replayed],
-            "clock_ms": self.clock_ms,
-            "reset_count": self.reset_count,
-            "restart_count": self.restart_count,
-            "details": dict(self.details),
-        }
-
-
 class Authenticated(NamedTuple):
     """Vendor-signed content of evidence, before appraisal by a policy."""
 
@@ -217,14 +173,14 @@ class Authenticated(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Claims(_Values):
+class Claims(ValueMapping):
     """Authenticated fields of evidence.
 
     As a mapping, it has `platform`, `report_data`, `os_image_hash`, `measurement_version`,
     `events`, and each register and attribute by the name that its platform uses: `claims["rtmr3"]`.
     """
 
-    platform: str  # dstack-tdx, dstack-amd-sev-snp, dstack-nitro-enclave; sgx for a bare SGX quote
+    platform: str  # dstack-tdx, hcl-snp, tpm ...; sgx for a bare SGX quote
     report_data: bytes  # as signed, 64 bytes; user data of a Nitro document
     registers: tuple[tuple[str, bytes], ...]  # mrtd, rtmr0 ...; measurement, ...; pcr0, ...
     # td_attributes, xfam, ...; as in the evidence. Of SEV-SNP: see docs/policy.md.
@@ -429,6 +385,7 @@ class AttestationResult:
             "acpi_tables_verified": claims.acpi_tables_verified,
             "measurement_version": claims.measurement_version,
             "app_info": None if info is None else info.to_dict(),
+            "vtpm": None if claims.vtpm is None else claims.vtpm.to_dict(),
             "tcb": {
                 "date": None if tcb.date is None else tcb.date.isoformat(),
                 "qe_date": None if tcb.qe_date is None else tcb.qe_date.isoformat(),
