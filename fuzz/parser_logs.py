@@ -1,11 +1,13 @@
 """Targets: event logs, and lines of a journal."""
 
+import hashlib
 from functools import partial
 
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.event_log.cel import ENCODINGS
+from attestkit.event_log.ima import BANK_SIZES, ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_event, runtime_line
 from fuzz import (
     parser_certificates,
@@ -42,6 +44,37 @@ def _tpm(raw: bytes, log: TpmEventLog) -> None:
         tried(partial(log.replay, bank), len(raw), FormatError, UnsupportedError)
     check("no such bank", not tried(lambda: log.replay("none"), None, UsageError))
     repr(log)
+
+
+def ima_samples() -> list[bytes]:
+    """Return IMA logs with old and new templates, a violation, and digests of each bank."""
+    fields = (b"sha256:\0" + bytes(32), b"boot_aggregate\0")
+    content = b"".join(len(one).to_bytes(4, "little") + one for one in fields)
+    logs = []
+    for bank, size in BANK_SIZES.items():
+        digest = hashlib.new(bank, content).digest()
+        first = _ima_record(digest, b"ima-ng", content)
+        logs.append(first + _ima_record(bytes(size), b"ima-sig", b"\1\0\0\0x"))
+    name = b"/init"
+    old = bytes(20) + len(name).to_bytes(4, "little") + name
+    digest = hashlib.sha1(bytes(20) + name.ljust(256, b"\0"), usedforsecurity=False).digest()
+    head = (10).to_bytes(4, "little") + digest + b"\3\0\0\0ima"
+    return [*logs, head + old, logs[0] + head + old]
+
+
+def _ima_record(digest: bytes, name: bytes, content: bytes) -> bytes:
+    sized = (len(one).to_bytes(4, "little") + one for one in (name, content))
+    return (10).to_bytes(4, "little") + digest + b"".join(sized)
+
+
+def _ima(raw: bytes, log: ImaLog) -> None:
+    check("one bank", log.bank in BANK_SIZES)
+    check("records of the input", sum(len(one.data) for one in log.records) <= len(raw))
+    found = log.replay("sha256")
+    match = log.match("sha256", found)
+    of_pcr = sum(one.pcr == 10 for one in log.records)
+    check("the whole log matches its replay", of_pcr == 0 or match is not None)
+    repr((log, log.boot_aggregate, log.violations))
 
 
 def _lines(raw: bytes, events: tuple[Event, ...]) -> None:
@@ -145,6 +178,7 @@ def targets() -> list[ParserTarget]:
         ParserTarget(
             "tpm_log", tpm, short(lambda: seeds.short_tcg_logs(tpms()), 2048), "tcg.dict", 2048
         ),
+        ParserTarget("ima_log", obeys(ImaLog.parse, FormatError, accepted=_ima), ima_samples),
         ParserTarget("agent_json", agent, short(json_samples, 2048), "events.dict", 2048),
         ParserTarget(
             "event_log",

@@ -1,10 +1,21 @@
 """Targets: structures of a TPM."""
 
+from attestkit._crypto.ecdsa import P256Key
+from attestkit.attestation.go_tpm_tools import (
+    GceInstanceInfo,
+    GoTpmToolsMessage,
+    GoTpmToolsQuote,
+    is_go_tpm_tools,
+)
+from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import FormatError, SignatureError
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
+from attestkit.verifier.platforms.attestation_key import AttestationKey, read_attestation_key
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, tried
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
+
+_SPKI = P256Key.from_scalar(b"\1" * 32).spki_der
 
 
 def attests() -> list[bytes]:
@@ -37,6 +48,37 @@ def _public(raw: bytes, key: TpmtPublic) -> None:
     tried(key.require_attestation_key, None, SignatureError)
 
 
+def messages() -> list[bytes]:
+    """Return messages of go-tpm-tools: with all parts, with few, and with fields out of order."""
+    values = tuple(PcrValue(number, "sha256", bytes(32)) for number in (2, 0, 1))
+    quote = GoTpmToolsQuote(MADE_ATTEST.encode(), MADE_SIGNATURES[0].encode(), values)
+    public = MADE_PUBLICS[-1].encode()
+    whole = GoTpmToolsMessage(
+        public,
+        (quote, quote._replace(pcr_values=())),
+        b"log",
+        GceInstanceInfo("zone", "project", 1, "name", 1 << 63),
+        b"cel",
+        b"certificate",
+        (b"one", b"two"),
+        "tdx",
+        b"quote",
+    )
+    small = GoTpmToolsMessage(public, (quote,)).encode()
+    return [whole.encode(), small, b"\x52\0" + small, GoTpmToolsMessage(tee="sev-snp").encode()]
+
+
+def _message(raw: bytes, message: GoTpmToolsMessage) -> None:
+    again = GoTpmToolsMessage.parse(message.encode())
+    check_same("the message encoded again", again, message._replace(unknown_fields=()))
+    is_go_tpm_tools(raw)
+
+
+def _key(raw: bytes, key: AttestationKey) -> None:
+    check("the key of a public area", raw[0] == 0x30 or key.is_restricted)
+    check_same("the same key", read_attestation_key(key.spki, ()).spki, key.spki)
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     return [
@@ -57,5 +99,26 @@ def targets() -> list[ParserTarget]:
             obeys(TpmtPublic.parse, FormatError, accepted=_public),
             lambda: [one.encode() for one in MADE_PUBLICS],
             max_len=700,
+        ),
+        ParserTarget(
+            "go_tpm_tools",
+            obeys(GoTpmToolsMessage.parse, FormatError, accepted=_message),
+            messages,
+            max_len=2048,
+        ),
+        ParserTarget(
+            "attestation_key",
+            obeys(
+                lambda raw: read_attestation_key(raw, ()),
+                FormatError,
+                SignatureError,
+                accepted=_key,
+            ),
+            lambda: [
+                _SPKI,
+                *map(TpmtPublic.encode, MADE_PUBLICS),
+            ],
+            "der.dict",
+            700,
         ),
     ]

@@ -81,11 +81,12 @@ class GceInstanceInfo(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the message."""
+        values: tuple[str | int, ...] = tuple(self)
         return b"".join(
             encode_bytes_field(number, value.encode())
             if isinstance(value, str)
             else encode_number_field(number, value)
-            for number, value in enumerate(self, 1)
+            for number, value in enumerate(values, 1)
             if value
         )
 

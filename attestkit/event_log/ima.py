@@ -84,7 +84,7 @@ class ImaLog(NamedTuple):
         if not data:
             return cls("sha1", ())
         bank, size = _detect_bank(data)
-        records = []
+        records: list[ImaRecord] = []
         at = 0
         while at < len(data):
             if len(records) == MAX_RECORDS:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from attestkit._crypto.public_key import SIGNATURE_HASHES, PublicVerificationKey
-from attestkit._reasons import VerificationReason, VerificationStep
+from attestkit._reasons import SignatureReason, VerificationReason, VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import SignatureError, VerificationError
@@ -126,9 +126,9 @@ def _check_signature(signed: TpmtSignature, key: PublicVerificationKey, message:
     try:
         key.verify(signed.algorithm, signed.hash_name, content, message)
     except SignatureError as error:
-        reason = (
-            "tpm_quote_bad_signature" if error.reason == "bad_signature" else "tpm_quote_algorithm"
-        )
+        reason: SignatureReason = "tpm_quote_algorithm"
+        if error.reason == "bad_signature":
+            reason = "tpm_quote_bad_signature"
         raise SignatureError(f"TPM quote: {error}", reason=reason) from error
 
 

@@ -1,7 +1,7 @@
 """Tests of TPM quotes: signature, qualifying data, selection and PCR values."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ def azure() -> QuoteSample:
     return QuoteSample(parts[1], signature, key, None, b"challenge", pcrs)
 
 
-SAMPLES = {
+SAMPLES: dict[str, Callable[[], QuoteSample]] = {
     "trustee": trustee,
     "azure": azure,
     "qemu-sha256": lambda: qemu("sha256"),
@@ -223,10 +223,10 @@ def test_quote_refuses_another_scheme_than_the_keys() -> None:
     sample = qemu("rsa")
     for scheme in (("rsapss", "sha256"), ("rsassa", "sha384"), ("ecdsa", "sha256")):
         assert rejection(sample, scheme=scheme).reason == "tpm_quote_algorithm"
-    for replaced in ({"algorithm": "rsapss"}, {"hash_name": "sha1"}):
-        signature = TpmtSignature.parse(sample.signature)._replace(**replaced).encode()
-        for scheme in (None, sample.scheme):
-            found = rejection(sample, signature=signature, scheme=scheme)
+    parsed = TpmtSignature.parse(sample.signature)
+    for other in (parsed._replace(algorithm="rsapss"), parsed._replace(hash_name="sha1")):
+        for known in (None, sample.scheme):
+            found = rejection(sample, signature=other.encode(), scheme=known)
             assert found.reason == "tpm_quote_algorithm"
 
 
