@@ -11,7 +11,7 @@ from base64 import urlsafe_b64encode
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, utf8
-from attestkit._crypto.hashes import digest
+from attestkit._crypto.hashes import digest, sha256
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class ReportData:
     RATLS_CERT: Final = "ratls-cert"
     KMS_ROOT_CA: Final = "kms-root-ca"
     NONCE: Final = "nonce"
+    NONCE_AND_AK: Final = "nonce+ak"
 
     @staticmethod
     def pad(data: bytes) -> bytes:
@@ -68,8 +69,8 @@ class ReportData:
         """Return the hash over `tag`, a colon and `content`, zero-padded to 64 bytes.
 
         Args:
-            tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, `nonce`, or any other
-                text.
+            tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, `nonce`, `nonce+ak`,
+                or any other text.
             content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
                 keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
@@ -94,6 +95,24 @@ class ReportData:
         """
         check_nonce(nonce)
         return ReportData.bind(ReportData.NONCE, nonce)
+
+    @staticmethod
+    def for_nonce_and_ak(nonce: bytes, spki: bytes) -> bytes:
+        """Return the report data that binds hardware evidence to a nonce and to a TPM's key.
+
+        It is `bind("nonce+ak", SHA-256(nonce) || SHA-256(spki))`, so that a quote of another TPM
+        cannot replace that of this machine.
+
+        Args:
+            nonce: 8 to 64 bytes.
+            spki: The attestation key of the TPM, a SubjectPublicKeyInfo in DER.
+
+        Raises:
+            UsageError: If `nonce` is not 8 to 64 `bytes`, or `spki` is not `bytes`.
+        """
+        check_nonce(nonce)
+        require_bytes("attestation key", spki)
+        return ReportData.bind(ReportData.NONCE_AND_AK, sha256(nonce) + sha256(spki))
 
     @staticmethod
     def from_hex(text: str) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from attestkit.errors import UsageError
 from attestkit.report_data import ReportData, ReportDataWarning
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 
 if TYPE_CHECKING:
@@ -54,6 +55,19 @@ def test_nonce_has_tag_of_its_own(nonce: bytes) -> None:
     assert bound != ReportData.pad(nonce)
     for tag in (ReportData.RATLS_CERT, ReportData.APP_DATA, ReportData.KMS_ROOT_CA):
         assert bound != ReportData.bind(tag, nonce)
+
+
+@given(st.binary(min_size=8, max_size=64), st.binary(max_size=100))
+def test_nonce_and_key_have_tag_of_their_own(nonce: bytes, spki: bytes) -> None:
+    """A nonce and a TPM's key are bound by their hashes, so neither can borrow of the other."""
+    bound = ReportData.for_nonce_and_ak(nonce, spki)
+    content = hashlib.sha256(nonce).digest() + hashlib.sha256(spki).digest()
+    assert bound == hashlib.sha512(b"nonce+ak:" + content).digest()
+    assert bound != ReportData.for_nonce(content)
+    with raises(UsageError, "wrong_size"):
+        ReportData.for_nonce_and_ak(bytes(7), spki)
+    with raises(UsageError, "wrong_type"):
+        ReportData.for_nonce_and_ak(nonce, untyped(None))
 
 
 APP_KEY = ("ed25519", bytes(32)), ("secp256k1", bytes(33))

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Generic, NoReturn, final
 from attestkit import backends
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attester.evidence_source import EvidenceSource, HostApp, SourceContext, app_info
+from attestkit.attester.evidence_source import (
+    EvidenceSource,
+    HostApp,
+    NonceBinder,
+    SourceContext,
+    app_info,
+)
 from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import (
     AppHost,
     Backend,
+    EvidenceCollector,
     GuestAgent,
     RegisterExtender,
     SimulatedBackend,
@@ -102,6 +109,10 @@ class Attester(Generic[B_co]):
 
             return AgentSource(backend, backend, context)
         app = HostApp(self._host)
+        if isinstance(backend, EvidenceCollector):
+            from attestkit.attester.vtpm_source import VtpmSource  # lazy: only with a TPM
+
+            return VtpmSource(backend, backend, context, app)
         if isinstance(backend, SnpReporter) and not isinstance(backend, RegisterExtender):
             from attestkit.attester.snp_source import SnpSource  # lazy: only needed on SEV-SNP
 
@@ -202,7 +213,8 @@ class Attester(Generic[B_co]):
 
         Args:
             nonce: 8 to 64 bytes that the verifier chose. It is hashed with a tag of its own
-                (`ReportData.for_nonce`).
+                (`ReportData.for_nonce`), beside a TPM that the hardware's evidence does not name
+                also with the TPM's key (`ReportData.for_nonce_and_ak`).
             report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
                 could be the binding of a TLS key, and the evidence a certificate for that key.
             pad: Whether shorter report data is accepted, and zero-padded.
@@ -217,6 +229,8 @@ class Attester(Generic[B_co]):
         """
         bound = requested_report_data(nonce, report_data, pad=pad)
         self._check_usable()
+        if nonce is not None and isinstance(self._source, NonceBinder):
+            bound = self._source.bind_nonce(nonce)
         return self._source.evidence(bound)
 
     def event_log(self) -> EventLog:

@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation import AppInfo, Attestation
@@ -88,6 +88,15 @@ class EvidenceSource(Protocol):
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Wait for calls in progress and block further ones."""
+        ...
+
+
+@runtime_checkable
+class NonceBinder(Protocol):
+    """A source that binds a nonce in its own way, instead of by `ReportData.for_nonce`."""
+
+    def bind_nonce(self, nonce: bytes) -> bytes:
+        """Return the report data for a nonce of 8 to 64 bytes."""
         ...
 
 

@@ -1,12 +1,14 @@
 """Protocols of backends. A backend is the interface to one TEE; it does not parse evidence.
 
 Optional abilities are separate protocols: `RegisterExtender` (RTMRs that a program can extend),
-`SnpReporter` (SEV-SNP reports), `GuestAgent` (a TEE behind a guest agent), `AppHost` (the
-configuration and keys of the app).
+`SnpReporter` (SEV-SNP reports), `EvidenceCollector` (evidence of several parts, such as a report
+and a TPM's quote), `GuestAgent` (a TEE behind a guest agent), `AppHost` (the configuration and keys
+of the app).
 """
 
 from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
+from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
@@ -16,6 +18,7 @@ from attestkit.keys import AppKeys, KeyDeriver
 __all__ = [
     "AppHost",
     "Backend",
+    "EvidenceCollector",
     "GuestAgent",
     "LaunchRecord",
     "RecordedBackend",
@@ -105,6 +108,34 @@ class SnpReporter(Protocol):
         """Return a report over `report_data`, exactly 64 bytes.
 
         Raises:
+            AttestKitError: As for `Backend.get_quote`.
+        """
+        ...
+
+
+@runtime_checkable
+class EvidenceCollector(Protocol):
+    """A platform whose evidence has several parts; its `get_quote` raises UnsupportedError."""
+
+    def collect_evidence(self, report_data: bytes) -> Platform:
+        """Return evidence over `report_data`, exactly 64 bytes: its parts as received.
+
+        The backend checks that the parts which can contain the report data do.
+
+        Raises:
+            AttestKitError: As for `Backend.get_quote`.
+        """
+        ...
+
+    def read_attestation_key(self) -> bytes:
+        """Return the TPM's key that report data of the hardware's evidence has to bind.
+
+        It is a SubjectPublicKeyInfo in DER. The Attester binds a nonce and this key by
+        `ReportData.for_nonce_and_ak`.
+
+        Raises:
+            UnsupportedError: If the hardware's evidence has the key anyway, or there is no
+                hardware evidence.
             AttestKitError: As for `Backend.get_quote`.
         """
         ...

@@ -8,7 +8,7 @@ runner collects, and implements `make_backend`:
             return MyBackend(device=FakeDevice())
 
 The tests cover quotes of every backend, registers and runtime events of a `RegisterExtender`,
-reports of an `SnpReporter`, and responses of a `GuestAgent`.
+reports of an `SnpReporter`, evidence of an `EvidenceCollector`, and responses of a `GuestAgent`.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +17,15 @@ from typing import Final
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.wire.evidence_parts import PLATFORM_NAMES
 from attestkit.attester import Attester
-from attestkit.backends.base import Backend, GuestAgent, RegisterExtender, SnpReporter
+from attestkit.backends.base import (
+    Backend,
+    EvidenceCollector,
+    GuestAgent,
+    RegisterExtender,
+    SnpReporter,
+)
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import AttestKitError, UnsupportedError, UsageError
 from attestkit.event_log import EventLog
@@ -66,6 +73,7 @@ class BackendContract:
             abilities = (
                 isinstance(backend, RegisterExtender),
                 isinstance(backend, SnpReporter),
+                isinstance(backend, EvidenceCollector),
                 isinstance(backend, GuestAgent),
             )
             assert sum(abilities) < 2, "a backend implements at most one of these protocols"
@@ -76,8 +84,16 @@ class BackendContract:
             self.probe_backend(backend)
 
     def test_quote_contains_report_data(self) -> None:
-        """`get_quote` returns a well-formed quote or SNP report over the requested report data."""
+        """`get_quote` returns a well-formed quote or SNP report over the requested report data.
+
+        That of an `EvidenceCollector` raises UnsupportedError.
+        """
         with self.opened() as backend:
+            if isinstance(backend, EvidenceCollector):
+                with suppress(UnsupportedError):
+                    backend.get_quote(_REPORT_DATA)
+                    raise AssertionError("a quote without the other parts of the evidence")
+                return
             for report_data in (bytes(64), _REPORT_DATA):
                 raw = backend.get_quote(report_data)
                 assert type(raw) is bytes
@@ -92,6 +108,8 @@ class BackendContract:
             methods: list[Callable[[bytes], object]] = [backend.get_quote]
             if isinstance(backend, SnpReporter):
                 methods.append(backend.get_snp_report)
+            if isinstance(backend, EvidenceCollector):
+                methods = [backend.collect_evidence]
             if isinstance(backend, GuestAgent):
                 methods.append(backend.get_quote_response)
             for method in methods:
@@ -114,6 +132,8 @@ class BackendContract:
             if isinstance(backend, SnpReporter):
                 assert log == EventLog(), "SEV-SNP has no registers for a log"
                 return
+            if isinstance(backend, EvidenceCollector):
+                return  # the logs are parts of the evidence
             if isinstance(backend, RegisterExtender):
                 log = log.with_runtime(backend.open_journal().events())
             log.check(Quote.parse(backend.get_quote(_REPORT_DATA)))
@@ -127,7 +147,11 @@ class BackendContract:
                 assert not isinstance(tee.backend, RegisterExtender)
             else:
                 assert tee.event_log().events[-1] == event
-            evidence = Attestation.from_bytes(tee.attest(report_data=_REPORT_DATA).to_bytes())
+            made = tee.attest(report_data=_REPORT_DATA)
+            assert made.report_data == _REPORT_DATA
+            if isinstance(tee.backend, EvidenceCollector):
+                return  # not every encoding has every platform
+            evidence = Attestation.from_bytes(made.to_bytes())
         assert evidence.report_data == _REPORT_DATA
         if evidence.quote is not None:
             evidence.event_log.check(evidence.quote)
@@ -193,6 +217,16 @@ class BackendContract:
                 assert SnpReport.parse(evidence.report).report_data == _REPORT_DATA
                 assert type(evidence.certificates) is bytes
                 SnpCertificates.parse(evidence.certificates)
+
+    # -- an EvidenceCollector ------------------------------------------------------------------
+
+    def test_collected_evidence_has_known_platform(self) -> None:
+        """The parts are those of a platform, and the key is DER or raises UnsupportedError."""
+        with self.opened() as backend:
+            if isinstance(backend, EvidenceCollector):
+                assert type(backend.collect_evidence(_REPORT_DATA)) in PLATFORM_NAMES
+                with suppress(UnsupportedError):
+                    assert backend.read_attestation_key()[:1] == b"\x30"
 
     # -- a GuestAgent --------------------------------------------------------------------------
 
