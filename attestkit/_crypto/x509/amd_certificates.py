@@ -5,7 +5,6 @@ Chip Endorsement Key (VCEK) Certificate and KDS Interface Specification" (57230)
 give equal bytes.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -14,8 +13,6 @@ from attestkit._crypto.der import (
     IA5_STRING,
     OCTET_STRING,
     OID,
-    SEQUENCE,
-    DerReader,
     context,
     encode_element,
 )
@@ -24,6 +21,7 @@ from attestkit._crypto.x509.certificate_encoder import (
     CRL_NUMBER,
     KEY_USAGE,
     PRINTABLE_STRING,
+    RSA_PSS_SHA384,
     SUBJECT_KEY_ID,
     UTF8_STRING,
     VERSION_3,
@@ -37,15 +35,11 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_sequence,
     encode_signed,
     encode_time,
+    key_id,
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
 
 _OWN_OID: Final = bytes.fromhex("2b060104019c7801")  # 1.3.6.1.4.1.3704.1
-# AlgorithmIdentifier of RSASSA-PSS with SHA-384, with its default trailer field, as AMD encodes it.
-_RSA_PSS: Final = bytes.fromhex(
-    "304606092a864886f70d01010a3039a00f300d06096086480165030402020500"
-    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130a303020101"
-)
 _CERTIFICATE_SIGN: Final = b"\x02\x04"  # number of unused bits, bits
 _CERT_AND_CRL_SIGN: Final = b"\x01\x06"
 _COMMON_TO_ALL: Final = b"".join(
@@ -96,14 +90,14 @@ def issue_amd_authority(
     root = subject == issuer
     usage = encode_element(BIT_STRING, _CERT_AND_CRL_SIGN if root else _CERTIFICATE_SIGN)
     key_usage = encode_extension(KEY_USAGE, usage, critical=True)
-    subject_key_id = encode_element(OCTET_STRING, _key_id(subject.key.spki))
-    key_id = encode_extension(SUBJECT_KEY_ID, subject_key_id)
+    subject_key_id = encode_element(OCTET_STRING, key_id(subject.key.spki))
+    own_key_id = encode_extension(SUBJECT_KEY_ID, subject_key_id)
     constraints = encode_basic_constraints(authority=True, path_length=None if root else 0)
-    issuer_key_id = encode_authority_key_id(_key_id(issuer.key.spki))
+    issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki))
     extensions = (
-        (key_usage, key_id, constraints)
+        (key_usage, own_key_id, constraints)
         if root
-        else (key_id, issuer_key_id, constraints, key_usage)
+        else (own_key_id, issuer_key_id, constraints, key_usage)
     )
     return _issue(
         (subject.name, subject.key.spki),
@@ -148,11 +142,11 @@ def issue_amd_crl(
     Raises:
         UsageError: If `window` starts or ends before 1950.
     """
-    key_id = encode_authority_key_id(_key_id(issuer.key.spki))
-    extensions = key_id, encode_extension(CRL_NUMBER, encode_integer(number))
+    issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki))
+    extensions = issuer_key_id, encode_extension(CRL_NUMBER, encode_integer(number))
     name = _name(issuer.name)
-    fields = encode_crl_fields(name, _RSA_PSS, window, revoked, extensions)
-    return encode_signed(fields, _RSA_PSS, issuer.key.sign)
+    fields = encode_crl_fields(name, RSA_PSS_SHA384, window, revoked, extensions)
+    return encode_signed(fields, RSA_PSS_SHA384, issuer.key.sign)
 
 
 def _issue(
@@ -166,14 +160,14 @@ def _issue(
     fields = (
         VERSION_3,
         encode_integer(serial),
-        _RSA_PSS,
+        RSA_PSS_SHA384,
         _name(issuer.name),
         encode_sequence(encode_time(validity.start), encode_time(validity.end)),
         _name(name),
         spki,
         encode_element(context(3), encode_sequence(*extensions)),
     )
-    return encode_signed(fields, _RSA_PSS, issuer.key.sign)
+    return encode_signed(fields, RSA_PSS_SHA384, issuer.key.sign)
 
 
 def _name(common_name: str) -> bytes:
@@ -184,10 +178,3 @@ def _own_extension(suffix: str, value: bytes) -> bytes:
     """Return one of AMD's extensions; `suffix` is the end of its OID, such as 3.1."""
     oid = encode_element(OID, _OWN_OID + bytes(map(int, suffix.split("."))))
     return encode_sequence(oid, encode_element(OCTET_STRING, value))
-
-
-def _key_id(spki: bytes) -> bytes:
-    """Return the SHA-1 of the public key (RFC 5280, 4.2.1.2, method 1)."""
-    fields = DerReader(spki).enter(SEQUENCE)
-    fields.content(SEQUENCE)
-    return hashlib.sha1(fields.bits()[1], usedforsecurity=False).digest()

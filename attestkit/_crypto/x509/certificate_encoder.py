@@ -1,5 +1,6 @@
 """DER of the parts that simulated certificates and CRLs have in common (RFC 5280)."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Final
@@ -13,6 +14,7 @@ from attestkit._crypto.der import (
     OID,
     SEQUENCE,
     UTC_TIME,
+    DerReader,
     context,
     encode_element,
 )
@@ -22,6 +24,11 @@ UTF8_STRING: Final = 0x0C
 PRINTABLE_STRING: Final = 0x13
 ENUMERATED: Final = 0x0A
 VERSION_3: Final = b"\xa0\x03\x02\x01\x02"  # of a certificate
+# AlgorithmIdentifier of RSASSA-PSS with SHA-384, with its default trailer field, as AMD encodes it.
+RSA_PSS_SHA384: Final = bytes.fromhex(
+    "304606092a864886f70d01010a3039a00f300d06096086480165030402020500"
+    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130a303020101"
+)
 # Extensions, by the last byte of 2.5.29.
 SUBJECT_KEY_ID: Final = 14
 KEY_USAGE: Final = 15
@@ -128,3 +135,14 @@ def encode_sequence(*items: bytes) -> bytes:
 def encode_integer(value: int) -> bytes:
     """Return an INTEGER that is not negative."""
     return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def key_id(spki: bytes) -> bytes:
+    """Return the SHA-1 of a public key, 20 bytes (RFC 5280, 4.2.1.2, method 1).
+
+    Raises:
+        FormatError: If `spki` is not a SubjectPublicKeyInfo in DER.
+    """
+    fields = DerReader(spki).enter(SEQUENCE)
+    fields.content(SEQUENCE)
+    return hashlib.sha1(fields.bits()[1], usedforsecurity=False).digest()

@@ -1,0 +1,198 @@
+"""Simulated instance metadata service of Azure (vtpm.md, section 6.5).
+
+It is as strict as the real one is known to be: the header `Metadata: true`, exactly
+`Content-Type: application/json`, and base64url without padding for a TD report.
+"""
+
+import json
+import re
+import threading
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
+
+TD_QUOTE_PATH: Final = "/acc/tdquote"
+CERTIFICATION_PATH: Final = "/metadata/THIM/amd/certification"
+LOCATION_PATH: Final = "/metadata/instance/compute/location"
+
+_METHODS: Final = {TD_QUOTE_PATH: "POST", CERTIFICATION_PATH: "GET", LOCATION_PATH: "GET"}
+_TD_REPORT_SIZE: Final = 1024
+_MAX_BODY: Final = 16_384
+_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
+_TEXT: Final = {"Content-Type": "text/plain; charset=utf-8"}
+_JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
+
+
+class ImdsResponse(NamedTuple):
+    """Response of the service."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = _JSON
+
+
+class SimulatedImds:
+    """The metadata service of one VM; thread-safe if its arguments are.
+
+    Args:
+        quote: Returns a TD quote for a TD report of 1024 bytes; None on SEV-SNP.
+        certification: Returns VCEK, its TCB version (16 hex digits), and ASK and ARK, all PEM; None
+            on TDX.
+        region: Name of the region.
+    """
+
+    def __init__(
+        self,
+        *,
+        quote: Callable[[bytes], bytes] | None = None,
+        certification: Callable[[], tuple[str, str, str]] | None = None,
+        region: str = "westeurope",
+    ) -> None:
+        self._quote, self._certification, self._region = quote, certification, region
+
+    def handle(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> ImdsResponse:
+        """Return the response to a request; `headers` has lower-case names."""
+        path, _, query = target.partition("?")
+        if headers.get("metadata", "").lower() != "true":
+            return _error(400, "Bad request. Required metadata header not specified")
+        if (allowed := _METHODS.get(path)) is None:
+            return _error(404, "Not found")
+        if method != allowed:
+            return _error(405, "Method not allowed")
+        if path == TD_QUOTE_PATH:
+            return self._td_quote(headers, body)
+        return self._location(query) if path == LOCATION_PATH else self._amd_certification()
+
+    def _location(self, query: str) -> ImdsResponse:
+        if "api-version=" not in query:
+            return _error(400, "Bad request. api-version was not specified in the request")
+        return ImdsResponse(200, self._region.encode(), _TEXT)
+
+    def _td_quote(self, headers: Mapping[str, str], body: bytes) -> ImdsResponse:
+        if headers.get("content-type") != "application/json":
+            return _error(415, "Unsupported media type")
+        if self._quote is None:
+            return _error(404, "Not found")
+        if (report := _read_report(body)) is None:
+            return _error(400, "Bad request. The report is not valid")
+        quote = urlsafe_b64encode(self._quote(report)).rstrip(b"=").decode()
+        return ImdsResponse(200, json.dumps({"quote": quote}).encode())
+
+    def _amd_certification(self) -> ImdsResponse:
+        if self._certification is None:
+            return _error(404, "Not found")
+        vcek, tcb, chain = self._certification()
+        fields = {
+            "vcekCert": vcek,
+            "tcbm": tcb,
+            "certificateChain": chain,
+            "cacheControl": "86400",
+        }
+        return ImdsResponse(200, json.dumps(fields).encode())
+
+
+def _read_report(body: bytes) -> bytes | None:
+    """Return the TD report in a request; None if the request is malformed."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return None
+    text = fields.get("report") if isinstance(fields, dict) else None
+    if not isinstance(text, str) or not _BASE64URL.fullmatch(text):
+        return None
+    with suppress(Base64Error, ValueError):
+        report = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return report if len(report) == _TD_REPORT_SIZE else None
+    return None
+
+
+def _error(status: int, text: str) -> ImdsResponse:
+    return ImdsResponse(status, json.dumps({"error": text}).encode())
+
+
+@final
+class ImdsServer:
+    """The service on a TCP port of the loopback interface, for programs; a context manager."""
+
+    def __init__(
+        self, respond: Callable[[str, str, Mapping[str, str], bytes], ImdsResponse]
+    ) -> None:
+        """Listen on a free port of 127.0.0.1.
+
+        Args:
+            respond: Returns the response for method, target, headers with lower-case names and
+                body, such as `SimulatedImds.handle`; called in threads.
+        """
+        from http.server import ThreadingHTTPServer  # lazy: rarely needed
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _make_handler(respond))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Address and port."""
+        return "127.0.0.1", self._server.server_address[1]
+
+    @property
+    def url(self) -> str:
+        """URL of the service, without a path."""
+        host, port = self.address
+        return f"http://{host}:{port}"
+
+    def close(self) -> None:
+        """Stop the server. A second call has no effect."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> "ImdsServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make_handler(
+    respond: Callable[[str, str, Mapping[str, str], bytes], ImdsResponse],
+) -> "type[BaseHTTPRequestHandler]":
+    from http.server import BaseHTTPRequestHandler  # lazy: rarely needed
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        server_version = "attestkit-simulated-imds"
+        sys_version = ""
+        timeout = 30.0
+
+        def _respond(self) -> None:
+            length = self.headers.get("Content-Length") or "0"
+            if not length.isdecimal() or int(length) > _MAX_BODY:
+                self.close_connection = True
+                self.send_error(413)
+                return
+            body = self.rfile.read(int(length))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            response = respond(self.command, self.path, headers, body)
+            self.send_response(response.status)
+            for name, value in response.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(response.body)))
+            self.end_headers()
+            self.wfile.write(response.body)
+
+        do_GET = do_POST = do_PUT = _respond  # noqa: N815 - names of the base class
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
+            """Log nothing."""
+
+    return Handler

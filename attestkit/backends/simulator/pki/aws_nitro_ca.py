@@ -1,0 +1,139 @@
+"""Simulated AWS Nitro CAs, and the documents of a NitroTPM (vtpm.md, section 8.1).
+
+Chain and document have the form of AWS's: root, region, zone and instance, a leaf that is valid for
+three hours, and a COSE_Sign1 without tag whose payload is a CBOR map of indefinite length.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    encode_name,
+    issue_cloud_authority,
+    issue_cloud_leaf,
+)
+from attestkit.backends.simulator.pki.cloud_root import (
+    VALIDITY,
+    CloudRoot,
+    Derive,
+    p384_key,
+    serial_number,
+    window_until,
+)
+
+_REGION: Final = "us-east-1"
+_LEAF_LIFETIME: Final = timedelta(hours=3)
+_INSTANCE_LIFETIME: Final = timedelta(days=1)
+_PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}: ES384
+_INDEFINITE_MAP: Final = b"\xbf"
+_BREAK: Final = b"\xff"
+
+
+class DocumentRequest(NamedTuple):
+    """The caller's fields of a document; None is null."""
+
+    user_data: bytes | None = None
+    nonce: bytes | None = None
+    public_key: bytes | None = None
+
+
+def make_nitro_root(derive: Derive) -> CloudRoot:
+    """Return the root of a simulated machine without other hardware, named like AWS's."""
+    name = encode_name(CN="aws.nitro-enclaves", OU="AWS", O="Amazon", C="US")
+    authority = CloudAuthority(name, p384_key(derive, "aws/root"))
+    der = issue_cloud_authority(
+        authority,
+        authority,
+        serial=serial_number(derive, "aws/root"),
+        validity=VALIDITY,
+        path_length=None,
+    )
+    return CloudRoot(authority, der)
+
+
+class NitroCa:
+    """CAs of region and zone under a root, which issue the certificates of an instance."""
+
+    def __init__(self, root: CloudRoot, derive: Derive, now: Callable[[], float]) -> None:
+        """Derive the keys and issue the certificates of region and zone.
+
+        Args:
+            root: Root certificate.
+            derive: Returns secret bytes.
+            now: Returns Unix time, of documents and of the certificates of instance and document.
+        """
+        self._derive, self._now, self._root = derive, now, root
+        self._zone = self._authority("zone", f"zonal.{_REGION}.aws.nitro-enclaves")
+        region = self._authority("region", f"{_REGION}.aws.nitro-enclaves")
+        self._cas: tuple[bytes, ...] = (
+            root.der,
+            self._issue_ca("region", region, root.authority, 2),
+            self._issue_ca("zone", self._zone, region, 1),
+        )
+
+    def document(
+        self,
+        module_id: str,
+        pcrs: Mapping[int, bytes],
+        request: DocumentRequest,
+        *,
+        age: timedelta = timedelta(),
+    ) -> bytes:
+        """Return a signed NitroTPM document.
+
+        Args:
+            module_id: `i-` and 17 hex digits, `-tpm` and 16 hex digits.
+            pcrs: PCR values of the SHA-384 bank by index, 48 bytes each.
+            request: The caller's fields.
+            age: How long ago the document and its certificates were made.
+        """
+        import cbor2  # lazy: only needed here
+
+        made = self._now() - age.total_seconds()
+        instance = self._authority("instance", module_id)
+        leaf_key = p384_key(self._derive, "aws/document")
+        window = window_until(made, _INSTANCE_LIFETIME)
+        instance_der = issue_cloud_authority(
+            instance,
+            self._zone,
+            serial=serial_number(self._derive, "aws/instance"),
+            validity=window,
+            path_length=0,
+        )
+        leaf_der = issue_cloud_leaf(
+            (encode_name(CN=module_id), leaf_key.spki),
+            instance,
+            serial=serial_number(self._derive, "aws/document"),
+            validity=window_until(made, _LEAF_LIFETIME),
+        )
+        fields: dict[str, Any] = {
+            "module_id": module_id,
+            "digest": "SHA384",
+            "timestamp": int(made * 1000),
+            "nitrotpm_pcrs": dict(sorted(pcrs.items())),
+            "certificate": leaf_der,
+            "cabundle": [*self._cas, instance_der],
+            **{name: getattr(request, name) for name in ("public_key", "user_data", "nonce")},
+        }
+        pairs = b"".join(cbor2.dumps(key) + cbor2.dumps(value) for key, value in fields.items())
+        payload = _INDEFINITE_MAP + pairs + _BREAK
+        r, s = leaf_key.sign(cbor2.dumps(["Signature1", _PROTECTED, b"", payload]))
+        signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+        return cbor2.dumps([_PROTECTED, {}, payload, signature])
+
+    def _authority(self, label: str, common_name: str) -> CloudAuthority:
+        name = encode_name(CN=common_name, OU="AWS", O="Amazon", C="US")
+        return CloudAuthority(name, p384_key(self._derive, f"aws/{label}"))
+
+    def _issue_ca(
+        self, label: str, subject: CloudAuthority, issuer: CloudAuthority, path_length: int
+    ) -> bytes:
+        return issue_cloud_authority(
+            subject,
+            issuer,
+            serial=serial_number(self._derive, f"aws/{label}"),
+            validity=VALIDITY,
+            path_length=path_length,
+        )
