@@ -6,9 +6,10 @@ authority information access are left out: the certificates are enclosed in the 
 to the verifier.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from attestkit._crypto.der import BOOLEAN, context, encode_element
+from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.certificate_encoder import (
     UTF8_STRING,
     encode_integer,
@@ -33,17 +34,18 @@ EK_CERTIFICATE: Final = bytes.fromhex("6781050801")
 """OID 2.23.133.8.1, the extended key usage of Google's CAs: content of the OBJECT IDENTIFIER."""
 
 _INSTANCE: Final = bytes.fromhex("2b06010401d679020115")  # 1.3.6.1.4.1.11129.2.1.21
-_PRODUCTION: Final = encode_element(BOOLEAN, b"\xff")
 
 
-class GceInstance(NamedTuple):
-    """A VM of Google Compute Engine as its certificate names it."""
-
-    zone: str = "us-central1-a"
-    project_number: int = 100_000_000_001
-    project_id: str = "attestkit-simulated"
-    instance_id: int = 1_000_000_000_000_000_001
-    instance_name: str = "simulated-vm"
+INSTANCE: Final = GceInstance(
+    zone="us-central1-a",
+    project_number=100_000_000_001,
+    project_id="attestkit-simulated",
+    instance_id=1_000_000_000_000_000_001,
+    instance_name="simulated-vm",
+    security_version=0,
+    is_production=True,
+)
+"""The instance that a simulated certificate names by default."""
 
 
 class GoogleCa:
@@ -70,7 +72,7 @@ class GoogleCa:
             usages=(EK_CERTIFICATE,),
         )
 
-    def issue_ak_certificate(self, spki: bytes, instance: GceInstance) -> bytes:
+    def issue_ak_certificate(self, spki: bytes, instance: GceInstance = INSTANCE) -> bytes:
         """Return the certificate (DER) of an attestation key, a SubjectPublicKeyInfo in DER."""
         subject = encode_name(
             CN=str(instance.instance_id),
@@ -89,8 +91,9 @@ class GoogleCa:
 
 def _encode_instance(instance: GceInstance) -> bytes:
     """Return the extension of a Google AK certificate in DER."""
-    version = encode_element(context(0), encode_integer(0))
-    production = encode_element(context(1), _PRODUCTION)
+    version = encode_element(context(0), encode_integer(instance.security_version or 0))
+    flag = encode_element(BOOLEAN, b"\xff" if instance.is_production else b"\0")
+    production = encode_element(context(1), flag)
     properties = encode_element(context(0), encode_sequence(version, production))
     return encode_sequence(
         encode_element(UTF8_STRING, instance.zone.encode()),

@@ -1,0 +1,114 @@
+"""The simulated metadata service of Azure, requested by curl."""
+
+import json
+import shutil
+import subprocess
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+import pytest
+
+from attestkit.backends.simulator.clouds.imds import (
+    CERTIFICATION_PATH,
+    LOCATION_PATH,
+    TD_QUOTE_PATH,
+    ImdsServer,
+    SimulatedImds,
+)
+
+REPORT = bytes(range(256)) * 4
+METADATA = {"metadata": "true"}
+JSON = {**METADATA, "content-type": "application/json"}
+
+
+def tdx() -> SimulatedImds:
+    """Return the service of a TDX VM, whose quotes are the reversed report."""
+    return SimulatedImds(quote=lambda report: report[::-1])
+
+
+def snp() -> SimulatedImds:
+    """Return the service of an SEV-SNP VM."""
+    return SimulatedImds(certification=lambda: ("vcek", "0" * 16, "chain"))
+
+
+def quote_request(report: bytes = REPORT) -> bytes:
+    """Return the body of a request for a quote."""
+    return json.dumps({"report": urlsafe_b64encode(report).rstrip(b"=").decode()}).encode()
+
+
+def test_quote_of_td_report_is_returned() -> None:
+    """POST /acc/tdquote returns a quote in base64url without padding."""
+    response = tdx().handle("POST", TD_QUOTE_PATH, JSON, quote_request())
+    text = json.loads(response.body)["quote"]
+    assert response.status == 200
+    assert urlsafe_b64decode(text + "=" * (-len(text) % 4)) == REPORT[::-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "status"),
+    [
+        ("POST", {"content-type": "application/json"}, quote_request(), 400),
+        ("GET", JSON, b"", 405),
+        ("POST", {**METADATA, "content-type": "application/json; charset=utf-8"}, b"", 415),
+        ("POST", METADATA, quote_request(), 415),
+        ("POST", JSON, b"", 400),
+        ("POST", JSON, b"[]", 400),
+        ("POST", JSON, b'{"report": 1}', 400),
+        ("POST", JSON, quote_request(REPORT[1:]), 400),
+        ("POST", JSON, b'{"report": "+/+/"}', 400),
+        ("POST", JSON, b'{"report": "A"}', 400),
+    ],
+)
+def test_unacceptable_request_for_quote_is_refused(
+    method: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """Requests that the real service is known to refuse are refused."""
+    assert tdx().handle(method, TD_QUOTE_PATH, headers, body).status == status
+
+
+def test_certificates_of_snp_vm_are_returned() -> None:
+    """GET /metadata/THIM/amd/certification returns VCEK, TCB and chain."""
+    response = snp().handle("GET", CERTIFICATION_PATH, METADATA)
+    fields = json.loads(response.body)
+    assert (fields["vcekCert"], fields["tcbm"], fields["certificateChain"]) == (
+        "vcek",
+        "0" * 16,
+        "chain",
+    )
+
+
+@pytest.mark.parametrize(
+    ("service", "path", "status"),
+    [
+        (tdx(), CERTIFICATION_PATH, 404),
+        (snp(), LOCATION_PATH, 400),
+        (snp(), f"{LOCATION_PATH}?api-version=2021-01-01&format=text", 200),
+        (snp(), "/metadata/other", 404),
+    ],
+)
+def test_other_paths_have_their_status(service: SimulatedImds, path: str, status: int) -> None:
+    """A path that the VM does not have is 404, and a missing api-version 400."""
+    assert service.handle("GET", path, METADATA).status == status
+
+
+def test_quote_route_of_snp_vm_is_missing() -> None:
+    """An SEV-SNP VM has no quotes."""
+    assert snp().handle("POST", TD_QUOTE_PATH, JSON, quote_request()).status == 404
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_gets_location_and_loses_without_header() -> None:
+    """The service over HTTP answers an ordinary client, and is closed afterwards."""
+    target = f"{LOCATION_PATH}?api-version=2021-01-01&format=text"
+    with ImdsServer(snp().handle) as server:
+        command = ["curl", "-sS", "--noproxy", "*", "-w", "%{http_code}", server.url + target]
+        with_header = subprocess.run(
+            [*command, "-H", "Metadata: true"], capture_output=True, check=True, timeout=30
+        )
+        without = subprocess.run(command, capture_output=True, check=True, timeout=30)
+        url = server.url
+    assert with_header.stdout == b"westeurope200"
+    assert without.stdout.endswith(b"400")
+    closed = subprocess.run(
+        ["curl", "-sS", "--noproxy", "*", url], capture_output=True, check=False, timeout=30
+    )
+    assert closed.returncode != 0
