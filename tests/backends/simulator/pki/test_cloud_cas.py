@@ -14,6 +14,7 @@ from attestkit._crypto.x509.ak_certificates.path import find_ak_path
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit._crypto.x509.cloud_certificates import (
     CloudAuthority,
+    SigningKey,
     certificate_subject,
     encode_name,
     issue_cloud_authority,
@@ -45,11 +46,11 @@ def secrets(label: str, length: int) -> bytes:
 @cache
 def root(kind: str) -> CloudRoot:
     """Return a root with a key of each kind that a simulated machine's root may have."""
-    key = {
-        "p256": lambda: p256_key(secrets, "root"),
-        "p384": lambda: p384_key(secrets, "root"),
-        "rsa": lambda: RsaKey(bytes(32)),
-    }[kind]()
+    key: SigningKey
+    if kind == "rsa":
+        key = RsaKey(bytes(32))
+    else:
+        key = p256_key(secrets, "root") if kind == "p256" else p384_key(secrets, "root")
     authority = CloudAuthority(encode_name(CN=f"root {kind}", O="attestkit"), key)
     der = issue_cloud_authority(authority, authority, serial=1, validity=VALIDITY, path_length=1)
     return CloudRoot(authority, der)
