@@ -236,10 +236,16 @@ class Attestation:
         """The AWS Nitro document; None on other platforms. Raises FormatError if malformed."""
         platform = self._evidence.platform
         if isinstance(platform, parts.NitroEnclave):
-            return cose.read_nitro_document(platform.nsm_quote)
+            return cose.read_nitro_document(platform.nsm_quote, tpm=False)
         if isinstance(platform, parts.NitroTpm):
-            return cose.read_nitro_document(platform.attestation_doc)
+            return cose.read_nitro_document(platform.attestation_doc, tpm=True)
         return None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the evidence is the signed part alone, without events and configuration."""
+        stack = self._evidence.stack
+        return not stack.runtime_events and not stack.config
 
     @property
     def event_log(self) -> EventLog:

@@ -282,11 +282,11 @@ def _nitro_tpm_registers(
     events: Sequence[RuntimeEvent],
     all_events: Sequence[RuntimeEvent],
 ) -> tuple[bytes, bytes]:
-    document = nitro_document.read_nitro_document(platform.attestation_doc)
+    document = nitro_document.read_nitro_document(platform.attestation_doc, tpm=True)
     quoted, replayed = document.pcr(14), _replay_sha384(all_events)
     if quoted != replayed:
         message = f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}"
-        raise ReplayError(message, reason="rtmr_mismatch")
+        raise ReplayError(message, reason="pcr_mismatch")
     launch = document.pcr(4) + document.pcr(7) + document.pcr(12)
     return launch + _mr_key_provider(identity), launch + _replay_sha384(events)
 
@@ -302,7 +302,7 @@ def _nitro_enclave(
     Enclaves have no runtime register and no boot sequence: the agent writes one unauthenticated
     event `app-id`, and applications cannot emit events. So `system-ready` is not required.
     """
-    document = nitro_document.read_nitro_document(platform.nsm_quote)
+    document = nitro_document.read_nitro_document(platform.nsm_quote, tpm=False)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))
     return _identity(_events_until(events, _BOOT_END))._replace(
         compose_hash=os_image_hash,

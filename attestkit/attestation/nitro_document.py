@@ -1,35 +1,57 @@
-"""Attestation documents of AWS Nitro: COSE_Sign1 structures with PCRs.
+"""Attestation documents of AWS Nitro Enclaves and of NitroTPM: COSE_Sign1 structures with PCRs.
 
-The verifier verifies signature and certificates; this module only parses.
+This module parses strictly; the verifier verifies signature and certificates. The limits are those
+of AWS's descriptions of the two documents (attestation-format.md, section 9; vtpm.md, section 8.1).
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from attestkit._formats.cbor import Value, read_value
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 
 _COSE_SIGN1 = 18  # RFC 9052, 2
+_TAG = b"\xd2"  # the tag COSE_Sign1, which is optional
+
+_MAX_SIZE: Final = 65_536  # bytes of a document; the limits below allow for about 25,000
+_MAX_TIMESTAMP: Final = 253_402_300_799_999  # end of the year 9999, the limit of datetime
+_MAX_MODULE_ID: Final = 256  # characters; AWS's have about 40
+_MAX_CERTIFICATE: Final = 1024  # bytes of a certificate
+_MAX_BUNDLE: Final = 16  # certificates; AWS uses 4
+_REGISTERS: Final = 32  # a TPM has 24
+_REGISTER_SIZE: Final = 48  # bytes: SHA-384
 
 _T = TypeVar("_T", bytes, str)
 
 
+class _Kind(NamedTuple):
+    """Differences between the documents of an enclave and of a NitroTPM."""
+
+    registers: str  # key of the map of PCRs
+    limits: dict[str, int]  # bytes of the caller's fields
+
+
+_ENCLAVE: Final = _Kind("pcrs", {"public_key": 1024, "user_data": 512, "nonce": 512})
+_TPM: Final = _Kind("nitrotpm_pcrs", {"public_key": 1024, "user_data": 1024, "nonce": 1024})
+
+
 class NitroDocument(NamedTuple):
-    """A parsed Nitro attestation document; missing fields are empty, a missing time None."""
+    """A parsed Nitro attestation document; optional fields that are missing or null are empty."""
 
     module_id: str
     pcrs: dict[int, bytes]  # 48 bytes each
-    user_data: bytes  # of the caller, up to 512 bytes
-    tpm: bool = False  # from a NitroTPM, with the key `nitrotpm_pcrs`
-    digest: str = ""  # hash algorithm of the PCRs: SHA384
-    timestamp_ms: int | None = None  # milliseconds since 1970
-    certificate: bytes = b""  # DER, of the signing key
-    cabundle: tuple[bytes, ...] = ()  # DER, from the root down to the issuer of `certificate`
-    public_key: bytes = b""  # of the caller, up to 1,024 bytes
-    nonce: bytes = b""  # of the caller, up to 512 bytes
-    protected: bytes = b""  # protected header, a CBOR map or empty
-    unprotected: frozenset[int | str] = frozenset()  # labels of the unprotected header
-    payload: bytes = b""  # the fields above as CBOR
-    signature: bytes = b""  # r and s, 48 bytes each
+    tpm: bool  # of a NitroTPM, not of an enclave
+    timestamp_ms: int  # milliseconds since 1970
+    certificate: bytes  # DER, of the signing key
+    cabundle: tuple[bytes, ...]  # DER, from the root down to the issuer of `certificate`
+    user_data: bytes  # of the caller, up to 512 bytes; 1,024 of a NitroTPM
+    nonce: bytes  # of the caller, with the same limit
+    public_key: bytes  # of the caller, up to 1,024 bytes
+    protected: bytes  # protected header, a CBOR map or empty
+    unprotected: frozenset[int | str]  # labels of the unprotected header
+    payload: bytes  # the fields above as CBOR
+    signature: bytes  # r and s, 48 bytes each
 
     def pcr(self, index: int) -> bytes:
         """Return a PCR, 48 bytes.
@@ -49,12 +71,31 @@ class NitroDocument(NamedTuple):
         return cbor2.dumps(["Signature1", self.protected, b"", self.payload])
 
 
-def read_nitro_document(data: bytes) -> NitroDocument:
+def is_nitro_document(data: bytes) -> bool:
+    """Return whether data begin as a bare document: an array of four that begins with bytes.
+
+    A msgpack map of four entries begins with the same byte, but its first key is a string.
+    """
+    start = len(_TAG) if data.startswith(_TAG) else 0
+    head = data[start : start + 2]
+    return len(head) == 2 and head[0] == 0x84 and 0x40 <= head[1] <= 0x5B
+
+
+def read_nitro_document(data: bytes, *, tpm: bool | None = None) -> NitroDocument:
     """Parse the document of a Nitro Enclave or a NitroTPM.
 
+    Args:
+        data: COSE_Sign1, tagged or untagged.
+        tpm: Whether the document must be of a NitroTPM or of an enclave; None accepts both. A
+            document of one never passes for that of the other.
+
     Raises:
-        FormatError: If `data` is not a COSE_Sign1 structure with a Nitro document.
+        FormatError: If `data` is not a COSE_Sign1 structure with a Nitro document of that kind, or
+            exceeds a limit.
     """
+    if len(data) > _MAX_SIZE:
+        message = f"Nitro document: {len(data)} bytes, more than {_MAX_SIZE}"
+        raise FormatError(message, reason="too_large")
     envelope = read_value(data, tag=_COSE_SIGN1)
     if not isinstance(envelope, list) or len(envelope) != 4:
         raise FormatError("Nitro document: not a COSE_Sign1 structure", reason="unrecognized")
@@ -69,20 +110,19 @@ def read_nitro_document(data: bytes) -> NitroDocument:
     payload = read_value(inside)
     if not isinstance(payload, dict):
         raise FormatError("Nitro document: payload: must be a map", reason="wrong_type")
-    module_id = payload.get("module_id")
-    if not isinstance(module_id, str):
-        raise _wrong_type("module_id")
+    kind = _find_kind(payload, tpm=tpm)
+    if _text(payload, "digest") != "SHA384":
+        raise _problem("digest", "must be SHA384", "unsupported_algorithm")
     return NitroDocument(
-        module_id=module_id,
-        pcrs=_pcrs(payload),
-        user_data=_field(payload, "user_data", b""),
-        tpm="nitrotpm_pcrs" in payload,
-        digest=_field(payload, "digest", ""),
+        module_id=_module_id(payload),
+        pcrs=_pcrs(payload[kind.registers]),
+        tpm=kind is _TPM,
         timestamp_ms=_timestamp(payload),
-        certificate=_field(payload, "certificate", b""),
+        certificate=_certificate(payload.get("certificate"), "certificate"),
         cabundle=_cabundle(payload),
-        public_key=_field(payload, "public_key", b""),
-        nonce=_field(payload, "nonce", b""),
+        user_data=_callers_field(payload, "user_data", kind),
+        nonce=_callers_field(payload, "nonce", kind),
+        public_key=_callers_field(payload, "public_key", kind),
         protected=protected,
         unprotected=_labels(unprotected),
         payload=inside,
@@ -90,47 +130,101 @@ def read_nitro_document(data: bytes) -> NitroDocument:
     )
 
 
-def _pcrs(payload: dict[Value, Value]) -> dict[int, bytes]:
-    found = payload.get("nitrotpm_pcrs", payload.get("pcrs"))
-    if not isinstance(found, dict):
+def _find_kind(payload: dict[Value, Value], *, tpm: bool | None) -> _Kind:
+    """Return the kind of the document, by the key of its PCRs."""
+    found = [kind for kind in (_ENCLAVE, _TPM) if kind.registers in payload]
+    if len(found) == 2:
+        message = "Nitro document: pcrs and nitrotpm_pcrs: must not have both"
+        raise FormatError(message, reason="inconsistent")
+    if not found:
         raise FormatError("Nitro document: PCRs missing", reason="missing")
+    if tpm is not None and found != [_TPM if tpm else _ENCLAVE]:
+        of, other = ("a NitroTPM", "an enclave") if tpm else ("an enclave", "a NitroTPM")
+        message = f"Nitro document: must be of {of}, but has the PCRs of {other}"
+        raise FormatError(message, reason="wrong_type")
+    return found[0]
+
+
+def _pcrs(found: Value) -> dict[int, bytes]:
+    if not isinstance(found, dict):
+        raise _wrong_type("PCRs")
     registers: dict[int, bytes] = {}
     for index, value in found.items():
         if isinstance(index, bool) or not isinstance(index, int):
             raise FormatError("Nitro document: PCR index: must be an integer", reason="wrong_type")
-        if not isinstance(value, bytes) or len(value) != 48:
-            raise FormatError(f"Nitro document: PCR {index}: must be 48 bytes", reason="wrong_size")
+        if not 0 <= index < _REGISTERS:
+            raise _problem("PCR index", f"must be 0 to {_REGISTERS - 1}", "wrong_value")
+        if not isinstance(value, bytes) or len(value) != _REGISTER_SIZE:
+            raise _problem(f"PCR {index}", f"must be {_REGISTER_SIZE} bytes", "wrong_size")
         registers[index] = value
     return registers
 
 
-def _field(payload: dict[Value, Value], name: str, empty: _T) -> _T:
-    """Return a field, which must have the type of `empty`; `empty` if it is null or missing."""
+def _module_id(payload: dict[Value, Value]) -> str:
+    value = _text(payload, "module_id")
+    if not 1 <= len(value) <= _MAX_MODULE_ID:
+        raise _problem("module_id", f"must be 1 to {_MAX_MODULE_ID} characters", "wrong_size")
+    if not value.isascii() or not value.isprintable():
+        raise _problem("module_id", f"must be printable ASCII: {shown(value)}", "encoding")
+    return value
+
+
+def _text(payload: dict[Value, Value], name: str) -> str:
+    return _typed(payload, name, "")
+
+
+def _callers_field(payload: dict[Value, Value], name: str, kind: _Kind) -> bytes:
+    """Return a field of the caller; empty if it is null or missing."""
+    if payload.get(name) is None:
+        return b""
+    value, limit = _typed(payload, name, b""), kind.limits[name]
+    if len(value) > limit:
+        raise _problem(name, f"{len(value)} bytes, more than {limit}", "too_large")
+    return value
+
+
+def _typed(payload: dict[Value, Value], name: str, kind: _T) -> _T:
+    """Return a field, which must have the type of `kind`."""
     value = payload.get(name)
     if value is None:
-        return empty
-    if not isinstance(value, type(empty)):
+        raise _problem(name, "missing", "missing")
+    if not isinstance(value, type(kind)):
         raise _wrong_type(name)
     return value
 
 
-def _timestamp(payload: dict[Value, Value]) -> int | None:
+def _timestamp(payload: dict[Value, Value]) -> int:
     value = payload.get("timestamp")
-    if isinstance(value, bool) or not isinstance(value, (int, type(None))):
+    if value is None:
+        raise _problem("timestamp", "missing", "missing")
+    if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong_type("timestamp")
+    if not 0 < value <= _MAX_TIMESTAMP:
+        raise _problem("timestamp", "out of range", "wrong_value")
+    return value
+
+
+def _certificate(value: Value, name: str) -> bytes:
+    if value is None:
+        raise _problem(name, "missing", "missing")
+    if not isinstance(value, bytes):
+        raise _wrong_type(name)
+    if not 1 <= len(value) <= _MAX_CERTIFICATE:
+        problem = f"{len(value)} bytes, must be 1 to {_MAX_CERTIFICATE}"
+        raise _problem(name, problem, "wrong_size")
     return value
 
 
 def _cabundle(payload: dict[Value, Value]) -> tuple[bytes, ...]:
     found = payload.get("cabundle")
     if found is None:
-        return ()
+        raise _problem("cabundle", "missing", "missing")
     if not isinstance(found, list):
         raise _wrong_type("cabundle")
-    bundle = [item for item in found if isinstance(item, bytes)]
-    if len(bundle) != len(found):
-        raise _wrong_type("cabundle")
-    return tuple(bundle)
+    if not 1 <= len(found) <= _MAX_BUNDLE:
+        problem = f"{len(found)} certificates, must be 1 to {_MAX_BUNDLE}"
+        raise _problem("cabundle", problem, "wrong_size")
+    return tuple([_certificate(item, f"cabundle[{at}]") for at, item in enumerate(found)])
 
 
 def _labels(header: dict[Value, Value]) -> frozenset[int | str]:
@@ -143,5 +237,9 @@ def _labels(header: dict[Value, Value]) -> frozenset[int | str]:
     return frozenset(labels)
 
 
+def _problem(name: str, problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"Nitro document: {name}: {problem}", reason=reason)
+
+
 def _wrong_type(name: str) -> FormatError:
-    return FormatError(f"Nitro document: {name}: wrong type", reason="wrong_type")
+    return _problem(name, "wrong type", "wrong_type")

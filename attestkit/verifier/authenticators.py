@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, Platform, SevSnp
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, Platform, SevSnp
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
@@ -58,6 +58,12 @@ class Authenticators:
             VerificationError: If a signature or certificate chain is not valid.
             CollateralError: If collateral is required, but missing or malformed.
         """
+        attestation = parsed.attestation
+        if attestation is not None and isinstance(attestation.evidence.platform, NitroTpm):
+            # lazy: only for this platform
+            from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
+
+            return authenticate_nitro_tpm(self._aws, attestation, now)
         return self._authenticate_hardware(parsed, collateral, now)
 
     def _authenticate_hardware(

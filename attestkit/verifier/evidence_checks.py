@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Tdx
 from attestkit.errors import (
     FormatError,
     PolicyError,
@@ -28,8 +28,7 @@ from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
-from attestkit.verifier.result import BoundTo, Claims, caution, passed, skipped
-from attestkit.verifier.vtpm_facts import VtpmFacts
+from attestkit.verifier.result import BoundTo, Claims, VtpmFacts, caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -66,7 +65,7 @@ class ParsedEvidence(NamedTuple):
             FormatError: If its quote is malformed, or not of a TD.
             UnsupportedError: If its platform uses a vTPM.
         """
-        if not isinstance(attestation.evidence.platform, (Tdx, SevSnp, NitroEnclave)):
+        if not isinstance(attestation.evidence.platform, (Tdx, SevSnp, NitroEnclave, NitroTpm)):
             message = f"{attestation.platform} evidence: vTPM quotes are not supported"
             raise UnsupportedError(message, reason="feature")
         quote = attestation.quote
@@ -145,7 +144,8 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
 def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], VerificationStep]:
     """Replay the event log; return the RTMRs that it covers.
 
-    A log shortened for a certificate covers RTMR3 only.
+    A log shortened for a certificate covers RTMR3 only. The log of a NitroTPM's guest is its
+    runtime events, which cover PCR 14 and no RTMR.
 
     Raises:
         ReplayError: If a register does not match the replay, or the evidence's list of runtime
@@ -155,6 +155,11 @@ def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], Verificat
     attestation, quote = parsed
     if attestation is None:
         return (), skipped("event_log", "replay was left out: a bare quote has no log")
+    if isinstance(attestation.evidence.platform, NitroTpm):
+        # lazy: only for this platform
+        from attestkit.verifier.platforms.nitro_tpm import replay_runtime_events
+
+        return (), replay_runtime_events(attestation)
     if quote is None:
         text = f"replay was left out: nothing measures events on {attestation.platform}"
         return (), skipped("event_log", text)
@@ -209,6 +214,8 @@ def app_info(
             text = "the evidence has no configuration document, so it does not name its app"
             return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
+    if isinstance(platform, NitroTpm) and attestation.is_bare:
+        return None, _without_app("a bare document does not name its app")
     info = attestation.read_app_info(device=device)
     if info.os_image_hash != image_hash:
         info = info._replace(os_image_hash=image_hash)
@@ -252,7 +259,8 @@ def claims(
     if vtpm is not None:
         named = (*named, *vtpm.registers())
     attestation = parsed.attestation
-    events = attestation.runtime_events if attestation is not None and registers else ()
+    replayed = registers or (attestation is not None and _measures_events_in_pcr(attestation))
+    events = attestation.runtime_events if attestation is not None and replayed else ()
     return Claims(
         platform=parsed.platform,
         report_data=report_data,
@@ -268,6 +276,11 @@ def claims(
         os_image_is_dev=image.is_dev,
         vtpm=vtpm,
     )
+
+
+def _measures_events_in_pcr(attestation: Attestation) -> bool:
+    """Return whether the platform measures runtime events in a PCR, which then replays."""
+    return isinstance(attestation.evidence.platform, NitroTpm) and not attestation.is_bare
 
 
 def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:

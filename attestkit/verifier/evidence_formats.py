@@ -5,8 +5,9 @@ from typing import Final
 from attestkit._argument_checks import wrong_type
 from attestkit._native import unhex
 from attestkit.attestation import MAX_SIZE, Attestation
+from attestkit.attestation.nitro_document import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import Evidence as EvidenceParts
-from attestkit.attestation.wire.evidence_parts import SevSnp, Stack
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Stack
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import Quote
 from attestkit.snp_report import SIZE as SNP_REPORT_SIZE
@@ -18,7 +19,8 @@ Evidence = bytes | Attestation | Quote | SnpReport
 """Evidence as bytes or as a parsed object.
 
 Bytes are evidence in any encoding, a raw quote, a bare SEV-SNP report (also with the host's
-certificate table behind it), a guest agent's JSON response, or the hex digits of one of these.
+certificate table behind it), a bare AWS Nitro document (of an enclave or a NitroTPM), a guest
+agent's JSON response, or the hex digits of one of these.
 """
 
 _RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # quote versions; no evidence begins so
@@ -56,6 +58,8 @@ def _parse_bytes(data: bytes) -> ParsedEvidence:
         return ParsedEvidence.of(read_snp_report(data))
     if data[:2] in _RAW_QUOTES:
         return ParsedEvidence(None, Quote.parse(data))
+    if is_nitro_document(data):
+        return ParsedEvidence.of(attest_nitro_document(data))
     if data[:1] and data[0] in _HEX_DIGITS and (found := _unhex(data)) is not None:
         return _parse_bytes(found)
     if data.startswith(_CERTIFICATES):
@@ -109,3 +113,14 @@ def attest_snp_report(report: SnpReport, certificates: bytes = b"") -> Attestati
     chain = (certificates,) if certificates else ()
     stack = Stack(report.report_data, (), "")
     return Attestation(EvidenceParts(SevSnp(report.raw, chain, ""), stack))
+
+
+def attest_nitro_document(data: bytes) -> Attestation:
+    """Return evidence of a bare AWS Nitro document, whose report data are its user data.
+
+    Raises:
+        FormatError: If the document is malformed.
+    """
+    document = read_nitro_document(data)
+    platform = NitroTpm(data) if document.tpm else NitroEnclave(data)
+    return Attestation(EvidenceParts(platform, Stack(document.user_data, (), "")))

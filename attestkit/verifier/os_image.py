@@ -7,7 +7,7 @@ from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Tdx
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.result import caution, passed, skipped
@@ -153,6 +153,8 @@ def _find_no_image(attestation: Attestation) -> str:
     platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
     if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
         return "the evidence has no measurement of it"
+    if isinstance(platform, NitroTpm) and not config.os_image_hash:
+        return "the evidence names none"
     if isinstance(platform, NitroEnclave) and not config.os_image_hash:
         _check_not_debug(attestation)
         return "the evidence names none"

@@ -3,7 +3,6 @@
 import hashlib
 from typing import Any
 
-import cbor2
 import msgspec.msgpack
 import pytest
 
@@ -15,6 +14,7 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.runtime_events import runtime_event, runtime_preimage
 from attestkit.quote import TdQuoteBody
 from tests.attestation.samples import FIXTURE, TPM_QUOTE
+from tests.nitro_documents import document
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
@@ -69,8 +69,7 @@ def nitro_tpm(*events: parts.RuntimeEvent, pcr14: bytes | None = None) -> Attest
     """Return NitroTPM evidence; PCR 14 is the replay of the events unless given."""
     pcrs = {number: bytes([number]) * 48 for number in (4, 7, 12)}
     pcrs[14] = replay384(*events) if pcr14 is None else pcr14
-    payload = cbor2.dumps({"module_id": "i-0", "nitrotpm_pcrs": pcrs})
-    raw = cbor2.dumps([b"", {}, payload, b""])
+    raw = document(tpm=True, nitrotpm_pcrs=pcrs)
     return Attestation(Evidence(parts.NitroTpm(raw), parts.Stack(bytes(64), events, "")))
 
 
@@ -238,7 +237,7 @@ def test_app_info_of_nitro_tpm_checks_events_against_pcr_14() -> None:
     wrong = nitro_tpm(*BOOT, pcr14=bytes(48))
     text = f"PCR14 mismatch, quoted: {bytes(48).hex()}, replayed: {replay384(*BOOT).hex()}"
     for boottime in (False, True):
-        with raises(ReplayError, "rtmr_mismatch", text=text):
+        with raises(ReplayError, "pcr_mismatch", text=text):
             wrong.read_app_info(boottime=boottime)
 
 

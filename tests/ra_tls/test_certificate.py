@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import cbor2
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -28,6 +27,7 @@ from attestkit.keys import AppKeys
 from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
 from tests.attestation.samples import FIXTURE, STACK
+from tests.nitro_documents import document
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
@@ -428,8 +428,7 @@ def test_read_checks_binding_of_nitro_document(kind: type[NitroEnclave | NitroTp
     right = ReportData.bind("ratls-cert", KEY.spki_der)
 
     def certify(user_data: bytes) -> bytes:
-        payload = cbor2.dumps({"module_id": "m", "pcrs": {}, "user_data": user_data})
-        platform = kind(cbor2.dumps([b"", {}, payload, b""]))
+        platform = kind(document(tpm=kind is NitroTpm, user_data=user_data))
         evidence = Attestation(Evidence(platform, STACK._replace(report_data=right)))
         return make_certificate([(ra_tls.OID_ATTESTATION, evidence.to_bytes())])
 

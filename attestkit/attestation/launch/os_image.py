@@ -21,7 +21,14 @@ from attestkit.attestation.launch.mr_config import MrConfig, host_data
 from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
 from attestkit.attestation.launch.tdx import TdxImage, TdxLaunch, TdxRegisters
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import Evidence, NitroEnclave, SevSnp, Tdx, td_body
+from attestkit.attestation.wire.evidence_parts import (
+    Evidence,
+    NitroEnclave,
+    NitroTpm,
+    SevSnp,
+    Tdx,
+    td_body,
+)
 from attestkit.errors import FormatError, UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
@@ -34,7 +41,7 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
     """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
-        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP or a Nitro Enclave.
+        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP, a Nitro Enclave or a NitroTPM.
         quote: The quote in a TD's evidence, if it is parsed already.
 
     Returns:
@@ -44,7 +51,7 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
         FormatError: If the configuration or a document in it is malformed.
         VerificationError: If the registers differ from those of the image.
         UnsupportedError: If the evidence does not suffice: TDX with "legacy" measurement needs the
-            image, other platforms their TPM quote.
+            image, and other platforms have no measurement.
     """
     platform = evidence.platform
     text = evidence.stack.config
@@ -58,6 +65,8 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
         return _check_snp(platform, found)
     if isinstance(platform, NitroEnclave):
         return _check_nitro_enclave(platform, found)
+    if isinstance(platform, NitroTpm):
+        return _check_nitro_tpm(platform, found)
     message = "OS image: needs verification of a TPM quote, which is not supported"
     raise UnsupportedError(message, reason="os_image")
 
@@ -108,7 +117,7 @@ def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
 
 
 def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
-    document = nitro_document.read_nitro_document(platform.nsm_quote)
+    document = nitro_document.read_nitro_document(platform.nsm_quote, tpm=False)
     registers = document.pcr(0) + document.pcr(1) + document.pcr(2)
     if not any(registers):
         message = "Nitro Enclave: runs in debug mode: PCR 0 to 2 are zero"
@@ -118,6 +127,28 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
         message = f"os_image_hash mismatch: expected={expected.hex()}, actual={actual.hex()}"
         raise VerificationError(message, reason="os_image")
     return actual
+
+
+def _check_nitro_tpm(platform: NitroTpm, config: VmConfig) -> bytes:
+    """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (kernel command line)."""
+    measurement = config.find("aws_measurement")
+    if measurement is None:
+        message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"
+        raise VerificationError(message, reason="os_image")
+    if not isinstance(measurement, dict):
+        raise FormatError("vm_config: aws_measurement: must be an object", reason="wrong_type")
+    texts = measurement.get("checksum_file"), measurement.get("measurement")
+    document = _document(*texts, config.os_image_hash, "measurement.aws.cbor")
+    expected = document.get("boot_pcr_digest")
+    if not isinstance(expected, bytes) or len(expected) != 32:
+        message = "measurement.aws.cbor: boot_pcr_digest: must be 32 bytes"
+        raise FormatError(message, reason="wrong_size")
+    quoted = nitro_document.read_nitro_document(platform.attestation_doc, tpm=True)
+    actual = sha256(quoted.pcr(4) + quoted.pcr(7) + quoted.pcr(12))
+    if not hmac.compare_digest(actual, expected):
+        values = f"expected={expected.hex()}, quoted={actual.hex()}"
+        raise VerificationError(f"AWS boot_pcr_digest mismatch: {values}", reason="os_image")
+    return config.os_image_hash
 
 
 def read_snp_launch(config: VmConfig) -> SnpLaunch:

@@ -11,6 +11,7 @@ from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.attestation.cmw.evidence import MEDIA_TYPES
 from attestkit.attestation.cmw.record import KIND
+from attestkit.attestation.nitro_document import is_nitro_document
 from attestkit.cli.input.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
@@ -195,8 +196,8 @@ def _binary(data: bytes) -> FileContent:
         return FileContent("quote", Quote.parse(data))
     if len(data) == 1024 and data[0] == 0x81:
         return FileContent("TD report", TdReport.parse(data))
-    if data[1:4] == bytes(3) and (report := _snp_report(data)) is not None:
-        return report
+    if (signed := _bare_evidence(data)) is not None:
+        return signed
     try:
         return FileContent("evidence", Attestation.from_bytes(data))
     except FormatError as not_evidence:
@@ -205,8 +206,15 @@ def _binary(data: bytes) -> FileContent:
         return _firmware_log(data, not_evidence)
 
 
-def _snp_report(data: bytes) -> FileContent | None:
-    """Parse a bare SEV-SNP report, with or without a certificate table behind it."""
+def _bare_evidence(data: bytes) -> FileContent | None:
+    """Parse a bare Nitro document or SEV-SNP report, also with a certificate table behind it."""
+    if is_nitro_document(data):
+        # Lazy: loads the verifier.
+        from attestkit.verifier.evidence_formats import attest_nitro_document
+
+        return FileContent("evidence", attest_nitro_document(data))
+    if data[1:4] != bytes(3):
+        return None
     if len(data) == SNP_REPORT_SIZE:
         return FileContent("SEV-SNP report", SnpReport.parse(data))
     # Lazy: loads the verifier.

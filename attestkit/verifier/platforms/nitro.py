@@ -1,12 +1,11 @@
-"""Authentication of an AWS Nitro Enclave attestation document: COSE signature and certificates.
+"""Authentication of AWS Nitro attestation documents: COSE signature and certificates.
 
-The rules are those of attestation-format.md, section 9, the limits those of AWS's description of
-the attestation document (Nitro Enclaves NSM API, attestation process). NitroTPM documents have the
-same format, and are rejected.
+The rules are those of attestation-format.md, section 9, and vtpm.md, section 9.3, which are the
+same for the documents of enclaves and of NitroTPM. `nitro_tpm` has what concerns NitroTPM only.
 """
 
 from datetime import datetime, timedelta, timezone
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
@@ -14,31 +13,30 @@ from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit._formats.cbor import read_value
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
-from attestkit.errors import (
-    FormatError,
-    SignatureError,
-    UnsupportedError,
-    VerificationError,
-)
+from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, caution, passed
 
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MAX_TIMESTAMP: Final = 253_402_300_799_999  # end of the year 9999, the limit of datetime
 
 _ALGORITHM, _CRITICAL = 1, 2  # labels of COSE headers, RFC 9052, 3.1
 _ES384: Final = -35  # RFC 9053, 2.1: ECDSA with SHA-384
 
-_MAX_CERTIFICATE: Final = 1024  # bytes of a certificate
-_MAX_BUNDLE: Final = 10  # certificates; AWS uses 4
-_LIMITS: Final = {"public_key": 1024, "user_data": 512, "nonce": 512}  # bytes
-_REGISTERS: Final = 32
 _DEBUG: Final = caution(
     "debug",
     "the enclave runs in debug mode: its PCRs 0 to 2 are zero, so nothing measures its image and "
     "its memory can be read; only its signature was verified here",
 )
+
+
+class SignedDocument(NamedTuple):
+    """A document whose signature and certificates are valid."""
+
+    content: NitroDocument
+    signing_key: bytes  # DER SubjectPublicKeyInfo
+    chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
+    steps: tuple[VerificationStep, ...]
 
 
 class Nitro:
@@ -59,23 +57,48 @@ class Nitro:
         return self._anchor.spki == read_path_certificate(AWS_ROOT).spki
 
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
-        """Verify a document, and return its signed content.
+        """Verify the document of an enclave, and return its signed content.
 
         Args:
             document: COSE_Sign1, tagged or untagged.
             now: Time of the verification, with a time zone.
 
         Raises:
-            FormatError: If the document is malformed or exceeds a limit.
+            FormatError: If the document is malformed, exceeds a limit, or is of a NitroTPM.
+            VerificationError: As `verify_document`.
+        """
+        signed = self.verify_document(document, now, tpm=False)
+        found = signed.content
+        debug = not any(found.pcr(0) + found.pcr(1) + found.pcr(2))
+        return Authenticated(
+            status=None,
+            advisory_ids=(),
+            report_data=found.user_data,
+            device=found.module_id.partition("-")[0].encode(),
+            tcb=Tcb(),
+            chain=signed.chain,
+            steps=(*signed.steps, _DEBUG) if debug else signed.steps,
+        )
+
+    def verify_document(self, document: bytes, now: datetime, *, tpm: bool) -> SignedDocument:
+        """Verify algorithm, age, certificates and signature of a document, in this order.
+
+        Args:
+            document: COSE_Sign1, tagged or untagged.
+            now: Time of the verification, with a time zone. The certificates of a document are
+                valid for hours, so an old document verifies only at its own time.
+            tpm: Whether the document must be of a NitroTPM, or of an enclave.
+
+        Raises:
+            FormatError: If the document is malformed, exceeds a limit, or is of the other kind.
             SignatureError: If the signature or certificate path is not valid.
             CollateralExpiredError: If a certificate is not valid at `now`.
             VerificationError: If the document is over an hour old, or over 5 minutes in the future
                 (`document_expired`).
-            UnsupportedError: If it is a NitroTPM document.
         """
-        found = read_nitro_document(document)
-        _check_limits(found)
+        found = read_nitro_document(document, tpm=tpm)
         _check_algorithm(found)
+        made = _check_age(found, now)
         path = [*_certificates(found), (self._name, self._anchor)]
         check_path(path, now)
         _, signer = path[0]
@@ -84,37 +107,19 @@ class Nitro:
         except SignatureError as error:
             message = f"Nitro document: {error}"
             raise SignatureError(message, reason="document_bad_signature") from error
-        made = _check_age(found, now)
-        return Authenticated(
-            status=None,
-            advisory_ids=(),
-            report_data=found.user_data,
-            device=found.module_id.partition("-")[0].encode(),
-            tcb=Tcb(),
-            chain=tuple([certificate.der for _, certificate in path]),
-            steps=_steps(found, self._name, made),
+        chain = tuple([certificate.der for _, certificate in path])
+        until = min(certificate.valid_until for _, certificate in path)
+        text = (
+            f"the certificates of module {found.module_id} lead to {self._name} and are valid at "
+            f"{_text_of(now)}, the time of the verification, and until {_text_of(until)}"
         )
-
-
-def _check_limits(document: NitroDocument) -> None:
-    """Check the fields of a document against AWS's limits."""
-    if document.tpm:
-        message = "Nitro document: from a NitroTPM, which is not supported"
-        raise UnsupportedError(message, reason="feature")
-    if not document.module_id:
-        raise FormatError("Nitro document: empty module_id", reason="missing")
-    if document.digest != "SHA384":
-        raise FormatError("Nitro document: digest must be SHA384", reason="unsupported_algorithm")
-    if document.timestamp_ms is None or not 0 < document.timestamp_ms <= _MAX_TIMESTAMP:
-        raise FormatError("Nitro document: timestamp missing or out of range", reason="wrong_value")
-    for name, limit in _LIMITS.items():
-        if len(getattr(document, name)) > limit:
-            raise FormatError(f"Nitro document: {name}: over {limit} bytes", reason="too_large")
-    if not all(0 <= index < _REGISTERS for index in document.pcrs):
-        message = f"Nitro document: PCR index must be 0 to {_REGISTERS - 1}"
-        raise FormatError(message, reason="wrong_value")
-    for index in range(3):
-        document.pcr(index)
+        steps = (
+            passed("timestamp", f"the Nitro document was made at {_text_of(made)}"),
+            passed("certificates", text),
+            NO_REVOCATION,
+            passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
+        )
+        return SignedDocument(found, signer.spki, chain, steps)
 
 
 def _check_algorithm(document: NitroDocument) -> None:
@@ -137,12 +142,6 @@ def _check_algorithm(document: NitroDocument) -> None:
 def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
     """Return the certificates below the root, signer first; cabundle[0] is the root."""
     bundle = document.cabundle
-    if not 1 <= len(bundle) <= _MAX_BUNDLE:
-        message = f"Nitro document: cabundle: {len(bundle)} certificates, must be 1 to 10"
-        raise FormatError(message, reason="wrong_size")
-    if not all(1 <= len(der) <= _MAX_CERTIFICATE for der in (document.certificate, *bundle)):
-        message = f"Nitro document: a certificate is empty or over {_MAX_CERTIFICATE} bytes"
-        raise FormatError(message, reason="wrong_size")
     named = [("Nitro document: certificate", document.certificate)]
     named += [(f"Nitro document: cabundle[{n}]", bundle[n]) for n in range(len(bundle) - 1, 0, -1)]
     found: list[tuple[str, PathCertificate]] = []
@@ -156,26 +155,15 @@ def _certificates(document: NitroDocument) -> list[tuple[str, PathCertificate]]:
 
 def _check_age(document: NitroDocument, now: datetime) -> datetime:
     """Return the timestamp of a document, at most 1 hour before or 5 minutes after `now`."""
-    assert document.timestamp_ms is not None  # _check_limits
     made = _EPOCH + timedelta(milliseconds=document.timestamp_ms)
     if not -_MAX_SKEW <= now - made <= _MAX_AGE:
         raise VerificationError(
-            f"Nitro document: made {made:%Y-%m-%d %H:%M:%S} UTC, not within {_MAX_AGE.seconds} s "
-            f"before or {_MAX_SKEW.seconds} s after "
-            f"{now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}; request a new one from the enclave",
+            f"Nitro document: made {_text_of(made)}, not within {_MAX_AGE.seconds} s before or "
+            f"{_MAX_SKEW.seconds} s after {_text_of(now)}; request a new one",
             reason="document_expired",
         )
     return made
 
 
-def _steps(document: NitroDocument, root: str, made: datetime) -> tuple[VerificationStep, ...]:
-    steps = (
-        passed(
-            "certificates",
-            f"the certificates of module {document.module_id} lead to {root} and are valid",
-        ),
-        NO_REVOCATION,
-        passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
-        passed("timestamp", f"the Nitro document was made at {made:%Y-%m-%d %H:%M:%S} UTC"),
-    )
-    return steps if any(document.pcr(0) + document.pcr(1) + document.pcr(2)) else (*steps, _DEBUG)
+def _text_of(time: datetime) -> str:
+    return f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

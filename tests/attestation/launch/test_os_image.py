@@ -15,9 +15,9 @@ from attestkit.attestation.launch.os_image import (
     verify_os_image,
 )
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, NitroEnclave, SevSnp, Tdx
 from attestkit.errors import AttestKitError, FormatError, UnsupportedError, VerificationError
-from tests.attestation.samples import FIXTURE, STACK
+from tests.attestation.samples import FIXTURE, STACK, TPM_QUOTE
 from tests.raising import raises
 from tests.vectors import data, load, needs_shared
 
@@ -94,11 +94,11 @@ def test_verify_os_image_of_captured_enclave_returns_its_image() -> None:
 
 @needs_shared
 def test_verify_os_image_without_lite_measurement_is_unsupported() -> None:
-    """Older TD measurements and TPM platforms cannot be verified without the image."""
+    """Older TD measurements, and Google's TDs, cannot be verified without the image."""
     with raises(UnsupportedError, "os_image", text="OS image not verifiable without the image"):
         verify_os_image(Attestation.from_bytes(FIXTURE).evidence)
     with raises(UnsupportedError, "os_image"):
-        verify_os_image(Evidence(NitroTpm(b""), STACK))
+        verify_os_image(Evidence(GcpTdx(b"", (), TPM_QUOTE), STACK))
 
 
 @needs_shared
