@@ -114,9 +114,7 @@ def test_nitro_document_limits_depend_on_its_kind() -> None:
 
 def test_nitro_document_with_missing_or_null_optional_fields() -> None:
     """An optional field that is missing or null is empty."""
-    names = ("user_data", "public_key", "nonce")
-    nulls: dict[str, object] = dict.fromkeys(names)
-    for raw in (document(), document(**nulls)):
+    for raw in (document(), document(user_data=None, public_key=None, nonce=None)):
         found = read_nitro_document(raw)
         assert (found.user_data, found.public_key, found.nonce) == (b"", b"", b"")
         assert found.module_id == MODULE

@@ -39,7 +39,7 @@ JUDGED: Final = datetime.fromisoformat(
     COMPOSED["facts"].get("judge_at", "2026-02-03T10:12:02+00:00")
 )
 GENUINE_AT: Final = datetime.fromisoformat("2026-02-03T10:12:03+00:00")
-REFUSALS: Final = {
+REFUSALS: Final[dict[str, tuple[type[VerificationError], str]]] = {
     "user_data": (VerificationError, "report_data_mismatch"),
     "runtime_events": (ReplayError, "pcr_mismatch"),
     "signature": (SignatureError, "document_bad_signature"),
@@ -95,9 +95,8 @@ def test_nitro_tpm_composed_evidence_has_its_verdict(name: str, encoding: str) -
         examine(evidence, JUDGED, composed_root())
         return
     kind, reason = REFUSALS[stops_at]
-    with raises(kind, reason) as caught:
+    with raises(kind, reason):
         examine(evidence, JUDGED, composed_root())
-    assert type(caught.value) is kind
 
 
 @needs_shared
