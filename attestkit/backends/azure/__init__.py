@@ -1,0 +1,1 @@
+"""Azure confidential VMs: evidence of the paravisor's TPM, and Azure's metadata service."""

@@ -1,0 +1,232 @@
+"""Client of Azure's Instance Metadata Service (IMDS): quotes of TD reports, and VCEK certificates.
+
+Plain HTTP to a link-local address (vtpm.md, section 6.5). Nothing is authenticated: a verifier
+verifies quotes and certificates afterwards.
+"""
+
+import contextlib
+import json
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException
+from typing import Final, NamedTuple
+
+from attestkit._crypto.pem import split_pem
+from attestkit._formats.base64url import to_base64url
+from attestkit._formats.strict_json import read_object, string
+from attestkit._system.bounded_http import RawResponse, ResponseLimits, TooLargeError, exchange
+from attestkit.errors import (
+    BackendBusyError,
+    BackendError,
+    FormatError,
+    QuoteUnavailableError,
+    UsageError,
+)
+
+__all__ = ["IMDS_ADDRESS", "ImdsClient"]
+
+IMDS_ADDRESS: Final = ("169.254.169.254", 80)
+BODY_LIMIT: Final = 64 * 1024  # bytes
+HEAD_LIMIT: Final = 16 * 1024  # bytes of status line, header section and chunk framing
+TD_REPORT_SIZE: Final = 1024
+
+_WAITS: Final = (1.0, 2.0, 4.0)  # seconds before each repetition
+_SHORT: Final = 5.0  # seconds for a request
+_LONG: Final = 30.0  # of a quote
+_QUOTE_PATH: Final = "/acc/tdquote"
+_CERTIFICATES_PATH: Final = "/metadata/THIM/amd/certification"
+_LOCATION_PATH: Final = "/metadata/instance/compute/location?api-version=2021-01-01&format=text"
+_MAX_CERTIFICATES: Final = 4
+_MAX_LOCATION: Final = 64  # characters
+_HEADERS: Final = {
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "Metadata": "true",
+    "User-Agent": "attestkit",
+}
+_JSON: Final = {"Accept": "application/json"}
+# Exactly this type: IMDS answers 415 to one with `charset`.
+_POST: Final = _JSON | {"Content-Type": "application/json"}
+
+
+class Request(NamedTuple):
+    """A request, and the seconds that its response may take."""
+
+    method: str
+    target: str
+    body: bytes | None
+    headers: dict[str, str]
+    seconds: float
+
+
+class ImdsClient:
+    """Client of IMDS. It uses no proxy and follows no redirect.
+
+    A response of status 429 or 5xx is requested again at most 3 times, after 1, 2 and 4 seconds.
+
+    Args:
+        address: Host and port of the service.
+        sleep: Function that waits for seconds.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int] = IMDS_ADDRESS,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = address
+        self._sleep, self._clock = sleep, clock
+
+    def get_td_quote(self, td_report: bytes) -> bytes:
+        """Return a quote of a TD report of this machine.
+
+        Args:
+            td_report: 1024 bytes.
+
+        Raises:
+            UsageError: If the report has another size.
+            QuoteUnavailableError: If the service is not reachable, or returns an error or no quote.
+            BackendBusyError: If it is overloaded.
+            BackendError: If the response is malformed or too large.
+        """
+        if len(td_report) != TD_REPORT_SIZE:
+            message = f"TD report: must be {TD_REPORT_SIZE} bytes, not {len(td_report)}"
+            raise UsageError(message, reason="wrong_size")
+        body = json.dumps({"report": to_base64url(td_report)}).encode()
+        request = Request("POST", _QUOTE_PATH, body, _POST, _LONG)
+        response = self._exchange(request)
+        with self._reading(request):
+            quote = read_base64(string(read_object(response.body, "response"), "quote"), "quote")
+        if not quote:
+            raise QuoteUnavailableError(
+                f"{self._name(request)}: empty quote; request it again", reason="empty"
+            )
+        return quote
+
+    def get_snp_certificates(self) -> tuple[bytes, ...]:
+        """Return the VCEK certificate of this machine, then the ASK's and the ARK's, in DER.
+
+        Raises:
+            QuoteUnavailableError: If the service is not reachable, or returns an error.
+            BackendBusyError: If it is overloaded.
+            BackendError: If the response is malformed or too large.
+        """
+        request = Request("GET", _CERTIFICATES_PATH, None, _JSON, _SHORT)
+        response = self._exchange(request)
+        with self._reading(request):
+            fields = read_object(response.body, "response")
+            found = [
+                *_certificates(fields, "vcekCert", 1),
+                *_certificates(fields, "certificateChain", _MAX_CERTIFICATES),
+            ]
+        return tuple(found)
+
+    def get_location(self) -> str:
+        """Return the name of the region.
+
+        Raises:
+            QuoteUnavailableError: If the service is not reachable, or returns an error.
+            BackendBusyError: If it is overloaded.
+            BackendError: If the response is malformed or too large.
+        """
+        request = Request("GET", _LOCATION_PATH, None, {}, _SHORT)
+        response = self._exchange(request)
+        with self._reading(request):
+            text = response.body.decode("ascii", "replace").strip()
+            if not text.isalnum() or not text.isascii() or len(text) > _MAX_LOCATION:
+                message = "location: must be letters and digits"
+                raise FormatError(message, reason="wrong_value")
+        return text
+
+    def _name(self, request: Request) -> str:
+        host, port = self._address
+        return f"IMDS: http://{host}:{port}{request.target}"
+
+    def _exchange(self, request: Request) -> RawResponse:
+        """Return the response of status 200; repeat while the service is overloaded or fails."""
+        response = self._send(request)
+        for seconds in _WAITS:
+            if response.status != 429 and response.status < 500:
+                break
+            self._sleep(seconds)
+            response = self._send(request)
+        if response.status == 200:
+            return response
+        name = f"{self._name(request)}: status {response.status}"
+        if response.status == 429:
+            raise BackendBusyError(f"{name}: too many requests; try later", reason="overloaded")
+        if response.status >= 500:
+            message = f"{name}, repeatedly; try later, or redeploy the VM to another host"
+            raise QuoteUnavailableError(message, reason="quoting_service")
+        message = f"{name}; check that the VM is a confidential VM and that no proxy is between"
+        raise QuoteUnavailableError(message, reason="request_failed")
+
+    def _send(self, request: Request) -> RawResponse:
+        deadline = self._clock() + request.seconds
+        limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, lambda: deadline - self._clock())
+        connection = HTTPConnection(*self._address, timeout=request.seconds)
+        name = self._name(request)
+        try:
+            with contextlib.closing(connection):
+                connection.connect()
+                with contextlib.closing(connection.sock) as sock:
+                    parts = (request.method, request.target, request.body)
+                    return exchange(connection, sock, limits, (*parts, _HEADERS | request.headers))
+        except TooLargeError as error:
+            message = f"{name}: response is over {error}"
+            raise BackendError(message, reason="too_large") from error
+        except TimeoutError as error:
+            message = (
+                f"{name}: no response within {request.seconds:g} s; allow the link-local route"
+            )
+            raise QuoteUnavailableError(message, reason="timed_out") from error
+        except OSError as error:
+            message = (
+                f"{name}: {error.strerror or type(error).__name__}; allow the link-local route"
+            )
+            raise QuoteUnavailableError(message, reason="cannot_connect") from error
+        except (HTTPException, ValueError) as error:
+            message = f"{name}: invalid HTTP response ({type(error).__name__})"
+            raise BackendError(message, reason="malformed_response") from error
+
+    @contextlib.contextmanager
+    def _reading(self, request: Request) -> Iterator[None]:
+        """Turn a FormatError into a BackendError that names the request."""
+        try:
+            yield
+        except FormatError as error:
+            message = f"{self._name(request)}: {error}; request it again"
+            raise BackendError(message, reason="malformed_response") from error
+
+
+def read_base64(text: str, what: str) -> bytes:
+    """Decode base64 in the standard or the URL alphabet, padded or not, without white space.
+
+    Raises:
+        FormatError: If the text is malformed, or has letters of both alphabets.
+    """
+    plain = text.rstrip("=")
+    url = plain.replace("-", "+").replace("_", "/")
+    if len(text) - len(plain) > 2 or (url != plain and ("+" in plain or "/" in plain)):
+        raise FormatError(f"{what}: not base64", reason="encoding")
+    try:
+        found = b64decode(url + "=" * (-len(url) % 4), validate=True)
+    except ValueError as error:
+        raise FormatError(f"{what}: not base64", reason="encoding") from error
+    if to_base64url(found) != url.replace("+", "-").replace("/", "_"):
+        raise FormatError(f"{what}: unused bits are not zero", reason="not_canonical")
+    return found
+
+
+def _certificates(fields: dict[str, object], name: str, most: int) -> list[bytes]:
+    try:
+        found = split_pem(string(fields, name))
+    except FormatError as error:
+        raise FormatError(f"{name}: {error.message}", reason=error.reason) from error
+    if len(found) > most:
+        raise FormatError(f"{name}: {len(found)} certificates, at most {most}", reason="too_many")
+    return found
