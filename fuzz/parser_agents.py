@@ -1,9 +1,13 @@
-"""Target: what a guest agent answers, from its HTTP body to keys and quotes."""
+"""Targets: what a guest agent answers, from its HTTP body to keys and quotes; and Azure's IMDS."""
 
 import json
 from collections.abc import Callable
+from email.message import Message
 from typing import Final
 
+from attestkit._crypto.pem import encode_pem
+from attestkit._system.bounded_http import RawResponse
+from attestkit.backends.azure.imds import ImdsClient, Request
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
@@ -74,7 +78,50 @@ def agent_answers() -> list[bytes]:
     return [*answers, *(bytes([at, at + 1]) + error for at, error in enumerate(errors))]
 
 
+class _AnsweringImds(ImdsClient):
+    """A client whose service answers everything alike, without a socket."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(sleep=lambda _seconds: None)
+        self._answer = RawResponse(status, Message(), body)
+
+    def _send(self, request: Request) -> RawResponse:
+        del request
+        return self._answer
+
+
+_IMDS_CALLS: Final[tuple[Callable[[ImdsClient], object], ...]] = (
+    lambda client: client.get_td_quote(bytes(1024)),
+    lambda client: client.get_snp_certificates(),
+    lambda client: client.get_location(),
+)
+
+
+def _called_imds(raw: bytes) -> object:
+    """Call the service: the first byte says what, the second with which status it answers."""
+    call, status, body = raw[:1], raw[1:2], raw[2:]
+    client = _AnsweringImds(_STATUSES[ord(status or b"\0") % len(_STATUSES)], body)
+    return _IMDS_CALLS[ord(call or b"\0") % len(_IMDS_CALLS)](client)
+
+
+def imds_answers() -> list[bytes]:
+    """Return a good answer to each call, and a refusal."""
+    pem = encode_pem("CERTIFICATE", b"0123")
+    certificates = json.dumps({"vcekCert": pem, "certificateChain": pem + pem})
+    return [
+        b'\0\0{"quote":"AAECAw=="}',
+        b'\0\0{"quote":"-_8"}',
+        b"\1\0" + certificates.encode(),
+        b"\2\0westeurope",
+        b"\0\1",
+    ]
+
+
 def targets() -> list[ParserTarget]:
-    """Return the target of this file."""
+    """Return the targets of this file."""
     called = obeys(_called, BackendError, UnsupportedError, UsageError)
-    return [ParserTarget("agent", called, short(agent_answers), "evidence.dict")]
+    imds = obeys(_called_imds, BackendError)
+    return [
+        ParserTarget("agent", called, short(agent_answers), "evidence.dict"),
+        ParserTarget("imds", imds, imds_answers, "evidence.dict"),
+    ]

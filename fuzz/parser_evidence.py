@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from attestkit._formats.cbor import Value, read_value
-from attestkit.attestation import AppInfo, Attestation, Encoding
+from attestkit.attestation import AppInfo, Attestation, Encoding, coco
 from attestkit.attestation.cmw.json_form import read_json, write_json
 from attestkit.attestation.cmw.record import (
     Cmw,
@@ -23,10 +23,12 @@ from attestkit.errors import (
     FormatError,
     ReplayError,
     UnsupportedError,
+    UsageError,
     VerificationError,
 )
 from attestkit.event_log import EventLog
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from tests.attestation.coco import PCRS, azure_fields, message, tpm_fields
 from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2
 from tests.quotes import made_quote
 from tests.vectors import data
@@ -237,11 +239,32 @@ def _encoding(
     return ParserTarget(name, run, short(lambda: _encoded(encoding)), "evidence.dict")
 
 
+def coco_samples() -> list[bytes]:
+    """Return evidence of both kinds of Azure's guests and of a generic TPM, and a stored quote."""
+    fields = [azure_fields(), azure_fields(1, "snp"), tpm_fields()]
+    pcrs = (24).to_bytes(8, "little") + b"".join(PCRS)
+    stored = b"".join(len(part).to_bytes(8, "little") + part for part in (b"\1" * 256, message()))
+    return [*(json.dumps(one).encode() for one in fields), stored + pcrs]
+
+
+def _coco(raw: bytes) -> object:
+    """Read a document, or a quote in bincode."""
+    return coco.decode_evidence(raw) if b"{" in raw[:8] else coco.read_bincode_quote(raw)
+
+
+def _coco_again(_raw: bytes, found: object) -> None:
+    if isinstance(found, Evidence):
+        again = Attestation(found)
+        if tried(lambda: again.to_bytes("coco"), None, UsageError):
+            check_same("read again", coco.decode_evidence(again.to_bytes("coco")), found)
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     whole = obeys(Attestation.from_bytes, FormatError, accepted=_whole)
     response = obeys(_response, FormatError, accepted=_whole)
     app_info = obeys(AppInfo.from_msgpack, FormatError, accepted=_app_info)
+    stored = obeys(_coco, FormatError, accepted=_coco_again)
     nitro = obeys(read_nitro_document, FormatError, accepted=_nitro)
     return [
         _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode_evidence),
@@ -259,5 +282,6 @@ def targets() -> list[ParserTarget]:
         ParserTarget(
             "cmw", obeys(_cmw, FormatError, accepted=_cmw_again), cmw_samples, "cbor.dict", 512
         ),
+        ParserTarget("coco", stored, coco_samples, "evidence.dict", 8192),
         ParserTarget("nitro", nitro, short(nitro_samples, 8192), "cbor.dict", 8192),
     ]

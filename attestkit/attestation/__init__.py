@@ -30,27 +30,39 @@ from attestkit.snp_report import SnpReport
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
+    from attestkit.attestation.hcl_report import HclReport
     from attestkit.collateral import Collateral
 
 __all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
 
-Encoding = Literal["v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
+Encoding = Literal[
+    "v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor", "coco"
+]
 """Encodings of evidence: `v0` is SCALE, `v1` msgpack, `v1-cbor` the same structure in CBOR.
 
 All others are a RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): `cbor` and `json`
 are a collection with one record for each part, and the only ones that can include collateral;
-`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`.
-
-Evidence of platforms that dstack does not define has the encodings `cbor` and `json` only.
+`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`. `coco` is the
+JSON of Confidential Containers' attesters, for Azure's guests and generic TPMs only.
 """
 
 MAX_SIZE: Final = 10_485_760
 """Largest size of encoded evidence in bytes (10 MiB)."""
 
+_COCO_MEMBERS: Final = (b'"signature"', b'"message"', b'"pcrs"')
+_COCO_QUOTES: Final = (b'"quote"', b'"tpm_quote"')
 _NO_LOG: Final = WireLog()
 # Name, payload and version of an Event, which are the fields of a RuntimeEvent; and its digest.
 _CONTENT: Final = itemgetter(3, 4, 5)
 _DIGEST: Final = itemgetter(2)
+
+
+def _encode_coco(evidence: Evidence, _: bytes | None) -> bytes:
+    from attestkit.attestation import coco  # lazy: only for this encoding
+
+    return coco.encode_evidence(evidence)
+
+
 _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "v0": lambda evidence, _: v0_scale.encode_evidence(evidence),
     "v1": lambda evidence, _: v1_msgpack.encode_evidence(evidence),
@@ -60,6 +72,7 @@ _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "json": partial(cmw_evidence.encode_evidence, "json"),
     "json-record": partial(cmw_evidence.encode_evidence, "json-record"),
     "v1-cbor": lambda evidence, _: v1_cbor.encode_evidence(evidence),
+    "coco": _encode_coco,
 }
 
 
@@ -106,6 +119,10 @@ class Attestation:
             raise FormatError(message, reason="too_large")
         if data[0] in v0_scale.FIRST_BYTES:
             return cls(v0_scale.decode_evidence(data), "v0")
+        if _is_coco(data):
+            from attestkit.attestation import coco  # lazy: only for this encoding
+
+            return cls(coco.decode_evidence(data), "coco")
         if cmw_evidence.is_cmw(data):
             content = cmw_evidence.decode_evidence(data)
             return cls(content.evidence, content.encoding, content.collateral)
@@ -230,6 +247,16 @@ class Attestation:
         """The SEV-SNP report; None on other platforms. Raises FormatError if it is malformed."""
         report = parts.snp_report_of(self._evidence.platform)
         return None if report is None else SnpReport.parse(report)
+
+    @property
+    def hcl_report(self) -> "HclReport | None":
+        """The HCL report of Azure; None on other platforms. Raises FormatError if malformed."""
+        platform = self._evidence.platform
+        if not isinstance(platform, (parts.AzureSnp, parts.AzureTdx)):
+            return None
+        from attestkit.attestation.hcl_report import HclReport  # lazy: only for this platform
+
+        return HclReport.parse(platform.hcl_report)
 
     @property
     def nitro_document(self) -> cose.NitroDocument | None:
@@ -414,6 +441,15 @@ class Attestation:
     def __repr__(self) -> str:
         events = len(self._wire_events())
         return f"<Attestation {self.platform}, {self._encoding or 'new'}, {events} events>"
+
+
+def _is_coco(data: bytes) -> bool:
+    """Return whether evidence is in JSON with the members of a TPM quote of CoCo's attesters."""
+    return (
+        data.lstrip(b" \t\r\n")[:1] == b"{"
+        and all(word in data for word in _COCO_MEMBERS)
+        and any(word in data for word in _COCO_QUOTES)
+    )
 
 
 def _runtime_event(event: parts.RuntimeEvent, index: int) -> Event:

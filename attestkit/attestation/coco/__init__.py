@@ -1,0 +1,63 @@
+"""Evidence as Confidential Containers' attesters write it: JSON of guests with a TPM.
+
+`azure` has the members of Azure's guests, `generic_tpm` those of a TPM without hardware evidence,
+`quote_fields` the TPM quote in them.
+"""
+
+import json
+from typing import Final
+
+from attestkit._formats.strict_json import read_object
+from attestkit.attestation.coco import azure, generic_tpm
+from attestkit.attestation.coco.quote_fields import read_bincode_quote
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Tpm
+from attestkit.errors import FormatError, UsageError
+
+__all__ = ["MAX_SIZE", "decode_evidence", "encode_evidence", "read_bincode_quote"]
+
+MAX_SIZE: Final = 1 << 20
+"""Largest size in bytes: 1 MiB. Evidence with arrays of numbers has about 36,000."""
+
+
+def decode_evidence(data: bytes) -> Evidence:
+    """Decode evidence of an Azure guest (generation 0, 1 or 2) or of a generic TPM.
+
+    The report data are the qualifying data of the quote, zero-padded to 64 bytes.
+
+    Raises:
+        FormatError: If it is malformed, or over 1 MiB.
+    """
+    if len(data) > MAX_SIZE:
+        message = f"CoCo evidence: {len(data)} bytes, more than {MAX_SIZE}"
+        raise FormatError(message, reason="too_large")
+    fields = read_object(data, "CoCo evidence")
+    read = generic_tpm.read_fields if "ak_public" in fields else azure.read_fields
+    try:
+        return read(fields)
+    except FormatError as error:
+        message = f"CoCo evidence: {error.message}"
+        raise FormatError(message, reason=error.reason) from error
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Encode evidence; logs, certificates of AMD's authorities and of the AK have no member.
+
+    Evidence of Azure has generation 2 if the paravisor's user data are the report data, else
+    generation 1, which does not state that.
+
+    Raises:
+        UsageError: If the evidence is of another platform, its quote is not RSASSA with SHA-256
+            over PCRs 0 to 23 of the SHA-256 bank, or it has runtime events or a configuration.
+    """
+    platform, stack = evidence
+    if stack.runtime_events or stack.config or stack.report_data_payload is not None:
+        message = "encoding coco: it has no runtime events and no configuration; use cbor"
+        raise UsageError(message, reason="not_applicable")
+    if isinstance(platform, (AzureSnp, AzureTdx)):
+        fields = azure.build_fields(platform, stack.report_data)
+    elif isinstance(platform, Tpm):
+        fields = generic_tpm.build_fields(platform)
+    else:
+        message = "encoding coco: it is for Azure's guests and generic TPMs only; use cbor"
+        raise UsageError(message, reason="not_applicable")
+    return json.dumps(fields, separators=(",", ":")).encode()

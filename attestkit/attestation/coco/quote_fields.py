@@ -1,0 +1,174 @@
+"""A TPM quote in evidence of Confidential Containers, and kinvolk's stored form of it."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from attestkit._formats.cursor import Cursor
+from attestkit._formats.strict_json import from_hex
+from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
+from attestkit.errors import FormatError, UsageError
+from attestkit.tpm import TpmsAttest, TpmtSignature
+
+BANK: Final = "sha256"
+PCRS: Final = 24
+PCR_SIZE: Final = 32
+REPORT_DATA_SIZE: Final = 64
+
+_MAX_SIGNATURE: Final = 512  # bytes: RSA-4096
+_MAX_MESSAGE: Final = 1024  # bytes of a TPMS_ATTEST
+_MAX_FIELD: Final = 1 << 16  # items of an array of numbers: over every part
+
+ReadBytes = Callable[[object, str], bytes]
+"""Decode a byte string from its JSON value; the text is the subject of errors."""
+
+
+def read_quote(
+    value: object, read: ReadBytes, *, bare_signature: bool, ak_public: bytes = b""
+) -> VtpmQuote:
+    """Decode the quote's object: `signature`, `message` and 24 `pcrs` of the SHA-256 bank.
+
+    Args:
+        value: The JSON value.
+        read: Decodes its byte strings.
+        bare_signature: Whether the signature is that of RSASSA with SHA-256 alone, not a
+            TPMT_SIGNATURE.
+        ak_public: Key for the result.
+
+    Raises:
+        FormatError: If a member is missing or malformed.
+    """
+    if not isinstance(value, dict):
+        raise FormatError("quote: must be an object", reason="wrong_type")
+    signature, message = (
+        read(value.get("signature"), "signature"),
+        read(value.get("message"), "message"),
+    )
+    if len(message) > _MAX_MESSAGE:
+        raise FormatError(f"message: over {_MAX_MESSAGE} bytes", reason="too_large")
+    listed = value.get("pcrs")
+    if not isinstance(listed, list) or len(listed) != PCRS:
+        raise FormatError(f"pcrs: must be an array of {PCRS} values", reason="wrong_size")
+    values = [read(item, "pcrs") for item in listed]
+    return _quote(message, signature, values, bare_signature=bare_signature, ak_public=ak_public)
+
+
+def read_bincode_quote(data: bytes) -> VtpmQuote:
+    """Decode a quote as kinvolk's library stores it, in bincode (vtpm.md, section 6.7).
+
+    Raises:
+        FormatError: If it is malformed, or does not have 24 values of 32 bytes.
+    """
+    reader = _Bincode(data)
+    signature = reader.blob(_MAX_SIGNATURE)
+    message = reader.blob(_MAX_MESSAGE)
+    start = reader.at
+    if (count := reader.u64()) != PCRS:
+        raise reader.error(f"{count} PCR values, must be {PCRS}", "wrong_size", start)
+    values = [reader.take(PCR_SIZE) for _ in range(PCRS)]
+    reader.finish("bincode")
+    return _quote(message, signature, values, bare_signature=True, ak_public=b"")
+
+
+def _quote(
+    message: bytes,
+    signature: bytes,
+    values: list[bytes],
+    *,
+    bare_signature: bool,
+    ak_public: bytes,
+) -> VtpmQuote:
+    if not signature or len(signature) > _MAX_SIGNATURE:
+        raise FormatError(f"signature: must have 1 to {_MAX_SIGNATURE} bytes", reason="wrong_size")
+    if any(len(one) != PCR_SIZE for one in values):
+        raise FormatError(f"pcrs: must have {PCR_SIZE} bytes each", reason="wrong_size")
+    if bare_signature:
+        signature = TpmtSignature("rsassa", BANK, signature).encode()
+    pcrs = tuple([PcrValue(number, BANK, one) for number, one in enumerate(values)])
+    return VtpmQuote(message, signature, pcrs, ak_public)
+
+
+def report_data_of(quote: VtpmQuote) -> bytes:
+    """Return the qualifying data of a quote, zero-padded to 64 bytes.
+
+    Raises:
+        FormatError: If the message is malformed, or its qualifying data are longer.
+    """
+    extra = TpmsAttest.parse(quote.message).extra_data
+    if len(extra) > REPORT_DATA_SIZE:
+        message = f"qualifying data: {len(extra)} bytes, more than {REPORT_DATA_SIZE}"
+        raise FormatError(message, reason="wrong_size")
+    return extra.ljust(REPORT_DATA_SIZE, b"\0")
+
+
+def quoted_values(quote: VtpmQuote) -> list[bytes]:
+    """Return the values of PCRs 0 to 23 of the SHA-256 bank, in order.
+
+    Raises:
+        UsageError: If the quote has others.
+    """
+    found = {(one.algorithm, one.number): one.value for one in quote.pcr_values}
+    wanted = [(BANK, number) for number in range(PCRS)]
+    if len(quote.pcr_values) != PCRS or found.keys() != {*wanted}:
+        message = "encoding coco: the quote must be of PCRs 0 to 23 of the SHA-256 bank; use cbor"
+        raise UsageError(message, reason="not_applicable")
+    return [found[one] for one in wanted]
+
+
+def bare_signature_of(quote: VtpmQuote) -> bytes:
+    """Return the RSA signature without its TPMT_SIGNATURE.
+
+    Raises:
+        UsageError: If it is not RSASSA with SHA-256, or malformed.
+    """
+    try:
+        found = TpmtSignature.parse(quote.signature)
+    except FormatError as error:
+        raise UsageError(f"encoding coco: {error}", reason="wrong_value") from error
+    if (found.algorithm, found.hash_name) != ("rsassa", BANK):
+        message = "encoding coco: the quote must be signed by RSASSA with SHA-256; use cbor"
+        raise UsageError(message, reason="not_applicable")
+    return found.signature
+
+
+def bytes_of_hex(value: object, what: str) -> bytes:
+    """Decode a hex string."""
+    return from_hex(value, what)
+
+
+def bytes_of_array(value: object, what: str) -> bytes:
+    """Decode an array of numbers, 0 to 255."""
+    if value is None:
+        raise FormatError(f"{what}: missing", reason="missing")
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise FormatError(f"{what}: must be an array of numbers", reason="wrong_type")
+    if len(value) > _MAX_FIELD:
+        raise FormatError(f"{what}: over {_MAX_FIELD} numbers", reason="too_many")
+    try:
+        return bytes(value)
+    except ValueError as error:
+        raise FormatError(f"{what}: numbers must be 0 to 255", reason="wrong_value") from error
+
+
+def member(fields: dict[str, Any], name: str, read: ReadBytes) -> bytes:
+    """Decode a byte string that must not be empty."""
+    if not (found := read(fields.get(name), name)):
+        raise FormatError(f"{name}: empty", reason="missing")
+    return found
+
+
+class _Bincode(Cursor):
+    """Reader of Rust's bincode: numbers of 64 bits, little-endian."""
+
+    __slots__ = ()
+    CODEC = "bincode"
+
+    def u64(self) -> int:
+        """Read a number."""
+        return int.from_bytes(self.take(8), "little")
+
+    def blob(self, most: int) -> bytes:
+        """Read a byte string of at most `most` bytes, with its length before it."""
+        start = self.at
+        if (size := self.u64()) > most:
+            raise self.error(f"{size} bytes, more than {most}", "too_large", start)
+        return self.take(size)
