@@ -93,6 +93,8 @@ READERS: Final[dict[str, str]] = {
     "attestation.coco.azure": "coco",
     "attestation.coco.generic_tpm": "coco",
     "attestation.coco.quote_fields": "coco",
+    "_formats.protobuf": "go_tpm_tools",
+    "attestation.go_tpm_tools": "go_tpm_tools",
     "attestation.hcl_report": "hcl_report",
     "verifier.platforms.attestation_key": "attestation_key",
     "attestation.nitro_document": "nitro",
