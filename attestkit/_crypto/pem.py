@@ -11,6 +11,7 @@ _LINE: Final = 48  # bytes per line of 64 characters
 _CERTIFICATE: Final = re.compile(
     r"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----"
 )
+_CRL: Final = re.compile(r"-----(BEGIN|END) X509 CRL-----")
 
 
 def encode_pem(label: str, der: bytes) -> str:
@@ -32,3 +33,8 @@ def split_pem(text: str) -> list[bytes]:
         return [b64decode("".join(body.split()), validate=True) for body in bodies]
     except binascii.Error as error:
         raise FormatError("PEM: certificate is not base64", reason="encoding") from error
+
+
+def split_pem_with_crls(text: str) -> list[bytes]:
+    """Return the certificates and CRLs in `text` in DER, in order; otherwise as `split_pem`."""
+    return split_pem(_CRL.sub(r"-----\1 CERTIFICATE-----", text))

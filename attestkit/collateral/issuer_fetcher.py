@@ -1,0 +1,211 @@
+"""Fetching of issuer certificates and CRLs from the addresses that certificates of TPM keys name.
+
+The addresses are in certificates that are not verified yet, so a request goes only to Google's
+hosts, and its answer is limited in size and time (vtpm.md, section 9.2). Plain http is used where a
+certificate names it: the answers are signed, and verified at every use. Answers are cached in
+memory by URL. One that was not verified is cached for a minute only, as is an error, so that an
+answer that was altered in transit is soon replaced.
+"""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import monotonic
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from attestkit._sanitize import shown
+from attestkit.collateral.pccs_client import Getter
+from attestkit.errors import CollateralError
+
+ALLOWED_HOSTS: Final = (".storage.googleapis.com", "pki.goog")
+"""Hosts of Google's certificates: subdomains of the first, and the second."""
+
+MAX_REQUESTS: Final = 16
+"""Requests of one verification: 8 certificates, and a CRL for each."""
+
+_SECONDS: Final = 30.0  # for all requests of one verification
+_CERTIFICATE_LIMIT: Final = 16_384  # bytes; Google's have under 2,000, in PEM under 3,000
+_CRL_LIMIT: Final = 1 << 20  # bytes; Google's have under 1,000
+_VERIFIED_AGE: Final = 3600.0  # seconds; Google issues CRLs daily
+_UNVERIFIED_AGE: Final = 60.0
+_REMEMBERED: Final = 256  # URLs
+
+
+class _Answer(NamedTuple):
+    body: bytes
+    error: CollateralError | None
+    at: float  # of the fetch, by the timer
+    verified: bool = False
+
+
+class IssuerFetcher:
+    """Fetches and caches answers by URL; threads may share it."""
+
+    def __init__(
+        self,
+        getter: Getter | None = None,
+        *,
+        hosts: Sequence[str] = ALLOWED_HOSTS,
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        """Create a fetcher without sending a request.
+
+        Args:
+            getter: Function that gets a URL; None is an `HttpGetter`.
+            hosts: Names of hosts; one that begins with a dot stands for its subdomains.
+            timer: Monotonic clock in seconds.
+        """
+        self._getter, self._timer = getter, timer
+        self._hosts = tuple(hosts)
+        self._lock = Lock()
+        self._answers: dict[str, _Answer] = {}  # oldest first
+
+    def session(self, before: Callable[[], object]) -> "IssuerSession":
+        """Return the requests of one verification.
+
+        Args:
+            before: Function that is called before each request; its exception cancels it.
+        """
+        return IssuerSession(self, before, self._timer)
+
+    def find(self, url: str) -> bytes | None:
+        """Return the cached body of `url`; None if there is none.
+
+        Raises:
+            CollateralError: If the last request failed less than a minute ago.
+        """
+        with self._lock:
+            found = self._answers.get(url)
+        if found is None:
+            return None
+        age = self._timer() - found.at
+        if not 0 <= age < (_VERIFIED_AGE if found.verified else _UNVERIFIED_AGE):
+            return None
+        if found.error is not None:
+            raise CollateralError(found.error.args[0], reason=found.error.reason)
+        return found.body
+
+    def get(self, url: str, limit: int) -> bytes:
+        """Request `url`, and store the answer.
+
+        Raises:
+            CollateralError: If it is not the URL of an allowed host, or the request fails.
+        """
+        try:
+            answer = _Answer(self._request(url, limit), None, self._timer())
+        except CollateralError as error:
+            self._store(url, _Answer(b"", error, self._timer()))
+            raise
+        self._store(url, answer)
+        return answer.body
+
+    def mark_verified(self, url: str, body: bytes) -> None:
+        """Keep an answer for longer, because it has been verified."""
+        with self._lock:
+            found = self._answers.get(url)
+            if found is not None and found.body == body:
+                self._answers[url] = found._replace(verified=True)
+
+    def _request(self, url: str, limit: int) -> bytes:
+        _check_url(url, self._hosts)
+        if self._getter is None:
+            from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
+
+            self._getter = HttpGetter()
+        status, _, body = self._getter(url)
+        if status != 200:
+            message = f"{url}: HTTP status {status}; check that the address is reachable"
+            raise CollateralError(message, reason="fetch_failed")
+        if len(body) > limit:
+            message = f"{url}: {len(body)} bytes, more than {limit}"
+            raise CollateralError(message, reason="too_large")
+        return body
+
+    def _store(self, url: str, answer: _Answer) -> None:
+        with self._lock:
+            self._answers.pop(url, None)  # so that it moves to the end
+            self._answers[url] = answer
+            while len(self._answers) > _REMEMBERED:
+                del self._answers[next(iter(self._answers))]
+
+
+class IssuerSession:
+    """The requests of one verification, with a limit of their number and of their time."""
+
+    def __init__(
+        self, fetcher: IssuerFetcher, before: Callable[[], object], timer: Callable[[], float]
+    ) -> None:
+        """Start the session; `before` is called before each request."""
+        self._fetcher, self._before, self._timer = fetcher, before, timer
+        self._deadline: float | None = None
+        self._requests = 0
+        self._used: list[tuple[str, bytes]] = []
+
+    def certificate(self, urls: tuple[str, ...]) -> bytes:
+        """Return the certificate at the first URL that has an answer; DER or PEM.
+
+        Raises:
+            CollateralError: If no URL has one, or a limit is reached.
+        """
+        return self._first(urls, _CERTIFICATE_LIMIT)
+
+    def crl(self, urls: tuple[str, ...]) -> bytes:
+        """Return the CRL at the first URL that has an answer; DER or PEM; errors as above."""
+        return self._first(urls, _CRL_LIMIT)
+
+    def mark_verified(self) -> None:
+        """Note that all answers of the session were verified."""
+        for url, body in self._used:
+            self._fetcher.mark_verified(url, body)
+
+    def _first(self, urls: tuple[str, ...], limit: int) -> bytes:
+        problem = CollateralError("certificate: names no address to fetch", reason="missing")
+        for url in urls:
+            try:
+                body = self._fetcher.find(url)
+                if body is None:
+                    self._check_limits()
+                    body = self._fetcher.get(url, limit)
+            except CollateralError as error:
+                if error.reason == "fetch_needed":
+                    raise
+                problem = error
+            else:
+                self._used.append((url, body))
+                return body
+        raise problem
+
+    def _check_limits(self) -> None:
+        self._before()
+        now = self._timer()
+        if self._deadline is None:
+            self._deadline = now + _SECONDS
+        if now >= self._deadline:
+            message = f"issuer certificates: not complete within {_SECONDS:g} s; try again"
+            raise CollateralError(message, reason="fetch_failed")
+        self._requests += 1
+        if self._requests > MAX_REQUESTS:
+            message = f"issuer certificates: over {MAX_REQUESTS} requests for one TPM key"
+            raise CollateralError(message, reason="fetch_failed")
+
+
+def _check_url(url: str, hosts: tuple[str, ...]) -> None:
+    """Check that a URL is of an allowed host, on the default port.
+
+    Raises:
+        CollateralError: If it is not.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        message = f"{shown(url)}: not a valid URL; pass the certificate"
+        raise CollateralError(message, reason="fetch_failed") from error
+    allowed = any(host.endswith(one) if one[:1] == "." else host == one for one in hosts)
+    plain = parts.scheme in {"http", "https"} and "@" not in parts.netloc and port is None
+    if not (allowed and plain):
+        message = (
+            f"{shown(url, 200)}: not an address from which issuer certificates are fetched (http "
+            f"or https, hosts {', '.join(hosts)}); pass the certificate in ak_certificates"
+        )
+        raise CollateralError(message, reason="fetch_failed")
