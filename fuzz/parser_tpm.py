@@ -77,6 +77,7 @@ def _message(raw: bytes, message: GoTpmToolsMessage) -> None:
 def _key(raw: bytes, key: AttestationKey) -> None:
     check("the key of a public area", raw[0] == 0x30 or key.is_restricted)
     check_same("the same key", read_attestation_key(key.spki, ()).spki, key.spki)
+    tried(lambda: read_attestation_key(raw, (raw,)), None, SignatureError)
 
 
 def targets() -> list[ParserTarget]:

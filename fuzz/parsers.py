@@ -96,6 +96,7 @@ READERS: Final[dict[str, str]] = {
     "_formats.protobuf": "go_tpm_tools",
     "attestation.go_tpm_tools": "go_tpm_tools",
     "attestation.hcl_report": "hcl_report",
+    "verifier.platforms.ak_chain": "attestation_key",
     "verifier.platforms.attestation_key": "attestation_key",
     "attestation.nitro_document": "nitro",
     "attestation.wire.v1_document": "v1_msgpack",

@@ -12,6 +12,11 @@ from attestkit.event_log import WireEvent
 from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from tests.vectors import data, load
 
+DSTACK_ENCODINGS: Final[tuple[Encoding, ...]] = tuple(
+    encoding for encoding in get_args(Encoding) if encoding not in {"coco", "go-tpm-tools"}
+)
+"""The encodings of dstack's platforms."""
+
 FIXTURE = data("dstack/simulator/attestation.bin")
 ENCODINGS: list[dict[str, Any]] = load("attestation_encodings.json").get("cases", [])
 

@@ -63,6 +63,11 @@ def quoted(bank: str = "sha256", **values: bytes) -> Pcrs:
     return [(bank, n, values.get(f"pcr{n}", start(bank, n))) for n in range(24)]
 
 
+def quoted_values(values: dict[str, bytes]) -> Pcrs:
+    """Return 24 PCRs of SHA-256, as `quoted`."""
+    return quoted("sha256", **values)
+
+
 def outcomes(found: ReplayedPcrs) -> list[tuple[str, str]]:
     """Return check and outcome of each step."""
     return [(step.check, step.outcome) for step in found.steps]
@@ -176,7 +181,7 @@ def test_replay_firmware_pcr_without_records_is_refused(index: int) -> None:
     log = boot_log(*(() if index == 0 else ((0, b"x"),)), (9, b"y"))
     values["pcr9"] = extended("sha256", 9, b"y")
     with raises(ReplayError, "pcr_mismatch"):
-        replay_pcr_logs(quoted(**values), log, b"")
+        replay_pcr_logs(quoted_values(values), log, b"")
 
 
 @pytest.mark.parametrize("index", [8, 9, 14])
@@ -185,10 +190,10 @@ def test_replay_boot_loader_pcr_must_match_its_records(index: int) -> None:
     log = boot_log((0, b"x"), (index, b"loader"))
     values = {"pcr0": extended("sha256", 0, b"x"), f"pcr{index}": b"\7" * 32}
     with raises(ReplayError, "pcr_mismatch"):
-        replay_pcr_logs(quoted(**values), log, b"")
-    found = replay_pcr_logs(quoted(**values), log, b"", extended_later=[index])
+        replay_pcr_logs(quoted_values(values), log, b"")
+    found = replay_pcr_logs(quoted_values(values), log, b"", extended_later=[index])
     assert outcomes(found) == [("pcr_log", "passed"), ("pcr_log", "skipped")]
-    found = replay_pcr_logs(quoted(**values), boot_log((0, b"x")), b"")
+    found = replay_pcr_logs(quoted_values(values), boot_log((0, b"x")), b"")
     assert found.replayed == (("sha256", 0),)
     assert outcomes(found) == [("pcr_log", "passed"), ("pcr_log", "skipped")]
     assert f"PCRs {index}," in found.steps[-1].text
@@ -199,7 +204,7 @@ def test_replay_pcr_of_the_system_may_be_further_than_its_records(index: int) ->
     """Programs extend these PCRs without a record, so a difference is named, not refused."""
     log = boot_log((0, b"x"), (index, b"stub"))
     values = {"pcr0": extended("sha256", 0, b"x"), f"pcr{index}": b"\7" * 32}
-    found = replay_pcr_logs(quoted(**values), log, b"")
+    found = replay_pcr_logs(quoted_values(values), log, b"")
     assert found.replayed == (("sha256", 0),)
     assert f"PCRs {index}," in found.steps[-1].text
 
