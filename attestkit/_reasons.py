@@ -201,6 +201,7 @@ BackendReason = (
         "register_unchanged",
         "state",  # the simulator's state folder is damaged or not writable
         "too_large",
+        "tpm_error",  # a TPM answered with an error
         "truncated",
         "wrong_report_data",  # the evidence is over other report data than requested
     ]

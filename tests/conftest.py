@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from attestkit.backends.tpm.client import TpmClient
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,3 +86,16 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def software_tpm(tmp_path: Path) -> "Iterator[TpmClient]":
+    """Return a client of a new swtpm; skip the test without swtpm."""
+    from tests.software_tpm import SWTPM, opened_swtpm  # lazy: most tests need no TPM
+
+    if SWTPM is None:
+        pytest.skip("swtpm is not installed")
+    folder = tmp_path / "swtpm"
+    folder.mkdir()
+    with opened_swtpm(folder) as client:
+        yield client

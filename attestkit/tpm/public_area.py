@@ -2,7 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
+from attestkit._crypto.der import BIT_STRING, SEQUENCE, encode_element
+from attestkit._crypto.rsa_public_key import encode_rsa_spki
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.tpm.algorithms import (
     ALG_AES,
@@ -51,8 +52,7 @@ _SCHEME_IDS: Final = {name: number for number, name in (_RSA_SCHEMES | _ECC_SCHE
 _RSA_BITS: Final = (1024, 2048, 3072, 4096)
 _AES_BITS: Final = (128, 192, 256)
 
-# AlgorithmIdentifier of SubjectPublicKeyInfo: RFC 8017, appendix A.1; RFC 5480, section 2.1.1.
-_RSA_ALGORITHM: Final = bytes.fromhex("300d06092a864886f70d0101010500")
+# AlgorithmIdentifier of SubjectPublicKeyInfo: RFC 5480, section 2.1.1.
 _EC_ALGORITHMS: Final = {
     "p256": bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107"),
     "p384": bytes.fromhex("301006072a8648ce3d020106052b81040022"),
@@ -164,14 +164,11 @@ class TpmtPublic(NamedTuple):
         if not self.has_key:
             raise FormatError("TPMT_PUBLIC: template without a key", reason="missing")
         if self.type == "rsa":
-            numbers = (int.from_bytes(self.modulus, "big"), self.public_exponent)
-            key = encode_element(SEQUENCE, b"".join(map(_encode_integer, numbers)))
-            algorithm = _RSA_ALGORITHM
-        else:
-            size = CURVE_SIZES[self.curve]
-            key = b"\x04" + self.x.rjust(size, b"\0") + self.y.rjust(size, b"\0")
-            algorithm = _EC_ALGORITHMS[self.curve]
-        return encode_element(SEQUENCE, algorithm + encode_element(BIT_STRING, b"\0" + key))
+            return encode_rsa_spki(self.modulus, self.public_exponent)
+        size = CURVE_SIZES[self.curve]
+        point = b"\x04" + self.x.rjust(size, b"\0") + self.y.rjust(size, b"\0")
+        key = encode_element(BIT_STRING, b"\0" + point)
+        return encode_element(SEQUENCE, _EC_ALGORITHMS[self.curve] + key)
 
     def require_attestation_key(self) -> None:
         """Check that the key signs only what the TPM made, and cannot leave the TPM.
@@ -286,7 +283,3 @@ def _u16(number: int) -> bytes:
 def _hash_id(name: str) -> bytes:
     hash_size(name)  # raises for an unknown hash
     return _u16(HASH_IDS[name])
-
-
-def _encode_integer(value: int) -> bytes:
-    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))

@@ -1,0 +1,327 @@
+"""Client of a TPM 2.0: the commands for keys, quotes, PCRs and capabilities."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+
+from attestkit.backends.tpm.command_channel import (
+    CREATE_PRIMARY,
+    EVICT_CONTROL,
+    FLUSH_CONTEXT,
+    GET_CAPABILITY,
+    PCR_EXTEND,
+    PCR_READ,
+    QUOTE,
+    READ_PUBLIC,
+    SELF_TEST,
+    START_AUTH_SESSION,
+    STARTUP,
+    ParameterReader,
+)
+from attestkit.backends.tpm.frames import TpmResponse, password
+from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
+from attestkit.backends.tpm.response_codes import INITIALIZE, TpmError
+from attestkit.backends.tpm.transports import malformed
+from attestkit.errors import AttestKitError, BackendError, FormatError
+from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, hash_size
+from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
+from attestkit.tpm.public_area import OWNER, TpmtPublic
+from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
+
+NULL: Final = 0x40000007  # TPM_RH_NULL
+HANDLES: Final = 1  # TPM_CAP_HANDLES
+COMMANDS: Final = 2  # TPM_CAP_COMMANDS
+PCRS: Final = 5  # TPM_CAP_PCRS
+PROPERTIES: Final = 6  # TPM_CAP_TPM_PROPERTIES
+FAMILY: Final = 0x100  # TPM_PT_FAMILY_INDICATOR
+NV_INDEX_MAX: Final = 0x117  # TPM_PT_NV_INDEX_MAX
+
+_PAGE: Final = 64  # items asked for in one GetCapability
+_MOST_PAGES: Final = 64
+_MOST_DIGESTS: Final = 8  # in one response of PCR_Read (TPML_DIGEST)
+_LARGEST_DIGEST: Final = 64
+_VENDOR: Final = 1 << 29  # TPMA_CC.V
+_COMMAND_INDEX: Final = 0xFFFF
+
+PcrValues = dict[tuple[str, int], bytes]
+
+
+class QuoteResponse(NamedTuple):
+    """A quote as the TPM returned it."""
+
+    message: bytes  # TPMS_ATTEST
+    signature: bytes  # TPMT_SIGNATURE
+
+
+class LoadedKey(NamedTuple):
+    """A key in the TPM."""
+
+    handle: int
+    public: TpmtPublic
+    raw: bytes  # TPMT_PUBLIC
+    name: bytes = b""
+    qualified_name: bytes = b""
+
+
+class TpmClient(NvCommands):
+    """Client of a TPM 2.0. Thread-safe; close it to close its transport.
+
+    Passwords of hierarchies and keys must be empty. Methods raise TpmError if the TPM answers with
+    an error, and otherwise what `execute` does.
+    """
+
+    # -- start and capabilities ----------------------------------------------------------------
+
+    def startup(self) -> None:
+        """Start the TPM, if the firmware or the kernel has not done so."""
+        try:
+            self.execute(STARTUP, parameters=b"\0\0")
+        except TpmError as error:
+            if error.code != INITIALIZE:
+                raise
+
+    def self_test(self) -> None:
+        """Test all algorithms of the TPM."""
+        self.execute(SELF_TEST, parameters=b"\1")
+
+    def get_capability(self, kind: int, first: int, count: int) -> tuple[bool, bytes]:
+        """Return whether more items follow, and the capability data after the kind."""
+        parameters = b"".join(encode_number(number, 4) for number in (kind, first, count))
+        reader = ParameterReader(
+            self.execute(GET_CAPABILITY, parameters=parameters), "GetCapability"
+        )
+        try:
+            more, found = reader.u8(), reader.u32()
+            if found != kind:
+                raise reader.error(f"capability {found} instead of {kind}", "wrong_value", 1)
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+        return bool(more), reader.take(reader.remaining)
+
+    def list_handles(self, first: int, last: int) -> tuple[int, ...]:
+        """Return the handles from `first` to `last` that exist, ascending."""
+        handles: list[int] = []
+        for _ in range(_MOST_PAGES):
+            more, data = self.get_capability(HANDLES, first, _PAGE)
+            page = self._numbers(data, 1)
+            handles += [number for (number,) in page if first <= number <= last]
+            if not more or not page or page[-1][0] >= last:
+                return tuple(handles)
+            first = page[-1][0] + 1
+        raise self._endless("handles")
+
+    def list_commands(self) -> frozenset[int]:
+        """Return the command codes that the TPM implements, with those of the vendor."""
+        commands: set[int] = set()
+        first = 0
+        for _ in range(_MOST_PAGES):
+            more, data = self.get_capability(COMMANDS, first, _PAGE)
+            page = [number & (_VENDOR | _COMMAND_INDEX) for (number,) in self._numbers(data, 1)]
+            commands.update(page)
+            if not more or not page:
+                return frozenset(commands)
+            first = page[-1] + 1
+        raise self._endless("commands")
+
+    def read_property(self, tag: int) -> int | None:
+        """Return a property, such as FAMILY; None if the TPM does not have it."""
+        _, data = self.get_capability(PROPERTIES, tag, 1)
+        return next((value for found, value in self._numbers(data, 2) if found == tag), None)
+
+    def list_banks(self) -> tuple[PcrSelection, ...]:
+        """Return the PCR banks; one that is not allocated has no PCRs.
+
+        Banks of hashes that attestkit does not know are refused, as a quote over them would be.
+        """
+        _, data = self.get_capability(PCRS, 0, 1)
+        try:
+            reader = TpmReader(data, "PCR banks")
+            banks = read_selections(reader)
+            reader.end()
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+        return banks
+
+    def _numbers(self, data: bytes, width: int) -> list[tuple[int, ...]]:
+        """Return a list of tuples of `width` numbers after its count."""
+        reader = TpmReader(data, "GetCapability")
+        try:
+            count = reader.u32()
+            if count > reader.remaining // (4 * width):
+                raise reader.truncated(count, 0)
+            found = [tuple([reader.u32() for _ in range(width)]) for _ in range(count)]
+            reader.end()
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+        return found
+
+    def _endless(self, what: str) -> BackendError:
+        text = f"{self.path}: GetCapability: more than {_MOST_PAGES} answers with {what}"
+        return BackendError(text, reason="malformed_response", path=self.path)
+
+    # -- PCRs ----------------------------------------------------------------------------------
+
+    def pcr_read(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
+        """Return the values of PCRs by bank and number; those of absent banks are missing.
+
+        A response has at most 8 values, so others may change between them: compare the digest with
+        that of a quote.
+        """
+        values: PcrValues = {}
+        left = selections
+        while any(selection.pcrs for selection in left):
+            found = self._pcr_read_some(left)
+            if not found:
+                break  # banks that are not allocated
+            values.update(found)
+            left = tuple(
+                one._replace(pcrs=tuple(n for n in one.pcrs if (one.bank, n) not in values))
+                for one in left
+            )
+        return values
+
+    def _pcr_read_some(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
+        """Return the values of one PCR_Read, which must have been asked for."""
+        asked = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
+        response = self.execute(PCR_READ, parameters=encode_selections(selections))
+        reader = ParameterReader(response, "PCR_Read")
+        try:
+            reader.u32()  # update counter
+            start = reader.at
+            read = [(one.bank, pcr) for one in read_selections(reader) for pcr in one.pcrs]
+            count = reader.u32()
+            if count != len(read) or count > _MOST_DIGESTS or not asked.issuperset(read):
+                problem = f"{count} values of {len(read)} PCRs, of {len(asked)} that were selected"
+                raise reader.error(problem, "inconsistent", start)
+            found: PcrValues = {}
+            for bank, pcr in read:
+                found[bank, pcr] = reader.sized("PCR", _LARGEST_DIGEST)
+                if len(found[bank, pcr]) != hash_size(bank):
+                    problem = f"{len(found[bank, pcr])} bytes in the bank {bank}"
+                    raise reader.error(problem, "wrong_size", reader.at)
+            reader.end()
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+        return found
+
+    def pcr_extend(self, pcr: int, digests: dict[str, bytes]) -> None:
+        """Extend a PCR by one digest in each of the named banks."""
+        parameters = encode_number(len(digests), 4) + b"".join(
+            encode_number(HASH_IDS[bank], 2) + digest for bank, digest in digests.items()
+        )
+        self.execute(PCR_EXTEND, (pcr,), parameters, [password()])
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def create_primary(self, hierarchy: int, template: bytes | TpmtPublic) -> LoadedKey:
+        """Make a primary key; the same template gives the same key. Flush its handle.
+
+        Args:
+            hierarchy: Handle of a hierarchy, such as 0x4000000B (endorsement).
+            template: TPMT_PUBLIC without a key.
+        """
+        area = template.encode() if isinstance(template, TpmtPublic) else template
+        parameters = (
+            encode_sized(bytes(4))  # no password, no data
+            + encode_sized(area)
+            + encode_sized(b"")  # no outside info
+            + encode_number(0, 4)  # no creation PCRs
+        )
+        response = self.execute(
+            CREATE_PRIMARY, (hierarchy,), parameters, [password()], returns_handle=True
+        )
+        handle = response.handle
+        assert handle is not None  # `returns_handle`
+        try:
+            raw = ParameterReader(response, "CreatePrimary").sized("public area")
+            public = TpmtPublic.parse(raw)
+        except FormatError as error:
+            with suppress(AttestKitError):
+                self.flush_context(handle)
+            raise malformed(self.path, error) from error
+        return LoadedKey(handle, public, raw, public.name, public.qualified_name(hierarchy))
+
+    @contextmanager
+    def primary_key(self, hierarchy: int, template: bytes | TpmtPublic) -> Iterator[LoadedKey]:
+        """Make a primary key for a block of commands, and flush it afterwards."""
+        key = self.create_primary(hierarchy, template)
+        with self.flushed(key.handle):
+            yield key
+
+    def read_public(self, handle: int) -> LoadedKey:
+        """Return the public area and the names of a key."""
+        reader = ParameterReader(self.execute(READ_PUBLIC, (handle,)), "ReadPublic")
+        try:
+            raw = reader.sized("public area")
+            names = reader.sized("name", LARGEST_NAME), reader.sized("qualified name", LARGEST_NAME)
+            reader.end()
+            return LoadedKey(handle, TpmtPublic.parse(raw), raw, *names)
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+
+    def find_key(self, handle: int) -> LoadedKey | None:
+        """Return the public area and the names of a key; None if it is absent."""
+        try:
+            return self.read_public(handle)
+        except TpmError as error:
+            if error.is_absent:
+                return None
+            raise
+
+    def evict_control(self, handle: int, persistent: int) -> None:
+        """Make a loaded key persistent, or remove a persistent key, if both handles are equal."""
+        self.execute(EVICT_CONTROL, (OWNER, handle), encode_number(persistent, 4), [password()])
+
+    def flush_context(self, handle: int) -> None:
+        """Unload a key or a session."""
+        self.execute(FLUSH_CONTEXT, parameters=encode_number(handle, 4))
+
+    @contextmanager
+    def flushed(self, handle: int) -> Iterator[None]:
+        """Unload a key or a session after a block; an error of the block is the one that counts."""
+        try:
+            yield
+        except BaseException:
+            with suppress(AttestKitError):
+                self.flush_context(handle)
+            raise
+        self.flush_context(handle)
+
+    def start_auth_session(
+        self, key: int, nonce: bytes, encrypted_salt: bytes, hash_name: str
+    ) -> TpmResponse:
+        """Start an HMAC session that is not bound; its response has a handle and nonceTPM."""
+        parameters = (
+            encode_sized(nonce)
+            + encode_sized(encrypted_salt)
+            + b"\0"  # TPM_SE_HMAC
+            + encode_number(ALG_NULL, 2)  # no parameter encryption
+            + encode_number(HASH_IDS[hash_name], 2)
+        )
+        return self.execute(START_AUTH_SESSION, (key, NULL), parameters, returns_handle=True)
+
+    # -- quotes --------------------------------------------------------------------------------
+
+    def quote(
+        self, key: int, qualifying_data: bytes, selections: tuple[PcrSelection, ...]
+    ) -> QuoteResponse:
+        """Return a quote by the key's own signing scheme.
+
+        Args:
+            key: Handle of an attestation key.
+            qualifying_data: At most 2 bytes more than the largest digest of the TPM; 34 bytes are
+                portable.
+            selections: The PCRs. Those of a bank that is not allocated are left out by the TPM.
+        """
+        parameters = (
+            encode_sized(qualifying_data)
+            + encode_number(ALG_NULL, 2)  # the key's own scheme
+            + encode_selections(selections)
+        )
+        response = self.execute(QUOTE, (key,), parameters, [password()])
+        reader = ParameterReader(response, "Quote")
+        try:
+            message = reader.sized("quote")
+        except FormatError as error:
+            raise malformed(self.path, error) from error
+        return QuoteResponse(message, reader.take(reader.remaining))
