@@ -45,8 +45,10 @@ BUILTIN: Final = {
     "dstack_agent": "DstackAgent",
     "simulator": "Simulator",
     "recording": "Recording",
+    "tpm": "TpmBackend",
 }
-# Order of detection. Without the simulator and recordings: their evidence is never used by default.
+# Order of detection. Without the simulator and recordings, whose evidence is never used by default,
+# and without a plain TPM, whose evidence is not of a TEE.
 AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
 # Backends whose probe accepts KernelPaths.
 HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")

@@ -1,7 +1,8 @@
 """Paths of the TEE interfaces of Linux.
 
 Sources: the kernel's Documentation/ABI/testing (configfs-tsm-report,
-sysfs-devices-virtual-misc-tdx_guest), the ACPI specification (CCEL), the dstack guest agent.
+sysfs-devices-virtual-misc-tdx_guest), drivers/char/tpm, the ACPI specification (CCEL), the dstack
+guest agent.
 """
 
 import os
@@ -31,6 +32,10 @@ class KernelPaths(NamedTuple):
     ccel_data: Path = Path("/sys/firmware/acpi/tables/data/CCEL")
     ccel_file: Path | None = None  # a copy of the log, used instead of both
     tdx_attest_conf: Path = Path("/etc/tdx-attest.conf")
+    tpm_nodes: tuple[Path, ...] = (Path("/dev/tpmrm0"), Path("/dev/tpm0"))  # in this order
+    tpm_class: Path = Path("/sys/class/tpm")
+    tpm_boot_log: Path = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+    ima_log: Path = Path("/sys/kernel/security/ima/binary_runtime_measurements")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
     runtime_log: Path = Path("/run/log/dstack")
 

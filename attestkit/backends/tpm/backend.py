@@ -1,0 +1,218 @@
+"""Backend for a TPM 2.0 without hardware evidence of a TEE (Confidential Containers' `tpm`).
+
+Its evidence proves what the TPM's owner says about the machine: a verifier has to know the
+attestation key. So this backend is used only if it is selected by name.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation.wire.evidence_parts import Tpm
+from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
+from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
+from attestkit.backends.tpm.quote_reader import collect_quote
+from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
+from attestkit.errors import BackendUnavailableError, SignatureError, UnsupportedError, UsageError
+from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm.algorithms import HASH_IDS
+from attestkit.tpm.public_area import (
+    ENDORSEMENT,
+    FIXED_PARENT,
+    FIXED_TPM,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SIGN,
+    USER_WITH_AUTH,
+)
+
+__all__ = ["TpmBackend"]
+
+HANDLE_VARIABLE: Final = "AA_TPM_AK_HANDLE"  # as of Confidential Containers' attestation agent
+DEFAULT_HANDLE: Final = 0x81010002
+_PERSISTENT: Final = range(0x81000000, 0x82000000)
+_EVERY_PCR: Final = tuple(range(24))
+
+AK_TEMPLATE: Final = TpmtPublic(
+    "ecc",
+    "sha256",
+    FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | USER_WITH_AUTH | RESTRICTED | SIGN,
+    scheme="ecdsa",
+    scheme_hash="sha256",
+    curve="p256",
+)
+"""Template of the attestation key if no persistent one exists: the same key in every boot."""
+
+
+class TpmBackend:
+    """Backend of a TPM 2.0. Thread-safe; other processes can use the TPM at the same time.
+
+    The attestation key is the persistent key `ak_handle`. Only if that is not given and nothing is
+    at 0x81010002, it is a primary key of the endorsement hierarchy (ECDSA P-256), made for each
+    request.
+
+    Args:
+        device: The device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
+        ak_handle: The persistent handle, a number or text such as 0x81010002. None:
+            `$AA_TPM_AK_HANDLE`, or else 0x81010002.
+        ak_certificate: Certificate of the key (DER), which is sent with the evidence.
+        bank: The quoted bank, all 24 PCRs of it: sha256, sha384 or sha512.
+        logs: Whether evidence has the boot log and the IMA list, if this process can read them.
+        root: The directory to use in place of `/`.
+        client: A TPM to use instead of a device; the backend owns it.
+
+    Raises:
+        UsageError: If an option is invalid.
+        BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
+        BackendError: If it cannot be opened for another reason.
+    """
+
+    name = "tpm"
+    simulated = False
+    blocking = True
+
+    def __init__(
+        self,
+        *,
+        device: str | os.PathLike[str] | None = None,
+        ak_handle: int | str | None = None,
+        ak_certificate: bytes | None = None,
+        bank: str = "sha256",
+        logs: bool = True,
+        root: str | os.PathLike[str] | None = None,
+        client: TpmClient | None = None,
+    ) -> None:
+        if bank not in HASH_IDS or bank == "sha1":
+            message = f"bank: must be sha256, sha384 or sha512, not {bank!r}"
+            raise UsageError(message, reason="wrong_value")
+        self._handle, self._is_chosen = _ak_handle(ak_handle)
+        self._certificates = () if ak_certificate is None else (ak_certificate,)
+        self._selections = (PcrSelection(bank, _EVERY_PCR),)
+        self._logs = logs
+        self._paths = KernelPaths() if root is None else KernelPaths.below(root)
+        self._client = open_tpm(device, self._paths) if client is None else client
+
+    @classmethod
+    def probe(cls, paths: KernelPaths | None = None) -> None:
+        """Open the TPM and read its version.
+
+        Raises:
+            BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
+            BackendError: If it fails.
+            UsageError: If `$TPM_DEVICE` is not an absolute path.
+        """
+        client = open_tpm(find_tpm_device(None, paths), paths)
+        try:
+            client.read_property(FAMILY)
+        finally:
+            client.close()
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Raise UnsupportedError: a quote of a TPM is not enough without the PCR values."""
+        del report_data
+        message = "tpm: no TDX quotes or SNP reports; use attest()"
+        raise UnsupportedError(message, reason="no_quote")
+
+    def read_event_log(self) -> bytes:
+        """Return no log of RTMRs; the TPM's logs are parts of the evidence."""
+        return b""
+
+    def collect_evidence(self, report_data: bytes) -> Tpm:
+        """Return a quote over the SHA-256 of `report_data`, exactly 64 bytes, with its PCRs.
+
+        A TPM may accept only 34 bytes of qualifying data.
+
+        Raises:
+            UsageError: If `report_data` is not 64 bytes, or the backend is closed.
+            UnsupportedError: If the bank is not allocated.
+            BackendUnavailableError: If there is no attestation key at the given handle.
+            BackendError: If the TPM fails.
+        """
+        check_bytes("report_data", report_data, 64)
+        with self._client.lock, self._attestation_key() as key:
+            collected = collect_quote(
+                self._client,
+                key.handle,
+                sha256(report_data),
+                self._selections,
+                read_logs=self._read_logs,
+            )
+        return Tpm(collected.to_vtpm_quote(key.raw, self._certificates))
+
+    def read_attestation_key(self) -> bytes:
+        """Raise UnsupportedError: no hardware evidence has to bind the key."""
+        message = "tpm: no hardware evidence; the evidence itself has the TPM's key"
+        raise UnsupportedError(message, reason="feature")
+
+    def read_trusted_key(self) -> bytes:
+        """Return the attestation key for the `trusted_aks` of a policy, SubjectPublicKeyInfo (DER).
+
+        Raises:
+            AttestKitError: As `collect_evidence`.
+        """
+        with self._client.lock, self._attestation_key() as key:
+            return key.public.spki
+
+    def _read_logs(self) -> TpmLogs:
+        return read_tpm_logs(self._paths) if self._logs else TpmLogs()
+
+    @contextmanager
+    def _attestation_key(self) -> Iterator[LoadedKey]:
+        """Return the persistent key, or make one for a block of commands."""
+        key = self._client.find_key(self._handle)
+        if key is not None:
+            self._check_key(key)
+            yield key
+            return
+        if self._is_chosen:
+            text = (
+                f"{self._client.path}: no key at handle {self._handle:#x}; make one persistent "
+                f"there (tpm2_evictcontrol), or set ak_handle or ${HANDLE_VARIABLE}"
+            )
+            raise BackendUnavailableError(text, reason="not_configured", path=self._client.path)
+        with self._client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+            yield key
+
+    def _check_key(self, key: LoadedKey) -> None:
+        """Refuse a key whose quotes verifiers refuse."""
+        try:
+            key.public.require_attestation_key()
+        except SignatureError as error:
+            text = (
+                f"{self._client.path}: key at handle {key.handle:#x}: {error}; set ak_handle or "
+                f"${HANDLE_VARIABLE} to another one"
+            )
+            raise BackendUnavailableError(
+                text, reason="not_configured", path=self._client.path
+            ) from error
+
+    def close(self) -> None:
+        """Close the device. A second call has no effect."""
+        self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<TpmBackend on {Path(self._client.path)}>"
+
+
+def _ak_handle(
+    given: int | str | None, environment: Mapping[str, str] = os.environ
+) -> tuple[int, bool]:
+    """Return the handle of the attestation key, and whether the caller chose it."""
+    subject, value = "ak_handle", given
+    if value is None:
+        subject, value = f"${HANDLE_VARIABLE}", environment.get(HANDLE_VARIABLE) or None
+    if value is None:
+        return DEFAULT_HANDLE, False
+    try:
+        handle = int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        handle = -1
+    if handle not in _PERSISTENT:
+        message = f"{subject}: must be a persistent handle, 0x81000000 to 0x81ffffff, not {value!r}"
+        raise UsageError(message, reason="out_of_range")
+    return handle, True

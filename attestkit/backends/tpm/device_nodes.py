@@ -1,0 +1,150 @@
+"""Device nodes of a TPM on Linux: which one to use, and what is wrong if it cannot be opened.
+
+The resource manager (/dev/tpmrm0) has room for any number of keys and sessions and lets several
+processes use the TPM. The raw node (/dev/tpm0) has one opener.
+"""
+
+import errno
+import grp
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from attestkit.backends.linux.device_errors import (
+    ABSENT,
+    DENIED,
+    access_error,
+    busy,
+    error_name,
+    failed,
+    unavailable,
+)
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
+from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.transports import DeviceTransport
+from attestkit.errors import BackendError, UsageError
+
+DEVICE_VARIABLE: Final = "TPM_DEVICE"  # as of AWS's and dstack's tools
+_GONE: Final = ABSENT | {errno.ENODEV, errno.ENXIO}
+_NODE: Final = re.compile(r"tpm(?:rm)?(\d{1,4})")
+_VERSION_SIZE: Final = 16  # bytes
+
+
+def find_tpm_device(
+    device: str | os.PathLike[str] | None = None,
+    paths: KernelPaths | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+) -> Path:
+    """Return the device node to use.
+
+    Args:
+        device: The node to use. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0, the first
+            that exists.
+        paths: The kernel's paths; None: the default paths.
+        environment: The variables.
+
+    Raises:
+        BackendUnavailableError: If there is no node.
+        UsageError: If the variable is not an absolute path.
+    """
+    if device is not None:
+        return Path(device)
+    if named := environment.get(DEVICE_VARIABLE):
+        if not named.startswith("/"):
+            message = f"${DEVICE_VARIABLE}: not an absolute path: {named!r}"
+            raise UsageError(message, reason="wrong_value")
+        return Path(named)
+    nodes = (KernelPaths() if paths is None else paths).tpm_nodes
+    for node in nodes:
+        try:
+            node.stat()
+        except OSError as error:
+            if error.errno in ABSENT:
+                continue
+        return node
+    text = (
+        f"no TPM: {' and '.join(map(str, nodes))} do not exist; enable the virtual TPM of this VM, "
+        f"load its driver, or in a container pass the device through (--device {nodes[0]})"
+    )
+    raise unavailable(nodes[0], text, "missing")
+
+
+def open_tpm(
+    device: str | os.PathLike[str] | None = None,
+    paths: KernelPaths | None = None,
+    *,
+    calls: DeviceCalls = REAL_CALLS,
+) -> TpmClient:
+    """Open the TPM of this machine; arguments as of `find_tpm_device`.
+
+    Raises:
+        BackendUnavailableError: If the node is missing (`missing`) or not accessible to this
+            process (`permission_denied`), or belongs to a TPM 1.2 (`wrong_platform`).
+        BackendBusyError: If another process has opened a raw node.
+        BackendError: If the node cannot be opened for another reason.
+        UsageError: If `$TPM_DEVICE` is not an absolute path.
+    """
+    paths = KernelPaths() if paths is None else paths
+    node = find_tpm_device(device, paths)
+    _check_version(node, paths.tpm_class, calls)
+    transport = DeviceTransport(str(node), lambda: _open_node(node, calls), calls=calls)
+    transport.open()
+    return TpmClient(transport)
+
+
+def _check_version(node: Path, tpm_class: Path, calls: DeviceCalls) -> None:
+    """Raise for a TPM 1.2. Linux before 5.6 does not say; the first response will."""
+    found = _NODE.fullmatch(node.name)
+    if found is None:
+        return
+    try:
+        file = tpm_class / f"tpm{found[1]}" / "tpm_version_major"
+        version = read_file(file, _VERSION_SIZE, calls=calls).strip()
+    except OSError:
+        return
+    if version == b"1":
+        text = "a TPM 1.2; a TPM 2.0 is required: enable it in the settings of the VM or firmware"
+        raise unavailable(node, text, "wrong_platform")
+
+
+def _open_node(node: Path, calls: DeviceCalls) -> int:
+    try:
+        fd = calls.open_file(node, os.O_RDWR | os.O_NONBLOCK, None)
+    except OSError as error:
+        raise _open_error(node, error) from error
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise failed(node, "not a device", "io_error")
+    return fd
+
+
+def _open_error(node: Path, error: OSError) -> BackendError:
+    problem = f"cannot be opened ({error_name(error)})"
+    if error.errno in _GONE:
+        text = f"{problem}; enable the virtual TPM, or set ${DEVICE_VARIABLE} to its device node"
+        return unavailable(node, text, "missing")
+    if error.errno in DENIED:
+        return access_error(node, "cannot be opened", error, f"; {_access_remedy(node)}")
+    if error.errno == errno.EBUSY:
+        return busy(node, f"{problem}: another process uses it; use /dev/tpmrm0", "device")
+    return failed(node, problem, "io_error")
+
+
+def _access_remedy(node: Path) -> str:
+    """Return what to do about a missing permission: the group of the node, if it helps."""
+    try:
+        found = node.stat()
+    except OSError:
+        return "grant access by a udev rule"
+    if found.st_mode & 0o060 != 0o060 or found.st_gid in {os.getegid(), *os.getgroups()}:
+        return "run as root, or allow the device in the container's or LSM's rules"
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        group = str(found.st_gid)
+    return f"the node belongs to the group {group}: add this user to it (usermod -aG {group} USER)"

@@ -1,0 +1,34 @@
+"""Logs that explain the PCRs of a TPM: the firmware's boot log, and the kernel's IMA list."""
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
+
+LARGEST_LOG: Final = 4 << 20
+"""Bytes of a log in evidence, of which all parts together may have 10 MiB."""
+
+
+class TpmLogs(NamedTuple):
+    """Logs as read from the kernel; empty if absent, not readable, or too long."""
+
+    boot_log: bytes = b""  # binary_bios_measurements
+    ima_log: bytes = b""  # binary_runtime_measurements
+
+
+def read_tpm_logs(paths: KernelPaths | None = None, *, calls: DeviceCalls = REAL_CALLS) -> TpmLogs:
+    """Return the logs; they are usually readable by root only.
+
+    A verifier decides whether PCRs without a log are acceptable.
+    """
+    paths = KernelPaths() if paths is None else paths
+    return TpmLogs(_read_log(paths.tpm_boot_log, calls), _read_log(paths.ima_log, calls))
+
+
+def _read_log(path: Path, calls: DeviceCalls) -> bytes:
+    try:
+        log = read_file(path, LARGEST_LOG, calls=calls)
+    except OSError:
+        return b""
+    return log if len(log) <= LARGEST_LOG else b""
