@@ -3,7 +3,8 @@
 from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 from attestkit.verifier.batch.task import VerificationItem
 from attestkit.verifier.evidence_bundle import EvidenceBundle
-from attestkit.verifier.pipeline import Evidence, Examination, Verifier, verify
+from attestkit.verifier.one_call import verify
+from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import (
     AppraisalPolicy,
     BitMask,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
-from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.authenticators import AkSettings, Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
 from attestkit.verifier.evidence_bundle import BUNDLE_TIME, EvidenceBundle
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.images import Images, ImageStore
 
-__all__ = ["Evidence", "Examination", "Verifier", "verify"]
+__all__ = ["Evidence", "Examination", "Verifier"]
 
 _Path = str | os.PathLike[str]
 
@@ -57,14 +57,17 @@ class VerifierOptions(TypedDict, total=False):
     clock: Callable[[], datetime]
     snp_certificates: Sequence[bytes]
     images: "Images | ImageStore | None"
+    ak_roots: Sequence[bytes]
+    ak_certificates: Sequence[bytes]
+    fetch_ak_certificates: bool
 
 
 class Verifier:
     """Verifier: appraises evidence under the vendors' roots or one trust anchor, by a policy.
 
     Args:
-        trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD and AWS on
-            every platform. The result is `simulated` unless it has the vendor's key.
+        trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD, AWS and
+            Google on every platform. The result is `simulated` unless it has the vendor's key.
         collateral: Collateral for the platforms of the evidence, or the path of its file; required
             for TDX and SGX.
         pccs_url: PCCS or Intel's PCS, from which collateral is fetched instead.
@@ -80,6 +83,11 @@ class Verifier:
             They prove the OS image of TDs whose evidence does not measure it, and the ACPI tables
             of all TDs, as far as those of their shape ship with attestkit. Results have the
             image's metadata.
+        ak_roots: Further roots of attestation keys (AK) of TPMs, in DER or PEM, for evidence of
+            platform `tpm`.
+        ak_certificates: Certificates of CAs, and CRLs, for AK certificates; in DER or PEM.
+        fetch_ak_certificates: Whether missing ones are fetched from the addresses that Google's
+            certificates name; then every CRL that they name must be available.
 
     Thread-safe; it pickles without its caches.
 
@@ -103,6 +111,9 @@ class Verifier:
         clock: Callable[[], datetime] = _utc_now,
         snp_certificates: Sequence[bytes] = (),
         images: "Images | ImageStore | None" = None,
+        ak_roots: Sequence[bytes] = (),
+        ak_certificates: Sequence[bytes] = (),
+        fetch_ak_certificates: bool = False,
     ) -> None:
         if collateral is not None and pccs_url is not None:
             raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
@@ -116,7 +127,8 @@ class Verifier:
         self.policy: AppraisalPolicy = (
             AppraisalPolicy.default() if policy is None else require_policy(policy)
         )
-        self._authenticators = Authenticators(trust_anchor, snp_certificates)
+        keys = AkSettings.of(ak_roots, ak_certificates, getter, fetch=fetch_ak_certificates)
+        self._authenticators = Authenticators(trust_anchor, snp_certificates, keys)
         self._collateral = collateral
         self._pccs_url = pccs_url
         self._getter, self._cache = getter, cache
@@ -274,7 +286,7 @@ class Verifier:
         """Parse evidence, and return an Examination, whose methods verify it step by step.
 
         Call them in the order in which `Examination` defines them; `verify` does the same. If
-        `fetch` is false, a step that needs a PCCS request raises FetchNeededError.
+        `fetch` is false, a step that needs a request raises FetchNeededError.
         """
         _check_collateral(collateral)
 
@@ -401,6 +413,9 @@ class Verifier:
             "clock": self._clock,
             "snp_certificates": self._authenticators.snp_certificates,
             "images": self._images,
+            "ak_roots": self._authenticators.ak_settings.roots,
+            "ak_certificates": self._authenticators.ak_settings.certificates,
+            "fetch_ak_certificates": self._authenticators.ak_settings.fetch,
         }
         return _create_verifier, (type(self), options)
 
@@ -424,59 +439,3 @@ def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
 def _check_collateral(given: object) -> None:
     if given is not None and not isinstance(given, Collateral):
         raise wrong_type("collateral", "a Collateral", given)
-
-
-@overload
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult: ...
-
-
-@overload
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes | None = None,
-    report_data: bytes | EllipsisType | None,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult: ...
-
-
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes | None = None,
-    report_data: bytes | EllipsisType | None = ...,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult:
-    """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
-    verifier = Verifier(
-        trust_anchor=trust_anchor,
-        collateral=collateral,
-        pccs_url=pccs_url,
-        policy=policy,
-        snp_certificates=snp_certificates,
-        images=images,
-    )
-    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)
