@@ -8,63 +8,102 @@ from binascii import Error as Base64Error
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, Platform, SevSnp
+from attestkit.attestation.wire.evidence_parts import (
+    GcpSnp,
+    GcpTdx,
+    NitroEnclave,
+    Platform,
+    SevSnp,
+)
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
+from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence_checks import ParsedEvidence
 from attestkit.verifier.result import Authenticated, TcbStatus
 
 if TYPE_CHECKING:
+    from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.dcap.engine import Dcap
+    from attestkit.verifier.platforms.ak_chain import AkChains
+    from attestkit.verifier.platforms.gcp import Gcp
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
+
+
+class AkSettings(NamedTuple):
+    """Certificates of TPM keys that a verifier has, and whether it may fetch others."""
+
+    roots: tuple[bytes, ...] = ()
+    certificates: tuple[bytes, ...] = ()  # of CAs, and CRLs
+    fetch: bool = False
+    getter: "Getter | None" = None  # None: an HTTP client of the standard library
 
 
 class Authenticators:
     """Authenticators for Intel, AMD and AWS, under the vendors' roots or one trust anchor."""
 
     def __init__(
-        self, trust_anchor: bytes | str | None, snp_certificates: Sequence[bytes] = ()
+        self,
+        trust_anchor: bytes | str | None,
+        snp_certificates: Sequence[bytes] = (),
+        ak_settings: AkSettings = AkSettings(),  # noqa: B008 - immutable
     ) -> None:
-        """Set the trust anchor and the certificates of SEV-SNP keys.
+        """Set the trust anchor and the certificates of SEV-SNP keys and TPM keys.
 
         Args:
             trust_anchor: Certificate in DER or PEM; None uses the vendors' roots.
             snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
+            ak_settings: Certificates of TPM keys.
 
         Raises:
-            UsageError: If `trust_anchor` is not a single certificate.
+            UsageError: If `trust_anchor` is not a single certificate, or a certificate of a TPM key
+                is malformed.
         """
         self.trust_anchor: bytes | None = (
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
+        self.ak_settings = ak_settings
+        if ak_settings.roots or ak_settings.certificates:
+            _ = self.ak_chains  # reports malformed ones at once
 
     def authenticate(
-        self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
+        self,
+        parsed: ParsedEvidence,
+        collateral: Collateral | None,
+        now: datetime,
+        *,
+        fetch: bool = True,
     ) -> Authenticated:
         """Verify the vendor's signatures, and return what they cover.
 
         On a platform with a TPM, the hardware's evidence is verified first, then the TPM's quote
         and what joins the two.
 
+        Args:
+            parsed: The evidence.
+            collateral: Collateral of an SGX or TDX quote.
+            now: Time of the verification, with a time zone.
+            fetch: Whether requests for certificates of TPM keys may be sent.
+
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
-            CollateralError: If collateral is required, but missing or malformed.
+            CollateralError: If collateral is required, but missing or malformed; a FetchNeededError
+                if a request is needed, and `fetch` is false.
         """
-        attestation = parsed.attestation
-        if attestation is not None and isinstance(attestation.evidence.platform, NitroTpm):
-            # lazy: only for this platform
-            from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
-
-            return authenticate_nitro_tpm(self._aws, attestation, now)
-        return self._authenticate_hardware(parsed, collateral, now)
+        hardware = self._authenticate_hardware(parsed, collateral, now)
+        if parsed.attestation is None:
+            return hardware
+        if isinstance(parsed.attestation.evidence.platform, (GcpTdx, GcpSnp)):
+            before = _allow_fetch if fetch else _refuse_fetch
+            return self._google.authenticate(parsed.attestation, hardware, now, before)
+        return hardware
 
     def _authenticate_hardware(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
@@ -123,9 +162,41 @@ class Authenticators:
 
         return Nitro(self.trust_anchor)
 
+    @cached_property
+    def _google(self) -> "Gcp":
+        from attestkit.verifier.platforms.gcp import Gcp  # lazy: only for Google Cloud
+
+        return Gcp(self.ak_chains)
+
+    @cached_property
+    def ak_chains(self) -> "AkChains":
+        """Certificates of TPM keys, under Google's roots or the trust anchor."""
+        from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: only with a TPM
+
+        roots, certificates, fetch, getter = self.ak_settings
+        fetcher = None
+        if fetch:
+            from attestkit.collateral.issuer_fetcher import IssuerFetcher  # lazy: only for fetching
+
+            fetcher = IssuerFetcher(getter)
+        return AkChains(
+            self.trust_anchor, roots=roots, certificates=certificates, fetcher=fetcher
+        )
+
+
+def _allow_fetch() -> None:
+    """Allow a request."""
+
+
+def _refuse_fetch() -> None:
+    message = "AK certificate: its issuers must be fetched, but fetch is false"
+    raise FetchNeededError(message, reason="fetch_needed")
+
 
 def _snp_evidence(platform: Platform) -> SevSnp | None:
     """Return the SEV-SNP report of a platform, with its certificates; None without one."""
+    if isinstance(platform, GcpSnp):
+        return SevSnp(platform.report, platform.cert_chain, "")
     return platform if isinstance(platform, SevSnp) else None
 
 

@@ -104,7 +104,9 @@ class Examination:
         return found
 
     def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
-        return self._settings.authenticators.authenticate(self.parsed, collateral, self._now)
+        return self._settings.authenticators.authenticate(
+            self.parsed, collateral, self._now, fetch=self._fetch
+        )
 
     def replay(self) -> None:
         """Compare the event log with the registers."""

@@ -127,7 +127,8 @@ class Verifier:
         self.policy: AppraisalPolicy = (
             AppraisalPolicy.default() if policy is None else require_policy(policy)
         )
-        keys = AkSettings.of(ak_roots, ak_certificates, getter, fetch=fetch_ak_certificates)
+        certificates = tuple(ak_certificates)
+        keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
         self._authenticators = Authenticators(trust_anchor, snp_certificates, keys)
         self._collateral = collateral
         self._pccs_url = pccs_url

@@ -1,0 +1,82 @@
+"""OS image of a TD on Google Cloud: its UKI is the third event of PCR 2 (vtpm.md, section 9.2).
+
+The quote of the TPM is verified elsewhere.
+"""
+
+import hmac
+from collections.abc import Mapping
+from typing import Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats.cbor import Value
+from attestkit.attestation.wire.evidence_parts import TpmQuote
+from attestkit.errors import FormatError, ReplayError, VerificationError
+
+OVMF_PCR_0: Final = bytes.fromhex(
+    "0cca9ec161b09288802e5a112255d21340ed5b797f5fe29cecccfd8f67b9f802"
+)
+"""PCR 0 (SHA-256) of Google's firmware for TDX, "OVMF v2" in dstack's texts."""
+
+_UKI_EVENT: Final = 2  # after the separator and the GPT
+_BANK: Final = "sha256"
+
+
+def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
+    """Return the Authenticode hash of the UKI (32 bytes) in a measurement document.
+
+    Raises:
+        FormatError: If the document has other fields or another version.
+    """
+    if document.keys() != {"version", "uki_auth"}:
+        message = "measurement.gcp.cbor: must have version and uki_auth only"
+        raise FormatError(message, reason="unknown_field")
+    version, found = document["version"], document["uki_auth"]
+    if version != 1 or isinstance(version, bool):
+        message = "measurement.gcp.cbor: version must be 1"
+        raise FormatError(message, reason="unsupported_version")
+    if not isinstance(found, bytes) or len(found) != 32:
+        message = "measurement.gcp.cbor: uki_auth must be 32 bytes"
+        raise FormatError(message, reason="wrong_value")
+    return found
+
+
+def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
+    """Check firmware and UKI of a TD against the PCRs and the log of its TPM.
+
+    Raises:
+        VerificationError: If PCR 0 is of another firmware, or PCR 2 of another UKI (`os_image`).
+        ReplayError: If the log does not replay to PCR 2.
+        FormatError: If a PCR is missing.
+    """
+    pcr_0, pcr_2 = pcr_value(tpm_quote, 0), pcr_value(tpm_quote, 2)
+    if not hmac.compare_digest(pcr_0, OVMF_PCR_0):
+        message = f"PCR 0 mismatch: expected GCP OVMF v2, got {pcr_0.hex()}"
+        raise VerificationError(message, reason="os_image")
+    events = [event.digest for event in tpm_quote.event_log if event.pcr_index == 2]
+    replayed = replay_digests(events)
+    if not hmac.compare_digest(pcr_2, replayed):
+        raise ReplayError(
+            f"PCR 2 mismatch, quoted: {pcr_2.hex()}, replayed: {replayed.hex()}",
+            reason="pcr_mismatch",
+        )
+    if len(events) <= _UKI_EVENT:
+        raise VerificationError("Event 28 not found: PCR 2 has no UKI", reason="os_image")
+    if not hmac.compare_digest(events[_UKI_EVENT], uki_hash):
+        text = f"expected={uki_hash.hex()}, actual={events[_UKI_EVENT].hex()}"
+        raise VerificationError(f"UKI hash mismatch: {text}", reason="os_image")
+
+
+def pcr_value(tpm_quote: TpmQuote, index: int) -> bytes:
+    """Return a value of the SHA-256 bank; FormatError if it is missing."""
+    for number, bank, value in tpm_quote.pcr_values:
+        if (number, bank) == (index, _BANK):
+            return value
+    raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
+
+
+def replay_digests(digests: list[bytes], start: bytes = bytes(32)) -> bytes:
+    """Return the SHA-256 replay of digests, from `start` on."""
+    value = start
+    for digest in digests:
+        value = sha256(value + digest)
+    return value
