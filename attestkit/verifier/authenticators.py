@@ -179,9 +179,7 @@ class Authenticators:
             from attestkit.collateral.issuer_fetcher import IssuerFetcher  # lazy: only for fetching
 
             fetcher = IssuerFetcher(getter)
-        return AkChains(
-            self.trust_anchor, roots=roots, certificates=certificates, fetcher=fetcher
-        )
+        return AkChains(self.trust_anchor, roots=roots, certificates=certificates, fetcher=fetcher)
 
 
 def _allow_fetch() -> None:

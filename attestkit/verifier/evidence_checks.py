@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, NitroEnclave, SevSnp, Tdx
 from attestkit.errors import (
     FormatError,
     PolicyError,
@@ -51,6 +51,9 @@ _td_attributes = attrgetter(*_TD_ATTRIBUTES)
 _td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
 
 
+_SUPPORTED = (Tdx, SevSnp, NitroEnclave, GcpTdx, GcpSnp)
+
+
 class ParsedEvidence(NamedTuple):
     """Parsed evidence: an attestation, a quote, or both."""
 
@@ -65,7 +68,7 @@ class ParsedEvidence(NamedTuple):
             FormatError: If its quote is malformed, or not of a TD.
             UnsupportedError: If its platform uses a vTPM.
         """
-        if not isinstance(attestation.evidence.platform, (Tdx, SevSnp, NitroEnclave, NitroTpm)):
+        if not isinstance(attestation.evidence.platform, _SUPPORTED):
             message = f"{attestation.platform} evidence: vTPM quotes are not supported"
             raise UnsupportedError(message, reason="feature")
         quote = attestation.quote
@@ -214,8 +217,8 @@ def app_info(
             text = "the evidence has no configuration document, so it does not name its app"
             return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
-    if isinstance(platform, NitroTpm) and attestation.is_bare:
-        return None, _without_app("a bare document does not name its app")
+    if isinstance(platform, GcpSnp):
+        return None, _without_app("nothing measures the app of an SEV-SNP guest of Google")
     info = attestation.read_app_info(device=device)
     if info.os_image_hash != image_hash:
         info = info._replace(os_image_hash=image_hash)

@@ -27,6 +27,7 @@ from attestkit.verifier.evidence_checks import (
     verified_launch,
 )
 from attestkit.verifier.evidence_formats import Evidence, parse_evidence
+from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import (
@@ -176,8 +177,11 @@ class Examination:
 
     def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
         authenticated = _require(self._authenticated)
+        join = join_hardware(expected, authenticated.report_data, authenticated.vtpm)
+        authenticated = self._authenticated = authenticated._replace(vtpm=join.vtpm)
         found = self._claims()
-        self._steps.append(check_report_data(authenticated.report_data, expected))
+        self._steps.append(check_report_data(authenticated.report_data, join.expected))
+        self._steps.extend(join.steps)
         settings = self._settings
         simulated = not settings.authenticators.genuine(self.parsed)
         self._steps.extend(

@@ -7,7 +7,7 @@ from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import GcpSnp, NitroEnclave, SevSnp, Tdx
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.result import caution, passed, skipped
@@ -67,7 +67,8 @@ def check_os_image(
         if images is None or quote is None or not isinstance(attestation.evidence.platform, Tdx):
             return _without_image(str(error))
         return _check_files(attestation, quote, images)
-    version = None if quote is None else read_measurement_version(attestation.config)
+    is_td = isinstance(attestation.evidence.platform, Tdx)
+    version = read_measurement_version(attestation.config) if is_td else None
     text = f"the registers are those of OS image {found.hex()}"
     if version is not None:
         text = f"{text} (measurement document of version {version})"
@@ -151,6 +152,8 @@ def _describe_missing(image_hash: bytes) -> str:
 def _find_no_image(attestation: Attestation) -> str:
     """Return why evidence without a quote does not name an OS image; empty if it does."""
     platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
+    if isinstance(platform, GcpSnp):
+        return "nothing measures that of an SEV-SNP guest of Google at launch"
     if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
         return "the evidence has no measurement of it"
     if isinstance(platform, NitroTpm) and not config.os_image_hash:

@@ -55,10 +55,15 @@ def _rsa(hash_name: str) -> Callable[[bytes, bytes, bytes], None]:
 AK_RULES: Final = PathRules(
     {
         **VENDOR_RULES.algorithms,
-        bytes.fromhex("300a06082a8648ce3d040302"): _p256_verify,
-        bytes.fromhex("300d06092a864886f70d01010b0500"): _rsa("sha256"),
-        bytes.fromhex("300d06092a864886f70d01010c0500"): _rsa("sha384"),
-        bytes.fromhex("300d06092a864886f70d01010d0500"): _rsa("sha512"),
+        **{
+            bytes.fromhex(identifier): partial(_verify, algorithm=algorithm, hash_name=hash_name)
+            for identifier, algorithm, hash_name in (
+                ("300a06082a8648ce3d040302", "ecdsa", "sha256"),
+                ("300d06092a864886f70d01010b0500", "rsassa", "sha256"),
+                ("300d06092a864886f70d01010c0500", "rsassa", "sha384"),
+                ("300d06092a864886f70d01010d0500", "rsassa", "sha512"),
+            )
+        },
     },
     "RSA or ECDSA on P-256 or P-384, with SHA-256 or better",
     # The alternative name of a TPM's certificate is critical, because its subject is empty.
