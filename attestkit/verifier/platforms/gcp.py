@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
+from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
@@ -20,8 +20,9 @@ from attestkit.errors import FormatError, ReplayError, SignatureError, Verificat
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
 from attestkit.verifier.platforms.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.tpm_quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
-from attestkit.verifier.result import Authenticated, caution, passed, skipped
+from attestkit.verifier.result import Authenticated, passed, skipped
 
 RUNTIME_PCR: Final = 14
 """PCR of the runtime events; shim measures its keys there before."""
@@ -77,8 +78,9 @@ class Gcp:
         )
         embedded = platform.quote if isinstance(platform, GcpTdx) else platform.report
         join = _check_join(quote, embedded)
-        steps = (*quote.steps, *certified.steps, _instance_step(certified.gce), join, *log_steps)
-        facts = quote.facts("certificate", ("ak_to_hardware",), _details(certified.gce))
+        found = (*quote.steps, *certified.steps, instance_step(certified.gce), join, *logs.steps)
+        facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
+        replayed = tuple([(_BANK, index) for index in logs.replayed])
         return hardware._replace(
             steps=(*hardware.steps, *steps), vtpm=facts.with_replayed(firmware)
         )
@@ -126,3 +128,86 @@ def _verify_quote(
         pcr_values=tpm_quote.pcr_values,
         wanted=wanted,
     )
+
+
+def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
+    """Check that the quote is over the hardware's evidence, as embedded."""
+    expected, found = sha256(evidence), quote.attest.extra_data
+    if not hmac.compare_digest(found, expected):
+        raise VerificationError(
+            f"tpm qualified_data mismatch: the TPM signed {found.hex()}, the hardware's evidence "
+            f"has the SHA-256 {expected.hex()}",
+            reason="tpm_join",
+        )
+    return passed("ak_to_hardware", "the TPM signed the SHA-256 of the hardware's evidence")
+
+
+class _LogReplay(NamedTuple):
+    """PCRs that the logs replay to, and the steps of the replay."""
+
+    replayed: tuple[int, ...]
+    steps: tuple[VerificationStep, ...]
+
+
+def _replay_log(tpm_quote: TpmQuote, events: Sequence[RuntimeEvent] | None) -> _LogReplay:
+    """Replay the digests of the firmware's log, and on TDX the runtime events.
+
+    Args:
+        tpm_quote: Quote with valid PCR values.
+        events: Runtime events in PCR 14; None if the platform measures none.
+
+    Raises:
+        ReplayError: If a PCR that only records of the log extend does not match, or has no record
+            although it was extended (`pcr_mismatch`).
+    """
+    digests: dict[int, list[bytes]] = {}
+    for index, digest in tpm_quote.event_log:
+        digests.setdefault(index, []).append(digest)
+    replayed, unexplained = [], []
+    for index, _, value in tpm_quote.pcr_values:
+        expected = replay_digests(digests.get(index, []), _start(index))
+        if events is not None and index == RUNTIME_PCR:
+            continue
+        if not hmac.compare_digest(value, expected):
+            if index in _LOGGED:
+                raise _mismatch(index, value, expected)
+            unexplained.append(index)
+        elif index in digests:
+            replayed.append(index)
+    if events is None:
+        return _LogReplay(tuple(replayed), _log_steps(replayed, unexplained))
+    # Outside of dstack, shim measures its keys into PCR 14 before the first runtime event.
+    start = replay_digests(digests.get(RUNTIME_PCR, []))
+    hashes = [sha256(runtime_preimage(*event)) for event in events]
+    expected = replay_digests(hashes, start)
+    value = pcr_value(tpm_quote, RUNTIME_PCR)
+    if not hmac.compare_digest(value, expected):
+        raise _mismatch(RUNTIME_PCR, value, expected)
+    text = f"the {len(events)} runtime events replay to PCR {RUNTIME_PCR}"
+    runtime = passed("pcr_log", text)
+    steps = (*_log_steps(replayed, unexplained), runtime)
+    return _LogReplay((*replayed, RUNTIME_PCR), steps)
+
+
+def _start(index: int) -> bytes:
+    return b"\xff" * 32 if index in _DYNAMIC else bytes(32)
+
+
+def _mismatch(index: int, value: bytes, expected: bytes) -> ReplayError:
+    return ReplayError(
+        f"PCR{index} mismatch, quoted: {value.hex()}, replayed: {expected.hex()}",
+        reason="pcr_mismatch",
+    )
+
+
+def _log_steps(replayed: list[int], unexplained: list[int]) -> tuple[VerificationStep, ...]:
+    if replayed:
+        numbers = ", ".join(map(str, replayed))
+        steps = (passed("pcr_log", f"the digests of the firmware's log replay to PCRs {numbers}"),)
+    else:
+        steps = (skipped("pcr_log", "the firmware's log has no record of a quoted PCR"),)
+    if unexplained:
+        numbers = ", ".join(map(str, unexplained))
+        text = f"no log explains PCRs {numbers}, which programs extend without a record"
+        return (*steps, skipped("pcr_log", text))
+    return steps

@@ -6,9 +6,15 @@ from datetime import datetime
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
+from attestkit._reasons import VerificationStep
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import VerificationError
-from attestkit.verifier.platforms.attestation_key import AkTrust, read_attestation_key
+from attestkit.verifier.platforms.attestation_key import (
+    AkTrust,
+    CertifiedKey,
+    read_attestation_key,
+)
+from attestkit.verifier.platforms.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb
 
@@ -60,6 +66,12 @@ def authenticate_tpm(
         steps=(*quote.steps, *certified.steps),
         vtpm=quote.facts(certified.trust),
     )
+
+
+def instance_facts(certified: CertifiedKey) -> tuple[Details, tuple[VerificationStep, ...]]:
+    """Return what a verified certificate says of a VM of Google, and the step."""
+    found = None if certified.certificate is None else certified.certificate.gce
+    return ((), ()) if found is None else (gce_details(found), (instance_step(found),))
 
 
 def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
