@@ -14,9 +14,10 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation.wire.evidence_parts import (
-    GcpSnp,
-    GcpTdx,
+    AzureSnp,
+    AzureTdx,
     NitroEnclave,
+    NitroTpm,
     Platform,
     SevSnp,
 )
@@ -30,8 +31,7 @@ from attestkit.verifier.result import Authenticated, TcbStatus
 if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.dcap.engine import Dcap
-    from attestkit.verifier.platforms.ak_chain import AkChains
-    from attestkit.verifier.platforms.gcp import Gcp
+    from attestkit.verifier.platforms.azure import Azure
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
@@ -97,12 +97,15 @@ class Authenticators:
             CollateralError: If collateral is required, but missing or malformed; a FetchNeededError
                 if a request is needed, and `fetch` is false.
         """
+        attestation = parsed.attestation
+        if attestation is not None and isinstance(attestation.evidence.platform, NitroTpm):
+            # lazy: only for this platform
+            from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
+
+            return authenticate_nitro_tpm(self._aws, attestation, now)
         hardware = self._authenticate_hardware(parsed, collateral, now)
-        if parsed.attestation is None:
-            return hardware
-        if isinstance(parsed.attestation.evidence.platform, (GcpTdx, GcpSnp)):
-            before = _allow_fetch if fetch else _refuse_fetch
-            return self._google.authenticate(parsed.attestation, hardware, now, before)
+        if isinstance(platform := parsed.wire_platform, (AzureSnp, AzureTdx)):
+            return self._azure.authenticate(platform, hardware, now, parsed.quote)
         return hardware
 
     def _authenticate_hardware(
@@ -116,7 +119,9 @@ class Authenticators:
                     "URL to fetch it from",
                     reason="missing",
                 )
-            return self._intel.authenticate(quote, collateral, int(now.timestamp()))
+            nested = isinstance(parsed.wire_platform, AzureTdx)
+            time = int(now.timestamp())
+            return self._intel.authenticate(quote, collateral, time, behind_paravisor=nested)
         assert parsed.attestation is not None
         platform = parsed.attestation.evidence.platform
         if (report := _snp_evidence(platform)) is not None:
@@ -133,8 +138,8 @@ class Authenticators:
         if parsed.quote is not None:
             return self._intel.genuine
         assert parsed.attestation is not None
-        platform = parsed.attestation.evidence.platform
-        return (self._aws if _snp_evidence(platform) is None else self._amd).genuine
+        has_report = parsed.attestation.snp_report is not None
+        return (self._amd if has_report else self._aws).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
         """Return a sentence on the outdated component of a platform; empty if it is up to date."""
@@ -155,6 +160,12 @@ class Authenticators:
         from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
 
         return Snp(self.trust_anchor, certificates=self.snp_certificates)
+
+    @cached_property
+    def _azure(self) -> "Azure":
+        from attestkit.verifier.platforms.azure import Azure  # lazy: only for Azure
+
+        return Azure(self.trust_anchor)
 
     @cached_property
     def _aws(self) -> "Nitro":
@@ -193,8 +204,10 @@ def _refuse_fetch() -> None:
 
 def _snp_evidence(platform: Platform) -> SevSnp | None:
     """Return the SEV-SNP report of a platform, with its certificates; None without one."""
-    if isinstance(platform, GcpSnp):
-        return SevSnp(platform.report, platform.cert_chain, "")
+    if isinstance(platform, AzureSnp):
+        from attestkit.verifier.platforms.azure import snp_evidence_of  # lazy: only for Azure
+
+        return snp_evidence_of(platform)
     return platform if isinstance(platform, SevSnp) else None
 
 

@@ -7,12 +7,20 @@ VerificationStep, or raises an exception.
 import hmac
 from operator import attrgetter
 from types import EllipsisType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
-from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    NitroEnclave,
+    NitroTpm,
+    Platform,
+    SevSnp,
+    Tdx,
+)
 from attestkit.errors import (
     FormatError,
     PolicyError,
@@ -51,7 +59,8 @@ _td_attributes = attrgetter(*_TD_ATTRIBUTES)
 _td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
 
 
-_SUPPORTED = (Tdx, SevSnp, NitroEnclave, GcpTdx, GcpSnp)
+_PARAVISOR: Final = (AzureSnp, AzureTdx)
+_SUPPORTED: Final = (Tdx, SevSnp, NitroEnclave, NitroTpm, *_PARAVISOR)
 
 
 class ParsedEvidence(NamedTuple):
@@ -65,17 +74,28 @@ class ParsedEvidence(NamedTuple):
         """Return the evidence of an attestation.
 
         Raises:
-            FormatError: If its quote is malformed, or not of a TD.
-            UnsupportedError: If its platform uses a vTPM.
+            FormatError: If its quote is malformed or not of a TD, or its HCL report is malformed or
+                of other hardware.
+            UnsupportedError: If its platform is not supported.
         """
-        if not isinstance(attestation.evidence.platform, _SUPPORTED):
+        platform = attestation.evidence.platform
+        if not isinstance(platform, _SUPPORTED):
             message = f"{attestation.platform} evidence: vTPM quotes are not supported"
             raise UnsupportedError(message, reason="feature")
+        if isinstance(platform, _PARAVISOR):
+            from attestkit.verifier.platforms.azure import read_azure_report  # lazy: only for Azure
+
+            read_azure_report(platform)
         quote = attestation.quote
         if quote is not None and not isinstance(quote.body, TdQuoteBody):
             message = f"{attestation.platform} evidence: the quote must be of a TD"
             raise FormatError(message, reason="tee_type")
         return cls(attestation, quote)
+
+    @property
+    def wire_platform(self) -> Platform | None:
+        """The platform's part of the evidence; None for a bare quote."""
+        return None if self.attestation is None else self.attestation.evidence.platform
 
     @property
     def platform(self) -> str:
@@ -163,6 +183,9 @@ def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], Verificat
         from attestkit.verifier.platforms.nitro_tpm import replay_runtime_events
 
         return (), replay_runtime_events(attestation)
+    if isinstance(attestation.evidence.platform, _PARAVISOR):
+        text = "replay was left out: behind a paravisor, the boot is measured in PCRs only"
+        return (), skipped("event_log", text)
     if quote is None:
         text = f"replay was left out: nothing measures events on {attestation.platform}"
         return (), skipped("event_log", text)
@@ -217,8 +240,10 @@ def app_info(
             text = "the evidence has no configuration document, so it does not name its app"
             return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
-    if isinstance(platform, GcpSnp):
-        return None, _without_app("nothing measures the app of an SEV-SNP guest of Google")
+    if isinstance(platform, _PARAVISOR):
+        return None, _without_app("behind a paravisor, evidence does not name its app")
+    if isinstance(platform, NitroTpm) and attestation.is_bare:
+        return None, _without_app("a bare document does not name its app")
     info = attestation.read_app_info(device=device)
     if info.os_image_hash != image_hash:
         info = info._replace(os_image_hash=image_hash)
@@ -309,7 +334,10 @@ def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
     """
     attestation, quote = parsed
     if quote is not None:
-        return _quoted(quote)
+        named, attributes = _quoted(quote)
+        if isinstance(parsed.wire_platform, AzureTdx):  # RTMRs are zero, and measure nothing
+            named = tuple([(name, value) for name, value in named if name == "mrtd"])
+        return named, attributes
     assert attestation is not None
     if (report := attestation.snp_report) is not None:
         return report_claims(report)

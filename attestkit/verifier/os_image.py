@@ -7,7 +7,14 @@ from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import GcpSnp, NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    NitroEnclave,
+    NitroTpm,
+    SevSnp,
+    Tdx,
+)
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.verifier.result import caution, passed, skipped
@@ -59,6 +66,8 @@ def check_os_image(
     """
     if attestation is None:
         return _without_image("a bare quote names none")
+    if isinstance(attestation.evidence.platform, (AzureSnp, AzureTdx)):
+        return _without_image("behind a paravisor, the evidence names none")
     if quote is None and (reason := _find_no_image(attestation)):
         return _without_image(reason)
     try:

@@ -1,4 +1,4 @@
-"""Root certificates of Intel, AMD, AWS and Google, and a check of chains up to Intel's root.
+"""Root certificates of vendors and clouds, and a check of chains up to Intel's root.
 
 The check distinguishes hardware from simulators. It is not a verification: validity, revocation
 and TCB status are not checked.
@@ -21,7 +21,7 @@ from attestkit.errors import FormatError, SignatureError
 
 
 def _root(name: str) -> bytes:
-    """Return a self-signed root certificate in DER."""
+    """Return a certificate in DER, which is self-signed unless its name ends with `ca_NUMBER`."""
     return split_pem((Path(__file__).parent / "roots" / f"{name}.pem").read_text())[0]
 
 
@@ -48,6 +48,18 @@ AWS_ROOT: Final = _root("aws_nitro")
 def google_roots() -> tuple[bytes, ...]:
     """Return Google's roots for the keys of its TPMs: EK/AK CA Root (2022), and that of 2018."""
     return _root("google_ek_ak"), _root("google_tpm_ek_v1")
+
+
+@cache
+def azure_root() -> bytes:
+    """Return Azure Virtual TPM Root Certificate Authority 2023."""
+    return _root("azure_virtual_tpm_2023")
+
+
+@cache
+def azure_authorities() -> tuple[bytes, ...]:
+    """Return certificates below Azure's root, which evidence lacks: Global Virtual TPM CA - 03."""
+    return (_root("azure_global_virtual_tpm_ca_03"),)
 
 
 def pck_key(chain: Sequence[bytes]) -> bytes:

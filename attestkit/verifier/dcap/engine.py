@@ -81,13 +81,16 @@ class Dcap:
         self._enclaves: FactCache[tuple[bytes, ...], P256PublicKey] = FactCache(_ENTRIES)
         self._evaluations: FactCache[tuple[object, ...], _Evaluation] = FactCache(_ENTRIES)
 
-    def authenticate(self, quote: Quote, collateral: Collateral, now: int) -> Authenticated:
+    def authenticate(
+        self, quote: Quote, collateral: Collateral, now: int, *, behind_paravisor: bool = False
+    ) -> Authenticated:
         """Verify a quote, and return its signed content.
 
         Args:
             quote: Quote of a TD or an SGX enclave.
             collateral: Collateral for the quote's platform.
             now: Time of the verification, Unix seconds.
+            behind_paravisor: Whether a paravisor runs in the TD; see `check_attributes`.
 
         Raises:
             VerificationError: If the quote is not valid, with a reason of dcap-verification.md,
@@ -112,7 +115,7 @@ class Dcap:
             lambda: self._evaluate(quote, platform, verified),
             store=platform.is_cached and verified.is_cached,
         )
-        check_attributes(body)
+        check_attributes(body, behind_paravisor=behind_paravisor)
         return Authenticated(
             evaluation.status,
             evaluation.advisory_ids,

@@ -28,8 +28,13 @@ _FORBIDDEN: Final = (
 _CHECKED: Final = reduce(or_, (bits for bits, _ in _FORBIDDEN), _DEBUG | _SEPT_VE_DISABLE)
 
 
-def check_attributes(body: TdQuoteBody | EnclaveReport) -> None:
+def check_attributes(body: TdQuoteBody | EnclaveReport, *, behind_paravisor: bool = False) -> None:
     """Check the attributes of a TD or an enclave.
+
+    Args:
+        body: Signed body of the quote.
+        behind_paravisor: Whether a paravisor runs in the TD, which may lack SEPT_VE_DISABLE: then
+            the guest's exceptions are the paravisor's concern (vtpm.md, section 6.8).
 
     Raises:
         VerificationError: If it runs in debug mode (`td_debug`, `enclave_debug`), a service TD is
@@ -50,6 +55,8 @@ def check_attributes(body: TdQuoteBody | EnclaveReport) -> None:
     for bits, problem in _FORBIDDEN:
         if attributes & bits:
             raise refuse("td_attributes", f"TD attributes ({body.td_attributes.hex()}): {problem}")
+    if behind_paravisor:
+        return
     raise refuse(
         "td_attributes",
         f"TD attributes ({body.td_attributes.hex()}): SEPT_VE_DISABLE is not set: the host can "

@@ -71,7 +71,7 @@ def test_comparison_reports_an_unknown_disagreement() -> None:
     assert found.unexplained
 
 
-def _nothing(*_: object) -> None:
+def _nothing(*_: object, **_named: object) -> None:
     """Skip a check."""
 
 

@@ -1,0 +1,326 @@
+"""Authentication of Azure's evidence: what a paravisor adds to the hardware's evidence.
+
+The hardware report in the HCL report is over the runtime data, which have the TPM's key; the TPM's
+quote has the report data (vtpm.md, section 6.8). This proves a paravisor of any origin: only a
+policy that identifies it makes the evidence Azure's.
+"""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._crypto.x509.ak_certificates.path import (
+    AK_USAGE,
+    EK_USAGE,
+    AkPath,
+    find_ak_path,
+    name_of,
+)
+from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
+from attestkit._reasons import VerificationStep
+from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    SevSnp,
+    VtpmQuote,
+    td_body,
+)
+from attestkit.errors import (
+    CollateralError,
+    FormatError,
+    ReplayError,
+    SignatureError,
+    VerificationError,
+)
+from attestkit.quote import Quote, TdQuoteBody
+from attestkit.snp_report import SnpReport
+from attestkit.td_report import TdReport
+from attestkit.verifier.platforms.attestation_key import MAX_CERTIFICATES, read_attestation_key
+from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs
+from attestkit.verifier.platforms.tpm_quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.result import Authenticated, VtpmFacts, passed, skipped
+
+_REPORT_DATA_SIZE: Final = 64
+_SCHEME: Final = ("rsassa", "sha256")  # of the paravisor's attestation key
+_INIT_DATA_PCR: Final = 8  # extended by the guest, without a record in the firmware's log
+_USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
+
+# Fields of a TD report that the quote repeats: both of the body, and of TDX 1.5.
+_REPEATED: Final = (
+    *("tee_tcb_svn", "mr_seam", "mr_signer_seam", "seam_attributes", "td_attributes", "xfam"),
+    *("mrtd", "mr_config_id", "mr_owner", "mr_owner_config", "rtmr0", "rtmr1", "rtmr2", "rtmr3"),
+    "report_data",
+)
+_REPEATED_15: Final = ("tee_tcb_svn2", "mr_service_td")
+
+Steps = tuple[VerificationStep, ...]
+
+
+def read_azure_report(platform: AzureSnp | AzureTdx) -> HclReport:
+    """Return the HCL report of evidence.
+
+    Raises:
+        FormatError: If it is malformed, or of the other kind of hardware.
+    """
+    report = HclReport.parse(platform.hcl_report)
+    wanted = "snp" if isinstance(platform, AzureSnp) else "tdx"
+    if report.report_type != wanted:
+        message = f"HCL report: has a report of {report.report_type}, must be of {wanted}"
+        raise FormatError(message, reason="inconsistent")
+    return report
+
+
+def snp_evidence_of(platform: AzureSnp) -> SevSnp:
+    """Return the hardware's evidence: the SEV-SNP report in the HCL report, with certificates.
+
+    Raises:
+        FormatError: If the HCL report is malformed.
+        SignatureError: If the report is signed with a cloud provider's key (`signing_key`), which
+            Azure does not use.
+    """
+    raw = read_azure_report(platform).hardware_report
+    if SnpReport.parse(raw).signing_key != "VCEK":
+        message = "SEV-SNP report: signed with a VLEK; behind Azure's paravisor it must be a VCEK"
+        raise SignatureError(message, reason="signing_key")
+    return SevSnp(raw, platform.cert_chain, "")
+
+
+class Azure:
+    """Authenticator of evidence of a paravisor, under Azure's root for certificates of its TPMs."""
+
+    def __init__(
+        self,
+        trust_anchor: bytes | None = None,
+        ak_roots: Sequence[bytes] = (),
+        ak_certificates: Sequence[bytes] = (),
+    ) -> None:
+        """Set the roots of certificates of attestation keys, which evidence need not have.
+
+        Args:
+            trust_anchor: Certificate in DER that replaces Azure's root; None keeps it.
+            ak_roots: Further roots in DER.
+            ak_certificates: Certificates of authorities in DER, for evidence without them.
+
+        Raises:
+            FormatError: If a certificate is malformed.
+        """
+        name = "Azure's root" if trust_anchor is None else "the trust anchor"
+        root = azure_root() if trust_anchor is None else trust_anchor
+        self._roots: list[tuple[str, PathCertificate]] = [
+            (name, read_path_certificate(root)),
+            *(("a root of ak_roots", read_path_certificate(der)) for der in ak_roots),
+        ]
+        self._authorities = [
+            read_path_certificate(der) for der in (*ak_certificates, *azure_authorities())
+        ]
+
+    def authenticate(
+        self,
+        platform: AzureSnp | AzureTdx,
+        hardware: Authenticated,
+        now: datetime,
+        quote: Quote | None = None,
+    ) -> Authenticated:
+        """Verify the evidence beside the hardware's, and return the signed content of both.
+
+        Args:
+            platform: The evidence.
+            hardware: Verified content of its SEV-SNP report or TD quote.
+            now: Time of the verification, with a time zone.
+            quote: The TD quote, if it is parsed already.
+
+        Raises:
+            FormatError: If a part is malformed.
+            VerificationError: If the hardware report is not over the runtime data, or the TD report
+                differs from the TD quote (`hcl_binding`), the quote's PCRs are not the SHA-256 bank
+                (`pcr_selection`) or have other values (`pcr_digest`), or the user data of the
+                paravisor are others than the report data (`hcl_user_data`).
+            SignatureError: If the quote or a certificate is not signed validly, or the key is
+                another (`ak_mismatch`).
+            ReplayError: If an RTMR is not zero (`rtmr_mismatch`), or a log does not replay.
+        """
+        report = read_azure_report(platform)
+        steps = [_check_binding(report, platform, hardware, quote), *hardware.steps]
+        evidence = platform.vtpm_quote
+        try:
+            verified = _verify_quote(report, evidence)
+            steps += _key_steps(report)
+            steps += verified.steps
+            extra = _report_data(verified)
+            steps.append(_check_user_data(report, extra))
+            certificate, subject = self._check_certificate(evidence, verified, now)
+            steps += certificate
+            facts, logs = _facts(report, verified, evidence, subject)
+            steps += logs
+        except VerificationError as error:
+            error.steps = (*steps, *error.steps)
+            raise
+        return hardware._replace(report_data=extra, steps=tuple(steps), vtpm=facts)
+
+    def _check_certificate(
+        self, evidence: VtpmQuote, verified: VerifiedQuote, now: datetime
+    ) -> tuple[Steps, str]:
+        """Verify the AK certificate; return its step, and the name in it.
+
+        A certificate is not needed, because the hardware report certifies the key. One whose path
+        is not at hand or not valid now is reported as not verified; one of another key, or with an
+        invalid signature, is an error.
+        """
+        if not evidence.ak_certificates:
+            text = "the evidence has no AK certificate; the hardware report certifies the key"
+            return (skipped("ak_certificate", text),), ""
+        if len(evidence.ak_certificates) > MAX_CERTIFICATES:
+            count = len(evidence.ak_certificates)
+            message = f"AK certificate: {count} certificates, over {MAX_CERTIFICATES}"
+            raise SignatureError(message, reason="chain_length")
+        leaf, *others = map(_read_certificate, evidence.ak_certificates)
+        if PublicVerificationKey(leaf.spki).spki != verified.key.spki:
+            message = "AK certificate: not of the attestation key of the HCL report"
+            raise SignatureError(message, reason="ak_mismatch")
+        try:
+            path = find_ak_path(leaf, (*others, *self._authorities), self._roots, now, _USAGES)
+        except CollateralError as error:
+            text = f"the AK certificate was not verified: {error}"
+            return (skipped("ak_certificate", text),), ""
+        except SignatureError as error:
+            if error.reason != "untrusted_root":
+                raise
+            text = f"the AK certificate was not verified: {error}"
+            return (skipped("ak_certificate", text),), ""
+        text = f"the certificate of the attestation key leads to {path.root_name} and is valid"
+        return (passed("ak_certificate", text),), _name_in(path)
+
+
+def _check_binding(
+    report: HclReport, platform: AzureSnp | AzureTdx, hardware: Authenticated, quote: Quote | None
+) -> VerificationStep:
+    """Check that the hardware report is over the runtime data, and that of a TD is the quoted."""
+    if isinstance(platform, AzureTdx):
+        body = td_body(platform.td_quote if quote is None else quote)
+        _check_td_report(TdReport.parse(report.hardware_report), body, hardware.steps)
+    if not report.binds(hardware.report_data):
+        raise VerificationError(
+            f"HCL report: the hardware report is over {hardware.report_data.hex()}, must be over "
+            f"the SHA-256 of the runtime data: {report.report_data.hex()}",
+            reason="hcl_binding",
+            steps=hardware.steps,
+        )
+    kind = "SEV-SNP report" if report.report_type == "snp" else "TD quote"
+    text = f"the {kind} is over the runtime data of the HCL report (version {report.version})"
+    return passed("hcl_report", text)
+
+
+def _check_td_report(report: TdReport, body: TdQuoteBody, steps: Steps) -> None:
+    """Compare the TD report with the quote of it, and require RTMRs of zero.
+
+    The paravisor measures the guest's boot into PCRs instead. An RTMR with a value would need a log
+    that explains it, which no evidence has.
+    """
+    repeated = _REPEATED if body.tee_tcb_svn2 is None else (*_REPEATED, *_REPEATED_15)
+    for name in repeated:
+        if not hmac.compare_digest(getattr(report, name), getattr(body, name)):
+            raise VerificationError(
+                f"HCL report: {name} of the TD report is {getattr(report, name).hex()}, of the TD "
+                f"quote {getattr(body, name).hex()}; request a quote of this TD report",
+                reason="hcl_binding",
+                steps=steps,
+            )
+    for name in ("rtmr0", "rtmr1", "rtmr2", "rtmr3"):
+        if any(getattr(body, name)):
+            raise ReplayError(
+                f"{name}: {getattr(body, name).hex()}, must be zero behind a paravisor, because no "
+                "log explains it",
+                reason="rtmr_mismatch",
+                steps=steps,
+            )
+
+
+def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
+    """Verify the TPM's quote by the key of the HCL report."""
+    key = PublicVerificationKey(report.content.attestation_key.spki)
+    if evidence.ak_public:
+        stated = read_attestation_key(evidence.ak_public, ())
+        if stated.spki != key.spki:
+            message = "attestation key: the public area is not that of the HCL report's key"
+            raise SignatureError(message, reason="ak_mismatch")
+    return verify_tpm_quote(
+        evidence.message,
+        evidence.signature,
+        key.spki,
+        scheme=_SCHEME,
+        expected_extra=None,  # the report data, which the caller compares
+        pcr_values=evidence.pcr_values,
+        wanted=(ALL_PCRS,),
+    )
+
+
+def _key_steps(report: HclReport) -> Steps:
+    bits = 8 * len(report.content.attestation_key.modulus)
+    key = f"the runtime data of the HCL report have the attestation key (RSA, {bits} bits)"
+    join = "the hardware report commits to the attestation key, which signed the TPM quote"
+    return passed("attestation_key", key), passed("hardware_to_ak", join)
+
+
+def _report_data(verified: VerifiedQuote) -> bytes:
+    """Return the qualifying data of the quote, zero-padded to 64 bytes."""
+    extra = verified.attest.extra_data
+    if len(extra) > _REPORT_DATA_SIZE:
+        raise VerificationError(
+            f"TPM quote: {len(extra)} bytes of qualifying data, must be at most "
+            f"{_REPORT_DATA_SIZE}; request a quote over the report data",
+            reason="tpm_qualifying_data",
+        )
+    return extra.ljust(_REPORT_DATA_SIZE, b"\0")
+
+
+def _check_user_data(report: HclReport, report_data: bytes) -> VerificationStep:
+    """Compare the user data with the report data; without user data, only the TPM has the latter.
+
+    User data of an earlier request are refused: the hardware report may be as old.
+    """
+    user_data = report.content.user_data
+    if user_data is None or (not any(user_data) and any(report_data)):
+        text = (
+            "the HCL report has no user data, so the hardware report may be older than the TPM "
+            "quote, which alone has the report data"
+        )
+        return skipped("user_data", text)
+    if not hmac.compare_digest(user_data, report_data):
+        raise VerificationError(
+            f"HCL report: user data are {user_data.hex()}, must be the report data "
+            f"{report_data.hex()}; request an HCL report after the user data are written",
+            reason="hcl_user_data",
+        )
+    return passed("user_data", "the paravisor received the report data as user data")
+
+
+def _facts(
+    report: HclReport, verified: VerifiedQuote, evidence: VtpmQuote, subject: str
+) -> tuple[VtpmFacts, Steps]:
+    """Return the facts of the TPM with the PCRs that the logs replay to, and the logs' steps."""
+    details = report.content.configuration
+    if subject:
+        details = (*details, ("ak_certificate_name", subject))
+    logs = replay_pcr_logs(
+        verified.pcrs, evidence.boot_log, evidence.ima_log, extended_later=(_INIT_DATA_PCR,)
+    )
+    facts = verified.facts("hardware_report", ("hardware_to_ak",), details)
+    return replace(facts, replayed=logs.replayed), logs.steps
+
+
+def _read_certificate(der: bytes) -> PathCertificate:
+    try:
+        return read_path_certificate(der)
+    except FormatError as error:
+        message = f"AK certificate: malformed: {error}"
+        raise SignatureError(message, reason="cert_malformed") from error
+
+
+def _name_in(path: AkPath) -> str:
+    """Return the common name of the key's certificate, such as ID.TrustedVM.Azure.windows.net."""
+    return name_of(path.leaf).strip("'")
