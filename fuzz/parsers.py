@@ -241,6 +241,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
     "emulator.fuse_operations": "operations of a mount, which tests/rigs has",
     "emulator.run_program": "reads the output of its own child process",
+    "backends.tpm.device_nodes": _DEVICE,
     "backends.tsm.configfs_files": _DEVICE,
     "backends.tsm.report": _DEVICE,
     "dstack.host_shared_folder": _DEVICE,

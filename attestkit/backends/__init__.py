@@ -51,7 +51,7 @@ BUILTIN: Final = {
 # and without a plain TPM, whose evidence is not of a TEE.
 AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
 # Backends whose probe accepts KernelPaths.
-HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
+HARDWARE: Final = ("configfs_tsm", "tdx_ioctl", "tpm")
 GROUP: Final = "attestkit.backends"
 _LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 

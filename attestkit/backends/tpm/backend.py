@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from attestkit import backends
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
@@ -64,6 +65,7 @@ class TpmBackend:
         bank: The quoted bank, all 24 PCRs of it: sha256, sha384 or sha512.
         logs: Whether evidence has the boot log and the IMA list, if this process can read them.
         root: The directory to use in place of `/`.
+        paths: The kernel's paths; overrides `root`.
         client: A TPM to use instead of a device; the backend owns it.
 
     Raises:
@@ -85,6 +87,7 @@ class TpmBackend:
         bank: str = "sha256",
         logs: bool = True,
         root: str | os.PathLike[str] | None = None,
+        paths: KernelPaths | None = None,
         client: TpmClient | None = None,
     ) -> None:
         if bank not in HASH_IDS or bank == "sha1":
@@ -94,7 +97,7 @@ class TpmBackend:
         self._certificates = () if ak_certificate is None else (ak_certificate,)
         self._selections = (PcrSelection(bank, _EVERY_PCR),)
         self._logs = logs
-        self._paths = KernelPaths() if root is None else KernelPaths.below(root)
+        self._paths = backends.find_kernel_paths(root) if paths is None else paths
         self._client = open_tpm(device, self._paths) if client is None else client
 
     @classmethod

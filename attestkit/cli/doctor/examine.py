@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit import backends
-from attestkit.backends.base import Backend, RegisterExtender, SnpReporter
+from attestkit.backends.base import Backend, EvidenceCollector, RegisterExtender, SnpReporter
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux.ccel import read_boot_log
 from attestkit.backends.linux.host_inspection import HostInspection, inspect_host
@@ -229,6 +229,10 @@ def _try_quote(
     try:
         with contextlib.closing(_open_backend(name, paths)) as backend:
             started = clock()
+            if isinstance(backend, EvidenceCollector):
+                # It has checked the report data.
+                size = _size_of(backend.collect_evidence(report_data))
+                return QuoteTrial(name, clock() - started, size)
             raw = backend.get_quote(report_data)
             seconds = clock() - started
         parse = SnpReport.parse if isinstance(backend, SnpReporter) else Quote.parse
@@ -239,3 +243,10 @@ def _try_quote(
         known = isinstance(problem, AttestKitError)
         error = str(problem) if known else f"{type(problem).__name__}: {problem}"
     return QuoteTrial(name, seconds, len(raw), error)
+
+
+def _size_of(part: object) -> int:
+    """Return the size of all bytes in a part of evidence."""
+    if isinstance(part, bytes):
+        return len(part)
+    return sum(map(_size_of, part)) if isinstance(part, tuple) else 0
