@@ -14,6 +14,8 @@ from typing import Final
 from attestkit._reasons import VerificationStep
 from attestkit.verifier.result import Claims, caution
 
+# TDs whose firmware measures the tables into RTMR0; behind a paravisor it is zero.
+_TDS: Final = ("dstack-tdx", "dstack-gcp-tdx")
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 
 _TD_CAUTION: Final = caution(
@@ -33,7 +35,7 @@ _Pinned = Mapping[str, frozenset[bytes]]
 
 def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
     """Return whether the policy that accepted `claims` pins the ACPI tables, or they are QEMU's."""
-    if claims.platform == "dstack-tdx":
+    if claims.platform in _TDS:
         return claims.acpi_tables_verified or claims.get("rtmr0") in pinned.get("rtmr0", ())
     return claims.platform == "dstack-nitro-enclave"
 
@@ -41,7 +43,7 @@ def are_pinned(claims: Claims, pinned: _Pinned) -> bool:
 def find_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     """Return a caution if the image is verified or pinned, but its ACPI tables are not."""
     named = bool(claims.os_image_hash)
-    if claims.platform == "dstack-tdx" and (named or pinned.keys() >= _REST_OF_IMAGE):
+    if claims.platform in _TDS and (named or pinned.keys() >= _REST_OF_IMAGE):
         return None if claims.acpi_tables_verified or "rtmr0" in pinned else _TD_CAUTION
     if claims.platform == "dstack-amd-sev-snp" and named:
         return _SNP_CAUTION

@@ -10,7 +10,7 @@ rejects that, and a TD without a sealed configuration.
 
 import json
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats.strict_json import check_depth
 from attestkit._native import unhex
@@ -28,6 +28,9 @@ from attestkit.verifier.result import Claims, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
+
+# The operator of these clouds does not let a VM's owner set MR_CONFIG_ID.
+_NOT_SEALED: Final = frozenset({"dstack-gcp-tdx", "hcl-tdx", "azure-tdx"})
 
 _SEALED = passed(
     "mr_config", "the app is that of the configuration sealed at launch (MR_CONFIG_ID)"
@@ -102,7 +105,8 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     """Check that a TD has a sealed configuration, and that it was compared with the app.
 
     If the evidence names no app, as a bare quote, there is nothing to compare: only zero and
-    version 2 are rejected then.
+    version 2 are rejected then. Zero is accepted where the cloud's operator lets no owner set it:
+    at Azure (vtpm.md, section 6.3) and Google.
 
     Raises:
         PolicyError: If MR_CONFIG_ID is zero; if it has version 2, and is not the hash of values in
@@ -111,6 +115,8 @@ def require_sealed_configuration(claims: Claims, info: "AppInfo | None") -> None
     """
     config_id = claims.get("mr_config_id")
     if config_id is None or claims.has_mr_config:  # not a TD, or compared
+        return
+    if claims.platform in _NOT_SEALED and not any(config_id):
         return
     if not any(config_id):
         problem = "is zero: the TD was launched without a sealed configuration"

@@ -106,7 +106,11 @@ class Examination:
 
     def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
         return self._settings.authenticators.authenticate(
-            self.parsed, collateral, self._now, fetch=self._fetch
+            self.parsed,
+            collateral,
+            self._now,
+            fetch=self._fetch,
+            trusted_aks=self._settings.policy.trusted_aks or (),
         )
 
     def replay(self) -> None:
@@ -179,7 +183,7 @@ class Examination:
         authenticated = _require(self._authenticated)
         join = join_hardware(expected, authenticated.report_data, authenticated.vtpm)
         authenticated = self._authenticated = authenticated._replace(vtpm=join.vtpm)
-        found = self._claims()
+        found = self._settings.policy.identify(self._claims())
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)
         settings = self._settings
@@ -229,6 +233,20 @@ class Examination:
         if quote is None or self._collateral is None:
             return ""
         return self._settings.authenticators.explain(authenticated, quote, self._collateral)
+
+
+def _pcr_logs(parsed: ParsedEvidence) -> "PcrLogs | None":
+    """Return the logs that explain PCRs, in evidence whose event log is theirs."""
+    platform = None if parsed.attestation is None else parsed.attestation.evidence.platform
+    if isinstance(platform, GoTpmTools):
+        from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
+
+        return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log, b"")
+    if isinstance(platform, (Tpm, AzureSnp, AzureTdx)):
+        quote = platform.vtpm_quote
+        later = () if isinstance(platform, Tpm) else (_INIT_DATA_PCR,)
+        return PcrLogs(quote.boot_log, quote.ima_log, later)
+    return None
 
 
 def _require(value: _Got | None) -> _Got:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from attestkit.backends.recording import recording_file
 from attestkit.backends.recording.call_codec import CALLS
 from attestkit.testing import SimulatedTee
 from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS
+from attestkit.verifier.policy.vtpm_rules import VtpmRules
 from attestkit.verifier.result import TcbStatus
 from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
@@ -24,7 +26,7 @@ TESTING = (ROOT / "docs/testing.md").read_text()
 def _table(first: str) -> list[list[str]]:
     """Return the cells of the policy page's table whose first column has this title."""
     lines = POLICY.splitlines()
-    start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first} "))
     rows = []
     for line in lines[start:]:
         if not line.startswith("|"):
@@ -35,7 +37,7 @@ def _table(first: str) -> list[list[str]]:
 
 def test_presets_match_table() -> None:
     """There is a row per status and a column per preset; "grace" does not count as accepted."""
-    head, *rows = _table("TCB status")
+    head, *rows = _table("TCB status | strict")
     assert head[1:] == list(PRESETS)
     assert [row[0] for row in rows] == [status.value for status in TcbStatus]
     for status, *cells in rows:
@@ -44,10 +46,21 @@ def test_presets_match_table() -> None:
 
 
 def test_platforms_match_table() -> None:
-    """There is a column for every platform that can be verified."""
-    head, *rows = _table("rule")
-    assert [name.strip("`") for name in head[1:]] == list(VERIFIED_PLATFORMS)
-    assert all(len(row) == len(head) for row in rows)
+    """There is a column for every platform that can be verified, in one of two tables."""
+    platforms = []
+    for title in ("rule | `dstack-tdx`", "rule on a guest with a TPM"):
+        head, *rows = _table(title)
+        platforms += [name.strip("`") for cell in head[1:] for name in cell.split(", ")]
+        assert all(len(row) == len(head) for row in rows)
+    assert sorted(platforms) == sorted(VERIFIED_PLATFORMS)
+
+
+def test_rules_about_a_tpm_match_table() -> None:
+    """There is a row for each rule of `VtpmRules`."""
+    named = {
+        name for row in _table("rule | the evidence") for name in re.findall("`(.+?)`", row[0])
+    }
+    assert named == {field.name for field in fields(VtpmRules)}
 
 
 def test_differences_from_other_verifiers_match_table() -> None:

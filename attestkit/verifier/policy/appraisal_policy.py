@@ -15,8 +15,9 @@
 The default policy accepts platforms with current firmware, whatever mitigations the vendor advises
 in software and configuration. It does not accept TDRelaunchAdvised, because such a TD was launched
 and measured by an outdated TDX module. "grace": only within the two grace periods.
-No policy accepts a TD or guest in debug mode. SGX is accepted only if `platforms` names it. AWS
-Nitro has no TCB status; `platforms` can exclude it. For SEV-SNP, the status is computed from the
+No policy accepts a TD or guest in debug mode. SGX, a TPM without a hardware report (also NitroTPM),
+and messages of go-tpm-tools are accepted only if `platforms` names them. AWS Nitro has no TCB
+status; `platforms` can exclude it. For SEV-SNP, the status is computed from the
 report alone: UpToDate means that its TCB versions are equal, so firmware of any age is accepted,
 even by strict, unless `minimum_svns` is set.
 """
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
-from attestkit.errors import PolicyError, UsageError
+from attestkit.errors import PolicyError, UsageError, VerificationError
 from attestkit.verifier import acpi
 from attestkit.verifier.config_id import require_sealed_configuration
 from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
@@ -43,20 +44,29 @@ from attestkit.verifier.policy.identity_rules import (
     measured_field,
 )
 from attestkit.verifier.policy.image_rules import ImageRules
-from attestkit.verifier.policy.rules import (
-    REGISTERS,
-    SIZES,
+from attestkit.verifier.policy.platform_owners import require_common_platform
+from attestkit.verifier.policy.platforms import (
+    AZURE,
+    HCL,
+    ONLY_IF_NAMED,
+    SNP_PLATFORMS,
     VERIFIED_PLATFORMS,
+    is_snp,
+    refuse_debug,
+)
+from attestkit.verifier.policy.reference_values import ReferenceValues
+from attestkit.verifier.policy.rules import (
+    SIZES,
     BitMask,
     KeyProvider,
-    ReferenceValues,
     Values,
     accepted_values,
     require_match,
 )
-from attestkit.verifier.policy.snp_rules import SNP, SnpRules
+from attestkit.verifier.policy.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.policy.td_rules import TdRules
+from attestkit.verifier.policy.vtpm_rules import VtpmRules
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -87,12 +97,10 @@ _DEFAULT: Final = (
     TcbStatus.CONFIGURATION_NEEDED,
     TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED,
 )
-# Debug bits in a little-endian field, by platform.
-_DEBUG: Final = {
-    "dstack-tdx": ("td_attributes", 0xFF),  # TUD: any of these bits makes the TD untrusted
-    "dstack-amd-sev-snp": ("policy", 1 << 19),
-    "sgx": ("attributes", 1 << 1),
-}
+_ACCEPTED: Final = tuple(one for one in VERIFIED_PLATFORMS if one not in ONLY_IF_NAMED)
+# Without the paravisor's identity, an HCL report may be of any guest (vtpm.md, section 6.8).
+_STRICT: Final = tuple(one for one in _ACCEPTED if one not in AZURE)
+_TD_DEBUG: Final = 0xFF  # of td_attributes: TUD
 
 _ANY: Final = ReferenceValues()
 _TD_RULES: Final = tuple(one.name for one in fields(TdRules))
@@ -111,7 +119,7 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
+class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmRules):
     """Appraisal policy of a relying party; all rules must be met. Immutable, hashable, picklable.
 
     A rule that is None, or an empty list of requirements, accepts anything. A rule about a value
@@ -121,7 +129,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
         UsageError: If a rule accepts nothing, or two rules contradict each other.
     """
 
-    platforms: Collection[str] = tuple(one for one in VERIFIED_PLATFORMS if one != "sgx")
+    # azure-snp and azure-tdx are accepted under hcl-snp and hcl-tdx, too; see `VtpmRules.identify`.
+    platforms: Collection[str] = _ACCEPTED
     refuse_simulated: bool = False  # even if the simulator's root is the trust anchor
     require_mr_config: bool = False  # MR_CONFIG_ID of a TD is not zero, and was compared
     reference_values: ReferenceValues = _ANY
@@ -149,10 +158,11 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
             if not isinstance(value := getattr(self, name), kind):
                 raise wrong_type(name, expected, value)
         self._check_snp_rules()
+        self._check_vtpm_rules()
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
-        if self.td_attributes and self.td_attributes.must_be_set & _DEBUG["dstack-tdx"][1]:
+        if self.td_attributes and self.td_attributes.must_be_set & _TD_DEBUG:
             raise UsageError("td_attributes: a debug TD is never accepted", reason="wrong_value")
         if unknown := set(self.platforms) - set(VERIFIED_PLATFORMS):
             raise UsageError(
@@ -160,27 +170,33 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
                 f"{', '.join(VERIFIED_PLATFORMS)}",
                 reason="unknown_name",
             )
-        owners = {name: REGISTERS[name].platform for name in self.reference_values.rules}
-        owners |= {name: "dstack-tdx" for name in ("td_attributes", "xfam") if getattr(self, name)}
-        owners |= dict.fromkeys(self._snp_only, SNP)
-        if self.minimum_measurement_version is not None:
-            owners["minimum_measurement_version"] = "dstack-tdx"
-        for name, owner in owners.items():
-            if owner not in self.platforms or owner != next(iter(owners.values())):
-                message = (
-                    f"{name}: applies only to {owner}, which another rule excludes; add it to "
-                    "platforms, or make a policy for each platform"
-                )
-                raise UsageError(message, reason="conflict")
+        if not self._identifies_paravisor and set(self.platforms) <= HCL.keys():
+            raise UsageError(
+                f"platforms: {min(self.platforms)} is the name of evidence whose paravisor is "
+                "identified; set paravisor_measurement or id_key_digest, too",
+                reason="conflict",
+            )
+        require_common_platform(
+            self.platforms,
+            self.reference_values,
+            td_rules=[name for name in ("td_attributes", "xfam") if getattr(self, name)],
+            image_rules=["minimum_measurement_version"]
+            if self.minimum_measurement_version is not None
+            else [],
+            snp_rules=self._snp_only,
+            vtpm_rules=self._vtpm_only,
+        )
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
         """Return the policy for platforms that are UpToDate without any advisory.
 
-        It also requires the sealed configuration of a TD and known bits in its attributes, and
-        committed firmware on SEV-SNP.
+        It also requires the sealed configuration of a TD where the platform has one, known bits in
+        its attributes, and committed firmware on SEV-SNP. At Azure it requires that a rule
+        identifies the paravisor: without one, add `hcl-snp` or `hcl-tdx` to `platforms`.
         """
         return cls(
+            platforms=_STRICT,
             accepted_statuses=(TcbStatus.UP_TO_DATE,),
             accepted_advisories=(),
             refuse_unnamed_td_bits=True,
@@ -278,7 +294,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
         known: dict[str, Any] = {name: values for name, values in found.items() if values}
         if not known:
             raise UsageError("expected: no value can be computed", reason="missing")
-        platform = "dstack-tdx" if expected.platform == "tdx" else SNP
+        platform = "dstack-tdx" if expected.platform == "tdx" else "dstack-amd-sev-snp"
         rules = {"platforms": (platform,), "reference_values": ReferenceValues(**known)}
         return cls.default().replace(**rules)
 
@@ -313,9 +329,11 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
 
         Raises:
             PolicyError: If a rule is not met; its `steps` are the rules that were met before.
+            SignatureError: If nothing certifies the key of a TPM (`ak_unknown`).
             UsageError: If `now` has no time zone.
         """
         require_time_zone("now", now)
+        claims = self.identify(claims)
         steps: list[VerificationStep] = []
         found: list[Iterable[VerificationStep | None]] = [
             self._appraise_platform(claims, simulated=simulated),
@@ -323,13 +341,15 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
         ]
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))
-        if self._has_app_rules or claims.platform == SNP:
+        if claims.vtpm is not None or self._vtpm_only or claims.platform in SNP_PLATFORMS:
+            found.append(self._appraise_vtpm(claims, authenticated))
+        if self._has_app_rules or is_snp(claims):
             found.append(self._appraise_app(claims, authenticated, app_info))
         found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
         try:
             for step in filter(None, chain.from_iterable(found)):
                 steps.append(step)  # noqa: PERF402 - keeps the steps before an error
-        except PolicyError as error:
+        except VerificationError as error:
             error.steps = tuple(steps)
             raise
         return tuple(steps)
@@ -337,14 +357,19 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
     def _appraise_platform(
         self, claims: Claims, *, simulated: bool | None
     ) -> Iterator[VerificationStep]:
-        if claims.platform not in self.platforms:
+        platform = claims.platform
+        if platform not in self.platforms and HCL.get(platform) not in self.platforms:
+            remedy = "add it to platforms to accept it"
+            if AZURE.get(platform) in self.platforms:
+                self._require_paravisor(claims)
+                remedy = f"set paravisor_measurement or id_key_digest for {AZURE[platform]}"
             raise PolicyError(
-                f"platform: {claims.platform} is not accepted, must be "
-                f"{' or '.join(sorted(self.platforms))}; add it to platforms to accept it",
+                f"platform: {platform} is not accepted, must be "
+                f"{' or '.join(sorted(self.platforms))}; {remedy}",
                 reason="platform",
             )
-        yield _PLATFORM_STEPS[claims.platform]
-        _refuse_debug(claims)
+        yield _PLATFORM_STEPS[platform]
+        refuse_debug(claims)
         if not self.refuse_simulated:
             return
         if simulated is not False:
@@ -410,26 +435,10 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules):
 
 def _app_rules() -> Iterator[str]:
     """Yield the names of the rules that `_appraise_app` checks on platforms other than SEV-SNP."""
-    others = {one.name for kind in (SnpRules, TcbRules, TdRules) for one in fields(kind)}
+    kinds = (SnpRules, TcbRules, TdRules, VtpmRules)
+    others = {one.name for kind in kinds for one in fields(kind)}
     others |= {"platforms", "refuse_simulated"}
     return (one.name for one in fields(AppraisalPolicy) if one.name not in others)
-
-
-def _refuse_debug(claims: Claims) -> None:
-    """Reject a guest in debug mode, unless the authenticator of its platform has done so."""
-    name, bits = _DEBUG.get(claims.platform, ("", 0))
-    if claims.platform == "dstack-nitro-enclave":
-        image = [claims.get(f"pcr{index}") or b"" for index in range(3)]
-        debug = not any(b"".join(image))
-    else:
-        have = claims.get(name)
-        debug = not have or bool(int.from_bytes(have, "little") & bits)
-    if debug:
-        raise PolicyError(
-            f"{name or 'pcr0 to pcr2'}: the {claims.platform} guest runs in debug mode, or debug "
-            "mode is not excluded; launch it without debug",
-            reason="td_debug" if claims.platform == "dstack-tdx" else "debug",
-        )
 
 
 PRESETS: Final = {

@@ -8,8 +8,9 @@ from typing import Final, Literal, TypeAlias
 from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.event_log.event import DIGEST_SIZE, RUNTIME_REGISTER, Event
+from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES
+from attestkit.verifier.policy.platforms import EVENT_PLATFORMS, SGX, measures_events
 from attestkit.verifier.policy.rules import (
     BOOT_END,
     accepted_values,
@@ -131,7 +132,7 @@ class EventRules:
             rules = sorted(rules, key=str)
         if not rules and self.only_required_events is None:
             return
-        if RUNTIME_REGISTER not in claims.event_registers:
+        if not measures_events(claims):
             first = next((_subject(rule) for rule in rules), "only_required_events")
             raise _refusal(f"{first}: required, but {_missing_log(claims.platform)}")
         log = _Log(claims.events)
@@ -259,7 +260,7 @@ def _refusal(message: str) -> PolicyError:
 
 
 def _missing_log(platform: str) -> str:
-    if platform in {"dstack-tdx", "sgx"}:
+    if platform in {*EVENT_PLATFORMS, SGX}:
         return (
             "a bare quote has no log; request complete evidence from the attester, or drop the "
             "rule from the policy"

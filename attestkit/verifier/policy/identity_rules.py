@@ -7,14 +7,22 @@ from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
-from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier.policy.platforms import (
+    EVENT_PLATFORMS,
+    NITRO,
+    SGX,
+    SNP,
+    SNP_PLATFORMS,
+    TD_PLATFORMS,
+    measures_events,
+)
 from attestkit.verifier.policy.rules import format_values, require_match
 from attestkit.verifier.result import Claims, passed
 
 # Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
 _MEASURED_ON: Final = {
-    "": {"dstack-tdx", "dstack-amd-sev-snp"},
-    "compose_hash": {"dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave"},
+    "": {*EVENT_PLATFORMS, SNP},
+    "compose_hash": {*EVENT_PLATFORMS, SNP, NITRO},
 }
 
 _Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
@@ -40,14 +48,16 @@ def appraise_os_image(claims: Claims, wanted: Collection[bytes]) -> Verification
 def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | None) -> bytes:
     """Return a field of the app's identity; PolicyError for rule `name` if it is not measured."""
     value: bytes = b"" if info is None else getattr(info, field)
-    measured = claims.platform != "dstack-tdx" or RUNTIME_REGISTER in claims.event_registers
+    measured = claims.platform not in EVENT_PLATFORMS or measures_events(claims)
     if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
         return value
-    if info is None and claims.platform in {"dstack-tdx", "sgx"}:
+    if claims.platform not in {*_MEASURED_ON["compose_hash"], SGX}:
+        why = "this platform does not measure it; pin pcrs instead"
+    elif info is None and claims.platform in TD_PLATFORMS | {SGX}:
         why = "a bare quote has no event log; request complete evidence from the attester"
     elif info is None:
         why = "the evidence has no configuration document; include it"
-    elif claims.platform == "dstack-nitro-enclave":
+    elif claims.platform == NITRO:
         why = "this platform does not measure it; pin pcr0 to pcr2 instead"
     else:
         why = "the guest did not measure it before system-ready; boot with an agent that does"
@@ -58,8 +68,8 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
 
 def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:
     """Return the verification step for the device; PolicyError if it is not one of `wanted`."""
-    named = claims.get("chip_id") if claims.platform == "dstack-amd-sev-snp" else device
-    if claims.platform == "dstack-nitro-enclave" or not named or not any(named):
+    named = claims.get("chip_id") if claims.platform in SNP_PLATFORMS else device
+    if claims.platform == NITRO or not named or not any(named):
         raise PolicyError(
             f"device: must be {format_values(wanted)}, but {claims.platform} evidence does not "
             "name it; drop device_id from the policy, or have the host unmask the chip id",

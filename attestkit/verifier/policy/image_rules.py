@@ -7,7 +7,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import acpi
-from attestkit.verifier.policy.rules import ReferenceValues
+from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.result import Claims, passed
 
 

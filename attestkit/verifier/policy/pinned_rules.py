@@ -6,14 +6,11 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from attestkit.verifier.policy.rules import (
-    BOOT_END,
-    BitMask,
-    KeyProvider,
-    ReferenceValues,
-    read_key_provider,
-)
-from attestkit.verifier.policy.snp_rules import SNP, is_provisional
+from attestkit.verifier.policy.pinned_vtpm_rules import pinned_vtpm
+from attestkit.verifier.policy.platforms import AZURE, HCL_PLATFORMS, NITRO, is_snp
+from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
+from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read_key_provider
+from attestkit.verifier.policy.snp_rules import is_provisional
 from attestkit.verifier.result import AttestationResult, Claims
 
 # Registers that are equal for the same image and VM shape.
@@ -31,7 +28,7 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
     """Return the rules of `AppraisalPolicy.from_evidence`, except the accepted TCB statuses."""
     claims, info = result.claims, result.app_info
     return {
-        "platforms": (claims.platform,),
+        "platforms": (AZURE.get(claims.platform, claims.platform),),
         "refuse_simulated": not result.simulated,
         "reference_values": _pinned_registers(claims, info),
         "td_attributes": _pinned_bits(claims, "td_attributes"),
@@ -41,6 +38,7 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
         "required_events": _pinned_events(claims),
         **_pinned_app(claims, info),
         **_pinned_snp(claims),
+        **pinned_vtpm(claims, result.certificate_chain),
     }
 
 
@@ -56,7 +54,7 @@ def pinned_svns(result: AttestationResult) -> tuple[tuple[str, int], ...]:
 
 def _pinned_snp(claims: Claims) -> dict[str, Any]:
     """Return SEV-SNP rules; vCPUs and CPU type are those of the pinned measurement."""
-    if claims.platform != SNP:
+    if not is_snp(claims):
         return {}
     found: dict[str, Any] = {
         "guest_policy": _pinned_bits(claims, "policy"),
@@ -80,7 +78,11 @@ def _pinned_registers(claims: Claims, info: AppInfo | None) -> ReferenceValues:
         names += ["mr_config_id", "host_data"]
     elif (config_id := claims.get("mr_config_id")) and config_id[0] != 3:
         names.append("mr_config_id")  # version 3 includes the instance id
-    found = {name: claims.get(name) for name in names}
+    if claims.platform in HCL_PLATFORMS:  # rules of their own; see `pinned_vtpm`
+        names = [name for name in names if name not in {"mrtd", "measurement", "id_key_digest"}]
+    found = {
+        name: claims.get(name) for name in names if claims.platform in REGISTERS[name].platforms
+    }
     return ReferenceValues(**{name: (value,) for name, value in found.items() if value})
 
 
@@ -100,7 +102,7 @@ def _pinned_events(claims: Claims) -> tuple[RequiredEvent, ...]:
 
 
 def _pinned_app(claims: Claims, info: AppInfo | None) -> dict[str, Any]:
-    if info is None or claims.platform == "dstack-nitro-enclave":
+    if info is None or claims.platform == NITRO:
         return {}
     found: dict[str, Any] = {"app_id": _one(info.app_id), "compose_hash": _one(info.compose_hash)}
     try:

@@ -1,4 +1,4 @@
-"""Rules of an appraisal policy: reference values, bit masks and key providers.
+"""Rules of an appraisal policy: bit masks and key providers, and what all rules share.
 
 The constructors reject rules that accept nothing or contradict themselves. `appraise` returns the
 verification step for the result, or raises PolicyError.
@@ -6,9 +6,8 @@ verification step for the result, or raises PolicyError.
 
 import hmac
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
@@ -23,9 +22,6 @@ _T = TypeVar("_T")
 
 _SHOWN: Final = 3  # values that an error lists
 _SHOWN_BYTES: Final = 64  # of each value
-
-VERIFIED_PLATFORMS: Final = ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx")
-"""Supported platforms, with the names of `Claims.platform`."""
 
 SIZES: Final = {
     "app_id": 20,
@@ -195,128 +191,6 @@ def check_text(name: str, value: object) -> str:
         raise UsageError(f"{name}: must be a non-empty string", reason="wrong_type")
     utf8(value, name, UsageError)
     return value
-
-
-class Register(NamedTuple):
-    """Register that may have reference values."""
-
-    platform: str
-    size: int  # bytes
-    comment: str  # for people
-
-
-def _register(platform: str, size: int, comment: str) -> Values:
-    """Return a dataclass field for the reference values of a register.
-
-    Args:
-        platform: Platform of the register.
-        size: Size of the register in bytes.
-        comment: Meaning of the register, a comment in policy files.
-    """
-    register = Register(platform, size, comment)
-    return field(default=None, metadata={"register": register})
-
-
-_TDX, _SNP, _NITRO, _SGX = VERIFIED_PLATFORMS
-_OWNER: Final = "set by the owner at launch"
-_IMAGE: Final = ({"mrtd", "rtmr1", "rtmr2"}, {"measurement"}, {"pcr0"}, {"mrenclave"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceValues:
-    """Accepted values of registers.
-
-    None accepts any value. All registers must be of one platform, because evidence that lacks a
-    register with reference values is rejected.
-    """
-
-    # Intel TDX (TDREPORT and TDINFO).
-    mrtd: Values = _register(_TDX, 48, "initial contents of the TD: its firmware")
-    rtmr0: Values = _register(
-        _TDX, 48, "the virtual machine: number of processors, memory, devices, ACPI tables"
-    )
-    rtmr1: Values = _register(_TDX, 48, "kernel")
-    rtmr2: Values = _register(_TDX, 48, "kernel command line and initial file system")
-    rtmr3: Values = _register(
-        _TDX, 48, "runtime events; differs with every event, so prefer app_id and required_events"
-    )
-    mr_seam: Values = _register(_TDX, 48, "the TDX module; changes when the host updates it")
-    mr_signer_seam: Values = _register(_TDX, 48, "signer of the TDX module; zero for Intel")
-    mr_config_id: Values = _register(_TDX, 48, _OWNER)
-    mr_owner: Values = _register(_TDX, 48, _OWNER)
-    mr_owner_config: Values = _register(_TDX, 48, _OWNER)
-    mr_service_td: Values = _register(_TDX, 48, "bound service TDs; zero for none")  # TDX 1.5
-    # AMD SEV-SNP (ATTESTATION_REPORT).
-    measurement: Values = _register(_SNP, 48, "initial contents of the guest")
-    host_data: Values = _register(_SNP, 32, "set at launch: hash of the configuration document")
-    id_key_digest: Values = _register(_SNP, 48, "signer of the guest's id block")
-    author_key_digest: Values = _register(_SNP, 48, "signer of that key; zero if there is none")
-    family_id: Values = _register(_SNP, 16, "family of the guest, from its id block")
-    image_id: Values = _register(_SNP, 16, "image of the guest, from its id block")
-    report_id: Values = _register(_SNP, 32, "this guest; differs with every launch")
-    report_id_ma: Values = _register(_SNP, 32, "its migration agent; all ones for none")
-    # AWS Nitro enclaves.
-    pcr0: Values = _register(_NITRO, 48, "the enclave's image")
-    pcr1: Values = _register(_NITRO, 48, "its kernel and boot file system")
-    pcr2: Values = _register(_NITRO, 48, "its application")
-    pcr3: Values = _register(_NITRO, 48, "role of the parent instance")
-    pcr4: Values = _register(_NITRO, 48, "id of the parent instance")
-    pcr8: Values = _register(_NITRO, 48, "signer of the image; zero if not signed")
-    # Intel SGX.
-    mrenclave: Values = _register(_SGX, 32, "the enclave")
-    mrsigner: Values = _register(_SGX, 32, "signer of the enclave")
-
-    def __post_init__(self) -> None:
-        for name, register in REGISTERS.items():
-            values = accepted_values(name, getattr(self, name), register.size)
-            object.__setattr__(self, name, values)
-        owners = {REGISTERS[name].platform: name for name in self.rules}
-        if len(owners) > 1:
-            (one, first), (other, second), *_ = owners.items()
-            raise UsageError(
-                f"{second}: a register of {other}, but {first} is one of {one}; make a policy for "
-                "each platform",
-                reason="conflict",
-            )
-
-    @cached_property
-    def rules(self) -> dict[str, frozenset[bytes]]:
-        """Accepted values by register."""
-        named = {name: getattr(self, name) for name in REGISTERS}
-        return {name: values for name, values in named.items() if values is not None}
-
-    @property
-    def has_image(self) -> bool:
-        """Whether the registers that together identify an OS image have reference values."""
-        return any(image <= self.rules.keys() for image in _IMAGE)
-
-    def appraise(self, claims: Claims) -> VerificationStep | None:
-        """Return the verification step; PolicyError names the first register that does not match.
-
-        None if no register has reference values.
-        """
-        for name, wanted in self.rules.items():
-            have = claims.get(name)
-            if have is None:
-                raise PolicyError(
-                    f"{name}: must be {format_values(wanted)}, but {claims.platform} evidence has "
-                    f"no such register; use a policy for {claims.platform}",
-                    reason="reference_value",
-                )
-            remedy = (
-                "launch what the policy was made for, or accept this value in "
-                f"reference_values.{name}"
-            )
-            require_match("reference_value", name, have, wanted, remedy)
-        if not self.rules:
-            return None
-        return passed("reference_value", f"{', '.join(self.rules)}: a reference value each")
-
-
-REGISTERS: Final[Mapping[str, Register]] = {
-    one.name: one.metadata["register"] for one in fields(ReferenceValues)
-}
-"""Registers that may have reference values."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,9 @@ from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
+from attestkit.verifier.policy.platforms import SNP, is_snp
 from attestkit.verifier.policy.rules import BitMask, normalize_members, require_members
 from attestkit.verifier.result import Claims, passed
-
-SNP: Final = "dstack-amd-sev-snp"
-"""Name of the platform in `Claims.platform`."""
 
 SNP_FEATURES: Final = (0x01, 0x21)
 """SEV_FEATURES that are accepted by default: SNP, and SNP with debug swap."""
@@ -100,7 +98,7 @@ class SnpRules:
 
     def _appraise_snp(self, claims: Claims) -> Iterator[VerificationStep]:
         """Yield the verification steps; PolicyError names the first rule that is not met."""
-        if claims.platform != SNP:
+        if not is_snp(claims):
             if self._snp_only:
                 raise PolicyError(
                     f"{self._snp_only[0]}: applies only to {SNP}, not to {claims.platform} "

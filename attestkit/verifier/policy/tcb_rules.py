@@ -7,15 +7,25 @@ from typing import Final, TypeAlias
 
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.policy.platforms import (
+    GO_TPM_TOOLS,
+    NITRO,
+    NITRO_TPM,
+    SGX,
+    SNP_PLATFORMS,
+    TD_PLATFORMS,
+    TPM,
+)
 from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
 from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
 
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""
 
-_NO_STATUS: Final = "dstack-nitro-enclave"
-_STATUS_WITHOUT_AGE: Final = "dstack-amd-sev-snp"  # TCB versions are only compared with each other
-_INTEL: Final = {"dstack-tdx", "sgx"}  # platforms with signed advisories
+# A message of go-tpm-tools has a status if it has a hardware report.
+_NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})
+_STATUS_WITHOUT_AGE: Final = SNP_PLATFORMS  # TCB versions are only compared with each other
+_INTEL: Final = TD_PLATFORMS | {SGX}  # platforms with signed advisories
 _ANY_AGE: Final = caution(
     "minimum_svn",
     "the TCB status of SEV-SNP compares the report's TCB versions with each other only, so "
@@ -97,7 +107,7 @@ class TcbRules:
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
     ) -> VerificationStep:
         status = authenticated.status
-        if status is None and platform == _NO_STATUS:
+        if status is None and platform in _NO_STATUS:
             text = "there is no TCB status on this platform"
             return skipped("tcb_status", text)
         if status is None:
@@ -193,10 +203,10 @@ class TcbRules:
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
         if not self.minimum_svns:
-            return _ANY_AGE if platform == _STATUS_WITHOUT_AGE else None
+            return _ANY_AGE if platform in _STATUS_WITHOUT_AGE else None
         tcb = authenticated.tcb
         self._check_components("", tcb.components)
-        if platform == _STATUS_WITHOUT_AGE:
+        if platform in _STATUS_WITHOUT_AGE:
             for which in ("current", "committed", "launch"):
                 self._check_components(f" of the {which} TCB", getattr(tcb, which))
         text = f"SVN high enough: {', '.join(name for name, _ in self.minimum_svns)}"

@@ -9,15 +9,14 @@ from typing import Final, NamedTuple
 from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason, StepCheck, VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.policy.rules import BIT_NAMES, VERIFIED_PLATFORMS, BitMask, bit_names
+from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
+from attestkit.verifier.policy.rules import BIT_NAMES, BitMask, bit_names
 from attestkit.verifier.result import Authenticated, Claims, passed
 
 _BITS: Final = (1 << 64) - 1
 _SEPT_VE_DISABLE: Final = 1 << 28
 _PKS: Final = 1 << 30
 _PERFMON: Final = 1 << 63
-# Rules about bits of a TD do not apply to these platforms; they do to any other.
-_WITHOUT_TD: Final = frozenset(VERIFIED_PLATFORMS) - {"dstack-tdx"}
 
 NAMED_BITS: Final = {
     **{
@@ -41,6 +40,11 @@ The fixed bits of go-tdx-guest 0.3.1 (validate): TD attributes may have SEPT_VE_
 PERFMON (and DEBUG, which every policy refuses); XFAM must have 0x3 (FP, SSE), and may have 0x6dbe7.
 SEPT_VE_DISABLE is required here: without it, the host can remove and replace pages of the TD.
 """
+
+# Behind a paravisor, SEPT_VE_DISABLE is not required: genuine TDs have it or not (vtpm.md, 6.8).
+_HCL_FIXED_BITS: Final = FIXED_BITS | {
+    "td_attributes": BitMask(must_be_clear=FIXED_BITS["td_attributes"].must_be_clear)
+}
 
 
 class _Flag(NamedTuple):
@@ -79,7 +83,7 @@ class TdRules:
     """Whether TD attributes and XFAM must have SEPT_VE_DISABLE, and go-tdx-guest's fixed bits.
 
     Allowed are the TD attributes SEPT_VE_DISABLE, PKS and PERFMON, and XFAM 0x6dbe7, of which FP
-    and SSE must be set. TDs only.
+    and SSE must be set. TDs only; at Azure, SEPT_VE_DISABLE is allowed, not required.
     """
 
     minimum_qe_svn: int | None = None
@@ -124,7 +128,7 @@ class TdRules:
         self, claims: Claims, authenticated: Authenticated
     ) -> Iterator[VerificationStep]:
         """Yield the verification steps; PolicyError names the first rule that is not met."""
-        if claims.platform not in _WITHOUT_TD:
+        if is_td(claims):
             yield from self._appraise_bits(claims)
         yield from self._appraise_enclaves(claims, authenticated)
         for flag in _FLAGS:
@@ -132,9 +136,10 @@ class TdRules:
                 yield _require_off(flag, value=getattr(authenticated.tcb, flag.field))
 
     def _appraise_bits(self, claims: Claims) -> Iterator[VerificationStep]:
+        fixed = _HCL_FIXED_BITS if claims.platform in HCL_PLATFORMS else FIXED_BITS
         for rule, masks in (
             ("refuse_unnamed_td_bits", NAMED_BITS),
-            ("require_fixed_td_bits", FIXED_BITS),
+            ("require_fixed_td_bits", fixed),
         ):
             if getattr(self, rule):
                 for field, mask in masks.items():

@@ -22,13 +22,13 @@ from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.pcr_rules import BANK_SIZES, PcrRule
+from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import (
     BIT_NAMES,
-    REGISTERS,
     SIZES,
     BitMask,
     KeyProvider,
-    ReferenceValues,
     accepted_values,
 )
 from attestkit.verifier.result import TcbStatus
@@ -233,6 +233,24 @@ def _reference_values(key: str, value: object) -> ReferenceValues:
     return _create(key, ReferenceValues, found)
 
 
+def _pcrs(key: str, value: object) -> tuple[PcrRule, ...]:
+    table = _table(key, value)
+    found = []
+    for name, given in table.items():
+        at = f"{key}.{_sanitize.key(name)}"
+        size = BANK_SIZES.get(name.partition(":")[0])
+        if size is None:  # `normalize_pcrs` names the valid ones
+            want = f'a bank ({", ".join(BANK_SIZES)}) and an index, such as "sha256:7"'
+            raise ConfigError(f"{at}: must be {want}", reason="unknown_key")
+        found.append((name, _values(size, at, given) or frozenset()))
+    return tuple(found)
+
+
+def _keys(key: str, value: object) -> frozenset[bytes]:
+    want = "64 hex digits (a SHA-256), or a SubjectPublicKeyInfo in hex, or a list of such"
+    return frozenset(_hex(key, one, want) for one in _as_list(value))
+
+
 def _mask(key: str, value: object) -> BitMask:
     table = _table(key, value, ("must_be_set", "must_be_clear", "mask", "value"))
     if "value" in table or "mask" in table:
@@ -310,7 +328,10 @@ _REASONS: Final[dict[str, ConfigReason]] = {
     "wrong_type": "wrong_type",
 }
 
-_NOT_EMPTY: Final = ("refused_advisories", "minimum_svns", "reference_values", "required_events")
+_NOT_EMPTY: Final = (
+    *("refused_advisories", "minimum_svns", "reference_values", "required_events"),
+    *("pcrs", "require_joins"),
+)
 _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "accepted_statuses": _statuses,
     "accepted_advisories": _accepted_advisories,
@@ -337,6 +358,20 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "minimum_guest_abi": _text,
     "minimum_firmware": _text,
     "refuse_provisional_firmware": _boolean,
+    "vlek_providers": _texts,
+    # TPM
+    "pcrs": _pcrs,
+    "trusted_aks": _keys,
+    "require_joins": _texts,
+    "paravisor_measurement": partial(_values, 48),
+    "id_key_digest": partial(_values, 48),
+    "secure_boot": _boolean,
+    "console_enabled": _boolean,
+    "tpm_persisted": _boolean,
+    "init_data": partial(_values, 32),
+    "gce_project": _texts,
+    "gce_zone": _texts,
+    "gce_instance": _texts,
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,

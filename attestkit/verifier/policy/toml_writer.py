@@ -3,16 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import timedelta
+from textwrap import wrap
 from typing import Any, Final
 
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from attestkit.verifier.policy.rules import (
-    REGISTERS,
-    VERIFIED_PLATFORMS,
-    BitMask,
-    KeyProvider,
-    bit_names,
-)
+from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
+from attestkit.verifier.policy.reference_values import REGISTERS
+from attestkit.verifier.policy.rules import BitMask, KeyProvider, bit_names
 from attestkit.verifier.policy.toml_reader import ANY, UNITS
 from attestkit.verifier.result import TcbStatus
 
@@ -34,7 +31,7 @@ def write_rules(rules: Mapping[str, Any]) -> str:
         # An empty accepted_advisories is a rule; an empty refused_advisories is not.
         if name in _ALWAYS or value not in (None, frozenset()):
             text = _value(value, hex if name == "sev_features" else str)
-            lines += [f"# {comment}", f"{name} = {text}", ""]
+            lines += [*_comment(comment), f"{name} = {text}", ""]
     if svns := rules["minimum_svns"]:
         lines += ["# Minimum security version number (SVN) of components, by name."]
         lines += ["[minimum_svns]", *(f"{_text(name)} = {svn}" for name, svn in svns), ""]
@@ -44,6 +41,9 @@ def write_rules(rules: Mapping[str, Any]) -> str:
         for name, values in registers.items():
             lines += [f"# {REGISTERS[name].comment}", f"{name} = {_value(values)}"]
         lines.append("")
+    if pcrs := rules["pcrs"]:
+        lines += ["# Values of PCRs by bank and index; the TPM's quote must have them.", "[pcrs]"]
+        lines += [*(f"{_text(name)} = {_value(values)}" for name, values in pcrs), ""]
     for name, comment in _MASKS.items():
         lines += _mask(comment, name, rules[name])
     for provider in sorted(rules["key_provider"] or (), key=str):
@@ -54,6 +54,10 @@ def write_rules(rules: Mapping[str, Any]) -> str:
         lines += ["# Runtime event that must be in the event log; payload in hex."]
         lines += _table("required_events", event)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in wrap(text, 98)]
 
 
 def _mask(comment: str, name: str, mask: BitMask | None) -> list[str]:
@@ -133,6 +137,18 @@ _COMMENTS: Final = {
     "minimum_guest_abi": "SEV-SNP: minimum ABI version that the guest policy requires.",
     "minimum_firmware": "SEV-SNP: minimum version of current and committed firmware.",
     "refuse_provisional_firmware": "SEV-SNP: whether firmware that is not committed is rejected.",
+    "vlek_providers": "SEV-SNP: cloud providers whose keys (VLEK) may sign a report.",
+    "trusted_aks": "SHA-256 of accepted attestation keys of a TPM.",
+    "require_joins": "How hardware evidence and TPM are joined: hardware_to_ak, ak_to_hardware.",
+    "paravisor_measurement": "Azure: the paravisor, MEASUREMENT or MRTD.",
+    "id_key_digest": "SEV-SNP: signer of the ID block; at Azure, of the paravisor.",
+    "secure_boot": "Azure: Secure Boot.",
+    "console_enabled": "Azure: console of the VM.",
+    "tpm_persisted": "Azure: whether the state of the TPM is kept.",
+    "init_data": "Digest of the init-data, the only extension of PCR 8.",
+    "gce_project": "Google project of the VM.",
+    "gce_zone": "Google zone of the VM.",
+    "gce_instance": "Name or id of the Google instance.",
     "app_id": "The application's id, 20 bytes, measured at boot.",
     "compose_hash": "SHA-256 of the application's app-compose.json, measured at boot.",
     "instance_id": "Id of one instance of the application, 20 bytes.",

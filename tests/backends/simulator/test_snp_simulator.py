@@ -38,6 +38,7 @@ from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
+    PolicyError,
     UnsupportedError,
     UsageError,
 )
@@ -138,6 +139,21 @@ def test_snp_scenario_has_documented_outcome(name: str, policy: AppraisalPolicy)
         with pytest.raises(AttestKitError) as caught:
             verifier.verify(evidence, report_data=REPORT_DATA, now=NOW)
         assert untyped(caught.value).reason == expected
+
+
+def test_vlek_is_accepted_by_a_policy_that_names_its_provider() -> None:
+    """The provider in the VLEK decides; a policy pinned from the result names it, too."""
+    with open_attester("simulator", seed=SEED, scenario="snp-vlek") as tee:
+        evidence = tee.attest(report_data=REPORT_DATA).to_bytes()
+        policy = AppraisalPolicy.strict().replace(vlek_providers={"attestkit-simulator"})
+        result = tee.verifier(policy=policy).verify(evidence, report_data=REPORT_DATA)
+        assert "vlek_providers" in {step.check for step in result.steps}
+        pinned = AppraisalPolicy.from_evidence(result)
+        assert pinned.vlek_providers == {"attestkit-simulator"}
+        tee.verifier(policy=pinned).verify(evidence, report_data=REPORT_DATA)
+        other = policy.replace(vlek_providers={"attestkit"})
+        with raises(PolicyError, "vlek_providers"):
+            tee.verifier(policy=other).verify(evidence, report_data=REPORT_DATA)
 
 
 @pytest.mark.parametrize("name", SNP)

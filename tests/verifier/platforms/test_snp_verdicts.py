@@ -18,7 +18,7 @@ from attestkit.errors import (
     SignatureError,
     UnsupportedError,
 )
-from attestkit.verifier import AttestationResult, Verifier
+from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.vectors import data, needs_shared
 
 FOLDER: Final = "snp/go-sev-guest"
@@ -56,8 +56,9 @@ def evidence_of(case: dict[str, Any]) -> Attestation:
 
 
 def verify(case: dict[str, Any]) -> AttestationResult:
-    """Verify the evidence of a case under its root by the default policy."""
-    return Verifier(trust_anchor=file_of(case, "root")).verify(
+    """Verify the evidence of a case under its root, by a policy that accepts its VLEK."""
+    policy = AppraisalPolicy.default().replace(vlek_providers={"go-sev-guest"})
+    return Verifier(trust_anchor=file_of(case, "root"), policy=policy).verify(
         evidence_of(case),
         report_data=bytes.fromhex(VERDICTS["report_data"]),
         now=datetime.fromisoformat(VERDICTS["judge_at"].replace("Z", "+00:00")),

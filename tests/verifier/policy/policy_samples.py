@@ -30,6 +30,7 @@ from attestkit.verifier.result import (
     TcbStatus,
     create_result,
 )
+from attestkit.verifier.vtpm_facts import VtpmFacts
 
 NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
 APP_ID: Final = b"\x0a" * 20
@@ -47,6 +48,15 @@ TDX: Final = "dstack-tdx"
 SNP: Final = "dstack-amd-sev-snp"
 NITRO: Final = "dstack-nitro-enclave"
 SGX: Final = "sgx"
+OF_TDX: Final = ("dstack-gcp-tdx", "hcl-tdx", "azure-tdx")
+OF_SNP: Final = ("gcp-snp", "hcl-snp", "azure-snp")
+TPM_ALONE: Final = ("dstack-aws-nitro-tpm", "tpm", "go-tpm-tools")
+NO_STATUS: Final = (NITRO, *TPM_ALONE)
+MEASURING: Final = {
+    TDX: (0, 1, 2, 3),
+    "dstack-gcp-tdx": (0, 1, 2, 3),
+    "dstack-aws-nitro-tpm": (),  # PCR 14 of `vtpm()`
+}
 
 
 def register(number: int, size: int = 48) -> bytes:
@@ -117,6 +127,41 @@ ATTRIBUTES: Final[dict[str, dict[str, bytes]]] = {
 }
 
 
+REGISTERS.update(dict.fromkeys(OF_TDX, REGISTERS[TDX]))
+ATTRIBUTES.update(dict.fromkeys(OF_TDX, ATTRIBUTES[TDX]))
+for _name in OF_TDX[1:]:  # behind a paravisor
+    REGISTERS[_name] = REGISTERS[TDX] | {f"rtmr{n}": bytes(48) for n in range(4)}
+    ATTRIBUTES[_name] = ATTRIBUTES[TDX] | dict.fromkeys(
+        ("mr_config_id", "mr_owner", "mr_owner_config"), bytes(48)
+    )
+REGISTERS.update(dict.fromkeys(OF_SNP, REGISTERS[SNP]))
+ATTRIBUTES.update(dict.fromkeys(OF_SNP, ATTRIBUTES[SNP]))
+REGISTERS.update({name: {} for name in TPM_ALONE})
+ATTRIBUTES.update({name: {} for name in TPM_ALONE})
+
+
+def vtpm(**changes: Any) -> VtpmFacts:
+    """Return facts of a TPM's quote over two banks, a few of whose PCRs a log explains."""
+    found = VtpmFacts(
+        attestation_key=b"\x30" + register(0x91, 90),
+        key_trust="certificate",
+        joins=("ak_to_hardware",),
+        pcrs=(
+            *(("sha256", index, register(0xA0 + index, 32)) for index in range(24)),
+            *(("sha384", index, register(0xC0 + index)) for index in range(24)),
+        ),
+        replayed=tuple(
+            (bank, index) for bank in ("sha256", "sha384") for index in (*range(8), 10, 14)
+        ),
+        details=(
+            *(("secure_boot", "true"), ("console_enabled", "false"), ("tpm_persisted", "true")),
+            *(("gce_project", "project"), ("gce_zone", "zone-a"), ("gce_instance", "vm-1")),
+            *(("gce_instance_id", "123"), ("vm_unique_id", "7")),
+        ),
+    )
+    return replace(found, **changes)
+
+
 def claims(platform: str = TDX, **changes: Any) -> Claims:
     """Return the claims of a platform's evidence; a register or attribute of None is omitted."""
     registers, attributes = dict(REGISTERS[platform]), dict(ATTRIBUTES[platform])
@@ -126,16 +171,17 @@ def claims(platform: str = TDX, **changes: Any) -> Claims:
             table.pop(name)
             if value is not None:
                 table[name] = value
-    measured = platform == TDX
+    measured = platform in MEASURING
     found = Claims(
         platform=platform,
         report_data=bytes(64),
         registers=tuple(registers.items()),
         attributes=tuple(attributes.items()),
         events=events(("model", b"weights")) if measured else (),
-        event_registers=(0, 1, 2, 3) if measured else (),
+        event_registers=MEASURING.get(platform, ()),
         os_image_hash=IMAGE_HASH,
-        measurement_version=4 if measured else None,
+        measurement_version=4 if platform == TDX else None,
+        vtpm=vtpm() if platform in {*OF_TDX, *OF_SNP, *TPM_ALONE} else None,
     )
     return replace(found, **changes)
 
@@ -148,7 +194,7 @@ def bare_claims() -> Claims:
 def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
     """Return the authenticated claims of a platform that is up to date; Nitro has no status."""
     found = Authenticated(
-        status=None if platform == NITRO else TcbStatus.UP_TO_DATE,
+        status=None if platform in NO_STATUS else TcbStatus.UP_TO_DATE,
         advisory_ids=(),
         report_data=bytes(64),
         device=PPID,

@@ -35,6 +35,7 @@ from tests.verifier.policy.policy_samples import (
     SGX,
     SNP,
     TDX,
+    TPM_ALONE,
     app_info,
     appraise,
     appraise_in_steps,
@@ -48,6 +49,7 @@ from tests.verifier.policy.policy_samples import (
     result,
     rules,
 )
+from tests.verifier.policy.vtpm_policies import AZURE_POLICY, GOOGLE_POLICY
 
 STRICT = {"UpToDate"}
 DEFAULT = STRICT | {
@@ -99,14 +101,34 @@ def test_preset_accepts_statuses_of_its_table(preset: str, status: TcbStatus) ->
     assert text.startswith(f"TCB status: {status} is not accepted, must be UpToDate")
 
 
-def test_preset_accepts_every_platform_but_sgx() -> None:
-    """Evidence of any other platform passes the presets, with a step for each rule."""
-    for platform in set(VERIFIED_PLATFORMS) - {SGX}:
-        status = None if platform == NITRO else TcbStatus.UP_TO_DATE
-        for preset in PRESETS.values():
-            steps = appraise(preset(), claims(platform), authenticated(status=status), None)
+def test_preset_accepts_every_platform_with_hardware_evidence() -> None:
+    """Evidence of these platforms passes the presets, with a step for each rule.
+
+    A policy with no rule about the paravisor cannot identify evidence of Azure, and the strict
+    preset requires that.
+    """
+    azure = {"azure-snp", "azure-tdx"}
+    for platform in set(VERIFIED_PLATFORMS) - {SGX, *TPM_ALONE} - azure:
+        for name, preset in PRESETS.items():
+            if name == "strict" and platform in {"hcl-snp", "hcl-tdx"}:
+                text = get_rejection_text(
+                    "platform", preset(), claims(platform), authenticated(platform), None
+                )
+                assert "paravisor_measurement" in text
+                continue
+            steps = appraise(preset(), claims(platform), authenticated(platform), None)
             assert f"platform {platform} is accepted" in steps
             assert all(steps)
+
+
+@pytest.mark.parametrize("platform", [SGX, *TPM_ALONE])
+def test_preset_rejects_platform_that_must_be_named(platform: str) -> None:
+    """Presets accept neither SGX nor a TPM alone; a policy that names them does."""
+    for preset in PRESETS.values():
+        get_rejection_text("platform", preset(), claims(platform), authenticated(platform), None)
+        named = preset().replace(platforms={platform})
+        steps = appraise(named, claims(platform), authenticated(platform), None)
+        assert f"platform {platform} is accepted" in steps
 
 
 def test_strict_preset_rejects_advisories() -> None:
@@ -133,7 +155,7 @@ def test_policy_platform_not_accepted_is_rejected() -> None:
 
 def test_policy_unverifiable_platform_is_rejected() -> None:
     """Every preset rejects a platform that no authenticator supports."""
-    unknown = replace(claims(), platform="dstack-gcp-tdx")
+    unknown = replace(claims(), platform="dstack-other")
     get_rejection_text("platform", AppraisalPolicy.development(), unknown)
 
 
@@ -414,7 +436,7 @@ INVALID_RULES: dict[Callable[..., object], list[tuple[Any, ...]]] = {
         ({"minimum_svns": (("PCE", 1), ("PCE", 2))}, "conflict"),
         ({"platforms": ()}, "missing"),
         ({"platforms": "sgx"}, "wrong_type"),
-        ({"platforms": ("dstack-gcp-tdx",)}, "unknown_name"),
+        ({"platforms": ("azure",)}, "unknown_name"),
         ({"refuse_simulated": 1}, "wrong_type"),
         ({"require_mr_config": None}, "wrong_type"),
         ({"require_acpi_tables": 1}, "wrong_type"),
@@ -462,8 +484,10 @@ def test_policy_with_every_rule_accepts_samples() -> None:
     """The policies set every field, and the sample evidence meets all rules."""
     policy, snp = create_policy_with_every_rule(), create_snp_policy_with_every_rule()
     for field in fields(policy):
-        values = [getattr(each, field.name) for each in (policy, snp)]
-        assert any(value not in (None, (), frozenset(), False) for value in values), field.name
+        policies = (policy, snp, AZURE_POLICY, GOOGLE_POLICY)
+        values = [getattr(each, field.name) for each in policies]
+        unset: tuple[object, ...] = (None, (), frozenset(), field.default)
+        assert any(value not in unset for value in values), field.name
     assert appraise(snp, claims(SNP))
     found, verified = claims(), authenticated()
     found = replace(found, attributes=(*found.attributes, ("qe_svn", b"\x08\0")))

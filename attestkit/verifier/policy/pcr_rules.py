@@ -1,0 +1,114 @@
+"""Policy rules about the values of PCRs that a TPM quoted."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, TypeAlias
+
+from attestkit._reasons import VerificationStep
+from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
+from attestkit.verifier.result import passed, skipped
+from attestkit.verifier.vtpm_facts import VtpmFacts
+
+PcrRule: TypeAlias = tuple[str, Collection[bytes]]
+"""Bank and index of a PCR, such as `sha256:7`, and its accepted values."""
+
+BANK_SIZES: Final = {"sha256": 32, "sha384": 48, "sha512": 64}
+"""Banks that a rule may name, and the size of their PCRs in bytes; SHA-1 is not accepted."""
+
+PCR_COUNT: Final = 32
+"""Number of PCRs: 24 of a TPM, and up to 32 in a document of AWS."""
+
+_NAME: Final = re.compile(r"(sha256|sha384|sha512):(0|[1-9][0-9]?)")
+_FIRMWARE: Final = range(8)  # PCRs that the firmware extends, and explains in its log
+_MAX_RULES: Final = len(BANK_SIZES) * PCR_COUNT
+
+
+def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
+    """Return rules by bank and index, each with a frozenset of values.
+
+    Args:
+        given: A mapping from bank and index to a value or values; or pairs of these.
+
+    Raises:
+        UsageError: If a name or a value is not valid, or a name occurs twice.
+    """
+    pairs = given.items() if isinstance(given, Mapping) else given
+    wanted = UsageError("pcrs: must be a mapping from PCRs to values", reason="wrong_type")
+    if not isinstance(pairs, Collection) or isinstance(pairs, (str, bytes)):
+        raise wanted
+    if len(pairs) > _MAX_RULES:
+        raise UsageError(f"pcrs: more than {_MAX_RULES} PCRs", reason="too_many")
+    found: dict[tuple[str, int], frozenset[bytes]] = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise wanted
+        name, values = pair
+        bank, index = _parse_name(name)
+        listed = (values,) if isinstance(values, bytes) else values
+        accepted = accepted_values(f"pcrs.{name}", listed, BANK_SIZES[bank])
+        if accepted is None:
+            raise UsageError(f"pcrs: {name} has no value", reason="missing")
+        if (bank, index) in found:
+            raise UsageError(f"pcrs: {name} occurs twice", reason="conflict")
+        found[bank, index] = accepted
+    return tuple((f"{bank}:{index}", found[bank, index]) for bank, index in sorted(found))
+
+
+def _parse_name(name: object) -> tuple[str, int]:
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None or int(match[2]) >= PCR_COUNT:
+        raise UsageError(
+            f"pcrs: {ascii(name)[:64]}: must be a bank ({', '.join(BANK_SIZES)}) and an index "
+            f'below {PCR_COUNT}, such as "sha256:7"',
+            reason="wrong_value",
+        )
+    return match[1], int(match[2])
+
+
+def appraise_pcrs(
+    rules: Collection[PcrRule], vtpm: VtpmFacts, *, firmware_log: bool
+) -> Iterator[VerificationStep]:
+    """Yield the steps of PCRs; a PCR that is not quoted, or has another value, is an error.
+
+    Args:
+        rules: Normalised rules.
+        vtpm: Facts of the quote.
+        firmware_log: Whether the PCRs of the firmware, if extended, must be explained by a log or
+            have a rule (vtpm.md, section 7.6).
+
+    Raises:
+        PolicyError: If a rule is not met.
+    """
+    for name, wanted in rules:
+        bank, index = _parse_name(name)
+        have = vtpm.pcr(bank, index)
+        if have is None or not matches_any(have, wanted):
+            raise PolicyError(
+                f"PCR {name}: {'not quoted' if have is None else have.hex()}, must be "
+                f"{format_values(wanted)}; boot what the policy was made for, or accept this value "
+                "in pcrs",
+                reason="pcrs",
+            )
+    if firmware_log:
+        _require_log({name for name, _ in rules}, vtpm)
+    names = ", ".join(name for name, _ in rules)
+    if names:
+        yield passed("pcrs", f"PCRs have accepted values: {names}")
+    else:
+        replayed = ", ".join(f"{bank}:{index}" for bank, index in vtpm.replayed)
+        logs = f"logs replay to {replayed}" if replayed else "no log explains them"
+        yield skipped("pcrs", f"the policy expects no value of a PCR; {logs}")
+
+
+def _require_log(named: Collection[str], vtpm: VtpmFacts) -> None:
+    for bank, index, value in vtpm.pcrs:
+        name = f"{bank}:{index}"
+        if bank not in BANK_SIZES or index not in _FIRMWARE or name in named or not any(value):
+            continue
+        if (bank, index) not in vtpm.replayed:
+            raise PolicyError(
+                f"PCR {name}: {value.hex()} is not explained by an event log; include the log of "
+                "the firmware, or accept this value in pcrs",
+                reason="pcrs",
+            )

@@ -1,0 +1,119 @@
+"""Platforms that a policy may name, and the groups of them to which rules apply.
+
+A message of go-tpm-tools may have the quote of a TD or the report of an SEV-SNP guest; the rules
+about those apply to it if it has one.
+"""
+
+from typing import Final
+
+from attestkit.errors import PolicyError
+from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier.result import Claims
+
+TDX: Final = "dstack-tdx"
+SNP: Final = "dstack-amd-sev-snp"
+NITRO: Final = "dstack-nitro-enclave"
+SGX: Final = "sgx"
+GCP_TDX: Final = "dstack-gcp-tdx"
+GCP_SNP: Final = "gcp-snp"
+NITRO_TPM: Final = "dstack-aws-nitro-tpm"
+TPM: Final = "tpm"
+GO_TPM_TOOLS: Final = "go-tpm-tools"
+
+VERIFIED_PLATFORMS: Final = (
+    *(TDX, SNP, NITRO, SGX),
+    *(GCP_TDX, GCP_SNP),
+    *("hcl-snp", "hcl-tdx", "azure-snp", "azure-tdx"),
+    *(NITRO_TPM, TPM, GO_TPM_TOOLS),
+)
+"""Supported platforms, with the names of `Claims.platform`.
+
+Evidence of `hcl-snp` and `hcl-tdx` is `azure-snp` and `azure-tdx` once a policy has identified its
+paravisor.
+"""
+
+AZURE: Final = {"hcl-snp": "azure-snp", "hcl-tdx": "azure-tdx"}
+"""Name of evidence whose paravisor is identified, by the name of its format."""
+
+HCL: Final = {name: form for form, name in AZURE.items()}
+"""Name of the format, by the name of evidence whose paravisor is identified."""
+
+ONLY_IF_NAMED: Final = frozenset({SGX, NITRO_TPM, TPM, GO_TPM_TOOLS})
+"""Platforms that no preset accepts.
+
+None of them has an authentic statement of a CPU about the guest, except for SGX, whose evidence is
+of an enclave, and some messages of go-tpm-tools.
+"""
+
+TD_PLATFORMS: Final = frozenset({TDX, GCP_TDX, "hcl-tdx", "azure-tdx"})
+SNP_PLATFORMS: Final = frozenset({SNP, GCP_SNP, "hcl-snp", "azure-snp"})
+HCL_PLATFORMS: Final = frozenset({*AZURE, *HCL})
+VTPM_PLATFORMS: Final = HCL_PLATFORMS | {GCP_TDX, GCP_SNP, NITRO_TPM, TPM, GO_TPM_TOOLS}
+
+RTMR_PLATFORMS: Final = frozenset({TDX, GCP_TDX})
+"""Platforms whose guest extends the RTMRs. Behind a paravisor they are zero (vtpm.md, 6.3)."""
+
+EVENT_PLATFORMS: Final = RTMR_PLATFORMS | {NITRO_TPM}
+"""Platforms whose runtime events extend a register: RTMR3, or PCR 14 of a NitroTPM."""
+
+_EVENT_PCR: Final = ("sha384", 14)
+
+# Debug bits in a little-endian field, by platform.
+_TD_DEBUG: Final = 0xFF  # of td_attributes (TUD): any of these bits makes the TD untrusted
+_SNP_DEBUG: Final = 1 << 19  # of policy
+_SGX_DEBUG: Final = 1 << 1  # of attributes
+
+
+def is_td(claims: Claims) -> bool:
+    """Return whether evidence is of a TD, so that the rules about TDs apply."""
+    if claims.platform == GO_TPM_TOOLS:
+        return claims.get("td_attributes") is not None
+    return claims.platform in TD_PLATFORMS
+
+
+def is_snp(claims: Claims) -> bool:
+    """Return whether evidence is of an SEV-SNP guest, so that the rules about those apply."""
+    if claims.platform == GO_TPM_TOOLS:
+        return claims.get("measurement") is not None
+    return claims.platform in SNP_PLATFORMS
+
+
+def measures_events(claims: Claims) -> bool:
+    """Return whether the runtime events in claims replay to a register that the guest extends."""
+    if claims.platform == NITRO_TPM:
+        return claims.vtpm is not None and _EVENT_PCR in claims.vtpm.replayed
+    return claims.platform in RTMR_PLATFORMS and RUNTIME_REGISTER in claims.event_registers
+
+
+def refuse_debug(claims: Claims) -> None:
+    """Reject a guest in debug mode, unless the authenticator of its platform has done so.
+
+    A TPM alone has no such mode.
+
+    Raises:
+        PolicyError: If the guest runs in debug mode, or debug mode is not excluded.
+    """
+    if claims.platform == NITRO:
+        image = [claims.get(f"pcr{index}") or b"" for index in range(3)]
+        if not any(b"".join(image)):
+            raise _debug_error("pcr0 to pcr2", claims)
+        return
+    if is_td(claims):
+        name, bits = "td_attributes", _TD_DEBUG
+    elif is_snp(claims):
+        name, bits = "policy", _SNP_DEBUG
+    elif claims.platform in {NITRO_TPM, TPM, GO_TPM_TOOLS}:
+        return
+    else:
+        name, bits = "attributes", _SGX_DEBUG
+    have = claims.get(name)
+    if not have or int.from_bytes(have, "little") & bits:
+        raise _debug_error(name, claims)
+
+
+def _debug_error(name: str, claims: Claims) -> PolicyError:
+    return PolicyError(
+        f"{name}: the {claims.platform} guest runs in debug mode, or debug mode is not excluded; "
+        "launch it without debug",
+        reason="td_debug" if is_td(claims) else "debug",
+    )

@@ -1,0 +1,176 @@
+"""Reference values of registers in an appraisal policy."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from attestkit._reasons import VerificationStep
+from attestkit.errors import PolicyError, UsageError
+from attestkit.verifier.policy.platforms import (
+    GCP_SNP,
+    GO_TPM_TOOLS,
+    HCL_PLATFORMS,
+    NITRO,
+    RTMR_PLATFORMS,
+    SGX,
+    SNP,
+    SNP_PLATFORMS,
+    TD_PLATFORMS,
+    VERIFIED_PLATFORMS,
+)
+from attestkit.verifier.policy.rules import (
+    Values,
+    accepted_values,
+    format_values,
+    require_match,
+)
+from attestkit.verifier.result import Claims, passed
+
+
+class Register(NamedTuple):
+    """Register that may have reference values."""
+
+    platforms: frozenset[str]  # that have it; elsewhere a reference value matches nothing
+    size: int  # bytes
+    comment: str  # for people
+
+
+def _register(platforms: Collection[str], size: int, comment: str) -> Values:
+    """Return a dataclass field for the reference values of a register.
+
+    Args:
+        platforms: Platforms that have the register.
+        size: Size of the register in bytes.
+        comment: Meaning of the register, a comment in policy files.
+    """
+    register = Register(frozenset(platforms), size, comment)
+    return field(default=None, metadata={"register": register})
+
+
+_TD: Final = TD_PLATFORMS | {GO_TPM_TOOLS}
+# Of the guest; behind a paravisor these registers are zero, and a reference value says nothing.
+_RTMR: Final = RTMR_PLATFORMS | {GO_TPM_TOOLS}
+_SNP: Final = SNP_PLATFORMS | {GO_TPM_TOOLS}
+_HOST_DATA: Final = frozenset({SNP, GCP_SNP, GO_TPM_TOOLS})
+_NITRO: Final = frozenset({NITRO})
+_SGX: Final = frozenset({SGX})
+_OWNER: Final = "set by the owner at launch"
+_IMAGE: Final = ({"mrtd", "rtmr1", "rtmr2"}, {"measurement"}, {"pcr0"}, {"mrenclave"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceValues:
+    """Accepted values of registers.
+
+    None accepts any value. There must be a platform with all of the registers, because evidence
+    that lacks a register with reference values is rejected.
+    """
+
+    # Intel TDX (TDREPORT and TDINFO).
+    mrtd: Values = _register(_TD, 48, "initial contents of the TD: its firmware")
+    rtmr0: Values = _register(
+        _RTMR, 48, "the virtual machine: number of processors, memory, devices, ACPI tables"
+    )
+    rtmr1: Values = _register(_RTMR, 48, "kernel")
+    rtmr2: Values = _register(_RTMR, 48, "kernel command line and initial file system")
+    rtmr3: Values = _register(
+        _RTMR, 48, "runtime events; differs with every event, so prefer app_id and required_events"
+    )
+    mr_seam: Values = _register(_TD, 48, "the TDX module; changes when the host updates it")
+    mr_signer_seam: Values = _register(_TD, 48, "signer of the TDX module; zero for Intel")
+    mr_config_id: Values = _register(_RTMR, 48, _OWNER)
+    mr_owner: Values = _register(_RTMR, 48, _OWNER)
+    mr_owner_config: Values = _register(_RTMR, 48, _OWNER)
+    mr_service_td: Values = _register(_TD, 48, "bound service TDs; zero for none")  # TDX 1.5
+    # AMD SEV-SNP (ATTESTATION_REPORT).
+    measurement: Values = _register(_SNP, 48, "initial contents of the guest")
+    host_data: Values = _register(
+        _HOST_DATA, 32, "set at launch: hash of the configuration document"
+    )
+    id_key_digest: Values = _register(_SNP, 48, "signer of the guest's id block")
+    author_key_digest: Values = _register(_SNP, 48, "signer of that key; zero if there is none")
+    family_id: Values = _register(_SNP, 16, "family of the guest, from its id block")
+    image_id: Values = _register(_SNP, 16, "image of the guest, from its id block")
+    report_id: Values = _register(_SNP, 32, "this guest; differs with every launch")
+    report_id_ma: Values = _register(_SNP, 32, "its migration agent; all ones for none")
+    # AWS Nitro enclaves.
+    pcr0: Values = _register(_NITRO, 48, "the enclave's image")
+    pcr1: Values = _register(_NITRO, 48, "its kernel and boot file system")
+    pcr2: Values = _register(_NITRO, 48, "its application")
+    pcr3: Values = _register(_NITRO, 48, "role of the parent instance")
+    pcr4: Values = _register(_NITRO, 48, "id of the parent instance")
+    pcr8: Values = _register(_NITRO, 48, "signer of the image; zero if not signed")
+    # Intel SGX.
+    mrenclave: Values = _register(_SGX, 32, "the enclave")
+    mrsigner: Values = _register(_SGX, 32, "signer of the enclave")
+
+    def __post_init__(self) -> None:
+        for name, register in REGISTERS.items():
+            values = accepted_values(name, getattr(self, name), register.size)
+            object.__setattr__(self, name, values)
+        self._check_platforms()
+
+    def _check_platforms(self) -> None:
+        """Raise UsageError if no platform has all registers."""
+        first, platforms = "", frozenset(VERIFIED_PLATFORMS)
+        for name in self.rules:
+            # A message of go-tpm-tools has the registers of one kind of guest, too.
+            found = REGISTERS[name].platforms - {GO_TPM_TOOLS}
+            if not platforms & found:
+                raise UsageError(
+                    f"{name}: a register of {_first_of(found)}, but {first} is one of "
+                    f"{_first_of(platforms)}; make a policy for each platform",
+                    reason="conflict",
+                )
+            first, platforms = first or name, platforms & found
+
+    @cached_property
+    def rules(self) -> dict[str, frozenset[bytes]]:
+        """Accepted values by register."""
+        named = {name: getattr(self, name) for name in REGISTERS}
+        return {name: values for name, values in named.items() if values is not None}
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the registers that together identify an OS image have reference values."""
+        return any(image <= self.rules.keys() for image in _IMAGE)
+
+    def appraise(self, claims: Claims) -> VerificationStep | None:
+        """Return the verification step; PolicyError names the first register that does not match.
+
+        None if no register has reference values.
+        """
+        for name, wanted in self.rules.items():
+            is_known = claims.platform in REGISTERS[name].platforms
+            if not is_known or (have := claims.get(name)) is None:
+                raise PolicyError(
+                    f"{name}: must be {format_values(wanted)}, but {_why_missing(name, claims)}",
+                    reason="reference_value",
+                )
+            remedy = (
+                "launch what the policy was made for, or accept this value in "
+                f"reference_values.{name}"
+            )
+            require_match("reference_value", name, have, wanted, remedy)
+        if not self.rules:
+            return None
+        return passed("reference_value", f"{', '.join(self.rules)}: a reference value each")
+
+
+def _first_of(platforms: frozenset[str]) -> str:
+    return next(one for one in VERIFIED_PLATFORMS if one in platforms)
+
+
+def _why_missing(name: str, claims: Claims) -> str:
+    """Return why evidence has no such register, and the remedy."""
+    platform = claims.platform
+    if platform in HCL_PLATFORMS and claims.get(name) is not None:
+        return f"it is zero on {platform}, where the guest measures into a TPM; pin pcrs instead"
+    return f"{platform} evidence has no such register; use a policy for {platform}"
+
+
+REGISTERS: Final[Mapping[str, Register]] = {
+    one.name: one.metadata["register"] for one in fields(ReferenceValues)
+}
+"""Registers that may have reference values."""
