@@ -15,11 +15,13 @@ from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
+    GcpSnp,
+    GoTpmTools,
     NitroEnclave,
     NitroTpm,
     Platform,
     SevSnp,
-    Tdx,
+    Tpm,
 )
 from attestkit.errors import (
     FormatError,
@@ -269,6 +271,22 @@ def app_info(
     else:
         steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
     return info, steps if sealed is None else (*steps, sealed)
+
+
+def _nameless(attestation: Attestation) -> str:
+    """Return why evidence does not name its app; empty if it may."""
+    platform = attestation.evidence.platform
+    if isinstance(platform, SevSnp) and not platform.mr_config:
+        return "the evidence has no configuration document, so it does not name its app"
+    if isinstance(platform, _PARAVISOR):
+        return "behind a paravisor, evidence does not name its app"
+    if isinstance(platform, GcpSnp):
+        return "nothing measures the app of an SEV-SNP guest of Google"
+    if isinstance(platform, (Tpm, GoTpmTools)):
+        return "evidence of a TPM does not name its app"
+    if isinstance(platform, NitroTpm) and attestation.is_bare:
+        return "a bare document does not name its app"
+    return ""
 
 
 def _without_app(text: str) -> tuple[VerificationStep, ...]:

@@ -10,10 +10,13 @@ from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
+    GcpSnp,
+    GoTpmTools,
     NitroEnclave,
     NitroTpm,
     SevSnp,
     Tdx,
+    Tpm,
 )
 from attestkit.errors import UnsupportedError, VerificationError
 from attestkit.quote import Quote, TdQuoteBody
@@ -161,6 +164,8 @@ def _describe_missing(image_hash: bytes) -> str:
 def _find_no_image(attestation: Attestation) -> str:
     """Return why evidence without a quote does not name an OS image; empty if it does."""
     platform, config = attestation.evidence.platform, VmConfig.parse(attestation.config)
+    if isinstance(platform, (Tpm, GoTpmTools)):
+        return "nothing measures a known image into the PCRs of this evidence"
     if isinstance(platform, GcpSnp):
         return "nothing measures that of an SEV-SNP guest of Google at launch"
     if isinstance(platform, SevSnp) and config.find("sev_snp_measurement") is None:
