@@ -21,6 +21,7 @@ from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import (
     AppHost,
     Backend,
+    EventPcr,
     EvidenceCollector,
     GuestAgent,
     RegisterExtender,
@@ -109,6 +110,11 @@ class Attester(Generic[B_co]):
 
             return AgentSource(backend, backend, context)
         app = HostApp(self._host)
+        if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
+            # lazy: only with a TPM whose PCR has events
+            from attestkit.attester.event_pcr_source import EventPcrSource
+
+            return EventPcrSource(backend, context, app)
         if isinstance(backend, EvidenceCollector):
             from attestkit.attester.vtpm_source import VtpmSource  # lazy: only with a TPM
 
@@ -288,8 +294,14 @@ class Attester(Generic[B_co]):
         self._check_usable()
         return self._source.registers()
 
+    @property
+    def event_register(self) -> str:
+        """Name of the register that events extend: `RTMR3`, or `PCR 14` of a NitroTPM."""
+        backend: Backend = self._backend
+        return f"PCR {backend.event_pcr}" if isinstance(backend, EventPcr) else "RTMR3"
+
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Extend RTMR3 by an event and append it to the log, atomically.
+        """Extend RTMR3, or PCR 14 of a NitroTPM, by an event, and append it to the log, atomically.
 
         Args:
             name: Non-empty text, other than the names of boot events. With digest version 1, which
@@ -307,7 +319,9 @@ class Attester(Generic[B_co]):
         return self._source.emit_event(name, payload)
 
     def measure_app(self, app_id: bytes | None = None) -> tuple[Event, ...]:
-        """Measure the app into RTMR3 as a dstack guest does at boot, and return the events.
+        """Measure the app as a dstack guest does at boot, and return the events.
+
+        They extend RTMR3, or PCR 14 of a NitroTPM.
 
         For hardware whose system does not measure its app. The app is described by the files that
         the host shares. Call it before any other event is emitted; it is idempotent within a boot.

@@ -2,8 +2,8 @@
 
 Optional abilities are separate protocols: `RegisterExtender` (RTMRs that a program can extend),
 `SnpReporter` (SEV-SNP reports), `EvidenceCollector` (evidence of several parts, such as a report
-and a TPM's quote), `GuestAgent` (a TEE behind a guest agent), `AppHost` (the configuration and keys
-of the app).
+and a TPM's quote), `EventPcr` (a PCR for runtime events), `GuestAgent` (a TEE behind a guest
+agent), `AppHost` (the configuration and keys of the app).
 """
 
 from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -18,6 +18,7 @@ from attestkit.keys import AppKeys, KeyDeriver
 __all__ = [
     "AppHost",
     "Backend",
+    "EventPcr",
     "EvidenceCollector",
     "GuestAgent",
     "LaunchRecord",
@@ -138,6 +139,21 @@ class EvidenceCollector(Protocol):
                 hardware evidence.
             AttestKitError: As for `Backend.get_quote`.
         """
+        ...
+
+
+@runtime_checkable
+class EventPcr(Protocol):
+    """An EvidenceCollector with a PCR that runtime events extend, in its bank of SHA-384."""
+
+    event_pcr: int  # 14 on a NitroTPM
+
+    def read_event_pcr(self) -> bytes:
+        """Return the current value of the PCR: 48 bytes."""
+        ...
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events, as `RegisterExtender.open_journal` does."""
         ...
 
 

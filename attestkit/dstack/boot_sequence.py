@@ -1,4 +1,6 @@
-"""Boot events: the runtime events in RTMR3 by which a guest measures its app while it boots.
+"""Boot events: the runtime events by which a guest measures its app while it boots.
+
+They extend RTMR3, or PCR 14 of a NitroTPM.
 
 Names and payloads are those of the dstack guest agent. Verifiers read the identity of the app only
 from the events up to `system-ready`, so later events of the app cannot change it.
@@ -61,7 +63,10 @@ def _key_provider(keys: AppKeys | None) -> bytes:
 
 
 def measure_app(
-    log: RuntimeLog, read_register: Callable[[], bytes], events: tuple[Event, ...]
+    log: RuntimeLog,
+    read_register: Callable[[], bytes],
+    events: tuple[Event, ...],
+    name: str = "RTMR3",
 ) -> None:
     """Emit the boot events, under one lock, if no event has been emitted since the reboot.
 
@@ -69,25 +74,28 @@ def measure_app(
 
     Args:
         log: The runtime log.
-        read_register: Returns RTMR3, 48 bytes.
+        read_register: Returns the register, 48 bytes.
+        name: Name of the register, for errors.
         events: The events from `boot_events`.
 
     Raises:
-        JournalError: If other events were emitted, or RTMR3 was extended, before.
+        JournalError: If other events were emitted, or the register was extended, before.
     """
     with log.locked():
         done, register = log.events(), read_register()
         if done[: len(events)] == events and replay_from(ZERO, done) == register:
             return
         if done or register != ZERO:
-            raise JournalError(_too_late(done, register, events), reason="too_late")
+            raise JournalError(_too_late(done, register, events, name), reason="too_late")
         for event in events:
             log.emit(event)
 
 
-def _too_late(done: tuple[Event, ...], register: bytes, events: tuple[Event, ...]) -> str:
+def _too_late(
+    done: tuple[Event, ...], register: bytes, events: tuple[Event, ...], name: str
+) -> str:
     if replay_from(ZERO, done) != register:
-        why = f"RTMR3 does not match the runtime log: {register.hex()}"
+        why = f"{name} does not match the runtime log: {register.hex()}"
     elif len(done) < len(events) and done == events[: len(done)]:
         why = f"an earlier attempt stopped after {len(done)} of {len(events)} events"
     elif any(event.name == _LAST for event in done):
@@ -95,6 +103,6 @@ def _too_late(done: tuple[Event, ...], register: bytes, events: tuple[Event, ...
     else:
         why = f"{len(done)} other events were emitted before"
     return (
-        f"boot events: too late to measure the app: {why}; reboot the guest, which resets RTMR3, "
+        f"boot events: too late to measure the app: {why}; reboot the guest, which resets {name}, "
         "and measure the app before any other event is emitted, or do not measure it"
     )

@@ -1,4 +1,6 @@
-"""The crash-safe runtime event log on disk: each event is in RTMR3 and the log, or in neither.
+"""The crash-safe runtime event log on disk: each event is in register and log, or in neither.
+
+The register is RTMR3 of a TD, or PCR 14 of a NitroTPM.
 
 The log has the format of the dstack guest agent: a folder with `runtime_events.log` (one JSON
 object per line), `runtime_event_version` and `runtime_event.lock`. attestkit adds three files:
@@ -98,7 +100,7 @@ class Journal:
 
     Args:
         folder: The folder of the log, with its lock.
-        register: Access to RTMR3.
+        register: Access to the register.
         boot_id: Text that is different for every boot, such as `boot_id` of Linux.
         version: Digest version of the app's events, 1 or 2. None uses the version of this boot's
             events, or 1 if there are none.
@@ -171,7 +173,8 @@ class Journal:
         log does not match the register.
 
         Raises:
-            JournalError: If the log cannot be read, or an event of RTMR3 cannot be appended to it.
+            JournalError: If the log cannot be read, or an event that extended the register cannot
+                be appended to it.
             BackendError: If an event is pending and the register cannot be read.
         """
         with self._lock:
@@ -194,8 +197,8 @@ class Journal:
                 except OSError as error:
                     if self._register.read() != self._log.replay:
                         raise JournalError(
-                            "runtime log: cannot append an earlier event, which is in RTMR3: "
-                            f"{error}; the next use of the log tries again",
+                            "runtime log: cannot append an earlier event, which is in "
+                            f"{self._register.name}: {error}; the next use of the log tries again",
                             reason="not_recorded",
                         ) from error
             return self._log.events
@@ -250,7 +253,7 @@ class Journal:
 
     def _mismatch(self, register: bytes, replay: bytes) -> JournalError:
         there = "" if self._log.stamp else " (missing)"
-        return mismatch_error(register, replay, self.path + there)
+        return mismatch_error(register, replay, self.path + there, self._register.name)
 
     # -- pending events ------------------------------------------------------------------------
 
@@ -295,7 +298,7 @@ class Journal:
         self._folder.sync_folder()
 
     def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and log it, or neither.
+        """Extend the register by the event and log it, or neither.
 
         Raises:
             UsageError: If the event has another digest version than this boot's events.
@@ -315,8 +318,8 @@ class Journal:
                 self._extend(event)
                 reason = "not_recorded"
                 fate = (
-                    "RTMR3 was extended, and the next use of the log records the event; "
-                    "do not repeat the call"
+                    f"{self._register.name} was extended, and the next use of the log records the "
+                    "event; do not repeat the call"
                 )
                 if self._folder.stamp(LOG) != self._log.stamp:  # appending could damage the log
                     message = f"runtime log: another process wrote to the locked log; {fate}"
@@ -378,7 +381,7 @@ class Journal:
                 raise
         else:
             if not self._is_extended(event, None):
-                message = "RTMR3: the value did not change when it was extended"
+                message = f"{self._register.name}: the value did not change when it was extended"
                 raise BackendError(message, reason="register_unchanged")
 
     def _is_extended(self, event: Event, failure: Exception | None) -> bool:
@@ -392,8 +395,8 @@ class Journal:
             register = self._register.read()
         except AttestKitError as error:
             raise JournalError(
-                f"runtime log: RTMR3 cannot be read, so it is unknown whether it was extended: "
-                f"{error}; the event is pending, and the next use of the log decides",
+                f"runtime log: {self._register.name} cannot be read, so it is unknown whether it "
+                f"was extended: {error}; the event is pending, and the next use of the log decides",
                 reason="outcome_unknown",
             ) from (failure or error)
         if register == self._log.replay:

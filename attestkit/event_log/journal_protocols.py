@@ -10,14 +10,18 @@ from attestkit.errors import JournalError, UsageError
 from attestkit.event_log.event import Event, json_string
 
 ZERO: Final = bytes(48)
-"""The value of RTMR3 after boot."""
+"""The value of the register after boot."""
 
 
 class RegisterAccess(NamedTuple):
-    """Functions that read and extend RTMR3 in hardware, without a cache."""
+    """Functions that read and extend a register of SHA-384 in hardware, without a cache.
+
+    It is RTMR3 of a TD, or a PCR of a TPM's SHA-384 bank.
+    """
 
     read: Callable[[], bytes]
     extend: Callable[[bytes], None]  # argument: a digest of 48 bytes
+    name: str = "RTMR3"  # for errors
 
 
 class RuntimeLog(Protocol):
@@ -45,7 +49,7 @@ class RuntimeLog(Protocol):
         ...
 
     def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and log it, or neither."""
+        """Extend the register by the event and log it, or neither."""
         ...
 
     def close(self) -> None:
@@ -84,10 +88,12 @@ def mismatch_remedy(path: str = "") -> str:
     return f"run `attestkit doctor` for possible causes, then {remedy}"
 
 
-def mismatch_error(register: bytes, replay: bytes, path: str = "") -> JournalError:
-    """Return the error for a log whose replay does not match the register."""
+def mismatch_error(
+    register: bytes, replay: bytes, path: str = "", name: str = "RTMR3"
+) -> JournalError:
+    """Return the error for a log whose replay does not match the register `name`."""
     return JournalError(
-        f"runtime log{f' {path}' if path else ''}: does not match RTMR3: the register is "
+        f"runtime log{f' {path}' if path else ''}: does not match {name}: the register is "
         f"{register.hex()}, the log replays to {replay.hex()}; {mismatch_remedy(path)}",
         reason="mismatch",
         expected=replay,
@@ -103,7 +109,7 @@ def check_version(event: Event, version: int) -> None:
 
 
 class MemoryJournal:
-    """A runtime log in memory, for a TD that is simulated in this process."""
+    """A runtime log in memory, for a guest that is simulated in this process."""
 
     path = ""
 
@@ -123,7 +129,7 @@ class MemoryJournal:
         return self._events
 
     def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and log it, or neither.
+        """Extend the register by the event and log it, or neither.
 
         Raises:
             UsageError: If the event has another digest version than the log.
@@ -133,7 +139,7 @@ class MemoryJournal:
         with nullcontext() if self._turns.held else self._turns:
             check_version(event, self.version)
             if (register := self._register.read()) != self._replay:
-                raise mismatch_error(register, self._replay)
+                raise mismatch_error(register, self._replay, name=self._register.name)
             replay, events = replay_from(self._replay, (event,)), (*self._events, event)
             try:
                 self._register.extend(event.digest)

@@ -1,10 +1,11 @@
-"""`attestkit emit NAME [HEX]`: a runtime event, in both RTMR3 and the log or in neither."""
+"""`attestkit emit NAME [HEX]`: a runtime event, in both register and log or in neither."""
 
 from pathlib import Path
 from typing import Final
 
 import click
 
+from attestkit.backends.base import EventPcr
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
 from attestkit.cli.options.click_types import PATH, TEXT_HINT, json_option, read_hex, read_text
@@ -30,7 +31,7 @@ def emit(
     device: Device,
     as_json: bool,
 ) -> None:
-    """Extend RTMR3 by an event and log it.
+    """Extend RTMR3, or PCR 14 of a NitroTPM, by an event and log it.
 
     All later evidence contains the event, until the machine is rebooted. NAME is the name of the
     event, HEX its optional payload.
@@ -38,18 +39,19 @@ def emit(
     data = _payload(payload, text, file)
     with device.open() as attester:
         event = attester.emit_event(name, data)
-        backend, simulated = attester.backend.name, attester.simulated
+        backend, register = attester.backend, attester.event_register
+        simulated = attester.simulated
     found = {
         "name": event.name,
         "payload": event.payload.hex(),
-        "register": event.register,
+        "register": backend.event_pcr if isinstance(backend, EventPcr) else event.register,
         "version": event.version,
         "digest": event.digest.hex(),
     }
     if as_json:
-        console.as_json({"backend": backend, "simulated": simulated, "event": found})
+        console.as_json({"backend": backend.name, "simulated": simulated, "event": found})
         return
-    console.verdict(f"RTMR{event.register} extended by {event.name}", good=True)
+    console.verdict(f"{register} extended by {event.name}", good=True)
     console.fields(None, {"payload": found["payload"] or "none", "digest": found["digest"]})
 
 
