@@ -13,6 +13,7 @@ from typing import ClassVar, TypeAlias
 
 from attestkit._formats.cursor import Cursor
 from attestkit._native import cbor_check
+from attestkit.errors import FormatError
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _OTHER = range(8)
 # Initial bytes that are a complete value: small integers, constants, empty strings and containers.
@@ -38,6 +39,21 @@ def read_value(data: bytes, *, tag: int | None = None) -> Value:
         reader.tag(tag)
     cbor_check(data, reader.at, canonical=False)
     return _decode(data[reader.at :])
+
+
+def read_first_value(data: bytes) -> Value:
+    """Return the value with which `data` begins, as `read_value` does; later bytes are padding.
+
+    Raises:
+        FormatError: As `read_value`, except for bytes after the value.
+    """
+    try:
+        cbor_check(data, 0, canonical=False)
+    except FormatError as error:
+        if error.reason != "trailing_data" or error.offset is None:
+            raise
+        data = data[: error.offset]
+    return _decode(data)
 
 
 def read_canonical(data: bytes, start: int) -> Value:

@@ -1,24 +1,21 @@
 """Base class of the TDX backends: RTMRs, boot log and runtime events."""
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
+from attestkit.backends.linux.boot_id import read_boot_id
 from attestkit.backends.linux.ccel import read_boot_log
-from attestkit.backends.linux.device_errors import error_name, failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
 from attestkit.backends.tdx.device import TdxDevice
 from attestkit.backends.tdx.rtmr import RtmrAccess
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
 
-_BOOT_ID: Final = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\n?", re.ASCII)
-_BOOT_ID_SIZE: Final = 37  # bytes, its newline included
 _RUNTIME_REGISTER: Final = 3
 
 
@@ -123,21 +120,3 @@ class TdGuest:
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
-
-
-def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
-    """Return the boot id of the kernel, a UUID.
-
-    Raises:
-        BackendUnavailableError: If the file cannot be read.
-        BackendError: If the file does not contain a UUID.
-    """
-    path = paths.boot_id
-    try:
-        data = read_file(path, _BOOT_ID_SIZE, calls=calls)
-    except OSError as error:
-        text = f"boot id: cannot be read ({error_name(error)}); mount /proc"
-        raise unavailable(path, text, "unreadable") from error
-    if not _BOOT_ID.fullmatch(data):
-        raise failed(path, f"boot id: not a UUID: {data[:16]!r}", "malformed_response")
-    return data.decode().strip()

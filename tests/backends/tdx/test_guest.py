@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from attestkit.backends.base import RegisterExtender
-from attestkit.backends.tdx.guest import TdGuest, read_boot_id
+from attestkit.backends.linux.boot_id import read_boot_id
+from attestkit.backends.tdx.guest import TdGuest
 from attestkit.errors import BackendError, BackendUnavailableError, JournalError, UsageError
 from attestkit.event_log.journal import replay_from
 from attestkit.event_log.runtime_events import runtime_event

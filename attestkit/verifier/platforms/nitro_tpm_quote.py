@@ -1,0 +1,134 @@
+"""Authentication of a TPM's quote beside a NitroTPM document that has its key (vtpm.md, 8.1).
+
+The evidence is that of a plain TPM, with the document in place of the certificate of the key. The
+document proves the PCRs of the instance by itself. It names the key because a program on the
+instance asked for that: a key of the TPM, if the program is honest.
+"""
+
+import hmac
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD
+from attestkit._crypto.p384 import P384_SPKI_HEAD
+from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._reasons import VerificationStep
+from attestkit.attestation.nitro_document import NitroDocument, is_nitro_document
+from attestkit.attestation.wire.evidence_parts import Tpm
+from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.verifier.platforms.attestation_key import AttestationKey, read_attestation_key
+from attestkit.verifier.platforms.nitro import Nitro
+from attestkit.verifier.platforms.nitro_tpm import BANK
+from attestkit.verifier.platforms.tpm import require_strong_bank, signed_report_data
+from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.result import Authenticated, Tcb, caution, passed
+
+_UNCOMPRESSED: Final = 0x04  # first byte of an uncompressed point
+_SPKI_HEADS: Final = {65: P256_SPKI_HEAD, 97: P384_SPKI_HEAD}  # by the size of a point
+
+_KEY_STEP: Final = caution(
+    "attestation_key",
+    "a NitroTPM document names the attestation key; a program on the instance chose it, so that it "
+    "is a key of the TPM is not proven",
+)
+
+
+def has_document(certificates: Sequence[bytes]) -> bool:
+    """Return whether a NitroTPM document is in place of the certificates of a key."""
+    return len(certificates) == 1 and is_nitro_document(certificates[0])
+
+
+def authenticate_quote_with_document(
+    aws: Nitro, platform: Tpm, report_data: bytes, now: datetime
+) -> Authenticated:
+    """Verify a quote and the NitroTPM document that has its key, and return their content.
+
+    Args:
+        aws: Authenticator of the document.
+        platform: The quote; `ak_certificates` is the document. Its key may be empty: the
+            document's is used.
+        report_data: Report data beside the quote, 64 bytes; the quote may be over their SHA-256.
+        now: Time of the verification, with a time zone.
+
+    Raises:
+        FormatError: If document, quote, signature or key is malformed.
+        SignatureError: If a signature or certificate is not valid, or the quote's key is not the
+            document's (`ak_mismatch`).
+        VerificationError: If the document is too old (`document_expired`), a PCR of the quote is
+            not the document's (`pcr_digest`), or the quote is over another nonce than the
+            document's (`tpm_qualifying_data`).
+    """
+    evidence = platform.vtpm_quote
+    (document,) = evidence.ak_certificates
+    signed = aws.verify_document(document, now, tpm=True)
+    key = _find_key(evidence.ak_public, signed.content)
+    quote = verify_tpm_quote(
+        evidence.message,
+        evidence.signature,
+        key.spki,
+        scheme=key.scheme,
+        expected_extra=None,
+        pcr_values=evidence.pcr_values,
+    )
+    require_strong_bank([quote])
+    _check_pcrs(quote, signed.content)
+    step = _check_nonce(quote.attest.extra_data, signed.content)
+    found = quote.facts("certificate", details=(("module_id", signed.content.module_id),))
+    return Authenticated(
+        status=None,
+        advisory_ids=(),
+        report_data=signed_report_data(quote.attest.extra_data, report_data),
+        device=signed.content.module_id.encode(),
+        tcb=Tcb(),
+        chain=signed.chain,
+        steps=(*signed.steps, *quote.steps, step, _KEY_STEP),
+        vtpm=found,
+    )
+
+
+def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
+    """Return the key of a quote, which the document must have."""
+    if not document.public_key:
+        message = "NitroTPM document: public_key missing, which must be the quote's key"
+        raise FormatError(message, reason="missing")
+    named = read_attestation_key(_public_area(document.public_key), ())
+    if not public:
+        return named
+    key = read_attestation_key(_public_area(public), ())
+    if not hmac.compare_digest(key.spki, named.spki):
+        message = "TPM quote: its key is not the public_key of the NitroTPM document"
+        raise SignatureError(message, reason="ak_mismatch")
+    return key
+
+
+def _public_area(key: bytes) -> bytes:
+    """Return a key as TPMT_PUBLIC or SubjectPublicKeyInfo; it may be a point of P-256 or P-384."""
+    head = _SPKI_HEADS.get(len(key))
+    if head is None or key[0] != _UNCOMPRESSED:
+        return key
+    return PublicVerificationKey(head + key[1:]).spki
+
+
+def _check_pcrs(quote: VerifiedQuote, document: NitroDocument) -> None:
+    """Check that the quoted PCRs of the document's bank have the document's values."""
+    for bank, index, value in quote.pcrs:
+        if bank == BANK and not hmac.compare_digest(value, document.pcr(index)):
+            raise VerificationError(
+                f"TPM quote: PCR {index} of {bank} is {value.hex()}, but the NitroTPM document has "
+                f"{document.pcr(index).hex()}",
+                reason="pcr_digest",
+            )
+
+
+def _check_nonce(extra: bytes, document: NitroDocument) -> VerificationStep:
+    if not document.nonce:
+        text = "the document has no nonce, so it may be up to an hour older than the quote"
+        return caution("user_data", text)
+    if not hmac.compare_digest(document.nonce, extra):
+        raise VerificationError(
+            f"TPM quote: qualifying data are {extra.hex()}, must be the nonce of the NitroTPM "
+            f"document, {document.nonce.hex()}",
+            reason="tpm_qualifying_data",
+        )
+    return passed("user_data", "quote and document are over the same nonce")
