@@ -27,6 +27,7 @@ BANK_SIZES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 _MAX_NAME: Final = 255  # bytes of a template's name; a custom template is named by its format
 _MAX_DATA: Final = 1 << 20  # bytes of a record's template data; `ima-buf` has whole policies
 _MAX_PCR: Final = 23
+_USUAL_NAMES: Final = (b"ima", b"evm-", b"d-ng|", b"d|")
 _OLD_TEMPLATE: Final = "ima"
 _OLD_DIGEST: Final = 20
 _OLD_NAME: Final = 256  # bytes to which `ima` pads a file name in its hash
@@ -163,6 +164,16 @@ class ImaLog(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<ImaLog of {len(self.records)} records, {self.bank}>"
+
+
+def begins_with_ima_record(data: bytes) -> bool:
+    """Return whether data begin as a record of a template of IMA or EVM, for a PCR."""
+    for size in BANK_SIZES.values():
+        name = data[8 + size : 16 + size]
+        length = int.from_bytes(data[4 + size : 8 + size], "little")
+        if 0 < length <= _MAX_NAME and name.startswith(_USUAL_NAMES):
+            return data[0] <= _MAX_PCR and data[1:4] == bytes(3)
+    return False
 
 
 def _detect_bank(data: bytes) -> tuple[str, int]:

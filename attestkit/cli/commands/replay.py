@@ -19,6 +19,7 @@ from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
 from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log.ima import BANK_SIZES, ImaLog
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.td_report import TdReport
 
@@ -58,10 +59,10 @@ def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json:
     its own quote by default; - is stdin.
     """
     found = identify_file(log)
-    if isinstance(found.value, TpmEventLog):
+    if isinstance(found.value, TpmEventLog | ImaLog):
         if quote is not None or compared:
             raise UsageError(
-                "--quote and --register: not applicable to a TPM log, which has PCRs",
+                "--quote and --register: not applicable to a log of PCRs",
                 reason="not_applicable",
             )
         return _replay_tpm(log, found.value, as_json=as_json)
@@ -169,11 +170,14 @@ def _show(path: Path, log: EventLog, registers: dict[str, dict[str, Any]]) -> No
     console.lines([*log.warnings, "", UNVERIFIED])
 
 
-def _replay_tpm(path: Path, log: TpmEventLog, *, as_json: bool) -> int:
+def _replay_tpm(path: Path, log: TpmEventLog | ImaLog, *, as_json: bool) -> int:
     """Show the PCRs of each bank, or the reason why the bank cannot be replayed."""
-    from attestkit.cli.output.registers import tpm_replay
+    from attestkit.cli.output.registers import ima_replay, tpm_replay
 
-    banks = {bank: tpm_replay(log, bank) for bank in log.banks}
+    if isinstance(log, ImaLog):
+        banks = {bank: ima_replay(log, bank) for bank in BANK_SIZES}
+    else:
+        banks = {bank: tpm_replay(log, bank) for bank in log.banks}
     if as_json:
         console.as_json({"banks": banks})
         return 0

@@ -14,7 +14,7 @@ import click
 
 from attestkit._formats.strict_json import check_depth
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit.attestation.wire.evidence_parts import GoTpmTools, SevSnp, Tpm
 from attestkit.cli.input.detect_format import (
     FileContent,
     identify,
@@ -23,10 +23,11 @@ from attestkit.cli.input.detect_format import (
 )
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console
-from attestkit.cli.output.registers import tpm_replay
+from attestkit.cli.output.registers import ima_replay, tpm_replay
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
+from attestkit.event_log.ima import BANK_SIZES, ImaLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
@@ -94,12 +95,26 @@ def _tpm_log(log: TpmEventLog) -> dict[str, Any]:
     return {"events": events, "replay": {bank: tpm_replay(log, bank) for bank in log.banks}}
 
 
+def _ima_log(log: ImaLog) -> dict[str, Any]:
+    records = [
+        {
+            "pcr": record.pcr,
+            "template": record.template,
+            "digest": record.digest.hex(),
+            "data": record.data.hex(),
+        }
+        for record in log.records
+    ]
+    replay = {bank: ima_replay(log, bank) for bank in BANK_SIZES}
+    return {"bank": log.bank, "violations": log.violations, "records": records, "replay": replay}
+
+
 def _attestation(evidence: Attestation) -> dict[str, Any]:
     quote, platform = evidence.quote, evidence.evidence.platform
     log: dict[str, Any] | None = _event_log(evidence.event_log)
     app: dict[str, Any] | None = None
-    if isinstance(platform, SevSnp):
-        log = None  # SEV-SNP has no registers for a log
+    if isinstance(platform, (SevSnp, Tpm, GoTpmTools)):
+        log = None  # no registers for a log of events
     try:
         if not isinstance(platform, SevSnp) or platform.mr_config:
             app = evidence.app_info.to_dict()
@@ -183,6 +198,7 @@ DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     SnpReport: SnpReport.to_dict,
     EventLog: _event_log,
     TpmEventLog: _tpm_log,
+    ImaLog: _ima_log,
     Attestation: _attestation,
     Collateral: _collateral,
 }

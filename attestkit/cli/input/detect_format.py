@@ -18,6 +18,7 @@ from attestkit.errors import CollateralError, FormatError, UsageError, Verificat
 from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.event_log.agent_json import CEL_KEYS
 from attestkit.event_log.cel import detect_encoding
+from attestkit.event_log.ima import ImaLog, begins_with_ima_record
 from attestkit.quote import Quote
 from attestkit.snp_report import SIZE as SNP_REPORT_SIZE
 from attestkit.snp_report import SnpReport
@@ -135,7 +136,7 @@ def _json(data: bytes) -> FileContent:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         value = None
-    if _is_cmw(value):
+    if _is_coco(value) or _is_cmw(value):
         return FileContent("evidence", Attestation.from_bytes(data.lstrip()))
     if isinstance(value, dict) and (found := _object(data, value)) is not None:
         return found
@@ -151,6 +152,14 @@ def _is_cmw(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     return KIND in value or any(isinstance(value.get(label), list) for label in MEDIA_TYPES)
+
+
+def _is_coco(value: object) -> bool:
+    """Return whether a JSON value is evidence of Confidential Containers, with a TPM's quote."""
+    if not isinstance(value, dict):
+        return False
+    quotes = [value.get(name) for name in ("tpm_quote", "quote")]
+    return any(isinstance(quote, dict) and "message" in quote for quote in quotes)
 
 
 def _heads_recording(line: bytes) -> bool:
@@ -207,7 +216,7 @@ def _binary(data: bytes) -> FileContent:
 
 
 def _bare_evidence(data: bytes) -> FileContent | None:
-    """Parse a bare Nitro document or SEV-SNP report, also with a certificate table behind it."""
+    """Parse a bare Nitro document, an IMA log, or an SEV-SNP report, also with certificates."""
     if is_nitro_document(data):
         # Lazy: loads the verifier.
         from attestkit.verifier.evidence_formats import attest_nitro_document
@@ -215,6 +224,8 @@ def _bare_evidence(data: bytes) -> FileContent | None:
         return FileContent("evidence", attest_nitro_document(data))
     if data[1:4] != bytes(3):
         return None
+    if begins_with_ima_record(data):
+        return FileContent("event log (IMA)", ImaLog.parse(data))
     if len(data) == SNP_REPORT_SIZE:
         return FileContent("SEV-SNP report", SnpReport.parse(data))
     # Lazy: loads the verifier.

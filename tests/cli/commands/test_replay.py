@@ -136,3 +136,17 @@ def test_replay_tpm_log_has_pcrs(files: Files, capsys: Capture) -> None:
     assert main(["replay", path]) == 0
     assert "pcr0" in capsys.readouterr().out
     assert main(["replay", path, "--quote", str(files.quote)]) == 1
+
+
+@needs_shared
+def test_replay_ima_log_has_pcrs(files: Files, capsys: Capture) -> None:
+    """An IMA log is replayed in each bank, and --quote is refused."""
+    folder = SHARED / "data/vtpm/generic/qemu-swtpm"
+    path = str(folder / "binary_runtime_measurements")
+    assert main(["replay", path, "--json"]) == 0
+    banks = json.loads(capsys.readouterr().out)["banks"]
+    expected = json.loads((folder / "pcrs-sha384.json").read_text())["10"]
+    assert banks["sha384"] == {"pcr10": expected}
+    assert main(["replay", path]) == 0
+    assert expected in capsys.readouterr().out
+    assert main(["replay", path, "--quote", str(files.quote)]) == 1
