@@ -1,0 +1,144 @@
+"""RSA key pairs derived from a seed, for simulated hardware: PKCS #1 v1.5, PSS and OAEP (RFC 8017).
+
+Keys, and signatures with a salt that is a function of the message, are reproducible.
+"""
+
+import hashlib
+import hmac
+import math
+from typing import Final
+
+from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.zeroize import Secret
+from attestkit.errors import SignatureError, UsageError
+
+RSA_EXPONENT: Final = 65537
+_SALT: Final = b"attestkit/rsa-key/v1"
+_RSA: Final = bytes.fromhex("300d06092a864886f70d0101010500")  # an AlgorithmIdentifier
+_PRIME_BITS: Final = {2048: (342,) * 2 + (341,) * 4, 4096: (342,) * 4 + (341,) * 8}
+_ODD_NUMBERS: Final = math.prod(range(3, 1000, 2))
+_BASES: Final = (2, 3, 5, 7)  # of the primality test; an error has a probability below 2^-80
+# DigestInfo before the digest (RFC 8017, section 9.2, note 1), without the digest's size.
+_DIGEST_INFO: Final = {
+    "sha1": bytes.fromhex("3021300906052b0e03021a05000414"),
+    "sha256": bytes.fromhex("3031300d060960864801650304020105000420"),
+    "sha384": bytes.fromhex("3041300d060960864801650304020205000430"),
+    "sha512": bytes.fromhex("3051300d060960864801650304020305000440"),
+}
+
+
+class RsaKeyPair(Secret):
+    """An RSA key pair of 2048 or 4096 bits, for simulated hardware and authorities.
+
+    The modulus is a product of many primes (RFC 8017, section 3): they are found in a hundredth
+    of the time of two large primes, and the public key has the usual form. Primes of 103 digits
+    are beyond factoring by elliptic curves, whose record has 83. Computations are not
+    constant-time, and the key is not wiped.
+    """
+
+    __slots__ = ("_modulus", "_parts", "_salt_key", "modulus", "size", "spki")
+
+    def __init__(self, seed: bytes, bits: int) -> None:
+        """Derive the key pair from a seed of 32 bytes.
+
+        Raises:
+            UsageError: If `bits` is not 2048 or 4096.
+        """
+        sizes = _PRIME_BITS.get(bits)
+        if sizes is None:
+            message = f"RSA key: must have 2048 or 4096 bits, not {bits}"
+            raise UsageError(message, reason="out_of_range")
+        wide = [hkdf_sha256(seed, b"prime/%d" % n, 64, _SALT) for n in range(len(sizes))]
+        primes = [_find_prime(*pair) for pair in zip(wide, sizes, strict=True)]
+        self._salt_key = hkdf_sha256(seed, b"salt", 32, _SALT)
+        self._modulus = math.prod(primes)
+        # For each prime: the private exponent, and the coefficient of the remainder theorem.
+        self._parts = [
+            (prime, pow(RSA_EXPONENT, -1, prime - 1), rest * pow(rest, -1, prime))
+            for prime in primes
+            for rest in [self._modulus // prime]
+        ]
+        self.size: int = bits // 8  # bytes of modulus, signature and ciphertext
+        self.modulus: bytes = self._modulus.to_bytes(self.size, "big")
+        numbers = (_encode_integer(number) for number in (self._modulus, RSA_EXPONENT))
+        point = encode_element(BIT_STRING, b"\0" + encode_element(SEQUENCE, b"".join(numbers)))
+        self.spki: bytes = encode_element(SEQUENCE, _RSA + point)  # SubjectPublicKeyInfo in DER
+
+    def sign_pkcs1(self, digest: bytes, hash_name: str) -> bytes:
+        """Return the signature over a digest with PKCS #1 v1.5 padding (RFC 8017, 8.2.1)."""
+        block = _DIGEST_INFO[hash_name] + digest
+        return self._apply(b"\0\1" + b"\xff" * (self.size - len(block) - 3) + b"\0" + block)
+
+    def sign_pss(self, digest: bytes, hash_name: str) -> bytes:
+        """Return the signature over a digest with PSS (RFC 8017, 9.1.1).
+
+        MGF1 has the same hash. The salt is as long as the digest, and a function of it.
+        """
+        salt = hmac.digest(self._salt_key, digest, hash_name)
+        hashed = hashlib.new(hash_name, bytes(8) + digest + salt).digest()
+        block = (b"\1" + salt).rjust(self.size - len(hashed) - 1, b"\0")
+        masked = bytearray(_mask(block, hashed, hash_name))
+        masked[0] &= 0x7F  # the encoded message has one bit less than the modulus
+        return self._apply(bytes(masked) + hashed + b"\xbc")
+
+    def decrypt_oaep(self, ciphertext: bytes, hash_name: str, label: bytes) -> bytes:
+        """Return the plaintext of a ciphertext with OAEP (RFC 8017, 7.1.2); MGF1 has that hash.
+
+        Raises:
+            SignatureError: If the ciphertext has another size, key, hash or label.
+        """
+        width = hashlib.new(hash_name).digest_size
+        if len(ciphertext) != self.size or int.from_bytes(ciphertext, "big") >= self._modulus:
+            raise SignatureError("RSA-OAEP: ciphertext has a wrong size", reason="wrong_size")
+        block = self._apply(ciphertext)
+        masked_seed, masked = block[1 : 1 + width], block[1 + width :]
+        seed = _mask(masked_seed, masked, hash_name)
+        content = _mask(masked, seed, hash_name)
+        padding, one, plaintext = content[width:].partition(b"\1")
+        expected = hashlib.new(hash_name, label).digest()
+        if block[0] or any(padding) or not one or content[:width] != expected:
+            message = "RSA-OAEP: decryption failed: wrong key, or the ciphertext was changed"
+            raise SignatureError(message, reason="bad_signature")
+        return plaintext
+
+    def _apply(self, block: bytes) -> bytes:
+        """Return RSASP1 of a number as long as the modulus (RFC 8017, 5.2.1)."""
+        number = int.from_bytes(block, "big")
+        terms = (pow(number, exponent, prime) * part for prime, exponent, part in self._parts)
+        return (sum(terms) % self._modulus).to_bytes(self.size, "big")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(spki={self.spki.hex()})"
+
+
+def _mask(block: bytes, seed: bytes, hash_name: str) -> bytes:
+    """Return a block XORed with MGF1 of a seed (RFC 8017, B.2.1)."""
+    width = hashlib.new(hash_name).digest_size
+    rounds = range(-(-len(block) // width))
+    mask = b"".join(hashlib.new(hash_name, seed + n.to_bytes(4, "big")).digest() for n in rounds)
+    return bytes(a ^ b for a, b in zip(block, mask[: len(block)], strict=True))
+
+
+def _find_prime(wide: bytes, bits: int) -> int:
+    """Return the first suitable prime from a number on that depends on `wide`, downwards.
+
+    Its upper five bits are set, so that the product of all primes has the intended size. p = 3 mod
+    4 makes the primality test simple.
+    """
+    # `wide` has over 128 bits more than needed, so the bias is negligible.
+    number = (1 << bits) - 1 - 4 * (int.from_bytes(wide, "big") % (1 << (bits - 7)))
+    while not _is_prime(number) or number % RSA_EXPONENT == 1:
+        number -= 4
+    return number
+
+
+def _is_prime(number: int) -> bool:
+    """Return whether a number that is 3 mod 4 is a prime (Miller and Rabin's test)."""
+    if math.gcd(number, _ODD_NUMBERS) != 1:
+        return False
+    return all(pow(base, number >> 1, number) in (1, number - 1) for base in _BASES)
+
+
+def _encode_integer(value: int) -> bytes:
+    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))

@@ -1,0 +1,69 @@
+"""What a platform adds to a simulated TPM: virtual NV content, vendor commands, faults."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+NITRO_ATTEST: Final = 0x20000001
+"""AWS NitroTPM's vendor command: two handles of an NV index, one authorization, no parameters."""
+
+_REFRESH_S: Final = 2.0
+
+
+class VirtualIndex:
+    """Content of an NV index that is computed when it is read at offset 0.
+
+    Args:
+        content: Returns the content; it is zero-padded to the size of the index.
+        interval: Seconds until it is computed again, as of Azure's paravisor.
+        clock: Returns seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        content: Callable[[], bytes],
+        *,
+        interval: float = _REFRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._content = content
+        self._interval = interval
+        self._clock = clock
+        self._at: float | None = None
+
+    def refresh(self, target: bytearray) -> None:
+        """Compute the content, unless the last one is younger than the interval."""
+        now = self._clock()
+        if self._at is None or now - self._at >= self._interval:
+            content = self._content()
+            target[:] = content[: len(target)].ljust(len(target), b"\0")
+            self._at = now
+
+
+class TpmHooks:
+    """What a platform adds to a TPM.
+
+    Args:
+        virtual_indices: Content of NV indices by index; the indices themselves are defined with
+            `provision_index`. Functions may call `execute` of the same TPM.
+        vendor_commands: By command code: gets the content of the NV index that the command names,
+            returns what is written to it. GetCapability lists them.
+        fault: Gets each command's code; returns a response code to answer instead of running it,
+            such as 0x922 (retry) or 0x101 (failure mode), or 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        virtual_indices: Mapping[int, VirtualIndex] | None = None,
+        vendor_commands: Mapping[int, Callable[[bytes], bytes]] | None = None,
+        fault: Callable[[int], int] | None = None,
+    ) -> None:
+        self.virtual_indices: dict[int, VirtualIndex] = dict(virtual_indices or {})
+        self.vendor_commands: dict[int, Callable[[bytes], bytes]] = dict(vendor_commands or {})
+        self.fault: Callable[[int], int] | None = fault
+
+    def refresh(self, index: int, offset: int, target: bytearray) -> None:
+        """Refresh the content of a virtual index that is read at offset 0."""
+        if offset == 0 and (virtual := self.virtual_indices.get(index)) is not None:
+            virtual.refresh(target)

@@ -1,0 +1,182 @@
+"""Authorization area of a command: passwords and HMAC sessions, and the area of its response.
+
+TPM 2.0 Library, Part 1, sections 18 and 19; the order of checks is that of Part 4's
+SessionProcess.
+"""
+
+import hmac
+from typing import Final, NamedTuple
+
+from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, sized, u32
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_ATTRIBUTES,
+    RC_AUTH_FAIL,
+    RC_AUTH_MISSING,
+    RC_AUTH_UNAVAILABLE,
+    RC_BAD_AUTH,
+    RC_HANDLE,
+    RC_INSUFFICIENT,
+    RC_LOCKOUT,
+    RC_NONCE,
+    RC_REFERENCE_S0,
+    RC_RESERVED_BITS,
+    RC_SIZE,
+    RC_VALUE,
+    TpmResponseError,
+    session_error,
+)
+from attestkit.backends.simulator.software_tpm.model.sessions import (
+    CONTINUE,
+    FIRST_HMAC_SESSION,
+    FIRST_POLICY_SESSION,
+    MOST_ACTIVE,
+    HmacSession,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
+from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
+
+PASSWORD_SESSION: Final = 0x40000009
+_MOST_SESSIONS: Final = 3
+_SMALLEST_AREA: Final = 9
+_RESERVED: Final = 0x18
+_OTHER_USES: Final = 0xE6  # audit, and encryption of parameters
+
+
+class Authorization(NamedTuple):
+    """One entry of an authorization area."""
+
+    handle: int
+    nonce: bytes
+    attributes: int
+    hmac: bytes  # or the password
+    session: HmacSession | None  # None: a password
+    auth: bytes = b""  # the entity's password as it enters the HMAC
+
+
+class AuthorizedCommand(NamedTuple):
+    """A command whose handles are known: what the checks need of it."""
+
+    code: int
+    entities: tuple[Entity, ...]
+    authorized: int  # so many of them need an authorization
+    role: int  # what their passwords must be good for
+
+
+def read_authorizations(reader: CommandReader, state: TpmState) -> list[Authorization]:
+    """Read the authorization area, and leave the reader at the parameters."""
+    size = reader.u32()
+    end = reader.at + size
+    if size < _SMALLEST_AREA or end > len(reader.data):
+        raise TpmResponseError(RC_SIZE)
+    area = CommandReader(reader.data[reader.at : end])
+    reader.at = end
+    found: list[Authorization] = []
+    while area.at < len(area.data):
+        number = len(found) + 1
+        if number > _MOST_SESSIONS:
+            raise session_error(RC_SIZE, number)
+        try:
+            found.append(_read_entry(area, state, number))
+        except TpmResponseError as error:
+            if error.code in (RC_INSUFFICIENT, RC_SIZE):
+                raise session_error(error.code, number) from error
+            raise
+    return found
+
+
+def _read_entry(area: CommandReader, state: TpmState, number: int) -> Authorization:
+    handle = area.u32()
+    is_session = any(
+        first <= handle < first + MOST_ACTIVE
+        for first in (FIRST_HMAC_SESSION, FIRST_POLICY_SESSION)
+    )
+    if handle != PASSWORD_SESSION and not is_session:
+        raise session_error(RC_VALUE, number)
+    nonce = area.sized(LARGEST_DIGEST)
+    attributes = area.u8()
+    if attributes & _RESERVED:
+        raise session_error(RC_RESERVED_BITS, number)
+    proof = area.sized(LARGEST_DIGEST)
+    session = state.sessions.loaded.get(handle)
+    if is_session and session is None:
+        raise TpmResponseError(RC_REFERENCE_S0 + number - 1)
+    if attributes & _OTHER_USES:
+        raise session_error(RC_ATTRIBUTES, number)
+    if not is_session and nonce:
+        raise session_error(RC_NONCE, number)
+    return Authorization(handle, nonce, attributes, proof, session)
+
+
+def check_authorizations(
+    state: TpmState,
+    command: AuthorizedCommand,
+    given: list[Authorization],
+    parameters: bytes,
+) -> list[Authorization]:
+    """Check passwords and HMACs of a command; return them as the response needs them."""
+    if len(given) < command.authorized:
+        raise TpmResponseError(RC_AUTH_MISSING)
+    checked = []
+    for number, one in enumerate(given, 1):
+        if number > command.authorized:
+            # Only sessions for audit and encryption may follow, which this model does not have.
+            raise session_error(RC_HANDLE if one.session is None else RC_ATTRIBUTES, number)
+        entity = command.entities[number - 1]
+        if command.role & ~entity.auth_roles:
+            raise TpmResponseError(RC_AUTH_UNAVAILABLE)
+        if entity.dictionary and state.locked_out:
+            raise TpmResponseError(RC_LOCKOUT)
+        auth = _auth_of(entity, one.session)
+        if not hmac.compare_digest(_expected(one, auth, command, parameters), _given(one)):
+            if entity.dictionary:
+                state.count_failure()
+            raise session_error(RC_AUTH_FAIL if entity.dictionary else RC_BAD_AUTH, number)
+        checked.append(one._replace(auth=auth))
+    return checked
+
+
+def _auth_of(entity: Entity, session: HmacSession | None) -> bytes:
+    """Return the password as it enters the HMAC: not for the object that a session is bound to."""
+    if session is not None and session.bound == entity.name + entity.auth:
+        return b""
+    return entity.auth
+
+
+def _given(one: Authorization) -> bytes:
+    return one.hmac.rstrip(b"\0") if one.session is None else one.hmac
+
+
+def _expected(
+    one: Authorization, auth: bytes, command: AuthorizedCommand, parameters: bytes
+) -> bytes:
+    """Return the password, or the HMAC over the command (Part 1, 19.6.5)."""
+    session = one.session
+    if session is None:
+        return auth
+    if not session.key and not auth and not one.hmac:
+        return b""  # a session without a secret needs no HMAC
+    names = b"".join(entity.name for entity in command.entities)
+    cp_hash = compute_digest(session.hash_name, u32(command.code) + names + parameters)
+    return session.mac(auth, (cp_hash, one.nonce, session.nonce_tpm, bytes([one.attributes])))
+
+
+def encode_response_area(
+    state: TpmState, code: int, checked: list[Authorization], parameters: bytes
+) -> bytes:
+    """Return the authorization area of a successful response; end sessions that do not continue."""
+    parts = []
+    for one in checked:
+        session = one.session
+        if session is None:
+            parts.append(sized(b"") + bytes([CONTINUE]) + sized(b""))
+            continue
+        session.nonce_tpm = state.random(len(session.nonce_tpm))
+        rp_hash = compute_digest(session.hash_name, bytes(4) + u32(code) + parameters)
+        attributes = bytes([one.attributes])
+        proof = b""
+        if session.key or one.auth or one.hmac:
+            proof = session.mac(one.auth, (rp_hash, session.nonce_tpm, one.nonce, attributes))
+        parts.append(sized(session.nonce_tpm) + attributes + sized(proof))
+        if not one.attributes & CONTINUE:
+            state.sessions.loaded.pop(one.handle, None)
+    return b"".join(parts)

@@ -1,0 +1,44 @@
+"""What a command's implementation gets and returns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
+from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader
+from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, Entity, TpmState
+
+
+class CommandCall(NamedTuple):
+    """A command whose handles and authorizations are checked."""
+
+    state: TpmState
+    entities: tuple[Entity, ...]
+    reader: CommandReader  # at the first parameter
+    hooks: TpmHooks
+
+
+class CommandReply(NamedTuple):
+    """Result of a successful command."""
+
+    parameters: bytes = b""
+    handle: int | None = None
+
+
+class TpmCommand(NamedTuple):
+    """A command of the table."""
+
+    code: int
+    run: Callable[[CommandCall], CommandReply]
+    handles: tuple[Callable[[int], bool], ...] = ()  # whether a value is of the handle's type
+    authorized: int = 0  # so many handles need an authorization
+    role: int = READ  # what a password must be good for
+    changes_nv: bool = False
+    returns_handle: bool = False
+    takes_session: bool = True  # False: no authorization area, not even an empty one
+
+    @property
+    def attributes(self) -> int:
+        """TPMA_CC (TPM 2.0 Library, Part 2, section 8.9)."""
+        vendor = self.code & 1 << 29
+        handles = len(self.handles) << 25 | self.returns_handle << 28
+        return vendor | handles | self.changes_nv << 22 | self.code & 0xFFFF

@@ -1,0 +1,151 @@
+"""Cursor over the parameters of a command; errors are the response codes that a TPM gives."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_HASH,
+    RC_INSUFFICIENT,
+    RC_SIZE,
+    RC_VALUE,
+    TpmResponseError,
+    parameter_error,
+)
+from attestkit.tpm.algorithms import HASH_NAMES, LARGEST_DIGEST, hash_size
+
+MAX_BANKS: Final = 4  # HASH_COUNT
+MAX_NV_BUFFER: Final = 1024
+PCR_COUNT: Final = 24
+LARGEST_DATA: Final = 2 + LARGEST_DIGEST  # TPM2B_DATA holds a TPMT_HA
+_BITMAP_SIZE: Final = 3  # PCR_SELECT_MIN and PCR_SELECT_MAX
+
+Selection = tuple[str, int]
+"""A bank and its PCRs as a bitmap; PCR p is the bit 1 << p."""
+
+_T = TypeVar("_T")
+
+
+class CommandReader:
+    """Cursor over `data`; `next` begins the next parameter, whose number errors have."""
+
+    __slots__ = ("at", "data", "number")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.number = 0
+
+    def next(self) -> "CommandReader":
+        """Begin the next parameter."""
+        self.number += 1
+        return self
+
+    def error(self, code: int) -> TpmResponseError:
+        """Return the error of the current parameter."""
+        return parameter_error(code, self.number)
+
+    def take(self, size: int) -> bytes:
+        """Read exactly `size` bytes."""
+        end = self.at + size
+        if end > len(self.data):
+            raise self.error(RC_INSUFFICIENT)
+        found = self.data[self.at : end]
+        self.at = end
+        return found
+
+    def u8(self) -> int:
+        """Read an integer of one byte."""
+        return self.take(1)[0]
+
+    def u16(self) -> int:
+        """Read an integer of two bytes."""
+        return int.from_bytes(self.take(2), "big")
+
+    def u32(self) -> int:
+        """Read an integer of four bytes."""
+        return int.from_bytes(self.take(4), "big")
+
+    def u64(self) -> int:
+        """Read an integer of eight bytes."""
+        return int.from_bytes(self.take(8), "big")
+
+    def sized(self, largest: int) -> bytes:
+        """Read a TPM2B of at most `largest` bytes."""
+        size = self.u16()
+        if size > largest:
+            raise self.error(RC_SIZE)
+        return self.take(size)
+
+    def sized_structure(self, read: Callable[["CommandReader"], _T]) -> _T:
+        """Read a TPM2B with a structure, which must have exactly the size given."""
+        size = self.u16()
+        start = self.at
+        if not size:
+            raise self.error(RC_SIZE)
+        found = read(self)
+        if self.at - start != size:
+            raise self.error(RC_SIZE)
+        return found
+
+    def hash_name(self) -> str:
+        """Read TPMI_ALG_HASH; return the name."""
+        name = HASH_NAMES.get(self.u16())
+        if name is None:
+            raise self.error(RC_HASH)
+        return name
+
+    def selections(self) -> list[Selection]:
+        """Read TPML_PCR_SELECTION."""
+        if (count := self.u32()) > MAX_BANKS:
+            raise self.error(RC_SIZE)
+        return [self._selection() for _ in range(count)]
+
+    def _selection(self) -> Selection:
+        bank = self.hash_name()
+        if self.u8() != _BITMAP_SIZE:
+            raise self.error(RC_VALUE)
+        return bank, int.from_bytes(self.take(_BITMAP_SIZE), "little")
+
+    def tagged_digests(self) -> list[tuple[str, bytes]]:
+        """Read TPML_DIGEST_VALUES: digests with their hashes."""
+        if (count := self.u32()) > MAX_BANKS:
+            raise self.error(RC_SIZE)
+        found = []
+        for _ in range(count):
+            name = self.hash_name()
+            found.append((name, self.take(hash_size(name))))
+        return found
+
+    def finish(self) -> None:
+        """Check that no bytes follow the parameters."""
+        if self.at != len(self.data):
+            raise TpmResponseError(RC_SIZE)
+
+
+def encode_pcr_selections(selections: list[Selection]) -> bytes:
+    """Return TPML_PCR_SELECTION, in which a bank may occur twice, as TPMs accept."""
+    ids = {name: number for number, name in HASH_NAMES.items()}
+    return len(selections).to_bytes(4, "big") + b"".join(
+        ids[bank].to_bytes(2, "big") + bytes([_BITMAP_SIZE]) + bits.to_bytes(_BITMAP_SIZE, "little")
+        for bank, bits in selections
+    )
+
+
+def u16(value: int) -> bytes:
+    """Return an integer in two bytes."""
+    return value.to_bytes(2, "big")
+
+
+def u32(value: int) -> bytes:
+    """Return an integer in four bytes."""
+    return value.to_bytes(4, "big")
+
+
+def u64(value: int) -> bytes:
+    """Return an integer in eight bytes."""
+    return value.to_bytes(8, "big")
+
+
+def sized(data: bytes) -> bytes:
+    """Return a TPM2B."""
+    return u16(len(data)) + data

@@ -1,0 +1,238 @@
+"""Commands about keys: CreatePrimary, ReadPublic, EvictControl, Quote."""
+
+import hmac
+import struct
+from typing import Final
+
+from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    LARGEST_DATA,
+    CommandReader,
+    Selection,
+    encode_pcr_selections,
+    sized,
+    u16,
+    u32,
+    u64,
+)
+from attestkit.backends.simulator.software_tpm.model.general_commands import encode_clock
+from attestkit.backends.simulator.software_tpm.model.key_objects import (
+    FIRST_PERSISTENT,
+    FIRST_PLATFORM_PERSISTENT,
+    LAST_PERSISTENT,
+    NULL,
+    OWNER,
+    PERSISTENT_SLOTS,
+    PLATFORM,
+    PrimaryKey,
+)
+from attestkit.backends.simulator.software_tpm.model.public_template import (
+    ST_CLEAR,
+    check_template,
+    read_template,
+)
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_ATTRIBUTES,
+    RC_HANDLE,
+    RC_HIERARCHY,
+    RC_KEY,
+    RC_NV_DEFINED,
+    RC_NV_SPACE,
+    RC_RANGE,
+    RC_SCHEME,
+    RC_SIZE,
+    RC_VALUE,
+    TpmResponseError,
+    handle_error,
+    parameter_error,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
+from attestkit.tpm import TpmtSignature
+from attestkit.tpm.algorithms import (
+    ALG_ECDSA,
+    ALG_HMAC,
+    ALG_NULL,
+    ALG_RSAPSS,
+    ALG_RSASSA,
+    LARGEST_DIGEST,
+    compute_digest,
+    hash_size,
+)
+from attestkit.tpm.public_area import SIGN
+
+_LARGEST_SENSITIVE: Final = 128  # MAX_SYM_DATA
+_CREATION_TICKET: Final = 0x8021
+_QUOTE: Final = 0xFF544347_8018  # magic and type of TPMS_ATTEST
+_ALG_ECDAA: Final = 0x001A
+_SCHEMES: Final = {ALG_RSASSA: "rsassa", ALG_RSAPSS: "rsapss", ALG_ECDSA: "ecdsa"}
+_OTHER_SCHEMES: Final = (ALG_HMAC, _ALG_ECDAA, 0x001B, 0x001C)  # with a hash; no key here has them
+_LOCALITY_0: Final = b"\1"
+
+
+def run_create_primary(call: CommandCall) -> CommandReply:
+    """TPM2_CreatePrimary."""
+    reader = call.reader
+    auth, data = reader.next().sized_structure(_read_sensitive)
+    template = reader.next().sized_structure(read_template)
+    outside = reader.next().sized(LARGEST_DATA)
+    creation_pcrs = reader.next().selections()
+    reader.finish()
+    keys = call.state.keys
+    keys.require_slot()
+    check_template(template)
+    auth = auth.rstrip(b"\0")
+    if len(auth) > hash_size(template.name_alg):
+        raise parameter_error(RC_SIZE, 1)
+    hierarchy = call.entities[0].handle
+    key = keys.create(hierarchy, template, data, auth)
+    creation = _encode_creation(call.state, key, creation_pcrs, outside)
+    digest = compute_digest(template.name_alg, creation)
+    ticket = keys.mac(hierarchy, u16(_CREATION_TICKET) + key.public.name + digest)
+    parts = (
+        sized(key.public.encode()),
+        sized(creation),
+        sized(digest),
+        u16(_CREATION_TICKET) + u32(hierarchy) + sized(ticket),
+        sized(key.public.name),
+    )
+    return CommandReply(b"".join(parts), keys.load(key))
+
+
+def _read_sensitive(reader: CommandReader) -> tuple[bytes, bytes]:
+    return reader.sized(LARGEST_DIGEST), reader.sized(_LARGEST_SENSITIVE)
+
+
+def _encode_creation(
+    state: TpmState, key: PrimaryKey, pcrs: list[Selection], outside: bytes
+) -> bytes:
+    """Return TPMS_CREATION_DATA of a primary key (Part 2, section 15.1)."""
+    parent = sized(u32(key.hierarchy))  # name, and qualified name
+    parts = (
+        encode_pcr_selections(state.pcrs.filter(pcrs)),
+        sized(state.pcrs.digest(pcrs, key.public.name_alg)),
+        _LOCALITY_0 + u16(ALG_NULL),
+        parent + parent + sized(outside),
+    )
+    return b"".join(parts)
+
+
+def _key_of(entity: Entity) -> PrimaryKey:
+    assert entity.key is not None  # the command's table says that it is a key
+    return entity.key
+
+
+def run_read_public(call: CommandCall) -> CommandReply:
+    """TPM2_ReadPublic."""
+    call.reader.finish()
+    key = _key_of(call.entities[0])
+    names = sized(key.public.name) + sized(key.qualified_name)
+    return CommandReply(sized(key.public.encode()) + names)
+
+
+def run_evict_control(call: CommandCall) -> CommandReply:
+    """TPM2_EvictControl: make a key persistent, or remove a persistent one."""
+    handle = call.reader.next().u32()
+    if not FIRST_PERSISTENT <= handle <= LAST_PERSISTENT:
+        raise call.reader.error(RC_VALUE)
+    call.reader.finish()
+    by_platform = call.entities[0].handle == PLATFORM
+    subject = call.entities[1]
+    key = _key_of(subject)
+    if key.hierarchy == NULL or key.public.attributes & ST_CLEAR:
+        raise handle_error(RC_ATTRIBUTES, 2)
+    if by_platform != (key.hierarchy == PLATFORM):
+        raise handle_error(RC_HIERARCHY, 2)
+    persistent = call.state.keys.persistent
+    if subject.handle >= FIRST_PERSISTENT:
+        if subject.handle != handle:
+            raise handle_error(RC_HANDLE, 2)
+        del persistent[handle]
+        return CommandReply()
+    if by_platform != (handle >= FIRST_PLATFORM_PERSISTENT):
+        raise parameter_error(RC_RANGE, 1)
+    if handle in persistent:
+        raise TpmResponseError(RC_NV_DEFINED)
+    if len(persistent) >= PERSISTENT_SLOTS:
+        raise TpmResponseError(RC_NV_SPACE)
+    persistent[handle] = key
+    return CommandReply()
+
+
+def run_quote(call: CommandCall) -> CommandReply:
+    """TPM2_Quote."""
+    reader = call.reader
+    extra_data = reader.next().sized(LARGEST_DATA)
+    wanted = _read_scheme(reader.next())
+    selections = reader.next().selections()
+    reader.finish()
+    if call.entities[0].key is None:  # the null handle
+        raise parameter_error(RC_SCHEME, 2)
+    key = call.entities[0].key
+    if not key.public.attributes & SIGN:
+        raise handle_error(RC_KEY, 1)
+    scheme, hash_name = _choose_scheme(key, wanted)
+    message = _encode_attest(call.state, key, extra_data, selections, hash_name)
+    signature = _sign(call.state, key, scheme, hash_name, compute_digest(hash_name, message))
+    return CommandReply(sized(message) + signature.encode())
+
+
+def _read_scheme(reader: CommandReader) -> tuple[str, str] | None:
+    """Read TPMT_SIG_SCHEME; None for that of the key. Schemes without a name fit no key."""
+    scheme = reader.u16()
+    if scheme == ALG_NULL:
+        return None
+    if scheme not in _SCHEMES and scheme not in _OTHER_SCHEMES:
+        raise reader.error(RC_SCHEME)
+    hash_name = reader.hash_name()
+    if scheme == _ALG_ECDAA:
+        reader.u16()
+    return _SCHEMES.get(scheme, ""), hash_name
+
+
+def _choose_scheme(key: PrimaryKey, wanted: tuple[str, str] | None) -> tuple[str, str]:
+    """Return the scheme and hash of a signature (Part 4, CryptSelectSignScheme)."""
+    own = (key.public.scheme, key.public.scheme_hash) if key.public.scheme else None
+    chosen = wanted or own
+    fits = ("ecdsa",) if key.public.type == "ecc" else ("rsassa", "rsapss")
+    if chosen is None or own not in (None, chosen) or chosen[0] not in fits:
+        raise parameter_error(RC_SCHEME, 2)
+    return chosen
+
+
+def _encode_attest(
+    state: TpmState, key: PrimaryKey, extra: bytes, selections: list[Selection], hash_name: str
+) -> bytes:
+    """Return TPMS_ATTEST of a quote.
+
+    Counters and version are obfuscated for keys of the owner and null hierarchies (Part 1, 36.7).
+    """
+    clock = encode_clock(state)
+    firmware = state.identity.firmware_version
+    if key.hierarchy in (OWNER, NULL):
+        content = b"OBFUSCATE\0" + key.qualified_name
+        mask = hmac.digest(state.keys.proof(OWNER), content, "sha512")
+        version, resets, restarts = struct.unpack(">QII", mask[:16])
+        firmware = (firmware + version) & (1 << 64) - 1
+        head = u64(state.clock_ms), state.reset_count + resets, state.restart_count + restarts
+        clock = head[0] + b"".join(u32(n & 0xFFFFFFFF) for n in head[1:]) + clock[-1:]
+    parts = (
+        _QUOTE.to_bytes(6, "big"),
+        sized(key.qualified_name),
+        sized(extra),
+        clock,
+        u64(firmware),
+        encode_pcr_selections(state.pcrs.filter(selections)),
+        sized(state.pcrs.digest(selections, hash_name)),
+    )
+    return b"".join(parts)
+
+
+def _sign(
+    state: TpmState, key: PrimaryKey, scheme: str, hash_name: str, digest: bytes
+) -> TpmtSignature:
+    if scheme == "ecdsa":
+        r, s = state.keys.ec_pair(key).sign(digest, hash_name)
+        return TpmtSignature(scheme, hash_name, r=r, s=s)
+    pair = state.keys.rsa_pair(key)
+    sign = pair.sign_pkcs1 if scheme == "rsassa" else pair.sign_pss
+    return TpmtSignature(scheme, hash_name, sign(digest, hash_name))

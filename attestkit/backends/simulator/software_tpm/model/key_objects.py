@@ -1,0 +1,124 @@
+"""Primary keys derived from seeds of the hierarchies; transient slots and persistent handles."""
+
+import hmac
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from attestkit._crypto.ec_key_pair import EcKeyPair
+from attestkit._crypto.hashes import hkdf_sha256, sha256
+from attestkit._crypto.rsa_key_pair import RsaKeyPair
+from attestkit.backends.simulator.software_tpm.model.command_reader import u32
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_OBJECT_MEMORY,
+    TpmResponseError,
+)
+from attestkit.tpm import TpmtPublic
+
+OWNER: Final = 0x40000001
+NULL: Final = 0x40000007
+ENDORSEMENT: Final = 0x4000000B
+PLATFORM: Final = 0x4000000C
+HIERARCHIES: Final = (OWNER, NULL, ENDORSEMENT, PLATFORM)
+
+FIRST_TRANSIENT: Final = 0x80000000
+FIRST_PERSISTENT: Final = 0x81000000
+FIRST_PLATFORM_PERSISTENT: Final = 0x81800000
+LAST_PERSISTENT: Final = 0x81FFFFFF
+TRANSIENT_SLOTS: Final = 3  # as libtpms
+PERSISTENT_SLOTS: Final = 64
+
+_SALT: Final = b"attestkit/software-tpm/v1"
+
+
+class PrimaryKey(NamedTuple):
+    """A primary key: its public area, and the seed of its key pair."""
+
+    hierarchy: int
+    public: TpmtPublic
+    seed: bytes
+    origin: bytes  # what the seed was derived from, besides the seed of the hierarchy
+    auth: bytes = b""
+
+    @property
+    def qualified_name(self) -> bytes:
+        """The qualified name, which is the signer of quotes."""
+        return self.public.qualified_name(self.hierarchy)
+
+
+class PrimaryKeys:
+    """Keys of a TPM: loaded and persistent ones, and those that can be created.
+
+    Args:
+        seed: Seed of the TPM, 32 bytes.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+        self.transient: dict[int, PrimaryKey] = {}
+        self.persistent: dict[int, PrimaryKey] = {}
+        self.null_seed = b""  # changes at each reset
+        # Creating an RSA key takes 50 ms, and a simulated machine has few keys.
+        self._rsa = lru_cache(maxsize=32)(lambda seed: RsaKeyPair(seed, 2048))
+        self._ec = lru_cache(maxsize=32)(EcKeyPair)
+
+    def reset(self, null_seed: bytes) -> None:
+        """Forget transient keys, and replace the seed of the null hierarchy."""
+        self.transient.clear()
+        self.null_seed = null_seed
+
+    def proof(self, hierarchy: int) -> bytes:
+        """Return the secret of a hierarchy for its tickets and contexts, 32 bytes."""
+        return hkdf_sha256(self._hierarchy_seed(hierarchy), b"proof", 32, _SALT)
+
+    def _hierarchy_seed(self, hierarchy: int) -> bytes:
+        seed = self.null_seed if hierarchy == NULL else self._seed
+        return hkdf_sha256(seed, b"hierarchy/" + u32(hierarchy), 32, _SALT)
+
+    def create(self, hierarchy: int, template: TpmtPublic, data: bytes, auth: bytes) -> PrimaryKey:
+        """Return the key of a template: the same each time.
+
+        Args:
+            hierarchy: Handle of the hierarchy.
+            template: Public area, whose unique field is a part of the derivation.
+            data: The caller's sensitive data, another part.
+            auth: The key's password.
+        """
+        origin = b"primary/" + sha256(template.encode()) + sha256(data)
+        return self.restore(hierarchy, template, origin, auth)
+
+    def restore(
+        self, hierarchy: int, template: TpmtPublic, origin: bytes, auth: bytes
+    ) -> PrimaryKey:
+        """Return the key of a known origin, with its public area completed."""
+        seed = hkdf_sha256(self._hierarchy_seed(hierarchy), origin, 32, _SALT)
+        if template.type == "rsa":
+            public = template._replace(modulus=self._rsa(seed).modulus)
+        else:
+            pair = self._ec(seed, template.curve)
+            public = template._replace(x=pair.x, y=pair.y)
+        return PrimaryKey(hierarchy, public, seed, origin, auth)
+
+    def rsa_pair(self, key: PrimaryKey) -> RsaKeyPair:
+        """Return the key pair of an RSA key."""
+        return self._rsa(key.seed)
+
+    def ec_pair(self, key: PrimaryKey) -> EcKeyPair:
+        """Return the key pair of an ECC key."""
+        return self._ec(key.seed, key.public.curve)
+
+    def require_slot(self) -> int:
+        """Return the first free transient handle."""
+        for handle in range(FIRST_TRANSIENT, FIRST_TRANSIENT + TRANSIENT_SLOTS):
+            if handle not in self.transient:
+                return handle
+        raise TpmResponseError(RC_OBJECT_MEMORY)
+
+    def load(self, key: PrimaryKey) -> int:
+        """Put a key into a transient slot; return its handle."""
+        handle = self.require_slot()
+        self.transient[handle] = key
+        return handle
+
+    def mac(self, hierarchy: int, content: bytes) -> bytes:
+        """Return the HMAC-SHA-512 of a ticket or context with the secret of a hierarchy."""
+        return hmac.digest(self.proof(hierarchy), content, "sha512")

@@ -1,0 +1,155 @@
+"""Commands about NV indices (TPM 2.0 Library, Part 3, section 31), and the vendor commands."""
+
+from typing import Final
+
+from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
+from attestkit.backends.simulator.software_tpm.model.command_reader import MAX_NV_BUFFER, sized
+from attestkit.backends.simulator.software_tpm.model.key_objects import OWNER, PLATFORM
+from attestkit.backends.simulator.software_tpm.model.nv_storage import (
+    AUTH_READ,
+    AUTH_WRITE,
+    OWNER_READ,
+    OWNER_WRITE,
+    PLATFORM_CREATE,
+    POLICY_DELETE,
+    POLICY_READ,
+    POLICY_WRITE,
+    PP_READ,
+    PP_WRITE,
+    READ_LOCKED,
+    TYPE,
+    WRITE_ALL,
+    WRITE_LOCKED,
+    WRITTEN,
+    NvIndex,
+    read_nv_public,
+)
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_ATTRIBUTES,
+    RC_NV_AUTHORIZATION,
+    RC_NV_RANGE,
+    RC_NV_UNINITIALIZED,
+    RC_SIZE,
+    RC_VALUE,
+    TpmResponseError,
+    handle_error,
+    parameter_error,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity
+from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
+
+_READERS: Final = PP_READ | OWNER_READ | AUTH_READ | POLICY_READ
+_WRITERS: Final = PP_WRITE | OWNER_WRITE | AUTH_WRITE | POLICY_WRITE
+_SET_BY_THE_TPM: Final = WRITTEN | WRITE_LOCKED | READ_LOCKED
+
+
+def run_nv_define_space(call: CommandCall) -> CommandReply:
+    """TPM2_NV_DefineSpace of an ordinary index."""
+    reader = call.reader
+    auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
+    index = reader.next().sized_structure(read_nv_public)
+    reader.finish()
+    size = hash_size(index.name_alg)
+    if len(auth) > size:
+        raise parameter_error(RC_SIZE, 1)
+    if len(index.policy) not in (0, size) or len(index.content) > call.state.nv.largest:
+        raise parameter_error(RC_SIZE, 2)
+    attributes = index.attributes
+    if (
+        attributes & (TYPE | _SET_BY_THE_TPM | POLICY_DELETE)
+        or not attributes & _READERS
+        or not attributes & _WRITERS
+    ):
+        raise parameter_error(RC_ATTRIBUTES, 2)
+    if bool(attributes & PLATFORM_CREATE) != (call.entities[0].handle == PLATFORM):
+        raise handle_error(RC_ATTRIBUTES, 1)
+    index.auth = auth
+    call.state.nv.define(index)
+    return CommandReply()
+
+
+def run_nv_undefine_space(call: CommandCall) -> CommandReply:
+    """TPM2_NV_UndefineSpace."""
+    call.reader.finish()
+    index = _index_of(call.entities[1])
+    if index.attributes & PLATFORM_CREATE and call.entities[0].handle != PLATFORM:
+        raise TpmResponseError(RC_NV_AUTHORIZATION)
+    del call.state.nv.indices[index.index]
+    return CommandReply()
+
+
+def run_nv_read_public(call: CommandCall) -> CommandReply:
+    """TPM2_NV_ReadPublic."""
+    call.reader.finish()
+    index = _index_of(call.entities[0])
+    return CommandReply(sized(index.public) + sized(index.name))
+
+
+def run_nv_read(call: CommandCall) -> CommandReply:
+    """TPM2_NV_Read; at offset 0 the content of a virtual index is refreshed first."""
+    size, offset = call.reader.next().u16(), call.reader.next().u16()
+    call.reader.finish()
+    index = _index_of(call.entities[1])
+    _check_way(call, index, OWNER_READ, PP_READ)
+    call.hooks.refresh(index.index, offset, index.content)
+    if not index.attributes & WRITTEN:
+        raise TpmResponseError(RC_NV_UNINITIALIZED)
+    if size > MAX_NV_BUFFER:
+        raise parameter_error(RC_VALUE, 1)
+    if offset > len(index.content):
+        raise parameter_error(RC_VALUE, 2)
+    if offset + size > len(index.content):
+        raise TpmResponseError(RC_NV_RANGE)
+    return CommandReply(sized(bytes(index.content[offset : offset + size])))
+
+
+def run_nv_write(call: CommandCall) -> CommandReply:
+    """TPM2_NV_Write."""
+    data, offset = call.reader.next().sized(MAX_NV_BUFFER), call.reader.next().u16()
+    call.reader.finish()
+    index = _index_of(call.entities[1])
+    _check_way(call, index, OWNER_WRITE, PP_WRITE)
+    if offset > len(index.content):
+        raise parameter_error(RC_VALUE, 2)
+    if offset + len(data) > len(index.content):
+        raise TpmResponseError(RC_NV_RANGE)
+    if index.attributes & WRITE_ALL and len(data) < len(index.content):
+        raise TpmResponseError(RC_NV_RANGE)
+    index.write(offset, data)
+    return CommandReply()
+
+
+def run_vendor(call: CommandCall, code: int) -> CommandReply:
+    """Run a vendor command, whose request and answer are the content of an NV index.
+
+    Bytes after the answer remain, as after any write.
+    """
+    call.reader.finish()
+    index = _index_of(call.entities[1])
+    if call.entities[0].handle != index.index:
+        raise TpmResponseError(RC_NV_AUTHORIZATION)
+    if not index.attributes & WRITTEN:
+        raise TpmResponseError(RC_NV_UNINITIALIZED)
+    answer = call.hooks.vendor_commands[code](bytes(index.content))
+    if len(answer) > len(index.content):
+        raise TpmResponseError(RC_NV_RANGE)
+    index.write(0, answer)
+    return CommandReply()
+
+
+def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> None:
+    """Check that the authorizing handle may use the index (Part 4, NvReadAccessChecks)."""
+    handle = call.entities[0].handle
+    if handle == OWNER:
+        allowed = bool(index.attributes & owner)
+    elif handle == PLATFORM:
+        allowed = bool(index.attributes & platform)
+    else:
+        allowed = handle == index.index  # its attributes were checked with its password
+    if not allowed:
+        raise TpmResponseError(RC_NV_AUTHORIZATION)
+
+
+def _index_of(entity: Entity) -> NvIndex:
+    assert entity.index is not None  # the command's table says that it is an NV index
+    return entity.index

@@ -1,0 +1,107 @@
+"""NV indices: definition, attributes, content (TPM 2.0 Library, Part 2, section 13)."""
+
+from typing import Final
+
+from attestkit.backends.simulator.software_tpm.model.command_reader import (
+    CommandReader,
+    sized,
+    u16,
+    u32,
+)
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_NV_DEFINED,
+    RC_NV_SPACE,
+    RC_RESERVED_BITS,
+    RC_VALUE,
+    TpmResponseError,
+)
+from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest
+
+PP_WRITE: Final = 1 << 0
+OWNER_WRITE: Final = 1 << 1
+AUTH_WRITE: Final = 1 << 2
+POLICY_WRITE: Final = 1 << 3
+TYPE: Final = 0xF << 4
+POLICY_DELETE: Final = 1 << 10
+WRITE_LOCKED: Final = 1 << 11
+WRITE_ALL: Final = 1 << 12
+PP_READ: Final = 1 << 16
+OWNER_READ: Final = 1 << 17
+AUTH_READ: Final = 1 << 18
+POLICY_READ: Final = 1 << 19
+NO_DA: Final = 1 << 25
+CLEAR_AT_STARTUP: Final = 1 << 27
+READ_LOCKED: Final = 1 << 28
+WRITTEN: Final = 1 << 29
+PLATFORM_CREATE: Final = 1 << 30
+_RESERVED: Final = 0x01F00300
+_MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
+
+FIRST_INDEX: Final = 0x01000000
+LAST_INDEX: Final = 0x01FFFFFF
+
+
+class NvIndex:
+    """An NV index with its content."""
+
+    __slots__ = ("attributes", "auth", "content", "index", "name_alg", "policy")
+
+    def __init__(
+        self, index: int, name_alg: str, attributes: int, policy: bytes, size: int
+    ) -> None:
+        self.index: int = index
+        self.name_alg: str = name_alg
+        self.attributes: int = attributes
+        self.policy: bytes = policy
+        self.content = bytearray(b"\xff" * size)
+        self.auth = b""
+
+    @property
+    def public(self) -> bytes:
+        """The public area, TPMS_NV_PUBLIC."""
+        head = u32(self.index) + u16(HASH_IDS[self.name_alg]) + u32(self.attributes)
+        # An index of a hook may be larger than the field says at most.
+        return head + sized(self.policy) + u16(min(len(self.content), 0xFFFF))
+
+    @property
+    def name(self) -> bytes:
+        """The name: nameAlg and the digest of the public area."""
+        return u16(HASH_IDS[self.name_alg]) + compute_digest(self.name_alg, self.public)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write data that fits, and mark the index as written."""
+        self.content[offset : offset + len(data)] = data
+        self.attributes |= WRITTEN
+
+
+class NvStorage:
+    """NV indices by their handles.
+
+    Args:
+        largest: Largest size of an index that a command may define.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+        self.indices: dict[int, NvIndex] = {}
+
+    def define(self, index: NvIndex) -> None:
+        """Add an index; TpmResponseError if it is defined, or there is no room."""
+        if index.index in self.indices:
+            raise TpmResponseError(RC_NV_DEFINED)
+        if len(self.indices) >= _MOST_INDICES:
+            raise TpmResponseError(RC_NV_SPACE)
+        self.indices[index.index] = index
+
+
+def read_nv_public(reader: CommandReader) -> NvIndex:
+    """Read TPMS_NV_PUBLIC."""
+    index = reader.u32()
+    if not FIRST_INDEX <= index <= LAST_INDEX:
+        raise reader.error(RC_VALUE)
+    name_alg = reader.hash_name()
+    attributes = reader.u32()
+    if attributes & _RESERVED:
+        raise reader.error(RC_RESERVED_BITS)
+    policy = reader.sized(LARGEST_DIGEST)
+    return NvIndex(index, name_alg, attributes, policy, reader.u16())

@@ -1,0 +1,114 @@
+"""HMAC sessions (TPM 2.0 Library, Part 1, section 19): keys, nonces, handles, saved contexts."""
+
+import hmac
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from attestkit.backends.simulator.software_tpm.model.command_reader import u32
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_HANDLE,
+    RC_SESSION_HANDLES,
+    RC_SESSION_MEMORY,
+    TpmResponseError,
+    parameter_error,
+)
+from attestkit.tpm.algorithms import compute_digest, hash_size
+
+FIRST_HMAC_SESSION: Final = 0x02000000
+FIRST_POLICY_SESSION: Final = 0x03000000
+MOST_LOADED: Final = 3  # MAX_LOADED_SESSIONS of libtpms
+MOST_ACTIVE: Final = 64  # MAX_ACTIVE_SESSIONS of libtpms
+SMALLEST_NONCE: Final = 16
+
+CONTINUE: Final = 1 << 0
+
+
+class HmacSession:
+    """An HMAC session."""
+
+    __slots__ = ("bound", "hash_name", "key", "nonce_tpm")
+
+    def __init__(self, hash_name: str, key: bytes, nonce_tpm: bytes, bound: bytes | None) -> None:
+        self.hash_name: str = hash_name
+        self.key: bytes = key
+        self.nonce_tpm: bytes = nonce_tpm
+        self.bound: bytes | None = bound  # name and password of the object of `bind`
+
+    def mac(self, auth: bytes, parts: tuple[bytes, ...]) -> bytes:
+        """Return the HMAC of a command or response with an entity's password."""
+        return hmac.digest(self.key + auth, b"".join(parts), self.hash_name)
+
+
+class Sessions:
+    """Sessions by their handles.
+
+    Args:
+        random: Returns a number of random bytes.
+    """
+
+    def __init__(self, random: Callable[[int], bytes]) -> None:
+        self.random = random
+        self.loaded: dict[int, HmacSession] = {}
+        self.saved: dict[int, tuple[int, HmacSession]] = {}  # with the context's number
+
+    def clear(self) -> None:
+        """End all sessions."""
+        self.loaded.clear()
+        self.saved.clear()
+
+    def start(self, session: HmacSession) -> int:
+        """Add a session; return its handle."""
+        if len(self.loaded) >= MOST_LOADED:
+            raise TpmResponseError(RC_SESSION_MEMORY)
+        for handle in range(FIRST_HMAC_SESSION, FIRST_HMAC_SESSION + MOST_ACTIVE):
+            if handle not in self.loaded and handle not in self.saved:
+                self.loaded[handle] = session
+                return handle
+        raise TpmResponseError(RC_SESSION_HANDLES)
+
+    def save(self, handle: int, number: int) -> None:
+        """Unload a session into the context of a number."""
+        self.saved[handle] = number, self.loaded.pop(handle)
+
+    def load(self, handle: int, number: int) -> None:
+        """Load the session of a context, which must be its last one."""
+        found = self.saved.get(handle)
+        if found is None or found[0] != number:
+            raise parameter_error(RC_HANDLE, 1)
+        if len(self.loaded) >= MOST_LOADED:
+            raise TpmResponseError(RC_SESSION_MEMORY)
+        self.loaded[handle] = self.saved.pop(handle)[1]
+
+    def flush(self, handle: int) -> None:
+        """End a session."""
+        if self.loaded.pop(handle, None) is None and self.saved.pop(handle, None) is None:
+            raise parameter_error(RC_HANDLE, 1)
+
+
+class SessionStart(NamedTuple):
+    """What both sides agree on when a session starts."""
+
+    hash_name: str
+    secret: bytes  # password of `bind`, and salt
+    nonce_tpm: bytes
+    nonce_caller: bytes
+
+    def derive_key(self) -> bytes:
+        """Return the session key (Part 1, 19.6.8); empty without a secret."""
+        size = hash_size(self.hash_name)
+        if not self.secret:
+            return b""
+        return kdf_a(
+            self.hash_name, self.secret, b"ATH\0", self.nonce_tpm + self.nonce_caller, 8 * size
+        )
+
+
+def kdf_a(hash_name: str, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
+    """Return KDFa (Part 1, 11.4.10.2) of at most one digest; the label ends with a zero byte."""
+    content = u32(1) + label + context + u32(bits)
+    return hmac.digest(key, content, hash_name)[: bits // 8]
+
+
+def kdf_e(hash_name: str, shared: bytes, context: bytes) -> bytes:
+    """Return KDFe (Part 1, 11.4.10.3) of a shared point for a salt, one digest."""
+    return compute_digest(hash_name, u32(1) + shared + b"SECRET\0" + context)

@@ -1,0 +1,222 @@
+"""The simulated TPM: `execute` takes a command and returns its response."""
+
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from threading import RLock
+from typing import Final
+
+from attestkit._argument_checks import require_size
+from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
+from attestkit.backends.simulator.software_tpm.model.authorization import (
+    Authorization,
+    AuthorizedCommand,
+    check_authorizations,
+    encode_response_area,
+    read_authorizations,
+)
+from attestkit.backends.simulator.software_tpm.model.capabilities import answer_capability
+from attestkit.backends.simulator.software_tpm.model.command_call import (
+    CommandCall,
+    CommandReply,
+    TpmCommand,
+)
+from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, u32
+from attestkit.backends.simulator.software_tpm.model.command_table import (
+    GET_CAPABILITY,
+    STARTUP,
+    build_command_table,
+)
+from attestkit.backends.simulator.software_tpm.model.nv_storage import WRITTEN, NvIndex
+from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    RC_AUTH_MISSING,
+    RC_COMMAND_CODE,
+    RC_COMMAND_SIZE,
+    RC_INITIALIZE,
+    RC_VALUE,
+    TpmResponseError,
+    handle_error,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import (
+    Entity,
+    TpmIdentity,
+    TpmState,
+)
+
+NO_SESSIONS: Final = 0x8001
+SESSIONS: Final = 0x8002
+LARGEST_FRAME: Final = 4096
+_USUAL_BANKS: Final = ("sha1", "sha256", "sha384")
+_LARGEST_INDEX: Final = 8192  # NitroTPM's; libtpms has 2048
+
+
+def encode_error(code: int) -> bytes:
+    """Return the response of a command that failed."""
+    return struct.pack(">HII", NO_SESSIONS, 10, code)
+
+
+class TpmModel:
+    """A TPM 2.0 in Python; keys are functions of a seed. Thread-safe.
+
+    Args:
+        seed: Seed of its keys, 32 bytes.
+        banks: Names of the hashes of its PCR banks.
+        startup_locality: Locality of TPM2_Startup (0 or 3), or 4 for an H-CRTM: PCR 0 starts with
+            it.
+        started: Whether firmware has sent TPM2_Startup already.
+        identity: What the TPM says of itself.
+        hooks: What a platform adds.
+        largest_index: Largest size in bytes of an NV index that a command may define.
+        clock: Returns seconds, monotonic.
+        random: Returns a number of random bytes, for nonces and TPM2_GetRandom.
+
+    Raises:
+        UsageError: If the seed does not have 32 bytes, or a bank or the locality is not supported.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        *,
+        banks: Iterable[str] = _USUAL_BANKS,
+        startup_locality: int = 0,
+        started: bool = True,
+        identity: TpmIdentity | None = None,
+        hooks: TpmHooks | None = None,
+        largest_index: int = _LARGEST_INDEX,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        require_size("TPM seed", seed, 32)
+        self.hooks = hooks or TpmHooks()
+        self._state = TpmState(
+            seed,
+            PcrBanks(banks, startup_locality),
+            identity=identity or TpmIdentity(),
+            clock=clock,
+            random=random,
+            largest_index=largest_index,
+        )
+        self._state.started = started
+        self._lock = RLock()  # a hook may call `execute`
+
+    def execute(self, command: bytes) -> bytes:
+        """Return the response to a command; never raises for the command's content."""
+        with self._lock:
+            try:
+                return self._run(command)
+            except TpmResponseError as error:
+                return encode_error(error.code)
+
+    def power_cycle(self) -> None:
+        """Lose what a TPM loses without power; it then needs TPM2_Startup."""
+        with self._lock:
+            self._state.power_cycle()
+
+    def provision_index(
+        self,
+        index: int,
+        content: bytes,
+        attributes: int,
+        *,
+        auth: bytes = b"",
+        name_alg: str = "sha256",
+    ) -> None:
+        """Define an NV index of any size with its content, as the platform's maker does.
+
+        Args:
+            index: NV index, 0x01xxxxxx; an existing one is replaced.
+            content: Its content.
+            attributes: TPMA_NV; "written" is added.
+            auth: Its password.
+            name_alg: Hash of its name.
+        """
+        found = NvIndex(index, name_alg, attributes | WRITTEN, b"", len(content))
+        found.auth = auth
+        found.content[:] = content
+        with self._lock:
+            self._state.nv.indices[index] = found
+
+    def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
+        """Extend a PCR in each bank given, as firmware does at any locality."""
+        with self._lock:
+            for bank, digest in digests.items():
+                self._state.pcrs.extend(pcr, bank, digest)
+
+    def read_pcr(self, bank: str, pcr: int) -> bytes:
+        """Return a PCR's value."""
+        with self._lock:
+            return self._state.pcrs.values[bank][pcr]
+
+    def _run(self, data: bytes) -> bytes:
+        """Run a command; checks are in the order of Part 4's ExecuteCommand."""
+        reader = CommandReader(data)
+        tag = reader.u16()
+        if tag not in (NO_SESSIONS, SESSIONS):
+            raise TpmResponseError(RC_VALUE)
+        if reader.u32() != len(data) or len(data) > LARGEST_FRAME:
+            raise TpmResponseError(RC_COMMAND_SIZE)
+        code = reader.u32()
+        command = self._find_command(code)
+        if (code == STARTUP) == self._state.started:
+            raise TpmResponseError(RC_INITIALIZE)
+        if self.hooks.fault is not None and (injected := self.hooks.fault(code)):
+            raise TpmResponseError(injected)
+        entities = self._read_handles(reader, command)
+        given = self._authorize(reader, command, entities, tag)
+        call = CommandCall(
+            self._state, entities, CommandReader(reader.data[reader.at :]), self.hooks
+        )
+        return self._encode_response(command.code, command.run(call), given)
+
+    def _find_command(self, code: int) -> TpmCommand:
+        table = build_command_table(self.hooks)
+        if code == GET_CAPABILITY:
+            listed = [command.attributes for command in table.values()] + [GET_CAPABILITY]
+            return TpmCommand(code, partial(answer_capability, commands=listed))
+        command = table.get(code)
+        if command is None:
+            raise TpmResponseError(RC_COMMAND_CODE)
+        return command
+
+    def _read_handles(self, reader: CommandReader, command: TpmCommand) -> tuple[Entity, ...]:
+        """Read the handles of a command: first all types, then whether all exist."""
+        handles = []
+        for number, is_of_type in enumerate(command.handles, 1):
+            try:
+                handle = reader.u32()
+            except TpmResponseError as error:
+                raise handle_error(error.code, number) from error
+            if not is_of_type(handle):
+                raise handle_error(RC_VALUE, number)
+            handles.append(handle)
+        return tuple(
+            self._state.find_entity(handle, number) for number, handle in enumerate(handles, 1)
+        )
+
+    def _authorize(
+        self,
+        reader: CommandReader,
+        command: TpmCommand,
+        entities: tuple[Entity, ...],
+        tag: int,
+    ) -> list[Authorization]:
+        if tag == NO_SESSIONS:
+            if command.authorized:
+                raise TpmResponseError(RC_AUTH_MISSING)
+            return []
+        given = read_authorizations(reader, self._state)
+        checked = AuthorizedCommand(command.code, entities, command.authorized, command.role)
+        return check_authorizations(self._state, checked, given, reader.data[reader.at :])
+
+    def _encode_response(self, code: int, reply: CommandReply, given: list[Authorization]) -> bytes:
+        handle = b"" if reply.handle is None else u32(reply.handle)
+        if not given:
+            body = handle + reply.parameters
+            return struct.pack(">HII", NO_SESSIONS, 10 + len(body), 0) + body
+        area = encode_response_area(self._state, code, given, reply.parameters)
+        body = handle + u32(len(reply.parameters)) + reply.parameters + area
+        return struct.pack(">HII", SESSIONS, 10 + len(body), 0) + body
