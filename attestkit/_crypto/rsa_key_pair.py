@@ -90,7 +90,7 @@ class RsaKeyPair(Secret):
         """
         width = hashlib.new(hash_name).digest_size
         if len(ciphertext) != self.size or int.from_bytes(ciphertext, "big") >= self._modulus:
-            raise SignatureError("RSA-OAEP: ciphertext has a wrong size", reason="wrong_size")
+            raise SignatureError("RSA-OAEP: ciphertext has a wrong size", reason="bad_signature")
         block = self._apply(ciphertext)
         masked_seed, masked = block[1 : 1 + width], block[1 + width :]
         seed = _mask(masked_seed, masked, hash_name)

@@ -1,4 +1,4 @@
-"""Authorization area of a command: passwords and HMAC sessions, and the area of its response.
+"""GivenAuthorization area of a command: passwords and HMAC sessions, and the area of its response.
 
 TPM 2.0 Library, Part 1, sections 18 and 19; the order of checks is that of Part 4's
 SessionProcess.
@@ -27,10 +27,7 @@ from attestkit.backends.simulator.software_tpm.model.response_error import (
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     CONTINUE,
-    FIRST_HMAC_SESSION,
-    FIRST_POLICY_SESSION,
-    MOST_ACTIVE,
-    HmacSession,
+    SimulatedSession,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
 from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
@@ -42,14 +39,14 @@ _RESERVED: Final = 0x18
 _OTHER_USES: Final = 0xE6  # audit, and encryption of parameters
 
 
-class Authorization(NamedTuple):
+class GivenAuthorization(NamedTuple):
     """One entry of an authorization area."""
 
     handle: int
     nonce: bytes
     attributes: int
     hmac: bytes  # or the password
-    session: HmacSession | None  # None: a password
+    session: SimulatedSession | None  # None: a password
     auth: bytes = b""  # the entity's password as it enters the HMAC
 
 
@@ -62,7 +59,7 @@ class AuthorizedCommand(NamedTuple):
     role: int  # what their passwords must be good for
 
 
-def read_authorizations(reader: CommandReader, state: TpmState) -> list[Authorization]:
+def read_authorizations(reader: CommandReader, state: TpmState) -> list[GivenAuthorization]:
     """Read the authorization area, and leave the reader at the parameters."""
     size = reader.u32()
     end = reader.at + size
@@ -70,7 +67,7 @@ def read_authorizations(reader: CommandReader, state: TpmState) -> list[Authoriz
         raise TpmResponseError(RC_SIZE)
     area = CommandReader(reader.data[reader.at : end])
     reader.at = end
-    found: list[Authorization] = []
+    found: list[GivenAuthorization] = []
     while area.at < len(area.data):
         number = len(found) + 1
         if number > _MOST_SESSIONS:
@@ -84,12 +81,9 @@ def read_authorizations(reader: CommandReader, state: TpmState) -> list[Authoriz
     return found
 
 
-def _read_entry(area: CommandReader, state: TpmState, number: int) -> Authorization:
+def _read_entry(area: CommandReader, state: TpmState, number: int) -> GivenAuthorization:
     handle = area.u32()
-    is_session = any(
-        first <= handle < first + MOST_ACTIVE
-        for first in (FIRST_HMAC_SESSION, FIRST_POLICY_SESSION)
-    )
+    is_session = state.sessions.is_session(handle)
     if handle != PASSWORD_SESSION and not is_session:
         raise session_error(RC_VALUE, number)
     nonce = area.sized(LARGEST_DIGEST)
@@ -104,15 +98,15 @@ def _read_entry(area: CommandReader, state: TpmState, number: int) -> Authorizat
         raise session_error(RC_ATTRIBUTES, number)
     if not is_session and nonce:
         raise session_error(RC_NONCE, number)
-    return Authorization(handle, nonce, attributes, proof, session)
+    return GivenAuthorization(handle, nonce, attributes, proof, session)
 
 
 def check_authorizations(
     state: TpmState,
     command: AuthorizedCommand,
-    given: list[Authorization],
+    given: list[GivenAuthorization],
     parameters: bytes,
-) -> list[Authorization]:
+) -> list[GivenAuthorization]:
     """Check passwords and HMACs of a command; return them as the response needs them."""
     if len(given) < command.authorized:
         raise TpmResponseError(RC_AUTH_MISSING)
@@ -135,19 +129,19 @@ def check_authorizations(
     return checked
 
 
-def _auth_of(entity: Entity, session: HmacSession | None) -> bytes:
+def _auth_of(entity: Entity, session: SimulatedSession | None) -> bytes:
     """Return the password as it enters the HMAC: not for the object that a session is bound to."""
     if session is not None and session.bound == entity.name + entity.auth:
         return b""
     return entity.auth
 
 
-def _given(one: Authorization) -> bytes:
+def _given(one: GivenAuthorization) -> bytes:
     return one.hmac.rstrip(b"\0") if one.session is None else one.hmac
 
 
 def _expected(
-    one: Authorization, auth: bytes, command: AuthorizedCommand, parameters: bytes
+    one: GivenAuthorization, auth: bytes, command: AuthorizedCommand, parameters: bytes
 ) -> bytes:
     """Return the password, or the HMAC over the command (Part 1, 19.6.5)."""
     session = one.session
@@ -161,7 +155,7 @@ def _expected(
 
 
 def encode_response_area(
-    state: TpmState, code: int, checked: list[Authorization], parameters: bytes
+    state: TpmState, code: int, checked: list[GivenAuthorization], parameters: bytes
 ) -> bytes:
     """Return the authorization area of a successful response; end sessions that do not continue."""
     parts = []

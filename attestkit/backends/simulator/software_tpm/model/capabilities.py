@@ -63,7 +63,7 @@ def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandRepl
         handles = _list_handles(state, first >> 24)
         if handles is None:
             raise reader.error(RC_HANDLE)
-        items = {handle: u32(handle) for handle in handles}
+        items = {key: u32(handle) for key, handle in handles.items()}
     elif what == _COMMANDS:
         items = {attributes & 0x2000FFFF: u32(attributes) for attributes in commands}
     elif what == _PROPERTIES:
@@ -95,7 +95,8 @@ def _other_items(what: int) -> dict[int, bytes] | None:
     return {number: u16(number) for number in CURVE_NAMES} if what == 8 else None
 
 
-def _list_handles(state: TpmState, kind: int) -> Iterable[int] | None:
+def _list_handles(state: TpmState, kind: int) -> dict[int, int] | None:
+    """Return the handles of a type, by what they are sorted; None for an unknown type."""
     kinds: dict[int, Iterable[int]] = {
         0x00: range(PCR_COUNT),
         0x01: state.nv.indices,
@@ -105,7 +106,10 @@ def _list_handles(state: TpmState, kind: int) -> Iterable[int] | None:
         0x80: state.keys.transient,
         0x81: state.keys.persistent,
     }
-    return kinds.get(kind)
+    found = kinds.get(kind)
+    if found is None:
+        return None
+    return {kind << 24 | handle & 0xFFFFFF: handle for handle in found}
 
 
 def _fixed_properties(state: TpmState) -> dict[int, int]:

@@ -24,7 +24,7 @@ class CommandReply(NamedTuple):
     handle: int | None = None
 
 
-class TpmCommand(NamedTuple):
+class CommandDefinition(NamedTuple):
     """A command of the table."""
 
     code: int

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
-from attestkit.backends.simulator.software_tpm.model.command_call import TpmCommand
+from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
 from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT
 from attestkit.backends.simulator.software_tpm.model.general_commands import (
     run_get_random,
@@ -30,7 +30,6 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
     NULL,
     OWNER,
     PLATFORM,
-    TRANSIENT_SLOTS,
 )
 from attestkit.backends.simulator.software_tpm.model.nv_commands import (
     run_nv_define_space,
@@ -42,11 +41,14 @@ from attestkit.backends.simulator.software_tpm.model.nv_commands import (
 )
 from attestkit.backends.simulator.software_tpm.model.nv_storage import FIRST_INDEX, LAST_INDEX
 from attestkit.backends.simulator.software_tpm.model.session_commands import (
-    is_context,
     run_context_load,
     run_context_save,
     run_flush_context,
     run_start_auth_session,
+)
+from attestkit.backends.simulator.software_tpm.model.sessions import (
+    FIRST_HMAC_SESSION,
+    FIRST_PERMANENT,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 
@@ -75,12 +77,17 @@ def _is_nv_auth(handle: int) -> bool:
 
 
 def _is_object(handle: int) -> bool:
-    transient = FIRST_TRANSIENT <= handle < FIRST_TRANSIENT + TRANSIENT_SLOTS
-    return transient or FIRST_PERSISTENT <= handle <= LAST_PERSISTENT
+    return FIRST_TRANSIENT <= handle <= LAST_PERSISTENT
 
 
 def _is_object_or_null(handle: int) -> bool:
     return _is_object(handle) or handle == NULL
+
+
+def _is_context(handle: int) -> bool:
+    return FIRST_HMAC_SESSION <= handle < FIRST_PERMANENT or (
+        FIRST_TRANSIENT <= handle < FIRST_PERSISTENT
+    )
 
 
 def _is_entity(handle: int) -> bool:
@@ -89,38 +96,38 @@ def _is_entity(handle: int) -> bool:
 
 # Codes: TPM 2.0 Library, Part 2, section 6.5.2. GetCapability is not here: it lists them.
 _COMMANDS: Final = (
-    TpmCommand(0x120, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True),
-    TpmCommand(0x122, run_nv_undefine_space, (_is_provision, _is_index), 1, changes_nv=True),
-    TpmCommand(0x12A, run_nv_define_space, (_is_provision,), 1, changes_nv=True),
-    TpmCommand(0x131, run_create_primary, (_is_hierarchy,), 1, returns_handle=True),
-    TpmCommand(0x137, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True),
-    TpmCommand(0x13D, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
-    TpmCommand(0x143, run_self_test, changes_nv=True),
-    TpmCommand(STARTUP, run_startup, changes_nv=True, takes_session=False),
-    TpmCommand(0x145, run_shutdown, changes_nv=True),
-    TpmCommand(0x14E, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
-    TpmCommand(0x158, run_quote, (_is_object_or_null,), 1),
-    TpmCommand(0x161, run_context_load, returns_handle=True, takes_session=False),
-    TpmCommand(0x162, run_context_save, (is_context,), takes_session=False),
-    TpmCommand(0x165, run_flush_context, takes_session=False),
-    TpmCommand(0x169, run_nv_read_public, (_is_index,)),
-    TpmCommand(0x173, run_read_public, (_is_object,)),
-    TpmCommand(
+    CommandDefinition(0x120, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True),
+    CommandDefinition(0x122, run_nv_undefine_space, (_is_provision, _is_index), 1, changes_nv=True),
+    CommandDefinition(0x12A, run_nv_define_space, (_is_provision,), 1, changes_nv=True),
+    CommandDefinition(0x131, run_create_primary, (_is_hierarchy,), 1, returns_handle=True),
+    CommandDefinition(0x137, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True),
+    CommandDefinition(0x13D, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(0x143, run_self_test, changes_nv=True),
+    CommandDefinition(STARTUP, run_startup, changes_nv=True, takes_session=False),
+    CommandDefinition(0x145, run_shutdown, changes_nv=True),
+    CommandDefinition(0x14E, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
+    CommandDefinition(0x158, run_quote, (_is_object_or_null,), 1),
+    CommandDefinition(0x161, run_context_load, returns_handle=True, takes_session=False),
+    CommandDefinition(0x162, run_context_save, (_is_context,), takes_session=False),
+    CommandDefinition(0x165, run_flush_context, takes_session=False),
+    CommandDefinition(0x169, run_nv_read_public, (_is_index,)),
+    CommandDefinition(0x173, run_read_public, (_is_object,)),
+    CommandDefinition(
         0x176, run_start_auth_session, (_is_object_or_null, _is_entity), returns_handle=True
     ),
-    TpmCommand(0x17B, run_get_random),
-    TpmCommand(0x17E, run_pcr_read),
-    TpmCommand(0x181, run_read_clock),
-    TpmCommand(0x182, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(0x17B, run_get_random),
+    CommandDefinition(0x17E, run_pcr_read),
+    CommandDefinition(0x181, run_read_clock),
+    CommandDefinition(0x182, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
 )
 
 
-def build_command_table(hooks: TpmHooks) -> dict[int, TpmCommand]:
+def build_command_table(hooks: TpmHooks) -> dict[int, CommandDefinition]:
     """Return the commands by code, with a platform's vendor commands."""
     table = {command.code: command for command in _COMMANDS}
     for code in hooks.vendor_commands:
         run = partial(run_vendor, code=code)
-        table[code] = TpmCommand(
+        table[code] = CommandDefinition(
             code, run, (_is_nv_auth, _is_index), 1, READ_AND_WRITE, changes_nv=True
         )
     return table

@@ -50,10 +50,13 @@ class PrimaryKeys:
 
     Args:
         seed: Seed of the TPM, 32 bytes.
+        handle_offset: Added to the transient handles.
     """
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes, handle_offset: int) -> None:
         self._seed = seed
+        first = FIRST_TRANSIENT + handle_offset
+        self.slots: range = range(first, first + TRANSIENT_SLOTS)  # transient handles
         self.transient: dict[int, PrimaryKey] = {}
         self.persistent: dict[int, PrimaryKey] = {}
         self.null_seed = b""  # changes at each reset
@@ -108,7 +111,7 @@ class PrimaryKeys:
 
     def require_slot(self) -> int:
         """Return the first free transient handle."""
-        for handle in range(FIRST_TRANSIENT, FIRST_TRANSIENT + TRANSIENT_SLOTS):
+        for handle in self.slots:
             if handle not in self.transient:
                 return handle
         raise TpmResponseError(RC_OBJECT_MEMORY)

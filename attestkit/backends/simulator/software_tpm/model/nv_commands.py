@@ -151,5 +151,5 @@ def _check_way(call: CommandCall, index: NvIndex, owner: int, platform: int) -> 
 
 
 def _index_of(entity: Entity) -> NvIndex:
-    assert entity.index is not None  # the command's table says that it is an NV index
-    return entity.index
+    assert entity.nv_index is not None  # the command's table says that it is an NV index
+    return entity.nv_index

@@ -34,7 +34,7 @@ class PcrBanks:
         self.locality = startup_locality
         self.values: dict[str, list[bytes]] = {name: [] for name in banks}
         if not self.values:
-            raise UsageError("PCR banks: at least one is needed", reason="missing_argument")
+            raise UsageError("PCR banks: at least one is needed", reason="missing")
         self.updates = 0
         self.reset_all()
 

@@ -14,7 +14,6 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
     FIRST_TRANSIENT,
     HIERARCHIES,
     NULL,
-    TRANSIENT_SLOTS,
     PrimaryKey,
 )
 from attestkit.backends.simulator.software_tpm.model.public_template import ST_CLEAR, read_template
@@ -31,12 +30,9 @@ from attestkit.backends.simulator.software_tpm.model.response_error import (
     parameter_error,
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import (
-    FIRST_HMAC_SESSION,
-    FIRST_POLICY_SESSION,
-    MOST_ACTIVE,
     SMALLEST_NONCE,
-    HmacSession,
     SessionStart,
+    SimulatedSession,
     kdf_e,
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
@@ -48,19 +44,6 @@ _ALG_XOR: Final = 0x000A
 _LARGEST_SECRET: Final = 388  # TPM2B_ENCRYPTED_SECRET: RSA-3072 and a hash
 _LARGEST_CONTEXT: Final = 2048
 _MAC_SIZE: Final = 64
-_OBJECT_CONTEXTS: Final = (FIRST_TRANSIENT, FIRST_TRANSIENT + 1, FIRST_TRANSIENT + 2)
-
-
-def is_context(handle: int) -> bool:
-    """Return whether a handle is of the type that contexts have, TPMI_DH_CONTEXT."""
-    return any(
-        first <= handle < first + count
-        for first, count in (
-            (FIRST_TRANSIENT, TRANSIENT_SLOTS),
-            (FIRST_HMAC_SESSION, MOST_ACTIVE),
-            (FIRST_POLICY_SESSION, MOST_ACTIVE),
-        )
-    )
 
 
 def run_start_auth_session(call: CommandCall) -> CommandReply:
@@ -81,7 +64,7 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
     bound = None if bind.handle == NULL else bind.name + bind.auth
     nonce_tpm = call.state.random(len(nonce))
     start = SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
-    session = HmacSession(hash_name, start.derive_key(), nonce_tpm, bound)
+    session = SimulatedSession(hash_name, start.derive_key(), nonce_tpm, bound)
     return CommandReply(sized(nonce_tpm), call.state.sessions.start(session))
 
 
@@ -133,7 +116,7 @@ def _exchange(state: TpmState, key: PrimaryKey, point: bytes) -> bytes:
 def run_flush_context(call: CommandCall) -> CommandReply:
     """TPM2_FlushContext; the handle is a parameter."""
     handle = call.reader.next().u32()
-    if not is_context(handle):
+    if not call.state.is_context(handle):
         raise call.reader.error(RC_VALUE)
     call.reader.finish()
     if handle < FIRST_TRANSIENT:
@@ -155,7 +138,8 @@ def run_context_save(call: CommandCall) -> CommandReply:
         head = u64(state.contexts) + u32(entity.handle) + u32(NULL)
         content = b""
     else:
-        saved = FIRST_TRANSIENT + 2 if key.public.attributes & ST_CLEAR else FIRST_TRANSIENT
+        # The last of three kinds of handles is for keys with stClear (Part 2, section 14.5).
+        saved = state.keys.slots[2 if key.public.attributes & ST_CLEAR else 0]
         head = u64(state.contexts) + u32(saved) + u32(key.hierarchy)
         content = sized(key.origin) + sized(key.public.encode()) + sized(key.auth)
     return CommandReply(head + sized(_context_mac(state, head, content) + content))
@@ -172,7 +156,7 @@ def run_context_load(call: CommandCall) -> CommandReply:
     reader = call.reader.next()
     start = reader.at
     number, handle = reader.u64(), reader.u32()
-    if handle not in _OBJECT_CONTEXTS and not (handle < FIRST_TRANSIENT and is_context(handle)):
+    if not call.state.is_context(handle):
         raise reader.error(RC_VALUE)
     if (hierarchy := reader.u32()) not in HIERARCHIES:
         raise reader.error(RC_VALUE)

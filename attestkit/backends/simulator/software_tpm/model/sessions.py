@@ -1,7 +1,6 @@
 """HMAC sessions (TPM 2.0 Library, Part 1, section 19): keys, nonces, handles, saved contexts."""
 
 import hmac
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import u32
@@ -16,6 +15,7 @@ from attestkit.tpm.algorithms import compute_digest, hash_size
 
 FIRST_HMAC_SESSION: Final = 0x02000000
 FIRST_POLICY_SESSION: Final = 0x03000000
+FIRST_PERMANENT: Final = 0x40000000
 MOST_LOADED: Final = 3  # MAX_LOADED_SESSIONS of libtpms
 MOST_ACTIVE: Final = 64  # MAX_ACTIVE_SESSIONS of libtpms
 SMALLEST_NONCE: Final = 16
@@ -23,7 +23,7 @@ SMALLEST_NONCE: Final = 16
 CONTINUE: Final = 1 << 0
 
 
-class HmacSession:
+class SimulatedSession:
     """An HMAC session."""
 
     __slots__ = ("bound", "hash_name", "key", "nonce_tpm")
@@ -43,24 +43,29 @@ class Sessions:
     """Sessions by their handles.
 
     Args:
-        random: Returns a number of random bytes.
+        handle_offset: Added to the sessions' handles.
     """
 
-    def __init__(self, random: Callable[[int], bytes]) -> None:
-        self.random = random
-        self.loaded: dict[int, HmacSession] = {}
-        self.saved: dict[int, tuple[int, HmacSession]] = {}  # with the context's number
+    def __init__(self, handle_offset: int) -> None:
+        first = FIRST_HMAC_SESSION + handle_offset
+        self.handles: range = range(first, first + MOST_ACTIVE)
+        self.loaded: dict[int, SimulatedSession] = {}
+        self.saved: dict[int, tuple[int, SimulatedSession]] = {}  # with the context's number
+
+    def is_session(self, handle: int) -> bool:
+        """Return whether a handle is of the type of HMAC or policy sessions."""
+        return handle in self.handles or handle - FIRST_POLICY_SESSION in range(MOST_ACTIVE)
 
     def clear(self) -> None:
         """End all sessions."""
         self.loaded.clear()
         self.saved.clear()
 
-    def start(self, session: HmacSession) -> int:
+    def start(self, session: SimulatedSession) -> int:
         """Add a session; return its handle."""
         if len(self.loaded) >= MOST_LOADED:
             raise TpmResponseError(RC_SESSION_MEMORY)
-        for handle in range(FIRST_HMAC_SESSION, FIRST_HMAC_SESSION + MOST_ACTIVE):
+        for handle in self.handles:
             if handle not in self.loaded and handle not in self.saved:
                 self.loaded[handle] = session
                 return handle

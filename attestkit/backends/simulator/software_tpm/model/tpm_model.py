@@ -11,8 +11,8 @@ from typing import Final
 from attestkit._argument_checks import require_size
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.authorization import (
-    Authorization,
     AuthorizedCommand,
+    GivenAuthorization,
     check_authorizations,
     encode_response_area,
     read_authorizations,
@@ -20,8 +20,8 @@ from attestkit.backends.simulator.software_tpm.model.authorization import (
 from attestkit.backends.simulator.software_tpm.model.capabilities import answer_capability
 from attestkit.backends.simulator.software_tpm.model.command_call import (
     CommandCall,
+    CommandDefinition,
     CommandReply,
-    TpmCommand,
 )
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, u32
 from attestkit.backends.simulator.software_tpm.model.command_table import (
@@ -70,6 +70,8 @@ class TpmModel:
         identity: What the TPM says of itself.
         hooks: What a platform adds.
         largest_index: Largest size in bytes of an NV index that a command may define.
+        handle_offset: Added to the handles of transient keys and sessions, so that two TPMs can
+            look like one.
         clock: Returns seconds, monotonic.
         random: Returns a number of random bytes, for nonces and TPM2_GetRandom.
 
@@ -87,6 +89,7 @@ class TpmModel:
         identity: TpmIdentity | None = None,
         hooks: TpmHooks | None = None,
         largest_index: int = _LARGEST_INDEX,
+        handle_offset: int = 0,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -99,6 +102,7 @@ class TpmModel:
             clock=clock,
             random=random,
             largest_index=largest_index,
+            handle_offset=handle_offset,
         )
         self._state.started = started
         self._lock = RLock()  # a hook may call `execute`
@@ -151,6 +155,17 @@ class TpmModel:
         with self._lock:
             return self._state.pcrs.values[bank][pcr]
 
+    def owns(self, handle: int) -> bool:
+        """Return whether an NV index, key or session with this handle exists here."""
+        state = self._state
+        places = (state.nv.indices, state.keys.transient, state.keys.persistent)
+        with self._lock:
+            return any(handle in place for place in places) or self.is_temporary(handle)
+
+    def is_temporary(self, handle: int) -> bool:
+        """Return whether a handle is one that keys or sessions get here."""
+        return handle in self._state.keys.slots or handle in self._state.sessions.handles
+
     def _run(self, data: bytes) -> bytes:
         """Run a command; checks are in the order of Part 4's ExecuteCommand."""
         reader = CommandReader(data)
@@ -172,17 +187,19 @@ class TpmModel:
         )
         return self._encode_response(command.code, command.run(call), given)
 
-    def _find_command(self, code: int) -> TpmCommand:
+    def _find_command(self, code: int) -> CommandDefinition:
         table = build_command_table(self.hooks)
         if code == GET_CAPABILITY:
             listed = [command.attributes for command in table.values()] + [GET_CAPABILITY]
-            return TpmCommand(code, partial(answer_capability, commands=listed))
+            return CommandDefinition(code, partial(answer_capability, commands=listed))
         command = table.get(code)
         if command is None:
             raise TpmResponseError(RC_COMMAND_CODE)
         return command
 
-    def _read_handles(self, reader: CommandReader, command: TpmCommand) -> tuple[Entity, ...]:
+    def _read_handles(
+        self, reader: CommandReader, command: CommandDefinition
+    ) -> tuple[Entity, ...]:
         """Read the handles of a command: first all types, then whether all exist."""
         handles = []
         for number, is_of_type in enumerate(command.handles, 1):
@@ -200,10 +217,10 @@ class TpmModel:
     def _authorize(
         self,
         reader: CommandReader,
-        command: TpmCommand,
+        command: CommandDefinition,
         entities: tuple[Entity, ...],
         tag: int,
-    ) -> list[Authorization]:
+    ) -> list[GivenAuthorization]:
         if tag == NO_SESSIONS:
             if command.authorized:
                 raise TpmResponseError(RC_AUTH_MISSING)
@@ -212,7 +229,9 @@ class TpmModel:
         checked = AuthorizedCommand(command.code, entities, command.authorized, command.role)
         return check_authorizations(self._state, checked, given, reader.data[reader.at :])
 
-    def _encode_response(self, code: int, reply: CommandReply, given: list[Authorization]) -> bytes:
+    def _encode_response(
+        self, code: int, reply: CommandReply, given: list[GivenAuthorization]
+    ) -> bytes:
         handle = b"" if reply.handle is None else u32(reply.handle)
         if not given:
             body = handle + reply.parameters

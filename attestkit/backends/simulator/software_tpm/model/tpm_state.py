@@ -6,7 +6,6 @@ from typing import Final, NamedTuple
 from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT, u32
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
     FIRST_PERSISTENT,
-    FIRST_TRANSIENT,
     HIERARCHIES,
     LAST_PERSISTENT,
     PrimaryKey,
@@ -27,11 +26,13 @@ from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_HANDLE,
     RC_REFERENCE_H0,
+    RC_VALUE,
     TpmResponseError,
     handle_error,
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     FIRST_HMAC_SESSION,
+    FIRST_PERMANENT,
     Sessions,
 )
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
@@ -62,7 +63,7 @@ class Entity(NamedTuple):
     auth_roles: int = READ_AND_WRITE  # for which its password may be used
     dictionary: bool = False  # wrong passwords count for the lockout
     key: PrimaryKey | None = None
-    index: NvIndex | None = None
+    nv_index: NvIndex | None = None
 
 
 class TpmState:
@@ -75,6 +76,7 @@ class TpmState:
         clock: Returns seconds, monotonic.
         random: Returns a number of random bytes.
         largest_index: Largest size of an NV index that a command may define.
+        handle_offset: Added to the handles of transient keys and sessions.
     """
 
     def __init__(
@@ -86,13 +88,14 @@ class TpmState:
         clock: Callable[[], float],
         random: Callable[[int], bytes],
         largest_index: int,
+        handle_offset: int,
     ) -> None:
         self.identity = identity
         self.random = random
         self.pcrs = pcrs
         self.nv = NvStorage(largest_index)
-        self.keys = PrimaryKeys(seed)
-        self.sessions = Sessions(random)
+        self.keys = PrimaryKeys(seed, handle_offset)
+        self.sessions = Sessions(handle_offset)
         self.started = False
         self.reset_count = 0
         self.restart_count = 0
@@ -134,11 +137,17 @@ class TpmState:
         """Count a wrong password."""
         self._failures.append(self._clock())
 
+    def is_context(self, handle: int) -> bool:
+        """Return whether a handle is of the type that contexts have, TPMI_DH_CONTEXT."""
+        return handle in self.keys.slots or self.sessions.is_session(handle)
+
     def find_entity(self, handle: int, number: int) -> Entity:
         """Return what a handle names; `number` counts the command's handles from 1."""
         if handle < PCR_COUNT or handle in HIERARCHIES:
             return Entity(handle, u32(handle))
-        if FIRST_HMAC_SESSION <= handle < FIRST_TRANSIENT:
+        if FIRST_HMAC_SESSION <= handle < FIRST_PERMANENT:
+            if not self.sessions.is_session(handle):
+                raise handle_error(RC_VALUE, number)
             if handle not in self.sessions.loaded:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
@@ -148,7 +157,7 @@ class TpmState:
                 raise handle_error(RC_HANDLE, number)
             roles = index.attributes & READ_AND_WRITE
             dictionary = not index.attributes & NO_DA
-            return Entity(handle, index.name, index.auth, roles, dictionary, index=index)
+            return Entity(handle, index.name, index.auth, roles, dictionary, nv_index=index)
         return self._find_key(handle, number)
 
     def _find_key(self, handle: int, number: int) -> Entity:
@@ -158,6 +167,8 @@ class TpmState:
             if key is None:
                 raise handle_error(RC_HANDLE, number)
         else:
+            if handle not in self.keys.slots:
+                raise handle_error(RC_VALUE, number)
             key = self.keys.transient.get(handle)
             if key is None:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)

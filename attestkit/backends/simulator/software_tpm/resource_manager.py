@@ -1,0 +1,248 @@
+"""The kernel's TPM resource manager, /dev/tpmrm0, before any simulated TPM.
+
+Source: drivers/char/tpm/tpm2-space.c and tpm-dev-common.c of Linux 6.12. Each opener has its own
+virtual handles of transient keys, 80ffffff downwards, and its own sessions; both are flushed when
+it closes. Between commands its keys are saved as contexts and flushed from the TPM.
+"""
+
+from collections.abc import Iterable
+from errno import EBUSY, EINVAL, ENOMEM
+from os import strerror
+from threading import RLock
+from typing import TYPE_CHECKING, Final
+
+from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
+from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_HEADER: Final = 10
+_SLOTS: Final = 3  # keys of an opener
+_FIRST_VIRTUAL: Final = 0x80FFFFFF
+_REFUSED: Final = 0x000B0143  # unknown command code, from the resource manager's layer
+_TRANSIENT: Final = 0x80
+_SESSION_TYPES: Final = (0x02, 0x03)
+
+_CONTEXT_LOAD: Final = 0x161
+_CONTEXT_SAVE: Final = 0x162
+_FLUSH_CONTEXT: Final = 0x165
+_GET_CAPABILITY: Final = 0x17A
+_COMMANDS: Final = 2
+_HANDLES: Final = 1
+_VENDOR: Final = 1 << 29
+_MOST_PAGES: Final = 64  # of GetCapability
+
+
+class ResourceManager:
+    """A resource manager. Thread-safe.
+
+    Args:
+        tpm: The TPM behind it; nothing else may use its transient handles.
+    """
+
+    def __init__(self, tpm: CommandExecutor) -> None:
+        self.tpm = tpm
+        self.lock = RLock()  # a command of one opener at a time
+
+    def open(self) -> "ManagedFile":
+        """Return a new open file description of /dev/tpmrm0."""
+        return ManagedFile(self)
+
+    def read_attributes(self) -> dict[int, int]:
+        """Return the attributes (TPMA_CC) of the TPM's commands by code.
+
+        The kernel reads them once; here each time, as hooks may add commands.
+        """
+        found: dict[int, int] = {}
+        first = 0
+        for _ in range(_MOST_PAGES):
+            body = b"".join(n.to_bytes(4, "big") for n in (_COMMANDS, first, 256))
+            response = self.run(_GET_CAPABILITY, body)
+            words = [
+                int.from_bytes(response[at : at + 4], "big") for at in range(19, len(response), 4)
+            ]
+            found |= {word & (_VENDOR | 0xFFFF): word for word in words}
+            if not words or not response[_HEADER]:
+                break
+            first = (words[-1] & (_VENDOR | 0xFFFF)) + 1
+        for code in (_FLUSH_CONTEXT, _CONTEXT_SAVE):  # their handle counts as one of the header
+            if code in found:
+                found[code] = found[code] & ~(7 << 25) | 1 << 25
+        return found
+
+    def run(self, code: int, body: bytes) -> bytes:
+        """Send a command of the resource manager's own; return the response."""
+        size = _HEADER + len(body)
+        head = NO_SESSIONS.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big")
+        return self.tpm.execute(head + body)
+
+
+class ManagedFile:
+    """An open file description of /dev/tpmrm0; OSErrors have the kernel's errno."""
+
+    def __init__(self, manager: ResourceManager) -> None:
+        self._manager = manager
+        self._contexts: list[bytes | None] = [None] * _SLOTS  # by virtual handle
+        self._loaded: list[int] = [0] * _SLOTS  # their handles in the TPM, during a command
+        self._sessions: dict[int, bytes] = {}  # contexts by handle; empty while loaded
+        self._pending: bytes | OSError | None = None
+        self._closed = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether a response is pending, as `poll` reports it."""
+        return self._pending is not None
+
+    def write(self, data: bytes) -> int:
+        """Run a command; return the number of bytes taken, which is all.
+
+        Raises:
+            OSError: EBUSY if a response is pending; EINVAL if the command is shorter than its
+                header or its size.
+        """
+        with self._manager.lock:
+            if self._closed:
+                raise OSError(EINVAL, strerror(EINVAL))
+            if self._pending is not None:
+                raise OSError(EBUSY, strerror(EBUSY))
+            size = int.from_bytes(data[2:6], "big")
+            if len(data) < _HEADER or not _HEADER <= size <= len(data):
+                raise OSError(EINVAL, strerror(EINVAL))
+            try:
+                self._pending = self._run(data[:size])
+            except OSError as error:
+                self._pending = error  # the next read reports it
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        """Return the response or its next piece; nothing if none is pending.
+
+        Raises:
+            OSError: If the command failed in the resource manager: EINVAL for an unknown virtual
+                handle.
+        """
+        with self._manager.lock:
+            pending, self._pending = self._pending, None
+            if isinstance(pending, OSError):
+                raise pending
+            if pending is None:
+                return b""
+            self._pending = pending[size:] or None
+            return pending[:size]
+
+    def close(self) -> None:
+        """Flush the opener's sessions; its keys are contexts, which need no flushing."""
+        with self._manager.lock:
+            self._closed = True
+            self._pending = None
+            self._flush(self._sessions)
+            self._sessions = {}
+            self._contexts = [None] * _SLOTS
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, command: bytes) -> bytes:
+        code = int.from_bytes(command[6:10], "big")
+        attributes = self._manager.read_attributes().get(code)
+        if attributes is None:
+            return encode_error(_REFUSED)
+        self._load_all()
+        try:
+            mapped = self._map_handles(command, attributes >> 25 & 7)
+            response = self._manager.tpm.execute(mapped)
+            if not any(response[6:10]):
+                response = self._map_response(code, attributes, response)
+        except OSError:
+            self._flush(self._sessions)  # the kernel then forgets sessions, and not keys
+            raise
+        finally:
+            self._save_all()
+        return response
+
+    def _load_all(self) -> None:
+        """Load the opener's keys and sessions; forget those that the TPM refuses."""
+        for slot, context in enumerate(self._contexts):
+            if context is not None:
+                response = self._manager.run(_CONTEXT_LOAD, context)
+                loaded = not any(response[6:10])
+                self._loaded[slot] = int.from_bytes(response[10:14], "big") if loaded else 0
+                self._contexts[slot] = context if loaded else None
+        for handle, context in tuple(self._sessions.items()):
+            if any(self._manager.run(_CONTEXT_LOAD, context)[6:10]):
+                del self._sessions[handle]
+
+    def _save_all(self) -> None:
+        """Save keys and sessions; those that the command flushed are forgotten."""
+        for slot, handle in enumerate(self._loaded):
+            if handle:
+                response = self._manager.run(_CONTEXT_SAVE, handle.to_bytes(4, "big"))
+                self._contexts[slot] = None if any(response[6:10]) else response[10:]
+                self._flush([handle])
+        self._loaded = [0] * _SLOTS
+        for handle in tuple(self._sessions):
+            response = self._manager.run(_CONTEXT_SAVE, handle.to_bytes(4, "big"))
+            if any(response[6:10]):
+                del self._sessions[handle]
+            else:
+                self._sessions[handle] = response[10:]
+
+    def _flush(self, handles: Iterable[int]) -> None:
+        for handle in handles:
+            self._manager.run(_FLUSH_CONTEXT, handle.to_bytes(4, "big"))
+
+    def _map_handles(self, command: bytes, count: int) -> bytes:
+        """Replace virtual handles in the handle area by those of the TPM."""
+        mapped = bytearray(command)
+        for at in range(_HEADER, min(_HEADER + 4 * count, len(command) - 3), 4):
+            handle = int.from_bytes(command[at : at + 4], "big")
+            if handle >> 24 == _TRANSIENT:
+                slot = _FIRST_VIRTUAL - handle
+                if slot >= _SLOTS or not self._loaded[slot]:
+                    raise OSError(EINVAL, strerror(EINVAL))
+                mapped[at : at + 4] = self._loaded[slot].to_bytes(4, "big")
+        return bytes(mapped)
+
+    def _map_response(self, code: int, attributes: int, response: bytes) -> bytes:
+        if attributes >> 28 & 1:
+            handle = int.from_bytes(response[10:14], "big")
+            virtual = self._add(handle)
+            return response[:10] + virtual.to_bytes(4, "big") + response[14:]
+        is_handles = int.from_bytes(response[11:15], "big") == _HANDLES
+        if code == _GET_CAPABILITY and is_handles:
+            return self._map_list(response)
+        return response
+
+    def _add(self, handle: int) -> int:
+        """Record a new key or session; return the virtual handle."""
+        if handle >> 24 in _SESSION_TYPES:
+            if len(self._sessions) >= _SLOTS:
+                self._flush([handle])
+                raise OSError(ENOMEM, strerror(ENOMEM))
+            self._sessions[handle] = b""
+            return handle
+        if handle >> 24 != _TRANSIENT:
+            return handle
+        for slot, loaded in enumerate(self._loaded):
+            if not loaded:
+                self._loaded[slot] = handle
+                return _FIRST_VIRTUAL - slot
+        self._flush([handle])
+        raise OSError(ENOMEM, strerror(ENOMEM))
+
+    def _map_list(self, response: bytes) -> bytes:
+        """Replace the transient handles of a list by virtual ones; leave out those of others."""
+        handles = []
+        for at in range(19, len(response) - 3, 4):
+            handle = int.from_bytes(response[at : at + 4], "big")
+            if handle >> 24 != _TRANSIENT:
+                handles.append(handle)
+            elif handle in self._loaded:
+                handles.append(_FIRST_VIRTUAL - self._loaded.index(handle))
+        body = len(handles).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in handles)
+        size = 15 + len(body)
+        return response[:2] + size.to_bytes(4, "big") + response[6:15] + body

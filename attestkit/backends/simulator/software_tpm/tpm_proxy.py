@@ -1,0 +1,229 @@
+"""A proxy before swtpm for what it lacks: large and virtual NV indices, vendor commands.
+
+A second TPM, the model, owns these. It also makes storage keys of the endorsement hierarchy, and
+the sessions that are salted with them, if there are vendor commands: their HMAC sessions cannot be
+checked without the key. All else, with all PCRs and attestation keys, is swtpm's.
+"""
+
+from collections.abc import Callable
+from threading import RLock
+from typing import Final
+
+from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
+from attestkit.backends.simulator.software_tpm.model.tpm_model import (
+    NO_SESSIONS,
+    SESSIONS,
+    TpmModel,
+    encode_error,
+)
+from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
+from attestkit.backends.tpm.response_codes import BUSY
+from attestkit.errors import BackendError
+from attestkit.tpm import PcrSelection
+from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.tpm.pcr_selection import encode_selections
+from attestkit.tpm.public_area import DECRYPT, RESTRICTED
+
+_HANDLE_OFFSET: Final = 0x10000  # of the model's keys and sessions
+_SWTPM_LARGEST: Final = 2048  # bytes of an NV index
+
+_EVICT_CONTROL: Final = 0x120
+_NV_UNDEFINE: Final = 0x122
+_NV_DEFINE: Final = 0x12A
+_CREATE_PRIMARY: Final = 0x131
+_NV_WRITE: Final = 0x137
+_NV_READ: Final = 0x14E
+_CONTEXT_LOAD: Final = 0x161
+_CONTEXT_SAVE: Final = 0x162
+_FLUSH_CONTEXT: Final = 0x165
+_NV_READ_PUBLIC: Final = 0x169
+_READ_PUBLIC: Final = 0x173
+_START_AUTH_SESSION: Final = 0x176
+_GET_CAPABILITY: Final = 0x17A
+_PCR_READ: Final = 0x17E
+_PCR_EXTEND: Final = 0x182
+
+# Where the handle is that decides, in a command without and with authorizations alike.
+_DECIDING: Final = {
+    _EVICT_CONTROL: 14,
+    _NV_UNDEFINE: 14,
+    _NV_WRITE: 14,
+    _NV_READ: 14,
+    _CONTEXT_LOAD: 18,
+    _CONTEXT_SAVE: 10,
+    _FLUSH_CONTEXT: 10,
+    _NV_READ_PUBLIC: 10,
+    _READ_PUBLIC: 10,
+    _START_AUTH_SESSION: 10,
+}
+_ENDORSEMENT: Final = 0x4000000B
+_PASSWORD: Final = bytes.fromhex("00000009 40000009 0000 00 0000")
+_MOST_RETRIES: Final = 1000
+
+
+class TpmProxy:
+    """swtpm with what the hooks add. Thread-safe.
+
+    Args:
+        tpm: The TPM behind the proxy, such as `SwtpmProcess`.
+        seed: Seed of the model's keys, 32 bytes.
+        hooks: What a platform adds.
+        sleep: Waits a number of seconds while swtpm is busy, in `read_pcr` and `provision_pcr`.
+    """
+
+    def __init__(
+        self,
+        tpm: CommandExecutor,
+        seed: bytes,
+        *,
+        hooks: TpmHooks | None = None,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self.hooks = hooks or TpmHooks()
+        self._tpm = tpm
+        own = TpmHooks()  # without faults, which the proxy injects
+        own.virtual_indices = self.hooks.virtual_indices
+        own.vendor_commands = self.hooks.vendor_commands
+        self._model = TpmModel(seed, hooks=own, handle_offset=_HANDLE_OFFSET)
+        self._sleep = sleep
+        self._lock = RLock()  # a hook may call `execute`
+
+    def execute(self, command: bytes) -> bytes:
+        """Return the response to a command.
+
+        Raises:
+            BackendError: If swtpm cannot be reached.
+        """
+        with self._lock:
+            code = _u32(command, 6)
+            if self.hooks.fault is not None and (injected := self.hooks.fault(code)):
+                return encode_error(injected)
+            if code == _GET_CAPABILITY:
+                return self._merge(command)
+            if self._is_for_model(code, command):
+                return self._model.execute(command)
+            return self._tpm.execute(command)
+
+    def provision_index(
+        self,
+        index: int,
+        content: bytes,
+        attributes: int,
+        *,
+        auth: bytes = b"",
+        name_alg: str = "sha256",
+    ) -> None:
+        """Define an NV index of any size with its content; see `TpmModel.provision_index`."""
+        self._model.provision_index(index, content, attributes, auth=auth, name_alg=name_alg)
+
+    def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
+        """Extend a PCR in each bank given, at locality 0.
+
+        Raises:
+            BackendError: If swtpm refuses it, or cannot be reached.
+        """
+        body = b"".join(HASH_IDS[bank].to_bytes(2, "big") + one for bank, one in digests.items())
+        body = len(digests).to_bytes(4, "big") + body
+        self._ask(SESSIONS, _PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
+
+    def read_pcr(self, bank: str, pcr: int) -> bytes:
+        """Return a PCR's value.
+
+        Raises:
+            BackendError: If swtpm cannot be reached, or does not have the PCR.
+        """
+        response = self._ask(
+            NO_SESSIONS, _PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
+        )
+        value = response[-hash_size(bank) :]
+        if len(response) != 10 + 4 + 10 + 4 + 2 + len(value):
+            message = f"swtpm: no {bank} PCR {pcr}"
+            raise BackendError(message, reason="malformed_response")
+        return value
+
+    def _ask(self, tag: int, code: int, body: bytes) -> bytes:
+        """Send a command of the proxy's own, again while swtpm is busy."""
+        size = 10 + len(body)
+        frame = tag.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big") + body
+        for _ in range(_MOST_RETRIES):
+            with self._lock:
+                response = self._tpm.execute(frame)
+            if _u32(response, 6) not in BUSY:
+                break
+            self._sleep(0.01)
+        if failure := _u32(response, 6):
+            message = f"swtpm: command 0x{code:03x} failed with 0x{failure:03x}"
+            raise BackendError(message, reason="tpm_error")
+        return response
+
+    def _is_for_model(self, code: int, command: bytes) -> bool:
+        if code in self.hooks.vendor_commands:
+            return True
+        if code == _NV_DEFINE:
+            index, size = _find_definition(command)
+            return size > _SWTPM_LARGEST or self._model.owns(index)
+        if code == _CREATE_PRIMARY and self.hooks.vendor_commands:
+            return _is_storage_key(command)
+        at = _DECIDING.get(code)
+        return at is not None and self._model.owns(_u32(command, at))
+
+    def _merge(self, command: bytes) -> bytes:
+        """Return GetCapability of swtpm, with the model's handles and vendor commands added."""
+        response = self._tpm.execute(command)
+        what, first, count = (_u32(command, at) for at in (10, 14, 18))
+        if any(response[6:10]) or what not in (1, 2):
+            return response
+        ours = self._model.execute(command)
+        mask = 0x2000FFFF if what == 2 else 0xFFFFFFFF  # commands are sorted by their codes
+        vendor = self.hooks.vendor_commands
+        found = {word & mask: word for word in _words(response)}
+        more = bool(response[10])
+        last = max(found, default=0) if more else 0xFFFFFFFF
+        for word in _words(ours):
+            if what == 1 and first >> 24 in (0x01, 0x02, 0x03, 0x80, 0x81):
+                found.setdefault(word, word)
+            elif what == 2 and word & mask in vendor:
+                found[word & mask] = word
+        wanted = [found[key] for key in sorted(found) if key <= last]
+        more = more or len(wanted) < len(found) or len(wanted) > count
+        wanted = wanted[:count]
+        body = b"".join(word.to_bytes(4, "big") for word in (what, len(wanted), *wanted))
+        size = 11 + len(body)
+        return response[:2] + size.to_bytes(4, "big") + bytes(4) + bytes([more]) + body
+
+
+def _u32(data: bytes, at: int) -> int:
+    """Return an integer; 0 if the data ends before."""
+    return int.from_bytes(data[at : at + 4], "big") if len(data) >= at + 4 else 0
+
+
+def _words(response: bytes) -> list[int]:
+    """Return the list of a response to GetCapability."""
+    return [_u32(response, at) for at in range(19, len(response), 4)]
+
+
+def _parameters(command: bytes, handles: int) -> int:
+    """Return where the parameters of a command with an authorization area begin."""
+    at = 10 + 4 * handles
+    return at + 4 + _u32(command, at)
+
+
+def _sized(data: bytes, at: int) -> tuple[bytes, int]:
+    """Return a TPM2B, and where it ends; it may be truncated."""
+    end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+    return data[at + 2 : end], end
+
+
+def _find_definition(command: bytes) -> tuple[int, int]:
+    """Return index and size of NV_DefineSpace, or zeros."""
+    _, end = _sized(command, _parameters(command, 1))
+    public, _ = _sized(command, end)
+    return (_u32(public, 0), int.from_bytes(public[-2:], "big")) if len(public) >= 14 else (0, 0)
+
+
+def _is_storage_key(command: bytes) -> bool:
+    """Return whether CreatePrimary makes a storage key of the endorsement hierarchy, as an EK."""
+    _, end = _sized(command, _parameters(command, 1))
+    template, _ = _sized(command, end)
+    storage = RESTRICTED | DECRYPT
+    return _u32(command, 10) == _ENDORSEMENT and _u32(template, 4) & storage == storage
