@@ -37,7 +37,7 @@ _ALGORITHMS: Final = {
 }  # fmt: skip
 # TPM_PT_PCR: which PCRs have a property, as bitmaps.
 _PCR_PROPERTIES: Final = {
-    0x00: "ffff00", 0x01: "ffff81", 0x02: "000081", 0x03: "ffff91", 0x04: "000081", 0x05: "ffff00",
+    0x00: "ffff00", 0x01: "ffff81", 0x02: "000081", 0x03: "ffff91", 0x04: "000081", 0x05: "ffffff",
     0x06: "0000f1", 0x07: "ffff9f", 0x08: "000081", 0x09: "ffff87", 0x0A: "00007e", 0x11: "0000e1",
     0x12: "00007e", 0x13: "000070", 0x14: "000070",
 }  # fmt: skip
@@ -126,6 +126,7 @@ def _fixed_properties(state: TpmState) -> dict[int, int]:
         0x10E: TRANSIENT_SLOTS, 0x10F: PERSISTENT_SLOTS, 0x110: MOST_LOADED, 0x111: MOST_ACTIVE,
         0x112: PCR_COUNT, 0x113: 3, 0x114: 0xFFFF, 0x117: state.nv.largest, 0x11A: 0x0D, 0x11B: 6,
         0x11E: _LARGEST_COMMAND, 0x11F: _LARGEST_COMMAND, 0x120: 64, 0x12C: MAX_NV_BUFFER,
+        0x12D: 0, 0x12E: MAX_NV_BUFFER,
     }  # fmt: skip
 
 

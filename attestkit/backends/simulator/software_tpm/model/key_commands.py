@@ -138,16 +138,18 @@ def run_evict_control(call: CommandCall) -> CommandReply:
     by_platform = call.entities[0].handle == PLATFORM
     subject = call.entities[1]
     key = _key_of(subject)
+    persistent = call.state.keys.persistent
     if key.hierarchy == NULL or key.public.attributes & ST_CLEAR:
         raise handle_error(RC_ATTRIBUTES, 2)
-    if by_platform != (key.hierarchy == PLATFORM):
-        raise handle_error(RC_HIERARCHY, 2)
-    persistent = call.state.keys.persistent
     if subject.handle >= FIRST_PERSISTENT:
         if subject.handle != handle:
             raise handle_error(RC_HANDLE, 2)
+        if key.hierarchy == PLATFORM and not by_platform:
+            raise handle_error(RC_HIERARCHY, 2)
         del persistent[handle]
         return CommandReply()
+    if by_platform != (key.hierarchy == PLATFORM):
+        raise handle_error(RC_HIERARCHY, 2)
     if by_platform != (handle >= FIRST_PLATFORM_PERSISTENT):
         raise parameter_error(RC_RANGE, 1)
     if handle in persistent:

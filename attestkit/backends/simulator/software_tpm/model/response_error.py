@@ -25,6 +25,7 @@ RC_BAD_AUTH: Final = 0xA2
 RC_CURVE: Final = 0xA6
 
 # Format zero: complete as they are.
+RC_BAD_TAG: Final = 0x01E
 RC_INITIALIZE: Final = 0x100
 RC_AUTH_MISSING: Final = 0x125
 RC_AUTH_UNAVAILABLE: Final = 0x12F

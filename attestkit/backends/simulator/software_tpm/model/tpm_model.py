@@ -33,6 +33,7 @@ from attestkit.backends.simulator.software_tpm.model.nv_storage import WRITTEN, 
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_AUTH_MISSING,
+    RC_BAD_TAG,
     RC_COMMAND_CODE,
     RC_COMMAND_SIZE,
     RC_INITIALIZE,
@@ -48,6 +49,8 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import (
 
 NO_SESSIONS: Final = 0x8001
 SESSIONS: Final = 0x8002
+# TPM_ST of other structures, and of a response of TPM 1.2 (Part 2, section 6.9).
+_OTHER_TAGS: Final = frozenset({0x00C4, 0x8000, *range(0x8014, 0x801B), *range(0x8021, 0x8026)})
 LARGEST_FRAME: Final = 4096
 _USUAL_BANKS: Final = ("sha1", "sha256", "sha384")
 _LARGEST_INDEX: Final = 8192  # NitroTPM's; libtpms has 2048
@@ -171,7 +174,7 @@ class TpmModel:
         reader = CommandReader(data)
         tag = reader.u16()
         if tag not in (NO_SESSIONS, SESSIONS):
-            raise TpmResponseError(RC_VALUE)
+            raise TpmResponseError(RC_BAD_TAG if tag in _OTHER_TAGS else RC_VALUE)
         if reader.u32() != len(data) or len(data) > LARGEST_FRAME:
             raise TpmResponseError(RC_COMMAND_SIZE)
         code = reader.u32()
