@@ -1,0 +1,5 @@
+"""Backend for Google's Confidential VMs: hardware evidence, and a quote of Google's vTPM over it."""
+
+from attestkit.backends.gcp.guest import Gcp, GcpSnpGuest, GcpTdGuest
+
+__all__ = ["Gcp", "GcpSnpGuest", "GcpTdGuest"]

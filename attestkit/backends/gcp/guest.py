@@ -1,0 +1,260 @@
+"""Google's Confidential VMs, TDX or SEV-SNP, with a quote of the vTPM over the hardware's evidence.
+
+The hardware's evidence is that of the backend `configfs_tsm`. It needs the vTPM (/dev/tpmrm0) and
+its event log, which usually root alone can read.
+"""
+
+import hmac
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, cast
+
+from attestkit import backends
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, TpmEvent, TpmQuote
+from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
+from attestkit.backends.configfs_tsm import ConfigfsTsm
+from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
+from attestkit.backends.gcp.google_key import GoogleKey, find_google_key
+from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, PcrAccess, PcrJournal
+from attestkit.backends.linux.device_errors import failed
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
+from attestkit.backends.tpm.quote_reader import collect_quote
+from attestkit.backends.tpm.tpm_logs import TpmLogs
+from attestkit.errors import BackendError, FormatError, UsageError
+from attestkit.event_log.journal import RuntimeLog
+from attestkit.quote import Quote
+from attestkit.snp_report import SnpReport
+from attestkit.tpm import PcrSelection
+from attestkit.tpm.public_area import ENDORSEMENT
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_TDX_PCRS: Final = (0, 2, RUNTIME_PCR)
+_SNP_PCRS: Final = tuple(range(24))
+_WRONG_REPORT_DATA: Final = "the platform returned evidence over other report data than requested"
+
+
+class Gcp:
+    """Factory and base class: constructing it returns a GcpTdGuest or a GcpSnpGuest.
+
+    Thread-safe. Its `attest` binds a nonce together with the vTPM's key.
+
+    Args:
+        root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
+        paths: The kernel's paths; overrides `root`.
+        device: The vTPM's device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
+        hardware: The backend of the hardware's evidence, which this object closes. None:
+            `configfs_tsm`.
+        client: A TPM to use instead of a device; the backend owns it.
+
+    Raises:
+        UsageError: If `hardware` has neither TDX quotes with registers nor SNP reports.
+        BackendUnavailableError: If hardware or vTPM are missing or not accessible, or the TPM is
+            not Google's.
+        BackendError: If a device fails.
+    """
+
+    name = "gcp"
+    simulated = False
+    blocking = True
+
+    _paths: KernelPaths
+    _hardware: Backend
+    _client: TpmClient
+
+    def __new__(
+        cls,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        paths: KernelPaths | None = None,
+        device: str | os.PathLike[str] | None = None,
+        hardware: Backend | None = None,
+        client: TpmClient | None = None,
+    ) -> "Self":
+        """Create the backend of the hardware that the kernel reports."""
+        paths = backends.find_kernel_paths(root) if paths is None else paths
+        own = cast("Backend", ConfigfsTsm(paths=paths)) if hardware is None else hardware
+        kind = _kind(own)
+        if not issubclass(kind, cls):
+            text = f"{cls.__name__}: wrong hardware; use {kind.__name__}"
+            raise UsageError(text, reason="not_applicable")
+        try:
+            opened = open_tpm(device, paths) if client is None else client
+        except BaseException:
+            if hardware is None:
+                own.close()
+            raise
+        self = super().__new__(cast("type[Self]", kind))
+        self._paths, self._hardware, self._client = paths, own, opened
+        return self
+
+    @classmethod
+    def probe(cls, paths: KernelPaths | None = None) -> None:
+        """Check that the hardware gives evidence, and that the TPM is Google's.
+
+        Raises:
+            BackendUnavailableError: If the backend cannot be used on this machine.
+            BackendError: If a device fails.
+            UsageError: If an environment variable is invalid.
+        """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        node = find_tpm_device(None, paths)  # quick, and missing on most machines
+        ConfigfsTsm.probe(paths)
+        client = open_tpm(node, paths)
+        try:
+            find_google_key(client)
+        finally:
+            client.close()
+
+    @cached_property
+    def _google_key(self) -> GoogleKey:
+        return find_google_key(self._client)
+
+    def read_attestation_key(self) -> bytes:
+        """Return the vTPM's key, SubjectPublicKeyInfo in DER, for the report data of the hardware.
+
+        Raises:
+            AttestKitError: As for the class.
+        """
+        return self._google_key.spki
+
+    def read_event_log(self) -> bytes:
+        """Return the boot log of the TD; empty on SEV-SNP. The vTPM's log is in the evidence."""
+        return self._hardware.read_event_log()
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Return the TDX quote or SNP report alone, as the backend of the hardware does."""
+        return self._hardware.get_quote(report_data)
+
+    def _quote(self, evidence: bytes, pcrs: tuple[int, ...]) -> TpmQuote:
+        """Return the vTPM's quote over the SHA-256 of the hardware's evidence."""
+        client, own = self._client, self._google_key
+        with client.lock, client.primary_key(ENDORSEMENT, own.template) as key:
+            own.check_made(client.path, key)
+            found = collect_quote(
+                client,
+                key.handle,
+                sha256(evidence),
+                (PcrSelection(BANK, pcrs),),
+                read_logs=lambda: TpmLogs(read_firmware_log(self._paths)),
+            )
+        digests = read_digests(self._paths, found.logs.boot_log)
+        return TpmQuote(
+            found.message, found.signature, found.pcr_values, own.certificate, "gcp", digests
+        )
+
+    def close(self) -> None:
+        """Close both devices. A second call has no effect."""
+        try:
+            self._hardware.close()
+        finally:
+            self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._client.path}>"
+
+
+class GcpTdGuest(Gcp):
+    """A TDX guest of Google: runtime events extend RTMR 3 and PCR 14."""
+
+    _journal: PcrJournal | None = None
+
+    def collect_evidence(self, report_data: bytes) -> GcpTdx:
+        """Return a TDX quote over exactly 64 bytes, and the vTPM's quote over it.
+
+        The event log of the TD is not part of it; the Attester adds it.
+
+        Raises:
+            AttestKitError: As for `Backend.get_quote`.
+        """
+        check_bytes("report_data", report_data, 64)
+        raw = self._hardware.get_quote(report_data)
+        try:
+            found = Quote.parse(raw).report_data
+        except FormatError as error:
+            text = f"the platform returned a malformed quote: {error}"
+            raise BackendError(text, reason="malformed_response") from error
+        _check_report_data(found, report_data)
+        return GcpTdx(raw, (), self._quote(raw, _TDX_PCRS))
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Return a register, 0 to 3: 48 bytes."""
+        return self._extender.read_rtmr(register)
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged or extended in a PCR."""
+        self._extender.extend_rtmr(register, digest)
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events; every call returns the same object.
+
+        Raises:
+            AttestKitError: As for the backend of the hardware.
+        """
+        journal = self._extender.open_journal(version)
+        if self._journal is None:
+            access = PcrAccess(self._read_pcr, self._extend_pcr, lambda: self._pcr_start)
+            self._journal = PcrJournal(journal, access)
+        return self._journal
+
+    @property
+    def _extender(self) -> RegisterExtender:
+        return cast("RegisterExtender", self._hardware)
+
+    @cached_property
+    def _pcr_start(self) -> bytes:
+        """PCR 14 as the firmware and shim left it."""
+        log: tuple[TpmEvent, ...] = read_digests(self._paths, read_firmware_log(self._paths))
+        value = bytes(32)
+        for event in log:
+            if event.pcr_index == RUNTIME_PCR:
+                value = sha256(value + event.digest)
+        return value
+
+    def _read_pcr(self) -> bytes:
+        values = self._client.pcr_read((PcrSelection(BANK, (RUNTIME_PCR,)),))
+        if (BANK, RUNTIME_PCR) not in values:
+            text = "the SHA-256 bank is not allocated; enable it in the firmware"
+            raise failed(self._client.path, text, "malformed_response")
+        return values[BANK, RUNTIME_PCR]
+
+    def _extend_pcr(self, digest: bytes) -> None:
+        self._client.pcr_extend(RUNTIME_PCR, {BANK: digest})
+
+
+class GcpSnpGuest(Gcp):
+    """An SEV-SNP guest of Google."""
+
+    def collect_evidence(self, report_data: bytes) -> GcpSnp:
+        """Return an SNP report over exactly 64 bytes, and the vTPM's quote over it.
+
+        Raises:
+            AttestKitError: As for `Backend.get_quote`.
+        """
+        check_bytes("report_data", report_data, 64)
+        raw, table = cast("SnpReporter", self._hardware).get_snp_report(report_data)
+        try:
+            found = SnpReport.parse(raw).report_data
+        except FormatError as error:
+            text = f"the platform returned a malformed report: {error}"
+            raise BackendError(text, reason="malformed_response") from error
+        _check_report_data(found, report_data)
+        return GcpSnp(raw, (table,) if table else (), self._quote(raw, _SNP_PCRS))
+
+
+def _kind(hardware: Backend) -> type[Gcp]:
+    if isinstance(hardware, RegisterExtender):
+        return GcpTdGuest
+    if isinstance(hardware, SnpReporter):
+        return GcpSnpGuest
+    text = "hardware: must be a backend of a TDX or SEV-SNP guest"
+    raise UsageError(text, reason="wrong_type")
+
+
+def _check_report_data(found: bytes, requested: bytes) -> None:
+    if not hmac.compare_digest(found, requested):
+        raise BackendError(_WRONG_REPORT_DATA, reason="wrong_report_data")

@@ -1,0 +1,145 @@
+"""The log of runtime events that are measured in RTMR 3 and in PCR 14 (vtpm.md, section 9.1).
+
+The journal on disk makes RTMR 3 and the log agree, whatever happens (`event_log.journal`). PCR 14
+is extended last, after the event is in the log. So a crash leaves PCR 14 at most one event behind,
+and the next use of the log extends it. PCR 14 has no other state to compare: a value that is
+neither that of all events, nor that of all but the last, is refused.
+"""
+
+import hmac
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit.errors import AttestKitError, JournalError
+from attestkit.event_log.event import Event
+from attestkit.event_log.journal_protocols import RuntimeLog, mismatch_remedy
+from attestkit.event_log.runtime_events import runtime_preimage
+
+RUNTIME_PCR: Final = 14
+
+
+class PcrAccess(NamedTuple):
+    """Functions for PCR 14 of the SHA-256 bank, without a cache."""
+
+    read: Callable[[], bytes]
+    extend: Callable[[bytes], None]  # argument: a digest of 32 bytes
+    start: Callable[[], bytes]  # its value before the first event: shim measures its keys there
+
+
+class PcrJournal:
+    """A runtime log that keeps PCR 14 in step with the log of RTMR 3."""
+
+    def __init__(self, journal: RuntimeLog, pcr: PcrAccess) -> None:
+        """Wrap the log of RTMR 3, which this object closes."""
+        self._journal = journal
+        self._pcr = pcr
+        self._replayed: tuple[tuple[Event, ...], bytes] | None = None  # of the last comparison
+
+    @property
+    def version(self) -> int:
+        """Digest version of this boot's events."""
+        return self._journal.version
+
+    @property
+    def path(self) -> str:
+        """Path of the log file."""
+        return self._journal.path
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Return a context manager that holds the log's lock; see `RuntimeLog`."""
+        return self._journal.locked()
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events of this boot, after extending PCR 14 by the last one if it is behind.
+
+        Raises:
+            JournalError: As for the log of RTMR 3, and if PCR 14 has another value.
+            BackendError: If PCR 14 cannot be read or extended.
+        """
+        with self._journal.locked():
+            events = self._journal.events()
+            self._catch_up(events)
+            return events
+
+    def emit(self, event: Event) -> None:
+        """Extend RTMR 3 by the event, log it, and extend PCR 14.
+
+        Raises:
+            UsageError: If the event has another digest version than this boot's events.
+            JournalError: If a register does not match the log, or a file cannot be written. If the
+                reason is `not_recorded`, RTMR 3 was extended, and the next use of the log completes
+                the event.
+            BackendError: If a register cannot be read, or extending RTMR 3 fails; nothing was
+                changed.
+        """
+        with self._journal.locked():
+            before = self._catch_up(self._journal.events())
+            self._journal.emit(event)
+            try:
+                self._extend(before, event)
+            except AttestKitError as error:
+                raise JournalError(
+                    f"runtime log: RTMR3 and the log have the event, but PCR {RUNTIME_PCR} does "
+                    f"not: {error}; the next use of the log extends it; do not repeat the call",
+                    reason="not_recorded",
+                ) from error
+
+    def close(self) -> None:
+        """Close open files."""
+        self._journal.close()
+
+    def _catch_up(self, events: tuple[Event, ...]) -> bytes:
+        """Compare PCR 14 with the events; return its value, which is then that of all events."""
+        expected = self._replay(events)
+        found = self._pcr.read()
+        if hmac.compare_digest(found, expected):
+            return expected
+        before = replay_events(self._pcr.start(), events[:-1])
+        if not events or not hmac.compare_digest(found, before):
+            raise _mismatch(found, expected, self.path)
+        self._extend(before, events[-1])
+        return expected
+
+    def _replay(self, events: tuple[Event, ...]) -> bytes:
+        known = self._replayed
+        if known is None or known[0] is not events:
+            known = self._replayed = events, replay_events(self._pcr.start(), events)
+        return known[1]
+
+    def _extend(self, before: bytes, event: Event) -> None:
+        """Extend PCR 14, and read it to determine whether it was extended."""
+        digest = event_digest(event)
+        after = sha256(before + digest)
+        try:
+            self._pcr.extend(digest)
+        except AttestKitError:
+            if self._pcr.read() != after:
+                raise
+        found = self._pcr.read()
+        if not hmac.compare_digest(found, after):
+            raise _mismatch(found, after, self.path)
+
+
+def event_digest(event: Event) -> bytes:
+    """Return the digest by which an event extends PCR 14: that of RTMR 3 with SHA-256."""
+    return sha256(runtime_preimage(event.name, event.payload, event.version))
+
+
+def replay_events(start: bytes, events: Sequence[Event]) -> bytes:
+    """Return the value of PCR 14 after `events`, from `start` on."""
+    value = start
+    for event in events:
+        value = sha256(value + event_digest(event))
+    return value
+
+
+def _mismatch(found: bytes, expected: bytes, path: str) -> JournalError:
+    return JournalError(
+        f"runtime log{f' {path}' if path else ''}: does not match PCR {RUNTIME_PCR}: the register "
+        f"is {found.hex()}, the log replays to {expected.hex()}; {mismatch_remedy(path)}",
+        reason="mismatch",
+        expected=expected,
+        actual=found,
+    )
