@@ -110,11 +110,11 @@ class Attester(Generic[B_co]):
 
             return AgentSource(backend, backend, context)
         app = HostApp(self._host)
-        if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
-            # lazy: only with a TPM whose PCR has events
-            from attestkit.attester.event_pcr_source import EventPcrSource
+        if isinstance(backend, EvidenceCollector) and isinstance(backend, RegisterExtender):
+            # lazy: only beside a TPM
+            from attestkit.attester.vtpm_td_source import VtpmTdSource
 
-            return EventPcrSource(backend, context, app)
+            return VtpmTdSource(backend, backend, context, app)
         if isinstance(backend, EvidenceCollector):
             from attestkit.attester.vtpm_source import VtpmSource  # lazy: only with a TPM
 

@@ -74,12 +74,16 @@ class TdSource:
         with self._lock_journal(), self._device:
             self._check_usable()  # again, with the lock held
             quote = self._quote(report_data)
-            log, matched = self._read_log(), self._matched
-            if matched is None or matched[0] != quote.rtmrs or matched[1] is not self._events:
-                if not self._new_events_match(quote.rtmrs):
-                    self._check(log, quote)
-                self._matched = quote.rtmrs, self._events
-            return quote, log
+            return quote, self._matching_log(quote)
+
+    def _matching_log(self, quote: Quote) -> EventLog:
+        """Return the log, which replays to a quote; the caller holds both locks."""
+        log, matched = self._read_log(), self._matched
+        if matched is None or matched[0] != quote.rtmrs or matched[1] is not self._events:
+            if not self._new_events_match(quote.rtmrs):
+                self._check(log, quote)
+            self._matched = quote.rtmrs, self._events
+        return log
 
     def _check(self, log: EventLog, quote: Quote) -> None:
         """Raise ReplayError, with possible remedies, unless the log replays to the quote."""

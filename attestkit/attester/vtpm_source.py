@@ -43,13 +43,9 @@ class VtpmSource:
 
     def bind_nonce(self, nonce: bytes) -> bytes:
         """Return report data over a nonce, and the TPM's key unless the evidence has it anyway."""
-        try:
-            with self._device:
-                self._check_usable()
-                key = self._collector.read_attestation_key()
-        except UnsupportedError:
-            return ReportData.for_nonce(nonce)
-        return ReportData.for_nonce_and_ak(nonce, key)
+        with self._device:
+            self._check_usable()
+            return bind_nonce(self._collector, nonce)
 
     def get_quote(self, report_data: bytes) -> Quote:
         """Raise UnsupportedError."""
@@ -93,3 +89,12 @@ class VtpmSource:
     def exclusive(self) -> AbstractContextManager[None]:
         """Wait for calls in progress and block further ones."""
         return self._device
+
+
+def bind_nonce(collector: EvidenceCollector, nonce: bytes) -> bytes:
+    """Return report data over a nonce, and the TPM's key unless the evidence has it anyway."""
+    try:
+        key = collector.read_attestation_key()
+    except UnsupportedError:
+        return ReportData.for_nonce(nonce)
+    return ReportData.for_nonce_and_ak(nonce, key)

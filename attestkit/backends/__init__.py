@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 BUILTIN: Final = {
+    "gcp": "Gcp",
     "configfs_tsm": "ConfigfsTsm",
     "tdx_ioctl": "TdxIoctl",
     "dstack_agent": "DstackAgent",
@@ -47,11 +48,10 @@ BUILTIN: Final = {
     "recording": "Recording",
     "tpm": "TpmBackend",
 }
-# Order of detection. Without the simulator and recordings, whose evidence is never used by default,
-# and without a plain TPM, whose evidence is not of a TEE.
-AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
+# Order of detection. Without the simulator and recordings: their evidence is never used by default.
+AUTO_ORDER: Final = ("dstack_agent", "gcp", "configfs_tsm", "tdx_ioctl")
 # Backends whose probe accepts KernelPaths.
-HARDWARE: Final = ("configfs_tsm", "tdx_ioctl", "tpm")
+HARDWARE: Final = ("gcp", "configfs_tsm", "tdx_ioctl")
 GROUP: Final = "attestkit.backends"
 _LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 

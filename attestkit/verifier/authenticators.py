@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.dcap.engine import Dcap
     from attestkit.verifier.platforms.azure import Azure
+    from attestkit.verifier.platforms.gcp import GcpAuthenticator
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
@@ -174,10 +175,10 @@ class Authenticators:
         return Nitro(self.trust_anchor)
 
     @cached_property
-    def _google(self) -> "Gcp":
-        from attestkit.verifier.platforms.gcp import Gcp  # lazy: only for Google Cloud
+    def _google(self) -> "GcpAuthenticator":
+        from attestkit.verifier.platforms.gcp import GcpAuthenticator  # lazy: only for Google Cloud
 
-        return Gcp(self.ak_chains)
+        return GcpAuthenticator(self.ak_chains)
 
     @cached_property
     def ak_chains(self) -> "AkChains":

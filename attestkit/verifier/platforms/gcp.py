@@ -35,7 +35,7 @@ _DYNAMIC: Final = range(17, 23)  # PCRs that are 0xFF until a dynamic launch
 _MAX_EVENTS: Final = 65_536
 
 
-class Gcp:
+class GcpAuthenticator:
     """Authenticator of the TPM of Google's Confidential VMs."""
 
     def __init__(self, chains: AkChains) -> None:

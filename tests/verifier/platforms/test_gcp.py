@@ -39,7 +39,7 @@ from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.gcp import Gcp, gce_details
+from attestkit.verifier.platforms.gcp import GcpAuthenticator, gce_details
 from attestkit.verifier.result import Authenticated, Tcb
 from attestkit.verifier.vtpm_facts import VtpmFacts
 from tests.vectors import HAVE_SHARED, data, needs_shared
@@ -92,7 +92,7 @@ def altered(**changes: Any) -> Attestation:
 
 def authenticate(attestation: Attestation) -> Authenticated:
     """Verify the TPM's part of evidence, as if the hardware's part were authentic."""
-    return Gcp(chains()).authenticate(attestation, HARDWARE, NOW)
+    return GcpAuthenticator(chains()).authenticate(attestation, HARDWARE, NOW)
 
 
 def refused(attestation: Attestation) -> tuple[type[AttestKitError], str]:
@@ -157,7 +157,7 @@ def test_evidence_is_not_accepted_under_googles_root() -> None:
     """The composed CA is not Google's."""
     files = [data(COMPOSED + name) for name in ("intermediate.pem", "root.pem")]
     with pytest.raises(SignatureError) as caught:
-        Gcp(AkChains(certificates=files)).authenticate(composed(), HARDWARE, NOW)
+        GcpAuthenticator(AkChains(certificates=files)).authenticate(composed(), HARDWARE, NOW)
     assert caught.value.reason == "untrusted_root"
 
 
