@@ -37,6 +37,7 @@ class VtpmTdSource(TdSource):
         config = self.app.vm_config
         with self._lock_journal(), self._device:
             self._check_usable()  # again, with the lock held
+            self._open_journal().events()  # completes an event that a crash has interrupted
             platform = self._collector.collect_evidence(report_data)
             quote = _parse_quote(platform)
             log = self._matching_log(quote)

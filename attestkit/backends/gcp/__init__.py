@@ -1,4 +1,4 @@
-"""Backend for Google's Confidential VMs: hardware evidence, and a quote of Google's vTPM over it."""
+"""Backend for Google's Confidential VMs: hardware evidence, and a quote of the vTPM over it."""
 
 from attestkit.backends.gcp.guest import Gcp, GcpSnpGuest, GcpTdGuest
 

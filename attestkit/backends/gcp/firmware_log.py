@@ -1,4 +1,4 @@
-"""The firmware's log of the vTPM, of which dstack's format has digests only (vtpm.md, section 9.1)."""
+"""The firmware's log of the vTPM, of which evidence has digests only (vtpm.md, section 9.1)."""
 
 from typing import Final
 

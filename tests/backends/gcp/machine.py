@@ -1,0 +1,78 @@
+"""A Confidential VM of Google for tests: simulated hardware, and swtpm with Google's NV indices."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.cloud_certificates import CloudAuthority
+from attestkit.backends.gcp import Gcp
+from attestkit.backends.gcp.pcr_journal import event_digest
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.pki.cloud_root import CloudRoot
+from attestkit.backends.simulator.pki.google_ca import GoogleCa
+from attestkit.backends.tpm.client import TpmClient
+from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log.tcg import TpmEventLog
+from attestkit.tpm.public_area import ENDORSEMENT
+from tests.vectors import data
+
+ECC: Final = bytes.fromhex("0023000b00050072000000100018000b000300100000" + "0000")
+RSA: Final = bytes.fromhex("0001000b00050472000000100014000b080000000000" + "0000")
+LOG: Final = "vtpm/gcp/go-tpm-tools/eventlogs/ubuntu-2404-amd-sevsnp.bin"
+INDICES: Final = {"ecc": (0x01C10003, 0x01C10002), "rsa": (0x01C10001, 0x01C10000)}
+
+
+class Machine(NamedTuple):
+    """A machine, and what a verifier needs for its evidence."""
+
+    client: TpmClient
+    hardware: Simulator
+    paths: KernelPaths
+    ca: GoogleCa
+
+    def open(self) -> Gcp:
+        """Return the backend."""
+        return Gcp(paths=self.paths, hardware=self.hardware, client=self.client)
+
+    def extend_by_events(self, count: int | None = None) -> None:
+        """Extend PCR 14 by the events of the boot, which the simulator has measured in RTMR 3."""
+        for event in self.hardware.open_journal().events()[:count]:
+            self.client.pcr_extend(14, {"sha256": event_digest(event)})
+
+
+def certify(client: TpmClient, kind: str, issue: Callable[[bytes], bytes]) -> bytes:
+    """Store template and certificate of a key in the NV indices; return the certificate."""
+    template = ECC if kind == "ecc" else RSA
+    with client.primary_key(ENDORSEMENT, template) as key:
+        certificate = issue(key.public.spki)
+    for index, content in zip(
+        INDICES[kind], (template, certificate + bytes(300)), strict=True
+    ):  # an index is larger than its certificate
+        client.nv_define(index, len(content))
+        client.nv_write(index, content)
+    return certificate
+
+
+def make_machine(
+    client: TpmClient, folder: Path, hardware: Simulator, *, kind: str = "ecc"
+) -> Machine:
+    """Return a machine that has booted by the log of Google's sample, with one key."""
+    paths = KernelPaths.below(folder)
+    paths.tpm_boot_log.parent.mkdir(parents=True)
+    log = data(LOG)
+    paths.tpm_boot_log.write_bytes(log)
+    for event in TpmEventLog.parse(log).events:
+        if event.event_type != NO_ACTION:
+            client.pcr_extend(event.pcr, {"sha256": event.digest("sha256")})
+    ca = GoogleCa(root_of(hardware), lambda label, size: (label.encode() * size)[:size])
+    certify(client, kind, ca.issue_ak_certificate)
+    return Machine(client, hardware, paths, ca)
+
+
+def root_of(hardware: Simulator) -> CloudRoot:
+    """Return the simulator's root with its key, which issues the certificates of its TPM."""
+    pki = hardware._pki
+    name = read_path_certificate(pki.root_der).subject
+    return CloudRoot(CloudAuthority(name, pki._root.key), pki.root_der)
