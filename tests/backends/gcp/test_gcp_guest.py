@@ -304,6 +304,18 @@ def test_probe_needs_a_tpm(tmp_path: Path) -> None:
     assert reason_of(call, BackendUnavailableError) == "missing"
 
 
+def test_detection_needs_a_machine_of_google(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The TPM of another machine is not opened by detection."""
+    paths = KernelPaths.below(tmp_path)
+    monkeypatch.setattr("attestkit.backends.find_kernel_paths", lambda: paths)
+    assert reason_of(Gcp.probe_for_detection, BackendUnavailableError) == "wrong_platform"
+    paths.dmi.mkdir(parents=True)
+    (paths.dmi / "product_name").write_text("Google Compute Engine\n")
+    assert reason_of(Gcp.probe_for_detection, BackendUnavailableError) == "missing"
+
+
 def test_replay_starts_where_shim_ended() -> None:
     """Without events the value is the start."""
     assert replay_events(b"\1" * 32, []) == b"\1" * 32

@@ -256,6 +256,17 @@ BROKEN = {
     "kernel that does not check quote lengths": Broken(
         ("Linux 6.12.79", "CVE-2026-31470", "6.12.80"), kernel="6.12.79"
     ),
+    "Google without access to the vTPM": Broken(
+        ("gcp: the group tss owns the node", "no quote of Google's vTPM"),
+        platforms=(Platform("Google Cloud", "DMI", supported=True, advice=""),),
+        backends={"gcp": "the group tss owns the node"},
+    ),
+    "AWS EC2 without NitroTPM": Broken(
+        ("nitro_tpm: no TPM: register the AMI with NitroTPM",),
+        platforms=(Platform("AWS EC2", "DMI", supported=True, advice=""),),
+        backends={**ALL_UNAVAILABLE, "nitro_tpm": "no TPM: register the AMI with NitroTPM"},
+        files={"proc/sys/kernel/osrelease": "6.12.1\n"},
+    ),
     "AWS Nitro": Broken(
         ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}
     ),
