@@ -104,12 +104,32 @@ class Authenticators:
             from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
 
             return authenticate_nitro_tpm(self._aws, attestation, now)
-        hardware = self._authenticate_hardware(parsed, collateral, now)
+        hardware = self.authenticate_hardware(parsed, collateral, now)
+        return self.authenticate_beside(parsed, hardware, now, fetch=fetch)
+
+    def authenticate_beside(
+        self, parsed: ParsedEvidence, hardware: Authenticated, now: datetime, *, fetch: bool = True
+    ) -> Authenticated:
+        """Verify the TPM's quote beside the hardware's evidence, if there is one.
+
+        Args:
+            parsed: The evidence.
+            hardware: Content of its quote or report, which is authentic.
+            now: Time of the verification, with a time zone.
+            fetch: As for `authenticate`.
+
+        Raises:
+            VerificationError: If a signature or certificate chain is not valid.
+            CollateralError: If a certificate is missing or cannot be fetched.
+        """
+        attestation, before = parsed.attestation, _allow_fetch if fetch else _refuse_fetch
         if isinstance(platform := parsed.wire_platform, (AzureSnp, AzureTdx)):
-            return self._azure.authenticate(platform, hardware, now, parsed.quote)
+            return self._azure.authenticate(platform, hardware, now, parsed.quote, before)
+        if attestation is not None and isinstance(platform, (GcpTdx, GcpSnp)):
+            return self._google.authenticate(attestation, hardware, now, before)
         return hardware
 
-    def _authenticate_hardware(
+    def authenticate_hardware(
         self, parsed: ParsedEvidence, collateral: Collateral | None, now: datetime
     ) -> Authenticated:
         """Verify quote, report or document of the hardware."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from attestkit._reasons import VerificationStep
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
+from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
@@ -95,14 +96,23 @@ class Examination:
         if source is None or quote is None or self._collateral is not None:
             found = self._authenticate_with(self._collateral)
         else:
-            precheck = partial(self._settings.authenticators.precheck, quote, now=self._now)
-            found, self._collateral = authenticate_fetching(
-                source, quote, self._authenticate_with, precheck, fetch=self._fetch
-            )
+            found = self._authenticate_fetching(source, quote)
         check_quoted_report_data(self.parsed, found.report_data)
         self._authenticated = found
         self._steps.extend(found.steps)
         return found
+
+    def _authenticate_fetching(self, source: "CollateralSource", quote: Quote) -> Authenticated:
+        """Fetch collateral for the quote; what is wrong with a TPM's quote does not doubt it."""
+        chosen, parsed, now = self._settings.authenticators, self.parsed, self._now
+        hardware, self._collateral = authenticate_fetching(
+            source,
+            quote,
+            lambda collateral: chosen.authenticate_hardware(parsed, collateral, now),
+            partial(chosen.precheck, quote, now=now),
+            fetch=self._fetch,
+        )
+        return chosen.authenticate_beside(parsed, hardware, now, fetch=self._fetch)
 
     def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
         return self._settings.authenticators.authenticate(
