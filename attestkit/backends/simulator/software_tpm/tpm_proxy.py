@@ -5,6 +5,8 @@ the sessions that are salted with them, if there are vendor commands: their HMAC
 checked without the key. All else, with all PCRs and attestation keys, is swtpm's.
 """
 
+import os
+import time
 from collections.abc import Callable
 from threading import RLock
 from typing import Final
@@ -69,6 +71,7 @@ class TpmProxy:
         seed: Seed of the model's keys, 32 bytes.
         hooks: What a platform adds.
         sleep: Waits a number of seconds while swtpm is busy, in `read_pcr` and `provision_pcr`.
+        random: Returns a number of random bytes, for nonces of the model.
     """
 
     def __init__(
@@ -77,14 +80,15 @@ class TpmProxy:
         seed: bytes,
         *,
         hooks: TpmHooks | None = None,
-        sleep: Callable[[float], None],
+        sleep: Callable[[float], None] = time.sleep,
+        random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.hooks = hooks or TpmHooks()
         self._tpm = tpm
         own = TpmHooks()  # without faults, which the proxy injects
         own.virtual_indices = self.hooks.virtual_indices
         own.vendor_commands = self.hooks.vendor_commands
-        self._model = TpmModel(seed, hooks=own, handle_offset=_HANDLE_OFFSET)
+        self._model = TpmModel(seed, hooks=own, handle_offset=_HANDLE_OFFSET, random=random)
         self._sleep = sleep
         self._lock = RLock()  # a hook may call `execute`
 

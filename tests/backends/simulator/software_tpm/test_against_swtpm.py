@@ -1,11 +1,10 @@
 """The model answers as swtpm does: with the same bytes, or the same response code and size."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
 from tests.backends.simulator.software_tpm.command_frames import (
     INDEX,
     OWNER,
@@ -28,6 +27,9 @@ from tests.backends.simulator.software_tpm.command_frames import (
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, Cases, capability
 from tests.software_tpm import needs_swtpm
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
 
 pytestmark = needs_swtpm
 
