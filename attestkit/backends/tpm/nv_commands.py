@@ -186,7 +186,14 @@ class NvCommands(CommandChannel):
         secret: bytes = b"",
         name_alg: str = "sha256",
     ) -> None:
-        """Define an index; `secret` is its password, and the owner's password must be empty.
+        """Define an index; the owner's password must be empty.
+
+        Args:
+            index: The index.
+            size: Bytes.
+            attributes: TPMA_NV.
+            secret: Password of the index, not longer than a digest of `name_alg`.
+            name_alg: Hash of its name.
 
         Raises:
             TpmError: If the index exists, or is larger than the TPM permits.

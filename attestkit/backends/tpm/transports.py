@@ -210,6 +210,7 @@ class StreamTransport:
                 raise UsageError(f"{self.path}: connection closed", reason="closed")
             deadline = self._clock() + seconds
             try:
+                self._check_idle(connection)
                 self._set_timeout(connection, deadline)
                 connection.sendall(command)
                 header = self._receive(connection, HEADER_SIZE, deadline)
@@ -226,6 +227,16 @@ class StreamTransport:
                 self.close()
                 raise
             return check_response(self.path, header + rest)
+
+    def _check_idle(self, connection: socket.socket) -> None:
+        """Refuse bytes that no command asked for: they would be taken for the next response."""
+        waiting = select.poll()
+        waiting.register(connection, select.POLLIN)
+        if waiting.poll(0):
+            connection.settimeout(0)
+            if connection.recv(1):
+                raise failed(self.path, "bytes after a response", "malformed_response")
+            raise failed(self.path, "connection closed", "connection_lost")
 
     def _set_timeout(self, connection: socket.socket, deadline: float) -> None:
         left = deadline - self._clock()

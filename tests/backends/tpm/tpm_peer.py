@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +29,8 @@ class AnsweringTpm:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def _serve(self) -> None:
-        with self._theirs as connection:
+        # A client that closes with bytes unread resets the connection.
+        with self._theirs as connection, suppress(ConnectionError):
             for answer in self._answers:
                 command = _receive(connection, HEADER_SIZE)
                 if len(command) < HEADER_SIZE:
