@@ -31,8 +31,9 @@ from attestkit.verifier.result import Authenticated, TcbStatus
 if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.dcap.engine import Dcap
-    from attestkit.verifier.platforms.azure import Azure
-    from attestkit.verifier.platforms.gcp import GcpAuthenticator
+    from attestkit.verifier.platforms.ak_chain import AkChains
+    from attestkit.verifier.platforms.azure import AzureAuthenticator
+    from attestkit.verifier.platforms.gcp import Gcp
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
@@ -183,10 +184,10 @@ class Authenticators:
         return Snp(self.trust_anchor, certificates=self.snp_certificates)
 
     @cached_property
-    def _azure(self) -> "Azure":
-        from attestkit.verifier.platforms.azure import Azure  # lazy: only for Azure
+    def _azure(self) -> "AzureAuthenticator":
+        from attestkit.verifier.platforms.azure import AzureAuthenticator  # lazy: only for Azure
 
-        return Azure(self.trust_anchor)
+        return AzureAuthenticator(self.ak_chains, self.trust_anchor)
 
     @cached_property
     def _aws(self) -> "Nitro":

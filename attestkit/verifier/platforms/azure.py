@@ -90,7 +90,7 @@ def snp_evidence_of(platform: AzureSnp) -> SevSnp:
     return SevSnp(raw, platform.cert_chain, "")
 
 
-class Azure:
+class AzureAuthenticator:
     """Authenticator of evidence of a paravisor, under Azure's root for certificates of its TPMs."""
 
     def __init__(

@@ -13,7 +13,8 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.wire.evidence_parts import AzureSnp
 from attestkit.errors import SignatureError
-from attestkit.verifier.platforms.azure import Azure, snp_evidence_of
+from attestkit.verifier.platforms.ak_chain import AkChains
+from attestkit.verifier.platforms.azure import AzureAuthenticator, snp_evidence_of
 from attestkit.verifier.platforms.snp import Snp
 from attestkit.verifier.result import Authenticated
 from tests.raising import raises
@@ -76,7 +77,8 @@ def authenticate(*certificates: bytes, known: tuple[bytes, ...] = ()) -> Authent
 def authenticate_platform(platform: AzureSnp, known: tuple[bytes, ...] = ()) -> Authenticated:
     """Verify evidence under a root of its own for certificates of attestation keys."""
     hardware = Snp(amd.ark()).authenticate(snp_evidence_of(platform), amd.NOW)
-    return Azure(root(), ak_certificates=known).authenticate(platform, hardware, amd.NOW)
+    chains = AkChains(root(), certificates=known)
+    return AzureAuthenticator(chains, root()).authenticate(platform, hardware, amd.NOW)
 
 
 def step_of(found: Authenticated) -> VerificationStep:

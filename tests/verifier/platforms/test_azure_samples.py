@@ -28,7 +28,8 @@ from attestkit.tpm import TpmsAttest, TpmtSignature
 from attestkit.verifier import Verifier
 from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.dcap.td_attributes import check_attributes
-from attestkit.verifier.platforms.azure import Azure
+from attestkit.verifier.platforms.ak_chain import AkChains
+from attestkit.verifier.platforms.azure import AzureAuthenticator
 from attestkit.verifier.platforms.tpm_quote import verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb
 from tests.raising import raises
@@ -144,7 +145,7 @@ def test_azure_td_evidence_verifies_beside_a_quote_with_valid_signatures() -> No
     assert isinstance(platform, AzureTdx)
     assert platform.td_quote == sample("azure/trustee-tdx/td-quote.bin")
     assert platform.hcl_report == sample("azure/trustee-tdx/hcl-report.bin")
-    found = Azure().authenticate(platform, quoted(platform.td_quote), NOW)
+    found = AzureAuthenticator(AkChains()).authenticate(platform, quoted(platform.td_quote), NOW)
     assert found.report_data == CHALLENGE
     assert found.vtpm is not None
     check_quote(found.vtpm, expected["tpm_quote"])
@@ -285,7 +286,9 @@ def test_azure_td_quote_of_another_report_is_rejected(report: str, quote: str) -
     assert hardware.report_data.hex() == EXPECTED[quote]["report_data"]
     vtpm = read_bincode_quote(sample("azure/trustee-tdx/quote.bin"))
     with raises(VerificationError, "hcl_binding"):
-        Azure().authenticate(AzureTdx(sample(report), vtpm, td_quote), hardware, NOW)
+        AzureAuthenticator(AkChains()).authenticate(
+            AzureTdx(sample(report), vtpm, td_quote), hardware, NOW
+        )
 
 
 def test_azure_certificates_are_those_of_the_samples() -> None:
