@@ -1,0 +1,184 @@
+"""Backend for Azure's confidential VMs, SEV-SNP and TDX (vtpm.md, section 6)."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
+from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
+from attestkit.backends.azure.paravisor import AK_HANDLE, Paravisor
+from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.device_nodes import open_tpm
+from attestkit.backends.tpm.quote_reader import CollectedQuote, collect_quote
+from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
+from attestkit.errors import (
+    BackendError,
+    BackendUnavailableError,
+    FormatError,
+    UnsupportedError,
+)
+from attestkit.quote import Quote
+from attestkit.tpm import PcrSelection
+
+__all__ = ["Azure"]
+
+INIT_DATA_PCR: Final = 8
+_SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
+
+
+class Azure:
+    """An Azure confidential VM: the paravisor's TPM, and Azure's metadata service (IMDS).
+
+    Evidence has the HCL report with the hardware's report, a quote of all PCRs of the SHA-256 bank
+    over the report data, the logs, and from IMDS the certificates of the chip or the TD quote.
+    Requests to IMDS are sent only for evidence.
+
+    Args:
+        device: The TPM's device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
+        user_data: Whether to write the report data to NV index 0x01400002 and wait for an HCL
+            report with them, 3 to 12 seconds. Without it, only the TPM's quote has the report data,
+            and the hardware report may be as old as the VM's boot.
+        logs: Whether evidence has the boot log and the IMA list, if this process can read them.
+        imds: Client of the metadata service; None: one for 169.254.169.254.
+        paths: The kernel's paths; None: the default paths.
+        client: A TPM to use instead of a device; the backend owns it.
+        sleep: Function that waits for seconds.
+
+    Raises:
+        BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
+        BackendError: If it cannot be opened for another reason.
+        UsageError: If `$TPM_DEVICE` is not an absolute path.
+    """
+
+    name = "azure"
+    simulated = False
+    blocking = True
+
+    def __init__(
+        self,
+        *,
+        device: str | os.PathLike[str] | None = None,
+        user_data: bool = True,
+        logs: bool = True,
+        imds: ImdsClient | None = None,
+        paths: KernelPaths | None = None,
+        client: TpmClient | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._paths = KernelPaths() if paths is None else paths
+        self._client = open_tpm(device, self._paths) if client is None else client
+        self._paravisor = Paravisor(self._client, sleep=sleep)
+        self._imds = ImdsClient(IMDS_ADDRESS, sleep=sleep) if imds is None else imds
+        self._user_data, self._logs = user_data, logs
+
+    @classmethod
+    def probe(cls, paths: KernelPaths | None = None) -> None:
+        """Look for an HCL report of SEV-SNP or TDX in the TPM; nothing is sent to IMDS.
+
+        Raises:
+            BackendUnavailableError: If the TPM is missing or not accessible, or has no such report.
+            BackendError: If the TPM fails.
+            UsageError: If `$TPM_DEVICE` is not an absolute path.
+        """
+        client = open_tpm(None, paths)
+        try:
+            Paravisor(client).read_report()
+        finally:
+            client.close()
+
+    @classmethod
+    def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
+        """As `probe`; a TPM that fails is reported as unavailable, so that detection goes on.
+
+        Raises:
+            BackendUnavailableError: If `probe` raises an error of the platform.
+            UsageError: If `$TPM_DEVICE` is not an absolute path.
+        """
+        try:
+            cls.probe(paths)
+        except BackendUnavailableError:
+            raise
+        except BackendError as error:
+            text = f"HCL report: not readable: {error}"
+            raise BackendUnavailableError(text, reason="unreadable", path=error.path) from error
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Raise UnsupportedError: neither report nor TD quote is over the report data."""
+        del report_data
+        message = "azure: the evidence is more than a TDX quote or SNP report; use attest()"
+        raise UnsupportedError(message, reason="no_quote")
+
+    def read_event_log(self) -> bytes:
+        """Return no log of RTMRs; the TPM's logs are parts of the evidence."""
+        return b""
+
+    def collect_evidence(self, report_data: bytes) -> AzureSnp | AzureTdx:
+        """Return evidence over `report_data`, exactly 64 bytes.
+
+        Raises:
+            UsageError: If `report_data` is not 64 bytes, or the backend is closed.
+            BackendUnavailableError: If the TPM has no HCL report or attestation key.
+            QuoteUnavailableError: If the metadata service does not answer.
+            BackendError: If the TPM or the metadata service fails, or the HCL report has other user
+                data (`wrong_report_data`).
+        """
+        check_bytes("report_data", report_data, 64)
+        paravisor = self._paravisor
+        if self._user_data:
+            raw, report = paravisor.read_report_over(report_data)
+        else:
+            raw, report = paravisor.read_report()
+        paravisor.check_key(report)
+        collected = collect_quote(
+            self._client, AK_HANDLE, report_data, _SELECTIONS, read_logs=self._read_logs
+        )
+        return self._add_hardware(raw, report, collected)
+
+    def _add_hardware(
+        self, raw: bytes, report: HclReport, collected: CollectedQuote
+    ) -> AzureSnp | AzureTdx:
+        """Return the evidence with what the metadata service has of the hardware."""
+        quote = collected.to_vtpm_quote(ak_certificates=self._paravisor.read_certificates())
+        if report.report_type == "snp":
+            return AzureSnp(raw, quote, self._imds.get_snp_certificates())
+        td_quote = self._imds.get_td_quote(report.hardware_report)
+        try:
+            signed = Quote.parse(td_quote).report_data
+        except FormatError as error:
+            message = f"IMDS: malformed TD quote: {error}; request it again"
+            raise BackendError(message, reason="malformed_response") from error
+        if signed != report.report_data:
+            message = "IMDS: the TD quote is not over the runtime data of the HCL report; retry"
+            raise BackendError(message, reason="wrong_report_data")
+        return AzureTdx(raw, quote, td_quote)
+
+    def read_attestation_key(self) -> bytes:
+        """Raise UnsupportedError: the hardware report has the key anyway."""
+        message = "azure: the hardware report commits to the TPM's key"
+        raise UnsupportedError(message, reason="feature")
+
+    def extend_init_data(self, digest: bytes) -> None:
+        """Extend PCR 8 of the SHA-256 bank by a digest of 32 bytes, as CoCo does with init-data.
+
+        Verifiers compare it by the policy rule `init_data`. It cannot be undone until a reboot.
+
+        Raises:
+            UsageError: If the digest is not 32 bytes, or the backend is closed.
+            BackendError: If the TPM fails.
+        """
+        check_bytes("digest", digest, 32)
+        self._client.pcr_extend(INIT_DATA_PCR, {"sha256": digest})
+
+    def _read_logs(self) -> TpmLogs:
+        return read_tpm_logs(self._paths) if self._logs else TpmLogs()
+
+    def close(self) -> None:
+        """Close the TPM. A second call has no effect."""
+        self._client.close()
+
+    def __repr__(self) -> str:
+        return f"<Azure on {self._client.path}>"

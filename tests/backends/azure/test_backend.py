@@ -1,0 +1,236 @@
+"""The backend of Azure's confidential VMs, on swtpm and a server that answers like IMDS."""
+
+from collections.abc import Callable
+from hashlib import sha256
+
+import pytest
+
+from attestkit._formats.base64url import to_base64url
+from attestkit.attestation import Attestation
+from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
+from attestkit.attester import Attester
+from attestkit.backends.azure.paravisor import (
+    AK_CERTIFICATE,
+    AK_HANDLE,
+    HCL_REPORT,
+    REFRESH_SECONDS,
+    USER_DATA,
+)
+from attestkit.backends.tpm.client import TpmClient
+from attestkit.errors import (
+    BackendError,
+    BackendUnavailableError,
+    QuoteUnavailableError,
+    UnsupportedError,
+    UsageError,
+)
+from attestkit.report_data import ReportData
+from attestkit.tpm import TpmsAttest
+from attestkit.verifier.result import Authenticated
+from tests.attestation.hcl import hcl_bytes
+from tests.backends.azure.confidential_vm import ConfidentialVm
+from tests.backends.azure.imds_server import json_response, status_response
+from tests.backends.tpm.templates import EVERY_PCR
+from tests.collateral.http_server import CreateServer
+from tests.raising import raises
+from tests.software_tpm import needs_swtpm
+from tests.verifier.platforms import azure
+
+pytestmark = needs_swtpm
+
+REPORT_DATA = bytes(range(100, 164))
+
+CreateVm = Callable[..., ConfidentialVm]
+both = pytest.mark.parametrize("kind", ["snp", "tdx"])
+
+
+@pytest.fixture
+def create_vm(software_tpm: TpmClient, create_server: CreateServer) -> CreateVm:
+    """Return a function that prepares swtpm as a confidential VM."""
+    return lambda kind="snp": ConfidentialVm(software_tpm, create_server, kind)
+
+
+def verify(platform: AzureSnp | AzureTdx, report_data: bytes = REPORT_DATA) -> Authenticated:
+    """Verify evidence; return its content."""
+    return azure.authenticate(platform, report_data)
+
+
+@both
+def test_azure_backend_evidence_is_accepted_by_the_verifier(create_vm: CreateVm, kind: str) -> None:
+    """Evidence has the report data in the quote and in the paravisor's user data."""
+    vm = create_vm(kind)
+    found = vm.backend().collect_evidence(REPORT_DATA)
+    assert isinstance(found, AzureSnp if kind == "snp" else AzureTdx)
+    assert TpmsAttest.parse(found.vtpm_quote.message).extra_data == REPORT_DATA
+    assert [pcr.number for pcr in found.vtpm_quote.pcr_values] == list(EVERY_PCR)
+    outcomes = {step.check: step.outcome for step in verify(found).steps}
+    assert outcomes["user_data"] == outcomes["hardware_to_ak"] == "passed"
+    assert vm.waits == [REFRESH_SECONDS]
+    assert [request.line.split()[0] for request in vm.imds.requests] == [
+        "GET" if kind == "snp" else "POST"
+    ]
+    evidence = Attestation(Evidence(found, Stack(REPORT_DATA, (), "")))
+    assert Attestation.from_bytes(evidence.to_bytes("coco")).report_data == REPORT_DATA
+    assert b'"version":2' in evidence.to_bytes("coco")
+
+
+def test_azure_attester_binds_a_nonce(create_vm: CreateVm) -> None:
+    """`attest` binds the nonce by the quote; the hardware's report has the key anyway."""
+    vm = create_vm()
+    with Attester(vm.backend()) as tee:
+        found = tee.attest(nonce=b"12345678")
+        with pytest.raises(UnsupportedError):
+            tee.get_quote(REPORT_DATA)
+    assert found.report_data == ReportData.for_nonce(b"12345678")
+    assert found.platform == "hcl-snp"
+    platform = found.evidence.platform
+    assert isinstance(platform, AzureSnp)
+    verify(platform, found.report_data)
+
+
+def test_azure_backend_without_user_data_does_not_wait(create_vm: CreateVm) -> None:
+    """Without user data, the TPM's NV memory is not written, and the report may be old."""
+    vm = create_vm()
+    found = vm.backend(user_data=False).collect_evidence(REPORT_DATA)
+    assert {step.check: step.outcome for step in verify(found).steps}["user_data"] == "skipped"
+    assert vm.waits == []
+    assert vm.tpm.find_nv(USER_DATA) is None
+
+
+def test_azure_backend_defines_the_user_data_again_if_their_size_differs(
+    create_vm: CreateVm,
+) -> None:
+    """An index of another size, as another program left it, is replaced."""
+    vm = create_vm()
+    vm.tpm.nv_define(USER_DATA, 32)
+    verify(vm.backend().collect_evidence(REPORT_DATA))
+    verify(vm.backend().collect_evidence(bytes(range(64))), bytes(range(64)))
+    found = vm.tpm.find_nv(USER_DATA)
+    assert found is not None
+    assert found.size == 64
+
+
+def test_azure_backend_repeats_until_the_report_has_the_user_data(create_vm: CreateVm) -> None:
+    """A report with user data of another process is read again, at most three times."""
+    vm = create_vm()
+
+    def late() -> None:
+        if len(vm.waits) == 4:
+            vm.refresh()
+
+    vm.while_waiting = late
+    verify(vm.backend().collect_evidence(REPORT_DATA))
+    assert vm.waits == [REFRESH_SECONDS] * 4
+    vm.while_waiting = lambda: None
+    with raises(BackendError, "wrong_report_data"):
+        vm.backend().collect_evidence(bytes(range(64)))
+    assert len(vm.waits) == 8
+
+
+def test_azure_backend_loses_a_race_for_the_user_data(create_vm: CreateVm) -> None:
+    """Another process that writes the index meanwhile is noticed."""
+    vm = create_vm()
+
+    def overwrite() -> None:
+        vm.tpm.nv_write(USER_DATA, bytes(64))
+        vm.refresh()
+
+    vm.while_waiting = overwrite
+    with raises(BackendError, "wrong_report_data"):
+        vm.backend().collect_evidence(REPORT_DATA)
+
+
+def test_azure_backend_accepts_an_early_paravisor(create_vm: CreateVm) -> None:
+    """A paravisor without user data makes evidence in which only the quote is fresh."""
+    vm = create_vm()
+    vm.with_user_data = False
+    found = vm.backend().collect_evidence(REPORT_DATA)
+    assert HclReport.parse(found.hcl_report).content.user_data is None
+    assert len(vm.waits) == 1
+    verify(found)
+
+
+def test_azure_backend_adds_the_certificate_without_padding(create_vm: CreateVm) -> None:
+    """The certificate ends where its DER does, also if it ends with zeros."""
+    vm = create_vm()
+    certificate = b"\x30\x04\x02\x02\x01\x00"
+    vm.write_certificate(certificate)
+    backend = vm.backend(user_data=False)
+    assert backend.collect_evidence(REPORT_DATA).vtpm_quote.ak_certificates == (certificate,)
+    vm.tpm.nv_write(AK_CERTIFICATE, bytes(6))
+    assert backend.collect_evidence(REPORT_DATA).vtpm_quote.ak_certificates == ()
+
+
+def test_azure_backend_extends_pcr_8_by_init_data(create_vm: CreateVm) -> None:
+    """Init-data are the only extension of PCR 8 of the SHA-256 bank."""
+    vm = create_vm()
+    backend, digest = vm.backend(user_data=False), bytes(range(32))
+    backend.extend_init_data(digest)
+    facts = verify(backend.collect_evidence(REPORT_DATA)).vtpm
+    assert facts is not None
+    assert facts.pcr("sha256", 8) == sha256(bytes(32) + digest).digest()
+    with raises(UsageError, "wrong_size"):
+        backend.extend_init_data(b"")
+
+
+def test_azure_backend_without_report_is_unavailable(create_vm: CreateVm) -> None:
+    """No index, one never written, another content, and VBS reports are told apart."""
+    vm = create_vm()
+    backend = vm.backend(user_data=False)
+    vbs = bytearray(hcl_bytes(size=2048))
+    vbs[1224] = 1
+    for content, reason in ((bytes(2048), "missing"), (bytes(vbs), "wrong_platform")):
+        vm.write_report(content)
+        with raises(BackendUnavailableError, reason):
+            backend.collect_evidence(REPORT_DATA)
+    vm.tpm.nv_undefine(HCL_REPORT)
+    with raises(BackendUnavailableError, "missing"):
+        backend.collect_evidence(REPORT_DATA)
+    vm.tpm.nv_define(HCL_REPORT, 2048)
+    with raises(BackendUnavailableError, "missing"):
+        backend.collect_evidence(REPORT_DATA)
+    assert not vm.imds.requests
+
+
+def test_azure_backend_with_another_key_is_refused(create_vm: CreateVm) -> None:
+    """The key at the handle must be that of the report."""
+    vm = create_vm()
+    vm.write_report(hcl_bytes(size=2048))
+    with raises(BackendError, "platform_changed"):
+        vm.backend(user_data=False).collect_evidence(REPORT_DATA)
+    vm.tpm.evict_control(AK_HANDLE, AK_HANDLE)
+    with raises(BackendUnavailableError, "missing"):
+        vm.backend(user_data=False).collect_evidence(REPORT_DATA)
+
+
+def test_azure_backend_reports_errors_of_the_metadata_service(create_vm: CreateVm) -> None:
+    """A service that fails, and a quote that is malformed or of another report, are errors."""
+    vm = create_vm("tdx")
+    backend = vm.backend(user_data=False)
+    vm.answers["/acc/tdquote"] = status_response(500)
+    with raises(QuoteUnavailableError, "quoting_service"):
+        backend.collect_evidence(REPORT_DATA)
+    assert len(vm.waits) == 3
+    vm.answers["/acc/tdquote"] = json_response(quote="AAAA")
+    with raises(BackendError, "malformed_response"):
+        backend.collect_evidence(REPORT_DATA)
+    other = azure.tdx().td_quote
+    vm.answers["/acc/tdquote"] = json_response(quote=to_base64url(other))
+    with raises(BackendError, "wrong_report_data"):
+        backend.collect_evidence(REPORT_DATA)
+
+
+def test_azure_backend_methods_of_other_platforms_are_unsupported(create_vm: CreateVm) -> None:
+    """There is no quote over report data, no key to bind, and no log of RTMRs."""
+    backend = create_vm().backend()
+    with raises(UnsupportedError, "no_quote"):
+        backend.get_quote(REPORT_DATA)
+    with raises(UnsupportedError, "feature"):
+        backend.read_attestation_key()
+    assert backend.read_event_log() == b""
+    with raises(UsageError, "wrong_size"):
+        backend.collect_evidence(b"")
+    assert repr(backend) == "<Azure on swtpm>"
+    backend.close()
+    backend.close()
