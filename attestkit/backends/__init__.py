@@ -46,12 +46,14 @@ BUILTIN: Final = {
     "dstack_agent": "DstackAgent",
     "simulator": "Simulator",
     "recording": "Recording",
+    "azure": "Azure",
     "tpm": "TpmBackend",
 }
-# Order of detection. Without the simulator and recordings: their evidence is never used by default.
-AUTO_ORDER: Final = ("dstack_agent", "gcp", "configfs_tsm", "tdx_ioctl")
+# Order of detection. Without the simulator and recordings, whose evidence is never used by default,
+# and without a plain TPM, whose evidence is not of a TEE.
+AUTO_ORDER: Final = ("dstack_agent", "azure", "configfs_tsm", "tdx_ioctl")
 # Backends whose probe accepts KernelPaths.
-HARDWARE: Final = ("gcp", "configfs_tsm", "tdx_ioctl")
+HARDWARE: Final = ("azure", "configfs_tsm", "tdx_ioctl", "tpm")
 GROUP: Final = "attestkit.backends"
 _LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 
@@ -288,8 +290,14 @@ PATHS: Final = (
 
 
 def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSign, ...]:
-    """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`."""
-    return (_cpu_flags(Path(root)), *(_path(Path(root), *place) for place in PATHS))
+    """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`.
+
+    Guests behind a paravisor have none of them, but CPUID of this machine names their isolation;
+    it is a sign if `root` is that of this machine.
+    """
+    base = Path(root)
+    signs = (_cpu_flags(base), *(_path(base, *place) for place in PATHS))
+    return (*signs, _isolation()) if base == Path("/") else signs
 
 
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
@@ -311,6 +319,18 @@ def _cpu_flags(root: Path) -> HardwareSign:
     if "sev_snp" in flags and "hypervisor" in flags:
         return HardwareSign("CPU flag sev_snp", positive=True, saw="present")
     return HardwareSign("CPU flags", positive=False, saw="neither tdx_guest nor sev_snp")
+
+
+def _isolation() -> HardwareSign:
+    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3)."""
+    from attestkit import _native
+    from attestkit.backends.linux.host_inspection import inspect_cpu  # lazy: rarely needed
+
+    isolation = inspect_cpu(_native.cpuid).isolation
+    name = "Hyper-V isolation"
+    if isolation in {"SNP", "TDX"}:
+        return HardwareSign(f"{name} {isolation}", positive=True, saw="present")
+    return HardwareSign(name, positive=False, saw=isolation)
 
 
 def _path(root: Path, name: str, path: str) -> HardwareSign:

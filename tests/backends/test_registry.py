@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit import backends
+from attestkit import _native, backends
 from attestkit.__main__ import main
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
@@ -165,7 +165,7 @@ def test_detect_selects_the_only_available_backend(found: dict[str, type], name:
 
 def test_detect_follows_auto_order(found: dict[str, type]) -> None:
     """The first available backend of AUTO_ORDER is selected."""
-    assert backends.AUTO_ORDER == ("dstack_agent", "configfs_tsm", "tdx_ioctl")
+    assert backends.AUTO_ORDER == ("dstack_agent", "azure", "configfs_tsm", "tdx_ioctl")
     found["configfs_tsm"], found["tdx_ioctl"] = probed(), ExplicitOnlyBackend
     assert backends.detect() is found["configfs_tsm"]
 
@@ -173,7 +173,7 @@ def test_detect_follows_auto_order(found: dict[str, type]) -> None:
 def test_detect_error_lists_each_probe_and_remedy(found: dict[str, type]) -> None:
     """The error has each backend's probe error and the next step."""
     found["dstack_agent"] = ExplicitOnlyBackend
-    saw = "dstack_agent: name me to have me; configfs_tsm: no such device; tdx_ioctl: no such"
+    saw = "dstack_agent: name me to have me; azure: no such device; configfs_tsm: no such device"
     with raises(BackendUnavailableError, "no_backend", part=saw) as caught:
         backends.detect()
     assert "ATTESTKIT_BACKEND=simulator" in str(caught.value)
@@ -205,6 +205,7 @@ def test_probe_all_passes_paths_to_hardware_backends(found: dict[str, type]) -> 
     assert set(backends.probe_all(paths).values()) == {None}
     given = {name: vars(cls).get("probe_arguments") for name, cls in found.items()}
     assert given == {
+        "azure": (paths,),
         "configfs_tsm": (paths,),
         "tdx_ioctl": (paths,),
         "dstack_agent": (),
@@ -290,6 +291,18 @@ def test_hardware_sign_is_detected(
 ) -> None:
     """Each sign alone is sufficient."""
     assert backends.detect_hardware(make_machine(tmp_path, cpu_flags=flags, paths=paths)) == signs
+
+
+@pytest.mark.parametrize("isolation", [0, 1, 2, 3])
+def test_hyper_v_isolation_is_a_hardware_sign(
+    monkeypatch: pytest.MonkeyPatch, isolation: int
+) -> None:
+    """A guest behind a paravisor hides other signs; only isolation by SEV-SNP or TDX counts."""
+    monkeypatch.setattr(_native, "cpuid", make_hyper_v_cpuid(isolation))
+    sign = backends.check_hardware_signs()[-1]
+    assert sign.positive is (isolation in {2, 3})
+    names = {2: "Hyper-V isolation SNP", 3: "Hyper-V isolation TDX"}
+    assert sign.what == names.get(isolation, "Hyper-V isolation")
 
 
 def test_detect_error_with_hardware_signs_mentions_doctor(

@@ -99,6 +99,7 @@ class HostInspection(NamedTuple):
     tdx_guest: PathStatus
     old_nodes: tuple[PathStatus, ...]
     sev_guest: PathStatus
+    tpm: PathStatus  # the node that exists, or else the first
     measurements: PathStatus
     rtmr3: PathStatus
     ccel_table: PathStatus
@@ -137,6 +138,7 @@ def inspect_host(
         tdx_guest=inspect_path(paths.tdx_guest, "open"),
         old_nodes=tuple(inspect_path(path, "see") for path in paths.old_nodes),
         sev_guest=inspect_path(paths.sev_guest, "open"),
+        tpm=_tpm(paths),
         measurements=inspect_path(paths.measurements, "see"),
         rtmr3=inspect_path(paths.measurements / "rtmr3:sha384", "write"),
         ccel_table=inspect_path(paths.ccel_table, "read"),
@@ -151,6 +153,12 @@ def inspect_host(
         container=_container(base),
         platforms=detect_platforms(base, cpuid),
     )
+
+
+def _tpm(paths: KernelPaths) -> PathStatus:
+    """Inspect the device node of the TPM that attestkit uses."""
+    nodes = [inspect_path(path, "open") for path in paths.tpm_nodes]
+    return next((node for node in nodes if node.exists), nodes[0])
 
 
 def _kernel(root: Path) -> KernelRelease:
@@ -414,11 +422,11 @@ def _dmi(root: Path, name: str) -> str:
 
 def _azure(root: Path, cpu: Cpu) -> list[Platform]:
     """Detect Azure; behind its paravisor, a guest has no TDX or SNP device."""
-    behind = "the evidence is in the vTPM of the paravisor; not supported yet by attestkit"
+    behind = "the evidence comes from the paravisor's TPM; use the backend azure"
     if cpu.isolation in ("SNP", "TDX"):
         name = f"Azure {cpu.isolation} guest behind the paravisor"
         saw = f"CPUID: Hyper-V isolation type {cpu.isolation}"
-        return [Platform(name, saw, supported=False, advice=behind)]
+        return [Platform(name, saw, supported=True, advice=behind)]
     microsoft = _dmi(root, "sys_vendor") == "Microsoft Corporation"
     tagged = _dmi(root, "chassis_asset_tag") == AZURE_ASSET_TAG
     tpm = any((root / "dev" / name).exists() for name in ("tpmrm0", "tpm0"))
@@ -426,7 +434,7 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
         return []
     if tpm and not cpu.known:
         name = "Azure, perhaps a confidential VM behind the paravisor"
-        return [Platform(name, "DMI: Azure; a vTPM", supported=False, advice=f"if so, {behind}")]
+        return [Platform(name, "DMI: Azure; a vTPM", supported=True, advice=f"if so, {behind}")]
     return [Platform("Azure", "DMI: Azure", supported=True, advice="no paravisor found")]
 
 

@@ -74,6 +74,12 @@ class Diagnosis(NamedTuple):
             return "SEV-SNP"
         return "unknown" if host.report.exists or host.ccel_table.exists else None
 
+    @property
+    def paravisor(self) -> str | None:
+        """The TEE of the paravisor that this machine runs behind, "SNP" or "TDX"; else None."""
+        isolation = self.host.cpu.isolation
+        return isolation if isolation in {"SNP", "TDX"} else None
+
     def works(self, name: str) -> bool:
         """Return whether a backend can run here."""
         return self.backends.get(name, "no such backend") is None

@@ -28,7 +28,8 @@ def show_page(found: Diagnosis, package: dict[str, Any], advice: Sequence[str]) 
 
 def _machine(found: Diagnosis) -> Iterator[Check]:
     host, kernel = found.host, found.host.kernel
-    yield Check("ok" if found.tee else "--", "TEE", found.tee or "no signs")
+    tee = found.tee or (f"{found.paravisor} behind a paravisor" if found.paravisor else "")
+    yield Check("ok" if tee else "--", "TEE", tee or "no signs")
     for sign in found.signs:
         yield Check("ok" if sign.positive else "--", sign.what, sign.saw)
     missing = [text for name, (_, text) in FEATURES.items() if not kernel.has(name)]
@@ -72,6 +73,7 @@ def _kernel_interfaces(found: Diagnosis) -> Iterator[Check]:
         if node.exists:
             yield Check("!!", Path(node.path).name, f"{node.path}: the driver is too old")
     yield _check_path(host.sev_guest, needed=snp)
+    yield _check_path(host.tpm, needed=found.paravisor is not None)
     yield _check_path(host.measurements, needed=tdx, more=f"; sysfs {host.mounts.sysfs}")
     yield _check_path(host.rtmr3, needed=tdx)
     yield _check_path(host.ccel_table, needed=tdx)

@@ -17,7 +17,6 @@ from tests.backends.linux.machines import (
     TDX_GUEST,
     ccel_table,
     make,
-    make_hyper_v_cpuid,
     ordinary_cpuid,
 )
 
@@ -33,6 +32,12 @@ SNP_GUEST = {
     "proc/sys/kernel/osrelease": "7.1.2\n",
     f"{REPORT}/": "",
     "dev/sev-guest": "",
+    "dstack/.host-shared/.appkeys.json": "{}",
+}
+AZURE_VM = {
+    "proc/cpuinfo": "flags\t\t: fpu hypervisor\n",
+    "proc/self/mountinfo": MOUNTS,
+    "dev/tpmrm0": "",
     "dstack/.host-shared/.appkeys.json": "{}",
 }
 CONTAINER = {".dockerenv": ""}
@@ -52,6 +57,7 @@ class Broken(NamedTuple):
     backends: Mapping[str, str | None] = {}  # other than those of BACKENDS
     files: Mapping[str, str | bytes] = GOOD
     kernel: str = "7.1.2"
+    isolation: str = "none"  # of Hyper-V
 
 
 ALL_UNAVAILABLE: Mapping[str, str | None] = {
@@ -270,9 +276,35 @@ BROKEN = {
     "AWS Nitro": Broken(
         ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}
     ),
-    "Azure paravisor": Broken(
-        ("Azure TDX guest behind the paravisor", "not supported yet"),
-        platforms=detect_platforms("/nonexistent", make_hyper_v_cpuid(3)),
+    "Azure without a TPM": Broken(
+        ("/dev/tpmrm0", "(ENOENT)", "Azure's paravisor", "modprobe tpm_crb", "enable the vTPM"),
+        files=AZURE_VM,
+        remove=("dev/tpmrm0",),
+        isolation="TDX",
+    ),
+    "Azure container without a TPM": Broken(
+        ("/dev/tpmrm0", "docker run --device /dev/tpmrm0"),
+        files={**AZURE_VM, **CONTAINER},
+        remove=("dev/tpmrm0",),
+        isolation="SNP",
+    ),
+    "Azure TPM of another group": Broken(
+        ("/dev/tpmrm0", "(EACCES)", "usermod -aG"),
+        files=AZURE_VM,
+        errors={"tpm": "EACCES"},
+        isolation="SNP",
+    ),
+    "Azure TPM in use": Broken(
+        ("/dev/tpmrm0", "(EBUSY)", "resource manager"),
+        files=AZURE_VM,
+        errors={"tpm": "EBUSY"},
+        isolation="SNP",
+    ),
+    "Azure without an HCL report": Broken(
+        ("azure: no HCL report", "ConfidentialVM"),
+        files=AZURE_VM,
+        backends={"azure": "no HCL report; create the VM as ConfidentialVM"},
+        isolation="TDX",
     ),
 }
 
@@ -290,7 +322,7 @@ def examine_machine(root: Path, broken: Broken) -> Diagnosis:
     found = examine(root)
     # CPU and sockets of this machine are not part of the tree.
     host = found.host._replace(
-        cpu=NO_CPU,
+        cpu=NO_CPU._replace(isolation=broken.isolation),
         platforms=broken.platforms or detect_platforms(root, ordinary_cpuid),
         vsock=found.host.vsock._replace(socket=broken.vsock),
     )
