@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit.attestation import Attestation
+from attestkit.attestation.nitro_document import is_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
@@ -151,6 +153,33 @@ class Authenticators:
         assert isinstance(platform, NitroEnclave)
         return self._aws.authenticate(platform.nsm_quote, now)
 
+    def _authenticate_tpm(
+        self,
+        attestation: Attestation,
+        trusted_aks: Collection[bytes],
+        now: datetime,
+        before_fetch: Callable[[], object],
+    ) -> Authenticated:
+        """Verify the quotes of a TPM without hardware evidence."""
+        # lazy: only for these platforms
+        from attestkit.verifier.platforms.attestation_key import AkTrust
+        from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
+        from attestkit.verifier.platforms.tpm import authenticate_tpm
+
+        trust = AkTrust(self.ak_chains, trusted_aks, now, before_fetch)
+        platform, stack = attestation.evidence
+        if isinstance(platform, GoTpmTools):
+            return authenticate_go_tpm_tools(platform.message, trust)
+        assert isinstance(platform, Tpm)
+        if _has_nitro_document(platform):
+            # lazy: only for a TPM of AWS
+            from attestkit.verifier.platforms import nitro_tpm_quote
+
+            return nitro_tpm_quote.authenticate_quote_with_document(
+                self._aws, platform, stack.report_data, now
+            )
+        return authenticate_tpm(platform, stack.report_data, trust)
+
     def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
         """Run the checks of a quote that need no collateral; see `Dcap.precheck`."""
         self._intel.precheck(quote, pck_certificate_chain, int(now.timestamp()))
@@ -160,6 +189,9 @@ class Authenticators:
         if parsed.quote is not None:
             return self._intel.genuine
         assert parsed.attestation is not None
+        platform = parsed.wire_platform
+        if isinstance(platform, (Tpm, GoTpmTools)):
+            return (self._aws if _has_nitro_document(platform) else self.ak_chains).genuine
         has_report = parsed.attestation.snp_report is not None
         return (self._amd if has_report else self._aws).genuine
 
@@ -231,6 +263,13 @@ def _snp_evidence(platform: Platform) -> SevSnp | None:
 
         return snp_evidence_of(platform)
     return platform if isinstance(platform, SevSnp) else None
+
+
+def _has_nitro_document(platform: Platform) -> bool:
+    """Return whether a NitroTPM document is in place of the certificates of a TPM's key."""
+    if not isinstance(platform, Tpm) or len(platform.vtpm_quote.ak_certificates) != 1:
+        return False
+    return is_nitro_document(platform.vtpm_quote.ak_certificates[0])
 
 
 def _single_certificate(certificate: bytes | str) -> bytes:

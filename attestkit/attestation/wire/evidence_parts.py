@@ -101,7 +101,8 @@ class VtpmQuote(NamedTuple):
     signature: bytes  # TPMT_SIGNATURE
     pcr_values: tuple[PcrValue, ...]  # in the order of the quote's selection
     ak_public: bytes = b""  # TPMT_PUBLIC, or DER SubjectPublicKeyInfo; empty: the HCL report has it
-    ak_certificates: tuple[bytes, ...] = ()  # DER, leaf first; may be empty
+    # DER, leaf first; may be empty. Or the NitroTPM document whose public_key is the key.
+    ak_certificates: tuple[bytes, ...] = ()
     boot_log: bytes = b""  # event log of the firmware, binary_bios_measurements; may be empty
     ima_log: bytes = b""  # binary_runtime_measurements of any bank; may be empty
 

@@ -2,11 +2,11 @@
 
 The evidence is that of a plain TPM, with the document in place of the certificate of the key. The
 document proves the PCRs of the instance by itself. It names the key because a program on the
-instance asked for that: a key of the TPM, if the program is honest.
+instance asked for that: a key of the TPM, if the program is honest. So the quote must not claim
+more than the document: only PCRs of its bank are accepted, with the document's values.
 """
 
 import hmac
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -14,15 +14,16 @@ from attestkit._crypto.ecdsa import P256_SPKI_HEAD
 from attestkit._crypto.p384 import P384_SPKI_HEAD
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._reasons import VerificationStep
-from attestkit.attestation.nitro_document import NitroDocument, is_nitro_document
+from attestkit.attestation.nitro_document import NitroDocument
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.platforms.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import BANK
-from attestkit.verifier.platforms.tpm import require_strong_bank, signed_report_data
+from attestkit.verifier.platforms.tpm import signed_report_data
 from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb, caution, passed
+from attestkit.verifier.vtpm_facts import VtpmFacts
 
 _UNCOMPRESSED: Final = 0x04  # first byte of an uncompressed point
 _SPKI_HEADS: Final = {65: P256_SPKI_HEAD, 97: P384_SPKI_HEAD}  # by the size of a point
@@ -32,11 +33,6 @@ _KEY_STEP: Final = caution(
     "a NitroTPM document names the attestation key; a program on the instance chose it, so that it "
     "is a key of the TPM is not proven",
 )
-
-
-def has_document(certificates: Sequence[bytes]) -> bool:
-    """Return whether a NitroTPM document is in place of the certificates of a key."""
-    return len(certificates) == 1 and is_nitro_document(certificates[0])
 
 
 def authenticate_quote_with_document(
@@ -55,9 +51,10 @@ def authenticate_quote_with_document(
         FormatError: If document, quote, signature or key is malformed.
         SignatureError: If a signature or certificate is not valid, or the quote's key is not the
             document's (`ak_mismatch`).
-        VerificationError: If the document is too old (`document_expired`), a PCR of the quote is
-            not the document's (`pcr_digest`), or the quote is over another nonce than the
-            document's (`tpm_qualifying_data`).
+        VerificationError: If the document is too old (`document_expired`), the quote selects
+            another bank than the document's (`pcr_selection`), a PCR of the quote is not the
+            document's (`pcr_digest`), or the quote is over another nonce than the document's
+            (`tpm_qualifying_data`).
     """
     evidence = platform.vtpm_quote
     (document,) = evidence.ak_certificates
@@ -71,10 +68,15 @@ def authenticate_quote_with_document(
         expected_extra=None,
         pcr_values=evidence.pcr_values,
     )
-    require_strong_bank([quote])
     _check_pcrs(quote, signed.content)
     step = _check_nonce(quote.attest.extra_data, signed.content)
-    found = quote.facts("certificate", details=(("module_id", signed.content.module_id),))
+    found = VtpmFacts(
+        attestation_key=quote.key.spki,
+        key_trust="certificate",
+        joins=(),
+        pcrs=quote.pcrs,
+        details=(("module_id", signed.content.module_id),),
+    )
     return Authenticated(
         status=None,
         advisory_ids=(),
@@ -111,9 +113,12 @@ def _public_area(key: bytes) -> bytes:
 
 
 def _check_pcrs(quote: VerifiedQuote, document: NitroDocument) -> None:
-    """Check that the quoted PCRs of the document's bank have the document's values."""
+    """Check that the quoted PCRs are of the document's bank, with the document's values."""
     for bank, index, value in quote.pcrs:
-        if bank == BANK and not hmac.compare_digest(value, document.pcr(index)):
+        if bank != BANK:
+            message = f"TPM quote: PCRs of {bank}; the NitroTPM document has those of {BANK} only"
+            raise VerificationError(message, reason="pcr_selection")
+        if not hmac.compare_digest(value, document.pcr(index)):
             raise VerificationError(
                 f"TPM quote: PCR {index} of {bank} is {value.hex()}, but the NitroTPM document has "
                 f"{document.pcr(index).hex()}",

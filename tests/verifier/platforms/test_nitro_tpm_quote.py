@@ -1,21 +1,27 @@
 """Tests of a TPM's quote beside a NitroTPM document that has its key."""
 
+import hashlib
 import json
 from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD
-from attestkit.attestation.wire.evidence_parts import PcrValue, Tpm, VtpmQuote
+from attestkit._crypto.x509.vendor_roots import AWS_ROOT
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import Evidence, PcrValue, Stack, Tpm, VtpmQuote
 from attestkit.errors import FormatError, SignatureError, VerificationError
-from attestkit.tpm import TpmtSignature
+from attestkit.tpm import PcrSelection, TpmsAttest, TpmtSignature
+from attestkit.verifier import Verifier
+from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.evidence_checks import ParsedEvidence
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm_quote import (
     authenticate_quote_with_document,
-    has_document,
 )
 from tests.raising import raises
 from tests.vectors import data, needs_shared
@@ -56,7 +62,6 @@ def point() -> bytes:
 @needs_shared
 def test_nitro_tpm_quote_of_sample_verifies_with_its_document() -> None:
     """Quote and document of one instance have the same key, nonce and PCRs."""
-    assert has_document(sample().vtpm_quote.ak_certificates)
     assert sample().vtpm_quote.ak_certificates == (genuine(),)
     spki = P256_SPKI_HEAD + point()
     for public in (b"", b"\4" + point(), spki):
@@ -66,7 +71,7 @@ def test_nitro_tpm_quote_of_sample_verifies_with_its_document() -> None:
         assert found.report_data == bytes.fromhex(SAMPLE["nonce"]).ljust(64, b"\0")
         assert found.vtpm is not None
         assert found.vtpm.attestation_key == spki
-        assert found.vtpm.reset_count == 3
+        assert found.vtpm.reset_count is None  # only the document is proven
         assert found.vtpm.key_trust == "certificate"
         assert [step.check for step in found.steps if step.outcome == "caution"] == [
             "attestation_key"
@@ -118,4 +123,44 @@ def test_nitro_tpm_quote_must_agree_with_its_document(
         authenticate_quote_with_document(Nitro(aws.root()), evidence, bytes(64), aws.NOW)
         return
     with raises(kind, reason):
+        authenticate_quote_with_document(Nitro(aws.root()), evidence, bytes(64), aws.NOW)
+
+
+@needs_shared
+def test_nitro_tpm_quote_is_verified_as_evidence_of_a_tpm() -> None:
+    """The verifier finds the document in place of a certificate, under AWS's root."""
+    report_data = bytes.fromhex(SAMPLE["nonce"]).ljust(64, b"\0")
+    evidence = Attestation(Evidence(sample(), Stack(report_data, (), "")))
+    verifier = Verifier()
+    for given in (evidence, evidence.to_bytes("cbor")):
+        found = verifier.examine(given, now=GENUINE_AT)
+        assert found.authenticate().chain[-1] == AWS_ROOT
+    parsed = ParsedEvidence.of(evidence)
+    assert Authenticators(None).genuine(parsed)
+    assert not Authenticators(aws.root()).genuine(parsed)
+
+
+@needs_shared
+def test_nitro_tpm_quote_over_another_bank_is_rejected() -> None:
+    """PCRs that the document does not have are not proven, whatever key signed them."""
+    own = aws.key("own", ec.SECP256R1)
+    spki = own.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    selection = PcrSelection("sha256", (7,))
+    digest = hashlib.sha256(bytes(32)).digest()
+    message = TpmsAttest.parse(sample().vtpm_quote.message)._replace(
+        selections=(selection,), pcr_digest=digest, extra_data=b"nonce"
+    )
+    r, s = decode_dss_signature(own.sign(message.encode(), ec.ECDSA(SHA256())))
+    signature = TpmtSignature(
+        "ecdsa", "sha256", r=r.to_bytes(32, "big"), s=s.to_bytes(32, "big")
+    ).encode()
+    pcrs = {index: bytes(48) for index in range(24)}
+    fields = {"pcrs": ..., "nitrotpm_pcrs": pcrs, "public_key": spki, "nonce": b"nonce"}
+    evidence = sample(
+        message=message.encode(),
+        signature=signature,
+        pcr_values=(PcrValue(7, "sha256", bytes(32)),),
+        ak_certificates=(aws.document(aws.payload(**fields)),),
+    )
+    with raises(VerificationError, "pcr_selection"):
         authenticate_quote_with_document(Nitro(aws.root()), evidence, bytes(64), aws.NOW)
