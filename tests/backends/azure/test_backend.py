@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
 from attestkit.attester import Attester
+from attestkit.backends.azure import Azure
+from attestkit.backends.azure import backend as backend_module
 from attestkit.backends.azure.paravisor import (
     AK_CERTIFICATE,
     AK_HANDLE,
@@ -17,8 +20,10 @@ from attestkit.backends.azure.paravisor import (
     REFRESH_SECONDS,
     USER_DATA,
 )
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (
+    BackendBusyError,
     BackendError,
     BackendUnavailableError,
     QuoteUnavailableError,
@@ -26,6 +31,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.report_data import ReportData
+from attestkit.testing.contract import BackendContract
 from attestkit.tpm import TpmsAttest
 from attestkit.verifier.result import Authenticated
 from tests.attestation.hcl import hcl_bytes
@@ -49,6 +55,70 @@ both = pytest.mark.parametrize("kind", ["snp", "tdx"])
 def create_vm(software_tpm: TpmClient, create_server: CreateServer) -> CreateVm:
     """Return a function that prepares swtpm as a confidential VM."""
     return lambda kind="snp": ConfidentialVm(software_tpm, create_server, kind)
+
+
+class TestContract(BackendContract):
+    """The contract of backends holds; `probe` has tests of its own, because swtpm has no device."""
+
+    @pytest.fixture(autouse=True)
+    def _vm(
+        self,
+        create_vm: CreateVm,
+        software_tpm: TpmClient,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+        self.vm, self.tpm = create_vm(), software_tpm
+
+    def make_backend(self) -> Azure:
+        """Return the backend of the VM."""
+        return self.vm.backend()
+
+    def probe_backend(self, backend: object) -> None:
+        """Skip."""
+
+
+def probe_with(
+    monkeypatch: pytest.MonkeyPatch, open_tpm: Callable[..., TpmClient]
+) -> Callable[[], None]:
+    """Return the probe of detection, on another TPM than that of a device node."""
+    monkeypatch.setattr(backend_module, "open_tpm", open_tpm)
+    return Azure.probe_for_detection
+
+
+def test_azure_probe_reads_the_report_and_sends_nothing(
+    create_vm: CreateVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report of SEV-SNP or TDX in the TPM suffices; the metadata service gets no request."""
+    vm = create_vm("tdx")
+    probe_with(monkeypatch, lambda *_: vm.tpm)()
+    assert not vm.imds.requests
+    with raises(UsageError, "closed"):
+        vm.tpm.read_nv_index(HCL_REPORT)
+
+
+def test_azure_probe_without_report_is_unavailable(
+    software_tpm: TpmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The TPM of another machine has no such index."""
+    with raises(BackendUnavailableError, "missing", part="ConfidentialVM"):
+        probe_with(monkeypatch, lambda *_: software_tpm)()
+
+
+def test_azure_probe_of_missing_or_failing_tpm_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Detection goes on if there is no TPM, or if another process has its raw node."""
+    monkeypatch.delenv("TPM_DEVICE", raising=False)
+    with raises(BackendUnavailableError, "missing"):
+        Azure.probe(KernelPaths.below(tmp_path))
+
+    def fail(*_: object) -> TpmClient:
+        raise BackendBusyError("/dev/tpm0: busy", reason="device")
+
+    with raises(BackendUnavailableError, "unreadable"):
+        probe_with(monkeypatch, fail)()
 
 
 def verify(platform: AzureSnp | AzureTdx, report_data: bytes = REPORT_DATA) -> Authenticated:
