@@ -322,15 +322,33 @@ def _cpu_flags(root: Path) -> HardwareSign:
 
 
 def _isolation() -> HardwareSign:
-    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3)."""
-    from attestkit import _native
-    from attestkit.backends.linux.host_inspection import inspect_cpu  # lazy: rarely needed
+    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3).
 
-    isolation = inspect_cpu(_native.cpuid).isolation
-    name = "Hyper-V isolation"
+    Without the compiled core there is no CPUID; on a machine of Azure, the TPM is then opened to
+    look for an HCL report.
+    """
+    from attestkit import _native
+    from attestkit.backends.linux import host_inspection  # lazy: rarely needed
+
+    cpu, name = host_inspection.inspect_cpu(_native.cpuid), "Hyper-V isolation"
+    isolation = cpu.isolation
+    if not cpu.known:
+        platforms = host_inspection.detect_platforms("/", _native.cpuid)
+        if any(one.name.startswith("Azure") for one in platforms) and _has_hcl_report():
+            return HardwareSign("HCL report", positive=True, saw="in the TPM")
+        return HardwareSign(name, positive=False, saw="unknown: needs the compiled core")
     if isolation in {"SNP", "TDX"}:
         return HardwareSign(f"{name} {isolation}", positive=True, saw="present")
     return HardwareSign(name, positive=False, saw=isolation)
+
+
+def _has_hcl_report() -> bool:
+    """Return whether the TPM has the report of a paravisor on SEV-SNP or TDX."""
+    try:
+        load("azure").probe()
+    except AttestKitError:
+        return False
+    return True
 
 
 def _path(root: Path, name: str, path: str) -> HardwareSign:

@@ -12,7 +12,7 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from attestkit.factory import open as open_attester
-from tests.backends.linux.machines import make, make_hyper_v_cpuid
+from tests.backends.linux.machines import make, make_hyper_v_cpuid, unavailable_cpuid
 from tests.raising import raises
 
 
@@ -303,6 +303,22 @@ def test_hyper_v_isolation_is_a_hardware_sign(
     assert sign.positive is (isolation in {2, 3})
     names = {2: "Hyper-V isolation SNP", 3: "Hyper-V isolation TDX"}
     assert sign.what == names.get(isolation, "Hyper-V isolation")
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_hcl_report_is_a_hardware_sign_without_cpuid(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, type], *, reported: bool
+) -> None:
+    """Without the compiled core, the TPM of a machine of Azure is asked; of others it is not."""
+    from attestkit.backends.linux import host_inspection
+
+    monkeypatch.setattr(_native, "cpuid", unavailable_cpuid)
+    absent = BackendUnavailableError("no HCL report", reason="missing")
+    found["azure"] = probed(None if reported else absent)
+    assert not backends.check_hardware_signs()[-1].positive
+    azure = host_inspection.Platform("Azure, perhaps", "DMI", supported=True, advice="")
+    monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: (azure,))
+    assert backends.check_hardware_signs()[-1].positive is reported
 
 
 def test_detect_error_with_hardware_signs_mentions_doctor(

@@ -9,6 +9,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.public_key import PublicVerificationKey
@@ -61,13 +62,17 @@ _REPEATED_15: Final = ("tee_tcb_svn2", "mr_service_td")
 Steps = tuple[VerificationStep, ...]
 
 
+# A verification needs the report several times.
+_parse_report = lru_cache(maxsize=8)(HclReport.parse)
+
+
 def read_azure_report(platform: AzureSnp | AzureTdx) -> HclReport:
     """Return the HCL report of evidence.
 
     Raises:
         FormatError: If it is malformed, or of the other kind of hardware.
     """
-    report = HclReport.parse(platform.hcl_report)
+    report = _parse_report(platform.hcl_report)
     wanted = "snp" if isinstance(platform, AzureSnp) else "tdx"
     if report.report_type != wanted:
         message = f"HCL report: has a report of {report.report_type}, must be of {wanted}"
