@@ -48,6 +48,9 @@ class VerificationOptions(NamedTuple):
     own_instant: bool  # verify a bundle at the time that it names
     inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
     images: "ImageStore | None" = None
+    ak_roots: tuple[bytes, ...] = ()  # of TPM keys: DER or PEM
+    ak_certificates: tuple[bytes, ...] = ()  # and CRLs: DER or PEM; untrusted
+    fetch_ak_certificates: bool = False
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -62,6 +65,9 @@ class VerificationOptions(NamedTuple):
             policy=self.policy,
             snp_certificates=self.certificates,
             images=self.images,
+            ak_roots=self.ak_roots,
+            ak_certificates=self.ak_certificates,
+            fetch_ak_certificates=self.fetch_ak_certificates,
         )
 
     @property
@@ -84,6 +90,9 @@ def _read_options(
     policy_name: str,
     at: str | None,
     images: Path | None,
+    ak_roots: tuple[Path, ...],
+    ak_certificates: tuple[Path, ...],
+    fetch_ak_certificates: bool,
 ) -> VerificationOptions:
     # Lazy: loads the server's configuration.
     from attestkit.serve.config.option_values import read_policy
@@ -96,6 +105,7 @@ def _read_options(
         pccs = None
     challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
     named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
+    named = (*named, *ak_roots, *ak_certificates)
     return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
         pccs_url=pccs or None,
@@ -110,6 +120,11 @@ def _read_options(
         own_instant=at == OWN_INSTANT,
         inputs=tuple(path for path in named if path is not None),
         images=None if images is None else _open_images(images),
+        ak_roots=tuple(_read("--ak-root", path, _ak_certificate) for path in ak_roots),
+        ak_certificates=tuple(
+            _read("--ak-certificate", path, _ak_certificate) for path in ak_certificates
+        ),
+        fetch_ak_certificates=fetch_ak_certificates,
     )
 
 
@@ -139,7 +154,28 @@ verification_options: Final = group_options(
         click.option(
             "--trust-anchor",
             type=PATH,
-            help="Root certificate to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
+            help="Root certificate to trust, DER or PEM, in place of those of the vendors.",
+        ),
+        click.option(
+            "--ak-certificate",
+            "ak_certificates",
+            type=PATH,
+            multiple=True,
+            help="Certificates and CRLs of CAs that certify keys of TPMs, DER or PEM; may be "
+            "repeated.",
+        ),
+        click.option(
+            "--ak-root",
+            "ak_roots",
+            type=PATH,
+            multiple=True,
+            help="Further root of keys of TPMs, DER or PEM, for evidence of a TPM alone; may be "
+            "repeated.",
+        ),
+        click.option(
+            "--fetch-ak-certificates",
+            is_flag=True,
+            help="Fetch missing ones from the addresses that Google's certificates name.",
         ),
         click.option(
             "--images",
@@ -226,6 +262,14 @@ def _certificate(data: bytes) -> bytes:
 
     if not read_endorsements([data]):
         raise FormatError("no certificate found", reason="missing")
+    return data
+
+
+def _ak_certificate(data: bytes) -> bytes:
+    """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
+    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+
+    AkChains(certificates=[data])
     return data
 
 

@@ -14,7 +14,10 @@ from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE
 
 Capture = pytest.CaptureFixture[str]
-OPTIONS = ["--collateral", "--certificate", "--trust-anchor", "--policy"]
+OPTIONS = [
+    *("--collateral", "--certificate", "--trust-anchor", "--ak-certificate", "--ak-root"),
+    "--policy",
+]
 
 
 def refusal(capsys: Capture, *words: str) -> str:

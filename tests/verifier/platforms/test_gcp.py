@@ -22,10 +22,12 @@ from attestkit.attestation.wire.evidence_parts import (
     GcpTdx,
     PcrValue,
     RuntimeEvent,
+    Tdx,
     TpmEvent,
     TpmQuote,
 )
 from attestkit.collateral import Collateral
+from attestkit.collateral.pccs_client import Response
 from attestkit.errors import (
     AttestKitError,
     FormatError,
@@ -43,6 +45,7 @@ from attestkit.verifier.platforms.gcp import GcpAuthenticator, gce_details
 from attestkit.verifier.result import Authenticated, Tcb
 from attestkit.verifier.vtpm_facts import VtpmFacts
 from tests.vectors import HAVE_SHARED, data, needs_shared
+from tests.verifier.platforms import intel
 
 NOW = datetime(2026, 6, 29, 12, tzinfo=timezone.utc)  # the collateral's and the certificates'
 COMPOSED = "vtpm/composed/gcp-tdx/"
@@ -421,3 +424,29 @@ def test_the_older_hierarchy_of_google_is_trusted() -> None:
     expected = json.loads(data("vtpm/expected.json"))["gcp/go-tpm-tools/gce-cos-85-nonce9009.pb"]
     assert dict(gce_details(certified.gce))["gce_instance"] == expected["gce"]["instance_name"]
     assert [step.outcome for step in certified.steps] == ["passed", "skipped"]
+
+
+def test_a_wrong_tpm_quote_does_not_doubt_the_collateral() -> None:
+    """Requests depend on the TDX quote only: each piece of collateral is requested once."""
+    requested: list[str] = []
+    service = intel.pccs()
+
+    def getter(url: str) -> Response:
+        requested.append(url)
+        return service(url)
+
+    td = intel.evidence().evidence
+    assert isinstance(td.platform, Tdx)
+    tpm_quote = platform_of(composed("signature-changed.v1.bin")).tpm_quote
+    platform = GcpTdx(td.platform.quote, td.platform.event_log, tpm_quote)
+    verifier = Verifier(
+        trust_anchor=intel.PKI.root_der,
+        pccs_url="https://pccs.example",
+        getter=getter,
+        clock=lambda: intel.NOW,
+    )
+    for _ in range(2):
+        with pytest.raises(VerificationError) as caught:
+            verifier.verify(Attestation(td._replace(platform=platform)), report_data=None)
+        assert caught.value.reason == "tpm_quote_bad_signature"
+    assert 0 < len(requested) == len(set(requested))
