@@ -14,7 +14,7 @@ import click
 
 from attestkit._formats.strict_json import check_depth
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import GoTpmTools, SevSnp, Tpm
+from attestkit.attestation.wire.evidence_parts import SevSnp, is_of_dstack
 from attestkit.cli.input.detect_format import (
     FileContent,
     identify,
@@ -24,6 +24,7 @@ from attestkit.cli.input.detect_format import (
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.output import console
 from attestkit.cli.output.registers import ima_replay, tpm_replay
+from attestkit.cli.output.tpm_evidence import describe_tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
@@ -113,10 +114,11 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
     quote, platform = evidence.quote, evidence.evidence.platform
     log: dict[str, Any] | None = _event_log(evidence.event_log)
     app: dict[str, Any] | None = None
-    if isinstance(platform, (SevSnp, Tpm, GoTpmTools)):
+    if isinstance(platform, SevSnp) or not is_of_dstack(platform):
         log = None  # no registers for a log of events
     try:
-        if not isinstance(platform, SevSnp) or platform.mr_config:
+        named = not isinstance(platform, SevSnp) or platform.mr_config
+        if named and is_of_dstack(platform):
             app = evidence.app_info.to_dict()
     except AttestKitError as error:  # show inconsistent evidence, too
         app = {"error": str(error)}
@@ -128,6 +130,7 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
         "app_info": app,
         "quote": None if quote is None else _quote(quote),
         "event_log": log,
+        "vtpm": describe_tpm(evidence),
     }
 
 
@@ -228,16 +231,16 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
     nested = {name: v for name, v in values.items() if isinstance(v, dict | list) and v}
     plain = {n: v for n, v in values.items() if n not in nested and v not in (None, "", [], {})}
     if "certificates" in nested:
-        plain.pop("data")
+        plain.pop("data", None)
     if plain:
         console.lines([] if first else [""])
         console.fields(title, plain, brief=True)
     for name, value in nested.items():
         if isinstance(value, dict):
             _print(name, value, first=False)
-        elif name == "certificates":
-            for number, certificate in enumerate(value, 1):
-                _print(f"certificate {number}", certificate, first=False)
+        elif name in {"certificates", "quotes"}:
+            for number, one in enumerate(value, 1):
+                _print(f"{name.removesuffix('s')} {number}", one, first=False)
         elif isinstance(value[0], dict):
             console.lines([""])
             console.fields(name, {})

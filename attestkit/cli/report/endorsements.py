@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from attestkit._crypto.pem import split_pem
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit.attestation.wire.evidence_parts import AzureSnp, GcpSnp, SevSnp
 from attestkit.cli.output.certificate_text import name_text, read_certificate_text
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import part_window
@@ -49,7 +49,7 @@ def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
         return ()
     assert isinstance(evidence, Attestation)
     platform = evidence.evidence.platform
-    if not isinstance(platform, SevSnp):
+    if not isinstance(platform, (SevSnp, GcpSnp, AzureSnp)):
         return ()
     found: list[bytes] = []
     for item in platform.cert_chain:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog
 from attestkit.quote import Quote
@@ -40,6 +41,8 @@ def build_timelines(
     )
     if isinstance(evidence, Quote):
         return plain
+    if evidence.quote is not None and not is_of_dstack(evidence.evidence.platform):
+        return tuple(_paravisor_register(register) for register in plain)
     if evidence.quote is None:
         return (*plain, *_unmeasured_events(evidence))
     try:
@@ -50,6 +53,13 @@ def build_timelines(
     compared = log.explained_registers()
     replayed = dict(enumerate(log.replay()))
     return tuple(_td_timeline(name, value, log, compared, replayed) for name, value in registers)
+
+
+def _paravisor_register(register: RegisterTimeline) -> RegisterTimeline:
+    """Return a register of a TD that a paravisor runs: the guest extends none of them."""
+    if register.name.startswith("RTMR"):
+        return register._replace(css="dim", state="not extended by the guest")
+    return register._replace(css="dim", state="measures the paravisor")
 
 
 def _unmeasured_events(evidence: Attestation) -> tuple[RegisterTimeline, ...]:

@@ -15,6 +15,7 @@ from attestkit._formats.strict_json import check_depth
 from attestkit._package import own_version
 from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.cli.file_verifier import FileOutcome
 from attestkit.cli.report.endorsements import (
     describe_chain,
@@ -24,6 +25,7 @@ from attestkit.cli.report.endorsements import (
 )
 from attestkit.cli.report.events import build_timelines
 from attestkit.cli.report.tcb_levels import tcb_table
+from attestkit.cli.report.tpm_section import build_tpm_section
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log.display import event_name, preview
 from attestkit.event_log.event_types import NO_ACTION
@@ -42,6 +44,7 @@ _HEADLINES: Final = {0: "Accepted", 4: "Refused by policy", 5: "Unreadable"}
 _TITLES: Final = {
     "identity": ("app", "App"),
     "registers": ("registers", "Registers and events"),
+    "vtpm": ("tpm", "TPM"),
     "attributes": ("attributes", "Attributes"),
     "chain": ("chain", "Certificate chain"),
     "tcb": ("tcb", "TCB levels"),
@@ -134,7 +137,8 @@ def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, 
     chain = presented_chain(evidence) if result is None else result.certificate_chain
     return {
         "identity": _identity(_app_info(evidence, result)),
-        "registers": build_timelines(evidence, claims.registers),
+        "registers": build_timelines(evidence, _own_registers(claims)),
+        "vtpm": build_tpm_section(evidence, result),
         "attributes": {name: value.hex() for name, value in claims.attributes},
         "chain": describe_chain(chain, outcome.at),
         "tcb": None if collateral is None else tcb_table(collateral, evidence),
@@ -144,8 +148,16 @@ def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, 
     }
 
 
+def _own_registers(claims: "Claims") -> list[tuple[str, bytes]]:
+    """Return the registers without the PCRs of a TPM, which have a section of their own."""
+    of_tpm = () if claims.vtpm is None else claims.vtpm.registers()
+    return [register for register in claims.registers if register not in of_tpm]
+
+
 def _has_log(evidence: Attestation | Quote | None) -> bool:
-    return isinstance(evidence, Attestation) and evidence.quote is not None
+    if not isinstance(evidence, Attestation) or evidence.quote is None:
+        return False
+    return is_of_dstack(evidence.evidence.platform)
 
 
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":

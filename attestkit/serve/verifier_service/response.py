@@ -21,6 +21,7 @@ from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
+from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -255,9 +256,14 @@ class _Verification:
         self.step = _QUOTE
         examination, authenticated = self._authenticate(attestation)
         self.step = _OS_IMAGE
-        image_hash = self._os_image(examination, attestation)
-        self.step = _EVENT_LOG
-        self._app_info(examination, authenticated, image_hash)
+        if is_of_dstack(attestation.evidence.platform):
+            image_hash = self._os_image(examination, attestation)
+            self.step = _EVENT_LOG
+            self._app_info(examination, authenticated, image_hash)
+        else:  # no image and no app of dstack: the policy has to name PCRs or registers
+            examination.image_hash()
+            self.step = _EVENT_LOG
+            examination.app_info()
         self.step = _POLICY
         if (nonce := self._query.nonce) is not None:
             result = examination.appraise(nonce=nonce)
@@ -265,6 +271,8 @@ class _Verification:
             result = examination.appraise(report_data=self._query.report_data)
         if not isinstance(result, AttestationResult):  # only a result means success
             raise TypeError(f"appraise() returned {type(result).__name__}")
+        if (vtpm := result.claims.vtpm) is not None:
+            self.details.update(tee_variant=result.claims.platform, vtpm=vtpm.to_dict())
         return result
 
     def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":

@@ -7,12 +7,14 @@
 | executables | 3: the policy names the OS image by its hash; its ACPI tables are known | - | - |
 | runtime-opaque | 2: a TD, an SEV-SNP guest, an enclave of SGX; never one in debug mode | - | - |
 
-Other members are not set. An AWS Nitro enclave has no TCB status, and therefore neither hardware
-nor runtime-opaque. ACPI tables are code from the host that the kernel executes (see `acpi`): those
-of a TD are pinned by a reference value of RTMR0, or recomputed by a verifier with images; an
-enclave has none from its operator; and those of an SEV-SNP guest are not measured, so that
-executables is never set for an SEV-SNP guest. If the root is not the vendor's, hardware is 97
-(unrecognized hardware) and is the only claim, because all others depend on it.
+Other members are not set. An AWS Nitro enclave and a TPM alone have no TCB status, and therefore
+neither hardware nor runtime-opaque. Evidence behind a paravisor that no rule identifies has no
+runtime-opaque. The facts of a TPM are `vtpm` of the result. ACPI tables are code from the host that
+the kernel executes (see `acpi`): those of a TD are pinned by a reference value of RTMR0, or
+recomputed by a verifier with images; an enclave has none from its operator; and those of an SEV-SNP
+guest are not measured, so that executables is never set for an SEV-SNP guest. If the root is not
+the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because all others
+depend on it.
 
 No member is about freshness. The status of evidence that is not bound to a nonce is therefore at
 most `warning`, whatever the vector has; draft-ietf-rats-ear allows a status worse than the vector.
@@ -63,7 +65,11 @@ VECTOR: Final = {
 LABELS: Final = TOP | VERIFIER | APPRAISAL | VECTOR
 """CBOR labels by claim name. Names are distinct; one label has several names."""
 
-_ENCRYPTED: Final = ("dstack-tdx", "dstack-amd-sev-snp", "sgx")
+# Not `hcl-snp` and `hcl-tdx`, whose paravisor is not identified, so that it could be any guest.
+_ENCRYPTED: Final = (
+    *("dstack-tdx", "dstack-amd-sev-snp", "sgx"),
+    *("dstack-gcp-tdx", "gcp-snp", "azure-snp", "azure-tdx"),
+)
 _MISCONFIGURED: Final = (
     TcbStatus.CONFIGURATION_NEEDED,
     TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED,

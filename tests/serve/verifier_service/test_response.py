@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
-from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack, Tpm
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -27,6 +28,7 @@ from attestkit.serve.verifier_service.response import (
     _key_provider,
     run_verification,
 )
+from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.pipeline import Verifier
 from tests.attestation.samples import TPM_QUOTE
 from tests.serve.verifier_service.judges import (
@@ -360,15 +362,15 @@ def test_verify_empty_step_result_is_a_rejection(
     assert check_refused(decode_outcome(outcome), step) == text
 
 
-def test_verify_vtpm_evidence_is_refused() -> None:
-    """Evidence that relies on a vTPM is refused by name."""
+def test_verify_evidence_with_tpm_verifies_the_hardware_first() -> None:
+    """A TD beside a TPM needs collateral like any other; its TPM is not looked at before."""
     from attestkit.attestation.wire.evidence_parts import GcpTdx, Tdx
 
     platform, stack = create_evidence().evidence
     assert isinstance(platform, Tdx)
     gcp = Attestation(Evidence(GcpTdx(*platform, TPM_QUOTE), stack))
     found = respond(Verifier(), create_request(gcp))
-    assert found["reason"].startswith("Quote verification failed: dstack-gcp-tdx evidence: ")
+    assert found["reason"].startswith("Quote verification failed: collateral: missing")
     assert found["details"] == NOTHING
 
 
@@ -387,6 +389,26 @@ def test_verify_vlek_signed_report_is_refused() -> None:
     assert found["reason"].startswith("Quote verification failed: SNP report: signed by a VLEK")
     assert found["details"] == NOTHING
     assert verifier.taken == []
+
+
+@needs_shared
+def test_verify_tpm_has_facts_in_details() -> None:
+    """Evidence of a platform that dstack does not define is valid if the policy accepts it."""
+    evidence = Attestation.from_bytes(data("vtpm/generic/trustee/tpm_evidence.json"))
+    platform = evidence.evidence.platform
+    assert isinstance(platform, Tpm)
+    key = platform.vtpm_quote.ak_public
+    policy = AppraisalPolicy.default().replace(platforms={"tpm"}, trusted_aks={sha256(key)})
+    request = VerificationRequest(evidence.to_bytes())
+    found = respond(Verifier(policy=policy), request)
+    assert found["is_valid"], found["reason"]
+    details = found["details"]
+    assert (details["tee_variant"], details["os_image_hash_verified"]) == ("tpm", False)
+    assert details["vtpm"]["key_trust"] == "listed"
+    assert len(details["vtpm"]["pcrs"]) == 24
+    refused = respond(Verifier(), request)
+    assert not refused["is_valid"]
+    assert "vtpm" not in refused["details"]
 
 
 def test_verify_malformed_snp_report_is_a_rejection() -> None:

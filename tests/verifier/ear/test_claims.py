@@ -28,7 +28,13 @@ from tests.verifier.ear.ears import (
 # -- signed claims ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["dstack-tdx", "dstack-amd-sev-snp", "sgx"])
+@pytest.mark.parametrize(
+    "platform",
+    [
+        *("dstack-tdx", "dstack-amd-sev-snp", "sgx"),
+        *("dstack-gcp-tdx", "gcp-snp", "azure-snp", "azure-tdx"),
+    ],
+)
 def test_vector_by_tcb_status(platform: str) -> None:
     """Each TCB status has its vector; a revoked platform claims no memory encryption."""
     good, warning = {"runtime-opaque": 2}, {"runtime-opaque": 2, "hardware": 32}
@@ -58,6 +64,15 @@ def test_vector_without_tcb_status_is_empty() -> None:
         trustworthiness_vector(create_small_result(status=None, platform="dstack-nitro-enclave"))
         == {}
     )
+
+
+@pytest.mark.parametrize("platform", ["hcl-snp", "hcl-tdx"])
+def test_vector_of_unidentified_paravisor_claims_no_encryption(platform: str) -> None:
+    """Whose memory is encrypted is not known before a rule has identified the paravisor."""
+    found = trustworthiness_vector(
+        create_small_result(status=TcbStatus.UP_TO_DATE, platform=platform)
+    )
+    assert found == {"hardware": 2}
 
 
 def test_tier_of_value() -> None:

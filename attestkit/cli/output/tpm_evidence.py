@@ -1,0 +1,189 @@
+"""The unverified content of evidence with a TPM, as plain values: quotes, PCRs, key, logs."""
+
+from typing import Any, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    GcpSnp,
+    GcpTdx,
+    GoTpmTools,
+    NitroTpm,
+    PcrValue,
+    Platform,
+    Tpm,
+    TpmEvent,
+)
+from attestkit.errors import AttestKitError
+from attestkit.tpm import TpmsAttest, TpmtSignature
+
+
+class TpmParts(NamedTuple):
+    """What evidence has of a TPM."""
+
+    quotes: tuple[tuple[bytes, bytes], ...] = ()  # TPMS_ATTEST and TPMT_SIGNATURE
+    pcr_values: tuple[PcrValue, ...] = ()
+    attestation_key: bytes = b""  # TPMT_PUBLIC or DER; empty if a certificate or report has it
+    certificates: tuple[bytes, ...] = ()  # DER, of the key first
+    boot_log: bytes = b""
+    ima_log: bytes = b""
+    digests: tuple[TpmEvent, ...] = ()  # of a log in the form of dstack
+
+
+def read_tpm_parts(platform: Platform) -> TpmParts | None:
+    """Return what a platform's evidence has of a TPM; None without one.
+
+    Raises:
+        FormatError: If a message of go-tpm-tools is malformed.
+    """
+    if isinstance(platform, (GcpTdx, GcpSnp)):
+        quote = platform.tpm_quote
+        return TpmParts(
+            ((quote.message, quote.signature),),
+            quote.pcr_values,
+            certificates=(quote.ak_cert,),
+            digests=quote.event_log,
+        )
+    if isinstance(platform, (AzureSnp, AzureTdx, Tpm)):
+        found = platform.vtpm_quote
+        return TpmParts(
+            ((found.message, found.signature),),
+            found.pcr_values,
+            found.ak_public,
+            found.ak_certificates,
+            found.boot_log,
+            found.ima_log,
+        )
+    if isinstance(platform, GoTpmTools):
+        from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
+
+        message = GoTpmToolsMessage.parse(platform.message)
+        return TpmParts(
+            tuple([(one.message, one.signature) for one in message.quotes]),
+            tuple([pcr for one in message.quotes for pcr in one.pcr_values]),
+            message.ak_public,
+            tuple(filter(None, (message.ak_certificate, *message.intermediates))),
+            message.event_log,
+        )
+    return None
+
+
+def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
+    """Return plain values ready for JSON; None on a platform without a TPM.
+
+    The only member is `error` if the evidence of the TPM is malformed as a whole. A malformed quote
+    or certificate has the member `error` instead of its own.
+    """
+    platform = evidence.evidence.platform
+    try:
+        if isinstance(platform, NitroTpm):
+            return _describe_document(evidence)
+        parts = read_tpm_parts(platform)
+    except AttestKitError as error:
+        return {"error": str(error)}
+    if parts is None:
+        return None
+    from attestkit.cli.output.certificate_text import describe_certificate  # lazy: slow to import
+
+    explained, problem = explain_pcrs(parts)
+    return {
+        "attestation_key": parts.attestation_key.hex(),
+        "quotes": [_describe_quote(*quote) for quote in parts.quotes],
+        "pcrs": [
+            {
+                "pcr": f"{pcr.algorithm}:{pcr.number}",
+                "value": pcr.value.hex(),
+                "explained": (pcr.algorithm, pcr.number) in explained,
+            }
+            for pcr in sorted(parts.pcr_values, key=lambda pcr: (pcr.algorithm, pcr.number))
+        ],
+        "log_error": problem,
+        "certificates": [describe_certificate(der) for der in parts.certificates],
+        "paravisor": _describe_paravisor(platform),
+    }
+
+
+def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | None]:
+    """Return bank and index of the PCRs that the logs replay to, and why the logs do not replay."""
+    if parts.digests:
+        return _replay_digests(parts), None
+    if not parts.boot_log and not parts.ima_log:
+        return frozenset(), None
+    from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs  # lazy: only with logs
+
+    pcrs = [(pcr.algorithm, pcr.number, pcr.value) for pcr in parts.pcr_values]
+    try:
+        return frozenset(replay_pcr_logs(pcrs, parts.boot_log, parts.ima_log).replayed), None
+    except AttestKitError as error:
+        return frozenset(), str(error)
+
+
+def _replay_digests(parts: TpmParts) -> frozenset[tuple[str, int]]:
+    replayed: dict[int, bytes] = {}
+    for index, digest in parts.digests:
+        replayed[index] = sha256(replayed.get(index, bytes(32)) + digest)
+    return frozenset(
+        ("sha256", pcr.number)
+        for pcr in parts.pcr_values
+        if pcr.algorithm == "sha256" and replayed.get(pcr.number) == pcr.value
+    )
+
+
+def _describe_quote(message: bytes, signature: bytes) -> dict[str, Any]:
+    try:
+        attest, signed = TpmsAttest.parse(message), TpmtSignature.parse(signature)
+    except AttestKitError as error:
+        return {"error": str(error)}
+    return {
+        "algorithm": f"{signed.algorithm}-{signed.hash_name}",
+        "extra_data": attest.extra_data.hex(),
+        "selection": ", ".join(
+            f"{one.bank}: {' '.join(map(str, one.pcrs)) or 'none'}" for one in attest.selections
+        ),
+        "pcr_digest": attest.pcr_digest.hex(),
+        "clock_ms": attest.clock_ms,
+        "reset_count": attest.reset_count,
+        "restart_count": attest.restart_count,
+        "safe": attest.safe,
+        "firmware_version": f"{attest.firmware_version:016x}",
+    }
+
+
+def _describe_document(evidence: Attestation) -> dict[str, Any]:
+    """Return the PCRs of a NitroTPM's document, which has no quote and no key."""
+    from attestkit.cli.output.certificate_text import describe_certificate  # lazy: slow to import
+
+    document = evidence.nitro_document
+    assert document is not None
+    return {
+        "attestation_key": "",
+        "quotes": [],
+        "pcrs": [
+            {"pcr": f"sha384:{index}", "value": value.hex(), "explained": False}
+            for index, value in sorted(document.pcrs.items())
+        ],
+        "log_error": None,
+        "certificates": [describe_certificate(document.certificate)],
+        "paravisor": None,
+    }
+
+
+def _describe_paravisor(platform: Platform) -> dict[str, Any] | None:
+    """Return what the HCL report says of a VM; None without one."""
+    if not isinstance(platform, (AzureSnp, AzureTdx)):
+        return None
+    from attestkit.attestation.hcl_report import HclReport  # lazy: only for Azure
+
+    try:
+        report = HclReport.parse(platform.hcl_report)
+    except AttestKitError as error:
+        return {"error": str(error)}
+    user_data = report.content.user_data
+    return {
+        "report_type": report.report_type,
+        "attestation_key": report.content.attestation_key.spki.hex(),
+        "user_data": None if user_data is None else user_data.hex(),
+        "configuration": dict(report.content.configuration),
+    }
