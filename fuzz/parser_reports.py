@@ -14,7 +14,7 @@ from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdB
 from attestkit.backends.tdx.qgs import parse_frame, parse_quote_response
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.emulator.quote_service import answer_request
-from attestkit.emulator.td import ReportQuoter
+from attestkit.backends.simulator.td_reports import ReportQuoter
 from attestkit.errors import BackendError, FormatError, UnsupportedError, UsageError
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.snp_report import SnpReport

@@ -30,7 +30,7 @@ from attestkit.emulator.kernel_files import (
 )
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.snp_driver import SnpProvider, snp_device
-from attestkit.emulator.td import EmulatedTd, ReportQuoter
+from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.tdx_driver import (
     DRIVERS,
     Host,

@@ -16,7 +16,7 @@ from typing import Final
 
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.emulator.td import ReportQuoter
+from attestkit.backends.simulator.td_reports import ReportQuoter
 from attestkit.errors import FormatError, UsageError
 
 _HEADER: Final = struct.Struct("<HHIII")  # major, minor, type, size, error code

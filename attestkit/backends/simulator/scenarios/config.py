@@ -340,6 +340,46 @@ class SnpConfig(msgspec.Struct, frozen=True):
                 raise UsageError(text, reason="wrong_value")
 
 
+class CloudConfig(msgspec.Struct, frozen=True):
+    """Deviations of a guest behind a vTPM; each applies to the platforms that have what it changes.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    # Azure: the paravisor's claims and report.
+    secure_boot: bool = True
+    console_enabled: bool = False
+    bound: bool = True  # the hardware report is over the runtime data
+    foreign_ak: bool = False  # runtime data or certificate have the key of another TPM
+    vmpl: int = 0  # 0 to 3, of the SEV-SNP report
+    # All clouds.
+    stale_nonce: bool = False  # evidence over other report data than requested
+    bank: Literal["sha256", "sha384"] = "sha256"  # that the TPM's quote selects
+    relayed: bool = False  # the hardware's evidence is of another machine
+    document_age: timedelta = timedelta()  # of a NitroTPM document and its certificates
+
+    def __post_init__(self) -> None:
+        _check_range("vmpl", self.vmpl, 3)
+        if self.bank not in ("sha256", "sha384"):
+            text = f"bank: must be sha256 or sha384, not {self.bank!r}"
+            raise UsageError(text, reason="wrong_value")
+
+
+PLATFORMS: Final = (
+    "tdx",
+    "snp",
+    "azure-snp",
+    "azure-tdx",
+    "gcp-snp",
+    "gcp-tdx",
+    "aws-snp",
+    "aws-nitro-tpm",
+    "tpm",
+)
+"""Simulated platforms; all but the first two are guests of clouds, or have a TPM alone."""
+
+
 class Scenario(msgspec.Struct, frozen=True):
     """A simulated platform with deviations of its evidence and endorsements.
 
@@ -348,7 +388,8 @@ class Scenario(msgspec.Struct, frozen=True):
             neither DER nor a label.
     """
 
-    platform: Literal["tdx", "snp"] = "tdx"
+    platform: str = "tdx"  # one of `PLATFORMS`
+    cloud: CloudConfig = CloudConfig()
     snp: SnpConfig = SnpConfig()  # applies to SEV-SNP, with `platform_pki` and `trust_anchor`
     image: ImageConfig = ImageConfig()  # of a TD
     pki: PkiConfig = PkiConfig()
@@ -365,8 +406,8 @@ class Scenario(msgspec.Struct, frozen=True):
     trust_anchor: bytes | str | None = None
 
     def __post_init__(self) -> None:
-        if self.platform not in ("tdx", "snp"):
-            text = f"platform: must be tdx or snp, not {self.platform!r}"
+        if self.platform not in PLATFORMS:
+            text = f"platform: must be one of {', '.join(PLATFORMS)}, not {self.platform!r}"
             raise UsageError(text, reason="wrong_value")
         if self.quote_version not in (None, 4, 5):
             text = f"quote_version: must be 4 or 5, not {self.quote_version!r}"

@@ -28,12 +28,12 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
 
     Raises:
         UsageError: If the argument has another type, the name is unknown, or the scenario is not
-            for `platform`: "tdx", "snp", or None for both.
+            for `platform`: one of `PLATFORMS`, or None for any.
     """
-    if platform not in (None, "tdx", "snp"):
-        raise UsageError(f"platform: must be tdx or snp, not {platform!r}", reason="wrong_value")
+    if platform is not None and not isinstance(platform, str):
+        raise UsageError(f"platform: must be a str, not {platform!r}", reason="wrong_type")
     if chosen is None:
-        return Scenario(platform="snp") if platform == "snp" else Scenario()
+        return Scenario() if platform is None else Scenario(platform=platform)
     if isinstance(chosen, str):
         chosen = scenario(chosen)
     if not isinstance(chosen, Scenario):

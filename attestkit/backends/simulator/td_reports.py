@@ -1,4 +1,4 @@
-"""TD of an emulated machine: registers, TD reports and the boot id of its kernel."""
+"""TD of a machine whose kernel interfaces are simulated: registers, TD reports and the boot id."""
 
 import hmac
 import struct
@@ -34,6 +34,8 @@ class EmulatedTd:
         mr_config_id: 48 bytes, set at launch.
         random: Returns a number of random bytes.
         scenario: Deviations of the launch values.
+        paravisor: MRTD (48 bytes) of a paravisor, which extends no register; None: the TD boots the
+            simulated OS image.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class EmulatedTd:
         mr_config_id: bytes,
         random: Callable[[int], bytes],
         scenario: Scenario = _HEALTHY,
+        paravisor: bytes | None = None,
     ) -> None:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        self.launch: TdBody = launch_body(scenario, mr_config_id)
+        self.launch: TdBody = launch_body(scenario, mr_config_id, mrtd=paravisor)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -62,8 +65,10 @@ class EmulatedTd:
         self._head += sha384(self._tcb_info).digest()
         self._td_info_head = b"".join(launch[4:10])  # td_attributes to mr_owner_config
         self._td_info_tail = launch.mr_service_td + bytes(64)
-        image = simulated_image(scenario.image)
-        self._boot_values = (*replay_records(boot_records(image)), bytes(48))
+        self._boot_values = (bytes(48),) * 4
+        if paravisor is None:
+            image = simulated_image(scenario.image)
+            self._boot_values = (*replay_records(boot_records(image)), bytes(48))
         self.rtmrs: list[bytes] = []
         self.boot_id: str = ""
         self.reboot()

@@ -1,0 +1,154 @@
+"""Base of simulated guests behind a vTPM: the real backend of a cloud over a simulated machine."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from attestkit.attestation.wire.evidence_parts import Platform
+from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
+from attestkit.backends.simulator.clouds.firmware_log import BootRecord
+from attestkit.backends.simulator.clouds.vtpm import SimulatedVtpm, TpmKind
+from attestkit.backends.simulator.software_tpm import TpmHooks
+from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.boot_files import BootSource
+
+_STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
+_RETRY: Final = 0x922  # TPM_RC_RETRY
+_FAILURE: Final = 0x101  # TPM_RC_FAILURE
+_QUOTE: Final = 0x158
+_PCR_READ: Final = 0x17E
+_RACED_PCR: Final = 10
+
+
+class SimulatedClock:
+    """Monotonic seconds that advance with the waits of a simulated guest."""
+
+    def __init__(self) -> None:
+        self._waited = 0.0
+
+    def read(self) -> float:
+        """Return the seconds since any start."""
+        return time.monotonic() + self._waited
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._waited += seconds
+
+
+class CloudSimulator(Simulator):
+    """A simulated guest with a vTPM; `collect_evidence` is that of the cloud's real backend.
+
+    The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None.
+    The TPM is `tpm_kind`, which a subclass or the environment of a test may set before creation.
+    """
+
+    tpm_kind: TpmKind = "model"
+    # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
+    read_rtmr: Any = None
+    extend_rtmr: Any = None
+    open_journal: Any = None
+
+    _guest: Any  # the cloud's backend: a Backend and EvidenceCollector
+    _vtpm: SimulatedVtpm
+
+    def _chosen_version(self, requested: int | None) -> int:
+        if requested is not None:
+            text = f"quote_version: does not apply to {self.platform}"
+            raise UsageError(text, reason="not_applicable")
+        return self._scenario.quote_version or 4
+
+    def _launch(
+        self,
+        seed: bytes,
+        app_id: bytes,
+        vm_config: str | None,
+        image: "BootSource | None",
+        random: Callable[[int], bytes],
+    ) -> None:
+        for name, value in (("state_dir", self._folder), ("image", image)):
+            if value is not None:
+                text = f"{name}: does not apply to {self.platform}, which keeps no state"
+                raise UsageError(text, reason="not_applicable")
+        self._seed, self._random = seed, random
+        self._clock = SimulatedClock()
+        self.vm_config = vm_config or ""
+        self._start(app_id)
+
+    def _start(self, app_id: bytes) -> None:
+        """Set the hardware, `_vtpm` and `_guest`."""
+        raise NotImplementedError
+
+    def _start_vtpm(self, records: tuple[BootRecord, ...], hooks: TpmHooks) -> SimulatedVtpm:
+        """Start the TPM, into which the firmware measures records; its faults are injected."""
+        hooks.fault = self._tpm_fault
+        return SimulatedVtpm(
+            self._seed,
+            records,
+            kind=self.tpm_kind,
+            hooks=hooks,
+            clock=self._clock.read,
+            sleep=self._clock.sleep,
+            random=self._random,
+        )
+
+    def _tpm_fault(self, code: int) -> int:
+        """Return the response code of an armed fault, or 0; `pcr_race` extends a PCR."""
+        if not self.faults.any:
+            return 0
+        if self.faults.strike("tpm:busy") is not None:
+            return _RETRY
+        if code == _QUOTE and self.faults.strike("tpm:quote") is not None:
+            return _FAILURE
+        if code == _PCR_READ and self.faults.strike("tpm:pcr") is not None:
+            digest = self._random(32)
+            self._vtpm.tpm.provision_pcr(_RACED_PCR, {"sha256": digest})
+        return 0
+
+    def collect_evidence(self, report_data: bytes) -> Platform:
+        """Return evidence over `report_data`, exactly 64 bytes.
+
+        Raises:
+            UsageError: If `report_data` is not 64 bytes.
+            BackendError: If a fault is injected.
+        """
+        check_bytes("report_data", report_data, 64)
+        return self._collect(_STALE if self._scenario.cloud.stale_nonce else report_data)
+
+    def _collect(self, report_data: bytes) -> Platform:
+        collector: EvidenceCollector = self._guest
+        return collector.collect_evidence(report_data)
+
+    def read_attestation_key(self) -> bytes:
+        """Return the TPM's key (DER SubjectPublicKeyInfo) if the hardware has to commit to it.
+
+        Raises:
+            UnsupportedError: On other platforms.
+        """
+        collector: EvidenceCollector = self._guest
+        return collector.read_attestation_key()
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Raise UnsupportedError, as the cloud's backend."""
+        guest: Backend = self._guest
+        return guest.get_quote(report_data)
+
+    def read_event_log(self) -> bytes:
+        """Return the log of RTMRs, as the cloud's backend; the TPM's log is in the evidence."""
+        guest: Backend = self._guest
+        return guest.read_event_log()
+
+    @property
+    def served_platform(self) -> NoReturn:
+        """Raise UnsupportedError: no PCCS is served for guests of clouds."""
+        raise UnsupportedError(f"{self.platform}: no PCCS is served for it", reason="feature")
+
+    def reset(self) -> NoReturn:
+        """Raise UnsupportedError: the guest keeps no state; open another one."""
+        raise UnsupportedError(f"{self.platform}: cannot be reset; open another", reason="feature")
+
+    def _halt(self) -> None:
+        self._guest.close()
+        self._vtpm.close()

@@ -1,0 +1,110 @@
+"""The firmware's log of a simulated vTPM, and the PCRs that it explains (vtpm.md, section 5).
+
+The records are those of a UEFI machine that boots a unified kernel image by systemd-boot's stub,
+in the crypto-agile format of the TCG PC Client Platform Firmware Profile, section 10.2. Digests are
+of simulated components.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from attestkit.event_log.event_types import NO_ACTION
+from attestkit.tpm.algorithms import HASH_IDS, hash_size
+
+BANKS: Final = ("sha1", "sha256", "sha384")
+"""Banks of the log, those of the simulated TPM."""
+
+_SEPARATOR: Final = 0x00000004
+_CRTM_VERSION: Final = 0x00000008
+_IPL: Final = 0x0000000D
+_VARIABLE: Final = 0x80000001
+_APPLICATION: Final = 0x80000003
+_GPT: Final = 0x80000006
+_ACTION: Final = 0x80000007
+_FIRMWARE_BLOB: Final = 0x80000008
+_SEPARATOR_DATA: Final = bytes(4)
+_CALLING: Final = b"Calling EFI Application from Boot Option"
+_SECURE_BOOT_VARIABLES: Final = ("SecureBoot", "PK", "KEK", "db", "dbx")
+_STUB_SECTIONS: Final = (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat")
+
+
+class BootRecord(NamedTuple):
+    """A record of the log, which extends a PCR in each bank."""
+
+    pcr: int
+    event_type: int
+    data: bytes  # the event's data, which are not measured themselves
+    digests: Mapping[str, bytes]  # by bank
+
+
+def measured(
+    pcr: int, event_type: int, content: bytes, data: bytes | None = None, **known: bytes
+) -> BootRecord:
+    """Return a record of content: its digest in each bank, or one in `known`."""
+    digests = {bank: known.get(bank) or hashlib.new(bank, content).digest() for bank in BANKS}
+    return BootRecord(pcr, event_type, content if data is None else data, digests)
+
+
+def uefi_records(
+    firmware: str, uki: BootRecord, *, version: BootRecord | None = None
+) -> tuple[BootRecord, ...]:
+    """Return the records of a boot, in order.
+
+    Args:
+        firmware: Name of the simulated firmware; another name gives other values of PCR 0.
+        uki: Record of the unified kernel image, in PCR 4 or, as by Google's loader, in PCR 2.
+        version: Record of the firmware's version; None: of the simulated firmware.
+    """
+    blob = measured(0, _FIRMWARE_BLOB, f"firmware {firmware}".encode())
+    variables = [
+        measured(7, _VARIABLE, f"{name} of {firmware}".encode()) for name in _SECURE_BOOT_VARIABLES
+    ]
+    separators = [measured(pcr, _SEPARATOR, _SEPARATOR_DATA) for pcr in range(8)]
+    sections = [
+        measured(11, _IPL, f"section {name}".encode(), name.encode() + b"\0")
+        for name in _STUB_SECTIONS
+    ]
+    return (
+        measured(0, _CRTM_VERSION, f"{firmware} 1".encode("utf-16-le") + b"\0\0"),
+        blob if version is None else version,
+        *variables,
+        measured(1, _VARIABLE, b"BootOrder"),
+        measured(4, _ACTION, _CALLING),
+        *separators,
+        measured(2 if uki.pcr == 2 else 5, _GPT, b"partition table"),
+        uki,
+        measured(9, _IPL, b"initrd", b"linux initrd\0"),
+        measured(12, _IPL, b"console=ttyS0", b"kernel command line\0"),
+        *sections,
+        measured(5, _ACTION, b"Exit Boot Services Invocation"),
+        measured(5, _ACTION, b"Exit Boot Services Returned with Success"),
+    )
+
+
+def boot_application(content: bytes, pcr: int = 4) -> BootRecord:
+    """Return the record of a boot application, whose data are not a real device path."""
+    return measured(pcr, _APPLICATION, content)
+
+
+def encode_log(records: Sequence[BootRecord]) -> bytes:
+    """Return the log as Linux shows it in binary_bios_measurements, without padding."""
+    return _header() + b"".join(map(_encode, records))
+
+
+def _header() -> bytes:
+    """Return the first record, in the format of TPM 1.2: the banks and their digest sizes."""
+    algorithms = b"".join(struct.pack("<HH", HASH_IDS[bank], hash_size(bank)) for bank in BANKS)
+    # Class 0 (client), version 2.0 with minor before major, errata 0, 64-bit UINTN.
+    head = struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(BANKS))
+    spec_id = b"Spec ID Event03\0" + head + algorithms + b"\0"
+    return struct.pack("<II20xI", 0, NO_ACTION, len(spec_id)) + spec_id
+
+
+def _encode(record: BootRecord) -> bytes:
+    digests = b"".join(
+        struct.pack("<H", HASH_IDS[bank]) + record.digests[bank] for bank in BANKS
+    )
+    head = struct.pack("<III", record.pcr, record.event_type, len(BANKS))
+    return head + digests + struct.pack("<I", len(record.data)) + record.data

@@ -1,0 +1,90 @@
+"""The virtual TPM of a simulated guest, started and measured into by the simulated firmware."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, Literal
+
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.simulator.clouds.firmware_log import BootRecord, encode_log
+from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
+from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
+from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
+from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
+from attestkit.backends.tpm.client import TpmClient
+
+TpmKind = Literal["model", "swtpm"]
+"""The software behind a simulated vTPM: the model in Python, or a swtpm process."""
+
+OWNER_READ: Final = 1 << 17
+"""TPMA_NV: readable with the owner's authorization."""
+
+_SALT: Final = b"attestkit/simulated-vtpm/v1"
+
+
+class SimulatedVtpm:
+    """A TPM whose PCRs have the values of a boot, and the log of that boot as a file.
+
+    Args:
+        seed: Seed of the machine, 32 bytes, from which the TPM's keys are derived.
+        records: The measurements of the firmware.
+        kind: The software of the TPM.
+        hooks: What the platform adds to it.
+        clock: Returns seconds, monotonic.
+        sleep: Waits a number of seconds while swtpm is busy.
+        random: Returns a number of random bytes.
+
+    Attributes:
+        tpm: The TPM, which executes commands.
+        paths: The kernel's paths, of which those of the logs are in a temporary folder.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        records: Sequence[BootRecord],
+        *,
+        kind: TpmKind,
+        hooks: TpmHooks,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        own_seed = hkdf_sha256(seed, b"tpm", 32, _SALT)
+        self._folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="attestkit-vtpm-")
+        self.paths: KernelPaths = self._write_log(encode_log(records))
+        self._process: SwtpmProcess | None = None
+        self.tpm: TpmModel | TpmProxy
+        if kind == "swtpm":
+            self._process = SwtpmProcess(self._state_folder())
+            self.tpm = TpmProxy(self._process, own_seed, hooks=hooks, sleep=sleep)
+        else:
+            self.tpm = TpmModel(own_seed, hooks=hooks, clock=clock, random=random)
+        for record in records:
+            self.tpm.provision_pcr(record.pcr, dict(record.digests))
+
+    def _write_log(self, log: bytes) -> KernelPaths:
+        folder = Path(self._folder.name)
+        paths = KernelPaths()._replace(
+            tpm_boot_log=folder / "binary_bios_measurements",
+            ima_log=folder / "binary_runtime_measurements",
+        )
+        paths.tpm_boot_log.write_bytes(log)
+        return paths
+
+    def _state_folder(self) -> Path:
+        folder = Path(self._folder.name, "swtpm")
+        folder.mkdir()
+        return folder
+
+    def connect(self) -> TpmClient:
+        """Return a new client of the TPM; the caller closes it."""
+        return TpmClient(InProcessTransport(self.tpm))
+
+    def close(self) -> None:
+        """Stop the TPM, and remove the logs. A second call has no effect."""
+        if self._process is not None:
+            self._process.close()
+        self._folder.cleanup()
