@@ -18,6 +18,7 @@ from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.kernel_files import (
     File,
     Link,
@@ -30,7 +31,6 @@ from attestkit.emulator.kernel_files import (
 )
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.snp_driver import SnpProvider, snp_device
-from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.tdx_driver import (
     DRIVERS,
     Host,

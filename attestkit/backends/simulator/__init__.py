@@ -24,4 +24,22 @@ def _snp_simulator() -> type[Simulator]:
     return SnpSimulator
 
 
-Simulator.other_platforms["snp"] = _snp_simulator
+def _azure_snp_simulator() -> type[Simulator]:
+    from attestkit.backends.simulator.clouds.azure import AzureSnpSimulator  # lazy: rarely needed
+
+    return AzureSnpSimulator
+
+
+def _azure_tdx_simulator() -> type[Simulator]:
+    from attestkit.backends.simulator.clouds.azure import AzureTdxSimulator  # lazy: rarely needed
+
+    return AzureTdxSimulator
+
+
+Simulator.other_platforms.update(
+    {
+        "snp": _snp_simulator,
+        "azure-snp": _azure_snp_simulator,
+        "azure-tdx": _azure_tdx_simulator,
+    }
+)

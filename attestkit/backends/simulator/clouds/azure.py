@@ -1,19 +1,22 @@
 """Simulated Azure confidential VMs: a paravisor with a TPM, and the metadata service."""
 
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
-from functools import cached_property
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from attestkit._crypto.hashes import sha384
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.cloud_certificates import CloudAuthority, certificate_subject
-from attestkit.attestation.wire.evidence_parts import Platform
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
 from attestkit.backends.azure import Azure
 from attestkit.backends.azure.imds import ImdsClient
+from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
-from attestkit.backends.simulator.clouds.imds import ImdsResponse, ImdsServer, SimulatedImds
+from attestkit.backends.simulator.clouds.imds import (
+    ImdsResponse,
+    ImdsServer,
+    SimulatedImds,
+    faulty_response,
+)
 from attestkit.backends.simulator.clouds.paravisor import (
     SNP_REPORT,
     TDX_REPORT,
@@ -23,18 +26,30 @@ from attestkit.backends.simulator.clouds.paravisor import (
     make_hcl_report,
     make_runtime_data,
 )
-from attestkit.backends.simulator.clouds.vtpm import OWNER_READ
-from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
-from attestkit.backends.simulator.pki.azure_ca import AzureCa
+from attestkit.backends.simulator.pki.amd_chip import issue_chip
+from attestkit.backends.simulator.pki.azure_ca import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.backends.tpm.nv_commands import OWNER_READ
+from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError
-from attestkit.tpm import TpmtPublic
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm.public_area import (
+    ADMIN_WITH_POLICY,
+    DECRYPT,
+    ENDORSEMENT,
+    FIXED_PARENT,
+    FIXED_TPM,
+    NO_DA,
+    RESTRICTED,
+    SENSITIVE_DATA_ORIGIN,
+    SIGN,
+    USER_WITH_AUTH,
+)
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""
@@ -42,9 +57,216 @@ PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 PARAVISOR_TDX: Final = sha384(b"attestkit simulated paravisor, TDX")
 """MRTD of the simulated paravisor."""
 
-_HCL_INDEX: Final = 0x01400001
-_HCL_SIZE: Final = 2600
-_USER_DATA_INDEX: Final = 0x01400002
-_AK_CERTIFICATE_INDEX: Final = 0x01C101D0
-_AK_CERTIFICATE_SIZE: Final = 4096
-_AK_HANDLE: Final = 0x81000003
+_BOUND_TO_TPM: Final = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED
+
+AK_TEMPLATE: Final = TpmtPublic(
+    "rsa",
+    "sha256",
+    *(
+        FIXED_TPM
+        | FIXED_PARENT
+        | SENSITIVE_DATA_ORIGIN
+        | USER_WITH_AUTH
+        | NO_DA
+        | RESTRICTED
+        | SIGN,
+    ),
+    scheme="rsassa",
+    scheme_hash="sha256",
+    bits=2048,
+)
+"""Template of an RSA attestation key, as Azure's (vtpm.md, section 2.3)."""
+
+EK_TEMPLATE: Final = TpmtPublic(
+    "rsa",
+    "sha256",
+    _BOUND_TO_TPM | ADMIN_WITH_POLICY | DECRYPT,
+    policy=bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"),
+    symmetric=128,
+    bits=2048,
+    modulus=bytes(256),
+)
+"""Default template of an RSA endorsement key (L-1)."""
+
+_HCL_SIZE: Final = 2600  # bytes of the NV index
+_CERTIFICATE_SIZE: Final = 4096
+_EVERY_PCR: Final = tuple(range(24))
+_FOREIGN: Final = RsaNumbers((1 << 2047) | 1, 65537)  # a modulus of no key of this machine
+_SLOW_S: Final = 60.0
+
+
+class _AzureVm(CloudSimulator):
+    """What both kinds of VM have in common."""
+
+    report_type: ClassVar[int]
+    _paravisor_config: ParavisorConfig
+
+    def _start(self, app_id: bytes) -> None:
+        del app_id
+        cloud = self._scenario.cloud
+        self._paravisor_config = ParavisorConfig(
+            secure_boot=cloud.secure_boot, console_enabled=cloud.console_enabled
+        )
+        self._start_hardware()
+        content = VirtualIndex(self._hcl_report, clock=self._clock.read)
+        records = uefi_records("azure", boot_application(b"unified kernel image"))
+        hooks = TpmHooks(virtual_indices={HCL_REPORT: content})
+        self._vtpm = self._start_vtpm(records, hooks)
+        self._tpm_client = self._vtpm.connect()
+        self._provision()
+        self._imds = self._make_imds()
+        self._imds_server = ImdsServer(self._respond)
+        clock = self._clock
+        self._guest = Azure(
+            client=self._vtpm.connect(),
+            imds=ImdsClient(self._imds_server.address, sleep=clock.sleep, clock=clock.read),
+            paths=self._vtpm.paths,
+            sleep=clock.sleep,
+        )
+
+    def _start_hardware(self) -> None:
+        raise NotImplementedError
+
+    def _hardware_report(self, report_data: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _make_imds(self) -> SimulatedImds:
+        raise NotImplementedError
+
+    def _root(self) -> CloudRoot:
+        raise NotImplementedError
+
+    def _provision(self) -> None:
+        """Make the keys, and define the NV indices, as the paravisor does at boot."""
+        tpm, client = self._vtpm.tpm, self._tpm_client
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+            client.evict_control(key.handle, AK_HANDLE)
+            self._ak = key.public
+        with client.primary_key(ENDORSEMENT, EK_TEMPLATE) as key:
+            self._ek = key.public
+        tpm.provision_index(HCL_REPORT, bytes(_HCL_SIZE), OWNER_READ)
+        certificate = issue_azure_certificate(
+            self._root(),
+            self._ak.spki,
+            self._paravisor_config.vm_unique_id,
+            lambda label, size: derive(self._seed, label, size),
+        )
+        padded = certificate.ljust(_CERTIFICATE_SIZE, b"\0")
+        tpm.provision_index(AK_CERTIFICATE, padded, OWNER_READ)
+
+    def _hcl_report(self) -> bytes:
+        """Return the HCL report with the user data that the guest has written."""
+        return self._make_report(_numbers(self._ak))
+
+    def _make_report(self, ak: RsaNumbers) -> bytes:
+        client = self._tpm_client
+        user_data = client.read_nv_index(USER_DATA) or b""
+        runtime = make_runtime_data(ak, _numbers(self._ek), self._paravisor_config, user_data)
+        bound = runtime if self._scenario.cloud.bound else runtime + b" "
+        report = self._hardware_report(bound_report_data(bound))
+        return make_hcl_report(self.report_type, report, runtime)
+
+    def _collect(self, report_data: bytes) -> Platform:
+        found = super()._collect(report_data)
+        assert isinstance(found, AzureSnp | AzureTdx)
+        cloud = self._scenario.cloud
+        if cloud.foreign_ak:
+            found = found._replace(hcl_report=self._make_report(_FOREIGN))
+        if cloud.bank != "sha256":
+            wrong = collect_quote(
+                self._tpm_client,
+                AK_HANDLE,
+                report_data,
+                (PcrSelection(cloud.bank, _EVERY_PCR),),
+            )
+            found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
+        return found
+
+    def _respond(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> ImdsResponse:
+        """Return the response of the metadata service, as altered by faults."""
+        if fault := self.faults.strike("imds"):
+            if fault.name == "imds_slow":
+                self._clock.sleep(_SLOW_S)
+            return faulty_response(fault.name)
+        return self._imds.handle(method, target, headers, body)
+
+    @property
+    def imds_url(self) -> str:
+        """URL of the metadata service, for other programs."""
+        return self._imds_server.url
+
+    def _halt(self) -> None:
+        super()._halt()
+        self._tpm_client.close()
+        self._imds_server.close()
+
+
+class AzureSnpSimulator(_AzureVm):
+    """A simulated VM on SEV-SNP: `Simulator(platform="azure-snp")`."""
+
+    platform = "azure-snp"
+    report_type = SNP_REPORT
+
+    def _start_hardware(self) -> None:
+        self._chip, self._find_anchor = issue_chip(self._seed, self._scenario)
+
+    def _root(self) -> CloudRoot:
+        return CloudRoot.of(self._chip.ark_der, self._chip.root_key)
+
+    def _hardware_report(self, report_data: bytes) -> bytes:
+        return self._chip.report(
+            report_data, vmpl=self._scenario.cloud.vmpl, measurement=PARAVISOR_SNP
+        )
+
+    def _make_imds(self) -> SimulatedImds:
+        return SimulatedImds(certification=self._certification)
+
+    def _certification(self) -> tuple[str, str, str]:
+        chip = self._chip
+        chain = encode_pem("CERTIFICATE", chip.ask_der) + encode_pem("CERTIFICATE", chip.ark_der)
+        return encode_pem("CERTIFICATE", chip.leaf_der), chip.tcb.hex(), chain
+
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) for verifiers of this guest's evidence."""
+        return self._find_anchor()
+
+    def collateral(self, now: float | None = None) -> Collateral:
+        """Raise UnsupportedError: AMD's certificates come with the evidence."""
+        del now
+        message = "SEV-SNP has no Intel collateral; AMD's certificates come with the evidence"
+        raise UnsupportedError(message, reason="feature")
+
+
+class AzureTdxSimulator(_AzureVm):
+    """A simulated VM on TDX: `Simulator(platform="azure-tdx")`."""
+
+    platform = "azure-tdx"
+    report_type = TDX_REPORT
+
+    def _start_hardware(self) -> None:
+        self._pki, self._enclave, self._anchor = issue_platform(self._seed, self._scenario)
+        self._paravisor_td = EmulatedTd(
+            self._pki,
+            extended=False,
+            mr_config_id=bytes(48),
+            random=self._random,
+            scenario=self._scenario,
+            paravisor=PARAVISOR_TDX,
+        )
+
+    def _root(self) -> CloudRoot:
+        return CloudRoot.of(self._pki.root_der, self._pki.root_key)
+
+    def _hardware_report(self, report_data: bytes) -> bytes:
+        return self._paravisor_td.report(report_data)
+
+    def _make_imds(self) -> SimulatedImds:
+        quoter = ReportQuoter(self._pki, version=self._quote_version, enclave=self._enclave)
+        return SimulatedImds(quote=quoter.quote)
+
+
+def _numbers(key: TpmtPublic) -> RsaNumbers:
+    return RsaNumbers(int.from_bytes(key.modulus, "big"), key.exponent or 65537)

@@ -103,8 +103,6 @@ def _header() -> bytes:
 
 
 def _encode(record: BootRecord) -> bytes:
-    digests = b"".join(
-        struct.pack("<H", HASH_IDS[bank]) + record.digests[bank] for bank in BANKS
-    )
+    digests = b"".join(struct.pack("<H", HASH_IDS[bank]) + record.digests[bank] for bank in BANKS)
     head = struct.pack("<III", record.pcr, record.event_type, len(BANKS))
     return head + digests + struct.pack("<I", len(record.data)) + record.data

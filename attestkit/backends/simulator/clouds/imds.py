@@ -23,6 +23,8 @@ LOCATION_PATH: Final = "/metadata/instance/compute/location"
 _METHODS: Final = {TD_QUOTE_PATH: "POST", CERTIFICATION_PATH: "GET", LOCATION_PATH: "GET"}
 _TD_REPORT_SIZE: Final = 1024
 _MAX_BODY: Final = 16_384
+_LONG: Final = 40_000  # bytes
+_HUGE: Final = 1 << 20
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TEXT: Final = {"Content-Type": "text/plain; charset=utf-8"}
 _JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
@@ -96,6 +98,18 @@ class SimulatedImds:
             "cacheControl": "86400",
         }
         return ImdsResponse(200, json.dumps(fields).encode())
+
+
+def faulty_response(fault: str) -> ImdsResponse:
+    """Return the response of a service with a fault: imds_unavailable, _redirect, _huge or _slow.
+
+    That of `imds_slow` is long, so that a client notices between two reads that its time is up.
+    """
+    if fault == "imds_unavailable":
+        return _error(503, "Service unavailable")
+    if fault == "imds_redirect":
+        return ImdsResponse(302, b"", {"Location": "http://attestkit.invalid/"})
+    return ImdsResponse(200, b" " * (_HUGE if fault == "imds_huge" else _LONG))
 
 
 def _read_report(body: bytes) -> bytes | None:

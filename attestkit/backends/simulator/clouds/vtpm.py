@@ -18,9 +18,6 @@ from attestkit.backends.tpm.client import TpmClient
 TpmKind = Literal["model", "swtpm"]
 """The software behind a simulated vTPM: the model in Python, or a swtpm process."""
 
-OWNER_READ: Final = 1 << 17
-"""TPMA_NV: readable with the owner's authorization."""
-
 _SALT: Final = b"attestkit/simulated-vtpm/v1"
 
 

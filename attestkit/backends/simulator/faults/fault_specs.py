@@ -66,6 +66,13 @@ NAMED: Final[dict[str, _FaultType]] = {
     "qgs_error": _FaultType("qgs", "the quote generation service returns error 0x12001"),
     "qgs_closes": _FaultType("qgs", "the quote generation service disconnects without a response"),
     "qgs_truncates": _FaultType("qgs", "the quote generation service sends half of its response"),
+    "tpm_busy": _FaultType("tpm:busy", "the TPM answers a command with TPM_RC_RETRY"),
+    "tpm_failure": _FaultType("tpm:quote", "the TPM is in failure mode when a quote is requested"),
+    "pcr_race": _FaultType("tpm:pcr", "a program extends PCR 10 between quote and PCR values"),
+    "imds_unavailable": _FaultType("imds", "Azure's metadata service answers 503"),
+    "imds_slow": _FaultType("imds", "Azure's metadata service needs longer than a client waits"),
+    "imds_huge": _FaultType("imds", "Azure's metadata service answers with 1 MiB"),
+    "imds_redirect": _FaultType("imds", "Azure's metadata service redirects to another host"),
 }
 
 _READABLE: Final = (

@@ -42,12 +42,25 @@ _OF_TDX: Final = (
     *("oversized_outblob", "foreign_extend", "rtmr_extend_fails", "rtmr_extend_lies"),
     "torn_journal",
 )
+_OF_TPMS: Final = ("tpm_busy", "tpm_failure", "pcr_race")
+_OF_IMDS: Final = ("imds_unavailable", "imds_slow", "imds_huge", "imds_redirect")
 # By platform, in the order of the help.
 _NAMES: Final = {
     "tdx": tuple(name for name in NAMED if name in _OF_REPORTS + _OF_TDX),
     "snp": tuple(name for name in NAMED if name in _OF_REPORTS),
+    "aws-snp": tuple(name for name in NAMED if name in _OF_REPORTS),
+    "azure-snp": _OF_TPMS + _OF_IMDS,
+    "azure-tdx": _OF_TPMS + _OF_IMDS,
+    "gcp-snp": _OF_TPMS,
+    "gcp-tdx": _OF_TPMS,
+    "aws-nitro-tpm": _OF_TPMS[:1],
+    "tpm": _OF_TPMS,
 }
-_OPERATIONS: Final = {"tdx": (*_REQUEST, *_REGISTERS), "snp": tuple(_REQUEST)}
+_OPERATIONS: Final[dict[str, tuple[str, ...]]] = {
+    "tdx": (*_REQUEST, *_REGISTERS),
+    "snp": tuple(_REQUEST),
+    "aws-snp": tuple(_REQUEST),
+}
 _SHORT: Final = 1000  # bytes, as the emulated kernel gives: fewer than any report
 _HOST_TIMEOUT: Final = 30.0  # seconds that the kernel waits for the host
 _FOREIGN: Final = b"\x5a" * 48
@@ -62,14 +75,14 @@ class FaultInjector:
 
     faults: Faults
     _: KW_ONLY
-    platform: str  # "tdx" or "snp"
+    platform: str  # name of the simulated platform
     has_log: bool  # whether the runtime log is on disk
     wait: Callable[[float], object]  # sleeps for a number of seconds
     _torn: Fault | None = field(default=None, init=False)  # for the next append to the log
 
     def check(self, fault: Fault) -> None:
         """Raise UsageError unless the fault applies to the simulator."""
-        names, operations = _NAMES[self.platform], _OPERATIONS[self.platform]
+        names, operations = _NAMES[self.platform], _OPERATIONS.get(self.platform, ())
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
                 f"fault {fault.name}: needs an emulated kernel (attestkit mount); here, use "

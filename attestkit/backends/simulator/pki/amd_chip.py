@@ -174,6 +174,16 @@ class SimulatedChip:
         return issue_amd_crl(self._ark, window=window, number=start // 86400)
 
     @property
+    def tcb(self) -> bytes:
+        """The reported TCB version, 8 bytes as in the report."""
+        return self._tcb
+
+    @property
+    def root_key(self) -> RsaKey:
+        """The private key of the ARK, for certificates of the cloud that has this chip."""
+        return self._ark.key
+
+    @property
     def _ark(self) -> AmdAuthority:
         return self._authority("ARK-")
 

@@ -6,11 +6,15 @@ under the simulated root of Intel or AMD; without such hardware there is a root 
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.p384 import P384_ORDER, P384Key
-from attestkit._crypto.x509.cloud_certificates import CloudAuthority
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    SigningKey,
+    certificate_subject,
+)
 from attestkit._crypto.x509.sgx_pki_writer import Window
 
 Derive = Callable[[str, int], bytes]
@@ -48,12 +52,18 @@ def window_until(now: float, duration: timedelta) -> Window:
     return Window(start, start + duration)
 
 
-class CloudRoot:
+class CloudRoot(NamedTuple):
     """A root certificate with its key, which issues the CAs of a simulated cloud."""
 
-    __slots__ = ("authority", "der")
+    authority: CloudAuthority
+    der: bytes
 
-    def __init__(self, authority: CloudAuthority, der: bytes) -> None:
-        """Take the root's name and key, and its certificate in DER."""
-        self.authority: CloudAuthority = authority
-        self.der: bytes = der
+    @classmethod
+    def of(cls, certificate: bytes, key: SigningKey) -> "CloudRoot":
+        """Return the root of a simulated processor.
+
+        Args:
+            certificate: DER.
+            key: Its private key.
+        """
+        return cls(CloudAuthority(certificate_subject(certificate), key), certificate)

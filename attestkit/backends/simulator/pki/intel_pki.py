@@ -90,6 +90,11 @@ class SimulatedPki:
         self.pck_ca_der: bytes = self._issue(_PCK_CA, self._pck_ca, path_length=0)
         self.tcb_signing_der: bytes = self._issue(_TCB_SIGNING, self._tcb_signing, path_length=None)
 
+    @property
+    def root_key(self) -> P256Key:
+        """The private key of the root, for certificates of the cloud that has this platform."""
+        return self._root.key
+
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes derived from the seed and `label` (HKDF-SHA256)."""
         return derive(self._seed, label, length)

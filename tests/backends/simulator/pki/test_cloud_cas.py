@@ -24,14 +24,14 @@ from attestkit.backends.simulator.pki.aws_nitro_ca import (
     NitroCa,
     make_nitro_root,
 )
-from attestkit.backends.simulator.pki.azure_ca import AzureCa
+from attestkit.backends.simulator.pki.azure_ca import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
     p256_key,
     p384_key,
 )
-from attestkit.backends.simulator.pki.google_ca import INSTANCE, GoogleCa
+from attestkit.backends.simulator.pki.google_ca import INSTANCE, issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)
@@ -59,27 +59,20 @@ def root(kind: str) -> CloudRoot:
 @pytest.mark.parametrize("kind", ["p256", "p384", "rsa"])
 def test_google_certificate_leads_to_the_root_and_names_the_instance(kind: str) -> None:
     """An AK certificate has a valid path, and the instance is that of Google's extension."""
-    ca = GoogleCa(root(kind), secrets)
     spki = p256_key(secrets, "ak").spki_der
-    leaf = read_path_certificate(ca.issue_ak_certificate(spki))
-    path = find_ak_path(
-        leaf,
-        [read_path_certificate(ca.intermediate_der)],
-        [("root", read_path_certificate(root(kind).der))],
-        NOW,
-    )
+    leaf = read_path_certificate(issue_google_certificate(root(kind), spki, secrets))
+    path = find_ak_path(leaf, [], [("root", read_path_certificate(root(kind).der))], NOW)
     assert path.leaf.spki == spki
     assert read_gce_extension(leaf.extensions) == INSTANCE
 
 
 def test_azure_certificate_leads_to_the_root_and_names_the_vm() -> None:
     """An AK certificate has a valid path for both usages of Azure's CAs."""
-    ca = AzureCa(root("rsa"), secrets)
     spki = p256_key(secrets, "ak").spki_der
-    der = ca.issue_ak_certificate(spki, "vm-1")
+    der = issue_azure_certificate(root("rsa"), spki, "vm-1", secrets)
     path = find_ak_path(
         read_path_certificate(der),
-        [read_path_certificate(ca.intermediate_der)],
+        [],
         [("root", read_path_certificate(root("rsa").der))],
         NOW,
         ISSUED_FOR_TPMS,
@@ -92,7 +85,7 @@ def test_azure_certificate_leads_to_the_root_and_names_the_vm() -> None:
 def test_certificates_of_equal_seeds_are_equal() -> None:
     """Signatures are deterministic, so a seed gives the same certificates."""
     spki = p256_key(secrets, "ak").spki_der
-    first, second = (GoogleCa(root("rsa"), secrets).issue_ak_certificate(spki) for _ in "ab")
+    first, second = (issue_google_certificate(root("rsa"), spki, secrets) for _ in "ab")
     assert first == second
 
 
