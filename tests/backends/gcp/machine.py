@@ -11,7 +11,7 @@ from attestkit.backends.gcp.pcr_journal import event_digest
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.google_ca import GoogleCa
+from attestkit.backends.simulator.pki.google_ak import GoogleCa
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.tcg import TpmEventLog

@@ -7,7 +7,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.google_ca import GoogleCa
+from attestkit.backends.simulator.pki.google_ak import GoogleCa
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size

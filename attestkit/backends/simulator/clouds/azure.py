@@ -27,7 +27,7 @@ from attestkit.backends.simulator.clouds.paravisor import (
     make_runtime_data,
 )
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
-from attestkit.backends.simulator.pki.azure_ca import issue_azure_certificate
+from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.platform_identity import issue_platform

@@ -4,8 +4,15 @@ import base64
 import json
 from typing import Any, Final
 
+import msgspec
+
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, Platform
+from attestkit.attestation.wire.evidence_parts import (
+    GcpSnp,
+    GcpTdx,
+    Platform,
+    TpmQuote,
+)
 from attestkit.backends.gcp import Gcp
 from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, event_digest
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
@@ -16,9 +23,11 @@ from attestkit.backends.simulator.clouds.firmware_log import (
     uefi_records,
 )
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.google_ca import issue_google_certificate
+from attestkit.backends.simulator.pki.amd_chip import issue_chip
+from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
+from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
+from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.simulator.tdx_simulator import Simulator
@@ -34,7 +43,7 @@ UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""
 
 _VERSION: Final = "GCE Virtual Firmware v2\0".encode("utf-16-le")
-# Google's EV_NONHOST_INFO for TDX (vtpm.md, section 7.5): PCR 0 is then the one that dstack expects.
+# Google's EV_NONHOST_INFO for TDX (vtpm.md, section 7.5): PCR 0 is then what dstack expects.
 _NON_HOST_INFO: Final = bytes.fromhex(
     "b20ec425e0cea851df1ae32f426cff2e4b8e50e77883b8e9890dcf5369f90e1f"
 )
@@ -48,15 +57,11 @@ class _GoogleVm(CloudSimulator):
 
     _hardware: Any  # the simulated guest without a TPM: Simulator or SnpSimulator
 
-    def _make_hardware(self, seed: bytes, app_id: bytes) -> Simulator:
+    def _make_hardware(self, app_id: bytes) -> Simulator:
         raise NotImplementedError
 
     def _start(self, app_id: bytes) -> None:
-        self._hardware = self._make_hardware(self._seed, app_id)
-        self._other: Simulator | None = None
-        if self._scenario.cloud.relayed:
-            other_seed = derive(self._seed, "seed/relayed", 32)
-            self._other = self._make_hardware(other_seed, app_id)
+        self._hardware = self._make_hardware(app_id)
         self._vtpm = self._start_vtpm(_records(), TpmHooks())
         self._provision()
         self._guest = Gcp(
@@ -70,15 +75,49 @@ class _GoogleVm(CloudSimulator):
         """Put the key's template and its certificate into NV indices."""
         client, tpm = self._vtpm.connect(), self._vtpm.tpm
         with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
-            spki = key.public.spki
+            certificate = self._certify(key.public.spki)
         client.close()
-        if self._scenario.cloud.foreign_ak:
-            spki = self._foreign_key()
-        certificate = issue_google_certificate(
-            self._root(), spki, lambda label, size: derive(self._seed, label, size)
-        )
         tpm.provision_index(_TEMPLATE_INDEX, AK_TEMPLATE.encode(), OWNER_READ)
         tpm.provision_index(_CERTIFICATE_INDEX, certificate, OWNER_READ)
+
+    def _certify(self, spki: bytes) -> bytes:
+        return issue_google_certificate(self._root(), spki, self._derive)
+
+    def _derive(self, label: str, size: int) -> bytes:
+        return derive(self._seed, label, size)
+
+    def _other_key(self) -> bytes:
+        """Return the attestation key of another machine."""
+        return p256_key(self._derive, "google/other-machine").spki_der
+
+    def read_attestation_key(self) -> bytes:
+        """Return the TPM's key (DER SubjectPublicKeyInfo), to which the hardware commits."""
+        if self._scenario.cloud.relayed:  # the relayed quote commits to its own machine's key
+            return self._other_key()
+        return super().read_attestation_key()
+
+    def _collect(self, report_data: bytes) -> Platform:
+        found = super()._collect(report_data)
+        assert isinstance(found, GcpSnp | GcpTdx)
+        cloud, quote = self._scenario.cloud, found.tpm_quote
+        if cloud.foreign_ak:
+            quote = quote._replace(ak_cert=self._certify(self._other_key()))
+        if cloud.bank != "sha256":
+            quote = self._requote(found, cloud.bank)
+        return found._replace(tpm_quote=quote)
+
+    def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> TpmQuote:
+        """Return a quote over the same evidence that selects another bank."""
+        evidence = found.quote if isinstance(found, GcpTdx) else found.report
+        numbers = tuple(number for number, _, _ in found.tpm_quote.pcr_values)
+        client = self._vtpm.connect()
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+            selection = (PcrSelection(bank, numbers),)
+            made = collect_quote(client, key.handle, sha256(evidence), selection)
+        client.close()
+        return found.tpm_quote._replace(
+            message=made.message, signature=made.signature, pcr_values=made.pcr_values
+        )
 
     @property
     def trust_anchor(self) -> bytes:
@@ -91,7 +130,85 @@ class _GoogleVm(CloudSimulator):
         found: Collateral = self._hardware.collateral(now)
         return found
 
-    def _halt(self) -> None:
-        if self._other is not None:
-            self._other.close()
-        super()._halt()
+
+class GcpSnpSimulator(_GoogleVm):
+    """A simulated VM on SEV-SNP: `Simulator(platform="gcp-snp")`."""
+
+    platform = "gcp-snp"
+
+    def _make_hardware(self, app_id: bytes) -> Simulator:
+        return SnpSimulator(
+            seed=self._seed,
+            scenario=msgspec.structs.replace(self._scenario, platform="snp"),
+            app_compose=self.app_compose.raw,
+            app_keys=self.app_keys,
+            vm_config=self.vm_config or None,
+            app_id=app_id,
+            now=self._now,
+        )
+
+    def _root(self) -> CloudRoot:
+        chip, _ = issue_chip(self._seed, self._scenario)
+        return CloudRoot.of(chip.ark_der, chip.root_key)
+
+
+class GcpTdSimulator(_GoogleVm):
+    """A simulated VM on TDX: `Simulator(platform="gcp-tdx")`; events extend RTMR 3 and PCR 14."""
+
+    platform = "gcp-tdx"
+
+    def _make_hardware(self, app_id: bytes) -> Simulator:
+        self.vm_config = self.vm_config or _vm_config()
+        return Simulator(
+            seed=self._seed,
+            quote_version=self._quote_version,
+            scenario=msgspec.structs.replace(self._scenario, platform="tdx"),
+            app_compose=self.app_compose.raw,
+            app_keys=self.app_keys,
+            vm_config=self.vm_config,
+            app_id=app_id,
+            now=self._now,
+        )
+
+    def _start(self, app_id: bytes) -> None:
+        super()._start(app_id)
+        for event in self._hardware.open_journal().events():  # those of the boot
+            self._vtpm.tpm.provision_pcr(RUNTIME_PCR, {"sha256": event_digest(event)})
+
+    def _root(self) -> CloudRoot:
+        pki, _, _ = issue_platform(self._seed, self._scenario)
+        return CloudRoot.of(pki.root_der, pki.root_key)
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Return the value of a register, 0 to 3: 48 bytes."""
+        found: bytes = self._guest.read_rtmr(register)
+        return found
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged or extended in a PCR."""
+        self._guest.extend_rtmr(register, digest)
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events; their version is fixed at boot."""
+        found: RuntimeLog = self._guest.open_journal(version)
+        return found
+
+
+def _records() -> tuple[BootRecord, ...]:
+    """Return the measurements of Google's firmware, whose loader measures the UKI into PCR 2."""
+    records = uefi_records("google", boot_application(UKI, pcr=2))
+    version = measured(0, _CRTM_VERSION, _VERSION)
+    host = measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
+    return (version, host, *records[2:])
+
+
+def _vm_config() -> str:
+    """Return the VM configuration with the measurement document of the simulated UKI."""
+    document = encode_cbor({"version": 1, "uki_auth": sha256(UKI)})
+    checksums = checksum_list({_DOCUMENT: document})
+    encoded = {
+        "checksum_file": base64.b64encode(checksums).decode(),
+        "measurement": base64.b64encode(document).decode(),
+    }
+    fields = {"os_image_hash": sha256(checksums).hex(), "gcp_measurement": encoded}
+    return json.dumps(fields, separators=(",", ":"))

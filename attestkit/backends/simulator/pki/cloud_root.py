@@ -14,6 +14,8 @@ from attestkit._crypto.x509.cloud_certificates import (
     CloudAuthority,
     SigningKey,
     certificate_subject,
+    encode_name,
+    issue_cloud_authority,
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
 
@@ -67,3 +69,18 @@ class CloudRoot(NamedTuple):
             key: Its private key.
         """
         return cls(CloudAuthority(certificate_subject(certificate), key), certificate)
+
+
+def make_own_root(derive: Derive) -> CloudRoot:
+    """Return a root for a machine without a simulated processor."""
+    authority = CloudAuthority(
+        encode_name(CN="attestkit simulated TPM root", O="attestkit"), p256_key(derive, "own/root")
+    )
+    der = issue_cloud_authority(
+        authority,
+        authority,
+        serial=serial_number(derive, "own/root"),
+        validity=VALIDITY,
+        path_length=None,
+    )
+    return CloudRoot(authority, der)

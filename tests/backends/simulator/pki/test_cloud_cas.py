@@ -24,14 +24,14 @@ from attestkit.backends.simulator.pki.aws_nitro_ca import (
     NitroCa,
     make_nitro_root,
 )
-from attestkit.backends.simulator.pki.azure_ca import issue_azure_certificate
+from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
     p256_key,
     p384_key,
 )
-from attestkit.backends.simulator.pki.google_ca import INSTANCE, issue_google_certificate
+from attestkit.backends.simulator.pki.google_ak import INSTANCE, issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)

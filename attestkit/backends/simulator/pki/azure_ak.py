@@ -1,4 +1,4 @@
-"""Certificates of attestation keys of simulated Azure vTPMs (vtpm.md, section 6.6)."""
+"""Certificates of attestation keys of simulated TPMs: Azure's, and others (vtpm.md, 6.6)."""
 
 from typing import Final
 

@@ -1,0 +1,67 @@
+"""A simulated machine with a TPM and no evidence of hardware: `Simulator(platform="tpm")`."""
+
+from typing import NoReturn
+
+from attestkit.attestation.wire.evidence_parts import Platform, Tpm
+from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
+from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
+from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
+from attestkit.backends.simulator.pki.cloud_root import make_own_root, p256_key
+from attestkit.backends.simulator.pki.intel_pki import derive
+from attestkit.backends.simulator.software_tpm import TpmHooks
+from attestkit.backends.tpm import TpmBackend
+from attestkit.backends.tpm.backend import AK_TEMPLATE, DEFAULT_HANDLE
+from attestkit.errors import UnsupportedError
+from attestkit.tpm.public_area import ENDORSEMENT
+
+_MACHINE: str = "attestkit-simulated"
+
+
+class TpmSimulator(CloudSimulator):
+    """A simulated machine with a TPM, whose attestation key has a certificate of an own root."""
+
+    platform = "tpm"
+
+    def _start(self, app_id: bytes) -> None:
+        del app_id
+        records = uefi_records("plain", boot_application(b"unified kernel image"))
+        self._vtpm = self._start_vtpm(records, TpmHooks())
+        self._own_root = make_own_root(self._derive)
+        client = self._vtpm.connect()
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+            client.evict_control(key.handle, DEFAULT_HANDLE)
+            self.attestation_key: bytes = key.public.spki
+            """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
+        client.close()
+        self._guest = TpmBackend(
+            client=self._vtpm.connect(),
+            ak_handle=DEFAULT_HANDLE,
+            ak_certificate=self._certify(self.attestation_key),
+            bank=self._scenario.cloud.bank,
+            paths=self._vtpm.paths,
+        )
+
+    def _certify(self, spki: bytes) -> bytes:
+        return issue_azure_certificate(self._own_root, spki, _MACHINE, self._derive)
+
+    def _derive(self, label: str, size: int) -> bytes:
+        return derive(self._seed, label, size)
+
+    def _collect(self, report_data: bytes) -> Platform:
+        found = super()._collect(report_data)
+        assert isinstance(found, Tpm)
+        if not self._scenario.cloud.foreign_ak:
+            return found
+        other = p256_key(self._derive, "tpm/other-machine").spki_der
+        quote = found.vtpm_quote._replace(ak_public=other, ak_certificates=(self._certify(other),))
+        return Tpm(quote)
+
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) of the attestation key's certificate."""
+        return self._own_root.der
+
+    def collateral(self, now: float | None = None) -> NoReturn:
+        """Raise UnsupportedError: there is no Intel platform."""
+        del now
+        raise UnsupportedError("a TPM alone has no Intel collateral", reason="feature")
