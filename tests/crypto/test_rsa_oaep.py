@@ -35,7 +35,7 @@ def test_private_key_decrypts(name: str, algorithm: SHA256 | SHA384 | SHA512) ->
     encrypted = rsa_oaep_encrypt(spki(key), b"salt", name, LABEL)
     assert encrypted != rsa_oaep_encrypt(spki(key), b"salt", name, LABEL)
     assert key.decrypt(encrypted, OAEP(MGF1(algorithm), algorithm, LABEL)) == b"salt"
-    with pytest.raises(ValueError, match="(?i)decryption failed"):
+    with pytest.raises(ValueError, match=r"(?i)decryption failed"):
         key.decrypt(encrypted, OAEP(MGF1(algorithm), algorithm, b"OTHER\0"))
 
 
