@@ -1,4 +1,4 @@
-"""One boot of the guest: a pytest run in it, and its outcomes.
+"""One boot of the guest: a pytest run in it, and its outcomes. Its TPM is swtpm.
 
 The processor is emulated (TCG): a machine for tests is often virtual, and its KVM cannot run a
 stock kernel.
@@ -19,6 +19,7 @@ from tests.rigs.kernel.packages import Kernel
 
 ROOT = HERE.parents[2]
 QEMU = "qemu-system-x86_64"
+SWTPM = "swtpm"
 SHARE = Path("/run/attestkit-rig")  # in the guest
 DEADLINE = 300  # seconds for a complete boot
 
@@ -48,7 +49,8 @@ class Run(NamedTuple):
 
 def check_programs() -> None:
     """Raise MissingError unless all programs are installed."""
-    packages = {QEMU: "qemu-system-x86", "make": "make", "busybox": "busybox-static"}
+    packages = {QEMU: "qemu-system-x86", SWTPM: "swtpm", "make": "make"}
+    packages["busybox"] = "busybox-static"
     for program, package in packages.items():
         if shutil.which(program) is None:
             raise MissingError(f"{program} is missing (Debian: apt install {package})")
@@ -70,7 +72,8 @@ def boot(kernel: Kernel, folder: Path) -> Run:
     (share / "run").write_text(_command())
     archive = folder / "initramfs"
     archive.write_bytes(make_initramfs(modules))
-    console = _emulate(kernel, archive, share, folder / "console")
+    devices = [*_tpm_device(folder), "-serial", f"file:{folder / 'console'}"]
+    console = _emulate(kernel, archive, share, devices)
     return Run(
         _outcomes(share / "outcomes"),
         _status(share / "status"),
@@ -98,13 +101,23 @@ def _command() -> str:
     return f"cd {shlex.quote(str(ROOT))} && exec {words}\n"
 
 
-def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
+def _tpm_device(folder: Path) -> list[str]:
+    """Start a TPM, which ends with the machine; return QEMU's options for it."""
+    state, socket = folder / "tpm", folder / "tpm.sock"
+    state.mkdir()
+    command = [SWTPM, "socket", "--tpm2", "--tpmstate", f"dir={state}", "--terminate"]
+    subprocess.run([*command, "--ctrl", f"type=unixio,path={socket}", "--daemon"], check=True)
+    options = ["-chardev", f"socket,id=tpm,path={socket}", "-device", "tpm-crb,tpmdev=tpm0"]
+    return [*options, "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
+
+
+def _emulate(kernel: Kernel, archive: Path, share: Path, devices: list[str]) -> str:
     """Run the machine until it ends or the deadline passes; return its output."""
     host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
     shared = f"local,path={share},mount_tag=share,security_model=none"
     command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]
     command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]
-    command += ["-serial", f"file:{console}", "-virtfs", host, "-virtfs", shared]
+    command += [*devices, "-virtfs", host, "-virtfs", shared]
     command += ["-kernel", str(kernel.image), "-initrd", str(archive)]
     command += ["-append", "console=ttyS0 panic=-1 quiet"]
     try:
@@ -115,6 +128,7 @@ def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
         errors = done.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired:
         errors = f"the machine was killed after {DEADLINE} s\n"
+    console = share.parent / "console"
     printed = console.read_text(errors="replace") if console.exists() else ""
     return printed.replace("\r\n", "\n") + errors
 
