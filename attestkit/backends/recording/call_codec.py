@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 from attestkit import errors
 from attestkit._formats.strict_json import from_hex, string
 from attestkit._sanitize import shown
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import Evidence, Platform, Stack
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.recording.event_history import EventHistory
 from attestkit.errors import AttestKitError, BackendError, FormatError, QuoteUnavailableError
@@ -90,6 +92,15 @@ def _decode_snp(found: object, _: CodecState) -> SnpEvidence:
     return SnpEvidence(from_hex(report, "report"), from_hex(certificates, "certificates"))
 
 
+def _encode_platform(platform: Platform, _: CodecState) -> object:
+    """Return the parts of evidence as a CBOR record (CMW), which has those of every platform."""
+    return Attestation(Evidence(platform, Stack(bytes(64), (), ""))).to_bytes("cbor").hex()
+
+
+def _decode_platform(found: object, _: CodecState) -> Platform:
+    return Attestation.from_bytes(from_hex(found, "answer")).evidence.platform
+
+
 def _members(found: object, what: str, *names: str) -> list[Any]:
     """Return the members `names` of an object; FormatError unless it has exactly these members."""
     if not isinstance(found, dict):
@@ -139,6 +150,7 @@ VERSION: Final = Codec(lambda version, _: version, _decode_version)
 SNP: Final = Codec(
     lambda both, _: {key: part.hex() for key, part in both._asdict().items()}, _decode_snp
 )
+PLATFORM: Final = Codec(_encode_platform, _decode_platform)
 EVENTS: Final = Codec(_encode_events, _decode_events, independent=False)
 
 _REPORT_DATA: Final = ("report_data",)
@@ -146,6 +158,8 @@ _REPORT_DATA: Final = ("report_data",)
 CALLS: Final = {
     "get_quote": CallSpec(BYTES, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
     "get_snp_report": CallSpec(SNP, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
+    "collect_evidence": CallSpec(PLATFORM, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
+    "read_attestation_key": CallSpec(BYTES),
     "get_quote_response": CallSpec(TEXT, _REPORT_DATA, not_recorded_error=QuoteUnavailableError),
     "read_event_log": CallSpec(BYTES),
     "read_app_compose": CallSpec(BYTES),

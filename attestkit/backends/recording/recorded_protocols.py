@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends.base import (
     Backend,
+    EvidenceCollector,
     GuestAgent,
     RegisterExtender,
     SnpReporter,
@@ -218,6 +219,10 @@ ABILITIES: Final = {
         {**_forward("read_rtmr", "extend_rtmr"), "open_journal": _open_journal},
     ),
     "snp": Ability(lambda backend: isinstance(backend, SnpReporter), _forward("get_snp_report")),
+    "collector": Ability(
+        lambda backend: isinstance(backend, EvidenceCollector),
+        _forward("collect_evidence", "read_attestation_key"),
+    ),
     "agent": Ability(
         lambda backend: isinstance(backend, GuestAgent),
         {

@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attestkit
+from attestkit.attestation.wire.evidence_parts import GcpSnp, Tpm
 from attestkit.attester import Attester
 from attestkit.backends import load
-from attestkit.backends.base import Backend, GuestAgent, RegisterExtender, SnpReporter, hosts_app
+from attestkit.backends.base import (
+    Backend,
+    EvidenceCollector,
+    GuestAgent,
+    RegisterExtender,
+    SnpReporter,
+    hosts_app,
+)
 from attestkit.backends.recording import Recording
 from attestkit.backends.recording.call_codec import event_to_json
 from attestkit.backends.recording.event_history import EventHistory
@@ -27,6 +35,7 @@ from attestkit.testing import BackendContract
 from tests.backends.recording.recorded import record
 from tests.raising import raises
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
+from tests.tpm.collector import FakeCollector
 
 
 def snp_simulator() -> Simulator:
@@ -83,13 +92,19 @@ class TestSnp(RecordedContract):
     make_recorded = staticmethod(lambda _: FakeSnp())
 
 
+class TestCollector(RecordedContract):
+    """Recorded machine with a TPM."""
+
+    make_recorded = staticmethod(lambda _: FakeCollector())
+
+
 class TestAgent(RecordedContract):
     """Recorded guest agent."""
 
     make_recorded = staticmethod(lambda _: FakeAgent())
 
 
-@pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeAgent, snp_simulator])
+@pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeCollector, FakeAgent, snp_simulator])
 def test_recording_implements_protocols_of_recorded_backend(
     tmp_path: Path, make: Callable[[], Backend]
 ) -> None:
@@ -98,7 +113,7 @@ def test_recording_implements_protocols_of_recorded_backend(
     recording = record(tmp_path / "a.jsonl", backend)
     recording.close()
     replay = Recording(tmp_path / "a.jsonl")
-    for kind in (Backend, RegisterExtender, SnpReporter, GuestAgent):
+    for kind in (Backend, RegisterExtender, SnpReporter, EvidenceCollector, GuestAgent):
         assert isinstance(recording, kind) == isinstance(backend, kind) == isinstance(replay, kind)
     assert hosts_app(recording) == hosts_app(backend)
     assert (
@@ -110,6 +125,21 @@ def test_recording_implements_protocols_of_recorded_backend(
     assert {recording.recorded, replay.recorded} == {backend.name}
     assert load("recording") is Recording
     assert issubclass(type(replay), Recording)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_parts_of_evidence_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hardware: bool
+) -> None:
+    """A replay returns the same parts, and the same error without a key to bind."""
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    path = tmp_path / "a.jsonl"
+    with Attester(record(path, FakeCollector(hardware=hardware))) as tee:
+        recorded = tee.attest(nonce=b"12345678")
+    with Attester(Recording(path)) as tee:
+        replayed = tee.attest(nonce=b"12345678")
+    assert replayed == recorded
+    assert isinstance(replayed.evidence.platform, GcpSnp if hardware else Tpm)
 
 
 def test_replay_is_simulated_and_does_not_block(tmp_path: Path) -> None:
