@@ -156,9 +156,9 @@ class _Replay(NamedTuple):
 def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], VerificationStep]:
     """Return the PCRs that the IMA log replays to, and the step."""
     replayed: set[tuple[str, int]] = set()
-    longest = ImaMatch(0, 0)
+    longest, measured = ImaMatch(0, 0), log.pcrs
     for (bank, index), value in values.items():
-        if index not in log.pcrs or bank not in BANK_SIZES:
+        if index not in measured or bank not in BANK_SIZES:
             continue
         # Another PCR than 10 may hold records of the firmware; then this log alone proves nothing.
         match = log.match(bank, value, index)
