@@ -13,7 +13,7 @@ from attestkit.errors import FormatError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
 
-MAX_FIELDS: Final = 65_536
+MAX_FIELDS: Final = 4_096
 """Most fields of one message."""
 
 _MAX_NUMBER: Final = (1 << 29) - 1
@@ -66,7 +66,7 @@ class ProtobufReader(Cursor):
         """Return all fields, in their order.
 
         Raises:
-            FormatError: If the message is malformed, or has more than 65,536 fields.
+            FormatError: If the message is malformed, or has more than 4,096 fields.
         """
         fields: list[ProtobufField] = []
         while self.remaining:

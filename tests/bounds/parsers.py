@@ -24,6 +24,7 @@ from attestkit._formats.strict_json import check_depth
 from attestkit._native import _python, _python_json, _python_log
 from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
+from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.attestation.launch import os_image, vm_config
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.launch.vm_config import VmConfig
@@ -36,6 +37,7 @@ from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
+from attestkit.event_log.ima import ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
@@ -295,6 +297,8 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "CCEL, plain Python": Parser(_python_log.ccel_walk, shapes.CCEL, 10, 4),
     "TPM log": Parser(TpmEventLog.parse, shapes.TPM, 40, 4),
     "TPM log, plain Python": Parser(_python_log.tpm_walk, shapes.TPM, 16, 6),
+    "IMA log": Parser(lambda data: ImaLog.parse(data).replay(), shapes.IMA, 12, 2),
+    "message of go-tpm-tools": Parser(GoTpmToolsMessage.parse, shapes.GO_TPM_TOOLS, 120, 24),
     "agent's log": Parser(
         lambda data: EventLog.from_json(data).events,
         inside(json_event(b"\0").partition(b"\0")[0], b"}]"),

@@ -7,9 +7,10 @@ of the input before it detects the error.
 import json
 import struct
 from collections.abc import Callable, Mapping
-from hashlib import sha384
+from hashlib import sha1, sha384
 from typing import Final, TypeAlias
 
+from attestkit._formats.protobuf import encode_bytes_field
 from attestkit.attestation.wire import scale
 from tests.quotes import made_quote
 
@@ -132,6 +133,21 @@ TPM: Final[Shapes] = {
     "records of 16 banks": repeated(_ALL_BANKS + bytes(4), _log(*_MANY_BANKS)),
     "records without digests": repeated(struct.pack("<4I", 1, 8, 0, 0), _log((11, 32))),
     "zeros": repeated(b"\0"),
+}
+
+_IMA_DIGEST: Final = sha1(b"", usedforsecurity=False).digest()
+_IMA_HEAD: Final = struct.pack("<I20sI", 10, _IMA_DIGEST, 1)
+
+IMA: Final[Shapes] = {
+    "records": repeated(_IMA_HEAD + b"x" + bytes(4)),
+    "violations": repeated(struct.pack("<I20xI", 10, 1) + b"x" + bytes(4)),
+    "long names": repeated(_IMA_HEAD[:-4] + struct.pack("<I", 255) + b"x" * 255 + bytes(4)),
+}
+
+# Counts bound quotes and PCR values: 32 of each.
+GO_TPM_TOOLS: Final[Shapes] = {
+    "unknown fields": repeated(b"\x50\0"),
+    "one long field": lambda size: encode_bytes_field(3, bytes(size)),
 }
 
 _STACK_SCALE: Final = bytes(64) + b"\0"
