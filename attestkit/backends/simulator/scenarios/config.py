@@ -389,7 +389,6 @@ class Scenario(msgspec.Struct, frozen=True):
     """
 
     platform: str = "tdx"  # one of `PLATFORMS`
-    cloud: CloudConfig = CloudConfig()
     snp: SnpConfig = SnpConfig()  # applies to SEV-SNP, with `platform_pki` and `trust_anchor`
     image: ImageConfig = ImageConfig()  # of a TD
     pki: PkiConfig = PkiConfig()
@@ -404,6 +403,7 @@ class Scenario(msgspec.Struct, frozen=True):
     platform_pki: str | None = None  # PKI of the platform; None: that of the collateral
     # Trust anchor for verifiers: DER, or the label of a PKI; None: the root of the collateral.
     trust_anchor: bytes | str | None = None
+    cloud: CloudConfig = CloudConfig()  # of a guest behind a vTPM
 
     def __post_init__(self) -> None:
         if self.platform not in PLATFORMS:
