@@ -1,14 +1,14 @@
 """Path validation up to a vendor's root: the necessary part of RFC 5280, section 6.1.
 
 Certificates are parsed here, because those of AMD's chips have the serial number zero, which future
-versions of `cryptography` will reject. Names are compared as bytes. Certificate policies, name
-constraints and revocation are not supported: an unknown critical extension is an error, and callers
-must report that revocation was not checked.
+versions of `cryptography` will reject. Names are compared as bytes. Certificate policies and name
+constraints are not supported: an unknown critical extension is an error. Revocation is not checked
+here; callers check it, or report that it was not checked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.der import (
     BOOLEAN,
@@ -31,8 +31,12 @@ _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024
 _MAX_USAGE: Final = 2  # bytes, for the nine bits of RFC 5280, 4.2.1.3
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage (RFC 5280, 4.2.1.3)
+CRL_SIGN: Final = 6
+"""Bit of the key usage (RFC 5280, 4.2.1.3)."""
 
 _Verify = Callable[[bytes, bytes, bytes], None]
+
+_OTHER_ALGORITHM: Final = "signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384"
 
 # Signature algorithms, by AlgorithmIdentifier: ECDSA with SHA-384, and RSASSA-PSS (RFC 4055, 3.1)
 # with and without its default trailer field.
@@ -72,6 +76,7 @@ class PathCertificate(NamedTuple):
     signed: bytes  # TBSCertificate
     algorithm: bytes  # AlgorithmIdentifier in DER
     signature: bytes
+    serial: int  # signed; zero on VCEKs and VLEKs
     issuer: bytes  # Name in DER
     subject: bytes  # Name in DER
     valid_from: datetime  # aware
@@ -83,6 +88,13 @@ class PathCertificate(NamedTuple):
     path_length: int | None  # basic constraints: pathLenConstraint
     key_usage: frozenset[int] | None  # bit numbers; None without the extension
     serial: int
+
+
+NamedCertificate: TypeAlias = tuple[str, PathCertificate]
+"""A certificate, after its name for errors."""
+
+CheckIssued: TypeAlias = Callable[[NamedCertificate, NamedCertificate, SignatureReason], None]
+"""`check_issued`, or a function that calls it."""
 
 
 def read_path_certificate(der: bytes) -> PathCertificate:
@@ -99,7 +111,7 @@ def read_path_certificate(der: bytes) -> PathCertificate:
 
 
 def check_path(
-    path: Sequence[tuple[str, PathCertificate]], now: datetime, rules: PathRules = VENDOR_RULES
+    path: Sequence[NamedCertificate], now: datetime, check: "CheckIssued | None" = None
 ) -> None:
     """Check that each certificate is signed by the next one, a CA, and valid at `now`.
 
@@ -107,70 +119,88 @@ def check_path(
         path: Certificates with their names for errors: the end-entity certificate first, the trust
             anchor last. The signature of the trust anchor is not verified.
         now: An aware datetime.
-        rules: The certificates' profile.
+        check: Replaces the function `check_issued`, by one that caches what it verified.
 
     Raises:
         SignatureError: If the path is not valid: `untrusted_root` if it does not end at the trust
             anchor, else `cert_bad_signature`, `cert_not_authority` or `cert_unknown_extension`.
         CollateralExpiredError: If a certificate is not valid at `now` (`cert_expired`).
     """
+    verify = check or check_issued
     for at in reversed(range(len(path) - 1)):
         reason: SignatureReason = "untrusted_root" if at == len(path) - 2 else "cert_bad_signature"
-        check_issued(path[at], path[at + 1], reason, rules)
+        verify(path[at], path[at + 1], reason)
         _check_authority(path[at + 1], below=at)
     for named in path:
         _check_extensions(named, rules)
         _check_time(named, now)
     name, signer = path[0]
-    if signer.authority or not _may(signer, _DIGITAL_SIGNATURE):
+    if signer.authority or not may(signer, _DIGITAL_SIGNATURE):
         message = f"{name}: must be an end-entity certificate for digital signatures"
         raise SignatureError(message, reason="cert_not_authority")
 
 
 def check_issued(
-    named: tuple[str, PathCertificate],
-    issuer: tuple[str, PathCertificate],
-    reason: SignatureReason,
-    rules: PathRules = VENDOR_RULES,
+    named: NamedCertificate, issuer: NamedCertificate, reason: SignatureReason
 ) -> None:
-    """Check issuer and signature of a certificate.
+    """Check name and signature of a certificate's issuer; the outcome never changes.
 
     Raises:
-        SignatureError: If the certificate names another issuer, or its signature is not valid.
+        SignatureError: If the issuer is another one or did not sign it (`reason`), or the algorithm
+            is not supported (`cert_bad_signature`).
     """
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:
         raise SignatureError(f"{name}: the issuer is not {issuer_name}", reason=reason)
-    verify = rules.algorithms.get(certificate.algorithm)
-    if verify is None:
-        message = f"{name}: signature algorithm must be {rules.names}"
+    if certificate.algorithm not in _ALGORITHMS:
+        message = f"{name}: {_OTHER_ALGORITHM}"
         raise SignatureError(message, reason="cert_bad_signature")
     try:
-        verify(authority.spki, certificate.signature, certificate.signed)
+        verify_signature(
+            certificate.algorithm, authority.spki, certificate.signature, certificate.signed
+        )
     except SignatureError as error:
         message = f"{name}: not signed by {issuer_name}: {error}"
         raise SignatureError(message, reason=reason) from error
 
 
-def _check_authority(named: tuple[str, PathCertificate], *, below: int) -> None:
+def verify_signature(algorithm: bytes, spki: bytes, signature: bytes, signed: bytes) -> None:
+    """Verify a signature of one of the algorithms of these certificates.
+
+    Args:
+        algorithm: AlgorithmIdentifier in DER.
+        spki: Public key as SubjectPublicKeyInfo in DER.
+        signature: As in the certificate or CRL.
+        signed: The signed data.
+
+    Raises:
+        SignatureError: If it is not valid, or the key malformed or of another kind
+            (`bad_signature`, `invalid_key`).
+    """
+    if (verify := _ALGORITHMS.get(algorithm)) is None:
+        raise SignatureError(_OTHER_ALGORITHM, reason="bad_signature")
+    verify(spki, signature, signed)
+
+
+def _check_authority(named: NamedCertificate, *, below: int) -> None:
     """Check that a certificate is a CA certificate that allows `below` CAs below it in the path."""
     name, certificate = named
     length = certificate.path_length
-    if not certificate.authority or not _may(certificate, _KEY_CERT_SIGN):
+    if not certificate.authority or not may(certificate, _KEY_CERT_SIGN):
         raise SignatureError(f"{name}: not a CA certificate", reason="cert_not_authority")
     if length is not None and length < below:
         message = f"{name}: allows {length} intermediate CA certificates, the path has {below}"
         raise SignatureError(message, reason="cert_not_authority")
 
 
-def _check_extensions(named: tuple[str, PathCertificate], rules: PathRules) -> None:
+def _check_extensions(named: NamedCertificate) -> None:
     name, certificate = named
     if unknown := certificate.critical - rules.critical:
         message = f"{name}: unknown critical extension: {min(unknown)}"
         raise SignatureError(message, reason="cert_unknown_extension")
 
 
-def _check_time(named: tuple[str, PathCertificate], now: datetime) -> None:
+def _check_time(named: NamedCertificate, now: datetime) -> None:
     name, certificate = named
     first, last = certificate.valid_from, certificate.valid_until
     if not first <= now <= last:
@@ -181,7 +211,8 @@ def _check_time(named: tuple[str, PathCertificate], now: datetime) -> None:
         )
 
 
-def _may(certificate: PathCertificate, bit: int) -> bool:
+def may(certificate: PathCertificate, bit: int) -> bool:
+    """Return whether the key usage allows `bit`, or the certificate has none."""
     return certificate.key_usage is None or bit in certificate.key_usage
 
 
@@ -215,6 +246,7 @@ def _certificate(der: bytes) -> PathCertificate:
         signed,
         algorithm,
         signature,
+        serial,
         issuer,
         subject,
         valid_from,
