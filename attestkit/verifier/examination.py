@@ -234,8 +234,8 @@ class Examination:
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
         registers, image = _require(self._replayed), _require(self._image)
-        signed, vtpm = authenticated.report_data, authenticated.vtpm
-        return claims(self.parsed, signed, registers, image, vtpm)
+        found = authenticated.report_data, registers, image, authenticated.attributes
+        return claims(self.parsed, *found)
 
     def _explain(self) -> str:
         """Return a sentence on the outdated component; computed only for an error."""

@@ -157,6 +157,7 @@ class Tcb(ValueMapping):
     current: tuple[tuple[str, int], ...] = ()
     committed: tuple[tuple[str, int], ...] = ()
     launch: tuple[tuple[str, int], ...] = ()
+    product: str = ""  # of AMD: Milan, Genoa, Turin or Venice
 
 
 class Authenticated(NamedTuple):
@@ -170,6 +171,8 @@ class Authenticated(NamedTuple):
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
     steps: tuple[VerificationStep, ...]
     vtpm: VtpmFacts | None = None  # None on platforms without a TPM
+    # Attributes of the claims that certificates prove, beside those of quote or report.
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +404,7 @@ class AttestationResult:
                 "current": dict(tcb.current),
                 "committed": dict(tcb.committed),
                 "launch": dict(tcb.launch),
+                "product": tcb.product or None,
             },
             "steps": [step._asdict() for step in self.steps],
         }

@@ -1,7 +1,7 @@
 """Authentication of an SEV-SNP attestation report, and checks of the guest policy.
 
 The rules are those of attestation-format.md, section 9. Reports signed by a cloud provider's key
-(VLEK) are accepted too.
+(VLEK) are authenticated too; the policy decides which providers it accepts.
 """
 
 import hmac
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._reasons import PolicyReason, StepOutcome, VerificationStep
@@ -28,8 +27,9 @@ from attestkit.verifier.platforms.snp_chain import (
     find_signer,
     read_endorsements,
 )
+from attestkit.verifier.platforms.snp_facts import SnpFacts
+from attestkit.verifier.platforms.snp_revocation import SnpRevocation
 from attestkit.verifier.result import (
-    NO_REVOCATION,
     Authenticated,
     Tcb,
     TcbStatus,
@@ -51,21 +51,31 @@ class Snp:
     """Authenticator of SEV-SNP reports under AMD's roots or a trust anchor."""
 
     def __init__(
-        self, trust_anchor: bytes | None = None, *, certificates: Sequence[bytes] = ()
+        self,
+        trust_anchor: bytes | None = None,
+        *,
+        certificates: Sequence[bytes] = (),
+        crls: Sequence[bytes] = (),
+        bundled_crls: Sequence[bytes] = (),
     ) -> None:
-        """Set the trust anchor, and certificates for evidence without them.
+        """Set the trust anchor, certificates for evidence without them, and CRLs.
 
         Args:
             trust_anchor: Certificate in DER; None is AMD's root of each product line.
             certificates: VCEK, VLEK, ASK and ASVK of any number of machines, in any order: DER,
                 PEM, or the certificate table of a host's kernel. They take precedence over the
                 certificates in the evidence.
+            crls: CRLs of AMD's roots, in DER or PEM. If there are any, one of the path's root is
+                required.
+            bundled_crls: CRLs of an evidence bundle, used for roots of which `crls` has none.
 
         Raises:
             FormatError: If one of them is malformed.
         """
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
+        self._revocation = SnpRevocation(crls, bundled_crls)
+        self._facts = SnpFacts()
 
     @property
     def genuine(self) -> bool:
@@ -86,8 +96,9 @@ class Snp:
         Raises:
             FormatError: If the report is malformed.
             CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
-            CollateralExpiredError: If a certificate is not valid at `now`.
-            SignatureError: If the signature or certificate path is not valid.
+            CollateralExpiredError: If a certificate or CRL is not valid at `now`.
+            SignatureError: If the signature or certificate path is not valid, or a certificate is
+                revoked.
             PolicyError: If the guest policy allows the host to read the guest, or the platform does
                 not meet it: vmpl, debug, migration_agent, chip_key_masked, smt, rapl or
                 ciphertext_hiding.
@@ -95,10 +106,16 @@ class Snp:
             UnsupportedError: If the processor is not known, or its root is not built in.
         """
         report = SnpReport.parse(platform.report)
-        endorsements = (*self._endorsements, *_evidence_certificates(platform.cert_chain))
-        signer = find_signer(report, endorsements, self._anchor, now)
-        _check_signature(report, signer)
-        signed = _signed_steps(report, signer)
+        facts, chain = self._facts, platform.cert_chain
+        known = facts.find_parsed(chain)
+        found = _evidence_certificates(chain) if known is None else known
+        endorsements = (*self._endorsements, *found)
+        signer = find_signer(report, endorsements, self._anchor, now, facts.check_issued)
+        revocation = self._revocation.check(signer, now)
+        _check_signature(report, signer, facts)
+        if known is None:
+            facts.keep_parsed(chain, found)
+        signed = _signed_steps(report, signer, revocation)
         _check_policy(report, signed)
         host = _check_host_data(report, platform.mr_config, signed)
         steps = (*signed, _POLICY_STEP, host, _status_step(report))
@@ -114,14 +131,16 @@ def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ..
         raise SignatureError(message, reason="cert_malformed") from error
 
 
-def _check_signature(report: SnpReport, signer: Signer) -> None:
+def _check_signature(report: SnpReport, signer: Signer, facts: SnpFacts) -> None:
     try:
-        p384_verify(signer.spki, report.signature, report.signed_region)
+        facts.key(signer.spki).verify(report.signature, report.signed_region)
     except SignatureError as error:
         raise SignatureError(f"SEV-SNP report: {error}", reason="report_bad_signature") from error
 
 
-def _signed_steps(report: SnpReport, signer: Signer) -> tuple[VerificationStep, ...]:
+def _signed_steps(
+    report: SnpReport, signer: Signer, revocation: VerificationStep
+) -> tuple[VerificationStep, ...]:
     kind = signer.key.kind
     chip: StepOutcome = "passed"
     if kind == "VLEK":
@@ -133,7 +152,7 @@ def _signed_steps(report: SnpReport, signer: Signer) -> tuple[VerificationStep, 
         whose = "the chip id is hidden by the host, so it was not compared with the VCEK's"
     return (
         passed("certificates", f"the {kind}'s certificates lead to {signer.root} and are valid"),
-        NO_REVOCATION,
+        revocation,
         VerificationStep(
             "chip", chip, f"{whose}, for the reported TCB of a {signer.product} processor"
         ),
@@ -214,6 +233,12 @@ def _status_step(report: SnpReport) -> VerificationStep:
     )
 
 
+def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
+    """Return the attributes of the claims that the signing key's certificate proves."""
+    provider = signer.key.provider
+    return (("vlek_provider", provider.encode("ascii")),) if provider else ()
+
+
 def _authenticated(
     report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
 ) -> Authenticated:
@@ -228,6 +253,7 @@ def _authenticated(
         current=components("current"),
         committed=components("committed"),
         launch=components("launch"),
+        product=signer.product,
     )
     return Authenticated(
         status=status,
@@ -237,4 +263,5 @@ def _authenticated(
         tcb=tcb,
         chain=signer.chain,
         steps=steps,
+        attributes=_certified(signer),
     )

@@ -9,12 +9,19 @@ import hmac
 from binascii import b2a_base64
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
-from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
+from attestkit._crypto.x509.cert_path import (
+    CheckIssued,
+    NamedCertificate,
+    PathCertificate,
+    check_path,
+    read_path_certificate,
+)
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._reasons import SignatureReason
 from attestkit._sanitize import shown
@@ -23,7 +30,9 @@ from attestkit.errors import CollateralError, FormatError, SignatureError, Unsup
 from attestkit.snp_report import SnpReport, SnpTcb
 from attestkit.verifier.result import ANOTHER_ROOT
 
-_KDS: Final = "https://kdsintf.amd.com"
+KDS: Final = "https://kdsintf.amd.com"
+"""Address of AMD's key distribution service."""
+
 _PRODUCTS: Final = ("Milan", "Genoa", "Turin", "Venice")
 _AUTHORITY: Final = {"VCEK": "ASK", "VLEK": "ASVK"}
 # Prefix of the issuer's common name, before the product.
@@ -51,9 +60,22 @@ class Signer(NamedTuple):
 
     product: str  # Milan, Genoa, Turin or Venice
     key: AmdExtension
-    spki: bytes  # SubjectPublicKeyInfo in DER
-    root: str  # name of the root in texts
-    chain: tuple[bytes, ...]  # DER of leaf, authority and root
+    path: tuple[NamedCertificate, ...]  # leaf, authority and root
+
+    @property
+    def spki(self) -> bytes:
+        """The signing key: SubjectPublicKeyInfo in DER."""
+        return self.path[0][1].spki
+
+    @property
+    def root(self) -> str:
+        """Name of the root in texts."""
+        return self.path[-1][0]
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """DER of leaf, authority and root."""
+        return tuple([certificate.der for _, certificate in self.path])
 
 
 def read_endorsements(
@@ -76,6 +98,7 @@ def find_signer(
     endorsements: Sequence[Endorsement],
     trust_anchor: PathCertificate | None,
     now: datetime,
+    check_issued: CheckIssued | None = None,
 ) -> Signer:
     """Verify the certificate path of the signing key; the caller verifies the signature.
 
@@ -84,6 +107,7 @@ def find_signer(
         endorsements: Certificates in any order; the first matching one is used.
         trust_anchor: Trusted root; None is AMD's for the report's product.
         now: Time of the verification, with a time zone.
+        check_issued: As for `check_path`.
 
     Raises:
         CollateralError: If a certificate is missing; the message gives its name and AMD's URL.
@@ -106,12 +130,13 @@ def find_signer(
         raise SignatureError(mismatch[1], reason=mismatch[0])
     authority = _select_authority(leaf, key, product, endorsements)
     root_name, root = _root(product, trust_anchor)
-    path = ((f"the {key.kind}", leaf), (f"the {_AUTHORITY[key.kind]}", authority))
-    _check_path((*path, (root_name, root)), now)
+    names = f"the {key.kind}", f"the {_AUTHORITY[key.kind]}", root_name
+    path = tuple(zip(names, (leaf, authority, root), strict=True))
+    _check_path(path, now, check_issued)
     _check_authority(authority, key.kind, product)
     if mismatch is not None:
         raise SignatureError(mismatch[1], reason=mismatch[0])
-    return Signer(product, key, leaf.spki, root_name, (leaf.der, authority.der, root.der))
+    return Signer(product, key, path)
 
 
 def _certificates(blob: bytes) -> list[bytes]:
@@ -170,15 +195,17 @@ def _select_authority(
             return certificate
     raise CollateralError(
         f"{_AUTHORITY[key.kind]} certificate, the issuer of the {key.kind}: missing; get it from "
-        f"{_KDS}/{key.kind.lower()}/v1/{product}/cert_chain",
+        f"{KDS}/{key.kind.lower()}/v1/{product}/cert_chain",
         reason="missing",
     )
 
 
-def _check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
+def _check_path(
+    path: Sequence[NamedCertificate], now: datetime, check_issued: CheckIssued | None
+) -> None:
     """Verify a path like `check_path`; the error for another root gets a remedy."""
     try:
-        check_path(path, now)
+        check_path(path, now, check_issued)
     except SignatureError as error:
         if error.reason != "untrusted_root":
             raise
@@ -189,7 +216,7 @@ def _check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> N
 
 def _check_authority(authority: PathCertificate, kind: str, product: str) -> None:
     """Check that the issuer is the CA for this kind of key and product."""
-    wanted = [f"{_COMMON_NAME[kind]}{product}".encode()]
+    wanted = (f"{_COMMON_NAME[kind]}{product}".encode(),)
     try:
         names = _common_names(authority.subject)
     except FormatError as error:
@@ -201,7 +228,8 @@ def _check_authority(authority: PathCertificate, kind: str, product: str) -> Non
         raise SignatureError(message, reason="cert_wrong_authority")
 
 
-def _common_names(name: bytes) -> list[bytes]:
+@lru_cache(maxsize=64)
+def _common_names(name: bytes) -> tuple[bytes, ...]:
     """Return the values of all common names in a Name (RFC 5280, 4.1.2.4)."""
     found = []
     outer = DerReader(name)
@@ -215,7 +243,7 @@ def _common_names(name: bytes) -> list[bytes]:
             pair.finish()
             if kind == _ID_COMMON_NAME:
                 found.append(text)
-    return found
+    return tuple(found)
 
 
 def _root(product: str, trust_anchor: PathCertificate | None) -> tuple[str, PathCertificate]:
@@ -224,7 +252,12 @@ def _root(product: str, trust_anchor: PathCertificate | None) -> tuple[str, Path
     if product not in AMD_ROOTS:
         message = f"AMD's root for {product}: not built in; pass it as the trust anchor"
         raise UnsupportedError(message, reason="root")
-    return f"AMD's root for {product}", read_path_certificate(AMD_ROOTS[product])
+    return f"AMD's root for {product}", _built_in_root(product)
+
+
+@cache
+def _built_in_root(product: str) -> PathCertificate:
+    return read_path_certificate(AMD_ROOTS[product])
 
 
 def _find_mismatch(report: SnpReport, key: AmdExtension) -> tuple[SignatureReason, str] | None:
@@ -280,5 +313,5 @@ def _leaf_remedy(report: SnpReport, product: str | None = None) -> str:
     query = "&".join(
         f"{label}={levels[name]}" for name, label in _SPL_NAMES.items() if levels[name] is not None
     )
-    at = f"{_KDS}/vcek/v1/{named}"
+    at = f"{KDS}/vcek/v1/{named}"
     return f"get it from {at}/{chip_id.hex()}?{query} and the ASK from {at}/cert_chain"

@@ -29,6 +29,7 @@ _PLAIN: Final = (
 )
 # Fields that are numbers, and their sizes in bytes.
 _NUMBERS: Final = {
+    "version": 4,
     "policy": 8,
     "platform_info": 8,
     "guest_svn": 4,
@@ -39,15 +40,20 @@ _NUMBERS: Final = {
 }
 
 
+_NAMES: Final = {"version": "report_version"}  # of the attribute, where the field has another
+
+
 def report_claims(report: "SnpReport") -> tuple[Fields, Fields]:
     """Return registers and attributes of a report.
 
     `current_version` and `committed_version` of the firmware are major, minor and build, one byte
     each; `cpuid` is family, model and stepping of the processor, zero before version 3.
-    `author_key_digest` is zero unless AUTHOR_KEY_EN is set.
+    `author_key_digest` is zero unless AUTHOR_KEY_EN is set. `report_version` tells whether the
+    report has the fields that versions added: `cpuid` in 3, the mitigation vectors in 5.
     """
     numbers = tuple(
-        (name, getattr(report, name).to_bytes(size, "little")) for name, size in _NUMBERS.items()
+        (_NAMES.get(name, name), getattr(report, name).to_bytes(size, "little"))
+        for name, size in _NUMBERS.items()
     )
     plain = tuple((name, getattr(report, name)) for name in _PLAIN)
     author = report.author_key_digest if report.author_key_enabled else bytes(48)

@@ -3,18 +3,15 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.policy.platforms import (
-    GO_TPM_TOOLS,
-    NITRO,
-    NITRO_TPM,
-    SGX,
-    SNP_PLATFORMS,
-    TD_PLATFORMS,
-    TPM,
+from attestkit.verifier.policy.minimum_tcb import (
+    MinimumTcb,
+    NormalizedTcb,
+    check_minimum_tcb,
+    normalize_minimum_tcb,
 )
 from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
 from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
@@ -29,7 +26,7 @@ _INTEL: Final = TD_PLATFORMS | {SGX}  # platforms with signed advisories
 _ANY_AGE: Final = caution(
     "minimum_svn",
     "the TCB status of SEV-SNP compares the report's TCB versions with each other only, so "
-    "firmware of any age is accepted; set minimum_svns",
+    "firmware of any age is accepted; set minimum_tcb or minimum_svns",
 )
 _ACCEPTED: Final = {
     status: VerificationStep(
@@ -58,6 +55,8 @@ class TcbRules:
     minimum_evaluation_data_number: int | None = None  # of Intel's TCB recovery
     # As `Tcb.components`; all four TCB versions of an SEV-SNP report must meet them.
     minimum_svns: Collection[tuple[str, int]] = ()
+    # By product line of AMD, since their numbers are not comparable; other lines are rejected.
+    minimum_tcb: MinimumTcb = ()
 
     def __post_init__(self) -> None:
         self._normalize("accepted_statuses", TcbStatus)
@@ -68,6 +67,7 @@ class TcbRules:
         object.__setattr__(self, "refused_advisories", refused)
         object.__setattr__(self, "accepted_advisories", accepted)
         object.__setattr__(self, "minimum_svns", _svns(self.minimum_svns))
+        object.__setattr__(self, "minimum_tcb", normalize_minimum_tcb(self.minimum_tcb))
         _check_period("platform_grace_period", self.platform_grace_period)
         _check_period("qe_grace_period", self.qe_grace_period)
         if (number := self.minimum_evaluation_data_number) is not None:
@@ -102,6 +102,9 @@ class TcbRules:
         yield self._check_advisories(authenticated.advisory_ids, platform)
         yield self._check_evaluation_number(authenticated)
         yield self._check_svns(authenticated, platform)
+        if authenticated.tcb.product or platform == _STATUS_WITHOUT_AGE:
+            minimums = cast("NormalizedTcb", self.minimum_tcb)  # since `__post_init__`
+            yield check_minimum_tcb(minimums, authenticated.tcb)
 
     def _check_status(
         self, authenticated: Authenticated, platform: str, now: datetime, explain: Explain
@@ -203,7 +206,8 @@ class TcbRules:
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
         if not self.minimum_svns:
-            return _ANY_AGE if platform in _STATUS_WITHOUT_AGE else None
+            any_age = platform == _STATUS_WITHOUT_AGE and not self.minimum_tcb
+            return _ANY_AGE if any_age else None
         tcb = authenticated.tcb
         self._check_components("", tcb.components)
         if platform in _STATUS_WITHOUT_AGE:

@@ -227,6 +227,13 @@ def _svns(key: str, value: object) -> tuple[tuple[str, int], ...]:
     )
 
 
+def _minimum_tcb(key: str, value: object) -> tuple[tuple[str, Any], ...]:
+    table = _table(key, value)
+    return tuple(
+        (product, _svns(f"{key}.{_sanitize.key(product)}", svns)) for product, svns in table.items()
+    )
+
+
 def _reference_values(key: str, value: object) -> ReferenceValues:
     table = _table(key, value, REGISTERS)
     found = {name: _values(REGISTERS[name].size, f"{key}.{name}", table[name]) for name in table}
@@ -329,8 +336,8 @@ _REASONS: Final[dict[str, ConfigReason]] = {
 }
 
 _NOT_EMPTY: Final = (
-    *("refused_advisories", "minimum_svns", "reference_values", "required_events"),
-    *("pcrs", "require_joins"),
+    *("refused_advisories", "minimum_svns", "minimum_tcb", "reference_values"),
+    *("required_events", "vlek_providers"),
 )
 _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "accepted_statuses": _statuses,
@@ -340,6 +347,7 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "qe_grace_period": _period,
     "minimum_evaluation_data_number": _integer,
     "minimum_svns": _svns,
+    "minimum_tcb": _minimum_tcb,
     "platforms": _texts,
     "refuse_simulated": _boolean,
     "require_mr_config": _boolean,
@@ -359,19 +367,6 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "minimum_firmware": _text,
     "refuse_provisional_firmware": _boolean,
     "vlek_providers": _texts,
-    # TPM
-    "pcrs": _pcrs,
-    "trusted_aks": _keys,
-    "require_joins": _texts,
-    "paravisor_measurement": partial(_values, 48),
-    "id_key_digest": partial(_values, 48),
-    "secure_boot": _boolean,
-    "console_enabled": _boolean,
-    "tpm_persisted": _boolean,
-    "init_data": partial(_values, 32),
-    "gce_project": _texts,
-    "gce_zone": _texts,
-    "gce_instance": _texts,
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,

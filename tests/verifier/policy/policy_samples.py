@@ -350,4 +350,6 @@ def create_snp_policy_with_every_rule() -> AppraisalPolicy:
         minimum_guest_abi="1.55",
         minimum_firmware="1.55.29",
         refuse_provisional_firmware=True,
+        minimum_tcb={"milan": {"boot_loader": 4, "snp": 23}, "Turin": {"fmc": 1}},
+        vlek_providers=("CN=cc-us-east-2.amazonaws.com",),
     )

@@ -1,0 +1,98 @@
+"""Revocation of the certificates of an SEV-SNP report, by CRLs of AMD's roots.
+
+AMD publishes CRLs at its key distribution service; nothing is fetched here. A list is used if it
+has the name of the path's root, by which it must be signed. Its entries are serial numbers of
+certificates of the product line, without the names of issuers, so each certificate of the path is
+looked up.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Final
+
+from attestkit._crypto.x509.amd_crl import AmdCrl, check_crl_signature, read_amd_crls
+from attestkit._crypto.x509.cert_path import PathCertificate
+from attestkit._reasons import VerificationStep
+from attestkit.errors import CollateralExpiredError, SignatureError
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.platforms.snp_chain import KDS, Signer
+from attestkit.verifier.result import NO_REVOCATION, passed
+
+_SIGNED: Final = 256  # pairs of CRL and root
+
+
+class SnpRevocation:
+    """CRLs of AMD's roots, of one verifier. Thread-safe."""
+
+    def __init__(self, crls: Iterable[bytes] = (), of_evidence: Iterable[bytes] = ()) -> None:
+        """Parse CRLs: each item is DER, or PEM with one or more.
+
+        Args:
+            crls: Of the relying party.
+            of_evidence: Of an evidence bundle; used for roots of which `crls` has none, because the
+                creator of the bundle can choose an older one.
+
+        Raises:
+            FormatError: If a CRL is malformed.
+        """
+        self._groups = tuple(
+            tuple([crl for data in group for crl in read_amd_crls(data)])
+            for group in (crls, of_evidence)
+        )
+        self._signed: FactCache[tuple[bytes, bytes], bool] = FactCache(_SIGNED)
+
+    def check(self, signer: Signer, now: datetime) -> VerificationStep:
+        """Return the step; it is skipped without any CRL.
+
+        Raises:
+            SignatureError: If a certificate is revoked (`cert_revoked`), no CRL is of the path's
+                root (`crl_missing`), or one is not signed by it (`crl_bad_signature`).
+            CollateralExpiredError: If a CRL is not valid at `now` (`crl_expired`).
+        """
+        if not any(self._groups):
+            return NO_REVOCATION
+        root_name, root = signer.path[-1]
+        used = next(filter(None, (_of_issuer(group, root) for group in self._groups)), ())
+        if not used:
+            message = f"CRL of {root_name}: missing among those given; get it from {_url(signer)}"
+            raise SignatureError(message, reason="crl_missing")
+        for crl in used:
+            self._check_list(crl, signer, now)
+        numbers = ", ".join(str(crl.content.number) for crl in used)
+        text = f"none of the certificates is revoked by CRL number {numbers} of {root_name}"
+        return passed("revocation", text)
+
+    def _check_list(self, crl: AmdCrl, signer: Signer, now: datetime) -> None:
+        root_name, root = signer.path[-1]
+        what = f"CRL of {root_name}"
+
+        def verify() -> bool:
+            check_crl_signature(crl, root, what)
+            return True
+
+        self._signed.get((crl.der, root.der), verify)
+        for name, certificate in signer.path:
+            if certificate.serial in crl.content.serial_numbers:
+                message = (
+                    f"{name} certificate: revoked: serial number {certificate.serial:#x} is in the "
+                    f"{what}; get a certificate of a newer issuer, or do not trust this platform"
+                )
+                raise SignatureError(message, reason="cert_revoked")
+        start, end = (
+            datetime.fromtimestamp(at, timezone.utc) for at in (crl.content.start, crl.content.end)
+        )
+        if not start <= now < end:
+            raise CollateralExpiredError(
+                f"{what} is valid from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC, "
+                f"not at {now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}; get the current one "
+                f"from {_url(signer)}",
+                reason="crl_expired",
+            )
+
+
+def _of_issuer(crls: Sequence[AmdCrl], issuer: PathCertificate) -> tuple[AmdCrl, ...]:
+    return tuple([crl for crl in crls if crl.envelope.issuer == issuer.subject])
+
+
+def _url(signer: Signer) -> str:
+    return f"{KDS}/{signer.key.kind.lower()}/v1/{signer.product}/crl"
