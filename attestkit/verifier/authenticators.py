@@ -56,14 +56,14 @@ class Authenticators:
         self,
         trust_anchor: bytes | str | None,
         snp_certificates: Sequence[bytes] = (),
-        ak_settings: AkSettings = AkSettings(),  # noqa: B008 - immutable
+        amd_crls: Sequence[bytes] = (),
     ) -> None:
         """Set the trust anchor and the certificates of SEV-SNP keys and TPM keys.
 
         Args:
             trust_anchor: Certificate in DER or PEM; None uses the vendors' roots.
             snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
-            ak_settings: Certificates of TPM keys.
+            amd_crls: CRLs of AMD's roots, DER or PEM.
 
         Raises:
             UsageError: If `trust_anchor` is not a single certificate, or a certificate of a TPM key
@@ -73,9 +73,19 @@ class Authenticators:
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
-        self.ak_settings = ak_settings
-        if ak_settings.roots or ak_settings.certificates:
-            _ = self.ak_chains  # reports malformed ones at once
+        self.amd_crls: tuple[bytes, ...] = tuple(amd_crls)
+        self._bundled_crls: tuple[bytes, ...] = ()
+
+    def with_bundled_crls(self, crls: tuple[bytes, ...]) -> "Authenticators":
+        """Return authenticators that also use the CRLs of an evidence bundle.
+
+        They count only for roots of which `amd_crls` has none. The caches are new ones.
+        """
+        if not crls:
+            return self
+        found = type(self)(self.trust_anchor, self.snp_certificates, self.amd_crls)
+        found._bundled_crls = crls  # noqa: SLF001 - of this class
+        return found
 
     def authenticate(
         self,
@@ -213,7 +223,12 @@ class Authenticators:
     def _amd(self) -> "Snp":
         from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
 
-        return Snp(self.trust_anchor, certificates=self.snp_certificates)
+        return Snp(
+            self.trust_anchor,
+            certificates=self.snp_certificates,
+            crls=self.amd_crls,
+            bundled_crls=self._bundled_crls,
+        )
 
     @cached_property
     def _azure(self) -> "AzureAuthenticator":

@@ -1,8 +1,8 @@
 """Evidence bundle: evidence and its collateral in one file, for verification offline and later.
 
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
-or null), `at` (ISO 8601 with a time zone: the time of the verification) and `report_data` (hex, or
-null). The file is not authenticated: evidence and collateral have their own signatures, and the
+or null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or
+null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD). The file is not authenticated: evidence and collateral have their own signatures, and the
 relying party chooses the expected report data and the time of the verification: now, unless it
 asks for the time of the bundle.
 """
@@ -31,7 +31,10 @@ _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
 _REPORT_DATA_LIMIT: Final = 64  # bytes
 # Evidence in base64, and nine fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
+_CRL_LIMIT: Final = 1 << 20  # bytes of each
+_MAX_CRLS: Final = 32
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
+_CRLS: Final = "amd_crls"  # left out if there are none, as in files of older versions
 
 BUNDLE_TIME: Final = caution(
     "verification_time",
@@ -53,6 +56,7 @@ class EvidenceBundle:
     collateral: Collateral | None
     at: datetime  # aware
     report_data: bytes | None = None  # at most 64 bytes, not padded
+    amd_crls: tuple[bytes, ...] = field(default=(), repr=False)  # DER or PEM, at most 32
 
     def __post_init__(self) -> None:
         _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
@@ -60,6 +64,13 @@ class EvidenceBundle:
             _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
         if not isinstance(self.collateral, Collateral | None):
             raise wrong_type("collateral", "a Collateral", self.collateral)
+        if not isinstance(self.amd_crls, tuple):
+            raise wrong_type(_CRLS, "a tuple of bytes", self.amd_crls)
+        if len(self.amd_crls) > _MAX_CRLS:
+            message = f"{_CRLS}: {len(self.amd_crls)} CRLs, at most {_MAX_CRLS}"
+            raise UsageError(message, reason="too_many")
+        for crl in self.amd_crls:
+            _check_bytes(_CRLS, crl, 1, _CRL_LIMIT)
         _check_moment(self.at)
 
     def names_time(self, moment: datetime) -> bool:
@@ -86,7 +97,7 @@ class EvidenceBundle:
         if type(version) is not int or version != _VERSION:
             message = f"evidence bundle: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        _check_keys("evidence bundle", values, _KEYS)
+        _check_keys("evidence bundle", values, _KEYS, frozenset({_CRLS}))
         report_data = values["report_data"]
         if report_data is not None:
             report_data = strict_json.from_hex(report_data, "report_data")
@@ -96,6 +107,7 @@ class EvidenceBundle:
                 collateral=_collateral(values["collateral"]),
                 at=_moment(values["at"]),
                 report_data=report_data,
+                amd_crls=_crls(values.get(_CRLS)),
             )
         except UsageError as error:
             reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
@@ -111,6 +123,8 @@ class EvidenceBundle:
             "at": self.at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z"),
             "report_data": None if self.report_data is None else self.report_data.hex(),
         }
+        if self.amd_crls:
+            values[_CRLS] = [b64encode(crl).decode("ascii") for crl in self.amd_crls]
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod
@@ -163,10 +177,15 @@ def _check_moment(value: object) -> None:
         raise UsageError("at: outside the years 1 to 9999", reason="out_of_range") from error
 
 
-def _check_keys(what: str, values: dict[str, Any], required: frozenset[str]) -> None:
+def _check_keys(
+    what: str,
+    values: dict[str, Any],
+    required: frozenset[str],
+    optional: frozenset[str] = frozenset(),
+) -> None:
     if missing := required - values.keys():
         raise FormatError(f"{what}: missing member: {', '.join(sorted(missing))}", reason="missing")
-    if unknown := values.keys() - required:
+    if unknown := values.keys() - required - optional:
         raise FormatError(f"{what}: unknown member: {min(unknown)[:40]!r}", reason="unknown_field")
 
 
@@ -184,6 +203,16 @@ def _collateral(value: object) -> Collateral | None:
     # from_json ignores unknown members; to_json writes the known ones.
     _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
     return collateral
+
+
+def _crls(value: object) -> tuple[bytes, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"{_CRLS}: not a list of one or more", reason="wrong_type")
+    if len(value) > _MAX_CRLS:
+        raise FormatError(f"{_CRLS}: {len(value)} CRLs, at most {_MAX_CRLS}", reason="too_many")
+    return tuple(strict_json.from_base64(one, _CRLS) for one in value)
 
 
 def _moment(value: object) -> datetime:

@@ -56,6 +56,7 @@ class VerifierOptions(TypedDict, total=False):
     cache: "CollateralCache | None"
     clock: Callable[[], datetime]
     snp_certificates: Sequence[bytes]
+    amd_crls: Sequence[bytes]
     images: "Images | ImageStore | None"
     ak_roots: Sequence[bytes]
     ak_certificates: Sequence[bytes]
@@ -78,6 +79,9 @@ class Verifier:
         clock: Function that returns the current time, for calls without `now`.
         snp_certificates: Certificates for SEV-SNP evidence that contains none: of the signing key
             (VCEK or VLEK) and its issuer; in DER, PEM or the kernel's certificate table.
+        amd_crls: Certificate revocation lists of AMD's roots, in DER or PEM. If there are any,
+            SEV-SNP evidence is rejected without a current one of its product's root; without them
+            revocation is not checked, as a step of the result says.
         images: OS images of dstack: a folder, in which the `os_image_hash` is the name of an
             image's folder or archive (`HASH.tar.gz`, `mr_HASH.tar.gz`); or paths by hash in hex.
             They prove the OS image of TDs whose evidence does not measure it, and the ACPI tables
@@ -110,6 +114,7 @@ class Verifier:
         cache: "CollateralCache | None" = None,
         clock: Callable[[], datetime] = _utc_now,
         snp_certificates: Sequence[bytes] = (),
+        amd_crls: Sequence[bytes] = (),
         images: "Images | ImageStore | None" = None,
         ak_roots: Sequence[bytes] = (),
         ak_certificates: Sequence[bytes] = (),
@@ -127,9 +132,7 @@ class Verifier:
         self.policy: AppraisalPolicy = (
             AppraisalPolicy.default() if policy is None else require_policy(policy)
         )
-        certificates = tuple(ak_certificates)
-        keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
-        self._authenticators = Authenticators(trust_anchor, snp_certificates, keys)
+        self._authenticators = Authenticators(trust_anchor, snp_certificates, amd_crls)
         self._collateral = collateral
         self._pccs_url = pccs_url
         self._getter, self._cache = getter, cache
@@ -245,7 +248,8 @@ class Verifier:
 
         Raises:
             CollateralError: If the bundle lacks the collateral that its evidence needs; the
-                verifier's collateral and PCCS are not used.
+                verifier's collateral and PCCS are not used. Its CRLs of AMD are used for roots of
+                which the verifier's `amd_crls` has none.
             CollateralExpiredError: If its collateral has expired.
             AttestKitError: For the same reasons as in `verify`.
         """
@@ -265,7 +269,11 @@ class Verifier:
             raise wrong_type("bundle", "an EvidenceBundle", bundle)
         moment = self._verification_time(bundle.at if own else now)
         own = own or (now is not None and bundle.names_time(moment))
-        settings = self._settings()._replace(collateral=None, source=None)
+        settings = self._settings()._replace(
+            authenticators=self._authenticators.with_bundled_crls(bundle.amd_crls),
+            collateral=None,
+            source=None,
+        )
         steps = (BUNDLE_TIME,) if own else ()
         found = Examination(settings, bundle.evidence, moment, bundle.collateral, steps=steps)
         if found.parsed.quote is not None and bundle.collateral is None:
@@ -413,6 +421,7 @@ class Verifier:
             "cache": self._cache,
             "clock": self._clock,
             "snp_certificates": self._authenticators.snp_certificates,
+            "amd_crls": self._authenticators.amd_crls,
             "images": self._images,
             "ak_roots": self._authenticators.ak_settings.roots,
             "ak_certificates": self._authenticators.ak_settings.certificates,
@@ -440,3 +449,63 @@ def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
 def _check_collateral(given: object) -> None:
     if given is not None and not isinstance(given, Collateral):
         raise wrong_type("collateral", "a Collateral", given)
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    *,
+    nonce: bytes,
+    collateral: Collateral | _Path | None = None,
+    trust_anchor: bytes | str | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
+    pccs_url: str | None = None,
+    now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
+    amd_crls: Sequence[bytes] = (),
+    images: "Images | None" = None,
+) -> AttestationResult: ...
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    *,
+    nonce: bytes | None = None,
+    report_data: bytes | EllipsisType | None,
+    collateral: Collateral | _Path | None = None,
+    trust_anchor: bytes | str | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
+    pccs_url: str | None = None,
+    now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
+    amd_crls: Sequence[bytes] = (),
+    images: "Images | None" = None,
+) -> AttestationResult: ...
+
+
+def verify(
+    evidence: Evidence,
+    *,
+    nonce: bytes | None = None,
+    report_data: bytes | EllipsisType | None = ...,
+    collateral: Collateral | _Path | None = None,
+    trust_anchor: bytes | str | None = None,
+    policy: AppraisalPolicy | _Path | None = None,
+    pccs_url: str | None = None,
+    now: datetime | float | None = None,
+    snp_certificates: Sequence[bytes] = (),
+    amd_crls: Sequence[bytes] = (),
+    images: "Images | None" = None,
+) -> AttestationResult:
+    """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
+    verifier = Verifier(
+        trust_anchor=trust_anchor,
+        collateral=collateral,
+        pccs_url=pccs_url,
+        policy=policy,
+        snp_certificates=snp_certificates,
+        amd_crls=amd_crls,
+        images=images,
+    )
+    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)

@@ -48,9 +48,7 @@ class VerificationOptions(NamedTuple):
     own_instant: bool  # verify a bundle at the time that it names
     inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
     images: "ImageStore | None" = None
-    ak_roots: tuple[bytes, ...] = ()  # of TPM keys: DER or PEM
-    ak_certificates: tuple[bytes, ...] = ()  # and CRLs: DER or PEM; untrusted
-    fetch_ak_certificates: bool = False
+    crls: tuple[bytes, ...] = ()  # of AMD: DER or PEM
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -64,6 +62,7 @@ class VerificationOptions(NamedTuple):
             pccs_url=pccs_url,
             policy=self.policy,
             snp_certificates=self.certificates,
+            amd_crls=self.crls,
             images=self.images,
             ak_roots=self.ak_roots,
             ak_certificates=self.ak_certificates,
@@ -81,6 +80,7 @@ def _read_options(
     collateral: Path | None,
     pccs: str | None,
     certificates: tuple[Path, ...],
+    crls: tuple[Path, ...],
     trust_anchor: Path | None,
     nonce: str | None,
     report_data: str | None,
@@ -104,8 +104,7 @@ def _read_options(
             raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
     challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
-    named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
-    named = (*named, *ak_roots, *ak_certificates)
+    named = (collateral, *certificates, *crls, trust_anchor, of_file, Path(policy_name))
     return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
         pccs_url=pccs or None,
@@ -120,11 +119,7 @@ def _read_options(
         own_instant=at == OWN_INSTANT,
         inputs=tuple(path for path in named if path is not None),
         images=None if images is None else _open_images(images),
-        ak_roots=tuple(_read("--ak-root", path, _ak_certificate) for path in ak_roots),
-        ak_certificates=tuple(
-            _read("--ak-certificate", path, _ak_certificate) for path in ak_certificates
-        ),
-        fetch_ak_certificates=fetch_ak_certificates,
+        crls=tuple(_read("--crl", path, _crls) for path in crls),
     )
 
 
@@ -150,6 +145,14 @@ verification_options: Final = group_options(
             multiple=True,
             help="AMD certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without "
             "them; may be repeated.",
+        ),
+        click.option(
+            "--crl",
+            "crls",
+            type=PATH,
+            multiple=True,
+            help="Revocation list of AMD, DER or PEM; SEV-SNP evidence is then rejected without a "
+            "current one of its product. May be repeated.",
         ),
         click.option(
             "--trust-anchor",
@@ -265,11 +268,11 @@ def _certificate(data: bytes) -> bytes:
     return data
 
 
-def _ak_certificate(data: bytes) -> bytes:
-    """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
-    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+def _crls(data: bytes) -> bytes:
+    """Return CRLs of AMD unchanged, if they are well-formed."""
+    from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
 
-    AkChains(certificates=[data])
+    read_amd_crls(data)
     return data
 
 
