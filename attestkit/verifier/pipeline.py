@@ -5,6 +5,7 @@ Collateral is fetched only if a PCCS is configured.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from datetime import datetime, timezone
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -282,6 +283,18 @@ class Verifier:
                 "collateral",
                 reason="missing",
             )
+        return found
+
+    def for_bundle(self, bundle: EvidenceBundle) -> "Verifier":
+        """Return a verifier that also uses the CRLs of a bundle, as `verify_bundle` does.
+
+        It is this one if the bundle has none, else another without its caches.
+        """
+        if not bundle.amd_crls:
+            return self
+        found = copy(self)
+        authenticators = self._authenticators.with_bundled_crls(bundle.amd_crls)
+        found._authenticators = authenticators  # noqa: SLF001 - of this class
         return found
 
     def examine(

@@ -9,7 +9,9 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
-from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack, Tpm
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -30,6 +32,7 @@ from attestkit.serve.verifier_service.response import (
 )
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.pipeline import Verifier
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.attestation.samples import TPM_QUOTE
 from tests.serve.verifier_service.judges import (
     IMAGE,
@@ -38,7 +41,6 @@ from tests.serve.verifier_service.judges import (
     create_authenticated,
     create_evidence,
 )
-from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 
 KEYS = [
@@ -374,21 +376,21 @@ def test_verify_evidence_with_tpm_verifies_the_hardware_first() -> None:
     assert found["details"] == NOTHING
 
 
-@needs_shared
-def test_verify_vlek_signed_report_is_refused() -> None:
-    """A report signed by a VLEK is refused before the Verifier is called."""
-    request = json.loads(data("dstack/verifier/sev-snp-attestation.json"))
-    known = Attestation.from_agent_response(request)
-    platform, stack = known.evidence
-    assert isinstance(platform, SevSnp)
-    report = bytearray(platform.report)
-    report[0x48] |= 1 << 2
-    vlek = Attestation(Evidence(platform._replace(report=bytes(report)), stack))
-    verifier = FakeVerifier()
-    found = respond(verifier, create_request(vlek))
-    assert found["reason"].startswith("Quote verification failed: SNP report: signed by a VLEK")
-    assert found["details"] == NOTHING
-    assert verifier.taken == []
+@pytest.mark.parametrize("accepted", [True, False])
+def test_vlek_signed_report_is_accepted_if_the_policy_names_its_provider(*, accepted: bool) -> None:
+    """Without `vlek_providers` a report signed by a cloud provider's key is refused."""
+    guest: Any = Simulator(scenario="snp-vlek", seed=bytes(32))
+    evidence = Attester(guest).attest(report_data=bytes(64))
+    policy = AppraisalPolicy.development()
+    if accepted:
+        policy = policy.replace(vlek_providers=["attestkit-simulator"])
+    verifier = Verifier(trust_anchor=guest.trust_anchor, policy=policy)
+    found = respond(verifier, create_request(evidence))
+    assert found["is_valid"] is accepted, found["reason"]
+    assert found["details"]["quote_verified"] is True
+    if not accepted:
+        assert "VLEK: of the cloud provider 'attestkit-simulator'" in found["reason"]
+        assert "vlek_providers" in found["reason"]
 
 
 @needs_shared
@@ -414,7 +416,7 @@ def test_verify_tpm_has_facts_in_details() -> None:
 def test_verify_malformed_snp_report_is_a_rejection() -> None:
     """A malformed report is a rejected quote, not an internal error."""
     snp = Attestation(Evidence(SevSnp(b"\2", (), "{}"), Stack(bytes(64), (), "")))
-    found = respond(FakeVerifier(), create_request(snp))
+    found = respond(Verifier(), create_request(snp))
     assert found["reason"].startswith("Quote verification failed: ")
 
 

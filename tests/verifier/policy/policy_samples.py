@@ -191,6 +191,17 @@ def bare_claims() -> Claims:
     return claims(events=(), event_registers=(), os_image_hash=b"")
 
 
+SNP_SVNS: Final = (("boot_loader", 4), ("tee", 0), ("snp", 23), ("microcode", 213))
+SNP_TCB: Final = Tcb(
+    status=TcbStatus.UP_TO_DATE,
+    components=SNP_SVNS,
+    current=SNP_SVNS,
+    committed=SNP_SVNS,
+    launch=SNP_SVNS,
+    product="Milan",
+)
+
+
 def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
     """Return the authenticated claims of a platform that is up to date; Nitro has no status."""
     found = Authenticated(
@@ -208,6 +219,8 @@ def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
         chain=(b"leaf", b"root"),
         steps=(VerificationStep("signature", "passed", "signed"),),
     )
+    if platform == SNP:
+        found = found._replace(tcb=SNP_TCB)
     return found._replace(**changes)
 
 

@@ -1,5 +1,6 @@
 """Tests of the SEV-SNP rules of a policy: launch, guest policy, host and firmware."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from attestkit.verifier.policy.appraisal_policy import (
     BitMask,
     ReferenceValues,
 )
+from attestkit.verifier.result import Claims
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
     SGX,
     SNP,
+    SNP_SVNS,
     TDX,
     appraise,
     appraise_in_steps,
@@ -158,6 +161,7 @@ def test_snp_rules_have_steps() -> None:
     )
     passed = [step.check for step in steps if step.outcome == "passed"]
     assert passed[passed.index("tcb_status") + 1 :] == [
+        "minimum_svn",  # minimum_tcb
         "sev_features",
         "vcpus",
         "vcpu_type",
@@ -227,11 +231,26 @@ def test_snp_rule_rejects_other_platforms(platform: str) -> None:
         ({"minimum_guest_abi": "1"}, "wrong_value"),
         ({"minimum_firmware": (1, 55)}, "wrong_value"),
         ({"refuse_provisional_firmware": 1}, "wrong_type"),
+        ({"vlek_providers": "a-provider"}, "wrong_type"),
+        ({"vlek_providers": ("",)}, "wrong_value"),
+        ({"vlek_providers": ("p" * 65,)}, "wrong_value"),
+        ({"vlek_providers": ("line\n",)}, "wrong_value"),
+        ({"minimum_tcb": {"Rome": {"snp": 1}}}, "unknown_name"),
+        ({"minimum_tcb": {"Milan": {"fmc": 1}}}, "unknown_name"),
+        ({"minimum_tcb": {"Milan": {"snp": 256}}}, "out_of_range"),
+        ({"minimum_tcb": {"Milan": {"snp": True}}}, "out_of_range"),
+        ({"minimum_tcb": {"Milan": {}}}, "missing"),
+        ({"minimum_tcb": {"Milan": {"snp": 1}, "milan": {"snp": 2}}}, "conflict"),
+        ({"minimum_tcb": (("Milan", (("snp", 1), ("snp", 2))),)}, "conflict"),
+        ({"minimum_tcb": {"Milan": 4}}, "wrong_type"),
+        ({"minimum_tcb": {1: {"snp": 4}}}, "wrong_type"),
+        ({"minimum_tcb": "Milan"}, "wrong_type"),
+        ({"minimum_tcb": ("Milan",)}, "wrong_type"),
     ],
 )
 def test_invalid_snp_rule_raises_usage_error(given: dict[str, Any], reason: str) -> None:
     """A rule of a wrong type or range is an error that begins with its name."""
-    with raises(UsageError, reason, start=f"{next(iter(given))}: "):
+    with raises(UsageError, reason, start=next(iter(given))):
         rules(**given)
 
 
@@ -262,3 +281,97 @@ def test_pin_of_snp_guest() -> None:
     provisional = claims(SNP, current_version=bytes((1, 56, 0)))
     pinned = AppraisalPolicy.from_evidence(result(provisional, authenticated(SNP)))
     assert appraise(pinned, provisional, authenticated(SNP), simulated=False)
+
+
+VLEK = {"key_info": little(1 << 2, 4), "vlek_provider": b"CN=cc-us-east-2.amazonaws.com"}
+
+
+def vlek_claims(**changes: Any) -> Claims:
+    """Return the claims of a report that a VLEK signed."""
+    found = claims(SNP)
+    kept = tuple(one for one in found.attributes if one[0] != "key_info")
+    more = tuple((name, value) for name, value in (VLEK | changes).items() if value is not None)
+    return replace(found, attributes=(*kept, *more))
+
+
+@pytest.mark.parametrize("preset", PRESETS.values())
+def test_vlek_is_refused_unless_its_provider_is_listed(preset: Any) -> None:
+    """No preset accepts a VLEK; a policy that lists its provider does, with a step."""
+    policy: AppraisalPolicy = preset()
+    assert policy.vlek_providers == frozenset()
+    text = get_rejection_text("vlek_providers", policy, vlek_claims(), authenticated(SNP))
+    assert "'CN=cc-us-east-2.amazonaws.com', and the policy accepts no VLEK" in text
+    listed = policy.replace(vlek_providers=["CN=cc-us-east-2.amazonaws.com", "another"])
+    steps = appraise(listed, vlek_claims(), authenticated(SNP))
+    assert "VLEK provider CN=cc-us-east-2.amazonaws.com is accepted" in steps
+    assert "VLEK" not in appraise(policy, claims(SNP), authenticated(SNP))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vlek_provider": b"CN=cc-us-east-1.amazonaws.com"},
+        {"vlek_provider": b"cn=cc-us-east-2.amazonaws.com"},
+        {"vlek_provider": b"CN=cc-us-east-2.amazonaws.com "},
+        {"vlek_provider": b""},
+        {"vlek_provider": None},  # the report says VLEK, and no certificate names its provider
+        {"key_info": None, "vlek_provider": b"another"},
+    ],
+)
+def test_other_vlek_provider_is_refused(changes: dict[str, Any]) -> None:
+    """The provider's text must be equal; a VLEK without one is refused."""
+    policy = rules(vlek_providers=["CN=cc-us-east-2.amazonaws.com"])
+    text = get_rejection_text("vlek_providers", policy, vlek_claims(**changes), authenticated(SNP))
+    assert "must be 'CN=cc-us-east-2.amazonaws.com'" in text
+
+
+def test_vlek_rule_does_not_reject_other_platforms() -> None:
+    """The rule permits keys; evidence of a platform without them is accepted."""
+    assert appraise(rules(vlek_providers=["a-provider"]), claims(TDX), authenticated())
+
+
+# -- minimum TCB by product ------------------------------------------------------------------------
+
+
+def test_minimum_tcb_holds_for_all_tcb_versions() -> None:
+    """Each component of each TCB version must have the minimum of the product."""
+    verified = authenticated(SNP)
+    policy = rules(minimum_tcb={"milan": dict(SNP_SVNS), "Turin": {"snp": 9}})
+    steps = appraise(policy, claims(SNP), verified)
+    assert "TCB of a Milan high enough: boot_loader, microcode, snp, tee" in steps
+    assert "firmware of any age" not in steps
+    for version in ("components", "current", "committed", "launch"):
+        for name, svn in SNP_SVNS[:1] + SNP_SVNS[2:]:
+            lower = tuple((one, svn - 1 if one == name else n) for one, n in SNP_SVNS)
+            below = verified._replace(tcb=replace(verified.tcb, **{version: lower}))
+            text = get_rejection_text("minimum_svn", policy, claims(SNP), below)
+            assert f"component {name} of the" in text
+        missing = verified._replace(tcb=replace(verified.tcb, **{version: ()}))
+        get_rejection_text("minimum_svn", policy, claims(SNP), missing)
+
+
+@pytest.mark.parametrize("product", ["Genoa", "Venice", ""])
+def test_minimum_tcb_rejects_products_without_minimum(product: str) -> None:
+    """A product line that the rule does not name is rejected, and so is an unknown one."""
+    policy = rules(minimum_tcb={"Milan": {"snp": 1}, "Turin": {"snp": 1}})
+    verified = authenticated(SNP)
+    other = verified._replace(tcb=replace(verified.tcb, product=product))
+    text = get_rejection_text("minimum_svn", policy, claims(SNP), other)
+    assert "must be Milan or Turin" in text
+
+
+def test_minimum_tcb_is_normalised() -> None:
+    """Mappings and pairs, in any order and case of the product, are the same rule."""
+    one = rules(minimum_tcb={"turin": {"snp": 1, "fmc": 2}, "MILAN": {"snp": 3}})
+    other = rules(minimum_tcb=(("Milan", (("snp", 3),)), ("Turin", (("fmc", 2), ("snp", 1)))))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert AppraisalPolicy.from_toml(one.to_toml()) == one
+    get_rejection_text("platform", rules(minimum_tcb={"Milan": {"snp": 3}}), claims(TDX))
+
+
+def test_pinned_policy_lists_provider_of_vlek() -> None:
+    """A policy from evidence that a VLEK signed accepts its provider."""
+    known_good = result(vlek_claims(), authenticated(SNP))
+    policy = AppraisalPolicy.from_evidence(known_good)
+    assert policy.vlek_providers == {"CN=cc-us-east-2.amazonaws.com"}

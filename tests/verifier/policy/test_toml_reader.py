@@ -87,6 +87,8 @@ minimum_guest_svn = 2
 minimum_guest_abi = "1.55"
 minimum_firmware = "1.55.29"
 refuse_provisional_firmware = true
+vlek_providers = "CN=cc-us-east-2.amazonaws.com"
+minimum_tcb = {milan = {boot_loader = 4, snp = 23}, Turin = {fmc = 1}}
 
 [guest_policy]
 must_be_set = ["SMT"]
@@ -190,6 +192,17 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     ("minimum_evaluation_data_number = 65536", "wrong_value", "minimum_evaluation_data_number"),
     ("refused_advisories = []", "missing", "refused_advisories"),
     ("[minimum_svns]", "missing", "minimum_svns"),
+    ("[minimum_tcb]", "missing", "minimum_tcb"),
+    ("[minimum_tcb]\nMilan = 4", "wrong_type", "minimum_tcb.Milan"),
+    ("[minimum_tcb.Milan]", "missing", "minimum_tcb.Milan"),
+    ("[minimum_tcb.Milan]\nsnp = true", "wrong_type", "minimum_tcb.Milan.snp"),
+    ("[minimum_tcb.Milan]\nsnp = 256", "wrong_value", "minimum_tcb.Milan.snp"),
+    ("[minimum_tcb.Milan]\nfmc = 1", "wrong_value", "minimum_tcb.Milan"),
+    ("[minimum_tcb.Rome]\nsnp = 1", "wrong_value", "minimum_tcb"),
+    ("[minimum_tcb]\nmilan.snp = 1\nMILAN.snp = 2", "conflict", "minimum_tcb"),
+    ("vlek_providers = []", "missing", "vlek_providers"),
+    ("vlek_providers = [1]", "wrong_type", "vlek_providers"),
+    ("vlek_providers = ''", "wrong_value", "vlek_providers"),
     ("[minimum_svns]\nPCE = true", "wrong_type", "minimum_svns.PCE"),
     ("[minimum_svns]\nPCE = -1", "wrong_value", "minimum_svns"),
     ("refuse_simulated = 1", "wrong_type", "refuse_simulated"),
