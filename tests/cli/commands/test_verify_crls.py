@@ -1,0 +1,95 @@
+"""`attestkit verify --crl`, the service's --verifier-crls, and their errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attestkit.__main__ import main
+from attestkit._crypto.pem import encode_pem
+from attestkit.errors import ConfigError, SignatureError
+from attestkit.serve.config.command_line import Options
+from attestkit.serve.config.verifier_settings import decide_verifier
+from attestkit.serve.verifier_factory import open_verifier
+from attestkit.verifier import Verifier
+from attestkit.verifier.evidence_bundle import EvidenceBundle
+from tests.raising import raises
+from tests.verifier.platforms import test_snp_revocation as simulated
+
+Capture = pytest.CaptureFixture[str]
+AT = str(simulated.NOW)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Write evidence, root, lists and bundles; return their paths."""
+    contents = {
+        "evidence": simulated.evidence().to_bytes(),
+        "anchor": simulated.guest().trust_anchor,
+        "clean": simulated.crl(),
+        "revoked": encode_pem("X509 CRL", simulated.crl(simulated.ASK)).encode(),
+        "bad": b"\x30\x00",
+        "bundle": simulated.bundle(simulated.crl(simulated.ASK)).to_json().encode(),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: str(tmp_path / name) for name in (*contents, "saved")}
+
+
+def verify(files: dict[str, str], name: str, *options: str) -> int:
+    """Verify a file of the guest at its time; return the exit code."""
+    data = simulated.REPORT_DATA.hex()
+    known = ("--trust-anchor", files["anchor"], "--at", AT, "--report-data", data)
+    return main(["verify", files[name], *known, *options])
+
+
+def test_list_of_option_is_checked(files: dict[str, str], capsys: Capture) -> None:
+    """A list that is current passes; one with the ASK is a rejection that names it."""
+    assert verify(files, "evidence", "--crl", files["clean"], "--save-bundle", files["saved"]) == 0
+    both = ("--crl", files["clean"], "--crl", files["revoked"])
+    capsys.readouterr()
+    assert verify(files, "evidence", *both, "--json") == 2
+    [found] = json.loads(capsys.readouterr().out)["results"]
+    assert found["reason"] == "cert_revoked"
+    saved = EvidenceBundle.load(files["saved"])
+    assert saved.amd_crls == (simulated.crl(),)
+    assert verify(files, "saved", "--json") == 0
+    [found] = json.loads(capsys.readouterr().out)["results"]
+    assert {step["check"]: step["outcome"] for step in found["steps"]}["revocation"] == "passed"
+
+
+def test_lists_of_bundle_are_checked(files: dict[str, str], capsys: Capture) -> None:
+    """A bundle with a list of the ASK is rejected; the option's list replaces the bundle's."""
+    assert verify(files, "bundle", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["results"][0]["reason"] == "cert_revoked"
+    assert verify(files, "bundle", "--crl", files["clean"]) == 0
+
+
+def test_malformed_list_is_a_configuration_error(files: dict[str, str], capsys: Capture) -> None:
+    """A file that is not a CRL is an error that names option and file."""
+    assert verify(files, "evidence", "--crl", files["bad"]) == 1
+    assert f"--crl {files['bad']}: malformed CRL" in capsys.readouterr().err
+
+
+def service(files: dict[str, str], **options: str) -> Verifier:
+    """Return the verifier of a service with these options."""
+    given = Options(verifier="127.0.0.1:0", backend="none", trust_anchor=files["anchor"], **options)
+    settings = decide_verifier(given, {})
+    assert settings is not None
+    return open_verifier(settings)
+
+
+def test_service_takes_lists_and_certificates(files: dict[str, str], tmp_path: Path) -> None:
+    """The service's verifier refuses a revoked certificate, and takes AMD's certificates."""
+    report = simulated.guest().get_snp_report(simulated.REPORT_DATA)
+    table = tmp_path / "table"
+    table.write_bytes(report.certificates)
+    options = {"verifier_crls": files["clean"], "verifier_certificates": str(table)}
+    found = service(files, **options).verify(report.report, report_data=None, now=simulated.NOW)
+    assert "revocation" not in found.not_proven
+    options["verifier_crls"] = files["revoked"]
+    with raises(SignatureError, "cert_revoked"):
+        service(files, **options).verify(report.report, report_data=None, now=simulated.NOW)
+    for option in ("verifier_crls", "verifier_certificates"):
+        with raises(ConfigError, "syntax", part=files["bad"]):
+            service(files, **{option: files["bad"]})
