@@ -38,7 +38,7 @@ from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
-from attestkit.verifier.result import BoundTo, Claims, VtpmFacts, caution, passed, skipped
+from attestkit.verifier.result import Authenticated, BoundTo, Claims, caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -295,16 +295,20 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 def claims(
     parsed: ParsedEvidence,
-    report_data: bytes,
+    authenticated: Authenticated | None,
     registers: tuple[int, ...],
     image: VerifiedImage,
-    proven: Fields = (),
 ) -> Claims:
     """Return the authenticated fields of evidence that passed the previous steps.
 
-    `proven` are attributes that the authenticator adds to those of quote or report.
+    They are not authentic if `authenticated` is None, which is for display only.
     """
     named, attributes = _fields(parsed)
+    report_data, vtpm = b"", None
+    proven: Fields = ()
+    if authenticated is not None:
+        report_data, vtpm = authenticated.report_data, authenticated.vtpm
+        proven = authenticated.attributes
     if vtpm is not None:
         named = (*named, *vtpm.registers())
     attestation = parsed.attestation

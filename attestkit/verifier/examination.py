@@ -234,8 +234,7 @@ class Examination:
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
         registers, image = _require(self._replayed), _require(self._image)
-        found = authenticated.report_data, registers, image, authenticated.attributes
-        return claims(self.parsed, *found)
+        return claims(self.parsed, authenticated, registers, image)
 
     def _explain(self) -> str:
         """Return a sentence on the outdated component; computed only for an error."""

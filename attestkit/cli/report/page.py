@@ -168,8 +168,8 @@ def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -
     if result is not None:
         return result.claims
     if isinstance(evidence, Quote):
-        return claims(ParsedEvidence(None, evidence), b"", (), VerifiedImage())
-    return claims(ParsedEvidence(evidence, evidence.quote), b"", (), VerifiedImage())
+        return claims(ParsedEvidence(None, evidence), None, (), VerifiedImage())
+    return claims(ParsedEvidence(evidence, evidence.quote), None, (), VerifiedImage())
 
 
 def _app_info(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_malformed_list_is_a_configuration_error(files: dict[str, str], capsys: 
     assert f"--crl {files['bad']}: malformed CRL" in capsys.readouterr().err
 
 
-def service(files: dict[str, str], **options: str) -> Verifier:
+def service(files: dict[str, str], **options: Any) -> Verifier:
     """Return the verifier of a service with these options."""
     given = Options(verifier="127.0.0.1:0", backend="none", trust_anchor=files["anchor"], **options)
     settings = decide_verifier(given, {})

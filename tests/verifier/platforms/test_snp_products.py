@@ -136,7 +136,7 @@ def test_minimum_tcb_of_the_report_product() -> None:
     policy = AppraisalPolicy.default().replace(minimum_tcb=minimum)
     for version in (2, 5):
         verifier = Verifier(trust_anchor=amd.ark(), policy=policy)
-        assert verifier.verify(attested(version), report_data=amd.REPORT_DATA, now=amd.NOW)
+        verifier.verify(attested(version), report_data=amd.REPORT_DATA, now=amd.NOW)
         higher = policy.replace(minimum_tcb={"Milan": {"snp": 24}})
         with raises(PolicyError, "minimum_svn", part="component snp of the reported TCB"):
             Verifier(trust_anchor=amd.ark(), policy=higher).verify(

@@ -192,7 +192,7 @@ def bare_claims() -> Claims:
 
 
 SNP_SVNS: Final = (("boot_loader", 4), ("tee", 0), ("snp", 23), ("microcode", 213))
-SNP_TCB: Final = Tcb(
+SNP_LEVELS: Final = Tcb(
     status=TcbStatus.UP_TO_DATE,
     components=SNP_SVNS,
     current=SNP_SVNS,
@@ -220,7 +220,7 @@ def authenticated(platform: str = TDX, **changes: Any) -> Authenticated:
         steps=(VerificationStep("signature", "passed", "signed"),),
     )
     if platform == SNP:
-        found = found._replace(tcb=SNP_TCB)
+        found = found._replace(tcb=SNP_LEVELS)
     return found._replace(**changes)
 
 

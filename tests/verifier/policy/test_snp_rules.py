@@ -12,7 +12,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     BitMask,
     ReferenceValues,
 )
-from attestkit.verifier.result import Claims
+from attestkit.verifier.result import Claims, Tcb
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
@@ -333,6 +333,12 @@ def test_vlek_rule_does_not_reject_other_platforms() -> None:
 # -- minimum TCB by product ------------------------------------------------------------------------
 
 
+def changed(version: str, svns: tuple[tuple[str, int], ...]) -> Tcb:
+    """Return the TCB with other SVNs in one of its versions."""
+    changes: dict[str, Any] = {version: svns}
+    return replace(authenticated(SNP).tcb, **changes)
+
+
 def test_minimum_tcb_holds_for_all_tcb_versions() -> None:
     """Each component of each TCB version must have the minimum of the product."""
     verified = authenticated(SNP)
@@ -343,10 +349,10 @@ def test_minimum_tcb_holds_for_all_tcb_versions() -> None:
     for version in ("components", "current", "committed", "launch"):
         for name, svn in SNP_SVNS[:1] + SNP_SVNS[2:]:
             lower = tuple((one, svn - 1 if one == name else n) for one, n in SNP_SVNS)
-            below = verified._replace(tcb=replace(verified.tcb, **{version: lower}))
+            below = verified._replace(tcb=changed(version, lower))
             text = get_rejection_text("minimum_svn", policy, claims(SNP), below)
             assert f"component {name} of the" in text
-        missing = verified._replace(tcb=replace(verified.tcb, **{version: ()}))
+        missing = verified._replace(tcb=changed(version, ()))
         get_rejection_text("minimum_svn", policy, claims(SNP), missing)
 
 
