@@ -17,6 +17,7 @@ from attestkit import ra_tls
 from attestkit._crypto.der import DerReader, dotted_oid
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
+from attestkit._crypto.x509.amd_crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
@@ -145,6 +146,20 @@ def crl_samples() -> list[bytes]:
     window = Window(now, now.replace(year=2051))
     found = PKI.collateral(1_790_000_000)
     return [found.pck_crl, issue_crl(Authority("CA", key), window=window, number=1, revoked=[1, 2])]
+
+
+def _amd_crls(raw: bytes, found: tuple[AmdCrl, ...]) -> None:
+    check("at least one", found)
+    root = read_path_certificate(chip().ark_der)
+    for crl in found:
+        check("dates", isinstance(crl.content.start, int))
+        tried(lambda crl=crl: check_crl_signature(crl, root, "CRL"), len(raw), SignatureError)
+
+
+def amd_crl_samples() -> list[bytes]:
+    """Return the list of the simulator, in DER and PEM."""
+    der = chip().crl(1_790_000_000)
+    return [der, encode_pem("X509 CRL", der).encode() + b"text\n"]
 
 
 # -- PEM and chains ------------------------------------------------------------------------------
@@ -300,6 +315,13 @@ def _whole_targets() -> list[ParserTarget]:
         ParserTarget("certificate_text", text, short(certificate_samples, 2048), "der.dict", 2048),
         ParserTarget(
             "crl", obeys(crl_window, FormatError, accepted=_crl), crl_samples, "der.dict", 1024
+        ),
+        ParserTarget(
+            "amd_crl",
+            obeys(read_amd_crls, FormatError, accepted=_amd_crls),
+            amd_crl_samples,
+            "der.dict",
+            2048,
         ),
         ParserTarget(
             "pem", obeys(_pem_text, FormatError, accepted=_pem), pem_samples, "pem.dict", 2048

@@ -71,8 +71,8 @@ class SnpSimulator(Simulator):
     def crl(self, now: float | None = None) -> bytes:
         """Return the revocation list (DER) of the simulated AMD at a Unix time; None: at present.
 
-        attestkit's verifier does not use it; other verifiers request it at the address in the
-        root certificate.
+        attestkit's verifier uses it as one of its `amd_crls`; other verifiers request it at the
+        address in the root certificate.
         """
         return self._chip.crl(self._now() if now is None else now)
 
