@@ -153,7 +153,7 @@ def _amd_crls(raw: bytes, found: tuple[AmdCrl, ...]) -> None:
     root = read_path_certificate(chip().ark_der)
     for crl in found:
         check("dates", isinstance(crl.content.start, int))
-        tried(lambda crl=crl: check_crl_signature(crl, root, "CRL"), len(raw), SignatureError)
+        tried(partial(check_crl_signature, crl, root, "CRL"), len(raw), SignatureError)
 
 
 def amd_crl_samples() -> list[bytes]:

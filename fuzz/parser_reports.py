@@ -11,10 +11,10 @@ from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.td_reports import ReportQuoter
 from attestkit.backends.tdx.qgs import parse_frame, parse_quote_response
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.emulator.quote_service import answer_request
-from attestkit.backends.simulator.td_reports import ReportQuoter
 from attestkit.errors import BackendError, FormatError, UnsupportedError, UsageError
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.snp_report import SnpReport

@@ -12,8 +12,8 @@ import pytest
 
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.emulator.quote_service import QuoteService, answer_request, listen
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.emulator.quote_service import QuoteService, answer_request, listen
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.quote import Quote
 from attestkit.td_report import TdReport

@@ -286,7 +286,7 @@ def test_each_product_key_and_version_verifies(
 ) -> None:
     """The report has what the scenario says, and its certificates fit."""
     config = SnpConfig(product=product, signing_key=key, report_version=version)
-    guest = make_guest(scenario=Scenario("snp", config))
+    guest = make_guest(scenario=Scenario(platform="snp", snp=config))
     evidence = guest.get_snp_report(REPORT_DATA)
     report = SnpReport.parse(evidence.report)
     assert (report.version, report.signing_key) == (version, key)

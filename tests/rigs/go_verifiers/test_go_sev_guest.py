@@ -91,7 +91,7 @@ def test_go_sev_guest_accepts_each_product_key_and_version(program: Path) -> Non
         for key in ("VCEK", "VLEK")
         for version in (2, 3, 4, 5)
     ]
-    cases = [make_case(Scenario("snp", config)) for config in chosen]
+    cases = [make_case(Scenario(platform="snp", snp=config)) for config in chosen]
     for config, error in zip(chosen, verify_with_go(program, cases), strict=True):
         if config.product == "Turin":
             assert "not an AMD KDS OID: 1.3.6.1.4.1.3704.1.3.9" in error

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, Final
 
 import pytest
-from msgspec.structs import replace
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.rsa_pss import RsaKey
@@ -17,8 +16,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.config import Scenario, SnpSigningKey
-from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, SnpSigningKey
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import (
     CollateralExpiredError,
@@ -42,7 +40,7 @@ AT: Final = datetime.fromtimestamp(NOW, tz=amd.NOW.tzinfo)
 @cache
 def guest(key: SnpSigningKey = "VCEK") -> SnpSimulator:
     """Return a guest on a Genoa processor."""
-    scenario = Scenario("snp", replace(NAMED["snp"].scenario.snp, signing_key=key))
+    scenario = Scenario(platform="snp", snp=SnpConfig(signing_key=key))
     found: object = Simulator(seed=bytes(32), scenario=scenario, now=lambda: NOW)
     assert isinstance(found, SnpSimulator)
     return found

@@ -17,8 +17,8 @@ import pytest
 
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
-from attestkit.emulator.quote_service import QuoteService, listen
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.emulator.quote_service import QuoteService, listen
 from attestkit.errors import FormatError
 
 SHARE: Final = Path(os.environ.get("ATTESTKIT_KERNEL_RIG", "/nonexistent"))
