@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 import attestkit
-from attestkit import backends
+from attestkit import AppraisalPolicy, backends
+from attestkit.attestation import Encoding
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (
     BackendUnavailableError,
+    PolicyError,
+    SignatureError,
     UnsupportedError,
     UsageError,
 )
@@ -174,6 +177,24 @@ def test_attester_attests(software_tpm: TpmClient) -> None:
     assert isinstance(platform, Tpm)
     quote = TpmsAttest.parse(platform.vtpm_quote.message)
     assert quote.extra_data == sha256(ReportData.for_nonce(b"12345678")).digest()
+
+
+@pytest.mark.parametrize("encoding", ["cbor", "json"])
+def test_evidence_is_verified_with_its_key(software_tpm: TpmClient, encoding: Encoding) -> None:
+    """A verifier that lists the key accepts the evidence for its nonce; others refuse it."""
+    backend = TpmBackend(client=software_tpm)
+    policy = AppraisalPolicy.default().replace(
+        trusted_aks={sha256(backend.read_trusted_key()).digest()}, platforms={"tpm"}
+    )
+    with Attester(backend) as tee:
+        raw = tee.attest(nonce=b"12345678").to_bytes(encoding)
+    result = attestkit.verify(raw, nonce=b"12345678", policy=policy)
+    assert result.claims.platform == "tpm"
+    with raises(PolicyError, "report_data"):
+        attestkit.verify(raw, nonce=b"87654321", policy=policy)
+    unlisted = policy.replace(trusted_aks={bytes(32)})
+    with raises(SignatureError, "ak_unknown"):
+        attestkit.verify(raw, nonce=b"12345678", policy=unlisted)
 
 
 def test_hardware_key_is_unsupported(software_tpm: TpmClient) -> None:
