@@ -15,6 +15,8 @@ from attestkit._crypto.hashes import sha256, sha384, sha512
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 
+__all__ = ["ImaLog", "ImaMatch", "ImaRecord", "begins_with_ima_record"]
+
 MAX_SIZE: Final = 16_777_216
 """Largest size of a log in bytes (16 MiB)."""
 
