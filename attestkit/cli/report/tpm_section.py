@@ -86,7 +86,9 @@ def _verified(result: "AttestationResult", vtpm: "VtpmFacts") -> TpmSection:
     }
     facts |= {name: f"{n}{unit}" for name, (n, unit) in counts.items() if n is not None}
     facts |= {name.replace("_", " "): value for name, value in vtpm.details}
-    expected = frozenset(name for name, _ in result.policy.pcrs)
+    from attestkit.verifier.policy.pcr_rules import normalize_pcrs  # lazy: loads the verifier
+
+    expected = frozenset(name for name, _ in normalize_pcrs(result.policy.pcrs))
     rows = _rows(vtpm.pcrs, frozenset(vtpm.replayed), expected)
     missing = set(result.not_proven)
     left = [one for one in result.steps if one.outcome != "passed" and one.check in missing]

@@ -41,6 +41,7 @@ from tests.serve.verifier_service.judges import (
     create_authenticated,
     create_evidence,
 )
+from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 
 KEYS = [
