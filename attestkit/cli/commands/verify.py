@@ -24,7 +24,6 @@ from attestkit.errors import UsageError
 from attestkit.quote import Quote
 
 if TYPE_CHECKING:
-    from attestkit.attestation import AppInfo
     from attestkit.cli.file_verifier import FileOutcome
     from attestkit.verifier.result import AttestationResult
 
@@ -174,14 +173,14 @@ def _show_one(outcome: "FileOutcome") -> None:
 
 def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, object]:
     """Return the shown facts of an accepted result by name; None for missing ones."""
-    claims, info = result.claims, result.app_info
+    claims = result.claims
     instant = result.verified_at.isoformat(timespec="seconds")
     origin = "" if outcome.bundle_report_data is None else ", as in the bundle"
     return {
         "platform": claims.platform,
         "TCB status": result.tcb.status,
         "advisories": ", ".join(result.advisory_ids) or None,
-        **_identity(info, bare=isinstance(outcome.evidence, Quote)),
+        **_identity(result, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
         "image version": _image_version(result),
         "report data": claims.report_data.hex() + origin,
@@ -199,9 +198,11 @@ def _image_version(result: "AttestationResult") -> str | None:
     return f"{version}, for development" if result.claims.os_image_is_dev else version
 
 
-def _identity(info: "AppInfo | None", *, bare: bool) -> dict[str, object]:
-    if info is None:
+def _identity(result: "AttestationResult", *, bare: bool) -> dict[str, object]:
+    if (info := result.app_info) is None:
         missing = "a bare quote has no event log" if bare else "no configuration document"
+        if result.claims.vtpm is not None:
+            missing = "the evidence does not name it"
         return {"app": f"unknown: {missing}"}
     return {
         "app id": info.app_id.hex() or "none",
