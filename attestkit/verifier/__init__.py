@@ -22,6 +22,7 @@ from attestkit.verifier.result import (
     Tcb,
     TcbStatus,
 )
+from attestkit.verifier.vtpm_facts import VtpmFacts
 
 __all__ = [
     "AppraisalPolicy",
@@ -45,5 +46,6 @@ __all__ = [
     "VerificationItem",
     "VerificationStep",
     "Verifier",
+    "VtpmFacts",
     "verify",
 ]

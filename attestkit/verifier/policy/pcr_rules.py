@@ -44,7 +44,7 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise wanted
         name, values = pair
-        bank, index = _parse_name(name)
+        bank, index = _bank_and_index(name)
         listed = (values,) if isinstance(values, bytes) else values
         accepted = accepted_values(f"pcrs.{name}", listed, BANK_SIZES[bank])
         if accepted is None:
@@ -55,7 +55,7 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
     return tuple((f"{bank}:{index}", found[bank, index]) for bank, index in sorted(found))
 
 
-def _parse_name(name: object) -> tuple[str, int]:
+def _bank_and_index(name: object) -> tuple[str, int]:
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None or int(match[2]) >= PCR_COUNT:
         raise UsageError(
@@ -81,7 +81,7 @@ def appraise_pcrs(
         PolicyError: If a rule is not met.
     """
     for name, wanted in rules:
-        bank, index = _parse_name(name)
+        bank, index = _bank_and_index(name)
         have = vtpm.pcr(bank, index)
         if have is None or not matches_any(have, wanted):
             raise PolicyError(

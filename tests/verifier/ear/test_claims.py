@@ -9,11 +9,13 @@ import pytest
 from attestkit.errors import FormatError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.ear.claims import trustworthiness_vector
-from attestkit.verifier.ear.result_token import PROFILE, Tier, policy_uri
+from attestkit.verifier.ear.result_token import PROFILE, Tier, policy_uri, sign_ear, verify_ear
 from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.verifier.ear.ears import (
+    ED25519,
     IMAGE,
+    NONCE,
     NOW,
     create_altered_ear,
     create_ear,
@@ -24,6 +26,7 @@ from tests.verifier.ear.ears import (
     get_rejection_reason,
     read,
 )
+from tests.verifier.policy import policy_samples
 
 # -- signed claims ---------------------------------------------------------------------------------
 
@@ -73,6 +76,18 @@ def test_vector_of_unidentified_paravisor_claims_no_encryption(platform: str) ->
         create_small_result(status=TcbStatus.UP_TO_DATE, platform=platform)
     )
     assert found == {"hardware": 2}
+
+
+@pytest.mark.parametrize("form", ["jwt", "cose"])
+def test_ear_has_the_facts_of_a_tpm(form: Literal["jwt", "cose"]) -> None:
+    """The result in an EAR has PCRs, key and joins of a guest with a TPM."""
+    found = policy_samples.result(
+        policy_samples.claims("gcp-snp"), policy_samples.authenticated("gcp-snp"), None, nonce=NONCE
+    )
+    token = sign_ear(found, ED25519, form=form)
+    ear = verify_ear(token, ED25519.public, nonce=NONCE, now=policy_samples.NOW)
+    assert ear.result["vtpm"] == policy_samples.vtpm().to_dict()
+    assert ear.platform == "gcp-snp"
 
 
 def test_tier_of_value() -> None:
