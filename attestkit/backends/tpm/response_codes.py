@@ -57,7 +57,7 @@ _MEANINGS: Final = {
     NV_UNINITIALIZED: ("NV_UNINITIALIZED", "the NV index was never written"),
     NV_SPACE: ("NV_SPACE", "no room for another NV index"),
     NV_DEFINED: ("NV_DEFINED", "the NV index or persistent handle is already defined"),
-    OBJECT_MEMORY: ("OBJECT_MEMORY", "no room for another key; flush one, or use /dev/tpmrm0"),
+    OBJECT_MEMORY: ("OBJECT_MEMORY", "no room for another key; flush one"),
     SESSION_MEMORY: ("SESSION_MEMORY", "no room for another session; flush one"),
     0x904: ("MEMORY", "the TPM is out of memory"),
     0x905: ("SESSION_HANDLES", "no free handle of a session; flush one"),

@@ -37,9 +37,10 @@ _BROKEN: Final[Meaning] = (
     "io_error",
     "the TPM's driver failed; see the kernel log (dmesg)",
 )
+_REFUSED: Final = "the kernel refused the command: truncated, or with a handle that is not loaded"
 MEANINGS: Final[Mapping[int, Meaning]] = {
     errno.EBUSY: (busy, "device", "an earlier response was not read; retry"),
-    errno.EINVAL: (failed, "io_error", "the kernel refused the command; report this bug"),
+    errno.EINVAL: (failed, "io_error", _REFUSED),
     errno.ENODEV: _GONE,
     errno.ENXIO: _GONE,
     errno.EPIPE: _BROKEN,

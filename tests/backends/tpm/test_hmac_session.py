@@ -99,12 +99,15 @@ def test_session_authorizes_several_commands(
 def test_password_is_compared_without_trailing_zeros(
     software_tpm: TpmClient, endorsement_key: LoadedKey
 ) -> None:
-    """A random password may end with zero bytes, which the TPM removes."""
-    secret = b"secret\0\0"
-    software_tpm.nv_define(INDEX, 1024, AUTH_READ | AUTH_WRITE, secret=secret)
+    """A random password may end with zero bytes, which the TPM removes.
+
+    It matters if session key and password are longer than a block of the hash.
+    """
+    secret = bytes(range(1, 39)) + bytes(2)
+    software_tpm.nv_define(INDEX, 1024, AUTH_READ | AUTH_WRITE, secret=secret, name_alg="sha512")
     software_tpm.nv_write(INDEX, DATA[:1024], authority=INDEX, secret=secret)
     index = software_tpm.nv_read_public(INDEX)
-    with hmac_session(software_tpm, endorsement_key) as session:
+    with hmac_session(software_tpm, endorsement_key, "sha256") as session:
         assert session.run(read_command(index), secret).parameters == encode_sized(DATA[:1024])
 
 

@@ -14,7 +14,11 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
-from attestkit.backends.tpm.response_codes import RESMGR_COMMAND_CODE, TpmError
+from attestkit.backends.tpm.response_codes import (
+    OBJECT_MEMORY,
+    RESMGR_COMMAND_CODE,
+    TpmError,
+)
 from attestkit.backends.tpm.tpm_logs import read_tpm_logs
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.event_log import TpmEventLog
@@ -71,15 +75,24 @@ def test_attester_attests_through_the_resource_manager() -> None:
     TpmBackend.probe()
 
 
-def test_resource_manager_has_handles_of_its_own(tpm: TpmClient) -> None:
-    """Virtual handles go down from 80ffffff, and are more than the TPM's three slots."""
+def test_resource_manager_has_slots_for_each_descriptor(tpm: TpmClient) -> None:
+    """Each descriptor has three slots, with virtual handles from 80ffffff down, until it closes."""
+    handles = [0x80FFFFFF, 0x80FFFFFE, 0x80FFFFFD]
     with closing(patient(open_tpm())) as other:
-        keys = [other.create_primary(ENDORSEMENT, ECC_AK) for _ in range(5)]
-        assert [key.handle for key in keys] == list(range(0x80FFFFFF, 0x80FFFFFF - 5, -1))
-        assert len({key.raw for key in keys}) == 1
-        assert tpm.find_key(keys[0].handle) is None  # of another descriptor
+        for client in (tpm, other):
+            keys = [client.create_primary(ENDORSEMENT, ECC_AK) for _ in range(3)]
+            assert [key.handle for key in keys] == handles
+            assert len({key.raw for key in keys}) == 1
+            with raises(TpmError, "tpm_error") as caught:
+                client.create_primary(ENDORSEMENT, ECC_AK)
+            assert caught.value.code == OBJECT_MEMORY
+        for handle in handles:
+            tpm.flush_context(handle)
+        with raises(BackendError, "io_error", part="EINVAL"):  # of the resource manager
+            tpm.read_public(handles[0])
+        assert other.read_public(handles[0]).raw == keys[0].raw
     with tpm.primary_key(ENDORSEMENT, ECC_AK) as key:
-        assert key.handle == 0x80FFFFFF
+        assert key.handle == handles[0]
 
 
 def test_resource_manager_refuses_unknown_commands(tpm: TpmClient) -> None:
