@@ -20,7 +20,9 @@ from attestkit.tpm import PcrSelection, TpmtPublic, TpmtSignature
 from attestkit.verifier.result import VtpmFacts
 from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
+from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, azure
+from tests.verifier.platforms.tpm_samples import vtpm_json
 
 every_nth_byte = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 both = pytest.mark.parametrize("make", [azure.snp, azure.tdx])
@@ -336,3 +338,33 @@ def test_azure_quote_with_changed_byte_is_rejected(part: str, every: int) -> Non
     for other in (raw[:-1], b"", raw + b"\0"):
         changed = {part: other}
         assert is_refused(azure.snp(vtpm_quote=quote._replace(**changed)))
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+def replayed(changes: dict[tuple[str, int], bytes], **logs: bytes) -> VtpmFacts:
+    """Verify evidence with the PCRs of a genuine boot, some of them changed, and replay logs."""
+    values = vtpm_json("generic/qemu-swtpm/pcrs-sha256.json")
+    pcrs = {("sha256", int(number)): bytes.fromhex(value) for number, value in values.items()}
+    examination = azure.examine(azure.snp(vtpm_quote=azure.quote(pcrs=pcrs | changes, **logs)))
+    examination.authenticate()
+    examination.replay()
+    examination.image_hash()
+    found = examination.claims().vtpm
+    assert found is not None
+    return found
+
+
+@needs_shared
+def test_azure_logs_replay_to_the_pcrs_of_the_quote() -> None:
+    """The boot log explains the firmware's PCRs, and IMA's list PCR 10; init-data may follow."""
+    boot_log = data("vtpm/generic/qemu-swtpm/binary_bios_measurements")
+    ima_log = data("vtpm/generic/qemu-swtpm/binary_runtime_measurements")
+    assert replayed({}).replayed == ()
+    found = replayed({}, boot_log=boot_log, ima_log=ima_log).replayed
+    assert {("sha256", 0), ("sha256", 7), ("sha256", 10)} <= {*found}
+    with_init_data = replayed({("sha256", 8): b"\1" * 32}, boot_log=boot_log)
+    assert ("sha256", 8) not in with_init_data.replayed
+    with raises(ReplayError, "pcr_mismatch"):
+        replayed({("sha256", 7): b"\1" * 32}, boot_log=boot_log)
