@@ -5,7 +5,7 @@ from hashlib import sha384
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
@@ -49,16 +49,18 @@ def quote(
     name: str = "AK",
     selections: tuple[PcrSelection, ...] = ALL,
     pcrs: Mapping[tuple[str, int], bytes] = PCRS,
+    hash_name: str = "sha256",
     **parts: Any,
 ) -> VtpmQuote:
     """Return a quote that the attestation key signed."""
     wanted = [(one.bank, number) for one in selections for number in one.pcrs]
-    digest = pcr_digest(selections, {one: pcrs[one] for one in wanted}, "sha256")
+    digest = pcr_digest(selections, {one: pcrs[one] for one in wanted}, hash_name)
     signer = b"\0\x0b" + bytes(32)
     message = TpmsAttest(signer, extra, 5000, 3, 1, True, 7, selections, digest).encode()
-    signature = amd.rsa_key(name).sign(message, PKCS1v15(), SHA256())
+    algorithm = SHA256() if hash_name == "sha256" else SHA384()
+    signature = amd.rsa_key(name).sign(message, PKCS1v15(), algorithm)
     values = tuple([PcrValue(number, bank, pcrs[bank, number]) for bank, number in wanted])
-    signed = TpmtSignature("rsassa", "sha256", signature).encode()
+    signed = TpmtSignature("rsassa", hash_name, signature).encode()
     return VtpmQuote(message, signed, values)._replace(**parts)
 
 

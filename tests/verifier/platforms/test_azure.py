@@ -277,8 +277,9 @@ def test_azure_quote_with_other_values_is_rejected() -> None:
 def test_azure_quote_by_another_scheme_is_rejected() -> None:
     """The paravisor's key signs by RSASSA with SHA-256."""
     signature = TpmtSignature("rsapss", "sha256", b"\1" * 256).encode()
-    with raises(SignatureError, "tpm_quote_algorithm"):
-        azure.authenticate(azure.snp(vtpm_quote=azure.quote(signature=signature)))
+    for quote in (azure.quote(signature=signature), azure.quote(hash_name="sha384")):
+        with raises(SignatureError, "tpm_quote_algorithm"):
+            azure.authenticate(azure.snp(vtpm_quote=quote))
 
 
 def test_azure_qualifying_data_over_64_bytes_are_rejected() -> None:
