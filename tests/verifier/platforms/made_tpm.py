@@ -4,19 +4,30 @@ from functools import cache
 from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    encode_name,
+    issue_cloud_authority,
+)
 from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.google_ak import GoogleCa
+from attestkit.backends.simulator.pki.cloud_root import (
+    VALIDITY,
+    CloudRoot,
+    make_own_root,
+    p256_key,
+)
+from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
-from tests.backends.simulator.pki.test_cloud_cas import root
 from tests.tpm.samples import AK
 
 EXTRA: Final = b"qualifying data"
 KEY: Final = P256Key.from_scalar(b"\x11" * 32)
 SPKI: Final = KEY.spki_der
+
+_EK_USAGE: Final = bytes.fromhex("6781050801")  # content of the OID 2.23.133.8.1
 
 
 def secrets(label: str, length: int) -> bytes:
@@ -25,16 +36,20 @@ def secrets(label: str, length: int) -> bytes:
 
 
 @cache
-def authority() -> tuple[CloudRoot, GoogleCa]:
+def authority() -> tuple[CloudRoot, CloudRoot]:
     """Return a root, and a CA below it that certifies keys."""
-    made = root("p256")
-    return made, GoogleCa(made, secrets)
+    top = make_own_root(secrets)
+    name = CloudAuthority(encode_name(CN="intermediate"), p256_key(secrets, "intermediate"))
+    der = issue_cloud_authority(
+        name, top.authority, serial=2, validity=VALIDITY, path_length=0, usages=(_EK_USAGE,)
+    )
+    return top, CloudRoot(name, der)
 
 
 def certificates(spki: bytes = SPKI) -> tuple[bytes, bytes]:
     """Return the certificate of a key, and that of its CA."""
-    _, google = authority()
-    return google.issue_ak_certificate(spki), google.intermediate_der
+    _, issuer = authority()
+    return issue_google_certificate(issuer, spki, secrets), issuer.der
 
 
 def public_area(attributes: int = AK, key: P256Key = KEY) -> bytes:
