@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from attestkit._crypto.pem import encode_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.coco import MAX_SIZE, read_bincode_quote
 from attestkit.attestation.wire import evidence_parts as parts
@@ -26,6 +27,7 @@ from tests.attestation.hcl import hcl_bytes, runtime_json
 from tests.attestation.samples import STACK, mutations
 from tests.raising import raises
 from tests.vectors import data, needs_shared
+from tests.verifier.platforms import amd
 
 AZURE = "vtpm/azure"
 
@@ -247,6 +249,19 @@ def test_coco_encoding_of_other_evidence_is_refused(evidence: Evidence, reason: 
     """Evidence that CoCo's form cannot represent gives an error with a remedy."""
     with raises(UsageError, reason, start="encoding coco: "):
         Attestation(evidence).to_bytes("coco")
+
+
+def test_coco_vcek_is_found_in_a_chain() -> None:
+    """The certificate of the chip is written; those of authorities and of a VLEK are not."""
+    chain = (amd.ask(), amd.vlek(), encode_pem("CERTIFICATE", amd.vcek()).encode())
+    stack = Stack(EXTRA, (), "")
+    for certificates in (chain, (amd.table(vcek=amd.vcek(), ask=amd.ask()),)):
+        platform = parts.AzureSnp(hcl_bytes(), QUOTE, certificates)
+        written = json.loads(Attestation(Evidence(platform, stack)).to_bytes("coco"))
+        assert written["vcek"] == b64url(amd.vcek())
+    without = parts.AzureSnp(hcl_bytes(), QUOTE, chain[:2])
+    with raises(UsageError, "not_applicable"):
+        Attestation(Evidence(without, stack)).to_bytes("coco")
 
 
 # -- generic TPM -----------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_azure_quote_with_changed_byte_is_rejected(part: str, every: int) -> Non
 # -- logs ------------------------------------------------------------------------------------------
 
 
-def replayed(changes: dict[tuple[str, int], bytes], **logs: bytes) -> VtpmFacts:
+def replayed(changes: dict[tuple[str, int], bytes], **logs: Any) -> VtpmFacts:
     """Verify evidence with the PCRs of a genuine boot, some of them changed, and replay logs."""
     values = vtpm_json("generic/qemu-swtpm/pcrs-sha256.json")
     pcrs = {("sha256", int(number)): bytes.fromhex(value) for number, value in values.items()}
