@@ -137,3 +137,18 @@ def test_section_lists_joins_and_what_is_not_proven() -> None:
     assert states["sha256:9"] == "expected by the policy"
     assert states["sha256:11"] == "not compared"
     assert len(section.pcrs) == 48
+
+
+@needs_shared
+def test_bare_nitro_tpm_document_is_shown_and_verified(tmp_path: Path, capsys: Capture) -> None:
+    """A document as AWS writes it is evidence, at its own time and if the policy names it."""
+    document = str(VTPM / "aws/vaportpm/nitrotpm-document.bin")
+    assert main(["show", "--json", document]) == 0
+    found = schemas.check("show", capsys.readouterr().out)
+    assert (found["platform"], len(found["vtpm"]["pcrs"])) == ("dstack-aws-nitro-tpm", 24)
+    policy = tmp_path / "policy.toml"
+    policy.write_text('preset = "default"\nplatforms = ["dstack-aws-nitro-tpm"]\n')
+    command = ["verify", document, "--policy", str(policy), "--any-freshness"]
+    assert main([*command, "--at", "2026-02-03T10:12:03Z"]) == 0
+    assert "verified at  2026-02-03T10:12:03+00:00" in capsys.readouterr().out
+    assert main([*command, "--at", "2026-02-04T10:12:03Z"]) == 2

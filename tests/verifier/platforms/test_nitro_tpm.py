@@ -19,14 +19,16 @@ from attestkit.attestation.wire.evidence_parts import (
 )
 from attestkit.errors import (
     FormatError,
+    PolicyError,
     ReplayError,
     SignatureError,
     VerificationError,
 )
-from attestkit.verifier import Examination, Verifier
+from attestkit.verifier import AppraisalPolicy, Examination, Verifier
 from attestkit.verifier.evidence_formats import attest_nitro_document
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
+from attestkit.verifier.policy.event_rules import RequiredEvent
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 from tests.verifier.platforms import aws
@@ -267,3 +269,79 @@ def test_attest_nitro_document_round_trips() -> None:
     assert found.platform == "dstack-aws-nitro-tpm"
     assert found.is_bare
     assert Attestation.from_bytes(found.to_bytes("v1")) == found
+
+
+def make_policy(**rules: Any) -> AppraisalPolicy:
+    """Return the default policy for NitroTPM, with further rules."""
+    return AppraisalPolicy.default().replace(platforms=("dstack-aws-nitro-tpm",), **rules)
+
+
+@needs_shared
+def test_nitro_tpm_result_is_accepted_only_by_a_policy_that_names_it() -> None:
+    """A NitroTPM is no TEE, so the presets refuse it; app, image, events and PCRs can be pinned."""
+    facts, anchor = COMPOSED["facts"], composed_root()
+    report_data = bytes.fromhex(facts["report_data"])
+    for preset in (AppraisalPolicy.default(), AppraisalPolicy.development()):
+        with raises(PolicyError, "platform"):
+            Verifier(trust_anchor=anchor, policy=preset).verify(
+                composed("good"), report_data=report_data, now=JUDGED
+            )
+    pinned = make_policy(
+        os_image_hash=(bytes.fromhex(facts["os_image_hash"]),),
+        device_id=(bytes.fromhex(facts["device_id"]),),
+        required_events=(RequiredEvent(name="system-ready"),),
+        pcrs={"sha384:7": (bytes.fromhex(facts["pcr7"]),)},
+    )
+    verifier = Verifier(trust_anchor=anchor, policy=pinned)
+    found = verifier.verify(composed("good"), report_data=report_data, now=JUDGED)
+    assert found.bound_to == "report_data"
+    assert found.simulated
+    assert found.app_info is not None
+    assert found.app_info.app_id
+    assert found.verified_at == JUDGED
+    with raises(PolicyError, "report_data"):
+        verifier.verify(composed("good"), nonce=b"another nonce", now=JUDGED)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"pcrs": {"sha384:7": (bytes(48),)}}, "pcrs"),
+        ({"os_image_hash": (bytes(32),)}, "os_image_hash"),
+        ({"app_id": (bytes(20),)}, "app_id"),
+        ({"required_events": (RequiredEvent(name="no such event"),)}, "required_event"),
+        ({"refuse_simulated": True}, "simulated"),
+    ],
+)
+def test_nitro_tpm_result_is_appraised_by_the_policy(rules: dict[str, Any], reason: str) -> None:
+    """Each rule about app, image, events and PCRs refuses other values."""
+    verifier = Verifier(trust_anchor=composed_root(), policy=make_policy(**rules))
+    with raises(PolicyError, reason):
+        verifier.verify(composed("good"), report_data=None, now=JUDGED)
+
+
+@needs_shared
+def test_nitro_tpm_bare_document_meets_no_rule_about_app_or_events() -> None:
+    """A bare document under AWS's root is genuine, and names neither app nor events."""
+    found = Verifier(policy=make_policy()).verify(genuine(), report_data=None, now=GENUINE_AT)
+    assert not found.simulated
+    assert {"app", "os_image", "event_log", "user_data", "report_data"} <= set(found.not_proven)
+    for rules, reason in (
+        ({"app_id": (bytes(20),)}, "app_id"),
+        ({"required_events": (RequiredEvent(name="e"),)}, "required_event"),
+        ({"only_required_events": "all"}, "required_event"),
+    ):
+        with raises(PolicyError, reason):
+            Verifier(policy=make_policy(**rules)).verify(
+                genuine(), report_data=None, now=GENUINE_AT
+            )
+
+
+def test_nitro_tpm_bare_document_may_have_any_pcr_14() -> None:
+    """Boot loaders other than dstack's may extend PCR 14; only events must replay to it."""
+    pcrs = {index: bytes([index + 1]) * 48 for index in range(24)}
+    document = aws.document(aws.payload(pcrs=..., nitrotpm_pcrs=pcrs))
+    found = examine(document, aws.NOW, aws.root())
+    assert found.claims()["pcr14"] == b"\x0f" * 48
+    assert attest_nitro_document(document).app_info.app_id == b""
