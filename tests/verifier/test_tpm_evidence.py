@@ -9,6 +9,9 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack, Tpm
+from attestkit.attester import Attester
+from attestkit.backends.tpm.backend import TpmBackend
+from attestkit.backends.tpm.client import TpmClient
 from attestkit.errors import (
     AttestKitError,
     FormatError,
@@ -195,3 +198,20 @@ def test_verifier_reads_messages_in_hex() -> None:
     """A message is recognised in hex digits, too."""
     raw = GoTpmToolsMessage(public_area(), (sign_quote(),)).encode()
     assert verify(raw.hex().encode(), SPKI).claims.platform == "go-tpm-tools"
+
+
+def test_evidence_of_swtpm_is_bound_to_a_nonce(software_tpm: TpmClient) -> None:
+    """What the backend `tpm` attests with swtpm verifies in each encoding, with its listed key."""
+    backend = TpmBackend(client=software_tpm, logs=False)
+    key = backend.read_trusted_key()
+    with Attester(backend) as attester:
+        evidence = attester.attest(nonce=b"a nonce!")
+    verifier = Verifier(policy=policy(key))
+    for encoding in (None, "json"):
+        result = verifier.verify(evidence.to_bytes(encoding), nonce=b"a nonce!")
+        assert result.fresh
+        assert result.claims.vtpm is not None
+        assert result.claims.vtpm.key_trust == "listed"
+        assert {"pcr_log", "pcrs"} <= set(result.not_proven)
+    with raises(SignatureError, "ak_unknown"):
+        Verifier(policy=policy(sha256(b"another"))).verify(evidence, nonce=b"a nonce!")
