@@ -21,7 +21,8 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.tpm.algorithms import CURVE_NAMES
 
 _MOST_ITEMS: Final = 254  # MAX_CAP_HANDLES, the smallest of the limits
-_CAPABILITIES: Final = range(11)
+_VENDOR: Final = 0x100  # a capability that this TPM does not have
+_CAPABILITIES: Final = (*range(11), _VENDOR)
 _HANDLES: Final = 1
 _COMMANDS: Final = 2
 _PCRS: Final = 5
@@ -51,7 +52,7 @@ def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandRepl
         raise reader.error(RC_VALUE)
     first, count = reader.next().u32(), reader.next().u32()
     reader.finish()
-    reader.number = 2
+    reader.number = 1 if what == _VENDOR else 2
     if what == _PCRS:
         if first:
             raise reader.error(RC_VALUE)

@@ -23,7 +23,6 @@ from attestkit.backends.simulator.software_tpm.model.key_commands import (
     run_read_public,
 )
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
-    FIRST_PERSISTENT,
     FIRST_TRANSIENT,
     HIERARCHIES,
     LAST_PERSISTENT,
@@ -46,14 +45,11 @@ from attestkit.backends.simulator.software_tpm.model.session_commands import (
     run_flush_context,
     run_start_auth_session,
 )
-from attestkit.backends.simulator.software_tpm.model.sessions import (
-    FIRST_HMAC_SESSION,
-    FIRST_PERMANENT,
-)
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 
 STARTUP: Final = 0x144
 GET_CAPABILITY: Final = 0x17A
+_CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
 
 def _is_pcr(handle: int) -> bool:
@@ -85,9 +81,7 @@ def _is_object_or_null(handle: int) -> bool:
 
 
 def _is_context(handle: int) -> bool:
-    return FIRST_HMAC_SESSION <= handle < FIRST_PERMANENT or (
-        FIRST_TRANSIENT <= handle < FIRST_PERSISTENT
-    )
+    return handle >> 24 in _CONTEXT_TYPES
 
 
 def _is_entity(handle: int) -> bool:

@@ -73,13 +73,14 @@ def run_create_primary(call: CommandCall) -> CommandReply:
     """TPM2_CreatePrimary."""
     reader = call.reader
     auth, data = reader.next().sized_structure(_read_sensitive)
-    template = reader.next().sized_structure(read_template)
+    found = reader.next().sized_structure(read_template)
     outside = reader.next().sized(LARGEST_DATA)
     creation_pcrs = reader.next().selections()
     reader.finish()
     keys = call.state.keys
     keys.require_slot()
-    check_template(template)
+    check_template(found)
+    template = found.public
     auth = auth.rstrip(b"\0")
     if len(auth) > hash_size(template.name_alg):
         raise parameter_error(RC_SIZE, 1)

@@ -1,5 +1,6 @@
 """Commands about NV indices (TPM 2.0 Library, Part 3, section 31), and the vendor commands."""
 
+from functools import partial
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
@@ -47,12 +48,12 @@ def run_nv_define_space(call: CommandCall) -> CommandReply:
     """TPM2_NV_DefineSpace of an ordinary index."""
     reader = call.reader
     auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
-    index = reader.next().sized_structure(read_nv_public)
+    index = reader.next().sized_structure(partial(read_nv_public, largest=call.state.nv.largest))
     reader.finish()
     size = hash_size(index.name_alg)
     if len(auth) > size:
         raise parameter_error(RC_SIZE, 1)
-    if len(index.policy) not in (0, size) or len(index.content) > call.state.nv.largest:
+    if len(index.policy) not in (0, size):
         raise parameter_error(RC_SIZE, 2)
     attributes = index.attributes
     if (

@@ -12,6 +12,7 @@ from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_NV_DEFINED,
     RC_NV_SPACE,
     RC_RESERVED_BITS,
+    RC_SIZE,
     RC_VALUE,
     TpmResponseError,
 )
@@ -94,8 +95,8 @@ class NvStorage:
         self.indices[index.index] = index
 
 
-def read_nv_public(reader: CommandReader) -> NvIndex:
-    """Read TPMS_NV_PUBLIC."""
+def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
+    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
     index = reader.u32()
     if not FIRST_INDEX <= index <= LAST_INDEX:
         raise reader.error(RC_VALUE)
@@ -104,4 +105,6 @@ def read_nv_public(reader: CommandReader) -> NvIndex:
     if attributes & _RESERVED:
         raise reader.error(RC_RESERVED_BITS)
     policy = reader.sized(LARGEST_DIGEST)
-    return NvIndex(index, name_alg, attributes, policy, reader.u16())
+    if (size := reader.u16()) > largest:
+        raise reader.error(RC_SIZE)
+    return NvIndex(index, name_alg, attributes, policy, size)

@@ -3,7 +3,7 @@
 TPM 2.0 Library, Part 2, section 12.2; Part 3, section 24.1. Keys are RSA-2048, P-256 and P-384.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader
 from attestkit.backends.simulator.software_tpm.model.response_error import (
@@ -50,7 +50,8 @@ ENCRYPTED_DUPLICATION: Final = 1 << 11
 ST_CLEAR: Final = 1 << 2
 _RESERVED: Final = 0xFFF0F309
 _LARGEST_RSA: Final = 384  # MAX_RSA_KEY_BYTES of libtpms
-_LARGEST_COORDINATE: Final = 128
+_LARGEST_COORDINATE: Final = 80  # MAX_ECC_KEY_BYTES of libtpms
+_KDFS: Final = (0x07, 0x20, 0x21, 0x22)  # with a hash; no primary key here has one
 _AES_BITS: Final = (128, 256)
 _AES_MODES: Final = range(0x40, 0x45)
 _RSA_SCHEMES: Final = {
@@ -64,7 +65,14 @@ _DECRYPTING: Final = ("rsaes", "oaep")
 _TEMPLATE: Final = 2  # number of the parameter
 
 
-def read_template(reader: CommandReader) -> TpmtPublic:
+class KeyTemplate(NamedTuple):
+    """A template as it was read."""
+
+    public: TpmtPublic
+    has_kdf: bool = False  # a key derivation, which TpmtPublic does not have
+
+
+def read_template(reader: CommandReader) -> KeyTemplate:
     """Read TPMT_PUBLIC of a template."""
     kinds = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
     kind = kinds.get(reader.u16())
@@ -96,7 +104,7 @@ def _read_symmetric(reader: CommandReader) -> int:
     return bits
 
 
-def _read_rsa(reader: CommandReader, found: TpmtPublic) -> TpmtPublic:
+def _read_rsa(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
     scheme, scheme_hash = reader.u16(), ""
     if scheme != ALG_NULL and scheme not in _RSA_SCHEMES:
         raise reader.error(RC_VALUE)
@@ -108,12 +116,13 @@ def _read_rsa(reader: CommandReader, found: TpmtPublic) -> TpmtPublic:
     exponent = reader.u32()
     modulus = reader.sized(_LARGEST_RSA)
     name = _RSA_SCHEMES.get(scheme, "")
-    return found._replace(
+    public = found._replace(
         scheme=name, scheme_hash=scheme_hash, bits=bits, exponent=exponent, modulus=modulus
     )
+    return KeyTemplate(public)
 
 
-def _read_ecc(reader: CommandReader, found: TpmtPublic) -> TpmtPublic:
+def _read_ecc(reader: CommandReader, found: TpmtPublic) -> KeyTemplate:
     scheme, scheme_hash = reader.u16(), ""
     if scheme not in (ALG_NULL, ALG_ECDSA):
         raise reader.error(RC_SCHEME)
@@ -122,18 +131,26 @@ def _read_ecc(reader: CommandReader, found: TpmtPublic) -> TpmtPublic:
     curve = CURVE_NAMES.get(reader.u16())
     if curve is None:
         raise reader.error(RC_CURVE)
-    if reader.u16() != ALG_NULL:
+    kdf = reader.u16()
+    if kdf in _KDFS:
+        reader.hash_name()
+    elif kdf != ALG_NULL:
         raise reader.error(RC_KDF)
     x, y = reader.sized(_LARGEST_COORDINATE), reader.sized(_LARGEST_COORDINATE)
     name = "ecdsa" if scheme == ALG_ECDSA else ""
-    return found._replace(scheme=name, scheme_hash=scheme_hash, curve=curve, x=x, y=y)
+    public = found._replace(scheme=name, scheme_hash=scheme_hash, curve=curve, x=x, y=y)
+    return KeyTemplate(public, has_kdf=kdf != ALG_NULL)
 
 
-def check_template(template: TpmtPublic) -> None:
+def check_template(template: KeyTemplate) -> None:
     """Check a template of a primary key whose sensitive data is the TPM's."""
-    if (code := _template_problem(template)) is not None:
+    public = template.public
+    code = _template_problem(public)
+    if code is None and template.has_kdf:
+        code = RC_KDF
+    if code is not None:
         raise parameter_error(code, _TEMPLATE)
-    if template.type == "rsa" and template.exponent not in (0, 65537):
+    if public.type == "rsa" and public.exponent not in (0, 65537):
         raise TpmResponseError(RC_RANGE)
 
 

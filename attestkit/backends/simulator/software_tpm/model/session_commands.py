@@ -20,8 +20,8 @@ from attestkit.backends.simulator.software_tpm.model.public_template import ST_C
 from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_ATTRIBUTES,
     RC_HANDLE,
-    RC_INSUFFICIENT,
     RC_INTEGRITY,
+    RC_MODE,
     RC_SIZE,
     RC_SYMMETRIC,
     RC_VALUE,
@@ -37,9 +37,11 @@ from attestkit.backends.simulator.software_tpm.model.sessions import (
 )
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.errors import SignatureError
-from attestkit.tpm.algorithms import ALG_AES, ALG_NULL, LARGEST_DIGEST, hash_size
+from attestkit.tpm.algorithms import ALG_AES, ALG_CFB, ALG_NULL, LARGEST_DIGEST, hash_size
 from attestkit.tpm.public_area import DECRYPT
 
+_HMAC_SESSION: Final = 0
+_SESSION_TYPES: Final = (0, 1, 3)
 _ALG_XOR: Final = 0x000A
 _LARGEST_SECRET: Final = 388  # TPM2B_ENCRYPTED_SECRET: RSA-3072 and a hash
 _LARGEST_CONTEXT: Final = 2048
@@ -51,7 +53,7 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
     reader = call.reader
     nonce = reader.next().sized(LARGEST_DIGEST)
     salt = reader.next().sized(_LARGEST_SECRET)
-    if reader.next().u8() != 0:  # policy and trial sessions are not simulated
+    if (kind := reader.next().u8()) not in _SESSION_TYPES:
         raise reader.error(RC_VALUE)
     _read_symmetric(reader.next())
     hash_name = reader.next().hash_name()
@@ -61,6 +63,8 @@ def run_start_auth_session(call: CommandCall) -> CommandReply:
         raise parameter_error(RC_SIZE, 1)
     salt_key, bind = call.entities
     secret = _decrypt_salt(call.state, salt_key.key, salt)
+    if kind != _HMAC_SESSION:  # policy and trial sessions are not simulated
+        raise parameter_error(RC_VALUE, 3)
     bound = None if bind.handle == NULL else bind.name + bind.auth
     nonce_tpm = call.state.random(len(nonce))
     start = SessionStart(hash_name, bind.auth + secret, nonce_tpm, nonce)
@@ -76,7 +80,8 @@ def _read_symmetric(reader: CommandReader) -> None:
     elif algorithm == ALG_AES:
         if reader.u16() not in (128, 256):
             raise reader.error(RC_VALUE)
-        reader.u16()
+        if reader.u16() != ALG_CFB:
+            raise reader.error(RC_MODE)
     elif algorithm != ALG_NULL:
         raise reader.error(RC_SYMMETRIC)
 
@@ -142,7 +147,8 @@ def run_context_save(call: CommandCall) -> CommandReply:
         saved = state.keys.slots[2 if key.public.attributes & ST_CLEAR else 0]
         head = u64(state.contexts) + u32(saved) + u32(key.hierarchy)
         content = sized(key.origin) + sized(key.public.encode()) + sized(key.auth)
-    return CommandReply(head + sized(_context_mac(state, head, content) + content))
+    mac = _context_mac(state, head, content)
+    return CommandReply(head + sized(sized(mac) + content))
 
 
 def _context_mac(state: TpmState, head: bytes, content: bytes) -> bytes:
@@ -163,9 +169,11 @@ def run_context_load(call: CommandCall) -> CommandReply:
     head = reader.data[start : reader.at]
     blob = reader.sized(_LARGEST_CONTEXT)
     reader.finish()
-    if len(blob) < _MAC_SIZE:
-        raise TpmResponseError(RC_INSUFFICIENT)
-    mac, content = blob[:_MAC_SIZE], blob[_MAC_SIZE:]
+    parts = CommandReader(blob)
+    mac = parts.sized(_MAC_SIZE)
+    if len(mac) != _MAC_SIZE:
+        raise parameter_error(RC_SIZE, 1)
+    content = blob[parts.at :]
     if not hmac.compare_digest(mac, _context_mac(call.state, head, content)):
         raise parameter_error(RC_INTEGRITY, 1)
     if handle < FIRST_TRANSIENT:
@@ -173,7 +181,6 @@ def run_context_load(call: CommandCall) -> CommandReply:
         return CommandReply(handle=handle)
     keys = call.state.keys
     keys.require_slot()
-    parts = CommandReader(content)
-    origin, public = parts.sized(2 * LARGEST_DIGEST), parts.sized_structure(read_template)
-    key = keys.restore(hierarchy, public, origin, parts.sized(LARGEST_DIGEST))
+    origin, found = parts.sized(2 * LARGEST_DIGEST), parts.sized_structure(read_template)
+    key = keys.restore(hierarchy, found.public, origin, parts.sized(LARGEST_DIGEST))
     return CommandReply(handle=keys.load(key))

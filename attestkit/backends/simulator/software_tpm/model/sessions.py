@@ -85,7 +85,8 @@ class Sessions:
         self.loaded[handle] = self.saved.pop(handle)[1]
 
     def flush(self, handle: int) -> None:
-        """End a session."""
+        """End a session, whose handle may have the other type."""
+        handle = FIRST_HMAC_SESSION | handle & 0xFFFFFF
         if self.loaded.pop(handle, None) is None and self.saved.pop(handle, None) is None:
             raise parameter_error(RC_HANDLE, 1)
 

@@ -210,7 +210,7 @@ class TpmModel:
                 handle = reader.u32()
             except TpmResponseError as error:
                 raise handle_error(error.code, number) from error
-            if not is_of_type(handle):
+            if not is_of_type(handle) or self._state.is_impossible(handle):
                 raise handle_error(RC_VALUE, number)
             handles.append(handle)
         return tuple(

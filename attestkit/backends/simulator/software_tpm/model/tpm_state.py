@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT, u32
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
     FIRST_PERSISTENT,
+    FIRST_TRANSIENT,
     HIERARCHIES,
     LAST_PERSISTENT,
     PrimaryKey,
@@ -26,13 +27,13 @@ from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_HANDLE,
     RC_REFERENCE_H0,
-    RC_VALUE,
     TpmResponseError,
     handle_error,
 )
 from attestkit.backends.simulator.software_tpm.model.sessions import (
     FIRST_HMAC_SESSION,
     FIRST_PERMANENT,
+    FIRST_POLICY_SESSION,
     Sessions,
 )
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
@@ -141,13 +142,19 @@ class TpmState:
         """Return whether a handle is of the type that contexts have, TPMI_DH_CONTEXT."""
         return handle in self.keys.slots or self.sessions.is_session(handle)
 
+    def is_impossible(self, handle: int) -> bool:
+        """Return whether a handle is outside of the transient or session handles of this TPM."""
+        kind = handle >> 24
+        if kind == FIRST_TRANSIENT >> 24:
+            return handle not in self.keys.slots
+        sessions = (FIRST_HMAC_SESSION >> 24, FIRST_POLICY_SESSION >> 24)
+        return kind in sessions and not self.sessions.is_session(handle)
+
     def find_entity(self, handle: int, number: int) -> Entity:
         """Return what a handle names; `number` counts the command's handles from 1."""
         if handle < PCR_COUNT or handle in HIERARCHIES:
             return Entity(handle, u32(handle))
         if FIRST_HMAC_SESSION <= handle < FIRST_PERMANENT:
-            if not self.sessions.is_session(handle):
-                raise handle_error(RC_VALUE, number)
             if handle not in self.sessions.loaded:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
@@ -167,8 +174,6 @@ class TpmState:
             if key is None:
                 raise handle_error(RC_HANDLE, number)
         else:
-            if handle not in self.keys.slots:
-                raise handle_error(RC_VALUE, number)
             key = self.keys.transient.get(handle)
             if key is None:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
