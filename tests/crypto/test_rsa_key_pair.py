@@ -1,0 +1,97 @@
+"""Derived RSA keys: signatures and decryption agree with OpenSSL, with every hash of a TPM."""
+
+import hashlib
+from hashlib import sha256
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from attestkit._crypto.rsa_key_pair import RsaKeyPair
+from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
+from attestkit.errors import SignatureError, UsageError
+from tests.raising import raises
+
+PAIR = RsaKeyPair(b"\1" * 32, 2048)
+OTHER = RsaKeyPair(b"\2" * 32, 2048)
+ALGORITHMS: dict[str, type[hashes.HashAlgorithm]] = {
+    "sha1": hashes.SHA1,
+    "sha256": hashes.SHA256,
+    "sha384": hashes.SHA384,
+    "sha512": hashes.SHA512,
+}
+DATA = b"signed data"
+LABEL = b"SECRET\0"
+PINNED = "5a4f159f85316df9cfb73b9be5e023c04516771d5ad6e93cc5473168d92dfc68"
+
+every_hash = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def public(pair: RsaKeyPair) -> rsa.RSAPublicKey:
+    """Return the public key as OpenSSL reads it."""
+    key = load_der_public_key(pair.spki)
+    assert isinstance(key, rsa.RSAPublicKey)
+    return key
+
+
+def test_key_is_a_function_of_its_seed() -> None:
+    """A seed gives the same key on each machine; its modulus has exactly 2048 bits."""
+    assert RsaKeyPair(b"\1" * 32, 2048).spki == PAIR.spki != OTHER.spki
+    assert sha256(PAIR.spki).hexdigest() == PINNED
+    numbers = public(PAIR).public_numbers()
+    assert (numbers.e, numbers.n.bit_length()) == (65537, 2048)
+    assert numbers.n.to_bytes(256, "big") == PAIR.modulus
+    assert repr(PAIR) == f"RsaKeyPair(spki={PAIR.spki.hex()})"
+
+
+@pytest.mark.parametrize("bits", [0, 1024, 2047, 3072])
+def test_other_sizes_are_refused(bits: int) -> None:
+    """Keys have 2048 or 4096 bits."""
+    with raises(UsageError, "out_of_range"):
+        RsaKeyPair(bytes(32), bits)
+
+
+@every_hash
+def test_signatures_are_valid(name: str) -> None:
+    """PKCS #1 v1.5 and PSS signatures are valid, and reproducible."""
+    digest = hashlib.new(name, DATA).digest()
+    algorithm = ALGORITHMS[name]()
+    key = public(PAIR)
+    key.verify(PAIR.sign_pkcs1(digest, name), DATA, padding.PKCS1v15(), algorithm)
+    pss = padding.PSS(padding.MGF1(algorithm), len(digest))
+    key.verify(PAIR.sign_pss(digest, name), DATA, pss, algorithm)
+    assert PAIR.sign_pss(digest, name) == PAIR.sign_pss(digest, name)
+
+
+@every_hash
+@pytest.mark.parametrize("size", [0, 1, 32])
+def test_ciphertext_is_decrypted(name: str, size: int) -> None:
+    """What OpenSSL encrypts is decrypted."""
+    algorithm = ALGORITHMS[name]()
+    oaep = padding.OAEP(padding.MGF1(algorithm), algorithm, LABEL)
+    ciphertext = public(PAIR).encrypt(b"\0" * size, oaep)
+    assert PAIR.decrypt_oaep(ciphertext, name, LABEL) == b"\0" * size
+
+
+def test_other_ciphertext_is_refused() -> None:
+    """Another key, label, hash, size or byte is refused."""
+    ciphertext = rsa_oaep_encrypt(PAIR.spki, b"salt", "sha256", LABEL)
+    assert PAIR.decrypt_oaep(ciphertext, "sha256", LABEL) == b"salt"
+    with raises(SignatureError, "bad_signature"):
+        OTHER.decrypt_oaep(ciphertext, "sha256", LABEL)
+    for text, name, label in (
+        (ciphertext, "sha256", b"SECRET"),
+        (ciphertext, "sha384", LABEL),
+        (ciphertext[:-1], "sha256", LABEL),
+        (b"\0" + ciphertext, "sha256", LABEL),
+        (b"", "sha256", LABEL),
+        (bytes(256), "sha256", LABEL),
+        (b"\xff" * 256, "sha256", LABEL),
+        *[
+            (ciphertext[:at] + bytes([ciphertext[at] ^ 1]) + ciphertext[at + 1 :], "sha256", LABEL)
+            for at in range(0, 256, 16)
+        ],
+    ):
+        with raises(SignatureError, "bad_signature"):
+            PAIR.decrypt_oaep(text, name, label)
