@@ -129,7 +129,7 @@ class Azure:
         check_bytes("report_data", report_data, 64)
         paravisor = self._paravisor
         if self._user_data:
-            raw, report = paravisor.read_report_over(report_data)
+            raw, report = paravisor.request_report(report_data)
         else:
             raw, report = paravisor.read_report()
         paravisor.check_key(report)

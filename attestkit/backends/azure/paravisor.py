@@ -73,7 +73,7 @@ class Paravisor:
                 path=self.path,
             ) from error
 
-    def read_report_over(self, user_data: bytes) -> tuple[bytes, HclReport]:
+    def request_report(self, user_data: bytes) -> tuple[bytes, HclReport]:
         """Write user data, and return a report with them, as `read_report`.
 
         It takes 3 to 12 seconds. The report of a paravisor that does not know user data has none.
