@@ -222,6 +222,7 @@ READERS: Final[dict[str, str]] = {
     "verifier.dcap.qe_identity": "tcb_info",
     "verifier.dcap.signed_body": "tcb_info",
     "verifier.policy.appraisal_policy": "policy",
+    "verifier.policy.pcr_rules": "policy",
     "verifier.policy.rules": "policy",
     "verifier.policy.toml_reader": "policy",
     "verifier.platforms.snp_chain": "snp_endorsements",
@@ -234,6 +235,8 @@ _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
+    "backends.azure.paravisor": _DEVICE,
+    "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "serve.verifier_service.ear": _DEVICE,
     "serve.health.status_file": "two lines, any content of which test_status_file.py tries",
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
