@@ -63,14 +63,16 @@ def tpm_socket(tmp_path: Path) -> Iterator[Path]:
     command = [
         *(SWTPM, "socket", "--tpm2", "--tpmstate", f"dir={state}"),
         *("--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={control}"),
-        *("--flags", "not-need-init,startup-clear", "--pid", f"file={tmp_path / 'pid'}"),
-        "--daemon",  # returns when both sockets exist
+        *("--flags", "not-need-init,startup-clear", "--daemon"),  # returns when it listens
     ]
     subprocess.run(command, check=True)
     try:
         yield path
     finally:
-        run_program("swtpm_ioctl", "--unix", control, "-s", check=True)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(control))
+            connection.sendall(b"\0\0\0\3")  # CMD_SHUTDOWN
+            assert connection.recv(4) == bytes(4)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from attestkit import backends
 from attestkit.__main__ import main
+from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.release import FEATURES
 from attestkit.backends.simulator import Simulator
@@ -32,6 +33,7 @@ from tests.cli.doctor.broken_machines import (
     Broken,
     examine_machine,
 )
+from tests.tpm.collector import FakeCollector
 
 
 @pytest.mark.parametrize("files", [GOOD, SNP_GUEST], ids=["TDX", "SEV-SNP"])
@@ -166,6 +168,17 @@ def test_try_quotes_times_and_checks_quote(
     assert (trial.backend, trial.error) == ("good", error)
     assert trial.seconds == 0.25
     assert (trial.size > 1000) is (failure is None)
+
+
+def test_try_quotes_counts_all_parts_of_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a backend with several parts all are requested, and their bytes are counted."""
+    monkeypatch.setattr(backends, "load", lambda _: FakeCollector)
+    [trial] = try_quotes(backends.find_kernel_paths("/"), {"good": None}, random=bytes)
+    parts = FakeCollector().collect_evidence(bytes(64))
+    assert isinstance(parts, GcpSnp)
+    quote = parts.tpm_quote
+    size = len(parts.report) + len(quote.message) + len(quote.signature)
+    assert (trial.backend, trial.size, trial.error) == ("good", size, None)
 
 
 def test_doctor_requests_quotes_only_with_option(capsys: pytest.CaptureFixture[str]) -> None:
