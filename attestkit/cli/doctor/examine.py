@@ -193,8 +193,13 @@ def _open_backend(name: str, paths: KernelPaths) -> Backend:
     return cls(**({"paths": paths} if name in backends.HARDWARE else {}))
 
 
-def _read_rtmr3(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:
-    """Read RTMR3 through a usable backend, else from sysfs."""
+def _event_register_name(found: dict[str, str | None]) -> str:
+    """Return the name of the register that runtime events extend; EC2 has no guests of TDX."""
+    return "PCR 14" if found.get("nitro_tpm", "") is None else "RTMR3"
+
+
+def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:
+    """Read RTMR3 or PCR 14 through a usable backend, else RTMR3 from sysfs."""
     for name in backends.HARDWARE:
         if found.get(name, "") is not None:
             continue
