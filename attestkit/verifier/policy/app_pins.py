@@ -2,11 +2,16 @@
 
 from typing import TYPE_CHECKING, Final
 
+from attestkit.verifier.policy.pcr_rules import normalize_pcrs
+from attestkit.verifier.policy.platforms import AZURE
+
 if TYPE_CHECKING:
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 # Registers of all that is measured or sealed beside an image, also if that is nothing (zero).
 _BESIDE_IMAGE: Final = frozenset({"rtmr3", "host_data"})
+# PCRs of the boot application, and of the kernel by a boot loader or a unified kernel image.
+_BOOT_PCRS: Final = frozenset({4, 9, 11})
 # Images that are the program.
 _PROGRAM: Final = frozenset({"pcr0", "mrenclave"})
 
@@ -18,9 +23,12 @@ def names_app(policy: "AppraisalPolicy") -> bool:
     measures. An image alone runs any app: dstack's images do. An app alone is what the guest
     reports, so any image can claim it. The rules about key provider, device or instance, signers,
     and events name no app: any app meets them, or can emit the events after its boot.
+
+    On a guest with a TPM, `init_data` is what the image measures beside itself, and PCRs of the
+    boot are the image.
     """
     rules = policy.reference_values.rules
-    if not _PROGRAM.isdisjoint(rules):
+    if not _PROGRAM.isdisjoint(rules) or _names_init_data(policy):
         return True
     image = policy.os_image_hash is not None or policy.reference_values.has_image
     return image and (
@@ -29,3 +37,17 @@ def names_app(policy: "AppraisalPolicy") -> bool:
         or not _BESIDE_IMAGE.isdisjoint(rules)
         or all(map(any, rules.get("mr_config_id", [b""])))  # zero if nothing is sealed
     )
+
+
+def _names_init_data(policy: "AppraisalPolicy") -> bool:
+    """Return whether a policy pins init-data and boot of a guest whose TPM is known.
+
+    Behind a paravisor that no rule identifies, any guest may have any PCRs.
+    """
+    if policy.init_data is None:
+        return False
+    identified = (policy.paravisor_measurement, policy.id_key_digest) != (None, None)
+    if not identified and not AZURE.keys().isdisjoint(policy.platforms):
+        return False
+    pinned = {int(name.partition(":")[2]) for name, _ in normalize_pcrs(policy.pcrs)}
+    return not _BOOT_PCRS.isdisjoint(pinned)

@@ -265,7 +265,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         It accepts the TCB statuses of the default preset and the TCB status of the evidence. Values
         that differ between instances of an app are not pinned: device, instance id, RTMR3 with
         events (boot events are pinned instead), and a sealed configuration with an instance id. If
-        the evidence has the document of the sealed configuration, the policy requires it. If the
+        the evidence has the document of the sealed configuration, the policy requires it. Of a TPM,
+        the PCRs that a log explains are pinned, the paravisor, and how the TPM is joined. If the
         evidence is not simulated, the policy rejects simulated evidence.
 
         Security version numbers (SVNs) of the platform's firmware are not pinned, so machines with

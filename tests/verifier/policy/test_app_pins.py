@@ -12,6 +12,7 @@ from attestkit.verifier.policy.event_rules import RequiredEvent
 HASH = {b"\1" * 32}
 REGISTER = {b"\1" * 48}
 ZERO = {bytes(48)}
+BOOT = {"sha256:4": HASH}
 TD_IMAGE = {"mrtd": REGISTER, "rtmr1": REGISTER, "rtmr2": REGISTER}
 
 
@@ -41,6 +42,9 @@ def describe_rules(rules: dict[str, Any]) -> str:
         pins(measurement=REGISTER, host_data={bytes(32)}),
         pins(pcr0=REGISTER),
         {"platforms": {"sgx"}, **pins(mrenclave=HASH)},
+        {"init_data": HASH, "pcrs": BOOT, "paravisor_measurement": REGISTER},
+        {"init_data": HASH, "pcrs": BOOT, "id_key_digest": REGISTER},
+        {"init_data": HASH, "pcrs": BOOT, "platforms": {"gcp-snp"}},
     ],
     ids=describe_rules,
 )
@@ -82,3 +86,19 @@ def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
     """Images of any app, apps of any image, devices, signers and events do not name an app."""
     for preset in (AppraisalPolicy.strict, AppraisalPolicy.default, AppraisalPolicy.development):
         assert not names_app(preset().replace(**rules))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"init_data": HASH, "pcrs": BOOT},  # of a paravisor that no rule identifies
+        {"init_data": HASH, "paravisor_measurement": REGISTER},
+        {"init_data": HASH, "pcrs": {"sha256:7": HASH}, "paravisor_measurement": REGISTER},
+        {"pcrs": BOOT, "paravisor_measurement": REGISTER},
+        {"paravisor_measurement": REGISTER, "secure_boot": True},
+    ],
+    ids=describe_rules,
+)
+def test_names_no_app_with_rules_about_a_tpm(rules: dict[str, Any]) -> None:
+    """Init-data name an app only beside the boot, of a guest whose TPM is known."""
+    assert not names_app(AppraisalPolicy.default().replace(**rules))
