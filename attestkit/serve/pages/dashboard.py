@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from attestkit._sanitize import printable
-from attestkit.backends.base import GuestAgent
+from attestkit.backends.base import EventPcr, GuestAgent
 from attestkit.errors import AttestKitError
 from attestkit.event_log.display import event_name, preview
 from attestkit.serve.docker.engine import Container
@@ -118,6 +118,8 @@ class Dashboard:
 def _platform(guest: Guest) -> str:
     if isinstance(guest.attester.backend, GuestAgent):
         return "TEE of another guest agent"
+    if isinstance(guest.attester.backend, EventPcr):
+        return "AWS NitroTPM"
     return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
 
 
