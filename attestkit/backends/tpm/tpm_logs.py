@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
 
-LARGEST_LOG: Final = 4 << 20
-"""Bytes of a log in evidence, of which all parts together may have 10 MiB."""
+LARGEST_LOG: Final = 3 << 20
+"""Bytes of a log in evidence, which may have 10 MiB in all, in base64 in some encodings."""
 
 
 class TpmLogs(NamedTuple):

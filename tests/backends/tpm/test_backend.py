@@ -12,6 +12,7 @@ from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.tpm_logs import LARGEST_LOG
 from attestkit.errors import (
     BackendUnavailableError,
     PolicyError,
@@ -160,7 +161,7 @@ def test_logs_and_certificate_are_in_the_evidence(software_tpm: TpmClient, tmp_p
     assert part.boot_log == b"tpm0/binary_bios_measurements"
     assert part.ima_log == b"ima/binary_runtime_measurements"
     assert part.ak_certificates == (b"DER",)
-    (folder / "ima/binary_runtime_measurements").write_bytes(bytes((4 << 20) + 1))
+    (folder / "ima/binary_runtime_measurements").write_bytes(bytes(LARGEST_LOG + 1))
     assert collect(backend).vtpm_quote.ima_log == b""  # longer than evidence may be
     part = collect(TpmBackend(client=software_tpm, root=tmp_path, logs=False)).vtpm_quote
     assert (part.boot_log, part.ima_log, part.ak_certificates) == (b"", b"", ())
