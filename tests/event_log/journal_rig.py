@@ -46,14 +46,14 @@ def watch(journal: Journal, step: Callable[[str], None]) -> None:
     """Call `step` with the name of each operation of a journal, before and after it."""
     folder = cast("OsFolder", WatchedFolder(journal._folder, step))
     journal._folder = journal._log.folder = folder
-    read, extend = journal._register
+    read, extend, name = journal._register
 
     def watched(digest: bytes) -> None:
         step("before extend")
         extend(digest)
         step("after extend")
 
-    journal._register = RegisterAccess(read, watched)
+    journal._register = RegisterAccess(read, watched, name)
 
 
 class Killed(BaseException):
