@@ -182,11 +182,11 @@ def test_model_is_configured_with_valid_values() -> None:
         TpmModel(SEED, banks=["md5"])
 
 
-@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2600, 8192])
+@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2600, 65535])
 def test_provisioned_index_has_any_size(size: int) -> None:
     """The platform defines indices over the limit of commands; clients read them in pieces."""
     model = new_model()
-    content = bytes(range(256)) * 32
+    content = bytes(range(256)) * 256
     model.provision_index(INDEX, content[:size], 0x00020002)
     client = client_of(model)
     assert client.read_nv_index(INDEX) == content[:size]
@@ -202,6 +202,28 @@ def test_large_index_is_written_and_read() -> None:
     content = bytes(range(256)) * 32
     client.nv_write(INDEX, content)
     assert client.read_nv_index(INDEX) == content
+
+
+def test_provisioning_takes_valid_values() -> None:
+    """Platforms get an error for a wrong PCR, digest, index, size or hash; nothing is changed."""
+    model = TpmModel(SEED, banks=["sha256"])
+    with raises(UsageError, "unknown_name"):
+        model.read_pcr("sha1", 0)
+    with raises(UsageError, "out_of_range"):
+        model.read_pcr("sha256", 24)
+    with raises(UsageError, "out_of_range"):
+        model.provision_pcr(24, {"sha256": bytes(32)})
+    with raises(UsageError, "wrong_size"):
+        model.provision_pcr(0, {"sha256": bytes(20)})
+    model.provision_pcr(0, {"sha1": bytes(20)})
+    assert model.read_pcr("sha256", 0) == bytes(32)
+    with raises(UsageError, "out_of_range"):
+        model.provision_index(0x02000000, b"", 0x00020002)
+    with raises(UsageError, "too_large"):
+        model.provision_index(INDEX, bytes(65536), 0x00020002)
+    with raises(UsageError, "unsupported_algorithm"):
+        model.provision_index(INDEX, b"", 0x00020002, name_alg="md5")
+    assert client_of(model).find_nv(INDEX) is None
 
 
 def test_identity_is_in_properties_and_quotes() -> None:

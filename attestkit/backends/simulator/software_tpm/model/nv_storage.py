@@ -61,8 +61,7 @@ class NvIndex:
     def public(self) -> bytes:
         """The public area, TPMS_NV_PUBLIC."""
         head = u32(self.index) + u16(HASH_IDS[self.name_alg]) + u32(self.attributes)
-        # An index of a hook may be larger than the field says at most.
-        return head + sized(self.policy) + u16(min(len(self.content), 0xFFFF))
+        return head + sized(self.policy) + u16(len(self.content))
 
     @property
     def name(self) -> bytes:

@@ -49,6 +49,16 @@ class PcrBanks:
         # libtpms counts the 20 PCRs that count and are set at startup.
         self.updates = PCR_COUNT - len(_NOT_COUNTED)
 
+    def get(self, bank: str, pcr: int) -> bytes:
+        """Return the value of a PCR; UsageError if there is no such bank or PCR."""
+        values = self.values.get(bank)
+        if values is None:
+            message = f"PCR bank: {bank!r} is not one of {', '.join(self.values)}"
+            raise UsageError(message, reason="unknown_name")
+        if not 0 <= pcr < PCR_COUNT:
+            raise UsageError(f"PCR: must be 0 to {PCR_COUNT - 1}, not {pcr}", reason="out_of_range")
+        return values[pcr]
+
     def extend(self, pcr: int, bank: str, digest: bytes) -> None:
         """Extend a PCR of a bank; an absent bank is ignored, as by a TPM."""
         if values := self.values.get(bank):

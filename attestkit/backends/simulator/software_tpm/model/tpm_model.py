@@ -29,7 +29,12 @@ from attestkit.backends.simulator.software_tpm.model.command_table import (
     STARTUP,
     build_command_table,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_storage import WRITTEN, NvIndex
+from attestkit.backends.simulator.software_tpm.model.nv_storage import (
+    FIRST_INDEX,
+    LAST_INDEX,
+    WRITTEN,
+    NvIndex,
+)
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_AUTH_MISSING,
@@ -46,6 +51,8 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import (
     TpmIdentity,
     TpmState,
 )
+from attestkit.errors import UsageError
+from attestkit.tpm.algorithms import hash_size
 
 NO_SESSIONS: Final = 0x8001
 SESSIONS: Final = 0x8002
@@ -53,6 +60,7 @@ SESSIONS: Final = 0x8002
 _OTHER_TAGS: Final = frozenset({0x00C4, 0x8000, *range(0x8014, 0x801B), *range(0x8021, 0x8026)})
 LARGEST_FRAME: Final = 4096
 _USUAL_BANKS: Final = ("sha1", "sha256", "sha384")
+_LARGEST_PROVISIONED: Final = 0xFFFF  # its public area has 16 bits for the size
 _LARGEST_INDEX: Final = 8192  # NitroTPM's; libtpms has 2048
 
 
@@ -111,7 +119,7 @@ class TpmModel:
         self._lock = RLock()  # a hook may call `execute`
 
     def execute(self, command: bytes) -> bytes:
-        """Return the response to a command; never raises for the command's content."""
+        """Return the response to a command; raises only what a hook raises."""
         with self._lock:
             try:
                 return self._run(command)
@@ -140,23 +148,48 @@ class TpmModel:
             attributes: TPMA_NV; "written" is added.
             auth: Its password.
             name_alg: Hash of its name.
+
+        Raises:
+            UsageError: If the index is out of its range, the content has more than 65,535 bytes,
+                or the hash is unknown.
         """
+        hash_size(name_alg)  # raises for an unknown hash
+        if not FIRST_INDEX <= index <= LAST_INDEX:
+            message = f"NV index: must be 0x01000000 to 0x01ffffff, not 0x{index:08x}"
+            raise UsageError(message, reason="out_of_range")
+        if len(content) > _LARGEST_PROVISIONED:
+            message = f"NV index: must have at most {_LARGEST_PROVISIONED} bytes"
+            raise UsageError(f"{message}, not {len(content)}", reason="too_large")
         found = NvIndex(index, name_alg, attributes | WRITTEN, b"", len(content))
-        found.auth = auth
+        found.auth = auth.rstrip(b"\0")
         found.content[:] = content
         with self._lock:
             self._state.nv.indices[index] = found
 
     def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
-        """Extend a PCR in each bank given, as firmware does at any locality."""
+        """Extend a PCR in each bank given, as firmware does at any locality.
+
+        Banks that are not allocated are left out, as by firmware.
+
+        Raises:
+            UsageError: If there is no such PCR, or a digest does not have its bank's size.
+        """
+        pcrs = self._state.pcrs
+        allocated = {bank: digest for bank, digest in digests.items() if bank in pcrs.values}
         with self._lock:
-            for bank, digest in digests.items():
+            for bank, digest in allocated.items():
+                require_size(f"{bank} digest", digest, len(pcrs.get(bank, pcr)))
+            for bank, digest in allocated.items():
                 self._state.pcrs.extend(pcr, bank, digest)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
-        """Return a PCR's value."""
+        """Return a PCR's value.
+
+        Raises:
+            UsageError: If there is no such bank or PCR.
+        """
         with self._lock:
-            return self._state.pcrs.values[bank][pcr]
+            return self._state.pcrs.get(bank, pcr)
 
     def owns(self, handle: int) -> bool:
         """Return whether an NV index, key or session with this handle exists here."""
