@@ -158,6 +158,22 @@ def test_contexts_are_loaded_alike(pair: TpmPair) -> None:
         assert theirs == ours
 
 
+def test_older_context_of_a_session_is_refused(pair: TpmPair) -> None:
+    """Only the last context of a session is valid; a key's contexts all are."""
+    pair.run(create(ecc()))
+    pair.run(start_session())
+    executors: tuple[CommandExecutor, ...] = (pair.swtpm, pair.model)
+    for tpm in executors:
+        for handle, code in ((0x02000000, 0x1CB), (0x80000000, 0)):
+            save = frame(0x162, handles(handle))
+            old = tpm.execute(save)[10:]
+            tpm.execute(frame(0x161, old))
+            new = tpm.execute(save)[10:]
+            assert code_of(tpm.execute(frame(0x161, old))) == code
+            tpm.execute(frame(0x165, handles(0x80000002)))
+            assert code_of(tpm.execute(frame(0x161, new))) == 0
+
+
 @pytest.fixture
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TpmPair]:
     """Return two TPMs for one test."""

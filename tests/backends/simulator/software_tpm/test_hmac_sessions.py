@@ -6,6 +6,7 @@ from struct import pack
 
 import pytest
 
+from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
 from attestkit.backends.simulator.software_tpm import TpmModel
 from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
 from attestkit.backends.tpm.client import TpmClient
@@ -77,6 +78,15 @@ def test_wrong_salt_is_refused() -> None:
     command = start_session(key=key.handle, salt=bytes(256))
     assert code_of(model.execute(command)) == 0x2C4
     assert code_of(model.execute(start_session(key=key.handle, salt=bytes(255)))) == 0x2C4
+
+
+@pytest.mark.parametrize(("size", "code"), [(0, 0), (32, 0), (33, 0x2C4), (190, 0x2C4)])
+def test_salt_is_at_most_a_digest(size: int, code: int) -> None:
+    """A salt is no longer than a digest of the key's name."""
+    model, client = prepared()
+    key = client.create_primary(ENDORSEMENT, EK)
+    salt = rsa_oaep_encrypt(key.public.spki, bytes(size), "sha256", b"SECRET\0")
+    assert code_of(model.execute(start_session(key=key.handle, salt=salt))) == code
 
 
 class RawSession:

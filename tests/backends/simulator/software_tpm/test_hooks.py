@@ -27,13 +27,19 @@ from attestkit.tpm.public_area import ENDORSEMENT
 from tests.backends.simulator.software_tpm.command_frames import (
     BANKS,
     INDEX,
+    OWNER,
     SEED,
+    authorized,
     code_of,
     create,
     ecc,
     frame,
     handle_of,
     handles,
+    nv_define,
+    nv_public,
+    nv_read,
+    nv_write,
 )
 from tests.backends.simulator.software_tpm.swtpm_cases import capability
 from tests.backends.tpm.templates import ECC_AK, EK, EVERY_PCR, RSA_AK, SHA256
@@ -215,6 +221,30 @@ def test_fault_is_injected_once(platform: Platform) -> None:
 # -- the proxy alone -------------------------------------------------------------------------------
 
 
+def test_vendor_command_is_for_one_index(platform: Platform) -> None:
+    """The authorizing handle is the index itself; a never written index has no request."""
+    execute = platform.tpm.execute
+    own = handles(AWS_INDEX, AWS_INDEX)
+    execute(nv_define(nv_public(index=AWS_INDEX, size=4000, attributes=0x00060006)))
+    assert code_of(execute(authorized(NITRO_ATTEST, own))) == 0x14A
+    execute(nv_write(b"request", 0, index=AWS_INDEX))
+    assert code_of(execute(authorized(NITRO_ATTEST, handles(OWNER, AWS_INDEX)))) == 0x149
+    assert code_of(execute(authorized(NITRO_ATTEST, own, b"x"))) == 0x95
+    assert platform.requests == []
+    assert code_of(execute(authorized(NITRO_ATTEST, own))) == 0
+
+
+def test_answer_must_fit_in_the_index(platform: Platform) -> None:
+    """An answer that is larger than the index is refused, and leaves the index unchanged."""
+    execute = platform.tpm.execute
+    execute(nv_define(nv_public(index=AWS_INDEX, size=4000, attributes=0x00060006)))
+    execute(nv_write(b"request", 0, index=AWS_INDEX))
+    platform.hooks.vendor_commands[NITRO_ATTEST] = lambda request: request + b"x"
+    command = authorized(NITRO_ATTEST, handles(AWS_INDEX, AWS_INDEX))
+    assert code_of(execute(command)) == 0x146
+    assert execute(nv_read(7, 0, index=AWS_INDEX))[16:23] == b"request"
+
+
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[TpmProxy]:
     """Return a proxy before swtpm, with a vendor command."""
@@ -256,6 +286,25 @@ def test_proxy_defines_large_indices_only(proxy: TpmProxy) -> None:
     for index in (INDEX, INDEX + 1):
         client.nv_undefine(index)
     assert client.list_handles(0x01000000, 0x01FFFFFF) == ()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_proxy_lists_handles_in_pages(proxy: TpmProxy, count: int) -> None:
+    """Pages of any size have all handles of both TPMs, in their order."""
+    client = TpmClient(InProcessTransport(proxy), seconds=60, key_seconds=60)
+    sizes = {INDEX: 2049, INDEX + 1: 8, INDEX + 2: 2049, INDEX + 3: 8, INDEX + 4: 8}
+    for index, size in sizes.items():
+        client.nv_define(index, size)
+    found: list[int] = []
+    first, more = 0x01000000, True
+    while more:
+        response = proxy.execute(capability(1, first, count))
+        more = bool(response[10])
+        words = [int.from_bytes(response[at : at + 4], "big") for at in range(19, len(response), 4)]
+        assert 0 < len(words) <= count
+        found += words
+        first = words[-1] + 1
+    assert found == list(sizes)
 
 
 def test_proxy_reads_and_extends_pcrs(proxy: TpmProxy) -> None:

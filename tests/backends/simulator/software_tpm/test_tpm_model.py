@@ -145,6 +145,19 @@ def test_persistent_key_survives_a_reset() -> None:
     verify(key.public, found.message, TpmtSignature.parse(found.signature))
 
 
+def test_reset_forgets_what_an_index_says_it_forgets() -> None:
+    """An index with the attribute clearStClear is as never written after a reset; others stay."""
+    model = new_model()
+    client = client_of(model)
+    for index, attributes in ((INDEX, 0x08020002), (INDEX + 1, 0x00020002)):
+        client.nv_define(index, 4, attributes)
+        client.nv_write(index, b"data")
+    model.power_cycle()
+    client.startup()
+    assert client.read_nv_index(INDEX) is None
+    assert client.read_nv_index(INDEX + 1) == b"data"
+
+
 @pytest.mark.parametrize("locality", [0, 3, 4])
 def test_pcrs_start_as_on_a_pc(locality: int) -> None:
     """PCR 0 starts with the locality, PCRs 17 to 22 as ones, also after a reset."""
