@@ -51,6 +51,7 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
         policy=policy,
         cache=cache,
         images=images,
+        fetch_ak_certificates=settings.pccs_url is not None,
     )
 
 
