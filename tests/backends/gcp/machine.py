@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.cloud_certificates import CloudAuthority
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    encode_name,
+    issue_cloud_authority,
+)
 from attestkit.backends.gcp import Gcp
 from attestkit.backends.gcp.pcr_journal import event_digest
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.google_ak import GoogleCa
+from attestkit.backends.simulator.pki.cloud_root import VALIDITY, CloudRoot, p256_key
+from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.tcg import TpmEventLog
@@ -22,6 +26,32 @@ ECC: Final = bytes.fromhex("0023000b00050072000000100018000b000300100000" + "000
 RSA: Final = bytes.fromhex("0001000b00050472000000100014000b080000000000" + "0000")
 LOG: Final = "vtpm/gcp/go-tpm-tools/eventlogs/ubuntu-2404-amd-sevsnp.bin"
 INDICES: Final = {"ecc": (0x01C10003, 0x01C10002), "rsa": (0x01C10001, 0x01C10000)}
+
+
+def secret(label: str, size: int) -> bytes:
+    """Return bytes that depend on a label only."""
+    return (label.encode() * size)[:size]
+
+
+class GoogleCa:
+    """An intermediate CA under the root of a machine, as Google has them."""
+
+    def __init__(self, root: CloudRoot) -> None:
+        name = encode_name(CN="EK/AK CA Intermediate", O="Google LLC")
+        authority = CloudAuthority(name, p256_key(secret, "intermediate"))
+        self.intermediate_der = issue_cloud_authority(
+            authority,
+            root.authority,
+            serial=7,
+            validity=VALIDITY,
+            path_length=0,
+            usages=(bytes.fromhex("6781050801"),),  # 2.23.133.8.1
+        )
+        self._issuer = CloudRoot(authority, self.intermediate_der)
+
+    def issue_ak_certificate(self, spki: bytes) -> bytes:
+        """Return the certificate of a key."""
+        return issue_google_certificate(self._issuer, spki, secret)
 
 
 class Machine(NamedTuple):
@@ -66,7 +96,7 @@ def make_machine(
     for event in TpmEventLog.parse(log).events:
         if event.event_type != NO_ACTION:
             client.pcr_extend(event.pcr, {"sha256": event.digest("sha256")})
-    ca = GoogleCa(root_of(hardware), lambda label, size: (label.encode() * size)[:size])
+    ca = GoogleCa(root_of(hardware))
     certify(client, kind, ca.issue_ak_certificate)
     return Machine(client, hardware, paths, ca)
 
