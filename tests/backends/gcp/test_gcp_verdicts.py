@@ -121,7 +121,7 @@ def test_a_policy_names_the_instance(machine: Machine, rules: str, reason: str |
     """Project, zone and instance are those of the certificate of the TPM's key."""
     evidence = attest(machine, nonce=NONCE)
     if reason is None:
-        assert verify(machine, evidence, rules)
+        assert verify(machine, evidence, rules).fresh
         return
     with pytest.raises(PolicyError) as caught:
         verify(machine, evidence, rules)
