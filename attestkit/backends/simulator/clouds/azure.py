@@ -93,6 +93,8 @@ _CERTIFICATE_SIZE: Final = 4096
 _EVERY_PCR: Final = tuple(range(24))
 _FOREIGN: Final = RsaNumbers((1 << 2047) | 1, 65537)  # a modulus of no key of this machine
 _SLOW_S: Final = 60.0
+_HARDWARE_AT: Final = 32  # offset of the hardware's report in an HCL report
+_TD_REPORT_SIZE: Final = 1024
 
 
 class _AzureVm(CloudSimulator):
@@ -156,22 +158,21 @@ class _AzureVm(CloudSimulator):
 
     def _hcl_report(self) -> bytes:
         """Return the HCL report with the user data that the guest has written."""
-        return self._make_report(_numbers(self._ak))
+        return self._make_report(_numbers(self._ak), bound=True)
 
-    def _make_report(self, ak: RsaNumbers) -> bytes:
+    def _make_report(self, ak: RsaNumbers, *, bound: bool) -> bytes:
         client = self._tpm_client
         user_data = client.read_nv_index(USER_DATA) or b""
         runtime = make_runtime_data(ak, _numbers(self._ek), self._paravisor_config, user_data)
-        bound = runtime if self._scenario.cloud.bound else runtime + b" "
-        report = self._hardware_report(bound_report_data(bound))
+        report = self._hardware_report(bound_report_data(runtime if bound else b""))
         return make_hcl_report(self.report_type, report, runtime)
 
     def _collect(self, report_data: bytes) -> Platform:
         found = super()._collect(report_data)
         assert isinstance(found, AzureSnp | AzureTdx)
         cloud = self._scenario.cloud
-        if cloud.foreign_ak:
-            found = found._replace(hcl_report=self._make_report(_FOREIGN))
+        if cloud.foreign_ak or not cloud.bound:
+            found = self._with_report(found, _FOREIGN if cloud.foreign_ak else _numbers(self._ak))
         if cloud.bank != "sha256":
             wrong = collect_quote(
                 self._tpm_client,
@@ -181,6 +182,17 @@ class _AzureVm(CloudSimulator):
             )
             found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
         return found
+
+    def _with_report(self, found: AzureSnp | AzureTdx, ak: RsaNumbers) -> AzureSnp | AzureTdx:
+        """Return evidence with another HCL report, as a guest that makes its own could send it."""
+        report = self._make_report(ak, bound=self._scenario.cloud.bound)
+        if isinstance(found, AzureSnp):
+            return found._replace(hcl_report=report)
+        td_report = report[_HARDWARE_AT : _HARDWARE_AT + _TD_REPORT_SIZE]
+        return found._replace(hcl_report=report, td_quote=self._quote(td_report))
+
+    def _quote(self, td_report: bytes) -> bytes:
+        raise NotImplementedError
 
     def _respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
@@ -264,8 +276,11 @@ class AzureTdxSimulator(_AzureVm):
         return self._paravisor_td.report(report_data)
 
     def _make_imds(self) -> SimulatedImds:
+        return SimulatedImds(quote=self._quote)
+
+    def _quote(self, td_report: bytes) -> bytes:
         quoter = ReportQuoter(self._pki, version=self._quote_version, enclave=self._enclave)
-        return SimulatedImds(quote=quoter.quote)
+        return quoter.quote(td_report)
 
 
 def _numbers(key: TpmtPublic) -> RsaNumbers:

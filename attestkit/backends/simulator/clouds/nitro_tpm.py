@@ -94,6 +94,7 @@ class NitroTpmSimulator(CloudSimulator):
             {pcr: read(BANK, pcr) for pcr in _PCRS},
             DocumentRequest(**fields),
             age=self._scenario.cloud.document_age,
+            certificate_age=self._scenario.cloud.certificate_age,
         )
         return cbor2.dumps({"Attestation": {"document": document}})
 

@@ -80,6 +80,7 @@ class NitroCa:
         request: DocumentRequest,
         *,
         age: timedelta = timedelta(),
+        certificate_age: timedelta = timedelta(),
     ) -> bytes:
         """Return a signed NitroTPM document.
 
@@ -87,14 +88,16 @@ class NitroCa:
             module_id: `i-` and 17 hex digits, `-tpm` and 16 hex digits.
             pcrs: PCR values of the SHA-384 bank by index, 48 bytes each.
             request: The caller's fields.
-            age: How long ago the document and its certificates were made.
+            age: How long ago the document was made.
+            certificate_age: How long before the document its certificates were issued.
         """
         import cbor2  # lazy: only needed here
 
         made = self._now() - age.total_seconds()
         instance = self._authority("instance", module_id)
         leaf_key = p384_key(self._derive, "aws/document")
-        window = window_until(made, _INSTANCE_LIFETIME)
+        issued = made - certificate_age.total_seconds()
+        window = window_until(issued, _INSTANCE_LIFETIME)
         instance_der = issue_cloud_authority(
             instance,
             self._zone,
@@ -106,7 +109,7 @@ class NitroCa:
             (encode_name(CN=module_id), leaf_key.spki),
             instance,
             serial=serial_number(self._derive, "aws/document"),
-            validity=window_until(made, _LEAF_LIFETIME),
+            validity=window_until(issued, _LEAF_LIFETIME),
         )
         fields: dict[str, Any] = {
             "module_id": module_id,

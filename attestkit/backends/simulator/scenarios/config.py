@@ -357,7 +357,8 @@ class CloudConfig(msgspec.Struct, frozen=True):
     stale_nonce: bool = False  # evidence over other report data than requested
     bank: Literal["sha256", "sha384"] = "sha256"  # that the TPM's quote selects
     relayed: bool = False  # the hardware's evidence is of another machine
-    document_age: timedelta = timedelta()  # of a NitroTPM document and its certificates
+    document_age: timedelta = timedelta()  # of a NitroTPM document
+    certificate_age: timedelta = timedelta()  # of its certificates, before the document
 
     def __post_init__(self) -> None:
         _check_range("vmpl", self.vmpl, 3)

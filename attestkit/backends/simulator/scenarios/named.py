@@ -6,10 +6,11 @@ are those of the simulated PKI's published test vectors.
 """
 
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from attestkit._sanitize import near, shown
 from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.scenarios.clouds import CLOUDS
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -20,6 +21,7 @@ from attestkit.backends.simulator.scenarios.config import (
     SnpConfig,
     TcbInfoConfig,
 )
+from attestkit.backends.simulator.scenarios.named_scenario import NamedScenario
 from attestkit.errors import UsageError
 
 
@@ -49,14 +51,6 @@ _DAY: Final = timedelta(days=1)
 _EXPIRED: Final = timedelta(hours=12)
 _UNRELATED: Final = "stranger"  # label of a key or PKI without relation to the platform
 _SVN: Final = bytes(13)  # the unused bytes of the 16 bytes of TEE_TCB_SVN
-
-
-class NamedScenario(NamedTuple):
-    """A scenario with its expected outcome."""
-
-    scenario: Scenario
-    outcome: str  # TCB status if a strict verifier accepts it, else the reason of its error
-    text: str  # one line of help
 
 
 _row = NamedScenario  # of the table below
@@ -347,6 +341,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
         "untrusted_root",
         "the trust anchor is not the root of the report's certificates",
     ),
+    **CLOUDS,
 }
 
 

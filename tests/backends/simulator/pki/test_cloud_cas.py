@@ -112,10 +112,10 @@ def test_nitro_document_is_signed_under_its_chain() -> None:
     assert max(map(len, chain)) <= 1024
 
 
-def test_old_nitro_document_has_expired_certificates() -> None:
-    """Age applies to the document's certificates too, which are valid for hours."""
+def test_nitro_document_with_old_certificates_has_expired_ones() -> None:
+    """The certificates of a document are valid for hours."""
     ca = NitroCa(make_nitro_root(secrets), secrets, NOW.timestamp)
-    old = ca.document("i-0-tpm0", {}, DocumentRequest(), age=timedelta(days=2))
+    old = ca.document("i-0-tpm0", {}, DocumentRequest(), certificate_age=timedelta(days=2))
     fields = cbor2.loads(cbor2.loads(old)[2])
     leaf = x509.load_der_x509_certificate(fields["certificate"])
     assert leaf.not_valid_after_utc < NOW

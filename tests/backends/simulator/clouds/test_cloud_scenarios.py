@@ -1,0 +1,190 @@
+"""Scenarios and faults of guests behind a vTPM: each has the outcome that its name promises."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.clouds.azure import PARAVISOR_SNP
+from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
+from attestkit.backends.simulator.scenarios.clouds import CLOUDS
+from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    PolicyError,
+    QuoteUnavailableError,
+    UnsupportedError,
+    UsageError,
+)
+from attestkit.factory import open as open_attester
+from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.result import AttestationResult
+from tests.raising import raises
+from tests.untyped import untyped
+
+SEED: Final = bytes(32)
+PLATFORMS: Final = sorted({named.scenario.platform for named in CLOUDS.values()})
+GOOD: Final = [name for name, named in CLOUDS.items() if named.outcome in {"UpToDate", NO_STATUS}]
+
+
+def open_cloud(**options: Any) -> Attester[Simulator]:
+    """Open a simulated guest."""
+    return open_attester("simulator", seed=SEED, **options)
+
+
+def verifier_of(tee: Attester[Simulator], **changes: Any) -> Verifier:
+    """Return a verifier whose policy names the platform of the evidence."""
+    simulator = tee.backend
+    names = {"azure-snp": "hcl-snp", "azure-tdx": "hcl-tdx", "gcp-tdx": "dstack-gcp-tdx"}
+    names |= {"aws-snp": "dstack-amd-sev-snp", "aws-nitro-tpm": "dstack-aws-nitro-tpm"}
+    platform = names.get(simulator.platform, simulator.platform)
+    policy = AppraisalPolicy.default().replace(platforms={platform}, **changes)
+    try:
+        collateral = simulator.collateral()
+    except UnsupportedError:
+        collateral = None
+    return Verifier(trust_anchor=simulator.trust_anchor, collateral=collateral, policy=policy)
+
+
+def verify_once(tee: Attester[Simulator], **changes: Any) -> AttestationResult:
+    """Attest over a new nonce, send the evidence as bytes, and verify it."""
+    nonce = secrets.token_bytes(32)
+    evidence = tee.attest(nonce=nonce).to_bytes()
+    return verifier_of(tee, **changes).verify(evidence, nonce=nonce)
+
+
+@pytest.fixture(params=PLATFORMS)
+def guest(request: pytest.FixtureRequest) -> Iterator[Attester[Simulator]]:
+    """Return a guest of each platform."""
+    with open_cloud(platform=request.param) as tee:
+        yield tee
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_scenario_has_named_outcome(name: str) -> None:
+    """A verifier whose policy names the platform has the outcome of the table."""
+    expected = CLOUDS[name].outcome
+    with open_cloud(scenario=name) as tee:
+        if name in GOOD:
+            result = verify_once(tee)
+            status = result.tcb.status
+            assert (NO_STATUS if status is None else str(status)) == expected
+            assert result.simulated
+            assert result.fresh
+        else:
+            with pytest.raises(AttestKitError) as caught:
+                verify_once(tee)
+            assert untyped(caught.value).reason == expected
+
+
+def test_guest_is_refused_under_vendors_roots(guest: Attester[Simulator]) -> None:
+    """Without the simulated root as trust anchor, no simulated evidence is accepted."""
+    nonce = secrets.token_bytes(32)
+    evidence = guest.attest(nonce=nonce).to_bytes()
+    verifier = verifier_of(guest)
+    collateral = verifier_of(guest)._collateral
+    strangers = Verifier(policy=verifier.policy, collateral=collateral)
+    with pytest.raises(AttestKitError):
+        strangers.verify(evidence, nonce=nonce)
+
+
+def test_guest_of_equal_seed_has_equal_root() -> None:
+    """The root is a function of the seed."""
+    for platform in PLATFORMS:
+        with open_cloud(platform=platform) as one, open_cloud(platform=platform) as two:
+            assert one.backend.trust_anchor == two.backend.trust_anchor
+
+
+def test_evidence_over_swtpm_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With swtpm behind the guest, its evidence is verified as that of the model."""
+    if shutil.which("swtpm") is None:
+        pytest.skip("swtpm is not installed")
+    monkeypatch.setattr(CloudSimulator, "tpm_kind", "swtpm")
+    for platform in ("azure-snp", "gcp-tdx", "aws-nitro-tpm", "tpm"):
+        with open_cloud(platform=platform) as tee:
+            assert verify_once(tee).fresh
+
+
+def test_vlek_of_aws_is_accepted_by_its_provider() -> None:
+    """A policy that lists the provider accepts the reports of aws-snp."""
+    with open_cloud(platform="aws-snp") as tee:
+        result = verify_once(tee, vlek_providers={"attestkit-simulator"})
+    assert str(result.tcb.status) == "UpToDate"
+
+
+def test_pinned_paravisor_makes_it_azure() -> None:
+    """Only a policy that pins the paravisor turns hcl-snp into azure-snp."""
+    with open_cloud(platform="azure-snp") as tee:
+        assert verify_once(tee).claims.platform == "hcl-snp"
+        nonce = secrets.token_bytes(32)
+        policy = AppraisalPolicy.default().replace(
+            platforms={"azure-snp"}, paravisor_measurement={PARAVISOR_SNP}
+        )
+        verifier = Verifier(trust_anchor=tee.backend.trust_anchor, policy=policy)
+        result = verifier.verify(tee.attest(nonce=nonce), nonce=nonce)
+        assert result.claims.platform == "azure-snp"
+        assert "paravisor" not in result.not_proven
+        other = policy.replace(paravisor_measurement={bytes(48)})
+        with raises(PolicyError, "paravisor_measurement"):
+            Verifier(trust_anchor=tee.backend.trust_anchor, policy=other).verify(
+                tee.attest(nonce=nonce), nonce=nonce
+            )
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "tpm"])
+def test_busy_tpm_and_raced_pcr_are_retried(platform: str) -> None:
+    """A busy TPM, and a PCR that is extended between quote and values, delay evidence only."""
+    with open_cloud(platform=platform, faults="tpm_busy:2 pcr_race") as tee:
+        if platform == "gcp-tdx":  # quotes PCRs 0, 2 and 14 only
+            tee.backend.faults.clear()
+        assert verify_once(tee).fresh
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "tpm"])
+def test_tpm_in_failure_mode_is_an_error(platform: str) -> None:
+    """TPM_RC_FAILURE at the quote ends the request, and the next one succeeds."""
+    with open_cloud(platform=platform, faults="tpm_failure") as tee:
+        with pytest.raises(BackendError):
+            tee.attest(nonce=bytes(32))
+        assert verify_once(tee).fresh
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "reason"),
+    [
+        ("imds_unavailable:4", QuoteUnavailableError, "quoting_service"),
+        ("imds_slow", QuoteUnavailableError, "timed_out"),
+        ("imds_huge", BackendError, "too_large"),
+        ("imds_redirect", QuoteUnavailableError, "request_failed"),
+    ],
+)
+@pytest.mark.parametrize("platform", ["azure-snp", "azure-tdx"])
+def test_faulty_metadata_service_is_an_error(
+    platform: str, fault: str, error: type[BackendError], reason: str
+) -> None:
+    """A service that fails, stalls, floods or redirects ends the request with its reason."""
+    with open_cloud(platform=platform, faults=fault) as tee:
+        with raises(error, reason):
+            tee.attest(nonce=bytes(32))
+        assert verify_once(tee).fresh
+
+
+def test_metadata_service_that_recovers_is_retried() -> None:
+    """Three responses of status 503 delay evidence only."""
+    with open_cloud(platform="azure-snp", faults="imds_unavailable:3") as tee:
+        assert verify_once(tee).fresh
+
+
+def test_inapplicable_options_are_refused() -> None:
+    """Guests behind a vTPM keep no state, and boot no dstack image."""
+    for options in ({"quote_version": 4}, {"image": Path("x")}):
+        with raises(UsageError, "not_applicable"):
+            open_cloud(platform="azure-snp", **options)
+    with raises(UsageError, "not_applicable"):
+        open_cloud(platform="tpm", faults="imds_slow")
