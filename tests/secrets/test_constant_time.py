@@ -87,24 +87,26 @@ PUBLIC = frozenset().union(*PUBLIC_BY_REASON.values())
 # Number of constant-time comparisons per file, whatever the names.
 CONSTANT_TIME = {
     "_crypto/ecdsa.py": 1,
-    "attestation/wire/agent_response.py": 1,
     "attestation/app_info.py": 1,
     "attestation/launch/os_image.py": 1,
-    "attester/snp_source.py": 1,
+    "attestation/wire/agent_response.py": 1,
     "attester/evidence_source.py": 1,
+    "attester/snp_source.py": 1,
     "backends/dstack_agent/__init__.py": 1,
-    "emulator/td.py": 1,
+    "backends/simulator/software_tpm/model/authorization.py": 2,
+    "backends/simulator/software_tpm/model/session_commands.py": 1,
     "backends/tdx/device.py": 1,
     "cli/file_verifier.py": 1,
+    "emulator/td.py": 1,
     "keys/key_chain.py": 1,
     "keys/key_file.py": 1,
     "ra_tls/certificate.py": 1,
-    "verifier/ear/result_token.py": 3,
     "verifier/ear/envelope.py": 2,
-    "verifier/policy/rules.py": 1,
+    "verifier/ear/result_token.py": 3,
+    "verifier/evidence_checks.py": 3,
     "verifier/platforms/snp.py": 1,
     "verifier/platforms/snp_chain.py": 1,
-    "verifier/evidence_checks.py": 3,
+    "verifier/policy/rules.py": 1,
 }
 _COMPARE = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 # Methods and types that return the same bytes in another encoding.
