@@ -56,6 +56,7 @@ KEY_SECONDS: Final = 60.0
 _LONG: Final = frozenset({CREATE_PRIMARY, SELF_TEST})
 _FIRST_WAIT: Final = 0.002  # seconds before the first retry; doubled for each further one
 _LONGEST_WAIT: Final = 0.1
+_LEAST_LIMIT: Final = 0.001  # seconds for the exchange of the last retry
 _MOST_RETRIES: Final = 1000
 
 
@@ -128,14 +129,7 @@ class CommandChannel:
         limit = seconds
         if limit is None:
             limit = self._key_seconds if code in _LONG else self._seconds
-        deadline, wait = self._clock() + limit, _FIRST_WAIT
-        for _ in range(_MOST_RETRIES):
-            left = max(deadline - self._clock(), 0.001)
-            response = self._parse(self.transport.exchange(command, left), returns_handle)
-            if response.code not in BUSY or self._clock() + wait >= deadline:
-                break
-            self._sleep(wait)
-            wait = min(2 * wait, _LONGEST_WAIT)
+        response = self._exchange(command, limit, returns_handle=returns_handle)
         subject = COMMAND_NAMES.get(code, f"command {code:#010x}")
         if response.code in BUSY:
             raise TpmBusyError(subject, response.code, limit, path=self.path)
@@ -143,7 +137,20 @@ class CommandChannel:
             raise TpmError(subject, response.code, path=self.path)
         return response
 
-    def _parse(self, frame: bytes, returns_handle: bool) -> TpmResponse:  # noqa: FBT001 - internal
+    def _exchange(self, command: bytes, limit: float, *, returns_handle: bool) -> TpmResponse:
+        """Send a command, again while the TPM is busy; return the last response."""
+        deadline, wait = self._clock() + limit, _FIRST_WAIT
+        response = self._parse(self.transport.exchange(command, limit), returns_handle)
+        for _ in range(_MOST_RETRIES):
+            if response.code not in BUSY or self._clock() + wait >= deadline:
+                break
+            self._sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+            left = max(deadline - self._clock(), _LEAST_LIMIT)
+            response = self._parse(self.transport.exchange(command, left), returns_handle)
+        return response
+
+    def _parse(self, frame: bytes, returns_handle: bool, /) -> TpmResponse:  # noqa: FBT001
         try:
             return TpmResponse.parse(frame, returns_handle=returns_handle)
         except FormatError as error:

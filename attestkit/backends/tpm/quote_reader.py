@@ -81,18 +81,23 @@ def collect_quote(
             values = client.pcr_read(selections)
             logs = read_logs()
             try:
-                quote, hash_name = TpmsAttest.parse(message), TpmtSignature.parse(signature)[1]
+                quote = TpmsAttest.parse(message)
                 _check_quote(client.path, quote, qualifying_data, selections)
+                hash_name = TpmtSignature.parse(signature).hash_name
                 found = pcr_digest(quote.selections, values, hash_name)
             except FormatError as error:
                 raise malformed(client.path, error) from error
             if hmac.compare_digest(found, quote.pcr_digest):
                 return CollectedQuote(message, signature, quote, values, logs)
+    raise _always_extended(client.path)
+
+
+def _always_extended(path: str) -> BackendError:
     text = (
-        f"{client.path}: PCRs were extended during each of {ATTEMPTS} attempts to quote them; "
-        "retry when fewer programs start, or leave out PCR 10"
+        f"{path}: PCRs were extended during each of {ATTEMPTS} attempts to quote them; retry when "
+        "fewer programs start, or leave out PCR 10"
     )
-    raise BackendError(text, reason="register_conflict", path=client.path)
+    return BackendError(text, reason="register_conflict", path=path)
 
 
 def _check_quote(

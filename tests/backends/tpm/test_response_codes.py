@@ -127,11 +127,11 @@ def test_tpm_that_stays_busy_is_an_error_within_the_time_limit() -> None:
 
 def test_retries_are_limited_without_a_clock() -> None:
     """A clock that stands still does not make the loop endless."""
-    with AnsweringTpm([TpmResponse(RETRY).encode()] * 1001) as peer:
+    with AnsweringTpm([TpmResponse(RETRY).encode()] * 1002) as peer:
         client = TpmClient(peer.transport, clock=lambda: 0.0, sleep=lambda _: None)
         with raises(TpmBusyError, "device"):
             client.flush_context(0x80000000)
-    assert len(peer.commands) == 1000
+    assert len(peer.commands) == 1001
 
 
 @pytest.mark.parametrize("code", [0x101, 0x921, 0x902, 0x18B])
