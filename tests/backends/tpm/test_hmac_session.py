@@ -160,7 +160,8 @@ class ChangingTpm(TpmClient):
         if not response.authorizations or not response.authorizations[0].hmac:
             return response
         (found,) = response.authorizations
-        data, nonce, attributes, proof = response.parameters, *found
+        data = response.parameters
+        nonce, attributes, proof = found
         if self.change == "parameters":
             data = data[:-1] + bytes([data[-1] ^ 1])
         if self.change == "nonce":
