@@ -235,7 +235,6 @@ _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
-    "backends.azure.paravisor": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "serve.verifier_service.ear": _DEVICE,
     "serve.health.status_file": "two lines, any content of which test_status_file.py tries",
