@@ -22,21 +22,27 @@ _EPILOG: Final = (
     type=click.Choice(
         ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
     ),
-    default="v1",
-    show_default=True,
-    help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR; the others are RATS "
-    "CMW encodings.",
+    help="Default: v1, or cbor for evidence that dstack does not define (Azure, TPM). v1 is "
+    "MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON (Azure, TPM); "
+    "the others are RATS CMW encodings.",
 )
 @request_options
-def attest(*, encoding: "Encoding", request: EvidenceRequest) -> None:
+def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
     """Create evidence about this machine.
 
     Evidence contains a quote, the event log and the configuration, for attestkit verify. Without
     -o it goes to stdout: raw into a pipe, as hex on a terminal. The command fails if the log does
     not replay to the registers of the quote.
     """
+    from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: --help needs it not
+
     with request.open() as attester:
-        evidence = attester.attest(report_data=request.report_data.value)
+        given = request.report_data
+        if given.nonce is None:
+            evidence = attester.attest(report_data=given.value)
+        else:  # on Google, the report data of a nonce are over the TPM's key, too
+            evidence = attester.attest(nonce=given.nonce)
+        encoding = encoding or ("v1" if is_of_dstack(evidence.evidence.platform) else "cbor")
         raw = evidence.to_bytes(encoding)
         fields = {
             "platform": evidence.platform,
@@ -44,4 +50,10 @@ def attest(*, encoding: "Encoding", request: EvidenceRequest) -> None:
             "simulated": attester.simulated,
             "encoding": encoding,
         }
-    request.write_result(raw, "evidence", fields, f"evidence of {evidence.platform}, {encoding}")
+    request.write_result(
+        raw,
+        "evidence",
+        fields,
+        f"evidence of {evidence.platform}, {encoding}",
+        report_data=evidence.report_data,
+    )

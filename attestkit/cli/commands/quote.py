@@ -30,22 +30,26 @@ def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
         kind, raw = _raw(attester, request.report_data.value, unchecked=unchecked)
         backend, simulated = attester.backend.name, attester.simulated
     fields = {"kind": kind, "backend": backend, "simulated": simulated}
-    request.write_result(raw, "quote", fields, kind)
+    request.write_result(raw, "quote", fields, kind, report_data=request.report_data.value)
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
     """Return the kind of evidence in words, the same as in attestkit show, and its bytes."""
     import warnings  # lazy, like the imports below: --help does not need it
 
-    from attestkit.attestation.wire.evidence_parts import SevSnp
+    from attestkit.attestation.wire.evidence_parts import GcpSnp, SevSnp
+    from attestkit.errors import UnsupportedError
     from attestkit.report_data import ReportDataWarning
 
     if unchecked:
         kind = "quote" if attester.has_quotes else "SEV-SNP report"
         return kind, attester.backend.get_quote(report_data)
     if not attester.has_quotes:
-        platform = attester.attest(report_data=report_data).evidence.platform
-        assert isinstance(platform, SevSnp)
+        evidence = attester.attest(report_data=report_data)
+        platform = evidence.evidence.platform
+        if not isinstance(platform, (SevSnp, GcpSnp)):
+            message = f"quote: evidence of {evidence.platform} is no single quote; use attest"
+            raise UnsupportedError(message, reason="no_quote")
         return "SEV-SNP report", platform.report
     with warnings.catch_warnings():  # --text has already warned of hex
         warnings.simplefilter("ignore", ReportDataWarning)

@@ -79,7 +79,13 @@ class EvidenceRequest(NamedTuple):
             write_output(_COLLATERAL, self.save_collateral, collateral().to_json())
 
     def write_result(
-        self, raw: bytes, name: str, fields: Mapping[str, object], description: str
+        self,
+        raw: bytes,
+        name: str,
+        fields: Mapping[str, object],
+        description: str,
+        *,
+        report_data: bytes,
     ) -> None:
         """Write the bytes to a file or to stdout, or print a JSON object.
 
@@ -88,11 +94,12 @@ class EvidenceRequest(NamedTuple):
             name: Name of the member of the JSON object that contains the bytes in hex.
             fields: Other members of the object.
             description: A description of the bytes, printed if they are written to a file.
+            report_data: What the bytes are over, 64 bytes.
         """
         output = self.output
         written = output is not None and write_output("-o", output, raw)
         if self.as_json:
-            own = {"report_data": self.report_data.value.hex(), "size": len(raw), name: raw.hex()}
+            own = {"report_data": report_data.hex(), "size": len(raw), name: raw.hex()}
             console.as_json({**fields, **own, "output": None if output is None else str(output)})
         elif written:
             console.verdict(f"{output}: {description}, {len(raw)} bytes", good=True)

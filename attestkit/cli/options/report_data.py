@@ -26,6 +26,7 @@ class ReportDataInput(NamedTuple):
 
     value: bytes  # 64 bytes
     inputs: tuple[Path, ...]  # files that were read
+    nonce: bytes | None = None  # of --nonce
 
 
 def _read_padded(
@@ -38,7 +39,7 @@ def _read_padded(
 ) -> ReportDataInput:
     challenge, data = read_report_data(nonce, report_data, text, of_file, sha512=sha512)
     if challenge is not None:
-        return ReportDataInput(ReportData.for_nonce(challenge), ())
+        return ReportDataInput(ReportData.for_nonce(challenge), (), challenge)
     padded = (data or b"").ljust(_SIZE, b"\0")
     return ReportDataInput(padded, () if of_file is None else (of_file,))
 
