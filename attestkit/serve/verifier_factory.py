@@ -44,11 +44,17 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
 
         with prefix_errors(options.prefix("images")):
             images = ImageStore(folder)
+    certificates = _read_option_file(options, "verifier_certificates", _amd_certificates)
+    crls = _read_option_file(options, "verifier_crls", _amd_crls)
+    ak_certificates = _read_option_file(options, "verifier_ak_certificates", _ak_certificates)
+    ak_roots = _read_option_file(options, "verifier_ak_roots", _ak_roots)
     return Verifier(
         trust_anchor=anchor,
         collateral=_read_option_file(options, "verifier_collateral", Collateral.from_json),
         pccs_url=settings.pccs_url,
         policy=policy,
+        ak_roots=ak_roots or (),
+        ak_certificates=ak_certificates or (),
         cache=cache,
         images=images,
         fetch_ak_certificates=settings.pccs_url is not None,
@@ -60,6 +66,39 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
     if (path := settings.options.path("ear_key")) is None:
         return None
     return read_ear_key(settings.options.prefix("ear_key"), path)
+
+
+def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
+    """Return the file's content, if it has a certificate of AMD."""
+    from attestkit.verifier.platforms.snp_chain import read_endorsements  # lazy: loads X.509
+
+    if not read_endorsements([data]):
+        raise FormatError("no certificate found", reason="missing")
+    return (data,)
+
+
+def _amd_crls(data: bytes) -> tuple[bytes, ...]:
+    """Return the file's content, if its CRLs are well-formed."""
+    from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
+
+    read_amd_crls(data)
+    return (data,)
+
+
+def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
+    """Return the file's content, if it has certificates or CRLs, all well-formed."""
+    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+
+    AkChains(certificates=[data])
+    return (data,)
+
+
+def _ak_roots(data: bytes) -> tuple[bytes, ...]:
+    """Return the file's content, if it has certificates, all well-formed."""
+    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+
+    AkChains(roots=[data])
+    return (data,)
 
 
 def _read_option_file(

@@ -198,6 +198,21 @@ class Options(NamedTuple):
         _Text, "URL", "PCCS for collateral; default: $PCCS_URL, else nothing is fetched"
     ] = None
     verifier_collateral: Annotated[_Text, "FILE", "collateral instead of a PCCS"] = None
+    verifier_certificates: Annotated[
+        _Text, "FILE", "AMD certificates (PEM or DER) for SEV-SNP evidence without them"
+    ] = None
+    verifier_crls: Annotated[
+        _Text,
+        "FILE",
+        "revocation lists of AMD (PEM or DER); SEV-SNP evidence is then rejected without a current "
+        "one of its product",
+    ] = None
+    verifier_ak_certificates: Annotated[
+        _Text, "FILE", "certificates and CRLs of CAs that certify keys of TPMs (PEM or DER)"
+    ] = None
+    verifier_ak_roots: Annotated[
+        _Text, "FILE", "further roots of keys of TPMs (PEM or DER), for evidence of a TPM alone"
+    ] = None
     verifier_policy: Annotated[
         _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
     ] = None

@@ -117,7 +117,7 @@ def test_nonce_by_cli_commits_to_the_key_of_google(tmp_path: Path, capsys: Captu
     """`attest --nonce` has the report data of `attest(nonce=...)`, so both joins hold."""
     code, found = judge(Files(tmp_path, "gcp-tdx"), "gcp-tdx", capsys)
     assert code == 0, found
-    assert found["vtpm"]["joins"] == ["ak_to_hardware", "hardware_to_ak"]
+    assert found["vtpm"]["joins"] == ["hardware_to_ak", "ak_to_hardware"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,0 +1,105 @@
+"""POST /verify of scenarios of guests behind a vTPM has the outcome of `Verifier.verify`."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.scenarios.clouds import CLOUDS
+from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
+from attestkit.errors import AttestKitError, ConfigError
+from attestkit.factory import open as open_attester
+from attestkit.serve.config.command_line import Options
+from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.verifier_settings import VerifierSettings
+from attestkit.serve.verifier_factory import open_verifier
+from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.job_queue import JobThreads
+from attestkit.verifier import AppraisalPolicy
+from tests.cli.commands.test_clouds import EVIDENCE_NAMES, QUICK
+from tests.raising import raises
+from tests.serve.asgi import Client
+from tests.untyped import untyped
+
+OF_POLICY: Final = {"report_data", "vlek_providers"}
+ANY_PORT: Final = Address("127.0.0.1", 0)
+
+
+@pytest.fixture
+def threads() -> Iterator[JobThreads]:
+    """Return the threads of a service."""
+    with JobThreads(1) as found:
+        yield found
+
+
+def options_of(tee: Attester[Simulator], folder: Path, **rules: Any) -> dict[str, str]:
+    """Write what a service has to know of a guest; return its options."""
+    simulator, anchor, policy = tee.backend, folder / "root.der", folder / "policy.toml"
+    anchor.write_bytes(simulator.trust_anchor)
+    named = EVIDENCE_NAMES.get(simulator.platform, simulator.platform)
+    found = AppraisalPolicy.default().replace(platforms={named}, **rules)
+    policy.write_text(found.to_toml())
+    options = {"trust_anchor": str(anchor), "verifier_policy": str(policy)}
+    if simulator.platform.endswith("-tdx"):
+        collateral = folder / "collateral.json"
+        simulator.collateral().save(collateral)
+        options["verifier_collateral"] = str(collateral)
+    return options
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CLOUDS]
+)
+def test_service_has_named_outcome(
+    name: str, tmp_path: Path, threads: JobThreads, loop: asyncio.AbstractEventLoop
+) -> None:
+    """A response is valid, or has the text of the error with the scenario's reason."""
+    expected = CLOUDS[name].outcome
+    nonce = secrets.token_bytes(32)
+    with open_attester("simulator", seed=bytes(32), scenario=name) as tee:
+        evidence = tee.attest(nonce=nonce)
+        options = Options(**options_of(tee, tmp_path))
+    verifier = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
+    client = Client(VerifierApp(verifier, threads, fetcher=threads), loop)
+    request = {"attestation": evidence.to_bytes().hex()}
+    found = client.post(f"/verify?nonce={nonce.hex()}", request).json()
+    if expected in {"UpToDate", NO_STATUS}:
+        assert (found["is_valid"], found["reason"]) == (True, None)
+        assert found["freshness_checked"]
+        assert (found["details"]["tcb_status"] or NO_STATUS) == expected
+        return
+    assert not found["is_valid"]
+    with pytest.raises(AttestKitError) as caught:
+        verifier.verify(evidence, nonce=nonce)
+    assert untyped(caught.value).reason == expected
+    step = "Policy: " if expected in OF_POLICY else "Quote verification failed: "
+    subject = str(caught.value).partition(":")[0]  # the rest may have the time
+    assert found["reason"].startswith(f"{step}{subject}: ")
+
+
+def test_service_has_certificates_and_roots_of_tpms(
+    tmp_path: Path, threads: JobThreads, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Under the vendors' roots, a plain TPM is accepted by a root of --verifier-ak-roots."""
+    nonce, options = secrets.token_bytes(32), {}
+    with open_attester("simulator", seed=bytes(32), platform="tpm") as tee:
+        request = {"attestation": tee.attest(nonce=nonce).to_bytes().hex()}
+        options = options_of(tee, tmp_path)
+    root = options.pop("trust_anchor")
+    for roots, valid in ((None, False), (root, True)):
+        given = Options(**options, verifier_ak_roots=roots, verifier_ak_certificates=roots)
+        verifier = open_verifier(VerifierSettings(given, ANY_PORT, alone=True))
+        client = Client(VerifierApp(verifier, threads, fetcher=threads), loop)
+        found = client.post(f"/verify?nonce={nonce.hex()}", request).json()
+        assert found["is_valid"] is valid, found["reason"]
+    for name in ("verifier_ak_roots", "verifier_ak_certificates"):
+        for content in (b"", b"-----BEGIN CERTIFICATE-----", b"\x30\0"):
+            (tmp_path / "bad").write_bytes(content)
+            given = Options(**{name: str(tmp_path / "bad")})
+            with raises(ConfigError, "wrong_value", part="bad"):
+                open_verifier(VerifierSettings(given, ANY_PORT, alone=True))
