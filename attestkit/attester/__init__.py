@@ -4,6 +4,7 @@ An Attester owns one backend and serialises calls of it in FIFO order. Quote and
 under one lock and compared before they are returned, so they always agree.
 """
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Generic, NoReturn, final
 
@@ -30,7 +31,7 @@ from attestkit.backends.base import (
     hosts_app,
 )
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.errors import UsageError
+from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
@@ -283,8 +284,9 @@ class Attester(Generic[B_co]):
         from attestkit.verifier import Verifier  # lazy: most attesters do not verify
 
         options.setdefault("trust_anchor", backend.trust_anchor)
-        if self.has_quotes and not ("collateral" in options or "pccs_url" in options):
-            options["collateral"] = backend.collateral()
+        if not ("collateral" in options or "pccs_url" in options):
+            with contextlib.suppress(UnsupportedError):  # only Intel's platforms have collateral
+                options["collateral"] = backend.collateral()
         return Verifier(**options)
 
     # -- registers -----------------------------------------------------------------------------

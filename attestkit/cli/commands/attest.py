@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ _EPILOG: Final = (
     type=click.Choice(
         ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
     ),
-    help="Default: v1, or cbor for evidence that dstack does not define (Azure, TPM). v1 is "
-    "MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON (Azure, TPM); "
-    "the others are RATS CMW encodings.",
+    help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON "
+    "(Azure, TPM); the others are RATS CMW encodings. Default: v1, or cbor on a platform that "
+    "dstack does not define.",
 )
 @request_options
 def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
@@ -37,23 +38,18 @@ def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
     from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: --help needs it not
 
     with request.open() as attester:
-        given = request.report_data
-        if given.nonce is None:
-            evidence = attester.attest(report_data=given.value)
-        else:  # on Google, the report data of a nonce are over the TPM's key, too
-            evidence = attester.attest(nonce=given.nonce)
-        encoding = encoding or ("v1" if is_of_dstack(evidence.evidence.platform) else "cbor")
-        raw = evidence.to_bytes(encoding)
+        nonce = request.report_data.nonce
+        if nonce is not None:  # so that the report data can name the key of a TPM
+            evidence = attester.attest(nonce=nonce)
+        else:
+            evidence = attester.attest(report_data=request.report_data.value)
+        chosen = encoding or ("v1" if is_of_dstack(evidence.evidence.platform) else "cbor")
+        raw = evidence.to_bytes(chosen)
         fields = {
             "platform": evidence.platform,
             "backend": attester.backend.name,
             "simulated": attester.simulated,
-            "encoding": encoding,
+            "encoding": chosen,
+            "report_data": evidence.report_data.hex(),
         }
-    request.write_result(
-        raw,
-        "evidence",
-        fields,
-        f"evidence of {evidence.platform}, {encoding}",
-        report_data=evidence.report_data,
-    )
+    request.write_result(raw, "evidence", fields, f"evidence of {evidence.platform}, {chosen}")

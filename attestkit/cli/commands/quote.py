@@ -6,6 +6,7 @@ import click
 
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
+from attestkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
@@ -37,10 +38,13 @@ def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[
     """Return the kind of evidence in words, the same as in attestkit show, and its bytes."""
     import warnings  # lazy, like the imports below: --help does not need it
 
-    from attestkit.attestation.wire.evidence_parts import GcpSnp, SevSnp
-    from attestkit.errors import UnsupportedError
+    from attestkit.attestation.wire.evidence_parts import SevSnp
+    from attestkit.backends.base import EvidenceCollector
     from attestkit.report_data import ReportDataWarning
 
+    if not attester.has_quotes and isinstance(attester.backend, EvidenceCollector):
+        message = f"quote: evidence of {attester.backend.name} has several parts"
+        raise UnsupportedError(f"{message}; use attestkit attest", reason="feature")
     if unchecked:
         kind = "quote" if attester.has_quotes else "SEV-SNP report"
         return kind, attester.backend.get_quote(report_data)

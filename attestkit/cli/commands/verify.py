@@ -182,11 +182,23 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
         "advisories": ", ".join(result.advisory_ids) or None,
         **_identity(result, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
+        **_tpm_facts(result),
         "image version": _image_version(result),
         "report data": claims.report_data.hex() + origin,
         "policy": outcome.policy,
         "collateral": "from the bundle" if outcome.own_collateral else None,
         "verified at": f"{instant}, the time of the bundle" if outcome.own_instant else instant,
+    }
+
+
+def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
+    """Return what joins hardware and TPM, and what is not proven; nothing without a TPM."""
+    if (tpm := result.claims.vtpm) is None:
+        return {}
+    return {
+        "TPM's key": tpm.key_trust.replace("_", " "),
+        "joins": ", ".join(tpm.joins) or None,
+        "not proven": ", ".join(result.not_proven) or None,
     }
 
 

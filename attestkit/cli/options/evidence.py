@@ -92,15 +92,18 @@ class EvidenceRequest(NamedTuple):
         Args:
             raw: The bytes.
             name: Name of the member of the JSON object that contains the bytes in hex.
-            fields: Other members of the object.
+            fields: Other members of the object; `report_data` replaces that of the options.
             description: A description of the bytes, printed if they are written to a file.
             report_data: What the bytes are over, 64 bytes.
         """
         output = self.output
         written = output is not None and write_output("-o", output, raw)
         if self.as_json:
-            own = {"report_data": report_data.hex(), "size": len(raw), name: raw.hex()}
-            console.as_json({**fields, **own, "output": None if output is None else str(output)})
+            own = {"size": len(raw), name: raw.hex()}
+            bound = {"report_data": self.report_data.value.hex()}
+            console.as_json(
+                {**bound, **fields, **own, "output": None if output is None else str(output)}
+            )
         elif written:
             console.verdict(f"{output}: {description}, {len(raw)} bytes", good=True)
         elif output is None:

@@ -1,0 +1,65 @@
+"""`attest`, `quote` and `verify` on guests behind a TPM, by the simulator."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import attestkit
+from attestkit.__main__ import main
+from attestkit.attestation import Attestation
+from attestkit.report_data import ReportData
+
+Capture = pytest.CaptureFixture[str]
+NONCE: Final = bytes(range(32))
+
+
+def _attest(tmp_path: Path, platform: str, *more: str) -> int:
+    request = ("--backend", "simulator", "--option", f"platform={platform}", *more)
+    files = ("-o", f"{tmp_path / 'evidence'}", "--save-trust-anchor", f"{tmp_path / 'root'}")
+    return main(["attest", *request, "--nonce", NONCE.hex(), *files])
+
+
+@pytest.mark.parametrize(
+    ("platform", "encoding"), [("gcp-tdx", "v1"), ("gcp-snp", "cbor"), ("tpm", "cbor")]
+)
+def test_attest_chooses_encoding_of_platform(
+    platform: str, encoding: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """Without --encoding, evidence is in v1 if dstack defines the platform, and else in cbor."""
+    assert _attest(tmp_path, platform, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["encoding"] == encoding
+    evidence = Attestation.from_bytes((tmp_path / "evidence").read_bytes())
+    assert evidence.encoding == encoding
+
+
+def test_attest_nonce_binds_the_key_of_the_tpm(tmp_path: Path, capsys: Capture) -> None:
+    """With --nonce, evidence of Google commits to the TPM's key, and verify shows both joins."""
+    assert _attest(tmp_path, "gcp-snp", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["report_data"]
+    evidence = Attestation.from_bytes((tmp_path / "evidence").read_bytes())
+    assert shown == evidence.report_data.hex() != ReportData.for_nonce(NONCE).hex()
+    expected = ("--nonce", NONCE.hex(), "--trust-anchor", f"{tmp_path / 'root'}")
+    assert main(["verify", f"{tmp_path / 'evidence'}", *expected]) == 0
+    out = capsys.readouterr().out
+    assert "hardware_to_ak, ak_to_hardware" in out
+    assert "not proven" in out
+
+
+@pytest.mark.parametrize("unchecked", [(), ("--unchecked",)])
+@pytest.mark.parametrize("platform", ["gcp-snp", "tpm"])
+def test_quote_of_several_parts_is_refused(
+    platform: str, unchecked: tuple[str, ...], capsys: Capture
+) -> None:
+    """`quote` refuses evidence of several parts, and names `attest`."""
+    request = ("--backend", "simulator", "--option", f"platform={platform}", *unchecked)
+    assert main(["quote", *request]) == 3
+    assert "use attestkit attest" in capsys.readouterr().err
+
+
+def test_verifier_of_simulated_azure_td_has_collateral() -> None:
+    """The verifier of a simulated TD behind a paravisor has the collateral of its quote."""
+    with attestkit.open("simulator", platform="azure-tdx") as tee:
+        evidence = tee.attest(nonce=NONCE).to_bytes()
+        assert tee.verifier().verify(evidence, nonce=NONCE).fresh
