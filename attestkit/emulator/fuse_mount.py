@@ -7,7 +7,8 @@ Differences from the kernel:
 * a write of zero bytes returns 0, not EFAULT, because FUSE does not forward it;
 * blobs are not seekable, as in the kernel, but pread and pwrite fail too;
 * inblob is committed when any copy of the descriptor is closed, not the last one;
-* `/dev/tdx_guest` is a regular file that supports the device's ioctls;
+* `/dev/tdx_guest` is a regular file that supports the device's ioctls, `/dev/tpmrm0` one with its
+  reads and writes;
 * files belong to the user who mounted them, and are visible only to this user;
 * requests are serialised, so a slow host delays all files.
 """
@@ -65,6 +66,7 @@ def serve(
     state_dir: str | os.PathLike[str] | None = None,
     qgs: str | None = None,
     runtime_log: str | os.PathLike[str] | None = None,
+    metadata_address: tuple[str, int] = ("127.0.0.1", 0),
     ready: Callable[[], bool | None] = lambda: None,
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
@@ -84,6 +86,8 @@ def serve(
         qgs: Address of a quote generation service: the path of a Unix socket, or `vsock:PORT`.
             None: no service.
         runtime_log: A folder for `/run/log/dstack` without `state_dir`. None: temporary.
+        metadata_address: IPv4 address and port of the metadata service of a simulated cloud; port
+            0: a free one.
         ready: Called after the mount; if it returns False, the mount ends immediately.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes.
@@ -117,7 +121,9 @@ def serve(
             clock=time.monotonic,
             wait=lambda seconds: wait_unless_signalled(seconds, fuse.fuse_get_context()[2]),
             random=random,
+            metadata_address=metadata_address,
         )
+        stack.callback(machine.close)
         if qgs is not None:
             stack.callback(_quote_service(qgs, machine, faults).close)
         _mount(fuse, place, machine, ready, held)
@@ -268,8 +274,14 @@ class _Operations(FuseOperations):
     def __init__(
         self, machine: Machine, fuse: ModuleType, ready: Callable[[], None], end: _Unmounter
     ) -> None:
-        super().__init__(machine, fuse.fuse_get_context, ready)
+        super().__init__(machine, fuse.fuse_get_context, ready, self._notify_poll)
         self._end = end
+        # The C library, because mfusepy has no function for it.
+        self._library: ctypes.CDLL = vars(fuse)["_libfuse"]
+
+    def _notify_poll(self, handle: int) -> None:
+        self._library.fuse_notify_poll(ctypes.c_void_p(handle))
+        self._library.fuse_pollhandle_destroy(ctypes.c_void_p(handle))
 
     def destroy(self, _path: str) -> None:
         """Report the end of the mount."""

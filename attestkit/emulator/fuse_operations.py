@@ -7,9 +7,18 @@ import time
 from collections.abc import Callable
 from errno import EACCES, ENOTTY, EPERM
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from attestkit.emulator.kernel_files import File, Folder, Ioctl, Link, Node, OpenFile, os_error
+from attestkit.emulator.kernel_files import (
+    ALWAYS_READY,
+    File,
+    Folder,
+    Ioctl,
+    Link,
+    Node,
+    OpenFile,
+    os_error,
+)
 from attestkit.emulator.linux_calls import ClientMemory
 from attestkit.emulator.machine import Machine
 
@@ -34,6 +43,7 @@ class FuseOperations:
         machine: The machine with the files.
         context: Returns uid, gid and thread id of the caller.
         ready: Called once, when the file system is mounted.
+        notify: Wakes the program of a poll handle, and frees the handle.
     """
 
     use_ns = True
@@ -45,10 +55,13 @@ class FuseOperations:
         machine: Machine,
         context: Callable[[], tuple[int, int, int]],
         ready: Callable[[], None],
+        notify: Callable[[int], None],
     ) -> None:
         self._tree = machine.tree
         self._context = context
         self._ready = ready
+        self._notify = notify
+        self._waiting: dict[int, int] = {}  # by handle of a file: handle of poll(2)
         self._files: dict[int, tuple[File, OpenFile]] = {}
         self._appended: dict[int, int] = {}  # by handle: offset of the next append
         self._folders: dict[int, str] = {}
@@ -154,14 +167,18 @@ class FuseOperations:
 
     def read(self, _path: str | None, size: int, offset: int, info: FileInfo) -> bytes:
         """Read from an open file."""
-        return self._files[info.fh][1].read(size, offset)
+        data = self._files[info.fh][1].read(size, offset)
+        self._wake(info.fh)
+        return data
 
     def write(self, _path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
         """Write to an open file. These files ignore O_APPEND, which FUSE would apply."""
         number = info.fh
         opened = self._files[number][1]
         if number not in self._appended:
-            return opened.write(data, offset)
+            count = opened.write(data, offset)
+            self._wake(number)
+            return count
         count = opened.write(data, self._appended[number])
         self._appended[number] += count
         return count
@@ -174,8 +191,26 @@ class FuseOperations:
     def release(self, _path: str | None, info: FileInfo) -> int:
         """Release an open file; the last close(2) may have returned already."""
         self._appended.pop(info.fh, None)
-        self._files.pop(info.fh)[1].flush()
+        opened = self._files.pop(info.fh)[1]
+        self._wake(info.fh)
+        opened.flush()
+        opened.release()
         return 0
+
+    def poll(
+        self, _path: str | None, info: FileInfo, handle: int | None, events: "ctypes.Array[Any]"
+    ) -> int:
+        """Return the events that are ready, and keep the handle of a waiting program."""
+        events[0] = self._files[info.fh][1].poll() if info.fh in self._files else ALWAYS_READY
+        if handle:
+            self._wake(info.fh)  # libfuse has one handle for each open file
+            self._waiting[info.fh] = handle
+        return 0
+
+    def _wake(self, number: int) -> None:
+        """Let a program that waits in poll(2) for an open file ask again."""
+        if handle := self._waiting.pop(number, None):
+            self._notify(handle)
 
     def ioctl(
         self,

@@ -5,6 +5,7 @@ Errors are OSErrors with the kernel's errno. Source: fs/configfs/file.c and fs/s
 """
 
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EACCES, EEXIST, EFBIG, EIO, EISDIR, ENOENT, ENOTDIR, ENOTTY, EPERM
@@ -12,6 +13,8 @@ from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.emulator.linux_calls import ClientMemory
+
+ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
 def os_error(number: int) -> OSError:
@@ -48,6 +51,13 @@ class OpenFile:
 
     def flush(self) -> None:
         """Handle close(2) of a descriptor; other copies of the descriptor may stay open."""
+
+    def poll(self) -> int:
+        """Return the events that are ready; by default those of a regular file."""
+        return ALWAYS_READY
+
+    def release(self) -> None:
+        """Handle the close(2) of the last copy of the descriptor."""
 
 
 class Node:

@@ -10,6 +10,7 @@ from typing import Final
 
 NEW_MOUNTS: Final = 0x00020000  # CLONE_NEWNS
 NEW_USERS: Final = 0x10000000  # CLONE_NEWUSER
+NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
 MS_NOSUID: Final = 1 << 1
 MS_BIND: Final = 1 << 12
 MS_REC: Final = 1 << 14

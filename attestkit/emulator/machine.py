@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from errno import EINVAL
 from typing import Final
 
+import msgspec
+
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
@@ -19,6 +21,13 @@ from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
+from attestkit.emulator.cloud_guest import (
+    CLOUDS,
+    CloudGuest,
+    hardware_scenario,
+    has_metadata_service,
+    provider_of,
+)
 from attestkit.emulator.kernel_files import (
     File,
     Link,
@@ -69,13 +78,24 @@ class Setup:
     qgs_port: int | None = None  # port in /etc/tdx-attest.conf; None: no such file
     runtime_log: str | None = None  # target of the link /run/log/dstack; None: no link
 
+    @property
+    def hardware(self) -> Scenario:
+        """The scenario of the hardware, which a guest of a cloud may have below its vTPM."""
+        return hardware_scenario(self.scenario)
+
+    @property
+    def has_metadata_service(self) -> bool:
+        """Whether programs need the metadata service of the cloud for evidence."""
+        return has_metadata_service(self.scenario.platform)
+
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
         _check_name("driver", self.driver, DRIVERS)
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
             text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
             raise UsageError(text, reason="conflict")
-        if self.scenario.platform == "snp" and self.provider != "sev_guest":
+        self._check_cloud()
+        if self.hardware.platform == "snp" and self.provider != "sev_guest":
             text = "provider: must be sev_guest for a scenario of SEV-SNP"
             raise UsageError(text, reason="conflict")
         check_bytes("mr_config_id", self.mr_config_id, 48)
@@ -85,6 +105,26 @@ class Setup:
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
             raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
+
+    def _check_cloud(self) -> None:
+        platform = self.scenario.platform
+        if platform not in CLOUDS:
+            return
+        if self.provider != (wanted := provider_of(platform)):
+            text = f"provider: must be {wanted} for the platform {platform}"
+            raise UsageError(text, reason="conflict")
+        if wanted != "none":
+            return
+        given = {
+            "mr_config_id": any(self.mr_config_id),
+            "host_data": any(self.host_data),
+            "vmpl": self.vmpl != 0,
+            "qgs_port": self.qgs_port is not None,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                text = f"{name}: does not apply to {platform}"
+                raise UsageError(text, reason="not_applicable")
 
 
 def _check_name(what: str, name: str, known: Collection[str]) -> None:
@@ -104,6 +144,12 @@ class Machine:
         clock: A monotonic clock in seconds, for delays.
         wait: Sleeps for a number of seconds; returns False if the caller has a pending signal.
         random: Returns a number of random bytes.
+        metadata_address: IPv4 address and port of the metadata service of a cloud; port 0: a free
+            one.
+
+    Raises:
+        BackendError: If that address cannot be bound.
+        UsageError: If the scenario needs the simulator's own backend.
     """
 
     def __init__(
@@ -116,10 +162,11 @@ class Machine:
         clock: Callable[[], float],
         wait: Callable[[float], bool],
         random: Callable[[int], bytes] = os.urandom,
+        metadata_address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.tree: Tree = Tree()
         self._faults = faults
-        scenario, snp = setup.scenario, setup.provider == "sev_guest"
+        scenario, snp = setup.hardware, setup.provider == "sev_guest"
         self._pki, enclave, root = issue_platform(seed, scenario)
         self._chip: SimulatedChip | None = None
         self._find_root: Callable[[], bytes] = lambda: root
@@ -139,12 +186,25 @@ class Machine:
         )
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
+        self._cloud: CloudGuest | None = None
+        if setup.scenario.platform in CLOUDS:
+            wanted = msgspec.structs.replace(setup.scenario, quote_version=setup.quote_version)
+            self._cloud = CloudGuest(
+                wanted,
+                seed,
+                faults=faults,
+                now=now,
+                random=random,
+                metadata_address=metadata_address,
+            )
+            self._cloud.add_files(self.tree, self._release)
         self._add_common()
-        if not snp:
+        self._add_trust()
+        if not snp and not self._is_paravisor_guest:
             self._add_boot_log()
         self._provider = self._add_driver(wait)
         self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
-        if self._release.has("configfs_tsm"):
+        if self._release.has("configfs_tsm") and not self._is_paravisor_guest:
             self.tree.add(REPORTS, self._reports)
 
     def _add_common(self) -> None:
@@ -156,22 +216,36 @@ class Machine:
             add("/etc/tdx-attest.conf", constant_file("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
+        add("/attestkit/faults", faults_file(faults))
+        if self._cloud is None:  # a TPM has no reset here
+            add("/attestkit/reset", trigger_file(faults, self.reboot))
+            add("/attestkit/kexec", trigger_file(faults, self.kexec))
+
+    def _add_trust(self) -> None:
+        """Add the root certificate, and the collateral of evidence with a TDX quote."""
+        add, faults, cloud = self.tree.add, self._faults, self._cloud
         anchor = "/attestkit/trust-anchor.der"
+        if cloud is not None and cloud.simulator is not None:
+            root = cloud.simulator.trust_anchor
+            self._find_root = lambda: root
         if self._chip is None:
             add(anchor, constant_file("", faults, self._find_root()))
-            add("/attestkit/collateral.json", text_file("", faults, self._collateral))
+            if cloud is None or cloud.has_intel_collateral:
+                add("/attestkit/collateral.json", text_file("", faults, self._collateral))
         else:  # AMD's certificates come with the report; the root is derived when it is read
             add(anchor, text_file("", faults, self._find_root))
-        add("/attestkit/faults", faults_file(faults))
-        add("/attestkit/reset", trigger_file(faults, self.reboot))
-        add("/attestkit/kexec", trigger_file(faults, self.kexec))
+
+    @property
+    def _is_paravisor_guest(self) -> bool:
+        """Whether a guest of a cloud has a vTPM in place of the hardware's files."""
+        return self._cloud is not None and self._setup.provider == "none"
 
     def _add_boot_log(self) -> None:
         faults = self._faults
         table = constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
         self.tree.add(f"{_ACPI}/CCEL", table)
         if self._release.has("ccel"):
-            image = simulated_image(self._setup.scenario.image)
+            image = simulated_image(self._setup.hardware.image)
             log = constant_file("ccel_data", faults, boot_log(image), mode=0o400)
             self.tree.add(f"{_ACPI}/data/CCEL", log)
 
@@ -212,6 +286,11 @@ class Machine:
     def _collateral(self) -> bytes:
         collateral = self._pki.collateral(self._now(), self._setup.scenario.collateral)
         return collateral.to_json().encode()
+
+    def close(self) -> None:
+        """Stop what runs beside the files."""
+        if self._cloud is not None:
+            self._cloud.close()
 
     def reboot(self) -> None:
         """Reboot: reset the registers, change the boot id, and remove report entries."""

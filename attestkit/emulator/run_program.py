@@ -7,6 +7,7 @@ kills the remaining processes and exits.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from attestkit.backends.linux.device_errors import failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.emulator.fuse_mount import DEVICE, load_fuse
 from attestkit.emulator.mount_namespace import NamespaceMounts, current, enter, leave_root
+from attestkit.emulator.network_namespace import enter_own_network
 from attestkit.errors import AttestKitError, BackendError
 
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
@@ -35,7 +37,12 @@ _SHOWN: Final = (
     *(_KERNEL.measurements.parent, Path("/sys/class/misc/tdx_guest")),
     *(_KERNEL.ccel_table, _KERNEL.ccel_data, _KERNEL.boot_id),
     *(_KERNEL.tdx_attest_conf, _KERNEL.runtime_log),
+    *_KERNEL.tpm_nodes,
 )
+# Shown or hidden only with a simulated TPM or cloud.
+_OF_TPM: Final = (_KERNEL.tpm_class, _KERNEL.tpm_boot_log.parent, _KERNEL.ima_log.parent)
+_OF_CLOUD: Final = (_KERNEL.dmi,)
+_METADATA: Final = ("169.254.169.254", 80)
 
 # Signals from other processes are forwarded to the program, but not those from the terminal: the
 # program is in the same process group and receives them itself.
@@ -51,11 +58,24 @@ _POLL_INTERVAL: Final = 0.01  # seconds
 
 
 class _Serve(Protocol):
-    def __call__(self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str) -> None:
+    def __call__(
+        self,
+        folder: str,
+        *,
+        ready: Callable[[], bool | None],
+        runtime_log: str,
+        metadata_address: tuple[str, int] = ...,
+    ) -> None:
         """Mount an emulated machine on a folder until SIGTERM; see `fuse_mount.serve`."""
 
 
-def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None]) -> int:
+def run(
+    words: Sequence[str],
+    serve: _Serve,
+    *,
+    complain: Callable[[str], None],
+    metadata_service: bool = False,
+) -> int:
     """Run a program on an emulated machine; return its exit code, or 128+n after signal n.
 
     The exit code is 127 if the program does not exist, and 126 if it cannot be started. Must be
@@ -65,6 +85,8 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
         words: The program, not empty, and its arguments.
         serve: Mounts the machine, as `fuse_mount.serve` does.
         complain: Called with a line of text if the program cannot be started.
+        metadata_service: Whether the machine has one at 169.254.169.254: the program then has a
+            network of its own, with the loopback interface only.
 
     Raises:
         BackendUnavailableError: If FUSE or namespaces are not available.
@@ -78,7 +100,10 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
     open_standard_streams()
     user, group = os.geteuid(), os.getegid()
     own_users = enter()
-    mounts = NamespaceMounts((*_SHOWN, FOLDER))
+    if metadata_service:
+        enter_own_network(_METADATA[0])
+        serve = functools.partial(serve, metadata_address=_METADATA)
+    mounts = NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
     try:
         for folder, mode in ((FOLDER, 0o755), (_MACHINE, 0o755), (_LOG, 0o700)):
             mounts.folder(folder, mode)
@@ -100,12 +125,21 @@ def _mount_error(error: OSError) -> BackendError:
     return failed(error.filename, f"cannot be mounted: {error.strerror}", "io_error")
 
 
+def _paths() -> tuple[Path, ...]:
+    """Return the paths at which this machine's files are shown, or the real ones hidden."""
+    has_tpm, has_dmi = (
+        _MACHINE.joinpath(path.relative_to("/")).exists()
+        for path in (_KERNEL.tpm_nodes[0], _KERNEL.dmi)
+    )
+    return (*_SHOWN, *(_OF_TPM if has_tpm else ()), *(_OF_CLOUD if has_dmi else ()))
+
+
 def _mount_files(mounts: NamespaceMounts) -> None:
     """Mount the machine's files at the kernel's paths, and hide files that it does not have."""
     try:
         for control in (_MACHINE / "attestkit").iterdir():
             (FOLDER / control.name).symlink_to(control.relative_to(FOLDER))
-        for path in _SHOWN:
+        for path in _paths():
             source = _MACHINE / path.relative_to("/")
             if not source.is_symlink():
                 if source.exists():

@@ -117,10 +117,19 @@ def _open_node(node: Path, calls: DeviceCalls) -> int:
         fd = calls.open_file(node, os.O_RDWR | os.O_NONBLOCK, None)
     except OSError as error:
         raise _open_error(node, error) from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    if stat.S_ISREG(os.fstat(fd).st_mode) and _is_seekable(fd):
         os.close(fd)
         raise failed(node, "not a device", "io_error")
     return fd
+
+
+def _is_seekable(fd: int) -> bool:
+    """Return whether a descriptor has a position, which devices and emulated ones do not have."""
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return False
+    return True
 
 
 def _open_error(node: Path, error: OSError) -> BackendError:

@@ -43,4 +43,6 @@ def run(*, words: tuple[str, ...], serve: MountServer) -> int:
 
     if not words or not words[0]:
         raise UsageError("CMD: missing; use attestkit run -- CMD", reason="missing")
-    return run_program.run(words, serve, complain=print_error)
+    return run_program.run(
+        words, serve, complain=print_error, metadata_service=serve.has_metadata_service
+    )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,11 +16,29 @@ if TYPE_CHECKING:
     from attestkit.emulator.machine import Setup
 
 
-class MountServer(Protocol):
-    """`fuse_mount.serve` with the options of the machine applied."""
+class MountServer:
+    """`fuse_mount.serve` with the options of the machine applied.
+
+    Args:
+        setup: Properties of the machine.
+        options: The other arguments of `fuse_mount.serve` that are options of the command.
+    """
+
+    def __init__(self, setup: "Setup", **options: Any) -> None:
+        self._setup, self._options = setup, options
+
+    @property
+    def has_metadata_service(self) -> bool:
+        """Whether the machine has the metadata service of a cloud."""
+        return self._setup.has_metadata_service
 
     def __call__(
-        self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str | None = None
+        self,
+        folder: str,
+        *,
+        ready: Callable[[], bool | None],
+        runtime_log: str | None = None,
+        metadata_address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         """Mount the emulated files on a folder until a signal ends the mount.
 
@@ -28,7 +46,18 @@ class MountServer(Protocol):
             folder: An empty folder.
             ready: Called after the mount; if it returns False, the mount ends immediately.
             runtime_log: A folder for `/run/log/dstack`. None: that of --state-dir, or temporary.
+            metadata_address: IPv4 address and port of the metadata service; port 0: a free one.
         """
+        from attestkit.emulator.fuse_mount import serve  # lazy: only these commands need it
+
+        serve(
+            folder,
+            setup=self._setup,
+            ready=ready,
+            runtime_log=runtime_log,
+            metadata_address=metadata_address,
+            **self._options,
+        )
 
 
 _OPTIONS: Final = (
@@ -41,6 +70,12 @@ _OPTIONS: Final = (
         "--seed-file",
         type=PATH,
         help="File with the seed, raw or in hex, so that it is not visible in the process list.",
+    ),
+    click.option(
+        "--platform",
+        metavar="NAME",
+        help="Cloud: azure-snp, azure-tdx, gcp-snp, gcp-tdx, aws-snp or aws-nitro-tpm; or tpm. "
+        "Default: the scenario's.",
     ),
     click.option(
         "--provider",
@@ -134,7 +169,6 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> object:
         # Lazy: only these commands need it.
         from attestkit.backends.simulator.faults import fault_specs
-        from attestkit.emulator.fuse_mount import serve
 
         if list_faults or list_scenarios:
             kind = "faults" if list_faults else "scenarios"
@@ -143,9 +177,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             return None
         if state_dir == "":
             raise UsageError("--state-dir: the value is empty", reason="missing")
-        machine = functools.partial(
-            serve,
-            setup=_setup({name: given.pop(name) for name in _SETUP}),
+        machine = MountServer(
+            _setup({name: given.pop(name) for name in _SETUP}),
             seed=_seed(seed, seed_file),
             faults=fault_specs.Faults(map(fault_specs.Fault.parse, faults)),
             state_dir=state_dir,
@@ -169,7 +202,7 @@ def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
 
 _SETUP: Final = (
     *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
-    *("no_certificates", "qgs_port", "scenario"),
+    *("no_certificates", "qgs_port", "scenario", "platform"),
 )
 
 
@@ -182,15 +215,22 @@ def _scenarios() -> tuple[str, ...]:
 def _setup(given: dict[str, Any]) -> "Setup":
     """Return the configuration of the emulated machine."""
     from attestkit.backends.simulator.scenarios.named import chosen_scenario
-    from attestkit.emulator.machine import Setup  # lazy: only these commands need it
+    from attestkit.emulator.cloud_guest import CLOUDS, provider_of  # lazy: only these commands
+    from attestkit.emulator.machine import Setup
 
-    platform = {None: None, "sev_guest": "snp"}.get(given["provider"], "tdx")
+    platform, provider = given.pop("platform"), given["provider"]
+    if platform is not None and platform not in CLOUDS:
+        text = f"--platform: unknown name {platform!r}; use one of {', '.join(CLOUDS)}"
+        raise UsageError(text, reason="unknown_name")
+    if platform is None and provider is not None:
+        platform = "snp" if provider == "sev_guest" else "tdx"
     scenario = chosen_scenario(given.pop("scenario"), platform)
     for name in ("mr_config_id", "host_data"):
         if given[name] is not None:
             given[name] = read_hex(f"--{name.replace('_', '-')}", given[name])
+    hardware = "sev_guest" if scenario.platform == "snp" else "tdx_guest"
     defaults = {
-        "provider": "sev_guest" if scenario.platform == "snp" else "tdx_guest",
+        "provider": provider_of(scenario.platform) if scenario.platform in CLOUDS else hardware,
         "quote_version": scenario.quote_version or 4,
     }
     certificates = not given.pop("no_certificates")

@@ -14,6 +14,7 @@ from attestkit.backends.simulator.clouds.firmware_log import boot_application, u
 from attestkit.backends.simulator.clouds.imds import (
     ImdsResponse,
     ImdsServer,
+    Respond,
     SimulatedImds,
     faulty_response,
 )
@@ -158,7 +159,8 @@ class _AzureVm(CloudSimulator):
 
     def _hcl_report(self) -> bytes:
         """Return the HCL report with the user data that the guest has written."""
-        return self._make_report(_numbers(self._ak), bound=True)
+        is_foreign = self.emulated and self._scenario.cloud.foreign_ak
+        return self._make_report(_FOREIGN if is_foreign else _numbers(self._ak))
 
     def _make_report(self, ak: RsaNumbers, *, bound: bool) -> bytes:
         client = self._tpm_client
@@ -203,6 +205,11 @@ class _AzureVm(CloudSimulator):
                 self._clock.sleep(_SLOW_S)
             return faulty_response(fault.name)
         return self._imds.handle(method, target, headers, body)
+
+    @property
+    def metadata_service(self) -> Respond:
+        """The metadata service, as altered by faults."""
+        return self._respond
 
     @property
     def imds_url(self) -> str:

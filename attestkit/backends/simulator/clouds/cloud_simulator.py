@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
 from attestkit.backends.simulator.clouds.firmware_log import BootRecord
+from attestkit.backends.simulator.clouds.imds import Respond
 from attestkit.backends.simulator.clouds.vtpm import SimulatedVtpm, TpmKind
+from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.errors import UnsupportedError, UsageError
@@ -38,6 +40,14 @@ class SimulatedClock:
         self._waited += seconds
 
 
+class RealClock(SimulatedClock):
+    """Monotonic seconds of this machine."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait a number of seconds."""
+        time.sleep(seconds)
+
+
 class CloudSimulator(Simulator):
     """A simulated guest with a vTPM; `collect_evidence` is that of the cloud's real backend.
 
@@ -46,6 +56,9 @@ class CloudSimulator(Simulator):
     """
 
     tpm_kind: TpmKind = "model"
+    emulated: bool = False
+    """Whether other programs use the devices: the boot then measures no app, waiting takes time,
+    and faults of other devices are accepted."""
     # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
     read_rtmr: Any = None
     extend_rtmr: Any = None
@@ -73,9 +86,13 @@ class CloudSimulator(Simulator):
                 text = f"{name}: does not apply to {self.platform}, which keeps no state"
                 raise UsageError(text, reason="not_applicable")
         self._seed, self._random = seed, random
-        self._clock = SimulatedClock()
+        self._clock = RealClock() if self.emulated else SimulatedClock()
         self.vm_config = vm_config or ""
         self._start(app_id)
+
+    def _check_fault(self, fault: Fault) -> None:
+        if not self.emulated:
+            super()._check_fault(fault)
 
     def _start(self, app_id: bytes) -> None:
         """Set the hardware, `_vtpm` and `_guest`."""
@@ -106,6 +123,16 @@ class CloudSimulator(Simulator):
             digest = self._random(32)
             self._vtpm.tpm.provision_pcr(_RACED_PCR, {"sha256": digest})
         return 0
+
+    @property
+    def vtpm(self) -> SimulatedVtpm:
+        """The TPM, and the log of the boot that it measured."""
+        return self._vtpm
+
+    @property
+    def metadata_service(self) -> Respond | None:
+        """The cloud's metadata service, for `ImdsServer`; None if evidence does not need one."""
+        return None
 
     def collect_evidence(self, report_data: bytes) -> Platform:
         """Return evidence over `report_data`, exactly 64 bytes.

@@ -75,7 +75,8 @@ class _GoogleVm(CloudSimulator):
         """Put the key's template and its certificate into NV indices."""
         client, tpm = self._vtpm.connect(), self._vtpm.tpm
         with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
-            certificate = self._certify(key.public.spki)
+            is_foreign = self.emulated and self._scenario.cloud.foreign_ak
+            certificate = self._certify(self._other_key() if is_foreign else key.public.spki)
         client.close()
         tpm.provision_index(_TEMPLATE_INDEX, AK_TEMPLATE.encode(), OWNER_READ)
         tpm.provision_index(_CERTIFICATE_INDEX, certificate, OWNER_READ)
@@ -172,6 +173,8 @@ class GcpTdSimulator(_GoogleVm):
 
     def _start(self, app_id: bytes) -> None:
         super()._start(app_id)
+        if self.emulated:
+            return
         for event in self._hardware.open_journal().events():  # those of the boot
             self._vtpm.tpm.provision_pcr(RUNTIME_PCR, {"sha256": event_digest(event)})
 

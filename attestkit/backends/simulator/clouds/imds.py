@@ -11,7 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -23,6 +23,7 @@ LOCATION_PATH: Final = "/metadata/instance/compute/location"
 _METHODS: Final = {TD_QUOTE_PATH: "POST", CERTIFICATION_PATH: "GET", LOCATION_PATH: "GET"}
 _TD_REPORT_SIZE: Final = 1024
 _MAX_BODY: Final = 16_384
+_HTTP: Final = 80
 _LONG: Final = 40_000  # bytes
 _HUGE: Final = 1 << 20
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -36,6 +37,10 @@ class ImdsResponse(NamedTuple):
     status: int
     body: bytes
     headers: Mapping[str, str] = _JSON
+
+
+Respond: TypeAlias = Callable[[str, str, Mapping[str, str], bytes], ImdsResponse]
+"""Returns the response for method, target, headers with lower-case names and body."""
 
 
 class SimulatedImds:
@@ -135,18 +140,19 @@ def _error(status: int, text: str) -> ImdsResponse:
 class ImdsServer:
     """The service on a TCP port of the loopback interface, for programs; a context manager."""
 
-    def __init__(
-        self, respond: Callable[[str, str, Mapping[str, str], bytes], ImdsResponse]
-    ) -> None:
-        """Listen on a free port of 127.0.0.1.
+    def __init__(self, respond: Respond, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """Listen on an address.
 
         Args:
-            respond: Returns the response for method, target, headers with lower-case names and
-                body, such as `SimulatedImds.handle`; called in threads.
+            respond: Responds to requests, such as `SimulatedImds.handle`; called in threads.
+            address: IPv4 address and port; port 0: a free one.
+
+        Raises:
+            OSError: If the address cannot be bound.
         """
         from http.server import ThreadingHTTPServer  # lazy: rarely needed
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _make_handler(respond))
+        self._server = ThreadingHTTPServer(address, _make_handler(respond))
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
@@ -156,13 +162,14 @@ class ImdsServer:
     @property
     def address(self) -> tuple[str, int]:
         """Address and port."""
-        return "127.0.0.1", self._server.server_address[1]
+        host, port = self._server.server_address[:2]
+        return str(host), port
 
     @property
     def url(self) -> str:
         """URL of the service, without a path."""
         host, port = self.address
-        return f"http://{host}:{port}"
+        return f"http://{host}" if port == _HTTP else f"http://{host}:{port}"
 
     def close(self) -> None:
         """Stop the server. A second call has no effect."""
@@ -177,9 +184,7 @@ class ImdsServer:
         self.close()
 
 
-def _make_handler(
-    respond: Callable[[str, str, Mapping[str, str], bytes], ImdsResponse],
-) -> "type[BaseHTTPRequestHandler]":
+def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
     from http.server import BaseHTTPRequestHandler  # lazy: rarely needed
 
     class Handler(BaseHTTPRequestHandler):

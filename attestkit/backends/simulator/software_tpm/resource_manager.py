@@ -6,18 +6,15 @@ it closes. Between commands its keys are saved as contexts and flushed from the 
 """
 
 from collections.abc import Iterable
-from errno import EBUSY, EINVAL, ENOMEM
+from errno import EINVAL, ENOMEM
 from os import strerror
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from attestkit.backends.simulator.software_tpm.device_file import HEADER, TpmDeviceFile
 from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
 from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_HEADER: Final = 10
 _SLOTS: Final = 3  # keys of an opener
 _FIRST_VIRTUAL: Final = 0x80FFFFFF
 _REFUSED: Final = 0x000B0143  # unknown command code, from the resource manager's layer
@@ -63,7 +60,7 @@ class ResourceManager:
                 int.from_bytes(response[at : at + 4], "big") for at in range(19, len(response), 4)
             ]
             found |= {word & (_VENDOR | 0xFFFF): word for word in words}
-            if not words or not response[_HEADER]:
+            if not words or not response[HEADER]:
                 break
             first = (words[-1] & (_VENDOR | 0xFFFF)) + 1
         for code in (_FLUSH_CONTEXT, _CONTEXT_SAVE):  # their handle counts as one of the header
@@ -73,78 +70,26 @@ class ResourceManager:
 
     def run(self, code: int, body: bytes) -> bytes:
         """Send a command of the resource manager's own; return the response."""
-        size = _HEADER + len(body)
+        size = HEADER + len(body)
         head = NO_SESSIONS.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big")
         return self.tpm.execute(head + body)
 
 
-class ManagedFile:
+class ManagedFile(TpmDeviceFile):
     """An open file description of /dev/tpmrm0; OSErrors have the kernel's errno."""
 
     def __init__(self, manager: ResourceManager) -> None:
+        super().__init__(manager.lock)
         self._manager = manager
         self._contexts: list[bytes | None] = [None] * _SLOTS  # by virtual handle
         self._loaded: list[int] = [0] * _SLOTS  # their handles in the TPM, during a command
         self._sessions: dict[int, bytes] = {}  # contexts by handle; empty while loaded
-        self._pending: bytes | OSError | None = None
-        self._closed = False
 
-    @property
-    def readable(self) -> bool:
-        """Whether a response is pending, as `poll` reports it."""
-        return self._pending is not None
-
-    def write(self, data: bytes) -> int:
-        """Run a command; return the number of bytes taken, which is all.
-
-        Raises:
-            OSError: EBUSY if a response is pending; EINVAL if the command is shorter than its
-                header or its size.
-        """
-        with self._manager.lock:
-            if self._closed:
-                raise OSError(EINVAL, strerror(EINVAL))
-            if self._pending is not None:
-                raise OSError(EBUSY, strerror(EBUSY))
-            size = int.from_bytes(data[2:6], "big")
-            if len(data) < _HEADER or not _HEADER <= size <= len(data):
-                raise OSError(EINVAL, strerror(EINVAL))
-            try:
-                self._pending = self._run(data[:size])
-            except OSError as error:
-                self._pending = error  # the next read reports it
-        return len(data)
-
-    def read(self, size: int) -> bytes:
-        """Return the response or its next piece; nothing if none is pending.
-
-        Raises:
-            OSError: If the command failed in the resource manager: EINVAL for an unknown virtual
-                handle.
-        """
-        with self._manager.lock:
-            pending, self._pending = self._pending, None
-            if isinstance(pending, OSError):
-                raise pending
-            if pending is None:
-                return b""
-            self._pending = pending[size:] or None
-            return pending[:size]
-
-    def close(self) -> None:
+    def _release(self) -> None:
         """Flush the opener's sessions; its keys are contexts, which need no flushing."""
-        with self._manager.lock:
-            self._closed = True
-            self._pending = None
-            self._flush(self._sessions)
-            self._sessions = {}
-            self._contexts = [None] * _SLOTS
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._flush(self._sessions)
+        self._sessions = {}
+        self._contexts = [None] * _SLOTS
 
     def _run(self, command: bytes) -> bytes:
         code = int.from_bytes(command[6:10], "big")
@@ -198,7 +143,7 @@ class ManagedFile:
     def _map_handles(self, command: bytes, count: int) -> bytes:
         """Replace virtual handles in the handle area by those of the TPM."""
         mapped = bytearray(command)
-        for at in range(_HEADER, min(_HEADER + 4 * count, len(command) - 3), 4):
+        for at in range(HEADER, min(HEADER + 4 * count, len(command) - 3), 4):
             handle = int.from_bytes(command[at : at + 4], "big")
             if handle >> 24 == _TRANSIENT:
                 slot = _FIRST_VIRTUAL - handle

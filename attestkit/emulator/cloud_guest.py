@@ -1,0 +1,126 @@
+"""Guest of a cloud: TPM, metadata service, and the DMI table by which detection finds it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from attestkit.backends.simulator.clouds.emulated_guest import boot_guest
+from attestkit.backends.simulator.clouds.imds import ImdsServer
+from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.backends.simulator.scenarios.config import PLATFORMS, Scenario
+from attestkit.emulator.kernel_files import Tree, constant_file
+from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.tpm_driver import add_tpm
+from attestkit.errors import BackendError
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
+
+CLOUDS: Final = PLATFORMS[2:]
+"""Platforms that are more than the hardware of a TDX or SEV-SNP guest."""
+
+# Provider of configfs-tsm and the platform of its hardware; the others have none.
+_HARDWARE: Final = {
+    "gcp-tdx": ("tdx_guest", "tdx"),
+    "gcp-snp": ("sev_guest", "snp"),
+    "aws-snp": ("sev_guest", "snp"),
+}
+_WITHOUT_TPM: Final = ("aws-snp",)
+_MICROSOFT: Final = {
+    "sys_vendor": "Microsoft Corporation",
+    "product_name": "Virtual Machine",
+    "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77",
+}
+_GOOGLE: Final = {"sys_vendor": "Google", "product_name": "Google Compute Engine"}
+_AMAZON: Final = {"sys_vendor": "Amazon EC2", "product_name": "m6a.large"}
+_OTHER: Final = {"sys_vendor": "attestkit", "product_name": "Simulated machine"}
+_DMI: Final = {"azure": _MICROSOFT, "gcp": _GOOGLE, "aws": _AMAZON, "tpm": _OTHER}
+
+
+def has_metadata_service(platform: str) -> bool:
+    """Return whether evidence of a platform needs its metadata service (IMDS)."""
+    return platform.startswith("azure-")
+
+
+def provider_of(platform: str) -> str:
+    """Return the provider of configfs-tsm in a cloud's guest; "none" if it has no such files."""
+    return _HARDWARE.get(platform, ("none",))[0]
+
+
+def hardware_scenario(scenario: Scenario) -> Scenario:
+    """Return the scenario of the hardware below a guest of a cloud; others are unchanged."""
+    if scenario.platform not in CLOUDS:
+        return scenario
+    platform = _HARDWARE.get(scenario.platform, ("", "tdx"))[1]
+    snp = scenario.snp
+    if scenario.platform == "aws-snp":  # reports are signed by the key of the provider
+        snp = msgspec.structs.replace(snp, signing_key="VLEK")
+    return msgspec.structs.replace(scenario, platform=platform, snp=snp)
+
+
+class CloudGuest:
+    """What a guest of a cloud has besides the hardware's own files.
+
+    Args:
+        scenario: A scenario of one of `CLOUDS`.
+        seed: 32 bytes, the seed of the hardware's certificates too.
+        faults: The armed faults.
+        now: Returns Unix time.
+        random: Returns a number of random bytes.
+        metadata_address: IPv4 address and port of the metadata service, if the cloud has one;
+            port 0: a free one.
+
+    Raises:
+        BackendError: If the address cannot be bound.
+        UsageError: If the scenario needs the simulator's own backend.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: bytes,
+        *,
+        faults: Faults,
+        now: Callable[[], float],
+        random: Callable[[int], bytes],
+        metadata_address: tuple[str, int],
+    ) -> None:
+        self.platform: str = scenario.platform
+        self._faults = faults
+        self._imds: ImdsServer | None = None
+        self.simulator: CloudSimulator | None = None
+        if self.platform in _WITHOUT_TPM:
+            return
+        self.simulator = boot_guest(scenario, seed, faults=faults, now=now, random=random)
+        if (respond := self.simulator.metadata_service) is not None:
+            try:
+                self._imds = ImdsServer(respond, metadata_address)
+            except OSError as error:
+                self.close()
+                host, port = metadata_address
+                text = f"metadata service: cannot listen on {host}:{port}: {error.strerror}"
+                raise BackendError(text, reason="io_error") from error
+
+    @property
+    def has_intel_collateral(self) -> bool:
+        """Whether its evidence has a TDX quote."""
+        return self.platform.endswith("-tdx")
+
+    def add_files(self, tree: Tree, release: EmulatedKernel) -> None:
+        """Add its files to the tree of the machine."""
+        faults = self._faults
+        for name, text in _DMI[self.platform.partition("-")[0]].items():
+            tree.add(f"/sys/class/dmi/id/{name}", constant_file("", faults, f"{text}\n".encode()))
+        if self.simulator is not None:
+            add_tpm(tree, self.simulator.vtpm, release, faults)
+        if self._imds is not None:
+            url = f"{self._imds.url}\n".encode()
+            tree.add("/attestkit/imds-url", constant_file("", faults, url))
+
+    def close(self) -> None:
+        """Stop the metadata service and the TPM."""
+        if self._imds is not None:
+            self._imds.close()
+        if self.simulator is not None:
+            self.simulator.close()
