@@ -7,6 +7,7 @@ import msgspec
 
 from attestkit.backends.simulator.clouds.emulated_guest import boot_guest
 from attestkit.backends.simulator.clouds.imds import ImdsServer
+from attestkit.backends.simulator.clouds.tpm import TpmSimulator
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import PLATFORMS, Scenario
 from attestkit.emulator.kernel_files import Tree, constant_file
@@ -112,6 +113,9 @@ class CloudGuest:
         faults = self._faults
         for name, text in _DMI[self.platform.partition("-")[0]].items():
             tree.add(f"/sys/class/dmi/id/{name}", constant_file("", faults, f"{text}\n".encode()))
+        if isinstance(self.simulator, TpmSimulator):
+            certificate = constant_file("", faults, self.simulator.ak_certificate)
+            tree.add("/attestkit/ak-certificate.der", certificate)
         if self.simulator is not None:
             add_tpm(tree, self.simulator.vtpm, release, faults)
         if self._imds is not None:

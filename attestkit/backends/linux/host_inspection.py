@@ -435,7 +435,10 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
     if tpm and not cpu.known:
         name = "Azure, perhaps a confidential VM behind the paravisor"
         return [Platform(name, "DMI: Azure; a vTPM", supported=True, advice=f"if so, {behind}")]
-    return [Platform("Azure", "DMI: Azure", supported=True, advice="no paravisor found")]
+    advice = "no paravisor found"
+    if tpm:  # CPUID does not tell where it is emulated
+        advice = "no paravisor found by CPUID; if the TPM has an HCL report, use the backend azure"
+    return [Platform("Azure", "DMI: Azure", supported=True, advice=advice)]
 
 
 def _cloud(root: Path) -> list[Platform]:

@@ -33,10 +33,12 @@ class TpmSimulator(CloudSimulator):
             self.attestation_key: bytes = key.public.spki
             """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
         client.close()
+        self.ak_certificate: bytes = self._certify(self.attestation_key)
+        """Its certificate (DER), which the TPM does not contain."""
         self._guest = TpmBackend(
             client=self._vtpm.connect(),
             ak_handle=DEFAULT_HANDLE,
-            ak_certificate=self._certify(self.attestation_key),
+            ak_certificate=self.ak_certificate,
             bank=self._scenario.cloud.bank,
             paths=self._vtpm.paths,
         )
