@@ -6,6 +6,7 @@ must be available (vtpm.md, section 9.2).
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.pem import split_pem_with_crls
@@ -97,6 +98,11 @@ class AkChains:
         self._crls = tuple([_given_crl(der) for der in found if is_crl(der)])
         self._fetcher = fetcher
 
+    @property
+    def genuine(self) -> bool:
+        """Whether the trust anchor has the key of one of Google's roots."""
+        return all(root.spki in _google_keys() for _, root in self.google)
+
     def verify(
         self,
         leaf: bytes,
@@ -162,6 +168,12 @@ class AkChains:
             text = f"revocation of AK certificates was not checked: no CRL {missing}"
             return skipped("revocation", f"{text}; {checked}" if found.checked else text)
         return passed("revocation", checked)
+
+
+@lru_cache(maxsize=1)
+def _google_keys() -> frozenset[bytes]:
+    """Return the keys of Google's roots; they never change."""
+    return frozenset([read_path_certificate(root).spki for root in google_roots()])
 
 
 def _find(

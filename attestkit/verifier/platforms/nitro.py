@@ -5,6 +5,7 @@ same for the documents of enclaves and of NitroTPM. `nitro_tpm` has what concern
 """
 
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.p384 import p384_verify
@@ -54,7 +55,7 @@ class Nitro:
     @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of AWS's root."""
-        return self._anchor.spki == read_path_certificate(AWS_ROOT).spki
+        return self._anchor.spki == _root_key()
 
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
         """Verify the document of an enclave, and return its signed content.
@@ -120,6 +121,12 @@ class Nitro:
             passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
         )
         return SignedDocument(found, signer.spki, chain, steps)
+
+
+@lru_cache(maxsize=1)
+def _root_key() -> bytes:
+    """Return the key of AWS's root; it never changes."""
+    return read_path_certificate(AWS_ROOT).spki
 
 
 def _check_algorithm(document: NitroDocument) -> None:

@@ -7,6 +7,7 @@ The rules are those of attestation-format.md, section 9. Reports signed by a clo
 import hmac
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
@@ -80,11 +81,7 @@ class Snp:
     @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of one of AMD's roots."""
-        if self._anchor is None:
-            return True
-        return any(
-            self._anchor.spki == read_path_certificate(root).spki for root in AMD_ROOTS.values()
-        )
+        return self._anchor is None or self._anchor.spki in _root_keys()
 
     def authenticate(self, platform: SevSnp, now: datetime) -> Authenticated:
         """Verify the evidence of an SEV-SNP guest, and return its signed content.
@@ -120,6 +117,12 @@ class Snp:
         host = _check_host_data(report, platform.mr_config, signed)
         steps = (*signed, _POLICY_STEP, host, _status_step(report))
         return _authenticated(report, signer, steps)
+
+
+@lru_cache(maxsize=1)
+def _root_keys() -> frozenset[bytes]:
+    """Return the keys of AMD's roots; they never change."""
+    return frozenset([read_path_certificate(root).spki for root in AMD_ROOTS.values()])
 
 
 def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ...]:

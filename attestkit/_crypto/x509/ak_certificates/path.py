@@ -15,6 +15,7 @@ from attestkit._crypto.ecdsa import P256_SPKI_HEAD, p256_verify_der
 from attestkit._crypto.rsa_pkcs1 import rsa_pkcs1_verify
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
+    NamedCertificate,
     PathCertificate,
     PathRules,
     check_issued,
@@ -200,7 +201,7 @@ class _Search:
 
     def _checked(self, path: tuple[tuple[str, PathCertificate], ...]) -> AkPath | None:
         try:
-            check_path(path, self._now, AK_RULES)
+            check_path(path, self._now, AK_RULES, _verified)
             for named in path[:-1]:
                 _check_usage(named, self._usages)
         except AttestKitError as error:
@@ -210,6 +211,12 @@ class _Search:
 
     def _note(self, path: tuple[tuple[str, PathCertificate], ...], problem: AttestKitError) -> None:
         self._problems.append((len(path), problem))
+
+
+def _verified(
+    named: NamedCertificate, issuer: NamedCertificate, reason: "SignatureReason", rules: PathRules
+) -> None:
+    """Do nothing: the search has verified each signature of the path."""
 
 
 def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
