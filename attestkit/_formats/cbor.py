@@ -174,6 +174,9 @@ class CborReader(Cursor):
 
     def _strict_head(self) -> tuple[int, int]:
         start = self.at
+        if start < len(self.data) and (first := self.data[start]) & 0x1F < 24:  # most heads
+            self.at = start + 1
+            return first >> 5, first & 0x1F
         major, value = self._head()
         if value is None:
             raise self.error("indefinite length is not allowed", "not_canonical", start)

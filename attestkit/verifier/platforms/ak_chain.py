@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.issuer_fetcher import IssuerFetcher, IssuerSession
 
 _MAX_EVIDENCE: Final = 8  # certificates beside that of the key
+_LARGEST_KEPT: Final = 4096  # bytes of a certificate that is kept parsed; they have about 1,500
 _GOOGLE_NAMES: Final = ("Google's EK/AK CA Root", "Google's TPM root of 2018")
 
 _Read = TypeVar("_Read")
@@ -204,9 +205,15 @@ def _read_gce(leaf: PathCertificate) -> GceInstance | None:
 def read_evidence_certificate(what: str, der: bytes) -> PathCertificate:
     """Parse a certificate of the evidence, `what` in errors; SignatureError if it is malformed."""
     try:
-        return read_path_certificate(der)
+        return _parsed(der) if len(der) <= _LARGEST_KEPT else read_path_certificate(der)
     except FormatError as error:
         raise SignatureError(f"{what}: {error}", reason="cert_malformed") from error
+
+
+@lru_cache(maxsize=64)
+def _parsed(der: bytes) -> PathCertificate:
+    """Return a parsed certificate; the same one is read several times in a verification."""
+    return read_path_certificate(der)
 
 
 def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
