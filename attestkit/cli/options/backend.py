@@ -68,8 +68,11 @@ class Device(NamedTuple):
         """Warn that the evidence is simulated."""
         if not attester.simulated:
             return
+        from attestkit.backends.base import EvidenceCollector
+
         text = "SIMULATED: proves nothing about hardware"
-        if attester.backend.name == "simulator" and "state_dir" not in self.given:
+        keeps_state = not isinstance(attester.backend, EvidenceCollector)  # clouds keep none
+        if attester.backend.name == "simulator" and keeps_state and "state_dir" not in self.given:
             text += "; --option state_dir=DIR keeps the state of this TD"
         print_error(text)
 
