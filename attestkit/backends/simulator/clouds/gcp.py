@@ -132,13 +132,19 @@ class _GoogleVm(CloudSimulator):
         return found
 
 
+class _SnpGuest(SnpSimulator):
+    """The guest without the TPM. Its evidence has no document, so each VM has equal HOST_DATA."""
+
+    seals_app = False
+
+
 class GcpSnpSimulator(_GoogleVm):
     """A simulated VM on SEV-SNP: `Simulator(platform="gcp-snp")`."""
 
     platform = "gcp-snp"
 
     def _make_hardware(self, app_id: bytes) -> Simulator:
-        return SnpSimulator(
+        return _SnpGuest(
             seed=self._seed,
             scenario=msgspec.structs.replace(self._scenario, platform="snp"),
             app_compose=self.app_compose.raw,

@@ -137,6 +137,17 @@ def test_pinned_paravisor_makes_it_azure() -> None:
             )
 
 
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "aws-nitro-tpm"])
+def test_policy_pinned_from_one_vm_accepts_another(platform: str) -> None:
+    """A policy from the evidence of a VM accepts another VM of the same platform and image."""
+    with open_cloud(platform=platform) as tee:
+        pinned = AppraisalPolicy.from_evidence(verify_once(tee))
+    nonce = secrets.token_bytes(32)
+    with open_attester("simulator", seed=bytes([1]) * 32, platform=platform) as other:
+        evidence = other.attest(nonce=nonce).to_bytes()
+        assert other.verifier(policy=pinned).verify(evidence, nonce=nonce).fresh
+
+
 @pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "tpm"])
 def test_busy_tpm_and_raced_pcr_are_retried(platform: str) -> None:
     """A busy TPM, and a PCR that is extended between quote and values, delay evidence only."""
