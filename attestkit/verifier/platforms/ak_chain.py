@@ -163,6 +163,12 @@ class AkChains:
         except FormatError as error:
             message = f"CRL for the AK certificate: malformed: {error}"
             raise CollateralError(message, reason="crl_malformed") from error
+        if session is not None and found.unknown:
+            # Plain http: who can alter an answer must not be able to switch the check off.
+            raise CollateralError(
+                f"CRL for {found.unknown[0]}: the fetched one is of another issuer; try again",
+                reason="missing",
+            )
         checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
         if found.unknown or not found.checked:
             missing = f"for {', '.join(found.unknown)}" if found.unknown else "at hand"

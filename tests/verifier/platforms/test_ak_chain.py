@@ -23,6 +23,7 @@ from tests.vectors import data, needs_shared
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
 COMPOSED = "vtpm/composed/gcp-tdx/"
 HOSTS = ("ca.invalid",)
+GOOGLE_CRL = "vtpm/gcp/salrashid123/intermediate.crl"  # of another issuer
 
 pytestmark = needs_shared
 
@@ -174,13 +175,14 @@ def test_only_allowed_hosts_are_asked() -> None:
         ("intermediate.crt", bytes(16_385), "too_large"),
         ("intermediate.crt", None, "fetch_failed"),
         ("root.crl", b"text", "crl_malformed"),
+        ("root.crl", GOOGLE_CRL, "missing"),
         ("root.crl", None, "fetch_failed"),
     ],
 )
 def test_a_bad_answer_refuses_the_key_and_is_soon_replaced(
-    url: str, body: bytes | None, reason: str
+    url: str, body: bytes | str | None, reason: str
 ) -> None:
-    """What is fetched must load; an error is remembered for a minute, not for an hour."""
+    """What is fetched must load, and be of the issuer; errors are remembered for a minute only."""
     server, clock = Server(), Clock()
     fetcher = IssuerFetcher(server, hosts=HOSTS, timer=clock)
     found = AkChains(der("root.pem"), fetcher=fetcher)
@@ -188,7 +190,8 @@ def test_a_bad_answer_refuses_the_key_and_is_soon_replaced(
     if body is None:
         del server.pages[f"http://ca.invalid/{url}"]
     else:
-        server.pages[f"http://ca.invalid/{url}"] = body
+        page = data(body) if isinstance(body, str) else body
+        server.pages[f"http://ca.invalid/{url}"] = page
     for _ in range(2):
         with pytest.raises(CollateralError) as caught:
             verify(found)
