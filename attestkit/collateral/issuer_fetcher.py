@@ -7,6 +7,7 @@ memory by URL. One that was not verified is cached for a minute only, as is an e
 answer that was altered in transit is soon replaced.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
@@ -29,6 +30,7 @@ _CRL_LIMIT: Final = 1 << 20  # bytes; Google's have under 1,000
 _VERIFIED_AGE: Final = 3600.0  # seconds; Google issues CRLs daily
 _UNVERIFIED_AGE: Final = 60.0
 _REMEMBERED: Final = 256  # URLs
+_NETLOC: Final = re.compile(r"[A-Za-z0-9.-]+")
 
 
 class _Answer(NamedTuple):
@@ -202,7 +204,8 @@ def _check_url(url: str, hosts: tuple[str, ...]) -> None:
         message = f"{shown(url)}: not a valid URL; pass the certificate"
         raise CollateralError(message, reason="fetch_failed") from error
     allowed = any(host.endswith(one) if one[:1] == "." else host == one for one in hosts)
-    plain = parts.scheme in {"http", "https"} and "@" not in parts.netloc and port is None
+    # Other characters, such as a backslash, are read differently by other parsers of URLs.
+    plain = parts.scheme in {"http", "https"} and _NETLOC.fullmatch(parts.netloc) and port is None
     if not (allowed and plain):
         message = (
             f"{shown(url, 200)}: not an address from which issuer certificates are fetched (http "

@@ -54,7 +54,7 @@ class VerifiedAk(NamedTuple):
     """An attestation key whose certificate leads to a root."""
 
     path: AkPath
-    gce: GceInstance | None  # the instance of Google Compute Engine that the certificate names
+    gce: GceInstance | None  # the instance that a certificate under Google's root names
     steps: tuple[VerificationStep, ...]  # ak_certificate and revocation
 
     @property
@@ -148,7 +148,10 @@ class AkChains:
         count = len(path.certificates)
         text = f"the AK certificate leads to {path.root_name} ({count} certificates), and is valid"
         steps = (passed("ak_certificate", text), revocation)
-        return VerifiedAk(path, _read_gce(path.leaf), steps)
+        # Only Google says what its instances are; another root could name any.
+        google = {root.der for _, root in self.google}
+        gce = _read_gce(path.leaf) if path.chain[-1] in google else None
+        return VerifiedAk(path, gce, steps)
 
     def _check_revocation(
         self, path: AkPath, now: datetime, session: "IssuerSession | None"

@@ -152,6 +152,8 @@ def test_only_allowed_hosts_are_asked() -> None:
         "http://[",
         "http://169.254.169.254/",
         "http:///pki.goog",
+        "http://evil.example\\.storage.googleapis.com/",
+        "http://evil.example;.storage.googleapis.com/",
     ]
     asked: list[str] = []
 

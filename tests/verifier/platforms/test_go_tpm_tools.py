@@ -228,19 +228,19 @@ INSTANCE = GceInstanceInfo(
 def test_claims_about_an_instance_must_be_those_of_the_certificate() -> None:
     """With a verified certificate, every claim of field 4 must equal that of its extension."""
     leaf, intermediate = certificates()
-    roots = (authority()[0].der,)
+    google = AkTrust(AkChains(authority()[0].der), (), NOW)
     parts = {"ak_certificate": leaf, "intermediates": (intermediate,)}
     for instance in (None, INSTANCE):
-        found = authenticate(made(instance=instance, **parts), roots=roots)
+        found = authenticate_go_tpm_tools(made(instance=instance, **parts), google)
         assert found.vtpm is not None
         assert dict(found.vtpm.details)["gce_project"] == INSTANCE.project_id
         assert ("instance", "passed") in steps_of(found)
     for field, value in INSTANCE._asdict().items():
         other = INSTANCE._replace(**{field: value + value})
         with raises(VerificationError, "instance_info", part=field):
-            authenticate(made(instance=other, **parts), roots=roots)
+            authenticate_go_tpm_tools(made(instance=other, **parts), google)
     with raises(VerificationError, "instance_info"):
-        authenticate(made(instance=GceInstanceInfo(), **parts), roots=roots)
+        authenticate_go_tpm_tools(made(instance=GceInstanceInfo(), **parts), google)
 
 
 def test_key_without_attributes_of_an_attestation_key_is_refused() -> None:
