@@ -158,8 +158,8 @@ def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], 
     replayed: set[tuple[str, int]] = set()
     longest, measured = ImaMatch(0, 0), log.pcrs
     for (bank, index), value in values.items():
-        if index not in measured or bank not in BANK_SIZES:
-            continue
+        if index not in measured or bank not in BANK_SIZES or index in FIRMWARE_PCRS:
+            continue  # only the firmware's log explains what the firmware extends
         # Another PCR than 10 may hold records of the firmware; then this log alone proves nothing.
         match = log.match(bank, value, index)
         if match is None and index == IMA_PCR:

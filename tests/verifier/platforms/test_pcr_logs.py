@@ -307,6 +307,14 @@ def test_ima_replay_without_quoted_pcr_is_skipped() -> None:
     assert outcomes(found)[1] == ("ima_log", "skipped")
 
 
+def test_ima_records_do_not_explain_what_the_firmware_extends() -> None:
+    """PCRs 0 to 7 need the firmware's log: records of IMA for them, which replay, are ignored."""
+    pcrs = quoted(pcr7=extended("sha256", 7, b"any"))
+    found = replay_pcr_logs(pcrs, b"", ima_record(b"any", 7))
+    assert found.replayed == ()
+    assert {outcome for _, outcome in outcomes(found)} == {"skipped"}
+
+
 def test_ima_replay_of_another_pcr_than_10() -> None:
     """A rule of IMA may name another PCR; it is replayed if it starts at zeros."""
     log = ima_record(FIRST) + ima_record(b"key", 11)
