@@ -27,6 +27,7 @@ from tests.verifier.policy.policy_samples import (
     claims,
     result,
     rules,
+    vtpm,
 )
 
 TABLES_FROM_HOST: Final = "the host chose the ACPI tables"
@@ -140,6 +141,19 @@ def test_executables_claim_of_td_requires_pinned_rtmr0() -> None:
     unnamed = rules(reference_values=pin_registers({"rtmr0": rtmr0}))
     for policy in (named, of_another, unnamed, rules()):
         assert "executables" not in trustworthiness_vector(result(policy=policy))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_executables_claim_at_google_requires_that_the_hardware_names_the_tpm(
+    *, joined: bool
+) -> None:
+    """The TPM measures the image there; without the join it may be another machine's."""
+    rtmr0 = dict(claims().registers)["rtmr0"]
+    pinned = rules(os_image_hash=(IMAGE_HASH,), reference_values=pin_registers({"rtmr0": rtmr0}))
+    joins = ("hardware_to_ak", "ak_to_hardware") if joined else ("ak_to_hardware",)
+    found = claims("dstack-gcp-tdx", vtpm=vtpm(joins=joins))
+    vector = trustworthiness_vector(result(found, policy=pinned))
+    assert ("executables" in vector) == joined
 
 
 def test_recomputed_tables_count_as_pinned() -> None:

@@ -12,7 +12,8 @@ neither hardware nor runtime-opaque. Evidence behind a paravisor that no rule id
 runtime-opaque. The facts of a TPM are `vtpm` of the result. ACPI tables are code from the host that
 the kernel executes (see `acpi`): those of a TD are pinned by a reference value of RTMR0, or
 recomputed by a verifier with images; an enclave has none from its operator; and those of an SEV-SNP
-guest are not measured, so that executables is never set for an SEV-SNP guest. If the root is not
+guest are not measured, so that executables is never set for an SEV-SNP guest. Nor is it for a guest
+of Google whose hardware evidence does not name the TPM that measured the image. If the root is not
 the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because all others
 depend on it.
 
@@ -136,7 +137,9 @@ def trustworthiness_vector(result: AttestationResult) -> dict[str, int]:
 
 def _names_executables(result: AttestationResult) -> bool:
     """Return whether the policy names all executables loaded at boot (AR4SI: 3)."""
-    policy = result.policy
+    policy, vtpm = result.policy, result.claims.vtpm
+    if vtpm is not None and vtpm.joins == ("ak_to_hardware",):
+        return False  # the TPM that measured the image may be another machine's (vtpm.md, 7.4)
     image = result.claims.os_image_hash in (policy.os_image_hash or ())
     return image and acpi.are_pinned(result.claims, policy.reference_values.rules)
 
