@@ -39,7 +39,7 @@ def _program(name: str) -> Callable[[], str]:
 NEEDS: Final[dict[str, Callable[[], str]]] = {
     "fuse": attestkit_run.missing_for_run,
     "go": missing_of_go,
-    **{name: _program(name) for name in ("curl", "jq", "node", "openssl")},
+    **{name: _program(name) for name in ("curl", "jq", "node", "openssl", "tpm2_quote")},
 }
 """Functions by name that return why a requirement of a block is missing, or ""."""
 
@@ -73,6 +73,8 @@ PRINTED: Final = {
         r".*quote: accepted.*",
         r"configfs_tsm 4\n",
         r".*",
+        r"HCLA\nchecked\n\{\"vcekCert\":\n",
+        r".*evidence: accepted.*dstack-gcp-tdx.*",
     ),
     "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n"),
     "docs/testing.md": (

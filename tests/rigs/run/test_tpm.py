@@ -14,7 +14,6 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Tpm
-from attestkit.cli.exit_codes import UNREADABLE
 from attestkit.collateral import Collateral
 from attestkit.errors import VerificationError
 from attestkit.tpm import TpmsAttest, TpmtPublic
@@ -253,6 +252,32 @@ def test_fault_of_the_metadata_service() -> None:
     assert on("azure-snp", script).split() == ["503", "200"]
 
 
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [
+        ("azure-snp-vmpl-2", "vmpl"),
+        ("azure-snp-wrong-binding", "hcl_binding"),
+        ("aws-nitro-tpm-old", "document_expired"),
+    ],
+)
+def test_scenario_is_in_the_devices(scenario: str, reason: str, tmp_path: Path) -> None:
+    """Evidence of a program has the deviation of the named scenario, whose platform it implies."""
+    script = f"{SAVE}{ATTESTKIT} attest --encoding cbor --nonce {NONCE.hex()} -o evidence"
+    done = run("sh", "-euc", script, options=("--scenario", scenario), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(VerificationError) as refused:
+        verify(tmp_path)
+    assert refused.value.reason == reason
+
+
+def test_backend_notices_a_foreign_key() -> None:
+    """The key in the HCL report is not that of the TPM; the machine gives no evidence."""
+    attest = (sys.executable, "-m", "attestkit", "attest", "--nonce", NONCE.hex())
+    done = run(*attest, options=("--scenario", "azure-snp-foreign-ak"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "not that of the HCL report" in done.stderr
+
+
 # -- namespaces ------------------------------------------------------------------------------------
 
 
@@ -298,5 +323,5 @@ def test_mount_has_tpm_and_address_of_the_metadata_service() -> None:
 def test_unknown_platform_is_a_usage_error() -> None:
     """The names are listed."""
     done = run("true", options=("--platform", "azure"))
-    assert done.returncode == 1 != UNREADABLE
+    assert (done.returncode, done.stdout) == (1, "")
     assert "azure-snp, azure-tdx, gcp-snp" in done.stderr
