@@ -94,7 +94,6 @@ class Setup:
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
             text = f"quote_version: {self.quote_version}, but the scenario has version {wanted}"
             raise UsageError(text, reason="conflict")
-        self._check_cloud()
         if self.hardware.platform == "snp" and self.provider != "sev_guest":
             text = "provider: must be sev_guest for a scenario of SEV-SNP"
             raise UsageError(text, reason="conflict")
@@ -105,6 +104,7 @@ class Setup:
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
             raise UsageError("qgs_port: must be 0 to 4294967295", reason="out_of_range")
         EmulatedKernel.parse(self.kernel)
+        self._check_cloud()
 
     def _check_cloud(self) -> None:
         platform = self.scenario.platform
@@ -188,16 +188,7 @@ class Machine:
         self._setup = setup
         self._cloud: CloudGuest | None = None
         if setup.scenario.platform in CLOUDS:
-            wanted = msgspec.structs.replace(setup.scenario, quote_version=setup.quote_version)
-            self._cloud = CloudGuest(
-                wanted,
-                seed,
-                faults=faults,
-                now=now,
-                random=random,
-                metadata_address=metadata_address,
-            )
-            self._cloud.add_files(self.tree, self._release)
+            self._cloud = self._boot_cloud(seed, random, metadata_address)
         self._add_common()
         self._add_trust()
         if not snp and not self._is_paravisor_guest:
@@ -206,6 +197,22 @@ class Machine:
         self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
         if self._release.has("configfs_tsm") and not self._is_paravisor_guest:
             self.tree.add(REPORTS, self._reports)
+
+    def _boot_cloud(
+        self, seed: bytes, random: Callable[[int], bytes], metadata_address: tuple[str, int]
+    ) -> CloudGuest:
+        """Boot the cloud's guest, and add its files."""
+        setup = self._setup
+        cloud = CloudGuest(
+            msgspec.structs.replace(setup.scenario, quote_version=setup.quote_version),
+            seed,
+            faults=self._faults,
+            now=self._now,
+            random=random,
+            metadata_address=metadata_address,
+        )
+        cloud.add_files(self.tree, self._release)
+        return cloud
 
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup

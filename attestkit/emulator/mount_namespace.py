@@ -149,6 +149,7 @@ class NamespaceMounts:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = frozenset(paths)
         self._writable: set[Path] = set()  # folders in which entries can be created
+        self._shown: set[Path] = set()
         self._covered: dict[Path, os.stat_result] = {}  # status of the covered folders
 
     def show(self, source: Path, path: Path) -> None:
@@ -161,6 +162,7 @@ class NamespaceMounts:
             else:
                 path.touch()
         mount(str(source), str(path), flags=MS_BIND)
+        self._shown.add(path)
 
     def link(self, target: str, path: Path) -> None:
         """Create a symbolic link at `path`."""
@@ -209,7 +211,7 @@ class NamespaceMounts:
         try:
             mount(_OURS, str(path), kind="tmpfs", flags=MS_NOSUID, options="mode=755")
             for name in names:
-                if path / name not in self._paths:
+                if path / name not in self._paths or path / name in self._shown:
                     _copy_entry(Path(f"/proc/self/fd/{real}/{name}"), path / name)
         finally:
             os.close(real)
