@@ -1,7 +1,8 @@
 """TPM driver: `/dev/tpmrm0` and `/dev/tpm0`, and the files of a TPM in sysfs and securityfs.
 
 Source: drivers/char/tpm of Linux 6.12 (tpm-dev-common.c, tpm2-space.c, tpm-sysfs.c, eventlog). The
-TPM is that of a simulated guest.
+TPM is that of a simulated guest. Errors of the resource manager are reported by the next read, as
+to an opener with O_NONBLOCK.
 """
 
 import select
