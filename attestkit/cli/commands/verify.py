@@ -196,7 +196,8 @@ def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
     if (tpm := result.claims.vtpm) is None:
         return {}
     return {
-        "TPM's key": tpm.key_trust.replace("_", " "),
+        # A document of a NitroTPM has the PCRs, and no key of a TPM.
+        "TPM's key": tpm.key_trust.replace("_", " ") if tpm.attestation_key else None,
         "joins": ", ".join(tpm.joins) or None,
         "not proven": ", ".join(result.not_proven) or None,
     }
