@@ -37,14 +37,14 @@ def threads() -> Iterator[JobThreads]:
         yield found
 
 
-def options_of(tee: Attester[Simulator], folder: Path, **rules: Any) -> dict[str, str]:
+def options_of(tee: Attester[Simulator], folder: Path, **rules: Any) -> dict[str, Any]:
     """Write what a service has to know of a guest; return its options."""
     simulator, anchor, policy = tee.backend, folder / "root.der", folder / "policy.toml"
     anchor.write_bytes(simulator.trust_anchor)
     named = EVIDENCE_NAMES.get(simulator.platform, simulator.platform)
     found = AppraisalPolicy.default().replace(platforms={named}, **rules)
     policy.write_text(found.to_toml())
-    options = {"trust_anchor": str(anchor), "verifier_policy": str(policy)}
+    options: dict[str, Any] = {"trust_anchor": str(anchor), "verifier_policy": str(policy)}
     if simulator.platform.endswith("-tdx"):
         collateral = folder / "collateral.json"
         simulator.collateral().save(collateral)
@@ -86,7 +86,7 @@ def test_service_has_certificates_and_roots_of_tpms(
     tmp_path: Path, threads: JobThreads, loop: asyncio.AbstractEventLoop
 ) -> None:
     """Under the vendors' roots, a plain TPM is accepted by a root of --verifier-ak-roots."""
-    nonce, options = secrets.token_bytes(32), {}
+    nonce = secrets.token_bytes(32)
     with open_attester("simulator", seed=bytes(32), platform="tpm") as tee:
         request = {"attestation": tee.attest(nonce=nonce).to_bytes().hex()}
         options = options_of(tee, tmp_path)
@@ -100,6 +100,7 @@ def test_service_has_certificates_and_roots_of_tpms(
     for name in ("verifier_ak_roots", "verifier_ak_certificates"):
         for content in (b"", b"-----BEGIN CERTIFICATE-----", b"\x30\0"):
             (tmp_path / "bad").write_bytes(content)
-            given = Options(**{name: str(tmp_path / "bad")})
+            wrong: dict[str, Any] = {name: str(tmp_path / "bad")}
+            given = Options(**wrong)
             with raises(ConfigError, "wrong_value", part="bad"):
                 open_verifier(VerifierSettings(given, ANY_PORT, alone=True))
