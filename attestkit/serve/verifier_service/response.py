@@ -38,6 +38,7 @@ from attestkit.verifier.result import AttestationResult, Authenticated
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.verifier.pipeline import Examination, Verifier
+    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 _FLAGS: Final = (
     "quote_verified",
@@ -46,6 +47,10 @@ _FLAGS: Final = (
     "acpi_tables_verified",
 )
 _ANY: Final = VerifyQuery()
+_NAMING_RULES: Final = (
+    *("pcrs", "init_data", "trusted_aks", "paravisor_measurement", "id_key_digest"),
+    *("gce_project", "gce_instance"),
+)
 _BEFORE: Final = "Internal error"  # documented name of failures before the first step
 _QUOTE: Final = "Quote verification failed"
 _OS_IMAGE: Final = "OS image hash verification failed"
@@ -260,7 +265,8 @@ class _Verification:
             image_hash = self._os_image(examination, attestation)
             self.step = _EVENT_LOG
             self._app_info(examination, authenticated, image_hash)
-        else:  # no image and no app of dstack: the policy has to name PCRs or registers
+        else:  # no image and no app of dstack: the policy has to name the guests
+            _require_naming_rule(self._verifier.policy, attestation.platform)
             examination.image_hash()
             self.step = _EVENT_LOG
             examination.app_info()
@@ -331,6 +337,17 @@ class _Verification:
             app_info=info.to_dict(),
             boot_info=_boot_info(info, variant, authenticated),
         )
+
+
+def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
+    """Raise UnsupportedError if a policy names no guest; clients take `is_valid` for that."""
+    if policy.reference_values.rules or any(getattr(policy, name) for name in _NAMING_RULES):
+        return
+    raise UnsupportedError(
+        f"{platform} evidence names no OS image and no app; name the guests in the service's "
+        f"policy: reference_values, {', '.join(_NAMING_RULES)}",
+        reason="os_image",
+    )
 
 
 def _attestation(request: VerificationRequest) -> Attestation:

@@ -23,6 +23,7 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
+from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.serve.verifier_service.response import (
     Outcome,
@@ -412,6 +413,25 @@ def test_verify_tpm_has_facts_in_details() -> None:
     refused = respond(Verifier(), request)
     assert not refused["is_valid"]
     assert "vtpm" not in refused["details"]
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp"])
+def test_verify_guest_without_image_requires_a_policy_that_names_it(platform: str) -> None:
+    """Clients of dstack's service take `is_valid` for the image's; no preset names any guest."""
+    with open_attester("simulator", platform=platform, seed=bytes(32)) as tee:
+        request = VerificationRequest(tee.attest(nonce=bytes(32)).to_bytes())
+        anchor = tee.backend.trust_anchor
+    presets = AppraisalPolicy.default(), AppraisalPolicy.default().replace(console_enabled=False)
+    for policy in presets:
+        found = respond(Verifier(trust_anchor=anchor, policy=policy), request)
+        assert not found["is_valid"]
+        assert found["reason"].startswith("OS image hash verification failed: ")
+        assert "names no OS image and no app" in found["reason"]
+    result = Verifier(trust_anchor=anchor).verify(request.attestation or b"", report_data=None)
+    pinned = AppraisalPolicy.from_evidence(result)
+    found = respond(Verifier(trust_anchor=anchor, policy=pinned), request)
+    assert found["is_valid"], found["reason"]
+    assert found["details"]["tee_variant"] == platform
 
 
 def test_verify_malformed_snp_report_is_a_rejection() -> None:
