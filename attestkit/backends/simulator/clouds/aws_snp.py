@@ -1,9 +1,8 @@
 """A simulated EC2 instance on SEV-SNP: `Simulator(platform="aws-snp")` (vtpm.md, section 8.3)."""
 
-from typing import Any
-
 import msgspec
 
+from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 
 
@@ -12,7 +11,7 @@ class AwsSnpSimulator(SnpSimulator):
 
     platform = "aws-snp"
 
-    def _launch(self, *arguments: Any) -> None:
-        signed = msgspec.structs.replace(self._scenario.snp, signing_key="VLEK")
-        self._scenario = msgspec.structs.replace(self._scenario, snp=signed)
-        super()._launch(*arguments)
+    def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
+        found = super()._own_scenario(chosen, platform)
+        signed = msgspec.structs.replace(found.snp, signing_key="VLEK")
+        return msgspec.structs.replace(found, snp=signed)

@@ -191,9 +191,9 @@ class _AzureVm(CloudSimulator):
         if isinstance(found, AzureSnp):
             return found._replace(hcl_report=report)
         td_report = report[_HARDWARE_AT : _HARDWARE_AT + _TD_REPORT_SIZE]
-        return found._replace(hcl_report=report, td_quote=self._quote(td_report))
+        return found._replace(hcl_report=report, td_quote=self._quote_td(td_report))
 
-    def _quote(self, td_report: bytes) -> bytes:
+    def _quote_td(self, td_report: bytes) -> bytes:
         raise NotImplementedError
 
     def _respond(
@@ -283,9 +283,9 @@ class AzureTdxSimulator(_AzureVm):
         return self._paravisor_td.report(report_data)
 
     def _make_imds(self) -> SimulatedImds:
-        return SimulatedImds(quote=self._quote)
+        return SimulatedImds(quote=self._quote_td)
 
-    def _quote(self, td_report: bytes) -> bytes:
+    def _quote_td(self, td_report: bytes) -> bytes:
         quoter = ReportQuoter(self._pki, version=self._quote_version, enclave=self._enclave)
         return quoter.quote(td_report)
 

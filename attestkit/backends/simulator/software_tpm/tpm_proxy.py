@@ -149,16 +149,20 @@ class TpmProxy:
         """Send a command of the proxy's own, again while swtpm is busy."""
         size = 10 + len(body)
         frame = tag.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big") + body
+        response = self._execute(frame)
         for _ in range(_MOST_RETRIES):
-            with self._lock:
-                response = self._tpm.execute(frame)
             if _u32(response, 6) not in BUSY:
                 break
             self._sleep(0.01)
+            response = self._execute(frame)
         if failure := _u32(response, 6):
             message = f"swtpm: command 0x{code:03x} failed with 0x{failure:03x}"
             raise BackendError(message, reason="tpm_error")
         return response
+
+    def _execute(self, frame: bytes) -> bytes:
+        with self._lock:
+            return self._tpm.execute(frame)
 
     def _is_for_model(self, code: int, command: bytes) -> bool:
         if code in self.hooks.vendor_commands:
