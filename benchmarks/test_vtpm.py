@@ -1,8 +1,9 @@
 """Evidence of guests behind a vTPM, beside the bare cryptography that it needs.
 
 `verify`: the verifier has seen the platform before; the peer verifies the signatures that are left,
-with loaded keys. `attest`: the simulator's TPM makes the evidence; the peer makes one signature by
-a key of the same kind. `attestkit` also parses, replays logs, compares, and applies the policy.
+with loaded keys. `attest`: the simulator's TPM makes the evidence; the peer does only what needs
+private keys, and the target is about the difference. `attestkit` also parses, replays logs,
+compares, and applies the policy.
 """
 
 import secrets
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.rsa_key_pair import RsaKeyPair
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.hcl_report import HclReport
@@ -176,16 +179,32 @@ def verification(platform: str) -> tuple[Check, Check]:
 
 
 def attestation(platform: str) -> tuple[Check, Check]:
-    """Return the making of evidence, and one bare signature of the kind that its TPM makes."""
+    """Return the making of evidence, and the bare operations by private keys that are in it."""
     tee = GUESTS[platform]
-    if platform == "azure-snp":
-        key: Any = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        sign = lambda: key.sign(bytes(145), padding.PKCS1v15(), SHA256())  # noqa: E731
-    else:
-        curve = ec.SECP384R1() if platform == "aws-nitro-tpm" else ec.SECP256R1()
-        key = ec.generate_private_key(curve)
-        sign = lambda: key.sign(bytes(145), ec.ECDSA(SHA256()))  # noqa: E731
-    return lambda: tee.attest(nonce=NONCE), sign
+    pair, digest = RsaKeyPair(SEED, 2048), sha256(b"")
+    p256, p384 = (ec.generate_private_key(curve) for curve in (ec.SECP256R1(), ec.SECP384R1()))
+
+    def by_rsa() -> None:  # of the simulated TPM: a signature, or a session's salt
+        pair.sign_pkcs1(digest, "sha256")
+
+    def by_p256() -> None:
+        p256.sign(bytes(145), ec.ECDSA(SHA256(), deterministic_signing=True))
+
+    def by_p384() -> None:
+        p384.sign(bytes(672), ec.ECDSA(SHA384(), deterministic_signing=True))
+
+    operations = {
+        "azure-snp": (by_p384, by_rsa),  # report and quote
+        "gcp-tdx": (by_p256, by_p256),  # both quotes
+        "aws-nitro-tpm": (by_p384, by_rsa),  # document and salt
+        "tpm": (by_p256,),
+    }[platform]
+
+    def bare() -> None:
+        for one in operations:
+            one()
+
+    return lambda: tee.attest(nonce=NONCE), bare
 
 
 ROWS: Final = (
@@ -201,7 +220,7 @@ ROWS: Final = (
     *(
         own_row(
             f"vtpm-attest-{platform}",
-            f"evidence of {platform} by the simulator; {PEER}: one signature",
+            f"evidence of {platform} by the simulator; {PEER}: its private keys",
             dict(zip((OURS, PEER), attestation(platform), strict=True)),
             lambda _: None,
         )
@@ -214,3 +233,7 @@ ROWS: Final = (
 def test_vtpm(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
     play(benchmark, ledger, entry)
+    found = ledger.results.get(entry.row.id)
+    if found is not None and entry.row.id.startswith("vtpm-attest-"):
+        own = found.values[OURS] - found.values[PEER]
+        ledger.add(found._replace(figure=1000 * own))
