@@ -9,6 +9,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo, Attestation
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.report_data import ReportData
 
@@ -225,6 +226,11 @@ def _evidence(certificate: Certificate) -> Attestation:
 def _report_data(evidence: Attestation) -> list[bytes]:
     """Return the report data of all parts of the evidence, signed and unsigned."""
     found = [evidence.report_data]
+    if isinstance(platform := evidence.evidence.platform, (AzureSnp, AzureTdx)):
+        # The paravisor's report is over the TPM's key; the TPM's quote is over the report data.
+        from attestkit.attestation.coco.quote_fields import report_data_of  # lazy: only for Azure
+
+        return [*found, report_data_of(platform.vtpm_quote)]
     if (quote := evidence.quote) is not None:
         found.append(quote.report_data)
     if (report := evidence.snp_report) is not None:

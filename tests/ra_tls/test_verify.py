@@ -20,6 +20,7 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from attestkit.factory import open as open_attester
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, AttestationResult, VerificationStep, Verifier
 from tests.certificates import key_usage
@@ -97,6 +98,23 @@ def test_verify_of_invalid_certificate_fails(
         ra_tls.verify(tds.INVALID[defect]().certificate_chain[0], intel.verifier())
     if reason is not None:
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "azure-tdx", "gcp-snp"])
+def test_verify_of_guest_with_tpm_binds_its_quote_to_the_key(platform: str) -> None:
+    """At Azure, the TPM's quote has the report data, and the hardware's report the TPM's key."""
+    with open_attester("simulator", platform=platform, seed=bytes(32)) as tee:
+
+        def attest(*, report_data: bytes) -> Attestation:
+            return tee.attest(report_data=report_data)
+
+        good = tds.issue(attest).certificate_chain[0]
+        other = tds.issue(lambda *, report_data: attest(report_data=report_data[::-1]))
+        collateral = tee.backend.collateral() if platform == "azure-tdx" else None
+        verifier = Verifier(trust_anchor=tee.backend.trust_anchor, collateral=collateral)
+    assert ra_tls.verify(good, verifier, max_lifetime=None).bound_to == "report_data"
+    with raises(VerificationError, "report_data"):
+        ra_tls.verify(other.certificate_chain[0], verifier, max_lifetime=None)
 
 
 def test_verify_passes_report_data_to_verifier() -> None:
