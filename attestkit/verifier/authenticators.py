@@ -50,7 +50,7 @@ class AkSettings(NamedTuple):
 
 
 class Authenticators:
-    """Authenticators for Intel, AMD, AWS and Google, under the vendors' roots or one trust anchor."""
+    """Authenticators of the vendors, under their roots or one trust anchor."""
 
     def __init__(
         self,
