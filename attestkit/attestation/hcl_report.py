@@ -69,7 +69,7 @@ class RuntimeKey(NamedTuple):
 
     modulus: bytes  # big-endian, without leading zeros; 2048 to 8192 bits
     exponent: int  # odd, 65537 to 2**32 - 1
-    operations: tuple[str, ...]  # `key_ops`; not reliable: early AKs have `encrypt`
+    operations: tuple[str, ...]  # `key_ops`; not reliable: early attestation keys have `encrypt`
 
     @property
     def spki(self) -> bytes:
