@@ -30,7 +30,8 @@ RUNTIME_PCR: Final = 14
 _BANK: Final = "sha256"
 _TDX_PCRS: Final = (PcrSelection(_BANK, (0, 2, RUNTIME_PCR)),)
 _LOGGED: Final = frozenset({*range(10), RUNTIME_PCR})  # others are also extended without a record
-_KEYS: Final = {"rsa": ("rsassa", _BANK), "p256": ("ecdsa", _BANK)}
+_INIT_DATA: Final = 8  # extended by CoCo's agent without a record, where no boot loader uses it
+_SCHEMES: Final = {"rsa": ("rsassa", _BANK), "p256": ("ecdsa", _BANK)}
 _DYNAMIC: Final = range(17, 23)  # PCRs that are 0xFF until a dynamic launch
 _MAX_EVENTS: Final = 65_536
 
@@ -169,7 +170,7 @@ def _replay_log(tpm_quote: TpmQuote, events: Sequence[RuntimeEvent] | None) -> _
         if events is not None and index == RUNTIME_PCR:
             continue
         if not hmac.compare_digest(value, expected):
-            if index in _LOGGED:
+            if index in _LOGGED and (index in digests or index != _INIT_DATA):
                 raise _mismatch(index, value, expected)
             unexplained.append(index)
         elif index in digests:

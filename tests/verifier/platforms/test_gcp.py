@@ -31,6 +31,7 @@ from attestkit.collateral.pccs_client import Response
 from attestkit.errors import (
     AttestKitError,
     FormatError,
+    ReplayError,
     SignatureError,
     UnsupportedError,
     VerificationError,
@@ -41,7 +42,8 @@ from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.gcp import GcpAuthenticator, gce_details
+from attestkit.verifier.platforms.gce_instance import gce_details
+from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_log
 from attestkit.verifier.result import Authenticated, Tcb
 from attestkit.verifier.vtpm_facts import VtpmFacts
 from tests.vectors import HAVE_SHARED, data, needs_shared
@@ -382,6 +384,18 @@ def test_details_name_the_instance() -> None:
         ("gce_is_production", "false"),
     )
     assert gce_details(None) == ()
+
+
+def test_init_data_in_pcr_8_needs_no_record() -> None:
+    """A program extends PCR 8 by init-data; it is then unexplained, for a rule of the policy."""
+    value = sha256(bytes(32) + sha256(b"init-data"))
+    quote = TpmQuote(b"", b"", (PcrValue(8, "sha256", value),), b"", "gcp", ())
+    found = _replay_log(quote, None)
+    assert found.replayed == ()
+    assert "PCRs 8" in found.steps[-1].text
+    logged = quote._replace(event_log=(TpmEvent(8, sha256(b"command line")),))
+    with pytest.raises(ReplayError):
+        _replay_log(logged, None)
 
 
 def test_the_genuine_quote_of_google_verifies_up_to_the_join() -> None:
