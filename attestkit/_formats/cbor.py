@@ -121,7 +121,12 @@ class CborReader(Cursor):
 
     def text(self) -> str:
         """Read a text string."""
-        start = self.at
+        data, start = self.data, self.at
+        if start < len(data) and 0x60 <= (first := data[start]) < 0x78:  # a name, mostly
+            end = start + first - 0x5F
+            if end <= len(data) and (name := data[start + 1 : end]).isascii():
+                self.at = end
+                return name.decode()
         major, size = self._strict_head()
         if major != _TEXT:
             raise self.wrong_type("a text string", start)
