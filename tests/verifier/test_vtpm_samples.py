@@ -10,9 +10,13 @@ from typing import Final
 
 import pytest
 
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
+from attestkit.event_log import TpmEventLog
 from tests.vectors import HAVE_SHARED, needs_shared
 from tests.verifier.platforms import test_gcp as gcp
 from tests.verifier.platforms import test_nitro_tpm as nitro_tpm
+from tests.verifier.platforms.tpm_samples import vtpm_json
 from tests.verifier.vtpm_samples.aws_checks import nitro_document, nitro_quote, vlek_report
 from tests.verifier.vtpm_samples.azure_checks import (
     azure_ca,
@@ -106,3 +110,24 @@ def test_each_entry_has_a_check() -> None:
 def test_entry_has_expected_values_and_verdict(name: str) -> None:
     """All values and verdicts of an entry are those of the independent reader."""
     CHECKS[name](name)
+
+
+@needs_shared
+def test_values_of_go_tpm_tools_are_expected() -> None:
+    """PCRs and log of its messages are the expected ones; no group of the file is without a test.
+
+    `keys` are tested in `tests/tpm/test_public_area.py`, `quotes` and `two_banks` in
+    `test_tpm_quote.py`, `attestations`, `attacks` and `extra` in `test_go_tpm_tools.py`.
+    """
+    expected = vtpm_json("generic/go-tpm-tools/expected.json")
+    tested = {"keys", "quotes", "two_banks", "attestations", "attacks", "extra"}
+    assert set(expected) == tested | {"nonce", "pcrs", "log"}
+    assert sample("generic/go-tpm-tools/nonce.bin").hex() == expected["nonce"]
+    for case in expected["attestations"]:
+        message = GoTpmToolsMessage.parse(sample(f"generic/go-tpm-tools/{case['file']}"))
+        assert sha256(message.event_log).hex() == expected["log"]["sha256"]
+        assert list(TpmEventLog.parse(message.event_log).banks) == expected["log"]["banks"]
+        for quote in message.quotes:
+            bank = expected["pcrs"][quote.pcr_values[0].algorithm]
+            found = {str(one.number): one.value.hex() for one in quote.pcr_values}
+            assert {n: found[n] for n in bank} == bank
