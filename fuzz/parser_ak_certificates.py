@@ -2,9 +2,11 @@
 
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.ak_certificates.crl import AkCrl, check_revocation, is_crl, read_ak_crl
 from attestkit._crypto.x509.ak_certificates.gce_extension import (
     GCE_EXTENSION,
@@ -20,7 +22,9 @@ from attestkit.errors import (
     CollateralExpiredError,
     FormatError,
     SignatureError,
+    UsageError,
 )
+from attestkit.verifier.platforms.ak_chain import AkChains
 from fuzz.parser_certificates import certificate_with
 from fuzz.parser_contract import ParserTarget, check, obeys, tried
 from fuzz.parser_reports import PKI
@@ -66,7 +70,7 @@ def _instance(raw: bytes, found: GceInstance | None) -> None:
     check("an instance", found is None or found.instance_id < 1 << 64)
     certificate = read_path_certificate(certificate_with(_extensions(raw)))
     for read in (read_issuer_urls, read_crl_urls):
-        tried(lambda read=read: read(certificate), None, SignatureError)
+        tried(partial(read, certificate), None, SignatureError)
     errors = (SignatureError, CollateralError, CollateralExpiredError)
     authority = read_path_certificate(PKI.pck_ca_der)
     tried(lambda: find_ak_path(certificate, [authority], [("root", _ROOT)], _NOW), None, *errors)
@@ -91,6 +95,20 @@ def _crls() -> list[bytes]:
     return [found.root_ca_crl, other]
 
 
+def _chain(raw: bytes) -> AkChains:
+    return AkChains(PKI.root_der, certificates=[raw])
+
+
+def _verified(raw: bytes, found: AkChains) -> None:
+    errors = (SignatureError, CollateralError, CollateralExpiredError)
+    tried(lambda: found.verify(raw, found.google, _NOW, beside=[raw]), None, *errors)
+
+
+def _chains() -> list[bytes]:
+    der = PKI.pck_ca_der
+    return [der, encode_pem("CERTIFICATE", der).encode(), *_crls()]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     seeds = [
@@ -104,6 +122,12 @@ def targets() -> list[ParserTarget]:
             lambda: seeds,
             "der.dict",
             1024,
+        ),
+        ParserTarget(
+            "ak_chain",
+            obeys(_chain, UsageError, accepted=_verified, said=lambda found: len(found.google)),
+            _chains,
+            "pem.dict",
         ),
         ParserTarget("ak_crl", obeys(read_ak_crl, FormatError, accepted=_crl), _crls, "der.dict"),
     ]

@@ -5,8 +5,13 @@ from base64 import b64decode, b64encode
 from hashlib import sha256
 from typing import Any, Final
 
+from attestkit.attestation.launch.gcp import read_uki_hash
 from attestkit.attestation.launch.mr_config import MrConfig, config_id_v3
-from attestkit.attestation.launch.os_image import _tdx_launch, expected_snp_measurement
+from attestkit.attestation.launch.os_image import (
+    _document,
+    _tdx_launch,
+    expected_snp_measurement,
+)
 from attestkit.attestation.launch.vm_config import VmConfig, choose_config
 from attestkit.backends.simulator.os_image import ImageConfig, simulated_image
 from attestkit.backends.simulator.snp_os_image import simulated_snp_image
@@ -65,9 +70,17 @@ _ACPI: Final = tuple(
 )
 
 
+_GCP = b"g\xa2\x67version\x01\x68uki_auth\x58\x20" + bytes(32)
+
+
 def _os_image(raw: bytes) -> object:
     """Read a measurement document under the hash that names it; the first byte chooses which."""
     kind, document = raw[:1], raw[1:]
+    if kind == b"g":
+        checksums = f"{sha256(document).hexdigest()}  measurement.gcp.cbor\n".encode()
+        texts_of_gcp = b64encode(checksums).decode(), b64encode(document).decode()
+        found = _document(*texts_of_gcp, sha256(checksums).digest(), "measurement.gcp.cbor")
+        return read_uki_hash(found)
     snp = kind == b"s"
     name = "measurement.snp.cbor" if snp else "measurement.tdx.cbor"
     checksums = f"{sha256(document).hexdigest()}  {name}\n".encode()
@@ -90,7 +103,7 @@ def os_image_samples() -> list[bytes]:
     tds = [json.loads(simulated_image(one).vm_config)["tdx_measurement"] for one in images]
     guest = json.loads(simulated_snp_image().sev_snp_measurement)
     documents = [b64decode(found["measurement"]) for found in (*tds, guest)]
-    return [*(b"t" + td for td in documents[:2]), b"s" + documents[2], b"t\xa0", b"s\xa0"]
+    return [*(b"t" + td for td in documents[:2]), b"s" + documents[2], b"t\xa0", b"s\xa0", _GCP]
 
 
 # -- what an application and its machine are deployed from -----------------------------------------

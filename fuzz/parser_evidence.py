@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
+import cbor2
+
 from attestkit._formats.cbor import Value, read_value
 from attestkit.attestation import AppInfo, Attestation, Encoding, coco
 from attestkit.attestation.cmw.json_form import read_json, write_json
@@ -19,8 +21,10 @@ from attestkit.attestation.nitro_document import NitroDocument, read_nitro_docum
 from attestkit.attestation.wire import scale, v0_scale, v1_cbor, v1_msgpack
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.attestation.wire.scale import ScaleReader
+from attestkit.backends.nitro_tpm.messages import read_document
 from attestkit.errors import (
     FormatError,
+    QuoteUnavailableError,
     ReplayError,
     UnsupportedError,
     UsageError,
@@ -224,6 +228,19 @@ def _nitro(raw: bytes, found: NitroDocument) -> None:
     len(found.signed_region)
 
 
+def nitro_responses() -> list[bytes]:
+    """Return responses of a NitroTPM: a document with padding, and an error."""
+    return [
+        cbor2.dumps({"Attestation": {"document": b"document"}}) + bytes(20),
+        b"\xbf\x6bAttestation\xbf\x68document\x43doc\xff\xff",
+        cbor2.dumps({"Error": "InvalidOperation"}),
+    ]
+
+
+def _nitro_response(raw: bytes, document: bytes) -> None:
+    check("document", document != b"" and len(document) < len(raw))
+
+
 def _encoding(
     name: str, marks: frozenset[int], decode: Callable[[bytes], Evidence]
 ) -> ParserTarget:
@@ -266,6 +283,9 @@ def targets() -> list[ParserTarget]:
     app_info = obeys(AppInfo.from_msgpack, FormatError, accepted=_app_info)
     stored = obeys(_coco, FormatError, accepted=_coco_again)
     nitro = obeys(read_nitro_document, FormatError, accepted=_nitro)
+    response_of_tpm = obeys(
+        read_document, FormatError, QuoteUnavailableError, accepted=_nitro_response
+    )
     return [
         _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode_evidence),
         _encoding("v1_msgpack", v1_msgpack.FIRST_BYTES, v1_msgpack.decode_evidence),
@@ -283,5 +303,6 @@ def targets() -> list[ParserTarget]:
             "cmw", obeys(_cmw, FormatError, accepted=_cmw_again), cmw_samples, "cbor.dict", 512
         ),
         ParserTarget("coco", stored, coco_samples, "evidence.dict", 8192),
+        ParserTarget("nitro_response", response_of_tpm, nitro_responses, "cbor.dict", 512),
         ParserTarget("nitro", nitro, short(nitro_samples, 8192), "cbor.dict", 8192),
     ]

@@ -36,14 +36,26 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
 
 Encoding = Literal[
-    "v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor", "coco"
+    "v0",
+    "v1",
+    "cbor",
+    "cbor-record",
+    "cbor-tag",
+    "json",
+    "json-record",
+    "v1-cbor",
+    "coco",
+    "go-tpm-tools",
 ]
 """Encodings of evidence: `v0` is SCALE, `v1` msgpack, `v1-cbor` the same structure in CBOR.
 
 All others are a RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): `cbor` and `json`
 are a collection with one record for each part, and the only ones that can include collateral;
-`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`. `coco` is the
-JSON of Confidential Containers' attesters, for Azure's guests and generic TPMs only.
+`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`.
+
+Evidence of platforms that dstack does not define has the encodings `cbor` and `json` only, and
+`coco`, the JSON of Confidential Containers' attesters, if it is of Azure or of a TPM alone.
+`go-tpm-tools` is that project's message `attest.Attestation`, for evidence that was received so.
 """
 
 MAX_SIZE: Final = 10_485_760
@@ -63,6 +75,12 @@ def _encode_coco(evidence: Evidence, _: bytes | None) -> bytes:
     return coco.encode_evidence(evidence)
 
 
+def _encode_go_tpm_tools(evidence: Evidence, _: bytes | None) -> bytes:
+    from attestkit.attestation import go_tpm_tools  # lazy: only for this encoding
+
+    return go_tpm_tools.encode_evidence(evidence)
+
+
 _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "v0": lambda evidence, _: v0_scale.encode_evidence(evidence),
     "v1": lambda evidence, _: v1_msgpack.encode_evidence(evidence),
@@ -73,6 +91,7 @@ _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "json-record": partial(cmw_evidence.encode_evidence, "json-record"),
     "v1-cbor": lambda evidence, _: v1_cbor.encode_evidence(evidence),
     "coco": _encode_coco,
+    "go-tpm-tools": _encode_go_tpm_tools,
 }
 
 
@@ -119,6 +138,10 @@ class Attestation:
             raise FormatError(message, reason="too_large")
         if data[0] in v0_scale.FIRST_BYTES:
             return cls(v0_scale.decode_evidence(data), "v0")
+        if _is_go_tpm_tools(data):
+            from attestkit.attestation import go_tpm_tools  # lazy: only for this encoding
+
+            return cls(go_tpm_tools.decode_evidence(data), "go-tpm-tools")
         if _is_coco(data):
             from attestkit.attestation import coco  # lazy: only for this encoding
 
@@ -450,6 +473,16 @@ def _is_coco(data: bytes) -> bool:
         and all(word in data for word in _COCO_MEMBERS)
         and any(word in data for word in _COCO_QUOTES)
     )
+
+
+def _is_go_tpm_tools(data: bytes) -> bool:
+    """Return whether evidence begins as a protobuf message whose first field is a TPMT_PUBLIC.
+
+    The field is number 1, of bytes; its size has one or two bytes. The public area begins with the
+    type of the key, RSA or ECC. JSON may begin with the same byte, a line feed, but has no zeros.
+    """
+    at = 2 if data[1:2] < b"\x80" else 3
+    return data[:1] == b"\n" and data[at : at + 2] in {b"\0\1", b"\0\x23"}
 
 
 def _runtime_event(event: parts.RuntimeEvent, index: int) -> Event:

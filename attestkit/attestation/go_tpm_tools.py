@@ -15,8 +15,9 @@ from attestkit._formats.protobuf import (
     encode_bytes_field,
     encode_number_field,
 )
-from attestkit.attestation.wire.evidence_parts import PcrValue
-from attestkit.errors import FormatError
+from attestkit.attestation.wire.evidence_parts import Evidence, GoTpmTools, PcrValue, Stack
+from attestkit.errors import FormatError, UsageError
+from attestkit.tpm import TpmsAttest
 from attestkit.tpm.algorithms import HASH_IDS, HASH_NAMES
 
 MAX_QUOTES: Final = 32
@@ -26,7 +27,7 @@ MAX_PCRS: Final = 32
 MAX_INTERMEDIATES: Final = 8
 
 _MAX_SIZE: Final = 10_485_760  # bytes, as of all evidence
-_PUBLIC_TYPES: Final = (b"\0\x01", b"\0\x23")  # TPMT_PUBLIC of RSA and of ECC
+_REPORT_DATA: Final = 64  # bytes
 _TEES: Final = {8: "sev-snp", 9: "tdx"}
 _TEXT: Final = (1, 2, 4)  # fields of GCEInstanceInfo
 _INSTANCE: Final = ("zone", "project_id", "project_number", "instance_name", "instance_id")
@@ -162,19 +163,36 @@ class GoTpmToolsMessage(NamedTuple):
         return b"".join(encoded)
 
 
-def is_go_tpm_tools(data: bytes) -> bool:
-    """Return whether data begins as an `attest.Attestation`: with the key's TPMT_PUBLIC.
+def decode_evidence(data: bytes) -> Evidence:
+    """Decode a message `attest.Attestation` as evidence, which keeps the message as it is.
 
-    Text in JSON may begin with the same byte, a line feed, but has no zero byte.
+    The report data are the qualifying data of the first quote, zero-padded to 64 bytes.
+
+    Raises:
+        FormatError: If the message or its first quote is malformed, or has no quote, or the
+            qualifying data have more than 64 bytes.
     """
-    if data[:1] != b"\n":
-        return False
-    reader = ProtobufReader(data[:8], 1)
-    try:
-        size = reader.varint()
-    except FormatError:
-        return False
-    return size <= len(data) and data[reader.at : reader.at + 2] in _PUBLIC_TYPES
+    message = GoTpmToolsMessage.parse(data)
+    if not message.quotes:
+        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+    extra = TpmsAttest.parse(message.quotes[0].message).extra_data
+    if len(extra) > _REPORT_DATA:
+        problem = f"attest.Attestation: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
+        raise FormatError(problem, reason="too_large")
+    return Evidence(GoTpmTools(data), Stack(extra.ljust(_REPORT_DATA, b"\0"), (), ""))
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """Return the message of evidence of go-tpm-tools.
+
+    Raises:
+        UsageError: If the evidence is of another platform, or has events or a configuration.
+    """
+    platform, stack = evidence
+    if not isinstance(platform, GoTpmTools) or stack.runtime_events or stack.config:
+        message = "encoding go-tpm-tools: only for a message of go-tpm-tools; use cbor"
+        raise UsageError(message, reason="not_applicable")
+    return platform.message
 
 
 def _read(data: bytes) -> list[ProtobufField]:

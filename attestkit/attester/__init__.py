@@ -116,6 +116,11 @@ class Attester(Generic[B_co]):
             from attestkit.attester.vtpm_td_source import VtpmTdSource
 
             return VtpmTdSource(backend, backend, context, app)
+        if isinstance(backend, EvidenceCollector) and isinstance(backend, EventPcr):
+            # lazy: only with a TPM whose PCR has events
+            from attestkit.attester.event_pcr_source import EventPcrSource
+
+            return EventPcrSource(backend, context, app)
         if isinstance(backend, EvidenceCollector):
             from attestkit.attester.vtpm_source import VtpmSource  # lazy: only with a TPM
 

@@ -43,6 +43,7 @@ BUILTIN: Final = {
     "gcp": "Gcp",
     "configfs_tsm": "ConfigfsTsm",
     "tdx_ioctl": "TdxIoctl",
+    "nitro_tpm": "NitroTpmBackend",
     "dstack_agent": "DstackAgent",
     "simulator": "Simulator",
     "recording": "Recording",
@@ -51,9 +52,9 @@ BUILTIN: Final = {
 }
 # Order of detection. Without the simulator and recordings, whose evidence is never used by default,
 # and without a plain TPM, whose evidence is not of a TEE.
-AUTO_ORDER: Final = ("dstack_agent", "azure", "configfs_tsm", "tdx_ioctl")
+AUTO_ORDER: Final = ("dstack_agent", "azure", "gcp", "configfs_tsm", "tdx_ioctl", "nitro_tpm")
 # Backends whose probe accepts KernelPaths.
-HARDWARE: Final = ("azure", "configfs_tsm", "tdx_ioctl", "tpm")
+HARDWARE: Final = ("azure", "gcp", "configfs_tsm", "tdx_ioctl", "nitro_tpm", "tpm")
 GROUP: Final = "attestkit.backends"
 _LONGEST_CAUSE: Final = 200  # characters of an import error in a message
 

@@ -16,6 +16,7 @@ from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
 
 __all__ = [
+    "EVENT_PCR",
     "AppHost",
     "Backend",
     "EventPcr",
@@ -30,6 +31,10 @@ __all__ = [
     "check_bytes",
     "hosts_app",
 ]
+
+
+EVENT_PCR: Final = 14
+"""The PCR for runtime events: firmware and dstack's boot loader leave it free."""
 
 
 @runtime_checkable
@@ -146,7 +151,7 @@ class EvidenceCollector(Protocol):
 class EventPcr(Protocol):
     """An EvidenceCollector with a PCR that runtime events extend, in its bank of SHA-384."""
 
-    event_pcr: int  # 14 on a NitroTPM
+    event_pcr: int  # EVENT_PCR
 
     def read_event_pcr(self) -> bytes:
         """Return the current value of the PCR: 48 bytes."""

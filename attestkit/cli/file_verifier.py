@@ -86,6 +86,7 @@ class FileOutcome(NamedTuple):
     own_collateral: bool = False  # whether the collateral is from the bundle
     bundle_report_data: bytes | None = None  # of the bundle, if the caller expects none
     certificates: tuple[bytes, ...] = ()  # AMD certificates of options
+    crls: tuple[bytes, ...] = ()  # AMD's, of options, else of the bundle
 
     @property
     def verdict(self) -> str:
@@ -143,9 +144,10 @@ class FileOutcome(NamedTuple):
         assert evidence is not None
         evidence = _with_certificates(evidence, self.certificates)
         raw = evidence.raw if isinstance(evidence, Quote) else evidence.to_bytes()
-        return EvidenceBundle(
-            raw, self.collateral, self.at, self.report_data or self.bundle_report_data
-        )
+        expected = self.report_data or self.bundle_report_data
+        # Intel's collateral has its own lists.
+        crls = () if self.collateral is not None else self.crls
+        return EvidenceBundle(raw, self.collateral, self.at, expected, crls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values ready for JSON."""
@@ -215,6 +217,7 @@ class FileVerifier:
             policy=options.policy_name,
             report_data=_expected_report_data(options),
             certificates=options.certificates,
+            crls=options.crls,
         )
         try:
             data = read_file(path)
@@ -247,6 +250,8 @@ class FileVerifier:
                 "--report-data, --text and --file",
                 reason="not_applicable",
             )
+        if bundle is not None and not options.crls:
+            out = out._replace(crls=bundle.amd_crls)
         expected = options.expects_report_data or content.in_certificate
         require_expected(expected=expected, any_freshness=self._any_freshness)
         if bundle is not None and not options.expects_report_data:
@@ -309,8 +314,10 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         if not content.in_certificate:
-            nonce = self.options.nonce
-            return self._verifier.verify(
+            nonce, verifier = self.options.nonce, self._verifier
+            if content.kind == "evidence bundle":
+                verifier = verifier.for_bundle(_bundle(content))
+            return verifier.verify(
                 evidence,
                 nonce=nonce,
                 report_data=self.options.report_data if nonce is None else ...,

@@ -50,6 +50,8 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
     ak_roots = _read_option_file(options, "verifier_ak_roots", _ak_roots)
     return Verifier(
         trust_anchor=anchor,
+        snp_certificates=certificates or (),
+        amd_crls=crls or (),
         collateral=_read_option_file(options, "verifier_collateral", Collateral.from_json),
         pccs_url=settings.pccs_url,
         policy=policy,

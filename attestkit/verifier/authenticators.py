@@ -5,7 +5,8 @@ never shared between trust anchors.
 """
 
 from binascii import Error as Base64Error
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,10 +19,14 @@ from attestkit.attestation.nitro_document import is_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
+    GcpSnp,
+    GcpTdx,
+    GoTpmTools,
     NitroEnclave,
     NitroTpm,
     Platform,
     SevSnp,
+    Tpm,
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from attestkit.verifier.dcap.engine import Dcap
     from attestkit.verifier.platforms.ak_chain import AkChains
     from attestkit.verifier.platforms.azure import AzureAuthenticator
-    from attestkit.verifier.platforms.gcp import Gcp
+    from attestkit.verifier.platforms.gcp import GcpAuthenticator
     from attestkit.verifier.platforms.nitro import Nitro
     from attestkit.verifier.platforms.snp import Snp
 
@@ -56,6 +61,7 @@ class Authenticators:
         self,
         trust_anchor: bytes | str | None,
         snp_certificates: Sequence[bytes] = (),
+        ak_settings: AkSettings = AkSettings(),  # noqa: B008 - immutable
         amd_crls: Sequence[bytes] = (),
     ) -> None:
         """Set the trust anchor and the certificates of SEV-SNP keys and TPM keys.
@@ -63,6 +69,7 @@ class Authenticators:
         Args:
             trust_anchor: Certificate in DER or PEM; None uses the vendors' roots.
             snp_certificates: VCEK, VLEK, ASK or ASVK certificates.
+            ak_settings: Certificates of TPM keys.
             amd_crls: CRLs of AMD's roots, DER or PEM.
 
         Raises:
@@ -73,17 +80,21 @@ class Authenticators:
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
+        self.ak_settings = ak_settings
+        if ak_settings.roots or ak_settings.certificates:
+            _ = self.ak_chains  # reports malformed ones at once
         self.amd_crls: tuple[bytes, ...] = tuple(amd_crls)
         self._bundled_crls: tuple[bytes, ...] = ()
 
     def with_bundled_crls(self, crls: tuple[bytes, ...]) -> "Authenticators":
         """Return authenticators that also use the CRLs of an evidence bundle.
 
-        They count only for roots of which `amd_crls` has none. The caches are new ones.
+        They count only for roots of which `amd_crls` has none. AMD's caches are new ones.
         """
         if not crls:
             return self
-        found = type(self)(self.trust_anchor, self.snp_certificates, self.amd_crls)
+        found = copy(self)
+        vars(found).pop("_amd", None)
         found._bundled_crls = crls  # noqa: SLF001 - of this class
         return found
 
@@ -94,6 +105,7 @@ class Authenticators:
         now: datetime,
         *,
         fetch: bool = True,
+        trusted_aks: Collection[bytes] = (),
     ) -> Authenticated:
         """Verify the vendor's signatures, and return what they cover.
 
@@ -105,6 +117,7 @@ class Authenticators:
             collateral: Collateral of an SGX or TDX quote.
             now: Time of the verification, with a time zone.
             fetch: Whether requests for certificates of TPM keys may be sent.
+            trusted_aks: Keys of TPMs that the policy trusts; see `AkTrust`.
 
         Raises:
             VerificationError: If a signature or certificate chain is not valid.
@@ -112,6 +125,9 @@ class Authenticators:
                 if a request is needed, and `fetch` is false.
         """
         attestation = parsed.attestation
+        before = _allow_fetch if fetch else _refuse_fetch
+        if attestation is not None and isinstance(attestation.evidence.platform, (Tpm, GoTpmTools)):
+            return self._authenticate_tpm(attestation, trusted_aks, now, before)
         if attestation is not None and isinstance(attestation.evidence.platform, NitroTpm):
             # lazy: only for this platform
             from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
@@ -277,6 +293,8 @@ def _snp_evidence(platform: Platform) -> SevSnp | None:
         from attestkit.verifier.platforms.azure import snp_evidence_of  # lazy: only for Azure
 
         return snp_evidence_of(platform)
+    if isinstance(platform, GcpSnp):
+        return SevSnp(platform.report, platform.cert_chain, "")
     return platform if isinstance(platform, SevSnp) else None
 
 

@@ -2,9 +2,10 @@
 
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
 or null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or
-null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD). The file is not authenticated: evidence and collateral have their own signatures, and the
-relying party chooses the expected report data and the time of the verification: now, unless it
-asks for the time of the bundle.
+null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD). The file is not
+authenticated: evidence, collateral and lists have their own signatures, and the relying party
+chooses the expected report data and the time of the verification: now, unless it asks for the time
+of the bundle.
 """
 
 import json
@@ -31,7 +32,7 @@ _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
 _REPORT_DATA_LIMIT: Final = 64  # bytes
 # Evidence in base64, and nine fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
-_CRL_LIMIT: Final = 1 << 20  # bytes of each
+_CRL_LIMIT: Final = 1 << 18  # bytes of all; AMD's have under 1,000 each
 _MAX_CRLS: Final = 32
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
 _CRLS: Final = "amd_crls"  # left out if there are none, as in files of older versions
@@ -56,7 +57,8 @@ class EvidenceBundle:
     collateral: Collateral | None
     at: datetime  # aware
     report_data: bytes | None = None  # at most 64 bytes, not padded
-    amd_crls: tuple[bytes, ...] = field(default=(), repr=False)  # DER or PEM, at most 32
+    # Of AMD's roots: DER or PEM, at most 32 and 256 KiB in all.
+    amd_crls: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
@@ -64,13 +66,7 @@ class EvidenceBundle:
             _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
         if not isinstance(self.collateral, Collateral | None):
             raise wrong_type("collateral", "a Collateral", self.collateral)
-        if not isinstance(self.amd_crls, tuple):
-            raise wrong_type(_CRLS, "a tuple of bytes", self.amd_crls)
-        if len(self.amd_crls) > _MAX_CRLS:
-            message = f"{_CRLS}: {len(self.amd_crls)} CRLs, at most {_MAX_CRLS}"
-            raise UsageError(message, reason="too_many")
-        for crl in self.amd_crls:
-            _check_bytes(_CRLS, crl, 1, _CRL_LIMIT)
+        _check_crls(self.amd_crls)
         _check_moment(self.at)
 
     def names_time(self, moment: datetime) -> bool:
@@ -165,6 +161,14 @@ def _check_bytes(name: str, value: object, least: int, most: int) -> None:
     if not least <= len(value) <= most:
         message = f"{name}: {len(value)} bytes, must be {least} to {most}"
         raise UsageError(message, reason="wrong_size")
+
+
+def _check_crls(value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(one, bytes) for one in value):
+        raise wrong_type(_CRLS, "a tuple of bytes", value)
+    if len(value) > _MAX_CRLS:
+        raise UsageError(f"{_CRLS}: {len(value)}, at most {_MAX_CRLS}", reason="too_many")
+    _check_bytes(_CRLS, b"".join(value), len(value), _CRL_LIMIT)
 
 
 def _check_moment(value: object) -> None:

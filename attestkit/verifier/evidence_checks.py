@@ -27,7 +27,6 @@ from attestkit.errors import (
     FormatError,
     PolicyError,
     ReplayError,
-    UnsupportedError,
     UsageError,
     VerificationError,
 )
@@ -62,7 +61,6 @@ _td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
 
 
 _PARAVISOR: Final = (AzureSnp, AzureTdx)
-_SUPPORTED: Final = (Tdx, SevSnp, NitroEnclave, NitroTpm, *_PARAVISOR)
 
 
 class ParsedEvidence(NamedTuple):
@@ -78,12 +76,8 @@ class ParsedEvidence(NamedTuple):
         Raises:
             FormatError: If its quote is malformed or not of a TD, or its HCL report is malformed or
                 of other hardware.
-            UnsupportedError: If its platform is not supported.
         """
         platform = attestation.evidence.platform
-        if not isinstance(platform, _SUPPORTED):
-            message = f"{attestation.platform} evidence: vTPM quotes are not supported"
-            raise UnsupportedError(message, reason="feature")
         if isinstance(platform, _PARAVISOR):
             from attestkit.verifier.platforms.azure import read_azure_report  # lazy: only for Azure
 
@@ -185,9 +179,6 @@ def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], Verificat
         from attestkit.verifier.platforms.nitro_tpm import replay_runtime_events
 
         return (), replay_runtime_events(attestation)
-    if isinstance(attestation.evidence.platform, _PARAVISOR):
-        text = "replay was left out: behind a paravisor, the boot is measured in PCRs only"
-        return (), skipped("event_log", text)
     if quote is None:
         text = f"replay was left out: nothing measures events on {attestation.platform}"
         return (), skipped("event_log", text)
@@ -236,16 +227,11 @@ def app_info(
     attestation, quote = parsed
     if attestation is None:
         return None, _without_app("a bare quote does not name its app")
+    if reason := _nameless(attestation):
+        return None, _without_app(reason)
     platform = attestation.evidence.platform
     if isinstance(platform, SevSnp):
-        if not platform.mr_config:
-            text = "the evidence has no configuration document, so it does not name its app"
-            return None, _without_app(text)
         MrConfig.parse(platform.mr_config).check_lengths()
-    if isinstance(platform, _PARAVISOR):
-        return None, _without_app("behind a paravisor, evidence does not name its app")
-    if isinstance(platform, NitroTpm) and attestation.is_bare:
-        return None, _without_app("a bare document does not name its app")
     info = attestation.read_app_info(device=device)
     if info.os_image_hash != image_hash:
         info = info._replace(os_image_hash=image_hash)

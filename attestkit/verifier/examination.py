@@ -8,9 +8,10 @@ exception rejects the evidence.
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
@@ -46,6 +47,17 @@ if TYPE_CHECKING:
     from attestkit.verifier.images import ImageStore
 
 _Got = TypeVar("_Got")
+
+
+_INIT_DATA_PCR: Final = 8  # at Azure, extended by CoCo's agent without a record (vtpm.md, 6.4)
+
+
+class PcrLogs(NamedTuple):
+    """Logs of a machine with a TPM; empty if the evidence has none."""
+
+    boot_log: bytes
+    ima_log: bytes
+    extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
 class Settings(NamedTuple):
@@ -128,7 +140,14 @@ class Examination:
         run_step("event log", self._steps, self._replay)
 
     def _replay(self) -> None:
-        _require(self._authenticated)
+        found = _require(self._authenticated)
+        if found.vtpm is not None and (logs := _pcr_logs(self.parsed)) is not None:
+            from attestkit.verifier.platforms.pcr_logs import with_replayed_logs  # lazy: with a TPM
+
+            vtpm, steps = with_replayed_logs(found.vtpm, *logs)
+            self._authenticated, self._replayed = found._replace(vtpm=vtpm), ()
+            self._steps.extend(steps)
+            return
         self._replayed, step = replay_event_log(self.parsed)
         self._steps.append(step)
 

@@ -133,7 +133,9 @@ class Verifier:
         self.policy: AppraisalPolicy = (
             AppraisalPolicy.default() if policy is None else require_policy(policy)
         )
-        self._authenticators = Authenticators(trust_anchor, snp_certificates, amd_crls)
+        certificates = tuple(ak_certificates)
+        keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
+        self._authenticators = Authenticators(trust_anchor, snp_certificates, keys, amd_crls)
         self._collateral = collateral
         self._pccs_url = pccs_url
         self._getter, self._cache = getter, cache
@@ -462,63 +464,3 @@ def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
 def _check_collateral(given: object) -> None:
     if given is not None and not isinstance(given, Collateral):
         raise wrong_type("collateral", "a Collateral", given)
-
-
-@overload
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult: ...
-
-
-@overload
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes | None = None,
-    report_data: bytes | EllipsisType | None,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult: ...
-
-
-def verify(
-    evidence: Evidence,
-    *,
-    nonce: bytes | None = None,
-    report_data: bytes | EllipsisType | None = ...,
-    collateral: Collateral | _Path | None = None,
-    trust_anchor: bytes | str | None = None,
-    policy: AppraisalPolicy | _Path | None = None,
-    pccs_url: str | None = None,
-    now: datetime | float | None = None,
-    snp_certificates: Sequence[bytes] = (),
-    amd_crls: Sequence[bytes] = (),
-    images: "Images | None" = None,
-) -> AttestationResult:
-    """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
-    verifier = Verifier(
-        trust_anchor=trust_anchor,
-        collateral=collateral,
-        pccs_url=pccs_url,
-        policy=policy,
-        snp_certificates=snp_certificates,
-        amd_crls=amd_crls,
-        images=images,
-    )
-    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)

@@ -1,10 +1,11 @@
 """Shared evidence samples: captures, one of each kind, and mutations of them."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final, get_args
 
 from hypothesis import strategies as st
 
+from attestkit.attestation import Encoding
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack
 from attestkit.errors import AttestKitError

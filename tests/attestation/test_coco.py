@@ -215,6 +215,13 @@ def azure_evidence(**members: Any) -> Evidence:
     return Evidence(platform._replace(vtpm_quote=platform.vtpm_quote._replace(**members)), stack)
 
 
+QUOTE = read_bincode_quote(
+    b"".join(len(part).to_bytes(8, "little") + part for part in (b"\1" * 256, message()))
+    + (24).to_bytes(8, "little")
+    + b"".join(PCRS)
+)
+
+
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
@@ -227,18 +234,16 @@ def azure_evidence(**members: Any) -> Evidence:
             "not_applicable",
         ),
         (
-            Evidence(parts.AzureTdx(b"", azure_evidence().platform[1], b""), Stack(EXTRA, (), "")),
+            Evidence(parts.AzureTdx(b"", QUOTE, b""), Stack(EXTRA, (), "")),
             "wrong_value",
         ),
         (
-            Evidence(
-                parts.AzureSnp(hcl_bytes(), azure_evidence().platform[1], ()), Stack(EXTRA, (), "")
-            ),
+            Evidence(parts.AzureSnp(hcl_bytes(), QUOTE, ()), Stack(EXTRA, (), "")),
             "not_applicable",
         ),
         (
             Evidence(
-                parts.AzureSnp(hcl_bytes(), azure_evidence().platform[1], (b"0",)),
+                parts.AzureSnp(hcl_bytes(), QUOTE, (b"0",)),
                 Stack(EXTRA, (), ""),
             ),
             "wrong_value",

@@ -57,7 +57,7 @@ def test_load_unknown_name_lists_known_names() -> None:
     with raises(
         UsageError,
         "unknown_name",
-        part="use one of configfs_tsm, tdx_ioctl, dstack_agent, simulator",
+        part="use one of gcp, configfs_tsm, tdx_ioctl, nitro_tpm, dstack_agent, simulator",
     ):
         backends.load("simulater")
 
@@ -165,7 +165,14 @@ def test_detect_selects_the_only_available_backend(found: dict[str, type], name:
 
 def test_detect_follows_auto_order(found: dict[str, type]) -> None:
     """The first available backend of AUTO_ORDER is selected."""
-    assert backends.AUTO_ORDER == ("dstack_agent", "azure", "configfs_tsm", "tdx_ioctl")
+    assert backends.AUTO_ORDER == (
+        "dstack_agent",
+        "azure",
+        "gcp",
+        "configfs_tsm",
+        "tdx_ioctl",
+        "nitro_tpm",
+    )
     found["configfs_tsm"], found["tdx_ioctl"] = probed(), ExplicitOnlyBackend
     assert backends.detect() is found["configfs_tsm"]
 
@@ -173,7 +180,7 @@ def test_detect_follows_auto_order(found: dict[str, type]) -> None:
 def test_detect_error_lists_each_probe_and_remedy(found: dict[str, type]) -> None:
     """The error has each backend's probe error and the next step."""
     found["dstack_agent"] = ExplicitOnlyBackend
-    saw = "dstack_agent: name me to have me; azure: no such device; configfs_tsm: no such device"
+    saw = "dstack_agent: name me to have me; azure: no such device; gcp: no such device"
     with raises(BackendUnavailableError, "no_backend", part=saw) as caught:
         backends.detect()
     assert "ATTESTKIT_BACKEND=simulator" in str(caught.value)
@@ -206,8 +213,10 @@ def test_probe_all_passes_paths_to_hardware_backends(found: dict[str, type]) -> 
     given = {name: vars(cls).get("probe_arguments") for name, cls in found.items()}
     assert given == {
         "azure": (paths,),
+        "gcp": (paths,),
         "configfs_tsm": (paths,),
         "tdx_ioctl": (paths,),
+        "nitro_tpm": (paths,),
         "dstack_agent": (),
         "simulator": (),
         "recording": (),

@@ -10,7 +10,7 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from typing import Final, NamedTuple
 
-from attestkit._crypto.x509.cert_path import CRL_SIGN, PathCertificate, may, verify_signature
+from attestkit._crypto.x509.cert_path import CRL_SIGN, VENDOR_RULES, PathCertificate, may
 from attestkit._crypto.x509.crl import Crl, SignedCrl, read_crl_content, read_signed_crl
 from attestkit.errors import FormatError, SignatureError
 
@@ -57,8 +57,11 @@ def check_crl_signature(crl: AmdCrl, issuer: PathCertificate, what: str) -> None
     if not may(issuer, CRL_SIGN):
         message = f"{what}: the key usage of its issuer does not allow it to sign CRLs"
         raise SignatureError(message, reason="crl_bad_signature")
+    if (verify := VENDOR_RULES.algorithms.get(envelope.algorithm)) is None:
+        message = f"{what}: signature algorithm must be {VENDOR_RULES.names}"
+        raise SignatureError(message, reason="crl_bad_signature")
     try:
-        verify_signature(envelope.algorithm, issuer.spki, envelope.signature, envelope.signed)
+        verify(issuer.spki, envelope.signature, envelope.signed)
     except SignatureError as error:
         message = f"{what}: not signed by its issuer: {error}"
         raise SignatureError(message, reason="crl_bad_signature") from error

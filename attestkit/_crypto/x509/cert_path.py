@@ -36,8 +36,6 @@ CRL_SIGN: Final = 6
 
 _Verify = Callable[[bytes, bytes, bytes], None]
 
-_OTHER_ALGORITHM: Final = "signature algorithm must be RSA-PSS or ECDSA P-384, with SHA-384"
-
 # Signature algorithms, by AlgorithmIdentifier: ECDSA with SHA-384, and RSASSA-PSS (RFC 4055, 3.1)
 # with and without its default trailer field.
 _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
@@ -76,7 +74,6 @@ class PathCertificate(NamedTuple):
     signed: bytes  # TBSCertificate
     algorithm: bytes  # AlgorithmIdentifier in DER
     signature: bytes
-    serial: int  # signed; zero on VCEKs and VLEKs
     issuer: bytes  # Name in DER
     subject: bytes  # Name in DER
     valid_from: datetime  # aware
@@ -93,7 +90,9 @@ class PathCertificate(NamedTuple):
 NamedCertificate: TypeAlias = tuple[str, PathCertificate]
 """A certificate, after its name for errors."""
 
-CheckIssued: TypeAlias = Callable[[NamedCertificate, NamedCertificate, SignatureReason], None]
+CheckIssued: TypeAlias = Callable[
+    [NamedCertificate, NamedCertificate, SignatureReason, PathRules], None
+]
 """`check_issued`, or a function that calls it."""
 
 
@@ -111,7 +110,10 @@ def read_path_certificate(der: bytes) -> PathCertificate:
 
 
 def check_path(
-    path: Sequence[NamedCertificate], now: datetime, check: "CheckIssued | None" = None
+    path: Sequence[NamedCertificate],
+    now: datetime,
+    rules: PathRules = VENDOR_RULES,
+    check: CheckIssued | None = None,
 ) -> None:
     """Check that each certificate is signed by the next one, a CA, and valid at `now`.
 
@@ -119,6 +121,7 @@ def check_path(
         path: Certificates with their names for errors: the end-entity certificate first, the trust
             anchor last. The signature of the trust anchor is not verified.
         now: An aware datetime.
+        rules: The certificates' profile.
         check: Replaces the function `check_issued`, by one that caches what it verified.
 
     Raises:
@@ -129,7 +132,7 @@ def check_path(
     verify = check or check_issued
     for at in reversed(range(len(path) - 1)):
         reason: SignatureReason = "untrusted_root" if at == len(path) - 2 else "cert_bad_signature"
-        verify(path[at], path[at + 1], reason)
+        verify(path[at], path[at + 1], reason, rules)
         _check_authority(path[at + 1], below=at)
     for named in path:
         _check_extensions(named, rules)
@@ -141,45 +144,28 @@ def check_path(
 
 
 def check_issued(
-    named: NamedCertificate, issuer: NamedCertificate, reason: SignatureReason
+    named: NamedCertificate,
+    issuer: NamedCertificate,
+    reason: SignatureReason,
+    rules: PathRules = VENDOR_RULES,
 ) -> None:
-    """Check name and signature of a certificate's issuer; the outcome never changes.
+    """Check issuer and signature of a certificate; the outcome depends on nothing else.
 
     Raises:
-        SignatureError: If the issuer is another one or did not sign it (`reason`), or the algorithm
-            is not supported (`cert_bad_signature`).
+        SignatureError: If the certificate names another issuer, or its signature is not valid.
     """
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:
         raise SignatureError(f"{name}: the issuer is not {issuer_name}", reason=reason)
-    if certificate.algorithm not in _ALGORITHMS:
-        message = f"{name}: {_OTHER_ALGORITHM}"
+    verify = rules.algorithms.get(certificate.algorithm)
+    if verify is None:
+        message = f"{name}: signature algorithm must be {rules.names}"
         raise SignatureError(message, reason="cert_bad_signature")
     try:
-        verify_signature(
-            certificate.algorithm, authority.spki, certificate.signature, certificate.signed
-        )
+        verify(authority.spki, certificate.signature, certificate.signed)
     except SignatureError as error:
         message = f"{name}: not signed by {issuer_name}: {error}"
         raise SignatureError(message, reason=reason) from error
-
-
-def verify_signature(algorithm: bytes, spki: bytes, signature: bytes, signed: bytes) -> None:
-    """Verify a signature of one of the algorithms of these certificates.
-
-    Args:
-        algorithm: AlgorithmIdentifier in DER.
-        spki: Public key as SubjectPublicKeyInfo in DER.
-        signature: As in the certificate or CRL.
-        signed: The signed data.
-
-    Raises:
-        SignatureError: If it is not valid, or the key malformed or of another kind
-            (`bad_signature`, `invalid_key`).
-    """
-    if (verify := _ALGORITHMS.get(algorithm)) is None:
-        raise SignatureError(_OTHER_ALGORITHM, reason="bad_signature")
-    verify(spki, signature, signed)
 
 
 def _check_authority(named: NamedCertificate, *, below: int) -> None:
@@ -193,7 +179,7 @@ def _check_authority(named: NamedCertificate, *, below: int) -> None:
         raise SignatureError(message, reason="cert_not_authority")
 
 
-def _check_extensions(named: NamedCertificate) -> None:
+def _check_extensions(named: NamedCertificate, rules: PathRules) -> None:
     name, certificate = named
     if unknown := certificate.critical - rules.critical:
         message = f"{name}: unknown critical extension: {min(unknown)}"
@@ -246,7 +232,6 @@ def _certificate(der: bytes) -> PathCertificate:
         signed,
         algorithm,
         signature,
-        serial,
         issuer,
         subject,
         valid_from,

@@ -25,6 +25,7 @@ from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
     NitroEnclave,
+    NitroTpm,
     SevSnp,
     Tdx,
     td_body,
@@ -41,8 +42,8 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
     """Verify that the evidence is of the OS image in the VM configuration; return its hash.
 
     Args:
-        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP, a Nitro Enclave, or TDX on
-            Google Cloud, whose TPM quote is verified.
+        evidence: Evidence of TDX (with "lite" measurement), SEV-SNP, a Nitro Enclave or a NitroTPM,
+            or of TDX on Google Cloud, whose TPM quote is verified.
         quote: The quote in a TD's evidence, if it is parsed already.
 
     Returns:
@@ -68,6 +69,8 @@ def verify_os_image(evidence: Evidence, *, quote: Quote | None = None) -> bytes:
         return _check_nitro_enclave(platform, found)
     if isinstance(platform, GcpTdx):
         return _check_gcp(platform, found)
+    if isinstance(platform, NitroTpm):
+        return _check_nitro_tpm(platform, found)
     message = "OS image: needs verification of a TPM quote, which is not supported"
     raise UnsupportedError(message, reason="os_image")
 
@@ -140,6 +143,28 @@ def _check_gcp(platform: GcpTdx, config: VmConfig) -> bytes:
     texts = fields.get("checksum_file"), fields.get("measurement")
     document = _document(*texts, config.os_image_hash, "measurement.gcp.cbor")
     gcp.check_boot(platform.tpm_quote, gcp.read_uki_hash(document))
+    return config.os_image_hash
+
+
+def _check_nitro_tpm(platform: NitroTpm, config: VmConfig) -> bytes:
+    """Check PCRs 4 (boot application), 7 (Secure Boot) and 12 (kernel command line)."""
+    measurement = config.find("aws_measurement")
+    if measurement is None:
+        message = "OS image: vm_config.aws_measurement is missing, and required on AWS NitroTPM"
+        raise VerificationError(message, reason="os_image")
+    if not isinstance(measurement, dict):
+        raise FormatError("vm_config: aws_measurement: must be an object", reason="wrong_type")
+    texts = measurement.get("checksum_file"), measurement.get("measurement")
+    document = _document(*texts, config.os_image_hash, "measurement.aws.cbor")
+    expected = document.get("boot_pcr_digest")
+    if not isinstance(expected, bytes) or len(expected) != 32:
+        message = "measurement.aws.cbor: boot_pcr_digest: must be 32 bytes"
+        raise FormatError(message, reason="wrong_size")
+    quoted = nitro_document.read_nitro_document(platform.attestation_doc, tpm=True)
+    actual = sha256(quoted.pcr(4) + quoted.pcr(7) + quoted.pcr(12))
+    if not hmac.compare_digest(actual, expected):
+        values = f"expected={expected.hex()}, quoted={actual.hex()}"
+        raise VerificationError(f"AWS boot_pcr_digest mismatch: {values}", reason="os_image")
     return config.os_image_hash
 
 

@@ -444,9 +444,9 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
 def _cloud(root: Path) -> list[Platform]:
     vendor, product = _dmi(root, "sys_vendor"), _dmi(root, "product_name")
     if vendor == "Google" or product == "Google Compute Engine":
-        advice = "use configfs_tsm for TDX and SEV-SNP; evidence of the vTPM is not supported yet"
+        advice = "use gcp, whose evidence has a quote of the vTPM, too; without it configfs_tsm"
         return [Platform("Google Cloud", "DMI: Google", supported=True, advice=advice)]
     if vendor == "Amazon EC2":
-        advice = "use configfs_tsm for SEV-SNP; evidence of the NitroTPM is not supported yet"
+        advice = "use configfs_tsm for SEV-SNP, and nitro_tpm for documents of the NitroTPM"
         return [Platform("AWS EC2", "DMI: Amazon EC2", supported=True, advice=advice)]
     return []

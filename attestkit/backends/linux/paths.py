@@ -36,6 +36,7 @@ class KernelPaths(NamedTuple):
     tpm_class: Path = Path("/sys/class/tpm")
     tpm_boot_log: Path = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
     ima_log: Path = Path("/sys/kernel/security/ima/binary_runtime_measurements")
+    dmi: Path = Path("/sys/class/dmi/id")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
     runtime_log: Path = Path("/run/log/dstack")
 

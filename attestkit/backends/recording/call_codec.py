@@ -164,6 +164,7 @@ CALLS: Final = {
     "read_event_log": CallSpec(BYTES),
     "read_app_compose": CallSpec(BYTES),
     "read_rtmr": CallSpec(BYTES, ("register",)),
+    "read_event_pcr": CallSpec(BYTES),
     "extend_rtmr": CallSpec(NOTHING, ("register", "digest"), changes_state=True),
     "open_journal": CallSpec(NOTHING, ("version",), constant=True),
     LOCK: CallSpec(NOTHING, ("attempt",)),

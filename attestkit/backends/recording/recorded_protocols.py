@@ -7,7 +7,9 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends.base import (
+    EVENT_PCR,
     Backend,
+    EventPcr,
     EvidenceCollector,
     GuestAgent,
     RegisterExtender,
@@ -222,6 +224,14 @@ ABILITIES: Final = {
     "collector": Ability(
         lambda backend: isinstance(backend, EvidenceCollector),
         _forward("collect_evidence", "read_attestation_key"),
+    ),
+    "event_pcr": Ability(
+        lambda backend: isinstance(backend, EventPcr),
+        {
+            **_forward("read_event_pcr"),
+            "open_journal": _open_journal,
+            "event_pcr": EVENT_PCR,
+        },
     ),
     "agent": Ability(
         lambda backend: isinstance(backend, GuestAgent),

@@ -56,12 +56,16 @@ class HmacSession:
         self._hash = hash_name
         self._random = random
 
-    def run(self, command: SessionCommand, secret: bytes) -> TpmResponse:
+    def run(
+        self, command: SessionCommand, secret: bytes, *, check_response: bool = True
+    ) -> TpmResponse:
         """Send a command that the session authorizes, and check the HMAC of its response.
 
         Args:
             command: The command.
             secret: Password of its first handle.
+            check_response: Whether the response must have a valid HMAC. Without, no further command
+                can be sent in the session.
 
         Raises:
             TpmError: If the TPM answers with an error, such as for a wrong password (`is_denied`).
@@ -78,7 +82,8 @@ class HmacSession:
             [Authorization(self.handle, nonce, CONTINUE_SESSION, proof)],
             seconds=command.seconds,
         )
-        self._check(command, response, secret, nonce)
+        if check_response:
+            self._check(command, response, secret, nonce)
         return response
 
     def _check(

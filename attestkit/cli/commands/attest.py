@@ -21,7 +21,7 @@ _EPILOG: Final = (
 @click.option(
     "--encoding",
     type=click.Choice(
-        ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
+        ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor", "coco"]
     ),
     help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON "
     "(Azure, TPM); the others are RATS CMW encodings. Default: v1, or cbor on a platform that "
@@ -35,8 +35,6 @@ def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
     -o it goes to stdout: raw into a pipe, as hex on a terminal. The command fails if the log does
     not replay to the registers of the quote.
     """
-    from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: --help needs it not
-
     with request.open() as attester:
         nonce = request.report_data.nonce
         if nonce is not None:  # so that the report data can name the key of a TPM

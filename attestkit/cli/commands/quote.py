@@ -31,7 +31,7 @@ def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
         kind, raw = _raw(attester, request.report_data.value, unchecked=unchecked)
         backend, simulated = attester.backend.name, attester.simulated
     fields = {"kind": kind, "backend": backend, "simulated": simulated}
-    request.write_result(raw, "quote", fields, kind, report_data=request.report_data.value)
+    request.write_result(raw, "quote", fields, kind)
 
 
 def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
@@ -49,11 +49,8 @@ def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[
         kind = "quote" if attester.has_quotes else "SEV-SNP report"
         return kind, attester.backend.get_quote(report_data)
     if not attester.has_quotes:
-        evidence = attester.attest(report_data=report_data)
-        platform = evidence.evidence.platform
-        if not isinstance(platform, (SevSnp, GcpSnp)):
-            message = f"quote: evidence of {evidence.platform} is no single quote; use attest"
-            raise UnsupportedError(message, reason="no_quote")
+        platform = attester.attest(report_data=report_data).evidence.platform
+        assert isinstance(platform, SevSnp)
         return "SEV-SNP report", platform.report
     with warnings.catch_warnings():  # --text has already warned of hex
         warnings.simplefilter("ignore", ReportDataWarning)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit import backends
-from attestkit.backends.base import Backend, EvidenceCollector, RegisterExtender, SnpReporter
+from attestkit.backends.base import (
+    Backend,
+    EventPcr,
+    EvidenceCollector,
+    RegisterExtender,
+    SnpReporter,
+)
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux.ccel import read_boot_log
 from attestkit.backends.linux.host_inspection import HostInspection, inspect_host
@@ -117,7 +123,10 @@ def examine(root: str | os.PathLike[str] | None, *, quote: bool = False) -> Diag
         service=_service(host),
         boot_log=_boot_log(paths),
         runtime_log=examine_runtime_log(
-            paths.runtime_log, paths.boot_id, lambda: _read_rtmr3(paths, found)
+            paths.runtime_log,
+            paths.boot_id,
+            lambda: _read_event_register(paths, found),
+            _event_register_name(found),
         ),
         quotes=try_quotes(paths, found) if quote else None,
     )
@@ -207,6 +216,8 @@ def _read_event_register(paths: KernelPaths, found: dict[str, str | None]) -> by
             with contextlib.closing(_open_backend(name, paths)) as backend:
                 if isinstance(backend, RegisterExtender):
                     return backend.read_rtmr(3)
+                if isinstance(backend, EventPcr):
+                    return backend.read_event_pcr()
         except AttestKitError:
             continue
     try:

@@ -121,7 +121,7 @@ def _logs(found: Diagnosis) -> Iterator[Check]:
         yield Check("ok", "boot log", f"{boot.events} events in {boot.size} bytes")
     else:
         yield Check("--", "boot log", "none")
-    if found.tee == "TDX":
+    if found.tee == "TDX" or found.works("nitro_tpm"):
         mark = "ok" if log.good else "--" if log.state == "unknown" else "!!"
         yield Check(mark, "runtime log", f"{host.runtime_log.path}: {log.says}")
 

@@ -5,7 +5,7 @@ lock file. A log that changes while it is read is read again.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ LARGEST: Final = 16 << 20  # bytes of the log
 ATTEMPTS: Final = 5
 _REBOOT: Final = (
     "emit_event and attest fail, since no log replays to the register; get_quote works. "
-    "Reboot the guest, and extend RTMR3 from one program only."
+    "Reboot the guest, and extend {register} from one program only."
 )
 
 
@@ -40,7 +40,7 @@ class RuntimeLogState(NamedTuple):
     says: str
     advice: str | None = None  # None: no remedy needed
     events: int = 0
-    register: str | None = None  # RTMR3, hex; None: unreadable
+    register: str | None = None  # value of RTMR3 or PCR 14, hex; None: unreadable
     replay: str | None = None  # replay of the complete lines, hex
 
     @property
@@ -84,20 +84,25 @@ class _Log(NamedTuple):
 
 
 def examine_runtime_log(
-    folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]
+    folder: Path,
+    boot_id: Path,
+    read_register: Callable[[], bytes | None],
+    register_name: str = "RTMR3",
 ) -> RuntimeLogState:
-    """Read a runtime log and compare it with RTMR3.
+    """Read a runtime log and compare it with the register that events extend.
 
     Args:
         folder: Folder of the log.
         boot_id: The kernel's boot_id file.
-        read_register: Returns RTMR3, 48 bytes, or None if it is unreadable.
+        read_register: Returns the register, 48 bytes, or None if it is unreadable.
+        register_name: `RTMR3`, or `PCR 14` of a NitroTPM.
     """
-    found = _examine_once(folder, boot_id, read_register)
+    examine = partial(_examine_once, folder, boot_id, read_register, register_name)
+    found = examine()
     for _ in range(ATTEMPTS - 1):
         if found.good or found.state == "unknown":
             break
-        again = _examine_once(folder, boot_id, read_register)
+        again = examine()
         if again == found:
             break
         found = again
@@ -105,9 +110,13 @@ def examine_runtime_log(
 
 
 def _examine_once(
-    folder: Path, boot_id: Path, read_register: Callable[[], bytes | None]
+    folder: Path,
+    boot_id: Path,
+    read_register: Callable[[], bytes | None],
+    register_name: str,
 ) -> RuntimeLogState:
     register = read_register()
+    state = partial(_state, folder=folder, register=register_name)
     try:
         lines, pending, version, own_boot = (
             _read(folder / name) for name in (LOG, PENDING, VERSION, BOOT_ID)
@@ -115,22 +124,26 @@ def _examine_once(
         current_boot = _read(boot_id)
     except OSError as error:
         problem = f"{error.filename or folder}: {error.strerror or error}"
-        return _state("unreadable", folder, problem=problem)
+        return state("unreadable", problem=problem)
     if version is not None and version.strip() not in (b"1", b"2"):
         problem = f"{folder / VERSION}: {version[:16]!r} is not 1 or 2"
-        return _state("damaged", folder, problem=problem)
+        return state("damaged", problem=problem)
     lines = lines or b""
     whole = lines.rfind(b"\n") + 1
     try:
         events = parse_runtime_lines(lines[:whole])
     except FormatError as error:
-        return _state("damaged", folder, problem=f"{folder / LOG}: {error}")
+        return state("damaged", problem=f"{folder / LOG}: {error}")
     known = own_boot is not None and current_boot is not None
     foreign = known and (own_boot or b"").strip() != (current_boot or b"").strip()
     log = _Log(events, len(lines) > whole, pending, foreign, register)
     count = "1 event" if len(events) == 1 else f"{len(events)} events"
-    values = {"count": count, "event": log.extended_pending, "first": log.extended_events}
-    return _state(_classify(log), folder, **values)._replace(
+    values: dict[str, Any] = {
+        "count": count,
+        "event": log.extended_pending,
+        "first": log.extended_events,
+    }
+    return state(_classify(log), **values)._replace(
         events=len(events),
         register=None if register is None else register.hex(),
         replay=log.replay.hex(),
@@ -148,11 +161,15 @@ def _read(path: Path) -> bytes | None:
     return data
 
 
-def _state(key: str, folder: Path, **values: object) -> RuntimeLogState:
+def _state(key: str, *, folder: Path, register: str, **values: object) -> RuntimeLogState:
     """Return a state of the table in remedies.toml."""
     row = read_table()["runtime_log"][key]
     paths = {"folder": folder, "log": folder / LOG, "pending": folder / PENDING}
-    texts = {name: text.format(**paths, **values, reboot=_REBOOT) for name, text in row.items()}
+    reboot = _REBOOT.format(register=register)
+    texts = {
+        name: text.format(**paths, **values, register=register, reboot=reboot)
+        for name, text in row.items()
+    }
     return RuntimeLogState(key.partition("/")[0], texts["says"], texts.get("advice"))
 
 

@@ -79,13 +79,7 @@ class EvidenceRequest(NamedTuple):
             write_output(_COLLATERAL, self.save_collateral, collateral().to_json())
 
     def write_result(
-        self,
-        raw: bytes,
-        name: str,
-        fields: Mapping[str, object],
-        description: str,
-        *,
-        report_data: bytes,
+        self, raw: bytes, name: str, fields: Mapping[str, object], description: str
     ) -> None:
         """Write the bytes to a file or to stdout, or print a JSON object.
 
@@ -94,7 +88,6 @@ class EvidenceRequest(NamedTuple):
             name: Name of the member of the JSON object that contains the bytes in hex.
             fields: Other members of the object; `report_data` replaces that of the options.
             description: A description of the bytes, printed if they are written to a file.
-            report_data: What the bytes are over, 64 bytes.
         """
         output = self.output
         written = output is not None and write_output("-o", output, raw)

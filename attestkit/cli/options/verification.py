@@ -49,6 +49,9 @@ class VerificationOptions(NamedTuple):
     inputs: tuple[Path, ...]  # files that options name; outputs must not overwrite them
     images: "ImageStore | None" = None
     crls: tuple[bytes, ...] = ()  # of AMD: DER or PEM
+    ak_roots: tuple[bytes, ...] = ()  # of TPM keys: DER or PEM
+    ak_certificates: tuple[bytes, ...] = ()  # and CRLs: DER or PEM; untrusted
+    fetch_ak_certificates: bool = False
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -104,7 +107,8 @@ def _read_options(
             raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
     challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
-    named = (collateral, *certificates, *crls, trust_anchor, of_file, Path(policy_name))
+    named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
+    named = (*named, *crls, *ak_roots, *ak_certificates)
     return VerificationOptions(
         collateral=_read("--collateral", collateral, _collateral),
         pccs_url=pccs or None,
@@ -120,6 +124,11 @@ def _read_options(
         inputs=tuple(path for path in named if path is not None),
         images=None if images is None else _open_images(images),
         crls=tuple(_read("--crl", path, _crls) for path in crls),
+        ak_roots=tuple(_read("--ak-root", path, _ak_certificate) for path in ak_roots),
+        ak_certificates=tuple(
+            _read("--ak-certificate", path, _ak_certificate) for path in ak_certificates
+        ),
+        fetch_ak_certificates=fetch_ak_certificates,
     )
 
 
@@ -273,6 +282,14 @@ def _crls(data: bytes) -> bytes:
     from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
+    return data
+
+
+def _ak_certificate(data: bytes) -> bytes:
+    """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
+    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+
+    AkChains(certificates=[data])
     return data
 
 

@@ -283,14 +283,6 @@ class _Verification:
 
     def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":
         """Verify signatures, TCB status and the replay of the event log."""
-        report = attestation.snp_report
-        named = self._verifier.policy.vlek_providers
-        if report is not None and report.signing_key == "VLEK" and not named:
-            raise VerificationError(
-                "SNP report: signed by a VLEK (of a cloud provider); this service accepts only "
-                "a VCEK (of a chip), unless its policy names the provider in vlek_providers",
-                reason="signing_key",
-            )
         examination = self._verifier.examine(attestation, fetch=self._fetch)
         authenticated = examination.authenticate()
         examination.replay()

@@ -4,23 +4,23 @@ vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither cer
 """
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import PublicVerificationKey
-from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, AkPath, find_ak_path
-from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
-from attestkit._crypto.x509.vendor_roots import google_roots
+from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._reasons import VerificationStep
-from attestkit.errors import AttestKitError, FormatError, SignatureError
+from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import TpmtPublic
+from attestkit.verifier.platforms.ak_chain import (
+    AkChains,
+    VerifiedAk,
+    read_evidence_certificate,
+)
 from attestkit.verifier.platforms.tpm_quote import quote_scheme
-from attestkit.verifier.result import NO_REVOCATION, KeyTrust, caution, passed, skipped
-
-MAX_CERTIFICATES: Final = 8
-"""Most certificates beside a quote."""
+from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
@@ -38,8 +38,61 @@ class CertifiedKey(NamedTuple):
     """What certifies an attestation key."""
 
     trust: KeyTrust  # certificate or listed
-    path: AkPath | None  # None unless `trust` is certificate
+    certificate: VerifiedAk | None  # None unless `trust` is certificate
     steps: tuple[VerificationStep, ...]
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """DER of the certificates, leaf first, root last; empty without a verified one."""
+        return () if self.certificate is None else self.certificate.path.chain
+
+
+class AkTrust(NamedTuple):
+    """What a verifier trusts for attestation keys."""
+
+    chains: AkChains
+    trusted_aks: Collection[bytes]  # SHA-256 of the SubjectPublicKeyInfo, or that itself
+    now: datetime  # with a time zone
+    before_fetch: Callable[[], object] = lambda: None  # called before each request
+
+    def certify(self, key: AttestationKey, certificates: Sequence[bytes]) -> CertifiedKey:
+        """Return what certifies a key: its certificate, or else the list.
+
+        Args:
+            key: The key of a verified quote.
+            certificates: Its certificate and those of authorities, in DER; may be empty.
+
+        Raises:
+            SignatureError: If nothing certifies the key (`ak_unknown`), or the key is not listed
+                and its certificate is not valid.
+            CollateralError: If the key is not listed, and a certificate is missing or cannot be
+                fetched; CollateralExpiredError if one is not valid at `now`.
+        """
+        listed = is_listed(key.spki, self.trusted_aks)
+        form = _form_steps(key)
+        text = f"the policy lists the attestation key {sha256(key.spki).hex()}"
+        named = passed("attestation_key", text)
+        if not certificates:
+            if not listed:
+                raise SignatureError(
+                    f"attestation key: unknown: SHA-256 {sha256(key.spki).hex()}; list it in the "
+                    "policy's trusted_aks if it is the key of your TPM",
+                    reason="ak_unknown",
+                )
+            return CertifiedKey("listed", None, (named, *form))
+        leaf, *beside = certificates
+        roots = (*self.chains.google, *self.chains.others)
+        try:
+            found = self.chains.verify(
+                leaf, roots, self.now, beside=beside, usages=_USAGES, before_fetch=self.before_fetch
+            )
+        except (SignatureError, CollateralError) as error:
+            if not listed or error.reason == "fetch_needed":
+                raise
+            problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
+            return CertifiedKey("listed", None, (named, *form, problem))
+        certified = passed("attestation_key", "the attestation key is that of its certificate")
+        return CertifiedKey("certificate", found, (certified, *form, *found.steps))
 
 
 def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> AttestationKey:
@@ -54,7 +107,7 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         SignatureError: If the key could sign data that the TPM did not make (`ak_attributes`), it
             is not the certificate's (`ak_mismatch`), or a key or certificate is malformed.
     """
-    leaf = _read_certificate(certificates[0]) if certificates else None
+    leaf = read_evidence_certificate("AK certificate", certificates[0]) if certificates else None
     if not public and leaf is None:
         message = "attestation key: missing: the evidence has neither public area nor certificate"
         raise FormatError(message, reason="missing")
@@ -73,87 +126,6 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
     return found
 
 
-class AkTrust:
-    """Roots for certificates of attestation keys, and further certificates of authorities."""
-
-    def __init__(
-        self,
-        trust_anchor: bytes | None = None,
-        ak_roots: Sequence[bytes] = (),
-        ak_certificates: Sequence[bytes] = (),
-    ) -> None:
-        """Set the roots.
-
-        Args:
-            trust_anchor: Certificate in DER that replaces Google's roots; None keeps them.
-            ak_roots: Further roots in DER.
-            ak_certificates: Certificates of authorities in DER, for evidence without them.
-
-        Raises:
-            FormatError: If a certificate is malformed.
-        """
-        vendor = google_roots() if trust_anchor is None else (trust_anchor,)
-        name = "Google's root" if trust_anchor is None else "the trust anchor"
-        self._roots: list[tuple[str, PathCertificate]] = [
-            *((name, read_path_certificate(der)) for der in vendor),
-            *(("a root of ak_roots", read_path_certificate(der)) for der in ak_roots),
-        ]
-        self._authorities = [read_path_certificate(der) for der in ak_certificates]
-
-    def certify(
-        self,
-        key: AttestationKey,
-        certificates: Sequence[bytes],
-        trusted_aks: Iterable[bytes],
-        now: datetime,
-    ) -> CertifiedKey:
-        """Return what certifies a key: its certificate, or else the caller's list.
-
-        Args:
-            key: The key of a verified quote.
-            certificates: Its certificate and those of authorities, in DER; may be empty.
-            trusted_aks: Keys that the caller trusts: SHA-256 of the SubjectPublicKeyInfo, or the
-                SubjectPublicKeyInfo.
-            now: Time of the verification, with a time zone.
-
-        Raises:
-            SignatureError: If nothing certifies the key (`ak_unknown`), or the key is not listed
-                and its certificate is not valid.
-            CollateralError: If the key is not listed, and the certificate of an authority is
-                missing.
-            CollateralExpiredError: If the key is not listed, and a certificate is not valid at
-                `now`.
-        """
-        listed = is_listed(key.spki, trusted_aks)
-        text = f"the policy lists the attestation key {sha256(key.spki).hex()}"
-        if not certificates:
-            if not listed:
-                raise SignatureError(
-                    f"attestation key: unknown: SHA-256 {sha256(key.spki).hex()}; list it in the "
-                    "policy's trusted_aks if it is the key of your TPM",
-                    reason="ak_unknown",
-                )
-            return CertifiedKey("listed", None, (passed("attestation_key", text), *_form(key)))
-        try:
-            path = self._find_path(certificates, now)
-        except AttestKitError as error:
-            if not listed:
-                raise
-            problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
-            steps = (passed("attestation_key", text), *_form(key), problem)
-            return CertifiedKey("listed", None, steps)
-        text = f"the certificate of the attestation key leads to {path.root_name} and is valid"
-        steps = (passed("attestation_key", text), *_form(key), NO_REVOCATION)
-        return CertifiedKey("certificate", path, steps)
-
-    def _find_path(self, certificates: Sequence[bytes], now: datetime) -> AkPath:
-        if len(certificates) > MAX_CERTIFICATES:
-            message = f"AK certificate: {len(certificates)} certificates, over {MAX_CERTIFICATES}"
-            raise SignatureError(message, reason="chain_length")
-        leaf, *authorities = map(_read_certificate, certificates)
-        return find_ak_path(leaf, (*authorities, *self._authorities), self._roots, now, _USAGES)
-
-
 def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
     """Return whether a list has a key, or the SHA-256 of its SubjectPublicKeyInfo."""
     hashed = sha256(spki)
@@ -162,17 +134,9 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
     )
 
 
-def _form(key: AttestationKey) -> tuple[VerificationStep, ...]:
-    """Return a caution for a key whose attributes are not known, which only its owner can tell."""
+def _form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
+    """Return a caution for a key of unknown attributes, for which its owner must know them."""
     if key.is_restricted:
         return ()
     text = "the evidence lacks the key's public area, so its attributes were not checked"
     return (caution("attestation_key", text),)
-
-
-def _read_certificate(der: bytes) -> PathCertificate:
-    try:
-        return read_path_certificate(der)
-    except FormatError as error:
-        message = f"AK certificate: malformed: {error}"
-        raise SignatureError(message, reason="cert_malformed") from error

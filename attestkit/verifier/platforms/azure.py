@@ -6,21 +6,14 @@ policy that identifies it makes the evidence Azure's.
 """
 
 import hmac
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.public_key import PublicVerificationKey
-from attestkit._crypto.x509.ak_certificates.path import (
-    AK_USAGE,
-    EK_USAGE,
-    AkPath,
-    find_ak_path,
-    name_of,
-)
-from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, name_of
+from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.hcl_report import HclReport
@@ -41,14 +34,14 @@ from attestkit.errors import (
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
-from attestkit.verifier.platforms.attestation_key import MAX_CERTIFICATES, read_attestation_key
-from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs
+from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.platforms.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.attestation_key import read_attestation_key
 from attestkit.verifier.platforms.tpm_quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
-from attestkit.verifier.result import Authenticated, VtpmFacts, passed, skipped
+from attestkit.verifier.result import Authenticated, passed, skipped
 
 _REPORT_DATA_SIZE: Final = 64
 _SCHEME: Final = ("rsassa", "sha256")  # of the paravisor's attestation key
-_INIT_DATA_PCR: Final = 8  # extended by the guest, without a record in the firmware's log
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
 
 # Fields of a TD report that the quote repeats: both of the body, and of TDX 1.5.
@@ -98,31 +91,20 @@ def snp_evidence_of(platform: AzureSnp) -> SevSnp:
 class AzureAuthenticator:
     """Authenticator of evidence of a paravisor, under Azure's root for certificates of its TPMs."""
 
-    def __init__(
-        self,
-        trust_anchor: bytes | None = None,
-        ak_roots: Sequence[bytes] = (),
-        ak_certificates: Sequence[bytes] = (),
-    ) -> None:
+    def __init__(self, chains: AkChains, trust_anchor: bytes | None = None) -> None:
         """Set the roots of certificates of attestation keys, which evidence need not have.
 
         Args:
+            chains: Verification of certificates, with further roots.
             trust_anchor: Certificate in DER that replaces Azure's root; None keeps it.
-            ak_roots: Further roots in DER.
-            ak_certificates: Certificates of authorities in DER, for evidence without them.
 
         Raises:
             FormatError: If a certificate is malformed.
         """
         name = "Azure's root" if trust_anchor is None else "the trust anchor"
         root = azure_root() if trust_anchor is None else trust_anchor
-        self._roots: list[tuple[str, PathCertificate]] = [
-            (name, read_path_certificate(root)),
-            *(("a root of ak_roots", read_path_certificate(der)) for der in ak_roots),
-        ]
-        self._authorities = [
-            read_path_certificate(der) for der in (*ak_certificates, *azure_authorities())
-        ]
+        self._chains = chains
+        self._roots = ((name, read_path_certificate(root)), *chains.others)
 
     def authenticate(
         self,
@@ -130,14 +112,18 @@ class AzureAuthenticator:
         hardware: Authenticated,
         now: datetime,
         quote: Quote | None = None,
+        before_fetch: Callable[[], object] = lambda: None,
     ) -> Authenticated:
         """Verify the evidence beside the hardware's, and return the signed content of both.
+
+        Logs are not replayed.
 
         Args:
             platform: The evidence.
             hardware: Verified content of its SEV-SNP report or TD quote.
             now: Time of the verification, with a time zone.
             quote: The TD quote, if it is parsed already.
+            before_fetch: Function that is called before each request for a certificate.
 
         Raises:
             FormatError: If a part is malformed.
@@ -147,7 +133,7 @@ class AzureAuthenticator:
                 paravisor are others than the report data (`hcl_user_data`).
             SignatureError: If the quote or a certificate is not signed validly, or the key is
                 another (`ak_mismatch`).
-            ReplayError: If an RTMR is not zero (`rtmr_mismatch`), or a log does not replay.
+            ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
         """
         report = read_azure_report(platform)
         # HOST_DATA are zero, and no configuration document belongs to a paravisor.
@@ -160,17 +146,23 @@ class AzureAuthenticator:
             steps += verified.steps
             extra = _report_data(verified)
             steps.append(_check_user_data(report, extra))
-            certificate, subject = self._check_certificate(evidence, verified, now)
+            certificate, subject = self._check_certificate(evidence, verified, now, before_fetch)
             steps += certificate
-            facts, logs = _facts(report, verified, evidence, subject)
-            steps += logs
         except VerificationError as error:
             error.steps = (*steps, *error.steps)
             raise
+        details = report.content.configuration
+        if subject:
+            details = (*details, ("ak_certificate_name", subject))
+        facts = verified.facts("hardware_report", ("hardware_to_ak",), details)
         return hardware._replace(report_data=extra, steps=tuple(steps), vtpm=facts)
 
     def _check_certificate(
-        self, evidence: VtpmQuote, verified: VerifiedQuote, now: datetime
+        self,
+        evidence: VtpmQuote,
+        verified: VerifiedQuote,
+        now: datetime,
+        before_fetch: Callable[[], object],
     ) -> tuple[Steps, str]:
         """Verify the AK certificate; return its step, and the name in it.
 
@@ -181,16 +173,22 @@ class AzureAuthenticator:
         if not evidence.ak_certificates:
             text = "the evidence has no AK certificate; the hardware report certifies the key"
             return (skipped("ak_certificate", text),), ""
-        if len(evidence.ak_certificates) > MAX_CERTIFICATES:
-            count = len(evidence.ak_certificates)
-            message = f"AK certificate: {count} certificates, over {MAX_CERTIFICATES}"
-            raise SignatureError(message, reason="chain_length")
-        leaf, *others = map(_read_certificate, evidence.ak_certificates)
-        if PublicVerificationKey(leaf.spki).spki != verified.key.spki:
+        leaf, *others = evidence.ak_certificates
+        spki = read_evidence_certificate("AK certificate", leaf).spki
+        if PublicVerificationKey(spki).spki != verified.key.spki:
             message = "AK certificate: not of the attestation key of the HCL report"
             raise SignatureError(message, reason="ak_mismatch")
         try:
-            path = find_ak_path(leaf, (*others, *self._authorities), self._roots, now, _USAGES)
+            found = self._chains.verify(
+                leaf,
+                self._roots,
+                now,
+                beside=(*others, *azure_authorities()),
+                usages=_USAGES,
+                before_fetch=before_fetch,
+            )
+        except FetchNeededError:
+            raise
         except CollateralError as error:
             text = f"the AK certificate was not verified: {error}"
             return (skipped("ak_certificate", text),), ""
@@ -199,8 +197,8 @@ class AzureAuthenticator:
                 raise
             text = f"the AK certificate was not verified: {error}"
             return (skipped("ak_certificate", text),), ""
-        text = f"the certificate of the attestation key leads to {path.root_name} and is valid"
-        return (passed("ak_certificate", text),), _name_in(path)
+        # The common name, such as ID.TrustedVM.Azure.windows.net.
+        return found.steps, name_of(found.path.leaf).strip("'")
 
 
 def _check_binding(
@@ -304,30 +302,3 @@ def _check_user_data(report: HclReport, report_data: bytes) -> VerificationStep:
             reason="hcl_user_data",
         )
     return passed("user_data", "the paravisor received the report data as user data")
-
-
-def _facts(
-    report: HclReport, verified: VerifiedQuote, evidence: VtpmQuote, subject: str
-) -> tuple[VtpmFacts, Steps]:
-    """Return the facts of the TPM with the PCRs that the logs replay to, and the logs' steps."""
-    details = report.content.configuration
-    if subject:
-        details = (*details, ("ak_certificate_name", subject))
-    logs = replay_pcr_logs(
-        verified.pcrs, evidence.boot_log, evidence.ima_log, extended_later=(_INIT_DATA_PCR,)
-    )
-    facts = verified.facts("hardware_report", ("hardware_to_ak",), details)
-    return replace(facts, replayed=logs.replayed), logs.steps
-
-
-def _read_certificate(der: bytes) -> PathCertificate:
-    try:
-        return read_path_certificate(der)
-    except FormatError as error:
-        message = f"AK certificate: malformed: {error}"
-        raise SignatureError(message, reason="cert_malformed") from error
-
-
-def _name_in(path: AkPath) -> str:
-    """Return the common name of the key's certificate, such as ID.TrustedVM.Azure.windows.net."""
-    return name_of(path.leaf).strip("'")

@@ -6,8 +6,9 @@ issuer certificates, if allowed, are sent only after the quote's signature is va
 
 import hmac
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import PublicVerificationKey
@@ -73,7 +74,7 @@ class GcpAuthenticator:
         _check_form(tpm_quote)
         key = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
         quote = _verify_quote(tpm_quote, key, _TDX_PCRS if is_td else (ALL_PCRS,))
-        firmware, log_steps = _replay_log(tpm_quote, stack.runtime_events if is_td else None)
+        logs = _replay_log(tpm_quote, stack.runtime_events if is_td else None)
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
@@ -83,7 +84,7 @@ class GcpAuthenticator:
         facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
         replayed = tuple([(_BANK, index) for index in logs.replayed])
         return hardware._replace(
-            steps=(*hardware.steps, *steps), vtpm=facts.with_replayed(firmware)
+            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=replayed)
         )
 
 
@@ -119,13 +120,19 @@ def _verify_quote(
     tpm_quote: TpmQuote, spki: bytes, wanted: Sequence[PcrSelection]
 ) -> VerifiedQuote:
     """Verify the quote by the certified key, which is of RSA or P-256, with SHA-256."""
-    kind = "rsa" if spki_kind(spki) == "rsa" else "p256"
+    try:
+        kind = PublicVerificationKey(spki).kind
+    except SignatureError as error:
+        raise SignatureError(f"AK certificate: {error}", reason="invalid_key") from error
+    if kind not in _SCHEMES:
+        message = f"AK certificate: its key must be of RSA or P-256, not {kind}"
+        raise SignatureError(message, reason="invalid_key")
     return verify_tpm_quote(
         tpm_quote.message,
         tpm_quote.signature,
         spki,
-        scheme=_KEYS[kind],
-        expected_extra=None,
+        scheme=_SCHEMES[kind],
+        expected_extra=None,  # compared after the certificates, as upstream does
         pcr_values=tpm_quote.pcr_values,
         wanted=wanted,
     )

@@ -5,34 +5,34 @@ the first that does. Hardware evidence in a message, and its canonical event log
 """
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 
-from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance, read_gce_extension
-from attestkit._crypto.x509.ak_certificates.path import AkPath
 from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
-from attestkit.errors import FormatError, SignatureError, VerificationError
-from attestkit.verifier.platforms.attestation_key import AkTrust, read_attestation_key
-from attestkit.verifier.platforms.tpm import require_strong_bank, signed_report_data
+from attestkit.errors import FormatError, VerificationError
+from attestkit.verifier.platforms.attestation_key import (
+    AkTrust,
+    CertifiedKey,
+    read_attestation_key,
+)
+from attestkit.verifier.platforms.tpm import (
+    Details,
+    instance_facts,
+    require_strong_bank,
+    signed_report_data,
+)
 from attestkit.verifier.platforms.tpm_quote import Pcrs, VerifiedQuote, verify_tpm_quote
-from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
-
-Details = tuple[tuple[str, str], ...]
+from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 
-def authenticate_go_tpm_tools(
-    data: bytes, trust: AkTrust, trusted_aks: Iterable[bytes], now: datetime
-) -> Authenticated:
+def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
     """Verify a message `attest.Attestation`, and return its content. Logs are not replayed.
 
     Args:
         data: The message.
-        trust: Roots for the certificate of the key.
-        trusted_aks: Keys that the caller trusts; see `AkTrust.certify`.
-        now: Time of the verification, with a time zone.
+        trust: Roots and keys that the verifier trusts, and the time.
 
     Raises:
         FormatError: If the message or a structure in it is malformed.
@@ -64,8 +64,8 @@ def authenticate_go_tpm_tools(
     extra = _common_extra(quotes)
     pcrs = _merged_pcrs(quotes)
     require_strong_bank(quotes)
-    certified = trust.certify(key, certificates, trusted_aks, now)
-    details, instance = _instance(message.instance, certified.path)
+    certified = trust.certify(key, certificates)
+    details, instance = _instance(message.instance, certified)
     last = quotes[-1]
     return Authenticated(
         status=None,
@@ -73,7 +73,7 @@ def authenticate_go_tpm_tools(
         report_data=signed_report_data(extra, b""),
         device=b"",
         tcb=Tcb(),
-        chain=() if certified.path is None else certified.path.chain,
+        chain=certified.chain,
         steps=(
             *(step for quote in quotes for step in quote.steps),
             *certified.steps,
@@ -113,17 +113,15 @@ def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
 
 
 def _instance(
-    claimed: GceInstanceInfo | None, path: AkPath | None
+    claimed: GceInstanceInfo | None, certified: CertifiedKey
 ) -> tuple[Details, tuple[VerificationStep, ...]]:
     """Return what a verified certificate says of a VM, and compare the message's claims with it."""
-    named = None if path is None else _read_instance(path)
-    if named is None:
-        if claimed is None:
-            return (), ()
+    named = None if certified.certificate is None else certified.certificate.gce
+    if claimed is not None and named is None:
         text = "claims about a VM were left out: no verified certificate confirms them"
         return (), (skipped("instance", text),)
     if claimed is not None:
-        for name in ("zone", "project_id", "project_number", "instance_name", "instance_id"):
+        for name in claimed._fields:
             found, stated = getattr(named, name), getattr(claimed, name)
             if found != stated:
                 raise VerificationError(
@@ -131,26 +129,7 @@ def _instance(
                     f"{shown(found)}",
                     reason="instance_info",
                 )
-    text = f"the certificate names the VM {shown(named.instance_name)} of {shown(named.project_id)}"
-    return _details(named), (passed("instance", text),)
-
-
-def _read_instance(path: AkPath) -> GceInstance | None:
-    try:
-        return read_gce_extension(path.leaf.extensions)
-    except FormatError as error:
-        message = f"AK certificate: Google's extension: malformed: {error}"
-        raise SignatureError(message, reason="cert_malformed") from error
-
-
-def _details(named: GceInstance) -> Details:
-    return (
-        ("gce_zone", named.zone),
-        ("gce_project", named.project_id),
-        ("gce_project_number", str(named.project_number)),
-        ("gce_instance", named.instance_name),
-        ("gce_instance_id", str(named.instance_id)),
-    )
+    return instance_facts(certified)
 
 
 def _left_out(message: GoTpmToolsMessage) -> tuple[VerificationStep, ...]:

@@ -35,7 +35,6 @@ class SignedDocument(NamedTuple):
     """A document whose signature and certificates are valid."""
 
     content: NitroDocument
-    signing_key: bytes  # DER SubjectPublicKeyInfo
     chain: tuple[bytes, ...]  # DER of the certificates, leaf first, the anchor last
     steps: tuple[VerificationStep, ...]
 
@@ -120,7 +119,7 @@ class Nitro:
             NO_REVOCATION,
             passed("signature", "the Nitro document's signature is valid (ECDSA P-384, SHA-384)"),
         )
-        return SignedDocument(found, signer.spki, chain, steps)
+        return SignedDocument(found, chain, steps)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,8 @@ from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.verifier.platforms.nitro import Nitro
-from attestkit.verifier.result import Authenticated, Tcb, VtpmFacts, passed, skipped
+from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
+from attestkit.verifier.vtpm_facts import VtpmFacts
 
 EVENT_PCR: Final = 14
 """The PCR that runtime events extend, in the SHA-384 bank."""
@@ -48,7 +49,7 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
     steps = [*signed.steps, _check_user_data(found, attestation)]
     replay = replay_runtime_events(attestation)
     facts = VtpmFacts(
-        attestation_key=signed.signing_key,
+        attestation_key=b"",  # the document has the PCRs, and no key of the TPM
         key_trust="certificate",
         joins=(),
         pcrs=tuple([(BANK, index, value) for index, value in sorted(found.pcrs.items())]),

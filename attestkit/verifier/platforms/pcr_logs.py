@@ -71,10 +71,10 @@ def replay_pcr_logs(
 
 
 def with_replayed_logs(
-    vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes
+    vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes, extended_later: Iterable[int] = ()
 ) -> tuple[VtpmFacts, tuple[VerificationStep, ...]]:
     """Return the facts of a TPM with the PCRs that its logs replay to; see `replay_pcr_logs`."""
-    replayed, steps = replay_pcr_logs(vtpm.pcrs, boot_log, ima_log)
+    replayed, steps = replay_pcr_logs(vtpm.pcrs, boot_log, ima_log, extended_later=extended_later)
     return replace(vtpm, replayed=replayed), steps
 
 

@@ -205,7 +205,7 @@ def _check_path(
 ) -> None:
     """Verify a path like `check_path`; the error for another root gets a remedy."""
     try:
-        check_path(path, now, check_issued)
+        check_path(path, now, check=check_issued)
     except SignatureError as error:
         if error.reason != "untrusted_root":
             raise

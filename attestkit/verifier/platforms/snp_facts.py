@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from attestkit._crypto.p384 import P384PublicKey
-from attestkit._crypto.x509.cert_path import NamedCertificate, check_issued
+from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
 from attestkit._reasons import SignatureReason
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp_chain import Endorsement
@@ -29,12 +29,16 @@ class SnpFacts:
         self._parsed: FactCache[tuple[bytes, ...], tuple[Endorsement, ...]] = FactCache(_CHIPS)
 
     def check_issued(
-        self, named: NamedCertificate, issuer: NamedCertificate, reason: SignatureReason
+        self,
+        named: NamedCertificate,
+        issuer: NamedCertificate,
+        reason: SignatureReason,
+        rules: PathRules,
     ) -> None:
         """Check that the issuer signed a certificate, as the function of this name does."""
 
         def check() -> bool:
-            check_issued(named, issuer, reason)
+            check_issued(named, issuer, reason, rules)
             return True
 
         self._issued.get((named[1].der, issuer[1].der), check)

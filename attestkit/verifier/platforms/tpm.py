@@ -1,8 +1,7 @@
 """Authentication of a TPM's quote without hardware evidence of a TEE (vtpm.md, section 10)."""
 
 import hmac
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
@@ -20,22 +19,20 @@ from attestkit.verifier.result import Authenticated, Tcb
 
 _REPORT_DATA: Final = 64  # bytes
 
+Details = tuple[tuple[str, str], ...]
+
 
 def authenticate_tpm(
     platform: Tpm,
     report_data: bytes,
     trust: AkTrust,
-    trusted_aks: Iterable[bytes],
-    now: datetime,
 ) -> Authenticated:
     """Verify the quote of a TPM, and return its content. Logs are not replayed.
 
     Args:
         platform: The quote, with key and certificates.
         report_data: Report data beside the quote, 64 bytes; the quote may be over their SHA-256.
-        trust: Roots for certificates of the key.
-        trusted_aks: Keys that the caller trusts; see `AkTrust.certify`.
-        now: Time of the verification, with a time zone.
+        trust: Roots and keys that the verifier trusts, and the time.
 
     Raises:
         FormatError: If quote, signature or key is malformed.
@@ -55,16 +52,17 @@ def authenticate_tpm(
         pcr_values=evidence.pcr_values,
     )
     require_strong_bank([quote])
-    certified = trust.certify(key, evidence.ak_certificates, trusted_aks, now)
+    certified = trust.certify(key, evidence.ak_certificates)
+    details, instance = instance_facts(certified)
     return Authenticated(
         status=None,
         advisory_ids=(),
         report_data=signed_report_data(quote.attest.extra_data, report_data),
         device=b"",
         tcb=Tcb(),
-        chain=() if certified.path is None else certified.path.chain,
-        steps=(*quote.steps, *certified.steps),
-        vtpm=quote.facts(certified.trust),
+        chain=certified.chain,
+        steps=(*quote.steps, *certified.steps, *instance),
+        vtpm=quote.facts(certified.trust, details=details),
     )
 
 

@@ -342,7 +342,9 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         ]
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))
-        if self._has_app_rules or claims.platform == SNP or claims.get("key_info"):
+        if claims.vtpm is not None or self._vtpm_only or claims.platform in SNP_PLATFORMS:
+            found.append(self._appraise_vtpm(claims, authenticated))
+        if self._has_app_rules or is_snp(claims):
             found.append(self._appraise_app(claims, authenticated, app_info))
         found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
         try:

@@ -61,8 +61,6 @@ def _pinned_snp(claims: Claims) -> dict[str, Any]:
         "minimum_guest_svn": int.from_bytes(claims.get("guest_svn", b""), "little") or None,
         "refuse_provisional_firmware": not is_provisional(claims),
     }
-    if provider := claims.get("vlek_provider"):
-        found["vlek_providers"] = (provider.decode("ascii"),)
     if features := claims.get("sev_features"):
         found["sev_features"] = (int.from_bytes(features, "little"),)
     return found

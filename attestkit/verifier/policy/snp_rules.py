@@ -8,7 +8,6 @@ from typing import Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason, VerificationStep
-from attestkit._sanitize import shown
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.policy.platforms import SNP, is_snp
@@ -31,8 +30,6 @@ _ONLY_SNP: Final = (
     *("minimum_tcb", "vcpus", "vcpu_type", *_MASKS),
     *("minimum_guest_svn", "minimum_guest_abi", "minimum_firmware"),
 )
-_MOST_TEXT: Final = 64  # characters of a provider, as in certificates
-_SIGNED_BY_VLEK: Final = 1  # of SIGNING_KEY, bits 2 to 4 of KEY_INFO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +62,6 @@ class SnpRules:
 
     The host can return to the committed firmware at any time.
     """
-    vlek_providers: Collection[str] = frozenset()
-    """Accepted cloud providers of a VLEK, each as in the certificate (CSP_ID).
-
-    Reports signed by any other VLEK are rejected, without this rule by all: a VLEK is the key of a
-    provider, for many chips, so whoever has it can make reports of any guest.
-    """
 
     def _check_snp_rules(self) -> None:
         """Normalise the rules; UsageError if one is not valid."""
@@ -85,8 +76,6 @@ class SnpRules:
         for name, normalize in _NORMALIZE.items():
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, normalize(name, value))
-        providers = normalize_members("vlek_providers", self.vlek_providers, str)
-        object.__setattr__(self, "vlek_providers", frozenset(map(_provider, providers)))
 
     @property
     def _snp_only(self) -> tuple[str, ...]:
@@ -109,8 +98,7 @@ class SnpRules:
 
     def _appraise_snp(self, claims: Claims) -> Iterator[VerificationStep]:
         """Yield the verification steps; PolicyError names the first rule that is not met."""
-        yield from self._appraise_vlek(claims)
-        if claims.platform != SNP:
+        if not is_snp(claims):
             if self._snp_only:
                 raise PolicyError(
                     f"{self._snp_only[0]}: applies only to {SNP}, not to {claims.platform} "
@@ -124,23 +112,6 @@ class SnpRules:
                 yield mask.appraise(rule, claims, claim)
         yield from self._appraise_minimums(claims)
         yield from self._appraise_firmware(claims)
-
-    def _appraise_vlek(self, claims: Claims) -> Iterator[VerificationStep]:
-        """Check the provider of a VLEK, on every platform with a report."""
-        key_info = int.from_bytes(claims.get("key_info", b""), "little")
-        provider: bytes | None = claims.get("vlek_provider")
-        if key_info >> 2 & 7 != _SIGNED_BY_VLEK and provider is None:
-            return
-        name = (provider or b"").decode("ascii", "replace")  # verified, by a certificate
-        if name not in self.vlek_providers:
-            known = " or ".join(map(repr, sorted(self.vlek_providers)))
-            raise PolicyError(
-                f"VLEK: of the cloud provider {shown(name)}, "
-                f"{f'must be {known}' if known else 'and the policy accepts no VLEK'}; add the "
-                "provider to vlek_providers to trust it with reports of any guest",
-                reason="vlek_providers",
-            )
-        yield passed("vlek_providers", f"VLEK provider {name} is accepted")
 
     def _appraise_launch(self, claims: Claims) -> Iterator[VerificationStep]:
         features = claims.get("sev_features")
@@ -239,15 +210,6 @@ def _number(name: str, number: object) -> int:
         message = f"{name}: must be an integer from {least} to {largest}"
         raise UsageError(message, reason="out_of_range")
     return number
-
-
-def _provider(name: str) -> str:
-    if not name.isascii() or not name.isprintable() or not 1 <= len(name) <= _MOST_TEXT:
-        raise UsageError(
-            f"vlek_providers: must be texts of 1 to {_MOST_TEXT} printable ASCII characters",
-            reason="wrong_value",
-        )
-    return name
 
 
 def _members(name: str, given: object) -> frozenset[int]:

@@ -13,6 +13,15 @@ from attestkit.verifier.policy.minimum_tcb import (
     check_minimum_tcb,
     normalize_minimum_tcb,
 )
+from attestkit.verifier.policy.platforms import (
+    GO_TPM_TOOLS,
+    NITRO,
+    NITRO_TPM,
+    SGX,
+    SNP_PLATFORMS,
+    TD_PLATFORMS,
+    TPM,
+)
 from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
 from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
 
@@ -102,7 +111,7 @@ class TcbRules:
         yield self._check_advisories(authenticated.advisory_ids, platform)
         yield self._check_evaluation_number(authenticated)
         yield self._check_svns(authenticated, platform)
-        if authenticated.tcb.product or platform == _STATUS_WITHOUT_AGE:
+        if authenticated.tcb.product or platform in _STATUS_WITHOUT_AGE:
             minimums = cast("NormalizedTcb", self.minimum_tcb)  # since `__post_init__`
             yield check_minimum_tcb(minimums, authenticated.tcb)
 
@@ -206,7 +215,7 @@ class TcbRules:
 
     def _check_svns(self, authenticated: Authenticated, platform: str) -> VerificationStep | None:
         if not self.minimum_svns:
-            any_age = platform == _STATUS_WITHOUT_AGE and not self.minimum_tcb
+            any_age = platform in _STATUS_WITHOUT_AGE and not self.minimum_tcb
             return _ANY_AGE if any_age else None
         tcb = authenticated.tcb
         self._check_components("", tcb.components)

@@ -337,7 +337,7 @@ _REASONS: Final[dict[str, ConfigReason]] = {
 
 _NOT_EMPTY: Final = (
     *("refused_advisories", "minimum_svns", "minimum_tcb", "reference_values"),
-    *("required_events", "vlek_providers"),
+    *("required_events", "vlek_providers", "pcrs", "require_joins"),
 )
 _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "accepted_statuses": _statuses,
@@ -367,6 +367,19 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "minimum_firmware": _text,
     "refuse_provisional_firmware": _boolean,
     "vlek_providers": _texts,
+    # TPM
+    "pcrs": _pcrs,
+    "trusted_aks": _keys,
+    "require_joins": _texts,
+    "paravisor_measurement": partial(_values, 48),
+    "id_key_digest": partial(_values, 48),
+    "secure_boot": _boolean,
+    "console_enabled": _boolean,
+    "tpm_persisted": _boolean,
+    "init_data": partial(_values, 32),
+    "gce_project": _texts,
+    "gce_zone": _texts,
+    "gce_instance": _texts,
     **{name: partial(_values, size) for name, size in SIZES.items()},
     "key_provider": partial(_records, KeyProvider),
     "required_events": _events,

@@ -35,9 +35,7 @@ def write_rules(rules: Mapping[str, Any]) -> str:
     if svns := rules["minimum_svns"]:
         lines += ["# Minimum security version number (SVN) of components, by name."]
         lines += ["[minimum_svns]", *(f"{_text(name)} = {svn}" for name, svn in svns), ""]
-    for product, components in rules["minimum_tcb"]:
-        lines += [f"# SEV-SNP: minimum SVN of components of a {product}; others need their own."]
-        lines += [f"[minimum_tcb.{product}]", *(f"{name} = {svn}" for name, svn in components), ""]
+    lines += _minimum_tcb(rules["minimum_tcb"])
     if registers := rules["reference_values"].rules:
         lines += ['# Reference values. Several may be accepted: ["...", "..."].']
         lines += ["[reference_values]"]
@@ -61,6 +59,14 @@ def write_rules(rules: Mapping[str, Any]) -> str:
 
 def _comment(text: str) -> list[str]:
     return [f"# {line}" for line in wrap(text, 98)]
+
+
+def _minimum_tcb(minimums: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]) -> list[str]:
+    lines: list[str] = []
+    for product, components in minimums:
+        lines += [f"# SEV-SNP: minimum SVN of components of a {product}; others need their own."]
+        lines += [f"[minimum_tcb.{product}]", *(f"{name} = {svn}" for name, svn in components), ""]
+    return lines
 
 
 def _mask(comment: str, name: str, mask: BitMask | None) -> list[str]:
@@ -140,7 +146,18 @@ _COMMENTS: Final = {
     "minimum_guest_abi": "SEV-SNP: minimum ABI version that the guest policy requires.",
     "minimum_firmware": "SEV-SNP: minimum version of current and committed firmware.",
     "refuse_provisional_firmware": "SEV-SNP: whether firmware that is not committed is rejected.",
-    "vlek_providers": "SEV-SNP: cloud providers whose key (VLEK) may sign reports.",
+    "vlek_providers": "SEV-SNP: cloud providers whose keys (VLEK) may sign a report.",
+    "trusted_aks": "SHA-256 of accepted attestation keys of a TPM.",
+    "require_joins": "How hardware evidence and TPM are joined: hardware_to_ak, ak_to_hardware.",
+    "paravisor_measurement": "Azure: the paravisor, MEASUREMENT or MRTD.",
+    "id_key_digest": "SEV-SNP: signer of the ID block; at Azure, of the paravisor.",
+    "secure_boot": "Azure: Secure Boot.",
+    "console_enabled": "Azure: console of the VM.",
+    "tpm_persisted": "Azure: whether the state of the TPM is kept.",
+    "init_data": "Digest of the init-data, the only extension of PCR 8.",
+    "gce_project": "Google project of the VM.",
+    "gce_zone": "Google zone of the VM.",
+    "gce_instance": "Name or id of the Google instance.",
     "app_id": "The application's id, 20 bytes, measured at boot.",
     "compose_hash": "SHA-256 of the application's app-compose.json, measured at boot.",
     "instance_id": "Id of one instance of the application, 20 bytes.",

@@ -21,6 +21,7 @@ from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.event_log import WireEvent
 from attestkit.verifier import Verifier
 from tests.attestation.samples import (
+    DSTACK_ENCODINGS,
     EVENTS,
     KINDS,
     POD,
@@ -303,7 +304,7 @@ def test_to_bytes_of_lone_surrogate_is_usage_error() -> None:
         Evidence(KINDS[2].platform, STACK._replace(config="\ud800")),
         Evidence(Tdx(b"", (event,)), STACK),
     ):
-        for encoding in get_args(Encoding):
+        for encoding in DSTACK_ENCODINGS:
             with raises(UsageError, "encoding"):
                 Attestation(evidence).to_bytes(encoding)
 
@@ -359,7 +360,7 @@ def test_cmw_arguments_of_other_type_are_usage_errors(collateral: object) -> Non
 def test_collateral_is_written_in_collections_only() -> None:
     """The other encodings drop the enclosed collateral."""
     attestation = Attestation(KINDS[0]).with_collateral(intel.collateral())
-    for encoding in get_args(Encoding):
+    for encoding in DSTACK_ENCODINGS:
         again = Attestation.from_bytes(attestation.to_bytes(encoding))
         assert again == attestation
         assert (again.enclosed_collateral is None) == (encoding not in {"cbor", "json"})

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from attestkit.cli.exit_codes import most_severe_code
 from attestkit.cli.input.detect_format import identify
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
+from tests.attestation.samples import DSTACK_ENCODINGS
 from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, REPORT_DATA, Files
 from tests.ra_tls import tds
@@ -19,7 +20,6 @@ from tests.vectors import SHARED, data, needs_shared
 from tests.verifier.platforms import intel
 
 DCAP = SHARED / "data/quotes/dcap-qvl"
-ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -48,14 +48,14 @@ def test_verify_accepted_evidence_prints_facts(files: Files, capsys: Capture) ->
 @pytest.mark.parametrize(
     "form",
     [
-        *ENCODINGS,
+        *DSTACK_ENCODINGS,
         "raw",
         "hex",
         "0x",
         "response",
         "quote",
-        *(f"{encoding} in hex" for encoding in ENCODINGS),
-        *(f"{encoding} in spaces" for encoding in ENCODINGS if encoding.startswith("json")),
+        *(f"{encoding} in hex" for encoding in DSTACK_ENCODINGS),
+        *(f"{encoding} in spaces" for encoding in DSTACK_ENCODINGS if encoding.startswith("json")),
     ],
 )
 def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: Capture) -> None:
@@ -72,7 +72,7 @@ def test_verify_accepts_every_evidence_format(form: str, files: Files, capsys: C
         "response": json.dumps(answer).encode(),
         "quote": evidence.quote.raw,
     }
-    for encoding in ENCODINGS:
+    for encoding in DSTACK_ENCODINGS:
         content[encoding] = evidence.to_bytes(encoding)
         content[f"{encoding} in hex"] = evidence.to_bytes(encoding).hex().encode()
         content[f"{encoding} in spaces"] = b" \r\n\t" + evidence.to_bytes(encoding) + b"\n"

@@ -98,6 +98,16 @@ def test_examine_runtime_log_has_register_and_replay(tmp_path: Path) -> None:
     assert found.replay == after(3).hex()
 
 
+def test_examine_runtime_log_names_its_register(tmp_path: Path) -> None:
+    """On a NitroTPM the log is compared with PCR 14, which texts and remedies name."""
+    one = b"\1" * 48
+    found = examine_runtime_log(tmp_path, tmp_path / "boot_id", lambda: one, "PCR 14")
+    assert (found.state, found.register) == ("foreign", one.hex())
+    assert "PCR 14 is not zero" in found.says
+    assert "extend PCR 14 from one program only" in (found.advice or "")
+    assert "RTMR3" not in f"{found.says} {found.advice}"
+
+
 def test_examine_runtime_log_does_not_write(tmp_path: Path) -> None:
     """No file is created or changed, not even the lock file."""
     examine_files(tmp_path, {**FILES, LOG: LINES[0], PENDING: LINES[1]}, after(2))

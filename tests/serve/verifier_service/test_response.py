@@ -9,7 +9,7 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
-from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack, Tpm
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import (
@@ -31,7 +31,6 @@ from attestkit.serve.verifier_service.response import (
     _key_provider,
     run_verification,
 )
-from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.attestation.samples import TPM_QUOTE
@@ -391,7 +390,7 @@ def test_vlek_signed_report_is_accepted_if_the_policy_names_its_provider(*, acce
     assert found["is_valid"] is accepted, found["reason"]
     assert found["details"]["quote_verified"] is True
     if not accepted:
-        assert "VLEK: of the cloud provider 'attestkit-simulator'" in found["reason"]
+        assert "of the cloud provider 'attestkit-simulator'" in found["reason"]
         assert "vlek_providers" in found["reason"]
 
 

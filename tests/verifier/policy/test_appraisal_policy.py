@@ -484,8 +484,10 @@ def test_policy_with_every_rule_accepts_samples() -> None:
     """The policies set every field, and the sample evidence meets all rules."""
     policy, snp = create_policy_with_every_rule(), create_snp_policy_with_every_rule()
     for field in fields(policy):
-        values = [getattr(each, field.name) for each in (policy, snp)]
-        assert any(value not in (None, (), frozenset(), False) for value in values), field.name
+        policies = (policy, snp, AZURE_POLICY, GOOGLE_POLICY)
+        values = [getattr(each, field.name) for each in policies]
+        unset: tuple[object, ...] = (None, (), frozenset(), field.default)
+        assert any(value not in unset for value in values), field.name
     assert appraise(snp, claims(SNP), authenticated(SNP))
     found, verified = claims(), authenticated()
     found = replace(found, attributes=(*found.attributes, ("qe_svn", b"\x08\0")))

@@ -12,7 +12,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     BitMask,
     ReferenceValues,
 )
-from attestkit.verifier.result import Claims, Tcb
+from attestkit.verifier.result import Tcb
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     ATTRIBUTES,
@@ -231,10 +231,6 @@ def test_snp_rule_rejects_other_platforms(platform: str) -> None:
         ({"minimum_guest_abi": "1"}, "wrong_value"),
         ({"minimum_firmware": (1, 55)}, "wrong_value"),
         ({"refuse_provisional_firmware": 1}, "wrong_type"),
-        ({"vlek_providers": "a-provider"}, "wrong_type"),
-        ({"vlek_providers": ("",)}, "wrong_value"),
-        ({"vlek_providers": ("p" * 65,)}, "wrong_value"),
-        ({"vlek_providers": ("line\n",)}, "wrong_value"),
         ({"minimum_tcb": {"Rome": {"snp": 1}}}, "unknown_name"),
         ({"minimum_tcb": {"Milan": {"fmc": 1}}}, "unknown_name"),
         ({"minimum_tcb": {"Milan": {"snp": 256}}}, "out_of_range"),
@@ -283,53 +279,6 @@ def test_pin_of_snp_guest() -> None:
     assert appraise(pinned, provisional, authenticated(SNP), simulated=False)
 
 
-VLEK = {"key_info": little(1 << 2, 4), "vlek_provider": b"CN=cc-us-east-2.amazonaws.com"}
-
-
-def vlek_claims(**changes: Any) -> Claims:
-    """Return the claims of a report that a VLEK signed."""
-    found = claims(SNP)
-    kept = tuple(one for one in found.attributes if one[0] != "key_info")
-    more = tuple((name, value) for name, value in (VLEK | changes).items() if value is not None)
-    return replace(found, attributes=(*kept, *more))
-
-
-@pytest.mark.parametrize("preset", PRESETS.values())
-def test_vlek_is_refused_unless_its_provider_is_listed(preset: Any) -> None:
-    """No preset accepts a VLEK; a policy that lists its provider does, with a step."""
-    policy: AppraisalPolicy = preset()
-    assert policy.vlek_providers == frozenset()
-    text = get_rejection_text("vlek_providers", policy, vlek_claims(), authenticated(SNP))
-    assert "'CN=cc-us-east-2.amazonaws.com', and the policy accepts no VLEK" in text
-    listed = policy.replace(vlek_providers=["CN=cc-us-east-2.amazonaws.com", "another"])
-    steps = appraise(listed, vlek_claims(), authenticated(SNP))
-    assert "VLEK provider CN=cc-us-east-2.amazonaws.com is accepted" in steps
-    assert "VLEK" not in appraise(policy, claims(SNP), authenticated(SNP))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"vlek_provider": b"CN=cc-us-east-1.amazonaws.com"},
-        {"vlek_provider": b"cn=cc-us-east-2.amazonaws.com"},
-        {"vlek_provider": b"CN=cc-us-east-2.amazonaws.com "},
-        {"vlek_provider": b""},
-        {"vlek_provider": None},  # the report says VLEK, and no certificate names its provider
-        {"key_info": None, "vlek_provider": b"another"},
-    ],
-)
-def test_other_vlek_provider_is_refused(changes: dict[str, Any]) -> None:
-    """The provider's text must be equal; a VLEK without one is refused."""
-    policy = rules(vlek_providers=["CN=cc-us-east-2.amazonaws.com"])
-    text = get_rejection_text("vlek_providers", policy, vlek_claims(**changes), authenticated(SNP))
-    assert "must be 'CN=cc-us-east-2.amazonaws.com'" in text
-
-
-def test_vlek_rule_does_not_reject_other_platforms() -> None:
-    """The rule permits keys; evidence of a platform without them is accepted."""
-    assert appraise(rules(vlek_providers=["a-provider"]), claims(TDX), authenticated())
-
-
 # -- minimum TCB by product ------------------------------------------------------------------------
 
 
@@ -374,10 +323,3 @@ def test_minimum_tcb_is_normalised() -> None:
     assert hash(one) == hash(other)
     assert AppraisalPolicy.from_toml(one.to_toml()) == one
     get_rejection_text("platform", rules(minimum_tcb={"Milan": {"snp": 3}}), claims(TDX))
-
-
-def test_pinned_policy_lists_provider_of_vlek() -> None:
-    """A policy from evidence that a VLEK signed accepts its provider."""
-    known_good = result(vlek_claims(), authenticated(SNP))
-    policy = AppraisalPolicy.from_evidence(known_good)
-    assert policy.vlek_providers == {"CN=cc-us-east-2.amazonaws.com"}

@@ -202,7 +202,6 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     ("[minimum_tcb]\nmilan.snp = 1\nMILAN.snp = 2", "conflict", "minimum_tcb"),
     ("vlek_providers = []", "missing", "vlek_providers"),
     ("vlek_providers = [1]", "wrong_type", "vlek_providers"),
-    ("vlek_providers = ''", "wrong_value", "vlek_providers"),
     ("[minimum_svns]\nPCE = true", "wrong_type", "minimum_svns.PCE"),
     ("[minimum_svns]\nPCE = -1", "wrong_value", "minimum_svns"),
     ("refuse_simulated = 1", "wrong_type", "refuse_simulated"),

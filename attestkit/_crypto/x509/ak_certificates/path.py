@@ -5,14 +5,13 @@ key identifier or, where a certificate has none, by the signature (vtpm.md, sect
 Extended key usages are required where they are present, as webpki's `required_if_present`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted_oid
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, p256_verify_der
-from attestkit._crypto.rsa_pkcs1 import rsa_pkcs1_verify
+from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
     NamedCertificate,
@@ -43,14 +42,10 @@ _SUBJECT_KEY_ID, _AUTHORITY_KEY_ID = "2.5.29.14", "2.5.29.35"
 _EXTENDED_KEY_USAGE, _ALTERNATIVE_NAME = "2.5.29.37", "2.5.29.17"
 
 
-def _p256_verify(spki: bytes, signature: bytes, signed: bytes) -> None:
-    if not spki.startswith(P256_SPKI_HEAD):
-        raise SignatureError("public key: not P-256", reason="invalid_key")
-    p256_verify_der(spki[len(P256_SPKI_HEAD) :], signature, signed)
-
-
-def _rsa(hash_name: str) -> Callable[[bytes, bytes, bytes], None]:
-    return partial(rsa_pkcs1_verify, hash_name=hash_name)
+def _verify(
+    spki: bytes, signature: bytes, signed: bytes, *, algorithm: str, hash_name: str
+) -> None:
+    PublicVerificationKey(spki).verify(algorithm, hash_name, signature, signed)
 
 
 AK_RULES: Final = PathRules(

@@ -159,8 +159,10 @@ class _AzureVm(CloudSimulator):
 
     def _hcl_report(self) -> bytes:
         """Return the HCL report with the user data that the guest has written."""
-        is_foreign = self.emulated and self._scenario.cloud.foreign_ak
-        return self._make_report(_FOREIGN if is_foreign else _numbers(self._ak))
+        cloud, own = self._scenario.cloud, _numbers(self._ak)
+        if self.emulated:  # otherwise evidence is altered when it is collected
+            return self._make_report(_FOREIGN if cloud.foreign_ak else own, bound=cloud.bound)
+        return self._make_report(own, bound=True)
 
     def _make_report(self, ak: RsaNumbers, *, bound: bool) -> bytes:
         client = self._tpm_client

@@ -313,9 +313,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
     "snp-milan": _row(_snp(product="Milan"), "UpToDate", "a guest on a Milan processor"),
     "snp-turin": _row(_snp(product="Turin"), "UpToDate", "a guest on a Turin processor"),
     "snp-vlek": _row(
-        _snp(signing_key="VLEK"),
-        "vlek_providers",
-        "reports signed by a cloud provider's key; UpToDate if the policy accepts the provider",
+        _snp(signing_key="VLEK"), "vlek_providers", "reports signed by a cloud provider's key"
     ),
     "snp-debug": _row(
         _snp(policy=0xB0000), "debug", "the policy of the guest allows debugging by the host"
