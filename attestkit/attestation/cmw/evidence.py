@@ -241,11 +241,13 @@ def _read(label: str, part: bytes) -> object:
         return _with_label(label, lambda: _read_events(part))
     if label in {"config", "mr_config"}:
         return _with_label(label, lambda: _text(part))
-    if label == "runtime_events":
+    if label in {"runtime_events", "vtpm_quote"}:
         from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 
-        if (events := v1_structs.decode_runtime_events(part)) is not None:
-            return events
+        events_of, quote_of = v1_structs.decode_runtime_events, v1_structs.decode_vtpm_quote
+        found = events_of(part) if label == "runtime_events" else quote_of(part)
+        if found is not None:
+            return found
     if label in {"tpm_quote", "vtpm_quote", "cert_chain", "runtime_events"}:
         return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
     return part

@@ -1,11 +1,11 @@
 """Structs of wire version 1 for msgspec: fast decoders for evidence as attesters encode it.
 
 They read evidence of a TD or of SEV-SNP in CBOR; and the parts of a CMW collection that have many
-items: the event log in JSON, and the runtime events in CBOR. msgspec and cbor2 are much faster than
-the reader in `v1_document`, but less strict: they accept duplicate keys and integers that are not
-in their shortest form. So JSON is encoded again, and accepted only if the bytes are equal, and CBOR
-is checked by the native core before. All other evidence, and all that is malformed, is left to the
-full readers.
+items: the event log in JSON, the runtime events and a TPM's quote in CBOR. msgspec and cbor2 are
+much faster than the reader in `v1_document`, but less strict: they accept duplicate keys and
+integers that are not in their shortest form. So JSON is encoded again, and accepted only if the
+bytes are equal, and CBOR is checked by the native core before. All other evidence, and all that is
+malformed, is left to the full readers.
 """
 
 from typing import Annotated, Final, Literal
@@ -17,11 +17,13 @@ from attestkit._formats.cbor import read_canonical
 from attestkit._native import unhex
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
+    PcrValue,
     Platform,
     RuntimeEvent,
     SevSnp,
     Stack,
     Tdx,
+    VtpmQuote,
 )
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
@@ -106,6 +108,26 @@ class _CborPod(Struct, tag_field="kind", tag="dstack-pod", forbid_unknown_fields
     data: _CborPodData
 
 
+class _PcrValue(Struct, forbid_unknown_fields=True, gc=False):
+    """Fields of a `PcrValue`, in the same order."""
+
+    index: _U32
+    algorithm: str
+    value: bytes
+
+
+class _CborVtpmQuote(Struct, forbid_unknown_fields=True, gc=False):
+    """Fields of a `VtpmQuote`, in the same order; all are present in what attestkit writes."""
+
+    message: bytes
+    signature: bytes
+    pcr_values: Annotated[list[_PcrValue], Meta(max_length=MAX_ITEMS)]
+    ak_public: bytes
+    ak_certificates: Annotated[list[bytes], Meta(max_length=MAX_ITEMS)]
+    boot_log: bytes
+    ima_log: bytes
+
+
 class _CborDocument(Struct, forbid_unknown_fields=True, gc=False):
     version: Literal[1]
     platform: _CborTdx | _CborSnp
@@ -162,6 +184,24 @@ def decode_runtime_events(data: bytes) -> tuple[RuntimeEvent, ...] | None:
     except (FormatError, msgspec.ValidationError):
         return None
     return _runtime_events(found)
+
+
+def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:
+    """Decode a TPM's quote of a CMW, CBOR; return None if it needs the full reader."""
+    try:
+        found = msgspec.convert(read_canonical(data, 0), _CborVtpmQuote, builtin_types=(bytes,))
+    except (FormatError, msgspec.ValidationError):
+        return None
+    fields = msgspec.structs.astuple
+    return VtpmQuote(
+        found.message,
+        found.signature,
+        tuple([PcrValue(*fields(one)) for one in found.pcr_values]),
+        found.ak_public,
+        tuple(found.ak_certificates),
+        found.boot_log,
+        found.ima_log,
+    )
 
 
 def _platform(data: _CborTdxData | _CborSnpData) -> Platform:

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._reasons import StepCheck, VerificationStep
@@ -25,6 +26,8 @@ FIRMWARE_PCRS: Final = frozenset(range(8))
 # 16 and 23 without one (systemd-pcrphase, IMA, applications), so those may be further than the log.
 _LOGGED_PCRS: Final = FIRMWARE_PCRS | {8, 9, 14}
 _DYNAMIC: Final = range(17, 23)  # 0xFF until a dynamic launch
+
+_CACHED_LOG: Final = 65_536  # bytes; longer logs are not cached
 
 Values = Mapping[tuple[str, int], bytes]
 
@@ -94,20 +97,38 @@ def _replay_boot_log(
     """Return the PCRs that the firmware's log replays to, and the step."""
     if not data:
         return set(), skipped("pcr_log", "the evidence has no log of the firmware to replay")
-    log = TpmEventLog.parse(data)
+    read = _cached_boot_log if len(data) <= _CACHED_LOG else _read_boot_log
+    log = read(data, tuple(dict.fromkeys(bank for bank, _ in values)))
     replayed: set[tuple[str, int]] = set()
-    for bank in dict.fromkeys(bank for bank, _ in values):
-        if _has_digests(log, bank):
-            replay = _Replay(bank, log.replay(bank), log.startup_locality, later)
-            replayed |= {
-                (bank, index)
-                for (one, index), value in values.items()
-                if one == bank and replay.explains(index, value)
-            }
+    for bank, expected in log.banks.items():
+        replay = _Replay(bank, expected, log.locality, later)
+        replayed |= {
+            (bank, index)
+            for (one, index), value in values.items()
+            if one == bank and replay.explains(index, value)
+        }
     if not replayed:
         return replayed, skipped("pcr_log", "the firmware's log replays to no quoted PCR")
-    text = f"the firmware's {len(log.events)} records replay to {_by_bank(replayed)}"
+    text = f"the firmware's {log.records} records replay to {_by_bank(replayed)}"
     return replayed, passed("pcr_log", text)
+
+
+class _BootLog(NamedTuple):
+    """A replayed log of the firmware."""
+
+    records: int
+    locality: int  # of the TPM's start
+    banks: Mapping[str, Mapping[int, bytes]]  # PCRs by index, of the banks that it has digests of
+
+
+def _read_boot_log(data: bytes, banks: tuple[str, ...]) -> _BootLog:
+    log = TpmEventLog.parse(data)
+    replays = {bank: log.replay(bank) for bank in banks if _has_digests(log, bank)}
+    return _BootLog(len(log.events), log.startup_locality, replays)
+
+
+# All evidence of one boot has the same log.
+_cached_boot_log = lru_cache(16)(_read_boot_log)
 
 
 def _has_digests(log: TpmEventLog, bank: str) -> bool:

@@ -9,8 +9,9 @@ from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.cmw import record as cmw
 from attestkit.attestation.cmw.evidence import decode_evidence, encode_evidence
 from attestkit.attestation.wire import v1_document, v1_structs
-from attestkit.attestation.wire.evidence_parts import Evidence
+from attestkit.attestation.wire.evidence_parts import Evidence, Tpm
 from attestkit.errors import FormatError
+from tests.attestation import vtpm_samples
 from tests.attestation.samples import KINDS, V2, mutations
 from tests.thorough import thorough
 
@@ -18,6 +19,8 @@ ENCODED: Final = encode_evidence("cbor", V2)
 COLLECTION: Final = cbor2.loads(ENCODED)
 EVENT_LOG: Final = COLLECTION["event_log"][1]
 RUNTIME_EVENTS: Final = COLLECTION["runtime_events"][1]
+OF_TPM: Final = Evidence(Tpm(vtpm_samples.VTPM_QUOTE), V2.stack)
+VTPM_QUOTE: Final = cbor2.loads(encode_evidence("cbor", OF_TPM))["vtpm_quote"][1]
 LOG: Final = b'[{"imr":3,"event_type":1,"digest":"","event":"a","event_payload":"00"}]'
 
 
@@ -27,6 +30,7 @@ def read_result(label: str, part: bytes, *, full: bool = False) -> object:
         if full:
             patch.setattr(v1_structs, "decode_json_log", lambda _: None)
             patch.setattr(v1_structs, "decode_runtime_events", lambda _: None)
+            patch.setattr(v1_structs, "decode_vtpm_quote", lambda _: None)
         try:
             return cmw_evidence._read(label, part)
         except FormatError as error:
@@ -89,6 +93,32 @@ def test_cmw_event_log_equals_that_of_full_reader(part: bytes) -> None:
 def test_cmw_runtime_events_equal_those_of_full_reader(part: bytes) -> None:
     """Runtime events and errors are those of the full reader."""
     assert read_result("runtime_events", part) == read_result("runtime_events", part, full=True)
+
+
+@thorough(mutations(VTPM_QUOTE), few=100, many=3000)
+def test_cmw_quote_of_tpm_equals_that_of_full_reader(part: bytes) -> None:
+    """A TPM's quote and errors are those of the full reader."""
+    assert read_result("vtpm_quote", part) == read_result("vtpm_quote", part, full=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ak_public": ...},
+        {"other": b""},
+        {"pcr_values": [{"index": 1 << 32, "algorithm": "sha256", "value": b""}]},
+        {"pcr_values": [[0, "sha256", b""]]},
+        {"pcr_values": {}},
+        {"message": "text"},
+        {"ak_certificates": [1]},
+    ],
+)
+def test_cmw_quote_of_tpm_in_other_form_is_left_to_full_reader(change: dict[str, object]) -> None:
+    """Missing, unknown and other fields are left to the full reader, which accepts some of them."""
+    fields = cbor2.loads(VTPM_QUOTE) | change
+    part = cbor2.dumps({name: value for name, value in fields.items() if value is not ...})
+    assert v1_structs.decode_vtpm_quote(part) is None
+    assert read_result("vtpm_quote", part) == read_result("vtpm_quote", part, full=True)
 
 
 @pytest.mark.parametrize("evidence", [KINDS[0], V2])
