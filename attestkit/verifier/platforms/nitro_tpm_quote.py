@@ -53,7 +53,7 @@ def authenticate_quote_with_document(
             document's (`ak_mismatch`).
         VerificationError: If the document is too old (`document_expired`), the quote selects
             another bank than the document's (`pcr_selection`), a PCR of the quote is not the
-            document's (`pcr_digest`), or the quote is over another nonce than the document's
+            document's (`pcr_digest`), or the document is not over the quote's nonce
             (`tpm_qualifying_data`).
     """
     evidence = platform.vtpm_quote
@@ -128,8 +128,12 @@ def _check_pcrs(quote: VerifiedQuote, document: NitroDocument) -> None:
 
 def _check_nonce(extra: bytes, document: NitroDocument) -> VerificationStep:
     if not document.nonce:
-        text = "the document has no nonce, so it may be up to an hour older than the quote"
-        return caution("user_data", text)
+        # The quote's key may be software: then only the document tells when the PCRs were read.
+        raise VerificationError(
+            "NitroTPM document: nonce missing; request the document over the quote's qualifying "
+            "data",
+            reason="tpm_qualifying_data",
+        )
     if not hmac.compare_digest(document.nonce, extra):
         raise VerificationError(
             f"TPM quote: qualifying data are {extra.hex()}, must be the nonce of the NitroTPM "

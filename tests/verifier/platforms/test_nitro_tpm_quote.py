@@ -102,7 +102,7 @@ def test_nitro_tpm_quote_by_another_key_is_rejected() -> None:
         ({"nonce": b"another nonce"}, None, VerificationError, "tpm_qualifying_data"),
         ({}, 4, VerificationError, "pcr_digest"),
         ({}, None, None, ""),
-        ({"nonce": None}, None, None, ""),
+        ({"nonce": None}, None, VerificationError, "tpm_qualifying_data"),
     ],
 )
 def test_nitro_tpm_quote_must_agree_with_its_document(
