@@ -71,7 +71,7 @@ class IssuerFetcher:
         return IssuerSession(self, before, self._timer)
 
     def find(self, url: str) -> bytes | None:
-        """Return the cached body of `url`; None if there is none.
+        """Return the cached body of `url`; or None.
 
         Raises:
             CollateralError: If the last request failed less than a minute ago.

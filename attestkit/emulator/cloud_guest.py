@@ -61,7 +61,7 @@ def hardware_scenario(scenario: Scenario) -> Scenario:
 
 
 class CloudGuest:
-    """What a guest of a cloud has besides the hardware's own files.
+    """Files of a guest of a cloud besides those of the hardware.
 
     Args:
         scenario: A scenario of one of `CLOUDS`.

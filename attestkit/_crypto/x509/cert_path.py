@@ -52,7 +52,7 @@ _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
 
 
 class PathRules(NamedTuple):
-    """What a profile of certificates allows."""
+    """Rules of a profile of certificates."""
 
     algorithms: Mapping[bytes, _Verify]  # verification by AlgorithmIdentifier in DER
     names: str  # of the algorithms, for errors

@@ -86,7 +86,8 @@ def build_fields(platform: AzureSnp | AzureTdx, report_data: bytes) -> dict[str,
     """Return the document of generation 2, or 1 if the user data are not the report data.
 
     Raises:
-        UsageError: If the quote has no such form, the HCL report is malformed, or there is no VCEK.
+        UsageError: If the format cannot represent the quote, the HCL report is malformed, or the
+            VCEK is missing.
     """
     quote = platform.vtpm_quote
     try:

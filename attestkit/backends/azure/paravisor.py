@@ -1,4 +1,4 @@
-"""What Azure's paravisor keeps in the TPM: HCL report, user data, keys (vtpm.md, section 6.1)."""
+"""Content of the TPM of Azure's paravisor: HCL report, user data, keys (vtpm.md, section 6.1)."""
 
 import hmac
 import time

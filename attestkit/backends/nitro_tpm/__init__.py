@@ -50,7 +50,7 @@ class NitroTpmBackend:
         client: The TPM, in place of a device; for tests.
 
     Raises:
-        BackendUnavailableError: If there is no TPM, or it is not accessible.
+        BackendUnavailableError: If the TPM is missing or not accessible.
         BackendError: If its device cannot be opened for another reason.
         UsageError: If an environment variable is not an absolute path.
     """
@@ -132,12 +132,12 @@ class NitroTpmBackend:
         return request_document(self._client, DocumentRequest(user_data, nonce, public_key))
 
     def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: there is no hardware evidence that would have to bind it."""
+        """Raise UnsupportedError: no hardware evidence has to bind a key."""
         message = "NitroTPM: no attestation key; the document itself has the PCRs"
         raise UnsupportedError(message, reason="feature")
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError: there are no TDX quotes."""
+        """Raise UnsupportedError: a NitroTPM has no TDX quotes."""
         del report_data
         raise UnsupportedError("NitroTPM: no TDX quotes; use attest()", reason="no_quote")
 

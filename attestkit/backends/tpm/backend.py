@@ -133,7 +133,7 @@ class TpmBackend:
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.
             UnsupportedError: If the bank is not allocated.
-            BackendUnavailableError: If there is no attestation key at the given handle.
+            BackendUnavailableError: If the given handle has no attestation key.
             BackendError: If the TPM fails.
         """
         check_bytes("report_data", report_data, 64)

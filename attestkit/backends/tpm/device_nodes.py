@@ -49,7 +49,7 @@ def find_tpm_device(
         environment: The variables.
 
     Raises:
-        BackendUnavailableError: If there is no node.
+        BackendUnavailableError: If the node is missing.
         UsageError: If the variable is not an absolute path.
     """
     if device is not None:

@@ -38,7 +38,7 @@ class SessionCommand(NamedTuple):
 
 
 class SessionSecrets(NamedTuple):
-    """What a new session has in common with the TPM."""
+    """Secrets and handle of a new session."""
 
     handle: int
     key: bytes

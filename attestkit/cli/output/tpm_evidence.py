@@ -21,7 +21,7 @@ from attestkit.tpm import TpmsAttest, TpmtSignature
 
 
 class TpmParts(NamedTuple):
-    """What evidence has of a TPM."""
+    """Parts of evidence that belong to a TPM."""
 
     quotes: tuple[tuple[bytes, bytes], ...] = ()  # TPMS_ATTEST and TPMT_SIGNATURE
     pcr_values: tuple[PcrValue, ...] = ()

@@ -1,4 +1,4 @@
-"""What certifies the attestation key (AK) of a TPM: a certificate, or the caller's list.
+"""Certification of the attestation key (AK) of a TPM: by a certificate, or by the caller's list.
 
 vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither certifies is refused.
 """
@@ -35,7 +35,7 @@ class AttestationKey(NamedTuple):
 
 
 class CertifiedKey(NamedTuple):
-    """What certifies an attestation key."""
+    """Certification of an attestation key."""
 
     trust: KeyTrust  # certificate or listed
     certificate: VerifiedAk | None  # None unless `trust` is certificate
@@ -48,7 +48,7 @@ class CertifiedKey(NamedTuple):
 
 
 class AkTrust(NamedTuple):
-    """What a verifier trusts for attestation keys."""
+    """Trust of a verifier in attestation keys."""
 
     chains: AkChains
     trusted_aks: Collection[bytes]  # SHA-256 of the SubjectPublicKeyInfo, or that itself

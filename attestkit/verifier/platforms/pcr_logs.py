@@ -50,8 +50,8 @@ def replay_pcr_logs(
 
     Args:
         pcrs: Bank, index and value of each quoted PCR.
-        boot_log: `binary_bios_measurements` of Linux; empty if there is none.
-        ima_log: `binary_runtime_measurements` of Linux; empty if there is none.
+        boot_log: `binary_bios_measurements` of Linux; may be empty.
+        ima_log: `binary_runtime_measurements` of Linux; may be empty.
         extended_later: PCRs that the platform extends further without a record in the boot log,
             and verifies itself: a difference is then not an error.
 

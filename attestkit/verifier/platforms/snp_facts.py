@@ -1,4 +1,4 @@
-"""What one verifier has verified of AMD's certificates, so that a chip's next report is quicker.
+"""Cache of AMD's certificates that one verifier has verified, for further reports of a chip.
 
 A signature of a certificate is valid or not, whatever the time; a parsed certificate or key is the
 same for the same bytes. Only such facts are cached, and only for certificates whose path to the

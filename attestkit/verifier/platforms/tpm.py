@@ -38,7 +38,7 @@ def authenticate_tpm(
         FormatError: If quote, signature or key is malformed.
         SignatureError: If the signature is not valid, or nothing certifies the key (`ak_unknown`).
         VerificationError: If the PCR values are not those of the quote, it selects only SHA-1
-            PCRs, or its qualifying data are no report data.
+            PCRs, or its qualifying data are not report data.
         CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
     """
     evidence = platform.vtpm_quote

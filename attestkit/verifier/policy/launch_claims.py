@@ -1,4 +1,4 @@
-"""What identifies the launch of a guest: its measurement, and the provider whose key signed it."""
+"""Identity of a guest's launch: its measurement, and the provider whose key signed it."""
 
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate

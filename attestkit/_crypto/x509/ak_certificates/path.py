@@ -296,7 +296,7 @@ def _read_usages(value: bytes) -> set[str]:
 
 
 def name_of(certificate: PathCertificate) -> str:
-    """Return the common name of the subject, for errors; empty if there is none."""
+    """Return the common name of the subject, for errors; or an empty string."""
     return shown(_common_name(certificate.subject))
 
 

@@ -99,7 +99,7 @@ _TD_REPORT_SIZE: Final = 1024
 
 
 class _AzureVm(CloudSimulator):
-    """What both kinds of VM have in common."""
+    """Base of both kinds of VM."""
 
     report_type: ClassVar[int]
     _paravisor_config: ParavisorConfig

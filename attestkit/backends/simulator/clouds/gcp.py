@@ -53,7 +53,7 @@ _DOCUMENT: Final = "measurement.gcp.cbor"
 
 
 class _GoogleVm(CloudSimulator):
-    """What both kinds of VM have in common."""
+    """Base of both kinds of VM."""
 
     _hardware: Any  # the simulated guest without a TPM: Simulator or SnpSimulator
 

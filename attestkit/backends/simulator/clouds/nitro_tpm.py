@@ -113,6 +113,6 @@ class NitroTpmSimulator(CloudSimulator):
         return self._nitro_root.der
 
     def collateral(self, now: float | None = None) -> NoReturn:
-        """Raise UnsupportedError: there is no Intel platform."""
+        """Raise UnsupportedError: a NitroTPM has no Intel platform."""
         del now
         raise UnsupportedError("a NitroTPM has no Intel collateral", reason="feature")

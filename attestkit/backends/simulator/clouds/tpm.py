@@ -64,6 +64,6 @@ class TpmSimulator(CloudSimulator):
         return self._own_root.der
 
     def collateral(self, now: float | None = None) -> NoReturn:
-        """Raise UnsupportedError: there is no Intel platform."""
+        """Raise UnsupportedError: a TPM alone has no Intel platform."""
         del now
         raise UnsupportedError("a TPM alone has no Intel collateral", reason="feature")

@@ -1,7 +1,7 @@
 """Certificates of attestation keys of simulated Google vTPMs (vtpm.md, section 7.2).
 
 Name and extension are those of Google's certificates, because verifiers read them; the root is that
-of the simulated machine. There are no links of authority information access.
+of the simulated machine. Authority information access is left out.
 """
 
 from typing import Final

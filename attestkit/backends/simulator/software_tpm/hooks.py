@@ -1,4 +1,4 @@
-"""What a platform adds to a simulated TPM: virtual NV content, vendor commands, faults."""
+"""Additions of a platform to a simulated TPM: virtual NV content, vendor commands, faults."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ class VirtualIndex:
 
 
 class TpmHooks:
-    """What a platform adds to a TPM.
+    """Additions of a platform to a TPM.
 
     Args:
         virtual_indices: Content of NV indices by index; the indices themselves are defined with

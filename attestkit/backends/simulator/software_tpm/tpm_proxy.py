@@ -1,4 +1,4 @@
-"""A proxy before swtpm for what it lacks: large and virtual NV indices, vendor commands.
+"""A proxy before swtpm that adds large and virtual NV indices, and vendor commands.
 
 A second TPM, the model, owns these. It also makes storage keys of the endorsement hierarchy, and
 the sessions that are salted with them, if there are vendor commands: their HMAC sessions cannot be
@@ -45,7 +45,7 @@ _GET_CAPABILITY: Final = 0x17A
 _PCR_READ: Final = 0x17E
 _PCR_EXTEND: Final = 0x182
 
-# Where the handle is that decides, in a command without and with authorizations alike.
+# Offset of the handle that decides, the same with and without authorizations.
 _DECIDING: Final = {
     _EVICT_CONTROL: 14,
     _NV_UNDEFINE: 14,

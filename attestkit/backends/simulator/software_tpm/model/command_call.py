@@ -1,4 +1,4 @@
-"""What a command's implementation gets and returns."""
+"""Arguments and results of the implementation of a command."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -86,7 +86,7 @@ class NvStorage:
         self.indices: dict[int, NvIndex] = {}
 
     def define(self, index: NvIndex) -> None:
-        """Add an index; TpmResponseError if it is defined, or there is no room."""
+        """Add an index; TpmResponseError if it is defined already, or storage is full."""
         if index.index in self.indices:
             raise TpmResponseError(RC_NV_DEFINED)
         if len(self.indices) >= _MOST_INDICES:

@@ -24,7 +24,7 @@ class PcrBanks:
             PCR 0.
 
     Raises:
-        UsageError: If there is no bank, a hash is unknown, or the locality is not 0, 3 or 4.
+        UsageError: If no bank is given, a hash is unknown, or the locality is not 0, 3 or 4.
     """
 
     def __init__(self, banks: Iterable[str], startup_locality: int = 0) -> None:
@@ -50,7 +50,7 @@ class PcrBanks:
         self.updates = PCR_COUNT - len(_NOT_COUNTED)
 
     def get(self, bank: str, pcr: int) -> bytes:
-        """Return the value of a PCR; UsageError if there is no such bank or PCR."""
+        """Return the value of a PCR; UsageError if bank or PCR is unknown."""
         values = self.values.get(bank)
         if values is None:
             message = f"PCR bank: {bank!r} is not one of {', '.join(self.values)}"

@@ -92,7 +92,7 @@ class Sessions:
 
 
 class SessionStart(NamedTuple):
-    """What both sides agree on when a session starts."""
+    """Values that both sides agree on when a session starts."""
 
     hash_name: str
     secret: bytes  # password of `bind`, and salt

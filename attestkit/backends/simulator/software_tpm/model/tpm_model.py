@@ -172,7 +172,7 @@ class TpmModel:
         Banks that are not allocated are left out, as by firmware.
 
         Raises:
-            UsageError: If there is no such PCR, or a digest does not have its bank's size.
+            UsageError: If the PCR is unknown, or a digest does not have its bank's size.
         """
         pcrs = self._state.pcrs
         allocated = {bank: digest for bank, digest in digests.items() if bank in pcrs.values}
@@ -186,7 +186,7 @@ class TpmModel:
         """Return a PCR's value.
 
         Raises:
-            UsageError: If there is no such bank or PCR.
+            UsageError: If bank or PCR is unknown.
         """
         with self._lock:
             return self._state.pcrs.get(bank, pcr)

@@ -48,7 +48,7 @@ READ_AND_WRITE: Final = AUTH_READ | AUTH_WRITE
 
 
 class TpmIdentity(NamedTuple):
-    """What a TPM says of itself."""
+    """Identity that a TPM reports."""
 
     manufacturer: str = "ATKT"  # 4 characters
     vendor: str = "simulated TPM"  # at most 16 characters
@@ -56,7 +56,7 @@ class TpmIdentity(NamedTuple):
 
 
 class Entity(NamedTuple):
-    """What a handle of a command names."""
+    """The object that a handle of a command names."""
 
     handle: int
     name: bytes
