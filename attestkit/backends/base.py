@@ -6,14 +6,16 @@ and a TPM's quote), `EventPcr` (a PCR for runtime events), `GuestAgent` (a TEE b
 agent), `AppHost` (the configuration and keys of the app).
 """
 
-from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
-from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
+
+if TYPE_CHECKING:
+    from attestkit.attestation.wire.evidence_parts import Platform
 
 __all__ = [
     "EVENT_PCR",
@@ -123,7 +125,7 @@ class SnpReporter(Protocol):
 class EvidenceCollector(Protocol):
     """A platform whose evidence has several parts; its `get_quote` raises UnsupportedError."""
 
-    def collect_evidence(self, report_data: bytes) -> Platform:
+    def collect_evidence(self, report_data: bytes) -> "Platform":
         """Return evidence over `report_data`, exactly 64 bytes: its parts as received.
 
         The backend checks that the parts which can contain the report data do.

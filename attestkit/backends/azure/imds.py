@@ -9,7 +9,6 @@ import json
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
@@ -166,6 +165,8 @@ class ImdsClient:
         raise QuoteUnavailableError(message, reason="request_failed")
 
     def _send(self, request: Request) -> RawResponse:
+        from http.client import HTTPConnection, HTTPException  # lazy: slow to import
+
         deadline = self._clock() + request.seconds
         limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, lambda: deadline - self._clock())
         connection = HTTPConnection(*self._address, timeout=request.seconds)

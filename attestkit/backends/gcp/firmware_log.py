@@ -20,7 +20,7 @@ def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) ->
 
     Raises:
         BackendUnavailableError: If it is missing or not readable by this process.
-        BackendError: If it is longer than 4 MiB, or cannot be read for another reason.
+        BackendError: If it is longer than 3 MiB, or cannot be read for another reason.
     """
     path = paths.tpm_boot_log
     try:

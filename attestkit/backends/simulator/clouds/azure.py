@@ -151,7 +151,7 @@ class _AzureVm(CloudSimulator):
         certificate = issue_azure_certificate(
             self._root(),
             self._ak.spki,
-            self._paravisor_config.vm_unique_id,
+            f"{self._paravisor_config.vm_unique_id}.TrustedVM.Azure.windows.net",
             lambda label, size: derive(self._seed, label, size),
         )
         padded = certificate.ljust(_CERTIFICATE_SIZE, b"\0")

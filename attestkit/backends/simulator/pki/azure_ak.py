@@ -13,7 +13,7 @@ from attestkit.backends.simulator.pki.cloud_root import (
 _AK_CERTIFICATE: Final = bytes.fromhex("6781050803")  # 2.23.133.8.3
 
 
-def issue_azure_certificate(root: CloudRoot, spki: bytes, vm_id: str, derive: Derive) -> bytes:
+def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Derive) -> bytes:
     """Return the certificate (DER) of an attestation key, issued by the root itself.
 
     A VM has this certificate alone: that of an intermediate CA would have to be fetched.
@@ -21,11 +21,11 @@ def issue_azure_certificate(root: CloudRoot, spki: bytes, vm_id: str, derive: De
     Args:
         root: Root certificate.
         spki: The key, SubjectPublicKeyInfo in DER.
-        vm_id: Name of the VM.
+        name: Common name of the subject.
         derive: Returns secret bytes.
     """
     return issue_cloud_leaf(
-        (encode_name(CN=f"{vm_id}.TrustedVM.Azure.windows.net"), spki),
+        (encode_name(CN=name), spki),
         root.authority,
         serial=serial_number(derive, f"azure/ak/{spki.hex()}"),
         validity=VALIDITY,

@@ -69,7 +69,7 @@ def test_google_certificate_leads_to_the_root_and_names_the_instance(kind: str) 
 def test_azure_certificate_leads_to_the_root_and_names_the_vm() -> None:
     """An AK certificate has a valid path for both usages of Azure's CAs."""
     spki = p256_key(secrets, "ak").spki_der
-    der = issue_azure_certificate(root("rsa"), spki, "vm-1", secrets)
+    der = issue_azure_certificate(root("rsa"), spki, "vm-1.TrustedVM.Azure.windows.net", secrets)
     path = find_ak_path(
         read_path_certificate(der),
         [],

@@ -1,4 +1,4 @@
-"""GivenAuthorization area of a command: passwords and HMAC sessions, and the area of its response.
+"""Authorization areas of commands and responses: passwords and HMAC sessions.
 
 TPM 2.0 Library, Part 1, sections 18 and 19; the order of checks is that of Part 4's
 SessionProcess.
