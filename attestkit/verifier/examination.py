@@ -8,9 +8,10 @@ exception rejects the evidence.
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
+from attestkit.attestation.hcl_report import INIT_DATA_PCR
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.images import ImageStore
 
 _Got = TypeVar("_Got")
-
-
-_INIT_DATA_PCR: Final = 8  # at Azure, extended by CoCo's agent without a record (vtpm.md, 6.4)
 
 
 class PcrLogs(NamedTuple):
@@ -272,7 +270,7 @@ def _pcr_logs(parsed: ParsedEvidence) -> "PcrLogs | None":
         return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log, b"")
     if isinstance(platform, (Tpm, AzureSnp, AzureTdx)):
         quote = platform.vtpm_quote
-        later = () if isinstance(platform, Tpm) else (_INIT_DATA_PCR,)
+        later = () if isinstance(platform, Tpm) else (INIT_DATA_PCR,)
         return PcrLogs(quote.boot_log, quote.ima_log, later)
     return None
 

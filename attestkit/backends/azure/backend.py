@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.hcl_report import INIT_DATA_PCR, HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.azure.paravisor import AK_HANDLE, Paravisor
@@ -26,7 +26,6 @@ from attestkit.tpm import PcrSelection
 
 __all__ = ["Azure"]
 
-INIT_DATA_PCR: Final = 8
 _SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
 
 

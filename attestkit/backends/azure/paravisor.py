@@ -9,6 +9,7 @@ from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit.attestation.hcl_report import HclReport, is_hcl_report
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.nv_commands import OWNER_READ, OWNER_WRITE
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
 
 HCL_REPORT: Final = 0x01400001
@@ -142,10 +143,15 @@ class Paravisor:
         Raises:
             BackendError: If the TPM fails.
         """
-        found = self._client.read_nv_index(AK_CERTIFICATE)
+        try:
+            found = self._client.read_nv_index(AK_CERTIFICATE)
+        except TpmError as error:
+            if error.is_denied:
+                return ()
+            raise
         if found is None:
             return ()
         try:
             return (DerReader(found).whole(SEQUENCE),)  # the rest of the index is padding
         except FormatError:
-            return ()  # optional, and the paravisor's concern
+            return ()  # optional: a malformed certificate is treated as absent

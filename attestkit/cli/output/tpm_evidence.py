@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
+from attestkit.attestation.hcl_report import INIT_DATA_PCR
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
@@ -30,6 +31,7 @@ class TpmParts(NamedTuple):
     boot_log: bytes = b""
     ima_log: bytes = b""
     digests: tuple[TpmEvent, ...] = ()  # of a log in the form of dstack
+    extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
 def read_tpm_parts(platform: Platform) -> TpmParts | None:
@@ -55,6 +57,7 @@ def read_tpm_parts(platform: Platform) -> TpmParts | None:
             found.ak_certificates,
             found.boot_log,
             found.ima_log,
+            extended_later=() if isinstance(platform, Tpm) else (INIT_DATA_PCR,),
         )
     if isinstance(platform, GoTpmTools):
         from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
@@ -115,7 +118,10 @@ def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | Non
 
     pcrs = [(pcr.algorithm, pcr.number, pcr.value) for pcr in parts.pcr_values]
     try:
-        return frozenset(replay_pcr_logs(pcrs, parts.boot_log, parts.ima_log).replayed), None
+        found = replay_pcr_logs(
+            pcrs, parts.boot_log, parts.ima_log, extended_later=parts.extended_later
+        )
+        return frozenset(found.replayed), None
     except AttestKitError as error:
         return frozenset(), str(error)
 

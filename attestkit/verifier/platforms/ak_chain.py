@@ -142,15 +142,17 @@ class AkChains:
             if error.reason != "untrusted_root":
                 raise
             raise SignatureError(f"{error}; {ANOTHER_ROOT}", reason=error.reason) from error
-        revocation = self._check_revocation(path, now, session)
+        google = {root.der for _, root in self.google}
+        is_google = path.chain[-1] in google
+        # Only Google's lists are at the hosts that may be asked.
+        revocation = self._check_revocation(path, now, session if is_google else None)
         if session is not None:
             session.mark_verified()
         count = len(path.certificates)
         text = f"the AK certificate leads to {path.root_name} ({count} certificates), and is valid"
         steps = (passed("ak_certificate", text), revocation)
         # Only Google says what its instances are; another root could name any.
-        google = {root.der for _, root in self.google}
-        gce = _read_gce(path.leaf) if path.chain[-1] in google else None
+        gce = _read_gce(path.leaf) if is_google else None
         return VerifiedAk(path, gce, steps)
 
     def _check_revocation(

@@ -8,11 +8,26 @@ import pytest
 
 import attestkit
 from attestkit.__main__ import main
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import AzureSnp, PcrValue
+from attestkit.backends.simulator.clouds.firmware_log import (
+    boot_application,
+    encode_log,
+    measured,
+    uefi_records,
+)
+from attestkit.cli.output.tpm_evidence import explain_pcrs, read_tpm_parts
+from attestkit.event_log import TpmEventLog
 from attestkit.report_data import ReportData
 
 Capture = pytest.CaptureFixture[str]
 NONCE: Final = bytes(range(32))
+NAMES: Final = {
+    "gcp-snp": "gcp-snp",
+    "azure-snp": "hcl-snp",
+    "aws-nitro-tpm": "dstack-aws-nitro-tpm",
+}
 
 
 def _attest(tmp_path: Path, platform: str, *more: str) -> int:
@@ -66,3 +81,37 @@ def test_verifier_of_simulated_azure_td_has_collateral() -> None:
     with attestkit.open("simulator", platform="azure-tdx") as tee:
         evidence = tee.attest(nonce=NONCE).to_bytes()
         assert tee.verifier().verify(evidence, nonce=NONCE).fresh
+
+
+@pytest.mark.parametrize("platform", ["gcp-snp", "azure-snp", "aws-nitro-tpm"])
+def test_bundle_of_accepted_evidence_is_accepted_later(
+    platform: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """A bundle has the report data that the evidence is bound by, also with the TPM's key."""
+    assert _attest(tmp_path, platform) == 0
+    evidence, bundle = f"{tmp_path / 'evidence'}", f"{tmp_path / 'bundle.json'}"
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'preset = "default"\nplatforms = ["{NAMES[platform]}"]\n')
+    common = ("--trust-anchor", f"{tmp_path / 'root'}", "--policy", f"{policy}")
+    saved = ("--nonce", NONCE.hex(), "--save-bundle", bundle)
+    assert main(["verify", evidence, *common, *saved]) == 0, capsys.readouterr()
+    assert main(["verify", bundle, *common, "--any-freshness"]) == 0, capsys.readouterr()
+
+
+def test_show_explains_pcrs_although_init_data_extends_pcr_8() -> None:
+    """At Azure, PCR 8 may be extended without a record, as a verifier accepts it."""
+    with attestkit.open("simulator", platform="azure-snp") as tee:
+        records = [*uefi_records("azure", boot_application(b"x")), measured(8, 0x0D, b"grub")]
+        digests = {8: sha256(sha256(bytes(32) + records[-1].digests["sha256"]) + bytes(32))}
+        found = tee.attest(nonce=NONCE).evidence.platform
+    assert isinstance(found, AzureSnp)
+    log = encode_log(records)
+    expected = TpmEventLog.parse(log).replay("sha256") | digests
+    values = tuple([PcrValue(pcr, "sha256", value) for pcr, value in expected.items()])
+    quote = found.vtpm_quote._replace(boot_log=log, pcr_values=values)
+    parts = read_tpm_parts(found._replace(vtpm_quote=quote))
+    assert parts is not None
+    explained, problem = explain_pcrs(parts)
+    assert problem is None
+    assert ("sha256", 7) in explained
+    assert ("sha256", 8) not in explained

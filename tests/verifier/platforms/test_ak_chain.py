@@ -132,6 +132,18 @@ def test_issuer_and_crl_are_fetched_once_from_the_addresses_of_the_certificates(
     assert caught.value.reason == "cert_revoked"
 
 
+def test_lists_of_other_roots_are_not_fetched() -> None:
+    """The lists of a private CA are at hosts that are never asked, and its keys stay usable."""
+    server = Server()
+    fetcher = IssuerFetcher(server, hosts=HOSTS)
+    found = AkChains(
+        roots=[der("root.pem")], certificates=[composed("intermediate.pem")], fetcher=fetcher
+    )
+    verified = found.verify(ak_certificate(), found.others, NOW)
+    assert [(step.check, step.outcome) for step in verified.steps] == UNREVOKED
+    assert not server.requested
+
+
 def test_only_allowed_hosts_are_asked() -> None:
     """An address in a certificate that is not verified yet reaches Google's hosts only."""
     server = Server()
