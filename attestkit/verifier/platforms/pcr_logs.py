@@ -97,8 +97,8 @@ def _replay_boot_log(
     """Return the PCRs that the firmware's log replays to, and the step."""
     if not data:
         return set(), skipped("pcr_log", "the evidence has no log of the firmware to replay")
-    read = _cached_boot_log if len(data) <= _CACHED_LOG else _read_boot_log
-    log = read(data, tuple(dict.fromkeys(bank for bank, _ in values)))
+    replay_banks = _cached_replay if len(data) <= _CACHED_LOG else _replay_banks
+    log = replay_banks(data, tuple(dict.fromkeys(bank for bank, _ in values)))
     replayed: set[tuple[str, int]] = set()
     for bank, expected in log.banks.items():
         replay = _Replay(bank, expected, log.locality, later)
@@ -121,14 +121,14 @@ class _BootLog(NamedTuple):
     banks: Mapping[str, Mapping[int, bytes]]  # PCRs by index, of the banks that it has digests of
 
 
-def _read_boot_log(data: bytes, banks: tuple[str, ...]) -> _BootLog:
+def _replay_banks(data: bytes, banks: tuple[str, ...]) -> _BootLog:
     log = TpmEventLog.parse(data)
     replays = {bank: log.replay(bank) for bank in banks if _has_digests(log, bank)}
     return _BootLog(len(log.events), log.startup_locality, replays)
 
 
 # All evidence of one boot has the same log.
-_cached_boot_log = lru_cache(16)(_read_boot_log)
+_cached_replay = lru_cache(16)(_replay_banks)
 
 
 def _has_digests(log: TpmEventLog, bank: str) -> bool:
