@@ -23,6 +23,8 @@ _OWNER_READS: Final = 0x00020002
 _LONGEST: Final = 1024  # of an input, so that all answers fit in a socket's buffer
 _STEP: Final = 4  # each fourth case is a seed
 
+_LARGEST_INPUT = 1 << 16
+
 
 class _Managed:
     """The TPM as one opener of the resource manager sees it."""
@@ -56,6 +58,8 @@ def _make(kind: int) -> CommandExecutor:
 
 def _run(raw: bytes) -> list[int]:
     """Send commands after a byte that chooses the TPM; return the codes of the responses."""
+    if len(raw) > _LARGEST_INPUT:  # all of it must fit into the buffers of the socket
+        raise FormatError("TPM commands: too many bytes", reason="too_large", offset=0)
     tpm = _make(raw[0] % 3 if raw else 0)
     ours, theirs = socket.socketpair()
     with ours, theirs:

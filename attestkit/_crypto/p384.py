@@ -38,11 +38,12 @@ class P384Key(Secret):
         """Create a key pair from its scalar; UsageError if it is not in 1..n-1."""
         if not 0 < number < P384_ORDER:
             raise UsageError("P-384 secret: must be in 1..n-1", reason="invalid_key")
-        self.private = ec.derive_private_key(number, ec.SECP384R1())  # for attestkit._crypto only
+        # For attestkit._crypto only.
+        self.private: ec.EllipticCurvePrivateKey = ec.derive_private_key(number, ec.SECP384R1())
         point = self.private.public_key().public_bytes(
             Encoding.X962, PublicFormat.UncompressedPoint
         )
-        self.spki = P384_SPKI_HEAD + point[1:]  # SubjectPublicKeyInfo in DER
+        self.spki: bytes = P384_SPKI_HEAD + point[1:]  # SubjectPublicKeyInfo in DER
 
     def sign(self, data: bytes) -> tuple[int, int]:
         """Return the signature over the SHA-384 of `data`: the integers r and s."""

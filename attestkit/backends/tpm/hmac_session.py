@@ -52,7 +52,8 @@ class HmacSession:
         self, client: TpmClient, secrets: SessionSecrets, hash_name: str, random: RandomBytes
     ) -> None:
         self._client = client
-        self.handle, self._key, self._nonce_tpm = secrets
+        handle, self._key, self._nonce_tpm = secrets
+        self.handle: int = handle
         self._hash = hash_name
         self._random = random
 

@@ -97,7 +97,7 @@ class DeviceTransport:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
-        self.lock = FifoLock()
+        self.lock: FifoLock = FifoLock()
         self._open_node = open_node
         self._calls = calls
         self._clock = clock
@@ -199,7 +199,7 @@ class StreamTransport:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
-        self.lock = FifoLock()
+        self.lock: FifoLock = FifoLock()
         self._connection: socket.socket | None = connection
         self._clock = clock
 

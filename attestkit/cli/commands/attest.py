@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
             evidence = attester.attest(nonce=nonce)
         else:
             evidence = attester.attest(report_data=request.report_data.value)
+        from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: not for --help
+
         chosen = encoding or ("v1" if is_of_dstack(evidence.evidence.platform) else "cbor")
         raw = evidence.to_bytes(chosen)
         fields = {

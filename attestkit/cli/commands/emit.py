@@ -5,7 +5,6 @@ from typing import Final
 
 import click
 
-from attestkit.backends.base import EventPcr
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
 from attestkit.cli.options.click_types import PATH, TEXT_HINT, json_option, read_hex, read_text
@@ -36,6 +35,8 @@ def emit(
     All later evidence contains the event, until the machine is rebooted. NAME is the name of the
     event, HEX its optional payload.
     """
+    from attestkit.backends.base import EventPcr  # lazy: not for --help
+
     data = _payload(payload, text, file)
     with device.open() as attester:
         event = attester.emit_event(name, data)

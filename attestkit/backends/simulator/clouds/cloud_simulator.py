@@ -87,7 +87,7 @@ class CloudSimulator(Simulator):
                 raise UsageError(text, reason="not_applicable")
         self._seed, self._random = seed, random
         self._clock = RealClock() if self.emulated else SimulatedClock()
-        self.vm_config = vm_config or ""
+        self.vm_config: str = vm_config or ""
         self._start(app_id)
 
     def _check_fault(self, fault: Fault) -> None:

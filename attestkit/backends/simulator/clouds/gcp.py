@@ -165,7 +165,7 @@ class GcpTdSimulator(_GoogleVm):
     platform = "gcp-tdx"
 
     def _make_hardware(self, app_id: bytes) -> Simulator:
-        self.vm_config = self.vm_config or _vm_config()
+        self.vm_config: str = self.vm_config or _vm_config()
         return Simulator(
             seed=self._seed,
             quote_version=self._quote_version,

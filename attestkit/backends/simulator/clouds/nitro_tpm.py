@@ -42,7 +42,7 @@ class NitroTpmSimulator(CloudSimulator):
         self._vtpm = self._start_vtpm(records, hooks)
         self._guest = NitroTpmBackend(client=self._vtpm.connect(), paths=self._vtpm.paths)
         if not self.vm_config:
-            self.vm_config = self._describe_image()
+            self.vm_config: str = self._describe_image()
         self._journal = self._begin_journal(app_id)
 
     def _derive(self, label: str, size: int) -> bytes:

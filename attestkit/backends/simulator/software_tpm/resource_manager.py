@@ -40,7 +40,7 @@ class ResourceManager:
 
     def __init__(self, tpm: CommandExecutor) -> None:
         self.tpm = tpm
-        self.lock = RLock()  # a command of one opener at a time
+        self.lock: RLock = RLock()  # a command of one opener at a time
 
     def open(self) -> "ManagedFile":
         """Return a new open file description of /dev/tpmrm0."""

@@ -127,7 +127,7 @@ class InProcessTransport:
 
     def __init__(self, tpm: CommandExecutor, path: str = "simulated TPM") -> None:
         self.path = path
-        self.lock = FifoLock()
+        self.lock: FifoLock = FifoLock()
         self._tpm = tpm
         self._closed = False
 

@@ -83,7 +83,7 @@ class TpmProxy:
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self.hooks = hooks or TpmHooks()
+        self.hooks: TpmHooks = hooks or TpmHooks()
         self._tpm = tpm
         own = TpmHooks()  # without faults, which the proxy injects
         own.virtual_indices = self.hooks.virtual_indices

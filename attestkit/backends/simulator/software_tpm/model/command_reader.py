@@ -31,8 +31,8 @@ class CommandReader:
     __slots__ = ("at", "data", "number")
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
+        self.data: bytes = data
+        self.at: int = 0
         self.number = 0
 
     def next(self) -> "CommandReader":

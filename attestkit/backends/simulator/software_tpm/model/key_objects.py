@@ -59,7 +59,7 @@ class PrimaryKeys:
         self.slots: range = range(first, first + TRANSIENT_SLOTS)  # transient handles
         self.transient: dict[int, PrimaryKey] = {}
         self.persistent: dict[int, PrimaryKey] = {}
-        self.null_seed = b""  # changes at each reset
+        self.null_seed: bytes = b""  # changes at each reset
         # Creating an RSA key takes 50 ms, and a simulated machine has few keys.
         self._rsa = lru_cache(maxsize=32)(lambda seed: RsaKeyPair(seed, 2048))
         self._ec = lru_cache(maxsize=32)(EcKeyPair)

@@ -54,8 +54,8 @@ class NvIndex:
         self.name_alg: str = name_alg
         self.attributes: int = attributes
         self.policy: bytes = policy
-        self.content = bytearray(b"\xff" * size)
-        self.auth = b""
+        self.content: bytearray = bytearray(b"\xff" * size)
+        self.auth: bytes = b""
 
     @property
     def public(self) -> bytes:

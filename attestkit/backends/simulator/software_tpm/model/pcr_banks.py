@@ -35,7 +35,7 @@ class PcrBanks:
         self.values: dict[str, list[bytes]] = {name: [] for name in banks}
         if not self.values:
             raise UsageError("PCR banks: at least one is needed", reason="missing")
-        self.updates = 0
+        self.updates: int = 0
         self.reset_all()
 
     def reset_all(self) -> None:

@@ -105,7 +105,7 @@ class TpmModel:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         require_size("TPM seed", seed, 32)
-        self.hooks = hooks or TpmHooks()
+        self.hooks: TpmHooks = hooks or TpmHooks()
         self._state = TpmState(
             seed,
             PcrBanks(banks, startup_locality),

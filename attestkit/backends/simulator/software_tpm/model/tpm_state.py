@@ -91,16 +91,16 @@ class TpmState:
         largest_index: int,
         handle_offset: int,
     ) -> None:
-        self.identity = identity
-        self.random = random
-        self.pcrs = pcrs
-        self.nv = NvStorage(largest_index)
-        self.keys = PrimaryKeys(seed, handle_offset)
-        self.sessions = Sessions(handle_offset)
-        self.started = False
-        self.reset_count = 0
-        self.restart_count = 0
-        self.contexts = 0  # number of saved contexts
+        self.identity: TpmIdentity = identity
+        self.random: Callable[[int], bytes] = random
+        self.pcrs: PcrBanks = pcrs
+        self.nv: NvStorage = NvStorage(largest_index)
+        self.keys: PrimaryKeys = PrimaryKeys(seed, handle_offset)
+        self.sessions: Sessions = Sessions(handle_offset)
+        self.started: bool = False
+        self.reset_count: int = 0
+        self.restart_count: int = 0
+        self.contexts: int = 0  # number of saved contexts
         self._clock = clock
         self._began = clock()
         self._failures: list[float] = []  # times of wrong passwords
