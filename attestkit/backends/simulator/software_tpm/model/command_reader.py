@@ -33,7 +33,7 @@ class CommandReader:
     def __init__(self, data: bytes) -> None:
         self.data: bytes = data
         self.at: int = 0
-        self.number = 0
+        self.number: int = 0
 
     def next(self) -> "CommandReader":
         """Begin the next parameter."""
