@@ -30,10 +30,10 @@ def emit(
     device: Device,
     as_json: bool,
 ) -> None:
-    """Extend RTMR3, or PCR 14 of a NitroTPM, by an event and log it.
+    """Extend RTMR3 by an event and log it.
 
-    All later evidence contains the event, until the machine is rebooted. NAME is the name of the
-    event, HEX its optional payload.
+    On a NitroTPM, the event extends PCR 14. All later evidence contains the event, until the
+    machine is rebooted. NAME is the name of the event, HEX its optional payload.
     """
     from attestkit.backends.base import EventPcr  # lazy: not for --help
 
