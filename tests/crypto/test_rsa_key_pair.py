@@ -67,7 +67,7 @@ def test_signatures_are_valid(name: str) -> None:
 @every_hash
 @pytest.mark.parametrize("size", [0, 1, 32])
 def test_ciphertext_is_decrypted(name: str, size: int) -> None:
-    """What OpenSSL encrypts is decrypted."""
+    """A message that OpenSSL encrypts is decrypted."""
     algorithm = ALGORITHMS[name]()
     oaep = padding.OAEP(padding.MGF1(algorithm), algorithm, LABEL)
     ciphertext = public(PAIR).encrypt(b"\0" * size, oaep)

@@ -203,7 +203,7 @@ def test_ima_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ima_log_of_unknown_bank_or_type_is_a_usage_error() -> None:
-    """A caller's mistakes are no FormatError."""
+    """A caller's mistakes are a UsageError."""
     with raises(UsageError, "unknown_name"):
         ImaLog.parse(SMALL).replay("md5")
     with raises(UsageError, "wrong_type"):

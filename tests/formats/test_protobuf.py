@@ -100,7 +100,7 @@ def test_field_refuses_another_type() -> None:
     )
 )
 def test_written_fields_are_read_again(fields: list[tuple[int, bytes | int]]) -> None:
-    """What the writer writes is read as the same numbers and bytes."""
+    """Written fields are read as the same numbers and bytes."""
     data = b"".join(
         encode_bytes_field(number, value)
         if isinstance(value, bytes)

@@ -88,7 +88,7 @@ def test_verifier_decides_each_case_of_go_tpm_tools(case: dict[str, Any]) -> Non
     assert set(facts.replayed) >= {("sha256", index) for index in (*range(10), 14)}
     assert result.claims.registers[0] == ("pcr0", facts.pcr("sha256", 0))
     assert "instance" not in result.not_proven or facts.details == ()
-    # Whatever is authentic is refused for another key, and without one.
+    # Authentic evidence is refused if another key is listed, or none.
     with raises(SignatureError, "ak_unknown"):
         verify(raw, sha256(b"another"), report_data=nonce)
 
@@ -201,7 +201,7 @@ def test_verifier_reads_messages_in_hex() -> None:
 
 
 def test_evidence_of_swtpm_is_bound_to_a_nonce(software_tpm: TpmClient) -> None:
-    """What the backend `tpm` attests with swtpm verifies in each encoding, with its listed key."""
+    """Evidence of the backend `tpm` over swtpm verifies in each encoding, with its listed key."""
     backend = TpmBackend(client=software_tpm, logs=False)
     key = backend.read_trusted_key()
     with Attester(backend) as attester:

@@ -150,7 +150,7 @@ class CommandChannel:
             response = self._parse(self.transport.exchange(command, left), returns_handle)
         return response
 
-    def _parse(self, frame: bytes, returns_handle: bool, /) -> TpmResponse:  # noqa: FBT001
+    def _parse(self, frame: bytes, returns_handle: bool, /) -> TpmResponse:  # noqa: FBT001 - positional
         try:
             return TpmResponse.parse(frame, returns_handle=returns_handle)
         except FormatError as error:

@@ -74,7 +74,7 @@ def test_malformed_answer_is_refused(
 
 
 def test_response_with_unknown_tag_is_refused() -> None:
-    """A frame that is no response of a TPM 2.0 is an error."""
+    """A malformed response is an error."""
     frame = b"\x80\3\0\0\0\x0a\0\0\0\0"
     with AnsweringTpm([frame]) as peer, raises(BackendError, "malformed_response"):
         TpmClient(peer.transport).startup()

@@ -38,7 +38,7 @@ TOOLS: Final = shutil.which("tpm2_checkquote")
 needs_tools = pytest.mark.skipif(TOOLS is None, reason="tpm2-tools are not installed")
 
 
-# PyPI has no wheel of tpm2-pytss, and the tests run no stranger's build script: Debian's is built.
+# PyPI has no wheel of tpm2-pytss, and CI runs no build scripts: Debian's package is built.
 DEBIAN_PYTHON: Final = "/usr/bin/python3"
 DEBIAN_PYTSS: Final = Path("/usr/lib/python3/dist-packages/tpm2_pytss")
 
@@ -189,7 +189,7 @@ def test_attestkit_reads_quote_of_tools(
 def test_tools_and_attestkit_share_nv_indices(
     connect: Connect, tool: Callable[..., str], tmp_path: Path
 ) -> None:
-    """What one writes into an NV index, the other reads; the names are equal."""
+    """Content that one writes into an NV index is read by the other; the names are equal."""
     data = bytes(range(256)) * 8
     with connect() as tpm:
         tpm.nv_define(0x01500000, len(data))

@@ -1,4 +1,4 @@
-"""Transports carry one command at a time, within a time limit, and refuse what is no response."""
+"""Transports carry one command at a time, within a time limit, and refuse malformed responses."""
 
 import errno
 import os
@@ -201,7 +201,7 @@ def test_tpm_12_is_named_by_its_response(make_node: MakeNode, tmp_path: Path) ->
 
 
 def test_refusal_of_the_resource_manager_is_named(make_node: MakeNode, tmp_path: Path) -> None:
-    """The kernel's answer to an unknown command is told apart from the TPM's."""
+    """The kernel's response to an unknown command is distinguished from the TPM's."""
     node = make_node(lambda _: TpmResponse(RESMGR_COMMAND_CODE).encode())
     tpm = open_tpm(tmp_path / "tpmrm0", calls=node.calls)
     with raises(TpmError, "tpm_error", part="resource manager") as caught:

@@ -196,7 +196,7 @@ def test_only_allowed_hosts_are_asked() -> None:
 def test_a_bad_answer_refuses_the_key_and_is_soon_replaced(
     url: str, body: bytes | str | None, reason: str
 ) -> None:
-    """What is fetched must load, and be of the issuer; errors are remembered for a minute only."""
+    """Fetched data must load, and be of the issuer; errors are cached for a minute only."""
     server, clock = Server(), Clock()
     fetcher = IssuerFetcher(server, hosts=HOSTS, timer=clock)
     found = AkChains(der("root.pem"), fetcher=fetcher)

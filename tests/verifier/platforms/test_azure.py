@@ -93,7 +93,7 @@ def test_azure_evidence_is_authenticated_with_a_step_for_each_check(make: MAKE) 
 def test_azure_claims_are_of_an_unknown_paravisor(make: MAKE) -> None:
     """Without a policy that identifies the paravisor, evidence is never called Azure's.
 
-    Whoever owns a genuine SEV-SNP or TDX guest can make such evidence with a TPM of his own.
+    The owner of any genuine SEV-SNP or TDX guest can make such evidence with another TPM.
     """
     platform = make()
     examination = azure.examine(platform)

@@ -1,4 +1,4 @@
-"""What a verifier of SEV-SNP caches: it saves signatures and changes no outcome."""
+"""Cache of an SEV-SNP verifier: it saves signatures and changes no outcome."""
 
 from datetime import timedelta
 from typing import Any

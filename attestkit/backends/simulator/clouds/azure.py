@@ -128,16 +128,16 @@ class _AzureVm(CloudSimulator):
         )
 
     def _start_hardware(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _hardware_report(self, report_data: bytes) -> bytes:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _make_imds(self) -> SimulatedImds:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _root(self) -> CloudRoot:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _provision(self) -> None:
         """Make the keys, and define the NV indices, as the paravisor does at boot."""
@@ -196,7 +196,7 @@ class _AzureVm(CloudSimulator):
         return found._replace(hcl_report=report, td_quote=self._quote_td(td_report))
 
     def _quote_td(self, td_report: bytes) -> bytes:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes

@@ -96,7 +96,7 @@ class CloudSimulator(Simulator):
 
     def _start(self, app_id: bytes) -> None:
         """Set the hardware, `_vtpm` and `_guest`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each cloud has its own
 
     def _start_vtpm(self, records: tuple[BootRecord, ...], hooks: TpmHooks) -> SimulatedVtpm:
         """Start the TPM, into which the firmware measures records; its faults are injected."""

@@ -58,7 +58,7 @@ class _GoogleVm(CloudSimulator):
     _hardware: Any  # the simulated guest without a TPM: Simulator or SnpSimulator
 
     def _make_hardware(self, app_id: bytes) -> Simulator:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _start(self, app_id: bytes) -> None:
         self._hardware = self._make_hardware(app_id)
@@ -69,7 +69,7 @@ class _GoogleVm(CloudSimulator):
         )
 
     def _root(self) -> CloudRoot:
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of VM has its own
 
     def _provision(self) -> None:
         """Put the key's template and its certificate into NV indices."""

@@ -91,7 +91,7 @@ class TpmDeviceFile:
 
     def _run(self, command: bytes) -> bytes:
         """Return the response to a command of the size in its header."""
-        raise NotImplementedError
+        raise NotImplementedError  # each node has its own
 
     def _release(self) -> None:
         """Release what this opener holds; called once."""

@@ -1,4 +1,4 @@
-"""What a platform adds to a TPM: virtual indices, vendor commands; on the model and the proxy."""
+"""Additions of a platform to a TPM (virtual indices, vendor commands), on model and proxy."""
 
 import os
 from collections.abc import Iterator

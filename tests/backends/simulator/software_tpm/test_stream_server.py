@@ -149,7 +149,7 @@ def test_in_process_transport_is_closed() -> None:
 
 
 def test_missing_swtpm_is_reported(tmp_path: Path) -> None:
-    """Without swtpm the error says so; there is no silent change to the model."""
+    """Without swtpm an error names it; the model does not replace it silently."""
     with raises(BackendUnavailableError, "missing", path="no-such-swtpm"):
         SwtpmProcess(tmp_path, program="no-such-swtpm")
 

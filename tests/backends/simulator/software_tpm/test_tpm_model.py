@@ -341,7 +341,7 @@ def is_response(response: bytes) -> bool:
 @given(st.binary(max_size=200))
 @example(b"")
 def test_any_bytes_get_a_response(data: bytes) -> None:
-    """Bytes that are no command get a response code."""
+    """Malformed commands get a response code."""
     assert is_response(new_model().execute(data))
 
 

@@ -105,7 +105,7 @@ def test_resource_manager_refuses_unknown_commands(tpm: TpmClient) -> None:
 
 
 def test_raw_node_has_one_opener() -> None:
-    """A second opener is told that the node is in use; the commands are the same."""
+    """A second opener gets an error that the node is in use; the commands are the same."""
     with closing(patient(open_tpm(RAW))) as first:
         assert len(first.pcr_read(SHA256)) == 24
         with raises(BackendBusyError, "device", part="EBUSY"):
