@@ -33,7 +33,7 @@ TESTS: Final = (
     *("tests/native/test_native.py", "tests/attestation/wire/test_v1_cbor.py", "tests/formats"),
     *("tests/crypto/test_ecdsa.py", "tests/crypto/test_ed25519.py", "tests/crypto/test_hashes.py"),
     *("tests/keys/test_signatures.py", "tests/dstack/test_env_encryption.py"),
-    *("tests/ra_tls/test_certificate.py", "tests/verifier/policy/test_toml_reader.py"),
+    *("tests/ra_tls/test_certificate.py", "tests/verifier/policy/toml/test_reader.py"),
     "tests/verifier/dcap/test_engine.py",
     *("tests/serve/http/test_protocol.py", "tests/serve/http/test_server.py"),
     *("tests/serve/rpc/test_json_codec.py", "tests/serve/rpc/test_event_log_json.py"),

@@ -22,8 +22,8 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.platforms.snp import Snp
-from attestkit.verifier.platforms.snp_facts import SnpFacts
+from attestkit.verifier.platforms.snp.authenticator import Snp
+from attestkit.verifier.platforms.snp.chain_cache import SnpFacts
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 

@@ -24,7 +24,7 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
-from attestkit.verifier.platforms.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from fuzz.parser_certificates import certificate_with
 from fuzz.parser_contract import ParserTarget, check, obeys, tried
 from fuzz.parser_reports import PKI

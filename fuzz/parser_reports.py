@@ -20,7 +20,7 @@ from attestkit.quote import TEE_TDX, Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.verifier.evidence_formats import parse_evidence
-from attestkit.verifier.platforms.snp_chain import read_endorsements
+from attestkit.verifier.platforms.snp.chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.attestation.hcl import hcl_bytes, jwk, runtime_json
 from tests.quotes import PATTERN, made_quote, made_quotes

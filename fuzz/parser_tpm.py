@@ -10,7 +10,7 @@ from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import FormatError, SignatureError
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
-from attestkit.verifier.platforms.attestation_key import AttestationKey, read_attestation_key
+from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, tried
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
 

@@ -72,7 +72,7 @@ def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
 
 def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
     """Return the file's content, if it has a certificate of AMD."""
-    from attestkit.verifier.platforms.snp_chain import read_endorsements  # lazy: loads X.509
+    from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
         raise FormatError("no certificate found", reason="missing")
@@ -89,7 +89,7 @@ def _amd_crls(data: bytes) -> tuple[bytes, ...]:
 
 def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
     """Return the file's content, if it has certificates or CRLs, all well-formed."""
-    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+    from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(certificates=[data])
     return (data,)
@@ -97,7 +97,7 @@ def _ak_certificates(data: bytes) -> tuple[bytes, ...]:
 
 def _ak_roots(data: bytes) -> tuple[bytes, ...]:
     """Return the file's content, if it has certificates, all well-formed."""
-    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+    from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(roots=[data])
     return (data,)

@@ -38,11 +38,11 @@ from attestkit.verifier.result import Authenticated, TcbStatus
 if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
     from attestkit.verifier.dcap.engine import Dcap
-    from attestkit.verifier.platforms.ak_chain import AkChains
     from attestkit.verifier.platforms.azure import AzureAuthenticator
     from attestkit.verifier.platforms.gcp import GcpAuthenticator
     from attestkit.verifier.platforms.nitro import Nitro
-    from attestkit.verifier.platforms.snp import Snp
+    from attestkit.verifier.platforms.snp.authenticator import Snp
+    from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 
 
 class AkSettings(NamedTuple):
@@ -188,9 +188,9 @@ class Authenticators:
     ) -> Authenticated:
         """Verify the quotes of a TPM without hardware evidence."""
         # lazy: only for these platforms
-        from attestkit.verifier.platforms.attestation_key import AkTrust
         from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
         from attestkit.verifier.platforms.tpm import authenticate_tpm
+        from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
 
         trust = AkTrust(self.ak_chains, trusted_aks, now, before_fetch)
         platform, stack = attestation.evidence
@@ -237,7 +237,7 @@ class Authenticators:
 
     @cached_property
     def _amd(self) -> "Snp":
-        from attestkit.verifier.platforms.snp import Snp  # lazy: only for SEV-SNP
+        from attestkit.verifier.platforms.snp.authenticator import Snp  # lazy: only for SEV-SNP
 
         return Snp(
             self.trust_anchor,
@@ -267,7 +267,7 @@ class Authenticators:
     @cached_property
     def ak_chains(self) -> "AkChains":
         """Certificates of TPM keys, under Google's roots or the trust anchor."""
-        from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: only with a TPM
+        from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: only with a TPM
 
         roots, certificates, fetch, getter = self.ak_settings
         fetcher = None

@@ -36,7 +36,7 @@ from attestkit.report_data import ReportData
 from attestkit.verifier.boot_identity import check_boot_events, check_sizes
 from attestkit.verifier.config_id import has_document, sealed_configuration
 from attestkit.verifier.os_image import VerifiedImage
-from attestkit.verifier.platforms.snp_claims import Fields, launch_claims, report_claims
+from attestkit.verifier.platforms.snp.claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import Authenticated, BoundTo, Claims, caution, passed, skipped
 
 if TYPE_CHECKING:

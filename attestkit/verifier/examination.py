@@ -140,7 +140,9 @@ class Examination:
     def _replay(self) -> None:
         found = _require(self._authenticated)
         if found.vtpm is not None and (logs := _pcr_logs(self.parsed)) is not None:
-            from attestkit.verifier.platforms.pcr_logs import with_replayed_logs  # lazy: with a TPM
+            from attestkit.verifier.platforms.vtpm.pcr_logs import (
+                with_replayed_logs,  # lazy: with a TPM
+            )
 
             vtpm, steps = with_replayed_logs(found.vtpm, *logs)
             self._authenticated, self._replayed = found._replace(vtpm=vtpm), ()

@@ -18,7 +18,7 @@ from attestkit.tpm import TpmsAttest
 from tests.raising import raises
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.tpm_samples import GO_TPM_TOOLS, go_cases, vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases, vtpm_json
 
 QUOTE = GoTpmToolsQuote(
     MADE_ATTEST.encode(),

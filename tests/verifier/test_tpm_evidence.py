@@ -23,7 +23,7 @@ from attestkit.errors import (
 from attestkit.verifier import AppraisalPolicy, AttestationResult, TcbStatus, Verifier
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.made_tpm import (
+from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,
     SPKI,
     authority,
@@ -33,8 +33,8 @@ from tests.verifier.platforms.made_tpm import (
     sign_quote,
     vtpm_quote,
 )
-from tests.verifier.platforms.test_pcr_logs import boot_log, extended
-from tests.verifier.platforms.tpm_samples import GO_TPM_TOOLS, go_cases
+from tests.verifier.platforms.vtpm.test_pcr_logs import boot_log, extended
+from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)
 CASES = [case for group in ("attestations", "attacks", "extra") for case in go_cases(group)]

@@ -16,7 +16,7 @@ from attestkit.event_log import TpmEventLog
 from tests.vectors import HAVE_SHARED, needs_shared
 from tests.verifier.platforms import test_gcp as gcp
 from tests.verifier.platforms import test_nitro_tpm as nitro_tpm
-from tests.verifier.platforms.tpm_samples import vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 from tests.verifier.vtpm_samples.aws_checks import nitro_document, nitro_quote, vlek_report
 from tests.verifier.vtpm_samples.azure_checks import (
     azure_ca,
@@ -117,7 +117,7 @@ def test_values_of_go_tpm_tools_are_expected() -> None:
     """PCRs and log of its messages are the expected ones; no group of the file is without a test.
 
     `keys` are tested in `tests/tpm/test_public_area.py`, `quotes` and `two_banks` in
-    `test_tpm_quote.py`, `attestations`, `attacks` and `extra` in `test_go_tpm_tools.py`.
+    `vtpm/test_quote.py`, `attestations`, `attacks` and `extra` in `test_go_tpm_tools.py`.
     """
     expected = vtpm_json("generic/go-tpm-tools/expected.json")
     tested = {"keys", "quotes", "two_banks", "attestations", "attacks", "extra"}

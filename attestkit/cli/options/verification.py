@@ -270,7 +270,7 @@ def _anchor(data: bytes) -> bytes | None:
 
 def _certificate(data: bytes) -> bytes:
     """Return AMD certificates unchanged, if there is at least one."""
-    from attestkit.verifier.platforms.snp_chain import read_endorsements  # lazy: loads X.509
+    from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 
     if not read_endorsements([data]):
         raise FormatError("no certificate found", reason="missing")
@@ -287,7 +287,7 @@ def _crls(data: bytes) -> bytes:
 
 def _ak_certificate(data: bytes) -> bytes:
     """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
-    from attestkit.verifier.platforms.ak_chain import AkChains  # lazy: loads X.509
+    from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
 
     AkChains(certificates=[data])
     return data

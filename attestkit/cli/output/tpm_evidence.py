@@ -114,7 +114,7 @@ def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | Non
         return _replay_digests(parts), None
     if not parts.boot_log and not parts.ima_log:
         return frozenset(), None
-    from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs  # lazy: only with logs
+    from attestkit.verifier.platforms.vtpm.pcr_logs import replay_pcr_logs  # lazy: only with logs
 
     pcrs = [(pcr.algorithm, pcr.number, pcr.value) for pcr in parts.pcr_values]
     try:

@@ -35,9 +35,9 @@ from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
-from attestkit.verifier.platforms.ak_chain import AkChains, read_evidence_certificate
-from attestkit.verifier.platforms.attestation_key import read_attestation_key
-from attestkit.verifier.platforms.tpm_quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.vtpm.attestation_key import read_attestation_key
+from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
 _REPORT_DATA_SIZE: Final = 64

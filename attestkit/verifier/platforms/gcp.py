@@ -20,9 +20,9 @@ from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEve
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
-from attestkit.verifier.platforms.ak_chain import AkChains, read_evidence_certificate
-from attestkit.verifier.platforms.gce_instance import gce_details, instance_step
-from attestkit.verifier.platforms.tpm_quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
+from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
 RUNTIME_PCR: Final = 14

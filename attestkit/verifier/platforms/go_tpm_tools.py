@@ -12,18 +12,18 @@ from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.errors import FormatError, VerificationError
-from attestkit.verifier.platforms.attestation_key import (
-    AkTrust,
-    CertifiedKey,
-    read_attestation_key,
-)
 from attestkit.verifier.platforms.tpm import (
     Details,
     instance_facts,
     require_strong_bank,
     signed_report_data,
 )
-from attestkit.verifier.platforms.tpm_quote import Pcrs, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.attestation_key import (
+    AkTrust,
+    CertifiedKey,
+    read_attestation_key,
+)
+from attestkit.verifier.platforms.vtpm.quote import Pcrs, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 

@@ -17,11 +17,11 @@ from attestkit._reasons import VerificationStep
 from attestkit.attestation.nitro_document import NitroDocument
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import FormatError, SignatureError, VerificationError
-from attestkit.verifier.platforms.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import BANK
 from attestkit.verifier.platforms.tpm import signed_report_data
-from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb, caution, passed
 from attestkit.verifier.vtpm_facts import VtpmFacts
 

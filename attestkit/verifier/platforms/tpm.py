@@ -8,13 +8,13 @@ from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import VerificationError
-from attestkit.verifier.platforms.attestation_key import (
+from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
     CertifiedKey,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.gce_instance import gce_details, instance_step
-from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb
 
 _REPORT_DATA: Final = 64  # bytes

@@ -63,10 +63,10 @@ from attestkit.verifier.policy.rules import (
     accepted_values,
     require_match,
 )
-from attestkit.verifier.policy.snp_rules import SnpRules
+from attestkit.verifier.policy.snp.snp_rules import SnpRules
 from attestkit.verifier.policy.tcb_rules import Explain, TcbRules
 from attestkit.verifier.policy.td_rules import TdRules
-from attestkit.verifier.policy.vtpm_rules import VtpmRules
+from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -222,7 +222,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         Raises:
             ConfigError: If the file cannot be read, or `from_toml` rejects its content.
         """
-        from attestkit.verifier.policy.toml_reader import read_file  # lazy: for files only
+        from attestkit.verifier.policy.toml.reader import read_file  # lazy: for files only
 
         return cls.from_toml(read_file(path), os.fspath(path))
 
@@ -237,7 +237,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             ConfigError: If `text` is not TOML, has an unknown key, or a value is not valid. The
                 message begins with `source`, and names the key and valid values.
         """
-        from attestkit.verifier.policy.toml_reader import (  # lazy: for files only
+        from attestkit.verifier.policy.toml.reader import (  # lazy: for files only
             config_errors,
             parse,
         )
@@ -252,7 +252,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         `from_toml` decodes the TOML to an equal policy. All rules of a preset are written out, so
         that the file does not depend on the definition of presets in later versions.
         """
-        from attestkit.verifier.policy.toml_writer import write_rules  # lazy: for files only
+        from attestkit.verifier.policy.toml.writer import write_rules  # lazy: for files only
 
         return write_rules({field.name: getattr(self, field.name) for field in fields(self)})
 

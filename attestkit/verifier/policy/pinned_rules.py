@@ -6,11 +6,11 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
 from attestkit.verifier.policy.event_rules import RequiredEvent
-from attestkit.verifier.policy.pinned_vtpm_rules import pinned_vtpm
 from attestkit.verifier.policy.platforms import AZURE, HCL_PLATFORMS, NITRO, is_snp
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read_key_provider
-from attestkit.verifier.policy.snp_rules import is_provisional
+from attestkit.verifier.policy.snp.snp_rules import is_provisional
+from attestkit.verifier.policy.vtpm.pinned_vtpm_rules import pinned_vtpm
 from attestkit.verifier.result import AttestationResult, Claims
 
 # Registers that are equal for the same image and VM shape.

@@ -7,12 +7,6 @@ from typing import Final, TypeAlias, cast
 
 from attestkit._reasons import PolicyReason, VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.verifier.policy.minimum_tcb import (
-    MinimumTcb,
-    NormalizedTcb,
-    check_minimum_tcb,
-    normalize_minimum_tcb,
-)
 from attestkit.verifier.policy.platforms import (
     GO_TPM_TOOLS,
     NITRO,
@@ -23,6 +17,12 @@ from attestkit.verifier.policy.platforms import (
     TPM,
 )
 from attestkit.verifier.policy.rules import check_text, normalize_members, require_members
+from attestkit.verifier.policy.snp.minimum_tcb import (
+    MinimumTcb,
+    NormalizedTcb,
+    check_minimum_tcb,
+    normalize_minimum_tcb,
+)
 from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed, skipped
 
 Explain: TypeAlias = Callable[[], str]

@@ -31,8 +31,8 @@ from attestkit.tpm import PcrSelection
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
-from attestkit.verifier.platforms.ak_chain import AkChains
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.result import Authenticated, Tcb
 from tests.backends.gcp.machine import ECC, INDICES, Machine, certify, make_machine
 from tests.vectors import needs_shared

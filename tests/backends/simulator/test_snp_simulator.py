@@ -46,7 +46,7 @@ from attestkit.factory import open as open_attester
 from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -15,7 +15,7 @@ from attestkit.serve.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.raising import raises
-from tests.verifier.platforms import test_snp_revocation as simulated
+from tests.verifier.platforms.snp import test_revocation as simulated
 
 Capture = pytest.CaptureFixture[str]
 AT = str(simulated.NOW)

@@ -22,7 +22,7 @@ from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, azure
-from tests.verifier.platforms.tpm_samples import vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 
 every_nth_byte = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 both = pytest.mark.parametrize("make", [azure.snp, azure.tdx])

@@ -13,9 +13,9 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.wire.evidence_parts import AzureSnp
 from attestkit.errors import SignatureError
-from attestkit.verifier.platforms.ak_chain import AkChains
 from attestkit.verifier.platforms.azure import AzureAuthenticator, snp_evidence_of
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp.authenticator import Snp
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.verifier.platforms import amd, azure

@@ -17,7 +17,7 @@ from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import azure
-from tests.verifier.platforms.tpm_samples import vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 
 NONCE = b"a nonce of the relying party"
 BOUND = ReportData.for_nonce(NONCE)

@@ -28,13 +28,13 @@ from attestkit.tpm import TpmsAttest, TpmtSignature
 from attestkit.verifier import Verifier
 from attestkit.verifier.dcap.engine import Dcap
 from attestkit.verifier.dcap.td_attributes import check_attributes
-from attestkit.verifier.platforms.ak_chain import AkChains
 from attestkit.verifier.platforms.azure import AzureAuthenticator
-from attestkit.verifier.platforms.tpm_quote import verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.quote import verify_tpm_quote
 from attestkit.verifier.result import Authenticated, Tcb
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.tpm_samples import vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 
 pytestmark = needs_shared
 

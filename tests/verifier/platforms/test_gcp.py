@@ -41,9 +41,9 @@ from attestkit.tpm import TpmtSignature
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
-from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.gce_instance import gce_details
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_log
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.gce_instance import gce_details
 from attestkit.verifier.result import Authenticated, Tcb
 from attestkit.verifier.vtpm_facts import VtpmFacts
 from tests.vectors import HAVE_SHARED, data, needs_shared

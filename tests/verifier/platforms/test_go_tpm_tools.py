@@ -18,13 +18,13 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
-from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.attestation_key import AkTrust
 from attestkit.verifier.platforms.go_tpm_tools import authenticate_go_tpm_tools
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
 from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.made_tpm import (
+from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,
     SPKI,
     authority,
@@ -33,7 +33,7 @@ from tests.verifier.platforms.made_tpm import (
     public_area,
     sign_quote,
 )
-from tests.verifier.platforms.tpm_samples import GO_TPM_TOOLS, go_cases
+from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)
 GOOGLE = "vtpm/gcp/go-tpm-tools"

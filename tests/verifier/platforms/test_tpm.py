@@ -16,13 +16,17 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
-from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.attestation_key import AkTrust, is_listed, read_attestation_key
 from attestkit.verifier.platforms.tpm import authenticate_tpm
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.attestation_key import (
+    AkTrust,
+    is_listed,
+    read_attestation_key,
+)
 from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.made_tpm import (
+from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,
     KEY,
     SPKI,

@@ -49,7 +49,7 @@ from tests.verifier.policy.policy_samples import (
     result,
     rules,
 )
-from tests.verifier.policy.vtpm_policies import AZURE_POLICY, GOOGLE_POLICY
+from tests.verifier.policy.vtpm.vtpm_policies import AZURE_POLICY, GOOGLE_POLICY
 
 STRICT = {"UpToDate"}
 DEFAULT = STRICT | {

@@ -12,7 +12,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.tpm import TpmsAttest
 from attestkit.verifier.platforms.nitro import Nitro
 from tests.verifier.platforms import test_nitro_tpm as nitro_tpm
-from tests.verifier.platforms.tpm_samples import vaportpm
+from tests.verifier.platforms.vtpm.tpm_samples import vaportpm
 from tests.verifier.vtpm_samples import facts
 from tests.verifier.vtpm_samples.samples import (
     EXPECTED,

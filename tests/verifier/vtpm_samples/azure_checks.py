@@ -14,9 +14,9 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.tpm import TpmsAttest, TpmtSignature
 from attestkit.verifier.dcap.engine import Dcap
-from attestkit.verifier.platforms.tpm_quote import verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import verify_tpm_quote
 from tests.verifier.platforms import test_azure_samples as azure_tests
-from tests.verifier.platforms import test_tpm_quote as quotes
+from tests.verifier.platforms.vtpm import test_quote as quotes
 from tests.verifier.vtpm_samples import facts
 from tests.verifier.vtpm_samples.facts import Facts, holds
 from tests.verifier.vtpm_samples.samples import (

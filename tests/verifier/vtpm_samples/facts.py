@@ -21,7 +21,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 from attestkit.tpm import TpmsAttest, TpmtPublic
 from attestkit.tpm.algorithms import ALG_ECC, ALG_RSA, CURVE_IDS, HASH_IDS, SIGNATURE_IDS, hash_size
-from attestkit.verifier.platforms.snp_facts import SnpFacts
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from tests.vectors import data
 
 Facts = dict[str, Any]
@@ -240,7 +240,7 @@ def amd_facts(leaf: bytes, report: SnpReport, chain: str) -> Facts:
     path = [("leaf", certificate), ("authority", read_path_certificate(authority)), ("root", root)]
     tcb = report.tcb("reported", key.product)
     levels = (key.boot_loader, key.tee, key.snp, key.microcode)
-    public = SnpFacts().key(certificate.spki)
+    public = SnpChainCache().key(certificate.spki)
     return {
         **certificate_facts(leaf),
         "product": key.product,

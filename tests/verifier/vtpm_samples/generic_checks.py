@@ -7,9 +7,9 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.event_log.ima import ImaLog
 from attestkit.tpm import TpmtPublic, TpmtSignature
-from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs
-from tests.verifier.platforms import test_tpm_quote as quotes
-from tests.verifier.platforms.tpm_samples import qemu
+from attestkit.verifier.platforms.vtpm.pcr_logs import replay_pcr_logs
+from tests.verifier.platforms.vtpm import test_quote as quotes
+from tests.verifier.platforms.vtpm.tpm_samples import qemu
 from tests.verifier.vtpm_samples import facts
 from tests.verifier.vtpm_samples.facts import Facts
 from tests.verifier.vtpm_samples.samples import EXPECTED, sample

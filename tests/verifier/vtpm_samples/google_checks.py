@@ -16,10 +16,10 @@ from attestkit._crypto.x509.vendor_roots import google_roots
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.event_log import TpmEventLog
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature
-from attestkit.verifier.platforms.pcr_logs import replay_pcr_logs
-from attestkit.verifier.platforms.tpm_quote import quote_scheme
+from attestkit.verifier.platforms.vtpm.pcr_logs import replay_pcr_logs
+from attestkit.verifier.platforms.vtpm.quote import quote_scheme
 from tests.verifier.platforms import test_gcp as gcp
-from tests.verifier.platforms.tpm_samples import QuoteSample, vaportpm
+from tests.verifier.platforms.vtpm.tpm_samples import QuoteSample, vaportpm
 from tests.verifier.vtpm_samples import facts
 from tests.verifier.vtpm_samples.facts import Facts
 from tests.verifier.vtpm_samples.samples import (

@@ -8,7 +8,7 @@ from attestkit._crypto.x509.ak_certificates.path import AK_RULES
 from attestkit._crypto.x509.cert_path import PathCertificate, check_issued, read_path_certificate
 from attestkit.attestation.hcl_report import HclReport
 from tests.vectors import data
-from tests.verifier.platforms.tpm_samples import vtpm_json
+from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 from tests.verifier.vtpm_samples.facts import holds
 
 EXPECTED: Final[dict[str, Any]] = vtpm_json("expected.json")

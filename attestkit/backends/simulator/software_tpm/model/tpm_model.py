@@ -24,7 +24,7 @@ from attestkit.backends.simulator.software_tpm.model.command_call import (
     CommandReply,
 )
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, u32
-from attestkit.backends.simulator.software_tpm.model.command_table import (
+from attestkit.backends.simulator.software_tpm.model.commands.command_table import (
     GET_CAPABILITY,
     STARTUP,
     build_command_table,

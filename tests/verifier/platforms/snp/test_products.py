@@ -20,7 +20,7 @@ from attestkit.errors import (
 )
 from attestkit.snp_report import SnpReport
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd

@@ -16,9 +16,9 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier import Verifier
-from attestkit.verifier.platforms import snp_chain
-from attestkit.verifier.platforms.snp import Snp
-from attestkit.verifier.platforms.snp_chain import read_endorsements
+from attestkit.verifier.platforms.snp import chain as snp_chain
+from attestkit.verifier.platforms.snp.authenticator import Snp
+from attestkit.verifier.platforms.snp.chain import read_endorsements
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd

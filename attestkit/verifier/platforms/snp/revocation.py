@@ -15,7 +15,7 @@ from attestkit._crypto.x509.cert_path import PathCertificate
 from attestkit._reasons import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
 from attestkit.verifier.dcap.fact_cache import FactCache
-from attestkit.verifier.platforms.snp_chain import KDS, Signer
+from attestkit.verifier.platforms.snp.chain import KDS, Signer
 from attestkit.verifier.result import NO_REVOCATION, passed
 
 _SIGNED: Final = 256  # pairs of CRL and root

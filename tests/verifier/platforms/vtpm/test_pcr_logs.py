@@ -9,10 +9,10 @@ import pytest
 from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log import TpmEventLog
-from attestkit.verifier.platforms.pcr_logs import ReplayedPcrs, replay_pcr_logs
+from attestkit.verifier.platforms.vtpm.pcr_logs import ReplayedPcrs, replay_pcr_logs
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.tpm_samples import GO_TPM_TOOLS, go_cases, qemu
+from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases, qemu
 
 Pcrs = list[tuple[str, int, bytes]]
 BANKS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import ConfigError
-from attestkit.verifier.policy import toml_reader
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.policy.toml import reader as toml_reader
 from tests.raising import raises
 from tests.verifier.policy.policy_samples import (
     APP_ID,

@@ -15,7 +15,7 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.general_commands import encode_clock
+from attestkit.backends.simulator.software_tpm.model.commands.general_commands import encode_clock
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
     FIRST_PERSISTENT,
     FIRST_PLATFORM_PERSISTENT,

@@ -14,7 +14,6 @@ from attestkit.verifier.policy.launch_claims import (
     launch_measurement,
     vlek_provider,
 )
-from attestkit.verifier.policy.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
 from attestkit.verifier.policy.platforms import (
     AZURE,
     GO_TPM_TOOLS,
@@ -34,6 +33,7 @@ from attestkit.verifier.policy.rules import (
     require_match,
     require_members,
 )
+from attestkit.verifier.policy.vtpm.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
 from attestkit.verifier.result import Authenticated, Claims, caution, passed
 from attestkit.verifier.vtpm_facts import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Join, VtpmFacts
 

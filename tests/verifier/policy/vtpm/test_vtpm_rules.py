@@ -17,7 +17,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     ReferenceValues,
     RequiredEvent,
 )
-from attestkit.verifier.policy.pcr_rules import BANK_SIZES, normalize_pcrs
+from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES, normalize_pcrs
 from attestkit.verifier.result import Claims
 from tests.raising import raises
 from tests.untyped import untyped
@@ -40,7 +40,7 @@ from tests.verifier.policy.policy_samples import (
     rules,
     vtpm,
 )
-from tests.verifier.policy.vtpm_policies import (
+from tests.verifier.policy.vtpm.vtpm_policies import (
     AZURE_FILE,
     AZURE_POLICY,
     GOOGLE_FILE,

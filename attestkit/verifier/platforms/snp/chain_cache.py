@@ -13,13 +13,13 @@ from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
 from attestkit._reasons import SignatureReason
 from attestkit.verifier.dcap.fact_cache import FactCache
-from attestkit.verifier.platforms.snp_chain import Endorsement
+from attestkit.verifier.platforms.snp.chain import Endorsement
 
 _CHIPS: Final = 1024  # with about 10 kB each
 _LARGEST: Final = 32_768  # bytes of certificates that are kept parsed; a table has about 6,000
 
 
-class SnpFacts:
+class SnpChainCache:
     """Caches of one verifier. Thread-safe, and safe in a forked process."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import REGISTERS
 from attestkit.verifier.policy.rules import BitMask, KeyProvider, bit_names
-from attestkit.verifier.policy.toml_reader import ANY, UNITS
+from attestkit.verifier.policy.toml.reader import ANY, UNITS
 from attestkit.verifier.result import TcbStatus
 
 _ALL_BITS: Final = (1 << 64) - 1

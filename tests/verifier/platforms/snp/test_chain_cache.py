@@ -8,8 +8,8 @@ import pytest
 from attestkit._crypto.x509 import cert_path
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import AttestKitError
-from attestkit.verifier.platforms import snp_facts
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp import chain_cache as snp_facts
+from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.verifier.platforms import amd
 
 

@@ -17,7 +17,7 @@ from attestkit.errors import (
     SignatureError,
     UsageError,
 )
-from attestkit.verifier.platforms.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)

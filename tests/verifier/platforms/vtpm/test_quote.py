@@ -9,7 +9,7 @@ import pytest
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature
-from attestkit.verifier.platforms.tpm_quote import (
+from attestkit.verifier.platforms.vtpm.quote import (
     ALL_PCRS,
     VerifiedQuote,
     quote_scheme,
@@ -17,7 +17,7 @@ from attestkit.verifier.platforms.tpm_quote import (
 )
 from tests.raising import raises
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms.tpm_samples import (
+from tests.verifier.platforms.vtpm.tpm_samples import (
     GO_TPM_TOOLS,
     QuoteSample,
     go_cases,

@@ -8,7 +8,6 @@ from attestkit.verifier.policy.launch_claims import (
     launch_measurement,
     vlek_provider,
 )
-from attestkit.verifier.policy.pcr_rules import BANK_SIZES
 from attestkit.verifier.policy.platforms import (
     GCP_SNP,
     GCP_TDX,
@@ -17,6 +16,7 @@ from attestkit.verifier.policy.platforms import (
     is_snp,
     measures_events,
 )
+from attestkit.verifier.policy.vtpm.pcr_rules import BANK_SIZES
 from attestkit.verifier.result import Claims
 from attestkit.verifier.vtpm_facts import PARAVISOR_CLAIMS, VtpmFacts
 

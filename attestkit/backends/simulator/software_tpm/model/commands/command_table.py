@@ -6,7 +6,7 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
 from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT
-from attestkit.backends.simulator.software_tpm.model.general_commands import (
+from attestkit.backends.simulator.software_tpm.model.commands.general_commands import (
     run_get_random,
     run_pcr_extend,
     run_pcr_read,
@@ -16,11 +16,25 @@ from attestkit.backends.simulator.software_tpm.model.general_commands import (
     run_shutdown,
     run_startup,
 )
-from attestkit.backends.simulator.software_tpm.model.key_commands import (
+from attestkit.backends.simulator.software_tpm.model.commands.key_commands import (
     run_create_primary,
     run_evict_control,
     run_quote,
     run_read_public,
+)
+from attestkit.backends.simulator.software_tpm.model.commands.nv_commands import (
+    run_nv_define_space,
+    run_nv_read,
+    run_nv_read_public,
+    run_nv_undefine_space,
+    run_nv_write,
+    run_vendor,
+)
+from attestkit.backends.simulator.software_tpm.model.commands.session_commands import (
+    run_context_load,
+    run_context_save,
+    run_flush_context,
+    run_start_auth_session,
 )
 from attestkit.backends.simulator.software_tpm.model.key_objects import (
     FIRST_TRANSIENT,
@@ -30,21 +44,7 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
     OWNER,
     PLATFORM,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_commands import (
-    run_nv_define_space,
-    run_nv_read,
-    run_nv_read_public,
-    run_nv_undefine_space,
-    run_nv_write,
-    run_vendor,
-)
 from attestkit.backends.simulator.software_tpm.model.nv_storage import FIRST_INDEX, LAST_INDEX
-from attestkit.backends.simulator.software_tpm.model.session_commands import (
-    run_context_load,
-    run_context_save,
-    run_flush_context,
-    run_start_auth_session,
-)
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 
 STARTUP: Final = 0x144

@@ -22,14 +22,14 @@ from attestkit.errors import (
     SignatureError,
 )
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.platforms.snp_chain import (
+from attestkit.verifier.platforms.snp.chain import (
     Endorsement,
     Signer,
     find_signer,
     read_endorsements,
 )
-from attestkit.verifier.platforms.snp_facts import SnpFacts
-from attestkit.verifier.platforms.snp_revocation import SnpRevocation
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
+from attestkit.verifier.platforms.snp.revocation import SnpRevocation
 from attestkit.verifier.result import (
     Authenticated,
     Tcb,
@@ -76,7 +76,7 @@ class Snp:
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
         self._revocation = SnpRevocation(crls, bundled_crls)
-        self._facts = SnpFacts()
+        self._facts = SnpChainCache()
 
     @property
     def genuine(self) -> bool:
@@ -134,7 +134,7 @@ def _evidence_certificates(cert_chain: Sequence[bytes]) -> tuple[Endorsement, ..
         raise SignatureError(message, reason="cert_malformed") from error
 
 
-def _check_signature(report: SnpReport, signer: Signer, facts: SnpFacts) -> None:
+def _check_signature(report: SnpReport, signer: Signer, facts: SnpChainCache) -> None:
     try:
         facts.key(signer.spki).verify(report.signature, report.signed_region)
     except SignatureError as error:

@@ -22,7 +22,7 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.result import TcbStatus
 from tests.raising import raises
 from tests.vectors import data, needs_shared

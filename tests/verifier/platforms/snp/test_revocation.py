@@ -25,7 +25,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier import EvidenceBundle, Verifier
-from attestkit.verifier.platforms.snp import Snp
+from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.result import Authenticated
 from tests.raising import raises
 from tests.verifier.platforms import amd

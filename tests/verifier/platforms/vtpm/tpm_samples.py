@@ -7,7 +7,7 @@ from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
 from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature
-from attestkit.verifier.platforms.tpm_quote import VerifiedQuote, quote_scheme, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, quote_scheme, verify_tpm_quote
 from tests.vectors import HAVE_SHARED, data
 
 GO_TPM_TOOLS: Final = "vtpm/generic/go-tpm-tools"

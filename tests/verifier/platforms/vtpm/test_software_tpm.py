@@ -12,13 +12,13 @@ from attestkit.backends.tpm.tpm_logs import TpmLogs
 from attestkit.errors import ReplayError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.public_area import ENDORSEMENT, OWNER
-from attestkit.verifier.platforms.ak_chain import AkChains
-from attestkit.verifier.platforms.attestation_key import AkTrust
-from attestkit.verifier.platforms.pcr_logs import with_replayed_logs
 from attestkit.verifier.platforms.tpm import authenticate_tpm
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust
+from attestkit.verifier.platforms.vtpm.pcr_logs import with_replayed_logs
 from tests.raising import raises
 from tests.tpm.samples import AK
-from tests.verifier.platforms.test_pcr_logs import FIRST, boot_log, ima_record
+from tests.verifier.platforms.vtpm.test_pcr_logs import FIRST, boot_log, ima_record
 
 NOW = datetime(2026, 12, 1, tzinfo=timezone.utc)
 RSA = TpmtPublic("rsa", "sha256", AK, scheme="rsassa", scheme_hash="sha256", bits=2048)

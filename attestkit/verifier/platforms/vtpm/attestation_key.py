@@ -14,12 +14,12 @@ from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._reasons import VerificationStep
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import TpmtPublic
-from attestkit.verifier.platforms.ak_chain import (
+from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,
     read_evidence_certificate,
 )
-from attestkit.verifier.platforms.tpm_quote import quote_scheme
+from attestkit.verifier.platforms.vtpm.quote import quote_scheme
 from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0

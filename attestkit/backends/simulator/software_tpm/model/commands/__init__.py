@@ -1,0 +1,1 @@
+"""Commands of the software TPM, by subject, and the table that finds them by command code."""
