@@ -7,7 +7,7 @@ from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.ak_certificates.crl import AkCrl, check_revocation, is_crl, read_ak_crl
+from attestkit._crypto.x509.ak_certificates.crl import check_revocation, is_crl, read_ak_crl
 from attestkit._crypto.x509.ak_certificates.gce_extension import (
     GCE_EXTENSION,
     GceInstance,
@@ -16,6 +16,7 @@ from attestkit._crypto.x509.ak_certificates.gce_extension import (
 from attestkit._crypto.x509.ak_certificates.path import AkPath, find_ak_path
 from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.crl import SignedCrl
 from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_crl
 from attestkit.errors import (
     CollateralError,
@@ -80,7 +81,7 @@ def _packed(*contents: bytes) -> bytes:
     return b"".join(len(content).to_bytes(2, "big") + content for content in contents)
 
 
-def _crl(raw: bytes, found: AkCrl) -> None:
+def _crl(raw: bytes, found: SignedCrl) -> None:
     check("its pieces", found.signed in raw and found.issuer in found.signed and is_crl(raw))
     errors = (FormatError, SignatureError, CollateralExpiredError)
     tried(lambda: check_revocation(_PATH, [found], _NOW), len(raw), *errors)

@@ -17,10 +17,15 @@ from attestkit import ra_tls
 from attestkit._crypto.der import DerReader, dotted_oid
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit._crypto.x509.amd_crl import AmdCrl, check_crl_signature, read_amd_crls
+from attestkit._crypto.x509.amd_crl import AmdCrl, read_amd_crls
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
-from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.cert_path import (
+    VENDOR_RULES,
+    PathCertificate,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.crl import check_crl_signature
 from attestkit._crypto.x509.intel_certificates import ROOT, read_intel_certificate
 from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_chain
@@ -153,7 +158,8 @@ def _amd_crls(raw: bytes, found: tuple[AmdCrl, ...]) -> None:
     root = read_path_certificate(chip().ark_der)
     for crl in found:
         check("dates", isinstance(crl.content.start, int))
-        tried(partial(check_crl_signature, crl, root, "CRL"), len(raw), SignatureError)
+        signed = partial(check_crl_signature, crl.envelope, root, VENDOR_RULES, "CRL")
+        tried(signed, len(raw), SignatureError)
 
 
 def amd_crl_samples() -> list[bytes]:

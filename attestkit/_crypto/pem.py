@@ -3,15 +3,20 @@
 import binascii
 import re
 from base64 import b64decode
+from collections.abc import Collection
 from typing import Final
 
 from attestkit.errors import FormatError
 
 _LINE: Final = 48  # bytes per line of 64 characters
-_CERTIFICATE: Final = re.compile(
-    r"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----"
-)
-_CRL: Final = re.compile(r"-----(BEGIN|END) X509 CRL-----")
+_BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s([A-Za-z0-9+/=\s]*)-----END \1-----")
+_SEQUENCE: Final = b"\x30"
+
+CERTIFICATE_LABEL: Final = "CERTIFICATE"
+"""Label of a certificate (RFC 7468, section 5)."""
+
+CRL_LABEL: Final = "X509 CRL"
+"""Label of a certificate revocation list (RFC 7468, section 6)."""
 
 
 def encode_pem(label: str, der: bytes) -> str:
@@ -20,21 +25,51 @@ def encode_pem(label: str, der: bytes) -> str:
     return f"-----BEGIN {label}-----\n{''.join(lines)}-----END {label}-----\n"
 
 
-def split_pem(text: str) -> list[bytes]:
-    """Return the certificates in `text` in DER, in order; ignore text between them.
+def split_pem(text: str, labels: Collection[str] = (CERTIFICATE_LABEL,)) -> list[bytes]:
+    """Return the blocks with one of the labels in DER, in order; ignore all else.
 
     Raises:
-        FormatError: If the text has no certificate, or one is incomplete or not base64.
+        FormatError: If the text has no such block, or one is incomplete or not base64 in its
+            canonical form.
     """
-    bodies = _CERTIFICATE.findall(text)
-    if not bodies or len(bodies) != text.count("-----BEGIN CERTIFICATE-----"):
-        raise FormatError("PEM: must be one or more complete certificates", reason="syntax")
+    bodies = [body for label, body in _BLOCK.findall(text) if label in labels]
+    expected = sum(text.count(f"-----BEGIN {label}-----") for label in labels)
+    if not bodies or len(bodies) != expected:
+        what = " or ".join(labels)
+        message = f"PEM: must be one or more complete blocks of {what}"
+        raise FormatError(message, reason="syntax")
+    return [_decode("".join(body.split())) for body in bodies]
+
+
+def split_der_or_pem(
+    data: bytes, what: str, labels: Collection[str] = (CERTIFICATE_LABEL,)
+) -> list[bytes]:
+    """Return the DER of one object, or that of each PEM block with one of the labels.
+
+    Args:
+        data: A DER SEQUENCE, which is not parsed, or PEM.
+        what: Name of the object in errors.
+        labels: As for `split_pem`.
+
+    Raises:
+        FormatError: If it is neither, or as `split_pem`.
+    """
+    if data.startswith(_SEQUENCE):
+        return [data]
     try:
-        return [b64decode("".join(body.split()), validate=True) for body in bodies]
+        text = data.decode("ascii")
+    except UnicodeDecodeError as error:
+        message = f"{what}: neither DER nor PEM"
+        raise FormatError(message, offset=error.start, reason="encoding") from error
+    return split_pem(text, labels)
+
+
+def _decode(body: str) -> bytes:
+    try:
+        der = b64decode(body, validate=True)
     except binascii.Error as error:
-        raise FormatError("PEM: certificate is not base64", reason="encoding") from error
-
-
-def split_pem_with_crls(text: str) -> list[bytes]:
-    """Return the certificates and CRLs in `text` in DER, in order; otherwise as `split_pem`."""
-    return split_pem(_CRL.sub(r"-----\1 CERTIFICATE-----", text))
+        raise FormatError("PEM: not base64", reason="encoding") from error
+    if binascii.b2a_base64(der, newline=False).decode() != body:
+        message = "PEM: the unused bits of the base64 text are not zero"
+        raise FormatError(message, reason="not_canonical")
+    return der

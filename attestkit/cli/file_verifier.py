@@ -87,6 +87,7 @@ class FileOutcome(NamedTuple):
     bundle_report_data: bytes | None = None  # of the bundle, if the caller expects none
     certificates: tuple[bytes, ...] = ()  # AMD certificates of options
     crls: tuple[bytes, ...] = ()  # AMD's, of options, else of the bundle
+    ak_certificates: tuple[bytes, ...] = ()  # and CRLs: of options and bundle, and fetched ones
 
     @property
     def verdict(self) -> str:
@@ -151,7 +152,9 @@ class FileOutcome(NamedTuple):
             expected = signed if len(signed) == len(expected) else expected
         # Intel's collateral has its own lists.
         crls = () if self.collateral is not None else self.crls
-        return EvidenceBundle(raw, self.collateral, self.at, expected, crls)
+        has_tpm = self.result is not None and self.result.claims.vtpm is not None
+        of_ak = tuple(dict.fromkeys(self.ak_certificates)) if has_tpm else ()
+        return EvidenceBundle(raw, self.collateral, self.at, expected, crls, of_ak)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values ready for JSON."""
@@ -222,6 +225,7 @@ class FileVerifier:
             report_data=_expected_report_data(options),
             certificates=options.certificates,
             crls=options.crls,
+            ak_certificates=options.ak_certificates,
         )
         try:
             data = read_file(path)
@@ -230,7 +234,12 @@ class FileVerifier:
             evidence = _reject_usage_errors(lambda: extract_evidence(content))
             out = self._select_inputs(out._replace(evidence=evidence), content, evidence)
             result = self._verify_content(out, content, evidence)
-            return out._replace(result=result, bound_to_key=content.in_certificate)
+            fetched = self._verifier.fetched_ak_certificates()
+            return out._replace(
+                result=result,
+                bound_to_key=content.in_certificate,
+                ak_certificates=(*out.ak_certificates, *fetched),
+            )
         except AttestKitError as error:
             return out._replace(error=error, code=evidence_exit_code(error))
         except Exception as error:  # noqa: BLE001 - any other error rejects the evidence
@@ -256,6 +265,8 @@ class FileVerifier:
             )
         if bundle is not None and not options.crls:
             out = out._replace(crls=bundle.amd_crls)
+        if bundle is not None:
+            out = out._replace(ak_certificates=(*out.ak_certificates, *bundle.ak_certificates))
         expected = options.expects_report_data or content.in_certificate
         require_expected(expected=expected, any_freshness=self._any_freshness)
         if bundle is not None and not options.expects_report_data:

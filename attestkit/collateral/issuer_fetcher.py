@@ -108,6 +108,11 @@ class IssuerFetcher:
             if found is not None and found.body == body:
                 self._answers[url] = found._replace(verified=True)
 
+    def verified(self) -> tuple[bytes, ...]:
+        """Return the bodies of the cached answers that were verified."""
+        with self._lock:
+            return tuple([answer.body for answer in self._answers.values() if answer.verified])
+
     def _request(self, url: str, limit: int) -> bytes:
         _check_url(url, self._hosts)
         if self._getter is None:

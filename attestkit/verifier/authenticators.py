@@ -4,15 +4,13 @@ The authenticator of a platform is created at first use and belongs to one Verif
 never shared between trust anchors.
 """
 
-from binascii import Error as Base64Error
 from collections.abc import Callable, Collection, Sequence
-from copy import copy
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit._argument_checks import wrong_type
-from attestkit._crypto.pem import split_pem
+from attestkit._crypto.pem import split_der_or_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro_document import is_nitro_document
@@ -84,19 +82,20 @@ class Authenticators:
         if ak_settings.roots or ak_settings.certificates:
             _ = self.ak_chains  # reports malformed ones at once
         self.amd_crls: tuple[bytes, ...] = tuple(amd_crls)
-        self._bundled_crls: tuple[bytes, ...] = ()
 
-    def with_bundled_crls(self, crls: tuple[bytes, ...]) -> "Authenticators":
-        """Return authenticators that also use the CRLs of an evidence bundle.
+    def for_bundle(
+        self, amd_crls: Sequence[bytes], ak_certificates: Sequence[bytes]
+    ) -> "Authenticators":
+        """Return authenticators that use lists and certificates of an evidence bundle.
 
-        They count only for roots of which `amd_crls` has none. AMD's caches are new ones.
+        They fetch nothing, and share the caches of this object. The bundle's CRLs count only for
+        issuers of which there is none in the arguments.
         """
-        if not crls:
-            return self
-        found = copy(self)
-        vars(found).pop("_amd", None)
-        found._bundled_crls = crls  # noqa: SLF001 - of this class
-        return found
+        return _BundleAuthenticators(self, amd_crls, ak_certificates)
+
+    def fetched_ak_certificates(self) -> tuple[bytes, ...]:
+        """Return certificates and CRLs of TPM keys that were fetched and verified lately."""
+        return self.ak_chains.fetched() if self.ak_settings.fetch else ()
 
     def authenticate(
         self,
@@ -243,7 +242,6 @@ class Authenticators:
             self.trust_anchor,
             certificates=self.snp_certificates,
             crls=self.amd_crls,
-            bundled_crls=self._bundled_crls,
         )
 
     @cached_property
@@ -278,6 +276,36 @@ class Authenticators:
         return AkChains(self.trust_anchor, roots=roots, certificates=certificates, fetcher=fetcher)
 
 
+class _BundleAuthenticators(Authenticators):
+    """Authenticators of an evidence bundle: those of a verifier, with what the bundle adds."""
+
+    def __init__(
+        self, base: Authenticators, amd_crls: Sequence[bytes], ak_certificates: Sequence[bytes]
+    ) -> None:
+        # Not the constructor of the base class, which parses its arguments.
+        self.trust_anchor, self.snp_certificates = base.trust_anchor, base.snp_certificates
+        self.ak_settings, self.amd_crls = base.ak_settings, base.amd_crls
+        self._base = base
+        self._bundled_crls, self._bundled_certificates = amd_crls, ak_certificates
+
+    @cached_property
+    def _intel(self) -> "Dcap":
+        return self._base._intel  # noqa: SLF001 - of the base class
+
+    @cached_property
+    def _amd(self) -> "Snp":
+        return self._base._amd.with_bundled_crls(self._bundled_crls)  # noqa: SLF001
+
+    @cached_property
+    def _aws(self) -> "Nitro":
+        return self._base._aws  # noqa: SLF001
+
+    @cached_property
+    def ak_chains(self) -> "AkChains":
+        """Certificates of TPM keys, with those of the bundle."""
+        return self._base.ak_chains.with_bundled(self._bundled_certificates)
+
+
 def _allow_fetch() -> None:
     """Allow a request."""
 
@@ -309,17 +337,14 @@ def _single_certificate(certificate: bytes | str) -> bytes:
     """Return the DER of a single certificate in DER or PEM."""
     if not isinstance(certificate, (bytes, str)):
         raise wrong_type("trust anchor", "bytes or str", certificate)
+    data = certificate.encode("ascii", "replace") if isinstance(certificate, str) else certificate
     try:
-        if isinstance(certificate, str) or certificate.lstrip().startswith(b"-----"):
-            text = certificate if isinstance(certificate, str) else certificate.decode("ascii")
-            certificates = split_pem(text)
-        else:
-            certificates = [certificate]
+        certificates = split_der_or_pem(data, "certificate")
         if len(certificates) != 1:
             message = f"trust anchor: must be 1 certificate, not {len(certificates)}"
             raise UsageError(message, reason="wrong_size")
         read_path_certificate(certificates[0])
-    except (FormatError, UnicodeDecodeError, Base64Error) as error:
+    except FormatError as error:
         message = f"trust anchor: not a valid certificate: {error}"
         raise UsageError(message, reason="wrong_value") from error
     return certificates[0]

@@ -2,10 +2,11 @@
 
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
 or null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or
-null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD). The file is not
-authenticated: evidence, collateral and lists have their own signatures, and the relying party
-chooses the expected report data and the time of the verification: now, unless it asks for the time
-of the bundle.
+null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD) and
+`ak_certificates` (base64 of certificates and revocation lists of the CAs of a TPM's key). The file
+is not authenticated: evidence, collateral, certificates and lists have their own signatures, and
+the relying party chooses the expected report data and the time of the verification: now, unless it
+asks for the time of the bundle.
 """
 
 import json
@@ -32,10 +33,14 @@ _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
 _REPORT_DATA_LIMIT: Final = 64  # bytes
 # Evidence in base64, and nine fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
-_CRL_LIMIT: Final = 1 << 18  # bytes of all; AMD's have under 1,000 each
-_MAX_CRLS: Final = 32
+_MAX_ITEMS: Final = 32  # of one member
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
-_CRLS: Final = "amd_crls"  # left out if there are none, as in files of older versions
+# Bytes of all items of a list: AMD's CRLs have under 1,000 bytes each, certificates and CRLs of
+# TPM keys under 2,000.
+_CRL_LIMIT: Final = 1 << 18
+_AK_LIMIT: Final = 1 << 20
+# Members that are left out if they are empty, as in files of older versions.
+_LISTS: Final = {"amd_crls": _CRL_LIMIT, "ak_certificates": _AK_LIMIT}
 
 BUNDLE_TIME: Final = caution(
     "verification_time",
@@ -59,6 +64,8 @@ class EvidenceBundle:
     report_data: bytes | None = None  # at most 64 bytes, not padded
     # Of AMD's roots: DER or PEM, at most 32 and 256 KiB in all.
     amd_crls: tuple[bytes, ...] = field(default=(), repr=False)
+    # Of the CAs of a TPM's key, and their CRLs: DER or PEM, at most 32 and 1 MiB in all.
+    ak_certificates: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
@@ -66,7 +73,8 @@ class EvidenceBundle:
             _check_bytes("report_data", self.report_data, 0, _REPORT_DATA_LIMIT)
         if not isinstance(self.collateral, Collateral | None):
             raise wrong_type("collateral", "a Collateral", self.collateral)
-        _check_crls(self.amd_crls)
+        for name in _LISTS:
+            _check_list(name, getattr(self, name))
         _check_moment(self.at)
 
     def names_time(self, moment: datetime) -> bool:
@@ -93,7 +101,7 @@ class EvidenceBundle:
         if type(version) is not int or version != _VERSION:
             message = f"evidence bundle: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        _check_keys("evidence bundle", values, _KEYS, frozenset({_CRLS}))
+        _check_keys("evidence bundle", values, _KEYS, frozenset(_LISTS))
         report_data = values["report_data"]
         if report_data is not None:
             report_data = strict_json.from_hex(report_data, "report_data")
@@ -103,7 +111,7 @@ class EvidenceBundle:
                 collateral=_collateral(values["collateral"]),
                 at=_moment(values["at"]),
                 report_data=report_data,
-                amd_crls=_crls(values.get(_CRLS)),
+                **{name: _list(name, values[name]) for name in _LISTS if name in values},
             )
         except UsageError as error:
             reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
@@ -119,8 +127,9 @@ class EvidenceBundle:
             "at": self.at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z"),
             "report_data": None if self.report_data is None else self.report_data.hex(),
         }
-        if self.amd_crls:
-            values[_CRLS] = [b64encode(crl).decode("ascii") for crl in self.amd_crls]
+        for name in _LISTS:
+            if items := getattr(self, name):
+                values[name] = [b64encode(item).decode("ascii") for item in items]
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod
@@ -163,12 +172,12 @@ def _check_bytes(name: str, value: object, least: int, most: int) -> None:
         raise UsageError(message, reason="wrong_size")
 
 
-def _check_crls(value: object) -> None:
+def _check_list(name: str, value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(one, bytes) for one in value):
-        raise wrong_type(_CRLS, "a tuple of bytes", value)
-    if len(value) > _MAX_CRLS:
-        raise UsageError(f"{_CRLS}: {len(value)}, at most {_MAX_CRLS}", reason="too_many")
-    _check_bytes(_CRLS, b"".join(value), len(value), _CRL_LIMIT)
+        raise wrong_type(name, "a tuple of bytes", value)
+    if len(value) > _MAX_ITEMS:
+        raise UsageError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+    _check_bytes(name, b"".join(value), len(value), _LISTS[name])
 
 
 def _check_moment(value: object) -> None:
@@ -209,14 +218,12 @@ def _collateral(value: object) -> Collateral | None:
     return collateral
 
 
-def _crls(value: object) -> tuple[bytes, ...]:
-    if value is None:
-        return ()
+def _list(name: str, value: object) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not value:
-        raise FormatError(f"{_CRLS}: not a list of one or more", reason="wrong_type")
-    if len(value) > _MAX_CRLS:
-        raise FormatError(f"{_CRLS}: {len(value)} CRLs, at most {_MAX_CRLS}", reason="too_many")
-    return tuple(strict_json.from_base64(one, _CRLS) for one in value)
+        raise FormatError(f"{name}: not a list of one or more", reason="wrong_type")
+    if len(value) > _MAX_ITEMS:
+        raise FormatError(f"{name}: {len(value)}, at most {_MAX_ITEMS}", reason="too_many")
+    return tuple(strict_json.from_base64(one, name) for one in value)
 
 
 def _moment(value: object) -> datetime:

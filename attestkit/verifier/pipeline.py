@@ -68,8 +68,8 @@ class Verifier:
     """Verifier: appraises evidence under the vendors' roots or one trust anchor, by a policy.
 
     Args:
-        trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD, AWS and
-            Google on every platform. The result is `simulated` unless it has the vendor's key.
+        trust_anchor: Certificate in DER or PEM that replaces the roots of Intel, AMD, AWS, Google
+            and Azure on every platform. The result is `simulated` unless it has the vendor's key.
         collateral: Collateral for the platforms of the evidence, or the path of its file; required
             for TDX and SGX.
         pccs_url: PCCS or Intel's PCS, from which collateral is fetched instead.
@@ -88,11 +88,14 @@ class Verifier:
             They prove the OS image of TDs whose evidence does not measure it, and the ACPI tables
             of all TDs, as far as those of their shape ship with attestkit. Results have the
             image's metadata.
-        ak_roots: Further roots of attestation keys (AK) of TPMs, in DER or PEM, for evidence of
-            platform `tpm`.
+        ak_roots: Roots of attestation keys (AK) of TPMs, in DER or PEM. For evidence of platforms
+            `tpm` and `go-tpm-tools` they replace those of Google and AWS, which count again only
+            if they are among them; for optional AK certificates of Azure they are added to Azure's
+            root. Other platforms do not use them.
         ak_certificates: Certificates of CAs, and CRLs, for AK certificates; in DER or PEM.
         fetch_ak_certificates: Whether missing ones are fetched from the addresses that Google's
-            certificates name; then every CRL that they name must be available.
+            certificates name; then every CRL that they name must be available. A CRL in
+            `ak_certificates` is fetched again only if it has expired.
 
     Thread-safe; it pickles without its caches.
 
@@ -143,6 +146,7 @@ class Verifier:
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
         self._images = _open_images(images)
+        self._bundle: EvidenceBundle | None = None
 
     @overload
     def verify(
@@ -251,8 +255,9 @@ class Verifier:
 
         Raises:
             CollateralError: If the bundle lacks the collateral that its evidence needs; the
-                verifier's collateral and PCCS are not used. Its CRLs of AMD are used for roots of
-                which the verifier's `amd_crls` has none.
+                verifier's collateral and PCCS are not used, and no certificates or CRLs of TPM
+                keys are fetched. The bundle's CRLs are used for CAs of which the verifier's
+                `amd_crls` and `ak_certificates` have none.
             CollateralExpiredError: If its collateral has expired.
             AttestKitError: For the same reasons as in `verify`.
         """
@@ -273,7 +278,7 @@ class Verifier:
         moment = self._verification_time(bundle.at if own else now)
         own = own or (now is not None and bundle.names_time(moment))
         settings = self._settings()._replace(
-            authenticators=self._authenticators.with_bundled_crls(bundle.amd_crls),
+            authenticators=self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates),
             collateral=None,
             source=None,
         )
@@ -288,16 +293,21 @@ class Verifier:
         return found
 
     def for_bundle(self, bundle: EvidenceBundle) -> "Verifier":
-        """Return a verifier that also uses the CRLs of a bundle, as `verify_bundle` does.
+        """Return a verifier that uses certificates and CRLs of a bundle, as `verify_bundle` does.
 
-        It is this one if the bundle has none, else another without its caches.
+        It shares the caches of this one, and fetches no certificates or CRLs of TPM keys.
         """
-        if not bundle.amd_crls:
-            return self
         found = copy(self)
-        authenticators = self._authenticators.with_bundled_crls(bundle.amd_crls)
-        found._authenticators = authenticators  # noqa: SLF001 - of this class
+        authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
+        found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001
         return found
+
+    def fetched_ak_certificates(self) -> tuple[bytes, ...]:
+        """Return certificates and CRLs of TPM keys that were fetched lately, for a bundle.
+
+        All were verified; they are in DER or PEM, and of all evidence of the last hour.
+        """
+        return self._authenticators.fetched_ak_certificates()
 
     def examine(
         self,
@@ -442,15 +452,18 @@ class Verifier:
             "ak_certificates": self._authenticators.ak_settings.certificates,
             "fetch_ak_certificates": self._authenticators.ak_settings.fetch,
         }
-        return _create_verifier, (type(self), options)
+        return _create_verifier, (type(self), options, self._bundle)
 
     def __repr__(self) -> str:
         anchor = "vendor roots" if self._authenticators.trust_anchor is None else "trust anchor"
         return f"<Verifier, {anchor}, {self.policy!r}>"
 
 
-def _create_verifier(cls: type[Verifier], options: dict[str, Any]) -> Verifier:
-    return cls(**options)
+def _create_verifier(
+    cls: type[Verifier], options: dict[str, Any], bundle: EvidenceBundle | None
+) -> Verifier:
+    found = cls(**options)
+    return found if bundle is None else found.for_bundle(bundle)
 
 
 def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":

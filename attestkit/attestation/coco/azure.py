@@ -7,7 +7,7 @@ generation 2, the user data of the HCL report are the report data (vtpm.md, sect
 from base64 import urlsafe_b64encode
 from typing import Any, Final
 
-from attestkit._crypto.pem import split_pem
+from attestkit._crypto.pem import split_der_or_pem, split_pem
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats.base64url import from_base64url
@@ -123,10 +123,8 @@ def _find_vcek(chain: tuple[bytes, ...]) -> bytes:
 
 def _certificates(blob: bytes) -> list[bytes]:
     """Return the certificates in DER, PEM or a host's table."""
-    if blob[:1] == b"\x30":
-        return [blob]
-    if blob.lstrip().startswith(b"-----BEGIN"):
-        return split_pem(blob.decode("ascii", "replace"))
+    if blob[:1] == b"\x30" or blob.lstrip().startswith(b"-----BEGIN"):
+        return split_der_or_pem(blob, "certificate")
     found = SnpCertificates.parse(blob).vcek
     return [] if found is None else [found]
 

@@ -203,12 +203,12 @@ def test_the_genuine_crl_counts_while_it_is_valid() -> None:
     assert not is_crl(ak.der)
     crl = read_ak_crl(der)
     found = check_revocation(path, [crl], datetime(2024, 5, 8, tzinfo=timezone.utc))
-    assert found.checked == (path.certificates[1][0],)
+    assert found.checked == (path.certificates[1],)
     assert not found.unknown
     with pytest.raises(CollateralExpiredError) as caught:
         check_revocation(path, [crl], NOW)
     assert caught.value.reason == "crl_expired"
-    assert check_revocation(path, [], NOW).unknown == (path.certificates[1][0],)
+    assert check_revocation(path, [], NOW).unknown == (path.certificates[1],)
 
 
 # -- paths -----------------------------------------------------------------------------------------

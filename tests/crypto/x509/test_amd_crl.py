@@ -13,8 +13,13 @@ from attestkit._crypto.x509.amd_certificates import (
     issue_amd_authority,
     issue_amd_crl,
 )
-from attestkit._crypto.x509.amd_crl import MAX_CRL_SIZE, check_crl_signature, read_amd_crls
-from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.amd_crl import MAX_CRL_SIZE, AmdCrl, read_amd_crls
+from attestkit._crypto.x509.cert_path import (
+    VENDOR_RULES,
+    PathCertificate,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.crl import check_crl_signature
 from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.errors import FormatError, SignatureError
 from tests.raising import raises
@@ -42,6 +47,11 @@ def crl(*revoked: int, name: str = "ARK-Milan") -> bytes:
     return issue_amd_crl(authority(name), window=WINDOW, number=7, revoked=revoked)
 
 
+def check_signature(crl: AmdCrl, issuer: PathCertificate) -> None:
+    """Verify the signature of a CRL by AMD's rules."""
+    check_crl_signature(crl.envelope, issuer, VENDOR_RULES, "CRL")
+
+
 def test_crl_is_read_from_der_and_pem() -> None:
     """Dates, number and serial numbers are those of the list, from DER and from PEM."""
     one, two = crl(0, 1, 0x10001), crl()
@@ -51,22 +61,22 @@ def test_crl_is_read_from_der_and_pem() -> None:
     assert found.content.number == 7
     assert found.content.serial_numbers == {0, 1, 0x10001}
     text = "".join(f"text\n{encode_pem('X509 CRL', der)}" for der in (one, two))
-    assert [each.der for each in read_amd_crls(text.encode())] == [one, two]
+    assert [each.envelope.der for each in read_amd_crls(text.encode())] == [one, two]
 
 
 def test_signature_of_root_is_required() -> None:
     """The root's signature is valid; that of another key of the same name is not."""
     [found] = read_amd_crls(crl(1))
-    check_crl_signature(found, certificate("ARK-Milan", "ARK-Milan"), "CRL")
+    check_signature(found, certificate("ARK-Milan", "ARK-Milan"))
     with raises(SignatureError, "crl_bad_signature", part="not signed by its issuer"):
-        check_crl_signature(found, certificate("ARK-Genoa", "ARK-Genoa"), "CRL")
+        check_signature(found, certificate("ARK-Genoa", "ARK-Genoa"))
 
 
 def test_authority_without_crl_sign_is_refused() -> None:
     """An ASK may sign certificates and no CRLs."""
     [found] = read_amd_crls(crl(1, name="SEV-Milan"))
     with raises(SignatureError, "crl_bad_signature", part="key usage"):
-        check_crl_signature(found, certificate("SEV-Milan", "ARK-Milan"), "CRL")
+        check_signature(found, certificate("SEV-Milan", "ARK-Milan"))
 
 
 def test_every_cut_is_refused() -> None:
@@ -90,7 +100,7 @@ def test_every_changed_byte_is_refused() -> None:
         except FormatError:
             continue
         with raises(SignatureError, "crl_bad_signature"):
-            check_crl_signature(found, root, "CRL")
+            check_signature(found, root)
 
 
 @pytest.mark.parametrize(

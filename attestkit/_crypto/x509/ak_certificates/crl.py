@@ -4,8 +4,8 @@ A CRL counts only if the issuer of a certificate signed it. A certificate whose 
 at hand has an unknown status, which the caller reports.
 """
 
-from collections.abc import Iterable
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from cryptography import x509
@@ -19,34 +19,31 @@ from attestkit._crypto.x509.ak_certificates.path import (
 )
 from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls
 from attestkit._crypto.x509.app_certificates import reading_x509
-from attestkit._crypto.x509.cert_path import PathCertificate
+from attestkit._crypto.x509.cert_path import NamedCertificate, PathCertificate
+from attestkit._crypto.x509.crl import (
+    Crl,
+    SignedCrl,
+    check_crl_signature,
+    read_crl_content,
+    read_signed_crl,
+)
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 
 CRL_LIMIT: Final = 1 << 20
 """Maximum size of a CRL in bytes; Google's have under 1,000."""
 
-_VERSION_2: Final = b"\x02\x01\x01"
-_CRL_SIGN: Final = 6  # bit of the key usage (RFC 5280, 4.2.1.3)
-
-
-class AkCrl(NamedTuple):
-    """A CRL with its signed part split off, not verified."""
-
-    der: bytes
-    signed: bytes  # TBSCertList
-    algorithm: bytes  # AlgorithmIdentifier in DER
-    signature: bytes
-    issuer: bytes  # Name in DER
+ReadIssued = Callable[[SignedCrl, PathCertificate], Crl]
+"""`read_issued_crl`, or a function that calls it."""
 
 
 class RevocationFacts(NamedTuple):
     """Outcome of a check that found no revoked certificate."""
 
-    checked: tuple[str, ...]  # names of the certificates whose issuer has a CRL at hand
-    unknown: tuple[str, ...]  # names of those that name a CRL, which is not at hand
+    checked: tuple[NamedCertificate, ...]  # certificates whose issuer has a CRL at hand
+    unknown: tuple[NamedCertificate, ...]  # those that name a CRL, which is not at hand
 
 
-def read_ak_crl(der: bytes) -> AkCrl:
+def read_ak_crl(der: bytes) -> SignedCrl:
     """Split a version 2 CRL in DER, without reading its entries.
 
     Raises:
@@ -54,19 +51,7 @@ def read_ak_crl(der: bytes) -> AkCrl:
     """
     if len(der) > CRL_LIMIT:
         raise FormatError(f"CRL: {len(der)} bytes, more than {CRL_LIMIT}", reason="too_large")
-    reader = DerReader(der)
-    outer = reader.enter(SEQUENCE)
-    reader.finish()
-    signed, algorithm = outer.whole(SEQUENCE), outer.whole(SEQUENCE)
-    unused, signature = outer.bits()
-    outer.finish()
-    fields = DerReader(signed).enter(SEQUENCE)
-    if fields.tag() != INTEGER or fields.whole() != _VERSION_2:
-        raise FormatError("CRL version must be 2", reason="unsupported_version")
-    if fields.whole(SEQUENCE) != algorithm or unused:
-        message = "CRL: signature and signatureAlgorithm differ, or the signature has unused bits"
-        raise FormatError(message, reason="inconsistent")
-    return AkCrl(der, signed, algorithm, signature, fields.whole(SEQUENCE))
+    return read_signed_crl(der)
 
 
 def is_crl(der: bytes) -> bool:
@@ -77,78 +62,79 @@ def is_crl(der: bytes) -> bool:
         return False
 
 
-def check_revocation(path: AkPath, crls: Iterable[AkCrl], now: datetime) -> RevocationFacts:
+def read_issued_crl(crl: SignedCrl, issuer: PathCertificate) -> Crl:
+    """Verify that `issuer` signed a CRL, and parse it; the outcome depends on nothing else.
+
+    Raises:
+        SignatureError: If it is not signed by the issuer (`crl_bad_signature`).
+        FormatError: If the CRL is malformed, or it or an entry has a critical extension.
+    """
+    check_crl_signature(crl, issuer, AK_RULES, "CRL")
+    return read_crl_content(crl.der, strict=False)
+
+
+def check_revocation(
+    path: AkPath,
+    crls: Sequence[SignedCrl],
+    now: datetime,
+    *,
+    of_evidence: Sequence[SignedCrl] = (),
+    read: ReadIssued = read_issued_crl,
+) -> RevocationFacts:
     """Check that no CRL of an issuer in the path lists a certificate below the root.
 
     Args:
         path: A valid path.
         crls: CRLs in any order, not verified; those of other issuers are ignored.
         now: Time of the verification, with a time zone.
+        of_evidence: CRLs of an evidence bundle, used for issuers of which `crls` has none, because
+            the creator of the bundle can choose an older one.
+        read: Replaces the function `read_issued_crl`, by one that caches what it verified.
 
     Raises:
-        FormatError: If a CRL of an issuer is malformed, or has a critical extension.
+        FormatError: If a CRL of an issuer is malformed, or it or an entry has a critical extension.
         SignatureError: If a certificate is revoked (`cert_revoked`), or a CRL of the issuer is not
             signed by it (`crl_bad_signature`).
         CollateralExpiredError: If no CRL of an issuer is valid at `now` (`crl_expired`).
     """
-    known = tuple(crls)
-    checked: list[str] = []
-    unknown: list[str] = []
-    for (name, certificate), (_, issuer) in zip(
-        path.certificates, path.certificates[1:], strict=False
-    ):
-        found = _signed_by(issuer, known, name)
+    checked: list[NamedCertificate] = []
+    unknown: list[NamedCertificate] = []
+    for named, (_, issuer) in zip(path.certificates, path.certificates[1:], strict=False):
+        groups = (_signed_by(issuer, group, named[0], read) for group in (crls, of_evidence))
+        found = next(filter(None, groups), ())
         if found:
-            _check_listed(name, certificate, found, now)
-            checked.append(name)
-        elif read_crl_urls(certificate):
-            unknown.append(name)
+            _check_listed(named, found, now)
+            checked.append(named)
+        elif read_crl_urls(named[1]):
+            unknown.append(named)
     return RevocationFacts(tuple(checked), tuple(unknown))
 
 
 def _signed_by(
-    issuer: PathCertificate, crls: tuple[AkCrl, ...], name: str
-) -> list[x509.CertificateRevocationList]:
+    issuer: PathCertificate, crls: Sequence[SignedCrl], name: str, read: ReadIssued
+) -> tuple[Crl, ...]:
     """Return the CRLs that `issuer` signed, parsed."""
-    found: list[x509.CertificateRevocationList] = []
+    found: list[Crl] = []
     failed: SignatureError | None = None
-    for crl in crls:
-        if crl.issuer != issuer.subject:
-            continue
+    of_name = [crl for crl in crls if crl.issuer == issuer.subject]
+    for crl in of_name:
         try:
-            _verify(crl, issuer)
+            found.append(read(crl, issuer))
         except SignatureError as error:
             failed = error
-            continue
-        parsed = _parse(crl.der)
-        found.append(parsed)
-    if failed is not None and not found and _names_key(crls, issuer):
+    if failed is not None and not found and _names_key(of_name, issuer):
         message = f"CRL for {name}: not signed by its issuer: {failed}; fetch another one"
         raise SignatureError(message, reason="crl_bad_signature") from failed
-    return found
+    return tuple(found)
 
 
-def _verify(crl: AkCrl, issuer: PathCertificate) -> None:
-    verify = AK_RULES.algorithms.get(crl.algorithm)
-    if verify is None:
-        message = f"signature algorithm must be {AK_RULES.names}"
-        raise SignatureError(message, reason="crl_bad_signature")
-    if issuer.key_usage is not None and _CRL_SIGN not in issuer.key_usage:
-        raise SignatureError("the issuer must not sign CRLs", reason="crl_bad_signature")
-    verify(issuer.spki, crl.signature, crl.signed)
-
-
-def _names_key(crls: tuple[AkCrl, ...], issuer: PathCertificate) -> bool:
+def _names_key(crls: Sequence[SignedCrl], issuer: PathCertificate) -> bool:
     """Return whether a CRL of the issuer's name is not of another key of the same name."""
     wanted = subject_key_id(issuer)
-    return any(
-        wanted is None or _key_id(crl) in {None, wanted}
-        for crl in crls
-        if crl.issuer == issuer.subject
-    )
+    return wanted is None or any(_key_id(crl) in {None, wanted} for crl in crls)
 
 
-def _key_id(crl: AkCrl) -> bytes | None:
+def _key_id(crl: SignedCrl) -> bytes | None:
     """Return the key identifier in a CRL; None without one, or if the CRL is malformed."""
     try:
         with reading_x509("CRL"):
@@ -161,34 +147,12 @@ def _key_id(crl: AkCrl) -> bytes | None:
         return None
 
 
-def _parse(der: bytes) -> x509.CertificateRevocationList:
-    """Parse a CRL whose signature is valid; a critical extension may limit what it covers."""
-    with reading_x509("CRL"):
-        crl = x509.load_der_x509_crl(der)
-        if any(extension.critical for extension in crl.extensions):
-            raise FormatError("CRL: has a critical extension", reason="unsupported")
-        if crl.next_update_utc is None:
-            raise FormatError("CRL: nextUpdate is missing", reason="missing")
-    return crl
-
-
-def _check_listed(
-    name: str,
-    certificate: PathCertificate,
-    crls: list[x509.CertificateRevocationList],
-    now: datetime,
-) -> None:
-    for crl in crls:
-        with reading_x509("CRL"):
-            entry = crl.get_revoked_certificate_by_serial_number(certificate.serial)
-        if entry is not None:
-            message = f"{name}: revoked by its issuer; use another key or machine"
-            raise SignatureError(message, reason="cert_revoked")
-    windows = [(crl.last_update_utc, crl.next_update_utc or crl.last_update_utc) for crl in crls]
-    if not any(start <= now <= end for start, end in windows):
-        start, end = max(windows)
-        raise CollateralExpiredError(
-            f"CRL for {name} is valid from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} "
-            f"UTC, not at {now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}; fetch another one",
-            reason="crl_expired",
-        )
+def _check_listed(named: NamedCertificate, crls: Sequence[Crl], now: datetime) -> None:
+    name, certificate = named
+    if any(certificate.serial in crl.serial_numbers for crl in crls):
+        message = f"{name}: revoked by its issuer; use another key or machine"
+        raise SignatureError(message, reason="cert_revoked")
+    if not any(crl.is_current(now) for crl in crls):
+        newest = max(crls, key=lambda crl: crl.end)
+        message = f"CRL for {name} {newest.validity(now)}; fetch another one"
+        raise CollateralExpiredError(message, reason="crl_expired")

@@ -14,6 +14,7 @@ from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
+    CheckIssued,
     NamedCertificate,
     PathCertificate,
     PathRules,
@@ -103,7 +104,9 @@ def find_ak_path(
     authorities: Iterable[PathCertificate],
     roots: Sequence[tuple[str, PathCertificate]],
     now: datetime,
+    *,
     usages: frozenset[str] = frozenset({EK_USAGE}),
+    check: CheckIssued = check_issued,
 ) -> AkPath:
     """Return a valid path from an AK certificate to a root.
 
@@ -114,6 +117,7 @@ def find_ak_path(
         now: Time of the verification, with a time zone.
         usages: Extended key usages, of which each certificate below the root that has any must
             have one.
+        check: Replaces the function `check_issued`, by one that caches what it verified.
 
     Raises:
         IssuerMissingError: If an issuer is not among the certificates.
@@ -121,7 +125,7 @@ def find_ak_path(
         SignatureError: If no path is valid: `untrusted_root`, `chain_length`, `cert_usage`,
             `cert_malformed` or a reason of `check_path`.
     """
-    return _Search(tuple(authorities), tuple(roots), now, usages).run(leaf)
+    return _Search(tuple(authorities), tuple(roots), now, usages, check).run(leaf)
 
 
 class _Search:
@@ -133,9 +137,10 @@ class _Search:
         roots: tuple[tuple[str, PathCertificate], ...],
         now: datetime,
         usages: frozenset[str],
+        check: CheckIssued,
     ) -> None:
         self._authorities, self._roots = authorities, roots
-        self._now, self._usages = now, usages
+        self._now, self._usages, self._check = now, usages, check
         self._signatures = 0
         self._problems: list[tuple[int, AttestKitError]] = []  # with the length of the path
 
@@ -188,7 +193,7 @@ class _Search:
             raise SignatureError(message, reason="chain_length")
         reason: SignatureReason = "untrusted_root" if is_root else "cert_bad_signature"
         try:
-            check_issued(path[-1], issuer, reason, AK_RULES)
+            self._check(path[-1], issuer, reason, AK_RULES)
         except SignatureError as error:
             self._note(path, error)
             return False

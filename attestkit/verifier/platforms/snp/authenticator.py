@@ -6,6 +6,7 @@ The rules are those of attestation-format.md, section 9. Reports signed by a clo
 
 import hmac
 from collections.abc import Sequence
+from copy import copy
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
@@ -57,7 +58,6 @@ class Snp:
         *,
         certificates: Sequence[bytes] = (),
         crls: Sequence[bytes] = (),
-        bundled_crls: Sequence[bytes] = (),
     ) -> None:
         """Set the trust anchor, certificates for evidence without them, and CRLs.
 
@@ -68,15 +68,28 @@ class Snp:
                 certificates in the evidence.
             crls: CRLs of AMD's roots, in DER or PEM. If there are any, one of the path's root is
                 required.
-            bundled_crls: CRLs of an evidence bundle, used for roots of which `crls` has none.
 
         Raises:
             FormatError: If one of them is malformed.
         """
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
         self._endorsements = read_endorsements(certificates)
-        self._revocation = SnpRevocation(crls, bundled_crls)
+        self._revocation = SnpRevocation(crls)
         self._facts = SnpChainCache()
+
+    def with_bundled_crls(self, crls: Sequence[bytes]) -> "Snp":
+        """Return an authenticator that uses CRLs of an evidence bundle; it shares the caches.
+
+        They count only for roots of which the arguments have none.
+
+        Raises:
+            FormatError: If a CRL is malformed.
+        """
+        if not crls:
+            return self
+        found = copy(self)
+        found._revocation = self._revocation.with_bundled(crls)  # noqa: SLF001 - of this class
+        return found
 
     @property
     def genuine(self) -> bool:

@@ -6,14 +6,13 @@ distinguished by common name. Nothing is fetched: the error for a missing certif
 """
 
 import hmac
-from binascii import b2a_base64
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
-from attestkit._crypto.pem import split_pem
+from attestkit._crypto.pem import split_der_or_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import (
     CheckIssued,
@@ -141,23 +140,10 @@ def find_signer(
 
 def _certificates(blob: bytes) -> list[bytes]:
     """Return the certificates in `blob` in DER; the root in a certificate table is ignored."""
-    if blob[:1] == b"\x30":
-        return [blob]
-    if not blob.lstrip().startswith(b"-----BEGIN"):
-        table = SnpCertificates.parse(blob)
-        return [der for der in (table.vcek, table.vlek, table.ask) if der is not None]
-    try:
-        text = blob.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise FormatError("PEM: not ASCII", offset=error.start, reason="encoding") from error
-    found = split_pem(text)
-    written, at = "".join(text.split()), 0
-    for der in found:  # in order, so a single pass
-        at = written.find(b2a_base64(der, newline=False).decode(), at)
-        if at < 0:
-            message = "PEM: unused bits of a certificate's base64 are not zero"
-            raise FormatError(message, reason="not_canonical")
-    return found
+    if blob[:1] == b"\x30" or blob.lstrip().startswith(b"-----BEGIN"):
+        return split_der_or_pem(blob, "certificate")
+    table = SnpCertificates.parse(blob)
+    return [der for der in (table.vcek, table.vlek, table.ask) if der is not None]
 
 
 def _decode_endorsement(der: bytes) -> Endorsement:

@@ -1,17 +1,14 @@
 """Cache of AMD's certificates that one verifier has verified, for further reports of a chip.
 
-A signature of a certificate is valid or not, whatever the time; a parsed certificate or key is the
-same for the same bytes. Only such facts are cached, and only for certificates whose path to the
-trust anchor was valid. Dates, revocation, and whether a certificate is that of the report's key are
-checked for each report.
+Beside the signatures of `ChainCache`, parsed certificates and keys are cached: they are the same
+for the same bytes. Whether a certificate is that of the report's key is checked for each report.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from attestkit._crypto.p384 import P384PublicKey
-from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
-from attestkit._reasons import SignatureReason
+from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import Endorsement
 
@@ -19,29 +16,14 @@ _CHIPS: Final = 1024  # with about 10 kB each
 _LARGEST: Final = 32_768  # bytes of certificates that are kept parsed; a table has about 6,000
 
 
-class SnpChainCache:
+class SnpChainCache(ChainCache):
     """Caches of one verifier. Thread-safe, and safe in a forked process."""
 
     def __init__(self) -> None:
         """Create empty caches."""
-        self._issued: FactCache[tuple[bytes, bytes], bool] = FactCache(2 * _CHIPS)
+        super().__init__(2 * _CHIPS)
         self._keys: FactCache[bytes, P384PublicKey] = FactCache(_CHIPS)
         self._parsed: FactCache[tuple[bytes, ...], tuple[Endorsement, ...]] = FactCache(_CHIPS)
-
-    def check_issued(
-        self,
-        named: NamedCertificate,
-        issuer: NamedCertificate,
-        reason: SignatureReason,
-        rules: PathRules,
-    ) -> None:
-        """Check that the issuer signed a certificate, as the function of this name does."""
-
-        def check() -> bool:
-            check_issued(named, issuer, reason, rules)
-            return True
-
-        self._issued.get((named[1].der, issuer[1].der), check)
 
     def key(self, spki: bytes) -> P384PublicKey:
         """Return the key of a certificate whose path is valid; SignatureError if not P-384."""

@@ -7,11 +7,13 @@ looked up.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from copy import copy
+from datetime import datetime
 from typing import Final
 
-from attestkit._crypto.x509.amd_crl import AmdCrl, check_crl_signature, read_amd_crls
-from attestkit._crypto.x509.cert_path import PathCertificate
+from attestkit._crypto.x509.amd_crl import AmdCrl, read_amd_crls
+from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
+from attestkit._crypto.x509.crl import check_crl_signature
 from attestkit._reasons import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
 from attestkit.verifier.dcap.fact_cache import FactCache
@@ -24,22 +26,27 @@ _SIGNED: Final = 256  # pairs of CRL and root
 class SnpRevocation:
     """CRLs of AMD's roots, of one verifier. Thread-safe."""
 
-    def __init__(self, crls: Iterable[bytes] = (), of_evidence: Iterable[bytes] = ()) -> None:
+    def __init__(self, crls: Iterable[bytes] = ()) -> None:
         """Parse CRLs: each item is DER, or PEM with one or more.
-
-        Args:
-            crls: Of the relying party.
-            of_evidence: Of an evidence bundle; used for roots of which `crls` has none, because the
-                creator of the bundle can choose an older one.
 
         Raises:
             FormatError: If a CRL is malformed.
         """
-        self._groups = tuple(
-            tuple([crl for data in group for crl in read_amd_crls(data)])
-            for group in (crls, of_evidence)
-        )
+        self._groups: tuple[tuple[AmdCrl, ...], ...] = (_read(crls),)
         self._signed: FactCache[tuple[bytes, bytes], bool] = FactCache(_SIGNED)
+
+    def with_bundled(self, crls: Iterable[bytes]) -> "SnpRevocation":
+        """Return one that also uses the CRLs of an evidence bundle; it shares the cache.
+
+        They are used for roots of which the arguments have none, because the creator of the bundle
+        can choose older ones.
+
+        Raises:
+            FormatError: If a CRL is malformed.
+        """
+        found = copy(self)
+        found._groups = (*self._groups, _read(crls))  # noqa: SLF001 - of this class
+        return found
 
     def check(self, signer: Signer, now: datetime) -> VerificationStep:
         """Return the step; it is skipped without any CRL.
@@ -67,10 +74,10 @@ class SnpRevocation:
         what = f"CRL of {root_name}"
 
         def verify() -> bool:
-            check_crl_signature(crl, root, what)
+            check_crl_signature(crl.envelope, root, VENDOR_RULES, what)
             return True
 
-        self._signed.get((crl.der, root.der), verify)
+        self._signed.get((crl.envelope.der, root.der), verify)
         for name, certificate in signer.path:
             if certificate.serial in crl.content.serial_numbers:
                 message = (
@@ -78,16 +85,13 @@ class SnpRevocation:
                     f"{what}; get a certificate of a newer issuer, or do not trust this platform"
                 )
                 raise SignatureError(message, reason="cert_revoked")
-        start, end = (
-            datetime.fromtimestamp(at, timezone.utc) for at in (crl.content.start, crl.content.end)
-        )
-        if not start <= now < end:
-            raise CollateralExpiredError(
-                f"{what} is valid from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC, "
-                f"not at {now.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}; get the current one "
-                f"from {_url(signer)}",
-                reason="crl_expired",
-            )
+        if not crl.content.is_current(now):
+            message = f"{what} {crl.content.validity(now)}; get the current one from {_url(signer)}"
+            raise CollateralExpiredError(message, reason="crl_expired")
+
+
+def _read(crls: Iterable[bytes]) -> tuple[AmdCrl, ...]:
+    return tuple([crl for data in crls for crl in read_amd_crls(data)])
 
 
 def _of_issuer(crls: Sequence[AmdCrl], issuer: PathCertificate) -> tuple[AmdCrl, ...]:

@@ -1,20 +1,23 @@
-"""Certificates of a TPM's attestation key: those at hand, and those that may be fetched.
+"""Certificates of a TPM's attestation key (AK): verification of their paths and revocation.
 
-Nothing is fetched unless the verifier was told to. Then all CRLs that certificates in the path name
-must be available (vtpm.md, section 9.2).
+Certificates and CRLs are arguments, part of the evidence or of its bundle. Others are fetched only
+if the verifier has a fetcher; then all CRLs that certificates in the path name must be available
+(vtpm.md, section 9.2).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from attestkit._crypto.pem import split_pem_with_crls
+from attestkit._crypto.pem import CERTIFICATE_LABEL, CRL_LABEL, split_der_or_pem
 from attestkit._crypto.x509.ak_certificates.crl import (
-    AkCrl,
+    RevocationFacts,
     check_revocation,
     is_crl,
     read_ak_crl,
+    read_issued_crl,
 )
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance, read_gce_extension
 from attestkit._crypto.x509.ak_certificates.path import (
@@ -25,16 +28,23 @@ from attestkit._crypto.x509.ak_certificates.path import (
     find_ak_path,
 )
 from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
-from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.cert_path import (
+    NamedCertificate,
+    PathCertificate,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.crl import Crl, SignedCrl
 from attestkit._crypto.x509.vendor_roots import google_roots
 from attestkit._reasons import VerificationStep
 from attestkit.errors import (
-    AttestKitError,
     CollateralError,
+    CollateralExpiredError,
     FormatError,
     SignatureError,
     UsageError,
 )
+from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.result import ANOTHER_ROOT, passed, skipped
 
 if TYPE_CHECKING:
@@ -43,11 +53,14 @@ if TYPE_CHECKING:
 
 _MAX_EVIDENCE: Final = 8  # certificates beside that of the key
 _LARGEST_KEPT: Final = 4096  # bytes of a certificate that is kept parsed; they have about 1,500
+_KEPT_SIGNATURES: Final = 4096  # of certificates in valid paths
+_KEPT_CRLS: Final = 32  # verified and parsed
 _GOOGLE_NAMES: Final = ("Google's EK/AK CA Root", "Google's TPM root of 2018")
+_LABELS: Final = (CERTIFICATE_LABEL, CRL_LABEL)
 
 _Read = TypeVar("_Read")
 
-Roots = Sequence[tuple[str, PathCertificate]]
+Roots = Sequence[NamedCertificate]
 
 
 class VerifiedAk(NamedTuple):
@@ -63,8 +76,24 @@ class VerifiedAk(NamedTuple):
         return self.path.leaf.spki
 
 
+class _Issuers(NamedTuple):
+    """Certificates of CAs, and CRLs, of one origin; none is trusted."""
+
+    certificates: tuple[PathCertificate, ...] = ()
+    crls: tuple[SignedCrl, ...] = ()
+
+    @classmethod
+    def read(cls, blobs: Iterable[bytes]) -> "_Issuers":
+        """Parse DER or PEM; FormatError if a certificate or CRL is malformed."""
+        found = [der for blob in blobs for der in _split(blob)]
+        return cls(
+            tuple([read_path_certificate(der) for der in found if not is_crl(der)]),
+            tuple([read_ak_crl(der) for der in found if is_crl(der)]),
+        )
+
+
 class AkChains:
-    """Verification of AK certificates under Google's roots, or others."""
+    """Verification of AK certificates under Google's roots, or others. Thread-safe."""
 
     def __init__(
         self,
@@ -78,7 +107,7 @@ class AkChains:
 
         Args:
             trust_anchor: Certificate in DER that replaces Google's roots; None uses them.
-            roots: Further roots, for keys that are not Google's: DER or PEM.
+            roots: Roots of keys that are not of a cloud: DER or PEM.
             certificates: Certificates of CAs, and CRLs: DER or PEM.
             fetcher: Fetches missing certificates and CRLs; None fetches nothing.
 
@@ -90,14 +119,36 @@ class AkChains:
         else:
             built_in = map(read_path_certificate, google_roots())
             self.google = tuple(zip(_GOOGLE_NAMES, built_in, strict=True))
-        given = [der for blob in roots for der in _blocks("ak_roots", blob)]
-        self.others: Roots = tuple([("a root of ak_roots", _given("ak_roots", d)) for d in given])
-        found = [der for blob in certificates for der in _blocks("ak_certificates", blob)]
-        self._authorities = tuple(
-            [_given("ak_certificates", der) for der in found if not is_crl(der)]
-        )
-        self._crls = tuple([_given_crl(der) for der in found if is_crl(der)])
+        named = _argument("ak_roots", lambda: _read_roots(roots))
+        self.others: Roots = tuple([("a root of ak_roots", root) for root in named])
+        self._given = _argument("ak_certificates", lambda: _Issuers.read(certificates))
+        self._of_evidence = _Issuers()
         self._fetcher = fetcher
+        self._cache = ChainCache(_KEPT_SIGNATURES)
+        self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_KEPT_CRLS)
+
+    def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
+        """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
+
+        The bundle's CRLs count only for issuers of which there is none in the arguments. The caches
+        are those of this object.
+
+        Raises:
+            FormatError: If a certificate or CRL is malformed.
+        """
+        found = copy(self)
+        found._fetcher = None  # noqa: SLF001 - of this class
+        found._of_evidence = _Issuers.read(certificates)  # noqa: SLF001 - of this class
+        return found
+
+    def fetched(self) -> tuple[bytes, ...]:
+        """Return the certificates and CRLs that were fetched and verified lately: DER or PEM."""
+        return () if self._fetcher is None else self._fetcher.verified()
+
+    @property
+    def tpm_roots(self) -> Roots:
+        """Roots for keys of TPMs that evidence assigns to no cloud: `ak_roots`, else Google's."""
+        return self.others or self.google
 
     @property
     def genuine(self) -> bool:
@@ -118,7 +169,7 @@ class AkChains:
 
         Args:
             leaf: Certificate of the attestation key, in DER.
-            roots: `google`, `others`, or any other trusted certificates.
+            roots: `google`, `tpm_roots`, or other trusted certificates.
             now: Time of the verification, with a time zone.
             beside: Certificates of CAs in the evidence, at most 8, in DER.
             usages: Extended key usages, of which each certificate with any must have one.
@@ -134,52 +185,90 @@ class AkChains:
             message = f"AK certificate: {len(beside)} certificates beside it, over {_MAX_EVIDENCE}"
             raise SignatureError(message, reason="chain_length")
         authorities = [read_evidence_certificate("CA certificate", der) for der in beside]
-        known = [*self._authorities, *authorities]
+        known = [*self._given.certificates, *self._of_evidence.certificates, *authorities]
         session = None if self._fetcher is None else self._fetcher.session(before_fetch)
+        check = self._cache.check_candidate
         try:
-            path = _find(lambda: find_ak_path(key, known, roots, now, usages), known, session)
+            path = _find(
+                lambda: find_ak_path(key, known, roots, now, usages=usages, check=check),
+                known,
+                session,
+            )
         except SignatureError as error:
             if error.reason != "untrusted_root":
                 raise
             raise SignatureError(f"{error}; {ANOTHER_ROOT}", reason=error.reason) from error
+        self._cache.keep_path(path.certificates)
         google = {root.der for _, root in self.google}
         is_google = path.chain[-1] in google
-        # Only Google's lists are at the hosts that may be asked.
+        # Only Google's CRLs are at the hosts to which requests are sent.
         revocation = self._check_revocation(path, now, session if is_google else None)
         if session is not None:
             session.mark_verified()
         count = len(path.certificates)
         text = f"the AK certificate leads to {path.root_name} ({count} certificates), and is valid"
         steps = (passed("ak_certificate", text), revocation)
-        # Only Google says what its instances are; another root could name any.
-        gce = _read_gce(path.leaf) if is_google else None
+        # Only Google's CA assigns names of its instances; another CA could assign any.
+        gce = read_gce_instance(path.leaf) if is_google else None
         return VerifiedAk(path, gce, steps)
 
     def _check_revocation(
         self, path: AkPath, now: datetime, session: "IssuerSession | None"
     ) -> VerificationStep:
-        crls = list(self._crls)
-        if session is not None:
-            for _, certificate in path.certificates[:-1]:
-                if urls := read_crl_urls(certificate):
-                    crls.append(_fetched(session.crl(urls), "CRL", read_ak_crl))
         try:
-            found = check_revocation(path, crls, now)
+            if session is None:
+                return _revocation_step(self._find_revoked(path, now))
+            found = self._find_fetching(path, now, session)
         except FormatError as error:
             message = f"CRL for the AK certificate: malformed: {error}"
             raise CollateralError(message, reason="crl_malformed") from error
-        if session is not None and found.unknown:
-            # Plain http: who can alter an answer must not be able to switch the check off.
+        if found.unknown:
+            # Answers come over plain HTTP: an altered one must not disable the check.
             raise CollateralError(
-                f"CRL for {found.unknown[0]}: the fetched one is of another issuer; try again",
+                f"CRL for {found.unknown[0][0]}: the fetched one is of another issuer; try again",
                 reason="missing",
             )
-        checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
-        if found.unknown or not found.checked:
-            missing = f"for {', '.join(found.unknown)}" if found.unknown else "at hand"
-            text = f"revocation of AK certificates was not checked: no CRL {missing}"
-            return skipped("revocation", f"{text}; {checked}" if found.checked else text)
+        return _revocation_step(found)
+
+    def _find_revoked(
+        self, path: AkPath, now: datetime, fetched: Iterable[SignedCrl] = ()
+    ) -> RevocationFacts:
+        """Check a path by the CRLs of arguments and bundle, and by fetched ones."""
+        crls = (*self._given.crls, *fetched)
+        others = self._of_evidence.crls
+        return check_revocation(path, crls, now, of_evidence=others, read=self._read_crl)
+
+    def _find_fetching(
+        self, path: AkPath, now: datetime, session: "IssuerSession"
+    ) -> RevocationFacts:
+        """Check a path by the CRLs at hand; fetch those that are missing or out of date."""
+        missing: Sequence[NamedCertificate]
+        try:
+            found = self._find_revoked(path, now)
+            missing = found.unknown
+        except CollateralExpiredError:
+            missing = path.certificates[:-1]
+        if not missing:
+            return found
+        fetched = [
+            _fetched(session.crl(urls), "CRL", read_ak_crl)
+            for _, certificate in missing
+            if (urls := read_crl_urls(certificate))
+        ]
+        return self._find_revoked(path, now, fetched)
+
+    def _read_crl(self, crl: SignedCrl, issuer: PathCertificate) -> Crl:
+        """Return the content of a CRL after verifying its signature, as `read_issued_crl`."""
+        return self._crls.get((crl.der, issuer.der), lambda: read_issued_crl(crl, issuer))
+
+
+def _revocation_step(found: RevocationFacts) -> VerificationStep:
+    checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
+    if found.checked and not found.unknown:
         return passed("revocation", checked)
+    missing = f" for {', '.join(name for name, _ in found.unknown)}" if found.unknown else ""
+    text = f"revocation of AK certificates was not checked: no CRL{missing}"
+    return skipped("revocation", f"{text}; {checked}" if found.checked else text)
 
 
 @lru_cache(maxsize=1)
@@ -206,7 +295,8 @@ def _find(
     raise SignatureError(message, reason="chain_length")
 
 
-def _read_gce(leaf: PathCertificate) -> GceInstance | None:
+def read_gce_instance(leaf: PathCertificate) -> GceInstance | None:
+    """Return the instance that a certificate names; SignatureError if it is malformed."""
     try:
         return read_gce_extension(leaf.extensions)
     except FormatError as error:
@@ -232,35 +322,25 @@ def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
     try:
         [der] = _split(body)
         return read(der)
-    except (AttestKitError, ValueError) as error:
+    except (FormatError, ValueError) as error:  # ValueError: several blocks of PEM
         message = f"fetched {what} of an issuer: malformed: {error}; try again"
         reason: CollateralReason = "crl_malformed" if what == "CRL" else "cert_malformed"
         raise CollateralError(message, reason=reason) from error
 
 
-def _given(what: str, der: bytes) -> PathCertificate:
+def _argument(name: str, read: Callable[[], _Read]) -> _Read:
+    """Return what `read` does; UsageError if an argument is malformed."""
     try:
-        return read_path_certificate(der)
+        return read()
     except FormatError as error:
-        raise UsageError(f"{what}: {error}", reason="wrong_value") from error
+        raise UsageError(f"{name}: {error}", reason="wrong_value") from error
 
 
-def _given_crl(der: bytes) -> AkCrl:
-    try:
-        return read_ak_crl(der)
-    except FormatError as error:
-        raise UsageError(f"ak_certificates: {error}", reason="wrong_value") from error
-
-
-def _blocks(what: str, blob: bytes) -> list[bytes]:
-    try:
-        return _split(blob)
-    except (FormatError, ValueError) as error:
-        raise UsageError(f"{what}: malformed: {error}", reason="encoding") from error
+def _read_roots(blobs: Iterable[bytes]) -> list[PathCertificate]:
+    found = [der for blob in blobs for der in split_der_or_pem(blob, "certificate")]
+    return [read_path_certificate(der) for der in found]
 
 
 def _split(blob: bytes) -> list[bytes]:
     """Return the DER of a certificate or CRL, or of each block of PEM."""
-    if not blob.lstrip().startswith(b"-----BEGIN"):
-        return [blob]
-    return split_pem_with_crls(blob.decode("ascii"))
+    return split_der_or_pem(blob, "certificate or CRL", _LABELS)

@@ -24,6 +24,7 @@ from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
+_FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
 
 
 class AttestationKey(NamedTuple):
@@ -63,8 +64,8 @@ class AkTrust(NamedTuple):
             certificates: Its certificate and those of authorities, in DER; may be empty.
 
         Raises:
-            SignatureError: If nothing certifies the key (`ak_unknown`), or the key is not listed
-                and its certificate is not valid.
+            SignatureError: If nothing certifies the key (`ak_unknown`), its certificate is revoked
+                (`cert_revoked`), or the key is not listed and its certificate is not valid.
             CollateralError: If the key is not listed, and a certificate is missing or cannot be
                 fetched; CollateralExpiredError if one is not valid at `now`.
         """
@@ -81,13 +82,17 @@ class AkTrust(NamedTuple):
                 )
             return CertifiedKey("listed", None, (named, *form))
         leaf, *beside = certificates
-        roots = (*self.chains.google, *self.chains.others)
         try:
             found = self.chains.verify(
-                leaf, roots, self.now, beside=beside, usages=_USAGES, before_fetch=self.before_fetch
+                leaf,
+                self.chains.tpm_roots,
+                self.now,
+                beside=beside,
+                usages=_USAGES,
+                before_fetch=self.before_fetch,
             )
         except (SignatureError, CollateralError) as error:
-            if not listed or error.reason == "fetch_needed":
+            if not listed or error.reason in _FATAL:
                 raise
             problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
             return CertifiedKey("listed", None, (named, *form, problem))

@@ -8,6 +8,7 @@ import pytest
 from attestkit._crypto.x509 import cert_path
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import AttestKitError
+from attestkit.verifier import chain_cache
 from attestkit.verifier.platforms.snp import chain_cache as snp_facts
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.verifier.platforms import amd
@@ -22,7 +23,7 @@ def signatures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(named[0])
         cert_path.check_issued(named, issuer, *rest)
 
-    monkeypatch.setattr(snp_facts, "check_issued", check)
+    monkeypatch.setattr(chain_cache, "check_issued", check)
     return found
 
 

@@ -1,0 +1,64 @@
+"""Cache of the signatures in certificate paths that one verifier has verified.
+
+A signature of a certificate is valid or not, whatever the time. Only this fact is cached, and only
+for certificates whose path to a trusted root was valid. Dates, usages and revocation are checked
+for each evidence.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from attestkit._crypto.x509.cert_path import NamedCertificate, PathRules, check_issued
+from attestkit._reasons import SignatureReason
+from attestkit.verifier.dcap.fact_cache import FactCache
+
+
+class ChainCache:
+    """Cache of one verifier, for certificates under one set of rules.
+
+    Thread-safe, and safe in a forked process.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Create an empty cache of at most `size` signatures."""
+        self._issued: FactCache[tuple[bytes, bytes], bool] = FactCache(size)
+
+    def check_issued(
+        self,
+        named: NamedCertificate,
+        issuer: NamedCertificate,
+        reason: SignatureReason,
+        rules: PathRules,
+    ) -> None:
+        """Check that a trusted issuer signed a certificate, as the function of this name does."""
+        self._check(named, issuer, reason, rules, store=True)
+
+    def check_candidate(
+        self,
+        named: NamedCertificate,
+        issuer: NamedCertificate,
+        reason: SignatureReason,
+        rules: PathRules,
+    ) -> None:
+        """Check that an issuer that is not trusted yet signed a certificate; store nothing."""
+        self._check(named, issuer, reason, rules, store=False)
+
+    def keep_path(self, path: Sequence[NamedCertificate]) -> None:
+        """Store the signatures of a valid path to a trusted root, which `check_issued` verified."""
+        for (_, certificate), (_, issuer) in pairwise(path):
+            self._issued.get((certificate.der, issuer.der), lambda: True)
+
+    def _check(
+        self,
+        named: NamedCertificate,
+        issuer: NamedCertificate,
+        reason: SignatureReason,
+        rules: PathRules,
+        *,
+        store: bool,
+    ) -> None:
+        def check() -> bool:
+            check_issued(named, issuer, reason, rules)
+            return True
+
+        self._issued.get((named[1].der, issuer[1].der), check, store=store)
