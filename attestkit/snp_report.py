@@ -4,6 +4,7 @@ Versions 2 to 5. Parsing does not verify the signature. All integers are little-
 those of the signature.
 """
 
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -219,7 +220,7 @@ class SnpReport(NamedTuple):
                 reason="missing",
             )
         data: bytes = getattr(self, f"{which}_tcb")
-        return SnpTcb.parse(data, layout)
+        return _parse_tcb(data, layout)
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON values, bytes in hex."""
@@ -228,6 +229,16 @@ class SnpReport(NamedTuple):
     def __repr__(self) -> str:
         report_data = self.report_data[:8].hex()
         return f"<SnpReport v{self.version}, {self.signing_key}, report_data {report_data}...>"
+
+
+# Reports of a processor have the same few.
+_parse_tcb = lru_cache(maxsize=256)(SnpTcb.parse)
+
+
+@lru_cache(maxsize=8)
+def parse_snp_report(data: bytes) -> SnpReport:
+    """Return `SnpReport.parse(data)`; steps of one verification parse the same report."""
+    return SnpReport.parse(data)
 
 
 def _bad(reason: FormatReason, message: str, offset: int) -> FormatError:

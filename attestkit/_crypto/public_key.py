@@ -1,7 +1,8 @@
 """Public keys of TPMs: RSA, P-256 and P-384, with the signature schemes and hashes of quotes."""
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +30,12 @@ _LEAST_EXPONENT, _MOST_EXPONENT = 65537, 1 << 32  # a TPM's exponent has 4 bytes
 _MAX_SIZE: Final = 4096  # bytes of a SubjectPublicKeyInfo
 
 KeyKind = Literal["rsa", "p256", "p384"]
+
+_ALGORITHMS: Final[Mapping[KeyKind, frozenset[str]]] = {
+    "rsa": frozenset({"rsassa", "rsapss"}),
+    "p256": frozenset({"ecdsa"}),
+    "p384": frozenset({"ecdsa"}),
+}
 
 
 class PublicVerificationKey:
@@ -65,24 +72,37 @@ class PublicVerificationKey:
                 are not of this key (`document_algorithm`).
         """
         chosen = SIGNATURE_HASHES.get(hash_name)
-        key = self._key
-        is_rsa = isinstance(key, RSAPublicKey)
-        if chosen is None or algorithm not in ({"rsassa", "rsapss"} if is_rsa else {"ecdsa"}):
+        if chosen is None or algorithm not in _ALGORITHMS[self.kind]:
             message = f"signature: {algorithm} with {hash_name} does not fit a key of {self.kind}"
             raise SignatureError(message, reason="document_algorithm")
         try:
-            if not isinstance(key, RSAPublicKey):
-                key.verify(signature, data, ec.ECDSA(chosen()))
-            elif algorithm == "rsassa":
-                key.verify(signature, data, PKCS1v15(), chosen())
-            else:
-                key.verify(signature, data, PSS(MGF1(chosen()), PSS.AUTO), chosen())
+            self._verify(algorithm, chosen(), signature, data)
         except InvalidSignature as error:
             message = f"{algorithm} with {hash_name}: invalid signature"
             raise SignatureError(message, reason="bad_signature") from error
 
+    def _verify(
+        self, algorithm: str, chosen: SHA256 | SHA384 | SHA512, signature: bytes, data: bytes
+    ) -> None:
+        key = self._key
+        if algorithm == "ecdsa":
+            cast("ec.EllipticCurvePublicKey", key).verify(signature, data, ec.ECDSA(chosen))
+            return
+        padding = PKCS1v15() if algorithm == "rsassa" else PSS(MGF1(chosen), PSS.AUTO)
+        cast("RSAPublicKey", key).verify(signature, data, padding, chosen)
+
     def __repr__(self) -> str:
         return f"PublicVerificationKey(kind={self.kind!r}, spki={self.spki.hex()})"
+
+
+@lru_cache(maxsize=256)
+def load_verification_key(spki: bytes) -> PublicVerificationKey:
+    """Return a key, which is kept for later calls: loading it takes as long as a verification.
+
+    Raises:
+        SignatureError: As the constructor of `PublicVerificationKey`.
+    """
+    return PublicVerificationKey(spki)
 
 
 def _load(spki: bytes) -> RSAPublicKey | ec.EllipticCurvePublicKey:

@@ -3,6 +3,7 @@
 Only simulated authorities have private keys here; keys and signatures are functions of a seed.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -30,6 +31,16 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
     Raises:
         SignatureError: If the signature is not valid, or the key is malformed or too short.
     """
+    key = _load(spki)
+    try:
+        key.verify(signature, data, _PADDING, SHA384())
+    except InvalidSignature as error:
+        raise SignatureError("RSA-PSS: invalid signature", reason="bad_signature") from error
+
+
+@lru_cache(maxsize=32)
+def _load(spki: bytes) -> RSAPublicKey:
+    """Return the key of an authority, of which there are few: loading it takes about 20 us."""
     try:
         key = load_der_public_key(spki)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -39,10 +50,7 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
     if key.key_size < _LEAST_BITS:
         message = f"RSA-PSS: key must have at least {_LEAST_BITS} bits, not {key.key_size}"
         raise SignatureError(message, reason="invalid_key")
-    try:
-        key.verify(signature, data, _PADDING, SHA384())
-    except InvalidSignature as error:
-        raise SignatureError("RSA-PSS: invalid signature", reason="bad_signature") from error
+    return key
 
 
 class RsaKey(RsaKeyPair):

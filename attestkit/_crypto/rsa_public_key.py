@@ -1,5 +1,6 @@
 """RSA public keys in DER."""
 
+from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
@@ -7,6 +8,7 @@ from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
 _ALGORITHM: Final = bytes.fromhex("300d06092a864886f70d0101010500")  # rsaEncryption, RFC 8017, A.1
 
 
+@lru_cache(maxsize=64)
 def encode_rsa_spki(modulus: bytes, exponent: int) -> bytes:
     """Return a public key as SubjectPublicKeyInfo; the modulus is big-endian."""
     numbers = (int.from_bytes(modulus, "big"), exponent)

@@ -26,7 +26,7 @@ from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, event_from_wire
 from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
-from attestkit.snp_report import SnpReport
+from attestkit.snp_report import SnpReport, parse_snp_report
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
@@ -269,7 +269,7 @@ class Attestation:
     def snp_report(self) -> SnpReport | None:
         """The SEV-SNP report; None on other platforms. Raises FormatError if it is malformed."""
         report = parts.snp_report_of(self._evidence.platform)
-        return None if report is None else SnpReport.parse(report)
+        return None if report is None else parse_snp_report(report)
 
     @property
     def hcl_report(self) -> "HclReport | None":

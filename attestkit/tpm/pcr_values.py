@@ -22,16 +22,19 @@ def pcr_digest(
             have the size of its bank's digests.
         UsageError: If a hash is unknown.
     """
-    wanted = [(selection.bank, pcr) for selection in selections for pcr in selection.pcrs]
-    for bank, pcr in wanted:
-        value = values.get((bank, pcr))
-        if value is None:
-            raise FormatError(f"PCR values: {bank} PCR {pcr} is missing", reason="missing")
-        if len(value) != hash_size(bank):
-            message = f"PCR values: {bank} PCR {pcr} must have {hash_size(bank)} bytes"
-            raise FormatError(f"{message}, not {len(value)}", reason="wrong_size")
-    if extra := values.keys() - set(wanted):
-        bank, pcr = min(extra)
+    selected: dict[tuple[str, int], bytes] = {}
+    for selection in selections:
+        bank, size = selection.bank, hash_size(selection.bank)
+        for pcr in selection.pcrs:
+            value = values.get((bank, pcr))
+            if value is None:
+                raise FormatError(f"PCR values: {bank} PCR {pcr} is missing", reason="missing")
+            if len(value) != size:
+                message = f"PCR values: {bank} PCR {pcr} must have {size} bytes"
+                raise FormatError(f"{message}, not {len(value)}", reason="wrong_size")
+            selected[bank, pcr] = value
+    if len(values) != len(selected):
+        bank, pcr = min(values.keys() - selected.keys())
         message = f"PCR values: {bank} PCR {pcr} is not in the selection of the quote"
         raise FormatError(message, reason="inconsistent")
-    return compute_digest(hash_name, b"".join(values[one] for one in wanted))
+    return compute_digest(hash_name, b"".join(selected.values()))

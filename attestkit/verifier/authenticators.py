@@ -25,6 +25,7 @@ from attestkit.attestation.wire.evidence_parts import (
     Platform,
     SevSnp,
     Tpm,
+    snp_report_of,
 )
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
@@ -217,7 +218,7 @@ class Authenticators:
         platform = parsed.wire_platform
         if isinstance(platform, (Tpm, GoTpmTools)):
             return (self._aws if _has_nitro_document(platform) else self.ak_chains).genuine
-        has_report = parsed.attestation.snp_report is not None
+        has_report = snp_report_of(parsed.attestation.evidence.platform) is not None
         return (self._amd if has_report else self._aws).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:

@@ -207,8 +207,14 @@ class Claims(ValueMapping):
         return dict((*self.registers, *self.attributes), **named)
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - values of several types
-        fields = dict(self.attributes)  # most look-ups are of an attribute
-        return fields[name] if name in fields else self._values()[name]
+        # Without a dictionary of all values, which takes longer than a look-up.
+        for one, value in self.attributes:
+            if one == name:
+                return value
+        for one, value in self.registers:
+            if one == name:
+                return value
+        return self._values()[name]
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore_claims, (

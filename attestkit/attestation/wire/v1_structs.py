@@ -192,11 +192,11 @@ def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:
         found = msgspec.convert(read_canonical(data, 0), _CborVtpmQuote, builtin_types=(bytes,))
     except (FormatError, msgspec.ValidationError):
         return None
-    fields = msgspec.structs.astuple
+    fields, make = msgspec.structs.astuple, tuple.__new__
     return VtpmQuote(
         found.message,
         found.signature,
-        tuple([PcrValue(*fields(one)) for one in found.pcr_values]),
+        tuple([make(PcrValue, fields(one)) for one in found.pcr_values]),
         found.ak_public,
         tuple(found.ak_certificates),
         found.boot_log,

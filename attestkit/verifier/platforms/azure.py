@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
-from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, name_of
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
@@ -32,7 +32,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.quote import Quote, TdQuoteBody
-from attestkit.snp_report import SnpReport
+from attestkit.snp_report import parse_snp_report
 from attestkit.td_report import TdReport
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
@@ -82,7 +82,7 @@ def snp_evidence_of(platform: AzureSnp) -> SevSnp:
             Azure does not use.
     """
     raw = read_azure_report(platform).hardware_report
-    if SnpReport.parse(raw).signing_key != "VCEK":
+    if parse_snp_report(raw).signing_key != "VCEK":
         message = "SEV-SNP report: signed with a VLEK; behind Azure's paravisor it must be a VCEK"
         raise SignatureError(message, reason="signing_key")
     return SevSnp(raw, platform.cert_chain, "")
@@ -175,7 +175,7 @@ class AzureAuthenticator:
             return (skipped("ak_certificate", text),), ""
         leaf, *others = evidence.ak_certificates
         spki = read_evidence_certificate("AK certificate", leaf).spki
-        if PublicVerificationKey(spki).spki != verified.key.spki:
+        if load_verification_key(spki).spki != verified.key.spki:
             message = "AK certificate: not of the attestation key of the HCL report"
             raise SignatureError(message, reason="ak_mismatch")
         try:
@@ -247,7 +247,7 @@ def _check_td_report(report: TdReport, body: TdQuoteBody, steps: Steps) -> None:
 
 def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
     """Verify the TPM's quote by the key of the HCL report."""
-    key = PublicVerificationKey(report.content.attestation_key.spki)
+    key = load_verification_key(report.content.attestation_key.spki)
     if evidence.ak_public:
         stated = read_attestation_key(evidence.ak_public, ())
         if stated.spki != key.spki:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._crypto.public_key import load_verification_key
 from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
@@ -121,7 +121,7 @@ def _verify_quote(
 ) -> VerifiedQuote:
     """Verify the quote by the certified key, which is of RSA or P-256, with SHA-256."""
     try:
-        kind = PublicVerificationKey(spki).kind
+        kind = load_verification_key(spki).kind
     except SignatureError as error:
         raise SignatureError(f"AK certificate: {error}", reason="invalid_key") from error
     if kind not in _SCHEMES:

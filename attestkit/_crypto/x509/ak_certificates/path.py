@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted_oid
-from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
     CheckIssued,
@@ -46,7 +46,7 @@ _EXTENDED_KEY_USAGE, _ALTERNATIVE_NAME = "2.5.29.37", "2.5.29.17"
 def _verify(
     spki: bytes, signature: bytes, signed: bytes, *, algorithm: str, hash_name: str
 ) -> None:
-    PublicVerificationKey(spki).verify(algorithm, hash_name, signature, signed)
+    load_verification_key(spki).verify(algorithm, hash_name, signature, signed)
 
 
 AK_RULES: Final = PathRules(

@@ -22,7 +22,7 @@ from attestkit.errors import (
     ReplayError,
     SignatureError,
 )
-from attestkit.snp_report import SnpReport
+from attestkit.snp_report import SnpReport, SnpTcb, parse_snp_report
 from attestkit.verifier.platforms.snp.chain import (
     Endorsement,
     Signer,
@@ -115,7 +115,7 @@ class Snp:
             ReplayError: If HOST_DATA is not the hash of the configuration document.
             UnsupportedError: If the processor is not known, or its root is not built in.
         """
-        report = SnpReport.parse(platform.report)
+        report = parse_snp_report(platform.report)
         facts, chain = self._facts, platform.cert_chain
         known = facts.find_parsed(chain)
         found = _evidence_certificates(chain) if known is None else known
@@ -255,20 +255,23 @@ def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
     return (("vlek_provider", provider.encode("ascii")),) if provider else ()
 
 
+@lru_cache(maxsize=256)
+def _components(tcb: SnpTcb) -> tuple[tuple[str, int], ...]:
+    """Return name and number of each part of a TCB version that its product has."""
+    levels = tcb._asdict()
+    return tuple((name, n) for name, n in levels.items() if n is not None)
+
+
 def _authenticated(
     report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
 ) -> Authenticated:
-    def components(which: str) -> tuple[tuple[str, int], ...]:
-        levels = report.tcb(which, signer.product)._asdict()
-        return tuple((name, n) for name, n in levels.items() if n is not None)
-
     status = TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE
     tcb = Tcb(
         status=status,
-        components=components("reported"),
-        current=components("current"),
-        committed=components("committed"),
-        launch=components("launch"),
+        components=_components(report.tcb("reported", signer.product)),
+        current=_components(report.tcb("current", signer.product)),
+        committed=_components(report.tcb("committed", signer.product)),
+        launch=_components(report.tcb("launch", signer.product)),
         product=signer.product,
     )
     return Authenticated(

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.public_key import PublicVerificationKey
+from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._reasons import VerificationStep
 from attestkit.errors import CollateralError, FormatError, SignatureError
@@ -120,12 +120,12 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         area = TpmtPublic.parse(public)
         area.require_attestation_key()
         found = AttestationKey(
-            PublicVerificationKey(area.spki).spki, quote_scheme(area), is_restricted=True
+            load_verification_key(area.spki).spki, quote_scheme(area), is_restricted=True
         )
     else:
         spki = public or (b"" if leaf is None else leaf.spki)
-        found = AttestationKey(PublicVerificationKey(spki).spki, None, is_restricted=False)
-    if leaf is not None and PublicVerificationKey(leaf.spki).spki != found.spki:
+        found = AttestationKey(load_verification_key(spki).spki, None, is_restricted=False)
+    if leaf is not None and load_verification_key(leaf.spki).spki != found.spki:
         message = "attestation key: not the key of its certificate"
         raise SignatureError(message, reason="ak_mismatch")
     return found

@@ -231,6 +231,7 @@ def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
     return f"boot_aggregate is not the hash of the quoted {bank} PCRs 0 to 9"
 
 
+@lru_cache(maxsize=256)
 def _start(bank: str, index: int, locality: int = 0) -> bytes:
     """Return the value of a PCR after the TPM's start."""
     size = BANK_SIZES.get(bank, 0)

@@ -8,7 +8,11 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from attestkit._crypto.public_key import SIGNATURE_HASHES, PublicVerificationKey
+from attestkit._crypto.public_key import (
+    SIGNATURE_HASHES,
+    PublicVerificationKey,
+    load_verification_key,
+)
 from attestkit._reasons import SignatureReason, VerificationReason, VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.evidence_parts import PcrValue
@@ -87,7 +91,7 @@ def verify_tpm_quote(
     """
     attest = TpmsAttest.parse(message)
     signed = signature if isinstance(signature, TpmtSignature) else TpmtSignature.parse(signature)
-    key = PublicVerificationKey(key_spki)
+    key = load_verification_key(key_spki)
     _check_algorithm(signed, key, scheme)
     _check_signature(signed, key, message)
     if expected_extra is not None and not hmac.compare_digest(attest.extra_data, expected_extra):
@@ -146,27 +150,36 @@ def _check_wanted(attest: TpmsAttest, wanted: Sequence[PcrSelection]) -> None:
 def _check_values(attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]) -> Pcrs:
     """Check that the delivered values are exactly the selected ones, and have their digest."""
     selected = [(one.bank, pcr) for one in attest.selections for pcr in one.pcrs]
-    allowed = frozenset(selected)
-    found: dict[tuple[str, int], bytes] = {}
-    for number, bank, value in values:
-        if (bank, number) not in allowed:
-            name = f"{shown(bank)} PCR {shown(number)}"
-            raise _refused(f"{name} is delivered, but not selected", "pcr_selection")
-        if (bank, number) in found:
-            raise _refused(f"{bank} PCR {number} is delivered twice", "pcr_selection")
+    delivered = tuple(values)
+    found = {(bank, number): value for number, bank, value in delivered}
+    if len(delivered) != len(found) or found.keys() != frozenset(selected):
+        raise _mismatch(selected, delivered)
+    for number, bank, value in delivered:
         if len(value) != hash_size(bank):
             problem = f"{bank} PCR {number}: {len(value)} bytes, must have {hash_size(bank)}"
             raise _refused(problem, "pcr_digest")
-        found[bank, number] = value
-    for bank, number in selected:
-        if (bank, number) not in found:
-            problem = f"{bank} PCR {number} is selected, but its value is missing"
-            raise _refused(problem, "pcr_selection")
     digest = pcr_digest(attest.selections, found, signed.hash_name)
     if not hmac.compare_digest(digest, attest.pcr_digest):
         problem = f"the PCR values have the digest {digest.hex()}, must be"
         raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
-    return tuple([(bank, number, found[bank, number]) for bank, number in selected])
+    return tuple([(*name, found[name]) for name in selected])
+
+
+def _mismatch(
+    selected: Sequence[tuple[str, int]], delivered: Sequence[PcrValue]
+) -> VerificationError:
+    """Return the error for values that are not exactly those of the selected PCRs."""
+    found = set()
+    for number, bank, _ in delivered:
+        if (bank, number) not in selected:
+            name = f"{shown(bank)} PCR {shown(number)}"
+            return _refused(f"{name} is delivered, but not selected", "pcr_selection")
+        if (bank, number) in found:
+            return _refused(f"{bank} PCR {number} is delivered twice", "pcr_selection")
+        found.add((bank, number))
+    bank, number = next(name for name in selected if name not in found)
+    problem = f"{bank} PCR {number} is selected, but its value is missing"
+    return _refused(problem, "pcr_selection")
 
 
 def _steps(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, TypeAlias, cast, get_args
 
 from attestkit._argument_checks import wrong_type
@@ -133,7 +134,7 @@ class VtpmRules:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _texts(name, value, empty=name == "vlek_providers"))
 
-    @property
+    @cached_property
     def _vtpm_only(self) -> dict[str, frozenset[str]]:
         """Platforms of the rules that are set, by rule; they reject evidence of others."""
         return {
