@@ -58,7 +58,11 @@ class EventPcrSource(VtpmSource):
         return f"PCR {self._pcr.event_pcr}"
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over exactly 64 bytes, with the events that replay to the PCR."""
+        """Return evidence over exactly 64 bytes, with the events that replay to the PCR.
+
+        Without events and configuration it is the document alone, whatever the PCR is: shim
+        measures its keys there, too.
+        """
         config = self.app.vm_config
         with self._open_journal().locked(), self._device:
             self._check_usable()
@@ -70,7 +74,10 @@ class EventPcrSource(VtpmSource):
         return found
 
     def _check(self, found: Attestation, events: tuple[Event, ...]) -> None:
-        """Check that the log replays to the document's PCR, as a verifier does."""
+        """Check that the log replays to the document's PCR, as a verifier does.
+
+        No log belongs to a bare document; it must have the PCR nevertheless.
+        """
         document = parse_response(
             "the platform returned a malformed document", lambda: found.nitro_document
         )
@@ -82,7 +89,7 @@ class EventPcrSource(VtpmSource):
             lambda: document.pcr(self._pcr.event_pcr),
         )
         replayed = replay_from(ZERO, events)
-        if quoted != replayed:
+        if quoted != replayed and not found.is_bare:
             path = "" if self._journal is None else self._journal.path
             place = f"; the events of {self.register_name} belong in {path}" if path else ""
             raise ReplayError(
@@ -105,10 +112,28 @@ class EventPcrSource(VtpmSource):
         with self._open_journal().locked(), self._device:
             self._check_usable()
             journal = self._open_journal()
+            before = journal.events()
+            self._check_start(before)
             event = runtime_event(name, payload, journal.version)
-            self._check_room(event, journal.events())
+            self._check_room(event, before)
             journal.emit(event)
             return event
+
+    def _check_start(self, events: tuple[Event, ...]) -> None:
+        """Raise JournalError if the PCR was extended before the first event.
+
+        Verifiers replay the events from zero (vtpm.md, section 9.3).
+        """
+        if not events and (found := self._pcr.read_event_pcr()) != ZERO:
+            name = self.register_name
+            raise JournalError(
+                f"{name}: extended to {found.hex()} before the first event, as by shim, which "
+                f"measures its keys there; boot without shim to emit events, or reboot if another "
+                f"program has extended {name}",
+                reason="mismatch",
+                expected=ZERO,
+                actual=found,
+            )
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
         """Measure the app as a dstack guest does at boot, unless that has been done."""
@@ -125,6 +150,7 @@ class EventPcrSource(VtpmSource):
         with self._open_journal().locked(), self._device:
             self._check_usable()
             journal = self._open_journal()
+            self._check_start(journal.events())
             measure_app(journal, self._pcr.read_event_pcr, events, self.register_name)
         return events
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import Attester
+from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import NitroTpm, Platform
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
 from attestkit.errors import (
@@ -127,6 +128,30 @@ def test_event_pcr_extended_by_another_program_is_reported(machine: PcrMachine) 
         assert "runtime_events.log" in str(caught.value)
         with raises(JournalError, "mismatch", part="does not match PCR 14"):
             attester.emit_event("second", b"")
+
+
+def test_event_pcr_extended_by_shim_gives_the_document_alone(machine: PcrMachine) -> None:
+    """Where shim measured its keys, evidence without events is bare and verifies."""
+    machine.pcr = hashlib.sha384(bytes(48) + b"\1" * 48).digest()
+    with Attester(machine) as attester:
+        found = attester.attest(nonce=NONCE)
+    assert found.is_bare
+    assert Attestation.from_bytes(found.to_bytes("cbor")).is_bare
+    verified = authenticate_nitro_tpm(Nitro(aws.root()), found, aws.NOW)
+    assert verified.report_data == ReportData.for_nonce(NONCE)
+    assert verified.vtpm is not None
+    assert verified.vtpm.replayed == ()
+
+
+def test_event_pcr_extended_by_shim_refuses_events(machine: PcrMachine) -> None:
+    """Where shim measured its keys, no log can begin: verifiers replay events from zero."""
+    machine.pcr = before = hashlib.sha384(bytes(48) + b"\1" * 48).digest()
+    with Attester(machine) as attester:
+        with raises(JournalError, "mismatch", part="boot without shim") as caught:
+            attester.emit_event("first", b"")
+        assert (caught.value.expected, caught.value.actual) == (bytes(48), before)
+        assert machine.pcr == before
+        assert not attester.event_log().runtime
 
 
 def test_event_pcr_document_is_checked(machine: PcrMachine) -> None:
