@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.hcl_report import INIT_DATA_PCR
-from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Tpm
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
@@ -209,7 +209,9 @@ class Examination:
         return run_step("policy", self._steps, self._appraise, expected)
 
     def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
-        authenticated = _require(self._authenticated)
+        authenticated = _restore_report_data(
+            self.parsed.wire_platform, _require(self._authenticated), expected
+        )
         join = join_hardware(expected, authenticated.report_data, authenticated.vtpm)
         authenticated = self._authenticated = authenticated._replace(vtpm=join.vtpm)
         found = self._settings.policy.identify(self._claims())
@@ -261,6 +263,19 @@ class Examination:
         if quote is None or self._collateral is None:
             return ""
         return self._settings.authenticators.explain(authenticated, quote, self._collateral)
+
+
+def _restore_report_data(
+    platform: Platform | None, found: Authenticated, expected: ExpectedReportData
+) -> Authenticated:
+    """Return the content with the expected report data, if the quote of a TPM stands for them."""
+    if expected.value is None or not isinstance(platform, Tpm):
+        return found
+    from attestkit.verifier.platforms.tpm import restore_report_data  # lazy: only for this platform
+
+    is_hash = expected.bound_to == "nonce"
+    restored = restore_report_data(found.report_data, expected.value, is_hash=is_hash)
+    return found._replace(report_data=restored)
 
 
 def _pcr_logs(parsed: ParsedEvidence) -> "PcrLogs | None":

@@ -20,16 +20,11 @@ from attestkit.errors import (
     BackendUnavailableError,
     FormatError,
 )
+from attestkit.tpm.key_templates import RSA_EK
 from attestkit.tpm.public_area import ENDORSEMENT
 
 COMMAND: Final = 0x20000001
 """Command code: bit 29 marks commands of the vendor."""
-
-EK_TEMPLATE: Final = bytes.fromhex(
-    "0001000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
-    "00060080004300100800000000000100"
-) + bytes(256)
-"""TPMT_PUBLIC of the default endorsement key: RSA-2048, template L-1 of TCG's EK profile."""
 
 _FIRST_INDEX: Final = 0x01000000
 _LAST_INDEX: Final = 0x01FFFFFF
@@ -60,7 +55,7 @@ def request_document(
     secret = random(_SECRET_SIZE)
     with (
         client.lock,
-        client.primary_key(ENDORSEMENT, EK_TEMPLATE) as key,
+        client.primary_key(ENDORSEMENT, RSA_EK) as key,
         _buffer(client, secret) as index,
     ):
         client.nv_write(index, content, authority=index, secret=secret)

@@ -20,17 +20,10 @@ from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
 from attestkit.errors import BackendUnavailableError, SignatureError, UnsupportedError, UsageError
-from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
-from attestkit.tpm.public_area import (
-    ENDORSEMENT,
-    FIXED_PARENT,
-    FIXED_TPM,
-    RESTRICTED,
-    SENSITIVE_DATA_ORIGIN,
-    SIGN,
-    USER_WITH_AUTH,
-)
+from attestkit.tpm.key_templates import RSA_AK
+from attestkit.tpm.public_area import ENDORSEMENT
 
 __all__ = ["TpmBackend"]
 
@@ -39,23 +32,13 @@ DEFAULT_HANDLE: Final = 0x81010002
 _PERSISTENT: Final = range(0x81000000, 0x82000000)
 _EVERY_PCR: Final = tuple(range(24))
 
-AK_TEMPLATE: Final = TpmtPublic(
-    "ecc",
-    "sha256",
-    FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | USER_WITH_AUTH | RESTRICTED | SIGN,
-    scheme="ecdsa",
-    scheme_hash="sha256",
-    curve="p256",
-)
-"""Template of the attestation key if no persistent one exists: the same key in every boot."""
-
 
 class TpmBackend:
     """Backend of a TPM 2.0. Thread-safe; other processes can use the TPM at the same time.
 
     The attestation key is the persistent key `ak_handle`. Only if that is not given and nothing is
-    at 0x81010002, it is a primary key of the endorsement hierarchy (ECDSA P-256), made for each
-    request.
+    at 0x81010002, it is a primary key of the endorsement hierarchy (RSA-2048), made for each
+    request: the same key each time. A discrete TPM takes seconds for that; `persist_key` stores it.
 
     Args:
         device: The device node. None: `$TPM_DEVICE`, or else /dev/tpmrm0 or /dev/tpm0.
@@ -126,9 +109,10 @@ class TpmBackend:
         return b""
 
     def collect_evidence(self, report_data: bytes) -> Tpm:
-        """Return a quote over the SHA-256 of `report_data`, exactly 64 bytes, with its PCRs.
+        """Return a quote over `report_data`, exactly 64 bytes, with its PCRs.
 
-        A TPM may accept only 34 bytes of qualifying data.
+        A TPM may accept only 34 bytes of qualifying data. So the quote is over their SHA-256, or
+        over the first 32 bytes if the others are zeros, as Confidential Containers have them.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.
@@ -141,7 +125,7 @@ class TpmBackend:
             collected = collect_quote(
                 self._client,
                 key.handle,
-                sha256(report_data),
+                _qualifying_data(report_data),
                 self._selections,
                 read_logs=self._read_logs,
             )
@@ -161,6 +145,25 @@ class TpmBackend:
         with self._client.lock, self._attestation_key() as key:
             return key.public.spki
 
+    def persist_key(self) -> int:
+        """Store the attestation key at the handle, unless a key is there; return the handle.
+
+        The password of the owner must be empty. The key takes room in the TPM until
+        `tpm2_evictcontrol` removes it.
+
+        Raises:
+            AttestKitError: As `collect_evidence`.
+        """
+        client = self._client
+        with client.lock:
+            found = client.find_key(self._handle)
+            if found is not None:
+                self._check_key(found)
+                return self._handle
+            with client.primary_key(ENDORSEMENT, RSA_AK) as key:
+                client.evict_control(key.handle, self._handle)
+        return self._handle
+
     def _read_logs(self) -> TpmLogs:
         return read_tpm_logs(self._paths) if self._logs else TpmLogs()
 
@@ -178,7 +181,7 @@ class TpmBackend:
                 f"there (tpm2_evictcontrol), or set ak_handle or ${HANDLE_VARIABLE}"
             )
             raise BackendUnavailableError(text, reason="not_configured", path=self._client.path)
-        with self._client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with self._client.primary_key(ENDORSEMENT, RSA_AK) as key:
             yield key
 
     def _check_key(self, key: LoadedKey) -> None:
@@ -200,6 +203,12 @@ class TpmBackend:
 
     def __repr__(self) -> str:
         return f"<TpmBackend on {Path(self._client.path)}>"
+
+
+def _qualifying_data(report_data: bytes) -> bytes:
+    """Return the 32 bytes that stand for report data in a quote (vtpm.md, section 10)."""
+    first, rest = report_data[:32], report_data[32:]
+    return sha256(report_data) if any(rest) else first
 
 
 def _ak_handle(

@@ -18,6 +18,7 @@ from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_qu
 from attestkit.verifier.result import Authenticated, Tcb
 
 _REPORT_DATA: Final = 64  # bytes
+_CUT: Final = 32  # bytes of report data that Confidential Containers' attester quotes
 
 Details = tuple[tuple[str, str], ...]
 
@@ -89,6 +90,22 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
         message = f"TPM quote: {len(extra)} bytes of qualifying data, over {_REPORT_DATA}"
         raise VerificationError(message, reason="tpm_qualifying_data")
     return extra.ljust(_REPORT_DATA, b"\0")
+
+
+def restore_report_data(signed: bytes, expected: bytes, *, is_hash: bool) -> bytes:
+    """Return the expected report data if a quote stands for them, else the signed ones.
+
+    CoCo's JSON does not have the report data beside the quote. The qualifying data may be their
+    SHA-256, or their first 32 bytes, which suffice only if the report data are a hash.
+
+    Args:
+        signed: Report data as of `signed_report_data`.
+        expected: Report data that the caller expects, 64 bytes.
+        is_hash: Whether these are a hash of 64 bytes, such as of a nonce.
+    """
+    accepted = [sha256(expected), expected[:_CUT]] if is_hash else [sha256(expected)]
+    found = [hmac.compare_digest(signed, one.ljust(_REPORT_DATA, b"\0")) for one in accepted]
+    return expected if any(found) else signed
 
 
 def require_strong_bank(quotes: Sequence[VerifiedQuote]) -> None:

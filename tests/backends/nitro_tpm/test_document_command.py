@@ -7,7 +7,6 @@ import pytest
 
 from attestkit.backends.nitro_tpm.document_command import (
     COMMAND,
-    EK_TEMPLATE,
     has_document_command,
     request_document,
 )
@@ -22,6 +21,7 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
+from attestkit.tpm.key_templates import RSA_EK
 from attestkit.tpm.public_area import ENDORSEMENT
 from tests.backends.nitro_tpm.nitro_proxy import (
     ATTEST,
@@ -163,7 +163,7 @@ def test_has_document_command(proxy: NitroProxy) -> None:
 
 def test_endorsement_key_template_is_the_default_one(software_tpm: TpmClient) -> None:
     """The template is that of the credential profile; a TPM makes a key of it."""
-    with software_tpm.primary_key(ENDORSEMENT, EK_TEMPLATE) as key:
+    with software_tpm.primary_key(ENDORSEMENT, RSA_EK) as key:
         assert (key.public.type, key.public.name_alg, key.public.bits) == ("rsa", "sha256", 2048)
 
 

@@ -94,7 +94,9 @@ def test_key_is_made_if_there_is_none(software_tpm: TpmClient) -> None:
     backend = TpmBackend(client=software_tpm)
     keys = {collect(backend).vtpm_quote.ak_public for _ in range(4)}
     assert len(keys) == 1
-    TpmtPublic.parse(keys.pop()).require_attestation_key()
+    found = TpmtPublic.parse(keys.pop())
+    found.require_attestation_key()
+    assert (found.type, found.scheme) == ("rsa", "rsassa")  # vtpm.md, section 10
     assert software_tpm.list_handles(0x80000000, 0x80FFFFFF) == ()
 
 
@@ -180,7 +182,7 @@ def test_attester_attests(software_tpm: TpmClient) -> None:
     assert quote.extra_data == sha256(ReportData.for_nonce(b"12345678")).digest()
 
 
-@pytest.mark.parametrize("encoding", ["cbor", "json"])
+@pytest.mark.parametrize("encoding", ["cbor", "json", "coco"])
 def test_evidence_is_verified_with_its_key(software_tpm: TpmClient, encoding: Encoding) -> None:
     """A verifier that lists the key accepts the evidence for its nonce; others refuse it."""
     backend = TpmBackend(client=software_tpm)
@@ -191,11 +193,46 @@ def test_evidence_is_verified_with_its_key(software_tpm: TpmClient, encoding: En
         raw = tee.attest(nonce=b"12345678").to_bytes(encoding)
     result = attestkit.verify(raw, nonce=b"12345678", policy=policy)
     assert result.claims.platform == "tpm"
+    assert result.claims.report_data == ReportData.for_nonce(b"12345678")
     with raises(PolicyError, "report_data"):
         attestkit.verify(raw, nonce=b"87654321", policy=policy)
     unlisted = policy.replace(trusted_aks={bytes(32)})
     with raises(SignatureError, "ak_unknown"):
         attestkit.verify(raw, nonce=b"12345678", policy=unlisted)
+
+
+@pytest.mark.parametrize("size", [0, 9, 32])
+def test_short_report_data_are_quoted_as_by_confidential_containers(
+    software_tpm: TpmClient, size: int
+) -> None:
+    """Report data of at most 32 bytes are the qualifying data, zero-padded to 32 bytes."""
+    report_data = REPORT_DATA[1 : size + 1]
+    with Attester(TpmBackend(client=software_tpm)) as tee:
+        evidence = tee.attest(report_data=report_data, pad=True)
+        policy = AppraisalPolicy.default().replace(
+            trusted_aks={tee.backend.read_trusted_key()}, platforms={"tpm"}
+        )
+    platform = evidence.evidence.platform
+    assert isinstance(platform, Tpm)
+    quote = TpmsAttest.parse(platform.vtpm_quote.message)
+    assert quote.extra_data == report_data.ljust(32, b"\0")
+    for encoding in ("cbor", "coco"):
+        raw = evidence.to_bytes(encoding)
+        result = attestkit.verify(raw, report_data=report_data, policy=policy)
+        assert result.claims.report_data == report_data.ljust(64, b"\0")
+
+
+def test_key_is_stored_once(software_tpm: TpmClient) -> None:
+    """The key that would be made for each request is stored at the handle, and stays the same."""
+    backend = TpmBackend(client=software_tpm)
+    key = backend.read_trusted_key()
+    assert [backend.persist_key() for _ in range(2)] == [AK, AK]
+    assert software_tpm.read_public(AK).public.spki == key
+    assert backend.read_trusted_key() == key
+    assert software_tpm.list_handles(0x80000000, 0x80FFFFFF) == ()
+    persist(software_tpm, EK, OTHER)
+    with raises(BackendUnavailableError, "not_configured", part="has decrypt"):
+        TpmBackend(client=software_tpm, ak_handle=OTHER).persist_key()
 
 
 def test_hardware_key_is_unsupported(software_tpm: TpmClient) -> None:

@@ -16,7 +16,7 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
-from attestkit.verifier.platforms.tpm import authenticate_tpm
+from attestkit.verifier.platforms.tpm import authenticate_tpm, restore_report_data
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
@@ -185,6 +185,17 @@ def test_tpm_with_bare_key_reports_that_attributes_are_unknown() -> None:
     """A SubjectPublicKeyInfo has no attributes: a caution."""
     found = authenticate(ak_public=SPKI)
     assert ("attestation_key", "caution") in outcomes(found)
+
+
+def test_tpm_report_data_that_a_quote_stands_for_are_restored() -> None:
+    """Without the report data, their SHA-256 is accepted, and of a hash the first half, too."""
+    expected = bytes(range(64))
+    hashed, cut = sha256(expected) + bytes(32), expected[:32] + bytes(32)
+    for signed, is_hash in ((hashed, False), (hashed, True), (cut, True), (expected, False)):
+        assert restore_report_data(signed, expected, is_hash=is_hash) == expected
+    other = expected[:31] + bytes(33)
+    for signed, is_hash in ((cut, False), (other, True), (bytes(64), True)):
+        assert restore_report_data(signed, expected, is_hash=is_hash) == signed
 
 
 @pytest.mark.parametrize(

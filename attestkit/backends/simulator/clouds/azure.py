@@ -39,55 +39,14 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError
 from attestkit.tpm import PcrSelection, TpmtPublic
-from attestkit.tpm.public_area import (
-    ADMIN_WITH_POLICY,
-    DECRYPT,
-    ENDORSEMENT,
-    FIXED_PARENT,
-    FIXED_TPM,
-    NO_DA,
-    RESTRICTED,
-    SENSITIVE_DATA_ORIGIN,
-    SIGN,
-    USER_WITH_AUTH,
-)
+from attestkit.tpm.key_templates import RSA_AK, RSA_EK
+from attestkit.tpm.public_area import ENDORSEMENT
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""
 
 PARAVISOR_TDX: Final = sha384(b"attestkit simulated paravisor, TDX")
 """MRTD of the simulated paravisor."""
-
-_BOUND_TO_TPM: Final = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | RESTRICTED
-
-AK_TEMPLATE: Final = TpmtPublic(
-    "rsa",
-    "sha256",
-    *(
-        FIXED_TPM
-        | FIXED_PARENT
-        | SENSITIVE_DATA_ORIGIN
-        | USER_WITH_AUTH
-        | NO_DA
-        | RESTRICTED
-        | SIGN,
-    ),
-    scheme="rsassa",
-    scheme_hash="sha256",
-    bits=2048,
-)
-"""Template of an RSA attestation key, as Azure's (vtpm.md, section 2.3)."""
-
-EK_TEMPLATE: Final = TpmtPublic(
-    "rsa",
-    "sha256",
-    _BOUND_TO_TPM | ADMIN_WITH_POLICY | DECRYPT,
-    policy=bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"),
-    symmetric=128,
-    bits=2048,
-    modulus=bytes(256),
-)
-"""Default template of an RSA endorsement key (L-1)."""
 
 _HCL_SIZE: Final = 2600  # bytes of the NV index
 _CERTIFICATE_SIZE: Final = 4096
@@ -142,10 +101,10 @@ class _AzureVm(CloudSimulator):
     def _provision(self) -> None:
         """Make the keys, and define the NV indices, as the paravisor does at boot."""
         tpm, client = self._vtpm.tpm, self._tpm_client
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, RSA_AK) as key:
             client.evict_control(key.handle, AK_HANDLE)
             self._ak = key.public
-        with client.primary_key(ENDORSEMENT, EK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, RSA_EK) as key:
             self._ek = key.public
         tpm.provision_index(HCL_REPORT, bytes(_HCL_SIZE), OWNER_READ)
         certificate = issue_azure_certificate(

@@ -31,12 +31,12 @@ from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.simulator.tdx_simulator import Simulator
-from attestkit.backends.tpm.backend import AK_TEMPLATE
 from attestkit.backends.tpm.nv_commands import OWNER_READ
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.tpm import PcrSelection
+from attestkit.tpm.key_templates import ECC_AK
 from attestkit.tpm.public_area import ENDORSEMENT
 
 UKI: Final = b"attestkit simulated unified kernel image"
@@ -74,11 +74,11 @@ class _GoogleVm(CloudSimulator):
     def _provision(self) -> None:
         """Put the key's template and its certificate into NV indices."""
         client, tpm = self._vtpm.connect(), self._vtpm.tpm
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             is_foreign = self.emulated and self._scenario.cloud.foreign_ak
             certificate = self._certify(self._other_key() if is_foreign else key.public.spki)
         client.close()
-        tpm.provision_index(_TEMPLATE_INDEX, AK_TEMPLATE.encode(), OWNER_READ)
+        tpm.provision_index(_TEMPLATE_INDEX, ECC_AK.encode(), OWNER_READ)
         tpm.provision_index(_CERTIFICATE_INDEX, certificate, OWNER_READ)
 
     def _certify(self, spki: bytes) -> bytes:
@@ -112,7 +112,7 @@ class _GoogleVm(CloudSimulator):
         evidence = found.quote if isinstance(found, GcpTdx) else found.report
         numbers = tuple(number for number, _, _ in found.tpm_quote.pcr_values)
         client = self._vtpm.connect()
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             selection = (PcrSelection(bank, numbers),)
             made = collect_quote(client, key.handle, sha256(evidence), selection)
         client.close()

@@ -10,8 +10,9 @@ from attestkit.backends.simulator.pki.cloud_root import make_own_root, p256_key
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
-from attestkit.backends.tpm.backend import AK_TEMPLATE, DEFAULT_HANDLE
+from attestkit.backends.tpm.backend import DEFAULT_HANDLE
 from attestkit.errors import UnsupportedError
+from attestkit.tpm.key_templates import ECC_AK
 from attestkit.tpm.public_area import ENDORSEMENT
 
 _MACHINE: str = "attestkit-simulated"
@@ -28,7 +29,7 @@ class TpmSimulator(CloudSimulator):
         self._vtpm = self._start_vtpm(records, TpmHooks())
         self._own_root = make_own_root(self._derive)
         client = self._vtpm.connect()
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             client.evict_control(key.handle, DEFAULT_HANDLE)
             self.attestation_key: bytes = key.public.spki
             """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
