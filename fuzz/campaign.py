@@ -4,8 +4,9 @@ With --seconds the targets share so many seconds of each core, and nothing is ke
 continuous integration, in which all parsers in Python are one target and missing engines are left
 out. Without it, each target runs until it has reached its goal and found no new edge in the last
 quarter of its executions. That takes hours, and may be done in parts: progress and corpora are in
-.fuzz. The record is docs/records/fuzz.json. Inputs that fail are in fuzz/failures, and stay open
-until their files are removed.
+.fuzz. The record is docs/records/fuzz.json; a campaign of named targets renews their entries and
+keeps the others. Inputs that fail are in fuzz/failures, and stay open until their files are
+removed.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.long_runs.records import ROOT, write_record
+from tests.long_runs.records import RECORDS, ROOT, commit, write_record
 
 HERE: Final = Path(__file__).resolve().parent
 STATE: Final = ROOT / ".fuzz"
+RECORD: Final = RECORDS / "fuzz.json"
 FAILURES: Final = HERE / "failures"
 CORPORA: Final = HERE / "corpora"
 DICTIONARIES: Final = HERE / "dictionaries"
@@ -414,19 +416,39 @@ def line_of(target: Target) -> str:
 
 
 def record(targets: list[Target]) -> dict[str, Any]:
-    """Return the figures of a campaign for its record."""
+    """Return the figures for the record: of these targets, and as recorded of all others."""
+    entries = recorded_entries()
+    for target in targets:
+        done = target.progress
+        entries[target.name] = {
+            "engine": target.engine,
+            "commit": commit(),
+            **asdict(done),
+            "findings": len(done.findings),
+            "open_findings": len(done.open_findings),
+            "reached_goal": target.reached,
+        }
+    values = entries.values()
     return {
         "command": "python -m fuzz.campaign",
         "goal": GOAL,
-        "executions": sum(target.progress.executions for target in targets),
-        "findings": sum(len(target.progress.findings) for target in targets),
-        "open_findings": sum(len(target.progress.open_findings) for target in targets),
-        "short_of_goal": [target.name for target in targets if not target.reached],
-        "seconds_of_a_core": round(sum(target.progress.seconds for target in targets)),
-        "by_target": {
-            target.name: {"engine": target.engine, **asdict(target.progress)} for target in targets
-        },
+        "executions": sum(entry["executions"] for entry in values),
+        "findings": sum(entry["findings"] for entry in values),
+        "open_findings": sum(entry["open_findings"] for entry in values),
+        "short_of_goal": [
+            name for name, entry in entries.items() if not entry.get("reached_goal", True)
+        ],
+        "seconds_of_a_core": round(sum(entry["seconds"] for entry in values)),
+        "by_target": entries,
     }
+
+
+def recorded_entries() -> dict[str, dict[str, Any]]:
+    """Return what the record has of each target."""
+    with suppress(FileNotFoundError):
+        entries: dict[str, dict[str, Any]] = json.loads(RECORD.read_text())["by_target"]
+        return entries
+    return {}
 
 
 def main() -> int:
@@ -453,7 +475,7 @@ def main() -> int:
             run_long(targets, options.jobs, time.monotonic() + options.stop_after, failures)
     for line in missing:
         print(f"not run: {line}")
-    if not (short or options.targets):
+    if not short:
         print(write_record("fuzz", record(targets)))
     findings = [finding for target in targets for finding in target.progress.open_findings]
     for finding in findings:

@@ -1,5 +1,6 @@
 """The fuzzing campaign: it adds up libFuzzer's figures, and reports planted mistakes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
 pytest.importorskip("cffi")
 
-from fuzz import drivers
+from fuzz import campaign, drivers
 from tests.long_runs.records import ROOT
 from tests.processes import run_program
 
@@ -29,3 +30,21 @@ def test_planted_mistake_is_found(target: str, report: str, tmp_path: Path) -> N
     [log] = tmp_path.glob("*.log")
     assert report in log.read_text()
     assert f"found: {tmp_path}/core-{target}-crash-" in done.stdout
+
+
+def test_record_renews_named_targets_and_keeps_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of targets that did not run stay in the record and in its sums."""
+    other = {"executions": 5, "findings": 2, "open_findings": 0, "seconds": 1.0}
+    path = tmp_path / "fuzz.json"
+    path.write_text(json.dumps({"by_target": {"parser-other": other, "parser-one": other}}))
+    monkeypatch.setattr(campaign, "RECORD", path)
+    one = campaign.Target("parser-one", "atheris", lambda _target, _run: None, goal=10)
+    one.progress.executions = 7
+    found = campaign.record([one])
+    assert found["by_target"]["parser-other"] == other
+    assert found["by_target"]["parser-one"]["executions"] == 7
+    assert found["executions"] == 12
+    assert found["findings"] == 2
+    assert found["short_of_goal"] == ["parser-one"]
