@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from attestkit.backends.simulator.clouds.aws_snp import AwsSnpSimulator
 from attestkit.backends.simulator.clouds.emulated_guest import boot_guest
 from attestkit.backends.simulator.clouds.imds import ImdsServer
 from attestkit.backends.simulator.clouds.tpm import TpmSimulator
@@ -16,7 +17,7 @@ from attestkit.emulator.tpm_driver import add_tpm
 from attestkit.errors import BackendError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
+    from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 
 CLOUDS: Final = PLATFORMS[2:]
 """Platforms that are more than the hardware of a TDX or SEV-SNP guest."""
@@ -27,7 +28,6 @@ _HARDWARE: Final = {
     "gcp-snp": ("sev_guest", "snp"),
     "aws-snp": ("sev_guest", "snp"),
 }
-_WITHOUT_TPM: Final = ("aws-snp",)
 _MICROSOFT: Final = {
     "sys_vendor": "Microsoft Corporation",
     "product_name": "Virtual Machine",
@@ -60,7 +60,7 @@ def hardware_scenario(scenario: Scenario) -> Scenario:
     return msgspec.structs.replace(scenario, platform=platform, snp=snp)
 
 
-class CloudGuest:
+class CloudFiles:
     """Files of a guest of a cloud besides those of the hardware.
 
     Args:
@@ -90,10 +90,9 @@ class CloudGuest:
         self.platform: str = scenario.platform
         self._faults = faults
         self._imds: ImdsServer | None = None
-        self.simulator: CloudSimulator | None = None
-        if self.platform in _WITHOUT_TPM:
-            return
-        self.simulator = boot_guest(scenario, seed, faults=faults, now=now, random=random)
+        self.simulator: VtpmGuest = boot_guest(
+            scenario, seed, faults=faults, now=now, random=random
+        )
         if (respond := self.simulator.metadata_service) is not None:
             try:
                 self._imds = ImdsServer(respond, metadata_address)
@@ -116,8 +115,10 @@ class CloudGuest:
         if isinstance(self.simulator, TpmSimulator):
             certificate = constant_file("", faults, self.simulator.ak_certificate)
             tree.add("/attestkit/ak-certificate.der", certificate)
-        if self.simulator is not None:
-            add_tpm(tree, self.simulator.vtpm, release, faults)
+        if isinstance(self.simulator, AwsSnpSimulator):  # whose other trust anchor is AMD's
+            root = constant_file("", faults, self.simulator.nitro_trust_anchor)
+            tree.add("/attestkit/nitro-trust-anchor.der", root)
+        add_tpm(tree, self.simulator.vtpm, release, faults)
         if self._imds is not None:
             url = f"{self._imds.url}\n".encode()
             tree.add("/attestkit/imds-url", constant_file("", faults, url))
@@ -126,5 +127,4 @@ class CloudGuest:
         """Stop the metadata service and the TPM."""
         if self._imds is not None:
             self._imds.close()
-        if self.simulator is not None:
-            self.simulator.close()
+        self.simulator.close()

@@ -23,7 +23,7 @@ from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.cloud_guest import (
     CLOUDS,
-    CloudGuest,
+    CloudFiles,
     hardware_scenario,
     has_metadata_service,
     provider_of,
@@ -186,7 +186,7 @@ class Machine:
         )
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
-        self._cloud: CloudGuest | None = None
+        self._cloud: CloudFiles | None = None
         if setup.scenario.platform in CLOUDS:
             self._cloud = self._boot_cloud(seed, random, metadata_address)
         self._add_common()
@@ -200,10 +200,10 @@ class Machine:
 
     def _boot_cloud(
         self, seed: bytes, random: Callable[[int], bytes], metadata_address: tuple[str, int]
-    ) -> CloudGuest:
+    ) -> CloudFiles:
         """Boot the cloud's guest, and add its files."""
         setup = self._setup
-        cloud = CloudGuest(
+        cloud = CloudFiles(
             msgspec.structs.replace(setup.scenario, quote_version=setup.quote_version),
             seed,
             faults=self._faults,
@@ -232,9 +232,9 @@ class Machine:
         """Add the root certificate, and the collateral of evidence with a TDX quote."""
         add, faults, cloud = self.tree.add, self._faults, self._cloud
         anchor = "/attestkit/trust-anchor.der"
-        if cloud is not None and cloud.simulator is not None:
-            root = cloud.simulator.trust_anchor
-            self._find_root = lambda: root
+        if cloud is not None:
+            simulator = cloud.simulator
+            self._find_root = lambda: simulator.trust_anchor
         if self._chip is None:
             add(anchor, constant_file("", faults, self._find_root()))
             if cloud is None or cloud.has_intel_collateral:

@@ -71,6 +71,8 @@ class Simulator:
             registers, the boot log and the VM configuration follow from it. None: an image of
             components that do not exist.
         app_id: 20 bytes. None: the first 20 bytes of the compose hash.
+        tpm: Software behind the vTPM of a cloud's guest: "model", whose keys are functions of the
+            seed, or "swtpm", a process whose keys are random. None: the model.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes, as `os.urandom`.
         wait: Sleeps for a number of seconds, for faults that delay.
@@ -83,6 +85,7 @@ class Simulator:
         FormatError: If `image` is malformed, or one of its files altered.
         ConfigError: If `app_compose` is invalid.
         BackendBusyError: If another process uses `state_dir`.
+        BackendUnavailableError: If `tpm` is "swtpm", which is not installed.
         BackendError: If `state_dir` cannot be used.
     """
 
@@ -111,6 +114,7 @@ class Simulator:
         vm_config: str | None = None,
         image: "BootSource | None" = None,
         app_id: bytes | None = None,
+        tpm: str | None = None,
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
         wait: Callable[[float], object] = time.sleep,
@@ -124,6 +128,7 @@ class Simulator:
         self.faults.watch(self._check_fault)
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
+        self._choose_tpm(tpm)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
         app_id = value_or(app_id, self.app_compose.default_app_id)
         check_bytes("app_id", app_id, 20)
@@ -169,6 +174,12 @@ class Simulator:
             text = f"quote_version: {requested}, but the scenario has quotes of version {required}"
             raise UsageError(text, reason="conflict")
         return requested or required or 4
+
+    def _choose_tpm(self, kind: str | None) -> None:
+        """Set the software of the TPM; UsageError if it is unknown or there is no TPM."""
+        if kind is not None:
+            text = f"tpm: does not apply to {self.platform}, which has no TPM"
+            raise UsageError(text, reason="not_applicable")
 
     def _launch(
         self,

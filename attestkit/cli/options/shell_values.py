@@ -58,6 +58,12 @@ def _simulator_faults() -> Iterable[str]:
     return [word for word in words if "=" not in word]
 
 
+def _simulator_platforms() -> Iterable[str]:
+    from attestkit.backends.simulator.scenarios.config import PLATFORMS
+
+    return PLATFORMS
+
+
 def _scenarios() -> Iterable[str]:
     from attestkit.backends.simulator.scenarios.named import NAMED
 
@@ -72,10 +78,11 @@ complete_file: Complete = _words(tuple, "file")
 complete_folder: Complete = _words(tuple, "dir")
 
 _SIMULATOR_VALUES = {
-    "platform": lambda: ("tdx", "snp"),
+    "platform": _simulator_platforms,
     "quote_version": lambda: ("4", "5"),
     "scenario": _scenarios,
     "faults": _simulator_faults,
+    "tpm": lambda: ("model", "swtpm"),
 }
 
 

@@ -30,7 +30,6 @@ from attestkit.backends.simulator.clouds.paravisor import (
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
@@ -73,16 +72,16 @@ class _AzureVm(CloudSimulator):
         content = VirtualIndex(self._hcl_report, clock=self._clock.read)
         records = uefi_records("azure", boot_application(b"unified kernel image"))
         hooks = TpmHooks(virtual_indices={HCL_REPORT: content})
-        self._vtpm = self._start_vtpm(records, hooks)
-        self._tpm_client = self._vtpm.connect()
+        self._start_vtpm(records, hooks)
+        self._tpm_client = self.vtpm.connect()
         self._provision()
         self._imds = self._make_imds()
         self._imds_server = ImdsServer(self._respond)
         clock = self._clock
         self._guest = Azure(
-            client=self._vtpm.connect(),
+            client=self.vtpm.connect(),
             imds=ImdsClient(self._imds_server.address, sleep=clock.sleep, clock=clock.read),
-            paths=self._vtpm.paths,
+            paths=self.vtpm.paths,
             sleep=clock.sleep,
         )
 
@@ -100,8 +99,8 @@ class _AzureVm(CloudSimulator):
 
     def _provision(self) -> None:
         """Make the keys, and define the NV indices, as the paravisor does at boot."""
-        tpm, client = self._vtpm.tpm, self._tpm_client
-        with client.primary_key(ENDORSEMENT, RSA_AK) as key:
+        tpm, client = self.vtpm.tpm, self._tpm_client
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
             client.evict_control(key.handle, AK_HANDLE)
             self._ak = key.public
         with client.primary_key(ENDORSEMENT, RSA_EK) as key:
@@ -111,7 +110,7 @@ class _AzureVm(CloudSimulator):
             self._root(),
             self._ak.spki,
             f"{self._paravisor_config.vm_unique_id}.TrustedVM.Azure.windows.net",
-            lambda label, size: derive(self._seed, label, size),
+            self._derive,
         )
         padded = certificate.ljust(_CERTIFICATE_SIZE, b"\0")
         tpm.provision_index(AK_CERTIFICATE, padded, OWNER_READ)

@@ -1,71 +1,31 @@
 """Base of simulated guests behind a vTPM: the real backend of a cloud over a simulated machine."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
-from attestkit.backends.simulator.clouds.firmware_log import BootRecord
-from attestkit.backends.simulator.clouds.imds import Respond
-from attestkit.backends.simulator.clouds.vtpm import SimulatedVtpm, TpmKind
-from attestkit.backends.simulator.faults.fault_specs import Fault
-from attestkit.backends.simulator.software_tpm import TpmHooks
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
 
 _STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
-_RETRY: Final = 0x922  # TPM_RC_RETRY
-_FAILURE: Final = 0x101  # TPM_RC_FAILURE
-_QUOTE: Final = 0x158
-_PCR_READ: Final = 0x17E
-_RACED_PCR: Final = 10
 
 
-class SimulatedClock:
-    """Monotonic seconds that advance with the waits of a simulated guest."""
-
-    def __init__(self) -> None:
-        self._waited = 0.0
-
-    def read(self) -> float:
-        """Return the seconds since any start."""
-        return time.monotonic() + self._waited
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass at once."""
-        self._waited += seconds
-
-
-class RealClock(SimulatedClock):
-    """Monotonic seconds of this machine."""
-
-    def sleep(self, seconds: float) -> None:
-        """Wait a number of seconds."""
-        time.sleep(seconds)
-
-
-class CloudSimulator(Simulator):
+class CloudSimulator(VtpmGuest):
     """A simulated guest with a vTPM; `collect_evidence` is that of the cloud's real backend.
 
     The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None.
-    The TPM is `tpm_kind`, which a subclass or the environment of a test may set before creation.
     """
 
-    tpm_kind: TpmKind = "model"
-    emulated: bool = False
-    """Whether other programs use the devices: the boot then measures no app, waiting takes time,
-    and faults of other devices are accepted."""
     # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
     read_rtmr: Any = None
     extend_rtmr: Any = None
     open_journal: Any = None
 
     _guest: Any  # the cloud's backend: a Backend and EvidenceCollector
-    _vtpm: SimulatedVtpm
 
     def _chosen_version(self, requested: int | None) -> int:
         if requested is not None:
@@ -85,54 +45,17 @@ class CloudSimulator(Simulator):
             if value is not None:
                 text = f"{name}: does not apply to {self.platform}, which keeps no state"
                 raise UsageError(text, reason="not_applicable")
-        self._seed, self._random = seed, random
-        self._clock = RealClock() if self.emulated else SimulatedClock()
+        self._prepare(seed, random)
         self.vm_config: str = vm_config or ""
-        self._start(app_id)
-
-    def _check_fault(self, fault: Fault) -> None:
-        if not self.emulated:
-            super()._check_fault(fault)
+        try:
+            self._start(app_id)
+        except BaseException:
+            self._stop_vtpm()
+            raise
 
     def _start(self, app_id: bytes) -> None:
         """Set the hardware, `_vtpm` and `_guest`."""
         raise NotImplementedError  # each cloud has its own
-
-    def _start_vtpm(self, records: tuple[BootRecord, ...], hooks: TpmHooks) -> SimulatedVtpm:
-        """Start the TPM, into which the firmware measures records; its faults are injected."""
-        hooks.fault = self._tpm_fault
-        return SimulatedVtpm(
-            self._seed,
-            records,
-            kind=self.tpm_kind,
-            hooks=hooks,
-            clock=self._clock.read,
-            sleep=self._clock.sleep,
-            random=self._random,
-        )
-
-    def _tpm_fault(self, code: int) -> int:
-        """Return the response code of an armed fault, or 0; `pcr_race` extends a PCR."""
-        if not self.faults.any:
-            return 0
-        if self.faults.strike("tpm:busy") is not None:
-            return _RETRY
-        if code == _QUOTE and self.faults.strike("tpm:quote") is not None:
-            return _FAILURE
-        if code == _PCR_READ and self.faults.strike("tpm:pcr") is not None:
-            digest = self._random(32)
-            self._vtpm.tpm.provision_pcr(_RACED_PCR, {"sha256": digest})
-        return 0
-
-    @property
-    def vtpm(self) -> SimulatedVtpm:
-        """The TPM, and the log of the boot that it measured."""
-        return self._vtpm
-
-    @property
-    def metadata_service(self) -> Respond | None:
-        """The cloud's metadata service, for `ImdsServer`; None if evidence does not need one."""
-        return None
 
     def collect_evidence(self, report_data: bytes) -> Platform:
         """Return evidence over `report_data`, exactly 64 bytes.
@@ -178,4 +101,4 @@ class CloudSimulator(Simulator):
 
     def _halt(self) -> None:
         self._guest.close()
-        self._vtpm.close()
+        self._stop_vtpm()

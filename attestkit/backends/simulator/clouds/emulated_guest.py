@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
+from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
 from attestkit.backends.simulator.tdx_simulator import Simulator
@@ -20,7 +20,7 @@ def boot_guest(
     faults: Faults,
     now: Callable[[], float],
     random: Callable[[int], bytes],
-) -> CloudSimulator:
+) -> VtpmGuest:
     """Boot the guest of a scenario whose platform has a vTPM; the caller closes it.
 
     Raises:
@@ -32,7 +32,7 @@ def boot_guest(
     kind = Simulator.other_platforms[platform]()
     emulated: Any = type(kind.__name__, (kind,), {"emulated": True})
     made = emulated(seed=seed, scenario=scenario, faults=faults, now=now, random=random)
-    return cast("CloudSimulator", made)
+    return cast("VtpmGuest", made)
 
 
 def _check_scenario(scenario: Scenario) -> None:

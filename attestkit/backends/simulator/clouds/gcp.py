@@ -26,7 +26,6 @@ from attestkit.backends.simulator.image_documents import checksum_list, encode_c
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
 from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
-from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks
@@ -62,10 +61,10 @@ class _GoogleVm(CloudSimulator):
 
     def _start(self, app_id: bytes) -> None:
         self._hardware = self._make_hardware(app_id)
-        self._vtpm = self._start_vtpm(_records(), TpmHooks())
+        self._start_vtpm(_records(), TpmHooks())
         self._provision()
         self._guest = Gcp(
-            hardware=self._hardware, client=self._vtpm.connect(), paths=self._vtpm.paths
+            hardware=self._hardware, client=self.vtpm.connect(), paths=self.vtpm.paths
         )
 
     def _root(self) -> CloudRoot:
@@ -73,8 +72,8 @@ class _GoogleVm(CloudSimulator):
 
     def _provision(self) -> None:
         """Put the key's template and its certificate into NV indices."""
-        client, tpm = self._vtpm.connect(), self._vtpm.tpm
-        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
+        client, tpm = self.vtpm.connect(), self.vtpm.tpm
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
             is_foreign = self.emulated and self._scenario.cloud.foreign_ak
             certificate = self._certify(self._other_key() if is_foreign else key.public.spki)
         client.close()
@@ -83,9 +82,6 @@ class _GoogleVm(CloudSimulator):
 
     def _certify(self, spki: bytes) -> bytes:
         return issue_google_certificate(self._root(), spki, self._derive)
-
-    def _derive(self, label: str, size: int) -> bytes:
-        return derive(self._seed, label, size)
 
     def _other_key(self) -> bytes:
         """Return the attestation key of another machine."""
@@ -111,8 +107,8 @@ class _GoogleVm(CloudSimulator):
         """Return a quote over the same evidence that selects another bank."""
         evidence = found.quote if isinstance(found, GcpTdx) else found.report
         numbers = tuple(number for number, _, _ in found.tpm_quote.pcr_values)
-        client = self._vtpm.connect()
-        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
+        client = self.vtpm.connect()
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
             selection = (PcrSelection(bank, numbers),)
             made = collect_quote(client, key.handle, sha256(evidence), selection)
         client.close()
@@ -182,7 +178,7 @@ class GcpTdSimulator(_GoogleVm):
         if self.emulated:
             return
         for event in self._hardware.open_journal().events():  # those of the boot
-            self._vtpm.tpm.provision_pcr(RUNTIME_PCR, {"sha256": event_digest(event)})
+            self.vtpm.tpm.provision_pcr(RUNTIME_PCR, {"sha256": event_digest(event)})
 
     def _root(self) -> CloudRoot:
         pki, _, _ = issue_platform(self._seed, self._scenario)

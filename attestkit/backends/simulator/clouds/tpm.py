@@ -7,7 +7,6 @@ from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import make_own_root, p256_key
-from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE
@@ -26,10 +25,10 @@ class TpmSimulator(CloudSimulator):
     def _start(self, app_id: bytes) -> None:
         del app_id
         records = uefi_records("plain", boot_application(b"unified kernel image"))
-        self._vtpm = self._start_vtpm(records, TpmHooks())
+        self._start_vtpm(records, TpmHooks())
         self._own_root = make_own_root(self._derive)
-        client = self._vtpm.connect()
-        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
+        client = self.vtpm.connect()
+        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
             client.evict_control(key.handle, DEFAULT_HANDLE)
             self.attestation_key: bytes = key.public.spki
             """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
@@ -37,18 +36,15 @@ class TpmSimulator(CloudSimulator):
         self.ak_certificate: bytes = self._certify(self.attestation_key)
         """Its certificate (DER), which the TPM does not contain."""
         self._guest = TpmBackend(
-            client=self._vtpm.connect(),
+            client=self.vtpm.connect(),
             ak_handle=DEFAULT_HANDLE,
             ak_certificate=self.ak_certificate,
             bank=self._scenario.cloud.bank,
-            paths=self._vtpm.paths,
+            paths=self.vtpm.paths,
         )
 
     def _certify(self, spki: bytes) -> bytes:
         return issue_azure_certificate(self._own_root, spki, _MACHINE, self._derive)
-
-    def _derive(self, label: str, size: int) -> bytes:
-        return derive(self._seed, label, size)
 
     def _collect(self, report_data: bytes) -> Platform:
         found = super()._collect(report_data)

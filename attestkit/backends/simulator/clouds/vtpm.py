@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit.backends.linux.paths import KernelPaths
@@ -17,6 +17,8 @@ from attestkit.backends.tpm.client import TpmClient
 
 TpmKind = Literal["model", "swtpm"]
 """The software behind a simulated vTPM: the model in Python, or a swtpm process."""
+
+TPM_KINDS: Final[tuple[TpmKind, ...]] = get_args(TpmKind)
 
 _SALT: Final = b"attestkit/simulated-vtpm/v1"
 
@@ -34,8 +36,9 @@ class SimulatedVtpm:
         random: Returns a number of random bytes.
 
     Attributes:
+        process: The process of swtpm; None for the model.
         tpm: The TPM, which executes commands.
-        paths: The kernel's paths, of which those of the logs are in a temporary folder.
+        paths: The kernel's paths, of which the logs are in a temporary folder.
     """
 
     def __init__(
@@ -52,29 +55,38 @@ class SimulatedVtpm:
         own_seed = hkdf_sha256(seed, b"tpm", 32, _SALT)
         self._folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="attestkit-vtpm-")
         self.paths: KernelPaths = self._write_log(encode_log(records))
-        self._process: SwtpmProcess | None = None
+        self.process: SwtpmProcess | None = None
         self.tpm: TpmModel | TpmProxy
         if kind == "swtpm":
-            self._process = SwtpmProcess(self._state_folder())
-            self.tpm = TpmProxy(self._process, own_seed, hooks=hooks, sleep=sleep)
+            self.process = self._start_swtpm()
+            self.tpm = TpmProxy(self.process, own_seed, hooks=hooks, sleep=sleep)
         else:
             self.tpm = TpmModel(own_seed, hooks=hooks, clock=clock, random=random)
-        for record in records:
-            self.tpm.provision_pcr(record.pcr, dict(record.digests))
+        try:
+            for record in records:
+                self.tpm.provision_pcr(record.pcr, dict(record.digests))
+        except BaseException:
+            self.close()
+            raise
 
     def _write_log(self, log: bytes) -> KernelPaths:
         folder = Path(self._folder.name)
         paths = KernelPaths()._replace(
             tpm_boot_log=folder / "binary_bios_measurements",
             ima_log=folder / "binary_runtime_measurements",
+            runtime_log=folder / "runtime-log",
         )
         paths.tpm_boot_log.write_bytes(log)
         return paths
 
-    def _state_folder(self) -> Path:
+    def _start_swtpm(self) -> SwtpmProcess:
         folder = Path(self._folder.name, "swtpm")
         folder.mkdir()
-        return folder
+        try:
+            return SwtpmProcess(folder)
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def connect(self) -> TpmClient:
         """Return a new client of the TPM; the caller closes it."""
@@ -82,6 +94,6 @@ class SimulatedVtpm:
 
     def close(self) -> None:
         """Stop the TPM, and remove the logs. A second call has no effect."""
-        if self._process is not None:
-            self._process.close()
+        if self.process is not None:
+            self.process.close()
         self._folder.cleanup()

@@ -48,7 +48,7 @@ _OF_IMDS: Final = ("imds_unavailable", "imds_slow", "imds_huge", "imds_redirect"
 _NAMES: Final = {
     "tdx": tuple(name for name in NAMED if name in _OF_REPORTS + _OF_TDX),
     "snp": tuple(name for name in NAMED if name in _OF_REPORTS),
-    "aws-snp": tuple(name for name in NAMED if name in _OF_REPORTS),
+    "aws-snp": tuple(name for name in NAMED if name in (*_OF_REPORTS, "tpm_busy")),
     "azure-snp": _OF_TPMS + _OF_IMDS,
     "azure-tdx": _OF_TPMS + _OF_IMDS,
     "gcp-snp": _OF_TPMS,

@@ -6,7 +6,7 @@ three hours, and a COSE_Sign1 without tag whose payload is a CBOR map of indefin
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from attestkit._crypto.x509.cloud_certificates import (
     CloudAuthority,
@@ -14,6 +14,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_authority,
     issue_cloud_leaf,
 )
+from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
@@ -29,14 +30,6 @@ _INSTANCE_LIFETIME: Final = timedelta(days=1)
 _PROTECTED: Final = bytes.fromhex("a1013822")  # {1: -35}: ES384
 _INDEFINITE_MAP: Final = b"\xbf"
 _BREAK: Final = b"\xff"
-
-
-class DocumentRequest(NamedTuple):
-    """The caller's fields of a document; None is null."""
-
-    user_data: bytes | None = None
-    nonce: bytes | None = None
-    public_key: bytes | None = None
 
 
 def make_nitro_root(derive: Derive) -> CloudRoot:

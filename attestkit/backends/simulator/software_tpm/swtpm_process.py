@@ -41,7 +41,7 @@ class SwtpmProcess:
     ) -> None:
         found = shutil.which(program)
         if found is None:
-            message = f"{program}: not found; install swtpm, or use the built-in TPM model"
+            message = f'{program}: not found; install swtpm, or open the simulator with tpm="model"'
             raise BackendUnavailableError(message, reason="missing", path=program)
         self._seconds = seconds
         ours, theirs = socket.socketpair()
@@ -74,6 +74,11 @@ class SwtpmProcess:
             UsageError: If it is closed, also by an earlier error.
         """
         return self._transport.exchange(command, self._seconds)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """End the process, and wait for it; a second call has no effect."""

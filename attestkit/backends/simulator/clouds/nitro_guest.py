@@ -1,0 +1,51 @@
+"""A simulated EC2 instance that has a NitroTPM, whose hypervisor signs documents."""
+
+from functools import cached_property
+from typing import Final
+
+from attestkit.backends.nitro_tpm import BANK
+from attestkit.backends.nitro_tpm.messages import DocumentRequest
+from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
+from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
+from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
+from attestkit.backends.simulator.pki.cloud_root import CloudRoot
+from attestkit.backends.simulator.software_tpm import NITRO_ATTEST, TpmHooks
+
+_PCRS: Final = range(24)
+
+
+class NitroGuest(VtpmGuest):
+    """An instance with a NitroTPM (vtpm.md, sections 8.1 and 8.2)."""
+
+    @cached_property
+    def _nitro_root(self) -> CloudRoot:
+        return make_nitro_root(self._derive)
+
+    @cached_property
+    def _nitro_ca(self) -> NitroCa:
+        return NitroCa(self._nitro_root, self._derive, self._now)
+
+    @property
+    def nitro_trust_anchor(self) -> bytes:
+        """The root certificate (DER) for verifiers of the NitroTPM's documents."""
+        return self._nitro_root.der
+
+    def _start_nitro_tpm(self) -> None:
+        """Start the TPM, with the vendor command for documents."""
+        records = uefi_records("nitro", boot_application(b"unified kernel image"))
+        self._start_vtpm(records, TpmHooks(vendor_commands={NITRO_ATTEST: self._sign_document}))
+
+    def _sign_document(self, request: bytes) -> bytes:
+        """Return the response to the vendor command, both in CBOR."""
+        import cbor2  # lazy: only needed for evidence
+
+        number = self._derive("aws/instance-id", 9).hex()[:17]
+        read, cloud = self.vtpm.tpm.read_pcr, self._scenario.cloud
+        document = self._nitro_ca.document(
+            f"i-{number}-tpm{0:016x}",
+            {pcr: read(BANK, pcr) for pcr in _PCRS},
+            DocumentRequest(**cbor2.loads(request)["Attestation"]),
+            age=cloud.document_age,
+            certificate_age=cloud.certificate_age,
+        )
+        return cbor2.dumps({"Attestation": {"document": document}})
