@@ -69,8 +69,8 @@ class SimulatedTee:
         resources: Folders, environment variables and server thread. None: created by this object,
             and released by `close`.
         options: Further options of the simulator: `app_compose`, `app_keys`, `vm_config`, `image`,
-            `app_id`, `tpm`, `now`, `random` and `wait`, the sleep function for delays. By default `close`
-            ends a delay.
+            `app_id`, `tpm`, `now`, `random` and `wait`, the sleep function for delays. By default
+            `close` ends a delay.
 
     Raises:
         UsageError: If an argument is unknown or invalid.
