@@ -77,7 +77,7 @@ complete_scenario: Complete = _words(_scenarios)
 complete_file: Complete = _words(tuple, "file")
 complete_folder: Complete = _words(tuple, "dir")
 
-_SIMULATOR_VALUES = {
+_SIMULATOR_VALUES: Final[dict[str, Callable[[], Iterable[str]]]] = {
     "platform": _simulator_platforms,
     "quote_version": lambda: ("4", "5"),
     "scenario": _scenarios,
