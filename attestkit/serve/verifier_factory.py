@@ -59,7 +59,7 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
         ak_certificates=ak_certificates or (),
         cache=cache,
         images=images,
-        fetch_ak_certificates=settings.pccs_url is not None,
+        fetch_ak_certificates=options.verifier_fetch_ak_certificates,
     )
 
 

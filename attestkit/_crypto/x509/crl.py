@@ -26,7 +26,7 @@ class Crl(NamedTuple):
 
     start: int  # Unix seconds: thisUpdate
     end: int  # Unix seconds, exclusive: nextUpdate
-    number: int | None  # None without the extension, in the profile that is not strict
+    number: int  # 0 without the extension, in the profile that is not strict
     serial_numbers: frozenset[int]  # of revoked certificates, whatever the date or reason
 
     def is_current(self, now: datetime) -> bool:
@@ -126,9 +126,10 @@ def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
         message = "extensions must be CRL number and authority key identifier, not critical"
         raise FormatError(message, reason="wrong_value")
     if any(extension.critical for extension in found.values()):
-        reason = "wrong_value" if strict else "unsupported"
-        raise FormatError("CRL: has a critical extension", reason=reason)
-    number = None
+        raise FormatError(
+            "CRL: has a critical extension", reason="wrong_value" if strict else "unsupported"
+        )
+    number = 0
     if (extension := found.get(ExtensionOID.CRL_NUMBER)) is not None:
         assert isinstance(extension.value, x509.CRLNumber)
         number = extension.value.crl_number

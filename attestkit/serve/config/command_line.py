@@ -44,7 +44,15 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 """Values of the options that have a fixed set of them."""
 
 FLAGS: Final = frozenset(
-    {"access_log", "guest_api_shutdown", "json", "measure_app", "reset", "watchdog"}
+    {
+        "access_log",
+        "guest_api_shutdown",
+        "json",
+        "measure_app",
+        "reset",
+        "verifier_fetch_ak_certificates",
+        "watchdog",
+    }
 )
 """Boolean options."""
 
@@ -211,8 +219,15 @@ class Options(NamedTuple):
         _Text, "FILE", "certificates and CRLs of CAs that certify keys of TPMs (PEM or DER)"
     ] = None
     verifier_ak_roots: Annotated[
-        _Text, "FILE", "further roots of keys of TPMs (PEM or DER), for evidence of a TPM alone"
+        _Text,
+        "FILE",
+        "roots of keys of TPMs (PEM or DER), instead of Google's and AWS's for evidence of a TPM "
+        "alone",
     ] = None
+    verifier_fetch_ak_certificates: Annotated[
+        bool,
+        "fetch missing ones, and their CRLs, from the addresses that Google's certificates name",
+    ] = False
     verifier_policy: Annotated[
         _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
     ] = None

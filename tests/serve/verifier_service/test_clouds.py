@@ -106,3 +106,11 @@ def test_service_has_certificates_and_roots_of_tpms(
             given = Options(**wrong)
             with raises(ConfigError, "wrong_value", part="bad"):
                 open_verifier(VerifierSettings(given, ANY_PORT, alone=True))
+
+
+def test_service_fetches_certificates_of_tpm_keys_by_its_own_option_only() -> None:
+    """A PCCS alone does not make the service send requests for certificates of TPM keys."""
+    for fetch in (False, True):
+        options = Options(verifier_fetch_ak_certificates=fetch)
+        settings = VerifierSettings(options, ANY_PORT, alone=True, pccs_url="https://pccs.example")
+        assert open_verifier(settings)._authenticators.ak_settings.fetch is fetch
