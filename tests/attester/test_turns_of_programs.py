@@ -44,7 +44,12 @@ def run_clients(folder: Path, clients: list[int]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "clients", [[8], [1, 1, 1, 1], [8, 1, 1, 1]], ids=["8 threads", "4 programs", "both"]
+    "clients",
+    [
+        pytest.param([8], id="8 threads"),
+        pytest.param([1, 1, 1, 1], id="4 programs", marks=pytest.mark.slow),
+        pytest.param([8, 1, 1, 1], id="both"),
+    ],
 )
 def test_concurrent_clients_do_not_starve(tmp_path: Path, clients: list[int]) -> None:
     """A request waits for few more turns than there are other clients.

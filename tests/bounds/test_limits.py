@@ -51,6 +51,13 @@ ROW = re.compile(
     re.MULTILINE,
 )
 COSTS = ROW.findall(DOCUMENT)
+DEAREST = {
+    *("container's log, byte by byte", "container's text, byte by byte", "terminal's log"),
+    *("TOML", "policy", "server's configuration", "list of an engine"),
+    *("CEL in CBOR", "evidence in CBOR", "evidence in msgpack"),
+    *("certificate", "SGX extension"),
+}
+"""Readers that take half a second or more for their row's input; the slow tests have them."""
 
 
 def constant(path: str) -> Any:
@@ -82,7 +89,13 @@ def test_documented_costs_match_parsers() -> None:
         assert shape in parser.shapes
 
 
-@pytest.mark.parametrize("cost", COSTS, ids=[name for name, *_ in COSTS])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        pytest.param(cost, id=cost[0], marks=[pytest.mark.slow] if cost[0] in DEAREST else [])
+        for cost in COSTS
+    ],
+)
 def test_documented_cost_is_of_input_read(cost: tuple[str, ...]) -> None:
     """The input of each row is not rejected for its size or count."""
     name, shape, size, *_ = cost

@@ -55,6 +55,7 @@ def _text(picture: str) -> str:
     return "".join(root.itertext()).replace("\xa0", " ")
 
 
+@pytest.mark.slow  # fourteen programs
 def test_terminal_picture_matches_output(
     recorder: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,9 +25,10 @@ ELSEWHERE: Final = {
         *("pytest_app", "ra_tls_agents", "wallet_per_user"),
     )
 }
-SLOW: Final = (  # over some five seconds each; a folder stands for all of its pages
-    *("README.md", "docs/concepts/", "docs/guides/", "docs/index.md", "docs/run.md"),
-    *("docs/start.md", "docs/testing.md", "docs/tour.md", "docs/verifier.md"),
+SLOW: Final = (  # over a second of CPU time each; a folder stands for all of its pages
+    *("README.md", "docs/cli.md", "docs/concepts/", "docs/guides/", "docs/index.md"),
+    *("docs/run.md", "docs/scenarios.md", "docs/start.md", "docs/testing.md", "docs/tour.md"),
+    "docs/verifier.md",
 )
 BLOCKS: Final = {page: read_blocks((ROOT / page).read_text()) for page in pages()}
 

@@ -72,6 +72,7 @@ def test_plugin_is_used_by_name_only(installed: Path) -> None:
     assert run("-c", USED, path=installed) == ""
 
 
+@pytest.mark.slow  # a run of pytest
 def test_plugin_tests_pass(installed: Path) -> None:
     """The package's tests pass as its README runs them, with the backend contract."""
     source = installed.parent / "source"

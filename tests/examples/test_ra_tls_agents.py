@@ -21,6 +21,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield reader
 
 
+@pytest.mark.slow  # the tests below are its parts
 def test_ra_tls_agents_readme_commands_succeed(tmp_path: Path) -> None:
     """An agent of the same app is answered, and one of another app is rejected."""
     with Reader("ra_tls_agents", tmp_path) as reader:

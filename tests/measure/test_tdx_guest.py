@@ -251,7 +251,13 @@ def test_snp_of_clouds_needs_no_cpu_type() -> None:
     assert found.with_log_digests(log_of(ExpectedMeasurements(platform="tdx"))) is found
 
 
-@pytest.mark.parametrize("size", [4 << 20, 16 << 20], ids=["4-mib", "16-mib"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(4 << 20, id="4-mib"),
+        pytest.param(16 << 20, id="16-mib", marks=pytest.mark.slow),
+    ],
+)
 def test_direct_boot_takes_three_times_the_firmware_at_most(size: int) -> None:
     """The firmware and all that is allocated for MRTD and RTMRs have three times its size."""
     code = code_volume(

@@ -195,7 +195,10 @@ def test_number_of_events_is_limited(count: int, reason: str | None) -> None:
             assert decoded(SCALE, data)[1] == reason
 
 
-@pytest.mark.parametrize("codec", [MSGPACK, CMW], ids=["msgpack", "cmw"])
+@pytest.mark.parametrize(
+    "codec",
+    [pytest.param(MSGPACK, id="msgpack"), pytest.param(CMW, id="cmw", marks=pytest.mark.slow)],
+)
 def test_number_of_events_in_version_1_is_limited(codec: Codec) -> None:
     """65,536 events are decoded, and one more is not."""
     for count, fits in ((65_536, True), (65_537, False)):

@@ -17,7 +17,7 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("mode", ["prepend", "importlib"])
+@pytest.mark.parametrize("mode", ["prepend", *slow(("importlib",))])
 def test_each_fixture_returns_a_tee(runs: Runs, mode: str) -> None:
     """A TEE for a test, with the same evidence in each run, one for the session, and a factory."""
     result = runs(
@@ -150,7 +150,7 @@ def test_interrupted_run_leaves_no_resources(runs: Runs, statement: str) -> None
     assert "Traceback" not in result.stderr.str()
 
 
-@pytest.mark.parametrize("base", ["base", "x" * 100])
+@pytest.mark.parametrize("base", ["x" * 100, *slow(("base",))])
 def test_sockets_are_private_and_removed(runs: Runs, tmp_path: Path, base: str) -> None:
     """Sockets have mode 0600 and a path of at most 107 bytes, in the run's directory if short."""
     result = runs(

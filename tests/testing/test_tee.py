@@ -23,6 +23,7 @@ from attestkit.testing.tee import SEED, SharedResources
 from tests.processes import run_program
 from tests.raising import raises
 from tests.serve.client import Connection, call
+from tests.thorough import slow
 
 NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
 QUOTE_REQUEST = {"report_data": "ab"}
@@ -262,7 +263,7 @@ assert not folder.exists()
 """
 
 
-@pytest.mark.parametrize("end", ["sys.exit()", "tee.close(); sys.exit()"])
+@pytest.mark.parametrize("end", ["tee.close(); sys.exit()", *slow(("sys.exit()",))])
 def test_forked_child_does_not_close_the_tee(end: str, tmp_path: Path) -> None:
     """A child that exits leaves sockets, directory and server."""
     result = run_program(

@@ -28,6 +28,7 @@ from tests.bounds.counting import peak
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.measure.acpi.make_table_blobs import common_machines
 from tests.raising import raises
+from tests.thorough import slow
 
 ENTRY = next(packaged_entries("8.2"))
 ENCODED = encode_entry(ENTRY)
@@ -143,7 +144,7 @@ def test_packaged_tables_of_other_line_or_machine_are_none() -> None:
 
 
 @needs_qemu
-@pytest.mark.parametrize("index", [0, 17, 75, 200, 391])
+@pytest.mark.parametrize("index", [0, 17, 200, *slow((75,), (391,))])
 def test_packaged_tables_equal_those_of_installed_qemu(index: int) -> None:
     """The installed QEMU makes the tables of its line, of any machine in the list."""
     inputs = list(common_machines())[index]

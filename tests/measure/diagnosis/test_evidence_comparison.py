@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attestkit
@@ -29,6 +28,7 @@ from tests.measure.diagnosis.guests import (
     log_of,
     tables,
 )
+from tests.thorough import thorough
 
 EXPECTED = tdx(**arguments())
 LOG = log_of(EXPECTED)
@@ -254,8 +254,7 @@ _EVENT = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(_EVENT, max_size=24))
+@thorough(st.lists(_EVENT, max_size=24), few=6, many=40)
 def test_any_log_is_explained(events: list[Event]) -> None:
     """For any log, the diagnosis ends with differences and no other error."""
     evidence = evidence_of(EXPECTED, EventLog(events))

@@ -21,6 +21,7 @@ from tests.measure.rows import VECTORS, kernel_file
 from tests.vectors import HAVE_SHARED
 
 ROWS: list[dict[str, Any]] = VECTORS.get("patched_kernel", [])
+PACKAGED = [row for row in ROWS if row["kernel"].startswith("package ")]
 GIB = 1 << 30
 
 
@@ -36,7 +37,10 @@ def patch(kernel: bytes, **changed: Any) -> bytes:
         pytest.param(
             row,
             id=f"{Path(row['kernel']).stem}-{row['memory'] >> 30}-{row['cmdline']}",
-            marks=[pytest.mark.rig] * row["kernel"].startswith("package "),
+            marks=[
+                *[pytest.mark.rig] * (row in PACKAGED),
+                *[pytest.mark.slow] * (row in PACKAGED[1:]),
+            ],
         )
         for row in ROWS
     ],

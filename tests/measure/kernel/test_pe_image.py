@@ -148,6 +148,7 @@ def pesign() -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.rig
+@pytest.mark.slow  # apt takes seconds to find the package
 @pytest.mark.parametrize("size", [0, 7, 8, 1500, 1501, 1504])
 def test_authenticode_of_pesign(
     tmp_path: Path, pesign: tuple[str, dict[str, str]], size: int

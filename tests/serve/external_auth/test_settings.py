@@ -18,6 +18,7 @@ from tests.serve.external_auth.test_public_keys import PEM
 from tests.serve.external_auth.tokens import KEY, OTHER_KEY, make_token
 from tests.serve.server import environment, refusal, running_server
 from tests.serve.systemd.notify import FakeServiceManager
+from tests.thorough import slow
 
 HEX = KEY.public_key.hex()
 OTHER = OTHER_KEY.public_key
@@ -117,7 +118,7 @@ def test_load_external_auth_without_listener_is_refused(folder: Path) -> None:
     assert "--auth-key" in refusal(*agent, folder=folder, code=1)
 
 
-@pytest.mark.parametrize("http", ["127.0.0.1:0", "unix:external.sock"])
+@pytest.mark.parametrize("http", ["unix:external.sock", *slow(("127.0.0.1:0",))])
 def test_server_requires_tokens(folder: Path, http: str) -> None:
     """A server requires tokens and bounds headers; its watchdog needs no token."""
     with closing(FakeServiceManager(folder / "notify")) as manager:

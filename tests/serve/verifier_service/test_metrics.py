@@ -240,6 +240,7 @@ def has_closed_socket(worker: int, listening: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_worker_reports_final_counts_on_shutdown(tmp_path: Path) -> None:
     """Requests answered after the last heartbeat are counted too."""
     with running(tmp_path, "--workers", "1", "--access-log") as server:

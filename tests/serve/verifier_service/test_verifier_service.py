@@ -27,6 +27,7 @@ from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.serve import server as servers
 from tests.serve.client import call
 from tests.serve.server import SEED, Server, environment, ready_server, running_server
+from tests.thorough import slow
 from tests.untyped import untyped
 
 
@@ -202,11 +203,13 @@ def test_verify_policy_file_is_applied(agent: Server, collateral: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "policy", "warns"),
     [
-        ((), "development", True),
         (("--workers", "2"), "development", True),
-        (("--verifier-policy", "development"), "development", False),
-        (("--verifier-policy", "strict"), "strict", False),
         (("--verifier-policy", "{file}"), "custom", False),
+        *slow(
+            ((), "development", True),
+            (("--verifier-policy", "development"), "development", False),
+            (("--verifier-policy", "strict"), "strict", False),
+        ),
     ],
     ids=str,
 )

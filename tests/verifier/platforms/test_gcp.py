@@ -169,20 +169,25 @@ def test_evidence_is_not_accepted_under_googles_root() -> None:
 # -- altered evidence ------------------------------------------------------------------------------
 
 
+every_nth_byte = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@every_nth_byte
 @pytest.mark.parametrize("field", ["message", "signature", "ak_cert"])
-def test_each_changed_byte_is_refused(field: str) -> None:
+def test_each_changed_byte_is_refused(field: str, every: int) -> None:
     """No byte of message, signature and certificate may change; a signature has no other form."""
     value = getattr(platform_of(composed()).tpm_quote, field)
-    for at in range(len(value)):
+    for at in range(0, len(value), every):
         changed = value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
         refused(altered(**{field: changed}))
 
 
+@every_nth_byte
 @pytest.mark.parametrize("field", ["message", "signature", "ak_cert"])
-def test_each_cut_and_bytes_after_the_end_are_refused(field: str) -> None:
+def test_each_cut_and_bytes_after_the_end_are_refused(field: str, every: int) -> None:
     """Upstream ignores bytes after message and signature; here they are malformed."""
     value = getattr(platform_of(composed()).tpm_quote, field)
-    for size in range(len(value)):
+    for size in {*range(0, len(value), every), len(value) - 1}:
         refused(altered(**{field: value[:size]}))
     kind, reason = refused(altered(**{field: value + b"\0"}))
     expected = (
