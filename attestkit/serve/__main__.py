@@ -277,7 +277,10 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
 
 
 def _open_simulator(settings: "Settings") -> "Attester":
-    """Open the simulator with its seed, its state and the app's files."""
+    """Open the simulator with its seed, its state and the app's files.
+
+    A guest of a cloud keeps no state but the seed: each start of the server is a boot.
+    """
     import attestkit
     from attestkit.backends.simulator import Simulator
     from attestkit.dstack.host_shared_folder import read_app_compose, read_sys_config
@@ -285,21 +288,42 @@ def _open_simulator(settings: "Settings") -> "Attester":
     from attestkit.serve.http.sockets import make_folder
 
     make_folder(settings.state_folder, private=settings.private)
+    seed, is_rebooted = _load_seed(settings), settings.options.reset
+    state_folder: Path | None = settings.state_folder
+    if _is_cloud(settings):
+        seed = seed or _stored_seed(settings.state_folder)
+        state_folder, is_rebooted = None, False
     app_keys, app_compose, sys_config = settings.files
     tee = attestkit.open(
         "simulator",
-        seed=_load_seed(settings),
-        state_dir=settings.state_folder,
+        seed=seed,
+        state_dir=state_folder,
         app_compose=read_app_compose(app_compose).raw if app_compose else None,
         app_keys=AppKeys.load(app_keys) if app_keys else None,
         vm_config=read_sys_config(sys_config).vm_config if sys_config else None,
         app_id=settings.app_id,
         **settings.simulation,
     )
-    if settings.options.reset:
+    if is_rebooted:
         assert isinstance(tee.backend, Simulator)
         tee.backend.reset()
     return tee
+
+
+def _is_cloud(settings: "Settings") -> bool:
+    """Return whether the simulated guest is one of a cloud, or has a TPM alone."""
+    from attestkit.backends.simulator.scenarios.named import chosen_scenario
+
+    chosen = settings.simulation.get
+    return chosen_scenario(chosen("scenario"), chosen("platform")).platform not in {"tdx", "snp"}
+
+
+def _stored_seed(folder: Path) -> bytes:
+    """Return the seed in a state folder, created and stored at the first start."""
+    from attestkit.backends.simulator.state_folder import StateFolder
+
+    with contextlib.closing(StateFolder(folder)) as state:
+        return state.seed(os.urandom)
 
 
 def _load_seed(settings: "Settings") -> bytes | None:
@@ -324,6 +348,7 @@ def _listen(
     from attestkit.serve.machine_info import DATA_DISKS
 
     description, lines = _describe(settings, attester)
+    method = "GetQuote" if attester.has_quotes else "Attest"
     addresses, given = settings.addresses, settings.options
     options = ServerOptions(
         ident=given.ident,
@@ -351,7 +376,13 @@ def _listen(
 
     def announce(ready: "BoundAddresses") -> None:
         _announce(
-            shared, ready, description, lines, simulated=simulated, verifier=verifier_settings
+            shared,
+            ready,
+            description,
+            lines,
+            simulated=simulated,
+            verifier=verifier_settings,
+            method=method,
         )
 
     service.serve(attester, addresses, options, announce)
@@ -393,15 +424,18 @@ def _announce(
     *,
     simulated: bool = False,
     verifier: "VerifierSettings | None" = None,
+    method: str = "",
 ) -> None:
     """Log the banner and write the ready line, except in a worker: its supervisor does both.
 
-    A verifier without a policy, which is for development, is logged as a warning.
+    A verifier without a policy, which is for development, is logged as a warning. The banner
+    proposes the agent's `method` that returns evidence.
     """
     if shared.inherited is not None:
         return
     places = {name: str(at) for name, at in ready.addresses.items()}
-    shared.log.print_lines(_banner(ready, description, lines, simulated=simulated), places=places)
+    banner = _banner(ready, description, lines, method, simulated=simulated)
+    shared.log.print_lines(banner, places=places)
     if verifier is not None and verifier.options.verifier_policy is None:
         _logger.warning(
             "verifier: no policy: TCB status is reported and not enforced, and any app is accepted;"
@@ -419,7 +453,7 @@ def _announce(
 
 
 def _banner(
-    ready: "BoundAddresses", description: str, more: Sequence[str], *, simulated: bool
+    ready: "BoundAddresses", description: str, more: Sequence[str], method: str, *, simulated: bool
 ) -> list[str]:
     from shlex import quote
 
@@ -429,7 +463,7 @@ def _banner(
         lines += [
             f"  export DSTACK_SIMULATOR_ENDPOINT={path}" if simulated else "",
             f"  curl --unix-socket {path} http://dstack/Info",
-            f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/GetQuote""",
+            f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/{method}""",
         ]
     for name, methods in ready.methods.items():
         lines.append(f"  {', '.join(methods)} only: {quote(str(ready.addresses[name]))}")

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from attestkit.errors import NotFoundError, UsageError
+from attestkit.errors import NotFoundError, UnsupportedError, UsageError
 from attestkit.serve.api_docs import views as docs
 from attestkit.serve.api_docs.api_model import Api
 from attestkit.serve.config.option_values import HTTP_PORT
@@ -228,11 +229,14 @@ def collateral_app(guest: Guest) -> App:
     from attestkit.backends.simulator import Simulator  # lazy: not needed on hardware
     from attestkit.serve.services.pccs import PccsApp, make_pccs
 
-    simulator = guest.attester.backend
-    if not isinstance(simulator, Simulator) or simulator.platform != "tdx":
+    simulator, pccs = guest.attester.backend, None
+    if isinstance(simulator, Simulator):
+        with suppress(UnsupportedError):  # not a TD
+            pccs = make_pccs(simulator)
+    if pccs is None:
         text = "--pccs: collateral is served for a simulated TD only"
         raise UsageError(text, reason="not_applicable")
-    return PccsApp(make_pccs(simulator), _headers(guest), guest.stats.of("pccs"))
+    return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"))
 
 
 def _app(

@@ -38,7 +38,10 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "emit_event": ("on", "removed"),
     "log_format": ("text", "json"),
     "log_level": ("debug", "info", "warning", "error"),
-    "platform": ("tdx", "snp"),
+    "platform": (
+        *("tdx", "snp", "azure-snp", "azure-tdx", "gcp-snp", "gcp-tdx"),
+        *("aws-snp", "aws-nitro-tpm", "tpm"),
+    ),
     "quote_version": ("4", "5"),
 }
 """Values of the options that have a fixed set of them."""
@@ -183,7 +186,9 @@ class Options(NamedTuple):
     reset: Annotated[bool, "reboot the TD, which resets registers and events"] = False
     dev_http: Annotated[_Text, "HOST:PORT", "all methods over TCP, on loopback only"] = None
     pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
-    platform: Annotated[_Text, "simulated platform; default: tdx"] = None
+    platform: Annotated[
+        _Text, "simulated platform; those of clouds keep no state but the seed; default: tdx"
+    ] = None
     quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
     boot_image: Annotated[
         _Text, "PATH", "dstack image (folder or archive) that the simulated guest boots"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from attestkit._sanitize import printable
-from attestkit.backends.base import EventPcr, GuestAgent
+from attestkit.attestation.wire import evidence_parts as parts
+from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError
 from attestkit.event_log.display import event_name, preview
 from attestkit.serve.docker.engine import Container
@@ -43,6 +44,23 @@ _LINKS: Final = (
     ("/metrics", "System information and counters of the server, for Prometheus"),
     ("/docs", "Documentation of the API, with examples"),
     ("/openapi.json", "OpenAPI description of the API"),
+)
+_PLATFORMS: Final = {
+    parts.PLATFORM_NAMES[kind]: title
+    for kind, title in (
+        (parts.Tdx, "Intel TDX"),
+        (parts.GcpTdx, "Intel TDX on Google Cloud"),
+        (parts.AzureTdx, "Intel TDX on Azure"),
+        (parts.SevSnp, "AMD SEV-SNP"),
+        (parts.GcpSnp, "AMD SEV-SNP on Google Cloud"),
+        (parts.AzureSnp, "AMD SEV-SNP on Azure"),
+        (parts.NitroTpm, "AWS NitroTPM"),
+        (parts.NitroEnclave, "AWS Nitro Enclave"),
+        (parts.Tpm, "TPM without a TEE"),
+    )
+}
+_WITHOUT_TPM: Final = frozenset(
+    parts.PLATFORM_NAMES[kind] for kind in (parts.Tdx, parts.SevSnp, parts.NitroEnclave)
 )
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 _LONGEST: Final = 300  # characters shown of untrusted text
@@ -85,12 +103,12 @@ class Dashboard:
         text = page.render(
             simulated=guest.attester.simulated,
             app=identity.app,
-            platform=_platform(guest),
+            platform=_platform(guest, identity),
             figures=_figures(guest),
             nvidia_gpu=has_nvidia_gpu(),
             containers=containers,
             public_logs="/logs/" in self._mounted,
-            measurements=self._measurements(part, identity),
+            measurements=self._measurements(part, identity, guest.attester.event_register),
             hidden=hidden,
             links=[(path, what) for path, what in _LINKS if path in self._mounted],
             now=datetime.fromtimestamp(guest.now(), timezone.utc),
@@ -106,21 +124,26 @@ class Dashboard:
                 known = self._found = guest.now(), found
             return known[1]
 
-    def _measurements(self, template: "Template", identity: AppIdentity) -> "Markup":
+    def _measurements(self, template: "Template", identity: AppIdentity, register: str) -> "Markup":
         """Return registers, events and TCB info as HTML, cached while the identity is the same."""
         if self._shown is None or self._shown[0] is not identity:
             from attestkit._formats.html_templates import filled  # lazy: slow import
 
-            self._shown = identity, filled(template, measured=measurements(identity.measured))
+            page = filled(
+                template,
+                measured=measurements(identity.measured),
+                event_register=register,
+                has_tpm=identity.platform not in _WITHOUT_TPM,
+            )
+            self._shown = identity, page
         return self._shown[1]
 
 
-def _platform(guest: Guest) -> str:
+def _platform(guest: Guest, identity: AppIdentity) -> str:
+    """Return the name of the platform whose evidence the backend returns."""
     if isinstance(guest.attester.backend, GuestAgent):
         return "TEE of another guest agent"
-    if isinstance(guest.attester.backend, EventPcr):
-        return "AWS NitroTPM"
-    return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
+    return _PLATFORMS[identity.platform]
 
 
 def _figures(guest: Guest) -> Figures | None:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation, Encoding
+from attestkit.attestation.wire.evidence_parts import is_of_dstack
 from attestkit.attester import Attester, app_info
+from attestkit.backends.base import EventPcr, EvidenceCollector, GuestAgent
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import (
     AttestKitError,
@@ -18,7 +20,7 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.event_log import EventLog, Rtmrs
+from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
@@ -36,6 +38,7 @@ from attestkit.serve.rpc.messages import (
 )
 from attestkit.serve.rpc.messages_v1 import AttestResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
+from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.quote_responses import QuoteResponses
 from attestkit.serve.services.tls_validity import choose_validity
@@ -45,10 +48,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
+_State: TypeAlias = Rtmrs | tuple[Event, ...] | None
 
 _NO_KEYS = (
     "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
     "folder $DSTACK_HOST_SHARED_DIR"
+)
+_NO_V1: Final = (
+    "{}: evidence of version 1 cannot represent {}; use Attest of / or /v0, which returns it as a "
+    "CMW collection in CBOR, or in this guest: attestkit attest --format cbor"
 )
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
@@ -83,6 +91,7 @@ class AppIdentity(NamedTuple):
     """Identity of the app, and the response of Info."""
 
     app: AppInfo  # without certificate and TCB info
+    platform: str  # `Attestation.platform`
     measured: AppMeasurements | None  # None if hidden
     response: PreparedResponse[AppInfo]
 
@@ -153,11 +162,14 @@ class Guest:
         self._writes = 0  # pending calls that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
+        # Whether evidence is a TDX quote with its log: it has no TPM, and no agent chose its parts.
+        is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
+        self._has_bare_quotes = attester.has_quotes and not is_more
         self._quotes = QuoteResponses(attester, self.stats)
         self._log_of_info = EventLogJson(INDENTED)
         self._app_cert: EscapedText | None = None
         self._next_app_cert = 0.0  # time of the next attempt
-        self._cache: dict[str, tuple[Rtmrs | None, Any]] = {}
+        self._cache: dict[str, tuple[_State, Any]] = {}
         self._failures: dict[str, tuple[float, BackendError]] = {}
 
     def close(self) -> None:
@@ -214,10 +226,17 @@ class Guest:
         return self.quote(report_data, self._no_quote, report_data=report_data)
 
     def attest_v1(self, report_data: bytes) -> PreparedResponse[AttestResponse]:
-        """Return the response of v1 Attest for 64 bytes, without GPU evidence."""
-        if self.attester.has_quotes:
+        """Return the response of v1 Attest for 64 bytes, without GPU evidence.
+
+        Raises:
+            BackendError: If the platform produces no evidence.
+            UnsupportedError: If version 1 does not define evidence of the platform.
+        """
+        if self._has_bare_quotes:
             return self._quotes.attest(report_data)
-        return PreparedResponse.of(AttestResponse(self.attest(report_data).to_bytes("v1")))
+        failure = "Failed to get attestation"
+        evidence = _require_v1(self.attest(report_data, failure), failure)
+        return PreparedResponse.of(AttestResponse(evidence.to_bytes("v1")))
 
     def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
         """Return evidence over up to 64 bytes; UsageError if there are more."""
@@ -247,9 +266,11 @@ class Guest:
             self._cache[name] = registers, made
         return made
 
-    def _registers(self) -> Rtmrs | None:
-        """Return the registers; None for a platform without registers."""
+    def _registers(self) -> _State:
+        """Return the registers, or the events of a TPM's PCR; None for a platform without both."""
         try:
+            if isinstance(self.attester.backend, EventPcr):
+                return self.attester.event_log().events
             return self.attester.registers()
         except UnsupportedError:
             return None
@@ -278,19 +299,24 @@ class Guest:
 
         Raises:
             UsageError: If a value cannot be encoded in a certificate.
-            UnsupportedError: If the app has no CA of its own.
+            UnsupportedError: If the app has no CA of its own, or the encoding does not define
+                evidence of the platform.
             BackendError: If the platform produces no evidence.
         """
         ca_cert, ca_key = self._authority()
         begin, end = choose_validity(args.not_before, args.not_after, self.now())
+        failure = "Failed to get certificate attestation"
+
+        def attest(*, report_data: bytes) -> Attestation:
+            evidence = self.attest(report_data, failure)
+            return _require_v1(evidence, failure) if encoding == "v1" else evidence
+
         try:
             issued = ra_tls.issue(
                 subject=args.subject,
                 alt_names=args.alt_names,
                 key=key,
-                attest=lambda *, report_data: self.attest(
-                    report_data, "Failed to get certificate attestation"
-                ),
+                attest=attest,
                 ca_cert=ca_cert,
                 ca_key=ca_key,
                 usage_ra_tls=args.usage_ra_tls,
@@ -362,10 +388,12 @@ class Guest:
         measured = None if hidden else self._measured(attestation, info)
         text = EscapedText() if measured is None else measured.tcb_info
         template = ResponseTemplate(info, app_cert=self._demo_certificate(), tcb_info=text)
-        return AppIdentity(info, measured, template.render())
+        return AppIdentity(info, attestation.platform, measured, template.render())
 
     def _measured(self, attestation: Attestation, info: AppInfo) -> AppMeasurements:
         quote, log = attestation.quote, attestation.event_log
+        if isinstance(self.attester.backend, EventPcr):  # its events are not in a TD's log
+            log = EventLog(attestation.runtime_events)
         values = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
         registers: dict[str, bytes | None] = dict(zip(_REGISTERS, values, strict=True))
         hashes = {name: getattr(info, name) for name in _HASHES}
@@ -398,6 +426,13 @@ def _pad(report_data: bytes) -> bytes:
     if len(report_data) > 64:
         raise UsageError("Report data is too long", reason="too_large")
     return report_data.ljust(64, b"\0")
+
+
+def _require_v1(evidence: Attestation, failure: str) -> Attestation:
+    """Return `evidence`; UnsupportedError, after the text `failure`, if v1 does not define it."""
+    if not is_of_dstack(evidence.evidence.platform):
+        raise NotImplementedHereError(_NO_V1.format(failure, evidence.platform))
+    return evidence
 
 
 def _utf8(data: bytes) -> str:

@@ -3,14 +3,12 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
 import pytest
 
-from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve.docker.engine import Container
 from attestkit.serve.machine_info import Disk, Figures, Load, Memory
@@ -215,7 +213,7 @@ def test_absent_identity_has_no_row(
             ["Compose Hash", "OS Image Hash"],
         ),
     ):
-        identity = AppIdentity(app, None, untyped(None))
+        identity = AppIdentity(app, "dstack-tdx", None, untyped(None))
         monkeypatch.setattr(Guest, "identity", lambda *_, found=identity, **__: found)
         assert list(read_page(guest_client("external")).rows) == [*plain, *more]
 
@@ -356,9 +354,3 @@ def test_size_text(size: int, text: str) -> None:
 def test_duration_text(seconds: int, text: str) -> None:
     """Days, hours, minutes and seconds, without leading zeros."""
     assert duration_text(seconds) == text
-
-
-def test_page_of_nitro_tpm_names_its_platform(make_guest: MakeGuest) -> None:
-    """A machine whose events extend a PCR is named, not taken for an SEV-SNP guest."""
-    guest = make_guest(untyped(partial(Simulator, platform="aws-nitro-tpm")))
-    assert dashboard._platform(guest) == "AWS NitroTPM"

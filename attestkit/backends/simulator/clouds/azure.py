@@ -245,6 +245,15 @@ class AzureTdxSimulator(_AzureVm):
     def _make_imds(self) -> SimulatedImds:
         return SimulatedImds(quote=self._quote_td)
 
+    @property
+    def served_platform(self) -> tuple[bytes, bytes]:
+        """QE id (16 bytes) and PCK certificate (DER) of the hardware, for a PCCS."""
+        return self._enclave.qe_id, self._enclave.pck_der
+
+    def collateral(self, now: float | None = None) -> Collateral:
+        """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
+        return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
+
     def _quote_td(self, td_report: bytes) -> bytes:
         quoter = ReportQuoter(self._pki, version=self._quote_version, enclave=self._enclave)
         return quoter.quote(td_report)

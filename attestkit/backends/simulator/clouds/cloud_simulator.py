@@ -91,8 +91,8 @@ class CloudSimulator(VtpmGuest):
         return guest.read_event_log()
 
     @property
-    def served_platform(self) -> NoReturn:
-        """Raise UnsupportedError: no PCCS is served for guests of clouds."""
+    def served_platform(self) -> tuple[bytes, bytes]:
+        """QE id (16 bytes) and PCK certificate (DER) of a TD; else raise UnsupportedError."""
         raise UnsupportedError(f"{self.platform}: no PCCS is served for it", reason="feature")
 
     def reset(self) -> NoReturn:

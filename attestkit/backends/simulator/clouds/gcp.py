@@ -184,6 +184,12 @@ class GcpTdSimulator(_GoogleVm):
         pki, _, _ = issue_platform(self._seed, self._scenario)
         return CloudRoot.of(pki.root_der, pki.root_key)
 
+    @property
+    def served_platform(self) -> tuple[bytes, bytes]:
+        """QE id (16 bytes) and PCK certificate (DER) of the hardware, for a PCCS."""
+        found: tuple[bytes, bytes] = self._hardware.served_platform
+        return found
+
     def read_rtmr(self, register: int) -> bytes:
         """Return the value of a register, 0 to 3: 48 bytes."""
         found: bytes = self._guest.read_rtmr(register)
