@@ -289,16 +289,23 @@ PATHS: Final = (
     ("tsm report folder", "sys/kernel/config/tsm/report"),
 )
 
+# Start of a platform's name, its backend, and what that finds in the TPM.
+_CLOUD_TPMS: Final = (
+    ("Azure", "azure", "HCL report"),
+    ("Google", "gcp", "key of Google"),
+    ("AWS", "nitro_tpm", "NitroTPM"),
+)
+
 
 def check_hardware_signs(root: str | os.PathLike[str] = "/") -> tuple[HardwareSign, ...]:
     """Check the CPU flags and the paths that exist in a TDX or SEV-SNP guest, below `root`.
 
-    Guests behind a paravisor have none of them, but CPUID of this machine names their isolation;
-    it is a sign if `root` is that of this machine.
+    Guests behind a paravisor and EC2 instances with a NitroTPM have none of them. If `root` is that
+    of this machine, CPUID, which names the isolation, and the TPM of a cloud are signs, too.
     """
     base = Path(root)
     signs = (_cpu_flags(base), *(_path(base, *place) for place in PATHS))
-    return (*signs, _isolation()) if base == Path("/") else signs
+    return (*signs, _isolation(), _cloud_tpm()) if base == Path("/") else signs
 
 
 def detect_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
@@ -323,30 +330,36 @@ def _cpu_flags(root: Path) -> HardwareSign:
 
 
 def _isolation() -> HardwareSign:
-    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3).
-
-    Without the compiled core there is no CPUID; on a machine of Azure, the TPM is then opened to
-    look for an HCL report.
-    """
+    """Check the isolation type of Hyper-V, by CPUID (linux-tee-abi.md, section 7.3)."""
     from attestkit import _native
-    from attestkit.backends.linux import host_inspection  # lazy: rarely needed
+    from attestkit.backends.linux.host_inspection import inspect_cpu  # lazy: rarely needed
 
-    cpu, name = host_inspection.inspect_cpu(_native.cpuid), "Hyper-V isolation"
-    isolation = cpu.isolation
+    cpu, name = inspect_cpu(_native.cpuid), "Hyper-V isolation"
     if not cpu.known:
-        platforms = host_inspection.detect_platforms("/", _native.cpuid)
-        if any(one.name.startswith("Azure") for one in platforms) and _has_hcl_report():
-            return HardwareSign("HCL report", positive=True, saw="in the TPM")
         return HardwareSign(name, positive=False, saw="unknown: needs the compiled core")
-    if isolation in {"SNP", "TDX"}:
-        return HardwareSign(f"{name} {isolation}", positive=True, saw="present")
-    return HardwareSign(name, positive=False, saw=isolation)
+    if cpu.isolation in {"SNP", "TDX"}:
+        return HardwareSign(f"{name} {cpu.isolation}", positive=True, saw="present")
+    return HardwareSign(name, positive=False, saw=cpu.isolation)
 
 
-def _has_hcl_report() -> bool:
-    """Return whether the TPM has the report of a paravisor on SEV-SNP or TDX."""
+def _cloud_tpm() -> HardwareSign:
+    """Look for evidence in the TPM if DMI or CPUID names a cloud; other TPMs are not opened.
+
+    A NitroTPM is the only sign of its platform, and an HCL report that of an emulated guest.
+    """
+    from attestkit.backends.linux.host_inspection import detect_platforms  # lazy: rarely needed
+
+    for platform in detect_platforms():
+        for prefix, name, what in _CLOUD_TPMS:
+            if platform.name.startswith(prefix) and _is_usable(name):
+                return HardwareSign(what, positive=True, saw="in the TPM")
+    return HardwareSign("TPM of a cloud", positive=False, saw="no evidence of Azure, Google or AWS")
+
+
+def _is_usable(name: str) -> bool:
+    """Return whether the probe of a backend succeeds."""
     try:
-        load("azure").probe()
+        load(name).probe()
     except AttestKitError:
         return False
     return True

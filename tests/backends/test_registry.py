@@ -308,26 +308,42 @@ def test_hyper_v_isolation_is_a_hardware_sign(
 ) -> None:
     """A guest behind a paravisor hides other signs; only isolation by SEV-SNP or TDX counts."""
     monkeypatch.setattr(_native, "cpuid", make_hyper_v_cpuid(isolation))
-    sign = backends.check_hardware_signs()[-1]
+    sign = backends.check_hardware_signs()[-2]
     assert sign.positive is (isolation in {2, 3})
     names = {2: "Hyper-V isolation SNP", 3: "Hyper-V isolation TDX"}
     assert sign.what == names.get(isolation, "Hyper-V isolation")
 
 
 @pytest.mark.parametrize("reported", [True, False])
-def test_hcl_report_is_a_hardware_sign_without_cpuid(
-    monkeypatch: pytest.MonkeyPatch, found: dict[str, type], *, reported: bool
+@pytest.mark.parametrize(
+    ("platform", "backend", "what"),
+    [
+        ("Azure, perhaps", "azure", "HCL report"),
+        ("Google Cloud", "gcp", "key of Google"),
+        ("AWS EC2", "nitro_tpm", "NitroTPM"),
+    ],
+)
+def test_evidence_in_the_tpm_of_a_cloud_is_a_hardware_sign(
+    monkeypatch: pytest.MonkeyPatch,
+    found: dict[str, type],
+    platform: str,
+    backend: str,
+    what: str,
+    *,
+    reported: bool,
 ) -> None:
-    """Without the compiled core, the TPM of a machine of Azure is asked; of others it is not."""
+    """The TPM of a machine that names a cloud is probed; that of other machines is not."""
     from attestkit.backends.linux import host_inspection
 
     monkeypatch.setattr(_native, "cpuid", unavailable_cpuid)
-    absent = BackendUnavailableError("no HCL report", reason="missing")
-    found["azure"] = probed(None if reported else absent)
+    absent = BackendUnavailableError("nothing in the TPM", reason="missing")
+    found[backend] = probed(None if reported else absent)
+    monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: ())
     assert not backends.check_hardware_signs()[-1].positive
-    azure = host_inspection.Platform("Azure, perhaps", "DMI", supported=True, advice="")
-    monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: (azure,))
-    assert backends.check_hardware_signs()[-1].positive is reported
+    cloud = host_inspection.Platform(platform, "DMI", supported=True, advice="")
+    monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: (cloud,))
+    sign = backends.check_hardware_signs()[-1]
+    assert (sign.positive, sign.what) == (reported, what if reported else "TPM of a cloud")
 
 
 def test_detect_error_with_hardware_signs_mentions_doctor(

@@ -56,7 +56,7 @@ _NO_KEYS = (
 )
 _NO_V1: Final = (
     "{}: evidence of version 1 cannot represent {}; use Attest of / or /v0, which returns it as a "
-    "CMW collection in CBOR, or in this guest: attestkit attest --format cbor"
+    "CMW collection in CBOR, or attestkit attest --encoding cbor in this guest"
 )
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")

@@ -106,7 +106,7 @@ def test_attest_of_v1_never_omits_the_tpm(
     text = f"Failed to get attestation: evidence of version 1 cannot represent {named}; use "
     assert response.error().startswith(text)
     assert "Attest of / or /v0" in response.error()
-    assert "attestkit attest --format cbor" in response.error()
+    assert "attestkit attest --encoding cbor" in response.error()
     certificate = client.post("/v1/IssueCert", {"subject": "a", "usage_ra_tls": True})
     assert certificate.status == 501
     assert f"cannot represent {named}; use Attest of / or /v0" in certificate.error()
