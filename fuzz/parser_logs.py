@@ -7,8 +7,9 @@ from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.event_log.cel import ENCODINGS
-from attestkit.event_log.ima import BANK_SIZES, ImaLog
+from attestkit.event_log.ima import ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_event, runtime_line
+from attestkit.tpm.algorithms import HASH_SIZES
 from fuzz import (
     parser_certificates,
     parser_collateral,
@@ -51,7 +52,7 @@ def ima_samples() -> list[bytes]:
     fields = (b"sha256:\0" + bytes(32), b"boot_aggregate\0")
     content = b"".join(len(one).to_bytes(4, "little") + one for one in fields)
     logs = []
-    for bank, size in BANK_SIZES.items():
+    for bank, size in HASH_SIZES.items():
         digest = hashlib.new(bank, content).digest()
         first = _ima_record(digest, b"ima-ng", content)
         logs.append(first + _ima_record(bytes(size), b"ima-sig", b"\1\0\0\0x"))
@@ -68,7 +69,7 @@ def _ima_record(digest: bytes, name: bytes, content: bytes) -> bytes:
 
 
 def _ima(raw: bytes, log: ImaLog) -> None:
-    check("one bank", log.bank in BANK_SIZES)
+    check("one bank", log.bank in HASH_SIZES)
     check("records of the input", sum(len(one.data) for one in log.records) <= len(raw))
     found = log.replay("sha256")
     match = log.match("sha256", found)

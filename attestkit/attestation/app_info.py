@@ -28,6 +28,7 @@ from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
+from attestkit.tpm.pcrs import extend
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
@@ -248,10 +249,7 @@ def _replay_sha384(events: Sequence[RuntimeEvent], digests: Sequence[bytes] | No
 
 
 def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
-    register = bytes(32)
-    for event in events:
-        register = sha256(register + sha256(runtime_preimage(*event)))
-    return register
+    return extend("sha256", bytes(32), [sha256(runtime_preimage(*event)) for event in events])
 
 
 def _tdx_registers(

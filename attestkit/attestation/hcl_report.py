@@ -26,9 +26,6 @@ __all__ = ["HclReport", "RuntimeData", "RuntimeKey"]
 
 HclReportType: TypeAlias = Literal["snp", "tdx"]
 
-INIT_DATA_PCR: Final = 8
-"""PCR that CoCo's agent extends by init-data, without a record in a log (vtpm.md, 6.4)."""
-
 MAX_SIZE: Final = 65_535
 """Largest size in bytes: that of an NV index, whose size has 16 bits. Azure's have 2,600."""
 

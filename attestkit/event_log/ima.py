@@ -5,15 +5,14 @@ list of one bank suffices to replay all banks (Linux, security/integrity/ima). N
 little-endian, as on x86-64 and arm64.
 """
 
-import hashlib
 import hmac
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes
-from attestkit._crypto.hashes import sha256, sha384, sha512
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
+from attestkit.tpm.algorithms import HASH_SIZES, compute_digest
+from attestkit.tpm.pcrs import IMA_PCR, PCR_COUNT, extend
 
 __all__ = ["ImaLog", "ImaMatch", "ImaRecord", "begins_with_ima_record"]
 
@@ -22,15 +21,8 @@ MAX_SIZE: Final = 16_777_216
 
 MAX_RECORDS: Final = 131_072
 
-IMA_PCR: Final = 10
-"""PCR that IMA extends by default (CONFIG_IMA_MEASURE_PCR_IDX)."""
-
-BANK_SIZES: Final = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
-"""Banks that a log can be replayed in, and their digest sizes in bytes."""
-
 _MAX_NAME: Final = 255  # bytes of a template's name; a custom template is named by its format
 _MAX_DATA: Final = 1 << 20  # bytes of a record's template data; `ima-buf` has whole policies
-_MAX_PCR: Final = 23
 _USUAL_NAMES: Final = (b"ima", b"evm-", b"d-ng|", b"d|")
 _OLD_TEMPLATE: Final = "ima"
 _OLD_DIGEST: Final = 20
@@ -57,7 +49,7 @@ class ImaRecord(NamedTuple):
             UsageError: If the bank is unknown.
         """
         size = _bank_size(bank)
-        return b"\xff" * size if self.is_violation else _hash(bank, _measured(self))
+        return b"\xff" * size if self.is_violation else compute_digest(bank, _measured(self))
 
 
 class ImaMatch(NamedTuple):
@@ -95,7 +87,7 @@ class ImaLog(NamedTuple):
             if len(records) == MAX_RECORDS:
                 raise _bad(f"more than {MAX_RECORDS} records", "too_many", at)
             record, end = _read_record(data, at, size)
-            if not record.is_violation and _hash(bank, _measured(record)) != record.digest:
+            if not record.is_violation and compute_digest(bank, _measured(record)) != record.digest:
                 problem = f"record {len(records)}: digest is not that of its template data"
                 raise _bad(problem, "inconsistent", at)
             records.append(record)
@@ -125,7 +117,7 @@ class ImaLog(NamedTuple):
             return "sha1", fields[0]
         name, colon, digest = fields[0].partition(b":\0")
         bank = name.decode("ascii", "replace")
-        return (bank, digest) if colon and BANK_SIZES.get(bank) == len(digest) else None
+        return (bank, digest) if colon and HASH_SIZES.get(bank) == len(digest) else None
 
     def replay(self, bank: str = "sha256", pcr: int = IMA_PCR, start: bytes = b"") -> bytes:
         """Return the value of a PCR after all records.
@@ -138,11 +130,8 @@ class ImaLog(NamedTuple):
         Raises:
             UsageError: If the bank is unknown.
         """
-        value = start or bytes(_bank_size(bank))
-        for record in self.records:
-            if record.pcr == pcr:
-                value = _hash(bank, value + record.template_digest(bank))
-        return value
+        digests = [one.template_digest(bank) for one in self.records if one.pcr == pcr]
+        return extend(bank, start or bytes(_bank_size(bank)), digests)
 
     def match(
         self, bank: str, value: bytes, pcr: int = IMA_PCR, start: bytes = b""
@@ -161,7 +150,7 @@ class ImaLog(NamedTuple):
         digests = [one.template_digest(bank) for one in self.records if one.pcr == pcr]
         found = start or bytes(_bank_size(bank))
         for number, digest in enumerate(digests, 1):
-            found = _hash(bank, found + digest)
+            found = compute_digest(bank, found + digest)
             if hmac.compare_digest(found, value):
                 return ImaMatch(number, len(digests) - number)
         return None
@@ -172,17 +161,17 @@ class ImaLog(NamedTuple):
 
 def begins_with_ima_record(data: bytes) -> bool:
     """Return whether data begin as a record of a template of IMA or EVM, for a PCR."""
-    for size in BANK_SIZES.values():
+    for size in HASH_SIZES.values():
         name = data[8 + size : 16 + size]
         length = int.from_bytes(data[4 + size : 8 + size], "little")
         if 0 < length <= _MAX_NAME and name.startswith(_USUAL_NAMES):
-            return data[0] <= _MAX_PCR and data[1:4] == bytes(3)
+            return data[0] < PCR_COUNT and data[1:4] == bytes(3)
     return False
 
 
 def _detect_bank(data: bytes) -> tuple[str, int]:
     """Return the bank whose digest size makes the first record well-formed."""
-    for bank, size in BANK_SIZES.items():
+    for bank, size in HASH_SIZES.items():
         at = 4 + size
         length = int.from_bytes(data[at : at + 4], "little")
         name = data[at + 4 : at + 4 + length] if 0 < length <= _MAX_NAME else b""
@@ -195,8 +184,8 @@ def _detect_bank(data: bytes) -> tuple[str, int]:
 def _read_record(data: bytes, at: int, size: int) -> tuple[ImaRecord, int]:
     """Return the record at an offset, and the offset after it."""
     pcr = _number(data, at)
-    if pcr > _MAX_PCR:
-        raise _bad(f"PCR index {pcr}, more than {_MAX_PCR}", "index", at)
+    if pcr >= PCR_COUNT:
+        raise _bad(f"PCR index {pcr}, more than {PCR_COUNT - 1}", "index", at)
     digest = _take(data, at + 4, size)
     at += 4 + size
     length = _number(data, at)
@@ -256,28 +245,11 @@ def _take(data: bytes, at: int, size: int) -> bytes:
 
 
 def _bank_size(bank: str) -> int:
-    size = BANK_SIZES.get(bank)
+    size = HASH_SIZES.get(bank)
     if size is None:
-        message = f"PCR bank: unknown: {bank}; use one of {', '.join(BANK_SIZES)}"
+        message = f"PCR bank: unknown: {bank}; use one of {', '.join(HASH_SIZES)}"
         raise UsageError(message, reason="unknown_name")
     return size
-
-
-def _sha1(data: bytes) -> bytes:
-    return hashlib.sha1(data, usedforsecurity=False).digest()
-
-
-# Faster than `hashlib.new`.
-_HASHES: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "sha1": _sha1,
-    "sha256": sha256,
-    "sha384": sha384,
-    "sha512": sha512,
-}
-
-
-def _hash(bank: str, data: bytes) -> bytes:
-    return _HASHES[bank](data)
 
 
 def _bad(problem: str, reason: FormatReason, at: int | None) -> FormatError:

@@ -13,6 +13,7 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log import cel
 from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, RUNTIME_REGISTER, Event
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
+from attestkit.tpm.pcrs import start_value
 
 NO_PCR = 0xFFFFFFFF
 """PCR index of an informative event that is not for a PCR."""
@@ -185,15 +186,11 @@ class TpmEventLog(NamedTuple):
             if digest is None:
                 message = f"TPM event log: record {number} has no {bank} digest"
                 raise FormatError(message, reason="digest_count")
-            value = pcrs.get(event.pcr) or self._start(event.pcr, len(digest))
+            value = pcrs.get(event.pcr)
+            if value is None:
+                value = start_value(event.pcr, len(digest), self.startup_locality)
             pcrs[event.pcr] = _hash(bank, value + digest)
         return pcrs
-
-    def _start(self, pcr: int, size: int) -> bytes:
-        if pcr == 0:
-            return bytes(size - 1) + bytes([self.startup_locality])
-        # PCRs 17 to 22 are all ones until a dynamic launch.
-        return (b"\xff" if 17 <= pcr <= 22 else b"\0") * size
 
     def __repr__(self) -> str:
         return f"<TpmEventLog of {len(self.events)} events, {', '.join(self.banks)}>"

@@ -3,10 +3,27 @@
 Readers are strict, and encoding restores what was read. All integers are big-endian.
 """
 
-from attestkit.tpm.attest import TpmsAttest
-from attestkit.tpm.pcr_selection import PcrSelection
-from attestkit.tpm.pcr_values import pcr_digest
-from attestkit.tpm.public_area import TpmtPublic
-from attestkit.tpm.signature import TpmtSignature
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.tpm.attest import TpmsAttest
+    from attestkit.tpm.pcr_selection import PcrSelection
+    from attestkit.tpm.pcr_values import pcr_digest
+    from attestkit.tpm.public_area import TpmtPublic
+    from attestkit.tpm.signature import TpmtSignature
+else:
+    # Lazy: readers of logs need the facts about PCRs only.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "attest": ["TpmsAttest"],
+            "pcr_selection": ["PcrSelection"],
+            "pcr_values": ["pcr_digest"],
+            "public_area": ["TpmtPublic"],
+            "signature": ["TpmtSignature"],
+        },
+    )
 
 __all__ = ["PcrSelection", "TpmsAttest", "TpmtPublic", "TpmtSignature", "pcr_digest"]

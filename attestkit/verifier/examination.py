@@ -11,11 +11,11 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
-from attestkit.attestation.hcl_report import INIT_DATA_PCR
-from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Platform, Tpm
+from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
+from attestkit.tpm.pcrs import INIT_DATA_PCR
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching

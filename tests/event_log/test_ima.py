@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import ima
-from attestkit.event_log.ima import BANK_SIZES, ImaLog, ImaMatch
+from attestkit.event_log.ima import ImaLog, ImaMatch
+from attestkit.tpm.algorithms import HASH_SIZES
 from tests.raising import raises
 from tests.vectors import data, needs_shared
 
@@ -116,7 +117,7 @@ def test_ima_log_changed_in_every_byte_is_refused_or_replays_otherwise() -> None
         assert replay(changed) != expected
 
 
-@pytest.mark.parametrize("bank", BANK_SIZES)
+@pytest.mark.parametrize("bank", HASH_SIZES)
 @pytest.mark.parametrize(
     "template",
     ["ima-ng", "ima-sig", "ima-buf", "ima-modsig", "ima-ngv2", "ima-sigv2", "evm-sig", "d-ng|n-ng"],
@@ -145,7 +146,7 @@ def test_ima_log_extends_violations_as_ones() -> None:
     """A zero digest marks a violation, which extends every bank with 0xFF bytes."""
     log = ImaLog.parse(record("ima-ng", NG, violation=True))
     assert log.violations == 1
-    for bank, size in BANK_SIZES.items():
+    for bank, size in HASH_SIZES.items():
         extended = hashlib.new(bank, bytes(size) + b"\xff" * size).digest()
         assert log.replay(bank) == extended
         assert log.match(bank, extended) == ImaMatch(1, 0)

@@ -7,10 +7,10 @@ import hmac
 from collections.abc import Mapping
 from typing import Final
 
-from attestkit._crypto.hashes import sha256
 from attestkit._formats.cbor import Value
 from attestkit.attestation.wire.evidence_parts import TpmQuote
 from attestkit.errors import FormatError, ReplayError, VerificationError
+from attestkit.tpm.pcrs import extend
 
 OVMF_PCR_0: Final = bytes.fromhex(
     "0cca9ec161b09288802e5a112255d21340ed5b797f5fe29cecccfd8f67b9f802"
@@ -53,7 +53,7 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
         message = f"PCR 0 mismatch: expected GCP OVMF v2, got {pcr_0.hex()}"
         raise VerificationError(message, reason="os_image")
     events = [event.digest for event in tpm_quote.event_log if event.pcr_index == 2]
-    replayed = replay_digests(events)
+    replayed = extend(_BANK, bytes(32), events)
     if not hmac.compare_digest(pcr_2, replayed):
         raise ReplayError(
             f"PCR 2 mismatch, quoted: {pcr_2.hex()}, replayed: {replayed.hex()}",
@@ -72,11 +72,3 @@ def pcr_value(tpm_quote: TpmQuote, index: int) -> bytes:
         if (number, bank) == (index, _BANK):
             return value
     raise FormatError(f"TPM quote: PCR {index} missing", reason="missing")
-
-
-def replay_digests(digests: list[bytes], start: bytes = bytes(32)) -> bytes:
-    """Return the SHA-256 replay of digests, from `start` on."""
-    value = start
-    for digest in digests:
-        value = sha256(value + digest)
-    return value

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from attestkit.attestation.hcl_report import INIT_DATA_PCR, HclReport
+from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.azure.paravisor import AK_HANDLE, Paravisor
@@ -23,6 +23,7 @@ from attestkit.errors import (
 )
 from attestkit.quote import Quote
 from attestkit.tpm import PcrSelection
+from attestkit.tpm.pcrs import INIT_DATA_PCR
 
 __all__ = ["Azure"]
 

@@ -19,9 +19,10 @@ from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
 from attestkit.event_log.event_types import NO_ACTION
-from attestkit.event_log.ima import BANK_SIZES, ImaLog
+from attestkit.event_log.ima import ImaLog
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.td_report import TdReport
+from attestkit.tpm.algorithms import HASH_SIZES
 
 UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
 
@@ -175,7 +176,7 @@ def _replay_tpm(path: Path, log: TpmEventLog | ImaLog, *, as_json: bool) -> int:
     from attestkit.cli.output.registers import ima_replay, tpm_replay
 
     if isinstance(log, ImaLog):
-        banks = {bank: ima_replay(log, bank) for bank in BANK_SIZES}
+        banks = {bank: ima_replay(log, bank) for bank in HASH_SIZES}
     else:
         banks = {bank: tpm_replay(log, bank) for bank in log.banks}
     if as_json:

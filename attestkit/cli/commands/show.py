@@ -28,10 +28,11 @@ from attestkit.cli.output.tpm_evidence import describe_tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
-from attestkit.event_log.ima import BANK_SIZES, ImaLog
+from attestkit.event_log.ima import ImaLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
+from attestkit.tpm.algorithms import HASH_SIZES
 
 if TYPE_CHECKING:
     from attestkit.backends.recording.recording_file import RecordingFile
@@ -106,7 +107,7 @@ def _ima_log(log: ImaLog) -> dict[str, Any]:
         }
         for record in log.records
     ]
-    replay = {bank: ima_replay(log, bank) for bank in BANK_SIZES}
+    replay = {bank: ima_replay(log, bank) for bank in HASH_SIZES}
     return {"bank": log.bank, "violations": log.violations, "records": records, "replay": replay}
 
 

@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import INIT_DATA_PCR
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
@@ -19,6 +17,7 @@ from attestkit.attestation.wire.evidence_parts import (
 )
 from attestkit.errors import AttestKitError
 from attestkit.tpm import TpmsAttest, TpmtSignature
+from attestkit.tpm.pcrs import INIT_DATA_PCR, extend, start_value
 
 
 class TpmParts(NamedTuple):
@@ -129,7 +128,8 @@ def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | Non
 def _replay_digests(parts: TpmParts) -> frozenset[tuple[str, int]]:
     replayed: dict[int, bytes] = {}
     for index, digest in parts.digests:
-        replayed[index] = sha256(replayed.get(index, bytes(32)) + digest)
+        value = replayed.get(index) or start_value(index, len(digest))
+        replayed[index] = extend("sha256", value, [digest])
     return frozenset(
         ("sha256", pcr.number)
         for pcr in parts.pcr_values

@@ -15,25 +15,20 @@ from attestkit._crypto.public_key import load_verification_key
 from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.gcp import pcr_value, replay_digests
+from attestkit.attestation.launch.gcp import pcr_value
 from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEvent, TpmQuote
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
+from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, LOGGED_PCRS, extend, start_value
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
-RUNTIME_PCR: Final = 14
-"""PCR of the runtime events; shim measures its keys there before."""
-
 _BANK: Final = "sha256"
-_TDX_PCRS: Final = (PcrSelection(_BANK, (0, 2, RUNTIME_PCR)),)
-_LOGGED: Final = frozenset({*range(10), RUNTIME_PCR})  # others are also extended without a record
-_INIT_DATA: Final = 8  # extended by CoCo's agent without a record, where no boot loader uses it
+_TDX_PCRS: Final = (PcrSelection(_BANK, (0, 2, EVENT_PCR)),)
 _SCHEMES: Final = {"rsa": ("rsassa", _BANK), "p256": ("ecdsa", _BANK)}
-_DYNAMIC: Final = range(17, 23)  # PCRs that are 0xFF until a dynamic launch
 _MAX_EVENTS: Final = 65_536
 
 
@@ -173,11 +168,11 @@ def _replay_log(tpm_quote: TpmQuote, events: Sequence[RuntimeEvent] | None) -> _
         digests.setdefault(index, []).append(digest)
     replayed, unexplained = [], []
     for index, _, value in tpm_quote.pcr_values:
-        expected = replay_digests(digests.get(index, []), _start(index))
-        if events is not None and index == RUNTIME_PCR:
+        expected = extend(_BANK, start_value(index, 32), digests.get(index, []))
+        if events is not None and index == EVENT_PCR:
             continue
         if not hmac.compare_digest(value, expected):
-            if index in _LOGGED and (index in digests or index != _INIT_DATA):
+            if index in LOGGED_PCRS and (index in digests or index != INIT_DATA_PCR):
                 raise _mismatch(index, value, expected)
             unexplained.append(index)
         elif index in digests:
@@ -185,20 +180,16 @@ def _replay_log(tpm_quote: TpmQuote, events: Sequence[RuntimeEvent] | None) -> _
     if events is None:
         return _LogReplay(tuple(replayed), _log_steps(replayed, unexplained))
     # Outside of dstack, shim measures its keys into PCR 14 before the first runtime event.
-    start = replay_digests(digests.get(RUNTIME_PCR, []))
+    start = extend(_BANK, bytes(32), digests.get(EVENT_PCR, []))
     hashes = [sha256(runtime_preimage(*event)) for event in events]
-    expected = replay_digests(hashes, start)
-    value = pcr_value(tpm_quote, RUNTIME_PCR)
+    expected = extend(_BANK, start, hashes)
+    value = pcr_value(tpm_quote, EVENT_PCR)
     if not hmac.compare_digest(value, expected):
-        raise _mismatch(RUNTIME_PCR, value, expected)
-    text = f"the {len(events)} runtime events replay to PCR {RUNTIME_PCR}"
+        raise _mismatch(EVENT_PCR, value, expected)
+    text = f"the {len(events)} runtime events replay to PCR {EVENT_PCR}"
     runtime = passed("pcr_log", text)
     steps = (*_log_steps(replayed, unexplained), runtime)
-    return _LogReplay((*replayed, RUNTIME_PCR), steps)
-
-
-def _start(index: int) -> bytes:
-    return b"\xff" * 32 if index in _DYNAMIC else bytes(32)
+    return _LogReplay((*replayed, EVENT_PCR), steps)
 
 
 def _mismatch(index: int, value: bytes, expected: bytes) -> ReplayError:

@@ -17,12 +17,10 @@ from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import check_runtime_events
+from attestkit.tpm.pcrs import EVENT_PCR
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
-
-EVENT_PCR: Final = 14
-"""The PCR that runtime events extend, in the SHA-384 bank."""
 
 BANK: Final = "sha384"
 _REPORT_DATA_SIZE: Final = 64  # bytes

@@ -5,7 +5,6 @@ PCRs 8 to 15 as far as it has records of them: boot loaders write into it, progr
 do not. A bank without digests in the log is explained by nothing.
 """
 
-import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,17 +14,11 @@ from typing import Final, NamedTuple
 from attestkit._reasons import StepCheck, VerificationStep
 from attestkit.errors import ReplayError
 from attestkit.event_log.event_types import NO_ACTION
-from attestkit.event_log.ima import BANK_SIZES, IMA_PCR, ImaLog, ImaMatch
+from attestkit.event_log.ima import ImaLog, ImaMatch
 from attestkit.event_log.tcg import TpmEventLog
+from attestkit.tpm.algorithms import compute_digest
+from attestkit.tpm.pcrs import FIRMWARE_PCRS, IMA_PCR, LOGGED_PCRS, start_value
 from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
-
-FIRMWARE_PCRS: Final = frozenset(range(8))
-"""PCRs that only firmware and boot loaders extend, each time with a record in the log."""
-
-# Boot loaders and shim extend these with a record. Programs of the system extend PCRs 10 to 13, 15,
-# 16 and 23 without one (systemd-pcrphase, IMA, applications), so those may be further than the log.
-_LOGGED_PCRS: Final = FIRMWARE_PCRS | {8, 9, 14}
-_DYNAMIC: Final = range(17, 23)  # 0xFF until a dynamic launch
 
 _CACHED_LOG: Final = 65_536  # bytes; longer logs are not cached
 
@@ -87,7 +80,7 @@ def list_unexplained(pcrs: Values, replayed: Iterable[tuple[str, int]]) -> list[
     return [
         (bank, index)
         for (bank, index), value in pcrs.items()
-        if (bank, index) not in explained and value != _start(bank, index)
+        if (bank, index) not in explained and value != start_value(index, len(value))
     ]
 
 
@@ -160,12 +153,12 @@ class _Replay(NamedTuple):
             return False
         if expected is None:
             # PCR 0 starts with the locality.
-            expected = _start(self.bank, index, self.locality)
+            expected = start_value(index, len(value), self.locality)
             if hmac.compare_digest(value, expected):
                 return False
         elif hmac.compare_digest(value, expected):
             return True
-        if index not in _LOGGED_PCRS or index in self.later:
+        if index not in LOGGED_PCRS or index in self.later:
             return False
         raise ReplayError(
             f"firmware's log: {self.bank} PCR {index} is {value.hex()}, but the log replays to "
@@ -179,7 +172,7 @@ def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], 
     replayed: set[tuple[str, int]] = set()
     longest, measured = ImaMatch(0, 0), log.pcrs
     for (bank, index), value in values.items():
-        if index not in measured or bank not in BANK_SIZES or index in FIRMWARE_PCRS:
+        if index not in measured or index in FIRMWARE_PCRS:
             continue  # only the firmware's log explains what the firmware extends
         # Another PCR than 10 may hold records of the firmware; then this log alone proves nothing.
         match = log.match(bank, value, index)
@@ -226,22 +219,9 @@ def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
         return None  # not quoted, so nothing to compare with
     content = [value for value in quoted if value is not None]
     for count in (10, 8):
-        if hmac.compare_digest(_hash(bank, b"".join(content[:count])), digest):
+        if hmac.compare_digest(compute_digest(bank, b"".join(content[:count])), digest):
             return None
     return f"boot_aggregate is not the hash of the quoted {bank} PCRs 0 to 9"
-
-
-@lru_cache(maxsize=256)
-def _start(bank: str, index: int, locality: int = 0) -> bytes:
-    """Return the value of a PCR after the TPM's start."""
-    size = BANK_SIZES.get(bank, 0)
-    if index in _DYNAMIC:
-        return b"\xff" * size
-    return bytes(size - 1) + bytes([locality if index == 0 else 0]) if size else b""
-
-
-def _hash(bank: str, data: bytes) -> bytes:
-    return hashlib.new(bank, data, usedforsecurity=False).digest()
 
 
 def _by_bank(found: Iterable[tuple[str, int]]) -> str:

@@ -19,9 +19,10 @@ from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
+from attestkit.tpm.pcrs import EVERY_PCR
 from attestkit.verifier.result import Join, KeyTrust, VtpmFacts, caution, passed
 
-ALL_PCRS: Final = PcrSelection("sha256", tuple(range(24)))
+ALL_PCRS: Final = PcrSelection("sha256", EVERY_PCR)
 """The selection of most formats: PCRs 0 to 23 of the SHA-256 bank."""
 
 Pcrs = tuple[tuple[str, int, bytes], ...]

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
+from attestkit.tpm.pcrs import FIRMWARE_PCRS
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
 from attestkit.verifier.result import passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
@@ -16,12 +17,9 @@ PcrRule: TypeAlias = tuple[str, Collection[bytes]]
 BANK_SIZES: Final = {"sha256": 32, "sha384": 48, "sha512": 64}
 """Banks that a rule may name, and the size of their PCRs in bytes; SHA-1 is not accepted."""
 
-PCR_COUNT: Final = 32
-"""Number of PCRs: 24 of a TPM, and up to 32 in a document of AWS."""
-
 _NAME: Final = re.compile(r"(sha256|sha384|sha512):(0|[1-9][0-9]?)")
-_FIRMWARE: Final = range(8)  # PCRs that the firmware extends, and explains in its log
-_MAX_RULES: Final = len(BANK_SIZES) * PCR_COUNT
+_INDICES: Final = 32  # 24 of a TPM, and up to 32 in a document of AWS
+_MAX_RULES: Final = len(BANK_SIZES) * _INDICES
 
 
 def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
@@ -57,10 +55,10 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
 
 def _bank_and_index(name: object) -> tuple[str, int]:
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None or int(match[2]) >= PCR_COUNT:
+    if match is None or int(match[2]) >= _INDICES:
         raise UsageError(
             f"pcrs: {ascii(name)[:64]}: must be a bank ({', '.join(BANK_SIZES)}) and an index "
-            f'below {PCR_COUNT}, such as "sha256:7"',
+            f'below {_INDICES}, such as "sha256:7"',
             reason="wrong_value",
         )
     return match[1], int(match[2])
@@ -104,7 +102,7 @@ def appraise_pcrs(
 def _require_log(named: Collection[str], vtpm: VtpmFacts) -> None:
     for bank, index, value in vtpm.pcrs:
         name = f"{bank}:{index}"
-        if bank not in BANK_SIZES or index not in _FIRMWARE or name in named or not any(value):
+        if bank not in BANK_SIZES or index not in FIRMWARE_PCRS or name in named or not any(value):
             continue
         if (bank, index) not in vtpm.replayed:
             raise PolicyError(

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
+from attestkit.tpm.pcrs import EVENT_PCR, IMA_PCR
 from attestkit.verifier.policy.launch_claims import (
     is_signed_by_vlek,
     launch_measurement,
@@ -21,8 +22,6 @@ from attestkit.verifier.result import Claims
 from attestkit.verifier.vtpm_facts import PARAVISOR_CLAIMS, VtpmFacts
 
 _AT_GOOGLE: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
-_IMA: Final = 10  # PCR of the programs that ran, which differs with every boot
-_EVENTS: Final = 14  # PCR of dstack's runtime events, for which there are rules of their own
 
 
 def pinned_vtpm(claims: Claims, chain: tuple[bytes, ...]) -> dict[str, Any]:
@@ -50,7 +49,8 @@ def pinned_vtpm(claims: Claims, chain: tuple[bytes, ...]) -> dict[str, Any]:
 
 
 def _pinned_pcrs(claims: Claims, vtpm: VtpmFacts) -> dict[str, tuple[bytes, ...]]:
-    left_out = {_IMA, _EVENTS} if measures_events(claims) else {_IMA}
+    # The programs that ran differ with every boot; runtime events have rules of their own.
+    left_out = {IMA_PCR, EVENT_PCR} if measures_events(claims) else {IMA_PCR}
     return {
         f"{bank}:{index}": (value,)
         for bank, index, value in vtpm.pcrs

@@ -1,0 +1,63 @@
+"""PCRs of a PC: their number and use, their values at start, and their extension.
+
+TCG PC Client Platform Firmware Profile, section 3.3.4, and vtpm.md, section 5.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from attestkit.tpm.algorithms import compute_digest
+
+PCR_COUNT: Final = 24
+EVERY_PCR: Final = tuple(range(PCR_COUNT))
+
+FIRMWARE_PCRS: Final = frozenset(range(8))
+"""PCRs that only firmware and boot loaders extend, each time with a record in the log."""
+
+INIT_DATA_PCR: Final = 8
+"""PCR of init-data in confidential containers, and of boot loaders such as GRUB."""
+
+IMA_PCR: Final = 10
+"""PCR that IMA extends by default (CONFIG_IMA_MEASURE_PCR_IDX of Linux)."""
+
+EVENT_PCR: Final = 14
+"""PCR of dstack's runtime events; shim measures its keys there before them."""
+
+LOGGED_PCRS: Final = FIRMWARE_PCRS | {INIT_DATA_PCR, 9, EVENT_PCR}
+"""PCRs that firmware, boot loaders and shim extend with a record in the firmware's log.
+
+Programs of the system extend PCRs 10 to 13, 15, 16 and 23 without a record there (systemd-pcrphase,
+IMA, applications), so those may be further than the log.
+"""
+
+DYNAMIC_PCRS: Final = range(17, 23)
+"""PCRs of a dynamic launch; their bytes are 0xFF until there is one."""
+
+
+def start_value(pcr: int, size: int, startup_locality: int = 0) -> bytes:
+    """Return the value of a PCR after the TPM's start.
+
+    Args:
+        pcr: Number of the PCR.
+        size: Size of the bank's digests in bytes.
+        startup_locality: Locality of TPM2_Startup, which is in the value of PCR 0.
+    """
+    if pcr in DYNAMIC_PCRS:
+        return b"\xff" * size
+    return (startup_locality if pcr == 0 else 0).to_bytes(size, "big")
+
+
+def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
+    """Return the value of a PCR after digests of its bank extended it, in their order.
+
+    Args:
+        bank: Hash of the bank, a value of `HASH_NAMES`.
+        value: Value before the first digest.
+        digests: Digests; may be empty.
+
+    Raises:
+        UsageError: If the hash is unknown.
+    """
+    for digest in digests:
+        value = compute_digest(bank, value + digest)
+    return value
