@@ -58,6 +58,8 @@ class NitroCa:
             now: Returns Unix time, of documents and of the certificates of instance and document.
         """
         self._derive, self._now, self._root = derive, now, root
+        labels = ("zone", "region", "instance", "document")
+        self._keys = {label: p384_key(derive, f"aws/{label}") for label in labels}
         self._zone = self._authority("zone", f"zonal.{_REGION}.aws.nitro-enclaves")
         region = self._authority("region", f"{_REGION}.aws.nitro-enclaves")
         self._cas: tuple[bytes, ...] = (
@@ -88,7 +90,7 @@ class NitroCa:
 
         made = self._now() - age.total_seconds()
         instance = self._authority("instance", module_id)
-        leaf_key = p384_key(self._derive, "aws/document")
+        leaf_key = self._keys["document"]
         issued = made - certificate_age.total_seconds()
         window = window_until(issued, _INSTANCE_LIFETIME)
         instance_der = issue_cloud_authority(
@@ -121,7 +123,7 @@ class NitroCa:
 
     def _authority(self, label: str, common_name: str) -> CloudAuthority:
         name = encode_name(CN=common_name, OU="AWS", O="Amazon", C="US")
-        return CloudAuthority(name, p384_key(self._derive, f"aws/{label}"))
+        return CloudAuthority(name, self._keys[label])
 
     def _issue_ca(
         self, label: str, subject: CloudAuthority, issuer: CloudAuthority, path_length: int
