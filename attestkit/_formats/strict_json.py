@@ -67,9 +67,7 @@ def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None
     offset: int | None = None
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(
-            text, object_pairs_hook=partial(_unique, known_keys), parse_constant=_no_constant
-        )
+        return (_DECODER if known_keys is None else _decoder(known_keys)).decode(text)
     except UnicodeDecodeError as error:
         reason, problem, offset = "encoding", "not UTF-8 text", error.start
     except (ValueError, RecursionError) as error:
@@ -137,9 +135,13 @@ def _no_constant(name: str) -> NoReturn:
     raise _StrictError(f"not JSON: {name} is not a number", "syntax")
 
 
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=partial(_unique, None), parse_constant=_no_constant
-)
+def _decoder(known_keys: Collection[str] | None) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=partial(_unique, known_keys), parse_constant=_no_constant
+    )
+
+
+_DECODER: Final = _decoder(None)
 
 
 # Strict decoding of JSON in evidence; untrusted text raises only FormatError.

@@ -9,6 +9,7 @@ report data are the SHA-256 of the runtime data. Parsing verifies neither.
 
 import hmac
 import re
+from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -258,8 +259,15 @@ def _key(item: dict[str, Any], kid: str) -> RuntimeKey:
     if (kind := string(item, "kty")) != "RSA":
         message = f"{kid}: kty must be RSA, not {shown(kind)}"
         raise FormatError(message, reason="unsupported_algorithm")
-    modulus = from_base64url(string(item, "n"), f"{kid}: n")
-    exponent = from_base64url(string(item, "e"), f"{kid}: e")
+    modulus, number = _numbers(string(item, "n"), string(item, "e"), kid)
+    return RuntimeKey(modulus, number, _operations(item, kid))
+
+
+@lru_cache(maxsize=64)  # all reports of a VM have the same keys
+def _numbers(n: str, e: str, kid: str) -> tuple[bytes, int]:
+    """Return modulus and exponent."""
+    modulus = from_base64url(n, f"{kid}: n")
+    exponent = from_base64url(e, f"{kid}: e")
     if not modulus or not exponent or not modulus[0] or not exponent[0]:
         raise FormatError(f"{kid}: n or e has leading zeros", reason="not_canonical")
     if len(modulus) not in _KEY_BYTES or modulus[0] < 0x80:
@@ -270,7 +278,7 @@ def _key(item: dict[str, Any], kid: str) -> RuntimeKey:
     if not 65537 <= number < _MAX_EXPONENT or not number & 1 or not modulus[-1] & 1:
         message = f"{kid}: e must be odd, 65537 to 2**32 - 1, and n odd"
         raise FormatError(message, reason="wrong_value")
-    return RuntimeKey(modulus, number, _operations(item, kid))
+    return modulus, number
 
 
 def _operations(item: dict[str, Any], kid: str) -> tuple[str, ...]:

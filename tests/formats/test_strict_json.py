@@ -167,7 +167,7 @@ def test_decode_strictly_near_recursion_limit_fails(
     def raise_recursion_error(*_: object, **__: object) -> None:
         raise RecursionError
 
-    monkeypatch.setattr(json, "loads", raise_recursion_error)
+    monkeypatch.setattr(json.JSONDecoder, "decode", raise_recursion_error)
     with raises(FormatError, "too_deep"):
         decode_strictly("[[]]")
 

@@ -69,6 +69,7 @@ _FIRST_BYTES: Final = frozenset([b"{", b"[", *(bytes([byte]) for byte in range(0
 _TAGGED: Final = bytes.fromhex("da6374")  # first bytes of all tags of Content-Formats
 _ENDORSING: Final = Indicator.ENDORSEMENTS | Indicator.REFERENCE_VALUES
 _COLLATERAL: Final = "collateral"
+_NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
 class CmwContent(NamedTuple):
@@ -241,6 +242,8 @@ def _read(label: str, part: bytes) -> object:
         return _with_label(label, lambda: _read_events(part))
     if label in {"config", "mr_config"}:
         return _with_label(label, lambda: _text(part))
+    if label == "runtime_events" and part == _NO_EVENTS:
+        return ()
     if label in {"runtime_events", "vtpm_quote"}:
         from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 

@@ -20,7 +20,9 @@ from attestkit.tpm.algorithms import compute_digest
 from attestkit.tpm.pcrs import FIRMWARE_PCRS, IMA_PCR, LOGGED_PCRS, start_value
 from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
 
-_CACHED_LOG: Final = 65_536  # bytes; longer logs are not cached
+_LARGEST_KEPT: Final = (
+    262_144  # bytes of logs whose replay is kept; a log of three banks has 100,000
+)
 
 Values = Mapping[tuple[str, int], bytes]
 
@@ -54,8 +56,14 @@ def replay_pcr_logs(
             IMA log. The text has the quoted and the replayed value.
         UnsupportedError: If this Python's OpenSSL lacks the hash of a quoted bank.
     """
+    return _replay_logs(tuple(pcrs), boot_log, ima_log, frozenset(extended_later))
+
+
+def _replay_logs(
+    pcrs: tuple[tuple[str, int, bytes], ...], boot_log: bytes, ima_log: bytes, later: frozenset[int]
+) -> ReplayedPcrs:
     values = {(bank, index): value for bank, index, value in pcrs}
-    replayed, step = _replay_boot_log(values, boot_log, frozenset(extended_later))
+    replayed, step = _replay_boot_log(values, boot_log, later)
     steps = [step]
     if ima_log:
         measured, step = _replay_ima_log(values, ImaLog.parse(ima_log))
@@ -70,8 +78,14 @@ def with_replayed_logs(
     vtpm: VtpmFacts, boot_log: bytes, ima_log: bytes, extended_later: Iterable[int] = ()
 ) -> tuple[VtpmFacts, tuple[VerificationStep, ...]]:
     """Return the facts of a TPM with the PCRs that its logs replay to; see `replay_pcr_logs`."""
-    replayed, steps = replay_pcr_logs(vtpm.pcrs, boot_log, ima_log, extended_later=extended_later)
+    later = frozenset(extended_later)
+    replay = _kept_replay if len(boot_log) + len(ima_log) <= _LARGEST_KEPT else _replay_logs
+    replayed, steps = replay(vtpm.pcrs, boot_log, ima_log, later)
     return replace(vtpm, replayed=replayed), steps
+
+
+# A machine's PCRs and logs seldom change after its boot.
+_kept_replay = lru_cache(16)(_replay_logs)
 
 
 def list_unexplained(pcrs: Values, replayed: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -90,7 +104,7 @@ def _replay_boot_log(
     """Return the PCRs that the firmware's log replays to, and the step."""
     if not data:
         return set(), skipped("pcr_log", "the evidence has no log of the firmware to replay")
-    replay_banks = _cached_replay if len(data) <= _CACHED_LOG else _replay_banks
+    replay_banks = _kept_banks if len(data) <= _LARGEST_KEPT else _replay_banks
     log = replay_banks(data, tuple(dict.fromkeys(bank for bank, _ in values)))
     replayed: set[tuple[str, int]] = set()
     for bank, expected in log.banks.items():
@@ -121,7 +135,7 @@ def _replay_banks(data: bytes, banks: tuple[str, ...]) -> _BootLog:
 
 
 # All evidence of one boot has the same log.
-_cached_replay = lru_cache(16)(_replay_banks)
+_kept_banks = lru_cache(16)(_replay_banks)
 
 
 def _has_digests(log: TpmEventLog, bank: str) -> bool:

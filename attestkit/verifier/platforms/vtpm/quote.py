@@ -6,6 +6,7 @@ The checks and their order are those of vtpm.md, section 3.4, steps 1 to 5. What
 
 import hmac
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.public_key import (
@@ -150,8 +151,19 @@ def _check_wanted(attest: TpmsAttest, wanted: Sequence[PcrSelection]) -> None:
 
 def _check_values(attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]) -> Pcrs:
     """Check that the delivered values are exactly the selected ones, and have their digest."""
-    selected = [(one.bank, pcr) for one in attest.selections for pcr in one.pcrs]
-    delivered = tuple(values)
+    pcrs, digest = _selected_values(attest.selections, tuple(values), signed.hash_name)
+    if not hmac.compare_digest(digest, attest.pcr_digest):
+        problem = f"the PCR values have the digest {digest.hex()}, must be"
+        raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
+    return pcrs
+
+
+@lru_cache(maxsize=64)  # a machine's PCRs seldom change after its boot
+def _selected_values(
+    selections: tuple[PcrSelection, ...], delivered: tuple[PcrValue, ...], hash_name: str
+) -> tuple[Pcrs, bytes]:
+    """Return the selected PCRs in their order, and the digest of their values."""
+    selected = [(one.bank, pcr) for one in selections for pcr in one.pcrs]
     found = {(bank, number): value for number, bank, value in delivered}
     if len(delivered) != len(found) or found.keys() != frozenset(selected):
         raise _mismatch(selected, delivered)
@@ -159,11 +171,8 @@ def _check_values(attest: TpmsAttest, signed: TpmtSignature, values: Iterable[Pc
         if len(value) != hash_size(bank):
             problem = f"{bank} PCR {number}: {len(value)} bytes, must have {hash_size(bank)}"
             raise _refused(problem, "pcr_digest")
-    digest = pcr_digest(attest.selections, found, signed.hash_name)
-    if not hmac.compare_digest(digest, attest.pcr_digest):
-        problem = f"the PCR values have the digest {digest.hex()}, must be"
-        raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
-    return tuple([(*name, found[name]) for name in selected])
+    pcrs = tuple([(*name, found[name]) for name in selected])
+    return pcrs, pcr_digest(selections, found, hash_name)
 
 
 def _mismatch(
