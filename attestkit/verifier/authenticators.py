@@ -28,11 +28,11 @@ from attestkit.attestation.wire.evidence_parts import (
     snp_report_of,
 )
 from attestkit.collateral import Collateral
-from attestkit.errors import CollateralError, FormatError, UsageError
+from attestkit.errors import CollateralError, FormatError, SignatureError, UsageError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.evidence_checks import ParsedEvidence
-from attestkit.verifier.result import Authenticated, TcbStatus
+from attestkit.verifier.result import ANOTHER_ROOT, Authenticated, TcbStatus
 
 if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
@@ -201,23 +201,37 @@ class Authenticators:
             # lazy: only for a TPM of AWS
             from attestkit.verifier.platforms import nitro_tpm_quote
 
+            self._require_root_of_aws()
             return nitro_tpm_quote.authenticate_quote_with_document(
                 self._aws, platform, stack.report_data, now
             )
         return authenticate_tpm(platform, stack.report_data, trust)
+
+    def _require_root_of_aws(self) -> None:
+        """Check that AWS's root is among `ak_roots`, if there are any."""
+        roots = self.ak_chains.others
+        if roots and all(root.spki != self._aws.root_key for _, root in roots):
+            message = f"NitroTPM document: AWS's root is not among ak_roots; {ANOTHER_ROOT}"
+            raise SignatureError(message, reason="untrusted_root")
 
     def precheck(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
         """Run the checks of a quote that need no collateral; see `Dcap.precheck`."""
         self._intel.precheck(quote, pck_certificate_chain, int(now.timestamp()))
 
     def genuine(self, parsed: ParsedEvidence) -> bool:
-        """Return whether the root used for the platform has the key of the vendor's root."""
+        """Return whether the root used for the platform has the key of the vendor's root.
+
+        Roots of `ak_roots` count as such; the names of a simulated one set
+        `Authenticated.simulated`.
+        """
         if parsed.quote is not None:
             return self._intel.genuine
         assert parsed.attestation is not None
         platform = parsed.wire_platform
-        if isinstance(platform, (Tpm, GoTpmTools)):
-            return (self._aws if _has_nitro_document(platform) else self.ak_chains).genuine
+        if isinstance(platform, (Tpm, GoTpmTools)) and not _has_nitro_document(platform):
+            return bool(self.ak_settings.roots) or self.ak_chains.genuine
+        if isinstance(platform, Tpm):
+            return self._aws.genuine
         has_report = snp_report_of(parsed.attestation.evidence.platform) is not None
         return (self._amd if has_report else self._aws).genuine
 

@@ -36,7 +36,6 @@ def parse_evidence(evidence: object) -> ParsedEvidence:
 
     Raises:
         FormatError: If it is malformed, or in an unknown form.
-        UnsupportedError: If its platform uses a vTPM.
         UsageError: If it is an evidence bundle, or no `Evidence`.
     """
     if isinstance(evidence, bytes):

@@ -218,7 +218,7 @@ class Examination:
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)
         settings = self._settings
-        simulated = not settings.authenticators.genuine(self.parsed)
+        simulated = authenticated.simulated or not settings.authenticators.genuine(self.parsed)
         self._steps.extend(
             settings.policy.appraise(
                 found,

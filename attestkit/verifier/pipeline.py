@@ -198,7 +198,8 @@ class Verifier:
             VerificationError: If the evidence is not valid (SignatureError, ReplayError,
                 CollateralExpiredError), or not accepted by the policy (PolicyError).
             CollateralError: If collateral is missing, malformed, or cannot be fetched.
-            UnsupportedError: If the platform is not supported (vTPMs of Google and AWS).
+            UnsupportedError: If the processor of an SEV-SNP report is not known, or its root is not
+                built in.
             UsageError: If an argument has the wrong type or value.
             ConfigError: If the OS image of the evidence is among `images`, but altered or
                 incomplete; the text names the file.

@@ -173,6 +173,7 @@ class Authenticated(NamedTuple):
     vtpm: VtpmFacts | None = None  # None on platforms without a TPM
     # Attributes of the claims that certificates prove, beside those of quote or report.
     attributes: tuple[tuple[str, bytes], ...] = ()
+    simulated: bool = False  # a certificate names attestkit's simulator
 
 
 @dataclass(frozen=True, slots=True)

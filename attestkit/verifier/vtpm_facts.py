@@ -35,6 +35,9 @@ GOOGLE_CLAIMS: Final = ("gce_project", "gce_zone", "gce_instance")
 
 They are those of the extension 1.3.6.1.4.1.11129.2.1.21 of the key's certificate. Other details
 from it are gce_project_number, gce_instance_id, gce_security_version and gce_is_production.
+
+A NitroTPM document has module_id and, in hex where present, nonce and public_key, which a program
+on the instance chose.
 """
 
 

@@ -18,11 +18,14 @@ from attestkit.collateral.pccs_client import Response
 from attestkit.errors import (
     CollateralExpiredError,
     FormatError,
+    PolicyError,
     SignatureError,
     UsageError,
 )
+from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, Verifier, chain_cache
 from attestkit.verifier.evidence_bundle import EvidenceBundle
+from tests.certificates import name_of
 from tests.crypto.x509.test_ak_certificates import Authority
 from tests.raising import raises
 from tests.untyped import untyped
@@ -300,3 +303,57 @@ def test_a_listed_key_with_a_revoked_certificate_is_refused() -> None:
             found.verify(evidence(), report_data=EXTRA)
     result = verifier(Server(), **options).verify(evidence(), report_data=EXTRA)
     assert outcome(result)["ak_certificate"] == "skipped"
+
+
+# -- roots and simulated keys ----------------------------------------------------------------------
+
+
+def certified_by(root: Authority) -> bytes:
+    """Return evidence of a TPM whose key's certificate is issued by a root."""
+    key = load_der_public_key(SPKI)
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    leaf = root.issue(name_of("machine"), key, leaf=True, usages=())
+    platform = Tpm(vtpm_quote()._replace(ak_certificates=(leaf.der,)))
+    return Attestation(Evidence(platform, Stack(EXTRA.ljust(64, b"\0"), (), ""))).to_bytes()
+
+
+def test_roots_of_the_verifier_replace_those_of_clouds_for_a_tpm_alone() -> None:
+    """With `ak_roots`, a key under the trust anchor, in place of Google's root, is refused."""
+    other = Authority("another root")
+    under_root, under_other = certified_by(ROOT), certified_by(other)
+    both = verifier(Server(), ak_roots=[other.built.der])
+    assert not both.verify(under_other, report_data=EXTRA).simulated
+    with raises(IssuerMissingError, "missing"):
+        both.verify(under_root, report_data=EXTRA)
+    verifier(Server(), ak_roots=[ROOT.built.der, other.built.der]).verify(
+        under_root, report_data=EXTRA
+    )
+    with raises(IssuerMissingError, "missing"):
+        verifier(Server()).verify(under_other, report_data=EXTRA)
+
+
+@pytest.mark.parametrize("way", ["ak_roots", "trusted_aks", "trust_anchor"])
+def test_a_simulated_tpm_is_reported_however_its_key_is_trusted(way: str) -> None:
+    """Certificates of the simulator have names that mark the result, and policies can refuse it."""
+    with open_attester("simulator", seed=bytes(32), platform="tpm") as tee:
+        simulator, evidence = untyped(tee.backend), tee.attest(nonce=b"a nonce!")
+    policy = AppraisalPolicy.default().replace(platforms={"tpm"})
+    options: dict[str, Any] = {way: simulator.trust_anchor}
+    if way == "ak_roots":
+        options = {way: [simulator.trust_anchor]}
+    elif way == "trusted_aks":
+        policy, options = policy.replace(trusted_aks=[simulator.attestation_key]), {}
+    assert Verifier(policy=policy, **options).verify(evidence, nonce=b"a nonce!").simulated
+    with raises(PolicyError, "simulated"):
+        Verifier(policy=policy.replace(refuse_simulated=True), **options).verify(
+            evidence, nonce=b"a nonce!"
+        )
+
+
+def test_other_keys_are_not_reported_as_simulated() -> None:
+    """A root of the relying party certifies genuine keys, and so does its list."""
+    refusing = AppraisalPolicy.default().replace(platforms={"tpm"}, refuse_simulated=True)
+    found = Verifier(policy=refusing, ak_roots=[ROOT.built.der], clock=lambda: NOW)
+    assert not found.verify(certified_by(ROOT), report_data=EXTRA).simulated
+    listed = Verifier(policy=refusing.replace(trusted_aks=[SPKI]), clock=lambda: NOW)
+    assert not listed.verify(certified_by(ROOT), report_data=EXTRA).simulated

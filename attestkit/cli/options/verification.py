@@ -181,8 +181,8 @@ verification_options: Final = group_options(
             "ak_roots",
             type=PATH,
             multiple=True,
-            help="Further root of keys of TPMs, DER or PEM, for evidence of a TPM alone; may be "
-            "repeated.",
+            help="Root of keys of TPMs, DER or PEM, instead of Google's and AWS's, for evidence of "
+            "a TPM alone; may be repeated.",
         ),
         click.option(
             "--fetch-ak-certificates",

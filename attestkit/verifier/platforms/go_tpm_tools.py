@@ -18,6 +18,10 @@ from attestkit.verifier.platforms.tpm import (
     require_strong_bank,
     signed_report_data,
 )
+from attestkit.verifier.platforms.vtpm.ak_chain import (
+    read_evidence_certificate,
+    read_gce_instance,
+)
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
     CertifiedKey,
@@ -65,7 +69,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
     pcrs = _merged_pcrs(quotes)
     require_strong_bank(quotes)
     certified = trust.certify(key, certificates)
-    details, instance = _instance(message.instance, certified)
+    details, instance = _instance(message, certified)
     last = quotes[-1]
     return Authenticated(
         status=None,
@@ -80,6 +84,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
             *instance,
             *_left_out(message),
         ),
+        simulated=certified.simulated,
         vtpm=replace(last.facts(certified.trust, details=details), pcrs=pcrs),
     )
 
@@ -113,23 +118,34 @@ def _merged_pcrs(quotes: Sequence[VerifiedQuote]) -> Pcrs:
 
 
 def _instance(
-    claimed: GceInstanceInfo | None, certified: CertifiedKey
+    message: GoTpmToolsMessage, certified: CertifiedKey
 ) -> tuple[Details, tuple[VerificationStep, ...]]:
     """Return what a verified certificate says of a VM, and compare the message's claims with it."""
-    named = None if certified.certificate is None else certified.certificate.gce
-    if claimed is not None and named is None:
-        text = "claims about a VM were left out: no verified certificate confirms them"
-        return (), (skipped("instance", text),)
-    if claimed is not None:
-        for name in claimed._fields:
-            found, stated = getattr(named, name), getattr(claimed, name)
-            if found != stated:
-                raise VerificationError(
-                    f"instance info: {name} is {shown(stated)}, must be the certificate's "
-                    f"{shown(found)}",
-                    reason="instance_info",
-                )
+    if message.instance is not None:
+        if message.ak_certificate:
+            _check_claims(message.instance, message.ak_certificate)
+        if certified.certificate is None or certified.certificate.gce is None:
+            text = "claims about a VM were left out: no verified certificate confirms them"
+            return (), (skipped("instance", text),)
     return instance_facts(certified)
+
+
+def _check_claims(claimed: GceInstanceInfo, ak_certificate: bytes) -> None:
+    """Compare claims about a VM with the extension of the key's certificate, verified or not."""
+    named = read_gce_instance(read_evidence_certificate("AK certificate", ak_certificate))
+    if named is None:
+        raise VerificationError(
+            "instance info: the AK certificate names no instance, which must confirm the claims",
+            reason="instance_info",
+        )
+    for name in claimed._fields:
+        found, stated = getattr(named, name), getattr(claimed, name)
+        if found != stated:
+            raise VerificationError(
+                f"instance info: {name} is {shown(stated)}, must be the certificate's "
+                f"{shown(found)}",
+                reason="instance_info",
+            )
 
 
 def _left_out(message: GoTpmToolsMessage) -> tuple[VerificationStep, ...]:

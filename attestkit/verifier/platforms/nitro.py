@@ -52,6 +52,11 @@ class Nitro:
         self._anchor = read_path_certificate(AWS_ROOT if trust_anchor is None else trust_anchor)
 
     @property
+    def root_key(self) -> bytes:
+        """Key of AWS's root or the trust anchor: SubjectPublicKeyInfo in DER."""
+        return self._anchor.spki
+
+    @property
     def genuine(self) -> bool:
         """Whether the trust anchor has the key of AWS's root."""
         return self._anchor.spki == _root_key()

@@ -52,7 +52,7 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         joins=(),
         pcrs=tuple([(BANK, index, value) for index, value in sorted(found.pcrs.items())]),
         replayed=((BANK, EVENT_PCR),) if replay.outcome == "passed" else (),
-        details=(("module_id", found.module_id),),
+        details=_details(found),
     )
     return Authenticated(
         status=None,
@@ -64,6 +64,16 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         steps=tuple(steps),
         vtpm=facts,
     )
+
+
+def _details(document: NitroDocument) -> tuple[tuple[str, str], ...]:
+    """Return what the document names; nonce and key are the caller's, and are not interpreted."""
+    found = [("module_id", document.module_id)]
+    if document.nonce:
+        found.append(("nonce", document.nonce.hex()))
+    if document.public_key:
+        found.append(("public_key", document.public_key.hex()))
+    return tuple(found)
 
 
 def replay_runtime_events(attestation: Attestation) -> VerificationStep:

@@ -63,6 +63,7 @@ def authenticate_tpm(
         tcb=Tcb(),
         chain=certified.chain,
         steps=(*quote.steps, *certified.steps, *instance),
+        simulated=certified.simulated,
         vtpm=quote.facts(certified.trust, details=details),
     )
 

@@ -343,7 +343,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         if self._has_td_rules:
             found.append(self._appraise_td(claims, authenticated))
         if claims.vtpm is not None or self._vtpm_only or claims.platform in SNP_PLATFORMS:
-            found.append(self._appraise_vtpm(claims, authenticated))
+            found.append(self._appraise_vtpm(claims))
         if self._has_app_rules or is_snp(claims):
             found.append(self._appraise_app(claims, authenticated, app_info))
         found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))

@@ -1,8 +1,5 @@
 """Identity of a guest's launch: its measurement, and the provider whose key signed it."""
 
-from attestkit._crypto.x509.amd_extension import read_amd_extension
-from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit.errors import FormatError
 from attestkit.verifier.policy.platforms import is_td
 from attestkit.verifier.result import Claims
 
@@ -19,12 +16,6 @@ def launch_measurement(claims: Claims) -> tuple[str, bytes | None]:
     return "MEASUREMENT", claims.get("measurement")
 
 
-def vlek_provider(chain: tuple[bytes, ...]) -> str:
-    """Return the provider of the VLEK that a verified certificate chain begins with; or empty."""
-    if not chain:
-        return ""
-    try:
-        extension = read_amd_extension(read_path_certificate(chain[0]).extensions)
-    except FormatError:  # the chain is verified, so this is a caller's own
-        return ""
-    return "" if extension is None else extension.provider
+def vlek_provider(claims: Claims) -> str:
+    """Return the provider that the verified certificate of a VLEK names; else an empty string."""
+    return (claims.get("vlek_provider") or b"").decode("ascii")

@@ -38,7 +38,7 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
         "required_events": _pinned_events(claims),
         **_pinned_app(claims, info),
         **_pinned_snp(claims),
-        **pinned_vtpm(claims, result.certificate_chain),
+        **pinned_vtpm(claims),
     }
 
 

@@ -11,6 +11,7 @@ from attestkit.attestation.go_tpm_tools import (
     GoTpmToolsMessage,
     GoTpmToolsQuote,
 )
+from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -31,6 +32,7 @@ from tests.verifier.platforms.vtpm.made_tpm import (
     certificates,
     pcrs_of,
     public_area,
+    secrets,
     sign_quote,
 )
 from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases
@@ -241,6 +243,26 @@ def test_claims_about_an_instance_must_be_those_of_the_certificate() -> None:
             authenticate_go_tpm_tools(made(instance=other, **parts), google)
     with raises(VerificationError, "instance_info"):
         authenticate_go_tpm_tools(made(instance=GceInstanceInfo(), **parts), google)
+
+
+def test_claims_about_an_instance_need_a_certificate_that_names_it() -> None:
+    """With a certificate, verified or not, claims are refused unless its extension has them."""
+    root = authority()[0]
+    plain = issue_azure_certificate(root, SPKI, "a machine", secrets)
+    google = AkTrust(AkChains(root.der), (), NOW)
+    assert authenticate_go_tpm_tools(made(ak_certificate=plain), google)
+    with raises(VerificationError, "instance_info", part="names no instance"):
+        authenticate_go_tpm_tools(made(ak_certificate=plain, instance=INSTANCE), google)
+    leaf = certificates()[0]
+    listed = AkTrust(AkChains(), (SPKI,), NOW)
+    with raises(VerificationError, "instance_info", part="names no instance"):
+        authenticate_go_tpm_tools(made(ak_certificate=plain, instance=INSTANCE), listed)
+    other = INSTANCE._replace(zone="elsewhere")
+    with raises(VerificationError, "instance_info", part="zone"):
+        authenticate_go_tpm_tools(made(ak_certificate=leaf, instance=other), listed)
+    found = authenticate_go_tpm_tools(made(ak_certificate=leaf, instance=INSTANCE), listed)
+    assert found.vtpm is not None
+    assert (("instance", "skipped") in steps_of(found), found.vtpm.details) == (True, ())
 
 
 def test_key_without_attributes_of_an_attestation_key_is_refused() -> None:

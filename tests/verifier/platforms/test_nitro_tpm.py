@@ -10,6 +10,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit.attestation import Attestation
+from attestkit.attestation.nitro_document import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     NitroEnclave,
@@ -122,7 +123,24 @@ def test_nitro_tpm_composed_evidence_has_the_expected_claims() -> None:
     assert claims.vtpm.joins == ()
     assert claims.vtpm.replayed == (("sha384", 14),)
     assert ("sha384", 4, bytes.fromhex(facts["pcr4"])) in claims.vtpm.pcrs
-    assert dict(claims.vtpm.details) == {"module_id": facts["module_id"]}
+    details = dict(claims.vtpm.details)
+    assert details.pop("module_id") == facts["module_id"]
+    assert details.keys() <= {"nonce", "public_key"}
+
+
+@needs_shared
+def test_nitro_tpm_details_have_nonce_and_key_of_a_bare_document() -> None:
+    """What a program on the instance put into a document is reported, in hex."""
+    content = read_nitro_document(genuine(), tpm=True)
+    assert content.nonce
+    assert content.public_key
+    facts = examine(genuine(), GENUINE_AT).claims().vtpm
+    assert facts is not None
+    assert dict(facts.details) == {
+        "module_id": content.module_id,
+        "nonce": content.nonce.hex(),
+        "public_key": content.public_key.hex(),
+    }
 
 
 @needs_shared

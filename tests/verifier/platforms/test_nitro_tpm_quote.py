@@ -16,7 +16,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, PcrValue, Stack, Tpm, VtpmQuote
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtSignature
-from attestkit.verifier import Verifier
+from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.evidence_checks import ParsedEvidence
 from attestkit.verifier.platforms.nitro import Nitro
@@ -76,6 +76,22 @@ def test_nitro_tpm_quote_of_sample_verifies_with_its_document() -> None:
         assert [step.check for step in found.steps if step.outcome == "caution"] == [
             "attestation_key"
         ]
+
+
+@needs_shared
+def test_nitro_tpm_quote_needs_the_root_of_aws_among_the_roots_of_the_verifier() -> None:
+    """Roots of `ak_roots` replace AWS's root for a TPM alone, unless it is one of them."""
+    nonce = bytes.fromhex(SAMPLE["nonce"])
+    evidence = Attestation(Evidence(sample(), Stack(nonce.ljust(64, b"\0"), (), "")))
+    policy = AppraisalPolicy.default().replace(platforms={"tpm"})
+    other = aws.root()
+    for roots in ((), (AWS_ROOT,), (other, AWS_ROOT)):
+        verifier = Verifier(policy=policy, ak_roots=roots)
+        assert not verifier.verify(evidence, report_data=nonce, now=GENUINE_AT).simulated
+    with raises(SignatureError, "untrusted_root"):
+        Verifier(policy=policy, ak_roots=[other]).verify(
+            evidence, report_data=nonce, now=GENUINE_AT
+        )
 
 
 @needs_shared

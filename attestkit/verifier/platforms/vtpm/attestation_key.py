@@ -4,6 +4,7 @@ vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither cer
 """
 
 import hmac
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -24,6 +25,8 @@ from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
+# In the names of simulated roots and machines, which no real authority has.
+_SIMULATED: Final = re.compile(rb"attestkit[ -]simulated")
 _FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
 
 
@@ -41,6 +44,7 @@ class CertifiedKey(NamedTuple):
     trust: KeyTrust  # certificate or listed
     certificate: VerifiedAk | None  # None unless `trust` is certificate
     steps: tuple[VerificationStep, ...]
+    simulated: bool  # a certificate of the evidence or the path names attestkit's simulator
 
     @property
     def chain(self) -> tuple[bytes, ...]:
@@ -73,6 +77,7 @@ class AkTrust(NamedTuple):
         form = _form_steps(key)
         text = f"the policy lists the attestation key {sha256(key.spki).hex()}"
         named = passed("attestation_key", text)
+        simulated = any(map(names_simulator, certificates))
         if not certificates:
             if not listed:
                 raise SignatureError(
@@ -80,7 +85,7 @@ class AkTrust(NamedTuple):
                     "policy's trusted_aks if it is the key of your TPM",
                     reason="ak_unknown",
                 )
-            return CertifiedKey("listed", None, (named, *form))
+            return CertifiedKey("listed", None, (named, *form), simulated)
         leaf, *beside = certificates
         try:
             found = self.chains.verify(
@@ -95,9 +100,10 @@ class AkTrust(NamedTuple):
             if not listed or error.reason in _FATAL:
                 raise
             problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
-            return CertifiedKey("listed", None, (named, *form, problem))
+            return CertifiedKey("listed", None, (named, *form, problem), simulated)
         certified = passed("attestation_key", "the attestation key is that of its certificate")
-        return CertifiedKey("certificate", found, (certified, *form, *found.steps))
+        simulated = simulated or any(map(names_simulator, found.path.chain))
+        return CertifiedKey("certificate", found, (certified, *form, *found.steps), simulated)
 
 
 def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> AttestationKey:
@@ -129,6 +135,11 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         message = "attestation key: not the key of its certificate"
         raise SignatureError(message, reason="ak_mismatch")
     return found
+
+
+def names_simulator(certificate: bytes) -> bool:
+    """Return whether a certificate (DER) has a name of attestkit's simulated authorities."""
+    return _SIMULATED.search(certificate) is not None
 
 
 def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:

@@ -24,16 +24,11 @@ from attestkit.verifier.vtpm_facts import PARAVISOR_CLAIMS, VtpmFacts
 _AT_GOOGLE: Final = frozenset({GCP_TDX, GCP_SNP, GO_TPM_TOOLS})
 
 
-def pinned_vtpm(claims: Claims, chain: tuple[bytes, ...]) -> dict[str, Any]:
-    """Return the rules; PCRs are pinned if a log explains them.
-
-    Args:
-        claims: Claims of the evidence.
-        chain: Verified certificate chain of the hardware's signing key.
-    """
+def pinned_vtpm(claims: Claims) -> dict[str, Any]:
+    """Return the rules; PCRs are pinned if a log explains them."""
     found: dict[str, Any] = {}
     if is_snp(claims) and is_signed_by_vlek(claims):
-        found["vlek_providers"] = tuple(filter(None, [vlek_provider(chain)]))
+        found["vlek_providers"] = tuple(filter(None, [vlek_provider(claims)]))
     if (vtpm := claims.vtpm) is None:
         return found
     found["pcrs"] = _pinned_pcrs(claims, vtpm)

@@ -35,7 +35,7 @@ from attestkit.verifier.policy.rules import (
     require_members,
 )
 from attestkit.verifier.policy.vtpm.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
-from attestkit.verifier.result import Authenticated, Claims, caution, passed
+from attestkit.verifier.result import Claims, caution, passed
 from attestkit.verifier.vtpm_facts import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Join, VtpmFacts
 
 PcrRules: TypeAlias = Mapping[str, bytes | Collection[bytes]] | Collection[PcrRule]
@@ -179,9 +179,7 @@ class VtpmRules:
     def _lists(self, key: bytes) -> bool:
         return bool(key) and matches_any(sha256(key), self.trusted_aks or ())
 
-    def _appraise_vtpm(
-        self, claims: Claims, authenticated: Authenticated
-    ) -> Iterator[VerificationStep]:
+    def _appraise_vtpm(self, claims: Claims) -> Iterator[VerificationStep]:
         """Yield the verification steps; an error names the first rule that is not met.
 
         Raises:
@@ -192,7 +190,7 @@ class VtpmRules:
             if claims.platform not in platforms:
                 raise _missing(name, claims.platform)
         if is_snp(claims):
-            yield from self._appraise_vlek(claims, authenticated)
+            yield from self._appraise_vlek(claims)
         yield from self._appraise_paravisor(claims)
         if claims.vtpm is not None:
             yield from self._appraise_key(claims.vtpm)
@@ -200,12 +198,10 @@ class VtpmRules:
         elif rest := sorted(self._vtpm_only.keys() - {"id_key_digest"}):
             raise _missing(rest[0], claims.platform)
 
-    def _appraise_vlek(
-        self, claims: Claims, authenticated: Authenticated
-    ) -> Iterator[VerificationStep]:
+    def _appraise_vlek(self, claims: Claims) -> Iterator[VerificationStep]:
         if not is_signed_by_vlek(claims):
             return
-        provider = vlek_provider(authenticated.chain)
+        provider = vlek_provider(claims)
         if provider not in self.vlek_providers:
             raise PolicyError(
                 f"VLEK: the report is signed with the key of the cloud provider {shown(provider)}, "
