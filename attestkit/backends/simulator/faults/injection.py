@@ -233,9 +233,15 @@ class TearingFolder(OsFolder):
         raise OSError(errno.EIO, f"{_prefix(fault)}: {os.strerror(errno.EIO)}")
 
 
-def simulator_faults(platform: str = "tdx") -> tuple[str, ...]:
-    """Return the help on faults of the simulator."""
-    return named_faults(_NAMES[platform])
+def fault_names(platform: str) -> tuple[str, ...]:
+    """Return the names of the faults of a simulated platform."""
+    return _NAMES[platform]
+
+
+def simulator_faults(platform: str | None = None) -> tuple[str, ...]:
+    """Return the help on the faults of a simulated platform; None: of all of them."""
+    known = {name for one in (_NAMES if platform is None else (platform,)) for name in _NAMES[one]}
+    return named_faults(tuple(name for name in NAMED if name in known))
 
 
 def _prefix(fault: Fault) -> str:
