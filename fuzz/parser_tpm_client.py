@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from attestkit._system.fifo_lock import FifoLock
-from attestkit.backends.tpm.client import COMMANDS, FAMILY, HANDLES, NULL, TpmClient
+from attestkit.backends.tpm.client import FAMILY, TpmClient
 from attestkit.backends.tpm.frames import (
     Authorization,
     ResponseAuthorization,
@@ -15,6 +15,8 @@ from attestkit.backends.tpm.frames import (
 from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.backends.tpm.transports import check_response
 from attestkit.errors import BackendError, FormatError
+from attestkit.tpm.command_codes import CAP_COMMANDS, CAP_HANDLES
+from attestkit.tpm.handles import NULL
 from fuzz.parser_contract import ParserTarget, check_same, obeys
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS
 
@@ -89,7 +91,7 @@ _CALLS: Final[tuple[Callable[[TpmClient], object], ...]] = (
     TpmClient.list_commands,
     TpmClient.list_banks,
     lambda tpm: tpm.read_property(FAMILY),
-    lambda tpm: tpm.get_capability(COMMANDS, 0, HANDLES),
+    lambda tpm: tpm.get_capability(CAP_COMMANDS, 0, CAP_HANDLES),
     lambda tpm: tpm.pcr_read(MADE_ATTEST.selections),
     lambda tpm: tpm.nv_read_public(0x01500000),
     lambda tpm: tpm.nv_read(0x01500000, 4),

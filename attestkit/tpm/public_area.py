@@ -35,9 +35,6 @@ RESTRICTED: Final = 1 << 16
 DECRYPT: Final = 1 << 17
 SIGN: Final = 1 << 18
 
-OWNER: Final = 0x40000001
-ENDORSEMENT: Final = 0x4000000B
-
 _RESERVED_BITS: Final = 0xFFF0_F009  # not in TPMA_OBJECT up to version 1.83 of the library
 _TYPE_NAMES: Final = {ALG_RSA: "rsa", ALG_ECC: "ecc"}
 _TYPE_IDS: Final = {name: number for number, name in _TYPE_NAMES.items()}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.tpm import public_area
 from attestkit.tpm.attest import TpmsAttest
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER, TpmtPublic
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
+from attestkit.tpm.public_area import TpmtPublic
 from tests.raising import raises
 from tests.tpm.samples import EXPECTED, MADE_PUBLICS, QUOTES
 from tests.untyped import untyped

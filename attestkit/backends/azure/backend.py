@@ -5,22 +5,20 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from attestkit.attestation.hcl_report import HclReport
+from attestkit import backends
+from attestkit.attestation.hcl_report import INIT_DATA_PCR, HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.azure.paravisor import AK_HANDLE, Paravisor
 from attestkit.backends.base import check_bytes
+from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.quote_reader import CollectedQuote, collect_quote
+from attestkit.backends.tpm.tpm_guest import TpmGuest
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
-from attestkit.errors import (
-    BackendError,
-    BackendUnavailableError,
-    FormatError,
-    UnsupportedError,
-)
+from attestkit.errors import BackendError, BackendUnavailableError, FormatError
 from attestkit.quote import Quote
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.pcrs import INIT_DATA_PCR
@@ -30,7 +28,7 @@ __all__ = ["Azure"]
 _SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
 
 
-class Azure:
+class Azure(TpmGuest):
     """An Azure confidential VM: the paravisor's TPM, and Azure's metadata service (IMDS).
 
     Evidence has the HCL report with the hardware's report, a quote of all PCRs of the SHA-256 bank
@@ -44,7 +42,8 @@ class Azure:
             and the hardware report may be as old as the VM's boot.
         logs: Whether evidence has the boot log and the IMA list, if this process can read them.
         imds: Client of the metadata service; None: one for 169.254.169.254.
-        paths: The kernel's paths; None: the default paths.
+        root: The directory to use in place of `/`; None: `backends.find_kernel_paths()`.
+        paths: The kernel's paths; overrides `root`.
         client: A TPM to use instead of a device; the backend owns it.
         sleep: Function that waits for seconds.
 
@@ -55,8 +54,6 @@ class Azure:
     """
 
     name = "azure"
-    simulated = False
-    blocking = True
 
     def __init__(
         self,
@@ -65,12 +62,13 @@ class Azure:
         user_data: bool = True,
         logs: bool = True,
         imds: ImdsClient | None = None,
+        root: str | os.PathLike[str] | None = None,
         paths: KernelPaths | None = None,
         client: TpmClient | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._paths = KernelPaths() if paths is None else paths
-        self._client = open_tpm(device, self._paths) if client is None else client
+        paths = backends.find_kernel_paths(root) if paths is None else paths
+        super().__init__(open_tpm(device, paths) if client is None else client, paths)
         self._paravisor = Paravisor(self._client, sleep=sleep)
         self._imds = ImdsClient(IMDS_ADDRESS, sleep=sleep) if imds is None else imds
         self._user_data, self._logs = user_data, logs
@@ -84,20 +82,23 @@ class Azure:
             BackendError: If the TPM fails.
             UsageError: If `$TPM_DEVICE` is not an absolute path.
         """
-        client = open_tpm(None, paths)
-        try:
+        paths = backends.find_kernel_paths() if paths is None else paths
+        with open_tpm(None, paths) as client:
             Paravisor(client).read_report()
-        finally:
-            client.close()
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
-        """As `probe`; a TPM that fails is reported as unavailable, so that detection goes on.
+        """As `probe`, if the DMI table names Azure; other machines' TPMs are not opened.
+
+        A TPM that fails is reported as unavailable, so that detection goes on.
 
         Raises:
-            BackendUnavailableError: If `probe` raises an error of the platform.
-            UsageError: If `$TPM_DEVICE` is not an absolute path.
+            BackendUnavailableError: If this is not a VM of Azure, or `probe` raises an error of the
+                platform.
+            UsageError: If an environment variable is not an absolute path.
         """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        require_cloud(paths.dmi, "azure")
         try:
             cls.probe(paths)
         except BackendUnavailableError:
@@ -105,16 +106,6 @@ class Azure:
         except BackendError as error:
             text = f"HCL report: not readable: {error}"
             raise BackendUnavailableError(text, reason="unreadable", path=error.path) from error
-
-    def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError: neither report nor TD quote is over the report data."""
-        del report_data
-        message = "azure: the evidence is more than a TDX quote or SNP report; use attest()"
-        raise UnsupportedError(message, reason="no_quote")
-
-    def read_event_log(self) -> bytes:
-        """Return no log of RTMRs; the TPM's logs are parts of the evidence."""
-        return b""
 
     def collect_evidence(self, report_data: bytes) -> AzureSnp | AzureTdx:
         """Return evidence over `report_data`, exactly 64 bytes.
@@ -156,11 +147,6 @@ class Azure:
             raise BackendError(message, reason="wrong_report_data")
         return AzureTdx(raw, quote, td_quote)
 
-    def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: the hardware report has the key anyway."""
-        message = "azure: the hardware report commits to the TPM's key"
-        raise UnsupportedError(message, reason="feature")
-
     def extend_init_data(self, digest: bytes) -> None:
         """Extend PCR 8 of the SHA-256 bank by a digest of 32 bytes, as CoCo does with init-data.
 
@@ -175,10 +161,3 @@ class Azure:
 
     def _read_logs(self) -> TpmLogs:
         return read_tpm_logs(self._paths) if self._logs else TpmLogs()
-
-    def close(self) -> None:
-        """Close the TPM. A second call has no effect."""
-        self._client.close()
-
-    def __repr__(self) -> str:
-        return f"<Azure on {self._client.path}>"

@@ -8,9 +8,9 @@ from typing import Final
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit.attestation.hcl_report import HclReport, is_hcl_report
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.backends.tpm.nv_commands import OWNER_READ, OWNER_WRITE
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.tpm.nv_attributes import OWNER_READ, OWNER_WRITE
 
 HCL_REPORT: Final = 0x01400001
 """NV index of the HCL report."""

@@ -7,7 +7,6 @@ its event log, which usually root alone can read.
 import hmac
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from attestkit import backends
@@ -18,9 +17,9 @@ from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
 from attestkit.backends.gcp.google_key import GoogleKey, find_google_key
 from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, PcrAccess, PcrJournal
-from attestkit.backends.linux.device_errors import failed, unavailable
+from attestkit.backends.linux.device_errors import failed
+from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import read_file
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
 from attestkit.backends.tpm.quote_reader import collect_quote
@@ -30,15 +29,13 @@ from attestkit.event_log.journal import RuntimeLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import PcrSelection
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _TDX_PCRS: Final = (0, 2, RUNTIME_PCR)
 _SNP_PCRS: Final = tuple(range(24))
-_PRODUCT: Final = b"Google Compute Engine"
-_LONGEST_PRODUCT: Final = 256  # bytes
 _WRONG_REPORT_DATA: Final = "the platform returned evidence over other report data than requested"
 
 
@@ -109,11 +106,8 @@ class Gcp:
         node = find_tpm_device(None, paths)  # quick, and missing on most machines
         ConfigfsTsm.probe(paths)
         read_firmware_log(paths)
-        client = open_tpm(node, paths)
-        try:
+        with open_tpm(node, paths) as client:
             find_google_key(client)
-        finally:
-            client.close()
 
     @classmethod
     def probe_for_detection(cls) -> None:
@@ -125,7 +119,7 @@ class Gcp:
             AttestKitError: As `probe`.
         """
         paths = backends.find_kernel_paths()
-        _check_product(paths.dmi / "product_name")
+        require_cloud(paths.dmi, "google")
         cls.probe(paths)
 
     @cached_property
@@ -262,16 +256,6 @@ class GcpSnpGuest(Gcp):
             raise BackendError(text, reason="malformed_response") from error
         _check_report_data(found, report_data)
         return GcpSnp(raw, (table,) if table else (), self._quote(raw, _SNP_PCRS))
-
-
-def _check_product(path: Path) -> None:
-    try:
-        found = read_file(path, _LONGEST_PRODUCT).strip()
-    except OSError:
-        found = b""
-    if found != _PRODUCT:
-        text = "not a VM of Google Compute Engine, by the product name of its DMI table"
-        raise unavailable(path, text, "wrong_platform")
 
 
 def _kind(hardware: Backend) -> type[Gcp]:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from attestkit import _native
 from attestkit.backends.linux import paths as linux_paths
+from attestkit.backends.linux.dmi import detect_cloud
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.release import KernelRelease
 
@@ -30,7 +31,7 @@ ENTRIES: Final = 64  # names listed of a directory
 APP_FILES: Final = (".appkeys.json", "app-compose.json", ".sys-config.json")
 TRANSPORTS: Final = ("vmw_vsock_virtio_transport", "hv_sock", "vmw_vsock_vmci_transport")
 ISOLATION: Final = {0: "none", 1: "VBS", 2: "SNP", 3: "TDX"}  # Hyper-V, leaf 0x4000000C
-AZURE_ASSET_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
+_DMI: Final = "sys/class/dmi/id"
 CONTAINERS: Final = ("docker", "kubepods", "containerd", "libpod", "lxc", "crio")
 
 
@@ -416,10 +417,6 @@ def _other(name: str, saw: str) -> Platform:
     return Platform(name, saw, supported=False, advice="not supported yet by attestkit")
 
 
-def _dmi(root: Path, name: str) -> str:
-    return _read_text(root / "sys/class/dmi/id" / name, 256) or ""
-
-
 def _azure(root: Path, cpu: Cpu) -> list[Platform]:
     """Detect Azure; behind its paravisor, a guest has no TDX or SNP device."""
     behind = "the evidence comes from the paravisor's TPM; use the backend azure"
@@ -427,10 +424,8 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
         name = f"Azure {cpu.isolation} guest behind the paravisor"
         saw = f"CPUID: Hyper-V isolation type {cpu.isolation}"
         return [Platform(name, saw, supported=True, advice=behind)]
-    microsoft = _dmi(root, "sys_vendor") == "Microsoft Corporation"
-    tagged = _dmi(root, "chassis_asset_tag") == AZURE_ASSET_TAG
     tpm = any((root / "dev" / name).exists() for name in ("tpmrm0", "tpm0"))
-    if not (microsoft and tagged):
+    if detect_cloud(root / _DMI) != "azure":
         return []
     if tpm and not cpu.known:
         name = "Azure, perhaps a confidential VM behind the paravisor"
@@ -442,11 +437,11 @@ def _azure(root: Path, cpu: Cpu) -> list[Platform]:
 
 
 def _cloud(root: Path) -> list[Platform]:
-    vendor, product = _dmi(root, "sys_vendor"), _dmi(root, "product_name")
-    if vendor == "Google" or product == "Google Compute Engine":
+    cloud = detect_cloud(root / _DMI)
+    if cloud == "google":
         advice = "use gcp, whose evidence has a quote of the vTPM, too; without it configfs_tsm"
         return [Platform("Google Cloud", "DMI: Google", supported=True, advice=advice)]
-    if vendor == "Amazon EC2":
+    if cloud == "aws":
         advice = "use configfs_tsm for SEV-SNP, and nitro_tpm for documents of the NitroTPM"
         return [Platform("AWS EC2", "DMI: Amazon EC2", supported=True, advice=advice)]
     return []

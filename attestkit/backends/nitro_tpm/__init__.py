@@ -7,7 +7,6 @@ hypervisor signs the PCRs, and is trusted.
 import hmac
 import os
 import threading
-from pathlib import Path
 from typing import Final
 
 from attestkit import backends
@@ -15,9 +14,9 @@ from attestkit.attestation.nitro_document import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import EVENT_PCR, check_bytes
 from attestkit.backends.linux.boot_id import read_boot_id
-from attestkit.backends.linux.device_errors import failed, unavailable
+from attestkit.backends.linux.device_errors import failed
+from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.linux.syscalls import read_file
 from attestkit.backends.nitro_tpm.document_command import (
     has_document_command,
     missing_command,
@@ -26,6 +25,7 @@ from attestkit.backends.nitro_tpm.document_command import (
 from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
+from attestkit.backends.tpm.tpm_guest import TpmGuest
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
@@ -34,14 +34,12 @@ from attestkit.tpm.pcr_selection import PcrSelection
 __all__ = ["BANK", "EVENT_PCR", "NitroTpmBackend"]
 
 BANK: Final = "sha384"
-_VENDOR: Final = b"Amazon EC2"  # DMI sys_vendor
-_VENDOR_SIZE: Final = 64  # bytes read
 
 
-class NitroTpmBackend:
+class NitroTpmBackend(TpmGuest):
     """The NitroTPM of an EC2 instance.
 
-    The device stays open until `close`. Thread-safe; after a fork, create another backend.
+    The device stays open until `close`.
 
     Args:
         device: Device node of the TPM. None: `$TPM_DEVICE`, /dev/tpmrm0 or /dev/tpm0.
@@ -56,8 +54,6 @@ class NitroTpmBackend:
     """
 
     name = "nitro_tpm"
-    simulated = False
-    blocking = True
     event_pcr = EVENT_PCR
 
     def __init__(
@@ -68,8 +64,8 @@ class NitroTpmBackend:
         paths: KernelPaths | None = None,
         client: TpmClient | None = None,
     ) -> None:
-        self._paths = backends.find_kernel_paths(root) if paths is None else paths
-        self._client = open_tpm(device, self._paths) if client is None else client
+        paths = backends.find_kernel_paths(root) if paths is None else paths
+        super().__init__(open_tpm(device, paths) if client is None else client, paths)
         self._process = os.getpid()
         self._mutex = threading.Lock()
         self._journal: Journal | None = None
@@ -85,13 +81,10 @@ class NitroTpmBackend:
             UsageError: If an environment variable is not an absolute path.
         """
         paths = backends.find_kernel_paths() if paths is None else paths
-        _check_vendor(paths.dmi / "sys_vendor")
-        client = open_tpm(None, paths)
-        try:
+        require_cloud(paths.dmi, "aws")
+        with open_tpm(None, paths) as client:
             if not has_document_command(client):
                 raise missing_command(client.path)
-        finally:
-            client.close()
 
     # -- evidence ------------------------------------------------------------------------------
 
@@ -130,20 +123,6 @@ class NitroTpmBackend:
         """
         self._check_open()
         return request_document(self._client, DocumentRequest(user_data, nonce, public_key))
-
-    def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: no hardware evidence has to bind a key."""
-        message = "NitroTPM: no attestation key; the document itself has the PCRs"
-        raise UnsupportedError(message, reason="feature")
-
-    def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError: a NitroTPM has no TDX quotes."""
-        del report_data
-        raise UnsupportedError("NitroTPM: no TDX quotes; use attest()", reason="no_quote")
-
-    def read_event_log(self) -> bytes:
-        """Return no boot log: the events of the firmware are in no CCEL."""
-        return b""
 
     # -- events --------------------------------------------------------------------------------
 
@@ -201,14 +180,4 @@ class NitroTpmBackend:
             journal, self._journal = self._journal, None
         if journal is not None:
             journal.close()
-        self._client.close()
-
-
-def _check_vendor(path: Path) -> None:
-    """Raise BackendUnavailableError unless DMI names EC2; it is not authenticated."""
-    try:
-        vendor = read_file(path, _VENDOR_SIZE).strip()
-    except OSError:
-        vendor = b""
-    if vendor != _VENDOR:
-        raise unavailable(path, "not an EC2 instance", "wrong_platform")
+        super().close()

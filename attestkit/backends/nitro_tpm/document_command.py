@@ -12,22 +12,19 @@ from typing import Final
 from attestkit.backends.nitro_tpm.messages import BUFFER_SIZE, DocumentRequest, read_document
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session
-from attestkit.backends.tpm.nv_commands import AUTH_READ, AUTH_WRITE
-from attestkit.backends.tpm.response_codes import NV_DEFINED, RESMGR_COMMAND_CODE, TpmError
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import (
     AttestKitError,
     BackendError,
     BackendUnavailableError,
     FormatError,
 )
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.handles import ENDORSEMENT, FIRST_NV_INDEX, LAST_NV_INDEX
 from attestkit.tpm.key_templates import RSA_EK
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
+from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_RESMGR_COMMAND_CODE
 
-COMMAND: Final = 0x20000001
-"""Command code: bit 29 marks commands of the vendor."""
-
-_FIRST_INDEX: Final = 0x01000000
-_LAST_INDEX: Final = 0x01FFFFFF
 _SECRET_SIZE: Final = 64  # bytes
 _SECONDS: Final = 30.0  # the hypervisor signs the document
 _ATTEMPTS: Final = 3  # to define an index, which another program may do first
@@ -74,7 +71,7 @@ def _run_command(
     """Have the hypervisor replace the request in an NV index by its response."""
     # Writing changes the name of the index, which enters the HMAC.
     name = client.nv_read_public(index).name
-    command = SessionCommand(COMMAND, (index, index), (name, name), seconds=_SECONDS)
+    command = SessionCommand(NITRO_ATTEST, (index, index), (name, name), seconds=_SECONDS)
     has_run = False
     try:
         with hmac_session(client, key, random=random) as session:
@@ -93,7 +90,7 @@ def has_document_command(client: TpmClient) -> bool:
     Raises:
         BackendError: As for `TpmClient.list_commands`.
     """
-    return COMMAND in client.list_commands()
+    return NITRO_ATTEST in client.list_commands()
 
 
 @contextmanager
@@ -111,8 +108,8 @@ def _buffer(client: TpmClient, secret: bytes) -> Iterator[int]:
 
 def _define_index(client: TpmClient, secret: bytes) -> int:
     """Define a free index; another program may define the same one meanwhile."""
-    taken = set(client.list_handles(_FIRST_INDEX, _LAST_INDEX))
-    free = (index for index in range(_FIRST_INDEX, _LAST_INDEX + 1) if index not in taken)
+    taken = set(client.list_handles(FIRST_NV_INDEX, LAST_NV_INDEX))
+    free = (index for index in range(FIRST_NV_INDEX, LAST_NV_INDEX + 1) if index not in taken)
     for attempt in range(_ATTEMPTS):
         index = next(free)
         try:
@@ -120,7 +117,7 @@ def _define_index(client: TpmClient, secret: bytes) -> int:
                 index, BUFFER_SIZE, AUTH_READ | AUTH_WRITE, secret=secret, name_alg="sha512"
             )
         except TpmError as error:
-            if error.code != NV_DEFINED or attempt == _ATTEMPTS - 1:
+            if error.code != RC_NV_DEFINED or attempt == _ATTEMPTS - 1:
                 raise
         else:
             return index
@@ -132,7 +129,7 @@ def _explained(path: str, error: TpmError) -> BackendError:
     return missing_command(path, error.code) if error.is_unknown_command else error
 
 
-def missing_command(path: str, code: int = RESMGR_COMMAND_CODE) -> BackendUnavailableError:
+def missing_command(path: str, code: int = RC_RESMGR_COMMAND_CODE) -> BackendUnavailableError:
     """Return the error for a TPM without the command.
 
     Args:
@@ -141,7 +138,7 @@ def missing_command(path: str, code: int = RESMGR_COMMAND_CODE) -> BackendUnavai
     """
     why = (
         "the TPM does not list the command for attestation documents, so the kernel refuses it"
-        if code == RESMGR_COMMAND_CODE
+        if code == RC_RESMGR_COMMAND_CODE
         else "the TPM does not have the command for attestation documents"
     )
     text = (

@@ -7,7 +7,6 @@ attestation key. So this backend is used only if it is selected by name.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from attestkit import backends
@@ -16,24 +15,25 @@ from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import FAMILY, LoadedKey, TpmClient
-from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
+from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.quote_reader import collect_quote
+from attestkit.backends.tpm.tpm_guest import TpmGuest
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
-from attestkit.errors import BackendUnavailableError, SignatureError, UnsupportedError, UsageError
+from attestkit.errors import BackendUnavailableError, SignatureError, UsageError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
+from attestkit.tpm.handles import ENDORSEMENT, FIRST_PERSISTENT, LAST_PERSISTENT
 from attestkit.tpm.key_templates import RSA_AK
-from attestkit.tpm.public_area import ENDORSEMENT
 
 __all__ = ["TpmBackend"]
 
 HANDLE_VARIABLE: Final = "AA_TPM_AK_HANDLE"  # as of Confidential Containers' attestation agent
 DEFAULT_HANDLE: Final = 0x81010002
-_PERSISTENT: Final = range(0x81000000, 0x82000000)
+_PERSISTENT: Final = range(FIRST_PERSISTENT, LAST_PERSISTENT + 1)
 _EVERY_PCR: Final = tuple(range(24))
 
 
-class TpmBackend:
+class TpmBackend(TpmGuest):
     """Backend of a TPM 2.0. Thread-safe; other processes can use the TPM at the same time.
 
     The attestation key is the persistent key `ak_handle`. Only if that is not given and nothing is
@@ -58,8 +58,6 @@ class TpmBackend:
     """
 
     name = "tpm"
-    simulated = False
-    blocking = True
 
     def __init__(
         self,
@@ -80,8 +78,8 @@ class TpmBackend:
         self._certificates = () if ak_certificate is None else (ak_certificate,)
         self._selections = (PcrSelection(bank, _EVERY_PCR),)
         self._logs = logs
-        self._paths = backends.find_kernel_paths(root) if paths is None else paths
-        self._client = open_tpm(device, self._paths) if client is None else client
+        paths = backends.find_kernel_paths(root) if paths is None else paths
+        super().__init__(open_tpm(device, paths) if client is None else client, paths)
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
@@ -92,21 +90,8 @@ class TpmBackend:
             BackendError: If it fails.
             UsageError: If `$TPM_DEVICE` is not an absolute path.
         """
-        client = open_tpm(find_tpm_device(None, paths), paths)
-        try:
+        with open_tpm(None, paths) as client:
             client.read_property(FAMILY)
-        finally:
-            client.close()
-
-    def get_quote(self, report_data: bytes) -> bytes:
-        """Raise UnsupportedError: a quote of a TPM is not enough without the PCR values."""
-        del report_data
-        message = "tpm: no TDX quotes or SNP reports; use attest()"
-        raise UnsupportedError(message, reason="no_quote")
-
-    def read_event_log(self) -> bytes:
-        """Return no log of RTMRs; the TPM's logs are parts of the evidence."""
-        return b""
 
     def collect_evidence(self, report_data: bytes) -> Tpm:
         """Return a quote over `report_data`, exactly 64 bytes, with its PCRs.
@@ -130,11 +115,6 @@ class TpmBackend:
                 read_logs=self._read_logs,
             )
         return Tpm(collected.to_vtpm_quote(key.raw, self._certificates))
-
-    def read_attestation_key(self) -> bytes:
-        """Raise UnsupportedError: no hardware evidence has to bind the key."""
-        message = "tpm: no hardware evidence; the evidence itself has the TPM's key"
-        raise UnsupportedError(message, reason="feature")
 
     def read_trusted_key(self) -> bytes:
         """Return the attestation key for the `trusted_aks` of a policy, SubjectPublicKeyInfo (DER).
@@ -196,13 +176,6 @@ class TpmBackend:
             raise BackendUnavailableError(
                 text, reason="not_configured", path=self._client.path
             ) from error
-
-    def close(self) -> None:
-        """Close the device. A second call has no effect."""
-        self._client.close()
-
-    def __repr__(self) -> str:
-        return f"<TpmBackend on {Path(self._client.path)}>"
 
 
 def _qualifying_data(report_data: bytes) -> bytes:

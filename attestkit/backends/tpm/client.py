@@ -4,7 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
-from attestkit.backends.tpm.command_channel import (
+from attestkit.backends.tpm.command_channel import ParameterReader
+from attestkit.backends.tpm.frames import TpmResponse, password
+from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
+from attestkit.backends.tpm.response_codes import TpmError
+from attestkit.backends.tpm.transports import malformed
+from attestkit.errors import AttestKitError, BackendError, FormatError
+from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, hash_size
+from attestkit.tpm.command_codes import (
+    CAP_COMMANDS,
+    CAP_HANDLES,
+    CAP_PCRS,
+    CAP_PROPERTIES,
+    CODE_MASK,
     CREATE_PRIMARY,
     EVICT_CONTROL,
     FLUSH_CONTEXT,
@@ -16,23 +28,13 @@ from attestkit.backends.tpm.command_channel import (
     SELF_TEST,
     START_AUTH_SESSION,
     STARTUP,
-    ParameterReader,
 )
-from attestkit.backends.tpm.frames import TpmResponse, password
-from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
-from attestkit.backends.tpm.response_codes import INITIALIZE, TpmError
-from attestkit.backends.tpm.transports import malformed
-from attestkit.errors import AttestKitError, BackendError, FormatError
-from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, hash_size
+from attestkit.tpm.handles import NULL, OWNER
 from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
-from attestkit.tpm.public_area import OWNER, TpmtPublic
+from attestkit.tpm.public_area import TpmtPublic
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
+from attestkit.tpm.response_codes import RC_INITIALIZE
 
-NULL: Final = 0x40000007  # TPM_RH_NULL
-HANDLES: Final = 1  # TPM_CAP_HANDLES
-COMMANDS: Final = 2  # TPM_CAP_COMMANDS
-PCRS: Final = 5  # TPM_CAP_PCRS
-PROPERTIES: Final = 6  # TPM_CAP_TPM_PROPERTIES
 FAMILY: Final = 0x100  # TPM_PT_FAMILY_INDICATOR
 NV_INDEX_MAX: Final = 0x117  # TPM_PT_NV_INDEX_MAX
 
@@ -40,8 +42,6 @@ _PAGE: Final = 64  # items asked for in one GetCapability
 _MOST_PAGES: Final = 64
 _MOST_DIGESTS: Final = 8  # in one response of PCR_Read (TPML_DIGEST)
 _LARGEST_DIGEST: Final = 64
-_VENDOR: Final = 1 << 29  # TPMA_CC.V
-_COMMAND_INDEX: Final = 0xFFFF
 
 PcrValues = dict[tuple[str, int], bytes]
 
@@ -77,7 +77,7 @@ class TpmClient(NvCommands):
         try:
             self.execute(STARTUP, parameters=b"\0\0")
         except TpmError as error:
-            if error.code != INITIALIZE:
+            if error.code != RC_INITIALIZE:
                 raise
 
     def self_test(self) -> None:
@@ -102,7 +102,7 @@ class TpmClient(NvCommands):
         """Return the handles from `first` to `last` that exist, ascending."""
         handles: list[int] = []
         for _ in range(_MOST_PAGES):
-            more, data = self.get_capability(HANDLES, first, _PAGE)
+            more, data = self.get_capability(CAP_HANDLES, first, _PAGE)
             page = self._numbers(data, 1)
             handles += [number for (number,) in page if first <= number <= last]
             if not more or not page or page[-1][0] >= last:
@@ -115,8 +115,8 @@ class TpmClient(NvCommands):
         commands: set[int] = set()
         first = 0
         for _ in range(_MOST_PAGES):
-            more, data = self.get_capability(COMMANDS, first, _PAGE)
-            page = [number & (_VENDOR | _COMMAND_INDEX) for (number,) in self._numbers(data, 1)]
+            more, data = self.get_capability(CAP_COMMANDS, first, _PAGE)
+            page = [number & CODE_MASK for (number,) in self._numbers(data, 1)]
             commands.update(page)
             if not more or not page:
                 return frozenset(commands)
@@ -125,7 +125,7 @@ class TpmClient(NvCommands):
 
     def read_property(self, tag: int) -> int | None:
         """Return a property, such as FAMILY; None if the TPM does not have it."""
-        _, data = self.get_capability(PROPERTIES, tag, 1)
+        _, data = self.get_capability(CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
 
     def list_banks(self) -> tuple[PcrSelection, ...]:
@@ -133,7 +133,7 @@ class TpmClient(NvCommands):
 
         Banks of hashes that attestkit does not know are refused, as a quote over them would be.
         """
-        _, data = self.get_capability(PCRS, 0, 1)
+        _, data = self.get_capability(CAP_PCRS, 0, 1)
         try:
             reader = TpmReader(data, "PCR banks")
             banks = read_selections(reader)

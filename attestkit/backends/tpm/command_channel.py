@@ -2,50 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends.tpm.frames import Authorization, TpmCommand, TpmResponse
 from attestkit.backends.tpm.response_codes import BUSY, TpmBusyError, TpmError
 from attestkit.backends.tpm.transports import TpmTransport, malformed
 from attestkit.errors import BackendUnavailableError, FormatError
+from attestkit.tpm.command_codes import COMMAND_NAMES, CREATE_PRIMARY, SELF_TEST
 from attestkit.tpm.reader import TpmReader
 
-NV_UNDEFINE_SPACE: Final = 0x0122
-EVICT_CONTROL: Final = 0x0120
-NV_DEFINE_SPACE: Final = 0x012A
-CREATE_PRIMARY: Final = 0x0131
-NV_WRITE: Final = 0x0137
-SELF_TEST: Final = 0x0143
-STARTUP: Final = 0x0144
-NV_READ: Final = 0x014E
-QUOTE: Final = 0x0158
-FLUSH_CONTEXT: Final = 0x0165
-NV_READ_PUBLIC: Final = 0x0169
-READ_PUBLIC: Final = 0x0173
-START_AUTH_SESSION: Final = 0x0176
-GET_CAPABILITY: Final = 0x017A
-PCR_READ: Final = 0x017E
-PCR_EXTEND: Final = 0x0182
-
-COMMAND_NAMES: Final = {
-    EVICT_CONTROL: "EvictControl",
-    NV_UNDEFINE_SPACE: "NV_UndefineSpace",
-    NV_DEFINE_SPACE: "NV_DefineSpace",
-    CREATE_PRIMARY: "CreatePrimary",
-    NV_WRITE: "NV_Write",
-    SELF_TEST: "SelfTest",
-    STARTUP: "Startup",
-    NV_READ: "NV_Read",
-    QUOTE: "Quote",
-    FLUSH_CONTEXT: "FlushContext",
-    NV_READ_PUBLIC: "NV_ReadPublic",
-    READ_PUBLIC: "ReadPublic",
-    START_AUTH_SESSION: "StartAuthSession",
-    GET_CAPABILITY: "GetCapability",
-    PCR_READ: "PCR_Read",
-    PCR_EXTEND: "PCR_Extend",
-}
+if TYPE_CHECKING:
+    from typing_extensions import Self  # only for type checkers, which bundle it
 
 SECONDS: Final = 2.0
 """Time limit of a command, with its retries."""
@@ -164,6 +132,12 @@ class CommandChannel:
     def close(self) -> None:
         """Close the transport; a second call has no effect."""
         self.transport.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class ParameterReader(TpmReader):

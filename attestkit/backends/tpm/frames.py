@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
+from attestkit.tpm.handles import PASSWORD_SESSION
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
 
 NO_SESSIONS: Final = 0x8001
@@ -12,7 +13,6 @@ TPM12_RESPONSE: Final = 0x00C4  # TPM_TAG_RSP_COMMAND of TPM 1.2
 
 HEADER_SIZE: Final = 10
 MAX_FRAME: Final = 4096  # bytes of a command or a response
-PASSWORD_SESSION: Final = 0x40000009
 CONTINUE_SESSION: Final = 1
 _LARGEST_NONCE: Final = 64
 _MAX_AUTHORIZATIONS: Final = 3

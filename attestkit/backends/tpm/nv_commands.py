@@ -2,28 +2,22 @@
 
 from typing import Final, NamedTuple
 
-from attestkit.backends.tpm.command_channel import (
-    NV_DEFINE_SPACE,
-    NV_READ,
-    NV_READ_PUBLIC,
-    NV_UNDEFINE_SPACE,
-    NV_WRITE,
-    CommandChannel,
-    ParameterReader,
-)
+from attestkit.backends.tpm.command_channel import CommandChannel, ParameterReader
 from attestkit.backends.tpm.frames import password
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import malformed
 from attestkit.errors import FormatError
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
-from attestkit.tpm.public_area import OWNER
+from attestkit.tpm.command_codes import (
+    NV_DEFINE_SPACE,
+    NV_READ,
+    NV_READ_PUBLIC,
+    NV_UNDEFINE_SPACE,
+    NV_WRITE,
+)
+from attestkit.tpm.handles import OWNER
+from attestkit.tpm.nv_attributes import OWNER_READ, OWNER_WRITE
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
-
-OWNER_WRITE: Final = 1 << 1
-AUTH_WRITE: Final = 1 << 2
-OWNER_READ: Final = 1 << 17
-AUTH_READ: Final = 1 << 18
-WRITTEN: Final = 1 << 29
 
 PIECE: Final = 1024  # bytes of one NV_Read or NV_Write (MAX_NV_BUFFER)
 LARGEST_NAME: Final = 66

@@ -80,6 +80,7 @@ class DeviceTransport:
 
     The kernel carries one command per write and one response per read. After an error the node is
     closed, which makes the kernel drop the pending response, and opened again by the next command.
+    After a fork, a child process would read responses to commands of its parent, so it is refused.
 
     Args:
         path: The device node.
@@ -103,6 +104,7 @@ class DeviceTransport:
         self._clock = clock
         self._fd: int | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def open(self) -> None:
         """Open the node now; later calls have no effect.
@@ -110,10 +112,17 @@ class DeviceTransport:
         Raises:
             BackendUnavailableError: If the node is missing or not accessible.
             BackendError: If it cannot be opened for another reason.
-            UsageError: If the transport is closed.
+            UsageError: If the transport is closed, or was created before a fork.
         """
+        self._check_process()
         with self.lock:
             self._descriptor()
+
+    def _check_process(self) -> None:
+        """Raise UsageError after a fork, before the lock: a thread of the parent may have it."""
+        if self._process != os.getpid():
+            text = f"{self.path}: opened in another process; open it again after a fork"
+            raise UsageError(text, reason="wrong_process")
 
     def _descriptor(self) -> int:
         if self._closed:
@@ -124,6 +133,7 @@ class DeviceTransport:
 
     def exchange(self, command: bytes, seconds: float) -> bytes:
         """Send a command and return the response, as `TpmTransport.exchange`."""
+        self._check_process()
         with self.lock:
             fd = self._descriptor()
             deadline = self._clock() + seconds
@@ -174,7 +184,12 @@ class DeviceTransport:
             os.close(fd)
 
     def close(self) -> None:
-        """Close the node, after a command in progress; a second call has no effect."""
+        """Close the node, after a command in progress; a second call has no effect.
+
+        It has none after a fork, either: the node belongs to the parent process.
+        """
+        if self._process != os.getpid():
+            return
         with self.lock:
             self._closed = True
             self._drop()

@@ -13,7 +13,7 @@ from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_RE
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.td_report import TdReport
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.attestation.hcl import jwk, runtime_json
 from tests.backends.azure.imds_server import ImdsServer, SentRequest, json_response
 from tests.backends.tpm.templates import RSA_AK

@@ -79,35 +79,61 @@ class TestContract(BackendContract):
         """Skip."""
 
 
-def probe_with(
-    monkeypatch: pytest.MonkeyPatch, open_tpm: Callable[..., TpmClient]
-) -> Callable[[], None]:
-    """Return the probe of detection, on another TPM than that of a device node."""
-    monkeypatch.setattr(backend_module, "open_tpm", open_tpm)
-    return Azure.probe_for_detection
+Probe = Callable[[Callable[..., TpmClient]], None]
+
+
+@pytest.fixture
+def probe_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Probe:
+    """Return the probe of detection on a VM of Azure whose TPM a function opens."""
+    paths = KernelPaths.below(tmp_path)
+    paths.dmi.mkdir(parents=True)
+    (paths.dmi / "sys_vendor").write_text("Microsoft Corporation\n")
+    (paths.dmi / "chassis_asset_tag").write_text("7783-7084-3265-9085-8269-3286-77\n")
+
+    def probe(open_tpm: Callable[..., TpmClient]) -> None:
+        monkeypatch.setattr(backend_module, "open_tpm", open_tpm)
+        Azure.probe_for_detection(paths)
+
+    return probe
 
 
 def test_azure_probe_reads_the_report_and_sends_nothing(
-    create_vm: CreateVm, monkeypatch: pytest.MonkeyPatch
+    create_vm: CreateVm, probe_with: Probe
 ) -> None:
     """A report of SEV-SNP or TDX in the TPM suffices; the metadata service gets no request."""
     vm = create_vm("tdx")
-    probe_with(monkeypatch, lambda *_: vm.tpm)()
+    probe_with(lambda *_: vm.tpm)
     assert not vm.imds.requests
     with raises(UsageError, "closed"):
         vm.tpm.read_nv_index(HCL_REPORT)
 
 
 def test_azure_probe_without_report_is_unavailable(
-    software_tpm: TpmClient, monkeypatch: pytest.MonkeyPatch
+    software_tpm: TpmClient, probe_with: Probe
 ) -> None:
-    """The TPM of another machine has no such index."""
+    """The TPM of a VM that is not confidential has no such index."""
     with raises(BackendUnavailableError, "missing", part="ConfidentialVM"):
-        probe_with(monkeypatch, lambda *_: software_tpm)()
+        probe_with(lambda *_: software_tpm)
+
+
+@pytest.mark.parametrize("tag", ["", "1234"])
+def test_azure_detection_does_not_open_the_tpm_of_another_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tag: str
+) -> None:
+    """Hyper-V elsewhere has the vendor of Azure, too, but not its asset tag."""
+    opened: list[object] = []
+    paths = KernelPaths.below(tmp_path)
+    paths.dmi.mkdir(parents=True)
+    (paths.dmi / "sys_vendor").write_text("Microsoft Corporation\n")
+    (paths.dmi / "chassis_asset_tag").write_text(tag)
+    monkeypatch.setattr(backend_module, "open_tpm", opened.append)
+    with raises(BackendUnavailableError, "wrong_platform", part="not a VM of Azure"):
+        Azure.probe_for_detection(paths)
+    assert opened == []
 
 
 def test_azure_probe_of_missing_or_failing_tpm_is_unavailable(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probe_with: Probe
 ) -> None:
     """Detection goes on if there is no TPM, or if another process has its raw node."""
     monkeypatch.delenv("TPM_DEVICE", raising=False)
@@ -118,7 +144,7 @@ def test_azure_probe_of_missing_or_failing_tpm_is_unavailable(
         raise BackendBusyError("/dev/tpm0: busy", reason="device")
 
     with raises(BackendUnavailableError, "unreadable"):
-        probe_with(monkeypatch, fail)()
+        probe_with(fail)
 
 
 def verify(platform: AzureSnp | AzureTdx, report_data: bytes = REPORT_DATA) -> Authenticated:

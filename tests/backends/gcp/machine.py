@@ -19,7 +19,7 @@ from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.tcg import TpmEventLog
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.vectors import data
 
 ECC: Final = bytes.fromhex("0023000b00050072000000100018000b000300100000" + "0000")

@@ -16,7 +16,7 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.errors import PolicyError
 from attestkit.report_data import ReportData
 from attestkit.tpm import PcrSelection
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.backends.gcp.machine import RSA, Machine, certify, make_machine
 from tests.vectors import needs_shared

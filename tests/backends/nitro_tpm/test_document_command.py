@@ -5,11 +5,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from attestkit.backends.nitro_tpm.document_command import (
-    COMMAND,
-    has_document_command,
-    request_document,
-)
+from attestkit.backends.nitro_tpm.document_command import has_document_command, request_document
 from attestkit.backends.nitro_tpm.messages import DocumentRequest, read_document
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.hmac_session import SessionCommand, command_hash
@@ -21,8 +17,9 @@ from attestkit.errors import (
     QuoteUnavailableError,
     UsageError,
 )
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import RSA_EK
-from attestkit.tpm.public_area import ENDORSEMENT
 from tests.backends.nitro_tpm.nitro_proxy import (
     ATTEST,
     NV_DEFINE,
@@ -57,7 +54,7 @@ def request(proxy: NitroProxy, **fields: bytes | None) -> bytes:
 def test_document_command_hash_matches_vector() -> None:
     """The hash is over the command code and twice the name of the index (8.2, step 8)."""
     name = bytes(range(0x44))
-    command = SessionCommand(COMMAND, (1, 1), (name, name))
+    command = SessionCommand(NITRO_ATTEST, (1, 1), (name, name))
     assert command_hash(command, "sha512").hex() == (
         "c3869a4e945d90e6688365a59e14d2c5ab3d2b4579261a4a4377fe918d5d3509"
         "33284223b6a569e384124d2bceb2173dac7a4171181efed7a5697d862174f9dc"

@@ -8,12 +8,13 @@ import pytest
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.attestation.nitro_document import read_nitro_document
 from attestkit.backends.nitro_tpm import NitroTpmBackend
-from attestkit.backends.nitro_tpm.document_command import COMMAND, has_document_command
+from attestkit.backends.nitro_tpm.document_command import has_document_command
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendUnavailableError
+from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.pcr_selection import PcrSelection
 from tests.raising import raises
 from tests.verifier.platforms import aws
@@ -50,7 +51,7 @@ def make_client(*, has_command: bool = True) -> TpmClient:
         return cbor2.dumps({"Attestation": {"document": document}})
 
     if has_command:
-        hooks.vendor_commands[COMMAND] = attest
+        hooks.vendor_commands[NITRO_ATTEST] = attest
     return client
 
 

@@ -23,7 +23,7 @@ from attestkit.errors import (
 from attestkit.report_data import ReportData
 from attestkit.testing.contract import BackendContract
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EK, RSA_AK
 from tests.raising import raises
 from tests.software_tpm import needs_swtpm

@@ -8,26 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.tpm.client import COMMANDS, FAMILY, NV_INDEX_MAX, TpmClient
-from attestkit.backends.tpm.command_channel import NV_READ, QUOTE
-from attestkit.backends.tpm.nv_commands import (
-    AUTH_READ,
-    AUTH_WRITE,
-    OWNER_READ,
-    OWNER_WRITE,
-    WRITTEN,
-    NvPublic,
-)
-from attestkit.backends.tpm.response_codes import (
-    NV_DEFINED,
-    NV_RANGE,
-    OBJECT_MEMORY,
-    TpmError,
-)
+from attestkit.backends.tpm.client import FAMILY, NV_INDEX_MAX, TpmClient
+from attestkit.backends.tpm.nv_commands import NvPublic
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import UsageError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER
+from attestkit.tpm.command_codes import CAP_COMMANDS, NV_READ, QUOTE
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
+from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, OWNER_READ, OWNER_WRITE, WRITTEN
+from attestkit.tpm.response_codes import RC_NV_DEFINED, RC_NV_RANGE, RC_OBJECT_MEMORY
 from tests.backends.tpm.templates import ECC_AK, EK, EVERY_PCR, P384_AK, RSA_AK, SHA256
 from tests.raising import raises
 from tests.software_tpm import needs_swtpm, opened_swtpm
@@ -61,7 +51,7 @@ def test_capabilities_are_listed(software_tpm: TpmClient) -> None:
     commands = software_tpm.list_commands()
     assert {NV_READ, QUOTE} <= commands
     assert len(commands) > 64
-    more, _ = software_tpm.get_capability(COMMANDS, 0, 8)
+    more, _ = software_tpm.get_capability(CAP_COMMANDS, 0, 8)
     assert more
     assert software_tpm.read_property(FAMILY) == int.from_bytes(b"2.0\0", "big")
     assert software_tpm.read_property(NV_INDEX_MAX) == 2048
@@ -125,7 +115,7 @@ def test_nv_index_is_written_and_read_in_pieces(software_tpm: TpmClient) -> None
     assert after.name == b"\0\x0b" + hashlib.sha256(after.encode()).digest()
     with raises(TpmError, "tpm_error") as caught:
         software_tpm.nv_read(INDEX, 2049)
-    assert code_of(caught) == NV_RANGE
+    assert code_of(caught) == RC_NV_RANGE
 
 
 def test_absent_nv_index_is_none(software_tpm: TpmClient) -> None:
@@ -141,7 +131,7 @@ def test_absent_nv_index_is_none(software_tpm: TpmClient) -> None:
     software_tpm.nv_define(INDEX, 4)
     with raises(TpmError, "tpm_error") as caught:
         software_tpm.nv_define(INDEX, 4)
-    assert code_of(caught) == NV_DEFINED
+    assert code_of(caught) == RC_NV_DEFINED
     with raises(TpmError, "tpm_error") as caught:
         software_tpm.nv_read(INDEX, 4)
     assert caught.value.is_absent
@@ -218,7 +208,7 @@ def test_full_transient_slots_are_an_error(software_tpm: TpmClient) -> None:
             stack.enter_context(software_tpm.primary_key(ENDORSEMENT, ECC_AK))
         with raises(TpmError, "tpm_error", part="TPM_RC_OBJECT_MEMORY") as caught:
             software_tpm.create_primary(ENDORSEMENT, ECC_AK)
-    assert code_of(caught) == OBJECT_MEMORY
+    assert code_of(caught) == RC_OBJECT_MEMORY
     with software_tpm.primary_key(ENDORSEMENT, ECC_AK):
         pass
 

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from attestkit.backends.tpm.frames import (
     MAX_FRAME,
-    PASSWORD_SESSION,
     Authorization,
     ResponseAuthorization,
     TpmCommand,
@@ -16,6 +15,7 @@ from attestkit.backends.tpm.frames import (
 )
 from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.errors import FormatError, UsageError
+from attestkit.tpm.handles import PASSWORD_SESSION
 from tests.raising import raises
 
 SESSION = Authorization(0x02000000, bytes(range(64)), 1, b"\1" * 64)

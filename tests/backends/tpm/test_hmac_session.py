@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
-from attestkit.backends.tpm.command_channel import NV_READ, NV_WRITE
 from attestkit.backends.tpm.frames import ResponseAuthorization, TpmResponse
 from attestkit.backends.tpm.hmac_session import (
     SessionCommand,
@@ -17,10 +16,12 @@ from attestkit.backends.tpm.hmac_session import (
     hmac_session,
     session_key,
 )
-from attestkit.backends.tpm.nv_commands import AUTH_READ, AUTH_WRITE, NvPublic
+from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, UsageError
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER
+from attestkit.tpm.command_codes import NV_READ, NV_WRITE
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
+from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
 from attestkit.tpm.reader import encode_sized
 from tests.backends.tpm.templates import ECC_AK, EK
 from tests.raising import raises

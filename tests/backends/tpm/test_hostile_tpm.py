@@ -9,7 +9,7 @@ from attestkit.backends.tpm.frames import TpmResponse
 from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.errors import BackendError
 from attestkit.tpm import PcrSelection
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.reader import encode_sized
 from tests.backends.tpm.tpm_peer import AnsweringTpm
 from tests.raising import raises

@@ -25,7 +25,7 @@ from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.transports import StreamTransport
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EVERY_PCR, P384_AK, RSA_AK, SHA256
 from tests.processes import run_program
 from tests.software_tpm import SWTPM, needs_swtpm

@@ -12,7 +12,7 @@ from attestkit.backends.tpm.quote_reader import ATTEMPTS, collect_quote
 from attestkit.backends.tpm.tpm_logs import TpmLogs
 from attestkit.errors import BackendError, UnsupportedError
 from attestkit.tpm import PcrSelection, TpmsAttest, pcr_digest
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.tpm.templates import ECC_AK, EVERY_PCR, P384_AK, SHA256
 from tests.backends.tpm.tpm_peer import AnsweringTpm, exchange_with
 from tests.raising import raises

@@ -6,16 +6,9 @@ import pytest
 
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.frames import TpmResponse
-from attestkit.backends.tpm.response_codes import (
-    BUSY,
-    RETRY,
-    TESTING,
-    YIELDED,
-    TpmBusyError,
-    TpmError,
-    describe,
-)
+from attestkit.backends.tpm.response_codes import BUSY, TpmBusyError, TpmError, describe
 from attestkit.errors import BackendBusyError, BackendError
+from attestkit.tpm.response_codes import RC_RETRY, RC_TESTING, RC_YIELDED
 from tests.backends.tpm.tpm_peer import AnsweringTpm
 from tests.raising import raises
 
@@ -35,6 +28,8 @@ FLUSHED = TpmResponse(0).encode()
         (0x000B0143, "0xb0143: the kernel's resource manager refused"),
         (0x902, "TPM_RC_OBJECT_MEMORY: no room for another key"),
         (0x101, "TPM_RC_FAILURE: the TPM is in failure mode"),
+        (0x142, "TPM_RC_COMMAND_SIZE"),
+        (0x1DF, "TPM_RC_INTEGRITY of parameter 1"),
         (0x1D5, "TPM_RC_SIZE of parameter 1"),
         (0x2D5, "TPM_RC_SIZE of parameter 2"),
         (0x921, "TPM_RC_LOCKOUT"),
@@ -109,25 +104,25 @@ def test_busy_tpm_is_asked_again(code: int) -> None:
     assert len(peer.commands) == 10
     assert clock.waits == sorted(clock.waits)
     assert clock.waits[-1] == 0.1
-    assert {RETRY, TESTING, YIELDED} == BUSY
+    assert {RC_RETRY, RC_TESTING, RC_YIELDED} == BUSY
 
 
 def test_tpm_that_stays_busy_is_an_error_within_the_time_limit() -> None:
     """There is an end to the retries, and no sleep beyond the time limit."""
     clock = Clock()
-    with AnsweringTpm([TpmResponse(RETRY).encode()] * 1000) as peer:
+    with AnsweringTpm([TpmResponse(RC_RETRY).encode()] * 1000) as peer:
         client = TpmClient(peer.transport, seconds=2, clock=clock, sleep=clock.sleep)
         with raises(TpmBusyError, "device", part="busy for 2 s (0x922, TPM_RC_RETRY") as caught:
             client.flush_context(0x80000000)
     assert isinstance(caught.value, BackendBusyError)
-    assert caught.value.code == RETRY
+    assert caught.value.code == RC_RETRY
     assert 10 < len(peer.commands) < 100
     assert clock.now < 2.1
 
 
 def test_retries_are_limited_without_a_clock() -> None:
     """A clock that stands still does not make the loop endless."""
-    with AnsweringTpm([TpmResponse(RETRY).encode()] * 1002) as peer:
+    with AnsweringTpm([TpmResponse(RC_RETRY).encode()] * 1002) as peer:
         client = TpmClient(peer.transport, clock=lambda: 0.0, sleep=lambda _: None)
         with raises(TpmBusyError, "device"):
             client.flush_context(0x80000000)

@@ -15,7 +15,7 @@ from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.frames import MAX_FRAME, TpmCommand, TpmResponse
-from attestkit.backends.tpm.response_codes import RESMGR_COMMAND_CODE, TpmError
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import DeviceTransport, StreamTransport
 from attestkit.errors import (
     BackendBusyError,
@@ -23,6 +23,7 @@ from attestkit.errors import (
     BackendUnavailableError,
     UsageError,
 )
+from attestkit.tpm.response_codes import RC_RESMGR_COMMAND_CODE
 from tests.backends.tpm.fake_node import DROPPED, FakeNode, Handler
 from tests.backends.tpm.templates import SHA256
 from tests.backends.tpm.tpm_peer import CLOSE, AnsweringTpm
@@ -165,6 +166,23 @@ def test_device_closes_its_descriptor(make_node: MakeNode) -> None:
         transport.open()
 
 
+def test_device_is_refused_after_a_fork(make_node: MakeNode) -> None:
+    """A child process would read responses to its parent; closing there leaves the node open."""
+    node = make_node(lambda _: RESPONSE)
+    transport = device(node)
+    assert transport.exchange(COMMAND, LONG) == RESPONSE
+    with transport.lock:  # a thread of the parent may have it
+        transport._process = os.getpid() + 1
+        for use in (transport.open, lambda: transport.exchange(COMMAND, LONG)):
+            with raises(UsageError, "wrong_process"):
+                use()
+        transport.close()
+        transport._process = os.getpid()
+    assert transport.exchange(COMMAND, LONG) == RESPONSE
+    assert len(node.opened) == 1
+    transport.close()
+
+
 def test_threads_take_turns(make_node: MakeNode) -> None:
     """Commands of several threads never overlap, which the node would answer with EBUSY."""
     node = make_node(lambda command: TpmResponse(0, None, command[10:]).encode())
@@ -202,12 +220,12 @@ def test_tpm_12_is_named_by_its_response(make_node: MakeNode, tmp_path: Path) ->
 
 def test_refusal_of_the_resource_manager_is_named(make_node: MakeNode, tmp_path: Path) -> None:
     """The kernel's response to an unknown command is distinguished from the TPM's."""
-    node = make_node(lambda _: TpmResponse(RESMGR_COMMAND_CODE).encode())
+    node = make_node(lambda _: TpmResponse(RC_RESMGR_COMMAND_CODE).encode())
     tpm = open_tpm(tmp_path / "tpmrm0", calls=node.calls)
     with raises(TpmError, "tpm_error", part="resource manager") as caught:
         tpm.execute(0x20000001)
     assert caught.value.is_unknown_command
-    assert caught.value.code == RESMGR_COMMAND_CODE
+    assert caught.value.code == RC_RESMGR_COMMAND_CODE
     tpm.close()
 
 

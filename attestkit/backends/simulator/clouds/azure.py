@@ -33,13 +33,13 @@ from attestkit.backends.simulator.pki.cloud_root import CloudRoot
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
-from attestkit.backends.tpm.nv_commands import OWNER_READ
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError
 from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import RSA_AK, RSA_EK
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.nv_attributes import OWNER_READ
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""

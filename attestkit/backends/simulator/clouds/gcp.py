@@ -30,13 +30,13 @@ from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.simulator.tdx_simulator import Simulator
-from attestkit.backends.tpm.nv_commands import OWNER_READ
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.tpm import PcrSelection
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.nv_attributes import OWNER_READ
 
 UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""

@@ -10,9 +10,11 @@ from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
 from attestkit.backends.simulator.platform_identity import instance_id
+from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import UnsupportedError
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
+from attestkit.tpm.command_codes import NITRO_ATTEST
 
 _DOCUMENT: Final = "measurement.aws.cbor"
 _BOOT_PCRS: Final = (4, 7, 12)

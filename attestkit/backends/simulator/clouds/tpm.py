@@ -11,8 +11,8 @@ from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE
 from attestkit.errors import UnsupportedError
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK
-from attestkit.tpm.public_area import ENDORSEMENT
 
 _MACHINE: str = "attestkit-simulated"
 

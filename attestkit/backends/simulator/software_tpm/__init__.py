@@ -3,7 +3,8 @@
 Both offer `execute(command) -> response`; `stream_server` serves either on a socket.
 """
 
-from attestkit.backends.simulator.software_tpm.hooks import NITRO_ATTEST, TpmHooks, VirtualIndex
+from attestkit.backends.simulator.software_tpm.hooks import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.software_tpm.model import TpmIdentity, TpmModel
+from attestkit.tpm.command_codes import NITRO_ATTEST
 
 __all__ = ["NITRO_ATTEST", "TpmHooks", "TpmIdentity", "TpmModel", "VirtualIndex"]

@@ -4,9 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-NITRO_ATTEST: Final = 0x20000001
-"""AWS NitroTPM's vendor command: two handles of an NV index, one authorization, no parameters."""
-
 _REFRESH_S: Final = 2.0
 
 

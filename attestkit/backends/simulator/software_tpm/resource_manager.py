@@ -14,20 +14,22 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.device_file import HEADER, TpmDeviceFile
 from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
 from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
+from attestkit.tpm.command_codes import (
+    CAP_COMMANDS,
+    CAP_HANDLES,
+    CODE_MASK,
+    CONTEXT_LOAD,
+    CONTEXT_SAVE,
+    FLUSH_CONTEXT,
+    GET_CAPABILITY,
+)
+from attestkit.tpm.handles import LAST_TRANSIENT
+from attestkit.tpm.response_codes import RC_RESMGR_COMMAND_CODE
 
 _SLOTS: Final = 3  # keys of an opener
-_FIRST_VIRTUAL: Final = 0x80FFFFFF
-_REFUSED: Final = 0x000B0143  # unknown command code, from the resource manager's layer
 _TRANSIENT: Final = 0x80
 _SESSION_TYPES: Final = (0x02, 0x03)
 
-_CONTEXT_LOAD: Final = 0x161
-_CONTEXT_SAVE: Final = 0x162
-_FLUSH_CONTEXT: Final = 0x165
-_GET_CAPABILITY: Final = 0x17A
-_COMMANDS: Final = 2
-_HANDLES: Final = 1
-_VENDOR: Final = 1 << 29
 _MOST_PAGES: Final = 64  # of GetCapability
 
 
@@ -54,16 +56,16 @@ class ResourceManager:
         found: dict[int, int] = {}
         first = 0
         for _ in range(_MOST_PAGES):
-            body = b"".join(n.to_bytes(4, "big") for n in (_COMMANDS, first, 256))
-            response = self.run(_GET_CAPABILITY, body)
+            body = b"".join(n.to_bytes(4, "big") for n in (CAP_COMMANDS, first, 256))
+            response = self.run(GET_CAPABILITY, body)
             words = [
                 int.from_bytes(response[at : at + 4], "big") for at in range(19, len(response), 4)
             ]
-            found |= {word & (_VENDOR | 0xFFFF): word for word in words}
+            found |= {word & CODE_MASK: word for word in words}
             if not words or not response[HEADER]:
                 break
-            first = (words[-1] & (_VENDOR | 0xFFFF)) + 1
-        for code in (_FLUSH_CONTEXT, _CONTEXT_SAVE):  # their handle counts as one of the header
+            first = (words[-1] & CODE_MASK) + 1
+        for code in (FLUSH_CONTEXT, CONTEXT_SAVE):  # their handle counts as one of the header
             if code in found:
                 found[code] = found[code] & ~(7 << 25) | 1 << 25
         return found
@@ -95,7 +97,7 @@ class ManagedFile(TpmDeviceFile):
         code = int.from_bytes(command[6:10], "big")
         attributes = self._manager.read_attributes().get(code)
         if attributes is None:
-            return encode_error(_REFUSED)
+            return encode_error(RC_RESMGR_COMMAND_CODE)
         self._load_all()
         try:
             mapped = self._map_handles(command, attributes >> 25 & 7)
@@ -113,24 +115,24 @@ class ManagedFile(TpmDeviceFile):
         """Load the opener's keys and sessions; forget those that the TPM refuses."""
         for slot, context in enumerate(self._contexts):
             if context is not None:
-                response = self._manager.run(_CONTEXT_LOAD, context)
+                response = self._manager.run(CONTEXT_LOAD, context)
                 loaded = not any(response[6:10])
                 self._loaded[slot] = int.from_bytes(response[10:14], "big") if loaded else 0
                 self._contexts[slot] = context if loaded else None
         for handle, context in tuple(self._sessions.items()):
-            if any(self._manager.run(_CONTEXT_LOAD, context)[6:10]):
+            if any(self._manager.run(CONTEXT_LOAD, context)[6:10]):
                 del self._sessions[handle]
 
     def _save_all(self) -> None:
         """Save keys and sessions; those that the command flushed are forgotten."""
         for slot, handle in enumerate(self._loaded):
             if handle:
-                response = self._manager.run(_CONTEXT_SAVE, handle.to_bytes(4, "big"))
+                response = self._manager.run(CONTEXT_SAVE, handle.to_bytes(4, "big"))
                 self._contexts[slot] = None if any(response[6:10]) else response[10:]
                 self._flush([handle])
         self._loaded = [0] * _SLOTS
         for handle in tuple(self._sessions):
-            response = self._manager.run(_CONTEXT_SAVE, handle.to_bytes(4, "big"))
+            response = self._manager.run(CONTEXT_SAVE, handle.to_bytes(4, "big"))
             if any(response[6:10]):
                 del self._sessions[handle]
             else:
@@ -138,7 +140,7 @@ class ManagedFile(TpmDeviceFile):
 
     def _flush(self, handles: Iterable[int]) -> None:
         for handle in handles:
-            self._manager.run(_FLUSH_CONTEXT, handle.to_bytes(4, "big"))
+            self._manager.run(FLUSH_CONTEXT, handle.to_bytes(4, "big"))
 
     def _map_handles(self, command: bytes, count: int) -> bytes:
         """Replace virtual handles in the handle area by those of the TPM."""
@@ -146,7 +148,7 @@ class ManagedFile(TpmDeviceFile):
         for at in range(HEADER, min(HEADER + 4 * count, len(command) - 3), 4):
             handle = int.from_bytes(command[at : at + 4], "big")
             if handle >> 24 == _TRANSIENT:
-                slot = _FIRST_VIRTUAL - handle
+                slot = LAST_TRANSIENT - handle
                 if slot >= _SLOTS or not self._loaded[slot]:
                     raise OSError(EINVAL, strerror(EINVAL))
                 mapped[at : at + 4] = self._loaded[slot].to_bytes(4, "big")
@@ -157,8 +159,8 @@ class ManagedFile(TpmDeviceFile):
             handle = int.from_bytes(response[10:14], "big")
             virtual = self._add(handle)
             return response[:10] + virtual.to_bytes(4, "big") + response[14:]
-        is_handles = int.from_bytes(response[11:15], "big") == _HANDLES
-        if code == _GET_CAPABILITY and is_handles:
+        is_handles = int.from_bytes(response[11:15], "big") == CAP_HANDLES
+        if code == GET_CAPABILITY and is_handles:
             return self._map_list(response)
         return response
 
@@ -175,7 +177,7 @@ class ManagedFile(TpmDeviceFile):
         for slot, loaded in enumerate(self._loaded):
             if not loaded:
                 self._loaded[slot] = handle
-                return _FIRST_VIRTUAL - slot
+                return LAST_TRANSIENT - slot
         self._flush([handle])
         raise OSError(ENOMEM, strerror(ENOMEM))
 
@@ -187,7 +189,7 @@ class ManagedFile(TpmDeviceFile):
             if handle >> 24 != _TRANSIENT:
                 handles.append(handle)
             elif handle in self._loaded:
-                handles.append(_FIRST_VIRTUAL - self._loaded.index(handle))
+                handles.append(LAST_TRANSIENT - self._loaded.index(handle))
         body = len(handles).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in handles)
         size = 15 + len(body)
         return response[:2] + size.to_bytes(4, "big") + response[6:15] + body

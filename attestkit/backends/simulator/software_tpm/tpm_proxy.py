@@ -23,42 +23,45 @@ from attestkit.backends.tpm.response_codes import BUSY
 from attestkit.errors import BackendError
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS, hash_size
+from attestkit.tpm.command_codes import (
+    CAP_COMMANDS,
+    CODE_MASK,
+    CONTEXT_LOAD,
+    CONTEXT_SAVE,
+    CREATE_PRIMARY,
+    EVICT_CONTROL,
+    FLUSH_CONTEXT,
+    GET_CAPABILITY,
+    NV_DEFINE_SPACE,
+    NV_READ,
+    NV_READ_PUBLIC,
+    NV_UNDEFINE_SPACE,
+    NV_WRITE,
+    PCR_EXTEND,
+    PCR_READ,
+    READ_PUBLIC,
+    START_AUTH_SESSION,
+)
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.pcr_selection import encode_selections
 from attestkit.tpm.public_area import DECRYPT, RESTRICTED
 
 _HANDLE_OFFSET: Final = 0x10000  # of the model's keys and sessions
 _SWTPM_LARGEST: Final = 2048  # bytes of an NV index
 
-_EVICT_CONTROL: Final = 0x120
-_NV_UNDEFINE: Final = 0x122
-_NV_DEFINE: Final = 0x12A
-_CREATE_PRIMARY: Final = 0x131
-_NV_WRITE: Final = 0x137
-_NV_READ: Final = 0x14E
-_CONTEXT_LOAD: Final = 0x161
-_CONTEXT_SAVE: Final = 0x162
-_FLUSH_CONTEXT: Final = 0x165
-_NV_READ_PUBLIC: Final = 0x169
-_READ_PUBLIC: Final = 0x173
-_START_AUTH_SESSION: Final = 0x176
-_GET_CAPABILITY: Final = 0x17A
-_PCR_READ: Final = 0x17E
-_PCR_EXTEND: Final = 0x182
-
 # Offset of the handle that decides, the same with and without authorizations.
 _DECIDING: Final = {
-    _EVICT_CONTROL: 14,
-    _NV_UNDEFINE: 14,
-    _NV_WRITE: 14,
-    _NV_READ: 14,
-    _CONTEXT_LOAD: 18,
-    _CONTEXT_SAVE: 10,
-    _FLUSH_CONTEXT: 10,
-    _NV_READ_PUBLIC: 10,
-    _READ_PUBLIC: 10,
-    _START_AUTH_SESSION: 10,
+    EVICT_CONTROL: 14,
+    NV_UNDEFINE_SPACE: 14,
+    NV_WRITE: 14,
+    NV_READ: 14,
+    CONTEXT_LOAD: 18,
+    CONTEXT_SAVE: 10,
+    FLUSH_CONTEXT: 10,
+    NV_READ_PUBLIC: 10,
+    READ_PUBLIC: 10,
+    START_AUTH_SESSION: 10,
 }
-_ENDORSEMENT: Final = 0x4000000B
 _PASSWORD: Final = bytes.fromhex("00000009 40000009 0000 00 0000")
 _MOST_RETRIES: Final = 1000
 
@@ -102,7 +105,7 @@ class TpmProxy:
             code = _u32(command, 6)
             if self.hooks.fault is not None and (injected := self.hooks.fault(code)):
                 return encode_error(injected)
-            if code == _GET_CAPABILITY:
+            if code == GET_CAPABILITY:
                 return self._merge(command)
             if self._is_for_model(code, command):
                 return self._model.execute(command)
@@ -128,7 +131,7 @@ class TpmProxy:
         """
         body = b"".join(HASH_IDS[bank].to_bytes(2, "big") + one for bank, one in digests.items())
         body = len(digests).to_bytes(4, "big") + body
-        self._ask(SESSIONS, _PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
+        self._ask(SESSIONS, PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
         """Return a PCR's value.
@@ -137,7 +140,7 @@ class TpmProxy:
             BackendError: If swtpm cannot be reached, or does not have the PCR.
         """
         response = self._ask(
-            NO_SESSIONS, _PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
+            NO_SESSIONS, PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
         )
         value = response[-hash_size(bank) :]
         if len(response) != 10 + 4 + 10 + 4 + 2 + len(value):
@@ -167,10 +170,10 @@ class TpmProxy:
     def _is_for_model(self, code: int, command: bytes) -> bool:
         if code in self.hooks.vendor_commands:
             return True
-        if code == _NV_DEFINE:
+        if code == NV_DEFINE_SPACE:
             index, size = _find_definition(command)
             return size > _SWTPM_LARGEST or self._model.owns(index)
-        if code == _CREATE_PRIMARY and self.hooks.vendor_commands:
+        if code == CREATE_PRIMARY and self.hooks.vendor_commands:
             return _is_storage_key(command)
         at = _DECIDING.get(code)
         return at is not None and self._model.owns(_u32(command, at))
@@ -182,7 +185,9 @@ class TpmProxy:
         if any(response[6:10]) or what not in (1, 2):
             return response
         ours = self._model.execute(command)
-        mask = 0x2000FFFF if what == 2 else 0xFFFFFFFF  # commands are sorted by their codes
+        mask = (
+            CODE_MASK if what == CAP_COMMANDS else 0xFFFFFFFF
+        )  # commands are sorted by their codes
         vendor = self.hooks.vendor_commands
         found = {word & mask: word for word in _words(response)}
         more = bool(response[10])
@@ -234,4 +239,4 @@ def _is_storage_key(command: bytes) -> bool:
     _, end = _sized(command, _parameters(command, 1))
     template, _ = _sized(command, end)
     storage = RESTRICTED | DECRYPT
-    return _u32(command, 10) == _ENDORSEMENT and _u32(template, 4) & storage == storage
+    return _u32(command, 10) == ENDORSEMENT and _u32(template, 4) & storage == storage

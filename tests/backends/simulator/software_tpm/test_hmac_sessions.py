@@ -12,7 +12,7 @@ from attestkit.backends.simulator.software_tpm.stream_server import InProcessTra
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.simulator.software_tpm.command_frames import (
     INDEX,
     OWNER,

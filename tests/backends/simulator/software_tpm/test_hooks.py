@@ -9,12 +9,7 @@ import pytest
 
 from attestkit.backends.nitro_tpm.document_command import request_document
 from attestkit.backends.nitro_tpm.messages import DocumentRequest
-from attestkit.backends.simulator.software_tpm import (
-    NITRO_ATTEST,
-    TpmHooks,
-    TpmModel,
-    VirtualIndex,
-)
+from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
 from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
@@ -23,7 +18,8 @@ from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, QuoteUnavailableError
 from attestkit.tpm import PcrSelection, TpmsAttest
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.handles import ENDORSEMENT
 from tests.backends.simulator.software_tpm.command_frames import (
     BANKS,
     INDEX,

@@ -16,7 +16,7 @@ from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import UsageError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from tests.backends.simulator.software_tpm.command_frames import (
     BANKS,
     INDEX,

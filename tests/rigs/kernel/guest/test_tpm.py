@@ -14,16 +14,13 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
-from attestkit.backends.tpm.response_codes import (
-    OBJECT_MEMORY,
-    RESMGR_COMMAND_CODE,
-    TpmError,
-)
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.tpm_logs import read_tpm_logs
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.event_log import TpmEventLog
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic
-from attestkit.tpm.public_area import ENDORSEMENT
+from attestkit.tpm.handles import ENDORSEMENT
+from attestkit.tpm.response_codes import RC_OBJECT_MEMORY, RC_RESMGR_COMMAND_CODE
 from tests.backends.tpm.templates import ECC_AK, RSA_AK, SHA256
 from tests.raising import raises
 
@@ -85,7 +82,7 @@ def test_resource_manager_has_slots_for_each_descriptor(tpm: TpmClient) -> None:
             assert len({key.raw for key in keys}) == 1
             with raises(TpmError, "tpm_error") as caught:
                 client.create_primary(ENDORSEMENT, ECC_AK)
-            assert caught.value.code == OBJECT_MEMORY
+            assert caught.value.code == RC_OBJECT_MEMORY
         for handle in handles:
             tpm.flush_context(handle)
         with raises(BackendError, "io_error", part="EINVAL"):  # of the resource manager
@@ -99,7 +96,7 @@ def test_resource_manager_refuses_unknown_commands(tpm: TpmClient) -> None:
     """A command that the TPM does not list is answered by the kernel."""
     with raises(TpmError, "tpm_error", part="resource manager") as caught:
         tpm.execute(VENDOR_COMMAND)
-    assert caught.value.code == RESMGR_COMMAND_CODE
+    assert caught.value.code == RC_RESMGR_COMMAND_CODE
     assert caught.value.is_unknown_command
     assert tpm.pcr_read((PcrSelection("sha256", (0,)),))
 

@@ -11,7 +11,7 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.tpm_logs import TpmLogs
 from attestkit.errors import ReplayError, SignatureError
 from attestkit.tpm import PcrSelection, TpmtPublic
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.verifier.platforms.tpm import authenticate_tpm
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.attestation_key import AkTrust

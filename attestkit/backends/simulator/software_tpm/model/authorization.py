@@ -9,6 +9,17 @@ from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, sized, u32
 from attestkit.backends.simulator.software_tpm.model.response_error import (
+    TpmResponseError,
+    session_error,
+)
+from attestkit.backends.simulator.software_tpm.model.sessions import (
+    CONTINUE,
+    SimulatedSession,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
+from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
+from attestkit.tpm.handles import PASSWORD_SESSION
+from attestkit.tpm.response_codes import (
     RC_ATTRIBUTES,
     RC_AUTH_FAIL,
     RC_AUTH_MISSING,
@@ -22,17 +33,8 @@ from attestkit.backends.simulator.software_tpm.model.response_error import (
     RC_RESERVED_BITS,
     RC_SIZE,
     RC_VALUE,
-    TpmResponseError,
-    session_error,
 )
-from attestkit.backends.simulator.software_tpm.model.sessions import (
-    CONTINUE,
-    SimulatedSession,
-)
-from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity, TpmState
-from attestkit.tpm.algorithms import LARGEST_DIGEST, compute_digest
 
-PASSWORD_SESSION: Final = 0x40000009
 _MOST_SESSIONS: Final = 3
 _SMALLEST_AREA: Final = 9
 _RESERVED: Final = 0x18

@@ -15,19 +15,23 @@ from attestkit.backends.simulator.software_tpm.model.key_objects import (
     PERSISTENT_SLOTS,
     TRANSIENT_SLOTS,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import RC_HANDLE, RC_VALUE
 from attestkit.backends.simulator.software_tpm.model.sessions import MOST_ACTIVE, MOST_LOADED
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.tpm.algorithms import CURVE_NAMES
+from attestkit.tpm.command_codes import (
+    CAP_COMMANDS,
+    CAP_HANDLES,
+    CAP_PCRS,
+    CAP_PROPERTIES,
+    CODE_MASK,
+)
+from attestkit.tpm.handles import ENDORSEMENT, LOCKOUT, NULL, OWNER, PASSWORD_SESSION, PLATFORM
+from attestkit.tpm.response_codes import RC_HANDLE, RC_VALUE
 
 _MOST_ITEMS: Final = 254  # MAX_CAP_HANDLES, the smallest of the limits
 _VENDOR: Final = 0x100  # a capability that this TPM does not have
 _CAPABILITIES: Final = (*range(11), _VENDOR)
-_HANDLES: Final = 1
-_COMMANDS: Final = 2
-_PCRS: Final = 5
-_PROPERTIES: Final = 6
-_PERMANENT: Final = (0x40000001, 0x40000007, 0x40000009, 0x4000000A, 0x4000000B, 0x4000000C)
+_PERMANENT: Final = (OWNER, NULL, PASSWORD_SESSION, LOCKOUT, ENDORSEMENT, PLATFORM)
 _LARGEST_COMMAND: Final = 4096
 
 # Algorithms with TPMA_ALGORITHM.
@@ -53,21 +57,21 @@ def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandRepl
     first, count = reader.next().u32(), reader.next().u32()
     reader.finish()
     reader.number = 1 if what == _VENDOR else 2
-    if what == _PCRS:
+    if what == CAP_PCRS:
         if first:
             raise reader.error(RC_VALUE)
         everything = (1 << PCR_COUNT) - 1
         banks = [(bank, everything) for bank in call.state.pcrs.values]
         return CommandReply(b"\0" + u32(what) + encode_pcr_selections(banks))
     state = call.state
-    if what == _HANDLES:
+    if what == CAP_HANDLES:
         handles = _list_handles(state, first >> 24)
         if handles is None:
             raise reader.error(RC_HANDLE)
         items = {key: u32(handle) for key, handle in handles.items()}
-    elif what == _COMMANDS:
-        items = {attributes & 0x2000FFFF: u32(attributes) for attributes in commands}
-    elif what == _PROPERTIES:
+    elif what == CAP_COMMANDS:
+        items = {attributes & CODE_MASK: u32(attributes) for attributes in commands}
+    elif what == CAP_PROPERTIES:
         found = _fixed_properties(state) if first < 0x200 else _variable_properties(state)
         items = {tag: u32(tag) + u32(value) for tag, value in found.items()}
     elif (others := _other_items(what)) is not None:

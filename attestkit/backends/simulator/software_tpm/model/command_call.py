@@ -6,6 +6,7 @@ from typing import NamedTuple
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader
 from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, Entity, TpmState
+from attestkit.tpm.command_codes import VENDOR
 
 
 class CommandCall(NamedTuple):
@@ -39,6 +40,6 @@ class CommandDefinition(NamedTuple):
     @property
     def attributes(self) -> int:
         """TPMA_CC (TPM 2.0 Library, Part 2, section 8.9)."""
-        vendor = self.code & 1 << 29
+        vendor = self.code & VENDOR
         handles = len(self.handles) << 25 | self.returns_handle << 28
         return vendor | handles | self.changes_nv << 22 | self.code & 0xFFFF

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_HASH,
-    RC_INSUFFICIENT,
-    RC_SIZE,
-    RC_VALUE,
     TpmResponseError,
     parameter_error,
 )
 from attestkit.tpm.algorithms import HASH_NAMES, LARGEST_DIGEST, hash_size
+from attestkit.tpm.response_codes import RC_HASH, RC_INSUFFICIENT, RC_SIZE, RC_VALUE
 
 MAX_BANKS: Final = 4  # HASH_COUNT
 MAX_NV_BUFFER: Final = 1024

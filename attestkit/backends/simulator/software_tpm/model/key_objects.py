@@ -8,22 +8,11 @@ from attestkit._crypto.ec_key_pair import EcKeyPair
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.rsa_key_pair import RsaKeyPair
 from attestkit.backends.simulator.software_tpm.model.command_reader import u32
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_OBJECT_MEMORY,
-    TpmResponseError,
-)
+from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
 from attestkit.tpm import TpmtPublic
+from attestkit.tpm.handles import FIRST_TRANSIENT, NULL
+from attestkit.tpm.response_codes import RC_OBJECT_MEMORY
 
-OWNER: Final = 0x40000001
-NULL: Final = 0x40000007
-ENDORSEMENT: Final = 0x4000000B
-PLATFORM: Final = 0x4000000C
-HIERARCHIES: Final = (OWNER, NULL, ENDORSEMENT, PLATFORM)
-
-FIRST_TRANSIENT: Final = 0x80000000
-FIRST_PERSISTENT: Final = 0x81000000
-FIRST_PLATFORM_PERSISTENT: Final = 0x81800000
-LAST_PERSISTENT: Final = 0x81FFFFFF
 TRANSIENT_SLOTS: Final = 3  # as libtpms
 PERSISTENT_SLOTS: Final = 64
 

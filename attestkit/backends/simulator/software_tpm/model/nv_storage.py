@@ -8,38 +8,19 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u16,
     u32,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import (
+from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
+from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest
+from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
+from attestkit.tpm.nv_attributes import RESERVED, WRITTEN
+from attestkit.tpm.response_codes import (
     RC_NV_DEFINED,
     RC_NV_SPACE,
     RC_RESERVED_BITS,
     RC_SIZE,
     RC_VALUE,
-    TpmResponseError,
 )
-from attestkit.tpm.algorithms import HASH_IDS, LARGEST_DIGEST, compute_digest
 
-PP_WRITE: Final = 1 << 0
-OWNER_WRITE: Final = 1 << 1
-AUTH_WRITE: Final = 1 << 2
-POLICY_WRITE: Final = 1 << 3
-TYPE: Final = 0xF << 4
-POLICY_DELETE: Final = 1 << 10
-WRITE_LOCKED: Final = 1 << 11
-WRITE_ALL: Final = 1 << 12
-PP_READ: Final = 1 << 16
-OWNER_READ: Final = 1 << 17
-AUTH_READ: Final = 1 << 18
-POLICY_READ: Final = 1 << 19
-NO_DA: Final = 1 << 25
-CLEAR_AT_STARTUP: Final = 1 << 27
-READ_LOCKED: Final = 1 << 28
-WRITTEN: Final = 1 << 29
-PLATFORM_CREATE: Final = 1 << 30
-_RESERVED: Final = 0x01F00300
 _MOST_INDICES: Final = 256  # a bound of the model; a TPM has less space
-
-FIRST_INDEX: Final = 0x01000000
-LAST_INDEX: Final = 0x01FFFFFF
 
 
 class NvIndex:
@@ -97,11 +78,11 @@ class NvStorage:
 def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
     """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes."""
     index = reader.u32()
-    if not FIRST_INDEX <= index <= LAST_INDEX:
+    if not FIRST_NV_INDEX <= index <= LAST_NV_INDEX:
         raise reader.error(RC_VALUE)
     name_alg = reader.hash_name()
     attributes = reader.u32()
-    if attributes & _RESERVED:
+    if attributes & RESERVED:
         raise reader.error(RC_RESERVED_BITS)
     policy = reader.sized(LARGEST_DIGEST)
     if (size := reader.u16()) > largest:

@@ -7,17 +7,6 @@ from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_ATTRIBUTES,
-    RC_CURVE,
-    RC_KDF,
-    RC_MODE,
-    RC_RANGE,
-    RC_RESERVED_BITS,
-    RC_SCHEME,
-    RC_SIZE,
-    RC_SYMMETRIC,
-    RC_TYPE,
-    RC_VALUE,
     TpmResponseError,
     parameter_error,
 )
@@ -44,6 +33,19 @@ from attestkit.tpm.public_area import (
     RESTRICTED,
     SENSITIVE_DATA_ORIGIN,
     SIGN,
+)
+from attestkit.tpm.response_codes import (
+    RC_ATTRIBUTES,
+    RC_CURVE,
+    RC_KDF,
+    RC_MODE,
+    RC_RANGE,
+    RC_RESERVED_BITS,
+    RC_SCHEME,
+    RC_SIZE,
+    RC_SYMMETRIC,
+    RC_TYPE,
+    RC_VALUE,
 )
 
 ENCRYPTED_DUPLICATION: Final = 1 << 11

@@ -5,17 +5,13 @@ from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import u32
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_HANDLE,
-    RC_SESSION_HANDLES,
-    RC_SESSION_MEMORY,
     TpmResponseError,
     parameter_error,
 )
 from attestkit.tpm.algorithms import compute_digest, hash_size
+from attestkit.tpm.handles import FIRST_HMAC_SESSION, FIRST_POLICY_SESSION
+from attestkit.tpm.response_codes import RC_HANDLE, RC_SESSION_HANDLES, RC_SESSION_MEMORY
 
-FIRST_HMAC_SESSION: Final = 0x02000000
-FIRST_POLICY_SESSION: Final = 0x03000000
-FIRST_PERMANENT: Final = 0x40000000
 MOST_LOADED: Final = 3  # MAX_LOADED_SESSIONS of libtpms
 MOST_ACTIVE: Final = 64  # MAX_ACTIVE_SESSIONS of libtpms
 SMALLEST_NONCE: Final = 16

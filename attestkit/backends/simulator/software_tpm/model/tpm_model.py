@@ -25,24 +25,11 @@ from attestkit.backends.simulator.software_tpm.model.command_call import (
 )
 from attestkit.backends.simulator.software_tpm.model.command_reader import CommandReader, u32
 from attestkit.backends.simulator.software_tpm.model.commands.command_table import (
-    GET_CAPABILITY,
-    STARTUP,
     build_command_table,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_storage import (
-    FIRST_INDEX,
-    LAST_INDEX,
-    WRITTEN,
-    NvIndex,
-)
+from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_AUTH_MISSING,
-    RC_BAD_TAG,
-    RC_COMMAND_CODE,
-    RC_COMMAND_SIZE,
-    RC_INITIALIZE,
-    RC_VALUE,
     TpmResponseError,
     handle_error,
 )
@@ -53,6 +40,17 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import (
 )
 from attestkit.errors import UsageError
 from attestkit.tpm.algorithms import hash_size
+from attestkit.tpm.command_codes import GET_CAPABILITY, STARTUP
+from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
+from attestkit.tpm.nv_attributes import WRITTEN
+from attestkit.tpm.response_codes import (
+    RC_AUTH_MISSING,
+    RC_BAD_TAG,
+    RC_COMMAND_CODE,
+    RC_COMMAND_SIZE,
+    RC_INITIALIZE,
+    RC_VALUE,
+)
 
 NO_SESSIONS: Final = 0x8001
 SESSIONS: Final = 0x8002
@@ -154,7 +152,7 @@ class TpmModel:
                 or the hash is unknown.
         """
         hash_size(name_alg)  # raises for an unknown hash
-        if not FIRST_INDEX <= index <= LAST_INDEX:
+        if not FIRST_NV_INDEX <= index <= LAST_NV_INDEX:
             message = f"NV index: must be 0x01000000 to 0x01ffffff, not 0x{index:08x}"
             raise UsageError(message, reason="out_of_range")
         if len(content) > _LARGEST_PROVISIONED:

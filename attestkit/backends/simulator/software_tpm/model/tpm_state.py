@@ -4,40 +4,29 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT, u32
-from attestkit.backends.simulator.software_tpm.model.key_objects import (
-    FIRST_PERSISTENT,
-    FIRST_TRANSIENT,
-    HIERARCHIES,
-    LAST_PERSISTENT,
-    PrimaryKey,
-    PrimaryKeys,
-)
-from attestkit.backends.simulator.software_tpm.model.nv_storage import (
-    AUTH_READ,
-    AUTH_WRITE,
-    CLEAR_AT_STARTUP,
-    FIRST_INDEX,
-    LAST_INDEX,
-    NO_DA,
-    WRITTEN,
-    NvIndex,
-    NvStorage,
-)
+from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey, PrimaryKeys
+from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, NvStorage
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_HANDLE,
-    RC_REFERENCE_H0,
     TpmResponseError,
     handle_error,
 )
-from attestkit.backends.simulator.software_tpm.model.sessions import (
+from attestkit.backends.simulator.software_tpm.model.sessions import Sessions
+from attestkit.tpm.handles import (
     FIRST_HMAC_SESSION,
+    FIRST_NV_INDEX,
     FIRST_PERMANENT,
+    FIRST_PERSISTENT,
     FIRST_POLICY_SESSION,
-    Sessions,
+    FIRST_TRANSIENT,
+    HIERARCHIES,
+    LAST_NV_INDEX,
+    LAST_PERSISTENT,
 )
+from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, CLEAR_AT_STARTUP, NO_DA, WRITTEN
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
+from attestkit.tpm.response_codes import RC_HANDLE, RC_REFERENCE_H0
 
 _MOST_FAILURES: Final = 3  # wrong passwords until lockout, as libtpms
 _RECOVERY_S: Final = 1000  # until one of them is forgotten
@@ -158,7 +147,7 @@ class TpmState:
             if handle not in self.sessions.loaded:
                 raise TpmResponseError(RC_REFERENCE_H0 + number - 1)
             return Entity(handle, u32(handle))
-        if FIRST_INDEX <= handle <= LAST_INDEX:
+        if FIRST_NV_INDEX <= handle <= LAST_NV_INDEX:
             index = self.nv.indices.get(handle)
             if index is None:
                 raise handle_error(RC_HANDLE, number)

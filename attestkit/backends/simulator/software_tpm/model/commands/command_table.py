@@ -36,19 +36,41 @@ from attestkit.backends.simulator.software_tpm.model.commands.session_commands i
     run_flush_context,
     run_start_auth_session,
 )
-from attestkit.backends.simulator.software_tpm.model.key_objects import (
+from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
+from attestkit.tpm.command_codes import (
+    CONTEXT_LOAD,
+    CONTEXT_SAVE,
+    CREATE_PRIMARY,
+    EVICT_CONTROL,
+    FLUSH_CONTEXT,
+    GET_RANDOM,
+    NV_DEFINE_SPACE,
+    NV_READ,
+    NV_READ_PUBLIC,
+    NV_UNDEFINE_SPACE,
+    NV_WRITE,
+    PCR_EXTEND,
+    PCR_READ,
+    PCR_RESET,
+    QUOTE,
+    READ_CLOCK,
+    READ_PUBLIC,
+    SELF_TEST,
+    SHUTDOWN,
+    START_AUTH_SESSION,
+    STARTUP,
+)
+from attestkit.tpm.handles import (
+    FIRST_NV_INDEX,
     FIRST_TRANSIENT,
     HIERARCHIES,
+    LAST_NV_INDEX,
     LAST_PERSISTENT,
     NULL,
     OWNER,
     PLATFORM,
 )
-from attestkit.backends.simulator.software_tpm.model.nv_storage import FIRST_INDEX, LAST_INDEX
-from attestkit.backends.simulator.software_tpm.model.tpm_state import READ, READ_AND_WRITE, WRITE
 
-STARTUP: Final = 0x144
-GET_CAPABILITY: Final = 0x17A
 _CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
 
@@ -65,7 +87,7 @@ def _is_provision(handle: int) -> bool:
 
 
 def _is_index(handle: int) -> bool:
-    return FIRST_INDEX <= handle <= LAST_INDEX
+    return FIRST_NV_INDEX <= handle <= LAST_NV_INDEX
 
 
 def _is_nv_auth(handle: int) -> bool:
@@ -90,29 +112,36 @@ def _is_entity(handle: int) -> bool:
 
 # Codes: TPM 2.0 Library, Part 2, section 6.5.2. GetCapability is not here: it lists them.
 _COMMANDS: Final = (
-    CommandDefinition(0x120, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True),
-    CommandDefinition(0x122, run_nv_undefine_space, (_is_provision, _is_index), 1, changes_nv=True),
-    CommandDefinition(0x12A, run_nv_define_space, (_is_provision,), 1, changes_nv=True),
-    CommandDefinition(0x131, run_create_primary, (_is_hierarchy,), 1, returns_handle=True),
-    CommandDefinition(0x137, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True),
-    CommandDefinition(0x13D, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
-    CommandDefinition(0x143, run_self_test, changes_nv=True),
-    CommandDefinition(STARTUP, run_startup, changes_nv=True, takes_session=False),
-    CommandDefinition(0x145, run_shutdown, changes_nv=True),
-    CommandDefinition(0x14E, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
-    CommandDefinition(0x158, run_quote, (_is_object_or_null,), 1),
-    CommandDefinition(0x161, run_context_load, returns_handle=True, takes_session=False),
-    CommandDefinition(0x162, run_context_save, (_is_context,), takes_session=False),
-    CommandDefinition(0x165, run_flush_context, takes_session=False),
-    CommandDefinition(0x169, run_nv_read_public, (_is_index,)),
-    CommandDefinition(0x173, run_read_public, (_is_object,)),
     CommandDefinition(
-        0x176, run_start_auth_session, (_is_object_or_null, _is_entity), returns_handle=True
+        EVICT_CONTROL, run_evict_control, (_is_provision, _is_object), 1, changes_nv=True
     ),
-    CommandDefinition(0x17B, run_get_random),
-    CommandDefinition(0x17E, run_pcr_read),
-    CommandDefinition(0x181, run_read_clock),
-    CommandDefinition(0x182, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(
+        NV_UNDEFINE_SPACE, run_nv_undefine_space, (_is_provision, _is_index), 1, changes_nv=True
+    ),
+    CommandDefinition(NV_DEFINE_SPACE, run_nv_define_space, (_is_provision,), 1, changes_nv=True),
+    CommandDefinition(CREATE_PRIMARY, run_create_primary, (_is_hierarchy,), 1, returns_handle=True),
+    CommandDefinition(NV_WRITE, run_nv_write, (_is_nv_auth, _is_index), 1, WRITE, changes_nv=True),
+    CommandDefinition(PCR_RESET, run_pcr_reset, (_is_pcr,), 1, changes_nv=True),
+    CommandDefinition(SELF_TEST, run_self_test, changes_nv=True),
+    CommandDefinition(STARTUP, run_startup, changes_nv=True, takes_session=False),
+    CommandDefinition(SHUTDOWN, run_shutdown, changes_nv=True),
+    CommandDefinition(NV_READ, run_nv_read, (_is_nv_auth, _is_index), 1, READ),
+    CommandDefinition(QUOTE, run_quote, (_is_object_or_null,), 1),
+    CommandDefinition(CONTEXT_LOAD, run_context_load, returns_handle=True, takes_session=False),
+    CommandDefinition(CONTEXT_SAVE, run_context_save, (_is_context,), takes_session=False),
+    CommandDefinition(FLUSH_CONTEXT, run_flush_context, takes_session=False),
+    CommandDefinition(NV_READ_PUBLIC, run_nv_read_public, (_is_index,)),
+    CommandDefinition(READ_PUBLIC, run_read_public, (_is_object,)),
+    CommandDefinition(
+        START_AUTH_SESSION,
+        run_start_auth_session,
+        (_is_object_or_null, _is_entity),
+        returns_handle=True,
+    ),
+    CommandDefinition(GET_RANDOM, run_get_random),
+    CommandDefinition(PCR_READ, run_pcr_read),
+    CommandDefinition(READ_CLOCK, run_read_clock),
+    CommandDefinition(PCR_EXTEND, run_pcr_extend, (_is_pcr,), 1, changes_nv=True),
 )
 
 

@@ -9,19 +9,16 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.key_objects import NULL
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import (
     APPLICATION_PCR,
     DEBUG_PCR,
     DYNAMIC_PCRS,
     MAX_DIGESTS,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_LOCALITY,
-    RC_VALUE,
-    TpmResponseError,
-)
+from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
+from attestkit.tpm.handles import NULL
+from attestkit.tpm.response_codes import RC_LOCALITY, RC_VALUE
 
 _CLEAR: Final = 0
 _STATE: Final = 1

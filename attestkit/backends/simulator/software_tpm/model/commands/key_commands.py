@@ -16,32 +16,13 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u64,
 )
 from attestkit.backends.simulator.software_tpm.model.commands.general_commands import encode_clock
-from attestkit.backends.simulator.software_tpm.model.key_objects import (
-    FIRST_PERSISTENT,
-    FIRST_PLATFORM_PERSISTENT,
-    LAST_PERSISTENT,
-    NULL,
-    OWNER,
-    PERSISTENT_SLOTS,
-    PLATFORM,
-    PrimaryKey,
-)
+from attestkit.backends.simulator.software_tpm.model.key_objects import PERSISTENT_SLOTS, PrimaryKey
 from attestkit.backends.simulator.software_tpm.model.public_template import (
     ST_CLEAR,
     check_template,
     read_template,
 )
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_ATTRIBUTES,
-    RC_HANDLE,
-    RC_HIERARCHY,
-    RC_KEY,
-    RC_NV_DEFINED,
-    RC_NV_SPACE,
-    RC_RANGE,
-    RC_SCHEME,
-    RC_SIZE,
-    RC_VALUE,
     TpmResponseError,
     handle_error,
     parameter_error,
@@ -58,7 +39,27 @@ from attestkit.tpm.algorithms import (
     compute_digest,
     hash_size,
 )
+from attestkit.tpm.handles import (
+    FIRST_PERSISTENT,
+    FIRST_PLATFORM_PERSISTENT,
+    LAST_PERSISTENT,
+    NULL,
+    OWNER,
+    PLATFORM,
+)
 from attestkit.tpm.public_area import SIGN
+from attestkit.tpm.response_codes import (
+    RC_ATTRIBUTES,
+    RC_HANDLE,
+    RC_HIERARCHY,
+    RC_KEY,
+    RC_NV_DEFINED,
+    RC_NV_SPACE,
+    RC_RANGE,
+    RC_SCHEME,
+    RC_SIZE,
+    RC_VALUE,
+)
 
 _LARGEST_SENSITIVE: Final = 128  # MAX_SYM_DATA
 _CREATION_TICKET: Final = 0x8021

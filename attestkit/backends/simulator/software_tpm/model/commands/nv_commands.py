@@ -5,8 +5,16 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import MAX_NV_BUFFER, sized
-from attestkit.backends.simulator.software_tpm.model.key_objects import OWNER, PLATFORM
-from attestkit.backends.simulator.software_tpm.model.nv_storage import (
+from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, read_nv_public
+from attestkit.backends.simulator.software_tpm.model.response_error import (
+    TpmResponseError,
+    handle_error,
+    parameter_error,
+)
+from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity
+from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
+from attestkit.tpm.handles import OWNER, PLATFORM
+from attestkit.tpm.nv_attributes import (
     AUTH_READ,
     AUTH_WRITE,
     OWNER_READ,
@@ -22,22 +30,15 @@ from attestkit.backends.simulator.software_tpm.model.nv_storage import (
     WRITE_ALL,
     WRITE_LOCKED,
     WRITTEN,
-    NvIndex,
-    read_nv_public,
 )
-from attestkit.backends.simulator.software_tpm.model.response_error import (
+from attestkit.tpm.response_codes import (
     RC_ATTRIBUTES,
     RC_NV_AUTHORIZATION,
     RC_NV_RANGE,
     RC_NV_UNINITIALIZED,
     RC_SIZE,
     RC_VALUE,
-    TpmResponseError,
-    handle_error,
-    parameter_error,
 )
-from attestkit.backends.simulator.software_tpm.model.tpm_state import Entity
-from attestkit.tpm.algorithms import LARGEST_DIGEST, hash_size
 
 _READERS: Final = PP_READ | OWNER_READ | AUTH_READ | POLICY_READ
 _WRITERS: Final = PP_WRITE | OWNER_WRITE | AUTH_WRITE | POLICY_WRITE

@@ -10,21 +10,9 @@ from attestkit.backends.simulator.software_tpm.model.command_reader import (
     u32,
     u64,
 )
-from attestkit.backends.simulator.software_tpm.model.key_objects import (
-    FIRST_TRANSIENT,
-    HIERARCHIES,
-    NULL,
-    PrimaryKey,
-)
+from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey
 from attestkit.backends.simulator.software_tpm.model.public_template import ST_CLEAR, read_template
 from attestkit.backends.simulator.software_tpm.model.response_error import (
-    RC_ATTRIBUTES,
-    RC_HANDLE,
-    RC_INTEGRITY,
-    RC_MODE,
-    RC_SIZE,
-    RC_SYMMETRIC,
-    RC_VALUE,
     TpmResponseError,
     handle_error,
     parameter_error,
@@ -38,7 +26,17 @@ from attestkit.backends.simulator.software_tpm.model.sessions import (
 from attestkit.backends.simulator.software_tpm.model.tpm_state import TpmState
 from attestkit.errors import SignatureError
 from attestkit.tpm.algorithms import ALG_AES, ALG_CFB, ALG_NULL, LARGEST_DIGEST, hash_size
+from attestkit.tpm.handles import FIRST_TRANSIENT, HIERARCHIES, NULL
 from attestkit.tpm.public_area import DECRYPT
+from attestkit.tpm.response_codes import (
+    RC_ATTRIBUTES,
+    RC_HANDLE,
+    RC_INTEGRITY,
+    RC_MODE,
+    RC_SIZE,
+    RC_SYMMETRIC,
+    RC_VALUE,
+)
 
 _HMAC_SESSION: Final = 0
 _SESSION_TYPES: Final = (0, 1, 3)
