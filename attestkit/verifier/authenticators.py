@@ -153,7 +153,11 @@ class Authenticators:
         """
         attestation, before = parsed.attestation, _allow_fetch if fetch else _refuse_fetch
         if isinstance(platform := parsed.wire_platform, (AzureSnp, AzureTdx)):
-            return self._azure.authenticate(platform, hardware, now, parsed.quote, before)
+            # Of generations 0 to 2 of CoCo's format, the reader checks what only 2 states.
+            stated = attestation is None or attestation.encoding != "coco"
+            return self._azure.authenticate(
+                platform, hardware, now, parsed.quote, before, states_user_data=stated
+            )
         if attestation is not None and isinstance(platform, (GcpTdx, GcpSnp)):
             return self._google.authenticate(attestation, hardware, now, before)
         return hardware

@@ -9,8 +9,7 @@ KeyTrust = Literal["hardware_report", "certificate", "listed", "unknown"]
 """What certifies the attestation key of a TPM.
 
 `hardware_report`: an authentic hardware report commits to it (Azure). `certificate`: a certificate
-under a trusted root. `listed`: the policy lists it. `unknown`: nothing; only a policy that lists
-the key accepts such evidence.
+under a trusted root. `listed`: only `trusted_aks` of the policy.
 """
 
 Join = Literal["hardware_to_ak", "ak_to_hardware"]

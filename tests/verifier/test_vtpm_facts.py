@@ -23,8 +23,8 @@ FACTS = VtpmFacts(
 def test_registers_are_those_of_the_first_bank_in_order() -> None:
     """Registers are the PCRs of one bank, SHA-256 before others, by ascending number."""
     assert FACTS.registers() == tuple((f"pcr{index}", bytes([index]) * 32) for index in (0, 7, 14))
-    assert VtpmFacts(b"", "unknown", (), ()).registers() == ()
-    sha1 = VtpmFacts(b"", "unknown", (), (("sha1", 4, b"\4" * 20),))
+    assert VtpmFacts(b"", "listed", (), ()).registers() == ()
+    sha1 = VtpmFacts(b"", "listed", (), (("sha1", 4, b"\4" * 20),))
     assert sha1.registers() == (("pcr4", b"\4" * 20),)
 
 

@@ -4,6 +4,7 @@ Generation 0 has arrays of numbers and no version; generations 1 and 2 have base
 generation 2, the user data of the HCL report are the report data (vtpm.md, section 6.7).
 """
 
+import hmac
 from base64 import urlsafe_b64encode
 from typing import Any, Final
 
@@ -75,10 +76,10 @@ def _is_tdx(fields: dict[str, Any]) -> bool:
 
 
 def _check_bound(report: bytes, report_data: bytes) -> None:
-    """Check the promise of generation 2 in its absence; other user data are refused later."""
-    user_data = HclReport.parse(report).content.user_data
-    if not any(user_data or b"") and any(report_data):
-        message = "version 2, but the HCL report has no user data; it must have the report data"
+    """Check what generation 2 states: the user data of the HCL report are the report data."""
+    user_data = HclReport.parse(report).content.user_data or bytes(len(report_data))
+    if not hmac.compare_digest(user_data, report_data):
+        message = "version 2, but the user data of the HCL report are not the report data"
         raise FormatError(message, reason="inconsistent")
 
 

@@ -21,7 +21,7 @@ from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
-from attestkit.attestation.wire.evidence_parts import is_of_dstack
+from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroTpm, is_of_dstack
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -261,13 +261,13 @@ class _Verification:
         self.step = _QUOTE
         examination, authenticated = self._authenticate(attestation)
         self.step = _OS_IMAGE
-        if is_of_dstack(attestation.evidence.platform):
-            image_hash = self._os_image(examination, attestation)
+        image_hash = examination.image_hash()
+        if image_hash or self._needs_image(attestation):
+            self._os_image(examination, attestation, image_hash)
             self.step = _EVENT_LOG
             self._app_info(examination, authenticated, image_hash)
         else:  # no image and no app of dstack: the policy has to name the guests
             _require_naming_rule(self._verifier.policy, attestation.platform)
-            examination.image_hash()
             self.step = _EVENT_LOG
             examination.app_info()
         self.step = _POLICY
@@ -296,8 +296,17 @@ class _Verification:
         )
         return examination, authenticated
 
-    def _os_image(self, examination: "Examination", attestation: Attestation) -> bytes:
-        found = examination.image_hash()
+    def _needs_image(self, attestation: Attestation) -> bool:
+        """Return whether evidence must have an image of dstack.
+
+        A TPM proves the boot of other images too, which rules of the policy can name.
+        """
+        platform = attestation.evidence.platform
+        if isinstance(platform, (GcpTdx, NitroTpm)):
+            return not _names_guests(self._verifier.policy)
+        return is_of_dstack(platform)
+
+    def _os_image(self, examination: "Examination", attestation: Attestation, found: bytes) -> None:
         if not found:
             # A Verifier leaves an unknown hash to its policy; here it is required.
             try:
@@ -313,7 +322,6 @@ class _Verification:
             os_image_is_dev=image.is_dev,
             os_image_version=image.version,
         )
-        return found
 
     def _app_info(
         self, examination: "Examination", authenticated: Authenticated, image_hash: bytes
@@ -331,9 +339,15 @@ class _Verification:
         )
 
 
+def _names_guests(policy: "AppraisalPolicy") -> bool:
+    """Return whether a rule of a policy names the guests that it accepts."""
+    rules = any(getattr(policy, name) for name in _NAMING_RULES)
+    return rules or bool(policy.reference_values.rules)
+
+
 def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
     """Raise UnsupportedError if a policy names no guest; clients take `is_valid` for that."""
-    if policy.reference_values.rules or any(getattr(policy, name) for name in _NAMING_RULES):
+    if _names_guests(policy):
         return
     raise UnsupportedError(
         f"{platform} evidence names no OS image and no app; name the guests in the service's "

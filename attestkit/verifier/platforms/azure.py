@@ -52,6 +52,11 @@ _REPEATED: Final = (
 )
 _REPEATED_15: Final = ("tee_tcb_svn2", "mr_service_td")
 
+_JOINED: Final = passed(
+    "hardware_to_ak",
+    "the hardware report commits to the attestation key, which signed the TPM quote",
+)
+
 Steps = tuple[VerificationStep, ...]
 
 
@@ -113,6 +118,8 @@ class AzureAuthenticator:
         now: datetime,
         quote: Quote | None = None,
         before_fetch: Callable[[], object] = lambda: None,
+        *,
+        states_user_data: bool = True,
     ) -> Authenticated:
         """Verify the evidence beside the hardware's, and return the signed content of both.
 
@@ -124,37 +131,35 @@ class AzureAuthenticator:
             now: Time of the verification, with a time zone.
             quote: The TD quote, if it is parsed already.
             before_fetch: Function that is called before each request for a certificate.
+            states_user_data: Whether the format states that the paravisor's user data, if there are
+                some, are the report data; CoCo's generations 0 and 1 do not.
 
         Raises:
             FormatError: If a part is malformed.
             VerificationError: If the hardware report is not over the runtime data, or the TD report
                 differs from the TD quote (`hcl_binding`), the quote's PCRs are not the SHA-256 bank
                 (`pcr_selection`) or have other values (`pcr_digest`), or the user data of the
-                paravisor are others than the report data (`hcl_user_data`).
+                paravisor must be the report data, and are not (`hcl_user_data`).
             SignatureError: If the quote or a certificate is not signed validly, or the key is
                 another (`ak_mismatch`).
             ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
         """
         report = read_azure_report(platform)
+        steps = [_check_binding(report, platform, hardware, quote)]
         # HOST_DATA are zero, and no configuration document belongs to a paravisor.
         proven = [step for step in hardware.steps if step.check != "host_data"]
-        steps = [_check_binding(report, platform, hardware, quote), *proven]
         evidence = platform.vtpm_quote
         try:
             verified = _verify_quote(report, evidence)
-            steps += _key_steps(report)
-            steps += verified.steps
+            steps += [_key_step(report), *verified.steps]
             extra = _report_data(verified)
-            steps.append(_check_user_data(report, extra))
+            steps += [_check_user_data(report, extra, is_stated=states_user_data)]
             certificate, subject = self._check_certificate(evidence, verified, now, before_fetch)
-            steps += certificate
         except VerificationError as error:
-            error.steps = (*steps, *error.steps)
+            error.steps = (*steps, *proven, *error.steps)
             raise
-        details = report.content.configuration
-        if subject:
-            details = (*details, ("ak_certificate_name", subject))
-        facts = verified.facts("hardware_report", ("hardware_to_ak",), details)
+        facts = verified.facts("hardware_report", ("hardware_to_ak",), _details(report, subject))
+        steps += [*proven, _JOINED, *certificate]
         return hardware._replace(report_data=extra, steps=tuple(steps), vtpm=facts)
 
     def _check_certificate(
@@ -258,17 +263,21 @@ def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
         evidence.signature,
         key.spki,
         scheme=_SCHEME,
-        expected_extra=None,  # the report data, which the caller compares
         pcr_values=evidence.pcr_values,
         wanted=(ALL_PCRS,),
     )
 
 
-def _key_steps(report: HclReport) -> Steps:
+def _key_step(report: HclReport) -> VerificationStep:
     bits = 8 * len(report.content.attestation_key.modulus)
-    key = f"the runtime data of the HCL report have the attestation key (RSA, {bits} bits)"
-    join = "the hardware report commits to the attestation key, which signed the TPM quote"
-    return passed("attestation_key", key), passed("hardware_to_ak", join)
+    text = f"the runtime data of the HCL report have the attestation key (RSA, {bits} bits)"
+    return passed("attestation_key", text)
+
+
+def _details(report: HclReport, subject: str) -> tuple[tuple[str, str], ...]:
+    """Return the configuration in a report, and the name in the certificate, if there is one."""
+    named = (("ak_certificate_name", subject),) if subject else ()
+    return (*report.content.configuration, *named)
 
 
 def _report_data(verified: VerifiedQuote) -> bytes:
@@ -283,22 +292,23 @@ def _report_data(verified: VerifiedQuote) -> bytes:
     return extra.ljust(_REPORT_DATA_SIZE, b"\0")
 
 
-def _check_user_data(report: HclReport, report_data: bytes) -> VerificationStep:
+def _check_user_data(report: HclReport, report_data: bytes, *, is_stated: bool) -> VerificationStep:
     """Compare the user data with the report data; without user data, only the TPM has the latter.
 
-    User data of an earlier request are refused: the hardware report may be as old.
+    User data of another request are refused if the format states that they are of this one: the
+    hardware report may be as old.
     """
     user_data = report.content.user_data
+    older = "the hardware report may be older than the TPM quote, which alone has the report data"
     if user_data is None or (not any(user_data) and any(report_data)):
-        text = (
-            "the HCL report has no user data, so the hardware report may be older than the TPM "
-            "quote, which alone has the report data"
-        )
+        return skipped("user_data", f"the HCL report has no user data, so {older}")
+    if hmac.compare_digest(user_data, report_data):
+        return passed("user_data", "the paravisor received the report data as user data")
+    if not is_stated:
+        text = f"the user data of the HCL report are those of another request, so {older}"
         return skipped("user_data", text)
-    if not hmac.compare_digest(user_data, report_data):
-        raise VerificationError(
-            f"HCL report: user data are {user_data.hex()}, must be the report data "
-            f"{report_data.hex()}; request an HCL report after the user data are written",
-            reason="hcl_user_data",
-        )
-    return passed("user_data", "the paravisor received the report data as user data")
+    raise VerificationError(
+        f"HCL report: user data are {user_data.hex()}, must be the report data "
+        f"{report_data.hex()}; request an HCL report after the user data are written",
+        reason="hcl_user_data",
+    )

@@ -5,7 +5,7 @@ issuer certificates, if allowed, are sent only after the quote's signature is va
 """
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -23,6 +23,11 @@ from attestkit.tpm import PcrSelection, TpmsAttest
 from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, LOGGED_PCRS, extend, start_value
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
+from attestkit.verifier.platforms.vtpm.pcr_logs import (
+    format_pcrs,
+    further_step,
+    unexplained_steps,
+)
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
@@ -69,7 +74,11 @@ class GcpAuthenticator:
         _check_form(tpm_quote)
         key = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
         quote = _verify_quote(tpm_quote, key, _TDX_PCRS if is_td else (ALL_PCRS,))
-        logs = _replay_log(tpm_quote, stack.runtime_events if is_td else None)
+        logs = _replay_log(tpm_quote, without={EVENT_PCR} if is_td else ())
+        if is_td:
+            # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
+            events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not stack.config)
+            logs = _LogReplay((*logs.replayed, (_BANK, EVENT_PCR)), (*logs.steps, events))
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
@@ -77,9 +86,8 @@ class GcpAuthenticator:
         join = _check_join(quote, embedded)
         found = (*quote.steps, *certified.steps, instance_step(certified.gce), join, *logs.steps)
         facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
-        replayed = tuple([(_BANK, index) for index in logs.replayed])
         return hardware._replace(
-            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=replayed)
+            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=logs.replayed)
         )
 
 
@@ -127,7 +135,6 @@ def _verify_quote(
         tpm_quote.signature,
         spki,
         scheme=_SCHEMES[kind],
-        expected_extra=None,  # compared after the certificates, as upstream does
         pcr_values=tpm_quote.pcr_values,
         wanted=wanted,
     )
@@ -148,48 +155,72 @@ def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:
 class _LogReplay(NamedTuple):
     """PCRs that the logs replay to, and the steps of the replay."""
 
-    replayed: tuple[int, ...]
+    replayed: tuple[tuple[str, int], ...]  # bank and index
     steps: tuple[VerificationStep, ...]
 
 
-def _replay_log(tpm_quote: TpmQuote, events: Sequence[RuntimeEvent] | None) -> _LogReplay:
-    """Replay the digests of the firmware's log, and on TDX the runtime events.
+def _replay_log(tpm_quote: TpmQuote, *, without: Collection[int]) -> _LogReplay:
+    """Replay the digests of the firmware's log.
 
     Args:
         tpm_quote: Quote with valid PCR values.
-        events: Runtime events in PCR 14; None if the platform measures none.
+        without: PCRs that are replayed otherwise.
 
     Raises:
         ReplayError: If a PCR that only records of the log extend does not match, or has no record
             although it was extended (`pcr_mismatch`).
     """
-    digests: dict[int, list[bytes]] = {}
-    for index, digest in tpm_quote.event_log:
-        digests.setdefault(index, []).append(digest)
-    replayed, unexplained = [], []
-    for index, _, value in tpm_quote.pcr_values:
-        expected = extend(_BANK, start_value(index, 32), digests.get(index, []))
-        if events is not None and index == EVENT_PCR:
-            continue
-        if not hmac.compare_digest(value, expected):
-            if index in LOGGED_PCRS and (index in digests or index != INIT_DATA_PCR):
-                raise _mismatch(index, value, expected)
-            unexplained.append(index)
+    digests = _digests_by_pcr(tpm_quote)
+    values = {(_BANK, one): value for one, _, value in tpm_quote.pcr_values if one not in without}
+    replayed, further = [], {}
+    for (bank, index), value in values.items():
+        expected = extend(bank, start_value(index, len(value)), digests.get(index, ()))
+        if hmac.compare_digest(value, expected):
+            replayed += [(bank, index)] if index in digests else []
+        elif index in LOGGED_PCRS and (index in digests or index != INIT_DATA_PCR):
+            raise _mismatch(index, value, expected)
         elif index in digests:
-            replayed.append(index)
-    if events is None:
-        return _LogReplay(tuple(replayed), _log_steps(replayed, unexplained))
-    # Outside of dstack, shim measures its keys into PCR 14 before the first runtime event.
-    start = extend(_BANK, bytes(32), digests.get(EVENT_PCR, []))
+            further[bank, index] = further_step(bank, index, value, expected)
+    step = skipped("pcr_log", "the firmware's log has no record of a quoted PCR")
+    if replayed:
+        text = f"the digests of the firmware's log replay to {format_pcrs(replayed)}"
+        step = passed("pcr_log", text)
+    rest = unexplained_steps(values, {*replayed, *further})
+    return _LogReplay(tuple(replayed), (step, *further.values(), *rest))
+
+
+def _replay_events(
+    tpm_quote: TpmQuote, events: Sequence[RuntimeEvent], *, after_shim: bool
+) -> VerificationStep:
+    """Replay the runtime events of a TD to PCR 14.
+
+    Args:
+        tpm_quote: Quote with valid PCR values.
+        events: The events.
+        after_shim: Whether records of the firmware's log may precede the events: shim measures its
+            keys. Otherwise records and events must each replay to the PCR, as upstream demands.
+
+    Raises:
+        ReplayError: If PCR 14 does not match (`pcr_mismatch`).
+    """
+    before = _digests_by_pcr(tpm_quote).get(EVENT_PCR, [])
     hashes = [sha256(runtime_preimage(*event)) for event in events]
-    expected = extend(_BANK, start, hashes)
+    sequences = [before + hashes] if after_shim or not before else [before, hashes]
     value = pcr_value(tpm_quote, EVENT_PCR)
-    if not hmac.compare_digest(value, expected):
-        raise _mismatch(EVENT_PCR, value, expected)
-    text = f"the {len(events)} runtime events replay to PCR {EVENT_PCR}"
-    runtime = passed("pcr_log", text)
-    steps = (*_log_steps(replayed, unexplained), runtime)
-    return _LogReplay((*replayed, EVENT_PCR), steps)
+    for digests in sequences:
+        expected = extend(_BANK, bytes(32), digests)
+        if not hmac.compare_digest(value, expected):
+            raise _mismatch(EVENT_PCR, value, expected)
+    records = f"{len(before)} records of the firmware's log and " if before else ""
+    text = f"{records}the {len(events)} runtime events replay to PCR {EVENT_PCR}"
+    return passed("pcr_log", text)
+
+
+def _digests_by_pcr(tpm_quote: TpmQuote) -> dict[int, list[bytes]]:
+    found: dict[int, list[bytes]] = {}
+    for index, digest in tpm_quote.event_log:
+        found.setdefault(index, []).append(digest)
+    return found
 
 
 def _mismatch(index: int, value: bytes, expected: bytes) -> ReplayError:
@@ -197,16 +228,3 @@ def _mismatch(index: int, value: bytes, expected: bytes) -> ReplayError:
         f"PCR{index} mismatch, quoted: {value.hex()}, replayed: {expected.hex()}",
         reason="pcr_mismatch",
     )
-
-
-def _log_steps(replayed: list[int], unexplained: list[int]) -> tuple[VerificationStep, ...]:
-    if replayed:
-        numbers = ", ".join(map(str, replayed))
-        steps = (passed("pcr_log", f"the digests of the firmware's log replay to PCRs {numbers}"),)
-    else:
-        steps = (skipped("pcr_log", "the firmware's log has no record of a quoted PCR"),)
-    if unexplained:
-        numbers = ", ".join(map(str, unexplained))
-        text = f"no log explains PCRs {numbers}, which programs extend without a record"
-        return (*steps, skipped("pcr_log", text))
-    return steps

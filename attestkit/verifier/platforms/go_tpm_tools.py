@@ -58,7 +58,6 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
             one.signature,
             key.spki,
             scheme=key.scheme,
-            expected_extra=None,
             pcr_values=one.pcr_values,
         )
         for one in message.quotes

@@ -19,6 +19,7 @@ from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.tpm.pcrs import EVENT_PCR
 from attestkit.verifier.platforms.nitro import Nitro
+from attestkit.verifier.platforms.vtpm.pcr_logs import unexplained_steps
 from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
 
@@ -44,15 +45,17 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
     assert isinstance(platform, NitroTpm)
     signed = aws.verify_document(platform.attestation_doc, now, tpm=True)
     found = signed.content
-    steps = [*signed.steps, _check_user_data(found, attestation)]
-    replay = replay_runtime_events(attestation)
+    user_data = _check_user_data(found, attestation)
+    is_replayed = replay_runtime_events(attestation).outcome == "passed"
+    replayed = ((BANK, EVENT_PCR),) if is_replayed else ()
+    values = {(BANK, index): value for index, value in sorted(found.pcrs.items())}
     facts = VtpmFacts(
         attestation_key=b"",  # the document has the PCRs, and no key of the TPM
         key_trust="certificate",
         joins=(),
-        pcrs=tuple([(BANK, index, value) for index, value in sorted(found.pcrs.items())]),
-        replayed=((BANK, EVENT_PCR),) if replay.outcome == "passed" else (),
-        details=_details(found),
+        pcrs=tuple([(*name, value) for name, value in values.items()]),
+        replayed=replayed,
+        details=(("module_id", found.module_id),),
     )
     return Authenticated(
         status=None,
@@ -61,7 +64,7 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         device=found.module_id.encode(),
         tcb=Tcb(),
         chain=signed.chain,
-        steps=tuple(steps),
+        steps=(*signed.steps, user_data, *unexplained_steps(values, replayed)),
         vtpm=facts,
     )
 

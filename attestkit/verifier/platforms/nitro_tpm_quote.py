@@ -65,7 +65,6 @@ def authenticate_quote_with_document(
         evidence.signature,
         key.spki,
         scheme=key.scheme,
-        expected_extra=None,
         pcr_values=evidence.pcr_values,
     )
     _check_pcrs(quote, signed.content)

@@ -49,7 +49,6 @@ def authenticate_tpm(
         evidence.signature,
         key.spki,
         scheme=key.scheme,
-        expected_extra=None,
         pcr_values=evidence.pcr_values,
     )
     require_strong_bank([quote])

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 
 from attestkit.errors import UsageError
 from attestkit.verifier.policy.platforms import (
-    GO_TPM_TOOLS,
     RTMR_PLATFORMS,
     SNP_PLATFORMS,
     TD_PLATFORMS,
@@ -36,8 +35,8 @@ def require_common_platform(
         UsageError: If no accepted platform has them all.
     """
     owners = {name: REGISTERS[name].platforms for name in reference_values.rules}
-    owners |= dict.fromkeys(td_rules, TD_PLATFORMS | {GO_TPM_TOOLS})
-    owners |= dict.fromkeys(snp_rules, SNP_PLATFORMS | {GO_TPM_TOOLS})
+    owners |= dict.fromkeys(td_rules, TD_PLATFORMS)
+    owners |= dict.fromkeys(snp_rules, SNP_PLATFORMS)
     owners |= dict.fromkeys(image_rules, RTMR_PLATFORMS)
     owners |= vtpm_rules
     left = frozenset(platforms)

@@ -1,7 +1,7 @@
 """Platforms that a policy may name, and the groups of them to which rules apply.
 
-A message of go-tpm-tools may have the quote of a TD or the report of an SEV-SNP guest; the rules
-about those apply to it if it has one.
+No rule about TDs or SEV-SNP guests applies to messages of go-tpm-tools: hardware evidence in them
+is not verified.
 """
 
 from typing import Final
@@ -41,8 +41,8 @@ HCL: Final = {name: form for form, name in AZURE.items()}
 ONLY_IF_NAMED: Final = frozenset({SGX, NITRO_TPM, TPM, GO_TPM_TOOLS})
 """Platforms that no preset accepts.
 
-None of them has an authentic statement of a CPU about the guest, except for SGX, whose evidence is
-of an enclave, and some messages of go-tpm-tools.
+None of them has a verified statement of a CPU about the guest, except for SGX, whose evidence is
+of an enclave.
 """
 
 TD_PLATFORMS: Final = frozenset({TDX, GCP_TDX, "hcl-tdx", "azure-tdx"})
@@ -66,15 +66,11 @@ _SGX_DEBUG: Final = 1 << 1  # of attributes
 
 def is_td(claims: Claims) -> bool:
     """Return whether evidence is of a TD, so that the rules about TDs apply."""
-    if claims.platform == GO_TPM_TOOLS:
-        return claims.get("td_attributes") is not None
     return claims.platform in TD_PLATFORMS
 
 
 def is_snp(claims: Claims) -> bool:
     """Return whether evidence is of an SEV-SNP guest, so that the rules about those apply."""
-    if claims.platform == GO_TPM_TOOLS:
-        return claims.get("measurement") is not None
     return claims.platform in SNP_PLATFORMS
 
 

@@ -9,7 +9,6 @@ from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.policy.platforms import (
     GCP_SNP,
-    GO_TPM_TOOLS,
     HCL_PLATFORMS,
     NITRO,
     RTMR_PLATFORMS,
@@ -48,11 +47,11 @@ def _register(platforms: Collection[str], size: int, comment: str) -> Values:
     return field(default=None, metadata={"register": register})
 
 
-_TD: Final = TD_PLATFORMS | {GO_TPM_TOOLS}
+_TD: Final = TD_PLATFORMS
 # Of the guest; behind a paravisor these registers are zero, and a reference value says nothing.
-_RTMR: Final = RTMR_PLATFORMS | {GO_TPM_TOOLS}
-_SNP: Final = SNP_PLATFORMS | {GO_TPM_TOOLS}
-_HOST_DATA: Final = frozenset({SNP, GCP_SNP, GO_TPM_TOOLS})
+_RTMR: Final = RTMR_PLATFORMS
+_SNP: Final = SNP_PLATFORMS
+_HOST_DATA: Final = frozenset({SNP, GCP_SNP})
 _NITRO: Final = frozenset({NITRO})
 _SGX: Final = frozenset({SGX})
 _OWNER: Final = "set by the owner at launch"
@@ -115,8 +114,7 @@ class ReferenceValues:
         """Raise UsageError if no platform has all registers."""
         first, platforms = "", frozenset(VERIFIED_PLATFORMS)
         for name in self.rules:
-            # A message of go-tpm-tools has the registers of one kind of guest, too.
-            found = REGISTERS[name].platforms - {GO_TPM_TOOLS}
+            found = REGISTERS[name].platforms
             if not platforms & found:
                 raise UsageError(
                     f"{name}: a register of {_first_of(found)}, but {first} is one of "

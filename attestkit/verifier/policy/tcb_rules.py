@@ -28,7 +28,6 @@ from attestkit.verifier.result import Authenticated, TcbStatus, caution, passed,
 Explain: TypeAlias = Callable[[], str]
 """Function that returns a sentence on an outdated component; empty if there is none."""
 
-# A message of go-tpm-tools has a status if it has a hardware report.
 _NO_STATUS: Final = frozenset({NITRO, NITRO_TPM, TPM, GO_TPM_TOOLS})
 _STATUS_WITHOUT_AGE: Final = SNP_PLATFORMS  # TCB versions are only compared with each other
 _INTEL: Final = TD_PLATFORMS | {SGX}  # platforms with signed advisories

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 
+from attestkit.attestation import Attestation
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.scenarios.clouds import CLOUDS
@@ -82,6 +83,39 @@ def test_service_has_named_outcome(
     step = "Policy: " if expected in OF_POLICY else "Quote verification failed: "
     subject = str(caught.value).partition(":")[0]  # the rest may have the time
     assert found["reason"].startswith(f"{step}{subject}: ")
+
+
+@pytest.mark.parametrize(
+    ("platform", "rule"),
+    [
+        ("gcp-tdx", {"gce_project": {"attestkit-simulated"}}),
+        ("aws-nitro-tpm", {"pcrs": {"sha384:16": bytes(48)}}),
+    ],
+)
+def test_service_accepts_a_tpm_without_image_by_policy(
+    platform: str,
+    rule: dict[str, Any],
+    tmp_path: Path,
+    threads: JobThreads,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """Outside of images of dstack, a rule of the policy must name the guests."""
+    nonce = secrets.token_bytes(32)
+    with open_attester("simulator", seed=bytes(32), platform=platform) as tee:
+        found = tee.attest(nonce=nonce).evidence
+        evidence = Attestation(found._replace(stack=found.stack._replace(config="")))
+        answers = []
+        for rules in ({}, rule):
+            options = Options(**options_of(tee, tmp_path, **rules))
+            verifier = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
+            client = Client(VerifierApp(verifier, threads, fetcher=threads), loop)
+            request = {"attestation": evidence.to_bytes().hex()}
+            answers.append(client.post(f"/verify?nonce={nonce.hex()}", request).json())
+    without, named = answers
+    assert not without["is_valid"]
+    assert without["reason"].startswith("OS image hash verification failed: ")
+    assert (named["is_valid"], named["reason"]) == (True, None)
+    assert not named["details"]["os_image_hash_verified"]
 
 
 def test_service_has_certificates_and_roots_of_tpms(

@@ -1,10 +1,12 @@
 """Tests of Azure's evidence: hardware, HCL report, TPM quote, and what joins them."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
 
+from attestkit.attestation import Attestation
 from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
@@ -74,8 +76,9 @@ def test_azure_evidence_is_authenticated_with_a_step_for_each_check(make: MAKE) 
     assert outcomes["ak_certificate"] == "skipped"
     assert "host_data" not in outcomes
     order = [step.check for step in found.steps]
-    assert order[0] == "hcl_report"
-    assert order.index("hardware_to_ak") < order.index("tpm_quote") < order.index("user_data")
+    wanted = ["hcl_report", "attestation_key", "tpm_quote", "tpm_clock", "user_data"]
+    assert order[:5] == wanted
+    assert order.index("signature") < order.index("hardware_to_ak") < order.index("ak_certificate")
     vtpm = found.vtpm
     assert vtpm is not None
     assert (vtpm.key_trust, vtpm.joins) == ("hardware_report", ("hardware_to_ak",))
@@ -303,6 +306,18 @@ def test_azure_user_data_of_another_request_are_rejected(user_data: bytes) -> No
     """
     with raises(VerificationError, "hcl_user_data"):
         azure.authenticate(azure.snp(azure.runtime(user_data)))
+
+
+def test_azure_generation_1_may_have_user_data_of_another_request() -> None:
+    """CoCo's generations 0 and 1 do not state that the user data are the report data."""
+    platform = azure.snp(azure.runtime(b"\1" + bytes(63)))
+    coco = Attestation(azure.attestation(platform).evidence).to_bytes("coco")
+    assert json.loads(coco)["version"] == 1
+    verifier = azure.verifier(platform, snp_certificates=[amd.ask()])
+    examination = verifier.examine(Attestation.from_bytes(coco))
+    [step] = [one for one in examination.authenticate().steps if one.check == "user_data"]
+    assert step.outcome == "skipped"
+    assert "of another request" in step.text
 
 
 # -- every byte ------------------------------------------------------------------------------------

@@ -36,12 +36,14 @@ from attestkit.errors import (
     UnsupportedError,
     VerificationError,
 )
+from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.report_data import ReportData
 from attestkit.tpm import TpmtSignature
+from attestkit.tpm.pcrs import extend
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
-from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_log
+from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details
 from attestkit.verifier.result import Authenticated, Tcb
@@ -265,6 +267,29 @@ def test_runtime_events_replay_to_pcr_14() -> None:
         assert refused(Attestation(evidence._replace(stack=stack)))[1] == "pcr_mismatch"
 
 
+def test_records_precede_events_in_pcr_14_outside_of_dstack_only() -> None:
+    """Shim's records precede the events; in an image of dstack, events alone extend PCR 14."""
+    shim, event = sha256(b"shim's keys"), RuntimeEvent("e", b"")
+    digests = [shim, sha256(runtime_preimage(*event))]
+    value = PcrValue(14, "sha256", extend("sha256", bytes(32), digests))
+    quote = TpmQuote(b"", b"", (value,), b"", "gcp", (TpmEvent(14, shim),))
+    step = _replay_events(quote, [event], after_shim=True)
+    assert step.text.startswith("1 records of the firmware's log and the 1 runtime events")
+    alone = value._replace(value=extend("sha256", bytes(32), digests[1:]))
+    for refused_one in (quote, quote._replace(pcr_values=(alone,))):
+        with pytest.raises(ReplayError):
+            _replay_events(refused_one, [event], after_shim=False)
+    without = quote._replace(pcr_values=(alone,), event_log=())
+    assert _replay_events(without, [event], after_shim=False).outcome == "passed"
+
+
+def test_a_configuration_of_dstack_excludes_records_in_pcr_14() -> None:
+    """Evidence with a configuration of dstack is verified as upstream does."""
+    log = platform_of(composed()).tpm_quote.event_log
+    kind, reason = refused(altered(event_log=(*log, TpmEvent(14, sha256(b"shim")))))
+    assert (kind, reason) == (ReplayError, "pcr_mismatch")
+
+
 def test_a_report_must_be_quoted_with_all_pcrs() -> None:
     """Evidence of an SEV-SNP guest selects PCRs 0 to 23, so this quote of three is refused."""
     evidence = composed().evidence
@@ -395,12 +420,12 @@ def test_init_data_in_pcr_8_needs_no_record() -> None:
     """A program extends PCR 8 by init-data; it is then unexplained, for a rule of the policy."""
     value = sha256(bytes(32) + sha256(b"init-data"))
     quote = TpmQuote(b"", b"", (PcrValue(8, "sha256", value),), b"", "gcp", ())
-    found = _replay_log(quote, None)
+    found = _replay_log(quote, without=())
     assert found.replayed == ()
     assert "PCRs 8" in found.steps[-1].text
     logged = quote._replace(event_log=(TpmEvent(8, sha256(b"command line")),))
     with pytest.raises(ReplayError):
-        _replay_log(logged, None)
+        _replay_log(logged, without=())
 
 
 def test_the_genuine_quote_of_google_verifies_up_to_the_join() -> None:

@@ -6,7 +6,7 @@ do not. A bank without digests in the log is explained by nothing.
 """
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -20,9 +20,8 @@ from attestkit.tpm.algorithms import compute_digest
 from attestkit.tpm.pcrs import FIRMWARE_PCRS, IMA_PCR, LOGGED_PCRS, start_value
 from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
 
-_LARGEST_KEPT: Final = (
-    262_144  # bytes of logs whose replay is kept; a log of three banks has 100,000
-)
+# Bytes; longer logs are not cached. One of three banks has about 100 KiB.
+_CACHED_LOG: Final = 262_144
 
 Values = Mapping[tuple[str, int], bytes]
 
@@ -63,14 +62,18 @@ def _replay_logs(
     pcrs: tuple[tuple[str, int, bytes], ...], boot_log: bytes, ima_log: bytes, later: frozenset[int]
 ) -> ReplayedPcrs:
     values = {(bank, index): value for bank, index, value in pcrs}
-    replayed, step = _replay_boot_log(values, boot_log, later)
+    replayed, further, step = _replay_boot_log(values, boot_log, frozenset(extended_later))
     steps = [step]
     if ima_log:
         measured, step = _replay_ima_log(values, ImaLog.parse(ima_log))
         replayed |= measured
         steps.append(step)
-    if rest := list_unexplained(values, replayed):
-        steps.append(skipped("pcr_log", f"no log explains {_by_bank(rest)}, which are extended"))
+    steps += [
+        further_step(*name, values[name], expected)
+        for name, expected in further.items()
+        if name not in replayed
+    ]
+    steps += unexplained_steps(values, replayed | further.keys())
     return ReplayedPcrs(tuple([one for one in values if one in replayed]), tuple(steps))
 
 
@@ -84,40 +87,80 @@ def with_replayed_logs(
     return replace(vtpm, replayed=replayed), steps
 
 
-# A machine's PCRs and logs seldom change after its boot.
-_kept_replay = lru_cache(16)(_replay_logs)
+def unexplained_steps(
+    pcrs: Values, explained: Collection[tuple[str, int]]
+) -> tuple[VerificationStep, ...]:
+    """Return the step of the PCRs that are extended and not explained; empty without any.
 
-
-def list_unexplained(pcrs: Values, replayed: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return the PCRs that are not at their start value and that no log replays to."""
-    explained = frozenset(replayed)
-    return [
+    Args:
+        pcrs: Quoted values.
+        explained: Bank and index of the PCRs that a log replays to, or that have a step already.
+    """
+    rest = [
         (bank, index)
         for (bank, index), value in pcrs.items()
         if (bank, index) not in explained and value != start_value(index, len(value))
     ]
+    if not rest:
+        return ()
+    return (skipped("pcr_log", f"no log explains {format_pcrs(rest)}, which are extended"),)
+
+
+def further_step(bank: str, index: int, value: bytes, replayed: bytes) -> VerificationStep:
+    """Return the step of a PCR that is further than its records in the firmware's log."""
+    return skipped(
+        "pcr_log",
+        f"{bank} PCR {index} is {value.hex()}, but its records in the firmware's log replay to "
+        f"{replayed.hex()}: a program extended it without a record, or the log is not complete",
+    )
 
 
 def _replay_boot_log(
     values: Values, data: bytes, later: frozenset[int]
-) -> tuple[set[tuple[str, int]], VerificationStep]:
-    """Return the PCRs that the firmware's log replays to, and the step."""
+) -> tuple[set[tuple[str, int]], dict[tuple[str, int], bytes], VerificationStep]:
+    """Return the PCRs that the log replays to, the replays of PCRs that are further, and the step.
+
+    Raises:
+        ReplayError: If the log must explain a PCR, and does not.
+    """
     if not data:
-        return set(), skipped("pcr_log", "the evidence has no log of the firmware to replay")
-    replay_banks = _kept_banks if len(data) <= _LARGEST_KEPT else _replay_banks
+        text = "the evidence has no log of the firmware to replay"
+        return set(), {}, skipped("pcr_log", text)
+    replay_banks = _cached_replay if len(data) <= _CACHED_LOG else _replay_banks
     log = replay_banks(data, tuple(dict.fromkeys(bank for bank, _ in values)))
     replayed: set[tuple[str, int]] = set()
-    for bank, expected in log.banks.items():
-        replay = _Replay(bank, expected, log.locality, later)
-        replayed |= {
-            (bank, index)
-            for (one, index), value in values.items()
-            if one == bank and replay.explains(index, value)
-        }
+    further: dict[tuple[str, int], bytes] = {}
+    for (bank, index), value in values.items():
+        if (replays := log.banks.get(bank)) is None:
+            continue
+        if (expected := replays.get(index)) is None:
+            _check_without_records(bank, index, value, log.locality)
+        elif hmac.compare_digest(value, expected):
+            replayed.add((bank, index))
+        elif index in LOGGED_PCRS and index not in later:
+            raise _mismatch(bank, index, value, expected)
+        else:
+            further[bank, index] = expected
     if not replayed:
-        return replayed, skipped("pcr_log", "the firmware's log replays to no quoted PCR")
-    text = f"the firmware's {log.records} records replay to {_by_bank(replayed)}"
-    return replayed, passed("pcr_log", text)
+        text = "the firmware's log replays to no quoted PCR"
+        return replayed, further, skipped("pcr_log", text)
+    text = f"the firmware's {log.records} records replay to {format_pcrs(replayed)}"
+    return replayed, further, passed("pcr_log", text)
+
+
+def _check_without_records(bank: str, index: int, value: bytes, locality: int) -> None:
+    """Raise ReplayError if a PCR of the firmware is extended, of which the log has no record."""
+    expected = start_value(index, len(value), locality)
+    if index in FIRMWARE_PCRS and not hmac.compare_digest(value, expected):
+        raise _mismatch(bank, index, value, expected)
+
+
+def _mismatch(bank: str, index: int, value: bytes, expected: bytes) -> ReplayError:
+    return ReplayError(
+        f"firmware's log: {bank} PCR {index} is {value.hex()}, but the log replays to "
+        f"{expected.hex()}; the log is not of this boot, or records are missing",
+        reason="pcr_mismatch",
+    )
 
 
 class _BootLog(NamedTuple):
@@ -146,39 +189,6 @@ def _has_digests(log: TpmEventLog, bank: str) -> bool:
         if event.event_type != NO_ACTION
         for name, _ in event.digests
     )
-
-
-class _Replay(NamedTuple):
-    """Replay of a firmware's log in one bank."""
-
-    bank: str
-    values: Mapping[int, bytes]  # of the PCRs that the log has records of
-    locality: int  # of the TPM's start
-    later: frozenset[int]
-
-    def explains(self, index: int, value: bytes) -> bool:
-        """Return whether the log has records of a PCR, and replays to it.
-
-        Raises:
-            ReplayError: If the log must explain the PCR, and does not.
-        """
-        expected = self.values.get(index)
-        if expected is None and index not in FIRMWARE_PCRS:
-            return False
-        if expected is None:
-            # PCR 0 starts with the locality.
-            expected = start_value(index, len(value), self.locality)
-            if hmac.compare_digest(value, expected):
-                return False
-        elif hmac.compare_digest(value, expected):
-            return True
-        if index not in LOGGED_PCRS or index in self.later:
-            return False
-        raise ReplayError(
-            f"firmware's log: {self.bank} PCR {index} is {value.hex()}, but the log replays to "
-            f"{expected.hex()}; the log is not of this boot, or records are missing",
-            reason="pcr_mismatch",
-        )
 
 
 def _replay_ima_log(values: Values, log: ImaLog) -> tuple[set[tuple[str, int]], VerificationStep]:
@@ -210,7 +220,7 @@ def _ima_step(
     values: Values, log: ImaLog, replayed: set[tuple[str, int]], match: ImaMatch
 ) -> VerificationStep:
     """Return the step of an IMA log that replays, with what needs attention."""
-    text = f"{match.records} records of the IMA log replay to {_by_bank(replayed)}"
+    text = f"{match.records} records of the IMA log replay to {format_pcrs(replayed)}"
     notes = []
     if match.following:
         notes.append(f"{match.following} records follow, which the quote does not cover")
@@ -238,7 +248,7 @@ def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
     return f"boot_aggregate is not the hash of the quoted {bank} PCRs 0 to 9"
 
 
-def _by_bank(found: Iterable[tuple[str, int]]) -> str:
+def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
     """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
     banks: dict[str, list[int]] = {}
     for bank, index in sorted(found):

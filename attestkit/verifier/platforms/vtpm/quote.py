@@ -1,7 +1,7 @@
-"""Verification of a TPM's quote: signature, qualifying data, selection and PCR values.
+"""Verification of a TPM's quote: signature, selection and PCR values.
 
-The checks and their order are those of vtpm.md, section 3.4, steps 1 to 5. What certifies the key
-(step 6) and the replay of logs (step 7) depend on the platform.
+The checks and their order are those of vtpm.md, section 3.4, steps 1, 2, 4 and 5. The qualifying
+data (step 3), what certifies the key (step 6) and the logs (step 7) depend on the platform.
 """
 
 import hmac
@@ -64,23 +64,21 @@ def quote_scheme(public: TpmtPublic) -> tuple[str, str] | None:
 
 def verify_tpm_quote(
     message: bytes,
-    signature: bytes | TpmtSignature,
+    signature: bytes,
     key_spki: bytes,
     *,
     scheme: tuple[str, str] | None = None,
-    expected_extra: bytes | None,
     pcr_values: Iterable[PcrValue],
     wanted: Sequence[PcrSelection] = (),
 ) -> VerifiedQuote:
-    """Verify a quote.
+    """Verify a quote; the caller compares its qualifying data.
 
     Args:
         message: TPMS_ATTEST.
-        signature: TPMT_SIGNATURE, or the same parsed.
+        signature: TPMT_SIGNATURE.
         key_spki: The attestation key as SubjectPublicKeyInfo in DER.
         scheme: Algorithm and hash of the key's TPMT_PUBLIC; None accepts RSASSA of RSA keys and
             ECDSA of others, with SHA-256, SHA-384 or SHA-512.
-        expected_extra: Qualifying data that the quote must have; None if the caller compares them.
         pcr_values: The delivered PCR values, in any order: exactly those that the quote selects.
         wanted: Banks and PCRs that the quote must select at least.
 
@@ -88,19 +86,14 @@ def verify_tpm_quote(
         FormatError: If message or signature is malformed.
         SignatureError: If the key is not valid (`invalid_key`), the algorithm does not fit it
             (`tpm_quote_algorithm`), or the signature is not valid (`tpm_quote_bad_signature`).
-        VerificationError: If the qualifying data (`tpm_qualifying_data`), the selection
-            (`pcr_selection`) or the values (`pcr_digest`) are not the expected ones.
+        VerificationError: If the selection (`pcr_selection`) or the values (`pcr_digest`) are not
+            the expected ones.
     """
     attest = TpmsAttest.parse(message)
-    signed = signature if isinstance(signature, TpmtSignature) else TpmtSignature.parse(signature)
+    signed = TpmtSignature.parse(signature)
     key = load_verification_key(key_spki)
     _check_algorithm(signed, key, scheme)
     _check_signature(signed, key, message)
-    if expected_extra is not None and not hmac.compare_digest(attest.extra_data, expected_extra):
-        raise _refused(
-            f"qualifying data are {attest.extra_data.hex()}, must be {expected_extra.hex()}",
-            "tpm_qualifying_data",
-        )
     _check_wanted(attest, wanted)
     pcrs = _check_values(attest, signed, pcr_values)
     return VerifiedQuote(attest, key, pcrs, _steps(attest, signed, key, pcrs))

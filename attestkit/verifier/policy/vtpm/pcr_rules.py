@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.tpm.pcrs import FIRMWARE_PCRS
+from attestkit.tpm.pcrs import LOGGED_PCRS, start_value
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
 from attestkit.verifier.result import passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
@@ -72,8 +72,8 @@ def appraise_pcrs(
     Args:
         rules: Normalised rules.
         vtpm: Facts of the quote.
-        firmware_log: Whether the PCRs of the firmware, if extended, must be explained by a log or
-            have a rule (vtpm.md, section 7.6).
+        firmware_log: Whether the PCRs that the firmware's log explains, if extended, must be
+            explained by it or have a rule (vtpm.md, section 7.6).
 
     Raises:
         PolicyError: If a rule is not met.
@@ -102,9 +102,9 @@ def appraise_pcrs(
 def _require_log(named: Collection[str], vtpm: VtpmFacts) -> None:
     for bank, index, value in vtpm.pcrs:
         name = f"{bank}:{index}"
-        if bank not in BANK_SIZES or index not in FIRMWARE_PCRS or name in named or not any(value):
+        if bank not in BANK_SIZES or index not in LOGGED_PCRS or name in named:
             continue
-        if (bank, index) not in vtpm.replayed:
+        if value != start_value(index, len(value)) and (bank, index) not in vtpm.replayed:
             raise PolicyError(
                 f"PCR {name}: {value.hex()} is not explained by an event log; include the log of "
                 "the firmware, or accept this value in pcrs",

@@ -33,7 +33,7 @@ def pinned_vtpm(claims: Claims) -> dict[str, Any]:
         return found
     found["pcrs"] = _pinned_pcrs(claims, vtpm)
     found["require_joins"] = vtpm.joins
-    if vtpm.key_trust in {"listed", "unknown"}:
+    if vtpm.key_trust == "listed":
         found["trusted_aks"] = (sha256(vtpm.attestation_key),)
     details = dict(vtpm.details)
     if claims.platform in _AT_GOOGLE and (project := details.get("gce_project")):

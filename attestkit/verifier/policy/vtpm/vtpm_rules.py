@@ -17,9 +17,12 @@ from attestkit.verifier.policy.launch_claims import (
 )
 from attestkit.verifier.policy.platforms import (
     AZURE,
+    GCP_SNP,
+    GCP_TDX,
     GO_TPM_TOOLS,
     HCL,
     HCL_PLATFORMS,
+    NITRO_TPM,
     SNP_PLATFORMS,
     VTPM_PLATFORMS,
     is_snp,
@@ -48,10 +51,10 @@ _TEXTS: Final = GOOGLE_CLAIMS
 # Platforms that have the value of a rule.
 _APPLY: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(("pcrs", "init_data"), VTPM_PLATFORMS),
-    **dict.fromkeys(("trusted_aks", *_TEXTS), VTPM_PLATFORMS - {"dstack-aws-nitro-tpm"}),
-    "require_joins": HCL_PLATFORMS | {"dstack-gcp-tdx", "gcp-snp", GO_TPM_TOOLS},
+    **dict.fromkeys(("trusted_aks", *_TEXTS), VTPM_PLATFORMS - {NITRO_TPM}),
+    "require_joins": HCL_PLATFORMS | {GCP_TDX, GCP_SNP},
     **dict.fromkeys(("paravisor_measurement", *PARAVISOR_CLAIMS), HCL_PLATFORMS),
-    "id_key_digest": SNP_PLATFORMS | {GO_TPM_TOOLS},
+    "id_key_digest": SNP_PLATFORMS,
 }
 
 
@@ -148,24 +151,15 @@ class VtpmRules:
         return self.paravisor_measurement is not None or self.id_key_digest is not None
 
     def identify(self, claims: Claims) -> Claims:
-        """Return claims with what this policy knows of the TPM and the paravisor.
+        """Return claims with the platform's name as far as this policy identifies the paravisor.
 
         Evidence of `hcl-snp` and `hcl-tdx` is named `azure-snp` and `azure-tdx` if a rule
-        identifies its paravisor, and only then. The trust of a key that nothing else certifies is
-        `listed` if `trusted_aks` has it.
+        identifies its paravisor, and only then.
         """
-        if claims.vtpm is None:
-            return claims
         name = HCL.get(claims.platform, claims.platform)
         if self._identifies_paravisor and self._has_paravisor(claims):
             name = AZURE.get(name, name)
-        vtpm = claims.vtpm
-        if vtpm.key_trust in {"unknown", "listed"}:
-            listed = self._lists(vtpm.attestation_key)
-            vtpm = replace(vtpm, key_trust="listed" if listed else "unknown")
-        if (name, vtpm) == (claims.platform, claims.vtpm):
-            return claims
-        return replace(claims, platform=name, vtpm=vtpm)
+        return claims if name == claims.platform else replace(claims, platform=name)
 
     def _has_paravisor(self, claims: Claims) -> bool:
         """Return whether the rules about the paravisor that are set accept these claims."""
@@ -282,7 +276,7 @@ class VtpmRules:
                     reason="trusted_aks",
                 )
             yield passed("trusted_aks", f"the attestation key {have.hex()} is accepted")
-        elif vtpm.key_trust == "unknown":
+        elif vtpm.key_trust == "listed":  # by another policy
             raise SignatureError(
                 f"attestation key: SHA-256 {sha256(vtpm.attestation_key).hex()}, and nothing "
                 "certifies it; list it in trusted_aks of the policy, or pass the root of its "

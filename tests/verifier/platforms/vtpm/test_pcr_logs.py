@@ -206,7 +206,23 @@ def test_replay_pcr_of_the_system_may_be_further_than_its_records(index: int) ->
     values = {"pcr0": extended("sha256", 0, b"x"), f"pcr{index}": b"\7" * 32}
     found = replay_pcr_logs(quoted_values(values), log, b"")
     assert found.replayed == (("sha256", 0),)
-    assert f"PCRs {index}," in found.steps[-1].text
+    assert outcomes(found) == [("pcr_log", "passed"), ("pcr_log", "skipped")]
+    text = found.steps[-1].text
+    assert f"sha256 PCR {index} is {'07' * 32}, " in text
+    assert f"replay to {extended('sha256', index, b'stub').hex()}: " in text
+
+
+def test_replay_names_each_pcr_once() -> None:
+    """A PCR that is further than its records is not also listed as one without a log."""
+    log = boot_log((0, b"x"), (11, b"stub"))
+    values = {"pcr0": extended("sha256", 0, b"x"), "pcr11": b"\7" * 32, "pcr12": b"\1" * 32}
+    found = replay_pcr_logs(quoted_values(values), log, b"")
+    assert outcomes(found) == [
+        ("pcr_log", "passed"),
+        ("pcr_log", "skipped"),
+        ("pcr_log", "skipped"),
+    ]
+    assert found.steps[-1].text == "no log explains sha256 PCRs 12, which are extended"
 
 
 def test_replay_of_bank_without_digests_explains_nothing() -> None:
