@@ -16,6 +16,7 @@ from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.gcp import pcr_value
+from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEvent, TpmQuote
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError
 from attestkit.event_log.runtime_events import runtime_preimage
@@ -77,7 +78,8 @@ class GcpAuthenticator:
         logs = _replay_log(tpm_quote, without={EVENT_PCR} if is_td else ())
         if is_td:
             # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
-            events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not stack.config)
+            is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
+            events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
             logs = _LogReplay((*logs.replayed, (_BANK, EVENT_PCR)), (*logs.steps, events))
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
