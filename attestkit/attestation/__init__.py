@@ -55,7 +55,7 @@ are a collection with one record for each part, and the only ones that can inclu
 
 Evidence of platforms that dstack does not define has the encodings `cbor` and `json` only, and
 `coco`, the JSON of Confidential Containers' attesters, if it is of Azure or of a TPM alone.
-`go-tpm-tools` is that project's message `attest.Attestation`, for evidence that was received so.
+`go-tpm-tools` is that project's message `attest.Attestation`, for evidence of a TPM alone.
 """
 
 MAX_SIZE: Final = 10_485_760

@@ -15,7 +15,15 @@ from attestkit._formats.protobuf import (
     encode_bytes_field,
     encode_number_field,
 )
-from attestkit.attestation.wire.evidence_parts import Evidence, GoTpmTools, PcrValue, Stack
+from attestkit.attestation.nitro_document import is_nitro_document
+from attestkit.attestation.wire.evidence_parts import (
+    Evidence,
+    GoTpmTools,
+    PcrValue,
+    Stack,
+    Tpm,
+    VtpmQuote,
+)
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm import TpmsAttest
 from attestkit.tpm.algorithms import HASH_IDS, HASH_NAMES
@@ -183,16 +191,46 @@ def decode_evidence(data: bytes) -> Evidence:
 
 
 def encode_evidence(evidence: Evidence) -> bytes:
-    """Return the message of evidence of go-tpm-tools.
+    """Return the message of evidence of a TPM alone, or the one that was received.
+
+    The message has neither the IMA log nor the report data. go-tpm-tools compares the qualifying
+    data of the quote with a nonce: pass it the `extra_data` of the quote, which for evidence of the
+    backend `tpm` are the SHA-256 of the report data.
 
     Raises:
-        UsageError: If the evidence is of another platform, or has events or a configuration.
+        UsageError: If the evidence is of another platform, has events or a configuration, lacks the
+            key's TPMT_PUBLIC, has a NitroTPM document, or PCRs of several banks.
     """
     platform, stack = evidence
-    if not isinstance(platform, GoTpmTools) or stack.runtime_events or stack.config:
-        message = "encoding go-tpm-tools: only for a message of go-tpm-tools; use cbor"
-        raise UsageError(message, reason="not_applicable")
+    if stack.runtime_events or stack.config or stack.report_data_payload is not None:
+        raise _not_applicable("it has no runtime events and no configuration")
+    if isinstance(platform, Tpm):
+        return _make_message(platform.vtpm_quote).encode()
+    if not isinstance(platform, GoTpmTools):
+        raise _not_applicable("it is for a TPM without hardware evidence")
     return platform.message
+
+
+def _make_message(quote: VtpmQuote) -> GoTpmToolsMessage:
+    if quote.ak_public[:1] != b"\0":  # of a TPMT_PUBLIC; a SubjectPublicKeyInfo begins with 0x30
+        raise _not_applicable("the evidence lacks the TPMT_PUBLIC of the key")
+    if len({one.algorithm for one in quote.pcr_values}) != 1:
+        raise _not_applicable("a quote must be over the PCRs of one bank")
+    certificates = quote.ak_certificates
+    if certificates and is_nitro_document(certificates[0]):
+        raise _not_applicable("it has no NitroTPM document")
+    return GoTpmToolsMessage(
+        quote.ak_public,
+        (GoTpmToolsQuote(quote.message, quote.signature, quote.pcr_values),),
+        quote.boot_log,
+        ak_certificate=certificates[0] if certificates else b"",
+        intermediates=certificates[1:],
+    )
+
+
+def _not_applicable(problem: str) -> UsageError:
+    message = f"encoding go-tpm-tools: {problem}; use cbor"
+    return UsageError(message, reason="not_applicable")
 
 
 def _read(data: bytes) -> list[ProtobufField]:

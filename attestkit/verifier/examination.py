@@ -269,7 +269,7 @@ def _restore_report_data(
     platform: Platform | None, found: Authenticated, expected: ExpectedReportData
 ) -> Authenticated:
     """Return the content with the expected report data, if the quote of a TPM stands for them."""
-    if expected.value is None or not isinstance(platform, Tpm):
+    if expected.value is None or not isinstance(platform, (Tpm, GoTpmTools)):
         return found
     from attestkit.verifier.platforms.tpm import restore_report_data  # lazy: only for this platform
 

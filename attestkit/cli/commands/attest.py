@@ -20,11 +20,14 @@ _EPILOG: Final = (
 @click.option(
     "--encoding",
     type=click.Choice(
-        ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor", "coco"]
+        [
+            *("v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"),
+            *("coco", "go-tpm-tools"),
+        ]
     ),
     help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON "
-    "(Azure, TPM); the others are RATS CMW encodings. Default: v1, or cbor on a platform that "
-    "dstack does not define.",
+    "(Azure, TPM), go-tpm-tools that project's protobuf (TPM); the others are RATS CMW encodings. "
+    "Default: v1, or cbor on a platform that dstack does not define.",
 )
 @request_options
 def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:

@@ -95,8 +95,9 @@ def signed_report_data(extra: bytes, report_data: bytes) -> bytes:
 def restore_report_data(signed: bytes, expected: bytes, *, is_hash: bool) -> bytes:
     """Return the expected report data if a quote stands for them, else the signed ones.
 
-    CoCo's JSON does not have the report data beside the quote. The qualifying data may be their
-    SHA-256, or their first 32 bytes, which suffice only if the report data are a hash.
+    CoCo's JSON and messages of go-tpm-tools do not have the report data beside the quote. The
+    qualifying data may be their SHA-256, or their first 32 bytes, which suffice only if the report
+    data are a hash.
 
     Args:
         signed: Report data as of `signed_report_data`.

@@ -52,6 +52,19 @@ def test_attest_chooses_encoding_of_platform(
     assert evidence.encoding == encoding
 
 
+def test_attest_writes_a_message_of_go_tpm_tools(tmp_path: Path, capsys: Capture) -> None:
+    """Of a TPM alone; `verify` accepts it if the policy names it. Other evidence is refused."""
+    assert _attest(tmp_path, "tpm", "--encoding", "go-tpm-tools") == 0
+    policy = tmp_path / "policy.toml"
+    policy.write_text('preset = "default"\nplatforms = ["go-tpm-tools"]\n')
+    options = ("--trust-anchor", f"{tmp_path / 'root'}", "--policy", f"{policy}")
+    assert main(["verify", f"{tmp_path / 'evidence'}", "--nonce", NONCE.hex(), *options]) == 0
+    assert main(["verify", f"{tmp_path / 'evidence'}", "--nonce", bytes(32).hex(), *options]) == 3
+    capsys.readouterr()
+    assert _attest(tmp_path, "gcp-snp", "--encoding", "go-tpm-tools") == 1
+    assert "use cbor" in capsys.readouterr().err
+
+
 def test_attest_nonce_binds_the_key_of_the_tpm(tmp_path: Path, capsys: Capture) -> None:
     """With --nonce, evidence of Google commits to the TPM's key, and verify shows both joins."""
     assert _attest(tmp_path, "gcp-snp", "--json") == 0
