@@ -59,7 +59,7 @@ def test_attest_writes_a_message_of_go_tpm_tools(tmp_path: Path, capsys: Capture
     policy.write_text('preset = "default"\nplatforms = ["go-tpm-tools"]\n')
     options = ("--trust-anchor", f"{tmp_path / 'root'}", "--policy", f"{policy}")
     assert main(["verify", f"{tmp_path / 'evidence'}", "--nonce", NONCE.hex(), *options]) == 0
-    assert main(["verify", f"{tmp_path / 'evidence'}", "--nonce", bytes(32).hex(), *options]) == 3
+    assert main(["verify", f"{tmp_path / 'evidence'}", "--nonce", bytes(32).hex(), *options]) == 4
     capsys.readouterr()
     assert _attest(tmp_path, "gcp-snp", "--encoding", "go-tpm-tools") == 1
     assert "use cbor" in capsys.readouterr().err
