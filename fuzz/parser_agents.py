@@ -7,7 +7,7 @@ from typing import Final
 
 from attestkit._crypto.pem import encode_pem
 from attestkit._system.bounded_http import RawResponse
-from attestkit.backends.azure.imds import ImdsClient, Request
+from attestkit.backends.azure.imds import ImdsClient, ImdsRequest
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
@@ -85,7 +85,7 @@ class _AnsweringImds(ImdsClient):
         super().__init__(sleep=lambda _seconds: None)
         self._answer = RawResponse(status, Message(), body)
 
-    def _send(self, request: Request) -> RawResponse:
+    def _send(self, request: ImdsRequest) -> RawResponse:
         del request
         return self._answer
 
@@ -93,7 +93,6 @@ class _AnsweringImds(ImdsClient):
 _IMDS_CALLS: Final[tuple[Callable[[ImdsClient], object], ...]] = (
     lambda client: client.get_td_quote(bytes(1024)),
     lambda client: client.get_snp_certificates(),
-    lambda client: client.get_location(),
 )
 
 

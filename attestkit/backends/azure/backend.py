@@ -16,15 +16,19 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.quote_reader import CollectedQuote, collect_quote
+from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.tpm_guest import TpmGuest
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
-from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.errors import BackendError, BackendUnavailableError, FormatError, UnsupportedError
 from attestkit.quote import Quote
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.pcrs import INIT_DATA_PCR
+from attestkit.tpm.response_codes import PARAMETER, RC_SIZE
 
 __all__ = ["Azure"]
 
+_PORTABLE: Final = 32  # bytes of qualifying data that every TPM accepts
+_DATA_TOO_LONG: Final = RC_SIZE | PARAMETER | 1 << 8  # of Quote, its first parameter
 _SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
 
 
@@ -112,6 +116,8 @@ class Azure(TpmGuest):
 
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.
+            UnsupportedError: If the TPM of this host accepts less than 64 bytes, and `report_data`
+                has more than 32 before its zeros.
             BackendUnavailableError: If the TPM has no HCL report or attestation key.
             QuoteUnavailableError: If the metadata service does not answer.
             BackendError: If the TPM or the metadata service fails, or the HCL report has other user
@@ -124,10 +130,25 @@ class Azure(TpmGuest):
         else:
             raw, report = paravisor.read_report()
         paravisor.check_key(report)
-        collected = collect_quote(
-            self._client, AK_HANDLE, report_data, _SELECTIONS, read_logs=self._read_logs
-        )
-        return self._add_hardware(raw, report, collected)
+        return self._add_hardware(raw, report, self._quote(report_data))
+
+    def _quote(self, report_data: bytes) -> CollectedQuote:
+        """Return the quote over report data; a TPM may refuse 64 bytes (vtpm.md, section 15)."""
+        client, read_logs = self._client, self._read_logs
+        try:
+            return collect_quote(client, AK_HANDLE, report_data, _SELECTIONS, read_logs=read_logs)
+        except TpmError as error:
+            if error.code != _DATA_TOO_LONG:
+                raise
+            if any(report_data[_PORTABLE:]):
+                text = (
+                    f"{client.path}: the TPM of this host refuses {len(report_data)} bytes of "
+                    "qualifying data; attest over report data of at most 32 bytes, such as the "
+                    "SHA-256 of a nonce (pad=True), or move the VM to another host"
+                )
+                raise UnsupportedError(text, reason="feature") from error
+        short = report_data[:_PORTABLE]  # verifiers zero-pad it
+        return collect_quote(client, AK_HANDLE, short, _SELECTIONS, read_logs=read_logs)
 
     def _add_hardware(
         self, raw: bytes, report: HclReport, collected: CollectedQuote

@@ -35,9 +35,7 @@ _SHORT: Final = 5.0  # seconds for a request
 _LONG: Final = 30.0  # of a quote
 _QUOTE_PATH: Final = "/acc/tdquote"
 _CERTIFICATES_PATH: Final = "/metadata/THIM/amd/certification"
-_LOCATION_PATH: Final = "/metadata/instance/compute/location?api-version=2021-01-01&format=text"
 _MAX_CERTIFICATES: Final = 4
-_MAX_LOCATION: Final = 64  # characters
 _HEADERS: Final = {
     "Accept-Encoding": "identity",
     "Connection": "close",
@@ -49,7 +47,7 @@ _JSON: Final = {"Accept": "application/json"}
 _POST: Final = _JSON | {"Content-Type": "application/json"}
 
 
-class Request(NamedTuple):
+class ImdsRequest(NamedTuple):
     """A request, and the seconds that its response may take."""
 
     method: str
@@ -96,7 +94,7 @@ class ImdsClient:
             message = f"TD report: must be {TD_REPORT_SIZE} bytes, not {len(td_report)}"
             raise UsageError(message, reason="wrong_size")
         body = json.dumps({"report": to_base64url(td_report)}).encode()
-        request = Request("POST", _QUOTE_PATH, body, _POST, _LONG)
+        request = ImdsRequest("POST", _QUOTE_PATH, body, _POST, _LONG)
         response = self._exchange(request)
         with self._reading(request):
             quote = read_base64(string(read_object(response.body, "response"), "quote"), "quote")
@@ -114,7 +112,7 @@ class ImdsClient:
             BackendBusyError: If it is overloaded.
             BackendError: If the response is malformed or too large.
         """
-        request = Request("GET", _CERTIFICATES_PATH, None, _JSON, _SHORT)
+        request = ImdsRequest("GET", _CERTIFICATES_PATH, None, _JSON, _SHORT)
         response = self._exchange(request)
         with self._reading(request):
             fields = read_object(response.body, "response")
@@ -124,28 +122,11 @@ class ImdsClient:
             ]
         return tuple(found)
 
-    def get_location(self) -> str:
-        """Return the name of the region.
-
-        Raises:
-            QuoteUnavailableError: If the service is not reachable, or returns an error.
-            BackendBusyError: If it is overloaded.
-            BackendError: If the response is malformed or too large.
-        """
-        request = Request("GET", _LOCATION_PATH, None, {}, _SHORT)
-        response = self._exchange(request)
-        with self._reading(request):
-            text = response.body.decode("ascii", "replace").strip()
-            if not text.isalnum() or not text.isascii() or len(text) > _MAX_LOCATION:
-                message = "location: must be letters and digits"
-                raise FormatError(message, reason="wrong_value")
-        return text
-
-    def _name(self, request: Request) -> str:
+    def _name(self, request: ImdsRequest) -> str:
         host, port = self._address
         return f"IMDS: http://{host}:{port}{request.target}"
 
-    def _exchange(self, request: Request) -> RawResponse:
+    def _exchange(self, request: ImdsRequest) -> RawResponse:
         """Return the response of status 200; repeat while the service is overloaded or fails."""
         response = self._send(request)
         for seconds in _WAITS:
@@ -164,7 +145,7 @@ class ImdsClient:
         message = f"{name}; check that the VM is a confidential VM and that no proxy is between"
         raise QuoteUnavailableError(message, reason="request_failed")
 
-    def _send(self, request: Request) -> RawResponse:
+    def _send(self, request: ImdsRequest) -> RawResponse:
         from http.client import HTTPConnection, HTTPException  # lazy: slow to import
 
         deadline = self._clock() + request.seconds
@@ -195,7 +176,7 @@ class ImdsClient:
             raise BackendError(message, reason="malformed_response") from error
 
     @contextlib.contextmanager
-    def _reading(self, request: Request) -> Iterator[None]:
+    def _reading(self, request: ImdsRequest) -> Iterator[None]:
         """Turn a FormatError into a BackendError that names the request."""
         try:
             yield

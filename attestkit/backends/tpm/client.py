@@ -14,7 +14,6 @@ from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, hash_size
 from attestkit.tpm.command_codes import (
     CAP_COMMANDS,
     CAP_HANDLES,
-    CAP_PCRS,
     CAP_PROPERTIES,
     CODE_MASK,
     CREATE_PRIMARY,
@@ -25,7 +24,6 @@ from attestkit.tpm.command_codes import (
     PCR_READ,
     QUOTE,
     READ_PUBLIC,
-    SELF_TEST,
     START_AUTH_SESSION,
     STARTUP,
 )
@@ -36,7 +34,6 @@ from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
 from attestkit.tpm.response_codes import RC_INITIALIZE
 
 FAMILY: Final = 0x100  # TPM_PT_FAMILY_INDICATOR
-NV_INDEX_MAX: Final = 0x117  # TPM_PT_NV_INDEX_MAX
 
 _PAGE: Final = 64  # items asked for in one GetCapability
 _MOST_PAGES: Final = 64
@@ -79,10 +76,6 @@ class TpmClient(NvCommands):
         except TpmError as error:
             if error.code != RC_INITIALIZE:
                 raise
-
-    def self_test(self) -> None:
-        """Test all algorithms of the TPM."""
-        self.execute(SELF_TEST, parameters=b"\1")
 
     def get_capability(self, kind: int, first: int, count: int) -> tuple[bool, bytes]:
         """Return whether more items follow, and the capability data after the kind."""
@@ -127,20 +120,6 @@ class TpmClient(NvCommands):
         """Return a property, such as FAMILY; None if the TPM does not have it."""
         _, data = self.get_capability(CAP_PROPERTIES, tag, 1)
         return next((value for found, value in self._numbers(data, 2) if found == tag), None)
-
-    def list_banks(self) -> tuple[PcrSelection, ...]:
-        """Return the PCR banks; one that is not allocated has no PCRs.
-
-        Banks of hashes that attestkit does not know are refused, as a quote over them would be.
-        """
-        _, data = self.get_capability(CAP_PCRS, 0, 1)
-        try:
-            reader = TpmReader(data, "PCR banks")
-            banks = read_selections(reader)
-            reader.end()
-        except FormatError as error:
-            raise malformed(self.path, error) from error
-        return banks
 
     def _numbers(self, data: bytes, width: int) -> list[tuple[int, ...]]:
         """Return a list of tuples of `width` numbers after its count."""

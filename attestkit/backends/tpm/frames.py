@@ -1,6 +1,5 @@
 """Commands and responses of a TPM 2.0 (TPM 2.0 Library, Part 1, section 18; Part 3, section 4)."""
 
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
@@ -153,11 +152,6 @@ def frame_size(header: bytes) -> int:
 def password(secret: bytes = b"") -> Authorization:
     """Return the authorization by a password, which may be empty."""
     return Authorization(secret=secret)
-
-
-def encode_handles(handles: Iterable[int]) -> bytes:
-    """Return handles as they are in a frame."""
-    return b"".join(encode_number(handle, 4) for handle in handles)
 
 
 def _encode_frame(tag: int, code: int, body: bytes) -> bytes:

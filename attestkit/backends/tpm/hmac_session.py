@@ -7,7 +7,7 @@ response is authenticated.
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -174,9 +174,3 @@ def command_hash(command: SessionCommand, hash_name: str) -> bytes:
     hash_size(hash_name)  # raises for an unknown hash
     content = encode_number(command.code, 4) + b"".join(command.names) + command.parameters
     return hashlib.new(hash_name, content).digest()
-
-
-def handle_names(*handles: int) -> tuple[bytes, ...]:
-    """Return the names of permanent handles, PCRs and sessions: the handles themselves."""
-    names: Iterable[bytes] = (encode_number(handle, 4) for handle in handles)
-    return tuple(names)

@@ -22,6 +22,8 @@ from attestkit.backends.azure.paravisor import (
 )
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.backends.tpm.frames import TpmResponse
+from attestkit.backends.tpm.transports import StreamTransport, TpmTransport
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -183,6 +185,33 @@ def test_azure_attester_binds_a_nonce(create_vm: CreateVm) -> None:
     platform = found.evidence.platform
     assert isinstance(platform, AzureSnp)
     verify(platform, found.report_data)
+
+
+class SmallTpm(StreamTransport):
+    """A TPM without SHA-512, which takes at most 50 bytes of qualifying data."""
+
+    def __init__(self, inner: TpmTransport) -> None:
+        self.path, self.lock, self.inner = inner.path, inner.lock, inner
+
+    def exchange(self, command: bytes, seconds: float) -> bytes:
+        """Refuse a Quote over more bytes, as such a TPM does."""
+        if command[6:10] == b"\0\0\1\x58" and int.from_bytes(command[27:29], "big") > 50:
+            return TpmResponse(0x1D5).encode()
+        return self.inner.exchange(command, seconds)
+
+
+@both
+def test_azure_backend_reports_a_tpm_that_takes_less_data(create_vm: CreateVm, kind: str) -> None:
+    """Report data of 32 bytes are quoted as they are, and verify; longer ones have a remedy."""
+    vm = create_vm(kind)
+    client = TpmClient(SmallTpm(vm.tpm.transport), seconds=60, key_seconds=60)
+    backend = vm.backend(client=client)
+    with raises(UnsupportedError, "feature", part="at most 32 bytes"):
+        backend.collect_evidence(REPORT_DATA)
+    short = REPORT_DATA[:32] + bytes(32)
+    found = backend.collect_evidence(short)
+    assert TpmsAttest.parse(found.vtpm_quote.message).extra_data == short[:32]
+    assert verify(found, short).report_data == short
 
 
 def test_azure_backend_without_user_data_does_not_wait(create_vm: CreateVm) -> None:

@@ -75,14 +75,6 @@ def test_imds_snp_certificates_are_those_of_both_members(create_server: CreateSe
     assert "content-type" not in request.headers
 
 
-def test_imds_location_is_one_word(create_server: CreateServer) -> None:
-    """The name of the region has letters and digits only."""
-    server = ImdsServer(create_server, [create_response(b"westeurope"), create_response(b"a\x1b[")])
-    assert client_of(server).get_location() == "westeurope"
-    with raises(BackendError, "malformed_response", start="IMDS: "):
-        client_of(server).get_location()
-
-
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_imds_repeats_at_most_three_times(create_server: CreateServer, status: int) -> None:
     """An overloaded or failing service gets three more requests, after growing waits."""
@@ -200,7 +192,7 @@ def test_imds_without_service_cannot_connect(create_server: CreateServer) -> Non
     server = ImdsServer(create_server, [])
     client = ImdsClient(("127.0.0.1", 1), sleep=no_wait)
     with raises(QuoteUnavailableError, "cannot_connect"):
-        client.get_location()
+        client.get_snp_certificates()
     with raises(UsageError, "wrong_size"):
         client_of(server).get_td_quote(REPORT[:-1])
     assert not server.requests

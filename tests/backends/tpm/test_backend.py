@@ -152,8 +152,10 @@ def test_bank_is_an_option(software_tpm: TpmClient, bank: str) -> None:
             TpmBackend(client=software_tpm, bank=other)
 
 
-def test_logs_and_certificate_are_in_the_evidence(software_tpm: TpmClient, tmp_path: Path) -> None:
-    """Logs that are readable are sent, unless the caller does not want them."""
+def test_logs_and_certificate_are_in_the_evidence(
+    software_tpm: TpmClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logs that are readable are sent, unless the caller does not want them; else it is logged."""
     folder = tmp_path / "sys/kernel/security"
     for name in ("tpm0/binary_bios_measurements", "ima/binary_runtime_measurements"):
         (folder / name).parent.mkdir(parents=True)
@@ -164,7 +166,19 @@ def test_logs_and_certificate_are_in_the_evidence(software_tpm: TpmClient, tmp_p
     assert part.ima_log == b"ima/binary_runtime_measurements"
     assert part.ak_certificates == (b"DER",)
     (folder / "ima/binary_runtime_measurements").write_bytes(bytes(LARGEST_LOG + 1))
+    assert not caplog.records
     assert collect(backend).vtpm_quote.ima_log == b""  # longer than evidence may be
+    assert "binary_runtime_measurements: more than 3145728 bytes" in caplog.text
+    boot_log = folder / "tpm0/binary_bios_measurements"
+    boot_log.unlink()
+    boot_log.mkdir()
+    assert collect(backend).vtpm_quote.boot_log == b""
+    assert "binary_bios_measurements: cannot be read (EISDIR" in caplog.text
+    boot_log.rmdir()
+    caplog.clear()
+    (folder / "ima/binary_runtime_measurements").unlink()
+    assert collect(backend).vtpm_quote.boot_log == b""  # a machine without logs is no problem
+    assert not caplog.records
     part = collect(TpmBackend(client=software_tpm, root=tmp_path, logs=False)).vtpm_quote
     assert (part.boot_log, part.ima_log, part.ak_certificates) == (b"", b"", ())
 

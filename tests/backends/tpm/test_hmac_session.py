@@ -12,7 +12,6 @@ from attestkit.backends.tpm.frames import ResponseAuthorization, TpmResponse
 from attestkit.backends.tpm.hmac_session import (
     SessionCommand,
     command_hash,
-    handle_names,
     hmac_session,
     session_key,
 )
@@ -22,7 +21,7 @@ from attestkit.errors import BackendError, UsageError
 from attestkit.tpm.command_codes import NV_READ, NV_WRITE
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE
-from attestkit.tpm.reader import encode_sized
+from attestkit.tpm.reader import encode_number, encode_sized
 from tests.backends.tpm.templates import ECC_AK, EK
 from tests.raising import raises
 from tests.software_tpm import needs_swtpm
@@ -145,7 +144,7 @@ def test_owner_authorizes_by_its_handle(
     software_tpm.nv_define(INDEX, 1024)
     software_tpm.nv_write(INDEX, DATA[:1024])
     name = software_tpm.nv_read_public(INDEX).name
-    command = SessionCommand(NV_READ, (OWNER, INDEX), (*handle_names(OWNER), name), READ)
+    command = SessionCommand(NV_READ, (OWNER, INDEX), (encode_number(OWNER, 4), name), READ)
     with hmac_session(software_tpm, endorsement_key, "sha256") as session:
         assert session.run(command, b"").parameters == encode_sized(DATA[:1024])
 
