@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
+    Evidence,
     GcpSnp,
     GcpTdx,
     GoTpmTools,
@@ -16,8 +18,10 @@ from attestkit.attestation.wire.evidence_parts import (
     TpmEvent,
 )
 from attestkit.errors import AttestKitError
+from attestkit.event_log.journal_protocols import ZERO, replay_from
+from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import TpmsAttest, TpmtSignature
-from attestkit.tpm.pcrs import INIT_DATA_PCR, extend, start_value
+from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, extend, start_value
 
 
 class TpmParts(NamedTuple):
@@ -29,23 +33,29 @@ class TpmParts(NamedTuple):
     certificates: tuple[bytes, ...] = ()  # DER, of the key first
     boot_log: bytes = b""
     ima_log: bytes = b""
-    digests: tuple[TpmEvent, ...] = ()  # of a log in the form of dstack
+    # Of a log in the form of dstack, then of the runtime events; empty with other logs.
+    digests: tuple[TpmEvent, ...] = ()
+    measures_events: bool = False  # whether runtime events extend PCR 14
     extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
-def read_tpm_parts(platform: Platform) -> TpmParts | None:
-    """Return what a platform's evidence has of a TPM; None without one.
+def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
+    """Return what evidence has of a TPM; None without one.
 
     Raises:
         FormatError: If a message of go-tpm-tools is malformed.
     """
+    platform = evidence.platform
     if isinstance(platform, (GcpTdx, GcpSnp)):
-        quote = platform.tpm_quote
+        quote, is_td = platform.tpm_quote, isinstance(platform, GcpTdx)
+        events = evidence.stack.runtime_events if is_td else ()
+        measured = [TpmEvent(EVENT_PCR, sha256(runtime_preimage(*event))) for event in events]
         return TpmParts(
             ((quote.message, quote.signature),),
             quote.pcr_values,
             certificates=(quote.ak_cert,),
-            digests=quote.event_log,
+            digests=(*quote.event_log, *measured),
+            measures_events=is_td,
         )
     if isinstance(platform, (AzureSnp, AzureTdx, Tpm)):
         found = platform.vtpm_quote
@@ -82,7 +92,7 @@ def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
     try:
         if isinstance(platform, NitroTpm):
             return _describe_document(evidence)
-        parts = read_tpm_parts(platform)
+        parts = read_tpm_parts(evidence.evidence)
     except AttestKitError as error:
         return {"error": str(error)}
     if parts is None:
@@ -109,7 +119,7 @@ def describe_tpm(evidence: Attestation) -> dict[str, Any] | None:
 
 def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | None]:
     """Return bank and index of the PCRs that the logs replay to, and why the logs do not replay."""
-    if parts.digests:
+    if parts.digests or parts.measures_events:
         return _replay_digests(parts), None
     if not parts.boot_log and not parts.ima_log:
         return frozenset(), None
@@ -126,7 +136,7 @@ def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | Non
 
 
 def _replay_digests(parts: TpmParts) -> frozenset[tuple[str, int]]:
-    replayed: dict[int, bytes] = {}
+    replayed = {EVENT_PCR: start_value(EVENT_PCR, 32)} if parts.measures_events else {}
     for index, digest in parts.digests:
         value = replayed.get(index) or start_value(index, len(digest))
         replayed[index] = extend("sha256", value, [digest])
@@ -163,11 +173,16 @@ def _describe_document(evidence: Attestation) -> dict[str, Any]:
 
     document = evidence.nitro_document
     assert document is not None
+    replayed = () if evidence.is_bare else (replay_from(ZERO, evidence.runtime_events),)
     return {
         "attestation_key": "",
         "quotes": [],
         "pcrs": [
-            {"pcr": f"sha384:{index}", "value": value.hex(), "explained": False}
+            {
+                "pcr": f"sha384:{index}",
+                "value": value.hex(),
+                "explained": index == EVENT_PCR and value in replayed,
+            }
             for index, value in sorted(document.pcrs.items())
         ],
         "log_error": None,

@@ -60,7 +60,7 @@ def build_tpm_section(
     if isinstance(evidence, Quote):
         return None
     try:
-        parts = read_tpm_parts(evidence.evidence.platform)
+        parts = read_tpm_parts(evidence.evidence)
     except AttestKitError:  # the report says why it was refused
         return None
     if parts is None:

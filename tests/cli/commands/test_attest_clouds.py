@@ -10,14 +10,14 @@ import attestkit
 from attestkit.__main__ import main
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import AzureSnp, PcrValue
+from attestkit.attestation.wire.evidence_parts import AzureSnp, Evidence, PcrValue, Stack
 from attestkit.backends.simulator.clouds.firmware_log import (
     boot_application,
     encode_log,
     measured,
     uefi_records,
 )
-from attestkit.cli.output.tpm_evidence import explain_pcrs, read_tpm_parts
+from attestkit.cli.output.tpm_evidence import describe_tpm, explain_pcrs, read_tpm_parts
 from attestkit.event_log import TpmEventLog
 from attestkit.report_data import ReportData
 
@@ -122,9 +122,26 @@ def test_show_explains_pcrs_although_init_data_extends_pcr_8() -> None:
     expected = TpmEventLog.parse(log).replay("sha256") | digests
     values = tuple([PcrValue(pcr, "sha256", value) for pcr, value in expected.items()])
     quote = found.vtpm_quote._replace(boot_log=log, pcr_values=values)
-    parts = read_tpm_parts(found._replace(vtpm_quote=quote))
+    parts = read_tpm_parts(Evidence(found._replace(vtpm_quote=quote), Stack(bytes(64), (), "")))
     assert parts is not None
     explained, problem = explain_pcrs(parts)
     assert problem is None
     assert ("sha256", 7) in explained
     assert ("sha256", 8) not in explained
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("gcp-tdx", "sha256:14"), ("aws-nitro-tpm", "sha384:14")]
+)
+def test_show_explains_the_pcr_of_runtime_events(platform: str, name: str) -> None:
+    """PCR 14 is explained if the events replay to it, and not if one is missing."""
+    with attestkit.open("simulator", platform=platform) as tee:
+        tee.emit_event("loaded", b"model")
+        found = tee.attest(nonce=NONCE)
+    stack = found.evidence.stack
+    shorter = Evidence(found.evidence.platform, stack._replace(runtime_events=stack[1][:-1]))
+    for evidence, explained in ((found, True), (Attestation(shorter), False)):
+        shown = describe_tpm(evidence)
+        assert shown is not None
+        rows = {row["pcr"]: row["explained"] for row in shown["pcrs"]}
+        assert rows[name] is explained
