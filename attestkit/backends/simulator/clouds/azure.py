@@ -37,15 +37,17 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError
 from attestkit.tpm import PcrSelection, TpmtPublic
-from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import RSA_AK, RSA_EK
-from attestkit.tpm.nv_attributes import OWNER_READ
+from attestkit.tpm.key_templates import RSA_AK, RSA_EK, RSA_SRK
+from attestkit.tpm.public_area import ENDORSEMENT, OWNER
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""
 
 PARAVISOR_TDX: Final = sha384(b"attestkit simulated paravisor, TDX")
 """MRTD of the simulated paravisor."""
+
+STORAGE_ROOT: Final = 0x81000001
+"""Persistent handle of the storage root key."""
 
 _HCL_SIZE: Final = 2600  # bytes of the NV index
 _CERTIFICATE_SIZE: Final = 4096
@@ -105,6 +107,8 @@ class _AzureVm(CloudSimulator):
             self._ak = key.public
         with client.primary_key(ENDORSEMENT, RSA_EK) as key:
             self._ek = key.public
+        with client.primary_key(OWNER, RSA_SRK) as key:
+            client.evict_control(key.handle, STORAGE_ROOT)
         tpm.provision_index(HCL_REPORT, bytes(_HCL_SIZE), OWNER_READ)
         certificate = issue_azure_certificate(
             self._root(),

@@ -20,6 +20,7 @@ _SEPARATOR: Final = 0x00000004
 _CRTM_VERSION: Final = 0x00000008
 _IPL: Final = 0x0000000D
 _VARIABLE: Final = 0x80000001
+_VARIABLE_AUTHORITY: Final = 0x800000E0
 _APPLICATION: Final = 0x80000003
 _GPT: Final = 0x80000006
 _ACTION: Final = 0x80000007
@@ -27,6 +28,9 @@ _FIRMWARE_BLOB: Final = 0x80000008
 _SEPARATOR_DATA: Final = bytes(4)
 _CALLING: Final = b"Calling EFI Application from Boot Option"
 _SECURE_BOOT_VARIABLES: Final = ("SecureBoot", "PK", "KEK", "db", "dbx")
+_SHIM_LISTS: Final = ("MokList", "MokListX", "MokListTrusted")
+_GRUB_COMMANDS: Final = ("grub_cmd: set root=hd0,gpt1", "kernel_cmdline: /vmlinuz console=ttyS0")
+_GRUB_FILES: Final = ("/boot/grub/grub.cfg", "/vmlinuz")
 _STUB_SECTIONS: Final = (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat")
 
 
@@ -86,6 +90,23 @@ def uefi_records(
 def boot_application(content: bytes, pcr: int = 4) -> BootRecord:
     """Return the record of a boot application, whose data are not a real device path."""
     return measured(pcr, _APPLICATION, content)
+
+
+def shim_and_grub_records() -> tuple[BootRecord, ...]:
+    """Return the records of shim and GRUB, which in many images run before the kernel.
+
+    shim measures its lists of keys into PCR 14, GRUB its commands into PCR 8 and the files that it
+    reads into PCR 9.
+    """
+    return (
+        measured(7, _VARIABLE_AUTHORITY, b"key of shim"),
+        boot_application(b"shim"),
+        *(measured(14, _IPL, f"{name} of shim".encode(), name.encode()) for name in _SHIM_LISTS),
+        measured(7, _VARIABLE_AUTHORITY, b"key of GRUB"),
+        boot_application(b"GRUB"),
+        *(measured(8, _IPL, command.encode()) for command in _GRUB_COMMANDS),
+        *(measured(9, _IPL, f"file {path}".encode(), path.encode()) for path in _GRUB_FILES),
+    )
 
 
 def encode_log(records: Sequence[BootRecord]) -> bytes:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property, partial
 from typing import Any, Final
 
 import msgspec
@@ -25,18 +27,21 @@ from attestkit.backends.simulator.clouds.firmware_log import (
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot, p256_key
-from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
+from attestkit.backends.simulator.pki.google_ak import (
+    EK_CERTIFICATE,
+    issue_google_certificate,
+    issue_google_intermediates,
+)
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
-from attestkit.backends.simulator.software_tpm import TpmHooks
+from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
-from attestkit.tpm import PcrSelection
-from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.key_templates import ECC_AK
-from attestkit.tpm.nv_attributes import OWNER_READ
+from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
+from attestkit.tpm.public_area import ENDORSEMENT, SIGN
 
 UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""
@@ -47,7 +52,16 @@ _NON_HOST_INFO: Final = bytes.fromhex(
     "b20ec425e0cea851df1ae32f426cff2e4b8e50e77883b8e9890dcf5369f90e1f"
 )
 _CRTM_VERSION, _NON_HOST = 0x08, 0x11  # event types
-_TEMPLATE_INDEX, _CERTIFICATE_INDEX = 0x01C10003, 0x01C10002  # of the ECC key
+_RSA_AK: Final = RSA_AK._replace(attributes=ECC_AK.attributes)
+# NV indices of templates and certificates (vtpm.md, section 7.1).
+_TEMPLATES: Final = {0x01C10003: ECC_AK, 0x01C10001: _RSA_AK}
+_CERTIFICATES: Final = {
+    0x01C10002: ECC_AK,
+    0x01C10000: _RSA_AK,
+    0x01C00002: RSA_EK,
+    0x01C0000A: ECC_EK,
+}
+_CERTIFICATE_SIZE: Final = 2048  # of the index, zero-padded
 _DOCUMENT: Final = "measurement.gcp.cbor"
 
 
@@ -61,8 +75,13 @@ class _GoogleVm(CloudSimulator):
 
     def _start(self, app_id: bytes) -> None:
         self._hardware = self._make_hardware(app_id)
-        self._start_vtpm(_records(), TpmHooks())
-        self._provision()
+        contents = {
+            index: cache(partial(self._read_certificate, template))
+            for index, template in _CERTIFICATES.items()
+        }
+        hooks = TpmHooks(virtual_indices={i: VirtualIndex(one) for i, one in contents.items()})
+        self._start_vtpm(_records(), hooks)
+        self._provision(contents.values())
         self._guest = Gcp(
             hardware=self._hardware, client=self.vtpm.connect(), paths=self.vtpm.paths
         )
@@ -70,18 +89,40 @@ class _GoogleVm(CloudSimulator):
     def _root(self) -> CloudRoot:
         raise NotImplementedError  # each kind of VM has its own
 
-    def _provision(self) -> None:
-        """Put the key's template and its certificate into NV indices."""
-        client, tpm = self.vtpm.connect(), self.vtpm.tpm
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
-            is_foreign = self.emulated and self._scenario.cloud.foreign_ak
-            certificate = self._certify(self._other_key() if is_foreign else key.public.spki)
-        client.close()
-        tpm.provision_index(_TEMPLATE_INDEX, ECC_AK.encode(), OWNER_READ)
-        tpm.provision_index(_CERTIFICATE_INDEX, certificate, OWNER_READ)
+    def _provision(self, contents: Iterable[Callable[[], bytes]]) -> None:
+        """Define the NV indices; keys and certificates are made when they are first read."""
+        tpm = self.vtpm.tpm
+        for index, template in _TEMPLATES.items():
+            tpm.provision_index(index, template.encode(), OWNER_READ)
+        for index in _CERTIFICATES:
+            tpm.provision_index(index, bytes(_CERTIFICATE_SIZE), OWNER_READ)
+        if self.vtpm.process is not None:  # later, its slots for keys may be full
+            for content in contents:
+                content()
 
-    def _certify(self, spki: bytes) -> bytes:
-        return issue_google_certificate(self._root(), spki, self._derive)
+    def _read_certificate(self, template: TpmtPublic) -> bytes:
+        """Return the certificate of a key."""
+        if template is ECC_AK and self.emulated and self._scenario.cloud.foreign_ak:
+            return self._certify(self._other_key())
+        key = self.vtpm.read_primary(ENDORSEMENT, template)
+        return self._certify(key.spki, () if template.attributes & SIGN else (EK_CERTIFICATE,))
+
+    @cached_property
+    def _intermediates(self) -> tuple[CloudRoot, CloudRoot]:
+        return issue_google_intermediates(self._root(), self._derive)
+
+    @property
+    def ak_intermediates(self) -> tuple[bytes, bytes]:
+        """Certificates (DER) of two intermediate CAs of one name, for `ak_certificates`.
+
+        The second one issues the certificates of the TPM's keys if the scenario has intermediates.
+        """
+        return self._intermediates[0].der, self._intermediates[1].der
+
+    def _certify(self, spki: bytes, usages: tuple[bytes, ...] = ()) -> bytes:
+        is_direct = not self._scenario.cloud.intermediate
+        issuer = self._root() if is_direct else self._intermediates[1]
+        return issue_google_certificate(issuer, spki, self._derive, usages)
 
     def _other_key(self) -> bytes:
         """Return the attestation key of another machine."""

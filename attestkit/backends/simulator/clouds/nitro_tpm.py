@@ -5,6 +5,7 @@ import json
 from typing import Final, NoReturn
 
 from attestkit._crypto.hashes import sha256
+from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.backends.nitro_tpm import BANK, EVENT_PCR, NitroTpmBackend
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
@@ -13,10 +14,12 @@ from attestkit.backends.simulator.platform_identity import instance_id
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import UnsupportedError
+from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
 from attestkit.tpm.command_codes import NITRO_ATTEST
 
 _DOCUMENT: Final = "measurement.aws.cbor"
+_CONFIG_PCR: Final = 8  # attestation-format.md, section 11
 _BOOT_PCRS: Final = (4, 7, 12)
 
 
@@ -29,9 +32,10 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
     def _start(self, app_id: bytes) -> None:
         self._start_nitro_tpm()
         self._guest = NitroTpmBackend(client=self.vtpm.connect(), paths=self.vtpm.paths)
-        if not self.vm_config:
+        is_dstack = self._scenario.cloud.loader == "stub"  # an image that boots without shim
+        if is_dstack and not self.vm_config:
             self.vm_config: str = self._describe_image()
-        self._journal = self._begin_journal(app_id)
+        self._journal = self._begin_journal(app_id if is_dstack and not self.emulated else None)
 
     def _describe_image(self) -> str:
         """Return the VM configuration with the measurement document of what was booted."""
@@ -46,24 +50,32 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         fields = {"os_image_hash": sha256(checksums).hex(), "aws_measurement": encoded}
         return json.dumps(fields, separators=(",", ":"))
 
-    def _begin_journal(self, app_id: bytes) -> MemoryJournal:
-        """Measure the boot events of the app."""
+    def _begin_journal(self, app_id: bytes | None) -> MemoryJournal:
+        """Measure the app, if there is one: its configuration in PCR 8, and the boot events."""
         compose = self.app_compose
+        access = RegisterAccess(self.read_event_pcr, self._extend, f"PCR {EVENT_PCR}")
+        journal = MemoryJournal(access, version=compose.event_log_version)
+        events = () if app_id is None else self._measure_app(app_id)
+        with journal.locked():
+            journal.begin("", events)
+        return journal
+
+    def _measure_app(self, app_id: bytes) -> tuple[Event, ...]:
+        compose, keys = self.app_compose, self.app_keys
+        provider = keys.key_provider, bytes.fromhex(keys.key_provider_id)
+        config_id = config_id_v2(compose.compose_hash, app_id, *provider)
+        self.vtpm.tpm.provision_pcr(_CONFIG_PCR, {BANK: config_id})
         launch = Launch(
             app_compose=compose,
             app_id=app_id,
             instance_id=instance_id(self._seed, app_id, compose),
             os_image_hash=bytes.fromhex(json.loads(self.vm_config).get("os_image_hash", "")),
-            app_keys=self.app_keys,
+            app_keys=keys,
         )
-        access = RegisterAccess(self.read_event_pcr, self._extend, f"PCR {EVENT_PCR}")
-        journal = MemoryJournal(access, version=compose.event_log_version)
-        events = () if self.emulated else boot_events(launch)
+        events = boot_events(launch)
         for event in events:
             self._extend(event.digest)
-        with journal.locked():
-            journal.begin("", events)
-        return journal
+        return events
 
     def _extend(self, digest: bytes) -> None:
         self.vtpm.tpm.provision_pcr(EVENT_PCR, {BANK: digest})

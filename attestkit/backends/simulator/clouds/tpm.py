@@ -1,6 +1,6 @@
 """A simulated machine with a TPM and no evidence of hardware: `Simulator(platform="tpm")`."""
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from attestkit.attestation.wire.evidence_parts import Platform, Tpm
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
@@ -14,7 +14,7 @@ from attestkit.errors import UnsupportedError
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK
 
-_MACHINE: str = "attestkit-simulated"
+_MACHINE: Final = "machine"
 
 
 class TpmSimulator(CloudSimulator):

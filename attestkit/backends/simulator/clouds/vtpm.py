@@ -7,19 +7,22 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal, get_args
 
 from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.x509.simulated_mark import SIMULATED_FIRMWARE
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator.clouds.firmware_log import BootRecord, encode_log
-from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
+from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
 from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
+from attestkit.tpm import TpmtPublic
 
 TpmKind = Literal["model", "swtpm"]
 """The software behind a simulated vTPM: the model in Python, or a swtpm process."""
 
 TPM_KINDS: Final[tuple[TpmKind, ...]] = get_args(TpmKind)
 
+_IDENTITY: Final = TpmIdentity(firmware_version=SIMULATED_FIRMWARE)
 _SALT: Final = b"attestkit/simulated-vtpm/v1"
 
 
@@ -61,7 +64,9 @@ class SimulatedVtpm:
             self.process = self._start_swtpm()
             self.tpm = TpmProxy(self.process, own_seed, hooks=hooks, sleep=sleep)
         else:
-            self.tpm = TpmModel(own_seed, hooks=hooks, clock=clock, random=random)
+            self.tpm = TpmModel(
+                own_seed, hooks=hooks, clock=clock, random=random, identity=_IDENTITY
+            )
         try:
             for record in records:
                 self.tpm.provision_pcr(record.pcr, dict(record.digests))
@@ -91,6 +96,14 @@ class SimulatedVtpm:
     def connect(self) -> TpmClient:
         """Return a new client of the TPM; the caller closes it."""
         return TpmClient(InProcessTransport(self.tpm))
+
+    def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
+        """Return the public area of a primary key; in the model it needs no transient slot."""
+        if isinstance(self.tpm, TpmModel):
+            return self.tpm.read_primary(hierarchy, template)
+        client = self.connect()
+        with client.primary_key(hierarchy, template) as key:
+            return key.public
 
     def close(self) -> None:
         """Stop the TPM, and remove the logs. A second call has no effect."""

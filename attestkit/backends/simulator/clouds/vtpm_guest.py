@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from attestkit.backends.simulator.clouds.firmware_log import BootRecord
+from attestkit.backends.simulator.clouds.firmware_log import BootRecord, shim_and_grub_records
 from attestkit.backends.simulator.clouds.imds import Respond
 from attestkit.backends.simulator.clouds.vtpm import TPM_KINDS, SimulatedVtpm, TpmKind
 from attestkit.backends.simulator.faults.fault_specs import Fault
@@ -69,6 +69,8 @@ class VtpmGuest(Simulator):
     def _start_vtpm(self, records: Sequence[BootRecord], hooks: TpmHooks) -> None:
         """Start the TPM, into which the firmware measures records; its faults are injected."""
         hooks.fault = self._tpm_fault
+        if self._scenario.cloud.loader == "grub":
+            records = (*records, *shim_and_grub_records())
         self._vtpm = SimulatedVtpm(
             self._seed,
             records,

@@ -14,6 +14,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_authority,
     issue_cloud_leaf,
 )
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
 from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
@@ -34,7 +35,7 @@ _BREAK: Final = b"\xff"
 
 def make_nitro_root(derive: Derive) -> CloudRoot:
     """Return the root of a simulated machine without other hardware, named like AWS's."""
-    name = encode_name(CN="aws.nitro-enclaves", OU="AWS", O="Amazon", C="US")
+    name = encode_name(CN="aws.nitro-enclaves", O=SIMULATED_MARK)
     authority = CloudAuthority(name, p384_key(derive, "aws/root"))
     der = issue_cloud_authority(
         authority,
@@ -101,7 +102,7 @@ class NitroCa:
             path_length=0,
         )
         leaf_der = issue_cloud_leaf(
-            (encode_name(CN=module_id), leaf_key.spki),
+            (encode_name(CN=module_id, O=SIMULATED_MARK), leaf_key.spki),
             instance,
             serial=serial_number(self._derive, "aws/document"),
             validity=window_until(issued, _LEAF_LIFETIME),
@@ -122,8 +123,8 @@ class NitroCa:
         return cbor2.dumps([_PROTECTED, {}, payload, signature])
 
     def _authority(self, label: str, common_name: str) -> CloudAuthority:
-        name = encode_name(CN=common_name, OU="AWS", O="Amazon", C="US")
-        return CloudAuthority(name, self._keys[label])
+        name = encode_name(CN=common_name, O=SIMULATED_MARK)
+        return CloudAuthority(name, p384_key(self._derive, f"aws/{label}"))
 
     def _issue_ca(
         self, label: str, subject: CloudAuthority, issuer: CloudAuthority, path_length: int

@@ -3,6 +3,7 @@
 from typing import Final
 
 from attestkit._crypto.x509.cloud_certificates import encode_name, issue_cloud_leaf
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
@@ -25,7 +26,7 @@ def issue_azure_certificate(root: CloudRoot, spki: bytes, name: str, derive: Der
         derive: Returns secret bytes.
     """
     return issue_cloud_leaf(
-        (encode_name(CN=name), spki),
+        (encode_name(CN=name, O=SIMULATED_MARK), spki),
         root.authority,
         serial=serial_number(derive, f"azure/ak/{spki.hex()}"),
         validity=VALIDITY,

@@ -18,6 +18,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_authority,
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
 
 Derive = Callable[[str, int], bytes]
 """Returns secret bytes for a label and a number of bytes."""
@@ -74,7 +75,7 @@ class CloudRoot(NamedTuple):
 def make_own_root(derive: Derive) -> CloudRoot:
     """Return a root for a machine without a simulated processor."""
     authority = CloudAuthority(
-        encode_name(CN="attestkit simulated TPM root", O="attestkit"), p256_key(derive, "own/root")
+        encode_name(CN="TPM root", O=SIMULATED_MARK), p256_key(derive, "own/root")
     )
     der = issue_cloud_authority(
         authority,

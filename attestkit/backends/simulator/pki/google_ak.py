@@ -14,45 +14,67 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_sequence,
 )
 from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
     Extension,
     encode_name,
+    issue_cloud_authority,
     issue_cloud_leaf,
 )
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
     Derive,
+    p256_key,
     serial_number,
 )
 
+EK_CERTIFICATE: Final = bytes.fromhex("6781050801")  # 2.23.133.8.1
 _INSTANCE: Final = bytes.fromhex("2b06010401d679020115")  # 1.3.6.1.4.1.11129.2.1.21
 
 
 INSTANCE: Final = GceInstance(
     zone="us-central1-a",
     project_number=100_000_000_001,
-    project_id="attestkit-simulated",
+    project_id=SIMULATED_MARK,
     instance_id=1_000_000_000_000_000_001,
     instance_name="simulated-vm",
     security_version=0,
     is_production=True,
 )
-"""The instance that a simulated certificate names by default."""
+"""The instance that simulated certificates name."""
+
+
+def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRoot, CloudRoot]:
+    """Return two intermediate CAs of one name, as Google has several."""
+    name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
+    made = []
+    for label in ("google/intermediate/0", "google/intermediate/1"):
+        authority = CloudAuthority(name, p256_key(derive, label))
+        der = issue_cloud_authority(
+            authority,
+            root.authority,
+            serial=serial_number(derive, label),
+            validity=VALIDITY,
+            path_length=0,
+            usages=(EK_CERTIFICATE,),
+        )
+        made.append(CloudRoot(authority, der))
+    return made[0], made[1]
 
 
 def issue_google_certificate(
-    root: CloudRoot, spki: bytes, derive: Derive, instance: GceInstance = INSTANCE
+    issuer: CloudRoot, spki: bytes, derive: Derive, usages: tuple[bytes, ...] = ()
 ) -> bytes:
-    """Return the certificate (DER) of an attestation key, issued by the root itself.
-
-    Evidence has this certificate alone: that of an intermediate CA would have to be fetched.
+    """Return the certificate (DER) of a key of a VM's TPM.
 
     Args:
-        root: Root certificate.
+        issuer: The CA. Evidence has no certificate of an intermediate one.
         spki: The key, SubjectPublicKeyInfo in DER.
         derive: Returns secret bytes.
-        instance: The VM.
+        usages: Extended key usages, contents of OBJECT IDENTIFIERs; none for attestation keys.
     """
+    instance = INSTANCE
     subject = encode_name(
         CN=str(instance.instance_id),
         OU=instance.project_id,
@@ -61,9 +83,10 @@ def issue_google_certificate(
     )
     return issue_cloud_leaf(
         (subject, spki),
-        root.authority,
+        issuer.authority,
         serial=serial_number(derive, f"google/ak/{spki.hex()}"),
         validity=VALIDITY,
+        usages=usages,
         extensions=(Extension(_INSTANCE, _encode_instance(instance)),),
     )
 

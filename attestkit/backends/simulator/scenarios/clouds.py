@@ -47,6 +47,12 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "TPM quote and user data are those of an earlier request",
         stale_nonce=True,
     ),
+    "azure-snp-grub": _cloud(
+        "azure-snp",
+        "UpToDate",
+        "shim and GRUB start the kernel, and measure into PCRs 8 and 14, too",
+        loader="grub",
+    ),
     "azure-snp-wrong-bank": _cloud(
         "azure-snp",
         "pcr_selection",
@@ -69,6 +75,12 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "tpm_quote_bad_signature",
         "the runtime data have the attestation key of another TPM",
         foreign_ak=True,
+    ),
+    "azure-tdx-stale-nonce": _cloud(
+        "azure-tdx",
+        "report_data_mismatch",
+        "TPM quote and user data are those of an earlier request",
+        stale_nonce=True,
     ),
     "azure-tdx-wrong-bank": _cloud(
         "azure-tdx",
@@ -93,6 +105,24 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "the certificate is that of another vTPM's attestation key",
         foreign_ak=True,
     ),
+    "gcp-tdx-stale-nonce": _cloud(
+        "gcp-tdx",
+        "report_data",
+        "TD quote and TPM quote are those of an earlier request",
+        stale_nonce=True,
+    ),
+    "gcp-tdx-grub": _cloud(
+        "gcp-tdx",
+        "UpToDate",
+        "shim measures its keys into PCR 14, before the events of the app",
+        loader="grub",
+    ),
+    "gcp-tdx-intermediate": _cloud(
+        "gcp-tdx",
+        "missing",
+        "an intermediate CA issues the certificate of the vTPM's key, and the verifier has none",
+        intermediate=True,
+    ),
     "gcp-tdx-wrong-bank": _cloud(
         "gcp-tdx",
         "pcr_selection",
@@ -109,6 +139,18 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "report_data",
         "the report is of another machine, and commits to that machine's vTPM",
         relayed=True,
+    ),
+    "gcp-snp-stale-nonce": _cloud(
+        "gcp-snp",
+        "report_data_mismatch",
+        "report and TPM quote are those of an earlier request",
+        stale_nonce=True,
+    ),
+    "gcp-snp-grub": _cloud(
+        "gcp-snp",
+        "UpToDate",
+        "shim and GRUB start the kernel, and measure into PCRs 8 and 14, too",
+        loader="grub",
     ),
     "gcp-snp-foreign-ak": _cloud(
         "gcp-snp",
@@ -132,6 +174,12 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "the document is over the report data of an earlier request",
         stale_nonce=True,
     ),
+    "aws-nitro-tpm-grub": _cloud(
+        "aws-nitro-tpm",
+        NO_STATUS,
+        "shim measures its keys into PCR 14, so that it has no events of an app",
+        loader="grub",
+    ),
     "aws-nitro-tpm-old": _cloud(
         "aws-nitro-tpm",
         "document_expired",
@@ -148,6 +196,12 @@ CLOUDS: Final[dict[str, NamedScenario]] = {
         "tpm",
         NO_STATUS,
         "a machine with a TPM, whose attestation key has a certificate",
+    ),
+    "tpm-grub": _cloud(
+        "tpm",
+        NO_STATUS,
+        "shim and GRUB start the kernel, and measure into PCRs 8 and 14, too",
+        loader="grub",
     ),
     "tpm-foreign-ak": _cloud(
         "tpm",

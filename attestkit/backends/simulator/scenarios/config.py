@@ -356,15 +356,18 @@ class CloudConfig(msgspec.Struct, frozen=True):
     # All clouds.
     stale_nonce: bool = False  # evidence over other report data than requested
     bank: Literal["sha256", "sha384"] = "sha256"  # that the TPM's quote selects
+    loader: Literal["stub", "grub"] = "stub"  # of the kernel; "grub": after shim, PCRs 8 and 14
+    intermediate: bool = False  # Google: an intermediate CA issues the key's certificate
     relayed: bool = False  # the hardware's evidence is of another machine
     document_age: timedelta = timedelta()  # of a NitroTPM document
     certificate_age: timedelta = timedelta()  # of its certificates, before the document
 
     def __post_init__(self) -> None:
         _check_range("vmpl", self.vmpl, 3)
-        if self.bank not in ("sha256", "sha384"):
-            text = f"bank: must be sha256 or sha384, not {self.bank!r}"
-            raise UsageError(text, reason="wrong_value")
+        for name, allowed in {"bank": ("sha256", "sha384"), "loader": ("stub", "grub")}.items():
+            if getattr(self, name) not in allowed:
+                text = f"{name}: must be {' or '.join(allowed)}, not {getattr(self, name)!r}"
+                raise UsageError(text, reason="wrong_value")
 
 
 PLATFORMS: Final = (

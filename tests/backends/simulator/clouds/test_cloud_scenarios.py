@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -12,55 +12,20 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.clouds.azure import PARAVISOR_SNP
 from attestkit.backends.simulator.scenarios.clouds import CLOUDS
 from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
-from attestkit.backends.simulator.software_tpm import TpmModel
-from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
-from attestkit.backends.tpm.backend import AK_TEMPLATE
 from attestkit.errors import (
     AttestKitError,
     BackendError,
-    BackendUnavailableError,
     PolicyError,
     QuoteUnavailableError,
-    UnsupportedError,
     UsageError,
 )
 from attestkit.factory import open as open_attester
-from attestkit.tpm.public_area import ENDORSEMENT
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.result import AttestationResult
+from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
 from tests.raising import raises
-from tests.software_tpm import needs_swtpm
 from tests.untyped import untyped
 
-SEED: Final = bytes(32)
-PLATFORMS: Final = sorted({named.scenario.platform for named in CLOUDS.values()})
 GOOD: Final = [name for name, named in CLOUDS.items() if named.outcome in {"UpToDate", NO_STATUS}]
-
-
-def open_cloud(**options: Any) -> Attester[Simulator]:
-    """Open a simulated guest."""
-    return open_attester("simulator", seed=SEED, **options)
-
-
-def verifier_of(tee: Attester[Simulator], **changes: Any) -> Verifier:
-    """Return a verifier whose policy names the platform of the evidence."""
-    simulator = tee.backend
-    names = {"azure-snp": "hcl-snp", "azure-tdx": "hcl-tdx", "gcp-tdx": "dstack-gcp-tdx"}
-    names |= {"aws-snp": "dstack-amd-sev-snp", "aws-nitro-tpm": "dstack-aws-nitro-tpm"}
-    platform = names.get(simulator.platform, simulator.platform)
-    policy = AppraisalPolicy.default().replace(platforms={platform}, **changes)
-    try:
-        collateral = simulator.collateral()
-    except UnsupportedError:
-        collateral = None
-    return Verifier(trust_anchor=simulator.trust_anchor, collateral=collateral, policy=policy)
-
-
-def verify_once(tee: Attester[Simulator], **changes: Any) -> AttestationResult:
-    """Attest over a new nonce, send the evidence as bytes, and verify it."""
-    nonce = secrets.token_bytes(32)
-    evidence = tee.attest(nonce=nonce).to_bytes()
-    return verifier_of(tee, **changes).verify(evidence, nonce=nonce)
 
 
 @pytest.fixture(params=PLATFORMS)
@@ -103,85 +68,6 @@ def test_guest_of_equal_seed_has_equal_root() -> None:
     for platform in PLATFORMS:
         with open_cloud(platform=platform) as one, open_cloud(platform=platform) as two:
             assert one.backend.trust_anchor == two.backend.trust_anchor
-
-
-@needs_swtpm
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_evidence_over_swtpm_is_verified(platform: str) -> None:
-    """With swtpm behind the guest, its evidence is verified as that of the model."""
-    providers = {"attestkit-simulator"} if platform == "aws-snp" else frozenset()
-    with open_cloud(platform=platform, tpm="swtpm") as tee:
-        result = verify_once(tee, vlek_providers=providers)
-        assert result.fresh
-        assert result.simulated
-        assert isinstance(untyped(tee.backend).vtpm.tpm, TpmProxy)
-
-
-@needs_swtpm
-def test_swtpm_ends_with_its_guest() -> None:
-    """Closing the guest ends the process, and removes its folder."""
-    with open_cloud(platform="tpm", tpm="swtpm") as tee:
-        vtpm = untyped(tee.backend).vtpm
-        process, folder = vtpm.process, vtpm.paths.tpm_boot_log.parent
-        assert process.is_running
-        assert folder.is_dir()
-    assert not process.is_running
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("platform", [one for one in PLATFORMS if one != "gcp-snp"])
-def test_keys_of_the_model_are_functions_of_the_seed(platform: str) -> None:
-    """The default TPM is the model, so a guest of an equal seed has equal keys."""
-    keys = []
-    for _ in range(2):
-        with open_cloud(platform=platform) as tee:
-            vtpm = untyped(tee.backend).vtpm
-            assert isinstance(vtpm.tpm, TpmModel)
-            client = vtpm.connect()
-            with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
-                keys.append(key.public)
-            client.close()
-    assert keys[0] == keys[1]
-
-
-def test_swtpm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without swtpm the option is refused with what to do, and nothing is left behind."""
-    monkeypatch.setenv("PATH", "")
-    with raises(BackendUnavailableError, "missing") as refused:
-        open_cloud(platform="tpm", tpm="swtpm")
-    assert 'tpm="model"' in str(refused.value)
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_unknown_tpm_is_refused(platform: str) -> None:
-    """The option takes the two kinds only."""
-    with raises(UsageError, "wrong_value"):
-        open_cloud(platform=platform, tpm="hardware")
-
-
-@pytest.mark.parametrize("platform", ["tdx", "snp"])
-def test_tpm_of_a_guest_without_one_is_refused(platform: str) -> None:
-    """Guests that have no vTPM refuse the option."""
-    with raises(UsageError, "not_applicable"):
-        open_cloud(platform=platform, tpm="model")
-
-
-def test_report_and_document_of_one_instance_share_a_nonce() -> None:
-    """An EC2 instance on SEV-SNP has a NitroTPM under a root of its own: two pieces of evidence."""
-    nonce = secrets.token_bytes(32)
-    with open_cloud(platform="aws-snp") as tee:
-        simulator: Any = tee.backend
-        verifier = verifier_of(tee, vlek_providers={"attestkit-simulator"})
-        assert verifier.verify(tee.attest(nonce=nonce), nonce=nonce).fresh
-        policy = AppraisalPolicy.default().replace(platforms={"dstack-aws-nitro-tpm"})
-        verifier = Verifier(trust_anchor=simulator.nitro_trust_anchor, policy=policy)
-        with Attester(simulator.open_nitro_tpm()) as other:
-            document = other.attest(nonce=nonce)
-            assert other.simulated
-        result = verifier.verify(document.to_bytes(), nonce=nonce)
-    assert result.fresh
-    assert result.simulated
-    assert result.claims.platform == "dstack-aws-nitro-tpm"
 
 
 def test_vlek_of_aws_is_accepted_by_its_provider() -> None:

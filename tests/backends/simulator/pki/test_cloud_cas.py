@@ -19,6 +19,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     encode_name,
     issue_cloud_authority,
 )
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki.aws_nitro_ca import (
     DocumentRequest,
     NitroCa,
@@ -79,7 +80,7 @@ def test_azure_certificate_leads_to_the_root_and_names_the_vm() -> None:
     )
     assert path.leaf.spki == spki
     subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()
-    assert subject == "CN=vm-1.TrustedVM.Azure.windows.net"
+    assert subject == f"O={SIMULATED_MARK},CN=vm-1.TrustedVM.Azure.windows.net"
 
 
 def test_certificates_of_equal_seeds_are_equal() -> None:

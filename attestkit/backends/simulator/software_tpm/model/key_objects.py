@@ -1,7 +1,7 @@
 """Primary keys derived from seeds of the hierarchies; transient slots and persistent handles."""
 
 import hmac
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from attestkit._crypto.ec_key_pair import EcKeyPair
@@ -17,6 +17,11 @@ TRANSIENT_SLOTS: Final = 3  # as libtpms
 PERSISTENT_SLOTS: Final = 64
 
 _SALT: Final = b"attestkit/software-tpm/v1"
+
+
+# Creating an RSA key takes 50 ms, and machines of one seed have the same keys.
+_rsa_pair: Final = lru_cache(maxsize=64)(partial(RsaKeyPair, bits=2048))
+_ec_pair: Final = lru_cache(maxsize=64)(EcKeyPair)
 
 
 class PrimaryKey(NamedTuple):
@@ -49,9 +54,6 @@ class PrimaryKeys:
         self.transient: dict[int, PrimaryKey] = {}
         self.persistent: dict[int, PrimaryKey] = {}
         self.null_seed: bytes = b""  # changes at each reset
-        # Creating an RSA key takes 50 ms, and a simulated machine has few keys.
-        self._rsa = lru_cache(maxsize=32)(lambda seed: RsaKeyPair(seed, 2048))
-        self._ec = lru_cache(maxsize=32)(EcKeyPair)
 
     def reset(self, null_seed: bytes) -> None:
         """Forget transient keys, and replace the seed of the null hierarchy."""
@@ -84,19 +86,19 @@ class PrimaryKeys:
         """Return the key of a known origin, with its public area completed."""
         seed = hkdf_sha256(self._hierarchy_seed(hierarchy), origin, 32, _SALT)
         if template.type == "rsa":
-            public = template._replace(modulus=self._rsa(seed).modulus)
+            public = template._replace(modulus=_rsa_pair(seed).modulus)
         else:
-            pair = self._ec(seed, template.curve)
+            pair = _ec_pair(seed, template.curve)
             public = template._replace(x=pair.x, y=pair.y)
         return PrimaryKey(hierarchy, public, seed, origin, auth)
 
     def rsa_pair(self, key: PrimaryKey) -> RsaKeyPair:
         """Return the key pair of an RSA key."""
-        return self._rsa(key.seed)
+        return _rsa_pair(key.seed)
 
     def ec_pair(self, key: PrimaryKey) -> EcKeyPair:
         """Return the key pair of an ECC key."""
-        return self._ec(key.seed, key.public.curve)
+        return _ec_pair(key.seed, key.public.curve)
 
     def require_slot(self) -> int:
         """Return the first free transient handle."""

@@ -39,6 +39,7 @@ from attestkit.backends.simulator.software_tpm.model.tpm_state import (
     TpmState,
 )
 from attestkit.errors import UsageError
+from attestkit.tpm import TpmtPublic
 from attestkit.tpm.algorithms import hash_size
 from attestkit.tpm.command_codes import GET_CAPABILITY, STARTUP
 from attestkit.tpm.handles import FIRST_NV_INDEX, LAST_NV_INDEX
@@ -188,6 +189,11 @@ class TpmModel:
         """
         with self._lock:
             return self._state.pcrs.get(bank, pcr)
+
+    def read_primary(self, hierarchy: int, template: TpmtPublic) -> TpmtPublic:
+        """Return the public area of a primary key, without a slot for it."""
+        with self._lock:
+            return self._state.keys.create(hierarchy, template, b"", b"").public
 
     def owns(self, handle: int) -> bool:
         """Return whether an NV index, key or session with this handle exists here."""
