@@ -11,7 +11,14 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
-from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, GoTpmTools, Tpm
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    GcpSnp,
+    GoTpmTools,
+    Platform,
+    Tpm,
+)
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
@@ -285,9 +292,9 @@ def _pcr_logs(parsed: ParsedEvidence) -> "PcrLogs | None":
         from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
 
         return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log, b"")
-    if isinstance(platform, (Tpm, AzureSnp, AzureTdx)):
+    if isinstance(platform, (Tpm, GcpSnp, AzureSnp, AzureTdx)):
         quote = platform.vtpm_quote
-        later = () if isinstance(platform, Tpm) else (INIT_DATA_PCR,)
+        later = (INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else ()
         return PcrLogs(quote.boot_log, quote.ima_log, later)
     return None
 

@@ -1,12 +1,12 @@
 """Small evidence of the platforms with a TPM that dstack does not define, and strategies for it."""
 
-from typing import Any, Final
+from typing import Final
 
 from hypothesis import strategies as st
 
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.evidence_parts import Evidence
-from tests.attestation.samples import STACK, TPM_QUOTE
+from tests.attestation.samples import STACK
 
 VTPM_QUOTE: Final = parts.VtpmQuote(
     b"message",
@@ -18,7 +18,7 @@ VTPM_QUOTE: Final = parts.VtpmQuote(
     b"ima log",
 )
 VTPM_KINDS: Final = [
-    Evidence(parts.GcpSnp(b"\xff" * 1184, (b"ask", b"vcek"), TPM_QUOTE), STACK),
+    Evidence(parts.GcpSnp(b"\xff" * 1184, (b"ask", b"vcek"), VTPM_QUOTE), STACK),
     Evidence(parts.AzureSnp(b"HCLA" + bytes(2596), VTPM_QUOTE, (b"vcek",)), STACK),
     Evidence(parts.AzureTdx(b"HCLA" + bytes(2596), VTPM_QUOTE, b"\4\0quote"), STACK),
     Evidence(parts.Tpm(VTPM_QUOTE), STACK),
@@ -34,11 +34,11 @@ _PCRS: Final = st.lists(
 _BLOBS: Final = st.lists(_SHORT, max_size=3).map(tuple)
 
 
-def vtpm_platforms(tpm_quotes: st.SearchStrategy[Any]) -> st.SearchStrategy[parts.Platform]:
+def vtpm_platforms() -> st.SearchStrategy[parts.Platform]:
     """Return a strategy of the platforms; their parts are short and meaningless."""
     quotes = st.builds(parts.VtpmQuote, *(_SHORT, _SHORT), _PCRS, _SHORT, _BLOBS, *(_SHORT, _SHORT))
     return st.one_of(
-        st.builds(parts.GcpSnp, _SHORT, _BLOBS, tpm_quotes),
+        st.builds(parts.GcpSnp, _SHORT, _BLOBS, quotes),
         st.builds(parts.AzureSnp, _SHORT, quotes, _BLOBS),
         st.builds(parts.AzureTdx, _SHORT, quotes, _SHORT),
         st.builds(parts.Tpm, quotes),

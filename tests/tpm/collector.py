@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from attestkit.attestation.wire.evidence_parts import GcpSnp, Platform, Tpm, TpmQuote, VtpmQuote
+from attestkit.attestation.wire.evidence_parts import GcpSnp, Platform, Tpm, VtpmQuote
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from tests.tees import CHIP
 from tests.tpm.samples import MADE_ATTEST, MADE_PUBLICS, MADE_SIGNATURES
@@ -46,8 +46,7 @@ class FakeCollector:
         signature = MADE_SIGNATURES[2].encode()
         if not self.hardware:
             return Tpm(VtpmQuote(quote, signature, (), MADE_PUBLICS[1].encode()))
-        tpm_quote = TpmQuote(quote, signature, (), b"", "gcp", ())
-        return GcpSnp(CHIP.report(report_data), (), tpm_quote)
+        return GcpSnp(CHIP.report(report_data), (), VtpmQuote(quote, signature, ()))
 
     def read_attestation_key(self) -> bytes:
         """Return the key that the report has to bind."""

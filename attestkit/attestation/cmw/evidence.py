@@ -206,7 +206,7 @@ _STACK: Final = Stack._fields[:-1]
 _PAYLOAD: Final = "report_data_payload"
 # By labels that together identify the platform, unless earlier ones are present.
 _PLATFORMS: Final[Mapping[tuple[str, ...], type[Platform]]] = {
-    ("tpm_quote", "report"): evidence_parts.GcpSnp,
+    ("vtpm_quote", "report"): evidence_parts.GcpSnp,
     ("tpm_quote",): evidence_parts.GcpTdx,
     ("quote",): evidence_parts.Tdx,
     ("hcl_report", "td_quote"): evidence_parts.AzureTdx,

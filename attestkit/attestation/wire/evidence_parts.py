@@ -86,14 +86,6 @@ class NitroTpm(NamedTuple):
     attestation_doc: bytes  # COSE_Sign1
 
 
-class GcpSnp(NamedTuple):
-    """AMD SEV-SNP on Google Cloud, with a TPM whose quote is over the report's SHA-256."""
-
-    report: bytes  # 1184 bytes
-    cert_chain: tuple[bytes, ...]  # as of SevSnp
-    tpm_quote: TpmQuote
-
-
 class VtpmQuote(NamedTuple):
     """A quote of a TPM with its key and logs, in evidence whose form dstack does not define."""
 
@@ -105,6 +97,14 @@ class VtpmQuote(NamedTuple):
     ak_certificates: tuple[bytes, ...] = ()
     boot_log: bytes = b""  # event log of the firmware, binary_bios_measurements; may be empty
     ima_log: bytes = b""  # binary_runtime_measurements of any bank; may be empty
+
+
+class GcpSnp(NamedTuple):
+    """AMD SEV-SNP on Google Cloud, with a TPM whose quote is over the report's SHA-256."""
+
+    report: bytes  # 1184 bytes
+    cert_chain: tuple[bytes, ...]  # as of SevSnp
+    vtpm_quote: VtpmQuote
 
 
 class AzureSnp(NamedTuple):
@@ -245,7 +245,7 @@ def stripped(platform: Platform) -> Platform:
     It keeps the RTMR3 events and, on a platform without TPM, the events that measure ACPI tables.
     The logs of a `VtpmQuote` are removed: the quoted PCRs remain, without an explanation.
     """
-    if isinstance(platform, (AzureSnp, AzureTdx, Tpm)):
+    if isinstance(platform, (GcpSnp, AzureSnp, AzureTdx, Tpm)):
         return platform._replace(vtpm_quote=platform.vtpm_quote._replace(boot_log=b"", ima_log=b""))
     if not isinstance(platform, (Tdx, GcpTdx)):
         return platform

@@ -6,12 +6,13 @@ its event log, which usually root alone can read.
 
 import hmac
 import os
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, cast
 
 from attestkit import backends
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, TpmEvent, TpmQuote
+from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, TpmEvent, TpmQuote, VtpmQuote
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
@@ -23,19 +24,19 @@ from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import find_tpm_device, open_tpm
 from attestkit.backends.tpm.quote_reader import collect_quote
-from attestkit.backends.tpm.tpm_logs import TpmLogs
+from attestkit.backends.tpm.tpm_logs import TpmLogs, read_ima_log
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
+from attestkit.tpm.pcrs import EVERY_PCR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _TDX_PCRS: Final = (0, 2, RUNTIME_PCR)
-_SNP_PCRS: Final = tuple(range(24))
 _WRONG_REPORT_DATA: Final = "the platform returned evidence over other report data than requested"
 
 
@@ -142,22 +143,20 @@ class Gcp:
         """Return the TDX quote or SNP report alone, as the backend of the hardware does."""
         return self._hardware.get_quote(report_data)
 
-    def _quote(self, evidence: bytes, pcrs: tuple[int, ...]) -> TpmQuote:
+    def _quote(
+        self, evidence: bytes, pcrs: tuple[int, ...], read_logs: Callable[[], TpmLogs]
+    ) -> VtpmQuote:
         """Return the vTPM's quote over the SHA-256 of the hardware's evidence."""
         client, own = self._client, self._google_key
         with client.lock, client.primary_key(ENDORSEMENT, own.template) as key:
             own.check_made(client.path, key)
-            found = collect_quote(
-                client,
-                key.handle,
-                sha256(evidence),
-                (PcrSelection(BANK, pcrs),),
-                read_logs=lambda: TpmLogs(read_firmware_log(self._paths)),
-            )
-        digests = read_digests(self._paths, found.logs.boot_log)
-        return TpmQuote(
-            found.message, found.signature, found.pcr_values, own.certificate, "gcp", digests
-        )
+            selections, data = (PcrSelection(BANK, pcrs),), sha256(evidence)
+            found = collect_quote(client, key.handle, data, selections, read_logs=read_logs)
+            return found.to_vtpm_quote(key.raw, (own.certificate,))
+
+    def _read_boot_log(self) -> bytes:
+        """Return the firmware's log, without which verifiers refuse the PCRs."""
+        return read_firmware_log(self._paths)
 
     def close(self) -> None:
         """Close both devices. A second call has no effect."""
@@ -191,7 +190,11 @@ class GcpTdGuest(Gcp):
             text = f"the platform returned a malformed quote: {error}"
             raise BackendError(text, reason="malformed_response") from error
         _check_report_data(found, report_data)
-        return GcpTdx(raw, (), self._quote(raw, _TDX_PCRS))
+        made = self._quote(raw, _TDX_PCRS, lambda: TpmLogs(self._read_boot_log()))
+        digests = read_digests(self._paths, made.boot_log)
+        (certificate,) = made.ak_certificates
+        quote = TpmQuote(made.message, made.signature, made.pcr_values, certificate, "gcp", digests)
+        return GcpTdx(raw, (), quote)
 
     def read_rtmr(self, register: int) -> bytes:
         """Return a register, 0 to 3: 48 bytes."""
@@ -220,7 +223,7 @@ class GcpTdGuest(Gcp):
     @cached_property
     def _pcr_start(self) -> bytes:
         """PCR 14 as the firmware and shim left it."""
-        log: tuple[TpmEvent, ...] = read_digests(self._paths, read_firmware_log(self._paths))
+        log: tuple[TpmEvent, ...] = read_digests(self._paths, self._read_boot_log())
         value = bytes(32)
         for event in log:
             if event.pcr_index == RUNTIME_PCR:
@@ -255,7 +258,10 @@ class GcpSnpGuest(Gcp):
             text = f"the platform returned a malformed report: {error}"
             raise BackendError(text, reason="malformed_response") from error
         _check_report_data(found, report_data)
-        return GcpSnp(raw, (table,) if table else (), self._quote(raw, _SNP_PCRS))
+        quote = self._quote(
+            raw, EVERY_PCR, lambda: TpmLogs(self._read_boot_log(), read_ima_log(self._paths))
+        )
+        return GcpSnp(raw, (table,) if table else (), quote)
 
 
 def _kind(hardware: Backend) -> type[Gcp]:

@@ -28,7 +28,12 @@ def read_tpm_logs(paths: KernelPaths | None = None, *, calls: DeviceCalls = REAL
     `attestkit.backends`. A verifier decides whether PCRs without a log are acceptable.
     """
     paths = KernelPaths() if paths is None else paths
-    return TpmLogs(_read_log(paths.tpm_boot_log, calls), _read_log(paths.ima_log, calls))
+    return TpmLogs(_read_log(paths.tpm_boot_log, calls), read_ima_log(paths, calls=calls))
+
+
+def read_ima_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
+    """Return the log of IMA; empty as for `read_tpm_logs`."""
+    return _read_log(paths.ima_log, calls)
 
 
 def _read_log(path: Path, calls: DeviceCalls) -> bytes:

@@ -46,18 +46,17 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
         FormatError: If a message of go-tpm-tools is malformed.
     """
     platform = evidence.platform
-    if isinstance(platform, (GcpTdx, GcpSnp)):
-        quote, is_td = platform.tpm_quote, isinstance(platform, GcpTdx)
-        events = evidence.stack.runtime_events if is_td else ()
+    if isinstance(platform, GcpTdx):
+        quote, events = platform.tpm_quote, evidence.stack.runtime_events
         measured = [TpmEvent(EVENT_PCR, sha256(runtime_preimage(*event))) for event in events]
         return TpmParts(
             ((quote.message, quote.signature),),
             quote.pcr_values,
             certificates=(quote.ak_cert,),
             digests=(*quote.event_log, *measured),
-            measures_events=is_td,
+            measures_events=True,
         )
-    if isinstance(platform, (AzureSnp, AzureTdx, Tpm)):
+    if isinstance(platform, (AzureSnp, AzureTdx, GcpSnp, Tpm)):
         found = platform.vtpm_quote
         return TpmParts(
             ((found.message, found.signature),),
@@ -66,7 +65,7 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
             found.ak_certificates,
             found.boot_log,
             found.ima_log,
-            extended_later=() if isinstance(platform, Tpm) else (INIT_DATA_PCR,),
+            extended_later=(INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else (),
         )
     if isinstance(platform, GoTpmTools):
         from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these

@@ -5,7 +5,7 @@ issuer certificates, if allowed, are sent only after the quote's signature is va
 """
 
 import hmac
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -22,7 +22,12 @@ from attestkit.errors import FormatError, ReplayError, SignatureError, Verificat
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
 from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, LOGGED_PCRS, extend, start_value
-from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.vtpm.ak_chain import (
+    AkChains,
+    VerifiedAk,
+    read_evidence_certificate,
+)
+from attestkit.verifier.platforms.vtpm.attestation_key import read_attestation_key
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import (
     format_pcrs,
@@ -70,27 +75,63 @@ class GcpAuthenticator:
             ReplayError: If a log does not replay to its PCR.
         """
         platform, stack = attestation.evidence
-        assert isinstance(platform, (GcpTdx, GcpSnp))
-        is_td, tpm_quote = isinstance(platform, GcpTdx), platform.tpm_quote
+        if isinstance(platform, GcpSnp):
+            return self._authenticate_snp(platform, hardware, now, before_fetch)
+        assert isinstance(platform, GcpTdx)
+        tpm_quote = platform.tpm_quote
         _check_form(tpm_quote)
         key = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
-        quote = _verify_quote(tpm_quote, key, _TDX_PCRS if is_td else (ALL_PCRS,))
-        logs = _replay_log(tpm_quote, without={EVENT_PCR} if is_td else ())
-        if is_td:
-            # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
-            is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
-            events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
-            logs = _LogReplay((*logs.replayed, (_BANK, EVENT_PCR)), (*logs.steps, events))
+        quote = _verify_quote(tpm_quote, key, _TDX_PCRS)
+        logs = _replay_log(tpm_quote)
+        # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
+        is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
+        events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
-        embedded = platform.quote if isinstance(platform, GcpTdx) else platform.report
-        join = _check_join(quote, embedded)
-        found = (*quote.steps, *certified.steps, instance_step(certified.gce), join, *logs.steps)
-        facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
-        return hardware._replace(
-            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=logs.replayed)
+        found = _combine(hardware, quote, certified, platform.quote)
+        assert found.vtpm is not None
+        replayed = (*logs.replayed, (_BANK, EVENT_PCR))
+        return found._replace(
+            steps=(*found.steps, *logs.steps, events), vtpm=replace(found.vtpm, replayed=replayed)
         )
+
+    def _authenticate_snp(
+        self,
+        platform: GcpSnp,
+        hardware: Authenticated,
+        now: datetime,
+        before_fetch: Callable[[], object],
+    ) -> Authenticated:
+        """Verify the quote beside an SEV-SNP report; its logs are not replayed."""
+        evidence = platform.vtpm_quote
+        if not evidence.ak_certificates:
+            message = "AK certificate: missing; Google's certifies the key of the TPM"
+            raise FormatError(message, reason="missing")
+        key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
+        quote = verify_tpm_quote(
+            evidence.message,
+            evidence.signature,
+            key.spki,
+            scheme=key.scheme,
+            pcr_values=evidence.pcr_values,
+            wanted=(ALL_PCRS,),
+        )
+        leaf, *beside = evidence.ak_certificates
+        certified = self._chains.verify(
+            leaf, self._chains.google, now, beside=beside, before_fetch=before_fetch
+        )
+        return _combine(hardware, quote, certified, platform.report)
+
+
+def _combine(
+    hardware: Authenticated, quote: VerifiedQuote, certified: VerifiedAk, embedded: bytes
+) -> Authenticated:
+    """Return the content of the hardware's evidence with that of a quote over it."""
+    join = _check_join(quote, embedded)
+    steps = (*quote.steps, *certified.steps, instance_step(certified.gce), join)
+    facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
+    return hardware._replace(steps=(*hardware.steps, *steps), vtpm=facts)
 
 
 def _check_form(tpm_quote: TpmQuote) -> None:
@@ -161,19 +202,15 @@ class _LogReplay(NamedTuple):
     steps: tuple[VerificationStep, ...]
 
 
-def _replay_log(tpm_quote: TpmQuote, *, without: Collection[int]) -> _LogReplay:
-    """Replay the digests of the firmware's log.
-
-    Args:
-        tpm_quote: Quote with valid PCR values.
-        without: PCRs that are replayed otherwise.
+def _replay_log(tpm_quote: TpmQuote) -> _LogReplay:
+    """Replay the digests of the firmware's log, except to PCR 14; the PCR values are valid.
 
     Raises:
         ReplayError: If a PCR that only records of the log extend does not match, or has no record
             although it was extended (`pcr_mismatch`).
     """
     digests = _digests_by_pcr(tpm_quote)
-    values = {(_BANK, one): value for one, _, value in tpm_quote.pcr_values if one not in without}
+    values = {(_BANK, one): value for one, _, value in tpm_quote.pcr_values if one != EVENT_PCR}
     replayed, further = [], {}
     for (bank, index), value in values.items():
         expected = extend(bank, start_value(index, len(value)), digests.get(index, ()))

@@ -23,16 +23,19 @@ from attestkit.errors import (
     AttestKitError,
     BackendError,
     BackendUnavailableError,
+    FormatError,
     JournalError,
+    ReplayError,
     UsageError,
 )
 from attestkit.report_data import ReportData
-from attestkit.tpm import PcrSelection
+from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from attestkit.verifier.platforms.vtpm.pcr_logs import with_replayed_logs
 from attestkit.verifier.result import Authenticated, Tcb
 from tests.backends.gcp.machine import ECC, INDICES, Machine, certify, make_machine
 from tests.vectors import needs_shared
@@ -257,16 +260,30 @@ def test_a_report_is_quoted_with_all_pcrs(machine: Machine) -> None:
     data = ReportData.for_nonce_and_ak(NONCE, opened.read_attestation_key())
     platform = opened.collect_evidence(data)
     assert isinstance(platform, GcpSnp)
-    assert [value.number for value in platform.tpm_quote.pcr_values] == list(range(24))
-    machine.client.pcr_extend(23, {"sha256": bytes(32)})
-    platform = opened.collect_evidence(data)
+    quote = platform.vtpm_quote
+    assert [value.number for value in quote.pcr_values] == list(range(24))
+    assert quote.boot_log == machine.paths.tpm_boot_log.read_bytes()
+    assert TpmtPublic.parse(quote.ak_public).spki == opened.read_attestation_key()
     chains = AkChains(machine.hardware.trust_anchor, certificates=[machine.ca.intermediate_der])
     signed = Authenticated(None, (), data, b"", Tcb(), (), ())
     evidence = Attestation(Evidence(platform, Stack(data, (), "")))
+    found = GcpAuthenticator(chains).authenticate(evidence, signed, NOW).vtpm
+    assert found is not None
+    assert (found.key_trust, found.joins, len(found.pcrs)) == (
+        *("certificate", ("ak_to_hardware",)),
+        24,
+    )
     # PCR 14 has the events of the TD of this fixture, which no log of an SNP guest explains.
-    with pytest.raises(AttestKitError) as caught:
-        GcpAuthenticator(chains).authenticate(evidence, signed, NOW)
-    assert caught.value.reason == "pcr_mismatch"
+    assert (
+        reason_of(lambda: with_replayed_logs(found, quote.boot_log, b""), ReplayError)
+        == "pcr_mismatch"
+    )
+    without = platform._replace(vtpm_quote=quote._replace(ak_certificates=()))
+    evidence = Attestation(Evidence(without, Stack(data, (), "")))
+    assert (
+        reason_of(lambda: GcpAuthenticator(chains).authenticate(evidence, signed, NOW), FormatError)
+        == "missing"
+    )
 
 
 def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
@@ -287,10 +304,13 @@ def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
         ("revocation", "skipped"),
         ("instance", "passed"),
         ("ak_to_hardware", "passed"),
-        ("pcr_log", "passed"),
-        ("pcr_log", "skipped"),
     ]
-    assert "PCRs 23" in vtpm.steps[-1].text
+    platform = evidence.evidence.platform
+    assert isinstance(platform, GcpSnp)
+    assert vtpm.vtpm is not None
+    _, steps = with_replayed_logs(vtpm.vtpm, platform.vtpm_quote.boot_log, b"")
+    assert [step.outcome for step in steps] == ["passed", "skipped"]
+    assert "PCRs 23" in steps[-1].text
     join = join_hardware(ExpectedReportData.of(NONCE, ...), evidence.report_data, vtpm.vtpm)
     assert [step.outcome for step in join.steps] == ["passed"]
 

@@ -176,7 +176,7 @@ def test_try_quotes_counts_all_parts_of_evidence(monkeypatch: pytest.MonkeyPatch
     [trial] = try_quotes(backends.find_kernel_paths("/"), {"good": None}, random=bytes)
     parts = FakeCollector().collect_evidence(bytes(64))
     assert isinstance(parts, GcpSnp)
-    quote = parts.tpm_quote
+    quote = parts.vtpm_quote
     size = len(parts.report) + len(quote.message) + len(quote.signature)
     assert (trial.backend, trial.size, trial.error) == ("good", size, None)
 

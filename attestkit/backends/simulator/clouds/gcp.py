@@ -12,8 +12,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation.wire.evidence_parts import (
     GcpSnp,
     GcpTdx,
+    PcrValue,
     Platform,
-    TpmQuote,
 )
 from attestkit.backends.gcp import Gcp
 from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, event_digest
@@ -137,25 +137,35 @@ class _GoogleVm(CloudSimulator):
     def _collect(self, report_data: bytes) -> Platform:
         found = super()._collect(report_data)
         assert isinstance(found, GcpSnp | GcpTdx)
-        cloud, quote = self._scenario.cloud, found.tpm_quote
+        cloud = self._scenario.cloud
         if cloud.foreign_ak:
-            quote = quote._replace(ak_cert=self._certify(self._other_key()))
-        if cloud.bank != "sha256":
-            quote = self._requote(found, cloud.bank)
-        return found._replace(tpm_quote=quote)
+            other = self._certify(self._other_key())
+            found = (
+                found._replace(tpm_quote=found.tpm_quote._replace(ak_cert=other))
+                if isinstance(found, GcpTdx)
+                else found._replace(
+                    vtpm_quote=found.vtpm_quote._replace(ak_public=b"", ak_certificates=(other,))
+                )
+            )
+        return found if cloud.bank == "sha256" else self._requote(found, cloud.bank)
 
-    def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> TpmQuote:
-        """Return a quote over the same evidence that selects another bank."""
-        evidence = found.quote if isinstance(found, GcpTdx) else found.report
-        numbers = tuple(number for number, _, _ in found.tpm_quote.pcr_values)
+    def _requote(self, found: GcpSnp | GcpTdx, bank: str) -> GcpSnp | GcpTdx:
+        """Return evidence whose quote, over the same hardware's evidence, is of another bank."""
+        if isinstance(found, GcpTdx):
+            made = self._quote_bank(found.quote, found.tpm_quote.pcr_values, bank)
+            return found._replace(tpm_quote=found.tpm_quote._replace(**made))
+        made = self._quote_bank(found.report, found.vtpm_quote.pcr_values, bank)
+        return found._replace(vtpm_quote=found.vtpm_quote._replace(**made))
+
+    def _quote_bank(self, signed: bytes, like: tuple[PcrValue, ...], bank: str) -> dict[str, Any]:
+        """Return the fields of a quote over the SHA-256 of evidence, of the same PCRs of a bank."""
         client = self.vtpm.connect()
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
-            selection = (PcrSelection(bank, numbers),)
-            made = collect_quote(client, key.handle, sha256(evidence), selection)
+        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
+            selection = (PcrSelection(bank, tuple(number for number, _, _ in like)),)
+            found = collect_quote(client, key.handle, sha256(signed), selection)
         client.close()
-        return found.tpm_quote._replace(
-            message=made.message, signature=made.signature, pcr_values=made.pcr_values
-        )
+        names = ("message", "signature", "pcr_values")
+        return {name: getattr(found, name) for name in names}
 
     @property
     def trust_anchor(self) -> bytes:
