@@ -430,6 +430,7 @@ StepCheck = Literal[
     "hcl_report",  # form of the HCL report, and the hardware report over its runtime data
     "attestation_key",  # what certifies the key of the TPM
     "ak_certificate",
+    "ak_revocation",  # of the certificates of the TPM's key
     "tpm_quote",  # signature, selection and PCR values of the TPM's quote
     "tpm_clock",
     "hardware_to_ak",  # the hardware's evidence commits to the TPM's key

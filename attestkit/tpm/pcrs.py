@@ -61,3 +61,22 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
     for digest in digests:
         value = compute_digest(bank, value + digest)
     return value
+
+
+def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
+    """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
+    banks: dict[str, list[int]] = {}
+    for bank, index in sorted(found):
+        banks.setdefault(bank, []).append(index)
+    return " and ".join(f"{bank} PCRs {_ranges(indices)}" for bank, indices in banks.items())
+
+
+def _ranges(indices: list[int]) -> str:
+    """Return ascending numbers as ranges."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)

@@ -115,13 +115,13 @@ def test_fetched_certificates_in_a_bundle_verify_without_requests() -> None:
     """A bundle with what a verifier fetched verifies offline, and revocation is checked."""
     server, offline = Server(), Server()
     online = verifier(server)
-    assert outcome(online.verify(evidence(), report_data=EXTRA))["revocation"] == "passed"
+    assert outcome(online.verify(evidence(), report_data=EXTRA))["ak_revocation"] == "passed"
     fetched = online.fetched_ak_certificates()
     assert set(fetched) == {ISSUER.built.der, *CLEAN}
     saved = EvidenceBundle.from_json(bundle(*fetched).to_json())
     assert saved.ak_certificates == fetched
     result = verifier(offline).verify_bundle(saved, report_data=EXTRA)
-    assert outcome(result)["revocation"] == "passed"
+    assert outcome(result)["ak_revocation"] == "passed"
     assert not offline.requested
 
 
@@ -140,7 +140,7 @@ def test_a_bundle_without_certificates_sends_no_request() -> None:
         found.verify_bundle(incomplete, report_data=EXTRA)
     without_crls = bundle(ISSUER.built.der)
     result = found.verify_bundle(without_crls, report_data=EXTRA)
-    assert outcome(result)["revocation"] == "skipped"
+    assert outcome(result)["ak_revocation"] == "skipped"
     assert len(server.requested) == count
 
 
@@ -168,7 +168,7 @@ def test_crls_of_a_bundle_count_where_the_verifier_has_none() -> None:
     result = verifier(Server(), *CLEAN).verify_bundle(
         bundle(ISSUER.built.der, revoking), report_data=EXTRA
     )
-    assert outcome(result)["revocation"] == "passed"
+    assert outcome(result)["ak_revocation"] == "passed"
 
 
 def test_an_expired_or_forged_crl_of_a_bundle_is_refused() -> None:
@@ -214,7 +214,7 @@ def test_a_crl_of_the_arguments_is_not_fetched() -> None:
     """Only what is missing is fetched: here the issuer's certificate."""
     server = Server()
     found = verifier(server, *CLEAN)
-    assert outcome(found.verify(evidence(), report_data=EXTRA))["revocation"] == "passed"
+    assert outcome(found.verify(evidence(), report_data=EXTRA))["ak_revocation"] == "passed"
     assert server.requested == [CA_URL]
     server = Server()
     verifier(server, CLEAN[1]).verify(evidence(), report_data=EXTRA)
@@ -225,7 +225,7 @@ def test_an_expired_crl_of_the_arguments_is_fetched_again() -> None:
     """An expired CRL is replaced, but what it lists stays revoked."""
     server, start = Server(), NOW - timedelta(days=9)
     found = verifier(server, ISSUER.crl(start=start))
-    assert outcome(found.verify(evidence(), report_data=EXTRA))["revocation"] == "passed"
+    assert outcome(found.verify(evidence(), report_data=EXTRA))["ak_revocation"] == "passed"
     assert CRL_URL in server.requested
     with raises(SignatureError, "cert_revoked"):
         verifier(Server(), ISSUER.crl(LEAF.serial, start=start)).verify(

@@ -19,7 +19,6 @@ _TRUST: Final = {
     "hardware_report": "the hardware's report, which commits to the key",
     "certificate": "a certificate under a trusted root",
     "listed": "the policy, which lists the key",
-    "unknown": "nothing",
 }
 _JOINS: Final = {
     "hardware_to_ak": "the hardware's evidence commits to the TPM's key",

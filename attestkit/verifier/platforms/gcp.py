@@ -21,19 +21,17 @@ from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEve
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
-from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, LOGGED_PCRS, extend, start_value
-from attestkit.verifier.platforms.vtpm.ak_chain import (
-    AkChains,
-    VerifiedAk,
-    read_evidence_certificate,
-)
-from attestkit.verifier.platforms.vtpm.attestation_key import read_attestation_key
-from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
-from attestkit.verifier.platforms.vtpm.pcr_logs import (
+from attestkit.tpm.pcrs import (
+    EVENT_PCR,
+    INIT_DATA_PCR,
+    LOGGED_PCRS,
+    extend,
     format_pcrs,
-    further_step,
-    unexplained_steps,
+    start_value,
 )
+from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
+from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
@@ -41,6 +39,11 @@ _BANK: Final = "sha256"
 _TDX_PCRS: Final = (PcrSelection(_BANK, (0, 2, EVENT_PCR)),)
 _SCHEMES: Final = {"rsa": ("rsassa", _BANK), "p256": ("ecdsa", _BANK)}
 _MAX_EVENTS: Final = 65_536
+_CERTIFIED: Final = passed(
+    "attestation_key",
+    "the attestation key is that of its certificate; the TPM is the host's, so its PCRs are a "
+    "statement of the cloud provider, not of the processor",
+)
 
 
 class GcpAuthenticator:
@@ -89,11 +92,13 @@ class GcpAuthenticator:
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
-        found = _combine(hardware, quote, certified, platform.quote)
-        assert found.vtpm is not None
-        replayed = (*logs.replayed, (_BANK, EVENT_PCR))
-        return found._replace(
-            steps=(*found.steps, *logs.steps, events), vtpm=replace(found.vtpm, replayed=replayed)
+        embedded = platform.quote if isinstance(platform, GcpTdx) else platform.report
+        join = _check_join(quote, embedded)
+        instance = instance_step(certified.gce)
+        found = (*quote.steps, _CERTIFIED, *certified.steps, instance, join, *logs.steps)
+        facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
+        return hardware._replace(
+            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=logs.replayed)
         )
 
     def _authenticate_snp(

@@ -13,6 +13,7 @@ from attestkit._sanitize import shown
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.errors import FormatError, VerificationError
 from attestkit.verifier.platforms.tpm import (
+    WITHOUT_TEE,
     Details,
     instance_facts,
     require_strong_bank,
@@ -81,6 +82,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
             *(step for quote in quotes for step in quote.steps),
             *certified.steps,
             *instance,
+            WITHOUT_TEE,
             *_left_out(message),
         ),
         simulated=certified.simulated,

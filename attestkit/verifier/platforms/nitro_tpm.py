@@ -24,6 +24,11 @@ from attestkit.verifier.result import Authenticated, Tcb, passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
 
 BANK: Final = "sha384"
+WITHOUT_TEE: Final = skipped(
+    "hardware_to_ak",
+    "the evidence has no report of a TEE: the PCRs are a statement of the hypervisor, which is "
+    "trusted",
+)
 _REPORT_DATA_SIZE: Final = 64  # bytes
 
 
@@ -64,7 +69,7 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         device=found.module_id.encode(),
         tcb=Tcb(),
         chain=signed.chain,
-        steps=(*signed.steps, user_data, *unexplained_steps(values, replayed)),
+        steps=(*signed.steps, user_data, WITHOUT_TEE, *unexplained_steps(values, replayed)),
         vtpm=facts,
     )
 

@@ -18,7 +18,7 @@ from attestkit.attestation.nitro_document import NitroDocument
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.platforms.nitro import Nitro
-from attestkit.verifier.platforms.nitro_tpm import BANK
+from attestkit.verifier.platforms.nitro_tpm import BANK, WITHOUT_TEE
 from attestkit.verifier.platforms.tpm import signed_report_data
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
@@ -83,7 +83,7 @@ def authenticate_quote_with_document(
         device=signed.content.module_id.encode(),
         tcb=Tcb(),
         chain=signed.chain,
-        steps=(*signed.steps, *quote.steps, step, _KEY_STEP),
+        steps=(*signed.steps, *quote.steps, step, _KEY_STEP, WITHOUT_TEE),
         vtpm=found,
     )
 

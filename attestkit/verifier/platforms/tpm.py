@@ -15,10 +15,15 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
 )
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
-from attestkit.verifier.result import Authenticated, Tcb
+from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 _REPORT_DATA: Final = 64  # bytes
 _CUT: Final = 32  # bytes of report data that Confidential Containers' attester quotes
+
+WITHOUT_TEE: Final = skipped(
+    "hardware_to_ak",
+    "no report of a TEE was verified: the PCRs are a statement of the TPM, wherever it is",
+)
 
 Details = tuple[tuple[str, str], ...]
 
@@ -61,8 +66,7 @@ def authenticate_tpm(
         device=b"",
         tcb=Tcb(),
         chain=certified.chain,
-        steps=(*quote.steps, *certified.steps, *instance),
-        simulated=certified.simulated,
+        steps=(*quote.steps, *certified.steps, *instance, WITHOUT_TEE),
         vtpm=quote.facts(certified.trust, details=details),
     )
 

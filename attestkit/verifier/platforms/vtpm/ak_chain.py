@@ -68,7 +68,7 @@ class VerifiedAk(NamedTuple):
 
     path: AkPath
     gce: GceInstance | None  # the instance that a certificate under Google's root names
-    steps: tuple[VerificationStep, ...]  # ak_certificate and revocation
+    steps: tuple[VerificationStep, ...]  # ak_certificate and ak_revocation
 
     @property
     def spki(self) -> bytes:
@@ -265,10 +265,10 @@ class AkChains:
 def _revocation_step(found: RevocationFacts) -> VerificationStep:
     checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
     if found.checked and not found.unknown:
-        return passed("revocation", checked)
+        return passed("ak_revocation", checked)
     missing = f" for {', '.join(name for name, _ in found.unknown)}" if found.unknown else ""
     text = f"revocation of AK certificates was not checked: no CRL{missing}"
-    return skipped("revocation", f"{text}; {checked}" if found.checked else text)
+    return skipped("ak_revocation", f"{text}; {checked}" if found.checked else text)
 
 
 @lru_cache(maxsize=1)

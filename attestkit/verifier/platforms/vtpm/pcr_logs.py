@@ -17,7 +17,13 @@ from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.ima import ImaLog, ImaMatch
 from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm.algorithms import compute_digest
-from attestkit.tpm.pcrs import FIRMWARE_PCRS, IMA_PCR, LOGGED_PCRS, start_value
+from attestkit.tpm.pcrs import (
+    FIRMWARE_PCRS,
+    IMA_PCR,
+    LOGGED_PCRS,
+    format_pcrs,
+    start_value,
+)
 from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
 
 # Bytes; longer logs are not cached. One of three banks has about 100 KiB.
@@ -246,22 +252,3 @@ def _boot_aggregate_problem(values: Values, log: ImaLog) -> str | None:
         if hmac.compare_digest(compute_digest(bank, b"".join(content[:count])), digest):
             return None
     return f"boot_aggregate is not the hash of the quoted {bank} PCRs 0 to 9"
-
-
-def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
-    """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
-    banks: dict[str, list[int]] = {}
-    for bank, index in sorted(found):
-        banks.setdefault(bank, []).append(index)
-    return " and ".join(f"{bank} PCRs {_ranges(indices)}" for bank, indices in banks.items())
-
-
-def _ranges(indices: list[int]) -> str:
-    """Return ascending numbers as ranges."""
-    ranges: list[list[int]] = []
-    for index in indices:
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)

@@ -20,7 +20,7 @@ from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic, TpmtSignature, pcr_digest
 from attestkit.tpm.algorithms import hash_size
-from attestkit.tpm.pcrs import EVERY_PCR
+from attestkit.tpm.pcrs import EVERY_PCR, format_pcrs
 from attestkit.verifier.result import Join, KeyTrust, VtpmFacts, caution, passed
 
 ALL_PCRS: Final = PcrSelection("sha256", EVERY_PCR)
@@ -188,11 +188,11 @@ def _mismatch(
 def _steps(
     attest: TpmsAttest, signed: TpmtSignature, key: PublicVerificationKey, pcrs: Pcrs
 ) -> tuple[VerificationStep, VerificationStep]:
-    banks = " and ".join(f"{len(one.pcrs)} of {one.bank}" for one in attest.selections)
+    quoted = format_pcrs((bank, index) for bank, index, _ in pcrs)
     quote = passed(
         "tpm_quote",
         f"the TPM quote's signature is valid ({signed.algorithm} with {signed.hash_name}, "
-        f"{key.kind}), and its {len(pcrs)} PCR values are the signed ones ({banks or 'none'})",
+        f"{key.kind}), and the values are the signed ones: {quoted}",
     )
     counts = (
         f"{attest.clock_ms} ms of operation, reset count {attest.reset_count}, restart count "

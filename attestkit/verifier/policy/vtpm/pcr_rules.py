@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from attestkit._reasons import VerificationStep
 from attestkit.errors import PolicyError, UsageError
-from attestkit.tpm.pcrs import LOGGED_PCRS, start_value
+from attestkit.tpm.pcrs import LOGGED_PCRS, format_pcrs, start_value
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
 from attestkit.verifier.result import passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
@@ -94,8 +94,8 @@ def appraise_pcrs(
     if names:
         yield passed("pcrs", f"PCRs have accepted values: {names}")
     else:
-        replayed = ", ".join(f"{bank}:{index}" for bank, index in vtpm.replayed)
-        logs = f"logs replay to {replayed}" if replayed else "no log explains them"
+        replayed = format_pcrs(vtpm.replayed)
+        logs = f"logs replay to {replayed}" if replayed else "no log explains one"
         yield skipped("pcrs", f"the policy expects no value of a PCR; {logs}")
 
 

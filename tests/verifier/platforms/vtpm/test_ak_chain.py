@@ -85,8 +85,8 @@ def verify(found: AkChains, **options: object) -> list[tuple[str, str]]:
     return [(step.check, step.outcome) for step in verified.steps]
 
 
-PASSED = [("ak_certificate", "passed"), ("revocation", "passed")]
-UNREVOKED = [("ak_certificate", "passed"), ("revocation", "skipped")]
+PASSED = [("ak_certificate", "passed"), ("ak_revocation", "passed")]
+UNREVOKED = [("ak_certificate", "passed"), ("ak_revocation", "skipped")]
 
 
 def test_issuers_of_arguments_and_of_the_evidence_are_equivalent() -> None:
