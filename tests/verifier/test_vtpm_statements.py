@@ -113,7 +113,7 @@ def test_nitro_tpm_with_one_rule_lists_the_pcrs_without_a_log() -> None:
     assert "pcrs" not in result.not_proven
     [step] = [step for step in result.steps if step.check == "pcr_log"]
     assert step.outcome == "skipped"
-    assert "sha384 PCRs 0-7, " in step.text
+    assert "sha384 PCRs 0-" in step.text
 
 
 def test_aws_snp_states_whose_key_signed_the_report() -> None:
