@@ -190,12 +190,7 @@ class SnpReport(NamedTuple):
 
         None for an unknown processor, and for a report of version 2, which does not identify it.
         """
-        if self.version < 3:
-            return None
-        for family, first, last, product in _PRODUCTS:
-            if family == self.cpuid_family and first <= self.cpuid_model <= last:
-                return product
-        return None
+        return None if self.version < 3 else _find_product(self.cpuid_family, self.cpuid_model)
 
     def tcb(self, which: str = "reported", product: str | None = None) -> SnpTcb:
         """Return a TCB version of the report.
@@ -229,6 +224,14 @@ class SnpReport(NamedTuple):
     def __repr__(self) -> str:
         report_data = self.report_data[:8].hex()
         return f"<SnpReport v{self.version}, {self.signing_key}, report_data {report_data}...>"
+
+
+@lru_cache(maxsize=64)
+def _find_product(family: int, model: int) -> str | None:
+    for known, first, last, product in _PRODUCTS:
+        if known == family and first <= model <= last:
+            return product
+    return None
 
 
 # Reports of a processor have the same few.

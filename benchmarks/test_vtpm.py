@@ -1,187 +1,142 @@
 """Evidence of guests behind a vTPM, beside the bare cryptography that it needs.
 
-`verify`: the verifier has seen the platform before; the peer verifies the signatures that are left,
-with loaded keys. `attest`: the simulator's TPM makes the evidence; the peer does only what needs
-private keys, and the target is about the difference. `attestkit` also parses, replays logs,
-compares, and applies the policy.
+`verify`: the verifier knows the machine, and gets other evidence of it each time; the peer verifies
+the signatures that are left, with loaded keys. `verify-new`: the verifier knows nothing, and the
+peer verifies all signatures. `attest`: the simulator's TPM makes the evidence; the peer does only
+what needs private keys, and the target is about the difference.
 """
 
 import secrets
-from collections.abc import Callable
-from typing import Any, Final
+from itertools import cycle
+from typing import Any, Final, NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from attestkit._crypto import public_key, rsa_pss, rsa_public_key
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.rsa_key_pair import RsaKeyPair
-from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import HclReport
-from attestkit.attestation.nitro_document import read_nitro_document
-from attestkit.attestation.wire.evidence_parts import AzureSnp, GcpTdx, NitroTpm, Tpm
+from attestkit._crypto.x509.ak_certificates import path as ak_path
+from attestkit.attestation import Attestation, hcl_report
 from attestkit.factory import open as open_attester
-from attestkit.quote import Quote
-from attestkit.snp_report import SnpReport
-from attestkit.tpm import TpmtSignature
+from attestkit.tpm import TpmtPublic
 from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.platforms.vtpm import ak_chain, pcr_logs
+from attestkit.verifier.platforms.vtpm import quote as vtpm_quote
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
+from benchmarks.vtpm_signatures import Check, left, run_all, whole_azure_snp
 
-Check = Callable[[], object]
 PEER: Final = "cryptography"
-NONCE: Final = secrets.token_bytes(32)
+PIECES: Final = 16  # of evidence of one machine, each over another nonce; caches of 8 do not help
 NAMES: Final = {
     "azure-snp": "hcl-snp",
+    "azure-tdx": "hcl-tdx",
     "gcp-tdx": "dstack-gcp-tdx",
+    "gcp-snp": "gcp-snp",
+    "aws-snp": "dstack-amd-sev-snp",
     "aws-nitro-tpm": "dstack-aws-nitro-tpm",
     "tpm": "tpm",
 }
 GUESTS: Final[dict[str, Any]] = {
     platform: open_attester("simulator", platform=platform, seed=SEED) for platform in NAMES
 }
-EVIDENCE: Final = {name: tee.attest(nonce=NONCE) for name, tee in GUESTS.items()}
+# Caches of modules, which every verifier of a process shares.
+SHARED: Final[tuple[Any, ...]] = (
+    public_key.load_verification_key,
+    rsa_pss._load,
+    rsa_public_key.encode_rsa_spki,
+    hcl_report._numbers,
+    ak_path._common_name,
+    ak_path._read_usages,
+    ak_path._parse_authority_key_id,
+    ak_path._parse_subject_key_id,
+    ak_chain._parsed,
+    pcr_logs._kept_replay,
+    pcr_logs._kept_banks,
+    vtpm_quote._selected_values,
+)
 
 
-def verifier(platform: str) -> Verifier:
+class Piece(NamedTuple):
+    """Evidence and the nonce in it."""
+
+    evidence: Attestation
+    raw: bytes
+    nonce: bytes
+
+
+def make_verifier(platform: str) -> Verifier:
     """Return a verifier whose policy names the platform of the evidence."""
     simulator = GUESTS[platform].backend
-    policy = AppraisalPolicy.default().replace(platforms={NAMES[platform]})
-    collateral = simulator.collateral() if platform == "gcp-tdx" else None
-    return Verifier(trust_anchor=simulator.trust_anchor, collateral=collateral, policy=policy)
-
-
-VERIFIERS: Final = {platform: verifier(platform) for platform in NAMES}
-
-
-def check(spki: bytes, signature: bytes, data: bytes, hashed: HashAlgorithm) -> Check:
-    """Return the verification of a signature by a loaded key."""
-    key = load_der_public_key(spki)
-    if isinstance(key, rsa.RSAPublicKey):
-        return lambda: key.verify(signature, data, padding.PKCS1v15(), hashed)
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    return lambda: key.verify(signature, data, ec.ECDSA(hashed))
-
-
-def issued(der: bytes, issuer: bytes) -> Check:
-    """Return the verification of a certificate's signature by its issuer's loaded key."""
-    found = x509.load_der_x509_certificate(der)
-    key: Any = x509.load_der_x509_certificate(issuer).public_key()
-    how: Any = found.signature_algorithm_parameters
-    signature, data, hashed = (
-        found.signature,
-        found.tbs_certificate_bytes,
-        found.signature_hash_algorithm,
+    rules = {"platforms": {NAMES[platform]}, "vlek_providers": {"attestkit-simulator"}}
+    if platform != "aws-snp":
+        del rules["vlek_providers"]
+    return Verifier(
+        trust_anchor=simulator.trust_anchor,
+        collateral=simulator.collateral() if platform.endswith("-tdx") else None,
+        policy=AppraisalPolicy.default().replace(**rules),
     )
-    if isinstance(key, rsa.RSAPublicKey):
-        assert hashed is not None
-        return lambda: key.verify(signature, data, how, hashed)
-    return lambda: key.verify(signature, data, how)
 
 
-def quoted(spki: bytes, message: bytes, signature: bytes) -> Check:
-    """Return the verification of a TPM's quote."""
-    found = TpmtSignature.parse(signature)
-    return check(spki, found.signature or found.der, message, SHA256())
+def make_pieces(platform: str) -> list[Piece]:
+    """Return evidence of one machine over several nonces."""
+    found = []
+    for _ in range(PIECES):
+        nonce = secrets.token_bytes(32)
+        evidence = GUESTS[platform].attest(nonce=nonce)
+        found.append(Piece(evidence, evidence.to_bytes(), nonce))
+    return found
 
 
-def bare_azure(evidence: Attestation, root: bytes) -> list[Check]:
-    """Return the signatures of report, AK certificate and quote; the chip is known."""
-    platform = evidence.evidence.platform
-    assert isinstance(platform, AzureSnp)
-    report, quote = HclReport.parse(platform.hcl_report), platform.vtpm_quote
-    signed = SnpReport.parse(report.hardware_report)
-    r, s = (int.from_bytes(part, "big") for part in (signed.signature[:48], signed.signature[48:]))
-    leaf = VERIFIERS["azure-snp"].verify(evidence, nonce=NONCE).certificate_chain[0]
-    key = load_der_public_key(read_path_certificate(leaf).spki)
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    pair = encode_dss_signature(r, s)
-    return [
-        lambda: key.verify(pair, signed.signed_region, ec.ECDSA(SHA384())),
-        *[issued(der, root) for der in quote.ak_certificates[:1]],
-        quoted(report.content.attestation_key.spki, quote.message, quote.signature),
-    ]
+def forget(verifier: Verifier) -> None:
+    """Empty the caches of a verifier, and those that all verifiers share."""
+    known = verifier._authenticators
+    verifier._authenticators = Authenticators(known.trust_anchor)
+    for function in SHARED:
+        function.cache_clear()
 
 
-def bare_google(evidence: Attestation, root: bytes) -> list[Check]:
-    """Return the signatures of TD quote, AK certificate and TPM quote; the platform is known."""
-    platform = evidence.evidence.platform
-    assert isinstance(platform, GcpTdx)
-    quote, tpm = Quote.parse(platform.quote), platform.tpm_quote
-    numbers = (quote.signature, quote.attestation_key)
-    (r, s), (x, y) = (
-        (int.from_bytes(two[:32], "big"), int.from_bytes(two[32:], "big")) for two in numbers
-    )
-    key = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
-    pair = encode_dss_signature(r, s)
-    spki = read_path_certificate(tpm.ak_cert).spki
-    return [
-        lambda: key.verify(pair, quote.signed_region, ec.ECDSA(SHA256())),
-        issued(tpm.ak_cert, root),
-        quoted(spki, tpm.message, tpm.signature),
-    ]
-
-
-def bare_nitro(evidence: Attestation, root: bytes) -> list[Check]:
-    """Return the signatures of a document and of all its certificates."""
-    platform = evidence.evidence.platform
-    assert isinstance(platform, NitroTpm)
-    found = read_nitro_document(platform.attestation_doc, tpm=True)
-    path = [*found.cabundle, found.certificate]
-    leaf = x509.load_der_x509_certificate(found.certificate).public_key()
-    assert isinstance(leaf, ec.EllipticCurvePublicKey)
-    pair = encode_dss_signature(
-        int.from_bytes(found.signature[:48], "big"), int.from_bytes(found.signature[48:], "big")
-    )
-    return [
-        *[issued(der, issuer) for issuer, der in zip([root, *path[1:]], path[1:], strict=False)],
-        lambda: leaf.verify(pair, found.signed_region, ec.ECDSA(SHA384())),
-    ]
-
-
-def bare_tpm(evidence: Attestation, root: bytes) -> list[Check]:
-    """Return the signatures of AK certificate and quote."""
-    platform = evidence.evidence.platform
-    assert isinstance(platform, Tpm)
-    quote = platform.vtpm_quote
-    [leaf] = quote.ak_certificates
-    spki = read_path_certificate(leaf).spki
-    return [issued(leaf, root), quoted(spki, quote.message, quote.signature)]
-
-
-BARE: Final[dict[str, Callable[[Attestation, bytes], list[Check]]]] = {
-    "azure-snp": bare_azure,
-    "gcp-tdx": bare_google,
-    "aws-nitro-tpm": bare_nitro,
-    "tpm": bare_tpm,
-}
-
-
-def verification(platform: str) -> tuple[Check, Check]:
+def verification(platform: str, *, new: bool = False) -> tuple[Check, Check]:
     """Return our verification, and that of the bare signatures."""
-    evidence, ours = EVIDENCE[platform], VERIFIERS[platform]
-    checks = BARE[platform](evidence, GUESTS[platform].backend.trust_anchor)
-    raw = evidence.to_bytes()
+    ours, pieces = make_verifier(platform), make_pieces(platform)
+    root = GUESTS[platform].backend.trust_anchor
+    chains = [ours.verify(one.raw, nonce=one.nonce).certificate_chain for one in pieces]
+    bare = cycle(
+        [
+            whole_azure_snp(one.evidence, chain, root)
+            if new
+            else left(one.evidence, root, chain[0] if chain else b"")
+            for one, chain in zip(pieces, chains, strict=True)
+        ]
+    )
+    given = cycle(pieces)
 
     def verify() -> bool:
-        return ours.verify(raw, nonce=NONCE).fresh
+        if new:
+            forget(ours)
+        one = next(given)
+        return ours.verify(one.raw, nonce=one.nonce).fresh
 
-    def bare() -> bool:
-        for one in checks:
-            one()
+    def verify_bare() -> bool:
+        run_all(next(bare))
         return True
 
-    return verify, bare
+    return verify, verify_bare
+
+
+def tpm_key_is_rsa() -> bool:
+    """Return whether the simulated plain TPM signs with an RSA key."""
+    platform = GUESTS["tpm"].attest(nonce=bytes(32)).evidence.platform
+    return TpmtPublic.parse(platform.vtpm_quote.ak_public).kind == "rsa"
 
 
 def attestation(platform: str) -> tuple[Check, Check]:
     """Return the making of evidence, and the bare operations by private keys that are in it."""
     tee = GUESTS[platform]
-    pair, digest = RsaKeyPair(SEED, 2048), sha256(b"")
+    pair, digest, nonce = RsaKeyPair(SEED, 2048), sha256(b""), bytes(32)
     p256, p384 = (ec.generate_private_key(curve) for curve in (ec.SECP256R1(), ec.SECP384R1()))
 
     def by_rsa() -> None:  # of the simulated TPM: a signature, or a session's salt
@@ -193,29 +148,38 @@ def attestation(platform: str) -> tuple[Check, Check]:
     def by_p384() -> None:
         p384.sign(bytes(672), ec.ECDSA(SHA384(), deterministic_signing=True))
 
-    operations = {
+    operations: dict[str, tuple[Check, ...]] = {
         "azure-snp": (by_p384, by_rsa),  # report and quote
+        "azure-tdx": (by_p256, by_rsa),
         "gcp-tdx": (by_p256, by_p256),  # both quotes
-        "aws-nitro-tpm": (by_p384, by_rsa),  # document and salt
-        "tpm": (by_p256,),
-    }[platform]
+        "gcp-snp": (by_p384, by_p256),
+        "aws-snp": (by_p384,),
+        "aws-nitro-tpm": (by_p384, by_p384, by_p384, by_rsa),  # document, certificates, salt
+        "tpm": (by_rsa if tpm_key_is_rsa() else by_p256,),
+    }
 
     def bare() -> None:
-        for one in operations:
+        for one in operations[platform]:
             one()
 
-    return lambda: tee.attest(nonce=NONCE), bare
+    return lambda: tee.attest(nonce=nonce), bare
 
 
 ROWS: Final = (
     *(
         own_row(
             f"vtpm-verify-{platform}",
-            f"evidence of {platform} verified; {PEER}: its signatures",
+            f"evidence of a known {platform} verified; {PEER}: the signatures that are left",
             dict(zip((OURS, PEER), verification(platform), strict=True)),
             str,
         )
         for platform in NAMES
+    ),
+    own_row(
+        "vtpm-verify-new-azure-snp",
+        f"evidence of azure-snp verified, nothing known; {PEER}: its five signatures",
+        dict(zip((OURS, PEER), verification("azure-snp", new=True), strict=True)),
+        str,
     ),
     *(
         own_row(

@@ -176,6 +176,15 @@ class Authenticated(NamedTuple):
     simulated: bool = False  # a certificate names attestkit's simulator
 
 
+_PLAIN_CLAIMS: Final = (
+    "platform",
+    "report_data",
+    "os_image_hash",
+    "measurement_version",
+    "events",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Claims(ValueMapping):
     """Authenticated fields of evidence.
@@ -203,8 +212,7 @@ class Claims(ValueMapping):
     vtpm: VtpmFacts | None = None  # None on platforms without a TPM
 
     def _values(self) -> dict[str, Any]:
-        names = ("platform", "report_data", "os_image_hash", "measurement_version", "events")
-        named = {name: getattr(self, name) for name in names}
+        named = {name: getattr(self, name) for name in _PLAIN_CLAIMS}
         return dict((*self.registers, *self.attributes), **named)
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - values of several types
@@ -215,7 +223,9 @@ class Claims(ValueMapping):
         for one, value in self.registers:
             if one == name:
                 return value
-        return self._values()[name]
+        if name in _PLAIN_CLAIMS:
+            return getattr(self, name)
+        raise KeyError(name)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore_claims, (

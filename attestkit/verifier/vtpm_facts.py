@@ -1,6 +1,7 @@
 """Verified facts of a TPM's quote, and what joins the TPM with the hardware's evidence."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from attestkit.verifier.value_mapping import ValueMapping
@@ -63,10 +64,7 @@ class VtpmFacts(ValueMapping):
 
     def registers(self) -> tuple[tuple[str, bytes], ...]:
         """Return the PCRs as registers of claims, pcr0 ..., of the first quoted bank of `BANKS`."""
-        quoted = {bank for bank, _, _ in self.pcrs}
-        chosen = next((bank for bank in BANKS if bank in quoted), None)
-        found = sorted((index, value) for bank, index, value in self.pcrs if bank == chosen)
-        return tuple((f"pcr{index}", value) for index, value in found)
+        return _registers(self.pcrs)
 
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON, with bytes in hex."""
@@ -81,3 +79,11 @@ class VtpmFacts(ValueMapping):
             "restart_count": self.restart_count,
             "details": dict(self.details),
         }
+
+
+@lru_cache(maxsize=64)  # a machine's PCRs seldom change after its boot
+def _registers(pcrs: tuple[tuple[str, int, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+    quoted = {bank for bank, _, _ in pcrs}
+    chosen = next((bank for bank in BANKS if bank in quoted), None)
+    found = sorted((index, value) for bank, index, value in pcrs if bank == chosen)
+    return tuple((f"pcr{index}", value) for index, value in found)

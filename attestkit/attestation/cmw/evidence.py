@@ -244,16 +244,22 @@ def _read(label: str, part: bytes) -> object:
         return _with_label(label, lambda: _text(part))
     if label == "runtime_events" and part == _NO_EVENTS:
         return ()
-    if label in {"runtime_events", "vtpm_quote"}:
-        from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
-
-        events_of, quote_of = v1_structs.decode_runtime_events, v1_structs.decode_vtpm_quote
-        found = events_of(part) if label == "runtime_events" else quote_of(part)
-        if found is not None:
-            return found
     if label in {"tpm_quote", "vtpm_quote", "cert_chain", "runtime_events"}:
+        if (found := _read_fast(label, part)) is not None:
+            return found
         return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
     return part
+
+
+def _read_fast(label: str, part: bytes) -> object:
+    """Decode a part as attesters encode it; return None if it needs the full reader."""
+    from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
+
+    if label == "vtpm_quote":
+        return v1_structs.decode_vtpm_quote(part)
+    if label == "cert_chain":
+        return v1_structs.decode_certificates(part)
+    return v1_structs.decode_runtime_events(part) if label == "runtime_events" else None
 
 
 def _with_label(label: str, read: Callable[[], T]) -> T:

@@ -66,6 +66,7 @@ class _RuntimeEvent(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
     version: _Version = 1
 
 
+_Certificates = Annotated[list[bytes], Meta(max_length=MAX_ITEMS)]
 _Events = Annotated[list[_Event], Meta(max_length=MAX_ITEMS)]
 _JsonEvents = Annotated[list[_JsonEvent], Meta(max_length=MAX_ITEMS)]
 _RuntimeEvents = Annotated[list[_RuntimeEvent], Meta(max_length=MAX_ITEMS)]
@@ -184,6 +185,17 @@ def decode_runtime_events(data: bytes) -> tuple[RuntimeEvent, ...] | None:
     except (FormatError, msgspec.ValidationError):
         return None
     return _runtime_events(found)
+
+
+def decode_certificates(data: bytes) -> tuple[bytes, ...] | None:
+    """Decode certificates of a CMW, CBOR; return None if they need the full reader."""
+    try:
+        found: list[bytes] = msgspec.convert(
+            read_canonical(data, 0), _Certificates, builtin_types=(bytes,)
+        )
+    except (FormatError, msgspec.ValidationError):
+        return None
+    return tuple(found)
 
 
 def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:

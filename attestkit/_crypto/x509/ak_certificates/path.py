@@ -7,7 +7,7 @@ Extended key usages are required where they are present, as webpki's `required_i
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted_oid
@@ -36,6 +36,7 @@ AK_USAGE: Final = "2.23.133.8.3"
 MAX_PATH: Final = 8  # certificates, the root included
 _MAX_SIGNATURES: Final = 32  # verified while searching for a path
 _MAX_USAGES: Final = 16
+_KEPT: Final = 64  # names and extensions that are kept parsed, of at most 16,384 bytes each
 _COMMON_NAME: Final = "2.5.4.3"
 _SET: Final = 0x31
 _KEY_ID: Final = 0x80  # [0] IMPLICIT OCTET STRING of an authority key identifier
@@ -87,6 +88,10 @@ class AkPath(NamedTuple):
     def leaf(self) -> PathCertificate:
         """The certificate of the attestation key."""
         return self.certificates[0][1]
+
+    def is_valid_at(self, now: datetime) -> bool:
+        """Return whether all certificates are valid at a time."""
+        return all(one.valid_from <= now <= one.valid_until for _, one in self.certificates)
 
     @property
     def root_name(self) -> str:
@@ -248,12 +253,15 @@ def read_authority_key_id(extensions: Mapping[str, bytes]) -> bytes | None:
         SignatureError: If the extension is malformed.
     """
     value = extensions.get(_AUTHORITY_KEY_ID)
-    if value is None:
-        return None
-    with_errors = DerReader(value)
+    return None if value is None else _parse_authority_key_id(value)
+
+
+@lru_cache(maxsize=_KEPT)
+def _parse_authority_key_id(value: bytes) -> bytes | None:
+    reader = DerReader(value)
     try:
-        fields = with_errors.enter(SEQUENCE)
-        with_errors.finish()
+        fields = reader.enter(SEQUENCE)
+        reader.finish()
         return fields.content(_KEY_ID) if fields.tag() == _KEY_ID else None
     except FormatError as error:
         raise _malformed("authority key identifier", error) from error
@@ -262,8 +270,11 @@ def read_authority_key_id(extensions: Mapping[str, bytes]) -> bytes | None:
 def subject_key_id(certificate: PathCertificate) -> bytes | None:
     """Return the subject key identifier; None without it. SignatureError if malformed."""
     value = certificate.extensions.get(_SUBJECT_KEY_ID)
-    if value is None:
-        return None
+    return None if value is None else _parse_subject_key_id(value)
+
+
+@lru_cache(maxsize=_KEPT)
+def _parse_subject_key_id(value: bytes) -> bytes:
     reader = DerReader(value)
     try:
         found = reader.content(OCTET_STRING)
@@ -288,7 +299,8 @@ def _check_usage(named: tuple[str, PathCertificate], usages: frozenset[str]) -> 
         raise SignatureError(message, reason="cert_constraints")
 
 
-def _read_usages(value: bytes) -> set[str]:
+@lru_cache(maxsize=_KEPT)
+def _read_usages(value: bytes) -> frozenset[str]:
     outer = DerReader(value)
     entries = outer.enter(SEQUENCE)
     outer.finish()
@@ -297,7 +309,7 @@ def _read_usages(value: bytes) -> set[str]:
         if len(found) == _MAX_USAGES:
             raise FormatError(f"over {_MAX_USAGES} usages", reason="too_many")
         found.add(dotted_oid(entries.content(OID)))
-    return found
+    return frozenset(found)
 
 
 def name_of(certificate: PathCertificate) -> str:
@@ -305,6 +317,7 @@ def name_of(certificate: PathCertificate) -> str:
     return shown(_common_name(certificate.subject))
 
 
+@lru_cache(maxsize=_KEPT)
 def _common_name(name: bytes) -> str:
     """Return the first common name in a Name (RFC 5280, 4.1.2.4); empty if malformed."""
     try:

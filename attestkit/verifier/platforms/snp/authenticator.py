@@ -40,6 +40,7 @@ from attestkit.verifier.result import (
     skipped,
 )
 
+_TCBS: Final = ("reported", "current", "committed", "launch")
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
 
 _POLICY_STEP: Final = passed(
@@ -255,27 +256,33 @@ def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
     return (("vlek_provider", provider.encode("ascii")),) if provider else ()
 
 
-@lru_cache(maxsize=256)
 def _components(tcb: SnpTcb) -> tuple[tuple[str, int], ...]:
     """Return name and number of each part of a TCB version that its product has."""
     levels = tcb._asdict()
     return tuple((name, n) for name, n in levels.items() if n is not None)
 
 
+@lru_cache(maxsize=256)  # chips of one fleet have few TCBs
+def _tcb_of(
+    reported: SnpTcb, current: SnpTcb, committed: SnpTcb, launch: SnpTcb, product: str
+) -> Tcb:
+    is_same = reported == current == committed == launch
+    return Tcb(
+        status=TcbStatus.UP_TO_DATE if is_same else TcbStatus.OUT_OF_DATE,
+        components=_components(reported),
+        current=_components(current),
+        committed=_components(committed),
+        launch=_components(launch),
+        product=product,
+    )
+
+
 def _authenticated(
     report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
 ) -> Authenticated:
-    status = TcbStatus.OUT_OF_DATE if _differing_tcbs(report) else TcbStatus.UP_TO_DATE
-    tcb = Tcb(
-        status=status,
-        components=_components(report.tcb("reported", signer.product)),
-        current=_components(report.tcb("current", signer.product)),
-        committed=_components(report.tcb("committed", signer.product)),
-        launch=_components(report.tcb("launch", signer.product)),
-        product=signer.product,
-    )
+    tcb = _tcb_of(*[report.tcb(name, signer.product) for name in _TCBS], signer.product)
     return Authenticated(
-        status=status,
+        status=tcb.status,
         advisory_ids=(),
         report_data=report.report_data,
         device=b"",

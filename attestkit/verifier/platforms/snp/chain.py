@@ -47,6 +47,10 @@ _SPL_NAMES: Final = {
 }
 
 
+Mismatch = tuple[SignatureReason, str]
+"""Reason and message of the difference between a certificate and a report."""
+
+
 class Endorsement(NamedTuple):
     """Certificate of the evidence or the caller, not verified."""
 
@@ -122,9 +126,8 @@ def find_signer(
             f"{report.cpuid_model:#04x}",
             reason="feature",
         )
-    leaf, key = _select_leaf(report, endorsements)
+    leaf, key, mismatch = _select_leaf(report, endorsements)
     product = report.product or key.product
-    mismatch = _find_mismatch(report, key)
     if mismatch is not None and mismatch[0] == "product_mismatch":  # the root is not known then
         raise SignatureError(mismatch[1], reason=mismatch[0])
     authority = _select_authority(leaf, key, product, endorsements)
@@ -153,14 +156,19 @@ def _decode_endorsement(der: bytes) -> Endorsement:
 
 def _select_leaf(
     report: SnpReport, endorsements: Sequence[Endorsement]
-) -> tuple[PathCertificate, AmdExtension]:
-    """Return the certificate of the report's key, else one of the same kind."""
+) -> tuple[PathCertificate, AmdExtension, Mismatch | None]:
+    """Return the certificate of the report's key, else one of the same kind and what differs."""
     wanted = report.signing_key
     keys = [(found.certificate, found.key) for found in endorsements if found.key is not None]
-    of_kind = [(certificate, key) for certificate, key in keys if key.kind == wanted]
-    if of_kind:
-        fits = (found for found in of_kind if _find_mismatch(report, found[1]) is None)
-        return next(fits, of_kind[0])
+    first: tuple[PathCertificate, AmdExtension, Mismatch | None] | None = None
+    for certificate, key in keys:
+        if key.kind == wanted:
+            mismatch = _find_mismatch(report, key)
+            if mismatch is None:
+                return certificate, key, None
+            first = first or (certificate, key, mismatch)
+    if first is not None:
+        return first
     if keys:
         raise SignatureError(
             f"SEV-SNP report: signed with a {wanted}, but the certificate is of a "
@@ -246,7 +254,7 @@ def _built_in_root(product: str) -> PathCertificate:
     return read_path_certificate(AMD_ROOTS[product])
 
 
-def _find_mismatch(report: SnpReport, key: AmdExtension) -> tuple[SignatureReason, str] | None:
+def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
     """Return reason and message if the certificate is not for the report's key; else None."""
     product = report.product or key.product
     if key.product != product or product not in _PRODUCTS:

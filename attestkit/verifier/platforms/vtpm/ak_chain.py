@@ -55,10 +55,15 @@ _MAX_EVIDENCE: Final = 8  # certificates beside that of the key
 _LARGEST_KEPT: Final = 4096  # bytes of a certificate that is kept parsed; they have about 1,500
 _KEPT_SIGNATURES: Final = 4096  # of certificates in valid paths
 _KEPT_CRLS: Final = 32  # verified and parsed
+_KEPT_PATHS: Final = 1024
+_LARGEST_SET: Final = 16_384  # bytes of the certificates beside which a path is kept
 _GOOGLE_NAMES: Final = ("Google's EK/AK CA Root", "Google's TPM root of 2018")
 _LABELS: Final = (CERTIFICATE_LABEL, CRL_LABEL)
 
 _Read = TypeVar("_Read")
+
+# Certificates of the evidence and the caller, key first; roots; and usages.
+_PathFacts = tuple[tuple[bytes, ...], tuple[bytes, ...], frozenset[str]]
 
 Roots = Sequence[NamedCertificate]
 
@@ -126,6 +131,7 @@ class AkChains:
         self._fetcher = fetcher
         self._cache = ChainCache(_KEPT_SIGNATURES)
         self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_KEPT_CRLS)
+        self._paths: FactCache[_PathFacts, AkPath] = FactCache(_KEPT_PATHS)
 
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
         """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
@@ -187,18 +193,7 @@ class AkChains:
         authorities = [read_evidence_certificate("CA certificate", der) for der in beside]
         known = [*self._given.certificates, *self._of_evidence.certificates, *authorities]
         session = None if self._fetcher is None else self._fetcher.session(before_fetch)
-        check = self._cache.check_candidate
-        try:
-            path = _find(
-                lambda: find_ak_path(key, known, roots, now, usages=usages, check=check),
-                known,
-                session,
-            )
-        except SignatureError as error:
-            if error.reason != "untrusted_root":
-                raise
-            raise SignatureError(f"{error}; {ANOTHER_ROOT}", reason=error.reason) from error
-        self._cache.keep_path(path.certificates)
+        path = self._find_path(key, known, roots, now, usages=usages, session=session)
         google = {root.der for _, root in self.google}
         is_google = path.chain[-1] in google
         # Only Google's CRLs are at the hosts to which requests are sent.
@@ -211,6 +206,40 @@ class AkChains:
         # Only Google's CA assigns names of its instances; another CA could assign any.
         gce = read_gce_instance(path.leaf) if is_google else None
         return VerifiedAk(path, gce, steps)
+
+    def _find_path(
+        self,
+        key: PathCertificate,
+        known: list[PathCertificate],
+        roots: Roots,
+        now: datetime,
+        *,
+        usages: frozenset[str],
+        session: "IssuerSession | None",
+    ) -> AkPath:
+        """Return a valid path, which was found before or is searched for.
+
+        A path that was valid at one time is valid at all times at which its certificates are.
+        """
+        given = (key.der, *[one.der for one in known]), tuple([one.der for _, one in roots]), usages
+        kept = self._paths.find(given) if session is None else None
+        if kept is not None and kept.is_valid_at(now):
+            return kept
+        check = self._cache.check_candidate
+        try:
+            path = _find(
+                lambda: find_ak_path(key, known, roots, now, usages=usages, check=check),
+                known,
+                session,
+            )
+        except SignatureError as error:
+            if error.reason != "untrusted_root":
+                raise
+            raise SignatureError(f"{error}; {ANOTHER_ROOT}", reason=error.reason) from error
+        self._cache.keep_path(path.certificates)
+        if session is None and sum(map(len, given[0])) <= _LARGEST_SET:
+            self._paths.get(given, lambda: path)
+        return path
 
     def _check_revocation(
         self, path: AkPath, now: datetime, session: "IssuerSession | None"

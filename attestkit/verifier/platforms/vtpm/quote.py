@@ -94,7 +94,12 @@ def verify_tpm_quote(
     key = load_verification_key(key_spki)
     _check_algorithm(signed, key, scheme)
     _check_signature(signed, key, message)
-    _check_wanted(attest, wanted)
+    if expected_extra is not None and not hmac.compare_digest(attest.extra_data, expected_extra):
+        raise _refused(
+            f"qualifying data are {attest.extra_data.hex()}, must be {expected_extra.hex()}",
+            "tpm_qualifying_data",
+        )
+    _check_wanted(attest.selections, tuple(wanted))
     pcrs = _check_values(attest, signed, pcr_values)
     return VerifiedQuote(attest, key, pcrs, _steps(attest, signed, key, pcrs))
 
@@ -131,9 +136,10 @@ def _check_signature(signed: TpmtSignature, key: PublicVerificationKey, message:
         raise SignatureError(f"TPM quote: {error}", reason=reason) from error
 
 
-def _check_wanted(attest: TpmsAttest, wanted: Sequence[PcrSelection]) -> None:
+@lru_cache(maxsize=64)
+def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelection, ...]) -> None:
     """Check that a quote selects PCRs, and at least the wanted ones of each bank."""
-    selected = {one.bank: frozenset(one.pcrs) for one in attest.selections}
+    selected = {one.bank: frozenset(one.pcrs) for one in selections}
     if not any(selected.values()):
         raise _refused("no PCR is selected", "pcr_selection")
     for one in wanted:
