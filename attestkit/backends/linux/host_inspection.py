@@ -101,6 +101,7 @@ class HostInspection(NamedTuple):
     old_nodes: tuple[PathStatus, ...]
     sev_guest: PathStatus
     tpm: PathStatus  # the node that exists, or else the first
+    tpm_log: PathStatus  # the boot log of the TPM
     measurements: PathStatus
     rtmr3: PathStatus
     ccel_table: PathStatus
@@ -140,6 +141,7 @@ def inspect_host(
         old_nodes=tuple(inspect_path(path, "see") for path in paths.old_nodes),
         sev_guest=inspect_path(paths.sev_guest, "open"),
         tpm=_tpm(paths),
+        tpm_log=inspect_path(paths.tpm_boot_log, "read"),
         measurements=inspect_path(paths.measurements, "see"),
         rtmr3=inspect_path(paths.measurements / "rtmr3:sha384", "write"),
         ccel_table=inspect_path(paths.ccel_table, "read"),

@@ -50,8 +50,9 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
       of this number has it), `cve_2026_31470_repaired` (by release number).
     * `cpu`: `known`, `tdx`, `sev_snp`, `hypervisor`, `isolation`. `mounts`: `configfs`, `sysfs`
       (read-write, read-only, not mounted, unknown), `firmware` (visible, masked, missing).
-    * `paths`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `tpm`, `measurements`,
-      `rtmr3`, `ccel_table`, `ccel_data`, `attest_conf`, `boot_id`, `runtime_log`, `app_folder`.
+    * `paths`: path statuses by name: `report`, `tdx_guest`, `sev_guest`, `tpm`, `tpm_log`,
+      `measurements`, `rtmr3`, `ccel_table`, `ccel_data`, `attest_conf`, `boot_id`, `runtime_log`,
+      `app_folder`.
     * `old_nodes`, `agent_sockets`, `app_files`: lists of path statuses. `report_entries`: names.
     * `quoting_service`: `port`, `error`; `vsock`: `socket` (errno or null), `node` (a path
       status), `transports`.

@@ -8,6 +8,7 @@ while another one works, and hardware interfaces without a TEE.
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from attestkit import backends
 from attestkit.backends.linux.host_inspection import PathStatus
 from attestkit.backends.linux.release import FEATURES
 from attestkit.cli.doctor.examine import Diagnosis
@@ -126,6 +127,7 @@ def _conditions(found: Diagnosis) -> set[str]:
         "dstack_agent": found.works("dstack_agent"),
         "quotes": found.works("configfs_tsm") or found.works("tdx_ioctl"),
         "any_backend": any(found.works(name) for name in found.backends if name != "simulator"),
+        "only_tpm": [name for name in backends.HARDWARE if found.works(name)] == ["tpm"],
         "report": host.report.error is None,
         "device": host.tdx_guest.error is None,
         "registers": host.measurements.error is None,

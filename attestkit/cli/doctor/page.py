@@ -29,7 +29,10 @@ def show_page(found: Diagnosis, package: dict[str, Any], advice: Sequence[str]) 
 def _machine(found: Diagnosis) -> Iterator[Check]:
     host, kernel = found.host, found.host.kernel
     tee = found.tee or (f"{found.paravisor} behind a paravisor" if found.paravisor else "")
-    yield Check("ok" if tee else "--", "TEE", tee or "no signs")
+    if not tee and found.works("azure"):  # CPUID names no isolation where it is emulated
+        tee = "behind a paravisor, by the HCL report"
+    absent = "none; AWS attests the NitroTPM" if found.works("nitro_tpm") else "no signs"
+    yield Check("ok" if tee else "--", "TEE", tee or absent)
     for sign in found.signs:
         yield Check("ok" if sign.positive else "--", sign.what, sign.saw)
     missing = [text for name, (_, text) in FEATURES.items() if not kernel.has(name)]
@@ -73,7 +76,9 @@ def _kernel_interfaces(found: Diagnosis) -> Iterator[Check]:
         if node.exists:
             yield Check("!!", Path(node.path).name, f"{node.path}: the driver is too old")
     yield _check_path(host.sev_guest, needed=snp)
-    yield _check_path(host.tpm, needed=found.paravisor is not None)
+    has_tpm = found.paravisor is not None or found.works("azure")
+    yield _check_path(host.tpm, needed=has_tpm)
+    yield _check_path(host.tpm_log, needed=has_tpm)._replace(name="TPM log")
     yield _check_path(host.measurements, needed=tdx, more=f"; sysfs {host.mounts.sysfs}")
     yield _check_path(host.rtmr3, needed=tdx)
     yield _check_path(host.ccel_table, needed=tdx)
@@ -120,7 +125,7 @@ def _logs(found: Diagnosis) -> Iterator[Check]:
     elif boot.size:
         yield Check("ok", "boot log", f"{boot.events} events in {boot.size} bytes")
     else:
-        yield Check("--", "boot log", "none")
+        yield Check("--", "boot log", "none of RTMRs")
     if found.tee == "TDX" or found.works("nitro_tpm"):
         mark = "ok" if log.good else "--" if log.state == "unknown" else "!!"
         yield Check(mark, "runtime log", f"{host.runtime_log.path}: {log.says}")

@@ -80,7 +80,7 @@ def test_inspect_tdx_guest_finds_each_path(tmp_path: Path) -> None:
     }
     failed = {name for name, status in statuses.items() if status.error}
     assert failed == {
-        *("sev_guest", "tpm", "ccel_table", "ccel_data", "attest_conf", "runtime_log"),
+        *("sev_guest", "tpm", "tpm_log", "ccel_table", "ccel_data", "attest_conf", "runtime_log"),
     }
     assert {statuses[name].error for name in failed} == {"ENOENT"}
     status = (tmp_path / "dev/tdx_guest").stat()

@@ -300,6 +300,25 @@ BROKEN = {
         errors={"tpm": "EBUSY"},
         isolation="SNP",
     ),
+    "Azure without its boot log": Broken(
+        ("binary_bios_measurements", "(ENOENT)", "no boot log", "mount -t securityfs"),
+        files=AZURE_VM,
+        backends={"azure": None},
+        isolation="SNP",
+    ),
+    "Azure without the right to its boot log": Broken(
+        ("binary_bios_measurements", "(EACCES)", "run as root"),
+        files=AZURE_VM,
+        add={"sys/kernel/security/tpm0/binary_bios_measurements": ""},
+        errors={"tpm_log": "EACCES"},
+        backends={"azure": None},
+        isolation="SNP",
+    ),
+    "only a TPM": Broken(
+        ("No TEE was found, but a TPM", 'attestkit.open("tpm")', "trusted_aks"),
+        files={"dev/tpmrm0": ""},
+        backends={**ALL_UNAVAILABLE, "tpm": None},
+    ),
     "Azure without an HCL report": Broken(
         ("azure: no HCL report", "ConfidentialVM"),
         files=AZURE_VM,
