@@ -23,7 +23,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.platforms.snp.authenticator import Snp
-from attestkit.verifier.platforms.snp.chain_cache import SnpFacts
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from benchmarks.cases import OURS, SEED
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 
@@ -72,7 +72,7 @@ def authenticate() -> bool:
 
 def authenticate_anew() -> bool:
     """Verify the evidence of a chip that the verifier does not know."""
-    ENGINE._facts = SnpFacts()
+    ENGINE._facts = SnpChainCache()
     return authenticate()
 
 

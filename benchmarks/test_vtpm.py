@@ -22,7 +22,9 @@ from attestkit.attestation import Attestation, hcl_report
 from attestkit.factory import open as open_attester
 from attestkit.tpm import TpmtPublic
 from attestkit.verifier import AppraisalPolicy, Verifier
-from attestkit.verifier.authenticators import Authenticators
+from attestkit.verifier.chain_cache import ChainCache
+from attestkit.verifier.dcap.fact_cache import FactCache
+from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache
 from attestkit.verifier.platforms.vtpm import ak_chain, pcr_logs
 from attestkit.verifier.platforms.vtpm import quote as vtpm_quote
 from benchmarks.cases import OURS, SEED
@@ -93,8 +95,8 @@ def make_pieces(platform: str) -> list[Piece]:
 
 def forget(verifier: Verifier) -> None:
     """Empty the caches of a verifier, and those that all verifiers share."""
-    known = verifier._authenticators
-    verifier._authenticators = Authenticators(known.trust_anchor)
+    amd, chains = verifier._authenticators._amd, verifier._authenticators.ak_chains
+    amd._facts, chains._cache, chains._paths = SnpChainCache(), ChainCache(8), FactCache(8)
     for function in SHARED:
         function.cache_clear()
 
