@@ -9,11 +9,38 @@ from typing import Any, Final
 from attestkit._crypto.hashes import sha256
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import Claims, TcbStatus
-from tests.verifier.policy.policy_samples import claims, register, vtpm
+from tests.verifier.policy.policy_samples import (
+    OF_SNP,
+    OF_TDX,
+    TPM_ALONE,
+    appraise_in_steps,
+    authenticated,
+    claims,
+    get_rejection_text,
+    register,
+    vtpm,
+)
 
+HCL: Final = ("hcl-snp", "hcl-tdx")
+WITH_TPM: Final = (*OF_TDX[:2], *OF_SNP[:2], *TPM_ALONE)
+PARAVISOR: Final = {"hcl-snp": register(0x31), "hcl-tdx": register(0x11)}
+AZURE: Final = {"hcl-snp": "azure-snp", "hcl-tdx": "azure-tdx"}
+SHA: Final = register(1, 32)
 INIT_DATA: Final = register(0x88, 32)
 INIT_PCR: Final = sha256(bytes(32) + INIT_DATA)
 KEY: Final = vtpm().attestation_key
+
+
+def reject(reason: str, policy: AppraisalPolicy, evidence: Claims) -> str:
+    """Return the text of a rejection of claims, of a platform whose status is up to date."""
+    return get_rejection_text(reason, policy, evidence, authenticated(evidence.platform), None)
+
+
+def accept(policy: AppraisalPolicy, evidence: Claims) -> dict[str, str]:
+    """Return the outcome of the last step of each check, in an appraisal that accepts claims."""
+    verified = authenticated(evidence.platform)
+    steps = appraise_in_steps(policy, evidence, verified, None, simulated=False)
+    return {step.check: step.outcome for step in steps}
 
 
 def with_pcr(bank: str, index: int, value: bytes, **changes: Any) -> Any:
