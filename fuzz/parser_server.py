@@ -20,7 +20,7 @@ from attestkit.serve.counters import Stats, decode_stats, encode_stats, traffic_
 from attestkit.serve.rpc import json_codec, messages, messages_v1, protobuf_codec, query_codec
 from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, EventLogJson, tcb_info
 from attestkit.serve.rpc.message_fields import UNNUMBERED, fields_of
-from attestkit.serve.verifier_service.response import VerificationRequest
+from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried

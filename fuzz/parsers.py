@@ -187,7 +187,7 @@ READERS: Final[dict[str, str]] = {
     "serve.rpc.protobuf_codec": "protobuf",
     "serve.rpc.query_codec": "query",
     "serve.counters": "tally",
-    "serve.verifier_service.response": "verify_request",
+    "serve.verifier_service.request": "verify_request",
     "attestation.snp_certificates": "snp_certificates",
     "measure.diagnosis.boot_option": "boot_option",
     "measure.firmware.bios_strings": "firmware_sections",

@@ -3,7 +3,6 @@
 from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 from attestkit.verifier.batch.task import VerificationItem
 from attestkit.verifier.evidence_bundle import EvidenceBundle
-from attestkit.verifier.one_call import verify
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import (
     AppraisalPolicy,
@@ -22,6 +21,7 @@ from attestkit.verifier.result import (
     Tcb,
     TcbStatus,
 )
+from attestkit.verifier.verify_function import verify
 from attestkit.verifier.vtpm_facts import VtpmFacts
 
 __all__ = [

@@ -134,9 +134,9 @@ class Authenticators:
 
             return authenticate_nitro_tpm(self._aws, attestation, now)
         hardware = self.authenticate_hardware(parsed, collateral, now)
-        return self.authenticate_beside(parsed, hardware, now, fetch=fetch)
+        return self.authenticate_tpm_quote(parsed, hardware, now, fetch=fetch)
 
-    def authenticate_beside(
+    def authenticate_tpm_quote(
         self, parsed: ParsedEvidence, hardware: Authenticated, now: datetime, *, fetch: bool = True
     ) -> Authenticated:
         """Verify the TPM's quote beside the hardware's evidence, if there is one.

@@ -129,7 +129,7 @@ class Examination:
             partial(chosen.precheck, quote, now=now),
             fetch=self._fetch,
         )
-        return chosen.authenticate_beside(parsed, hardware, now, fetch=self._fetch)
+        return chosen.authenticate_tpm_quote(parsed, hardware, now, fetch=self._fetch)
 
     def _authenticate_with(self, collateral: Collateral | None) -> Authenticated:
         return self._settings.authenticators.authenticate(

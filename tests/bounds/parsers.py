@@ -48,7 +48,7 @@ from attestkit.serve.container_logs.formatting import LogFormatter
 from attestkit.serve.docker.responses import read_list
 from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
 from attestkit.serve.rpc.messages import GetTlsKeyArgs
-from attestkit.serve.verifier_service.response import VerificationRequest
+from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.verifier.dcap.qe_identity import read_qe_identity
 from attestkit.verifier.dcap.tcb_info import read_tcb_info
 from attestkit.verifier.ear.keys import EarPublicKey

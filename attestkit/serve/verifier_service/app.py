@@ -35,13 +35,8 @@ from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import Header
 from attestkit.serve.verifier_service.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
-from attestkit.serve.verifier_service.response import (
-    STEPS,
-    Outcome,
-    VerificationRequest,
-    WrongTypeError,
-    run_verification,
-)
+from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
+from attestkit.serve.verifier_service.response import STEPS, Outcome, run_verification
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 
 if TYPE_CHECKING:

@@ -12,13 +12,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from attestkit._formats import strict_json
-from attestkit._native import unhex
-from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroTpm, is_of_dstack
@@ -28,10 +26,10 @@ from attestkit.errors import (
     ConfigError,
     FormatError,
     UnsupportedError,
-    UsageError,
     VerificationError,
 )
 from attestkit.serve.verifier_service.query import VerifyQuery
+from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.result import AttestationResult, Authenticated
 
@@ -66,100 +64,10 @@ STEPS: Final = {
 """Steps of a verification: the start of `reason`, and the label in the metrics."""
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode_members: Final = msgspec.json.Decoder(dict[str, str | bool | None]).decode
-_SOLE_ATTESTATION: Final = (b'{"attestation":"', b'{"attestation": "')
 _DEL: Final = b"\x7f"  # the only ASCII character that msgspec does not escape as `json` does
 _LONGEST_REMEMBERED: Final = 1024  # bytes of the description of a key provider
 
 _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_data", "tcb_status")
-
-
-class WrongTypeError(FormatError):
-    """A request, or a field of it, has a wrong type: status 422. Malformed JSON is status 400."""
-
-
-class VerificationRequest(NamedTuple):
-    """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
-
-    If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
-    `vm_config`, if both are given.
-    """
-
-    attestation: bytes | None = None
-    quote: bytes | None = None  # a raw TDX quote
-    event_log: str | None = None  # JSON text of the event array
-    vm_config: str | None = None
-
-    @classmethod
-    def from_json(cls, body: bytes) -> "VerificationRequest":
-        """Parse a request body; unknown keys but `nonce` are ignored.
-
-        Raises:
-            WrongTypeError: If it is not an object, or a field has a wrong type.
-            FormatError: If it is not JSON, or has a repeated key.
-        """
-        if (attestation := _read_sole_attestation(body)) is not None:
-            return cls(attestation)
-        fields: object = _read_canonical(body)
-        if fields is None:
-            fields = strict_json.read(body, "the request")
-        if not isinstance(fields, dict):
-            raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
-        if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
-            text = "nonce: is a query parameter; send POST /verify?nonce=HEX"
-            raise WrongTypeError(text, reason="unknown_field")
-        return cls(
-            attestation=_hex(fields, "attestation"),
-            quote=_hex(fields, "quote"),
-            event_log=_typed(fields, "event_log", str, "a string"),
-            vm_config=_typed(fields, "vm_config", str, "a string"),
-        )
-
-
-def _read_sole_attestation(body: bytes) -> bytes | None:
-    """Return the evidence in a body that has no other member; None for all other bodies.
-
-    Between the quotation marks are hex digits only, so nothing else can be there.
-    """
-    for start in _SOLE_ATTESTATION:
-        if body.startswith(start) and body.endswith(b'"}', len(start)):
-            return unhex(body[len(start) : -2])
-    return None
-
-
-def _read_canonical(body: bytes) -> dict[str, str | bool | None] | None:
-    """Return the members of a JSON object if each is text, a boolean or null.
-
-    None for all other bodies, which the strict parser reads. msgspec keeps the last of several
-    members with one name; only without those the encoding of what it keeps is the body again.
-    """
-    try:
-        found = _decode_members(body)
-        encoded = _encode(found)
-    except (msgspec.MsgspecError, UnicodeError):
-        return None
-    is_same = body == encoded or body == msgspec.json.format(encoded, indent=0)
-    return found if is_same else None
-
-
-T = TypeVar("T")
-
-
-def _typed(fields: dict[str, Any], name: str, kind: type[T], what: str) -> T | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise WrongTypeError(f"{name}: must be {what}", reason="wrong_type")
-    return value
-
-
-def _hex(fields: dict[str, Any], name: str) -> bytes | None:
-    if (text := fields.get(name)) is None:
-        return None
-    try:
-        return strict_json.from_hex(text, name)
-    except FormatError as error:
-        problem = f"{name}: must be hex digits without prefix or blanks"
-        raise WrongTypeError(problem, reason="encoding") from error
 
 
 class Outcome(NamedTuple):
@@ -257,7 +165,7 @@ class _Verification:
     )
 
     def take(self) -> AttestationResult:
-        attestation = _attestation(self._request)
+        attestation = self._request.read_attestation()
         self.step = _QUOTE
         examination, authenticated = self._authenticate(attestation)
         self.step = _OS_IMAGE
@@ -354,30 +262,6 @@ def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
         f"policy: reference_values, {', '.join(_NAMING_RULES)}",
         reason="os_image",
     )
-
-
-def _attestation(request: VerificationRequest) -> Attestation:
-    """Return the evidence in a request; the text has only the outermost cause, as documented."""
-    if request.attestation is not None:
-        try:
-            attestation = Attestation.from_bytes(request.attestation)
-        except AttestKitError as error:
-            text = "Failed to decode attestaion"  # spelt so upstream
-            raise FormatError(text, reason=_format_reason(error)) from error
-        return attestation.with_vm_config(request.vm_config or "")
-    if request.quote is None:
-        raise UsageError("Quote is required", reason="missing")
-    if request.event_log is None:
-        raise UsageError("Event log is required", reason="missing")
-    try:
-        config = request.vm_config or ""
-        return Attestation.from_quote_and_log(request.quote, request.event_log, config)
-    except AttestKitError as error:
-        raise FormatError("Failed to create attestation", reason=_format_reason(error)) from error
-
-
-def _format_reason(error: AttestKitError) -> FormatReason:
-    return error.reason if isinstance(error, FormatError) else "wrong_value"
 
 
 def _describe_key_provider(text: bytes) -> Mapping[str, str] | None:

@@ -60,7 +60,7 @@ _JOINED: Final = passed(
 Steps = tuple[VerificationStep, ...]
 
 
-# A verification needs the report several times.
+# A verification reads the report several times.
 _parse_report = lru_cache(maxsize=8)(HclReport.parse)
 
 
@@ -171,9 +171,9 @@ class AzureAuthenticator:
     ) -> tuple[Steps, str]:
         """Verify the AK certificate; return its step, and the name in it.
 
-        A certificate is not needed, because the hardware report certifies the key. One whose path
-        is not at hand or not valid now is reported as not verified; one of another key, or with an
-        invalid signature, is an error.
+        A certificate is optional, because the hardware report certifies the key. If its issuers are
+        missing or it is not valid now, it is reported as not verified. A certificate of another
+        key, or with an invalid signature, is an error.
         """
         if not evidence.ak_certificates:
             text = "the evidence has no AK certificate; the hardware report certifies the key"
@@ -194,11 +194,8 @@ class AzureAuthenticator:
             )
         except FetchNeededError:
             raise
-        except CollateralError as error:
-            text = f"the AK certificate was not verified: {error}"
-            return (skipped("ak_certificate", text),), ""
-        except SignatureError as error:
-            if error.reason != "untrusted_root":
+        except (CollateralError, SignatureError) as error:
+            if isinstance(error, SignatureError) and error.reason != "untrusted_root":
                 raise
             text = f"the AK certificate was not verified: {error}"
             return (skipped("ak_certificate", text),), ""

@@ -25,6 +25,7 @@ from attestkit.verifier.platforms.vtpm.ak_chain import (
 )
 from attestkit.verifier.platforms.vtpm.attestation_key import (
     AkTrust,
+    AttestationKey,
     CertifiedKey,
     read_attestation_key,
 )
@@ -49,28 +50,15 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
         CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
     """
     message = GoTpmToolsMessage.parse(data)
-    certificates = (
-        (message.ak_certificate, *message.intermediates) if message.ak_certificate else ()
-    )
+    found = (message.ak_certificate, *message.intermediates)
+    certificates = found if message.ak_certificate else ()
     key = read_attestation_key(message.ak_public, certificates)
-    quotes = [
-        verify_tpm_quote(
-            one.message,
-            one.signature,
-            key.spki,
-            scheme=key.scheme,
-            pcr_values=one.pcr_values,
-        )
-        for one in message.quotes
-    ]
-    if not quotes:
-        raise FormatError("attest.Attestation: no quote in it", reason="missing")
-    extra = _common_extra(quotes)
-    pcrs = _merged_pcrs(quotes)
-    require_strong_bank(quotes)
-    certified = trust.certify(key, certificates)
+    quotes = _verify_quotes(message, key)
+    extra, pcrs = _common_extra(quotes), _merged_pcrs(quotes)
+    certified = trust.verify_key(key, certificates)
     details, instance = _instance(message, certified)
-    last = quotes[-1]
+    quoted = [step for quote in quotes for step in quote.steps]
+    facts = quotes[-1].facts(certified.trust, details=details)
     return Authenticated(
         status=None,
         advisory_ids=(),
@@ -78,16 +66,24 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
         device=b"",
         tcb=Tcb(),
         chain=certified.chain,
-        steps=(
-            *(step for quote in quotes for step in quote.steps),
-            *certified.steps,
-            *instance,
-            WITHOUT_TEE,
-            *_left_out(message),
-        ),
+        steps=(*quoted, *certified.steps, *instance, WITHOUT_TEE, *_left_out(message)),
         simulated=certified.simulated,
-        vtpm=replace(last.facts(certified.trust, details=details), pcrs=pcrs),
+        vtpm=replace(facts, pcrs=pcrs),
     )
+
+
+def _verify_quotes(message: GoTpmToolsMessage, key: AttestationKey) -> list[VerifiedQuote]:
+    """Verify all quotes of a message, of which one must be over another bank than SHA-1."""
+    quotes = [
+        verify_tpm_quote(
+            one.message, one.signature, key.spki, scheme=key.scheme, pcr_values=one.pcr_values
+        )
+        for one in message.quotes
+    ]
+    if not quotes:
+        raise FormatError("attest.Attestation: no quote in it", reason="missing")
+    require_strong_bank(quotes)
+    return quotes
 
 
 def _common_extra(quotes: Sequence[VerifiedQuote]) -> bytes:

@@ -1,9 +1,9 @@
 """Authentication of a TPM's quote beside a NitroTPM document that has its key (vtpm.md, 8.1).
 
-The evidence is that of a plain TPM, with the document in place of the certificate of the key. The
-document proves the PCRs of the instance by itself. It names the key because a program on the
-instance asked for that: a key of the TPM, if the program is honest. So the quote must not claim
-more than the document: only PCRs of its bank are accepted, with the document's values.
+The evidence is that of a plain TPM, with the document in place of the key's certificate. The
+document alone proves the PCRs of the instance. A program on the instance chose the key in it, which
+need not be a key of the TPM. So the quote must not prove more than the document: only PCRs of its
+bank are accepted, with the document's values.
 """
 
 import hmac
@@ -15,7 +15,7 @@ from attestkit._crypto.p384 import P384_SPKI_HEAD
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.nitro_document import NitroDocument
-from attestkit.attestation.wire.evidence_parts import Tpm
+from attestkit.attestation.wire.evidence_parts import Tpm, VtpmQuote
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import BANK, WITHOUT_TEE
@@ -59,16 +59,7 @@ def authenticate_quote_with_document(
     evidence = platform.vtpm_quote
     (document,) = evidence.ak_certificates
     signed = aws.verify_document(document, now, tpm=True)
-    key = _find_key(evidence.ak_public, signed.content)
-    quote = verify_tpm_quote(
-        evidence.message,
-        evidence.signature,
-        key.spki,
-        scheme=key.scheme,
-        pcr_values=evidence.pcr_values,
-    )
-    _check_pcrs(quote, signed.content)
-    step = _check_nonce(quote.attest.extra_data, signed.content)
+    quote, step = _verify_quote(evidence, signed.content)
     found = VtpmFacts(
         attestation_key=quote.key.spki,
         key_trust="certificate",
@@ -86,6 +77,22 @@ def authenticate_quote_with_document(
         steps=(*signed.steps, *quote.steps, step, _KEY_STEP, WITHOUT_TEE),
         vtpm=found,
     )
+
+
+def _verify_quote(
+    evidence: VtpmQuote, document: NitroDocument
+) -> tuple[VerifiedQuote, VerificationStep]:
+    """Verify a quote by the key of a document, and compare PCRs and nonce of both."""
+    key = _find_key(evidence.ak_public, document)
+    quote = verify_tpm_quote(
+        evidence.message,
+        evidence.signature,
+        key.spki,
+        scheme=key.scheme,
+        pcr_values=evidence.pcr_values,
+    )
+    _check_pcrs(quote, document)
+    return quote, _check_nonce(quote.attest.extra_data, document)
 
 
 def _find_key(public: bytes, document: NitroDocument) -> AttestationKey:
@@ -127,7 +134,7 @@ def _check_pcrs(quote: VerifiedQuote, document: NitroDocument) -> None:
 
 def _check_nonce(extra: bytes, document: NitroDocument) -> VerificationStep:
     if not document.nonce:
-        # The quote's key may be software: then only the document tells when the PCRs were read.
+        # The quote's key may be software; only the nonce of the document proves freshness.
         raise VerificationError(
             "NitroTPM document: nonce missing; request the document over the quote's qualifying "
             "data",

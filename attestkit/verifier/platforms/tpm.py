@@ -57,7 +57,7 @@ def authenticate_tpm(
         pcr_values=evidence.pcr_values,
     )
     require_strong_bank([quote])
-    certified = trust.certify(key, evidence.ak_certificates)
+    certified = trust.verify_key(key, evidence.ak_certificates)
     details, instance = instance_facts(certified)
     return Authenticated(
         status=None,

@@ -25,9 +25,9 @@ from attestkit.errors import (
 )
 from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
+from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import (
     Outcome,
-    VerificationRequest,
     _key_provider,
     run_verification,
 )

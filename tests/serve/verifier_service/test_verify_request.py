@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
-from attestkit.serve.verifier_service import response
-from attestkit.serve.verifier_service.response import VerificationRequest, WrongTypeError
+from attestkit.serve.verifier_service import request as requests
+from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_from_json_fast_paths_agree_with_strict_parser(body: bytes) -> None:
     fast = parse(body)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_read_sole_attestation", "_read_canonical"):
-            patch.setattr(response, name, lambda _: None)
+            patch.setattr(requests, name, lambda _: None)
         assert parse(body) == fast
 
 

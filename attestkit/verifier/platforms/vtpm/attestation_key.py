@@ -60,7 +60,7 @@ class AkTrust(NamedTuple):
     now: datetime  # with a time zone
     before_fetch: Callable[[], object] = lambda: None  # called before each request
 
-    def certify(self, key: AttestationKey, certificates: Sequence[bytes]) -> CertifiedKey:
+    def verify_key(self, key: AttestationKey, certificates: Sequence[bytes]) -> CertifiedKey:
         """Return what certifies a key: its certificate, or else the list.
 
         Args:

@@ -1,4 +1,4 @@
-"""Verification in one call, without a Verifier to keep."""
+"""The function `verify`: verification in one call, with a Verifier for this call only."""
 
 import os
 from collections.abc import Sequence

@@ -1,0 +1,133 @@
+"""Requests of POST /verify: evidence in JSON (attestation-format.md, section 10.2)."""
+
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from attestkit._formats import strict_json
+from attestkit._native import unhex
+from attestkit._reasons import FormatReason
+from attestkit.attestation import Attestation
+from attestkit.errors import AttestKitError, FormatError, UsageError
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode_members: Final = msgspec.json.Decoder(dict[str, str | bool | None]).decode
+_SOLE_ATTESTATION: Final = (b'{"attestation":"', b'{"attestation": "')
+
+
+class WrongTypeError(FormatError):
+    """A request, or a field of it, has a wrong type: status 422. Malformed JSON is status 400."""
+
+
+class VerificationRequest(NamedTuple):
+    """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
+
+    If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
+    `vm_config`, if both are given.
+    """
+
+    attestation: bytes | None = None
+    quote: bytes | None = None  # a raw TDX quote
+    event_log: str | None = None  # JSON text of the event array
+    vm_config: str | None = None
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "VerificationRequest":
+        """Parse a request body; unknown keys but `nonce` are ignored.
+
+        Raises:
+            WrongTypeError: If it is not an object, or a field has a wrong type.
+            FormatError: If it is not JSON, or has a repeated key.
+        """
+        if (attestation := _read_sole_attestation(body)) is not None:
+            return cls(attestation)
+        fields: object = _read_canonical(body)
+        if fields is None:
+            fields = strict_json.read(body, "the request")
+        if not isinstance(fields, dict):
+            raise WrongTypeError("request body: not a JSON object", reason="wrong_type")
+        if "nonce" in fields:  # ignored, it would pass for a nonce that was compared
+            text = "nonce: is a query parameter; send POST /verify?nonce=HEX"
+            raise WrongTypeError(text, reason="unknown_field")
+        return cls(
+            attestation=_hex(fields, "attestation"),
+            quote=_hex(fields, "quote"),
+            event_log=_typed(fields, "event_log", str, "a string"),
+            vm_config=_typed(fields, "vm_config", str, "a string"),
+        )
+
+    def read_attestation(self) -> Attestation:
+        """Return the evidence; an error has the text of the outermost cause, as documented.
+
+        Raises:
+            FormatError: If the evidence is malformed.
+            UsageError: If quote or event log is missing.
+        """
+        if self.attestation is not None:
+            try:
+                attestation = Attestation.from_bytes(self.attestation)
+            except AttestKitError as error:
+                text = "Failed to decode attestaion"  # spelt so upstream
+                raise FormatError(text, reason=_format_reason(error)) from error
+            return attestation.with_vm_config(self.vm_config or "")
+        if self.quote is None:
+            raise UsageError("Quote is required", reason="missing")
+        if self.event_log is None:
+            raise UsageError("Event log is required", reason="missing")
+        try:
+            config = self.vm_config or ""
+            return Attestation.from_quote_and_log(self.quote, self.event_log, config)
+        except AttestKitError as error:
+            raise FormatError(
+                "Failed to create attestation", reason=_format_reason(error)
+            ) from error
+
+
+def _read_sole_attestation(body: bytes) -> bytes | None:
+    """Return the evidence in a body that has no other member; None for all other bodies.
+
+    Between the quotation marks are hex digits only, so nothing else can be there.
+    """
+    for start in _SOLE_ATTESTATION:
+        if body.startswith(start) and body.endswith(b'"}', len(start)):
+            return unhex(body[len(start) : -2])
+    return None
+
+
+def _read_canonical(body: bytes) -> dict[str, str | bool | None] | None:
+    """Return the members of a JSON object if each is text, a boolean or null.
+
+    None for all other bodies, which the strict parser reads. msgspec keeps the last of several
+    members with one name; only without those the encoding of what it keeps is the body again.
+    """
+    try:
+        found = _decode_members(body)
+        encoded = _encode(found)
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    is_same = body == encoded or body == msgspec.json.format(encoded, indent=0)
+    return found if is_same else None
+
+
+T = TypeVar("T")
+
+
+def _typed(fields: dict[str, Any], name: str, kind: type[T], what: str) -> T | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise WrongTypeError(f"{name}: must be {what}", reason="wrong_type")
+    return value
+
+
+def _hex(fields: dict[str, Any], name: str) -> bytes | None:
+    if (text := fields.get(name)) is None:
+        return None
+    try:
+        return strict_json.from_hex(text, name)
+    except FormatError as error:
+        problem = f"{name}: must be hex digits without prefix or blanks"
+        raise WrongTypeError(problem, reason="encoding") from error
+
+
+def _format_reason(error: AttestKitError) -> FormatReason:
+    return error.reason if isinstance(error, FormatError) else "wrong_value"
