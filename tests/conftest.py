@@ -13,6 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScheduling
+
     from attestkit.backends.tpm.client import TpmClient
 
 
@@ -54,6 +57,16 @@ def pytest_xdist_auto_num_workers() -> int:
     Tests wait for a fifth of their time, for a program's start or a server's timeout.
     """
     return len(os.sched_getaffinity(0)) * 3 // 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScheduling | None":
+    """Start the tests of minutes first, unless an option chooses another distribution."""
+    if config.getoption("dist") != "load":
+        return None
+    from tests.scheduling import LongestFirst  # lazy: without pytest-xdist it cannot be imported
+
+    return LongestFirst(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

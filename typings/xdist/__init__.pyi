@@ -1,0 +1,1 @@
+# What the tests use of pytest-xdist, which ships no types.
