@@ -99,8 +99,7 @@ test: $(VENV)/.dev $(JS)/node_modules/.made
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/mypy & mypy=$$!; $(BIN)/pyright; pyright=$$?; wait $$mypy && exit $$pyright
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
 	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile

@@ -53,6 +53,10 @@ class Tab:
             self.page.clock.install()
         self.page.goto(url)
 
+    def count_fetches(self) -> int:
+        """Return how often the page was requested; a browser requests its icon at any time."""
+        return self.requests.count(self.url)
+
     def wait_round(self) -> None:
         """Advance the clock by a fetch interval, and wait until the page has the response."""
         was = self.page.locator("#foot time").inner_text()
