@@ -162,7 +162,9 @@ class GoTpmToolsMessage(NamedTuple):
             (5, self.canonical_event_log),
             (6, self.ak_certificate),
         ]
-        encoded = [encode_bytes_field(number, part) for number, part in parts if part]
+        encoded = [  # an empty element of a list is an element
+            encode_bytes_field(number, part) for number, part in parts if part or number == 2
+        ]
         if self.instance is not None:
             encoded.append(encode_bytes_field(4, self.instance.encode()))
         encoded += [encode_bytes_field(7, one) for one in self.intermediates]

@@ -1,7 +1,7 @@
 """Tests of the messages of go-tpm-tools: fields in any order, duplicates, and bounds."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit._formats.protobuf import encode_bytes_field, encode_number_field
@@ -228,6 +228,7 @@ messages = st.builds(
 
 
 @given(messages)
+@example(GoTpmToolsMessage(quotes=(GoTpmToolsQuote(b"", b"", ()),)))
 def test_message_round_trip(message: GoTpmToolsMessage) -> None:
     """Every message is read as it was written."""
     assert GoTpmToolsMessage.parse(message.encode()) == message
