@@ -1,7 +1,7 @@
 """Guest of a cloud: TPM, metadata service, and the DMI table by which detection finds it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,7 +10,8 @@ from attestkit.backends.simulator.clouds.emulated_guest import boot_guest
 from attestkit.backends.simulator.clouds.imds import ImdsServer
 from attestkit.backends.simulator.clouds.tpm import TpmSimulator
 from attestkit.backends.simulator.faults.fault_specs import Faults
-from attestkit.backends.simulator.scenarios.config import PLATFORMS, Scenario
+from attestkit.backends.simulator.platforms import CLOUDS
+from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.emulator.kernel_files import Tree, constant_file
 from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.emulator.tpm_driver import add_tpm
@@ -19,45 +20,15 @@ from attestkit.errors import BackendError
 if TYPE_CHECKING:
     from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 
-CLOUDS: Final = PLATFORMS[2:]
-"""Platforms that are more than the hardware of a TDX or SEV-SNP guest."""
-
-# Provider of configfs-tsm and the platform of its hardware; the others have none.
-_HARDWARE: Final = {
-    "gcp-tdx": ("tdx_guest", "tdx"),
-    "gcp-snp": ("sev_guest", "snp"),
-    "aws-snp": ("sev_guest", "snp"),
-}
-_MICROSOFT: Final = {
-    "sys_vendor": "Microsoft Corporation",
-    "product_name": "Virtual Machine",
-    "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77",
-}
-_GOOGLE: Final = {"sys_vendor": "Google", "product_name": "Google Compute Engine"}
-_AMAZON: Final = {"sys_vendor": "Amazon EC2", "product_name": "m6a.large"}
-_OTHER: Final = {"sys_vendor": "attestkit", "product_name": "Simulated machine"}
-_DMI: Final = {"azure": _MICROSOFT, "gcp": _GOOGLE, "aws": _AMAZON, "tpm": _OTHER}
-
-
-def has_metadata_service(platform: str) -> bool:
-    """Return whether evidence of a platform needs its metadata service (IMDS)."""
-    return platform.startswith("azure-")
-
-
-def provider_of(platform: str) -> str:
-    """Return the provider of configfs-tsm in a cloud's guest; "none" if it has no such files."""
-    return _HARDWARE.get(platform, ("none",))[0]
-
 
 def hardware_scenario(scenario: Scenario) -> Scenario:
     """Return the scenario of the hardware below a guest of a cloud; others are unchanged."""
     if scenario.platform not in CLOUDS:
         return scenario
-    platform = _HARDWARE.get(scenario.platform, ("", "tdx"))[1]
     snp = scenario.snp
     if scenario.platform == "aws-snp":  # reports are signed by the key of the provider
         snp = msgspec.structs.replace(snp, signing_key="VLEK")
-    return msgspec.structs.replace(scenario, platform=platform, snp=snp)
+    return msgspec.structs.replace(scenario, platform=CLOUDS[scenario.platform].hardware, snp=snp)
 
 
 class CloudFiles:
@@ -110,7 +81,7 @@ class CloudFiles:
     def add_files(self, tree: Tree, release: EmulatedKernel) -> None:
         """Add its files to the tree of the machine."""
         faults = self._faults
-        for name, text in _DMI[self.platform.partition("-")[0]].items():
+        for name, text in CLOUDS[self.platform].dmi.items():
             tree.add(f"/sys/class/dmi/id/{name}", constant_file("", faults, f"{text}\n".encode()))
         if isinstance(self.simulator, TpmSimulator):
             certificate = constant_file("", faults, self.simulator.ak_certificate)

@@ -19,15 +19,10 @@ from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
+from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
-from attestkit.emulator.cloud_guest import (
-    CLOUDS,
-    CloudFiles,
-    hardware_scenario,
-    has_metadata_service,
-    provider_of,
-)
+from attestkit.emulator.cloud_guest import CloudFiles, hardware_scenario
 from attestkit.emulator.kernel_files import (
     File,
     Link,
@@ -86,7 +81,7 @@ class Setup:
     @property
     def has_metadata_service(self) -> bool:
         """Whether programs need the metadata service of the cloud for evidence."""
-        return has_metadata_service(self.scenario.platform)
+        return PLATFORMS[self.scenario.platform].has_imds
 
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
@@ -110,7 +105,7 @@ class Setup:
         platform = self.scenario.platform
         if platform not in CLOUDS:
             return
-        if self.provider != (wanted := provider_of(platform)):
+        if self.provider != (wanted := CLOUDS[platform].provider):
             text = f"provider: must be {wanted} for the platform {platform}"
             raise UsageError(text, reason="conflict")
         if wanted != "none":

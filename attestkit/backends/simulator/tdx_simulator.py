@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
@@ -24,6 +25,7 @@ from attestkit.backends.simulator.platform_identity import (
     issue_platform,
     launch_body,
 )
+from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.named import chosen_scenario
 from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
@@ -38,6 +40,7 @@ from attestkit.keys import AppKeys
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
 
+_PACKAGE: Final = __name__.rpartition(".")[0]
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
 _REST_AT: Final = 584  # offset of the fields of TD 1.5
 
@@ -93,8 +96,6 @@ class Simulator:
     simulated = True
     blocking: bool = False
     platform = "tdx"
-    # Set by the package, because the classes of other guests inherit from this one.
-    other_platforms: ClassVar[dict[str, "Callable[[], type[Simulator]]"]] = {}
     app_compose: AppCompose
     """The app's compose file."""
     vm_config: str
@@ -150,8 +151,7 @@ class Simulator:
         if cls is not Simulator:
             return super().__new__(cls)
         platform = chosen_scenario(options.get("scenario"), requested).platform
-        kind = cls if platform == cls.platform else cls.other_platforms[platform]()
-        return object.__new__(kind)
+        return object.__new__(find_class(platform))
 
     # `backends.make` checks options against the signature, which `inspect` finds here.
     cast("Any", __new__).__wrapped__ = __init__
@@ -326,6 +326,12 @@ class Simulator:
 
     def _halt(self) -> None:
         self._td.close()
+
+
+def find_class(platform: str) -> type[Simulator]:
+    """Return the class of a platform, which is imported only now."""
+    module, _, name = PLATFORMS[platform].class_path.partition(":")
+    return cast("type[Simulator]", getattr(import_module(f"{_PACKAGE}.{module}"), name))
 
 
 def _check_types(seed: object, vm_config: object, app_keys: object, state_dir: object) -> None:

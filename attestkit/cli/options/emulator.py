@@ -214,8 +214,8 @@ def _scenarios() -> tuple[str, ...]:
 
 def _setup(given: dict[str, Any]) -> "Setup":
     """Return the configuration of the emulated machine."""
+    from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
     from attestkit.backends.simulator.scenarios.named import chosen_scenario
-    from attestkit.emulator.cloud_guest import CLOUDS, provider_of  # lazy: only these commands
     from attestkit.emulator.machine import Setup
 
     platform, provider = given.pop("platform"), given["provider"]
@@ -228,9 +228,8 @@ def _setup(given: dict[str, Any]) -> "Setup":
     for name in ("mr_config_id", "host_data"):
         if given[name] is not None:
             given[name] = read_hex(f"--{name.replace('_', '-')}", given[name])
-    hardware = "sev_guest" if scenario.platform == "snp" else "tdx_guest"
     defaults = {
-        "provider": provider_of(scenario.platform) if scenario.platform in CLOUDS else hardware,
+        "provider": PLATFORMS[scenario.platform].provider,
         "quote_version": scenario.quote_version or 4,
     }
     certificates = not given.pop("no_certificates")

@@ -59,7 +59,7 @@ def _simulator_faults() -> Iterable[str]:
 
 
 def _simulator_platforms() -> Iterable[str]:
-    from attestkit.backends.simulator.scenarios.config import PLATFORMS
+    from attestkit.backends.simulator.platforms import PLATFORMS
 
     return PLATFORMS
 

@@ -10,7 +10,7 @@ import pytest
 
 from attestkit import Attestation, Quote, Verifier
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.scenarios.config import PLATFORMS
+from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.collateral import Collateral
 from attestkit.ra_tls import certificate
 from attestkit.serve.config.command_line import CHOICES

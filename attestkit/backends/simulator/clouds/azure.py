@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-from attestkit._crypto.hashes import sha384
+from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.pem import encode_pem
+from attestkit.attestation.hcl_report import HclReport, HclReportType
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
 from attestkit.backends.azure import Azure
 from attestkit.backends.azure.imds import ImdsClient
@@ -18,15 +19,7 @@ from attestkit.backends.simulator.clouds.imds import (
     SimulatedImds,
     faulty_response,
 )
-from attestkit.backends.simulator.clouds.paravisor import (
-    SNP_REPORT,
-    TDX_REPORT,
-    ParavisorConfig,
-    RsaNumbers,
-    bound_report_data,
-    make_hcl_report,
-    make_runtime_data,
-)
+from attestkit.backends.simulator.clouds.paravisor import ParavisorConfig, make_runtime_data
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
@@ -35,8 +28,8 @@ from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
-from attestkit.errors import UnsupportedError
-from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm import PcrSelection
+from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.key_templates import RSA_AK, RSA_EK, RSA_SRK
 from attestkit.tpm.public_area import ENDORSEMENT, OWNER
 
@@ -52,16 +45,14 @@ STORAGE_ROOT: Final = 0x81000001
 _HCL_SIZE: Final = 2600  # bytes of the NV index
 _CERTIFICATE_SIZE: Final = 4096
 _EVERY_PCR: Final = tuple(range(24))
-_FOREIGN: Final = RsaNumbers((1 << 2047) | 1, 65537)  # a modulus of no key of this machine
+_FOREIGN: Final = b"\x80" + bytes(254) + b"\1"  # a modulus of no key of this machine
 _SLOW_S: Final = 60.0
-_HARDWARE_AT: Final = 32  # offset of the hardware's report in an HCL report
-_TD_REPORT_SIZE: Final = 1024
 
 
 class _AzureVm(CloudSimulator):
     """Base of both kinds of VM."""
 
-    report_type: ClassVar[int]
+    report_type: ClassVar[HclReportType]
     _paravisor_config: ParavisorConfig
 
     def _start(self, app_id: bytes) -> None:
@@ -121,24 +112,26 @@ class _AzureVm(CloudSimulator):
 
     def _hcl_report(self) -> bytes:
         """Return the HCL report with the user data that the guest has written."""
-        cloud, own = self._scenario.cloud, _numbers(self._ak)
-        if self.emulated:  # otherwise evidence is altered when it is collected
-            return self._make_report(_FOREIGN if cloud.foreign_ak else own, bound=cloud.bound)
-        return self._make_report(own, bound=True)
+        # Otherwise evidence is altered when it is collected.
+        return self._make_report(altered=self.emulated).encode()
 
-    def _make_report(self, ak: RsaNumbers, *, bound: bool) -> bytes:
-        client = self._tpm_client
-        user_data = client.read_nv_index(USER_DATA) or b""
-        runtime = make_runtime_data(ak, _numbers(self._ek), self._paravisor_config, user_data)
-        report = self._hardware_report(bound_report_data(runtime if bound else b""))
-        return make_hcl_report(self.report_type, report, runtime)
+    def _make_report(self, *, altered: bool) -> HclReport:
+        """Return a report, altered as the scenario says."""
+        cloud = self._scenario.cloud
+        is_foreign = altered and cloud.foreign_ak
+        ak = self._ak._replace(modulus=_FOREIGN) if is_foreign else self._ak
+        user_data = self._tpm_client.read_nv_index(USER_DATA) or b""
+        runtime = make_runtime_data(ak, self._ek, self._paravisor_config, user_data)
+        is_bound = cloud.bound or not altered
+        report = self._hardware_report(sha256(runtime if is_bound else b"") + bytes(32))
+        return HclReport.create(self.report_type, report, runtime)
 
     def _collect(self, report_data: bytes) -> Platform:
         found = super()._collect(report_data)
         assert isinstance(found, AzureSnp | AzureTdx)
         cloud = self._scenario.cloud
         if cloud.foreign_ak or not cloud.bound:
-            found = self._with_report(found, _FOREIGN if cloud.foreign_ak else _numbers(self._ak))
+            found = self._with_own_report(found)
         if cloud.bank != "sha256":
             wrong = collect_quote(
                 self._tpm_client,
@@ -149,13 +142,13 @@ class _AzureVm(CloudSimulator):
             found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
         return found
 
-    def _with_report(self, found: AzureSnp | AzureTdx, ak: RsaNumbers) -> AzureSnp | AzureTdx:
+    def _with_own_report(self, found: AzureSnp | AzureTdx) -> AzureSnp | AzureTdx:
         """Return evidence with another HCL report, as a guest that makes its own could send it."""
-        report = self._make_report(ak, bound=self._scenario.cloud.bound)
+        report = self._make_report(altered=True)
         if isinstance(found, AzureSnp):
-            return found._replace(hcl_report=report)
-        td_report = report[_HARDWARE_AT : _HARDWARE_AT + _TD_REPORT_SIZE]
-        return found._replace(hcl_report=report, td_quote=self._quote_td(td_report))
+            return found._replace(hcl_report=report.encode())
+        td_quote = self._quote_td(report.hardware_report)
+        return found._replace(hcl_report=report.encode(), td_quote=td_quote)
 
     def _quote_td(self, td_report: bytes) -> bytes:
         raise NotImplementedError  # each kind of VM has its own
@@ -190,7 +183,7 @@ class AzureSnpSimulator(_AzureVm):
     """A simulated VM on SEV-SNP: `Simulator(platform="azure-snp")`."""
 
     platform = "azure-snp"
-    report_type = SNP_REPORT
+    report_type = "snp"
 
     def _start_hardware(self) -> None:
         self._chip, self._find_anchor = issue_chip(self._seed, self._scenario)
@@ -216,18 +209,12 @@ class AzureSnpSimulator(_AzureVm):
         """The root certificate (DER) for verifiers of this guest's evidence."""
         return self._find_anchor()
 
-    def collateral(self, now: float | None = None) -> Collateral:
-        """Raise UnsupportedError: AMD's certificates come with the evidence."""
-        del now
-        message = "SEV-SNP has no Intel collateral; AMD's certificates come with the evidence"
-        raise UnsupportedError(message, reason="feature")
-
 
 class AzureTdxSimulator(_AzureVm):
     """A simulated VM on TDX: `Simulator(platform="azure-tdx")`."""
 
     platform = "azure-tdx"
-    report_type = TDX_REPORT
+    report_type = "tdx"
 
     def _start_hardware(self) -> None:
         self._pki, self._enclave, self._anchor = issue_platform(self._seed, self._scenario)
@@ -261,7 +248,3 @@ class AzureTdxSimulator(_AzureVm):
     def _quote_td(self, td_report: bytes) -> bytes:
         quoter = ReportQuoter(self._pki, version=self._quote_version, enclave=self._enclave)
         return quoter.quote(td_report)
-
-
-def _numbers(key: TpmtPublic) -> RsaNumbers:
-    return RsaNumbers(int.from_bytes(key.modulus, "big"), key.exponent or 65537)

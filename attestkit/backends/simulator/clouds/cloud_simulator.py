@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attestkit.attestation.wire.evidence_parts import Platform
 from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
+from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.tpm.command_codes import PCR_READ, QUOTE
 
@@ -61,41 +62,11 @@ class CloudSimulator(VtpmGuest):
         """Set the hardware, `_vtpm` and `_guest`."""
         raise NotImplementedError  # each cloud has its own
 
-    def _start_vtpm(self, records: tuple[BootRecord, ...], hooks: TpmHooks) -> SimulatedVtpm:
-        """Start the TPM, into which the firmware measures records; its faults are injected."""
-        hooks.fault = self._tpm_fault
-        return SimulatedVtpm(
-            self._seed,
-            records,
-            kind=self.tpm_kind,
-            hooks=hooks,
-            clock=self._clock.read,
-            sleep=self._clock.sleep,
-            random=self._random,
-        )
-
-    def _tpm_fault(self, code: int) -> int:
-        """Return the response code of an armed fault, or 0; `pcr_race` extends a PCR."""
-        if not self.faults.any:
-            return 0
-        if self.faults.strike("tpm:busy") is not None:
-            return _RETRY
-        if code == QUOTE and self.faults.strike("tpm:quote") is not None:
-            return _FAILURE
-        if code == PCR_READ and self.faults.strike("tpm:pcr") is not None:
-            digest = self._random(32)
-            self._vtpm.tpm.provision_pcr(_RACED_PCR, {"sha256": digest})
-        return 0
-
-    @property
-    def vtpm(self) -> SimulatedVtpm:
-        """The TPM, and the log of the boot that it measured."""
-        return self._vtpm
-
-    @property
-    def metadata_service(self) -> Respond | None:
-        """The cloud's metadata service, for `ImdsServer`; None if evidence does not need one."""
-        return None
+    def collateral(self, now: float | None = None) -> Collateral:
+        """Raise UnsupportedError, except on TDX: other evidence needs no Intel collateral."""
+        del now
+        text = f"{self.platform}: no Intel collateral; its certificates come with the evidence"
+        raise UnsupportedError(text, reason="feature")
 
     def collect_evidence(self, report_data: bytes) -> Platform:
         """Return evidence over `report_data`, exactly 64 bytes.

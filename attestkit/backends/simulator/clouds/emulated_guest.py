@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.tdx_simulator import find_class
 from attestkit.errors import UsageError
 
 # What a program decides that collects the evidence.
@@ -28,8 +28,7 @@ def boot_guest(
             the key of a TPM alone.
     """
     _check_scenario(scenario)
-    platform = scenario.platform
-    kind = Simulator.other_platforms[platform]()
+    kind = find_class(scenario.platform)
     emulated: Any = type(kind.__name__, (kind,), {"emulated": True})
     made = emulated(seed=seed, scenario=scenario, faults=faults, now=now, random=random)
     return cast("VtpmGuest", made)

@@ -212,14 +212,15 @@ class GcpTdSimulator(_GoogleVm):
     platform = "gcp-tdx"
 
     def _make_hardware(self, app_id: bytes) -> Simulator:
-        self.vm_config: str = self.vm_config or _vm_config()
+        if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
+            self.vm_config: str = self.vm_config or _vm_config()
         return Simulator(
             seed=self._seed,
             quote_version=self._quote_version,
             scenario=msgspec.structs.replace(self._scenario, platform="tdx"),
             app_compose=self.app_compose.raw,
             app_keys=self.app_keys,
-            vm_config=self.vm_config,
+            vm_config=self.vm_config or None,
             app_id=app_id,
             now=self._now,
         )

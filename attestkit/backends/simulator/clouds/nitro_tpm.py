@@ -2,7 +2,7 @@
 
 import base64
 import json
-from typing import Final, NoReturn
+from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v2
@@ -13,7 +13,6 @@ from attestkit.backends.simulator.image_documents import checksum_list, encode_c
 from attestkit.backends.simulator.platform_identity import instance_id
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import Launch, boot_events
-from attestkit.errors import UnsupportedError
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
 from attestkit.tpm.command_codes import NITRO_ATTEST
@@ -93,8 +92,3 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
     def trust_anchor(self) -> bytes:
         """The root certificate (DER) of the documents' certificates."""
         return self.nitro_trust_anchor
-
-    def collateral(self, now: float | None = None) -> NoReturn:
-        """Raise UnsupportedError: a NitroTPM has no Intel platform."""
-        del now
-        raise UnsupportedError("a NitroTPM has no Intel collateral", reason="feature")

@@ -1,6 +1,6 @@
 """A simulated machine with a TPM and no evidence of hardware: `Simulator(platform="tpm")`."""
 
-from typing import Final, NoReturn
+from typing import Final
 
 from attestkit.attestation.wire.evidence_parts import Platform, Tpm
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
@@ -10,7 +10,6 @@ from attestkit.backends.simulator.pki.cloud_root import make_own_root, p256_key
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.tpm import TpmBackend
 from attestkit.backends.tpm.backend import DEFAULT_HANDLE
-from attestkit.errors import UnsupportedError
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK
 
@@ -59,8 +58,3 @@ class TpmSimulator(CloudSimulator):
     def trust_anchor(self) -> bytes:
         """The root certificate (DER) of the attestation key's certificate."""
         return self._own_root.der
-
-    def collateral(self, now: float | None = None) -> NoReturn:
-        """Raise UnsupportedError: a TPM alone has no Intel platform."""
-        del now
-        raise UnsupportedError("a TPM alone has no Intel collateral", reason="feature")

@@ -14,6 +14,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.os_image import ImageConfig
+from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.errors import UsageError
 
 SnpProduct: TypeAlias = Literal["Milan", "Genoa", "Turin"]
@@ -370,20 +371,6 @@ class CloudConfig(msgspec.Struct, frozen=True):
                 raise UsageError(text, reason="wrong_value")
 
 
-PLATFORMS: Final = (
-    "tdx",
-    "snp",
-    "azure-snp",
-    "azure-tdx",
-    "gcp-snp",
-    "gcp-tdx",
-    "aws-snp",
-    "aws-nitro-tpm",
-    "tpm",
-)
-"""Simulated platforms; all but the first two are guests of clouds, or have a TPM alone."""
-
-
 class Scenario(msgspec.Struct, frozen=True):
     """A simulated platform with deviations of its evidence and endorsements.
 
@@ -392,7 +379,7 @@ class Scenario(msgspec.Struct, frozen=True):
             neither DER nor a label.
     """
 
-    platform: str = "tdx"  # one of `PLATFORMS`
+    platform: str = "tdx"  # one of `platforms.PLATFORMS`
     snp: SnpConfig = SnpConfig()  # applies to SEV-SNP, with `platform_pki` and `trust_anchor`
     image: ImageConfig = ImageConfig()  # of a TD
     pki: PkiConfig = PkiConfig()

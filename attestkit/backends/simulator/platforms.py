@@ -1,0 +1,48 @@
+"""The simulated platforms: the class of each, and what the machine of a cloud has."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class SimulatedPlatform(NamedTuple):
+    """A platform; a cloud's guest has a vTPM, and DMI strings by which it is detected."""
+
+    class_path: str  # module in this package, and class
+    provider: str = "none"  # of configfs-tsm
+    dmi: Mapping[str, str] = {}  # files of /sys/class/dmi/id
+    has_imds: bool = False  # whether evidence needs the metadata service
+
+    @property
+    def hardware(self) -> str:
+        """The platform of the hardware whose files the guest sees, or tdx."""
+        return "snp" if self.provider == "sev_guest" else "tdx"
+
+
+_AZURE: Final = {
+    "sys_vendor": "Microsoft Corporation",
+    "product_name": "Virtual Machine",
+    "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77",
+}
+_GOOGLE: Final = {"sys_vendor": "Google", "product_name": "Google Compute Engine"}
+_AMAZON: Final = {"sys_vendor": "Amazon EC2", "product_name": "m6a.large"}
+_OTHER: Final = {"sys_vendor": "attestkit", "product_name": "Simulated machine"}
+
+HARDWARE: Final = {
+    "tdx": SimulatedPlatform("tdx_simulator:Simulator", "tdx_guest"),
+    "snp": SimulatedPlatform("snp_simulator:SnpSimulator", "sev_guest"),
+}
+"""Guests without a TPM."""
+
+CLOUDS: Final = {
+    "azure-snp": SimulatedPlatform("clouds.azure:AzureSnpSimulator", dmi=_AZURE, has_imds=True),
+    "azure-tdx": SimulatedPlatform("clouds.azure:AzureTdxSimulator", dmi=_AZURE, has_imds=True),
+    "gcp-snp": SimulatedPlatform("clouds.gcp:GcpSnpSimulator", "sev_guest", _GOOGLE),
+    "gcp-tdx": SimulatedPlatform("clouds.gcp:GcpTdSimulator", "tdx_guest", _GOOGLE),
+    "aws-snp": SimulatedPlatform("clouds.aws_snp:AwsSnpSimulator", "sev_guest", _AMAZON),
+    "aws-nitro-tpm": SimulatedPlatform("clouds.nitro_tpm:NitroTpmSimulator", dmi=_AMAZON),
+    "tpm": SimulatedPlatform("clouds.tpm:TpmSimulator", dmi=_OTHER),
+}
+"""Guests behind a vTPM, and a TPM alone."""
+
+PLATFORMS: Final = {**HARDWARE, **CLOUDS}
+"""All platforms by name."""
