@@ -28,6 +28,8 @@ from tests.serve.asgi import Client
 from tests.untyped import untyped
 
 OF_POLICY: Final = {"report_data", "vlek_providers"}
+NAMES: Final = sorted(CLOUDS.keys() - {"aws-nitro-tpm-grub", "gcp-tdx-grub"})
+"""Without those that boot no dstack image, which the service requires on these platforms."""
 ANY_PORT: Final = Address("127.0.0.1", 0)
 
 
