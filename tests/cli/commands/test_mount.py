@@ -62,8 +62,10 @@ def test_mount_json_ready_object_has_paths(tmp_path: Path) -> None:
         assert stop(process, tmp_path / "mount") == 0
 
 
-@pytest.mark.parametrize("stdout", ["full", "closed pipe"])
-@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("stdout", "more"),
+    [("full", []), *slow(("full", ["--json"]), ("closed pipe", []), ("closed pipe", ["--json"]))],
+)
 def test_mount_unwritable_stdout_ends_mount(stdout: str, more: list[str], tmp_path: Path) -> None:
     """If the ready line cannot be written, the mount ends with exit code 1 and one line."""
     (tmp_path / "mount").mkdir()
@@ -76,6 +78,7 @@ def test_mount_unwritable_stdout_ends_mount(stdout: str, more: list[str], tmp_pa
     assert not os.path.ismount(tmp_path / "mount")
 
 
+@pytest.mark.slow  # five machines
 def test_mount_accepts_seed_as_hex_or_file(tmp_path: Path) -> None:
     """The seed is hex with or without 0x, or a file, and random without the option."""
     raw, text = tmp_path / "raw", tmp_path / "text"
@@ -120,7 +123,7 @@ def test_mount_unwritable_stdout_with_ignored_signals_ends(tmp_path: Path) -> No
     assert (done.returncode, "stdout: cannot write" in done.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGTERM", *slow(("SIGHUP",), ("SIGINT",))])
 def test_mount_early_signal_leaves_no_files(tmp_path: Path, name: str) -> None:
     """A signal before the mount is ready leaves neither a mount nor temporary files."""
     folder, temporary = tmp_path / "mount", tmp_path / "temporary"

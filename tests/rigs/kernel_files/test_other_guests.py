@@ -26,6 +26,7 @@ from tests.rigs.kernel_files.file_calls import (
     read_once,
     write_once,
 )
+from tests.thorough import slow
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
@@ -51,13 +52,15 @@ def find_files(machine: Emulator) -> dict[str, bool]:
 @pytest.mark.parametrize(
     ("options", "there"),
     [
-        ({"kernel": "6.1"}, {"table"}),
-        ({"kernel": "6.6"}, {"table", "log", "device"}),
-        ({"kernel": "6.12"}, {"table", "log", "device", "reports"}),
         ({"kernel": "7.3"}, {"table", "log", "device", "reports", "registers"}),
-        ({"provider": "none"}, {"table", "log", "reports"}),
         ({"provider": "sev_guest"}, {"sev", "reports"}),
         ({"kernel": "6.1", "driver": "C"}, {"table", "device"}),
+        *slow(
+            ({"kernel": "6.1"}, {"table"}),
+            ({"kernel": "6.6"}, {"table", "log", "device"}),
+            ({"kernel": "6.12"}, {"table", "log", "device", "reports"}),
+            ({"provider": "none"}, {"table", "log", "reports"}),
+        ),
     ],
 )
 def test_guest_has_files_of_its_kernel_and_platform(

@@ -87,7 +87,7 @@ async def _until(done: Callable[[], bool]) -> int:
     """Run the loop until a condition holds; return the number of iterations."""
     turns = 0
     while not done():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0 if turns < 1000 else 0.001)  # do not spin until a time limit
         turns += 1
     return turns
 

@@ -20,6 +20,7 @@ from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.job_queue import JobThreads
 from attestkit.serve.verifier_service.metrics import VerifierMetricsApp
 from tests.serve.asgi import Client
+from tests.serve.client import get
 from tests.serve.metrics.test_agent import PROMTOOL, _check, _families, _value
 from tests.serve.server import PATIENCE, Server, command, environment, ready_server, refusal
 from tests.serve.verifier_service.judges import FakeVerifier, create_evidence
@@ -160,9 +161,9 @@ def running(folder: Path, *options: str) -> Iterator[Server]:
 
 def scrape_metrics(server: Server) -> str:
     """Return the metrics of a running service."""
-    answer = httpx.get(f"{server.ready['verifier_metrics']}/metrics", timeout=PATIENCE)
-    assert answer.status_code == 200
-    return answer.text
+    answer = get(server.ready["verifier_metrics"], "/metrics")
+    assert answer.status == 200
+    return answer.body.decode()
 
 
 def count_refused(text: str) -> float:
