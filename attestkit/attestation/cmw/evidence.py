@@ -259,7 +259,9 @@ def _read_fast(label: str, part: bytes) -> object:
         return v1_structs.decode_vtpm_quote(part)
     if label == "cert_chain":
         return v1_structs.decode_certificates(part)
-    return v1_structs.decode_runtime_events(part) if label == "runtime_events" else None
+    if label == "tpm_quote":
+        return v1_structs.decode_tpm_quote(part)
+    return v1_structs.decode_runtime_events(part)
 
 
 def _with_label(label: str, read: Callable[[], T]) -> T:

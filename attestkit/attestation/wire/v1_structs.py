@@ -23,6 +23,8 @@ from attestkit.attestation.wire.evidence_parts import (
     SevSnp,
     Stack,
     Tdx,
+    TpmEvent,
+    TpmQuote,
     VtpmQuote,
 )
 from attestkit.attestation.wire.scale import MAX_ITEMS
@@ -117,6 +119,24 @@ class _PcrValue(Struct, forbid_unknown_fields=True, gc=False):
     value: bytes
 
 
+class _TpmEvent(Struct, forbid_unknown_fields=True, gc=False):
+    """Fields of a `TpmEvent`, in the same order."""
+
+    pcr_index: _U32
+    digest: bytes
+
+
+class _CborTpmQuote(Struct, forbid_unknown_fields=True, gc=False):
+    """Fields of a `TpmQuote`, in the same order."""
+
+    message: bytes
+    signature: bytes
+    pcr_values: Annotated[list[_PcrValue], Meta(max_length=MAX_ITEMS)]
+    ak_cert: bytes
+    platform: Literal["dstack", "gcp", "nitroenclave", "aws-ec2"]  # TPM_PLATFORMS
+    event_log: Annotated[list[_TpmEvent], Meta(max_length=MAX_ITEMS)]
+
+
 class _CborVtpmQuote(Struct, forbid_unknown_fields=True, gc=False):
     """Fields of a `VtpmQuote`, in the same order; all are present in what attestkit writes."""
 
@@ -196,6 +216,23 @@ def decode_certificates(data: bytes) -> tuple[bytes, ...] | None:
     except (FormatError, msgspec.ValidationError):
         return None
     return tuple(found)
+
+
+def decode_tpm_quote(data: bytes) -> TpmQuote | None:
+    """Decode the quote of Google's TPM of a CMW, CBOR; None if it needs the full reader."""
+    try:
+        found = msgspec.convert(read_canonical(data, 0), _CborTpmQuote, builtin_types=(bytes,))
+    except (FormatError, msgspec.ValidationError):
+        return None
+    fields, make = msgspec.structs.astuple, tuple.__new__
+    return TpmQuote(
+        found.message,
+        found.signature,
+        tuple([make(PcrValue, fields(one)) for one in found.pcr_values]),
+        found.ak_cert,
+        found.platform,
+        tuple([make(TpmEvent, fields(one)) for one in found.event_log]),
+    )
 
 
 def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:

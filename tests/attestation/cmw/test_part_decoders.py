@@ -21,6 +21,8 @@ EVENT_LOG: Final = COLLECTION["event_log"][1]
 RUNTIME_EVENTS: Final = COLLECTION["runtime_events"][1]
 OF_TPM: Final = Evidence(Tpm(vtpm_samples.VTPM_QUOTE), V2.stack)
 VTPM_QUOTE: Final = cbor2.loads(encode_evidence("cbor", OF_TPM))["vtpm_quote"][1]
+OF_GOOGLE: Final = vtpm_samples.VTPM_KINDS[0]
+OF_GOOGLE_PARTS: Final = cbor2.loads(encode_evidence("cbor", OF_GOOGLE))
 LOG: Final = b'[{"imr":3,"event_type":1,"digest":"","event":"a","event_payload":"00"}]'
 
 
@@ -31,6 +33,8 @@ def read_result(label: str, part: bytes, *, full: bool = False) -> object:
             patch.setattr(v1_structs, "decode_json_log", lambda _: None)
             patch.setattr(v1_structs, "decode_runtime_events", lambda _: None)
             patch.setattr(v1_structs, "decode_vtpm_quote", lambda _: None)
+            patch.setattr(v1_structs, "decode_tpm_quote", lambda _: None)
+            patch.setattr(v1_structs, "decode_certificates", lambda _: None)
         try:
             return cmw_evidence._read(label, part)
         except FormatError as error:
@@ -119,6 +123,46 @@ def test_cmw_quote_of_tpm_in_other_form_is_left_to_full_reader(change: dict[str,
     part = cbor2.dumps({name: value for name, value in fields.items() if value is not ...})
     assert v1_structs.decode_vtpm_quote(part) is None
     assert read_result("vtpm_quote", part) == read_result("vtpm_quote", part, full=True)
+
+
+@thorough(mutations(OF_GOOGLE_PARTS["tpm_quote"][1]), few=100, many=3000)
+def test_cmw_quote_of_google_equals_that_of_full_reader(part: bytes) -> None:
+    """The quote of Google's TPM and errors are those of the full reader."""
+    assert read_result("tpm_quote", part) == read_result("tpm_quote", part, full=True)
+
+
+@thorough(mutations(cbor2.dumps([b"", b"certificate"])), few=100, many=3000)
+def test_cmw_certificates_equal_those_of_full_reader(part: bytes) -> None:
+    """Certificates and errors are those of the full reader."""
+    assert read_result("cert_chain", part) == read_result("cert_chain", part, full=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"platform": "other"},
+        {"platform": ...},
+        {"other": b""},
+        {"ak_cert": "text"},
+        {"event_log": [{"pcr_index": 1 << 32, "digest": b""}]},
+        {"event_log": [{"pcr_index": 0, "digest": b"", "name": b""}]},
+    ],
+)
+def test_cmw_quote_of_google_in_other_form_is_left_to_full_reader(
+    change: dict[str, object],
+) -> None:
+    """Missing, unknown and other fields are left to the full reader, which refuses them."""
+    fields = cbor2.loads(OF_GOOGLE_PARTS["tpm_quote"][1]) | change
+    part = cbor2.dumps({name: value for name, value in fields.items() if value is not ...})
+    assert v1_structs.decode_tpm_quote(part) is None
+    assert read_result("tpm_quote", part) == read_result("tpm_quote", part, full=True)
+
+
+def test_cmw_parts_of_google_do_not_reach_full_readers() -> None:
+    """Quote and certificates that attestkit writes are read by the fast decoders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(v1_document, "decode_part")
+        assert decode_evidence(encode_evidence("cbor", OF_GOOGLE)).evidence == OF_GOOGLE
 
 
 @pytest.mark.parametrize("evidence", [KINDS[0], V2])
