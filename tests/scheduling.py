@@ -14,9 +14,15 @@ __all__ = ["LONGEST", "LongestFirst"]
 LONGEST: Final = (
     "tests/rigs/test_aarch64.py",
     "tests/rigs/kernel/test_kernel.py",
+    "tests/rigs/run/test_programs.py::test_run_as_ordinary_user",
+    "tests/hardening/test_ordinary_user.py",
     "tests/rigs/measured_boot/test_measured_boot.py",
+    "tests/rigs/test_fresh_clone.py",
+    "tests/packaging/test_clean_root.py",
+    "tests/serve/api_docs/test_schemathesis.py",
+    "tests/verifier/dcap/test_every_byte.py",
 )
-"""Files whose tests take over half a minute each, the longest first."""
+"""Tests, and files of tests, that take over half a minute each, the longest first."""
 
 SHARE: Final = 40
 """The most tests that a process is given at once: others may be done while it still has some."""
@@ -56,5 +62,5 @@ class LongestFirst(LoadScheduling):
     def _find_longest(self) -> list[int]:
         """Return the indices of the longest tests, in the order of `LONGEST`."""
         assert self.collection is not None
-        files = [nodeid.partition("::")[0] for nodeid in self.collection]
-        return [at for long in LONGEST for at, file in enumerate(files) if file == long]
+        names = [(test.partition("::")[0], test.partition("[")[0]) for test in self.collection]
+        return [at for long in LONGEST for at, these in enumerate(names) if long in these]

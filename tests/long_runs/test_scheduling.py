@@ -61,13 +61,19 @@ def finish(scheduler: Any, processes: list[Process]) -> list[str]:
 
 
 def test_longest_tests_exist() -> None:
-    """Each name is a file of tests."""
-    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
+    """Each name is a file of tests, or a test in one."""
+    for name in LONGEST:
+        file, _, test = name.partition("::")
+        assert f"\ndef {test or 'test_'}" in (ROOT / file).read_text(), name
 
 
 def test_longest_tests_start_first(config: pytest.Config) -> None:
     """Each process starts with a long test; the next long ones go to those that are done first."""
-    long = [f"{file}::test_{number}" for file in LONGEST for number in range(2)]
+    long = [
+        f"{name}[{number}]" if "::" in name else f"{name}::test_{number}"
+        for name in LONGEST
+        for number in range(2)
+    ]
     processes, scheduler = run(config, [*QUICK, *reversed(long)])
     assert [LONGEST.index(one.given[0].partition("::")[0]) for one in processes] == [0, 0, 1]
     assert [one.given[1:] for one in processes] == [[test] for test in QUICK[:3]]
