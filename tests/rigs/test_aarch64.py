@@ -18,7 +18,7 @@ from tests.rigs.checkout import ROOT, copy_checkout, core_tests, run_tests
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
-SECONDS = 900
+SECONDS = 1800  # beside other emulated machines
 EXAMPLES = 40  # of a property: the emulated Python has a twelfth of the speed
 # They take minutes there; other tests feed the same parsers truncated and random input.
 LEFT_OUT = ("every_byte_edit", "every_flipped_bit", "every_changed_element")
