@@ -90,6 +90,6 @@ def run_python_as_nobody(
 def run_tests_as_nobody(*files: Path, without: str) -> None:
     """Run the tests of some files as nobody: all pass, and none is skipped."""
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not ({without})")
-    done = run_python_as_nobody(*words, *map(str, files), timeout=3 * PATIENCE)
+    done = run_python_as_nobody(*words, *map(str, files), timeout=10 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout

@@ -15,7 +15,7 @@ from tests.rigs.measured_boot.packages import BootPackages
 
 QEMU = "qemu-system-x86_64"
 SWTPM = "swtpm"
-DEADLINE = 300  # seconds
+DEADLINE = 900  # seconds, beside other emulated machines
 MEMORY = 2 << 30  # bytes
 _APPLETS = ("sh", "base64", "echo", "mount", "poweroff")
 _INIT = b"""#!/bin/sh
