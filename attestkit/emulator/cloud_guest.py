@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from attestkit.backends.simulator.clouds.aws_snp import AwsSnpSimulator
 from attestkit.backends.simulator.clouds.emulated_guest import boot_guest
 from attestkit.backends.simulator.clouds.imds import ImdsServer
@@ -19,16 +17,6 @@ from attestkit.errors import BackendError
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
-
-
-def hardware_scenario(scenario: Scenario) -> Scenario:
-    """Return the scenario of the hardware below a guest of a cloud; others are unchanged."""
-    if scenario.platform not in CLOUDS:
-        return scenario
-    snp = scenario.snp
-    if scenario.platform == "aws-snp":  # reports are signed by the key of the provider
-        snp = msgspec.structs.replace(snp, signing_key="VLEK")
-    return msgspec.structs.replace(scenario, platform=CLOUDS[scenario.platform].hardware, snp=snp)
 
 
 class CloudFiles:

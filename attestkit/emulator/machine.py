@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from errno import EINVAL
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,7 +22,6 @@ from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
-from attestkit.emulator.cloud_guest import CloudFiles, hardware_scenario
 from attestkit.emulator.kernel_files import (
     File,
     Link,
@@ -45,6 +44,9 @@ from attestkit.emulator.tdx_driver import (
 )
 from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.emulator.cloud_guest import CloudFiles
 
 PROVIDERS: Final = ("tdx_guest", "sev_guest", "none")
 REPORTS: Final = "/sys/kernel/config/tsm/report"
@@ -76,7 +78,13 @@ class Setup:
     @property
     def hardware(self) -> Scenario:
         """The scenario of the hardware, which a guest of a cloud may have below its vTPM."""
-        return hardware_scenario(self.scenario)
+        scenario, snp = self.scenario, self.scenario.snp
+        if scenario.platform not in CLOUDS:
+            return scenario
+        if scenario.platform == "aws-snp":  # reports are signed by the key of the provider
+            snp = msgspec.structs.replace(snp, signing_key="VLEK")
+        hardware = CLOUDS[scenario.platform].hardware
+        return msgspec.structs.replace(scenario, platform=hardware, snp=snp)
 
     @property
     def has_metadata_service(self) -> bool:
@@ -195,8 +203,11 @@ class Machine:
 
     def _boot_cloud(
         self, seed: bytes, random: Callable[[int], bytes], metadata_address: tuple[str, int]
-    ) -> CloudFiles:
+    ) -> "CloudFiles":
         """Boot the cloud's guest, and add its files."""
+        # Lazy: most machines have no cloud, and it takes a third of their start to import.
+        from attestkit.emulator.cloud_guest import CloudFiles
+
         setup = self._setup
         cloud = CloudFiles(
             msgspec.structs.replace(setup.scenario, quote_version=setup.quote_version),
