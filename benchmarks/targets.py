@@ -82,13 +82,7 @@ VTPM: Final = {
         "evidence of a known azure-snp verified",
         "cryptography",
         0.5,
-        note="the peer verifies two signatures",
-    ),
-    "vtpm-verify-new-azure-snp": Target(
-        "evidence of azure-snp verified, nothing known",
-        "cryptography",
-        0.5,
-        note="the peer verifies all five signatures",
+        note="the signatures of report and quote",
     ),
     "vtpm-verify-aws-nitro-tpm": Target("evidence of aws-nitro-tpm verified", "cryptography", 0.5),
 } | {

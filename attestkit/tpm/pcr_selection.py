@@ -1,5 +1,6 @@
 """Selections of PCRs: TPML_PCR_SELECTION (TPM 2.0 Library, Part 2, section 10.9.7)."""
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
@@ -74,7 +75,12 @@ def _read_selection(reader: TpmReader) -> PcrSelection:
         problem = f"bitmap of PCRs must have at most {_LARGEST_BITMAP} bytes, not {size}"
         raise reader.error(problem, "too_large", start)
     bits = int.from_bytes(reader.take(size), "little")  # PCR p is bit p % 8 of byte p / 8
-    return PcrSelection(bank, tuple(pcr for pcr in range(8 * size) if bits >> pcr & 1), size)
+    return PcrSelection(bank, _selected_pcrs(bits), size)
+
+
+@lru_cache(maxsize=256)
+def _selected_pcrs(bits: int) -> tuple[int, ...]:
+    return tuple([pcr for pcr in range(bits.bit_length()) if bits >> pcr & 1])
 
 
 def encode_selections(selections: tuple[PcrSelection, ...]) -> bytes:

@@ -65,8 +65,13 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
 
 def format_pcrs(found: Iterable[tuple[str, int]]) -> str:
     """Return PCRs as text, such as `sha256 PCRs 0-9, 14`."""
+    return _format_sorted(tuple(sorted(found)))
+
+
+@lru_cache(maxsize=64)  # evidence of one machine has the same PCRs
+def _format_sorted(found: tuple[tuple[str, int], ...]) -> str:
     banks: dict[str, list[int]] = {}
-    for bank, index in sorted(found):
+    for bank, index in found:
         banks.setdefault(bank, []).append(index)
     return " and ".join(f"{bank} PCRs {_ranges(indices)}" for bank, indices in banks.items())
 

@@ -30,6 +30,14 @@ Pcrs = tuple[tuple[str, int, bytes], ...]
 """Bank, index and value of each PCR."""
 
 
+class _Selected(NamedTuple):
+    """The PCRs that a quote selects."""
+
+    pcrs: Pcrs  # in the order of the selection
+    digest: bytes  # of their values
+    names: str  # such as `sha256 PCRs 0-23`
+
+
 class VerifiedQuote(NamedTuple):
     """A quote whose signature and PCR values are valid; its key is not yet trusted."""
 
@@ -100,8 +108,8 @@ def verify_tpm_quote(
             "tpm_qualifying_data",
         )
     _check_wanted(attest.selections, tuple(wanted))
-    pcrs = _check_values(attest, signed, pcr_values)
-    return VerifiedQuote(attest, key, pcrs, _steps(attest, signed, key, pcrs))
+    found = _check_values(attest, signed, pcr_values)
+    return VerifiedQuote(attest, key, found.pcrs, _steps(attest, signed, key, found.names))
 
 
 def _check_algorithm(
@@ -148,20 +156,21 @@ def _check_wanted(selections: tuple[PcrSelection, ...], wanted: tuple[PcrSelecti
             raise _refused(f"{one.bank} PCRs {numbers} are not selected", "pcr_selection")
 
 
-def _check_values(attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]) -> Pcrs:
+def _check_values(
+    attest: TpmsAttest, signed: TpmtSignature, values: Iterable[PcrValue]
+) -> _Selected:
     """Check that the delivered values are exactly the selected ones, and have their digest."""
-    pcrs, digest = _selected_values(attest.selections, tuple(values), signed.hash_name)
-    if not hmac.compare_digest(digest, attest.pcr_digest):
-        problem = f"the PCR values have the digest {digest.hex()}, must be"
+    found = _selected_values(attest.selections, tuple(values), signed.hash_name)
+    if not hmac.compare_digest(found.digest, attest.pcr_digest):
+        problem = f"the PCR values have the digest {found.digest.hex()}, must be"
         raise _refused(f"{problem} {attest.pcr_digest.hex()}", "pcr_digest")
-    return pcrs
+    return found
 
 
 @lru_cache(maxsize=64)  # a machine's PCRs seldom change after its boot
 def _selected_values(
     selections: tuple[PcrSelection, ...], delivered: tuple[PcrValue, ...], hash_name: str
-) -> tuple[Pcrs, bytes]:
-    """Return the selected PCRs in their order, and the digest of their values."""
+) -> _Selected:
     selected = [(one.bank, pcr) for one in selections for pcr in one.pcrs]
     found = {(bank, number): value for number, bank, value in delivered}
     if len(delivered) != len(found) or found.keys() != frozenset(selected):
@@ -171,7 +180,7 @@ def _selected_values(
             problem = f"{bank} PCR {number}: {len(value)} bytes, must have {hash_size(bank)}"
             raise _refused(problem, "pcr_digest")
     pcrs = tuple([(*name, found[name]) for name in selected])
-    return pcrs, pcr_digest(selections, found, hash_name)
+    return _Selected(pcrs, pcr_digest(selections, found, hash_name), format_pcrs(selected))
 
 
 def _mismatch(
@@ -192,9 +201,8 @@ def _mismatch(
 
 
 def _steps(
-    attest: TpmsAttest, signed: TpmtSignature, key: PublicVerificationKey, pcrs: Pcrs
+    attest: TpmsAttest, signed: TpmtSignature, key: PublicVerificationKey, quoted: str
 ) -> tuple[VerificationStep, VerificationStep]:
-    quoted = format_pcrs((bank, index) for bank, index, _ in pcrs)
     quote = passed(
         "tpm_quote",
         f"the TPM quote's signature is valid ({signed.algorithm} with {signed.hash_name}, "
