@@ -1,11 +1,10 @@
-"""Verification steps between signatures and policy: event log and app identity.
+"""Verification steps between signatures and policy: report data, event log and app identity.
 
 Each step takes evidence whose signatures are valid. It returns the verified values and a
 VerificationStep, or raises an exception.
 """
 
 import hmac
-from operator import attrgetter
 from types import EllipsisType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -31,34 +30,14 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.event_log.event import Event
-from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
+from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
 from attestkit.verifier.boot_identity import check_boot_events, check_sizes
-from attestkit.verifier.config_id import has_document, sealed_configuration
-from attestkit.verifier.os_image import VerifiedImage
-from attestkit.verifier.platforms.snp.claims import Fields, launch_claims, report_claims
-from attestkit.verifier.result import Authenticated, BoundTo, Claims, caution, passed, skipped
+from attestkit.verifier.config_id import sealed_configuration
+from attestkit.verifier.result import BoundTo, caution, passed, skipped
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
-
-_TD_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-_TD_ATTRIBUTES = (
-    "td_attributes",
-    "xfam",
-    "mr_seam",
-    "mr_signer_seam",
-    "seam_attributes",
-    "mr_config_id",
-    "mr_owner",
-    "mr_owner_config",
-    "tee_tcb_svn",
-)
-_TD_15_ATTRIBUTES = ("tee_tcb_svn2", "mr_service_td")  # TDX 1.5
-_td_registers = attrgetter(*_TD_REGISTERS)
-_td_attributes = attrgetter(*_TD_ATTRIBUTES)
-_td_15_attributes = attrgetter(*_TD_15_ATTRIBUTES)
-
 
 _PARAVISOR: Final = (AzureSnp, AzureTdx)
 
@@ -236,16 +215,8 @@ def app_info(
     if info.os_image_hash != image_hash:
         info = info._replace(os_image_hash=image_hash)
     if isinstance(platform, NitroEnclave):
-        # Its events come from the agent and are not measured; only the image is.
-        info = info._replace(
-            app_id=b"",
-            compose_hash=image_hash,
-            instance_id=b"",
-            key_provider_info=b"",
-            init_script_hashes=None,
-        )
         text = "an enclave's image is its only identity: its app id was left out"
-        return info, _without_app(text)
+        return _enclave_identity(info, image_hash), _without_app(text)
     check_boot_events(attestation.runtime_events)
     check_sizes(info)
     sealed = None
@@ -257,6 +228,17 @@ def app_info(
     else:
         steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
     return info, steps if sealed is None else (*steps, sealed)
+
+
+def _enclave_identity(info: "AppInfo", image_hash: bytes) -> "AppInfo":
+    """Return the identity of an enclave: only its image is measured, not the agent's events."""
+    return info._replace(
+        app_id=b"",
+        compose_hash=image_hash,
+        instance_id=b"",
+        key_provider_info=b"",
+        init_script_hashes=None,
+    )
 
 
 def _nameless(attestation: Attestation) -> str:
@@ -279,104 +261,6 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
     return (skipped("app", text),)
 
 
-def claims(
-    parsed: ParsedEvidence,
-    authenticated: Authenticated | None,
-    registers: tuple[int, ...],
-    image: VerifiedImage,
-) -> Claims:
-    """Return the authenticated fields of evidence that passed the previous steps.
-
-    They are not authentic if `authenticated` is None, which is for display only.
-    """
-    named, attributes = _fields(parsed)
-    report_data, vtpm = b"", None
-    proven: Fields = ()
-    if authenticated is not None:
-        report_data, vtpm = authenticated.report_data, authenticated.vtpm
-        proven = authenticated.attributes
-    if vtpm is not None:
-        named = (*named, *vtpm.registers())
-    attestation = parsed.attestation
-    replayed = registers or (attestation is not None and _measures_events_in_pcr(attestation))
-    events = attestation.runtime_events if attestation is not None and replayed else ()
-    return Claims(
-        platform=parsed.platform,
-        report_data=report_data,
-        registers=named,
-        attributes=(*attributes, *proven, *verified_launch(parsed, image.hash)),
-        events=events,
-        event_registers=registers,
-        os_image_hash=image.hash,
-        has_mr_config=_has_mr_config(parsed),
-        measurement_version=image.measurement_version,
-        acpi_tables_verified=image.acpi_tables,
-        os_image_version=image.version,
-        os_image_is_dev=image.is_dev,
-        vtpm=vtpm,
-    )
-
-
-def _measures_events_in_pcr(attestation: Attestation) -> bool:
-    """Return whether the platform measures runtime events in a PCR, which then replays."""
-    return isinstance(attestation.evidence.platform, NitroTpm) and not attestation.is_bare
-
-
-def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:
-    """Return the launch parameters of an SEV-SNP guest; empty unless its OS image is verified."""
-    attestation = parsed.attestation
-    if attestation is None or not isinstance(attestation.evidence.platform, SevSnp):
-        return ()
-    return launch_claims(attestation.config) if image_hash else ()
-
-
-def _has_mr_config(parsed: ParsedEvidence) -> bool:
-    attestation, quote = parsed
-    if attestation is None or quote is None or not isinstance(quote.body, TdQuoteBody):
-        return False
-    return has_document(quote.body.mr_config_id, attestation.config)
-
-
-def _fields(parsed: ParsedEvidence) -> tuple[Fields, Fields]:
-    """Return registers and attributes, each as a pair of name and value.
-
-    The names are those of the platform, such as mrtd for TDX and pcr0 for an enclave. The PCRs of a
-    TPM are not among them.
-    """
-    attestation, quote = parsed
-    if quote is not None:
-        named, attributes = _quoted(quote)
-        if isinstance(parsed.wire_platform, AzureTdx):  # RTMRs are zero, and measure nothing
-            named = tuple([(name, value) for name, value in named if name == "mrtd"])
-        return named, attributes
-    assert attestation is not None
-    if (report := attestation.snp_report) is not None:
-        return report_claims(report)
-    if not isinstance(attestation.evidence.platform, NitroEnclave):
-        return (), ()
-    document = attestation.nitro_document
-    assert document is not None
-    return tuple((f"pcr{index}", value) for index, value in sorted(document.pcrs.items())), ()
-
-
-def _quoted(quote: Quote) -> tuple[Fields, Fields]:
-    body = quote.body
-    if isinstance(body, TdQuoteBody):
-        named = tuple(zip(_TD_REGISTERS, _td_registers(body), strict=True))
-        found = zip(_TD_ATTRIBUTES, _td_attributes(body), strict=True)
-        if body.tee_tcb_svn2 is None:
-            return named, (*found, *_enclave_svns(quote))
-        newer = zip(_TD_15_ATTRIBUTES, _td_15_attributes(body), strict=True)
-        return named, (*found, *newer, *_enclave_svns(quote))
-    attributes = (
-        ("attributes", body.attributes),
-        ("isv_prod_id", body.isv_prod_id.to_bytes(2, "little")),
-        ("isv_svn", body.isv_svn.to_bytes(2, "little")),
-        *_enclave_svns(quote),
-    )
-    return (("mrenclave", body.mr_enclave), ("mrsigner", body.mr_signer)), attributes
-
-
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
     """Check the report data, if expected."""
     value, bound_to, _ = expected
@@ -396,13 +280,3 @@ def check_report_data(signed: bytes, expected: ExpectedReportData) -> Verificati
     if bound_to == "nonce":
         text = "the evidence is bound to the expected nonce"
     return passed("report_data", text)
-
-
-def _enclave_svns(quote: Quote) -> tuple[tuple[str, bytes], ...]:
-    """Return the SVN of the quoting enclave, and those in the header of a version 3 quote."""
-    found = ("qe_svn", quoting_enclave_svn(quote))
-    if quote.version != 3:
-        return (found,)
-    header = quote.header
-    svns = {"header_qe_svn": header.qe_svn or 0, "header_pce_svn": header.pce_svn or 0}
-    return (found, *((name, svn.to_bytes(2, "little")) for name, svn in svns.items()))

@@ -32,10 +32,9 @@ from attestkit.verifier.evidence_checks import (
     app_info,
     check_quoted_report_data,
     check_report_data,
-    claims,
     replay_event_log,
-    verified_launch,
 )
+from attestkit.verifier.evidence_claims import claims, verified_launch
 from attestkit.verifier.evidence_formats import Evidence, parse_evidence
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
