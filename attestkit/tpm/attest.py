@@ -12,6 +12,9 @@ LARGEST_EXTRA_DATA: Final = 66  # bytes: TPM2B_DATA holds a TPMT_HA
 _LARGEST_DIGEST: Final = 64
 _DIGEST_SIZES: Final = (20, 32, 48, 64)
 
+SIMULATED_FIRMWARE: Final = int.from_bytes(b"SIMULATE", "big")
+"""Firmware version of the simulated TPM; swtpm behind a simulated guest has its own."""
+
 
 class TpmsAttest(NamedTuple):
     """A quote: what the TPM signs of its PCRs. Other attestations are refused."""
@@ -25,6 +28,11 @@ class TpmsAttest(NamedTuple):
     firmware_version: int  # 8 bytes
     selections: tuple[PcrSelection, ...]
     pcr_digest: bytes  # by the hash of the signature: 20 (SHA-1), 32, 48 or 64 bytes
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the firmware version is that of attestkit's simulated TPM."""
+        return self.firmware_version == SIMULATED_FIRMWARE
 
     @classmethod
     def parse(cls, data: bytes) -> "TpmsAttest":

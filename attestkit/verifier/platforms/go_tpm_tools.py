@@ -67,7 +67,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
         tcb=Tcb(),
         chain=certified.chain,
         steps=(*quoted, *certified.steps, *instance, WITHOUT_TEE, *_left_out(message)),
-        simulated=certified.simulated,
+        simulated=certified.simulated or any(quote.attest.is_simulated for quote in quotes),
         vtpm=replace(facts, pcrs=pcrs),
     )
 

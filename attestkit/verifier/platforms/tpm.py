@@ -67,6 +67,7 @@ def authenticate_tpm(
         tcb=Tcb(),
         chain=certified.chain,
         steps=(*quote.steps, *certified.steps, *instance, WITHOUT_TEE),
+        simulated=certified.simulated or quote.attest.is_simulated,
         vtpm=quote.facts(certified.trust, details=details),
     )
 

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal, get_args
 
 from attestkit._crypto.hashes import hkdf_sha256
-from attestkit._crypto.x509.simulated_mark import SIMULATED_FIRMWARE
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator.clouds.firmware_log import BootRecord, encode_log
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
@@ -16,6 +15,7 @@ from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.tpm import TpmtPublic
+from attestkit.tpm.attest import SIMULATED_FIRMWARE
 
 TpmKind = Literal["model", "swtpm"]
 """The software behind a simulated vTPM: the model in Python, or a swtpm process."""

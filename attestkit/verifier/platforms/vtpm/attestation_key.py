@@ -4,7 +4,6 @@ vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither cer
 """
 
 import hmac
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -12,6 +11,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
+from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit._reasons import VerificationStep
 from attestkit.errors import CollateralError, FormatError, SignatureError
 from attestkit.tpm import TpmtPublic
@@ -25,8 +25,6 @@ from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
-# In the names of simulated roots and machines, which no real authority has.
-_SIMULATED: Final = re.compile(rb"attestkit[ -]simulated")
 _FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
 
 
@@ -135,11 +133,6 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         message = "attestation key: not the key of its certificate"
         raise SignatureError(message, reason="ak_mismatch")
     return found
-
-
-def names_simulator(certificate: bytes) -> bool:
-    """Return whether a certificate (DER) has a name of attestkit's simulated authorities."""
-    return _SIMULATED.search(certificate) is not None
 
 
 def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:

@@ -10,15 +10,17 @@ import pytest
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.simulated_mark import SIMULATED_FIRMWARE, is_simulated_certificate
+from attestkit._crypto.x509.simulated_mark import names_simulator
+from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
+from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.clouds.azure import STORAGE_ROOT
 from attestkit.backends.simulator.software_tpm import TpmModel
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.errors import BackendUnavailableError, CollateralError, UsageError
+from attestkit.errors import BackendUnavailableError, CollateralError, PolicyError, UsageError
 from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic
 from attestkit.tpm.algorithms import hash_size
@@ -221,9 +223,24 @@ def test_simulated_tpm_is_marked(platform: str) -> None:
     with open_cloud(platform=platform) as tee:
         platform_evidence = untyped(tee.attest(nonce=bytes(32)).evidence.platform)
     quote = getattr(platform_evidence, "vtpm_quote", None) or platform_evidence.tpm_quote
-    assert TpmsAttest.parse(quote.message).firmware_version == SIMULATED_FIRMWARE
+    assert TpmsAttest.parse(quote.message).is_simulated
     certificates = getattr(quote, "ak_certificates", None) or (quote.ak_cert,)
-    assert all(is_simulated_certificate(der) for der in certificates)
+    assert all(names_simulator(der) for der in certificates)
+
+
+def test_listed_key_of_a_simulated_tpm_is_simulated() -> None:
+    """Without a certificate, a key in `trusted_aks` gives a simulated result by its quote alone."""
+    nonce = secrets.token_bytes(32)
+    with open_cloud(platform="tpm") as tee:
+        evidence = untyped(tee.attest(nonce=nonce))
+        listed = untyped(tee.backend).attestation_key
+    quote = evidence.evidence.platform.vtpm_quote._replace(ak_certificates=())
+    bare = evidence.evidence._replace(platform=Tpm(quote))
+    policy = AppraisalPolicy.default().replace(platforms={"tpm"}, trusted_aks={listed})
+    assert Verifier(policy=policy).verify(Attestation(bare), nonce=nonce).simulated
+    strict = policy.replace(refuse_simulated=True)
+    with raises(PolicyError, "simulated"):
+        Verifier(policy=strict).verify(Attestation(bare), nonce=nonce)
 
 
 def test_certificates_of_a_nitro_document_are_marked() -> None:
@@ -231,4 +248,4 @@ def test_certificates_of_a_nitro_document_are_marked() -> None:
     with open_cloud(platform="aws-nitro-tpm") as tee:
         document = tee.attest(nonce=bytes(32)).nitro_document
     assert document is not None
-    assert all(map(is_simulated_certificate, (document.certificate, *document.cabundle)))
+    assert all(map(names_simulator, (document.certificate, *document.cabundle)))
