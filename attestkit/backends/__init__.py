@@ -40,14 +40,14 @@ __all__ = [
 ]
 
 BUILTIN: Final = {
-    "gcp": "Gcp",
+    "gcp": "GcpBackend",
     "configfs_tsm": "ConfigfsTsm",
     "tdx_ioctl": "TdxIoctl",
     "nitro_tpm": "NitroTpmBackend",
     "dstack_agent": "DstackAgent",
     "simulator": "Simulator",
     "recording": "Recording",
-    "azure": "Azure",
+    "azure": "AzureBackend",
     "tpm": "TpmBackend",
 }
 # Order of detection. Without the simulator and recordings, whose evidence is never used by default,

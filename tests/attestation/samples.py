@@ -40,7 +40,7 @@ TPM_QUOTE = parts.TpmQuote(
     (parts.PcrValue(0, "sha256", b"\1" * 32), parts.PcrValue(2, "sha256", b"\2" * 32)),
     b"certificate",
     "gcp",
-    (parts.TpmEvent(2, b"\3" * 32),),
+    (parts.TpmEventDigest(2, b"\3" * 32),),
 )
 EVENTS = (WireEvent(0, 10, b"\4" * 48, "acpi-rsdp", b"ACPI DATA"), v1_event("app-id", b"\xde\xad"))
 KINDS = [

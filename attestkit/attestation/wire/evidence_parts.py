@@ -33,7 +33,7 @@ class PcrValue(NamedTuple):
     value: bytes
 
 
-class TpmEvent(NamedTuple):
+class TpmEventDigest(NamedTuple):
     """An event of a TPM event log: its PCR and SHA-256 digest."""
 
     pcr_index: int
@@ -48,7 +48,7 @@ class TpmQuote(NamedTuple):
     pcr_values: tuple[PcrValue, ...]
     ak_cert: bytes  # DER
     platform: str  # one of TPM_PLATFORMS
-    event_log: tuple[TpmEvent, ...]
+    event_log: tuple[TpmEventDigest, ...]
 
 
 class Tdx(NamedTuple):

@@ -90,7 +90,7 @@ _TPM_QUOTE: Final = _struct(
     _vector(_struct(parts.PcrValue, _U32, _TEXT, _BLOB)),
     _BLOB,
     _Type(_tpm_platform, lambda name: bytes([parts.TPM_PLATFORMS.index(name)])),
-    _vector(_struct(parts.TpmEvent, _U32, _BLOB)),
+    _vector(_struct(parts.TpmEventDigest, _U32, _BLOB)),
 )
 _RUNTIME_EVENTS: Final = _vector(
     _Type(

@@ -312,7 +312,9 @@ _TPM_QUOTE = _value(
         "ak_cert": _Field(_blob),
         "platform": _Field(_tpm_platform),
         "event_log": _Field(
-            _array(_value(parts.TpmEvent, {"pcr_index": _Field(_u32), "digest": _Field(_blob)}))
+            _array(
+                _value(parts.TpmEventDigest, {"pcr_index": _Field(_u32), "digest": _Field(_blob)})
+            )
         ),
     },
 )

@@ -23,7 +23,7 @@ from attestkit.attestation.wire.evidence_parts import (
     SevSnp,
     Stack,
     Tdx,
-    TpmEvent,
+    TpmEventDigest,
     TpmQuote,
     VtpmQuote,
 )
@@ -120,7 +120,7 @@ class _PcrValue(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _TpmEvent(Struct, forbid_unknown_fields=True, gc=False):
-    """Fields of a `TpmEvent`, in the same order."""
+    """Fields of a `TpmEventDigest`, in the same order."""
 
     pcr_index: _U32
     digest: bytes
@@ -231,7 +231,7 @@ def decode_tpm_quote(data: bytes) -> TpmQuote | None:
         tuple([make(PcrValue, fields(one)) for one in found.pcr_values]),
         found.ak_cert,
         found.platform,
-        tuple([make(TpmEvent, fields(one)) for one in found.event_log]),
+        tuple([make(TpmEventDigest, fields(one)) for one in found.event_log]),
     )
 
 

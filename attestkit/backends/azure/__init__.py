@@ -4,7 +4,7 @@ The hardware report comes from an NV index of the TPM, its certificates or quote
 metadata service.
 """
 
-from attestkit.backends.azure.backend import Azure
+from attestkit.backends.azure.backend import AzureBackend
 from attestkit.backends.azure.imds import ImdsClient
 
-__all__ = ["Azure", "ImdsClient"]
+__all__ = ["AzureBackend", "ImdsClient"]

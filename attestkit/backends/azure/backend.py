@@ -25,14 +25,14 @@ from attestkit.tpm import PcrSelection
 from attestkit.tpm.pcrs import INIT_DATA_PCR
 from attestkit.tpm.response_codes import PARAMETER, RC_SIZE
 
-__all__ = ["Azure"]
+__all__ = ["AzureBackend"]
 
 _PORTABLE: Final = 32  # bytes of qualifying data that every TPM accepts
 _DATA_TOO_LONG: Final = RC_SIZE | PARAMETER | 1 << 8  # of Quote, its first parameter
 _SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
 
 
-class Azure(TpmGuest):
+class AzureBackend(TpmGuest):
     """An Azure confidential VM: the paravisor's TPM, and Azure's metadata service (IMDS).
 
     Evidence has the HCL report with the hardware's report, a quote of all PCRs of the SHA-256 bank

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from attestkit.attestation.wire.evidence_parts import TpmEvent
+from attestkit.attestation.wire.evidence_parts import TpmEventDigest
 from attestkit.backends.linux.device_errors import access_error, failed, unavailable
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls, read_file
@@ -39,7 +39,7 @@ def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) ->
     return log
 
 
-def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEvent, ...]:
+def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEventDigest, ...]:
     """Return PCR and SHA-256 digest of each record that extends a PCR.
 
     Raises:
@@ -54,7 +54,7 @@ def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEvent, ...]:
         text = "TPM event log: has no SHA-256 digests; enable that bank in the firmware"
         raise failed(path, text, "malformed_response")
     return tuple(
-        TpmEvent(event.pcr, event.digest(BANK))
+        TpmEventDigest(event.pcr, event.digest(BANK))
         for event in parsed.events
         if event.event_type != NO_ACTION and event.pcr < _PCRS
     )

@@ -15,7 +15,7 @@ from attestkit.attestation.wire.evidence_parts import (
     PcrValue,
     Platform,
     Tpm,
-    TpmEvent,
+    TpmEventDigest,
 )
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
@@ -34,7 +34,7 @@ class TpmParts(NamedTuple):
     boot_log: bytes = b""
     ima_log: bytes = b""
     # Of a log in the form of dstack, then of the runtime events; empty with other logs.
-    digests: tuple[TpmEvent, ...] = ()
+    digests: tuple[TpmEventDigest, ...] = ()
     measures_events: bool = False  # whether runtime events extend PCR 14
     extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
@@ -48,7 +48,7 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
     platform = evidence.platform
     if isinstance(platform, GcpTdx):
         quote, events = platform.tpm_quote, evidence.stack.runtime_events
-        measured = [TpmEvent(EVENT_PCR, sha256(runtime_preimage(*event))) for event in events]
+        measured = [TpmEventDigest(EVENT_PCR, sha256(runtime_preimage(*event))) for event in events]
         return TpmParts(
             ((quote.message, quote.signature),),
             quote.pcr_values,

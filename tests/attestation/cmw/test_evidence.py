@@ -55,7 +55,7 @@ TPM_QUOTES: Final = st.builds(
     st.lists(st.builds(wire.PcrValue, _U32, _TEXT, _SHORT), max_size=2).map(tuple),
     _SHORT,
     st.sampled_from(["dstack", "gcp"]),
-    st.lists(st.builds(wire.TpmEvent, _U32, _SHORT), max_size=2).map(tuple),
+    st.lists(st.builds(wire.TpmEventDigest, _U32, _SHORT), max_size=2).map(tuple),
 )
 _PLATFORMS: Final[st.SearchStrategy[wire.Platform]] = st.one_of(
     st.builds(Tdx, _SHORT, _EVENTS),

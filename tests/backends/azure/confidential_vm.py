@@ -7,7 +7,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import encode_pem
 from attestkit._formats.base64url import to_base64url
 from attestkit.attestation.hcl_report import HclReport
-from attestkit.backends.azure import Azure, ImdsClient
+from attestkit.backends.azure import AzureBackend, ImdsClient
 from attestkit.backends.azure.imds import read_base64
 from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
@@ -91,7 +91,7 @@ class ConfidentialVm:
             )
         return create_response(b"").replace(b"200 OK", b"404 Not Found")
 
-    def backend(self, **options: Any) -> Azure:
+    def backend(self, **options: Any) -> AzureBackend:
         """Return a backend of this VM."""
         imds = ImdsClient(self.imds.address, sleep=self.sleep)
         defaults: dict[str, Any] = {
@@ -100,4 +100,4 @@ class ConfidentialVm:
             "sleep": self.sleep,
             "logs": False,
         }
-        return Azure(**(defaults | options))
+        return AzureBackend(**(defaults | options))

@@ -11,7 +11,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
 from attestkit.attester import Attester
-from attestkit.backends.azure import Azure
+from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure import backend as backend_module
 from attestkit.backends.azure.paravisor import (
     AK_CERTIFICATE,
@@ -73,7 +73,7 @@ class TestContract(BackendContract):
         monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
         self.vm, self.tpm = create_vm(), software_tpm
 
-    def make_backend(self) -> Azure:
+    def make_backend(self) -> AzureBackend:
         """Return the backend of the VM."""
         return self.vm.backend()
 
@@ -94,7 +94,7 @@ def probe_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Probe:
 
     def probe(open_tpm: Callable[..., TpmClient]) -> None:
         monkeypatch.setattr(backend_module, "open_tpm", open_tpm)
-        Azure.probe_for_detection(paths)
+        AzureBackend.probe_for_detection(paths)
 
     return probe
 
@@ -130,7 +130,7 @@ def test_azure_detection_does_not_open_the_tpm_of_another_machine(
     (paths.dmi / "chassis_asset_tag").write_text(tag)
     monkeypatch.setattr(backend_module, "open_tpm", opened.append)
     with raises(BackendUnavailableError, "wrong_platform", part="not a VM of Azure"):
-        Azure.probe_for_detection(paths)
+        AzureBackend.probe_for_detection(paths)
     assert opened == []
 
 
@@ -140,7 +140,7 @@ def test_azure_probe_of_missing_or_failing_tpm_is_unavailable(
     """Detection goes on if there is no TPM, or if another process has its raw node."""
     monkeypatch.delenv("TPM_DEVICE", raising=False)
     with raises(BackendUnavailableError, "missing"):
-        Azure.probe(KernelPaths.below(tmp_path))
+        AzureBackend.probe(KernelPaths.below(tmp_path))
 
     def fail(*_: object) -> TpmClient:
         raise BackendBusyError("/dev/tpm0: busy", reason="device")
@@ -356,6 +356,6 @@ def test_azure_backend_methods_of_other_platforms_are_unsupported(create_vm: Cre
     assert backend.read_event_log() == b""
     with raises(UsageError, "wrong_size"):
         backend.collect_evidence(b"")
-    assert repr(backend) == "<Azure on swtpm>"
+    assert repr(backend) == "<AzureBackend on swtpm>"
     backend.close()
     backend.close()

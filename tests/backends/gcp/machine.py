@@ -10,7 +10,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     encode_name,
     issue_cloud_authority,
 )
-from attestkit.backends.gcp import Gcp
+from attestkit.backends.gcp import GcpBackend
 from attestkit.backends.gcp.pcr_journal import event_digest
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
@@ -62,9 +62,9 @@ class Machine(NamedTuple):
     paths: KernelPaths
     ca: GoogleCa
 
-    def open(self) -> Gcp:
+    def open(self) -> GcpBackend:
         """Return the backend."""
-        return Gcp(paths=self.paths, hardware=self.hardware, client=self.client)
+        return GcpBackend(paths=self.paths, hardware=self.hardware, client=self.client)
 
     def extend_by_events(self, count: int | None = None) -> None:
         """Extend PCR 14 by the events of the boot, which the simulator has measured in RTMR 3."""

@@ -14,7 +14,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpSnp, GcpTdx, Stack
 from attestkit.attester import Attester
 from attestkit.backends.base import EvidenceCollector, RegisterExtender, SnpReporter
-from attestkit.backends.gcp import Gcp, GcpSnpGuest, GcpTdGuest
+from attestkit.backends.gcp import GcpBackend, GcpSnpGuest, GcpTdGuest
 from attestkit.backends.gcp.pcr_journal import event_digest, replay_events
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
@@ -71,7 +71,7 @@ def reason_of(call: Callable[[], Any], kind: type[AttestKitError]) -> str:
     return caught.value.reason
 
 
-def attester(machine: Machine) -> Attester[Gcp]:
+def attester(machine: Machine) -> Attester[GcpBackend]:
     """Return an attester on the machine."""
     return Attester(machine.open(), host=machine.hardware)
 
@@ -152,7 +152,7 @@ def test_the_backend_has_the_protocols_of_its_hardware(machine: Machine) -> None
     options: dict[str, Any] = {"hardware": machine.hardware, "client": machine.client}
     assert reason_of(lambda: GcpSnpGuest(**options), UsageError) == "not_applicable"
     options["hardware"] = object()
-    assert reason_of(lambda: Gcp(**options), UsageError) == "wrong_type"
+    assert reason_of(lambda: GcpBackend(**options), UsageError) == "wrong_type"
 
 
 def test_hardware_that_returns_other_report_data_is_refused(machine: Machine) -> None:
@@ -168,7 +168,7 @@ def test_hardware_that_returns_other_report_data_is_refused(machine: Machine) ->
             del report_data
             return quote(bytes(64))
 
-    opened = Gcp(paths=machine.paths, hardware=Other(), client=machine.client)
+    opened = GcpBackend(paths=machine.paths, hardware=Other(), client=machine.client)
     assert isinstance(opened, GcpTdGuest)
     call = opened.collect_evidence
     assert reason_of(lambda: call(b"x" * 64), BackendError) == "wrong_report_data"
@@ -193,7 +193,7 @@ def test_the_rsa_key_is_used_if_there_is_no_other(software_tpm: TpmClient, tmp_p
 def test_a_tpm_without_template_is_not_googles(software_tpm: TpmClient, tmp_path: Path) -> None:
     """The absent template and the absent certificate are different errors."""
     paths = KernelPaths.below(tmp_path)
-    opened = Gcp(paths=paths, hardware=Simulator(), client=software_tpm)
+    opened = GcpBackend(paths=paths, hardware=Simulator(), client=software_tpm)
     call = opened.read_attestation_key
     assert reason_of(call, BackendUnavailableError) == "wrong_platform"
     template_index, certificate_index = INDICES["ecc"]
@@ -253,7 +253,7 @@ def test_a_missing_or_malformed_log_is_an_error(machine: Machine) -> None:
 def test_a_report_is_quoted_with_all_pcrs(machine: Machine) -> None:
     """The TPM's quote is over the report's SHA-256, and the log explains the boot."""
     hardware = Simulator(platform="snp")
-    opened = Gcp(paths=machine.paths, hardware=hardware, client=machine.client)
+    opened = GcpBackend(paths=machine.paths, hardware=hardware, client=machine.client)
     assert isinstance(opened, GcpSnpGuest)
     assert not isinstance(opened, RegisterExtender)
     assert not isinstance(opened, SnpReporter)
@@ -291,7 +291,7 @@ def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
     found = make_machine(software_tpm, tmp_path / "root", Simulator())
     software_tpm.pcr_extend(23, {"sha256": bytes(32)})
     hardware = Simulator(platform="snp")
-    opened = Gcp(paths=found.paths, hardware=hardware, client=software_tpm)
+    opened = GcpBackend(paths=found.paths, hardware=hardware, client=software_tpm)
     evidence = Attester(opened, host=hardware).attest(nonce=NONCE)
     assert evidence.platform == "gcp-snp"
     chains = AkChains(found.hardware.trust_anchor, certificates=[found.ca.intermediate_der])
@@ -321,7 +321,7 @@ def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
 
 def test_probe_needs_a_tpm(tmp_path: Path) -> None:
     """A machine without a TPM node is quickly told apart."""
-    call = lambda: Gcp.probe(KernelPaths.below(tmp_path))  # noqa: E731
+    call = lambda: GcpBackend.probe(KernelPaths.below(tmp_path))  # noqa: E731
     assert reason_of(call, BackendUnavailableError) == "missing"
 
 
@@ -331,10 +331,10 @@ def test_detection_needs_a_machine_of_google(
     """The TPM of another machine is not opened by detection."""
     paths = KernelPaths.below(tmp_path)
     monkeypatch.setattr("attestkit.backends.find_kernel_paths", lambda: paths)
-    assert reason_of(Gcp.probe_for_detection, BackendUnavailableError) == "wrong_platform"
+    assert reason_of(GcpBackend.probe_for_detection, BackendUnavailableError) == "wrong_platform"
     paths.dmi.mkdir(parents=True)
     (paths.dmi / "product_name").write_text("Google Compute Engine\n")
-    assert reason_of(Gcp.probe_for_detection, BackendUnavailableError) == "missing"
+    assert reason_of(GcpBackend.probe_for_detection, BackendUnavailableError) == "missing"
 
 
 def test_replay_starts_where_shim_ended() -> None:

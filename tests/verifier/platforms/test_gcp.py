@@ -23,7 +23,7 @@ from attestkit.attestation.wire.evidence_parts import (
     PcrValue,
     RuntimeEvent,
     Tdx,
-    TpmEvent,
+    TpmEventDigest,
     TpmQuote,
     VtpmQuote,
 )
@@ -212,8 +212,8 @@ def test_short_integers_of_a_signature_are_accepted() -> None:
     ("changes", "reason"),
     [
         ({"platform": "dstack"}, "wrong_value"),
-        ({"event_log": (TpmEvent(24, bytes(32)),)}, "wrong_value"),
-        ({"event_log": (TpmEvent(0, bytes(31)),)}, "wrong_value"),
+        ({"event_log": (TpmEventDigest(24, bytes(32)),)}, "wrong_value"),
+        ({"event_log": (TpmEventDigest(0, bytes(31)),)}, "wrong_value"),
         ({"event_log": ()}, "pcr_mismatch"),
         ({"pcr_values": ()}, "pcr_selection"),
     ],
@@ -274,7 +274,7 @@ def test_records_precede_events_in_pcr_14_outside_of_dstack_only() -> None:
     shim, event = sha256(b"shim's keys"), RuntimeEvent("e", b"")
     digests = [shim, sha256(runtime_preimage(*event))]
     value = PcrValue(14, "sha256", extend("sha256", bytes(32), digests))
-    quote = TpmQuote(b"", b"", (value,), b"", "gcp", (TpmEvent(14, shim),))
+    quote = TpmQuote(b"", b"", (value,), b"", "gcp", (TpmEventDigest(14, shim),))
     step = _replay_events(quote, [event], after_shim=True)
     assert step.text.startswith("1 records of the firmware's log and the 1 runtime events")
     alone = value._replace(value=extend("sha256", bytes(32), digests[1:]))
@@ -288,7 +288,7 @@ def test_records_precede_events_in_pcr_14_outside_of_dstack_only() -> None:
 def test_a_configuration_of_dstack_excludes_records_in_pcr_14() -> None:
     """Evidence with a configuration of dstack is verified as upstream does."""
     log = platform_of(composed()).tpm_quote.event_log
-    kind, reason = refused(altered(event_log=(*log, TpmEvent(14, sha256(b"shim")))))
+    kind, reason = refused(altered(event_log=(*log, TpmEventDigest(14, sha256(b"shim")))))
     assert (kind, reason) == (ReplayError, "pcr_mismatch")
 
 
@@ -332,7 +332,7 @@ def test_the_image_is_that_of_its_measurement_document() -> None:
     )
     other = [log[index].digest for index in at]
     other[2] = bytes(32)
-    events = tuple(TpmEvent(2, digest) for digest in other)
+    events = tuple(TpmEventDigest(2, digest) for digest in other)
     assert "UKI hash mismatch" in check(event_log=events, pcr_values=with_replay(quote, other))
 
 
@@ -429,7 +429,7 @@ def test_init_data_in_pcr_8_needs_no_record() -> None:
     found = _replay_log(quote)
     assert found.replayed == ()
     assert "PCRs 8" in found.steps[-1].text
-    logged = quote._replace(event_log=(TpmEvent(8, sha256(b"command line")),))
+    logged = quote._replace(event_log=(TpmEventDigest(8, sha256(b"command line")),))
     with pytest.raises(ReplayError):
         _replay_log(logged)
 

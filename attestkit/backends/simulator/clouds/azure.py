@@ -7,7 +7,7 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.pem import encode_pem
 from attestkit.attestation.hcl_report import HclReport, HclReportType
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
-from attestkit.backends.azure import Azure
+from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure.imds import ImdsClient
 from attestkit.backends.azure.paravisor import AK_CERTIFICATE, AK_HANDLE, HCL_REPORT, USER_DATA
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
@@ -71,7 +71,7 @@ class _AzureVm(CloudSimulator):
         self._imds = self._make_imds()
         self._imds_server = ImdsServer(self._respond)
         clock = self._clock
-        self._guest = Azure(
+        self._guest = AzureBackend(
             client=self.vtpm.connect(),
             imds=ImdsClient(self._imds_server.address, sleep=clock.sleep, clock=clock.read),
             paths=self.vtpm.paths,

@@ -15,7 +15,7 @@ from attestkit.attestation.wire.evidence_parts import (
     PcrValue,
     Platform,
 )
-from attestkit.backends.gcp import Gcp
+from attestkit.backends.gcp import GcpBackend
 from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, event_digest
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import (
@@ -82,7 +82,7 @@ class _GoogleVm(CloudSimulator):
         hooks = TpmHooks(virtual_indices={i: VirtualIndex(one) for i, one in contents.items()})
         self._start_vtpm(_records(), hooks)
         self._provision(contents.values())
-        self._guest = Gcp(
+        self._guest = GcpBackend(
             hardware=self._hardware, client=self.vtpm.connect(), paths=self.vtpm.paths
         )
 

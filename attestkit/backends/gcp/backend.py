@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from attestkit import backends
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, TpmEvent, TpmQuote, VtpmQuote
+from attestkit.attestation.wire.evidence_parts import (
+    GcpSnp,
+    GcpTdx,
+    TpmEventDigest,
+    TpmQuote,
+    VtpmQuote,
+)
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
@@ -40,7 +46,7 @@ _TDX_PCRS: Final = (0, 2, RUNTIME_PCR)
 _WRONG_REPORT_DATA: Final = "the platform returned evidence over other report data than requested"
 
 
-class Gcp:
+class GcpBackend:
     """Factory and base class: constructing it returns a GcpTdGuest or a GcpSnpGuest.
 
     Thread-safe. Its `attest` binds a nonce together with the vTPM's key.
@@ -169,7 +175,7 @@ class Gcp:
         return f"<{type(self).__name__} on {self._client.path}>"
 
 
-class GcpTdGuest(Gcp):
+class GcpTdGuest(GcpBackend):
     """A TDX guest of Google: runtime events extend RTMR 3 and PCR 14."""
 
     _journal: PcrJournal | None = None
@@ -223,7 +229,7 @@ class GcpTdGuest(Gcp):
     @cached_property
     def _pcr_start(self) -> bytes:
         """PCR 14 as the firmware and shim left it."""
-        log: tuple[TpmEvent, ...] = read_digests(self._paths, self._read_boot_log())
+        log: tuple[TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
         value = bytes(32)
         for event in log:
             if event.pcr_index == RUNTIME_PCR:
@@ -241,7 +247,7 @@ class GcpTdGuest(Gcp):
         self._client.pcr_extend(RUNTIME_PCR, {BANK: digest})
 
 
-class GcpSnpGuest(Gcp):
+class GcpSnpGuest(GcpBackend):
     """An SEV-SNP guest of Google."""
 
     def collect_evidence(self, report_data: bytes) -> GcpSnp:
@@ -264,7 +270,7 @@ class GcpSnpGuest(Gcp):
         return GcpSnp(raw, (table,) if table else (), quote)
 
 
-def _kind(hardware: Backend) -> type[Gcp]:
+def _kind(hardware: Backend) -> type[GcpBackend]:
     if isinstance(hardware, RegisterExtender):
         return GcpTdGuest
     if isinstance(hardware, SnpReporter):
