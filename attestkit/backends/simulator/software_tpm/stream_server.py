@@ -1,16 +1,12 @@
 """Serve a TPM on connected sockets, with the frames of `swtpm socket --fd`, or in this process."""
 
 import socket
-from contextlib import suppress
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends.simulator.software_tpm.model.tpm_model import LARGEST_FRAME, encode_error
-from attestkit.errors import BackendError, UsageError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from attestkit.errors import UsageError
+from attestkit.tpm.response_codes import RC_COMMAND_SIZE
 
 _HEADER: Final = 10
 _COMMAND_SIZE: Final = 0x142
@@ -59,62 +55,6 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
             return None
         pieces += piece
     return pieces
-
-
-class TpmStreamServer:
-    """Socket pairs with a TPM at their other ends, each served by a thread.
-
-    A context manager; leaving it closes all connections.
-
-    Args:
-        tpm: The TPM.
-    """
-
-    def __init__(self, tpm: CommandExecutor) -> None:
-        self._tpm = tpm
-        self._lock = Lock()
-        self._closed = False
-        self._served: list[tuple[socket.socket, Thread]] = []
-
-    def connect(self) -> socket.socket:
-        """Return a new socket to the TPM; the caller closes it.
-
-        Raises:
-            UsageError: If the server is closed.
-        """
-        ours, theirs = socket.socketpair()
-        thread = Thread(target=self._serve, args=(ours,), name="software TPM", daemon=True)
-        with self._lock:
-            if self._closed:
-                ours.close()
-                theirs.close()
-                raise UsageError("software TPM: closed", reason="closed")
-            self._served = [one for one in self._served if one[1].is_alive()]
-            self._served.append((ours, thread))
-            thread.start()
-        return theirs
-
-    def _serve(self, connection: socket.socket) -> None:
-        # OSError: the other side is gone. BackendError: the TPM is; the client then sees the end.
-        with connection, suppress(OSError, BackendError):
-            serve_connection(self._tpm, connection)
-
-    def close(self) -> None:
-        """Close all connections, and wait for commands in progress."""
-        with self._lock:
-            self._closed = True
-            served, self._served = self._served, []
-        for connection, _ in served:
-            with suppress(OSError):  # it has ended already
-                connection.shutdown(socket.SHUT_RDWR)
-        for _, thread in served:
-            thread.join()
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class InProcessTransport:

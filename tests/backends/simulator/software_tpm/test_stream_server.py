@@ -1,4 +1,4 @@
-"""TPMs on socket pairs: frames in any pieces, invalid sizes, several connections, the end."""
+"""TPMs on socket pairs: frames in any pieces, invalid sizes, the end."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ import pytest
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
 from attestkit.backends.simulator.software_tpm.stream_server import (
     InProcessTransport,
-    TpmStreamServer,
+    serve_connection,
 )
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.tpm.client import TpmClient
@@ -23,18 +23,20 @@ from tests.software_tpm import needs_swtpm
 
 
 @pytest.fixture
-def server() -> Iterator[TpmStreamServer]:
-    """Return a server of a model."""
-    with TpmStreamServer(new_model()) as found:
-        yield found
+def connection() -> Iterator[socket.socket]:
+    """Return a connection to a model, whose frames are served in a thread."""
+    ours, theirs = socket.socketpair()
 
+    def serve() -> None:
+        with theirs:
+            serve_connection(new_model(), theirs)
 
-@pytest.fixture
-def connection(server: TpmStreamServer) -> Iterator[socket.socket]:
-    """Return a connection to the model."""
-    with server.connect() as found:
-        found.settimeout(60)
-        yield found
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with ours:
+        ours.settimeout(60)
+        yield ours
+    thread.join()
 
 
 def receive(connection: socket.socket) -> bytes:
@@ -43,9 +45,9 @@ def receive(connection: socket.socket) -> bytes:
     return header + connection.recv(int.from_bytes(header[2:6], "big") - 10, socket.MSG_WAITALL)
 
 
-def test_client_works_on_a_socket(server: TpmStreamServer) -> None:
+def test_client_works_on_a_socket(connection: socket.socket) -> None:
     """The stream transport of the backends works on it."""
-    client = TpmClient(StreamTransport(server.connect()), seconds=60)
+    client = TpmClient(StreamTransport(connection), seconds=60)
     assert len(client.pcr_read(SHA256)) == 24
     client.close()
 
@@ -82,60 +84,13 @@ def test_largest_frame_is_accepted(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 9, 10])
-def test_connection_may_end_in_a_command(server: TpmStreamServer, size: int) -> None:
+def test_connection_may_end_in_a_command(size: int) -> None:
     """A truncated command is dropped."""
-    with server.connect() as connection:
-        connection.settimeout(60)
-        connection.sendall(frame(0x143, b"\1")[:size])
-        connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1) == b""
-
-
-def test_connections_share_the_tpm(server: TpmStreamServer) -> None:
-    """Several connections at a time reach one TPM, whose commands do not mix."""
-    clients = [TpmClient(StreamTransport(server.connect()), seconds=60) for _ in range(4)]
-
-    def extend(client: TpmClient) -> None:
-        for _ in range(20):
-            client.pcr_extend(8, {"sha256": bytes(32)})
-
-    threads = [threading.Thread(target=extend, args=(one,)) for one in clients]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    values = clients[0].pcr_read(SHA256)
-    alone = new_model()
-    for _ in range(80):
-        alone.provision_pcr(8, {"sha256": bytes(32)})
-    assert values[("sha256", 8)] == alone.read_pcr("sha256", 8)
-    for one in clients:
-        one.close()
-
-
-def test_closing_ends_all_connections() -> None:
-    """After close, connections end and new ones are refused; a second close has no effect."""
-    server = TpmStreamServer(new_model())
-    with server.connect() as connection:
-        connection.settimeout(60)
-        server.close()
-        assert connection.recv(1) == b""
-    server.close()
-    with raises(UsageError, "closed"):
-        server.connect()
-
-
-def test_lost_tpm_ends_the_connection() -> None:
-    """If the TPM cannot be reached, the client sees the end of the connection."""
-
-    class Lost:
-        def execute(self, command: bytes) -> bytes:
-            raise BackendError(f"lost {len(command)}", reason="io_error")
-
-    with TpmStreamServer(Lost()) as server, server.connect() as connection:
-        connection.settimeout(60)
-        connection.sendall(frame(0x143, b"\1"))
-        assert connection.recv(1) == b""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(frame(0x143, b"\1")[:size])
+        ours.shutdown(socket.SHUT_WR)
+        serve_connection(new_model(), theirs)
 
 
 def test_in_process_transport_is_closed() -> None:
