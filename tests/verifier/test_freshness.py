@@ -49,22 +49,24 @@ def test_verify_signed_report_data_passes(name: str) -> None:
 
 
 @every_platform
-@pytest.mark.parametrize("index", range(64))
-def test_verify_report_data_with_one_bit_flipped_is_rejected(name: str, index: int) -> None:
+def test_verify_report_data_with_one_bit_flipped_is_rejected(name: str) -> None:
     """Report data that differs in one bit is rejected."""
     evidence, verifier, now = EVIDENCE[name]
-    with raises(PolicyError, "report_data"):
-        verifier.verify(evidence, report_data=flip_report_data_bit(index), now=now)
+    for index in range(64):
+        with raises(PolicyError, "report_data"):
+            verifier.verify(evidence, report_data=flip_report_data_bit(index), now=now)
+            pytest.fail(f"byte {index} may change")
 
 
 @pytest.mark.parametrize("name", ["TDX", "SEV-SNP", "Nitro"])
-@pytest.mark.parametrize("index", range(64))
-def test_verify_stack_report_data_with_one_bit_flipped_is_rejected(name: str, index: int) -> None:
+def test_verify_stack_report_data_with_one_bit_flipped_is_rejected(name: str) -> None:
     """The unsigned copy of the report data must equal the signed report data."""
     genuine, verifier, now = EVIDENCE[name]
     assert isinstance(genuine, Attestation)
-    stack = genuine.evidence.stack._replace(report_data=flip_report_data_bit(index))
-    evidence = Attestation(genuine.evidence._replace(stack=stack))
-    for report_data in (SIGNED, flip_report_data_bit(index), None):
-        with raises(VerificationError, "report_data_mismatch"):
-            verifier.verify(evidence, report_data=report_data, now=now)
+    for index in range(64):
+        stack = genuine.evidence.stack._replace(report_data=flip_report_data_bit(index))
+        evidence = Attestation(genuine.evidence._replace(stack=stack))
+        for report_data in (SIGNED, flip_report_data_bit(index), None):
+            with raises(VerificationError, "report_data_mismatch"):
+                verifier.verify(evidence, report_data=report_data, now=now)
+                pytest.fail(f"byte {index} may change, with {report_data!r} expected")

@@ -43,11 +43,12 @@ def test_entry_is_decoded_as_it_was_encoded() -> None:
     assert len(ENCODED) < 16_384
 
 
-@pytest.mark.parametrize("size", [*range(len(HEAD) + 2), len(ENCODED) // 2, len(ENCODED) - 1])
-def test_decode_entry_rejects_truncation(size: int) -> None:
+def test_decode_entry_rejects_truncation() -> None:
     """An entry that ends early is refused."""
-    with raises(FormatError, "truncated", "missing"):
-        decode_entry(ENCODED[:size])
+    for size in (*range(len(HEAD) + 2), len(ENCODED) // 2, len(ENCODED) - 1):
+        with raises(FormatError, "truncated", "missing"):
+            decode_entry(ENCODED[:size])
+            pytest.fail(f"the first {size} bytes are read")
 
 
 def word(index: int, value: str) -> Callable[[list[str]], None]:

@@ -253,8 +253,8 @@ def test_contents_of_changed_image_return_or_fail() -> None:
             continue
 
 
-@pytest.mark.parametrize("cut", [*range(0, 0x1000, 37)])
-def test_contents_of_cut_image(cut: int) -> None:
+def test_contents_of_cut_image() -> None:
     """A volume that is cut is not a volume, at any length."""
     image = volume(FFS2, 0x1000, ffs_file(A, 7, section(RAW, noise("x", 0xF00))))
-    assert read_contents(image[:cut], []).files == {}
+    for cut in range(0, 0x1000, 37):
+        assert read_contents(image[:cut], []).files == {}, cut

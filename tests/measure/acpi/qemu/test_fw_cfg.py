@@ -37,11 +37,12 @@ def test_parse_directory_returns_files_by_name() -> None:
     }
 
 
-@pytest.mark.parametrize("size", range(4, len(DIRECTORY)))
-def test_parse_directory_rejects_every_truncation(size: int) -> None:
+def test_parse_directory_rejects_every_truncation() -> None:
     """A directory that ends early is refused, with the offset of its end."""
-    with raises(FormatError, "truncated", offset=size):
-        parse_directory(DIRECTORY[:size])
+    for size in range(4, len(DIRECTORY)):
+        with raises(FormatError, "truncated", offset=size):
+            parse_directory(DIRECTORY[:size])
+            pytest.fail(f"the first {size} bytes are read")
 
 
 def test_parse_directory_rejects_double_name_and_long_list() -> None:
