@@ -199,8 +199,7 @@ def app_info(
 
     Raises:
         ReplayError: If the sealed configuration contradicts the evidence.
-        VerificationError: As ReplayError, or if a field of the identity has the wrong size, or two
-            boot events name it.
+        VerificationError: If a field has the wrong size, or two boot events name it.
         FormatError: If a document is malformed.
     """
     attestation, quote = parsed

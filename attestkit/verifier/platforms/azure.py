@@ -121,9 +121,7 @@ class AzureAuthenticator:
         *,
         states_user_data: bool = True,
     ) -> Authenticated:
-        """Verify the evidence beside the hardware's, and return the signed content of both.
-
-        Logs are not replayed.
+        """Verify the evidence beside the hardware's, without logs; return the content of both.
 
         Args:
             platform: The evidence.
@@ -131,17 +129,14 @@ class AzureAuthenticator:
             now: Time of the verification, with a time zone.
             quote: The TD quote, if it is parsed already.
             before_fetch: Function that is called before each request for a certificate.
-            states_user_data: Whether the format states that the paravisor's user data, if there are
-                some, are the report data; CoCo's generations 0 and 1 do not.
+            states_user_data: Whether the format states that user data, if there are some, are the
+                report data; CoCo's generations 0 and 1 do not.
 
         Raises:
             FormatError: If a part is malformed.
-            VerificationError: If the hardware report is not over the runtime data, or the TD report
-                differs from the TD quote (`hcl_binding`), the quote's PCRs are not the SHA-256 bank
-                (`pcr_selection`) or have other values (`pcr_digest`), or the user data of the
-                paravisor must be the report data, and are not (`hcl_user_data`).
-            SignatureError: If the quote or a certificate is not signed validly, or the key is
-                another (`ak_mismatch`).
+            VerificationError: If a binding (`hcl_binding`), the quote, its PCRs (`pcr_selection`,
+                `pcr_digest`) or the stated user data (`hcl_user_data`) are not the expected ones.
+            SignatureError: If a signature is not valid, or the key is another (`ak_mismatch`).
             ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
         """
         report = read_azure_report(platform)

@@ -42,8 +42,7 @@ def authenticate_quote_with_document(
 
     Args:
         aws: Authenticator of the document.
-        platform: The quote; `ak_certificates` is the document. Its key may be empty: the
-            document's is used.
+        platform: The quote; `ak_certificates` is the document. Its key may be empty.
         report_data: Report data beside the quote, 64 bytes; the quote may be over their SHA-256.
         now: Time of the verification, with a time zone.
 

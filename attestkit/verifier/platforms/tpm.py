@@ -28,11 +28,7 @@ WITHOUT_TEE: Final = skipped(
 Details = tuple[tuple[str, str], ...]
 
 
-def authenticate_tpm(
-    platform: Tpm,
-    report_data: bytes,
-    trust: AkTrust,
-) -> Authenticated:
+def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authenticated:
     """Verify the quote of a TPM, and return its content. Logs are not replayed.
 
     Args:
