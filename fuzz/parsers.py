@@ -227,6 +227,7 @@ READERS: Final[dict[str, str]] = {
     "verifier.policy.vtpm.pcr_rules": "policy",
     "verifier.policy.rules": "policy",
     "verifier.policy.toml.reader": "policy",
+    "_crypto.rsa_pss": "snp_endorsements",
     "verifier.platforms.snp.chain": "snp_endorsements",
     "verifier.platforms.snp.revocation": "amd_crl",
     "verifier.dcap.tcb_info": "tcb_info",
@@ -237,7 +238,6 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
-    "_crypto.rsa_pss": "loads keys of vendors and of verified certificates only",
     "_system.untrusted_files": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "serve.verifier_service.ear": _DEVICE,
