@@ -35,6 +35,11 @@ def encode_element(tag: int, content: bytes) -> bytes:
     return bytes([tag, 0x80 | len(octets)]) + octets + content
 
 
+def encode_integer(value: int) -> bytes:
+    """Return an INTEGER that is not negative."""
+    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
 class DerReader:
     """A cursor over DER elements; its methods raise FormatError if an element is malformed."""
 

@@ -8,14 +8,13 @@ import hmac
 import math
 from typing import Final
 
-from attestkit._crypto.der import BIT_STRING, INTEGER, SEQUENCE, encode_element
 from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.rsa_public_key import encode_rsa_spki
 from attestkit._crypto.zeroize import Secret
 from attestkit.errors import SignatureError, UsageError
 
 RSA_EXPONENT: Final = 65537
 _SALT: Final = b"attestkit/rsa-key/v1"
-_RSA: Final = bytes.fromhex("300d06092a864886f70d0101010500")  # an AlgorithmIdentifier
 _PRIME_BITS: Final = {2048: (342,) * 2 + (341,) * 4, 4096: (342,) * 4 + (341,) * 8}
 _ODD_NUMBERS: Final = math.prod(range(3, 1000, 2))
 _BASES: Final = (2, 3, 5, 7)  # of the primality test; an error has a probability below 2^-80
@@ -61,9 +60,8 @@ class RsaKeyPair(Secret):
         ]
         self.size: int = bits // 8  # bytes of modulus, signature and ciphertext
         self.modulus: bytes = self._modulus.to_bytes(self.size, "big")
-        numbers = (_encode_integer(number) for number in (self._modulus, RSA_EXPONENT))
-        point = encode_element(BIT_STRING, b"\0" + encode_element(SEQUENCE, b"".join(numbers)))
-        self.spki: bytes = encode_element(SEQUENCE, _RSA + point)  # SubjectPublicKeyInfo in DER
+        self.spki: bytes = encode_rsa_spki(self.modulus, RSA_EXPONENT)
+        """SubjectPublicKeyInfo in DER."""
 
     def sign_pkcs1(self, digest: bytes, hash_name: str) -> bytes:
         """Return the signature over a digest with PKCS #1 v1.5 padding (RFC 8017, 8.2.1)."""
@@ -138,7 +136,3 @@ def _is_prime(number: int) -> bool:
     if math.gcd(number, _ODD_NUMBERS) != 1:
         return False
     return all(pow(base, number >> 1, number) in (1, number - 1) for base in _BASES)
-
-
-def _encode_integer(value: int) -> bytes:
-    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))

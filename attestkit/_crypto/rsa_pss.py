@@ -31,7 +31,7 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
     Raises:
         SignatureError: If the signature is not valid, or the key is malformed or too short.
     """
-    key = _load(spki)
+    key = _public_key(spki)
     try:
         key.verify(signature, data, _PADDING, SHA384())
     except InvalidSignature as error:
@@ -39,7 +39,7 @@ def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
 
 
 @lru_cache(maxsize=32)
-def _load(spki: bytes) -> RSAPublicKey:
+def _public_key(spki: bytes) -> RSAPublicKey:
     """Return the key of an authority, of which there are few: loading it takes about 20 us."""
     try:
         key = load_der_public_key(spki)

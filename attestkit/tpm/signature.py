@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import INTEGER, SEQUENCE, encode_element
+from attestkit._crypto.der import SEQUENCE, encode_element, encode_integer
 from attestkit.errors import UsageError
 from attestkit.tpm.algorithms import CURVE_SIZES, HASH_IDS, SIGNATURE_IDS, SIGNATURE_NAMES
 from attestkit.tpm.reader import TpmReader, encode_sized
@@ -67,7 +67,8 @@ class TpmtSignature(NamedTuple):
         if self.algorithm != "ecdsa":
             message = f"TPMT_SIGNATURE: must be ECDSA, not {self.algorithm}"
             raise UsageError(message, reason="not_applicable")
-        return encode_element(SEQUENCE, _encode_integer(self.r) + _encode_integer(self.s))
+        numbers = [encode_integer(int.from_bytes(number, "big")) for number in (self.r, self.s)]
+        return encode_element(SEQUENCE, b"".join(numbers))
 
     def fits_curve(self, curve: str) -> bool:
         """Return whether r and s are no longer than the numbers of `curve`, "p256" or "p384"."""
@@ -85,9 +86,3 @@ def _read_bytes(reader: TpmReader, field: str, largest: int) -> bytes:
 def _read_number(reader: TpmReader, field: str) -> bytes:
     """Read r or s. A TPM may leave out leading zeros."""
     return _read_bytes(reader, field, _LARGEST_NUMBER)
-
-
-def _encode_integer(number: bytes) -> bytes:
-    """Return an unsigned big-endian number as a DER INTEGER."""
-    value = int.from_bytes(number, "big")
-    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))

@@ -15,6 +15,7 @@ from attestkit._crypto.der import (
     OID,
     context,
     encode_element,
+    encode_integer,
 )
 from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.certificate_encoder import (
@@ -31,7 +32,6 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_crl_fields,
     encode_distribution_point,
     encode_extension,
-    encode_integer,
     encode_sequence,
     encode_signed,
     encode_time,

@@ -9,7 +9,6 @@ from attestkit._crypto.der import (
     BIT_STRING,
     BOOLEAN,
     GENERALIZED_TIME,
-    INTEGER,
     OCTET_STRING,
     OID,
     SEQUENCE,
@@ -17,6 +16,7 @@ from attestkit._crypto.der import (
     DerReader,
     context,
     encode_element,
+    encode_integer,
 )
 from attestkit.errors import UsageError
 
@@ -130,11 +130,6 @@ def encode_crl_fields(
 def encode_sequence(*items: bytes) -> bytes:
     """Return a SEQUENCE of encoded elements."""
     return encode_element(SEQUENCE, b"".join(items))
-
-
-def encode_integer(value: int) -> bytes:
-    """Return an INTEGER that is not negative."""
-    return encode_element(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
 def key_id(spki: bytes) -> bytes:

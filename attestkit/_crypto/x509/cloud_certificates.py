@@ -15,6 +15,7 @@ from attestkit._crypto.der import (
     DerReader,
     context,
     encode_element,
+    encode_integer,
 )
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.p384 import P384Key
@@ -29,7 +30,6 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_authority_key_id,
     encode_basic_constraints,
     encode_extension,
-    encode_integer,
     encode_sequence,
     encode_signed,
     encode_time,

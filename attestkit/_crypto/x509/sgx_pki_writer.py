@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.der import BIT_STRING, BOOLEAN, OCTET_STRING, OID
 from attestkit._crypto.der import encode_element as _tlv
+from attestkit._crypto.der import encode_integer as _integer
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.certificate_encoder import (
@@ -31,7 +32,6 @@ from attestkit._crypto.x509.certificate_encoder import (
     encode_signed,
 )
 from attestkit._crypto.x509.certificate_encoder import encode_extension as _extension
-from attestkit._crypto.x509.certificate_encoder import encode_integer as _integer
 from attestkit._crypto.x509.certificate_encoder import encode_sequence as _sequence
 from attestkit._crypto.x509.certificate_encoder import encode_time as _time
 from attestkit.errors import FormatError

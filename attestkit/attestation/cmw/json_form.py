@@ -3,9 +3,9 @@
 A message is canonical base64url without padding (RFC 4648, section 5).
 """
 
-import binascii
 import json
 
+from attestkit._formats.base64url import from_base64url, to_base64url
 from attestkit._formats.strict_json import decode_strictly
 from attestkit._sanitize import shown
 from attestkit.attestation.cmw.record import (
@@ -20,10 +20,6 @@ from attestkit.attestation.cmw.record import (
     usage_error,
 )
 from attestkit.errors import FormatError, UsageError
-
-_TO_URL = bytes.maketrans(b"+/", b"-_")
-# `+` and `/` of the standard alphabet are mapped to an invalid character.
-_FROM_URL = bytes.maketrans(b"-_+/", b"+/!!")
 
 
 def read_json(data: bytes) -> Cmw:
@@ -49,30 +45,6 @@ def write_json(message: Cmw) -> bytes:
         raise usage_error(error) from error
 
 
-def to_base64url(value: bytes) -> str:
-    """Return `value` in base64url without padding."""
-    return binascii.b2a_base64(value, newline=False).translate(_TO_URL).rstrip(b"=").decode()
-
-
-def from_base64url(text: object, where: str) -> bytes:
-    """Decode base64url without padding.
-
-    Raises:
-        FormatError: If the text is malformed, or has unused bits that are not zero; the message
-            begins with `where`.
-    """
-    if isinstance(text, str) and text.isascii() and "=" not in text:
-        coded = text.encode().translate(_FROM_URL)
-        try:
-            found = binascii.a2b_base64(coded + b"=" * (-len(coded) % 4))
-        except ValueError:
-            found = b""
-        # Python ignores invalid characters and unused bits; the comparison detects them.
-        if to_base64url(found) == text:
-            return found
-    raise FormatError(f"{where}: value: must be base64url without padding", reason="encoding")
-
-
 def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
     if isinstance(value, dict):
         budget.spend(depth, collection=True, where=where)
@@ -91,7 +63,10 @@ def _read(value: object, budget: Budget, depth: int, where: str) -> Cmw:
     media_type, text, *ind = value
     if ind == [None]:
         raise FormatError(f"{where}: ind: must be a sum of 1, 2, 4, 8, 16", reason="wrong_value")
-    return make_record(media_type, from_base64url(text, where), ind[0] if ind else None, where)
+    if not isinstance(text, str):
+        raise FormatError(f"{where}: value: must be a string", reason="encoding")
+    content = from_base64url(text, f"{where}: value")
+    return make_record(media_type, content, ind[0] if ind else None, where)
 
 
 def _tree(message: Cmw, budget: Budget, depth: int) -> object:

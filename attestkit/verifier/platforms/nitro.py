@@ -15,10 +15,12 @@ from attestkit._formats.cbor import read_value
 from attestkit._reasons import VerificationStep
 from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
 from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, caution, passed
 
 _MAX_AGE: Final = timedelta(seconds=3600)
 _MAX_SKEW: Final = timedelta(seconds=300)
+_KEPT_SIGNATURES: Final = 1024  # of certificates in valid paths
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 _ALGORITHM, _CRITICAL = 1, 2  # labels of COSE headers, RFC 9052, 3.1
@@ -50,6 +52,7 @@ class Nitro:
         """
         self._name = "AWS's root" if trust_anchor is None else "the trust anchor"
         self._anchor = read_path_certificate(AWS_ROOT if trust_anchor is None else trust_anchor)
+        self._cache = ChainCache(_KEPT_SIGNATURES)
 
     @property
     def root_key(self) -> bytes:
@@ -105,7 +108,7 @@ class Nitro:
         _check_algorithm(found)
         made = _check_age(found, now)
         path = [*_certificates(found), (self._name, self._anchor)]
-        check_path(path, now)
+        check_path(path, now, check=self._cache.check_issued)
         _, signer = path[0]
         try:
             p384_verify(signer.spki, found.signature, found.signed_region)

@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from attestkit._crypto.x509 import cert_path
+from attestkit._crypto.x509.cert_path import NamedCertificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS, AWS_ROOT
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
@@ -19,6 +21,7 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
+from attestkit.verifier import chain_cache
 from attestkit.verifier.platforms.nitro import Nitro
 from tests.raising import raises
 from tests.vectors import data, needs_shared
@@ -276,3 +279,25 @@ def test_nitro_pickle_round_trip() -> None:
     """An unpickled authenticator returns the same result."""
     nitro = pickle.loads(pickle.dumps(Nitro(aws.root())))
     assert nitro.authenticate(aws.document(), aws.NOW).device == b"i"
+
+
+def test_nitro_signatures_of_known_certificates_are_verified_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A further document of an instance needs its own signature only; dates are checked again."""
+    found: list[str] = []
+    check = cert_path.check_issued
+
+    def record(named: NamedCertificate, *rest: Any) -> None:
+        check(named, *rest)
+        found.append(named[0])
+
+    monkeypatch.setattr(chain_cache, "check_issued", record)
+    nitro, document = Nitro(aws.root()), aws.document(aws.payload())
+    for _ in range(2):
+        nitro.authenticate(document, aws.NOW)
+    assert len(found) == 3
+    late = aws.NOW + timedelta(days=20_000)
+    again = aws.document(aws.payload(timestamp=int(late.timestamp() * 1000)))
+    with raises(CollateralExpiredError, "cert_expired"):
+        nitro.authenticate(again, late)

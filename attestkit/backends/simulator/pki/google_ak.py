@@ -6,11 +6,10 @@ of the simulated machine. Authority information access is left out.
 
 from typing import Final
 
-from attestkit._crypto.der import BOOLEAN, context, encode_element
+from attestkit._crypto.der import BOOLEAN, context, encode_element, encode_integer
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
 from attestkit._crypto.x509.certificate_encoder import (
     UTF8_STRING,
-    encode_integer,
     encode_sequence,
 )
 from attestkit._crypto.x509.cloud_certificates import (

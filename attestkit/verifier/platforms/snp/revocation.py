@@ -32,7 +32,7 @@ class SnpRevocation:
         Raises:
             FormatError: If a CRL is malformed.
         """
-        self._groups: tuple[tuple[AmdCrl, ...], ...] = (_read(crls),)
+        self._groups: tuple[tuple[AmdCrl, ...], ...] = (_all_crls(crls),)
         self._signed: FactCache[tuple[bytes, bytes], bool] = FactCache(_SIGNED)
 
     def with_bundled(self, crls: Iterable[bytes]) -> "SnpRevocation":
@@ -45,7 +45,7 @@ class SnpRevocation:
             FormatError: If a CRL is malformed.
         """
         found = copy(self)
-        found._groups = (*self._groups, _read(crls))  # noqa: SLF001 - of this class
+        found._groups = (*self._groups, _all_crls(crls))  # noqa: SLF001 - of this class
         return found
 
     def check(self, signer: Signer, now: datetime) -> VerificationStep:
@@ -90,7 +90,7 @@ class SnpRevocation:
             raise CollateralExpiredError(message, reason="crl_expired")
 
 
-def _read(crls: Iterable[bytes]) -> tuple[AmdCrl, ...]:
+def _all_crls(crls: Iterable[bytes]) -> tuple[AmdCrl, ...]:
     return tuple([crl for data in crls for crl in read_amd_crls(data)])
 
 
