@@ -1,7 +1,7 @@
 """CRLs for the certificates of TPM keys (RFC 5280, 5).
 
-A CRL counts only if the issuer of a certificate signed it. A certificate whose issuer has no CRL
-at hand has an unknown status, which the caller reports.
+A CRL counts only if the issuer of a certificate signed it. A certificate without a CRL of its
+issuer has an unknown status, which the caller reports.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,8 @@ ReadIssued = Callable[[SignedCrl, PathCertificate], Crl]
 class RevocationFacts(NamedTuple):
     """Outcome of a check that found no revoked certificate."""
 
-    checked: tuple[NamedCertificate, ...]  # certificates whose issuer has a CRL at hand
-    unknown: tuple[NamedCertificate, ...]  # those that name a CRL, which is not at hand
+    checked: tuple[NamedCertificate, ...]  # certificates with a CRL of their issuer
+    unknown: tuple[NamedCertificate, ...]  # those that name a CRL, which is missing
 
 
 def read_ak_crl(der: bytes) -> SignedCrl:

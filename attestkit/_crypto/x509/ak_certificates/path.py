@@ -1,4 +1,4 @@
-"""Certificate paths of the attestation keys (AK) of TPMs, from the certificates at hand.
+"""Certificate paths of the attestation keys (AK) of TPMs, from given certificates.
 
 A provider has several issuers of the same name with different keys, so an issuer is found by its
 key identifier or, where a certificate has none, by the signature (vtpm.md, section 7.2).
@@ -71,7 +71,7 @@ AK_RULES: Final = PathRules(
 
 
 class IssuerMissingError(CollateralError):
-    """No issuer of a certificate is at hand."""
+    """No issuer of a certificate is among the given ones."""
 
     def __init__(self, message: str, certificate: PathCertificate) -> None:
         """Store the certificate whose issuer is missing."""

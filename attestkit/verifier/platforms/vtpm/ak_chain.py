@@ -270,7 +270,7 @@ class AkChains:
     def _find_fetching(
         self, path: AkPath, now: datetime, session: "IssuerSession"
     ) -> RevocationFacts:
-        """Check a path by the CRLs at hand; fetch those that are missing or out of date."""
+        """Check a path by the given CRLs; fetch those that are missing or out of date."""
         missing: Sequence[NamedCertificate]
         try:
             found = self._find_revoked(path, now)
