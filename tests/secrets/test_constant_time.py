@@ -104,7 +104,7 @@ CONSTANT_TIME = {
     "backends/azure/paravisor.py": 1,
     "backends/dstack_agent/__init__.py": 1,
     "backends/gcp/backend.py": 1,
-    "backends/gcp/pcr_journal.py": 3,
+    "event_log/pcr_journal.py": 3,
     "backends/nitro_tpm/backend.py": 1,
     "backends/simulator/software_tpm/model/authorization.py": 2,
     "backends/simulator/software_tpm/model/commands/session_commands.py": 1,

@@ -23,7 +23,6 @@ from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, chec
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
 from attestkit.backends.gcp.google_key import GoogleKey, find_google_key
-from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, PcrAccess, PcrJournal
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
@@ -33,16 +32,17 @@ from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.backends.tpm.tpm_logs import TpmLogs, read_ima_log
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.event_log.journal import RuntimeLog
+from attestkit.event_log.pcr_journal import PcrAccess, PcrJournal
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.pcrs import EVERY_PCR
+from attestkit.tpm.pcrs import EVENT_PCR, EVERY_PCR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_TDX_PCRS: Final = (0, 2, RUNTIME_PCR)
+_TDX_PCRS: Final = (0, 2, EVENT_PCR)
 _WRONG_REPORT_DATA: Final = "the platform returned evidence over other report data than requested"
 
 
@@ -232,19 +232,19 @@ class GcpTdGuest(GcpBackend):
         log: tuple[TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
         value = bytes(32)
         for event in log:
-            if event.pcr_index == RUNTIME_PCR:
+            if event.pcr_index == EVENT_PCR:
                 value = sha256(value + event.digest)
         return value
 
     def _read_pcr(self) -> bytes:
-        values = self._client.pcr_read((PcrSelection(BANK, (RUNTIME_PCR,)),))
-        if (BANK, RUNTIME_PCR) not in values:
+        values = self._client.pcr_read((PcrSelection(BANK, (EVENT_PCR,)),))
+        if (BANK, EVENT_PCR) not in values:
             text = "the SHA-256 bank is not allocated; enable it in the firmware"
             raise failed(self._client.path, text, "malformed_response")
-        return values[BANK, RUNTIME_PCR]
+        return values[BANK, EVENT_PCR]
 
     def _extend_pcr(self, digest: bytes) -> None:
-        self._client.pcr_extend(RUNTIME_PCR, {BANK: digest})
+        self._client.pcr_extend(EVENT_PCR, {BANK: digest})
 
 
 class GcpSnpGuest(GcpBackend):

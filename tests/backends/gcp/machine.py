@@ -11,13 +11,13 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_authority,
 )
 from attestkit.backends.gcp import GcpBackend
-from attestkit.backends.gcp.pcr_journal import event_digest
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, CloudRoot, p256_key
 from attestkit.backends.simulator.pki.google_ak import issue_google_certificate
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.event_log.event_types import NO_ACTION
+from attestkit.event_log.pcr_journal import event_digest
 from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm.handles import ENDORSEMENT
 from tests.vectors import data

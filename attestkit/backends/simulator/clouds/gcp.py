@@ -16,7 +16,6 @@ from attestkit.attestation.wire.evidence_parts import (
     Platform,
 )
 from attestkit.backends.gcp import GcpBackend
-from attestkit.backends.gcp.pcr_journal import RUNTIME_PCR, event_digest
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.firmware_log import (
     BootRecord,
@@ -39,9 +38,12 @@ from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
+from attestkit.event_log.pcr_journal import event_digest
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
-from attestkit.tpm.public_area import ENDORSEMENT, SIGN
+from attestkit.tpm.nv_attributes import OWNER_READ
+from attestkit.tpm.pcrs import EVENT_PCR
+from attestkit.tpm.public_area import SIGN
 
 UKI: Final = b"attestkit simulated unified kernel image"
 """Content of the simulated UKI, whose hashes take the place of Authenticode hashes."""
@@ -230,7 +232,7 @@ class GcpTdSimulator(_GoogleVm):
         if self.emulated:
             return
         for event in self._hardware.open_journal().events():  # those of the boot
-            self.vtpm.tpm.provision_pcr(RUNTIME_PCR, {"sha256": event_digest(event)})
+            self.vtpm.tpm.provision_pcr(EVENT_PCR, {"sha256": event_digest(event)})
 
     def _root(self) -> CloudRoot:
         pki, _, _ = issue_platform(self._seed, self._scenario)

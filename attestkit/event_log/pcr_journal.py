@@ -2,8 +2,8 @@
 
 The journal on disk makes RTMR 3 and the log agree, whatever happens (`event_log.journal`). PCR 14
 is extended last, after the event is in the log. So a crash leaves PCR 14 at most one event behind,
-and the next use of the log extends it. PCR 14 has no other state to compare: a value that is
-neither that of all events, nor that of all but the last, is refused.
+and the next use of the log extends it. No other value of PCR 14 is accepted than that of all
+events, or of all but the last.
 """
 
 import hmac
@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import AttestKitError, JournalError
 from attestkit.event_log.event import Event
-from attestkit.event_log.journal_protocols import RuntimeLog, mismatch_remedy
+from attestkit.event_log.journal_protocols import RuntimeLog, mismatch_error
 from attestkit.event_log.runtime_events import runtime_preimage
+from attestkit.tpm.pcrs import EVENT_PCR
 
-RUNTIME_PCR: Final = 14
+_NAME: Final = f"PCR {EVENT_PCR}"
 
 
 class PcrAccess(NamedTuple):
@@ -81,7 +82,7 @@ class PcrJournal:
                 self._extend(before, event)
             except AttestKitError as error:
                 raise JournalError(
-                    f"runtime log: RTMR3 and the log have the event, but PCR {RUNTIME_PCR} does "
+                    f"runtime log: RTMR3 and the log have the event, but {_NAME} does "
                     f"not: {error}; the next use of the log extends it; do not repeat the call",
                     reason="not_recorded",
                 ) from error
@@ -98,7 +99,7 @@ class PcrJournal:
             return expected
         before = replay_events(self._pcr.start(), events[:-1])
         if not events or not hmac.compare_digest(found, before):
-            raise _mismatch(found, expected, self.path)
+            raise mismatch_error(found, expected, self.path, _NAME)
         self._extend(before, events[-1])
         return expected
 
@@ -119,7 +120,7 @@ class PcrJournal:
                 raise
         found = self._pcr.read()
         if not hmac.compare_digest(found, after):
-            raise _mismatch(found, after, self.path)
+            raise mismatch_error(found, after, self.path, _NAME)
 
 
 def event_digest(event: Event) -> bytes:
@@ -133,13 +134,3 @@ def replay_events(start: bytes, events: Sequence[Event]) -> bytes:
     for event in events:
         value = sha256(value + event_digest(event))
     return value
-
-
-def _mismatch(found: bytes, expected: bytes, path: str) -> JournalError:
-    return JournalError(
-        f"runtime log{f' {path}' if path else ''}: does not match PCR {RUNTIME_PCR}: the register "
-        f"is {found.hex()}, the log replays to {expected.hex()}; {mismatch_remedy(path)}",
-        reason="mismatch",
-        expected=expected,
-        actual=found,
-    )
