@@ -13,7 +13,6 @@ from attestkit._crypto.der import (
     IA5_STRING,
     OCTET_STRING,
     OID,
-    context,
     encode_element,
     encode_integer,
 )
@@ -25,16 +24,15 @@ from attestkit._crypto.x509.certificate_encoder import (
     RSA_PSS_SHA384,
     SUBJECT_KEY_ID,
     UTF8_STRING,
-    VERSION_3,
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
+    encode_certificate,
     encode_crl_fields,
     encode_distribution_point,
     encode_extension,
     encode_sequence,
     encode_signed,
-    encode_time,
     key_id,
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
@@ -157,17 +155,15 @@ def _issue(
     extensions: tuple[bytes, ...],
 ) -> bytes:
     name, spki = subject
-    fields = (
-        VERSION_3,
-        encode_integer(serial),
-        RSA_PSS_SHA384,
+    return encode_certificate(
         _name(issuer.name),
-        encode_sequence(encode_time(validity.start), encode_time(validity.end)),
-        _name(name),
-        spki,
-        encode_element(context(3), encode_sequence(*extensions)),
+        (_name(name), spki),
+        extensions,
+        serial=serial,
+        window=validity,
+        algorithm=RSA_PSS_SHA384,
+        sign=issuer.key.sign,
     )
-    return encode_signed(fields, RSA_PSS_SHA384, issuer.key.sign)
 
 
 def _name(common_name: str) -> bytes:

@@ -23,7 +23,7 @@ from attestkit.errors import UsageError
 UTF8_STRING: Final = 0x0C
 PRINTABLE_STRING: Final = 0x13
 ENUMERATED: Final = 0x0A
-VERSION_3: Final = b"\xa0\x03\x02\x01\x02"  # of a certificate
+_VERSION_3: Final = b"\xa0\x03\x02\x01\x02"  # of a certificate
 # AlgorithmIdentifier of RSASSA-PSS with SHA-384, with its default trailer field, as AMD encodes it.
 RSA_PSS_SHA384: Final = bytes.fromhex(
     "304606092a864886f70d01010a3039a00f300d06096086480165030402020500"
@@ -50,6 +50,42 @@ def encode_signed(
     signed = encode_sequence(*fields)
     signature = encode_element(BIT_STRING, b"\0" + sign(signed))
     return encode_sequence(signed, algorithm, signature)
+
+
+def encode_certificate(
+    issuer: bytes,
+    subject: tuple[bytes, bytes],
+    extensions: Iterable[bytes],
+    *,
+    serial: int,
+    window: tuple[datetime, datetime],
+    algorithm: bytes,
+    sign: Callable[[bytes], bytes],
+) -> bytes:
+    """Return the DER of a version 3 certificate.
+
+    Args:
+        issuer: Name in DER.
+        subject: Name and SubjectPublicKeyInfo, both in DER.
+        extensions: Extensions in DER, in this order.
+        serial: Serial number, at most 20 octets.
+        window: Validity period from 1950 on, with a resolution of seconds.
+        algorithm: AlgorithmIdentifier of the signature.
+        sign: Returns the signature over the given bytes.
+
+    Raises:
+        UsageError: If `window` starts or ends before 1950.
+    """
+    fields = (
+        _VERSION_3,
+        encode_integer(serial),
+        algorithm,
+        issuer,
+        encode_sequence(*map(encode_time, window)),
+        *subject,
+        encode_element(context(3), encode_sequence(*extensions)),
+    )
+    return encode_signed(fields, algorithm, sign)
 
 
 def encode_attribute(kind: int, tag: int, value: str) -> bytes:

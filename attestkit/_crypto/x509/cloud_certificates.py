@@ -25,14 +25,12 @@ from attestkit._crypto.x509.certificate_encoder import (
     RSA_PSS_SHA384,
     SUBJECT_KEY_ID,
     UTF8_STRING,
-    VERSION_3,
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
+    encode_certificate,
     encode_extension,
     encode_sequence,
-    encode_signed,
-    encode_time,
     key_id,
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
@@ -163,23 +161,20 @@ def _issue(
     validity: Window,
     extensions: list[bytes],
 ) -> bytes:
-    name, spki = subject
-    algorithm = _algorithm(issuer.key)
+    _, spki = subject
     key_ids = (
         encode_extension(SUBJECT_KEY_ID, encode_element(OCTET_STRING, key_id(spki))),
         encode_authority_key_id(key_id(issuer.spki)),
     )
-    fields = (
-        VERSION_3,
-        encode_integer(serial),
-        algorithm,
+    return encode_certificate(
         issuer.name,
-        encode_sequence(encode_time(validity.start), encode_time(validity.end)),
-        name,
-        spki,
-        encode_element(context(3), encode_sequence(*extensions, *key_ids)),
+        subject,
+        (*extensions, *key_ids),
+        serial=serial,
+        window=validity,
+        algorithm=_algorithm(issuer.key),
+        sign=lambda data: _sign(issuer.key, data),
     )
-    return encode_signed(fields, algorithm, lambda data: _sign(issuer.key, data))
 
 
 def _algorithm(key: SigningKey) -> bytes:

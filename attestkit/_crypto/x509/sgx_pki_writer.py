@@ -23,17 +23,16 @@ from attestkit._crypto.x509.certificate_encoder import (
     PRINTABLE_STRING,
     SUBJECT_KEY_ID,
     UTF8_STRING,
-    VERSION_3,
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
+    encode_certificate,
     encode_crl_fields,
     encode_distribution_point,
     encode_signed,
 )
 from attestkit._crypto.x509.certificate_encoder import encode_extension as _extension
 from attestkit._crypto.x509.certificate_encoder import encode_sequence as _sequence
-from attestkit._crypto.x509.certificate_encoder import encode_time as _time
 from attestkit.errors import FormatError
 
 _SGX_OID: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
@@ -125,16 +124,14 @@ def issue_certificate(
     ]
     if sgx is not None:
         extensions.append(_sequence(_tlv(OID, _SGX_OID), _tlv(OCTET_STRING, sgx)))
-    return _signed(
-        issuer.key,
-        VERSION_3,
-        _integer(serial),
-        _ECDSA_SHA256,
+    return encode_certificate(
         _name(issuer.name),
-        _sequence(_time(validity.start), _time(validity.end)),
-        _name(subject.name),
-        subject.key.spki_der,
-        _tlv(0xA3, _sequence(*extensions)),
+        (_name(subject.name), subject.key.spki_der),
+        extensions,
+        serial=serial,
+        window=validity,
+        algorithm=_ECDSA_SHA256,
+        sign=issuer.key.sign_der,
     )
 
 
@@ -156,7 +153,7 @@ def issue_crl(
     extensions = _extension(CRL_NUMBER, _integer(number)), key_id
     name = _name(issuer.name)
     fields = encode_crl_fields(name, _ECDSA_SHA256, window, revoked, extensions)
-    return _signed(issuer.key, *fields)
+    return encode_signed(fields, _ECDSA_SHA256, issuer.key.sign_der)
 
 
 def chain_window(pem: str) -> Window:
@@ -192,10 +189,6 @@ def crl_window(der: bytes) -> Window:
     if end is None:
         raise FormatError("malformed CRL: nextUpdate is missing", reason="missing")
     return Window(start, end)
-
-
-def _signed(key: P256Key, *fields: bytes) -> bytes:
-    return encode_signed(fields, _ECDSA_SHA256, key.sign_der)
 
 
 def _name(common_name: str) -> bytes:
