@@ -77,7 +77,7 @@ class Paravisor:
     def request_report(self, user_data: bytes) -> tuple[bytes, HclReport]:
         """Write user data, and return a report with them, as `read_report`.
 
-        It takes 3 to 12 seconds. The report of a paravisor that does not know user data has none.
+        It takes 3 to 12 seconds. The report of a paravisor without support for user data has none.
 
         Args:
             user_data: 64 bytes.

@@ -35,7 +35,7 @@ from attestkit.tpm.response_codes import RC_INITIALIZE
 
 FAMILY: Final = 0x100  # TPM_PT_FAMILY_INDICATOR
 
-_PAGE: Final = 64  # items asked for in one GetCapability
+_PAGE: Final = 64  # items requested by one GetCapability
 _MOST_PAGES: Final = 64
 _MOST_DIGESTS: Final = 8  # in one response of PCR_Read (TPML_DIGEST)
 _LARGEST_DIGEST: Final = 64
@@ -160,8 +160,8 @@ class TpmClient(NvCommands):
         return values
 
     def _pcr_read_some(self, selections: tuple[PcrSelection, ...]) -> PcrValues:
-        """Return the values of one PCR_Read, which must have been asked for."""
-        asked = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
+        """Return the values of one PCR_Read; others than the selected ones are refused."""
+        selected = {(one.bank, pcr) for one in selections for pcr in one.pcrs}
         response = self.execute(PCR_READ, parameters=encode_selections(selections))
         reader = ParameterReader(response, "PCR_Read")
         try:
@@ -169,8 +169,10 @@ class TpmClient(NvCommands):
             start = reader.at
             read = [(one.bank, pcr) for one in read_selections(reader) for pcr in one.pcrs]
             count = reader.u32()
-            if count != len(read) or count > _MOST_DIGESTS or not asked.issuperset(read):
-                problem = f"{count} values of {len(read)} PCRs, of {len(asked)} that were selected"
+            if count != len(read) or count > _MOST_DIGESTS or not selected.issuperset(read):
+                problem = (
+                    f"{count} values of {len(read)} PCRs, of {len(selected)} that were selected"
+                )
                 raise reader.error(problem, "inconsistent", start)
             found: PcrValues = {}
             for bank, pcr in read:

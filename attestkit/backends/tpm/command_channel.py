@@ -88,7 +88,7 @@ class CommandChannel:
 
         Raises:
             TpmError: If the TPM answered with an error; `code` is the response code.
-            BackendUnavailableError: If the TPM is gone, or is a TPM 1.2.
+            BackendUnavailableError: If the TPM was removed, or is a TPM 1.2.
             BackendBusyError: If the TPM is busy, or does not answer in time.
             BackendError: If the exchange fails or the response is malformed.
             UsageError: If the command is too long, or the transport is closed.

@@ -98,7 +98,7 @@ def open_tpm(
 
 
 def _check_version(node: Path, tpm_class: Path, calls: DeviceCalls) -> None:
-    """Raise for a TPM 1.2. Linux before 5.6 does not say; the first response will."""
+    """Raise for a TPM 1.2; before Linux 5.6, only the first response shows it."""
     found = _NODE.fullmatch(node.name)
     if found is None:
         return

@@ -1,6 +1,6 @@
 """HMAC sessions with a salt that only the TPM can decrypt (TPM 2.0 Library, Part 1, section 19).
 
-The caller proves that it knows the password of an NV index or key without sending it, and the
+The caller proves knowledge of the password of an NV index or key without sending it, and the
 response is authenticated.
 """
 
@@ -90,7 +90,7 @@ class HmacSession:
     def _check(
         self, command: SessionCommand, response: TpmResponse, secret: bytes, nonce: bytes
     ) -> None:
-        """Check the HMAC of a response, and keep the TPM's new nonce."""
+        """Check the HMAC of a response, and store the TPM's new nonce."""
         if len(response.authorizations) != 1:
             raise self._bad_response("a response without authorization")
         found = response.authorizations[0]
@@ -109,7 +109,7 @@ class HmacSession:
         return hmac.digest(self._key + secret, content, self._hash)
 
     def _bad_response(self, problem: str) -> BackendError:
-        text = f"{self._client.path}: HMAC session: {problem}; another process may be in between"
+        text = f"{self._client.path}: HMAC session: {problem}; another process may intercept the connection"
         return BackendError(text, reason="malformed_response", path=self._client.path)
 
 

@@ -1,8 +1,8 @@
 """A quote with the PCR values and logs that belong to it.
 
 PCRs may be extended between the commands, as IMA does in PCR 10 whenever a program starts. So the
-quote comes first, then the values, then the logs; if the values are not the quoted ones, all is
-repeated.
+quote comes first, then the values, then the logs; if the digest of the values is not the quoted
+one, all steps are repeated.
 """
 
 import hmac

@@ -132,7 +132,7 @@ class TpmError(BackendError):
 
     @property
     def is_unknown_command(self) -> bool:
-        """Whether the TPM, or the kernel's resource manager, does not know the command."""
+        """Whether the TPM, or the kernel's resource manager, does not have the command."""
         return self.code in (RC_COMMAND_CODE, RC_RESMGR_COMMAND_CODE)
 
     @property
@@ -160,7 +160,7 @@ def base_code(code: int) -> int:
 
 
 def is_absent(code: int) -> bool:
-    """Return whether a code says that a handle does not exist or an NV index was never written."""
+    """Return whether a code means an absent handle or an NV index that was never written."""
     wrong_handle = base_code(code) == RC_HANDLE and not code & (PARAMETER | SESSION)
     return wrong_handle or code == RC_NV_UNINITIALIZED or code in _NOT_LOADED
 

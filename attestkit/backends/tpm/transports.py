@@ -1,7 +1,7 @@
 """Ways to a TPM: a device of Linux, or a connected stream such as that of swtpm.
 
 A transport carries one command at a time: the whole command, then the whole response. Its lock is
-re-entrant, so that a caller can keep other threads out for several commands.
+re-entrant, so that a caller can exclude other threads for several commands.
 """
 
 import errno
@@ -245,7 +245,7 @@ class StreamTransport:
             return check_response(self.path, header + rest)
 
     def _check_idle(self, connection: socket.socket) -> None:
-        """Refuse bytes that no command asked for: they would be taken for the next response."""
+        """Refuse unsolicited bytes, which would be read as the next response."""
         waiting = select.poll()
         waiting.register(connection, select.POLLIN)
         if waiting.poll(0):
