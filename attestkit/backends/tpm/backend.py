@@ -1,6 +1,7 @@
 """Backend for a TPM 2.0 without hardware evidence of a TEE (Confidential Containers' `tpm`).
 
-Its evidence is worth as much as its attestation key, which a verifier has to list or certify. So this backend is used only if it is selected by name.
+Its evidence is worth as much as its attestation key, which a verifier has to list or certify. So
+this backend is used only if it is selected by name.
 """
 
 import os

@@ -109,7 +109,7 @@ class HmacSession:
         return hmac.digest(self._key + secret, content, self._hash)
 
     def _bad_response(self, problem: str) -> BackendError:
-        text = f"{self._client.path}: HMAC session: {problem}; another process may intercept the connection"
+        text = f"{self._client.path}: HMAC session: {problem}; another process may interfere"
         return BackendError(text, reason="malformed_response", path=self._client.path)
 
 
