@@ -13,12 +13,13 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.quote_reader import collect_quote
-from attestkit.errors import PolicyError
+from attestkit.errors import PolicyError, ReplayError
 from attestkit.report_data import ReportData
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.backends.gcp.machine import RSA, Machine, certify, make_machine
+from tests.raising import raises
 from tests.vectors import needs_shared
 
 NONCE = b"a nonce of a challenger"
@@ -67,6 +68,17 @@ def test_a_nonce_makes_a_fresh_result_with_both_joins(machine: Machine) -> None:
     assert "ak_revocation" in result.not_proven
     copied = pickle.loads(pickle.dumps(verifier(machine)))
     assert copied.verify(evidence, nonce=NONCE).claims == result.claims
+
+
+def test_image_of_dstack_excludes_records_of_shim_before_the_events(machine: Machine) -> None:
+    """Shim's records precede the events in PCR 14, but not in evidence of an image of dstack."""
+    evidence = attest(machine, nonce=NONCE)
+    texts = [step.text for step in verify(machine, evidence).steps if step.check == "pcr_log"]
+    assert any("records of the firmware's log and the" in text for text in texts)
+    found = evidence.evidence
+    claimed = found._replace(stack=found.stack._replace(config='{"gcp_measurement": {}}'))
+    with raises(ReplayError, "pcr_mismatch", start="PCR14 mismatch"):
+        verify(machine, Attestation(claimed))
 
 
 def test_raw_report_data_leave_one_direction_unproven(machine: Machine) -> None:
