@@ -65,7 +65,8 @@ def bundle_samples() -> list[bytes]:
         "report_data": "00ff",
     }
     more = {**least, "report_data": None, "collateral": json.loads(_small().to_json())}
-    return [json.dumps(one).encode() for one in (least, more)]
+    lists = {**least, "amd_crls": ["AAE="], "ak_certificates": ["AAE=", "AA=="]}
+    return [json.dumps(one).encode() for one in (least, more, lists)]
 
 
 def _split(raw: bytes) -> tuple[str, bytes]:

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.pem import encode_pem, split_pem
+from attestkit._crypto.pem import (
+    CERTIFICATE_LABEL,
+    CRL_LABEL,
+    encode_pem,
+    split_der_or_pem,
+    split_pem,
+)
 from attestkit.errors import FormatError
 from tests.raising import raises
 
@@ -45,3 +51,18 @@ def test_split_pem_without_certificate_fails(text: str) -> None:
     """Empty text, a truncated block, and invalid base64 are errors."""
     with raises(FormatError, "syntax", "encoding"):
         split_pem(text)
+
+
+def test_split_der_or_pem_takes_one_object_or_blocks_of_given_labels() -> None:
+    """DER is returned as it is; of PEM, only blocks of the labels count, in their order."""
+    one, two = b"\x30\x01\x00", b"\x30\x02\x00\x00"
+    text = f"text\n{encode_pem(CRL_LABEL, one)}text\n{encode_pem(CERTIFICATE_LABEL, two)}".encode()
+    assert split_der_or_pem(one, "it") == [one]
+    assert split_der_or_pem(text, "it") == [two]
+    assert split_der_or_pem(text, "it", (CRL_LABEL,)) == [one]
+    assert split_der_or_pem(text, "it", (CERTIFICATE_LABEL, CRL_LABEL)) == [one, two]
+    for data in (b"", b"text", text[: text.index(b"END") + 4], text[:-8]):
+        with raises(FormatError, "syntax"):
+            split_der_or_pem(data, "it", (CERTIFICATE_LABEL, CRL_LABEL))
+    with raises(FormatError, "encoding", start="it: neither DER nor PEM"):
+        split_der_or_pem(b"\xff", "it")

@@ -15,6 +15,7 @@ from attestkit.serve.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.raising import raises
+from tests.verifier import test_ak_collateral as keys
 from tests.verifier.platforms.snp import test_revocation as simulated
 
 Capture = pytest.CaptureFixture[str]
@@ -57,6 +58,35 @@ def test_list_of_option_is_checked(files: dict[str, str], capsys: Capture) -> No
     assert verify(files, "saved", "--json") == 0
     [found] = json.loads(capsys.readouterr().out)["results"]
     assert {step["check"]: step["outcome"] for step in found["steps"]}["revocation"] == "passed"
+
+
+def test_bundle_has_certificates_of_a_tpm_key(tmp_path: Path, capsys: Capture) -> None:
+    """Certificates and CRLs of --ak-certificate are saved, and verify the bundle without it."""
+    contents = {
+        "evidence": keys.evidence(),
+        "root": keys.ROOT.built.der,
+        "issuer": keys.ISSUER.built.der,
+        "crl": keys.CLEAN[1],
+        "policy.toml": b'preset = "default"\nplatforms = ["tpm"]\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found = {name: str(tmp_path / name) for name in (*contents, "saved")}
+    known = ("--trust-anchor", found["root"], "--policy", found["policy.toml"], "--json")
+    expected = ("--at", keys.NOW.isoformat(), "--report-data", keys.EXTRA.hex())
+    given = ("--ak-certificate", found["issuer"], "--ak-certificate", found["crl"])
+    options = (*known, *expected)
+    assert main(["verify", found["evidence"], *options]) != 0
+    saving = ("--save-bundle", found["saved"])
+    assert main(["verify", found["evidence"], *options, *given, *saving]) == 0
+    saved = EvidenceBundle.load(found["saved"])
+    assert saved.ak_certificates == (contents["issuer"], contents["crl"])
+    assert main(["verify", found["saved"], *options]) == 0
+    revoked = tmp_path / "revoked"
+    revoked.write_bytes(keys.ISSUER.crl(keys.LEAF.serial))
+    capsys.readouterr()
+    assert main(["verify", found["saved"], *options, "--ak-certificate", str(revoked)]) == 2
+    assert json.loads(capsys.readouterr().out)["results"][0]["reason"] == "cert_revoked"
 
 
 def test_lists_of_bundle_are_checked(files: dict[str, str], capsys: Capture) -> None:

@@ -7,11 +7,13 @@ import pytest
 
 from attestkit._crypto.x509 import cert_path
 from attestkit.attestation.wire.evidence_parts import SevSnp
-from attestkit.errors import AttestKitError
-from attestkit.verifier import chain_cache
+from attestkit.errors import AttestKitError, SignatureError
+from attestkit.verifier import Verifier, chain_cache
 from attestkit.verifier.platforms.snp import chain_cache as snp_facts
 from attestkit.verifier.platforms.snp.authenticator import Snp
+from tests.raising import raises
 from tests.verifier.platforms import amd
+from tests.verifier.platforms.snp import test_revocation as simulated
 
 
 @pytest.fixture
@@ -102,3 +104,18 @@ def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(facts._parsed) == 2
     assert len(facts._issued) <= 4
     assert outcome(snp, amd.evidence()) == ""
+
+
+def test_bundles_with_lists_share_the_caches_of_their_verifier(signatures: list[str]) -> None:
+    """A bundle with CRLs needs no certificate signature again, and its lists count."""
+    verifier = Verifier(trust_anchor=simulated.guest().trust_anchor)
+    now, expected = simulated.NOW, simulated.REPORT_DATA
+    for _ in range(2):
+        verifier.verify_bundle(simulated.bundle(simulated.crl()), report_data=expected, now=now)
+    assert len(signatures) == 2
+    with raises(SignatureError, "cert_revoked"):
+        verifier.verify_bundle(
+            simulated.bundle(simulated.crl(simulated.ASK)), report_data=expected, now=now
+        )
+    verifier.verify(simulated.evidence(), report_data=expected, now=now)
+    assert len(signatures) == 2
