@@ -17,6 +17,7 @@ from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.raising import raises
 from tests.verifier import test_ak_collateral as keys
 from tests.verifier.platforms.snp import test_revocation as simulated
+from tests.verifier.platforms.vtpm.made_tpm import EXTRA
 
 Capture = pytest.CaptureFixture[str]
 AT = str(simulated.NOW)
@@ -73,7 +74,7 @@ def test_bundle_has_certificates_of_a_tpm_key(tmp_path: Path, capsys: Capture) -
         (tmp_path / name).write_bytes(content)
     found = {name: str(tmp_path / name) for name in (*contents, "saved")}
     known = ("--trust-anchor", found["root"], "--policy", found["policy.toml"], "--json")
-    expected = ("--at", keys.NOW.isoformat(), "--report-data", keys.EXTRA.hex())
+    expected = ("--at", keys.NOW.isoformat(), "--report-data", EXTRA.hex())
     given = ("--ak-certificate", found["issuer"], "--ak-certificate", found["crl"])
     options = (*known, *expected)
     assert main(["verify", found["evidence"], *options]) != 0
