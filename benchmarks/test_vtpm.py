@@ -48,7 +48,7 @@ GUESTS: Final[dict[str, Any]] = {
 # Caches of modules, which every verifier of a process shares.
 SHARED: Final[tuple[Any, ...]] = (
     public_key.load_verification_key,
-    rsa_pss._load,
+    rsa_pss._public_key,
     rsa_public_key.encode_rsa_spki,
     hcl_report._numbers,
     ak_path._common_name,
