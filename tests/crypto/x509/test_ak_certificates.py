@@ -333,6 +333,47 @@ def test_a_crl_that_the_issuer_did_not_sign_is_refused() -> None:
     assert caught.value.reason == "crl_bad_signature"
 
 
+def test_a_crl_ends_at_its_next_update() -> None:
+    """A CRL is valid from thisUpdate on, and no longer at nextUpdate, as Intel's and AMD's."""
+    root = Authority("root")
+    path = find(root.leaf(), [], root)
+    crl, last = read_ak_crl(root.crl()), NOW + timedelta(days=7) - timedelta(seconds=1)
+    for at in (NOW, last):
+        assert check_revocation(path, [crl], at).checked
+    for at in (NOW - timedelta(seconds=1), last + timedelta(seconds=1)):
+        with pytest.raises(CollateralExpiredError) as caught:
+            check_revocation(path, [crl], at)
+        assert caught.value.reason == "crl_expired"
+
+
+def test_a_crl_with_a_critical_extension_of_an_entry_is_refused() -> None:
+    """Such an entry may be of another issuer (RFC 5280, 5.3.3), so the list is not understood."""
+    root = Authority("root")
+    path = find(root.leaf(), [], root)
+    for critical in (False, True):
+        entry = (
+            x509.RevokedCertificateBuilder()
+            .serial_number(1)
+            .revocation_date(NOW)
+            .add_extension(x509.CRLReason(x509.ReasonFlags.key_compromise), critical=critical)
+        )
+        der = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(root.name)
+            .last_update(NOW)
+            .next_update(NOW + timedelta(days=7))
+            .add_revoked_certificate(entry.build())
+            .sign(root.key, SHA256())
+            .public_bytes(Encoding.DER)
+        )
+        if not critical:
+            assert check_revocation(path, [read_ak_crl(der)], NOW).checked
+            continue
+        with pytest.raises(FormatError) as caught:
+            check_revocation(path, [read_ak_crl(der)], NOW)
+        assert caught.value.reason == "unsupported"
+
+
 def test_each_cut_of_a_crl_is_refused_cleanly() -> None:
     """A truncated or oversized CRL is a FormatError."""
     der = Authority("root").crl(5)
