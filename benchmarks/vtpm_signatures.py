@@ -117,7 +117,7 @@ def left(evidence: Attestation, root: bytes, leaf: bytes) -> list[Check]:
         if isinstance(platform, GcpSnp):
             hardware = _report(platform.report, leaf)
         assert hardware is not None
-        return [hardware, *_google_quote(platform)]
+        return [hardware, _google_quote(platform)]
     assert isinstance(platform, (AzureSnp, AzureTdx, Tpm))
     quote = platform.vtpm_quote
     if isinstance(platform, Tpm):
@@ -130,11 +130,14 @@ def left(evidence: Attestation, root: bytes, leaf: bytes) -> list[Check]:
     return [_report(report.hardware_report, leaf), signed]
 
 
-def _google_quote(platform: GcpTdx | GcpSnp) -> list[Check]:
-    quote: Any = platform.tpm_quote
-    certificate = getattr(quote, "ak_cert", None) or quote.ak_certificates[0]
-    spki = read_path_certificate(certificate).spki
-    return [_tpm_quote(spki, quote.message, quote.signature)]
+def _google_quote(platform: GcpTdx | GcpSnp) -> Check:
+    if isinstance(platform, GcpTdx):
+        quote = platform.tpm_quote
+        spki = read_path_certificate(quote.ak_cert).spki
+        return _tpm_quote(spki, quote.message, quote.signature)
+    signed = platform.vtpm_quote
+    spki = read_path_certificate(signed.ak_certificates[0]).spki
+    return _tpm_quote(spki, signed.message, signed.signature)
 
 
 def whole_azure_snp(evidence: Attestation, chain: tuple[bytes, ...], root: bytes) -> list[Check]:

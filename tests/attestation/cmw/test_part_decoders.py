@@ -9,7 +9,7 @@ from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.cmw import record as cmw
 from attestkit.attestation.cmw.evidence import decode_evidence, encode_evidence
 from attestkit.attestation.wire import v1_document, v1_structs
-from attestkit.attestation.wire.evidence_parts import Evidence, Tpm
+from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Tpm
 from attestkit.errors import FormatError
 from tests.attestation import vtpm_samples
 from tests.attestation.samples import KINDS, V2, mutations
@@ -21,7 +21,7 @@ EVENT_LOG: Final = COLLECTION["event_log"][1]
 RUNTIME_EVENTS: Final = COLLECTION["runtime_events"][1]
 OF_TPM: Final = Evidence(Tpm(vtpm_samples.VTPM_QUOTE), V2.stack)
 VTPM_QUOTE: Final = cbor2.loads(encode_evidence("cbor", OF_TPM))["vtpm_quote"][1]
-OF_GOOGLE: Final = vtpm_samples.VTPM_KINDS[0]
+OF_GOOGLE: Final = next(one for one in KINDS if isinstance(one.platform, GcpTdx))
 OF_GOOGLE_PARTS: Final = cbor2.loads(encode_evidence("cbor", OF_GOOGLE))
 LOG: Final = b'[{"imr":3,"event_type":1,"digest":"","event":"a","event_payload":"00"}]'
 
