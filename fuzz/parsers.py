@@ -229,7 +229,6 @@ READERS: Final[dict[str, str]] = {
     "verifier.policy.toml.reader": "policy",
     "_crypto.rsa_pss": "snp_endorsements",
     "verifier.platforms.snp.chain": "snp_endorsements",
-    "verifier.platforms.snp.revocation": "amd_crl",
     "verifier.dcap.tcb_info": "tcb_info",
 }
 """Modules of attestkit that read what was sent, and the target that gets there."""
@@ -238,6 +237,7 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "verifier.platforms.snp.revocation": "wraps the reader of AMD's CRLs, the target amd_crl",
     "_system.untrusted_files": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "serve.verifier_service.ear": _DEVICE,

@@ -11,18 +11,11 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._reasons import VerificationStep
-from attestkit.attestation.wire.evidence_parts import (
-    AzureSnp,
-    AzureTdx,
-    GcpSnp,
-    GoTpmTools,
-    Platform,
-    Tpm,
-)
+from attestkit.attestation.pcr_logs import find_pcr_logs
+from attestkit.attestation.wire.evidence_parts import GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
-from attestkit.tpm.pcrs import INIT_DATA_PCR
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
@@ -54,14 +47,6 @@ if TYPE_CHECKING:
     from attestkit.verifier.images import ImageStore
 
 _Got = TypeVar("_Got")
-
-
-class PcrLogs(NamedTuple):
-    """Logs of a machine with a TPM; empty if the evidence has none."""
-
-    boot_log: bytes
-    ima_log: bytes
-    extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
 class Settings(NamedTuple):
@@ -145,7 +130,8 @@ class Examination:
 
     def _replay(self) -> None:
         found = _require(self._authenticated)
-        if found.vtpm is not None and (logs := _pcr_logs(self.parsed)) is not None:
+        logs = None if found.vtpm is None else find_pcr_logs(self.parsed.wire_platform)
+        if found.vtpm is not None and logs is not None:
             from attestkit.verifier.platforms.vtpm.pcr_logs import (
                 with_replayed_logs,  # lazy: with a TPM
             )
@@ -282,20 +268,6 @@ def _restore_report_data(
     is_hash = expected.bound_to == "nonce"
     restored = restore_report_data(found.report_data, expected.value, is_hash=is_hash)
     return found._replace(report_data=restored)
-
-
-def _pcr_logs(parsed: ParsedEvidence) -> "PcrLogs | None":
-    """Return the logs that explain PCRs, in evidence whose event log is theirs."""
-    platform = None if parsed.attestation is None else parsed.attestation.evidence.platform
-    if isinstance(platform, GoTpmTools):
-        from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
-
-        return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log, b"")
-    if isinstance(platform, (Tpm, GcpSnp, AzureSnp, AzureTdx)):
-        quote = platform.vtpm_quote
-        later = (INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else ()
-        return PcrLogs(quote.boot_log, quote.ima_log, later)
-    return None
 
 
 def _require(value: _Got | None) -> _Got:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
+from attestkit.attestation.pcr_logs import PcrLogs, find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
@@ -21,7 +22,7 @@ from attestkit.errors import AttestKitError
 from attestkit.event_log.journal_protocols import ZERO, replay_from
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import TpmsAttest, TpmtSignature
-from attestkit.tpm.pcrs import EVENT_PCR, INIT_DATA_PCR, extend, start_value
+from attestkit.tpm.pcrs import EVENT_PCR, extend, start_value
 
 
 class TpmParts(NamedTuple):
@@ -31,12 +32,10 @@ class TpmParts(NamedTuple):
     pcr_values: tuple[PcrValue, ...] = ()
     attestation_key: bytes = b""  # TPMT_PUBLIC or DER; empty if a certificate or report has it
     certificates: tuple[bytes, ...] = ()  # DER, of the key first
-    boot_log: bytes = b""
-    ima_log: bytes = b""
+    logs: PcrLogs = PcrLogs()
     # Of a log in the form of dstack, then of the runtime events; empty with other logs.
     digests: tuple[TpmEventDigest, ...] = ()
     measures_events: bool = False  # whether runtime events extend PCR 14
-    extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
 
 
 def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
@@ -63,9 +62,7 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
             found.pcr_values,
             found.ak_public,
             found.ak_certificates,
-            found.boot_log,
-            found.ima_log,
-            extended_later=(INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else (),
+            find_pcr_logs(platform) or PcrLogs(),
         )
     if isinstance(platform, GoTpmTools):
         from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
@@ -76,7 +73,7 @@ def read_tpm_parts(evidence: Evidence) -> TpmParts | None:
             tuple([pcr for one in message.quotes for pcr in one.pcr_values]),
             message.ak_public,
             tuple(filter(None, (message.ak_certificate, *message.intermediates))),
-            message.event_log,
+            PcrLogs(message.event_log),
         )
     return None
 
@@ -120,15 +117,14 @@ def explain_pcrs(parts: TpmParts) -> tuple[frozenset[tuple[str, int]], str | Non
     """Return bank and index of the PCRs that the logs replay to, and why the logs do not replay."""
     if parts.digests or parts.measures_events:
         return _replay_digests(parts), None
-    if not parts.boot_log and not parts.ima_log:
+    boot_log, ima_log, later = parts.logs
+    if not boot_log and not ima_log:
         return frozenset(), None
     from attestkit.verifier.platforms.vtpm.pcr_logs import replay_pcr_logs  # lazy: only with logs
 
     pcrs = [(pcr.algorithm, pcr.number, pcr.value) for pcr in parts.pcr_values]
     try:
-        found = replay_pcr_logs(
-            pcrs, parts.boot_log, parts.ima_log, extended_later=parts.extended_later
-        )
+        found = replay_pcr_logs(pcrs, boot_log, ima_log, extended_later=later)
         return frozenset(found.replayed), None
     except AttestKitError as error:
         return frozenset(), str(error)

@@ -1,0 +1,38 @@
+"""Logs of a machine in its evidence, which explain the PCRs of a TPM beside them."""
+
+from typing import NamedTuple
+
+from attestkit.attestation.wire.evidence_parts import (
+    AzureSnp,
+    AzureTdx,
+    GcpSnp,
+    GoTpmTools,
+    Platform,
+    Tpm,
+)
+from attestkit.tpm.pcrs import INIT_DATA_PCR
+
+
+class PcrLogs(NamedTuple):
+    """Logs of a machine with a TPM; empty if the evidence has none."""
+
+    boot_log: bytes = b""  # of the firmware, binary_bios_measurements
+    ima_log: bytes = b""  # binary_runtime_measurements
+    extended_later: tuple[int, ...] = ()  # PCRs that the platform extends without a record
+
+
+def find_pcr_logs(platform: Platform | None) -> PcrLogs | None:
+    """Return the logs of a platform; None if its evidence has no place for them.
+
+    Raises:
+        FormatError: If a message of go-tpm-tools is malformed.
+    """
+    if isinstance(platform, GoTpmTools):
+        from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage  # lazy: only for these
+
+        return PcrLogs(GoTpmToolsMessage.parse(platform.message).event_log)
+    if isinstance(platform, (Tpm, GcpSnp, AzureSnp, AzureTdx)):
+        quote = platform.vtpm_quote
+        later = (INIT_DATA_PCR,) if isinstance(platform, (AzureSnp, AzureTdx)) else ()
+        return PcrLogs(quote.boot_log, quote.ima_log, later)
+    return None
