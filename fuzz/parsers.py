@@ -237,7 +237,6 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
-    "verifier.platforms.snp.revocation": "wraps the reader of AMD's CRLs, the target amd_crl",
     "_system.untrusted_files": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "serve.verifier_service.ear": _DEVICE,
