@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from attestkit._argument_checks import require_bytes
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
-from attestkit.tpm.algorithms import HASH_SIZES, compute_digest
+from attestkit.tpm.algorithms import HASH_SIZES, compute_digest, hash_function
 from attestkit.tpm.pcrs import IMA_PCR, PCR_COUNT, extend
 
 __all__ = ["ImaLog", "ImaMatch", "ImaRecord", "begins_with_ima_record"]
@@ -82,12 +82,13 @@ class ImaLog(NamedTuple):
             return cls("sha1", ())
         bank, size = _detect_bank(data)
         records: list[ImaRecord] = []
+        digest_of = hash_function(bank)
         at = 0
         while at < len(data):
             if len(records) == MAX_RECORDS:
                 raise _bad(f"more than {MAX_RECORDS} records", "too_many", at)
             record, end = _read_record(data, at, size)
-            if not record.is_violation and compute_digest(bank, _measured(record)) != record.digest:
+            if not record.is_violation and digest_of(_measured(record)) != record.digest:
                 problem = f"record {len(records)}: digest is not that of its template data"
                 raise _bad(problem, "inconsistent", at)
             records.append(record)
@@ -149,8 +150,9 @@ class ImaLog(NamedTuple):
         """
         digests = [one.template_digest(bank) for one in self.records if one.pcr == pcr]
         found = start or bytes(_bank_size(bank))
+        digest_of = hash_function(bank)
         for number, digest in enumerate(digests, 1):
-            found = compute_digest(bank, found + digest)
+            found = digest_of(found + digest)
             if hmac.compare_digest(found, value):
                 return ImaMatch(number, len(digests) - number)
         return None

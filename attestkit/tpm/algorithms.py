@@ -63,8 +63,17 @@ def compute_digest(name: str, data: bytes) -> bytes:
     Raises:
         UsageError: If the hash is unknown.
     """
+    return hash_function(name)(data)
+
+
+def hash_function(name: str) -> Callable[[bytes], bytes]:
+    """Return the function that computes digests by the hash `name`, a value of `HASH_NAMES`.
+
+    Raises:
+        UsageError: If the hash is unknown.
+    """
     hash_size(name)  # raises for an unknown hash
-    return _HASHES[name](data)
+    return _HASHES[name]
 
 
 def _sha1(data: bytes) -> bytes:

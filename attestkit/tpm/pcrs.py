@@ -6,7 +6,7 @@ TCG PC Client Platform Firmware Profile, section 3.3.4, and vtpm.md, section 5.
 from collections.abc import Iterable
 from typing import Final
 
-from attestkit.tpm.algorithms import compute_digest
+from attestkit.tpm.algorithms import hash_function
 
 PCR_COUNT: Final = 24
 EVERY_PCR: Final = tuple(range(PCR_COUNT))
@@ -58,8 +58,9 @@ def extend(bank: str, value: bytes, digests: Iterable[bytes]) -> bytes:
     Raises:
         UsageError: If the hash is unknown.
     """
+    digest_of = hash_function(bank)
     for digest in digests:
-        value = compute_digest(bank, value + digest)
+        value = digest_of(value + digest)
     return value
 
 
