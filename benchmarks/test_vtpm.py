@@ -110,7 +110,7 @@ def verification(platform: str, *, new: bool = False) -> tuple[Check, Check]:
         [
             whole_azure_snp(one.evidence, chain, root)
             if new
-            else left(one.evidence, root, chain[0] if chain else b"")
+            else left(one.evidence, chain[0] if chain else b"")
             for one, chain in zip(pieces, chains, strict=True)
         ]
     )

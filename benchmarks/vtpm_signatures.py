@@ -1,6 +1,6 @@
 """The signatures in evidence of guests behind a vTPM, verified by bare calls of `cryptography`.
 
-`left`: those of a machine that the verifier knows; of certificates only the new ones of NitroTPM.
+`left`: those of a machine whose certificates the verifier knows.
 `whole`: all signatures below the roots. Keys are loaded, and nothing is parsed.
 """
 
@@ -87,29 +87,24 @@ def _tpm_quote(spki: bytes, message: bytes, signature: bytes) -> Check:
     return _signed(spki, found.signature or found.der, message, SHA256())
 
 
-def _document(raw: bytes, root: bytes) -> list[Check]:
-    """Return the verification of a NitroTPM document, and of its certificates."""
+def _document(raw: bytes) -> Check:
+    """Return the verification of a NitroTPM document by the key of its certificate."""
     found = read_nitro_document(raw, tpm=True)
-    path = [*found.cabundle, found.certificate]
     r, s = (int.from_bytes(part, "big") for part in (found.signature[:48], found.signature[48:]))
     spki = read_path_certificate(found.certificate).spki
-    return [
-        *[_issued(der, issuer) for issuer, der in zip([root, *path[1:]], path[1:], strict=False)],
-        _signed(spki, encode_dss_signature(r, s), found.signed_region, SHA384()),
-    ]
+    return _signed(spki, encode_dss_signature(r, s), found.signed_region, SHA384())
 
 
-def left(evidence: Attestation, root: bytes, leaf: bytes) -> list[Check]:
+def left(evidence: Attestation, leaf: bytes) -> list[Check]:
     """Return the signatures that change with each evidence of a machine.
 
     Args:
         evidence: Evidence of any simulated cloud.
-        root: The trust anchor.
         leaf: Certificate of the key that signs the hardware's report.
     """
     platform = evidence.evidence.platform
     if isinstance(platform, NitroTpm):
-        return _document(platform.attestation_doc, root)
+        return [_document(platform.attestation_doc)]
     if isinstance(platform, SevSnp):
         return [_report(platform.report, leaf)]
     if isinstance(platform, (GcpTdx, GcpSnp)):
@@ -152,4 +147,4 @@ def whole_azure_snp(evidence: Attestation, chain: tuple[bytes, ...], root: bytes
     assert isinstance(platform, AzureSnp)
     [ak] = platform.vtpm_quote.ak_certificates
     paths = [*pairwise(chain), (ak, root)]
-    return [*left(evidence, root, chain[0]), *[_issued(der, issuer) for der, issuer in paths]]
+    return [*left(evidence, chain[0]), *[_issued(der, issuer) for der, issuer in paths]]
