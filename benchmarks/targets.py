@@ -84,6 +84,45 @@ VTPM: Final = {
         0.5,
         note="the signatures of report and quote",
     ),
+} | {
+    f"vtpm-attest-{platform}": Target(
+        f"evidence of {platform} by the simulator, without its private keys", None, 5, unit="ms"
+    )
+    for platform in CLOUDS
+}
+
+TARGETS: Final[dict[str, Target]] = {
+    "quote": Target("a quote to 8 fields", "dcap-qvl", 5, 8),
+    "columns": Target("one quote 1,000 times into columns", "dcap-qvl", 100, 180),
+    "replay-short": Target("replay of a short log", "hashlib", 5, 7),
+    "replay-long": Target("replay of a long log", "hashlib", 5, 7),
+    "batch-short": Target("replay of 64 short logs", "hashlib", 11, 14),
+    "batch-long": Target("replay of 64 long logs", "hashlib", 11, 14),
+    **AVX2,
+    "json-short": Target("JSON of a short log to registers", "dstack-sdk", 9, 13),
+    "json-long": Target("JSON of a long log to registers", "dstack-sdk", 9, 13),
+    "ccel": Target("a CCEL, read", "evidence-api", 200, 400),
+    "ccel-replay": Target("a CCEL, read and replayed", "evidence-api", 45, 60),
+    **SERVED,
+    **VERIFIED,
+    **VERIFICATION,
+    "read-cbor": Target("evidence in CBOR, read", "cbor2", 0.33),
+    "read-cmw": Target("evidence in a tagged CMW, read", "cbor2", 0.33),
+    "body": Target("a quote to its whole body", "dcap-qvl", 2),
+    "start": Target("start to first Quote.parse, over a bare interpreter", None, 45, 30, "ms"),
+    "ready": Target("server: start to ready", None, 450, 300, "ms"),
+    "tee-first": Target("fixture tee: the first of a run, imports included", None, 50, 40, "ms"),
+    "tee-next": Target("fixture tee: each next one", None, 2, 1.5, "ms"),
+    "tee-server": Target("fixture tee: its server, the first of a run", None, 450, 150, "ms"),
+    "mrtd": Target("MRTD of 16 MiB, both orders of pages", None, 100, unit="ms"),
+    "measure": Target("all registers of a direct boot, tables at hand", None, 1000, unit="ms"),
+    "measure-qemu": Target("the same of 64 vCPUs, with a run of QEMU", None, 2000, unit="ms"),
+    "measure-snp": Target(
+        "launch digest of an SEV-SNP guest",
+        "sev-snp-measure",
+        0.9,
+        note="with SHA-256 of all files",
+    ),
     "idle": Target("server: memory before the first request", None, 60, 45, "MB"),
     "every-route": Target("server: memory after every route once", None, 90, 70, "MB"),
     **KEYS,
