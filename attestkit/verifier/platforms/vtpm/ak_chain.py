@@ -6,6 +6,7 @@ if the verifier has a fetcher; then all CRLs that certificates in the path name 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from datetime import datetime
 from functools import lru_cache
@@ -271,14 +272,12 @@ class AkChains:
         self, path: AkPath, now: datetime, session: "IssuerSession"
     ) -> RevocationFacts:
         """Check a path by the given CRLs; fetch those that are missing or out of date."""
-        missing: Sequence[NamedCertificate]
-        try:
+        missing: Sequence[NamedCertificate] = path.certificates[:-1]
+        with suppress(CollateralExpiredError):
             found = self._find_revoked(path, now)
             missing = found.unknown
-        except CollateralExpiredError:
-            missing = path.certificates[:-1]
-        if not missing:
-            return found
+            if not missing:
+                return found
         fetched = [
             _fetched(session.crl(urls), "CRL", read_ak_crl)
             for _, certificate in missing
