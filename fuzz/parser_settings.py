@@ -30,9 +30,9 @@ from attestkit.errors import (
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.config.command_line import FLAGS, Config, Options
 from attestkit.serve.config.limits import parse_limit
 from attestkit.serve.config.option_values import parse_address, seed_from_hex
+from attestkit.serve.config.options import FLAGS, Config, Options
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from tests.vectors import data

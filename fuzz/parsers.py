@@ -288,6 +288,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     ),
     "serve.http.protocol": "HTTP of the server: fuzz/request_*.py are its fuzzers",
     "serve.config.command_line": _OWNER,
+    "serve.config.options": _OWNER,
     "serve.systemd.notify_watchdog": _OWNER,
     "serve.systemd.service": _OWNER,
     "serve.verifier_factory": "reads the files that options name; their parsers have targets",

@@ -23,7 +23,7 @@ from attestkit.serve.server_log.log import ServerLog, one_line_traceback
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.serve.config.agent_settings import Settings
-    from attestkit.serve.config.command_line import Options
+    from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
     from attestkit.serve.counters import Stats
     from attestkit.serve.endpoints import BoundAddresses
@@ -100,7 +100,8 @@ def _report_error(error: Exception, log: ServerLog) -> int:
 
 def _build_options(arguments: Sequence[str], log: ServerLog) -> "Options":
     """Return the options of the command line and its configuration file, and configure the log."""
-    from attestkit.serve.config.command_line import parse_options, with_config
+    from attestkit.serve.config.command_line import parse_options
+    from attestkit.serve.config.options import with_config
 
     try:
         options = parse_options(arguments)

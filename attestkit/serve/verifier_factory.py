@@ -15,7 +15,7 @@ from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 if TYPE_CHECKING:
-    from attestkit.serve.config.command_line import Options
+    from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
     from attestkit.verifier.ear.result_token import EarKey
 

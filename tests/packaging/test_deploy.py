@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.serve.config.command_line import Options, parse_options
+from attestkit.serve.config.command_line import parse_options
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
 from attestkit.serve.verifier_service import app
 from tests.serve.server import ROOT

@@ -5,8 +5,9 @@ names the option.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, overload
 
@@ -97,39 +98,44 @@ def _read_options(
     ak_certificates: tuple[Path, ...],
     fetch_ak_certificates: bool,
 ) -> VerificationOptions:
-    # Lazy: loads the server's configuration.
-    from attestkit.serve.config.option_values import read_policy
+    pccs_url, pccs_named = _choose_pccs(pccs, collateral)
+    lists = {"certificates": certificates, "crls": crls}
+    lists |= {"ak_roots": ak_roots, "ak_certificates": ak_certificates}
+    files = (collateral, trust_anchor, of_file, Path(policy_name), *chain(*lists.values()))
+    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
+    return VerificationOptions(
+        collateral=_read("--collateral", collateral, _collateral),
+        pccs_url=pccs_url,
+        pccs_named=pccs_named,
+        trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
+        nonce=challenge,
+        report_data=expected,
+        policy=_policy(policy_name),
+        policy_name=policy_name,
+        at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
+        own_instant=at == OWN_INSTANT,
+        inputs=tuple(path for path in files if path is not None),
+        images=None if images is None else _open_images(images),
+        fetch_ak_certificates=fetch_ak_certificates,
+        **_read_lists(lists),
+    )
 
+
+def _choose_pccs(pccs: str | None, collateral: Path | None) -> tuple[str | None, bool]:
+    """Return the URL of the PCCS, and whether the option names it.
+
+    --collateral overrides $PCCS_URL.
+
+    Raises:
+        UsageError: If both options are given.
+    """
     source = click.get_current_context().get_parameter_source("pccs")
     from_environment = source is ParameterSource.ENVIRONMENT
     if collateral is not None and pccs is not None:
         if not from_environment:
             raise UsageError("--collateral and --pccs: mutually exclusive", reason="conflict")
         pccs = None
-    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
-    named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
-    named = (*named, *crls, *ak_roots, *ak_certificates)
-    return VerificationOptions(
-        collateral=_read("--collateral", collateral, _collateral),
-        pccs_url=pccs or None,
-        pccs_named=bool(pccs) and not from_environment,
-        certificates=tuple(_read("--certificate", path, _certificate) for path in certificates),
-        trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
-        nonce=challenge,
-        report_data=expected,
-        policy=read_policy("--policy", policy_name),
-        policy_name=policy_name,
-        at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
-        own_instant=at == OWN_INSTANT,
-        inputs=tuple(path for path in named if path is not None),
-        images=None if images is None else _open_images(images),
-        crls=tuple(_read("--crl", path, _crls) for path in crls),
-        ak_roots=tuple(_read("--ak-root", path, _ak_certificate) for path in ak_roots),
-        ak_certificates=tuple(
-            _read("--ak-certificate", path, _ak_certificate) for path in ak_certificates
-        ),
-        fetch_ak_certificates=fetch_ak_certificates,
-    )
+    return pccs or None, bool(pccs) and not from_environment
 
 
 verification_options: Final = group_options(
@@ -239,6 +245,26 @@ def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _R
         return parse(data)
     except (CollateralError, FormatError, UsageError) as error:
         raise ConfigError(f"{option} {path}: {error}", reason="unreadable") from error
+
+
+def _read_lists(lists: Mapping[str, tuple[Path, ...]]) -> dict[str, tuple[bytes, ...]]:
+    """Return the content of the files of options that may be repeated, by field."""
+    options = {
+        "certificates": ("--certificate", _certificate),
+        "crls": ("--crl", _crls),
+        "ak_roots": ("--ak-root", _ak_certificate),
+        "ak_certificates": ("--ak-certificate", _ak_certificate),
+    }
+    return {
+        field: tuple(_read(option, path, parse) for path in lists[field])
+        for field, (option, parse) in options.items()
+    }
+
+
+def _policy(name: str) -> "AppraisalPolicy":
+    from attestkit.serve.config.option_values import read_policy  # lazy: loads the server's
+
+    return read_policy("--policy", name)
 
 
 def _collateral(data: bytes) -> Collateral:

@@ -21,9 +21,9 @@ from attestkit._formats import toml
 from attestkit._formats.strict_json import config_reason, decode_strictly
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options, split_sockets
 from attestkit.serve.config.limits import read_limit
 from attestkit.serve.config.option_values import HTTP_PORT, Address
+from attestkit.serve.config.options import CHOICES, FLAGS, Config, Options, split_sockets
 
 _PROFILES: Final = ("default", "internal", "internal-v0", "external", "guest-api", "global")
 _LISTENERS: Final = {"internal": "socket", "internal-v0": "tappd_socket"}  # profile to option

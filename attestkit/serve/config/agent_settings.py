@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.config.command_line import CHOICES, SIMULATOR_OPTIONS, Options
 from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address
+from attestkit.serve.config.options import CHOICES, SIMULATOR_OPTIONS, Options
 from attestkit.serve.endpoints import ANY_CID, LimitedSocket, ListenAddresses, VsockAddress
 
 _Checked = TypeVar("_Checked")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
-from attestkit.serve.config.command_line import SIMULATOR_OPTIONS, Options
 from attestkit.serve.config.option_values import OFF, Address
+from attestkit.serve.config.options import SIMULATOR_OPTIONS, Options
 
 MOST_WORKERS: Final = 64
 """Limit of --workers; more processes than processors gain nothing."""

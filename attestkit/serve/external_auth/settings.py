@@ -1,8 +1,8 @@
 """Access control of the external listener from options."""
 
 from attestkit.errors import UsageError
-from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import prefix_errors
+from attestkit.serve.config.options import Options
 from attestkit.serve.external_auth.access_control import ExternalAuth, check_scopes
 from attestkit.serve.external_auth.public_keys import read_public_keys
 

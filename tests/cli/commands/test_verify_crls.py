@@ -9,7 +9,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit._crypto.pem import encode_pem
 from attestkit.errors import ConfigError, SignatureError
-from attestkit.serve.config.command_line import Options
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.verifier_factory import open_verifier
 from attestkit.verifier import Verifier

@@ -13,7 +13,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.collateral import Collateral
 from attestkit.ra_tls import certificate
-from attestkit.serve.config.command_line import CHOICES
+from attestkit.serve.config.options import CHOICES
 from attestkit.serve.services.context import Guest
 from attestkit.verifier import AppraisalPolicy
 from tests.serve.client import call

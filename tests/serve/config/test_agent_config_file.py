@@ -9,8 +9,8 @@ import pytest
 
 from attestkit.errors import ConfigError
 from attestkit.serve.config.agent_config_file import parse_config, read_config
-from attestkit.serve.config.command_line import CHOICES, FLAGS, Config, Options
 from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.options import CHOICES, FLAGS, Config, Options
 from tests.raising import raises
 
 # The example in dstack's documentation.

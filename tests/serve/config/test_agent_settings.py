@@ -8,14 +8,9 @@ import pytest
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.agent_settings import Settings, decide_settings
-from attestkit.serve.config.command_line import (
-    SIMULATOR_OPTIONS,
-    Config,
-    Options,
-    parse_options,
-    with_config,
-)
+from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.options import SIMULATOR_OPTIONS, Config, Options, with_config
 from tests.raising import raises
 from tests.untyped import untyped
 

@@ -8,15 +8,9 @@ import pytest
 from attestkit.backends.simulator.faults.injection import simulator_faults
 from attestkit.backends.simulator.scenarios.named import named_scenarios
 from attestkit.errors import UsageError
-from attestkit.serve.config.command_line import (
-    CHOICES,
-    FLAGS,
-    Config,
-    Options,
-    parse_options,
-    with_config,
-)
+from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.options import CHOICES, FLAGS, Config, Options, with_config
 from tests.raising import raises
 from tests.untyped import untyped
 

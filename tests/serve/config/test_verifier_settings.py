@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
 from tests.raising import raises
 from tests.untyped import untyped

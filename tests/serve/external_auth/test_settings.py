@@ -9,7 +9,8 @@ import pytest
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.config.agent_config_file import parse_config
-from attestkit.serve.config.command_line import Options, parse_options, with_config
+from attestkit.serve.config.command_line import parse_options
+from attestkit.serve.config.options import Options, with_config
 from attestkit.serve.external_auth.access_control import ExternalAuth
 from attestkit.serve.external_auth.settings import load_external_auth
 from tests.raising import raises

@@ -9,7 +9,7 @@ import pytest
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.app_factory import ServerOptions, build_server
 from attestkit.serve.config.agent_settings import decide_settings
-from attestkit.serve.config.command_line import Options
+from attestkit.serve.config.options import Options
 from attestkit.serve.endpoints import ListenAddresses, VsockAddress
 from attestkit.serve.http.vsock import bind_vsock, is_vsock
 from tests.raising import raises

@@ -15,8 +15,8 @@ from attestkit.backends.simulator.scenarios.clouds import CLOUDS
 from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
 from attestkit.errors import AttestKitError, ConfigError
 from attestkit.factory import open as open_attester
-from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.app import VerifierApp

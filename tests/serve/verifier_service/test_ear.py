@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import pytest
 
 from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
-from attestkit.serve.config.command_line import Options
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.ear import read_ear_key

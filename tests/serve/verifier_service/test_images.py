@@ -9,8 +9,8 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError
-from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.request import VerificationRequest

@@ -17,8 +17,8 @@ from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import ConfigError, UsageError
 from attestkit.report_data import ReportData
-from attestkit.serve.config.command_line import Options
 from attestkit.serve.config.option_values import Address
+from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.request import VerificationRequest

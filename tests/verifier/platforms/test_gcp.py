@@ -1,19 +1,11 @@
 """Verification of Google's TPM quotes: composed evidence of every stop, and altered evidence."""
 
-import json
-from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
-from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.vendor_roots import google_roots
 from attestkit.attestation import Attestation
-from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.attestation.launch.gcp import read_uki_hash
 from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.attestation.wire.evidence_parts import (
@@ -30,7 +22,6 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.collateral import Collateral
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import (
-    AttestKitError,
     FormatError,
     ReplayError,
     SignatureError,
@@ -38,25 +29,27 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.event_log.runtime_events import runtime_preimage
-from attestkit.report_data import ReportData
 from attestkit.tpm import TpmtSignature
 from attestkit.tpm.pcrs import extend
 from attestkit.verifier import Verifier
-from attestkit.verifier.evidence_checks import ExpectedReportData
-from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
-from attestkit.verifier.platforms.vtpm.gce_instance import gce_details
-from attestkit.verifier.result import Authenticated, Tcb
-from attestkit.verifier.vtpm_facts import VtpmFacts
-from tests.vectors import HAVE_SHARED, data, needs_shared
+from tests.vectors import data, needs_shared
 from tests.verifier.platforms import intel
+from tests.verifier.platforms.google import (
+    CASES,
+    COMPOSED,
+    FACTS,
+    HARDWARE,
+    NOW,
+    altered,
+    authenticate,
+    chains,
+    composed,
+    platform_of,
+    refused,
+)
 
-NOW = datetime(2026, 6, 29, 12, tzinfo=timezone.utc)  # the collateral's and the certificates'
-COMPOSED = "vtpm/composed/gcp-tdx/"
-EXPECTED: Any = json.loads(data("vtpm/expected.json"))[COMPOSED[5:-1]] if HAVE_SHARED else {}
-CASES = EXPECTED.get("cases", {})
-FACTS = EXPECTED.get("facts", {})
 REASONS = {
     "qualified_data": "tpm_join",
     "pcr_digest": "pcr_digest",
@@ -66,48 +59,7 @@ REASONS = {
     "runtime_events": "pcr_mismatch",
     "pcr_bank": "pcr_selection",
 }
-HARDWARE = Authenticated(None, (), bytes(64), b"", Tcb(), (), ())
-
 pytestmark = needs_shared
-
-
-def chains() -> AkChains:
-    """Return the certificates of the composed evidence."""
-    [root] = split_pem(data(COMPOSED + "root.pem").decode())
-    files = [data(COMPOSED + name) for name in ("intermediate.pem", "root.crl")]
-    return AkChains(root, certificates=files)
-
-
-def composed(name: str = "good.v1.bin") -> Attestation:
-    """Return composed evidence."""
-    return Attestation.from_bytes(data(COMPOSED + name))
-
-
-def platform_of(attestation: Attestation) -> GcpTdx:
-    """Return the platform's part of evidence."""
-    platform = attestation.evidence.platform
-    assert isinstance(platform, GcpTdx)
-    return platform
-
-
-def altered(**changes: Any) -> Attestation:
-    """Return the good evidence with other fields in its TPM quote."""
-    evidence = composed().evidence
-    platform = platform_of(composed())
-    tpm_quote = platform.tpm_quote._replace(**changes)
-    return Attestation(evidence._replace(platform=platform._replace(tpm_quote=tpm_quote)))
-
-
-def authenticate(attestation: Attestation) -> Authenticated:
-    """Verify the TPM's part of evidence, as if the hardware's part were authentic."""
-    return GcpAuthenticator(chains()).authenticate(attestation, HARDWARE, NOW)
-
-
-def refused(attestation: Attestation) -> tuple[type[AttestKitError], str]:
-    """Return type and reason of the error."""
-    with pytest.raises(AttestKitError) as caught:
-        authenticate(attestation)
-    return type(caught.value), caught.value.reason
 
 
 # -- composed evidence -----------------------------------------------------------------------------
@@ -362,64 +314,7 @@ def test_a_document_of_another_form_is_refused(document: dict[Any, Any]) -> None
         read_uki_hash(document)
 
 
-# -- joins and instance ----------------------------------------------------------------------------
-
-NONCE = b"a nonce of a challenger"
-FOUND = VtpmFacts(b"key", "certificate", ("ak_to_hardware",), ())
-
-
-def test_a_nonce_with_the_key_proves_both_directions() -> None:
-    """Report data over nonce and key hold, those of another key or over the nonce alone do not."""
-    expected = ExpectedReportData.of(NONCE, ...)
-    bound = ReportData.for_nonce_and_ak(NONCE, b"key")
-    join = join_hardware(expected, bound, FOUND)
-    assert join.vtpm == replace(FOUND, joins=("hardware_to_ak", "ak_to_hardware"))
-    assert join.expected == ExpectedReportData(bound, "nonce", NONCE)
-    assert [(step.check, step.outcome) for step in join.steps] == [("hardware_to_ak", "passed")]
-    for signed in (
-        ReportData.for_nonce(NONCE),
-        ReportData.for_nonce_and_ak(NONCE, b"another"),
-        bytes(64),
-    ):
-        join = join_hardware(expected, signed, FOUND)
-        assert join.vtpm == FOUND
-        assert join.expected == expected
-        assert [step.outcome for step in join.steps] == ["skipped"]
-
-
-def test_report_data_without_a_nonce_leave_the_direction_unproven() -> None:
-    """Raw report data may be over anything."""
-    join = join_hardware(ExpectedReportData.of(None, bytes(64)), bytes(64), FOUND)
-    assert [(step.check, step.outcome) for step in join.steps] == [("hardware_to_ak", "skipped")]
-
-
-@pytest.mark.parametrize(
-    "vtpm",
-    [
-        None,
-        replace(FOUND, joins=()),
-        replace(FOUND, joins=("hardware_to_ak",), key_trust="hardware_report"),
-    ],
-)
-def test_other_platforms_decide_the_join_themselves(vtpm: VtpmFacts | None) -> None:
-    """Without a quote over the hardware's evidence there is nothing to add."""
-    expected = ExpectedReportData.of(NONCE, ...)
-    assert join_hardware(expected, bytes(64), vtpm) == (expected, vtpm, ())
-
-
-def test_details_name_the_instance() -> None:
-    """The details have the names that rules of a policy use."""
-    found = GceInstance("zone", 1, "project", 1 << 63, "name", 0, is_production=False)
-    assert gce_details(found) == (
-        ("gce_project", "project"),
-        ("gce_zone", "zone"),
-        ("gce_instance", "name"),
-        ("gce_project_number", "1"),
-        ("gce_instance_id", str(1 << 63)),
-        ("gce_security_version", "0"),
-        ("gce_is_production", "false"),
-    )
-    assert gce_details(None) == ()
+# -- log and collateral ---------------------------------------------------------------------------
 
 
 def test_init_data_in_pcr_8_needs_no_record() -> None:
@@ -432,48 +327,6 @@ def test_init_data_in_pcr_8_needs_no_record() -> None:
     logged = quote._replace(event_log=(TpmEventDigest(8, sha256(b"command line")),))
     with pytest.raises(ReplayError):
         _replay_log(logged)
-
-
-def test_the_genuine_quote_of_google_verifies_up_to_the_join() -> None:
-    """A quote of a Confidential VM, whose hardware evidence is not at hand, has Google's key."""
-    fixture = json.loads(data("vtpm/gcp/vaportpm/test-gcp-tdx-fixture.json"))
-    expected = json.loads(data("vtpm/expected.json"))["gcp/vaportpm/test-gcp-tdx-fixture.json"]
-    leaf, *authorities = split_pem(fixture["attestation"]["gcp"]["ak_cert_chain"])
-    attest = bytes.fromhex(fixture["attestation"]["tpm"]["ecc_p256"]["attest_data"])
-    pcrs = {int(n): bytes.fromhex(v) for n, v in fixture["pcrs"]["sha256"].items()}
-    quote = TpmQuote(
-        attest,
-        bytes.fromhex(expected["tpmt_signature"]),
-        tuple(PcrValue(index, "sha256", pcrs[index]) for index in range(24)),
-        leaf,
-        "gcp",
-        (),
-    )
-    roots = [("Google", read_path_certificate(root)) for root in google_roots()]
-    certified = AkChains().verify(leaf, roots, NOW, beside=authorities[:1])
-    assert certified.gce is not None
-    assert certified.gce.instance_id == expected["gce"]["instance_id"]
-    evidence = composed().evidence
-    platform = GcpTdx(b"", (), quote)
-    kind, reason = refused(Attestation(evidence._replace(platform=platform)))
-    assert (kind.__name__, reason) == ("ReplayError", "pcr_mismatch")  # its log is not at hand
-
-
-def test_the_older_hierarchy_of_google_is_trusted() -> None:
-    """An AK certificate of 2021 has an empty subject, and leads to the root of 2018."""
-    folder = "vtpm/gcp/go-tpm-tools/"
-    message = GoTpmToolsMessage.parse(data(folder + "gce-cos-85-nonce9009.pb"))
-    found = AkChains()
-    certified = found.verify(
-        message.ak_certificate,
-        found.google,
-        NOW,
-        beside=[data(folder + "ca-certs/tpm_ek_intermediate_2.crt")],
-    )
-    assert certified.path.root_name == "Google's TPM root of 2018"
-    expected = json.loads(data("vtpm/expected.json"))["gcp/go-tpm-tools/gce-cos-85-nonce9009.pb"]
-    assert dict(gce_details(certified.gce))["gce_instance"] == expected["gce"]["instance_name"]
-    assert [step.outcome for step in certified.steps] == ["passed", "skipped"]
 
 
 def test_a_wrong_tpm_quote_does_not_doubt_the_collateral() -> None:

@@ -18,7 +18,7 @@ from attestkit.event_log import TpmEventLog
 from attestkit.tpm import TpmsAttest, TpmtPublic, TpmtSignature
 from attestkit.verifier.platforms.vtpm.pcr_logs import replay_pcr_logs
 from attestkit.verifier.platforms.vtpm.quote import quote_scheme
-from tests.verifier.platforms import test_gcp as gcp
+from tests.verifier.platforms.vtpm import test_google_certificates as certificates
 from tests.verifier.platforms.vtpm.tpm_samples import QuoteSample, vaportpm
 from tests.verifier.vtpm_samples import facts
 from tests.verifier.vtpm_samples.facts import Facts
@@ -89,7 +89,7 @@ def google_fixture(name: str) -> None:
         "qualified_signer_is_primary_of_endorsement": primary == google_ak(quote),
     }
     assert seen == expected
-    gcp.test_the_genuine_quote_of_google_verifies_up_to_the_join()
+    certificates.test_the_genuine_quote_of_google_verifies_up_to_the_join()
 
 
 def google_ak(quote: QuoteSample) -> bytes:
@@ -180,7 +180,7 @@ def google_message(name: str) -> None:
             }
         )
     assert seen == expected
-    gcp.test_the_older_hierarchy_of_google_is_trusted()
+    certificates.test_the_older_hierarchy_of_google_is_trusted()
 
 
 def firmware_log(name: str) -> None:

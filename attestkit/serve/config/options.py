@@ -1,0 +1,329 @@
+"""Options of the server, from its command line and its configuration file.
+
+A configuration file may give most of them. `with_config` merges it below the command line and the
+environment, and keeps the source of each value for errors.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+
+from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address, parse_address
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "emit_event": ("on", "removed"),
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "platform": (
+        *("tdx", "snp", "azure-snp", "azure-tdx", "gcp-snp", "gcp-tdx"),
+        *("aws-snp", "aws-nitro-tpm", "tpm"),
+    ),
+    "quote_version": ("4", "5"),
+}
+"""Values of the options that have a fixed set of them."""
+
+FLAGS: Final = frozenset(
+    {
+        "access_log",
+        "guest_api_shutdown",
+        "json",
+        "measure_app",
+        "reset",
+        "verifier_fetch_ak_certificates",
+        "watchdog",
+    }
+)
+"""Boolean options."""
+
+SIMULATOR_OPTIONS: Final = (
+    *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
+    *("platform", "quote_version", "boot_image", "scenario", "fault"),
+)
+"""Options that are refused on hardware."""
+
+_Text: TypeAlias = str | None
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+# Alternatives: one of them on a higher level overrides all of them on a lower one.
+_RIVALS: Final = (
+    frozenset({"seed", "seed_file"}),
+    frozenset({"verifier_pccs", "verifier_collateral"}),
+)
+_VARIABLES: Final = {
+    "backend": "ATTESTKIT_BACKEND",
+    "emit_event": "ATTESTKIT_EMIT_EVENT",
+    "limited_sockets": "ATTESTKIT_LIMITED_SOCKETS",
+    "verifier_pccs": "PCCS_URL",
+}
+
+
+class Options(NamedTuple):
+    """Options of the command line and the configuration file; None if not given.
+
+    The annotation of a field contains the type, the option's metavar (the placeholder of its value
+    in --help; omitted for options without a value and for those in CHOICES), and the help text.
+    Fields without help text are not options: a configuration file or another option sets them.
+    `sources` has file and key of each value from a configuration file.
+    """
+
+    config: Annotated[_Text, "FILE", "configuration file of the agent, TOML or JSON"] = None
+    backend: Annotated[_Text, "NAME", "backend, auto (default), or none for a verifier"] = None
+    watchdog: Annotated[
+        bool, "send WATCHDOG=1 to the service manager every half of $WATCHDOG_USEC"
+    ] = False
+    json: Annotated[bool, "write the ready message as JSON"] = False
+
+    dir: Annotated[_Text, "DIR", "folder of the unix sockets"] = None
+    socket: Annotated[
+        _Text,
+        "PATH[=METHODS]",
+        "default: DIR/dstack.sock; none: off; with a list of methods, such as "
+        "quote-only.sock=GetQuote,Info,Version, one more socket that serves nothing else; may be "
+        "repeated",
+    ] = None
+    tappd_socket: Annotated[_Text, "PATH", "default: DIR/tappd.sock; none: off"] = None
+    socket_mode: Annotated[_Text, "OCTAL", "default: 600 for the simulator, 660 on hardware"] = None
+    socket_group: Annotated[_Text, "GROUP", "name or number"] = None
+    http: Annotated[
+        _Text,
+        "HOST:PORT",
+        "external listener; port 0 selects a free one, unix:PATH is a socket, none is off; "
+        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
+        "simulator on loopback accepts loopback names in the Host header only",
+    ] = None
+    auth_key: Annotated[
+        tuple[str, ...] | None,
+        "KEY",
+        "require a JWT on the external listener, signed with this Ed25519 key: 64 hex digits, or a "
+        "file in PEM; may be repeated; default: no token is required",
+    ] = None
+    anonymous_scopes: Annotated[
+        _Text, "SCOPES", "scopes that need no token, such as version,health; default: none"
+    ] = None
+    guest_api: Annotated[
+        _Text,
+        "vsock:PORT",
+        "GuestApi for the host, such as vsock:8000, vsock:CID:PORT or unix:PATH; default: off",
+    ] = None
+    guest_api_shutdown: Annotated[
+        bool, "let the host power off this machine by GuestApi.Shutdown"
+    ] = False
+    limits: Annotated[
+        Mapping[str, Any],
+        "NAME=VALUE",
+        "limit of the listeners, such as body=4MiB or idle_seconds=30s; may be repeated; "
+        f"names: {', '.join(Limits._fields)}",
+    ] = _NOTHING
+
+    app_keys: Annotated[_Text, "FILE", "the agent's .appkeys.json"] = None
+    app_compose: Annotated[_Text, "FILE", "the agent's app-compose.json"] = None
+    sys_config: Annotated[_Text, "FILE", "the agent's .sys-config.json"] = None
+    app_id: Annotated[_Text, "HEX", "app id to measure, 20 bytes; default: of the compose hash"] = (
+        None
+    )
+    measure_app: Annotated[
+        bool,
+        "on hardware without a boot sequence: measure the app into RTMR3 first; the simulator "
+        "always does",
+    ] = False
+    emit_event: Annotated[
+        _Text,
+        "method EmitEvent: on (default), or removed, which refuses it as agents since dstack 0.6.0 "
+        "do",
+    ] = None
+
+    seed: Annotated[_Text, "HEX", "seed of 32 bytes from which everything is derived"] = None
+    seed_file: Annotated[_Text, "FILE", "file with the seed, raw or in hex"] = None
+    state_dir: Annotated[_Text, "DIR", "folder of the seed and the registers"] = None
+    reset: Annotated[bool, "reboot the TD, which resets registers and events"] = False
+    dev_http: Annotated[_Text, "HOST:PORT", "all methods over TCP, on loopback only"] = None
+    pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
+    platform: Annotated[
+        _Text, "simulated platform; those of clouds keep no state but the seed; default: tdx"
+    ] = None
+    quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
+    boot_image: Annotated[
+        _Text, "PATH", "dstack image (folder or archive) that the simulated guest boots"
+    ] = None
+    scenario: Annotated[_Text, "NAME", "simulate a named defect of the TEE or its collateral"] = (
+        None
+    )
+    fault: Annotated[
+        tuple[str, ...] | None,
+        "SPEC",
+        "fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
+    ] = None
+
+    verifier: Annotated[
+        _Text,
+        "HOST:PORT",
+        "verifier service; port 0 selects a free one; default: off; see --backend",
+    ] = None
+    verifier_pccs: Annotated[
+        _Text, "URL", "PCCS for collateral; default: $PCCS_URL, else nothing is fetched"
+    ] = None
+    verifier_collateral: Annotated[_Text, "FILE", "collateral instead of a PCCS"] = None
+    verifier_certificates: Annotated[
+        _Text, "FILE", "AMD certificates (PEM or DER) for SEV-SNP evidence without them"
+    ] = None
+    verifier_crls: Annotated[
+        _Text,
+        "FILE",
+        "revocation lists of AMD (PEM or DER); SEV-SNP evidence is then rejected without a current "
+        "one of its product",
+    ] = None
+    verifier_ak_certificates: Annotated[
+        _Text, "FILE", "certificates and CRLs of CAs that certify keys of TPMs (PEM or DER)"
+    ] = None
+    verifier_ak_roots: Annotated[
+        _Text,
+        "FILE",
+        "roots of keys of TPMs (PEM or DER), instead of Google's and AWS's for evidence of a TPM "
+        "alone",
+    ] = None
+    verifier_fetch_ak_certificates: Annotated[
+        bool,
+        "fetch missing ones, and their CRLs, from the addresses that Google's certificates name",
+    ] = False
+    verifier_policy: Annotated[
+        _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
+    ] = None
+    trust_anchor: Annotated[
+        _Text,
+        "FILE",
+        "root certificate, DER or PEM, instead of the vendors'; a simulator writes its own to "
+        "DIR/trust-anchor.pem",
+    ] = None
+    images: Annotated[
+        _Text,
+        "DIR",
+        "folder of dstack OS images, each in a folder or .tar.gz named by its hash, that prove the "
+        "OS image and the ACPI tables of TDs",
+    ] = None
+    ear_key: Annotated[
+        _Text,
+        "FILE",
+        "private key that signs results (/verify?format=ear): Ed25519 or P-256 in PEM, or 32 raw "
+        "bytes of Ed25519, in a file with mode 0600",
+    ] = None
+    verifier_cache: Annotated[
+        _Text, "DIR", "folder of cached collateral, shared by processes; default: in memory"
+    ] = None
+    verifier_metrics: Annotated[
+        _Text,
+        "HOST:PORT",
+        "GET /metrics of a verifier without an agent, for all its workers; default: off",
+    ] = None
+    workers: Annotated[_Text, "N", "number of worker processes; only with --backend none"] = None
+
+    log_format: Annotated[_Text, "default: text, one line per record"] = None
+    log_level: Annotated[_Text, "minimum level; default: info"] = None
+    access_log: Annotated[bool | None, "log every request, without its query; default: off"] = None
+
+    ident: _Text = None
+    data_disks: tuple[str, ...] | None = None
+    limited_sockets: tuple[str, ...] | None = None  # values of --socket with methods
+    sources: Mapping[str, str] = _NOTHING
+
+    def named(self, field: str) -> str:
+        """Return the option for errors: its name, or its key if it is from the file."""
+        name = "socket" if field == "limited_sockets" else field
+        return self.sources.get(field) or f"--{name.replace('_', '-')}"
+
+    def prefix(self, field: str) -> str:
+        """Return the name of an option, to be put before the text of another error."""
+        return f"{self.named(field)}:" if field in self.sources else self.named(field)
+
+    def error(
+        self, field: str, problem: str, reason: Literal["conflict", "wrong_value"] = "conflict"
+    ) -> "ConfigError | UsageError":
+        """Return the error of an option: ConfigError if its value is from the file.
+
+        Args:
+            field: Field of the option.
+            problem: Text of the error after the option's name.
+            reason: Reason of the error.
+        """
+        kind = ConfigError if field in self.sources else UsageError
+        return kind(f"{self.named(field)}: {problem}", reason=reason)
+
+    def wrong_value(self, field: str, problem: str) -> "ConfigError | UsageError":
+        """Return the error of an option with an invalid value, which the text shows."""
+        return self.error(field, f"{problem}: {getattr(self, field)}", "wrong_value")
+
+    def first_given(self, names: Sequence[str]) -> str | None:
+        """Return the first of the fields `names` that has a value; None if none has."""
+        return next((name for name in names if getattr(self, name) not in {None, False, OFF}), None)
+
+    def path(self, field: str) -> Path | None:
+        """Return the path that an option names, absolute."""
+        text: str | None = getattr(self, field)
+        return None if text is None else Path(text).absolute()
+
+    def address(self, field: str, default: Address | None = None) -> Address | None:
+        """Return the address of an option; None if the listener is off.
+
+        Raises:
+            UsageError: If the option has an invalid address.
+            ConfigError: If the configuration file has one.
+        """
+        text: str | None = getattr(self, field)
+        if text is None:
+            return default
+        try:
+            return None if text == OFF else parse_address(text)
+        except UsageError as error:
+            raise self.wrong_value(field, str(error)) from error
+
+
+class Config(NamedTuple):
+    """Content of a configuration file.
+
+    Attributes:
+        values: Values by field of Options.
+        sources: File and key of each value.
+        limits: Values by field of Limits.
+        unused: Keys of the agent that have no effect here.
+        unknown: Unknown keys.
+    """
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    limits: Mapping[str, float]
+    unused: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]:
+    """Return the path of dstack.sock and the limited sockets among the values of --socket.
+
+    The last path counts. A limited socket has `=` in its file name.
+    """
+    limited = tuple(value for value in values if "=" in value.rpartition("/")[2])
+    paths = [value for value in values if value not in limited]
+    return (paths[-1] if paths else None), limited or None
+
+
+def with_config(options: Options, config: Config, environ: Mapping[str, str]) -> Options:
+    """Return options with the values of a configuration file where nothing overrides them.
+
+    The command line and the environment override the file.
+    """
+
+    def is_settled(field: str) -> bool:
+        rivals = next((group for group in _RIVALS if field in group), {field})
+        return any(
+            getattr(options, rival) not in {None, False} or environ.get(_VARIABLES.get(rival, ""))
+            for rival in rivals
+        )
+
+    said = {field: value for field, value in config.values.items() if not is_settled(field)}
+    if options.access_log is False:
+        said.pop("access_log", None)
+    return options._replace(
+        **said,
+        limits={**config.limits, **options.limits},
+        sources={field: config.sources[field] for field in said},
+    )
