@@ -207,7 +207,10 @@ def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(response.body)))
             self.end_headers()
-            self.wfile.write(response.body)
+            try:
+                self.wfile.write(response.body)
+            except ConnectionError:  # a client that read as much as it wanted
+                self.close_connection = True
 
         do_GET = do_POST = do_PUT = _respond  # noqa: N815 - names of the base class
 
