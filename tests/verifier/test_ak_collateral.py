@@ -56,12 +56,16 @@ ROOT: Final = Authority("root")
 ISSUER: Final = Authority("issuer", ROOT, more=(crl_at(ROOT_CRL_URL),))
 
 
-def issue_leaf(spki: bytes = SPKI) -> PathCertificate:
-    """Return the certificate of a key, which names its issuer and the CRL."""
+def _key(spki: bytes) -> ec.EllipticCurvePublicKey:
     key = load_der_public_key(spki)
     assert isinstance(key, ec.EllipticCurvePublicKey)
+    return key
+
+
+def issue_leaf(spki: bytes = SPKI) -> PathCertificate:
+    """Return the certificate of a key, which names its issuer and the CRL."""
     more = (issuer_at(CA_URL), crl_at(CRL_URL))
-    return ISSUER.issue(ISSUER.name, key, leaf=True, usages=(), more=more)
+    return ISSUER.issue(ISSUER.name, _key(spki), leaf=True, usages=(), more=more)
 
 
 LEAF: Final = issue_leaf()
@@ -169,6 +173,37 @@ def test_crls_of_a_bundle_count_where_the_verifier_has_none() -> None:
         bundle(ISSUER.built.der, revoking), report_data=EXTRA
     )
     assert outcome(result)["ak_revocation"] == "passed"
+
+
+def test_a_bundle_does_not_override_what_was_fetched() -> None:
+    """A key that the verifier knows as revoked stays so, whatever lists the bundle has."""
+    server = Server()
+    server.pages[CRL_URL] = ISSUER.crl(LEAF.serial)
+    found = verifier(server)
+    with raises(SignatureError, "cert_revoked"):
+        found.verify(evidence(), report_data=EXTRA)
+    for lists in ((), CLEAN):
+        with raises(SignatureError, "cert_revoked"):
+            found.verify_bundle(bundle(ISSUER.built.der, *lists), report_data=EXTRA)
+
+
+def test_revocation_is_checked_only_with_a_list_of_every_issuer() -> None:
+    """A list about the issuer says nothing of the key, also where the key names no list."""
+    root = Authority("private root")
+    authority = Authority("private issuer", root)
+    leaf = authority.issue(name_of("machine"), _key(SPKI), leaf=True, usages=())
+    chain = (leaf.der, authority.built.der)
+    platform = Tpm(vtpm_quote()._replace(ak_certificates=chain))
+    raw = Attestation(Evidence(platform, Stack(EXTRA.ljust(64, b"\0"), (), ""))).to_bytes()
+    policy = AppraisalPolicy.default().replace(platforms={"tpm"})
+    for lists, expected in (
+        ((root.crl(),), "skipped"),
+        ((authority.crl(),), "skipped"),
+        ((root.crl(), authority.crl()), "passed"),
+    ):
+        found = Verifier(ak_roots=[root.built.der], ak_certificates=lists, policy=policy)
+        result = found.verify(raw, report_data=EXTRA, now=NOW)
+        assert outcome(result)["ak_revocation"] == expected
 
 
 def test_an_expired_or_forged_crl_of_a_bundle_is_refused() -> None:
@@ -291,6 +326,23 @@ def test_a_path_that_is_not_valid_is_not_cached() -> None:
     assert len(issued) == 2
 
 
+def test_a_kept_path_does_not_hide_another_one_at_another_time() -> None:
+    """Of two issuers of one name and key, the same is found as by a new verifier."""
+    twin = ISSUER.built
+    short = ROOT.issue(ISSUER.name, ISSUER.key.public_key(), days=5)
+    leaf = ISSUER.issue(name_of("machine"), _key(SPKI), leaf=True, usages=())
+    chain = (leaf.der, short.der, twin.der)
+    platform = Tpm(vtpm_quote()._replace(ak_certificates=chain))
+    raw = Attestation(Evidence(platform, Stack(EXTRA.ljust(64, b"\0"), (), ""))).to_bytes()
+    lists = (ROOT.crl(short.serial, days=3000), ISSUER.crl(days=3000))
+    later = NOW + timedelta(days=900)
+    warm = verifier(Server(), *lists, fetch_ak_certificates=False)
+    assert outcome(warm.verify(raw, report_data=EXTRA, now=later))["ak_revocation"] == "passed"
+    for found in (warm, verifier(Server(), *lists, fetch_ak_certificates=False)):
+        with raises(SignatureError, "cert_revoked"):
+            found.verify(raw, report_data=EXTRA, now=NOW)
+
+
 # -- listed keys -----------------------------------------------------------------------------------
 
 
@@ -303,6 +355,7 @@ def test_a_listed_key_with_a_revoked_certificate_is_refused() -> None:
             found.verify(evidence(), report_data=EXTRA)
     result = verifier(Server(), **options).verify(evidence(), report_data=EXTRA)
     assert outcome(result)["ak_certificate"] == "skipped"
+    assert "ak_revocation" in result.not_proven  # the sender may have left certificates out
 
 
 # -- roots and simulated keys ----------------------------------------------------------------------
@@ -310,9 +363,7 @@ def test_a_listed_key_with_a_revoked_certificate_is_refused() -> None:
 
 def certified_by(root: Authority) -> bytes:
     """Return evidence of a TPM whose key's certificate is issued by a root."""
-    key = load_der_public_key(SPKI)
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    leaf = root.issue(name_of("machine"), key, leaf=True, usages=())
+    leaf = root.issue(name_of("machine"), _key(SPKI), leaf=True, usages=())
     platform = Tpm(vtpm_quote()._replace(ak_certificates=(leaf.der,)))
     return Attestation(Evidence(platform, Stack(EXTRA.ljust(64, b"\0"), (), ""))).to_bytes()
 

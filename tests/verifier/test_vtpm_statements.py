@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import pytest
 
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 
@@ -127,3 +129,21 @@ def test_aws_snp_states_whose_key_signed_the_report() -> None:
     assert {"revocation", "minimum_svn"} <= set(result.not_proven)
     [step] = [step for step in result.steps if step.check == "vlek_providers"]
     assert step.text == "the VLEK of 'attestkit-simulator' is accepted"
+
+
+def test_unknown_attributes_of_a_key_at_google_are_a_caution() -> None:
+    """Without the public area of the key nothing says that it signs only what the TPM made."""
+    nonce = secrets.token_bytes(32)
+    with open_attester("simulator", seed=bytes(32), platform="gcp-snp") as tee:
+        evidence = tee.attest(nonce=nonce).evidence
+        platform = evidence.platform
+        assert isinstance(platform, GcpSnp)
+        for public, outcomes in (
+            (platform.vtpm_quote.ak_public, ["passed"]),
+            (b"", ["passed", "caution"]),
+        ):
+            quote = platform.vtpm_quote._replace(ak_public=public)
+            found = Attestation(evidence._replace(platform=platform._replace(vtpm_quote=quote)))
+            result = Verifier(trust_anchor=tee.backend.trust_anchor).verify(found, nonce=nonce)
+            of_key = [step.outcome for step in result.steps if step.check == "attestation_key"]
+            assert of_key == outcomes

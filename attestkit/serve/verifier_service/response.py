@@ -211,7 +211,7 @@ class _Verification:
         """
         platform = attestation.evidence.platform
         if isinstance(platform, (GcpTdx, NitroTpm)):
-            return not _names_guests(self._verifier.policy)
+            return not _names_boot(self._verifier.policy)
         return is_of_dstack(platform)
 
     def _os_image(self, examination: "Examination", attestation: Attestation, found: bytes) -> None:
@@ -245,6 +245,14 @@ class _Verification:
             app_info=info.to_dict(),
             boot_info=_boot_info(info, variant, authenticated),
         )
+
+
+def _names_boot(policy: "AppraisalPolicy") -> bool:
+    """Return whether a policy names what guests boot, in place of an image of dstack.
+
+    Rules about their owner or their firmware (gce_project, mrtd alone) accept any image.
+    """
+    return policy.reference_values.has_image or bool(policy.pcrs)
 
 
 def _names_guests(policy: "AppraisalPolicy") -> bool:

@@ -29,7 +29,12 @@ from attestkit.tpm.pcrs import (
     format_pcrs,
     start_value,
 )
-from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
+from attestkit.verifier.platforms.vtpm.ak_chain import (
+    AkChains,
+    VerifiedAk,
+    read_evidence_certificate,
+)
+from attestkit.verifier.platforms.vtpm.attestation_key import form_steps, read_attestation_key
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
@@ -126,7 +131,8 @@ class GcpAuthenticator:
         certified = self._chains.verify(
             leaf, self._chains.google, now, beside=beside, before_fetch=before_fetch
         )
-        return _combine(hardware, quote, certified, platform.report)
+        found = _combine(hardware, quote, certified, platform.report)
+        return found._replace(steps=(*found.steps, *form_steps(key)))
 
 
 def _combine(

@@ -376,7 +376,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         if simulated is not False:
             message = "evidence: simulated; verify without trust anchor, or drop refuse_simulated"
             raise PolicyError(message, reason="simulated")
-        yield passed("simulated", "the root is the platform vendor's")
+        yield passed("simulated", "nothing in the evidence is the simulator's")
 
     def _appraise_app(
         self, claims: Claims, authenticated: Authenticated, info: AppInfo | None

@@ -178,7 +178,7 @@ def test_policy_refuse_simulated() -> None:
     for simulated in (True, False, None):
         assert appraise(AppraisalPolicy.strict(), simulated=simulated)
     policy = rules(refuse_simulated=True)
-    assert "the root is the platform vendor's" in appraise(policy, simulated=False)
+    assert "nothing in the evidence is the simulator's" in appraise(policy, simulated=False)
     get_rejection_text("simulated", policy, simulated=True)
     get_rejection_text("simulated", policy, simulated=None)
 

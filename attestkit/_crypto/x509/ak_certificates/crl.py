@@ -79,6 +79,7 @@ def check_revocation(
     now: datetime,
     *,
     of_evidence: Sequence[SignedCrl] = (),
+    refusing: Sequence[SignedCrl] = (),
     read: ReadIssued = read_issued_crl,
 ) -> RevocationFacts:
     """Check that no CRL of an issuer in the path lists a certificate below the root.
@@ -89,6 +90,7 @@ def check_revocation(
         now: Time of the verification, with a time zone.
         of_evidence: CRLs of an evidence bundle, used for issuers of which `crls` has none, because
             the creator of the bundle can choose an older one.
+        refusing: CRLs, verified before, whose entries count and whose dates do not.
         read: Replaces the function `read_issued_crl`, by one that caches what it verified.
 
     Raises:
@@ -100,6 +102,7 @@ def check_revocation(
     checked: list[NamedCertificate] = []
     unknown: list[NamedCertificate] = []
     for named, (_, issuer) in zip(path.certificates, path.certificates[1:], strict=False):
+        _check_entries(named, _signed_by(issuer, refusing, named[0], read))
         groups = (_signed_by(issuer, group, named[0], read) for group in (crls, of_evidence))
         found = next(filter(None, groups), ())
         if found:
@@ -148,11 +151,15 @@ def _key_id(crl: SignedCrl) -> bytes | None:
 
 
 def _check_listed(named: NamedCertificate, crls: Sequence[Crl], now: datetime) -> None:
+    _check_entries(named, crls)
+    if not any(crl.is_current(now) for crl in crls):
+        newest = max(crls, key=lambda crl: crl.end)
+        message = f"CRL for {named[0]} {newest.validity(now)}; fetch another one"
+        raise CollateralExpiredError(message, reason="crl_expired")
+
+
+def _check_entries(named: NamedCertificate, crls: Sequence[Crl]) -> None:
     name, certificate = named
     if any(certificate.serial in crl.serial_numbers for crl in crls):
         message = f"{name}: revoked by its issuer; use another key or machine"
         raise SignatureError(message, reason="cert_revoked")
-    if not any(crl.is_current(now) for crl in crls):
-        newest = max(crls, key=lambda crl: crl.end)
-        message = f"CRL for {name} {newest.validity(now)}; fetch another one"
-        raise CollateralExpiredError(message, reason="crl_expired")

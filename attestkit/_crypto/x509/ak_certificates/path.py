@@ -318,7 +318,6 @@ def name_of(certificate: PathCertificate) -> str:
 
 
 @lru_cache(maxsize=_KEPT)
-@lru_cache(maxsize=64)
 def _common_name(name: bytes) -> str:
     """Return the first common name in a Name (RFC 5280, 4.1.2.4); empty if malformed."""
     try:

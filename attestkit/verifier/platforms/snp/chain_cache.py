@@ -13,7 +13,7 @@ from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import Endorsement
 
 _CHIPS: Final = 1024  # with about 10 kB each
-_LARGEST: Final = 32_768  # bytes of certificates that are kept parsed; a table has about 6,000
+_LARGEST: Final = 12_288  # bytes of certificates that are kept parsed; a table has about 6,000
 
 
 class SnpChainCache(ChainCache):

@@ -63,8 +63,8 @@ _LABELS: Final = (CERTIFICATE_LABEL, CRL_LABEL)
 
 _Read = TypeVar("_Read")
 
-# Certificates of the evidence and the caller, key first; roots; and usages.
-_PathFacts = tuple[tuple[bytes, ...], tuple[bytes, ...], frozenset[str]]
+# Certificates of the evidence and the caller, key first; roots; usages; and which are valid.
+_PathFacts = tuple[tuple[bytes, ...], tuple[bytes, ...], frozenset[str], tuple[bool, ...]]
 
 Roots = Sequence[NamedCertificate]
 
@@ -129,6 +129,7 @@ class AkChains:
         self.others: Roots = tuple([("a root of ak_roots", root) for root in named])
         self._given = _argument("ak_certificates", lambda: _Issuers.read(certificates))
         self._of_evidence = _Issuers()
+        self._fetched_before: tuple[SignedCrl, ...] = ()  # of a verifier of bundles
         self._fetcher = fetcher
         self._cache = ChainCache(_KEPT_SIGNATURES)
         self._crls: FactCache[tuple[bytes, bytes], Crl] = FactCache(_KEPT_CRLS)
@@ -137,8 +138,8 @@ class AkChains:
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
         """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
 
-        The bundle's CRLs count only for issuers of which there is none in the arguments. The caches
-        are those of this object.
+        The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that were
+        fetched before count too if they list a certificate. The caches are those of this object.
 
         Raises:
             FormatError: If a certificate or CRL is malformed.
@@ -146,6 +147,7 @@ class AkChains:
         found = copy(self)
         found._fetcher = None  # noqa: SLF001 - of this class
         found._of_evidence = _Issuers.read(certificates)  # noqa: SLF001 - of this class
+        found._fetched_before = _Issuers.read(self.fetched()).crls  # noqa: SLF001 - of this class
         return found
 
     def fetched(self) -> tuple[bytes, ...]:
@@ -198,7 +200,9 @@ class AkChains:
         google = {root.der for _, root in self.google}
         is_google = path.chain[-1] in google
         # Only Google's CRLs are at the hosts to which requests are sent.
-        revocation = self._check_revocation(path, now, session if is_google else None)
+        revocation = self._check_revocation(
+            path, now, session if is_google else None, is_google=is_google
+        )
         if session is not None:
             session.mark_verified()
         count = len(path.certificates)
@@ -220,9 +224,12 @@ class AkChains:
     ) -> AkPath:
         """Return a valid path, which was found before or is searched for.
 
-        A path that was valid at one time is valid at all times at which its certificates are.
+        The search depends on the time only by which certificates are valid.
         """
-        given = (key.der, *[one.der for one in known]), tuple([one.der for _, one in roots]), usages
+        every = (key, *known, *[root for _, root in roots])
+        valid = tuple([one.valid_from <= now <= one.valid_until for one in every])
+        ders = tuple([one.der for one in every])
+        given = ders[: 1 + len(known)], ders[1 + len(known) :], usages, valid
         kept = self._paths.find(given) if session is None else None
         if kept is not None and kept.is_valid_at(now):
             return kept
@@ -243,11 +250,13 @@ class AkChains:
         return path
 
     def _check_revocation(
-        self, path: AkPath, now: datetime, session: "IssuerSession | None"
+        self, path: AkPath, now: datetime, session: "IssuerSession | None", *, is_google: bool
     ) -> VerificationStep:
+        # Google's certificates of keys name no CRL, and their issuers publish none.
+        leaf = path.certificates[:1] if is_google else ()
         try:
             if session is None:
-                return _revocation_step(self._find_revoked(path, now))
+                return _revocation_step(path, self._find_revoked(path, now), leaf)
             found = self._find_fetching(path, now, session)
         except FormatError as error:
             message = f"CRL for the AK certificate: malformed: {error}"
@@ -258,15 +267,20 @@ class AkChains:
                 f"CRL for {found.unknown[0][0]}: the fetched one is of another issuer; try again",
                 reason="missing",
             )
-        return _revocation_step(found)
+        return _revocation_step(path, found, leaf)
 
     def _find_revoked(
         self, path: AkPath, now: datetime, fetched: Iterable[SignedCrl] = ()
     ) -> RevocationFacts:
         """Check a path by the CRLs of arguments and bundle, and by fetched ones."""
-        crls = (*self._given.crls, *fetched)
-        others = self._of_evidence.crls
-        return check_revocation(path, crls, now, of_evidence=others, read=self._read_crl)
+        return check_revocation(
+            path,
+            (*self._given.crls, *fetched),
+            now,
+            of_evidence=self._of_evidence.crls,
+            refusing=self._fetched_before,
+            read=self._read_crl,
+        )
 
     def _find_fetching(
         self, path: AkPath, now: datetime, session: "IssuerSession"
@@ -283,18 +297,35 @@ class AkChains:
             for _, certificate in missing
             if (urls := read_crl_urls(certificate))
         ]
-        return self._find_revoked(path, now, fetched)
+        try:
+            return self._find_revoked(path, now, fetched)
+        except SignatureError as error:
+            if error.reason == "cert_revoked":  # found in a CRL whose signature is valid
+                session.mark_verified()
+            raise
 
     def _read_crl(self, crl: SignedCrl, issuer: PathCertificate) -> Crl:
         """Return the content of a CRL after verifying its signature, as `read_issued_crl`."""
         return self._crls.get((crl.der, issuer.der), lambda: read_issued_crl(crl, issuer))
 
 
-def _revocation_step(found: RevocationFacts) -> VerificationStep:
+def _revocation_step(
+    path: AkPath, found: RevocationFacts, without: Sequence[NamedCertificate]
+) -> VerificationStep:
+    """Return the step; it passes if CRLs cover the certificates below the root.
+
+    Args:
+        path: A valid path.
+        found: What CRLs say of its certificates.
+        without: Certificates of which there are no CRLs, if they name none.
+    """
     checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
-    if found.checked and not found.unknown:
+    known = {name for name, _ in found.checked}
+    known |= {name for name, _ in without} - {name for name, _ in found.unknown}
+    rest = [name for name, _ in path.certificates[:-1] if name not in known]
+    if found.checked and not rest:
         return passed("ak_revocation", checked)
-    missing = f" for {', '.join(name for name, _ in found.unknown)}" if found.unknown else ""
+    missing = f" for {', '.join(rest)}" if rest else ""
     text = f"revocation of AK certificates was not checked: no CRL{missing}"
     return skipped("ak_revocation", f"{text}; {checked}" if found.checked else text)
 

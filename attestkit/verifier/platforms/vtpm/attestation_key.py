@@ -27,6 +27,12 @@ _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC b
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
 _FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
 
+# Whoever sends evidence can leave out a revoked certificate, so that only the list decides.
+_UNCERTIFIED: Final = skipped(
+    "ak_revocation",
+    "no certificate of the listed key was verified, so whether it was revoked is not known",
+)
+
 
 class AttestationKey(NamedTuple):
     """An attestation key as evidence states it, not yet trusted."""
@@ -72,7 +78,7 @@ class AkTrust(NamedTuple):
                 fetched; CollateralExpiredError if one is not valid at `now`.
         """
         listed = is_listed(key.spki, self.trusted_aks)
-        form = _form_steps(key)
+        form = form_steps(key)
         text = f"the policy lists the attestation key {sha256(key.spki).hex()}"
         named = passed("attestation_key", text)
         simulated = any(map(names_simulator, certificates))
@@ -83,7 +89,7 @@ class AkTrust(NamedTuple):
                     "policy's trusted_aks if it is the key of your TPM",
                     reason="ak_unknown",
                 )
-            return CertifiedKey("listed", None, (named, *form), simulated)
+            return CertifiedKey("listed", None, (named, *form, _UNCERTIFIED), simulated)
         leaf, *beside = certificates
         try:
             found = self.chains.verify(
@@ -98,7 +104,7 @@ class AkTrust(NamedTuple):
             if not listed or error.reason in _FATAL:
                 raise
             problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
-            return CertifiedKey("listed", None, (named, *form, problem), simulated)
+            return CertifiedKey("listed", None, (named, *form, problem, _UNCERTIFIED), simulated)
         certified = passed("attestation_key", "the attestation key is that of its certificate")
         simulated = simulated or any(map(names_simulator, found.path.chain))
         return CertifiedKey("certificate", found, (certified, *form, *found.steps), simulated)
@@ -143,7 +149,7 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
     )
 
 
-def _form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
+def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
     """Return a caution for a key of unknown attributes, for which its owner must know them."""
     if key.is_restricted:
         return ()
