@@ -289,7 +289,7 @@ PATHS: Final = (
     ("tsm report folder", "sys/kernel/config/tsm/report"),
 )
 
-# Start of a platform's name, its backend, and what that finds in the TPM.
+# Prefix of the platform's name, its backend, and the object in the TPM that is the sign.
 _CLOUD_TPMS: Final = (
     ("Azure", "azure", "HCL report"),
     ("Google", "gcp", "key of Google"),
@@ -345,21 +345,26 @@ def _isolation() -> HardwareSign:
 def _cloud_tpm() -> HardwareSign:
     """Look for evidence in the TPM if DMI or CPUID names a cloud; other TPMs are not opened.
 
-    A NitroTPM is the only sign of its platform, and an HCL report that of an emulated guest.
+    On AWS the NitroTPM is the only sign. In an emulated guest of Azure the HCL report is, because
+    CPUID is that of the real machine.
     """
     from attestkit.backends.linux.host_inspection import detect_platforms  # lazy: rarely needed
 
     for platform in detect_platforms():
         for prefix, name, what in _CLOUD_TPMS:
-            if platform.name.startswith(prefix) and _is_usable(name):
+            if platform.name.startswith(prefix) and _is_in_tpm(name):
                 return HardwareSign(what, positive=True, saw="in the TPM")
     return HardwareSign("TPM of a cloud", positive=False, saw="no evidence of Azure, Google or AWS")
 
 
-def _is_usable(name: str) -> bool:
-    """Return whether the probe of a backend succeeds."""
+def _is_in_tpm(name: str) -> bool:
+    """Return whether the TPM has the object of a backend, whatever else the backend needs.
+
+    A class with a method `probe_tpm` is probed by it; the probe of others looks at the TPM only.
+    """
+    backend = load(name)
     try:
-        load(name).probe()
+        getattr(backend, "probe_tpm", backend.probe)()
     except AttestKitError:
         return False
     return True

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from attestkit.attestation.wire.evidence_parts import Platform
 
 __all__ = [
-    "EVENT_PCR",
     "AppHost",
     "Backend",
     "EventPcr",
@@ -33,10 +32,6 @@ __all__ = [
     "check_bytes",
     "hosts_app",
 ]
-
-
-EVENT_PCR: Final = 14
-"""The PCR for runtime events: firmware and dstack's boot loader leave it free."""
 
 
 @runtime_checkable
@@ -153,7 +148,7 @@ class EvidenceCollector(Protocol):
 class EventPcr(Protocol):
     """An EvidenceCollector with a PCR that runtime events extend, in its bank of SHA-384."""
 
-    event_pcr: int  # EVENT_PCR
+    event_pcr: int  # attestkit.tpm.pcrs.EVENT_PCR
 
     def read_event_pcr(self) -> bytes:
         """Return the current value of the PCR: 48 bytes."""

@@ -16,7 +16,7 @@ from attestkit.errors import AttestKitError, JournalError
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal_protocols import RuntimeLog, mismatch_error
 from attestkit.event_log.runtime_events import runtime_preimage
-from attestkit.tpm.pcrs import EVENT_PCR
+from attestkit.tpm.pcrs import EVENT_PCR, extend
 
 _NAME: Final = f"PCR {EVENT_PCR}"
 
@@ -112,7 +112,7 @@ class PcrJournal:
     def _extend(self, before: bytes, event: Event) -> None:
         """Extend PCR 14, and read it to determine whether it was extended."""
         digest = event_digest(event)
-        after = sha256(before + digest)
+        after = extend("sha256", before, [digest])
         try:
             self._pcr.extend(digest)
         except AttestKitError:
@@ -130,7 +130,4 @@ def event_digest(event: Event) -> bytes:
 
 def replay_events(start: bytes, events: Sequence[Event]) -> bytes:
     """Return the value of PCR 14 after `events`, from `start` on."""
-    value = start
-    for event in events:
-        value = sha256(value + event_digest(event))
-    return value
+    return extend("sha256", start, map(event_digest, events))

@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from attestkit.tpm.algorithms import LARGEST_DIGEST
 from attestkit.tpm.pcr_selection import PcrSelection, encode_selections, read_selections
 from attestkit.tpm.reader import TpmReader, encode_number, encode_sized
 
@@ -9,7 +10,6 @@ MAGIC: Final = 0xFF544347  # TPM_GENERATED_VALUE: the TPM itself made the struct
 QUOTE: Final = 0x8018  # TPM_ST_ATTEST_QUOTE
 LARGEST_NAME: Final = 66  # bytes: a hash algorithm and a SHA-512
 LARGEST_EXTRA_DATA: Final = 66  # bytes: TPM2B_DATA holds a TPMT_HA
-_LARGEST_DIGEST: Final = 64
 _DIGEST_SIZES: Final = (20, 32, 48, 64)
 
 SIMULATED_FIRMWARE: Final = int.from_bytes(b"SIMULATE", "big")
@@ -93,7 +93,7 @@ def _read_flag(reader: TpmReader) -> bool:
 
 def _read_digest(reader: TpmReader) -> bytes:
     start = reader.at
-    digest = reader.sized("pcrDigest", _LARGEST_DIGEST)
+    digest = reader.sized("pcrDigest", LARGEST_DIGEST)
     if len(digest) not in _DIGEST_SIZES:
         problem = f"pcrDigest must have 20, 32, 48 or 64 bytes, not {len(digest)}"
         raise reader.error(problem, "wrong_size", start)

@@ -1,4 +1,4 @@
-"""Command codes of a TPM 2.0 (TPM 2.0 Library, Part 2, section 6.5.2), and what it can list."""
+"""Command codes of a TPM 2.0 (TPM 2.0 Library, Part 2, section 6.5.2), and capabilities."""
 
 from typing import Final
 
@@ -51,7 +51,7 @@ COMMAND_NAMES: Final = {
 VENDOR: Final = 1 << 29
 CODE_MASK: Final = VENDOR | 0xFFFF
 
-# What GetCapability lists (TPM_CAP).
+# Capabilities that GetCapability lists (TPM_CAP).
 CAP_HANDLES: Final = 1
 CAP_COMMANDS: Final = 2
 CAP_PCRS: Final = 5

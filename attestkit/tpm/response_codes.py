@@ -38,7 +38,6 @@ RC_CURVE: Final = 0x0A6
 RC_ECC_POINT: Final = 0x0A7
 
 # Format 0: complete.
-RC_SUCCESS: Final = 0
 RC_BAD_TAG: Final = 0x01E
 RC_INITIALIZE: Final = 0x100
 RC_FAILURE: Final = 0x101

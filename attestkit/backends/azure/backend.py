@@ -22,14 +22,14 @@ from attestkit.backends.tpm.tpm_logs import TpmLogs, read_tpm_logs
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError, UnsupportedError
 from attestkit.quote import Quote
 from attestkit.tpm import PcrSelection
-from attestkit.tpm.pcrs import INIT_DATA_PCR
+from attestkit.tpm.pcrs import EVERY_PCR, INIT_DATA_PCR
 from attestkit.tpm.response_codes import PARAMETER, RC_SIZE
 
 __all__ = ["AzureBackend"]
 
 _PORTABLE: Final = 32  # bytes of qualifying data that every TPM accepts
 _DATA_TOO_LONG: Final = RC_SIZE | PARAMETER | 1 << 8  # of Quote, its first parameter
-_SELECTIONS: Final = (PcrSelection("sha256", tuple(range(24))),)
+_SELECTIONS: Final = (PcrSelection("sha256", EVERY_PCR),)
 
 
 class AzureBackend(TpmGuest):

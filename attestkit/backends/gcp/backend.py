@@ -22,7 +22,7 @@ from attestkit.attestation.wire.evidence_parts import (
 from attestkit.backends.base import Backend, RegisterExtender, SnpReporter, check_bytes
 from attestkit.backends.configfs_tsm import ConfigfsTsm
 from attestkit.backends.gcp.firmware_log import BANK, read_digests, read_firmware_log
-from attestkit.backends.gcp.google_key import GoogleKey, find_google_key
+from attestkit.backends.gcp.google_key import GoogleKey, find_google_key, require_template
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.dmi import require_cloud
 from attestkit.backends.linux.paths import KernelPaths
@@ -37,7 +37,7 @@ from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT
-from attestkit.tpm.pcrs import EVENT_PCR, EVERY_PCR
+from attestkit.tpm.pcrs import EVENT_PCR, EVERY_PCR, extend
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -117,15 +117,29 @@ class GcpBackend:
             find_google_key(client)
 
     @classmethod
-    def probe_for_detection(cls) -> None:
-        """Probe for detection (`backends.detect`), which requires that DMI names Google.
+    def probe_tpm(cls, paths: KernelPaths | None = None) -> None:
+        """Check only that the TPM has the template of a key of Google, which is a sign of a TEE.
 
-        The TPM of another machine may fail in ways that must not end detection.
+        Without the hardware's device, the log or the certificate, no evidence is possible, but the
+        machine is not one to simulate on.
+
+        Raises:
+            BackendUnavailableError: If the TPM is missing or not accessible, or is not Google's.
+            BackendError: If the TPM fails.
+            UsageError: If an environment variable is invalid.
+        """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        with open_tpm(None, paths) as client:
+            require_template(client)
+
+    @classmethod
+    def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
+        """As `probe`, if the DMI table names Google; other machines' TPMs are not opened.
 
         Raises:
             AttestKitError: As `probe`.
         """
-        paths = backends.find_kernel_paths()
+        paths = backends.find_kernel_paths() if paths is None else paths
         require_cloud(paths.dmi, "google")
         cls.probe(paths)
 
@@ -230,11 +244,7 @@ class GcpTdGuest(GcpBackend):
     def _pcr_start(self) -> bytes:
         """PCR 14 as the firmware and shim left it."""
         log: tuple[TpmEventDigest, ...] = read_digests(self._paths, self._read_boot_log())
-        value = bytes(32)
-        for event in log:
-            if event.pcr_index == EVENT_PCR:
-                value = sha256(value + event.digest)
-        return value
+        return extend(BANK, bytes(32), [e.digest for e in log if e.pcr_index == EVENT_PCR])
 
     def _read_pcr(self) -> bytes:
         values = self._client.pcr_read((PcrSelection(BANK, (EVENT_PCR,)),))

@@ -1,4 +1,4 @@
-"""The firmware's log of the vTPM, of which evidence has digests only (vtpm.md, section 9.1)."""
+"""The firmware's log of the vTPM; evidence of a TD has its digests only (vtpm.md, section 9.1)."""
 
 from typing import Final
 
@@ -10,9 +10,9 @@ from attestkit.backends.tpm.tpm_logs import LARGEST_LOG
 from attestkit.errors import FormatError
 from attestkit.event_log.event_types import NO_ACTION
 from attestkit.event_log.tcg import TpmEventLog
+from attestkit.tpm.pcrs import PCR_COUNT
 
 BANK: Final = "sha256"
-_PCRS: Final = 24
 
 
 def read_firmware_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> bytes:
@@ -56,5 +56,5 @@ def read_digests(paths: KernelPaths, log: bytes) -> tuple[TpmEventDigest, ...]:
     return tuple(
         TpmEventDigest(event.pcr, event.digest(BANK))
         for event in parsed.events
-        if event.event_type != NO_ACTION and event.pcr < _PCRS
+        if event.event_type != NO_ACTION and event.pcr < PCR_COUNT
     )

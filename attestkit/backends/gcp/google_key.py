@@ -43,27 +43,38 @@ def find_google_key(client: TpmClient) -> GoogleKey:
         TpmError: If an index cannot be read.
         BackendError: If a certificate is malformed; otherwise as for `TpmClient.execute`.
     """
-    path, has_template = client.path, False
-    for kind, template_index, certificate_index in _KEYS:
-        template = client.read_nv_index(template_index)
-        if template is None:
-            continue
-        has_template = True
+    path = client.path
+    for kind, template, certificate_index in require_template(client):
         stored = client.read_nv_index(certificate_index)
         if stored is not None:
             certificate, spki = _read_certificate(path, stored)
             return GoogleKey(kind, template, certificate, spki)
-    if not has_template:
-        text = (
-            "not a vTPM of Google: it has no template of an attestation key (NV index 0x01c10003 "
-            "or 0x01c10001); use another backend"
-        )
-        raise unavailable(path, text, "wrong_platform")
     text = (
         "Google's vTPM has no certificate of its attestation key (NV index 0x01c10002 or "
         "0x01c10000), as in a VM that is not confidential; create a Confidential VM"
     )
     raise unavailable(path, text, "missing")
+
+
+def require_template(client: TpmClient) -> list[tuple[str, bytes, int]]:
+    """Return kind, template and index of the certificate of each key of Google's, at least one.
+
+    Raises:
+        BackendUnavailableError: If the TPM has no template, so is not Google's (`wrong_platform`).
+        TpmError: If an index cannot be read; otherwise as for `TpmClient.execute`.
+    """
+    found = [
+        (kind, template, certificate_index)
+        for kind, template_index, certificate_index in _KEYS
+        if (template := client.read_nv_index(template_index)) is not None
+    ]
+    if not found:
+        text = (
+            "not a vTPM of Google: it has no template of an attestation key (NV index 0x01c10003 "
+            "or 0x01c10001); use another backend"
+        )
+        raise unavailable(client.path, text, "wrong_platform")
+    return found
 
 
 def _read_certificate(path: str, stored: bytes) -> tuple[bytes, bytes]:

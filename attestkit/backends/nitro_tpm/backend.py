@@ -12,7 +12,7 @@ from typing import Final
 from attestkit import backends
 from attestkit.attestation.nitro_document import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroTpm
-from attestkit.backends.base import EVENT_PCR, check_bytes
+from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.boot_id import read_boot_id
 from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.linux.dmi import require_cloud
@@ -30,8 +30,9 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
 from attestkit.tpm.pcr_selection import PcrSelection
+from attestkit.tpm.pcrs import EVENT_PCR
 
-__all__ = ["BANK", "EVENT_PCR", "NitroTpmBackend"]
+__all__ = ["BANK", "NitroTpmBackend"]
 
 BANK: Final = "sha384"
 
@@ -73,7 +74,7 @@ class NitroTpmBackend(TpmGuest):
 
     @classmethod
     def probe(cls, paths: KernelPaths | None = None) -> None:
-        """Check that this is an EC2 instance whose TPM lists the command for documents.
+        """Check that the TPM lists the command for documents.
 
         Raises:
             BackendUnavailableError: If the backend cannot be used on this machine.
@@ -81,10 +82,20 @@ class NitroTpmBackend(TpmGuest):
             UsageError: If an environment variable is not an absolute path.
         """
         paths = backends.find_kernel_paths() if paths is None else paths
-        require_cloud(paths.dmi, "aws")
         with open_tpm(None, paths) as client:
             if not has_document_command(client):
                 raise missing_command(client.path)
+
+    @classmethod
+    def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:
+        """As `probe`, if the DMI table names EC2; other machines' TPMs are not opened.
+
+        Raises:
+            AttestKitError: As `probe`.
+        """
+        paths = backends.find_kernel_paths() if paths is None else paths
+        require_cloud(paths.dmi, "aws")
+        cls.probe(paths)
 
     # -- evidence ------------------------------------------------------------------------------
 

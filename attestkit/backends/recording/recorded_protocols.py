@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from attestkit._system.fifo_lock import FifoLock
 from attestkit.backends.base import (
-    EVENT_PCR,
     Backend,
     EventPcr,
     EvidenceCollector,
@@ -24,6 +23,7 @@ from attestkit.errors import UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import KeyDeriver
+from attestkit.tpm.pcrs import EVENT_PCR
 
 T = TypeVar("T")
 

@@ -24,13 +24,13 @@ from attestkit.tpm import PcrSelection
 from attestkit.tpm.algorithms import HASH_IDS
 from attestkit.tpm.handles import ENDORSEMENT, FIRST_PERSISTENT, LAST_PERSISTENT
 from attestkit.tpm.key_templates import RSA_AK
+from attestkit.tpm.pcrs import EVERY_PCR
 
 __all__ = ["TpmBackend"]
 
 HANDLE_VARIABLE: Final = "AA_TPM_AK_HANDLE"  # as of Confidential Containers' attestation agent
 DEFAULT_HANDLE: Final = 0x81010002
 _PERSISTENT: Final = range(FIRST_PERSISTENT, LAST_PERSISTENT + 1)
-_EVERY_PCR: Final = tuple(range(24))
 
 
 class TpmBackend(TpmGuest):
@@ -76,7 +76,7 @@ class TpmBackend(TpmGuest):
             raise UsageError(message, reason="wrong_value")
         self._handle, self._is_chosen = _ak_handle(ak_handle)
         self._certificates = () if ak_certificate is None else (ak_certificate,)
-        self._selections = (PcrSelection(bank, _EVERY_PCR),)
+        self._selections = (PcrSelection(bank, EVERY_PCR),)
         self._logs = logs
         paths = backends.find_kernel_paths(root) if paths is None else paths
         super().__init__(open_tpm(device, paths) if client is None else client, paths)

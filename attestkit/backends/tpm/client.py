@@ -10,7 +10,7 @@ from attestkit.backends.tpm.nv_commands import LARGEST_NAME, NvCommands
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.backends.tpm.transports import malformed
 from attestkit.errors import AttestKitError, BackendError, FormatError
-from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, hash_size
+from attestkit.tpm.algorithms import ALG_NULL, HASH_IDS, LARGEST_DIGEST, hash_size
 from attestkit.tpm.command_codes import (
     CAP_COMMANDS,
     CAP_HANDLES,
@@ -38,7 +38,6 @@ FAMILY: Final = 0x100  # TPM_PT_FAMILY_INDICATOR
 _PAGE: Final = 64  # items requested by one GetCapability
 _MOST_PAGES: Final = 64
 _MOST_DIGESTS: Final = 8  # in one response of PCR_Read (TPML_DIGEST)
-_LARGEST_DIGEST: Final = 64
 
 PcrValues = dict[tuple[str, int], bytes]
 
@@ -176,7 +175,7 @@ class TpmClient(NvCommands):
                 raise reader.error(problem, "inconsistent", start)
             found: PcrValues = {}
             for bank, pcr in read:
-                found[bank, pcr] = reader.sized("PCR", _LARGEST_DIGEST)
+                found[bank, pcr] = reader.sized("PCR", LARGEST_DIGEST)
                 if len(found[bank, pcr]) != hash_size(bank):
                     problem = f"{len(found[bank, pcr])} bytes in the bank {bank}"
                     raise reader.error(problem, "wrong_size", reader.at)

@@ -8,6 +8,7 @@ from typing import Final
 
 from attestkit.errors import PolicyError
 from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.tpm.pcrs import EVENT_PCR
 from attestkit.verifier.result import Claims
 
 TDX: Final = "dstack-tdx"
@@ -56,7 +57,7 @@ RTMR_PLATFORMS: Final = frozenset({TDX, GCP_TDX})
 EVENT_PLATFORMS: Final = RTMR_PLATFORMS | {NITRO_TPM}
 """Platforms whose runtime events extend a register: RTMR3, or PCR 14 of a NitroTPM."""
 
-_EVENT_PCR: Final = ("sha384", 14)
+_NITRO_EVENTS: Final = ("sha384", EVENT_PCR)
 
 # Debug bits in a little-endian field, by platform.
 _TD_DEBUG: Final = 0xFF  # of td_attributes (TUD): any of these bits makes the TD untrusted
@@ -77,7 +78,7 @@ def is_snp(claims: Claims) -> bool:
 def measures_events(claims: Claims) -> bool:
     """Return whether the runtime events in claims replay to a register that the guest extends."""
     if claims.platform == NITRO_TPM:
-        return claims.vtpm is not None and _EVENT_PCR in claims.vtpm.replayed
+        return claims.vtpm is not None and _NITRO_EVENTS in claims.vtpm.replayed
     return claims.platform in RTMR_PLATFORMS and RUNTIME_REGISTER in claims.event_registers
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from attestkit import backends
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpSnp, GcpTdx, Stack
 from attestkit.attester import Attester
 from attestkit.backends.base import EvidenceCollector, RegisterExtender, SnpReporter
 from attestkit.backends.gcp import GcpBackend, GcpSnpGuest, GcpTdGuest
+from attestkit.backends.linux import host_inspection
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.tpm.client import TpmClient
@@ -37,7 +39,7 @@ from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.pcr_logs import with_replayed_logs
 from attestkit.verifier.result import Authenticated, Tcb
-from tests.backends.gcp.machine import ECC, INDICES, Machine, certify, make_machine
+from tests.backends.gcp.machine import ECC, INDICES, RSA, Machine, certify, make_machine
 from tests.vectors import needs_shared
 
 NONCE = b"a nonce of a challenger"
@@ -335,6 +337,31 @@ def test_detection_needs_a_machine_of_google(
     paths.dmi.mkdir(parents=True)
     (paths.dmi / "product_name").write_text("Google Compute Engine\n")
     assert reason_of(GcpBackend.probe_for_detection, BackendUnavailableError) == "missing"
+
+
+@pytest.mark.parametrize("kind", ["ecc", "rsa"])
+def test_template_alone_is_a_sign_of_hardware(
+    software_tpm: TpmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Without log, configfs and certificate, the template in the TPM still is a sign of Google."""
+    paths = KernelPaths.below(tmp_path)
+    paths.dmi.mkdir(parents=True)
+    (paths.dmi / "product_name").write_text("Google Compute Engine\n")
+    cloud = host_inspection.Platform("Google Cloud", "DMI", supported=True, advice="")
+    monkeypatch.setattr(host_inspection, "detect_platforms", lambda *_: (cloud,))
+    monkeypatch.setattr(backends, "find_kernel_paths", lambda: paths)
+    monkeypatch.setattr("attestkit.backends.gcp.backend.open_tpm", lambda *_: software_tpm)
+    monkeypatch.setattr(software_tpm, "close", lambda: None)
+    assert not backends.check_hardware_signs()[-1].positive
+    with pytest.raises(BackendUnavailableError, match="not a vTPM of Google"):
+        GcpBackend.probe_tpm()
+    index, template = INDICES[kind][0], ECC if kind == "ecc" else RSA
+    software_tpm.nv_define(index, len(template))
+    software_tpm.nv_write(index, template)
+    sign = backends.check_hardware_signs()[-1]
+    assert (sign.positive, sign.what) == (True, "key of Google")
+    with pytest.raises(BackendUnavailableError):
+        GcpBackend.probe()
 
 
 def test_replay_starts_where_shim_ended() -> None:

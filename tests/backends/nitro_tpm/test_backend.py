@@ -143,7 +143,7 @@ def test_nitro_tpm_backend_is_refused_after_a_fork(backend: NitroTpmBackend) -> 
     backend.open_journal()
 
 
-def test_nitro_tpm_probe_needs_ec2_and_the_command(
+def test_nitro_tpm_probe_needs_the_command_and_detection_ec2(
     proxy: NitroProxy, paths: KernelPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another vendor, no TPM, and a TPM without the command are reported."""
@@ -151,8 +151,7 @@ def test_nitro_tpm_probe_needs_ec2_and_the_command(
         if vendor is not None:
             (paths.dmi / "sys_vendor").write_text(vendor)
         with raises(BackendUnavailableError, "wrong_platform", part="not an EC2 instance"):
-            NitroTpmBackend.probe(paths)
-    (paths.dmi / "sys_vendor").write_text("Amazon EC2\n")
+            NitroTpmBackend.probe_for_detection(paths)
     absent = paths._replace(tpm_nodes=(paths.dmi / "tpmrm0",))
     with raises(BackendUnavailableError, "missing"):
         NitroTpmBackend.probe(absent)
@@ -160,6 +159,8 @@ def test_nitro_tpm_probe_needs_ec2_and_the_command(
     monkeypatch.setattr(module, lambda *_: TpmClient(proxy, seconds=60))
     monkeypatch.setattr(proxy, "close", lambda: None)
     NitroTpmBackend.probe(paths)
+    (paths.dmi / "sys_vendor").write_text("Amazon EC2\n")
+    NitroTpmBackend.probe_for_detection(paths)
     proxy.has_command = False
     with raises(BackendUnavailableError, "wrong_platform", part="--tpm-support"):
         NitroTpmBackend.probe(paths)

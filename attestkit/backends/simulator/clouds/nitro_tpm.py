@@ -6,7 +6,7 @@ from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v2
-from attestkit.backends.nitro_tpm import BANK, EVENT_PCR, NitroTpmBackend
+from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
@@ -15,7 +15,7 @@ from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
-from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.pcrs import EVENT_PCR
 
 _DOCUMENT: Final = "measurement.aws.cbor"
 _CONFIG_PCR: Final = 8  # attestation-format.md, section 11
