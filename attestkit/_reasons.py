@@ -440,6 +440,7 @@ StepCheck = Literal[
     "user_data",  # the paravisor received the report data
     "paravisor",  # identity of the paravisor
     "instance",  # cloud instance named by a certificate
+    "unknown_fields",  # of a message, which were ignored
     # Rules of the policy
     "platform",
     "simulated",

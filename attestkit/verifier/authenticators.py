@@ -89,8 +89,8 @@ class Authenticators:
     ) -> "Authenticators":
         """Return authenticators that use lists and certificates of an evidence bundle.
 
-        They fetch nothing, and share the caches of this object. The bundle's CRLs count only for
-        issuers of which there is none in the arguments.
+        They fetch nothing, and share the caches of this object. The bundle's CRLs are used only for
+        issuers without a CRL in the arguments.
         """
         return _BundleAuthenticators(self, amd_crls, ak_certificates)
 
@@ -313,11 +313,11 @@ class _BundleAuthenticators(Authenticators):
 
     @cached_property
     def _amd(self) -> "Snp":
-        return self._base._amd.with_bundled_crls(self._bundled_crls)  # noqa: SLF001
+        return self._base._amd.with_bundled_crls(self._bundled_crls)  # noqa: SLF001 - as above
 
     @cached_property
     def _aws(self) -> "Nitro":
-        return self._base._aws  # noqa: SLF001
+        return self._base._aws  # noqa: SLF001 - of the base class
 
     @cached_property
     def ak_chains(self) -> "AkChains":

@@ -139,11 +139,13 @@ def check_quoted_report_data(parsed: ParsedEvidence, signed: bytes) -> None:
         )
 
 
-def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], VerificationStep]:
-    """Replay the event log; return the RTMRs that it covers.
+def replay_event_log(
+    parsed: ParsedEvidence,
+) -> tuple[tuple[int, ...], tuple[VerificationStep, ...]]:
+    """Replay the event log; return the RTMRs that it covers, and the step.
 
-    A log shortened for a certificate covers RTMR3 only. The log of a NitroTPM's guest is its
-    runtime events, which cover PCR 14 and no RTMR.
+    A log shortened for a certificate covers RTMR3 only. The authenticator of a NitroTPM has
+    replayed its runtime events, which cover PCR 14 and no RTMR, so they have no step here.
 
     Raises:
         ReplayError: If a register does not match the replay, or the evidence's list of runtime
@@ -152,27 +154,24 @@ def replay_event_log(parsed: ParsedEvidence) -> tuple[tuple[int, ...], Verificat
     """
     attestation, quote = parsed
     if attestation is None:
-        return (), skipped("event_log", "replay was left out: a bare quote has no log")
+        return (), (skipped("event_log", "replay was left out: a bare quote has no log"),)
     if isinstance(attestation.evidence.platform, NitroTpm):
-        # lazy: only for this platform
-        from attestkit.verifier.platforms.nitro_tpm import replay_runtime_events
-
-        return (), replay_runtime_events(attestation)
+        return (), ()
     if quote is None:
         text = f"replay was left out: nothing measures events on {attestation.platform}"
-        return (), skipped("event_log", text)
+        return (), (skipped("event_log", text),)
     log = attestation.event_log
     registers = log.explained_registers()
     log.check(quote, registers)
     _check_same_events(attestation.runtime_events, log.runtime)
     if 0 in registers:
         text = f"the log's {len(log.events)} events replay to RTMR0 to RTMR3"
-        return registers, passed("event_log", text)
+        return registers, (passed("event_log", text),)
     text = (
         f"the log's runtime events replay to RTMR3; it is shortened, so RTMR0 to RTMR2 were "
         f"not replayed ({len(log.events)} events)"
     )
-    return registers, caution("event_log", text)
+    return registers, (caution("event_log", text),)
 
 
 def _check_same_events(listed: tuple[Event, ...], measured: tuple[Event, ...]) -> None:

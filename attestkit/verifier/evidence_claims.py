@@ -37,7 +37,7 @@ def claims(
 ) -> Claims:
     """Return the authenticated fields of evidence that passed the previous steps.
 
-    They are not authentic if `authenticated` is None, which is for display only.
+    If `authenticated` is None, they are not authenticated, and for display only.
     """
     named, attributes = _fields(parsed)
     report_data, vtpm = b"", None

@@ -140,8 +140,8 @@ class Examination:
             self._authenticated, self._replayed = found._replace(vtpm=vtpm), ()
             self._steps.extend(steps)
             return
-        self._replayed, step = replay_event_log(self.parsed)
-        self._steps.append(step)
+        self._replayed, steps = replay_event_log(self.parsed)
+        self._steps.extend(steps)
 
     def image_hash(self) -> bytes:
         """Return the hash of the running OS image; empty if not verifiable.

@@ -198,8 +198,7 @@ class Verifier:
             VerificationError: If the evidence is not valid (SignatureError, ReplayError,
                 CollateralExpiredError), or not accepted by the policy (PolicyError).
             CollateralError: If collateral is missing, malformed, or cannot be fetched.
-            UnsupportedError: If the processor of an SEV-SNP report is not known, or its root is not
-                built in.
+            UnsupportedError: If an SEV-SNP processor is not known, or its root is not built in.
             UsageError: If an argument has the wrong type or value.
             ConfigError: If the OS image of the evidence is among `images`, but altered or
                 incomplete; the text names the file.
@@ -300,7 +299,7 @@ class Verifier:
         """
         found = copy(self)
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
-        found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001
+        found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001 - own class
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from attestkit.verifier.value_mapping import ValueMapping
 
-KeyTrust = Literal["hardware_report", "certificate", "listed", "unknown"]
+KeyTrust = Literal["hardware_report", "certificate", "listed"]
 """What certifies the attestation key of a TPM.
 
 `hardware_report`: an authentic hardware report commits to it (Azure). `certificate`: a certificate

@@ -3,6 +3,10 @@
 The hardware report in the HCL report is over the runtime data, which have the TPM's key; the TPM's
 quote has the report data (vtpm.md, section 6.8). This proves a paravisor of any origin: only a
 policy that identifies it makes the evidence Azure's.
+
+The hardware's evidence (steps 6 and 7 of section 6.8) is verified before binding, quote and user
+data (3 to 5), as on all platforms: what a binding compares is then authentic. If both are wrong,
+the error is that of the hardware.
 """
 
 import hmac
@@ -36,8 +40,8 @@ from attestkit.snp_report import parse_snp_report
 from attestkit.td_report import TdReport
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains, read_evidence_certificate
-from attestkit.verifier.platforms.vtpm.attestation_key import read_attestation_key
-from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
+from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
 _REPORT_DATA_SIZE: Final = 64
@@ -129,8 +133,8 @@ class AzureAuthenticator:
             now: Time of the verification, with a time zone.
             quote: The TD quote, if it is parsed already.
             before_fetch: Function that is called before each request for a certificate.
-            states_user_data: Whether the format states that user data, if there are some, are the
-                report data; CoCo's generations 0 and 1 do not.
+            states_user_data: Whether user data, if there are some, must be the report data; in
+                CoCo's generations 0 and 1 they need not.
 
         Raises:
             FormatError: If a part is malformed.
@@ -141,14 +145,9 @@ class AzureAuthenticator:
         """
         report = read_azure_report(platform)
         steps = [_check_binding(report, platform, hardware, quote)]
-        # HOST_DATA are zero, and no configuration document belongs to a paravisor.
-        proven = [step for step in hardware.steps if step.check != "host_data"]
-        evidence = platform.vtpm_quote
+        proven, evidence = _proven_by_hardware(hardware), platform.vtpm_quote
         try:
-            verified = _verify_quote(report, evidence)
-            steps += [_key_step(report), *verified.steps]
-            extra = _report_data(verified)
-            steps += [_check_user_data(report, extra, is_stated=states_user_data)]
+            verified, extra = _verify_tpm(report, evidence, steps, is_stated=states_user_data)
             certificate, subject = self._check_certificate(evidence, verified, now, before_fetch)
         except VerificationError as error:
             error.steps = (*steps, *proven, *error.steps)
@@ -196,6 +195,11 @@ class AzureAuthenticator:
             return (skipped("ak_certificate", text),), ""
         # The common name, such as ID.TrustedVM.Azure.windows.net.
         return found.steps, name_of(found.path.leaf).strip("'")
+
+
+def _proven_by_hardware(hardware: Authenticated) -> Steps:
+    """Return the hardware's steps; HOST_DATA are zero, and no document of a paravisor is hashed."""
+    return tuple([step for step in hardware.steps if step.check != "host_data"])
 
 
 def _check_binding(
@@ -250,14 +254,18 @@ def _verify_quote(report: HclReport, evidence: VtpmQuote) -> VerifiedQuote:
         if stated.spki != key.spki:
             message = "attestation key: the public area is not that of the HCL report's key"
             raise SignatureError(message, reason="ak_mismatch")
-    return verify_tpm_quote(
-        evidence.message,
-        evidence.signature,
-        key.spki,
-        scheme=_SCHEME,
-        pcr_values=evidence.pcr_values,
-        wanted=(ALL_PCRS,),
-    )
+    return AttestationKey(key.spki, _SCHEME).verify_quote(evidence, (ALL_PCRS,))
+
+
+def _verify_tpm(
+    report: HclReport, evidence: VtpmQuote, steps: list[VerificationStep], *, is_stated: bool
+) -> tuple[VerifiedQuote, bytes]:
+    """Verify quote and user data; return the quote and its report data, and append the steps."""
+    verified = _verify_quote(report, evidence)
+    steps += [_key_step(report), *verified.steps]
+    report_data = _report_data(verified)
+    steps.append(_check_user_data(report, report_data, is_stated=is_stated))
+    return verified, report_data
 
 
 def _key_step(report: HclReport) -> VerificationStep:

@@ -1,7 +1,8 @@
 """Authentication of a Google Confidential VM's TPM, beside that of its hardware.
 
-The checks are those of vtpm.md, section 9.2, and stricter where upstream has gaps. Requests for
-issuer certificates, if allowed, are sent only after the quote's signature is valid.
+The checks and their order are those of vtpm.md, section 9.2, and stricter where upstream has gaps.
+Only the signature (its steps 8 and 9) is verified before the log is replayed (7), so that nothing
+unsigned is replayed. Requests for issuer certificates, if allowed, are sent only after both.
 """
 
 import hmac
@@ -17,7 +18,7 @@ from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.gcp import pcr_value
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEvent, TpmQuote
+from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEvent, Stack, TpmQuote
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import PcrSelection, TpmsAttest
@@ -25,6 +26,7 @@ from attestkit.tpm.pcrs import (
     EVENT_PCR,
     INIT_DATA_PCR,
     LOGGED_PCRS,
+    PCR_COUNT,
     extend,
     format_pcrs,
     start_value,
@@ -34,10 +36,10 @@ from attestkit.verifier.platforms.vtpm.ak_chain import (
     VerifiedAk,
     read_evidence_certificate,
 )
-from attestkit.verifier.platforms.vtpm.attestation_key import form_steps, read_attestation_key
+from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
-from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote
 from attestkit.verifier.result import Authenticated, passed, skipped
 
 _BANK: Final = "sha256"
@@ -86,25 +88,31 @@ class GcpAuthenticator:
         if isinstance(platform, GcpSnp):
             return self._authenticate_snp(platform, hardware, now, before_fetch)
         assert isinstance(platform, GcpTdx)
+        return self._authenticate_tdx(platform, stack, hardware, now, before_fetch)
+
+    def _authenticate_tdx(
+        self,
+        platform: GcpTdx,
+        stack: Stack,
+        hardware: Authenticated,
+        now: datetime,
+        before_fetch: Callable[[], object],
+    ) -> Authenticated:
+        """Verify the quote beside a TDX quote, with the logs of its PCRs."""
         tpm_quote = platform.tpm_quote
         _check_form(tpm_quote)
-        key = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
-        quote = _verify_quote(tpm_quote, key, _TDX_PCRS)
+        quote = _read_key(tpm_quote).verify_quote(tpm_quote, _TDX_PCRS)
         logs = _replay_log(tpm_quote)
-        # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
-        is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
-        events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
         certified = self._chains.verify(
             tpm_quote.ak_cert, self._chains.google, now, before_fetch=before_fetch
         )
-        embedded = platform.quote if isinstance(platform, GcpTdx) else platform.report
-        join = _check_join(quote, embedded)
-        instance = instance_step(certified.gce)
-        found = (*quote.steps, _CERTIFIED, *certified.steps, instance, join, *logs.steps)
-        facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
-        return hardware._replace(
-            steps=(*hardware.steps, *found), vtpm=replace(facts, replayed=logs.replayed)
-        )
+        found = _combine(hardware, quote, certified, platform.quote, logs.steps)
+        # In an image of dstack, nothing extends PCR 14 before the first event (section 9.2).
+        is_of_dstack = VmConfig.parse(stack.config).find("gcp_measurement") is not None
+        events = _replay_events(tpm_quote, stack.runtime_events, after_shim=not is_of_dstack)
+        assert found.vtpm is not None
+        vtpm = replace(found.vtpm, replayed=(*logs.replayed, (_BANK, EVENT_PCR)))
+        return found._replace(steps=(*found.steps, events), vtpm=vtpm)
 
     def _authenticate_snp(
         self,
@@ -119,14 +127,7 @@ class GcpAuthenticator:
             message = "AK certificate: missing; Google's certifies the key of the TPM"
             raise FormatError(message, reason="missing")
         key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
-        quote = verify_tpm_quote(
-            evidence.message,
-            evidence.signature,
-            key.spki,
-            scheme=key.scheme,
-            pcr_values=evidence.pcr_values,
-            wanted=(ALL_PCRS,),
-        )
+        quote = key.verify_quote(evidence, (ALL_PCRS,))
         leaf, *beside = evidence.ak_certificates
         certified = self._chains.verify(
             leaf, self._chains.google, now, beside=beside, before_fetch=before_fetch
@@ -136,11 +137,16 @@ class GcpAuthenticator:
 
 
 def _combine(
-    hardware: Authenticated, quote: VerifiedQuote, certified: VerifiedAk, embedded: bytes
+    hardware: Authenticated,
+    quote: VerifiedQuote,
+    certified: VerifiedAk,
+    embedded: bytes,
+    log_steps: tuple[VerificationStep, ...] = (),
 ) -> Authenticated:
     """Return the content of the hardware's evidence with that of a quote over it."""
     join = _check_join(quote, embedded)
-    steps = (*quote.steps, *certified.steps, instance_step(certified.gce), join)
+    instance = instance_step(certified.gce)
+    steps = (*quote.steps, *log_steps, _CERTIFIED, *certified.steps, instance, join)
     facts = quote.facts("certificate", ("ak_to_hardware",), gce_details(certified.gce))
     return hardware._replace(steps=(*hardware.steps, *steps), vtpm=facts)
 
@@ -154,7 +160,7 @@ def _check_form(tpm_quote: TpmQuote) -> None:
         message = f"TPM event log: {len(tpm_quote.event_log)} events, over {_MAX_EVENTS}"
         raise FormatError(message, reason="too_many")
     for at, event in enumerate(tpm_quote.event_log):
-        if event.pcr_index >= 24 or len(event.digest) != 32:
+        if event.pcr_index >= PCR_COUNT or len(event.digest) != 32:
             message = f"TPM event log: event {at}: must be of PCR 0 to 23, with 32 bytes"
             raise FormatError(message, reason="wrong_value")
     attest = TpmsAttest.parse(tpm_quote.message)
@@ -173,10 +179,9 @@ def _check_form(tpm_quote: TpmQuote) -> None:
         raise VerificationError(message, reason="pcr_selection")
 
 
-def _verify_quote(
-    tpm_quote: TpmQuote, spki: bytes, wanted: Sequence[PcrSelection]
-) -> VerifiedQuote:
-    """Verify the quote by the certified key, which is of RSA or P-256, with SHA-256."""
+def _read_key(tpm_quote: TpmQuote) -> AttestationKey:
+    """Return the key of the certificate, which is of RSA or P-256, with SHA-256."""
+    spki = read_evidence_certificate("AK certificate", tpm_quote.ak_cert).spki
     try:
         kind = load_verification_key(spki).kind
     except SignatureError as error:
@@ -184,14 +189,7 @@ def _verify_quote(
     if kind not in _SCHEMES:
         message = f"AK certificate: its key must be of RSA or P-256, not {kind}"
         raise SignatureError(message, reason="invalid_key")
-    return verify_tpm_quote(
-        tpm_quote.message,
-        tpm_quote.signature,
-        spki,
-        scheme=_SCHEMES[kind],
-        pcr_values=tpm_quote.pcr_values,
-        wanted=wanted,
-    )
+    return AttestationKey(spki, _SCHEMES[kind])
 
 
 def _check_join(quote: VerifiedQuote, evidence: bytes) -> VerificationStep:

@@ -29,7 +29,7 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     CertifiedKey,
     read_attestation_key,
 )
-from attestkit.verifier.platforms.vtpm.quote import Pcrs, VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import Pcrs, VerifiedQuote
 from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 
@@ -74,12 +74,7 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
 
 def _verify_quotes(message: GoTpmToolsMessage, key: AttestationKey) -> list[VerifiedQuote]:
     """Verify all quotes of a message, of which one must be over another bank than SHA-1."""
-    quotes = [
-        verify_tpm_quote(
-            one.message, one.signature, key.spki, scheme=key.scheme, pcr_values=one.pcr_values
-        )
-        for one in message.quotes
-    ]
+    quotes = [key.verify_quote(one) for one in message.quotes]
     if not quotes:
         raise FormatError("attest.Attestation: no quote in it", reason="missing")
     require_strong_bank(quotes)
@@ -156,5 +151,6 @@ def _left_out(message: GoTpmToolsMessage) -> tuple[VerificationStep, ...]:
         steps.append(skipped("event_log", text))
     if message.unknown_fields:
         numbers = ", ".join(map(str, message.unknown_fields[:8]))
-        steps.append(skipped("event_log", f"unknown fields of the message were ignored: {numbers}"))
+        text = f"unknown fields of the message were ignored; no signature covers them: {numbers}"
+        steps.append(skipped("unknown_fields", text))
     return tuple(steps)

@@ -51,16 +51,10 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
     signed = aws.verify_document(platform.attestation_doc, now, tpm=True)
     found = signed.content
     user_data = _check_user_data(found, attestation)
-    is_replayed = replay_runtime_events(attestation).outcome == "passed"
-    replayed = ((BANK, EVENT_PCR),) if is_replayed else ()
-    values = {(BANK, index): value for index, value in sorted(found.pcrs.items())}
-    facts = VtpmFacts(
-        attestation_key=b"",  # the document has the PCRs, and no key of the TPM
-        key_trust="certificate",
-        joins=(),
-        pcrs=tuple([(*name, value) for name, value in values.items()]),
-        replayed=replayed,
-        details=(("module_id", found.module_id),),
+    events = _replay_runtime_events(attestation)
+    facts = _facts(found, ((BANK, EVENT_PCR),) if events.outcome == "passed" else ())
+    rest = unexplained_steps(
+        {(bank, index): value for bank, index, value in facts.pcrs}, facts.replayed
     )
     return Authenticated(
         status=None,
@@ -69,8 +63,20 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         device=found.module_id.encode(),
         tcb=Tcb(),
         chain=signed.chain,
-        steps=(*signed.steps, user_data, WITHOUT_TEE, *unexplained_steps(values, replayed)),
+        steps=(*signed.steps, user_data, WITHOUT_TEE, *rest, events),
         vtpm=facts,
+    )
+
+
+def _facts(document: NitroDocument, replayed: tuple[tuple[str, int], ...]) -> VtpmFacts:
+    """Return the facts of a document, which has the PCRs, and no key of the TPM."""
+    return VtpmFacts(
+        attestation_key=b"",
+        key_trust="certificate",
+        joins=(),
+        pcrs=tuple([(BANK, index, value) for index, value in sorted(document.pcrs.items())]),
+        replayed=replayed,
+        details=_details(document),
     )
 
 
@@ -84,7 +90,7 @@ def _details(document: NitroDocument) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def replay_runtime_events(attestation: Attestation) -> VerificationStep:
+def _replay_runtime_events(attestation: Attestation) -> VerificationStep:
     """Compare PCR 14 with the replay of the runtime events; skipped for a bare document.
 
     Raises:

@@ -21,7 +21,7 @@ from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import BANK, WITHOUT_TEE
 from attestkit.verifier.platforms.tpm import signed_report_data
 from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
-from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
 from attestkit.verifier.result import Authenticated, Tcb, caution, passed
 from attestkit.verifier.vtpm_facts import VtpmFacts
 
@@ -59,13 +59,6 @@ def authenticate_quote_with_document(
     (document,) = evidence.ak_certificates
     signed = aws.verify_document(document, now, tpm=True)
     quote, step = _verify_quote(evidence, signed.content)
-    found = VtpmFacts(
-        attestation_key=quote.key.spki,
-        key_trust="certificate",
-        joins=(),
-        pcrs=quote.pcrs,
-        details=(("module_id", signed.content.module_id),),
-    )
     return Authenticated(
         status=None,
         advisory_ids=(),
@@ -74,7 +67,18 @@ def authenticate_quote_with_document(
         tcb=Tcb(),
         chain=signed.chain,
         steps=(*signed.steps, *quote.steps, step, _KEY_STEP, WITHOUT_TEE),
-        vtpm=found,
+        vtpm=_facts(quote, signed.content),
+    )
+
+
+def _facts(quote: VerifiedQuote, document: NitroDocument) -> VtpmFacts:
+    """Return the facts of a quote that the document proves; clock and counts may be invented."""
+    return VtpmFacts(
+        attestation_key=quote.key.spki,
+        key_trust="certificate",
+        joins=(),
+        pcrs=quote.pcrs,
+        details=(("module_id", document.module_id),),
     )
 
 
@@ -83,13 +87,7 @@ def _verify_quote(
 ) -> tuple[VerifiedQuote, VerificationStep]:
     """Verify a quote by the key of a document, and compare PCRs and nonce of both."""
     key = _find_key(evidence.ak_public, document)
-    quote = verify_tpm_quote(
-        evidence.message,
-        evidence.signature,
-        key.spki,
-        scheme=key.scheme,
-        pcr_values=evidence.pcr_values,
-    )
+    quote = key.verify_quote(evidence)
     _check_pcrs(quote, document)
     return quote, _check_nonce(quote.attest.extra_data, document)
 

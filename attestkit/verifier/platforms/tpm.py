@@ -14,7 +14,7 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     read_attestation_key,
 )
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
-from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote, verify_tpm_quote
+from attestkit.verifier.platforms.vtpm.quote import VerifiedQuote
 from attestkit.verifier.result import Authenticated, Tcb, skipped
 
 _REPORT_DATA: Final = 64  # bytes
@@ -45,13 +45,7 @@ def authenticate_tpm(platform: Tpm, report_data: bytes, trust: AkTrust) -> Authe
     """
     evidence = platform.vtpm_quote
     key = read_attestation_key(evidence.ak_public, evidence.ak_certificates)
-    quote = verify_tpm_quote(
-        evidence.message,
-        evidence.signature,
-        key.spki,
-        scheme=key.scheme,
-        pcr_values=evidence.pcr_values,
-    )
+    quote = key.verify_quote(evidence)
     require_strong_bank([quote])
     certified = trust.verify_key(key, evidence.ak_certificates)
     details, instance = instance_facts(certified)

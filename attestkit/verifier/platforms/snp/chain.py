@@ -120,12 +120,7 @@ def find_signer(
             reason of `check_path`.
         UnsupportedError: If the processor is not known, or its root is not built in.
     """
-    if report.version >= 3 and report.product is None:
-        raise UnsupportedError(
-            f"SEV-SNP report: unknown processor: family {report.cpuid_family:#04x} model "
-            f"{report.cpuid_model:#04x}",
-            reason="feature",
-        )
+    _check_processor(report)
     leaf, key, mismatch = _select_leaf(report, endorsements)
     product = report.product or key.product
     if mismatch is not None and mismatch[0] == "product_mismatch":  # the root is not known then
@@ -139,6 +134,15 @@ def find_signer(
     if mismatch is not None:
         raise SignatureError(mismatch[1], reason=mismatch[0])
     return Signer(product, key, path)
+
+
+def _check_processor(report: SnpReport) -> None:
+    if report.version >= 3 and report.product is None:
+        raise UnsupportedError(
+            f"SEV-SNP report: unknown processor: family {report.cpuid_family:#04x} model "
+            f"{report.cpuid_model:#04x}",
+            reason="feature",
+        )
 
 
 def _certificates(blob: bytes) -> list[bytes]:

@@ -138,8 +138,8 @@ class AkChains:
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
         """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
 
-        The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that were
-        fetched before count too if they list a certificate. The caches are those of this object.
+        The bundle's CRLs are used only for issuers without a CRL in the arguments. The caches are
+        those of this object.
 
         Raises:
             FormatError: If a certificate or CRL is malformed.
@@ -190,15 +190,10 @@ class AkChains:
             CollateralError: If a certificate is missing, or cannot be fetched.
         """
         key = read_evidence_certificate("AK certificate", leaf)
-        if len(beside) > _MAX_EVIDENCE:
-            message = f"AK certificate: {len(beside)} certificates beside it, over {_MAX_EVIDENCE}"
-            raise SignatureError(message, reason="chain_length")
-        authorities = [read_evidence_certificate("CA certificate", der) for der in beside]
-        known = [*self._given.certificates, *self._of_evidence.certificates, *authorities]
+        known = self._known_authorities(beside)
         session = None if self._fetcher is None else self._fetcher.session(before_fetch)
         path = self._find_path(key, known, roots, now, usages=usages, session=session)
-        google = {root.der for _, root in self.google}
-        is_google = path.chain[-1] in google
+        is_google = path.chain[-1] in {root.der for _, root in self.google}
         # Only Google's CRLs are at the hosts to which requests are sent.
         revocation = self._check_revocation(
             path, now, session if is_google else None, is_google=is_google
@@ -211,6 +206,14 @@ class AkChains:
         # Only Google's CA assigns names of its instances; another CA could assign any.
         gce = read_gce_instance(path.leaf) if is_google else None
         return VerifiedAk(path, gce, steps)
+
+    def _known_authorities(self, beside: Sequence[bytes]) -> list[PathCertificate]:
+        """Return the certificates of arguments, bundle and evidence; the last are bounded."""
+        if len(beside) > _MAX_EVIDENCE:
+            message = f"AK certificate: {len(beside)} certificates beside it, over {_MAX_EVIDENCE}"
+            raise SignatureError(message, reason="chain_length")
+        found = [read_evidence_certificate("CA certificate", der) for der in beside]
+        return [*self._given.certificates, *self._of_evidence.certificates, *found]
 
     def _find_path(
         self,

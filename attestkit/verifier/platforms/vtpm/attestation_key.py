@@ -6,21 +6,26 @@ vtpm.md, section 3.4, step 6, and section 10. Evidence of a key that neither cer
 import hmac
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE
 from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit._reasons import VerificationStep
+from attestkit.attestation.wire.evidence_parts import PcrValue
 from attestkit.errors import CollateralError, FormatError, SignatureError
-from attestkit.tpm import TpmtPublic
+from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier.platforms.vtpm.ak_chain import (
     AkChains,
     VerifiedAk,
     read_evidence_certificate,
 )
-from attestkit.verifier.platforms.vtpm.quote import quote_scheme
+from attestkit.verifier.platforms.vtpm.quote import (
+    VerifiedQuote,
+    quote_scheme,
+    verify_tpm_quote,
+)
 from attestkit.verifier.result import KeyTrust, caution, passed, skipped
 
 _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC begins with 0
@@ -34,12 +39,39 @@ _UNCERTIFIED: Final = skipped(
 )
 
 
+class QuoteParts(Protocol):
+    """A quote in any form of evidence."""
+
+    @property
+    def message(self) -> bytes:
+        """TPMS_ATTEST."""
+
+    @property
+    def signature(self) -> bytes:
+        """TPMT_SIGNATURE."""
+
+    @property
+    def pcr_values(self) -> tuple[PcrValue, ...]:
+        """The delivered values."""
+
+
 class AttestationKey(NamedTuple):
     """An attestation key as evidence states it, not yet trusted."""
 
     spki: bytes  # DER SubjectPublicKeyInfo
     scheme: tuple[str, str] | None  # algorithm and hash of its TPMT_PUBLIC; None if not known
-    is_restricted: bool  # its TPMT_PUBLIC says that it signs only what the TPM made
+    is_restricted: bool = False  # its TPMT_PUBLIC says that it signs only what the TPM made
+
+    def verify_quote(self, quote: QuoteParts, wanted: Sequence[PcrSelection] = ()) -> VerifiedQuote:
+        """Verify a quote by this key; arguments and errors are those of `verify_tpm_quote`."""
+        return verify_tpm_quote(
+            quote.message,
+            quote.signature,
+            self.spki,
+            scheme=self.scheme,
+            pcr_values=quote.pcr_values,
+            wanted=wanted,
+        )
 
 
 class CertifiedKey(NamedTuple):
@@ -84,12 +116,8 @@ class AkTrust(NamedTuple):
         simulated = any(map(names_simulator, certificates))
         if not certificates:
             if not listed:
-                raise SignatureError(
-                    f"attestation key: unknown: SHA-256 {sha256(key.spki).hex()}; list it in the "
-                    "policy's trusted_aks if it is the key of your TPM",
-                    reason="ak_unknown",
-                )
-            return CertifiedKey("listed", None, (named, *form, _UNCERTIFIED), simulated)
+                raise _unknown(key)
+            return CertifiedKey("listed", None, (named, *form), simulated)
         leaf, *beside = certificates
         try:
             found = self.chains.verify(
@@ -108,6 +136,15 @@ class AkTrust(NamedTuple):
         certified = passed("attestation_key", "the attestation key is that of its certificate")
         simulated = simulated or any(map(names_simulator, found.path.chain))
         return CertifiedKey("certificate", found, (certified, *form, *found.steps), simulated)
+
+
+def _unknown(key: AttestationKey) -> SignatureError:
+    """Return the error for a key that neither certificate nor list certifies."""
+    return SignatureError(
+        f"attestation key: unknown: SHA-256 {sha256(key.spki).hex()}; list it in the policy's "
+        "trusted_aks if it is the key of your TPM",
+        reason="ak_unknown",
+    )
 
 
 def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> AttestationKey:
@@ -134,7 +171,7 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
         )
     else:
         spki = public or (b"" if leaf is None else leaf.spki)
-        found = AttestationKey(load_verification_key(spki).spki, None, is_restricted=False)
+        found = AttestationKey(load_verification_key(spki).spki, None)
     if leaf is not None and load_verification_key(leaf.spki).spki != found.spki:
         message = "attestation key: not the key of its certificate"
         raise SignatureError(message, reason="ak_mismatch")

@@ -1,8 +1,9 @@
 """Replay of a machine's logs against quoted PCRs: the firmware's log, and IMA's.
 
-The rules are those of vtpm.md, section 5. A firmware log must explain PCRs 0 to 7. It explains
-PCRs 8 to 15 as far as it has records of them: boot loaders write into it, programs that run later
-do not. A bank without digests in the log is explained by nothing.
+The rules are those of vtpm.md, section 5. A firmware log must explain PCRs 0 to 7 if they are
+extended. PCRs 8, 9 and 14 must match its records if it has some; PCRs 10 to 13 and 15 may be
+further, because programs extend them without a record. A bank without digests in the log is
+explained by nothing.
 """
 
 import hmac
