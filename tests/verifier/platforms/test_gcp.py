@@ -206,6 +206,16 @@ def test_another_hardware_quote_is_refused() -> None:
         assert refused(Attestation(changed)) == (VerificationError, "tpm_join")
 
 
+def test_a_join_is_checked_before_the_events() -> None:
+    """Of evidence with another hardware quote and without its events, the join is reported."""
+    evidence, platform = composed().evidence, platform_of(composed())
+    stack = evidence.stack._replace(runtime_events=())
+    changed = evidence._replace(stack=stack)
+    assert refused(Attestation(changed))[1] == "pcr_mismatch"
+    changed = changed._replace(platform=platform._replace(quote=platform.quote + b"\0"))
+    assert refused(Attestation(changed))[1] == "tpm_join"
+
+
 def test_runtime_events_replay_to_pcr_14() -> None:
     """An additional, missing or changed event is refused."""
     evidence = composed().evidence
