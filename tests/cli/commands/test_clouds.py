@@ -11,6 +11,7 @@ from attestkit.backends.simulator.scenarios.clouds import CLOUDS
 from attestkit.backends.simulator.scenarios.named_scenario import NO_STATUS
 from attestkit.verifier import AppraisalPolicy
 from tests.cli import schemas
+from tests.software_tpm import needs_swtpm
 
 Capture = pytest.CaptureFixture[str]
 NONCE: Final = bytes(range(32)).hex()
@@ -37,9 +38,9 @@ RULES: Final = {"vlek_providers", "report_data"}
 FAULTS: Final = {
     "imds_unavailable:4": "503",
     "imds_slow": "no response within",
-    "imds_huge": "response",
+    "imds_huge": "response is over",
     "imds_redirect": "status 302",
-    "tpm_failure": "TPM",
+    "tpm_failure": "TPM_RC_FAILURE",
 }
 
 
@@ -79,7 +80,7 @@ class Files:
         return main(words)
 
 
-def judge(files: Files, name: str, capsys: Capture) -> tuple[int, Any]:
+def verify_scenario(files: Files, name: str, capsys: Capture) -> tuple[int, Any]:
     """Return exit code and JSON of `verify` for evidence of a scenario."""
     assert files.attest(scenario=name) == 0
     capsys.readouterr()
@@ -95,7 +96,7 @@ def test_scenario_has_named_outcome_by_cli(name: str, tmp_path: Path, capsys: Ca
     """Exit code and reason of `attestkit verify` are those of the scenario's outcome."""
     expected = CLOUDS[name].outcome
     files = Files(tmp_path, CLOUDS[name].scenario.platform)
-    code, found = judge(files, name, capsys)
+    code, found = verify_scenario(files, name, capsys)
     if expected in {"UpToDate", NO_STATUS}:
         assert code == 0, found
         assert found["verdict"] == "accepted", found
@@ -106,16 +107,16 @@ def test_scenario_has_named_outcome_by_cli(name: str, tmp_path: Path, capsys: Ca
 
 def test_outcomes_by_cli_have_both_kinds_of_exit_code(tmp_path: Path, capsys: Capture) -> None:
     """A broken signature is exit code 2, a policy's refusal 4; a listed provider is accepted."""
-    code, found = judge(Files(tmp_path, "aws-snp"), "aws-snp", capsys)
+    code, found = verify_scenario(Files(tmp_path, "aws-snp"), "aws-snp", capsys)
     assert (code, found["reason"]) == (4, "vlek_providers")
     listed = Files(tmp_path, "aws-snp", vlek_providers={"attestkit-simulator"})
-    assert judge(listed, "aws-snp", capsys)[0] == 0
-    assert judge(Files(tmp_path, "tpm"), "tpm-foreign-ak", capsys)[0] == 2
+    assert verify_scenario(listed, "aws-snp", capsys)[0] == 0
+    assert verify_scenario(Files(tmp_path, "tpm"), "tpm-foreign-ak", capsys)[0] == 2
 
 
 def test_nonce_by_cli_commits_to_the_key_of_google(tmp_path: Path, capsys: Capture) -> None:
     """`attest --nonce` has the report data of `attest(nonce=...)`, so both joins hold."""
-    code, found = judge(Files(tmp_path, "gcp-tdx"), "gcp-tdx", capsys)
+    code, found = verify_scenario(Files(tmp_path, "gcp-tdx"), "gcp-tdx", capsys)
     assert code == 0, found
     assert found["vtpm"]["joins"] == ["hardware_to_ak", "ak_to_hardware"]
 
@@ -137,6 +138,31 @@ def test_passing_fault_by_cli_delays_evidence(fault: str, tmp_path: Path, capsys
     assert files.attest(platform="azure-snp", faults=fault) == 0
     assert files.verify() == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+@needs_swtpm
+@pytest.mark.parametrize("platform", ["azure-snp", "tpm"])
+def test_option_tpm_by_cli_selects_swtpm(platform: str, tmp_path: Path, capsys: Capture) -> None:
+    """`--option tpm=swtpm` is evidence of swtpm, whose keys are no function of the seed."""
+    found = []
+    for tpm in ("swtpm", "swtpm", "model", "model"):
+        files = Files(tmp_path, platform)
+        assert files.attest(platform=platform, tpm=tpm) == 0
+        capsys.readouterr()
+        assert files.verify() == 0
+        [result] = schemas.check("verify", capsys.readouterr().out)["results"]
+        found.append(result["vtpm"]["attestation_key"])
+    assert found[0] != found[1]
+    assert found[2] == found[3]
+
+
+def test_unknown_tpm_by_cli_is_a_usage_error(tmp_path: Path, capsys: Capture) -> None:
+    """Another value of the option is refused in one line with both that exist."""
+    files = Files(tmp_path, "tpm")
+    assert files.attest(platform="tpm", tpm="hardware") == 1
+    [error] = capsys.readouterr().err.splitlines()
+    assert "must be model or swtpm, not 'hardware'" in error
+    assert not files.evidence.exists()
 
 
 @pytest.mark.parametrize("platform", sorted({one.scenario.platform for one in CLOUDS.values()}))

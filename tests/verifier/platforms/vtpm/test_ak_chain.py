@@ -1,11 +1,13 @@
 """Certificates of TPM keys from evidence, arguments and fetches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
 import pytest
 
+from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import GcpTdx
 from attestkit.collateral.issuer_fetcher import MAX_REQUESTS, IssuerFetcher
@@ -284,6 +286,39 @@ def test_each_changed_byte_of_the_certificate_is_refused() -> None:
         changed = certificate[:at] + bytes([certificate[at] ^ 4]) + certificate[at + 1 :]
         with pytest.raises(AttestKitError):
             found.verify(changed, found.google, NOW)
+
+
+def changes(crl: bytes) -> Iterator[bytes]:
+    """Yield copies of a CRL of which each byte has one bit changed."""
+    for at in range(len(crl)):
+        yield crl[:at] + bytes([crl[at] ^ 1 << at % 8]) + crl[at + 1 :]
+
+
+def test_each_changed_byte_of_a_fetched_crl_is_refused() -> None:
+    """A list is signed as a whole; one with another name is not of the issuer."""
+    server = Server()
+    for changed in changes(composed("root-revokes-intermediate.crl")):
+        server.pages["http://ca.invalid/root.crl"] = changed
+        with pytest.raises((CollateralError, SignatureError)) as caught:
+            verify(chains(server))
+        assert caught.value.reason in {"crl_malformed", "crl_bad_signature", "missing"}
+
+
+def test_each_changed_byte_of_a_crl_of_the_arguments_is_refused() -> None:
+    """A changed list is an error; one with another name is of another issuer, and not used."""
+    crl, issuer = composed("root.crl"), der("intermediate.pem")
+    name = read_path_certificate(DerReader(der("root.pem")).whole(SEQUENCE)).subject
+    of_name = range(crl.index(name), crl.index(name) + len(name))
+    unused = []
+    for at, changed in enumerate(changes(crl)):
+        try:
+            steps = verify(chains(None, issuer, changed))
+        except (UsageError, SignatureError):
+            continue
+        assert steps == UNREVOKED
+        unused.append(at)
+    assert unused
+    assert all(at in of_name for at in unused)
 
 
 def test_malformed_arguments_are_errors_of_the_caller() -> None:
