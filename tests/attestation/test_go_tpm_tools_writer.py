@@ -111,7 +111,7 @@ def test_message_verifies_with_the_nonce_of_the_evidence() -> None:
 
 
 def test_message_has_no_place_for_other_evidence() -> None:
-    """What the message cannot express is refused, and the error names an encoding that can."""
+    """Evidence that the message cannot express is refused; the error names another encoding."""
     whole = made_evidence()
     platform, stack = whole.evidence
     quote = quote_of(whole)

@@ -131,7 +131,7 @@ def test_event_pcr_extended_by_another_program_is_reported(machine: PcrMachine) 
 
 
 def test_event_pcr_extended_by_shim_gives_the_document_alone(machine: PcrMachine) -> None:
-    """Where shim measured its keys, evidence without events is bare and verifies."""
+    """If shim measured its keys, evidence without events is bare and verifies."""
     machine.pcr = hashlib.sha384(bytes(48) + b"\1" * 48).digest()
     with Attester(machine) as attester:
         found = attester.attest(nonce=NONCE)
@@ -144,7 +144,7 @@ def test_event_pcr_extended_by_shim_gives_the_document_alone(machine: PcrMachine
 
 
 def test_event_pcr_extended_by_shim_refuses_events(machine: PcrMachine) -> None:
-    """Where shim measured its keys, no log can begin: verifiers replay events from zero."""
+    """If shim measured its keys, emitting events is refused: verifiers replay them from zero."""
     machine.pcr = before = hashlib.sha384(bytes(48) + b"\1" * 48).digest()
     with Attester(machine) as attester:
         with raises(JournalError, "mismatch", part="boot without shim") as caught:

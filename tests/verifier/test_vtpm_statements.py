@@ -1,4 +1,4 @@
-"""What results state of simulated guests with a TPM: key, joins, logs, and what is not proven."""
+"""Statements in results of simulated guests with a TPM: key, joins, logs, what is not proven."""
 
 import secrets
 from functools import cache

@@ -177,7 +177,7 @@ def test_logs_and_certificate_are_in_the_evidence(
     boot_log.rmdir()
     caplog.clear()
     (folder / "ima/binary_runtime_measurements").unlink()
-    assert collect(backend).vtpm_quote.boot_log == b""  # a machine without logs is no problem
+    assert collect(backend).vtpm_quote.boot_log == b""  # missing logs are not reported
     assert not caplog.records
     part = collect(TpmBackend(client=software_tpm, root=tmp_path, logs=False)).vtpm_quote
     assert (part.boot_log, part.ima_log, part.ak_certificates) == (b"", b"", ())

@@ -1,7 +1,8 @@
 """go-tpm accepts messages `attest.Attestation` that attestkit writes of a TPM's evidence.
 
-go-tpm is Google's library that go-tpm-tools reads quotes, keys and signatures with. go-tpm-tools
-itself is no package of Debian: `test_go_tpm_tools.py` runs it where Go modules can be downloaded.
+go-tpm is Google's library that go-tpm-tools reads quotes, keys and signatures with.
+Debian does not package go-tpm-tools itself: `test_go_tpm_tools.py` runs it where Go modules can be
+downloaded.
 """
 
 from base64 import b64encode

@@ -24,7 +24,7 @@ from tests.untyped import untyped
 
 
 class Cloud(NamedTuple):
-    """What a guest agent does on a simulated platform."""
+    """Behaviour of a guest agent on a simulated platform."""
 
     evidence: str  # name of the platform in evidence
     title: str  # on the dashboard

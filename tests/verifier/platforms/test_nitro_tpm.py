@@ -130,7 +130,7 @@ def test_nitro_tpm_composed_evidence_has_the_expected_claims() -> None:
 
 @needs_shared
 def test_nitro_tpm_details_have_nonce_and_key_of_a_bare_document() -> None:
-    """What a program on the instance put into a document is reported, in hex."""
+    """Nonce and public key that a program put into a document are reported, in hex."""
     content = read_nitro_document(genuine(), tpm=True)
     assert content.nonce
     assert content.public_key

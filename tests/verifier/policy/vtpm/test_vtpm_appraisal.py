@@ -64,7 +64,7 @@ def test_policy_for_azure_rejects_another_paravisor(platform: str) -> None:
 
 
 def test_id_key_digest_identifies_a_paravisor_of_snp() -> None:
-    """The signer of the ID block is enough; a digest of zero is no signer; TDX has none."""
+    """The signer of the ID block suffices; a zero digest is refused; TDX has no signer."""
     policy = rules(platforms={"azure-snp"}, id_key_digest={register(0x71)})
     assert accept(policy, azure_claims())["id_key_digest"] == "passed"
     reject("id_key_digest", policy, azure_claims(id_key_digest=bytes(48)))
