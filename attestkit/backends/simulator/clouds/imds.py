@@ -193,6 +193,11 @@ def _make_handler(respond: Respond) -> "type[BaseHTTPRequestHandler]":
         sys_version = ""
         timeout = 30.0
 
+        def handle(self) -> None:
+            """Handle requests until the end; a client may close the connection at any time."""
+            with suppress(ConnectionError):
+                super().handle()
+
         def _respond(self) -> None:
             length = self.headers.get("Content-Length") or "0"
             if not length.isdecimal() or int(length) > _MAX_BODY:

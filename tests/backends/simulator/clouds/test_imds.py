@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import socket
+import struct
 import subprocess
+import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import pytest
@@ -11,6 +14,7 @@ from attestkit.backends.simulator.clouds.imds import (
     CERTIFICATION_PATH,
     LOCATION_PATH,
     TD_QUOTE_PATH,
+    ImdsResponse,
     ImdsServer,
     SimulatedImds,
 )
@@ -93,6 +97,28 @@ def test_other_paths_have_their_status(service: SimulatedImds, path: str, status
 def test_quote_route_of_snp_vm_is_missing() -> None:
     """An SEV-SNP VM has no quotes."""
     assert snp().handle("POST", TD_QUOTE_PATH, JSON, quote_request()).status == 404
+
+
+@pytest.mark.parametrize("headers", ["", "Content-Length: 5\r\nExpect: 100-continue\r\n"])
+def test_client_that_resets_the_connection_is_no_error(
+    headers: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is printed if a client resets the connection in a response, or in a request."""
+
+    def respond(*_: object) -> ImdsResponse:
+        return ImdsResponse(200, bytes(1 << 25))  # more than the buffers of sockets
+
+    known = set(threading.enumerate())
+    with ImdsServer(respond) as server, socket.create_connection(server.address) as client:
+        client.sendall(f"POST / HTTP/1.1\r\n{headers}\r\n".encode())
+        assert client.recv(1)  # of the response, or of status 100, which asks for the body
+        [handler] = set(threading.enumerate()) - known - {server._thread}
+        # SO_LINGER with 0 s: close sends RST.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        handler.join(60)
+        assert not handler.is_alive()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
