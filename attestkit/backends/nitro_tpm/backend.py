@@ -132,7 +132,6 @@ class NitroTpmBackend(TpmGuest):
             UsageError: If a field is too large, or the backend is closed.
             BackendError: As for `collect_evidence`.
         """
-        self._check_open()
         return request_document(self._client, DocumentRequest(user_data, nonce, public_key))
 
     # -- events --------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ class NitroTpmBackend(TpmGuest):
             return self._journal
 
     def _check_open(self) -> None:
-        if self._process != os.getpid():  # a child process would share device and lock
+        if self._process != os.getpid():  # a child process would share the journal and its lock
             text = "NitroTPM: not usable after a fork; create another backend"
             raise UsageError(text, reason="wrong_process")
         if self._closed:

@@ -53,7 +53,11 @@ class TpmTransport(Protocol):
     """A way to one TPM. Thread-safe."""
 
     path: str  # for errors
-    lock: FifoLock  # held during a command; callers may hold it for several
+
+    @property
+    def lock(self) -> FifoLock:
+        """The lock that is held during a command; callers may hold it for several."""
+        ...
 
     def exchange(self, command: bytes, seconds: float) -> bytes:
         """Send a command and return the response, 10 to 4096 bytes.
@@ -98,13 +102,23 @@ class DeviceTransport:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
-        self.lock: FifoLock = FifoLock()
+        self._lock: FifoLock = FifoLock()
         self._open_node = open_node
         self._calls = calls
         self._clock = clock
         self._fd: int | None = None
         self._closed = False
         self._process = os.getpid()
+
+    @property
+    def lock(self) -> FifoLock:
+        """The lock of commands.
+
+        Raises:
+            UsageError: After a fork: a thread of the parent may have had it (`wrong_process`).
+        """
+        self._check_process()
+        return self._lock
 
     def open(self) -> None:
         """Open the node now; later calls have no effect.
@@ -115,7 +129,7 @@ class DeviceTransport:
             UsageError: If the transport is closed, or was created before a fork.
         """
         self._check_process()
-        with self.lock:
+        with self._lock:
             self._descriptor()
 
     def _check_process(self) -> None:
@@ -134,7 +148,7 @@ class DeviceTransport:
     def exchange(self, command: bytes, seconds: float) -> bytes:
         """Send a command and return the response, as `TpmTransport.exchange`."""
         self._check_process()
-        with self.lock:
+        with self._lock:
             fd = self._descriptor()
             deadline = self._clock() + seconds
             try:
@@ -190,7 +204,7 @@ class DeviceTransport:
         """
         if self._process != os.getpid():
             return
-        with self.lock:
+        with self._lock:
             self._closed = True
             self._drop()
 

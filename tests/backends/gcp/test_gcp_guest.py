@@ -323,8 +323,8 @@ def test_an_snp_guest_attests(software_tpm: TpmClient, tmp_path: Path) -> None:
 
 def test_probe_needs_a_tpm(tmp_path: Path) -> None:
     """A machine without a TPM node is quickly told apart."""
-    call = lambda: GcpBackend.probe(KernelPaths.below(tmp_path))  # noqa: E731
-    assert reason_of(call, BackendUnavailableError) == "missing"
+    paths = KernelPaths.below(tmp_path)
+    assert reason_of(lambda: GcpBackend.probe(paths), BackendUnavailableError) == "missing"
 
 
 def test_detection_needs_a_machine_of_google(

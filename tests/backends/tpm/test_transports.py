@@ -173,7 +173,8 @@ def test_device_is_refused_after_a_fork(make_node: MakeNode) -> None:
     assert transport.exchange(COMMAND, LONG) == RESPONSE
     with transport.lock:  # a thread of the parent may have it
         transport._process = os.getpid() + 1
-        for use in (transport.open, lambda: transport.exchange(COMMAND, LONG)):
+        uses = transport.open, lambda: transport.exchange(COMMAND, LONG), lambda: transport.lock
+        for use in uses:
             with raises(UsageError, "wrong_process"):
                 use()
         transport.close()
