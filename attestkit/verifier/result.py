@@ -313,23 +313,7 @@ class AttestationResult:
             "measurement_version": claims.measurement_version,
             "app_info": None if info is None else info.to_dict(),
             "vtpm": None if claims.vtpm is None else claims.vtpm.to_dict(),
-            "tcb": {
-                "date": None if tcb.date is None else tcb.date.isoformat(),
-                "qe_date": None if tcb.qe_date is None else tcb.qe_date.isoformat(),
-                "qe_status": None if tcb.qe_status is None else tcb.qe_status.value,
-                "evaluation_data_number": tcb.evaluation_data_number,
-                "fmspc": tcb.fmspc.hex() or None,
-                "dynamic_platform": tcb.dynamic_platform,
-                "cached_keys": tcb.cached_keys,
-                "smt_enabled": tcb.smt_enabled,
-                "platform": None if tcb.platform is None else tcb.platform.to_dict(),
-                "collateral": None if tcb.collateral is None else tcb.collateral.to_dict(),
-                "components": dict(tcb.components),
-                "current": dict(tcb.current),
-                "committed": dict(tcb.committed),
-                "launch": dict(tcb.launch),
-                "product": tcb.product or None,
-            },
+            "tcb": _tcb_values(tcb),
             "steps": [step._asdict() for step in self.steps],
         }
 
@@ -388,3 +372,24 @@ ANOTHER_ROOT: Final = (
     "pass none"
 )
 """Remedy in the error messages for the reason `untrusted_root`."""
+
+
+def _tcb_values(tcb: Tcb) -> dict[str, object]:
+    """Return the items of a TCB for JSON."""
+    return {
+        "date": None if tcb.date is None else tcb.date.isoformat(),
+        "qe_date": None if tcb.qe_date is None else tcb.qe_date.isoformat(),
+        "qe_status": None if tcb.qe_status is None else tcb.qe_status.value,
+        "evaluation_data_number": tcb.evaluation_data_number,
+        "fmspc": tcb.fmspc.hex() or None,
+        "dynamic_platform": tcb.dynamic_platform,
+        "cached_keys": tcb.cached_keys,
+        "smt_enabled": tcb.smt_enabled,
+        "platform": None if tcb.platform is None else tcb.platform.to_dict(),
+        "collateral": None if tcb.collateral is None else tcb.collateral.to_dict(),
+        "components": dict(tcb.components),
+        "current": dict(tcb.current),
+        "committed": dict(tcb.committed),
+        "launch": dict(tcb.launch),
+        "product": tcb.product or None,
+    }

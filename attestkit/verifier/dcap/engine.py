@@ -109,12 +109,7 @@ class Dcap:
         verified.check_platform(platform, quote.tee_type)
         self._check_signatures(parts, platform)
         body = quote.body
-        svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
-        evaluation = self._evaluations.get(
-            (platform.handle, verified.handle, parts.qe_report[_QE_IDENTITY], svns),
-            lambda: self._evaluate(quote, platform, verified),
-            store=platform.is_cached and verified.is_cached,
-        )
+        evaluation = self._find_evaluation(quote, platform, verified, parts)
         check_attributes(body, behind_paravisor=behind_paravisor)
         return Authenticated(
             evaluation.status,
@@ -184,6 +179,22 @@ class Dcap:
             store=len(parts.qe_auth_data) <= _LARGE_AUTH_DATA,
         )
         _check_quote_signature(parts, attestation_key)
+
+    def _find_evaluation(
+        self,
+        quote: Quote,
+        platform: PckPlatform,
+        verified: VerifiedCollateral,
+        parts: SignedParts,
+    ) -> _Evaluation:
+        """Return the evaluation, which is made once if platform and collateral are kept."""
+        body = quote.body
+        svns = _module_fields(body) if isinstance(body, TdQuoteBody) else ()
+        return self._evaluations.get(
+            (platform.handle, verified.handle, parts.qe_report[_QE_IDENTITY], svns),
+            lambda: self._evaluate(quote, platform, verified),
+            store=platform.is_cached and verified.is_cached,
+        )
 
     def _evaluate(
         self, quote: Quote, platform: PckPlatform, verified: VerifiedCollateral

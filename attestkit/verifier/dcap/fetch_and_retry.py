@@ -6,7 +6,7 @@ collateral is used at once, because the full verification includes these checks.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError
@@ -16,6 +16,8 @@ from attestkit.verifier.result import Authenticated
 
 if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
+
+_NO_FETCH: Final = "collateral: must be fetched for this quote, but fetch is false"
 
 
 class FetchNeededError(CollateralError):
@@ -50,8 +52,7 @@ def authenticate_fetching(
     def before(chain: str | None) -> None:
         precheck(chain)
         if not fetch:
-            message = "collateral: must be fetched for this quote, but fetch is false"
-            raise FetchNeededError(message, reason="fetch_needed")
+            raise FetchNeededError(_NO_FETCH, reason="fetch_needed")
 
     found = source.find(quote, before)
     try:
@@ -60,8 +61,7 @@ def authenticate_fetching(
         again = None if is_independent_of_collateral(error) else _refetch(source, found, before)
         if again is None:
             raise
-        found = again
-        authenticated = authenticate(found.collateral)
+        found, authenticated = again, authenticate(again.collateral)
     source.mark_verified(found)
     return authenticated, found.collateral
 

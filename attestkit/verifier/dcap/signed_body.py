@@ -117,6 +117,17 @@ def decode_body(
         raise kind.refuse("not JSON with integers only") from error
     if not isinstance(members, dict) or not compact:
         raise kind.refuse("must be a JSON object in compact encoding, without duplicate members")
+    _check_type(kind, members, required)
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise kind.refuse(_problem(error)) from error
+
+
+def _check_type(
+    kind: BodyKind, members: Mapping[str, object], required: Mapping[str, Collection[object]]
+) -> None:
+    """Check the members that determine the type of a body."""
     for name, allowed in required.items():
         if name not in members:
             raise kind.refuse(f"{name}: missing")
@@ -125,10 +136,6 @@ def decode_body(
             expected = " or ".join(str(value) for value in allowed)
             message = f"{kind.name}: {name} is {found!a:.{_SHOWN}}, must be {expected}"
             raise refuse(kind.wrong_type, message)
-    try:
-        return decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise kind.refuse(_problem(error)) from error
 
 
 def seconds(kind: BodyKind, date: str) -> int:

@@ -85,6 +85,22 @@ class _Claims(msgspec.Struct):
     raw_evidence: object = msgspec.field(name="ear.raw-evidence", default=None)
 
 
+def _check_result(result: dict[str, Any], platform: str) -> bool:
+    """Check the claim `attestkit.result`; return whether the evidence is simulated."""
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError) as error:  # bytes in COSE
+        message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
+        raise FormatError(message, reason="wrong_type") from error
+    if result.get("platform") != platform:
+        message = "EAR: the name of the submodule is not the platform"
+        raise FormatError(message, reason="inconsistent")
+    simulated = result.get("simulated")
+    if not isinstance(simulated, bool):
+        raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
+    return simulated
+
+
 def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
     """Return the content of an EAR, after a check of all types.
 
@@ -105,17 +121,7 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
         raise _invalid(str(error)) from error
     [(platform, appraisal)] = claims.submods.items()
     result = appraisal.result
-    try:
-        json.dumps(result, allow_nan=False)
-    except (TypeError, ValueError) as error:  # bytes in COSE
-        message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
-        raise FormatError(message, reason="wrong_type") from error
-    if result.get("platform") != platform:
-        message = "EAR: the name of the submodule is not the platform"
-        raise FormatError(message, reason="inconsistent")
-    simulated = result.get("simulated")
-    if not isinstance(simulated, bool):
-        raise FormatError(f"EAR: {RESULT} has no boolean 'simulated'", reason="missing")
+    simulated = _check_result(result, platform)
     binding = _read_binding(form, claims.eat_nonce, result)
     fresh = binding.nonce is not None
     return Ear(

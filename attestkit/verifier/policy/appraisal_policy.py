@@ -322,8 +322,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         Args:
             claims: Authenticated fields of the evidence.
             authenticated: Vendor-signed content of the evidence.
-            app_info: Identity of the app, in which unauthenticated fields are empty; None if the
-                evidence names no app.
+            app_info: Authenticated identity of the app; None if the evidence names no app.
             now: Time of the verification, with a time zone.
             explain: Function that returns a sentence on an outdated component, for an error.
             simulated: Whether the root is not the vendor's; None if unknown.
@@ -336,17 +335,11 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         require_time_zone("now", now)
         claims = self.identify(claims)
         steps: list[VerificationStep] = []
-        found: list[Iterable[VerificationStep | None]] = [
+        found = [
             self._appraise_platform(claims, simulated=simulated),
             self._appraise_tcb(authenticated, claims.platform, now, explain),
+            *self._further_rules(claims, authenticated, app_info),
         ]
-        if self._has_td_rules:
-            found.append(self._appraise_td(claims, authenticated))
-        if claims.vtpm is not None or self._vtpm_only or claims.platform in SNP_PLATFORMS:
-            found.append(self._appraise_vtpm(claims))
-        if self._has_app_rules or is_snp(claims):
-            found.append(self._appraise_app(claims, authenticated, app_info))
-        found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
         try:
             for step in filter(None, chain.from_iterable(found)):
                 steps.append(step)  # noqa: PERF402 - keeps the steps before an error
@@ -354,6 +347,20 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             error.steps = tuple(steps)
             raise
         return tuple(steps)
+
+    def _further_rules(
+        self, claims: Claims, authenticated: Authenticated, app_info: AppInfo | None
+    ) -> list[Iterable[VerificationStep | None]]:
+        """Return the appraisals by the rules that the policy has, or that the platform needs."""
+        found: list[Iterable[VerificationStep | None]] = []
+        if self._has_td_rules:
+            found.append(self._appraise_td(claims, authenticated))
+        if claims.vtpm is not None or self._vtpm_only or claims.platform in SNP_PLATFORMS:
+            found.append(self._appraise_vtpm(claims))
+        if self._has_app_rules or is_snp(claims):
+            found.append(self._appraise_app(claims, authenticated, app_info))
+        found.append((acpi.find_caution(claims, self.reference_values.rules), self._caution()))
+        return found
 
     def _appraise_platform(
         self, claims: Claims, *, simulated: bool | None

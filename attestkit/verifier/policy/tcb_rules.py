@@ -137,14 +137,8 @@ class TcbRules:
             "update the platform, or use a policy that accepts this status",
         )
 
-    def _check_grace(
-        self, authenticated: Authenticated, status: TcbStatus, now: datetime, explain: Explain
-    ) -> VerificationStep:
-        """Accept an outdated TCB within the grace periods.
-
-        The period of the quoting enclave applies if its own status is OutOfDate or unknown. That of
-        the platform always applies, because platform and TDX module have one status.
-        """
+    def _check_configuration(self, status: TcbStatus, explain: Explain) -> None:
+        """Check that the policy accepts what else than the age is wrong with an outdated TCB."""
         needed = TcbStatus.CONFIGURATION_NEEDED
         if status is not TcbStatus.OUT_OF_DATE and needed not in self.accepted_statuses:
             raise _status_error(
@@ -153,6 +147,16 @@ class TcbRules:
                 explain,
                 "configure the platform, or accept that status too",
             )
+
+    def _check_grace(
+        self, authenticated: Authenticated, status: TcbStatus, now: datetime, explain: Explain
+    ) -> VerificationStep:
+        """Accept an outdated TCB within the grace periods.
+
+        The period of the quoting enclave applies if its own status is OutOfDate or unknown. That of
+        the platform always applies, because platform and TDX module have one status.
+        """
+        self._check_configuration(status, explain)
         tcb = authenticated.tcb
         for part, date, period, name in (
             ("platform", tcb.date, self.platform_grace_period, "platform_grace_period"),
