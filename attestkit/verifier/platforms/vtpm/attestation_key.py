@@ -45,14 +45,17 @@ class QuoteParts(Protocol):
     @property
     def message(self) -> bytes:
         """TPMS_ATTEST."""
+        ...
 
     @property
     def signature(self) -> bytes:
         """TPMT_SIGNATURE."""
+        ...
 
     @property
     def pcr_values(self) -> tuple[PcrValue, ...]:
         """The delivered values."""
+        ...
 
 
 class AttestationKey(NamedTuple):
