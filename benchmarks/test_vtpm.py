@@ -131,8 +131,8 @@ def verification(platform: str, *, new: bool = False) -> tuple[Check, Check]:
 
 def tpm_key_is_rsa() -> bool:
     """Return whether the simulated plain TPM signs with an RSA key."""
-    platform = GUESTS["tpm"].attest(nonce=bytes(32)).evidence.platform
-    return TpmtPublic.parse(platform.vtpm_quote.ak_public).kind == "rsa"
+    area: bytes = GUESTS["tpm"].attest(nonce=bytes(32)).evidence.platform.vtpm_quote.ak_public
+    return TpmtPublic.parse(area).type == "rsa"
 
 
 def attestation(platform: str) -> tuple[Check, Check]:

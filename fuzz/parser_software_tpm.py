@@ -5,18 +5,16 @@ from contextlib import suppress
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
+from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import LARGEST_FRAME, encode_error
 from attestkit.backends.simulator.software_tpm.resource_manager import ResourceManager
-from attestkit.backends.simulator.software_tpm.stream_server import (
-    CommandExecutor,
-    serve_connection,
-)
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.errors import FormatError
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from fuzz.parser_contract import ParserTarget, check, obeys
 from tests.backends.simulator.software_tpm.command_frames import create, start_session
 from tests.backends.simulator.software_tpm.swtpm_cases import AUTHORIZATIONS, KEYS, NV, SESSIONS
+from tests.backends.simulator.software_tpm.tpm_connection import serve_connection
 from tests.backends.tpm.templates import EK
 
 _INDEX: Final = 0x01400001

@@ -124,7 +124,6 @@ READERS: Final[dict[str, str]] = {
     "_crypto.rsa_key_pair": "software_tpm",
     "backends.simulator.software_tpm.model.commands.session_commands": "software_tpm",
     "backends.simulator.software_tpm.model.tpm_model": "software_tpm",
-    "backends.simulator.software_tpm.stream_server": "software_tpm",
     "backends.simulator.software_tpm.tpm_proxy": "software_tpm",
     "backends.tpm.command_channel": "tpm_client",
     "backends.tpm.frames": "tpm_response",

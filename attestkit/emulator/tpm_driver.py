@@ -18,10 +18,10 @@ from attestkit.backends.simulator.software_tpm.device_file import RawNode, TpmDe
 from attestkit.backends.simulator.software_tpm.resource_manager import ResourceManager
 from attestkit.emulator.kernel_files import File, OpenFile, Tree, constant_file, text_file
 from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.tpm.pcrs import EVERY_PCR
 
 _CLASS: Final = "/sys/class/tpm/tpm0"
 _BOOT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
-_PCRS: Final = range(24)
 # Mainline releases that added a file of sysfs.
 _VERSION_FILE: Final = (5, 6)
 _PCR_FILES: Final = (5, 12)
@@ -66,7 +66,7 @@ def add_tpm(tree: Tree, vtpm: SimulatedVtpm, release: EmulatedKernel, faults: Fa
         tree.add(f"{_CLASS}/tpm_version_major", constant_file("", faults, b"2\n"))
     if release.number[:2] >= _PCR_FILES:
         for bank in BANKS:
-            for pcr in _PCRS:
+            for pcr in EVERY_PCR:
                 show = partial(_show_pcr, vtpm, bank, pcr)
                 tree.add(f"{_CLASS}/pcr-{bank}/{pcr}", text_file("", faults, show))
 

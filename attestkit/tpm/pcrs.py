@@ -4,6 +4,7 @@ TCG PC Client Platform Firmware Profile, section 3.3.4, and vtpm.md, section 5.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from attestkit.tpm.algorithms import hash_function
@@ -34,6 +35,7 @@ DYNAMIC_PCRS: Final = range(17, 23)
 """PCRs of a dynamic launch; their bytes are 0xFF until there is one."""
 
 
+@lru_cache(maxsize=256)
 def start_value(pcr: int, size: int, startup_locality: int = 0) -> bytes:
     """Return the value of a PCR after the TPM's start.
 

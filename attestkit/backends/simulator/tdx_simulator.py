@@ -176,7 +176,7 @@ class Simulator:
         return requested or required or 4
 
     def _choose_tpm(self, kind: str | None) -> None:
-        """Set the software of the TPM; UsageError if it is unknown or there is no TPM."""
+        """Set the software of the TPM; UsageError if it is unknown, or the platform has no TPM."""
         if kind is not None:
             text = f"tpm: does not apply to {self.platform}, which has no TPM"
             raise UsageError(text, reason="not_applicable")

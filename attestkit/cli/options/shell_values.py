@@ -4,7 +4,7 @@ The imports of the functions are lazy, because only completion needs them.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
 

@@ -36,7 +36,11 @@ from attestkit.verifier.platforms.vtpm.ak_chain import (
     VerifiedAk,
     read_evidence_certificate,
 )
-from attestkit.verifier.platforms.vtpm.attestation_key import AttestationKey, read_attestation_key
+from attestkit.verifier.platforms.vtpm.attestation_key import (
+    AttestationKey,
+    form_steps,
+    read_attestation_key,
+)
 from attestkit.verifier.platforms.vtpm.gce_instance import gce_details, instance_step
 from attestkit.verifier.platforms.vtpm.pcr_logs import further_step, unexplained_steps
 from attestkit.verifier.platforms.vtpm.quote import ALL_PCRS, VerifiedQuote

@@ -44,7 +44,11 @@ class AwsSnpSimulator(SnpSimulator, NitroGuest):
     ) -> None:
         super()._launch(seed, app_id, vm_config, image, random)
         self._prepare(seed, random)
-        self._start_nitro_tpm()
+        try:
+            self._start_nitro_tpm()
+        except BaseException:
+            self._stop_vtpm()
+            raise
 
     def open_nitro_tpm(self) -> NitroTpmBackend:
         """Return the backend of the instance's NitroTPM; the caller closes it."""

@@ -31,7 +31,8 @@ from attestkit.collateral import Collateral
 from attestkit.tpm import PcrSelection
 from attestkit.tpm.handles import ENDORSEMENT, OWNER
 from attestkit.tpm.key_templates import RSA_AK, RSA_EK, RSA_SRK
-from attestkit.tpm.public_area import ENDORSEMENT, OWNER
+from attestkit.tpm.nv_attributes import OWNER_READ
+from attestkit.tpm.pcrs import EVERY_PCR
 
 PARAVISOR_SNP: Final = sha384(b"attestkit simulated paravisor, SEV-SNP")
 """MEASUREMENT of the simulated paravisor."""
@@ -44,7 +45,6 @@ STORAGE_ROOT: Final = 0x81000001
 
 _HCL_SIZE: Final = 2600  # bytes of the NV index
 _CERTIFICATE_SIZE: Final = 4096
-_EVERY_PCR: Final = tuple(range(24))
 _FOREIGN: Final = b"\x80" + bytes(254) + b"\1"  # a modulus of no key of this machine
 _SLOW_S: Final = 60.0
 
@@ -93,7 +93,7 @@ class _AzureVm(CloudSimulator):
     def _provision(self) -> None:
         """Make the keys, and define the NV indices, as the paravisor does at boot."""
         tpm, client = self.vtpm.tpm, self._tpm_client
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, RSA_AK) as key:
             client.evict_control(key.handle, AK_HANDLE)
             self._ak = key.public
         with client.primary_key(ENDORSEMENT, RSA_EK) as key:
@@ -137,7 +137,7 @@ class _AzureVm(CloudSimulator):
                 self._tpm_client,
                 AK_HANDLE,
                 report_data,
-                (PcrSelection(cloud.bank, _EVERY_PCR),),
+                (PcrSelection(cloud.bank, EVERY_PCR),),
             )
             found = found._replace(vtpm_quote=wrong.to_vtpm_quote())
         return found
@@ -167,11 +167,6 @@ class _AzureVm(CloudSimulator):
     def metadata_service(self) -> Respond:
         """The metadata service, as altered by faults."""
         return self._respond
-
-    @property
-    def imds_url(self) -> str:
-        """URL of the metadata service, for other programs."""
-        return self._imds_server.url
 
     def _halt(self) -> None:
         super()._halt()

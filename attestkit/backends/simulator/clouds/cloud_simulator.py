@@ -8,15 +8,11 @@ from attestkit.backends.base import Backend, EvidenceCollector, check_bytes
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.collateral import Collateral
 from attestkit.errors import UnsupportedError, UsageError
-from attestkit.tpm.command_codes import PCR_READ, QUOTE
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
 
 _STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
-_RETRY: Final = 0x922  # TPM_RC_RETRY
-_FAILURE: Final = 0x101  # TPM_RC_FAILURE
-_RACED_PCR: Final = 10
 
 
 class CloudSimulator(VtpmGuest):

@@ -40,6 +40,7 @@ from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.event_log.pcr_journal import event_digest
 from attestkit.tpm import PcrSelection, TpmtPublic
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
 from attestkit.tpm.nv_attributes import OWNER_READ
 from attestkit.tpm.pcrs import EVENT_PCR

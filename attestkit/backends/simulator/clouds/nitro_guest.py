@@ -1,7 +1,6 @@
 """A simulated EC2 instance that has a NitroTPM, whose hypervisor signs documents."""
 
 from functools import cached_property
-from typing import Final
 
 from attestkit.backends.nitro_tpm import BANK
 from attestkit.backends.nitro_tpm.messages import DocumentRequest
@@ -9,9 +8,9 @@ from attestkit.backends.simulator.clouds.firmware_log import boot_application, u
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
 from attestkit.backends.simulator.pki.cloud_root import CloudRoot
-from attestkit.backends.simulator.software_tpm import NITRO_ATTEST, TpmHooks
-
-_PCRS: Final = range(24)
+from attestkit.backends.simulator.software_tpm import TpmHooks
+from attestkit.tpm.command_codes import NITRO_ATTEST
+from attestkit.tpm.pcrs import EVERY_PCR
 
 
 class NitroGuest(VtpmGuest):
@@ -43,7 +42,7 @@ class NitroGuest(VtpmGuest):
         read, cloud = self.vtpm.tpm.read_pcr, self._scenario.cloud
         document = self._nitro_ca.document(
             f"i-{number}-tpm{0:016x}",
-            {pcr: read(BANK, pcr) for pcr in _PCRS},
+            {pcr: read(BANK, pcr) for pcr in EVERY_PCR},
             DocumentRequest(**cbor2.loads(request)["Attestation"]),
             age=cloud.document_age,
             certificate_age=cloud.certificate_age,

@@ -11,7 +11,6 @@ from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
 from attestkit.backends.simulator.platform_identity import instance_id
-from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog

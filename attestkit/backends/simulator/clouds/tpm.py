@@ -27,7 +27,7 @@ class TpmSimulator(CloudSimulator):
         self._start_vtpm(records, TpmHooks())
         self._own_root = make_own_root(self._derive)
         client = self.vtpm.connect()
-        with client.primary_key(ENDORSEMENT, AK_TEMPLATE) as key:
+        with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             client.evict_control(key.handle, DEFAULT_HANDLE)
             self.attestation_key: bytes = key.public.spki
             """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""

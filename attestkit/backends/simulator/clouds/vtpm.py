@@ -10,7 +10,7 @@ from attestkit._crypto.hashes import hkdf_sha256
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator.clouds.firmware_log import BootRecord, encode_log
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
-from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
@@ -60,14 +60,14 @@ class SimulatedVtpm:
         self.paths: KernelPaths = self._write_log(encode_log(records))
         self.process: SwtpmProcess | None = None
         self.tpm: TpmModel | TpmProxy
-        if kind == "swtpm":
-            self.process = self._start_swtpm()
-            self.tpm = TpmProxy(self.process, own_seed, hooks=hooks, sleep=sleep)
-        else:
-            self.tpm = TpmModel(
-                own_seed, hooks=hooks, clock=clock, random=random, identity=_IDENTITY
-            )
         try:
+            if kind == "swtpm":
+                self.process = self._start_swtpm()
+                self.tpm = TpmProxy(self.process, own_seed, hooks=hooks, sleep=sleep)
+            else:
+                self.tpm = TpmModel(
+                    own_seed, hooks=hooks, clock=clock, random=random, identity=_IDENTITY
+                )
             for record in records:
                 self.tpm.provision_pcr(record.pcr, dict(record.digests))
         except BaseException:
@@ -87,11 +87,7 @@ class SimulatedVtpm:
     def _start_swtpm(self) -> SwtpmProcess:
         folder = Path(self._folder.name, "swtpm")
         folder.mkdir()
-        try:
-            return SwtpmProcess(folder)
-        except BaseException:
-            self._folder.cleanup()
-            raise
+        return SwtpmProcess(folder)
 
     def connect(self) -> TpmClient:
         """Return a new client of the TPM; the caller closes it."""

@@ -12,11 +12,9 @@ from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.backends.simulator.tdx_simulator import Simulator
 from attestkit.errors import UsageError
+from attestkit.tpm.command_codes import PCR_READ, QUOTE
+from attestkit.tpm.response_codes import RC_FAILURE, RC_RETRY
 
-_RETRY: Final = 0x922  # TPM_RC_RETRY
-_FAILURE: Final = 0x101  # TPM_RC_FAILURE
-_QUOTE: Final = 0x158
-_PCR_READ: Final = 0x17E
 _RACED_PCR: Final = 10
 
 
@@ -31,7 +29,7 @@ class SimulatedClock:
         return time.monotonic() + self._waited
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass at once."""
+        """Advance the clock without waiting."""
         self._waited += seconds
 
 
@@ -86,10 +84,10 @@ class VtpmGuest(Simulator):
         if not self.faults.any:
             return 0
         if self.faults.strike("tpm:busy") is not None:
-            return _RETRY
-        if code == _QUOTE and self.faults.strike("tpm:quote") is not None:
-            return _FAILURE
-        if code == _PCR_READ and self.faults.strike("tpm:pcr") is not None:
+            return RC_RETRY
+        if code == QUOTE and self.faults.strike("tpm:quote") is not None:
+            return RC_FAILURE
+        if code == PCR_READ and self.faults.strike("tpm:pcr") is not None:
             digest = self._random(32)
             self.vtpm.tpm.provision_pcr(_RACED_PCR, {"sha256": digest})
         return 0

@@ -233,11 +233,6 @@ class TearingFolder(OsFolder):
         raise OSError(errno.EIO, f"{_prefix(fault)}: {os.strerror(errno.EIO)}")
 
 
-def fault_names(platform: str) -> tuple[str, ...]:
-    """Return the names of the faults of a simulated platform."""
-    return _NAMES[platform]
-
-
 def simulator_faults(platform: str | None = None) -> tuple[str, ...]:
     """Return the help on the faults of a simulated platform; None: of all of them."""
     known = {name for one in (_NAMES if platform is None else (platform,)) for name in _NAMES[one]}

@@ -87,44 +87,52 @@ class NitroCa:
             age: How long ago the document was made.
             certificate_age: How long before the document its certificates were issued.
         """
-        import cbor2  # lazy: only needed here
-
         made = self._now() - age.total_seconds()
+        instance, leaf = self._issue_leaf(module_id, made - certificate_age.total_seconds())
+        return self._sign(
+            {
+                "module_id": module_id,
+                "digest": "SHA384",
+                "timestamp": int(made * 1000),
+                "nitrotpm_pcrs": dict(sorted(pcrs.items())),
+                "certificate": leaf,
+                "cabundle": [*self._cas, instance],
+                **{name: getattr(request, name) for name in ("public_key", "user_data", "nonce")},
+            }
+        )
+
+    def _issue_leaf(self, module_id: str, issued: float) -> tuple[bytes, bytes]:
+        """Return certificates (DER) of the instance and of the document, issued at a Unix time."""
         instance = self._authority("instance", module_id)
-        leaf_key = self._keys["document"]
-        issued = made - certificate_age.total_seconds()
-        window = window_until(issued, _INSTANCE_LIFETIME)
         instance_der = issue_cloud_authority(
             instance,
             self._zone,
             serial=serial_number(self._derive, "aws/instance"),
-            validity=window,
+            validity=window_until(issued, _INSTANCE_LIFETIME),
             path_length=0,
         )
         leaf_der = issue_cloud_leaf(
-            (encode_name(CN=module_id, O=SIMULATED_MARK), leaf_key.spki),
+            (encode_name(CN=module_id, O=SIMULATED_MARK), self._keys["document"].spki),
             instance,
             serial=serial_number(self._derive, "aws/document"),
             validity=window_until(issued, _LEAF_LIFETIME),
         )
-        fields: dict[str, Any] = {
-            "module_id": module_id,
-            "digest": "SHA384",
-            "timestamp": int(made * 1000),
-            "nitrotpm_pcrs": dict(sorted(pcrs.items())),
-            "certificate": leaf_der,
-            "cabundle": [*self._cas, instance_der],
-            **{name: getattr(request, name) for name in ("public_key", "user_data", "nonce")},
-        }
+        return instance_der, leaf_der
+
+    def _sign(self, fields: dict[str, Any]) -> bytes:
+        """Return the fields as a COSE_Sign1, signed by the key of the document."""
+        import cbor2  # lazy: only needed here
+
         pairs = b"".join(cbor2.dumps(key) + cbor2.dumps(value) for key, value in fields.items())
         payload = _INDEFINITE_MAP + pairs + _BREAK
-        r, s = leaf_key.sign(cbor2.dumps(["Signature1", _PROTECTED, b"", payload]))
+        to_sign = cbor2.dumps(["Signature1", _PROTECTED, b"", payload])
+        r, s = self._keys["document"].sign(to_sign)
         signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
         return cbor2.dumps([_PROTECTED, {}, payload, signature])
 
     def _authority(self, label: str, common_name: str) -> CloudAuthority:
         name = encode_name(CN=common_name, O=SIMULATED_MARK)
-        return CloudAuthority(name, p384_key(self._derive, f"aws/{label}"))
+        return CloudAuthority(name, self._keys[label])
 
     def _issue_ca(
         self, label: str, subject: CloudAuthority, issuer: CloudAuthority, path_length: int

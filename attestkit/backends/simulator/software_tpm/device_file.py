@@ -10,7 +10,7 @@ from os import strerror
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
+from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 
 if TYPE_CHECKING:
     from typing_extensions import Self

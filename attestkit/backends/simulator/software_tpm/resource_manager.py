@@ -12,8 +12,8 @@ from threading import RLock
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm.device_file import HEADER, TpmDeviceFile
+from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import NO_SESSIONS, encode_error
-from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
 from attestkit.tpm.command_codes import (
     CAP_COMMANDS,
     CAP_HANDLES,

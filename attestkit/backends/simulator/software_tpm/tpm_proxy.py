@@ -12,13 +12,13 @@ from threading import RLock
 from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
+from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.model.tpm_model import (
     NO_SESSIONS,
     SESSIONS,
     TpmModel,
     encode_error,
 )
-from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
 from attestkit.backends.tpm.response_codes import BUSY
 from attestkit.errors import BackendError
 from attestkit.tpm import PcrSelection
@@ -131,7 +131,7 @@ class TpmProxy:
         """
         body = b"".join(HASH_IDS[bank].to_bytes(2, "big") + one for bank, one in digests.items())
         body = len(digests).to_bytes(4, "big") + body
-        self._ask(SESSIONS, PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
+        self._send_own(SESSIONS, PCR_EXTEND, pcr.to_bytes(4, "big") + _PASSWORD + body)
 
     def read_pcr(self, bank: str, pcr: int) -> bytes:
         """Return a PCR's value.
@@ -139,7 +139,7 @@ class TpmProxy:
         Raises:
             BackendError: If swtpm cannot be reached, or does not have the PCR.
         """
-        response = self._ask(
+        response = self._send_own(
             NO_SESSIONS, PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
         )
         value = response[-hash_size(bank) :]
@@ -148,7 +148,7 @@ class TpmProxy:
             raise BackendError(message, reason="malformed_response")
         return value
 
-    def _ask(self, tag: int, code: int, body: bytes) -> bytes:
+    def _send_own(self, tag: int, code: int, body: bytes) -> bytes:
         """Send a command of the proxy's own, again while swtpm is busy."""
         size = 10 + len(body)
         frame = tag.to_bytes(2, "big") + size.to_bytes(4, "big") + code.to_bytes(4, "big") + body

@@ -138,8 +138,8 @@ class AkChains:
     def with_bundled(self, certificates: Iterable[bytes]) -> "AkChains":
         """Return chains that use the certificates and CRLs of an evidence bundle, and fetch none.
 
-        The bundle's CRLs are used only for issuers without a CRL in the arguments. The caches are
-        those of this object.
+        The bundle's CRLs are used only for issuers without a CRL in the arguments. CRLs that were
+        fetched before count too if they list a certificate. The caches are those of this object.
 
         Raises:
             FormatError: If a certificate or CRL is malformed.

@@ -120,7 +120,7 @@ class AkTrust(NamedTuple):
         if not certificates:
             if not listed:
                 raise _unknown(key)
-            return CertifiedKey("listed", None, (named, *form), simulated)
+            return CertifiedKey("listed", None, (named, *form, _UNCERTIFIED), simulated)
         leaf, *beside = certificates
         try:
             found = self.chains.verify(

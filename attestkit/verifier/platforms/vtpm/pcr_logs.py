@@ -27,8 +27,8 @@ from attestkit.tpm.pcrs import (
 )
 from attestkit.verifier.result import VtpmFacts, caution, passed, skipped
 
-# Bytes; longer logs are not cached. One of three banks has about 100 KiB.
-_CACHED_LOG: Final = 262_144
+# Bytes of logs whose replay is kept; a log of three banks has about 100,000.
+_LARGEST_KEPT: Final = 262_144
 
 Values = Mapping[tuple[str, int], bytes]
 
@@ -69,7 +69,7 @@ def _replay_logs(
     pcrs: tuple[tuple[str, int, bytes], ...], boot_log: bytes, ima_log: bytes, later: frozenset[int]
 ) -> ReplayedPcrs:
     values = {(bank, index): value for bank, index, value in pcrs}
-    replayed, further, step = _replay_boot_log(values, boot_log, frozenset(extended_later))
+    replayed, further, step = _replay_boot_log(values, boot_log, later)
     steps = [step]
     if ima_log:
         measured, step = _replay_ima_log(values, ImaLog.parse(ima_log))
@@ -92,6 +92,10 @@ def with_replayed_logs(
     replay = _kept_replay if len(boot_log) + len(ima_log) <= _LARGEST_KEPT else _replay_logs
     replayed, steps = replay(vtpm.pcrs, boot_log, ima_log, later)
     return replace(vtpm, replayed=replayed), steps
+
+
+# A machine's PCRs and logs seldom change after its boot.
+_kept_replay = lru_cache(16)(_replay_logs)
 
 
 def unexplained_steps(
@@ -133,7 +137,7 @@ def _replay_boot_log(
     if not data:
         text = "the evidence has no log of the firmware to replay"
         return set(), {}, skipped("pcr_log", text)
-    replay_banks = _cached_replay if len(data) <= _CACHED_LOG else _replay_banks
+    replay_banks = _kept_banks if len(data) <= _LARGEST_KEPT else _replay_banks
     log = replay_banks(data, tuple(dict.fromkeys(bank for bank, _ in values)))
     replayed: set[tuple[str, int]] = set()
     further: dict[tuple[str, int], bytes] = {}

@@ -1,8 +1,10 @@
 """TPMs of guests of clouds: which software they are, and what the clouds put into them."""
 
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -18,14 +20,22 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.clouds.azure import STORAGE_ROOT
 from attestkit.backends.simulator.software_tpm import TpmModel
+from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient
-from attestkit.errors import BackendUnavailableError, CollateralError, PolicyError, UsageError
+from attestkit.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CollateralError,
+    PolicyError,
+    UsageError,
+)
 from attestkit.event_log.tcg import TpmEventLog
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtPublic
 from attestkit.tpm.algorithms import hash_size
+from attestkit.tpm.handles import ENDORSEMENT
 from attestkit.tpm.key_templates import ECC_AK, ECC_EK, RSA_AK, RSA_EK
-from attestkit.tpm.public_area import DECRYPT, ENDORSEMENT, RESTRICTED, SIGN
+from attestkit.tpm.public_area import DECRYPT, RESTRICTED, SIGN
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.backends.simulator.clouds.guests import PLATFORMS, open_cloud, verifier_of, verify_once
 from tests.raising import raises
@@ -86,12 +96,44 @@ def test_keys_of_the_model_are_functions_of_the_seed(platform: str) -> None:
     assert keys[0] == keys[1]
 
 
-def test_swtpm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("platform", ["tpm", "aws-snp"])
+def test_swtpm_that_is_not_installed_is_named(
+    platform: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Without swtpm the option is refused with what to do, and nothing is left behind."""
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with raises(BackendUnavailableError, "missing") as refused:
-        open_cloud(platform="tpm", tpm="swtpm")
+        open_cloud(platform=platform, tpm="swtpm")
     assert 'tpm="model"' in str(refused.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("platform", ["tpm", "aws-snp", "gcp-snp"])
+def test_boot_that_fails_leaves_nothing_behind(
+    platform: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If the TPM refuses a measurement of the boot, its process and folder are removed."""
+
+    def refuse(_: TpmModel | TpmProxy, pcr: int, digests: dict[str, bytes]) -> None:
+        raise BackendError(f"PCR {pcr}: {len(digests)} banks refused", reason="tpm_error")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for tpm in (TpmModel, TpmProxy):
+        monkeypatch.setattr(tpm, "provision_pcr", refuse)
+    processes: list[SwtpmProcess] = []
+    start = SwtpmProcess.__init__
+
+    def note(process: SwtpmProcess, *args: Any, **options: Any) -> None:
+        processes.append(process)
+        start(process, *args, **options)
+
+    monkeypatch.setattr(SwtpmProcess, "__init__", note)
+    with raises(BackendError, "tpm_error"):
+        open_cloud(platform=platform, tpm=kind)
+    assert not any(tmp_path.iterdir())
+    assert [process.is_running for process in processes] == [False] * (kind == "swtpm")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -228,19 +270,27 @@ def test_simulated_tpm_is_marked(platform: str) -> None:
     assert all(names_simulator(der) for der in certificates)
 
 
-def test_listed_key_of_a_simulated_tpm_is_simulated() -> None:
-    """Without a certificate, a key in `trusted_aks` gives a simulated result by its quote alone."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_listed_key_of_a_simulated_tpm_is_simulated(kind: str) -> None:
+    """With a key in `trusted_aks`, the certificate or the model's quote gives a simulated result.
+
+    Nothing in swtpm's quotes without a certificate says that they are simulated (docs/testing.md).
+    """
     nonce = secrets.token_bytes(32)
-    with open_cloud(platform="tpm") as tee:
-        evidence = untyped(tee.attest(nonce=nonce))
+    with open_cloud(platform="tpm", tpm=kind) as tee:
+        whole = untyped(tee.attest(nonce=nonce))
         listed = untyped(tee.backend).attestation_key
-    quote = evidence.evidence.platform.vtpm_quote._replace(ak_certificates=())
-    bare = evidence.evidence._replace(platform=Tpm(quote))
+    quote = whole.evidence.platform.vtpm_quote._replace(ak_certificates=())
+    bare = Attestation(whole.evidence._replace(platform=Tpm(quote)))
     policy = AppraisalPolicy.default().replace(platforms={"tpm"}, trusted_aks={listed})
-    assert Verifier(policy=policy).verify(Attestation(bare), nonce=nonce).simulated
     strict = policy.replace(refuse_simulated=True)
-    with raises(PolicyError, "simulated"):
-        Verifier(policy=strict).verify(Attestation(bare), nonce=nonce)
+    for evidence, simulated in ((whole, True), (bare, kind == "model")):
+        assert Verifier(policy=policy).verify(evidence, nonce=nonce).simulated is simulated
+        if simulated:
+            with raises(PolicyError, "simulated"):
+                Verifier(policy=strict).verify(evidence, nonce=nonce)
+        else:
+            assert Verifier(policy=strict).verify(evidence, nonce=nonce).fresh
 
 
 def test_certificates_of_a_nitro_document_are_marked() -> None:

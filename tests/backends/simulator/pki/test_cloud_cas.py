@@ -73,7 +73,7 @@ def test_azure_certificate_leads_to_the_root_and_names_the_vm() -> None:
         [],
         [("root", read_path_certificate(root("rsa").der))],
         NOW,
-        ISSUED_FOR_TPMS,
+        usages=ISSUED_FOR_TPMS,
     )
     assert path.leaf.spki == spki
     subject = x509.load_der_x509_certificate(der).subject.rfc4514_string()

@@ -29,7 +29,7 @@ from tests.backends.simulator.software_tpm.swtpm_cases import EVERY, Cases, capa
 from tests.software_tpm import needs_swtpm
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.software_tpm.stream_server import CommandExecutor
+    from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 
 pytestmark = needs_swtpm
 

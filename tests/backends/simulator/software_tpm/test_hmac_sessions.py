@@ -8,7 +8,7 @@ import pytest
 
 from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
 from attestkit.backends.simulator.software_tpm import TpmModel
-from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.hmac_session import SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError

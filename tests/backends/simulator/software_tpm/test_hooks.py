@@ -10,7 +10,7 @@ import pytest
 from attestkit.backends.nitro_tpm.document_command import request_document
 from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
-from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.simulator.software_tpm.tpm_proxy import TpmProxy
 from attestkit.backends.tpm.client import TpmClient

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel
-from attestkit.backends.simulator.software_tpm.stream_server import (
-    InProcessTransport,
-    serve_connection,
-)
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.transports import StreamTransport
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 from tests.backends.simulator.software_tpm.command_frames import SEED, code_of, frame, new_model
+from tests.backends.simulator.software_tpm.tpm_connection import serve_connection
 from tests.backends.tpm.templates import SHA256
 from tests.raising import raises
 from tests.software_tpm import needs_swtpm

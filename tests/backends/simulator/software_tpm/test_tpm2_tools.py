@@ -12,12 +12,10 @@ from typing import Final
 import pytest
 
 from attestkit.backends.simulator.software_tpm import TpmModel
+from attestkit.backends.simulator.software_tpm.in_process import CommandExecutor
 from attestkit.backends.simulator.software_tpm.resource_manager import ResourceManager
-from attestkit.backends.simulator.software_tpm.stream_server import (
-    CommandExecutor,
-    serve_connection,
-)
 from tests.backends.simulator.software_tpm.command_frames import new_model
+from tests.backends.simulator.software_tpm.tpm_connection import serve_connection
 
 pytestmark = pytest.mark.skipif(
     shutil.which("tpm2_quote") is None, reason="tpm2-tools are not installed"

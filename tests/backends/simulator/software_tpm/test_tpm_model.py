@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmIdentity, TpmModel
-from attestkit.backends.simulator.software_tpm.stream_server import InProcessTransport
+from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import UsageError
