@@ -13,7 +13,7 @@ from attestkit.verifier.dcap.certificate_chains import CertificateChains
 from attestkit.verifier.dcap.qe_identity import QeIdentity, read_qe_identity
 from attestkit.verifier.dcap.tcb_info import TcbInfo, read_tcb_info
 from attestkit.verifier.dcap.verified_collateral import CollateralVerifier
-from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence.bundle import EvidenceBundle
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_reports import PKI
 

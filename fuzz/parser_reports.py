@@ -19,7 +19,7 @@ from attestkit.errors import BackendError, FormatError, UnsupportedError, UsageE
 from attestkit.quote import TEE_TDX, Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
-from attestkit.verifier.evidence_formats import parse_evidence
+from attestkit.verifier.evidence.formats import parse_evidence
 from attestkit.verifier.platforms.snp.chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.attestation.hcl import hcl_bytes, jwk, runtime_json

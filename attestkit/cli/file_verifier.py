@@ -42,7 +42,7 @@ from attestkit.snp_report import SnpReport
 
 if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.verifier.evidence_bundle import EvidenceBundle
+    from attestkit.verifier.evidence.bundle import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
 _T = TypeVar("_T")
@@ -139,7 +139,7 @@ class FileOutcome(NamedTuple):
 
     def bundle(self) -> "EvidenceBundle":
         """Return an evidence bundle, for later verification without network access."""
-        from attestkit.verifier.evidence_bundle import EvidenceBundle  # lazy: rarely needed
+        from attestkit.verifier.evidence.bundle import EvidenceBundle  # lazy: rarely needed
 
         evidence = self.evidence
         assert evidence is not None
@@ -311,7 +311,7 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         """Verify evidence, and compare its report data with that of its bundle."""
-        from attestkit.verifier.evidence_bundle import BUNDLE_TIME  # lazy: loads the verifier
+        from attestkit.verifier.evidence.bundle import BUNDLE_TIME  # lazy: loads the verifier
         from attestkit.verifier.result import add_step
 
         try:
@@ -396,7 +396,7 @@ def evidence_exit_code(error: AttestKitError) -> int:
 
 
 def _bundle(content: FileContent) -> "EvidenceBundle":
-    from attestkit.verifier.evidence_bundle import EvidenceBundle
+    from attestkit.verifier.evidence.bundle import EvidenceBundle
 
     assert isinstance(content.value, EvidenceBundle)
     return content.value
@@ -413,7 +413,7 @@ def extract_evidence(content: FileContent) -> Attestation | Quote:
     if isinstance(content.value, Attestation | Quote):
         return content.value
     if isinstance(content.value, SnpReport):  # a bare report of the firmware
-        from attestkit.verifier.evidence_formats import attest_snp_report  # lazy: slow to import
+        from attestkit.verifier.evidence.formats import attest_snp_report  # lazy: slow to import
 
         return attest_snp_report(content.value)
     if content.kind == "evidence bundle":

@@ -2,7 +2,7 @@
 
 from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 from attestkit.verifier.batch.task import VerificationItem
-from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier
 from attestkit.verifier.policy.appraisal_policy import (
     AppraisalPolicy,

@@ -31,7 +31,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, SignatureError, UsageError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
-from attestkit.verifier.evidence_checks import ParsedEvidence
+from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.result import ANOTHER_ROOT, Authenticated, TcbStatus
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from attestkit.quote import Quote
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
-from attestkit.verifier.evidence_checks import (
+from attestkit.verifier.evidence.checks import (
     ExpectedReportData,
     ParsedEvidence,
     app_info,
@@ -27,8 +27,8 @@ from attestkit.verifier.evidence_checks import (
     check_report_data,
     replay_event_log,
 )
-from attestkit.verifier.evidence_claims import claims, verified_launch
-from attestkit.verifier.evidence_formats import Evidence, parse_evidence
+from attestkit.verifier.evidence.claims import claims, verified_launch
+from attestkit.verifier.evidence.formats import Evidence, parse_evidence
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy

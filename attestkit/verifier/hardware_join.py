@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from attestkit._reasons import VerificationStep
 from attestkit.report_data import ReportData
-from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.result import passed, skipped
 from attestkit.verifier.vtpm_facts import VtpmFacts
 

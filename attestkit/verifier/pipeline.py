@@ -16,9 +16,9 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.verifier.authenticators import AkSettings, Authenticators
 from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
 from attestkit.verifier.batch.task import VerificationItem, run_step
-from attestkit.verifier.evidence_bundle import BUNDLE_TIME, EvidenceBundle
-from attestkit.verifier.evidence_checks import ExpectedReportData
-from attestkit.verifier.evidence_formats import Evidence
+from attestkit.verifier.evidence.bundle import BUNDLE_TIME, EvidenceBundle
+from attestkit.verifier.evidence.checks import ExpectedReportData
+from attestkit.verifier.evidence.formats import Evidence
 from attestkit.verifier.examination import Examination, Settings
 from attestkit.verifier.policy.appraisal_policy import (
     PRESETS,

@@ -7,7 +7,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, overload
 
 from attestkit.collateral import Collateral
-from attestkit.verifier.evidence_formats import Evidence
+from attestkit.verifier.evidence.formats import Evidence
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import AttestationResult

@@ -33,7 +33,7 @@ from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
 from attestkit.serve.docker import responses
 from attestkit.verifier.ear.result_token import MAX_TOKEN, EarPublicKey, verify_ear
-from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence.bundle import EvidenceBundle
 from attestkit.verifier.policy.toml.reader import parse as parse_policy
 from benchmarks import growth_hostile
 from tests.bounds.counting import peak

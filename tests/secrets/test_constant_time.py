@@ -66,7 +66,7 @@ PUBLIC_BY_REASON = {
         ("event_log/runtime_events.py", "hashlib.sha384(preimage).digest() != wire.digest"),
         ("keys/agent_keys.py", "first != signature"),
         ("td_report.py", "sha384(report.raw[_TCB_INFO]).digest() != report.tee_tcb_info_hash"),
-        ("verifier/evidence_checks.py", "info.os_image_hash != image_hash"),
+        ("verifier/evidence/checks.py", "info.os_image_hash != image_hash"),
         ("td_report.py", "sha384(report.raw[_TD_INFO]).digest() != report.tee_info_hash"),
     },
     "lengths": {
@@ -119,7 +119,7 @@ CONSTANT_TIME = {
     "ra_tls/certificate.py": 1,
     "verifier/ear/envelope.py": 2,
     "verifier/ear/result_token.py": 3,
-    "verifier/evidence_checks.py": 3,
+    "verifier/evidence/checks.py": 3,
     "verifier/hardware_join.py": 1,
     "verifier/platforms/vtpm/attestation_key.py": 1,
     "verifier/platforms/azure.py": 2,

@@ -173,7 +173,7 @@ def _heads_recording(line: bytes) -> bool:
 def _object(data: bytes, value: dict[str, Any]) -> FileContent | None:
     if value.keys() >= BUNDLE_KEYS:
         # Lazy: loads the verifier.
-        from attestkit.verifier.evidence_bundle import EvidenceBundle
+        from attestkit.verifier.evidence.bundle import EvidenceBundle
 
         return FileContent("evidence bundle", EvidenceBundle.from_json(data))
     if RESPONSE_KEYS & value.keys():
@@ -219,7 +219,7 @@ def _bare_evidence(data: bytes) -> FileContent | None:
     """Parse a bare Nitro document, an IMA log, or an SEV-SNP report, also with certificates."""
     if is_nitro_document(data):
         # Lazy: loads the verifier.
-        from attestkit.verifier.evidence_formats import attest_nitro_document
+        from attestkit.verifier.evidence.formats import attest_nitro_document
 
         return FileContent("evidence", attest_nitro_document(data))
     if data[1:4] != bytes(3):
@@ -229,7 +229,7 @@ def _bare_evidence(data: bytes) -> FileContent | None:
     if len(data) == SNP_REPORT_SIZE:
         return FileContent("SEV-SNP report", SnpReport.parse(data))
     # Lazy: loads the verifier.
-    from attestkit.verifier.evidence_formats import begins_with_snp_report, read_snp_report
+    from attestkit.verifier.evidence.formats import begins_with_snp_report, read_snp_report
 
     if begins_with_snp_report(data):
         return FileContent("evidence", read_snp_report(data))

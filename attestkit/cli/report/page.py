@@ -162,8 +162,8 @@ def _has_log(evidence: Attestation | Quote | None) -> bool:
 
 def _claims(evidence: Attestation | Quote, result: "AttestationResult | None") -> "Claims":
     """Return verified claims, or the unverified ones of rejected evidence."""
-    from attestkit.verifier.evidence_checks import ParsedEvidence
-    from attestkit.verifier.evidence_claims import claims
+    from attestkit.verifier.evidence.checks import ParsedEvidence
+    from attestkit.verifier.evidence.claims import claims
     from attestkit.verifier.os_image import VerifiedImage
 
     if result is not None:

@@ -33,7 +33,7 @@ from attestkit.event_log.pcr_journal import event_digest, replay_events
 from attestkit.report_data import ReportData
 from attestkit.tpm import PcrSelection, TpmtPublic
 from attestkit.verifier import Verifier
-from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.platforms.gcp import GcpAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains

@@ -10,7 +10,7 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
-from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.result import (
     AttestationResult,

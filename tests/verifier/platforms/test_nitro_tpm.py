@@ -26,7 +26,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier import AppraisalPolicy, Examination, Verifier
-from attestkit.verifier.evidence_formats import attest_nitro_document
+from attestkit.verifier.evidence.formats import attest_nitro_document
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
 from attestkit.verifier.policy.event_rules import RequiredEvent

@@ -18,7 +18,7 @@ from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.tpm import PcrSelection, TpmsAttest, TpmtSignature
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.authenticators import Authenticators
-from attestkit.verifier.evidence_checks import ParsedEvidence
+from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm_quote import (
     authenticate_quote_with_document,

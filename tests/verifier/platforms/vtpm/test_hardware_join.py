@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from attestkit.report_data import ReportData
-from attestkit.verifier.evidence_checks import ExpectedReportData
+from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.hardware_join import join_hardware
 from attestkit.verifier.vtpm_facts import VtpmFacts
 

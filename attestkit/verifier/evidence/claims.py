@@ -6,7 +6,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import AzureTdx, NitroEnclave, NitroTpm, SevSnp
 from attestkit.quote import Quote, TdQuoteBody, quoting_enclave_svn
 from attestkit.verifier.config_id import has_document
-from attestkit.verifier.evidence_checks import ParsedEvidence
+from attestkit.verifier.evidence.checks import ParsedEvidence
 from attestkit.verifier.os_image import VerifiedImage
 from attestkit.verifier.platforms.snp.claims import Fields, launch_claims, report_claims
 from attestkit.verifier.result import Authenticated, Claims

@@ -12,8 +12,8 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.quote import Quote
 from attestkit.snp_report import SIZE as SNP_REPORT_SIZE
 from attestkit.snp_report import SnpReport
-from attestkit.verifier.evidence_bundle import EvidenceBundle
-from attestkit.verifier.evidence_checks import ParsedEvidence
+from attestkit.verifier.evidence.bundle import EvidenceBundle
+from attestkit.verifier.evidence.checks import ParsedEvidence
 
 Evidence = bytes | Attestation | Quote | SnpReport
 """Evidence as bytes or as a parsed object.
