@@ -49,6 +49,8 @@ _SHOWN: Final = 64  # characters of a value in an error
 _MAX_SECONDS: Final = 10**11  # seconds; the limit is a century
 _HEX: Final = frozenset({"id", "payload", "digest"})  # keys of tables whose values are bytes
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
+_FEW: Final = 20  # names that an error lists
+_LIST: Final = "docs/policy.md has the list of keys"
 
 
 class Parsed(NamedTuple):
@@ -127,7 +129,8 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
     for key in table:
         if key not in names:
             name = f"{where}{_sanitize.key(key)}"
-            hint = _sanitize.near(key, names) or f"; must be one of {', '.join(names)}"
+            every = f"must be one of {', '.join(names)}" if len(names) <= _FEW else _LIST
+            hint = _sanitize.near(key, names) or f"; {every}"
             raise ConfigError(f"{name}: unknown key{hint}", reason="unknown_key")
 
 
