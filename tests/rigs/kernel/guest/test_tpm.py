@@ -64,7 +64,7 @@ def test_attester_attests_through_the_resource_manager() -> None:
     assert isinstance(platform, Tpm)
     part = platform.vtpm_quote
     assert TpmsAttest.parse(part.message).selections == SHA256
-    assert TpmtPublic.parse(part.ak_public).scheme == "ecdsa"
+    assert TpmtPublic.parse(part.ak_public).scheme == "rsassa"
     logs = read_tpm_logs()
     assert (part.boot_log, part.ima_log) == logs
     assert logs.boot_log
