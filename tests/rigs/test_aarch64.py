@@ -60,7 +60,7 @@ def test_core_on_aarch64_passes_its_tests(
     tests = [test for test in core_tests() if test not in THROUGH_READERS]
     assert [name for name in LEFT_OUT if not is_test_of(tests, name)] == []
     command += ["-m", "not rig and not slow", "-k", f"not ({' or '.join(LEFT_OUT)})", *tests]
-    # What is compiled is kept, for the programs that the tests start, and in the cache.
+    # Compiled modules are kept in the cache, for the programs that the tests start.
     emulated = {"ATTESTKIT_EMULATED_PYTHON": python, "PYTHONDONTWRITEBYTECODE": ""}
     outcome = run_tests(command, checkout, seconds=SECONDS, examples=EXAMPLES, **emulated)
     with capsys.disabled():

@@ -37,7 +37,7 @@ def claims(
 ) -> Claims:
     """Return the authenticated fields of evidence that passed the previous steps.
 
-    If `authenticated` is None, they are not authenticated, and for display only.
+    With `authenticated` None, they are unverified values for display.
     """
     named, attributes = _fields(parsed)
     report_data, vtpm = b"", None

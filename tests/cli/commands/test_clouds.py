@@ -143,7 +143,7 @@ def test_passing_fault_by_cli_delays_evidence(fault: str, tmp_path: Path, capsys
 @needs_swtpm
 @pytest.mark.parametrize("platform", ["azure-snp", "tpm"])
 def test_option_tpm_by_cli_selects_swtpm(platform: str, tmp_path: Path, capsys: Capture) -> None:
-    """`--option tpm=swtpm` is evidence of swtpm, whose keys are no function of the seed."""
+    """With `--option tpm=swtpm` swtpm makes the keys: each run has others."""
     found = []
     for tpm in ("swtpm", "swtpm", "model", "model"):
         files = Files(tmp_path, platform)

@@ -320,7 +320,7 @@ def _revocation_step(
     Args:
         path: A valid path.
         found: What CRLs say of its certificates.
-        without: Certificates of which there are no CRLs, if they name none.
+        without: Certificates whose issuers publish no CRL; they count as covered.
     """
     checked = f"CRLs list none of the {len(found.checked)} AK certificates that they cover"
     known = {name for name, _ in found.checked}

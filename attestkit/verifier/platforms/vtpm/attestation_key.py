@@ -32,7 +32,7 @@ _SEQUENCE: Final = 0x30  # first byte of a SubjectPublicKeyInfo; a TPMT_PUBLIC b
 _USAGES: Final = frozenset({EK_USAGE, AK_USAGE})
 _FATAL: Final = frozenset({"fetch_needed", "cert_revoked"})  # also for a listed key
 
-# Whoever sends evidence can leave out a revoked certificate, so that only the list decides.
+# A sender can leave out a revoked certificate; then the list alone decides.
 _UNCERTIFIED: Final = skipped(
     "ak_revocation",
     "no certificate of the listed key was verified, so whether it was revoked is not known",
