@@ -118,7 +118,7 @@ def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
     if field in FLAGS:
         return {"action": "store_true"}
     if field in CHOICES:
-        return {"choices": CHOICES[field]}
+        return {"choices": CHOICES[field], "metavar": metavar[0] if metavar else None}
     action = "append" if field in {"auth_key", "fault", "limits", "socket"} else "store"
     return {"action": action, "metavar": metavar[0]}
 

@@ -141,7 +141,10 @@ class Options(NamedTuple):
     dev_http: Annotated[_Text, "HOST:PORT", "all methods over TCP, on loopback only"] = None
     pccs: Annotated[_Text, "HOST:PORT", "serve the simulator's collateral as a PCCS"] = None
     platform: Annotated[
-        _Text, "simulated platform; those of clouds keep no state but the seed; default: tdx"
+        _Text,
+        "PLATFORM",
+        f"simulated platform: {', '.join(CHOICES['platform'])}; those of clouds keep no state "
+        "but the seed; default: tdx",
     ] = None
     quote_version: Annotated[_Text, "default: 4, with a TD 1.0 body"] = None
     boot_image: Annotated[

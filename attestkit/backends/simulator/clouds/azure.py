@@ -178,7 +178,7 @@ class AzureSnpSimulator(_AzureVm):
     """A simulated VM on SEV-SNP: `Simulator(platform="azure-snp")`."""
 
     platform = "azure-snp"
-    report_type = "snp"
+    report_type: ClassVar[HclReportType] = "snp"
 
     def _start_hardware(self) -> None:
         self._chip, self._find_anchor = issue_chip(self._seed, self._scenario)
@@ -209,7 +209,7 @@ class AzureTdxSimulator(_AzureVm):
     """A simulated VM on TDX: `Simulator(platform="azure-tdx")`."""
 
     platform = "azure-tdx"
-    report_type = "tdx"
+    report_type: ClassVar[HclReportType] = "tdx"
 
     def _start_hardware(self) -> None:
         self._pki, self._enclave, self._anchor = issue_platform(self._seed, self._scenario)
