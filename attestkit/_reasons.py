@@ -352,6 +352,44 @@ PolicyReason = Literal[
 ]
 """The evidence is authentic, and the policy does not accept it."""
 
+GpuReason = Literal[
+    # Checks of a device, in their order (nvidia-gpu.md, section 8)
+    "format",
+    "device_chain",
+    "device_key",
+    "fwid",
+    "report_signature",
+    "nonce",
+    "device_ocsp",
+    "driver_rim_format",
+    "driver_rim_chain",
+    "driver_rim_signature",
+    "driver_rim_identity",
+    "driver_rim_ocsp",
+    "vbios_rim_format",
+    "vbios_rim_chain",
+    "vbios_rim_signature",
+    "vbios_rim_identity",
+    "vbios_rim_ocsp",
+    "measurements",
+    "modes",
+    "topology",
+    "binding",  # the CPU's evidence does not commit to that of the GPUs as required
+    # Rules of a policy
+    "chip",
+    "device_count",
+    "driver_version",
+    "vbios_version",
+    # Tokens of NVIDIA's remote attestation service
+    "nras_key",
+    "nras_signature",
+    "nras_time",
+    "nras_nonce",
+    "nras_digest",
+    "nras_result",
+]
+"""Evidence of GPUs fails verification."""
+
 VerificationReason = (
     Literal[
         "cert_expired",
@@ -399,6 +437,7 @@ VerificationReason = (
     | ReplayReason
     | PolicyReason
     | CollateralExpiredReason
+    | GpuReason
 )
 """Well-formed evidence fails verification."""
 

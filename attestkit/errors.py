@@ -15,6 +15,7 @@ AttestKitError
 +-- CollateralError               endorsements are missing, malformed, or cannot be fetched
 |   +-- CollateralExpiredError    endorsements are out of date; also a VerificationError
 +-- VerificationError             well-formed evidence fails verification
+    +-- GpuEvidenceError          the evidence of GPUs is not valid, or not accepted
     +-- SignatureError            a signature or a certificate chain is not valid
     +-- ReplayError               event log and registers disagree
     +-- PolicyError               authentic evidence that the policy does not accept
@@ -37,6 +38,7 @@ from attestkit._reasons import (
     CollateralReason,
     ConfigReason,
     FormatReason,
+    GpuReason,
     JournalReason,
     NotFoundReason,
     PolicyReason,
@@ -58,6 +60,7 @@ __all__ = [
     "CollateralExpiredError",
     "ConfigError",
     "FormatError",
+    "GpuEvidenceError",
     "JournalError",
     "NotFoundError",
     "PolicyError",
@@ -325,6 +328,27 @@ class ReplayError(VerificationError):
         self.register = register
         self.expected = expected
         self.actual = actual
+
+
+class GpuEvidenceError(VerificationError):
+    """The evidence of GPUs or NVSwitches is not valid, or not accepted.
+
+    Attributes:
+        device: Index of the device in the evidence; None if the error is of no single device.
+    """
+
+    reason: ReasonOf[GpuReason] = ReasonOf[GpuReason]()
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: GpuReason,
+        device: int | None = None,
+        steps: tuple[VerificationStep, ...] = (),
+    ) -> None:
+        super().__init__(message, reason=reason, steps=steps)
+        self.device = device
 
 
 class PolicyError(VerificationError):
