@@ -480,6 +480,15 @@ StepCheck = Literal[
     "paravisor",  # identity of the paravisor
     "instance",  # cloud instance named by a certificate
     "unknown_fields",  # of a message, which were ignored
+    # GPUs
+    "gpu_report",  # certificates, keys, signature and nonce of the devices' reports
+    "gpu_revocation",  # of the certificates of devices and of reference manifests
+    "gpu_rim",  # signatures and identities of the reference manifests
+    "gpu_measurements",
+    "gpu_topology",
+    "gpu_nras",  # tokens of NVIDIA's remote attestation service
+    "gpu_rules",  # of the policy, about GPUs
+    "gpu_binding",  # what joins the CPU's evidence and that of the GPUs
     # Rules of the policy
     "platform",
     "simulated",

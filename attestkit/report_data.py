@@ -17,10 +17,11 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit._reasons import UsageReason
 
-__all__ = ["ReportData", "ReportDataWarning", "check_nonce", "requested_report_data"]
+__all__ = ["ReportData", "ReportDataWarning", "check_nonce", "gpu_nonce", "requested_report_data"]
 
 _SIZE: Final = 64
 _NONCE_SIZE: Final = range(8, 65)  # bytes, as in RFC 9711, 4.1
+_GPU_NONCE_TAG: Final = b"attestkit-gpu-nonce:"
 _HEX_TEXT: Final = re.compile(rb"(?:0x)?(?:[0-9a-fA-F]{2}){16,32}")
 _APP_KEY_TEXTS: Final = {
     "ed25519": ("dip1::ed25519-pk:", 32),
@@ -42,6 +43,7 @@ class ReportData:
     KMS_ROOT_CA: Final = "kms-root-ca"
     NONCE: Final = "nonce"
     NONCE_AND_AK: Final = "nonce+ak"
+    NONCE_AND_GPU: Final = "nonce+gpu"
 
     @staticmethod
     def pad(data: bytes) -> bytes:
@@ -70,7 +72,7 @@ class ReportData:
 
         Args:
             tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, `nonce`, `nonce+ak`,
-                or any other text.
+                `nonce+gpu`, or any other text.
             content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
                 keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
@@ -115,6 +117,26 @@ class ReportData:
         return ReportData.bind(ReportData.NONCE_AND_AK, sha256(nonce) + sha256(spki))
 
     @staticmethod
+    def for_nonce_and_gpu(nonce: bytes, gpu_evidence: bytes) -> bytes:
+        """Return the report data that binds evidence to a nonce and to the evidence of GPUs.
+
+        It is `bind("nonce+gpu", SHA-256(nonce) || SHA-256(gpu_evidence))`, so that evidence of the
+        GPUs of another machine cannot replace that of this one.
+
+        Args:
+            nonce: 8 to 64 bytes.
+            gpu_evidence: The evidence of the GPUs as sent (`GpuEvidence.raw`), whose reports have
+                the nonce `gpu_nonce(nonce)`.
+
+        Raises:
+            UsageError: If `nonce` is not 8 to 64 `bytes`, or `gpu_evidence` is not `bytes`.
+        """
+        check_nonce(nonce)
+        require_bytes("GPU evidence", gpu_evidence)
+        content = sha256(nonce) + sha256(gpu_evidence)
+        return ReportData.bind(ReportData.NONCE_AND_GPU, content)
+
+    @staticmethod
     def from_hex(text: str) -> bytes:
         """Return the bytes of hex text, with or without `0x`, zero-padded to 64 bytes.
 
@@ -157,6 +179,18 @@ class ReportData:
             message = f"{algorithm} public key: must be {size} bytes, not {len(public_key)}"
             raise UsageError(message, reason="wrong_size")
         return _zero_pad(head.encode() + urlsafe_b64encode(public_key).rstrip(b"="))
+
+
+def gpu_nonce(nonce: bytes) -> bytes:
+    """Return the nonce of GPU reports beside evidence for `nonce`, 32 bytes.
+
+    It is SHA-256("attestkit-gpu-nonce:" || nonce).
+
+    Raises:
+        UsageError: If `nonce` is not 8 to 64 `bytes`.
+    """
+    check_nonce(nonce)
+    return sha256(_GPU_NONCE_TAG + nonce)
 
 
 def check_nonce(nonce: bytes) -> None:

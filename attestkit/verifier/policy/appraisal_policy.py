@@ -34,6 +34,7 @@ from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._reasons import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError, VerificationError
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import acpi
 from attestkit.verifier.config_id import require_sealed_configuration
 from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
@@ -84,6 +85,7 @@ __all__ = [
     "VERIFIED_PLATFORMS",
     "AppraisalPolicy",
     "BitMask",
+    "GpuRules",
     "KeyProvider",
     "ReferenceValues",
     "RequiredEvent",
@@ -103,6 +105,7 @@ _STRICT: Final = tuple(one for one in _ACCEPTED if one not in AZURE)
 _TD_DEBUG: Final = 0xFF  # of td_attributes: TUD
 
 _ANY: Final = ReferenceValues()
+_ANY_GPU: Final = GpuRules()
 _TD_RULES: Final = tuple(one.name for one in fields(TdRules))
 _PLATFORM_STEPS: Final = {
     platform: passed("platform", f"platform {platform} is accepted")
@@ -115,6 +118,7 @@ _TYPES: Final = {
     "reference_values": (ReferenceValues, "ReferenceValues"),
     "td_attributes": (BitMask | None, "a BitMask"),
     "xfam": (BitMask | None, "a BitMask"),
+    "gpu": (GpuRules, "GpuRules"),
 }
 
 
@@ -143,6 +147,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
     key_provider: Collection[KeyProvider] | None = None
+    gpu: GpuRules = _ANY_GPU  # of GPUs, beside the evidence of the CPU
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -445,7 +450,7 @@ def _app_rules() -> Iterator[str]:
     """Yield the names of the rules that `_appraise_app` checks on platforms other than SEV-SNP."""
     kinds = (SnpRules, TcbRules, TdRules, VtpmRules)
     others = {one.name for kind in kinds for one in fields(kind)}
-    others |= {"platforms", "refuse_simulated"}
+    others |= {"platforms", "refuse_simulated", "gpu"}
     return (one.name for one in fields(AppraisalPolicy) if one.name not in others)
 
 

@@ -11,6 +11,7 @@ from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
 from attestkit.event_log.event import Event
 from attestkit.event_log.runtime_events import runtime_event
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier import VerificationStep
 from attestkit.verifier.policy.appraisal_policy import (
     VERIFIED_PLATFORMS,
@@ -346,6 +347,26 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
         refuse_dynamic_platform=True,
         refuse_cached_keys=True,
         refuse_smt=True,
+        gpu=GpuRules(
+            required=True,
+            chips=("GH100", "LS10"),
+            count=8,
+            switch_count=4,
+            drivers=("550.90.07", "570.124.03"),
+            min_driver="550.90.07",
+            vbios=("96.00.9F.00.01",),
+            min_vbios="96.00.9F.00.01",
+            ready_state=True,
+            protected_pcie=True,
+            allow_mpt=False,
+            binding="report_data",
+            ocsp="off",
+            max_ocsp_age=timedelta(hours=12),
+            allow_hold=True,
+            allow_absent_fwid=True,
+            accepted_mismatches=(9, 12),
+            nras="beside",
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from attestkit._formats.toml import LARGEST, decode
 from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, UsageError
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
 from attestkit.verifier.policy.rules import (
@@ -319,6 +320,16 @@ def _events(key: str, value: object) -> list[RequiredEvent]:
     return found
 
 
+def _gpu(key: str, value: object) -> GpuRules:
+    table = _table(key, value, _GPU_KEYS)
+    given = {}
+    for name, one in table.items():
+        if one == []:
+            raise ConfigError(f"{key}.{name}: empty; add a value", reason="missing")
+        given[name] = _GPU_KEYS[name](f"{key}.{name}", one)
+    return _create(key, GpuRules, given)
+
+
 def _create(key: str, kind: Callable[..., _T], given: dict[str, Any]) -> _T:
     """Create a rule of class `kind`; the message of an error begins with the key."""
     try:
@@ -340,8 +351,28 @@ _REASONS: Final[dict[str, ConfigReason]] = {
 
 _NOT_EMPTY: Final = (
     *("refused_advisories", "minimum_svns", "minimum_tcb", "reference_values"),
-    *("required_events", "vlek_providers", "pcrs", "require_joins"),
+    *("required_events", "vlek_providers", "pcrs", "require_joins", "gpu"),
 )
+_GPU_KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "required": _boolean,
+    "chips": _texts,
+    "count": _integer,
+    "switch_count": _integer,
+    "drivers": _texts,
+    "min_driver": _text,
+    "vbios": _texts,
+    "min_vbios": _text,
+    "ready_state": _boolean,
+    "protected_pcie": _boolean,
+    "allow_mpt": _boolean,
+    "binding": _text,
+    "ocsp": _text,
+    "max_ocsp_age": _period,
+    "allow_hold": _boolean,
+    "allow_absent_fwid": _boolean,
+    "accepted_mismatches": _integers,
+    "nras": _text,
+}
 _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "accepted_statuses": _statuses,
     "accepted_advisories": _accepted_advisories,
@@ -395,4 +426,5 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "refuse_dynamic_platform": _boolean,
     "refuse_cached_keys": _boolean,
     "refuse_smt": _boolean,
+    "gpu": _gpu,
 }

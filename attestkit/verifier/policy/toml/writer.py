@@ -6,6 +6,7 @@ from datetime import timedelta
 from textwrap import wrap
 from typing import Any, Final
 
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from attestkit.verifier.policy.reference_values import REGISTERS
@@ -47,6 +48,7 @@ def write_rules(rules: Mapping[str, Any]) -> str:
         lines += [*(f"{_text(name)} = {_value(values)}" for name, values in pcrs), ""]
     for name, comment in _MASKS.items():
         lines += _mask(comment, name, rules[name])
+    lines += _gpu(rules["gpu"])
     for provider in sorted(rules["key_provider"] or (), key=str):
         lines += ["# Key provider of the application; id in hex."]
         lines += _table("key_provider", provider)
@@ -81,6 +83,14 @@ def _mask(comment: str, name: str, mask: BitMask | None) -> list[str]:
             lines.append(f"# {bit_names(name, bits)}")
         lines.append(f'{row} = "{bits.to_bytes(8, "little").hex()}"')
     return [*lines, ""]
+
+
+def _gpu(rules: GpuRules) -> list[str]:
+    """Return the table of the rules for GPUs, without those that have their defaults."""
+    lines = ["# GPUs beside the CPU.", "[gpu]"] if rules.named else []
+    for name, value in rules.named.items():
+        lines += [*_comment(_GPU_COMMENTS[name]), f"{name} = {_value(value)}"]
+    return [*lines, ""] if lines else []
 
 
 def _table(name: str, rule: KeyProvider | RequiredEvent) -> list[str]:
@@ -180,4 +190,24 @@ _MASKS: Final = {
     "xfam": "CPU features that the TD may use, 8 bytes as in the evidence.",
     "guest_policy": "SEV-SNP: bits of the guest policy, 8 bytes as in the evidence.",
     "platform_info": "SEV-SNP: bits of PLATFORM_INFO, 8 bytes as in the evidence.",
+}
+_GPU_COMMENTS: Final = {
+    "required": "Whether evidence of GPUs is required.",
+    "chips": "Accepted chips: GH100, GB100, LS10 (switches).",
+    "count": "Number of GPUs.",
+    "switch_count": "Number of switches.",
+    "drivers": "Accepted driver versions.",
+    "min_driver": "Minimum driver version.",
+    "vbios": "Accepted VBIOS versions of GPUs.",
+    "min_vbios": "Minimum VBIOS version of GPUs.",
+    "ready_state": "Whether the event log must say that the GPUs are ready, with memory protected.",
+    "protected_pcie": "Whether GPUs and switches must be in protected PCIe mode, with switches.",
+    "allow_mpt": "Whether multi-GPU passthrough is accepted.",
+    "binding": "Weakest accepted binding to the CPU: nonce, runtime_event or report_data.",
+    "ocsp": "OCSP answers about certificates: required or off.",
+    "max_ocsp_age": "Maximum age of OCSP answers.",
+    "allow_hold": "Whether a signer of reference manifests may be on hold.",
+    "allow_absent_fwid": "Whether reports of GPUs without FWID, of old drivers, are accepted.",
+    "accepted_mismatches": "Indexes of measurements that may differ from the reference manifests.",
+    "nras": "Tokens of NVIDIA's service: off, beside (required, too), or instead of manifests.",
 }

@@ -74,6 +74,26 @@ name = "storage-fs"
 name = "model"
 payload = "{b"weights".hex()}"
 occurrence = "last"
+
+[gpu]
+required = true
+chips = ["GH100", "LS10"]
+count = 8
+switch_count = 4
+drivers = ["550.90.07", "570.124.03"]
+min_driver = "550.90.07"
+vbios = "96.00.9f.00.01"
+min_vbios = "96.00.9F.00.01"
+ready_state = true
+protected_pcie = true
+allow_mpt = false
+binding = "report_data"
+ocsp = "off"
+max_ocsp_age = "12h"
+allow_hold = true
+allow_absent_fwid = true
+accepted_mismatches = [9, 12]
+nras = "beside"
 """
 
 
@@ -270,6 +290,20 @@ INVALID_RULES: list[tuple[str, str, str]] = [  # beside a preset
     # Rules about TDs and Intel platforms.
     ("minimum_qe_svn = 65536", "wrong_value", "minimum_qe_svn"),
     ('minimum_pce_svn = "1"', "wrong_type", "minimum_pce_svn"),
+    ("gpu = 1", "wrong_type", "gpu"),
+    ("gpu = {}", "missing", "gpu"),
+    ("gpu = {chip = 'GH100'}", "unknown_key", "gpu.chip"),
+    ("gpu = {chips = []}", "missing", "gpu.chips"),
+    ("gpu = {chips = ['']}", "wrong_type", "gpu.chips"),
+    ("gpu = {count = 0}", "wrong_value", "gpu.count"),
+    ("gpu = {count = 65}", "wrong_value", "gpu.count"),
+    ("gpu = {required = 1}", "wrong_type", "gpu.required"),
+    ("gpu = {min_driver = '550.x'}", "wrong_value", "gpu.min_driver"),
+    ("gpu = {min_vbios = '96..9F'}", "wrong_value", "gpu.min_vbios"),
+    ("gpu = {binding = 'hope'}", "wrong_value", "gpu.binding"),
+    ("gpu = {ocsp = 'maybe'}", "wrong_value", "gpu.ocsp"),
+    ("gpu = {nras = 'always'}", "wrong_value", "gpu.nras"),
+    ("gpu = {accepted_mismatches = [64]}", "wrong_value", "gpu.accepted_mismatches"),
     ("refuse_smt = 1", "wrong_type", "refuse_smt"),
     ('accepted_advisories = ["A"]\nrefused_advisories = "a"', "conflict", "refused_advisories"),
 ]

@@ -1,0 +1,248 @@
+"""Rules of a relying party for GPUs: those of the verification, and those of the appraisal.
+
+Verification options say which endorsements are needed and how strictly they are compared. The other
+rules accept devices by chip, version, number, mode, and binding to the CPU's evidence.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from attestkit._reasons import VerificationStep
+from attestkit._sanitize import shown
+from attestkit.errors import GpuEvidenceError, UsageError
+from attestkit.gpu.result import GpuBindingKind
+
+if TYPE_CHECKING:
+    from attestkit._reasons import GpuReason
+    from attestkit.gpu.result import DeviceResult
+
+OcspUse = Literal["required", "off"]
+"""Whether the certificates of devices and manifests need a current OCSP answer."""
+
+NrasUse = Literal["off", "beside", "instead"]
+"""Tokens of NVIDIA's remote attestation service: unused, required besides, or in place of
+manifests and OCSP answers."""
+
+BINDINGS: Final[tuple[str, ...]] = get_args(GpuBindingKind)
+
+_MAX_DEVICES: Final = 64
+_MAX_INDEX: Final = 63
+_MAX_TEXT: Final = 64  # characters of a name or version
+_CHOICES: Final = {
+    "binding": BINDINGS,
+    "ocsp": get_args(OcspUse),
+    "nras": get_args(NrasUse),
+}
+_TEXTS: Final = ("chips", "drivers", "vbios")
+_FLAGS: Final = (
+    *("required", "ready_state", "protected_pcie", "allow_mpt"),
+    *("allow_hold", "allow_absent_fwid"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRules:
+    """Rules for the evidence of GPUs; immutable, hashable, picklable. None accepts anything.
+
+    Chips are compared by name (`GH100`, `GB100`, `LS10`), versions without case. The rules about
+    versions and number apply to GPUs, not to switches.
+
+    Raises:
+        UsageError: If a rule has the wrong type, accepts nothing, or contradicts another.
+    """
+
+    # Evidence of the CPU without GPUs is rejected.
+    required: bool = False
+    chips: Collection[str] | None = None
+    count: int | None = None  # of GPUs
+    switch_count: int | None = None
+    drivers: Collection[str] | None = None
+    min_driver: str | None = None
+    vbios: Collection[str] | None = None
+    min_vbios: str | None = None
+    # The CPU's event log says that the GPUs were set ready, with memory protected.
+    ready_state: bool = False
+    # GPUs and switches are in protected PCIe mode, and their topology was compared.
+    protected_pcie: bool = False
+    allow_mpt: bool = True  # multi-GPU passthrough
+    # The weakest binding to the CPU's evidence that is accepted.
+    binding: GpuBindingKind = "nonce"
+    ocsp: OcspUse = "required"
+    max_ocsp_age: timedelta | None = None
+    # A certificate of a reference manifest's signer may be on hold.
+    allow_hold: bool = False
+    # GPU reports without the FWID field, of drivers 535 and 545.
+    allow_absent_fwid: bool = False
+    accepted_mismatches: Collection[int] = frozenset()  # indexes of measurements
+    nras: NrasUse = "off"
+
+    def __post_init__(self) -> None:
+        for name in _FLAGS:
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name}: must be true or false", reason="wrong_type")
+        for name in _TEXTS:
+            self._set(name, _texts(name, getattr(self, name)))
+        for name in ("count", "switch_count"):
+            _check_number(name, getattr(self, name), 0 if name == "switch_count" else 1)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                message = f"{name}: must be one of {', '.join(choices)}"
+                raise UsageError(message, reason="wrong_value")
+        if self.min_driver is not None:
+            driver_key(self.min_driver)
+        if self.min_vbios is not None:
+            vbios_key(self.min_vbios)
+        self._set("accepted_mismatches", _indexes(self.accepted_mismatches))
+        if self.max_ocsp_age is not None and not isinstance(self.max_ocsp_age, timedelta):
+            raise UsageError("max_ocsp_age: must be a timedelta", reason="wrong_type")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The rules that differ from the defaults, by name, in the order of their definition."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in found.items() if value != getattr(_DEFAULT, name)}
+
+    def appraise(self, devices: Sequence["DeviceResult"]) -> tuple[VerificationStep, ...]:
+        """Appraise verified devices; return the rules that were met.
+
+        Raises:
+            GpuEvidenceError: If a rule is not met; `device` is the first one that it is about.
+        """
+        gpus = [device for device in devices if device.kind == "gpu"]
+        self._appraise_count("GPUs", "count", self.count, len(gpus))
+        switches = len(devices) - len(gpus)
+        self._appraise_count("switches", "switch_count", self.switch_count, switches)
+        for device in devices:
+            self._appraise_device(device)
+        met = self._met()
+        if not met:
+            return ()
+        return (VerificationStep("gpu_rules", "passed", f"the GPUs meet the rules {met}"),)
+
+    def _met(self) -> str:
+        appraised = ("chips", "count", "switch_count", "drivers", "min_driver", "vbios")
+        names = (*appraised, "min_vbios", "protected_pcie", "allow_mpt")
+        return ", ".join(name for name in self.named if name in names)
+
+    def _appraise_count(self, what: str, rule: str, wanted: int | None, found: int) -> None:
+        if wanted is not None and found != wanted:
+            raise GpuEvidenceError(
+                f"GPU evidence: {found} {what}, must be {wanted}; request evidence of all devices, "
+                f"or change the policy's gpu.{rule}",
+                reason="device_count",
+            )
+
+    def _appraise_device(self, device: "DeviceResult") -> None:
+        _require(device, "chips", self.chips, device.chip, "chip")
+        if device.kind != "gpu":
+            return
+        driver, vbios = device.driver_version or "", device.vbios_version
+        _require(device, "drivers", self.drivers, driver, "driver_version")
+        if self.min_driver is not None and not _at_least(driver_key, driver, self.min_driver):
+            raise _refused(device, "min_driver", f"driver {shown(driver)}", "driver_version")
+        _require(device, "vbios", self.vbios, vbios, "vbios_version")
+        if self.min_vbios is not None and not _at_least(vbios_key, vbios, self.min_vbios):
+            raise _refused(device, "min_vbios", f"VBIOS {shown(vbios)}", "vbios_version")
+        if self.protected_pcie and device.mode != "protected_pcie":
+            raise _refused(device, "protected_pcie", "not in protected PCIe mode", "modes")
+        if not self.allow_mpt and device.mode == "multi":
+            raise _refused(device, "allow_mpt", "in multi-GPU passthrough mode", "modes")
+
+
+def driver_key(version: str) -> tuple[int, ...]:
+    """Return a driver version such as `550.90.07` as numbers to compare.
+
+    Raises:
+        UsageError: If it is not numbers and dots.
+    """
+    return _version_key("driver", version, 10)
+
+
+def vbios_key(version: str) -> tuple[int, ...]:
+    """Return a VBIOS version such as `96.00.9F.00.01`, whose parts are hex, as numbers to compare.
+
+    Raises:
+        UsageError: If it is not hex numbers and dots.
+    """
+    return _version_key("vbios", version, 16)
+
+
+def _version_key(what: str, version: object, base: int) -> tuple[int, ...]:
+    if not isinstance(version, str) or not 0 < len(version) <= _MAX_TEXT:
+        raise UsageError(f"min_{what}: must be a version", reason="wrong_type")
+    digits = "0123456789abcdefABCDEF"[: 10 if base == 10 else None]
+    parts = version.split(".")
+    if not all(part and all(one in digits for one in part) for part in parts):
+        message = f"min_{what}: not a version: {shown(version)}"
+        raise UsageError(message, reason="wrong_value")
+    return tuple(int(part, base) for part in parts)
+
+
+def _at_least(key: Any, version: str, minimum: str) -> bool:  # noqa: ANN401 - one of two functions
+    try:
+        return bool(key(version) >= key(minimum))
+    except UsageError:  # of the report: not a version that can be compared
+        return False
+
+
+def _require(
+    device: "DeviceResult",
+    rule: str,
+    accepted: Iterable[str] | None,
+    have: str,
+    reason: "GpuReason",
+) -> None:
+    if accepted is not None and have.upper() not in accepted:
+        raise _refused(device, rule, shown(have), reason)
+
+
+def _refused(
+    device: "DeviceResult", rule: str, problem: str, reason: "GpuReason"
+) -> GpuEvidenceError:
+    message = (
+        f"GPU {device.index}: {problem}, which the policy's gpu.{rule} does not accept; use "
+        "another machine, or change that rule"
+    )
+    return GpuEvidenceError(message, reason=reason, device=device.index)
+
+
+def _texts(name: str, values: object) -> frozenset[str] | None:
+    """Return names or versions in upper case."""
+    if values is None:
+        return None
+    if not isinstance(values, Collection) or isinstance(values, (str, bytes)):
+        raise UsageError(f"{name}: must be a collection of str", reason="wrong_type")
+    if not all(isinstance(one, str) and 0 < len(one) <= _MAX_TEXT for one in values):
+        message = f"{name}: each value must be text of 1 to {_MAX_TEXT} characters"
+        raise UsageError(message, reason="wrong_type")
+    if not values:
+        message = f"{name}: accepts nothing; add a value, or leave the rule out"
+        raise UsageError(message, reason="missing")
+    return frozenset(one.upper() for one in values)
+
+
+def _indexes(values: object) -> frozenset[int]:
+    if not isinstance(values, Collection) or isinstance(values, (str, bytes)):
+        message = "accepted_mismatches: must be a collection of indexes"
+        raise UsageError(message, reason="wrong_type")
+    for one in values:
+        if type(one) is not int or not 0 <= one <= _MAX_INDEX:
+            message = f"accepted_mismatches: each index must be 0 to {_MAX_INDEX}"
+            raise UsageError(message, reason="out_of_range")
+    return frozenset(values)
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if value is None:
+        return
+    if type(value) is not int or not least <= value <= _MAX_DEVICES:
+        message = f"{name}: must be {least} to {_MAX_DEVICES}"
+        raise UsageError(message, reason="out_of_range")
+
+
+_DEFAULT: Final = GpuRules()
