@@ -164,7 +164,7 @@ ENTRY = encode_bytes_field(2, encode_number_field(1, 3) + encode_bytes_field(2, 
     ],
 )
 def test_message_refuses_malformed_parts(raw: bytes, reason: str) -> None:
-    """What protobuf's libraries resolve in silence is refused."""
+    """Malformed parts that protobuf libraries accept silently are refused."""
     with raises(FormatError, reason):
         GoTpmToolsMessage.parse(raw)
 

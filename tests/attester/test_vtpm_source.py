@@ -41,7 +41,7 @@ def test_attest_returns_all_parts(shared: Path) -> None:
 
 
 def test_nonce_binds_key_of_the_tpm(shared: Path) -> None:
-    """Where the hardware's evidence does not name the TPM's key, a nonce is bound with it."""
+    """A nonce is bound with the TPM's key if the hardware's evidence does not name it."""
     assert shared.is_dir()
     with Attester(FakeCollector()) as tee:
         evidence = tee.attest(nonce=b"12345678")
@@ -49,7 +49,7 @@ def test_nonce_binds_key_of_the_tpm(shared: Path) -> None:
 
 
 def test_nonce_is_bound_alone_without_key(shared: Path) -> None:
-    """Where there is no key to bind, the nonce is bound as on other platforms."""
+    """Without a key to bind, the nonce is bound as on other platforms."""
     assert shared.is_dir()
     with Attester(FakeCollector(hardware=False)) as tee:
         evidence = tee.attest(nonce=b"12345678")

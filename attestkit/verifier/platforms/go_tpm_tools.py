@@ -45,8 +45,8 @@ def authenticate_go_tpm_tools(data: bytes, trust: AkTrust) -> Authenticated:
         SignatureError: If a signature is not valid, the key could sign data that the TPM did not
             make (`ak_attributes`), or nothing certifies the key (`ak_unknown`).
         VerificationError: If a quote is over other data than another one, its PCR values are not
-            those signed, two quotes have different values of a PCR, there is no quote but of
-            SHA-1, or the claims about a VM are not those of the certificate (`instance_info`).
+            those signed, two quotes have different values of a PCR, all quotes are of SHA-1
+            banks, or the claims about a VM are not those of the certificate (`instance_info`).
         CollateralError: If a certificate is missing; CollateralExpiredError if it is not valid.
     """
     message = GoTpmToolsMessage.parse(data)

@@ -67,7 +67,7 @@ def test_encodings_of_dstack_refuse_other_platforms(evidence: Evidence, encoding
 
 @of_each_kind
 def test_missing_part_is_refused(evidence: Evidence) -> None:
-    """Each part is required: without one, the collection is none of this platform."""
+    """Each part is required: a collection without one is not of this platform."""
     for label in (*evidence.platform._fields, "report_data", "runtime_events", "config"):
         found = collection_of(evidence)
         del found[label]

@@ -300,7 +300,7 @@ def test_azure_backend_extends_pcr_8_by_init_data(create_vm: CreateVm) -> None:
 
 
 def test_azure_backend_without_report_is_unavailable(create_vm: CreateVm) -> None:
-    """No index, one never written, another content, and VBS reports are told apart."""
+    """The error differs for no index, an index never written, other content, and a VBS report."""
     vm = create_vm()
     backend = vm.backend(user_data=False)
     vbs = bytearray(hcl_bytes(size=2048))

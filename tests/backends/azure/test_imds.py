@@ -200,7 +200,7 @@ def test_imds_without_service_cannot_connect(create_server: CreateServer) -> Non
 
 @given(st.binary(max_size=64), st.booleans(), st.booleans())
 def test_read_base64_decodes_both_alphabets(data: bytes, url: bool, padded: bool) -> None:
-    """Whatever is encoded in one of the four ways is decoded."""
+    """Both alphabets are decoded, padded or not."""
     text = (urlsafe_b64encode if url else b64encode)(data).decode()
     assert read_base64(text if padded else text.rstrip("="), "quote") == data
 

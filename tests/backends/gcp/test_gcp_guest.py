@@ -158,7 +158,7 @@ def test_the_backend_has_the_protocols_of_its_hardware(machine: Machine) -> None
 
 
 def test_hardware_that_returns_other_report_data_is_refused(machine: Machine) -> None:
-    """The TPM must not sign evidence over report data that nobody asked for."""
+    """Evidence over report data other than requested is not signed by the TPM."""
     hardware = machine.hardware
     quote = hardware.get_quote
 

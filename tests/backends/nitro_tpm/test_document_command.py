@@ -110,7 +110,7 @@ def test_request_document_without_command_is_unavailable(proxy: NitroProxy, code
 
 @pytest.mark.parametrize("failing", [ATTEST, NV_WRITE, NV_READ, NV_DEFINE])
 def test_request_document_cleans_up_after_an_error(proxy: NitroProxy, failing: int) -> None:
-    """Whatever step fails, key, session and index are removed, each on its own."""
+    """Key, session and index are removed, each on its own, whichever step fails."""
     proxy.refusals = {failing: 0x101}
     with raises(TpmError, "tpm_error") as caught:
         request(proxy)

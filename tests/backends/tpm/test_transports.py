@@ -211,7 +211,7 @@ def test_threads_take_turns(make_node: MakeNode) -> None:
 
 
 def test_tpm_12_is_named_by_its_response(make_node: MakeNode, tmp_path: Path) -> None:
-    """Where the kernel does not say so, the first response of a TPM 1.2 does."""
+    """A TPM 1.2 is recognised by its first response if the kernel does not tell the version."""
     node = make_node(lambda _: b"\x00\xc4\x00\x00\x00\x0a\x00\x00\x00\x1e")
     tpm = open_tpm(tmp_path / "tpm0", calls=node.calls)
     with raises(BackendUnavailableError, "wrong_platform", part="TPM 1.2"):

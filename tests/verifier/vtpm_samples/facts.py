@@ -255,7 +255,7 @@ def amd_facts(leaf: bytes, report: SnpReport, chain: str) -> Facts:
 
 
 def expected_amd(expected: Facts) -> Facts:
-    """Return the expected facts of an AMD certificate, without what is no fact of it.
+    """Return the expected facts that an AMD certificate contains.
 
     Of the product, the library keeps no stepping.
     """

@@ -9,7 +9,7 @@ from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
 from attestkit.backends.simulator.tdx_simulator import find_class
 from attestkit.errors import UsageError
 
-# What a program decides that collects the evidence.
+# Faults of the program that collects the evidence.
 _OF_COLLECTORS: Final = ("stale_nonce", "bank", "relayed")
 
 

@@ -1,6 +1,6 @@
 """Commands that swtpm and the model must answer alike: by name, one or several in order.
 
-What the model leaves out on purpose is in `test_against_swtpm.LEFT_OUT`.
+Features that the model lacks on purpose are in `test_against_swtpm.LEFT_OUT`.
 """
 
 from struct import pack

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 pytestmark = needs_swtpm
 
-# What both do, and with other bytes: keys, nonces, times.
+# Commands whose responses differ in content, not in size: keys, nonces, times.
 SAME_SIZE: Final = {0x131, 0x158, 0x173, 0x176, 0x17B, 0x181}
 SAVE: Final = 0x162
 
-# What the model does not have: its answer, beside that of libtpms 0.9.2.
+# Features that the model lacks: response codes of libtpms 0.9.2 and of the model.
 LEFT_OUT: Final = {
     "counter": (nv_define(nv_public(attributes=0x00020012)), 0, 0x2C2),
     "policy-session": (start_session(kind=1), 0, 0x3C4),
@@ -101,7 +101,7 @@ def test_answers_are_alike(pair: TpmPair, group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_omissions_are_refused(pair: TpmPair, name: str) -> None:
-    """What the model leaves out is refused with the code for an unsupported value."""
+    """Features that the model lacks are refused with the code for an unsupported value."""
     command, theirs, ours = LEFT_OUT[name]
     assert tuple(map(code_of, pair.run(command))) == (theirs, ours)
 

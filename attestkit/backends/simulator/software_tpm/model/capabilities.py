@@ -6,7 +6,6 @@ from typing import Final
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandCall, CommandReply
 from attestkit.backends.simulator.software_tpm.model.command_reader import (
     MAX_NV_BUFFER,
-    PCR_COUNT,
     encode_pcr_selections,
     u16,
     u32,
@@ -26,6 +25,7 @@ from attestkit.tpm.command_codes import (
     CODE_MASK,
 )
 from attestkit.tpm.handles import ENDORSEMENT, LOCKOUT, NULL, OWNER, PASSWORD_SESSION, PLATFORM
+from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.response_codes import RC_HANDLE, RC_VALUE
 
 _MOST_ITEMS: Final = 254  # MAX_CAP_HANDLES, the smallest of the limits

@@ -12,7 +12,6 @@ from attestkit.tpm.response_codes import RC_HASH, RC_INSUFFICIENT, RC_SIZE, RC_V
 
 MAX_BANKS: Final = 4  # HASH_COUNT
 MAX_NV_BUFFER: Final = 1024
-PCR_COUNT: Final = 24
 LARGEST_DATA: Final = 2 + LARGEST_DIGEST  # TPM2B_DATA holds a TPMT_HA
 _BITMAP_SIZE: Final = 3  # PCR_SELECT_MIN and PCR_SELECT_MAX
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Final
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT, Selection
+from attestkit.backends.simulator.software_tpm.model.command_reader import Selection
 from attestkit.errors import UsageError
 from attestkit.tpm.algorithms import compute_digest, hash_size
+from attestkit.tpm.pcrs import PCR_COUNT
 
 MAX_DIGESTS: Final = 8  # of a TPML_DIGEST, so of one PCR_Read
 DEBUG_PCR: Final = 16

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT, u32
+from attestkit.backends.simulator.software_tpm.model.command_reader import u32
 from attestkit.backends.simulator.software_tpm.model.key_objects import PrimaryKey, PrimaryKeys
 from attestkit.backends.simulator.software_tpm.model.nv_storage import NvIndex, NvStorage
 from attestkit.backends.simulator.software_tpm.model.pcr_banks import PcrBanks
@@ -24,6 +24,7 @@ from attestkit.tpm.handles import (
     LAST_PERSISTENT,
 )
 from attestkit.tpm.nv_attributes import AUTH_READ, AUTH_WRITE, CLEAR_AT_STARTUP, NO_DA, WRITTEN
+from attestkit.tpm.pcrs import PCR_COUNT
 from attestkit.tpm.public_area import NO_DA as KEY_NO_DA
 from attestkit.tpm.public_area import USER_WITH_AUTH
 from attestkit.tpm.response_codes import RC_HANDLE, RC_REFERENCE_H0

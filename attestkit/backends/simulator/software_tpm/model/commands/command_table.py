@@ -5,7 +5,6 @@ from typing import Final
 
 from attestkit.backends.simulator.software_tpm.hooks import TpmHooks
 from attestkit.backends.simulator.software_tpm.model.command_call import CommandDefinition
-from attestkit.backends.simulator.software_tpm.model.command_reader import PCR_COUNT
 from attestkit.backends.simulator.software_tpm.model.commands.general_commands import (
     run_get_random,
     run_pcr_extend,
@@ -70,6 +69,7 @@ from attestkit.tpm.handles import (
     OWNER,
     PLATFORM,
 )
+from attestkit.tpm.pcrs import PCR_COUNT
 
 _CONTEXT_TYPES: Final = (0x02, 0x03, 0x80)  # HMAC and policy sessions, transient keys
 
