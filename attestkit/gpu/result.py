@@ -55,7 +55,7 @@ class OcspFacts(NamedTuple):
 class DeviceResult(NamedTuple):
     """A device whose evidence was accepted."""
 
-    index: int  # in the evidence
+    position: int  # in the evidence
     kind: Literal["gpu", "switch"]
     chip: str  # GH100, GB100, LS10
     architecture: str  # HOPPER, BLACKWELL, LS10

@@ -205,10 +205,10 @@ def _refused(
     device: "DeviceResult", rule: str, problem: str, reason: "GpuReason"
 ) -> GpuEvidenceError:
     message = (
-        f"GPU {device.index}: {problem}, which the policy's gpu.{rule} does not accept; use "
+        f"GPU {device.position}: {problem}, which the policy's gpu.{rule} does not accept; use "
         "another machine, or change that rule"
     )
-    return GpuEvidenceError(message, reason=reason, device=device.index)
+    return GpuEvidenceError(message, reason=reason, device=device.position)
 
 
 def _texts(name: str, values: object) -> frozenset[str] | None:

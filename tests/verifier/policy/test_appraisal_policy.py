@@ -61,7 +61,7 @@ OTHER_20, OTHER_32 = b"\xee" * 20, b"\xee" * 32
 
 RULES = create_policy_with_every_rule()
 APPRAISED_ALWAYS = {one.name for one in fields(TcbRules)} | {"platforms", "refuse_simulated"}
-APPRAISED_APART = {"gpu"}  # with the evidence of the GPUs
+APPRAISED_ALWAYS |= {"gpu"}  # with the evidence of the GPUs
 APPRAISED_IF_SET = {
     one.name: getattr(RULES, one.name)
     for one in fields(AppraisalPolicy)

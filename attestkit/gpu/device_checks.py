@@ -1,0 +1,204 @@
+"""Checks of one device, in the order of nvidia-gpu.md, section 8: from its report to its modes."""
+
+import hmac
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from attestkit._crypto.x509.ocsp import OcspStatus, check_ocsp
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    CollateralExpiredError,
+    FormatError,
+    GpuEvidenceError,
+    SignatureError,
+    VerificationError,
+)
+from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.report import Report
+from attestkit.gpu.result import OcspFacts
+
+if TYPE_CHECKING:
+    from attestkit._crypto.x509.cert_path import PathCertificate
+    from attestkit._reasons import GpuReason
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.evidence import DeviceEvidence
+    from attestkit.gpu.roots import GpuRoots
+    from attestkit.gpu.rules import GpuRules
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChecks:
+    """What the devices of one verification are checked against."""
+
+    nonce: bytes  # of all reports, 32 bytes
+    now: datetime
+    endorsements: "GpuEndorsements"
+    roots: "GpuRoots"
+    rules: "GpuRules"
+    # Outcome by certificate and issuer, which devices share.
+    ocsp_known: dict[tuple[bytes, bytes], OcspStatus] = field(default_factory=dict)
+
+
+class CheckedDevice(NamedTuple):
+    """A device whose certificates, report and nonce are valid."""
+
+    position: int  # in the evidence
+    chain: DeviceChain
+    report: Report
+
+
+@contextmanager
+def refused_as(reason: "GpuReason", position: int) -> Iterator[None]:
+    """Replace an error that rejects the evidence by the GpuEvidenceError of a check.
+
+    A CollateralError remains one: endorsements are missing or unusable, and nothing is known.
+    """
+    try:
+        yield
+    except GpuEvidenceError:
+        raise
+    except (FormatError, VerificationError) as error:
+        message = f"GPU {position}: {error}"
+        raise GpuEvidenceError(message, reason=reason, device=position) from error
+    except CollateralError as error:
+        message = f"GPU {position}: {error}"
+        raise CollateralError(message, reason=error.reason) from error
+
+
+def check_device(position: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
+    """Check format, certificates, keys, signature and nonce of a device.
+
+    Raises:
+        GpuEvidenceError: If a check fails.
+    """
+    with refused_as("format", position):
+        report = Report.parse(device.report)
+    with refused_as("device_chain", position):
+        chain = read_device_chain(device.certificates)
+        chain = verify_device_chain(chain, checks.roots.device, checks.now)
+        _check_chip(device, chain, report)
+    if not chain.has_device_key:
+        problem = "the leaf certificate is for the key of another device's boot ROM"
+        raise _bad(position, problem, "device_key")
+    _check_fwid(position, chain, report, checks.rules)
+    with refused_as("report_signature", position):
+        report.verify_signature(chain.leaf_spki)
+    if not hmac.compare_digest(report.nonce, checks.nonce):
+        problem = (
+            f"the nonce is {report.nonce.hex()}, must be {checks.nonce.hex()}; request new "
+            "evidence with this nonce"
+        )
+        raise _bad(position, problem, "nonce")
+    return CheckedDevice(position, chain, report)
+
+
+def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) -> None:
+    chip = chain.chip
+    if device.architecture is not None and device.architecture != chip.architecture:
+        message = f"the evidence says {device.architecture}, the certificates are of a {chip.name}"
+        raise SignatureError(message, reason="unexpected_subject")
+    if report.kind != chip.kind:
+        message = f"the report is of a {report.kind}, the certificates are of a {chip.name}"
+        raise SignatureError(message, reason="unexpected_subject")
+    if report.chip_info is not None and report.chip_info != chip.name:
+        message = f"the report is of another chip than the certificates, a {chip.name}"
+        raise SignatureError(message, reason="unexpected_subject")
+
+
+def _check_fwid(position: int, chain: DeviceChain, report: Report, rules: "GpuRules") -> None:
+    if report.fwid is None:
+        if report.kind == "gpu" and not rules.allow_absent_fwid:
+            problem = (
+                "the report does not have the firmware's identity (FWID), as of drivers 535 and "
+                "545; update the driver, or set the policy's gpu.allow_absent_fwid"
+            )
+            raise _bad(position, problem, "fwid")
+        return
+    if not hmac.compare_digest(report.fwid, chain.fwid):
+        problem = "the firmware's identity (FWID) is not that of the leaf certificate"
+        raise _bad(position, problem, "fwid")
+
+
+def check_revocation(
+    position: int,
+    path: Sequence["PathCertificate"],
+    names: Sequence[str],
+    reason: "GpuReason",
+    checks: DeviceChecks,
+) -> tuple[OcspFacts, ...]:
+    """Check the OCSP answers about the certificates of a path; none if the rules turn it off.
+
+    Args:
+        position: Of the device.
+        path: A verified path: the certificates to check, and the issuer of the last one.
+        names: Names of the certificates to check.
+        reason: Reason of a refusal.
+        checks: Settings of the verification.
+
+    Raises:
+        GpuEvidenceError: If a certificate is revoked, or an answer is not valid.
+        CollateralError: If there are no answers at all.
+    """
+    if checks.rules.ocsp == "off":
+        return ()
+    found = []
+    for name, subject, issuer in zip(names, path, path[1:], strict=False):
+        with refused_as(reason, position):
+            status = _ocsp_status(name, subject, issuer, checks)
+        allowed = checks.rules.allow_hold and reason != "device_ocsp"
+        if status.status == "revoked" or (status.status == "hold" and not allowed):
+            why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
+            raise _bad(position, f"the certificate of {name} is {why}", reason)
+        found.append(OcspFacts(name, status.status, status.this_update, status.next_update))
+    return tuple(found)
+
+
+def _ocsp_status(
+    name: str, subject: "PathCertificate", issuer: "PathCertificate", checks: DeviceChecks
+) -> OcspStatus:
+    key = subject.der, issuer.der
+    if (known := checks.ocsp_known.get(key)) is not None:
+        return known
+    answers = checks.endorsements.ocsp
+    if not answers:
+        message = (
+            f"OCSP answer about {name}: missing; fetch the endorsements, or set the policy's "
+            "gpu.ocsp to off"
+        )
+        raise CollateralError(message, reason="missing")
+    try:
+        max_age = checks.rules.max_ocsp_age
+        found = check_ocsp(answers, subject.der, issuer.der, checks.now, max_age=max_age)
+    except CollateralExpiredError:
+        raise
+    except CollateralError as error:
+        # Not a gap: the answer in place of this one may be about another certificate.
+        message = f"OCSP: none of the {len(answers)} answers is about the certificate of {name}"
+        raise VerificationError(message, reason="device_ocsp") from error
+    checks.ocsp_known[key] = found
+    return found
+
+
+def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:
+    """Return the error of the first device that is refused, with the texts of all.
+
+    Missing endorsements count after refusals.
+    """
+    refused = [error for error in errors if isinstance(error, GpuEvidenceError)]
+    first = (refused or [*errors])[0]
+    texts = [str(first), *(str(error) for error in errors if error is not first)]
+    message = "; ".join(texts)
+    if isinstance(first, GpuEvidenceError):
+        found = GpuEvidenceError(message, reason=first.reason, device=first.device)
+    else:
+        assert isinstance(first, CollateralError)
+        return CollateralError(message, reason=first.reason)
+    return found
+
+
+def _bad(position: int, problem: str, reason: "GpuReason") -> GpuEvidenceError:
+    return GpuEvidenceError(f"GPU {position}: {problem}", reason=reason, device=position)
