@@ -3,6 +3,7 @@
 Only simulated chips have private keys here; their signatures are deterministic (RFC 6979).
 """
 
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -100,6 +101,16 @@ class P384PublicKey:
             self._key.verify(signature, data, _VERIFICATION)
         except InvalidSignature as error:
             raise SignatureError("P-384: invalid signature", reason="bad_signature") from error
+
+
+@lru_cache(maxsize=256)
+def load_p384_key(spki: bytes) -> P384PublicKey:
+    """Return a public key, which is kept for later calls.
+
+    Raises:
+        SignatureError: As the constructor of `P384PublicKey`.
+    """
+    return P384PublicKey(spki)
 
 
 def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:

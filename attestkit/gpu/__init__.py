@@ -2,3 +2,24 @@
 
 Names are loaded when they are used.
 """
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+    from attestkit.gpu.report import Report
+    from attestkit.gpu.roots import GpuRoots
+else:
+    # Lazy: most programs verify no GPUs.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "evidence": ["DeviceEvidence", "GpuEvidence"],
+            "report": ["Report"],
+            "roots": ["GpuRoots"],
+        },
+    )
+
+__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report"]

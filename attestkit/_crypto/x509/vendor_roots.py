@@ -62,6 +62,26 @@ def azure_authorities() -> tuple[bytes, ...]:
     return (_root("azure_global_virtual_tpm_ca_03"),)
 
 
+NVIDIA_DEVICE_ROOT: Final = bytes.fromhex(
+    "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4"
+)
+"""SHA-256 of the SubjectPublicKeyInfo of NVIDIA Device Identity CA.
+
+NVIDIA published two certificates of this name and key, so the key is pinned (nvidia-gpu.md, 3.2).
+"""
+
+NVIDIA_RIM_ROOT: Final = bytes.fromhex(
+    "dec1dc316477aa851eebdf51327ae9f864bc8d89254657ed1e7eb9168af1e1a3"
+)
+"""SHA-256 of the SubjectPublicKeyInfo of NVIDIA CoRIM signing Root CA."""
+
+
+@cache
+def nvidia_roots() -> tuple[bytes, bytes]:
+    """Return NVIDIA's roots: Device Identity CA (2021), and CoRIM signing Root CA (2023)."""
+    return _root("nvidia_device"), _root("nvidia_rim")
+
+
 def pck_key(chain: Sequence[bytes]) -> bytes:
     """Return the public key of a PCK certificate whose chain ends at Intel's root.
 

@@ -1,0 +1,219 @@
+"""Certificate chains of devices, up to NVIDIA's device root (nvidia-gpu.md, sections 3.1 to 3.4).
+
+A chain has the leaf, whose key signs reports; the certificate of the device's boot ROM (BROM), a
+provisioner's CA, the CA of the product, and the root, which may be left out. None of the CA
+certificates limits the length of the path below it, so the number of certificates is checked: the
+key of one BROM could otherwise certify another device.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.x509.cert_path import (
+    NamedCertificate,
+    PathCertificate,
+    PathRules,
+    check_issued,
+    check_path,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.names import COMMON_NAME, read_name
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError, SignatureError
+from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of
+from attestkit.gpu.dice import Dice, read_dice
+
+MAX_CERTIFICATES: Final = 6
+"""Maximum number of certificates that are parsed."""
+
+_NAMES: Final = (
+    "the device's leaf certificate",
+    "the device's BROM certificate",
+    "the provisioner's CA",
+    "the product's CA",
+    "the device root",
+)
+_BELOW_ROOT: Final = len(_NAMES) - 1
+_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
+_BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
+
+# A signature is valid or not, whatever the time; errors are not cached. Signatures are verified
+# from the root down, so untrusted certificates cannot fill the cache.
+_verify_signature = lru_cache(maxsize=1024)(p384_verify_der)
+
+_RULES: Final = PathRules(
+    {_ECDSA_SHA384: _verify_signature},
+    "ECDSA P-384 with SHA-384",
+    frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
+)
+
+
+class DeviceChain(NamedTuple):
+    """A parsed chain; verified only if `verify_device_chain` returned it."""
+
+    path: tuple[PathCertificate, ...]  # leaf first; with the root, if verified
+    chip: Chip
+    hardware_model: str  # common name of the BROM's certificate, such as GH100 A01 GSP BROM
+    leaf_spki: bytes  # the key that signs reports: SubjectPublicKeyInfo in DER
+    brom_spki: bytes  # SubjectPublicKeyInfo in DER
+    fwids: tuple[bytes, ...]  # 48 bytes each; the first one is that of reports
+    dice_key: bytes | None  # SubjectPublicKeyInfo in the DICE extension of Hopper and LS10
+    pdi: bytes  # 8 bytes: lasting identifier of the device
+    ueid: str  # serial number of the leaf, decimal; changes with the firmware
+    device_serial: str  # serial number of the BROM's certificate, lower-case hex
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """The certificates in DER, leaf first."""
+        return tuple([certificate.der for certificate in self.path])
+
+    @property
+    def fwid(self) -> bytes:
+        """The FWID that the report must have: 48 bytes."""
+        return self.fwids[0]
+
+    @property
+    def has_device_key(self) -> bool:
+        """Whether the DICE extension has the key of the BROM, if it has any."""
+        return self.dice_key is None or self.dice_key == self.brom_spki
+
+
+def read_device_chain(certificates: Sequence[bytes]) -> DeviceChain:
+    """Parse a chain; nothing is verified.
+
+    Args:
+        certificates: DER, leaf first, with or without the root.
+
+    Raises:
+        FormatError: If a certificate is malformed, there are fewer than 2 or more than 6, the chip
+            is unknown, or the leaf does not have exactly one DICE extension.
+    """
+    return _read(tuple(certificates))
+
+
+def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> DeviceChain:
+    """Verify a chain up to a root, and return it with this root at its end.
+
+    Revocation is not checked.
+
+    Args:
+        chain: As `read_device_chain` returns it.
+        root: The trusted root in DER. A root in the chain must have its name and key.
+        now: An aware datetime.
+
+    Raises:
+        FormatError: If `root` is malformed.
+        SignatureError: If the path is not valid: `chain_length`, `untrusted_root`,
+            `cert_bad_signature`, `cert_not_authority` or `cert_unknown_extension`.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+    """
+    anchor = _read_root(root)
+    below = chain.path
+    if len(below) > _BELOW_ROOT:
+        _check_root(below[-1], anchor)
+        below = below[:-1]
+    if len(below) != _BELOW_ROOT:
+        message = (
+            f"device chain: must have {_BELOW_ROOT} certificates below the root, not {len(below)}"
+        )
+        raise SignatureError(message, reason="chain_length")
+    path = (*below, anchor)
+    check_path(tuple(zip(_NAMES, path, strict=True)), now, _RULES)
+    return chain._replace(path=path)
+
+
+def _check_root(certificate: PathCertificate, anchor: PathCertificate) -> None:
+    """Check that a root in a chain is the trusted one, or another certificate of its key."""
+    if certificate.der == anchor.der:
+        return
+    named: NamedCertificate = ("device chain: its root", certificate)
+    if certificate.spki != anchor.spki or certificate.subject != anchor.subject:
+        message = f"{named[0]} is not the trusted device root"
+        raise SignatureError(message, reason="untrusted_root")
+    check_issued(named, (_NAMES[-1], anchor), "untrusted_root", _RULES)
+
+
+# The chain of a device is the same in all its evidence.
+@lru_cache(maxsize=128)
+def _read(certificates: tuple[bytes, ...]) -> DeviceChain:
+    count = len(certificates)
+    if count < 2:
+        problem = f"{count} certificates; the leaf and the certificates above it are required"
+        raise _bad(problem, "missing")
+    if count > MAX_CERTIFICATES:
+        raise _bad(f"{count} certificates, at most {MAX_CERTIFICATES}", "too_many")
+    path = tuple(_read_certificate(at, der) for at, der in enumerate(certificates))
+    leaf, brom = path[:2]
+    dice = _read_dice(leaf)
+    chip, model = _read_chip(leaf, brom)
+    serial = _hex_serial(brom)
+    return DeviceChain(
+        path=path,
+        chip=chip,
+        hardware_model=model,
+        leaf_spki=leaf.spki,
+        brom_spki=brom.spki,
+        fwids=dice.fwids,
+        dice_key=dice.key,
+        pdi=bytes.fromhex(serial)[-PDI_SIZE:],
+        ueid=str(leaf.serial),
+        device_serial=serial,
+    )
+
+
+def _read_certificate(at: int, der: bytes) -> PathCertificate:
+    try:
+        return read_path_certificate(der)
+    except FormatError as error:
+        raise _bad(f"certificate {at}: {error.message}", error.reason, error.offset) from error
+
+
+@lru_cache(maxsize=16)
+def _read_root(der: bytes) -> PathCertificate:
+    return read_path_certificate(der)
+
+
+def _read_dice(leaf: PathCertificate) -> Dice:
+    try:
+        return read_dice(leaf.extensions)
+    except FormatError as error:
+        raise _bad(f"certificate 0: {error.message}", error.reason, error.offset) from error
+
+
+def _read_chip(leaf: PathCertificate, brom: PathCertificate) -> tuple[Chip, str]:
+    """Return the chip of leaf and BROM, and the common name of the latter."""
+    names = [_common_name(at, certificate) for at, certificate in enumerate((leaf, brom))]
+    chip, other = map(chip_of, names)
+    if chip is None:
+        raise _bad(f"unknown chip: {shown(names[0])}; update attestkit", "unsupported")
+    if chip != other:
+        problem = f"leaf of {chip.name} below a BROM certificate of {shown(names[1])}"
+        raise _bad(problem, "inconsistent")
+    return chip, names[1]
+
+
+def _common_name(at: int, certificate: PathCertificate) -> str:
+    try:
+        name = read_name(certificate.subject).get(COMMON_NAME)
+    except FormatError as error:
+        raise _bad(f"certificate {at}: {error.message}", error.reason, error.offset) from error
+    if name is None:
+        raise _bad(f"certificate {at}: the subject has no common name", "missing")
+    return name
+
+
+def _hex_serial(brom: PathCertificate) -> str:
+    serial = brom.serial
+    size = (serial.bit_length() + 7) // 8
+    if serial < 0 or size < PDI_SIZE:
+        problem = f"certificate 1: the serial number must have at least {PDI_SIZE} bytes"
+        raise _bad(problem, "wrong_size")
+    return serial.to_bytes(size, "big").hex()
+
+
+def _bad(problem: str, reason: FormatReason, offset: int | None = None) -> FormatError:
+    return FormatError(f"device chain: {problem}", reason=reason, offset=offset)

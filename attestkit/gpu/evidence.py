@@ -1,0 +1,215 @@
+"""Evidence of GPUs and NVSwitches as JSON (nvidia-gpu.md, section 1.3).
+
+NVIDIA's SDKs write a list of devices, alone or as `evidences` beside the result of the collection.
+Requests to NVIDIA's attestation service and several providers have it as `evidence_list`,
+Confidential Containers as `device_evidence_list`.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
+from attestkit._formats.strict_json import from_base64, from_hex, read, string
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError
+from attestkit.gpu.architectures import ARCHITECTURES, Architecture, find_architecture
+from attestkit.gpu.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.report import MAX_SIZE as MAX_REPORT
+
+MAX_SIZE: Final = 4 << 20
+"""Maximum size of the JSON in bytes."""
+
+MAX_DEVICES: Final = 64
+"""Maximum number of devices."""
+
+MAX_CHAIN: Final = 0x1400
+"""Maximum size of the PEM text of a chain in bytes: that of NVML's structure."""
+
+_SUBJECT: Final = "GPU evidence"
+_LISTS: Final = ("evidences", "evidence_list", "device_evidence_list")
+_NONCE_SIZE: Final = 32
+_HEX_REPORT: Final = "11e0"  # SPDM version and request code
+_HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvidence:
+    """Report and certificate chain of one device, not verified."""
+
+    architecture: Architecture | None  # as stated by the sender; None if not stated
+    report: bytes = field(repr=False)
+    certificates: tuple[bytes, ...] = field(repr=False)  # DER, leaf first
+    nonce: bytes | None = None  # 32 bytes, as stated by the sender; None if not stated
+
+    @property
+    def chain_pem(self) -> bytes:
+        """The certificates in PEM, leaf first."""
+        texts = [encode_pem(CERTIFICATE_LABEL, der) for der in self.certificates]
+        return "".join(texts).encode("ascii")
+
+    def to_object(self) -> dict[str, str]:
+        """Return the members of NVIDIA's JSON: arch, certificate, evidence and nonce."""
+        members = {
+            "certificate": b64encode(self.chain_pem).decode("ascii"),
+            "evidence": b64encode(self.report).decode("ascii"),
+        }
+        if self.architecture is not None:
+            members["arch"] = self.architecture
+        if self.nonce is not None:
+            members["nonce"] = self.nonce.hex()
+        return dict(sorted(members.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuEvidence:
+    """Evidence of the devices of one machine, not verified.
+
+    Attributes:
+        devices: 1 to 64 devices.
+        raw: The JSON as it was received, which a hash in CPU evidence covers.
+    """
+
+    devices: tuple[DeviceEvidence, ...]
+    raw: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        """Encode the devices if there is no JSON yet."""
+        if not self.raw:
+            entries = [device.to_object() for device in self.devices]
+            text = json.dumps(entries, separators=(",", ":"))
+            object.__setattr__(self, "raw", text.encode("ascii"))
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "GpuEvidence":
+        """Decode evidence of NVIDIA's SDKs, or of a provider with the same devices.
+
+        Args:
+            data: JSON, at most 4 MiB.
+
+        Raises:
+            FormatError: If the JSON or the encoding of a report or chain is malformed. Reports and
+                certificates are not parsed.
+        """
+        raw = data.encode() if isinstance(data, str) else bytes(data)
+        if len(raw) > MAX_SIZE:
+            raise _bad(f"{len(raw)} bytes, more than {MAX_SIZE}", "too_large")
+        return cls(read_devices(read(raw, _SUBJECT)), raw)
+
+    def to_json(self) -> bytes:
+        """Return the JSON as it was received, or the bare list of NVIDIA's SDKs."""
+        return self.raw
+
+
+def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
+    """Read the devices of decoded JSON: a list, or an object with a list.
+
+    Raises:
+        FormatError: If the value is malformed, or has no device or more than 64.
+    """
+    entries, shared = value, {}
+    if isinstance(value, dict):
+        names = [name for name in _LISTS if name in value]
+        if len(names) != 1:
+            problem = f"must have exactly one of {', '.join(_LISTS)}"
+            raise _bad(problem, "inconsistent" if names else "missing")
+        if value.get("result_code", 0) != 0:
+            raise _bad("result_code: the collection failed", "wrong_value")
+        entries, shared = value[names[0]], value
+    if not isinstance(entries, list):
+        raise _bad("must be a list of devices", "wrong_type")
+    if not entries:
+        raise _bad("has no device", "missing")
+    if len(entries) > MAX_DEVICES:
+        raise _bad(f"{len(entries)} devices, at most {MAX_DEVICES}", "too_many")
+    return tuple([read_device(entry, at, shared) for at, entry in enumerate(entries)])
+
+
+def read_device(value: object, index: int = 0, shared: Mapping[str, Any] = {}) -> DeviceEvidence:
+    """Read one device of decoded JSON.
+
+    Args:
+        value: An object with evidence and certificate, optionally arch and nonce.
+        index: Index of the device, for errors.
+        shared: An object with arch and nonce of all devices.
+
+    Raises:
+        FormatError: If the value is malformed.
+    """
+    what = f"{_SUBJECT}: device {index}"
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: must be a JSON object", reason="wrong_type")
+    stated = {"arch": shared.get("arch"), "nonce": shared.get("nonce")}
+    stated |= {name: value[name] for name in stated if value.get(name) is not None}
+    nonce = stated["nonce"]
+    return DeviceEvidence(
+        _architecture(stated, what),
+        _report(value, what),
+        _certificates(value, what),
+        None if nonce is None else from_hex(nonce, f"{what}: nonce", _NONCE_SIZE),
+    )
+
+
+def _architecture(stated: Mapping[str, Any], what: str) -> Architecture | None:
+    if stated["arch"] is None:
+        return None
+    try:
+        word = string(stated, "arch")
+    except FormatError as error:
+        raise FormatError(f"{what}: {error.message}", reason=error.reason) from error
+    found = find_architecture(word)
+    if found is None:
+        message = f"{what}: arch: {shown(word)} is not one of {', '.join(ARCHITECTURES)}"
+        raise FormatError(message, reason="unsupported")
+    return found
+
+
+def _report(value: Mapping[str, Any], what: str) -> bytes:
+    """Decode a report in base64, in hex, or in hex inside base64."""
+    subject = f"{what}: evidence"
+    text = value.get("evidence")
+    _check_length(text, 2 * MAX_REPORT * 4 // 3 + 4, subject)
+    if isinstance(text, str) and text[:4].lower() == _HEX_REPORT:
+        report = from_hex(text, subject)
+    else:
+        report = from_base64(text, subject)
+        if report[:4].lower() == _HEX_REPORT.encode() and _HEX_DIGITS.issuperset(report):
+            report = from_hex(report.decode("ascii"), subject)
+    if not 0 < len(report) <= MAX_REPORT + 1:  # with a NUL after the signature
+        problem = f"{subject}: {len(report)} bytes, must be 1 to {MAX_REPORT}"
+        raise FormatError(problem, reason="too_large" if report else "missing")
+    return report
+
+
+def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
+    """Decode a chain: PEM in base64, with NUL bytes at its end."""
+    subject = f"{what}: certificate"
+    text = value.get("certificate")
+    _check_length(text, MAX_CHAIN * 4 // 3 + 4, subject)
+    pem = from_base64(text, subject)
+    if len(pem) > MAX_CHAIN:
+        message = f"{subject}: {len(pem)} bytes, more than {MAX_CHAIN}"
+        raise FormatError(message, reason="too_large")
+    try:
+        found = split_pem(pem.rstrip(b"\0").decode("ascii"))
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{subject}: not ASCII text", reason="encoding") from error
+    except FormatError as error:
+        raise FormatError(f"{subject}: {error.message}", reason=error.reason) from error
+    if len(found) > MAX_CERTIFICATES:
+        message = f"{subject}: {len(found)} certificates, at most {MAX_CERTIFICATES}"
+        raise FormatError(message, reason="too_many")
+    return tuple(found)
+
+
+def _check_length(text: object, most: int, subject: str) -> None:
+    if isinstance(text, str) and len(text) > most:
+        message = f"{subject}: {len(text)} characters, more than {most}"
+        raise FormatError(message, reason="too_large")
+
+
+def _bad(problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"{_SUBJECT}: {problem}", reason=reason)

@@ -1,0 +1,62 @@
+"""Devices of one machine, and how NVLink connects them (nvidia-gpu.md, section 3.5).
+
+Only machines with protected PCIe have switches with evidence; the links of others are not checked.
+"""
+
+import hmac
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from attestkit.errors import GpuEvidenceError
+from attestkit.gpu.device_chain import DeviceChain
+from attestkit.gpu.report import Report
+
+
+class TopologyDevice(NamedTuple):
+    """A device whose chain and report are verified."""
+
+    chain: DeviceChain
+    report: Report
+
+
+def check_topology(devices: Sequence[TopologyDevice]) -> bool:
+    """Check that devices are distinct, have one nonce, and are connected with each other only.
+
+    Returns:
+        Whether the connections were checked: False without switches.
+
+    Raises:
+        GpuEvidenceError: If a check fails (`topology`), with the index of the device.
+    """
+    _check_distinct(devices)
+    gpus = {at: device for at, device in enumerate(devices) if device.report.kind == "gpu"}
+    switches = {at: device for at, device in enumerate(devices) if at not in gpus}
+    if not switches:
+        return False
+    for at, device in switches.items():
+        if device.report.pdi != device.chain.pdi:
+            raise _bad("the report has another PDI than the certificate", at)
+    gpu_pdis = {device.chain.pdi for device in gpus.values()}
+    switch_pdis = {device.chain.pdi for device in switches.values()}
+    for at, device in gpus.items():
+        if set(device.report.switch_pdis) != switch_pdis:
+            raise _bad("the GPU is not connected to exactly the switches of the evidence", at)
+    for at, device in switches.items():
+        if set(device.report.gpu_pdis) != gpu_pdis:
+            raise _bad("the switch is not connected to exactly the GPUs of the evidence", at)
+    return True
+
+
+def _check_distinct(devices: Sequence[TopologyDevice]) -> None:
+    seen: dict[bytes, int] = {}
+    for at, device in enumerate(devices):
+        first = seen.setdefault(device.chain.pdi, at)
+        if first != at:
+            raise _bad(f"the device is that of index {first}", at)
+        if not hmac.compare_digest(device.report.nonce, devices[0].report.nonce):
+            raise _bad("the report has another nonce than that of index 0", at)
+
+
+def _bad(problem: str, index: int) -> GpuEvidenceError:
+    message = f"GPU topology: device {index}: {problem}"
+    return GpuEvidenceError(message, reason="topology", device=index)
