@@ -59,8 +59,11 @@ def refused_as(reason: "GpuReason", position: int) -> Iterator[None]:
     """
     try:
         yield
-    except GpuEvidenceError:
-        raise
+    except GpuEvidenceError as error:
+        if error.device is not None:
+            raise
+        message = f"GPU {position}: {error}"
+        raise GpuEvidenceError(message, reason=error.reason, device=position) from error
     except (FormatError, VerificationError) as error:
         message = f"GPU {position}: {error}"
         raise GpuEvidenceError(message, reason=reason, device=position) from error

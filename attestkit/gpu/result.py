@@ -9,9 +9,9 @@ from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
 GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]
 """What joins CPU and GPUs, from weak to strong.
 
-`nonce`: both have the nonce of the verifier. `runtime_event`: the CPU's measured event log has the
-hash of the GPU evidence, as of boot. `report_data`: the CPU's report data commit to the GPU
-evidence, or the GPUs' nonce is a hash in them.
+`nonce`: both have the nonce of the verifier, or a hash of it. `runtime_event`: the CPU's measured
+event log has the hash of the GPU evidence, as of boot. `report_data`: the CPU's report data commit
+to the GPU evidence.
 """
 
 DeviceMode = Literal["single", "multi", "protected_pcie"]

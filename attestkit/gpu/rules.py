@@ -36,6 +36,11 @@ _CHOICES: Final = {
     "nras": get_args(NrasUse),
 }
 _TEXTS: Final = ("chips", "drivers", "vbios")
+_APPRAISED: Final = (  # by `appraise`
+    *("chips", "count", "switch_count", "drivers", "min_driver", "vbios", "min_vbios"),
+    *("protected_pcie", "allow_mpt"),
+)
+_OF_DEVICES: Final = {*_APPRAISED, "ready_state", "binding"} - {"allow_mpt"}
 _FLAGS: Final = (
     *("required", "ready_state", "protected_pcie", "allow_mpt"),
     *("allow_hold", "allow_absent_fwid"),
@@ -53,7 +58,7 @@ class GpuRules:
         UsageError: If a rule has the wrong type, accepts nothing, or contradicts another.
     """
 
-    # Evidence of the CPU without GPUs is rejected.
+    # Evidence of the CPU without GPUs is rejected; a rule about devices has the same effect.
     required: bool = False
     chips: Collection[str] | None = None
     count: int | None = None  # of GPUs
@@ -107,6 +112,11 @@ class GpuRules:
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in found.items() if value != getattr(_DEFAULT, name)}
 
+    @property
+    def needs_gpus(self) -> bool:
+        """Whether evidence without GPUs is rejected: by `required`, or a rule about devices."""
+        return self.required or not self.named.keys().isdisjoint(_OF_DEVICES)
+
     def appraise(self, devices: Sequence["DeviceResult"]) -> tuple[VerificationStep, ...]:
         """Appraise verified devices; return the rules that were met.
 
@@ -125,9 +135,7 @@ class GpuRules:
         return (VerificationStep("gpu_rules", "passed", f"the GPUs meet the rules {met}"),)
 
     def _met(self) -> str:
-        appraised = ("chips", "count", "switch_count", "drivers", "min_driver", "vbios")
-        names = (*appraised, "min_vbios", "protected_pcie", "allow_mpt")
-        return ", ".join(name for name in self.named if name in names)
+        return ", ".join(name for name in self.named if name in _APPRAISED)
 
     def _appraise_count(self, what: str, rule: str, wanted: int | None, found: int) -> None:
         if wanted is not None and found != wanted:

@@ -1,0 +1,219 @@
+"""Evidence of GPUs beside that of a CPU: what joins them, and the verification of both.
+
+The strongest binding that holds counts: report data that commit to the GPU evidence, its hash in
+the measured event log, or a shared nonce.
+"""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit._reasons import VerificationStep
+from attestkit.attestation import Attestation
+from attestkit.errors import FormatError, GpuEvidenceError, UsageError
+from attestkit.event_log.event import Event
+from attestkit.gpu.rules import BINDINGS, GpuRules
+from attestkit.report_data import ReportData, gpu_nonce
+from attestkit.verifier.evidence.checks import ExpectedReportData
+from attestkit.verifier.result import caution, passed, skipped
+
+if TYPE_CHECKING:
+    from attestkit.gpu.binding import GpuBinding
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.result import GpuBindingKind, GpuResult
+    from attestkit.gpu.roots import GpuRoots
+
+GpuInput = "GpuEvidence | GpuBinding | bytes | Literal[False] | None"
+"""GPU evidence as passed to a verifier; None: enclosed in the evidence, False: not verified."""
+
+_GPU_EVENT: Final = "gpu-attestation"  # of dstack (nvidia-gpu.md, section 6.1)
+_BOOT_END: Final = "system-ready"
+_NONCE: Final = slice(4, 36)  # of a report
+_NOT_VERIFIED: Final = skipped("gpu_report", "evidence of GPUs was not verified")
+_STEPS: Final[dict[str, VerificationStep]] = {
+    "report_data": passed(
+        "gpu_binding", "the report data of the CPU's evidence commit to that of the GPUs"
+    ),
+    "runtime_event": caution(
+        "gpu_binding",
+        "the CPU's event log has the hash of the GPUs' evidence, which is as of boot and not fresh",
+    ),
+    "nonce": caution(
+        "gpu_binding",
+        "CPU and GPUs have only a nonce in common: the GPUs could be those of another machine, "
+        "whose evidence is relayed",
+    ),
+}
+
+
+class GpuTrust(NamedTuple):
+    """Trust anchors and endorsements of a verifier for GPUs; None: NVIDIA's, none."""
+
+    roots: "GpuRoots | None" = None
+    endorsements: "GpuEndorsements | None" = None
+
+
+class GpuCandidate(NamedTuple):
+    """Report data that the CPU's evidence may have beside GPU evidence."""
+
+    expected: ExpectedReportData
+    kind: "GpuBindingKind | None"  # that these report data prove; None: as without GPUs
+
+
+class GpuJoin:
+    """GPU evidence of one verification."""
+
+    def __init__(self, given: Any, attestation: Attestation | None) -> None:  # noqa: ANN401 - GpuInput
+        """Read the GPU evidence that was passed, or that is enclosed in `attestation`.
+
+        Raises:
+            FormatError: If it is malformed.
+            UsageError: If `given` has another type than `GpuInput`.
+        """
+        self._binding: GpuBinding | None = None
+        self.evidence: GpuEvidence | None = None
+        enclosed = None if attestation is None else attestation.gpu_evidence
+        self._skipped = given is False and enclosed is not None
+        if given is False or given is None:
+            self.evidence = enclosed
+            return
+        # lazy: only with GPUs
+        from attestkit.gpu.binding import GpuBinding
+        from attestkit.gpu.evidence import GpuEvidence
+
+        if isinstance(given, GpuBinding):
+            self._binding, self.evidence = given, given.evidence
+        elif isinstance(given, GpuEvidence):
+            self.evidence = given
+        elif isinstance(given, bytes):
+            self.evidence = GpuEvidence.from_json(given)
+        else:
+            message = f"gpu: must be GpuEvidence, its JSON or a GpuBinding, not {type(given)}"
+            raise UsageError(message, reason="wrong_type")
+
+    def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
+        """Return the report data that the CPU's evidence may have, the strongest binding first."""
+        if (binding := self._binding) is not None:
+            own = ExpectedReportData(binding.report_data, "nonce", binding.nonce)
+            return (GpuCandidate(own, binding.kind),)
+        plain = GpuCandidate(expected, None)
+        if self.evidence is None or expected.nonce is None:
+            return (plain,)
+        # Platforms that bind a nonce in another way bind these report data as their nonce.
+        bound = ReportData.for_nonce_and_gpu(expected.nonce, self.evidence.raw)
+        both = ExpectedReportData(bound, expected.bound_to, bound)
+        return GpuCandidate(both, "report_data"), plain
+
+    def verify(
+        self,
+        chosen: GpuCandidate,
+        nonce: bytes | None,
+        events: Sequence[Event],
+        trust: GpuTrust,
+        rules: GpuRules,
+        now: datetime,
+    ) -> "GpuResult | None":
+        """Verify the GPU evidence, and return the result with the binding; None without GPUs.
+
+        Args:
+            chosen: The candidate whose report data the CPU's evidence has.
+            nonce: Of the verifier; None if it expects other report data.
+            events: Measured runtime events.
+            trust: Trust anchors and endorsements.
+            rules: Rules of the policy.
+            now: Time of the verification.
+
+        Raises:
+            GpuEvidenceError: If the evidence is not valid, not accepted, or missing.
+            CollateralError: If endorsements are missing.
+            UsageError: If the nonce of the GPUs is not known.
+        """
+        if self.evidence is None or self._skipped:
+            if rules.needs_gpus:
+                message = "GPU evidence: missing, but the policy has rules about GPUs; request it"
+                raise GpuEvidenceError(message, reason="device_count")
+            return None
+        from attestkit.gpu.verify import verify  # lazy: only with GPUs
+
+        kind, expected = self._find_binding(chosen, nonce, events)
+        _check_binding(kind, rules)
+        _check_ready_state(events, rules)
+        found = verify(
+            self.evidence,
+            nonce=expected,
+            now=now,
+            endorsements=trust.endorsements,
+            roots=trust.roots,
+            rules=rules,
+        )
+        return replace(found, binding=kind, steps=(*found.steps, _STEPS[kind]))
+
+    def skipped_steps(self) -> tuple[VerificationStep, ...]:
+        """Return the step of enclosed evidence that was not verified."""
+        return (_NOT_VERIFIED,) if self._skipped else ()
+
+    def _find_binding(
+        self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event]
+    ) -> "tuple[GpuBindingKind, bytes]":
+        """Return the binding, and the nonce that the reports must have."""
+        assert self.evidence is not None
+        if (binding := self._binding) is not None:
+            return binding.kind, binding.gpu_nonce
+        if chosen.kind == "report_data" and nonce is not None:
+            return "report_data", gpu_nonce(nonce)
+        stated = self.evidence.devices[0].report[_NONCE]
+        if _measured_hash(events) == sha256(self.evidence.raw).hex():
+            return "runtime_event", stated
+        if nonce is None:
+            raise UsageError(
+                "gpu: the nonce of the GPUs is not known; pass nonce, or a GpuBinding of "
+                "attestkit.gpu.bindings",
+                reason="missing",
+            )
+        shared = len(nonce) == len(stated) and hmac.compare_digest(nonce, stated)
+        return "nonce", nonce if shared else gpu_nonce(nonce)
+
+
+def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
+    """Return the payload of dstack's event about GPUs; empty unless there is exactly one.
+
+    Only events of the boot count: later ones are of the app.
+    """
+    end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), 0)
+    found = [event.payload for event in events[:end] if event.name == _GPU_EVENT]
+    if len(found) != 1:
+        return {}
+    try:
+        return strict_json.read_object(found[0], _GPU_EVENT)
+    except FormatError:
+        return {}
+
+
+def _measured_hash(events: Sequence[Event]) -> object:
+    return _gpu_event(events).get("evidence_sha256")
+
+
+def _check_binding(kind: "GpuBindingKind", rules: GpuRules) -> None:
+    if BINDINGS.index(kind) < BINDINGS.index(rules.binding):
+        message = (
+            f"GPU evidence: bound to the CPU's by {kind}, must be {rules.binding}; request "
+            "evidence with GPUs in one call, or change the policy's gpu.binding"
+        )
+        raise GpuEvidenceError(message, reason="binding")
+
+
+def _check_ready_state(events: Sequence[Event], rules: GpuRules) -> None:
+    if not rules.ready_state:
+        return
+    stated = _gpu_event(events)
+    if stated.get("cc_mode") != "on" or stated.get("devtools") is not False:
+        message = (
+            f"GPU ready state: the measured event log has no event {_GPU_EVENT} with cc_mode on "
+            "and without devtools; drop the policy's gpu.ready_state, or measure it at boot"
+        )
+        raise GpuEvidenceError(message, reason="modes")
