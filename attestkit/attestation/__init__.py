@@ -5,18 +5,18 @@ runtime events and the VM configuration. This package decodes and encodes eviden
 appraises it.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit.attestation import app_info as _app_info
+from attestkit.attestation import encodings
 from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.cmw import evidence as cmw_evidence
+from attestkit.attestation.encodings import Enclosed, Encoding
 from attestkit.attestation.launch.vm_config import choose_config
-from attestkit.attestation.wire import agent_response, v0_scale, v1_cbor, v1_msgpack
+from attestkit.attestation.wire import agent_response
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.event_log import WireLog
 from attestkit.attestation.wire.evidence_parts import Evidence
@@ -32,79 +32,33 @@ if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
     from attestkit.attestation.hcl_report import HclReport
     from attestkit.collateral import Collateral
+    from attestkit.gpu.evidence import GpuEvidence
 
 __all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
-
-Encoding = Literal[
-    "v0",
-    "v1",
-    "cbor",
-    "cbor-record",
-    "cbor-tag",
-    "json",
-    "json-record",
-    "v1-cbor",
-    "coco",
-    "go-tpm-tools",
-]
-"""Encodings of evidence: `v0` is SCALE, `v1` msgpack, `v1-cbor` the same structure in CBOR.
-
-All others are a RATS Conceptual Message Wrapper (CMW, draft-ietf-rats-msg-wrap): `cbor` and `json`
-are a collection with one record for each part, and the only ones that can include collateral;
-`cbor-record`, `json-record` and `cbor-tag` are one message that contains a `v1-cbor`.
-
-Evidence of platforms that dstack does not define has the encodings `cbor` and `json` only, and
-`coco`, the JSON of Confidential Containers' attesters, if it is of Azure or of a TPM alone.
-`go-tpm-tools` is that project's message `attest.Attestation`, for evidence of a TPM alone.
-"""
 
 MAX_SIZE: Final = 10_485_760
 """Largest size of encoded evidence in bytes (10 MiB)."""
 
-_COCO_MEMBERS: Final = (b'"signature"', b'"message"', b'"pcrs"')
-_COCO_QUOTES: Final = (b'"quote"', b'"tpm_quote"')
 _NO_LOG: Final = WireLog()
 # Name, payload and version of an Event, which are the fields of a RuntimeEvent; and its digest.
 _CONTENT: Final = itemgetter(3, 4, 5)
 _DIGEST: Final = itemgetter(2)
 
 
-def _encode_coco(evidence: Evidence, _: bytes | None) -> bytes:
-    from attestkit.attestation import coco  # lazy: only for this encoding
-
-    return coco.encode_evidence(evidence)
-
-
-def _encode_go_tpm_tools(evidence: Evidence, _: bytes | None) -> bytes:
-    from attestkit.attestation import go_tpm_tools  # lazy: only for this encoding
-
-    return go_tpm_tools.encode_evidence(evidence)
-
-
-_ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
-    "v0": lambda evidence, _: v0_scale.encode_evidence(evidence),
-    "v1": lambda evidence, _: v1_msgpack.encode_evidence(evidence),
-    "cbor": partial(cmw_evidence.encode_evidence, "cbor"),
-    "cbor-record": partial(cmw_evidence.encode_evidence, "cbor-record"),
-    "cbor-tag": partial(cmw_evidence.encode_evidence, "cbor-tag"),
-    "json": partial(cmw_evidence.encode_evidence, "json"),
-    "json-record": partial(cmw_evidence.encode_evidence, "json-record"),
-    "v1-cbor": lambda evidence, _: v1_cbor.encode_evidence(evidence),
-    "coco": _encode_coco,
-    "go-tpm-tools": _encode_go_tpm_tools,
-}
-
-
 class Attestation:
     """Evidence of one TEE. Immutable; equality ignores the encoding and enclosed collateral."""
 
-    __slots__ = ("_collateral", "_encoding", "_event_log", "_evidence", "_quote", "_runtime_events")
+    __slots__ = (
+        *("_collateral", "_encoding", "_event_log", "_evidence", "_gpu", "_quote"),
+        "_runtime_events",
+    )
 
     def __init__(
         self,
         evidence: Evidence,
         encoding: Encoding | None = None,
         collateral: bytes | None = None,
+        gpu_evidence: bytes | None = None,
     ) -> None:
         """Wrap `evidence`.
 
@@ -112,9 +66,11 @@ class Attestation:
             evidence: The decoded evidence.
             encoding: Encoding in which it was received; None for new evidence.
             collateral: Collateral from the same CMW, not parsed.
+            gpu_evidence: Evidence of GPUs from the same CMW, not parsed.
         """
         self._evidence = evidence
         self._collateral = collateral
+        self._gpu = gpu_evidence
         self._encoding: Encoding | None = encoding
         self._quote: Quote | None = None
         self._event_log: EventLog | None = None
@@ -124,7 +80,7 @@ class Attestation:
     def from_bytes(cls, data: bytes) -> "Attestation":
         """Decode evidence of at most 10 MiB in any `Encoding`.
 
-        Quote, report and enclosed collateral are parsed on first access.
+        Quote, report, enclosed collateral and GPU evidence are parsed on first access.
 
         Raises:
             UsageError: If `data` is not `bytes`.
@@ -136,24 +92,7 @@ class Attestation:
         if len(data) > MAX_SIZE:
             message = f"attestation bytes too large: {len(data)} > {MAX_SIZE}"
             raise FormatError(message, reason="too_large")
-        if data[0] in v0_scale.FIRST_BYTES:
-            return cls(v0_scale.decode_evidence(data), "v0")
-        if _is_go_tpm_tools(data):
-            from attestkit.attestation import go_tpm_tools  # lazy: only for this encoding
-
-            return cls(go_tpm_tools.decode_evidence(data), "go-tpm-tools")
-        if _is_coco(data):
-            from attestkit.attestation import coco  # lazy: only for this encoding
-
-            return cls(coco.decode_evidence(data), "coco")
-        if cmw_evidence.is_cmw(data):
-            content = cmw_evidence.decode_evidence(data)
-            return cls(content.evidence, content.encoding, content.collateral)
-        if data[0] in v1_msgpack.FIRST_BYTES:
-            return cls(v1_msgpack.decode_evidence(data), "v1")
-        if data[0] in v1_cbor.FIRST_BYTES:
-            return cls(v1_cbor.decode_evidence(data), "v1-cbor")
-        raise FormatError("Unknown attestation wire format", reason="unrecognized")
+        return cls(*encodings.decode(data))
 
     @classmethod
     def from_agent_response(cls, response: str | bytes | Mapping[str, object]) -> "Attestation":
@@ -220,21 +159,23 @@ class Attestation:
 
         Args:
             encoding: One of `Encoding`; None for the encoding in which the evidence was received.
-                The default of new evidence is `cbor` if it has collateral or its platform is not
-                one of dstack's, `v1` if an event has version 2, otherwise `v0`. Only `cbor` and
-                `json` include the collateral.
+                The default of new evidence is `cbor` if it has collateral or GPU evidence, or its
+                platform is not one of dstack's, `v1` if an event has version 2, otherwise `v0`.
+                Only `cbor` and `json` include collateral and GPU evidence.
 
         Raises:
             UsageError: If the encoding is unknown or cannot represent the evidence, or the evidence
                 exceeds a limit of decoders (10 MiB, 65,536 events).
         """
         chosen = encoding or self._encoding or self._default_encoding()
-        if chosen not in tuple(_ENCODE):  # a tuple: `chosen` may be unhashable
-            message = f"encoding: unknown: {ascii(chosen)[:64]}; use one of {', '.join(_ENCODE)}"
+        known = tuple(encodings.ENCODE)  # a tuple: `chosen` may be unhashable
+        if chosen not in known:
+            message = f"encoding: unknown: {ascii(chosen)[:64]}; use one of {', '.join(known)}"
             raise UsageError(message, reason="unknown_name")
         if (count := len(self._wire_events())) > MAX_ITEMS:
             raise UsageError(f"evidence: {count} events, more than {MAX_ITEMS}", reason="too_many")
-        encoded = _ENCODE[chosen](self._evidence, self._collateral)
+        enclosed = Enclosed(self._collateral, self._gpu)
+        encoded = encodings.ENCODE[chosen](self._evidence, enclosed)
         if len(encoded) > MAX_SIZE:
             raise UsageError(f"evidence: {len(encoded)} bytes, over {MAX_SIZE}", reason="too_large")
         return encoded
@@ -360,12 +301,33 @@ class Attestation:
             UsageError: If `collateral` is not a `Collateral`.
         """
         if collateral is None:
-            return Attestation(self._evidence, self._encoding)
+            return Attestation(self._evidence, self._encoding, None, self._gpu)
         from attestkit.collateral import Collateral  # lazy: evidence rarely includes collateral
 
         if not isinstance(collateral, Collateral):
             raise wrong_type("collateral", "a Collateral", collateral)
-        return Attestation(self._evidence, self._encoding, collateral.to_json().encode())
+        encoded = collateral.to_json().encode()
+        return Attestation(self._evidence, self._encoding, encoded, self._gpu)
+
+    @property
+    def gpu_evidence(self) -> "GpuEvidence | None":
+        """The evidence of GPUs that a CMW contains beside that of the CPU; None without.
+
+        Raises FormatError if it is malformed.
+        """
+        if self._gpu is None:
+            return None
+        from attestkit.gpu.evidence import GpuEvidence  # lazy: only with GPUs
+
+        return GpuEvidence.from_json(self._gpu)
+
+    def with_gpu_evidence(self, gpu_evidence: "GpuEvidence | None") -> "Attestation":
+        """Return a copy with other evidence of GPUs, or without.
+
+        The encodings `cbor` and `json` include it.
+        """
+        raw = None if gpu_evidence is None else gpu_evidence.raw
+        return Attestation(self._evidence, self._encoding, self._collateral, raw)
 
     def with_vm_config(self, vm_config: str) -> "Attestation":
         """Return evidence with the VM configuration that was received beside it.
@@ -382,7 +344,7 @@ class Attestation:
         if chosen == stack.config:
             return self
         evidence = Evidence(platform, stack._replace(config=chosen))
-        return Attestation(evidence, self._encoding, self._collateral)
+        return Attestation(evidence, self._encoding, self._collateral, self._gpu)
 
     @property
     def app_info(self) -> AppInfo:
@@ -418,8 +380,8 @@ class Attestation:
 
         On TDX, the event log keeps only the RTMR3 events (without fields that can be recomputed)
         and the events that measure ACPI tables. Beside a quote of a TPM, the logs of firmware and
-        IMA are removed. Runtime events, report data and configuration are kept; collateral is
-        removed.
+        IMA are removed. Runtime events, report data and configuration are kept; collateral and
+        evidence of GPUs are removed.
         """
         platform = parts.stripped(self._evidence.platform)
         return Attestation(self._evidence._replace(platform=platform), self._encoding)
@@ -438,10 +400,12 @@ class Attestation:
             parts.with_report_data(platform, report_data),
             stack._replace(report_data=report_data),
         )
-        return Attestation(replaced, self._encoding, self._collateral)
+        return Attestation(replaced, self._encoding, self._collateral, self._gpu)
 
     def _default_encoding(self) -> Encoding:
-        if self._collateral is not None or not parts.is_of_dstack(self._evidence.platform):
+        if (self._collateral or self._gpu) is not None or not parts.is_of_dstack(
+            self._evidence.platform
+        ):
             return "cbor"
         return "v1" if self._evidence.has_v2_event() else "v0"
 
@@ -453,36 +417,18 @@ class Attestation:
         if not isinstance(other, Attestation):
             return NotImplemented
         # Named tuples of different platforms can be equal, so compare the platforms too.
-        return self.platform == other.platform and self._evidence == other.evidence
+        same = self.platform == other.platform and self._evidence == other.evidence
+        return same and self._gpu == other._gpu
 
     def __hash__(self) -> int:
         return hash((self.platform, self._evidence))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Attestation, (self._evidence, self._encoding, self._collateral)
+        return Attestation, (self._evidence, self._encoding, self._collateral, self._gpu)
 
     def __repr__(self) -> str:
         events = len(self._wire_events())
         return f"<Attestation {self.platform}, {self._encoding or 'new'}, {events} events>"
-
-
-def _is_coco(data: bytes) -> bool:
-    """Return whether evidence is in JSON with the members of a TPM quote of CoCo's attesters."""
-    return (
-        data.lstrip(b" \t\r\n")[:1] == b"{"
-        and all(word in data for word in _COCO_MEMBERS)
-        and any(word in data for word in _COCO_QUOTES)
-    )
-
-
-def _is_go_tpm_tools(data: bytes) -> bool:
-    """Return whether evidence begins as a protobuf message whose first field is a TPMT_PUBLIC.
-
-    The field is number 1, of bytes; its size has one or two bytes. The public area begins with the
-    type of the key, RSA or ECC. JSON may begin with the same byte, a line feed, but has no zeros.
-    """
-    at = 2 if data[1:2] < b"\x80" else 3
-    return data[:1] == b"\n" and data[at : at + 2] in {b"\0\1", b"\0\x23"}
 
 
 def _runtime_event(event: parts.RuntimeEvent, index: int) -> Event:

@@ -8,8 +8,9 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._reasons import VerificationStep
@@ -58,6 +59,14 @@ class GpuTrust(NamedTuple):
     endorsements: "GpuEndorsements | None" = None
 
 
+class GpuAppraisal(NamedTuple):
+    """Settings of a verification."""
+
+    trust: GpuTrust
+    rules: GpuRules
+    now: datetime
+
+
 class GpuCandidate(NamedTuple):
     """Report data that the CPU's evidence may have beside GPU evidence."""
 
@@ -75,26 +84,12 @@ class GpuJoin:
             FormatError: If it is malformed.
             UsageError: If `given` has another type than `GpuInput`.
         """
-        self._binding: GpuBinding | None = None
-        self.evidence: GpuEvidence | None = None
         enclosed = None if attestation is None else attestation.gpu_evidence
         self._skipped = given is False and enclosed is not None
-        if given is False or given is None:
-            self.evidence = enclosed
-            return
-        # lazy: only with GPUs
-        from attestkit.gpu.binding import GpuBinding
-        from attestkit.gpu.evidence import GpuEvidence
-
-        if isinstance(given, GpuBinding):
-            self._binding, self.evidence = given, given.evidence
-        elif isinstance(given, GpuEvidence):
-            self.evidence = given
-        elif isinstance(given, bytes):
-            self.evidence = GpuEvidence.from_json(given)
-        else:
-            message = f"gpu: must be GpuEvidence, its JSON or a GpuBinding, not {type(given)}"
-            raise UsageError(message, reason="wrong_type")
+        self._binding: GpuBinding | None = None
+        self.evidence: GpuEvidence | None = enclosed
+        if given is not False and given is not None:
+            self._binding, self.evidence = _read(given)
 
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
         """Return the report data that the CPU's evidence may have, the strongest binding first."""
@@ -114,9 +109,7 @@ class GpuJoin:
         chosen: GpuCandidate,
         nonce: bytes | None,
         events: Sequence[Event],
-        trust: GpuTrust,
-        rules: GpuRules,
-        now: datetime,
+        settings: GpuAppraisal,
     ) -> "GpuResult | None":
         """Verify the GPU evidence, and return the result with the binding; None without GPUs.
 
@@ -124,15 +117,14 @@ class GpuJoin:
             chosen: The candidate whose report data the CPU's evidence has.
             nonce: Of the verifier; None if it expects other report data.
             events: Measured runtime events.
-            trust: Trust anchors and endorsements.
-            rules: Rules of the policy.
-            now: Time of the verification.
+            settings: Trust anchors, endorsements, rules and time.
 
         Raises:
             GpuEvidenceError: If the evidence is not valid, not accepted, or missing.
             CollateralError: If endorsements are missing.
             UsageError: If the nonce of the GPUs is not known.
         """
+        trust, rules, now = settings
         if self.evidence is None or self._skipped:
             if rules.needs_gpus:
                 message = "GPU evidence: missing, but the policy has rules about GPUs; request it"
@@ -177,6 +169,20 @@ class GpuJoin:
             )
         shared = len(nonce) == len(stated) and hmac.compare_digest(nonce, stated)
         return "nonce", nonce if shared else gpu_nonce(nonce)
+
+
+def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
+    # lazy: only with GPUs
+    from attestkit.gpu.binding import GpuBinding
+    from attestkit.gpu.evidence import GpuEvidence
+
+    if isinstance(given, GpuBinding):
+        return given, given.evidence
+    if isinstance(given, GpuEvidence):
+        return None, given
+    if isinstance(given, bytes):
+        return None, GpuEvidence.from_json(given)
+    raise wrong_type("gpu", "GpuEvidence, its JSON or a GpuBinding", given)
 
 
 def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A collection has one record for each part of the evidence; labels are the field names of the guest
 agent's evidence, `MEDIA_TYPES` has their types. A record or a tagged message contains the evidence
-as one document, see `wire.v1_cbor`. A collection may also contain collateral, which is not parsed
-here.
+as one document, see `wire.v1_cbor`. A collection may also contain collateral and evidence of GPUs,
+which are not parsed here.
 """
 
 import json
@@ -57,6 +57,7 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     "config": "application/vnd.attestkit.configuration",
     "report_data_payload": "application/vnd.attestkit.report-data-payload",
     "collateral": "application/vnd.attestkit.collateral+json",
+    "gpu_evidence": "application/vnd.attestkit.gpu-evidence+json",
 }
 """Media type of each label. Only the media type of COSE is registered with IANA."""
 
@@ -69,6 +70,7 @@ _FIRST_BYTES: Final = frozenset([b"{", b"[", *(bytes([byte]) for byte in range(0
 _TAGGED: Final = bytes.fromhex("da6374")  # first bytes of all tags of Content-Formats
 _ENDORSING: Final = Indicator.ENDORSEMENTS | Indicator.REFERENCE_VALUES
 _COLLATERAL: Final = "collateral"
+_GPU: Final = "gpu_evidence"
 _NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
@@ -78,6 +80,7 @@ class CmwContent(NamedTuple):
     evidence: Evidence
     encoding: CmwEncoding
     collateral: bytes | None = None  # not parsed
+    gpu_evidence: bytes | None = None  # not parsed
 
 
 def is_cmw(data: bytes) -> bool:
@@ -99,7 +102,10 @@ def _is_json(data: bytes) -> bool:
 
 
 def encode_evidence(
-    encoding: CmwEncoding, evidence: Evidence, collateral: bytes | None = None
+    encoding: CmwEncoding,
+    evidence: Evidence,
+    collateral: bytes | None = None,
+    gpu_evidence: bytes | None = None,
 ) -> bytes:
     """Encode evidence as a CMW.
 
@@ -107,6 +113,7 @@ def encode_evidence(
         encoding: `cbor` and `json` are collections, the others a record or a tagged message.
         evidence: The evidence.
         collateral: Collateral in nine-field JSON, for collections only.
+        gpu_evidence: Evidence of GPUs in JSON, for collections only.
 
     Raises:
         UsageError: If a text has unpaired surrogates, or `encoding` is a record or a tagged message
@@ -116,7 +123,7 @@ def encode_evidence(
         return cmw.write_tag(EVIDENCE_FORMAT, v1_cbor.encode_evidence(evidence))
     message: Cmw
     if encoding in {"cbor", "json"}:
-        message = _collection(evidence, collateral)
+        message = _collection(evidence, collateral, gpu_evidence)
     else:
         message = Record(EVIDENCE_TYPE, v1_cbor.encode_evidence(evidence), Indicator.EVIDENCE)
     return cmw.write_cbor(message) if encoding.startswith("cbor") else json_form.write_json(message)
@@ -135,16 +142,17 @@ def decode_evidence(data: bytes) -> CmwContent:
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
     if isinstance(message, Collection):
         parts = _known_parts(message)
-        collateral = parts.pop(_COLLATERAL, None)
-        return CmwContent(_build_evidence(parts), "json" if is_json else "cbor", collateral)
+        collateral, gpu_evidence = parts.pop(_COLLATERAL, None), parts.pop(_GPU, None)
+        encoding: CmwEncoding = "json" if is_json else "cbor"
+        return CmwContent(_build_evidence(parts), encoding, collateral, gpu_evidence)
     _check(message, "CMW", EVIDENCE_TYPE, Indicator.EVIDENCE)
-    encoding: CmwEncoding = (
-        "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
-    )
+    encoding = "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
     return CmwContent(_with_label("CMW", lambda: v1_cbor.decode_evidence(message.value)), encoding)
 
 
-def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
+def _collection(
+    evidence: Evidence, collateral: bytes | None, gpu_evidence: bytes | None
+) -> Collection:
     entries: dict[Label, Cmw] = {
         label: Record(
             MEDIA_TYPES[label],
@@ -155,6 +163,8 @@ def _collection(evidence: Evidence, collateral: bytes | None) -> Collection:
     }
     if collateral is not None:
         entries[_COLLATERAL] = Record(MEDIA_TYPES[_COLLATERAL], collateral, _ENDORSING)
+    if gpu_evidence is not None:
+        entries[_GPU] = Record(MEDIA_TYPES[_GPU], gpu_evidence, Indicator.EVIDENCE)
     return Collection(entries, COLLECTION_TYPE)
 
 
