@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from attestkit.verifier import Verifier
-    from attestkit.verifier.pipeline import VerifierOptions
+    from attestkit.verifier.verifier_options import VerifierOptions
 
 __all__ = ["AsyncAttester"]
 

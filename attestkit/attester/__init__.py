@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from attestkit.dstack.host_shared_folder import HostShared
     from attestkit.verifier import Verifier
-    from attestkit.verifier.pipeline import VerifierOptions
+    from attestkit.verifier.verifier_options import VerifierOptions
 
     # `Attester` alone is an Attester[Backend].
     B_co = TypeVar("B_co", bound=Backend, default=Backend, covariant=True)

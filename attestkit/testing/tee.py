@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from attestkit.quote import Quote
     from attestkit.snp_report import SnpReport
     from attestkit.verifier import AttestationResult, Verifier
-    from attestkit.verifier.pipeline import VerifierOptions
+    from attestkit.verifier.verifier_options import VerifierOptions
 
 SEED: Final = b"attestkit.testing: everyone's!!!"
 """Default seed, which is public: tests get the same bytes everywhere."""

@@ -25,11 +25,13 @@ from attestkit.verifier.evidence.checks import (
     app_info,
     check_quoted_report_data,
     check_report_data,
+    has_report_data,
     replay_event_log,
 )
 from attestkit.verifier.evidence.claims import claims, verified_launch
 from attestkit.verifier.evidence.formats import Evidence, parse_evidence
-from attestkit.verifier.hardware_join import join_hardware
+from attestkit.verifier.gpu_join import GpuAppraisal, GpuCandidate, GpuJoin, GpuTrust
+from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import (
@@ -44,6 +46,8 @@ from attestkit.verifier.result import (
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.collateral.caching_source import CollateralSource
+    from attestkit.gpu.result import GpuResult
+    from attestkit.verifier.gpu_join import GpuInput
     from attestkit.verifier.images import ImageStore
 
 _Got = TypeVar("_Got")
@@ -58,6 +62,7 @@ class Settings(NamedTuple):
     collateral: Collateral | None  # for all evidence
     source: "CollateralSource | None"
     images: "ImageStore | None" = None  # OS images at hand
+    gpu_trust: GpuTrust = GpuTrust()
 
 
 class Examination:
@@ -72,6 +77,7 @@ class Examination:
         *,
         fetch: bool = True,
         steps: tuple[VerificationStep, ...] = (),
+        gpu: "GpuInput" = None,
     ) -> None:
         self._settings = settings
         self._evidence, self._now, self._fetch = evidence, now, fetch
@@ -82,6 +88,8 @@ class Examination:
         self._image: VerifiedImage | None = None
         self._app_info: AppInfo | None = None
         self.parsed: ParsedEvidence = run_step("format", self._steps, parse_evidence, evidence)
+        attestation = self.parsed.attestation
+        self._gpu = run_step("GPU format", self._steps, GpuJoin, gpu, attestation)
 
     @property
     def steps(self) -> tuple[VerificationStep, ...]:
@@ -201,11 +209,8 @@ class Examination:
         return run_step("policy", self._steps, self._appraise, expected)
 
     def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
-        authenticated = _restore_report_data(
-            self.parsed.wire_platform, _require(self._authenticated), expected
-        )
-        join = join_hardware(expected, authenticated.report_data, authenticated.vtpm)
-        authenticated = self._authenticated = authenticated._replace(vtpm=join.vtpm)
+        chosen, join = self._choose_report_data(expected)
+        authenticated = _require(self._authenticated)
         found = self._settings.policy.identify(self._claims())
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)
@@ -221,6 +226,7 @@ class Examination:
                 simulated=simulated,
             )
         )
+        gpu = self._verify_gpu(chosen, expected.nonce, found)
         accepted = f"accepted by {settings.policy_name}"
         self._steps.append(passed("policy", accepted))
         return create_result(
@@ -228,7 +234,7 @@ class Examination:
                 claims=found,
                 advisory_ids=authenticated.advisory_ids,
                 tcb=authenticated.tcb,
-                simulated=simulated,
+                simulated=simulated or (gpu is not None and gpu.simulated),
                 bound_to=expected.bound_to,
                 nonce=expected.nonce,
                 app_info=self._app_info,
@@ -236,9 +242,33 @@ class Examination:
                 certificate_chain=authenticated.chain,
                 policy=settings.policy,
                 steps=self.steps,
+                gpu=gpu,
             ),
             self._evidence,
         )
+
+    def _choose_report_data(
+        self, expected: ExpectedReportData
+    ) -> tuple[GpuCandidate, HardwareJoin]:
+        """Return the candidate whose report data the evidence has, else the last one."""
+        authenticated, candidates = _require(self._authenticated), self._gpu.candidates(expected)
+        for candidate in candidates:
+            wanted = candidate.expected
+            found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
+            join = join_hardware(wanted, found.report_data, found.vtpm)
+            if candidate is candidates[-1] or has_report_data(found.report_data, join.expected):
+                break
+        self._authenticated = found._replace(vtpm=join.vtpm)
+        return candidate, join
+
+    def _verify_gpu(
+        self, chosen: GpuCandidate, nonce: bytes | None, claims: Claims
+    ) -> "GpuResult | None":
+        settings = self._settings
+        appraisal = GpuAppraisal(settings.gpu_trust, settings.policy.gpu, self._now)
+        found = self._gpu.verify(chosen, nonce, claims.events, appraisal)
+        self._steps.extend(self._gpu.skipped_steps() if found is None else found.steps)
+        return found
 
     def claims(self) -> Claims:
         """Return the authenticated fields, after the previous steps."""

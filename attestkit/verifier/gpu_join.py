@@ -5,10 +5,12 @@ the measured event log, or a shared nonce.
 """
 
 import hmac
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from attestkit.gpu.result import GpuBindingKind, GpuResult
     from attestkit.gpu.roots import GpuRoots
 
-GpuInput = "GpuEvidence | GpuBinding | bytes | Literal[False] | None"
-"""GPU evidence as passed to a verifier; None: enclosed in the evidence, False: not verified."""
+    # As passed to a verifier; None: enclosed in the evidence, False: not verified.
+    GpuInput = GpuEvidence | GpuBinding | bytes | Literal[False] | None
 
 _GPU_EVENT: Final = "gpu-attestation"  # of dstack (nvidia-gpu.md, section 6.1)
 _BOOT_END: Final = "system-ready"
@@ -58,6 +60,32 @@ class GpuTrust(NamedTuple):
     roots: "GpuRoots | None" = None
     endorsements: "GpuEndorsements | None" = None
 
+    @classmethod
+    def of(cls, roots: object, endorsements: object) -> "GpuTrust":
+        """Return the trust of a verifier's arguments.
+
+        Args:
+            roots: GpuRoots or None.
+            endorsements: GpuEndorsements, the path of their file, or None.
+
+        Raises:
+            UsageError: If an argument has another type.
+            CollateralError: If the file cannot be read or is malformed.
+        """
+        if roots is None and endorsements is None:
+            return cls()
+        # lazy: only with GPUs
+        from attestkit.gpu.endorsements import GpuEndorsements
+        from attestkit.gpu.roots import GpuRoots
+
+        if isinstance(endorsements, (str, os.PathLike)):
+            endorsements = GpuEndorsements.load(endorsements)
+        if not isinstance(roots, GpuRoots | None):
+            raise wrong_type("gpu_roots", "GpuRoots", roots)
+        if not isinstance(endorsements, GpuEndorsements | None):
+            raise wrong_type("gpu_endorsements", "GpuEndorsements or a path", endorsements)
+        return cls(roots, endorsements)
+
 
 class GpuAppraisal(NamedTuple):
     """Settings of a verification."""
@@ -74,10 +102,30 @@ class GpuCandidate(NamedTuple):
     kind: "GpuBindingKind | None"  # that these report data prove; None: as without GPUs
 
 
+def expected_report_data(
+    nonce: bytes | None, report_data: bytes | EllipsisType | None, gpu: "GpuInput"
+) -> ExpectedReportData:
+    """Return what `Verifier.verify` expects; a `GpuBinding` replaces nonce and report data.
+
+    Raises:
+        UsageError: If arguments are missing or exclude each other.
+    """
+    if gpu is None or gpu is False or isinstance(gpu, bytes):
+        return ExpectedReportData.of(nonce, report_data)
+    from attestkit.gpu.binding import GpuBinding  # lazy: only with GPUs
+
+    if not isinstance(gpu, GpuBinding):
+        return ExpectedReportData.of(nonce, report_data)
+    if nonce is not None or report_data is not ...:
+        message = "gpu: a GpuBinding has the report data; pass neither nonce nor report_data"
+        raise UsageError(message, reason="conflict")
+    return ExpectedReportData(gpu.report_data, "nonce", gpu.nonce)
+
+
 class GpuJoin:
     """GPU evidence of one verification."""
 
-    def __init__(self, given: Any, attestation: Attestation | None) -> None:  # noqa: ANN401 - GpuInput
+    def __init__(self, given: "GpuInput", attestation: Attestation | None) -> None:
         """Read the GPU evidence that was passed, or that is enclosed in `attestation`.
 
         Raises:
@@ -94,8 +142,7 @@ class GpuJoin:
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
         """Return the report data that the CPU's evidence may have, the strongest binding first."""
         if (binding := self._binding) is not None:
-            own = ExpectedReportData(binding.report_data, "nonce", binding.nonce)
-            return (GpuCandidate(own, binding.kind),)
+            return (GpuCandidate(expected, binding.kind),)
         plain = GpuCandidate(expected, None)
         if self.evidence is None or expected.nonce is None:
             return (plain,)

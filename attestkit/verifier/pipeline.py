@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime, timezone
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit.collateral import Collateral
@@ -20,6 +20,7 @@ from attestkit.verifier.evidence.bundle import BUNDLE_TIME, EvidenceBundle
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.evidence.formats import Evidence
 from attestkit.verifier.examination import Examination, Settings
+from attestkit.verifier.gpu_join import GpuTrust, expected_report_data
 from attestkit.verifier.policy.appraisal_policy import (
     PRESETS,
     AppraisalPolicy,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.pccs_client import Getter
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.roots import GpuRoots
+    from attestkit.verifier.gpu_join import GpuInput
     from attestkit.verifier.images import Images, ImageStore
 
 __all__ = ["Evidence", "Examination", "Verifier"]
@@ -44,24 +48,6 @@ _Path = str | os.PathLike[str]
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-class VerifierOptions(TypedDict, total=False):
-    """The arguments of `Verifier`, of which each may be left out."""
-
-    trust_anchor: bytes | str | None
-    collateral: "Collateral | _Path | None"
-    pccs_url: str | None
-    policy: "AppraisalPolicy | _Path | None"
-    getter: "Getter | None"
-    cache: "CollateralCache | None"
-    clock: Callable[[], datetime]
-    snp_certificates: Sequence[bytes]
-    amd_crls: Sequence[bytes]
-    images: "Images | ImageStore | None"
-    ak_roots: Sequence[bytes]
-    ak_certificates: Sequence[bytes]
-    fetch_ak_certificates: bool
 
 
 class Verifier:
@@ -96,6 +82,9 @@ class Verifier:
         fetch_ak_certificates: Whether missing ones are fetched from the addresses that Google's
             certificates name; then every CRL that they name must be available. A CRL in
             `ak_certificates` is fetched again only if it has expired.
+        gpu_roots: Trust anchors of GPUs; None are NVIDIA's. Results are `simulated` with others.
+        gpu_endorsements: Reference manifests, OCSP answers and tokens for GPUs, or the path of
+            their file. Nothing is fetched: see `GpuEndorsements.fetch`.
 
     Thread-safe; it pickles without its caches.
 
@@ -123,6 +112,8 @@ class Verifier:
         ak_roots: Sequence[bytes] = (),
         ak_certificates: Sequence[bytes] = (),
         fetch_ak_certificates: bool = False,
+        gpu_roots: "GpuRoots | None" = None,
+        gpu_endorsements: "GpuEndorsements | _Path | None" = None,
     ) -> None:
         if collateral is not None and pccs_url is not None:
             raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
@@ -146,6 +137,7 @@ class Verifier:
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
         self._images = _open_images(images)
+        self._gpu_trust = GpuTrust.of(gpu_roots, gpu_endorsements)
         self._bundle: EvidenceBundle | None = None
 
     @overload
@@ -156,6 +148,7 @@ class Verifier:
         nonce: bytes,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
+        gpu: "GpuInput" = None,
     ) -> AttestationResult: ...
 
     @overload
@@ -167,6 +160,7 @@ class Verifier:
         report_data: bytes | EllipsisType | None,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
+        gpu: "GpuInput" = None,
     ) -> AttestationResult: ...
 
     def verify(
@@ -177,6 +171,7 @@ class Verifier:
         report_data: bytes | EllipsisType | None = ...,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
+        gpu: "GpuInput" = None,
     ) -> AttestationResult:
         """Verify evidence, and return the result. Pass either `nonce` or `report_data`.
 
@@ -192,11 +187,15 @@ class Verifier:
                 bound to nothing. None, which must be passed explicitly, accepts any.
             now: Time of the verification: an aware datetime, or seconds since 1970.
             collateral: Collateral for this evidence, instead of the verifier's.
+            gpu: Evidence of the machine's GPUs, as JSON or parsed; None uses that enclosed in the
+                evidence, if any, and False does not verify it. A `GpuBinding` has the report data,
+                too, and replaces `nonce` and `report_data`.
 
         Raises:
             FormatError: If the evidence is malformed.
             VerificationError: If the evidence is not valid (SignatureError, ReplayError,
-                CollateralExpiredError), or not accepted by the policy (PolicyError).
+                CollateralExpiredError, GpuEvidenceError), or not accepted by the policy
+                (PolicyError, GpuEvidenceError).
             CollateralError: If collateral is missing, malformed, or cannot be fetched.
             UnsupportedError: If an SEV-SNP processor is not known, or its root is not built in.
             UsageError: If an argument has the wrong type or value.
@@ -205,8 +204,9 @@ class Verifier:
         """
 
         def complete() -> AttestationResult:
-            expected = ExpectedReportData.of(nonce, report_data)
-            return self.examine(evidence, now=now, collateral=collateral).complete(expected)
+            expected = expected_report_data(nonce, report_data, gpu)
+            found = self.examine(evidence, now=now, collateral=collateral, gpu=gpu)
+            return found.complete(expected)
 
         return run_step("verification", (), complete)
 
@@ -281,9 +281,17 @@ class Verifier:
             authenticators=self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates),
             collateral=None,
             source=None,
+            gpu_trust=self._gpu_trust._replace(endorsements=bundle.gpu_endorsements),
         )
         steps = (BUNDLE_TIME,) if own else ()
-        found = Examination(settings, bundle.evidence, moment, bundle.collateral, steps=steps)
+        found = Examination(
+            settings,
+            bundle.evidence,
+            moment,
+            bundle.collateral,
+            steps=steps,
+            gpu=bundle.gpu_evidence,
+        )
         if found.parsed.quote is not None and bundle.collateral is None:
             raise CollateralError(
                 "evidence bundle: no collateral for its SGX or TDX quote; create the bundle with "
@@ -316,6 +324,7 @@ class Verifier:
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
         fetch: bool = True,
+        gpu: "GpuInput" = None,
     ) -> "Examination":
         """Parse evidence, and return an Examination, whose methods verify it step by step.
 
@@ -324,18 +333,11 @@ class Verifier:
         """
         _check_collateral(collateral)
 
-        return run_step("format", (), self._examine, evidence, now, collateral, fetch=fetch)
+        def examine() -> "Examination":
+            moment, settings = self._verification_time(now), self._settings()
+            return Examination(settings, evidence, moment, collateral, fetch=fetch, gpu=gpu)
 
-    def _examine(
-        self,
-        evidence: Evidence,
-        now: datetime | float | None,
-        collateral: Collateral | None,
-        *,
-        fetch: bool = True,
-    ) -> "Examination":
-        moment = self._verification_time(now)
-        return Examination(self._settings(), evidence, moment, collateral, fetch=fetch)
+        return run_step("format", (), examine)
 
     def _settings(self) -> "Settings":
         policy = self.policy
@@ -348,6 +350,7 @@ class Verifier:
             self._collateral,
             self._source,
             self._images,
+            self._gpu_trust,
         )
 
     def verify_many(
@@ -451,6 +454,8 @@ class Verifier:
             "ak_roots": self._authenticators.ak_settings.roots,
             "ak_certificates": self._authenticators.ak_settings.certificates,
             "fetch_ak_certificates": self._authenticators.ak_settings.fetch,
+            "gpu_roots": self._gpu_trust.roots,
+            "gpu_endorsements": self._gpu_trust.endorsements,
         }
         return _create_verifier, (type(self), options, self._bundle)
 

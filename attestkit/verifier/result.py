@@ -17,6 +17,7 @@ from attestkit.verifier.value_mapping import ValueMapping
 from attestkit.verifier.vtpm_facts import Join, KeyTrust, VtpmFacts
 
 if TYPE_CHECKING:
+    from attestkit.gpu.result import GpuResult
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 __all__ = [
@@ -179,6 +180,7 @@ class ResultContent(NamedTuple):
     certificate_chain: tuple[bytes, ...]
     policy: "AppraisalPolicy"  # that accepted the evidence
     steps: tuple[VerificationStep, ...]
+    gpu: "GpuResult | None" = None
 
 
 NO_REVOCATION: Final = skipped("revocation", "revocation was not checked: no CRL was consulted")
@@ -220,7 +222,7 @@ class AttestationResult:
 
     @property
     def simulated(self) -> bool:
-        """Whether the trust anchor is not the root of the platform's vendor."""
+        """Whether the trust anchor is not the root of the platform's vendor, or of the GPUs'."""
         return self._content.simulated
 
     @property
@@ -273,6 +275,11 @@ class AttestationResult:
         return self._content.policy
 
     @property
+    def gpu(self) -> "GpuResult | None":
+        """Result for the GPUs, with what binds them to this evidence; None without GPUs."""
+        return self._content.gpu
+
+    @property
     def steps(self) -> tuple[VerificationStep, ...]:
         """Checks that passed, checks that were skipped, and cautions."""
         return self._content.steps
@@ -313,6 +320,7 @@ class AttestationResult:
             "measurement_version": claims.measurement_version,
             "app_info": None if info is None else info.to_dict(),
             "vtpm": None if claims.vtpm is None else claims.vtpm.to_dict(),
+            "gpu": None if self.gpu is None else self.gpu.claims,
             "tcb": _tcb_values(tcb),
             "steps": [step._asdict() for step in self.steps],
         }

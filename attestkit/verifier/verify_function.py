@@ -13,6 +13,9 @@ from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.roots import GpuRoots
+    from attestkit.verifier.gpu_join import GpuInput
     from attestkit.verifier.images import Images
 
 __all__ = ["verify"]
@@ -36,6 +39,9 @@ def verify(
     ak_roots: Sequence[bytes] = (),
     ak_certificates: Sequence[bytes] = (),
     fetch_ak_certificates: bool = False,
+    gpu: "GpuInput" = None,
+    gpu_roots: "GpuRoots | None" = None,
+    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
 ) -> AttestationResult: ...
 
 
@@ -56,6 +62,9 @@ def verify(
     ak_roots: Sequence[bytes] = (),
     ak_certificates: Sequence[bytes] = (),
     fetch_ak_certificates: bool = False,
+    gpu: "GpuInput" = None,
+    gpu_roots: "GpuRoots | None" = None,
+    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
 ) -> AttestationResult: ...
 
 
@@ -75,6 +84,9 @@ def verify(
     ak_roots: Sequence[bytes] = (),
     ak_certificates: Sequence[bytes] = (),
     fetch_ak_certificates: bool = False,
+    gpu: "GpuInput" = None,
+    gpu_roots: "GpuRoots | None" = None,
+    gpu_endorsements: "GpuEndorsements | _Path | None" = None,
 ) -> AttestationResult:
     """Verify evidence; see `Verifier` and `Verifier.verify` for arguments and errors."""
     verifier = Verifier(
@@ -88,5 +100,7 @@ def verify(
         ak_roots=ak_roots,
         ak_certificates=ak_certificates,
         fetch_ak_certificates=fetch_ak_certificates,
+        gpu_roots=gpu_roots,
+        gpu_endorsements=gpu_endorsements,
     )
-    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now)
+    return verifier.verify(evidence, nonce=nonce, report_data=report_data, now=now, gpu=gpu)

@@ -3,7 +3,9 @@
 The file is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`,
 or null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or
 null), and, if there are any, `amd_crls` (base64 of each revocation list of AMD) and
-`ak_certificates` (base64 of certificates and revocation lists of the CAs of a TPM's key). The file
+`ak_certificates` (base64 of certificates and revocation lists of the CAs of a TPM's key),
+`gpu_evidence` (base64; of GPUs, if the evidence does not enclose it) and `gpu_endorsements` (the
+object of `GpuEndorsements.to_json`). The file
 is not authenticated: evidence, collateral, certificates and lists have their own signatures, and
 the relying party chooses the expected report data and the time of the verification: now, unless it
 asks for the time of the bundle.
@@ -27,6 +29,7 @@ from attestkit.verifier.result import caution
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
+    from attestkit.gpu.endorsements import GpuEndorsements
 
 _VERSION: Final = 1
 _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
@@ -41,6 +44,8 @@ _CRL_LIMIT: Final = 1 << 18
 _AK_LIMIT: Final = 1 << 20
 # Members that are left out if they are empty, as in files of older versions.
 _LISTS: Final = {"amd_crls": _CRL_LIMIT, "ak_certificates": _AK_LIMIT}
+_GPU_LIMIT: Final = 4 << 20  # bytes of evidence of GPUs
+_OPTIONAL: Final = frozenset({*_LISTS, "gpu_evidence", "gpu_endorsements"})
 
 BUNDLE_TIME: Final = caution(
     "verification_time",
@@ -66,6 +71,9 @@ class EvidenceBundle:
     amd_crls: tuple[bytes, ...] = field(default=(), repr=False)
     # Of the CAs of a TPM's key, and their CRLs: DER or PEM, at most 32 and 1 MiB in all.
     ak_certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    # Evidence of GPUs as sent, at most 4 MiB; None if the evidence encloses it, or has none.
+    gpu_evidence: bytes | None = field(default=None, repr=False)
+    gpu_endorsements: "GpuEndorsements | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_bytes("evidence", self.evidence, 1, _EVIDENCE_LIMIT)
@@ -75,6 +83,10 @@ class EvidenceBundle:
             raise wrong_type("collateral", "a Collateral", self.collateral)
         for name in _LISTS:
             _check_list(name, getattr(self, name))
+        if self.gpu_evidence is not None:
+            _check_bytes("gpu_evidence", self.gpu_evidence, 1, _GPU_LIMIT)
+        if self.gpu_endorsements is not None:
+            _check_gpu_endorsements(self.gpu_endorsements)
         _check_moment(self.at)
 
     def names_time(self, moment: datetime) -> bool:
@@ -101,7 +113,7 @@ class EvidenceBundle:
         if type(version) is not int or version != _VERSION:
             message = f"evidence bundle: version must be {_VERSION}"
             raise FormatError(message, reason="unsupported_version")
-        _check_keys("evidence bundle", values, _KEYS, frozenset(_LISTS))
+        _check_keys("evidence bundle", values, _KEYS, _OPTIONAL)
         report_data = values["report_data"]
         if report_data is not None:
             report_data = strict_json.from_hex(report_data, "report_data")
@@ -112,6 +124,7 @@ class EvidenceBundle:
                 at=_moment(values["at"]),
                 report_data=report_data,
                 **{name: _list(name, values[name]) for name in _LISTS if name in values},
+                **_gpu_members(values),
             )
         except UsageError as error:
             reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"
@@ -130,6 +143,10 @@ class EvidenceBundle:
         for name in _LISTS:
             if items := getattr(self, name):
                 values[name] = [b64encode(item).decode("ascii") for item in items]
+        if self.gpu_evidence is not None:
+            values["gpu_evidence"] = b64encode(self.gpu_evidence).decode("ascii")
+        if self.gpu_endorsements is not None:
+            values["gpu_endorsements"] = json.loads(self.gpu_endorsements.to_json())
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod
@@ -216,6 +233,27 @@ def _collateral(value: object) -> Collateral | None:
     # from_json ignores unknown members; to_json writes the known ones.
     _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
     return collateral
+
+
+def _check_gpu_endorsements(value: object) -> None:
+    from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+    if not isinstance(value, GpuEndorsements):
+        raise wrong_type("gpu_endorsements", "GpuEndorsements", value)
+
+
+def _gpu_members(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a bundle about GPUs, decoded."""
+    found: dict[str, Any] = {}
+    if "gpu_evidence" in values:
+        found["gpu_evidence"] = strict_json.from_base64(values["gpu_evidence"], "gpu_evidence")
+    if "gpu_endorsements" in values:
+        from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+        found["gpu_endorsements"] = GpuEndorsements.from_json(
+            json.dumps(values["gpu_endorsements"])
+        )
+    return found
 
 
 def _list(name: str, value: object) -> tuple[bytes, ...]:

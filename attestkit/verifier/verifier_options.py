@@ -1,0 +1,37 @@
+"""The arguments of `Verifier`, for functions that pass them on."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from attestkit.collateral import Collateral
+    from attestkit.collateral.cache import CollateralCache
+    from attestkit.collateral.pccs_client import Getter
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.roots import GpuRoots
+    from attestkit.verifier.images import Images, ImageStore
+    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+
+_Path = str | os.PathLike[str]
+
+
+class VerifierOptions(TypedDict, total=False):
+    """The arguments of `Verifier`, of which each may be left out."""
+
+    trust_anchor: bytes | str | None
+    collateral: "Collateral | _Path | None"
+    pccs_url: str | None
+    policy: "AppraisalPolicy | _Path | None"
+    getter: "Getter | None"
+    cache: "CollateralCache | None"
+    clock: Callable[[], datetime]
+    snp_certificates: Sequence[bytes]
+    amd_crls: Sequence[bytes]
+    images: "Images | ImageStore | None"
+    ak_roots: Sequence[bytes]
+    ak_certificates: Sequence[bytes]
+    fetch_ak_certificates: bool
+    gpu_roots: "GpuRoots | None"
+    gpu_endorsements: "GpuEndorsements | _Path | None"
