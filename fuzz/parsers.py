@@ -13,6 +13,7 @@ from fuzz import (
     parser_evidence,
     parser_firmware,
     parser_fleet,
+    parser_gpu,
     parser_gpu_rim,
     parser_http,
     parser_images,

@@ -112,9 +112,9 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
         CollateralExpiredError: If a certificate is not valid at `now`.
     """
     anchor = _read_root(root)
-    below = chain.path
-    if len(below) > _BELOW_ROOT:
-        _check_root(below[-1], anchor)
+    below, last = chain.path, chain.path[-1]
+    if last.issuer == last.subject:
+        _check_root(last, anchor)
         below = below[:-1]
     if len(below) != _BELOW_ROOT:
         message = (
