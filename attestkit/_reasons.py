@@ -228,6 +228,8 @@ JournalReason = Literal[
 CollateralExpiredReason = Literal[
     "cert_expired",
     "crl_expired",
+    "ocsp_expired",  # an OCSP answer is no longer valid, or older than allowed
+    "ocsp_not_yet_valid",
     "qe_identity_expired",
     "qe_identity_not_yet_valid",
     "tcb_info_expired",
@@ -278,6 +280,10 @@ SignatureReason = Literal[
     "ear_bad_signature",
     "invalid_key",
     "no_issuer",  # a chain without the signature of a KMS
+    "ocsp_bad_signature",
+    "ocsp_nonce",  # an OCSP answer lacks the nonce of the request, or has another
+    "ocsp_responder",  # an OCSP answer is not of a responder that the issuer authorized
+    "ocsp_unknown",  # the responder does not know the certificate
     "product_mismatch",
     "qe_identity_bad_signature",
     "qe_report_bad_signature",

@@ -222,7 +222,7 @@ def _certificate(der: bytes) -> PathCertificate:
         raise FormatError(message, offset=at, reason="inconsistent")
     issuer = fields.whole(SEQUENCE)
     validity = fields.enter(SEQUENCE)
-    valid_from, valid_until = _time(validity), _time(validity)
+    valid_from, valid_until = read_time(validity), read_time(validity)
     validity.finish()
     subject, spki = fields.whole(SEQUENCE), fields.whole(SEQUENCE)
     extensions, critical = _extensions(fields)
@@ -252,8 +252,12 @@ def _check_version(fields: DerReader) -> None:
     version.finish()
 
 
-def _time(reader: DerReader) -> datetime:
-    """Parse a time as specified in RFC 5280, 4.1.2.5: in UTC, with seconds."""
+def read_time(reader: DerReader) -> datetime:
+    """Parse a time as specified in RFC 5280, 4.1.2.5: in UTC, with seconds.
+
+    Raises:
+        FormatError: If it is malformed, or does not exist.
+    """
     at = reader.at
     if reader.tag() == UTC_TIME:
         text = reader.content(UTC_TIME)
@@ -272,11 +276,20 @@ def _time(reader: DerReader) -> datetime:
 
 def _extensions(fields: DerReader) -> tuple[dict[str, bytes], set[str]]:
     """Parse the optional extensions; return their contents by OID, and the critical OIDs."""
+    return read_extensions(fields.enter(context(3))) if fields.tag() == context(3) else ({}, set())
+
+
+def read_extensions(wrapper: DerReader) -> tuple[dict[str, bytes], set[str]]:
+    """Parse extensions to the end of the reader (RFC 5280, 4.1).
+
+    Returns:
+        The contents of their OCTET STRINGs by dotted OID, and the OIDs of the critical ones.
+
+    Raises:
+        FormatError: If they are malformed, or one occurs twice.
+    """
     found: dict[str, bytes] = {}
     critical: set[str] = set()
-    if fields.tag() != context(3):
-        return found, critical
-    wrapper = fields.enter(context(3))
     entries = wrapper.enter(SEQUENCE)
     wrapper.finish()
     while entries.tag() is not None:

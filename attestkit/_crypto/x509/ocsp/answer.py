@@ -1,0 +1,257 @@
+"""Reader of OCSP answers (RFC 6960, section 4.2); it verifies nothing."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
+
+from attestkit._crypto.der import (
+    GENERALIZED_TIME,
+    OCTET_STRING,
+    OID,
+    SEQUENCE,
+    DerReader,
+    context,
+    dotted_oid,
+)
+from attestkit._crypto.x509.cert_path import (
+    PathCertificate,
+    read_extensions,
+    read_path_certificate,
+    read_time,
+)
+from attestkit._crypto.x509.certificate_encoder import ENUMERATED
+from attestkit._crypto.x509.ocsp.request import NONCE, CertId, read_cert_id, read_nonce
+from attestkit.errors import CollateralError, FormatError
+
+MAX_ANSWER: Final = 16 << 10
+"""Bytes of an answer; NVIDIA's have about 1,100."""
+
+RevocationReason = Literal[
+    "unspecified",
+    "key_compromise",
+    "ca_compromise",
+    "affiliation_changed",
+    "superseded",
+    "cessation_of_operation",
+    "certificate_hold",
+    "remove_from_crl",
+    "privilege_withdrawn",
+    "aa_compromise",
+]
+"""CRLReason (RFC 5280, 5.3.1)."""
+
+CertStatus = Literal["good", "revoked", "unknown"]
+"""Status of a certificate in an answer."""
+
+REASONS: Final[Mapping[int, RevocationReason]] = {
+    0: "unspecified",
+    1: "key_compromise",
+    2: "ca_compromise",
+    3: "affiliation_changed",
+    4: "superseded",
+    5: "cessation_of_operation",
+    6: "certificate_hold",
+    8: "remove_from_crl",
+    9: "privilege_withdrawn",
+    10: "aa_compromise",
+}
+"""Numbers of CRLReason; 7 is not used."""
+
+ERRORS: Final[Mapping[int, str]] = {
+    1: "malformed request",
+    2: "internal error",
+    3: "try later",
+    5: "signature required",
+    6: "unauthorized",
+}
+"""Numbers of OCSPResponseStatus other than 0, successful; 4 is not used."""
+
+BASIC: Final = bytes.fromhex("06092b0601050507300101")
+"""OID of the basic response type in DER (RFC 6960, 4.2.1)."""
+
+_GOOD, _UNKNOWN, _REVOKED = 0x80, 0x82, 0xA1  # [0] and [2] IMPLICIT NULL, [1] IMPLICIT SEQUENCE
+
+
+class OcspAnswer(NamedTuple):
+    """An answer about one certificate, not verified."""
+
+    der: bytes
+    signed: bytes  # ResponseData
+    algorithm: bytes  # AlgorithmIdentifier in DER
+    signature: bytes
+    responder: PathCertificate
+    key_hash: bytes | None  # SHA-1 of the responder's public key, or
+    name: bytes | None  # the responder's Name in DER
+    produced_at: datetime  # aware, as all times
+    cert_id: CertId
+    status: CertStatus
+    revoked_at: datetime | None
+    revocation_reason: RevocationReason | None
+    this_update: datetime
+    next_update: datetime
+    nonce: bytes | None
+
+
+@lru_cache(maxsize=512)
+def read_ocsp_answer(der: bytes) -> OcspAnswer:
+    """Parse a successful answer about one certificate, with the certificate of its responder.
+
+    Raises:
+        CollateralError: If the responder returned an error (`fetch_failed`).
+        FormatError: If the answer is malformed, over 16 KiB, without nextUpdate, about several
+            certificates, has another number of certificates than one, or a critical extension.
+    """
+    if len(der) > MAX_ANSWER:
+        message = f"OCSP answer: {len(der)} bytes, at most {MAX_ANSWER}"
+        raise FormatError(message, reason="too_large")
+    try:
+        return _read_answer(der)
+    except FormatError as error:
+        message = f"OCSP answer: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
+
+
+def _read_answer(der: bytes) -> OcspAnswer:
+    basic = DerReader(_unwrap(der)).enter(SEQUENCE)
+    signed, algorithm = basic.whole(SEQUENCE), basic.whole(SEQUENCE)
+    unused, signature = basic.bits()
+    if unused:
+        raise FormatError("signature has unused bits", reason="wrong_value")
+    wrapper = basic.enter(context(0))
+    basic.finish()
+    certificates = wrapper.enter(SEQUENCE)
+    wrapper.finish()
+    responder = read_path_certificate(certificates.whole(SEQUENCE))
+    certificates.finish()
+    fields = DerReader(signed).enter(SEQUENCE)
+    key_hash, name = _responder_id(fields)
+    produced_at = _generalized_time(fields)
+    responses = fields.enter(SEQUENCE)
+    found, (status, revoked_at, reason), times = _single_response(responses.enter(SEQUENCE))
+    responses.finish()
+    nonce = read_nonce(_extensions(fields, {NONCE}))
+    fields.finish()
+    return OcspAnswer(
+        der,
+        signed,
+        algorithm,
+        signature,
+        responder,
+        key_hash,
+        name,
+        produced_at,
+        found,
+        status,
+        revoked_at,
+        reason,
+        *times,
+        nonce,
+    )
+
+
+def _unwrap(der: bytes) -> bytes:
+    """Return the BasicOCSPResponse of a successful OCSPResponse; nothing follows either."""
+    whole = DerReader(der)
+    outer = whole.enter(SEQUENCE)
+    whole.finish()
+    number = outer.content(ENUMERATED)
+    if number != b"\0":
+        outer.finish()
+        problem = ERRORS.get(number[0]) if len(number) == 1 else None
+        if problem is None:
+            raise FormatError(f"invalid status: {number[:8].hex()}", reason="wrong_value")
+        message = f"OCSP answer: the responder reports: {problem}; check the certificate asked for"
+        raise CollateralError(message, reason="fetch_failed")
+    wrapper = outer.enter(context(0))
+    outer.finish()
+    fields = wrapper.enter(SEQUENCE)
+    wrapper.finish()
+    if (kind := fields.whole(OID)) != BASIC:
+        name = dotted_oid(DerReader(kind).content(OID))
+        raise FormatError(f"unsupported type of response: {name}", reason="unsupported")
+    basic = fields.content(OCTET_STRING)
+    fields.finish()
+    inner = DerReader(basic)
+    inner.whole(SEQUENCE)
+    inner.finish()
+    return basic
+
+
+def _responder_id(fields: DerReader) -> tuple[bytes | None, bytes | None]:
+    """Return the hash of the responder's key, or its name.
+
+    The version is optional before it; DER does not encode it, as version 1 is the default.
+    """
+    if fields.tag() == context(2):
+        wrapper = fields.enter(context(2))
+        key_hash = wrapper.content(OCTET_STRING)
+        wrapper.finish()
+        return key_hash, None
+    wrapper = fields.enter(context(1))
+    name = wrapper.whole(SEQUENCE)
+    wrapper.finish()
+    return None, name
+
+
+_Status = tuple[CertStatus, "datetime | None", "RevocationReason | None"]
+
+
+def _single_response(fields: DerReader) -> tuple[CertId, _Status, tuple[datetime, datetime]]:
+    """Return certificate, status, and the times thisUpdate and nextUpdate."""
+    found = read_cert_id(fields)
+    status = _cert_status(fields)
+    this_update = _generalized_time(fields)
+    if fields.tag() != context(0):
+        raise FormatError("nextUpdate is missing", offset=fields.at, reason="missing")
+    wrapper = fields.enter(context(0))
+    next_update = _generalized_time(wrapper)
+    wrapper.finish()
+    _extensions(fields, frozenset())
+    fields.finish()
+    return found, status, (this_update, next_update)
+
+
+def _cert_status(fields: DerReader) -> _Status:
+    at, tag = fields.at, fields.tag()
+    if tag == _REVOKED:
+        return _revoked_info(fields.enter(_REVOKED))
+    if tag not in {_GOOD, _UNKNOWN}:
+        raise FormatError("invalid status of the certificate", offset=at, reason="wrong_type")
+    if fields.content(tag):
+        raise FormatError("status of the certificate: not empty", offset=at, reason="wrong_size")
+    return ("good" if tag == _GOOD else "unknown"), None, None
+
+
+def _revoked_info(fields: DerReader) -> _Status:
+    revoked_at = _generalized_time(fields)
+    reason: RevocationReason = "unspecified"
+    if fields.tag() == context(0):
+        wrapper = fields.enter(context(0))
+        number = wrapper.content(ENUMERATED)
+        wrapper.finish()
+        known = REASONS.get(number[0]) if len(number) == 1 else None
+        if known is None:
+            message = f"invalid revocation reason: {number[:8].hex()}"
+            raise FormatError(message, reason="wrong_value")
+        reason = known
+    fields.finish()
+    return "revoked", revoked_at, reason
+
+
+def _generalized_time(fields: DerReader) -> datetime:
+    if fields.tag() != GENERALIZED_TIME:
+        message = "time must be a GeneralizedTime"
+        raise FormatError(message, offset=fields.at, reason="wrong_type")
+    return read_time(fields)
+
+
+def _extensions(fields: DerReader, known: set[str] | frozenset[str]) -> dict[str, bytes]:
+    """Read optional extensions [1]; only `known` ones may be critical."""
+    if fields.tag() != context(1):
+        return {}
+    found, critical = read_extensions(fields.enter(context(1)))
+    if unknown := critical - known:
+        message = f"unknown critical extension: {min(unknown)}"
+        raise FormatError(message, reason="unsupported")
+    return found

@@ -1,0 +1,265 @@
+"""Check of OCSP answers about a certificate (nvidia-gpu.md, section 3.6)."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
+
+from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
+from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.x509.cert_path import (
+    VENDOR_RULES,
+    PathCertificate,
+    PathRules,
+    check_issued,
+    may,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.ocsp.answer import (
+    OcspAnswer,
+    RevocationReason,
+    read_ocsp_answer,
+)
+from attestkit._crypto.x509.ocsp.request import cert_id, public_key_bits
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    CollateralExpiredError,
+    FormatError,
+    SignatureError,
+    UsageError,
+)
+
+CLOCK_SKEW: Final = timedelta(minutes=5)
+"""Allowed difference of the responder's clock."""
+
+MAX_ANSWERS: Final = 512
+"""Answers of one call; 64 devices have 192 certificates of their own."""
+
+_EXTENDED_KEY_USAGE, _NO_CHECK = "2.5.29.37", "1.3.6.1.5.5.7.48.1.5"
+_OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
+_DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
+_MOST_USAGES: Final = 16
+_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
+_RULES: Final = PathRules(
+    {_ECDSA_SHA384: p384_verify_der},
+    "ECDSA P-384 with SHA-384",
+    VENDOR_RULES.critical | {_EXTENDED_KEY_USAGE, _NO_CHECK},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OcspStatus:
+    """Status of a certificate, by an answer that was verified."""
+
+    status: Literal["good", "hold", "revoked"]  # hold: revoked with the reason certificateHold
+    reason: RevocationReason | None  # None if good
+    revoked_at: datetime | None  # aware, as all times
+    this_update: datetime
+    next_update: datetime
+
+
+class _Expected(NamedTuple):
+    """Conditions of a call."""
+
+    now: datetime
+    nonce: bytes | None
+    max_age: timedelta | None
+    skew: timedelta
+
+
+def check_ocsp(
+    responses: Sequence[bytes],
+    certificate: bytes,
+    issuer: bytes,
+    now: datetime,
+    *,
+    nonce: bytes | None = None,
+    max_age: timedelta | None = None,
+    skew: timedelta = CLOCK_SKEW,
+) -> OcspStatus:
+    """Return the status of a certificate by the answers that are about it.
+
+    If several answers are about it and valid, a revocation other than a hold counts before all
+    others, else the newest answer.
+
+    Args:
+        responses: Answers in DER, also about other certificates.
+        certificate: The certificate in DER.
+        issuer: The verified certificate of its issuer in DER.
+        now: Time of the verification, aware.
+        nonce: Nonce that the answer must contain; None if none was sent.
+        max_age: Highest age of an answer by its thisUpdate; None allows any until nextUpdate.
+        skew: Allowed difference of the responder's clock.
+
+    Raises:
+        CollateralError: If no answer is about the certificate (`missing`), or the responder
+            returned an error instead.
+        FormatError: If a certificate is malformed, or no answer is about it and one is malformed.
+        SignatureError: If the answer is not of a responder that the issuer authorized, its
+            signature is not valid, its nonce is another one, or the certificate is unknown.
+        CollateralExpiredError: If answer or responder certificate are not valid at `now`.
+        UsageError: If there are more than 512 answers.
+    """
+    if len(responses) > MAX_ANSWERS:
+        message = f"OCSP answers: {len(responses)}, at most {MAX_ANSWERS}"
+        raise UsageError(message, reason="too_many")
+    subject, authority = read_path_certificate(certificate), read_path_certificate(issuer)
+    found = _answers_about(responses, subject, authority)
+    expected = _Expected(now, nonce, max_age, skew)
+    valid: list[OcspAnswer] = []
+    problem: AttestKitError | None = None
+    for answer in sorted(found, key=lambda each: each.this_update, reverse=True):
+        try:
+            _check_answer(answer, authority, expected)
+        except AttestKitError as error:
+            problem = problem or error
+        else:
+            valid.append(answer)
+    if not valid:
+        assert problem is not None
+        raise problem
+    statuses = [_status(answer) for answer in valid]
+    return next((each for each in statuses if each.status == "revoked"), statuses[0])
+
+
+def _answers_about(
+    responses: Sequence[bytes], subject: PathCertificate, authority: PathCertificate
+) -> list[OcspAnswer]:
+    """Return the answers about a certificate, at least one.
+
+    Raises:
+        CollateralError: If there is none.
+        FormatError: If there is none, and one answer is malformed.
+    """
+    found: list[OcspAnswer] = []
+    problem: AttestKitError | None = None
+    for response in responses:
+        try:
+            answer = read_ocsp_answer(response)
+        except (FormatError, CollateralError) as error:
+            problem = problem or error
+            continue
+        # The serial number first: it saves the hashes for most answers.
+        if answer.cert_id.serial == subject.serial and answer.cert_id == cert_id(
+            subject, authority, answer.cert_id.hash_name
+        ):
+            found.append(answer)
+    if not found:
+        raise problem or CollateralError(
+            f"OCSP: no answer about the certificate with serial number {subject.serial:x}; "
+            "fetch the endorsements",
+            reason="missing",
+        )
+    return found
+
+
+def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Expected) -> None:
+    """Check everything but the certificate that the answer is about."""
+    _check_signed(answer.der, authority.der)
+    _check_times(answer, expected)
+    nonce = expected.nonce
+    if nonce is not None and answer.nonce is None:
+        raise SignatureError("OCSP answer: lacks the nonce of the request", reason="ocsp_nonce")
+    if nonce is not None and not hmac.compare_digest(answer.nonce or b"", nonce):
+        raise SignatureError("OCSP answer: has another nonce", reason="ocsp_nonce")
+    if answer.status == "unknown":
+        message = "OCSP answer: the responder does not know the certificate"
+        raise SignatureError(message, reason="ocsp_unknown")
+
+
+@lru_cache(maxsize=512)
+def _check_signed(response: bytes, issuer: bytes) -> None:
+    """Check the responder's certificate and the signature, which depend on no time."""
+    answer, authority = read_ocsp_answer(response), read_path_certificate(issuer)
+    responder = answer.responder
+    named, issued_by = ("OCSP responder", responder), ("the issuer of the certificate", authority)
+    try:
+        check_issued(named, issued_by, "ocsp_responder", _RULES)
+    except SignatureError as error:
+        raise SignatureError(f"OCSP answer: {error}", reason="ocsp_responder") from error
+    if problem := _responder_problem(answer):
+        raise SignatureError(f"OCSP responder: {problem}", reason="ocsp_responder")
+    if answer.algorithm != _ECDSA_SHA384:
+        message = f"OCSP answer: signature algorithm must be {_RULES.names}"
+        raise SignatureError(message, reason="ocsp_bad_signature")
+    try:
+        p384_verify_der(responder.spki, answer.signature, answer.signed)
+    except SignatureError as error:
+        message = "OCSP answer: not signed by its responder"
+        raise SignatureError(message, reason="ocsp_bad_signature") from error
+
+
+def _responder_problem(answer: OcspAnswer) -> str | None:
+    """Return why a certificate is not that of a delegated responder (RFC 6960, 4.2.2.2)."""
+    responder = answer.responder
+    if unknown := responder.critical - _RULES.critical:
+        return f"unknown critical extension: {min(unknown)}"
+    if _OCSP_SIGNING not in _usages(responder.extensions.get(_EXTENDED_KEY_USAGE)):
+        return "its extended key usage does not allow it to sign OCSP answers"
+    if responder.authority or not may(responder, _DIGITAL_SIGNATURE):
+        return "must be an end-entity certificate for digital signatures"
+    if answer.name is not None and answer.name != responder.subject:
+        return "its name is not that in the answer"
+    if answer.key_hash is not None:
+        bits = public_key_bits(responder.spki)
+        expected = hashlib.sha1(bits, usedforsecurity=False).digest()
+        if not hmac.compare_digest(answer.key_hash, expected):
+            return "its key is not that in the answer"
+    return None
+
+
+def _usages(value: bytes | None) -> frozenset[str]:
+    """Return the OIDs of an extended key usage (RFC 5280, 4.2.1.12)."""
+    if value is None:
+        return frozenset()
+    outer = DerReader(value)
+    fields = outer.enter(SEQUENCE)
+    outer.finish()
+    found: set[str] = set()
+    while fields.tag() is not None:
+        if len(found) == _MOST_USAGES:
+            message = f"extended key usage: over {_MOST_USAGES} usages"
+            raise FormatError(message, reason="too_many")
+        found.add(dotted_oid(fields.content(OID)))
+    return frozenset(found)
+
+
+def _check_times(answer: OcspAnswer, expected: _Expected) -> None:
+    now, _, max_age, skew = expected
+    responder = answer.responder
+    if not responder.valid_from <= now <= responder.valid_until:
+        period = _period(responder.valid_from, responder.valid_until, now)
+        raise CollateralExpiredError(f"OCSP responder: {period}", reason="cert_expired")
+    period = _period(answer.this_update, answer.next_update, now)
+    # Differences, because a time plus or minus the skew can overflow.
+    if answer.this_update - now > skew:
+        raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_not_yet_valid")
+    if now - answer.next_update > skew or answer.next_update < answer.this_update:
+        raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_expired")
+    if max_age is not None and now - answer.this_update > max_age:
+        message = f"OCSP answer: older than {max_age}: {period}; fetch a new one"
+        raise CollateralExpiredError(message, reason="ocsp_expired")
+
+
+def _period(start: datetime, end: datetime, now: datetime) -> str:
+    first, last, at = (
+        f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S}" for time in (start, end, now)
+    )
+    return f"valid from {first} to {last} UTC, checked at {at}"
+
+
+def _status(answer: OcspAnswer) -> OcspStatus:
+    status: Literal["good", "hold", "revoked"] = "good"
+    if answer.status != "good":
+        status = "hold" if answer.revocation_reason == "certificate_hold" else "revoked"
+    return OcspStatus(
+        status,
+        answer.revocation_reason,
+        answer.revoked_at,
+        answer.this_update,
+        answer.next_update,
+    )
