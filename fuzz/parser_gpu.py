@@ -8,7 +8,7 @@ from attestkit._crypto.der import DerReader
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.architectures import Chip
-from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device_chain import DeviceChain, parse_device_chain, verify_device_chain
 from attestkit.gpu.dice import COMPOSITE_OID, FWID_SIZE, TCB_INFO_OID, Dice, read_dice
 from attestkit.gpu.opaque_data import encode_opaque_data
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, tried
@@ -97,7 +97,7 @@ def _read_chain(raw: bytes) -> DeviceChain:
     reader, found = DerReader(raw), []
     while reader.tag() is not None:
         found.append(reader.whole())
-    return read_device_chain(found)
+    return parse_device_chain(tuple(found))
 
 
 def _chain(raw: bytes, chain: DeviceChain) -> None:

@@ -92,7 +92,7 @@ def read_device_chain(certificates: Sequence[bytes]) -> DeviceChain:
         FormatError: If a certificate is malformed, there are fewer than 2 or more than 6, the chip
             is unknown, or the leaf does not have exactly one DICE extension.
     """
-    return _read(tuple(certificates))
+    return _read_cached(tuple(certificates))
 
 
 def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> DeviceChain:
@@ -137,9 +137,8 @@ def _check_root(certificate: PathCertificate, anchor: PathCertificate) -> None:
     check_issued(named, (_NAMES[-1], anchor), "untrusted_root", _RULES)
 
 
-# The chain of a device is the same in all its evidence.
-@lru_cache(maxsize=128)
-def _read(certificates: tuple[bytes, ...]) -> DeviceChain:
+def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:
+    """Parse a chain like `read_device_chain`, which keeps the chains of devices in a cache."""
     count = len(certificates)
     if count < 2:
         problem = f"{count} certificates; the leaf and the certificates above it are required"
@@ -163,6 +162,10 @@ def _read(certificates: tuple[bytes, ...]) -> DeviceChain:
         ueid=str(leaf.serial),
         device_serial=serial,
     )
+
+
+# The chain of a device is the same in all its evidence.
+_read_cached = lru_cache(maxsize=128)(parse_device_chain)
 
 
 def _read_certificate(at: int, der: bytes) -> PathCertificate:

@@ -9,6 +9,7 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
@@ -189,18 +190,27 @@ def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
     subject = f"{what}: certificate"
     text = value.get("certificate")
     _check_length(text, MAX_CHAIN * 4 // 3 + 4, subject)
-    pem = from_base64(text, subject)
+    try:
+        return _split_chain(string(value, "certificate"))
+    except FormatError as error:
+        raise FormatError(f"{what}: {error.message}", reason=error.reason) from error
+
+
+# The chain of a device is the same in all its evidence.
+@lru_cache(maxsize=128)
+def _split_chain(text: str) -> tuple[bytes, ...]:
+    pem = from_base64(text, "certificate")
     if len(pem) > MAX_CHAIN:
-        message = f"{subject}: {len(pem)} bytes, more than {MAX_CHAIN}"
+        message = f"certificate: {len(pem)} bytes, more than {MAX_CHAIN}"
         raise FormatError(message, reason="too_large")
     try:
         found = split_pem(pem.rstrip(b"\0").decode("ascii"))
     except UnicodeDecodeError as error:
-        raise FormatError(f"{subject}: not ASCII text", reason="encoding") from error
+        raise FormatError("certificate: not ASCII text", reason="encoding") from error
     except FormatError as error:
-        raise FormatError(f"{subject}: {error.message}", reason=error.reason) from error
+        raise FormatError(f"certificate: {error.message}", reason=error.reason) from error
     if len(found) > MAX_CERTIFICATES:
-        message = f"{subject}: {len(found)} certificates, at most {MAX_CERTIFICATES}"
+        message = f"certificate: {len(found)} certificates, at most {MAX_CERTIFICATES}"
         raise FormatError(message, reason="too_many")
     return tuple(found)
 

@@ -1,5 +1,6 @@
 """Every parser of untrusted bytes, its hostile input, and its bounds."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -39,6 +40,7 @@ from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
 from attestkit.event_log.ima import ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines
+from attestkit.gpu import GpuEvidence
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
@@ -286,6 +288,11 @@ CEL_JSON: Final[Shapes] = {
     **inside(b'[{"recnum":', b"}]"),
 }
 
+DEVICE: Final = b'{"evidence":"11e0","certificate":"%b"' % b64encode(
+    b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+)
+"""Members of a GPU's evidence."""
+
 LISTED: Final = b'{"Id":"","Image":"","State":"","Status":"","Created":0},'
 
 PARSERS: Final[Mapping[str, Parser]] = {
@@ -326,6 +333,12 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
     "evidence as a CMW": Parser(Attestation.from_bytes, shapes.CMW_CBOR, 24, 32),
     "evidence as a CMW in JSON": Parser(Attestation.from_bytes, inside(b'{"x":'), 60, 8),
+    "evidence of GPUs": Parser(
+        GpuEvidence.from_json,
+        inside(b"[" + DEVICE + b',"x":', b"}]")
+        | {"devices": repeated(DEVICE + b"},", b"[", DEVICE + b"}]")},
+        *(45, 4),
+    ),
     "CBOR": Parser(read_value, shapes.CBOR, 100, 40),
     "app info": Parser(
         AppInfo.from_msgpack,
