@@ -41,7 +41,7 @@ _CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # number of unused bits, bits
 _DIGITAL_SIGNATURE: Final = b"\x07\x80"
 _EXTENDED_KEY_USAGE: Final = 37  # last byte of 2.5.29.37
 # Last byte of 2.5.4 of the attributes of a name.
-_ATTRIBUTES: Final = {"CN": 3, "C": 6, "L": 7, "ST": 8, "O": 10, "OU": 11}
+_ATTRIBUTES: Final = {"CN": 3, "serialNumber": 5, "C": 6, "L": 7, "ST": 8, "O": 10, "OU": 11}
 
 SigningKey: TypeAlias = P256Key | P384Key | RsaKey
 """Private key of a simulated CA: ECDSA with SHA-256 or SHA-384, or RSASSA-PSS with SHA-384."""
@@ -80,7 +80,7 @@ def certificate_subject(certificate: bytes) -> bytes:
 
 
 def encode_name(**attributes: str) -> bytes:
-    """Return a Name with UTF-8 attributes in the given order: CN, C, L, ST, O or OU."""
+    """Return a Name with UTF-8 attributes in the given order: see `_ATTRIBUTES`."""
     encoded = [
         encode_attribute(_ATTRIBUTES[kind], UTF8_STRING, value)
         for kind, value in attributes.items()
@@ -96,6 +96,7 @@ def issue_cloud_authority(
     validity: Window,
     path_length: int | None,
     usages: tuple[bytes, ...] = (),
+    extensions: tuple[Extension, ...] = (),
 ) -> bytes:
     """Return the DER of a CA certificate.
 
@@ -106,16 +107,18 @@ def issue_cloud_authority(
         validity: Validity period from 1950 on, with a resolution of seconds.
         path_length: Path length constraint; None for none.
         usages: Extended key usages, contents of OBJECT IDENTIFIERs.
+        extensions: Further extensions.
 
     Raises:
         UsageError: If `validity` starts or ends before 1950.
     """
-    extensions = [
+    encoded = [
         _key_usage(_CERT_AND_CRL_SIGN),
         *_extended_key_usage(usages),
         encode_basic_constraints(authority=True, path_length=path_length),
+        *map(_encode, extensions),
     ]
-    return _issue((subject.name, subject.spki), issuer, serial, validity, extensions)
+    return _issue((subject.name, subject.spki), issuer, serial, validity, encoded)
 
 
 def issue_cloud_leaf(
@@ -126,6 +129,7 @@ def issue_cloud_leaf(
     validity: Window,
     usages: tuple[bytes, ...] = (),
     extensions: tuple[Extension, ...] = (),
+    constrained: bool = True,
 ) -> bytes:
     """Return the DER of an end-entity certificate for digital signatures.
 
@@ -136,6 +140,7 @@ def issue_cloud_leaf(
         validity: Validity period from 1950 on, with a resolution of seconds.
         usages: Extended key usages, contents of OBJECT IDENTIFIERs.
         extensions: Further extensions.
+        constrained: Whether it has basic constraints.
 
     Raises:
         UsageError: If `validity` starts or ends before 1950.
@@ -143,13 +148,8 @@ def issue_cloud_leaf(
     encoded = [
         _key_usage(_DIGITAL_SIGNATURE),
         *_extended_key_usage(usages),
-        encode_basic_constraints(authority=False),
-        *(
-            encode_sequence(
-                encode_element(OID, extension.oid), encode_element(OCTET_STRING, extension.value)
-            )
-            for extension in extensions
-        ),
+        *([encode_basic_constraints(authority=False)] if constrained else []),
+        *map(_encode, extensions),
     ]
     return _issue(subject, issuer, serial, validity, encoded)
 
@@ -174,6 +174,12 @@ def _issue(
         window=validity,
         algorithm=_algorithm(issuer.key),
         sign=lambda data: _sign(issuer.key, data),
+    )
+
+
+def _encode(extension: Extension) -> bytes:
+    return encode_sequence(
+        encode_element(OID, extension.oid), encode_element(OCTET_STRING, extension.value)
     )
 
 

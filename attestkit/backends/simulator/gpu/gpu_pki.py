@@ -1,0 +1,224 @@
+"""Simulated PKIs of GPUs: certificates of devices and of RIMs, and their OCSP responders.
+
+Names follow section 3.1 of nvidia-gpu.md, but for the vendor's: the roots say that they are
+simulated, and every organisation is attestkit's. Every byte is a function of the seed.
+"""
+
+from datetime import datetime, timezone
+from typing import Final, NamedTuple
+
+from attestkit._crypto.p384 import P384Key
+from attestkit._crypto.x509.certificate_encoder import key_id
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    Extension,
+    encode_name,
+    issue_cloud_authority,
+    issue_cloud_leaf,
+)
+from attestkit._crypto.x509.gpu_extensions import (
+    OCSP_NO_CHECK,
+    OCSP_SIGNING,
+    encode_device_name,
+    encode_dice_fwid,
+    encode_dice_tcb_info,
+    encode_ocsp_access,
+)
+from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit.backends.simulator.gpu.device_models import DeviceModel
+from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+
+OCSP_URL: Final = "http://ocsp.attestkit.invalid"
+"""Address in certificates; the responder is beside the simulator's PCCS."""
+
+_DEVICE_VALIDITY: Final = Window(
+    datetime(2020, 10, 17, tzinfo=timezone.utc),
+    datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
+)
+_EXPIRED: Final = Window(VALIDITY.start, datetime(2024, 6, 1, tzinfo=timezone.utc))
+_ACCESS: Final = encode_ocsp_access(OCSP_URL)
+_VENDOR: Final = "NVIDIA"  # in fields that devices of the vendor have, not in names of issuers
+
+
+class Issued(NamedTuple):
+    """A CA certificate with its subject and key."""
+
+    name: bytes  # DER
+    key: P384Key
+    der: bytes
+
+    @property
+    def authority(self) -> CloudAuthority:
+        """Name and key, for issuing."""
+        return CloudAuthority(self.name, self.key)
+
+
+class Device(NamedTuple):
+    """Keys and certificates of a device."""
+
+    model: DeviceModel
+    pdi: bytes  # 8 bytes
+    fwid: bytes  # 48 bytes, of the DICE extension
+    key: P384Key  # of the leaf
+    chain: tuple[bytes, ...]  # DER: leaf, BROM, provisioner, identity, root
+
+
+class GpuPki:
+    """Device root and RIM root of a seed, and the certificates below them."""
+
+    def __init__(self, derive: Derive) -> None:
+        """Issue the root certificates.
+
+        Args:
+            derive: Returns secret bytes for a label.
+        """
+        self._derive = derive
+        self._issued: dict[str, Issued] = {}
+        self.device_root: Issued = self._issue("root/device", "attestkit simulated GPU device root")
+        self.rim_root: Issued = self._issue("root/rim", "attestkit simulated GPU RIM root")
+
+    def device(self, label: str, model: DeviceModel, *, device_key: str | None = None) -> Device:
+        """Return a device.
+
+        Args:
+            label: Names the device in the derivation of its keys and of its PDI.
+            model: Its model.
+            device_key: Label of another device, whose key the DICE extension has (Hopper, LS10).
+        """
+        provisioner = self.provisioner(model)
+        brom = self.brom(label, model)
+        other = brom if device_key is None else self.brom(device_key, model)
+        key = p384_key(self._derive, f"{label}/leaf")
+        fwid = self._derive(f"fwid/{model.product}", 48)
+        extensions = (
+            encode_device_name(f"{_VENDOR}:{model.chip}:{self.pdi(label).hex().upper()}"),
+            _dice(model, other.key.spki, fwid),
+        )
+        leaf = _issue_leaf(brom, key.spki, model, extensions)
+        identity = self.identity(model)
+        chain = (leaf, brom.der, provisioner.der, identity.der, self.device_root.der)
+        return Device(model, self.pdi(label), fwid, key, chain)
+
+    def pdi(self, label: str) -> bytes:
+        """Return the PDI of a device, 8 bytes."""
+        return self._derive(f"pdi/{label}", 8)
+
+    def identity(self, model: DeviceModel) -> Issued:
+        """Return the product identity CA of a model."""
+        common_name = f"Simulated {model.identity} Identity"
+        return self._issue(f"identity/{model.identity}", common_name, self.device_root)
+
+    def provisioner(self, model: DeviceModel) -> Issued:
+        """Return the provisioner CA of a model."""
+        common_name = f"Simulated {model.chip} Provisioner ICA {model.provisioner}"
+        return self._issue(f"provisioner/{model.chip}", common_name, self.identity(model))
+
+    def brom(self, label: str, model: DeviceModel) -> Issued:
+        """Return the CA of a device; its serial number has the PDI."""
+        serial = bytes([model.serial_prefix]) + self.pdi(label)
+        common_name = f"{model.chip} A01 {model.processor} BROM"
+        return self._issue(f"brom/{label}", common_name, self.provisioner(model), serial)
+
+    def rim_ca(self, model: DeviceModel) -> Issued:
+        """Return the CA of the RIMs of a product."""
+        common_name = f"Simulated Reference Value {model.product} CA"
+        return self._issue(f"rim-ca/{model.product}", common_name, self.rim_root)
+
+    def rim_l3(self, model: DeviceModel) -> Issued:
+        """Return the CA that issues the certificate of the RIM signer."""
+        common_name = f"Simulated Reference Value L3 {model.product} 001"
+        return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
+
+    def rim_signer(
+        self, model: DeviceModel, *, expired: bool = False
+    ) -> tuple[P384Key, tuple[bytes, ...]]:
+        """Return the key of the RIM signer of a product, and its certificates, leaf first.
+
+        Args:
+            model: Names the product.
+            expired: Whether the signer's certificate ended in 2024.
+        """
+        label = f"rim-signer/{model.product}"
+        key, l3 = p384_key(self._derive, label), self.rim_l3(model)
+        signer = issue_cloud_leaf(
+            (_name("Simulated RIM L4 Signer"), key.spki),
+            l3.authority,
+            serial=serial_number(self._derive, f"{label}/{expired}"),
+            validity=_EXPIRED if expired else VALIDITY,
+            extensions=(_ACCESS,),
+        )
+        return key, (signer, l3.der, self.rim_ca(model).der, self.rim_root.der)
+
+    def responder(self, issuer: Issued, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
+        """Return key and certificate of the OCSP responder of an issuer.
+
+        Args:
+            issuer: Issues the certificate.
+            may_sign: Whether it has the extended key usage of responders.
+        """
+        label = f"ocsp/{key_id(issuer.key.spki).hex()}"
+        key = p384_key(self._derive, label)
+        certificate = issue_cloud_leaf(
+            (_name("Simulated OCSP Responder"), key.spki),
+            issuer.authority,
+            serial=serial_number(self._derive, f"{label}/{may_sign}"),
+            validity=VALIDITY,
+            usages=(OCSP_SIGNING,) if may_sign else (),
+            extensions=(OCSP_NO_CHECK,),
+        )
+        return key, certificate
+
+    def _issue(
+        self, label: str, common_name: str, issuer: Issued | None = None, serial: bytes = b""
+    ) -> Issued:
+        """Return the CA of a label, issued once; without an issuer it is a root.
+
+        Args:
+            label: Names it in the derivation.
+            common_name: Of the subject.
+            issuer: Its issuer.
+            serial: Serial number, also in the subject. Empty: that of the label.
+        """
+        if found := self._issued.get(label):
+            return found
+        name = _name(common_name, serial.hex().upper())
+        subject = CloudAuthority(name, key := p384_key(self._derive, label))
+        der = issue_cloud_authority(
+            subject,
+            issuer.authority if issuer else subject,
+            serial=int.from_bytes(serial, "big") or serial_number(self._derive, label),
+            validity=VALIDITY if "rim" in label else _DEVICE_VALIDITY,
+            path_length=None,
+            extensions=(_ACCESS,) if issuer and not serial else (),
+        )
+        made = self._issued[label] = Issued(name, key, der)
+        return made
+
+
+def _issue_leaf(
+    brom: Issued, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
+) -> bytes:
+    # The serial number is the key id with its first bit cleared and the second one set (3.1).
+    serial = bytearray(key_id(spki))
+    serial[0] = serial[0] & 0x3F | 0x40
+    subject = _name(f"{model.chip} A01 {model.processor} FMC LF", serial.hex().upper())
+    return issue_cloud_leaf(
+        (subject, spki),
+        brom.authority,
+        serial=int.from_bytes(serial, "big"),
+        validity=_DEVICE_VALIDITY,
+        extensions=extensions,
+        constrained=False,
+    )
+
+
+def _dice(model: DeviceModel, device_key: bytes, fwid: bytes) -> Extension:
+    if model.architecture == "BLACKWELL":
+        return encode_dice_tcb_info(_VENDOR, f"{model.chip} A01 {model.processor}", fwid)
+    return encode_dice_fwid(device_key, fwid)
+
+
+def _name(common_name: str, serial: str = "") -> bytes:
+    owner = {"C": "US", "O": SIMULATED_MARK, "CN": common_name}
+    return encode_name(**({"serialNumber": serial} if serial else {}), **owner)

@@ -1,0 +1,144 @@
+"""A simulated GPU or switch: what its driver returns."""
+
+import hashlib
+import hmac
+import uuid
+from typing import Final, NamedTuple
+
+from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
+from attestkit.backends.simulator.gpu import gpu_reports as fields
+from attestkit.backends.simulator.gpu.device_models import DeviceModel
+from attestkit.backends.simulator.gpu.gpu_pki import Device
+from attestkit.backends.simulator.gpu.gpu_reports import (
+    OFF,
+    ON,
+    ReportContent,
+    encode_text,
+    encode_vbios_version,
+)
+from attestkit.backends.simulator.pki.cloud_root import Derive
+
+_LINKS: Final = 18  # NVLinks of a GPU
+_PDIS: Final = 8  # GPUs in the report of a switch
+
+
+class Machine(NamedTuple):
+    """What the devices of a machine report about each other (section 3.5)."""
+
+    protected_pcie: bool = False
+    feature: int | None = None  # 0 SPT, 1 MPT, 2 protected PCIe; None: the field is absent
+    gpu_pdis: tuple[bytes, ...] = ()
+    switch_pdis: tuple[bytes, ...] = ()
+
+
+def golden_measurement(derive: Derive, model: DeviceModel, index: int) -> bytes:
+    """Return the measurement of a RIM index of up-to-date firmware: 48 bytes, zero if unused."""
+    if index in model.driver_indexes or index in model.vbios_indexes:
+        return derive(f"measurement/{model.product}/{index}", 48)
+    return bytes(48)
+
+
+class SimulatedDevice:
+    """A device with its reports.
+
+    Attributes:
+        device: Keys and certificates.
+        position: Index among the devices of its kind.
+        machine: What it reports about the machine.
+    """
+
+    def __init__(self, derive: Derive, device: Device, position: int, machine: Machine) -> None:
+        self._derive = derive
+        self.device: Device = device
+        self.position: int = position
+        self.machine: Machine = machine
+
+    @property
+    def model(self) -> DeviceModel:
+        """The model."""
+        return self.device.model
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is an NVSwitch."""
+        return not self.model.driver_indexes
+
+    @property
+    def uuid(self) -> str:
+        """The UUID, as the driver reports it."""
+        value = uuid.UUID(bytes=self._derive(f"uuid/{self.device.pdi.hex()}", 16))
+        return f"{'SWX' if self.is_switch else 'GPU'}-{value}"
+
+    @property
+    def pci_bus_id(self) -> str:
+        """The PCI address, as the driver reports it."""
+        return f"00000000:{0x19 + self.position:02X}:00.0"
+
+    def content(self, nonce: bytes) -> ReportContent:
+        """Return the content of a report over a nonce of 32 bytes."""
+        secret = self._derive(f"responder-nonce/{self.device.pdi.hex()}", 32)
+        return ReportContent(
+            nonce,
+            # A function of the nonce, so that equal requests give equal reports.
+            hmac.digest(secret, nonce, hashlib.sha256),
+            tuple(
+                [
+                    golden_measurement(self._derive, self.model, index)
+                    for index in range(self.model.blocks)
+                ]
+            ),
+            self._switch_fields() if self.is_switch else self._gpu_fields(),
+        )
+
+    def report(self, nonce: bytes) -> bytes:
+        """Return a report over a nonce of 32 bytes."""
+        return self.content(nonce).sign(self.device.key)
+
+    def _gpu_fields(self) -> tuple[tuple[int, bytes], ...]:
+        model, machine = self.model, self.machine
+        found: list[tuple[int, bytes]] = [
+            (fields.VBIOS_VERSION, encode_vbios_version(model.vbios)),
+            (fields.BOARD, fields.BOARD_ID.to_bytes(4, "little")),
+            (fields.CHIP_SKU, encode_text(model.chip_sku, 9)),
+            (fields.CHIP_SKU_MODIFIER, encode_text("0", 5)),
+            (fields.PROJECT, encode_text(model.project, 5)),
+            (fields.PROJECT_SKU, encode_text(model.project_sku, 5)),
+            (fields.PROJECT_SKU_MODIFIER, bytes(2)),
+            (fields.DRIVER_VERSION, encode_text(model.driver)),
+            (fields.GPU_INFO, bytes.fromhex("8001000000000000")),
+            (fields.COUNTS, b"\1\0\0\0" * model.blocks),
+            (fields.CPR_INFO, bytes.fromhex("00c00100")),
+            (fields.NVDEC0, ON),
+            (fields.FWID, self.device.fwid),
+        ]
+        if model.architecture == "HOPPER":
+            found.append((fields.PROTECTED_PCIE, ON if machine.protected_pcie else OFF))
+        else:
+            found.append((fields.SYSTEM_ENABLE, b"\7\7"))
+        if machine.protected_pcie:
+            links = [machine.switch_pdis[link % len(machine.switch_pdis)] for link in range(_LINKS)]
+            # The bytes of each are reversed (section 3.5).
+            found.append((fields.SWITCH_PDIS, b"".join(pdi[::-1] for pdi in links)))
+        if machine.feature is not None:
+            found.append((fields.OPAQUE_VERSION, b"\1\0"))
+            if model.architecture == "BLACKWELL":
+                found.append((fields.CHIP_INFO, encode_text(model.product)))
+            found.append((fields.FEATURE, machine.feature.to_bytes(2, "little")))
+        return tuple(found)
+
+    def _switch_fields(self) -> tuple[tuple[int, bytes], ...]:
+        pdis = b"".join(self.machine.gpu_pdis).ljust(8 * _PDIS, b"\0")
+        return (
+            (fields.VBIOS_VERSION, self.model.vbios.encode("ascii")),
+            (fields.SWITCH_PDIS, self.device.pdi),
+            (fields.COUNTS, bytes(104)),
+            (fields.SWITCH_GPU_PDIS, pdis + b"\xff" * (8 * _PDIS)),
+            (fields.DISABLED_PORTS, b"\xec\0"),
+            (fields.SWITCH_POSITION, self.position.to_bytes(2, "little")),
+            (fields.SWITCH_LOCK, b"\1\0"),
+        )
+
+
+def encode_chain(certificates: tuple[bytes, ...]) -> bytes:
+    """Return certificates as PEM text, as the driver returns them."""
+    return "".join([encode_pem(CERTIFICATE_LABEL, der) for der in certificates]).encode("ascii")
