@@ -3,9 +3,9 @@
 Versions and the project do not exist in hardware, so that no identifier is that of a real RIM.
 """
 
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-Architecture: TypeAlias = Literal["HOPPER", "BLACKWELL", "LS10"]
+from attestkit.gpu.architectures import Architecture
 
 PROTECTED_GPUS: Final = 8
 """Number of GPUs of a machine in protected-PCIe mode."""

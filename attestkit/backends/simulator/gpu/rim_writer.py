@@ -79,7 +79,7 @@ def _document(content: RimContent) -> tuple[str, str]:
     tag = sha384(f"{content.product}/{content.version}".encode()).hex()
     product, version = map(_attribute, (content.product, content.version))
     resources = "".join(map(_resource, range(len(content.resources)), content.resources))
-    return (
+    head = (
         f'<SoftwareIdentity {_IN_SCOPE} corpus="false" name="{product}" patch="false" '
         f'supplemental="false" tagId="{tag}" tagVersion="0" version="1.0">\n'
         f'    <ns0:Entity name="{_VENDOR}" role="softwareCreator tagCreator"></ns0:Entity>\n'
@@ -89,9 +89,9 @@ def _document(content: RimContent) -> tuple[str, str]:
         f'ns1:FirmwareManufacturer="{_VENDOR}" ns1:FirmwareManufacturerId="{_MANUFACTURER}" '
         f'ns1:PlatformManufacturerId="{_MANUFACTURER}" ns1:PlatformManufacturerStr="{_VENDOR}" '
         f'ns1:PlatformModel="{product}"></ns0:Meta>\n'
-        f"    <ns0:Payload>\n{resources}    </ns0:Payload>\n",
-        "</SoftwareIdentity>",
+        f"    <ns0:Payload>\n{resources}    </ns0:Payload>\n"
     )
+    return head, "</SoftwareIdentity>"
 
 
 def _resource(index: int, resource: RimResource) -> str:

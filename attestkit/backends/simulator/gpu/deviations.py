@@ -1,0 +1,166 @@
+"""Deviations of simulated GPUs: what a fault alters, at each stage."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, NamedTuple, TypeAlias
+
+from attestkit._reasons import GpuReason
+from attestkit.backends.simulator.gpu import gpu_reports as fields
+from attestkit.backends.simulator.gpu.device_models import NVDEC_INDEX, Architecture
+from attestkit.backends.simulator.gpu.gpu_reports import OFF, ReportContent
+from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
+
+OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
+
+
+class OcspFault(NamedTuple):
+    """Deviation of the answers about one kind of certificate."""
+
+    target: OcspTarget
+    status: Literal["good", "revoked", "unknown"] = "good"
+    reason: Literal["key_compromise", "certificate_hold"] | None = None
+    shift: timedelta = timedelta()  # of the times
+    may_sign: bool = True  # the responder has the extended key usage
+    about_other: bool = False  # about the issuer's certificate
+    by_leaf: bool = False  # signed by the leaf of the device
+    altered: bool = False  # after signing
+    nonce: Literal["echoed", "missing", "other"] = "echoed"
+
+
+NrasFault: TypeAlias = Literal[
+    "result-false",
+    "signature",
+    "digest",
+    "nonce",
+    "expired",
+    "device-absent",
+    "device-added",
+    "kid-unknown",
+]
+MachineFault: TypeAlias = Literal["switch-missing", "device-twice", "spt-with-mpt", "nonces-mixed"]
+
+
+class GpuFault(NamedTuple):
+    """A fault; each field is a deviation at one stage."""
+
+    check: GpuReason | None  # the first check of section 8 that fails; None: it is accepted
+    text: str  # one line of help
+    content: Callable[[ReportContent], ReportContent] | None = None  # before signing
+    report: Callable[[bytes], bytes] | None = None  # after signing
+    other_key: bool = False  # the report is signed by another device
+    chain: Callable[[tuple[bytes, ...]], tuple[bytes, ...]] | None = None
+    padding: int = 0  # NUL bytes after the PEM text of the chain
+    other_root: Literal["device", "rim"] | None = None  # below the root of another seed
+    other_device_key: bool = False  # in the DICE extension
+    driver_rim: Callable[[RimContent], RimContent] | None = None  # before signing
+    vbios_rim: Callable[[RimContent], RimContent] | None = None
+    rim_file: Callable[[bytes], bytes] | None = None  # of the driver, after signing
+    rim_signer: Literal["expired", "swapped"] | None = None
+    ocsp: OcspFault | None = None
+    nras: NrasFault | None = None
+    machine: MachineFault | None = None
+    architecture: Architecture = "HOPPER"
+    count: int = 1  # devices of the simulator, unless the caller says otherwise
+
+    @property
+    def online(self) -> bool:
+        """Whether only a verifier that sends a nonce to the OCSP responder sees it."""
+        return self.ocsp is not None and self.ocsp.nonce != "echoed"
+
+
+def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportContent:
+    """Set an opaque field, or remove it."""
+    return content.with_field(kind, value)
+
+
+def add_field(kind: int, value: bytes, content: ReportContent) -> ReportContent:
+    """Add an opaque field at the end."""
+    return content.add_field(kind, value)
+
+
+def set_measurement(index: int, content: ReportContent) -> ReportContent:
+    """Set a measurement to a value that no RIM has."""
+    return content.measured(index, b"\xee" * 48)
+
+
+def measurement_without_nvdec(content: ReportContent) -> ReportContent:
+    """Switch NVDEC0 off, and set the measurement that is not compared then."""
+    return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0, OFF))
+
+
+def replace_values(content: ReportContent, **values: int) -> ReportContent:
+    """Replace values of the headers."""
+    return content._replace(**values)
+
+
+def other_nonce(content: ReportContent) -> ReportContent:
+    """Flip a bit of the nonce."""
+    return content._replace(nonce=bytes([content.nonce[0] ^ 1]) + content.nonce[1:])
+
+
+def exchange_blocks(content: ReportContent) -> ReportContent:
+    """Exchange the indexes of the first two blocks."""
+    indexes = list(range(1, len(content.measurements) + 1))
+    indexes[:2] = 2, 1
+    return content._replace(indexes=tuple(indexes))
+
+
+def cut_blocks(content: ReportContent) -> ReportContent:
+    """Leave out all but 41 measurements."""
+    return content._replace(measurements=content.measurements[:41])
+
+
+def flip_signature(report: bytes) -> bytes:
+    """Flip the lowest bit of s."""
+    return report[:-1] + bytes([report[-1] ^ 1])
+
+
+def zero_r(report: bytes) -> bytes:
+    """Set r to zero."""
+    return report[:-96] + bytes(48) + report[-48:]
+
+
+def exchange_certificates(chain: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Exchange the second and the third certificate."""
+    return chain[0], chain[2], chain[1], *chain[3:]
+
+
+def activate(index: int, rim: RimContent) -> RimContent:
+    """Activate an index that the RIM does not have."""
+    return rim.with_resource(index, RimResource(active=True, hashes=(bytes(48),)))
+
+
+def other_version(rim: RimContent) -> RimContent:
+    """Change the last digit of the version."""
+    return rim._replace(version=f"{rim.version[:-1]}9")
+
+
+def other_product(rim: RimContent) -> RimContent:
+    """Name a Blackwell chip."""
+    return rim._replace(product="GB100")
+
+
+def add_alternatives(rim: RimContent) -> RimContent:
+    """Give each active index another hash before the right one."""
+    resources = [
+        one._replace(hashes=(b"\xee" * 48, *one.hashes)) if one.active else one
+        for one in rim.resources
+    ]
+    return rim._replace(resources=tuple(resources))
+
+
+def shorten_hash(rim: RimContent) -> RimContent:
+    """Leave out the last byte of a hash."""
+    short = rim.resources[25].hashes[0][:47]
+    return rim.with_resource(25, RimResource(active=True, hashes=(short,)))
+
+
+def deactivate(rim: RimContent) -> RimContent:
+    """Deactivate all measurements."""
+    resources = [one._replace(active=False) for one in rim.resources]
+    return rim._replace(resources=tuple(resources))
+
+
+def edit(old: bytes, new: bytes, rim: bytes) -> bytes:
+    """Replace the first occurrence."""
+    return rim.replace(old, new, 1)

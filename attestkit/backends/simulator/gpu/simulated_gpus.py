@@ -1,0 +1,321 @@
+"""The simulated GPUs and switches of a machine: evidence, endorsements, roots."""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import Final, Literal
+
+import msgspec
+
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.gpu.deviations import GpuFault, OcspFault
+from attestkit.backends.simulator.gpu.device_models import (
+    MODELS,
+    PROTECTED_GPUS,
+    PROTECTED_SWITCHES,
+    Architecture,
+    DeviceModel,
+)
+from attestkit.backends.simulator.gpu.gpu_faults import find_gpu_fault
+from attestkit.backends.simulator.gpu.gpu_pki import GpuPki, Issued
+from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
+from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
+from attestkit.backends.simulator.gpu.simulated_device import (
+    Machine,
+    SimulatedDevice,
+    encode_chain,
+    golden_measurement,
+)
+from attestkit.errors import UsageError
+from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
+
+_SALT: Final = b"attestkit/simulator/gpu/v1"
+_MOST_GPUS: Final = 16
+_SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
+_NO_FAULT: Final = GpuFault(None, "")
+
+
+class GpuConfig(msgspec.Struct, frozen=True):
+    """The devices of a simulated machine.
+
+    Raises:
+        UsageError: If a value is out of range, or values contradict each other.
+    """
+
+    count: int | None = None  # GPUs, 1 to 16; None: as many as the fault needs
+    architecture: Literal["HOPPER", "BLACKWELL"] | None = None  # None: that of the fault
+    protected_pcie: bool | None = None  # None: with 8 Hopper GPUs
+    fault: str | None = None  # see `gpu_faults`
+
+    def __post_init__(self) -> None:
+        count: object = self.count
+        if count is not None and not (type(count) is int and 1 <= count <= _MOST_GPUS):
+            text = f"gpus: must be 1 to {_MOST_GPUS}, not {count!r}"
+            raise UsageError(text, reason="out_of_range")
+        if self.architecture not in (None, "HOPPER", "BLACKWELL"):
+            text = f"architecture: must be HOPPER or BLACKWELL, not {self.architecture!r}"
+            raise UsageError(text, reason="wrong_value")
+        if self.fault is not None:
+            find_gpu_fault(self.fault)
+        hopper, eight = self.chosen_architecture == "HOPPER", self.chosen_count == PROTECTED_GPUS
+        if self.protected_pcie and not (hopper and eight):
+            text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs"
+            raise UsageError(text, reason="conflict")
+
+    @property
+    def deviation(self) -> GpuFault:
+        """The deviations of the fault."""
+        return _NO_FAULT if self.fault is None else find_gpu_fault(self.fault)
+
+    @property
+    def chosen_count(self) -> int:
+        """The number of GPUs."""
+        return self.count or self.deviation.count
+
+    @property
+    def chosen_architecture(self) -> Architecture:
+        """The architecture of the GPUs."""
+        return self.architecture or self.deviation.architecture
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the machine is in protected-PCIe mode, with switches."""
+        if self.protected_pcie is not None:
+            return self.protected_pcie
+        return self.chosen_architecture == "HOPPER" and self.chosen_count == PROTECTED_GPUS
+
+
+class SimulatedGpus:
+    """GPUs, and in protected-PCIe mode switches, of one machine.
+
+    Attributes:
+        config: What the machine has.
+        devices: The GPUs, then the switches.
+    """
+
+    def __init__(self, seed: bytes, config: GpuConfig | int = 1) -> None:
+        """Derive the keys and issue the certificates.
+
+        Args:
+            seed: 32 bytes from which all keys are derived.
+            config: The devices, or the number of Hopper GPUs.
+
+        Raises:
+            UsageError: If an argument is invalid.
+        """
+        check_bytes("seed", seed, 32)
+        self._seed = seed
+        self.config: GpuConfig = config if isinstance(config, GpuConfig) else GpuConfig(config)
+        self._fault = self.config.deviation
+        self._pki = GpuPki(self.derive)
+        self._other_pki = GpuPki(lambda label, size: self.derive(f"other/{label}", size))
+        self.devices: tuple[SimulatedDevice, ...] = self._make_devices()
+        self._answers: tuple[int | None, tuple[bytes, ...]] = None, ()  # of an hour
+
+    def derive(self, label: str, length: int) -> bytes:
+        """Return `length` bytes derived from the seed and `label` (HKDF-SHA256)."""
+        return hkdf_sha256(self._seed, label.encode(), length, _SALT)
+
+    @property
+    def gpus(self) -> tuple[SimulatedDevice, ...]:
+        """The GPUs."""
+        return tuple([device for device in self.devices if not device.is_switch])
+
+    @property
+    def switches(self) -> tuple[SimulatedDevice, ...]:
+        """The switches."""
+        return tuple([device for device in self.devices if device.is_switch])
+
+    @property
+    def roots(self) -> GpuRoots:
+        """The trust anchors for verifiers of this evidence."""
+        return GpuRoots(self._pki.device_root.der, self._pki.rim_root.der)
+
+    # -- evidence ------------------------------------------------------------------------------
+
+    def evidence(self, nonce: bytes) -> GpuEvidence:
+        """Return evidence of all devices over a nonce of 32 bytes.
+
+        Raises:
+            UsageError: If the nonce has another size.
+        """
+        check_bytes("nonce", nonce, 32)
+        found = [self._device_evidence(device, nonce) for device in self.devices]
+        if self._fault.machine == "switch-missing":
+            found = found[:-1]
+        elif self._fault.machine == "device-twice":
+            found[-1] = found[0]
+        if self._fault.padding:
+            return _pad_first(found, self._fault.padding)
+        return GpuEvidence(tuple(found))
+
+    def report(self, device: SimulatedDevice, nonce: bytes) -> bytes:
+        """Return a report of a device over a nonce of 32 bytes, with the fault of the machine."""
+        check_bytes("nonce", nonce, 32)
+        content, first, fault = device.content(nonce), device is self.devices[0], self._fault
+        if fault.machine == "nonces-mixed" and device is self.devices[-1]:
+            content = content._replace(nonce=bytes(32))
+        if first and fault.content is not None:
+            content = fault.content(content)
+        other = first and fault.other_key
+        key = self._pki.device("gpu/other", device.model).key if other else device.device.key
+        report = content.sign(key)
+        return fault.report(report) if first and fault.report is not None else report
+
+    def chain(self, device: SimulatedDevice) -> tuple[bytes, ...]:
+        """Return the certificates of a device, with the fault of the machine."""
+        chain = device.device.chain
+        if device is self.devices[0] and self._fault.chain is not None:
+            return self._fault.chain(chain)
+        return chain
+
+    def chain_pem(self, device: SimulatedDevice) -> bytes:
+        """Return the certificates of a device as the driver returns them, in PEM."""
+        padding = self._fault.padding if device is self.devices[0] else 0
+        return encode_chain(self.chain(device)) + bytes(padding)
+
+    def _device_evidence(self, device: SimulatedDevice, nonce: bytes) -> DeviceEvidence:
+        report, chain = self.report(device, nonce), self.chain(device)
+        return DeviceEvidence(device.model.architecture, report, chain, nonce)
+
+    # -- endorsements --------------------------------------------------------------------------
+
+    @cached_property
+    def rims(self) -> Mapping[str, bytes]:
+        """The RIMs of all models by identifier."""
+        models = {device.model for device in self.devices}
+        found: dict[str, bytes] = {}
+        for model in sorted(models):
+            if model.driver_rim_id is not None:
+                found[model.driver_rim_id] = self._driver_rim(model)
+            found[model.vbios_rim_id] = self._vbios_rim(model)
+        return found
+
+    @cached_property
+    def ocsp(self) -> SimulatedOcsp:
+        """The OCSP responder."""
+        return SimulatedOcsp(self._device_pki, self._served())
+
+    def ocsp_answers(self, now: float) -> tuple[bytes, ...]:
+        """Return the current OCSP answers about all certificates at a Unix time."""
+        hour = int(now) // 3600
+        if self._answers[0] != hour:
+            moment = datetime.fromtimestamp(hour * 3600, timezone.utc)
+            self._answers = hour, self.ocsp.answers(moment)
+        return self._answers[1]
+
+    def _driver_rim(self, model: DeviceModel) -> bytes:
+        content = self._rim(model, model.driver, model.driver_indexes)
+        if self._fault.driver_rim is not None:
+            content = self._fault.driver_rim(content)
+        rim = self._sign(content, model)
+        return self._fault.rim_file(rim) if self._fault.rim_file is not None else rim
+
+    def _vbios_rim(self, model: DeviceModel) -> bytes:
+        content = self._rim(model, model.vbios, model.vbios_indexes)
+        if self._fault.vbios_rim is not None and model is self.devices[0].model:
+            content = self._fault.vbios_rim(content)
+        return sign_rim(content, *self._rim_pki.rim_signer(model))
+
+    def _sign(self, content: RimContent, model: DeviceModel) -> bytes:
+        """Sign a driver RIM."""
+        expired = self._fault.rim_signer == "expired"
+        key, chain = self._rim_pki.rim_signer(model, expired=expired)
+        if self._fault.rim_signer == "swapped":
+            key = self._other_pki.rim_signer(model)[0]
+        return sign_rim(content, key, chain)
+
+    def _rim(self, model: DeviceModel, version: str, active: tuple[int, ...]) -> RimContent:
+        resources = [
+            RimResource(
+                index in active,
+                (golden_measurement(self.derive, model, index) if index in active else bytes(48),),
+            )
+            for index in range(model.blocks)
+        ]
+        edition = "GPU" if model.driver_indexes else "SWITCH"
+        return RimContent(model.product, version, tuple(resources), edition)
+
+    # -- devices -------------------------------------------------------------------------------
+
+    @property
+    def _device_pki(self) -> GpuPki:
+        return self._other_pki if self._fault.other_root == "device" else self._pki
+
+    @property
+    def _rim_pki(self) -> GpuPki:
+        return self._other_pki if self._fault.other_root == "rim" else self._pki
+
+    def _make_devices(self) -> tuple[SimulatedDevice, ...]:
+        config, gpu = self.config, MODELS[self.config.chosen_architecture]
+        gpus = [f"gpu/{number}" for number in range(config.chosen_count)]
+        switches = [f"switch/{number}" for number in range(PROTECTED_SWITCHES)]
+        if not config.is_protected:
+            switches = []
+        pki = self._device_pki
+        machine = Machine(
+            config.is_protected,
+            self._feature(),
+            tuple(map(pki.pdi, gpus)),
+            tuple(map(pki.pdi, switches)),
+        )
+        models = [(label, gpu) for label in gpus] + [(label, MODELS["LS10"]) for label in switches]
+        return tuple(
+            [
+                self._make_device(label, model, machine if at else self._first(machine))
+                for at, (label, model) in enumerate(models)
+            ]
+        )
+
+    def _make_device(self, label: str, model: DeviceModel, machine: Machine) -> SimulatedDevice:
+        other = "gpu/other" if self._fault.other_device_key and label == "gpu/0" else None
+        device = self._device_pki.device(label, model, device_key=other)
+        position = int(label.rpartition("/")[2])
+        return SimulatedDevice(self.derive, device, position, machine)
+
+    def _feature(self) -> int | None:
+        if self.config.is_protected:
+            return _PROTECTED
+        if self.config.chosen_architecture == "HOPPER":
+            return None
+        return _SPT if self.config.chosen_count == 1 else _MPT
+
+    def _first(self, machine: Machine) -> Machine:
+        """Return what the first device reports about the machine."""
+        return machine._replace(feature=_SPT) if self._fault.machine == "spt-with-mpt" else machine
+
+    def _served(self) -> list[ServedCertificate]:
+        """Return the certificates about which the OCSP responder answers."""
+        pki, found = self._device_pki, dict[bytes, ServedCertificate]()
+        fault = self._fault.ocsp
+        for at, device in enumerate(self.devices):
+            model, (leaf, brom, provisioner, identity, _) = device.model, device.device.chain
+            of_brom = fault if at == 0 and fault and fault.target == "brom" else None
+            below = (device.device.key, leaf)
+            found[brom] = ServedCertificate(brom, pki.provisioner(model), of_brom, below)
+            found[provisioner] = ServedCertificate(provisioner, pki.identity(model))
+            found[identity] = ServedCertificate(identity, pki.device_root)
+            self._serve_rims(found, model, fault)
+        return list(found.values())
+
+    def _serve_rims(
+        self, found: dict[bytes, ServedCertificate], model: DeviceModel, fault: OcspFault | None
+    ) -> None:
+        pki = self._rim_pki
+        issuers: tuple[Issued, ...] = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
+        of_signer = fault if fault and fault.target == "rim_signer" else None
+        for expired in {False, self._fault.rim_signer == "expired"}:
+            _, (signer, l3, ca, _) = pki.rim_signer(model, expired=expired)
+            found[signer] = ServedCertificate(signer, issuers[0], of_signer)
+            found[l3] = ServedCertificate(l3, issuers[1])
+            found[ca] = ServedCertificate(ca, issuers[2])
+
+
+def _pad_first(devices: list[DeviceEvidence], padding: int) -> GpuEvidence:
+    """Return evidence with NUL bytes after the first chain's PEM text."""
+    entries = [device.to_object() for device in devices]
+    padded = devices[0].chain_pem + bytes(padding)
+    entries[0]["certificate"] = b64encode(padded).decode("ascii")
+    return GpuEvidence.from_json(msgspec.json.encode(entries))
