@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from attestkit._reasons import GpuReason
 from attestkit.backends.simulator.gpu import gpu_reports as fields
-from attestkit.backends.simulator.gpu.device_models import NVDEC_INDEX, Architecture
+from attestkit.backends.simulator.gpu.device_models import NVDEC_INDEX
 from attestkit.backends.simulator.gpu.gpu_reports import OFF, ReportContent
-from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
+from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResourcefrom attestkit.gpu.architectures import Architecture
 
 OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
@@ -60,7 +60,7 @@ class GpuFault(NamedTuple):
     nras: NrasFault | None = None
     machine: MachineFault | None = None
     architecture: Architecture = "HOPPER"
-    count: int = 1  # devices of the simulator, unless the caller says otherwise
+    gpus: int = 1  # number of GPUs of the machine, unless the caller says otherwise
 
     @property
     def online(self) -> bool:
@@ -88,9 +88,19 @@ def measurement_without_nvdec(content: ReportContent) -> ReportContent:
     return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0, OFF))
 
 
-def replace_values(content: ReportContent, **values: int) -> ReportContent:
-    """Replace values of the headers."""
-    return content._replace(**values)
+def set_request_code(code: int, content: ReportContent) -> ReportContent:
+    """Set the SPDM code of the request."""
+    return content._replace(request_code=code)
+
+
+def set_response_code(code: int, content: ReportContent) -> ReportContent:
+    """Set the SPDM code of the response."""
+    return content._replace(response_code=code)
+
+
+def make_raw(content: ReportContent) -> ReportContent:
+    """Mark the measurements as raw values."""
+    return content._replace(block_type=0x81)
 
 
 def other_nonce(content: ReportContent) -> ReportContent:

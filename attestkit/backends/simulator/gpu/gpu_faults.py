@@ -22,13 +22,15 @@ from attestkit.backends.simulator.gpu.deviations import (
     exchange_blocks,
     exchange_certificates,
     flip_signature,
+    make_raw,
     measurement_without_nvdec,
     other_nonce,
     other_product,
     other_version,
-    replace_values,
     set_field,
     set_measurement,
+    set_request_code,
+    set_response_code,
     shorten_hash,
     zero_r,
 )
@@ -70,15 +72,15 @@ _REPORTS: Final[dict[str, GpuFault]] = {
     "block-type-raw": GpuFault(
         "format",
         "the measurements are raw values, not digests",
-        partial(replace_values, block_type=0x81),
+        make_raw,
     ),
     "header-request-code": GpuFault(
-        "format", "the request is another SPDM request", partial(replace_values, request_code=0xE1)
+        "format", "the request is another SPDM request", partial(set_request_code, 0xE1)
     ),
     "header-response-code": GpuFault(
         "format",
         "the response is another SPDM response",
-        partial(replace_values, response_code=0x61),
+        partial(set_response_code, 0x61),
     ),
     "trailing-byte": GpuFault(
         "format", "a byte follows the signature of the report", report=lambda report: report + b"\1"
@@ -255,20 +257,20 @@ _MACHINES: Final[dict[str, GpuFault]] = {
         "topology",
         "one of the switches sends no evidence",
         machine="switch-missing",
-        count=PROTECTED_GPUS,
+        gpus=PROTECTED_GPUS,
     ),
     "device-twice": GpuFault(
-        "topology", "two entries are of the same device", machine="device-twice", count=2
+        "topology", "two entries are of the same device", machine="device-twice", gpus=2
     ),
     "spt-with-mpt": GpuFault(
         "modes",
         "one GPU is passed through alone, the others with their peers",
         machine="spt-with-mpt",
         architecture="BLACKWELL",
-        count=2,
+        gpus=2,
     ),
     "nonces-mixed": GpuFault(
-        "nonce", "the reports have different nonces", machine="nonces-mixed", count=2
+        "nonce", "the reports have different nonces", machine="nonces-mixed", gpus=2
     ),
 }
 

@@ -15,7 +15,6 @@ from attestkit.backends.simulator.gpu.device_models import (
     MODELS,
     PROTECTED_GPUS,
     PROTECTED_SWITCHES,
-    Architecture,
     DeviceModel,
 )
 from attestkit.backends.simulator.gpu.gpu_faults import find_gpu_fault
@@ -30,6 +29,7 @@ from attestkit.backends.simulator.gpu.simulated_device import (
 )
 from attestkit.errors import UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
+from attestkit.gpu.architectures import Architecture
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
 _MOST_GPUS: Final = 16
@@ -72,7 +72,7 @@ class GpuConfig(msgspec.Struct, frozen=True):
     @property
     def chosen_count(self) -> int:
         """The number of GPUs."""
-        return self.count or self.deviation.count
+        return self.count or self.deviation.gpus
 
     @property
     def chosen_architecture(self) -> Architecture:
