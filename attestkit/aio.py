@@ -144,10 +144,11 @@ class AsyncAttester(Generic[B_co]):
         nonce: bytes | None = None,
         report_data: bytes | None = None,
         pad: bool = False,
+        gpu: bool = False,
     ) -> Attestation:
         """Return evidence that is bound to exactly one of a nonce and report data."""
         return await self._call(
-            lambda attester: attester.attest(nonce=nonce, report_data=report_data, pad=pad)
+            lambda attester: attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
         )
 
     async def event_log(self) -> EventLog:

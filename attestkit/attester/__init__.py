@@ -29,13 +29,14 @@ from attestkit.backends.base import (
     SimulatedBackend,
     SnpReporter,
     hosts_app,
+    simulates_gpus,
 )
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
-from attestkit.report_data import ReportData, requested_report_data
+from attestkit.report_data import ReportData, gpu_nonce, requested_report_data
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar, Unpack  # only for type checkers, which bundle it
@@ -220,6 +221,7 @@ class Attester(Generic[B_co]):
         nonce: bytes | None = None,
         report_data: bytes | None = None,
         pad: bool = False,
+        gpu: bool = False,
     ) -> Attestation:
         """Return evidence that is bound to exactly one of a nonce and report data.
 
@@ -230,20 +232,38 @@ class Attester(Generic[B_co]):
             report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
                 could be the binding of a TLS key, and the evidence a certificate for that key.
             pad: Whether shorter report data is accepted, and zero-padded.
+            gpu: Whether evidence of the machine's GPUs and switches is enclosed. It needs a nonce;
+                the report data commit to the nonce and to that evidence
+                (`ReportData.for_nonce_and_gpu`).
 
         Raises:
             UsageError: If none or both are given, or one has another type or size.
+            UnsupportedError: If the simulator has no GPUs.
             ReplayError: If the event log does not replay to the registers in the quote, or an
                 SEV-SNP guest was launched with another mr_config document than the host's.
             JournalError: If the runtime event log cannot be read.
             ConfigError: If a file of the host is invalid.
-            BackendError: As for `get_quote`.
+            BackendError: As for `get_quote`, and if the driver of the GPUs returns no evidence.
         """
         bound = requested_report_data(nonce, report_data, pad=pad)
         self._check_usable()
+        if gpu:
+            return self._attest_with_gpus(nonce)
         if nonce is not None and isinstance(self._source, NonceBinder):
             bound = self._source.bind_nonce(nonce)
         return self._source.evidence(bound)
+
+    def _attest_with_gpus(self, nonce: bytes | None) -> Attestation:
+        from attestkit.attester.gpu_source import collect_gpu_evidence  # lazy: only with GPUs
+
+        if nonce is None:
+            message = "gpu: evidence of GPUs needs a nonce, not report_data"
+            raise UsageError(message, reason="conflict")
+        collected = collect_gpu_evidence(self._backend, gpu_nonce(nonce))
+        bound = ReportData.for_nonce_and_gpu(nonce, collected.raw)
+        if isinstance(self._source, NonceBinder):
+            bound = self._source.bind_nonce(bound)
+        return self._source.evidence(bound).with_gpu_evidence(collected)
 
     def event_log(self) -> EventLog:
         """Return the firmware event log followed by the runtime events; empty if there is none.
@@ -271,7 +291,8 @@ class Attester(Generic[B_co]):
 
         Args:
             options: Arguments of `attestkit.Verifier`, such as `policy`. `trust_anchor` replaces
-                the simulator's root, and `collateral` or `pccs_url` its collateral.
+                the simulator's root, `collateral` or `pccs_url` its collateral, `gpu_roots` and
+                `gpu_endorsements` those of its GPUs.
 
         Raises:
             UsageError: If the backend is not a simulator, or an option is not valid.
@@ -292,6 +313,10 @@ class Attester(Generic[B_co]):
         if not ("collateral" in options or "pccs_url" in options):
             with contextlib.suppress(UnsupportedError):  # only Intel's platforms have collateral
                 options["collateral"] = backend.collateral()
+        if simulates_gpus(self._backend):
+            with contextlib.suppress(UnsupportedError):  # it has no GPUs
+                options.setdefault("gpu_roots", self._backend.gpu_roots)
+                options.setdefault("gpu_endorsements", self._backend.gpu_endorsements())
         return Verifier(**options)
 
     # -- registers -----------------------------------------------------------------------------

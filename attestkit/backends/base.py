@@ -3,7 +3,7 @@
 Optional abilities are separate protocols: `RegisterExtender` (RTMRs that a program can extend),
 `SnpReporter` (SEV-SNP reports), `EvidenceCollector` (evidence of several parts, such as a report
 and a TPM's quote), `EventPcr` (a PCR for runtime events), `GuestAgent` (a TEE behind a guest
-agent), `AppHost` (the configuration and keys of the app).
+agent), `AppHost` (the configuration and keys of the app), `GpuCollector` (evidence of GPUs).
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -16,21 +16,27 @@ from attestkit.keys import AppKeys, KeyDeriver
 
 if TYPE_CHECKING:
     from attestkit.attestation.wire.evidence_parts import Platform
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.roots import GpuRoots
 
 __all__ = [
     "AppHost",
     "Backend",
     "EventPcr",
     "EvidenceCollector",
+    "GpuCollector",
     "GuestAgent",
     "LaunchRecord",
     "RecordedBackend",
     "RegisterExtender",
     "SimulatedBackend",
+    "SimulatedGpuCollector",
     "SnpEvidence",
     "SnpReporter",
     "check_bytes",
     "hosts_app",
+    "simulates_gpus",
 ]
 
 
@@ -255,6 +261,43 @@ class SimulatedBackend(Protocol):
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of a TDX platform at a Unix time; None: at present."""
         ...
+
+
+@runtime_checkable
+class GpuCollector(Protocol):
+    """A backend that has evidence of GPUs itself, such as a simulator."""
+
+    def gpu_evidence(self, nonce: bytes) -> "GpuEvidence":
+        """Return evidence of all GPUs and switches over a nonce of 32 bytes.
+
+        Raises:
+            UnsupportedError: If there are none.
+            AttestKitError: As for `Backend.get_quote`.
+        """
+        ...
+
+
+class SimulatedGpuCollector(GpuCollector, Protocol):
+    """Simulated GPUs, whose roots verifiers trust only if they are passed.
+
+    Its attributes raise UnsupportedError without GPUs; use `simulates_gpus` instead of
+    `isinstance`, which reads them before Python 3.12.
+    """
+
+    @property
+    def gpu_roots(self) -> "GpuRoots":
+        """The roots of devices and reference manifests."""
+        ...
+
+    def gpu_endorsements(self, now: float | None = None) -> "GpuEndorsements":
+        """Return reference manifests and OCSP answers at a Unix time; None: at present."""
+        ...
+
+
+def simulates_gpus(backend: Backend) -> "TypeGuard[SimulatedGpuCollector]":
+    """Return whether `backend` is a `SimulatedGpuCollector`; no property is evaluated."""
+    names = ("gpu_evidence", "gpu_roots", "gpu_endorsements")
+    return backend.simulated and all(hasattr(type(backend), name) for name in names)
 
 
 @runtime_checkable
