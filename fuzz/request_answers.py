@@ -9,10 +9,10 @@ from urllib.parse import unquote_to_bytes
 
 __all__ = ["Answer", "BrokenPromiseError", "check", "read_answers"]
 
-_AGENT: Final = frozenset({200, 400, 404, 408, 431, 500, 503})
+_AGENT: Final = frozenset({200, 400, 404, 408, 413, 431, 500, 503})
 STATUSES: Final[Mapping[str, frozenset[int]]] = {
     **dict.fromkeys(("dstack", "tappd", "http", "dev_http"), _AGENT),
-    "verifier": _AGENT | {413, 422},
+    "verifier": _AGENT | {422},
     "pccs": frozenset({200, 400, 404, 405, 408, 431}),
 }
 """The documented statuses of each listener."""

@@ -108,6 +108,8 @@ def seeds() -> list[bytes]:
                 start = head(listener, end, slow=slow)
                 found += [start + get + chunked + get, start + waits, start + get[:-2]]
         found += [head(listener, pieces=3) + get + chunked, head(listener, pieces=16) + waits]
+    too_large = b"POST /Sign HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4096\r\n\r\n"
+    found += [head(listener) + too_large for listener in LISTENERS]
     log = "/logs/web?follow=true"
     found.append(head("http", "silent", slow=True) + _get(log))
     found.append(head("http") + _get("&".join((log, *_OF_LOGS))))

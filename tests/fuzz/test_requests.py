@@ -40,6 +40,7 @@ def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
     }
     assert {(name, 200) for name in LISTENERS if name != "verifier"} <= seen
     assert {(name, 400) for name in ("dstack", "tappd", "http", "dev_http")} <= seen
+    assert {(name, 413) for name in ("dstack", "tappd", "dev_http")} <= seen
 
 
 @pytest.mark.parametrize("listener", LISTENERS)
