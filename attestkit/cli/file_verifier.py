@@ -42,6 +42,7 @@ from attestkit.snp_report import SnpReport
 
 if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
+    from attestkit.gpu import GpuEndorsements, GpuEvidence
     from attestkit.verifier.evidence.bundle import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
@@ -88,6 +89,8 @@ class FileOutcome(NamedTuple):
     certificates: tuple[bytes, ...] = ()  # AMD certificates of options
     crls: tuple[bytes, ...] = ()  # AMD's, of options, else of the bundle
     ak_certificates: tuple[bytes, ...] = ()  # and CRLs: of options and bundle, and fetched ones
+    gpu_evidence: "GpuEvidence | None" = None  # of options, else of the bundle
+    gpu_endorsements: "GpuEndorsements | None" = None  # of options, else of the bundle
 
     @property
     def verdict(self) -> str:
@@ -154,7 +157,18 @@ class FileOutcome(NamedTuple):
         crls = () if self.collateral is not None else self.crls
         has_tpm = self.result is not None and self.result.claims.vtpm is not None
         of_ak = tuple(dict.fromkeys(self.ak_certificates)) if has_tpm else ()
-        return EvidenceBundle(raw, self.collateral, self.at, expected, crls, of_ak)
+        gpu = None if self.gpu_evidence is None else self.gpu_evidence.raw
+        has_gpus = self.result is not None and self.result.gpu is not None
+        return EvidenceBundle(
+            raw,
+            self.collateral,
+            self.at,
+            expected,
+            crls,
+            of_ak,
+            gpu_evidence=gpu if has_gpus else None,
+            gpu_endorsements=self.gpu_endorsements if has_gpus else None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values ready for JSON."""
@@ -226,6 +240,8 @@ class FileVerifier:
             certificates=options.certificates,
             crls=options.crls,
             ak_certificates=options.ak_certificates,
+            gpu_evidence=options.gpu_evidence,
+            gpu_endorsements=options.gpu_endorsements,
         )
         try:
             data = read_file(path)
@@ -267,6 +283,7 @@ class FileVerifier:
             out = out._replace(crls=bundle.amd_crls)
         if bundle is not None:
             out = out._replace(ak_certificates=(*out.ak_certificates, *bundle.ak_certificates))
+            out = _with_gpus_of_bundle(out, bundle)
         expected = options.expects_report_data or content.in_certificate
         require_expected(expected=expected, any_freshness=self._any_freshness)
         if bundle is not None and not options.expects_report_data:
@@ -338,6 +355,7 @@ class FileVerifier:
                 report_data=self.options.report_data if nonce is None else ...,
                 now=out.at,
                 collateral=out.collateral,
+                gpu=out.gpu_evidence,
             )
         from attestkit import ra_tls  # lazy: loads X.509
 
@@ -345,6 +363,17 @@ class FileVerifier:
         # the certificate says nothing, see _BOUND_TO_KEY.
         verifier = self.options.verifier(out.collateral)
         return ra_tls.verify(content.raw, verifier, now=out.at, max_lifetime=None)
+
+
+def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
+    """Return an outcome with what a bundle has of GPUs, unless options name other files."""
+    if out.gpu_evidence is None and bundle.gpu_evidence is not None:
+        from attestkit.gpu import GpuEvidence  # lazy: only with GPUs
+
+        out = out._replace(gpu_evidence=GpuEvidence.from_json(bundle.gpu_evidence))
+    if out.gpu_endorsements is None:
+        out = out._replace(gpu_endorsements=bundle.gpu_endorsements)
+    return out
 
 
 def _expected_report_data(options: VerificationOptions) -> bytes | None:

@@ -6,23 +6,23 @@ used as true before its signature is verified.
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import StepCheck, VerificationStep
+from attestkit._reasons import VerificationStep
 from attestkit.errors import AttestKitError, GpuEvidenceError
 from attestkit.gpu.device_checks import (
-    CheckedDevice,
     DeviceChecks,
     check_device,
     check_revocation,
     join_errors,
 )
+from attestkit.gpu.device_steps import AppraisedDevice, device_steps
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.result import DeviceMode, DeviceResult, GpuResult, OcspFacts
-from attestkit.gpu.rim_checks import ComparedDevice, compare_device
+from attestkit.gpu.result import DeviceMode, DeviceResult, GpuResult
+from attestkit.gpu.rim_checks import compare_device
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
 from attestkit.gpu.topology import TopologyDevice, check_topology
@@ -30,18 +30,9 @@ from attestkit.gpu.topology import TopologyDevice, check_topology
 if TYPE_CHECKING:
     from attestkit.gpu.report import Report
 
-_NONCE_SIZE = 32
-_DEVICE_CERTIFICATES = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
-_MODES: dict[int, DeviceMode] = {0: "single", 1: "multi", 2: "protected_pcie"}
-_NAMED = 3  # manifests that a step names
-
-
-class _Appraised(NamedTuple):
-    """A device that passed all checks of its own."""
-
-    device: CheckedDevice
-    ocsp: tuple[OcspFacts, ...]
-    compared: ComparedDevice | None  # None: tokens stand for manifests
+_NONCE_SIZE: Final = 32
+_DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
+_MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_pcie"}
 
 
 def verify(
@@ -85,8 +76,13 @@ def verify(
         rules or GpuRules(),
     )
     appraised = _check_all(found.devices, checks)
-    steps = _steps(appraised, checks)
-    steps.append(_check_machine(appraised, checks.rules))
+    steps = [*device_steps(appraised, checks.rules), _check_machine(appraised, checks.rules)]
+    nras: tuple[dict[str, object], ...] | None = None
+    if checks.rules.nras != "off":
+        from attestkit.gpu.nras_checks import check_tokens  # lazy: only with tokens
+
+        step, nras = check_tokens([one.device for one in appraised], checks)
+        steps.append(step)
     devices = tuple(map(_device_result, appraised))
     steps += checks.rules.appraise(devices)
     return GpuResult(
@@ -96,6 +92,7 @@ def verify(
         simulated=not checks.roots.is_nvidia,
         verified_at=moment,
         evidence_sha256=sha256(found.raw),
+        nras=nras,
     )
 
 
@@ -107,9 +104,11 @@ def _as_evidence(evidence: object) -> GpuEvidence:
     raise wrong_type("GPU evidence", "GpuEvidence or its JSON", evidence)
 
 
-def _check_all(devices: Sequence[DeviceEvidence], checks: DeviceChecks) -> tuple[_Appraised, ...]:
+def _check_all(
+    devices: Sequence[DeviceEvidence], checks: DeviceChecks
+) -> tuple[AppraisedDevice, ...]:
     """Check each device; raise for the first one that fails after all were checked."""
-    found: list[_Appraised] = []
+    found: list[AppraisedDevice] = []
     errors: list[AttestKitError] = []
     for position, device in enumerate(devices):
         try:
@@ -121,14 +120,16 @@ def _check_all(devices: Sequence[DeviceEvidence], checks: DeviceChecks) -> tuple
     return tuple(found)
 
 
-def _check_one(position: int, device: DeviceEvidence, checks: DeviceChecks) -> _Appraised:
+def _check_one(position: int, device: DeviceEvidence, checks: DeviceChecks) -> AppraisedDevice:
     checked = check_device(position, device, checks)
+    if checks.rules.nras == "instead":
+        return AppraisedDevice(checked, (), None)
     path = checked.chain.path[1:]
     answers = check_revocation(position, path, _DEVICE_CERTIFICATES, "device_ocsp", checks)
-    return _Appraised(checked, answers, compare_device(checked, checks))
+    return AppraisedDevice(checked, answers, compare_device(checked, checks))
 
 
-def _check_machine(appraised: Sequence[_Appraised], rules: GpuRules) -> VerificationStep:
+def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> VerificationStep:
     """Check modes and topology; the step is that of the topology."""
     reports = [one.device.report for one in appraised]
     modes = {at: mode for at, one in enumerate(reports) if (mode := _mode(one)) is not None}
@@ -140,7 +141,7 @@ def _check_machine(appraised: Sequence[_Appraised], rules: GpuRules) -> Verifica
     devices = [TopologyDevice(one.device.chain, one.device.report) for one in appraised]
     if check_topology(devices):
         text = "every GPU is connected to exactly the switches of the evidence, and every switch "
-        return _step("gpu_topology", f"{text}to exactly the GPUs")
+        return VerificationStep("gpu_topology", "passed", f"{text}to exactly the GPUs")
     if rules.protected_pcie:
         message = (
             "GPU topology: the evidence has no switches; request their evidence, too, or drop the "
@@ -150,7 +151,8 @@ def _check_machine(appraised: Sequence[_Appraised], rules: GpuRules) -> Verifica
     if first == "protected_pcie":
         text = "the connections of the GPUs were not checked: the evidence has no switches"
         return VerificationStep("gpu_topology", "skipped", text)
-    return _step("gpu_topology", "the devices are distinct, and have the same nonce")
+    text = "the devices are distinct, and have the same nonce"
+    return VerificationStep("gpu_topology", "passed", text)
 
 
 def _mode(report: "Report") -> DeviceMode | None:
@@ -159,53 +161,7 @@ def _mode(report: "Report") -> DeviceMode | None:
     return "protected_pcie" if report.protected_pcie else None
 
 
-def _steps(appraised: Sequence[_Appraised], checks: DeviceChecks) -> list[VerificationStep]:
-    """Return the steps of the checks of single devices."""
-    gpus = sum(one.device.report.kind == "gpu" for one in appraised)
-    what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
-    if switches := len(appraised) - gpus:
-        what += f" and {switches} switches"
-    text = f"certificates, firmware identity, signature and nonce of {what} are valid"
-    found = [_step("gpu_report", text), _revocation_step(appraised, checks.rules)]
-    compared = [one.compared for one in appraised if one.compared is not None]
-    names = list(dict.fromkeys(rim.identifier for one in compared for rim in one.rims))
-    named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
-    found.append(_step("gpu_rim", f"the reference manifests are valid: {named}"))
-    found.append(_measurement_step(compared))
-    return found
-
-
-def _revocation_step(appraised: Sequence[_Appraised], rules: GpuRules) -> VerificationStep:
-    if rules.ocsp == "off":
-        text = "revocation of the GPUs' certificates was not checked: the policy turns it off"
-        return VerificationStep("gpu_revocation", "skipped", text)
-    answers = [answer for one in appraised for answer in one.ocsp]
-    answers += [answer for one in appraised if one.compared for answer in one.compared.ocsp]
-    if any(answer.status == "hold" for answer in answers):
-        text = "a certificate of a reference manifest's signer is on hold, which the policy accepts"
-        return VerificationStep("gpu_revocation", "caution", text)
-    until = min(answer.next_update for answer in answers)
-    text = f"no certificate is revoked, by OCSP answers that are valid until {until.isoformat()}"
-    return _step("gpu_revocation", text)
-
-
-def _measurement_step(compared: Sequence[ComparedDevice]) -> VerificationStep:
-    wrong = sorted({index for one in compared for index in one.comparison.mismatched})
-    if wrong:
-        indexes = ", ".join(map(str, wrong))
-        text = f"measurements differ at indexes that the policy accepts: {indexes}"
-        return VerificationStep("gpu_measurements", "caution", text)
-    counts = sorted({len(one.comparison.matched) for one in compared})
-    number = " or ".join(map(str, counts))
-    text = f"{number} measurements of each device equal those of its reference manifests"
-    return _step("gpu_measurements", text)
-
-
-def _step(check: StepCheck, text: str) -> VerificationStep:
-    return VerificationStep(check, "passed", text)
-
-
-def _device_result(appraised: _Appraised) -> DeviceResult:
+def _device_result(appraised: AppraisedDevice) -> DeviceResult:
     (position, chain, report), ocsp, compared = appraised
     comparison = None if compared is None else compared.comparison
     return DeviceResult(

@@ -303,11 +303,15 @@ class Verifier:
     def for_bundle(self, bundle: EvidenceBundle) -> "Verifier":
         """Return a verifier that uses certificates and CRLs of a bundle, as `verify_bundle` does.
 
+        Endorsements of GPUs are those of the bundle if the verifier has none.
+
         It shares the caches of this one, and fetches no certificates or CRLs of TPM keys.
         """
         found = copy(self)
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
         found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001 - own class
+        if found._gpu_trust.endorsements is None:  # noqa: SLF001 - as above
+            found._gpu_trust = GpuTrust(found._gpu_trust.roots, bundle.gpu_endorsements)  # noqa: SLF001
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

@@ -1,14 +1,21 @@
 """`attestkit attest`: evidence for a relying party."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.cli.options.click_types import PATH
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
+from attestkit.cli.output.write_output import check_outputs, require_file, write_output
+from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attestation import Encoding
+    from attestkit.backends.base import Backend
 
+_ROOTS: Final = "--save-gpu-roots"
+_ENDORSEMENTS: Final = "--save-gpu-endorsements"
 _EPILOG: Final = (
     "Example: attestkit attest --nonce $NONCE -o evidence\n\n"
     "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers, 3 device error, "
@@ -29,23 +36,52 @@ _EPILOG: Final = (
     "(Azure, TPM), go-tpm-tools that project's protobuf (TPM); the others are RATS CMW encodings. "
     "Default: v1, or cbor on a platform that dstack does not define.",
 )
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Enclose evidence of the GPUs, which the report data then commit to; requires --nonce. "
+    "The encoding is cbor, or json.",
+)
+@click.option(
+    _ROOTS,
+    type=PATH,
+    help="Simulator: write the roots of its GPUs, for attestkit verify --gpu-roots.",
+)
+@click.option(
+    _ENDORSEMENTS,
+    type=PATH,
+    help="Simulator: write the endorsements of its GPUs, for attestkit verify --gpu-endorsements.",
+)
 @request_options
-def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
+def attest(
+    *,
+    encoding: "Encoding | None",
+    gpu: bool,
+    save_gpu_roots: Path | None,
+    save_gpu_endorsements: Path | None,
+    request: EvidenceRequest,
+) -> None:
     """Create evidence about this machine.
 
     Evidence contains a quote, the event log and the configuration, for attestkit verify. Without
     -o it goes to stdout: raw into a pipe, as hex on a terminal. The command fails if the log does
     not replay to the registers of the quote.
     """
+    _check_gpu(encoding, request, gpu=gpu)
+    outputs = ((_ROOTS, save_gpu_roots), (_ENDORSEMENTS, save_gpu_endorsements))
+    for option, path in outputs:
+        require_file(option, path)
+    check_outputs((("-o", request.output), *outputs), request.report_data.inputs)
     with request.open() as attester:
         nonce = request.report_data.nonce
         if nonce is not None:  # so that the report data can name the key of a TPM
-            evidence = attester.attest(nonce=nonce)
+            evidence = attester.attest(nonce=nonce, gpu=gpu)
         else:
             evidence = attester.attest(report_data=request.report_data.value)
         from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: not for --help
 
-        chosen = encoding or ("v1" if is_of_dstack(evidence.evidence.platform) else "cbor")
+        of_dstack = is_of_dstack(evidence.evidence.platform) and not gpu
+        chosen = encoding or ("v1" if of_dstack else "cbor")
         raw = evidence.to_bytes(chosen)
         fields = {
             "platform": evidence.platform,
@@ -54,4 +90,31 @@ def attest(*, encoding: "Encoding | None", request: EvidenceRequest) -> None:
             "encoding": chosen,
             "report_data": evidence.report_data.hex(),
         }
+        _write_gpu_trust(attester.backend, save_gpu_roots, save_gpu_endorsements)
     request.write_result(raw, "evidence", fields, f"evidence of {evidence.platform}, {chosen}")
+
+
+def _check_gpu(encoding: "Encoding | None", request: EvidenceRequest, *, gpu: bool) -> None:
+    if not gpu:
+        return
+    if request.report_data.nonce is None:
+        raise UsageError("--gpu: requires --nonce", reason="missing")
+    if encoding not in (None, "cbor", "json"):
+        message = f"--gpu: the encoding {encoding} cannot contain evidence of GPUs; use cbor"
+        raise UsageError(message, reason="conflict")
+
+
+def _write_gpu_trust(backend: "Backend", roots: Path | None, endorsements: Path | None) -> None:
+    """Write roots and endorsements of simulated GPUs, for tests of verifiers."""
+    if roots is None and endorsements is None:
+        return
+    from attestkit.backends.base import simulates_gpus  # lazy: few runs need it
+    from attestkit.cli.options.gpu_files import write_gpu_roots
+
+    if not simulates_gpus(backend):
+        text = f"{_ROOTS} and {_ENDORSEMENTS}: not supported by backend {backend.name}"
+        raise UsageError(f"{text}; use the simulator", reason="not_applicable")
+    if roots is not None:
+        write_output(_ROOTS, roots, write_gpu_roots(backend.gpu_roots))
+    if endorsements is not None:
+        write_output(_ENDORSEMENTS, endorsements, backend.gpu_endorsements().to_json())

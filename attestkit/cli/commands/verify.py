@@ -1,6 +1,7 @@
 """`attestkit verify FILE...`: verification of evidence files."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -183,6 +184,7 @@ def _facts(outcome: "FileOutcome", result: "AttestationResult") -> dict[str, obj
         **_identity(result, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
         **_tpm_facts(result),
+        **_gpu_facts(result),
         "image version": _image_version(result),
         "report data": claims.report_data.hex() + origin,
         "policy": outcome.policy,
@@ -201,6 +203,25 @@ def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
         "joins": ", ".join(tpm.joins) or None,
         "not proven": ", ".join(result.not_proven) or None,
     }
+
+
+def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
+    """Return the GPUs, and what binds them to the CPU; nothing without GPUs."""
+    if (gpu := result.gpu) is None:
+        return {}
+    kinds = Counter(
+        f"{one.chip}, driver {one.driver_version}, VBIOS {one.vbios_version}"
+        if one.kind == "gpu"
+        else f"{one.chip} (switch), BIOS {one.vbios_version}"
+        for one in gpu.devices
+    )
+    facts: dict[str, object] = {
+        "GPUs": "; ".join(f"{count} x {key(kind, 120)}" for kind, count in kinds.items()),
+        "GPU binding": (gpu.binding or "").replace("_", " "),
+    }
+    if result.claims.vtpm is None:
+        facts["not proven"] = ", ".join(result.not_proven) or None
+    return facts
 
 
 def _image_version(result: "AttestationResult") -> str | None:

@@ -17,12 +17,19 @@ from click.core import ParameterSource
 from attestkit.attestation import Attestation
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.options.gpu_files import (
+    GPU_OPTIONS,
+    read_gpu_endorsements,
+    read_gpu_evidence,
+    read_gpu_roots,
+)
 from attestkit.cli.options.report_data import read_report_data, report_data_choices
 from attestkit.cli.options.shell_values import complete_policy
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
     from attestkit.verifier.images import ImageStore
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -53,6 +60,9 @@ class VerificationOptions(NamedTuple):
     ak_roots: tuple[bytes, ...] = ()  # of TPM keys: DER or PEM
     ak_certificates: tuple[bytes, ...] = ()  # and CRLs: DER or PEM; untrusted
     fetch_ak_certificates: bool = False
+    gpu_evidence: "GpuEvidence | None" = None
+    gpu_endorsements: "GpuEndorsements | None" = None
+    gpu_roots: "GpuRoots | None" = None
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -71,6 +81,8 @@ class VerificationOptions(NamedTuple):
             ak_roots=self.ak_roots,
             ak_certificates=self.ak_certificates,
             fetch_ak_certificates=self.fetch_ak_certificates,
+            gpu_roots=self.gpu_roots,
+            gpu_endorsements=self.gpu_endorsements,
         )
 
     @property
@@ -97,10 +109,14 @@ def _read_options(
     ak_roots: tuple[Path, ...],
     ak_certificates: tuple[Path, ...],
     fetch_ak_certificates: bool,
+    gpu_evidence: Path | None,
+    gpu_endorsements: Path | None,
+    gpu_roots: Path | None,
 ) -> VerificationOptions:
     pccs_url, pccs_named = _choose_pccs(pccs, collateral)
     lists = {"certificates": certificates, "crls": crls}
     lists |= {"ak_roots": ak_roots, "ak_certificates": ak_certificates}
+    of_gpus = (gpu_evidence, gpu_endorsements, gpu_roots)
     files = (collateral, trust_anchor, of_file, Path(policy_name), *chain(*lists.values()))
     challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
     return VerificationOptions(
@@ -114,9 +130,12 @@ def _read_options(
         policy_name=policy_name,
         at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
         own_instant=at == OWN_INSTANT,
-        inputs=tuple(path for path in files if path is not None),
+        inputs=tuple(path for path in (*files, *of_gpus) if path is not None),
         images=None if images is None else _open_images(images),
         fetch_ak_certificates=fetch_ak_certificates,
+        gpu_evidence=_read("--gpu-evidence", gpu_evidence, read_gpu_evidence),
+        gpu_endorsements=_read("--gpu-endorsements", gpu_endorsements, read_gpu_endorsements),
+        gpu_roots=_read("--gpu-roots", gpu_roots, read_gpu_roots),
         **_read_lists(lists),
     )
 
@@ -201,6 +220,7 @@ verification_options: Final = group_options(
             help="Folder of dstack OS images, each in a folder or .tar.gz named by its hash. They "
             "prove the OS image and the ACPI tables of TDs.",
         ),
+        *GPU_OPTIONS,
         *report_data_choices(
             "Expected nonce, 8 to 64 bytes; shows that the evidence is fresh.",
             "Expected raw report data, up to 64 bytes; alone no proof of freshness.",

@@ -117,14 +117,15 @@ class EvidenceBundle:
         report_data = values["report_data"]
         if report_data is not None:
             report_data = strict_json.from_hex(report_data, "report_data")
+        lists = {name: _list(name, values[name]) for name in _LISTS if name in values}
+        optional: dict[str, Any] = {**lists, **_gpu_members(values)}
         try:
             return cls(
                 evidence=strict_json.from_base64(values["evidence"], "evidence"),
                 collateral=_collateral(values["collateral"]),
                 at=_moment(values["at"]),
                 report_data=report_data,
-                **{name: _list(name, values[name]) for name in _LISTS if name in values},
-                **_gpu_members(values),
+                **optional,
             )
         except UsageError as error:
             reason: FormatReason = "wrong_size" if error.reason == "wrong_size" else "wrong_value"

@@ -1,0 +1,84 @@
+"""Steps of a verification: what was checked of the devices, in sentences."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit._reasons import StepCheck, VerificationStep
+from attestkit.gpu.device_checks import CheckedDevice
+from attestkit.gpu.result import OcspFacts
+from attestkit.gpu.rim_checks import ComparedDevice
+
+if TYPE_CHECKING:
+    from attestkit.gpu.rules import GpuRules
+
+_NAMED: Final = 3  # manifests that a step names
+
+
+class AppraisedDevice(NamedTuple):
+    """A device that passed all checks of its own."""
+
+    device: CheckedDevice
+    ocsp: tuple[OcspFacts, ...]
+    compared: ComparedDevice | None  # None: tokens stand for manifests
+
+
+def device_steps(
+    appraised: Sequence[AppraisedDevice], rules: "GpuRules"
+) -> tuple[VerificationStep, ...]:
+    """Return the steps of the checks of single devices."""
+    gpus = sum(one.device.report.kind == "gpu" for one in appraised)
+    what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
+    if switches := len(appraised) - gpus:
+        what += f" and {switches} switches"
+    text = f"certificates, firmware identity, signature and nonce of {what} are valid"
+    report = _step("gpu_report", text)
+    compared = [one.compared for one in appraised if one.compared is not None]
+    if not compared:
+        return (report, *_BY_TOKENS)
+    names = list(dict.fromkeys(rim.identifier for one in compared for rim in one.rims))
+    named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    rims = _step("gpu_rim", f"the reference manifests are valid: {named}")
+    return report, _revocation_step(appraised, rules), rims, _measurement_step(compared)
+
+
+def _revocation_step(appraised: Sequence[AppraisedDevice], rules: "GpuRules") -> VerificationStep:
+    if rules.ocsp == "off":
+        text = "revocation of the GPUs' certificates was not checked: the policy turns it off"
+        return VerificationStep("gpu_revocation", "skipped", text)
+    answers = [answer for one in appraised for answer in one.ocsp]
+    answers += [answer for one in appraised if one.compared for answer in one.compared.ocsp]
+    if any(answer.status == "hold" for answer in answers):
+        text = "a certificate of a reference manifest's signer is on hold, which the policy accepts"
+        return VerificationStep("gpu_revocation", "caution", text)
+    until = min(answer.next_update for answer in answers)
+    text = f"no certificate is revoked, by OCSP answers that are valid until {until.isoformat()}"
+    return _step("gpu_revocation", text)
+
+
+def _measurement_step(compared: Sequence[ComparedDevice]) -> VerificationStep:
+    wrong = sorted({index for one in compared for index in one.comparison.mismatched})
+    if wrong:
+        indexes = ", ".join(map(str, wrong))
+        text = f"measurements differ at indexes that the policy accepts: {indexes}"
+        return VerificationStep("gpu_measurements", "caution", text)
+    counts = sorted({len(one.comparison.matched) for one in compared})
+    number = " or ".join(map(str, counts))
+    text = f"{number} measurements of each device equal those of its reference manifests"
+    return _step("gpu_measurements", text)
+
+
+def _step(check: StepCheck, text: str) -> VerificationStep:
+    return VerificationStep(check, "passed", text)
+
+
+_BY_TOKENS: Final = (
+    VerificationStep(
+        "gpu_revocation", "skipped", "left to NVIDIA's service: the policy accepts its tokens"
+    ),
+    VerificationStep(
+        "gpu_rim", "skipped", "left to NVIDIA's service: no reference manifests were compared"
+    ),
+    VerificationStep(
+        "gpu_measurements", "skipped", "left to NVIDIA's service, whose tokens name no measurements"
+    ),
+)
