@@ -26,7 +26,6 @@ MAX_SIZE: Final = 0x2000
 SIGNATURE_SIZE: Final = 96
 """r and s, 48 bytes each, big-endian."""
 
-_NONCE: Final = slice(4, 36)
 _RECORD: Final = 45  # offset of the measurement record
 _BLOCK: Final = 55  # bytes of a measurement block
 # Number of measurement blocks, by kind of device.
@@ -215,7 +214,7 @@ def _parse(data: bytes, *, strip_nul: bool) -> Report:
     opaque = split_opaque_data(data[at:opaque_end], at)
     return Report(
         kind,
-        data[_NONCE],
+        data[4:36],
         data[at - 34 : at - 2],
         _measurements(data, blocks),
         opaque,

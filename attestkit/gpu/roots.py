@@ -1,6 +1,5 @@
 """Root certificates of devices and of reference integrity manifests (RIMs)."""
 
-import hmac
 from functools import cache
 from typing import NamedTuple
 
@@ -32,8 +31,7 @@ class GpuRoots(NamedTuple):
             FormatError: If a root is malformed.
         """
         keys = [sha256(read_path_certificate(root).spki) for root in self]
-        pinned = (NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT)
-        return all(map(hmac.compare_digest, keys, pinned))
+        return keys == [NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT]
 
 
 @cache
