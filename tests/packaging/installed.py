@@ -21,7 +21,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.emulator.fuse_mount import load_fuse
 from attestkit.errors import BackendUnavailableError, VerificationError
 
-EXTRAS = ("serve", "cli", "fuse", "fleet")
+EXTRAS = ("serve", "cli", "fuse", "fleet", "gpu")
 PROGRAM = (sys.executable, "-m", "attestkit")
 
 
@@ -124,6 +124,8 @@ def main() -> None:
         check_cli(evidence, installed="cli" in extras)
     if "fleet" in extras:
         check_fleet()
+    if "gpu" in extras:
+        import_module("pynvml")
     if sys.platform == "linux":  # server and FUSE support Linux only
         check_serve(installed="serve" in extras)
         check_fuse(installed="fuse" in extras)

@@ -1,0 +1,297 @@
+"""Server of the stub driver libraries: the answers of simulated GPUs and switches.
+
+A request has three 32-bit numbers (call, index, size) and data; a response has two (code, size) and
+data; both in the byte order of the machine. Each is one connection, see stub_client.h.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from select import select
+from typing import Final, Protocol
+
+from attestkit.errors import AttestKitError, BackendError
+
+_REQUEST: Final = struct.Struct("=III")
+_RESPONSE: Final = struct.Struct("=iI")
+_MAX_INPUT: Final = 32  # bytes
+_MAX_OUTPUT: Final = 0x2000
+_NONCE_SIZE: Final = 32
+_IDLE: Final = 30.0  # seconds
+_INVALID_ARGUMENT: Final = 2  # codes of NVML
+_NOT_SUPPORTED: Final = 3
+_UNKNOWN: Final = 999
+_SWITCH_OVERFLOW: Final = -4  # codes of NSCQ
+_SWITCH_UNSPECIFIED: Final = -128
+
+
+class StubCall(IntEnum):
+    """Calls of the stub libraries; `enum stub_call` of stub_client.h has the same numbers."""
+
+    INIT = 1
+    SHUTDOWN = 2
+    DRIVER_VERSION = 3
+    DEVICE_COUNT = 4
+    DEVICE_HANDLE = 5
+    DEVICE_NAME = 6
+    DEVICE_BOARD_ID = 7
+    DEVICE_ARCHITECTURE = 8
+    DEVICE_UUID = 9
+    DEVICE_VBIOS_VERSION = 10
+    DEVICE_PDI = 11
+    CC_CAPABILITIES = 12
+    CC_STATE = 13
+    CC_SETTINGS = 14
+    CC_GET_READY_STATE = 15
+    CC_SET_READY_STATE = 16
+    DEVICE_CERTIFICATE = 17
+    DEVICE_REPORT = 18
+    SWITCH_SESSION = 32
+    SWITCH_UUIDS = 33
+    SWITCH_ARCHITECTURE = 34
+    SWITCH_PCIE_MODE = 35
+    SWITCH_CERTIFICATE = 36
+    SWITCH_REPORT = 37
+
+
+_FIRST_OF_SWITCHES: Final = StubCall.SWITCH_SESSION
+
+
+@dataclass(frozen=True, slots=True)
+class StubDevice:
+    """A GPU or a switch as its driver describes it."""
+
+    architecture: (
+        int  # NVML's number of a GPU (9 Hopper, 10 Blackwell), NSCQ's of a switch (2 LS10)
+    )
+    certificates: bytes  # PEM, leaf first, at most 0x1400 bytes
+    uuid: bytes  # 16 bytes
+    pdi: bytes = bytes(8)
+    vbios_version: str = ""  # "96.00.9f.00.01"
+    name: str = ""
+
+
+class StubMachine(Protocol):
+    """The devices whose drivers the stub libraries stand for."""
+
+    @property
+    def driver_version(self) -> str:
+        """Version of the driver: "550.90.07"."""
+        ...
+
+    @property
+    def gpus(self) -> Sequence[StubDevice]:
+        """The GPUs, in the order of their indexes."""
+        ...
+
+    @property
+    def switches(self) -> Sequence[StubDevice]:
+        """The switches."""
+        ...
+
+    def gpu_report(self, index: int, nonce: bytes) -> bytes:
+        """Return the report of a GPU over a nonce of 32 bytes."""
+        ...
+
+    def switch_report(self, index: int, nonce: bytes) -> bytes:
+        """Return the report of a switch over a nonce of 32 bytes."""
+        ...
+
+
+@dataclass(slots=True)
+class StubState:
+    """State of the driver that tests change, and the answers that it replaces.
+
+    `codes` has an error code to return for a call, `delays` a number of seconds to wait before the
+    answer.
+    """
+
+    cpu: int = 2  # capability of the CPU: 0 none, 1 SEV, 2 TDX, 3 SEV-SNP, 4 SEV-SNP with vTOM
+    gpus: int = 1  # capability of the GPUs
+    environment: int = 2  # 0 unavailable, 1 simulation, 2 production
+    feature: int = 1  # confidential computing: 0 off, 1 on
+    dev_tools: int = 0  # 1: memory is not protected
+    multi_gpu: int = 0  # 0 none, 1 protected PCIe, 2 NVLE
+    ready: int = 0  # 1: GPUs accept work
+    pcie_mode: int = 1  # of switches
+    codes: dict[StubCall, int] = field(default_factory=dict)
+    delays: dict[StubCall, float] = field(default_factory=dict)
+
+
+class _CallFailedError(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class StubServer:
+    """The server of a folder with stub libraries; each request has a thread.
+
+    Args:
+        folder: Folder of the libraries, in which the socket is created.
+        machine: The simulated devices; its methods are called by one thread at a time.
+        state: State of the driver.
+
+    Raises:
+        BackendError: If the socket cannot be created.
+    """
+
+    def __init__(self, folder: Path, machine: StubMachine, state: StubState | None = None) -> None:
+        self.state: StubState = state or StubState()
+        self._machine = machine
+        self._place = folder / "socket"
+        self._lock = threading.Lock()
+        self._listener = _listen(self._place)
+        self._end, self._ended = socket.socketpair()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve in the background."""
+        self._thread = threading.Thread(target=self._accept, name="stub driver", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop accepting requests, and remove the socket."""
+        with contextlib.suppress(OSError):
+            self._place.unlink(missing_ok=True)
+        self._end.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._ended.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        self._listener.settimeout(0)
+        while self._ended not in select([self._listener, self._ended], [], [])[0]:
+            with contextlib.suppress(OSError):  # the client has disconnected
+                client, _ = self._listener.accept()
+                client.settimeout(_IDLE)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """Answer one request, then disconnect; a malformed request gets no answer."""
+        with client, contextlib.suppress(OSError):
+            head = _receive(client, _REQUEST.size)
+            if len(head) < _REQUEST.size:
+                return
+            number, index, size = _REQUEST.unpack(head)
+            if size > _MAX_INPUT or len(data := _receive(client, size)) < size:
+                return
+            client.sendall(self._answer(number, index, data))
+
+    def _answer(self, number: int, index: int, data: bytes) -> bytes:
+        """Return the response to a request."""
+        try:
+            call = StubCall(number)
+        except ValueError:
+            return _RESPONSE.pack(_UNKNOWN, 0)
+        time.sleep(self.state.delays.get(call, 0))
+        if code := self.state.codes.get(call, 0):
+            return _RESPONSE.pack(code, 0)
+        try:
+            with self._lock:
+                found = self._execute(call, index, data)
+        except _CallFailedError as error:
+            return _RESPONSE.pack(error.code, 0)
+        except AttestKitError:
+            return _RESPONSE.pack(_failure(call), 0)
+        if len(found) > _MAX_OUTPUT:
+            return _RESPONSE.pack(_failure(call), 0)
+        return _RESPONSE.pack(0, len(found)) + found
+
+    def _execute(self, call: StubCall, index: int, data: bytes) -> bytes:
+        if call in _OF_SYSTEM:
+            return _OF_SYSTEM[call](self._machine, self.state, index)
+        of_gpu = call < _FIRST_OF_SWITCHES
+        devices = self._machine.gpus if of_gpu else self._machine.switches
+        if index >= len(devices):
+            raise _CallFailedError(_INVALID_ARGUMENT if of_gpu else _SWITCH_UNSPECIFIED)
+        if call in {StubCall.DEVICE_REPORT, StubCall.SWITCH_REPORT}:
+            if len(data) != _NONCE_SIZE:
+                raise _CallFailedError(_INVALID_ARGUMENT if of_gpu else _SWITCH_OVERFLOW)
+            make = self._machine.gpu_report if of_gpu else self._machine.switch_report
+            return make(index, data)
+        if call == StubCall.SWITCH_PCIE_MODE:
+            return struct.pack("=b", self.state.pcie_mode)
+        return _OF_DEVICE[call](devices[index], index)
+
+
+def _failure(call: StubCall) -> int:
+    return _UNKNOWN if call < _FIRST_OF_SWITCHES else _SWITCH_UNSPECIFIED
+
+
+def _numbers(*values: int) -> bytes:
+    return struct.pack(f"={len(values)}I", *values)
+
+
+def _set_ready(_machine: StubMachine, state: StubState, ready: int) -> bytes:
+    if not state.feature and not state.multi_gpu:
+        raise _CallFailedError(_NOT_SUPPORTED)
+    if ready not in {0, 1}:
+        raise _CallFailedError(_INVALID_ARGUMENT)
+    state.ready = ready
+    return b""
+
+
+def _uuid_text(device: StubDevice, _index: int) -> bytes:
+    text = device.uuid.hex()
+    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+    return f"GPU-{'-'.join(parts)}".encode()
+
+
+_OF_SYSTEM: Final[dict[StubCall, Callable[[StubMachine, StubState, int], bytes]]] = {
+    StubCall.INIT: lambda *_: b"",
+    StubCall.SHUTDOWN: lambda *_: b"",
+    StubCall.DRIVER_VERSION: lambda machine, *_: machine.driver_version.encode(),
+    StubCall.DEVICE_COUNT: lambda machine, *_: _numbers(len(machine.gpus)),
+    StubCall.CC_CAPABILITIES: lambda _, state, __: _numbers(state.cpu, state.gpus),
+    StubCall.CC_STATE: lambda _, state, __: _numbers(
+        state.environment, state.feature, state.dev_tools
+    ),
+    StubCall.CC_SETTINGS: lambda _, state, __: _numbers(
+        state.environment, state.feature, state.dev_tools, state.multi_gpu
+    ),
+    StubCall.CC_GET_READY_STATE: lambda _, state, __: _numbers(state.ready),
+    StubCall.CC_SET_READY_STATE: _set_ready,
+    StubCall.SWITCH_SESSION: lambda *_: b"",
+    StubCall.SWITCH_UUIDS: lambda machine, *_: b"".join(each.uuid for each in machine.switches),
+}
+_OF_DEVICE: Final[dict[StubCall, Callable[[StubDevice, int], bytes]]] = {
+    StubCall.DEVICE_HANDLE: lambda *_: b"",
+    StubCall.DEVICE_NAME: lambda device, _: device.name.encode(),
+    StubCall.DEVICE_BOARD_ID: lambda _, index: _numbers((index + 1) << 8),
+    StubCall.DEVICE_ARCHITECTURE: lambda device, _: _numbers(device.architecture),
+    StubCall.DEVICE_UUID: _uuid_text,
+    StubCall.DEVICE_VBIOS_VERSION: lambda device, _: device.vbios_version.encode(),
+    StubCall.DEVICE_PDI: lambda device, _: struct.pack("=Q", int.from_bytes(device.pdi, "big")),
+    StubCall.DEVICE_CERTIFICATE: lambda device, _: device.certificates,
+    StubCall.SWITCH_ARCHITECTURE: lambda device, _: struct.pack("=b", device.architecture),
+    StubCall.SWITCH_CERTIFICATE: lambda device, _: device.certificates,
+}
+
+
+def _listen(place: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(os.fspath(place))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        text = f"{place}: stub driver: cannot listen: {error.strerror or error}"
+        raise BackendError(text, reason="io_error", path=str(place)) from error
+    return listener
+
+
+def _receive(client: socket.socket, size: int) -> bytes:
+    """Receive `size` bytes, or fewer if the client disconnects."""
+    data = b""
+    while len(data) < size and (chunk := client.recv(size - len(data))):
+        data += chunk
+    return data

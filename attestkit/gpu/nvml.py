@@ -1,0 +1,258 @@
+"""NVIDIA's management library NVML, as far as evidence of GPUs needs it, through nvidia-ml-py.
+
+Calls, structures and codes: nvidia-gpu.md, section 1.1.
+"""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from attestkit._reasons import BackendBusyReason, BackendReason, BackendUnavailableReason
+from attestkit._sanitize import one_line
+from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
+from attestkit.gpu.driver_calls import call_driver
+
+T = TypeVar("T")
+
+TIME_LIMIT: Final = 30.0  # seconds per call, as NVIDIA's tools
+MAX_DEVICES: Final = 64
+NONCE_SIZE: Final = 32
+MAX_REPORT: Final = 0x2000
+MAX_CERTIFICATES: Final = 0x1400
+_LIBRARY: Final = "libnvidia-ml.so.1"
+_MAX_TEXT: Final = 96  # characters; buffers of the library are shorter
+
+CpuCapability = Literal["none", "sev", "tdx", "sev-snp", "sev-snp-vtom"]
+MultiGpuMode = Literal["none", "protected_pcie", "nvle"]
+_CPUS: Final[tuple[CpuCapability, ...]] = ("none", "sev", "tdx", "sev-snp", "sev-snp-vtom")
+_MULTI_GPU_MODES: Final[tuple[MultiGpuMode, ...]] = ("none", "protected_pcie", "nvle")
+_ENVIRONMENTS: Final = ("unavailable", "simulation", "production")
+_ARCHITECTURES: Final = {9: "HOPPER", 10: "BLACKWELL"}
+
+_DRIVER: Final = "install NVIDIA's driver, 550 or later"
+_RESET: Final = "reset the GPU or reboot"
+_CC_ON: Final = "enable it on the host (nvtrust, gpu_admin_tools --set-cc-mode=on)"
+# Meaning of an error code: class, reason, and text with the remedy.
+_MEANINGS: Final[Mapping[int, tuple[str, str, str]]] = {
+    1: ("failed", "gpu_error", "the library was shut down meanwhile; retry"),
+    2: ("failed", "gpu_error", "invalid argument; reboot if the state of the GPUs is final"),
+    3: (
+        "unavailable",
+        "wrong_platform",
+        f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
+    ),
+    4: ("unavailable", "permission_denied", "permission denied; run as root"),
+    6: ("failed", "gpu_error", "no such device; check nvidia-smi -L"),
+    9: ("unavailable", "missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
+    10: ("busy", "timed_out", "timeout in the driver; retry"),
+    12: ("unavailable", "missing", f"{_LIBRARY}: not found; {_DRIVER}"),
+    13: ("unavailable", "unsupported_driver", f"the driver is too old; {_DRIVER}"),
+    15: ("failed", "gpu_error", f"the GPU is lost; {_RESET}"),
+    16: ("failed", "gpu_error", f"the GPU has to be reset; {_RESET}"),
+    17: ("unavailable", "permission_denied", "blocked by the operating system; check /dev/nvidia*"),
+    18: ("unavailable", "unsupported_driver", "driver and library have two versions; reboot"),
+    19: ("busy", "device", "the GPU is in use; retry"),
+    25: ("unavailable", "unsupported_driver", f"the driver has another interface; {_DRIVER}"),
+    999: ("failed", "gpu_error", "internal error of the driver; see the kernel log"),
+}
+_UNDOCUMENTED: Final = ("failed", "gpu_error", "undocumented error; see the kernel log")
+_SUCCESS: Final = 0
+_OLD_DRIVER: Final = frozenset({3, 13, 25})  # has no settings of several GPUs
+
+
+@dataclass(frozen=True, slots=True)
+class ConfComputeState:
+    """State of confidential computing of all GPUs, as the driver reports it; it is not evidence."""
+
+    cpu: CpuCapability
+    environment: str  # "unavailable", "simulation" or "production"
+    enabled: bool  # whether the GPUs' memory is protected, apart from the multi-GPU mode
+    dev_tools: bool  # True: debugging is possible, so memory is not protected
+    multi_gpu: MultiGpuMode
+    ready: bool  # whether the GPUs accept work
+
+
+class GpuDescription(NamedTuple):
+    """A GPU as its driver describes it; it is not evidence."""
+
+    index: int
+    architecture: str  # "HOPPER" or "BLACKWELL"
+    uuid: str
+    vbios_version: str
+
+
+def driver_error(subject: str, code: int) -> BackendError:
+    """Return the error for an error code of NVML."""
+    kind, reason, meaning = _MEANINGS.get(code, _UNDOCUMENTED)
+    return _make_error(kind, f"{subject}: {meaning} (NVML error {code})", reason)
+
+
+def _make_error(kind: str, text: str, reason: Any) -> BackendError:
+    if kind == "unavailable":
+        unavailable: BackendUnavailableReason = reason
+        return BackendUnavailableError(text, reason=unavailable, path=_LIBRARY)
+    if kind == "busy":
+        busy: BackendBusyReason = reason
+        return BackendBusyError(text, reason=busy, path=_LIBRARY)
+    failed: BackendReason = reason
+    return BackendError(text, reason=failed, path=_LIBRARY)
+
+
+def _load_binding() -> ModuleType:
+    try:
+        import pynvml  # lazy: of an extra
+    except ImportError as error:
+        text = "nvidia-ml-py: not installed; pip install 'attestkit[gpu]'"
+        raise BackendUnavailableError(text, reason="missing_dependency") from error
+    return pynvml
+
+
+class Nvml:
+    """NVML from its initialisation to its shutdown: a context manager.
+
+    Methods raise BackendError, BackendUnavailableError or BackendBusyError by the code that the
+    library returns, and if a call exceeds the time limit.
+
+    Args:
+        time_limit: Seconds per call.
+    """
+
+    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        self._limit = time_limit
+        self._nvml = _load_binding()
+        self._hangs = False
+
+    def __enter__(self) -> "Nvml":
+        self._call("GPU driver", self._nvml.nvmlInit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._hangs:  # otherwise the shutdown might hang, or pull the rug from the call
+            try:
+                self._call("GPU driver", self._nvml.nvmlShutdown)
+            except BackendError:  # the result is complete without it
+                self._hangs = True
+
+    def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return call_driver(subject, self._limit, function, *arguments)
+        except BackendBusyError:
+            self._hangs = True
+            raise
+        except self._nvml.NVMLError as error:
+            raise driver_error(subject, error.value) from error
+
+    def driver_version(self) -> str:
+        """Return the version of the driver: "550.90.07"."""
+        return self._text("driver version", self._nvml.nvmlSystemGetDriverVersion)
+
+    def state(self) -> ConfComputeState:
+        """Return the state of confidential computing."""
+        nvml, subject = self._nvml, "GPU state"
+        capabilities = self._call(subject, nvml.nvmlSystemGetConfComputeCapabilities)
+        state = self._call(subject, nvml.nvmlSystemGetConfComputeState)
+        ready = self._call(subject, nvml.nvmlSystemGetConfComputeGpusReadyState)
+        return ConfComputeState(
+            cpu=_named("CPU capability", _CPUS, capabilities.cpuCaps),
+            environment=_named("environment", _ENVIRONMENTS, state.environment),
+            enabled=state.ccFeature != 0,
+            dev_tools=state.devToolsMode != 0,
+            multi_gpu=self._multi_gpu_mode(),
+            ready=ready != 0,
+        )
+
+    def _multi_gpu_mode(self) -> MultiGpuMode:
+        """Return the multi-GPU mode; "none" of a driver that does not have the call."""
+        nvml, subject = self._nvml, "GPU settings"
+        settings = nvml.c_nvmlSystemConfComputeSettings_v1_t()
+        try:  # this function of the binding returns its code
+            code = self._call(
+                subject, nvml.nvmlSystemGetConfComputeSettings, ctypes.byref(settings)
+            )
+        except BackendUnavailableError as error:
+            if error.reason != "unsupported_driver":
+                raise
+            return "none"
+        if code in _OLD_DRIVER:
+            return "none"
+        if code != _SUCCESS:
+            raise driver_error(subject, code)
+        return _named("multi-GPU mode", _MULTI_GPU_MODES, settings.multiGpuMode)
+
+    def set_ready(self, *, ready: bool) -> None:
+        """Let the GPUs accept work, or refuse it; needs root."""
+        self._call("GPU ready state", self._nvml.nvmlSystemSetConfComputeGpusReadyState, int(ready))
+
+    def device_count(self) -> int:
+        """Return the number of GPUs, at most 64."""
+        count = self._call("GPU count", self._nvml.nvmlDeviceGetCount)
+        if not 0 <= count <= MAX_DEVICES:
+            raise _malformed("GPU count", f"{count} is more than {MAX_DEVICES}")
+        return count
+
+    def describe(self, index: int) -> GpuDescription:
+        """Return the properties of a GPU that select how its evidence is read."""
+        nvml, subject = self._nvml, f"GPU {index}"
+        handle = self._handle(index)
+        number = self._call(subject, nvml.nvmlDeviceGetArchitecture, handle)
+        if number not in _ARCHITECTURES:
+            text = f"{subject}: no evidence of architecture {number}; use Hopper or Blackwell GPUs"
+            raise BackendUnavailableError(text, reason="wrong_platform")
+        return GpuDescription(
+            index,
+            _ARCHITECTURES[number],
+            self._text(f"{subject}: UUID", nvml.nvmlDeviceGetUUID, handle),
+            self._text(f"{subject}: VBIOS version", nvml.nvmlDeviceGetVbiosVersion, handle),
+        )
+
+    def certificates(self, index: int) -> bytes:
+        """Return the attestation certificates of a GPU: PEM, leaf first."""
+        subject = f"GPU {index}: certificates"
+        found = self._call(
+            subject, self._nvml.nvmlDeviceGetConfComputeGpuCertificate, self._handle(index)
+        )
+        return _content(subject, found.attestationCertChain, found.attestationCertChainSize)
+
+    def report(self, index: int, nonce: bytes) -> bytes:
+        """Return the attestation report of a GPU over a nonce of 32 bytes."""
+        subject = f"GPU {index}: report"
+        found = self._call(
+            subject,
+            self._nvml.nvmlDeviceGetConfComputeGpuAttestationReport,
+            self._handle(index),
+            nonce,
+        )
+        return _content(subject, found.attestationReport, found.attestationReportSize)
+
+    def _handle(self, index: int) -> Any:
+        return self._call(f"GPU {index}", self._nvml.nvmlDeviceGetHandleByIndex, index)
+
+    def _text(self, subject: str, function: Callable[..., Any], *arguments: Any) -> str:
+        try:
+            found = self._call(subject, function, *arguments)
+        except UnicodeDecodeError as error:
+            raise _malformed(subject, "not UTF-8") from error
+        return one_line(found if isinstance(found, str) else found.decode("latin-1"), _MAX_TEXT)
+
+
+def _malformed(subject: str, problem: str) -> BackendError:
+    text = f"{subject}: invalid answer of the driver: {problem}; update the driver"
+    return BackendError(text, reason="malformed_response", path=_LIBRARY)
+
+
+def _content(subject: str, buffer: Any, size: int) -> bytes:
+    """Return the used part of a buffer of the library."""
+    if not 0 < size <= len(buffer):
+        raise _malformed(subject, f"size {size}")
+    return bytes(buffer[:size])
+
+
+Name = TypeVar("Name", bound=str)
+
+
+def _named(subject: str, names: tuple[Name, ...], number: int) -> Name:
+    if not 0 <= number < len(names):
+        raise _malformed(subject, f"unknown value {number}")
+    return names[number]
