@@ -158,6 +158,7 @@ BackendUnavailableReason = Literal[
     "permission_denied",
     "simulated",  # a simulated TEE that was not asked for by name
     "unreadable",
+    "unsupported_driver",  # the driver of GPUs is too old, or of another version than its library
     "unsupported_kernel",
     "wrong_platform",
 ]
@@ -192,6 +193,7 @@ QuoteUnavailableReason = Literal[
 BackendReason = (
     Literal[
         "agent_error",  # the guest agent or the container engine answered with an error
+        "gpu_error",  # the driver of a GPU or NVSwitch answered with an error
         "io_error",  # an operation of the kernel failed
         "malformed_response",
         "outcome_unknown",  # whether the operation took effect is not known

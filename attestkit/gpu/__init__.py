@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.gpu.collection import collect
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
     from attestkit.gpu.report import Report
     from attestkit.gpu.roots import GpuRoots
@@ -16,10 +17,11 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "collection": ["collect"],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
             "report": ["Report"],
             "roots": ["GpuRoots"],
         },
     )
 
-__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report"]
+__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report", "collect"]

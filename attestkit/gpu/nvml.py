@@ -3,24 +3,26 @@
 Calls, structures and codes: nvidia-gpu.md, section 1.1.
 """
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from attestkit._reasons import BackendBusyReason, BackendReason, BackendUnavailableReason
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
+from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.driver_calls import call_driver
+
+if TYPE_CHECKING:
+    from attestkit._reasons import BackendBusyReason, BackendReason, BackendUnavailableReason
 
 T = TypeVar("T")
 
 TIME_LIMIT: Final = 30.0  # seconds per call, as NVIDIA's tools
 MAX_DEVICES: Final = 64
 NONCE_SIZE: Final = 32
-MAX_REPORT: Final = 0x2000
-MAX_CERTIFICATES: Final = 0x1400
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _MAX_TEXT: Final = 96  # characters; buffers of the library are shorter
 
@@ -29,35 +31,11 @@ MultiGpuMode = Literal["none", "protected_pcie", "nvle"]
 _CPUS: Final[tuple[CpuCapability, ...]] = ("none", "sev", "tdx", "sev-snp", "sev-snp-vtom")
 _MULTI_GPU_MODES: Final[tuple[MultiGpuMode, ...]] = ("none", "protected_pcie", "nvle")
 _ENVIRONMENTS: Final = ("unavailable", "simulation", "production")
-_ARCHITECTURES: Final = {9: "HOPPER", 10: "BLACKWELL"}
+_ARCHITECTURES: Final[Mapping[int, Architecture]] = {9: "HOPPER", 10: "BLACKWELL"}
 
 _DRIVER: Final = "install NVIDIA's driver, 550 or later"
 _RESET: Final = "reset the GPU or reboot"
 _CC_ON: Final = "enable it on the host (nvtrust, gpu_admin_tools --set-cc-mode=on)"
-# Meaning of an error code: class, reason, and text with the remedy.
-_MEANINGS: Final[Mapping[int, tuple[str, str, str]]] = {
-    1: ("failed", "gpu_error", "the library was shut down meanwhile; retry"),
-    2: ("failed", "gpu_error", "invalid argument; reboot if the state of the GPUs is final"),
-    3: (
-        "unavailable",
-        "wrong_platform",
-        f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
-    ),
-    4: ("unavailable", "permission_denied", "permission denied; run as root"),
-    6: ("failed", "gpu_error", "no such device; check nvidia-smi -L"),
-    9: ("unavailable", "missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
-    10: ("busy", "timed_out", "timeout in the driver; retry"),
-    12: ("unavailable", "missing", f"{_LIBRARY}: not found; {_DRIVER}"),
-    13: ("unavailable", "unsupported_driver", f"the driver is too old; {_DRIVER}"),
-    15: ("failed", "gpu_error", f"the GPU is lost; {_RESET}"),
-    16: ("failed", "gpu_error", f"the GPU has to be reset; {_RESET}"),
-    17: ("unavailable", "permission_denied", "blocked by the operating system; check /dev/nvidia*"),
-    18: ("unavailable", "unsupported_driver", "driver and library have two versions; reboot"),
-    19: ("busy", "device", "the GPU is in use; retry"),
-    25: ("unavailable", "unsupported_driver", f"the driver has another interface; {_DRIVER}"),
-    999: ("failed", "gpu_error", "internal error of the driver; see the kernel log"),
-}
-_UNDOCUMENTED: Final = ("failed", "gpu_error", "undocumented error; see the kernel log")
 _SUCCESS: Final = 0
 _OLD_DRIVER: Final = frozenset({3, 13, 25})  # has no settings of several GPUs
 
@@ -74,30 +52,61 @@ class ConfComputeState:
     ready: bool  # whether the GPUs accept work
 
 
-class GpuDescription(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GpuDescription:
     """A GPU as its driver describes it; it is not evidence."""
 
     index: int
-    architecture: str  # "HOPPER" or "BLACKWELL"
+    architecture: Architecture
     uuid: str
     vbios_version: str
 
 
+def _failed(text: str, reason: "BackendReason") -> BackendError:
+    return BackendError(text, reason=reason, path=_LIBRARY)
+
+
+def _unavailable(text: str, reason: "BackendUnavailableReason") -> BackendError:
+    return BackendUnavailableError(text, reason=reason, path=_LIBRARY)
+
+
+def _busy(text: str, reason: "BackendBusyReason") -> BackendError:
+    return BackendBusyError(text, reason=reason, path=_LIBRARY)
+
+
+# Class, reason, and text with the remedy.
+_Meaning = tuple[Callable[[str, Any], BackendError], "BackendReason", str]
+
+# By error code.
+_MEANINGS: Final[Mapping[int, _Meaning]] = {
+    1: (_failed, "gpu_error", "the library was shut down meanwhile; retry"),
+    2: (_failed, "gpu_error", "invalid argument; reboot if the state of the GPUs is final"),
+    3: (
+        _unavailable,
+        "wrong_platform",
+        f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
+    ),
+    4: (_unavailable, "permission_denied", "permission denied; run as root"),
+    6: (_failed, "gpu_error", "no such device; check nvidia-smi -L"),
+    9: (_unavailable, "missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
+    10: (_busy, "timed_out", "timeout in the driver; retry"),
+    12: (_unavailable, "missing", f"{_LIBRARY}: not found; {_DRIVER}"),
+    13: (_unavailable, "unsupported_driver", f"the driver is too old; {_DRIVER}"),
+    15: (_failed, "gpu_error", f"the GPU is lost; {_RESET}"),
+    16: (_failed, "gpu_error", f"the GPU has to be reset; {_RESET}"),
+    17: (_unavailable, "permission_denied", "blocked by the operating system; check /dev/nvidia*"),
+    18: (_unavailable, "unsupported_driver", "driver and library have two versions; reboot"),
+    19: (_busy, "device", "the GPU is in use; retry"),
+    25: (_unavailable, "unsupported_driver", f"the driver has another interface; {_DRIVER}"),
+    999: (_failed, "gpu_error", "internal error of the driver; see the kernel log"),
+}
+_UNDOCUMENTED: Final[_Meaning] = (_failed, "gpu_error", "undocumented error; see the kernel log")
+
+
 def driver_error(subject: str, code: int) -> BackendError:
     """Return the error for an error code of NVML."""
-    kind, reason, meaning = _MEANINGS.get(code, _UNDOCUMENTED)
-    return _make_error(kind, f"{subject}: {meaning} (NVML error {code})", reason)
-
-
-def _make_error(kind: str, text: str, reason: Any) -> BackendError:
-    if kind == "unavailable":
-        unavailable: BackendUnavailableReason = reason
-        return BackendUnavailableError(text, reason=unavailable, path=_LIBRARY)
-    if kind == "busy":
-        busy: BackendBusyReason = reason
-        return BackendBusyError(text, reason=busy, path=_LIBRARY)
-    failed: BackendReason = reason
-    return BackendError(text, reason=failed, path=_LIBRARY)
+    make, reason, meaning = _MEANINGS.get(code, _UNDOCUMENTED)
+    return make(f"{subject}: {meaning} (NVML error {code})", reason)
 
 
 def _load_binding() -> ModuleType:
@@ -106,11 +115,15 @@ def _load_binding() -> ModuleType:
     except ImportError as error:
         text = "nvidia-ml-py: not installed; pip install 'attestkit[gpu]'"
         raise BackendUnavailableError(text, reason="missing_dependency") from error
+    if not hasattr(pynvml, "nvmlSystemGetConfComputeSettings"):
+        text = "pynvml: too old, or of another project; pip uninstall pynvml, then install "
+        text += "'attestkit[gpu]' again"
+        raise BackendUnavailableError(text, reason="missing_dependency")
     return pynvml
 
 
 class Nvml:
-    """NVML from its initialisation to its shutdown: a context manager.
+    """NVML from its initialisation to its shutdown.
 
     Methods raise BackendError, BackendUnavailableError or BackendBusyError by the code that the
     library returns, and if a call exceeds the time limit.
@@ -123,17 +136,13 @@ class Nvml:
         self._limit = time_limit
         self._nvml = _load_binding()
         self._hangs = False
-
-    def __enter__(self) -> "Nvml":
         self._call("GPU driver", self._nvml.nvmlInit)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._hangs:  # otherwise the shutdown might hang, or pull the rug from the call
-            try:
+    def close(self) -> None:
+        """Shut the library down, unless a call hangs, which could hang the shutdown or crash."""
+        if not self._hangs:
+            with contextlib.suppress(BackendError):  # the results are complete without it
                 self._call("GPU driver", self._nvml.nvmlShutdown)
-            except BackendError:  # the result is complete without it
-                self._hangs = True
 
     def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
         try:
@@ -187,7 +196,7 @@ class Nvml:
 
     def device_count(self) -> int:
         """Return the number of GPUs, at most 64."""
-        count = self._call("GPU count", self._nvml.nvmlDeviceGetCount)
+        count: int = self._call("GPU count", self._nvml.nvmlDeviceGetCount)
         if not 0 <= count <= MAX_DEVICES:
             raise _malformed("GPU count", f"{count} is more than {MAX_DEVICES}")
         return count
@@ -226,7 +235,7 @@ class Nvml:
         )
         return _content(subject, found.attestationReport, found.attestationReportSize)
 
-    def _handle(self, index: int) -> Any:
+    def _handle(self, index: int) -> object:
         return self._call(f"GPU {index}", self._nvml.nvmlDeviceGetHandleByIndex, index)
 
     def _text(self, subject: str, function: Callable[..., Any], *arguments: Any) -> str:
@@ -242,7 +251,7 @@ def _malformed(subject: str, problem: str) -> BackendError:
     return BackendError(text, reason="malformed_response", path=_LIBRARY)
 
 
-def _content(subject: str, buffer: Any, size: int) -> bytes:
+def _content(subject: str, buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
     """Return the used part of a buffer of the library."""
     if not 0 < size <= len(buffer):
         raise _malformed(subject, f"size {size}")

@@ -1,0 +1,136 @@
+"""Collection of evidence of the GPUs and NVSwitches of this machine (nvidia-gpu.md, section 1)."""
+
+import contextlib
+import hmac
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_bytes, require_size
+from attestkit._crypto.pem import split_pem
+from attestkit.errors import BackendError, BackendUnavailableError, FormatError
+from attestkit.gpu.architectures import Architecture
+from attestkit.gpu.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.nscq import read_switches
+from attestkit.gpu.nvml import NONCE_SIZE, TIME_LIMIT, ConfComputeState, GpuDescription, Nvml
+
+_NONCE: Final = slice(4, 36)  # of a report (nvidia-gpu.md, section 2)
+_CC_OFF: Final = (
+    "confidential computing of the GPUs: off; enable it on the host (nvtrust, gpu_admin_tools "
+    "--set-cc-mode=on)"
+)
+_DEV_TOOLS: Final = "GPUs in DevTools mode: their memory is not protected"
+
+
+class GpuCollection(NamedTuple):
+    """Evidence of the devices of this machine, and what their driver reports about them.
+
+    Only `evidence` is signed by the devices.
+    """
+
+    evidence: GpuEvidence
+    state: ConfComputeState
+    driver_version: str
+    gpus: tuple[GpuDescription, ...]
+    warnings: tuple[str, ...]  # one sentence each
+
+
+def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
+    """Return evidence of all GPUs of this machine over one nonce.
+
+    Args:
+        nonce: Exactly 32 bytes.
+        switches: Whether to add the evidence of all NVSwitches. None: only if the GPUs are in the
+            mode protected PCIe.
+
+    Raises:
+        UsageError: If the nonce is not 32 bytes.
+        BackendUnavailableError: If the driver, its libraries or nvidia-ml-py are missing or too
+            old, there is no GPU of Hopper or later, or confidential computing is off.
+        BackendBusyError: If the driver does not answer in time.
+        BackendError: If the driver returns another error or invalid data.
+    """
+    return collect_with_state(nonce, switches=switches).evidence
+
+
+def collect_with_state(
+    nonce: bytes, *, switches: bool | None = None, time_limit: float = TIME_LIMIT
+) -> GpuCollection:
+    """Return evidence of all GPUs, and the state of their driver.
+
+    Args:
+        nonce: As for `collect`.
+        switches: As for `collect`.
+        time_limit: Seconds per call of the driver.
+
+    Raises:
+        AttestKitError: As for `collect`.
+    """
+    require_bytes("nonce", nonce)
+    require_size("nonce", nonce, NONCE_SIZE)
+    with contextlib.closing(Nvml(time_limit)) as nvml:
+        state = nvml.state()
+        if not state.enabled and state.multi_gpu != "protected_pcie":
+            raise BackendUnavailableError(_CC_OFF, reason="not_configured")
+        count = nvml.device_count()
+        if not count:
+            text = "GPUs: none found; check nvidia-smi -L"
+            raise BackendUnavailableError(text, reason="missing")
+        version = nvml.driver_version()
+        gpus = tuple([nvml.describe(index) for index in range(count)])
+        devices = [_read_gpu(nvml, gpu, nonce) for gpu in gpus]
+    if switches or (switches is None and state.multi_gpu == "protected_pcie"):
+        devices += _read_switches(nonce, time_limit)
+    warnings = (_DEV_TOOLS,) if state.dev_tools else ()
+    return GpuCollection(GpuEvidence(tuple(devices)), state, version, gpus, warnings)
+
+
+def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
+    """Return the state of confidential computing of the GPUs, as their driver reports it.
+
+    Raises:
+        BackendError: As for `collect`.
+    """
+    with contextlib.closing(Nvml(time_limit)) as nvml:
+        return nvml.state()
+
+
+def set_ready(*, ready: bool = True) -> None:
+    """Let the GPUs accept work, after their evidence was verified; needs root.
+
+    Raises:
+        BackendUnavailableError: If this process may not do it; otherwise as for `collect`.
+        BackendError: As for `collect`.
+    """
+    with contextlib.closing(Nvml()) as nvml:
+        nvml.set_ready(ready=ready)
+
+
+def _read_gpu(nvml: Nvml, gpu: GpuDescription, nonce: bytes) -> DeviceEvidence:
+    certificates = nvml.certificates(gpu.index)
+    report = nvml.report(gpu.index, nonce)
+    return _device(f"GPU {gpu.index}", gpu.architecture, report, certificates, nonce)
+
+
+def _read_switches(nonce: bytes, time_limit: float) -> list[DeviceEvidence]:
+    return [
+        _device(f"switch {found.label}", "LS10", found.report, found.certificates, nonce)
+        for found in read_switches(nonce, time_limit)
+    ]
+
+
+def _device(
+    subject: str, architecture: Architecture, report: bytes, pem: bytes, nonce: bytes
+) -> DeviceEvidence:
+    """Return the evidence of a device; raise BackendError if it cannot be the requested one."""
+    try:
+        certificates = tuple(split_pem(pem.rstrip(b"\0").decode("ascii")))
+    except (FormatError, UnicodeDecodeError) as error:
+        text = f"{subject}: certificates: not PEM; update the driver"
+        raise BackendError(text, reason="malformed_response") from error
+    if len(certificates) > MAX_CERTIFICATES:
+        text = f"{subject}: {len(certificates)} certificates, at most {MAX_CERTIFICATES}"
+        raise BackendError(text, reason="malformed_response")
+    if not hmac.compare_digest(report[_NONCE], nonce):
+        text = f"{subject}: the report is over another nonce; retry"
+        raise BackendError(text, reason="wrong_report_data")
+    return DeviceEvidence(architecture, report, certificates, nonce)
