@@ -270,6 +270,8 @@ LEFT_OUT: Final[dict[str, str]] = {
     "measure.acpi.table_folder": _DEVICE,
     "measure.acpi.table_store": "reads the package's own files, as the target acpi_entry does",
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
+    "emulator.nvml.stub_server": "frames of 12 to 44 bytes; test_stub_server.py sends bad ones",
+    "gpu.nscq": "structures of fixed size of the driver's library; test_collection.py has them",
     "emulator.fuse_operations": "operations of a mount, which tests/rigs has",
     "emulator.run_program": "reads the output of its own child process",
     "backends.gcp.firmware_log": "wraps TpmEventLog.parse, the target tpm_log",

@@ -50,8 +50,17 @@ def program() -> Iterator[Path]:
     """The program that makes all calls, in a folder where a server can listen."""
     with tempfile.TemporaryDirectory(prefix="stub-") as folder:
         path = Path(folder, "stub_calls")
-        sources = [SOURCES / name for name in ("nvml_stub.c", "nscq_stub.c", "stub_client.c")]
-        command = (find_compiler(), *FLAGS, *SANITIZE, "-Werror", "-o", path, MAIN, *sources)
+        sources = [str(SOURCES / name) for name in ("nvml_stub.c", "nscq_stub.c", "stub_client.c")]
+        command = (
+            find_compiler(),
+            *FLAGS,
+            *SANITIZE,
+            "-Werror",
+            "-o",
+            str(path),
+            str(MAIN),
+            *sources,
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if "libasan" in done.stderr or "libclang_rt" in done.stderr:
             pytest.skip("the compiler has no sanitizers")
