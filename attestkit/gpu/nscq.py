@@ -81,7 +81,7 @@ _UUID_CALLBACK: Final = ctypes.CFUNCTYPE(*_HEAD, POINTER(_Uuid), c_void_p)
 _BYTE_CALLBACK: Final = ctypes.CFUNCTYPE(*_HEAD, c_int8, c_void_p)
 _CERTIFICATE_CALLBACK: Final = ctypes.CFUNCTYPE(*_HEAD, _Certificate, c_void_p)
 _REPORT_CALLBACK: Final = ctypes.CFUNCTYPE(*_HEAD, _Report, c_void_p)
-_Callback = type["ctypes._CFunctionType"]  # noqa: SLF001 - it has no public name
+_Callback = Callable[[Any], object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.driver_calls import call_driver
 
 if TYPE_CHECKING:
-    from attestkit._reasons import BackendBusyReason, BackendReason, BackendUnavailableReason
+    from attestkit._reasons import BackendBusyReason, BackendUnavailableReason
 
 T = TypeVar("T")
 
@@ -62,56 +63,64 @@ class GpuDescription:
     vbios_version: str
 
 
-def _failed(text: str, reason: "BackendReason") -> BackendError:
-    return BackendError(text, reason=reason, path=_LIBRARY)
+# Makes the error of a subject and a code.
+_Make = Callable[[str, int], BackendError]
 
 
-def _unavailable(text: str, reason: "BackendUnavailableReason") -> BackendError:
-    return BackendUnavailableError(text, reason=reason, path=_LIBRARY)
+def _text(subject: str, meaning: str, code: int) -> str:
+    return f"{subject}: {meaning} (NVML error {code})"
 
 
-def _busy(text: str, reason: "BackendBusyReason") -> BackendError:
-    return BackendBusyError(text, reason=reason, path=_LIBRARY)
+def _failed(meaning: str) -> _Make:
+    return lambda subject, code: BackendError(
+        _text(subject, meaning, code), reason="gpu_error", path=_LIBRARY
+    )
 
 
-# Class, reason, and text with the remedy.
-_Meaning = tuple[Callable[[str, Any], BackendError], "BackendReason", str]
+def _unavailable(reason: "BackendUnavailableReason", meaning: str) -> _Make:
+    return lambda subject, code: BackendUnavailableError(
+        _text(subject, meaning, code), reason=reason, path=_LIBRARY
+    )
 
-# By error code.
-_MEANINGS: Final[Mapping[int, _Meaning]] = {
-    1: (_failed, "gpu_error", "the library was shut down meanwhile; retry"),
-    2: (_failed, "gpu_error", "invalid argument; reboot if the state of the GPUs is final"),
-    3: (
-        _unavailable,
+
+def _busy(reason: "BackendBusyReason", meaning: str) -> _Make:
+    return lambda subject, code: BackendBusyError(
+        _text(subject, meaning, code), reason=reason, path=_LIBRARY
+    )
+
+
+_UNDOCUMENTED: Final = _failed("undocumented error; see the kernel log")
+_ERRORS: Final[Mapping[int, _Make]] = {
+    1: _failed("the library was shut down meanwhile; retry"),
+    2: _failed("invalid argument; reboot if the state of the GPUs is final"),
+    3: _unavailable(
         "wrong_platform",
         f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
     ),
-    4: (_unavailable, "permission_denied", "permission denied; run as root"),
-    6: (_failed, "gpu_error", "no such device; check nvidia-smi -L"),
-    9: (_unavailable, "missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
-    10: (_busy, "timed_out", "timeout in the driver; retry"),
-    12: (_unavailable, "missing", f"{_LIBRARY}: not found; {_DRIVER}"),
-    13: (_unavailable, "unsupported_driver", f"the driver is too old; {_DRIVER}"),
-    15: (_failed, "gpu_error", f"the GPU is lost; {_RESET}"),
-    16: (_failed, "gpu_error", f"the GPU has to be reset; {_RESET}"),
-    17: (_unavailable, "permission_denied", "blocked by the operating system; check /dev/nvidia*"),
-    18: (_unavailable, "unsupported_driver", "driver and library have two versions; reboot"),
-    19: (_busy, "device", "the GPU is in use; retry"),
-    25: (_unavailable, "unsupported_driver", f"the driver has another interface; {_DRIVER}"),
-    999: (_failed, "gpu_error", "internal error of the driver; see the kernel log"),
+    4: _unavailable("permission_denied", "permission denied; run as root"),
+    6: _failed("no such device; check nvidia-smi -L"),
+    9: _unavailable("missing", f"the driver is not loaded; {_DRIVER} (modprobe nvidia)"),
+    10: _busy("timed_out", "timeout in the driver; retry"),
+    12: _unavailable("missing", f"{_LIBRARY}: not found; {_DRIVER}"),
+    13: _unavailable("unsupported_driver", f"the driver is too old; {_DRIVER}"),
+    15: _failed(f"the GPU is lost; {_RESET}"),
+    16: _failed(f"the GPU has to be reset; {_RESET}"),
+    17: _unavailable("permission_denied", "blocked by the operating system; check /dev/nvidia*"),
+    18: _unavailable("unsupported_driver", "driver and library have two versions; reboot"),
+    19: _busy("device", "the GPU is in use; retry"),
+    25: _unavailable("unsupported_driver", f"the driver has another interface; {_DRIVER}"),
+    999: _failed("internal error of the driver; see the kernel log"),
 }
-_UNDOCUMENTED: Final[_Meaning] = (_failed, "gpu_error", "undocumented error; see the kernel log")
 
 
 def driver_error(subject: str, code: int) -> BackendError:
     """Return the error for an error code of NVML."""
-    make, reason, meaning = _MEANINGS.get(code, _UNDOCUMENTED)
-    return make(f"{subject}: {meaning} (NVML error {code})", reason)
+    return _ERRORS.get(code, _UNDOCUMENTED)(subject, code)
 
 
 def _load_binding() -> ModuleType:
     try:
-        import pynvml  # lazy: of an extra
+        pynvml = import_module("pynvml")  # lazy: of an extra
     except ImportError as error:
         text = "nvidia-ml-py: not installed; pip install 'attestkit[gpu]'"
         raise BackendUnavailableError(text, reason="missing_dependency") from error

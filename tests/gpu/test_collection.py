@@ -18,6 +18,7 @@ from tests.emulator.nvml.stub_programs import (
     NONCE,
     Driver,
     FakeMachine,
+    requires_binding,
     requires_compiler,
     running,
     switch,
@@ -27,7 +28,7 @@ COLLECT = f"collection.collect({NONCE!r}).to_json()"
 STATE = "collection.read_state()"
 UNAVAILABLE, BUSY, FAILED = "BackendUnavailableError", "BackendBusyError", "BackendError"
 
-pytestmark = requires_compiler
+pytestmark = [requires_binding, requires_compiler]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def have_compiler() -> bool:
 
 
 requires_compiler = pytest.mark.skipif(not have_compiler(), reason="no C compiler")
+requires_binding = pytest.mark.skipif(not find_spec("pynvml"), reason="nvidia-ml-py is missing")
 
 
 @dataclass

@@ -8,9 +8,16 @@ import pytest
 
 from attestkit.emulator.nvml.stub_library import SOURCES
 from attestkit.emulator.nvml.stub_server import StubCall
-from tests.emulator.nvml.stub_programs import CHAIN, NONCE, Driver, requires_compiler, running
+from tests.emulator.nvml.stub_programs import (
+    CHAIN,
+    NONCE,
+    Driver,
+    requires_binding,
+    requires_compiler,
+    running,
+)
 
-pytestmark = requires_compiler
+pytestmark = [requires_binding, requires_compiler]
 
 
 @pytest.fixture(scope="module")
