@@ -310,8 +310,14 @@ class Verifier:
         found = copy(self)
         authenticators = self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates)
         found._authenticators, found._bundle = authenticators, bundle  # noqa: SLF001 - own class
-        if found._gpu_trust.endorsements is None:  # noqa: SLF001 - as above
-            found._gpu_trust = GpuTrust(found._gpu_trust.roots, bundle.gpu_endorsements)  # noqa: SLF001
+        return found.with_gpu_endorsements(bundle.gpu_endorsements)
+
+    def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
+        """Return a verifier with these endorsements of GPUs if it has none; it shares caches."""
+        if endorsements is None or self._gpu_trust.endorsements is not None:
+            return self
+        found = copy(self)
+        found._gpu_trust = GpuTrust(self._gpu_trust.roots, endorsements)  # noqa: SLF001 - own class
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

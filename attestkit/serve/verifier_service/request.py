@@ -1,6 +1,6 @@
 """Requests of POST /verify: evidence in JSON (attestation-format.md, section 10.2)."""
 
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -9,6 +9,9 @@ from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEndorsements, GpuEvidence
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode_members: Final = msgspec.json.Decoder(dict[str, str | bool | None]).decode
@@ -22,6 +25,9 @@ class WrongTypeError(FormatError):
 class VerificationRequest(NamedTuple):
     """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
 
+    Evidence of GPUs is that in `attestation`, or `gpu_evidence`; their endorsements have signatures
+    of their own, so that they may come from the attester.
+
     If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
     `vm_config`, if both are given.
     """
@@ -30,6 +36,8 @@ class VerificationRequest(NamedTuple):
     quote: bytes | None = None  # a raw TDX quote
     event_log: str | None = None  # JSON text of the event array
     vm_config: str | None = None
+    gpu_evidence: str | None = None  # JSON text
+    gpu_endorsements: str | None = None  # JSON text of `GpuEndorsements`
 
     @classmethod
     def from_json(cls, body: bytes) -> "VerificationRequest":
@@ -54,6 +62,24 @@ class VerificationRequest(NamedTuple):
             quote=_hex(fields, "quote"),
             event_log=_typed(fields, "event_log", str, "a string"),
             vm_config=_typed(fields, "vm_config", str, "a string"),
+            gpu_evidence=_typed(fields, "gpu_evidence", str, "a string"),
+            gpu_endorsements=_typed(fields, "gpu_endorsements", str, "a string"),
+        )
+
+    def read_gpu(self) -> "tuple[GpuEvidence | None, GpuEndorsements | None]":
+        """Return evidence and endorsements of GPUs that are beside the evidence.
+
+        Raises:
+            FormatError: If one is malformed.
+        """
+        if self.gpu_evidence is None and self.gpu_endorsements is None:
+            return None, None
+        from attestkit.gpu import GpuEndorsements, GpuEvidence  # lazy: only with GPUs
+
+        evidence, endorsements = self.gpu_evidence, self.gpu_endorsements
+        return (
+            None if evidence is None else GpuEvidence.from_json(evidence),
+            None if endorsements is None else GpuEndorsements.from_json(endorsements),
         )
 
     def read_attestation(self) -> Attestation:

@@ -187,11 +187,15 @@ class _Verification:
             raise TypeError(f"appraise() returned {type(result).__name__}")
         if (vtpm := result.claims.vtpm) is not None:
             self.details.update(tee_variant=result.claims.platform, vtpm=vtpm.to_dict())
+        if result.gpu is not None:
+            self.details.update(gpu=result.gpu.claims)
         return result
 
     def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":
         """Verify signatures, TCB status and the replay of the event log."""
-        examination = self._verifier.examine(attestation, fetch=self._fetch)
+        gpu, endorsements = self._request.read_gpu()
+        verifier = self._verifier.with_gpu_endorsements(endorsements)
+        examination = verifier.examine(attestation, fetch=self._fetch, gpu=gpu)
         authenticated = examination.authenticate()
         examination.replay()
         status = authenticated.status

@@ -23,6 +23,7 @@ from attestkit.verifier.ear.claims import (
     claims_by_name,
 )
 from attestkit.verifier.ear.envelope import TokenFormat
+from attestkit.verifier.ear.gpu_submodules import EarSubmodule, read_gpu_submodules
 from attestkit.verifier.result import BoundTo
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Ear(NamedTuple):
     """Content of an EAR whose signature, time, freshness and policy have been checked."""
 
     form: TokenFormat
-    status: Tier  # worst tier of `vector`, or a worse one: see `result_token.verify_ear`
+    # Worst tier of `vector` and `gpus`, or a worse one: see `result_token.verify_ear`.
+    status: Tier
     vector: dict[str, int]  # trustworthiness claims by AR4SI name, -128 to 127
     simulated: bool  # whether the root is not the platform vendor's
     platform: str  # as `Claims.platform`; the name of the submodule
@@ -55,6 +57,7 @@ class Ear(NamedTuple):
     raw_evidence: bytes | None  # verified evidence, if included
     build: str  # of the verifier: name and version
     developer: str
+    gpus: dict[str, EarSubmodule]  # by name, such as nvidia-gpu-0; empty without GPUs
 
 
 _Text = Annotated[str, msgspec.Meta(max_length=LONGEST_POLICY_ID)]
@@ -80,7 +83,7 @@ class _Claims(msgspec.Struct):
     iat: _Seconds
     exp: _Seconds
     verifier_id: _VerifierId = msgspec.field(name="ear.verifier-id")
-    submods: Annotated[dict[str, _Appraisal], msgspec.Meta(min_length=1, max_length=1)]
+    submods: Annotated[dict[str, dict[str, Any]], msgspec.Meta(min_length=1, max_length=65)]
     eat_nonce: object = None
     raw_evidence: object = msgspec.field(name="ear.raw-evidence", default=None)
 
@@ -119,14 +122,16 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
         claims = msgspec.convert(fields, _Claims)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
-    [(platform, appraisal)] = claims.submods.items()
+    platform, appraisal, others = _split_submodules(claims.submods)
     result = appraisal.result
     simulated = _check_result(result, platform)
     binding = _read_binding(form, claims.eat_nonce, result)
     fresh = binding.nonce is not None
+    gpus = read_gpu_submodules(others, result, as_text=form == "jwt", fresh=fresh)
+    status = _status(appraisal, form, simulated=simulated, fresh=fresh)
     return Ear(
         form=form,
-        status=_status(appraisal, form, simulated=simulated, fresh=fresh),
+        status=max([status, *(gpu.status for gpu in gpus.values())]),
         vector=appraisal.vector,
         simulated=simulated,
         platform=platform,
@@ -140,7 +145,21 @@ def read_claims(form: TokenFormat, signed: dict[Any, Any]) -> Ear:
         raw_evidence=_bytes("ear.raw-evidence", claims.raw_evidence, form),
         build=claims.verifier_id.build,
         developer=claims.verifier_id.developer,
+        gpus=gpus,
     )
+
+
+def _split_submodules(
+    submods: dict[str, dict[str, Any]],
+) -> tuple[str, _Appraisal, dict[str, dict[str, Any]]]:
+    """Return name and appraisal of the platform, whose submodule has a result, and the others."""
+    names = [name for name, claims in submods.items() if RESULT in claims]
+    name = names[0] if len(names) == 1 else next(iter(submods))
+    try:
+        appraisal = msgspec.convert(submods[name], _Appraisal)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from error
+    return name, appraisal, {other: one for other, one in submods.items() if other != name}
 
 
 def _from_cbor(claims: Mapping[Any, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from attestkit.verifier.ear.content import (
     read_claims,
 )
 from attestkit.verifier.ear.envelope import MAX_TOKEN, TokenFormat, sign_token, verify_token
+from attestkit.verifier.ear.gpu_submodules import gpu_submodules
 from attestkit.verifier.ear.keys import EarKey, EarPublicKey
 from attestkit.verifier.result import AttestationResult, verified_evidence
 
@@ -128,7 +129,10 @@ def sign_ear(
         "eat_nonce": result.nonce,
         "ear.verifier-id": {"developer": "attestkit", "build": f"attestkit {own_version()}"},
         "ear.raw-evidence": raw_evidence,
-        "submods": {result.claims.platform: _appraisal_claims(result, policy_id)},
+        "submods": {
+            result.claims.platform: _appraisal_claims(result, policy_id),
+            **gpu_submodules(result.gpu, fresh=result.fresh),
+        },
     }
     claims = {name: value for name, value in claims.items() if value is not None}
     return sign_token(_for_json(claims) if form == "jwt" else _for_cbor(claims), key, form)
@@ -206,7 +210,8 @@ def verify_ear(
         has = ascii(ear.policy_id)[:200]
         raise VerificationError(f"EAR: appraised by another policy: {has}", reason="ear_policy")
     fresh = nonce is not None or report_data_is_fresh
-    return ear._replace(status=Tier.overall(ear.vector, simulated=ear.simulated, fresh=fresh))
+    status = Tier.overall(ear.vector, simulated=ear.simulated, fresh=fresh)
+    return ear._replace(status=max([status, *(gpu.status for gpu in ear.gpus.values())]))
 
 
 def _expected_report_data(
