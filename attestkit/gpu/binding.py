@@ -1,5 +1,6 @@
 """GPU evidence with what it must have in common with the evidence of a CPU (section 6)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,8 @@ class GpuBinding:
     nonce: bytes = field(repr=False)  # of the verifier
     gpu_nonce: bytes = field(repr=False)  # that the reports of the GPUs must have, 32 bytes
     report_data: bytes = field(repr=False)  # that the CPU's evidence must have, 64 bytes
+    # What the report data commit to beside GPUs and nonce, by name: addresses and keys.
+    committed: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_size("gpu_nonce", self.gpu_nonce, 32)

@@ -1,0 +1,228 @@
+"""Readers of GPU evidence of other systems, on recorded values and on constructed answers."""
+
+import base64
+import hashlib
+import json
+from typing import Any, Final
+
+import pytest
+
+from attestkit.errors import FormatError, UsageError
+from attestkit.gpu.binding import GpuBinding
+from attestkit.gpu.bindings import (
+    read_chutes,
+    read_coco,
+    read_secretvm,
+    read_tinfoil,
+    read_vllm_proxy,
+)
+from attestkit.gpu.bindings.chutes import chutes_report_data
+from attestkit.gpu.bindings.coco import canonical_json
+from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
+from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
+from attestkit.gpu.report import Report
+from tests.untyped import untyped
+from tests.vectors import HAVE_SHARED, data, needs_shared
+
+OBSERVED: Final[list[dict[str, Any]]] = (
+    json.loads(data("gpu/bindings/observed.json")) if HAVE_SHARED else []
+)
+
+
+def provider(name: str) -> dict[str, Any]:
+    """Return a constructed answer of a provider."""
+    found: dict[str, Any] = json.loads(data(f"gpu/providers/{name}.json"))
+    return found
+
+
+def body(name: str) -> dict[str, Any]:
+    """Return the body of a constructed answer."""
+    found: dict[str, Any] = provider(name)["body"]
+    return found
+
+
+def observed_report_data(entry: dict[str, Any]) -> bytes:
+    """Return the report data that the formula of a scheme gives for recorded values."""
+    scheme = entry["scheme"]
+    if scheme == "chutes":
+        spki = bytes.fromhex(entry["certificate_spki_sha256"])
+        return chutes_report_data(bytes.fromhex(entry["nonce"]), entry["e2e_pubkey"], spki)
+    if scheme.startswith("tinfoil"):
+        return tinfoil_report_data(*map(bytes.fromhex, entry["fields"].values()))
+    address = bytes.fromhex(entry["signing_address"].removeprefix("0x"))
+    fingerprint = entry.get("tls_cert_fingerprint")
+    nonce = bytes.fromhex(entry["request_nonce"])
+    return vllm_proxy_report_data(
+        address, nonce, None if fingerprint is None else bytes.fromhex(fingerprint)
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize("entry", OBSERVED, ids=lambda entry: str(entry["scheme"]))
+def test_formula_gives_observed_report_data(entry: dict[str, Any]) -> None:
+    """The formula of each scheme gives the report data that its providers really sent."""
+    assert observed_report_data(entry).hex() == entry["report_data"]
+    for nonce in entry.get("gpu", {}).get("request_nonces", []):
+        if entry["scheme"] == "chutes":
+            assert nonce == entry["report_data"][:64]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["vllm-proxy", "near-inference-proxy"])
+def test_vllm_proxy_answer(name: str) -> None:
+    """The report data are those of the sample, and the GPU has the caller's nonce."""
+    sample = provider(name)
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    found = read_vllm_proxy(json.dumps(sample["body"]), nonce=nonce)
+    check_binding(found, sample, kind="nonce")
+    assert len(found.committed["signing_address"]) == 20
+
+
+def check_binding(found: GpuBinding, sample: dict[str, Any], kind: str) -> None:
+    """Check report data and nonce of a binding against a sample with one GPU."""
+    assert found.report_data.hex() == sample["cpu_report_data"]
+    assert found.gpu_nonce.hex() == sample["gpu_nonce"]
+    assert found.kind == kind
+    [device] = found.evidence.devices
+    assert Report.parse(device.report).nonce == found.gpu_nonce
+
+
+@needs_shared
+def test_tinfoil_answer_of_june() -> None:
+    """The hash is over the bytes of the member as sent, whatever its spacing."""
+    sample = provider("tinfoil-v3-june-2026")
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    found = read_tinfoil(sample["body_text"].encode(), nonce=nonce)
+    check_binding(found, sample, kind="report_data")
+    spaced = sample["body_text"].replace('"gpu":{"evidences"', '"gpu":{ "evidences"')
+    with pytest.raises(FormatError) as caught:
+        read_tinfoil(spaced.encode(), nonce=nonce)
+    assert caught.value.reason == "inconsistent"
+
+
+@needs_shared
+def test_tinfoil_answer_of_version_3() -> None:
+    """The report data cover the decoded sections; another section gives other report data."""
+    sample = provider("tinfoil-v3")
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    found = read_tinfoil(json.dumps(sample["body"]).encode(), nonce=nonce)
+    check_binding(found, sample, kind="report_data")
+    assert found.committed.keys() == {"tls", "hpke"}
+    material = base64.b64encode(b'{"format":"x","items":[]}').decode()
+    other = json.dumps({**sample["body"], "crypto_material": material}).encode()
+    assert read_tinfoil(other, nonce=nonce).report_data != found.report_data
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["coco-device-evidence", "coco-device-evidence-hex"])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+def test_coco_additional_evidence(name: str, algorithm: str) -> None:
+    """Report data and nonce are hashes of canonical JSON, by RFC 8785 and the negotiated hash."""
+    text = json.dumps({"nvidia": json.dumps(body(name))})
+    key = {"kty": "EC", "crv": "P-256", "x": "AQ", "alg": "ECDH-ES+A256KW"}
+    found = read_coco(text, nonce="bm9uY2U=", tee_pubkey=key, algorithm=algorithm)
+    jwk = '{"alg":"ECDH-ES+A256KW","crv":"P-256","kty":"EC","x":"AQ"}'
+    challenge = f'"nonce":"bm9uY2U=","tee-pubkey":{jwk}}}'
+    hashed = hashlib.new(algorithm, f"{{{challenge}".encode()).digest()
+    assert found.gpu_nonce == hashed[:32]
+    whole = f'{{"additional-evidence":{json.dumps(text)},{challenge}'.encode()
+    assert found.report_data == hashlib.new(algorithm, whole).digest().ljust(64, b"\0")
+    assert found.kind == "report_data"
+
+
+@needs_shared
+def test_coco_removes_one_nul_after_signature() -> None:
+    """A driver's buffer may have one NUL after the signature, and no other byte."""
+    devices = body("coco-device-evidence-hex")
+    [device] = devices["device_evidence_list"]
+    size = len(device["evidence"]) // 2
+    for padding, kept in (("00", 0), ("0000", 2), ("01", 1)):
+        padded = {**device, "evidence": device["evidence"] + padding}
+        text = json.dumps({"nvidia": json.dumps({"device_evidence_list": [padded]})})
+        found = read_coco(text, nonce="n", tee_pubkey={})
+        assert len(found.evidence.devices[0].report) == size + kept
+
+
+def test_canonical_json_escapes_as_rfc_8785() -> None:
+    """Text is escaped as ECMAScript does, and names are sorted."""
+    value = {"b": '\u20ac$\u000f\nA"\\/', "a": [True, None, 10]}
+    assert canonical_json(value) == '{"a":[true,null,10],"b":"€$\\u000f\\nA\\"\\\\/"}'.encode()
+    for wrong in ({"a": 1.5}, {"é": 1}, {"a": "\ud800"}, {"a": 1 << 53}):
+        with pytest.raises(UsageError):
+            canonical_json(wrong)
+
+
+@needs_shared
+def test_chutes_answer() -> None:
+    """The GPU's nonce is the first half of the report data, a hash over nonce and key as text."""
+    sample = provider("chutes-formula-only")
+    [device] = body("nvattest-collect-evidence")["evidences"]
+    entry = {"quote": "", "gpu_evidence": [device], "instance_id": "i"}
+    found = read_chutes(
+        entry,
+        nonce=bytes.fromhex(sample["nonce"]),
+        e2e_pubkey=sample["e2e_pubkey"],
+        spki_sha256=bytes(32),
+    )
+    assert found.gpu_nonce.hex() == sample["expected_first_half"]
+    assert found.report_data == found.gpu_nonce + bytes(32)
+
+
+@needs_shared
+def test_secretvm_evidence() -> None:
+    """The report data are the hash of the TLS key, then the GPU's nonce."""
+    text = json.dumps(body("nvattest-collect-evidence"))
+    found = read_secretvm(text, nonce=bytes(range(32)), tls_sha256=b"\1" * 32)
+    assert found.report_data == b"\1" * 32 + bytes(range(32))
+
+
+WRONG_ANSWERS: Final = (
+    b"",
+    b"[]",
+    b"{}",
+    b'{"nvidia_payload": 1}',
+    b'{"nvidia_payload": "{}", "signing_address": "00"}',
+    b'{"gpu_evidence": {}}',
+    b'{"gpu_evidence": []}',
+    b'{"challenge": []}',
+    b'{"challenge": {"report_data_algorithm": "x"}}',
+    b'{"report_data": {}, "gpu": {}}',
+    b'{"nvidia": 5}',
+    b'{"nvidia": "[]"}',
+)
+
+
+@pytest.mark.parametrize("answer", WRONG_ANSWERS)
+def test_malformed_answer_is_format_error(answer: bytes) -> None:
+    """Any reader refuses an answer of another shape, and never fails otherwise."""
+    nonce = bytes(32)
+    for read in (
+        lambda: read_vllm_proxy(answer, nonce=nonce),
+        lambda: read_tinfoil(answer, nonce=nonce),
+        lambda: read_chutes(answer, nonce=nonce, e2e_pubkey="a"),
+        lambda: read_secretvm(answer, nonce=nonce, tls_sha256=nonce),
+        lambda: read_coco(answer.decode(), nonce="n", tee_pubkey={}),
+    ):
+        with pytest.raises(FormatError):
+            read()
+
+
+@needs_shared
+def test_every_prefix_of_an_answer_is_refused() -> None:
+    """A truncated answer is a FormatError at any length."""
+    nonce = bytes(32)
+    text = json.dumps(body("vllm-proxy")).encode()
+    june = provider("tinfoil-v3-june-2026")["body_text"].encode()
+    for size in range(0, len(text), 97):
+        with pytest.raises(FormatError):
+            read_vllm_proxy(text[:size], nonce=nonce)
+    for size in range(0, len(june), 97):
+        with pytest.raises(FormatError):
+            read_tinfoil(june[:size], nonce=nonce)
+
+
+@pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33), "n" * 32])
+def test_nonce_of_another_size_is_usage_error(nonce: object) -> None:
+    """GPUs have nonces of 32 bytes."""
+    with pytest.raises(UsageError):
+        read_vllm_proxy(b"{}", nonce=untyped(nonce))
