@@ -183,6 +183,8 @@ READERS: Final[dict[str, str]] = {
     "measure.acpi.table_cache": "acpi_cache_file",
     "measure.acpi.table_entry": "acpi_entry",
     "gpu.rim.document": "canonical_xml",
+    "gpu.rim.manifest": "rim",
+    "gpu.rim.rim_client": "rim_answer",
     "quote": "quote",
     "ra_tls.certificate": "ra_tls",
     "ra_tls.issued": "tls_key",

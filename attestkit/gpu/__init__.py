@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.collection import collect
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
     from attestkit.gpu.report import Report
+    from attestkit.gpu.rim import Rim
     from attestkit.gpu.roots import GpuRoots
 else:
     # Lazy: most programs verify no GPUs.
@@ -20,8 +21,9 @@ else:
             "collection": ["collect"],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
             "report": ["Report"],
+            "rim": ["Rim"],
             "roots": ["GpuRoots"],
         },
     )
 
-__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report", "collect"]
+__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report", "Rim"]

@@ -26,8 +26,12 @@ MAX_NAMESPACES: Final = 32  # in scope of an element
 WHITE_SPACE: Final = " \t\r\n"  # XML 1.0, section 2.3
 
 _NAME: Final = re.compile(r"(?:([A-Za-z_][A-Za-z0-9._-]*):)?([A-Za-z_][A-Za-z0-9._-]*)")
-# Canonical XML does not define the result for a relative namespace name (section 1.3).
-_ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
+# Canonical XML does not define the result for a relative namespace name (section 1.3). Of absolute
+# URIs, only those without queries, user names, ports and escapes are accepted.
+_PATH: Final = "[A-Za-z0-9._~:/=-]*"
+_ABSOLUTE: Final = re.compile(
+    rf"[A-Za-z][A-Za-z0-9+.-]*:(//[A-Za-z0-9.-]+(/{_PATH})?|[A-Za-z0-9]{_PATH})(#{_PATH})?"
+)
 _RESERVED: Final = frozenset(
     {"http://www.w3.org/XML/1998/namespace", "http://www.w3.org/2000/xmlns/"}
 )

@@ -78,7 +78,10 @@ def verify_signature(root: XmlElement, signature: XmlSignature, spki: bytes) -> 
         SignatureError: If the digest or the signature is not valid (`bad_signature`), or the key
             is not of P-384.
     """
-    p384_verify(spki, signature.value, canonical_bytes(signature.signed_info))
+    try:
+        p384_verify(spki, signature.value, canonical_bytes(signature.signed_info))
+    except SignatureError as error:
+        raise SignatureError(f"XML signature: {error}", reason=error.reason) from error
     signed = canonical_bytes(root, without=signature.element)
     if not hmac.compare_digest(sha384(signed), signature.digest):
         message = "XML signature: the document's digest is not the signed one"

@@ -1,0 +1,101 @@
+"""Comparison of a report's measurements with the expected ones (nvidia-gpu.md, section 4.4)."""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from attestkit.errors import GpuEvidenceError
+from attestkit.gpu.rim.identity import RimSource
+from attestkit.gpu.rim.manifest import Rim
+
+NVDEC_INDEX: Final = 35
+"""Index of the measurement that is not compared while the video decoder 0 is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementMismatch:
+    """A measurement that is none of its expected values."""
+
+    index: int
+    source: RimSource  # the manifest with the expected values
+    reported: bytes | None  # None if the report has no such measurement
+    expected: tuple[bytes, ...]
+
+    def __str__(self) -> str:
+        """Return index, source and the first bytes of the values."""
+        found = "missing" if self.reported is None else f"{self.reported[:8].hex()}..."
+        expected = " or ".join(f"{one[:8].hex()}..." for one in self.expected)
+        return f"index {self.index} ({self.source}): {found}, expected {expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementComparison:
+    """Result of a comparison; each tuple is sorted by index."""
+
+    golden: int  # number of active measurements of all manifests
+    matched: tuple[int, ...]
+    skipped: tuple[int, ...]  # not compared: of the video decoder, which is off
+    mismatches: tuple[MeasurementMismatch, ...]
+
+    @property
+    def mismatched(self) -> tuple[int, ...]:
+        """The indexes of the mismatches."""
+        return tuple(one.index for one in self.mismatches)
+
+    def check(self, accepted: frozenset[int] = frozenset()) -> None:
+        """Check that there is no mismatch but at `accepted` indexes.
+
+        Raises:
+            GpuEvidenceError: If there is; the text lists all of them (`measurements`).
+        """
+        found = [one for one in self.mismatches if one.index not in accepted]
+        if found:
+            count = f"{len(found)} of {self.golden} measurements differ"
+            text = f"{count}: {'; '.join(map(str, found))}"
+            raise GpuEvidenceError(text, reason="measurements")
+
+
+def compare_measurements(
+    measurements: Sequence[bytes], rims: Mapping[RimSource, Rim], *, nvdec0: bool | None
+) -> MeasurementComparison:
+    """Compare measurements with the active ones of a device's verified manifests.
+
+    Args:
+        measurements: Values of the report, 48 bytes each; a manifest's index is the position.
+        rims: Manifests by what they are of; a switch has one.
+        nvdec0: Whether the video decoder 0 is on; None if the report does not say. While it is
+            off, index 35 is not compared.
+
+    Raises:
+        GpuEvidenceError: If an index is active in two manifests, or none is active
+            (`measurements`).
+    """
+    golden = _golden(rims)
+    matched, skipped, mismatches = [], [], []
+    for index, (source, expected) in sorted(golden.items()):
+        reported = measurements[index] if index < len(measurements) else None
+        if index == NVDEC_INDEX and nvdec0 is False:
+            skipped.append(index)
+        elif reported is not None and any(hmac.compare_digest(reported, one) for one in expected):
+            matched.append(index)
+        else:
+            mismatches.append(MeasurementMismatch(index, source, reported, expected))
+    return MeasurementComparison(len(golden), tuple(matched), tuple(skipped), tuple(mismatches))
+
+
+def _golden(rims: Mapping[RimSource, Rim]) -> dict[int, tuple[RimSource, tuple[bytes, ...]]]:
+    """Return manifest and accepted values of each active index."""
+    found: dict[int, tuple[RimSource, tuple[bytes, ...]]] = {}
+    conflicts = []
+    for source, rim in rims.items():
+        for index in sorted(rim.active):
+            if index in found:
+                conflicts.append(index)
+            found[index] = source, rim.measurements[index].alternatives
+    if conflicts:
+        text = f"measurements active in both RIMs: {', '.join(map(str, conflicts))}"
+        raise GpuEvidenceError(text, reason="measurements")
+    if not found:
+        raise GpuEvidenceError("RIMs: no measurement is active", reason="measurements")
+    return found

@@ -1,0 +1,100 @@
+"""Certificate path of the signer of a reference integrity manifest (RIM) (nvidia-gpu.md, 4.3).
+
+NVIDIA's have four certificates: the signer, two CAs and the root. `cryptography` rejects them,
+because dates before 2050 are written as GeneralizedTime.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.x509.cert_path import (
+    NamedCertificate,
+    PathCertificate,
+    PathRules,
+    check_path,
+    read_path_certificate,
+)
+from attestkit._crypto.x509.names import COMMON_NAME, read_name
+from attestkit._reasons import SignatureReason
+from attestkit.errors import FormatError, SignatureError
+
+_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
+_BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
+_RULES: Final = PathRules(
+    {_ECDSA_SHA384: p384_verify_der},
+    "ECDSA P-384 with SHA-384",
+    frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
+)
+_SIGNER: Final = "RIM signer"
+_ROOT: Final = "RIM root"
+
+
+class RimPath(NamedTuple):
+    """A path that leads from the signer of a RIM to the trusted root."""
+
+    certificates: tuple[PathCertificate, ...]  # signer first, trusted root last
+
+    @property
+    def spki(self) -> bytes:
+        """Return the signer's key: SubjectPublicKeyInfo in DER."""
+        return self.certificates[0].spki
+
+    def check_time(self, now: datetime) -> None:
+        """Check that all certificates are valid at `now`, an aware datetime.
+
+        Raises:
+            CollateralExpiredError: If one is not (`cert_expired`).
+        """
+        check_path(_named(self.certificates), now, _RULES, _verified_before)
+
+
+def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -> RimPath:
+    """Verify the certificates of a RIM, from its signer up to the trusted root.
+
+    Revocation is not checked.
+
+    Args:
+        certificates: DER, signer first, root last.
+        root: The trusted root in DER. That of `certificates` must have its name and key.
+        now: An aware datetime.
+
+    Raises:
+        FormatError: If a certificate is malformed.
+        SignatureError: If the path is not valid, or has certificates that are not part of it.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+    """
+    anchor = read_path_certificate(root)
+    *below, last = [read_path_certificate(der) for der in certificates]
+    if (last.subject, last.spki) != (anchor.subject, anchor.spki):
+        message = "RIM certificates: the last one is not the trusted root"
+        raise SignatureError(message, reason="untrusted_root")
+    path = (*below, anchor)
+    if len({one.spki for one in path}) != len(path):
+        message = "RIM certificates: two have the same key"
+        raise SignatureError(message, reason="chain_length")
+    check_path(_named(path), now, _RULES)
+    return RimPath(path)
+
+
+def common_name(certificate: PathCertificate) -> str:
+    """Return the subject's common name; empty if it has none, or is malformed."""
+    try:
+        return read_name(certificate.subject).get(COMMON_NAME, "")
+    except FormatError:
+        return ""
+
+
+def _named(path: Sequence[PathCertificate]) -> tuple[NamedCertificate, ...]:
+    between = [f"RIM CA {number}" for number in range(1, len(path) - 1)]
+    return tuple(zip((_SIGNER, *between, _ROOT), path, strict=True))
+
+
+def _verified_before(
+    _certificate: NamedCertificate,
+    _issuer: NamedCertificate,
+    _reason: SignatureReason,
+    _rules: PathRules,
+) -> None:
+    """Do nothing: in a RimPath, all signatures are verified."""

@@ -1,0 +1,114 @@
+"""Verification of a reference integrity manifest (RIM): certificates and XML signature."""
+
+from collections import OrderedDict
+from datetime import datetime
+from threading import Lock
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from attestkit._crypto.hashes import sha256
+from attestkit.errors import AttestKitError, FormatError, SignatureError
+from attestkit.gpu.rim.document import read_document
+from attestkit.gpu.rim.manifest import Rim, read_manifest, read_signed_manifest
+from attestkit.gpu.rim.rim_path import RimPath, common_name, verify_rim_path
+from attestkit.gpu.rim.xml_signature import verify_signature
+
+KEPT_RIMS: Final = 64
+"""Maximum number of verified RIMs that are kept; each takes about 100 kB."""
+
+
+RimCheck: TypeAlias = Literal["format", "chain", "signature"]
+"""Checks of a RIM, in their order."""
+
+
+class VerifiedRim(NamedTuple):
+    """A manifest whose signature and certificate path are valid."""
+
+    rim: Rim  # read from the bytes that are signed
+    path: RimPath
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """The certificates in DER: the signer's, those of CAs, and the trusted root."""
+        return tuple(one.der for one in self.path.certificates)
+
+    @property
+    def signer(self) -> str:
+        """The common name of the signer."""
+        return common_name(self.path.certificates[0])
+
+    @property
+    def valid_from(self) -> datetime:
+        """The first time at which all certificates are valid."""
+        return max(one.valid_from for one in self.path.certificates)
+
+    @property
+    def valid_until(self) -> datetime:
+        """The last time at which all certificates are valid."""
+        return min(one.valid_until for one in self.path.certificates)
+
+
+def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
+    """Verify certificates and signature of a RIM, and read what is signed.
+
+    Revocation is not checked. What does not depend on the time is verified once: the last 64 RIMs
+    are kept.
+
+    Args:
+        rim_bytes: The XML document, at most 512 KiB.
+        root: The trusted root in DER.
+        now: An aware datetime.
+
+    Raises:
+        FormatError: If the document, one of its certificates or `root` is malformed.
+        CollateralExpiredError: If a certificate is not valid at `now`.
+        SignatureError: If the path is not valid, or the signature (`bad_signature`).
+    """
+    key = sha256(rim_bytes) + sha256(root)
+    if (known := _VERIFIED.find(key)) is not None:
+        known.path.check_time(now)
+        return known
+    found = _verify(rim_bytes, root, now)
+    _VERIFIED.keep(key, found)
+    return found
+
+
+def failed_rim_check(error: AttestKitError) -> RimCheck:
+    """Return the check of a RIM that an error of `verify_rim` is about."""
+    if isinstance(error, FormatError):
+        return "format"
+    is_signature = isinstance(error, SignatureError) and error.reason == "bad_signature"
+    return "signature" if is_signature else "chain"
+
+
+def _verify(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
+    document, signature, _ = read_signed_manifest(rim_bytes)
+    path = verify_rim_path(signature.certificates, root, now)
+    signed = verify_signature(document, signature, path.spki)
+    # Parsed again, so that only what is signed is used.
+    certificates = tuple(one.der for one in path.certificates)
+    return VerifiedRim(read_manifest(read_document(signed), certificates), path)
+
+
+class _VerifiedRims:
+    """The last verified RIMs, by the hashes of document and root."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: OrderedDict[bytes, VerifiedRim] = OrderedDict()
+
+    def find(self, key: bytes) -> VerifiedRim | None:
+        """Return a verified RIM."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def keep(self, key: bytes, rim: VerifiedRim) -> None:
+        """Keep a RIM, in place of the one that was not used for longest."""
+        with self._lock:
+            self._kept[key] = rim
+            if len(self._kept) > KEPT_RIMS:
+                self._kept.popitem(last=False)
+
+
+_VERIFIED: Final = _VerifiedRims()
