@@ -23,7 +23,7 @@ def check_topology(devices: Sequence[TopologyDevice]) -> bool:
     """Check that devices are distinct, have one nonce, and are connected with each other only.
 
     Returns:
-        Whether the connections were checked: False without switches.
+        Whether the connections were checked: False without switches, or without GPUs.
 
     Raises:
         GpuEvidenceError: If a check fails (`topology`), with the index of the device.
@@ -31,11 +31,11 @@ def check_topology(devices: Sequence[TopologyDevice]) -> bool:
     _check_distinct(devices)
     gpus = {at: device for at, device in enumerate(devices) if device.report.kind == "gpu"}
     switches = {at: device for at, device in enumerate(devices) if at not in gpus}
-    if not switches:
-        return False
     for at, device in switches.items():
         if device.report.pdi != device.chain.pdi:
             raise _bad("the report has another PDI than the certificate", at)
+    if not switches or not gpus:
+        return False
     gpu_pdis = {device.chain.pdi for device in gpus.values()}
     switch_pdis = {device.chain.pdi for device in switches.values()}
     for at, device in gpus.items():

@@ -148,8 +148,10 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
             "policy's gpu.protected_pcie"
         )
         raise GpuEvidenceError(message, reason="topology")
-    if first == "protected_pcie":
-        text = "the connections of the GPUs were not checked: the evidence has no switches"
+    switches = sum(one.kind == "switch" for one in reports)
+    if first == "protected_pcie" or switches:
+        missing = "GPUs" if switches else "switches"
+        text = f"the connections of the devices were not checked: the evidence has no {missing}"
         return VerificationStep("gpu_topology", "skipped", text)
     text = "the devices are distinct, and have the same nonce"
     return VerificationStep("gpu_topology", "passed", text)

@@ -104,7 +104,6 @@ def test_machine_without_switches_is_not_checked_further() -> None:
         (lambda: [*MACHINE[:8], MACHINE[8], MACHINE[8], *MACHINE[10:]], 9),
         (lambda: [*MACHINE[:7], *MACHINE[8:]], 7),  # a GPU is missing: the first switch sees more
         (lambda: MACHINE[:11], 0),  # a switch is missing: the first GPU sees more
-        (lambda: MACHINE[8:], 0),  # no GPU
         (lambda: [gpu(GPUS[0], nonce=bytes(32)), *MACHINE[1:]], 1),
         (lambda: [*MACHINE[:3], gpu(GPUS[3], nonce=bytes(32)), *MACHINE[4:]], 3),
         (lambda: [*MACHINE[:3], gpu(GPUS[3], SWITCHES[:3]), *MACHINE[4:]], 3),
@@ -118,3 +117,8 @@ def test_wrong_machine_is_refused(change: Callable[[], list[TopologyDevice]], de
     """Each wrong connection, repeated device and mixed nonce is refused, naming the device."""
     with raises(GpuEvidenceError, "topology", device=device):
         check_topology(change())
+
+
+def test_switches_alone_have_no_connections_to_check() -> None:
+    """Without GPUs in the evidence, only the switches' own identifiers are compared."""
+    assert not check_topology(MACHINE[8:])

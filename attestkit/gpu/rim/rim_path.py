@@ -6,6 +6,7 @@ because dates before 2050 are written as GeneralizedTime.
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.p384 import p384_verify_der
@@ -22,8 +23,10 @@ from attestkit.errors import FormatError, SignatureError
 
 _ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
+# The CAs of several manifests are the same; errors are not cached.
+_verify_signature = lru_cache(maxsize=256)(p384_verify_der)
 _RULES: Final = PathRules(
-    {_ECDSA_SHA384: p384_verify_der},
+    {_ECDSA_SHA384: _verify_signature},
     "ECDSA P-384 with SHA-384",
     frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
 )

@@ -44,8 +44,12 @@ _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
 _MOST_USAGES: Final = 16
 _ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
+# One responder answers about all certificates of an issuer; errors are not cached.
+_verify_responder = lru_cache(maxsize=256)(p384_verify_der)
+# Of verified chains, which many answers are about.
+_read_certificate = lru_cache(maxsize=256)(read_path_certificate)
 _RULES: Final = PathRules(
-    {_ECDSA_SHA384: p384_verify_der},
+    {_ECDSA_SHA384: _verify_responder},
     "ECDSA P-384 with SHA-384",
     VENDOR_RULES.critical | {_EXTENDED_KEY_USAGE, _NO_CHECK},
 )
@@ -107,7 +111,7 @@ def check_ocsp(
     if len(responses) > MAX_ANSWERS:
         message = f"OCSP answers: {len(responses)}, at most {MAX_ANSWERS}"
         raise UsageError(message, reason="too_many")
-    subject, authority = read_path_certificate(certificate), read_path_certificate(issuer)
+    subject, authority = _read_certificate(certificate), _read_certificate(issuer)
     found = _answers_about(responses, subject, authority)
     expected = _Expected(now, nonce, max_age, skew)
     valid: list[OcspAnswer] = []
@@ -174,7 +178,7 @@ def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Exp
 @lru_cache(maxsize=512)
 def _check_signed(response: bytes, issuer: bytes) -> None:
     """Check the responder's certificate and the signature, which depend on no time."""
-    answer, authority = read_ocsp_answer(response), read_path_certificate(issuer)
+    answer, authority = read_ocsp_answer(response), _read_certificate(issuer)
     responder = answer.responder
     named, issued_by = ("OCSP responder", responder), ("the issuer of the certificate", authority)
     try:

@@ -1,0 +1,355 @@
+"""Verification of GPU evidence: fabricated and real cases, simulated faults, and machines."""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+
+import pytest
+
+from attestkit._crypto.pem import split_pem
+from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
+from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
+from attestkit.gpu.endorsements import GpuEndorsements
+from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.result import GpuResult
+from attestkit.gpu.roots import GpuRoots
+from attestkit.gpu.rules import GpuRules
+from attestkit.gpu.verify import verify
+from tests.gpu.gpu_samples import CASES, EXPECTED, read_pem
+from tests.gpu.simulated_machine import NONCE, NOW, endorsements, machine, verify_machine
+from tests.untyped import untyped
+from tests.vectors import SHARED, data, needs_shared
+
+FABRICATED: Final = SHARED / "data/gpu/fabricated"
+# Faults of tokens and of nonces in OCSP answers are of services, which are not used here.
+FAULTS: Final = sorted(name for name in GPU_FAULTS if not name.startswith(("nras-", "ocsp-nonce-")))
+
+
+def read_case(case: dict[str, Any]) -> tuple[GpuEvidence, GpuRoots, GpuEndorsements]:
+    """Return evidence, roots and endorsements of a fabricated case."""
+    folder = FABRICATED / case["name"]
+    chain = read_pem(f"fabricated/{case['name']}/chain.pem")
+    device = DeviceEvidence(case["arch"], (folder / "report.bin").read_bytes(), chain)
+    roots = [split_pem((folder / f"{name}-root.pem").read_text())[0] for name in ("device", "rim")]
+    rims = {
+        case[f"{part}_rim_id"]: (folder / f"{part}-rim.xml").read_bytes()
+        for part in ("driver", "vbios")
+    }
+    ocsp = tuple(path.read_bytes() for path in sorted((folder / "ocsp").iterdir()))
+    return GpuEvidence((device,)), GpuRoots(*roots), GpuEndorsements(rims, ocsp)
+
+
+def verify_case(case: dict[str, Any], **options: Any) -> GpuResult:
+    """Verify a fabricated case at its time."""
+    evidence, roots, found = read_case(case)
+    return verify(
+        evidence,
+        nonce=bytes.fromhex(case["nonce"]),
+        now=datetime.fromisoformat(case["time"].replace("Z", "+00:00")),
+        endorsements=found,
+        roots=roots,
+        **options,
+    )
+
+
+# -- samples -----------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
+def test_fabricated_case_has_its_verdict(case: dict[str, Any]) -> None:
+    """Each case is accepted, or refused by the check that it names."""
+    if case["verdict"] == "accept":
+        found = verify_case(case)
+        assert found
+        assert found.simulated
+        assert not found.not_proven
+        return
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_case(case)
+    assert caught.value.reason == case["failed_check"]
+    assert caught.value.device == 0
+
+
+@needs_shared
+def test_real_case_is_accepted_under_nvidias_roots() -> None:
+    """The complete real case passes; its OCSP answers have no common time, so they are off."""
+    case = EXPECTED["complete_case"]
+    folder = f"reports/{case['report']}"
+    report = data(f"gpu/{folder}/report.bin")
+    names = ("NV_GPU_DRIVER_GH100_550.90.07", "NV_GPU_VBIOS_1010_0200_882_96009F0001")
+    found = verify(
+        GpuEvidence((DeviceEvidence("HOPPER", report, read_pem(f"{folder}/chain.pem")),)),
+        nonce=report[4:36],
+        now=datetime.fromisoformat(case["at"].replace("Z", "+00:00")),
+        endorsements=GpuEndorsements({name: data(f"gpu/rims/{name}.xml") for name in names}),
+        rules=GpuRules(ocsp="off"),
+    )
+    [device] = found.devices
+    assert not found.simulated
+    assert found.not_proven == ("gpu_revocation",)
+    expected = EXPECTED["comparisons"][case["report"]]["with_nvdec_rule"]
+    assert device.matched == expected["matched"]
+    assert list(device.skipped) == expected["skipped"]
+    assert [rim.identifier for rim in device.rims] == list(names)
+
+
+@needs_shared
+def test_real_switch_is_accepted_under_nvidias_roots() -> None:
+    """A switch has one manifest, and all its measurements are compared."""
+    folder = "reports/ls10-96.10.55.00.01"
+    report, name = data(f"gpu/{folder}/report.bin"), "NV_SWITCH_BIOS_5612_0002_890_9610550001"
+    found = verify(
+        GpuEvidence((DeviceEvidence("LS10", report, read_pem(f"{folder}/chain.pem")),)),
+        nonce=report[4:36],
+        now=datetime(2026, 11, 28, tzinfo=timezone.utc),
+        endorsements=GpuEndorsements({name: data(f"gpu/rims/{name}.xml")}),
+        rules=GpuRules(ocsp="off"),
+    )
+    [device] = found.devices
+    expected = EXPECTED["comparisons"]["ls10-96.10.55.00.01"]["with_nvdec_rule"]
+    assert device.matched == expected["matched"]
+    assert (device.kind, device.driver_version, len(device.rims)) == ("switch", None, 1)
+    assert found.not_proven == ("gpu_revocation", "gpu_topology")
+
+
+@needs_shared
+def test_real_machine_without_manifests_is_not_refused() -> None:
+    """All devices are gone through; missing manifests are no refusal, and the text lists all."""
+    gpus = GpuEvidence.from_json(data("gpu/evidence/ppcie-gpus.json"))
+    switches = GpuEvidence.from_json(data("gpu/evidence/ppcie-switches.json"))
+    devices = (*gpus.devices, *switches.devices)
+    with pytest.raises(CollateralError) as caught:
+        verify(
+            GpuEvidence(devices),
+            nonce=devices[0].report[4:36],
+            now=datetime(2026, 11, 28, tzinfo=timezone.utc),
+            rules=GpuRules(ocsp="off"),
+        )
+    assert caught.value.reason == "missing"
+    assert not isinstance(caught.value, GpuEvidenceError)
+    assert str(caught.value).count("missing") == len(devices)
+
+
+# -- simulated machines ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_refused_by_its_check(name: str) -> None:
+    """Each fault of the simulator is refused by the check that it names, or accepted."""
+    gpus, expected = machine(fault=name), GPU_FAULTS[name].check
+    if expected is None:
+        assert verify_machine(gpus)
+        return
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus)
+    assert caught.value.reason == expected
+
+
+def test_machine_with_switches_is_accepted() -> None:
+    """Eight GPUs in protected PCIe mode, and their four switches."""
+    found = verify_machine(machine(8), rules=GpuRules(protected_pcie=True, count=8, switch_count=4))
+    assert (len(found.gpus), len(found.switches)) == (8, 4)
+    assert {device.mode for device in found.gpus} == {"protected_pcie"}
+    assert not found.not_proven
+    assert len({device.pdi for device in found.devices}) == 12
+
+
+def test_protected_machine_without_switches_is_not_fully_proven() -> None:
+    """Without evidence of switches the connections are not checked, unless a rule needs them."""
+    gpus = machine(8)
+    only_gpus = GpuEvidence(gpus.evidence(NONCE).devices[:8])
+    assert verify_machine(gpus, only_gpus).not_proven == ("gpu_topology",)
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, only_gpus, rules=GpuRules(protected_pcie=True))
+    assert caught.value.reason == "topology"
+
+
+def test_error_is_of_the_first_refused_device_and_lists_all() -> None:
+    """A device's failure does not hide that of another one."""
+    gpus = machine(2)
+    first, second = gpus.evidence(NONCE).devices
+    wrong = replace(second, report=second.report[:-1] + bytes([second.report[-1] ^ 1]))
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, GpuEvidence((first, wrong)))
+    assert (caught.value.reason, caught.value.device) == ("report_signature", 1)
+    other = replace(first, report=first.report + b"\0")
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, GpuEvidence((other, wrong)))
+    assert (caught.value.reason, caught.value.device) == ("format", 0)
+    assert "GPU 0" in str(caught.value)
+    assert "GPU 1" in str(caught.value)
+
+
+def test_every_byte_of_a_report_is_protected() -> None:
+    """A report with any byte changed is refused."""
+    gpus = machine(1)
+    [device] = gpus.evidence(NONCE).devices
+    for at in range(0, len(device.report), 29):
+        altered = bytearray(device.report)
+        altered[at] ^= 0x40
+        with pytest.raises(GpuEvidenceError):
+            verify_machine(gpus, GpuEvidence((replace(device, report=bytes(altered)),)))
+
+
+def test_stated_architecture_must_be_that_of_the_certificates() -> None:
+    """The sender's word about the architecture is not used."""
+    gpus = machine(1)
+    [device] = gpus.evidence(NONCE).devices
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, GpuEvidence((replace(device, architecture="BLACKWELL"),)))
+    assert caught.value.reason == "device_chain"
+    assert verify_machine(gpus, GpuEvidence((replace(device, architecture=None),)))
+
+
+def test_other_roots_are_not_trusted() -> None:
+    """Without its own roots, simulated evidence is refused under NVIDIA's."""
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(machine(1), roots=None)
+    assert caught.value.reason == "device_chain"
+
+
+# -- endorsements ------------------------------------------------------------------------------
+
+
+def test_missing_endorsements_are_collateral_errors() -> None:
+    """What could not be checked differs from what was refused; a refusal counts first."""
+    gpus = machine(1)
+    complete = endorsements(gpus)
+    for found in (
+        GpuEndorsements(),
+        GpuEndorsements(complete.rims),
+        GpuEndorsements({}, complete.ocsp),
+        GpuEndorsements(dict(list(complete.rims.items())[:1]), complete.ocsp),
+    ):
+        with pytest.raises(CollateralError) as caught:
+            verify_machine(gpus, endorsements=found)
+        assert caught.value.reason == "missing"
+        assert not isinstance(caught.value, GpuEvidenceError)
+
+
+def test_ocsp_answers_are_checked_at_the_given_time() -> None:
+    """A stale answer is refused, also one that is older than the rules allow."""
+    gpus = machine(1)
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, now=NOW + timedelta(days=2))
+    assert caught.value.reason == "device_ocsp"
+    later = NOW + timedelta(hours=6)
+    assert verify_machine(gpus, now=later)
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, now=later, rules=GpuRules(max_ocsp_age=timedelta(hours=3)))
+    assert caught.value.reason == "device_ocsp"
+
+
+def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
+    """A manifest's signer may be on hold by policy; a device's certificate never."""
+    gpus = machine(fault="ocsp-rim-leaf-hold")
+    found = verify_machine(gpus, rules=GpuRules(allow_hold=True))
+    assert found.not_proven == ("gpu_revocation",)
+    with pytest.raises(GpuEvidenceError):
+        verify_machine(machine(fault="ocsp-brom-revoked"), rules=GpuRules(allow_hold=True))
+
+
+def test_absent_fwid_is_accepted_by_rule() -> None:
+    """Old drivers leave the field out."""
+    assert verify_machine(machine(fault="fwid-absent"), rules=GpuRules(allow_absent_fwid=True))
+
+
+def test_mismatch_is_accepted_at_named_indexes_only() -> None:
+    """An accepted mismatch is a caution of the result."""
+    gpus = machine(fault="measurement-25")
+    found = verify_machine(gpus, rules=GpuRules(accepted_mismatches={25}))
+    assert found.devices[0].mismatches == (25,)
+    assert found.not_proven == ("gpu_measurements",)
+    with pytest.raises(GpuEvidenceError):
+        verify_machine(gpus, rules=GpuRules(accepted_mismatches={24}))
+
+
+# -- rules -------------------------------------------------------------------------------------
+
+REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
+    ({"chips": ["GB100"]}, "chip"),
+    ({"count": 2}, "device_count"),
+    ({"switch_count": 4}, "device_count"),
+    ({"drivers": ["1.2.3"]}, "driver_version"),
+    ({"min_driver": "999.10.02"}, "driver_version"),
+    ({"min_driver": "999.10.1.1"}, "driver_version"),
+    ({"vbios": ["96.00.9F.00.02"]}, "vbios_version"),
+    ({"min_vbios": "96.00.a0"}, "vbios_version"),
+    ({"protected_pcie": True}, "topology"),
+]
+ACCEPTED: Final[list[dict[str, Any]]] = [
+    {"chips": ["gh100"], "count": 1, "switch_count": 0},
+    {"drivers": ["999.10.01"], "min_driver": "999.9.99"},
+    {"vbios": ["96.00.9f.00.01"], "min_vbios": "96.00.9e.ff"},
+    {"allow_mpt": False},
+]
+
+
+@pytest.mark.parametrize(("values", "reason"), REFUSED)
+def test_rule_refuses(values: dict[str, Any], reason: str) -> None:
+    """A device that a rule does not accept is refused by the reason of the rule."""
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(machine(1), rules=GpuRules(**values))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("values", ACCEPTED)
+def test_rule_accepts(values: dict[str, Any]) -> None:
+    """Versions are compared as numbers, and names without case."""
+    assert verify_machine(machine(1), rules=GpuRules(**values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"required": 1},
+        {"chips": []},
+        {"chips": "GH100"},
+        {"chips": [1]},
+        {"count": 0},
+        {"count": True},
+        {"switch_count": -1},
+        {"min_driver": ""},
+        {"min_driver": "1..2"},
+        {"min_vbios": "96.xx"},
+        {"binding": "trust"},
+        {"ocsp": None},
+        {"nras": True},
+        {"max_ocsp_age": 5},
+        {"accepted_mismatches": [-1]},
+        {"accepted_mismatches": "12"},
+    ],
+)
+def test_invalid_rule_is_usage_error(values: dict[str, Any]) -> None:
+    """A rule of another type, or one that accepts nothing, is refused at once."""
+    with pytest.raises(UsageError):
+        GpuRules(**values)
+
+
+# -- arguments and results ---------------------------------------------------------------------
+
+
+def test_arguments_are_checked() -> None:
+    """Arguments of another type or size are usage errors, malformed JSON is a format error."""
+    gpus = machine(1)
+    with pytest.raises(UsageError):
+        verify_machine(gpus, nonce=bytes(31))
+    with pytest.raises(UsageError):
+        verify_machine(gpus, nonce=untyped("n" * 32))
+    with pytest.raises(UsageError):
+        verify_machine(gpus, untyped(5))
+    with pytest.raises(UsageError):
+        verify_machine(gpus, now=datetime(2026, 11, 28))  # noqa: DTZ001 - without a zone
+    with pytest.raises(FormatError):
+        verify_machine(gpus, b"{}")
+
+
+def test_result_is_json() -> None:
+    """Result and claims are values for JSON."""
+    found = verify_machine(machine(1))
+    text = json.dumps(found.to_dict())
+    assert json.loads(text)["devices"][0]["chip"] == "GH100"
+    assert found == verify_machine(machine(1))
+    assert hash(found) == hash(verify_machine(machine(1)))
