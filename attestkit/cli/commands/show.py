@@ -132,7 +132,16 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
         "quote": None if quote is None else _quote(quote),
         "event_log": log,
         "vtpm": describe_tpm(evidence),
+        "gpu_evidence": _enclosed_gpus(evidence),
     }
+
+
+def _enclosed_gpus(evidence: Attestation) -> dict[str, Any] | None:
+    try:
+        gpus = evidence.gpu_evidence
+    except FormatError as error:  # show the evidence of the CPU
+        return {"error": str(error)}
+    return None if gpus is None else _gpu("describe_gpu_evidence")(gpus)
 
 
 def _collateral(collateral: Collateral) -> dict[str, Any]:
@@ -206,8 +215,26 @@ DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     Attestation: _attestation,
     Collateral: _collateral,
 }
+
+
+def _gpu(name: str) -> Callable[[Any], dict[str, Any]]:
+    """Return a function of `gpu_text`."""
+
+    def describe_gpu(value: object) -> dict[str, Any]:
+        from attestkit.cli.output import gpu_text  # lazy: only for files of GPUs
+
+        found: dict[str, Any] = getattr(gpu_text, name)(value)
+        return found
+
+    return describe_gpu
+
+
 # By kind, for classes that are imported only for such a file.
 DESCRIBE_LAZY: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
+    "GPU report": _gpu("describe_gpu_report"),
+    "GPU evidence": _gpu("describe_gpu_evidence"),
+    "GPU reference manifest (RIM)": _gpu("describe_rim"),
+    "GPU endorsements": _gpu("describe_gpu_endorsements"),
     "certificate without evidence": _certificate,
     "evidence bundle": _bundle,
     "recording": _recording,
@@ -256,9 +283,9 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
 def show(*, file: Path, as_json: bool) -> None:
     """Show a quote, event log, evidence or certificate.
 
-    FILE may also be a report, an evidence bundle, collateral, a recording, or a response of the
-    guest agent. Its format is detected by content: raw, hex or JSON; - is stdin. No signature is
-    verified; use attestkit verify.
+    FILE may also be a report, an evidence bundle, collateral, a recording, a response of the guest
+    agent, or a report, evidence, a manifest (RIM) or endorsements of GPUs. Its format is detected
+    by content: raw, hex or JSON; - is stdin. No signature is verified; use attestkit verify.
     """
     found = identify_file(file)
     with name_file_in_errors(file):

@@ -29,6 +29,9 @@ RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
 RECORDING: Final = b'"attestkit recording"'  # in the first line of a recording
 CEL: Final = "event log (CEL)"
+_GPU_REPORT: Final = b"\x11\xe0\x01\xff"  # SPDM 1.1, GET_MEASUREMENTS of all, signed
+_GPU_KEYS: Final = frozenset({"evidence", "certificate"})
+_GPU_LISTS: Final = frozenset({"evidences", "evidence_list", "device_evidence_list"})
 COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
 
 
@@ -91,7 +94,7 @@ def identify(data: bytes) -> FileContent:
     """Detect the format of data, raw, hex or JSON, and parse it.
 
     Known formats are quotes, reports, event logs, evidence, evidence bundles, collateral, backend
-    recordings, and certificates with or without evidence.
+    recordings, certificates with or without evidence, and evidence and endorsements of GPUs.
 
     Raises:
         FormatError: If the format is unknown, or the data is malformed.
@@ -107,6 +110,8 @@ def identify(data: bytes) -> FileContent:
         return FileContent(CEL, EventLog.from_cel(data), data)
     if text[:1] in {b"[", b"{"}:
         return _json(data)._replace(raw=data)
+    if text[:1] == b"<" or data[:4] == _GPU_REPORT:
+        return _of_gpus(data)._replace(raw=data)
     if text.startswith(b"-----BEGIN CERTIFICATE-----") or data[:2] == b"\x30\x82":
         return _certificate(data)._replace(raw=data)
     return _binary(data)._replace(raw=data)
@@ -141,6 +146,8 @@ def _json(data: bytes) -> FileContent:
     if isinstance(value, dict) and (found := _object(data, value)) is not None:
         return found
     first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and first.keys() >= _GPU_KEYS:
+        return _gpu_evidence(data)
     is_cel = isinstance(first, dict) and not CEL_KEYS.isdisjoint(first)
     return FileContent(CEL if is_cel else "event log", EventLog.parse(data))
 
@@ -178,12 +185,40 @@ def _object(data: bytes, value: dict[str, Any]) -> FileContent | None:
         return FileContent("evidence bundle", EvidenceBundle.from_json(data))
     if RESPONSE_KEYS & value.keys():
         return FileContent("guest agent response", Attestation.from_agent_response(value))
+    if value.get("format") == "attestkit GPU endorsements":
+        # Lazy: only for files of GPUs.
+        from attestkit.gpu import GpuEndorsements
+
+        try:
+            return FileContent("GPU endorsements", GpuEndorsements.from_json(data))
+        except CollateralError as error:
+            raise FormatError(str(error), reason="syntax") from error
+    if not _GPU_LISTS.isdisjoint(value):
+        return _gpu_evidence(data)
     if value.keys() >= COLLATERAL_KEYS:
         try:
             return FileContent("collateral", Collateral.from_json(data))
         except CollateralError as error:
             raise FormatError(str(error), reason="syntax") from error
     return None
+
+
+def _gpu_evidence(data: bytes) -> FileContent:
+    # Lazy: only for files of GPUs.
+    from attestkit.gpu import GpuEvidence
+
+    return FileContent("GPU evidence", GpuEvidence.from_json(data))
+
+
+def _of_gpus(data: bytes) -> FileContent:
+    """Parse a report of a GPU or switch, or a reference manifest in XML."""
+    # Lazy: only for files of GPUs.
+    from attestkit.gpu.report import Report
+    from attestkit.gpu.rim.manifest import Rim
+
+    if data[:4] == _GPU_REPORT:
+        return FileContent("GPU report", Report.parse(data, strip_nul=True))
+    return FileContent("GPU reference manifest (RIM)", Rim.parse(data))
 
 
 def _certificate(data: bytes) -> FileContent:
