@@ -19,6 +19,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.rsa_key_pair import RsaKeyPair
 from attestkit._crypto.x509.ak_certificates import path as ak_path
 from attestkit.attestation import Attestation, hcl_report
+from attestkit.attestation.wire import v1_structs
 from attestkit.factory import open as open_attester
 from attestkit.tpm import TpmtPublic
 from attestkit.verifier import AppraisalPolicy, Verifier
@@ -51,6 +52,8 @@ SHARED: Final[tuple[Any, ...]] = (
     rsa_pss._public_key,
     rsa_public_key.encode_rsa_spki,
     hcl_report._numbers,
+    v1_structs._certificates,
+    v1_structs._pcrs,
     ak_path._common_name,
     ak_path._read_usages,
     ak_path._parse_authority_key_id,

@@ -7,12 +7,13 @@ which are not parsed here.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, KeysView, Mapping
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
-from attestkit._formats.cbor import CborReader
+from attestkit._formats.cbor import CborReader, read_canonical
 from attestkit._sanitize import shown
 from attestkit.attestation.cmw import json_form
 from attestkit.attestation.cmw import record as cmw
@@ -70,7 +71,11 @@ _FIRST_BYTES: Final = frozenset([b"{", b"[", *(bytes([byte]) for byte in range(0
 _TAGGED: Final = bytes.fromhex("da6374")  # first bytes of all tags of Content-Formats
 _ENDORSING: Final = Indicator.ENDORSEMENTS | Indicator.REFERENCE_VALUES
 _COLLATERAL: Final = "collateral"
-_GPU: Final = "gpu_evidence"
+# Media type and indicator of the record of each label.
+_RECORDS: Final[Mapping[str, tuple[str, int]]] = {
+    label: (media_type, _ENDORSING if label == _COLLATERAL else Indicator.EVIDENCE)
+    for label, media_type in MEDIA_TYPES.items()
+}
 _NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
@@ -138,13 +143,12 @@ def decode_evidence(data: bytes) -> CmwContent:
     """
     if (td := evidence_parts.decode_cmw_td(data)) is not None:
         return CmwContent(td[0], "cbor", td[1])
+    if (parts := _read_plain_parts(data)) is not None:
+        return _collection_content(parts, "cbor")
     is_json = _is_json(data)
     message = json_form.read_json(data) if is_json else cmw.read_cbor(data)
     if isinstance(message, Collection):
-        parts = _known_parts(message)
-        collateral, gpu_evidence = parts.pop(_COLLATERAL, None), parts.pop(_GPU, None)
-        encoding: CmwEncoding = "json" if is_json else "cbor"
-        return CmwContent(_build_evidence(parts), encoding, collateral, gpu_evidence)
+        return _collection_content(_known_parts(message), "json" if is_json else "cbor")
     _check(message, "CMW", EVIDENCE_TYPE, Indicator.EVIDENCE)
     encoding = "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
     return CmwContent(_with_label("CMW", lambda: v1_cbor.decode_evidence(message.value)), encoding)
@@ -176,6 +180,34 @@ def _encode_part(part: object) -> bytes:
     return v1_cbor.encode_cbor(part)
 
 
+def _read_plain_parts(data: bytes) -> dict[str, bytes] | None:
+    """Decode a collection as attestkit writes it; return its parts.
+
+    Return None for any other CMW, and for a malformed one, in which the full reader finds the
+    error. cbor2 is much faster than that.
+    """
+    try:
+        tree = read_canonical(data, 0)
+    except FormatError:
+        return None
+    if not isinstance(tree, dict) or tree.pop(cmw.KIND, None) != COLLECTION_TYPE:
+        return None
+    found: dict[str, bytes] = {}
+    for label, record in tree.items():
+        if not isinstance(label, str) or not isinstance(record, list) or len(record) != 3:
+            return None
+        media_type, part, ind = record
+        if (media_type, ind) != _RECORDS.get(label) or not isinstance(part, bytes):
+            return None
+        found[label] = part
+    return found or None
+
+
+def _collection_content(parts: dict[str, bytes], encoding: CmwEncoding) -> CmwContent:
+    collateral = parts.pop(_COLLATERAL, None)
+    return CmwContent(_build_evidence(parts), encoding, collateral)
+
+
 def _known_parts(collection: Collection) -> dict[str, bytes]:
     """Return the parts with known labels, and ignore others.
 
@@ -186,12 +218,11 @@ def _known_parts(collection: Collection) -> dict[str, bytes]:
         raise FormatError(message, reason="unrecognized")
     found: dict[str, bytes] = {}
     for label, entry in collection.entries.items():
-        if not isinstance(label, str) or (media_type := MEDIA_TYPES.get(label)) is None:
+        if not isinstance(label, str) or (known := _RECORDS.get(label)) is None:
             continue
         if isinstance(entry, Collection):
             raise FormatError(f"{label}: must be a record, not a collection", reason="wrong_type")
-        ind = _ENDORSING if label == _COLLATERAL else Indicator.EVIDENCE
-        _check(entry, label, media_type, ind)
+        _check(entry, label, *known)
         found[label] = entry.value
     return found
 
@@ -229,49 +260,49 @@ _PLATFORMS: Final[Mapping[tuple[str, ...], type[Platform]]] = {
 }
 
 
+_COMPLETE: Final[Mapping[frozenset[str], type[Platform]]] = {
+    frozenset((*platform._fields, *_STACK)): platform for platform in _PLATFORMS.values()
+}
+"""By the labels of a whole collection."""
+
+
 def _build_evidence(parts: dict[str, bytes]) -> Evidence:
     payload = parts.pop(_PAYLOAD, None)
-    key_labels = next((labels for labels in _PLATFORMS if parts.keys() >= {*labels}), None)
-    if key_labels is None:
-        raise FormatError("CMW collection: no quote, report or document in it", reason="missing")
-    platform = _PLATFORMS[key_labels]
-    required = (*platform._fields, *_STACK)
-    if missing := [label for label in required if label not in parts]:
-        raise FormatError(f"CMW collection: {missing[0]} missing", reason="missing")
-    if others := [label for label in parts if label not in required]:
-        message = f"CMW collection: {others[0]} and {key_labels[0]} belong to different platforms"
-        raise FormatError(message, reason="inconsistent")
+    if (platform := _COMPLETE.get(frozenset(parts))) is None:
+        raise _wrong_labels(parts.keys())
     values = {label: _read(label, part) for label, part in parts.items()}
-    payload_text = None if payload is None else _with_label(_PAYLOAD, lambda: _text(payload))
-    stack = Stack._make([*(values[label] for label in _STACK), payload_text])
+    payload_text = None if payload is None else _read(_PAYLOAD, payload)
+    stack = Stack._make([*[values[label] for label in _STACK], payload_text])
     return Evidence(platform._make([values[label] for label in platform._fields]), stack)
 
 
+def _wrong_labels(found: KeysView[str]) -> FormatError:
+    """Return the error for missing labels, or for those of several platforms."""
+    key_labels = next((labels for labels in _PLATFORMS if found >= {*labels}), None)
+    if key_labels is None:
+        message = "CMW collection: no quote, report or document in it"
+        return FormatError(message, reason="missing")
+    required = (*_PLATFORMS[key_labels]._fields, *_STACK)
+    if missing := [label for label in required if label not in found]:
+        return FormatError(f"CMW collection: {missing[0]} missing", reason="missing")
+    other = next(label for label in found if label not in required)
+    message = f"CMW collection: {other} and {key_labels[0]} belong to different platforms"
+    return FormatError(message, reason="inconsistent")
+
+
 def _read(label: str, part: bytes) -> object:
-    if label == "event_log":
-        return _with_label(label, lambda: _read_events(part))
-    if label in {"config", "mr_config"}:
-        return _with_label(label, lambda: _text(part))
-    if label == "runtime_events" and part == _NO_EVENTS:
+    if (decode := _DECODERS.get(label)) is None:
+        return part
+    return _with_label(label, lambda: decode(part))
+
+
+def _read_cbor(label: str, part: bytes) -> object:
+    if part == _NO_EVENTS and label == "runtime_events":
         return ()
-    if label in {"tpm_quote", "vtpm_quote", "cert_chain", "runtime_events"}:
-        if (found := _read_fast(label, part)) is not None:
-            return found
-        return _with_label(label, lambda: v1_document.decode_part(CborReader(part), label))
-    return part
-
-
-def _read_fast(label: str, part: bytes) -> object:
-    """Decode a part as attesters encode it; return None if it needs the full reader."""
     from attestkit.attestation.wire import v1_structs  # lazy: it imports msgspec
 
-    if label == "vtpm_quote":
-        return v1_structs.decode_vtpm_quote(part)
-    if label == "cert_chain":
-        return v1_structs.decode_certificates(part)
-    if label == "tpm_quote":
-        return v1_structs.decode_tpm_quote(part)
-    return v1_structs.decode_runtime_events(part)
+    found = getattr(v1_structs, _CBOR_DECODERS[label])(part)
+    return v1_document.decode_part(CborReader(part), label) if found is None else found
 
 
 def _with_label(label: str, read: Callable[[], T]) -> T:
@@ -339,3 +370,18 @@ def _version(item: dict[str, Any]) -> int:
         message = f"unsupported runtime event version {version}"
         raise FormatError(message, reason="unsupported_version")
     return version
+
+
+# Functions of `v1_structs` that decode a part as attesters encode it, or return None.
+_CBOR_DECODERS: Final = {
+    "tpm_quote": "decode_tpm_quote",
+    "vtpm_quote": "decode_vtpm_quote",
+    "cert_chain": "decode_certificates",
+    "runtime_events": "decode_runtime_events",
+}
+# Other parts are bytes.
+_DECODERS: Final[Mapping[str, Callable[[bytes], object]]] = {
+    "event_log": _read_events,
+    **dict.fromkeys(("config", "mr_config", _PAYLOAD), _text),
+    **{label: partial(_read_cbor, label) for label in _CBOR_DECODERS},
+}

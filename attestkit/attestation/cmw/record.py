@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, Union
 
-from attestkit._formats.cbor import CborReader, read_canonical
+from attestkit._formats.cbor import CborReader
 from attestkit._reasons import FormatReason, UsageReason
 from attestkit._sanitize import shown
 from attestkit.attestation.wire.v1_cbor import encode_cbor
@@ -130,8 +130,6 @@ def read_cbor(data: bytes) -> Cmw:
     Raises:
         FormatError: If the CMW is malformed, exceeds a limit, or has trailing bytes.
     """
-    if (collection := _read_plain_collection(data)) is not None:
-        return collection
     reader = CborReader(data)
     found = _read(reader, Budget(), 0, "CMW")
     reader.finish("CMW")
@@ -223,29 +221,6 @@ def make_collection(
     ):
         raise FormatError(f"{where}: {KIND}: not a URI or OID", reason="wrong_value", offset=offset)
     return Collection(entries, kind)
-
-
-def _read_plain_collection(data: bytes) -> Collection | None:
-    """Decode a collection with its type, of records with text labels and an indicator.
-
-    Return None for any other CMW, and for a malformed one, in which the full reader finds the
-    error. cbor2 is much faster than that.
-    """
-    try:
-        tree = read_canonical(data, 0)
-        if not isinstance(tree, dict) or not isinstance(kind := tree.pop(KIND, None), str):
-            return None
-        entries: dict[Label, Cmw] = {}
-        for label, items in tree.items():
-            if not isinstance(label, str) or not isinstance(items, list) or len(items) != 3:
-                return None
-            media_type, value, ind = items
-            if not isinstance(value, bytes) or ind is None:
-                return None
-            entries[label] = make_record(media_type, value, ind, label)
-        return make_collection(entries, kind, "CMW")
-    except FormatError:
-        return None
 
 
 def _read(reader: CborReader, budget: Budget, depth: int, where: str) -> Cmw:

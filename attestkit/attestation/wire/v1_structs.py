@@ -6,9 +6,13 @@ much faster than the reader in `v1_document`, but less strict: they accept dupli
 integers that are not in their shortest form. So JSON is encoded again, and accepted only if the
 bytes are equal, and CBOR is checked by the native core before. All other evidence, and all that is
 malformed, is left to the full readers.
+
+Certificates and PCR values are mostly the same in all evidence of a machine, so they are cached by
+their bytes.
 """
 
-from typing import Annotated, Final, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -31,8 +35,14 @@ from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
 
+_KEPT: Final = 64  # decoded parts of each kind
+_LARGEST_KEPT: Final = 16_384  # bytes of one; certificates and PCR values have about 5,000
+_BEFORE_PCRS: Final = 5  # entries of a quote
+_PCR_VALUES: Final = b"\x6apcr_values"  # the key of the PCR values in CBOR
+
 _U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 _Version = Literal[1, 2]
+_Pcrs: TypeAlias = tuple[tuple[PcrValue, ...], tuple[bytes, ...]]
 
 
 # Unknown fields are forbidden, because msgspec skips them recursively, whatever their depth.
@@ -127,26 +137,30 @@ class _TpmEvent(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _CborTpmQuote(Struct, forbid_unknown_fields=True, gc=False):
-    """Fields of a `TpmQuote`, in the same order."""
+    """Fields of a `TpmQuote` before its PCR values."""
 
     message: bytes
     signature: bytes
-    pcr_values: Annotated[list[_PcrValue], Meta(max_length=MAX_ITEMS)]
     ak_cert: bytes
     platform: Literal["dstack", "gcp", "nitroenclave", "aws-ec2"]  # TPM_PLATFORMS
     event_log: Annotated[list[_TpmEvent], Meta(max_length=MAX_ITEMS)]
 
 
 class _CborVtpmQuote(Struct, forbid_unknown_fields=True, gc=False):
-    """Fields of a `VtpmQuote`, in the same order; all are present in what attestkit writes."""
+    """Fields of a `VtpmQuote` before its PCR values; all are present in what attestkit writes."""
 
     message: bytes
     signature: bytes
-    pcr_values: Annotated[list[_PcrValue], Meta(max_length=MAX_ITEMS)]
     ak_public: bytes
-    ak_certificates: Annotated[list[bytes], Meta(max_length=MAX_ITEMS)]
     boot_log: bytes
     ima_log: bytes
+
+
+class _CborPcrs(Struct, forbid_unknown_fields=True, gc=False):
+    """PCR values of a quote, and the certificates of a `VtpmQuote` behind them."""
+
+    pcr_values: Annotated[list[_PcrValue], Meta(max_length=MAX_ITEMS)]
+    ak_certificates: _Certificates = []
 
 
 class _CborDocument(Struct, forbid_unknown_fields=True, gc=False):
@@ -198,37 +212,32 @@ def decode_json_log(text: bytes) -> tuple[WireEvent, ...] | None:
 
 def decode_runtime_events(data: bytes) -> tuple[RuntimeEvent, ...] | None:
     """Decode runtime events of a CMW, CBOR; return None if they need the full reader."""
-    try:
-        found: list[_RuntimeEvent] = msgspec.convert(
-            read_canonical(data, 0), _RuntimeEvents, builtin_types=(bytes,)
-        )
-    except (FormatError, msgspec.ValidationError):
-        return None
-    return _runtime_events(found)
+    found: list[_RuntimeEvent] | None = _convert(data, _RuntimeEvents)
+    return None if found is None else _runtime_events(found)
 
 
 def decode_certificates(data: bytes) -> tuple[bytes, ...] | None:
     """Decode certificates of a CMW, CBOR; return None if they need the full reader."""
-    try:
-        found: list[bytes] = msgspec.convert(
-            read_canonical(data, 0), _Certificates, builtin_types=(bytes,)
-        )
-    except (FormatError, msgspec.ValidationError):
-        return None
-    return tuple(found)
+    return (_certificates if len(data) <= _LARGEST_KEPT else _certificates.__wrapped__)(data)
+
+
+@lru_cache(_KEPT)
+def _certificates(data: bytes) -> tuple[bytes, ...] | None:
+    found: list[bytes] | None = _convert(data, _Certificates)
+    return None if found is None else tuple(found)
 
 
 def decode_tpm_quote(data: bytes) -> TpmQuote | None:
     """Decode the quote of Google's TPM of a CMW, CBOR; None if it needs the full reader."""
-    try:
-        found = msgspec.convert(read_canonical(data, 0), _CborTpmQuote, builtin_types=(bytes,))
-    except (FormatError, msgspec.ValidationError):
+    before, rest = _split_quote(data, 6)
+    found: _CborTpmQuote | None = _convert(before, _CborTpmQuote)
+    if found is None or (pcrs := _decode_pcrs(rest)) is None:
         return None
     fields, make = msgspec.structs.astuple, tuple.__new__
     return TpmQuote(
         found.message,
         found.signature,
-        tuple([make(PcrValue, fields(one)) for one in found.pcr_values]),
+        pcrs[0],
         found.ak_cert,
         found.platform,
         tuple([make(TpmEventDigest, fields(one)) for one in found.event_log]),
@@ -237,20 +246,57 @@ def decode_tpm_quote(data: bytes) -> TpmQuote | None:
 
 def decode_vtpm_quote(data: bytes) -> VtpmQuote | None:
     """Decode a TPM's quote of a CMW, CBOR; return None if it needs the full reader."""
-    try:
-        found = msgspec.convert(read_canonical(data, 0), _CborVtpmQuote, builtin_types=(bytes,))
-    except (FormatError, msgspec.ValidationError):
+    before, rest = _split_quote(data, 7)
+    found: _CborVtpmQuote | None = _convert(before, _CborVtpmQuote)
+    if found is None or (pcrs := _decode_pcrs(rest)) is None:
         return None
-    fields, make = msgspec.structs.astuple, tuple.__new__
+    values, certificates = pcrs
     return VtpmQuote(
         found.message,
         found.signature,
-        tuple([make(PcrValue, fields(one)) for one in found.pcr_values]),
+        values,
         found.ak_public,
-        tuple(found.ak_certificates),
+        certificates,
         found.boot_log,
         found.ima_log,
     )
+
+
+def _split_quote(data: bytes, count: int) -> tuple[bytes, bytes]:
+    """Split a map of `count` entries into the map before its PCR values and that from them on.
+
+    In deterministic encoding, short keys come first, so PCR values are behind all that differs in
+    each quote. If the bytes of their key are inside of an entry before, the first map is malformed;
+    if they are missing, the second one is.
+    """
+    if data[:1] != bytes([0xA0 + count]):
+        return b"", b""
+    before, key, values = data.partition(_PCR_VALUES)
+    head, rest = bytes([0xA0 + _BEFORE_PCRS]), bytes([0xA0 + count - _BEFORE_PCRS])
+    return head + before[1:], rest + key + values
+
+
+def _decode_pcrs(data: bytes) -> _Pcrs | None:
+    return (_pcrs if len(data) <= _LARGEST_KEPT else _pcrs.__wrapped__)(data)
+
+
+@lru_cache(_KEPT)
+def _pcrs(data: bytes) -> _Pcrs | None:
+    found: _CborPcrs | None = _convert(data, _CborPcrs)
+    if found is None:
+        return None
+    fields, make = msgspec.structs.astuple, tuple.__new__
+    values = tuple([make(PcrValue, fields(one)) for one in found.pcr_values])
+    return values, tuple(found.ak_certificates)
+
+
+def _convert(data: bytes, kind: object) -> Any:  # noqa: ANN401 - of type `kind`
+    """Decode a part in CBOR; return None if it needs the full reader."""
+    try:
+        # Without `builtin_types`, text would be accepted for bytes, as base64.
+        return msgspec.convert(read_canonical(data, 0), kind, builtin_types=(bytes,))
+    except (FormatError, msgspec.ValidationError):
+        return None
 
 
 def _platform(data: _CborTdxData | _CborSnpData) -> Platform:

@@ -7,8 +7,8 @@ import pytest
 
 from attestkit.attestation.cmw import evidence as cmw_evidence
 from attestkit.attestation.cmw import record as cmw
-from attestkit.attestation.cmw.evidence import decode_evidence, encode_evidence
-from attestkit.attestation.wire import v1_document, v1_structs
+from attestkit.attestation.cmw.evidence import MEDIA_TYPES, decode_evidence, encode_evidence
+from attestkit.attestation.wire import evidence_parts, v1_document, v1_structs
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Tpm
 from attestkit.errors import FormatError
 from tests.attestation import vtpm_samples
@@ -23,6 +23,7 @@ OF_TPM: Final = Evidence(Tpm(vtpm_samples.VTPM_QUOTE), V2.stack)
 VTPM_QUOTE: Final = cbor2.loads(encode_evidence("cbor", OF_TPM))["vtpm_quote"][1]
 OF_GOOGLE: Final = next(one for one in KINDS if isinstance(one.platform, GcpTdx))
 OF_GOOGLE_PARTS: Final = cbor2.loads(encode_evidence("cbor", OF_GOOGLE))
+CONFIG: Final = MEDIA_TYPES["config"]
 LOG: Final = b'[{"imr":3,"event_type":1,"digest":"","event":"a","event_payload":"00"}]'
 
 
@@ -41,21 +42,25 @@ def read_result(label: str, part: bytes, *, full: bool = False) -> object:
             return error.reason, error.offset, str(error)
 
 
-def read_records(data: bytes, *, full: bool = False) -> object:
-    """Return the CMW, or reason, offset and message of the error; `full`: by the full reader."""
+def read_collection(data: bytes, *, full: bool = False) -> object:
+    """Return the content, or reason, offset and message of the error; `full`: by the full reader.
+
+    The native decoder, which reads the usual evidence of TDs, is left out.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence_parts, "decode_cmw_td", lambda _: None)
         if full:
-            patch.setattr(cmw, "_read_plain_collection", lambda _: None)
+            patch.setattr(cmw_evidence, "_read_plain_parts", lambda _: None)
         try:
-            return cmw.read_cbor(data)
+            return decode_evidence(data)
         except FormatError as error:
             return error.reason, error.offset, str(error)
 
 
 @thorough(mutations(ENCODED), few=100, many=3000)
 def test_cmw_collection_equals_that_of_full_reader(data: bytes) -> None:
-    """Records and errors are those of the full reader."""
-    assert read_records(data) == read_records(data, full=True)
+    """Parts and errors are those of the full reader."""
+    assert read_collection(data) == read_collection(data, full=True)
 
 
 @pytest.mark.parametrize(
@@ -63,28 +68,47 @@ def test_cmw_collection_equals_that_of_full_reader(data: bytes) -> None:
     [
         {cmw.KIND: None},
         {cmw.KIND: "no URI"},
+        {cmw.KIND: "urn:other"},
         {1: ["a/b", b"", 4]},
         {True: ["a/b", b"", 4]},
-        {"a": ["a/b", b""]},
-        {"a": ["a/b", b"", None]},
-        {"a": ["a/b", b"", True]},
-        {"a": ["a/b", b"", -1]},
-        {"a": ["a/b", b"", 32]},
-        {"a": ["a/b", "text", 4]},
-        {"a": [-1, b"", 4]},
-        {"a": [False, b"", 4]},
-        {"a": ["no type", b"", 4]},
-        {"a": "abc"},
-        {"a": {}},
+        {"a": ["a/b", b"", 4]},
+        {"a": [None, b"", 4]},
         {"a": {"b": ["a/b", b"", 4]}},
+        {"config": [CONFIG, b""]},
+        {"config": [CONFIG, b"", None]},
+        {"config": [CONFIG, b"", True]},
+        {"config": [CONFIG, b"", 3]},
+        {"config": [CONFIG, b"", 5]},
+        {"config": [CONFIG, b"", 32]},
+        {"config": [CONFIG, "text", 4]},
+        {"config": [CONFIG.upper(), b"", 4]},
+        {"config": [[], b"", 4]},
+        {"config": [False, b"", 4]},
+        {"config": ["no type", b"", 4]},
+        {"config": "abc"},
+        {"config": {}},
+        {"collateral": [MEDIA_TYPES["collateral"], b"", 4]},
         {str(label): ["a/b", b"", 4] for label in range(65)},
     ],
 )
 def test_cmw_collection_in_other_form_is_left_to_full_reader(change: dict[object, object]) -> None:
     """Other records and labels are left to the full reader, which accepts some of them."""
     data = cbor2.dumps(COLLECTION | change)
-    assert cmw._read_plain_collection(data) is None
-    assert read_records(data) == read_records(data, full=True)
+    assert cmw_evidence._read_plain_parts(data) is None
+    assert read_collection(data) == read_collection(data, full=True)
+
+
+@pytest.mark.parametrize("labels", [(), ("config",), ("quote", "report"), ("collateral",)])
+def test_cmw_collection_with_other_labels_is_refused_as_by_full_reader(
+    labels: tuple[str, ...],
+) -> None:
+    """Missing parts and parts of several platforms are errors of both readers."""
+    found = {cmw.KIND: COLLECTION[cmw.KIND]}
+    for label in labels:
+        found[label] = [MEDIA_TYPES[label], b"", 3 if label == "collateral" else 4]
+    data = cbor2.dumps(found)
+    assert isinstance(read_collection(data), tuple)
+    assert read_collection(data) == read_collection(data, full=True)
 
 
 @thorough(mutations(LOG, EVENT_LOG), few=100, many=3000)
@@ -158,11 +182,36 @@ def test_cmw_quote_of_google_in_other_form_is_left_to_full_reader(
     assert read_result("tpm_quote", part) == read_result("tpm_quote", part, full=True)
 
 
-def test_cmw_parts_of_google_do_not_reach_full_readers() -> None:
-    """Quote and certificates that attestkit writes are read by the fast decoders."""
+@pytest.mark.parametrize("collateral", [None, b"{}"])
+@pytest.mark.parametrize("evidence", [OF_GOOGLE, OF_TPM, *vtpm_samples.VTPM_KINDS])
+def test_cmw_with_tpm_does_not_reach_full_readers(
+    evidence: Evidence, collateral: bytes | None
+) -> None:
+    """Records, quotes and certificates that attestkit writes are read by the fast decoders."""
+    encoded = encode_evidence("cbor", evidence, collateral)
     with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(cmw, "_read")
         patch.delattr(v1_document, "decode_part")
-        assert decode_evidence(encode_evidence("cbor", OF_GOOGLE)).evidence == OF_GOOGLE
+        assert decode_evidence(encoded)[::2] == (evidence, collateral)
+
+
+@pytest.mark.parametrize("evidence", [OF_GOOGLE, OF_TPM])
+def test_cmw_quote_with_key_of_pcr_values_in_it_is_left_to_full_reader(evidence: Evidence) -> None:
+    """The bytes of a key inside of an entry do not end the part before the PCR values."""
+    platform = evidence.platform
+    field = "tpm_quote" if isinstance(platform, GcpTdx) else "vtpm_quote"
+    quote = getattr(platform, field)._replace(message=b"\x6apcr_values\x80")
+    evidence = evidence._replace(platform=platform._replace(**{field: quote}))
+    assert decode_evidence(encode_evidence("cbor", evidence)).evidence == evidence
+
+
+def test_cmw_parts_over_limit_are_not_kept() -> None:
+    """Large parts are decoded each time, so that the cache is bounded in bytes, too."""
+    small, large = (cbor2.dumps([bytes(size)]) for size in (16_000, 16_384))
+    for part, kept in ((small, True), (large, False)):
+        first, second = v1_structs.decode_certificates(part), v1_structs.decode_certificates(part)
+        assert first == second
+        assert (first is second) == kept
 
 
 @pytest.mark.parametrize("evidence", [KINDS[0], V2])
