@@ -19,11 +19,18 @@ _SIGNATURE = 0x2A0
 
 _REPORT = Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8sQQ152x72s72s368x")
 
-# Bytes that must be zero: in all versions; in version 2; from version 3 on; before version 5.
-_RESERVED = ((0x4C, 0x50), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, _SIGNATURE), (0x330, SIZE))
-_RESERVED_CPUID = (0x188, 0x1A0)
-_RESERVED_AFTER_CPUID = (0x18B, 0x1A0)
-_RESERVED_MITIGATIONS = (0x1F8, 0x208)
+# Bytes that must be zero, by version: CPUID came in version 3, mitigation vectors in version 5.
+_RESERVED = {
+    version: (
+        (0x4C, 0x50),
+        (0x188 if version < 3 else 0x18B, 0x1A0),
+        (0x1EB, 0x1EC),
+        (0x1EF, 0x1F0),
+        (0x1F8 if version < 5 else 0x208, _SIGNATURE),
+        (0x330, SIZE),
+    )
+    for version in (2, 3, 4, 5)
+}
 
 # CPUID family, first model, last model, product.
 _PRODUCTS = (
@@ -130,7 +137,7 @@ class SnpReport(NamedTuple):
         """
         check_size("SEV-SNP report", data, SIZE)
         report = cls._make((*_REPORT.unpack(data), data))
-        if report.version not in (2, 3, 4, 5):
+        if report.version not in _RESERVED:
             message = f"version must be 2 to 5, not {report.version}"
             if report.version > 5:  # fields move into reserved space
                 message += "; update attestkit for reports of newer firmware"
@@ -149,7 +156,7 @@ class SnpReport(NamedTuple):
             ("r", 0x2A0, report.signature_r),
             ("s", 0x2E8, report.signature_s),
         ):
-            if any(number[48:]):
+            if number[48:] != bytes(24):
                 message = f"{name} of the signature must fit in 384 bits"
                 raise _bad("wrong_value", message, start + 48)
         if report.vmpl > 3:
@@ -251,7 +258,4 @@ def _bad(reason: FormatReason, message: str, offset: int) -> FormatError:
 def _check_reserved(report: SnpReport) -> None:
     if report.key_info >> 5:
         raise _bad("wrong_value", "reserved bit of the key information must be zero", 0x048)
-    ranges = [*_RESERVED, _RESERVED_CPUID if report.version < 3 else _RESERVED_AFTER_CPUID]
-    if report.version < 5:
-        ranges.append(_RESERVED_MITIGATIONS)
-    check_reserved("SEV-SNP report", report.raw, sorted(ranges))
+    check_reserved("SEV-SNP report", report.raw, _RESERVED[report.version])

@@ -18,7 +18,13 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.rsa_public_key import encode_rsa_spki
 from attestkit._formats.base64url import from_base64url
 from attestkit._formats.binary_layout import check_reserved
-from attestkit._formats.strict_json import from_hex, number_field, read_object, string
+from attestkit._formats.strict_json import (
+    check_depth,
+    from_hex,
+    number_field,
+    read_object,
+    string,
+)
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
@@ -35,6 +41,7 @@ USER_DATA_SIZE: Final = 64
 
 _HEADER: Final = Struct("<4sIIII12x")
 _BLOCK: Final = Struct("<IIIII")
+_COUNT: Final = Struct("<I")  # of bytes of the runtime data, before them
 _HARDWARE: Final = slice(32, 1216)  # an SEV-SNP report, or a TD report and zeros
 _START: Final = 1236  # of the runtime data
 _MAGIC: Final = b"HCLA"
@@ -95,7 +102,7 @@ class RuntimeData(NamedTuple):
             FormatError: If it is malformed, a member occurs twice, or there is not exactly one
                 HCLAkPub.
         """
-        fields = read_object(text, "HCL runtime data")
+        fields = _read_fields(text)
         try:
             keys = _keys(fields)
             return cls(keys[0], keys[1], _configuration(fields), _user_data(fields))
@@ -197,7 +204,7 @@ def _read_header(data: bytes) -> int:
     if len(data) < _START:
         raise _bad("truncated", f"truncated: {len(data)} bytes", len(data))
     magic, version, size, request_type, status = _HEADER.unpack_from(data)
-    (count,) = Struct("<I").unpack_from(data, _START - 4)
+    (count,) = _COUNT.unpack_from(data, _START - _COUNT.size)
     if magic != _MAGIC:
         raise _bad("unrecognized", "does not begin with HCLA", 0)
     if version not in (1, 2):
@@ -231,6 +238,24 @@ def _read_block(data: bytes) -> tuple[HclReportType, int]:
         problem = f"hash algorithm must be 1 (SHA-256), not {algorithm}"
         raise _bad("unsupported_algorithm", problem, at + 12)
     return report_type, count
+
+
+def _read_fields(text: bytes) -> dict[str, Any]:
+    """Decode the runtime data.
+
+    msgspec is much faster than the strict reader, but keeps the last of duplicate keys. So the
+    result is encoded again, and accepted only if the bytes are equal.
+    """
+    import msgspec  # lazy: only for this platform
+
+    try:
+        check_depth(text)
+        found = msgspec.json.decode(text)
+        if isinstance(found, dict) and msgspec.json.encode(found) == text:
+            return found
+    except (FormatError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass
+    return read_object(text, "HCL runtime data")
 
 
 def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:

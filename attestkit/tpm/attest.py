@@ -1,5 +1,6 @@
 """Quotes of a TPM as signed: TPMS_ATTEST (TPM 2.0 Library, Part 2, section 10.12.12)."""
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 from attestkit.tpm.algorithms import LARGEST_DIGEST
@@ -11,6 +12,9 @@ QUOTE: Final = 0x8018  # TPM_ST_ATTEST_QUOTE
 LARGEST_NAME: Final = 66  # bytes: a hash algorithm and a SHA-512
 LARGEST_EXTRA_DATA: Final = 66  # bytes: TPM2B_DATA holds a TPMT_HA
 _DIGEST_SIZES: Final = (20, 32, 48, 64)
+
+_HEAD: Final = Struct(">IH")  # magic number and type
+_CLOCK: Final = Struct(">QIIBQ")  # TPMS_CLOCK_INFO (its `safe` is 0 or 1), and firmware version
 
 SIMULATED_FIRMWARE: Final = int.from_bytes(b"SIMULATE", "big")
 """Firmware version of the simulated TPM; swtpm behind a simulated guest has its own."""
@@ -44,21 +48,24 @@ class TpmsAttest(NamedTuple):
             UsageError: If `data` is not `bytes`.
         """
         reader = TpmReader(data, "TPMS_ATTEST")
-        if (magic := reader.u32()) != MAGIC:
+        magic, kind = reader.unpack(_HEAD)
+        if magic != MAGIC:
             problem = f"magic number must be 0x{MAGIC:08x}, not 0x{magic:08x}"
             raise reader.error(problem, "unrecognized", 0)
-        if (kind := reader.u16()) != QUOTE:
+        if kind != QUOTE:
             problem = f"must be a quote (0x{QUOTE:04x}), not an attestation of type 0x{kind:04x}"
             raise reader.error(problem, "wrong_type", 4)
         signer = reader.sized("qualifiedSigner", LARGEST_NAME)
         extra_data = reader.sized("extraData", LARGEST_EXTRA_DATA)
-        clock, resets, restarts = reader.u64(), reader.u32(), reader.u32()
-        safe = _read_flag(reader)
-        version = reader.u64()
+        start = reader.at
+        clock, resets, restarts, safe, version = reader.unpack(_CLOCK)
+        if safe > 1:
+            raise reader.error(f"safe must be 0 or 1, not {safe}", "wrong_value", start + 16)
         selections = read_selections(reader)
         digest = _read_digest(reader)
         reader.end()
-        return cls(signer, extra_data, clock, resets, restarts, safe, version, selections, digest)
+        counts = clock, resets, restarts, bool(safe), version
+        return cls(signer, extra_data, *counts, selections, digest)
 
     def encode(self) -> bytes:
         """Return the TPMS_ATTEST.
@@ -81,14 +88,6 @@ class TpmsAttest(NamedTuple):
                 encode_sized(self.pcr_digest),
             )
         )
-
-
-def _read_flag(reader: TpmReader) -> bool:
-    """Read TPMI_YES_NO."""
-    start = reader.at
-    if (flag := reader.u8()) > 1:
-        raise reader.error(f"safe must be 0 or 1, not {flag}", "wrong_value", start)
-    return bool(flag)
 
 
 def _read_digest(reader: TpmReader) -> bytes:

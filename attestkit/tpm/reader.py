@@ -1,6 +1,7 @@
 """Cursor over a structure of a TPM: big-endian integers, and bytes after a 16-bit size (TPM2B)."""
 
-from typing import ClassVar, Final
+from struct import Struct
+from typing import Any, ClassVar, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._formats.cursor import Cursor
@@ -51,6 +52,10 @@ class TpmReader(Cursor):
     def u64(self) -> int:
         """Read an integer of eight bytes."""
         return int.from_bytes(self.take(8), "big")
+
+    def unpack(self, layout: Struct) -> tuple[Any, ...]:
+        """Read the fields of a layout, which must be big-endian."""
+        return layout.unpack(self.take(layout.size))
 
     def sized(self, field: str, largest: int = _LARGEST_TPM2B) -> bytes:
         """Read a 16-bit size and so many bytes, at most `largest`; errors name the `field`."""

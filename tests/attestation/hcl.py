@@ -33,7 +33,8 @@ def runtime_json(*keys: dict[str, Any], **members: object) -> bytes:
         "vm-configuration": CLAIMS,
         "user-data": "AB" * 64,
     }
-    return json.dumps(content | {name.replace("_", "-"): m for name, m in members.items()}).encode()
+    content |= {name.replace("_", "-"): member for name, member in members.items()}
+    return json.dumps(content, separators=(",", ":")).encode()  # compact, as Azure's
 
 
 def hcl_bytes(runtime: bytes | None = None, kind: str = "snp", size: int = 2600) -> bytes:

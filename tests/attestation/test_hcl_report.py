@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation.hcl_report import HclReport, RuntimeData, is_hcl_report
+from attestkit._formats.strict_json import read_object
+from attestkit.attestation.hcl_report import (
+    HclReport,
+    RuntimeData,
+    _read_fields,
+    is_hcl_report,
+)
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.hcl import CLAIMS, MODULUS, hcl_bytes, jwk, runtime_json
 from tests.attestation.samples import is_rejected, mutations
+from tests.thorough import thorough
 from tests.untyped import untyped
 from tests.vectors import SHARED, data, needs_shared
 
@@ -183,6 +190,52 @@ def test_runtime_data_ignore_order_case_and_unknown_members() -> None:
     assert found.endorsement_key is not None
     without = RuntimeData.parse(b'{"keys":[%s]}' % json.dumps(jwk()).encode())
     assert (without.configuration, without.user_data, without.endorsement_key) == ((), None, None)
+
+
+def decoded(text: bytes, *, strict: bool = False) -> object:
+    """Return the members of runtime data, or the error; `strict`: of the strict reader."""
+    try:
+        found = (read_object(text, "HCL runtime data") if strict else _read_fields(text)).items()
+        return [(name, repr(value)) for name, value in found]  # repr tells 1 from 1.0
+    except FormatError as error:
+        return error.reason, error.offset, str(error)
+
+
+SHORT = b'{"keys":[{"kid":"\xc3\xa9\\n"}],"a":{"b":[true,null,1,-1.5,1e30]}}'
+
+
+@thorough(mutations(SHORT, SHORT, runtime_json()), few=100, many=20_000)
+def test_runtime_data_are_decoded_as_by_strict_reader(text: bytes) -> None:
+    """Members and errors are those of the strict reader, whatever the form of the JSON."""
+    assert decoded(text) == decoded(text, strict=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":1,"a":1}',
+        b'{"a":{"b":1,"b":2}}',
+        b'{"a":1, "b":2}',
+        b'{"a":"\\u0061"}',
+        b'{"a":"\\ud800"}',
+        b'{"a":"\xff"}',
+        b'{"a":"\xed\xa0\x80"}',
+        b'{"a":18446744073709551616}',
+        b'{"a":-9223372036854775809}',
+        b'{"a":NaN}',
+        b'{"a":-0}',
+        b'{"a":1.0}',
+        b'{"a":-0.0}',
+        b'{"a":1e400}',
+        b'{"a":' + b"[" * 201 + b"]" * 201 + b"}",
+        b'{"a":' + b"[" * 199 + b"]" * 199 + b"}",
+        b"[]",
+        b"",
+    ],
+)
+def test_runtime_data_in_other_form_are_decoded_as_by_strict_reader(text: bytes) -> None:
+    """Duplicate keys, escapes and unusual numbers are handled by the strict reader."""
+    assert decoded(text) == decoded(text, strict=True)
 
 
 def test_runtime_key_spki_is_that_of_cryptography() -> None:

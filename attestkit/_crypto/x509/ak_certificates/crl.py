@@ -117,6 +117,8 @@ def _signed_by(
     issuer: PathCertificate, crls: Sequence[SignedCrl], name: str, read: ReadIssued
 ) -> tuple[Crl, ...]:
     """Return the CRLs that `issuer` signed, parsed."""
+    if not crls:
+        return ()
     found: list[Crl] = []
     failed: SignatureError | None = None
     of_name = [crl for crl in crls if crl.issuer == issuer.subject]

@@ -9,6 +9,7 @@ import hmac
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
@@ -38,6 +39,7 @@ _AUTHORITY: Final = {"VCEK": "ASK", "VLEK": "ASVK"}
 _COMMON_NAME: Final = {"VCEK": "SEV-", "VLEK": "SEV-VLEK-"}
 _ID_COMMON_NAME: Final = "2.5.4.3"  # RFC 5280, appendix A.1
 _SET: Final = 0x31
+_ID_SIZES: Final = {"Milan": 64, "Genoa": 64, "Turin": 8}  # bytes of a chip's id
 _SPL_NAMES: Final = {
     "fmc": "fmcSPL",
     "boot_loader": "blSPL",
@@ -45,6 +47,7 @@ _SPL_NAMES: Final = {
     "snp": "snpSPL",
     "microcode": "ucodeSPL",
 }
+_levels: Final = attrgetter(*SnpTcb._fields)
 
 
 Mismatch = tuple[SignatureReason, str]
@@ -276,8 +279,7 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
             "product_mismatch",
             f"{key.kind} certificate: for {product}, the report's TCB is of another product",
         )
-    for name in SnpTcb._fields:
-        theirs, ours = getattr(key, name), getattr(reported, name)
+    for name, theirs, ours in zip(SnpTcb._fields, _levels(key), reported, strict=True):
         if theirs != ours:
             return "tcb_mismatch", (
                 f"{key.kind} certificate: for {name} {theirs}, the report's reported TCB has "
@@ -285,9 +287,8 @@ def _find_mismatch(report: SnpReport, key: AmdExtension) -> Mismatch | None:
             )
     if key.kind == "VLEK" or not any(report.chip_id):  # the host may mask it
         return None
-    sizes = {"Milan": 64, "Genoa": 64, "Turin": 8}
     expected = key.hardware_id.ljust(64, b"\0")
-    whole = len(key.hardware_id) == sizes.get(product, len(key.hardware_id))
+    whole = len(key.hardware_id) == _ID_SIZES.get(product, len(key.hardware_id))
     if whole and hmac.compare_digest(expected, report.chip_id):
         return None
     return "chip_id_mismatch", (

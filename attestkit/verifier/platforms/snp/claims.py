@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 Fields = tuple[tuple[str, bytes], ...]
 """Pairs of name and value."""
 
-_PLAIN: Final = (
-    "family_id",
-    "image_id",
-    "id_key_digest",
-    "report_id",
-    "report_id_ma",
-    "chip_id",
-    "current_tcb",
-    "reported_tcb",
-    "committed_tcb",
-    "launch_tcb",
-)
-# Fields that are numbers, and their sizes in bytes.
-_NUMBERS: Final = {
-    "version": 4,
-    "policy": 8,
-    "platform_info": 8,
-    "guest_svn": 4,
-    "vmpl": 4,
-    "key_info": 4,
-    "launch_mit_vector": 8,
-    "current_mit_vector": 8,
+# Bytes of each attribute in the report: ATTESTATION_REPORT, as parsed by `snp_report`.
+_ATTRIBUTES: Final = {
+    "report_version": slice(0x000, 0x004),
+    "policy": slice(0x008, 0x010),
+    "platform_info": slice(0x040, 0x048),
+    "guest_svn": slice(0x004, 0x008),
+    "vmpl": slice(0x030, 0x034),
+    "key_info": slice(0x048, 0x04C),
+    "launch_mit_vector": slice(0x1F8, 0x200),
+    "current_mit_vector": slice(0x200, 0x208),
+    "family_id": slice(0x010, 0x020),
+    "image_id": slice(0x020, 0x030),
+    "id_key_digest": slice(0x0E0, 0x110),
+    "report_id": slice(0x140, 0x160),
+    "report_id_ma": slice(0x160, 0x180),
+    "chip_id": slice(0x1A0, 0x1E0),
+    "current_tcb": slice(0x038, 0x040),
+    "reported_tcb": slice(0x180, 0x188),
+    "committed_tcb": slice(0x1E0, 0x1E8),
+    "launch_tcb": slice(0x1F0, 0x1F8),
+    "author_key_digest": slice(0x110, 0x140),
+    # Build, minor and major in the report.
+    "current_version": slice(0x1EA, 0x1E7, -1),
+    "committed_version": slice(0x1EE, 0x1EB, -1),
+    "cpuid": slice(0x188, 0x18B),
 }
-
-
-_NAMES: Final = {"version": "report_version"}  # of the attribute, where the field has another
 
 
 def report_claims(report: "SnpReport") -> tuple[Fields, Fields]:
@@ -51,26 +51,12 @@ def report_claims(report: "SnpReport") -> tuple[Fields, Fields]:
     `author_key_digest` is zero unless AUTHOR_KEY_EN is set. `report_version` tells whether the
     report has the fields that versions added: `cpuid` in 3, the mitigation vectors in 5.
     """
-    numbers = tuple(
-        (_NAMES.get(name, name), getattr(report, name).to_bytes(size, "little"))
-        for name, size in _NUMBERS.items()
-    )
-    plain = tuple((name, getattr(report, name)) for name in _PLAIN)
-    author = report.author_key_digest if report.author_key_enabled else bytes(48)
-    others = (
-        ("author_key_digest", author),
-        (
-            "current_version",
-            bytes((report.current_major, report.current_minor, report.current_build)),
-        ),
-        (
-            "committed_version",
-            bytes((report.committed_major, report.committed_minor, report.committed_build)),
-        ),
-        ("cpuid", bytes((report.cpuid_family, report.cpuid_model, report.cpuid_stepping))),
-    )
+    raw = report.raw
+    attributes = {name: raw[where] for name, where in _ATTRIBUTES.items()}
+    if not report.author_key_enabled:
+        attributes["author_key_digest"] = bytes(48)
     registers = (("measurement", report.measurement), ("host_data", report.host_data))
-    return registers, (*numbers, *plain, *others)
+    return registers, tuple(attributes.items())
 
 
 def launch_claims(config: str) -> Fields:

@@ -1,10 +1,11 @@
 """Policy rules about SEV-SNP: launch, guest policy, host and firmware of a guest."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from operator import gt
+from typing import Any, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._reasons import PolicyReason, VerificationStep
@@ -26,6 +27,11 @@ _RANGES: Final = {
 }
 _MASKS: Final = {"guest_policy": "policy", "platform_info": "platform_info"}  # rule: claim
 _NEVER_ALLOWED: Final = 0b11 << 18  # bits of POLICY: MIGRATE_MA and DEBUG
+# Claims of `_appraise_firmware`.
+_FIRMWARE: Final = (
+    *("current_tcb", "committed_tcb", "reported_tcb"),
+    *("current_version", "committed_version"),
+)
 _ONLY_SNP: Final = (
     *("minimum_tcb", "vcpus", "vcpu_type", *_MASKS),
     *("minimum_guest_svn", "minimum_guest_abi", "minimum_firmware"),
@@ -163,16 +169,13 @@ class SnpRules:
 
         Neither the committed nor the reported TCB is newer than the current one, in any component.
         """
-        names = ("current_tcb", "committed_tcb", "current_version", "committed_version")
+        have = dict(claims.attributes)  # faster than the claims, of which many are looked up
         reason: PolicyReason = "provisional_firmware"
-        current, committed, version, committed_version = (
-            _claim(claims, name, reason) for name in names
+        current, committed, reported, version, committed_version = (
+            _claim(have, name, reason) for name in _FIRMWARE
         )
-        for which, tcb in (
-            ("committed", committed),
-            ("reported", _claim(claims, "reported_tcb", reason)),
-        ):
-            if any(one > other for one, other in zip(tcb, current, strict=True)):
+        for which, tcb in (("committed", committed), ("reported", reported)):
+            if tcb != current and any(map(gt, tcb, current)):
                 raise PolicyError(
                     f"{which} TCB: {tcb.hex()}, newer than the current TCB {current.hex()}; "
                     "update the platform's firmware",
@@ -186,7 +189,7 @@ class SnpRules:
             )
         if not self.refuse_provisional_firmware:
             return
-        if is_provisional(claims):
+        if is_provisional(have):
             raise PolicyError(
                 f"firmware: current {_dotted(version)} with TCB {current.hex()}, committed "
                 f"{_dotted(committed_version)} with TCB {committed.hex()}; commit the current "
@@ -196,8 +199,12 @@ class SnpRules:
         yield passed("provisional_firmware", f"firmware {_dotted(version)} is committed")
 
 
-def is_provisional(claims: Claims) -> bool:
-    """Return whether the current firmware of an SEV-SNP platform is not committed."""
+def is_provisional(claims: Mapping[str, object]) -> bool:
+    """Return whether the current firmware of an SEV-SNP platform is not committed.
+
+    Args:
+        claims: Claims, or their attributes.
+    """
     return any(
         claims.get(f"current_{part}") != claims.get(f"committed_{part}")
         for part in ("tcb", "version")
@@ -270,7 +277,7 @@ def _numbers(values: Collection[int], form: str = "d") -> str:
     return " or ".join(format(value, form) for value in sorted(values))
 
 
-def _claim(claims: Claims, name: str, reason: PolicyReason) -> bytes:
+def _claim(claims: Mapping[str, Any], name: str, reason: PolicyReason) -> bytes:
     value: bytes | None = claims.get(name)
     if value is None:
         raise PolicyError(f"{name}: required by the policy, but not in the claims", reason=reason)

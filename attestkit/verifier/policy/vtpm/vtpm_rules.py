@@ -211,6 +211,8 @@ class VtpmRules:
             pass
 
     def _match_paravisor(self, claims: Claims) -> Iterator[VerificationStep]:
+        if not self._identifies_paravisor:
+            return
         remedy = "run the VM under that paravisor, or accept this one in "
         register, measured = launch_measurement(claims)
         rows: tuple[tuple[str, str, bytes | None], ...] = (
