@@ -204,7 +204,7 @@ def decoded(text: bytes, *, strict: bool = False) -> object:
 SHORT = b'{"keys":[{"kid":"\xc3\xa9\\n"}],"a":{"b":[true,null,1,-1.5,1e30]}}'
 
 
-@thorough(mutations(SHORT, SHORT, runtime_json()), few=100, many=20_000)
+@thorough(mutations(SHORT, SHORT, runtime_json()), few=100, many=3000)
 def test_runtime_data_are_decoded_as_by_strict_reader(text: bytes) -> None:
     """Members and errors are those of the strict reader, whatever the form of the JSON."""
     assert decoded(text) == decoded(text, strict=True)
