@@ -103,8 +103,8 @@ def check_revocation(
     unknown: list[NamedCertificate] = []
     for named, (_, issuer) in zip(path.certificates, path.certificates[1:], strict=False):
         _check_entries(named, _signed_by(issuer, refusing, named[0], read))
-        groups = (_signed_by(issuer, group, named[0], read) for group in (crls, of_evidence))
-        found = next(filter(None, groups), ())
+        found = _signed_by(issuer, crls, named[0], read)
+        found = found or _signed_by(issuer, of_evidence, named[0], read)
         if found:
             _check_listed(named, found, now)
             checked.append(named)

@@ -40,7 +40,7 @@ from attestkit.verifier.result import (
     skipped,
 )
 
-_TCBS: Final = ("reported", "current", "committed", "launch")
+_TCBS: Final = ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb")
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed
 
 _POLICY_STEP: Final = passed(
@@ -256,23 +256,21 @@ def _certified(signer: Signer) -> tuple[tuple[str, bytes], ...]:
     return (("vlek_provider", provider.encode("ascii")),) if provider else ()
 
 
-def _components(tcb: SnpTcb) -> tuple[tuple[str, int], ...]:
-    """Return name and number of each part of a TCB version that its product has."""
-    levels = tcb._asdict()
+def _components(tcb: bytes, product: str) -> tuple[tuple[str, int], ...]:
+    """Return name and number of each part of a TCB version that the product has."""
+    levels = SnpTcb.parse(tcb, product)._asdict()
     return tuple((name, n) for name, n in levels.items() if n is not None)
 
 
 @lru_cache(maxsize=256)  # chips of one fleet have few TCBs
-def _tcb_of(
-    reported: SnpTcb, current: SnpTcb, committed: SnpTcb, launch: SnpTcb, product: str
-) -> Tcb:
+def _tcb_of(reported: bytes, current: bytes, committed: bytes, launch: bytes, product: str) -> Tcb:
     is_same = reported == current == committed == launch
     return Tcb(
         status=TcbStatus.UP_TO_DATE if is_same else TcbStatus.OUT_OF_DATE,
-        components=_components(reported),
-        current=_components(current),
-        committed=_components(committed),
-        launch=_components(launch),
+        components=_components(reported, product),
+        current=_components(current, product),
+        committed=_components(committed, product),
+        launch=_components(launch, product),
         product=product,
     )
 
@@ -280,7 +278,7 @@ def _tcb_of(
 def _authenticated(
     report: SnpReport, signer: Signer, steps: tuple[VerificationStep, ...]
 ) -> Authenticated:
-    tcb = _tcb_of(*[report.tcb(name, signer.product) for name in _TCBS], signer.product)
+    tcb = _tcb_of(*[getattr(report, name) for name in _TCBS], signer.product)
     return Authenticated(
         status=tcb.status,
         advisory_ids=(),
