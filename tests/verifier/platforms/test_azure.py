@@ -169,7 +169,7 @@ def test_azure_report_over_other_runtime_data_is_rejected(make: MAKE) -> None:
     """The hardware report is over SHA-256 of the exact JSON, then zeros."""
     platform = make()
     report = HclReport.parse(platform.hcl_report)
-    spaced = report.runtime_data.replace(b'": ', b'":  ', 1)
+    spaced = report.runtime_data.replace(b'":', b'": ', 1)
     other = HclReport.create(report.report_type, report.hardware_report, spaced)
     changed: Any = platform
     with raises(VerificationError, "hcl_binding") as caught:
