@@ -189,7 +189,7 @@ def _read_certificates(key_info: XmlElement) -> tuple[bytes, ...]:
     count = len(data.elements())
     if not 2 <= count <= MAX_CERTIFICATES:
         text = f"must have 2 to {MAX_CERTIFICATES} certificates, not {count}"
-        raise _error(data, text, "too_many" if count else "missing")
+        raise _error(data, text, "missing" if count < 2 else "too_many")
     return tuple(_read_base64(one) for one in _parts(data, *["X509Certificate"] * count))
 
 
