@@ -5,15 +5,17 @@ The service is untrusted: a RIM is verified after it was fetched.
 
 import hmac
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.strict_json import from_base64, from_hex, read_object, string
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
-from attestkit.collateral.pccs_client import Getter
 from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.rim.document import MAX_SIZE
+
+if TYPE_CHECKING:
+    from attestkit.collateral.pccs_client import Getter
 
 NVIDIA_RIM_URL: Final = "https://rim.attestation.nvidia.com"
 """NVIDIA's service."""
@@ -31,7 +33,7 @@ _ADVICE: Final = {
 }
 
 
-def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> bytes:
+def fetch_rim(identifier: str, getter: "Getter", url: str = NVIDIA_RIM_URL) -> bytes:
     """Fetch a RIM; it is not verified.
 
     Args:
