@@ -192,15 +192,14 @@ def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:
     Missing endorsements count after refusals.
     """
     refused = [error for error in errors if isinstance(error, GpuEvidenceError)]
-    first = (refused or [*errors])[0]
+    first: AttestKitError = refused[0] if refused else errors[0]
     texts = [str(first), *(str(error) for error in errors if error is not first)]
     message = "; ".join(texts)
     if isinstance(first, GpuEvidenceError):
-        found = GpuEvidenceError(message, reason=first.reason, device=first.device)
-    else:
-        assert isinstance(first, CollateralError)
+        return GpuEvidenceError(message, reason=first.reason, device=first.device)
+    if isinstance(first, CollateralError):
         return CollateralError(message, reason=first.reason)
-    return found
+    return first
 
 
 def _bad(position: int, problem: str, reason: "GpuReason") -> GpuEvidenceError:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import digest
 from attestkit._formats import strict_json
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import UsageError
 from attestkit.gpu.binding import GpuBinding
-from attestkit.gpu.bindings.answer_fields import HASH_SIZE, read_answer
+from attestkit.gpu.bindings.answer_fields import HASH_SIZE, read_answer, text_member
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 
 _WHAT: Final = "additional evidence"
@@ -43,10 +43,7 @@ def read_coco(
         message = f"algorithm: must be one of {', '.join(_HASHES)}"
         raise UsageError(message, reason="unsupported_algorithm")
     members = read_answer(additional_evidence, _WHAT)
-    devices = members.get("nvidia")
-    if not isinstance(devices, str):
-        reason = "missing" if devices is None else "wrong_type"
-        raise FormatError(f"{_WHAT}: nvidia: must be text", reason=reason)
+    devices = text_member(members, "nvidia", _WHAT)
     challenge: dict[str, Any] = {"nonce": nonce, "tee-pubkey": dict(tee_pubkey)}
     whole = {**challenge, "additional-evidence": additional_evidence}
     found = GpuEvidence.from_json(devices)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.errors import FormatError
 from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import (
     HASH_SIZE,
     check_nonce_size,
     hex_member,
     read_answer,
+    text_member,
 )
 from attestkit.gpu.evidence import GpuEvidence
 
@@ -35,10 +35,7 @@ def read_vllm_proxy(answer: bytes | str | Mapping[str, Any], *, nonce: bytes) ->
     """
     check_nonce_size(nonce)
     members = read_answer(answer, _WHAT)
-    payload = members.get("nvidia_payload")
-    if not isinstance(payload, str):
-        reason = "missing" if payload is None else "wrong_type"
-        raise FormatError(f"{_WHAT}: nvidia_payload: must be text", reason=reason)
+    payload = text_member(members, "nvidia_payload", _WHAT)
     committed = {"signing_address": hex_member(members, "signing_address", _WHAT, *_ADDRESS_SIZES)}
     fingerprint = None
     if members.get(_FINGERPRINT) is not None:
