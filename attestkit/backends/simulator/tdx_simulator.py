@@ -18,6 +18,7 @@ from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
+from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.os_image import Image, ImageConfig, simulated_image
 from attestkit.backends.simulator.platform_identity import (
     OWN_APP,
@@ -39,6 +40,7 @@ from attestkit.keys import AppKeys
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
+    from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
@@ -49,7 +51,7 @@ def _clock() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-class Simulator:
+class Simulator(GpuHost):
     """A simulated TD, freshly booted or restored from its state folder.
 
     With the platform "snp" the object is a `SnpSimulator`, which has other protocols.
@@ -76,6 +78,8 @@ class Simulator:
         app_id: 20 bytes. None: the first 20 bytes of the compose hash.
         tpm: Software behind the vTPM of a cloud's guest: "model", whose keys are functions of the
             seed, or "swtpm", a process whose keys are random. None: the model.
+        gpus: GPUs of the machine: their number, 1 to 16 of Hopper architecture, or a `GpuConfig`;
+            8 come with NVSwitches, in protected-PCIe mode. None: none, unless the scenario has them.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes, as `os.urandom`.
         wait: Sleeps for a number of seconds, for faults that delay.
@@ -116,6 +120,7 @@ class Simulator:
         image: "BootSource | None" = None,
         app_id: bytes | None = None,
         tpm: str | None = None,
+        gpus: "int | GpuConfig | None" = None,
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
         wait: Callable[[float], object] = time.sleep,
@@ -137,6 +142,7 @@ class Simulator:
         try:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
+            self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
             self._keys_are_ours = app_keys is None
             self.app_keys: AppKeys = AppKeys.from_seed(seed) if app_keys is None else app_keys
             self._launch(seed, app_id, vm_config, image, random)
@@ -244,6 +250,9 @@ class Simulator:
     @classmethod
     def probe(cls) -> None:
         """Do nothing: the simulator is available on every machine."""
+
+    def _unix_time(self) -> float:
+        return self._now()
 
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""

@@ -4,21 +4,21 @@ from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit.backends.base import check_bytes
-from attestkit.backends.simulator.gpu.deviations import GpuFault, OcspFault
+from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.device_models import (
     MODELS,
-    PROTECTED_GPUS,
     PROTECTED_SWITCHES,
     DeviceModel,
 )
-from attestkit.backends.simulator.gpu.gpu_faults import find_gpu_fault
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_pki import GpuPki, Issued
+from attestkit.backends.simulator.gpu.nras_service import SimulatedNras
 from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
 from attestkit.backends.simulator.gpu.simulated_device import (
@@ -27,64 +27,10 @@ from attestkit.backends.simulator.gpu.simulated_device import (
     encode_chain,
     golden_measurement,
 )
-from attestkit.errors import UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
-from attestkit.gpu.architectures import Architecture
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
-_MOST_GPUS: Final = 16
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
-_NO_FAULT: Final = GpuFault(None, "")
-
-
-class GpuConfig(msgspec.Struct, frozen=True):
-    """The devices of a simulated machine.
-
-    Raises:
-        UsageError: If a value is out of range, or values contradict each other.
-    """
-
-    count: int | None = None  # GPUs, 1 to 16; None: as many as the fault needs
-    architecture: Literal["HOPPER", "BLACKWELL"] | None = None  # None: that of the fault
-    protected_pcie: bool | None = None  # None: with 8 Hopper GPUs
-    fault: str | None = None  # see `gpu_faults`
-
-    def __post_init__(self) -> None:
-        count: object = self.count
-        if count is not None and not (type(count) is int and 1 <= count <= _MOST_GPUS):
-            text = f"gpus: must be 1 to {_MOST_GPUS}, not {count!r}"
-            raise UsageError(text, reason="out_of_range")
-        if self.architecture not in (None, "HOPPER", "BLACKWELL"):
-            text = f"architecture: must be HOPPER or BLACKWELL, not {self.architecture!r}"
-            raise UsageError(text, reason="wrong_value")
-        if self.fault is not None:
-            find_gpu_fault(self.fault)
-        hopper, eight = self.chosen_architecture == "HOPPER", self.chosen_count == PROTECTED_GPUS
-        if self.protected_pcie and not (hopper and eight):
-            text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs"
-            raise UsageError(text, reason="conflict")
-
-    @property
-    def deviation(self) -> GpuFault:
-        """The deviations of the fault."""
-        return _NO_FAULT if self.fault is None else find_gpu_fault(self.fault)
-
-    @property
-    def chosen_count(self) -> int:
-        """The number of GPUs."""
-        return self.count or self.deviation.gpus
-
-    @property
-    def chosen_architecture(self) -> Architecture:
-        """The architecture of the GPUs."""
-        return self.architecture or self.deviation.architecture
-
-    @property
-    def is_protected(self) -> bool:
-        """Whether the machine is in protected-PCIe mode, with switches."""
-        if self.protected_pcie is not None:
-            return self.protected_pcie
-        return self.chosen_architecture == "HOPPER" and self.chosen_count == PROTECTED_GPUS
 
 
 class SimulatedGpus:
@@ -205,6 +151,23 @@ class SimulatedGpus:
             moment = datetime.fromtimestamp(hour * 3600, timezone.utc)
             self._answers = hour, self.ocsp.answers(moment)
         return self._answers[1]
+
+    def endorsements(self, now: float) -> "GpuEndorsements":
+        """Return RIMs and OCSP answers at a Unix time, as a verifier fetches them."""
+        from attestkit.gpu.endorsements import GpuEndorsements
+
+        return GpuEndorsements(self.rims, self.ocsp_answers(now), None)
+
+    @cached_property
+    def nras(self) -> SimulatedNras:
+        """The remote attestation service."""
+        return SimulatedNras(self.derive, self._appraise, self._fault.nras)
+
+    def _appraise(self, evidence: GpuEvidence, nonce: bytes, now: datetime) -> None:
+        from attestkit.gpu.verify import verify  # lazy: only for NRAS
+
+        endorsements = self.endorsements(now.timestamp())
+        verify(evidence, nonce=nonce, now=now, endorsements=endorsements, roots=self.roots)
 
     def _driver_rim(self, model: DeviceModel) -> bytes:
         content = self._rim(model, model.driver, model.driver_indexes)

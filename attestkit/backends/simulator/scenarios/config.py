@@ -395,6 +395,7 @@ class Scenario(msgspec.Struct, frozen=True):
     # Trust anchor for verifiers: DER, or the label of a PKI; None: the root of the collateral.
     trust_anchor: bytes | str | None = None
     cloud: CloudConfig = CloudConfig()  # of a guest behind a vTPM
+    gpu_fault: str | None = None  # of the machine's GPUs, by name: see `gpu.gpu_faults`
 
     def __post_init__(self) -> None:
         if self.platform not in PLATFORMS:

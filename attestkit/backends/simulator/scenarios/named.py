@@ -37,13 +37,24 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
     if chosen is None:
         return Scenario() if platform is None else Scenario(platform=platform)
     if isinstance(chosen, str):
-        chosen = scenario(chosen)
+        chosen = _on_platform(scenario(chosen), platform)
     if not isinstance(chosen, Scenario):
         raise UsageError("scenario: must be a name or a Scenario", reason="wrong_type")
     if platform not in (None, chosen.platform):
         text = f"scenario: for the platform {chosen.platform}, not {platform}"
         raise UsageError(text, reason="conflict")
     return chosen
+
+
+GPU_PREFIX: Final = "gpu-"
+"""Begin of the names of scenarios with a fault of GPUs; `gpu.gpu_faults` has the rest."""
+
+
+def _on_platform(chosen: Scenario, platform: str | None) -> Scenario:
+    """Return the scenario of a name; faults of GPUs apply to every platform."""
+    if chosen.gpu_fault is None or platform is None:
+        return chosen
+    return Scenario(platform=platform, gpu_fault=chosen.gpu_fault)
 
 
 _DAY: Final = timedelta(days=1)
@@ -344,7 +355,7 @@ NAMED: Final[dict[str, NamedScenario]] = {
 
 
 def named_scenarios() -> tuple[str, ...]:
-    """Return one line of help for each scenario."""
+    """Return one line of help for each scenario, without faults of GPUs."""
     width = max(map(len, NAMED))
     return tuple([f"{name:<{width}}  {named.text}" for name, named in NAMED.items()])
 
@@ -355,6 +366,8 @@ def scenario(name: str) -> Scenario:
     Raises:
         UsageError: If the name is unknown; the text suggests similar names.
     """
+    if name.startswith(GPU_PREFIX):  # the simulator checks the rest when it attaches the GPUs
+        return Scenario(gpu_fault=name.removeprefix(GPU_PREFIX))
     named = NAMED.get(name)
     if named is None:
         text = f"unknown scenario {shown(name)}{near(name, NAMED)}; for a list run attestkit serve"

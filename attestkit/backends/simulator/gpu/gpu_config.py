@@ -1,0 +1,73 @@
+"""Configuration of the GPUs of a simulated machine."""
+
+from typing import Final, Literal
+
+import msgspec
+import msgspec.structs
+
+from attestkit.backends.simulator.gpu.deviations import GpuFault
+from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
+from attestkit.backends.simulator.gpu.gpu_faults import find_gpu_fault
+from attestkit.errors import UsageError
+from attestkit.gpu.architectures import Architecture
+
+_MOST_GPUS: Final = 16
+_NO_FAULT: Final = GpuFault(None, "")
+
+
+class GpuConfig(msgspec.Struct, frozen=True):
+    """The devices of a simulated machine.
+
+    Raises:
+        UsageError: If a value is out of range, or values contradict each other.
+    """
+
+    count: int | None = None  # GPUs, 1 to 16; None: as many as the fault needs
+    architecture: Literal["HOPPER", "BLACKWELL"] | None = None  # None: that of the fault
+    protected_pcie: bool | None = None  # None: with 8 Hopper GPUs
+    fault: str | None = None  # see `gpu_faults`
+
+    def __post_init__(self) -> None:
+        count: object = self.count
+        if count is not None and not (type(count) is int and 1 <= count <= _MOST_GPUS):
+            text = f"gpus: must be 1 to {_MOST_GPUS}, not {count!r}"
+            raise UsageError(text, reason="out_of_range")
+        if self.architecture not in (None, "HOPPER", "BLACKWELL"):
+            text = f"architecture: must be HOPPER or BLACKWELL, not {self.architecture!r}"
+            raise UsageError(text, reason="wrong_value")
+        if self.fault is not None:
+            find_gpu_fault(self.fault)
+        hopper, eight = self.chosen_architecture == "HOPPER", self.chosen_count == PROTECTED_GPUS
+        if self.protected_pcie and not (hopper and eight):
+            text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs"
+            raise UsageError(text, reason="conflict")
+
+    @property
+    def deviation(self) -> GpuFault:
+        """The deviations of the fault."""
+        return _NO_FAULT if self.fault is None else find_gpu_fault(self.fault)
+
+    @property
+    def chosen_count(self) -> int:
+        """The number of GPUs."""
+        return self.count or self.deviation.gpus
+
+    @property
+    def chosen_architecture(self) -> Architecture:
+        """The architecture of the GPUs."""
+        return self.architecture or self.deviation.architecture
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the machine is in protected-PCIe mode, with switches."""
+        if self.protected_pcie is not None:
+            return self.protected_pcie
+        return self.chosen_architecture == "HOPPER" and self.chosen_count == PROTECTED_GPUS
+
+    def with_fault(self, fault: str) -> "GpuConfig":
+        """Return the configuration with a fault.
+
+        Raises:
+            UsageError: If the fault is unknown.
+        """
+        return msgspec.structs.replace(self, fault=fault)

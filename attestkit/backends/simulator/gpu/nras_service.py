@@ -1,0 +1,207 @@
+"""Simulated NRAS: appraises evidence of simulated GPUs, and signs tokens (section 5).
+
+The key is derived from the seed and the day; its certificate is in the key set, because NVIDIA's
+Python SDK takes the key from there (section 5.2). The issuer is the real service's name, which
+verifiers require; what they trust is the key set.
+"""
+
+import json
+import re
+import uuid
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key
+from attestkit._crypto.x509.cloud_certificates import (
+    CloudAuthority,
+    encode_name,
+    issue_cloud_authority,
+    issue_cloud_leaf,
+)
+from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._formats.strict_json import read
+from attestkit._reasons import GpuReason
+from attestkit.backends.simulator.gpu.deviations import NrasFault
+from attestkit.backends.simulator.gpu.nras_claims import device_claims, error_claims
+from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
+from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
+from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
+from attestkit.gpu.device_chain import read_device_chain
+from attestkit.gpu.evidence import read_devices
+
+Appraise = Callable[[GpuEvidence, bytes, datetime], object]
+"""Verifies evidence of one device over a nonce at a time; raises AttestKitError."""
+
+ISSUER: Final = "https://nras.attestation.nvidia.com"
+_LIFETIME: Final = timedelta(hours=1)
+_DAY: Final = 86400  # seconds
+_PATH: Final = re.compile(r"/v([234])/attest/(gpu|switch)")
+_NONCE: Final = re.compile(r"[0-9a-fA-F]{64}")
+_MISMATCH: Final[GpuReason] = "measurements"
+
+
+class NrasAnswer(NamedTuple):
+    """An answer of the service."""
+
+    status: int
+    body: bytes  # JSON
+
+
+class SimulatedNras:
+    """NRAS that appraises with attestkit's own verifier.
+
+    Args:
+        derive: Returns secret bytes for a label.
+        appraise: Verifies evidence of a device.
+        fault: Deviation of the tokens.
+    """
+
+    def __init__(
+        self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None
+    ) -> None:
+        self._derive, self._appraise, self._fault = derive, appraise, fault
+        name = encode_name(CN="attestkit simulated NRAS CA", O=SIMULATED_MARK)
+        self._authority = CloudAuthority(name, p384_key(derive, "nras/ca"))
+
+    def jwks(self, now: datetime) -> bytes:
+        """Return the key set (JSON): the keys of today and yesterday."""
+        day = int(now.timestamp()) // _DAY
+        return json.dumps({"keys": [self._jwk(one) for one in (day, day - 1)]}).encode()
+
+    def attest(self, path: str, body: bytes, now: datetime) -> NrasAnswer:
+        """Return the answer to a POST of a request (JSON), with tokens."""
+        match = _PATH.fullmatch(path)
+        if match is None:
+            return _refuse(404, "not found")
+        try:
+            request = read(body, "NRAS request")
+            devices = read_devices(request)
+        except FormatError as error:
+            return _refuse(400, error.message)
+        nonce, version = request.get("nonce"), request.get("claims_version", "2.0")
+        if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
+            return _refuse(400, "nonce: must be 64 hex digits")
+        if version not in ("2.0", "3.0"):
+            return _refuse(400, "claims_version: must be 2.0 or 3.0")
+        kind = "SWITCH" if match[2] == "switch" else "GPU"
+        if any((device.architecture == "LS10") != (kind == "SWITCH") for device in devices):
+            return _refuse(400, "arch: not of this kind of device")
+        stated = "4.0" if match[1] == "4" else version
+        claims = [self._device(device, bytes.fromhex(nonce), now, version) for device in devices]
+        return NrasAnswer(200, self._bundle(claims, kind, nonce, stated, now))
+
+    def _device(
+        self, device: DeviceEvidence, nonce: bytes, now: datetime, version: str
+    ) -> dict[str, Any]:
+        """Return the claims about a device."""
+        matches = True
+        try:
+            self._appraise(GpuEvidence((device,)), nonce, now)
+        except AttestKitError as error:
+            if not (isinstance(error, GpuEvidenceError) and error.reason == _MISMATCH):
+                return error_claims(error)
+            matches = False
+        report, chain = Report.parse(device.report), read_device_chain(device.certificates)
+        return device_claims(report, chain, version, matches=matches)
+
+    def _bundle(
+        self, claims: list[dict[str, Any]], kind: str, nonce: str, version: str, now: datetime
+    ) -> bytes:
+        """Return the detached EAT bundle (JSON) with the fault of the service."""
+        fault = self._fault
+        if fault == "expired":
+            now -= 2 * _LIFETIME
+        if fault == "nonce":
+            nonce = f"{int(nonce[0], 16) ^ 1:x}{nonce[1:]}"
+        good = all(one.get("measres") == "success" for one in claims) and fault != "result-false"
+        claims = [one | ({"eat_nonce": nonce} if "eat_nonce" in one else {}) for one in claims]
+        tokens = {f"{kind}-{at}": self._sign(one, now) for at, one in enumerate(claims)}
+        digests = {name: sha256(token.encode()).hex() for name, token in tokens.items()}
+        if fault == "digest":
+            digests[f"{kind}-0"] = sha256(b"").hex()
+        if fault == "device-absent":
+            tokens.popitem()
+        if fault == "device-added":
+            tokens[f"{kind}-{len(tokens)}"] = tokens[f"{kind}-0"]
+        overall = self._sign(
+            {
+                "sub": "NVIDIA-PLATFORM-ATTESTATION",
+                "x-nvidia-ver": version,
+                "x-nvidia-overall-att-result": good,
+                "eat_nonce": nonce,
+                "submods": {
+                    name: ["DIGEST", ["SHA-256", digest]] for name, digest in digests.items()
+                },
+            },
+            now,
+        )
+        if fault == "signature":
+            overall = overall[:-2] + ("AA" if overall[-2:] != "AA" else "BA")
+        return json.dumps([["JWT", overall], tokens]).encode()
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def _sign(self, claims: dict[str, Any], now: datetime) -> str:
+        """Return a compact JWT with the claims and its times."""
+        issued = int(now.timestamp())
+        day = issued // _DAY
+        content = {
+            **claims,
+            "iss": ISSUER,
+            "iat": issued,
+            "nbf": issued,
+            "exp": issued + int(_LIFETIME.total_seconds()),
+        }
+        content["jti"] = str(uuid.UUID(bytes=sha256(_json(content))[:16]))
+        kid = "unknown" if self._fault == "kid-unknown" else _kid(day)
+        head = _base64(_json({"kid": kid, "alg": "ES384"}))
+        signed = f"{head}.{_base64(_json(content))}"
+        r, s = self._key(day).sign(signed.encode())
+        return f"{signed}.{_base64(r.to_bytes(48, 'big') + s.to_bytes(48, 'big'))}"
+
+    def _key(self, day: int) -> P384Key:
+        return p384_key(self._derive, f"nras/{day}")
+
+    def _jwk(self, day: int) -> dict[str, Any]:
+        key = self._key(day)
+        point = key.spki[len(P384_SPKI_HEAD) :]
+        leaf = issue_cloud_leaf(
+            (encode_name(CN="Simulated Attestation Service GPU", O=SIMULATED_MARK), key.spki),
+            self._authority,
+            serial=serial_number(self._derive, f"nras/{day}"),
+            validity=VALIDITY,
+        )
+        ca = issue_cloud_authority(
+            self._authority,
+            self._authority,
+            serial=serial_number(self._derive, "nras/ca"),
+            validity=VALIDITY,
+            path_length=None,
+        )
+        return {
+            "kty": "EC",
+            "crv": "P-384",
+            "kid": _kid(day),
+            "x": _base64(point[:48]),
+            "y": _base64(point[48:]),
+            "x5c": [b64encode(der).decode() for der in (leaf, ca)],
+        }
+
+
+def _kid(day: int) -> str:
+    return f"attestkit-simulated-eat-kid-{day}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _base64(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _refuse(status: int, message: str) -> NrasAnswer:
+    return NrasAnswer(status, json.dumps({"message": message, "httpStatus": status}).encode())
