@@ -221,22 +221,23 @@ def dev_app(guest: Guest) -> App:
 
 
 def collateral_app(guest: Guest) -> App:
-    """Return the application of the simulator's PCCS.
+    """Return the application of the simulator's PCCS, and of the services for its GPUs.
 
     Raises:
-        UsageError: If the guest is not a simulated TD.
+        UsageError: If the guest is neither a simulated TD nor a simulated guest with GPUs.
     """
     from attestkit.backends.simulator import Simulator  # lazy: not needed on hardware
-    from attestkit.serve.services.pccs import PccsApp, make_pccs
+    from attestkit.serve.services.pccs import PccsApp, make_gpu_services, make_pccs
 
-    simulator, pccs = guest.attester.backend, None
+    simulator, pccs, gpus = guest.attester.backend, None, None
     if isinstance(simulator, Simulator):
+        gpus = make_gpu_services(simulator)
         with suppress(UnsupportedError):  # not a TD
             pccs = make_pccs(simulator)
-    if pccs is None:
-        text = "--pccs: collateral is served for a simulated TD only"
+    if pccs is None and gpus is None:
+        text = "--pccs: collateral is served for a simulated TD, or guest with GPUs, only"
         raise UsageError(text, reason="not_applicable")
-    return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"))
+    return PccsApp(pccs, _headers(guest), guest.stats.of("pccs"), gpus)
 
 
 def _app(

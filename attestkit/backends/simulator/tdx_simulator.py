@@ -79,7 +79,7 @@ class Simulator(GpuHost):
         tpm: Software behind the vTPM of a cloud's guest: "model", whose keys are functions of the
             seed, or "swtpm", a process whose keys are random. None: the model.
         gpus: GPUs of the machine: their number, 1 to 16 of Hopper architecture, or a `GpuConfig`;
-            8 come with NVSwitches, in protected-PCIe mode. None: none, unless the scenario has them.
+            8 come with NVSwitches, in protected-PCIe mode. None: none, if the scenario has none.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes, as `os.urandom`.
         wait: Sleeps for a number of seconds, for faults that delay.
@@ -251,7 +251,8 @@ class Simulator(GpuHost):
     def probe(cls) -> None:
         """Do nothing: the simulator is available on every machine."""
 
-    def _unix_time(self) -> float:
+    def unix_time(self) -> float:
+        """Return the Unix time of the simulated machine."""
         return self._now()
 
     def collateral(self, now: float | None = None) -> Collateral:

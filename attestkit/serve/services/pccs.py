@@ -1,9 +1,10 @@
-"""ASGI application of the simulator's PCCS."""
+"""ASGI application of the simulator's PCCS, and of NVIDIA's services for its GPUs."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.pccs import PccsResponse, ServedPlatform, SimulatedPccs
@@ -11,9 +12,16 @@ from attestkit.serve.counters import Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.views import Header
 
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.gpu.gpu_services import SimulatedGpuServices
+
+_MAX_BODY: Final = 1 << 20  # bytes of a request: those to NRAS have evidence of several GPUs
 _PLAIN: Final = ("Content-Type", "text/plain")
 _NOT_ALLOWED: Final = PccsResponse(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
+_NOT_FOUND: Final = PccsResponse(404, (_PLAIN,), b"Not found.")
+_TOO_LARGE: Final = PccsResponse(413, (_PLAIN,), b"Request too large.")
 _FAILED: Final = PccsResponse(500, (_PLAIN,), b"Internal error.")
+_Response = TypeVar("_Response", PccsResponse, PccsResponse | None)
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -22,37 +30,82 @@ def make_pccs(simulator: Simulator) -> SimulatedPccs:
     return SimulatedPccs(simulator.collateral, [ServedPlatform(*simulator.served_platform)])
 
 
+def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":
+    """Return the services for the GPUs of a simulated machine; None without GPUs."""
+    if not simulator.has_gpus:
+        return None
+    from attestkit.backends.simulator.gpu.gpu_services import SimulatedGpuServices  # lazy
+
+    return SimulatedGpuServices(simulator.gpus, simulator.unix_time)
+
+
 class PccsApp:
-    """ASGI application of a PCCS; GET and HEAD only.
+    """ASGI application of a PCCS: GET and HEAD only, but POST for the services of GPUs.
 
     Args:
-        pccs: Produces the responses.
+        pccs: Produces the responses about Intel platforms; None: there are none.
         headers: Sent with every response, including the listener's own errors.
         traffic: Counters of the requests.
+        gpus: Produces the responses about GPUs; None: there are none.
     """
 
     def __init__(
-        self, pccs: SimulatedPccs, headers: Sequence[Header] = (), traffic: Traffic | None = None
+        self,
+        pccs: SimulatedPccs | None,
+        headers: Sequence[Header] = (),
+        traffic: Traffic | None = None,
+        gpus: "SimulatedGpuServices | None" = None,
     ) -> None:
         self.headers = headers
-        self._pccs = pccs
+        self._pccs, self._gpus = pccs, gpus
         self._traffic = traffic or Traffic()
 
-    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         begin = perf_counter()
-        answer = _answer(self._pccs, scope)
+        if scope["method"] == "POST" and self._gpus is not None:
+            answer = await self._answer_post(self._gpus, scope, receive)
+        else:
+            answer = _call(lambda: self._answer_get(scope))
         self._traffic.done("pccs", answer.status, perf_counter() - begin)
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
         await send_response(scope, send, answer.status, [*start, *self.headers], answer.body)
 
+    def _answer_get(self, scope: Scope) -> PccsResponse:
+        if scope["method"] != "GET":
+            return _NOT_ALLOWED
+        path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
+        if self._gpus is not None and (found := self._gpus.get(path)) is not None:
+            return found
+        return _NOT_FOUND if self._pccs is None else self._pccs.respond(path, query)
 
-def _answer(pccs: SimulatedPccs, scope: Scope) -> PccsResponse:
-    if scope["method"] != "GET":
-        return _NOT_ALLOWED
-    path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
+    async def _answer_post(
+        self, gpus: "SimulatedGpuServices", scope: Scope, receive: Receive
+    ) -> PccsResponse:
+        body = await _read(receive)
+        if body is None:
+            return _TOO_LARGE
+        path = scope["raw_path"].decode("latin-1")
+        # NRAS verifies evidence, which takes a while.
+        answer = await asyncio.to_thread(_call, lambda: gpus.post(path, body))
+        return answer or _NOT_ALLOWED
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the body of a request; None if it is too large."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > _MAX_BODY:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _call(respond: Callable[[], _Response]) -> "_Response | PccsResponse":
     try:
-        return pccs.respond(path, query)
+        return respond()
     except Exception:  # log it; the client gets a generic text
         _logger.exception("PCCS: unexpected error")
         return _FAILED

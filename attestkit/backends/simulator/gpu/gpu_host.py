@@ -43,7 +43,7 @@ class GpuHost:
         Raises:
             UnsupportedError: If the machine has no GPU.
         """
-        return self.gpus.endorsements(self._unix_time() if now is None else now)
+        return self.gpus.endorsements(self.unix_time() if now is None else now)
 
     def gpu_evidence(self, nonce: bytes) -> "GpuEvidence":
         """Return evidence of all GPUs and switches over a nonce of 32 bytes.
@@ -54,8 +54,9 @@ class GpuHost:
         """
         return self.gpus.evidence(nonce)
 
-    def _unix_time(self) -> float:
-        raise NotImplementedError
+    def unix_time(self) -> float:
+        """Return the Unix time of the simulated machine."""
+        raise NotImplementedError  # of the simulator
 
     def _attach_gpus(self, seed: bytes, gpus: "int | GpuConfig | None", fault: str | None) -> None:
         """Add GPUs to the machine.

@@ -59,9 +59,7 @@ class SimulatedNras:
         fault: Deviation of the tokens.
     """
 
-    def __init__(
-        self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None
-    ) -> None:
+    def __init__(self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None) -> None:
         self._derive, self._appraise, self._fault = derive, appraise, fault
         name = encode_name(CN="attestkit simulated NRAS CA", O=SIMULATED_MARK)
         self._authority = CloudAuthority(name, p384_key(derive, "nras/ca"))
