@@ -30,6 +30,7 @@ class Launch(NamedTuple):
     instance_id: bytes  # 20 bytes, or empty
     os_image_hash: bytes  # 32 bytes, or empty if the VM configuration does not have it
     app_keys: AppKeys | None  # only their key provider is measured
+    gpu_attestation: bytes | None = None  # payload of the event about the GPUs, if there are any
 
 
 def boot_events(launch: Launch) -> tuple[Event, ...]:
@@ -41,6 +42,7 @@ def boot_events(launch: Launch) -> tuple[Event, ...]:
         ("compose-hash", compose.compose_hash),
         *(("init-script-hash", one) for one in compose.init_script_hashes),
         ("gpu-policy-hash", compose.gpu_policy_hash),
+        *(("gpu-attestation", one) for one in (launch.gpu_attestation,) if one is not None),
         ("instance-id", launch.instance_id),
         ("boot-mr-done", b""),
     ]

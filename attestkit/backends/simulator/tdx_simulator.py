@@ -231,6 +231,7 @@ class Simulator(GpuHost):
             instance_id=instance_id(seed, app_id, compose),
             os_image_hash=_os_image_hash(self.vm_config),
             app_keys=self.app_keys,
+            gpu_attestation=self._gpu_attestation,
         )
         events = boot_events(launch)
         firmware = replay_records(boot_records(self._image))

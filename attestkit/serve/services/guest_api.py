@@ -25,6 +25,7 @@ from attestkit.serve.rpc.messages_guest_api import (
 )
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.rpc.statuses import MethodRefusedError
+from attestkit.serve.services import gpu_evidence
 from attestkit.serve.services.context import Guest
 
 _HOST_CID: Final = "2"  # VMADDR_CID_HOST (vsock(7))
@@ -75,9 +76,9 @@ def _system_info(found: Figures) -> SystemInfo:
     )
 
 
-def _gpu_info(_: Guest, __: None) -> GpuInfo:
-    """Return the machine's GPUs. They are not read yet: everything is empty, as without a GPU."""
-    return GpuInfo()
+def _gpu_info(guest: Guest, _: None) -> GpuInfo:
+    """Return a simulated machine's GPUs; those of hardware are not read, as without a GPU."""
+    return gpu_evidence.list_gpus(guest)
 
 
 def _network_info(_: Guest, __: None) -> NetworkInfo:

@@ -21,15 +21,15 @@ from attestkit.serve.rpc.messages_v1 import (
     VersionResponse,
 )
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.rpc.statuses import NotImplementedHereError
+from attestkit.serve.services import gpu_evidence
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.key_epochs import check_epochs
 
 _REPORT_DATA_SIZE: Final = 64
 _NONCE_SIZE: Final = 32
-_NO_GPU: Final = "GPU attestation failed: GPU attestation is not available in this image"
 _VENDOR: Final = "nvidia"
 _BOOTTIME_FORMAT: Final = "nvidia-nvattest-boottime-json-v1"
+_COLLECTED_FORMAT: Final = "nvidia-nvattest-collect-evidence-json-v1"
 
 
 def _issue_cert(guest: Guest, request: IssueCertRequest) -> IssueCertResponse:
@@ -61,7 +61,7 @@ def _attest(guest: Guest, request: AttestRequest) -> PreparedResponse[AttestResp
         raise UsageError("report data is too long", reason="too_large")
     response = guest.attest_v1(request.report_data.ljust(_REPORT_DATA_SIZE, b"\0"))
     if request.include_boottime_gpu_evidence:
-        evidence = guest.machine.boot_gpu_evidence()
+        evidence = gpu_evidence.boot_output(guest)
         if evidence is not None:
             bundle = GpuEvidenceBundle(_VENDOR, _BOOTTIME_FORMAT, evidence)
             found = response.message._replace(boottime_gpu_evidence=(bundle,))
@@ -69,12 +69,16 @@ def _attest(guest: Guest, request: AttestRequest) -> PreparedResponse[AttestResp
     return response
 
 
-def _attest_gpu(_: Guest, request: AttestGpuRequest) -> AttestGpuResponse:
-    """Return new GPU evidence over a nonce; 501 without a GPU attester, which no image has yet."""
+def _attest_gpu(guest: Guest, request: AttestGpuRequest) -> AttestGpuResponse:
+    """Return new GPU evidence over a nonce; 501 without GPUs whose driver can be asked.
+
+    The evidence is not verified, and not bound to the guest.
+    """
     if (size := len(request.nonce)) != _NONCE_SIZE:
         text = f"GPU attestation failed: nonce must be exactly {_NONCE_SIZE} bytes, got {size}"
         raise UsageError(text, reason="wrong_size")
-    raise NotImplementedHereError(_NO_GPU)
+    evidence = gpu_evidence.collect_output(guest, request.nonce)
+    return AttestGpuResponse((GpuEvidenceBundle(_VENDOR, _COLLECTED_FORMAT, evidence),))
 
 
 def _info(guest: Guest, _: InfoRequest) -> PreparedResponse[InfoResponse]:
@@ -119,7 +123,7 @@ SERVICE: Final = Service(
         "IssueCert": Method(_issue_cert, IssueCertRequest, device=True),
         "GetKey": Method(_get_key, GetKeyRequest),
         "Attest": Method(_attest, AttestRequest, device=True),
-        "AttestGpu": Method(_attest_gpu, AttestGpuRequest),
+        "AttestGpu": Method(_attest_gpu, AttestGpuRequest, device=True),
         "Info": Method(_info, InfoRequest, device=True),
         "Version": Method(version, VersionRequest),
     },

@@ -54,6 +54,27 @@ class GpuHost:
         """
         return self.gpus.evidence(nonce)
 
+    def gpu_boot_evidence(self) -> bytes:
+        """Return the output of the GPU attestation at boot: JSON of `nvattest attest`.
+
+        Raises:
+            UnsupportedError: If the machine has no GPU.
+        """
+        return self.gpus.boot_output
+
+    def gpu_names(self) -> tuple[tuple[str, str], ...]:
+        """Return UUID and PCI address of each GPU; UnsupportedError if the machine has none."""
+        return tuple([(gpu.uuid, gpu.pci_bus_id) for gpu in self.gpus.gpus])
+
+    @property
+    def _gpu_attestation(self) -> bytes | None:
+        """The payload of the event about the GPU attestation at boot; None without GPUs."""
+        if self._gpus is None:
+            return None
+        from attestkit.backends.simulator.gpu.boot_attestation import boot_payload  # lazy
+
+        return boot_payload(self._gpus.boot_output, len(self._gpus.devices))
+
     def unix_time(self) -> float:
         """Return the Unix time of the simulated machine."""
         raise NotImplementedError  # of the simulator

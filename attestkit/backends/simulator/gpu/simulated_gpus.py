@@ -10,6 +10,7 @@ import msgspec
 
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.gpu.boot_attestation import boot_output
 from attestkit.backends.simulator.gpu.deviations import OcspFault
 from attestkit.backends.simulator.gpu.device_models import (
     MODELS,
@@ -126,6 +127,18 @@ class SimulatedGpus:
         report, chain = self.report(device, nonce), self.chain(device)
         return DeviceEvidence(device.model.architecture, report, chain, nonce)
 
+    @cached_property
+    def boot_output(self) -> bytes:
+        """The output of the GPU attestation at boot, as of devices without faults."""
+        nonce = self.derive("boot-nonce", 32)
+        found = [
+            DeviceEvidence(
+                device.model.architecture, device.report(nonce), device.device.chain, nonce
+            )
+            for device in self.devices
+        ]
+        return boot_output(found)
+
     # -- endorsements --------------------------------------------------------------------------
 
     @cached_property
@@ -152,10 +165,8 @@ class SimulatedGpus:
             self._answers = hour, self.ocsp.answers(moment)
         return self._answers[1]
 
-    def endorsements(self, now: float) -> "GpuEndorsements":
+    def endorsements(self, now: float) -> GpuEndorsements:
         """Return RIMs and OCSP answers at a Unix time, as a verifier fetches them."""
-        from attestkit.gpu.endorsements import GpuEndorsements
-
         return GpuEndorsements(self.rims, self.ocsp_answers(now), None)
 
     @cached_property

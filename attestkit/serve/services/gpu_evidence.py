@@ -1,0 +1,75 @@
+"""Evidence of the machine's GPUs for the guest agent's methods: fresh, and of the boot."""
+
+import json
+from typing import Final, Protocol, runtime_checkable
+
+from attestkit.errors import BackendUnavailableError
+from attestkit.gpu import GpuEvidence
+from attestkit.serve.rpc.messages_guest_api import Gpu, GpuInfo
+from attestkit.serve.rpc.statuses import NotImplementedHereError
+from attestkit.serve.services.context import Guest
+
+_UNAVAILABLE: Final = "GPU attestation failed: GPU attestation is not available in this image"
+
+
+@runtime_checkable
+class _SimulatedMachine(Protocol):
+    """A simulator that may have GPUs."""
+
+    has_gpus: bool
+
+    def gpu_evidence(self, nonce: bytes) -> GpuEvidence: ...
+    def gpu_boot_evidence(self) -> bytes: ...
+    def gpu_names(self) -> tuple[tuple[str, str], ...]: ...
+
+
+def collect_output(guest: Guest, nonce: bytes) -> bytes:
+    """Return evidence over a nonce of 32 bytes, as the JSON of `nvattest collect-evidence`.
+
+    Raises:
+        NotImplementedHereError: If the machine has no GPU whose driver can be asked.
+        BackendError: If the driver fails.
+    """
+    devices = [device.to_object() for device in _collect(guest, nonce).devices]
+    output = {"evidences": devices, "result_code": 0, "result_message": "Ok"}
+    return json.dumps(output).encode("ascii")
+
+
+def _collect(guest: Guest, nonce: bytes) -> GpuEvidence:
+    if guest.attester.simulated:
+        machine = _simulated(guest)
+        if machine is None:
+            raise NotImplementedHereError(_UNAVAILABLE)
+        return machine.gpu_evidence(nonce)
+    from attestkit.gpu.collection import collect  # lazy: loads the driver's library
+
+    try:
+        return collect(nonce)
+    except BackendUnavailableError as error:
+        raise NotImplementedHereError(_UNAVAILABLE) from error
+
+
+def boot_output(guest: Guest) -> bytes | None:
+    """Return the output of `nvattest attest` at boot; None if there is none."""
+    machine = _simulated(guest)
+    return guest.machine.boot_gpu_evidence() if machine is None else machine.gpu_boot_evidence()
+
+
+def list_gpus(guest: Guest) -> GpuInfo:
+    """Return the GPUs of a simulated machine; those of hardware are not read."""
+    machine = _simulated(guest)
+    if machine is None:
+        return GpuInfo()
+    gpus = [
+        Gpu(index=at, uuid=uuid, pci_bus_id=address)
+        for at, (uuid, address) in enumerate(machine.gpu_names())
+    ]
+    return GpuInfo(tuple(gpus), cc_ready=True, cc_enabled=True, sample_age_ms=0)
+
+
+def _simulated(guest: Guest) -> _SimulatedMachine | None:
+    """Return the backend if it is a simulated machine with GPUs."""
+    backend: object = guest.attester.backend
+    if guest.attester.simulated and isinstance(backend, _SimulatedMachine) and backend.has_gpus:
+        return backend
+    return None
