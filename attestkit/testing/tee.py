@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
     from attestkit.attester import Attester
+    from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.backends.simulator.scenarios.config import Scenario
     from attestkit.collateral import Collateral
     from attestkit.event_log import Event, EventLog
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
     from attestkit.snp_report import SnpReport
@@ -64,6 +66,7 @@ class SimulatedTee:
         faults: Faults to inject, by name and count, such as "ebusy:3".
         quote_version: 4 or 5; None: that of the scenario, else 4.
         platform: "tdx" or "snp"; None: that of the scenario, else "tdx".
+        gpus: Number of GPUs, or their configuration; None: those that the scenario needs.
         seed: 32 bytes from which all keys are derived. None: the public `SEED`.
         state_dir: A folder that preserves the TEE after `close`; None: in memory.
         resources: Folders, environment variables and server thread. None: created by this object,
@@ -84,6 +87,7 @@ class SimulatedTee:
         faults: FaultsLike = None,
         quote_version: int | None = None,
         platform: str | None = None,
+        gpus: "int | GpuConfig | None" = None,
         seed: bytes | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         resources: SharedResources | None = None,
@@ -99,6 +103,7 @@ class SimulatedTee:
             "faults": faults,
             "quote_version": quote_version,
             "platform": platform,
+            "gpus": gpus,
             "state_dir": state_dir,
         }
         options |= {name: value for name, value in given.items() if value is not None}
@@ -262,6 +267,27 @@ class SimulatedTee:
         verifier = self.verifier(**options)
         return verifier.verify(evidence, nonce=nonce, report_data=report_data)
 
+    # -- GPUs ----------------------------------------------------------------------------------
+
+    def gpu_evidence(self, nonce: bytes) -> "GpuEvidence":
+        """Return evidence of the GPUs over a nonce of 32 bytes.
+
+        Raises:
+            UsageError: If the nonce has another size, or the TEE is closed.
+            UnsupportedError: If the TEE has no GPU.
+        """
+        return self._open_simulator().gpu_evidence(nonce)
+
+    @property
+    def gpu_roots(self) -> "GpuRoots":
+        """The trust anchors of the GPUs' evidence; UnsupportedError without GPUs."""
+        return self.simulator.gpu_roots
+
+    @property
+    def gpu_endorsements(self) -> "GpuEndorsements":
+        """The current RIMs and OCSP answers of the GPUs; UnsupportedError without GPUs."""
+        return self._open_simulator().gpu_endorsements()
+
     # -- the server, started on first use ------------------------------------------------------
 
     @property
@@ -290,6 +316,12 @@ class SimulatedTee:
         if not self._attester.has_quotes:
             message = "pccs_url: not available on SEV-SNP, which has no Intel collateral"
             raise UnsupportedError(message, reason="feature")
+        return self._server.pccs()
+
+    @property
+    def gpu_services_url(self) -> str:
+        """The URL of OCSP responder, RIM service and NRAS; UnsupportedError without GPUs."""
+        self.simulator.gpus  # noqa: B018 - raises the error
         return self._server.pccs()
 
     @property

@@ -207,9 +207,11 @@ _SETUP: Final = (
 
 
 def _scenarios() -> tuple[str, ...]:
-    from attestkit.backends.simulator.scenarios.named import named_scenarios  # lazy: a long table
+    # Lazy: long tables.
+    from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
+    from attestkit.backends.simulator.scenarios.named import named_scenarios
 
-    return named_scenarios()
+    return (*named_scenarios(), *named_gpu_scenarios())
 
 
 def _setup(given: dict[str, Any]) -> "Setup":

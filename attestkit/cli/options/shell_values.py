@@ -65,9 +65,10 @@ def _simulator_platforms() -> Iterable[str]:
 
 
 def _scenarios() -> Iterable[str]:
+    from attestkit.backends.simulator.gpu.gpu_scenarios import GPU_SCENARIOS
     from attestkit.backends.simulator.scenarios.named import NAMED
 
-    return NAMED
+    return (*NAMED, *GPU_SCENARIOS)
 
 
 complete_backend: Complete = _words(_backends)

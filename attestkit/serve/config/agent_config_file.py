@@ -50,7 +50,7 @@ _OWN: Final = frozenset(Options._fields) - {
     *("config", "ident", "data_disks", "limited_sockets", "sources")
 }
 _LISTS: Final = frozenset({"auth_key", "fault"})  # a text is a list of one
-_NUMBERS: Final = frozenset({"quote_version", "workers"})  # may also be whole numbers
+_NUMBERS: Final = frozenset({"gpus", "quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header
 _MOST_ITEMS: Final = 64  # of a list

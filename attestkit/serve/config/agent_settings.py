@@ -297,6 +297,8 @@ def _simulation(options: Options) -> dict[str, object]:
         found["quote_version"] = int(options.quote_version)
     if (image := options.path("boot_image")) is not None:
         found["image"] = image
+    if options.gpus is not None:
+        found["gpus"] = _count_gpus(options, options.gpus)
     if options.scenario is not None:
         from attestkit.backends.simulator.scenarios.named import scenario  # lazy
 
@@ -308,6 +310,12 @@ def _simulation(options: Options) -> dict[str, object]:
         parsed = [_check(options, "fault", text, Faults.of) for text in options.fault]
         found["faults"] = [fault for faults in parsed for fault in faults.armed()]
     return found
+
+
+def _count_gpus(options: Options, text: str) -> int:
+    if not re.fullmatch(r"[1-9]|1[0-6]", text):
+        raise options.error("gpus", f"must be 1 to 16: {shown(text)}", "out_of_range")
+    return int(text)
 
 
 def _check(options: Options, field: str, text: str, parse: Callable[[str], _Checked]) -> _Checked:

@@ -72,9 +72,10 @@ def _faults() -> str:
 
 
 def _scenarios() -> str:
+    from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios  # lazy
     from attestkit.backends.simulator.scenarios import named as named_scenarios  # lazy, as above
 
-    return "\n".join(named_scenarios.named_scenarios())
+    return "\n".join((*named_scenarios.named_scenarios(), *named_gpu_scenarios()))
 
 
 _SHOWS: Final = {

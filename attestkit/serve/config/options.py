@@ -40,7 +40,7 @@ FLAGS: Final = frozenset(
 
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
-    *("platform", "quote_version", "boot_image", "scenario", "fault"),
+    *("platform", "quote_version", "boot_image", "gpus", "scenario", "fault"),
 )
 """Options that are refused on hardware."""
 
@@ -150,6 +150,7 @@ class Options(NamedTuple):
     boot_image: Annotated[
         _Text, "PATH", "dstack image (folder or archive) that the simulated guest boots"
     ] = None
+    gpus: Annotated[_Text, "N", "simulated NVIDIA GPUs, 1 to 16; 8 come with NVSwitches"] = None
     scenario: Annotated[_Text, "NAME", "simulate a named defect of the TEE or its collateral"] = (
         None
     )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator.faults.injection import simulator_faults
+from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
 from attestkit.backends.simulator.scenarios.named import named_scenarios
 from attestkit.errors import UsageError
 from attestkit.serve.config.command_line import parse_options
@@ -91,7 +92,10 @@ def test_parse_options_fault_is_repeatable() -> None:
 
 @pytest.mark.parametrize(
     ("option", "lines"),
-    [("--list-faults", simulator_faults()), ("--list-scenarios", named_scenarios())],
+    [
+        ("--list-faults", simulator_faults()),
+        ("--list-scenarios", (*named_scenarios(), *named_gpu_scenarios())),
+    ],
 )
 def test_parse_options_list_prints_and_exits(
     capsys: pytest.CaptureFixture[str], option: str, lines: tuple[str, ...]

@@ -294,11 +294,5 @@ def find_gpu_fault(name: str) -> GpuFault:
     found = GPU_FAULTS.get(name)
     if found is None:
         text = f"unknown fault of GPUs {shown(name)}{near(name, GPU_FAULTS)}"
-        raise UsageError(f"{text}; see docs/faults.md", reason="unknown_name")
+        raise UsageError(f"{text}; see docs/scenarios.md", reason="unknown_name")
     return found
-
-
-def named_gpu_faults() -> tuple[str, ...]:
-    """Return one line of help for each fault."""
-    width = max(map(len, GPU_FAULTS))
-    return tuple([f"{name:<{width}}  {fault.text}" for name, fault in GPU_FAULTS.items()])

@@ -4,7 +4,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -29,6 +29,9 @@ from attestkit.backends.simulator.gpu.simulated_device import (
     golden_measurement,
 )
 from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
+
+if TYPE_CHECKING:
+    from attestkit.gpu.endorsements import GpuEndorsements
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
@@ -165,8 +168,10 @@ class SimulatedGpus:
             self._answers = hour, self.ocsp.answers(moment)
         return self._answers[1]
 
-    def endorsements(self, now: float) -> GpuEndorsements:
+    def endorsements(self, now: float) -> "GpuEndorsements":
         """Return RIMs and OCSP answers at a Unix time, as a verifier fetches them."""
+        from attestkit.gpu.endorsements import GpuEndorsements
+
         return GpuEndorsements(self.rims, self.ocsp_answers(now), None)
 
     @cached_property

@@ -15,7 +15,8 @@ from attestkit._crypto.x509.ocsp import (
 )
 from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit.backends.simulator.gpu.device_models import MODELS
-from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS, named_gpu_faults
+from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
+from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
 from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import GpuEvidence, Report
@@ -170,8 +171,9 @@ def test_faults_have_names_and_checks_of_fabricated_cases() -> None:
 
 
 def test_faults_are_listed_with_a_line_each() -> None:
-    """The help has one line for each fault."""
-    assert [line.split()[0] for line in named_gpu_faults()] == list(GPU_FAULTS)
+    """The help has one line for each scenario with a fault."""
+    names = [line.split()[0] for line in named_gpu_scenarios()]
+    assert names == [f"gpu-{name}" for name in GPU_FAULTS]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.gpu.gpu_scenarios import GPU_SCENARIOS
 from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
@@ -298,4 +299,5 @@ needs_guide = pytest.mark.skipif(not GUIDE.exists(), reason="docs/scenarios.md i
 def test_guide_lists_each_scenario() -> None:
     """Its tables equal the code's, in order."""
     rows = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", GUIDE.read_text(), re.MULTILINE)
-    assert rows == [(name, named.outcome, named.text) for name, named in NAMED.items()]
+    listed = {**NAMED, **GPU_SCENARIOS}
+    assert rows == [(name, named.outcome, named.text) for name, named in listed.items()]
