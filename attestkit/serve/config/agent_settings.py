@@ -314,7 +314,7 @@ def _simulation(options: Options) -> dict[str, object]:
 
 def _count_gpus(options: Options, text: str) -> int:
     if not re.fullmatch(r"[1-9]|1[0-6]", text):
-        raise options.error("gpus", f"must be 1 to 16: {shown(text)}", "out_of_range")
+        raise options.error("gpus", f"must be 1 to 16: {shown(text)}", "wrong_value")
     return int(text)
 
 

@@ -16,8 +16,9 @@ import pytest
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 from attestkit._crypto.x509.ocsp import read_ocsp_request, write_ocsp_error
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from tests.rigs.nvidia_verifiers.environment import LOCAL_GPU_VERIFIER, make_environment
 from tests.rigs.nvidia_verifiers.services import CaseServices, serve
 from tests.vectors import SHARED, needs_shared

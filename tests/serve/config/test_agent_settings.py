@@ -205,7 +205,7 @@ def test_decide_settings_simulation_arguments() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    *(({"gpus": text}, "out_of_range", "gpus: must be 1 to 16") for text in ("0", "17", "-1", "x")),
+    *(({"gpus": text}, "wrong_value", "gpus: must be 1 to 16") for text in ("0", "17", "-1", "x")),
     *(({"http": text}, "wrong_value", "http: must be HOST") for text in ("x", "8090", ":99")),
     ({"http": "unix:"}, "wrong_value", "http: must have a path after unix:: unix:"),
     ({"pccs": "::1:80"}, "wrong_value", "pccs: an IPv6 address must be in square brackets: ::1:80"),

@@ -79,6 +79,8 @@ class SimulatedNras:
             devices = read_devices(request)
         except FormatError as error:
             return _refuse(400, error.message)
+        if not isinstance(request, dict):
+            return _refuse(400, "must be an object")
         nonce, version = request.get("nonce"), request.get("claims_version", "2.0")
         if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
             return _refuse(400, "nonce: must be 64 hex digits")

@@ -15,9 +15,10 @@ from attestkit._crypto.x509.ocsp import (
 )
 from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit.backends.simulator.gpu.device_models import MODELS
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import GpuEvidence, Report
 from attestkit.gpu.architectures import ARCHITECTURES

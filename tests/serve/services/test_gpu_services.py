@@ -1,0 +1,156 @@
+"""GPUs of a simulated machine over HTTP: evidence, boot attestation, and NVIDIA's services."""
+
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import pytest
+
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.gpu import GpuEvidence, Report
+from attestkit.serve.services.context import Guest
+from attestkit.testing import SimulatedTee
+from tests.serve.asgi import Client
+from tests.serve.conftest import GuestClient, MakeGuest
+
+NONCE = bytes(range(32))
+
+
+@pytest.fixture
+def guest(make_guest: MakeGuest) -> Guest:
+    """Return a TD with two GPUs."""
+    return make_guest(partial(Simulator, gpus=2))
+
+
+@pytest.fixture
+def simulator(guest: Guest) -> Simulator:
+    """Return the simulator of the guest."""
+    backend: Any = guest.attester.backend
+    assert isinstance(backend, Simulator)
+    return backend
+
+
+@pytest.fixture
+def pccs(guest: Guest, guest_client: GuestClient) -> Client:
+    """Return a client of the services beside the collateral."""
+    return guest_client("collateral", guest)
+
+
+def bundle(response: Any, member: str) -> dict[str, Any]:
+    """Return the only bundle of a response."""
+    assert response.status == 200, response.body
+    [found] = response.json()[member]
+    assert found["vendor"] == "nvidia"
+    return {**found, "evidence": bytes.fromhex(found["evidence"])}
+
+
+def test_attest_gpu_returns_evidence_over_the_nonce(dstack: Client) -> None:
+    """AttestGpu has the JSON of nvattest's collect-evidence over the caller's nonce."""
+    found = bundle(dstack.post("/v1/AttestGpu", {"nonce": NONCE.hex()}), "bundles")
+    assert found["format"] == "nvidia-nvattest-collect-evidence-json-v1"
+    evidence = GpuEvidence.from_json(found["evidence"])
+    assert len(evidence.devices) == 2
+    assert {Report.parse(device.report).nonce for device in evidence.devices} == {NONCE}
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_attest_gpu_nonce_of_other_size_is_refused(dstack: Client, size: int) -> None:
+    """The nonce has 32 bytes."""
+    response = dstack.post("/v1/AttestGpu", {"nonce": bytes(size).hex()})
+    assert response.status == 400
+    assert f"nonce must be exactly 32 bytes, got {size}" in response.error()
+
+
+def test_boot_evidence_is_in_the_event_log(dstack: Client, simulator: Simulator) -> None:
+    """The event before system-ready has the hash of the output that Attest returns."""
+    request = {"report_data": "00" * 64, "include_boottime_gpu_evidence": True}
+    found = bundle(dstack.post("/v1/Attest", request), "boottime_gpu_evidence")
+    assert found["format"] == "nvidia-nvattest-boottime-json-v1"
+    assert found["evidence"] == simulator.gpu_boot_evidence()
+    events = [(event.name, event.payload) for event in simulator.open_journal().events()]
+    names = [name for name, _ in events]
+    assert names.index("gpu-policy-hash") + 1 == names.index("gpu-attestation")
+    payload = json.loads(dict(events)["gpu-attestation"])
+    assert payload == {
+        "version": 2,
+        "provider": "nvidia",
+        "devices": 2,
+        "cc_mode": "on",
+        "devtools": False,
+        "evidence_sha256": sha256(found["evidence"]).hex(),
+    }
+    output = json.loads(found["evidence"])
+    assert (output["result_code"], len(output["claims"])) == (0, 2)
+
+
+def test_gpu_info_lists_gpus(guest: Guest, guest_client: GuestClient) -> None:
+    """GuestApi.GpuInfo has UUID and address of each GPU."""
+    found = guest_client("guest_api", guest).get("/api/GpuInfo").json()
+    assert [gpu["index"] for gpu in found["gpus"]] == [0, 1]
+    assert all(gpu["uuid"].startswith("GPU-") for gpu in found["gpus"])
+    assert len({gpu["pci_bus_id"] for gpu in found["gpus"]}) == 2
+    assert (found["cc_ready"], found["cc_enabled"]) == (True, True)
+
+
+def test_rim_service_returns_rims(pccs: Client, simulator: Simulator) -> None:
+    """A RIM is returned in base64 with its hash; other identifiers are not found."""
+    ids = pccs.get("/v1/rim/ids").json()["ids"]
+    assert ids == sorted(simulator.gpus.rims)
+    for identifier in ids:
+        found = pccs.get(f"/v1/rim/{identifier}").json()
+        rim = b64decode(found["rim"])
+        assert rim == simulator.gpus.rims[identifier]
+        assert (found["id"], found["sha256"]) == (identifier, sha256(rim).hex())
+        assert found["rim_format"] == "TCG"
+    assert pccs.get("/v1/rim/NV_GPU_DRIVER_GH100_1").status == 404
+
+
+def test_ocsp_responder_answers_posts(pccs: Client, simulator: Simulator) -> None:
+    """The answer is about the certificate, now, with the nonce."""
+    _, brom, ica, *_ = simulator.gpus.chain(simulator.gpus.devices[0])
+    request = write_ocsp_request(brom, ica, nonce=NONCE)
+    for path in ("/ocsp", "/ocsp/"):
+        headers = {"content-type": "application/ocsp-request"}
+        response = pccs.request("POST", path, request, headers)
+        assert response.headers["Content-Type"] == "application/ocsp-response"
+        now = datetime.now(timezone.utc)
+        assert check_ocsp([response.body], brom, ica, now, nonce=NONCE).status == "good"
+
+
+def test_other_posts_are_refused(pccs: Client, guest_client: GuestClient) -> None:
+    """Other paths and large bodies are refused, and without GPUs every POST."""
+    assert pccs.request("POST", "/sgx/certification/v4/pckcrl", b"{}").status == 405
+    assert pccs.request("POST", "/ocsp", bytes(1 << 20) + b"x").status == 413
+    assert pccs.request("POST", "/v3/attest/gpu", b"{").status == 400
+    assert pccs.get("/sgx/certification/v4/rootcacrl").status == 200
+    assert guest_client("collateral").request("POST", "/ocsp", b"").status == 405
+    assert guest_client("collateral").get("/v1/rim/ids").status == 404
+
+
+def test_services_of_snp_guest(make_guest: MakeGuest, guest_client: GuestClient) -> None:
+    """An SEV-SNP guest with GPUs has the services, without Intel's collateral."""
+    client = guest_client("collateral", make_guest(partial(SnpSimulator, gpus=1)))
+    assert client.get("/v1/rim/ids").status == 200
+    assert client.get("/sgx/certification/v4/rootcacrl").status == 404
+
+
+@pytest.fixture(scope="module")
+def tee() -> Iterator[SimulatedTee]:
+    """Return a TEE with a Blackwell GPU."""
+    with SimulatedTee(gpus=GpuConfig(1, architecture="BLACKWELL")) as tee:
+        yield tee
+
+
+def test_simulated_tee_serves_its_gpus(tee: SimulatedTee) -> None:
+    """The test support has evidence, roots and the address of the services."""
+    [device] = tee.gpu_evidence(NONCE).devices
+    assert device.architecture == "BLACKWELL"
+    assert device.certificates[-1] == tee.gpu_roots.device
+    assert tee.gpu_services_url == tee.pccs_url
