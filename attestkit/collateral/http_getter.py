@@ -1,13 +1,14 @@
-"""HTTP client for collateral, with the standard library only; the server is untrusted.
+"""HTTP client for endorsements, with the standard library only; the server is untrusted.
 
-Plain http is allowed as well as https: collateral is signed, so a network attacker can only
-withhold it, or replay collateral that is still valid. Certificates are verified against the
+Plain http is allowed as well as https: endorsements are signed, so a network attacker can only
+withhold them, or replay some that are still valid. Certificates are verified against the
 system's CAs.
 """
 
 import contextlib
 import ssl
 import time
+from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
@@ -33,7 +34,7 @@ _HEADERS: Final = {
 
 
 class HttpGetter:
-    """Function object that gets an http or https URL.
+    """Function object that gets an http or https URL; its method `post` posts to one.
 
     It does not follow redirects, send cookies or credentials, or use the proxies of the environment
     (`HTTPS_PROXY`); if you need these, pass another function as `getter`. A body has at most 1 MiB,
@@ -62,10 +63,28 @@ class HttpGetter:
             CollateralError: If the response is missing, truncated, malformed, too large or too
                 late, or `url` is not an http or https URL. The message names the URL.
         """
+        return self._request("GET", url, None, {})
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
+        """Return the response to a POST to `url`, of any status.
+
+        Args:
+            url: An http or https URL.
+            body: Body of the request.
+            headers: Header fields, such as Content-Type.
+
+        Raises:
+            CollateralError: As for a GET.
+        """
+        return self._request("POST", url, body, headers)
+
+    def _request(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Response:
         connection = self._connection(url)
         deadline = time.monotonic() + self._timeout
         limits = ResponseLimits(HEAD_LIMIT, BODY_LIMIT, lambda: deadline - time.monotonic())
-        request = ("GET", _target(urlsplit(url)), None, _HEADERS)
+        request = (method, _target(urlsplit(url)), body, {**_HEADERS, **headers})
         try:
             with contextlib.closing(connection):
                 connection.connect()
@@ -79,7 +98,7 @@ class HttpGetter:
     def _describe(self, error: Exception) -> "tuple[CollateralReason, str]":
         """Return reason and text of an error of the exchange."""
         if isinstance(error, TooLargeError):
-            return "too_large", f"response is over {error}; check that the URL is that of a PCCS"
+            return "too_large", f"response is over {error}; check the URL"
         if isinstance(error, TimeoutError):
             text = f"no response within {self._timeout:g} s; check that the service runs"
             return "fetch_failed", text
@@ -93,7 +112,7 @@ class HttpGetter:
         # HTTPException, or ValueError: invalid host name
         return (
             "malformed",
-            f"invalid HTTP response ({type(error).__name__}); check that the URL is that of a PCCS",
+            f"invalid HTTP response ({type(error).__name__}); check the URL",
         )
 
     def _connection(self, url: str) -> HTTPConnection:

@@ -56,6 +56,9 @@ class Response(NamedTuple):
 Getter: TypeAlias = Callable[[str], Response]
 """Function that gets a URL without following redirects; CollateralError if it fails."""
 
+Poster: TypeAlias = Callable[[str, bytes, Mapping[str, str]], Response]
+"""Function that posts a body with header fields to a URL; otherwise as a Getter."""
+
 
 def base_url(text: str) -> str:
     """Return the base URL of a service, without a final `/` and the paths of version 4.

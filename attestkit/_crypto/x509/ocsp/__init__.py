@@ -22,6 +22,7 @@ from attestkit._crypto.x509.ocsp.check import (
 )
 from attestkit._crypto.x509.ocsp.request import (
     CertId,
+    OcspHash,
     OcspRequest,
     cert_id,
     read_ocsp_request,
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_ANSWERS",
     "CertId",
     "OcspAnswer",
+    "OcspHash",
     "OcspRequest",
     "OcspResponder",
     "OcspStatus",

@@ -1,0 +1,190 @@
+"""Client of NVIDIA's attestation service (nvidia-gpu.md, section 5.1).
+
+The answer is verified by `verify_tokens`. Its keys are trusted because they come over TLS: keep
+them with the answer, as they live two days.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any, Final, Literal, get_args
+
+from attestkit._argument_checks import require_size
+from attestkit._formats import strict_json
+from attestkit._reasons import CollateralReason, UsageReason
+from attestkit._sanitize import one_line
+from attestkit.collateral.pccs_client import Getter, Poster, Response
+from attestkit.errors import CollateralError, FormatError, UsageError
+from attestkit.gpu.architectures import Architecture
+from attestkit.gpu.evidence import DeviceEvidence
+from attestkit.gpu.nras.claims import ClaimsVersion
+from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_DEVICES, read_detached_eat
+from attestkit.gpu.nras.jwks import MAX_JWKS, read_jwks
+
+NVIDIA_NRAS_URL: Final = "https://nras.attestation.nvidia.com"
+"""NVIDIA's service."""
+
+NrasVersion = Literal[2, 3, 4]
+"""Version of the service's interface."""
+
+_JWKS_PATH: Final = "/.well-known/jwks.json"
+_NONCE_SIZE: Final = 32
+_MAX_ADVICE: Final = 200  # characters of the service's text in an error
+_ADVICE: Final = {
+    400: "check that the nonce is that of the evidence",
+    401: "the service requires a key",
+    403: "the service requires a key",
+    429: "too many requests; try again later",
+}
+
+
+def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
+    """Fetch the keys of the service: a JWK set, which was read but not authenticated.
+
+    Args:
+        getter: Function that gets a URL, such as `HttpGetter`.
+        url: Base URL of the service; https, because nothing else authenticates the keys.
+
+    Raises:
+        UsageError: If the URL is not an https URL, or of this machine.
+        CollateralError: If the service cannot be reached or returned an error (`fetch_failed`), or
+            its answer is malformed or too large.
+    """
+    where = _base(url) + _JWKS_PATH
+    body = _body(getter(where), where, MAX_JWKS)
+    try:
+        read_jwks(body)
+    except FormatError as error:
+        raise _error(where, str(error), "malformed") from error
+    return body
+
+
+def request_tokens(
+    devices: Sequence[DeviceEvidence],
+    architecture: Architecture,
+    nonce: bytes,
+    poster: Poster,
+    url: str = NVIDIA_NRAS_URL,
+    *,
+    version: NrasVersion = 3,
+    claims_version: ClaimsVersion | None = "3.0",
+    service_key: str | None = None,
+    allow_hold: bool = False,
+) -> bytes:
+    """Have the service verify evidence; return its answer, which is not verified.
+
+    Args:
+        devices: Evidence of 1 to 64 devices of one architecture.
+        architecture: Their architecture.
+        nonce: The nonce of all reports, 32 bytes.
+        poster: Function that posts, such as `HttpGetter().post`.
+        url: Base URL of the service.
+        version: Version of the service's interface.
+        claims_version: Version of the claims; None leaves it to the service.
+        service_key: Key of a customer of NVIDIA.
+        allow_hold: Whether the service accepts certificates on hold.
+
+    Returns:
+        The detached EAT bundle.
+
+    Raises:
+        UsageError: If an argument is not valid.
+        CollateralError: If the service cannot be reached or returned an error (`fetch_failed`), or
+            its answer is malformed or too large.
+    """
+    require_size("nonce", nonce, _NONCE_SIZE)
+    _check_arguments(devices, architecture, version, claims_version)
+    kind = "switch" if architecture == "LS10" else "gpu"
+    where = f"{_base(url)}/v{version}/attest/{kind}"
+    body = encode_request(devices, architecture, nonce, claims_version)
+    headers = {"Accept": "application/json", "Content-Type": "application/json"}
+    if service_key is not None:
+        headers["Authorization"] = f"Bearer {_printable(service_key)}"
+    if allow_hold:
+        headers["X-NVIDIA-OCSP-ALLOW-CERT-HOLD"] = "true"
+    found = _body(poster(where, body, headers), where, MAX_BUNDLE)
+    try:
+        read_detached_eat(found)
+    except FormatError as error:
+        raise _error(where, str(error), "malformed") from error
+    return found
+
+
+def encode_request(
+    devices: Sequence[DeviceEvidence],
+    architecture: Architecture,
+    nonce: bytes,
+    claims_version: ClaimsVersion | None,
+) -> bytes:
+    """Return the JSON of a request."""
+    members: dict[str, Any] = {
+        "nonce": nonce.hex(),
+        "arch": architecture,
+        "evidence_list": [
+            {
+                "certificate": b64encode(device.chain_pem).decode("ascii"),
+                "evidence": b64encode(device.report).decode("ascii"),
+            }
+            for device in devices
+        ],
+    }
+    if claims_version is not None:
+        members["claims_version"] = claims_version
+    return json.dumps(members, separators=(",", ":")).encode("ascii")
+
+
+def _check_arguments(
+    devices: Sequence[DeviceEvidence], architecture: str, version: int, claims_version: str | None
+) -> None:
+    if not 0 < len(devices) <= MAX_DEVICES:
+        problem = f"{len(devices)} devices, must be 1 to {MAX_DEVICES}"
+        raise _misused(problem, "too_many" if devices else "missing")
+    if architecture not in get_args(Architecture):
+        raise _misused("architecture must be HOPPER, BLACKWELL or LS10", "wrong_value")
+    if version not in get_args(NrasVersion):
+        raise _misused(f"version {version} of the service, must be 2, 3 or 4", "wrong_value")
+    if claims_version not in {None, *get_args(ClaimsVersion)}:
+        raise _misused("claims_version must be 2.0 or 3.0", "wrong_value")
+
+
+def _base(url: str) -> str:
+    if not url.startswith(("https://", "http://127.0.0.1:", "http://[::1]:", "http://localhost:")):
+        raise _misused("the URL must begin with https://", "wrong_value")
+    return url.rstrip("/")
+
+
+def _printable(service_key: str) -> str:
+    if not service_key.isascii() or not service_key.isprintable() or not service_key:
+        raise _misused("the service key must be printable ASCII text", "encoding")
+    return service_key
+
+
+def _body(response: Response, where: str, most: int) -> bytes:
+    """Return the body of a successful response."""
+    if response.status != 200:
+        advice = _ADVICE.get(response.status, "check the URL, or try again later")
+        problem = f"status {response.status}{_message(response.body)}; {advice}"
+        raise _error(where, problem, "fetch_failed")
+    if len(response.body) > most:
+        problem = f"answer has {len(response.body)} bytes, at most {most}"
+        raise _error(where, problem, "too_large")
+    return response.body
+
+
+def _message(body: bytes) -> str:
+    """Return the text of the service about an error, if it has one."""
+    try:
+        fields = strict_json.read_object(body[:65_536], "answer")
+    except FormatError:
+        return ""
+    texts = [fields.get(name) for name in ("errorMessage", "message", "error_description")]
+    found = next((text for text in texts if isinstance(text, str) and text), "")
+    return f": {one_line(found, _MAX_ADVICE)}" if found else ""
+
+
+def _misused(problem: str, reason: UsageReason) -> UsageError:
+    return UsageError(f"NRAS: {problem}", reason=reason)
+
+
+def _error(where: str, problem: str, reason: CollateralReason) -> CollateralError:
+    return CollateralError(f"NRAS {where}: {problem}", reason=reason)

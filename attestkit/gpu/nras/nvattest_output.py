@@ -1,0 +1,169 @@
+"""Reader of the output of NVIDIA's program `nvattest attest` (nvidia-gpu.md, sections 5.4 and 6.1).
+
+The program verifies the GPUs of its own machine, and its tokens have no signature (`alg` none):
+anybody can write such output. It proves something only where a measured guest recorded its hash, as
+dstack does.
+"""
+
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit._reasons import FormatReason
+from attestkit._sanitize import one_line
+from attestkit.errors import FormatError, GpuEvidenceError
+from attestkit.gpu.nras.claims import DeviceClaims, read_claims
+from attestkit.gpu.nras.detached_eat import (
+    LOCAL_DIGESTS,
+    MAX_DEVICES,
+    DetachedEat,
+    check_digests,
+    read_bundle,
+    read_token,
+)
+
+LOCAL_ISSUER: Final = "NVAT-LOCAL-VERIFIER"
+"""Issuer of the tokens."""
+
+MAX_OUTPUT: Final = 1 << 20
+"""Maximum size of the output in bytes."""
+
+_SUBJECT: Final = "nvattest output"
+_KEYS: Final = frozenset({"claims", "detached_eat", "result_code", "result_message"})
+_TOKEN_CLAIMS: Final = frozenset({"exp", "iat", "iss", "jti", "nbf", "sub"})
+_MAX_MESSAGE: Final = 200  # characters
+
+
+class NvattestOutput(NamedTuple):
+    """Output of nvattest, which is consistent in itself and **not authenticated**."""
+
+    raw: bytes  # as received; what a measured hash covers
+    result_code: int  # 0 if the program succeeded
+    result_message: str
+    overall_result: bool
+    overall_claims: Mapping[str, Any]
+    devices: tuple[DeviceClaims, ...]
+    eat: DetachedEat
+    is_authenticated: Literal[False] = False
+
+    @property
+    def sha256(self) -> bytes:
+        """The SHA-256 of the output, 32 bytes."""
+        return sha256(self.raw)
+
+    def check(self, devices: int | None = None, nonce: bytes | None = None) -> None:
+        """Check that the program accepted all devices; the output must be authentic already.
+
+        Args:
+            devices: Required number of devices.
+            nonce: Required nonce of all claims, 32 bytes.
+
+        Raises:
+            GpuEvidenceError: If a device was not accepted (`nras_result`), or has another nonce
+                (`nras_nonce`), or there are others than required (`device_count`).
+        """
+        if devices is not None and len(self.devices) != devices:
+            message = f"{_SUBJECT}: {len(self.devices)} devices, must be {devices}"
+            raise GpuEvidenceError(message, reason="device_count")
+        if self.result_code != 0 or not self.overall_result:
+            message = f"{_SUBJECT}: result {self.result_code}: {self.result_message}"
+            raise GpuEvidenceError(message, reason="nras_result")
+        for at, device in enumerate(self.devices):
+            if problems := device.problems():
+                message = f"{_SUBJECT}: {device.name}: {', '.join(problems)[:500]}"
+                raise GpuEvidenceError(message, reason="nras_result", device=at)
+            if nonce is not None and not hmac.compare_digest(device.nonce or b"", nonce):
+                message = f"{_SUBJECT}: {device.name}: another nonce"
+                raise GpuEvidenceError(message, reason="nras_nonce", device=at)
+
+
+def read_nvattest_output(data: bytes) -> NvattestOutput:
+    """Read output of `nvattest attest`; nothing is authenticated.
+
+    Args:
+        data: JSON with claims, detached_eat, result_code and result_message, at most 1 MiB.
+
+    Raises:
+        FormatError: If it is malformed, a token has a signature or another issuer, or claims,
+            nonces and tokens contradict each other.
+        GpuEvidenceError: If the program failed and wrote no tokens (`nras_result`), or tokens and
+            the hashes in the overall token differ (`nras_digest`).
+    """
+    if len(data) > MAX_OUTPUT:
+        raise _bad(f"over {MAX_OUTPUT} bytes", "too_large")
+    fields = strict_json.read_object(data, _SUBJECT)
+    if unknown := fields.keys() - _KEYS:
+        raise _bad(f"unknown member {one_line(min(unknown), 64)!r}", "unknown_field")
+    code = fields.get("result_code")
+    if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code < 1 << 31:
+        raise _bad("result_code: must be a number", "missing" if code is None else "wrong_value")
+    message = one_line(_message(fields), _MAX_MESSAGE)
+    if code != 0 and fields.get("detached_eat") is None:
+        problem = f"the verification failed: result {code}: {message}"
+        raise GpuEvidenceError(f"{_SUBJECT}: {problem}", reason="nras_result")
+    eat = read_bundle(fields.get("detached_eat"))
+    overall = _payload(eat.overall, "overall token")
+    check_digests(overall, eat.devices, LOCAL_DIGESTS)
+    payloads = {name: _payload(token, name) for name, token in eat.devices.items()}
+    _check_claims(fields.get("claims"), payloads)
+    devices = tuple(read_claims(claims, name) for name, claims in payloads.items())
+    nonces = {device.nonce for device in devices} | {_nonce(overall)}
+    if len(nonces) != 1 or None in nonces:
+        raise _bad("the tokens have different nonces", "inconsistent")
+    return NvattestOutput(data, code, message, _result(overall), overall, devices, eat)
+
+
+def _payload(token: bytes, name: str) -> dict[str, Any]:
+    """Return the claims of a token without signature."""
+    jws = read_token(token, name)
+    if jws.header != {"alg": "none"} or jws.signature:
+        problem = f"{name}: must have alg none and no signature; verify signed tokens instead"
+        raise _bad(problem, "unsupported")
+    claims = jws.read_payload()
+    if claims.get("iss") != LOCAL_ISSUER:
+        raise _bad(f"{name}: another issuer than {LOCAL_ISSUER}", "wrong_value")
+    return claims
+
+
+def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the claims beside the tokens are those of the tokens, in any order."""
+    if not isinstance(value, list) or len(value) > MAX_DEVICES:
+        raise _bad("claims: must be a list of devices", "wrong_type")
+    ours = [
+        {name: claim for name, claim in claims.items() if name not in _TOKEN_CLAIMS}
+        for claims in payloads.values()
+    ]
+    stated, found = (
+        sorted(json.dumps(each, sort_keys=True) for each in by) for by in (value, ours)
+    )
+    if stated != found:
+        raise _bad("claims: not those of the tokens", "inconsistent")
+
+
+def _sorted(items: list[Any]) -> list[str]:
+    return sorted(json.dumps(item, sort_keys=True) for item in items)
+
+
+def _nonce(claims: Mapping[str, Any]) -> bytes:
+    return strict_json.from_hex(claims.get("eat_nonce"), f"{_SUBJECT}: eat_nonce", 32)
+
+
+def _result(claims: Mapping[str, Any]) -> bool:
+    result = claims.get("x-nvidia-overall-att-result")
+    if not isinstance(result, bool):
+        raise _bad("x-nvidia-overall-att-result: must be true or false", "wrong_type")
+    return result
+
+
+def _message(fields: Mapping[str, Any]) -> str:
+    try:
+        return strict_json.string(fields, "result_message", "")
+    except FormatError as error:
+        raise _bad(error.message, error.reason) from error
+
+
+def _bad(problem: str, reason: FormatReason) -> FormatError:
+    return FormatError(f"{_SUBJECT}: {problem}", reason=reason)
