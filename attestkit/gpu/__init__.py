@@ -9,6 +9,8 @@ from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit.gpu.collection import collect
+    from attestkit.gpu.endorsement_fetcher import GpuServices
+    from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
     from attestkit.gpu.report import Report
     from attestkit.gpu.rim import Rim
@@ -19,6 +21,8 @@ else:
         __name__,
         {
             "collection": ["collect"],
+            "endorsement_fetcher": ["GpuServices"],
+            "endorsements": ["GpuEndorsements"],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
             "report": ["Report"],
             "rim": ["Rim"],
@@ -26,4 +30,12 @@ else:
         },
     )
 
-__all__ = ["DeviceEvidence", "GpuEvidence", "GpuRoots", "Report", "Rim"]
+__all__ = [
+    "DeviceEvidence",
+    "GpuEndorsements",
+    "GpuEvidence",
+    "GpuRoots",
+    "GpuServices",
+    "Report",
+    "collect",
+]

@@ -20,7 +20,11 @@ from tests.vectors import data, needs_shared
 
 def test_read_jwks_returns_keys_by_kid() -> None:
     """All P-384 keys are returned; keys of other types are ignored."""
-    others = [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}, {"kty": "EC", "crv": "P-256"}, {"kty": [1]}]
+    others: list[dict[str, Any]] = [
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
+        {"kty": "EC", "crv": "P-256"},
+        {"kty": [1]},
+    ]
     found = read_jwks(jwks(jwk(), jwk("other", "2", x5c=False), *others))
     assert [*found] == [KEY_ID, "2"]
     assert all(isinstance(key, P384PublicKey) for key in found.values())

@@ -6,6 +6,7 @@ import hmac
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
@@ -241,7 +242,7 @@ def _unsigned(claims: dict[str, Any]) -> str:
     return f"{header}.{b64(json.dumps(claims).encode())}."
 
 
-def _hs256(claims: dict[str, Any], secret: bytes) -> str:
+def _hs256(secret: bytes, claims: dict[str, Any]) -> str:
     header = json.dumps({"alg": "HS256", "kid": KEY_ID}).encode()
     signed = f"{b64(header)}.{b64(json.dumps(claims).encode())}"
     return f"{signed}.{b64(hmac.digest(secret, signed.encode(), 'sha256'))}"
@@ -262,7 +263,7 @@ def _secrets() -> list[bytes]:
 def test_verify_tokens_with_alg_none_or_hs256_are_refused() -> None:
     """A token without signature, or with one by the public key as a secret, is refused."""
     makers: list[Callable[[dict[str, Any]], str]] = [_unsigned]
-    makers += [lambda claims, secret=secret: _hs256(claims, secret) for secret in _secrets()]
+    makers += [partial(_hs256, secret) for secret in _secrets()]
     for make in makers:
         devices = {"GPU-0": make(device_claims())}
         with raises(GpuEvidenceError, "nras_signature", device=0):

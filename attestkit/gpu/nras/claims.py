@@ -204,8 +204,8 @@ class _ClaimsReader:
             valid = self._check(flag)
             if valid is None:
                 return None
-            status = "valid" if valid else "invalid"
-            return CertificateClaims(status, None, None, None, None, None)
+            flagged = "valid" if valid else "invalid"
+            return CertificateClaims(flagged, None, None, None, None, None)
         if not isinstance(value, dict):
             raise self.bad(f"{self._prefix}{name}", "must be an object", "wrong_type")
         inner = _ClaimsReader(value, f"{self._what}: {self._prefix}{name}", "x-nvidia-cert-")

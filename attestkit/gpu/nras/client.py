@@ -177,9 +177,11 @@ def _message(body: bytes) -> str:
         fields = strict_json.read_object(body[:65_536], "answer")
     except FormatError:
         return ""
-    texts = [fields.get(name) for name in ("errorMessage", "message", "error_description")]
-    found = next((text for text in texts if isinstance(text, str) and text), "")
-    return f": {one_line(found, _MAX_ADVICE)}" if found else ""
+    for name in ("errorMessage", "message", "error_description"):
+        text = fields.get(name)
+        if isinstance(text, str) and text:
+            return f": {one_line(text, _MAX_ADVICE)}"
+    return ""
 
 
 def _misused(problem: str, reason: UsageReason) -> UsageError:

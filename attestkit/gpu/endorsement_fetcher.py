@@ -1,0 +1,141 @@
+"""Fetches endorsements for evidence: a few requests at a time, each question once."""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from itertools import pairwise
+from typing import Final, NamedTuple, TypeVar
+
+from attestkit._reasons import GpuReason
+from attestkit.collateral.pccs_client import Getter, Poster
+from attestkit.errors import (
+    CollateralError,
+    CollateralExpiredError,
+    FormatError,
+    GpuEvidenceError,
+    SignatureError,
+)
+from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
+from attestkit.gpu.report import Report
+from attestkit.gpu.rim.manifest import Rim
+from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
+from attestkit.gpu.roots import GpuRoots
+
+MAX_REQUESTS: Final = 8
+"""Maximum number of simultaneous requests."""
+
+_ASKED: Final = (
+    3  # certificates of a chain: of a device from the BROM's on, of a RIM from the first
+)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class GpuServices(NamedTuple):
+    """Services that endorsements are fetched from."""
+
+    getter: Getter | None = None  # None is an HttpGetter, as for `poster`
+    poster: Poster | None = None
+    rim_url: str = NVIDIA_RIM_URL
+    ocsp_url: str = NVIDIA_OCSP_URL
+    # Returns the nonce of an OCSP request; None sends no nonces.
+    create_nonce: Callable[[], bytes] | None = partial(secrets.token_bytes, 32)
+
+
+class _Question(NamedTuple):
+    """A certificate to ask about."""
+
+    certificate: bytes  # in DER, as the next one
+    issuer: bytes
+
+
+def fetch_parts(
+    evidence: GpuEvidence, services: GpuServices | None, now: datetime, roots: GpuRoots | None
+) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
+    """Return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
+    getter, poster, rim_url, ocsp_url, create_nonce = services or GpuServices()
+    if getter is None or poster is None:
+        from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
+
+        http = HttpGetter()
+        getter, poster = getter or http, poster or http.post
+    root = (roots or GpuRoots.nvidia()).device
+    identifiers: dict[str, None] = {}  # as the next one: each once, in order
+    questions: dict[_Question, None] = {}
+    for at, device in enumerate(evidence.devices):
+        report, chain = _verify_device(device, at, root, now)
+        identifiers |= dict.fromkeys(_rim_identifiers(report, chain))
+        questions |= dict.fromkeys(_questions(chain.certificates[1:]))
+    names = tuple(identifiers)
+    rims = dict(
+        zip(names, _each(lambda name: fetch_rim(name, getter, rim_url), names), strict=True)
+    )
+    for name, rim in rims.items():
+        questions |= dict.fromkeys(_questions(_rim_certificates(name, rim)))
+
+    def ask(question: _Question) -> bytes:
+        nonce = create_nonce() if create_nonce else None
+        return fetch_ocsp(*question, poster, ocsp_url, nonce=nonce)
+
+    return rims, tuple(_each(ask, tuple(questions)))
+
+
+def _verify_device(
+    device: DeviceEvidence, at: int, root: bytes, now: datetime
+) -> tuple[Report, DeviceChain]:
+    """Return report and chain of a device, whose signatures are valid."""
+    with _step("format", at):
+        report = Report.parse(device.report, strip_nul=True)
+    with _step("device_chain", at):
+        chain = verify_device_chain(read_device_chain(device.certificates), root, now)
+    with _step("report_signature", at):
+        report.verify_signature(chain.leaf_spki)
+    return report, chain
+
+
+@contextmanager
+def _step(reason: GpuReason, device: int) -> Iterator[None]:
+    try:
+        yield
+    except (FormatError, SignatureError, CollateralExpiredError) as error:
+        message = f"device {device}: {error}"
+        raise GpuEvidenceError(message, reason=reason, device=device) from error
+
+
+def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:
+    if chain.chip.kind == "gpu":
+        yield report.driver_rim_id(chain.chip)
+    yield report.vbios_rim_id(chain.chip)
+
+
+def _questions(chain: Sequence[bytes]) -> list[_Question]:
+    """Return the questions about the first certificates of a chain, with their issuers."""
+    return [_Question(*pair) for pair in pairwise(chain[: _ASKED + 1])]
+
+
+def _rim_certificates(name: str, rim: bytes) -> tuple[bytes, ...]:
+    try:
+        return Rim.parse(rim).certificates
+    except FormatError as error:
+        raise CollateralError(f"RIM {name}: {error}", reason="malformed") from error
+
+
+def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """Call a function for each item, for up to eight at a time.
+
+    After the first error no further call begins.
+    """
+    if not items:
+        return []
+    with ThreadPoolExecutor(min(MAX_REQUESTS, len(items))) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,219 @@
+"""Endorsements of GPU evidence: RIMs, OCSP answers, and keys of the attestation service."""
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS
+from attestkit._formats import strict_json
+from attestkit._reasons import CollateralReason
+from attestkit._sanitize import shown
+from attestkit._system.atomic_file import replace_file
+from attestkit.errors import CollateralError, FormatError
+from attestkit.gpu.nras.jwks import MAX_JWKS
+from attestkit.gpu.rim.document import MAX_SIZE as MAX_RIM
+
+if TYPE_CHECKING:
+    from attestkit.gpu.endorsement_fetcher import GpuServices
+    from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.roots import GpuRoots
+
+MAX_JSON: Final = 32 << 20
+"""Maximum size of the JSON in bytes."""
+
+MAX_RIMS: Final = 128
+"""Maximum number of RIMs: two of each of 64 devices."""
+
+_SUBJECT: Final = "GPU endorsements"
+_FORMAT: Final = "attestkit GPU endorsements"
+_VERSION: Final = 1
+_KEYS: Final = frozenset({"format", "version", "rims", "ocsp", "jwks"})
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class GpuEndorsements:
+    """Endorsements of GPU evidence, not verified.
+
+    Attributes:
+        rims: RIMs by their identifiers, at most 128 of 512 KiB.
+        ocsp: OCSP answers in DER, at most 512 of 16 KiB.
+        jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
+    """
+
+    rims: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    ocsp: tuple[bytes, ...] = field(default=(), repr=False)
+    jwks: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check numbers and sizes.
+
+        Raises:
+            CollateralError: If there are too many, one is empty or too large, or an identifier is
+                not valid.
+        """
+        object.__setattr__(self, "rims", dict(self.rims))
+        object.__setattr__(self, "ocsp", tuple(self.ocsp))
+        if len(self.rims) > MAX_RIMS:
+            raise _bad(f"{len(self.rims)} RIMs, at most {MAX_RIMS}", "too_large")
+        if len(self.ocsp) > MAX_ANSWERS:
+            raise _bad(f"{len(self.ocsp)} OCSP answers, at most {MAX_ANSWERS}", "too_large")
+        for identifier, rim in self.rims.items():
+            if not _IDENTIFIER.fullmatch(identifier):
+                raise _bad(f"invalid identifier of a RIM: {shown(identifier)}", "malformed")
+            _check_size(f"RIM {identifier}", rim, MAX_RIM)
+        for at, answer in enumerate(self.ocsp):
+            _check_size(f"OCSP answer {at}", answer, MAX_ANSWER)
+        if self.jwks is not None:
+            _check_size("keys", self.jwks, MAX_JWKS)
+
+    def rim(self, identifier: str) -> bytes:
+        """Return a RIM by its identifier.
+
+        Raises:
+            CollateralError: If it is missing.
+        """
+        found = self.rims.get(identifier)
+        if found is None:
+            raise _bad(f"no RIM {shown(identifier)}; fetch it", "missing")
+        return found
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "GpuEndorsements":
+        """Decode the JSON of `to_json`.
+
+        Raises:
+            CollateralError: If it is malformed, over 32 MiB, of another format or version, or has
+                an unknown member.
+        """
+        if len(data) > MAX_JSON:
+            raise _bad(f"over {MAX_JSON} bytes", "too_large")
+        try:
+            return cls(*_read_members(strict_json.read_object(data, _SUBJECT)))
+        except FormatError as error:
+            raise CollateralError(str(error), reason="malformed") from error
+
+    def to_json(self) -> bytes:
+        """Return JSON with all values in base64."""
+        members: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "rims": {name: _to_base64(rim) for name, rim in sorted(self.rims.items())},
+            "ocsp": [_to_base64(answer) for answer in self.ocsp],
+        }
+        if self.jwks is not None:
+            members["jwks"] = _to_base64(self.jwks)
+        return json.dumps(members, indent=1).encode("ascii") + b"\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "GpuEndorsements":
+        """Read a file of the JSON.
+
+        Raises:
+            CollateralError: If the file cannot be read, or `from_json` rejects its content. The
+                message names the file.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_JSON + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            message = f"{os.fspath(path)}: cannot be read: {error}"
+            raise CollateralError(message, reason="unreadable") from error
+        try:
+            return cls.from_json(data)
+        except CollateralError as error:
+            raise CollateralError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON, replacing the file atomically.
+
+        Raises:
+            CollateralError: If the file cannot be written.
+        """
+        try:
+            # Endorsements are public, so the file is readable by all.
+            replace_file(Path(path), self.to_json(), mode=0o644)
+        except (OSError, ValueError) as error:
+            message = f"{os.fspath(path)}: cannot be written: {error}"
+            raise CollateralError(message, reason="unwritable") from error
+
+    @classmethod
+    def fetch(
+        cls,
+        evidence: "GpuEvidence",
+        services: "GpuServices | None" = None,
+        *,
+        now: datetime,
+        roots: "GpuRoots | None" = None,
+    ) -> "GpuEndorsements":
+        """Fetch RIMs and OCSP answers for evidence.
+
+        Device chain and signature of each report are verified before its versions are used. What is
+        fetched is not verified; what several devices share is fetched once.
+
+        Args:
+            evidence: Evidence of the devices.
+            services: Where to fetch from; None is NVIDIA's services.
+            now: Time of the verification of the device chains, aware.
+            roots: Trusted roots; None is NVIDIA's.
+
+        Raises:
+            GpuEvidenceError: If a report or a chain is malformed or not valid (`format`,
+                `device_chain`, `report_signature`).
+            CollateralError: If a RIM does not exist (`missing`), or a service cannot be reached or
+                returns an error or an invalid answer.
+        """
+        from attestkit.gpu.endorsement_fetcher import fetch_parts  # lazy: only to fetch
+
+        rims, ocsp = fetch_parts(evidence, services, now, roots)
+        return cls(rims, ocsp)
+
+    def __repr__(self) -> str:
+        keys = "no keys" if self.jwks is None else "with keys"
+        return f"<GpuEndorsements, {len(self.rims)} RIMs, {len(self.ocsp)} OCSP answers, {keys}>"
+
+
+def _read_members(
+    fields: Mapping[str, Any],
+) -> tuple[dict[str, bytes], tuple[bytes, ...], bytes | None]:
+    """Return RIMs, OCSP answers and keys of the JSON."""
+    if fields.get("format") != _FORMAT:
+        raise FormatError(f"{_SUBJECT}: format must be {_FORMAT!r}", reason="unrecognized")
+    version = fields.get("version")
+    if version != _VERSION or isinstance(version, bool):
+        message = f"{_SUBJECT}: version must be {_VERSION}; update attestkit"
+        raise FormatError(message, reason="unsupported_version")
+    if unknown := fields.keys() - _KEYS:
+        message = f"{_SUBJECT}: unknown member {shown(min(unknown))}"
+        raise FormatError(message, reason="unknown_field")
+    rims, ocsp = fields.get("rims", {}), fields.get("ocsp", [])
+    if not isinstance(rims, dict) or not isinstance(ocsp, list):
+        message = f"{_SUBJECT}: rims must be an object, and ocsp a list"
+        raise FormatError(message, reason="wrong_type")
+    jwks = fields.get("jwks")
+    return (
+        {name: strict_json.from_base64(rim, f"{_SUBJECT}: rims") for name, rim in rims.items()},
+        tuple([strict_json.from_base64(answer, f"{_SUBJECT}: ocsp") for answer in ocsp]),
+        None if jwks is None else strict_json.from_base64(jwks, f"{_SUBJECT}: jwks"),
+    )
+
+
+def _to_base64(data: bytes) -> str:
+    return b64encode(data).decode("ascii")
+
+
+def _check_size(what: str, data: bytes, most: int) -> None:
+    if not data:
+        raise _bad(f"{what}: empty", "missing")
+    if len(data) > most:
+        raise _bad(f"{what}: {len(data)} bytes, at most {most}", "too_large")
+
+
+def _bad(problem: str, reason: CollateralReason) -> CollateralError:
+    return CollateralError(f"{_SUBJECT}: {problem}", reason=reason)
