@@ -143,8 +143,8 @@ def targets() -> list[ParserTarget]:
             "json.dict",
         ),
         ParserTarget(
-            "nras_keys",
-            obeys(read_jwks, FormatError, accepted=_keys),
+            "jwks",
+            obeys(read_jwks, FormatError, accepted=_keys, said=list),
             lambda: [_jwks()],
             "json.dict",
         ),

@@ -134,7 +134,7 @@ READERS: Final[dict[str, str]] = {
     "gpu.endorsements": "gpu_endorsements",
     "gpu.nras.claims": "nvattest_output",
     "gpu.nras.detached_eat": "nras_answer",
-    "gpu.nras.jwks": "nras_keys",
+    "gpu.nras.jwks": "jwks",
     "gpu.nras.nvattest_output": "nvattest_output",
     "gpu.opaque_data": "gpu_report",
     "gpu.report": "gpu_report",
