@@ -6,12 +6,13 @@ It is as strict as the real one is known to be: the header `Metadata: true`, exa
 
 import json
 import re
+import socket
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, final
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -24,6 +25,8 @@ _METHODS: Final = {TD_QUOTE_PATH: "POST", CERTIFICATION_PATH: "GET", LOCATION_PA
 _TD_REPORT_SIZE: Final = 1024
 _MAX_BODY: Final = 16_384
 _HTTP: Final = 80
+_MOST_WAITING: Final = 2  # threads
+_CLOSING_S: Final = 1.0  # most seconds to wait for them
 _LONG: Final = 40_000  # bytes
 _HUGE: Final = 1 << 20
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -138,7 +141,11 @@ def _error(status: int, text: str) -> ImdsResponse:
 
 @final
 class ImdsServer:
-    """The service on a TCP port of the loopback interface, for programs; a context manager."""
+    """The service on a TCP port of the loopback interface, for programs; a context manager.
+
+    The threads that wait for connections handle them, too. A new thread for each would often start
+    on another processor, which takes milliseconds on a busy machine. One thread always waits.
+    """
 
     def __init__(self, respond: Respond, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         """Listen on an address.
@@ -150,14 +157,13 @@ class ImdsServer:
         Raises:
             OSError: If the address cannot be bound.
         """
-        from http.server import ThreadingHTTPServer  # lazy: rarely needed
+        from http.server import HTTPServer  # lazy: rarely needed
 
-        self._server = ThreadingHTTPServer(address, _make_handler(respond))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
-        self._thread.start()
+        self._server = HTTPServer(address, _make_handler(respond))
+        self._changed = threading.Condition()
+        self._waiting = 0  # threads
+        with self._changed:
+            self._add_thread()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -173,9 +179,42 @@ class ImdsServer:
 
     def close(self) -> None:
         """Stop the server. A second call has no effect."""
-        self._server.shutdown()
+        with suppress(OSError):
+            self._server.socket.shutdown(socket.SHUT_RDWR)  # on Linux, this ends each `accept`
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, _CLOSING_S)
         self._server.server_close()
-        self._thread.join()
+
+    def _add_thread(self) -> None:
+        self._waiting += 1
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        """Handle connections until the server is closed, or enough other threads wait for them."""
+        while (connection := self._accept()) is not None:
+            try:
+                self._server.process_request(*connection)
+            except Exception:  # noqa: BLE001 - of a handler; it must not end the service
+                self._server.handle_error(*connection)
+                self._server.shutdown_request(connection[0])
+            with self._changed:
+                if self._waiting >= _MOST_WAITING:
+                    return
+                self._waiting += 1
+                self._changed.notify_all()
+
+    def _accept(self) -> "tuple[socket.socket, Any] | None":
+        """Return the next connection, for which another thread waits then; None at the end."""
+        try:
+            connection = self._server.get_request()
+        except OSError:
+            connection = None
+        with self._changed:
+            self._waiting -= 1
+            if connection is not None and not self._waiting:
+                self._add_thread()
+            self._changed.notify_all()
+        return connection
 
     def __enter__(self) -> "ImdsServer":
         return self

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import ExitStack
 
 import pytest
 
@@ -99,6 +100,14 @@ def test_quote_route_of_snp_vm_is_missing() -> None:
     assert snp().handle("POST", TD_QUOTE_PATH, JSON, quote_request()).status == 404
 
 
+def request(server: ImdsServer) -> bytes:
+    """Return the response to a request for the region, with its headers."""
+    head = f"GET {LOCATION_PATH}?api-version=2021-01-01 HTTP/1.1\r\nMetadata: true\r\n"
+    with socket.create_connection(server.address, 60) as client:
+        client.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        return client.makefile("rb").read()
+
+
 @pytest.mark.parametrize("headers", ["", "Content-Length: 5\r\nExpect: 100-continue\r\n"])
 def test_client_that_resets_the_connection_is_no_error(
     headers: str, capfd: pytest.CaptureFixture[str]
@@ -108,17 +117,47 @@ def test_client_that_resets_the_connection_is_no_error(
     def respond(*_: object) -> ImdsResponse:
         return ImdsResponse(200, bytes(1 << 25))  # more than the buffers of sockets
 
-    known = set(threading.enumerate())
     with ImdsServer(respond) as server, socket.create_connection(server.address) as client:
         client.sendall(f"POST / HTTP/1.1\r\n{headers}\r\n".encode())
         assert client.recv(1)  # of the response, or of status 100, which asks for the body
-        [handler] = set(threading.enumerate()) - known - {server._thread}
+        assert server._waiting == 1
         # SO_LINGER with 0 s: close sends RST.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
-        handler.join(60)
-        assert not handler.is_alive()
+        with server._changed:  # the thread of the request waits for the next one
+            assert server._changed.wait_for(lambda: server._waiting == 2, 60)
     assert capfd.readouterr().err == ""
+
+
+def test_imds_server_answers_beside_connections_that_send_nothing() -> None:
+    """Idle clients occupy a thread each, and one more waits; few threads remain afterwards."""
+    known = set(threading.enumerate())
+    with ExitStack() as stack:
+        server = stack.enter_context(ImdsServer(snp().handle))
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(server.address))
+        assert request(server).endswith(b"westeurope")
+        assert len(set(threading.enumerate()) - known) >= 6
+        stack.pop_all().close()
+    for thread in set(threading.enumerate()) - known:
+        thread.join(60)
+        assert not thread.is_alive()
+    server.close()
+
+
+def test_imds_server_survives_a_response_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    """An exception of a handler is printed, and ends its connection only."""
+    failing = iter([True, False])
+
+    def respond(*_: object) -> ImdsResponse:
+        if next(failing):
+            raise RuntimeError("of this test")
+        return ImdsResponse(200, b"second")
+
+    with ImdsServer(respond) as server:
+        assert request(server) == b""
+        assert request(server).endswith(b"second")
+    assert "RuntimeError: of this test" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
