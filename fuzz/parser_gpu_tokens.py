@@ -129,7 +129,7 @@ def _endorsed(_raw: bytes, found: GpuEndorsements) -> None:
 
 
 def _endorsements() -> list[bytes]:
-    full = GpuEndorsements({"NV_GPU_DRIVER_GH100_1": b"<rim/>"}, (b"answer",), _jwks())
+    full = GpuEndorsements({"NV_GPU_DRIVER_GH100_1": b"<rim/>"}, (b"answer",), _jwks(), (b"[]",))
     return [full.to_json(), GpuEndorsements().to_json()]
 
 

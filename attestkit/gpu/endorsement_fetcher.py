@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
-from typing import Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit._reasons import GpuReason
 from attestkit.collateral.pccs_client import Getter, Poster
@@ -20,11 +20,15 @@ from attestkit.errors import (
 )
 from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, NrasVersion, fetch_keys, request_tokens
 from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
 from attestkit.gpu.report import Report
 from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
 from attestkit.gpu.roots import GpuRoots
+
+if TYPE_CHECKING:
+    from attestkit.gpu.architectures import Architecture
 
 MAX_REQUESTS: Final = 8
 """Maximum number of simultaneous requests."""
@@ -45,6 +49,22 @@ class GpuServices(NamedTuple):
     ocsp_url: str = NVIDIA_OCSP_URL
     # Returns the nonce of an OCSP request; None sends no nonces.
     create_nonce: Callable[[], bytes] | None = partial(secrets.token_bytes, 32)
+    nras_url: str = NVIDIA_NRAS_URL
+    nras_version: NrasVersion = 3
+    nras_key: str | None = None  # of a customer of NVIDIA
+
+    def open(self) -> tuple[Getter, Poster]:
+        """Return the two functions."""
+        if self.getter is not None and self.poster is not None:
+            return self.getter, self.poster
+        from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
+
+        http = HttpGetter()
+        return self.getter or http, self.poster or http.post
+
+    def __repr__(self) -> str:  # without the key
+        urls = f"rim_url={self.rim_url!r}, ocsp_url={self.ocsp_url!r}, nras_url={self.nras_url!r}"
+        return f"GpuServices({urls})"
 
 
 class _Question(NamedTuple):
@@ -58,12 +78,8 @@ def fetch_parts(
     evidence: GpuEvidence, services: GpuServices | None, now: datetime, roots: GpuRoots | None
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
     """Return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
-    getter, poster, rim_url, ocsp_url, create_nonce = services or GpuServices()
-    if getter is None or poster is None:
-        from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
-
-        http = HttpGetter()
-        getter, poster = getter or http, poster or http.post
+    services = services or GpuServices()
+    getter, poster = services.open()
     root = (roots or GpuRoots.nvidia()).device
     identifiers: dict[str, None] = {}  # as the next one: each once, in order
     questions: dict[_Question, None] = {}
@@ -72,17 +88,39 @@ def fetch_parts(
         identifiers |= dict.fromkeys(_rim_identifiers(report, chain))
         questions |= dict.fromkeys(_questions(chain.certificates[1:]))
     names = tuple(identifiers)
-    rims = dict(
-        zip(names, _each(lambda name: fetch_rim(name, getter, rim_url), names), strict=True)
-    )
+    found = _each(lambda name: fetch_rim(name, getter, services.rim_url), names)
+    rims = dict(zip(names, found, strict=True))
     for name, rim in rims.items():
         questions |= dict.fromkeys(_questions(_rim_certificates(name, rim)))
 
     def ask(question: _Question) -> bytes:
-        nonce = create_nonce() if create_nonce else None
-        return fetch_ocsp(*question, poster, ocsp_url, nonce=nonce)
+        nonce = services.create_nonce() if services.create_nonce else None
+        return fetch_ocsp(*question, poster, services.ocsp_url, nonce=nonce)
 
     return rims, tuple(_each(ask, tuple(questions)))
+
+
+def fetch_answers(
+    evidence: GpuEvidence, nonce: bytes, services: GpuServices | None, *, allow_hold: bool
+) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the attestation service's answers and keys; see `GpuEndorsements.fetch_tokens`."""
+    services = services or GpuServices()
+    getter, poster = services.open()
+    groups: "dict[Architecture, list[DeviceEvidence]]" = {}
+    for device in evidence.devices:
+        # That of the chain: `arch` of evidence is the sender's word.
+        architecture = read_device_chain(device.certificates).chip.architecture
+        groups.setdefault(architecture, []).append(device)
+    answers = tuple(
+        request_tokens(
+            *(devices, architecture, nonce, poster, services.nras_url),
+            version=services.nras_version,
+            service_key=services.nras_key,
+            allow_hold=allow_hold,
+        )
+        for architecture, devices in groups.items()
+    )
+    return answers, fetch_keys(getter, services.nras_url)
 
 
 def _verify_device(

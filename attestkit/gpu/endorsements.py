@@ -16,6 +16,7 @@ from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
 from attestkit._system.atomic_file import replace_file
 from attestkit.errors import CollateralError, FormatError
+from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS
 from attestkit.gpu.rim.document import MAX_SIZE as MAX_RIM
 
@@ -30,10 +31,13 @@ MAX_JSON: Final = 32 << 20
 MAX_RIMS: Final = 128
 """Maximum number of RIMs: two of each of 64 devices."""
 
+MAX_BUNDLES: Final = 16
+"""Maximum number of answers of the attestation service: one for each architecture suffices."""
+
 _SUBJECT: Final = "GPU endorsements"
 _FORMAT: Final = "attestkit GPU endorsements"
 _VERSION: Final = 1
-_KEYS: Final = frozenset({"format", "version", "rims", "ocsp", "jwks"})
+_KEYS: Final = frozenset({"format", "version", "rims", "ocsp", "jwks", "nras"})
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -45,11 +49,13 @@ class GpuEndorsements:
         rims: RIMs by their identifiers, at most 128 of 512 KiB.
         ocsp: OCSP answers in DER, at most 512 of 16 KiB.
         jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
+        nras: Answers of this service: detached EAT bundles, at most 16 of 1 MiB.
     """
 
     rims: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     ocsp: tuple[bytes, ...] = field(default=(), repr=False)
     jwks: bytes | None = field(default=None, repr=False)
+    nras: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check numbers and sizes.
@@ -60,16 +66,22 @@ class GpuEndorsements:
         """
         object.__setattr__(self, "rims", dict(self.rims))
         object.__setattr__(self, "ocsp", tuple(self.ocsp))
-        if len(self.rims) > MAX_RIMS:
-            raise _bad(f"{len(self.rims)} RIMs, at most {MAX_RIMS}", "too_large")
-        if len(self.ocsp) > MAX_ANSWERS:
-            raise _bad(f"{len(self.ocsp)} OCSP answers, at most {MAX_ANSWERS}", "too_large")
+        object.__setattr__(self, "nras", tuple(self.nras))
+        for what, found, most in (
+            ("RIMs", self.rims, MAX_RIMS),
+            ("OCSP answers", self.ocsp, MAX_ANSWERS),
+            ("NRAS answers", self.nras, MAX_BUNDLES),
+        ):
+            if len(found) > most:
+                raise _bad(f"{len(found)} {what}, at most {most}", "too_large")
         for identifier, rim in self.rims.items():
             if not _IDENTIFIER.fullmatch(identifier):
                 raise _bad(f"invalid identifier of a RIM: {shown(identifier)}", "malformed")
             _check_size(f"RIM {identifier}", rim, MAX_RIM)
         for at, answer in enumerate(self.ocsp):
             _check_size(f"OCSP answer {at}", answer, MAX_ANSWER)
+        for at, answer in enumerate(self.nras):
+            _check_size(f"NRAS answer {at}", answer, MAX_BUNDLE)
         if self.jwks is not None:
             _check_size("keys", self.jwks, MAX_JWKS)
 
@@ -95,7 +107,7 @@ class GpuEndorsements:
         if len(data) > MAX_JSON:
             raise _bad(f"over {MAX_JSON} bytes", "too_large")
         try:
-            return cls(*_read_members(strict_json.read_object(data, _SUBJECT)))
+            return cls(**_read_members(strict_json.read_object(data, _SUBJECT)))
         except FormatError as error:
             raise CollateralError(str(error), reason="malformed") from error
 
@@ -109,6 +121,8 @@ class GpuEndorsements:
         }
         if self.jwks is not None:
             members["jwks"] = _to_base64(self.jwks)
+        if self.nras:
+            members["nras"] = [_to_base64(answer) for answer in self.nras]
         return json.dumps(members, indent=1).encode("ascii") + b"\n"
 
     @classmethod
@@ -174,15 +188,45 @@ class GpuEndorsements:
         rims, ocsp = fetch_parts(evidence, services, now, roots)
         return cls(rims, ocsp)
 
+    def fetch_tokens(
+        self,
+        evidence: "GpuEvidence",
+        nonce: bytes,
+        services: "GpuServices | None" = None,
+        *,
+        allow_hold: bool = False,
+    ) -> "GpuEndorsements":
+        """Have NVIDIA's attestation service verify evidence; return a copy with tokens and keys.
+
+        Nothing is verified here. The service receives the evidence, once for each architecture.
+
+        Args:
+            evidence: Evidence of the devices.
+            nonce: The nonce of all reports, 32 bytes.
+            services: Where to ask; None is NVIDIA's services.
+            allow_hold: Whether the service accepts certificates on hold.
+
+        Raises:
+            FormatError: If a device chain is malformed.
+            UsageError: If the nonce does not have 32 bytes, or the URL is not an https URL.
+            CollateralError: If the service cannot be reached, or returns an error or an invalid
+                answer.
+        """
+        from attestkit.gpu.endorsement_fetcher import fetch_answers  # lazy: only to fetch
+
+        nras, jwks = fetch_answers(evidence, nonce, services, allow_hold=allow_hold)
+        return GpuEndorsements(self.rims, self.ocsp, jwks, nras)
+
     def __repr__(self) -> str:
         keys = "no keys" if self.jwks is None else "with keys"
-        return f"<GpuEndorsements, {len(self.rims)} RIMs, {len(self.ocsp)} OCSP answers, {keys}>"
+        return (
+            f"<GpuEndorsements, {len(self.rims)} RIMs, {len(self.ocsp)} OCSP answers, "
+            f"{len(self.nras)} NRAS answers, {keys}>"
+        )
 
 
-def _read_members(
-    fields: Mapping[str, Any],
-) -> tuple[dict[str, bytes], tuple[bytes, ...], bytes | None]:
-    """Return RIMs, OCSP answers and keys of the JSON."""
+def _read_members(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that the JSON has."""
     if fields.get("format") != _FORMAT:
         raise FormatError(f"{_SUBJECT}: format must be {_FORMAT!r}", reason="unrecognized")
     version = fields.get("version")
@@ -192,16 +236,27 @@ def _read_members(
     if unknown := fields.keys() - _KEYS:
         message = f"{_SUBJECT}: unknown member {shown(min(unknown))}"
         raise FormatError(message, reason="unknown_field")
-    rims, ocsp = fields.get("rims", {}), fields.get("ocsp", [])
-    if not isinstance(rims, dict) or not isinstance(ocsp, list):
-        message = f"{_SUBJECT}: rims must be an object, and ocsp a list"
-        raise FormatError(message, reason="wrong_type")
+    rims = fields.get("rims", {})
+    if not isinstance(rims, dict):
+        raise FormatError(f"{_SUBJECT}: rims: must be an object", reason="wrong_type")
     jwks = fields.get("jwks")
-    return (
-        {name: strict_json.from_base64(rim, f"{_SUBJECT}: rims") for name, rim in rims.items()},
-        tuple([strict_json.from_base64(answer, f"{_SUBJECT}: ocsp") for answer in ocsp]),
-        None if jwks is None else strict_json.from_base64(jwks, f"{_SUBJECT}: jwks"),
-    )
+    return {
+        "rims": {name: _from_base64(rim, "rims") for name, rim in rims.items()},
+        "ocsp": _read_list(fields, "ocsp"),
+        "jwks": None if jwks is None else _from_base64(jwks, "jwks"),
+        "nras": _read_list(fields, "nras"),
+    }
+
+
+def _read_list(fields: Mapping[str, Any], name: str) -> tuple[bytes, ...]:
+    values = fields.get(name, [])
+    if not isinstance(values, list):
+        raise FormatError(f"{_SUBJECT}: {name}: must be a list", reason="wrong_type")
+    return tuple([_from_base64(value, name) for value in values])
+
+
+def _from_base64(value: object, name: str) -> bytes:
+    return strict_json.from_base64(value, f"{_SUBJECT}: {name}")
 
 
 def _to_base64(data: bytes) -> str:

@@ -29,10 +29,11 @@ from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
+from tests.gpu.nras_tokens import answer, jwks
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 
-FULL = GpuEndorsements({"B": b"two", "A": b"one"}, (b"x", b"y"), b"keys")
+FULL = GpuEndorsements({"B": b"two", "A": b"one"}, (b"x", b"y"), b"keys", (b"[]",))
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 contents = st.binary(min_size=1, max_size=30)
 
@@ -41,12 +42,13 @@ contents = st.binary(min_size=1, max_size=30)
     st.dictionaries(names, contents, max_size=4),
     st.lists(contents, max_size=4),
     st.none() | contents,
+    st.lists(contents, max_size=2),
 )
 def test_endorsements_json_round_trip(
-    rims: dict[str, bytes], ocsp: list[bytes], jwks: bytes | None
+    rims: dict[str, bytes], ocsp: list[bytes], jwks: bytes | None, nras: list[bytes]
 ) -> None:
     """All values are the same after writing and reading."""
-    kept = GpuEndorsements(rims, tuple(ocsp), jwks)
+    kept = GpuEndorsements(rims, tuple(ocsp), jwks, tuple(nras))
     assert GpuEndorsements.from_json(kept.to_json()) == kept
     assert GpuEndorsements.from_json(kept.to_json().decode()) == kept
 
@@ -59,7 +61,7 @@ def test_endorsements_do_not_change_with_the_callers_mapping() -> None:
     assert kept.rim("A") == b"one"
     with raises(CollateralError, "missing", part="'NV_B'"):
         kept.rim("NV_B")
-    assert repr(FULL) == "<GpuEndorsements, 2 RIMs, 2 OCSP answers, with keys>"
+    assert repr(FULL) == ("<GpuEndorsements, 2 RIMs, 2 OCSP answers, 1 NRAS answers, with keys>")
 
 
 def test_endorsements_load_and_save(tmp_path: Path) -> None:
@@ -90,6 +92,9 @@ def test_endorsements_load_and_save(tmp_path: Path) -> None:
         ({"ocsp": (b"",)}, "missing"),
         ({"ocsp": (bytes((16 << 10) + 1),)}, "too_large"),
         ({"ocsp": (b"1",) * 513}, "too_large"),
+        ({"nras": (b"",)}, "missing"),
+        ({"nras": (bytes((1 << 20) + 1),)}, "too_large"),
+        ({"nras": (b"1",) * 17}, "too_large"),
         ({"jwks": b""}, "missing"),
         ({"jwks": bytes((256 << 10) + 1)}, "too_large"),
     ],
@@ -118,6 +123,8 @@ def test_endorsements_out_of_bounds_raise_collateral_error(
         {"ocsp": {}},
         {"ocsp": ["a"]},
         {"ocsp": [None]},
+        {"nras": {}},
+        {"nras": [1]},
         {"jwks": 1},
         {"jwks": "a"},
     ],
@@ -330,3 +337,33 @@ def test_fetch_has_few_requests_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(case, "post", counted)
     case.fetch()
     assert 1 <= most <= MAX_REQUESTS
+
+
+@needs_shared
+def test_fetch_tokens_asks_once_for_each_architecture() -> None:
+    """Devices are grouped by the chips of their chains, whatever `arch` says."""
+    hopper, blackwell = Case("good"), Case("blackwell-good")
+    requests: list[tuple[str, Any, Mapping[str, str]]] = []
+
+    def post(url: str, body: bytes, headers: Mapping[str, str]) -> Response:
+        requests.append((url, json.loads(body), headers))
+        return Response(200, {}, answer())
+
+    def get(url: str) -> Response:
+        assert url == "https://nras.example/.well-known/jwks.json"
+        return Response(200, {}, jwks())
+
+    services = GpuServices(
+        get, post, nras_url="https://nras.example", nras_version=4, nras_key="secret"
+    )
+    assert "secret" not in repr(services)
+    lying = replace(blackwell.device, architecture="HOPPER")
+    evidence = GpuEvidence((hopper.device, lying, hopper.device))
+    found = FULL.fetch_tokens(evidence, bytes(32), services)
+    assert (found.rims, found.ocsp, found.jwks) == (FULL.rims, FULL.ocsp, jwks())
+    assert len(found.nras) == 2
+    assert [(url, body["arch"], len(body["evidence_list"])) for url, body, _ in requests] == [
+        ("https://nras.example/v4/attest/gpu", "HOPPER", 2),
+        ("https://nras.example/v4/attest/gpu", "BLACKWELL", 1),
+    ]
+    assert all(headers["Authorization"] == "Bearer secret" for *_, headers in requests)
