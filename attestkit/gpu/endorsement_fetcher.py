@@ -106,7 +106,7 @@ def fetch_answers(
     """Return the attestation service's answers and keys; see `GpuEndorsements.fetch_tokens`."""
     services = services or GpuServices()
     getter, poster = services.open()
-    groups: "dict[Architecture, list[DeviceEvidence]]" = {}
+    groups: dict[Architecture, list[DeviceEvidence]] = {}
     for device in evidence.devices:
         # That of the chain: `arch` of evidence is the sender's word.
         architecture = read_device_chain(device.certificates).chip.architecture

@@ -28,6 +28,7 @@ from attestkit.verifier.policy.appraisal_policy import (
     require_policy,
 )
 from attestkit.verifier.result import AttestationResult
+from attestkit.verifier.verifier_options import check_collateral, open_images
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.pccs_client import Getter
+    from attestkit.gpu.binding import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
     from attestkit.verifier.gpu_join import GpuInput
@@ -119,7 +121,7 @@ class Verifier:
             raise UsageError("collateral and pccs_url: pass only one of them", reason="conflict")
         if isinstance(collateral, str | os.PathLike):
             collateral = Collateral.load(collateral)
-        _check_collateral(collateral)
+        check_collateral(collateral)
         if isinstance(policy, str) and policy in PRESETS:
             policy = PRESETS[policy]()
         elif isinstance(policy, str | os.PathLike):
@@ -136,7 +138,7 @@ class Verifier:
         self._clock = clock
         self._policy_name = self.policy, policy_name(self.policy)
         self._source = self._open_source()
-        self._images = _open_images(images)
+        self._images = open_images(images)
         self._gpu_trust = GpuTrust.of(gpu_roots, gpu_endorsements)
         self._bundle: EvidenceBundle | None = None
 
@@ -161,6 +163,16 @@ class Verifier:
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
         gpu: "GpuInput" = None,
+    ) -> AttestationResult: ...
+
+    @overload
+    def verify(
+        self,
+        evidence: Evidence,
+        *,
+        now: datetime | float | None = None,
+        collateral: Collateral | None = None,
+        gpu: "GpuBinding",
     ) -> AttestationResult: ...
 
     def verify(
@@ -341,7 +353,7 @@ class Verifier:
         Call them in the order in which `Examination` defines them; `verify` does the same. If
         `fetch` is false, a step that needs a request raises FetchNeededError.
         """
-        _check_collateral(collateral)
+        check_collateral(collateral)
 
         def examine() -> "Examination":
             moment, settings = self._verification_time(now), self._settings()
@@ -479,16 +491,3 @@ def _create_verifier(
 ) -> Verifier:
     found = cls(**options)
     return found if bundle is None else found.for_bundle(bundle)
-
-
-def _open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
-    if images is None:
-        return None
-    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
-
-    return images if isinstance(images, ImageStore) else ImageStore(images)
-
-
-def _check_collateral(given: object) -> None:
-    if given is not None and not isinstance(given, Collateral):
-        raise wrong_type("collateral", "a Collateral", given)

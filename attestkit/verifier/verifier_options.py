@@ -1,12 +1,14 @@
-"""The arguments of `Verifier`, for functions that pass them on."""
+"""The arguments of `Verifier`: their types, for functions that pass them on, and checks."""
 
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypedDict
 
+from attestkit._argument_checks import wrong_type
+from attestkit.collateral import Collateral
+
 if TYPE_CHECKING:
-    from attestkit.collateral import Collateral
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.pccs_client import Getter
     from attestkit.gpu.endorsements import GpuEndorsements
@@ -35,3 +37,22 @@ class VerifierOptions(TypedDict, total=False):
     fetch_ak_certificates: bool
     gpu_roots: "GpuRoots | None"
     gpu_endorsements: "GpuEndorsements | _Path | None"
+
+
+def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
+    """Return the store of images that an argument names.
+
+    Raises:
+        ConfigError: If the folder cannot be read.
+    """
+    if images is None:
+        return None
+    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+
+    return images if isinstance(images, ImageStore) else ImageStore(images)
+
+
+def check_collateral(given: object) -> None:
+    """Raise UsageError if an argument is neither collateral nor None."""
+    if given is not None and not isinstance(given, Collateral):
+        raise wrong_type("collateral", "a Collateral", given)

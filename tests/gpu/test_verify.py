@@ -62,7 +62,7 @@ def test_fabricated_case_has_its_verdict(case: dict[str, Any]) -> None:
     """Each case is accepted, or refused by the check that it names."""
     if case["verdict"] == "accept":
         found = verify_case(case)
-        assert found
+        assert len(found.devices) == 1
         assert found.simulated
         assert not found.not_proven
         return
@@ -128,7 +128,6 @@ def test_real_machine_without_manifests_is_not_refused() -> None:
             rules=GpuRules(ocsp="off"),
         )
     assert caught.value.reason == "missing"
-    assert not isinstance(caught.value, GpuEvidenceError)
     assert str(caught.value).count("missing") == len(devices)
 
 
@@ -140,7 +139,7 @@ def test_fault_is_refused_by_its_check(name: str) -> None:
     """Each fault of the simulator is refused by the check that it names, or accepted."""
     gpus, expected = machine(fault=name), GPU_FAULTS[name].check
     if expected is None:
-        assert verify_machine(gpus)
+        assert verify_machine(gpus).devices
         return
     with pytest.raises(GpuEvidenceError) as caught:
         verify_machine(gpus)
@@ -200,7 +199,7 @@ def test_stated_architecture_must_be_that_of_the_certificates() -> None:
     with pytest.raises(GpuEvidenceError) as caught:
         verify_machine(gpus, GpuEvidence((replace(device, architecture="BLACKWELL"),)))
     assert caught.value.reason == "device_chain"
-    assert verify_machine(gpus, GpuEvidence((replace(device, architecture=None),)))
+    assert verify_machine(gpus, GpuEvidence((replace(device, architecture=None),))).devices
 
 
 def test_other_roots_are_not_trusted() -> None:
@@ -226,7 +225,6 @@ def test_missing_endorsements_are_collateral_errors() -> None:
         with pytest.raises(CollateralError) as caught:
             verify_machine(gpus, endorsements=found)
         assert caught.value.reason == "missing"
-        assert not isinstance(caught.value, GpuEvidenceError)
 
 
 def test_ocsp_answers_are_checked_at_the_given_time() -> None:
@@ -236,7 +234,7 @@ def test_ocsp_answers_are_checked_at_the_given_time() -> None:
         verify_machine(gpus, now=NOW + timedelta(days=2))
     assert caught.value.reason == "device_ocsp"
     later = NOW + timedelta(hours=6)
-    assert verify_machine(gpus, now=later)
+    assert verify_machine(gpus, now=later).devices
     with pytest.raises(GpuEvidenceError) as caught:
         verify_machine(gpus, now=later, rules=GpuRules(max_ocsp_age=timedelta(hours=3)))
     assert caught.value.reason == "device_ocsp"
@@ -253,7 +251,9 @@ def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
 
 def test_absent_fwid_is_accepted_by_rule() -> None:
     """Old drivers leave the field out."""
-    assert verify_machine(machine(fault="fwid-absent"), rules=GpuRules(allow_absent_fwid=True))
+    assert verify_machine(
+        machine(fault="fwid-absent"), rules=GpuRules(allow_absent_fwid=True)
+    ).devices
 
 
 def test_mismatch_is_accepted_at_named_indexes_only() -> None:
@@ -298,7 +298,7 @@ def test_rule_refuses(values: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize("values", ACCEPTED)
 def test_rule_accepts(values: dict[str, Any]) -> None:
     """Versions are compared as numbers, and names without case."""
-    assert verify_machine(machine(1), rules=GpuRules(**values))
+    assert verify_machine(machine(1), rules=GpuRules(**values)).devices
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_ready_state_is_that_of_the_measured_event(changes: dict[str, Any]) -> N
     evidence = intel.evidence(
         boot_event(given.raw, **changes), report_data=ReportData.for_nonce(CHALLENGE)
     )
-    assert verifier().verify(evidence, nonce=CHALLENGE, gpu=given)
+    assert binding_of(verifier().verify(evidence, nonce=CHALLENGE, gpu=given)) == "runtime_event"
     refused("modes", with_rules(ready_state=True), evidence, gpu=given)
 
 

@@ -1,5 +1,7 @@
 """Conversion of backend options from text to the types of the backend's signature."""
 
+import builtins
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,18 @@ def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
         if kinds := (str,) if untyped else _kinds(parameter.annotation):
             found[name] = kinds
     return found
+
+
+class _Names(dict[str, object]):
+    """Names in annotations of a class; one that is imported for type checkers only is `object`."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__()
+        module = sys.modules.get(cls.__module__)
+        self._known = {**vars(builtins), **({} if module is None else vars(module))}
+
+    def __missing__(self, name: str) -> object:
+        return self._known.get(name, object)
 
 
 def _members(annotation: object) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -23,6 +23,9 @@ from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.report import Report
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OBSERVED: Final[list[dict[str, Any]]] = (
     json.loads(data("gpu/bindings/observed.json")) if HAVE_SHARED else []
@@ -196,13 +199,14 @@ WRONG_ANSWERS: Final = (
 def test_malformed_answer_is_format_error(answer: bytes) -> None:
     """Any reader refuses an answer of another shape, and never fails otherwise."""
     nonce = bytes(32)
-    for read in (
+    readers: tuple[Callable[[], object], ...] = (
         lambda: read_vllm_proxy(answer, nonce=nonce),
         lambda: read_tinfoil(answer, nonce=nonce),
         lambda: read_chutes(answer, nonce=nonce, e2e_pubkey="a"),
         lambda: read_secretvm(answer, nonce=nonce, tls_sha256=nonce),
         lambda: read_coco(answer.decode(), nonce="n", tee_pubkey={}),
-    ):
+    )
+    for read in readers:
         with pytest.raises(FormatError):
             read()
 

@@ -65,8 +65,7 @@ APPRAISED_ALWAYS |= {"gpu"}  # with the evidence of the GPUs
 APPRAISED_IF_SET = {
     one.name: getattr(RULES, one.name)
     for one in fields(AppraisalPolicy)
-    if one.name not in APPRAISED_ALWAYS | APPRAISED_APART
-    and getattr(RULES, one.name) != one.default
+    if one.name not in APPRAISED_ALWAYS and getattr(RULES, one.name) != one.default
 } | {"minimum_qe_svn": 0, "minimum_pce_svn": 0}
 APPRAISED_ON_SNP = {"sev_features", "refuse_provisional_firmware"}
 
