@@ -186,7 +186,7 @@ def _report(value: Mapping[str, Any], what: str) -> bytes:
 
 
 def _certificates(value: Mapping[str, Any], what: str) -> tuple[bytes, ...]:
-    """Decode a chain: PEM in base64, with NUL bytes at its end."""
+    """Decode a chain: PEM in base64; NUL bytes and other text around the blocks are ignored."""
     subject = f"{what}: certificate"
     text = value.get("certificate")
     _check_length(text, MAX_CHAIN * 4 // 3 + 4, subject)
@@ -204,7 +204,7 @@ def _split_chain(text: str) -> tuple[bytes, ...]:
         message = f"certificate: {len(pem)} bytes, more than {MAX_CHAIN}"
         raise FormatError(message, reason="too_large")
     try:
-        found = split_pem(pem.rstrip(b"\0").decode("ascii"))
+        found = split_pem(pem.decode("ascii"))
     except UnicodeDecodeError as error:
         raise FormatError("certificate: not ASCII text", reason="encoding") from error
     except FormatError as error:

@@ -248,6 +248,17 @@ def test_chain_of_another_root_is_refused() -> None:
         verify_device_chain(read_device_chain(DEVICE.certificates[:-1]), forged, NOW)
 
 
+def test_root_of_another_key_that_the_trusted_one_signed_is_refused() -> None:
+    """A certificate at the root's place must be of the root's key, even if the root signed it."""
+    root = authority("test device root")
+    signed = issue_cloud_authority(
+        root._replace(key=key("another key")), root, serial=6, validity=VALIDITY, path_length=None
+    )
+    chain = read_device_chain(with_certificate(4, signed).certificates)
+    with raises(SignatureError, "untrusted_root"):
+        verify_device_chain(chain, DEVICE.root, NOW)
+
+
 def test_another_certificate_of_the_trusted_root_is_accepted() -> None:
     """A root with the name and key of the trusted one is replaced by it, if it signed itself."""
     root = authority("test device root")
