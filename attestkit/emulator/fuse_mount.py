@@ -67,6 +67,7 @@ def serve(
     qgs: str | None = None,
     runtime_log: str | os.PathLike[str] | None = None,
     metadata_address: tuple[str, int] = ("127.0.0.1", 0),
+    gpu_driver: str | os.PathLike[str] | None = None,
     ready: Callable[[], bool | None] = lambda: None,
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
@@ -88,13 +89,14 @@ def serve(
         runtime_log: A folder for `/run/log/dstack` without `state_dir`. None: temporary.
         metadata_address: IPv4 address and port of the metadata service of a simulated cloud; port
             0: a free one.
+        gpu_driver: A folder for the stub driver of simulated GPUs. None: temporary.
         ready: Called after the mount; if it returns False, the mount ends immediately.
         now: Returns Unix time, for the collateral.
         random: Returns a number of random bytes.
 
     Raises:
         UsageError: If an argument is invalid, or `folder` is not an empty folder.
-        BackendUnavailableError: If FUSE is not available.
+        BackendUnavailableError: If FUSE is not available, or no C compiler for simulated GPUs.
         BackendBusyError: If another process uses `state_dir`.
         BackendError: If the mount fails, or `state_dir` or `qgs` cannot be used.
     """
@@ -124,6 +126,8 @@ def serve(
             metadata_address=metadata_address,
         )
         stack.callback(machine.close)
+        if machine.gpus is not None:
+            machine.start_gpu_driver(gpu_driver or stack.enter_context(_temporary_folder()))
         if qgs is not None:
             stack.callback(_quote_service(qgs, machine, faults).close)
         _mount(fuse, place, machine, ready, held)

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from errno import EINVAL
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -46,7 +47,9 @@ from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
     from attestkit.emulator.cloud_guest import CloudFiles
+    from attestkit.emulator.nvml.stub_server import StubServer
 
 PROVIDERS: Final = ("tdx_guest", "sev_guest", "none")
 REPORTS: Final = "/sys/kernel/config/tsm/report"
@@ -74,6 +77,7 @@ class Setup:
     certificates: bool = True  # whether the host of an SEV-SNP guest has certificates
     qgs_port: int | None = None  # port in /etc/tdx-attest.conf; None: no such file
     runtime_log: str | None = None  # target of the link /run/log/dstack; None: no link
+    gpus: "GpuConfig | None" = None  # simulated GPUs
 
     @property
     def hardware(self) -> Scenario:
@@ -192,6 +196,8 @@ class Machine:
         self._cloud: CloudFiles | None = None
         if setup.scenario.platform in CLOUDS:
             self._cloud = self._boot_cloud(seed, random, metadata_address)
+        self.gpus: SimulatedGpus | None = None if setup.gpus is None else self._add_gpus(seed)
+        self._gpu_driver: StubServer | None = None
         self._add_common()
         self._add_trust()
         if not snp and not self._is_paravisor_guest:
@@ -219,6 +225,30 @@ class Machine:
         )
         cloud.add_files(self.tree, self._release)
         return cloud
+
+    def _add_gpus(self, seed: bytes) -> "SimulatedGpus":
+        """Make the GPUs, and add their files."""
+        # Lazy: most machines have no GPUs.
+        from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
+        from attestkit.emulator.nvml.simulated_machine import add_gpu_files
+
+        assert self._setup.gpus is not None
+        gpus = SimulatedGpus(seed, self._setup.gpus)
+        add_gpu_files(self.tree, gpus, self._faults)
+        return gpus
+
+    def start_gpu_driver(self, folder: str | os.PathLike[str]) -> None:
+        """Put the stub driver of the GPUs into an empty folder, and start it.
+
+        Raises:
+            BackendUnavailableError: If there is no C compiler.
+            BackendError: If the driver cannot be compiled or started.
+        """
+        from attestkit.emulator.nvml.simulated_machine import start_stub_driver  # as above
+
+        assert self.gpus is not None
+        is_snp = self._setup.hardware.platform == "snp"
+        self._gpu_driver = start_stub_driver(self.tree, self.gpus, Path(folder), is_snp=is_snp)
 
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup
@@ -302,6 +332,8 @@ class Machine:
 
     def close(self) -> None:
         """Stop what runs beside the files."""
+        if self._gpu_driver is not None:
+            self._gpu_driver.close()
         if self._cloud is not None:
             self._cloud.close()
 

@@ -30,6 +30,9 @@ from attestkit.errors import AttestKitError, BackendError
 FOLDER: Final = Path("/run/attestkit")  # control files of the emulator
 _MACHINE: Final = FOLDER / "machine"  # mount point of the emulator
 _LOG: Final = FOLDER / "runtime-log"  # runtime log of a machine without a state folder
+_GPU_DRIVER: Final = FOLDER / "gpu-driver-files"  # stub driver of simulated GPUs
+_FOLDERS: Final = ((FOLDER, 0o755), (_MACHINE, 0o755), (_LOG, 0o700))
+_LIBRARIES: Final = "LD_LIBRARY_PATH"
 
 _KERNEL: Final = KernelPaths()
 _SHOWN: Final = (
@@ -65,6 +68,7 @@ class _Serve(Protocol):
         ready: Callable[[], bool | None],
         runtime_log: str,
         metadata_address: tuple[str, int] = ...,
+        gpu_driver: str | None = ...,
     ) -> None:
         """Mount an emulated machine on a folder until SIGTERM; see `fuse_mount.serve`."""
 
@@ -75,6 +79,7 @@ def run(
     *,
     complain: Callable[[str], None],
     metadata_service: bool = False,
+    gpus: bool = False,
 ) -> int:
     """Run a program on an emulated machine; return its exit code, or 128+n after signal n.
 
@@ -87,6 +92,8 @@ def run(
         complain: Called with a line of text if the program cannot be started.
         metadata_service: Whether the machine has one at 169.254.169.254: the program then has a
             network of its own, with the loopback interface only.
+        gpus: Whether the machine has simulated GPUs: the program then loads NVIDIA's libraries from
+            a folder that is first in its `LD_LIBRARY_PATH`.
 
     Raises:
         BackendUnavailableError: If FUSE or namespaces are not available.
@@ -105,10 +112,12 @@ def run(
         serve = functools.partial(serve, metadata_address=_METADATA)
     mounts = NamespaceMounts((*_SHOWN, *_OF_TPM, *_OF_CLOUD, FOLDER))
     try:
-        for folder, mode in ((FOLDER, 0o755), (_MACHINE, 0o755), (_LOG, 0o700)):
+        for folder, mode in (*_FOLDERS, *([(_GPU_DRIVER, 0o755)] if gpus else [])):
             mounts.folder(folder, mode)
     except OSError as error:
         raise _mount_error(error) from error
+    if gpus:
+        serve = functools.partial(serve, gpu_driver=str(_GPU_DRIVER))
     emulator = _Emulator(serve)
     try:
         _mount_files(mounts)
@@ -116,6 +125,9 @@ def run(
             os.chdir(Path.cwd())  # change to the covering mount, if any
         if own_users:
             leave_root(user, group)
+        if gpus:
+            before = os.environ.get(_LIBRARIES)
+            os.environ[_LIBRARIES] = f"{_GPU_DRIVER}:{before}" if before else str(_GPU_DRIVER)
         return _run(words, emulator, complain)
     finally:
         emulator.stop()

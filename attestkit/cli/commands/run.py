@@ -35,7 +35,7 @@ def run(*, words: tuple[str, ...], serve: MountServer) -> int:
     on. Other files, the user, current folder, environment, input and output do not change. Root is
     not needed where user namespaces are allowed. The evidence is simulated: it verifies only with
     the trust anchor /run/attestkit/trust-anchor.der; /run/attestkit also has collateral.json and
-    faults.
+    faults. With --gpus, NVIDIA's libraries are first in LD_LIBRARY_PATH.
 
     Processes that CMD leaves behind are killed.
     """
@@ -44,5 +44,9 @@ def run(*, words: tuple[str, ...], serve: MountServer) -> int:
     if not words or not words[0]:
         raise UsageError("CMD: missing; use attestkit run -- CMD", reason="missing")
     return run_program.run(
-        words, serve, complain=print_error, metadata_service=serve.has_metadata_service
+        words,
+        serve,
+        complain=print_error,
+        metadata_service=serve.has_metadata_service,
+        gpus=serve.has_gpus,
     )

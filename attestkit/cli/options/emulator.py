@@ -13,6 +13,7 @@ from attestkit.cli.output import console
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig
     from attestkit.emulator.machine import Setup
 
 
@@ -32,6 +33,11 @@ class MountServer:
         """Whether the machine has the metadata service of a cloud."""
         return self._setup.has_metadata_service
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the machine has simulated GPUs."""
+        return self._setup.gpus is not None
+
     def __call__(
         self,
         folder: str,
@@ -39,6 +45,7 @@ class MountServer:
         ready: Callable[[], bool | None],
         runtime_log: str | None = None,
         metadata_address: tuple[str, int] = ("127.0.0.1", 0),
+        gpu_driver: str | None = None,
     ) -> None:
         """Mount the emulated files on a folder until a signal ends the mount.
 
@@ -47,6 +54,7 @@ class MountServer:
             ready: Called after the mount; if it returns False, the mount ends immediately.
             runtime_log: A folder for `/run/log/dstack`. None: that of --state-dir, or temporary.
             metadata_address: IPv4 address and port of the metadata service; port 0: a free one.
+            gpu_driver: A folder for the stub driver of simulated GPUs. None: temporary.
         """
         from attestkit.emulator.fuse_mount import serve  # lazy: only these commands need it
 
@@ -56,6 +64,7 @@ class MountServer:
             ready=ready,
             runtime_log=runtime_log,
             metadata_address=metadata_address,
+            gpu_driver=gpu_driver,
             **self._options,
         )
 
@@ -145,6 +154,14 @@ _OPTIONS: Final = (
     click.option(
         "--qgs", metavar="ADDRESS", help="Quote generation service: a socket, or vsock:PORT."
     ),
+    click.option(
+        "--gpus",
+        metavar="N",
+        type=int,
+        help="Simulated NVIDIA GPUs, 1 to 16; 8 are in protected-PCIe mode, with switches. They "
+        "need a C compiler.",
+    ),
+    click.option("--gpu-fault", metavar="NAME", help="Deviation of the GPUs, such as fwid-absent."),
     click.option("--qgs-port", metavar="PORT", type=int, help="Port in etc/tdx-attest.conf."),
 )
 
@@ -203,6 +220,7 @@ def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
 _SETUP: Final = (
     *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
     *("no_certificates", "qgs_port", "scenario", "platform"),
+    *("gpus", "gpu_fault"),
 )
 
 
@@ -235,8 +253,18 @@ def _setup(given: dict[str, Any]) -> "Setup":
         "quote_version": scenario.quote_version or 4,
     }
     certificates = not given.pop("no_certificates")
+    given["gpus"] = _gpus(given["gpus"], given.pop("gpu_fault"))
     chosen = {name: value for name, value in given.items() if value is not None}
     return Setup(scenario=scenario, certificates=certificates, **{**defaults, **chosen})
+
+
+def _gpus(count: int | None, fault: str | None) -> "GpuConfig | None":
+    """Return the configuration of the simulated GPUs, or None without any."""
+    if count is None and fault is None:
+        return None
+    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig  # lazy: few have GPUs
+
+    return GpuConfig(count, fault=fault)
 
 
 def _seed(text: str | None, file: Path | None) -> bytes | None:

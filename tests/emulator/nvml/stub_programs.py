@@ -17,7 +17,7 @@ import pytest
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 from attestkit.emulator.nvml.stub_library import build_stub_libraries, find_compiler
-from attestkit.emulator.nvml.stub_server import StubDevice, StubServer, StubState
+from attestkit.emulator.nvml.stub_server import StubDevice, StubMachine, StubServer, StubState
 from attestkit.errors import BackendError, BackendUnavailableError
 
 NONCE = bytes(range(32))
@@ -84,20 +84,24 @@ def built() -> tempfile.TemporaryDirectory[str]:
 class Driver:
     """A stub driver, and a Python program on it that evaluates expressions."""
 
-    def __init__(self, machine: FakeMachine, server: StubServer, folder: Path) -> None:
-        self.machine = machine
+    def __init__(self, server: StubServer, folder: Path) -> None:
         self.folder = folder
         self._server = server
         self._program: subprocess.Popen[str] | None = None
+
+    @property
+    def machine(self) -> StubMachine:
+        """The devices of the driver."""
+        return self._server._machine
 
     @property
     def state(self) -> StubState:
         """The state of the driver."""
         return self._server.state
 
-    def reset(self, machine: FakeMachine | None = None, state: StubState | None = None) -> None:
+    def reset(self, machine: StubMachine | None = None, state: StubState | None = None) -> None:
         """Replace the machine and its state."""
-        self.machine = self._server._machine = machine or FakeMachine()
+        self._server._machine = machine or FakeMachine()
         self._server.state = state or StubState()
 
     @property
@@ -173,7 +177,7 @@ def running(machine: FakeMachine | None = None, state: StubState | None = None) 
             (folder / library.name).hardlink_to(library.resolve())
         server = StubServer(folder, machine, state)
         server.start()
-        driver = Driver(machine, server, folder)
+        driver = Driver(server, folder)
         try:
             yield driver
         finally:

@@ -1,0 +1,102 @@
+"""Simulated GPUs and switches behind the stub driver, and their files on an emulated machine."""
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attestkit.emulator.kernel_files import Link, Tree, constant_file
+from attestkit.emulator.nvml.stub_library import build_stub_libraries
+from attestkit.emulator.nvml.stub_server import StubDevice, StubServer, StubState
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.faults.fault_specs import Faults
+    from attestkit.backends.simulator.gpu.simulated_device import SimulatedDevice
+    from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
+
+# Numbers of NVML, and of NSCQ for a switch (nvidia-gpu.md, section 1).
+_ARCHITECTURES: Final = {"HOPPER": 9, "BLACKWELL": 10, "LS10": 2}
+_NAMES: Final = {
+    "HOPPER": "attestkit simulated H100",
+    "BLACKWELL": "attestkit simulated B200",
+    "LS10": "attestkit simulated NVSwitch",
+}
+_TDX, _SEV_SNP = 2, 3  # capabilities of the CPU
+_PROTECTED_PCIE: Final = 1
+
+
+class SimulatedStubMachine:
+    """The devices of `SimulatedGpus`, as a `StubMachine`."""
+
+    def __init__(self, simulated: "SimulatedGpus") -> None:
+        self._simulated = simulated
+        self.driver_version: str = simulated.gpus[0].model.driver
+        self._gpus, self._switches = _with_fault(simulated)
+        self.gpus: tuple[StubDevice, ...] = tuple(map(self._describe, self._gpus))
+        self.switches: tuple[StubDevice, ...] = tuple(map(self._describe, self._switches))
+
+    def gpu_report(self, index: int, nonce: bytes) -> bytes:
+        """Return the report of a GPU over a nonce of 32 bytes."""
+        return self._simulated.report(self._gpus[index], nonce)
+
+    def switch_report(self, index: int, nonce: bytes) -> bytes:
+        """Return the report of a switch over a nonce of 32 bytes."""
+        return self._simulated.report(self._switches[index], nonce)
+
+    def _describe(self, device: "SimulatedDevice") -> StubDevice:
+        architecture = device.model.architecture
+        return StubDevice(
+            _ARCHITECTURES[architecture],
+            self._simulated.chain_pem(device),
+            uuid.UUID(device.uuid.partition("-")[2]).bytes,
+            device.device.pdi,
+            device.model.vbios.lower(),
+            _NAMES[architecture],
+        )
+
+
+def _with_fault(
+    simulated: "SimulatedGpus",
+) -> tuple[tuple["SimulatedDevice", ...], tuple["SimulatedDevice", ...]]:
+    """Return GPUs and switches, as a fault of the machine changes them."""
+    gpus, switches = simulated.gpus, simulated.switches
+    fault = simulated.config.deviation.machine
+    if fault == "switch-missing":
+        return gpus, switches[:-1]
+    if fault == "device-twice":
+        return (*gpus[:-1], gpus[0]), switches
+    return gpus, switches
+
+
+def add_gpu_files(tree: Tree, simulated: "SimulatedGpus", faults: "Faults") -> None:
+    """Add the trust anchors of the GPUs to the control files of a machine."""
+    for name, root in zip(("device", "rim"), simulated.roots, strict=True):
+        path = f"/attestkit/gpu-{name}-trust-anchor.der"
+        tree.add(path, constant_file("", faults, root))
+
+
+def start_stub_driver(
+    tree: Tree, simulated: "SimulatedGpus", folder: Path, *, is_snp: bool
+) -> StubServer:
+    """Put the stub libraries into a folder, start their server, and link the folder in the tree.
+
+    Args:
+        tree: The machine's files.
+        simulated: The devices.
+        folder: An empty folder for the libraries and the server's socket.
+        is_snp: Whether the CPU is of AMD.
+
+    Raises:
+        BackendUnavailableError: If there is no C compiler.
+        BackendError: If the libraries cannot be compiled, or the socket not be created.
+    """
+    build_stub_libraries(folder)
+    protected = simulated.config.is_protected
+    state = StubState(
+        cpu=_SEV_SNP if is_snp else _TDX, multi_gpu=_PROTECTED_PCIE if protected else 0
+    )
+    if protected:  # in this mode the feature of single GPUs is off
+        state.feature = 0
+    server = StubServer(folder, SimulatedStubMachine(simulated), state)
+    server.start()
+    tree.add("/attestkit/gpu-driver", Link(str(folder)))
+    return server
