@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.gpu.collection import collect
-    from attestkit.gpu.endorsement_fetcher import GpuServices
-    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.collection import (
+        GpuCollection,
+        collect,
+        collect_with_state,
+        read_state,
+        set_ready,
+    )
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+    from attestkit.gpu.nvml import ConfComputeState, GpuDescription
     from attestkit.gpu.report import Report
     from attestkit.gpu.rim import Rim
     from attestkit.gpu.roots import GpuRoots
@@ -20,10 +25,11 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "collection": ["collect"],
-            "endorsement_fetcher": ["GpuServices"],
-            "endorsements": ["GpuEndorsements"],
+            "collection": [
+                *("GpuCollection", "collect", "collect_with_state", "read_state", "set_ready"),
+            ],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
+            "nvml": ["ConfComputeState", "GpuDescription"],
             "report": ["Report"],
             "rim": ["Rim"],
             "roots": ["GpuRoots"],
@@ -31,11 +37,16 @@ else:
     )
 
 __all__ = [
+    "ConfComputeState",
     "DeviceEvidence",
-    "GpuEndorsements",
+    "GpuCollection",
+    "GpuDescription",
     "GpuEvidence",
     "GpuRoots",
-    "GpuServices",
     "Report",
+    "Rim",
     "collect",
+    "collect_with_state",
+    "read_state",
+    "set_ready",
 ]

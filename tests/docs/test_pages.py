@@ -40,7 +40,7 @@ def _program(name: str) -> Callable[[], str]:
 NEEDS: Final[dict[str, Callable[[], str]]] = {
     "fuse": attestkit_run.missing_for_run,
     "go": missing_of_go,
-    **{name: _program(name) for name in ("curl", "jq", "node", "openssl", "tpm2_quote")},
+    **{name: _program(name) for name in ("cc", "curl", "jq", "node", "openssl", "tpm2_quote")},
 }
 """Functions by name that return why a requirement of a block is missing, or ""."""
 
@@ -80,6 +80,7 @@ PRINTED: Final = {
         r".*",
         r"HCLA\nchecked\n\{\"vcekCert\":\n",
         r".*evidence: accepted.*dstack-gcp-tdx.*",
+        r"False\nHOPPER 5\nHOPPER 5\n",
     ),
     "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n"),
     "docs/testing.md": (
