@@ -126,7 +126,7 @@ def serve(
             metadata_address=metadata_address,
         )
         stack.callback(machine.close)
-        if machine.gpus is not None:
+        if machine.has_gpus:
             machine.start_gpu_driver(gpu_driver or stack.enter_context(_temporary_folder()))
         if qgs is not None:
             stack.callback(_quote_service(qgs, machine, faults).close)

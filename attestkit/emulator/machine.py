@@ -17,6 +17,7 @@ import msgspec
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
+from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
@@ -47,7 +48,7 @@ from attestkit.emulator.tsm_entries import Provider, TsmReports
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+    from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.emulator.cloud_guest import CloudFiles
     from attestkit.emulator.nvml.stub_server import StubServer
 
@@ -77,7 +78,7 @@ class Setup:
     certificates: bool = True  # whether the host of an SEV-SNP guest has certificates
     qgs_port: int | None = None  # port in /etc/tdx-attest.conf; None: no such file
     runtime_log: str | None = None  # target of the link /run/log/dstack; None: no link
-    gpus: "GpuConfig | None" = None  # simulated GPUs
+    gpus: "int | GpuConfig | None" = None  # simulated GPUs; None: those that the scenario needs
 
     @property
     def hardware(self) -> Scenario:
@@ -94,6 +95,11 @@ class Setup:
     def has_metadata_service(self) -> bool:
         """Whether programs need the metadata service of the cloud for evidence."""
         return PLATFORMS[self.scenario.platform].has_imds
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the machine has simulated GPUs."""
+        return self.gpus is not None or self.scenario.gpu_fault is not None
 
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
@@ -140,7 +146,7 @@ def _check_name(what: str, name: str, known: Collection[str]) -> None:
         raise UsageError(text, reason="unknown_name")
 
 
-class Machine:
+class Machine(GpuHost):
     """A running machine and its tree.
 
     Args:
@@ -196,8 +202,8 @@ class Machine:
         self._cloud: CloudFiles | None = None
         if setup.scenario.platform in CLOUDS:
             self._cloud = self._boot_cloud(seed, random, metadata_address)
-        self.gpus: SimulatedGpus | None = None if setup.gpus is None else self._add_gpus(seed)
         self._gpu_driver: StubServer | None = None
+        self._attach_gpus(seed, setup.gpus, setup.scenario.gpu_fault)
         self._add_common()
         self._add_trust()
         if not snp and not self._is_paravisor_guest:
@@ -226,17 +232,6 @@ class Machine:
         cloud.add_files(self.tree, self._release)
         return cloud
 
-    def _add_gpus(self, seed: bytes) -> "SimulatedGpus":
-        """Make the GPUs, and add their files."""
-        # Lazy: most machines have no GPUs.
-        from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-        from attestkit.emulator.nvml.simulated_machine import add_gpu_files
-
-        assert self._setup.gpus is not None
-        gpus = SimulatedGpus(seed, self._setup.gpus)
-        add_gpu_files(self.tree, gpus, self._faults)
-        return gpus
-
     def start_gpu_driver(self, folder: str | os.PathLike[str]) -> None:
         """Put the stub driver of the GPUs into an empty folder, and start it.
 
@@ -244,11 +239,16 @@ class Machine:
             BackendUnavailableError: If there is no C compiler.
             BackendError: If the driver cannot be compiled or started.
         """
-        from attestkit.emulator.nvml.simulated_machine import start_stub_driver  # as above
+        # Lazy: most machines have no GPUs.
+        from attestkit.emulator.nvml.simulated_machine import add_gpu_files, start_stub_driver
 
-        assert self.gpus is not None
         is_snp = self._setup.hardware.platform == "snp"
-        self._gpu_driver = start_stub_driver(self.tree, self.gpus, Path(folder), is_snp=is_snp)
+        self._gpu_driver = start_stub_driver(self.gpus, Path(folder), is_snp=is_snp)
+        add_gpu_files(self.tree, self.gpus, self._faults, folder)
+
+    def unix_time(self) -> float:
+        """Return the Unix time of the machine."""
+        return self._now()
 
     def _add_common(self) -> None:
         add, faults, setup = self.tree.add, self._faults, self._setup

@@ -13,7 +13,6 @@ from attestkit.cli.output import console
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig
     from attestkit.emulator.machine import Setup
 
 
@@ -36,7 +35,7 @@ class MountServer:
     @property
     def has_gpus(self) -> bool:
         """Whether the machine has simulated GPUs."""
-        return self._setup.gpus is not None
+        return self._setup.has_gpus
 
     def __call__(
         self,
@@ -158,10 +157,9 @@ _OPTIONS: Final = (
         "--gpus",
         metavar="N",
         type=int,
-        help="Simulated NVIDIA GPUs, 1 to 16; 8 are in protected-PCIe mode, with switches. They "
-        "need a C compiler.",
+        help="Number of simulated GPUs, 1 to 16; 8 are in protected-PCIe mode, with switches. "
+        "Needs a C compiler. Default: the scenario's.",
     ),
-    click.option("--gpu-fault", metavar="NAME", help="Deviation of the GPUs, such as fwid-absent."),
     click.option("--qgs-port", metavar="PORT", type=int, help="Port in etc/tdx-attest.conf."),
 )
 
@@ -220,7 +218,7 @@ def _print_names(kind: str, lines: Sequence[str], *, as_json: bool) -> None:
 _SETUP: Final = (
     *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
     *("no_certificates", "qgs_port", "scenario", "platform"),
-    *("gpus", "gpu_fault"),
+    "gpus",
 )
 
 
@@ -253,18 +251,12 @@ def _setup(given: dict[str, Any]) -> "Setup":
         "quote_version": scenario.quote_version or 4,
     }
     certificates = not given.pop("no_certificates")
-    given["gpus"] = _gpus(given["gpus"], given.pop("gpu_fault"))
+    if given["gpus"] is not None:
+        from attestkit.backends.simulator.gpu.gpu_config import GpuConfig  # lazy: few have GPUs
+
+        given["gpus"] = GpuConfig(given["gpus"])
     chosen = {name: value for name, value in given.items() if value is not None}
     return Setup(scenario=scenario, certificates=certificates, **{**defaults, **chosen})
-
-
-def _gpus(count: int | None, fault: str | None) -> "GpuConfig | None":
-    """Return the configuration of the simulated GPUs, or None without any."""
-    if count is None and fault is None:
-        return None
-    from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig  # lazy: few have GPUs
-
-    return GpuConfig(count, fault=fault)
 
 
 def _seed(text: str | None, file: Path | None) -> bytes | None:

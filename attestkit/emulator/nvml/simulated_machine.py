@@ -1,5 +1,6 @@
 """Simulated GPUs and switches behind the stub driver, and their files on an emulated machine."""
 
+import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -67,20 +68,27 @@ def _with_fault(
     return gpus, switches
 
 
-def add_gpu_files(tree: Tree, simulated: "SimulatedGpus", faults: "Faults") -> None:
-    """Add the trust anchors of the GPUs to the control files of a machine."""
+def add_gpu_files(
+    tree: Tree, simulated: "SimulatedGpus", faults: "Faults", driver: str | os.PathLike[str]
+) -> None:
+    """Add the trust anchors of the GPUs, and a link to their driver, to a machine's control files.
+
+    Args:
+        tree: The machine's files.
+        simulated: The devices.
+        faults: The armed faults.
+        driver: Folder of the stub driver.
+    """
+    tree.add("/attestkit/gpu-driver", Link(os.fspath(driver)))
     for name, root in zip(("device", "rim"), simulated.roots, strict=True):
         path = f"/attestkit/gpu-{name}-trust-anchor.der"
         tree.add(path, constant_file("", faults, root))
 
 
-def start_stub_driver(
-    tree: Tree, simulated: "SimulatedGpus", folder: Path, *, is_snp: bool
-) -> StubServer:
-    """Put the stub libraries into a folder, start their server, and link the folder in the tree.
+def start_stub_driver(simulated: "SimulatedGpus", folder: Path, *, is_snp: bool) -> StubServer:
+    """Put the stub libraries into a folder, and start their server.
 
     Args:
-        tree: The machine's files.
         simulated: The devices.
         folder: An empty folder for the libraries and the server's socket.
         is_snp: Whether the CPU is of AMD.
@@ -98,5 +106,4 @@ def start_stub_driver(
         state.feature = 0
     server = StubServer(folder, SimulatedStubMachine(simulated), state)
     server.start()
-    tree.add("/attestkit/gpu-driver", Link(str(folder)))
     return server

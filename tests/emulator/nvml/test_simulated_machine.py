@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.emulator.nvml.simulated_machine import SimulatedStubMachine
 from attestkit.emulator.nvml.stub_server import StubState
 from attestkit.gpu import GpuEvidence, Report

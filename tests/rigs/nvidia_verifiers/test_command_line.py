@@ -18,8 +18,9 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.emulator.nvml.simulated_machine import SimulatedStubMachine
 from attestkit.emulator.nvml.stub_server import StubState
 from attestkit.gpu import GpuRoots

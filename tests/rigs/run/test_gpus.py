@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.gpu import GpuEvidence
 from tests.emulator.nvml.stub_programs import requires_binding, requires_compiler
 from tests.rigs.emulator import emulator, environment
@@ -45,7 +46,7 @@ def options(*words: str) -> tuple[str, ...]:
     [
         (("--gpus", "2"), GpuConfig(2)),
         (("--gpus", "8"), GpuConfig(8)),
-        (("--gpu-fault", "spt-with-mpt"), GpuConfig(fault="spt-with-mpt")),
+        (("--scenario", "gpu-spt-with-mpt"), GpuConfig(fault="spt-with-mpt")),
         (("--gpus", "1", "--platform", "azure-snp"), GpuConfig(1)),
     ],
     ids=["two", "protected", "fault", "cloud"],
@@ -93,7 +94,7 @@ def test_gpus_without_compiler_are_a_device_error() -> None:
     [
         (("--gpus", "0"), "must be 1 to 16"),
         (("--gpus", "17"), "must be 1 to 16"),
-        (("--gpu-fault", "no-such-fault"), "no-such-fault"),
+        (("--scenario", "gpu-no-such-fault"), "unknown fault of GPUs"),
     ],
 )
 def test_invalid_gpus_are_a_usage_error(words: tuple[str, ...], text: str) -> None:
