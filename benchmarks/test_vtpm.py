@@ -52,6 +52,7 @@ SHARED: Final[tuple[Any, ...]] = (
     rsa_pss._public_key,
     rsa_public_key.encode_rsa_spki,
     hcl_report._numbers,
+    hcl_report._kept_runtime_data,
     v1_structs._certificates,
     v1_structs._pcrs,
     ak_path._common_name,

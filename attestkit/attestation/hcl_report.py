@@ -9,6 +9,7 @@ report data are the SHA-256 of the runtime data. Parsing verifies neither.
 
 import hmac
 import re
+from contextlib import suppress
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -18,13 +19,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.rsa_public_key import encode_rsa_spki
 from attestkit._formats.base64url import from_base64url
 from attestkit._formats.binary_layout import check_reserved
-from attestkit._formats.strict_json import (
-    check_depth,
-    from_hex,
-    number_field,
-    read_object,
-    string,
-)
+from attestkit._formats.strict_json import from_hex, number_field, read_object, string
+from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
@@ -49,6 +45,9 @@ _ATTESTATION: Final = 2  # request type
 _SHA256: Final = 1
 _TYPES: Final[dict[int, HclReportType]] = {2: "snp", 4: "tdx"}
 _OTHER_TYPES: Final = {0: "invalid", 1: "VBS", 3: "TVM", 5: "CCA"}
+
+_USER_DATA: Final = b',"user-data":"'  # behind other members; the value follows
+_NO_USER_DATA: Final = b',"user-data":null}'
 
 _MAX_KEYS: Final = 16
 _KEY_BYTES: Final = range(256, 1025)  # of a modulus: 2048 to 8192 bits
@@ -102,13 +101,15 @@ class RuntimeData(NamedTuple):
             FormatError: If it is malformed, a member occurs twice, or there is not exactly one
                 HCLAkPub.
         """
-        fields = _read_fields(text)
-        try:
-            keys = _keys(fields)
-            return cls(keys[0], keys[1], _configuration(fields), _user_data(fields))
-        except FormatError as error:
-            message = f"HCL runtime data: {error.message}"
-            raise FormatError(message, reason=error.reason) from error
+        # Those of a VM differ in the user data at their end only, so the rest is cached. Where the
+        # rest is a valid document with null in place of this text in hex, the text is the value of
+        # its last member: no other token can be between the quotes.
+        rest, member, value = text.rpartition(_USER_DATA)
+        user_data = unhex(value[:-2]) if member and value[-2:] == b'"}' else None
+        if user_data is not None and len(user_data) == USER_DATA_SIZE and len(text) <= MAX_SIZE:
+            with suppress(FormatError):
+                return _kept_runtime_data(rest + _NO_USER_DATA)._replace(user_data=user_data)
+        return _parse_runtime_data(text)
 
 
 class HclReport(NamedTuple):
@@ -240,22 +241,17 @@ def _read_block(data: bytes) -> tuple[HclReportType, int]:
     return report_type, count
 
 
-def _read_fields(text: bytes) -> dict[str, Any]:
-    """Decode the runtime data.
-
-    msgspec is much faster than the strict reader, but keeps the last of duplicate keys. So the
-    result is encoded again, and accepted only if the bytes are equal.
-    """
-    import msgspec  # lazy: only for this platform
-
+def _parse_runtime_data(text: bytes) -> RuntimeData:
+    fields = read_object(text, "HCL runtime data")
     try:
-        check_depth(text)
-        found = msgspec.json.decode(text)
-        if isinstance(found, dict) and msgspec.json.encode(found) == text:
-            return found
-    except (FormatError, msgspec.MsgspecError, UnicodeError, RecursionError):
-        pass
-    return read_object(text, "HCL runtime data")
+        keys = _keys(fields)
+        return RuntimeData(keys[0], keys[1], _configuration(fields), _user_data(fields))
+    except FormatError as error:
+        message = f"HCL runtime data: {error.message}"
+        raise FormatError(message, reason=error.reason) from error
+
+
+_kept_runtime_data = lru_cache(maxsize=16)(_parse_runtime_data)
 
 
 def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -9,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit._formats.strict_json import read_object
 from attestkit.attestation.hcl_report import (
     HclReport,
     RuntimeData,
-    _read_fields,
+    _parse_runtime_data,
     is_hcl_report,
 )
 from attestkit.errors import FormatError, UsageError
@@ -192,50 +192,60 @@ def test_runtime_data_ignore_order_case_and_unknown_members() -> None:
     assert (without.configuration, without.user_data, without.endorsement_key) == ((), None, None)
 
 
-def decoded(text: bytes, *, strict: bool = False) -> object:
-    """Return the members of runtime data, or the error; `strict`: of the strict reader."""
+def parsed(text: bytes, parse: Callable[[bytes], RuntimeData] = RuntimeData.parse) -> object:
+    """Return parsed runtime data, or the error."""
     try:
-        found = (read_object(text, "HCL runtime data") if strict else _read_fields(text)).items()
-        return [(name, repr(value)) for name, value in found]  # repr tells 1 from 1.0
+        return parse(text)
     except FormatError as error:
         return error.reason, error.offset, str(error)
 
 
-SHORT = b'{"keys":[{"kid":"\xc3\xa9\\n"}],"a":{"b":[true,null,1,-1.5,1e30]}}'
+SHORT = runtime_json(vm_configuration={})
 
 
-@thorough(mutations(SHORT, SHORT, runtime_json()), few=100, many=3000)
-def test_runtime_data_are_decoded_as_by_strict_reader(text: bytes) -> None:
-    """Members and errors are those of the strict reader, whatever the form of the JSON."""
-    assert decoded(text) == decoded(text, strict=True)
+@thorough(mutations(SHORT, runtime_json()), few=200, many=3000)
+def test_runtime_data_of_known_vm_are_parsed_as_of_another(text: bytes) -> None:
+    """The result does not depend on whether the rest of the runtime data is known."""
+    assert parsed(text) == parsed(text, _parse_runtime_data)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("old", "new"),
     [
-        b'{"a":1,"a":1}',
-        b'{"a":{"b":1,"b":2}}',
-        b'{"a":1, "b":2}',
-        b'{"a":"\\u0061"}',
-        b'{"a":"\\ud800"}',
-        b'{"a":"\xff"}',
-        b'{"a":"\xed\xa0\x80"}',
-        b'{"a":18446744073709551616}',
-        b'{"a":-9223372036854775809}',
-        b'{"a":NaN}',
-        b'{"a":-0}',
-        b'{"a":1.0}',
-        b'{"a":-0.0}',
-        b'{"a":1e400}',
-        b'{"a":' + b"[" * 201 + b"]" * 201 + b"}",
-        b'{"a":' + b"[" * 199 + b"]" * 199 + b"}",
-        b"[]",
-        b"",
+        (b',"user-data"', b',"user-data":"' + b"AB" * 64 + b'","user-data"'),  # twice
+        (b',"user-data"', b',"x,\\"user-data"'),
+        (b',"user-data"', b',"x\\",\\"user-data"'),
+        (b',"user-data"', b',"x,"user-data"'),
+        (b',"user-data"', b',"x\\\\","user-data"'),
+        (b',"user-data"', b',"x":["user-data","user-data"'),
+        (b',"user-data"', b',"x":{"y":1,"user-data"'),
+        (b'"}', b'"}}'),
+        (b'"}', b'"}\n'),
+        (b'"}', b'","x":",\\"user-data\\":\\"' + b"AB" * 64 + b'"}'),
+        (b"AB" * 64, b"ab" * 64),
+        (b"AB" * 64, b"AB" * 63),
+        (b"AB" * 64, b"AB" * 63 + b"A\\u0042"),
+        (b"AB" * 64, b"AB" * 63 + b"XY"),
+        (b'"' + b"AB" * 64 + b'"', b"null"),
+        (b'"' + b"AB" * 64 + b'"', b"AB" * 64 + b'"'),
+        (b'"keys"', b'"other"'),
+        (b"{", b"[{"),
     ],
 )
-def test_runtime_data_in_other_form_are_decoded_as_by_strict_reader(text: bytes) -> None:
-    """Duplicate keys, escapes and unusual numbers are handled by the strict reader."""
-    assert decoded(text) == decoded(text, strict=True)
+def test_runtime_data_in_other_form_are_parsed_as_of_another_vm(old: bytes, new: bytes) -> None:
+    """Only user data that are the last member are separated from the rest of the document."""
+    RuntimeData.parse(SHORT)
+    text = SHORT.replace(old, new)
+    assert text != SHORT
+    assert parsed(text) == parsed(text, _parse_runtime_data)
+
+
+def test_runtime_data_of_known_vm_have_their_own_user_data() -> None:
+    """The part that is kept has no user data."""
+    for user_data in (b"\1" * 64, b"\2" * 64, b"\1" * 64):
+        found = RuntimeData.parse(runtime_json(user_data=user_data.hex()))
+        assert found.user_data == user_data
+        assert found == _parse_runtime_data(runtime_json(user_data=user_data.hex()))
 
 
 def test_runtime_key_spki_is_that_of_cryptography() -> None:
