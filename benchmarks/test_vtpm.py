@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attestkit._crypto import public_key, rsa_pss, rsa_public_key
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.rsa_key_pair import RsaKeyPair
+from attestkit._crypto.x509.ak_certificates import gce_extension
 from attestkit._crypto.x509.ak_certificates import path as ak_path
 from attestkit.attestation import Attestation, hcl_report
 from attestkit.attestation.wire import v1_structs
@@ -55,6 +56,7 @@ SHARED: Final[tuple[Any, ...]] = (
     hcl_report._kept_runtime_data,
     v1_structs._certificates,
     v1_structs._pcrs,
+    gce_extension._parse_instance,
     ak_path._common_name,
     ak_path._read_usages,
     ak_path._parse_authority_key_id,

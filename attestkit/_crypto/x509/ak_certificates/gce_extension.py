@@ -1,6 +1,7 @@
 """Google's extension of AK and EK certificates: the instance of Compute Engine (vtpm.md, 7.2)."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import SEQUENCE, DerReader, context
@@ -37,8 +38,11 @@ def read_gce_extension(extensions: Mapping[str, bytes]) -> GceInstance | None:
         FormatError: If the extension is malformed.
     """
     value = extensions.get(GCE_EXTENSION)
-    if value is None:
-        return None
+    return None if value is None else _parse_instance(value)
+
+
+@lru_cache(maxsize=64)  # all evidence of an instance has the same certificate
+def _parse_instance(value: bytes) -> GceInstance:
     outer = DerReader(value)
     fields = outer.enter(SEQUENCE)
     outer.finish()
