@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator.scenarios.config import Scenario
     from attestkit.collateral import Collateral
     from attestkit.event_log import Event, EventLog
-    from attestkit.gpu import GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
     from attestkit.keys import KeyDeriver
     from attestkit.quote import Quote
     from attestkit.snp_report import SnpReport
@@ -284,7 +284,7 @@ class SimulatedTee:
         return self.simulator.gpu_roots
 
     @property
-    def gpu_endorsements(self) -> Any:  # noqa: ANN401
+    def gpu_endorsements(self) -> "GpuEndorsements":
         """The current RIMs and OCSP answers of the GPUs; UnsupportedError without GPUs."""
         return self._open_simulator().gpu_endorsements()
 

@@ -1,13 +1,13 @@
 """Access to the GPUs of a simulated machine: the part of a simulator that all platforms share."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attestkit.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-    from attestkit.gpu import GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
 
 
 class GpuHost:
@@ -37,13 +37,20 @@ class GpuHost:
         """The trust anchors for verifiers of the GPUs' evidence; UnsupportedError without GPUs."""
         return self.gpus.roots
 
-    def gpu_endorsements(self, now: float | None = None) -> Any:  # noqa: ANN401
-        """Return RIMs and OCSP answers at a Unix time; None: at present.
+    def gpu_endorsements(
+        self, now: float | None = None, *, nonce: bytes | None = None
+    ) -> "GpuEndorsements":
+        """Return RIMs and OCSP answers at a Unix time.
+
+        Args:
+            now: The time; None: at present.
+            nonce: That of the evidence, 32 bytes, to add tokens of NRAS and its keys.
 
         Raises:
+            UsageError: If the nonce has another size.
             UnsupportedError: If the machine has no GPU.
         """
-        return self.gpus.endorsements(self.unix_time() if now is None else now)
+        return self.gpus.endorsements(self.unix_time() if now is None else now, nonce)
 
     def gpu_evidence(self, nonce: bytes) -> "GpuEvidence":
         """Return evidence of all GPUs and switches over a nonce of 32 bytes.

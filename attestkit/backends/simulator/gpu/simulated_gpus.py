@@ -1,7 +1,7 @@
 """The simulated GPUs and switches of a machine: evidence, endorsements, roots."""
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib import import_module
@@ -29,7 +29,8 @@ from attestkit.backends.simulator.gpu.simulated_device import (
     encode_chain,
     golden_measurement,
 )
-from attestkit.gpu import DeviceEvidence, GpuEvidence, GpuRoots
+from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots
+from attestkit.gpu.nras.client import encode_request
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
@@ -166,11 +167,31 @@ class SimulatedGpus:
             self._answers = hour, self.ocsp.answers(moment)
         return self._answers[1]
 
-    def endorsements(self, now: float) -> Any:  # noqa: ANN401
-        """Return RIMs and OCSP answers at a Unix time, as a verifier fetches them."""
-        return import_module("attestkit.gpu.endorsements").GpuEndorsements(
-            self.rims, self.ocsp_answers(now), None
-        )
+    def endorsements(self, now: float, nonce: bytes | None = None) -> GpuEndorsements:
+        """Return the endorsements at a Unix time, as a verifier fetches them.
+
+        Args:
+            now: The time.
+            nonce: That of the evidence, 32 bytes, to add tokens of NRAS; None: without tokens.
+
+        Raises:
+            UsageError: If the nonce has another size.
+        """
+        if nonce is None:
+            return GpuEndorsements(self.rims, self.ocsp_answers(now))
+        moment = datetime.fromtimestamp(int(now), timezone.utc)
+        answers = tuple(self._request_tokens(nonce, moment))
+        keys = self.nras.jwks(moment)
+        return GpuEndorsements(self.rims, self.ocsp_answers(now), keys, answers)
+
+    def _request_tokens(self, nonce: bytes, now: datetime) -> Iterator[bytes]:
+        """Yield the answer of NRAS about the devices of each architecture."""
+        devices = self.evidence(nonce).devices
+        for architecture in dict.fromkeys(device.model.architecture for device in self.devices):
+            asked = [one for one in devices if one.architecture == architecture]
+            kind = "switch" if architecture == "LS10" else "gpu"
+            body = encode_request(asked, architecture, nonce, "3.0")
+            yield self.nras.attest(f"/v3/attest/{kind}", body, now).body
 
     @cached_property
     def nras(self) -> SimulatedNras:
@@ -178,7 +199,7 @@ class SimulatedGpus:
         return SimulatedNras(self.derive, self._appraise, self._fault.nras)
 
     def _appraise(self, evidence: GpuEvidence, nonce: bytes, now: datetime) -> None:
-        verify: Any = import_module("attestkit.gpu.verify").verify
+        verify: Any = import_module("attestkit.gpu.verification").verify  # lazy: only for NRAS
         endorsements = self.endorsements(now.timestamp())
         verify(evidence, nonce=nonce, now=now, endorsements=endorsements, roots=self.roots)
 
