@@ -116,7 +116,11 @@ def ear(
     code = set_exit_code(POLICY if bad else 0)
     if as_json:
         more = {"status": str(found.status), "nonce_checked": expected.nonce is not None}
-        console.as_json({**found._asdict(), **more, "exit_code": code})
+        gpus = {
+            name: {"status": str(gpu.status), "vector": gpu.vector}
+            for name, gpu in found.gpus.items()
+        }
+        console.as_json({**found._asdict(), "gpus": gpus, **more, "exit_code": code})
     else:
         _show(file, found, expected)
     if bad:
@@ -195,6 +199,7 @@ def _show(file: Path, found: "Ear", expected: _Expected) -> None:
             "OS image": result.get("os_image_hash"),
             "report data": result.get("report_data"),
             "vector": ", ".join(f"{name} {value}" for name, value in found.vector.items()) or "-",
+            "GPUs": ", ".join(f"{name} {gpu.status}" for name, gpu in found.gpus.items()) or None,
             "policy": found.policy_id,
             "verifier": f"{found.developer}, {found.build}",
             "issued at": found.issued_at.isoformat(timespec="seconds"),

@@ -66,14 +66,17 @@ class VerificationRequest(NamedTuple):
             gpu_endorsements=_typed(fields, "gpu_endorsements", str, "a string"),
         )
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the request has evidence or endorsements of GPUs beside the evidence."""
+        return self.gpu_evidence is not None or self.gpu_endorsements is not None
+
     def read_gpu(self) -> "tuple[GpuEvidence | None, GpuEndorsements | None]":
         """Return evidence and endorsements of GPUs that are beside the evidence.
 
         Raises:
             FormatError: If one is malformed.
         """
-        if self.gpu_evidence is None and self.gpu_endorsements is None:
-            return None, None
         from attestkit.gpu import GpuEndorsements, GpuEvidence  # lazy: only with GPUs
 
         evidence, endorsements = self.gpu_evidence, self.gpu_endorsements

@@ -193,9 +193,7 @@ class _Verification:
 
     def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":
         """Verify signatures, TCB status and the replay of the event log."""
-        gpu, endorsements = self._request.read_gpu()
-        verifier = self._verifier.with_gpu_endorsements(endorsements)
-        examination = verifier.examine(attestation, fetch=self._fetch, gpu=gpu)
+        examination = self._examine(attestation)
         authenticated = examination.authenticate()
         examination.replay()
         status = authenticated.status
@@ -207,6 +205,13 @@ class _Verification:
             advisory_ids=list(authenticated.advisory_ids),
         )
         return examination, authenticated
+
+    def _examine(self, attestation: Attestation) -> "Examination":
+        if not self._request.has_gpus:
+            return self._verifier.examine(attestation, fetch=self._fetch)
+        gpu, endorsements = self._request.read_gpu()
+        verifier = self._verifier.with_gpu_endorsements(endorsements)
+        return verifier.examine(attestation, fetch=self._fetch, gpu=gpu)
 
     def _needs_image(self, attestation: Attestation) -> bool:
         """Return whether evidence must have an image of dstack.
