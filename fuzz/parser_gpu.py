@@ -1,7 +1,7 @@
 """Targets: evidence of GPUs and switches, their reports and their device chains."""
 
 import json
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from attestkit._crypto.der import DerReader
@@ -100,12 +100,17 @@ def _read_chain(raw: bytes) -> DeviceChain:
     return parse_device_chain(tuple(found))
 
 
+@cache
+def _root() -> bytes:
+    return make_device().root
+
+
 def _chain(raw: bytes, chain: DeviceChain) -> None:
     check_same("certificates", b"".join(chain.certificates), raw)
     check("a FWID", {len(fwid) for fwid in chain.fwids} == {FWID_SIZE})
     check_same("an identifier", chain.device_serial[-16:], chain.pdi.hex())
     check("a model", chain.hardware_model.isprintable())
-    verify = partial(verify_device_chain, chain, make_device().root, NOW)
+    verify = partial(verify_device_chain, chain, _root(), NOW)
     tried(verify, None, SignatureError, CollateralExpiredError)
 
 
