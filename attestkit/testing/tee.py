@@ -179,12 +179,15 @@ class SimulatedTee:
         nonce: bytes | None = None,
         report_data: bytes | None = None,
         pad: bool = False,
+        gpu: bool = False,
     ) -> "Attestation":
         """Return evidence that is bound to exactly one of a nonce and report data.
 
+        With `gpu` it encloses evidence of the GPUs, to which the report data commit.
+
         See `Attester.attest`, also for errors.
         """
-        return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad)
+        return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
 
     def emit(self, name: str, payload: bytes = b"") -> "Event":
         """Extend RTMR3 by an event and log it; see `Attester.emit_event`."""

@@ -1,15 +1,18 @@
 """Evidence of the machine's GPUs for the guest agent's methods: fresh, and of the boot."""
 
 import json
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from attestkit.errors import BackendUnavailableError
-from attestkit.gpu import GpuEvidence
+from attestkit.attester.gpu_source import collect_gpu_evidence
+from attestkit.errors import BackendUnavailableError, UnsupportedError
 from attestkit.serve.rpc.messages_guest_api import Gpu, GpuInfo
 from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.context import Guest
 
 _UNAVAILABLE: Final = "GPU attestation failed: GPU attestation is not available in this image"
+
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEvidence
 
 
 @runtime_checkable
@@ -18,7 +21,6 @@ class _SimulatedMachine(Protocol):
 
     has_gpus: bool
 
-    def gpu_evidence(self, nonce: bytes) -> GpuEvidence: ...
     def gpu_boot_evidence(self) -> bytes: ...
     def gpu_names(self) -> tuple[tuple[str, str], ...]: ...
 
@@ -35,17 +37,10 @@ def collect_output(guest: Guest, nonce: bytes) -> bytes:
     return json.dumps(output).encode("ascii")
 
 
-def _collect(guest: Guest, nonce: bytes) -> GpuEvidence:
-    if guest.attester.simulated:
-        machine = _simulated(guest)
-        if machine is None:
-            raise NotImplementedHereError(_UNAVAILABLE)
-        return machine.gpu_evidence(nonce)
-    from attestkit.gpu.collection import collect  # lazy: loads the driver's library
-
+def _collect(guest: Guest, nonce: bytes) -> "GpuEvidence":
     try:
-        return collect(nonce)
-    except BackendUnavailableError as error:
+        return collect_gpu_evidence(guest.attester.backend, nonce)
+    except (BackendUnavailableError, UnsupportedError) as error:
         raise NotImplementedHereError(_UNAVAILABLE) from error
 
 

@@ -1,0 +1,192 @@
+"""Faults of simulated GPUs: a strict verifier names the check that fails first."""
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
+from attestkit.errors import FormatError, GpuEvidenceError, SignatureError
+from attestkit.gpu import GpuResult, GpuRules, verify
+from attestkit.gpu.nras import read_nvattest_output, verify_tokens
+from attestkit.gpu.nras.client import encode_request
+from attestkit.testing import SimulatedTee
+
+SEED = b"a seed of faulty graphics cards."
+NONCE = bytes(range(32))
+NOW = 1_780_000_000
+MOMENT = datetime.fromtimestamp(NOW, timezone.utc)
+# Seen by verifiers that send a nonce to the OCSP responder, or use tokens of NRAS.
+ELSEWHERE = [name for name, fault in GPU_FAULTS.items() if fault.online or fault.nras]
+REFUSED = [name for name, fault in GPU_FAULTS.items() if fault.check and name not in ELSEWHERE]
+ACCEPTED = [name for name in GPU_FAULTS if name not in REFUSED]
+TOKENS = [name for name, fault in GPU_FAULTS.items() if fault.nras]
+
+
+def machine(**config: Any) -> SimulatedGpus:
+    """Return the devices of a configuration."""
+    return SimulatedGpus(SEED, GpuConfig(**config))
+
+
+def verified(gpus: SimulatedGpus) -> GpuResult:
+    """Return the result of a strict verifier."""
+    evidence, endorsements = gpus.evidence(NONCE), gpus.endorsements(NOW)
+    return verify(evidence, nonce=NONCE, now=MOMENT, endorsements=endorsements, roots=gpus.roots)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fault_is_refused_by_the_named_check(name: str) -> None:
+    """A strict verifier refuses the evidence with the reason of the fault."""
+    with pytest.raises((GpuEvidenceError, FormatError)) as caught:
+        verified(machine(fault=name))
+    assert caught.value.reason == GPU_FAULTS[name].check
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_fault_of_others_is_accepted(name: str) -> None:
+    """What the specification allows, and what this verifier does not use, is accepted."""
+    assert verified(machine(fault=name)).simulated
+
+
+@pytest.mark.parametrize(
+    ("config", "devices"),
+    [({"count": 1}, 1), ({"count": 8}, 12), ({"count": 2, "architecture": "BLACKWELL"}, 2)],
+)
+def test_machine_without_fault_is_accepted(config: dict[str, Any], devices: int) -> None:
+    """A strict verifier accepts each kind of machine, as simulated."""
+    result = verified(machine(**config))
+    assert (len(result.devices), result.simulated) == (devices, True)
+
+
+def test_evidence_needs_the_simulated_roots() -> None:
+    """By default no simulated device is trusted."""
+    gpus = machine()
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify(gpus.evidence(NONCE), nonce=NONCE, now=MOMENT, endorsements=gpus.endorsements(NOW))
+    assert caught.value.reason == "device_chain"
+
+
+@pytest.mark.parametrize("name", [name for name, fault in GPU_FAULTS.items() if fault.online])
+def test_fault_of_ocsp_nonce_is_refused_online(name: str) -> None:
+    """A verifier that sends a nonce notices the answer without it."""
+    gpus = machine(fault=name)
+    _, brom, ica, *_ = gpus.chain(gpus.devices[0])
+    answer = gpus.ocsp.respond(write_ocsp_request(brom, ica, nonce=NONCE), MOMENT)
+    with pytest.raises(SignatureError) as caught:
+        check_ocsp([answer], brom, ica, MOMENT, nonce=NONCE)
+    assert caught.value.reason == "ocsp_nonce"
+
+
+@pytest.mark.parametrize("platform", ["tdx", "snp"])
+def test_gpus_are_verified_with_the_cpu(platform: str) -> None:
+    """Evidence of CPU and GPUs is accepted together, bound by the report data."""
+    with SimulatedTee(platform=platform, gpus=2) as tee:
+        result = tee.verify(tee.attest(nonce=NONCE, gpu=True), nonce=NONCE)
+    assert result.gpu is not None
+    assert (len(result.gpu.devices), result.gpu.binding) == (2, "report_data")
+
+
+@pytest.mark.parametrize("name", ["nonce-other", "measurement-25", "ocsp-brom-revoked"])
+def test_scenario_is_refused_with_the_cpu(name: str) -> None:
+    """A scenario of a faulty GPU is refused, although the CPU is in good state."""
+    with SimulatedTee(scenario=f"gpu-{name}") as tee:
+        evidence = tee.attest(nonce=NONCE, gpu=True)
+        with pytest.raises(GpuEvidenceError) as caught:
+            tee.verify(evidence, nonce=NONCE)
+    assert caught.value.reason == GPU_FAULTS[name].check
+
+
+def test_tokens_among_the_endorsements_are_accepted() -> None:
+    """Endorsements for a nonce have tokens about GPUs and switches, which verify."""
+    gpus = machine(count=8)
+    endorsements = gpus.endorsements(NOW, NONCE)
+    assert endorsements.jwks is not None
+    assert len(endorsements.nras) == 2
+    rules = GpuRules(nras="beside")
+    result = verify(
+        gpus.evidence(NONCE),
+        nonce=NONCE,
+        now=MOMENT,
+        endorsements=endorsements,
+        roots=gpus.roots,
+        rules=rules,
+    )
+    assert result.nras is not None
+    assert len(result.nras) == 12
+
+
+# -- NRAS ------------------------------------------------------------------------------------------
+
+
+def ask_nras(gpus: SimulatedGpus, version: Any = "3.0", path: str = "/v3/attest/gpu") -> bytes:
+    """Return the service's answer about the GPUs."""
+    devices = [one for one in gpus.evidence(NONCE).devices if one.architecture == "HOPPER"]
+    answer = gpus.nras.attest(path, encode_request(devices, "HOPPER", NONCE, version), MOMENT)
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+@pytest.mark.parametrize("version", ["2.0", "3.0", None])
+@pytest.mark.parametrize("path", ["/v2/attest/gpu", "/v3/attest/gpu", "/v4/attest/gpu"])
+def test_tokens_of_simulated_nras_are_accepted(version: str | None, path: str) -> None:
+    """Tokens of each interface and claims version verify with the service's keys."""
+    gpus = machine(count=2)
+    result = verify_tokens(ask_nras(gpus, version, path), gpus.nras.jwks(MOMENT), NONCE, MOMENT)
+    assert [claims.name for claims in result.devices] == ["GPU-0", "GPU-1"]
+
+
+def test_tokens_about_switches_are_accepted() -> None:
+    """Switches have requests and claims of their own."""
+    gpus = machine(count=8)
+    switches = gpus.evidence(NONCE).devices[8:]
+    body = encode_request(switches, "LS10", NONCE, "3.0")
+    answer = gpus.nras.attest("/v3/attest/switch", body, MOMENT)
+    result = verify_tokens(answer.body, gpus.nras.jwks(MOMENT), NONCE, MOMENT)
+    assert [claims.kind for claims in result.devices] == ["switch"] * 4
+    assert gpus.nras.attest("/v3/attest/gpu", body, MOMENT).status == 400
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_fault_of_tokens_is_refused(name: str) -> None:
+    """A verifier of tokens refuses each of their faults with its reason."""
+    gpus = machine(fault=name, count=2)
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_tokens(ask_nras(gpus), gpus.nras.jwks(MOMENT), NONCE, MOMENT)
+    assert caught.value.reason == GPU_FAULTS[name].check
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("nonce-other", "4010"), ("signature-bit", "4013"), ("rim-altered", "5013")],
+)
+def test_service_refuses_faulty_evidence(name: str, code: str) -> None:
+    """The answer about evidence that is not valid has the code of the service's error."""
+    gpus = machine(fault=name)
+    with pytest.raises(GpuEvidenceError, match=code) as caught:
+        verify_tokens(ask_nras(gpus), gpus.nras.jwks(MOMENT), NONCE, MOMENT)
+    assert caught.value.reason == "nras_result"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/attest/gpu", b"{}", 404),
+        ("/v3/attest/nic", b"{}", 404),
+        ("/v3/attest/gpu", b"", 400),
+        ("/v3/attest/gpu", b"[]", 400),
+        ("/v3/attest/gpu", b'{"evidence_list": []}', 400),
+    ],
+)
+def test_malformed_request_is_refused(path: str, body: bytes, status: int) -> None:
+    """Requests that are not valid get an error, not a token."""
+    assert machine().nras.attest(path, body, MOMENT).status == status
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_boot_output_is_that_of_nvattest(count: int) -> None:
+    """The output of the boot attestation has accepted claims about each device."""
+    gpus = machine(count=count)
+    read_nvattest_output(gpus.boot_output).check(len(gpus.devices))
