@@ -33,6 +33,37 @@ def numbered(piece: str, before: str = "", between: str = ",", after: str = "") 
     return made
 
 
+_SCOPE: Final = b"<a " + b" ".join(b'xmlns:n%d="u:1"' % number for number in range(31)) + b">"
+
+XML: Final[Shapes] = {
+    "text": repeated(b"a", b"<a>", b"</a>"),
+    "text without an end": repeated(b"a", b"<a>"),
+    "lines": repeated(b"\n", b"<a>", b"</a>"),
+    "carriage returns": repeated(b"\r", b"<a>", b"</a>"),
+    "greater than": repeated(b">", b"<a>", b"</a>"),
+    "character references": repeated(b"&#13;", b"<a>", b"</a>"),
+    "entities": repeated(b"&lt;", b"<a>", b"</a>"),
+    "sections": repeated(b"<![CDATA[]]>a", b"<a>", b"</a>"),
+    "wide text": repeated("😀".encode(), b"<a>", b"</a>"),
+    "quotes in a value": repeated(b'"', b"<a b='", b"'/>"),
+    "white space in a tag": repeated(b" ", b"<a ", b"/>"),
+    "elements": repeated(b"<a/>", b"<a>", b"</a>"),
+    "text and elements": repeated(b"<a/>" + b"b" * 500, b"<a>", b"</a>"),
+    "open elements": repeated(b"<a>"),
+    "long names": repeated(b"a", b"<", b"/>"),
+    "elements with attributes": repeated(
+        b"<a " + b" ".join(b'b%d=""' % number for number in range(64)) + b"/>", b"<a>", b"</a>"
+    ),
+    "elements in many namespaces": repeated(b"<a/>", _SCOPE, b"</a>"),
+    "declarations": repeated(b'<a xmlns:m="u:2"/>', _SCOPE, b"</a>"),
+    "elements with declarations": repeated(
+        b"<a " + b" ".join(b'xmlns:b%d="u:1"' % number for number in range(32)) + b"/>",
+        b"<a>",
+        b"</a>",
+    ),
+    "prefixes": repeated(b"<n1:a n2:b=''/>", _SCOPE, b"</a>"),
+}
+
 JSON: Final[Shapes] = {
     "open brackets": repeated(b"["),
     "open objects": repeated(b'{"":'),

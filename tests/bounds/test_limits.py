@@ -31,6 +31,8 @@ from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime_events import check_runtime_events
 from attestkit.gpu import GpuEvidence
 from attestkit.gpu.evidence import MAX_SIZE as MAX_GPU_EVIDENCE
+from attestkit.gpu.rim import Rim
+from attestkit.gpu.rim.document import MAX_SIZE as XML_SIZE
 from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
 from attestkit.serve.docker import responses
@@ -120,6 +122,7 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
     "CEL": (EventLog.from_cel, 1 << 24),
     "evidence": (Attestation.from_bytes, MAX_SIZE),
     "evidence of GPUs": (GpuEvidence.from_json, MAX_GPU_EVIDENCE),
+    "manifest of a GPU": (Rim.parse, XML_SIZE),
     "agent's answer": (Attestation.from_agent_response, agent_response._LARGEST),
     "vm_config": (lambda data: vm_config.VmConfig.parse(data.decode()), vm_config._LARGEST),
     "mr_config": (mr_config.MrConfig.parse, mr_config._LARGEST),

@@ -31,9 +31,10 @@ def _write(
 ) -> Iterator[str]:
     """Yield the parts of an element below one with the namespaces `outer` in scope."""
     yield f"<{element.name}"
-    for prefix, uri in sorted(element.scope.items()):
-        if uri != outer.get(prefix, ""):
-            yield f' xmlns{":" if prefix else ""}{prefix}="{uri.translate(_VALUE)}"'
+    if element.scope is not outer:  # it declares a namespace, or is not below another element
+        for prefix, uri in sorted(element.scope.items()):
+            if uri != outer.get(prefix, ""):
+                yield f' xmlns{":" if prefix else ""}{prefix}="{uri.translate(_VALUE)}"'
     for attribute in sorted(element.attributes, key=lambda one: (one.namespace, one.local)):
         yield f' {attribute.name}="{attribute.value.translate(_VALUE)}"'
     yield ">"
