@@ -12,19 +12,17 @@ from attestkit.gpu.rim.measurements import (
     compare_measurements,
 )
 from attestkit.gpu.rim.rim_client import fetch_rim
-from attestkit.gpu.rim.verification import RimCheck, VerifiedRim, failed_rim_check, verify_rim
+from attestkit.gpu.rim.verification import VerifiedRim, verify_rim
 
 __all__ = [
     "MeasurementComparison",
     "MeasurementMismatch",
     "Rim",
-    "RimCheck",
     "RimMeasurement",
     "RimSource",
     "VerifiedRim",
     "check_rim_identity",
     "compare_measurements",
-    "failed_rim_check",
     "fetch_rim",
     "verify_rim",
 ]

@@ -3,10 +3,9 @@
 from collections import OrderedDict
 from datetime import datetime
 from threading import Lock
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
-from attestkit.errors import AttestKitError, FormatError, SignatureError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import Rim, read_manifest, read_signed_manifest
 from attestkit.gpu.rim.rim_path import RimPath, common_name, verify_rim_path
@@ -14,10 +13,6 @@ from attestkit.gpu.rim.xml_signature import verify_signature
 
 KEPT_RIMS: Final = 64
 """Maximum number of verified RIMs that are kept; each takes about 100 kB."""
-
-
-RimCheck: TypeAlias = Literal["format", "chain", "signature"]
-"""Checks of a RIM, in their order."""
 
 
 class VerifiedRim(NamedTuple):
@@ -70,14 +65,6 @@ def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
     found = _verify(rim_bytes, root, now)
     _VERIFIED.keep(key, found)
     return found
-
-
-def failed_rim_check(error: AttestKitError) -> RimCheck:
-    """Return the check of a RIM that an error of `verify_rim` is about."""
-    if isinstance(error, FormatError):
-        return "format"
-    is_signature = isinstance(error, SignatureError) and error.reason == "bad_signature"
-    return "signature" if is_signature else "chain"
 
 
 def _verify(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
