@@ -244,7 +244,7 @@ class Machine(GpuHost):
 
         is_snp = self._setup.hardware.platform == "snp"
         self._gpu_driver = start_stub_driver(self.gpus, Path(folder), is_snp=is_snp)
-        add_gpu_files(self.tree, self.gpus, self._faults, folder)
+        add_gpu_files(self.tree, self, self._faults, folder)
 
     def unix_time(self) -> float:
         """Return the Unix time of the machine."""

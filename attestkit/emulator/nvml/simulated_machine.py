@@ -5,12 +5,13 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attestkit.emulator.kernel_files import Link, Tree, constant_file
+from attestkit.emulator.kernel_files import Link, Tree, constant_file, text_file
 from attestkit.emulator.nvml.stub_library import build_stub_libraries
 from attestkit.emulator.nvml.stub_server import StubDevice, StubServer, StubState
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.faults.fault_specs import Faults
+    from attestkit.backends.simulator.gpu.gpu_host import GpuHost
     from attestkit.backends.simulator.gpu.simulated_device import SimulatedDevice
     from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 
@@ -69,20 +70,28 @@ def _with_fault(
 
 
 def add_gpu_files(
-    tree: Tree, simulated: "SimulatedGpus", faults: "Faults", driver: str | os.PathLike[str]
+    tree: Tree, machine: "GpuHost", faults: "Faults", driver: str | os.PathLike[str]
 ) -> None:
-    """Add the trust anchors of the GPUs, and a link to their driver, to a machine's control files.
+    """Add the files of the GPUs to a machine's control files.
+
+    These are their trust anchors and endorsements, and a link to their driver.
 
     Args:
         tree: The machine's files.
-        simulated: The devices.
+        machine: The machine, which has GPUs.
         faults: The armed faults.
         driver: Folder of the stub driver.
     """
+
+    def endorsements() -> bytes:
+        found: bytes = machine.gpu_endorsements().to_json()
+        return found
+
     tree.add("/attestkit/gpu-driver", Link(os.fspath(driver)))
-    for name, root in zip(("device", "rim"), simulated.roots, strict=True):
+    for name, root in zip(("device", "rim"), machine.gpu_roots, strict=True):
         path = f"/attestkit/gpu-{name}-trust-anchor.der"
         tree.add(path, constant_file("", faults, root))
+    tree.add("/attestkit/gpu-endorsements.json", text_file("", faults, endorsements))
 
 
 def start_stub_driver(simulated: "SimulatedGpus", folder: Path, *, is_snp: bool) -> StubServer:

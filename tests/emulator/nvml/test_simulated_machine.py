@@ -1,14 +1,22 @@
 """Simulated GPUs behind the stub driver: what programs collect is the simulator's evidence."""
 
+import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.emulator.kernel_files import Link
+from attestkit.emulator.machine import Machine, Setup
 from attestkit.emulator.nvml.simulated_machine import SimulatedStubMachine
 from attestkit.emulator.nvml.stub_server import StubState
-from attestkit.gpu import GpuEvidence, Report
+from attestkit.gpu import GpuEndorsements, GpuEvidence, Report
+from tests.backends.simulator.simulated_cases import NOW
 from tests.emulator.nvml.stub_programs import (
     NONCE,
     Driver,
@@ -16,6 +24,7 @@ from tests.emulator.nvml.stub_programs import (
     requires_compiler,
     running,
 )
+from tests.emulator.test_machine_scenarios import read_file
 
 SEED = bytes(32)
 COLLECT = f"collection.collect({NONCE!r}).to_json()"
@@ -54,6 +63,33 @@ def test_collected_evidence_is_that_of_the_simulator(driver: Driver, config: Gpu
     simulated = SimulatedGpus(SEED, config)
     collected, expected = collect(driver, simulated), simulated.evidence(NONCE)
     assert collected.devices == expected.devices
+
+
+def test_machine_has_files_of_its_gpus() -> None:
+    """Trust anchors, current endorsements, and a link to the driver, which runs until the end."""
+    with tempfile.TemporaryDirectory(prefix="stub-") as folder:
+        scenario = Scenario(gpu_fault="fwid-absent")
+        made = Machine(
+            Setup(scenario=scenario),
+            SEED,
+            faults=Faults(),
+            now=lambda: NOW,
+            clock=time.monotonic,
+            wait=lambda _: True,
+        )
+        made.start_gpu_driver(folder)
+        assert Path(folder, "socket").is_socket()
+        made.close()
+        assert not Path(folder, "socket").exists()
+        simulated = SimulatedGpus(SEED, GpuConfig(fault="fwid-absent"))
+        link = made.tree.find("/attestkit/gpu-driver")
+        assert isinstance(link, Link)
+        assert link.target == folder
+        for name, root in (("device", simulated.roots.device), ("rim", simulated.roots.rim)):
+            assert read_file(made, f"/attestkit/gpu-{name}-trust-anchor.der") == root
+        found = GpuEndorsements.from_json(read_file(made, "/attestkit/gpu-endorsements.json"))
+        assert dict(found.rims) == dict(simulated.rims)
+        assert found.ocsp == simulated.ocsp_answers(NOW)
 
 
 def test_collected_evidence_of_device_twice_has_a_device_twice(driver: Driver) -> None:
