@@ -34,6 +34,7 @@ def build_stub_libraries(folder: Path) -> None:
             *(compiler, *FLAGS, *strict, "-shared", f"-Wl,-soname,{library}"),
             *("-o", str(folder / library)),
             *(str(SOURCES / name) for name in (source, "stub_client.c")),
+            "-ldl",  # before glibc 2.34, for dladdr
         )
         _compile(command, library)
         (folder / link).symlink_to(library)

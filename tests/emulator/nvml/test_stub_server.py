@@ -1,6 +1,7 @@
 """The server of the stub libraries, with requests that these do not send."""
 
 import contextlib
+import shutil
 import socket
 import struct
 import tempfile
@@ -97,6 +98,21 @@ def test_stub_server_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> N
     with pytest.raises(BackendError) as caught:
         StubServer(tmp_path / "missing", FakeMachine())
     assert caught.value.reason == "io_error"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "gcc-12", "gcc-14", "clang", "clang-14", "clang-19"])
+def test_build_with_every_compiler_has_no_warning(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With warnings as errors, both libraries are compiled, and have the names that `ld` uses."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not here")
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("ATTESTKIT_STRICT_BUILD", "1")
+    build_stub_libraries(tmp_path)
+    for name in ("libnvidia-ml.so.1", "libnvidia-nscq.so.2"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x7fELF")
+        assert (tmp_path / name.rpartition(".")[0]).resolve() == tmp_path / name
 
 
 def test_build_without_compiler_names_the_package(
