@@ -54,8 +54,8 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
         backend: The name of a backend, or a backend object. None: the backend in
             `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
         options: Options of the backend. The simulator has `seed`, `platform`, `scenario`, `faults`,
-            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`, `app_id` and
-            `tpm`. The classes of the other backends document their options.
+            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`, `app_id`, `gpus`
+            and `tpm`. The classes of the other backends document their options.
 
     Raises:
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.

@@ -14,7 +14,15 @@ from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
-from attestkit.gpu import GpuEvidence, Report
+from attestkit.errors import CollateralError
+from attestkit.gpu import (
+    GpuEndorsements,
+    GpuEvidence,
+    GpuRules,
+    GpuServices,
+    Report,
+    verify,
+)
 from attestkit.serve.services.context import Guest
 from attestkit.testing import SimulatedTee
 from tests.serve.asgi import Client
@@ -146,6 +154,30 @@ def tee() -> Iterator[SimulatedTee]:
     """Return a TEE with a Blackwell GPU."""
     with SimulatedTee(gpus=GpuConfig(1, architecture="BLACKWELL")) as tee:
         yield tee
+
+
+def test_endorsements_are_fetched_from_the_services(tee: SimulatedTee) -> None:
+    """A verifier fetches RIMs, OCSP answers and tokens over HTTP, and accepts the evidence."""
+    url, now = tee.gpu_services_url, datetime.now(timezone.utc)
+    services = GpuServices(rim_url=url, ocsp_url=f"{url}/ocsp", nras_url=url)
+    evidence = tee.gpu_evidence(NONCE)
+    found = GpuEndorsements.fetch(evidence, services, now=now, roots=tee.gpu_roots)
+    found = found.fetch_tokens(evidence, NONCE, services)
+    rules = GpuRules(nras="beside")
+    result = verify(evidence, nonce=NONCE, endorsements=found, roots=tee.gpu_roots, rules=rules)
+    assert result.simulated
+    assert result.nras is not None
+
+
+@pytest.mark.parametrize("name", ["ocsp-nonce-missing", "ocsp-nonce-other"])
+def test_nonce_of_ocsp_is_checked_when_fetching(name: str) -> None:
+    """A responder that does not return the nonce is not believed."""
+    with SimulatedTee(scenario=f"gpu-{name}") as tee:
+        url, now = tee.gpu_services_url, datetime.now(timezone.utc)
+        services = GpuServices(rim_url=url, ocsp_url=f"{url}/ocsp")
+        with pytest.raises(CollateralError) as caught:
+            GpuEndorsements.fetch(tee.gpu_evidence(NONCE), services, now=now, roots=tee.gpu_roots)
+    assert caught.value.reason == "malformed"
 
 
 def test_simulated_tee_serves_its_gpus(tee: SimulatedTee) -> None:

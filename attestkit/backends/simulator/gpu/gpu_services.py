@@ -20,9 +20,6 @@ _JWKS: Final = "/.well-known/jwks.json"
 _JSON: Final = (("Content-Type", "application/json"),)
 _OCSP_TYPE: Final = (("Content-Type", "application/ocsp-response"),)
 
-MAX_BODY: Final = 1 << 20
-"""Bytes of a request to NRAS."""
-
 
 class SimulatedGpuServices:
     """Routes of the services: `/ocsp`, `/v1/rim/<id>`, `/v<n>/attest/<kind>` and the key set.
