@@ -17,6 +17,7 @@ from attestkit.verifier.policy.vtpm.vtpm_rules import VtpmRules
 from attestkit.verifier.result import TcbStatus
 from tests.docs.blocks import ROOT, read_blocks
 from tests.rigs.go_verifiers.verdicts import GO_SEV_GUEST, GO_TDX_GUEST
+from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT
 
 POLICY = (ROOT / "docs/policy.md").read_text()
 RECORDING = (ROOT / "docs/recording.md").read_text()
@@ -70,6 +71,19 @@ def test_differences_from_other_verifiers_match_table() -> None:
     found = [name for row in rows for name in re.findall("`(.+?)`", row[2])]
     assert sorted(found) == sorted(GO_TDX_GUEST | GO_SEV_GUEST)
     assert all(cell.strip() for row in rows for cell in row[1:-1])
+
+
+def test_differences_from_verifier_of_nvidia_match_table() -> None:
+    """Each fault of a GPU on which NVIDIA's verifier differs is listed, on the right side."""
+    section = (ROOT / "docs/scenarios.md").read_text().partition("## Other verifiers")[2]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| nv-")]
+    found = {
+        (name, row[3].strip(), row[4].strip())
+        for row in rows
+        for name in re.findall("`gpu-(.+?)`", row[2])
+    }
+    lax = {(name, "refused", "accepted") for name in LAX}
+    assert found == lax | {(name, "accepted", "refused") for name in STRICT}
 
 
 def test_architecture_lists_parts_in_order_of_layers() -> None:

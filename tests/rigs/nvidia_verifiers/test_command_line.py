@@ -27,7 +27,7 @@ from attestkit.gpu import GpuRoots
 from tests.emulator.nvml.stub_programs import Driver, requires_compiler, running
 from tests.rigs.nvidia_verifiers.environment import LOCAL_GPU_VERIFIER, make_environment
 from tests.rigs.nvidia_verifiers.services import CaseServices, serve
-from tests.rigs.nvidia_verifiers.test_local_gpu_verifier import LAX, STRICT
+from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT
 
 pytestmark = [pytest.mark.slow, requires_compiler]
 

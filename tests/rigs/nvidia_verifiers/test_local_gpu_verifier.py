@@ -21,6 +21,7 @@ from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from tests.rigs.nvidia_verifiers.environment import LOCAL_GPU_VERIFIER, make_environment
 from tests.rigs.nvidia_verifiers.services import CaseServices, serve
+from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT
 from tests.vectors import SHARED, needs_shared
 
 pytestmark = pytest.mark.slow
@@ -31,31 +32,6 @@ CASES: Final = json.loads((FABRICATED / "cases.json").read_text()) if FABRICATED
 SEED: Final = b"nvidia's verifier judges this   "
 NONCE: Final = bytes(range(32))
 
-# Faults that the verifier does not see, by section of nvidia-gpu.md.
-LAX: Final = {
-    "fwid-absent": "3.4: takes an absent field as a match",
-    "device-key-other": "3.4: does not look at the key in the DICE extension",
-    "blocks-41": "2: does not look at the number of blocks",
-    "block-type-raw": "2: does not look at the type of blocks",
-    "header-request-code": "2: does not look at the request",
-    "header-response-code": "2: does not look at the response's code",
-    "opaque-twice": "2: takes the last of two fields",
-    "opaque-version": "2: does not look at the version",
-    "rim-doctype": "4.2: expands entities",
-    "rim-product-gb100": "4.4: does not look at the product",
-    "rim-none-active": "4.4: no measurement is a match",
-    "ocsp-stale": "3.6: does not look at the dates",
-    "ocsp-future": "3.6: does not look at the dates",
-    "ocsp-responder-no-eku": "3.6: does not look at the extended key usage",
-    "ocsp-about-another": "3.6: does not look at the certificate",
-    "ocsp-by-leaf": "3.6: accepts an answer that the leaf signed",
-}
-# Faults that a strict verifier accepts, and this one does not.
-STRICT: Final = {
-    "opaque-unknown-type": "2: refuses unknown fields",
-    "measurement-35-nvdec-off": "4.4: compares a byte with an enum",
-    "chain-without-root": "3.3: wants five certificates",
-}
 # Faults of several devices, switches and tokens are for other verifiers.
 ONE_GPU: Final = [
     name for name, fault in GPU_FAULTS.items() if fault.nras is None and fault.machine is None
