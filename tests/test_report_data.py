@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import UsageError
-from attestkit.report_data import ReportData, ReportDataWarning
+from attestkit.report_data import ReportData, ReportDataWarning, gpu_nonce
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared
@@ -68,6 +68,22 @@ def test_nonce_and_key_have_tag_of_their_own(nonce: bytes, spki: bytes) -> None:
         ReportData.for_nonce_and_ak(bytes(7), spki)
     with raises(UsageError, "wrong_type"):
         ReportData.for_nonce_and_ak(nonce, untyped(None))
+
+
+def test_for_nonce_and_gpu_binds_both_hashes() -> None:
+    """Nonce and evidence of GPUs are hashed under a tag of their own, and the GPUs' nonce too."""
+    nonce, evidence = bytes(range(32)), b"[]"
+    content = hashlib.sha256(nonce).digest() + hashlib.sha256(evidence).digest()
+    bound = ReportData.for_nonce_and_gpu(nonce, evidence)
+    assert bound == hashlib.sha512(b"nonce+gpu:" + content).digest()
+    assert gpu_nonce(nonce) == hashlib.sha256(b"attestkit-gpu-nonce:" + nonce).digest()
+    for wrong in (bytes(7), bytes(65)):
+        with pytest.raises(UsageError):
+            ReportData.for_nonce_and_gpu(wrong, evidence)
+        with pytest.raises(UsageError):
+            gpu_nonce(wrong)
+    with pytest.raises(UsageError):
+        ReportData.for_nonce_and_gpu(nonce, untyped("[]"))
 
 
 APP_KEY = ("ed25519", bytes(32)), ("secp256k1", bytes(33))

@@ -86,6 +86,17 @@ class GpuTrust(NamedTuple):
             raise wrong_type("gpu_endorsements", "GpuEndorsements or a path", endorsements)
         return cls(roots, endorsements)
 
+    def with_unauthenticated(self, given: "GpuEndorsements | None") -> "GpuTrust":
+        """Return the trust with endorsements of a bundle or request in place of its own.
+
+        Manifests and OCSP answers have signatures; keys of NVIDIA's attestation service have none,
+        so those of the verifier stay.
+        """
+        if given is None:
+            return GpuTrust(self.roots)
+        own = self.endorsements
+        return GpuTrust(self.roots, replace(given, jwks=None if own is None else own.jwks))
+
 
 class GpuAppraisal(NamedTuple):
     """Settings of a verification."""

@@ -293,7 +293,7 @@ class Verifier:
             authenticators=self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates),
             collateral=None,
             source=None,
-            gpu_trust=self._gpu_trust._replace(endorsements=bundle.gpu_endorsements),
+            gpu_trust=self._gpu_trust.with_unauthenticated(bundle.gpu_endorsements),
         )
         steps = (BUNDLE_TIME,) if own else ()
         found = Examination(
@@ -325,11 +325,16 @@ class Verifier:
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
 
     def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
-        """Return a verifier with these endorsements of GPUs if it has none; it shares caches."""
-        if endorsements is None or self._gpu_trust.endorsements is not None:
+        """Return a verifier with these endorsements of GPUs, if it has no manifests; share caches.
+
+        They may be untrusted: their keys of NVIDIA's attestation service are not used.
+        """
+        own = self._gpu_trust.endorsements
+        if endorsements is None or (own is not None and own.rims):
             return self
-        found = copy(self)
-        found._gpu_trust = GpuTrust(self._gpu_trust.roots, endorsements)  # noqa: SLF001 - own class
+        found = object.__new__(type(self))  # `copy` would create new caches
+        trust = self._gpu_trust.with_unauthenticated(endorsements)
+        vars(found).update(vars(self), _gpu_trust=trust)
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

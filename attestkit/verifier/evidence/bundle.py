@@ -243,17 +243,23 @@ def _check_gpu_endorsements(value: object) -> None:
         raise wrong_type("gpu_endorsements", "GpuEndorsements", value)
 
 
+def _gpu_endorsements(value: object) -> "GpuEndorsements":
+    from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+    try:
+        return GpuEndorsements.from_json(json.dumps(value))
+    except CollateralError as error:
+        reason: FormatReason = "too_large" if error.reason == "too_large" else "wrong_value"
+        raise FormatError(f"gpu_endorsements: {error}", reason=reason) from error
+
+
 def _gpu_members(values: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a bundle about GPUs, decoded."""
     found: dict[str, Any] = {}
     if "gpu_evidence" in values:
         found["gpu_evidence"] = strict_json.from_base64(values["gpu_evidence"], "gpu_evidence")
     if "gpu_endorsements" in values:
-        from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
-
-        found["gpu_endorsements"] = GpuEndorsements.from_json(
-            json.dumps(values["gpu_endorsements"])
-        )
+        found["gpu_endorsements"] = _gpu_endorsements(values["gpu_endorsements"])
     return found
 
 
