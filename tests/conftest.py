@@ -36,14 +36,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Keep the garbage collector from traversing 20,000 collected tests.
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Compile a share of the tests, and keep the collector from traversing 20,000 collected ones.
 
     The collected objects live until the end, so they are frozen: neither collection of tests nor
     any full garbage collection later has to traverse them.
     """
     gc.disable()
     try:
+        if hasattr(session.config, "workerinput"):  # set by pytest-xdist
+            from tests.first_import import import_share  # lazy: other runs do not need it
+
+            import_share(session.config)
         yield
     finally:
         gc.freeze()
