@@ -20,7 +20,17 @@ MEMORY_SIZE = 65_536
 FASTER = 1.25  # maximum growth of the cost per byte when the size doubles; 2 is quadratic
 ANY = 128 * 1024  # bytes, for caches of the interpreter and of regular expressions
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parser}: {case.shape}")
+
+def check_cases(name: str, check: Callable[[Parser, Case], None]) -> None:
+    """Check a parser with input of every shape, and fail with the shapes of all failures."""
+    failures = []
+    for case in CASES:
+        if case.parser == name:
+            try:
+                check(PARSERS[name], case)
+            except AssertionError as error:
+                failures.append(f"{case.shape}: {error}")
+    assert not failures, "\n".join(failures)
 
 
 def check_lines(parser: Parser, case: Case, sizes: tuple[int, int, int]) -> None:
@@ -54,23 +64,21 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_parser_lines_grow_linearly(name: str) -> None:
     """Executed lines grow linearly for small input of every shape."""
-    for case in CASES:
-        if case.parser == name:
-            check_lines(PARSERS[name], case, SMALL)
+    check_cases(name, partial(check_lines, sizes=SMALL))
 
 
 @pytest.mark.slow
-@each_case
-def test_parser_lines_grow_linearly_for_large_input(case: Case) -> None:
+@pytest.mark.parametrize("name", PARSERS)
+def test_parser_lines_grow_linearly_for_large_input(name: str) -> None:
     """Executed lines grow linearly for large input, where constant costs are negligible."""
-    check_lines(PARSERS[case.parser], case, LARGE)
+    check_cases(name, partial(check_lines, sizes=LARGE))
 
 
 @pytest.mark.slow
-@each_case
-def test_parser_memory_is_bounded(case: Case) -> None:
-    """Allocated bytes per byte of input are bounded."""
-    check_memory(PARSERS[case.parser], case, MEMORY_SIZE)
+@pytest.mark.parametrize("name", PARSERS)
+def test_parser_memory_is_bounded(name: str) -> None:
+    """Allocated bytes per byte of input of every shape are bounded."""
+    check_cases(name, partial(check_memory, size=MEMORY_SIZE))
 
 
 def quadratic(data: bytes) -> int:
