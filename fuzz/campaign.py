@@ -259,12 +259,14 @@ def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
     build.mkdir(parents=True, exist_ok=True)
     seeds = {**samples.samples(), **samples.object_samples()}
     large = samples.large_samples()
+    names = [name for name in (*LENGTHS, *PLANTED) if wanted(folder_name(name))]
+    try:
+        drivers.build_programs(names, build, compiler)
+    except subprocess.CalledProcessError as error:
+        raise MissingError(f"libFuzzer: {compiler} does not build the programs") from error
 
     def target_of(name: str) -> Target:
-        try:
-            program = drivers.program_for(name, build, compiler)
-        except subprocess.CalledProcessError as error:
-            raise MissingError(f"libFuzzer: {compiler} does not build {name}") from error
+        program = drivers.program_for(name, build, compiler)
 
         def run(target: Target, run: Run) -> None:
             options = [f"-max_len={LENGTHS.get(name, (64, 64))[run.large]}"]
@@ -282,7 +284,7 @@ def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
 
         return Target(folder_name(name), f"libFuzzer ({compiler})", run, goal=GOAL)
 
-    return [target_of(name) for name in (*LENGTHS, *PLANTED) if wanted(folder_name(name))]
+    return [target_of(name) for name in names]
 
 
 def parser_targets(*, together: bool = False) -> list[Target]:
