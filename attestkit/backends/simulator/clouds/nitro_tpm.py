@@ -69,6 +69,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
             instance_id=instance_id(self._seed, app_id, compose),
             os_image_hash=bytes.fromhex(json.loads(self.vm_config).get("os_image_hash", "")),
             app_keys=keys,
+            gpu_attestation=self._gpu_attestation,
         )
         events = boot_events(launch)
         for event in events:

@@ -61,7 +61,8 @@ class GpuFault(NamedTuple):
     nras: NrasFault | None = None
     machine: MachineFault | None = None
     architecture: Architecture = "HOPPER"
-    gpus: int = 1  # number of GPUs of the machine, unless the caller says otherwise
+    gpus: int = 1  # least number of GPUs, which the machine has unless the caller says otherwise
+    only: bool = False  # for no other architecture
 
     @property
     def online(self) -> bool:

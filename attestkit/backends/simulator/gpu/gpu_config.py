@@ -35,11 +35,25 @@ class GpuConfig(msgspec.Struct, frozen=True):
         if self.architecture not in (None, "HOPPER", "BLACKWELL"):
             text = f"architecture: must be HOPPER or BLACKWELL, not {self.architecture!r}"
             raise UsageError(text, reason="wrong_value")
-        if self.fault is not None:
-            find_gpu_fault(self.fault)
+        self._check_fault()
         hopper, eight = self.chosen_architecture == "HOPPER", self.chosen_count == PROTECTED_GPUS
         if self.protected_pcie and not (hopper and eight):
             text = f"protected_pcie: needs {PROTECTED_GPUS} Hopper GPUs"
+            raise UsageError(text, reason="conflict")
+
+    def _check_fault(self) -> None:
+        """Check that the fault exists, and the machine has what it changes."""
+        if self.fault is None:
+            return
+        fault = find_gpu_fault(self.fault)
+        if self.chosen_count < fault.gpus:
+            text = f"fault {self.fault}: needs at least {fault.gpus} GPUs"
+            raise UsageError(text, reason="conflict")
+        if fault.only and self.chosen_architecture != fault.architecture:
+            text = f"fault {self.fault}: needs the architecture {fault.architecture}"
+            raise UsageError(text, reason="conflict")
+        if fault.machine == "switch-missing" and not self.is_protected:
+            text = f"fault {self.fault}: needs {PROTECTED_GPUS} GPUs with protected PCIe"
             raise UsageError(text, reason="conflict")
 
     @property

@@ -117,7 +117,10 @@ _REPORTS: Final[dict[str, GpuFault]] = {
 
 _CHAINS: Final[dict[str, GpuFault]] = {
     "device-key-other": GpuFault(
-        "device_key", "the DICE extension has the key of another device", other_device_key=True
+        "device_key",
+        "the DICE extension has the key of another device",
+        other_device_key=True,
+        only=True,
     ),
     "chain-other-root": GpuFault(
         "device_chain", "the chain ends at another root", other_root="device"
@@ -142,7 +145,10 @@ _RIMS: Final[dict[str, GpuFault]] = {
         "vbios_rim_identity", "the VBIOS RIM is of another version", vbios_rim=other_version
     ),
     "rim-product-gb100": GpuFault(
-        "driver_rim_identity", "the driver RIM is of another product", driver_rim=other_product
+        "driver_rim_identity",
+        "the driver RIM is of another product",
+        driver_rim=other_product,
+        only=True,
     ),
     "rim-index-in-both": GpuFault(
         "measurements",
@@ -258,6 +264,7 @@ _MACHINES: Final[dict[str, GpuFault]] = {
         "one of the switches sends no evidence",
         machine="switch-missing",
         gpus=PROTECTED_GPUS,
+        only=True,
     ),
     "device-twice": GpuFault(
         "topology", "two entries are of the same device", machine="device-twice", gpus=2
@@ -268,6 +275,7 @@ _MACHINES: Final[dict[str, GpuFault]] = {
         machine="spt-with-mpt",
         architecture="BLACKWELL",
         gpus=2,
+        only=True,
     ),
     "nonces-mixed": GpuFault(
         "nonce", "the reports have different nonces", machine="nonces-mixed", gpus=2

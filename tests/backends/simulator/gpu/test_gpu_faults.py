@@ -1,5 +1,6 @@
 """Faults of simulated GPUs: a strict verifier names the check that fails first."""
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -9,7 +10,7 @@ from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.errors import FormatError, GpuEvidenceError, SignatureError
+from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, UsageError
 from attestkit.gpu import GpuResult, GpuRules, verify
 from attestkit.gpu.nras import read_nvattest_output, verify_tokens
 from attestkit.gpu.nras.client import encode_request
@@ -43,6 +44,18 @@ def test_fault_is_refused_by_the_named_check(name: str) -> None:
     with pytest.raises((GpuEvidenceError, FormatError)) as caught:
         verified(machine(fault=name))
     assert caught.value.reason == GPU_FAULTS[name].check
+
+
+@pytest.mark.slow
+def test_faults_apply_to_other_machines() -> None:
+    """A fault has its effect on a Blackwell GPU and in a protected machine, too."""
+    for name in REFUSED:
+        for config in ({"architecture": "BLACKWELL"}, {"count": 8}):
+            with suppress(UsageError):  # not for this machine
+                gpus = machine(fault=name, **config)
+                with pytest.raises((GpuEvidenceError, FormatError)) as caught:
+                    verified(gpus)
+                assert caught.value.reason == GPU_FAULTS[name].check, (name, config)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

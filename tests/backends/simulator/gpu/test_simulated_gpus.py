@@ -196,6 +196,11 @@ def test_fault_of_format_is_refused_by_the_parser(name: str) -> None:
         ({"count": 2, "protected_pcie": True}, "conflict"),
         ({"architecture": "AMPERE"}, "wrong_value"),
         ({"fault": "no-such-fault"}, "unknown_name"),
+        ({"fault": "device-twice", "count": 1}, "conflict"),
+        ({"fault": "device-key-other", "architecture": "BLACKWELL"}, "conflict"),
+        ({"fault": "spt-with-mpt", "architecture": "HOPPER"}, "conflict"),
+        ({"fault": "switch-missing", "count": 9}, "conflict"),
+        ({"fault": "switch-missing", "protected_pcie": False}, "conflict"),
     ],
 )
 def test_config_is_checked(config: dict[str, Any], reason: str) -> None:
