@@ -80,7 +80,7 @@ PRINTED: Final = {
         r".*",
         r"HCLA\nchecked\n\{\"vcekCert\":\n",
         r".*evidence: accepted.*dstack-gcp-tdx.*",
-        r"False\nHOPPER 5\nHOPPER 5\n",
+        r".*evidence: accepted.*2 x GH100.*",
     ),
     "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n"),
     "docs/testing.md": (

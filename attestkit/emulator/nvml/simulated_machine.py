@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 from attestkit.emulator.kernel_files import Link, Tree, constant_file, text_file
 from attestkit.emulator.nvml.stub_library import build_stub_libraries
 from attestkit.emulator.nvml.stub_server import StubDevice, StubServer, StubState
@@ -74,7 +75,7 @@ def add_gpu_files(
 ) -> None:
     """Add the files of the GPUs to a machine's control files.
 
-    These are their trust anchors and endorsements, and a link to their driver.
+    These are their roots and endorsements, and a link to their driver.
 
     Args:
         tree: The machine's files.
@@ -88,9 +89,8 @@ def add_gpu_files(
         return found
 
     tree.add("/attestkit/gpu-driver", Link(os.fspath(driver)))
-    for name, root in zip(("device", "rim"), machine.gpu_roots, strict=True):
-        path = f"/attestkit/gpu-{name}-trust-anchor.der"
-        tree.add(path, constant_file("", faults, root))
+    roots = "".join([encode_pem(CERTIFICATE_LABEL, root) for root in machine.gpu_roots])
+    tree.add("/attestkit/gpu-roots.pem", constant_file("", faults, roots.encode()))
     tree.add("/attestkit/gpu-endorsements.json", text_file("", faults, endorsements))
 
 

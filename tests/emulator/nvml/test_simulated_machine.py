@@ -11,6 +11,7 @@ from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.cli.options.gpu_files import read_gpu_roots
 from attestkit.emulator.kernel_files import Link
 from attestkit.emulator.machine import Machine, Setup
 from attestkit.emulator.nvml.simulated_machine import SimulatedStubMachine
@@ -66,7 +67,7 @@ def test_collected_evidence_is_that_of_the_simulator(driver: Driver, config: Gpu
 
 
 def test_machine_has_files_of_its_gpus() -> None:
-    """Trust anchors, current endorsements, and a link to the driver, which runs until the end."""
+    """Roots, current endorsements, and a link to the driver, which runs until the end."""
     with tempfile.TemporaryDirectory(prefix="stub-") as folder:
         scenario = Scenario(gpu_fault="fwid-absent")
         made = Machine(
@@ -85,8 +86,7 @@ def test_machine_has_files_of_its_gpus() -> None:
         link = made.tree.find("/attestkit/gpu-driver")
         assert isinstance(link, Link)
         assert link.target == folder
-        for name, root in (("device", simulated.roots.device), ("rim", simulated.roots.rim)):
-            assert read_file(made, f"/attestkit/gpu-{name}-trust-anchor.der") == root
+        assert read_gpu_roots(read_file(made, "/attestkit/gpu-roots.pem")) == simulated.roots
         found = GpuEndorsements.from_json(read_file(made, "/attestkit/gpu-endorsements.json"))
         assert dict(found.rims) == dict(simulated.rims)
         assert found.ocsp == simulated.ocsp_answers(NOW)

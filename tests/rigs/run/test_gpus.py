@@ -1,5 +1,6 @@
 """`attestkit run --gpus`: unmodified programs use simulated GPUs through NVIDIA's libraries."""
 
+import json
 import sys
 import time
 from datetime import datetime, timezone
@@ -61,13 +62,36 @@ def test_program_collects_evidence_of_the_simulator(
     assert collected.devices == SimulatedGpus(SEED, config).evidence(NONCE).devices
 
 
-def test_program_finds_trust_anchors_of_gpus() -> None:
-    """The roots of devices and RIMs are beside the other trust anchors."""
-    roots = SimulatedGpus(SEED).roots
-    for name, root in (("device", roots.device), ("rim", roots.rim)):
-        script = f"od -An -v -tx1 /run/attestkit/gpu-{name}-trust-anchor.der"
-        done = run("sh", "-c", script, options=options("--gpus", "1"))
-        assert bytes.fromhex("".join(done.stdout.split())) == root
+@pytest.mark.parametrize(
+    ("words", "outcome"),
+    [
+        (("--gpus", "2"), ("accepted", "")),
+        (("--gpus", "1", "--provider", "sev_guest"), ("accepted", "")),
+        (("--scenario", "gpu-measurement-9"), ("rejected", "measurements")),
+    ],
+    ids=["tdx", "snp", "fault"],
+)
+def test_evidence_of_machine_and_gpus_verifies(
+    words: tuple[str, ...], outcome: tuple[str, str], tmp_path: Path
+) -> None:
+    """Attestkit collects evidence of CPU and GPUs; a verifier needs the files in /run/attestkit."""
+    script = f"""
+        attestkit() {{ "{sys.executable}" -m attestkit "$@"; }}
+        attestkit attest --gpu --nonce {NONCE.hex()} --encoding cbor -o evidence
+        cp /run/attestkit/*.der /run/attestkit/*.json /run/attestkit/*.pem .
+    """
+    done = run("sh", "-euc", script, options=words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    collateral = ("--collateral", "collateral.json")
+    done = execute(
+        *(sys.executable, "-m", "attestkit", "verify", "evidence", "--nonce", NONCE.hex()),
+        *("--trust-anchor", "trust-anchor.der", "--gpu-roots", "gpu-roots.pem"),
+        *("--gpu-endorsements", "gpu-endorsements.json", "--json"),
+        *(collateral if (tmp_path / "collateral.json").exists() else ()),
+        cwd=tmp_path,
+    )
+    [found] = json.loads(done.stdout)["results"]
+    assert (found["verdict"], found.get("reason", "")) == outcome, done.stdout
 
 
 def test_program_has_stub_first_among_its_libraries() -> None:
