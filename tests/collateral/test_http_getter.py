@@ -192,6 +192,55 @@ def test_getter_rejects_request_smuggling(create_server: CreateServer, target: s
     assert not any(b"\r\nX:" in request for request in server.requests)
 
 
+def read_request(connection: socket.socket) -> bytes:
+    """Return what the peer sends until nothing more comes."""
+    connection.settimeout(0.2)
+    found = b""
+    with contextlib.suppress(TimeoutError):
+        while part := connection.recv(65536):
+            found += part
+    return found
+
+
+def test_post_sends_body_and_headers(create_server: CreateServer) -> None:
+    """A POST has its body, its length and the given header fields; a redirect is returned."""
+    bodies: list[bytes] = []
+
+    def respond(connection: socket.socket) -> None:
+        bodies.append(read_request(connection))
+        connection.sendall(b"HTTP/1.1 307 Moved\r\nLocation: /b\r\nContent-Length: 1\r\n\r\nx")
+
+    server = create_server(respond)
+    response = HttpGetter(TIMEOUT).post(f"{server.url}/a", b"body", {"Content-Type": "a/b"})
+    assert (response.status, response.body) == (307, b"x")
+    (request,) = server.requests
+    line, *fields = (request + bodies[0]).decode().split("\r\n")
+    assert line == "POST /a HTTP/1.1"
+    assert {"Content-Type: a/b", "Content-Length: 4", "Connection: close"} <= {*fields}
+    assert fields[-1] == "body"
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y"])
+def test_post_rejects_line_breaks_in_headers(create_server: CreateServer, value: str) -> None:
+    """A line break in a header field raises CollateralError, and is not sent."""
+    server = create_server(create_response(b""))
+    with raises(CollateralError, "malformed"):
+        HttpGetter(TIMEOUT).post(server.url, b"", {"Authorization": value})
+    assert not any(b"X:" in request for request in server.requests)
+
+
+def test_post_too_large_response_is_named(create_server: CreateServer) -> None:
+    """The limits of a response are those of a GET."""
+
+    def respond(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(create_response(b"", length=BODY_LIMIT + 1))
+
+    server = create_server(respond)
+    with raises(CollateralError, "too_large", start=server.url):
+        HttpGetter(TIMEOUT).post(server.url, b"body", {})
+
+
 def test_getter_invalid_timeout_raises_usage_error() -> None:
     """A timeout must be positive."""
     for timeout in (0, -1, float("nan")):

@@ -12,6 +12,7 @@ from cryptography.x509 import ocsp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp import (
     CertId,
@@ -35,6 +36,7 @@ from tests.ocsp_pki import (
     subject_certificate,
 )
 from tests.raising import raises
+from tests.vectors import data, needs_shared
 
 HASHES: tuple[OcspHash, ...] = ("sha1", "sha256", "sha384")
 needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
@@ -208,3 +210,35 @@ def test_write_ocsp_answer_with_sha1_and_nonce_is_printed_by_openssl(openssl: Op
     assert "Hash Algorithm: sha1" in printed
     assert "OCSP Nonce" in printed
     assert "0420" + (b"n" * 32).hex().upper() in printed.replace("\\\n", "").replace(" ", "")
+
+
+@needs_shared
+@needs_openssl
+@pytest.mark.parametrize(("name", "at"), [("l4", 1), ("l3", 2), ("l2", 3)])
+def test_real_answers_are_verified_by_openssl_and_by_check_ocsp(
+    tmp_path: Path, name: str, at: int
+) -> None:
+    """OpenSSL and this module verify NVIDIA's answers about the certificates of a device."""
+    chain = split_pem(data("gpu/reports/hopper-550.90.07/chain.pem").decode())
+    answer = data(f"gpu/ocsp/gpu_certificate_{name}.der")
+    now = datetime(2025, 8, 21, 7, tzinfo=timezone.utc)
+    assert check_ocsp([answer], chain[at], chain[at + 1], now).status == "good"
+    texts = [encode_pem("CERTIFICATE", der) for der in chain]
+    for file, text in {"subject": texts[at], "issuer": texts[at + 1]}.items():
+        (tmp_path / f"{file}.pem").write_text(text)
+    (tmp_path / "trusted.pem").write_text("".join(texts[2:]))
+    (tmp_path / "answer.der").write_bytes(answer)
+    done = subprocess.run(
+        [
+            *("openssl", "ocsp", "-respin", "answer.der", "-CAfile", "trusted.pem", "-no_nonce"),
+            *("-issuer", "issuer.pem", "-sha384", "-cert", "subject.pem"),
+            *("-attime", str(int(now.timestamp())), "-validity_period", "999999999"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "Response verify OK" in done.stdout + done.stderr
+    assert "subject.pem: good" in done.stdout + done.stderr
