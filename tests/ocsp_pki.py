@@ -63,7 +63,7 @@ def certificate_of(
         name_of(issuer), name_of(name), public, serial, NOW - 400 * DAY, until
     )
     for extension in extensions:
-        critical = isinstance(extension, (x509.BasicConstraints, x509.KeyUsage))
+        critical = not isinstance(extension, x509.OCSPNoCheck)
         builder = builder.add_extension(extension, critical=critical)
     if usages:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)

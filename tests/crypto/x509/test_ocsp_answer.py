@@ -12,7 +12,8 @@ from cryptography.x509 import ocsp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.der import encode_element
+from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader, context, encode_element
+from attestkit._crypto.x509.certificate_encoder import encode_sequence
 from attestkit._crypto.x509.ocsp import (
     MAX_ANSWER,
     read_ocsp_answer,
@@ -131,6 +132,43 @@ def test_read_ocsp_answer_cut_at_any_length_raises_format_error() -> None:
             read_ocsp_answer(whole[:size])
     with raises(FormatError, "trailing_data"):
         read_ocsp_answer(whole + b"\0")
+
+
+def test_read_ocsp_answer_with_data_inside_an_element_raises_format_error() -> None:
+    """Nothing may follow the response inside its OCTET STRING, nor an answer in the list."""
+    whole = answer_about()
+    outer = DerReader(whole).enter(SEQUENCE)
+    outer.content(0x0A)
+    fields = outer.enter(context(0)).enter(SEQUENCE)
+    kind, basic = fields.whole(), fields.content(OCTET_STRING)
+    for content in (basic + b"\0", basic + basic):
+        wrapped = encode_sequence(kind, encode_element(OCTET_STRING, content))
+        changed = encode_sequence(b"\x0a\1\0", encode_element(context(0), wrapped))
+        with raises(FormatError, "trailing_data"):
+            read_ocsp_answer(changed)
+    wrapped = encode_sequence(kind, encode_element(OCTET_STRING, basic))
+    assert encode_sequence(b"\x0a\1\0", encode_element(context(0), wrapped)) == whole
+
+
+def test_read_ocsp_answer_about_two_certificates_raises_format_error() -> None:
+    """An answer is about one certificate."""
+    signed = read_ocsp_answer(whole := answer_about()).signed
+    fields = DerReader(signed).enter(SEQUENCE)
+    head = fields.whole() + fields.whole()
+    single = fields.content(SEQUENCE)
+    twice = encode_sequence(head, encode_sequence(single, single))
+    basic = DerReader(whole).enter(SEQUENCE)
+    basic.content(0x0A)
+    wrapper = basic.enter(context(0)).enter(SEQUENCE)
+    kind = wrapper.whole()
+    parts = DerReader(wrapper.content(OCTET_STRING)).enter(SEQUENCE)
+    parts.whole()
+    rest = parts.whole() + parts.whole() + parts.whole()
+    changed = encode_element(OCTET_STRING, encode_sequence(twice, rest))
+    with raises(FormatError, "trailing_data"):
+        read_ocsp_answer(
+            encode_sequence(b"\x0a\1\0", encode_element(context(0), encode_sequence(kind, changed)))
+        )
 
 
 def test_read_ocsp_answer_over_limit_raises_format_error() -> None:

@@ -222,6 +222,8 @@ def test_check_ocsp_dates_with_skew() -> None:
         check(answer, now=NOW - second, skew=timedelta(0))
     with raises(CollateralExpiredError, "ocsp_expired"):
         check(answer_about(validity=-DAY))
+    with raises(CollateralExpiredError, "ocsp_expired"):
+        check(answer_about(validity=-second), now=NOW)  # within the skew at both ends
 
 
 def test_check_ocsp_at_ends_of_calendar() -> None:
@@ -326,6 +328,11 @@ CRITICAL = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\0
             "responder",
             id="SHA-256",
         ),
+        pytest.param(
+            certificate_of("responder", "issuer", usages=SIGNING, extensions=(CRITICAL,)),
+            "responder",
+            id="unknown critical extension",
+        ),
         pytest.param(issuer_certificate(), "issuer", id="the issuer"),
         pytest.param(subject_certificate(), "subject", id="the certificate itself"),
     ],
@@ -340,6 +347,13 @@ def test_check_ocsp_usage_no_check_as_of_real_responders_is_accepted() -> None:
     """NVIDIA's older responders have the OID of OCSPNoCheck as a second usage."""
     usages = (*SIGNING, x509.ObjectIdentifier("1.3.6.1.5.5.7.48.1.5"))
     certificate = certificate_of("responder", "issuer", usages=usages, extensions=(END_ENTITY,))
+    assert check(answer_about(responder=responder_of(certificate))).status == "good"
+
+
+def test_check_ocsp_responder_with_extension_no_check_is_accepted() -> None:
+    """A responder's certificate may have OCSPNoCheck as the extension that RFC 6960 defines."""
+    extensions = (x509.OCSPNoCheck(), END_ENTITY)
+    certificate = certificate_of("responder", "issuer", usages=SIGNING, extensions=extensions)
     assert check(answer_about(responder=responder_of(certificate))).status == "good"
 
 
