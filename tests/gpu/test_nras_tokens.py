@@ -162,6 +162,7 @@ CLAIM_ATTACKS = [
     ({"iss": NRAS_ISSUER + "/"}, "nras_key"),
     ({"eat_nonce": (b"\1" * 32).hex()}, "nras_nonce"),
     ({"exp": START - 61}, "nras_time"),
+    ({"exp": START}, "nras_time"),
     ({"exp": START - 61, "iat": START - 3661, "nbf": START - 3661}, "nras_time"),
     ({"iat": START + 3600, "exp": START + 7200}, "nras_time"),
     ({"nbf": START + 3600, "exp": START + 7200}, "nras_time"),

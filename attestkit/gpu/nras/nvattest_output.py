@@ -136,10 +136,7 @@ def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> N
         {name: claim for name, claim in claims.items() if name not in _TOKEN_CLAIMS}
         for claims in payloads.values()
     ]
-    stated, found = (
-        sorted(json.dumps(each, sort_keys=True) for each in by) for by in (value, ours)
-    )
-    if stated != found:
+    if _sorted(value) != _sorted(ours):
         raise _bad("claims: not those of the tokens", "inconsistent")
 
 

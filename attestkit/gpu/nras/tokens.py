@@ -138,10 +138,9 @@ class _TokenVerifier:
 
     def _check_times(self, claims: Mapping[str, Any], name: str, device: int | None) -> None:
         issued, begins, expires = (_time(claims, each, name) for each in ("iat", "nbf", "exp"))
-        if max(issued, begins) - self._now > self._skew:
-            raise _refused(
-                name, f"not valid before {begins:%Y-%m-%d %H:%M:%S}", "nras_time", device
-            )
+        start = max(issued, begins)
+        if start - self._now > self._skew:
+            raise _refused(name, f"not valid before {start:%Y-%m-%d %H:%M:%S}", "nras_time", device)
         if self._now - expires >= self._skew or expires <= issued:
             raise _refused(name, f"expired at {expires:%Y-%m-%d %H:%M:%S}", "nras_time", device)
 
