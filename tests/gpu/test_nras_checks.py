@@ -48,7 +48,7 @@ def test_tokens_replace_manifests_and_ocsp_answers() -> None:
 def test_missing_tokens_or_keys_are_a_collateral_error(use: Any, missing: str) -> None:
     """Without tokens or keys nothing can be checked."""
     complete = machine(2).endorsements(NOW.timestamp(), NONCE)
-    partial = replace(complete, **{missing: () if missing == "nras" else None})
+    partial = replace(complete, nras=()) if missing == "nras" else replace(complete, jwks=None)
     with pytest.raises(CollateralError) as caught:
         verify_tokens(use, endorsements=partial)
     assert caught.value.reason == "missing"

@@ -96,6 +96,6 @@ def test_malformed_member_is_format_error(members: dict[str, Any]) -> None:
 
 def test_wrong_types_are_usage_errors() -> None:
     """The constructor checks its arguments."""
-    for changes in ({"gpu_evidence": "text"}, {"gpu_endorsements": {}}, {"gpu_evidence": b""}):
+    for name, value in (("gpu_evidence", "x"), ("gpu_endorsements", {}), ("gpu_evidence", b"")):
         with pytest.raises(UsageError):
-            bundle(**{name: untyped(value) for name, value in changes.items()})
+            bundle(**{name: untyped(value)})
