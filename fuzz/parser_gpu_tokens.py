@@ -9,8 +9,10 @@ from typing import Any, Final
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key, P384PublicKey
 from attestkit._formats.base64url import to_base64url
+from attestkit._formats.strict_json import read_object
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu.endorsements import GpuEndorsements
+from attestkit.gpu.nras.claims import DeviceClaims, read_claims
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
 from attestkit.gpu.nras.jwks import read_jwks
 from attestkit.gpu.nras.nvattest_output import LOCAL_ISSUER, NvattestOutput, read_nvattest_output
@@ -124,6 +126,22 @@ def _claimed(_raw: bytes, found: NvattestOutput) -> None:
     tried(lambda: found.check(1, _NONCE), None, GpuEvidenceError)
 
 
+def _claims(raw: bytes) -> DeviceClaims:
+    """Read claims alone: hashes and signatures keep changed ones from the other targets."""
+    return read_claims(read_object(raw, "claims"), "SWITCH-0" if b"switch" in raw else "GPU-0")
+
+
+def _stated(_raw: bytes, found: DeviceClaims) -> None:
+    problems = (*found.problems(), *found.problems(allow_hold=True))
+    check("short texts", all(text.isprintable() and len(text) < 300 for text in problems))
+
+
+def _claim_samples() -> list[bytes]:
+    switch = {name.replace(_GPU, "x-nvidia-switch-"): value for name, value in _device().items()}
+    old = {f"{_GPU}attestation-report-cert-chain-validated": True, "secboot": False}
+    return [_json(claims) for claims in (_device(), switch, old)]
+
+
 def _endorsed(_raw: bytes, found: GpuEndorsements) -> None:
     check("the same again", GpuEndorsements.from_json(found.to_json()) == found)
 
@@ -146,6 +164,12 @@ def targets() -> list[ParserTarget]:
             "jwks",
             obeys(read_jwks, FormatError, accepted=_keys, said=list),
             lambda: [_jwks()],
+            "json.dict",
+        ),
+        ParserTarget(
+            "nras_claims",
+            obeys(_claims, FormatError, accepted=_stated),
+            _claim_samples,
             "json.dict",
         ),
         ParserTarget(

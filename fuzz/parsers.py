@@ -141,7 +141,7 @@ READERS: Final[dict[str, str]] = {
     "gpu.dice": "dice",
     "gpu.evidence": "gpu_evidence",
     "gpu.endorsements": "gpu_endorsements",
-    "gpu.nras.claims": "nvattest_output",
+    "gpu.nras.claims": "nras_claims",
     "gpu.nras.detached_eat": "nras_answer",
     "gpu.nras.jwks": "jwks",
     "gpu.nras.nvattest_output": "nvattest_output",
