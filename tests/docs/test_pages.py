@@ -82,7 +82,7 @@ PRINTED: Final = {
         r".*evidence: accepted.*dstack-gcp-tdx.*",
         r".*evidence: accepted.*2 x GH100.*",
     ),
-    "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n"),
+    "docs/scenarios.md": (r"cert_revoked - .*\n", r"UpToDate\n", r"BLACKWELL BLACKWELL\n"),
     "docs/testing.md": (
         *(r".*^2 passed.*", r".*^2 passed.*", r".*^6 passed.*", r".*^4 passed.*"),
         *(r".*^1 passed.*", r".*^1 passed.*"),
