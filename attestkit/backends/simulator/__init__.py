@@ -11,8 +11,11 @@ from attestkit.backends.simulator.tdx_simulator import Simulator
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootFiles
+    from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 
-__all__ = ["BootFiles", "Simulator"]
+__all__ = ["BootFiles", "GpuConfig", "Simulator"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(__name__, {"boot_files": ["BootFiles"]})
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"boot_files": ["BootFiles"], "gpu.gpu_config": ["GpuConfig"]}
+    )
