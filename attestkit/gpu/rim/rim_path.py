@@ -14,6 +14,7 @@ from attestkit._crypto.x509.cert_path import (
     NamedCertificate,
     PathCertificate,
     PathRules,
+    check_issued,
     check_path,
     read_path_certificate,
 )
@@ -60,7 +61,8 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
 
     Args:
         certificates: DER, signer first, root last.
-        root: The trusted root in DER. That of `certificates` must have its name and key.
+        root: The trusted root in DER. That of `certificates` must be the same, or signed by it with
+            its name and key.
         now: An aware datetime.
 
     Raises:
@@ -70,15 +72,24 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
     """
     anchor = read_path_certificate(root)
     *below, last = [read_path_certificate(der) for der in certificates]
-    if (last.subject, last.spki) != (anchor.subject, anchor.spki):
-        message = "RIM certificates: the last one is not the trusted root"
-        raise SignatureError(message, reason="untrusted_root")
+    _check_root(last, anchor)
     path = (*below, anchor)
     if len({one.spki for one in path}) != len(path):
         message = "RIM certificates: two have the same key"
         raise SignatureError(message, reason="chain_length")
     check_path(_named(path), now, _RULES)
     return RimPath(path)
+
+
+def _check_root(certificate: PathCertificate, anchor: PathCertificate) -> None:
+    """Check that the last certificate is the trusted root, or another certificate of its key."""
+    if certificate.der == anchor.der:
+        return
+    if (certificate.subject, certificate.spki) != (anchor.subject, anchor.spki):
+        message = "RIM certificates: the last one is not the trusted root"
+        raise SignatureError(message, reason="untrusted_root")
+    named = ("RIM certificates: the last one", certificate)
+    check_issued(named, (_ROOT, anchor), "untrusted_root", _RULES)
 
 
 def common_name(certificate: PathCertificate) -> str:

@@ -202,6 +202,16 @@ def test_another_root_certificate_of_the_same_key_is_replaced() -> None:
         verify_rim(GOOD, certificate(renamed, P384Key(4), "other", P384Key(4)), NOW)
 
 
+@pytest.mark.parametrize("at", [20, 100, -1])
+def test_altered_root_certificate_is_refused(at: int) -> None:
+    """A root that is not the trusted certificate must be signed by the trusted key."""
+    root = bytearray(signer().root)
+    root[at] ^= 1
+    xml = sign(manifest(), certificates=[*signer().certificates[:-1], bytes(root)])
+    with pytest.raises((SignatureError, FormatError)):
+        verify_rim(xml, signer().root, NOW)
+
+
 def test_other_signature_algorithm_of_certificates_is_refused() -> None:
     """Certificates are signed by ECDSA with SHA-384 alone."""
     leaf = x509.load_der_x509_certificate(signer().certificates[0])
