@@ -43,7 +43,7 @@ _APPRAISED: Final = (  # by `appraise`
 _OF_DEVICES: Final = {*_APPRAISED, "ready_state", "binding"} - {"allow_mpt"}
 _FLAGS: Final = (
     *("required", "ready_state", "protected_pcie", "allow_mpt"),
-    *("allow_hold", "allow_absent_fwid"),
+    *("allow_hold", "allow_absent_fwid", "allow_boot_result"),
 )
 
 
@@ -80,6 +80,8 @@ class GpuRules:
     allow_hold: bool = False
     # GPU reports without the FWID field, of drivers 535 and 545.
     allow_absent_fwid: bool = False
+    # A result of the boot, which only the measured event log authenticates.
+    allow_boot_result: bool = False
     accepted_mismatches: Collection[int] = frozenset()  # indexes of measurements
     nras: NrasUse = "off"
 

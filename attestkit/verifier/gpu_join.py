@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.binding import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.evidence import GpuEvidence
+    from attestkit.gpu.nras.nvattest_output import NvattestOutput
     from attestkit.gpu.result import GpuBindingKind, GpuResult
     from attestkit.gpu.roots import GpuRoots
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _GPU_EVENT: Final = "gpu-attestation"  # of dstack (nvidia-gpu.md, section 6.1)
 _BOOT_END: Final = "system-ready"
+_BOOT_OUTPUT: Final = b'"detached_eat"'  # a member of nvattest's output
 _NONCE: Final = slice(4, 36)  # of a report
 _NOT_VERIFIED: Final = skipped("gpu_report", "evidence of GPUs was not verified")
 _STEPS: Final[dict[str, VerificationStep]] = {
@@ -146,8 +148,11 @@ class GpuJoin:
         enclosed = None if attestation is None else attestation.gpu_evidence
         self._skipped = given is False and enclosed is not None
         self._binding: GpuBinding | None = None
+        self._boot: NvattestOutput | None = None
         self.evidence: GpuEvidence | None = enclosed
-        if given is not False and given is not None:
+        if isinstance(given, bytes) and _BOOT_OUTPUT in given:
+            self._boot, self.evidence = _read_boot_output(given), None
+        elif given is not False and given is not None:
             self._binding, self.evidence = _read(given)
 
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
@@ -183,6 +188,8 @@ class GpuJoin:
             UsageError: If the nonce of the GPUs is not known.
         """
         trust, rules, now = settings
+        if self._boot is not None:
+            return _verify_boot_output(self._boot, events, settings)
         if self.evidence is None or self._skipped:
             if rules.needs_gpus:
                 message = "GPU evidence: missing, but the policy has rules about GPUs; request it"
@@ -241,6 +248,31 @@ def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
     if isinstance(given, bytes):
         return None, GpuEvidence.from_json(given)
     raise wrong_type("gpu", "GpuEvidence, its JSON or a GpuBinding", given)
+
+
+def _read_boot_output(data: bytes) -> "NvattestOutput":
+    from attestkit.gpu.nras.nvattest_output import read_nvattest_output  # lazy: only with GPUs
+
+    return read_nvattest_output(data)
+
+
+def _verify_boot_output(
+    output: "NvattestOutput", events: Sequence[Event], settings: GpuAppraisal
+) -> "GpuResult":
+    from attestkit.gpu.boot_result import appraise_boot_result  # lazy: only with GPUs
+
+    event, rules = _gpu_event(events), settings.rules
+    if event.get("evidence_sha256") != output.sha256.hex():
+        message = (
+            "GPU evidence: a result of the boot whose hash the measured event log does not have; "
+            "pass that of this boot"
+        )
+        raise GpuEvidenceError(message, reason="binding")
+    _check_binding("runtime_event", rules)
+    _check_ready_state(events, rules)
+    found = appraise_boot_result(output, event, rules, settings.now)
+    steps = (*found.steps, _STEPS["runtime_event"])
+    return replace(found, binding="runtime_event", steps=steps)
 
 
 def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:

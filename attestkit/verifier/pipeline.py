@@ -201,7 +201,7 @@ class Verifier:
             collateral: Collateral for this evidence, instead of the verifier's.
             gpu: Evidence of the machine's GPUs, as JSON or parsed; None uses that enclosed in the
                 evidence, if any, and False does not verify it. A `GpuBinding` has the report data,
-                too, and replaces `nonce` and `report_data`.
+                too, and replaces `nonce` and `report_data`. JSON may be dstack's result of a boot.
 
         Raises:
             FormatError: If the evidence is malformed.

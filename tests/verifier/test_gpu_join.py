@@ -279,3 +279,58 @@ def test_attestation_keeps_gpu_evidence() -> None:
     assert decoded.encoding == "cbor"
     assert decoded.gpu_evidence == own_evidence()
     assert decoded.stripped().gpu_evidence is None
+
+
+# -- results of the boot -----------------------------------------------------------------------
+
+
+@cache
+def boot_output() -> bytes:
+    """Return output of nvattest of the simulated machine's boot."""
+    return GPUS.boot_output
+
+
+def boot_evidence(**changes: Any) -> Attestation:
+    """Return evidence whose event log has the hash of that output."""
+    events = boot_event(boot_output(), **changes)
+    return intel.evidence(events, report_data=ReportData.for_nonce(CHALLENGE))
+
+
+def test_measured_result_of_the_boot_is_accepted_by_rule() -> None:
+    """Only the measured guest says that its GPUs were good; the result has cautions."""
+    checked = with_rules(allow_boot_result=True, count=2, chips=["GH100"], ready_state=True)
+    result = checked.verify(boot_evidence(), nonce=CHALLENGE, gpu=boot_output())
+    assert binding_of(result) == "runtime_event"
+    assert {"gpu_report", "gpu_binding"} <= {*result.not_proven}
+    refused("binding", with_rules(), boot_evidence(), gpu=boot_output())
+    stronger = with_rules(allow_boot_result=True, binding="report_data")
+    refused("binding", stronger, boot_evidence(), gpu=boot_output())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"devices": 3}, "device_count"),
+        ({"devices": "2"}, "device_count"),
+        ({"evidence_sha256": "00" * 32}, "binding"),
+    ],
+)
+def test_result_of_another_boot_is_refused(changes: dict[str, Any], reason: str) -> None:
+    """Hash and number of devices are those of the measured event."""
+    checked = with_rules(allow_boot_result=True)
+    refused(reason, checked, boot_evidence(**changes), gpu=boot_output())
+
+
+def test_result_of_the_boot_without_event_is_refused() -> None:
+    """Nothing authenticates such a result but the event log."""
+    checked = with_rules(allow_boot_result=True)
+    refused("binding", checked, unbound(), gpu=boot_output())
+
+
+def test_failed_result_of_the_boot_is_refused() -> None:
+    """The guest measured that a device was not accepted."""
+    output = json.loads(boot_output())
+    output["result_code"] = 3
+    failed = json.dumps(output).encode()
+    evidence = intel.evidence(boot_event(failed), report_data=ReportData.for_nonce(CHALLENGE))
+    refused("nras_result", with_rules(allow_boot_result=True), evidence, gpu=failed)
