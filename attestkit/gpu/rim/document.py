@@ -104,10 +104,10 @@ def read_document(data: bytes) -> XmlElement:
         raise FormatError("XML: has a byte order mark", reason="encoding", offset=0)
     if (at := data.find(_DOCTYPE)) >= 0:  # so that no version of expat sees an entity declaration
         raise FormatError("XML: has a document type", reason="unsupported", offset=at)
-    return _Reader().read(data)
+    return _TreeBuilder().read(data)
 
 
-class _Reader:
+class _TreeBuilder:
     """Handlers of expat that build the tree."""
 
     def __init__(self) -> None:

@@ -103,7 +103,7 @@ CHANGES = {
     "version with a line break": ('"1.2.3"', '"1.2.3&#10;"', "wrong_value"),
     "version in a namespace": ("colloquialVersion", "t:colloquialVersion", "missing"),
     "long version": ('"1.2.3"', f'"{129 * "1"}"', "wrong_value"),
-    "no product": ("product=", "produkt=", "missing"),
+    "no product": ("product=", "productt=", "missing"),
     "no edition": ("edition=", "editiom=", "missing"),
     "no manufacturer": ("t:FirmwareManufacturerId", "FirmwareManufacturerId", "missing"),
     "no Meta": ("s:Meta", "s:Entity", "missing"),
