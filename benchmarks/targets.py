@@ -91,6 +91,14 @@ VTPM: Final = {
     for platform in CLOUDS
 }
 
+# Evidence of GPUs: 1.5 times the time of the signatures of one report and its chain.
+GPU: Final = {
+    "gpu-known": Target(
+        "evidence of a known GPU verified", "cryptography", 0.66, note="its report and chain"
+    ),
+    "gpu-machine": Target("8 GPUs and 4 switches, nothing known", None, 100, unit="ms"),
+}
+
 TARGETS: Final[dict[str, Target]] = {
     "quote": Target("a quote to 8 fields", "dcap-qvl", 5, 8),
     "columns": Target("one quote 1,000 times into columns", "dcap-qvl", 100, 180),
@@ -127,6 +135,7 @@ TARGETS: Final[dict[str, Target]] = {
     "every-route": Target("server: memory after every route once", None, 90, 70, "MB"),
     **KEYS,
     **VTPM,
+    **GPU,
 }
 
 

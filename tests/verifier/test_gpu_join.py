@@ -240,6 +240,17 @@ def test_genuine_cpu_with_simulated_gpus_is_simulated() -> None:
     assert result.simulated
 
 
+def test_policy_of_known_good_evidence_pins_its_gpus() -> None:
+    """It accepts its own evidence, and neither fewer GPUs nor a weaker binding."""
+    result = verifier().verify(bound(), nonce=CHALLENGE)
+    policy = AppraisalPolicy.from_toml(AppraisalPolicy.from_evidence(result).to_toml())
+    assert (policy.gpu.count, policy.gpu.binding) == (2, "report_data")
+    assert policy.gpu.min_driver == "999.10.01"
+    assert binding_of(verifier(policy=policy).verify(bound(), nonce=CHALLENGE)) == "report_data"
+    refused("device_count", verifier(policy=policy), unbound())
+    refused("binding", verifier(policy=policy), unbound(), gpu=GPUS.evidence(CHALLENGE))
+
+
 # -- arguments and results ---------------------------------------------------------------------
 
 

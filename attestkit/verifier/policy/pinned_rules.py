@@ -1,10 +1,11 @@
 """Rules of a policy that pin image, app and configuration of known-good evidence."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.attestation import AppInfo
 from attestkit.errors import FormatError
 from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.gpu.rules import GpuRules, driver_key
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from attestkit.verifier.policy.platforms import AZURE, HCL_PLATFORMS, NITRO, is_snp
 from attestkit.verifier.policy.reference_values import REGISTERS, ReferenceValues
@@ -12,6 +13,9 @@ from attestkit.verifier.policy.rules import BOOT_END, BitMask, KeyProvider, read
 from attestkit.verifier.policy.snp.snp_rules import is_provisional
 from attestkit.verifier.policy.vtpm.pinned_vtpm_rules import pinned_vtpm
 from attestkit.verifier.result import AttestationResult, Claims
+
+if TYPE_CHECKING:
+    from attestkit.gpu.result import GpuResult
 
 # Registers that are equal for the same image and VM shape.
 _PINNED: Final = (
@@ -39,7 +43,29 @@ def pinned_rules(result: AttestationResult) -> dict[str, Any]:
         **_pinned_app(claims, info),
         **_pinned_snp(claims),
         **pinned_vtpm(claims),
+        **_pinned_gpus(result.gpu),
     }
+
+
+def _pinned_gpus(result: "GpuResult | None") -> dict[str, Any]:
+    """Return the rules for a machine with the same GPUs, or newer drivers and the same VBIOS."""
+    if result is None:
+        return {}
+    gpus = result.gpus
+    drivers = [gpu.driver_version for gpu in gpus if gpu.driver_version]
+    proven = "gpu_topology" not in result.not_proven
+    rules = GpuRules(
+        required=True,
+        chips={device.chip for device in result.devices},
+        count=len(gpus) or None,
+        switch_count=len(result.switches),
+        min_driver=min(drivers, key=driver_key) if drivers else None,
+        vbios={gpu.vbios_version for gpu in gpus} or None,
+        protected_pcie=proven and bool(result.switches),
+        binding=result.binding or "nonce",
+        allow_boot_result=any(not gpu.device_serial for gpu in gpus),
+    )
+    return {"gpu": rules}
 
 
 def pinned_svns(result: AttestationResult) -> tuple[tuple[str, int], ...]:
