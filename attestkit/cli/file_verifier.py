@@ -23,6 +23,7 @@ from attestkit.cli.exit_codes import (
 )
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.gpu_files import fetch_gpu_endorsements
 from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
@@ -249,6 +250,7 @@ class FileVerifier:
             out = out._replace(content=content)
             evidence = _reject_usage_errors(lambda: extract_evidence(content))
             out = self._select_inputs(out._replace(evidence=evidence), content, evidence)
+            out = self._fetch_for_gpus(out, evidence)
             result = self._verify_content(out, content, evidence)
             fetched = self._verifier.fetched_ak_certificates()
             return out._replace(
@@ -324,6 +326,15 @@ class FileVerifier:
             self._cache = CollateralCache(None, clock=lambda: self._now)
         return Collateral.fetch(quote, options.pccs_url, cache=self._cache)
 
+    def _fetch_for_gpus(self, out: FileOutcome, evidence: Attestation | Quote) -> FileOutcome:
+        """Fetch endorsements of GPUs if the options allow it, and there are none."""
+        if not self.options.fetch_gpu_endorsements or out.gpu_endorsements is not None:
+            return out
+        enclosed = evidence.gpu_evidence if isinstance(evidence, Attestation) else None
+        gpus = out.gpu_evidence or enclosed
+        fetched = fetch_gpu_endorsements(gpus, self.options.gpu_roots, out.at)
+        return out._replace(gpu_endorsements=fetched)
+
     def _verify_content(
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
@@ -346,7 +357,8 @@ class FileVerifier:
         self, out: FileOutcome, content: FileContent, evidence: Attestation | Quote
     ) -> "AttestationResult":
         if not content.in_certificate:
-            nonce, verifier = self.options.nonce, self._verifier
+            nonce = self.options.nonce
+            verifier = self._verifier.with_gpu_endorsements(out.gpu_endorsements)
             if content.kind == "evidence bundle":
                 verifier = verifier.for_bundle(_bundle(content))
             return verifier.verify(

@@ -1,5 +1,6 @@
 """Files of options about GPUs: evidence, endorsements and trust anchors."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -21,6 +22,11 @@ GPU_OPTIONS: Final = (
         "--gpu-endorsements",
         type=PATH,
         help="Reference manifests and OCSP answers for GPUs: JSON of GpuEndorsements.",
+    ),
+    click.option(
+        "--fetch-gpu-endorsements",
+        is_flag=True,
+        help="Fetch them from NVIDIA's services if there are none.",
     ),
     click.option(
         "--gpu-roots",
@@ -66,6 +72,22 @@ def read_gpu_roots(data: bytes) -> "GpuRoots":
     for der in found:
         read_path_certificate(der)
     return GpuRoots(*found)
+
+
+def fetch_gpu_endorsements(
+    evidence: "GpuEvidence | None", roots: "GpuRoots | None", now: datetime
+) -> "GpuEndorsements | None":
+    """Fetch endorsements from NVIDIA's services; None without evidence of GPUs.
+
+    Raises:
+        GpuEvidenceError: If a report or its certificates are not valid.
+        CollateralError: If a service cannot be reached, or has no manifest for a device.
+    """
+    if evidence is None:
+        return None
+    from attestkit.gpu import GpuEndorsements  # lazy: only with GPUs
+
+    return GpuEndorsements.fetch(evidence, now=now, roots=roots)
 
 
 def write_gpu_roots(roots: "GpuRoots") -> str:

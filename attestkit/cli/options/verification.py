@@ -63,6 +63,7 @@ class VerificationOptions(NamedTuple):
     gpu_evidence: "GpuEvidence | None" = None
     gpu_endorsements: "GpuEndorsements | None" = None
     gpu_roots: "GpuRoots | None" = None
+    fetch_gpu_endorsements: bool = False
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -112,6 +113,7 @@ def _read_options(
     gpu_evidence: Path | None,
     gpu_endorsements: Path | None,
     gpu_roots: Path | None,
+    fetch_gpu_endorsements: bool,
 ) -> VerificationOptions:
     pccs_url, pccs_named = _choose_pccs(pccs, collateral)
     lists = {"certificates": certificates, "crls": crls}
@@ -136,6 +138,7 @@ def _read_options(
         gpu_evidence=_read("--gpu-evidence", gpu_evidence, read_gpu_evidence),
         gpu_endorsements=_read("--gpu-endorsements", gpu_endorsements, read_gpu_endorsements),
         gpu_roots=_read("--gpu-roots", gpu_roots, read_gpu_roots),
+        fetch_gpu_endorsements=fetch_gpu_endorsements,
         **_read_lists(lists),
     )
 

@@ -186,3 +186,21 @@ def test_show_of_a_malformed_report_shows_its_device(files: Path, capsys: Captur
     assert first["chip"] == second["chip"]
     assert first["driver_version"] is None
     assert second["error"] is None
+
+
+def test_endorsements_are_fetched_on_request(
+    files: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the option missing endorsements are fetched once; without GPUs nothing is."""
+    fetched = []
+
+    def fetch(evidence: GpuEvidence, **_: object) -> GpuEndorsements:
+        fetched.append(len(evidence.devices))
+        return GpuEndorsements.load(files / "gpu-endorsements")
+
+    monkeypatch.setattr(GpuEndorsements, "fetch", fetch)
+    words = ["verify", f"{files / 'evidence'}", "--nonce", NONCE, "--fetch-gpu-endorsements"]
+    [found] = run_json(capsys, *words, *trusted(files, "--gpu-endorsements"))["results"]
+    assert found["gpu"]["binding"] == "report_data"
+    assert main([*words, *trusted(files)]) == 0
+    assert fetched == [2]
