@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import uuid
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
@@ -81,18 +82,18 @@ class SimulatedDevice:
             nonce,
             # A function of the nonce, so that equal requests give equal reports.
             hmac.digest(secret, nonce, hashlib.sha256),
-            tuple(
-                [
-                    golden_measurement(self._derive, self.model, index)
-                    for index in range(self.model.blocks)
-                ]
-            ),
+            self._measurements,
             self._switch_fields() if self.is_switch else self._gpu_fields(),
         )
 
     def report(self, nonce: bytes) -> bytes:
         """Return a report over a nonce of 32 bytes."""
         return self.content(nonce).sign(self.device.key)
+
+    @cached_property
+    def _measurements(self) -> tuple[bytes, ...]:
+        indexes = range(self.model.blocks)
+        return tuple([golden_measurement(self._derive, self.model, index) for index in indexes])
 
     def _gpu_fields(self) -> tuple[tuple[int, bytes], ...]:
         model, machine = self.model, self.machine
