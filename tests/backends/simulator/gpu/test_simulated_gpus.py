@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import attestkit
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp import (
     check_ocsp,
@@ -19,7 +20,8 @@ from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.gpu_scenarios import named_gpu_scenarios
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.errors import FormatError, UsageError
+from attestkit.backends.simulator.platforms import PLATFORMS
+from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.gpu import GpuEvidence, Report
 from attestkit.gpu.architectures import ARCHITECTURES
 from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
@@ -208,6 +210,31 @@ def test_config_is_checked(config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         machine(**config)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_machines_of_all_platforms_have_gpus(platform: str) -> None:
+    """`gpus` and scenarios of GPUs apply to every platform; without them there is no GPU."""
+    with attestkit.open("simulator", platform=platform, gpus=2) as tee:
+        assert len(tee.backend.gpu_evidence(NONCE).devices) == 2
+    with attestkit.open("simulator", platform=platform, scenario="gpu-switch-missing") as tee:
+        assert len(tee.backend.gpu_evidence(NONCE).devices) == 11
+        assert tee.backend.gpu_endorsements(NOW).rims.keys() == tee.backend.gpus.rims.keys()
+    with attestkit.open("simulator", platform=platform) as tee:
+        assert not tee.backend.has_gpus
+        with pytest.raises(UnsupportedError) as caught:
+            tee.backend.gpu_evidence(NONCE)
+    assert caught.value.reason == "feature"
+
+
+def test_scenario_and_configuration_agree_on_the_fault() -> None:
+    """A scenario adds its fault to a configuration without one; two faults are refused."""
+    with attestkit.open("simulator", scenario="gpu-nonce-other", gpus=GpuConfig(2)) as tee:
+        config = tee.backend.gpus.config
+    assert (config.count, config.fault) == (2, "nonce-other")
+    with pytest.raises(UsageError) as caught:
+        attestkit.open("simulator", scenario="gpu-nonce-other", gpus=GpuConfig(fault="fwid-other"))
+    assert caught.value.reason == "conflict"
 
 
 def test_nonce_has_32_bytes() -> None:
