@@ -49,6 +49,7 @@ class GpuEndorsements:
         rims: RIMs by their identifiers, at most 128 of 512 KiB.
         ocsp: OCSP answers in DER, at most 512 of 16 KiB.
         jwks: Keys of NVIDIA's attestation service, which were fetched over TLS; at most 256 KiB.
+            Nothing signs them: whoever chooses them can sign tokens.
         nras: Answers of this service: detached EAT bundles, at most 16 of 1 MiB.
     """
 

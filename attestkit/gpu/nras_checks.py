@@ -15,6 +15,10 @@ _MISSING: Final = (
     "NRAS tokens: missing, but the policy's gpu.nras uses them; request them from NVIDIA's service "
     "and keep them with its keys among the endorsements"
 )
+_NO_KEYS: Final = (
+    "NRAS keys: missing; pass the service's keys among the verifier's own endorsements: keys in a "
+    "bundle or of an attester are not used, because nothing signs them"
+)
 
 
 def check_tokens(
@@ -34,8 +38,10 @@ def check_tokens(
         CollateralError: If there are no tokens or no keys.
     """
     endorsements = checks.endorsements
-    if not endorsements.nras or endorsements.jwks is None:
+    if not endorsements.nras:
         raise CollateralError(_MISSING, reason="missing")
+    if endorsements.jwks is None:
+        raise CollateralError(_NO_KEYS, reason="missing")
     found: dict[str, DeviceClaims] = {}
     for answer in endorsements.nras:
         try:

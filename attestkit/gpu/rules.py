@@ -41,6 +41,8 @@ _APPRAISED: Final = (  # by `appraise`
     *("protected_pcie", "allow_mpt"),
 )
 _OF_DEVICES: Final = {*_APPRAISED, "ready_state", "binding"} - {"allow_mpt"}
+# Rules that switches alone can meet.
+_OF_SWITCHES: Final = {"chips", "switch_count"}
 _FLAGS: Final = (
     *("required", "ready_state", "protected_pcie", "allow_mpt"),
     *("allow_hold", "allow_absent_fwid", "allow_boot_result"),
@@ -126,6 +128,12 @@ class GpuRules:
             GpuEvidenceError: If a rule is not met; `device` is the first one that it is about.
         """
         gpus = [device for device in devices if device.kind == "gpu"]
+        if not gpus and (self.required or self.named.keys() & (_OF_DEVICES - _OF_SWITCHES)):
+            message = (
+                "GPU evidence: has switches alone, but the policy has rules about GPUs; request "
+                "evidence of all devices"
+            )
+            raise GpuEvidenceError(message, reason="device_count")
         self._appraise_count("GPUs", "count", self.count, len(gpus))
         switches = len(devices) - len(gpus)
         self._appraise_count("switches", "switch_count", self.switch_count, switches)

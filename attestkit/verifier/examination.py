@@ -220,7 +220,11 @@ class Examination:
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)
         settings = self._settings
-        simulated = authenticated.simulated or not settings.authenticators.genuine(self.parsed)
+        simulated = (
+            authenticated.simulated
+            or not settings.authenticators.genuine(self.parsed)
+            or self._gpu.is_simulated(settings.gpu_trust)
+        )
         self._steps.extend(
             settings.policy.appraise(
                 found,
@@ -239,7 +243,7 @@ class Examination:
                 claims=found,
                 advisory_ids=authenticated.advisory_ids,
                 tcb=authenticated.tcb,
-                simulated=simulated or (gpu is not None and gpu.simulated),
+                simulated=simulated,
                 bound_to=expected.bound_to,
                 nonce=expected.nonce,
                 app_info=self._app_info,

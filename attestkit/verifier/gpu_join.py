@@ -88,16 +88,22 @@ class GpuTrust(NamedTuple):
             raise wrong_type("gpu_endorsements", "GpuEndorsements or a path", endorsements)
         return cls(roots, endorsements)
 
-    def with_unauthenticated(self, given: "GpuEndorsements | None") -> "GpuTrust":
-        """Return the trust with endorsements of a bundle or request in place of its own.
+    def of_attester(self, given: "GpuEndorsements | None") -> "GpuTrust":
+        """Return this trust with endorsements of a bundle or an attester, who need no trust.
 
-        Manifests and OCSP answers have signatures; keys of NVIDIA's attestation service have none,
-        so those of the verifier stay.
+        Manifests, OCSP answers and tokens have signatures. Keys of NVIDIA's attestation service
+        have none: whoever chooses them can sign tokens. So they are always those of the verifier.
         """
-        if given is None:
-            return GpuTrust(self.roots)
         own = self.endorsements
-        return GpuTrust(self.roots, replace(given, jwks=None if own is None else own.jwks))
+        if given is not None:
+            given = replace(given, jwks=None if own is None else own.jwks)
+        return self._replace(endorsements=given)
+
+    @property
+    def has_endorsements(self) -> bool:
+        """Whether there are endorsements other than keys of the attestation service."""
+        own = self.endorsements
+        return own is not None and bool(own.rims or own.ocsp or own.nras)
 
 
 class GpuAppraisal(NamedTuple):
@@ -154,6 +160,19 @@ class GpuJoin:
             self._boot, self.evidence = _read_boot_output(given), None
         elif given is not False and given is not None:
             self._binding, self.evidence = _read(given)
+
+    def is_simulated(self, trust: GpuTrust) -> bool:
+        """Return whether there are GPUs to verify, under other roots than NVIDIA's.
+
+        Raises:
+            FormatError: If a root is malformed.
+        """
+        roots = trust.roots
+        return bool(self._verified and roots is not None and not roots.is_nvidia)
+
+    @property
+    def _verified(self) -> bool:
+        return self.evidence is not None and not self._skipped
 
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
         """Return the report data that the CPU's evidence may have, the strongest binding first."""

@@ -26,7 +26,8 @@ class VerificationRequest(NamedTuple):
     """Evidence to verify: `attestation`, or else `quote`, `event_log` and `vm_config`.
 
     Evidence of GPUs is that in `attestation`, or `gpu_evidence`; their endorsements have signatures
-    of their own, so that they may come from the attester.
+    of their own, so that they may come from the attester. Its keys of NVIDIA's attestation service
+    have none, and are not used.
 
     If `attestation` is given, quote and log are ignored, and its VM configuration must be that of
     `vm_config`, if both are given.

@@ -386,7 +386,10 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         if not self.refuse_simulated:
             return
         if simulated is not False:
-            message = "evidence: simulated; verify without trust anchor, or drop refuse_simulated"
+            message = (
+                "evidence: simulated; verify without trust anchor and GPU roots, or drop "
+                "refuse_simulated"
+            )
             raise PolicyError(message, reason="simulated")
         yield passed("simulated", "nothing in the evidence is the simulator's")
 

@@ -22,6 +22,7 @@ from attestkit._crypto.x509.ocsp import (
     check_ocsp,
     write_ocsp_error,
 )
+from attestkit._crypto.x509.ocsp.check import MAX_CHECKED
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -49,7 +50,7 @@ from tests.ocsp_pki import (
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 
-HOUR = timedelta(hours=1)
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 VECTORS: dict[str, dict[str, Any]] = (
     json.loads(data("gpu/expected.json"))["ocsp"] if HAVE_SHARED else {}
 )
@@ -389,3 +390,12 @@ def test_check_ocsp_of_builder_by_name_and_by_hash() -> None:
         signed = builder.sign(key_of("responder"), SHA256())
         with raises(SignatureError, "ocsp_bad_signature"):
             check(signed.public_bytes(Encoding.DER))
+
+
+def test_check_ocsp_verifies_the_newest_answers_about_a_certificate() -> None:
+    """However many answers are about a certificate, few signatures are verified."""
+    forged = responder_of(key="other")
+    newer = [answer_about(responder=forged, this_update=NOW + n * MINUTE) for n in range(1, 41)]
+    assert check(*newer[: MAX_CHECKED - 1], answer_about()).status == "good"
+    with raises(SignatureError, "ocsp_bad_signature"):
+        check(*newer, answer_about())

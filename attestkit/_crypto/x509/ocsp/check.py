@@ -39,6 +39,9 @@ CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_ANSWERS: Final = 512
 """Answers of one call; 64 devices have 192 certificates of their own."""
 
+MAX_CHECKED: Final = 16
+"""Answers about one certificate whose signatures are verified: the newest."""
+
 _EXTENDED_KEY_USAGE, _NO_CHECK = "2.5.29.37", "1.3.6.1.5.5.7.48.1.5"
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
@@ -88,7 +91,7 @@ def check_ocsp(
     """Return the status of a certificate by the answers that are about it.
 
     If several answers are about it and valid, a revocation other than a hold counts before all
-    others, else the newest answer.
+    others, else the newest answer. Only the 16 newest ones are verified.
 
     Args:
         responses: Answers in DER, also about other certificates.
@@ -116,7 +119,8 @@ def check_ocsp(
     expected = _Expected(now, nonce, max_age, skew)
     valid: list[OcspAnswer] = []
     problem: AttestKitError | None = None
-    for answer in sorted(found, key=lambda each: each.this_update, reverse=True):
+    newest = sorted(found, key=lambda each: each.this_update, reverse=True)
+    for answer in newest[:MAX_CHECKED]:
         try:
             _check_answer(answer, authority, expected)
         except AttestKitError as error:
