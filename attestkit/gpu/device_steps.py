@@ -30,8 +30,7 @@ def device_steps(
     what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
     if switches := len(appraised) - gpus:
         what += f" and {switches} switches"
-    text = f"certificates, firmware identity, signature and nonce of {what} are valid"
-    report = _step("gpu_report", text)
+    report = _report_step(appraised, what)
     compared = [one.compared for one in appraised if one.compared is not None]
     if not compared:
         return (report, *_BY_TOKENS)
@@ -39,6 +38,17 @@ def device_steps(
     named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     rims = _step("gpu_rim", f"the reference manifests are valid: {named}")
     return report, _revocation_step(appraised, rules), rims, _measurement_step(compared)
+
+
+def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> VerificationStep:
+    """Return the step of the reports; those of switches have no FWID."""
+    reports = [one.device.report for one in appraised]
+    gpus = [report for report in reports if report.kind == "gpu"]
+    text = f"certificates, signature and nonce of {what} are valid"
+    if any(report.fwid is None for report in gpus):
+        text += "; a report lacks the firmware's identity (FWID), which the policy accepts"
+        return VerificationStep("gpu_report", "caution", text)
+    return _step("gpu_report", text + (", and the GPUs' firmware identity" if gpus else ""))
 
 
 def _revocation_step(appraised: Sequence[AppraisedDevice], rules: "GpuRules") -> VerificationStep:

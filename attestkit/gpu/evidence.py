@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from attestkit._argument_checks import utf8, wrong_type
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem, split_pem
 from attestkit._formats.strict_json import from_base64, from_hex, read, string
 from attestkit._reasons import FormatReason
@@ -78,7 +79,12 @@ class GpuEvidence:
     raw: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
-        """Encode the devices if there is no JSON yet."""
+        """Check the number of devices; encode them if there is no JSON yet.
+
+        Raises:
+            FormatError: If there is no device, or more than 64.
+        """
+        _check_count(len(self.devices))
         if not self.raw:
             entries = [device.to_object() for device in self.devices]
             text = json.dumps(entries, separators=(",", ":"))
@@ -94,8 +100,11 @@ class GpuEvidence:
         Raises:
             FormatError: If the JSON or the encoding of a report or chain is malformed. Reports and
                 certificates are not parsed.
+            UsageError: If `data` is neither `bytes` nor `str`.
         """
-        raw = data.encode() if isinstance(data, str) else bytes(data)
+        if not isinstance(data, (bytes, str)):
+            raise wrong_type(_SUBJECT, "bytes or str", data)
+        raw = utf8(data, _SUBJECT, FormatError) if isinstance(data, str) else data
         if len(raw) > MAX_SIZE:
             raise _bad(f"{len(raw)} bytes, more than {MAX_SIZE}", "too_large")
         return cls(read_devices(read(raw, _SUBJECT)), raw)
@@ -122,11 +131,15 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
         entries, shared = value[names[0]], value
     if not isinstance(entries, list):
         raise _bad("must be a list of devices", "wrong_type")
-    if not entries:
-        raise _bad("has no device", "missing")
-    if len(entries) > MAX_DEVICES:
-        raise _bad(f"{len(entries)} devices, at most {MAX_DEVICES}", "too_many")
+    _check_count(len(entries))
     return tuple([read_device(entry, at, shared) for at, entry in enumerate(entries)])
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise _bad("has no device", "missing")
+    if count > MAX_DEVICES:
+        raise _bad(f"{count} devices, at most {MAX_DEVICES}", "too_many")
 
 
 def read_device(value: object, index: int = 0, shared: Mapping[str, Any] = {}) -> DeviceEvidence:

@@ -6,12 +6,12 @@ used as true before its signature is verified.
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
-from attestkit.errors import AttestKitError, GpuEvidenceError
+from attestkit.errors import AttestKitError, GpuEvidenceError, UsageError
 from attestkit.gpu.device_checks import (
     DeviceChecks,
     check_device,
@@ -66,14 +66,13 @@ def verify(
     found = _as_evidence(evidence)
     require_bytes("nonce", nonce)
     require_size("nonce", nonce, _NONCE_SIZE)
-    moment = datetime.now(timezone.utc) if now is None else now
-    require_time_zone("now", moment)
+    moment = datetime.now(timezone.utc) if now is None else _in_utc(now)
     checks = DeviceChecks(
         nonce,
         moment,
-        endorsements or GpuEndorsements(),
-        roots or GpuRoots.nvidia(),
-        rules or GpuRules(),
+        _given("endorsements", endorsements, GpuEndorsements) or GpuEndorsements(),
+        _given("roots", roots, GpuRoots) or GpuRoots.nvidia(),
+        _given("rules", rules, GpuRules) or GpuRules(),
     )
     appraised = _check_all(found.devices, checks)
     steps = [*device_steps(appraised, checks.rules), _check_machine(appraised, checks.rules)]
@@ -94,6 +93,26 @@ def verify(
         evidence_sha256=sha256(found.raw),
         nras=nras,
     )
+
+
+_Given = TypeVar("_Given")
+
+
+def _given(name: str, value: _Given | None, kind: type[_Given]) -> _Given | None:
+    if not isinstance(value, kind | None):
+        raise wrong_type(name, kind.__name__, value)
+    return value
+
+
+def _in_utc(now: object) -> datetime:
+    """Return the time of the verification in UTC, in which all times are compared."""
+    if not isinstance(now, datetime):
+        raise wrong_type("now", "a datetime", now)
+    require_time_zone("now", now)
+    try:
+        return now.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise UsageError("now: outside the years 1 to 9999", reason="out_of_range") from error
 
 
 def _as_evidence(evidence: object) -> GpuEvidence:
@@ -132,6 +151,10 @@ def _check_one(position: int, device: DeviceEvidence, checks: DeviceChecks) -> A
 def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> VerificationStep:
     """Check modes and topology; the step is that of the topology."""
     reports = [one.device.report for one in appraised]
+    for at, one in enumerate(reports):
+        if one.feature is not None and one.feature not in _MODES:
+            message = f"GPU {at}: in unknown mode {one.feature}; update attestkit"
+            raise GpuEvidenceError(message, reason="modes", device=at)
     modes = {at: mode for at, one in enumerate(reports) if (mode := _mode(one)) is not None}
     first = next(iter(modes.values()), None)
     for at, mode in modes.items():

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
 from attestkit.gpu.device_chain import read_device_chain
 from attestkit.gpu.evidence import MAX_CHAIN, MAX_DEVICES, MAX_SIZE, read_device, read_devices
 from tests.gpu.gpu_samples import EVIDENCE, EXPECTED, decoded, sample
 from tests.gpu.made_devices import NONCE, make_device, report_bytes
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 DEVICE = make_device()
@@ -219,6 +220,19 @@ def test_malformed_json_is_refused() -> None:
         GpuEvidence.from_json(b'["\xff"]')
     with raises(FormatError, "too_large"):
         GpuEvidence.from_json(b" " * (MAX_SIZE + 1))
+    with raises(FormatError, "encoding"):
+        GpuEvidence.from_json("[\ud800]")
+    with raises(UsageError, "wrong_type"):
+        GpuEvidence.from_json(untyped(5))
+
+
+def test_evidence_has_devices() -> None:
+    """Evidence of no device cannot be made, nor of more than 64."""
+    device = DeviceEvidence("HOPPER", b"report", DEVICE.certificates)
+    with raises(FormatError, "missing"):
+        GpuEvidence((), b"[]")
+    with raises(FormatError, "too_many"):
+        GpuEvidence((device,) * (MAX_DEVICES + 1))
 
 
 def test_most_devices_fit_in_the_limit() -> None:

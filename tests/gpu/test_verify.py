@@ -8,10 +8,12 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.pem import split_pem
+from attestkit.backends.simulator.gpu.deviations import add_field
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
+from attestkit.gpu.opaque_data import FEATURE_FLAG
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
@@ -249,11 +251,21 @@ def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
         verify_machine(machine(fault="ocsp-brom-revoked"), rules=GpuRules(allow_hold=True))
 
 
-def test_absent_fwid_is_accepted_by_rule() -> None:
-    """Old drivers leave the field out."""
-    assert verify_machine(
-        machine(fault="fwid-absent"), rules=GpuRules(allow_absent_fwid=True)
-    ).devices
+def test_absent_fwid_is_accepted_by_rule_with_caution() -> None:
+    """Old drivers leave the field out, so that the firmware's identity is not compared."""
+    found = verify_machine(machine(fault="fwid-absent"), rules=GpuRules(allow_absent_fwid=True))
+    assert found.not_proven == ("gpu_report",)
+    assert verify_machine(machine(1), rules=GpuRules(allow_absent_fwid=True)).not_proven == ()
+
+
+def test_unknown_mode_is_refused() -> None:
+    """A mode that no rule can name is not accepted."""
+    gpus = machine(1)
+    [device], chain = gpus.devices, gpus.evidence(NONCE).devices[0].certificates
+    report = add_field(FEATURE_FLAG, b"\3\0", device.content(NONCE)).sign(device.device.key)
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, GpuEvidence((DeviceEvidence("HOPPER", report, chain),)))
+    assert (caught.value.reason, caught.value.device) == ("modes", 0)
 
 
 def test_mismatch_is_accepted_at_named_indexes_only() -> None:
@@ -340,6 +352,11 @@ def test_arguments_are_checked() -> None:
         verify_machine(gpus, nonce=untyped("n" * 32))
     with pytest.raises(UsageError):
         verify_machine(gpus, untyped(5))
+    for name in ("now", "endorsements", "roots", "rules"):
+        with pytest.raises(UsageError):
+            verify_machine(gpus, **{name: untyped(5)})
+    with pytest.raises(UsageError):
+        verify_machine(gpus, now=datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))))
     with pytest.raises(UsageError):
         verify_machine(gpus, now=datetime(2026, 11, 28))  # noqa: DTZ001 - without a zone
     with pytest.raises(FormatError):
