@@ -1,5 +1,6 @@
 """What an attester chooses is not trusted: keys of tokens, kinds of devices, simulated roots."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ def of_attester(
     bundle = EvidenceBundle(
         evidence.to_bytes(), intel.collateral(), intel.NOW, gpu_endorsements=given
     )
-    ways = (
+    ways: tuple[Callable[[], object], ...] = (
         lambda: verifier.verify_bundle(bundle, nonce=CHALLENGE, now=intel.NOW),
         lambda: verifier.for_bundle(bundle).verify(evidence, nonce=CHALLENGE),
         lambda: verifier.with_gpu_endorsements(given).verify(evidence, nonce=CHALLENGE),
