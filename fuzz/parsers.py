@@ -294,7 +294,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",
     "verifier.gpu_join": "wraps GpuEvidence.from_json, the target gpu_evidence",
     "cli.options.gpu_files": "reads the files that options name, as cli.options.verification does",
-    "gpu.collection": "structures of NVIDIA's library; test_collection.py has wrong ones",
     "gpu.nscq": "structures of fixed size of the driver's library; test_collection.py has them",
     "emulator.fuse_operations": "operations of a mount, which tests/rigs has",
     "emulator.run_program": "reads the output of its own child process",
