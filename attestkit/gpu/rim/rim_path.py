@@ -23,7 +23,7 @@ from attestkit._reasons import SignatureReason
 from attestkit.errors import FormatError, SignatureError
 
 _ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
-_BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
+_BASIC_CONSTRAINTS, _KEY_USAGE, _EXTENDED_KEY_USAGE = "2.5.29.19", "2.5.29.15", "2.5.29.37"
 # The CAs of several manifests are the same; errors are not cached.
 _verify_signature = lru_cache(maxsize=256)(p384_verify_der)
 _RULES: Final = PathRules(
@@ -78,6 +78,10 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
         message = "RIM certificates: two have the same key"
         raise SignatureError(message, reason="chain_length")
     check_path(_named(path), now, _RULES)
+    if _EXTENDED_KEY_USAGE in path[0].extensions:
+        # Such as an OCSP responder, which the signer's issuer certifies, too.
+        message = f"{_SIGNER}: the extended key usage limits its key to other purposes"
+        raise SignatureError(message, reason="cert_not_authority")
     return RimPath(path)
 
 

@@ -57,7 +57,8 @@ class CertificateShape(NamedTuple):
     start: datetime = START
     end: datetime = END
     key_usage: bool = True
-    extension: x509.ExtensionType | None = None  # critical
+    extension: x509.ExtensionType | None = None
+    critical: bool = True  # that extension
 
 
 def certificate(
@@ -79,7 +80,7 @@ def certificate(
     if shape.key_usage:
         builder = builder.add_extension(_usage(authority=shape.authority), critical=True)
     if shape.extension:
-        builder = builder.add_extension(shape.extension, critical=True)
+        builder = builder.add_extension(shape.extension, critical=shape.critical)
     signed = builder.sign(issuer_key.private, SHA384(), ecdsa_deterministic=True)
     return signed.public_bytes(Encoding.DER)
 

@@ -8,6 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestkit._crypto.p384 import P384Key
 from attestkit.errors import (
@@ -296,3 +297,13 @@ def test_number_of_kept_results_is_limited() -> None:
     kept.keep(b"new", rim)
     assert kept.find(b"\1") is None
     assert kept.find(b"\0") is rim
+
+
+def test_key_of_an_ocsp_responder_signs_no_rim() -> None:
+    """The issuer of the signer certifies OCSP responders, too, whose keys have that purpose."""
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING])
+    for critical, reason in ((True, "cert_unknown_extension"), (False, "cert_not_authority")):
+        shape = SIGNER._replace(extension=usage, critical=critical)
+        other = chain(shape, *AUTHORITIES, seed=9)
+        with raises(SignatureError, reason):
+            verify_rim(sign(manifest(), other), other.certificates[-1], NOW)
