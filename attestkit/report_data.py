@@ -10,7 +10,7 @@ import warnings
 from base64 import urlsafe_b64encode
 from typing import TYPE_CHECKING, Final
 
-from attestkit._argument_checks import require_bytes, utf8
+from attestkit._argument_checks import require_bytes, require_size, utf8
 from attestkit._crypto.hashes import digest, sha256
 from attestkit.errors import UsageError
 
@@ -44,6 +44,7 @@ class ReportData:
     NONCE: Final = "nonce"
     NONCE_AND_AK: Final = "nonce+ak"
     NONCE_AND_GPU: Final = "nonce+gpu"
+    NONCE_AND_GPU_AND_AK: Final = "nonce+gpu+ak"
 
     @staticmethod
     def pad(data: bytes) -> bytes:
@@ -72,7 +73,7 @@ class ReportData:
 
         Args:
             tag: Type of the content: `app-data`, `ratls-cert`, `kms-root-ca`, `nonce`, `nonce+ak`,
-                `nonce+gpu`, or any other text.
+                `nonce+gpu`, `nonce+gpu+ak`, or any other text.
             content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
                 keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
@@ -135,6 +136,25 @@ class ReportData:
         require_bytes("GPU evidence", gpu_evidence)
         content = sha256(nonce) + sha256(gpu_evidence)
         return ReportData.bind(ReportData.NONCE_AND_GPU, content)
+
+    @staticmethod
+    def for_gpu_and_ak(bound: bytes, spki: bytes) -> bytes:
+        """Return the report data that bind hardware evidence to GPUs and to a TPM's key.
+
+        It is `bind("nonce+gpu+ak", SHA-256(bound) || SHA-256(spki))`. The tag is not that of a
+        nonce: a challenger could choose `bound` as a nonce.
+
+        Args:
+            bound: The report data `for_nonce_and_gpu`, 64 bytes.
+            spki: The attestation key of the TPM, a SubjectPublicKeyInfo in DER.
+
+        Raises:
+            UsageError: If an argument is not `bytes`, or `bound` has another size.
+        """
+        require_bytes("report data", bound)
+        require_size("report data", bound, _SIZE)
+        require_bytes("attestation key", spki)
+        return ReportData.bind(ReportData.NONCE_AND_GPU_AND_AK, sha256(bound) + sha256(spki))
 
     @staticmethod
     def from_hex(text: str) -> bytes:

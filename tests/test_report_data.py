@@ -86,6 +86,19 @@ def test_for_nonce_and_gpu_binds_both_hashes() -> None:
         ReportData.for_nonce_and_gpu(nonce, untyped("[]"))
 
 
+def test_gpus_and_key_have_tag_of_their_own() -> None:
+    """Report data of GPUs with a TPM's key are not those of a nonce that a challenger chose."""
+    bound = ReportData.for_nonce_and_gpu(bytes(32), b"[]")
+    found = ReportData.for_gpu_and_ak(bound, b"key")
+    content = hashlib.sha256(bound).digest() + hashlib.sha256(b"key").digest()
+    assert found == hashlib.sha512(b"nonce+gpu+ak:" + content).digest()
+    assert found != ReportData.for_nonce_and_ak(bound, b"key")
+    with raises(UsageError, "wrong_size"):
+        ReportData.for_gpu_and_ak(bound[:63], b"key")
+    with raises(UsageError, "wrong_type"):
+        ReportData.for_gpu_and_ak(bound, untyped(None))
+
+
 APP_KEY = ("ed25519", bytes(32)), ("secp256k1", bytes(33))
 
 

@@ -262,7 +262,8 @@ class Attester(Generic[B_co]):
         collected = collect_gpu_evidence(self._backend, gpu_nonce(nonce))
         bound = ReportData.for_nonce_and_gpu(nonce, collected.raw)
         if isinstance(self._source, NonceBinder):
-            bound = self._source.bind_nonce(bound)
+            # With the key of a TPM, where the hardware's evidence does not name it.
+            bound = self._source.bind_gpu(bound)
         return self._source.evidence(bound).with_gpu_evidence(collected)
 
     def event_log(self) -> EventLog:

@@ -99,6 +99,10 @@ class NonceBinder(Protocol):
         """Return the report data for a nonce of 8 to 64 bytes."""
         ...
 
+    def bind_gpu(self, bound: bytes) -> bytes:
+        """Return the report data for those of `ReportData.for_nonce_and_gpu`."""
+        ...
+
 
 class HostApp:
     """The app's description from an `AppHost`; if `host` is None, the description is unknown."""

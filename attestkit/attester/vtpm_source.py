@@ -47,6 +47,12 @@ class VtpmSource:
             self._check_usable()
             return bind_nonce(self._collector, nonce)
 
+    def bind_gpu(self, bound: bytes) -> bytes:
+        """Return report data over those of GPUs, and the TPM's key as for a nonce."""
+        with self._device:
+            self._check_usable()
+            return bind_gpu(self._collector, bound)
+
     def get_quote(self, report_data: bytes) -> Quote:
         """Raise UnsupportedError."""
         del report_data
@@ -98,3 +104,17 @@ def bind_nonce(collector: EvidenceCollector, nonce: bytes) -> bytes:
     except UnsupportedError:
         return ReportData.for_nonce(nonce)
     return ReportData.for_nonce_and_ak(nonce, key)
+
+
+def bind_gpu(collector: EvidenceCollector, bound: bytes) -> bytes:
+    """Return report data over those of GPUs, and the TPM's key unless the evidence has it anyway.
+
+    Args:
+        collector: Of the machine's evidence.
+        bound: `ReportData.for_nonce_and_gpu`, 64 bytes.
+    """
+    try:
+        key = collector.read_attestation_key()
+    except UnsupportedError:
+        return bound
+    return ReportData.for_gpu_and_ak(bound, key)

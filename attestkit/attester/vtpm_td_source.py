@@ -7,7 +7,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, GcpTdx, Platform
 from attestkit.attester.evidence_source import HostApp, SourceContext, parse_response
 from attestkit.attester.tdx_source import TdSource
-from attestkit.attester.vtpm_source import bind_nonce
+from attestkit.attester.vtpm_source import bind_gpu, bind_nonce
 from attestkit.backends.base import Backend, EvidenceCollector
 from attestkit.errors import BackendError
 from attestkit.quote import Quote
@@ -31,6 +31,12 @@ class VtpmTdSource(TdSource):
         with self._device:
             self._check_usable()
             return bind_nonce(self._collector, nonce)
+
+    def bind_gpu(self, bound: bytes) -> bytes:
+        """Return report data over those of GPUs, and the TPM's key as for a nonce."""
+        with self._device:
+            self._check_usable()
+            return bind_gpu(self._collector, bound)
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes."""

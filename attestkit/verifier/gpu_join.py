@@ -177,13 +177,13 @@ class GpuJoin:
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
         """Return the report data that the CPU's evidence may have, the strongest binding first."""
         if (binding := self._binding) is not None:
-            return (GpuCandidate(expected, binding.kind),)
+            # Without the nonce: a TPM's key beside it would replace what is committed to.
+            return (GpuCandidate(expected._replace(nonce=None), binding.kind),)
         plain = GpuCandidate(expected, None)
         if self.evidence is None or expected.nonce is None:
             return (plain,)
-        # Platforms that bind a nonce in another way bind these report data as their nonce.
         bound = ReportData.for_nonce_and_gpu(expected.nonce, self.evidence.raw)
-        both = ExpectedReportData(bound, expected.bound_to, bound)
+        both = expected._replace(value=bound, commits_to_gpus=True)
         return GpuCandidate(both, "report_data"), plain
 
     def verify(

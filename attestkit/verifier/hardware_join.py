@@ -40,7 +40,7 @@ def join_hardware(
     if vtpm is None or vtpm.joins != ("ak_to_hardware",):
         return HardwareJoin(expected, vtpm, ())
     if expected.nonce is not None:
-        bound = ReportData.for_nonce_and_ak(expected.nonce, vtpm.attestation_key)
+        bound = _with_key(expected, expected.nonce, vtpm.attestation_key)
         if hmac.compare_digest(signed, bound):
             text = "the hardware's evidence is over the nonce and the TPM's key"
             return HardwareJoin(
@@ -53,3 +53,10 @@ def join_hardware(
         "VM's that relays this evidence"
     )
     return HardwareJoin(expected, vtpm, (skipped("hardware_to_ak", text),))
+
+
+def _with_key(expected: ExpectedReportData, nonce: bytes, spki: bytes) -> bytes:
+    """Return the report data that bind a TPM's key, too."""
+    if expected.commits_to_gpus and expected.value is not None:
+        return ReportData.for_gpu_and_ak(expected.value, spki)
+    return ReportData.for_nonce_and_ak(nonce, spki)

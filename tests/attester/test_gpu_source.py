@@ -7,6 +7,7 @@ import pytest
 
 import attestkit
 from attestkit.errors import GpuEvidenceError, PolicyError, UnsupportedError, UsageError
+from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier import AppraisalPolicy
@@ -72,3 +73,30 @@ def test_attester_for_asyncio_encloses_gpus() -> None:
             return (await tee.attest(nonce=NONCE, gpu=True)).gpu_evidence is not None
 
     assert asyncio.run(attest())
+
+
+@pytest.mark.parametrize("platform", ["gcp-tdx", "gcp-snp", "tdx", "aws-nitro-tpm"])
+def test_nonce_of_a_challenger_does_not_commit_to_gpus(platform: Any) -> None:
+    """A guest that answers any nonce cannot be made to commit to the GPUs of another machine.
+
+    The nonce is the report data of GPU evidence, which beside a TPM are hashed with its key.
+    """
+    seed = bytes(32)
+    with (
+        attestkit.open("simulator", platform=platform, gpus=1, seed=seed) as guest,
+        attestkit.open("simulator", gpus=1, seed=seed) as other,
+    ):
+        gpus = other.backend.gpu_evidence(gpu_nonce(NONCE))
+        chosen = ReportData.for_nonce_and_gpu(NONCE, gpus.raw)
+        policy = AppraisalPolicy.development().replace(gpu=GpuRules(binding="report_data"))
+        if platform == "aws-nitro-tpm":
+            policy = policy.replace(platforms=("dstack-aws-nitro-tpm",))
+        verifier = guest.verifier(policy=policy)
+        with pytest.raises(PolicyError) as caught:
+            verifier.verify(guest.attest(nonce=chosen), nonce=NONCE, gpu=gpus)
+        assert caught.value.reason == "report_data"
+        # Nor does evidence over a nonce have the report data of another system's binding.
+        binding = GpuBinding("other", "report_data", gpus, NONCE, gpu_nonce(NONCE), chosen)
+        with pytest.raises(PolicyError) as caught:
+            verifier.verify(guest.attest(nonce=NONCE), gpu=binding)
+        assert caught.value.reason == "report_data"

@@ -87,6 +87,7 @@ class ExpectedReportData(NamedTuple):
     value: bytes | None  # 64 bytes; None accepts any
     bound_to: BoundTo | None  # None if `value` is None or empty
     nonce: bytes | None = None
+    commits_to_gpus: bool = False  # by `ReportData.for_nonce_and_gpu`
 
     @classmethod
     def of(
@@ -261,7 +262,7 @@ def _without_app(text: str) -> tuple[VerificationStep, ...]:
 
 def check_report_data(signed: bytes, expected: ExpectedReportData) -> VerificationStep:
     """Check the report data, if expected."""
-    value, bound_to, _ = expected
+    value, bound_to = expected.value, expected.bound_to
     if value is None:
         text = "freshness was not checked: any report data was accepted"
         return skipped("report_data", text)
