@@ -171,6 +171,14 @@ def test_event_of_the_app_is_no_binding() -> None:
         refused("nonce", verifier(), intel.evidence(events, report_data=report_data), gpu=given)
 
 
+def test_measured_hash_of_a_short_report_is_no_usage_error() -> None:
+    """A report without a whole nonce is refused for its format, whatever the event log says."""
+    [first, *_] = GPUS.evidence(BOOT_NONCE).devices
+    given = GpuEvidence((replace(first, report=first.report[:14]),))
+    evidence = intel.evidence(boot_event(given.raw), report_data=ReportData.for_nonce(CHALLENGE))
+    refused("format", verifier(), evidence, gpu=given)
+
+
 @pytest.mark.parametrize("changes", [{"cc_mode": "off"}, {"devtools": True}, {"devtools": 0}])
 def test_ready_state_is_that_of_the_measured_event(changes: dict[str, Any]) -> None:
     """Developer tools or a mode without protection are refused by the rule."""
