@@ -8,7 +8,7 @@ from attestkit._formats import strict_json
 from attestkit._native import unhex
 from attestkit._reasons import FormatReason
 from attestkit.attestation import Attestation
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements, GpuEvidence
@@ -80,11 +80,13 @@ class VerificationRequest(NamedTuple):
         """
         from attestkit.gpu import GpuEndorsements, GpuEvidence  # lazy: only with GPUs
 
-        evidence, endorsements = self.gpu_evidence, self.gpu_endorsements
-        return (
-            None if evidence is None else GpuEvidence.from_json(evidence),
-            None if endorsements is None else GpuEndorsements.from_json(endorsements),
-        )
+        evidence = None if self.gpu_evidence is None else GpuEvidence.from_json(self.gpu_evidence)
+        if self.gpu_endorsements is None:
+            return evidence, None
+        try:
+            return evidence, GpuEndorsements.from_json(self.gpu_endorsements)
+        except CollateralError as error:  # of the client, not of this service
+            raise FormatError(str(error), reason="wrong_value") from error
 
     def read_attestation(self) -> Attestation:
         """Return the evidence; an error has the text of the outermost cause, as documented.

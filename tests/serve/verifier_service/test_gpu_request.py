@@ -81,3 +81,4 @@ def test_malformed_members_are_refused(member: str) -> None:
     found = run(service(), body(**{member: "[]"}))
     assert found.result is None
     assert isinstance(found.cause, FormatError | None)
+    assert not found.failed  # the client's fault, not the service's
