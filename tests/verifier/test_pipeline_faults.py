@@ -136,7 +136,7 @@ OUTERMOST: Final = {
     "whole": {"verify", "run_step"},
     "steps": {
         *("examine", "authenticate", "replay", "image_hash", "app_info", "appraise"),
-        *("_check_collateral", "run_step"),
+        *("check_collateral", "run_step"),
     },
 }
 
