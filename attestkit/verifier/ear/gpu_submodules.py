@@ -2,7 +2,7 @@
 
 | claim | value |
 |---|---|
-| hardware | 2: certificates, firmware identity and report are valid |
+| hardware | 2: certificates, firmware identity and report are valid; 32: a report has no identity |
 | configuration | 2: modes and topology were checked; 32: the topology was not |
 | executables | 3: measurements equal the reference values; 33: some differ, as the policy accepts |
 | instance-identity | 2: no certificate of the device is revoked |
@@ -66,7 +66,7 @@ def _vector(device: "DeviceResult", result: "GpuResult") -> dict[str, int]:
     found = {"configuration": 32 if "gpu_topology" in result.not_proven else 2}
     if device.matched:
         found["executables"] = 33 if device.mismatches else 3
-    found["hardware"] = 2
+    found["hardware"] = 32 if "gpu_report" in result.not_proven else 2
     if device.ocsp:
         found["instance-identity"] = 2
     return found

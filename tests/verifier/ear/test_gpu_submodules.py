@@ -7,6 +7,7 @@ import pytest
 
 from attestkit.errors import FormatError
 from attestkit.gpu.result import GpuResult
+from attestkit.gpu.rules import GpuRules
 from attestkit.verifier.ear.gpu_submodules import gpu_submodules, read_gpu_submodules
 from attestkit.verifier.ear.result_token import Tier, sign_ear, verify_ear
 from attestkit.verifier.result import AttestationResult
@@ -70,6 +71,19 @@ def test_claims_that_were_not_checked_are_left_out() -> None:
     differing = tuple(one._replace(mismatches=(25,)) for one in whole.devices)
     found = gpu_submodules(replace(whole, devices=differing), fresh=True)
     assert all(one["ear.status"] is Tier.WARNING for one in found.values())
+
+
+def test_absent_firmware_identity_is_a_warning() -> None:
+    """A policy may accept a report without FWID; the hardware's claim then does not affirm."""
+    rules = GpuRules(allow_absent_fwid=True)
+    found = replace(
+        verify_machine(machine(1, "fwid-absent"), rules=rules),
+        simulated=False,
+        binding="report_data",
+    )
+    [one] = gpu_submodules(found, fresh=True).values()
+    assert one["ear.trustworthiness-vector"]["hardware"] == 32
+    assert one["ear.status"] is Tier.WARNING
 
 
 def test_result_without_gpus_has_no_submodules() -> None:
