@@ -261,14 +261,24 @@ class Examination:
     ) -> tuple[GpuCandidate, HardwareJoin]:
         """Return the candidate whose report data the evidence has, else the last one."""
         authenticated, candidates = _require(self._authenticated), self._gpu.candidates(expected)
-        for candidate in candidates:
-            wanted = candidate.expected
-            found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
-            join = join_hardware(wanted, found.report_data, found.vtpm)
-            if candidate is candidates[-1] or has_report_data(found.report_data, join.expected):
-                break
-        self._authenticated = found._replace(vtpm=join.vtpm)
+        tries = (self._join_with(authenticated, candidate) for candidate in candidates)
+        candidate, found, join = next(
+            one
+            for one in tries
+            if one[0] is candidates[-1] or has_report_data(one[1].report_data, one[2].expected)
+        )
+        if join.vtpm is not found.vtpm:
+            found = found._replace(vtpm=join.vtpm)
+        self._authenticated = found
         return candidate, join
+
+    def _join_with(
+        self, authenticated: Authenticated, candidate: GpuCandidate
+    ) -> tuple[GpuCandidate, Authenticated, HardwareJoin]:
+        """Return a candidate, the content of the evidence for it, and how that joins a TPM."""
+        wanted = candidate.expected
+        found = _restore_report_data(self.parsed.wire_platform, authenticated, wanted)
+        return candidate, found, join_hardware(wanted, found.report_data, found.vtpm)
 
     def _verify_gpu(
         self, chosen: GpuCandidate, nonce: bytes | None, claims: Claims

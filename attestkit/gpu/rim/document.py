@@ -132,7 +132,7 @@ class _TreeBuilder:
             parser.Parse(data, True)  # noqa: FBT003 - expat takes no keywords
         except expat.ExpatError as error:
             problem = f"XML: not well-formed: {expat.ErrorString(error.code)}"
-            reason = _REASONS.get(error.code, "syntax")
+            reason: FormatReason = _REASONS.get(error.code, "syntax")
             offset = min(max(parser.ErrorByteIndex, 0), len(data))
             raise FormatError(problem, reason=reason, offset=offset) from error
         if self._root is None:  # not reached: expat reports an empty document

@@ -4,8 +4,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -31,6 +30,9 @@ from attestkit.backends.simulator.gpu.simulated_device import (
 )
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots
 from attestkit.gpu.nras.client import encode_request
+
+if TYPE_CHECKING:
+    from attestkit.gpu.architectures import Architecture
 
 _SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
@@ -187,7 +189,8 @@ class SimulatedGpus:
     def _request_tokens(self, nonce: bytes, now: datetime) -> Iterator[bytes]:
         """Yield the answer of NRAS about the devices of each architecture."""
         devices = self.evidence(nonce).devices
-        for architecture in dict.fromkeys(device.model.architecture for device in self.devices):
+        architectures: list[Architecture] = [device.model.architecture for device in self.devices]
+        for architecture in dict.fromkeys(architectures):
             asked = [one for one in devices if one.architecture == architecture]
             kind = "switch" if architecture == "LS10" else "gpu"
             body = encode_request(asked, architecture, nonce, "3.0")
