@@ -25,7 +25,7 @@ class GpuBinding:
     nonce: bytes = field(repr=False)  # of the verifier
     gpu_nonce: bytes = field(repr=False)  # that the reports of the GPUs must have, 32 bytes
     report_data: bytes = field(repr=False)  # that the CPU's evidence must have, 64 bytes
-    # What the report data commit to beside GPUs and nonce, by name: addresses and keys.
+    # Other values that the report data commit to, by name: addresses and keys.
     committed: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

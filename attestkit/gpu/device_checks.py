@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChecks:
-    """What the devices of one verification are checked against."""
+    """Settings and expected values of one verification, for all its devices."""
 
     nonce: bytes  # of all reports, 32 bytes
     now: datetime
@@ -144,7 +144,7 @@ def check_revocation(
 
     Raises:
         GpuEvidenceError: If a certificate is revoked, or an answer is not valid.
-        CollateralError: If there are no answers at all.
+        CollateralError: If the endorsements contain no OCSP answer.
     """
     if checks.rules.ocsp == "off":
         return ()

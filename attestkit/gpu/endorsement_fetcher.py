@@ -108,7 +108,7 @@ def fetch_answers(
     getter, poster = services.open()
     groups: dict[Architecture, list[DeviceEvidence]] = {}
     for device in evidence.devices:
-        # That of the chain: `arch` of evidence is the sender's word.
+        # That of the chain: `arch` in evidence is not authenticated.
         architecture = read_device_chain(device.certificates).chip.architecture
         groups.setdefault(architecture, []).append(device)
     answers = tuple(

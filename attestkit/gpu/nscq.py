@@ -86,7 +86,7 @@ _Callback = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class SwitchReading:
-    """What the driver of a switch returned, not verified."""
+    """Output of the driver of a switch, not verified."""
 
     uuid: bytes  # 16 bytes
     label: str

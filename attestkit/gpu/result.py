@@ -41,7 +41,7 @@ class RimFacts(NamedTuple):
 class OcspFacts(NamedTuple):
     """An OCSP answer about a certificate of a device or manifest."""
 
-    subject: str  # common name of the certificate
+    subject: str  # part of the certificate, such as the provisioner's CA
     status: Literal["good", "hold"]
     this_update: datetime
     next_update: datetime
@@ -97,7 +97,7 @@ class GpuResult:
     verified_at: datetime
     # SHA-256 of the evidence as sent.
     evidence_sha256: bytes
-    # What joins the GPUs to a CPU's evidence; None if they were verified alone.
+    # Binding of the GPUs to a CPU's evidence; None if they were verified alone.
     binding: GpuBindingKind | None = None
     # Claims of the tokens of NVIDIA's service for each device, if they were verified.
     nras: tuple[dict[str, object], ...] | None = None

@@ -46,7 +46,7 @@ def verify(
 ) -> GpuResult:
     """Verify evidence of GPUs and switches offline, and return the result.
 
-    What joins the devices to the evidence of a CPU is not checked: see `Verifier.verify`.
+    The binding to the evidence of a CPU is not checked: see `Verifier.verify`.
 
     Args:
         evidence: Evidence, or its JSON.

@@ -118,7 +118,7 @@ def test_real_switch_is_accepted_under_nvidias_roots() -> None:
 
 @needs_shared
 def test_real_machine_without_manifests_is_not_refused() -> None:
-    """All devices are gone through; missing manifests are no refusal, and the text lists all."""
+    """All devices are gone through; missing manifests are a CollateralError that lists all."""
     gpus = GpuEvidence.from_json(data("gpu/evidence/ppcie-gpus.json"))
     switches = GpuEvidence.from_json(data("gpu/evidence/ppcie-switches.json"))
     devices = (*gpus.devices, *switches.devices)
@@ -195,7 +195,7 @@ def test_every_byte_of_a_report_is_protected() -> None:
 
 
 def test_stated_architecture_must_be_that_of_the_certificates() -> None:
-    """The sender's word about the architecture is not used."""
+    """The architecture that the sender states is compared with the certificates."""
     gpus = machine(1)
     [device] = gpus.evidence(NONCE).devices
     with pytest.raises(GpuEvidenceError) as caught:
@@ -215,7 +215,7 @@ def test_other_roots_are_not_trusted() -> None:
 
 
 def test_missing_endorsements_are_collateral_errors() -> None:
-    """What could not be checked differs from what was refused; a refusal counts first."""
+    """Missing endorsements are a CollateralError; a refusal of another device counts first."""
     gpus = machine(1)
     complete = endorsements(gpus)
     for found in (

@@ -1,4 +1,4 @@
-"""What the readers of answers share: decoding, sizes and nonces."""
+"""Helpers of the readers of answers: decoding, sizes and nonces."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final

@@ -15,7 +15,7 @@ NVDEC_INDEX: Final = 35
 
 @dataclass(frozen=True, slots=True)
 class MeasurementMismatch:
-    """A measurement that is none of its expected values."""
+    """A measurement that differs from all its expected values."""
 
     index: int
     source: RimSource  # the manifest with the expected values
@@ -44,7 +44,7 @@ class MeasurementComparison:
         return tuple(one.index for one in self.mismatches)
 
     def check(self, accepted: frozenset[int] = frozenset()) -> None:
-        """Check that there is no mismatch but at `accepted` indexes.
+        """Check that measurements differ at `accepted` indexes only.
 
         Raises:
             GpuEvidenceError: If there is; the text lists all of them (`measurements`).

@@ -195,7 +195,7 @@ def test_check_ocsp_nonce_must_be_in_answer(size: int) -> None:
 def test_check_ocsp_returns_status_and_reason(
     status: str, reason: str | None, expected: str
 ) -> None:
-    """A hold is told from other revocations."""
+    """A hold is distinguished from other revocations."""
     found = check(answer_about(status=status, reason=reason, revoked_at=NOW - DAY))
     revoked = status == "revoked"
     stated = (reason or "unspecified") if revoked else None

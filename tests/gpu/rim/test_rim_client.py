@@ -153,7 +153,7 @@ def test_large_answer_is_rejected() -> None:
     [(404, "missing"), (401, "fetch_failed"), (403, "fetch_failed"), (500, "fetch_failed")],
 )
 def test_error_of_the_service(status: int, reason: str) -> None:
-    """An unknown identifier is told from a service that does not answer."""
+    """The reasons of an unknown identifier and of an unreachable service differ."""
     with raises(CollateralError, reason, part=f"status {status}"):
         fetch(json.dumps(answer()).encode(), status)
 

@@ -231,7 +231,7 @@ def test_other_signature_algorithm_of_certificates_is_refused() -> None:
 
 
 def test_malformed_root_is_rejected() -> None:
-    """A root that is no certificate is an error of the format."""
+    """A root that is not a certificate is a FormatError."""
     with pytest.raises(FormatError):
         verify_rim(GOOD, b"root", NOW)
 

@@ -1,4 +1,4 @@
-"""A program that lets NVIDIA's nv-attestation-sdk use an attestation service, and judge its tokens.
+"""A program that runs NVIDIA's nv-attestation-sdk against an attestation service.
 
 It runs in the environment of the SDK, without attestkit. Standard input is JSON: a list of objects
 with name, nonce (hex), evidence (the list that the SDK sends), version (of claims), url (of the
@@ -26,7 +26,7 @@ def attest(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Judge the answers to the cases of standard input."""
+    """Appraise the answers to the cases of standard input."""
     # The SDK logs to standard output.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)

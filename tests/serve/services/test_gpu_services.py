@@ -171,7 +171,7 @@ def test_endorsements_are_fetched_from_the_services(tee: SimulatedTee) -> None:
 
 @pytest.mark.parametrize("name", ["ocsp-nonce-missing", "ocsp-nonce-other"])
 def test_nonce_of_ocsp_is_checked_when_fetching(name: str) -> None:
-    """A responder that does not return the nonce is not believed."""
+    """An answer without the nonce of the request is refused."""
     with SimulatedTee(scenario=f"gpu-{name}") as tee:
         url, now = tee.gpu_services_url, datetime.now(timezone.utc)
         services = GpuServices(rim_url=url, ocsp_url=f"{url}/ocsp")

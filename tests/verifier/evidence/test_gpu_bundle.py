@@ -52,7 +52,7 @@ def test_bundle_may_have_gpu_evidence_beside() -> None:
 
 
 def test_bundle_without_endorsements_of_gpus_is_incomplete() -> None:
-    """Missing endorsements are no refusal; those of the verifier are not used."""
+    """Missing endorsements are a CollateralError; those of the verifier are not used."""
     own = verifier(gpu_endorsements=samples.gpu_endorsements())
     with pytest.raises(CollateralError) as caught:
         own.verify_bundle(bundle(gpu_endorsements=None), nonce=samples.CHALLENGE)

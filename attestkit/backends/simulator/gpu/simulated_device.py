@@ -24,7 +24,7 @@ _PDIS: Final = 8  # GPUs in the report of a switch
 
 
 class Machine(NamedTuple):
-    """What the devices of a machine report about each other (section 3.5)."""
+    """Facts in the reports of all devices of a machine (section 3.5)."""
 
     protected_pcie: bool = False
     feature: int | None = None  # 0 SPT, 1 MPT, 2 protected PCIe; None: the field is absent
