@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
+from attestkit.gpu.modes import DeviceMode
 
 GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]
 """What joins CPU and GPUs, from weak to strong.
@@ -13,9 +14,6 @@ GpuBindingKind = Literal["nonce", "runtime_event", "report_data"]
 event log has the hash of the GPU evidence, as of boot. `report_data`: the CPU's report data commit
 to the GPU evidence.
 """
-
-DeviceMode = Literal["single", "multi", "protected_pcie"]
-"""Single GPU, multi-GPU passthrough, or protected PCIe (opaque fields 21 and 36)."""
 
 
 class RimFacts(NamedTuple):

@@ -6,7 +6,7 @@ used as true before its signature is verified.
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
@@ -21,18 +21,15 @@ from attestkit.gpu.device_checks import (
 from attestkit.gpu.device_steps import AppraisedDevice, device_steps
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.result import DeviceMode, DeviceResult, GpuResult
+from attestkit.gpu.modes import check_modes, device_mode
+from attestkit.gpu.result import DeviceResult, GpuResult
 from attestkit.gpu.rim_checks import compare_device
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
 from attestkit.gpu.topology import TopologyDevice, check_topology
 
-if TYPE_CHECKING:
-    from attestkit.gpu.report import Report
-
 _NONCE_SIZE: Final = 32
 _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
-_MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_pcie"}
 
 
 def verify(
@@ -151,16 +148,7 @@ def _check_one(position: int, device: DeviceEvidence, checks: DeviceChecks) -> A
 def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> VerificationStep:
     """Check modes and topology; the step is that of the topology."""
     reports = [one.device.report for one in appraised]
-    for at, one in enumerate(reports):
-        if one.feature is not None and one.feature not in _MODES:
-            message = f"GPU {at}: in unknown mode {one.feature}; update attestkit"
-            raise GpuEvidenceError(message, reason="modes", device=at)
-    modes = {at: mode for at, one in enumerate(reports) if (mode := _mode(one)) is not None}
-    first = next(iter(modes.values()), None)
-    for at, mode in modes.items():
-        if mode != first:
-            message = f"GPU {at}: in mode {mode}, but GPU {min(modes)} is in mode {first}"
-            raise GpuEvidenceError(message, reason="modes", device=at)
+    first = check_modes(reports)
     devices = [TopologyDevice(one.device.chain, one.device.report) for one in appraised]
     if check_topology(devices):
         text = "every GPU is connected to exactly the switches of the evidence, and every switch "
@@ -180,12 +168,6 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
     return VerificationStep("gpu_topology", "passed", text)
 
 
-def _mode(report: "Report") -> DeviceMode | None:
-    if report.feature is not None:
-        return _MODES.get(report.feature)
-    return "protected_pcie" if report.protected_pcie else None
-
-
 def _device_result(appraised: AppraisedDevice) -> DeviceResult:
     (position, chain, report), ocsp, compared = appraised
     comparison = None if compared is None else compared.comparison
@@ -199,7 +181,7 @@ def _device_result(appraised: AppraisedDevice) -> DeviceResult:
         device_serial=chain.device_serial,
         pdi=chain.pdi,
         ueid=chain.ueid,
-        mode=_mode(report),
+        mode=device_mode(report),
         nvdec0=report.nvdec0,
         nonce=report.nonce,
         matched=0 if comparison is None else len(comparison.matched),

@@ -13,7 +13,7 @@ from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.opaque_data import FEATURE_FLAG
+from attestkit.gpu.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
@@ -258,14 +258,52 @@ def test_absent_fwid_is_accepted_by_rule_with_caution() -> None:
     assert verify_machine(machine(1), rules=GpuRules(allow_absent_fwid=True)).not_proven == ()
 
 
-def test_unknown_mode_is_refused() -> None:
-    """A mode that no rule can name is not accepted."""
-    gpus = machine(1)
-    [device], chain = gpus.devices, gpus.evidence(NONCE).devices[0].certificates
-    report = add_field(FEATURE_FLAG, b"\3\0", device.content(NONCE)).sign(device.device.key)
+ON, OFF = (PROTECTED_PCIE_STATUS, b"\xaa"), (PROTECTED_PCIE_STATUS, b"\x55")
+SINGLE, MULTI, PROTECTED, UNKNOWN = ((FEATURE_FLAG, bytes((flag, 0))) for flag in range(4))
+REFUSED_MODES: Final = {
+    "unknown": ([UNKNOWN],),
+    "contradiction, single": ([ON, SINGLE],),
+    "contradiction, protected": ([OFF, PROTECTED],),
+    "protected and not": ([ON], [OFF]),
+    "protected by its flag and not": ([PROTECTED], [OFF]),
+    "single and multi": ([SINGLE], [MULTI]),
+    "multi and not stated": ([MULTI], []),
+    "not stated and multi": ([], [MULTI]),
+}
+
+
+def modes_of(*fields: list[tuple[int, bytes]]) -> GpuResult:
+    """Verify a machine whose GPUs state their modes with these fields."""
+    gpus = machine(len(fields))
+    chains = [one.certificates for one in gpus.evidence(NONCE).devices]
+    devices = []
+    for device, chain, own in zip(gpus.devices, chains, fields, strict=True):
+        content = device.content(NONCE)
+        for field in (PROTECTED_PCIE_STATUS, FEATURE_FLAG):
+            content = content.with_field(field, None)
+        for kind, value in own:
+            content = add_field(kind, value, content)
+        devices.append(DeviceEvidence("HOPPER", content.sign(device.device.key), chain))
+    return verify_machine(gpus, GpuEvidence(tuple(devices)))
+
+
+@pytest.mark.parametrize("name", REFUSED_MODES)
+def test_modes_that_do_not_fit_are_refused(name: str) -> None:
+    """GPUs of one machine have one mode, and the two fields of a report agree."""
     with pytest.raises(GpuEvidenceError) as caught:
-        verify_machine(gpus, GpuEvidence((DeviceEvidence("HOPPER", report, chain),)))
-    assert (caught.value.reason, caught.value.device) == ("modes", 0)
+        modes_of(*REFUSED_MODES[name])
+    assert caught.value.reason == "modes"
+
+
+def test_modes_that_fit_are_results() -> None:
+    """A mode is that of either field; one that old firmware does not state is None."""
+    for fields, mode in (
+        (([ON, PROTECTED], [ON]), "protected_pcie"),
+        (([MULTI, OFF], [MULTI]), "multi"),
+        (([SINGLE], [OFF]), "single"),
+        (([], []), None),
+    ):
+        assert modes_of(*fields).devices[0].mode == mode
 
 
 def test_mismatch_is_accepted_at_named_indexes_only() -> None:

@@ -1,0 +1,72 @@
+"""Modes of GPUs, and that those of one machine fit together (nvidia-gpu.md, sections 2 and 4.4)."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias
+
+from attestkit.errors import GpuEvidenceError
+from attestkit.gpu.report import Report
+
+DeviceMode: TypeAlias = Literal["single", "multi", "protected_pcie"]
+"""`single`: passed through alone (SPT); `multi`: several, with their NVLinks (MPT)."""
+
+_MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_pcie"}
+
+
+def device_mode(report: Report) -> DeviceMode | None:
+    """Return the mode of a device; None if the report does not have it."""
+    if report.feature is not None:
+        return _MODES.get(report.feature)
+    return "protected_pcie" if report.protected_pcie else None
+
+
+def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
+    """Check the modes of a machine's devices, and return the first one that a report has.
+
+    Old firmware has no feature flag (field 36), and Blackwell has no status of protected PCIe
+    (field 21). What is not stated is compared with nothing, except that each GPU beside one in
+    multi-GPU passthrough must state this mode.
+
+    Raises:
+        GpuEvidenceError: If a mode is unknown, the two fields of a report contradict each other, or
+            the GPUs are in different modes (`modes`), with the index of the device.
+    """
+    for at, report in enumerate(reports):
+        _check_fields(at, report)
+    gpus = {at: report for at, report in enumerate(reports) if report.kind == "gpu"}
+    modes = {at: mode for at, one in gpus.items() if (mode := device_mode(one)) is not None}
+    first = next(iter(modes.values()), None)
+    for at, mode in modes.items():
+        if mode != first:
+            raise _bad(at, f"in mode {mode}, but GPU {min(modes)} is in mode {first}")
+    protected = {at: one for at, report in gpus.items() if (one := _protects(report)) is not None}
+    for at, one in protected.items():
+        if one is not protected[min(protected)]:
+            raise _bad(at, f"protected PCIe is {_on(one)}, unlike at GPU {min(protected)}")
+    if first == "multi" and (silent := gpus.keys() - modes.keys()):
+        raise _bad(min(silent), f"states no mode, but GPU {min(modes)} is in mode multi")
+    return first
+
+
+def _check_fields(at: int, report: Report) -> None:
+    feature, protected = report.feature, report.protected_pcie
+    if feature is not None and feature not in _MODES:
+        raise _bad(at, f"in unknown mode {feature}; update attestkit")
+    if None in (feature, protected):
+        return
+    if protected != (device_mode(report) == "protected_pcie"):
+        raise _bad(at, f"in mode {device_mode(report)}, but protected PCIe is {_on(protected)}")
+
+
+def _protects(report: Report) -> bool | None:
+    """Return whether protected PCIe is on; None if the report does not have it."""
+    if report.feature is not None:
+        return device_mode(report) == "protected_pcie"
+    return report.protected_pcie
+
+
+def _on(value: bool | None) -> str:  # noqa: FBT001 - a status
+    return "on" if value else "off"
+
+
+def _bad(at: int, problem: str) -> GpuEvidenceError:
+    return GpuEvidenceError(f"GPU {at}: {problem}", reason="modes", device=at)
