@@ -20,8 +20,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attestkit._crypto.x509.ocsp import check as ocsp_check
 from attestkit._crypto.x509.ocsp import read_ocsp_answer
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.gpu import GpuEndorsements, GpuEvidence, device_chain, verify
-from attestkit.gpu.report import Report
+from attestkit.gpu import GpuEndorsements, GpuEvidence, verify
+from attestkit.gpu.device import device_chain
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.rim import rim_path
 from attestkit.gpu.rim import verification as rim_verification
 from benchmarks.cases import OURS, SEED

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
         read_state,
         set_ready,
     )
+    from attestkit.gpu.device.report import Report
+    from attestkit.gpu.driver.nvml import ConfComputeState, GpuDescription
+    from attestkit.gpu.endorsement_fetcher import GpuServices
+    from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-    from attestkit.gpu.nvml import ConfComputeState, GpuDescription
-    from attestkit.gpu.report import Report
+    from attestkit.gpu.result import DeviceResult, GpuResult
     from attestkit.gpu.rim import Rim
     from attestkit.gpu.roots import GpuRoots
 else:
@@ -29,8 +32,9 @@ else:
                 *("GpuCollection", "collect", "collect_with_state", "read_state", "set_ready"),
             ],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
-            "nvml": ["ConfComputeState", "GpuDescription"],
-            "report": ["Report"],
+            "driver.nvml": ["ConfComputeState", "GpuDescription"],
+            "device.report": ["Report"],
+            "result": ["DeviceResult", "GpuResult"],
             "rim": ["Rim"],
             "roots": ["GpuRoots"],
         },

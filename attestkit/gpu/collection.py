@@ -8,10 +8,10 @@ from attestkit._argument_checks import require_bytes, require_size
 from attestkit._crypto.pem import split_pem
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
 from attestkit.gpu.architectures import Architecture
-from attestkit.gpu.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.device.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.driver.nscq import read_switches
+from attestkit.gpu.driver.nvml import NONCE_SIZE, TIME_LIMIT, ConfComputeState, GpuDescription, Nvml
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.nscq import read_switches
-from attestkit.gpu.nvml import NONCE_SIZE, TIME_LIMIT, ConfComputeState, GpuDescription, Nvml
 
 _NONCE: Final = slice(4, 36)  # of a report (nvidia-gpu.md, section 2)
 _CC_OFF: Final = (

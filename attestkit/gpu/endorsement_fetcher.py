@@ -18,11 +18,11 @@ from attestkit.errors import (
     GpuEvidenceError,
     SignatureError,
 )
-from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, NrasVersion, fetch_keys, request_tokens
 from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
-from attestkit.gpu.report import Report
 from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
 from attestkit.gpu.roots import GpuRoots

@@ -19,8 +19,8 @@ from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.gpu.architectures import ARCHITECTURES, Architecture, find_architecture
-from attestkit.gpu.device_chain import MAX_CERTIFICATES
-from attestkit.gpu.report import MAX_SIZE as MAX_REPORT
+from attestkit.gpu.device.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.device.report import MAX_SIZE as MAX_REPORT
 
 MAX_SIZE: Final = 4 << 20
 """Maximum size of the JSON in bytes."""

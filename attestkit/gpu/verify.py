@@ -12,21 +12,21 @@ from attestkit._argument_checks import require_bytes, require_size, require_time
 from attestkit._crypto.hashes import sha256
 from attestkit._reasons import VerificationStep
 from attestkit.errors import AttestKitError, GpuEvidenceError, UsageError
-from attestkit.gpu.device_checks import (
+from attestkit.gpu.checks.device_checks import (
     DeviceChecks,
     check_device,
     check_revocation,
     join_errors,
 )
-from attestkit.gpu.device_steps import AppraisedDevice, device_steps
+from attestkit.gpu.checks.device_steps import AppraisedDevice, device_steps
+from attestkit.gpu.checks.rim_checks import compare_device
+from attestkit.gpu.checks.topology import TopologyDevice, check_topology
+from attestkit.gpu.device.modes import check_modes, device_mode
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.modes import check_modes, device_mode
 from attestkit.gpu.result import DeviceResult, GpuResult
-from attestkit.gpu.rim_checks import compare_device
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
-from attestkit.gpu.topology import TopologyDevice, check_topology
 
 _NONCE_SIZE: Final = 32
 _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
@@ -75,7 +75,7 @@ def verify(
     steps = [*device_steps(appraised, checks.rules), _check_machine(appraised, checks.rules)]
     nras: tuple[dict[str, object], ...] | None = None
     if checks.rules.nras != "off":
-        from attestkit.gpu.nras_checks import check_tokens  # lazy: only with tokens
+        from attestkit.gpu.checks.nras_checks import check_tokens  # lazy: only with tokens
 
         step, nras = check_tokens([one.device for one in appraised], checks)
         steps.append(step)

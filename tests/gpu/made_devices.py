@@ -24,8 +24,8 @@ from attestkit._crypto.x509.cloud_certificates import (
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.gpu.architectures import DeviceKind
-from attestkit.gpu.opaque_data import encode_opaque_data
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.opaque_data import encode_opaque_data
+from attestkit.gpu.device.report import Report
 
 NOW: Final = datetime(2026, 11, 28, tzinfo=timezone.utc)
 VALIDITY: Final = Window(

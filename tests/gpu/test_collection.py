@@ -11,8 +11,9 @@ import pytest
 from attestkit._crypto.pem import split_pem
 from attestkit.emulator.nvml.stub_server import StubCall, StubDevice, StubState
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
-from attestkit.gpu import GpuEvidence, nscq, nvml
-from attestkit.gpu.nvml import driver_error
+from attestkit.gpu import GpuEvidence
+from attestkit.gpu.driver import nscq, nvml
+from attestkit.gpu.driver.nvml import driver_error
 from tests.emulator.nvml.stub_programs import (
     CHAIN,
     NONCE,

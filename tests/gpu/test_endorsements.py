@@ -29,7 +29,7 @@ from attestkit.errors import CollateralError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots, GpuServices, Rim
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
-from tests.gpu.nras_tokens import answer, jwks
+from tests.gpu.nras.nras_tokens import answer, jwks
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 

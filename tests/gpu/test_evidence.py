@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
-from attestkit.gpu.device_chain import read_device_chain
+from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.evidence import MAX_CHAIN, MAX_DEVICES, MAX_SIZE, read_device, read_devices
 from tests.gpu.gpu_samples import EVIDENCE, EXPECTED, decoded, sample
 from tests.gpu.made_devices import NONCE, make_device, report_bytes

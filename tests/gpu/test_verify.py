@@ -11,9 +11,9 @@ from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.gpu.deviations import add_field
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
+from attestkit.gpu.device.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
-from attestkit.gpu.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules

@@ -16,7 +16,7 @@ from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.snp_report import SnpReport
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.bundle import EvidenceBundle
-from tests.gpu.nras_tokens import jwks
+from tests.gpu.nras.nras_tokens import jwks
 from tests.gpu.simulated_machine import machine
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel

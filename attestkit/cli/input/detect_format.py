@@ -213,7 +213,7 @@ def _gpu_evidence(data: bytes) -> FileContent:
 def _of_gpus(data: bytes) -> FileContent:
     """Parse a report of a GPU or switch, or a reference manifest in XML."""
     # Lazy: only for files of GPUs.
-    from attestkit.gpu.report import Report
+    from attestkit.gpu.device.report import Report
     from attestkit.gpu.rim.manifest import Rim
 
     if data[:4] == _GPU_REPORT:

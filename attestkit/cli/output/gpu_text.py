@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._sanitize import printable
 from attestkit.errors import AttestKitError, FormatError
-from attestkit.gpu.device_chain import read_device_chain
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.device_chain import read_device_chain
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.rim.manifest import Rim
 
 if TYPE_CHECKING:

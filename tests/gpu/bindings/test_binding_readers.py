@@ -20,7 +20,7 @@ from attestkit.gpu.bindings.chutes import chutes_report_data
 from attestkit.gpu.bindings.coco import canonical_json
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.report import Report
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 

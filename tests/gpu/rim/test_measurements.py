@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.errors import GpuEvidenceError
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.rim import (
     MeasurementMismatch,
     Rim,

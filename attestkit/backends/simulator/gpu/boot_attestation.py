@@ -14,7 +14,7 @@ from typing import Any, Final
 from attestkit._crypto.hashes import sha256
 from attestkit.backends.simulator.gpu.nras_claims import device_claims
 from attestkit.gpu import DeviceEvidence, Report
-from attestkit.gpu.device_chain import read_device_chain
+from attestkit.gpu.device.device_chain import read_device_chain
 
 EVENT: Final = "gpu-attestation"
 """Name of the event in RTMR3."""

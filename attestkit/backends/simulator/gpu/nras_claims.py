@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from attestkit.errors import AttestKitError
-from attestkit.gpu.device_chain import DeviceChain
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.device_chain import DeviceChain
+from attestkit.gpu.device.report import Report
 
 _MANUFACTURER: Final = "5703"
 _FAR: Final = "9999-12-31T23:59:59Z"

@@ -29,7 +29,7 @@ from attestkit.backends.simulator.gpu.nras_claims import device_claims, error_cl
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
-from attestkit.gpu.device_chain import read_device_chain
+from attestkit.gpu.device.device_chain import read_device_chain
 from attestkit.gpu.evidence import read_devices
 
 Appraise = Callable[[GpuEvidence, bytes, datetime], object]

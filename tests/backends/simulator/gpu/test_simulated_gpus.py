@@ -24,7 +24,8 @@ from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.gpu import GpuEvidence, Report
 from attestkit.gpu.architectures import ARCHITECTURES
-from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.checks.topology import TopologyDevice, check_topology
+from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.evidence import MAX_CHAIN
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.xml_signature import (
@@ -32,7 +33,6 @@ from attestkit.gpu.rim.xml_signature import (
     read_signature,
     verify_signature,
 )
-from attestkit.gpu.topology import TopologyDevice, check_topology
 from tests.vectors import SHARED, needs_shared
 
 SEED = b"a seed of simulated graphics....."[:32]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from attestkit.errors import BackendBusyError
-from attestkit.gpu import driver_calls
-from attestkit.gpu.driver_calls import MAX_HANGING, call_driver
+from attestkit.gpu.driver import driver_calls
+from attestkit.gpu.driver.driver_calls import MAX_HANGING, call_driver
 
 SHORT = 0.01  # seconds
 LONG = 60.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from attestkit._sanitize import one_line
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.gpu.architectures import Architecture
-from attestkit.gpu.driver_calls import call_driver
+from attestkit.gpu.driver.driver_calls import call_driver
 
 if TYPE_CHECKING:
     from attestkit._reasons import BackendBusyReason, BackendUnavailableReason

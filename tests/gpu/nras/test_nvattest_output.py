@@ -13,7 +13,7 @@ from attestkit.gpu.nras.nvattest_output import (
     NvattestOutput,
     read_nvattest_output,
 )
-from tests.gpu.nras_tokens import HEADER, NONCE, b64, device_claims, sign
+from tests.gpu.nras.nras_tokens import HEADER, NONCE, b64, device_claims, sign
 from tests.raising import raises
 from tests.vectors import HAVE_SHARED, data, needs_shared
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_TOKEN, read_detached_eat
-from tests.gpu.nras_tokens import answer, bundle
+from tests.gpu.nras.nras_tokens import answer, bundle
 from tests.raising import raises
 
 

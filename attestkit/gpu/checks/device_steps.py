@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._reasons import StepCheck, VerificationStep
-from attestkit.gpu.device_checks import CheckedDevice
+from attestkit.gpu.checks.device_checks import CheckedDevice
+from attestkit.gpu.checks.rim_checks import ComparedDevice
 from attestkit.gpu.result import OcspFacts
-from attestkit.gpu.rim_checks import ComparedDevice
 
 if TYPE_CHECKING:
     from attestkit.gpu.rules import GpuRules

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
-from attestkit.gpu.driver_calls import call_driver
+from attestkit.gpu.driver.driver_calls import call_driver
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from attestkit.gpu.nras.claims import (
     ServiceError,
     read_claims,
 )
-from tests.gpu.nras_tokens import NONCE, chain, device_claims
+from tests.gpu.nras.nras_tokens import NONCE, chain, device_claims
 from tests.raising import raises
 
 GPU = "x-nvidia-gpu-"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, SignatureError
-from attestkit.gpu.device_checks import (
+from attestkit.gpu.checks.device_checks import (
     CheckedDevice,
     DeviceChecks,
     check_revocation,

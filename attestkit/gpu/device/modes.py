@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from attestkit.errors import GpuEvidenceError
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.report import Report
 
 DeviceMode: TypeAlias = Literal["single", "multi", "protected_pcie"]
 """`single`: passed through alone (SPT); `multi`: several, with their NVLinks (MPT)."""
@@ -14,9 +14,10 @@ _MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_p
 
 def device_mode(report: Report) -> DeviceMode | None:
     """Return the mode of a device; None if the report does not have it."""
-    if report.feature is not None:
-        return _MODES.get(report.feature)
-    return "protected_pcie" if report.protected_pcie else None
+    if report.feature is None:
+        return "protected_pcie" if report.protected_pcie else None
+    found: DeviceMode | None = _MODES.get(report.feature)
+    return found
 
 
 def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
@@ -33,7 +34,10 @@ def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
     for at, report in enumerate(reports):
         _check_fields(at, report)
     gpus = {at: report for at, report in enumerate(reports) if report.kind == "gpu"}
-    modes = {at: mode for at, one in gpus.items() if (mode := device_mode(one)) is not None}
+    modes: dict[int, DeviceMode] = {}
+    for at, report in gpus.items():
+        if (mode := device_mode(report)) is not None:
+            modes[at] = mode
     first = next(iter(modes.values()), None)
     for at, mode in modes.items():
         if mode != first:

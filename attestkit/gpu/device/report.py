@@ -13,7 +13,7 @@ from attestkit._crypto.p384 import load_p384_key
 from attestkit._reasons import FormatReason
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.architectures import Chip, DeviceKind
-from attestkit.gpu.opaque_data import (
+from attestkit.gpu.device.opaque_data import (
     OpaqueData,
     OpaqueFields,
     read_opaque_data,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from attestkit.errors import GpuEvidenceError
-from attestkit.gpu.device_chain import DeviceChain
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.device_chain import DeviceChain
+from attestkit.gpu.device.report import Report
 
 
 class TopologyDevice(NamedTuple):

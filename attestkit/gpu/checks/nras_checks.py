@@ -8,7 +8,7 @@ from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu.nras.tokens import verify_tokens
 
 if TYPE_CHECKING:
-    from attestkit.gpu.device_checks import CheckedDevice, DeviceChecks
+    from attestkit.gpu.checks.device_checks import CheckedDevice, DeviceChecks
     from attestkit.gpu.nras.claims import DeviceClaims
 
 _MISSING: Final = (

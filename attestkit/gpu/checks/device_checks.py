@@ -17,8 +17,8 @@ from attestkit.errors import (
     SignatureError,
     VerificationError,
 )
-from attestkit.gpu.device_chain import DeviceChain, read_device_chain, verify_device_chain
-from attestkit.gpu.report import Report
+from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.result import OcspFacts
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.nras.detached_eat import DetachedEat, read_detached_eat
 from attestkit.gpu.nras.tokens import CLOCK_SKEW, NRAS_ISSUER, NrasResult, verify_tokens
-from tests.gpu.nras_tokens import (
+from tests.gpu.nras.nras_tokens import (
     HEADER,
     KEY_ID,
     NONCE,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.gpu.opaque_data import (
+from attestkit.gpu.device.opaque_data import (
     encode_opaque_data,
     read_opaque_data,
     split_opaque_data,

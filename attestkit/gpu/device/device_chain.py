@@ -25,7 +25,7 @@ from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.architectures import PDI_SIZE, Chip, chip_of
-from attestkit.gpu.dice import Dice, read_dice
+from attestkit.gpu.device.dice import Dice, read_dice
 
 MAX_CERTIFICATES: Final = 6
 """Maximum number of certificates that are parsed."""

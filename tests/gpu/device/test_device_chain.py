@@ -14,7 +14,7 @@ from attestkit._crypto.x509.cloud_certificates import (
 from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 from attestkit.gpu import GpuRoots
-from attestkit.gpu.device_chain import (
+from attestkit.gpu.device.device_chain import (
     MAX_CERTIFICATES,
     read_device_chain,
     verify_device_chain,

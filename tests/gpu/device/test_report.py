@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.gpu import Report
 from attestkit.gpu.architectures import Chip
-from attestkit.gpu.device_chain import read_device_chain
-from attestkit.gpu.report import MAX_SIZE
+from attestkit.gpu.device.device_chain import read_device_chain
+from attestkit.gpu.device.report import MAX_SIZE
 from tests.gpu.gpu_samples import EXPECTED, SAMPLES, Sample, sample
 from tests.gpu.made_devices import (
     FWID,

@@ -1,0 +1,1 @@
+"""Calls of NVIDIA's libraries on the machine with the devices: NVML, and NSCQ for switches."""
