@@ -134,7 +134,7 @@ def read_ocsp_request(der: bytes) -> OcspRequest:
 
     Raises:
         FormatError: If it is malformed, signed, over 4,096 bytes, asks about several certificates,
-            has the name of a requestor or a critical extension, or a hash is not supported.
+            has the name of a requester or a critical extension, or a hash is not supported.
     """
     if len(der) > MAX_REQUEST:
         message = f"OCSP request: {len(der)} bytes, at most {MAX_REQUEST}"
