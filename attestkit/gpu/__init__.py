@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.gpu.binding import GpuBinding
     from attestkit.gpu.collection import (
         GpuCollection,
         collect,
@@ -23,34 +24,48 @@ if TYPE_CHECKING:
     from attestkit.gpu.result import DeviceResult, GpuResult
     from attestkit.gpu.rim import Rim
     from attestkit.gpu.roots import GpuRoots
+    from attestkit.gpu.rules import GpuRules
+    from attestkit.gpu.verification import verify
 else:
     # Lazy: most programs verify no GPUs.
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "binding": ["GpuBinding"],
             "collection": [
                 *("GpuCollection", "collect", "collect_with_state", "read_state", "set_ready"),
             ],
+            "endorsement_fetcher": ["GpuServices"],
+            "endorsements": ["GpuEndorsements"],
             "evidence": ["DeviceEvidence", "GpuEvidence"],
             "driver.nvml": ["ConfComputeState", "GpuDescription"],
             "device.report": ["Report"],
             "result": ["DeviceResult", "GpuResult"],
             "rim": ["Rim"],
             "roots": ["GpuRoots"],
+            "rules": ["GpuRules"],
+            "verification": ["verify"],
         },
     )
 
 __all__ = [
     "ConfComputeState",
     "DeviceEvidence",
+    "DeviceResult",
+    "GpuBinding",
     "GpuCollection",
     "GpuDescription",
+    "GpuEndorsements",
     "GpuEvidence",
+    "GpuResult",
     "GpuRoots",
+    "GpuRules",
+    "GpuServices",
     "Report",
     "Rim",
     "collect",
     "collect_with_state",
     "read_state",
     "set_ready",
+    "verify",
 ]

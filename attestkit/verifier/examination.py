@@ -209,13 +209,8 @@ class Examination:
         return run_step("policy", self._steps, self._appraise, expected)
 
     def _appraise(self, expected: ExpectedReportData) -> AttestationResult:
-        authenticated = _restore_report_data(
-            self.parsed.wire_platform, _require(self._authenticated), expected
-        )
-        join = join_hardware(expected, authenticated.report_data, authenticated.vtpm)
-        if join.vtpm is not authenticated.vtpm:
-            authenticated = authenticated._replace(vtpm=join.vtpm)
-        self._authenticated = authenticated
+        chosen, join = self._choose_report_data(expected)
+        authenticated = _require(self._authenticated)
         found = self._settings.policy.identify(self._claims())
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)

@@ -88,22 +88,16 @@ class GpuTrust(NamedTuple):
             raise wrong_type("gpu_endorsements", "GpuEndorsements or a path", endorsements)
         return cls(roots, endorsements)
 
-    def of_attester(self, given: "GpuEndorsements | None") -> "GpuTrust":
-        """Return this trust with endorsements of a bundle or an attester, who need no trust.
+    def with_unauthenticated(self, given: "GpuEndorsements | None") -> "GpuTrust":
+        """Return the trust with endorsements of a bundle or request in place of its own.
 
-        Manifests, OCSP answers and tokens have signatures. Keys of NVIDIA's attestation service
-        have none: whoever chooses them can sign tokens. So they are always those of the verifier.
+        Manifests and OCSP answers have signatures; keys of NVIDIA's attestation service have none,
+        so those of the verifier stay.
         """
+        if given is None:
+            return GpuTrust(self.roots)
         own = self.endorsements
-        if given is not None:
-            given = replace(given, jwks=None if own is None else own.jwks)
-        return self._replace(endorsements=given)
-
-    @property
-    def has_endorsements(self) -> bool:
-        """Whether there are endorsements other than keys of the attestation service."""
-        own = self.endorsements
-        return own is not None and bool(own.rims or own.ocsp or own.nras)
+        return GpuTrust(self.roots, replace(given, jwks=None if own is None else own.jwks))
 
 
 class GpuAppraisal(NamedTuple):
@@ -168,11 +162,8 @@ class GpuJoin:
             FormatError: If a root is malformed.
         """
         roots = trust.roots
-        return bool(self._verified and roots is not None and not roots.is_nvidia)
-
-    @property
-    def _verified(self) -> bool:
-        return self.evidence is not None and not self._skipped
+        has_gpus = self.evidence is not None and not self._skipped
+        return has_gpus and roots is not None and not roots.is_nvidia
 
     def candidates(self, expected: ExpectedReportData) -> tuple[GpuCandidate, ...]:
         """Return the report data that the CPU's evidence may have, the strongest binding first."""
@@ -214,7 +205,7 @@ class GpuJoin:
                 message = "GPU evidence: missing, but the policy has rules about GPUs; request it"
                 raise GpuEvidenceError(message, reason="device_count")
             return None
-        from attestkit.gpu.verify import verify  # lazy: only with GPUs
+        from attestkit.gpu.verification import verify  # lazy: only with GPUs
 
         kind, expected = self._find_binding(chosen, nonce, events)
         _check_binding(kind, rules)

@@ -86,8 +86,7 @@ class Verifier:
             `ak_certificates` is fetched again only if it has expired.
         gpu_roots: Trust anchors of GPUs; None are NVIDIA's. Results are `simulated` with others.
         gpu_endorsements: Reference manifests, OCSP answers and tokens for GPUs, or the path of
-            their file. Nothing is fetched: see `GpuEndorsements.fetch`. The keys of NVIDIA's
-            attestation service in them are trusted; those in a bundle are never used.
+            their file. Nothing is fetched: see `GpuEndorsements.fetch`.
 
     Thread-safe; it pickles without its caches.
 
@@ -294,7 +293,7 @@ class Verifier:
             authenticators=self._authenticators.for_bundle(bundle.amd_crls, bundle.ak_certificates),
             collateral=None,
             source=None,
-            gpu_trust=self._gpu_trust.of_attester(bundle.gpu_endorsements),
+            gpu_trust=self._gpu_trust.with_unauthenticated(bundle.gpu_endorsements),
         )
         steps = (BUNDLE_TIME,) if own else ()
         found = Examination(
@@ -326,14 +325,16 @@ class Verifier:
         return found.with_gpu_endorsements(bundle.gpu_endorsements)
 
     def with_gpu_endorsements(self, endorsements: "GpuEndorsements | None") -> "Verifier":
-        """Return a verifier with these endorsements of GPUs if it has none; it shares caches.
+        """Return a verifier with these endorsements of GPUs, if it has none; share caches.
 
-        They may be the attester's: the keys of NVIDIA's attestation service remain the verifier's.
+        They may be untrusted: their keys of NVIDIA's attestation service are not used.
         """
-        if endorsements is None or self._gpu_trust.has_endorsements:
+        own = self._gpu_trust.endorsements
+        if endorsements is None or (own is not None and (own.rims or own.ocsp or own.nras)):
             return self
         found = object.__new__(type(self))  # `copy` would create new caches
-        vars(found).update(vars(self), _gpu_trust=self._gpu_trust.of_attester(endorsements))
+        trust = self._gpu_trust.with_unauthenticated(endorsements)
+        vars(found).update(vars(self), _gpu_trust=trust)
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:

@@ -4,11 +4,12 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any, Final
 
-from attestkit.backends.simulator.gpu.simulated_gpus import GpuConfig, SimulatedGpus
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import GpuEvidence
 from attestkit.gpu.result import GpuResult
-from attestkit.gpu.verify import verify
+from attestkit.gpu.verification import verify
 
 NOW: Final = datetime(2026, 11, 28, 12, tzinfo=timezone.utc)
 NONCE: Final = bytes(range(32))
@@ -39,5 +40,3 @@ def verify_machine(
         **options,
     }
     return verify(gpus.evidence(NONCE) if evidence is None else evidence, **given)
-
-

@@ -17,7 +17,7 @@ from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.result import GpuResult
 from attestkit.gpu.roots import GpuRoots
 from attestkit.gpu.rules import GpuRules
-from attestkit.gpu.verify import verify
+from attestkit.gpu.verification import verify
 from tests.gpu.gpu_samples import CASES, EXPECTED, read_pem
 from tests.gpu.simulated_machine import NONCE, NOW, endorsements, machine, verify_machine
 from tests.untyped import untyped

@@ -1,8 +1,7 @@
 """What an attester chooses is not trusted: keys of tokens, kinds of devices, simulated roots."""
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -20,6 +19,9 @@ from tests.gpu.nras.nras_tokens import jwks
 from tests.gpu.simulated_machine import machine
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHALLENGE: Final = bytes(range(100, 132))
 NONCE: Final = gpu_nonce(CHALLENGE)

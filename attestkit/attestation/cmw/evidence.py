@@ -71,6 +71,7 @@ _FIRST_BYTES: Final = frozenset([b"{", b"[", *(bytes([byte]) for byte in range(0
 _TAGGED: Final = bytes.fromhex("da6374")  # first bytes of all tags of Content-Formats
 _ENDORSING: Final = Indicator.ENDORSEMENTS | Indicator.REFERENCE_VALUES
 _COLLATERAL: Final = "collateral"
+_GPU: Final = "gpu_evidence"
 # Media type and indicator of the record of each label.
 _RECORDS: Final[Mapping[str, tuple[str, int]]] = {
     label: (media_type, _ENDORSING if label == _COLLATERAL else Indicator.EVIDENCE)
@@ -150,7 +151,9 @@ def decode_evidence(data: bytes) -> CmwContent:
     if isinstance(message, Collection):
         return _collection_content(_known_parts(message), "json" if is_json else "cbor")
     _check(message, "CMW", EVIDENCE_TYPE, Indicator.EVIDENCE)
-    encoding = "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
+    encoding: CmwEncoding = (
+        "json-record" if is_json else "cbor-tag" if data[0] == 0xDA else "cbor-record"
+    )
     return CmwContent(_with_label("CMW", lambda: v1_cbor.decode_evidence(message.value)), encoding)
 
 
@@ -204,8 +207,8 @@ def _read_plain_parts(data: bytes) -> dict[str, bytes] | None:
 
 
 def _collection_content(parts: dict[str, bytes], encoding: CmwEncoding) -> CmwContent:
-    collateral = parts.pop(_COLLATERAL, None)
-    return CmwContent(_build_evidence(parts), encoding, collateral)
+    collateral, gpu_evidence = parts.pop(_COLLATERAL, None), parts.pop(_GPU, None)
+    return CmwContent(_build_evidence(parts), encoding, collateral, gpu_evidence)
 
 
 def _known_parts(collection: Collection) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
     from inspect import Parameter, signature  # lazy: slow to import
 
     try:
-        parameters = signature(cls, eval_str=True).parameters
+        parameters = signature(cls, eval_str=True, locals=_Names(cls)).parameters
     except (NameError, TypeError, ValueError, SyntaxError):  # unresolvable annotations
         parameters = signature(cls).parameters
     found = {}

@@ -202,7 +202,8 @@ class SimulatedGpus:
         return SimulatedNras(self.derive, self._appraise, self._fault.nras)
 
     def _appraise(self, evidence: GpuEvidence, nonce: bytes, now: datetime) -> None:
-        verify: Any = import_module("attestkit.gpu.verification").verify  # lazy: only for NRAS
+        from attestkit.gpu import verify  # lazy: only for NRAS
+
         endorsements = self.endorsements(now.timestamp())
         verify(evidence, nonce=nonce, now=now, endorsements=endorsements, roots=self.roots)
 
