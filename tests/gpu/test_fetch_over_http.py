@@ -100,7 +100,7 @@ def serve() -> Iterator[Serve]:
 def test_fetched_endorsements_verify_evidence(
     serve: Serve, config: GpuConfig, rims: int, answers: int
 ) -> None:
-    """What is fetched suffices for the evidence; what devices share is fetched once."""
+    """Fetched endorsements suffice for the evidence; those that devices share are fetched once."""
     gpus = SimulatedGpus(SEED, config)
     server, evidence = serve(gpus), gpus.evidence(NONCE)
     services = server.gpu_services()

@@ -1,4 +1,4 @@
-"""What an attester chooses is not trusted: keys of tokens, kinds of devices, simulated roots."""
+"""Choices of an attester are not trusted: keys of tokens, kinds of devices, simulated roots."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final

@@ -43,7 +43,7 @@ def ask(server: StubServer, request: bytes) -> bytes:
 
 
 def test_stub_server_disconnects_after_truncated_request(server: StubServer) -> None:
-    """Every prefix of a request is no request; it has no answer."""
+    """A request that is cut at any length gets no response."""
     request = REQUEST.pack(StubCall.DEVICE_REPORT, 0, 32) + bytes(32)
     for size in range(len(request)):
         assert ask(server, request[:size]) == b"", size
@@ -52,7 +52,7 @@ def test_stub_server_disconnects_after_truncated_request(server: StubServer) -> 
 
 
 def test_stub_server_disconnects_after_long_request(server: StubServer) -> None:
-    """More data than a nonce are no request."""
+    """A request with more data than a nonce is refused."""
     assert ask(server, REQUEST.pack(StubCall.INIT, 0, 33) + bytes(33)) == b""
 
 
@@ -130,7 +130,7 @@ def test_build_without_compiler_names_the_package(
 def test_build_with_failing_compiler_shows_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the compiler prints is in the error."""
+    """The error has the output of the compiler."""
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\necho out of order >&2\nexit 1\n")
     compiler.chmod(0o755)

@@ -72,7 +72,7 @@ def test_fault_of_tokens_is_refused_by_its_check(use: Any, name: str) -> None:
 
 @uses
 def test_malformed_token_is_refused(use: Any) -> None:
-    """A malformed answer is no error of the program."""
+    """A malformed answer is a refusal, not an internal error."""
     complete = machine(2).endorsements(NOW.timestamp(), NONCE)
     with pytest.raises(GpuEvidenceError) as caught:
         verify_tokens(use, endorsements=replace(complete, nras=(b"[]",)))

@@ -49,7 +49,7 @@ class Signer(NamedTuple):
 
 
 class CertificateShape(NamedTuple):
-    """What a certificate says, beside its key and its issuer."""
+    """Content of a certificate, without its key and its issuer."""
 
     name: str
     authority: bool = True

@@ -180,7 +180,7 @@ SEEDS = (
 def test_changed_documents_that_are_accepted_are_as_libxml2_reads_them(
     seed: int, count: int
 ) -> None:
-    """Whatever the strict reader accepts, libxml2 accepts, and it has the same canonical form."""
+    """Documents of the strict reader are accepted by libxml2, with the same canonical form."""
     dice = Random(seed)
     accepted = 0
     for _ in range(count):

@@ -156,7 +156,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("old", "new", "reason"), CHANGES.values(), ids=CHANGES)
 def test_other_content_is_rejected_although_signed(old: str, new: str, reason: str) -> None:
-    """Whatever is missing, unknown, twice or out of range is rejected by both functions."""
+    """Parts that are missing, unknown, twice or out of range are rejected by both functions."""
     assert old in GOOD.decode()
     changed = sign(GOOD.decode().replace(old, new).encode())
     with raises(FormatError, reason):
