@@ -45,7 +45,7 @@ _OF_DEVICES: Final = {*_APPRAISED, "ready_state", "binding"} - {"allow_mpt"}
 _OF_SWITCHES: Final = {"chips", "switch_count"}
 _FLAGS: Final = (
     *("required", "ready_state", "protected_pcie", "allow_mpt"),
-    *("allow_hold", "allow_absent_fwid", "allow_boot_result"),
+    *("allow_hold", "allow_absent_fwid", "allow_runtime_event", "allow_boot_result"),
 )
 
 
@@ -82,6 +82,8 @@ class GpuRules:
     allow_hold: bool = False
     # GPU reports without the FWID field, of drivers 535 and 545.
     allow_absent_fwid: bool = False
+    # Evidence of any nonce whose hash the measured event log has: it is as old as the boot.
+    allow_runtime_event: bool = False
     # A result of the boot, which only the measured event log authenticates.
     allow_boot_result: bool = False
     accepted_mismatches: Collection[int] = frozenset()  # indexes of measurements
@@ -99,6 +101,7 @@ class GpuRules:
             if getattr(self, name) not in choices:
                 message = f"{name}: must be one of {', '.join(choices)}"
                 raise UsageError(message, reason="wrong_value")
+        self._check_binding()
         if self.min_driver is not None:
             driver_key(self.min_driver)
         if self.min_vbios is not None:
@@ -109,6 +112,15 @@ class GpuRules:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_binding(self) -> None:
+        allowed = self.allow_runtime_event or self.allow_boot_result
+        if self.binding == "runtime_event" and not allowed:
+            message = (
+                "binding: runtime_event is not accepted by itself; set allow_runtime_event, or "
+                "allow_boot_result"
+            )
+            raise UsageError(message, reason="conflict")
 
     @property
     def named(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Evidence of GPUs beside that of a CPU: what joins them, and the verification of both.
 
 The strongest binding that holds counts: report data that commit to the GPU evidence, its hash in
-the measured event log, or a shared nonce.
+the measured event log if the policy accepts evidence of the boot, or a shared nonce.
 """
 
 import hmac
@@ -40,6 +40,10 @@ _BOOT_END: Final = "system-ready"
 _BOOT_OUTPUT: Final = b'"detached_eat"'  # a member of nvattest's output
 _NONCE: Final = slice(4, 36)  # of a report
 _NOT_VERIFIED: Final = skipped("gpu_report", "evidence of GPUs was not verified")
+_AS_OF_BOOT: Final = (
+    "GPU evidence: only its hash in the measured event log binds it, so it is as old as the boot; "
+    "request evidence with a nonce, or set the policy's gpu.allow_runtime_event"
+)
 _STEPS: Final[dict[str, VerificationStep]] = {
     "report_data": passed(
         "gpu_binding", "the report data of the CPU's evidence commit to that of the GPUs"
@@ -207,9 +211,7 @@ class GpuJoin:
             return None
         from attestkit.gpu.verification import verify  # lazy: only with GPUs
 
-        kind, expected = self._find_binding(chosen, nonce, events)
-        _check_binding(kind, rules)
-        _check_ready_state(events, rules)
+        kind, expected = self._find_binding(chosen, nonce, events, rules)
         found = verify(
             self.evidence,
             nonce=expected,
@@ -218,14 +220,15 @@ class GpuJoin:
             roots=trust.roots,
             rules=rules,
         )
-        return replace(found, binding=kind, steps=(*found.steps, _STEPS[kind]))
+        # After the devices: a forged report is refused as such (section 8).
+        return _with_binding(found, kind, events, rules)
 
     def skipped_steps(self) -> tuple[VerificationStep, ...]:
         """Return the step of enclosed evidence that was not verified."""
         return (_NOT_VERIFIED,) if self._skipped else ()
 
     def _find_binding(
-        self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event]
+        self, chosen: GpuCandidate, nonce: bytes | None, events: Sequence[Event], rules: GpuRules
     ) -> "tuple[GpuBindingKind, bytes]":
         """Return the binding, and the nonce that the reports must have."""
         assert self.evidence is not None
@@ -235,8 +238,11 @@ class GpuJoin:
             return "report_data", gpu_nonce(nonce)
         # Padded: that a report is too short is found when it is parsed.
         stated = self.evidence.devices[0].report[_NONCE].ljust(32, b"\0")
-        if _measured_hash(events) == sha256(self.evidence.raw).hex():
+        measured = _measured_hash(events) == sha256(self.evidence.raw).hex()
+        if measured and rules.allow_runtime_event:
             return "runtime_event", stated
+        if nonce is None and measured:
+            raise GpuEvidenceError(_AS_OF_BOOT, reason="binding")
         if nonce is None:
             raise UsageError(
                 "gpu: the nonce of the GPUs is not known; pass nonce, or a GpuBinding of "
@@ -279,11 +285,8 @@ def _verify_boot_output(
             "pass that of this boot"
         )
         raise GpuEvidenceError(message, reason="binding")
-    _check_binding("runtime_event", rules)
-    _check_ready_state(events, rules)
     found = appraise_boot_result(output, event, rules, settings.now)
-    steps = (*found.steps, _STEPS["runtime_event"])
-    return replace(found, binding="runtime_event", steps=steps)
+    return _with_binding(found, "runtime_event", events, rules)
 
 
 def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
@@ -303,6 +306,15 @@ def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
 
 def _measured_hash(events: Sequence[Event]) -> object:
     return _gpu_event(events).get("evidence_sha256")
+
+
+def _with_binding(
+    found: "GpuResult", kind: "GpuBindingKind", events: Sequence[Event], rules: GpuRules
+) -> "GpuResult":
+    """Check binding and ready state by the rules; return the result with the binding."""
+    _check_binding(kind, rules)
+    _check_ready_state(events, rules)
+    return replace(found, binding=kind, steps=(*found.steps, _STEPS[kind]))
 
 
 def _check_binding(kind: "GpuBindingKind", rules: GpuRules) -> None:

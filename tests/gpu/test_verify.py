@@ -365,6 +365,8 @@ def test_rule_accepts(values: dict[str, Any]) -> None:
         {"min_driver": "1..2"},
         {"min_vbios": "96.xx"},
         {"binding": "trust"},
+        {"binding": "runtime_event"},
+        {"allow_runtime_event": 1},
         {"ocsp": None},
         {"nras": True},
         {"max_ocsp_age": 5},

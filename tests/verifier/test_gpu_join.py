@@ -150,14 +150,51 @@ def test_measured_hash_is_a_binding_as_of_boot() -> None:
     """The hash of the GPU evidence in the event log binds it, whatever nonce it has."""
     given = GPUS.evidence(BOOT_NONCE)
     evidence = intel.evidence(boot_event(given.raw), report_data=ReportData.for_nonce(CHALLENGE))
-    result = with_rules(binding="runtime_event", ready_state=True).verify(
+    of_boot = {"allow_runtime_event": True}
+    result = with_rules(**of_boot, binding="runtime_event", ready_state=True).verify(
         evidence, nonce=CHALLENGE, gpu=given
     )
     assert binding_of(result) == "runtime_event"
     assert "gpu_binding" in result.not_proven
-    refused("binding", with_rules(binding="report_data"), evidence, gpu=given)
-    without_nonce = verifier().verify(evidence, report_data=None, gpu=given)
+    refused("binding", with_rules(**of_boot, binding="report_data"), evidence, gpu=given)
+    without_nonce = with_rules(**of_boot).verify(evidence, report_data=None, gpu=given)
     assert binding_of(without_nonce) == "runtime_event"
+
+
+def test_measured_hash_is_no_binding_by_default() -> None:
+    """Without the rule for evidence of the boot, an old report is refused whatever the log has."""
+    given = GPUS.evidence(BOOT_NONCE)
+    evidence = intel.evidence(boot_event(given.raw), report_data=ReportData.for_nonce(CHALLENGE))
+    refused("nonce", verifier(), evidence, gpu=given)
+    refused("nonce", with_rules(required=True, ready_state=True), evidence, gpu=given)
+    refused("binding", verifier(), evidence, nonce=None, report_data=None, gpu=given)
+    fresh = GPUS.evidence(CHALLENGE)
+    evidence = intel.evidence(boot_event(fresh.raw), report_data=ReportData.for_nonce(CHALLENGE))
+    assert binding_of(verifier().verify(evidence, nonce=CHALLENGE, gpu=fresh)) == "nonce"
+
+
+def test_policy_of_evidence_of_the_boot_accepts_it_again() -> None:
+    """A policy made of a result that a rule accepted has that rule, and no wider one."""
+    given = GPUS.evidence(BOOT_NONCE)
+    evidence = intel.evidence(boot_event(given.raw), report_data=ReportData.for_nonce(CHALLENGE))
+    result = with_rules(allow_runtime_event=True).verify(evidence, nonce=CHALLENGE, gpu=given)
+    rules = AppraisalPolicy.from_evidence(result).gpu
+    assert (rules.binding, rules.allow_runtime_event) == ("runtime_event", True)
+    assert not rules.allow_boot_result
+
+
+def test_forged_report_is_refused_before_its_binding() -> None:
+    """Binding and ready state are the last checks of the devices' evidence."""
+    [first, *others] = GPUS.evidence(CHALLENGE).devices
+    report = first.report[:-1] + bytes([first.report[-1] ^ 1])
+    given = GpuEvidence((replace(first, report=report), *others))
+    sound = GPUS.evidence(CHALLENGE)
+    for check, reason in (
+        (with_rules(binding="report_data"), "binding"),
+        (with_rules(ready_state=True), "modes"),
+    ):
+        refused("report_signature", check, unbound(), gpu=given)
+        refused(reason, check, unbound(), gpu=sound)
 
 
 def test_event_of_the_app_is_no_binding() -> None:
@@ -186,8 +223,10 @@ def test_ready_state_is_that_of_the_measured_event(changes: dict[str, Any]) -> N
     evidence = intel.evidence(
         boot_event(given.raw, **changes), report_data=ReportData.for_nonce(CHALLENGE)
     )
-    assert binding_of(verifier().verify(evidence, nonce=CHALLENGE, gpu=given)) == "runtime_event"
-    refused("modes", with_rules(ready_state=True), evidence, gpu=given)
+    of_boot = {"allow_runtime_event": True}
+    result = with_rules(**of_boot).verify(evidence, nonce=CHALLENGE, gpu=given)
+    assert binding_of(result) == "runtime_event"
+    refused("modes", with_rules(**of_boot, ready_state=True), evidence, gpu=given)
 
 
 @pytest.mark.parametrize("kind", ["nonce", "report_data"])

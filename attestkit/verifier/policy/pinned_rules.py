@@ -54,6 +54,7 @@ def _pinned_gpus(result: "GpuResult | None") -> dict[str, Any]:
     gpus = result.gpus
     drivers = [gpu.driver_version for gpu in gpus if gpu.driver_version]
     proven = "gpu_topology" not in result.not_proven
+    by_guest = any(not gpu.device_serial for gpu in gpus)
     rules = GpuRules(
         required=True,
         chips={device.chip for device in result.devices},
@@ -63,7 +64,8 @@ def _pinned_gpus(result: "GpuResult | None") -> dict[str, Any]:
         vbios={gpu.vbios_version for gpu in gpus} or None,
         protected_pcie=proven and bool(result.switches),
         binding=result.binding or "nonce",
-        allow_boot_result=any(not gpu.device_serial for gpu in gpus),
+        allow_runtime_event=result.binding == "runtime_event" and not by_guest,
+        allow_boot_result=by_guest,
     )
     return {"gpu": rules}
 

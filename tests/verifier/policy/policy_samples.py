@@ -364,6 +364,7 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
             max_ocsp_age=timedelta(hours=12),
             allow_hold=True,
             allow_absent_fwid=True,
+            allow_runtime_event=True,
             allow_boot_result=True,
             accepted_mismatches=(9, 12),
             nras="beside",

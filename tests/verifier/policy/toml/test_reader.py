@@ -92,6 +92,7 @@ ocsp = "off"
 max_ocsp_age = "12h"
 allow_hold = true
 allow_absent_fwid = true
+allow_runtime_event = true
 allow_boot_result = true
 accepted_mismatches = [9, 12]
 nras = "beside"
