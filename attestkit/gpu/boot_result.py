@@ -16,11 +16,21 @@ from attestkit.gpu.nras.nvattest_output import NvattestOutput
 from attestkit.gpu.result import DeviceResult, GpuResult
 from attestkit.gpu.rules import GpuRules
 
-_CAUTION: Final = VerificationStep(
-    "gpu_report",
-    "caution",
-    "the guest itself verified its GPUs at boot, with NVIDIA's nvattest; nothing but its measured "
-    "software says so",
+_BY_GUEST: Final = (
+    VerificationStep(
+        "gpu_report",
+        "caution",
+        "the guest itself verified its GPUs at boot, with NVIDIA's nvattest; nothing but its "
+        "measured software says so",
+    ),
+    VerificationStep("gpu_revocation", "skipped", "left to the guest at boot: no OCSP answers"),
+    VerificationStep("gpu_rim", "skipped", "left to the guest at boot: no reference manifests"),
+    VerificationStep("gpu_measurements", "skipped", "left to the guest at boot: no measurements"),
+    VerificationStep(
+        "gpu_topology",
+        "skipped",
+        "modes and connections were not checked: nvattest does not state them",
+    ),
 )
 
 
@@ -37,7 +47,8 @@ def appraise_boot_result(
 
     Raises:
         GpuEvidenceError: If the rules do not accept such results (`binding`) or a device, or
-            nvattest did not.
+            nvattest did not. `modes` if they forbid multi-GPU passthrough, `nras_result` if they
+            need tokens of NVIDIA's service: the output has neither.
     """
     if not rules.allow_boot_result:
         message = (
@@ -45,6 +56,18 @@ def appraise_boot_result(
             "of the GPUs, or set the policy's gpu.allow_boot_result"
         )
         raise GpuEvidenceError(message, reason="binding")
+    if not rules.allow_mpt:
+        message = (
+            "GPU evidence: a result of nvattest of the boot, which states no modes, but the "
+            "policy's gpu.allow_mpt is false; request evidence of the GPUs"
+        )
+        raise GpuEvidenceError(message, reason="modes")
+    if rules.nras != "off":
+        message = (
+            "GPU evidence: a result of nvattest of the boot, whose tokens have no signature, but "
+            f"the policy's gpu.nras is {rules.nras}; request evidence of the GPUs, or set it to off"
+        )
+        raise GpuEvidenceError(message, reason="nras_result")
     count = event.get("devices")
     if type(count) is not int:
         message = "GPU evidence: the measured event has no number of devices"
@@ -53,7 +76,7 @@ def appraise_boot_result(
     devices = tuple(_device(at, claims) for at, claims in enumerate(output.devices))
     return GpuResult(
         devices=devices,
-        steps=(_CAUTION, *rules.appraise(devices)),
+        steps=(*_BY_GUEST, *rules.appraise(devices)),
         nonce=devices[0].nonce,
         simulated=False,  # the evidence of the CPU decides
         verified_at=now,

@@ -78,7 +78,9 @@ class GpuRules:
     binding: GpuBindingKind = "nonce"
     ocsp: OcspUse = "required"
     max_ocsp_age: timedelta | None = None
-    # A certificate of a reference manifest's signer may be on hold.
+    # How long answers are accepted after their nextUpdate, with a caution.
+    ocsp_grace: timedelta | None = None
+    # The certificate of a reference manifest's signer may be on hold; those of CAs never.
     allow_hold: bool = False
     # GPU reports without the FWID field, of drivers 535 and 545.
     allow_absent_fwid: bool = False
@@ -107,8 +109,8 @@ class GpuRules:
         if self.min_vbios is not None:
             vbios_key(self.min_vbios)
         self._set("accepted_mismatches", _indexes(self.accepted_mismatches))
-        if self.max_ocsp_age is not None and not isinstance(self.max_ocsp_age, timedelta):
-            raise UsageError("max_ocsp_age: must be a timedelta", reason="wrong_type")
+        for name in ("max_ocsp_age", "ocsp_grace"):
+            _check_period(name, getattr(self, name))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -265,6 +267,15 @@ def _indexes(values: object) -> frozenset[int]:
             message = f"accepted_mismatches: each index must be 0 to {_MAX_INDEX}"
             raise UsageError(message, reason="out_of_range")
     return frozenset(values)
+
+
+def _check_period(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, timedelta):
+        raise UsageError(f"{name}: must be a timedelta", reason="wrong_type")
+    if value < timedelta():
+        raise UsageError(f"{name}: must not be negative", reason="out_of_range")
 
 
 def _check_number(name: str, value: object, least: int) -> None:

@@ -72,7 +72,7 @@ def verify(
         _given("rules", rules, GpuRules) or GpuRules(),
     )
     appraised = _check_all(found.devices, checks)
-    steps = [*device_steps(appraised, checks.rules), _check_machine(appraised, checks.rules)]
+    steps = [*device_steps(appraised, checks), _check_machine(appraised, checks.rules)]
     nras: tuple[dict[str, object], ...] | None = None
     if checks.rules.nras != "off":
         from attestkit.gpu.checks.nras_checks import check_tokens  # lazy: only with tokens

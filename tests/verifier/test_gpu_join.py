@@ -17,6 +17,7 @@ from attestkit.gpu.evidence import GpuEvidence
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.ear.gpu_submodules import gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine
 from tests.untyped import untyped
@@ -359,10 +360,30 @@ def test_measured_result_of_the_boot_is_accepted_by_rule() -> None:
     checked = with_rules(allow_boot_result=True, count=2, chips=["GH100"], ready_state=True)
     result = checked.verify(boot_evidence(), nonce=CHALLENGE, gpu=boot_output())
     assert binding_of(result) == "runtime_event"
-    assert {"gpu_report", "gpu_binding"} <= {*result.not_proven}
+    unproven = {"gpu_report", "gpu_revocation", "gpu_rim", "gpu_measurements", "gpu_topology"}
+    assert unproven | {"gpu_binding"} <= {*result.not_proven}
+    assert result.gpu is not None
+    genuine = replace(result.gpu, simulated=False)
+    for one in gpu_submodules(genuine, fresh=True).values():
+        assert one["ear.trustworthiness-vector"] == {"configuration": 32, "hardware": 32}
     refused("binding", with_rules(), boot_evidence(), gpu=boot_output())
     stronger = with_rules(allow_boot_result=True, binding="report_data")
     refused("binding", stronger, boot_evidence(), gpu=boot_output())
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ({"allow_mpt": False}, "modes"),
+        ({"protected_pcie": True}, "modes"),
+        ({"nras": "beside"}, "nras_result"),
+        ({"nras": "instead"}, "nras_result"),
+    ],
+)
+def test_rule_that_a_result_of_the_boot_cannot_meet(rules: dict[str, Any], reason: str) -> None:
+    """Modes are not in the output of nvattest, and its tokens are not those of the service."""
+    checked = with_rules(allow_boot_result=True, **rules)
+    refused(reason, checked, boot_evidence(), gpu=boot_output())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit._crypto.x509.ocsp import OcspStatus, check_ocsp
@@ -152,7 +152,9 @@ def check_revocation(
     for name, subject, issuer in zip(names, path, path[1:], strict=False):
         with refused_as(reason, position):
             status = _ocsp_status(name, subject, issuer, checks)
-        allowed = checks.rules.allow_hold and reason != "device_ocsp"
+        # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
+        is_signer = reason != "device_ocsp" and subject is path[0]
+        allowed = checks.rules.allow_hold and is_signer
         if status.status == "revoked" or (status.status == "hold" and not allowed):
             why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
             raise _bad(position, f"the certificate of {name} is {why}", reason)
@@ -174,8 +176,14 @@ def _ocsp_status(
         )
         raise CollateralError(message, reason="missing")
     try:
-        max_age = checks.rules.max_ocsp_age
-        found = check_ocsp(answers, subject.der, issuer.der, checks.now, max_age=max_age)
+        found = check_ocsp(
+            answers,
+            subject.der,
+            issuer.der,
+            checks.now,
+            max_age=checks.rules.max_ocsp_age,
+            grace=checks.rules.ocsp_grace or timedelta(),
+        )
     except CollateralExpiredError:
         raise
     except CollateralError as error:

@@ -1,15 +1,13 @@
 """Steps of a verification: what was checked of the devices, in sentences."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from attestkit._crypto.x509.ocsp import CLOCK_SKEW
 from attestkit._reasons import StepCheck, VerificationStep
-from attestkit.gpu.checks.device_checks import CheckedDevice
+from attestkit.gpu.checks.device_checks import CheckedDevice, DeviceChecks
 from attestkit.gpu.checks.rim_checks import ComparedDevice
 from attestkit.gpu.result import OcspFacts
-
-if TYPE_CHECKING:
-    from attestkit.gpu.rules import GpuRules
 
 _NAMED: Final = 3  # manifests that a step names
 
@@ -23,7 +21,7 @@ class AppraisedDevice(NamedTuple):
 
 
 def device_steps(
-    appraised: Sequence[AppraisedDevice], rules: "GpuRules"
+    appraised: Sequence[AppraisedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, ...]:
     """Return the steps of the checks of single devices."""
     gpus = sum(one.device.report.kind == "gpu" for one in appraised)
@@ -37,7 +35,7 @@ def device_steps(
     names = list(dict.fromkeys(rim.identifier for one in compared for rim in one.rims))
     named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     rims = _step("gpu_rim", f"the reference manifests are valid: {named}")
-    return report, _revocation_step(appraised, rules), rims, _measurement_step(compared)
+    return report, _revocation_step(appraised, checks), rims, _measurement_step(compared)
 
 
 def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> VerificationStep:
@@ -51,8 +49,10 @@ def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> Verificatio
     return _step("gpu_report", text + (", and the GPUs' firmware identity" if gpus else ""))
 
 
-def _revocation_step(appraised: Sequence[AppraisedDevice], rules: "GpuRules") -> VerificationStep:
-    if rules.ocsp == "off":
+def _revocation_step(
+    appraised: Sequence[AppraisedDevice], checks: DeviceChecks
+) -> VerificationStep:
+    if checks.rules.ocsp == "off":
         text = "revocation of the GPUs' certificates was not checked: the policy turns it off"
         return VerificationStep("gpu_revocation", "skipped", text)
     answers = [answer for one in appraised for answer in one.ocsp]
@@ -61,6 +61,9 @@ def _revocation_step(appraised: Sequence[AppraisedDevice], rules: "GpuRules") ->
         text = "a certificate of a reference manifest's signer is on hold, which the policy accepts"
         return VerificationStep("gpu_revocation", "caution", text)
     until = min(answer.next_update for answer in answers)
+    if checks.now - until > CLOCK_SKEW:
+        text = f"an OCSP answer ended at {until.isoformat()}, which the policy's grace accepts"
+        return VerificationStep("gpu_revocation", "caution", text)
     text = f"no certificate is revoked, by OCSP answers that are valid until {until.isoformat()}"
     return _step("gpu_revocation", text)
 

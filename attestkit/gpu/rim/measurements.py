@@ -3,14 +3,11 @@
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from attestkit.errors import GpuEvidenceError
+from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.gpu.rim.identity import RimSource
 from attestkit.gpu.rim.manifest import Rim
-
-NVDEC_INDEX: Final = 35
-"""Index of the measurement that is not compared while the video decoder 0 is off."""
 
 
 @dataclass(frozen=True, slots=True)

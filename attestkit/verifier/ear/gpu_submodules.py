@@ -3,9 +3,11 @@
 | claim | value |
 |---|---|
 | hardware | 2: certificates, firmware identity and report are valid; 32: a report has no identity |
-| configuration | 2: modes and topology were checked; 32: the topology was not |
+| configuration | 2: modes and topology were checked; 32: topology was not, or NVDEC0 differs |
 | executables | 3: measurements equal the reference values; 33: some differ, as the policy accepts |
 | instance-identity | 2: no certificate of the device is revoked |
+
+NVDEC0 is the video decoder: its measurement differs, as the policy accepts.
 
 A claim about what was not checked is left out. Under another root than NVIDIA's, hardware is 97 and
 the only claim. The status is at most `warning` if the evidence may be old, or if CPU and GPUs have
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from attestkit.errors import FormatError
+from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.verifier.ear.claims import Tier
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ def _status(vector: Mapping[str, int], binding: object, *, simulated: bool, fres
 def _vector(device: "DeviceResult", result: "GpuResult") -> dict[str, int]:
     if result.simulated:
         return {"hardware": 97}
-    found = {"configuration": 32 if "gpu_topology" in result.not_proven else 2}
+    checked = "gpu_topology" not in result.not_proven and NVDEC_INDEX not in device.mismatches
+    found = {"configuration": 2 if checked else 32}
     if device.matched:
         found["executables"] = 33 if device.mismatches else 3
     found["hardware"] = 32 if "gpu_report" in result.not_proven else 2

@@ -240,6 +240,10 @@ def test_check_ocsp_at_ends_of_calendar() -> None:
 
 def test_check_ocsp_maximum_age() -> None:
     """An answer that is still valid may be too old for the caller."""
+    assert check(answer_about(), now=NOW + DAY + HOUR, grace=HOUR).status == "good"
+    assert check(answer_about(), grace=timedelta.max).status == "good"
+    with raises(CollateralExpiredError, "ocsp_expired"):
+        check(answer_about(), now=NOW + DAY + HOUR + CLOCK_SKEW + MINUTE, grace=HOUR)
     assert check(answer_about(), max_age=HOUR).status == "good"
     with raises(CollateralExpiredError, "ocsp_expired"):
         check(answer_about(), max_age=HOUR - timedelta(seconds=1))

@@ -73,6 +73,15 @@ def test_claims_that_were_not_checked_are_left_out() -> None:
     assert all(one["ear.status"] is Tier.WARNING for one in found.values())
 
 
+def test_differing_video_decoder_is_a_warning_about_the_configuration() -> None:
+    """A policy may accept another measurement of the decoder, which is of the configuration."""
+    whole = genuine()
+    for index, expected in ((35, 32), (25, 2)):
+        devices = tuple(one._replace(mismatches=(index,)) for one in whole.devices)
+        for one in gpu_submodules(replace(whole, devices=devices), fresh=True).values():
+            assert one["ear.trustworthiness-vector"]["configuration"] == expected
+
+
 def test_absent_firmware_identity_is_a_warning() -> None:
     """A policy may accept a report without FWID; the hardware's claim then does not affirm."""
     rules = GpuRules(allow_absent_fwid=True)

@@ -362,6 +362,7 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
             binding="report_data",
             ocsp="off",
             max_ocsp_age=timedelta(hours=12),
+            ocsp_grace=timedelta(days=2),
             allow_hold=True,
             allow_absent_fwid=True,
             allow_runtime_event=True,

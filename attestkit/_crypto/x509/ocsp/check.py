@@ -76,6 +76,7 @@ class _Expected(NamedTuple):
     nonce: bytes | None
     max_age: timedelta | None
     skew: timedelta
+    grace: timedelta
 
 
 def check_ocsp(
@@ -87,6 +88,7 @@ def check_ocsp(
     nonce: bytes | None = None,
     max_age: timedelta | None = None,
     skew: timedelta = CLOCK_SKEW,
+    grace: timedelta = timedelta(),
 ) -> OcspStatus:
     """Return the status of a certificate by the answers that are about it.
 
@@ -101,6 +103,8 @@ def check_ocsp(
         nonce: Nonce that the answer must contain; None if none was sent.
         max_age: Highest age of an answer by its thisUpdate; None allows any until nextUpdate.
         skew: Allowed difference of the responder's clock.
+        grace: How long after its nextUpdate an answer is accepted; the responder's certificate must
+            still be valid.
 
     Raises:
         CollateralError: If no answer is about the certificate (`missing`), or the responder
@@ -116,7 +120,7 @@ def check_ocsp(
         raise UsageError(message, reason="too_many")
     subject, authority = _read_certificate(certificate), _read_certificate(issuer)
     found = _answers_about(responses, subject, authority)
-    expected = _Expected(now, nonce, max_age, skew)
+    expected = _Expected(now, nonce, max_age, skew, grace)
     valid: list[OcspAnswer] = []
     problem: AttestKitError | None = None
     newest = sorted(found, key=lambda each: each.this_update, reverse=True)
@@ -237,16 +241,17 @@ def _usages(value: bytes | None) -> frozenset[str]:
 
 
 def _check_times(answer: OcspAnswer, expected: _Expected) -> None:
-    now, _, max_age, skew = expected
+    now, _, max_age, skew, grace = expected
     responder = answer.responder
     if not responder.valid_from <= now <= responder.valid_until:
         period = _period(responder.valid_from, responder.valid_until, now)
         raise CollateralExpiredError(f"OCSP responder: {period}", reason="cert_expired")
     period = _period(answer.this_update, answer.next_update, now)
-    # Differences, because a time plus or minus the skew can overflow.
+    # Differences, because a time plus or minus skew and grace can overflow.
     if answer.this_update - now > skew:
         raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_not_yet_valid")
-    if now - answer.next_update > skew or answer.next_update < answer.this_update:
+    late = now - answer.next_update - skew > grace
+    if late or answer.next_update < answer.this_update:
         raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_expired")
     if max_age is not None and now - answer.this_update > max_age:
         message = f"OCSP answer: older than {max_age}: {period}; fetch a new one"

@@ -6,10 +6,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from attestkit._reasons import GpuReason
 from attestkit.backends.simulator.gpu import gpu_reports as fields
-from attestkit.backends.simulator.gpu.device_models import NVDEC_INDEX
 from attestkit.backends.simulator.gpu.gpu_reports import OFF, ReportContent
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
-from attestkit.gpu.architectures import Architecture
+from attestkit.gpu.architectures import NVDEC_INDEX, Architecture
 
 OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 

@@ -13,9 +13,6 @@ PROTECTED_GPUS: Final = 8
 PROTECTED_SWITCHES: Final = 4
 """Number of its switches."""
 
-NVDEC_INDEX: Final = 35
-"""Index of the measurement that is not compared while NVDEC0 is off (section 4.4)."""
-
 
 class DeviceModel(NamedTuple):
     """A model of a GPU or a switch (nvidia-gpu.md, sections 2, 3.1 and 4)."""

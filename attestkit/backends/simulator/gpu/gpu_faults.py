@@ -34,9 +34,10 @@ from attestkit.backends.simulator.gpu.deviations import (
     shorten_hash,
     zero_r,
 )
-from attestkit.backends.simulator.gpu.device_models import NVDEC_INDEX, PROTECTED_GPUS
+from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
 from attestkit.backends.simulator.gpu.gpu_reports import OFF
 from attestkit.errors import UsageError
+from attestkit.gpu.architectures import NVDEC_INDEX
 
 _RESOURCE: Final = (
     b'<ds:Object><ns0:Resource active="True" alternatives="1" index="25" name="Measurement_25" '

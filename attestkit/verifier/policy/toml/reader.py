@@ -368,6 +368,7 @@ _GPU_KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "binding": _text,
     "ocsp": _text,
     "max_ocsp_age": _period,
+    "ocsp_grace": _period,
     "allow_hold": _boolean,
     "allow_absent_fwid": _boolean,
     "allow_runtime_event": _boolean,

@@ -206,6 +206,7 @@ _GPU_COMMENTS: Final = {
     "binding": "Weakest accepted binding to the CPU: nonce, runtime_event or report_data.",
     "ocsp": "OCSP answers about certificates: required or off.",
     "max_ocsp_age": "Maximum age of OCSP answers.",
+    "ocsp_grace": "How long OCSP answers are accepted after their end.",
     "allow_hold": "Whether a signer of reference manifests may be on hold.",
     "allow_absent_fwid": "Whether reports of GPUs without FWID, of old drivers, are accepted.",
     "allow_runtime_event": "Whether evidence whose hash is in the event log may be of the boot.",

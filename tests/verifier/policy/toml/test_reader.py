@@ -90,6 +90,7 @@ allow_mpt = false
 binding = "report_data"
 ocsp = "off"
 max_ocsp_age = "12h"
+ocsp_grace = "2d"
 allow_hold = true
 allow_absent_fwid = true
 allow_runtime_event = true
