@@ -335,6 +335,7 @@ class GpuEvidenceError(VerificationError):
 
     Attributes:
         device: Index of the device in the evidence; None if the error is of no single device.
+        by_policy: Whether a rule of the policy does not accept the evidence, rather than a check.
     """
 
     reason: ReasonOf[GpuReason] = ReasonOf[GpuReason]()
@@ -345,10 +346,12 @@ class GpuEvidenceError(VerificationError):
         *,
         reason: GpuReason,
         device: int | None = None,
+        by_policy: bool = False,
         steps: tuple[VerificationStep, ...] = (),
     ) -> None:
         super().__init__(message, reason=reason, steps=steps)
         self.device = device
+        self.by_policy = by_policy
 
 
 class PolicyError(VerificationError):

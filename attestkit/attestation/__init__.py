@@ -382,6 +382,9 @@ class Attestation:
         and the events that measure ACPI tables. Beside a quote of a TPM, the logs of firmware and
         IMA are removed. Runtime events, report data and configuration are kept; collateral and
         evidence of GPUs are removed.
+
+        Report data may commit to that evidence: then pass it beside the copy, as `gpu` of
+        `Verifier.verify`. Without it the verification fails with the reason `report_data`.
         """
         platform = parts.stripped(self._evidence.platform)
         return Attestation(self._evidence._replace(platform=platform), self._encoding)

@@ -19,6 +19,7 @@ from attestkit.errors import (
     CollateralError,
     ConfigError,
     FormatError,
+    GpuEvidenceError,
     PolicyError,
     UsageError,
     VerificationError,
@@ -44,6 +45,8 @@ _EXIT_CODE_KEY: Final = "attestkit.exit_code"
 
 def exit_code(error: AttestKitError) -> int:
     """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
+    if isinstance(error, GpuEvidenceError) and error.by_policy:
+        return POLICY
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 
 

@@ -55,19 +55,19 @@ def appraise_boot_result(
             "GPU evidence: a result of nvattest of the boot, without signatures; request evidence "
             "of the GPUs, or set the policy's gpu.allow_boot_result"
         )
-        raise GpuEvidenceError(message, reason="binding")
+        raise GpuEvidenceError(message, reason="binding", by_policy=True)
     if not rules.allow_mpt:
         message = (
             "GPU evidence: a result of nvattest of the boot, which states no modes, but the "
             "policy's gpu.allow_mpt is false; request evidence of the GPUs"
         )
-        raise GpuEvidenceError(message, reason="modes")
+        raise GpuEvidenceError(message, reason="modes", by_policy=True)
     if rules.nras != "off":
         message = (
             "GPU evidence: a result of nvattest of the boot, whose tokens have no signature, but "
             f"the policy's gpu.nras is {rules.nras}; request evidence of the GPUs, or set it to off"
         )
-        raise GpuEvidenceError(message, reason="nras_result")
+        raise GpuEvidenceError(message, reason="nras_result", by_policy=True)
     count = event.get("devices")
     if type(count) is not int:
         message = "GPU evidence: the measured event has no number of devices"

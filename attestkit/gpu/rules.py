@@ -147,7 +147,7 @@ class GpuRules:
                 "GPU evidence: has switches alone, but the policy has rules about GPUs; request "
                 "evidence of all devices"
             )
-            raise GpuEvidenceError(message, reason="device_count")
+            raise GpuEvidenceError(message, reason="device_count", by_policy=True)
         self._appraise_count("GPUs", "count", self.count, len(gpus))
         switches = len(devices) - len(gpus)
         self._appraise_count("switches", "switch_count", self.switch_count, switches)
@@ -167,6 +167,7 @@ class GpuRules:
                 f"GPU evidence: {found} {what}, must be {wanted}; request evidence of all devices, "
                 f"or change the policy's gpu.{rule}",
                 reason="device_count",
+                by_policy=True,
             )
 
     def _appraise_device(self, device: "DeviceResult") -> None:
@@ -240,7 +241,7 @@ def _refused(
         f"GPU {device.position}: {problem}, which the policy's gpu.{rule} does not accept; use "
         "another machine, or change that rule"
     )
-    return GpuEvidenceError(message, reason=reason, device=device.position)
+    return GpuEvidenceError(message, reason=reason, device=device.position, by_policy=True)
 
 
 def _texts(name: str, values: object) -> frozenset[str] | None:

@@ -158,7 +158,7 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
             "GPU topology: the evidence has no switches; request their evidence, too, or drop the "
             "policy's gpu.protected_pcie"
         )
-        raise GpuEvidenceError(message, reason="topology")
+        raise GpuEvidenceError(message, reason="topology", by_policy=True)
     switches = sum(one.kind == "switch" for one in reports)
     if first == "protected_pcie" or switches:
         missing = "GPUs" if switches else "switches"

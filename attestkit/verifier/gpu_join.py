@@ -207,7 +207,7 @@ class GpuJoin:
         if self.evidence is None or self._skipped:
             if rules.needs_gpus:
                 message = "GPU evidence: missing, but the policy has rules about GPUs; request it"
-                raise GpuEvidenceError(message, reason="device_count")
+                raise GpuEvidenceError(message, reason="device_count", by_policy=True)
             return None
         from attestkit.gpu.verification import verify  # lazy: only with GPUs
 
@@ -242,7 +242,7 @@ class GpuJoin:
         if measured and rules.allow_runtime_event:
             return "runtime_event", stated
         if nonce is None and measured:
-            raise GpuEvidenceError(_AS_OF_BOOT, reason="binding")
+            raise GpuEvidenceError(_AS_OF_BOOT, reason="binding", by_policy=True)
         if nonce is None:
             raise UsageError(
                 "gpu: the nonce of the GPUs is not known; pass nonce, or a GpuBinding of "
@@ -323,7 +323,7 @@ def _check_binding(kind: "GpuBindingKind", rules: GpuRules) -> None:
             f"GPU evidence: bound to the CPU's by {kind}, must be {rules.binding}; request "
             "evidence with GPUs in one call, or change the policy's gpu.binding"
         )
-        raise GpuEvidenceError(message, reason="binding")
+        raise GpuEvidenceError(message, reason="binding", by_policy=True)
 
 
 def _check_ready_state(events: Sequence[Event], rules: GpuRules) -> None:
@@ -335,4 +335,4 @@ def _check_ready_state(events: Sequence[Event], rules: GpuRules) -> None:
             f"GPU ready state: the measured event log has no event {_GPU_EVENT} with cc_mode on "
             "and without devtools; drop the policy's gpu.ready_state, or measure it at boot"
         )
-        raise GpuEvidenceError(message, reason="modes")
+        raise GpuEvidenceError(message, reason="modes", by_policy=True)

@@ -118,6 +118,16 @@ def test_gpu_evidence_may_travel_beside_other_encodings() -> None:
         assert binding_of(result) == "report_data"
 
 
+def test_stripped_evidence_needs_its_gpu_evidence_beside() -> None:
+    """The report data commit to the evidence of the GPUs, which a stripped copy does not have."""
+    short = bound().stripped()
+    result = verifier().verify(short, nonce=CHALLENGE, gpu=own_evidence())
+    assert binding_of(result) == "report_data"
+    with pytest.raises(PolicyError) as caught:
+        verifier().verify(short, nonce=CHALLENGE)
+    assert caught.value.reason == "report_data"
+
+
 def test_other_gpu_evidence_is_not_bound() -> None:
     """Evidence of other GPUs, or the same in other bytes, does not have the report data."""
     spaced = GpuEvidence.from_json(json.dumps(json.loads(own_evidence().raw), indent=1))
@@ -139,12 +149,13 @@ def test_shared_nonce_is_a_caution(nonce: bytes) -> None:
     assert "gpu_binding" in result.not_proven
     [text] = [step.text for step in result.steps if step.check == "gpu_binding"]
     assert "relayed" in text
-    refused("binding", with_rules(binding="report_data"), unbound(), gpu=GPUS.evidence(nonce))
+    given = GPUS.evidence(nonce)
+    assert refused("binding", with_rules(binding="report_data"), unbound(), gpu=given).by_policy
 
 
 def test_gpus_with_another_nonce_are_refused() -> None:
     """The reports must have the nonce of the verifier."""
-    refused("nonce", verifier(), unbound(), gpu=GPUS.evidence(bytes(32)))
+    assert not refused("nonce", verifier(), unbound(), gpu=GPUS.evidence(bytes(32))).by_policy
 
 
 def test_measured_hash_is_a_binding_as_of_boot() -> None:
@@ -270,6 +281,7 @@ def test_evidence_without_gpus_is_refused_by_rule(rules: dict[str, Any]) -> None
 def test_rule_about_gpus_is_appraised(rules: dict[str, Any], reason: str) -> None:
     """GPUs that a rule does not accept are refused, with the steps before it."""
     error = refused(reason, with_rules(**rules), bound())
+    assert error.by_policy
     assert {"signature", "policy"} & {step.check for step in error.steps} == {"signature"}
 
 
@@ -403,7 +415,7 @@ def test_result_of_another_boot_is_refused(changes: dict[str, Any], reason: str)
 def test_result_of_the_boot_without_event_is_refused() -> None:
     """Nothing authenticates such a result but the event log."""
     checked = with_rules(allow_boot_result=True)
-    refused("binding", checked, unbound(), gpu=boot_output())
+    assert not refused("binding", checked, unbound(), gpu=boot_output()).by_policy
 
 
 def test_failed_result_of_the_boot_is_refused() -> None:

@@ -113,7 +113,13 @@ def test_policy_about_gpus(files: Path, capsys: Capture) -> None:
     """Rules of the table gpu are appraised."""
     policy = files / "policy.toml"
     words = ["verify", f"{files / 'evidence'}", *trusted(files), "--nonce", NONCE]
-    for rules, code in (("count = 2\nbinding = 'report_data'", 0), ("count = 8", 2)):
+    for rules, code in (
+        ("count = 2\nbinding = 'report_data'", 0),
+        ("count = 8", 4),
+        ("chips = ['GB100']", 4),
+        ("min_driver = '1000'", 4),
+        ("protected_pcie = true", 4),
+    ):
         policy.write_text(f"preset = 'default'\n[gpu]\n{rules}\n")
         run_json(capsys, *words, "--policy", f"{policy}", code=code)
 
