@@ -16,7 +16,7 @@ from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import GpuEvidence
 from attestkit.gpu.rules import GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
-from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier import AppraisalPolicy, VerificationItem, Verifier
 from attestkit.verifier.ear.gpu_submodules import gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine
@@ -340,6 +340,30 @@ def test_result_and_verifier_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(verifier(clock=intel.fixed_clock)))
     assert again.verify(bound(), nonce=CHALLENGE) == result
     assert json.loads(json.dumps(result.to_dict()))["gpu"]["binding"] == "report_data"
+
+
+def test_items_of_a_batch_have_their_own_gpus() -> None:
+    """Evidence of GPUs beside that of the CPU is a part of an item, also of a pickled one."""
+    plain = bound().with_gpu_evidence(None)
+    report_data = hashlib.sha512(b"of another system").digest()
+    other = GpuBinding(
+        "other", "nonce", GPUS.evidence(BOOT_NONCE), CHALLENGE, BOOT_NONCE, report_data
+    )
+    items = [
+        VerificationItem(plain, nonce=CHALLENGE, gpu=own_evidence()),
+        VerificationItem(plain, nonce=CHALLENGE),
+        VerificationItem(bound(), nonce=CHALLENGE, gpu=False),
+        VerificationItem(intel.evidence(report_data=report_data), gpu=other),
+    ]
+    for given in (items, pickle.loads(pickle.dumps(items))):
+        first, second, third, fourth = verifier().verify_many(given)
+        assert isinstance(first, AttestationResult)
+        assert binding_of(first) == "report_data"
+        assert isinstance(second, PolicyError)
+        assert isinstance(third, AttestationResult)
+        assert third.gpu is None
+        assert isinstance(fourth, AttestationResult)
+        assert binding_of(fourth) == "nonce"
 
 
 def test_attestation_keeps_gpu_evidence() -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from secrets import token_hex
 from types import EllipsisType
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from attestkit._argument_checks import wrong_type
 from attestkit._reasons import VerificationStep
@@ -18,12 +18,15 @@ from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.result import AttestationResult, without_evidence
 
+if TYPE_CHECKING:
+    from attestkit.verifier.gpu_join import GpuInput
+
 
 @dataclass(frozen=True, slots=True)
 class VerificationItem:
     """One piece of evidence in a batch, with arguments of `Verifier.verify`.
 
-    Pass either `nonce` or `report_data`.
+    Pass either `nonce` or `report_data`; neither with a `GpuBinding`.
     """
 
     evidence: bytes | Attestation | Quote | SnpReport
@@ -31,13 +34,14 @@ class VerificationItem:
     nonce: bytes | None = None
     report_data: bytes | EllipsisType | None = ...
     collateral: Collateral | None = None
+    gpu: "GpuInput" = None
 
     def __reduce__(self) -> tuple[object, ...]:
         if type(self) is not VerificationItem:  # it may have more fields
             state = {one.name: getattr(self, one.name) for one in fields(self)}
             return _restore_subclass, (type(self), state)
         # Half the time of the state of a frozen dataclass.
-        values = self.evidence, self.nonce, self.report_data, self.collateral
+        values = self.evidence, self.nonce, self.report_data, self.collateral, self.gpu
         return _restore_item, values
 
 
@@ -46,9 +50,12 @@ def _restore_item(
     nonce: bytes | None,
     report_data: bytes | EllipsisType | None,
     collateral: Collateral | None,
+    gpu: "GpuInput",
 ) -> VerificationItem:
     """Return a pickled item."""
-    return VerificationItem(evidence, nonce=nonce, report_data=report_data, collateral=collateral)
+    return VerificationItem(
+        evidence, nonce=nonce, report_data=report_data, collateral=collateral, gpu=gpu
+    )
 
 
 def _restore_subclass(kind: type[VerificationItem], values: dict[str, object]) -> VerificationItem:
@@ -75,6 +82,7 @@ class VerifierProtocol(Protocol):
         report_data: bytes | EllipsisType | None,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
+        gpu: "GpuInput" = None,
     ) -> AttestationResult:
         """Verify one item; see `Verifier.verify`."""
         ...
@@ -188,6 +196,7 @@ def verify_one(verifier: VerifierProtocol, item: object, now: datetime) -> Outco
                     report_data=item.report_data,
                     now=now,
                     collateral=item.collateral,
+                    gpu=item.gpu,
                 )
             ),
         )
