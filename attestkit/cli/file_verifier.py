@@ -332,7 +332,8 @@ class FileVerifier:
             return out
         enclosed = evidence.gpu_evidence if isinstance(evidence, Attestation) else None
         gpus = out.gpu_evidence or enclosed
-        fetched = fetch_gpu_endorsements(gpus, self.options.gpu_roots, out.at)
+        options = self.options
+        fetched = fetch_gpu_endorsements(gpus, options.gpu_roots, out.at, options.gpu_services)
         return out._replace(gpu_endorsements=fetched)
 
     def _verify_content(

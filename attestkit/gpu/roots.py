@@ -4,12 +4,14 @@ from functools import cache
 from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import (
     NVIDIA_DEVICE_ROOT,
     NVIDIA_RIM_ROOT,
     nvidia_roots,
 )
+from attestkit.errors import FormatError
 
 
 class GpuRoots(NamedTuple):
@@ -22,6 +24,24 @@ class GpuRoots(NamedTuple):
     def nvidia() -> "GpuRoots":
         """Return NVIDIA's roots."""
         return _nvidia()
+
+    @classmethod
+    def from_pem(cls, data: bytes) -> "GpuRoots":
+        """Parse two certificates in PEM: the root of devices, then that of RIMs.
+
+        Raises:
+            FormatError: If they are not two certificates in PEM.
+        """
+        try:
+            found = split_pem(data.decode("ascii"))
+        except UnicodeDecodeError as error:
+            raise FormatError("not ASCII text", reason="encoding") from error
+        if len(found) != 2:
+            message = f"{len(found)} certificates, must be 2: the roots of devices and of manifests"
+            raise FormatError(message, reason="wrong_size")
+        for der in found:
+            read_path_certificate(der)
+        return cls(*found)
 
     @property
     def is_nvidia(self) -> bool:

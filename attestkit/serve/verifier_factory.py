@@ -15,6 +15,8 @@ from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 if TYPE_CHECKING:
+    from attestkit.gpu.endorsements import GpuEndorsements
+    from attestkit.gpu.roots import GpuRoots
     from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
     from attestkit.verifier.ear.result_token import EarKey
@@ -60,6 +62,8 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
         cache=cache,
         images=images,
         fetch_ak_certificates=options.verifier_fetch_ak_certificates,
+        gpu_roots=_read_option_file(options, "verifier_gpu_roots", _gpu_roots),
+        gpu_endorsements=_read_option_file(options, "verifier_gpu_endorsements", _gpu_endorsements),
     )
 
 
@@ -101,6 +105,18 @@ def _ak_roots(data: bytes) -> tuple[bytes, ...]:
 
     AkChains(roots=[data])
     return (data,)
+
+
+def _gpu_roots(data: bytes) -> "GpuRoots":
+    from attestkit.gpu.roots import GpuRoots  # lazy: only with GPUs
+
+    return GpuRoots.from_pem(data)
+
+
+def _gpu_endorsements(data: bytes) -> "GpuEndorsements":
+    from attestkit.gpu.endorsements import GpuEndorsements  # lazy: only with GPUs
+
+    return GpuEndorsements.from_json(data)
 
 
 def _read_option_file(

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit._sanitize import shown
 from attestkit.cli.options.click_types import PATH
-from attestkit.errors import FormatError
+from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
 
 GPU_OPTIONS: Final = (
     click.option(
@@ -27,6 +28,16 @@ GPU_OPTIONS: Final = (
         "--fetch-gpu-endorsements",
         is_flag=True,
         help="Fetch them from NVIDIA's services if there are none.",
+    ),
+    click.option(
+        "--gpu-rim-url",
+        metavar="URL",
+        help="Fetch reference manifests from this service, such as a mirror, not from NVIDIA's.",
+    ),
+    click.option(
+        "--gpu-ocsp-url",
+        metavar="URL",
+        help="Ask this OCSP responder, not NVIDIA's.",
     ),
     click.option(
         "--gpu-roots",
@@ -57,27 +68,44 @@ def read_gpu_roots(data: bytes) -> "GpuRoots":
     Raises:
         FormatError: If they are not two certificates in PEM.
     """
-    # lazy: only with GPUs
-    from attestkit._crypto.pem import split_pem
-    from attestkit._crypto.x509.cert_path import read_path_certificate
-    from attestkit.gpu import GpuRoots
+    from attestkit.gpu import GpuRoots  # lazy: only with GPUs
 
-    try:
-        found = split_pem(data.decode("ascii"))
-    except UnicodeDecodeError as error:
-        raise FormatError("not ASCII text", reason="encoding") from error
-    if len(found) != 2:
-        message = f"{len(found)} certificates, must be 2: the roots of devices and of manifests"
-        raise FormatError(message, reason="wrong_size")
-    for der in found:
-        read_path_certificate(der)
-    return GpuRoots(*found)
+    return GpuRoots.from_pem(data)
+
+
+def choose_gpu_services(
+    rim_url: str | None, ocsp_url: str | None, *, fetch: bool
+) -> "GpuServices | None":
+    """Return the services at the URLs of the options; None for NVIDIA's.
+
+    Raises:
+        UsageError: If a URL is given but nothing is fetched, or it is not an http or https URL.
+    """
+    urls = {"--gpu-rim-url": rim_url, "--gpu-ocsp-url": ocsp_url}
+    for option, url in urls.items():
+        if url is None:
+            continue
+        if not fetch:
+            message = f"{option}: nothing is fetched; give --fetch-gpu-endorsements, too"
+            raise UsageError(message, reason="conflict")
+        if not url.startswith(("http://", "https://")):
+            message = f"{option}: not an http or https URL: {shown(url)}"
+            raise UsageError(message, reason="wrong_value")
+    if rim_url is None and ocsp_url is None:
+        return None
+    from attestkit.gpu import GpuServices  # lazy: only with GPUs
+
+    own = GpuServices()
+    return own._replace(rim_url=rim_url or own.rim_url, ocsp_url=ocsp_url or own.ocsp_url)
 
 
 def fetch_gpu_endorsements(
-    evidence: "GpuEvidence | None", roots: "GpuRoots | None", now: datetime
+    evidence: "GpuEvidence | None",
+    roots: "GpuRoots | None",
+    now: datetime,
+    services: "GpuServices | None" = None,
 ) -> "GpuEndorsements | None":
-    """Fetch endorsements from NVIDIA's services; None without evidence of GPUs.
+    """Fetch endorsements from services, NVIDIA's if None; None without evidence of GPUs.
 
     Raises:
         GpuEvidenceError: If a report or its certificates are not valid.
@@ -87,7 +115,7 @@ def fetch_gpu_endorsements(
         return None
     from attestkit.gpu import GpuEndorsements  # lazy: only with GPUs
 
-    return GpuEndorsements.fetch(evidence, now=now, roots=roots)
+    return GpuEndorsements.fetch(evidence, services, now=now, roots=roots)
 
 
 def write_gpu_roots(roots: "GpuRoots") -> str:

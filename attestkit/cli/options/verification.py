@@ -19,6 +19,7 @@ from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.cli.options.gpu_files import (
     GPU_OPTIONS,
+    choose_gpu_services,
     read_gpu_endorsements,
     read_gpu_evidence,
     read_gpu_roots,
@@ -29,7 +30,7 @@ from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
     from attestkit.verifier.images import ImageStore
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
@@ -64,6 +65,7 @@ class VerificationOptions(NamedTuple):
     gpu_endorsements: "GpuEndorsements | None" = None
     gpu_roots: "GpuRoots | None" = None
     fetch_gpu_endorsements: bool = False
+    gpu_services: "GpuServices | None" = None  # None: NVIDIA's
 
     def verifier(
         self, collateral: Collateral | None = None, pccs_url: str | None = None
@@ -114,10 +116,13 @@ def _read_options(
     gpu_endorsements: Path | None,
     gpu_roots: Path | None,
     fetch_gpu_endorsements: bool,
+    gpu_rim_url: str | None,
+    gpu_ocsp_url: str | None,
 ) -> VerificationOptions:
     pccs_url, pccs_named = _choose_pccs(pccs, collateral)
     lists = {"certificates": certificates, "crls": crls}
     lists |= {"ak_roots": ak_roots, "ak_certificates": ak_certificates}
+    services = choose_gpu_services(gpu_rim_url, gpu_ocsp_url, fetch=fetch_gpu_endorsements)
     of_gpus = (gpu_evidence, gpu_endorsements, gpu_roots)
     files = (collateral, trust_anchor, of_file, Path(policy_name), *chain(*lists.values()))
     challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
@@ -139,6 +144,7 @@ def _read_options(
         gpu_endorsements=_read("--gpu-endorsements", gpu_endorsements, read_gpu_endorsements),
         gpu_roots=_read("--gpu-roots", gpu_roots, read_gpu_roots),
         fetch_gpu_endorsements=fetch_gpu_endorsements,
+        gpu_services=services,
         **_read_lists(lists),
     )
 

@@ -191,6 +191,18 @@ class Options(NamedTuple):
         bool,
         "fetch missing ones, and their CRLs, from the addresses that Google's certificates name",
     ] = False
+    verifier_gpu_roots: Annotated[
+        _Text,
+        "FILE",
+        "roots of GPUs to trust in place of NVIDIA's: that of devices, then that of reference "
+        "manifests (PEM)",
+    ] = None
+    verifier_gpu_endorsements: Annotated[
+        _Text,
+        "FILE",
+        "reference manifests, OCSP answers and keys of NVIDIA's attestation service for GPUs: JSON "
+        "of GpuEndorsements",
+    ] = None
     verifier_policy: Annotated[
         _Text, "NAME|FILE", "appraisal policy: strict, default or development, or a file"
     ] = None

@@ -16,7 +16,7 @@ MOST_WORKERS: Final = 64
 _FOR_VERIFIER = (
     *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
     *("verifier_certificates", "verifier_crls", "verifier_ak_certificates", "verifier_ak_roots"),
-    "verifier_fetch_ak_certificates",
+    *("verifier_fetch_ak_certificates", "verifier_gpu_roots", "verifier_gpu_endorsements"),
     *("images", "ear_key", "verifier_cache", "verifier_metrics", "workers"),
 )
 _FOR_AGENT = (

@@ -8,7 +8,8 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
-from attestkit.gpu import GpuEndorsements, GpuEvidence
+from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuServices
+from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL
 from tests.cli import schemas
 from tests.vectors import SHARED, needs_shared
 
@@ -200,8 +201,8 @@ def test_endorsements_are_fetched_on_request(
     """With the option missing endorsements are fetched once; without GPUs nothing is."""
     fetched = []
 
-    def fetch(evidence: GpuEvidence, **_: object) -> GpuEndorsements:
-        fetched.append(len(evidence.devices))
+    def fetch(evidence: GpuEvidence, services: GpuServices | None, **_: object) -> GpuEndorsements:
+        fetched.append((len(evidence.devices), services and (services.rim_url, services.ocsp_url)))
         return GpuEndorsements.load(files / "gpu-endorsements")
 
     monkeypatch.setattr(GpuEndorsements, "fetch", fetch)
@@ -209,4 +210,12 @@ def test_endorsements_are_fetched_on_request(
     [found] = run_json(capsys, *words, *trusted(files, "--gpu-endorsements"))["results"]
     assert found["gpu"]["binding"] == "report_data"
     assert main([*words, *trusted(files)]) == 0
-    assert fetched == [2]
+    assert fetched == [(2, None)]
+    mirror = ("http://mirror.example", NVIDIA_OCSP_URL)
+    fetched.clear()
+    own = [*words, *trusted(files, "--gpu-endorsements"), "--gpu-rim-url", mirror[0]]
+    assert main(own) == 0
+    assert fetched == [(2, mirror)]
+    assert main([*own, "--gpu-ocsp-url", "ftp://responder.example"]) == 1
+    assert main([word for word in own if word != "--fetch-gpu-endorsements"]) == 1
+    assert len(fetched) == 1

@@ -1,12 +1,17 @@
 """POST /verify of evidence with GPUs: enclosed, or beside it with their endorsements."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attestkit.errors import FormatError
+from attestkit._crypto.pem import encode_pem
+from attestkit.errors import ConfigError, FormatError
 from attestkit.gpu.rules import GpuRules
+from attestkit.serve.config.options import Options
+from attestkit.serve.config.verifier_settings import VerifierSettings
+from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
 from attestkit.serve.verifier_service.response import Outcome, run_verification
@@ -62,6 +67,26 @@ def test_missing_endorsements_are_a_failure_of_the_service() -> None:
     assert found.failed
     own = samples.verifier()
     assert run(own, body(gpu_endorsements="")).result is not None
+
+
+def test_service_has_roots_and_endorsements_of_its_own(tmp_path: Path) -> None:
+    """Its options name files with them; malformed ones are errors of the configuration."""
+    roots, endorsements = tmp_path / "roots.pem", tmp_path / "endorsements.json"
+    roots.write_bytes(
+        b"".join(encode_pem("CERTIFICATE", der).encode() for der in samples.GPUS.roots)
+    )
+    endorsements.write_bytes(samples.gpu_endorsements().to_json())
+    options = Options(verifier_gpu_roots=str(roots), verifier_gpu_endorsements=str(endorsements))
+    trust = open_verifier(VerifierSettings(options, ("", 0), alone=True))._gpu_trust
+    assert trust == (samples.GPUS.roots, samples.gpu_endorsements())
+    roots.write_bytes(roots.read_bytes() * 2)
+    endorsements.write_text("[]")
+    for name, path in (("roots", roots), ("endorsements", endorsements)):
+        wrong: dict[str, Any] = {f"verifier_gpu_{name}": str(path)}
+        with pytest.raises(ConfigError) as caught:
+            open_verifier(VerifierSettings(Options(**wrong), ("", 0), alone=True))
+        assert caught.value.reason == "syntax"
+        assert str(path) in str(caught.value)
 
 
 def test_evidence_without_gpus_is_refused_by_rule() -> None:
