@@ -7,6 +7,11 @@ seed              the simulator's seed; its holder can forge the simulator's evi
 trust-anchor.der  its root, instead of the vendors' (`--trust-anchor`)
 collateral.json   simulated Intel collateral (`--collateral`), instead of a PCCS
 policy.toml       image and app of this TEE (`--policy`); on hardware use `attestkit policy`
+
+With `--gpus` the policy also has the GPUs, and there are three more files:
+
+gpu-device-root.der, gpu-rim-root.der  roots instead of NVIDIA's, of GPUs and of their manifests
+gpu-endorsements.json                  manifests and OCSP answers, instead of NVIDIA's services
 """
 
 import argparse
@@ -16,15 +21,20 @@ from pathlib import Path
 import attestkit
 
 
-def write_trust(folder: Path, app_compose: bytes | None) -> None:
+def write_trust(folder: Path, app_compose: bytes | None, gpus: int | None) -> None:
     """Create `folder` and the files in it."""
     folder.mkdir(mode=0o700)
     seed, nonce = secrets.token_bytes(32), secrets.token_bytes(32)
     (folder / "seed").touch(mode=0o600)
     (folder / "seed").write_bytes(seed)
-    with attestkit.open("simulator", seed=seed, app_compose=app_compose) as tee:
+    with attestkit.open("simulator", seed=seed, app_compose=app_compose, gpus=gpus) as tee:
         root, collateral = tee.backend.trust_anchor, tee.backend.collateral()
-        known_good = tee.verifier().verify(tee.attest(nonce=nonce), nonce=nonce)
+        evidence = tee.attest(nonce=nonce, gpu=gpus is not None)
+        known_good = tee.verifier().verify(evidence, nonce=nonce)
+        if gpus is not None:
+            (folder / "gpu-device-root.der").write_bytes(tee.backend.gpu_roots.device)
+            (folder / "gpu-rim-root.der").write_bytes(tee.backend.gpu_roots.rim)
+            tee.backend.gpu_endorsements().save(folder / "gpu-endorsements.json")
     (folder / "trust-anchor.der").write_bytes(root)
     collateral.save(folder / "collateral.json")
     policy = attestkit.AppraisalPolicy.from_evidence(known_good)
@@ -36,9 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="output folder, which must not exist")
     parser.add_argument("--app-compose", type=Path, help="the app; default: the simulator's")
+    parser.add_argument("--gpus", type=int, help="the number of GPUs; default: none")
     args = parser.parse_args()
-    write_trust(args.folder, args.app_compose and args.app_compose.read_bytes())
-    print(f"{args.folder}: seed, trust-anchor.der, collateral.json, policy.toml (SIMULATED)")
+    write_trust(args.folder, args.app_compose and args.app_compose.read_bytes(), args.gpus)
+    written = sorted(path.name for path in args.folder.iterdir())
+    print(f"{args.folder}: {', '.join(written)} (SIMULATED)")
 
 
 if __name__ == "__main__":
