@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from attestkit._crypto.pem import encode_pem
 from attestkit.errors import ConfigError, FormatError
 from attestkit.gpu.rules import GpuRules
+from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_factory import open_verifier
@@ -18,6 +19,8 @@ from attestkit.serve.verifier_service.response import Outcome, run_verification
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.verifier import test_gpu_join as samples
 from tests.verifier.platforms import intel
+
+ANY_PORT: Final = Address("127.0.0.1", 0)
 
 
 def service(**rules: Any) -> Verifier:
@@ -77,14 +80,14 @@ def test_service_has_roots_and_endorsements_of_its_own(tmp_path: Path) -> None:
     )
     endorsements.write_bytes(samples.gpu_endorsements().to_json())
     options = Options(verifier_gpu_roots=str(roots), verifier_gpu_endorsements=str(endorsements))
-    trust = open_verifier(VerifierSettings(options, ("", 0), alone=True))._gpu_trust
+    trust = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))._gpu_trust
     assert trust == (samples.GPUS.roots, samples.gpu_endorsements())
     roots.write_bytes(roots.read_bytes() * 2)
     endorsements.write_text("[]")
     for name, path in (("roots", roots), ("endorsements", endorsements)):
         wrong: dict[str, Any] = {f"verifier_gpu_{name}": str(path)}
         with pytest.raises(ConfigError) as caught:
-            open_verifier(VerifierSettings(Options(**wrong), ("", 0), alone=True))
+            open_verifier(VerifierSettings(Options(**wrong), ANY_PORT, alone=True))
         assert caught.value.reason == "syntax"
         assert str(path) in str(caught.value)
 
