@@ -184,7 +184,10 @@ ALTERED_EVIDENCE: Final[dict[str, tuple[str, Callable[[Guest, bytes], Attestatio
     # The CPU signed for the nonce alone.
     "gpus-relayed": (
         "binding",
-        lambda guest, nonce: guest.cpu_only(nonce).with_gpu_evidence(guest.other_gpus(nonce)),
+        # With the GPUs that the endorsements are about: those are checked before the binding.
+        lambda guest, nonce: guest.cpu_only(nonce).with_gpu_evidence(
+            guest.genuine(nonce).gpu_evidence
+        ),
     ),
     "no-gpus": ("device_count", Guest.cpu_only),
     # The CPU commits to what its GPUs returned.
