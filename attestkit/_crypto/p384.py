@@ -23,6 +23,8 @@ P384_ORDER: Final = int(
     "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973",
     16,
 )
+ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
+"""AlgorithmIdentifier in DER (RFC 5758, 3.2)."""
 # SubjectPublicKeyInfo (RFC 5480) before the coordinates, including the 04 of the point.
 P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 

@@ -22,7 +22,7 @@ from attestkit._crypto.der import (
     context,
     dotted_oid,
 )
-from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
 from attestkit._crypto.rsa_pss import rsa_pss_verify
 from attestkit._reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
@@ -39,7 +39,7 @@ _Verify = Callable[[bytes, bytes, bytes], None]
 # Signature algorithms, by AlgorithmIdentifier: ECDSA with SHA-384, and RSASSA-PSS (RFC 4055, 3.1)
 # with and without its default trailer field.
 _ALGORITHMS: Final[Mapping[bytes, _Verify]] = {
-    bytes.fromhex("300a06082a8648ce3d040303"): p384_verify_der,
+    ECDSA_SHA384: p384_verify_der,
     bytes.fromhex(
         "304106092a864886f70d01010a3034a00f300d06096086480165030402020500"
         "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130"

@@ -18,7 +18,7 @@ from attestkit._crypto.der import (
     encode_integer,
 )
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.p384 import P384Key
+from attestkit._crypto.p384 import ECDSA_SHA384, P384Key
 from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.certificate_encoder import (
     KEY_USAGE,
@@ -35,8 +35,7 @@ from attestkit._crypto.x509.certificate_encoder import (
 )
 from attestkit._crypto.x509.sgx_pki_writer import Window
 
-_ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifiers
-_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
+_ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier
 _CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # number of unused bits, bits
 _DIGITAL_SIGNATURE: Final = b"\x07\x80"
 _EXTENDED_KEY_USAGE: Final = 37  # last byte of 2.5.29.37
@@ -186,7 +185,7 @@ def _encode(extension: Extension) -> bytes:
 def _algorithm(key: SigningKey) -> bytes:
     if isinstance(key, P256Key):
         return _ECDSA_SHA256
-    return _ECDSA_SHA384 if isinstance(key, P384Key) else RSA_PSS_SHA384
+    return ECDSA_SHA384 if isinstance(key, P384Key) else RSA_PSS_SHA384
 
 
 def _sign(key: SigningKey, data: bytes) -> bytes:

@@ -11,16 +11,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from attestkit._crypto.p384 import p384_verify_der
 from attestkit._crypto.x509.cert_path import (
-    NamedCertificate,
     PathCertificate,
-    PathRules,
-    check_issued,
     check_path,
     read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
+from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
@@ -38,18 +35,7 @@ _NAMES: Final = (
     "the device root",
 )
 _BELOW_ROOT: Final = len(_NAMES) - 1
-_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
-_BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
-
-# A signature is valid or not, whatever the time; errors are not cached. Signatures are verified
-# from the root down, so untrusted certificates cannot fill the cache.
-_verify_signature = lru_cache(maxsize=1024)(p384_verify_der)
-
-_RULES: Final = PathRules(
-    {_ECDSA_SHA384: _verify_signature},
-    "ECDSA P-384 with SHA-384",
-    frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
-)
+_RULES: Final = p384_rules(1024)
 
 
 class DeviceChain(NamedTuple):
@@ -114,7 +100,8 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
     anchor = _read_root(root)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:
-        _check_root(last, anchor)
+        named = ("device chain: its root", last)
+        check_trusted_root(named, ("the trusted device root", anchor), _RULES)
         below = below[:-1]
     if len(below) != _BELOW_ROOT:
         message = (
@@ -124,17 +111,6 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
     path = (*below, anchor)
     check_path(tuple(zip(_NAMES, path, strict=True)), now, _RULES)
     return chain._replace(path=path)
-
-
-def _check_root(certificate: PathCertificate, anchor: PathCertificate) -> None:
-    """Check that a root in a chain is the trusted one, or another certificate of its key."""
-    if certificate.der == anchor.der:
-        return
-    named: NamedCertificate = ("device chain: its root", certificate)
-    if certificate.spki != anchor.spki or certificate.subject != anchor.subject:
-        message = f"{named[0]} is not the trusted device root"
-        raise SignatureError(message, reason="untrusted_root")
-    check_issued(named, (_NAMES[-1], anchor), "untrusted_root", _RULES)
 
 
 def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:

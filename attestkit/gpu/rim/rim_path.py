@@ -6,31 +6,22 @@ because dates before 2050 are written as GeneralizedTime.
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Final, NamedTuple
 
-from attestkit._crypto.p384 import p384_verify_der
 from attestkit._crypto.x509.cert_path import (
     NamedCertificate,
     PathCertificate,
     PathRules,
-    check_issued,
     check_path,
     read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
+from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules
 from attestkit._reasons import SignatureReason
 from attestkit.errors import FormatError, SignatureError
 
-_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
-_BASIC_CONSTRAINTS, _KEY_USAGE, _EXTENDED_KEY_USAGE = "2.5.29.19", "2.5.29.15", "2.5.29.37"
-# The CAs of several manifests are the same; errors are not cached.
-_verify_signature = lru_cache(maxsize=256)(p384_verify_der)
-_RULES: Final = PathRules(
-    {_ECDSA_SHA384: _verify_signature},
-    "ECDSA P-384 with SHA-384",
-    frozenset({_BASIC_CONSTRAINTS, _KEY_USAGE}),
-)
+_EXTENDED_KEY_USAGE: Final = "2.5.29.37"
+_RULES: Final = p384_rules(256)
 _SIGNER: Final = "RIM signer"
 _ROOT: Final = "RIM root"
 
@@ -72,7 +63,8 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
     """
     anchor = read_path_certificate(root)
     *below, last = [read_path_certificate(der) for der in certificates]
-    _check_root(last, anchor)
+    named = ("RIM certificates: the last one", last)
+    check_trusted_root(named, ("the trusted RIM root", anchor), _RULES)
     path = (*below, anchor)
     if len({one.spki for one in path}) != len(path):
         message = "RIM certificates: two have the same key"
@@ -83,17 +75,6 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
         message = f"{_SIGNER}: the extended key usage limits its key to other purposes"
         raise SignatureError(message, reason="cert_not_authority")
     return RimPath(path)
-
-
-def _check_root(certificate: PathCertificate, anchor: PathCertificate) -> None:
-    """Check that the last certificate is the trusted root, or another certificate of its key."""
-    if certificate.der == anchor.der:
-        return
-    if (certificate.subject, certificate.spki) != (anchor.subject, anchor.spki):
-        message = "RIM certificates: the last one is not the trusted root"
-        raise SignatureError(message, reason="untrusted_root")
-    named = ("RIM certificates: the last one", certificate)
-    check_issued(named, (_ROOT, anchor), "untrusted_root", _RULES)
 
 
 def common_name(certificate: PathCertificate) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from attestkit._crypto.der import (
     BIT_STRING,
@@ -11,6 +11,7 @@ from attestkit._crypto.der import (
     context,
     encode_element,
 )
+from attestkit._crypto.p384 import ECDSA_SHA384
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.certificate_encoder import ENUMERATED, encode_sequence, key_id
 from attestkit._crypto.x509.ocsp.answer import (
@@ -22,8 +23,6 @@ from attestkit._crypto.x509.ocsp.answer import (
 )
 from attestkit._crypto.x509.ocsp.request import CertId, encode_cert_id, encode_nonce
 from attestkit.errors import UsageError
-
-_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
 
 
 class OcspResponder(NamedTuple):
@@ -83,7 +82,7 @@ def write_ocsp_answer(
     )
     basic = encode_sequence(
         signed,
-        _ECDSA_SHA384,
+        ECDSA_SHA384,
         encode_element(BIT_STRING, b"\0" + responder.sign(signed)),
         encode_element(context(0), encode_sequence(responder.certificate)),
     )

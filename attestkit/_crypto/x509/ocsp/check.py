@@ -9,11 +9,9 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
-from attestkit._crypto.p384 import p384_verify_der
+from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
 from attestkit._crypto.x509.cert_path import (
-    VENDOR_RULES,
     PathCertificate,
-    PathRules,
     check_issued,
     may,
     read_path_certificate,
@@ -24,6 +22,7 @@ from attestkit._crypto.x509.ocsp.answer import (
     read_ocsp_answer,
 )
 from attestkit._crypto.x509.ocsp.request import cert_id, public_key_bits
+from attestkit._crypto.x509.p384_path import p384_rules
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -46,16 +45,10 @@ _EXTENDED_KEY_USAGE, _NO_CHECK = "2.5.29.37", "1.3.6.1.5.5.7.48.1.5"
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
 _MOST_USAGES: Final = 16
-_ECDSA_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
-# One responder answers about all certificates of an issuer; errors are not cached.
-_verify_responder = lru_cache(maxsize=256)(p384_verify_der)
 # Of verified chains, which many answers are about.
 _read_certificate = lru_cache(maxsize=256)(read_path_certificate)
-_RULES: Final = PathRules(
-    {_ECDSA_SHA384: _verify_responder},
-    "ECDSA P-384 with SHA-384",
-    VENDOR_RULES.critical | {_EXTENDED_KEY_USAGE, _NO_CHECK},
-)
+# One responder answers about all certificates of an issuer.
+_RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +188,7 @@ def _check_signed(response: bytes, issuer: bytes) -> None:
         raise SignatureError(f"OCSP answer: {error}", reason="ocsp_responder") from error
     if problem := _responder_problem(answer):
         raise SignatureError(f"OCSP responder: {problem}", reason="ocsp_responder")
-    if answer.algorithm != _ECDSA_SHA384:
+    if answer.algorithm != ECDSA_SHA384:
         message = f"OCSP answer: signature algorithm must be {_RULES.names}"
         raise SignatureError(message, reason="ocsp_bad_signature")
     try:
