@@ -30,6 +30,9 @@ OPAQUE_VERSION: Final = 34
 CHIP_INFO: Final = 35
 FEATURE_FLAG: Final = 36
 
+ON, OFF = b"\xaa", b"\x55"
+"""Values of a status."""
+
 _INVALID: Final = 255
 # A known type occurs once at most.
 _KNOWN: Final = frozenset({*range(1, 28), *range(32, 37)})
@@ -55,7 +58,6 @@ _MAX_VERSION: Final = 1
 _HEAD: Final = Struct("<HH")
 _NUMBER: Final = Struct("<H")
 _TEXT: Final = re.compile(rb"([0-9A-Za-z][0-9A-Za-z._-]{0,31})\0*")
-_ON, _OFF = b"\xaa", b"\x55"
 _SWITCH_GPUS: Final = 64  # bytes of GPU PDIs, of 128; the rest are ports
 _NO_PDI: Final = bytes(PDI_SIZE)
 
@@ -201,9 +203,9 @@ class _Fields(NamedTuple):
         value = self.sized(kind, 1)
         if value is None:
             return None
-        if value not in {_ON, _OFF}:
+        if value not in {ON, OFF}:
             raise self.error(kind, f"must be aa or 55, not {value.hex()}", "wrong_value")
-        return value == _ON
+        return value == ON
 
     def number(self, kind: int) -> int | None:
         """Return an integer of two bytes."""

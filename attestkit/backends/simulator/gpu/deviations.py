@@ -5,10 +5,11 @@ from datetime import timedelta
 from typing import Literal, NamedTuple, TypeAlias
 
 from attestkit._reasons import GpuReason
-from attestkit.backends.simulator.gpu import gpu_reports as fields
-from attestkit.backends.simulator.gpu.gpu_reports import OFF, ReportContent
+from attestkit.backends.simulator.gpu.gpu_reports import ReportContent
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource
 from attestkit.gpu.architectures import NVDEC_INDEX, Architecture
+from attestkit.gpu.device import opaque_data as fields
+from attestkit.gpu.device.opaque_data import OFF
 
 OcspTarget: TypeAlias = Literal["brom", "rim_signer"]
 
@@ -63,11 +64,6 @@ class GpuFault(NamedTuple):
     gpus: int = 1  # least number of GPUs, which the machine has unless the caller says otherwise
     only: bool = False  # for no other architecture
 
-    @property
-    def online(self) -> bool:
-        """Whether only a verifier that sends a nonce to the OCSP responder sees it."""
-        return self.ocsp is not None and self.ocsp.nonce != "echoed"
-
 
 def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportContent:
     """Set an opaque field, or remove it."""
@@ -86,7 +82,7 @@ def set_measurement(index: int, content: ReportContent) -> ReportContent:
 
 def measurement_without_nvdec(content: ReportContent) -> ReportContent:
     """Switch NVDEC0 off, and set the measurement that is not compared then."""
-    return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0, OFF))
+    return set_measurement(NVDEC_INDEX, content.with_field(fields.NVDEC0_STATUS, OFF))
 
 
 def set_request_code(code: int, content: ReportContent) -> ReportContent:

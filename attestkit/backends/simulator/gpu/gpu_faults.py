@@ -9,7 +9,6 @@ from functools import partial
 from typing import Final
 
 from attestkit._sanitize import near, shown
-from attestkit.backends.simulator.gpu import gpu_reports as fields
 from attestkit.backends.simulator.gpu.deviations import (
     GpuFault,
     OcspFault,
@@ -35,9 +34,10 @@ from attestkit.backends.simulator.gpu.deviations import (
     zero_r,
 )
 from attestkit.backends.simulator.gpu.device_models import PROTECTED_GPUS
-from attestkit.backends.simulator.gpu.gpu_reports import OFF
 from attestkit.errors import UsageError
 from attestkit.gpu.architectures import NVDEC_INDEX
+from attestkit.gpu.device import opaque_data as fields
+from attestkit.gpu.device.opaque_data import OFF
 
 _RESOURCE: Final = (
     b'<ds:Object><ns0:Resource active="True" alternatives="1" index="25" name="Measurement_25" '
@@ -90,7 +90,9 @@ _REPORTS: Final[dict[str, GpuFault]] = {
         None, "the report has an opaque field of unknown type", partial(add_field, 200, b"\1\2\3\4")
     ),
     "opaque-twice": GpuFault(
-        "format", "the report has an opaque field twice", partial(add_field, fields.NVDEC0, OFF)
+        "format",
+        "the report has an opaque field twice",
+        partial(add_field, fields.NVDEC0_STATUS, OFF),
     ),
     "opaque-version": GpuFault(
         "format",

@@ -6,37 +6,22 @@ A report is an SPDM 1.1 GET_MEASUREMENTS request and its response, signed with E
 from typing import Final, NamedTuple
 
 from attestkit._crypto.p384 import P384Key
+from attestkit.gpu.device.opaque_data import encode_opaque_data
 
 BOARD_ID: Final = 0x3B1
 """Board id in the opaque data and of the driver's interface."""
 
-# Types of opaque fields.
-DRIVER_VERSION: Final = 3
+# Types of opaque fields that no verifier reads.
 GPU_INFO: Final = 4
-VBIOS_VERSION: Final = 6
-NVDEC0: Final = 11
 COUNTS: Final = 12
 CPR_INFO: Final = 13
 BOARD: Final = 14
-CHIP_SKU: Final = 15
 CHIP_SKU_MODIFIER: Final = 16
-PROJECT: Final = 17
-PROJECT_SKU: Final = 18
 PROJECT_SKU_MODIFIER: Final = 19
-FWID: Final = 20
-PROTECTED_PCIE: Final = 21
-SWITCH_PDIS: Final = 22
 DISABLED_PORTS: Final = 23
 SWITCH_POSITION: Final = 24
 SWITCH_LOCK: Final = 25
-SWITCH_GPU_PDIS: Final = 26
 SYSTEM_ENABLE: Final = 33
-OPAQUE_VERSION: Final = 34
-CHIP_INFO: Final = 35
-FEATURE: Final = 36
-
-ON: Final = b"\xaa"
-OFF: Final = b"\x55"
 
 _DIGEST: Final = 1  # type of a measurement block; bit 7 set for a raw value
 
@@ -79,10 +64,7 @@ class ReportContent(NamedTuple):
             + value
             for index, value in zip(indexes, self.measurements, strict=True)
         )
-        opaque = b"".join(
-            kind.to_bytes(2, "little") + len(value).to_bytes(2, "little") + value
-            for kind, value in self.opaque
-        )
+        opaque = encode_opaque_data(self.opaque)
         return b"".join(
             (
                 bytes([0x11, self.request_code, 1, 0xFF]),

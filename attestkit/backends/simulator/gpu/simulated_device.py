@@ -7,17 +7,17 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
-from attestkit.backends.simulator.gpu import gpu_reports as fields
+from attestkit.backends.simulator.gpu import gpu_reports as others
 from attestkit.backends.simulator.gpu.device_models import DeviceModel
 from attestkit.backends.simulator.gpu.gpu_pki import Device
 from attestkit.backends.simulator.gpu.gpu_reports import (
-    OFF,
-    ON,
     ReportContent,
     encode_text,
     encode_vbios_version,
 )
 from attestkit.backends.simulator.pki.cloud_root import Derive
+from attestkit.gpu.device import opaque_data as fields
+from attestkit.gpu.device.opaque_data import OFF, ON
 
 _LINKS: Final = 18  # NVLinks of a GPU
 _PDIS: Final = 8  # GPUs in the report of a switch
@@ -99,23 +99,23 @@ class SimulatedDevice:
         model, machine = self.model, self.machine
         found: list[tuple[int, bytes]] = [
             (fields.VBIOS_VERSION, encode_vbios_version(model.vbios)),
-            (fields.BOARD, fields.BOARD_ID.to_bytes(4, "little")),
+            (others.BOARD, others.BOARD_ID.to_bytes(4, "little")),
             (fields.CHIP_SKU, encode_text(model.chip_sku, 9)),
-            (fields.CHIP_SKU_MODIFIER, encode_text("0", 5)),
+            (others.CHIP_SKU_MODIFIER, encode_text("0", 5)),
             (fields.PROJECT, encode_text(model.project, 5)),
             (fields.PROJECT_SKU, encode_text(model.project_sku, 5)),
-            (fields.PROJECT_SKU_MODIFIER, bytes(2)),
+            (others.PROJECT_SKU_MODIFIER, bytes(2)),
             (fields.DRIVER_VERSION, encode_text(model.driver)),
-            (fields.GPU_INFO, bytes.fromhex("8001000000000000")),
-            (fields.COUNTS, b"\1\0\0\0" * model.blocks),
-            (fields.CPR_INFO, bytes.fromhex("00c00100")),
-            (fields.NVDEC0, ON),
+            (others.GPU_INFO, bytes.fromhex("8001000000000000")),
+            (others.COUNTS, b"\1\0\0\0" * model.blocks),
+            (others.CPR_INFO, bytes.fromhex("00c00100")),
+            (fields.NVDEC0_STATUS, ON),
             (fields.FWID, self.device.fwid),
         ]
         if model.architecture == "HOPPER":
-            found.append((fields.PROTECTED_PCIE, ON if machine.protected_pcie else OFF))
+            found.append((fields.PROTECTED_PCIE_STATUS, ON if machine.protected_pcie else OFF))
         else:
-            found.append((fields.SYSTEM_ENABLE, b"\7\7"))
+            found.append((others.SYSTEM_ENABLE, b"\7\7"))
         if machine.protected_pcie:
             links = [machine.switch_pdis[link % len(machine.switch_pdis)] for link in range(_LINKS)]
             # The bytes of each are reversed (section 3.5).
@@ -124,7 +124,7 @@ class SimulatedDevice:
             found.append((fields.OPAQUE_VERSION, b"\1\0"))
             if model.architecture == "BLACKWELL":
                 found.append((fields.CHIP_INFO, encode_text(model.product)))
-            found.append((fields.FEATURE, machine.feature.to_bytes(2, "little")))
+            found.append((fields.FEATURE_FLAG, machine.feature.to_bytes(2, "little")))
         return tuple(found)
 
     def _switch_fields(self) -> tuple[tuple[int, bytes], ...]:
@@ -132,11 +132,11 @@ class SimulatedDevice:
         return (
             (fields.VBIOS_VERSION, self.model.vbios.encode("ascii")),
             (fields.SWITCH_PDIS, self.device.pdi),
-            (fields.COUNTS, bytes(104)),
-            (fields.SWITCH_GPU_PDIS, pdis + b"\xff" * (8 * _PDIS)),
-            (fields.DISABLED_PORTS, b"\xec\0"),
-            (fields.SWITCH_POSITION, self.position.to_bytes(2, "little")),
-            (fields.SWITCH_LOCK, b"\1\0"),
+            (others.COUNTS, bytes(104)),
+            (fields.GPU_PDIS, pdis + b"\xff" * (8 * _PDIS)),
+            (others.DISABLED_PORTS, b"\xec\0"),
+            (others.SWITCH_POSITION, self.position.to_bytes(2, "little")),
+            (others.SWITCH_LOCK, b"\1\0"),
         )
 
 
