@@ -14,7 +14,7 @@ from attestkit.dstack.app_compose import KEY_PROVIDERS, AppCompose
 from attestkit.errors import JournalError
 from attestkit.event_log import Event
 from attestkit.event_log.journal_protocols import ZERO, RuntimeLog, replay_from
-from attestkit.event_log.runtime_events import runtime_event
+from attestkit.event_log.runtime_events import GPU_ATTESTATION, runtime_event
 from attestkit.keys import AppKeys
 
 _KNOWN_BY_ID = ("local", "kms")  # key providers whose id is measured
@@ -42,7 +42,7 @@ def boot_events(launch: Launch) -> tuple[Event, ...]:
         ("compose-hash", compose.compose_hash),
         *(("init-script-hash", one) for one in compose.init_script_hashes),
         ("gpu-policy-hash", compose.gpu_policy_hash),
-        *(("gpu-attestation", one) for one in (launch.gpu_attestation,) if one is not None),
+        *((GPU_ATTESTATION, one) for one in (launch.gpu_attestation,) if one is not None),
         ("instance-id", launch.instance_id),
         ("boot-mr-done", b""),
     ]

@@ -38,6 +38,9 @@ __all__ = [
     "runtime_preimage",
 ]
 
+GPU_ATTESTATION: Final = "gpu-attestation"
+"""Name of the boot event about the GPUs (nvidia-gpu.md, section 6.1)."""
+
 RESERVED_NAMES: Final = frozenset(
     {
         "system-preparing",
@@ -45,7 +48,7 @@ RESERVED_NAMES: Final = frozenset(
         "compose-hash",
         "init-script-hash",
         "gpu-policy-hash",
-        "gpu-attestation",
+        GPU_ATTESTATION,
         "instance-id",
         "boot-mr-done",
         "os-image-hash",

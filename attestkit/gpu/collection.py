@@ -9,11 +9,11 @@ from attestkit._crypto.pem import split_pem
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError
 from attestkit.gpu.architectures import Architecture
 from attestkit.gpu.device.device_chain import MAX_CERTIFICATES
+from attestkit.gpu.device.report import stated_nonce
 from attestkit.gpu.driver.nscq import read_switches
 from attestkit.gpu.driver.nvml import NONCE_SIZE, TIME_LIMIT, ConfComputeState, GpuDescription, Nvml
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 
-_NONCE: Final = slice(4, 36)  # of a report (nvidia-gpu.md, section 2)
 _CC_OFF: Final = (
     "confidential computing of the GPUs: off; enable it on the host (nvtrust, gpu_admin_tools "
     "--set-cc-mode=on)"
@@ -130,7 +130,7 @@ def _device(
     if len(certificates) > MAX_CERTIFICATES:
         text = f"{subject}: {len(certificates)} certificates, at most {MAX_CERTIFICATES}"
         raise BackendError(text, reason="malformed_response")
-    if not hmac.compare_digest(report[_NONCE], nonce):
+    if not hmac.compare_digest(stated_nonce(report), nonce):
         text = f"{subject}: the report is over another nonce; retry"
         raise BackendError(text, reason="wrong_report_data")
     return DeviceEvidence(architecture, report, certificates, nonce)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS
 from attestkit.gpu.rim.document import MAX_SIZE as MAX_RIM
+from attestkit.gpu.rim.rim_client import IDENTIFIER
 
 if TYPE_CHECKING:
     from attestkit.gpu.endorsement_fetcher import GpuServices
@@ -38,7 +38,6 @@ _SUBJECT: Final = "GPU endorsements"
 _FORMAT: Final = "attestkit GPU endorsements"
 _VERSION: Final = 1
 _KEYS: Final = frozenset({"format", "version", "rims", "ocsp", "jwks", "nras"})
-_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class GpuEndorsements:
             if len(found) > most:
                 raise _bad(f"{len(found)} {what}, at most {most}", "too_large")
         for identifier, rim in self.rims.items():
-            if not _IDENTIFIER.fullmatch(identifier):
+            if not IDENTIFIER.fullmatch(identifier):
                 raise _bad(f"invalid identifier of a RIM: {shown(identifier)}", "malformed")
             _check_size(f"RIM {identifier}", rim, MAX_RIM)
         for at, answer in enumerate(self.ocsp):
@@ -85,17 +84,6 @@ class GpuEndorsements:
             _check_size(f"NRAS answer {at}", answer, MAX_BUNDLE)
         if self.jwks is not None:
             _check_size("keys", self.jwks, MAX_JWKS)
-
-    def rim(self, identifier: str) -> bytes:
-        """Return a RIM by its identifier.
-
-        Raises:
-            CollateralError: If it is missing.
-        """
-        found = self.rims.get(identifier)
-        if found is None:
-            raise _bad(f"no RIM {shown(identifier)}; fetch it", "missing")
-        return found
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "GpuEndorsements":

@@ -1,4 +1,4 @@
-"""Evidence of GPUs beside that of a CPU: what joins them, and the verification of both.
+"""Evidence of GPUs beside that of a CPU: their binding, and the verification of both.
 
 The strongest binding that holds counts: report data that commit to the GPU evidence, its hash in
 the measured event log if the policy accepts evidence of the boot, or a shared nonce.
@@ -19,9 +19,11 @@ from attestkit._reasons import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError, GpuEvidenceError, UsageError
 from attestkit.event_log.event import Event
+from attestkit.event_log.runtime_events import GPU_ATTESTATION
 from attestkit.gpu.rules import BINDINGS, GpuRules
 from attestkit.report_data import ReportData, gpu_nonce
 from attestkit.verifier.evidence.checks import ExpectedReportData
+from attestkit.verifier.policy.rules import BOOT_END
 from attestkit.verifier.result import caution, passed, skipped
 
 if TYPE_CHECKING:
@@ -35,10 +37,7 @@ if TYPE_CHECKING:
     # As passed to a verifier; None: enclosed in the evidence, False: not verified.
     GpuInput = GpuEvidence | GpuBinding | bytes | Literal[False] | None
 
-_GPU_EVENT: Final = "gpu-attestation"  # of dstack (nvidia-gpu.md, section 6.1)
-_BOOT_END: Final = "system-ready"
 _BOOT_OUTPUT: Final = b'"detached_eat"'  # a member of nvattest's output
-_NONCE: Final = slice(4, 36)  # of a report
 _NOT_VERIFIED: Final = skipped("gpu_report", "evidence of GPUs was not verified")
 _AS_OF_BOOT: Final = (
     "GPU evidence: only its hash in the measured event log binds it, so it is as old as the boot; "
@@ -234,10 +233,11 @@ class GpuJoin:
         assert self.evidence is not None
         if (binding := self._binding) is not None:
             return binding.kind, binding.gpu_nonce
+        from attestkit.gpu.device.report import stated_nonce  # lazy: only with GPUs
+
         if chosen.kind == "report_data" and nonce is not None:
             return "report_data", gpu_nonce(nonce)
-        # Padded: that a report is too short is found when it is parsed.
-        stated = self.evidence.devices[0].report[_NONCE].ljust(32, b"\0")
+        stated = stated_nonce(self.evidence.devices[0].report)
         measured = _measured_hash(events) == sha256(self.evidence.raw).hex()
         if measured and rules.allow_runtime_event:
             return "runtime_event", stated
@@ -294,12 +294,12 @@ def _gpu_event(events: Sequence[Event]) -> dict[str, Any]:
 
     Only events of the boot count: later ones are of the app.
     """
-    end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), 0)
-    found = [event.payload for event in events[:end] if event.name == _GPU_EVENT]
+    end = next((at for at, event in enumerate(events) if event.name == BOOT_END), 0)
+    found = [event.payload for event in events[:end] if event.name == GPU_ATTESTATION]
     if len(found) != 1:
         return {}
     try:
-        return strict_json.read_object(found[0], _GPU_EVENT)
+        return strict_json.read_object(found[0], GPU_ATTESTATION)
     except FormatError:
         return {}
 
@@ -332,7 +332,7 @@ def _check_ready_state(events: Sequence[Event], rules: GpuRules) -> None:
     stated = _gpu_event(events)
     if stated.get("cc_mode") != "on" or stated.get("devtools") is not False:
         message = (
-            f"GPU ready state: the measured event log has no event {_GPU_EVENT} with cc_mode on "
-            "and without devtools; drop the policy's gpu.ready_state, or measure it at boot"
+            f"GPU ready state: the measured event log has no event {GPU_ATTESTATION} with cc_mode "
+            "on and without devtools; drop the policy's gpu.ready_state, or measure it at boot"
         )
         raise GpuEvidenceError(message, reason="modes", by_policy=True)

@@ -13,7 +13,6 @@ _MAX_ATTRIBUTES: Final = 16
 COMMON_NAME: Final = "2.5.4.3"
 """OID of the attribute commonName (RFC 5280, appendix A.1)."""
 
-SERIAL_NUMBER: Final = "2.5.4.5"
 """OID of the attribute serialNumber."""
 
 

@@ -26,6 +26,7 @@ MAX_SIZE: Final = 0x2000
 SIGNATURE_SIZE: Final = 96
 """r and s, 48 bytes each, big-endian."""
 
+_NONCE: Final = slice(4, 36)
 _RECORD: Final = 45  # offset of the measurement record
 _BLOCK: Final = 55  # bytes of a measurement block
 # Number of measurement blocks, by kind of device.
@@ -46,6 +47,14 @@ _FIXED_START, _FIXED_MIDDLE = b"\x11\xe0\x01\xff", b"\0\x11\x60\0\0"
 _HEAD: Final = Struct("<BBHBH")
 _HEAD_NAMES: Final = ("index", "specification", "size", "value type", "value size")
 _DEFAULT_CHIP_INFO: Final = "GB100"
+
+
+def stated_nonce(report: bytes) -> bytes:
+    """Return the nonce of a report that is not parsed, 32 bytes.
+
+    A report that is too short is padded: parsing it finds that.
+    """
+    return report[_NONCE].ljust(32, b"\0")
 
 
 class Report(NamedTuple):
@@ -214,7 +223,7 @@ def _parse(data: bytes, *, strip_nul: bool) -> Report:
     opaque = split_opaque_data(data[at:opaque_end], at)
     return Report(
         kind,
-        data[4:36],
+        data[_NONCE],
         data[at - 34 : at - 2],
         _measurements(data, blocks),
         opaque,

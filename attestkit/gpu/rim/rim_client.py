@@ -23,7 +23,9 @@ NVIDIA_RIM_URL: Final = "https://rim.attestation.nvidia.com"
 MAX_ANSWER: Final = 1 << 20
 """Maximum size of an answer in bytes: JSON with the RIM in base64."""
 
-_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Identifier of a RIM."""
+
 _SHA256_SIZE: Final = 32
 _ADVICE: Final = {
     401: "the service requires a key: pass a getter that sends it",
@@ -50,7 +52,7 @@ def fetch_rim(identifier: str, getter: "Getter", url: str = NVIDIA_RIM_URL) -> b
             returned an error (`fetch_failed`), or its answer is invalid (`malformed`,
             `too_large`).
     """
-    if not _IDENTIFIER.fullmatch(identifier):
+    if not IDENTIFIER.fullmatch(identifier):
         # Versions in a report are text of the device.
         problem = "not an identifier: letters, digits, '_', '-' and '.' are allowed"
         raise _error(shown(identifier), problem, "missing")

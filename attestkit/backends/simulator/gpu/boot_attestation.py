@@ -7,17 +7,14 @@ restored from its state folder has the output that its log has.
 
 import json
 import uuid
-from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.simulator.gpu.nras_claims import device_claims
+from attestkit._formats.base64url import to_base64url
+from attestkit.backends.simulator.gpu.nras_claims import compact_json, device_claims
 from attestkit.gpu import DeviceEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
-
-EVENT: Final = "gpu-attestation"
-"""Name of the event in RTMR3."""
 
 _ISSUER: Final = "NVAT-LOCAL-VERIFIER"
 _ISSUED: Final = 1_767_225_600  # 2026-01-01
@@ -99,13 +96,5 @@ def _token(claims: dict[str, Any]) -> str:
     """Return a compact JWT without a signature."""
     times = {"iss": _ISSUER, "iat": _ISSUED, "exp": _ISSUED + _LIFETIME}
     content = claims | times
-    content["jti"] = str(uuid.UUID(bytes=sha256(_json(content))[:16]))
-    return f"{_base64(_json({'alg': 'none'}))}.{_base64(_json(content))}."
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
-
-
-def _base64(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
+    content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
+    return f"{to_base64url(compact_json({'alg': 'none'}))}.{to_base64url(compact_json(content))}."

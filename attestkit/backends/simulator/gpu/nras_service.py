@@ -8,7 +8,7 @@ verifiers require; what they trust is the key set.
 import json
 import re
 import uuid
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -22,10 +22,11 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._formats.base64url import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._reasons import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
-from attestkit.backends.simulator.gpu.nras_claims import device_claims, error_claims
+from attestkit.backends.simulator.gpu.nras_claims import compact_json, device_claims, error_claims
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
@@ -169,12 +170,12 @@ class SimulatedNras:
             "nbf": issued,
             "exp": issued + int(_LIFETIME.total_seconds()),
         }
-        content["jti"] = str(uuid.UUID(bytes=sha256(_json(content))[:16]))
+        content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
         kid = "unknown" if self._fault == "kid-unknown" else _kid(day)
-        head = _base64(_json({"kid": kid, "alg": "ES384"}))
-        signed = f"{head}.{_base64(_json(content))}"
+        head = to_base64url(compact_json({"kid": kid, "alg": "ES384"}))
+        signed = f"{head}.{to_base64url(compact_json(content))}"
         r, s = self._key(day).sign(signed.encode())
-        return f"{signed}.{_base64(r.to_bytes(48, 'big') + s.to_bytes(48, 'big'))}"
+        return f"{signed}.{to_base64url(r.to_bytes(48, 'big') + s.to_bytes(48, 'big'))}"
 
     def _key(self, day: int) -> P384Key:
         return p384_key(self._derive, f"nras/{day}")
@@ -199,22 +200,14 @@ class SimulatedNras:
             "kty": "EC",
             "crv": "P-384",
             "kid": _kid(day),
-            "x": _base64(point[:48]),
-            "y": _base64(point[48:]),
+            "x": to_base64url(point[:48]),
+            "y": to_base64url(point[48:]),
             "x5c": [b64encode(der).decode() for der in (leaf, ca)],
         }
 
 
 def _kid(day: int) -> str:
     return f"attestkit-simulated-eat-kid-{day}"
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _base64(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _refuse(status: int, message: str) -> NrasAnswer:
