@@ -1,10 +1,13 @@
 """Collection of evidence through the driver's libraries, here their stubs."""
 
+import contextlib
 import ctypes
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +27,7 @@ from tests.emulator.nvml.stub_programs import (
     running,
     switch,
 )
+from tests.untyped import untyped
 
 COLLECT = f"collection.collect({NONCE!r}).to_json()"
 STATE = "collection.read_state()"
@@ -285,6 +289,27 @@ def test_nvml_content_of_wrong_size_is_refused(size: int) -> None:
     with pytest.raises(BackendError) as caught:
         nvml._content("GPU 0: report", (ctypes.c_uint8 * 4)(), size)
     assert caught.value.reason == "malformed_response"
+
+
+def test_nscq_switch_without_a_value_is_refused() -> None:
+    """A switch that the library leaves out of one answer, such as architectures, is noticed."""
+    nscq._check_complete(["a", "b"], {"a": 1, "b": 2}, ["b", "a"])
+    with pytest.raises(BackendError) as caught:
+        nscq._check_complete(["a", "b"], {"a": 1}, ["b", "a"])
+    assert caught.value.reason == "malformed_response"
+
+
+def test_nscq_session_that_hangs_at_its_end_is_left_behind() -> None:
+    """Results that were read before are not lost."""
+    ended = threading.Event()
+    session = object.__new__(nscq._Session)
+    session._limit, session._hangs = 0.01, False
+    session._session = ctypes.c_void_p()
+    session._library = untyped(SimpleNamespace(nscq_session_destroy=lambda _: ended.wait(30)))
+    with contextlib.closing(session):
+        pass
+    assert session._hangs
+    ended.set()
 
 
 def test_nscq_content_of_wrong_size_is_empty() -> None:

@@ -5,7 +5,7 @@ Calls, structures and codes: nvidia-gpu.md, section 1.2. NVIDIA has no Python bi
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int8, c_uint8, c_uint32, c_void_p
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
@@ -121,7 +121,8 @@ def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchR
     """
     with contextlib.closing(_Session(time_limit)) as session:
         labels = session.labels()
-        for label, architecture in session.bytes_of(_ARCHITECTURE).items():
+        architectures = session.bytes_of(_ARCHITECTURE)
+        for label, architecture in architectures.items():
             if architecture != _LS10:
                 text = f"switch {label}: no evidence of architecture {architecture}; use LS10"
                 raise BackendUnavailableError(text, reason="wrong_platform")
@@ -129,14 +130,24 @@ def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchR
         certificates = session.blobs_of(_CERTIFICATE, _CERTIFICATE_CALLBACK)
         session.set_nonce(nonce)
         reports = session.blobs_of(_REPORT, _REPORT_CALLBACK)
-        readings: list[SwitchReading] = []
-        for label, uuid in labels.items():
-            for found in (modes, certificates, reports):
-                if label not in found:
-                    raise _malformed(f"switch {label}", "a value is missing")
-            mode = _PCIE_MODES.get(modes[label], "unknown")
-            readings.append(SwitchReading(uuid, label, mode, certificates[label], reports[label]))
-    return tuple(readings)
+    _check_complete(labels, architectures, modes, certificates, reports)
+    return tuple(
+        SwitchReading(
+            uuid,
+            label,
+            _PCIE_MODES.get(modes[label], "unknown"),
+            certificates[label],
+            reports[label],
+        )
+        for label, uuid in labels.items()
+    )
+
+
+def _check_complete(labels: Iterable[str], *values: Container[str]) -> None:
+    """Check that the library returned each value of each switch."""
+    for label in labels:
+        if not all(label in found for found in values):
+            raise _malformed(f"switch {label}", "a value is missing")
 
 
 class _Session:
@@ -154,10 +165,14 @@ class _Session:
         self._session = c_void_p(created.session)
 
     def close(self) -> None:
-        """Destroy the session, unless a call in it hangs."""
+        """Destroy the session, unless a call in it hangs.
+
+        That this call hangs is no error: what was read before is good, and an error before counts.
+        """
         if not self._hangs:
             destroy = self._library.nscq_session_destroy
-            self._call("NVSwitch session", destroy, self._session)
+            with contextlib.suppress(BackendBusyError):
+                self._call("NVSwitch session", destroy, self._session)
 
     def _call(self, subject: str, function: Callable[..., T], *arguments: Any) -> T:
         try:
