@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
-pytest.importorskip("cffi")
+pytest.importorskip("cffi", reason="cffi builds the native core, and is not here")
 
 from fuzz import campaign, drivers
 from tests.long_runs.records import ROOT

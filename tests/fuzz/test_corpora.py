@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
-pytest.importorskip("cffi")
+pytest.importorskip("cffi", reason="cffi builds the native core, and is not here")
 
 import build_cffi
 from fuzz import drivers

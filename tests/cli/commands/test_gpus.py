@@ -127,12 +127,18 @@ def test_policy_about_gpus(files: Path, capsys: Capture) -> None:
 
 def test_bundle_and_ear_have_the_gpus(files: Path, capsys: Capture) -> None:
     """A saved bundle suffices for a later verification, and the EAR has a submodule a device."""
-    bundle = files / "bundle.json"
+    bundle, ear, key = files / "bundle.json", files / "verdict", files / "ear.key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    keys = files / "keys.json"
     words = ["verify", f"{files / 'evidence'}", *trusted(files), "--nonce", NONCE]
-    assert main([*words, "--save-bundle", f"{bundle}"]) == 0
+    outputs = ["--save-bundle", f"{bundle}", "--save-ear", f"{ear}", "--save-ear-keys", f"{keys}"]
+    assert main([*words, *outputs, "--ear-key", f"{key}"]) == 0
     later = ["verify", f"{bundle}", *trusted(files, "--collateral", "--gpu-endorsements")]
     [found] = run_json(capsys, *later, "--nonce", NONCE)["results"]
     assert found["gpu"]["binding"] == "report_data"
+    shown = run_json(capsys, "ear", f"{ear}", "--key", f"{keys}", "--nonce", NONCE, code=4)
+    assert shown["gpus"].keys() == {"nvidia-gpu-0", "nvidia-gpu-1"}
 
 
 @pytest.mark.parametrize(

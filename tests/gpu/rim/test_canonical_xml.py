@@ -15,7 +15,7 @@ from tests.gpu.rim import samples
 from tests.gpu.rim.rims import manifest, sign
 from tests.thorough import thorough
 
-etree = pytest.importorskip("lxml.etree")
+etree = pytest.importorskip("lxml.etree", reason="lxml is the reference, and is not here")
 
 URIS = ("u:1", "u:2", "http://example.com/a#b")
 PREFIXES = ("", "a", "b", "_c.1-d")
