@@ -38,7 +38,7 @@ class _Call(Generic[T]):
 
 
 def _forget(call: _Call[Any]) -> None:
-    """Do not count a thread any more that has ended at last."""
+    """Stop counting a thread that was left behind and has ended."""
     global _hanging  # noqa: PLW0603 - threads of all sessions
     with _lock:
         if call.left:

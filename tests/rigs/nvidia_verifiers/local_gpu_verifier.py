@@ -91,7 +91,7 @@ def pin_time(unix: float) -> None:
 
 
 def decide(case: dict[str, Any]) -> dict[str, Any]:
-    """Return what the verifier says of a case."""
+    """Return the verifier's verdict on a case."""
     for settings in (BaseSettings, HopperSettings, BlackwellSettings):
         settings.DEVICE_ROOT_CERT = case["device_root"]
         settings.RIM_ROOT_CERT = case["rim_root"]
@@ -119,7 +119,7 @@ def decide(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def decide_apart(case: dict[str, Any]) -> dict[str, Any]:
-    """Return what the verifier says of a case, in a new process."""
+    """Return the verifier's verdict on a case, from a new process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -129,14 +129,14 @@ def decide_apart(case: dict[str, Any]) -> dict[str, Any]:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
+        text = pipe.read()
     os.waitpid(child, 0)
-    found: dict[str, Any] = json.loads(said)
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
 def main() -> None:
-    """Decide about the cases of standard input."""
+    """Print the verdicts on the cases of standard input."""
     # The verifier logs to standard output.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)

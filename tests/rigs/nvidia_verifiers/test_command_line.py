@@ -32,7 +32,7 @@ from tests.rigs.nvidia_verifiers.verdicts import LAX, STRICT
 pytestmark = [pytest.mark.slow, requires_compiler]
 
 PROGRAM: Final = Path(__file__).with_name("command_line.py")
-SEED: Final = b"nvidia's command judges this    "
+SEED: Final = b"seed for nvidia's command line  "
 NONCE: Final = bytes(range(32))
 # Faults of several GPUs that the command does not see.
 LAX_OF_MACHINES: Final = {

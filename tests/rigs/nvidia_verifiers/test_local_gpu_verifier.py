@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 PROGRAM: Final = Path(__file__).with_name("local_gpu_verifier.py")
 FABRICATED: Final = SHARED / "data/gpu/fabricated"
 CASES: Final = json.loads((FABRICATED / "cases.json").read_text()) if FABRICATED.is_dir() else []
-SEED: Final = b"nvidia's verifier judges this   "
+SEED: Final = b"seed for nvidia's gpu verifier  "
 NONCE: Final = bytes(range(32))
 
 # Faults of several devices, switches and tokens are for other verifiers.
