@@ -234,7 +234,8 @@ class Attester(Generic[B_co]):
             pad: Whether shorter report data is accepted, and zero-padded.
             gpu: Whether evidence of the machine's GPUs and switches is enclosed. It needs a nonce;
                 the report data commit to the nonce and to that evidence
-                (`ReportData.for_nonce_and_gpu`).
+                (`ReportData.for_nonce_and_gpu`). GPUs in DevTools mode, whose memory is not
+                protected, issue a `GpuModeWarning`.
 
         Raises:
             UsageError: If none or both are given, or one has another type or size.

@@ -14,6 +14,8 @@ def collect_gpu_evidence(backend: Backend, nonce: bytes) -> "GpuEvidence":
 
     It is requested from the backend if that has GPUs of its own, else from NVIDIA's driver.
 
+    Issues a `GpuModeWarning` if the driver's GPUs are in a mode without protection.
+
     Raises:
         UnsupportedError: If the backend is a simulator without GPUs.
         BackendError: If the driver is missing, or returns an error or malformed evidence.

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Final
@@ -64,6 +65,16 @@ def one_line(text: str) -> str:
 def print_error(text: str) -> None:
     """Print an error message as one line on stderr."""
     write_stderr(f"attestkit: {one_line(text)}\n")
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Print the warnings that a call issues to its user, as one line each on stderr."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for one in found:
+        print_error(f"warning: {one.message}")
 
 
 def write_stderr(text: str) -> None:

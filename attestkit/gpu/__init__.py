@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attestkit.gpu.binding import GpuBinding
     from attestkit.gpu.collection import (
         GpuCollection,
+        GpuModeWarning,
         collect,
         collect_with_state,
         read_state,
@@ -33,7 +34,8 @@ else:
         {
             "binding": ["GpuBinding"],
             "collection": [
-                *("GpuCollection", "collect", "collect_with_state", "read_state", "set_ready"),
+                *("GpuCollection", "GpuModeWarning", "collect", "collect_with_state"),
+                *("read_state", "set_ready"),
             ],
             "endorsement_fetcher": ["GpuServices"],
             "endorsements": ["GpuEndorsements"],
@@ -57,6 +59,7 @@ __all__ = [
     "GpuDescription",
     "GpuEndorsements",
     "GpuEvidence",
+    "GpuModeWarning",
     "GpuResult",
     "GpuRoots",
     "GpuRules",

@@ -2,6 +2,7 @@
 
 import contextlib
 import hmac
+import warnings
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes, require_size
@@ -18,7 +19,13 @@ _CC_OFF: Final = (
     "confidential computing of the GPUs: off; enable it on the host (nvtrust, gpu_admin_tools "
     "--set-cc-mode=on)"
 )
-_DEV_TOOLS: Final = "GPUs in DevTools mode: their memory is not protected"
+_DEV_TOOLS: Final = (
+    "GPUs in DevTools mode: their memory is not protected; set the mode on in production"
+)
+
+
+class GpuModeWarning(UserWarning):
+    """The GPUs are in a mode in which their evidence does not protect their memory."""
 
 
 class GpuCollection(NamedTuple):
@@ -37,6 +44,8 @@ class GpuCollection(NamedTuple):
 def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
     """Return evidence of all GPUs of this machine over one nonce.
 
+    Issues a `GpuModeWarning` if the GPUs are in DevTools mode.
+
     Args:
         nonce: Exactly 32 bytes.
         switches: Whether to add the evidence of all NVSwitches. None: only if the GPUs are in the
@@ -49,7 +58,10 @@ def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
         BackendBusyError: If the driver does not answer in time.
         BackendError: If the driver returns another error or invalid data.
     """
-    return collect_with_state(nonce, switches=switches).evidence
+    found = collect_with_state(nonce, switches=switches)
+    for text in found.warnings:
+        warnings.warn(text, GpuModeWarning, stacklevel=2)
+    return found.evidence
 
 
 def collect_with_state(
@@ -80,8 +92,8 @@ def collect_with_state(
         devices = [_read_gpu(nvml, gpu, nonce) for gpu in gpus]
     if switches or (switches is None and state.multi_gpu == "protected_pcie"):
         devices += _read_switches(nonce, time_limit)
-    warnings = (_DEV_TOOLS,) if state.dev_tools else ()
-    return GpuCollection(GpuEvidence(tuple(devices)), state, version, gpus, warnings)
+    found = (_DEV_TOOLS,) if state.dev_tools else ()
+    return GpuCollection(GpuEvidence(tuple(devices)), state, version, gpus, found)
 
 
 def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:

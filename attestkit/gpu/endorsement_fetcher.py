@@ -128,6 +128,7 @@ def _verify_device(
 ) -> tuple[Report, DeviceChain]:
     """Return report and chain of a device, whose signatures are valid."""
     with _step("format", at):
+        # Whether a NUL is accepted is a rule of the verification.
         report = Report.parse(device.report, strip_nul=True)
     with _step("device_chain", at):
         chain = verify_device_chain(read_device_chain(device.certificates), root, now)

@@ -86,6 +86,14 @@ def test_collect_in_devtools_mode_warns(driver: Driver) -> None:
     assert "DevTools" in warning
 
 
+def test_attest_in_devtools_mode_warns(driver: Driver) -> None:
+    """Evidence alone has no place for the mode, so the call that returns it issues a warning."""
+    collected = f"warned(lambda: {COLLECT})"
+    assert driver.evaluate(collected) == []
+    driver.state.dev_tools = 1
+    assert driver.evaluate(collected) == ["GpuModeWarning"]
+
+
 def test_read_state_returns_all_settings(driver: Driver) -> None:
     """Names stand for the numbers of the driver, and an unknown number is refused."""
     fields = "cpu environment enabled dev_tools multi_gpu ready"

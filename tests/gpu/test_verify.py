@@ -257,31 +257,19 @@ def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
         verify_machine(machine(fault="ocsp-brom-revoked"), rules=GpuRules(allow_hold=True))
 
 
-def test_hold_of_a_ca_is_refused_under_every_rule() -> None:
-    """Only the signer of a manifest may be on hold, not the CAs above it."""
+def test_nul_after_signature_is_accepted_by_rule() -> None:
+    """A collector's buffer may have exactly one NUL after the signature; the default refuses it."""
     gpus = machine(1)
-    pki, model = GpuPki(gpus.derive), gpus.devices[0].model
-    _, (_, l3, ca, _) = pki.rim_signer(model)
-    hold = OcspFault("rim_signer", "revoked", "certificate_hold")
-    for der, issuer in ((l3, pki.rim_ca(model)), (ca, pki.rim_root)):
-        answers = SimulatedOcsp(pki, [ServedCertificate(der, issuer, hold)]).answers(NOW)
-        given = replace(endorsements(gpus), ocsp=(*answers, *endorsements(gpus).ocsp))
-        with pytest.raises(GpuEvidenceError) as caught:
-            verify_machine(gpus, endorsements=given, rules=GpuRules(allow_hold=True))
-        assert caught.value.reason == "driver_rim_ocsp"
-        assert "on hold" in str(caught.value)
-
-
-def test_ended_ocsp_answers_are_accepted_within_the_grace_with_caution() -> None:
-    """An answer may be used for a time after its end by policy; the result then says so."""
-    gpus, late = machine(1), NOW + timedelta(hours=30)
-    grace = GpuRules(ocsp_grace=timedelta(hours=6))
-    found = verify_machine(gpus, now=late, rules=grace)
-    assert found.not_proven == ("gpu_revocation",)
-    assert verify_machine(gpus, rules=grace).not_proven == ()
-    with pytest.raises(GpuEvidenceError) as caught:
-        verify_machine(gpus, now=late, rules=GpuRules(ocsp_grace=timedelta(hours=5)))
-    assert caught.value.reason == "device_ocsp"
+    [device] = gpus.evidence(NONCE).devices
+    for rest, allowed in ((b"\0", True), (b"\0\0", False), (b"\1", False)):
+        padded = GpuEvidence((replace(device, report=device.report + rest),))
+        if allowed:
+            accepted = verify_machine(gpus, padded, rules=GpuRules(allow_trailing_nul=True))
+            assert accepted.devices
+        for rules in (GpuRules(), *(() if allowed else (GpuRules(allow_trailing_nul=True),))):
+            with pytest.raises(GpuEvidenceError) as caught:
+                verify_machine(gpus, padded, rules=rules)
+            assert caught.value.reason == "format"
 
 
 def test_absent_fwid_is_accepted_by_rule_with_caution() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.cli.exit_codes import warnings_on_stderr
 from attestkit.cli.options.click_types import PATH
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 from attestkit.cli.output.write_output import check_outputs, require_file, write_output
@@ -75,7 +76,8 @@ def attest(
     with request.open() as attester:
         nonce = request.report_data.nonce
         if nonce is not None:  # so that the report data can name the key of a TPM
-            evidence = attester.attest(nonce=nonce, gpu=gpu)
+            with warnings_on_stderr():  # such as GPUs whose memory is not protected
+                evidence = attester.attest(nonce=nonce, gpu=gpu)
         else:
             evidence = attester.attest(report_data=request.report_data.value)
         from attestkit.attestation.wire.evidence_parts import is_of_dstack  # lazy: not for --help

@@ -7,16 +7,15 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import digest
 from attestkit._formats import strict_json
-from attestkit.errors import UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import HASH_SIZE, read_answer, text_member
+from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 
 _WHAT: Final = "additional evidence"
 _REPORT_DATA: Final = 64  # bytes
 _HASHES: Final = ("sha256", "sha384", "sha512")
-_SIGNATURE_END: Final = b"\0"  # a driver's buffer may have one NUL after the signature
-_RECORD_SIZE: Final = slice(42, 45)  # of a report
 _NUMBERS: Final = 1 << 53  # JSON numbers that all parsers agree on
 
 
@@ -60,14 +59,11 @@ def read_coco(
 
 def _without_padding(device: DeviceEvidence) -> DeviceEvidence:
     """Remove the one NUL that a driver's buffer may have after the signature."""
-    report, at = device.report, 45
-    if len(report) < at + 34:
-        return device
-    at += int.from_bytes(report[_RECORD_SIZE], "little") + 32
-    size = at + 2 + int.from_bytes(report[at : at + 2], "little") + 96
-    if len(report) == size + 1 and report[size:] == _SIGNATURE_END:
-        return replace(device, report=report[:size])
-    return device
+    try:
+        report = Report.parse(device.report, strip_nul=True)
+    except FormatError:
+        return device  # refused when it is verified
+    return replace(device, report=report.signed + report.signature)
 
 
 def canonical_json(value: object) -> bytes:

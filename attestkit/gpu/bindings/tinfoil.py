@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from attestkit._argument_checks import utf8
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
@@ -17,12 +18,15 @@ from attestkit.gpu.bindings.answer_fields import (
     check_nonce_size,
     hex_member,
     read_answer,
+    text_member,
 )
 from attestkit.gpu.evidence import GpuEvidence, read_devices
 
 _WHAT: Final = "Tinfoil answer"
 _ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
 _GPU_FORMAT: Final = "https://tinfoil.sh/format/nvidia-gpu-evidence/v1"
+_VENDOR: Final = "nvidia"
+_KINDS: Final = ("gpu", "nvswitch")  # of devices whose evidence must not be left out
 _ZEROS: Final = bytes(32)
 _KEYS: Final = ("tls_key_fp", "hpke_key")
 
@@ -80,7 +84,8 @@ def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBindi
     return GpuBinding(
         system="tinfoil",
         kind="report_data",
-        evidence=GpuEvidence(tuple(devices), parts["gpu"]),
+        # With switches a list of all devices, so that their evidence is in its hash, too.
+        evidence=GpuEvidence(tuple(devices), b"" if parts["nvswitch"] else parts["gpu"]),
         nonce=nonce,
         gpu_nonce=nonce,
         report_data=tinfoil_report_data(*keys.values(), nonce, *hashes),
@@ -109,14 +114,8 @@ def _read_sections(members: dict[str, Any], nonce: bytes) -> GpuBinding:
         raise FormatError(message, reason="unsupported")
     material = strict_json.from_base64(members.get("crypto_material"), f"{_WHAT}: crypto_material")
     section = strict_json.from_base64(members.get("device_evidence"), f"{_WHAT}: device_evidence")
-    wanted = ("nvidia", _GPU_FORMAT)
-    entries = [
-        item.get("evidence")
-        for item in _items(section)
-        if (item.get("vendor"), item.get("format")) == wanted
-    ]
+    entries = [item.get("evidence") for item in _items(section) if _is_of_gpu(item)]
     hashed = _ALGORITHM.encode() + nonce + sha256(material) + sha256(section)
-    keys = {f"{item.get('id')}": str(item.get("data")).encode() for item in _items(material)}
     return GpuBinding(
         system="tinfoil",
         kind="report_data",
@@ -124,8 +123,36 @@ def _read_sections(members: dict[str, Any], nonce: bytes) -> GpuBinding:
         nonce=nonce,
         gpu_nonce=nonce,
         report_data=sha256(hashed) + _ZEROS,
-        committed=keys,
+        committed=_keys(material),
     )
+
+
+def _is_of_gpu(item: dict[str, Any]) -> bool:
+    """Return whether an item is evidence of NVIDIA's devices.
+
+    Raises:
+        FormatError: If it is, or is of a GPU or switch, in another format than the known one.
+    """
+    vendor, kind = item.get("vendor"), item.get("kind")
+    if vendor != _VENDOR and kind not in _KINDS:
+        return False
+    if (vendor, item.get("format")) != (_VENDOR, _GPU_FORMAT):
+        message = f"{_WHAT}: device_evidence: an item has another format than {_GPU_FORMAT}"
+        raise FormatError(message, reason="unsupported")
+    return True
+
+
+def _keys(material: bytes) -> dict[str, bytes]:
+    """Return the data of the items by their identifiers."""
+    found: dict[str, bytes] = {}
+    for item in _items(material):
+        name = text_member(item, "id", f"{_WHAT}: crypto_material")
+        if name in found:
+            message = f"{_WHAT}: crypto_material: two items have the same id"
+            raise FormatError(message, reason="duplicate")
+        data = text_member(item, "data", f"{_WHAT}: crypto_material")
+        found[name] = utf8(data, f"{_WHAT}: crypto_material", FormatError)
+    return found
 
 
 def _items(section: bytes) -> list[dict[str, Any]]:

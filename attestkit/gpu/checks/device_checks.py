@@ -79,7 +79,7 @@ def check_device(position: int, device: "DeviceEvidence", checks: DeviceChecks) 
         GpuEvidenceError: If a check fails.
     """
     with refused_as("format", position):
-        report = Report.parse(device.report)
+        report = Report.parse(device.report, strip_nul=checks.rules.allow_trailing_nul)
     with refused_as("device_chain", position):
         chain = read_device_chain(device.certificates)
         chain = verify_device_chain(chain, checks.roots.device, checks.now)

@@ -1,6 +1,7 @@
 """`attest`, `verify`, `show` and `ear` of evidence with GPUs, by the simulator."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,8 +9,8 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
-from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuServices
-from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL
+from attestkit.backends.simulator.gpu.gpu_host import GpuHost
+from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuModeWarning
 from tests.cli import schemas
 from tests.vectors import SHARED, needs_shared
 
@@ -67,6 +68,24 @@ def test_attest_encloses_gpus_in_cbor(files: Path) -> None:
     evidence = Attestation.from_bytes((files / "evidence").read_bytes())
     assert evidence.encoding == "cbor"
     assert evidence.gpu_evidence is not None
+
+
+def test_attest_prints_warnings_about_gpus_on_stderr(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning about the mode of the GPUs is one line on stderr, and the evidence is written."""
+    collect = GpuHost.gpu_evidence
+
+    def collect_in_devtools_mode(host: GpuHost, nonce: bytes) -> GpuEvidence:
+        warnings.warn("GPUs in DevTools mode", GpuModeWarning, stacklevel=2)
+        return collect(host, nonce)
+
+    monkeypatch.setattr(GpuHost, "gpu_evidence", collect_in_devtools_mode)
+    options = ("--backend", "simulator", "--option", "gpus=1", "--nonce", NONCE)
+    assert main(["attest", *options, "--gpu", "-o", f"{tmp_path / 'evidence'}"]) == 0
+    _, warning = capsys.readouterr().err.splitlines()  # after that of the simulator
+    assert warning == "attestkit: warning: GPUs in DevTools mode"
+    assert (tmp_path / "evidence").exists()
 
 
 def test_verify_accepts_enclosed_gpus(files: Path, capsys: Capture) -> None:

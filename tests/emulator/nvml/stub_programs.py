@@ -142,7 +142,7 @@ class Driver:
 
 
 _PROGRAM = """
-import ctypes, sys
+import ctypes, sys, warnings
 import pynvml as n
 from ctypes import byref
 from attestkit.errors import AttestKitError, UsageError
@@ -155,6 +155,11 @@ def settings():
     return n.nvmlSystemGetConfComputeSettings(byref(found)), found
 def fields(value):
     return tuple(getattr(value, name) for name, _ in value._fields_)
+def warned(call):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [type(one.message).__name__ for one in found]
 for line in sys.stdin:
     try:
         print(repr(eval(line)))

@@ -21,6 +21,7 @@ from attestkit.gpu.bindings.coco import canonical_json
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.device.report import Report
+from attestkit.gpu.evidence import GpuEvidence
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
@@ -114,6 +115,67 @@ def test_tinfoil_answer_of_version_3() -> None:
     material = base64.b64encode(b'{"format":"x","items":[]}').decode()
     other = json.dumps({**sample["body"], "crypto_material": material}).encode()
     assert read_tinfoil(other, nonce=nonce).report_data != found.report_data
+
+
+@needs_shared
+def test_tinfoil_switches_are_in_the_hash_of_the_evidence() -> None:
+    """With switches the evidence has the bytes of all devices; one more changes its hash."""
+    sample = provider("tinfoil-v3-june-2026")
+    nonce = bytes.fromhex(sample["gpu_nonce"])
+    alone = read_tinfoil(sample["body_text"].encode(), nonce=nonce).evidence
+    members = json.loads(sample["body_text"])
+    part = json.dumps(members["gpu"], separators=(",", ":"))
+    hashed = hashlib.sha256(part.encode()).hexdigest()
+    members["report_data"] |= {"gpu_evidence_hash": hashed, "nvswitch_evidence_hash": hashed}
+    members["nvswitch"] = members["gpu"]
+    text = json.dumps(members, separators=(",", ":")).encode()
+    both = read_tinfoil(text, nonce=nonce).evidence
+    assert both.devices == alone.devices * 2
+    assert alone.raw == part.encode()
+    assert GpuEvidence.from_json(both.raw).devices == both.devices
+
+
+def replace_items(sample: dict[str, Any], section: str, *items: dict[str, Any]) -> bytes:
+    """Return Tinfoil's answer of version 3 with items added to a section."""
+    decoded = json.loads(base64.b64decode(sample["body"][section]))
+    decoded["items"] += items
+    encoded = base64.b64encode(json.dumps(decoded).encode()).decode()
+    return json.dumps({**sample["body"], section: encoded}).encode()
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("section", "item", "reason"),
+    [
+        ("device_evidence", {"vendor": "nvidia", "kind": "gpu", "format": "v2"}, "unsupported"),
+        ("device_evidence", {"vendor": "nvidia", "kind": "dpu"}, "unsupported"),
+        ("device_evidence", {"vendor": "other", "kind": "gpu", "format": "v1"}, "unsupported"),
+        ("crypto_material", {"id": "tls", "data": "00"}, "duplicate"),
+        ("crypto_material", {"id": "more"}, "missing"),
+        ("crypto_material", {"data": "00"}, "missing"),
+        ("crypto_material", {"id": "more", "data": 5}, "wrong_type"),
+        ("crypto_material", {"id": 5, "data": "00"}, "wrong_type"),
+    ],
+)
+def test_tinfoil_item_that_is_not_understood_is_refused(
+    section: str, item: dict[str, Any], reason: str
+) -> None:
+    """No device is left out, and each key has an identifier of its own."""
+    sample = provider("tinfoil-v3")
+    answer = replace_items(sample, section, item)
+    with pytest.raises(FormatError) as caught:
+        read_tinfoil(answer, nonce=bytes.fromhex(sample["gpu_nonce"]))
+    assert caught.value.reason == reason
+
+
+@needs_shared
+def test_tinfoil_item_of_another_kind_is_passed_over() -> None:
+    """Items that are no devices, such as a clock, are in the hash alone."""
+    sample = provider("tinfoil-v3")
+    answer = replace_items(sample, "device_evidence", {"id": "clock", "kind": "clock"})
+    found = read_tinfoil(answer, nonce=bytes.fromhex(sample["gpu_nonce"]))
+    assert len(found.evidence.devices) == 1
+    assert found.report_data.hex() != sample["cpu_report_data"]
 
 
 @needs_shared
