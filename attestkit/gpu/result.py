@@ -70,6 +70,7 @@ class DeviceResult(NamedTuple):
     mismatches: tuple[int, ...] = ()  # that the rules accept
     rims: tuple[RimFacts, ...] = ()
     ocsp: tuple[OcspFacts, ...] = ()
+    matched_indexes: tuple[int, ...] = ()  # `matched` of them
 
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON, with bytes in hex and times in ISO 8601."""
@@ -77,6 +78,7 @@ class DeviceResult(NamedTuple):
             **self._asdict(),
             "pdi": self.pdi.hex(),
             "nonce": self.nonce.hex(),
+            "matched_indexes": list(self.matched_indexes),
             "skipped": list(self.skipped),
             "mismatches": list(self.mismatches),
             "rims": [rim.to_dict() for rim in self.rims],

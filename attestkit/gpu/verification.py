@@ -189,4 +189,5 @@ def _device_result(appraised: AppraisedDevice) -> DeviceResult:
         mismatches=() if comparison is None else comparison.mismatched,
         rims=() if compared is None else compared.rims,
         ocsp=(*ocsp, *(() if compared is None else compared.ocsp)),
+        matched_indexes=() if comparison is None else comparison.matched,
     )

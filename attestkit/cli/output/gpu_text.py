@@ -48,10 +48,10 @@ def _text(value: str | None) -> str | None:
 
 def describe_gpu_evidence(evidence: "GpuEvidence") -> dict[str, Any]:
     """Return the devices of evidence; a malformed one has an error in place of its fields."""
-    return {"devices": list(map(_device, evidence.devices))}
+    return {"devices": list(map(describe_device, evidence.devices))}
 
 
-def _device(device: "DeviceEvidence") -> dict[str, Any]:
+def describe_device(device: "DeviceEvidence") -> dict[str, Any]:
     """Return the same members for any device; `error` is about what is malformed."""
     found: dict[str, Any] = {"arch": device.architecture, **dict.fromkeys(_OF_CHAIN)}
     errors = []

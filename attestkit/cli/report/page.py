@@ -24,6 +24,7 @@ from attestkit.cli.report.endorsements import (
     presented_chain,
 )
 from attestkit.cli.report.events import build_timelines
+from attestkit.cli.report.gpu_section import build_gpu_section
 from attestkit.cli.report.tcb_levels import tcb_table
 from attestkit.cli.report.tpm_section import build_tpm_section
 from attestkit.errors import AttestKitError, UsageError
@@ -45,6 +46,7 @@ _TITLES: Final = {
     "identity": ("app", "App"),
     "registers": ("registers", "Registers and events"),
     "vtpm": ("tpm", "TPM"),
+    "gpus": ("gpus", "GPUs"),
     "attributes": ("attributes", "Attributes"),
     "chain": ("chain", "Certificate chain"),
     "tcb": ("tcb", "TCB levels"),
@@ -139,6 +141,7 @@ def _sections(outcome: FileOutcome, evidence: Attestation | Quote) -> dict[str, 
         "identity": _identity(_app_info(evidence, result)),
         "registers": build_timelines(evidence, _own_registers(claims)),
         "vtpm": build_tpm_section(evidence, result),
+        "gpus": build_gpu_section(outcome),
         "attributes": {name: value.hex() for name, value in claims.attributes},
         "chain": describe_chain(chain, outcome.at),
         "tcb": None if collateral is None else tcb_table(collateral, evidence),
