@@ -1,5 +1,6 @@
 """Every block of every page runs, or is valid in its language."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -37,9 +38,14 @@ def _program(name: str) -> Callable[[], str]:
     return lambda: "" if shutil.which(name) else f"{name} is not installed"
 
 
+def _module(name: str) -> Callable[[], str]:
+    return lambda: "" if importlib.util.find_spec(name) else f"{name} is not installed"
+
+
 NEEDS: Final[dict[str, Callable[[], str]]] = {
     "fuse": attestkit_run.missing_for_run,
     "go": missing_of_go,
+    "pynvml": _module("pynvml"),
     **{name: _program(name) for name in ("cc", "curl", "jq", "node", "openssl", "tpm2_quote")},
 }
 """Functions by name that return why a requirement of a block is missing, or ""."""
@@ -63,6 +69,13 @@ PRINTED: Final = {
         *[r".*"] * 2,
     ),
     "docs/guides/azure.md": (*[r".*"] * 4, r"azure-snp hardware_report \([^\n]+\)\n", r".*"),
+    "docs/guides/gpu.md": (
+        *[r".*"] * 3,
+        r"(GH100 999\.10\.01 96\.00\.9F\.00\.01 33\n){2}report_data\n",
+        r".*",
+        r"nonce True\nrejected: binding\n",
+        r".*",
+    ),
     "docs/guides/google.md": (
         *(r".*", r"\('hardware_to_ak', 'ak_to_hardware'\)\nrejected: require_joins\n"),
         *[r".*"] * 4,

@@ -7,6 +7,8 @@ import pytest
 
 from attestkit.__main__ import main
 from tests.cli import evidence_files
+from tests.cli.commands.test_gpus import NONCE, trusted
+from tests.cli.commands.test_report_gpus import make
 from tests.cli.evidence_files import Files
 from tests.rigs.browser.chromium import MARKS, open_tab
 
@@ -18,6 +20,33 @@ WINDOWS: Final = [(1280, 900), (390, 844)]
 def files(tmp_path: Path) -> Files:
     """Write valid evidence in each format, with its trust anchor and collateral."""
     return evidence_files.write(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page of eight GPUs with four switches."""
+    folder = make(tmp_path_factory.mktemp("gpus"), "gpus=8")
+    words = [f"{folder / 'evidence'}", *trusted(folder), "--nonce", NONCE]
+    assert main(["report", *words, "-o", f"{folder / 'page.html'}"]) == 0
+    return folder / "page.html"
+
+
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_of_gpus_fit(
+    browser: Any, gpus: Path, *, width: int, height: int, scheme: str
+) -> None:
+    """Each measurement has a visible cell, the page's policy allows the pictures, and they fit."""
+    window = {"width": width, "height": height}
+    options: dict[str, Any] = {"viewport": window, "color_scheme": scheme, "offline": True}
+    with open_tab(browser, gpus.as_uri(), **options) as tab:
+        assert tab.requests == [gpus.as_uri()]
+        assert tab.fits()
+        assert tab.page.locator(".cells").count() == 12
+        cell = tab.page.locator(".cells .matched rect").first
+        assert cell.is_visible()
+        assert cell.evaluate("node => getComputedStyle(node).fill") != "rgb(0, 0, 0)"
+        assert tab.page.locator(".links line").count() == 32
 
 
 def _page(files: Files, kind: str) -> tuple[Path, str]:
