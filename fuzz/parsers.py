@@ -292,6 +292,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
     "emulator.nvml.stub_server": "frames of 12 to 44 bytes; test_stub_server.py sends bad ones",
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",
+    "gpu.roots": "wraps split_pem and read_path_certificate, the targets pem and path_certificate",
     "verifier.gpu_join": "wraps GpuEvidence.from_json, the target gpu_evidence",
     "cli.options.gpu_files": "reads the files that options name, as cli.options.verification does",
     "gpu.driver.nscq": "structures of fixed size of the driver; test_collection.py has them",
