@@ -1,6 +1,6 @@
 """Root certificates of devices and of reference integrity manifests (RIMs)."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256
@@ -50,8 +50,14 @@ class GpuRoots(NamedTuple):
         Raises:
             FormatError: If a root is malformed.
         """
-        keys = [sha256(read_path_certificate(root).spki) for root in self]
-        return keys == [NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT]
+        return _is_nvidia(self.device, self.rim)
+
+
+# A verifier has the same roots in all its calls.
+@lru_cache(maxsize=16)
+def _is_nvidia(device: bytes, rim: bytes) -> bool:
+    keys = [sha256(read_path_certificate(root).spki) for root in (device, rim)]
+    return keys == [NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT]
 
 
 @cache

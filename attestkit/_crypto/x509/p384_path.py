@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
+from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
     NamedCertificate,
@@ -23,7 +23,11 @@ def p384_rules(cached: int, *critical: str) -> PathRules:
         cached: Number of signatures to keep.
         critical: OIDs of other critical extensions that the caller checks.
     """
-    verify = lru_cache(maxsize=cached)(p384_verify_der)
+
+    @lru_cache(maxsize=cached)
+    def verify(spki: bytes, signature: bytes, data: bytes) -> None:
+        load_p384_key(spki).verify_der(signature, data)
+
     return PathRules(
         {ECDSA_SHA384: verify}, "ECDSA P-384 with SHA-384", VENDOR_RULES.critical | {*critical}
     )

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit._crypto.hashes import sha256
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, SignatureError
 from attestkit.gpu.checks.device_checks import (
     CheckedDevice,
@@ -50,7 +49,7 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
             check_rim_identity(found.rim, source, version=version, product=chip.name)
         answers += _check_signer(source, found, device, checks)
         rims[source] = found.rim
-        facts.append(_facts(identifier, source, found, data))
+        facts.append(_facts(identifier, source, found))
     with refused_as("measurements", device.position):
         comparison = compare_measurements(report.measurements, rims, nvdec0=report.nvdec0)
         comparison.check(frozenset(checks.rules.accepted_mismatches))
@@ -95,13 +94,13 @@ def _check_signer(
     return check_revocation(device.position, path, names, reason, checks)
 
 
-def _facts(identifier: str, source: RimSource, found: VerifiedRim, data: bytes) -> RimFacts:
+def _facts(identifier: str, source: RimSource, found: VerifiedRim) -> RimFacts:
     return RimFacts(
         identifier=identifier,
         part=source,
         version=found.rim.version,
         product=found.rim.product,
         signer=found.signer,
-        sha256=sha256(data),
+        sha256=found.sha256,
         valid_until=found.valid_until,
     )

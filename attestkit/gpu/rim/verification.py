@@ -12,7 +12,7 @@ from attestkit.gpu.rim.rim_path import RimPath, common_name, verify_rim_path
 from attestkit.gpu.rim.xml_signature import verify_signature
 
 KEPT_RIMS: Final = 64
-"""Maximum number of verified RIMs that are kept; each takes about 100 kB."""
+"""Maximum number of verified RIMs that are kept; each takes about 130 kB with its document."""
 
 
 class VerifiedRim(NamedTuple):
@@ -20,26 +20,15 @@ class VerifiedRim(NamedTuple):
 
     rim: Rim  # read from the bytes that are signed
     path: RimPath
+    sha256: bytes  # of the document
+    signer: str  # common name
+    valid_from: datetime  # the first time at which all certificates are valid
+    valid_until: datetime  # the last one
 
     @property
     def certificates(self) -> tuple[bytes, ...]:
         """The certificates in DER: the signer's, those of CAs, and the trusted root."""
         return tuple(one.der for one in self.path.certificates)
-
-    @property
-    def signer(self) -> str:
-        """The common name of the signer."""
-        return common_name(self.path.certificates[0])
-
-    @property
-    def valid_from(self) -> datetime:
-        """The first time at which all certificates are valid."""
-        return max(one.valid_from for one in self.path.certificates)
-
-    @property
-    def valid_until(self) -> datetime:
-        """The last time at which all certificates are valid."""
-        return min(one.valid_until for one in self.path.certificates)
 
 
 def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
@@ -58,9 +47,10 @@ def verify_rim(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
         CollateralExpiredError: If a certificate is not valid at `now`.
         SignatureError: If the path is not valid, or the signature (`bad_signature`).
     """
-    key = sha256(rim_bytes) + sha256(root)
+    key = rim_bytes, root  # Python keeps the hash of a bytes object
     if (known := _VERIFIED.find(key)) is not None:
-        known.path.check_time(now)
+        if not known.valid_from <= now <= known.valid_until:
+            known.path.check_time(now)
         return known
     found = _verify(rim_bytes, root, now)
     _VERIFIED.keep(key, found)
@@ -73,24 +63,31 @@ def _verify(rim_bytes: bytes, root: bytes, now: datetime) -> VerifiedRim:
     signed = verify_signature(document, signature, path.spki)
     # Parsed again, so that only what is signed is used.
     certificates = tuple(one.der for one in path.certificates)
-    return VerifiedRim(read_manifest(read_document(signed), certificates), path)
+    return VerifiedRim(
+        rim=read_manifest(read_document(signed), certificates),
+        path=path,
+        sha256=sha256(rim_bytes),
+        signer=common_name(path.certificates[0]),
+        valid_from=max(one.valid_from for one in path.certificates),
+        valid_until=min(one.valid_until for one in path.certificates),
+    )
 
 
 class _VerifiedRims:
-    """The last verified RIMs, by the hashes of document and root."""
+    """The last verified RIMs, by document and root."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._kept: OrderedDict[bytes, VerifiedRim] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, bytes], VerifiedRim] = OrderedDict()
 
-    def find(self, key: bytes) -> VerifiedRim | None:
+    def find(self, key: tuple[bytes, bytes]) -> VerifiedRim | None:
         """Return a verified RIM."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def keep(self, key: bytes, rim: VerifiedRim) -> None:
+    def keep(self, key: tuple[bytes, bytes], rim: VerifiedRim) -> None:
         """Keep a RIM, in place of the one that was not used for longest."""
         with self._lock:
             self._kept[key] = rim

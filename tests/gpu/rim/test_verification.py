@@ -292,11 +292,11 @@ def test_number_of_kept_results_is_limited() -> None:
     kept = verification._VerifiedRims()
     rim = verify_rim(GOOD, signer().root, NOW)
     for number in range(verification.KEPT_RIMS):
-        kept.keep(bytes([number]), rim)
-    assert kept.find(b"\0") is rim
-    kept.keep(b"new", rim)
-    assert kept.find(b"\1") is None
-    assert kept.find(b"\0") is rim
+        kept.keep((bytes([number]), b""), rim)
+    assert kept.find((b"\0", b"")) is rim
+    kept.keep((b"new", b""), rim)
+    assert kept.find((b"\1", b"")) is None
+    assert kept.find((b"\0", b"")) is rim
 
 
 def test_key_of_an_ocsp_responder_signs_no_rim() -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
-from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
+from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_issued,
@@ -192,7 +192,7 @@ def _check_signed(response: bytes, issuer: bytes) -> None:
         message = f"OCSP answer: signature algorithm must be {_RULES.names}"
         raise SignatureError(message, reason="ocsp_bad_signature")
     try:
-        p384_verify_der(responder.spki, answer.signature, answer.signed)
+        load_p384_key(responder.spki).verify_der(answer.signature, answer.signed)
     except SignatureError as error:
         message = "OCSP answer: not signed by its responder"
         raise SignatureError(message, reason="ocsp_bad_signature") from error
@@ -239,14 +239,16 @@ def _check_times(answer: OcspAnswer, expected: _Expected) -> None:
     if not responder.valid_from <= now <= responder.valid_until:
         period = _period(responder.valid_from, responder.valid_until, now)
         raise CollateralExpiredError(f"OCSP responder: {period}", reason="cert_expired")
-    period = _period(answer.this_update, answer.next_update, now)
+    first, last = answer.this_update, answer.next_update
     # Differences, because a time plus or minus skew and grace can overflow.
-    if answer.this_update - now > skew:
-        raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_not_yet_valid")
-    late = now - answer.next_update - skew > grace
-    if late or answer.next_update < answer.this_update:
-        raise CollateralExpiredError(f"OCSP answer: {period}", reason="ocsp_expired")
-    if max_age is not None and now - answer.this_update > max_age:
+    if first - now > skew:
+        message = f"OCSP answer: {_period(first, last, now)}"
+        raise CollateralExpiredError(message, reason="ocsp_not_yet_valid")
+    if now - last - skew > grace or last < first:
+        message = f"OCSP answer: {_period(first, last, now)}"
+        raise CollateralExpiredError(message, reason="ocsp_expired")
+    if max_age is not None and now - first > max_age:
+        period = _period(first, last, now)
         message = f"OCSP answer: older than {max_age}: {period}; fetch a new one"
         raise CollateralExpiredError(message, reason="ocsp_expired")
 
