@@ -36,7 +36,7 @@ _CHOICES: Final = {
     "nras": get_args(NrasUse),
 }
 _TEXTS: Final = ("chips", "drivers", "vbios")
-_APPRAISED: Final = (  # by `appraise`
+_APPRAISED: Final = (  # by `appraise`; in the order of their definition
     *("chips", "count", "switch_count", "drivers", "min_driver", "vbios", "min_vbios"),
     *("protected_pcie", "allow_mpt"),
 )
@@ -127,8 +127,8 @@ class GpuRules:
     @property
     def named(self) -> dict[str, Any]:
         """The rules that differ from the defaults, by name, in the order of their definition."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in found.items() if value != getattr(_DEFAULT, name)}
+        found = ((name, getattr(self, name), default) for name, default in _DEFAULTS.items())
+        return {name: value for name, value, default in found if value != default}
 
     @property
     def needs_gpus(self) -> bool:
@@ -159,7 +159,8 @@ class GpuRules:
         return (VerificationStep("gpu_rules", "passed", f"the GPUs meet the rules {met}"),)
 
     def _met(self) -> str:
-        return ", ".join(name for name in self.named if name in _APPRAISED)
+        met = [name for name in _APPRAISED if getattr(self, name) != _DEFAULTS[name]]
+        return ", ".join(met)
 
     def _appraise_count(self, what: str, rule: str, wanted: int | None, found: int) -> None:
         if wanted is not None and found != wanted:
@@ -287,4 +288,6 @@ def _check_number(name: str, value: object, least: int) -> None:
         raise UsageError(message, reason="out_of_range")
 
 
-_DEFAULT: Final = GpuRules()
+DEFAULT_RULES: Final = GpuRules()
+
+_DEFAULTS: Final = {one.name: getattr(DEFAULT_RULES, one.name) for one in fields(GpuRules)}

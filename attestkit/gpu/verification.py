@@ -26,7 +26,7 @@ from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.result import DeviceResult, GpuResult
 from attestkit.gpu.roots import GpuRoots
-from attestkit.gpu.rules import GpuRules
+from attestkit.gpu.rules import DEFAULT_RULES, GpuRules
 
 _NONCE_SIZE: Final = 32
 _DEVICE_CERTIFICATES: Final = ("the device's boot ROM", "the provisioner's CA", "the product's CA")
@@ -69,7 +69,7 @@ def verify(
         moment,
         _given("endorsements", endorsements, GpuEndorsements) or GpuEndorsements(),
         _given("roots", roots, GpuRoots) or GpuRoots.nvidia(),
-        _given("rules", rules, GpuRules) or GpuRules(),
+        _given("rules", rules, GpuRules) or DEFAULT_RULES,
     )
     appraised = _check_all(found.devices, checks)
     steps = [*device_steps(appraised, checks), _check_machine(appraised, checks.rules)]
@@ -96,7 +96,7 @@ _Given = TypeVar("_Given")
 
 
 def _given(name: str, value: _Given | None, kind: type[_Given]) -> _Given | None:
-    if not isinstance(value, kind | None):
+    if value is not None and not isinstance(value, kind):
         raise wrong_type(name, kind.__name__, value)
     return value
 

@@ -1,13 +1,14 @@
 """Comparison of a device with its reference integrity manifests (nvidia-gpu.md, 4.3 and 4.4)."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, SignatureError
 from attestkit.gpu.checks.device_checks import (
     CheckedDevice,
     DeviceChecks,
+    RefusedAs,
     check_revocation,
-    refused_as,
 )
 from attestkit.gpu.result import OcspFacts, RimFacts
 from attestkit.gpu.rim.identity import RimSource, check_rim_identity
@@ -45,12 +46,12 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
     for source, (identifier, version) in wanted.items():
         data = _find_rim(identifier, device, checks)
         found = _verify(source, data, device, checks)
-        with refused_as(_identity(source), device.position):
+        with RefusedAs(_identity(source), device.position):
             check_rim_identity(found.rim, source, version=version, product=chip.name)
         answers += _check_signer(source, found, device, checks)
         rims[source] = found.rim
         facts.append(_facts(identifier, source, found))
-    with refused_as("measurements", device.position):
+    with RefusedAs("measurements", device.position):
         comparison = compare_measurements(report.measurements, rims, nvdec0=report.nvdec0)
         comparison.check(frozenset(checks.rules.accepted_mismatches))
     return ComparedDevice(comparison, tuple(facts), tuple(answers))
@@ -70,7 +71,7 @@ def _verify(
     form: GpuReason = "driver_rim_format" if source == "driver" else "vbios_rim_format"
     chain: GpuReason = "driver_rim_chain" if source == "driver" else "vbios_rim_chain"
     signature: GpuReason = "driver_rim_signature" if source == "driver" else "vbios_rim_signature"
-    with refused_as(chain, device.position):
+    with RefusedAs(chain, device.position):
         try:
             return verify_rim(data, checks.roots.rim, checks.now)
         except FormatError as error:
@@ -89,9 +90,15 @@ def _check_signer(
 ) -> tuple[OcspFacts, ...]:
     reason: GpuReason = "driver_rim_ocsp" if source == "driver" else "vbios_rim_ocsp"
     path = found.path.certificates
-    between = [f"CA {number} of the {source} RIM" for number in range(1, len(path) - 1)]
-    names = [f"the signer of the {source} RIM", *between]
+    names = _certificate_names(source, len(path))
     return check_revocation(device.position, path, names, reason, checks)
+
+
+@lru_cache(maxsize=16)
+def _certificate_names(source: RimSource, count: int) -> tuple[str, ...]:
+    """Return the names of a RIM's certificates without the root."""
+    between = [f"CA {number} of the {source} RIM" for number in range(1, count - 1)]
+    return f"the signer of the {source} RIM", *between
 
 
 def _facts(identifier: str, source: RimSource, found: VerifiedRim) -> RimFacts:

@@ -220,17 +220,24 @@ def _parse(data: bytes, *, strip_nul: bool) -> Report:
         raise _truncated(data, end)
     if len(data) > end and not (strip_nul and data[end:] == b"\0"):
         raise _bad(f"{len(data) - end} bytes after the signature", "trailing_data", end)
-    opaque = split_opaque_data(data[at:opaque_end], at)
+    opaque, facts = _read_opaque(data[at:opaque_end], kind, at)
     return Report(
         kind,
         data[_NONCE],
         data[at - 34 : at - 2],
         _measurements(data, blocks),
         opaque,
-        read_opaque_data(opaque, kind, at),
+        facts,
         data[:opaque_end],
         data[opaque_end:end],
     )
+
+
+# Versions and identifiers, which are the same in all reports of a device.
+@lru_cache(maxsize=128)
+def _read_opaque(data: bytes, kind: DeviceKind, offset: int) -> tuple[OpaqueFields, OpaqueData]:
+    fields = split_opaque_data(data, offset)
+    return fields, read_opaque_data(fields, kind, offset)
 
 
 @lru_cache(maxsize=len(_BLOCKS))

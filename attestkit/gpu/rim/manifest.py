@@ -71,6 +71,9 @@ class Rim:
         """
         return read_signed_manifest(xml).rim
 
+    def __hash__(self) -> int:
+        return hash((self.tag_id, self.version))
+
     @property
     def active(self) -> frozenset[int]:
         """The indexes of the measurements that are compared."""

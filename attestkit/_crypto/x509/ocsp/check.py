@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -51,8 +50,7 @@ _read_certificate = lru_cache(maxsize=256)(read_path_certificate)
 _RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
 
-@dataclass(frozen=True, slots=True)
-class OcspStatus:
+class OcspStatus(NamedTuple):
     """Status of a certificate, by an answer that was verified."""
 
     status: Literal["good", "hold", "revoked"]  # hold: revoked with the reason certificateHold
@@ -114,6 +112,16 @@ def check_ocsp(
     subject, authority = _read_certificate(certificate), _read_certificate(issuer)
     found = _answers_about(responses, subject, authority)
     expected = _Expected(now, nonce, max_age, skew, grace)
+    if len(found) == 1:
+        _check_answer(found[0], authority, expected)
+        return _status(found[0])
+    return _choose_status(found, authority, expected)
+
+
+def _choose_status(
+    found: Sequence[OcspAnswer], authority: PathCertificate, expected: _Expected
+) -> OcspStatus:
+    """Return the status of several answers about a certificate."""
     valid: list[OcspAnswer] = []
     problem: AttestKitError | None = None
     newest = sorted(found, key=lambda each: each.this_update, reverse=True)
@@ -141,6 +149,7 @@ def _answers_about(
         FormatError: If there is none, and one answer is malformed.
     """
     found: list[OcspAnswer] = []
+    serial = subject.serial
     problem: AttestKitError | None = None
     for response in responses:
         try:
@@ -149,7 +158,7 @@ def _answers_about(
             problem = problem or error
             continue
         # The serial number first: it saves the hashes for most answers.
-        if answer.cert_id.serial == subject.serial and answer.cert_id == cert_id(
+        if answer.cert_id.serial == serial and answer.cert_id == cert_id(
             subject, authority, answer.cert_id.hash_name
         ):
             found.append(answer)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import (
     BOOLEAN,
@@ -76,7 +76,7 @@ def cert_id(
         UsageError: If the hash is not supported.
         FormatError: If the serial number is negative, or the issuer's public key is malformed.
     """
-    if hash_name not in get_args(OcspHash):
+    if hash_name not in _OIDS:
         message = f"OCSP: unsupported hash: {hash_name!r}; use sha1, sha256 or sha384"
         raise UsageError(message, reason="unsupported_algorithm")
     if certificate.serial < 0:
