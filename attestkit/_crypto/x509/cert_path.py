@@ -111,7 +111,7 @@ def read_path_certificate(der: bytes) -> PathCertificate:
 
 def check_path(
     path: Sequence[NamedCertificate],
-    now: datetime,
+    now: datetime | None,
     rules: PathRules = VENDOR_RULES,
     check: CheckIssued | None = None,
 ) -> None:
@@ -120,7 +120,8 @@ def check_path(
     Args:
         path: Certificates with their names for errors: the end-entity certificate first, the trust
             anchor last. The signature of the trust anchor is not verified.
-        now: An aware datetime.
+        now: An aware datetime. None for a caller that keeps the outcome, which must then call
+            `check_times` in every verification.
         rules: The certificates' profile.
         check: Replaces the function `check_issued`, by one that caches what it verified.
 
@@ -136,11 +137,22 @@ def check_path(
         _check_authority(path[at + 1], below=at)
     for named in path:
         _check_extensions(named, rules)
-        _check_time(named, now)
+        if now is not None:
+            _check_time(named, now)
     name, signer = path[0]
     if signer.authority or not may(signer, _DIGITAL_SIGNATURE):
         message = f"{name}: must be an end-entity certificate for digital signatures"
         raise SignatureError(message, reason="cert_not_authority")
+
+
+def check_times(path: Sequence[NamedCertificate], now: datetime) -> None:
+    """Check that all certificates are valid at `now`, an aware datetime.
+
+    Raises:
+        CollateralExpiredError: If one is not (`cert_expired`).
+    """
+    for named in path:
+        _check_time(named, now)
 
 
 def check_issued(

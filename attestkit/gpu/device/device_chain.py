@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_path,
+    check_times,
     read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
@@ -97,7 +98,25 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
             `cert_bad_signature`, `cert_not_authority` or `cert_unknown_extension`.
         CollateralExpiredError: If a certificate is not valid at `now`.
     """
-    anchor = _read_root(root)
+    path, first, last = _verify_path(chain.certificates, root)
+    if not first <= now <= last:
+        check_times(tuple(zip(_NAMES, path, strict=True)), now)
+    return chain._replace(path=path)
+
+
+class _VerifiedPath(NamedTuple):
+    """What does not depend on the time of a verification, and when it is valid."""
+
+    path: tuple[PathCertificate, ...]  # with the root
+    valid_from: datetime  # the first time at which all certificates are valid
+    valid_until: datetime  # the last one
+
+
+# Errors are not kept, so untrusted chains cannot fill the cache.
+@lru_cache(maxsize=128)
+def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
+    """Verify everything but the times of a chain."""
+    anchor, chain = _read_root(root), _read_cached(certificates)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:
         named = ("device chain: its root", last)
@@ -109,8 +128,9 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
         )
         raise SignatureError(message, reason="chain_length")
     path = (*below, anchor)
-    check_path(tuple(zip(_NAMES, path, strict=True)), now, _RULES)
-    return chain._replace(path=path)
+    check_path(tuple(zip(_NAMES, path, strict=True)), None, _RULES)
+    valid_from = max(one.valid_from for one in path)
+    return _VerifiedPath(path, valid_from, min(one.valid_until for one in path))
 
 
 def parse_device_chain(certificates: tuple[bytes, ...]) -> DeviceChain:

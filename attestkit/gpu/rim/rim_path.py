@@ -11,13 +11,12 @@ from typing import Final, NamedTuple
 from attestkit._crypto.x509.cert_path import (
     NamedCertificate,
     PathCertificate,
-    PathRules,
     check_path,
+    check_times,
     read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules
-from attestkit._reasons import SignatureReason
 from attestkit.errors import FormatError, SignatureError
 
 _EXTENDED_KEY_USAGE: Final = "2.5.29.37"
@@ -42,7 +41,7 @@ class RimPath(NamedTuple):
         Raises:
             CollateralExpiredError: If one is not (`cert_expired`).
         """
-        check_path(_named(self.certificates), now, _RULES, _verified_before)
+        check_times(_named(self.certificates), now)
 
 
 def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -> RimPath:
@@ -88,12 +87,3 @@ def common_name(certificate: PathCertificate) -> str:
 def _named(path: Sequence[PathCertificate]) -> tuple[NamedCertificate, ...]:
     between = [f"RIM CA {number}" for number in range(1, len(path) - 1)]
     return tuple(zip((_SIGNER, *between, _ROOT), path, strict=True))
-
-
-def _verified_before(
-    _certificate: NamedCertificate,
-    _issuer: NamedCertificate,
-    _reason: SignatureReason,
-    _rules: PathRules,
-) -> None:
-    """Do nothing: in a RimPath, all signatures are verified."""
