@@ -24,7 +24,7 @@ def device_steps(
     appraised: Sequence[AppraisedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, ...]:
     """Return the steps of the checks of single devices."""
-    gpus = sum(one.device.report.kind == "gpu" for one in appraised)
+    gpus = [one.device.report.kind for one in appraised].count("gpu")
     what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
     if switches := len(appraised) - gpus:
         what += f" and {switches} switches"
@@ -32,7 +32,7 @@ def device_steps(
     compared = [one.compared for one in appraised if one.compared is not None]
     if not compared:
         return (report, *_BY_TOKENS)
-    names = list(dict.fromkeys(rim.identifier for one in compared for rim in one.rims))
+    names = list(dict.fromkeys([rim.identifier for one in compared for rim in one.rims]))
     named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     rims = _step("gpu_rim", f"the reference manifests are valid: {named}")
     return report, _revocation_step(appraised, checks), rims, _measurement_step(compared)
@@ -43,7 +43,7 @@ def _report_step(appraised: Sequence[AppraisedDevice], what: str) -> Verificatio
     reports = [one.device.report for one in appraised]
     gpus = [report for report in reports if report.kind == "gpu"]
     text = f"certificates, signature and nonce of {what} are valid"
-    if any(report.fwid is None for report in gpus):
+    if None in [report.fwid for report in gpus]:
         text += "; a report lacks the firmware's identity (FWID), which the policy accepts"
         return VerificationStep("gpu_report", "caution", text)
     return _step("gpu_report", text + (", and the GPUs' firmware identity" if gpus else ""))
@@ -57,10 +57,10 @@ def _revocation_step(
         return VerificationStep("gpu_revocation", "skipped", text)
     answers = [answer for one in appraised for answer in one.ocsp]
     answers += [answer for one in appraised if one.compared for answer in one.compared.ocsp]
-    if any(answer.status == "hold" for answer in answers):
+    if "hold" in {answer.status for answer in answers}:
         text = "a certificate of a reference manifest's signer is on hold, which the policy accepts"
         return VerificationStep("gpu_revocation", "caution", text)
-    until = min(answer.next_update for answer in answers)
+    until = min([answer.next_update for answer in answers])
     if checks.now - until > CLOCK_SKEW:
         text = f"an OCSP answer ended at {until.isoformat()}, which the policy's grace accepts"
         return VerificationStep("gpu_revocation", "caution", text)

@@ -114,7 +114,7 @@ def check_ocsp(
     expected = _Expected(now, nonce, max_age, skew, grace)
     if len(found) == 1:
         _check_answer(found[0], authority, expected)
-        return _status(found[0])
+        return _read_status(found[0].der)
     return _choose_status(found, authority, expected)
 
 
@@ -135,7 +135,7 @@ def _choose_status(
     if not valid:
         assert problem is not None
         raise problem
-    statuses = [_status(answer) for answer in valid]
+    statuses = [_read_status(answer.der) for answer in valid]
     return next((each for each in statuses if each.status == "revoked"), statuses[0])
 
 
@@ -158,9 +158,7 @@ def _answers_about(
             problem = problem or error
             continue
         # The serial number first: it saves the hashes for most answers.
-        if answer.cert_id.serial == serial and answer.cert_id == cert_id(
-            subject, authority, answer.cert_id.hash_name
-        ):
+        if answer.cert_id.serial == serial and _is_about(response, subject.der, authority.der):
             found.append(answer)
     if not found:
         raise problem or CollateralError(
@@ -169,6 +167,13 @@ def _answers_about(
             reason="missing",
         )
     return found
+
+
+@lru_cache(maxsize=512)
+def _is_about(response: bytes, certificate: bytes, issuer: bytes) -> bool:
+    asked = read_ocsp_answer(response).cert_id
+    subject, authority = _read_certificate(certificate), _read_certificate(issuer)
+    return asked == cert_id(subject, authority, asked.hash_name)
 
 
 def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Expected) -> None:
@@ -269,7 +274,9 @@ def _period(start: datetime, end: datetime, now: datetime) -> str:
     return f"valid from {first} to {last} UTC, checked at {at}"
 
 
-def _status(answer: OcspAnswer) -> OcspStatus:
+@lru_cache(maxsize=512)
+def _read_status(response: bytes) -> OcspStatus:
+    answer = read_ocsp_answer(response)
     status: Literal["good", "hold", "revoked"] = "good"
     if answer.status != "good":
         status = "hold" if answer.revocation_reason == "certificate_hold" else "revoked"

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import (
@@ -81,19 +80,11 @@ def cert_id(
         raise UsageError(message, reason="unsupported_algorithm")
     if certificate.serial < 0:
         raise FormatError("OCSP: serial number is negative", reason="wrong_value")
-    hashes = _issuer_hashes(hash_name, issuer.subject, issuer.spki)
-    return CertId(hash_name, *hashes, certificate.serial)
-
-
-# One issuer has many certificates.
-@lru_cache(maxsize=256)
-def _issuer_hashes(hash_name: OcspHash, subject: bytes, spki: bytes) -> tuple[bytes, bytes]:
-    """Return the hashes of an issuer's name and key."""
     name_hash, key_hash = (
         hashlib.new(hash_name, data, usedforsecurity=False).digest()
-        for data in (subject, public_key_bits(spki))
+        for data in (issuer.subject, public_key_bits(issuer.spki))
     )
-    return name_hash, key_hash
+    return CertId(hash_name, name_hash, key_hash, certificate.serial)
 
 
 def public_key_bits(spki: bytes) -> bytes:
