@@ -1,6 +1,7 @@
 """Paths of certificates whose keys are all on P-384, as those of NVIDIA (nvidia-gpu.md, 3.2)."""
 
 from functools import lru_cache
+from typing import Final
 
 from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
@@ -8,8 +9,14 @@ from attestkit._crypto.x509.cert_path import (
     NamedCertificate,
     PathRules,
     check_issued,
+    read_path_certificate,
 )
 from attestkit.errors import SignatureError
+
+# Certificates of chains, manifests and OCSP answers recur in each other's checks, and in other
+# evidence. Reading verifies nothing; each takes at most 16 KiB.
+read_kept_certificate: Final = lru_cache(maxsize=512)(read_path_certificate)
+"""`read_path_certificate`, with the last certificates kept."""
 
 
 def p384_rules(cached: int, *critical: str) -> PathRules:

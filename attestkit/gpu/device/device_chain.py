@@ -15,10 +15,9 @@ from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_path,
     check_times,
-    read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
-from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules
+from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules, read_kept_certificate
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
@@ -116,7 +115,7 @@ class _VerifiedPath(NamedTuple):
 @lru_cache(maxsize=128)
 def _verify_path(certificates: tuple[bytes, ...], root: bytes) -> _VerifiedPath:
     """Verify everything but the times of a chain."""
-    anchor, chain = _read_root(root), _read_cached(certificates)
+    anchor, chain = read_kept_certificate(root), _read_cached(certificates)
     below, last = chain.path, chain.path[-1]
     if last.issuer == last.subject:
         named = ("device chain: its root", last)
@@ -166,14 +165,9 @@ _read_cached = lru_cache(maxsize=128)(parse_device_chain)
 
 def _read_certificate(at: int, der: bytes) -> PathCertificate:
     try:
-        return read_path_certificate(der)
+        return read_kept_certificate(der)
     except FormatError as error:
         raise _bad(f"certificate {at}: {error.message}", error.reason, error.offset) from error
-
-
-@lru_cache(maxsize=16)
-def _read_root(der: bytes) -> PathCertificate:
-    return read_path_certificate(der)
 
 
 def _read_dice(leaf: PathCertificate) -> Dice:

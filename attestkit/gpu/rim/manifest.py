@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.p384_path import read_kept_certificate
 from attestkit._formats.strict_json import from_hex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
@@ -94,7 +94,7 @@ def read_signed_manifest(xml: bytes) -> SignedManifest:
     signature = read_signature(document)
     for at, der in enumerate(signature.certificates):
         try:
-            read_path_certificate(der)
+            read_kept_certificate(der)
         except FormatError as error:
             problem = f"RIM: certificate {at}: {error.message}"
             raise FormatError(problem, reason=error.reason) from error

@@ -13,10 +13,9 @@ from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_path,
     check_times,
-    read_path_certificate,
 )
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
-from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules
+from attestkit._crypto.x509.p384_path import check_trusted_root, p384_rules, read_kept_certificate
 from attestkit.errors import FormatError, SignatureError
 
 _EXTENDED_KEY_USAGE: Final = "2.5.29.37"
@@ -60,8 +59,8 @@ def verify_rim_path(certificates: Sequence[bytes], root: bytes, now: datetime) -
         SignatureError: If the path is not valid, or has certificates that are not part of it.
         CollateralExpiredError: If a certificate is not valid at `now`.
     """
-    anchor = read_path_certificate(root)
-    *below, last = [read_path_certificate(der) for der in certificates]
+    anchor = read_kept_certificate(root)
+    *below, last = [read_kept_certificate(der) for der in certificates]
     named = ("RIM certificates: the last one", last)
     check_trusted_root(named, ("the trusted RIM root", anchor), _RULES)
     path = (*below, anchor)

@@ -17,11 +17,11 @@ from attestkit._crypto.der import (
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     read_extensions,
-    read_path_certificate,
     read_time,
 )
 from attestkit._crypto.x509.certificate_encoder import ENUMERATED
 from attestkit._crypto.x509.ocsp.request import NONCE, CertId, read_cert_id, read_nonce
+from attestkit._crypto.x509.p384_path import read_kept_certificate
 from attestkit.errors import CollateralError, FormatError
 
 MAX_ANSWER: Final = 16 << 10
@@ -122,7 +122,7 @@ def _read_answer(der: bytes) -> OcspAnswer:
     basic.finish()
     certificates = wrapper.enter(SEQUENCE)
     wrapper.finish()
-    responder = read_path_certificate(certificates.whole(SEQUENCE))
+    responder = read_kept_certificate(certificates.whole(SEQUENCE))
     certificates.finish()
     fields = DerReader(signed).enter(SEQUENCE)
     key_hash, name = _responder_id(fields)

@@ -13,7 +13,6 @@ from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_issued,
     may,
-    read_path_certificate,
 )
 from attestkit._crypto.x509.ocsp.answer import (
     OcspAnswer,
@@ -21,7 +20,7 @@ from attestkit._crypto.x509.ocsp.answer import (
     read_ocsp_answer,
 )
 from attestkit._crypto.x509.ocsp.request import cert_id, public_key_bits
-from attestkit._crypto.x509.p384_path import p384_rules
+from attestkit._crypto.x509.p384_path import p384_rules, read_kept_certificate
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -44,8 +43,6 @@ _EXTENDED_KEY_USAGE, _NO_CHECK = "2.5.29.37", "1.3.6.1.5.5.7.48.1.5"
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
 _MOST_USAGES: Final = 16
-# Of verified chains, which many answers are about.
-_read_certificate = lru_cache(maxsize=256)(read_path_certificate)
 # One responder answers about all certificates of an issuer.
 _RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
@@ -109,7 +106,7 @@ def check_ocsp(
     if len(responses) > MAX_ANSWERS:
         message = f"OCSP answers: {len(responses)}, at most {MAX_ANSWERS}"
         raise UsageError(message, reason="too_many")
-    subject, authority = _read_certificate(certificate), _read_certificate(issuer)
+    subject, authority = read_kept_certificate(certificate), read_kept_certificate(issuer)
     found = _answers_about(responses, subject, authority)
     expected = _Expected(now, nonce, max_age, skew, grace)
     if len(found) == 1:
@@ -172,7 +169,7 @@ def _answers_about(
 @lru_cache(maxsize=512)
 def _is_about(response: bytes, certificate: bytes, issuer: bytes) -> bool:
     asked = read_ocsp_answer(response).cert_id
-    subject, authority = _read_certificate(certificate), _read_certificate(issuer)
+    subject, authority = read_kept_certificate(certificate), read_kept_certificate(issuer)
     return asked == cert_id(subject, authority, asked.hash_name)
 
 
@@ -193,7 +190,7 @@ def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Exp
 @lru_cache(maxsize=512)
 def _check_signed(response: bytes, issuer: bytes) -> None:
     """Check the responder's certificate and the signature, which depend on no time."""
-    answer, authority = read_ocsp_answer(response), _read_certificate(issuer)
+    answer, authority = read_ocsp_answer(response), read_kept_certificate(issuer)
     responder = answer.responder
     named, issued_by = ("OCSP responder", responder), ("the issuer of the certificate", authority)
     try:
