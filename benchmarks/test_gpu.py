@@ -76,8 +76,8 @@ class Machine:
 
     def verify(self, nonce: bytes, raw: bytes) -> int:
         """Verify evidence; return the number of devices."""
-        given = {"endorsements": self.endorsements, "roots": self.roots}
-        return len(verify(raw, nonce=nonce, now=NOW, **given).devices)
+        found = verify(raw, nonce=nonce, now=NOW, endorsements=self.endorsements, roots=self.roots)
+        return len(found.devices)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def in_new_processes(folder: Path, count: int) -> float:
     machine = Machine(8, 1)
     (nonce, raw), path = machine.pieces[0], folder / "machine"
     path.write_bytes(pickle.dumps((raw, nonce, NOW, machine.endorsements, machine.roots)))
-    command = [sys.executable, "-c", NEW_PROCESS, path]
+    command = [sys.executable, "-c", NEW_PROCESS, str(path)]
     runs = [subprocess.run(command, check=True, capture_output=True) for _ in range(count)]
     return 1000 * median(float(run.stdout) for run in runs)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS
+from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS, KeptStatuses
 from attestkit._formats import strict_json
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
@@ -56,6 +56,8 @@ class GpuEndorsements:
     ocsp: tuple[bytes, ...] = field(default=(), repr=False)
     jwks: bytes | None = field(default=None, repr=False)
     nras: tuple[bytes, ...] = field(default=(), repr=False)
+    # Of certificates, by the OCSP answers; for a verification.
+    ocsp_statuses: KeptStatuses = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check numbers and sizes.
@@ -84,6 +86,7 @@ class GpuEndorsements:
             _check_size(f"NRAS answer {at}", answer, MAX_BUNDLE)
         if self.jwks is not None:
             _check_size("keys", self.jwks, MAX_JWKS)
+        object.__setattr__(self, "ocsp_statuses", KeptStatuses(self.ocsp))
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "GpuEndorsements":

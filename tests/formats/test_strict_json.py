@@ -1,7 +1,11 @@
 """Strict JSON: nesting is limited before parsing, and ambiguous documents are rejected."""
 
+import binascii
+import contextlib
+import itertools
 import json
 import sys
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -247,6 +251,21 @@ def test_from_base64_of_invalid_base64_fails(value: object, reason: str) -> None
     with raises(FormatError, reason, start="field: "):
         strict_json.from_base64(value, "field")
     assert strict_json.from_base64("YQ==", "field") == b"a"
+
+
+@pytest.mark.parametrize("size", range(6))
+def test_from_base64_accepts_what_encoding_returns_alone(size: int) -> None:
+    """Of all texts over a small alphabet, those are accepted that their bytes encode to."""
+    for letters in itertools.product("AQw/=\n ", repeat=size):
+        text = "".join(letters)
+        try:
+            found = strict_json.from_base64(text, "field")
+        except FormatError:
+            with contextlib.suppress(ValueError):
+                again = b64encode(binascii.a2b_base64(text)).decode()
+                assert again != text, "refused, but canonical"
+        else:
+            assert b64encode(found).decode() == text
 
 
 @pytest.mark.parametrize(

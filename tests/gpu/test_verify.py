@@ -7,11 +7,14 @@ from typing import Any, Final
 
 import pytest
 
+from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.pem import split_pem
 from attestkit.backends.simulator.gpu.deviations import OcspFault, add_field
+from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.gpu_pki import GpuPki
 from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.device.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.endorsements import GpuEndorsements
@@ -255,6 +258,28 @@ def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
     assert found.not_proven == ("gpu_revocation",)
     with pytest.raises(GpuEvidenceError):
         verify_machine(machine(fault="ocsp-brom-revoked"), rules=GpuRules(allow_hold=True))
+
+
+def test_each_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What devices share is verified once; of a known machine, only the reports are verified."""
+    verified: list[tuple[bytes, bytes]] = []
+    original = P384PublicKey.verify_der
+
+    def verify_der(self: P384PublicKey, signature: bytes, signed: bytes) -> None:
+        verified.append((signature, signed))
+        original(self, signature, signed)
+
+    monkeypatch.setattr(P384PublicKey, "verify_der", verify_der)
+    gpus = SimulatedGpus(b"\x77" * 32, GpuConfig(8))  # of which no other test is
+    verify_machine(gpus)
+    assert len({*verified}) == len(verified) > 12 * 3
+    for nonce in (b"\1" * 32, b"\2" * 32):
+        verified.clear()
+        evidence = gpus.evidence(nonce)
+        found = verify_machine(gpus, evidence.raw, nonce=nonce)
+        assert len(found.devices) == 12
+        signed = [device.report[:-96] for device in evidence.devices]
+        assert sorted(data for _, data in verified) == sorted(signed)
 
 
 def test_nul_after_signature_is_accepted_by_rule() -> None:

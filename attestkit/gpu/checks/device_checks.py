@@ -2,12 +2,12 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._crypto.x509.ocsp import OcspStatus, check_ocsp
+from attestkit._crypto.x509.ocsp import OcspStatus
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -41,8 +41,6 @@ class DeviceChecks:
     endorsements: "GpuEndorsements"
     roots: "GpuRoots"
     rules: "GpuRules"
-    # Outcome by certificate and issuer, which devices share.
-    ocsp_known: dict[tuple[bytes, bytes], OcspStatus] = field(default_factory=dict)
 
 
 class CheckedDevice(NamedTuple):
@@ -180,9 +178,6 @@ def check_revocation(
 def _ocsp_status(
     name: str, subject: "PathCertificate", issuer: "PathCertificate", checks: DeviceChecks
 ) -> OcspStatus:
-    key = subject.der, issuer.der
-    if (known := checks.ocsp_known.get(key)) is not None:
-        return known
     answers = checks.endorsements.ocsp
     if not answers:
         message = (
@@ -191,13 +186,9 @@ def _ocsp_status(
         )
         raise CollateralError(message, reason="missing")
     try:
-        found = check_ocsp(
-            answers,
-            subject.der,
-            issuer.der,
-            checks.now,
-            max_age=checks.rules.max_ocsp_age,
-            grace=checks.rules.ocsp_grace or _NO_GRACE,
+        rules = checks.rules
+        return checks.endorsements.ocsp_statuses.check(
+            subject.der, issuer.der, checks.now, rules.max_ocsp_age, rules.ocsp_grace or _NO_GRACE
         )
     except CollateralExpiredError:
         raise
@@ -205,8 +196,6 @@ def _ocsp_status(
         # Not a gap: the answer in place of this one may be about another certificate.
         message = f"OCSP: none of the {len(answers)} answers is about the certificate of {name}"
         raise VerificationError(message, reason="device_ocsp") from error
-    checks.ocsp_known[key] = found
-    return found
 
 
 def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import pickle
 import re
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -18,10 +19,12 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.ocsp import (
     CLOCK_SKEW,
     MAX_ANSWERS,
+    KeptStatuses,
     OcspStatus,
     check_ocsp,
     write_ocsp_error,
 )
+from attestkit._crypto.x509.ocsp import check as ocsp_check
 from attestkit._crypto.x509.ocsp.check import MAX_CHECKED
 from attestkit.errors import (
     AttestKitError,
@@ -265,6 +268,63 @@ def test_check_ocsp_of_several_answers_newest_or_revocation_counts() -> None:
     assert check(bytes(forged), good).status == "good"
     with pytest.raises(SignatureError):
         check(bytes(forged))
+
+
+def test_kept_status_is_that_of_a_new_check_at_every_time() -> None:
+    """A kept status holds exactly as long as its answer, the responder, age and grace allow."""
+    second, until = timedelta(seconds=1), NOW + HOUR
+    short = certificate_of(
+        "responder", "issuer", usages=SIGNING, extensions=(END_ENTITY,), until=until
+    )
+    subject, issuer = der(subject_certificate()), der(issuer_certificate())
+    ends = (NOW - CLOCK_SKEW, NOW, until, NOW + DAY + CLOCK_SKEW, NOW + DAY + HOUR + CLOCK_SKEW)
+    times = [end + step for end in ends for step in (-second, timedelta(), second)]
+    for answer in (answer_about(), answer_about(responder=responder_of(short))):
+        kept = KeptStatuses([answer])
+        for options in ({}, {"max_age": HOUR}, {"grace": HOUR}, {"grace": timedelta.max}):
+            for now in (NOW + MINUTE, *times, *reversed(times)):
+                try:
+                    expected: object = check(answer, now=now, **options)
+                except CollateralExpiredError as error:
+                    with raises(CollateralExpiredError, error.reason):
+                        kept.check(subject, issuer, now, **options)
+                else:
+                    assert kept.check(subject, issuer, now, **options) == expected
+
+
+def test_kept_status_of_several_answers_changes_with_the_time() -> None:
+    """A newer answer counts as soon as it is valid, so such a status is not kept."""
+    good = answer_about(this_update=NOW - DAY, validity=3 * DAY)
+    revoked = answer_about(this_update=NOW + DAY, status="revoked", reason="key_compromise")
+    subject, issuer = der(subject_certificate()), der(issuer_certificate())
+    kept = KeptStatuses([good, revoked])
+    found = [kept.check(subject, issuer, NOW + hours * HOUR).status for hours in (1, 25, 1)]
+    assert found == ["good", "revoked", "good"]
+
+
+def test_kept_statuses_are_limited_and_not_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of kept statuses is limited; a copy has the answers alone."""
+    subject, issuer = der(subject_certificate()), der(issuer_certificate())
+    kept = KeptStatuses([answer_about()])
+    monkeypatch.setattr(ocsp_check, "MAX_ANSWERS", 2)
+    for hours in range(2, 7):
+        kept.check(subject, issuer, NOW + HOUR, max_age=hours * HOUR)
+        assert 1 <= len(kept._kept) <= 2
+    copied = pickle.loads(pickle.dumps(kept))
+    assert copied._kept == {}
+    assert copied.check(subject, issuer, NOW + HOUR).status == "good"
+
+
+def test_kept_statuses_keep_no_refusal() -> None:
+    """A certificate that the responder does not know, or whose answer is forged, stays refused."""
+    subject, issuer = der(subject_certificate()), der(issuer_certificate())
+    forged = bytearray(answer_about())
+    forged[-1] ^= 1
+    for answer in (answer_about(status="unknown"), bytes(forged)):
+        kept = KeptStatuses([answer])
+        for _ in range(2):
+            with pytest.raises(SignatureError):
+                kept.check(subject, issuer, NOW + HOUR)
 
 
 def test_check_ocsp_malformed_answer_is_named_if_none_else_is_about_the_certificate() -> None:

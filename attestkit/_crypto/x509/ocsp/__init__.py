@@ -17,6 +17,7 @@ from attestkit._crypto.x509.ocsp.answer_writer import (
 from attestkit._crypto.x509.ocsp.check import (
     CLOCK_SKEW,
     MAX_ANSWERS,
+    KeptStatuses,
     OcspStatus,
     check_ocsp,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_ANSWER",
     "MAX_ANSWERS",
     "CertId",
+    "KeptStatuses",
     "OcspAnswer",
     "OcspHash",
     "OcspRequest",

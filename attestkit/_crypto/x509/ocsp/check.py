@@ -106,13 +106,65 @@ def check_ocsp(
     if len(responses) > MAX_ANSWERS:
         message = f"OCSP answers: {len(responses)}, at most {MAX_ANSWERS}"
         raise UsageError(message, reason="too_many")
+    expected = _Expected(now, nonce, max_age, skew, grace)
+    return _find_status(responses, certificate, issuer, expected)[0]
+
+
+class KeptStatuses:
+    """Statuses of certificates by answers, each kept for the period in which it is the same."""
+
+    def __init__(self, responses: Sequence[bytes]) -> None:
+        self._responses = tuple(responses)
+        # A status, its first and its last time, by certificate, issuer, and options.
+        self._kept: dict[tuple[object, ...], tuple[OcspStatus, datetime, datetime]] = {}
+
+    def check(
+        self,
+        certificate: bytes,
+        issuer: bytes,
+        now: datetime,
+        max_age: timedelta | None = None,
+        grace: timedelta = timedelta(),
+    ) -> OcspStatus:
+        """Return the status of a certificate; see `check_ocsp`."""
+        key = certificate, issuer, max_age, grace
+        kept = self._kept.get(key)
+        if kept is not None and kept[1] <= now <= kept[2]:
+            return kept[0]
+        expected = _Expected(now, None, max_age, CLOCK_SKEW, grace)
+        status, answer = _find_status(self._responses, certificate, issuer, expected)
+        if answer is not None and (period := _accepted_period(answer, expected)) is not None:
+            if len(self._kept) >= MAX_ANSWERS:
+                self._kept.clear()
+            self._kept[key] = status, *period
+        return status
+
+    def __reduce__(self) -> tuple[type["KeptStatuses"], tuple[tuple[bytes, ...]]]:
+        return KeptStatuses, (self._responses,)
+
+
+def _accepted_period(answer: OcspAnswer, expected: _Expected) -> tuple[datetime, datetime] | None:
+    """Return first and last time at which `_check_times` accepts an answer, if they are times."""
+    _, _, max_age, skew, grace = expected
+    responder = answer.responder
+    try:
+        first, last = answer.this_update - skew, answer.next_update + skew + grace
+        last = last if max_age is None else min(last, answer.this_update + max_age)
+    except OverflowError:
+        return None
+    return max(first, responder.valid_from), min(last, responder.valid_until)
+
+
+def _find_status(
+    responses: Sequence[bytes], certificate: bytes, issuer: bytes, expected: _Expected
+) -> tuple[OcspStatus, OcspAnswer | None]:
+    """Return the status of a certificate, and the answer if only one is about it."""
     subject, authority = read_kept_certificate(certificate), read_kept_certificate(issuer)
     found = _answers_about(responses, subject, authority)
-    expected = _Expected(now, nonce, max_age, skew, grace)
     if len(found) == 1:
         _check_answer(found[0], authority, expected)
-        return _read_status(found[0].der)
-    return _choose_status(found, authority, expected)
+        return _read_status(found[0].der), found[0]
+    return _choose_status(found, authority, expected), None
 
 
 def _choose_status(
