@@ -281,7 +281,7 @@ def test_kept_status_is_that_of_a_new_check_at_every_time() -> None:
     times = [end + step for end in ends for step in (-second, timedelta(), second)]
     for answer in (answer_about(), answer_about(responder=responder_of(short))):
         kept = KeptStatuses([answer])
-        for options in ({}, {"max_age": HOUR}, {"grace": HOUR}, {"grace": timedelta.max}):
+        for options in ({}, {"max_age": HOUR}, {"grace": HOUR}, {"grace": timedelta.max}, {}):
             for now in (NOW + MINUTE, *times, *reversed(times)):
                 try:
                     expected: object = check(answer, now=now, **options)
