@@ -1,5 +1,5 @@
 /*
- * Stub of NVIDIA's libnvidia-ml.so.1: the calls for evidence of GPUs.
+ * Stub of NVIDIA's libnvidia-ml.so.1: the calls for evidence and telemetry of GPUs.
  *
  * Names, structures and codes are those of NVML (nvidia-gpu.md, section 1.1). All answers come from
  * the server; this file checks arguments and sizes only.
@@ -18,6 +18,7 @@
 #define CEC_REPORT_SIZE 0x1000u
 #define SETTINGS_VERSION 0x1000014u
 #define PDI_VERSION 0x1000010u
+#define TEMPERATURE_GPU 0 /* the only sensor */
 
 typedef int nvmlReturn_t;
 typedef char *nvmlDevice_t; /* opaque to callers: the address of an element of `handles` */
@@ -62,6 +63,21 @@ struct pdi {
     unsigned long long value;
 };
 
+struct pci_info {
+    char legacy_bus_id[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char bus_id[32];
+};
+
+struct utilization {
+    unsigned gpu, memory; /* percent */
+};
+
+struct memory {
+    unsigned long long total, free, used; /* bytes */
+};
+
+_Static_assert(sizeof(struct pci_info) == 68, "pci info");
 _Static_assert(sizeof(struct system_settings) == (SETTINGS_VERSION & 0xFFFFFFu), "settings");
 _Static_assert(sizeof(struct pdi) == (PDI_VERSION & 0xFFFFFFu), "pdi");
 _Static_assert(sizeof(struct gpu_certificate) == 8 + 0x1000 + 0x1400, "certificate");
@@ -245,6 +261,36 @@ EXPORT nvmlReturn_t nvmlDeviceGetPdi(nvmlDevice_t device, struct pdi *pdi)
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     return ask_value(STUB_DEVICE_PDI, index_of(device), pdi ? &pdi->value : NULL,
                      sizeof pdi->value);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, struct pci_info *pci)
+{
+    if (!pci)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    memset(pci, 0, sizeof *pci);
+    return ask_text(STUB_DEVICE_PCI_BUS_ID, index_of(device), pci->bus_id, sizeof pci->bus_id);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, struct utilization *rates)
+{
+    return ask_value(STUB_DEVICE_UTILIZATION, index_of(device), rates, sizeof *rates);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct memory *memory)
+{
+    return ask_value(STUB_DEVICE_MEMORY, index_of(device), memory, sizeof *memory);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned *celsius)
+{
+    if (sensor != TEMPERATURE_GPU)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    return ask_value(STUB_DEVICE_TEMPERATURE, index_of(device), celsius, sizeof *celsius);
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned *milliwatts)
+{
+    return ask_value(STUB_DEVICE_POWER_USAGE, index_of(device), milliwatts, sizeof *milliwatts);
 }
 
 EXPORT nvmlReturn_t nvmlSystemGetConfComputeCapabilities(struct system_caps *caps)

@@ -46,7 +46,7 @@ class SimulatedStubMachine:
         return self._simulated.report(self._switches[index], nonce)
 
     def _describe(self, device: "SimulatedDevice") -> StubDevice:
-        architecture = device.model.architecture
+        architecture, telemetry = device.model.architecture, device.telemetry
         return StubDevice(
             _ARCHITECTURES[architecture],
             self._simulated.chain_pem(device),
@@ -54,6 +54,11 @@ class SimulatedStubMachine:
             device.device.pdi,
             device.model.vbios.lower(),
             _NAMES[architecture],
+            telemetry.pci_bus_id,
+            telemetry.utilization or (0, 0),
+            telemetry.memory or (0, 0, 0),
+            telemetry.temperature or 0,
+            telemetry.power_usage or 0,
         )
 
 

@@ -53,6 +53,11 @@ class StubCall(IntEnum):
     CC_SET_READY_STATE = 16
     DEVICE_CERTIFICATE = 17
     DEVICE_REPORT = 18
+    DEVICE_PCI_BUS_ID = 19
+    DEVICE_UTILIZATION = 20
+    DEVICE_MEMORY = 21
+    DEVICE_TEMPERATURE = 22
+    DEVICE_POWER_USAGE = 23
     SWITCH_SESSION = 32
     SWITCH_UUIDS = 33
     SWITCH_ARCHITECTURE = 34
@@ -76,6 +81,11 @@ class StubDevice:
     pdi: bytes = bytes(8)
     vbios_version: str = ""  # "96.00.9f.00.01"
     name: str = ""
+    pci_bus_id: str = ""  # "00000000:0A:00.0"
+    utilization: tuple[int, int] = (0, 0)  # of processors and memory, in percent
+    memory: tuple[int, int, int] = (0, 0, 0)  # total, used and free, in bytes
+    temperature: int = 0  # degrees Celsius
+    power_usage: int = 0  # milliwatts
 
 
 class StubMachine(Protocol):
@@ -246,6 +256,11 @@ def _uuid_text(device: StubDevice, _index: int) -> bytes:
     return f"GPU-{'-'.join(parts)}".encode()
 
 
+def _memory(device: StubDevice, _index: int) -> bytes:
+    total, used, free = device.memory
+    return struct.pack("=3Q", total, free, used)  # the order of NVML's structure
+
+
 _OF_SYSTEM: Final[dict[StubCall, Callable[[StubMachine, StubState, int], bytes]]] = {
     StubCall.INIT: lambda *_: b"",
     StubCall.SHUTDOWN: lambda *_: b"",
@@ -271,6 +286,11 @@ _OF_DEVICE: Final[dict[StubCall, Callable[[StubDevice, int], bytes]]] = {
     StubCall.DEVICE_UUID: _uuid_text,
     StubCall.DEVICE_VBIOS_VERSION: lambda device, _: device.vbios_version.encode(),
     StubCall.DEVICE_PDI: lambda device, _: struct.pack("=Q", int.from_bytes(device.pdi, "big")),
+    StubCall.DEVICE_PCI_BUS_ID: lambda device, _: device.pci_bus_id.encode(),
+    StubCall.DEVICE_UTILIZATION: lambda device, _: _numbers(*device.utilization),
+    StubCall.DEVICE_MEMORY: _memory,
+    StubCall.DEVICE_TEMPERATURE: lambda device, _: _numbers(device.temperature),
+    StubCall.DEVICE_POWER_USAGE: lambda device, _: _numbers(device.power_usage),
     StubCall.DEVICE_CERTIFICATE: lambda device, _: device.certificates,
     StubCall.SWITCH_ARCHITECTURE: lambda device, _: struct.pack("=b", device.architecture),
     StubCall.SWITCH_CERTIFICATE: lambda device, _: device.certificates,

@@ -1,6 +1,6 @@
-"""NVIDIA's management library NVML, as far as evidence of GPUs needs it, through nvidia-ml-py.
+"""NVIDIA's management library NVML, as far as evidence and telemetry of GPUs need it.
 
-Calls, structures and codes: nvidia-gpu.md, section 1.1.
+It is called through nvidia-ml-py. Calls, structures and codes: nvidia-gpu.md, section 1.1.
 """
 
 import contextlib
@@ -243,6 +243,38 @@ class Nvml:
             nonce,
         )
         return _content(subject, found.attestationReport, found.attestationReportSize)
+
+    def uuid(self, index: int) -> str:
+        """Return the UUID of a GPU of any architecture: "GPU-00010203-…"."""
+        return self._text(f"GPU {index}: UUID", self._nvml.nvmlDeviceGetUUID, self._handle(index))
+
+    def pci_bus_id(self, index: int) -> str:
+        """Return the PCI address of a GPU: "00000000:0A:00.0"."""
+        subject, handle = f"GPU {index}: PCI address", self._handle(index)
+        return self._text(subject, lambda: self._nvml.nvmlDeviceGetPciInfo(handle).busId)
+
+    def utilization(self, index: int) -> tuple[int, int]:
+        """Return how busy processors and memory of a GPU were lately, each in percent."""
+        subject, handle = f"GPU {index}: utilization", self._handle(index)
+        found = self._call(subject, self._nvml.nvmlDeviceGetUtilizationRates, handle)
+        return found.gpu, found.memory
+
+    def memory(self, index: int) -> tuple[int, int, int]:
+        """Return total, used and free memory of a GPU in bytes."""
+        subject, handle = f"GPU {index}: memory", self._handle(index)
+        found = self._call(subject, self._nvml.nvmlDeviceGetMemoryInfo, handle)
+        return found.total, found.used, found.free
+
+    def temperature(self, index: int) -> int:
+        """Return the temperature of a GPU in degrees Celsius."""
+        nvml, handle = self._nvml, self._handle(index)
+        subject, sensor = f"GPU {index}: temperature", nvml.NVML_TEMPERATURE_GPU
+        return int(self._call(subject, nvml.nvmlDeviceGetTemperature, handle, sensor))
+
+    def power_usage(self, index: int) -> int:
+        """Return the power that a GPU draws in milliwatts."""
+        subject, handle = f"GPU {index}: power", self._handle(index)
+        return int(self._call(subject, self._nvml.nvmlDeviceGetPowerUsage, handle))
 
     def _handle(self, index: int) -> object:
         return self._call(f"GPU {index}", self._nvml.nvmlDeviceGetHandleByIndex, index)

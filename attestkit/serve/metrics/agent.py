@@ -41,7 +41,8 @@ class AgentMetrics:
         except AttestKitError as error:
             raise backend_error("Failed to get system info", error) from error
         events = await self._count(guest)
-        system = encode_system_metrics(figures)
+        gpus = await guest.gpus.sample(wait=_DEVICE_SECONDS)
+        system = encode_system_metrics(figures, gpus)
         return ViewResponse(CONTENT_TYPE, system + encode_metrics(_families(guest, events)))
 
     async def _count(self, guest: Guest) -> int | None:

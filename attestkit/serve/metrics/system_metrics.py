@@ -5,130 +5,136 @@ there (guest-agent-v1.md, section 7.4). The format differs from prometheus-clien
 without a fraction, a space after the comma between labels, an empty line between families.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
+from attestkit.serve.gpu_sampler import GpuSample
 from attestkit.serve.machine_info import Disk, Figures
+from attestkit.serve.metrics.gpu_metrics import gpu_families
+from attestkit.serve.metrics.text_format import MetricFamily, encode_family
 
 _SEPARATOR: Final = "# The metrics below are deprecated; their help names the replacements.\n"
 
 
-class _Family(NamedTuple):
-    """Name of a metric family, without its prefix, and its HELP text."""
-
-    name: str
-    description: str
-
-
-_INFO: Final = _Family("dstack_guest_info", "Static system information: OS, kernel and CPU model.")
+_INFO: Final = MetricFamily(
+    "dstack_guest_info", "Static system information: OS, kernel and CPU model."
+)
 # Deprecated families, by attribute of Figures; their names are labels of `_INFO`.
 _LABELS: Final = {
-    "os_name": _Family("os_name", "Operating system name"),
-    "os_version": _Family("os_version", "Operating system version"),
-    "kernel": _Family("kernel_version", "Kernel version"),
-    "cpu": _Family("cpu_model", "CPU model information"),
+    "os_name": MetricFamily("os_name", "Operating system name"),
+    "os_version": MetricFamily("os_version", "Operating system version"),
+    "kernel": MetricFamily("kernel_version", "Kernel version"),
+    "cpu": MetricFamily("cpu_model", "CPU model information"),
 }
 # The family and the deprecated one of each value, by attribute of Figures.
 _SYSTEM: Final = {
     "cpus": (
-        _Family("cpus", "Number of logical CPUs."),
-        _Family("num_cpus", "Number of logical CPUs"),
+        MetricFamily("cpus", "Number of logical CPUs."),
+        MetricFamily("num_cpus", "Number of logical CPUs"),
     ),
     "memory.total": (
-        _Family("memory_total_bytes", "Total memory in bytes."),
-        _Family("memory_total", "Total memory in bytes"),
+        MetricFamily("memory_total_bytes", "Total memory in bytes."),
+        MetricFamily("memory_total", "Total memory in bytes"),
     ),
     "memory.available": (
-        _Family("memory_available_bytes", "Available memory in bytes."),
-        _Family("memory_available", "Available memory in bytes"),
+        MetricFamily("memory_available_bytes", "Available memory in bytes."),
+        MetricFamily("memory_available", "Available memory in bytes"),
     ),
     "memory.used": (
-        _Family("memory_used_bytes", "Used memory in bytes."),
-        _Family("memory_used", "Used memory in bytes"),
+        MetricFamily("memory_used_bytes", "Used memory in bytes."),
+        MetricFamily("memory_used", "Used memory in bytes"),
     ),
     "memory.free": (
-        _Family("memory_free_bytes", "Free memory in bytes."),
-        _Family("memory_free", "Free memory in bytes"),
+        MetricFamily("memory_free_bytes", "Free memory in bytes."),
+        MetricFamily("memory_free", "Free memory in bytes"),
     ),
     "swap.total": (
-        _Family("swap_total_bytes", "Total swap in bytes."),
-        _Family("swap_total", "Total swap memory in bytes"),
+        MetricFamily("swap_total_bytes", "Total swap in bytes."),
+        MetricFamily("swap_total", "Total swap memory in bytes"),
     ),
     "swap.used": (
-        _Family("swap_used_bytes", "Used swap in bytes."),
-        _Family("swap_used", "Used swap memory in bytes"),
+        MetricFamily("swap_used_bytes", "Used swap in bytes."),
+        MetricFamily("swap_used", "Used swap memory in bytes"),
     ),
     "swap.free": (
-        _Family("swap_free_bytes", "Free swap in bytes."),
-        _Family("swap_free", "Free swap memory in bytes"),
+        MetricFamily("swap_free_bytes", "Free swap in bytes."),
+        MetricFamily("swap_free", "Free swap memory in bytes"),
     ),
     "uptime": (
-        _Family("uptime_seconds", "System uptime in seconds."),
-        _Family("uptime", "System uptime in seconds"),
+        MetricFamily("uptime_seconds", "System uptime in seconds."),
+        MetricFamily("uptime", "System uptime in seconds"),
     ),
     "load.one": (
-        _Family("load1", "System load average over 1 minute."),
-        _Family("load_average_1m", "System load average (1 minute)"),
+        MetricFamily("load1", "System load average over 1 minute."),
+        MetricFamily("load_average_1m", "System load average (1 minute)"),
     ),
     "load.five": (
-        _Family("load5", "System load average over 5 minutes."),
-        _Family("load_average_5m", "System load average (5 minutes)"),
+        MetricFamily("load5", "System load average over 5 minutes."),
+        MetricFamily("load_average_5m", "System load average (5 minutes)"),
     ),
     "load.fifteen": (
-        _Family("load15", "System load average over 15 minutes."),
-        _Family("load_average_15m", "System load average (15 minutes)"),
+        MetricFamily("load15", "System load average over 15 minutes."),
+        MetricFamily("load_average_15m", "System load average (15 minutes)"),
     ),
 }
 # The same for each disk, by attribute of Disk.
 _DISK: Final = {
     "total": (
-        _Family("total_bytes", "Disk size in bytes."),
-        _Family("total_size", "Disk total size in bytes"),
+        MetricFamily("total_bytes", "Disk size in bytes."),
+        MetricFamily("total_size", "Disk total size in bytes"),
     ),
     "free": (
-        _Family("free_bytes", "Free disk space in bytes."),
-        _Family("free_size", "Disk free size in bytes"),
+        MetricFamily("free_bytes", "Free disk space in bytes."),
+        MetricFamily("free_size", "Disk free size in bytes"),
     ),
     "used": (
-        _Family("used_bytes", "Used disk space in bytes."),
-        _Family("used_size", "Disk used size in bytes"),
+        MetricFamily("used_bytes", "Used disk space in bytes."),
+        MetricFamily("used_size", "Disk used size in bytes"),
     ),
     "percentage": (
-        _Family("used_ratio", "Used fraction of the disk, 0 to 1."),
-        _Family("usage_percentage", "Disk usage percentage"),
+        MetricFamily("used_ratio", "Used fraction of the disk, 0 to 1."),
+        MetricFamily("usage_percentage", "Disk usage percentage"),
     ),
 }
 
 
-def encode_system_metrics(figures: Figures) -> bytes:
-    """Return the system metrics in the Prometheus text format, with an empty line at the end."""
+def encode_system_metrics(figures: Figures, gpus: GpuSample | None = None) -> bytes:
+    """Return the system metrics in the Prometheus text format, with an empty line at the end.
+
+    Args:
+        figures: The values of the machine.
+        gpus: Those of its GPUs; None: without families of GPUs.
+    """
     new, old = _families(figures), _deprecated_families(figures)
-    return "\n".join([*new, _SEPARATOR, *old, ""]).encode()
+    of_gpus = () if gpus is None else gpu_families(gpus)
+    return "\n".join([*new, *of_gpus, _SEPARATOR, *old, ""]).encode()
 
 
 def _families(figures: Figures) -> Iterator[str]:
     labels = {old.name: attrgetter(attribute)(figures) for attribute, old in _LABELS.items()}
-    yield _encode(*_INFO, [(labels, 1)])
+    yield encode_family(*_INFO, [(labels, 1)])
     for attribute, (family, _) in _SYSTEM.items():
         value = _in_unit(attribute, figures)
-        yield _encode(f"dstack_guest_{family.name}", family.description, [({}, value)])
+        yield encode_family(f"dstack_guest_{family.name}", family.description, [({}, value)])
     for attribute, (family, _) in _DISK.items():
         samples = [(_labels(disk), _in_unit(attribute, disk)) for disk in figures.disks]
-        yield _encode(f"dstack_guest_disk_{family.name}", family.description, samples)
+        yield encode_family(f"dstack_guest_disk_{family.name}", family.description, samples)
 
 
 def _deprecated_families(figures: Figures) -> Iterator[str]:
     for attribute, old in _LABELS.items():
         sample = {old.name: attrgetter(attribute)(figures)}, 1
-        yield _encode(f"system_{old.name}", _deprecated(old, _INFO.name), [sample])
+        yield encode_family(f"system_{old.name}", _deprecated(old, _INFO.name), [sample])
     for attribute, (family, old) in _SYSTEM.items():
         description = _deprecated(old, f"dstack_guest_{family.name}")
-        yield _encode(f"system_{old.name}", description, [({}, attrgetter(attribute)(figures))])
+        yield encode_family(
+            f"system_{old.name}", description, [({}, attrgetter(attribute)(figures))]
+        )
     for attribute, (family, old) in _DISK.items():
         description = _deprecated(old, f"dstack_guest_disk_{family.name}")
         samples = [(_labels(disk), getattr(disk, attribute)) for disk in figures.disks]
-        yield _encode(f"disk_{old.name}", description, samples)
+        yield encode_family(f"disk_{old.name}", description, samples)
 
 
 def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
@@ -139,25 +145,9 @@ def _in_unit(attribute: str, source: Figures | Disk) -> float | str:
     return value / 100 if attribute == "percentage" else value
 
 
-def _deprecated(family: _Family, replacement: str) -> str:
+def _deprecated(family: MetricFamily, replacement: str) -> str:
     return f"{family.description} (deprecated: use {replacement})"
 
 
 def _labels(disk: Disk) -> dict[str, str]:
     return {"name": disk.name, "mount_point": disk.mount_point}
-
-
-def _encode(
-    name: str, description: str, samples: Iterable[tuple[Mapping[str, str], float | str]]
-) -> str:
-    """Return a family of gauges in the text format."""
-    lines = [f"# HELP {name} {description}", f"# TYPE {name} gauge"]
-    for labels, value in samples:
-        inside = ", ".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-        whole = int(value) if isinstance(value, float) and value == int(value) else value
-        lines.append(f"{name}{{{inside}}} {whole}" if inside else f"{name} {whole}")
-    return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -25,6 +25,7 @@ from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Stats
 from attestkit.serve.docker.engine import DOCKER, ContainerEngine
+from attestkit.serve.gpu_sampler import GpuSampler
 from attestkit.serve.health.app_health import make_monitor
 from attestkit.serve.health.verdict import HEALTHY, HealthVerdict
 from attestkit.serve.machine_info import DATA_DISKS, Machine
@@ -155,6 +156,7 @@ class Guest:
         self.has_emit_event = has_emit_event
         # Simulated images of older agents write an array, which v1 never did.
         self._app_info_array = getattr(attester.backend, "app_info_array", None)
+        self.gpus: GpuSampler = GpuSampler(attester.backend, simulated=simulated)
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from attestkit.attester.gpu_source import collect_gpu_evidence
 from attestkit.errors import BackendUnavailableError, UnsupportedError
-from attestkit.serve.rpc.messages_guest_api import Gpu, GpuInfo
 from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.context import Guest
 
@@ -22,7 +21,6 @@ class _SimulatedMachine(Protocol):
     has_gpus: bool
 
     def gpu_boot_evidence(self) -> bytes: ...
-    def gpu_names(self) -> tuple[tuple[str, str], ...]: ...
 
 
 def collect_output(guest: Guest, nonce: bytes) -> bytes:
@@ -48,18 +46,6 @@ def boot_output(guest: Guest) -> bytes | None:
     """Return the output of `nvattest attest` at boot; None if there is none."""
     machine = _simulated(guest)
     return guest.machine.boot_gpu_evidence() if machine is None else machine.gpu_boot_evidence()
-
-
-def list_gpus(guest: Guest) -> GpuInfo:
-    """Return the GPUs of a simulated machine; those of hardware are not read."""
-    machine = _simulated(guest)
-    if machine is None:
-        return GpuInfo()
-    gpus = [
-        Gpu(index=at, uuid=uuid, pci_bus_id=address)
-        for at, (uuid, address) in enumerate(machine.gpu_names())
-    ]
-    return GpuInfo(tuple(gpus), cc_ready=True, cc_enabled=True, sample_age_ms=0)
 
 
 def _simulated(guest: Guest) -> _SimulatedMachine | None:

@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit._system.power_off import power_off
 from attestkit.errors import UsageError
@@ -16,6 +16,7 @@ from attestkit.serve.rpc.messages_guest_api import (
     ContainerList,
     DiskInfo,
     Gateway,
+    Gpu,
     GpuInfo,
     GuestInfo,
     Interface,
@@ -25,8 +26,10 @@ from attestkit.serve.rpc.messages_guest_api import (
 )
 from attestkit.serve.rpc.service import Method, Service
 from attestkit.serve.rpc.statuses import MethodRefusedError
-from attestkit.serve.services import gpu_evidence
 from attestkit.serve.services.context import Guest
+
+if TYPE_CHECKING:
+    from attestkit.gpu.driver.telemetry import GpuTelemetry
 
 _HOST_CID: Final = "2"  # VMADDR_CID_HOST (vsock(7))
 _logger = logging.getLogger("attestkit.serve")
@@ -76,9 +79,31 @@ def _system_info(found: Figures) -> SystemInfo:
     )
 
 
-def _gpu_info(guest: Guest, _: None) -> GpuInfo:
-    """Return a simulated machine's GPUs; those of hardware are not read, as without a GPU."""
-    return gpu_evidence.list_gpus(guest)
+async def _gpu_info(guest: Guest, _: None) -> GpuInfo:
+    """Return the GPUs, as the driver or the simulator reports them; empty without GPUs."""
+    found = await guest.gpus.sample()
+    if found is None or not (found.gpus or found.error):
+        return GpuInfo()
+    return GpuInfo(
+        tuple([_gpu(gpu) for gpu in found.gpus]),
+        found.error,
+        found.ready,
+        found.enabled,
+        int(found.age * 1000),
+    )
+
+
+def _gpu(found: "GpuTelemetry") -> Gpu:
+    return Gpu(
+        found.index,
+        found.uuid,
+        found.pci_bus_id,
+        *(found.utilization or (None, None)),
+        *(found.memory or (None, None, None)),
+        found.temperature,
+        found.power_usage,
+        found.errors,
+    )
 
 
 def _network_info(_: Guest, __: None) -> NetworkInfo:
@@ -160,7 +185,7 @@ def make_service(*, shutdown: bool) -> Service:
         {
             "Info": Method(_info, device=True),
             "SysInfo": Method(_sys_info, waits=True),
-            "GpuInfo": Method(_gpu_info),
+            "GpuInfo": Method(_gpu_info, waits=True),
             "NetworkInfo": Method(_network_info),
             "ListContainers": Method(_list_containers, waits=True),
             "Shutdown": Method(partial(_shutdown, enabled=shutdown), post_only=True),

@@ -43,6 +43,11 @@ int nvmlDeviceGetVbiosVersion(void *device, char *text, unsigned length);
 int nvmlDeviceGetBoardId(void *device, unsigned *id);
 int nvmlDeviceGetArchitecture(void *device, unsigned *architecture);
 int nvmlDeviceGetPdi(void *device, void *pdi);
+int nvmlDeviceGetPciInfo_v3(void *device, void *pci);
+int nvmlDeviceGetUtilizationRates(void *device, void *rates);
+int nvmlDeviceGetMemoryInfo(void *device, void *memory);
+int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *celsius);
+int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts);
 int nvmlSystemGetConfComputeCapabilities(void *caps);
 int nvmlSystemGetConfComputeState(void *state);
 int nvmlSystemGetConfComputeSettings(void *settings);
@@ -127,6 +132,16 @@ static int architecture(void *device, void *found)
     return nvmlDeviceGetArchitecture(device, found);
 }
 
+static int temperature(void *device, void *found)
+{
+    return nvmlDeviceGetTemperature(device, 0, found);
+}
+
+static int power_usage(void *device, void *found)
+{
+    return nvmlDeviceGetPowerUsage(device, found);
+}
+
 static void call_nvml(void)
 {
     void *device = NULL;
@@ -142,6 +157,11 @@ static void call_nvml(void)
     call_device(device, board_id, 12, 0);
     call_device(device, architecture, 12, 0);
     call_device(device, nvmlDeviceGetPdi, 16, 0x1000010);
+    call_device(device, nvmlDeviceGetPciInfo_v3, 68, 0);
+    call_device(device, nvmlDeviceGetUtilizationRates, 12, 0);
+    call_device(device, nvmlDeviceGetMemoryInfo, 24, 0);
+    call_device(device, temperature, 12, 0);
+    call_device(device, power_usage, 12, 0);
     call_structure(nvmlSystemGetConfComputeCapabilities, 8, 0);
     call_structure(nvmlSystemGetConfComputeState, 12, 0);
     call_structure(nvmlSystemGetConfComputeSettings, 20, 0x1000014);

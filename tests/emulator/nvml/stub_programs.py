@@ -44,7 +44,19 @@ class FakeMachine:
 
     driver_version: str = "550.90.07"
     gpus: tuple[StubDevice, ...] = (
-        StubDevice(9, CHAIN, bytes(range(16)), b"\x48\xb0\2\3\4\5\6\7", "96.00.9f.00.01", "H100"),
+        StubDevice(
+            9,
+            CHAIN,
+            bytes(range(16)),
+            b"\x48\xb0\2\3\4\5\6\7",
+            "96.00.9f.00.01",
+            "H100",
+            pci_bus_id="00000000:0A:00.0",
+            utilization=(91, 17),
+            memory=(80 << 30, 30 << 30, 50 << 30),
+            temperature=61,
+            power_usage=350_125,
+        ),
         StubDevice(10, CHAIN, bytes(range(16, 32)), bytes(8), "97.00.82.00.12", "B200"),
     )
     switches: tuple[StubDevice, ...] = ()
@@ -147,7 +159,7 @@ import pynvml as n
 from ctypes import byref
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.gpu import collection
-from attestkit.gpu.driver import nscq, nvml
+from attestkit.gpu.driver import nscq, nvml, telemetry
 def device(index):
     return n.nvmlDeviceGetHandleByIndex(index)
 def settings():

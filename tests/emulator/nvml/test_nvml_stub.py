@@ -74,6 +74,20 @@ def test_stub_device_calls_return_the_device(driver: Driver) -> None:
     assert second["UUID"] == "GPU-10111213-1415-1617-1819-1a1b1c1d1e1f"
 
 
+def test_stub_telemetry_calls_return_the_values(driver: Driver) -> None:
+    """Address, utilization, memory, temperature and power are in NVML's structures."""
+    assert driver.evaluate("n.nvmlDeviceGetPciInfo(device(0)).busId") in (
+        "00000000:0A:00.0",
+        b"00000000:0A:00.0",
+    )
+    assert driver.evaluate("fields(n.nvmlDeviceGetUtilizationRates(device(0)))") == (91, 17)
+    memory = driver.evaluate("fields(n.nvmlDeviceGetMemoryInfo(device(0)))")
+    assert memory == (80 << 30, 50 << 30, 30 << 30)  # total, free, used
+    assert driver.evaluate("n.nvmlDeviceGetTemperature(device(0), n.NVML_TEMPERATURE_GPU)") == 61
+    assert driver.evaluate("n.nvmlDeviceGetTemperature(device(0), 1)") == ("nvml", 2)
+    assert driver.evaluate("n.nvmlDeviceGetPowerUsage(device(0))") == 350_125
+
+
 def test_stub_structures_have_the_sizes_of_nvml(driver: Driver) -> None:
     """Certificates and reports arrive in structures of 9,224 and 12,332 bytes."""
     certificate = "n.nvmlDeviceGetConfComputeGpuCertificate(device(0))"

@@ -99,12 +99,16 @@ def test_boot_evidence_is_in_the_event_log(dstack: Client, simulator: Simulator)
 
 
 def test_gpu_info_lists_gpus(guest: Guest, guest_client: GuestClient) -> None:
-    """GuestApi.GpuInfo has UUID and address of each GPU."""
+    """GuestApi.GpuInfo has UUID, address and values of each GPU of a simulated machine."""
     found = guest_client("guest_api", guest).get("/api/GpuInfo").json()
     assert [gpu["index"] for gpu in found["gpus"]] == [0, 1]
     assert all(gpu["uuid"].startswith("GPU-") for gpu in found["gpus"])
     assert len({gpu["pci_bus_id"] for gpu in found["gpus"]}) == 2
     assert (found["cc_ready"], found["cc_enabled"]) == (True, True)
+    first = found["gpus"][0]
+    assert (first["memory_total_bytes"], first["memory_used_bytes"]) == (80 << 30, 0)
+    assert (first["temperature_c"], first["utilization_gpu"], first["errors"]) == (30, 0, [])
+    assert found["sample_age_ms"] is not None
 
 
 def test_rim_service_returns_rims(pccs: Client, simulator: Simulator) -> None:

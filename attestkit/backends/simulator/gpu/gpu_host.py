@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
     from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
     from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots
+    from attestkit.gpu.driver.telemetry import MachineTelemetry
 
 
 class GpuHost:
@@ -69,9 +70,12 @@ class GpuHost:
         """
         return self.gpus.boot_output
 
-    def gpu_names(self) -> tuple[tuple[str, str], ...]:
-        """Return UUID and PCI address of each GPU; UnsupportedError if the machine has none."""
-        return tuple([(gpu.uuid, gpu.pci_bus_id) for gpu in self.gpus.gpus])
+    def gpu_telemetry(self) -> "MachineTelemetry":
+        """Return the telemetry of the idle GPUs; UnsupportedError if the machine has none."""
+        from attestkit.gpu.driver.telemetry import MachineTelemetry  # lazy
+
+        gpus = tuple([gpu.telemetry for gpu in self.gpus.gpus])
+        return MachineTelemetry(gpus, enabled=True, ready=True)
 
     @property
     def _gpu_attestation(self) -> bytes | None:

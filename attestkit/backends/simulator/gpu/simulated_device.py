@@ -18,9 +18,14 @@ from attestkit.backends.simulator.gpu.gpu_reports import (
 from attestkit.backends.simulator.pki.cloud_root import Derive
 from attestkit.gpu.device import opaque_data as fields
 from attestkit.gpu.device.opaque_data import OFF, ON
+from attestkit.gpu.driver.telemetry import GpuTelemetry
 
 _LINKS: Final = 18  # NVLinks of a GPU
 _PDIS: Final = 8  # GPUs in the report of a switch
+# Telemetry of an idle GPU: bytes of memory, degrees Celsius, milliwatts.
+_MEMORY: Final = {"HOPPER": 80 << 30, "BLACKWELL": 180 << 30}
+_TEMPERATURE: Final = 30
+_POWER_USAGE: Final = 70_000
 
 
 class Machine(NamedTuple):
@@ -74,6 +79,20 @@ class SimulatedDevice:
     def pci_bus_id(self) -> str:
         """The PCI address, as the driver reports it."""
         return f"00000000:{0x19 + self.position:02X}:00.0"
+
+    @property
+    def telemetry(self) -> GpuTelemetry:
+        """The values of an idle device; a switch has no memory."""
+        total = _MEMORY.get(self.model.architecture, 0)
+        return GpuTelemetry(
+            self.position,
+            self.uuid,
+            self.pci_bus_id,
+            utilization=(0, 0),
+            memory=(total, 0, total),
+            temperature=_TEMPERATURE,
+            power_usage=_POWER_USAGE,
+        )
 
     def content(self, nonce: bytes) -> ReportContent:
         """Return the content of a report over a nonce of 32 bytes."""
