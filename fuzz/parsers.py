@@ -273,7 +273,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "_system.untrusted_files": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
-    "backends.simulator.gpu.nras_service": "wraps read_devices, the target gpu_evidence",
+    "backends.simulator.gpu.services.nras": "wraps read_devices, the target gpu_evidence",
     "serve.verifier_service.ear": _DEVICE,
     "serve.health.status_file": "two lines, any content of which test_status_file.py tries",
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
-    from attestkit.gpu.binding import GpuBinding
+    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.collection import (
         GpuCollection,
         GpuModeWarning,
@@ -32,7 +32,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "binding": ["GpuBinding"],
+            "bound_evidence": ["GpuBinding"],
             "collection": [
                 *("GpuCollection", "GpuModeWarning", "collect", "collect_with_state"),
                 *("read_state", "set_ready"),

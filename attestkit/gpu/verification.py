@@ -18,9 +18,9 @@ from attestkit.gpu.checks.device_checks import (
     check_revocation,
     join_errors,
 )
-from attestkit.gpu.checks.device_steps import AppraisedDevice, device_steps
 from attestkit.gpu.checks.rim_checks import compare_device
 from attestkit.gpu.checks.topology import TopologyDevice, check_topology
+from attestkit.gpu.checks.verification_steps import AppraisedDevice, device_steps
 from attestkit.gpu.device.modes import check_modes, device_mode
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence

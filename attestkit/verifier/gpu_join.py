@@ -27,7 +27,7 @@ from attestkit.verifier.policy.rules import BOOT_END
 from attestkit.verifier.result import caution, passed, skipped
 
 if TYPE_CHECKING:
-    from attestkit.gpu.binding import GpuBinding
+    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.evidence import GpuEvidence
     from attestkit.gpu.nras.nvattest_output import NvattestOutput
@@ -128,7 +128,7 @@ def expected_report_data(
     """
     if gpu is None or gpu is False or isinstance(gpu, bytes):
         return ExpectedReportData.of(nonce, report_data)
-    from attestkit.gpu.binding import GpuBinding  # lazy: only with GPUs
+    from attestkit.gpu.bound_evidence import GpuBinding  # lazy: only with GPUs
 
     if not isinstance(gpu, GpuBinding):
         return ExpectedReportData.of(nonce, report_data)
@@ -255,7 +255,7 @@ class GpuJoin:
 
 def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
     # lazy: only with GPUs
-    from attestkit.gpu.binding import GpuBinding
+    from attestkit.gpu.bound_evidence import GpuBinding
     from attestkit.gpu.evidence import GpuEvidence
 
     if isinstance(given, GpuBinding):

@@ -13,8 +13,10 @@ from attestkit.backends.simulator.gpu.deviations import OcspFault, add_field
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.gpu_pki import GpuPki
-from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
-from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
+from attestkit.backends.simulator.gpu.services.ocsp_responder import (
+    ServedCertificate,
+    SimulatedOcsp,
+)
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.device.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.endorsements import GpuEndorsements

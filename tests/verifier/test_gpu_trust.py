@@ -7,7 +7,7 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, CollateralError, GpuEvidenceError, PolicyError
-from attestkit.gpu.binding import GpuBinding
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.gpu.evidence import GpuEvidence
 from attestkit.gpu.rules import GpuRules

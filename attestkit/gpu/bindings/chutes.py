@@ -9,8 +9,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import HASH_SIZE, check_nonce_size, read_answer
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence
 
 _WHAT: Final = "Chutes answer"

@@ -8,8 +8,8 @@ from typing import Any, Final
 from attestkit._crypto.hashes import digest
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError, UsageError
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import HASH_SIZE, read_answer, text_member
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 

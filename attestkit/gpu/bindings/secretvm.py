@@ -1,8 +1,8 @@
 """Evidence of SecretVM: a hash of the TLS key, and the nonce of the GPUs (nvidia-gpu.md, 6)."""
 
 from attestkit._argument_checks import require_bytes, require_size
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import HASH_SIZE, check_nonce_size
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence
 
 

@@ -12,7 +12,6 @@ from attestkit._argument_checks import utf8
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit.errors import FormatError
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import (
     HASH_SIZE,
     check_nonce_size,
@@ -20,6 +19,7 @@ from attestkit.gpu.bindings.answer_fields import (
     read_answer,
     text_member,
 )
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence, read_devices
 
 _WHAT: Final = "Tinfoil answer"

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings.answer_fields import (
     HASH_SIZE,
     check_nonce_size,
@@ -12,6 +11,7 @@ from attestkit.gpu.bindings.answer_fields import (
     read_answer,
     text_member,
 )
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence
 
 _WHAT: Final = "vllm-proxy answer"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from attestkit.errors import FormatError, UsageError
-from attestkit.gpu.binding import GpuBinding
 from attestkit.gpu.bindings import (
     read_chutes,
     read_coco,
@@ -20,6 +19,7 @@ from attestkit.gpu.bindings.chutes import chutes_report_data
 from attestkit.gpu.bindings.coco import canonical_json
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
+from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import GpuEvidence
 from tests.untyped import untyped

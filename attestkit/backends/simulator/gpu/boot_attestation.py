@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.base64url import to_base64url
-from attestkit.backends.simulator.gpu.nras_claims import compact_json, device_claims
+from attestkit.backends.simulator.gpu.services.nras_claims import compact_json, device_claims
 from attestkit.gpu import DeviceEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
 

@@ -19,9 +19,12 @@ from attestkit.backends.simulator.gpu.device_models import (
 )
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_pki import GpuPki, Issued
-from attestkit.backends.simulator.gpu.nras_service import SimulatedNras
-from attestkit.backends.simulator.gpu.ocsp_responder import ServedCertificate, SimulatedOcsp
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
+from attestkit.backends.simulator.gpu.services.nras import SimulatedNras
+from attestkit.backends.simulator.gpu.services.ocsp_responder import (
+    ServedCertificate,
+    SimulatedOcsp,
+)
 from attestkit.backends.simulator.gpu.simulated_device import (
     Machine,
     SimulatedDevice,

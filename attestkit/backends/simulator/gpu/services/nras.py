@@ -26,7 +26,11 @@ from attestkit._formats.base64url import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._reasons import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
-from attestkit.backends.simulator.gpu.nras_claims import compact_json, device_claims, error_claims
+from attestkit.backends.simulator.gpu.services.nras_claims import (
+    compact_json,
+    device_claims,
+    error_claims,
+)
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
 from attestkit.gpu import DeviceEvidence, GpuEvidence, Report
