@@ -17,7 +17,7 @@ _MAX_TEXT: Final = 200  # characters of an error
 class GpuTelemetry(NamedTuple):
     """Values of one GPU; None, or an empty text, if the driver did not return the value."""
 
-    index: int
+    position: int  # the driver's index
     uuid: str = ""
     pci_bus_id: str = ""
     utilization: tuple[int, int] | None = None  # of processors and memory, in percent

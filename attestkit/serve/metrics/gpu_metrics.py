@@ -66,4 +66,4 @@ def gpu_families(sample: GpuSample) -> Iterator[str]:
 
 
 def _labels(gpu: "GpuTelemetry") -> dict[str, str]:
-    return {"index": str(gpu.index), "uuid": gpu.uuid, "pci_bus_id": gpu.pci_bus_id}
+    return {"index": str(gpu.position), "uuid": gpu.uuid, "pci_bus_id": gpu.pci_bus_id}

@@ -94,12 +94,17 @@ async def _gpu_info(guest: Guest, _: None) -> GpuInfo:
 
 
 def _gpu(found: "GpuTelemetry") -> Gpu:
+    busy, memory_busy = found.utilization or (None, None)
+    total, used, free = found.memory or (None, None, None)
     return Gpu(
-        found.index,
+        found.position,
         found.uuid,
         found.pci_bus_id,
-        *(found.utilization or (None, None)),
-        *(found.memory or (None, None, None)),
+        busy,
+        memory_busy,
+        total,
+        used,
+        free,
         found.temperature,
         found.power_usage,
         found.errors,

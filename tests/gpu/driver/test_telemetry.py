@@ -88,9 +88,9 @@ def test_read_telemetry_lists_value_that_is_not_supported(
     found = read(driver)[0][0]
     assert not found[field]
     assert [at for at in range(7) if found[at] != complete[at]] == [field]
-    [error] = found[7]  # type: ignore[misc]  # a tuple of texts
-    assert error.startswith("GPU 0: ")
-    assert "(NVML error 3)" in error
+    text = str(found[7])  # a tuple of one
+    assert text.startswith(("('GPU 0: ", '("GPU 0: '))
+    assert text.count("(NVML error 3)") == 1
 
 
 def test_read_telemetry_of_old_gpu_has_no_state(driver: Driver) -> None:
@@ -113,5 +113,5 @@ def test_read_telemetry_without_driver_or_with_hanging_one_is_refused(driver: Dr
 def test_simulated_gpus_have_the_same_values_through_the_driver(driver: Driver) -> None:
     """The stub driver of a simulated machine returns the simulation's telemetry."""
     simulated = SimulatedGpus(b"\x27" * 32, GpuConfig(2))
-    driver.reset(SimulatedStubMachine(simulated))  # type: ignore[arg-type]  # a StubMachine
+    driver.reset(SimulatedStubMachine(simulated))
     assert read(driver)[0] == [tuple(gpu.telemetry) for gpu in simulated.gpus]

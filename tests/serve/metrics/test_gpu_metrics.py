@@ -66,8 +66,9 @@ def test_driver_without_gpus_is_up_and_failing_driver_is_not() -> None:
 
 def test_metrics_of_guest_have_its_gpus(make_guest: MakeGuest, guest_client: GuestClient) -> None:
     """/metrics has the families of a guest with GPUs, and none of one without."""
-    client = guest_client("external", make_guest(partial(Simulator, gpus=2)))
+    public = {"public_sysinfo": True}
+    client = guest_client("external", make_guest(partial(Simulator, gpus=2), compose=public))
     text = client.get("/metrics").body.decode()
     assert text.count("\ndstack_gpu_temperature_celsius{") == 2
     assert text.index("dstack_gpu_nvml_up 1") < text.index("are deprecated")
-    assert b"dstack_gpu" not in guest_client("external").get("/metrics").body
+    assert b"dstack_gpu" not in guest_client("external", compose=public).get("/metrics").body

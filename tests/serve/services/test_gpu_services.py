@@ -1,11 +1,14 @@
 """GPUs of a simulated machine over HTTP: evidence, boot attestation, and NVIDIA's services."""
 
+import ast
 import json
+import subprocess
+import sys
 from base64 import b64decode
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -25,6 +28,7 @@ from attestkit.gpu import (
 )
 from attestkit.serve.services.context import Guest
 from attestkit.testing import SimulatedTee
+from tests.emulator.nvml.stub_programs import requires_binding, requires_compiler, running
 from tests.serve.asgi import Client
 from tests.serve.guests import GuestClient, MakeGuest
 
@@ -109,6 +113,34 @@ def test_gpu_info_lists_gpus(guest: Guest, guest_client: GuestClient) -> None:
     assert (first["memory_total_bytes"], first["memory_used_bytes"]) == (80 << 30, 0)
     assert (first["temperature_c"], first["utilization_gpu"], first["errors"]) == (30, 0, [])
     assert found["sample_age_ms"] is not None
+
+
+_ON_STUB: Final = """
+import asyncio
+from attestkit.serve.gpu_sampler import GpuSampler
+from attestkit.serve.metrics.gpu_metrics import gpu_families
+from attestkit.serve.services.guest_api import _gpu_info
+class Guest:
+    gpus = GpuSampler(object(), simulated=False, on_bus=lambda: False)
+print([tuple(gpu) for gpu in asyncio.run(_gpu_info(Guest, None)).gpus])
+print(list(gpu_families(asyncio.run(Guest.gpus.sample()))))
+"""
+
+
+@requires_binding
+@requires_compiler
+def test_gpu_info_and_metrics_of_driver() -> None:
+    """On hardware GpuInfo and the metrics have the values of NVIDIA's driver."""
+    with running() as driver:
+        command = [sys.executable, "-c", _ON_STUB]
+        output = subprocess.check_output(command, env=driver.environ, text=True, timeout=60)
+    gpus, families = map(ast.literal_eval, output.splitlines())
+    uuid, address = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f", "00000000:0A:00.0"
+    memory = 80 << 30, 30 << 30, 50 << 30
+    assert gpus[0] == (0, uuid, address, 91, 17, *memory, 61, 350_125, ())
+    assert [gpu[0] for gpu in gpus] == [0, 1]
+    line = f'dstack_gpu_temperature_celsius{{index="0", uuid="{uuid}", pci_bus_id="{address}"}} 61'
+    assert line in "".join(families).splitlines()
 
 
 def test_rim_service_returns_rims(pccs: Client, simulator: Simulator) -> None:
