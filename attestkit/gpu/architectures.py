@@ -29,7 +29,12 @@ class Chip(NamedTuple):
     @property
     def kind(self) -> DeviceKind:
         """Whether it is a GPU or an NVSwitch."""
-        return "switch" if self.architecture == _SWITCH else "gpu"
+        return kind_of(self.architecture)
+
+
+def kind_of(architecture: Architecture | None) -> DeviceKind:
+    """Return the kind of device of an architecture; GPUs are assumed if it is not known."""
+    return "switch" if architecture == _SWITCH else "gpu"
 
 
 def chip_of(common_name: str) -> Chip | None:

@@ -3,23 +3,16 @@
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from attestkit._reasons import GpuReason
 from attestkit.collateral.pccs_client import Getter, Poster
-from attestkit.errors import (
-    CollateralError,
-    CollateralExpiredError,
-    FormatError,
-    GpuEvidenceError,
-    SignatureError,
-)
+from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.device.report import Report
+from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from attestkit.gpu.nras.client import NVIDIA_NRAS_URL, NrasVersion, fetch_keys, request_tokens
 from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
@@ -83,8 +76,8 @@ def fetch_parts(
     root = (roots or GpuRoots.nvidia()).device
     identifiers: dict[str, None] = {}  # as the next one: each once, in order
     questions: dict[_Question, None] = {}
-    for at, device in enumerate(evidence.devices):
-        report, chain = _verify_device(device, at, root, now)
+    for index, device in enumerate(evidence.devices):
+        report, chain = _verify_device(index, device, root, now)
         identifiers |= dict.fromkeys(_rim_identifiers(report, chain))
         questions |= dict.fromkeys(_questions(chain.certificates[1:]))
     names = tuple(identifiers)
@@ -124,26 +117,18 @@ def fetch_answers(
 
 
 def _verify_device(
-    device: DeviceEvidence, at: int, root: bytes, now: datetime
+    index: int, device: DeviceEvidence, root: bytes, now: datetime
 ) -> tuple[Report, DeviceChain]:
     """Return report and chain of a device, whose signatures are valid."""
-    with _step("format", at):
+    label = DeviceLabel(device.kind, index)
+    with label.refused_as("format"):
         # Whether a NUL is accepted is a rule of the verification.
         report = Report.parse(device.report, strip_nul=True)
-    with _step("device_chain", at):
+    with label.refused_as("device_chain"):
         chain = verify_device_chain(read_device_chain(device.certificates), root, now)
-    with _step("report_signature", at):
+    with label.refused_as("report_signature"):
         report.verify_signature(chain.leaf_spki)
     return report, chain
-
-
-@contextmanager
-def _step(reason: GpuReason, device: int) -> Iterator[None]:
-    try:
-        yield
-    except (FormatError, SignatureError, CollateralExpiredError) as error:
-        message = f"device {device}: {error}"
-        raise GpuEvidenceError(message, reason=reason, device=device) from error
 
 
 def _rim_identifiers(report: Report, chain: DeviceChain) -> Iterator[str]:

@@ -18,7 +18,13 @@ from attestkit._formats.strict_json import from_base64, from_hex, read, string
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError
-from attestkit.gpu.architectures import ARCHITECTURES, Architecture, find_architecture
+from attestkit.gpu.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    DeviceKind,
+    find_architecture,
+    kind_of,
+)
 from attestkit.gpu.device.device_chain import MAX_CERTIFICATES
 from attestkit.gpu.device.report import MAX_SIZE as MAX_REPORT
 
@@ -46,6 +52,11 @@ class DeviceEvidence:
     report: bytes = field(repr=False)
     certificates: tuple[bytes, ...] = field(repr=False)  # DER, leaf first
     nonce: bytes | None = None  # 32 bytes, as stated by the sender; None if not stated
+
+    @property
+    def kind(self) -> DeviceKind:
+        """Whether it is a GPU or an NVSwitch, by the architecture that the sender states."""
+        return kind_of(self.architecture)
 
     @property
     def chain_pem(self) -> bytes:

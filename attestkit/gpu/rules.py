@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
 from attestkit.errors import GpuEvidenceError, UsageError
+from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
 
 if TYPE_CHECKING:
@@ -238,11 +239,11 @@ def _require(
 def _refused(
     device: "DeviceResult", rule: str, problem: str, reason: "GpuReason"
 ) -> GpuEvidenceError:
-    message = (
-        f"GPU {device.position}: {problem}, which the policy's gpu.{rule} does not accept; use "
-        "another machine, or change that rule"
+    refusal = (
+        f"{problem}, which the policy's gpu.{rule} does not accept; use another machine, or "
+        "change that rule"
     )
-    return GpuEvidenceError(message, reason=reason, device=device.position, by_policy=True)
+    return DeviceLabel(device.kind, device.position).error(refusal, reason, by_policy=True)
 
 
 def _texts(name: str, values: object) -> frozenset[str] | None:

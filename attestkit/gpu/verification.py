@@ -126,9 +126,9 @@ def _check_all(
     """Check each device; raise for the first one that fails after all were checked."""
     found: list[AppraisedDevice] = []
     errors: list[AttestKitError] = []
-    for position, device in enumerate(devices):
+    for index, device in enumerate(devices):
         try:
-            found.append(_check_one(position, device, checks))
+            found.append(_check_one(index, device, checks))
         except AttestKitError as error:
             errors.append(error)
     if errors:
@@ -136,12 +136,12 @@ def _check_all(
     return tuple(found)
 
 
-def _check_one(position: int, device: DeviceEvidence, checks: DeviceChecks) -> AppraisedDevice:
-    checked = check_device(position, device, checks)
+def _check_one(index: int, device: DeviceEvidence, checks: DeviceChecks) -> AppraisedDevice:
+    checked = check_device(index, device, checks)
     if checks.rules.nras == "instead":
         return AppraisedDevice(checked, (), None)
     path = checked.chain.path[1:]
-    answers = check_revocation(position, path, _DEVICE_CERTIFICATES, "device_ocsp", checks)
+    answers = check_revocation(checked.label, path, _DEVICE_CERTIFICATES, "device_ocsp", checks)
     return AppraisedDevice(checked, answers, compare_device(checked, checks))
 
 
@@ -169,10 +169,10 @@ def _check_machine(appraised: Sequence[AppraisedDevice], rules: GpuRules) -> Ver
 
 
 def _device_result(appraised: AppraisedDevice) -> DeviceResult:
-    (position, chain, report), ocsp, compared = appraised
+    (label, chain, report), ocsp, compared = appraised
     comparison = None if compared is None else compared.comparison
     return DeviceResult(
-        position=position,
+        position=label.number,
         kind=report.kind,
         chip=chain.chip.name,
         architecture=chain.chip.architecture,

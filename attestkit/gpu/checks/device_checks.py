@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -12,13 +12,13 @@ from attestkit.errors import (
     AttestKitError,
     CollateralError,
     CollateralExpiredError,
-    FormatError,
     GpuEvidenceError,
     SignatureError,
     VerificationError,
 )
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.device.report import Report
+from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.result import OcspFacts
 
 if TYPE_CHECKING:
@@ -46,70 +46,38 @@ class DeviceChecks:
 class CheckedDevice(NamedTuple):
     """A device whose certificates, report and nonce are valid."""
 
-    position: int  # in the evidence
+    label: DeviceLabel
     chain: DeviceChain
     report: Report
 
 
-class RefusedAs:
-    """Context that replaces an error which rejects the evidence by the GpuEvidenceError of a check.
-
-    A CollateralError remains one: endorsements are missing or unusable, and nothing is known.
-    """
-
-    # Not a generator as contextlib makes one: those of a device took a tenth of its verification.
-    __slots__ = ("position", "reason")
-
-    def __init__(self, reason: "GpuReason", position: int) -> None:
-        self.reason: GpuReason = reason
-        self.position = position
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        if not isinstance(error, AttestKitError):
-            return
-        message, position = f"GPU {self.position}: {error}", self.position
-        if isinstance(error, GpuEvidenceError):
-            if error.device is None:
-                raise GpuEvidenceError(message, reason=error.reason, device=position) from error
-        elif isinstance(error, (FormatError, VerificationError)):
-            raise GpuEvidenceError(message, reason=self.reason, device=position) from error
-        elif isinstance(error, CollateralError):
-            raise CollateralError(message, reason=error.reason) from error
-
-
-def check_device(position: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
+def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> CheckedDevice:
     """Check format, certificates, keys, signature and nonce of a device.
 
     Raises:
         GpuEvidenceError: If a check fails.
     """
-    with RefusedAs("format", position):
+    label = DeviceLabel(device.kind, index)
+    with label.refused_as("format"):
         report = Report.parse(device.report, strip_nul=checks.rules.allow_trailing_nul)
-    with RefusedAs("device_chain", position):
+    with label.refused_as("device_chain"):
         chain = read_device_chain(device.certificates)
         chain = verify_device_chain(chain, checks.roots.device, checks.now)
         _check_chip(device, chain, report)
+    label = DeviceLabel(chain.chip.kind, index)  # signed, unlike the stated one
     if not chain.has_device_key:
         problem = "the leaf certificate is for the key of another device's boot ROM"
-        raise _bad(position, problem, "device_key")
-    _check_fwid(position, chain, report, checks.rules)
-    with RefusedAs("report_signature", position):
+        raise label.error(problem, "device_key")
+    _check_fwid(label, chain, report, checks.rules)
+    with label.refused_as("report_signature"):
         report.verify_signature(chain.leaf_spki)
     if not hmac.compare_digest(report.nonce, checks.nonce):
         problem = (
             f"the nonce is {report.nonce.hex()}, must be {checks.nonce.hex()}; request new "
             "evidence with this nonce"
         )
-        raise _bad(position, problem, "nonce")
-    return CheckedDevice(position, chain, report)
+        raise label.error(problem, "nonce")
+    return CheckedDevice(label, chain, report)
 
 
 def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) -> None:
@@ -125,22 +93,22 @@ def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) ->
         raise SignatureError(message, reason="unexpected_subject")
 
 
-def _check_fwid(position: int, chain: DeviceChain, report: Report, rules: "GpuRules") -> None:
+def _check_fwid(label: DeviceLabel, chain: DeviceChain, report: Report, rules: "GpuRules") -> None:
     if report.fwid is None:
         if report.kind == "gpu" and not rules.allow_absent_fwid:
             problem = (
                 "the report does not have the firmware's identity (FWID), as of drivers 535 and "
                 "545; update the driver, or set the policy's gpu.allow_absent_fwid"
             )
-            raise _bad(position, problem, "fwid")
+            raise label.error(problem, "fwid")
         return
     if not hmac.compare_digest(report.fwid, chain.fwid):
         problem = "the firmware's identity (FWID) is not that of the leaf certificate"
-        raise _bad(position, problem, "fwid")
+        raise label.error(problem, "fwid")
 
 
 def check_revocation(
-    position: int,
+    label: DeviceLabel,
     path: Sequence["PathCertificate"],
     names: Sequence[str],
     reason: "GpuReason",
@@ -149,7 +117,7 @@ def check_revocation(
     """Check the OCSP answers about the certificates of a path; none if the rules turn it off.
 
     Args:
-        position: Of the device.
+        label: Of the device.
         path: A verified path: the certificates to check, and the issuer of the last one.
         names: Names of the certificates to check.
         reason: Reason of a refusal.
@@ -162,16 +130,16 @@ def check_revocation(
     if checks.rules.ocsp == "off":
         return ()
     found = []
-    with RefusedAs(reason, position):
-        for name, subject, issuer in zip(names, path, path[1:], strict=False):
+    for name, subject, issuer in zip(names, path, path[1:], strict=False):
+        with label.refused_as(reason):
             status = _ocsp_status(name, subject, issuer, checks)
-            # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
-            is_signer = reason != "device_ocsp" and subject is path[0]
-            allowed = checks.rules.allow_hold and is_signer
-            if status.status == "revoked" or (status.status == "hold" and not allowed):
-                why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
-                raise _bad(position, f"the certificate of {name} is {why}", reason)
-            found.append(OcspFacts(name, status.status, status.this_update, status.next_update))
+        # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
+        is_signer = reason != "device_ocsp" and subject is path[0]
+        allowed = checks.rules.allow_hold and is_signer
+        if status.status == "revoked" or (status.status == "hold" and not allowed):
+            why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
+            raise label.error(f"the certificate of {name} is {why}", reason)
+        found.append(OcspFacts(name, status.status, status.this_update, status.next_update))
     return tuple(found)
 
 
@@ -212,7 +180,3 @@ def join_errors(errors: Sequence[AttestKitError]) -> AttestKitError:
     if isinstance(first, CollateralError):
         return CollateralError(message, reason=first.reason)
     return first
-
-
-def _bad(position: int, problem: str, reason: "GpuReason") -> GpuEvidenceError:
-    return GpuEvidenceError(f"GPU {position}: {problem}", reason=reason, device=position)

@@ -64,17 +64,13 @@ def _claims_of(device: "CheckedDevice", found: "dict[str, DeviceClaims]") -> "De
     """Return the claims about a device, which name the serial number of its leaf certificate."""
     claims = found.get(device.chain.ueid)
     if claims is None:
-        message = f"GPU {device.position}: no NRAS token is about this device"
-        raise GpuEvidenceError(message, reason="nras_result", device=device.position)
+        raise device.label.error("no NRAS token is about this device", "nras_result")
     report = device.report
     pairs = [(claims.vbios_version, report.vbios_version)]
     if report.driver_version is not None:
         pairs.append((claims.driver_version, report.driver_version))
     for stated, signed in pairs:
         if (stated or "").upper() != signed.upper():
-            message = (
-                f"GPU {device.position}: the NRAS token is about another driver or VBIOS than "
-                "the report"
-            )
-            raise GpuEvidenceError(message, reason="nras_result", device=device.position)
+            problem = "the NRAS token is about another driver or VBIOS than the report"
+            raise device.label.error(problem, "nras_result")
     return claims

@@ -46,12 +46,12 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
     for source, (identifier, version) in wanted.items():
         data = _find_rim(identifier, device, checks)
         found = _verify(source, data, device, checks)
-        with RefusedAs(_identity(source), device.position):
+        with device.label.refused_as(_identity(source)):
             check_rim_identity(found.rim, source, version=version, product=chip.name)
         answers += _check_signer(source, found, device, checks)
         rims[source] = found.rim
-        facts.append(_facts(identifier, source, found))
-    with RefusedAs("measurements", device.position):
+        facts.append(_facts(identifier, source, found, data))
+    with device.label.refused_as("measurements"):
         comparison = compare_measurements(report.measurements, rims, nvdec0=report.nvdec0)
         comparison.check(frozenset(checks.rules.accepted_mismatches))
     return ComparedDevice(comparison, tuple(facts), tuple(answers))
@@ -60,7 +60,7 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
 def _find_rim(identifier: str, device: CheckedDevice, checks: DeviceChecks) -> bytes:
     data = checks.endorsements.rims.get(identifier)
     if data is None:
-        message = f"GPU {device.position}: RIM {identifier}: missing; fetch the endorsements"
+        message = f"{device.label}: RIM {identifier}: missing; fetch the endorsements"
         raise CollateralError(message, reason="missing")
     return data
 
@@ -71,7 +71,7 @@ def _verify(
     form: GpuReason = "driver_rim_format" if source == "driver" else "vbios_rim_format"
     chain: GpuReason = "driver_rim_chain" if source == "driver" else "vbios_rim_chain"
     signature: GpuReason = "driver_rim_signature" if source == "driver" else "vbios_rim_signature"
-    with RefusedAs(chain, device.position):
+    with device.label.refused_as(chain):
         try:
             return verify_rim(data, checks.roots.rim, checks.now)
         except FormatError as error:
@@ -90,8 +90,9 @@ def _check_signer(
 ) -> tuple[OcspFacts, ...]:
     reason: GpuReason = "driver_rim_ocsp" if source == "driver" else "vbios_rim_ocsp"
     path = found.path.certificates
-    names = _certificate_names(source, len(path))
-    return check_revocation(device.position, path, names, reason, checks)
+    between = [f"CA {number} of the {source} RIM" for number in range(1, len(path) - 1)]
+    names = [f"the signer of the {source} RIM", *between]
+    return check_revocation(device.label, path, names, reason, checks)
 
 
 @lru_cache(maxsize=16)

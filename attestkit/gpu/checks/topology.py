@@ -7,9 +7,9 @@ import hmac
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.device.device_chain import DeviceChain
 from attestkit.gpu.device.report import Report
+from attestkit.gpu.device_label import DeviceLabel
 
 
 class TopologyDevice(NamedTuple):
@@ -17,6 +17,10 @@ class TopologyDevice(NamedTuple):
 
     chain: DeviceChain
     report: Report
+
+    def label(self, index: int) -> DeviceLabel:
+        """Return the name of the device with this index in the evidence."""
+        return DeviceLabel(self.report.kind, index)
 
 
 def check_topology(devices: Sequence[TopologyDevice]) -> bool:
@@ -33,17 +37,20 @@ def check_topology(devices: Sequence[TopologyDevice]) -> bool:
     switches = {at: device for at, device in enumerate(devices) if at not in gpus}
     for at, device in switches.items():
         if device.report.pdi != device.chain.pdi:
-            raise _bad("the report has another PDI than the certificate", at)
+            problem = "the report has another PDI than the certificate"
+            raise device.label(at).error(problem, "topology")
     if not switches or not gpus:
         return False
     gpu_pdis = {device.chain.pdi for device in gpus.values()}
     switch_pdis = {device.chain.pdi for device in switches.values()}
     for at, device in gpus.items():
         if set(device.report.switch_pdis) != switch_pdis:
-            raise _bad("the GPU is not connected to exactly the switches of the evidence", at)
+            problem = "is not connected to exactly the switches of the evidence"
+            raise device.label(at).error(problem, "topology")
     for at, device in switches.items():
         if set(device.report.gpu_pdis) != gpu_pdis:
-            raise _bad("the switch is not connected to exactly the GPUs of the evidence", at)
+            problem = "is not connected to exactly the GPUs of the evidence"
+            raise device.label(at).error(problem, "topology")
     return True
 
 
@@ -52,11 +59,8 @@ def _check_distinct(devices: Sequence[TopologyDevice]) -> None:
     for at, device in enumerate(devices):
         first = seen.setdefault(device.chain.pdi, at)
         if first != at:
-            raise _bad(f"the device is that of index {first}", at)
+            problem = f"is the same device as {devices[first].label(first)}"
+            raise device.label(at).error(problem, "topology")
         if not hmac.compare_digest(device.report.nonce, devices[0].report.nonce):
-            raise _bad("the report has another nonce than that of index 0", at)
-
-
-def _bad(problem: str, index: int) -> GpuEvidenceError:
-    message = f"GPU topology: device {index}: {problem}"
-    return GpuEvidenceError(message, reason="topology", device=index)
+            problem = f"the report has another nonce than that of {devices[0].label(0)}"
+            raise device.label(at).error(problem, "topology")

@@ -5,6 +5,7 @@ from typing import Final, Literal, TypeAlias
 
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.device.report import Report
+from attestkit.gpu.device_label import DeviceLabel
 
 DeviceMode: TypeAlias = Literal["single", "multi", "protected_pcie"]
 """`single`: passed through alone (SPT); `multi`: several, with their NVLinks (MPT)."""
@@ -32,7 +33,7 @@ def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
             the GPUs are in different modes (`modes`), with the index of the device.
     """
     for at, report in enumerate(reports):
-        _check_fields(at, report)
+        _check_fields(DeviceLabel(report.kind, at), report)
     gpus = {at: report for at, report in enumerate(reports) if report.kind == "gpu"}
     modes: dict[int, DeviceMode] = {}
     for at, report in gpus.items():
@@ -41,24 +42,25 @@ def check_modes(reports: Sequence[Report]) -> DeviceMode | None:
     first = next(iter(modes.values()), None)
     for at, mode in modes.items():
         if mode != first:
-            raise _bad(at, f"in mode {mode}, but GPU {min(modes)} is in mode {first}")
+            raise _differs(at, f"in mode {mode}, but GPU {min(modes)} is in mode {first}")
     protected = {at: one for at, report in gpus.items() if (one := _protects(report)) is not None}
     for at, one in protected.items():
         if one is not protected[min(protected)]:
-            raise _bad(at, f"protected PCIe is {_on(one)}, unlike at GPU {min(protected)}")
+            raise _differs(at, f"protected PCIe is {_on(one)}, unlike at GPU {min(protected)}")
     if first == "multi" and (silent := gpus.keys() - modes.keys()):
-        raise _bad(min(silent), f"states no mode, but GPU {min(modes)} is in mode multi")
+        raise _differs(min(silent), f"states no mode, but GPU {min(modes)} is in mode multi")
     return first
 
 
-def _check_fields(at: int, report: Report) -> None:
+def _check_fields(label: DeviceLabel, report: Report) -> None:
     feature, protected = report.feature, report.protected_pcie
     if feature is not None and feature not in _MODES:
-        raise _bad(at, f"in unknown mode {feature}; update attestkit")
+        raise label.error(f"in unknown mode {feature}; update attestkit", "modes")
     if None in (feature, protected):
         return
     if protected != (device_mode(report) == "protected_pcie"):
-        raise _bad(at, f"in mode {device_mode(report)}, but protected PCIe is {_on(protected)}")
+        problem = f"in mode {device_mode(report)}, but protected PCIe is {_on(protected)}"
+        raise label.error(problem, "modes")
 
 
 def _protects(report: Report) -> bool | None:
@@ -72,5 +74,5 @@ def _on(value: bool | None) -> str:  # noqa: FBT001 - a status
     return "on" if value else "off"
 
 
-def _bad(at: int, problem: str) -> GpuEvidenceError:
-    return GpuEvidenceError(f"GPU {at}: {problem}", reason="modes", device=at)
+def _differs(index: int, problem: str) -> GpuEvidenceError:
+    return DeviceLabel("gpu", index).error(problem, "modes")
