@@ -8,10 +8,10 @@ import json
 import os
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from attestkit._system.atomic_file import replace_file
+from attestkit._system.saved_documents import load_document, save_document
 from attestkit.collateral.parts import json_object, part_window
 from attestkit.errors import CollateralError
 
@@ -95,16 +95,9 @@ class Collateral:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
                 message names the file.
         """
-        try:
-            with Path(path).open("rb") as file:
-                text = file.read(_JSON_LIMIT + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            message = f"{os.fspath(path)}: cannot be read: {error}"
-            raise CollateralError(message, reason="unreadable") from error
-        try:
-            return cls.from_json(text)
-        except CollateralError as error:
-            raise CollateralError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
+        return load_document(
+            path, _JSON_LIMIT, cls.from_json, partial(CollateralError, reason="unreadable")
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the nine-field JSON, replacing the file atomically.
@@ -112,12 +105,10 @@ class Collateral:
         Raises:
             CollateralError: If the file cannot be written.
         """
-        try:
-            # Collateral is public, so the file is readable by all.
-            replace_file(Path(path), self.to_json().encode(), mode=0o644)
-        except (OSError, ValueError) as error:
-            message = f"{os.fspath(path)}: cannot be written: {error}"
-            raise CollateralError(message, reason="unwritable") from error
+        # Collateral is public, so the file is readable by all.
+        save_document(
+            path, self.to_json().encode(), partial(CollateralError, reason="unwritable"), mode=0o644
+        )
 
     @classmethod
     def fetch(

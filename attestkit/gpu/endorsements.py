@@ -6,14 +6,14 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._crypto.x509.ocsp import MAX_ANSWER, MAX_ANSWERS, KeptStatuses
 from attestkit._formats import strict_json
 from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
-from attestkit._system.atomic_file import replace_file
+from attestkit._system.saved_documents import load_document, save_document
 from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE
 from attestkit.gpu.nras.jwks import MAX_JWKS
@@ -125,16 +125,9 @@ class GpuEndorsements:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
                 message names the file.
         """
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_JSON + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            message = f"{os.fspath(path)}: cannot be read: {error}"
-            raise CollateralError(message, reason="unreadable") from error
-        try:
-            return cls.from_json(data)
-        except CollateralError as error:
-            raise CollateralError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
+        return load_document(
+            path, MAX_JSON, cls.from_json, partial(CollateralError, reason="unreadable")
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, replacing the file atomically.
@@ -142,12 +135,10 @@ class GpuEndorsements:
         Raises:
             CollateralError: If the file cannot be written.
         """
-        try:
-            # Endorsements are public, so the file is readable by all.
-            replace_file(Path(path), self.to_json(), mode=0o644)
-        except (OSError, ValueError) as error:
-            message = f"{os.fspath(path)}: cannot be written: {error}"
-            raise CollateralError(message, reason="unwritable") from error
+        # Endorsements are public, so the file is readable by all.
+        save_document(
+            path, self.to_json(), partial(CollateralError, reason="unwritable"), mode=0o644
+        )
 
     @classmethod
     def fetch(

@@ -17,12 +17,12 @@ from base64 import b64encode
 from codecs import BOM_UTF8
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._formats import strict_json
-from attestkit._system.atomic_file import replace_file
+from attestkit._system.saved_documents import load_document, save_document
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.verifier.result import caution
@@ -158,16 +158,9 @@ class EvidenceBundle:
             UsageError: If the file cannot be read.
             FormatError: If `from_json` rejects the content; the message names the file.
         """
-        try:
-            with Path(path).open("rb") as file:
-                text = file.read(_FILE_LIMIT + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            message = f"{os.fspath(path)}: cannot be read: {error}"
-            raise UsageError(message, reason="cannot_read") from error
-        try:
-            return cls.from_json(text)
-        except FormatError as error:
-            raise FormatError(f"{os.fspath(path)}: {error}", reason=error.reason) from error
+        return load_document(
+            path, _FILE_LIMIT, cls.from_json, partial(UsageError, reason="cannot_read")
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file with mode 0600, replacing an existing one atomically.
@@ -175,11 +168,12 @@ class EvidenceBundle:
         Raises:
             UsageError: If the file cannot be written.
         """
-        try:
-            replace_file(Path(path), self.to_json().encode("ascii"), mode=0o600)
-        except (OSError, ValueError) as error:
-            message = f"{os.fspath(path)}: cannot be written: {error}"
-            raise UsageError(message, reason="cannot_write") from error
+        save_document(
+            path,
+            self.to_json().encode("ascii"),
+            partial(UsageError, reason="cannot_write"),
+            mode=0o600,
+        )
 
 
 def _check_bytes(name: str, value: object, least: int, most: int) -> None:
