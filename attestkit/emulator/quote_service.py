@@ -4,19 +4,15 @@ Frames are those of Intel's QGS: a 32-bit big-endian length, then a little-endia
 DCAP 1.21, a bare report of 1024 bytes is answered by a bare quote.
 """
 
-import contextlib
 import os
 import re
 import socket
 import struct
-import threading
-from pathlib import Path
-from select import select
 from typing import Final
 
-from attestkit.backends.linux.device_errors import failed
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.td_reports import ReportQuoter
+from attestkit.emulator.socket_service import SocketService, open_listener, receive
 from attestkit.errors import FormatError, UsageError
 
 _HEADER: Final = struct.Struct("<HHIII")  # major, minor, type, size, error code
@@ -32,7 +28,6 @@ _REPORT_SIZE: Final = 1024
 _LONGEST: Final = 1 << 16  # maximum size of a request; without key ids it has 1048 bytes
 # Attestation key id of Intel's TD quoting enclave.
 _KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
-_IDLE: Final = 30.0  # seconds, as Intel's service
 
 
 def answer_request(quoter: ReportQuoter, request: bytes) -> bytes:
@@ -105,26 +100,12 @@ def listen(place: str) -> socket.socket:
     if not vsock and not 0 < len(os.fsencode(place)) <= 107:
         text = f"{place!r}: the path of a Unix socket must have 1 to 107 bytes"
         raise UsageError(text, reason="wrong_size")
-    listener: socket.socket | None = None
-    try:
-        if vsock:
-            listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-            listener.bind((socket.VMADDR_CID_ANY, int(port)))
-        else:
-            if Path(place).is_socket():  # left by a killed service; other files are kept
-                Path(place).unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(place)
-        listener.listen()
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        text = f"quote service: cannot listen: {error.strerror or error}"
-        raise failed(place, text, "io_error") from error
-    return listener
+    if vsock:
+        return open_listener((socket.VMADDR_CID_ANY, int(port)), place, "quote service")
+    return open_listener(place, place, "quote service")
 
 
-class QuoteService:
+class QuoteService(SocketService):
     """A service on a listening socket, which it closes; each client has a thread.
 
     Args:
@@ -136,50 +117,21 @@ class QuoteService:
     def __init__(
         self, listener: socket.socket, quoter: ReportQuoter, faults: Faults | None = None
     ) -> None:
-        self._listener = listener
+        super().__init__(listener, "quote service")
         self._quoter = quoter
         self._faults = faults or Faults()
-        # Closing one end wakes the accepting thread; on vsock a shutdown does not.
-        self._end, self._ended = socket.socketpair()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Serve in the background."""
-        self._thread = threading.Thread(target=self._accept, name="quote service", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop accepting clients, and remove the path of a Unix socket."""
-        with contextlib.suppress(OSError):
-            if self._listener.family == socket.AF_UNIX:
-                Path(self._listener.getsockname()).unlink(missing_ok=True)
-        self._end.close()
-        if self._thread is not None:
-            self._thread.join()
-        self._ended.close()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        self._listener.settimeout(0)
-        while self._ended not in select([self._listener, self._ended], [], [])[0]:
-            with contextlib.suppress(OSError):  # the client has disconnected
-                client, _ = self._listener.accept()
-                client.settimeout(None)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        """Process one request, then disconnect."""
-        with client, contextlib.suppress(OSError, FormatError):
-            client.settimeout(_IDLE)
-            head = _receive(client, _LENGTH.size)
-            if head == b"\x81\0\0\0":  # above the limit of frames: a bare report
-                reply = self._quoter.quote(head + _receive(client, _REPORT_SIZE - len(head)))
-            else:
-                (length,) = _LENGTH.unpack(head)
-                if length > _LONGEST:
-                    return
-                reply = answer_request(self._quoter, head + _receive(client, length))
-            client.sendall(self._apply_fault(reply))
+    def _respond(self, client: socket.socket) -> bytes:
+        head = receive(client, _LENGTH.size)
+        if head == b"\x81\0\0\0":  # above the limit of frames: a bare report
+            reply = self._quoter.quote(head + receive(client, _REPORT_SIZE - len(head)))
+        else:
+            (length,) = _LENGTH.unpack(head)
+            if length > _LONGEST:
+                text = f"request: {length} bytes, at most {_LONGEST}"
+                raise FormatError(text, reason="too_large", offset=0)
+            reply = answer_request(self._quoter, head + receive(client, length))
+        return self._apply_fault(reply)
 
     def _apply_fault(self, reply: bytes) -> bytes:
         effect = self._faults.effect("qgs")
@@ -191,15 +143,3 @@ class QuoteService:
             failure = _error_response(0, _UNEXPECTED)
             return _LENGTH.pack(len(failure)) + failure
         return reply
-
-
-def _receive(client: socket.socket, size: int) -> bytes:
-    """Receive exactly `size` bytes; FormatError if the client sends fewer."""
-    data = b""
-    while len(data) < size:
-        chunk = client.recv(size - len(data))
-        if not chunk:
-            text = "request: the client disconnected"
-            raise FormatError(text, reason="truncated", offset=len(data))
-        data += chunk
-    return data

@@ -4,8 +4,6 @@ A request has three 32-bit numbers (call, index, size) and data; a response has 
 data; both in the byte order of the machine. Each is one connection, see stub_client.h.
 """
 
-import contextlib
-import os
 import socket
 import struct
 import threading
@@ -14,17 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from select import select
 from typing import Final, Protocol
 
-from attestkit.errors import AttestKitError, BackendError
+from attestkit.emulator.socket_service import SocketService, open_listener, receive
+from attestkit.errors import AttestKitError, FormatError
 
 _REQUEST: Final = struct.Struct("=III")
 _RESPONSE: Final = struct.Struct("=iI")
 _MAX_INPUT: Final = 32  # bytes
 _MAX_OUTPUT: Final = 0x2000
 _NONCE_SIZE: Final = 32
-_IDLE: Final = 30.0  # seconds
 _INVALID_ARGUMENT: Final = 2  # codes of NVML
 _NOT_SUPPORTED: Final = 3
 _UNKNOWN: Final = 999
@@ -141,7 +138,7 @@ class _CallFailedError(Exception):
         self.code = code
 
 
-class StubServer:
+class StubServer(SocketService):
     """The server of a folder with stub libraries; each request has a thread.
 
     Args:
@@ -156,45 +153,16 @@ class StubServer:
     def __init__(self, folder: Path, machine: StubMachine, state: StubState | None = None) -> None:
         self.state: StubState = state or StubState()
         self._machine = machine
-        self._place = folder / "socket"
         self._lock = threading.Lock()
-        self._listener = _listen(self._place)
-        self._end, self._ended = socket.socketpair()
-        self._thread: threading.Thread | None = None
+        place = str(folder / "socket")
+        super().__init__(open_listener(place, place, "stub driver"), "stub driver")
 
-    def start(self) -> None:
-        """Serve in the background."""
-        self._thread = threading.Thread(target=self._accept, name="stub driver", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop accepting requests, and remove the socket."""
-        with contextlib.suppress(OSError):
-            self._place.unlink(missing_ok=True)
-        self._end.close()
-        if self._thread is not None:
-            self._thread.join()
-        self._ended.close()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        self._listener.settimeout(0)
-        while self._ended not in select([self._listener, self._ended], [], [])[0]:
-            with contextlib.suppress(OSError):  # the client has disconnected
-                client, _ = self._listener.accept()
-                client.settimeout(_IDLE)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        """Answer one request, then disconnect; a malformed request gets no answer."""
-        with client, contextlib.suppress(OSError):
-            head = _receive(client, _REQUEST.size)
-            if len(head) < _REQUEST.size:
-                return
-            number, index, size = _REQUEST.unpack(head)
-            if size > _MAX_INPUT or len(data := _receive(client, size)) < size:
-                return
-            client.sendall(self._answer(number, index, data))
+    def _respond(self, client: socket.socket) -> bytes:
+        number, index, size = _REQUEST.unpack(receive(client, _REQUEST.size))
+        if size > _MAX_INPUT:
+            text = f"request: {size} bytes of data, at most {_MAX_INPUT}"
+            raise FormatError(text, reason="too_large", offset=_REQUEST.size)
+        return self._answer(number, index, receive(client, size))
 
     def _answer(self, number: int, index: int, data: bytes) -> bytes:
         """Return the response to a request."""
@@ -295,23 +263,3 @@ _OF_DEVICE: Final[dict[StubCall, Callable[[StubDevice, int], bytes]]] = {
     StubCall.SWITCH_ARCHITECTURE: lambda device, _: struct.pack("=b", device.architecture),
     StubCall.SWITCH_CERTIFICATE: lambda device, _: device.certificates,
 }
-
-
-def _listen(place: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(os.fspath(place))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        text = f"{place}: stub driver: cannot listen: {error.strerror or error}"
-        raise BackendError(text, reason="io_error", path=str(place)) from error
-    return listener
-
-
-def _receive(client: socket.socket, size: int) -> bytes:
-    """Receive `size` bytes, or fewer if the client disconnects."""
-    data = b""
-    while len(data) < size and (chunk := client.recv(size - len(data))):
-        data += chunk
-    return data

@@ -32,7 +32,7 @@ def server() -> Iterator[StubServer]:
 def ask(server: StubServer, request: bytes) -> bytes:
     """Return all that the server sends for a request."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(server._place))
+        client.connect(server._listener.getsockname())
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
         data = b""
