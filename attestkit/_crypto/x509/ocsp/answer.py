@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import (
@@ -16,12 +16,18 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
-    read_extensions,
+    read_path_certificate,
     read_time,
 )
 from attestkit._crypto.x509.certificate_encoder import ENUMERATED
-from attestkit._crypto.x509.ocsp.request import NONCE, CertId, read_cert_id, read_nonce
-from attestkit._crypto.x509.p384_path import read_kept_certificate
+from attestkit._crypto.x509.ocsp.request import (
+    NONCE,
+    CertId,
+    read_cert_id,
+    read_message,
+    read_nonce,
+    read_optional_extensions,
+)
 from attestkit.errors import CollateralError, FormatError
 
 MAX_ANSWER: Final = 16 << 10
@@ -102,18 +108,11 @@ def read_ocsp_answer(der: bytes) -> OcspAnswer:
         FormatError: If the answer is malformed, over 16 KiB, without nextUpdate, about several
             certificates, has another number of certificates than one, or a critical extension.
     """
-    if len(der) > MAX_ANSWER:
-        message = f"OCSP answer: {len(der)} bytes, at most {MAX_ANSWER}"
-        raise FormatError(message, reason="too_large")
-    try:
-        return _read_answer(der)
-    except FormatError as error:
-        message = f"OCSP answer: {error.message}"
-        raise FormatError(message, offset=error.offset, reason=error.reason) from error
+    return read_message(der, "OCSP answer", MAX_ANSWER, partial(_read_answer, der))
 
 
-def _read_answer(der: bytes) -> OcspAnswer:
-    basic = DerReader(_unwrap(der)).enter(SEQUENCE)
+def _read_answer(der: bytes, outer: DerReader) -> OcspAnswer:
+    basic = DerReader(_unwrap(outer)).enter(SEQUENCE)
     signed, algorithm = basic.whole(SEQUENCE), basic.whole(SEQUENCE)
     unused, signature = basic.bits()
     if unused:
@@ -130,7 +129,7 @@ def _read_answer(der: bytes) -> OcspAnswer:
     responses = fields.enter(SEQUENCE)
     found, (status, revoked_at, reason), times = _single_response(responses.enter(SEQUENCE))
     responses.finish()
-    nonce = read_nonce(_extensions(fields, {NONCE}))
+    nonce = read_nonce(read_optional_extensions(fields, context(1), {NONCE}))
     fields.finish()
     return OcspAnswer(
         der,
@@ -150,11 +149,8 @@ def _read_answer(der: bytes) -> OcspAnswer:
     )
 
 
-def _unwrap(der: bytes) -> bytes:
-    """Return the BasicOCSPResponse of a successful OCSPResponse; nothing follows either."""
-    whole = DerReader(der)
-    outer = whole.enter(SEQUENCE)
-    whole.finish()
+def _unwrap(outer: DerReader) -> bytes:
+    """Return the BasicOCSPResponse of a successful OCSPResponse; nothing follows it."""
     number = outer.content(ENUMERATED)
     if number != b"\0":
         outer.finish()
@@ -207,7 +203,7 @@ def _single_response(fields: DerReader) -> tuple[CertId, _Status, tuple[datetime
     wrapper = fields.enter(context(0))
     next_update = _generalized_time(wrapper)
     wrapper.finish()
-    _extensions(fields, frozenset())
+    read_optional_extensions(fields, context(1))
     fields.finish()
     return found, status, (this_update, next_update)
 
@@ -244,14 +240,3 @@ def _generalized_time(fields: DerReader) -> datetime:
         message = "time must be a GeneralizedTime"
         raise FormatError(message, offset=fields.at, reason="wrong_type")
     return read_time(fields)
-
-
-def _extensions(fields: DerReader, known: set[str] | frozenset[str]) -> dict[str, bytes]:
-    """Read optional extensions [1]; only `known` ones may be critical."""
-    if fields.tag() != context(1):
-        return {}
-    found, critical = read_extensions(fields.enter(context(1)))
-    if unknown := critical - known:
-        message = f"unknown critical extension: {min(unknown)}"
-        raise FormatError(message, reason="unsupported")
-    return found

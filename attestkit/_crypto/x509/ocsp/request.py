@@ -1,8 +1,8 @@
 """OCSP requests (RFC 6960, section 4.1) and the identifier of a certificate in OCSP messages."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Literal, NamedTuple, TypeVar, get_args
 
 from attestkit._crypto.der import (
     BOOLEAN,
@@ -36,6 +36,7 @@ MAX_NONCE: Final = 128
 MAX_REQUEST: Final = 4096
 """Bytes of a request that is read."""
 
+_Message = TypeVar("_Message")
 _NULL: Final = b"\x05\x00"
 _OIDS: Final[Mapping[OcspHash, bytes]] = {
     "sha1": bytes.fromhex("06052b0e03021a"),
@@ -136,20 +137,31 @@ def read_ocsp_request(der: bytes) -> OcspRequest:
         FormatError: If it is malformed, signed, over 4,096 bytes, asks about several certificates,
             has the name of a requester or a critical extension, or a hash is not supported.
     """
-    if len(der) > MAX_REQUEST:
-        message = f"OCSP request: {len(der)} bytes, at most {MAX_REQUEST}"
+    return read_message(der, "OCSP request", MAX_REQUEST, _read_request)
+
+
+def read_message(
+    der: bytes, subject: str, most: int, read: Callable[[DerReader], _Message]
+) -> _Message:
+    """Parse a message: one SEQUENCE, of at most `most` bytes.
+
+    Raises:
+        FormatError: If it is malformed or too large; the message begins with the subject.
+    """
+    if len(der) > most:
+        message = f"{subject}: {len(der)} bytes, at most {most}"
         raise FormatError(message, reason="too_large")
     try:
-        return _read_request(der)
+        whole = DerReader(der)
+        outer = whole.enter(SEQUENCE)
+        whole.finish()
+        return read(outer)
     except FormatError as error:
-        message = f"OCSP request: {error.message}"
+        message = f"{subject}: {error.message}"
         raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
-def _read_request(der: bytes) -> OcspRequest:
-    whole = DerReader(der)
-    outer = whole.enter(SEQUENCE)
-    whole.finish()
+def _read_request(outer: DerReader) -> OcspRequest:
     fields = outer.enter(SEQUENCE)
     outer.finish()  # an optional signature is not supported
     requests = fields.enter(SEQUENCE)
@@ -157,15 +169,26 @@ def _read_request(der: bytes) -> OcspRequest:
     requests.finish()
     found = read_cert_id(request)
     request.finish()
-    nonce = None
-    if fields.tag() == context(2):
-        extensions, critical = read_extensions(fields.enter(context(2)))
-        if unknown := critical - {NONCE}:
-            message = f"unknown critical extension: {min(unknown)}"
-            raise FormatError(message, reason="unsupported")
-        nonce = read_nonce(extensions)
+    nonce = read_nonce(read_optional_extensions(fields, context(2), {NONCE}))
     fields.finish()
     return OcspRequest(found, nonce)
+
+
+def read_optional_extensions(
+    fields: DerReader, tag: int, known: Collection[str] = ()
+) -> dict[str, bytes]:
+    """Read extensions below a tag, if they are there; only `known` ones may be critical.
+
+    Raises:
+        FormatError: If they are malformed, or another one is critical.
+    """
+    if fields.tag() != tag:
+        return {}
+    found, critical = read_extensions(fields.enter(tag))
+    if unknown := critical.difference(known):
+        message = f"unknown critical extension: {min(unknown)}"
+        raise FormatError(message, reason="unsupported")
+    return found
 
 
 def read_cert_id(reader: DerReader) -> CertId:
