@@ -1,10 +1,12 @@
-"""The closed lists of words for programs: reasons of errors, and steps of a verification.
+"""The closed list of reasons of each error class: what `error.reason` may be.
 
-A word is stable: programs compare it, while a text may change. `errors.py` binds each list of
-reasons to its class, and docs/errors.md explains every reason.
+A reason is stable: programs compare it, while a text may change. `errors.py` binds each list to
+its class, and docs/errors.md explains every reason.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from attestkit._gpu_reasons import GpuReason
 
 FormatReason = Literal[
     # Any format
@@ -360,44 +362,6 @@ PolicyReason = Literal[
 ]
 """The evidence is authentic, and the policy does not accept it."""
 
-GpuReason = Literal[
-    # Checks of a device, in their order (nvidia-gpu.md, section 8)
-    "format",
-    "device_chain",
-    "device_key",
-    "fwid",
-    "report_signature",
-    "nonce",
-    "device_ocsp",
-    "driver_rim_format",
-    "driver_rim_chain",
-    "driver_rim_signature",
-    "driver_rim_identity",
-    "driver_rim_ocsp",
-    "vbios_rim_format",
-    "vbios_rim_chain",
-    "vbios_rim_signature",
-    "vbios_rim_identity",
-    "vbios_rim_ocsp",
-    "measurements",
-    "modes",
-    "topology",
-    "binding",  # the CPU's evidence does not commit to that of the GPUs as required
-    # Rules of a policy
-    "chip",
-    "device_count",
-    "driver_version",
-    "vbios_version",
-    # Tokens of NVIDIA's remote attestation service
-    "nras_key",
-    "nras_signature",
-    "nras_time",
-    "nras_nonce",
-    "nras_digest",
-    "nras_result",
-]
-"""Evidence of GPUs fails verification."""
-
 VerificationReason = (
     Literal[
         "cert_expired",
@@ -448,105 +412,3 @@ VerificationReason = (
     | GpuReason
 )
 """Well-formed evidence fails verification."""
-
-StepOutcome = Literal["passed", "skipped", "caution"]
-"""`skipped`: not checked. `caution`: checked, with a result that needs attention."""
-
-StepCheck = Literal[
-    # Signatures
-    "certificates",  # the path from the signing key to the trust anchor
-    "revocation",
-    "collateral",
-    "quoting_enclave",
-    "signature",  # of quote, report or document
-    "chip",  # that the certificate is of the chip in the report
-    "guest_policy",
-    "host_data",
-    "timestamp",
-    "debug",
-    "tcb",
-    # Content
-    "verification_time",
-    "report_data",
-    "event_log",
-    "os_image",
-    "app",
-    "mr_config",  # the configuration sealed at launch
-    "certificate_key",  # possession of the key of an RA-TLS certificate
-    # vTPM
-    "hcl_report",  # form of the HCL report, and the hardware report over its runtime data
-    "attestation_key",  # what certifies the key of the TPM
-    "ak_certificate",
-    "ak_revocation",  # of the certificates of the TPM's key
-    "tpm_quote",  # signature, selection and PCR values of the TPM's quote
-    "tpm_clock",
-    "hardware_to_ak",  # the hardware's evidence commits to the TPM's key
-    "ak_to_hardware",  # the TPM signed the hardware's evidence
-    "pcr_log",  # replay of the firmware's log to PCRs
-    "ima_log",
-    "user_data",  # the paravisor received the report data
-    "paravisor",  # identity of the paravisor
-    "instance",  # cloud instance named by a certificate
-    "unknown_fields",  # of a message, which were ignored
-    # GPUs
-    "gpu_report",  # certificates, keys, signature and nonce of the devices' reports
-    "gpu_revocation",  # of the certificates of devices and of reference manifests
-    "gpu_rim",  # signatures and identities of the reference manifests
-    "gpu_measurements",
-    "gpu_topology",
-    "gpu_nras",  # tokens of NVIDIA's remote attestation service
-    "gpu_rules",  # of the policy, about GPUs
-    "gpu_binding",  # what joins the CPU's evidence and that of the GPUs
-    # Rules of the policy
-    "platform",
-    "simulated",
-    "tcb_status",
-    "advisory",
-    "evaluation_data_number",
-    "minimum_svn",
-    "reference_value",
-    "attributes",
-    "sev_features",
-    "vcpus",
-    "vcpu_type",
-    "minimum_version",
-    "provisional_firmware",
-    "os_image_hash",
-    "app_id",
-    "compose_hash",
-    "instance_id",
-    "key_provider",
-    "device_id",
-    "dynamic_platform",
-    "cached_keys",
-    "smt",
-    "required_event",
-    "acpi_tables",
-    "smbios",
-    "pcrs",
-    "trusted_aks",
-    "require_joins",
-    "paravisor_measurement",
-    "id_key_digest",
-    "secure_boot",
-    "console_enabled",
-    "tpm_persisted",
-    "init_data",
-    "gce_project",
-    "gce_zone",
-    "gce_instance",
-    "vlek_providers",
-    "policy",
-]
-"""The check of a step. A rule of the policy has the reason of its PolicyError."""
-
-
-class VerificationStep(NamedTuple):
-    """A step of a verification that did not reject the evidence."""
-
-    check: StepCheck
-    outcome: StepOutcome
-    text: str  # one sentence; its wording may change
-
-    def __str__(self) -> str:
-        return f"caution: {self.text}" if self.outcome == "caution" else self.text

@@ -30,6 +30,7 @@ for people, and its wording may change.
 
 from typing import Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
+from attestkit._gpu_reasons import GpuReason
 from attestkit._reasons import (
     BackendBusyReason,
     BackendReason,
@@ -38,7 +39,6 @@ from attestkit._reasons import (
     CollateralReason,
     ConfigReason,
     FormatReason,
-    GpuReason,
     JournalReason,
     NotFoundReason,
     PolicyReason,
@@ -48,8 +48,8 @@ from attestkit._reasons import (
     UnsupportedReason,
     UsageReason,
     VerificationReason,
-    VerificationStep,
 )
+from attestkit._verification_steps import VerificationStep
 
 __all__ = [
     "AttestKitError",

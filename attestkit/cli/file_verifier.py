@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp
 from attestkit.cli.exit_codes import (

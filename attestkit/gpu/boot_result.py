@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.architectures import chip_of
 from attestkit.gpu.nras.claims import DeviceClaims

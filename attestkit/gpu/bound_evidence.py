@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from attestkit._argument_checks import require_size
+from attestkit.errors import UsageError
 from attestkit.gpu.evidence import GpuEvidence
-
-BindingKind = Literal["nonce", "report_data"]
-"""`report_data`: they commit to the GPU evidence. `nonce`: only the nonce, or a hash of it, is
-shared."""
+from attestkit.gpu.result import GpuBindingKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +14,13 @@ class GpuBinding:
     """GPU evidence of another system, as a reader of `attestkit.gpu.bindings` returns it.
 
     Pass it to `Verifier.verify` as `gpu`, without `nonce` and `report_data`.
+
+    Raises:
+        UsageError: If a value has the wrong size, or `kind` is one of an event log.
     """
 
     system: str  # such as vllm-proxy
-    kind: BindingKind
+    kind: GpuBindingKind  # `nonce` or `report_data`
     evidence: GpuEvidence
     nonce: bytes = field(repr=False)  # of the verifier
     gpu_nonce: bytes = field(repr=False)  # that the reports of the GPUs must have, 32 bytes
@@ -31,3 +31,5 @@ class GpuBinding:
     def __post_init__(self) -> None:
         require_size("gpu_nonce", self.gpu_nonce, 32)
         require_size("report_data", self.report_data, 64)
+        if self.kind not in ("nonce", "report_data"):
+            raise UsageError("kind: must be nonce or report_data", reason="wrong_value")

@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import GpuEvidenceError, UsageError
 from attestkit.gpu.device_label import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
 
 if TYPE_CHECKING:
-    from attestkit._reasons import GpuReason
+    from attestkit._gpu_reasons import GpuReason
     from attestkit.gpu.result import DeviceResult
 
 OcspUse = Literal["required", "off"]

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import AttestKitError, GpuEvidenceError, UsageError
 from attestkit.gpu.checks.device_checks import (
     DeviceChecks,

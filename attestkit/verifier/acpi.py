@@ -11,7 +11,7 @@ operator.
 from collections.abc import Mapping
 from typing import Final
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.verifier.result import Claims, caution
 
 # TDs whose firmware measures the tables into RTMR0; behind a paravisor it is zero.

@@ -10,7 +10,7 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.pcr_logs import find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral

@@ -9,7 +9,7 @@ import hmac
 from dataclasses import replace
 from typing import NamedTuple
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.report_data import ReportData
 from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.result import passed, skipped

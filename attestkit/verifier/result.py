@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
-from attestkit._reasons import StepCheck, StepOutcome, VerificationStep
+from attestkit._verification_steps import StepCheck, StepOutcome, VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.event_log import Rtmrs
 from attestkit.event_log.event import Event

@@ -256,11 +256,13 @@ def test_help_imports_no_command() -> None:
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
+        "attestkit._gpu_reasons",
         "attestkit._package",
         "attestkit._reasons",
         "attestkit._sanitize",
         "attestkit._system",
         "attestkit._system.process_hardening",
+        "attestkit._verification_steps",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
         "attestkit.errors",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu.nras.tokens import verify_tokens
 

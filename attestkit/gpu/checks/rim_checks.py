@@ -16,7 +16,7 @@ from attestkit.gpu.rim.measurements import MeasurementComparison, compare_measur
 from attestkit.gpu.rim.verification import VerifiedRim, verify_rim
 
 if TYPE_CHECKING:
-    from attestkit._reasons import GpuReason
+    from attestkit._gpu_reasons import GpuReason
     from attestkit.gpu.rim.manifest import Rim
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.ocsp import CLOCK_SKEW
-from attestkit._reasons import StepCheck, VerificationStep
+from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.gpu.checks.device_checks import CheckedDevice, DeviceChecks
 from attestkit.gpu.checks.rim_checks import ComparedDevice
 from attestkit.gpu.result import OcspFacts

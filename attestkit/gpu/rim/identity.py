@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, TypeAlias
 
-from attestkit._reasons import GpuReason
+from attestkit._gpu_reasons import GpuReason
 from attestkit._sanitize import shown
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.rim.manifest import Rim

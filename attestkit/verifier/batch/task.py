@@ -10,7 +10,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError, VerificationError, return_error

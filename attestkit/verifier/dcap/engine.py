@@ -13,7 +13,7 @@ from attestkit._crypto.ecdsa import P256PublicKey
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.x509.sgx_extension import PckExtension
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT, INTEL_ROOT_DER
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.collateral import Collateral
 from attestkit.errors import SignatureError, UsageError
 from attestkit.quote import Certification, Quote, SignedParts, TdQuoteBody, signed_parts

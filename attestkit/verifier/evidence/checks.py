@@ -8,7 +8,7 @@ import hmac
 from types import EllipsisType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.wire.evidence_parts import (

@@ -8,8 +8,8 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attestkit._reasons import VerificationStep
 from attestkit._sanitize import shown
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.go_tpm_tools import GceInstanceInfo, GoTpmToolsMessage
 from attestkit.errors import FormatError, VerificationError
 from attestkit.verifier.platforms.tpm import (

@@ -10,7 +10,7 @@ import hmac
 from datetime import datetime
 from typing import Final
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro_document import NitroDocument
 from attestkit.attestation.wire.evidence_parts import NitroTpm

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import Tpm
 from attestkit.errors import VerificationError
 from attestkit.verifier.platforms.vtpm.attestation_key import (

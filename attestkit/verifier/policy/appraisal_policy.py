@@ -31,7 +31,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._argument_checks import require_time_zone, wrong_type
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules

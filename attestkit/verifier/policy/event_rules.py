@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.event_log.event import DIGEST_SIZE, Event
 from attestkit.event_log.runtime_events import RESERVED_NAMES

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import AppInfo
 from attestkit.errors import PolicyError
 from attestkit.verifier.policy.platforms import (

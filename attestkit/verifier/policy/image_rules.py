@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier import acpi
 from attestkit.verifier.policy.reference_values import ReferenceValues

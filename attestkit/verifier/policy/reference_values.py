@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.policy.platforms import (
     GCP_SNP,

@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 
 from attestkit._argument_checks import utf8
 from attestkit._formats import strict_json
-from attestkit._reasons import PolicyReason, VerificationStep
+from attestkit._reasons import PolicyReason
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.result import Claims, passed
 

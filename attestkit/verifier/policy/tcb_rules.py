@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias, cast
 
-from attestkit._reasons import PolicyReason, VerificationStep
+from attestkit._reasons import PolicyReason
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.policy.platforms import (
     GO_TPM_TOOLS,

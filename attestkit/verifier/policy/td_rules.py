@@ -7,7 +7,8 @@ from operator import or_
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import PolicyReason, StepCheck, VerificationStep
+from attestkit._reasons import PolicyReason
+from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.policy.platforms import HCL_PLATFORMS, is_td
 from attestkit.verifier.policy.rules import BIT_NAMES, BitMask, bit_names

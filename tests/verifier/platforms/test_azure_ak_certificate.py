@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.wire.evidence_parts import AzureSnp
 from attestkit.errors import SignatureError
 from attestkit.verifier.platforms.azure import AzureAuthenticator, snp_evidence_of

@@ -41,7 +41,7 @@ _ACCESS: Final = encode_ocsp_access(OCSP_URL)
 _VENDOR: Final = "NVIDIA"  # in fields that devices of the vendor have, not in names of issuers
 
 
-class Issued(NamedTuple):
+class CaCredentials(NamedTuple):
     """A CA certificate with its subject and key."""
 
     name: bytes  # DER
@@ -54,7 +54,7 @@ class Issued(NamedTuple):
         return CloudAuthority(self.name, self.key)
 
 
-class Device(NamedTuple):
+class DeviceCredentials(NamedTuple):
     """Keys and certificates of a device."""
 
     model: DeviceModel
@@ -74,11 +74,15 @@ class GpuPki:
             derive: Returns secret bytes for a label.
         """
         self._derive = derive
-        self._issued: dict[str, Issued] = {}
-        self.device_root: Issued = self._issue("root/device", "attestkit simulated GPU device root")
-        self.rim_root: Issued = self._issue("root/rim", "attestkit simulated GPU RIM root")
+        self._issued: dict[str, CaCredentials] = {}
+        self.device_root: CaCredentials = self._issue(
+            "root/device", "attestkit simulated GPU device root"
+        )
+        self.rim_root: CaCredentials = self._issue("root/rim", "attestkit simulated GPU RIM root")
 
-    def device(self, label: str, model: DeviceModel, *, device_key: str | None = None) -> Device:
+    def device(
+        self, label: str, model: DeviceModel, *, device_key: str | None = None
+    ) -> DeviceCredentials:
         """Return a device.
 
         Args:
@@ -98,34 +102,34 @@ class GpuPki:
         leaf = _issue_leaf(brom, key.spki, model, extensions)
         identity = self.identity(model)
         chain = (leaf, brom.der, provisioner.der, identity.der, self.device_root.der)
-        return Device(model, self.pdi(label), fwid, key, chain)
+        return DeviceCredentials(model, self.pdi(label), fwid, key, chain)
 
     def pdi(self, label: str) -> bytes:
         """Return the PDI of a device, 8 bytes."""
         return self._derive(f"pdi/{label}", 8)
 
-    def identity(self, model: DeviceModel) -> Issued:
+    def identity(self, model: DeviceModel) -> CaCredentials:
         """Return the product identity CA of a model."""
         common_name = f"Simulated {model.identity} Identity"
         return self._issue(f"identity/{model.identity}", common_name, self.device_root)
 
-    def provisioner(self, model: DeviceModel) -> Issued:
+    def provisioner(self, model: DeviceModel) -> CaCredentials:
         """Return the provisioner CA of a model."""
         common_name = f"Simulated {model.chip} Provisioner ICA {model.provisioner}"
         return self._issue(f"provisioner/{model.chip}", common_name, self.identity(model))
 
-    def brom(self, label: str, model: DeviceModel) -> Issued:
+    def brom(self, label: str, model: DeviceModel) -> CaCredentials:
         """Return the CA of a device; its serial number has the PDI."""
         serial = bytes([model.serial_prefix]) + self.pdi(label)
         common_name = f"{model.chip} A01 {model.processor} BROM"
         return self._issue(f"brom/{label}", common_name, self.provisioner(model), serial)
 
-    def rim_ca(self, model: DeviceModel) -> Issued:
+    def rim_ca(self, model: DeviceModel) -> CaCredentials:
         """Return the CA of the RIMs of a product."""
         common_name = f"Simulated Reference Value {model.product} CA"
         return self._issue(f"rim-ca/{model.product}", common_name, self.rim_root)
 
-    def rim_l3(self, model: DeviceModel) -> Issued:
+    def rim_l3(self, model: DeviceModel) -> CaCredentials:
         """Return the CA that issues the certificate of the RIM signer."""
         common_name = f"Simulated Reference Value L3 {model.product} 001"
         return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
@@ -150,7 +154,7 @@ class GpuPki:
         )
         return key, (signer, l3.der, self.rim_ca(model).der, self.rim_root.der)
 
-    def responder(self, issuer: Issued, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
+    def responder(self, issuer: CaCredentials, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
         """Return key and certificate of the OCSP responder of an issuer.
 
         Args:
@@ -170,8 +174,8 @@ class GpuPki:
         return key, certificate
 
     def _issue(
-        self, label: str, common_name: str, issuer: Issued | None = None, serial: bytes = b""
-    ) -> Issued:
+        self, label: str, common_name: str, issuer: CaCredentials | None = None, serial: bytes = b""
+    ) -> CaCredentials:
         """Return the CA of a label, issued once; without an issuer it is a root.
 
         Args:
@@ -192,12 +196,12 @@ class GpuPki:
             path_length=None,
             extensions=(_ACCESS,) if issuer and not serial else (),
         )
-        made = self._issued[label] = Issued(name, key, der)
+        made = self._issued[label] = CaCredentials(name, key, der)
         return made
 
 
 def _issue_leaf(
-    brom: Issued, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
+    brom: CaCredentials, spki: bytes, model: DeviceModel, extensions: tuple[Extension, ...]
 ) -> bytes:
     # The serial number is the key id with its first bit cleared and the second one set (3.1).
     serial = bytearray(key_id(spki))

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
 from attestkit.backends.simulator.gpu import gpu_reports as others
 from attestkit.backends.simulator.gpu.device_models import DeviceModel
-from attestkit.backends.simulator.gpu.gpu_pki import Device
+from attestkit.backends.simulator.gpu.gpu_pki import DeviceCredentials
 from attestkit.backends.simulator.gpu.gpu_reports import (
     ReportContent,
     encode_text,
@@ -28,7 +28,7 @@ _TEMPERATURE: Final = 30
 _POWER_USAGE: Final = 70_000
 
 
-class Machine(NamedTuple):
+class MachineFacts(NamedTuple):
     """Facts in the reports of all devices of a machine (section 3.5)."""
 
     protected_pcie: bool = False
@@ -53,11 +53,13 @@ class SimulatedDevice:
         machine: What it reports about the machine.
     """
 
-    def __init__(self, derive: Derive, device: Device, position: int, machine: Machine) -> None:
+    def __init__(
+        self, derive: Derive, device: DeviceCredentials, position: int, machine: MachineFacts
+    ) -> None:
         self._derive = derive
-        self.device: Device = device
+        self.device: DeviceCredentials = device
         self.position: int = position
-        self.machine: Machine = machine
+        self.machine: MachineFacts = machine
 
     @property
     def model(self) -> DeviceModel:

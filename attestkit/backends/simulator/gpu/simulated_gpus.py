@@ -18,7 +18,7 @@ from attestkit.backends.simulator.gpu.device_models import (
     DeviceModel,
 )
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-from attestkit.backends.simulator.gpu.gpu_pki import GpuPki, Issued
+from attestkit.backends.simulator.gpu.gpu_pki import CaCredentials, GpuPki
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
 from attestkit.backends.simulator.gpu.services.nras import SimulatedNras
 from attestkit.backends.simulator.gpu.services.ocsp_responder import (
@@ -26,7 +26,7 @@ from attestkit.backends.simulator.gpu.services.ocsp_responder import (
     SimulatedOcsp,
 )
 from attestkit.backends.simulator.gpu.simulated_device import (
-    Machine,
+    MachineFacts,
     SimulatedDevice,
     encode_chain,
     golden_measurement,
@@ -259,7 +259,7 @@ class SimulatedGpus:
         if not config.is_protected:
             switches = []
         pki = self._device_pki
-        machine = Machine(
+        machine = MachineFacts(
             config.is_protected,
             self._feature(),
             tuple(map(pki.pdi, gpus)),
@@ -273,7 +273,9 @@ class SimulatedGpus:
             ]
         )
 
-    def _make_device(self, label: str, model: DeviceModel, machine: Machine) -> SimulatedDevice:
+    def _make_device(
+        self, label: str, model: DeviceModel, machine: MachineFacts
+    ) -> SimulatedDevice:
         other = "gpu/other" if self._fault.other_device_key and label == "gpu/0" else None
         device = self._device_pki.device(label, model, device_key=other)
         position = int(label.rpartition("/")[2])
@@ -286,7 +288,7 @@ class SimulatedGpus:
             return None
         return _SPT if self.config.chosen_count == 1 else _MPT
 
-    def _first(self, machine: Machine) -> Machine:
+    def _first(self, machine: MachineFacts) -> MachineFacts:
         """Return what the first device reports about the machine."""
         return machine._replace(feature=_SPT) if self._fault.machine == "spt-with-mpt" else machine
 
@@ -308,7 +310,7 @@ class SimulatedGpus:
         self, found: dict[bytes, ServedCertificate], model: DeviceModel, fault: OcspFault | None
     ) -> None:
         pki = self._rim_pki
-        issuers: tuple[Issued, ...] = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
+        issuers: tuple[CaCredentials, ...] = (pki.rim_l3(model), pki.rim_ca(model), pki.rim_root)
         of_signer = fault if fault and fault.target == "rim_signer" else None
         for expired in {False, self._fault.rim_signer == "expired"}:
             _, (signer, l3, ca, _) = pki.rim_signer(model, expired=expired)

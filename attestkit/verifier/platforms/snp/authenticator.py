@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
-from attestkit._reasons import PolicyReason, StepOutcome, VerificationStep
+from attestkit._verification_steps import StepOutcome, VerificationStep
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import (
@@ -39,6 +39,9 @@ from attestkit.verifier.result import (
     passed,
     skipped,
 )
+
+if TYPE_CHECKING:
+    from attestkit._reasons import PolicyReason
 
 _TCBS: Final = ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb")
 _MAX_CERTIFICATES: Final = 8  # in the evidence, of which two are needed

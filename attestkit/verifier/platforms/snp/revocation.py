@@ -14,7 +14,7 @@ from typing import Final
 from attestkit._crypto.x509.amd_crl import AmdCrl, read_amd_crls
 from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
 from attestkit._crypto.x509.crl import check_crl_signature
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
 from attestkit.verifier.dcap.fact_cache import FactCache
 from attestkit.verifier.platforms.snp.chain import KDS, Signer

@@ -36,7 +36,7 @@ from attestkit._crypto.x509.cert_path import (
 )
 from attestkit._crypto.x509.crl import Crl, SignedCrl
 from attestkit._crypto.x509.vendor_roots import google_roots
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import (
     CollateralError,
     CollateralExpiredError,

@@ -1,8 +1,8 @@
 """The instance of Google Compute Engine that a verified AK certificate names (vtpm.md, 7.2)."""
 
 from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
-from attestkit._reasons import VerificationStep
 from attestkit._sanitize import one_line
+from attestkit._verification_steps import VerificationStep
 from attestkit.verifier.result import caution, passed, skipped
 
 _LONGEST = 128  # characters of a name in a step

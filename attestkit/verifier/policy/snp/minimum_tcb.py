@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, TypeAlias
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import VerificationStep
+from attestkit._verification_steps import VerificationStep
 from attestkit.errors import PolicyError, UsageError
 from attestkit.snp_report import TCB_COMPONENTS
 from attestkit.verifier.policy.rules import normalize_members

@@ -8,7 +8,8 @@ from operator import gt
 from typing import Any, Final
 
 from attestkit._argument_checks import wrong_type
-from attestkit._reasons import PolicyReason, VerificationStep
+from attestkit._reasons import PolicyReason
+from attestkit._verification_steps import VerificationStep
 from attestkit.attestation.launch.snp import CPU_TYPES, canonical_cpu_type
 from attestkit.errors import FormatError, PolicyError, UsageError
 from attestkit.verifier.policy.platforms import SNP, is_snp

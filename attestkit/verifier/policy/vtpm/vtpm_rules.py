@@ -7,8 +7,9 @@ from typing import Final, TypeAlias, cast, get_args
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._reasons import PolicyReason, StepCheck, VerificationStep
+from attestkit._reasons import PolicyReason
 from attestkit._sanitize import shown
+from attestkit._verification_steps import StepCheck, VerificationStep
 from attestkit.errors import PolicyError, SignatureError, UsageError
 from attestkit.verifier.policy.launch_claims import (
     is_signed_by_vlek,

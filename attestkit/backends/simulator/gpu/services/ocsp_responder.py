@@ -17,7 +17,7 @@ from attestkit._crypto.x509.ocsp import (
     write_ocsp_error,
 )
 from attestkit.backends.simulator.gpu.deviations import OcspFault
-from attestkit.backends.simulator.gpu.gpu_pki import GpuPki, Issued
+from attestkit.backends.simulator.gpu.gpu_pki import CaCredentials, GpuPki
 from attestkit.errors import FormatError
 
 VALIDITY: Final = timedelta(hours=24)
@@ -30,7 +30,7 @@ class ServedCertificate(NamedTuple):
     """A certificate about which the responder answers."""
 
     der: bytes
-    issuer: Issued
+    issuer: CaCredentials
     fault: OcspFault | None = None
     leaf: tuple[P384Key, bytes] | None = None  # below it, for a fault: key and certificate
 
