@@ -291,6 +291,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "measure.acpi.table_store": "reads the package's own files, as the target acpi_entry does",
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
     "emulator.nvml.stub_server": "frames of 12 to 44 bytes; test_stub_server.py sends bad ones",
+    "emulator.socket_service": "passes bytes to the target qgs_request or to the stub server",
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",
     "gpu.roots": "wraps split_pem and read_path_certificate, the targets pem and path_certificate",
     "verifier.gpu_join": "wraps GpuEvidence.from_json, the target gpu_evidence",
