@@ -23,7 +23,7 @@ from attestkit.cli.exit_codes import (
 )
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.gpu_files import fetch_gpu_endorsements
+from attestkit.cli.options.gpu_files import fetch_gpu_endorsements, read_gpu_evidence
 from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
@@ -90,7 +90,8 @@ class FileOutcome(NamedTuple):
     certificates: tuple[bytes, ...] = ()  # AMD certificates of options
     crls: tuple[bytes, ...] = ()  # AMD's, of options, else of the bundle
     ak_certificates: tuple[bytes, ...] = ()  # and CRLs: of options and bundle, and fetched ones
-    gpu_evidence: "GpuEvidence | None" = None  # of options, else of the bundle
+    # Of options, else of the bundle; bytes: output of nvattest of the boot.
+    gpu_evidence: "GpuEvidence | bytes | None" = None
     gpu_endorsements: "GpuEndorsements | None" = None  # of options, else of the bundle
 
     @property
@@ -158,7 +159,7 @@ class FileOutcome(NamedTuple):
         crls = () if self.collateral is not None else self.crls
         has_tpm = self.result is not None and self.result.claims.vtpm is not None
         of_ak = tuple(dict.fromkeys(self.ak_certificates)) if has_tpm else ()
-        gpu = None if self.gpu_evidence is None else self.gpu_evidence.raw
+        gpu = self.gpu_evidence
         has_gpus = self.result is not None and self.result.gpu is not None
         return EvidenceBundle(
             raw,
@@ -167,7 +168,7 @@ class FileOutcome(NamedTuple):
             expected,
             crls,
             of_ak,
-            gpu_evidence=gpu if has_gpus else None,
+            gpu_evidence=_bytes_of(gpu) if has_gpus else None,
             gpu_endorsements=self.gpu_endorsements if has_gpus else None,
         )
 
@@ -331,8 +332,9 @@ class FileVerifier:
         if not self.options.fetch_gpu_endorsements or out.gpu_endorsements is not None:
             return out
         enclosed = evidence.gpu_evidence if isinstance(evidence, Attestation) else None
-        gpus = out.gpu_evidence or enclosed
-        options = self.options
+        gpus, options = out.gpu_evidence or enclosed, self.options
+        if isinstance(gpus, bytes):  # of the boot: nothing in it is compared with endorsements
+            return out
         fetched = fetch_gpu_endorsements(gpus, options.gpu_roots, out.at, options.gpu_services)
         return out._replace(gpu_endorsements=fetched)
 
@@ -378,12 +380,14 @@ class FileVerifier:
         return ra_tls.verify(content.raw, verifier, now=out.at, max_lifetime=None)
 
 
+def _bytes_of(gpu: "GpuEvidence | bytes | None") -> bytes | None:
+    return gpu if gpu is None or isinstance(gpu, bytes) else gpu.raw
+
+
 def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
     """Return an outcome with what a bundle has of GPUs, unless options name other files."""
     if out.gpu_evidence is None and bundle.gpu_evidence is not None:
-        from attestkit.gpu import GpuEvidence  # lazy: only with GPUs
-
-        out = out._replace(gpu_evidence=GpuEvidence.from_json(bundle.gpu_evidence))
+        out = out._replace(gpu_evidence=read_gpu_evidence(bundle.gpu_evidence))
     if out.gpu_endorsements is None:
         out = out._replace(gpu_endorsements=bundle.gpu_endorsements)
     return out

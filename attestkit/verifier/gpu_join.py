@@ -267,6 +267,20 @@ def _read(given: object) -> "tuple[GpuBinding | None, GpuEvidence]":
     raise wrong_type("gpu", "GpuEvidence, its JSON or a GpuBinding", given)
 
 
+def read_gpu_input(data: bytes) -> "GpuEvidence | bytes":
+    """Return the evidence in JSON; output of nvattest of the boot is returned unchanged.
+
+    Raises:
+        FormatError: If it is neither.
+    """
+    if _BOOT_OUTPUT in data:
+        _read_boot_output(data)
+        return data
+    from attestkit.gpu.evidence import GpuEvidence  # lazy: only with GPUs
+
+    return GpuEvidence.from_json(data)
+
+
 def _read_boot_output(data: bytes) -> "NvattestOutput":
     from attestkit.gpu.nras.nvattest_output import read_nvattest_output  # lazy: only with GPUs
 

@@ -16,13 +16,14 @@ GPU_OPTIONS: Final = (
     click.option(
         "--gpu-evidence",
         type=PATH,
-        help="Evidence of the machine's GPUs: JSON of NVIDIA's SDKs. Without it, that enclosed in "
-        "the evidence is used.",
+        help="Evidence of the machine's GPUs: JSON of NVIDIA's SDKs, or dstack's output of nvattest "
+        "at boot. Without it, that enclosed in the evidence is used.",
     ),
     click.option(
         "--gpu-endorsements",
         type=PATH,
-        help="Reference manifests and OCSP answers for GPUs: JSON of GpuEndorsements.",
+        help="Reference manifests and OCSP answers for GPUs: JSON of GpuEndorsements. Keys of "
+        "NVIDIA's attestation service in it are trusted.",
     ),
     click.option(
         "--fetch-gpu-endorsements",
@@ -48,11 +49,11 @@ GPU_OPTIONS: Final = (
 )
 
 
-def read_gpu_evidence(data: bytes) -> "GpuEvidence":
-    """Parse GPU evidence."""
-    from attestkit.gpu import GpuEvidence  # lazy: only with GPUs
+def read_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
+    """Parse GPU evidence; return output of nvattest of the boot unchanged."""
+    from attestkit.verifier.gpu_join import read_gpu_input  # lazy: only with GPUs
 
-    return GpuEvidence.from_json(data)
+    return read_gpu_input(data)
 
 
 def read_gpu_endorsements(data: bytes) -> "GpuEndorsements":

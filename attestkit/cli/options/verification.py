@@ -61,7 +61,7 @@ class VerificationOptions(NamedTuple):
     ak_roots: tuple[bytes, ...] = ()  # of TPM keys: DER or PEM
     ak_certificates: tuple[bytes, ...] = ()  # and CRLs: DER or PEM; untrusted
     fetch_ak_certificates: bool = False
-    gpu_evidence: "GpuEvidence | None" = None
+    gpu_evidence: "GpuEvidence | bytes | None" = None  # bytes: output of nvattest of the boot
     gpu_endorsements: "GpuEndorsements | None" = None
     gpu_roots: "GpuRoots | None" = None
     fetch_gpu_endorsements: bool = False

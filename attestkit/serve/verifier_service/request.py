@@ -72,15 +72,20 @@ class VerificationRequest(NamedTuple):
         """Whether the request has evidence or endorsements of GPUs beside the evidence."""
         return self.gpu_evidence is not None or self.gpu_endorsements is not None
 
-    def read_gpu(self) -> "tuple[GpuEvidence | None, GpuEndorsements | None]":
+    def read_gpu(self) -> "tuple[GpuEvidence | bytes | None, GpuEndorsements | None]":
         """Return evidence and endorsements of GPUs that are beside the evidence.
+
+        Output of nvattest of the boot is returned as bytes.
 
         Raises:
             FormatError: If one is malformed.
         """
-        from attestkit.gpu import GpuEndorsements, GpuEvidence  # lazy: only with GPUs
+        # lazy: only with GPUs
+        from attestkit.gpu import GpuEndorsements
+        from attestkit.verifier.gpu_join import read_gpu_input
 
-        evidence = None if self.gpu_evidence is None else GpuEvidence.from_json(self.gpu_evidence)
+        text = self.gpu_evidence
+        evidence = None if text is None else read_gpu_input(text.encode("utf-8", "surrogatepass"))
         if self.gpu_endorsements is None:
             return evidence, None
         try:
