@@ -139,10 +139,13 @@ def test_result_of_the_boot_is_accepted_by_rule(
     assert result.gpu.binding == "runtime_event"
     assert outcome.details["gpu"]["binding"] == "runtime_event"
     assert found["gpu"]["binding"] == "runtime_event"
-    assert {"gpu_report", "gpu_binding", "gpu_measurements"} <= {*found["not_proven"]}
+    assert {"gpu_report", "gpu_binding", "gpu_measurements"} <= {*result.not_proven}
     bundle = tmp_path / "bundle"
     words = run_program(given, trusted, tmp_path)
     assert main([*words, "--save-bundle", f"{bundle}"]) == 0
+    page = tmp_path / "page.html"
+    assert main(["report", *(word for word in words[1:] if word != "--json"), "-o", f"{page}"]) == 0
+    assert "nvattest" in page.read_text()
     words[1] = f"{bundle}"
     words = words[: words.index("--gpu-evidence")]
     assert main(words) == 0

@@ -16,8 +16,8 @@ GPU_OPTIONS: Final = (
     click.option(
         "--gpu-evidence",
         type=PATH,
-        help="Evidence of the machine's GPUs: JSON of NVIDIA's SDKs, or dstack's output of nvattest "
-        "at boot. Without it, that enclosed in the evidence is used.",
+        help="Evidence of the GPUs: JSON of NVIDIA's SDKs, or output of nvattest at boot. "
+        "Without it, that enclosed in the evidence is used.",
     ),
     click.option(
         "--gpu-endorsements",
@@ -38,7 +38,7 @@ GPU_OPTIONS: Final = (
     click.option(
         "--gpu-ocsp-url",
         metavar="URL",
-        help="Ask this OCSP responder, not NVIDIA's.",
+        help="Use this OCSP responder, not NVIDIA's.",
     ),
     click.option(
         "--gpu-roots",

@@ -101,9 +101,13 @@ def build_gpu_section(outcome: "FileOutcome") -> GpuSection | None:
 
 
 def _evidence(outcome: "FileOutcome") -> "GpuEvidence | None":
-    """Return the GPU evidence of the options, or that enclosed in the CPU's evidence."""
-    if outcome.gpu_evidence is not None or not isinstance(outcome.evidence, Attestation):
-        return outcome.gpu_evidence
+    """Return the GPU evidence of the options, or that enclosed in the CPU's evidence.
+
+    Output of nvattest of the boot has no reports or certificates to show.
+    """
+    given = outcome.gpu_evidence
+    if given is not None or not isinstance(outcome.evidence, Attestation):
+        return None if isinstance(given, bytes) else given
     try:
         return outcome.evidence.gpu_evidence
     except AttestKitError:  # the report says why it was refused
