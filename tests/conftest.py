@@ -1,13 +1,16 @@
 """Settings of the test process."""
 
+import faulthandler
 import gc
+import marshal
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +22,16 @@ if TYPE_CHECKING:
     from attestkit.backends.tpm.client import TpmClient
 
 
+HANG: Final = 1200.0
+"""Seconds after which a test shows where it hangs, and its process ends.
+
+The longest test, on an emulated machine, takes eight minutes.
+"""
+
+SET_ANEW: Final = 60.0
+"""Seconds for which tests share one watchdog."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Enable interrupts, and keep Hypothesis from failing on a busy machine.
 
@@ -26,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     200 ms, also the first one, which may import a library, and the drawing of ten to a second; both
     limits are disabled. Its other checks, and a profile chosen by option, remain.
     """
+    config.pluginmanager.register(Watchdog(), "watchdog")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--hypothesis-profile", default=None):
@@ -71,6 +85,53 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
     from tests.scheduling import LongestFirst  # lazy: without pytest-xdist it cannot be imported
 
     return LongestFirst(config, log)
+
+
+class Watchdog:
+    """End the process if a test hangs, like pytest's `faulthandler_timeout`.
+
+    That option starts and joins a thread for each of 20,000 tests, which takes longer than most of
+    them on busy cores. Here the tests of a minute share one; so a test has one minute less at most.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.dup(2)  # while tests run, pytest captures the output
+        self._due = 0.0
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Start it again if it is due."""
+        if time.monotonic() >= self._due:
+            faulthandler.dump_traceback_later(HANG, exit=True, file=self._file)
+            self._due = time.monotonic() + SET_ANEW
+        result = yield
+        if item.get_closest_marker("slow"):
+            self._due = 0  # such a test may disable it
+        return result
+
+    def pytest_sessionfinish(self) -> None:
+        """Stop it."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[dict[str, Any]]:
+    """Send a report to pytest-xdist's controller as bytes.
+
+    Its own serialization, in Python, takes a quarter of the time of a quick test.
+    """
+    return {"packed": marshal.dumps((yield))}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_from_serializable(data: dict[str, Any]) -> Iterator[None]:
+    """Unpack a report."""
+    if "packed" in data:
+        data.update(marshal.loads(data.pop("packed")))  # noqa: S302: our own process wrote it
+    return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)
