@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -102,7 +102,7 @@ class Watchdog:
         os.close(self._file)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Start it again if it is due."""
         if time.monotonic() >= self._due:
             faulthandler.dump_traceback_later(HANG, exit=True, file=self._file)
@@ -118,7 +118,7 @@ class Watchdog:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable() -> Iterator[dict[str, Any]]:
+def pytest_report_to_serializable() -> Generator[None, Any, dict[str, bytes]]:
     """Send a report to pytest-xdist's controller as bytes.
 
     Its own serialization, in Python, takes a quarter of the time of a quick test.
@@ -127,10 +127,10 @@ def pytest_report_to_serializable() -> Iterator[dict[str, Any]]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_report_from_serializable(data: dict[str, Any]) -> Iterator[None]:
+def pytest_report_from_serializable(data: dict[str, Any]) -> Generator[None, Any, Any]:
     """Unpack a report."""
     if "packed" in data:
-        data.update(marshal.loads(data.pop("packed")))  # noqa: S302: our own process wrote it
+        data.update(marshal.loads(data.pop("packed")))  # noqa: S302  written by a process of ours
     return (yield)
 
 
