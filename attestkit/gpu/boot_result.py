@@ -20,8 +20,8 @@ _BY_GUEST: Final = (
     VerificationStep(
         "gpu_report",
         "caution",
-        "the guest itself verified its GPUs at boot, with NVIDIA's nvattest; nothing but its "
-        "measured software says so",
+        "the guest itself verified its GPUs at boot, with NVIDIA's nvattest; only its measured "
+        "software proves it",
     ),
     VerificationStep("gpu_revocation", "skipped", "left to the guest at boot: no OCSP answers"),
     VerificationStep("gpu_rim", "skipped", "left to the guest at boot: no reference manifests"),

@@ -70,7 +70,7 @@ class GpuRules:
     min_driver: str | None = None
     vbios: Collection[str] | None = None
     min_vbios: str | None = None
-    # The CPU's event log says that the GPUs were set ready, with memory protected.
+    # The CPU's measured event log has the event of GPUs whose memory is protected.
     ready_state: bool = False
     # GPUs and switches are in protected PCIe mode, and their topology was compared.
     protected_pcie: bool = False
@@ -79,7 +79,7 @@ class GpuRules:
     binding: GpuBindingKind = "nonce"
     ocsp: OcspUse = "required"
     max_ocsp_age: timedelta | None = None
-    # How long answers are accepted after their nextUpdate, with a caution.
+    # Period after the nextUpdate of an OCSP answer in which it is accepted with a caution.
     ocsp_grace: timedelta | None = None
     # The certificate of a reference manifest's signer may be on hold; those of CAs never.
     allow_hold: bool = False

@@ -1,4 +1,4 @@
-"""Evidence of GPUs beside that of a CPU: their binding, and the verification of both.
+"""Evidence of GPUs beside that of a CPU: its binding to the CPU's, and its verification.
 
 The strongest binding that holds counts: report data that commit to the GPU evidence, its hash in
 the measured event log if the policy accepts evidence of the boot, or a shared nonce.

@@ -66,6 +66,13 @@ def plain(nonce: bytes = NONCE) -> Attestation:
     return found
 
 
+def unmeasured() -> Attestation:
+    """Return evidence of a CPU whose event log has nothing about GPUs."""
+    found = guest(gpus=None).attest(nonce=NONCE)
+    assert isinstance(found, Attestation)
+    return found
+
+
 def committed(gpu: GpuEvidence, nonce: bytes = NONCE) -> Attestation:
     """Return evidence of a CPU whose guest commits to any evidence of GPUs, which it encloses."""
     report_data = ReportData.for_nonce_and_gpu(nonce, gpu.raw)
@@ -293,6 +300,9 @@ ATTACKS: Final[dict[str, Attack]] = {
     ),
     "result of the boot, strict binding": Attack(
         lambda: boot(allow_boot_result=True, binding="report_data"), "binding", 4
+    ),
+    "gpus whose ready state was not measured": Attack(
+        lambda: Given(unmeasured(), genuine(NONCE), rules=GpuRules(ready_state=True)), "modes", 4
     ),
     # Endorsements that the attacker chooses.
     "no endorsements": Attack(lambda: _with_endorsements(GpuEndorsements()), "missing", 3),

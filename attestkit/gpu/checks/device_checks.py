@@ -83,7 +83,9 @@ def check_device(index: int, device: "DeviceEvidence", checks: DeviceChecks) -> 
 def _check_chip(device: "DeviceEvidence", chain: DeviceChain, report: Report) -> None:
     chip = chain.chip
     if device.architecture is not None and device.architecture != chip.architecture:
-        message = f"the evidence says {device.architecture}, the certificates are of a {chip.name}"
+        message = (
+            f"the evidence states {device.architecture}, the certificates are of a {chip.name}"
+        )
         raise SignatureError(message, reason="unexpected_subject")
     if report.kind != chip.kind:
         message = f"the report is of a {report.kind}, the certificates are of a {chip.name}"

@@ -167,7 +167,7 @@ class _Session:
     def close(self) -> None:
         """Destroy the session, unless a call in it hangs.
 
-        That this call hangs is no error: what was read before is good, and an error before counts.
+        A timeout of this call is ignored: results and errors of earlier calls are final.
         """
         if not self._hangs:
             destroy = self._library.nscq_session_destroy

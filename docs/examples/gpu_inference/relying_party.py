@@ -23,7 +23,7 @@ LARGEST = 4 << 20  # bytes of an answer
 
 
 def request_evidence(url: str, nonce: bytes) -> bytes:
-    """Return the service's evidence over our nonce; exit if there is none."""
+    """Return the service's evidence over our nonce; exit if the service returns no evidence."""
     scheme, host, path, _, _ = urlsplit(url)
     if scheme not in {"http", "https"}:
         sys.exit(f"no service at {url}: it begins with neither http:// nor https://")

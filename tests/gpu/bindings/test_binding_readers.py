@@ -170,7 +170,7 @@ def test_tinfoil_item_that_is_not_understood_is_refused(
 
 @needs_shared
 def test_tinfoil_item_of_another_kind_is_passed_over() -> None:
-    """Items that are no devices, such as a clock, are in the hash alone."""
+    """Other items than devices, such as a clock, are covered by the hash alone."""
     sample = provider("tinfoil-v3")
     answer = replace_items(sample, "device_evidence", {"id": "clock", "kind": "clock"})
     found = read_tinfoil(answer, nonce=bytes.fromhex(sample["gpu_nonce"]))
