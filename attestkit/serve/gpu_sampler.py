@@ -29,7 +29,7 @@ class _SimulatedMachine(Protocol):
 
 
 class GpuSample(NamedTuple):
-    """The GPUs of a machine at one time; `enabled` and `ready` are None if unknown."""
+    """The GPUs of a machine at one time, and its state (None: unknown)."""
 
     taken: float  # seconds of the monotonic clock
     gpus: "tuple[GpuTelemetry, ...]" = ()

@@ -25,7 +25,7 @@ DAY: Final = 86_400
 
 
 class Given(NamedTuple):
-    """What the attacker sends, and the rules of the verifier."""
+    """The attacker's evidence and endorsements, and the rules of the verifier."""
 
     evidence: Attestation
     gpu: GpuEvidence | bytes | None = None  # beside the evidence

@@ -28,7 +28,7 @@ class GpuTelemetry(NamedTuple):
 
 
 class MachineTelemetry(NamedTuple):
-    """The GPUs of a machine; `enabled` and `ready` are None of GPUs without confidential mode."""
+    """The GPUs of a machine; without confidential computing `enabled` and `ready` are None."""
 
     gpus: tuple[GpuTelemetry, ...]
     enabled: bool | None = None  # as `collect` requires it, which includes protected PCIe
