@@ -263,7 +263,7 @@ def test_hold_of_a_signer_is_accepted_by_rule_with_caution() -> None:
 
 
 def test_each_signature_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What devices share is verified once; of a known machine, only the reports are verified."""
+    """Shared certificates are verified once; of a known machine, only the reports are verified."""
     verified: list[tuple[bytes, bytes]] = []
     original = P384PublicKey.verify_der
 

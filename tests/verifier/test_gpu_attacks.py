@@ -165,18 +165,19 @@ def test_the_genuine_evidence_is_accepted() -> None:
     assert not {name for name in result.not_proven if name.startswith("gpu")}
 
 
-def test_relayed_gpus_are_a_fact_by_default() -> None:
-    """With only a nonce in common the result says that the GPUs may be those of another machine."""
-    result = accepted(
-        Given(
-            attacker.plain(),
-            attacker.foreign(NONCE),
-            attacker.endorsements(attacker.gpus_of(4)),
-        )
-    )
+def test_relayed_gpus_are_a_fact_by_default(
+    trusted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With only a nonce in common, result and program state that the GPUs could be relayed."""
+    others = attacker.endorsements(attacker.gpus_of(4))
+    given = Given(attacker.plain(), attacker.foreign(NONCE), others)
+    result = accepted(given)
     assert result.gpu is not None
     assert result.gpu.binding == "nonce"
     assert "gpu_binding" in result.not_proven
+    words = [word for word in run_program(given, trusted, tmp_path) if word != "--json"]
+    assert main(words) == 0
+    assert "nonce only: the GPUs could be those of another machine" in capsys.readouterr().out
 
 
 def test_topology_without_switches_is_a_fact_by_default() -> None:

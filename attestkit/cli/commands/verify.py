@@ -43,6 +43,11 @@ UNCHECKED: Final = "freshness not checked"
 NOT_FRESH: Final = "not checked; give the expected nonce with --nonce HEX"
 NOT_CHALLENGED: Final = "not checked: the report data is the expected one, which may be a constant"
 
+_GPU_BINDINGS: Final = {
+    "report_data": "report data",
+    "runtime_event": "runtime event: as of boot, not fresh",
+    "nonce": "nonce only: the GPUs could be those of another machine",
+}
 _EPILOG: Final = (
     "Example: attestkit verify evidence --pccs URL --nonce $NONCE\n\n"
     "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
@@ -206,7 +211,7 @@ def _tpm_facts(result: "AttestationResult") -> dict[str, object]:
 
 
 def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
-    """Return the GPUs, and what binds them to the CPU; nothing without GPUs."""
+    """Return the GPUs, and how their evidence is bound to the CPU's; nothing without GPUs."""
     if (gpu := result.gpu) is None:
         return {}
     kinds = Counter(
@@ -217,7 +222,7 @@ def _gpu_facts(result: "AttestationResult") -> dict[str, object]:
     )
     facts: dict[str, object] = {
         "GPUs": "; ".join(f"{count} x {key(kind, 120)}" for kind, count in kinds.items()),
-        "GPU binding": (gpu.binding or "").replace("_", " "),
+        "GPU binding": None if gpu.binding is None else _GPU_BINDINGS[gpu.binding],
     }
     if result.claims.vtpm is None:
         facts["not proven"] = ", ".join(result.not_proven) or None

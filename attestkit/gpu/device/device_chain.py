@@ -104,7 +104,7 @@ def verify_device_chain(chain: DeviceChain, root: bytes, now: datetime) -> Devic
 
 
 class _VerifiedPath(NamedTuple):
-    """What does not depend on the time of a verification, and when it is valid."""
+    """A verified path, and the period in which all its certificates are valid."""
 
     path: tuple[PathCertificate, ...]  # with the root
     valid_from: datetime  # the first time at which all certificates are valid

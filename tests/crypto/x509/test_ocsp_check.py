@@ -315,6 +315,15 @@ def test_kept_statuses_are_limited_and_not_pickled(monkeypatch: pytest.MonkeyPat
     assert copied.check(subject, issuer, NOW + HOUR).status == "good"
 
 
+def test_kept_status_is_of_one_issuer() -> None:
+    """A kept status of a certificate is not used for the same certificate of another issuer."""
+    subject, now = der(subject_certificate()), NOW + HOUR
+    kept = KeptStatuses([answer_about()])
+    assert kept.check(subject, der(issuer_certificate()), now).status == "good"
+    with raises(CollateralError, "missing"):
+        kept.check(subject, der(issuer_certificate("other")), now)
+
+
 def test_kept_statuses_keep_no_refusal() -> None:
     """A certificate that the responder does not know, or whose answer is forged, stays refused."""
     subject, issuer = der(subject_certificate()), der(issuer_certificate())

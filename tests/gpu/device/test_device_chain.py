@@ -286,7 +286,7 @@ def test_chain_with_certificate_out_of_its_validity_is_refused(at: int) -> None:
 
 
 def test_verification_is_repeated_at_another_time() -> None:
-    """What was verified before is compared with the time again, which is never cached."""
+    """The time is compared at each verification, also of a path that is cached."""
     device = make_device(valid={1: Window(NOW - DAY, NOW + DAY)})
     chain = verify_device_chain(read_device_chain(device.certificates), device.root, NOW)
     with raises(CollateralExpiredError, "cert_expired"):
