@@ -64,8 +64,12 @@ class DeviceCredentials(NamedTuple):
     chain: tuple[bytes, ...]  # DER: leaf, BROM, provisioner, identity, root
 
 
+SignerCredentials = tuple[P384Key, tuple[bytes, ...]]
+"""A key and its certificates in DER, leaf first."""
+
+
 class GpuPki:
-    """Device root and RIM root of a seed, and the certificates below them."""
+    """Device root and RIM root of a seed, and the certificates below them, each issued once."""
 
     def __init__(self, derive: Derive) -> None:
         """Issue the root certificates.
@@ -74,7 +78,10 @@ class GpuPki:
             derive: Returns secret bytes for a label.
         """
         self._derive = derive
-        self._issued: dict[str, CaCredentials] = {}
+        # By label, subject and issuer: devices of a label may be of several models.
+        self._issued: dict[tuple[str, bytes, bytes], CaCredentials] = {}
+        self._devices: dict[tuple[str, DeviceModel, str | None], DeviceCredentials] = {}
+        self._signers: dict[tuple[object, ...], SignerCredentials] = {}
         self.device_root: CaCredentials = self._issue(
             "root/device", "attestkit simulated GPU device root"
         )
@@ -90,6 +97,8 @@ class GpuPki:
             model: Its model.
             device_key: Label of another device, whose key the DICE extension has (Hopper, LS10).
         """
+        if found := self._devices.get((label, model, device_key)):
+            return found
         provisioner = self.provisioner(model)
         brom = self.brom(label, model)
         other = brom if device_key is None else self.brom(device_key, model)
@@ -102,7 +111,9 @@ class GpuPki:
         leaf = _issue_leaf(brom, key.spki, model, extensions)
         identity = self.identity(model)
         chain = (leaf, brom.der, provisioner.der, identity.der, self.device_root.der)
-        return DeviceCredentials(model, self.pdi(label), fwid, key, chain)
+        made = DeviceCredentials(model, self.pdi(label), fwid, key, chain)
+        self._devices[label, model, device_key] = made
+        return made
 
     def pdi(self, label: str) -> bytes:
         """Return the PDI of a device, 8 bytes."""
@@ -134,9 +145,7 @@ class GpuPki:
         common_name = f"Simulated Reference Value L3 {model.product} 001"
         return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
 
-    def rim_signer(
-        self, model: DeviceModel, *, expired: bool = False
-    ) -> tuple[P384Key, tuple[bytes, ...]]:
+    def rim_signer(self, model: DeviceModel, *, expired: bool = False) -> SignerCredentials:
         """Return the key of the RIM signer of a product, and its certificates, leaf first.
 
         Args:
@@ -144,6 +153,8 @@ class GpuPki:
             expired: Whether the signer's certificate ended in 2024.
         """
         label = f"rim-signer/{model.product}"
+        if found := self._signers.get((model, expired)):
+            return found
         key, l3 = p384_key(self._derive, label), self.rim_l3(model)
         signer = issue_cloud_leaf(
             (_name("Simulated RIM L4 Signer"), key.spki),
@@ -152,7 +163,9 @@ class GpuPki:
             validity=_EXPIRED if expired else VALIDITY,
             extensions=(_ACCESS,),
         )
-        return key, (signer, l3.der, self.rim_ca(model).der, self.rim_root.der)
+        made = key, (signer, l3.der, self.rim_ca(model).der, self.rim_root.der)
+        self._signers[model, expired] = made
+        return made
 
     def responder(self, issuer: CaCredentials, *, may_sign: bool = True) -> tuple[P384Key, bytes]:
         """Return key and certificate of the OCSP responder of an issuer.
@@ -162,6 +175,8 @@ class GpuPki:
             may_sign: Whether it has the extended key usage of responders.
         """
         label = f"ocsp/{key_id(issuer.key.spki).hex()}"
+        if found := self._signers.get((issuer, may_sign)):
+            return found[0], found[1][0]
         key = p384_key(self._derive, label)
         certificate = issue_cloud_leaf(
             (_name("Simulated OCSP Responder"), key.spki),
@@ -171,6 +186,7 @@ class GpuPki:
             usages=(OCSP_SIGNING,) if may_sign else (),
             extensions=(OCSP_NO_CHECK,),
         )
+        self._signers[issuer, may_sign] = key, (certificate,)
         return key, certificate
 
     def _issue(
@@ -184,9 +200,9 @@ class GpuPki:
             issuer: Its issuer.
             serial: Serial number, also in the subject. Empty: that of the label.
         """
-        if found := self._issued.get(label):
-            return found
         name = _name(common_name, serial.hex().upper())
+        if found := self._issued.get(place := (label, name, issuer.der if issuer else b"")):
+            return found
         subject = CloudAuthority(name, key := p384_key(self._derive, label))
         der = issue_cloud_authority(
             subject,
@@ -196,7 +212,7 @@ class GpuPki:
             path_length=None,
             extensions=(_ACCESS,) if issuer and not serial else (),
         )
-        made = self._issued[label] = CaCredentials(name, key, der)
+        made = self._issued[place] = CaCredentials(name, key, der)
         return made
 
 

@@ -3,7 +3,7 @@
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -41,6 +41,13 @@ _SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
 
 
+# Keys and certificates take most of the time of a machine, and machines of one seed share them.
+@lru_cache(maxsize=16)
+def _make_pki(seed: bytes, prefix: str) -> GpuPki:
+    """Return the PKIs of a seed, or others with a prefix of the labels."""
+    return GpuPki(lambda label, size: hkdf_sha256(seed, f"{prefix}{label}".encode(), size, _SALT))
+
+
 class SimulatedGpus:
     """GPUs, and in protected-PCIe mode switches, of one machine.
 
@@ -63,8 +70,8 @@ class SimulatedGpus:
         self._seed = seed
         self.config: GpuConfig = config if isinstance(config, GpuConfig) else GpuConfig(config)
         self._fault = self.config.deviation
-        self._pki = GpuPki(self.derive)
-        self._other_pki = GpuPki(lambda label, size: self.derive(f"other/{label}", size))
+        self._pki = _make_pki(seed, "")
+        self._other_pki = _make_pki(seed, "other/")
         self.devices: tuple[SimulatedDevice, ...] = self._make_devices()
         self._answers: tuple[int | None, tuple[bytes, ...]] = None, ()  # of an hour
 
