@@ -2,6 +2,7 @@
 
 import json
 import re
+from base64 import b64encode
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,28 @@ def test_stale_answers_within_the_grace_are_a_caution() -> None:
     found = attacker.endorsements(attacker.gpus_of(2), attacker._STALE)
     given = attacker._with_endorsements(found, ocsp_grace=timedelta(days=5))
     assert "gpu_revocation" in accepted(given).not_proven
+
+
+def test_bulk_verification_uses_the_gpus_of_bundles(
+    trusted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`verify-many` verifies GPU evidence that is in a bundle, and refuses options for one file."""
+    given = Given(attacker.committed(attacker.genuine()).with_gpu_evidence(None))
+    genuine, others = attacker.genuine(), attacker.endorsements(attacker.gpus_of(2))
+    words = run_program(given._replace(gpu=genuine), trusted, tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert main([*words, "--save-bundle", f"{folder / 'good'}"]) == 0
+    bundle = json.loads((folder / "good").read_text())
+    bundle["gpu_evidence"] = b64encode(attacker.genuine(attacker.OLD).raw).decode()
+    (folder / "replayed").write_text(json.dumps(bundle))
+    others.save(tmp_path / "endorsements")
+    capsys.readouterr()
+    at = words.index("--gpu-evidence")
+    many = ["verify-many", f"{folder}", *[word for word in words[2:at] if word != "--json"]]
+    assert main([*many, "--workers", "0"]) == 4
+    good, replayed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert good["exit_code"] == 0
+    assert (replayed["exit_code"], replayed["reason"]) == (4, "report_data")
+    for option in (words[at : at + 2], ["--fetch-gpu-endorsements"]):
+        assert main([*many, *option]) == 1

@@ -47,6 +47,7 @@ class BatchEntry(NamedTuple):
     nonce: bytes | None = None
     report_data: bytes | None = None  # None with a nonce
     collateral: Collateral | None = None
+    gpu: bytes | None = None  # evidence of GPUs beside that of a bundle
     bundle_report_data: bytes | None = None  # of a bundle, if nothing else is expected
     own_instant: bool = False  # whether the time of the options is that of a bundle
     error: AttestKitError | None = None
@@ -239,7 +240,10 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
         collateral = bundle.collateral if defaults.own_collateral else None
         own_instant = defaults.at is not None and bundle.names_time(defaults.at)
         entry = entry._replace(
-            evidence=bundle.evidence, collateral=collateral, own_instant=own_instant
+            evidence=bundle.evidence,
+            collateral=collateral,
+            gpu=bundle.gpu_evidence,
+            own_instant=own_instant,
         )
         if entry.nonce is None and entry.report_data is None:
             entry = entry._replace(bundle_report_data=bundle.report_data)
@@ -252,4 +256,4 @@ def _refused(entry: BatchEntry, error: AttestKitError, where: str = "") -> Batch
     if isinstance(error, FormatError | UsageError):
         reason = error.reason if isinstance(error, FormatError) else "wrong_value"
         error = FormatError(f"{where}{error}", reason=reason)
-    return entry._replace(evidence=b"", collateral=None, error=error)
+    return entry._replace(evidence=b"", collateral=None, gpu=None, error=error)

@@ -85,11 +85,7 @@ def verify_many(
     agent's response; optionally id, nonce or report_data in hex, and the path of collateral.
     Results have the order of the input and the same verification time.
     """
-    if options.own_instant:
-        raise UsageError(
-            "--at bundle: not supported by verify-many, which uses one time for all evidence",
-            reason="conflict",
-        )
+    _check_options(options)
     if workers is not None and scheduler is not None:
         raise UsageError("--workers and --scheduler: mutually exclusive", reason="conflict")
     _check_parquet(parquet, source, options)
@@ -125,6 +121,26 @@ def verify_many(
     if refused:
         print_error(f"{refused} of {done} not accepted")
     return set_exit_code(most_severe_code(codes))
+
+
+def _check_options(options: VerificationOptions) -> None:
+    """Refuse options about one piece of evidence, which would have no effect."""
+    for given, text in (
+        (
+            options.own_instant,
+            "--at bundle: not supported by verify-many, which uses one time for all evidence",
+        ),
+        (
+            options.gpu_evidence is not None,
+            "--gpu-evidence: not supported by verify-many, which uses that of each bundle",
+        ),
+        (
+            options.fetch_gpu_endorsements,
+            "--fetch-gpu-endorsements: not supported by verify-many; use --gpu-endorsements",
+        ),
+    ):
+        if given:
+            raise UsageError(text, reason="conflict")
 
 
 def _check_parquet(path: Path | None, source: Path, options: VerificationOptions) -> None:
@@ -227,12 +243,13 @@ def _verify_entries(
     def items() -> "Iterator[VerificationItem]":
         try:
             for index, entry in enumerate(entries):
-                pending[index] = entry._replace(evidence=b"", collateral=None)
+                pending[index] = entry._replace(evidence=b"", collateral=None, gpu=None)
                 yield VerificationItem(
                     entry.evidence,
                     nonce=entry.nonce,
                     report_data=entry.report_data if entry.nonce is None else ...,
                     collateral=entry.collateral,
+                    gpu=entry.gpu,
                 )
         except AttestKitError as error:
             input_errors.append(error)
