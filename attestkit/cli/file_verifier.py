@@ -23,6 +23,7 @@ from attestkit.cli.exit_codes import (
 )
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.file_kind import check_file_kind
 from attestkit.cli.options.gpu_files import fetch_gpu_endorsements, read_gpu_evidence
 from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
@@ -270,18 +271,7 @@ class FileVerifier:
         """Select verification time and collateral: those of the options or of a bundle."""
         options = self.options
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
-        if options.own_instant and bundle is None:
-            raise UsageError(
-                f"--at bundle: requires an evidence bundle, but the file is: {content.kind}; give "
-                "a time with --at",
-                reason="not_applicable",
-            )
-        if content.in_certificate and options.expects_report_data:
-            raise UsageError(
-                "report data: always the key's hash for an RA-TLS certificate; omit --nonce, "
-                "--report-data, --text and --file",
-                reason="not_applicable",
-            )
+        check_file_kind(options, content.kind, in_certificate=content.in_certificate)
         if bundle is not None and not options.crls:
             out = out._replace(crls=bundle.amd_crls)
         if bundle is not None:

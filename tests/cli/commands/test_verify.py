@@ -17,6 +17,7 @@ from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, REPORT_DATA, Files
 from tests.ra_tls import tds
 from tests.vectors import SHARED, data, needs_shared
+from tests.verifier import gpu_attacks as attacker
 from tests.verifier.platforms import intel
 
 DCAP = SHARED / "data/quotes/dcap-qvl"
@@ -164,6 +165,8 @@ def test_verify_certificate_is_bound_to_its_key(files: Files, capsys: Capture) -
     assert output["bound_to_key"] is True
     assert output["steps"][-1]["check"] == "certificate_key"
     assert main([*words, str(files.certificate), "--nonce", NONCE_HEX]) == 1
+    gpus = files.put("gpus", attacker.genuine().raw)  # would not be verified
+    assert main([*words, str(files.certificate), "--gpu-evidence", f"{gpus}"]) == 1
     assert "omit --nonce, --report-data, --text and --file" in capsys.readouterr().err
 
 
