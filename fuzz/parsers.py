@@ -271,7 +271,9 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "_crypto.x509.ocsp.check": "wraps read_ocsp_answer, the target ocsp_answer",
     "_system.untrusted_files": _DEVICE,
+    "_system.saved_documents": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",
     "backends.simulator.gpu.services.nras": "wraps read_devices, the target gpu_evidence",
     "serve.verifier_service.ear": _DEVICE,
@@ -290,8 +292,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "measure.acpi.table_folder": _DEVICE,
     "measure.acpi.table_store": "reads the package's own files, as the target acpi_entry does",
     "backends.tdx.rtmr": "cuts a register out of a TD report, which the kernel made",
-    "emulator.nvml.stub_server": "frames of 12 to 44 bytes; test_stub_server.py sends bad ones",
-    "emulator.socket_service": "passes bytes to the target qgs_request or to the stub server",
+    "emulator.socket_service": "passes bytes to the target qgs_request or to the stub drivers",
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",
     "gpu.roots": "wraps split_pem and read_path_certificate, the targets pem and path_certificate",
     "verifier.gpu_join": "wraps GpuEvidence.from_json, the target gpu_evidence",

@@ -179,21 +179,15 @@ class Machine(GpuHost):
     ) -> None:
         self.tree: Tree = Tree()
         self._faults = faults
-        scenario, snp = setup.hardware, setup.provider == "sev_guest"
+        scenario = setup.hardware
         self._pki, enclave, root = issue_platform(seed, scenario)
         self._chip: SimulatedChip | None = None
         self._find_root: Callable[[], bytes] = lambda: root
-        if snp:
+        if setup.provider == "sev_guest":
             self._chip, self._find_root = issue_chip(seed, scenario)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
-        self._td = EmulatedTd(
-            self._pki,
-            extended=setup.quote_version == 5,
-            mr_config_id=setup.mr_config_id,
-            random=random,
-            scenario=scenario,
-        )
+        self._td = self._launch_td(setup, random)
         self.quoter: ReportQuoter = ReportQuoter(
             self._pki, version=setup.quote_version, enclave=enclave, td10=scenario.td10
         )
@@ -204,14 +198,27 @@ class Machine(GpuHost):
             self._cloud = self._boot_cloud(seed, random, metadata_address)
         self._gpu_driver: StubServer | None = None
         self._attach_gpus(seed, setup.gpus, setup.scenario.gpu_fault)
-        self._add_common()
-        self._add_trust()
-        if not snp and not self._is_paravisor_guest:
-            self._add_boot_log()
+        self._add_files()
         self._provider = self._add_driver(wait)
         self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
         if self._release.has("configfs_tsm") and not self._is_paravisor_guest:
             self.tree.add(REPORTS, self._reports)
+
+    def _launch_td(self, setup: Setup, random: Callable[[int], bytes]) -> EmulatedTd:
+        return EmulatedTd(
+            self._pki,
+            extended=setup.quote_version == 5,
+            mr_config_id=setup.mr_config_id,
+            random=random,
+            scenario=setup.hardware,
+        )
+
+    def _add_files(self) -> None:
+        """Add the files of the kernel, of trust and of the boot log."""
+        self._add_common()
+        self._add_trust()
+        if self._chip is None and not self._is_paravisor_guest:
+            self._add_boot_log()
 
     def _boot_cloud(
         self, seed: bytes, random: Callable[[int], bytes], metadata_address: tuple[str, int]

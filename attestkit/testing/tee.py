@@ -98,14 +98,8 @@ class SimulatedTee:
         self._folder: Path | None = None
         self._outer, self._inner = ExitStack(), ExitStack()  # resources; their users
         self._resources = resources or _own_resources(self._outer)
-        given = {
-            "scenario": scenario,
-            "faults": faults,
-            "quote_version": quote_version,
-            "platform": platform,
-            "gpus": gpus,
-            "state_dir": state_dir,
-        }
+        given: dict[str, object] = {"scenario": scenario, "faults": faults, "platform": platform}
+        given |= {"quote_version": quote_version, "gpus": gpus, "state_dir": state_dir}
         options |= {name: value for name, value in given.items() if value is not None}
         self._process, self._ended = os.getpid(), threading.Event()
         options.setdefault("wait", self._ended.wait)  # `close` ends a delay

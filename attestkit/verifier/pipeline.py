@@ -21,14 +21,9 @@ from attestkit.verifier.evidence.checks import ExpectedReportData
 from attestkit.verifier.evidence.formats import Evidence
 from attestkit.verifier.examination import Examination, Settings
 from attestkit.verifier.gpu_join import GpuTrust, expected_report_data
-from attestkit.verifier.policy.appraisal_policy import (
-    PRESETS,
-    AppraisalPolicy,
-    policy_name,
-    require_policy,
-)
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name
 from attestkit.verifier.result import AttestationResult
-from attestkit.verifier.verifier_options import check_collateral, open_images
+from attestkit.verifier.verifier_options import check_collateral, open_images, open_policy
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -122,13 +117,7 @@ class Verifier:
         if isinstance(collateral, str | os.PathLike):
             collateral = Collateral.load(collateral)
         check_collateral(collateral)
-        if isinstance(policy, str) and policy in PRESETS:
-            policy = PRESETS[policy]()
-        elif isinstance(policy, str | os.PathLike):
-            policy = AppraisalPolicy.load(policy)
-        self.policy: AppraisalPolicy = (
-            AppraisalPolicy.default() if policy is None else require_policy(policy)
-        )
+        self.policy: AppraisalPolicy = open_policy(policy)
         certificates = tuple(ak_certificates)
         keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
         self._authenticators = Authenticators(trust_anchor, snp_certificates, keys, amd_crls)

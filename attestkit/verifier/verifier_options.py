@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from attestkit._argument_checks import wrong_type
 from attestkit.collateral import Collateral
+from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy, require_policy
 
 if TYPE_CHECKING:
     from attestkit.collateral.cache import CollateralCache
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from attestkit.gpu.endorsements import GpuEndorsements
     from attestkit.gpu.roots import GpuRoots
     from attestkit.verifier.images import Images, ImageStore
-    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
 _Path = str | os.PathLike[str]
 
@@ -50,6 +50,22 @@ def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
     from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
 
     return images if isinstance(images, ImageStore) else ImageStore(images)
+
+
+def open_policy(policy: AppraisalPolicy | _Path | None) -> AppraisalPolicy:
+    """Return the policy, that of the preset or file that an argument names, or the default.
+
+    Raises:
+        ConfigError: If the file cannot be read or is malformed.
+        UsageError: If the argument has another type.
+    """
+    if policy is None:
+        return AppraisalPolicy.default()
+    if isinstance(policy, str) and policy in PRESETS:
+        return PRESETS[policy]()
+    if isinstance(policy, str | os.PathLike):
+        return AppraisalPolicy.load(policy)
+    return require_policy(policy)
 
 
 def check_collateral(given: object) -> None:

@@ -233,9 +233,7 @@ def _certificate(der: bytes) -> PathCertificate:
         message = "signature and signatureAlgorithm differ, or the signature has unused bits"
         raise FormatError(message, offset=at, reason="inconsistent")
     issuer = fields.whole(SEQUENCE)
-    validity = fields.enter(SEQUENCE)
-    valid_from, valid_until = read_time(validity), read_time(validity)
-    validity.finish()
+    validity = _validity(fields)
     subject, spki = fields.whole(SEQUENCE), fields.whole(SEQUENCE)
     extensions, critical = _extensions(fields)
     fields.finish()
@@ -246,8 +244,7 @@ def _certificate(der: bytes) -> PathCertificate:
         signature,
         issuer,
         subject,
-        valid_from,
-        valid_until,
+        *validity,
         spki,
         extensions,
         frozenset(critical),
@@ -255,6 +252,13 @@ def _certificate(der: bytes) -> PathCertificate:
         _key_usage(extensions.get(_KEY_USAGE)),
         serial,
     )
+
+
+def _validity(fields: DerReader) -> tuple[datetime, datetime]:
+    validity = fields.enter(SEQUENCE)
+    found = read_time(validity), read_time(validity)
+    validity.finish()
+    return found
 
 
 def _check_version(fields: DerReader) -> None:

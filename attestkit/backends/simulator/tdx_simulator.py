@@ -127,17 +127,11 @@ class Simulator(GpuHost):
     ) -> None:
         _check_types(seed, vm_config, app_keys, state_dir)
         self._scenario = self._own_scenario(scenario, platform)
-        self.faults: Faults = Faults.of(faults)
-        self._calls = FaultInjector(
-            self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
-        )
-        self.faults.watch(self._check_fault)
+        self._arm_faults(faults, wait, has_log=state_dir is not None)
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self._choose_tpm(tpm)
-        self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
-        app_id = value_or(app_id, self.app_compose.default_app_id)
-        check_bytes("app_id", app_id, 20)
+        app_id = self._choose_app(app_compose, app_id)
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
@@ -150,6 +144,20 @@ class Simulator(GpuHost):
             if self._folder is not None:
                 self._folder.close()
             raise
+
+    def _arm_faults(
+        self, faults: FaultsLike, wait: Callable[[float], object], *, has_log: bool
+    ) -> None:
+        self.faults: Faults = Faults.of(faults)
+        self._calls = FaultInjector(self.faults, platform=self.platform, has_log=has_log, wait=wait)
+        self.faults.watch(self._check_fault)
+
+    def _choose_app(self, app_compose: bytes | None, app_id: bytes | None) -> bytes:
+        """Parse the compose file of the app; return the app's id, by default that of the file."""
+        self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
+        app_id = value_or(app_id, self.app_compose.default_app_id)
+        check_bytes("app_id", app_id, 20)
+        return app_id
 
     def __new__(cls, *_: object, **options: object) -> "Simulator":  # noqa: PYI034 - or a subclass
         """Create an object of the class for the platform."""

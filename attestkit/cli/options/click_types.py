@@ -66,7 +66,10 @@ def read_text(name: str, text: str) -> bytes:
 
 
 def group_options(
-    name: str, options: Sequence[Callable[[Any], Any]], gather: Callable[..., object]
+    name: str,
+    options: Sequence[Callable[[Any], Any]],
+    gather: Callable[..., object],
+    given_as: type | None = None,
 ) -> Callable[[_Command], _Command]:
     """Return a decorator that adds options to a command and passes them as one value.
 
@@ -74,14 +77,16 @@ def group_options(
         name: Parameter of the command for that value.
         options: Click decorators, in the order of the help.
         gather: Builds the value; its parameters have the names of the options.
+        given_as: A NamedTuple whose fields have those names, which `gather` receives instead.
     """
-    option_names = tuple(inspect.signature(gather).parameters)
+    option_names = tuple(inspect.signature(given_as or gather).parameters)
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
         def with_group(**given: Any) -> object:
             own = {one: given.pop(one) for one in option_names}
-            return command(**{name: gather(**own)}, **given)
+            value = gather(**own) if given_as is None else gather(given_as(**own))
+            return command(**{name: value}, **given)
 
         wrapped: Any = with_group
         for option in reversed(options):

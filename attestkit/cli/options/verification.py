@@ -94,56 +94,63 @@ class VerificationOptions(NamedTuple):
         return self.nonce is not None or self.report_data is not None
 
 
-def _read_options(
-    *,
-    collateral: Path | None,
-    pccs: str | None,
-    certificates: tuple[Path, ...],
-    crls: tuple[Path, ...],
-    trust_anchor: Path | None,
-    nonce: str | None,
-    report_data: str | None,
-    text: str | None,
-    of_file: Path | None,
-    sha512: bool,
-    policy_name: str,
-    at: str | None,
-    images: Path | None,
-    ak_roots: tuple[Path, ...],
-    ak_certificates: tuple[Path, ...],
-    fetch_ak_certificates: bool,
-    gpu_evidence: Path | None,
-    gpu_endorsements: Path | None,
-    gpu_roots: Path | None,
-    fetch_gpu_endorsements: bool,
-    gpu_rim_url: str | None,
-    gpu_ocsp_url: str | None,
-) -> VerificationOptions:
-    pccs_url, pccs_named = _choose_pccs(pccs, collateral)
-    lists = {"certificates": certificates, "crls": crls}
-    lists |= {"ak_roots": ak_roots, "ak_certificates": ak_certificates}
-    services = choose_gpu_services(gpu_rim_url, gpu_ocsp_url, fetch=fetch_gpu_endorsements)
-    of_gpus = (gpu_evidence, gpu_endorsements, gpu_roots)
-    files = (collateral, trust_anchor, of_file, Path(policy_name), *chain(*lists.values()))
-    challenge, expected = read_expected(nonce, report_data, text, of_file, sha512=sha512)
+class _Given(NamedTuple):
+    """Values of the options, as click passes them."""
+
+    collateral: Path | None
+    pccs: str | None
+    certificates: tuple[Path, ...]
+    crls: tuple[Path, ...]
+    trust_anchor: Path | None
+    nonce: str | None
+    report_data: str | None
+    text: str | None
+    of_file: Path | None
+    sha512: bool
+    policy_name: str
+    at: str | None
+    images: Path | None
+    ak_roots: tuple[Path, ...]
+    ak_certificates: tuple[Path, ...]
+    fetch_ak_certificates: bool
+    gpu_evidence: Path | None
+    gpu_endorsements: Path | None
+    gpu_roots: Path | None
+    fetch_gpu_endorsements: bool
+    gpu_rim_url: str | None
+    gpu_ocsp_url: str | None
+
+
+def _read_options(given: _Given) -> VerificationOptions:
+    pccs_url, pccs_named = _choose_pccs(given.pccs, given.collateral)
+    lists = {"certificates": given.certificates, "crls": given.crls}
+    lists |= {"ak_roots": given.ak_roots, "ak_certificates": given.ak_certificates}
+    urls = given.gpu_rim_url, given.gpu_ocsp_url
+    services = choose_gpu_services(*urls, fetch=given.fetch_gpu_endorsements)
+    of_gpus = (given.gpu_evidence, given.gpu_endorsements, given.gpu_roots)
+    files = (given.collateral, given.trust_anchor, given.of_file, Path(given.policy_name))
+    values = given.nonce, given.report_data, given.text, given.of_file
+    challenge, expected = read_expected(*values, sha512=given.sha512)
     return VerificationOptions(
-        collateral=_read("--collateral", collateral, _collateral),
+        collateral=_read("--collateral", given.collateral, _collateral),
         pccs_url=pccs_url,
         pccs_named=pccs_named,
-        trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
+        trust_anchor=_read("--trust-anchor", given.trust_anchor, _anchor),
         nonce=challenge,
         report_data=expected,
-        policy=_policy(policy_name),
-        policy_name=policy_name,
-        at=None if at in {None, OWN_INSTANT} else read_instant(at or "", OWN_INSTANT),
-        own_instant=at == OWN_INSTANT,
-        inputs=tuple(path for path in (*files, *of_gpus) if path is not None),
-        images=None if images is None else _open_images(images),
-        fetch_ak_certificates=fetch_ak_certificates,
-        gpu_evidence=_read("--gpu-evidence", gpu_evidence, read_gpu_evidence),
-        gpu_endorsements=_read("--gpu-endorsements", gpu_endorsements, read_gpu_endorsements),
-        gpu_roots=_read("--gpu-roots", gpu_roots, read_gpu_roots),
-        fetch_gpu_endorsements=fetch_gpu_endorsements,
+        policy=_policy(given.policy_name),
+        policy_name=given.policy_name,
+        at=None if given.at in {None, OWN_INSTANT} else read_instant(given.at or "", OWN_INSTANT),
+        own_instant=given.at == OWN_INSTANT,
+        inputs=tuple(
+            path for path in (*files, *chain(*lists.values()), *of_gpus) if path is not None
+        ),
+        images=None if given.images is None else _open_images(given.images),
+        fetch_ak_certificates=given.fetch_ak_certificates,
+        gpu_evidence=_read("--gpu-evidence", given.gpu_evidence, read_gpu_evidence),
+        gpu_endorsements=_read("--gpu-endorsements", given.gpu_endorsements, read_gpu_endorsements),
+        gpu_roots=_read("--gpu-roots", given.gpu_roots, read_gpu_roots),
+        fetch_gpu_endorsements=given.fetch_gpu_endorsements,
         gpu_services=services,
         **_read_lists(lists),
     )
@@ -253,6 +260,7 @@ verification_options: Final = group_options(
         ),
     ),
     _read_options,
+    _Given,
 )
 
 

@@ -8,12 +8,6 @@ import pytest
 
 import attestkit
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.ocsp import (
-    check_ocsp,
-    read_ocsp_answer,
-    write_ocsp_error,
-    write_ocsp_request,
-)
 from attestkit._crypto.x509.simulated_mark import names_simulator
 from attestkit.backends.simulator.gpu.device_models import MODELS
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
@@ -112,36 +106,6 @@ def test_rims_have_the_measurements_of_reports() -> None:
     for line in golden:
         index = int(line.partition('index="')[2].partition('"')[0])
         assert f'Hash0="{report.measurements[index].hex()}"' in line
-
-
-def test_ocsp_answers_are_about_all_certificates() -> None:
-    """Each certificate but leaves and roots has a good answer of its issuer's responder."""
-    gpus = machine(count=8)
-    answers = gpus.ocsp_answers(NOW)
-    for at, device in enumerate(gpus.devices):
-        chain = gpus.chain(device)
-        for number in (1, 2, 3):
-            found = check_ocsp(answers, chain[number], chain[number + 1], MOMENT)
-            assert found.status == "good", at
-    for rim in gpus.rims.values():
-        signers = read_signature(read_document(rim)).certificates
-        for number in (0, 1, 2):
-            found = check_ocsp(answers, signers[number], signers[number + 1], MOMENT)
-            assert found.status == "good"
-
-
-@pytest.mark.parametrize("hash_name", ["sha1", "sha256", "sha384"])
-def test_ocsp_responder_echoes_nonce(hash_name: Any) -> None:
-    """An answer has the nonce and the hash algorithm of the request; the leaf is unauthorized."""
-    gpus = machine()
-    leaf, brom, ica, *_ = gpus.chain(gpus.devices[0])
-    request = write_ocsp_request(brom, ica, hash_name=hash_name, nonce=NONCE)
-    answer = gpus.ocsp.respond(request, MOMENT)
-    assert check_ocsp([answer], brom, ica, MOMENT, nonce=NONCE).status == "good"
-    assert read_ocsp_answer(answer).cert_id.hash_name == hash_name
-    refused = gpus.ocsp.respond(write_ocsp_request(leaf, brom), MOMENT)
-    assert refused == write_ocsp_error("unauthorized") == bytes.fromhex("30030a0106")
-    assert gpus.ocsp.respond(b"", MOMENT) == write_ocsp_error("malformed request")
 
 
 def test_everything_is_a_function_of_the_seed() -> None:
