@@ -245,8 +245,8 @@ class GpuJoin:
             raise GpuEvidenceError(_AS_OF_BOOT, reason="binding", by_policy=True)
         if nonce is None:
             raise UsageError(
-                "gpu: the nonce of the GPUs is not known; pass nonce, or a GpuBinding of "
-                "attestkit.gpu.bindings",
+                "GPU evidence: the nonce of the request is needed to verify it; pass nonce "
+                "(--nonce, POST /verify?nonce=), or a GpuBinding of attestkit.gpu.bindings",
                 reason="missing",
             )
         shared = len(nonce) == len(stated) and hmac.compare_digest(nonce, stated)

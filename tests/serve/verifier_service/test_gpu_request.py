@@ -110,3 +110,13 @@ def test_malformed_members_are_refused(member: str) -> None:
     assert found.result is None
     assert isinstance(found.cause, FormatError | None)
     assert not found.failed  # the client's fault, not the service's
+
+
+def test_gpus_without_the_nonce_are_refused() -> None:
+    """Without the nonce in the query, evidence of GPUs of any age could be replayed."""
+    request = VerificationRequest.from_json(json.dumps(body()).encode())
+    found = run_verification(service(), request, lambda _: "0123")
+    assert found.result is None
+    assert not found.failed
+    assert found.reason is not None
+    assert "POST /verify?nonce=" in found.reason
