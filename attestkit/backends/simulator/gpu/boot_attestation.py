@@ -6,13 +6,16 @@ restored from its state folder has the output that its log has.
 """
 
 import json
-import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit._formats.base64url import to_base64url
-from attestkit.backends.simulator.gpu.services.nras_claims import compact_json, device_claims
+from attestkit.backends.simulator.gpu.services.nras_claims import device_claims
+from attestkit.backends.simulator.gpu.services.tokens import (
+    encode_token,
+    overall_claims,
+    token_digests,
+)
 from attestkit.gpu import DeviceEvidence, Report
 from attestkit.gpu.device.device_chain import read_device_chain
 
@@ -27,18 +30,8 @@ def boot_output(devices: Sequence[DeviceEvidence]) -> bytes:
     names = _names(devices)
     nonce = Report.parse(devices[0].report).nonce.hex()
     tokens = {name: _token(one) for name, one in zip(names, claims, strict=True)}
-    overall = _token(
-        {
-            "sub": "NVIDIA-PLATFORM-ATTESTATION",
-            "x-nvidia-ver": "3.0",
-            "x-nvidia-overall-att-result": True,
-            "eat_nonce": nonce,
-            "submods": {
-                name: ["DIGEST", ["SHA256", sha256(token.encode()).hex()]]
-                for name, token in tokens.items()
-            },
-        }
-    )
+    digests = token_digests(tokens)
+    overall = _token(overall_claims("3.0", nonce, digests, "SHA256", accepted=True))
     output = {
         "claims": claims,
         "detached_eat": [["JWT", overall], tokens],
@@ -95,6 +88,4 @@ def _claims(device: DeviceEvidence) -> dict[str, Any]:
 def _token(claims: dict[str, Any]) -> str:
     """Return a compact JWT without a signature."""
     times = {"iss": _ISSUER, "iat": _ISSUED, "exp": _ISSUED + _LIFETIME}
-    content = claims | times
-    content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
-    return f"{to_base64url(compact_json({'alg': 'none'}))}.{to_base64url(compact_json(content))}."
+    return encode_token({"alg": "none"}, claims | times)

@@ -7,7 +7,6 @@ verifiers require; what they trust is the key set.
 
 import json
 import re
-import uuid
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -26,10 +25,11 @@ from attestkit._formats.base64url import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._gpu_reasons import GpuReason
 from attestkit.backends.simulator.gpu.deviations import NrasFault
-from attestkit.backends.simulator.gpu.services.nras_claims import (
-    compact_json,
-    device_claims,
-    error_claims,
+from attestkit.backends.simulator.gpu.services.nras_claims import device_claims, error_claims
+from attestkit.backends.simulator.gpu.services.tokens import (
+    encode_token,
+    overall_claims,
+    token_digests,
 )
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 from attestkit.errors import AttestKitError, FormatError, GpuEvidenceError
@@ -138,25 +138,15 @@ class SimulatedNras:
         good = all(one.get("measres") == "success" for one in claims) and fault != "result-false"
         claims = [one | ({"eat_nonce": nonce} if "eat_nonce" in one else {}) for one in claims]
         tokens = {f"{kind}-{at}": self._sign(one, now) for at, one in enumerate(claims)}
-        digests = {name: sha256(token.encode()).hex() for name, token in tokens.items()}
+        digests = token_digests(tokens)
         if fault == "digest":
             digests[f"{kind}-0"] = sha256(b"").hex()
         if fault == "device-absent":
             tokens.popitem()
         if fault == "device-added":
             tokens[f"{kind}-{len(tokens)}"] = tokens[f"{kind}-0"]
-        overall = self._sign(
-            {
-                "sub": "NVIDIA-PLATFORM-ATTESTATION",
-                "x-nvidia-ver": version,
-                "x-nvidia-overall-att-result": good,
-                "eat_nonce": nonce,
-                "submods": {
-                    name: ["DIGEST", ["SHA-256", digest]] for name, digest in digests.items()
-                },
-            },
-            now,
-        )
+        stated = overall_claims(version, nonce, digests, "SHA-256", accepted=good)
+        overall = self._sign(stated, now)
         if fault == "signature":
             overall = overall[:-2] + ("AA" if overall[-2:] != "AA" else "BA")
         return json.dumps([["JWT", overall], tokens]).encode()
@@ -174,12 +164,13 @@ class SimulatedNras:
             "nbf": issued,
             "exp": issued + int(_LIFETIME.total_seconds()),
         }
-        content["jti"] = str(uuid.UUID(bytes=sha256(compact_json(content))[:16]))
         kid = "unknown" if self._fault == "kid-unknown" else _kid(day)
-        head = to_base64url(compact_json({"kid": kid, "alg": "ES384"}))
-        signed = f"{head}.{to_base64url(compact_json(content))}"
-        r, s = self._key(day).sign(signed.encode())
-        return f"{signed}.{to_base64url(r.to_bytes(48, 'big') + s.to_bytes(48, 'big'))}"
+
+        def sign(signed: bytes) -> bytes:
+            r, s = self._key(day).sign(signed)
+            return r.to_bytes(48, "big") + s.to_bytes(48, "big")
+
+        return encode_token({"kid": kid, "alg": "ES384"}, content, sign)
 
     def _key(self, day: int) -> P384Key:
         return p384_key(self._derive, f"nras/{day}")

@@ -1,6 +1,5 @@
 """Claims of a simulated NRAS about a device (nvidia-gpu.md, section 5.3)."""
 
-import json
 from typing import Any, Final
 
 from attestkit.errors import AttestKitError
@@ -20,11 +19,6 @@ _CODES: Final = {
     "vbios_rim_signature": (5013, "RIM_SIGNATURE_INVALID", "A RIM has no valid signature"),
 }
 _OTHER: Final = (4015, "EVIDENCE_INVALID", "The evidence is not valid")
-
-
-def compact_json(value: object) -> bytes:
-    """Return JSON without spaces, with members in the order of their names."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
 def device_claims(
