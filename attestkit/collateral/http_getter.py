@@ -56,14 +56,18 @@ class HttpGetter:
         self._timeout = timeout
         self._context = context
 
-    def __call__(self, url: str) -> Response:
+    def __call__(self, url: str, headers: Mapping[str, str] = {}) -> Response:
         """Return the response to a GET of `url`, of any status.
+
+        Args:
+            url: An http or https URL.
+            headers: Header fields, such as Authorization.
 
         Raises:
             CollateralError: If the response is missing, truncated, malformed, too large or too
                 late, or `url` is not an http or https URL. The message names the URL.
         """
-        return self._request("GET", url, None, {})
+        return self._request("GET", url, None, headers)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
         """Return the response to a POST to `url`, of any status.

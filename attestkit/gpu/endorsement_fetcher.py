@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from attestkit._gpu_reasons import GpuReason
 from attestkit.collateral.pccs_client import Getter, Poster
-from attestkit.errors import CollateralError, FormatError
+from attestkit.errors import CollateralError, FormatError, UsageError
 from attestkit.gpu.device.device_chain import DeviceChain, read_device_chain, verify_device_chain
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.device_label import DeviceLabel
@@ -20,6 +20,7 @@ from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL, fetch_ocsp
 from attestkit.gpu.rim.manifest import Rim
 from attestkit.gpu.rim.rim_client import NVIDIA_RIM_URL, fetch_rim
 from attestkit.gpu.roots import GpuRoots
+from attestkit.gpu.service_key import key_header
 
 if TYPE_CHECKING:
     from attestkit.gpu.architectures import Architecture
@@ -35,7 +36,11 @@ _R = TypeVar("_R")
 
 
 class GpuServices(NamedTuple):
-    """Services that endorsements are fetched from."""
+    """Services that endorsements are fetched from.
+
+    Keys are of a customer of NVIDIA, and optional. Each is sent to its service alone; a getter of
+    your own sends that of the RIM service itself.
+    """
 
     getter: Getter | None = None  # None is an HttpGetter, as for `poster`
     poster: Poster | None = None
@@ -45,7 +50,8 @@ class GpuServices(NamedTuple):
     create_nonce: Callable[[], bytes] | None = partial(secrets.token_bytes, 32)
     nras_url: str = NVIDIA_NRAS_URL
     nras_version: NrasVersion = 3
-    nras_key: str | None = None  # of a customer of NVIDIA
+    nras_key: str | None = None
+    rim_key: str | None = None
 
     def open(self) -> tuple[Getter, Poster]:
         """Return the two functions."""
@@ -56,7 +62,22 @@ class GpuServices(NamedTuple):
         http = HttpGetter()
         return self.getter or http, self.poster or http.post
 
-    def __repr__(self) -> str:  # without the key
+    def open_rim(self) -> Getter:
+        """Return the function for the RIM service.
+
+        Raises:
+            UsageError: If there is a key besides a getter, or it is not printable ASCII text.
+        """
+        if self.rim_key is None:
+            return self.open()[0]
+        if self.getter is not None:
+            message = "rim_key: not used with a getter; let the getter send the key"
+            raise UsageError(message, reason="conflict")
+        from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
+
+        return partial(HttpGetter(), headers=key_header(self.rim_key))
+
+    def __repr__(self) -> str:  # without the keys
         urls = f"rim_url={self.rim_url!r}, ocsp_url={self.ocsp_url!r}, nras_url={self.nras_url!r}"
         return f"GpuServices({urls})"
 
@@ -73,7 +94,7 @@ def fetch_parts(
 ) -> tuple[dict[str, bytes], tuple[bytes, ...]]:
     """Return RIMs by identifiers, and OCSP answers; see `GpuEndorsements.fetch`."""
     services = services or GpuServices()
-    getter, poster = services.open()
+    poster, get_rim = services.open()[1], services.open_rim()
     root = (roots or GpuRoots.nvidia()).device
     identifiers: dict[str, None] = {}  # as the next one: each once, in order
     questions: dict[_Question, None] = {}
@@ -82,7 +103,7 @@ def fetch_parts(
         identifiers |= dict.fromkeys(_rim_identifiers(report, chain))
         questions |= dict.fromkeys(_questions(chain.certificates[1:]))
     names = tuple(identifiers)
-    found = _each(lambda name: fetch_rim(name, getter, services.rim_url), names)
+    found = _each(lambda name: fetch_rim(name, get_rim, services.rim_url), names)
     rims = dict(zip(names, found, strict=True))
     for name, rim in rims.items():
         questions |= dict.fromkeys(_questions(_rim_certificates(name, rim)))

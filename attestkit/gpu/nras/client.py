@@ -5,8 +5,7 @@ them with the answer, as they live two days.
 """
 
 import json
-from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, get_args
 
 from attestkit._argument_checks import require_size
@@ -20,6 +19,7 @@ from attestkit.gpu.evidence import DeviceEvidence
 from attestkit.gpu.nras.claims import ClaimsVersion
 from attestkit.gpu.nras.detached_eat import MAX_BUNDLE, MAX_DEVICES, read_detached_eat
 from attestkit.gpu.nras.jwks import MAX_JWKS, read_jwks
+from attestkit.gpu.service_key import KEY_REQUIRED, key_header
 
 NVIDIA_NRAS_URL: Final = "https://nras.attestation.nvidia.com"
 """NVIDIA's service."""
@@ -32,8 +32,8 @@ _NONCE_SIZE: Final = 32
 _MAX_ADVICE: Final = 200  # characters of the service's text in an error
 _ADVICE: Final = {
     400: "check that the nonce is that of the evidence",
-    401: "the service requires a key",
-    403: "the service requires a key",
+    401: KEY_REQUIRED,
+    403: KEY_REQUIRED,
     429: "too many requests; try again later",
 }
 
@@ -51,12 +51,7 @@ def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
             its answer is malformed or too large.
     """
     where = _base(url) + _JWKS_PATH
-    body = _body(getter(where), where, MAX_JWKS)
-    try:
-        read_jwks(body)
-    except FormatError as error:
-        raise _error(where, str(error), "malformed") from error
-    return body
+    return _body(getter(where), where, MAX_JWKS, read_jwks)
 
 
 def request_tokens(
@@ -99,15 +94,10 @@ def request_tokens(
     body = encode_request(devices, architecture, nonce, claims_version)
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
     if service_key is not None:
-        headers["Authorization"] = f"Bearer {_printable(service_key)}"
+        headers |= key_header(service_key)
     if allow_hold:
         headers["X-NVIDIA-OCSP-ALLOW-CERT-HOLD"] = "true"
-    found = _body(poster(where, body, headers), where, MAX_BUNDLE)
-    try:
-        read_detached_eat(found)
-    except FormatError as error:
-        raise _error(where, str(error), "malformed") from error
-    return found
+    return _body(poster(where, body, headers), where, MAX_BUNDLE, read_detached_eat)
 
 
 def encode_request(
@@ -121,11 +111,8 @@ def encode_request(
         "nonce": nonce.hex(),
         "arch": architecture,
         "evidence_list": [
-            {
-                "certificate": b64encode(device.chain_pem).decode("ascii"),
-                "evidence": b64encode(device.report).decode("ascii"),
-            }
-            for device in devices
+            {"certificate": members["certificate"], "evidence": members["evidence"]}
+            for members in (device.to_object() for device in devices)
         ],
     }
     if claims_version is not None:
@@ -153,14 +140,8 @@ def _base(url: str) -> str:
     return url.rstrip("/")
 
 
-def _printable(service_key: str) -> str:
-    if not service_key.isascii() or not service_key.isprintable() or not service_key:
-        raise _misused("the service key must be printable ASCII text", "encoding")
-    return service_key
-
-
-def _body(response: Response, where: str, most: int) -> bytes:
-    """Return the body of a successful response."""
+def _body(response: Response, where: str, most: int, read: Callable[[bytes], object]) -> bytes:
+    """Return the body of a successful response, which `read` accepts."""
     if response.status != 200:
         advice = _ADVICE.get(response.status, "check the URL, or try again later")
         problem = f"status {response.status}{_message(response.body)}; {advice}"
@@ -168,6 +149,10 @@ def _body(response: Response, where: str, most: int) -> bytes:
     if len(response.body) > most:
         problem = f"answer has {len(response.body)} bytes, at most {most}"
         raise _error(where, problem, "too_large")
+    try:
+        read(response.body)
+    except FormatError as error:
+        raise _error(where, str(error), "malformed") from error
     return response.body
 
 

@@ -13,6 +13,7 @@ from attestkit._reasons import CollateralReason
 from attestkit._sanitize import shown
 from attestkit.errors import CollateralError, FormatError
 from attestkit.gpu.rim.document import MAX_SIZE
+from attestkit.gpu.service_key import KEY_REQUIRED
 
 if TYPE_CHECKING:
     from attestkit.collateral.pccs_client import Getter
@@ -28,8 +29,8 @@ IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _SHA256_SIZE: Final = 32
 _ADVICE: Final = {
-    401: "the service requires a key: pass a getter that sends it",
-    403: "the service requires a key: pass a getter that sends it",
+    401: KEY_REQUIRED,
+    403: KEY_REQUIRED,
     404: "NVIDIA has no RIM for this version; check that it is a released one",
     429: "too many requests; try again later",
 }

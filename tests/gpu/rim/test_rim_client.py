@@ -11,7 +11,8 @@ import pytest
 
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import Getter, Response
-from attestkit.errors import CollateralError
+from attestkit.errors import CollateralError, UsageError
+from attestkit.gpu import GpuServices
 from attestkit.gpu.rim import fetch_rim
 from attestkit.gpu.rim.document import MAX_SIZE
 from attestkit.gpu.rim.rim_client import MAX_ANSWER
@@ -63,11 +64,13 @@ def test_rim_is_returned_byte_for_byte() -> None:
 
 
 def test_rim_is_fetched_over_http() -> None:
-    """A server's answer is read with attestkit's own getter."""
+    """A server's answer is read with attestkit's own getter, which sends a key if there is one."""
+    keys: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps(answer()).encode()
+            keys.append(self.headers["Authorization"])
             self.send_response(200 if self.path == f"/v1/rim/{IDENTIFIER}" else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -82,11 +85,24 @@ def test_rim_is_fetched_over_http() -> None:
         try:
             url = f"http://127.0.0.1:{server.server_port}"
             assert fetch_rim(IDENTIFIER, HttpGetter(), url) == RIM
+            getter = GpuServices(rim_key="secret").open_rim()
+            assert fetch_rim(IDENTIFIER, getter, url) == RIM
             with raises(CollateralError, "missing"):
                 fetch_rim("NV_GPU_DRIVER_GH100_1", HttpGetter(), url)
         finally:
             server.shutdown()
             thread.join()
+    assert keys == [None, "Bearer secret", None]
+
+
+def test_rim_key_that_cannot_be_sent_is_refused() -> None:
+    """A getter of the caller's own does not receive the key, and a key is printable text."""
+    with raises(UsageError, "conflict"):
+        GpuServices(getter=HttpGetter(), rim_key="secret").open_rim()
+    for key in ("", "a\r\nb: c"):
+        with raises(UsageError, "encoding"):
+            GpuServices(rim_key=key).open_rim()
+    assert "secret" not in repr(GpuServices(rim_key="secret"))
 
 
 def test_minimal_answer_is_accepted() -> None:
