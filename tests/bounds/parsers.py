@@ -41,8 +41,9 @@ from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
 from attestkit.event_log.ima import ImaLog
 from attestkit.event_log.runtime_events import parse_runtime_lines
 from attestkit.gpu import GpuEvidence
+from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import MAX_SIZE as XML_SIZE
-from attestkit.gpu.rim.xml_signature import canonical_document
+from attestkit.gpu.rim.document import read_document
 from attestkit.keys import AppKeys
 from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
@@ -365,7 +366,9 @@ PARSERS: Final[Mapping[str, Parser]] = {
     ),
     "app-compose": Parser(AppCompose.parse, inside(COMPOSE), 45, 4),
     "sys-config": Parser(SysConfig.parse, inside(b'{"vm_config":"{}","x":'), 45, 4),
-    "manifest of a GPU": Parser(canonical_document, shapes.XML, 80, 20, XML_SIZE),
+    "manifest of a GPU": Parser(
+        lambda xml: canonical_bytes(read_document(xml)), shapes.XML, 80, 20, XML_SIZE
+    ),
     "app keys": Parser(AppKeys.from_json, inside(b'{"x":'), 45, 4),
     "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
     "certificate": Parser(read_all_fields, CERTIFICATES, 80, 16),

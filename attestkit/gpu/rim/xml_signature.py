@@ -16,7 +16,7 @@ from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown
 from attestkit.errors import FormatError, SignatureError
 from attestkit.gpu.rim.canonical_xml import canonical_bytes
-from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement, read_document
+from attestkit.gpu.rim.document import WHITE_SPACE, XmlElement
 
 XMLDSIG: Final = "http://www.w3.org/2000/09/xmldsig#"
 """Namespace of XML Signature."""
@@ -89,43 +89,9 @@ def verify_signature(root: XmlElement, signature: XmlSignature, spki: bytes) -> 
     return signed
 
 
-def canonical_document(xml: bytes) -> bytes:
-    """Return the bytes over which a document's digest is computed: without its signature.
-
-    For a signer, which calls it with the document before the signature is added, or with any
-    signature in place: only its position matters.
-
-    Raises:
-        FormatError: If the document is malformed or has several signatures.
-    """
-    root = read_document(xml)
-    if not _signatures(root):
-        return canonical_bytes(root)
-    return canonical_bytes(root, without=_find_signature(root))
-
-
-def canonical_signed_info(xml: bytes) -> bytes:
-    """Return the bytes that the signature value of a document signs: its SignedInfo.
-
-    For a signer, which calls it with a document whose SignatureValue is still to be filled in.
-
-    Raises:
-        FormatError: If the document is malformed, or does not have one signature.
-    """
-    element = _find_signature(read_document(xml))
-    first = element.elements()[:1]
-    if not first or (first[0].namespace, first[0].local) != (XMLDSIG, "SignedInfo"):
-        raise _error(element, "the first element must be SignedInfo", "missing")
-    return canonical_bytes(first[0])
-
-
-def _signatures(root: XmlElement) -> list[XmlElement]:
-    names = ((one, one.namespace, one.local) for one in root.descendants())
-    return [one for one, namespace, local in names if (namespace, local) == (XMLDSIG, "Signature")]
-
-
 def _find_signature(root: XmlElement) -> XmlElement:
-    found = _signatures(root)
+    names = ((one, one.namespace, one.local) for one in root.descendants())
+    found = [one for one, *name in names if name == [XMLDSIG, "Signature"]]
     if len(found) != 1:
         reason: FormatReason = "too_many" if found else "missing"
         raise _error(root, f"must have one signature, not {len(found)}", reason)

@@ -19,9 +19,8 @@ from attestkit.gpu.rim.xml_signature import (
     ENVELOPED,
     SIGNATURE_METHOD,
     XMLDSIG,
-    canonical_document,
-    canonical_signed_info,
 )
+from tests.gpu.rim.canonical_forms import canonical_document, canonical_signed_info
 
 NOW: Final = datetime(2026, 6, 1, tzinfo=timezone.utc)
 START: Final = datetime(2025, 1, 1, tzinfo=timezone.utc)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final, Literal, NamedTuple, TypeVar, get_args
 
 from attestkit._crypto.der import (
-    BOOLEAN,
     OCTET_STRING,
     SEQUENCE,
     DerReader,
@@ -241,7 +240,7 @@ def read_nonce(extensions: Mapping[str, bytes]) -> bytes | None:
     return nonce
 
 
-def encode_nonce(nonce: bytes, *, critical: bool = False) -> bytes:
+def encode_nonce(nonce: bytes) -> bytes:
     """Return extensions with a nonce alone.
 
     Raises:
@@ -251,5 +250,4 @@ def encode_nonce(nonce: bytes, *, critical: bool = False) -> bytes:
         message = f"OCSP nonce: {len(nonce)} bytes, must be 1 to {MAX_NONCE}"
         raise UsageError(message, reason="wrong_size")
     value = encode_element(OCTET_STRING, encode_element(OCTET_STRING, nonce))
-    flag = encode_element(BOOLEAN, b"\xff") if critical else b""
-    return encode_sequence(encode_sequence(NONCE_OID, flag, value))
+    return encode_sequence(encode_sequence(NONCE_OID, value))
