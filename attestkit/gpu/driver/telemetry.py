@@ -28,7 +28,7 @@ class GpuTelemetry(NamedTuple):
 
 
 class MachineTelemetry(NamedTuple):
-    """The GPUs of a machine; without confidential computing `enabled` and `ready` are None."""
+    """The GPUs of a machine, and the state of their confidential computing (None: unknown)."""
 
     gpus: tuple[GpuTelemetry, ...]
     enabled: bool | None = None  # as `collect` requires it, which includes protected PCIe
