@@ -5,7 +5,6 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,20 +33,6 @@ STATE = "collection.read_state()"
 UNAVAILABLE, BUSY, FAILED = "BackendUnavailableError", "BackendBusyError", "BackendError"
 
 pytestmark = [requires_binding, requires_compiler]
-
-
-@pytest.fixture(scope="module")
-def module_driver() -> Iterator[Driver]:
-    """A driver with one program for all tests."""
-    with running() as driver:
-        yield driver
-
-
-@pytest.fixture
-def driver(module_driver: Driver) -> Driver:
-    """The driver in its original state."""
-    module_driver.reset()
-    return module_driver
 
 
 def test_collect_returns_evidence_of_all_gpus(driver: Driver) -> None:

@@ -1,7 +1,5 @@
 """Telemetry of GPUs through NVIDIA's nvidia-ml-py over the stub driver."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
@@ -13,7 +11,6 @@ from tests.emulator.nvml.stub_programs import (
     FakeMachine,
     requires_binding,
     requires_compiler,
-    running,
 )
 
 pytestmark = [requires_binding, requires_compiler]
@@ -21,20 +18,6 @@ pytestmark = [requires_binding, requires_compiler]
 READ = "telemetry.read_telemetry()"
 GPU_0 = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
 GPU_1 = "GPU-10111213-1415-1617-1819-1a1b1c1d1e1f"
-
-
-@pytest.fixture(scope="module")
-def module_driver() -> Iterator[Driver]:
-    """A driver with two GPUs."""
-    with running() as driver:
-        yield driver
-
-
-@pytest.fixture
-def driver(module_driver: Driver) -> Driver:
-    """The driver in its original state."""
-    module_driver.reset()
-    return module_driver
 
 
 def read(driver: Driver) -> tuple[list[tuple[object, ...]], bool | None, bool | None]:
