@@ -130,7 +130,7 @@ def pytest_report_to_serializable() -> Generator[None, Any, dict[str, bytes]]:
 def pytest_report_from_serializable(data: dict[str, Any]) -> Generator[None, Any, Any]:
     """Unpack a report."""
     if "packed" in data:
-        data.update(marshal.loads(data.pop("packed")))  # noqa: S302  written by a process of ours
+        data.update(marshal.loads(data.pop("packed")))  # noqa: S302 - written by a process of ours
     return (yield)
 
 
