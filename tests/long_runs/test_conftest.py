@@ -1,0 +1,56 @@
+"""Reports that pytest-xdist's processes send, and the end of a test that hangs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.long_runs.records import ROOT
+from tests.processes import run_program
+
+HANGS = """
+import threading
+
+def test_quick():
+    pass
+
+def test_hangs():
+    threading.Event().wait()
+"""
+
+
+def test_report_is_sent_whole(pytestconfig: pytest.Config) -> None:
+    """A report has every field after it was sent, and one of a run without packing is read."""
+    report = pytest.TestReport(
+        "tests/a.py::b",
+        ("tests/a.py", 1, "b"),
+        {"b": 1},
+        "skipped",
+        ("tests/a.py", 2, "why"),
+        when="call",
+        sections=[("Captured stdout", "text")],
+        duration=0.5,
+    )
+    hook = pytestconfig.hook
+    packed = hook.pytest_report_to_serializable(config=pytestconfig, report=report)
+    assert list(packed) == ["packed"]
+    plain = {**report._to_json(), "$report_type": "TestReport"}
+    for data in (packed, plain):
+        again = hook.pytest_report_from_serializable(config=pytestconfig, data=data)
+        assert vars(again) == {**vars(report), "$report_type": "TestReport"}
+
+
+@pytest.mark.slow
+def test_hanging_test_ends_the_run(tmp_path: Path) -> None:
+    """The process ends after the time limit, and prints where the test hangs."""
+    (tmp_path / "conftest.py").write_text(
+        "from tests import conftest\nconftest.HANG = 2.0\npytest_plugins = ['tests.conftest']\n"
+    )
+    (tmp_path / "test_it.py").write_text(HANGS)
+    words = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null")
+    done = run_program(
+        *words, f"--rootdir={tmp_path}", "-o", f"pythonpath={ROOT}", tmp_path, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:02)!" in done.stderr
+    assert "in test_hangs" in done.stderr
