@@ -75,8 +75,8 @@ PUBLIC_BY_REASON = {
     },
     "an OID, and slices of a report": {
         ("_crypto/x509/ocsp/request.py", "extensions.get(NONCE)"),
-        ("gpu/collection.py", "report[_NONCE]"),
-        ("verifier/gpu_join.py", "self.evidence.devices[0].report[_NONCE]"),
+        ("gpu/device/report.py", "data[_NONCE]"),
+        ("gpu/device/report.py", "report[_NONCE]"),
     },
     "lengths": {
         ("backends/dstack_agent/__init__.py", "len(report_data) != _REPORT_DATA"),

@@ -13,7 +13,7 @@ from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
 if TYPE_CHECKING:
-    from attestkit.cli.file_verifier import FileOutcome
+    from attestkit.cli.file_outcome import FileOutcome
 
 _EPILOG: Final = (
     "Example: attestkit policy evidence --pccs URL -o policy.toml\n\n"

@@ -25,7 +25,7 @@ from attestkit.errors import UsageError
 from attestkit.quote import Quote
 
 if TYPE_CHECKING:
-    from attestkit.cli.file_verifier import FileOutcome
+    from attestkit.cli.file_outcome import FileOutcome
     from attestkit.verifier.result import AttestationResult
 
 SIMULATED: Final = (

@@ -284,7 +284,8 @@ def _result(
     at: datetime,
     options: VerificationOptions,
 ) -> dict[str, Any]:
-    from attestkit.cli.file_verifier import NAMED, VERDICTS, error_fields, evidence_exit_code
+    from attestkit.cli.file_outcome import NAMED, VERDICTS, error_fields
+    from attestkit.cli.file_verifier import evidence_exit_code
 
     code = evidence_exit_code(outcome) if isinstance(outcome, AttestKitError) else 0
     fields = {

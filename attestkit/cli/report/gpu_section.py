@@ -16,7 +16,7 @@ from attestkit.cli.report.gpu_picture import (
 from attestkit.errors import AttestKitError, FormatError
 
 if TYPE_CHECKING:
-    from attestkit.cli.file_verifier import FileOutcome
+    from attestkit.cli.file_outcome import FileOutcome
     from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
     from attestkit.gpu.result import DeviceResult, GpuResult
 

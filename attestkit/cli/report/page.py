@@ -16,7 +16,7 @@ from attestkit._package import own_version
 from attestkit._sanitize import printable
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import is_of_dstack
-from attestkit.cli.file_verifier import FileOutcome
+from attestkit.cli.file_outcome import FileOutcome
 from attestkit.cli.report.endorsements import (
     describe_chain,
     describe_parts,
