@@ -107,7 +107,7 @@ CONSTANT_TIME = {
     "gpu/checks/device_checks.py": 2,
     "gpu/rim/rim_client.py": 1,
     "gpu/rim/xml_signature.py": 1,
-    "gpu/rim/measurements.py": 1,
+    "gpu/rim/measurements.py": 2,
     "gpu/nras/tokens.py": 1,
     "gpu/nras/detached_eat.py": 1,
     "gpu/nras/jwks.py": 1,
