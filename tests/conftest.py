@@ -2,7 +2,6 @@
 
 import faulthandler
 import gc
-import marshal
 import os
 import signal
 import subprocess
@@ -115,23 +114,6 @@ class Watchdog:
     def pytest_sessionfinish(self) -> None:
         """Stop it."""
         faulthandler.cancel_dump_traceback_later()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable() -> Generator[None, Any, dict[str, bytes]]:
-    """Send a report to pytest-xdist's controller as bytes.
-
-    Its own serialization, in Python, takes a quarter of the time of a quick test.
-    """
-    return {"packed": marshal.dumps((yield))}
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_report_from_serializable(data: dict[str, Any]) -> Generator[None, Any, Any]:
-    """Unpack a report."""
-    if "packed" in data:
-        data.update(marshal.loads(data.pop("packed")))  # noqa: S302 - written by a process of ours
-    return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""Reports that pytest-xdist's processes send, and the end of a test that hangs."""
+"""The end of a test that hangs."""
 
 import sys
 from pathlib import Path
@@ -17,27 +17,6 @@ def test_quick():
 def test_hangs():
     threading.Event().wait()
 """
-
-
-def test_report_is_sent_whole(pytestconfig: pytest.Config) -> None:
-    """A report has every field after it was sent, and one of a run without packing is read."""
-    report = pytest.TestReport(
-        "tests/a.py::b",
-        ("tests/a.py", 1, "b"),
-        {"b": 1},
-        "skipped",
-        ("tests/a.py", 2, "why"),
-        when="call",
-        sections=[("Captured stdout", "text")],
-        duration=0.5,
-    )
-    hook = pytestconfig.hook
-    packed = hook.pytest_report_to_serializable(config=pytestconfig, report=report)
-    assert list(packed) == ["packed"]
-    plain = {**report._to_json(), "$report_type": "TestReport"}
-    for data in (packed, plain):
-        again = hook.pytest_report_from_serializable(config=pytestconfig, data=data)
-        assert vars(again) == {**vars(report), "$report_type": "TestReport"}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ _AGE: Final = MetricFamily(
     "dstack_gpu_sample_age_seconds", "Seconds since the values of the GPUs were read."
 )
 # Families with a sample for each GPU, and the value; None: no sample.
-_OF_GPU: "Final[dict[MetricFamily, Callable[[GpuTelemetry], int | None]]]" = {
+_OF_GPU: Final[dict[MetricFamily, "Callable[[GpuTelemetry], int | None]"]] = {
     MetricFamily("dstack_gpu_utilization_percent", "Busy time of the processors in percent."): (
         lambda gpu: gpu.utilization and gpu.utilization[0]
     ),

@@ -5,13 +5,12 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final, Protocol
+from typing import Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.backends.simulator.gpu.services.nras import SimulatedNras
-from attestkit.backends.simulator.gpu.services.ocsp_responder import SimulatedOcsp
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.backends.simulator.pki.pccs import PccsResponse
 
 _RIM: Final = "/v1/rim/"
@@ -22,22 +21,6 @@ _JSON: Final = (("Content-Type", "application/json"),)
 _OCSP_TYPE: Final = (("Content-Type", "application/ocsp-response"),)
 
 
-class EndorsedGpus(Protocol):
-    """Devices with their endorsements and the services about them, as `SimulatedGpus`."""
-
-    @property
-    def rims(self) -> Mapping[str, bytes]:
-        """RIMs by identifier."""
-
-    @property
-    def ocsp(self) -> SimulatedOcsp:
-        """The OCSP responder."""
-
-    @property
-    def nras(self) -> SimulatedNras:
-        """The remote attestation service."""
-
-
 class SimulatedGpuServices:
     """Routes of the services: `/ocsp`, `/v1/rim/<id>`, `/v<n>/attest/<kind>` and the key set.
 
@@ -46,7 +29,7 @@ class SimulatedGpuServices:
         now: Returns Unix time.
     """
 
-    def __init__(self, gpus: EndorsedGpus, now: Callable[[], float]) -> None:
+    def __init__(self, gpus: SimulatedGpus, now: Callable[[], float]) -> None:
         self._gpus, self._now = gpus, now
 
     def get(self, path: str) -> PccsResponse | None:
