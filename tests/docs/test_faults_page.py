@@ -24,7 +24,10 @@ GUIDE = ROOT / "docs" / "faults.md"
 REFUSED = "refused"
 ASKED = bytes(range(64))
 
-pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/faults.md is not here")
+pytestmark = [
+    pytest.mark.skipif(not GUIDE.exists(), reason="docs/faults.md is not here"),
+    pytest.mark.slow,
+]
 
 
 class Row(NamedTuple):

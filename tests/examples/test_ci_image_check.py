@@ -7,6 +7,8 @@ import pytest
 
 from tests.examples.reader import Done, Reader
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 TRUST_OPTIONS = "--trust-anchor sim/trust-anchor.der --collateral sim/collateral.json"
 NIGHTLY = f"sh check_image.sh {TRUST_OPTIONS}"
 ATTEST = "attestkit attest --backend simulator --option seed=@sim/seed"

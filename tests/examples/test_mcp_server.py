@@ -16,7 +16,10 @@ from attestkit import ReportData
 from tests.examples.reader import Reader, environment
 
 anyio = pytest.importorskip("anyio.from_thread")
-pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="the example needs mcp")
+pytestmark = [
+    pytest.mark.skipif(find_spec("mcp") is None, reason="the example needs mcp"),
+    pytest.mark.slow,
+]
 
 TAG = "example-mcp-agent"
 APP = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own

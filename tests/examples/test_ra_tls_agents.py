@@ -10,6 +10,8 @@ import pytest
 
 from tests.examples.reader import TIMEOUT, Reader
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 APP = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own
 
 

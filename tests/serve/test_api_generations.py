@@ -19,6 +19,8 @@ from tests.serve.asgi import BINARY_TYPE
 from tests.serve.client import Connection, call, get
 from tests.serve.server import SEED, Server, running_server
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 PATHS: Final = ("Attest", "v0/Attest", "v1/Attest")
 REPORT_DATA: Final = bytes(range(64))
 

@@ -5,6 +5,8 @@ import pytest
 from tests.testing.runs import Runs, runs
 from tests.thorough import slow
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 __all__ = ["runs"]  # a fixture
 
 pytest_plugins = ["pytester"]

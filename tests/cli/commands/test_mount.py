@@ -26,7 +26,7 @@ from tests.rigs.emulator import (
 from tests.rigs.kernel_files.file_calls import MEASUREMENTS, write_once
 from tests.thorough import slow
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, requires_fuse, pytest.mark.slow]
 
 
 def test_mount_prints_ready_line_and_unmounts_on_signal() -> None:

@@ -28,7 +28,7 @@ from tests.rigs.kernel_files.file_calls import (
 )
 from tests.thorough import slow
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, requires_fuse, pytest.mark.slow]
 
 NODE = "dev/tdx_guest"
 

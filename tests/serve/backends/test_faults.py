@@ -10,6 +10,8 @@ from attestkit.event_log.journal import LOG, PENDING
 from tests.serve.client import Answer, Connection, call, read_runtime_events
 from tests.serve.server import Server, running_server
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 SLOW = 2.0  # seconds of the slow host
 
 

@@ -20,6 +20,8 @@ from tests.serve.server import Server, environment, run_to_end, running_server
 from tests.tees import FakeTd, Machine
 from tests.vectors import SHARED, needs_shared
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 FILES = SHARED / "data/dstack/simulator"
 
 MODULE = '''

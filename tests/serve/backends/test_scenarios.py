@@ -17,6 +17,8 @@ from tests.serve.client import call
 from tests.serve.server import Server, running_server
 from tests.thorough import slow
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 PCCS = ("--pccs", "127.0.0.1:0")
 REPORT_DATA = b"\x77" * 64
 

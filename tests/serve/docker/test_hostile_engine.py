@@ -16,6 +16,8 @@ from tests.serve.docker.engine import ID, Engine, Script, run_engine, run_with_t
 from tests.serve.docker.test_responses import LISTED
 from tests.serve.server import environment, running_server
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 LIST, ONE, LOG = "/containers/json", "/containers/app/json", f"/containers/{ID}/logs"
 ANSWERS = ("/version", LIST, ONE, LOG)
 MIB = 1 << 20

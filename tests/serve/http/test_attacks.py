@@ -16,6 +16,8 @@ from tests.serve.http.attacks import (
 )
 from tests.serve.server import Server, running_server
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 _LIMITS = ("head_seconds=0.4", "body_seconds=0.4", "idle_seconds=0.4", "write_seconds=1")
 
 

@@ -6,8 +6,12 @@ import os
 import socket
 from typing import Any
 
+import pytest
+
 from tests.serve.client import Connection, call
 from tests.serve.server import Server, running_server
+
+pytestmark = pytest.mark.slow  # its tests start programs
 
 OPTIONS = ("--access-log", "--log-format", "json", "--limit", "headers=20")
 

@@ -15,6 +15,8 @@ from tests.raising import raises
 from tests.serve.server import environment, refusal, running_server
 from tests.serve.systemd.notify import FakeServiceManager
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 # -- a whole server --------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from tests.serve.client import call
 from tests.serve.server import PATIENCE, command, environment
 from tests.serve.systemd.activation import activated_command
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 FIRST = 700  # unused by the test process; systemd's first descriptor is 3
 ALL = ("dstack", "tappd", "http", "dev_http", "verifier", "pccs")
 

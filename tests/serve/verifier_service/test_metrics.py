@@ -31,6 +31,8 @@ from tests.serve.worker_pool.test_supervisor import serve_on_inherited_socket
 if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
 
+pytestmark = pytest.mark.slow  # its tests start programs
+
 GOOD = {"attestation": create_evidence().to_bytes().hex()}
 REJECTED = VerificationError("no", reason="unusable")
 EMPTY = {"verdict": "refused", "step": "reading"}  # a request without evidence
