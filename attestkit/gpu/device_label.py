@@ -1,10 +1,9 @@
 """Name of a device in messages, and errors about it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import NamedTuple
 
-from attestkit._reasons import GpuReason
+from attestkit._gpu_reasons import GpuReason
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, VerificationError
 from attestkit.gpu.architectures import DeviceKind
 
@@ -25,19 +24,41 @@ class DeviceLabel(NamedTuple):
         message = f"{self}: {problem}"
         return GpuEvidenceError(message, reason=reason, device=self.number, by_policy=by_policy)
 
-    @contextmanager
-    def refused_as(self, reason: GpuReason) -> Iterator[None]:
+    def refused_as(self, reason: GpuReason) -> "RefusedAs":
         """Replace an error that rejects the evidence by the GpuEvidenceError of a check.
 
         A CollateralError remains one: endorsements are missing or unusable, and nothing is known.
         """
-        try:
-            yield
-        except GpuEvidenceError as error:
-            if error.device is not None:
-                raise
-            raise self.error(error, error.reason) from error
-        except (FormatError, VerificationError) as error:
-            raise self.error(error, reason) from error
-        except CollateralError as error:
-            raise CollateralError(f"{self}: {error}", reason=error.reason) from error
+        return RefusedAs(self, reason)
+
+
+class RefusedAs:
+    """The context of `DeviceLabel.refused_as`.
+
+    A class, because contexts that `contextlib` makes of a generator take four times as long, and
+    a verification enters a dozen for each device.
+    """
+
+    __slots__ = ("_label", "_reason")
+
+    def __init__(self, label: DeviceLabel, reason: GpuReason) -> None:
+        self._label = label
+        self._reason: GpuReason = reason
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, GpuEvidenceError):
+            if error.device is None:
+                raise self._label.error(error, error.reason) from error
+        elif isinstance(error, (FormatError, VerificationError)):
+            raise self._label.error(error, self._reason) from error
+        elif isinstance(error, CollateralError):
+            message = f"{self._label}: {error}"
+            raise CollateralError(message, reason=error.reason) from error

@@ -46,7 +46,8 @@ _OF_DEVICES: Final = {*_APPRAISED, "ready_state", "binding"} - {"allow_mpt"}
 _OF_SWITCHES: Final = {"chips", "switch_count"}
 _FLAGS: Final = (
     *("required", "ready_state", "protected_pcie", "allow_mpt"),
-    *("allow_hold", "allow_absent_fwid", "allow_trailing_nul", "allow_boot_result"),
+    *("allow_hold", "allow_absent_fwid", "allow_trailing_nul"),
+    *("allow_runtime_event", "allow_boot_result"),
 )
 
 
@@ -87,6 +88,8 @@ class GpuRules:
     allow_absent_fwid: bool = False
     # One NUL after the signature of a report, as in a collector's buffer.
     allow_trailing_nul: bool = False
+    # Evidence of any nonce whose hash the measured event log has: it is as old as the boot.
+    allow_runtime_event: bool = False
     # A result of the boot, which only the measured event log authenticates.
     allow_boot_result: bool = False
     accepted_mismatches: Collection[int] = frozenset()  # indexes of measurements

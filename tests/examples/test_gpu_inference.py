@@ -182,13 +182,6 @@ ALTERED_EVIDENCE: Final[dict[str, tuple[str, Callable[[Guest, bytes], Attestatio
     "other-nonce": ("report_data", lambda guest, nonce: guest.genuine(nonce[::-1])),
     "cpu-of-other-guest": ("report_data", use_cpu_of_other_guest),
     # The CPU signed for the nonce alone.
-    "gpus-relayed": (
-        "binding",
-        # With the GPUs that the endorsements are about: those are checked before the binding.
-        lambda guest, nonce: guest.cpu_only(nonce).with_gpu_evidence(
-            guest.genuine(nonce).gpu_evidence
-        ),
-    ),
     "no-gpus": ("device_count", Guest.cpu_only),
     # The CPU commits to what its GPUs returned.
     "one-gpu": ("device_count", of_machine(gpus=1)),
@@ -260,20 +253,30 @@ def test_gpu_inference_policy_is_enforced(
     assert (done.code, done.printed.partition(":")[0]) == (1, f"refused, {reason}")
 
 
-def test_gpu_inference_binding_rule_is_what_refuses_relayed_gpus(
-    service: Service, tmp_path: Path
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("report_data", "refused, binding"),
+        ("nonce", ACCEPTED.replace("by: report_data", "by: nonce")),
+    ],
+)
+def test_gpu_inference_binding_rule_refuses_relayed_gpus(
+    service: Service, tmp_path: Path, binding: str, expected: str
 ) -> None:
-    """The other machine's GPUs are valid: a policy content with a shared nonce accepts them."""
+    """GPUs of another machine are valid beside a shared nonce; only the binding refuses them."""
     text = (service.reader.folder / "sim" / "policy.toml").read_text()
     policy, endorsements = tmp_path / "policy.toml", tmp_path / "endorsements.json"
-    policy.write_text(text.replace('binding = "report_data"', 'binding = "nonce"'))
-    with service.guest.open(gpus=4) as tee:  # the other machine
+    policy.write_text(text.replace('binding = "report_data"', f'binding = "{binding}"'))
+    guest = service.guest
+    with guest.open(gpus=4) as tee:  # the other machine
         tee.backend.gpu_endorsements().save(endorsements)
-    relay = ALTERED_EVIDENCE["gpus-relayed"][1]
     done = service.verify(
-        lambda nonce: relay(service.guest, nonce), policy=policy, gpu_endorsements=endorsements
+        lambda nonce: guest.cpu_only(nonce).with_gpu_evidence(guest.other_gpus(nonce)),
+        policy=policy,
+        gpu_endorsements=endorsements,
     )
-    assert done == Done(0, ACCEPTED.replace("by: report_data", "by: nonce"))
+    assert done.code == (binding == "report_data")
+    assert done.printed.startswith(expected)
 
 
 def test_gpu_inference_policy_without_gpus_is_rejected(service: Service, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from attestkit.backends.simulator.gpu.services.ocsp_responder import (
     ServedCertificate,
     SimulatedOcsp,
 )
+from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu.device.opaque_data import FEATURE_FLAG, PROTECTED_PCIE_STATUS
 from attestkit.gpu.endorsements import GpuEndorsements
@@ -297,6 +298,33 @@ def test_nul_after_signature_is_accepted_by_rule() -> None:
             with pytest.raises(GpuEvidenceError) as caught:
                 verify_machine(gpus, padded, rules=rules)
             assert caught.value.reason == "format"
+
+
+def test_hold_of_a_ca_is_refused_under_every_rule() -> None:
+    """Only the signer of a manifest may be on hold, not the CAs above it."""
+    gpus = machine(1)
+    pki, model = GpuPki(gpus.derive), gpus.devices[0].model
+    _, (_, l3, ca, _) = pki.rim_signer(model)
+    hold = OcspFault("rim_signer", "revoked", "certificate_hold")
+    for der, issuer in ((l3, pki.rim_ca(model)), (ca, pki.rim_root)):
+        answers = SimulatedOcsp(pki, [ServedCertificate(der, issuer, hold)]).answers(NOW)
+        given = replace(endorsements(gpus), ocsp=(*answers, *endorsements(gpus).ocsp))
+        with pytest.raises(GpuEvidenceError) as caught:
+            verify_machine(gpus, endorsements=given, rules=GpuRules(allow_hold=True))
+        assert caught.value.reason == "driver_rim_ocsp"
+        assert "on hold" in str(caught.value)
+
+
+def test_ended_ocsp_answers_are_accepted_within_the_grace_with_caution() -> None:
+    """An answer may be used for a time after its end by policy; the result then says so."""
+    gpus, late = machine(1), NOW + timedelta(hours=30)
+    grace = GpuRules(ocsp_grace=timedelta(hours=6))
+    found = verify_machine(gpus, now=late, rules=grace)
+    assert found.not_proven == ("gpu_revocation",)
+    assert verify_machine(gpus, rules=grace).not_proven == ()
+    with pytest.raises(GpuEvidenceError) as caught:
+        verify_machine(gpus, now=late, rules=GpuRules(ocsp_grace=timedelta(hours=5)))
+    assert caught.value.reason == "device_ocsp"
 
 
 def test_absent_fwid_is_accepted_by_rule_with_caution() -> None:

@@ -258,6 +258,14 @@ def test_binding_of_another_system(kind: Any) -> None:
         verifier().verify(intel.evidence(report_data=report_data), gpu=other)
 
 
+def test_binding_of_another_system_by_event_is_usage_error() -> None:
+    """A GpuBinding states report data, and cannot claim a measured event."""
+    given = GPUS.evidence(BOOT_NONCE)
+    with pytest.raises(UsageError) as caught:
+        GpuBinding("other", "runtime_event", given, CHALLENGE, BOOT_NONCE, bytes(64))
+    assert caught.value.reason == "wrong_value"
+
+
 # -- policies ----------------------------------------------------------------------------------
 
 

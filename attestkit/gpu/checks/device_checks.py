@@ -2,9 +2,8 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.x509.ocsp import OcspStatus
@@ -132,16 +131,16 @@ def check_revocation(
     if checks.rules.ocsp == "off":
         return ()
     found = []
-    for name, subject, issuer in zip(names, path, path[1:], strict=False):
-        with label.refused_as(reason):
+    with label.refused_as(reason):
+        for name, subject, issuer in zip(names, path, path[1:], strict=False):
             status = _ocsp_status(name, subject, issuer, checks)
-        # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
-        is_signer = reason != "device_ocsp" and subject is path[0]
-        allowed = checks.rules.allow_hold and is_signer
-        if status.status == "revoked" or (status.status == "hold" and not allowed):
-            why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
-            raise label.error(f"the certificate of {name} is {why}", reason)
-        found.append(OcspFacts(name, status.status, status.this_update, status.next_update))
+            # NVIDIA puts signers of manifests on hold, and no CA (nvidia-gpu.md, section 3.6).
+            is_signer = reason != "device_ocsp" and subject is path[0]
+            allowed = checks.rules.allow_hold and is_signer
+            if status.status == "revoked" or (status.status == "hold" and not allowed):
+                why = "on hold" if status.status == "hold" else f"revoked ({status.reason})"
+                raise label.error(f"the certificate of {name} is {why}", reason)
+            found.append(OcspFacts(name, status.status, status.this_update, status.next_update))
     return tuple(found)
 
 

@@ -7,7 +7,6 @@ from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, Sig
 from attestkit.gpu.checks.device_checks import (
     CheckedDevice,
     DeviceChecks,
-    RefusedAs,
     check_revocation,
 )
 from attestkit.gpu.result import OcspFacts, RimFacts
@@ -50,7 +49,7 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
             check_rim_identity(found.rim, source, version=version, product=chip.name)
         answers += _check_signer(source, found, device, checks)
         rims[source] = found.rim
-        facts.append(_facts(identifier, source, found, data))
+        facts.append(_facts(identifier, source, found))
     with device.label.refused_as("measurements"):
         comparison = compare_measurements(report.measurements, rims, nvdec0=report.nvdec0)
         comparison.check(frozenset(checks.rules.accepted_mismatches))
@@ -90,8 +89,7 @@ def _check_signer(
 ) -> tuple[OcspFacts, ...]:
     reason: GpuReason = "driver_rim_ocsp" if source == "driver" else "vbios_rim_ocsp"
     path = found.path.certificates
-    between = [f"CA {number} of the {source} RIM" for number in range(1, len(path) - 1)]
-    names = [f"the signer of the {source} RIM", *between]
+    names = _certificate_names(source, len(path))
     return check_revocation(device.label, path, names, reason, checks)
 
 

@@ -10,7 +10,8 @@ import pytest
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
-from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuModeWarning
+from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuModeWarning, GpuServices
+from attestkit.gpu.ocsp_client import NVIDIA_OCSP_URL
 from tests.cli import schemas
 from tests.vectors import SHARED, needs_shared
 

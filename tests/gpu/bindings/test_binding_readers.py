@@ -292,11 +292,3 @@ def test_nonce_of_another_size_is_usage_error(nonce: object) -> None:
     """GPUs have nonces of 32 bytes."""
     with pytest.raises(UsageError):
         read_vllm_proxy(b"{}", nonce=untyped(nonce))
-
-
-def test_binding_of_an_event_log_is_usage_error() -> None:
-    """A binding states report data; the kind `runtime_event` would claim a measured event."""
-    evidence = GpuEvidence(())
-    with pytest.raises(UsageError) as caught:
-        GpuBinding("other", "runtime_event", evidence, bytes(32), bytes(32), bytes(64))
-    assert caught.value.reason == "wrong_value"

@@ -366,6 +366,7 @@ def create_policy_with_every_rule() -> AppraisalPolicy:
             allow_hold=True,
             allow_absent_fwid=True,
             allow_trailing_nul=True,
+            allow_runtime_event=True,
             allow_boot_result=True,
             accepted_mismatches=(9, 12),
             nras="beside",

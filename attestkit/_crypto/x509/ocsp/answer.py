@@ -16,7 +16,6 @@ from attestkit._crypto.der import (
 )
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
-    read_path_certificate,
     read_time,
 )
 from attestkit._crypto.x509.certificate_encoder import ENUMERATED
@@ -28,6 +27,7 @@ from attestkit._crypto.x509.ocsp.request import (
     read_nonce,
     read_optional_extensions,
 )
+from attestkit._crypto.x509.p384_path import read_kept_certificate
 from attestkit.errors import CollateralError, FormatError
 
 MAX_ANSWER: Final = 16 << 10

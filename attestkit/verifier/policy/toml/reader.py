@@ -372,6 +372,7 @@ _GPU_KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "allow_hold": _boolean,
     "allow_absent_fwid": _boolean,
     "allow_trailing_nul": _boolean,
+    "allow_runtime_event": _boolean,
     "allow_boot_result": _boolean,
     "accepted_mismatches": _integers,
     "nras": _text,

@@ -210,6 +210,7 @@ _GPU_COMMENTS: Final = {
     "allow_hold": "Whether a signer of reference manifests may be on hold.",
     "allow_absent_fwid": "Whether reports of GPUs without FWID, of old drivers, are accepted.",
     "allow_trailing_nul": "Whether one NUL after the signature of a report is accepted.",
+    "allow_runtime_event": "Whether evidence whose hash is in the event log may be of the boot.",
     "allow_boot_result": "Whether unsigned results of the guest's own check at boot are accepted.",
     "accepted_mismatches": "Indexes of measurements that may differ from the reference manifests.",
     "nras": "Tokens of NVIDIA's service: off, beside (required, too), or instead of manifests.",

@@ -94,6 +94,7 @@ ocsp_grace = "2d"
 allow_hold = true
 allow_absent_fwid = true
 allow_trailing_nul = true
+allow_runtime_event = true
 allow_boot_result = true
 accepted_mismatches = [9, 12]
 nras = "beside"
