@@ -229,6 +229,27 @@ JournalReason = Literal[
 ]
 """The runtime event log on disk is unusable or does not match the register."""
 
+KmsReason = Literal[
+    "bad_signature",  # the signature of the app's root key, or of the environment's key
+    "connection",  # no connection, or no complete answer
+    "evidence_refused",  # the KMS's own evidence was not accepted
+    "expired",  # a certificate is not valid now
+    "invalid_key",  # a key of the answer is not valid for its algorithm
+    "malformed",  # an answer that is not that of a KMS, or is too large
+    "no_evidence",  # the KMS's certificate has none, and a verifier requires it
+    "no_urls",
+    "refused",  # the KMS answered with an error
+    "timeout",
+    "wrong_certificate",  # a certificate is not for the key, app or issuer that it must be for
+    "wrong_identity",  # kept keys or an answer are of another app
+    "wrong_image",  # the KMS names another OS image
+    "wrong_provider",  # the log, or the app's configuration, names another key provider
+    "wrong_root",  # the KMS is not a pinned one
+    "wrong_size",  # a key or signature of the answer has another size
+    "wrong_usage",  # the server's certificate is not that of a KMS
+]
+"""A KMS could not be reached, refused, or its answer was not accepted."""
+
 CollateralExpiredReason = Literal[
     "cert_expired",
     "crl_expired",

@@ -12,6 +12,7 @@ AttestKitError
 |   +-- BackendBusyError          another process or an earlier request has the device
 |   +-- QuoteUnavailableError     the platform is available, but it returned no quote
 +-- JournalError                  the runtime event log on disk is unusable
++-- KmsError                      a key management service failed, refused, or is not accepted
 +-- CollateralError               endorsements are missing, malformed, or cannot be fetched
 |   +-- CollateralExpiredError    endorsements are out of date; also a VerificationError
 +-- VerificationError             well-formed evidence fails verification
@@ -40,6 +41,7 @@ from attestkit._reasons import (
     ConfigReason,
     FormatReason,
     JournalReason,
+    KmsReason,
     NotFoundReason,
     PolicyReason,
     QuoteUnavailableReason,
@@ -62,6 +64,7 @@ __all__ = [
     "FormatError",
     "GpuEvidenceError",
     "JournalError",
+    "KmsError",
     "NotFoundError",
     "PolicyError",
     "QuoteUnavailableError",
@@ -253,6 +256,31 @@ class JournalError(AttestKitError):
         super().__init__(message, reason=reason)
         self.expected = expected
         self.actual = actual
+
+
+class KmsError(AttestKitError):
+    """A key management service (KMS) failed, refused, or its answer is not accepted.
+
+    Nothing of the answer was used. The message and its causes contain no key.
+
+    Attributes:
+        url: Base URL of the KMS; empty if the error is not about a single one.
+        failures: If several URLs were tried, the error of each, in order.
+    """
+
+    reason: ReasonOf[KmsReason] = ReasonOf[KmsReason]()
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: KmsReason,
+        url: str = "",
+        failures: "tuple[KmsError, ...]" = (),
+    ) -> None:
+        super().__init__(message, reason=reason)
+        self.url = url
+        self.failures = failures
 
 
 class CollateralError(AttestKitError):

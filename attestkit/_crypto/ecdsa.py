@@ -100,6 +100,23 @@ def k256_public_key(secret: bytes, *, compressed: bool = True) -> bytes:
     return public
 
 
+def require_k256_public_key(public_key: bytes) -> None:
+    """Check a public key in compressed SEC1, 33 bytes.
+
+    Raises:
+        UsageError: If it is not the encoding of a point of the curve.
+    """
+    # 02 and 03 only, before libsecp256k1, which accepts other forms.
+    if len(public_key) != 33 or public_key[0] not in (2, 3):
+        message = "secp256k1 public key: must be 33 bytes of compressed SEC1"
+        raise UsageError(message, reason="invalid_key")
+    try:
+        PublicKey(public_key)
+    except ValueError as error:
+        message = "secp256k1 public key: not a point of the curve"
+        raise UsageError(message, reason="invalid_key") from error
+
+
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
     """Recover the public key (33 bytes, compressed) of a signature over a digest.
 
