@@ -25,8 +25,8 @@ _CURVE: Final = ec.SECP256R1()
 # A constant, because creating it takes about 2 us, a tenth of a signature.
 _P256_SIGNATURE: Final = ec.ECDSA(SHA256(), deterministic_signing=True)
 _P256_VERIFICATION: Final = ec.ECDSA(SHA256())
-_K256_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-_K256_HIGHEST_S: Final = (_K256_ORDER // 2).to_bytes(32, "big")
+K256_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_K256_HIGHEST_S: Final = (K256_ORDER // 2).to_bytes(32, "big")
 P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 # PKCS#8 (RFC 5958, RFC 5915) before the scalar; the curve is in the algorithm only.
 _PKCS8_HEAD: Final = bytes.fromhex(
@@ -168,7 +168,7 @@ def k256_verify(public_key: bytes, signature: bytes, digest: bytes) -> bool:
         key = PublicKey(public_key)
     except ValueError as error:
         raise UsageError("invalid public key: not on secp256k1", reason="invalid_key") from error
-    r, s = _split(signature, _K256_ORDER)
+    r, s = _split(signature, K256_ORDER)
     require_size("digest", digest, 32)
     valid: bool = key.verify(encode_dss_signature(r, s), digest, hasher=None)
     return valid
@@ -230,6 +230,11 @@ class P256Key(Secret):
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != _CURVE.name:
             raise FormatError("private key: must be a P-256 key", reason="unsupported_algorithm")
         return cls(key)
+
+    @property
+    def public(self) -> ec.EllipticCurvePublicKey:
+        """OpenSSL's public key, for attestkit._crypto only."""
+        return self.private.public_key()
 
     @property
     def scalar(self) -> bytes:
@@ -301,7 +306,7 @@ class P256PublicKey:
     Thread-safe.
     """
 
-    __slots__ = ("_key", "point")
+    __slots__ = ("point", "public")
 
     def __init__(self, point: bytes) -> None:
         """Create a key from its point: x and y, 64 bytes.
@@ -313,10 +318,11 @@ class P256PublicKey:
             message = f"P-256: public key must have 64 bytes, not {len(point)}"
             raise SignatureError(message, reason="invalid_key")
         try:
-            self._key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + point)
+            key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + point)
         except ValueError as error:
             message = "P-256: public key not on the curve"
             raise SignatureError(message, reason="invalid_key") from error
+        self.public: ec.EllipticCurvePublicKey = key  # for attestkit._crypto only
         self.point: bytes = point
 
     @property
@@ -343,7 +349,7 @@ class P256PublicKey:
             SignatureError: If the signature is malformed or not valid.
         """
         try:
-            self._key.verify(signature, data, _P256_VERIFICATION)
+            self.public.verify(signature, data, _P256_VERIFICATION)
         except InvalidSignature as error:
             raise SignatureError("P-256: invalid signature", reason="bad_signature") from error
 

@@ -1,13 +1,14 @@
 """X.509 certificates of applications and of their CA, as issued by the dstack guest agent.
 
-Equal arguments give equal certificates: serial numbers are derived from the key, and signatures
-are deterministic (RFC 6979). The content of private extensions is opaque here.
+Equal arguments give equal certificates: by default serial numbers are derived from the key, and
+signatures are deterministic (RFC 6979). The content of private extensions is opaque here.
 
 Arguments of `issue_leaf` and `issue_ca`:
 
 * `subject`, `organisation`: common name and organisation, at most 64 characters each; empty
   attributes are omitted. The organisation precedes the common name.
 * `not_before`, `not_after`: seconds since 1970, in the years 1950 to 9999.
+* `serial`: serial number, positive and at most 20 bytes; by default derived from the key.
 * `extensions`: dotted OID and content of private extensions, not critical, in this order. The
   content is wrapped in an OCTET STRING inside the OCTET STRING of the extension.
 """
@@ -28,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader, context, encode_element
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, p256_verify_der
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, P256PublicKey, p256_verify_der
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.errors import FormatError, UsageError
 
@@ -206,13 +207,15 @@ def certificate_pem(der: bytes) -> str:
 
 def issue_leaf(
     *,
-    public_key: P256Key,
+    public_key: P256Key | P256PublicKey,
     subject: str,
+    organisation: str = "",
     alt_names: Sequence[str] = (),
     server_auth: bool = False,
     client_auth: bool = False,
     not_before: int,
     not_after: int,
+    serial: int | None = None,
     extensions: Iterable[tuple[str, bytes]] = (),
     ca_cert: str,
     ca_key: P256Key,
@@ -227,7 +230,8 @@ def issue_leaf(
         FormatError: If `ca_cert` is malformed.
     """
     with _writing():
-        builder = _builder(public_key, not_before, not_after).subject_name(_name(subject))
+        builder = _builder(public_key, not_before, not_after, serial)
+        builder = builder.subject_name(_name(subject, organisation))
         builder = builder.issuer_name(_issuer(ca_cert, ca_key.spki_der))
         if alt_names:
             names = x509.SubjectAlternativeName([_alt_name(name) for name in alt_names])
@@ -246,6 +250,7 @@ def issue_ca(
     path_length: int,
     not_before: int,
     not_after: int,
+    serial: int | None = None,
     extensions: Iterable[tuple[str, bytes]] = (),
     issuer: tuple[str, P256Key] | None = None,
 ) -> bytes:
@@ -262,7 +267,7 @@ def issue_ca(
     ca_cert, ca_key = issuer or ("", key)
     with _writing():
         name = _name(subject, organisation)
-        builder = _builder(key, not_before, not_after).subject_name(name)
+        builder = _builder(key, not_before, not_after, serial).subject_name(name)
         builder = builder.issuer_name(_issuer(ca_cert, ca_key.spki_der) if issuer else name)
         builder = builder.add_extension(_CA_USAGE, critical=True)
         key_id = x509.SubjectKeyIdentifier(hashlib.sha256(key.spki_der).digest()[:20])
@@ -284,18 +289,20 @@ def _writing() -> Iterator[None]:
         raise UsageError(message, reason="wrong_value") from error
 
 
-def _builder(key: P256Key, not_before: int, not_after: int) -> x509.CertificateBuilder:
+def _builder(
+    key: P256Key | P256PublicKey, not_before: int, not_after: int, number: int | None
+) -> x509.CertificateBuilder:
     first, last = _moment("not_before", not_before), _moment("not_after", not_after)
     if first > last:
         raise UsageError("not_before must be earlier than not_after", reason="conflict")
-    serial = bytearray(hashlib.sha256(b"\x04" + key.public_point).digest()[:20])
+    serial = bytearray(hashlib.sha256(b"\x04" + key.spki_der[-64:]).digest()[:20])
     serial[0] &= 0x7F  # RFC 5280, 4.1.2.2: positive, and at most 20 bytes
     return (
         x509.CertificateBuilder()
-        .serial_number(int.from_bytes(serial, "big"))
+        .serial_number(int.from_bytes(serial, "big") if number is None else number)
         .not_valid_before(first)
         .not_valid_after(last)
-        .public_key(key.private.public_key())
+        .public_key(key.public)
     )
 
 
