@@ -55,20 +55,13 @@ def encrypt_env_vars(
     Raises:
         UsageError: If the public key is malformed, or a name or value is not Unicode text.
     """
-    items = [{"key": name, "value": value} for name, value in variables]
+    text = write_variables(variables)
     try:
-        text = json.dumps({"env": items}, separators=(",", ":"), ensure_ascii=False).encode()
         remote = bytes.fromhex(public_key.removeprefix("0x"))
-    except TypeError:
-        error = UsageError("environment: names and values must be text", reason="wrong_type")
-    except UnicodeEncodeError:
-        error = UsageError("environment: unpaired surrogate in text", reason="encoding")
     except ValueError:
-        error = UsageError("public key: not hex", reason="encoding")
-    else:
-        secret = random(32) if ephemeral_secret is None else ephemeral_secret
-        return seal(text, remote, secret, random(IV_SIZE) if iv is None else iv).hex()
-    raise error  # outside of the handlers, because those errors hold the plaintext
+        raise UsageError("public key: not hex", reason="encoding") from None
+    secret = random(32) if ephemeral_secret is None else ephemeral_secret
+    return seal(text, remote, secret, random(IV_SIZE) if iv is None else iv).hex()
 
 
 def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> dict[str, str]:
@@ -89,18 +82,47 @@ def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> 
     """
     if not secret or not sealed:
         return {}
-    names = frozenset(allowed)
+    return read_variables(open_sealed(secret, sealed), allowed)
+
+
+def read_variables(plaintext: bytes, allowed: Collection[str] | None) -> dict[str, str]:
+    """Return the variables of a decrypted environment, in order; the last of duplicates wins.
+
+    Args:
+        plaintext: JSON text.
+        allowed: As for `decrypt_env_vars`; None accepts all names.
+
+    Raises:
+        FormatError: As for `decrypt_env_vars`.
+    """
+    names = None if allowed is None else frozenset(allowed)
     found: dict[str, str] = {}
     total = 0
-    for index, item in enumerate(_items(open_sealed(secret, sealed))):
+    for index, item in enumerate(_items(plaintext)):
         name, value = _pair(index, item)
-        if name not in names:
+        if names is not None and name not in names:
             continue
         total += _checked_size(index, name, value)
         if total > _MAX_TOTAL:
             raise _error(index, "too_large", f"names and values exceed {_MAX_TOTAL} bytes in all")
         found[name] = value
     return found
+
+
+def write_variables(variables: Iterable[tuple[str, str]]) -> bytes:
+    """Return variables as the JSON text that is encrypted, compact, in order.
+
+    Raises:
+        UsageError: If a name or a value is not Unicode text.
+    """
+    items = [{"key": name, "value": value} for name, value in variables]
+    try:
+        return json.dumps({"env": items}, separators=(",", ":"), ensure_ascii=False).encode()
+    except TypeError:
+        error = UsageError("environment: names and values must be text", reason="wrong_type")
+    except UnicodeEncodeError:
+        error = UsageError("environment: unpaired surrogate in text", reason="encoding")
+    raise error  # outside of the handlers, because those errors hold the plaintext
 
 
 def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes) -> bytes:

@@ -1,1 +1,1 @@
-"""Client of a dstack KMS, and the decisions and keys of a simulated KMS."""
+"""Keys from a dstack KMS or a local key provider, and environment variables sealed to an app."""

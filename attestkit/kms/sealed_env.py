@@ -1,0 +1,232 @@
+"""Environment variables sealed to an application: the legacy form and SealedEnv version 1.
+
+Legacy form: see `attestkit.dstack.env_encryption` (key-derivation.md, section 6), raw or in hex.
+SealedEnv version 1 (kms.md, section 6.2; dstack 0.6.4) is a JSON object with the encapsulated key
+and the ciphertext of HPKE, and the epochs of the keys, which HPKE authenticates.
+
+Neither form authenticates its origin: everyone who knows the public key can seal variables.
+"""
+
+import os
+from binascii import b2a_base64
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_size, wrong_type
+from attestkit._crypto.aes_gcm import IV_SIZE
+from attestkit._crypto.hpke import ENCAPSULATED_SIZE, HPKE_TAG_SIZE, hpke_open, hpke_seal
+from attestkit._crypto.zeroize import wipe
+from attestkit._formats.strict_json import from_base64, read_object
+from attestkit._native import unhex
+from attestkit._reasons import FormatReason, UsageReason
+from attestkit.dstack.env_encryption import open_sealed, read_variables, seal, write_variables
+from attestkit.errors import FormatError, UsageError
+
+__all__ = ["LARGEST_SEALED", "Epochs", "open_env", "seal_env"]
+
+LARGEST_SEALED: Final = 32 << 20
+"""Bytes of a sealed environment in text; the variables have at most 1 MiB in all."""
+_WHAT: Final = "sealed environment"
+_SPACE: Final = " \t\r\n"
+_VERSION: Final = 1
+_HIGHEST_EPOCH: Final = (1 << 32) - 1
+_USAGE_REASONS: Final[dict[FormatReason, UsageReason]] = {
+    "too_large": "too_large",
+    "too_many": "too_many",
+    "encoding": "encoding",
+    "wrong_type": "wrong_type",
+}
+
+
+class Epochs(NamedTuple):
+    """Epochs of the keys to which an environment is sealed: 0 to 4,294,967,295 each."""
+
+    root: int
+    app: int
+
+
+def seal_env(
+    variables: Iterable[tuple[str, str]],
+    public_key: bytes,
+    *,
+    epochs: Epochs | tuple[int, int] | None = None,
+) -> str:
+    """Seal environment variables to an application's public key.
+
+    Verify the public key before: `verify_env_encrypt_public_key` with the signature of the KMS.
+
+    Args:
+        variables: Names and values, in order, with the limits of `open_env`.
+        public_key: X25519 public key of the application, 32 bytes.
+        epochs: Root and app epoch of the key, for SealedEnv version 1; None selects the legacy
+            form.
+
+    Returns:
+        JSON for SealedEnv, hex for the legacy form.
+
+    Raises:
+        UsageError: If the public key is malformed or has low order, an epoch is out of range, a
+            name is not an identifier, or a limit is exceeded.
+        UnsupportedError: If the installed release of cryptography has no HPKE.
+    """
+    require_size("X25519 public key", public_key, 32)
+    checked = None if epochs is None else _require_epochs(epochs)
+    plaintext = write_variables(variables)
+    try:
+        _check_variables(plaintext)
+        if checked is None:
+            secret = os.urandom(32)
+            try:
+                return seal(plaintext, public_key, secret, os.urandom(IV_SIZE)).hex()
+            finally:
+                wipe(secret)
+        encapsulated, ciphertext = hpke_seal(public_key, _info(checked), plaintext)
+    finally:
+        wipe(plaintext)
+    return (
+        f'{{"version":{_VERSION},"root_epoch":{checked.root},"app_epoch":{checked.app},'
+        f'"enc":"{_base64(encapsulated)}","ciphertext":"{_base64(ciphertext)}"}}'
+    )
+
+
+def open_env(
+    sealed: bytes | str,
+    secret: bytes,
+    *,
+    epochs: Epochs | tuple[int, int] | None = None,
+    allowed: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Open sealed environment variables; return them in order, the last of duplicates.
+
+    Bytes that are not all ASCII are the raw legacy form; text is SealedEnv if it begins with `{`,
+    and otherwise the legacy form in hex.
+
+    Args:
+        sealed: Sealed environment, at most 32 MiB.
+        secret: X25519 secret key of the application, 32 bytes.
+        epochs: Expected root and app epoch; the legacy form is then rejected. None accepts all.
+        allowed: Names that the application accepts; other variables are ignored, unchecked. None
+            accepts all names.
+
+    Raises:
+        FormatError: If the envelope or the decrypted text is malformed, the version is not 1, the
+            epochs are not the expected ones, a name is not an identifier, or a limit is exceeded:
+            1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in all.
+        VerificationError: If the ciphertext was altered or is for another key.
+        UsageError: If the secret is not 32 bytes, or an expected epoch is out of range.
+        UnsupportedError: If the installed release of cryptography has no HPKE.
+    """
+    require_size("X25519 secret", secret, 32)
+    expected = None if epochs is None else _require_epochs(epochs)
+    plaintext = _decrypt(sealed, secret, expected)
+    try:
+        return read_variables(plaintext, allowed)
+    finally:
+        wipe(plaintext)
+
+
+class _Envelope(NamedTuple):
+    """Checked members of a SealedEnv."""
+
+    epochs: Epochs
+    encapsulated: bytes
+    ciphertext: bytes
+
+
+def _decrypt(sealed: bytes | str, secret: bytes, expected: Epochs | None) -> bytes:
+    if len(sealed) > LARGEST_SEALED:
+        message = f"{_WHAT}: {len(sealed)} exceed the limit of {LARGEST_SEALED} bytes"
+        raise FormatError(message, reason="too_large")
+    text = _text(sealed)
+    if text is not None and text.startswith("{"):
+        envelope = _read_envelope(text, expected)
+        return hpke_open(secret, envelope.encapsulated, _info(envelope.epochs), envelope.ciphertext)
+    if expected is not None:
+        message = f"{_WHAT}: not a SealedEnv, whose epochs could be compared with the expected ones"
+        raise FormatError(message, reason="unrecognized")
+    return open_sealed(secret, _read_legacy(sealed if text is None else text))
+
+
+def _text(sealed: bytes | str) -> str | None:
+    """Return text without white space around it; None for bytes that are not all ASCII.
+
+    The chance that raw bytes of the legacy form are all ASCII is 2**-60, or less.
+    """
+    if isinstance(sealed, str):
+        return sealed.strip(_SPACE)
+    if not isinstance(sealed, bytes):
+        raise wrong_type(_WHAT, "bytes or str", sealed)
+    return sealed.decode("ascii").strip(_SPACE) if sealed.isascii() else None
+
+
+def _read_legacy(sealed: bytes | str) -> bytes:
+    if isinstance(sealed, bytes):
+        return sealed
+    if (raw := unhex(sealed)) is None:
+        raise FormatError(f"{_WHAT}: neither JSON nor hex", reason="unrecognized")
+    return raw
+
+
+def _read_envelope(text: str, expected: Epochs | None) -> _Envelope:
+    """Return the members of an envelope; unknown members are ignored."""
+    fields = read_object(text, _WHAT)
+    version = _member(fields, "version")
+    if type(version) is not int or version != _VERSION:
+        raise FormatError(f"{_WHAT}: version: must be 1", reason="unsupported_version")
+    epochs = Epochs(_read_epoch(fields, "root_epoch"), _read_epoch(fields, "app_epoch"))
+    if expected is not None and epochs != expected:
+        message = (
+            f"{_WHAT}: sealed to epochs {epochs.root} (root) and {epochs.app} (app), expected "
+            f"{expected.root} and {expected.app}; seal it again to the current keys"
+        )
+        raise FormatError(message, reason="wrong_value")
+    encapsulated = from_base64(_member(fields, "enc"), f"{_WHAT}: enc")
+    if len(encapsulated) != ENCAPSULATED_SIZE:
+        raise FormatError(f"{_WHAT}: enc: must be 32 bytes", reason="wrong_size")
+    ciphertext = from_base64(_member(fields, "ciphertext"), f"{_WHAT}: ciphertext")
+    if len(ciphertext) < HPKE_TAG_SIZE:
+        raise FormatError(f"{_WHAT}: ciphertext: shorter than its tag", reason="truncated")
+    return _Envelope(epochs, encapsulated, ciphertext)
+
+
+def _member(fields: dict[str, object], name: str) -> object:
+    if name not in fields:
+        raise FormatError(f"{_WHAT}: {name}: missing", reason="missing")
+    return fields[name]
+
+
+def _read_epoch(fields: dict[str, object], name: str) -> int:
+    value = _member(fields, name)
+    if type(value) is not int:  # neither a number with a fraction, nor true
+        raise FormatError(f"{_WHAT}: {name}: must be an integer", reason="wrong_type")
+    if not 0 <= value <= _HIGHEST_EPOCH:
+        message = f"{_WHAT}: {name}: must be 0 to {_HIGHEST_EPOCH}"
+        raise FormatError(message, reason="wrong_value")
+    return value
+
+
+def _require_epochs(epochs: Epochs | tuple[int, int]) -> Epochs:
+    found = Epochs(*epochs)
+    for epoch in found:
+        if type(epoch) is not int:
+            raise wrong_type("epoch", "an int", epoch)
+        if not 0 <= epoch <= _HIGHEST_EPOCH:
+            raise UsageError(f"epoch: must be 0 to {_HIGHEST_EPOCH}", reason="out_of_range")
+    return found
+
+
+def _check_variables(plaintext: bytes) -> None:
+    """Raise UsageError for variables that a guest would reject."""
+    try:
+        read_variables(plaintext, None)
+    except FormatError as error:
+        reason = _USAGE_REASONS.get(error.reason, "wrong_value")
+        raise UsageError(error.message, reason=reason) from error
+
+
+def _info(epochs: Epochs) -> bytes:
+    return f"dstack-sealed-env-v1:{epochs.root}:{epochs.app}".encode()
+
+
+def _base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode()
