@@ -34,7 +34,7 @@ from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import Launch, boot_events
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
 
@@ -267,6 +267,15 @@ class Simulator(GpuHost):
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of the simulated Intel PCS at a Unix time; None: at present."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
+
+    def sgx_collateral(self, now: float | None = None) -> Collateral:
+        """Return the collateral for SGX quotes of the machine; UnsupportedError except on TDX."""
+        if self.platform != "tdx":
+            text = f"{self.platform}: enclaves of SGX are simulated beside a TD only"
+            raise UnsupportedError(text, reason="feature")
+        from attestkit.backends.simulator.pki.sgx_quoting_enclave import SGX_COLLATERAL  # lazy
+
+        return self._pki.collateral(self._now() if now is None else now, SGX_COLLATERAL)
 
     @property
     def trust_anchor(self) -> bytes:

@@ -26,8 +26,10 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 def make_pccs(simulator: Simulator) -> SimulatedPccs:
-    """Return a PCCS that serves the collateral of this simulated TD."""
-    return SimulatedPccs(simulator.collateral, [ServedPlatform(*simulator.served_platform)])
+    """Return a PCCS that serves the collateral of this simulated TD, and of enclaves beside it."""
+    sgx = simulator.sgx_collateral if simulator.platform == "tdx" else None
+    platforms = [ServedPlatform(*simulator.served_platform)]
+    return SimulatedPccs(simulator.collateral, platforms, sgx)
 
 
 def make_gpu_services(simulator: Simulator) -> "SimulatedGpuServices | None":

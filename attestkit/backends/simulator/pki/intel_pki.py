@@ -284,13 +284,7 @@ def _dates(
 def _tcb_info(
     config: TcbInfoConfig, pki: PkiConfig, issue: int, next_update: int
 ) -> dict[str, Any]:
-    """Return the TCB info, with the members in the order of Intel's TDX TCB info version 3."""
-    module = {
-        "mrsigner": _hex(config.module_mrsigner),
-        "attributes": "00" * 8,
-        "attributesMask": "FF" * 8,
-    }
-    levels = [_svn_level(level) for level in config.module_levels]
+    """Return the TCB info, with the members in the order of Intel's TCB info version 3."""
     return {
         "id": config.id,
         "version": config.version,
@@ -299,9 +293,21 @@ def _tcb_info(
         "pceId": _hex(value_or(config.pceid, pki.pceid)),
         "tcbType": 0,
         "tcbEvaluationDataNumber": config.evaluation_number,
+        **(_tdx_modules(config) if config.tdx else {}),
+        "tcbLevels": _platform_levels(config, pki),
+    }
+
+
+def _tdx_modules(config: TcbInfoConfig) -> dict[str, Any]:
+    module = {
+        "mrsigner": _hex(config.module_mrsigner),
+        "attributes": "00" * 8,
+        "attributesMask": "FF" * 8,
+    }
+    levels = [_svn_level(level) for level in config.module_levels]
+    return {
         "tdxModule": module,
         "tdxModuleIdentities": [{"id": config.module_id, **module, "tcbLevels": levels}],
-        "tcbLevels": _platform_levels(config, pki),
     }
 
 
@@ -311,16 +317,17 @@ def _platform_levels(config: TcbInfoConfig, pki: PkiConfig) -> list[dict[str, An
     if advisories is None:
         advisories = () if config.status == "UpToDate" else ("INTEL-SA-99999",)
     sgx = value_or(config.sgx_components, pki.cpusvn)
-    high = {
+    high: dict[str, Any] = {
         "sgxtcbcomponents": _components(sgx, _SGX_LABELS),
         "pcesvn": value_or(config.pcesvn, pki.pcesvn),
-        "tdxtcbcomponents": _components(config.tdx_components, _TDX_LABELS),
     }
-    low = {
+    low: dict[str, Any] = {
         "sgxtcbcomponents": _components([max(0, svn - 1) for svn in sgx], _SGX_LABELS),
         "pcesvn": 5,
-        "tdxtcbcomponents": _components([3, 0, 2] + [0] * 13, _TDX_LABELS),
     }
+    if config.tdx:
+        high["tdxtcbcomponents"] = _components(config.tdx_components, _TDX_LABELS)
+        low["tdxtcbcomponents"] = _components([3, 0, 2] + [0] * 13, _TDX_LABELS)
     return [
         _level(high, "2024-11-13T00:00:00Z", config.status, advisories),
         _level(low, "2018-01-04T00:00:00Z", "OutOfDate", ("INTEL-SA-99997",)),

@@ -50,13 +50,17 @@ class SimulatedPccs:
     """PCCS that serves the current collateral of one simulated PKI."""
 
     def __init__(
-        self, collateral: Callable[[], Collateral], platforms: Sequence[ServedPlatform]
+        self,
+        collateral: Callable[[], Collateral],
+        platforms: Sequence[ServedPlatform],
+        sgx_collateral: Callable[[], Collateral] | None = None,
     ) -> None:
         """Set up the routes.
 
         Args:
             collateral: Returns the current collateral of one PKI; called at each request.
             platforms: One or more platforms of one FMSPC; the first is the default.
+            sgx_collateral: The same for SGX quotes; None serves none.
 
         Raises:
             UsageError: If `platforms` is empty.
@@ -73,10 +77,15 @@ class SimulatedPccs:
             f"{_SGX}/rootcacrl": lambda _: _ok(_CRL, self._collateral().root_ca_crl.hex().encode()),
             f"{_SGX}/crl": self._crl_of_uri,
             f"{_SGX}/pckcert": self._pck_certificate,
-            f"{_TDX}/tcb": self._tcb_info,
-            f"{_TDX}/qe/identity": self._qe_identity,
+            f"{_TDX}/tcb": lambda fields: self._tcb_info(fields, collateral),
+            f"{_TDX}/qe/identity": lambda fields: _qe_identity(fields, collateral),
             "/IntelSGXRootCA.der": lambda _: _ok(_CRL, self._collateral().root_ca_crl),
         }
+        if sgx_collateral is not None:
+            self._routes |= {
+                f"{_SGX}/tcb": lambda fields: self._tcb_info(fields, sgx_collateral),
+                f"{_SGX}/qe/identity": lambda fields: _qe_identity(fields, sgx_collateral),
+            }
 
     def respond(self, path: str, query: str) -> PccsResponse:
         """Return the response to a GET request with this path, not decoded, and query."""
@@ -110,24 +119,18 @@ class SimulatedPccs:
             return _ok(_CRL, self._collateral().root_ca_crl)
         return _ok(_CRL, self._collateral().pck_crl) if "pckcrl" in path else _NOT_FOUND
 
-    def _tcb_info(self, fields: Mapping[str, str]) -> PccsResponse:
+    def _tcb_info(
+        self, fields: Mapping[str, str], current: Callable[[], Collateral]
+    ) -> PccsResponse:
         if not (_is_valid_update(fields) and _FMSPC.fullmatch(fields.get("fmspc", ""))):
             return _BAD_REQUEST
         if fields["fmspc"].lower() != self._fmspc:
             return _NOT_FOUND
-        collateral = self._collateral()
+        collateral = current()
         # For newer and for older clients.
         names = ("TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain")
         body = _signed_body("tcbInfo", collateral.tcb_info, collateral.tcb_info_signature)
         return _ok(_JSON, body, dict.fromkeys(names, collateral.tcb_info_issuer_chain))
-
-    def _qe_identity(self, fields: Mapping[str, str]) -> PccsResponse:
-        if not _is_valid_update(fields):
-            return _BAD_REQUEST
-        collateral = self._collateral()
-        chain = {"SGX-Enclave-Identity-Issuer-Chain": collateral.qe_identity_issuer_chain}
-        signature = collateral.qe_identity_signature
-        return _ok(_JSON, _signed_body("enclaveIdentity", collateral.qe_identity, signature), chain)
 
     def _pck_certificate(self, fields: Mapping[str, str]) -> PccsResponse:
         qe_id = fields.get("qeid")
@@ -143,6 +146,15 @@ class SimulatedPccs:
             "SGX-PCK-Certificate-Issuer-Chain": self._collateral().pck_crl_issuer_chain,
         }
         return _ok(_PEM, encode_pem("CERTIFICATE", der).encode(), headers)
+
+
+def _qe_identity(fields: Mapping[str, str], current: Callable[[], Collateral]) -> PccsResponse:
+    if not _is_valid_update(fields):
+        return _BAD_REQUEST
+    collateral = current()
+    chain = {"SGX-Enclave-Identity-Issuer-Chain": collateral.qe_identity_issuer_chain}
+    signature = collateral.qe_identity_signature
+    return _ok(_JSON, _signed_body("enclaveIdentity", collateral.qe_identity, signature), chain)
 
 
 def _is_valid_update(fields: Mapping[str, str]) -> bool:

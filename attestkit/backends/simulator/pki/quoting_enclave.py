@@ -20,12 +20,14 @@ _MR_SEAM: Final = sha384(b"attestkit simulated TDX module")
 _HEADER: Final = struct.Struct("<HHI4s16s20s")  # 48 bytes
 _BODY_HEAD: Final = struct.Struct("<HI")  # version 5: type and size
 _BODY_TYPES: Final = {(4, 584): 0, (5, 584): 2, (5, 648): 3}  # by version and size of the body
-# 384 bytes; the gaps are zero: reserved fields, and CONFIGID and related fields.
-_REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
-_SECTION: Final = struct.Struct("<HI")  # certification data: type and size
+ENCLAVE_REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
+"""Report of an enclave, 384 bytes; reserved fields, and CONFIGID and related fields, are zero."""
+CERTIFICATION: Final = struct.Struct("<HI")
+"""Head of certification data: type and size."""
 _QE_REPORT: Final = 6  # a type of certification data
 _ENCRYPTED_PPID: Final = {2: 256, 3: 384}  # bytes, by the type of certification data
-_SIGNATURE: Final = 64  # r then s
+SIGNATURE_SIZE: Final = 64
+"""Bytes of a signature: r then s."""
 
 
 class TdBody(NamedTuple):
@@ -97,8 +99,11 @@ class QuotingEnclave:
         self.pck_der: bytes = platform.pck_der
         self._key = pki.resolve(config.attestation_key, platform.attestation_key)
         self._quote_heads = _quote_heads(config, platform)
-        auth = self._key.public_point + _certification_data(config, pki, platform, self._key)
-        self._auth_size = struct.pack("<I", _SIGNATURE + len(auth))
+        report = certified_qe_report(config, pki, platform, self._key)
+        auth = b"".join(
+            (self._key.public_point, CERTIFICATION.pack(_QE_REPORT, len(report)), report)
+        )
+        self._auth_size = struct.pack("<I", SIGNATURE_SIZE + len(auth))
         self._tail = auth + bytes(config.padding)
         self._alter = bool(config.altered or config.cut)
         self._config = config
@@ -149,26 +154,32 @@ def _apply_alterations(config: QuoteConfig, quote: bytes, body_at: int) -> bytes
     return bytes(raw[: len(raw) - config.cut])
 
 
-def _certification_data(
+def certified_qe_report(
     config: QuoteConfig, pki: SimulatedPki, platform: SimulatedPlatform, key: P256Key
 ) -> bytes:
-    """Return the certification data: QE report, its signature, and the PCK certificate chain."""
+    """Return QE report, its signature, QE authentication data and certification data.
+
+    Args:
+        config: Deviations of the quotes.
+        pki: The issuer of the platform's certificate.
+        platform: The platform, whose PCK signs the QE report.
+        key: Attestation key that the QE report certifies.
+    """
     bound = pki.resolve(config.bound_key, key)
     report = _qe_report(config, pki.config, bound)
     data = value_or(
         config.certification, _platform_certification(config.certification_type, pki, platform)
     )
-    inner = b"".join(
+    return b"".join(
         (
             report,
             pki.resolve(config.pck_key, platform.pck_key).sign(report),
             struct.pack("<H", len(config.qe_auth_data)),
             config.qe_auth_data,
-            _SECTION.pack(config.certification_type, len(data)),
+            CERTIFICATION.pack(config.certification_type, len(data)),
             data,
         )
     )
-    return _SECTION.pack(_QE_REPORT, len(inner)) + inner
 
 
 def _platform_certification(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
@@ -185,7 +196,7 @@ def _platform_certification(kind: int, pki: SimulatedPki, platform: SimulatedPla
 def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
     """Return the QE report, 384 bytes, that certifies the attestation key."""
     binding = sha256(bound.public_point + config.qe_auth_data) + bytes(32)
-    return _REPORT.pack(
+    return ENCLAVE_REPORT.pack(
         value_or(config.qe_cpusvn, pki.cpusvn),
         value_or(config.qe_miscselect, pki.qe_miscselect),
         value_or(config.qe_attributes, pki.qe_attributes),

@@ -172,6 +172,7 @@ class TcbInfoConfig(msgspec.Struct, frozen=True):
 
     id: str = "TDX"
     version: int = 3
+    tdx: bool = True  # has TDX modules and components; TCB info of SGX has none
     by_platform: bool = False  # signed by the platform's PCK key, with its chain
     issue: int | None = None  # Unix seconds
     next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
