@@ -3,13 +3,27 @@
 from typing import Final
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
-from attestkit.errors import ConfigError
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
+from attestkit.attestation import Attestation
+from attestkit.errors import ConfigError, FormatError, SignatureError, VerificationError
+from attestkit.kms.cert_request import (
+    CertRequest,
+    decode_cert_request,
+    sign_cert_request,
+    verify_cert_request,
+)
 from attestkit.kms.root import KmsRoot
+from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url
-from fuzz.parser_contract import ParserTarget, check, check_same, obeys
+from attestkit.ra_tls import OID_APP_ID, OID_CERT_USAGE
+from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from tests.quotes import made_quote
 
 _ONE: Final = bytes(31) + b"\1"
-_SPKI: Final = P256Key.from_scalar(_ONE).spki_der
+_KEY: Final = P256Key.from_scalar(_ONE)
+_SPKI: Final = _KEY.spki_der
+_APP_ID: Final = b"\xab" * 20
+_NOW: Final = 1_790_000_000
 
 
 def _root(_raw: bytes, found: KmsRoot) -> None:
@@ -37,11 +51,72 @@ def url_samples() -> list[bytes]:
     return [b"https://kms.example.com:8000/a/prpc/", b"https://[::1]", b"https://a/?b", b"x://a@b"]
 
 
+def _chain(raw: bytes) -> AppCertificate:
+    return verify_app_certificate(
+        raw.decode("latin-1"), app_id=_APP_ID, kms_roots=[KmsRoot(_SPKI)], now=_NOW
+    )
+
+
+def chain_samples() -> list[bytes]:
+    """Return a chain that leads to the pinned root."""
+    window = {"not_before": 0, "not_after": _NOW + 1}
+    root = certificate_pem(issue_ca(key=_KEY, subject="r", path_length=1, **window))
+    app_ca = certificate_pem(
+        issue_ca(
+            key=_KEY,
+            subject="a",
+            path_length=0,
+            extensions=[(OID_APP_ID, _APP_ID), (OID_CERT_USAGE, b"app:ca")],
+            issuer=(root, _KEY),
+            **window,
+        )
+    )
+    leaf = issue_leaf(
+        public_key=_KEY,
+        subject="l",
+        extensions=[(OID_APP_ID, _APP_ID), (OID_CERT_USAGE, b"app:custom")],
+        ca_cert=app_ca,
+        ca_key=_KEY,
+        **window,
+    )
+    pem = certificate_pem(leaf)
+    return [(pem + app_ca + root).encode(), (root + app_ca + pem).encode(), pem.encode()]
+
+
+def _request(raw: bytes) -> CertRequest:
+    """Decode a request; the first byte is the version."""
+    return decode_cert_request(raw[1:], raw[0] if raw else 0)
+
+
+def _request_parts(raw: bytes, found: CertRequest) -> None:
+    if found.evidence is None:
+        tried(found.attested, None, FormatError)
+    verified = tried(
+        lambda: verify_cert_request(raw[1:], b"", raw[0]), None, FormatError, SignatureError
+    )
+    check("no signature", not verified)
+
+
+def request_samples() -> list[bytes]:
+    """Return requests of both versions."""
+    evidence = Attestation.from_quote_and_log(made_quote(auth=b""), "[]")
+    names = CertRequest(_SPKI, "a", evidence, "b", ("c",), not_after=1)
+    encoded, _ = sign_cert_request(names, _KEY)
+    plain = CertRequest(b"", "", evidence).to_bytes()
+    head = plain[: -len(evidence.to_bytes())]
+    return [b"\2" + encoded, b"\2" + plain, b"\1" + head[:-3] + b"\4q\x08[]"]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     root = obeys(KmsRoot.from_json, ConfigError, accepted=_root)
     url = obeys(_url, ConfigError, accepted=_url_parts)
+    chain = obeys(_chain, FormatError, SignatureError, VerificationError)
+    # The text of a quote or event log of version 1, and offsets in it, come from other parsers.
+    request = obeys(_request, FormatError, accepted=_request_parts)
     return [
+        ParserTarget("app_chain", chain, short(chain_samples), "pem.dict"),
+        ParserTarget("cert_request", request, short(request_samples), "evidence.dict"),
         ParserTarget("kms_root", root, root_samples, "config.dict", 512),
         ParserTarget("kms_url", url, url_samples, "config.dict", 128),
     ]

@@ -192,6 +192,8 @@ READERS: Final[dict[str, str]] = {
     "event_log.ima": "ima_log",
     "event_log.runtime_events": "runtime_lines",
     "event_log.tcg": "tpm_log",
+    "kms.cert_request": "cert_request",
+    "kms.tls_chain": "app_chain",
     "kms.root": "kms_root",
     "kms.url": "kms_url",
     "keys.agent_keys": "agent",

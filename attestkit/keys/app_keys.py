@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import Secret, wipe
+from attestkit._system.atomic_file import replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
 from attestkit.keys.hkdf import (
@@ -17,7 +19,13 @@ from attestkit.keys.hkdf import (
     encode_purpose,
 )
 from attestkit.keys.key_claims import v0_claim, v1_claim
-from attestkit.keys.key_file import LARGEST, ProviderName, read_app_keys
+from attestkit.keys.key_file import (
+    LARGEST,
+    KmsProvider,
+    ProviderName,
+    read_app_keys,
+    write_app_keys,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,10 +61,12 @@ class AppKeys(Secret):
         env_crypt_key: bytes = b"",
         disk_crypt_key: bytes = b"",
         gateway_app_id: str = "",
+        kms_provider: KmsProvider | None = None,
     ) -> None:
         """Store the fields of the file, secrets as bytes.
 
-        Without `ca_cert`, the certificate is issued with `ca_key` on first access.
+        Without `ca_cert`, the certificate is issued with `ca_key` on first access. `ca_key` may be
+        missing only with a KMS.
 
         Raises:
             UsageError: If `k256_key` is not a secp256k1 scalar.
@@ -68,6 +78,7 @@ class AppKeys(Secret):
         self.gateway_app_id = gateway_app_id
         self._root: K256Key | None = K256Key(k256_key)
         self._ca_key = ca_key
+        self._kms_provider = kms_provider
         self._signers: dict[str, tuple[K256Key | Ed25519Key, tuple[bytes, ...]]] = {}
         self._secrets = {
             "k256_key": bytearray(k256_key),
@@ -106,6 +117,48 @@ class AppKeys(Secret):
                 never contains a value.
         """
         return read_app_keys(cls, text, name)
+
+    def to_json(self) -> str:
+        """Return the text of the key file, which contains the secrets and cannot be wiped.
+
+        It is compact JSON with its members in the order of dstack's file.
+
+        Raises:
+            UsageError: If the AppKeys are closed, or a text has an unpaired surrogate.
+        """
+        return write_app_keys(
+            provider=self.key_provider,
+            provider_id=self.key_provider_id,
+            kms=self.kms_provider,
+            ca_key=self.ca_key,
+            texts={
+                "disk_crypt_key": self.disk_crypt_key.hex(),
+                "env_crypt_key": self.env_crypt_key.hex(),
+                "k256_key": self.k256_key.hex(),
+                "k256_signature": self.k256_signature.hex(),
+                "gateway_app_id": self.gateway_app_id,
+                "ca_cert": self.ca_cert,
+            },
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the key file, readable by this user only, replacing the file atomically.
+
+        A symbolic link at `path` is replaced, and the file to which it points is unchanged.
+
+        Raises:
+            ConfigError: If the file cannot be written.
+            UsageError: As `to_json`.
+        """
+        content = self.to_json().encode()
+        try:
+            replace_file(Path(path), content, mode=0o600)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            problem = getattr(error, "strerror", None) or error
+            message = f"{path}: cannot be written: {problem}"
+            raise ConfigError(message, reason="unwritable") from error
+        finally:
+            wipe(content)
 
     @classmethod
     def from_seed(cls, seed: bytes) -> "AppKeys":
@@ -175,6 +228,16 @@ class AppKeys(Secret):
         key = self._ca_key
         self._root_key()  # after the access, see `close`
         return key
+
+    @property
+    def kms_provider(self) -> KmsProvider | None:
+        """URL and temporary CA of the KMS; None if the keys are not of a KMS, or it is not known.
+
+        The key of the temporary CA is no secret of the app: the KMS gives it to every client.
+        """
+        provider = self._kms_provider
+        self._root_key()  # after the access, see `close`
+        return provider
 
     @property
     def root_public_key(self) -> bytes:
@@ -252,6 +315,7 @@ class AppKeys(Secret):
         # First: all methods check it after reading a secret, so none returns a partly wiped one.
         self._root = None
         self._ca_key = None
+        self._kms_provider = None
         for secret in self._secrets.values():
             wipe(secret)
         self._signers.clear()

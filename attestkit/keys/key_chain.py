@@ -12,6 +12,7 @@ from attestkit.keys.key_claims import check_app_id, kms_claim, v0_claim, v1_clai
 
 _ROOT_SIZE: Final = 33  # compressed SEC1
 _LINK_SIZE: Final = 65  # r, s, recovery id
+_HIGHEST_ID: Final = b"\1"  # higher ids are for x coordinates above the order
 _V0_KEY_SIZES: Final = (32, 33)
 _V1_KEY_SIZES: Final = {"secp256k1": (33,), "ed25519": (32,)}
 
@@ -120,12 +121,13 @@ def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
     Args:
         public_key: The derived public key.
         purpose: Purpose of the derivation.
-        signature: First signature of the chain, recoverable, 65 bytes.
+        signature: First signature of the chain, recoverable, 65 bytes. Its recovery id must be 0
+            or 1 (kms.md, section 4.3).
 
     Raises:
         SignatureError: If the signature is malformed or not valid for any key.
     """
-    return k256_recover(signature, keccak256(v0_claim(public_key, purpose)))
+    return _recover_signer(signature, v0_claim(public_key, purpose))
 
 
 def recover_issuers(
@@ -147,7 +149,7 @@ def recover_issuers(
         UsageError: If the app id does not have 20 bytes.
     """
     root = recover_root(public_key, purpose, chain[0])
-    return root, k256_recover(chain[1], keccak256(kms_claim(app_id, root)))
+    return root, _recover_signer(chain[1], kms_claim(app_id, root))
 
 
 def _expected_claim(
@@ -219,8 +221,16 @@ def _check_format(public_key: bytes, sizes: tuple[int, ...], chain: object) -> t
 
 def _recover(number: int, link: bytes, claim: bytes) -> bytes:
     try:
-        return k256_recover(link, keccak256(claim))
+        return _recover_signer(link, claim)
     except SignatureError as error:
         raise SignatureError(
             f"key chain: link {number}: {error}", reason="bad_signature"
         ) from error
+
+
+def _recover_signer(signature: bytes, claim: bytes) -> bytes:
+    """Recover the key that signed a claim; the recovery id must be 0 or 1."""
+    if signature[64:] > _HIGHEST_ID:
+        message = "recoverable signature: recovery id must be 0 or 1"
+        raise SignatureError(message, reason="bad_signature")
+    return k256_recover(signature, keccak256(claim))

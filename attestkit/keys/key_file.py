@@ -1,8 +1,9 @@
 """Key file of the guest agent, `.appkeys.json`. Unknown keys are ignored; hex has no `0x`."""
 
 import hmac
+import json
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, NoReturn, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.zeroize import wipe
@@ -17,8 +18,31 @@ LARGEST: Final = 1 << 20
 """Largest size of a key file in bytes (1 MiB); a real one has about 3,000."""
 
 
+class KmsProvider(NamedTuple):
+    """Where the keys of a KMS came from, and what is needed for certificates of this KMS."""
+
+    url: str
+    """Base URL of the KMS; ends with `/prpc`."""
+    tmp_ca_key: str
+    """Private key of the KMS's temporary CA, PEM. Every client gets it, so it protects nothing."""
+    tmp_ca_cert: str
+    """Certificate of the temporary CA, PEM."""
+
+    def __repr__(self) -> str:
+        return f"KmsProvider(url={self.url!r})"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to pickle, so that the private key does not leak into a file or queue."""
+        message = "KmsProvider: contains a private key and cannot be pickled"
+        raise UsageError(message, reason="not_picklable")
+
+
 _Keys = TypeVar("_Keys")
 _DISK_KEY: Final = "disk_crypt_key"
+_WRITTEN: Final = (  # kms.md, section 4.1
+    *("disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature"),
+    *("gateway_app_id", "ca_cert"),
+)
 _NAMES: Final = frozenset(  # of members; errors contain no others
     [
         *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id", "k256_key"),
@@ -45,6 +69,47 @@ def read_app_keys(make: Callable[..., _Keys], text: str | bytes, name: str = "")
     return _Reader(text, name).read(make)
 
 
+def write_app_keys(
+    *,
+    provider: ProviderName,
+    provider_id: str,
+    kms: KmsProvider | None,
+    ca_key: P256Key | None,
+    texts: Mapping[str, str],
+) -> str:
+    """Return the text of a key file: compact JSON with its members in upstream's order.
+
+    Args:
+        provider: Kind of the key provider.
+        provider_id: Its id in hex.
+        kms: For a KMS, its URL and temporary CA.
+        ca_key: For other providers, the key of the certificate.
+        texts: The other members by their names, bytes in hex.
+
+    Raises:
+        UsageError: If a text has an unpaired surrogate, which JSON cannot encode.
+    """
+    key_of_provider = next(key for key, (name, _) in _PROVIDERS.items() if name == provider)
+    id_field = _PROVIDERS[key_of_provider][1]
+    details: dict[str, str]
+    if provider == "kms":
+        kms = kms or KmsProvider("", "", "")
+        details = {"url": kms.url, id_field: provider_id, **kms._asdict()}
+    else:
+        assert ca_key is not None
+        details = {"key": ca_key.pkcs8_pem} | ({id_field: provider_id} if id_field else {})
+    for name, value in (*texts.items(), *details.items()):
+        if not _is_encodable(value):
+            raise UsageError(f"{name}: unpaired surrogate in text", reason="encoding")
+    fields = {name: texts[name] for name in _WRITTEN} | {"key_provider": {key_of_provider: details}}
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+def _is_encodable(text: str) -> bool:
+    # The error of the codec holds the text, which may be a secret.
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 class _Reader:
     """Parser of `.appkeys.json`; neither errors nor their causes contain a value."""
 
@@ -64,10 +129,11 @@ class _Reader:
         provider, id_field = _PROVIDERS[provider_key]
         where = f"key_provider.{provider_key}"
         ca_cert = self._text("ca_cert", self._fields)
-        ca_key = None
+        ca_key = kms_provider = None
         if provider == "kms":
-            for key in ("url", "tmp_ca_key", "tmp_ca_cert"):  # validated, not used
-                self._text(key, details, where, default="")
+            kms_provider = KmsProvider(
+                *(self._text(key, details, where, default="") for key in KmsProvider._fields)
+            )
         else:
             ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
         provider_id = self._hex(id_field, details, where).hex() if id_field else ""
@@ -86,6 +152,7 @@ class _Reader:
                 ca_key=ca_key,
                 key_provider=provider,
                 key_provider_id=provider_id,
+                kms_provider=kms_provider,
             )
         except UsageError as error:
             raise self._error("k256_key", "wrong_value", str(error)) from error
@@ -146,6 +213,9 @@ class _Reader:
             if key not in fields:
                 raise self._error(path, "missing", "missing")
             raise self._error(path, "wrong_type", "must be a string")
+        if not _is_encodable(value):
+            path = f"{where}.{key}" if where else key
+            raise self._error(path, "encoding", "unpaired surrogate in text")
         return value
 
     def _object(self, where: str, value: object) -> Mapping[str, object]:

@@ -1,1 +1,35 @@
-"""Keys from a dstack KMS or a local key provider, and environment variables sealed to an app."""
+"""Keys from a dstack KMS or a local key provider, and environment variables sealed to an app.
+
+A `KmsRoot` pins a KMS. Names are loaded when they are used.
+"""
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.kms.root import KmsRoot
+    from attestkit.kms.sealed_env import Epochs, open_env, seal_env
+    from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
+    from attestkit.kms.url import kms_base_url
+else:
+    # Lazy: most programs have no KMS.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "root": ["KmsRoot"],
+            "sealed_env": ["Epochs", "open_env", "seal_env"],
+            "tls_chain": ["AppCertificate", "verify_app_certificate"],
+            "url": ["kms_base_url"],
+        },
+    )
+
+__all__ = [
+    "AppCertificate",
+    "Epochs",
+    "KmsRoot",
+    "kms_base_url",
+    "open_env",
+    "seal_env",
+    "verify_app_certificate",
+]

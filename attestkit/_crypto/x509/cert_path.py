@@ -96,13 +96,18 @@ CheckIssued: TypeAlias = Callable[
 """`check_issued`, or a function that calls it."""
 
 
-def read_path_certificate(der: bytes) -> PathCertificate:
+def read_path_certificate(der: bytes, *, largest: int = _MAX_SIZE) -> PathCertificate:
     """Parse an X.509 version 3 certificate; its serial number may be zero.
 
+    Args:
+        der: The certificate.
+        largest: Maximum size in bytes; more for certificates that contain evidence.
+
     Raises:
-        FormatError: If `der` is malformed or exceeds 16,384 bytes, or an extension occurs twice.
+        FormatError: If `der` is malformed or too large, or an extension occurs twice.
     """
     try:
+        _check_size(der, largest)
         return _certificate(der)
     except FormatError as error:
         message = f"malformed X.509: {error.message}"
@@ -214,9 +219,12 @@ def may(certificate: PathCertificate, bit: int) -> bool:
     return certificate.key_usage is None or bit in certificate.key_usage
 
 
+def _check_size(der: bytes, largest: int) -> None:
+    if len(der) > largest:
+        raise FormatError(f"{len(der)} bytes, more than {largest}", reason="too_large")
+
+
 def _certificate(der: bytes) -> PathCertificate:
-    if len(der) > _MAX_SIZE:
-        raise FormatError(f"{len(der)} bytes, more than {_MAX_SIZE}", reason="too_large")
     outer = DerReader(der)
     body = outer.enter(SEQUENCE)
     outer.finish()

@@ -1,0 +1,159 @@
+"""Certificate chains of apps of a KMS, and the usage of its server (kms.md, 4.4 and 1.6)."""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
+from attestkit._crypto.der import OCTET_STRING, DerReader
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
+from attestkit._crypto.x509.p256_path import P256_RULES, require_p256_spki
+from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.kms.root import KmsRoot, find_root, require_roots
+from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE
+
+MAX_LEAF: Final = 1 << 20
+"""Maximum size of an end-entity certificate in bytes (1 MiB); one with evidence has about 5,600."""
+
+USAGE_APP_CA: Final = b"app:ca"
+USAGE_APP_CUSTOM: Final = b"app:custom"
+USAGE_KMS_RPC: Final = b"kms:rpc"
+
+_NAMES: Final = ("app certificate", "app CA", "KMS root")
+_MAX_TEXT: Final = 2 << 20  # characters of a chain in PEM, of which base64 is 4/3 of the leaf
+
+
+class AppCertificate(NamedTuple):
+    """An app's certificate that a pinned KMS has issued."""
+
+    app_id: bytes  # 20 bytes
+    spki: bytes  # key of the certificate, SubjectPublicKeyInfo in DER
+    der: bytes  # the certificate, for `ra_tls.verify`, which verifies evidence in it
+    root: KmsRoot  # the pinned root
+
+
+def verify_app_certificate(
+    chain: str | Sequence[str],
+    *,
+    app_id: bytes,
+    kms_roots: Iterable[KmsRoot],
+    now: datetime | float,
+) -> AppCertificate:
+    """Verify that a KMS issued a certificate for an app.
+
+    The chain proves that the holder of the certificate's key is of this app, as the KMS judged when
+    it signed. An app can have a certificate for any host name, so names prove nothing. Evidence in
+    the certificate is not verified; pass `AppCertificate.der` to `ra_tls.verify` for that.
+
+    Args:
+        chain: The certificate, that of the app's CA and that of the root, in PEM.
+        app_id: Id of the expected app, 20 bytes, from the verifier's own records.
+        kms_roots: Roots of trusted KMSs, whose CA keys are compared.
+        now: Time of the verification: an aware datetime, or seconds since 1970.
+
+    Raises:
+        FormatError: If a certificate is malformed or too large, or the chain has another length.
+        SignatureError: If the root is not a pinned one (`untrusted_root`), or the path is not
+            valid.
+        VerificationError: If a certificate is not valid now (`cert_expired`), has another usage
+            (`cert_usage`), or is of another app (`identity`).
+        UsageError: If an argument is malformed, or there are no roots.
+    """
+    require_bytes("app_id", app_id)
+    require_size("app_id", app_id, 20)
+    roots, moment = require_roots(kms_roots), _moment(now)
+    leaf, app_ca, root = _read_chain(chain)
+    pinned = find_root(roots, root.spki)
+    if not pinned:
+        message = f"{_NAMES[2]}: its key is not that of a pinned KMS"
+        raise SignatureError(message, reason="untrusted_root")
+    require_p256_spki(leaf.spki)
+    check_path(list(zip(_NAMES, (leaf, app_ca, root), strict=True)), moment, P256_RULES)
+    _require_usage(_NAMES[1], app_ca, USAGE_APP_CA)
+    _require_usage(_NAMES[0], leaf, USAGE_APP_CUSTOM)
+    _require_app(_NAMES[1], _extension(_NAMES[1], app_ca, OID_APP_ID) or b"", app_id)
+    named = _extension(_NAMES[0], leaf, OID_APP_ID)
+    if named is not None:
+        _require_app(_NAMES[0], named, app_id)
+    return AppCertificate(app_id, leaf.spki, leaf.der, pinned[0])
+
+
+def require_kms_usage(certificate: bytes) -> None:
+    """Check that a server's certificate is that of a KMS; TLS has verified its chain.
+
+    Any app of a KMS can have a certificate under the same root, so the usage distinguishes them.
+
+    Args:
+        certificate: DER.
+
+    Raises:
+        FormatError: If the certificate is malformed or too large.
+        VerificationError: If its usage is missing or not `kms:rpc` (`cert_usage`).
+    """
+    found = read_path_certificate(certificate, largest=MAX_LEAF)
+    _require_usage("server certificate", found, USAGE_KMS_RPC)
+
+
+def _read_chain(chain: str | Sequence[str]) -> tuple[PathCertificate, ...]:
+    if not isinstance(chain, str):
+        if not isinstance(chain, Sequence) or not all(isinstance(one, str) for one in chain):
+            raise wrong_type("chain", "PEM text or a sequence of PEM texts", chain)
+        if len(chain) > len(_NAMES):
+            raise _wrong_length(len(chain))
+        if sum(map(len, chain)) <= _MAX_TEXT:
+            chain = "\n".join(chain)
+    if len(chain) > _MAX_TEXT or not isinstance(chain, str):
+        message = f"app certificate chain: over {_MAX_TEXT} characters"
+        raise FormatError(message, reason="too_large")
+    found = split_pem(chain)
+    if len(found) != len(_NAMES):
+        raise _wrong_length(len(found))
+    return tuple([read_path_certificate(der, largest=MAX_LEAF) for der in found])
+
+
+def _wrong_length(size: int) -> FormatError:
+    message = f"app certificate chain: must have {len(_NAMES)} certificates, not {size}"
+    return FormatError(message, reason="wrong_size")
+
+
+def _moment(now: object) -> datetime:
+    if isinstance(now, datetime):
+        require_time_zone("now", now)
+        return now
+    if isinstance(now, bool) or not isinstance(now, (int, float)):
+        raise wrong_type("now", "a datetime or seconds since 1970", now)
+    return datetime.fromtimestamp(now, timezone.utc)
+
+
+def _require_usage(name: str, certificate: PathCertificate, usage: bytes) -> None:
+    found = _extension(name, certificate, OID_CERT_USAGE)
+    if found is None:
+        message = f"{name}: missing usage, must be {usage.decode()}"
+        raise VerificationError(message, reason="cert_usage")
+    if found != usage:
+        shown = found[:16].decode("ascii", "backslashreplace")
+        message = f"{name}: usage must be {usage.decode()}, not {shown!r}"
+        raise VerificationError(message, reason="cert_usage")
+
+
+def _require_app(name: str, found: bytes, app_id: bytes) -> None:
+    if not hmac.compare_digest(found, app_id):
+        message = f"{name}: is of another app, or names none"
+        raise VerificationError(message, reason="identity")
+
+
+def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | None:
+    """Return the content of the OCTET STRING in an extension."""
+    value = certificate.extensions.get(oid)
+    if value is None:
+        return None
+    reader = DerReader(value)
+    try:
+        content = reader.content(OCTET_STRING)
+        reader.finish()
+    except FormatError as error:
+        message = f"{name}: extension {oid} must contain exactly one OCTET STRING"
+        raise FormatError(message, reason="syntax") from error
+    return content
