@@ -356,12 +356,15 @@ class Attestation:
         """RTMR0 to RTMR3 in the quote, 48 bytes each; None on a platform without RTMRs."""
         return None if self.quote is None else self.quote.rtmrs
 
-    def read_app_info(self, *, boottime: bool = False, device: bytes = b"") -> AppInfo:
+    def read_app_info(
+        self, *, boottime: bool = False, key_time: bool = False, device: bytes = b""
+    ) -> AppInfo:
         """Return the identity of the application, from the event log or the mr_config document.
 
         Args:
             boottime: Use the state at the time of the key request: the log up to `boot-mr-done`,
                 and no key provider.
+            key_time: Read the identity from the events before `boot-mr-done`, as a KMS does.
             device: Verified identity of the device, such as a PPID.
 
         Raises:
@@ -372,7 +375,7 @@ class Attestation:
         digests = None if events is None else list(map(_DIGEST, events))
         parsed = _app_info.ParsedParts(self._quote, digests)
         return _app_info.read_app_info(
-            self._evidence, boottime=boottime, device=device, parsed=parsed
+            self._evidence, boottime=boottime, key_time=key_time, device=device, parsed=parsed
         )
 
     def stripped(self) -> "Attestation":

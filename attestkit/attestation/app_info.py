@@ -150,6 +150,7 @@ def read_app_info(
     evidence: Evidence,
     *,
     boottime: bool = False,
+    key_time: bool = False,
     device: bytes = b"",
     parsed: ParsedParts = _NOTHING,
 ) -> AppInfo:
@@ -159,6 +160,9 @@ def read_app_info(
         evidence: The decoded evidence.
         boottime: Use the state at the time of the key request: the log up to `boot-mr-done`, and no
             key provider. Has no effect on SEV-SNP.
+        key_time: Read the identity from the events before `boot-mr-done`, which a KMS requires,
+            because a guest requests its keys before `system-ready`; without that event it is
+            empty. The registers cover all events. Has no effect on SEV-SNP.
         device: Verified identity of the device: the PPID of the PCK certificate, or the module id;
             empty if not verified. Ignored on SEV-SNP, which has a chip id.
         parsed: Parts of the evidence that are parsed already.
@@ -177,7 +181,10 @@ def read_app_info(
     events = _events_until(all_events, _BOOTTIME_END) if boottime else all_events
     if isinstance(platform, parts.NitroEnclave):
         return _nitro_enclave(platform, events, os_image_hash, device_id)
-    identity = _boot_identity(all_events, boottime=boottime)
+    if key_time and not boottime:
+        identity = _key_time_identity(all_events)
+    else:
+        identity = _boot_identity(all_events, boottime=boottime)
     if isinstance(platform, parts.Tdx):
         system, aggregated = _tdx_registers(platform, identity, events, parsed)
     elif isinstance(platform, parts.GcpTdx):
@@ -210,6 +217,18 @@ def _boot_identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> AppInfo
             found = _identity(events[:end])
             return found._replace(key_provider_info=b"") if boottime else found
     return _identity(())
+
+
+def _key_time_identity(events: Sequence[RuntimeEvent]) -> AppInfo:
+    """Return the identity from the events before `boot-mr-done`; empty without that event.
+
+    The key provider is that of the first event `key-provider` before `system-ready`, if any.
+    """
+    names = [event.event for event in events]
+    end = names.index(_BOOTTIME_END) if _BOOTTIME_END in names else 0
+    last = names.index(_BOOT_END) if _BOOT_END in names else len(names)
+    found = _identity(events[: min(end, last)])
+    return found._replace(key_provider_info=_identity(events[:last]).key_provider_info)
 
 
 def _identity(events: Sequence[RuntimeEvent]) -> AppInfo:

@@ -84,6 +84,61 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> Veri
     return _SEALED
 
 
+def sealed_for_kms(
+    config_id: bytes, info: "AppInfo", config: str, ca_spki: bytes
+) -> VerificationStep | None:
+    """Check that MR_CONFIG_ID (48 bytes) belongs to an app that requests keys from this KMS.
+
+    The log has no key provider yet (kms.md, section 1.5). Version 1 is compared as in
+    `sealed_configuration`. Version 2 must be the hash for a KMS, with the id of this one or none.
+    The document of version 3 must name a KMS as key provider, with the id of this one or none.
+
+    Args:
+        config_id: MR_CONFIG_ID from the quote.
+        info: Identity of the app at key time.
+        config: VM configuration in the evidence, JSON text.
+        ca_spki: SubjectPublicKeyInfo of the KMS's root CA in DER.
+
+    Returns:
+        The passed or skipped step; None if MR_CONFIG_ID is zero.
+
+    Raises:
+        VerificationError: If MR_CONFIG_ID belongs to another app, or to another key provider.
+        FormatError: If the VM configuration or the mr_config document is malformed.
+    """
+    if not any(config_id):
+        return None
+    if config_id[0] == 2:
+        # With an id, also the hash without one is accepted; see `_is_version_2`.
+        named = f'{{"name":"kms","id":"{ca_spki.hex()}"}}'
+        if _is_version_2(config_id, info._replace(key_provider_info=named.encode())):
+            return _SEALED
+        message = (
+            f"MR_CONFIG_ID: {config_id.hex()} is not the hash of this app with this KMS, or with "
+            "any KMS; launch the TD with this key provider"
+        )
+        raise VerificationError(message, reason="mr_config")
+    document = VmConfig.parse(config).find("mr_config")
+    if config_id[0] == 3 and isinstance(document, str) and config_id == config_id_v3(document):
+        info = info._replace(key_provider_info=require_kms(MrConfig.parse(document), ca_spki))
+    return sealed_configuration(config_id, info, config)
+
+
+def require_kms(sealed: MrConfig, ca_spki: bytes) -> bytes:
+    """Return the key provider of a document; it must be a KMS, with the id of this one or none.
+
+    Raises:
+        VerificationError: If the document names another key provider.
+    """
+    if sealed.key_provider != "kms" or sealed.key_provider_id not in {b"", ca_spki}:
+        message = (
+            f"key_provider: {sealed.key_provider} {sealed.key_provider_id.hex()[:256]} in the "
+            "configuration sealed at launch, not this KMS; launch the guest with this key provider"
+        )
+        raise VerificationError(message, reason="mr_config")
+    return sealed.key_provider_info
+
+
 def _skipped(reason: str) -> VerificationStep:
     text = f"the sealed configuration was not compared: {reason}"
     return skipped("mr_config", text)

@@ -5,6 +5,7 @@ passes adds a VerificationStep to the result; otherwise it raises an exception. 
 exception rejects the evidence.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import EllipsisType
@@ -21,11 +22,13 @@ from attestkit.verifier.batch.task import run_step
 from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
 from attestkit.verifier.evidence.checks import (
     ExpectedReportData,
+    KeyRequest,
     ParsedEvidence,
     app_info,
     check_quoted_report_data,
     check_report_data,
     has_report_data,
+    key_time_app_info,
     replay_event_log,
 )
 from attestkit.verifier.evidence.claims import claims, verified_launch
@@ -33,7 +36,7 @@ from attestkit.verifier.evidence.formats import Evidence, parse_evidence
 from attestkit.verifier.gpu_join import GpuAppraisal, GpuCandidate, GpuJoin, GpuTrust
 from attestkit.verifier.hardware_join import HardwareJoin, join_hardware
 from attestkit.verifier.os_image import VerifiedImage, check_os_image
-from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, policy_name, require_policy
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -87,6 +90,7 @@ class Examination:
         self._replayed: tuple[int, ...] | None = None
         self._image: VerifiedImage | None = None
         self._app_info: AppInfo | None = None
+        self._has_sealed = False  # a sealed configuration, which was compared at key time
         self.parsed: ParsedEvidence = run_step("format", self._steps, parse_evidence, evidence)
         attestation = self.parsed.attestation
         self._gpu = run_step("GPU format", self._steps, GpuJoin, gpu, attestation)
@@ -174,16 +178,23 @@ class Examination:
         """The OS image, after `image_hash`; one without a hash if it is not verifiable."""
         return _require(self._image)
 
-    def app_info(self) -> "AppInfo | None":
+    def app_info(self, request: KeyRequest | None = None) -> "AppInfo | None":
         """Return the identity of the app; unauthenticated fields are empty.
 
-        None if the evidence names no app.
+        None if the evidence names no app. With a request for keys, it is the identity at that time,
+        and evidence that names no app is rejected.
         """
-        return run_step("identity", self._steps, self._identify)
+        return run_step("identity", self._steps, self._identify, request)
 
-    def _identify(self) -> "AppInfo | None":
-        authenticated, image = _require(self._authenticated), _require(self._image)
-        self._app_info, steps = app_info(self.parsed, authenticated.device, image.hash)
+    def _identify(self, request: KeyRequest | None) -> "AppInfo | None":
+        device, image = _require(self._authenticated).device, _require(self._image)
+        if request is None:
+            self._app_info, steps = app_info(self.parsed, device, image.hash)
+        else:
+            self._app_info, steps = key_time_app_info(self.parsed, device, image.hash, request)
+            self._has_sealed = any(
+                step.check == "mr_config" and step.outcome == "passed" for step in steps
+            )
         self._steps.extend(steps)
         return self._app_info
 
@@ -192,11 +203,19 @@ class Examination:
         *,
         nonce: bytes | None = None,
         report_data: bytes | EllipsisType | None = ...,
+        policy: AppraisalPolicy | None = None,
     ) -> AttestationResult:
-        """Appraise the claims by the policy, and return the result; see `Verifier.verify`."""
+        """Appraise the claims by the policy, and return the result; see `Verifier.verify`.
+
+        `policy` is used instead of the verifier's: for example, one for the app in the evidence.
+        """
 
         def appraise() -> AttestationResult:
-            return self._appraise(ExpectedReportData.of(nonce, report_data))
+            expected = ExpectedReportData.of(nonce, report_data)
+            if policy is not None:
+                name = policy_name(require_policy(policy))
+                self._settings = self._settings._replace(policy=policy, policy_name=name)
+            return self._appraise(expected)
 
         return run_step("policy", self._steps, appraise)
 
@@ -291,7 +310,8 @@ class Examination:
     def _claims(self) -> Claims:
         authenticated = _require(self._authenticated)
         registers, image = _require(self._replayed), _require(self._image)
-        return claims(self.parsed, authenticated, registers, image)
+        found = claims(self.parsed, authenticated, registers, image)
+        return replace(found, has_mr_config=True) if self._has_sealed else found
 
     def _explain(self) -> str:
         """Return a sentence on the outdated component; computed only for an error."""

@@ -32,8 +32,12 @@ from attestkit.errors import (
 from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
-from attestkit.verifier.boot_identity import check_boot_events, check_sizes
-from attestkit.verifier.config_id import sealed_configuration
+from attestkit.verifier.boot_identity import (
+    check_boot_events,
+    check_key_time_events,
+    check_sizes,
+)
+from attestkit.verifier.config_id import require_kms, sealed_configuration, sealed_for_kms
 from attestkit.verifier.result import BoundTo, caution, passed, skipped
 
 if TYPE_CHECKING:
@@ -79,6 +83,13 @@ class ParsedEvidence(NamedTuple):
             return self.attestation.platform
         assert self.quote is not None
         return "dstack-tdx" if isinstance(self.quote.body, TdQuoteBody) else "sgx"
+
+
+class KeyRequest(NamedTuple):
+    """Request for keys or a certificate, for which a KMS verifies evidence."""
+
+    ca_spki: bytes  # SubjectPublicKeyInfo of the KMS's root CA in DER
+    boottime: bool = False  # registers up to `boot-mr-done`, and no key provider
 
 
 class ExpectedReportData(NamedTuple):
@@ -227,6 +238,54 @@ def app_info(
     else:
         steps = _without_app("the evidence names no app: it has no boot events up to system-ready")
     return info, steps if sealed is None else (*steps, sealed)
+
+
+def key_time_app_info(
+    parsed: ParsedEvidence, device: bytes, image_hash: bytes, request: KeyRequest
+) -> "tuple[AppInfo, tuple[VerificationStep, ...]]":
+    """Return the identity of an app that requests keys from a KMS (kms.md, section 1.5).
+
+    Args:
+        parsed: Evidence whose event log replays.
+        device: Device identifier, authenticated.
+        image_hash: Hash of the OS image, verified; empty if not verifiable.
+        request: The request for keys.
+
+    Raises:
+        ReplayError: If the sealed configuration contradicts the evidence.
+        VerificationError: If the evidence does not name its app, or the sealed configuration is of
+            another app or key provider.
+        FormatError: If a document is malformed.
+    """
+    attestation, quote = parsed
+    if attestation is None:
+        raise _no_identity("a bare quote does not name its app")
+    if reason := _nameless(attestation):
+        raise _no_identity(reason)
+    platform, spki = attestation.evidence.platform, request.ca_spki
+    if isinstance(platform, NitroEnclave):
+        raise _no_identity("the app id of a Nitro enclave is not measured")
+    if isinstance(platform, SevSnp):
+        document = MrConfig.parse(platform.mr_config)
+        document.check_lengths()
+        require_kms(document, spki)
+    else:
+        check_key_time_events(attestation.runtime_events)
+    info = attestation.read_app_info(boottime=request.boottime, key_time=True, device=device)
+    info = info._replace(os_image_hash=image_hash)
+    check_sizes(info)
+    if not info.app_id:
+        raise _no_identity("the evidence names no app")
+    text = f"the app is {info.app_id.hex()}, compose hash {info.compose_hash.hex()}, at key time"
+    steps = (passed("app", text),)
+    if quote is None or not isinstance(quote.body, TdQuoteBody):
+        return info, steps
+    sealed = sealed_for_kms(quote.body.mr_config_id, info, attestation.config, spki)
+    return info, steps if sealed is None else (*steps, sealed)
+
+
+def _no_identity(reason: str) -> VerificationError:
+    return VerificationError(f"identity: {reason}", reason="identity")
 
 
 def _enclave_identity(info: "AppInfo", image_hash: bytes) -> "AppInfo":
