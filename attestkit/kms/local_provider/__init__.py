@@ -1,0 +1,35 @@
+"""Keys from a local key provider: an SGX enclave on the host of a TD (kms.md, section 7).
+
+The provider derives the keys from its sealing key and the measurements of the TD, and proves its
+own identity by a quote. Names are loaded when they are used.
+"""
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.kms.local_provider.client import fetch_local_keys, provider_policy
+    from attestkit.kms.local_provider.exchange import HostApi, TcpProvider
+    from attestkit.kms.local_provider.frames import SealedKey
+    from attestkit.kms.local_provider.provider import SimulatedLocalProvider
+else:
+    # Lazy: most programs have no local key provider.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "client": ["fetch_local_keys", "provider_policy"],
+            "exchange": ["HostApi", "TcpProvider"],
+            "frames": ["SealedKey"],
+            "provider": ["SimulatedLocalProvider"],
+        },
+    )
+
+__all__ = [
+    "HostApi",
+    "SealedKey",
+    "SimulatedLocalProvider",
+    "TcpProvider",
+    "fetch_local_keys",
+    "provider_policy",
+]

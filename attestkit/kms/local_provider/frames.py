@@ -1,0 +1,166 @@
+"""Messages of a local key provider over TCP: a length in four bytes, then JSON (kms.md, 7.2)."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from attestkit._formats.strict_json import decode_strictly
+from attestkit.errors import FormatError
+
+MAX_FRAME: Final = 8 << 20
+"""Bytes of a message."""
+MAX_QUOTE: Final = 1 << 20
+"""Bytes of a quote in a message."""
+_HEAD: Final = 4  # bytes of the length
+_PIECE: Final = 1 << 16  # bytes per read
+_MAX_REST: Final = 1 << 16  # bytes of a message without its arrays of numbers
+_NUMBERS: Final = re.compile(rb"\[[0-9, \t\r\n]*\]")
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_Message = TypeVar("_Message")
+
+
+class SealedKey(NamedTuple):
+    """Answer of a provider: the seed of the keys, sealed to the TD, and the provider's quote."""
+
+    encrypted_key: bytes  # 80 bytes, see `sealing`
+    provider_quote: bytes  # SGX quote over the hash of `encrypted_key`
+
+
+class _Request(msgspec.Struct):
+    quote: list[_Byte]
+
+
+class _Response(msgspec.Struct):
+    encrypted_key: list[_Byte]
+    provider_quote: list[_Byte]
+
+
+_REQUEST: Final = msgspec.json.Decoder(_Request)
+_RESPONSE: Final = msgspec.json.Decoder(_Response)
+
+
+def encode_request(quote: bytes) -> bytes:
+    """Return the message with the quote of a TD, without its length."""
+    return _to_json({"quote": quote})
+
+
+def decode_request(message: bytes) -> bytes:
+    """Return the quote of a message, at most 1 MiB; unknown members are ignored.
+
+    Raises:
+        FormatError: If the message is malformed or too large.
+    """
+    return _to_bytes("quote", _decode(_REQUEST, message).quote)
+
+
+def encode_response(answer: SealedKey) -> bytes:
+    """Return the message with the answer of a provider, without its length."""
+    return _to_json(answer._asdict())
+
+
+def decode_response(message: bytes) -> SealedKey:
+    """Return the answer of a provider; unknown members are ignored.
+
+    Raises:
+        FormatError: If the message is malformed or too large.
+    """
+    found = _decode(_RESPONSE, message)
+    return SealedKey(
+        _to_bytes("encrypted_key", found.encrypted_key),
+        _to_bytes("provider_quote", found.provider_quote),
+    )
+
+
+def read_size(head: bytes) -> int:
+    """Return the size of the message that follows its length of 4 bytes: 1 byte to 8 MiB.
+
+    Raises:
+        FormatError: If the length is out of range.
+    """
+    size = int.from_bytes(head, "big")
+    if len(head) != _HEAD or not 1 <= size <= MAX_FRAME:
+        text = f"message of a key provider: size {size}, must be 1 to {MAX_FRAME} bytes"
+        raise FormatError(text, reason="wrong_size")
+    return size
+
+
+def receive_message(sock: socket.socket, deadline: float) -> bytes:
+    """Receive one message; memory is allocated only for received bytes.
+
+    Args:
+        sock: A connected socket.
+        deadline: Time of `time.monotonic` for the whole message.
+
+    Raises:
+        FormatError: If the length is out of range, or the connection ends within the message.
+        OSError: If the connection fails; TimeoutError if the time is up.
+    """
+    size = read_size(_receive(sock, _HEAD, deadline))
+    return _receive(sock, size, deadline)
+
+
+def send_message(sock: socket.socket, message: bytes, deadline: float) -> None:
+    """Send a message with its length.
+
+    Raises:
+        OSError: If the connection fails; TimeoutError if the time is up.
+    """
+    _set_timeout(sock, deadline)
+    sock.sendall(len(message).to_bytes(_HEAD, "big") + message)
+
+
+def _receive(sock: socket.socket, size: int, deadline: float) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        _set_timeout(sock, deadline)
+        piece = sock.recv(min(size - len(found), _PIECE))
+        if not piece:
+            text = "message of a key provider: the connection ended within it"
+            raise FormatError(text, reason="truncated")
+        found += piece
+    return bytes(found)
+
+
+def _set_timeout(sock: socket.socket, deadline: float) -> None:
+    if (seconds := deadline - time.monotonic()) <= 0:
+        raise TimeoutError("timed out")
+    sock.settimeout(seconds)
+
+
+def _decode(decoder: "msgspec.json.Decoder[_Message]", message: bytes) -> _Message:
+    """Decode a message; arrays of numbers need 8 bytes for each, the rest is limited.
+
+    A generic decoder would need 60 bytes for each bracket of a hostile message.
+    """
+    if len(message) > MAX_FRAME:
+        text = f"message of a key provider: over {MAX_FRAME} bytes"
+        raise FormatError(text, reason="too_large")
+    rest = _NUMBERS.sub(b"[]", message)
+    if len(rest) > _MAX_REST:
+        text = f"message of a key provider: over {_MAX_REST} bytes besides arrays of numbers"
+        raise FormatError(text, reason="too_large")
+    decode_strictly(rest, known_keys=("quote", "encrypted_key", "provider_quote"))
+    try:
+        return decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # Outside of the handler, because that error may contain untrusted text.
+    text = "message of a key provider: members must be arrays of numbers from 0 to 255"
+    raise FormatError(text, reason="wrong_type")
+
+
+def _to_bytes(name: str, numbers: Sequence[int]) -> bytes:
+    if len(numbers) > MAX_QUOTE:
+        text = f"message of a key provider: {name}: over {MAX_QUOTE} bytes"
+        raise FormatError(text, reason="too_large")
+    return bytes(numbers)
+
+
+def _to_json(fields: dict[str, bytes]) -> bytes:
+    numbers = {name: list(data) for name, data in fields.items()}
+    return json.dumps(numbers, separators=(",", ":")).encode()
