@@ -1,6 +1,6 @@
 """Targets: what a KMS and its clients read."""
 
-from typing import Final
+from typing import Any, Final
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
@@ -59,7 +59,7 @@ def _chain(raw: bytes) -> AppCertificate:
 
 def chain_samples() -> list[bytes]:
     """Return a chain that leads to the pinned root."""
-    window = {"not_before": 0, "not_after": _NOW + 1}
+    window: dict[str, Any] = {"not_before": 0, "not_after": _NOW + 1}
     root = certificate_pem(issue_ca(key=_KEY, subject="r", path_length=1, **window))
     app_ca = certificate_pem(
         issue_ca(

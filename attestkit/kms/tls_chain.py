@@ -96,18 +96,16 @@ def require_kms_usage(certificate: bytes) -> None:
     _require_usage("server certificate", found, USAGE_KMS_RPC)
 
 
-def _read_chain(chain: str | Sequence[str]) -> tuple[PathCertificate, ...]:
-    if not isinstance(chain, str):
-        if not isinstance(chain, Sequence) or not all(isinstance(one, str) for one in chain):
-            raise wrong_type("chain", "PEM text or a sequence of PEM texts", chain)
-        if len(chain) > len(_NAMES):
-            raise _wrong_length(len(chain))
-        if sum(map(len, chain)) <= _MAX_TEXT:
-            chain = "\n".join(chain)
-    if len(chain) > _MAX_TEXT or not isinstance(chain, str):
+def _read_chain(chain: object) -> tuple[PathCertificate, ...]:
+    texts = [chain] if isinstance(chain, str) else chain
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise wrong_type("chain", "PEM text or a sequence of PEM texts", chain)
+    if len(texts) > len(_NAMES):
+        raise _wrong_length(len(texts))
+    if sum(map(len, texts)) > _MAX_TEXT:
         message = f"app certificate chain: over {_MAX_TEXT} characters"
         raise FormatError(message, reason="too_large")
-    found = split_pem(chain)
+    found = split_pem("\n".join(texts))
     if len(found) != len(_NAMES):
         raise _wrong_length(len(found))
     return tuple([read_path_certificate(der, largest=MAX_LEAF) for der in found])

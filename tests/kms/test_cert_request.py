@@ -40,7 +40,8 @@ REASONS = {
 def csr(row: dict[str, Any]) -> bytes:
     """Return the bytes of a row's request."""
     if "then_file" in row:
-        return bytes.fromhex(row["head"]) + (SHARED / row["then_file"]).read_bytes()
+        head = bytes.fromhex(row["head"])
+        return head + (SHARED / str(row["then_file"])).read_bytes()
     return bytes.fromhex(row["head"] + row["then"])
 
 

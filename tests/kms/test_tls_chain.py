@@ -35,7 +35,7 @@ ROOT_KEY, CA_KEY, LEAF_KEY, OTHER_KEY = (
     P256Key.from_scalar(bytes(31) + bytes([number])) for number in (1, 2, 3, 4)
 )
 ROOT = KmsRoot(ROOT_KEY.spki_der)
-VALID = {"not_before": 157_766_400, "not_after": NOW + 1000}
+VALID: dict[str, Any] = {"not_before": 157_766_400, "not_after": NOW + 1000}
 UPSTREAM = "dstack/upstream-312dc605/"
 
 
