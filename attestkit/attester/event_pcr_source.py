@@ -154,6 +154,22 @@ class EventPcrSource(VtpmSource):
             measure_app(journal, self._pcr.read_event_pcr, events, self.register_name)
         return events
 
+    def runtime_events(self) -> tuple[Event, ...]:
+        """Return the runtime events of this boot."""
+        with self._open_journal().locked(), self._device:
+            self._check_usable()
+            return self._open_journal().events()
+
+    def continue_boot(self, events: tuple[Event, ...]) -> None:
+        """Emit those of the first events of this boot that the log does not have yet."""
+        from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
+
+        with self._open_journal().locked(), self._device:
+            self._check_usable()
+            journal = self._open_journal()
+            self._check_start(journal.events())
+            continue_boot(journal, self._pcr.read_event_pcr, events, self.register_name)
+
     def _check_room(self, event: Event, before: tuple[Event, ...]) -> None:
         """Raise an error if the event would make evidence exceed its limits."""
         config = len(self.app.vm_config.encode(errors="surrogatepass"))

@@ -13,7 +13,7 @@ from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import BackendError, ConfigError, FormatError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime_events import RESERVED_NAMES
-from attestkit.keys import KeyDeriver, LocalKeys
+from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.quote import Quote
 
 T = TypeVar("T")
@@ -104,12 +104,37 @@ class NonceBinder(Protocol):
         ...
 
 
+@runtime_checkable
+class BootSource(Protocol):
+    """A source whose guest can be booted in two phases; see `attestkit.kms.boot`."""
+
+    def runtime_events(self) -> tuple[Event, ...]:
+        """Return the runtime events of this boot.
+
+        Raises:
+            UnsupportedError: If the platform has no run-time registers.
+            JournalError: If the log cannot be read.
+        """
+        ...
+
+    def continue_boot(self, events: tuple[Event, ...]) -> None:
+        """Emit those of the first events of this boot that the log does not have yet, atomically.
+
+        Raises:
+            UnsupportedError: If the platform has no run-time registers.
+            JournalError: If the log has other events, or does not match the register.
+            BackendError: If the platform rejects an extend; earlier events remain.
+        """
+        ...
+
+
 class HostApp:
     """The app's description from an `AppHost`; if `host` is None, the description is unknown."""
 
     def __init__(self, host: AppHost | None) -> None:
         self.host = host
         self._keys: KeyDeriver | None = None
+        self._app_keys: AppKeys | None = None  # those of `_keys`
 
     def _require_host(self) -> AppHost:
         if self.host is None:
@@ -129,8 +154,9 @@ class HostApp:
     @property
     def keys(self) -> KeyDeriver:
         """The app's keys."""
-        if self._keys is None:
-            self._keys = LocalKeys(self._require_host().app_keys)
+        found = self._require_host().app_keys
+        if self._keys is None or self._app_keys is not found:  # a reboot with a KMS replaces them
+            self._app_keys, self._keys = found, LocalKeys(found)
         return self._keys
 
     @property

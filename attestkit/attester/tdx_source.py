@@ -171,6 +171,22 @@ class TdSource:
             measure_app(self._open_journal(), lambda: extender.read_rtmr(3), events)
         return events
 
+    def runtime_events(self) -> tuple[Event, ...]:
+        """Return the runtime events of this boot."""
+        self._require_registers()
+        with self._lock_journal(), self._device:
+            self._check_usable()
+            return self._open_journal().events()
+
+    def continue_boot(self, events: tuple[Event, ...]) -> None:
+        """Emit those of the first events of this boot that the log does not have yet."""
+        from attestkit.dstack.boot_sequence import continue_boot  # lazy: rarely needed
+
+        extender = self._require_registers()
+        with self._lock_journal(), self._device:
+            self._check_usable()
+            continue_boot(self._open_journal(), lambda: extender.read_rtmr(3), events)
+
     def _require_registers(self) -> RegisterExtender:
         if self._extender is None:
             raise UnsupportedError(NO_REGISTERS, reason="no_registers")

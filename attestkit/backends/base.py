@@ -3,13 +3,15 @@
 Optional abilities are separate protocols: `RegisterExtender` (RTMRs that a program can extend),
 `SnpReporter` (SEV-SNP reports), `EvidenceCollector` (evidence of several parts, such as a report
 and a TPM's quote), `EventPcr` (a PCR for runtime events), `GuestAgent` (a TEE behind a guest
-agent), `AppHost` (the configuration and keys of the app), `GpuCollector` (evidence of GPUs).
+agent), `AppHost` (the configuration and keys of the app), `BootHost` (an AppHost with keys of a
+KMS), `GpuCollector` (evidence of GPUs).
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
+from attestkit.dstack.boot_sequence import Launch
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AppHost",
     "Backend",
+    "BootHost",
     "EventPcr",
     "EvidenceCollector",
     "GpuCollector",
@@ -219,6 +222,42 @@ class AppHost(Protocol):
     @property
     def app_keys(self) -> AppKeys:
         """The keys of the app."""
+        ...
+
+
+@runtime_checkable
+class BootHost(Protocol):
+    """An AppHost whose app gets its keys from a KMS while the guest boots."""
+
+    def launch(self, app_id: bytes | None = None) -> Launch:
+        """Return the values that the boot events measure, without keys.
+
+        Args:
+            app_id: 20 bytes. None: that of the app.
+
+        Raises:
+            AttestKitError: If the app is not known, or the id is another.
+        """
+        ...
+
+    def kept_keys(self) -> AppKeys | None:
+        """Return the keys that were kept, which the caller closes; None if there are none.
+
+        Raises:
+            ConfigError: If the key file cannot be read or is invalid.
+        """
+        ...
+
+    def keep_keys(self, keys: AppKeys) -> None:
+        """Keep the keys durably, where the host has a place for it.
+
+        Raises:
+            ConfigError: If the key file cannot be written.
+        """
+        ...
+
+    def use_keys(self, keys: AppKeys) -> None:
+        """Use these keys as the app's; the host closes them."""
         ...
 
 

@@ -13,7 +13,12 @@ from typing import NamedTuple
 from attestkit.dstack.app_compose import KEY_PROVIDERS, AppCompose
 from attestkit.errors import JournalError
 from attestkit.event_log import Event
-from attestkit.event_log.journal_protocols import ZERO, RuntimeLog, replay_from
+from attestkit.event_log.journal_protocols import (
+    ZERO,
+    RuntimeLog,
+    mismatch_error,
+    replay_from,
+)
 from attestkit.event_log.runtime_events import GPU_ATTESTATION, runtime_event
 from attestkit.keys import AppKeys
 
@@ -35,7 +40,15 @@ class Launch(NamedTuple):
 
 def boot_events(launch: Launch) -> tuple[Event, ...]:
     """Return the boot events in order, with the digest version of the app."""
-    compose, keys = launch.app_compose, launch.app_keys
+    return (*events_before_keys(launch), *events_after_keys(launch))
+
+
+def events_before_keys(launch: Launch) -> tuple[Event, ...]:
+    """Return the events up to `boot-mr-done`, with which a guest requests keys from a KMS.
+
+    The app's keys and the hash of the OS image have no influence on them.
+    """
+    compose = launch.app_compose
     sequence = [
         ("system-preparing", b""),
         ("app-id", launch.app_id),
@@ -46,15 +59,25 @@ def boot_events(launch: Launch) -> tuple[Event, ...]:
         ("instance-id", launch.instance_id),
         ("boot-mr-done", b""),
     ]
-    if keys is not None and keys.key_provider == "kms":
-        sequence.append(("os-image-hash", launch.os_image_hash))
-    sequence += [
+    return _make_events(sequence, compose)
+
+
+def events_after_keys(launch: Launch) -> tuple[Event, ...]:
+    """Return the events after `boot-mr-done`: the OS image and the key provider, and the end."""
+    compose, keys = launch.app_compose, launch.app_keys
+    sequence = [
         ("key-provider", _key_provider(keys)),
         ("storage-fs", (compose.storage_fs or _DEFAULT_STORAGE).encode()),
         (_LAST, b""),
     ]
+    if keys is not None and keys.key_provider == "kms":
+        sequence.insert(0, ("os-image-hash", launch.os_image_hash))
+    return _make_events(sequence, compose)
+
+
+def _make_events(sequence: list[tuple[str, bytes]], compose: AppCompose) -> tuple[Event, ...]:
     version = compose.event_log_version
-    return tuple(runtime_event(name, payload, version) for name, payload in sequence)
+    return tuple([runtime_event(name, payload, version) for name, payload in sequence])
 
 
 def _key_provider(keys: AppKeys | None) -> bytes:
@@ -91,6 +114,44 @@ def measure_app(
             raise JournalError(_too_late(done, register, events, name), reason="too_late")
         for event in events:
             log.emit(event)
+
+
+def continue_boot(
+    log: RuntimeLog,
+    read_register: Callable[[], bytes],
+    events: tuple[Event, ...],
+    name: str = "RTMR3",
+) -> None:
+    """Emit those boot events that the log does not have yet, under one lock.
+
+    A log that begins with all of them is left as it is. So a boot in two phases, in which keys are
+    requested in between, can be continued after a crash at any point.
+
+    Args:
+        log: The runtime log.
+        read_register: Returns the register, 48 bytes.
+        events: The first events of this boot.
+        name: Name of the register, for errors.
+
+    Raises:
+        JournalError: If the log does not match the register (`mismatch`), or has other events
+            (`too_late`).
+        BackendError: If the platform rejects an extend; earlier events remain.
+    """
+    with log.locked():
+        done, register = log.events(), read_register()
+        if (replay := replay_from(ZERO, done)) != register:
+            raise mismatch_error(register, replay, log.path, name)
+        if not is_start(done, events):
+            raise JournalError(_too_late(done, register, events, name), reason="too_late")
+        for event in events[len(done) :]:
+            log.emit(event)
+
+
+def is_start(done: tuple[Event, ...], events: tuple[Event, ...]) -> bool:
+    """Return whether one of the sequences begins with the other."""
+    common = min(len(done), len(events))
+    return done[:common] == events[:common]
 
 
 def _too_late(

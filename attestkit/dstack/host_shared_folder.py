@@ -170,7 +170,19 @@ class HostShared:
         return sha256(seed + app_id)[:20] if seed else b""
 
     def boot_events(self, app_id: bytes | None = None) -> tuple[Event, ...]:
-        """Return the boot events of a guest that runs this app.
+        """Return the boot events of a guest that runs this app, with the keys of the key file.
+
+        Args:
+            app_id: 20 bytes. None: the first 20 bytes of the compose hash.
+
+        Raises:
+            AttestKitError: As for `launch`, and ConfigError if the key file is invalid.
+        """
+        keys = None if self._find(APP_KEYS) is None else self.app_keys
+        return boot_events(self.launch(app_id)._replace(app_keys=keys))
+
+    def launch(self, app_id: bytes | None = None) -> Launch:
+        """Return the values that the boot events measure, without keys.
 
         Args:
             app_id: 20 bytes. None: the first 20 bytes of the compose hash.
@@ -185,15 +197,49 @@ class HostShared:
         if type(app_id) is not bytes or len(app_id) != _APP_ID_SIZE:
             raise UsageError(f"app_id: must be {_APP_ID_SIZE} bytes", reason="wrong_size")
         system = self._read_sys_config()
-        return boot_events(
-            Launch(
-                app_compose=compose,
-                app_id=app_id,
-                instance_id=self.instance_id(app_id),
-                os_image_hash=b"" if system is None else bytes.fromhex(system.vm.os_image_hash),
-                app_keys=None if self._find(APP_KEYS) is None else self.app_keys,
-            )
+        return Launch(
+            app_compose=compose,
+            app_id=app_id,
+            instance_id=self.instance_id(app_id),
+            os_image_hash=b"" if system is None else bytes.fromhex(system.vm.os_image_hash),
+            app_keys=None,
         )
+
+    @property
+    def kms_urls(self) -> tuple[str, ...]:
+        """URLs of KMSs in the sys-config, which the host chose; empty without a sys-config.
+
+        Raises:
+            ConfigError: If the sys-config cannot be read or is invalid.
+        """
+        return () if (found := self._read_sys_config()) is None else found.kms_urls
+
+    def kept_keys(self) -> AppKeys | None:
+        """Return the keys in the key file, which the caller closes; None if there is no file.
+
+        Raises:
+            ConfigError: If the file cannot be read or is invalid; the message contains no secret.
+        """
+        if (path := self._find(APP_KEYS)) is None or not path.exists():
+            return None
+        return _load_app_keys(path, folder=self._link_root(APP_KEYS))
+
+    def keep_keys(self, keys: AppKeys) -> None:
+        """Replace the key file, readable by this user only; the keys in use stay the same.
+
+        Raises:
+            ConfigError: If the file cannot be written.
+        """
+        keys.save(self._overrides.get(APP_KEYS) or self._folder / APP_KEYS)
+
+    def use_keys(self, keys: AppKeys) -> None:
+        """Use these keys as the app's, and wipe them in `close`."""
+        with self._mutex:
+            if self._closed:
+                raise UsageError("app_keys: set after close()", reason="closed")
+            previous, self._app_keys = self._app_keys, keys
+        if previous is not None and previous is not keys:
+            previous.close()
 
     def close(self) -> None:
         """Wipe the keys, even if a thread is just reading them. A second call has no effect."""

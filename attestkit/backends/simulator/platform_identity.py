@@ -53,22 +53,21 @@ def launch_body(scenario: Scenario, mr_config_id: bytes, *, mrtd: bytes | None =
 _SALT: Final = b"attestkit/simulator/v1"
 
 # Logs and system information are public, so that every page of the server has content.
-OWN_APP: Final = json.dumps(
-    {
-        "manifest_version": 2,
-        "name": "attestkit-simulator",
-        "runner": "docker-compose",
-        "docker_compose_file": "services: {}\n",
-        "public_logs": True,
-        "public_sysinfo": True,
-        "public_tcbinfo": True,
-        "key_provider": "none",
-        "no_instance_id": False,
-        "secure_time": False,
-        "event_log_version": 1,
-    },
-    separators=(",", ":"),
-).encode()
+_OWN: Final = {
+    "manifest_version": 2,
+    "name": "attestkit-simulator",
+    "runner": "docker-compose",
+    "docker_compose_file": "services: {}\n",
+    "public_logs": True,
+    "public_sysinfo": True,
+    "public_tcbinfo": True,
+    "key_provider": "none",
+    "no_instance_id": False,
+    "secure_time": False,
+    "event_log_version": 1,
+}
+OWN_APP: Final = json.dumps(_OWN, separators=(",", ":")).encode()
+OWN_APP_OF_KMS: Final = json.dumps({**_OWN, "key_provider": "kms"}, separators=(",", ":")).encode()
 
 
 def instance_id(seed: bytes, app_id: bytes, compose: AppCompose) -> bytes:

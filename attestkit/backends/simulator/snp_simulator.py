@@ -32,6 +32,7 @@ class SnpSimulator(Simulator):
     """
 
     platform = "snp"
+    has_kms_boot = False
     # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
     read_rtmr: Any = None
     extend_rtmr: Any = None

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation.launch.mr_config import config_id_v1
-from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import check_bytes
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faults.injection import FaultInjector
-from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.os_image import Image, ImageConfig, simulated_image
 from attestkit.backends.simulator.platform_identity import (
     OWN_APP,
+    OWN_APP_OF_KMS,
     instance_id,
     issue_platform,
     launch_body,
@@ -29,12 +28,13 @@ from attestkit.backends.simulator.platform_identity import (
 from attestkit.backends.simulator.platforms import PLATFORMS
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.named import chosen_scenario
+from attestkit.backends.simulator.simulated_app import SimulatedApp
 from attestkit.backends.simulator.soft_td import BootPlan, SoftTd
 from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
-from attestkit.dstack.boot_sequence import Launch, boot_events
-from attestkit.errors import FormatError, UnsupportedError, UsageError
+from attestkit.dstack.boot_sequence import boot_events, events_before_keys
+from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
 
@@ -51,7 +51,7 @@ def _clock() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-class Simulator(GpuHost):
+class Simulator(SimulatedApp):
     """A simulated TD, freshly booted or restored from its state folder.
 
     With the platform "snp" the object is a `SnpSimulator`, which has other protocols.
@@ -70,6 +70,8 @@ class Simulator(GpuHost):
             at a time. With another seed, app or VM configuration the TD reboots. None: in memory.
         app_compose: The content of app-compose.json. None: that of a default app.
         app_keys: The app's keys; the caller closes them. None: keys derived from the seed.
+        kms_boot: Boot only the firmware. `attestkit.kms.boot_with_kms` then boots the app, whose
+            keys come from a KMS; they are kept in `state_dir`. It excludes `app_keys`.
         vm_config: The configuration of the VM as JSON, used unchanged. None: that of the OS image.
             It describes the machine that boots a dstack image.
         image: What the guest boots: a dstack image (folder or archive), or `BootFiles`. The
@@ -100,10 +102,7 @@ class Simulator(GpuHost):
     simulated = True
     blocking: bool = False
     platform = "tdx"
-    app_compose: AppCompose
-    """The app's compose file."""
-    vm_config: str
-    """The configuration of the VM as JSON."""
+    has_kms_boot = True  # whether the platform has registers that boot events extend
 
     def __init__(
         self,
@@ -116,6 +115,7 @@ class Simulator(GpuHost):
         state_dir: str | os.PathLike[str] | None = None,
         app_compose: bytes | None = None,
         app_keys: AppKeys | None = None,
+        kms_boot: bool = False,
         vm_config: str | None = None,
         image: "BootSource | None" = None,
         app_id: bytes | None = None,
@@ -131,14 +131,21 @@ class Simulator(GpuHost):
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self._choose_tpm(tpm)
-        app_id = self._choose_app(app_compose, app_id)
+        self._choose_boot(app_keys, kms_boot=kms_boot)
+        own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
+        self.app_compose = AppCompose.parse(own_app if app_compose is None else app_compose)
+        app_id = value_or(app_id, self.app_compose.default_app_id)
+        check_bytes("app_id", app_id, 20)
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
+            self._app_id = app_id
+            self._instance_id = instance_id(seed, app_id, self.app_compose)
             self._keys_are_ours = app_keys is None
-            self.app_keys: AppKeys = AppKeys.from_seed(seed) if app_keys is None else app_keys
+            if not kms_boot:
+                self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
             self._launch(seed, app_id, vm_config, image, random)
         except BaseException:
             if self._folder is not None:
@@ -195,6 +202,15 @@ class Simulator(GpuHost):
             text = f"tpm: does not apply to {self.platform}, which has no TPM"
             raise UsageError(text, reason="not_applicable")
 
+    def _choose_boot(self, app_keys: AppKeys | None, *, kms_boot: bool) -> None:
+        """Store whether the app is booted with a KMS; UsageError if it cannot be."""
+        if kms_boot and app_keys is not None:
+            raise UsageError("app_keys: excludes a KMS; give only one", reason="conflict")
+        if kms_boot and not self.has_kms_boot:
+            text = f"kms: does not apply to {self.platform}, whose registers no boot event extends"
+            raise UsageError(text, reason="not_applicable")
+        self.kms_boot = kms_boot
+
     def _launch(
         self,
         seed: bytes,
@@ -204,13 +220,14 @@ class Simulator(GpuHost):
         random: Callable[[int], bytes],
     ) -> None:
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
+        del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
         issued = issue_platform(seed, self._scenario)
         self._pki, self._enclave, self._anchor = issued
         self._event_log = boot_log(booted)
-        self._td = SoftTd(self._plan_boot(seed, app_id), self._folder, random, self._calls)
+        self._td = SoftTd(self._plan_boot(), self._folder, random, self._calls)
 
     def _choose_image(self, source: "BootSource | None", vm_config: str | None) -> Image:
         """Return the image that is booted."""
@@ -230,23 +247,19 @@ class Simulator(GpuHost):
         if fault.seconds:
             self.blocking = True
 
-    def _plan_boot(self, seed: bytes, app_id: bytes) -> BootPlan:
+    def _plan_boot(self) -> BootPlan:
         """Return registers and events after a boot, and the identity of this TD."""
-        compose = self.app_compose
-        launch = Launch(
-            app_compose=compose,
-            app_id=app_id,
-            instance_id=instance_id(seed, app_id, compose),
-            os_image_hash=_os_image_hash(self.vm_config),
-            app_keys=self.app_keys,
-            gpu_attestation=self._gpu_attestation,
-        )
-        events = boot_events(launch)
-        firmware = replay_records(boot_records(self._image))
+        launch, firmware = self.launch(), replay_records(boot_records(self._image))
+        fixed = [self._pki.root_der, self.vm_config.encode()]
+        if self.kms_boot:
+            events = ()
+            fixed.append(replay_from(bytes(48), events_before_keys(launch)))
+        else:
+            events = boot_events(launch._replace(app_keys=self.app_keys))
         rtmrs = (*firmware, replay_from(bytes(48), events))
-        fixed = (self._pki.root_der, self.vm_config.encode(), b"".join(rtmrs))
+        fixed.append(b"".join(rtmrs))
         identity = sha256(b"".join(map(sha256, fixed))).hex()
-        return BootPlan(identity, rtmrs, events, compose.event_log_version)
+        return BootPlan(identity, rtmrs, events, self.app_compose.event_log_version)
 
     def _split_body(self) -> tuple[bytes, bytes]:
         """Return the constant parts of a TD body: before the registers, after the report data."""
@@ -335,11 +348,16 @@ class Simulator(GpuHost):
     def reset(self) -> None:
         """Reboot: clear the events since the last boot.
 
+        With a KMS, the app is not booted, and has no keys; see `attestkit.kms.boot_with_kms`.
+
         Raises:
             BackendError: If the state folder cannot be used.
             JournalError: If the runtime log cannot be used.
         """
         self._td.reset()
+        if self.kms_boot:
+            self._drop_keys()
+            self._app_keys = None
 
     def close(self) -> None:
         """Unlock the state folder, and wipe the app's keys unless the caller passed them.
@@ -349,8 +367,7 @@ class Simulator(GpuHost):
         self._halt()
         if self._folder is not None:
             self._folder.close()
-        if self._keys_are_ours:
-            self.app_keys.close()
+        self._drop_keys()
 
     def _halt(self) -> None:
         self._td.close()
@@ -371,11 +388,3 @@ def _check_types(seed: object, vm_config: object, app_keys: object, state_dir: o
         raise UsageError("app_keys: must be AppKeys; use AppKeys.load", reason="wrong_type")
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
         raise UsageError("state_dir: must be a str or a PathLike", reason="wrong_type")
-
-
-def _os_image_hash(vm_config: str) -> bytes:
-    """Return the OS image hash in the VM configuration, or empty bytes."""
-    try:
-        return VmConfig.parse(vm_config).os_image_hash
-    except FormatError as error:
-        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error

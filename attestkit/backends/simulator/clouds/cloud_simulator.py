@@ -21,6 +21,8 @@ class CloudSimulator(VtpmGuest):
     The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None.
     """
 
+    has_kms_boot = False
+
     # Like `__hash__ = None`: without these methods the class is not a RegisterExtender.
     read_rtmr: Any = None
     extend_rtmr: Any = None

@@ -213,6 +213,7 @@ class GcpTdSimulator(_GoogleVm):
     """A simulated VM on TDX: `Simulator(platform="gcp-tdx")`; events extend RTMR 3 and PCR 14."""
 
     platform = "gcp-tdx"
+    has_kms_boot = True
 
     def _make_hardware(self, app_id: bytes) -> Simulator:
         if self._scenario.cloud.loader == "stub":  # an image of dstack boots without shim
@@ -222,7 +223,8 @@ class GcpTdSimulator(_GoogleVm):
             quote_version=self._quote_version,
             scenario=msgspec.structs.replace(self._scenario, platform="tdx"),
             app_compose=self.app_compose.raw,
-            app_keys=self.app_keys,
+            app_keys=self._app_keys,
+            kms_boot=self.kms_boot,
             vm_config=self.vm_config or None,
             app_id=app_id,
             now=self._now,

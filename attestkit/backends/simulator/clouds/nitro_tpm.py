@@ -10,10 +10,10 @@ from attestkit.backends.nitro_tpm import BANK, NitroTpmBackend
 from attestkit.backends.simulator.clouds.cloud_simulator import CloudSimulator
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
 from attestkit.backends.simulator.image_documents import checksum_list, encode_cbor
-from attestkit.backends.simulator.platform_identity import instance_id
-from attestkit.dstack.boot_sequence import Launch, boot_events
+from attestkit.dstack.boot_sequence import boot_events
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal import MemoryJournal, RegisterAccess, RuntimeLog
+from attestkit.keys import AppKeys
 from attestkit.tpm.pcrs import EVENT_PCR
 
 _DOCUMENT: Final = "measurement.aws.cbor"
@@ -26,6 +26,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
 
     platform = "aws-nitro-tpm"
     event_pcr: int = EVENT_PCR
+    has_kms_boot = True
 
     def _start(self, app_id: bytes) -> None:
         self._start_nitro_tpm()
@@ -53,25 +54,19 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         compose = self.app_compose
         access = RegisterAccess(self.read_event_pcr, self._extend, f"PCR {EVENT_PCR}")
         journal = MemoryJournal(access, version=compose.event_log_version)
-        events = () if app_id is None else self._measure_app(app_id)
+        events = () if app_id is None else self._measure_app()
         with journal.locked():
             journal.begin("", events)
         return journal
 
-    def _measure_app(self, app_id: bytes) -> tuple[Event, ...]:
-        compose, keys = self.app_compose, self.app_keys
-        provider = keys.key_provider, bytes.fromhex(keys.key_provider_id)
-        config_id = config_id_v2(compose.compose_hash, app_id, *provider)
+    def _measure_app(self) -> tuple[Event, ...]:
+        """Seal the app's configuration in PCR 8, and emit the boot events unless a KMS is used."""
+        launch = self.launch()
+        keys = None if self.kms_boot else self.app_keys
+        provider = ("kms", b"") if keys is None else _provider(keys)
+        config_id = config_id_v2(launch.app_compose.compose_hash, launch.app_id, *provider)
         self.vtpm.tpm.provision_pcr(_CONFIG_PCR, {BANK: config_id})
-        launch = Launch(
-            app_compose=compose,
-            app_id=app_id,
-            instance_id=instance_id(self._seed, app_id, compose),
-            os_image_hash=bytes.fromhex(json.loads(self.vm_config).get("os_image_hash", "")),
-            app_keys=keys,
-            gpu_attestation=self._gpu_attestation,
-        )
-        events = boot_events(launch)
+        events = () if keys is None else boot_events(launch._replace(app_keys=keys))
         for event in events:
             self._extend(event.digest)
         return events
@@ -92,3 +87,7 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
     def trust_anchor(self) -> bytes:
         """The root certificate (DER) of the documents' certificates."""
         return self.nitro_trust_anchor
+
+
+def _provider(keys: AppKeys) -> tuple[str, bytes]:
+    return keys.key_provider, bytes.fromhex(keys.key_provider_id)

@@ -1,0 +1,328 @@
+"""Boot of an app in two phases, with keys from a KMS in between (kms.md, section 1.4).
+
+Phase 1 emits the events up to `boot-mr-done`; then the keys are fetched and checked, and the key
+file is written; phase 2 emits `os-image-hash`, `key-provider` and the rest.
+
+The key file is written before phase 2, because a log that names a key provider then always has a
+file with the keys of that provider beside it. A crash in phase 1 or before the file is replaced
+leaves a log without key provider, so the keys are fetched again, and a KMS releases the same ones
+to the same app. A crash after that and before `key-provider` does so too, and the file, which
+nothing refers to yet, is replaced by an equal one; a file of an earlier boot is never used in its
+place, because the KMS may have withdrawn its permission since. A crash later, in phase 2 or after
+it, leaves a log that names the provider of the file, whose keys are used without the KMS; if the
+file is gone, they are fetched with the whole log, and must be of the provider in it.
+"""
+
+import hmac
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from attestkit._formats.strict_json import decode_strictly
+from attestkit.attester import Attester
+from attestkit.attester.evidence_source import NO_REGISTERS, BootSource
+from attestkit.backends.base import Backend, BootHost
+from attestkit.dstack.boot_sequence import (
+    Launch,
+    events_after_keys,
+    events_before_keys,
+    is_start,
+)
+from attestkit.errors import (
+    ConfigError,
+    KmsError,
+    SignatureError,
+    UnsupportedError,
+    UsageError,
+)
+from attestkit.event_log import Event
+from attestkit.keys import AppKeys
+from attestkit.keys.key_chain import recover_kms_root
+from attestkit.kms.client import FetchedKeys, KmsClient
+from attestkit.kms.connection import TimeLimits
+from attestkit.kms.root import KmsRoot, find_root, require_roots
+from attestkit.kms.sealed_provider import check_sealed_provider
+from attestkit.ra_tls.issued import current_time
+
+if TYPE_CHECKING:
+    from attestkit.verifier import Verifier
+
+FIRST_USE: Final = "first-use"
+"""Value of `roots` that trusts the first KMS that answers."""
+
+_PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
+_logger = logging.getLogger("attestkit.kms")
+
+KmsRoots = Iterable[KmsRoot] | Literal["first-use"] | None
+
+
+class KmsBoot(NamedTuple):
+    """An app that was booted with keys of a KMS, which are the `keys` of its Attester."""
+
+    root: KmsRoot
+    """Both root keys of the KMS that released the keys."""
+    url: str
+    """Base URL of that KMS."""
+    is_kept: bool
+    """Whether the keys are from the key file; the KMS was not asked."""
+    not_proven: tuple[str, ...]
+    """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
+    events: tuple[Event, ...]
+    """The boot events, all of which are in the log."""
+
+
+class _BootKeys(NamedTuple):
+    """Checked keys, and where they come from."""
+
+    app_keys: AppKeys
+    image_hash: bytes  # payload of os-image-hash
+    root: KmsRoot
+    url: str
+    is_kept: bool
+
+    @classmethod
+    def of(cls, fetched: FetchedKeys) -> "_BootKeys":
+        """Return keys that a KMS has just released."""
+        image_hash = fetched.os_image_hash
+        return cls(fetched.app_keys, image_hash, fetched.root, fetched.url, is_kept=False)
+
+
+class _Boot(NamedTuple):
+    """The guest that is booted."""
+
+    attester: Attester[Backend]
+    source: BootSource
+    host: BootHost
+    launch: Launch
+    prefix: tuple[Event, ...]  # up to boot-mr-done
+
+
+def boot_with_kms(
+    attester: "Attester[Backend]",
+    urls: str | Iterable[str],
+    *,
+    roots: KmsRoots,
+    app_id: bytes | None = None,
+    verifier: "Verifier | None" = None,
+    limits: TimeLimits | None = None,
+    now: Callable[[], float] = current_time,
+    random: Callable[[int], bytes] = os.urandom,
+) -> KmsBoot:
+    """Boot the app with keys from a KMS, or continue a boot that was interrupted.
+
+    Nothing is emitted after `boot-mr-done`, and no file is written, before the keys have passed all
+    checks. After a boot that is complete, the keys are taken from the key file. The keys are then
+    those of the attester, which closes them.
+
+    Args:
+        attester: The guest: a simulator with `kms_boot`, or hardware with run-time registers whose
+            system has not measured the app.
+        urls: URLs of the KMS, tried in order.
+        roots: Roots of the trusted KMSs. None is valid only if the app's `key_provider_id` pins
+            the CA. "first-use" accepts any KMS, or that of the key file.
+        app_id: 20 bytes. None: that of the simulator, else the first 20 bytes of the compose hash.
+        verifier: Verifier of the KMS's own evidence, which is then required.
+        limits: Limits of time for each call.
+        now: Returns the time in seconds since 1970.
+        random: Returns a number of random bytes.
+
+    Raises:
+        UsageError: If an argument is malformed, or `roots` are missing.
+        UnsupportedError: If the platform has no run-time registers or measures the app itself, or
+            the host shares no app-compose.
+        ConfigError: If a file of the host or a URL is invalid, the app has another key provider,
+            or the key file cannot be written.
+        JournalError: If the log is of another boot sequence, or does not match the register.
+        KmsError: If no URL released keys that pass all checks, or the app's configuration or the
+            log names another key provider.
+        BackendError: If the platform fails; earlier events remain.
+    """
+    boot = _prepare(attester, app_id)
+    pins = _choose_pins(boot, roots)
+    boot.source.continue_boot(boot.prefix)
+    rest = boot.source.runtime_events()[len(boot.prefix) :]
+    found = _read_kept(boot, rest, pins) if len(rest) > _PROVIDER_AT else None
+    if found is None:
+        client = KmsClient(
+            urls,
+            roots=pins,
+            attester=attester,
+            app_id=boot.launch.app_id,
+            vm_config=attester.vm_config,
+            verifier=verifier,
+            limits=limits,
+            now=now,
+            random=random,
+        )
+        found = _BootKeys.of(client.fetch_app_keys())
+    try:
+        events = _finish(boot, found)
+        boot.host.use_keys(found.app_keys)
+    except BaseException:
+        found.app_keys.close()
+        raise
+    return KmsBoot(found.root, found.url, found.is_kept, _not_proven(boot, roots, found), events)
+
+
+def _prepare(attester: "Attester[Backend]", app_id: bytes | None) -> _Boot:
+    source, host = attester.evidence_source, attester.host
+    if not isinstance(source, BootSource):
+        raise UnsupportedError(NO_REGISTERS, reason="no_registers")
+    # By the class: `isinstance` would read properties of the host before Python 3.12.
+    if host is None or not hasattr(type(host), "keep_keys"):
+        message = "kms: not available with this backend, which measures the app at boot"
+        raise UnsupportedError(message, reason="feature")
+    assert isinstance(host, BootHost)
+    if attester.simulated and not getattr(attester.backend, "kms_boot", True):
+        message = "kms: the simulated guest has booted without a KMS; open it with kms_boot=True"
+        raise UsageError(message, reason="conflict")
+    launch = host.launch(app_id)
+    if (named := _named_provider(launch)) not in {None, "kms"}:
+        message = f"app-compose.json: key_provider: is {named}, so the keys are not of a KMS"
+        raise ConfigError(message, reason="conflict")
+    return _Boot(attester, source, host, launch, events_before_keys(launch))
+
+
+def _named_provider(launch: Launch) -> str | None:
+    """Return the key provider in app-compose; None if it names none."""
+    compose = launch.app_compose
+    if compose.key_provider != "none":
+        return compose.key_provider
+    fields = decode_strictly(compose.raw)
+    return "none" if isinstance(fields, dict) and fields.get("key_provider") else None
+
+
+def _choose_pins(
+    boot: _Boot, roots: KmsRoots
+) -> "tuple[KmsRoot, ...] | Literal['first-use']":
+    """Return the roots that may release the keys (kms.md, section 1.4.3, 3)."""
+    named = boot.launch.app_compose.key_provider_id
+    if roots is None or roots == FIRST_USE:
+        if named:
+            return (_root_of(named, "app-compose.json: key_provider_id"),)
+        if roots is None:
+            message = (
+                "kms_roots: missing; pass the KmsRoot of each trusted KMS, or the text 'first-use' "
+                "to trust any KMS"
+            )
+            raise UsageError(message, reason="missing")
+        kept = boot.host.kept_keys()
+        if kept is None:
+            return FIRST_USE
+        with kept:
+            if kept.key_provider != "kms":
+                return FIRST_USE
+            return (_root_of(kept.key_provider_id, "key file: key_provider"),)
+    pins = require_roots(roots)
+    if not named:
+        return pins
+    if not (chosen := find_root(pins, bytes.fromhex(named))):
+        message = f"app-compose.json: key_provider_id: {named[:200]} is not a pinned root CA"
+        raise KmsError(message, reason="wrong_provider")
+    return chosen
+
+
+def _root_of(provider_id: str, subject: str) -> KmsRoot:
+    try:
+        return KmsRoot(bytes.fromhex(provider_id))
+    except UsageError as error:
+        raise ConfigError(f"{subject}: {error}", reason="wrong_value") from error
+
+
+def _read_kept(
+    boot: _Boot, rest: tuple[Event, ...], pins: "tuple[KmsRoot, ...] | Literal['first-use']"
+) -> _BootKeys | None:
+    """Return the keys of the key file if they are of the provider in the log, and of this app."""
+    keys = boot.host.kept_keys()
+    if keys is None:
+        return None
+    image_hash = rest[0].payload
+    try:
+        root = _root_of_kept(keys, boot.launch.app_id, pins)
+        complete = _all_events(boot, keys, image_hash)
+        if root is not None and is_start(complete, (*boot.prefix, *rest)):
+            provider = keys.kms_provider
+            url = "" if provider is None else provider.url
+            return _BootKeys(keys, image_hash, root, url, is_kept=True)
+    except BaseException:
+        keys.close()
+        raise
+    keys.close()
+    _logger.warning("key file: not of this app and the key provider in the log; fetching the keys")
+    return None
+
+
+def _root_of_kept(
+    keys: AppKeys, app_id: bytes, pins: "tuple[KmsRoot, ...] | Literal['first-use']"
+) -> KmsRoot | None:
+    """Return both roots of kept keys; None if these are not keys of a pinned KMS for this app."""
+    sizes = len(keys.env_crypt_key), len(keys.disk_crypt_key), len(keys.k256_signature)
+    if keys.key_provider != "kms" or sizes != (32, 32, 65):
+        return None
+    try:
+        found = KmsRoot(
+            bytes.fromhex(keys.key_provider_id),
+            recover_kms_root(keys.root_public_key, app_id, keys.k256_signature),
+        )
+    except (SignatureError, UsageError):
+        return None
+    if pins == FIRST_USE:
+        return found
+    assert found.k256_public_key is not None
+    allowed = [root.may_be_k256(found.k256_public_key) for root in find_root(pins, found.ca_spki)]
+    return found if any(allowed) else None
+
+
+def _all_events(boot: _Boot, keys: AppKeys, image_hash: bytes) -> tuple[Event, ...]:
+    own = boot.launch.os_image_hash
+    launch = boot.launch._replace(app_keys=keys, os_image_hash=own or image_hash)
+    return (*boot.prefix, *events_after_keys(launch))
+
+
+def _finish(boot: _Boot, found: _BootKeys) -> tuple[Event, ...]:
+    """Compare the key provider with what was measured, write the key file, and emit the rest."""
+    spki = found.root.ca_spki
+    named = bytes.fromhex(boot.launch.app_compose.key_provider_id)
+    if named and not hmac.compare_digest(named, spki):
+        message = f"Unexpected key provider id: {spki.hex()}; the app's is {named.hex()[:200]}"
+        raise KmsError(message, reason="wrong_provider")
+    host = boot.host
+    document: str = getattr(host, "mr_config", "")
+    check_sealed_provider(boot.attester.attest(report_data=bytes(64)), spki, document)
+    events = _all_events(boot, found.app_keys, found.image_hash)
+    _check_log(boot, events)
+    if not found.is_kept:
+        host.keep_keys(found.app_keys)
+    boot.source.continue_boot(events)
+    return events
+
+
+def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
+    """Check that the keys are of the provider and image in the log, if it has them already."""
+    done = boot.source.runtime_events()
+    for logged, expected in zip(done, events, strict=False):
+        if logged == expected:
+            continue
+        if expected.name == logged.name in {"key-provider", "os-image-hash"}:
+            provider = logged.name == "key-provider"
+            message = (
+                f"{logged.name}: this boot's log has {logged.payload[:300].hex()}, the KMS "
+                f"{expected.payload.hex()}"
+            )
+            raise KmsError(message, reason="wrong_provider" if provider else "wrong_image")
+        break  # `continue_boot` reports it
+
+
+def _not_proven(boot: _Boot, roots: KmsRoots, found: _BootKeys) -> tuple[str, ...]:
+    """Return what no pin proves about the KMS of the keys."""
+    missing = []
+    is_named = bool(boot.launch.app_compose.key_provider_id)
+    if roots is None or roots == FIRST_USE:
+        missing += [] if is_named else ["kms_root"]
+        missing.append("kms_k256_root")
+    else:
+        pinned = find_root(require_roots(roots), found.root.ca_spki)
+        if all(root.k256_public_key is None for root in pinned):
+            missing.append("kms_k256_root")
+    return tuple(missing)
