@@ -40,8 +40,10 @@ from attestkit.verifier.config_id import require_sealed_configuration
 from attestkit.verifier.policy.event_rules import EventRules, RequiredEvent
 from attestkit.verifier.policy.identity_rules import (
     IDENTITIES,
+    Summaries,
     appraise_device,
     appraise_os_image,
+    appraise_summaries,
     measured_field,
 )
 from attestkit.verifier.policy.image_rules import ImageRules
@@ -146,6 +148,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     # 32 bytes, of an image that the registers match with any ACPI tables: see `acpi`.
     os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
+    mr_aggregated: Values = None  # 32 bytes, of all measurements and runtime events
+    mr_system: Values = None  # 32 bytes, of launch measurements and key provider
     key_provider: Collection[KeyProvider] | None = None
     gpu: GpuRules = _ANY_GPU  # of GPUs, beside the evidence of the CPU
 
@@ -417,6 +421,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             yield KeyProvider.appraise(self.key_provider, measured)
         if self.device_id is not None:
             yield appraise_device(claims, authenticated.device, self.device_id)
+        summaries: Summaries = {"mr_aggregated": self.mr_aggregated, "mr_system": self.mr_system}
+        yield from appraise_summaries(claims, info, summaries)
         yield from self._appraise_events(claims)
 
     @cached_property

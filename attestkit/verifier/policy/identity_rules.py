@@ -1,6 +1,6 @@
 """Policy rules about the identity of an app: its fields in AppInfo, its OS image and its device."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 from attestkit._crypto.hashes import sha256
@@ -27,6 +27,10 @@ _MEASURED_ON: Final = {
 
 _Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
 _Named: TypeAlias = _Identity | Literal["key_provider"]
+_Summary: TypeAlias = Literal["mr_aggregated", "mr_system"]
+Summaries: TypeAlias = Mapping[_Summary, Collection[bytes] | None]
+"""Rules about hashes of the measurements; None accepts any."""
+_GCP: Final = "dstack-gcp-tdx"
 IDENTITIES: Final[tuple[_Identity, ...]] = ("app_id", "compose_hash", "instance_id")
 
 
@@ -64,6 +68,38 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
     raise PolicyError(
         f"{name}: required by the policy, but not in the evidence: {why}", reason=name
     )
+
+
+def appraise_summaries(
+    claims: Claims, info: AppInfo | None, rules: Summaries
+) -> Iterator[VerificationStep]:
+    """Yield the steps for hashes of the measurements; PolicyError names the first other one."""
+    for name, wanted in rules.items():
+        if wanted is not None:
+            yield _appraise_summary(name, claims, info, wanted)
+
+
+def _appraise_summary(
+    name: _Summary, claims: Claims, info: AppInfo | None, wanted: Collection[bytes]
+) -> VerificationStep:
+    """Return the step for a hash of the measurements; PolicyError if it is not one of `wanted`."""
+    have: bytes = b"" if info is None else getattr(info, name)
+    if claims.platform in EVENT_PLATFORMS:
+        is_measured = measures_events(claims)
+    else:
+        is_measured = claims.platform in {SNP, NITRO}
+    # At Google it hashes the image's hash in the configuration, in place of registers.
+    if name == "mr_system" and claims.platform == _GCP and not claims.os_image_hash:
+        is_measured = False
+    if not have or not is_measured:
+        raise PolicyError(
+            f"{name}: must be {format_values(wanted)}, but {claims.platform} evidence does not "
+            "prove it; request complete evidence, or pin registers instead",
+            reason=name,
+        )
+    remedy = f"launch what has this value, or accept this one in {name}"
+    require_match(name, name, have, wanted, remedy)
+    return passed(name, f"{name} {have.hex()} is accepted")
 
 
 def appraise_device(claims: Claims, device: bytes, wanted: Collection[bytes]) -> VerificationStep:

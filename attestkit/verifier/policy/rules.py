@@ -30,6 +30,8 @@ SIZES: Final = {
     "instance_id": 20,
     "os_image_hash": 32,
     "device_id": 32,
+    "mr_aggregated": 32,
+    "mr_system": 32,
 }
 """Sizes of the identifiers that a policy may name, in bytes."""
 

@@ -364,6 +364,16 @@ def test_policy_is_chosen_for_the_app() -> None:
     assert error.reason == "compose_hash"
 
 
+@pytest.mark.parametrize("name", ["mr_aggregated", "mr_system"])
+def test_policy_can_pin_measurements_of_a_kms(name: str) -> None:
+    """The rules for another KMS hold for the registers in BootInfo."""
+    evidence = intel.evidence(AT_KEY_TIME)
+    value = getattr(verify(evidence).boot_info, name)
+    verify(evidence, policy=AppraisalPolicy.default().replace(**{name: [value]}))
+    other = AppraisalPolicy.default().replace(**{name: [bytes(32)]})
+    assert refusal(evidence, policy=other).reason == name
+
+
 @pytest.mark.parametrize(("name", "size"), [("report_data", 63), ("ca_spki", 90)])
 def test_arguments_of_other_size_are_refused(name: str, size: int) -> None:
     """Report data have 64 bytes, and the KMS's key 91."""

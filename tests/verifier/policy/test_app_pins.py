@@ -59,6 +59,8 @@ def test_names_app_with_rules_about_program(rules: dict[str, Any]) -> None:
         {},
         {"os_image_hash": HASH},
         {"device_id": HASH},
+        {"mr_aggregated": HASH},
+        {"mr_system": HASH},
         {"instance_id": {bytes(20)}},
         {"refuse_simulated": True},
         {"required_events": [RequiredEvent(name="ready", payload=b"1")]},

@@ -182,6 +182,33 @@ def test_policy_masked_device_is_rejected() -> None:
     get_rejection_text("device_id", rules(device_id=(enclave,)), claims(NITRO), verified)
 
 
+@pytest.mark.parametrize("name", ["mr_aggregated", "mr_system"])
+def test_policy_summary_of_measurements_by_platform(name: str) -> None:
+    """A hash of the measurements is compared where they are authenticated."""
+    value = register(0xA6, 32)
+    policy, info = rules(**{name: (OTHER_32, value)}), app_info(**{name: value})
+    enclave = authenticated(status=None)
+    assert appraise(policy, None, None, info)
+    assert appraise(policy, claims(SNP), None, info)
+    assert appraise(policy, claims(NITRO), enclave, info)
+    text = get_rejection_text(name, rules(**{name: (OTHER_32,)}), None, None, info)
+    assert text.startswith(f"{name}: {value.hex()}, must be {OTHER_32.hex()}; ")
+    get_rejection_text(name, policy, claims(event_registers=(0, 1, 2)), None, info)
+    get_rejection_text(name, policy, bare_claims(), None, None)
+    get_rejection_text(name, policy, None, None, app_info(**{name: b""}))
+
+
+def test_policy_mr_system_at_google_requires_verified_image() -> None:
+    """There it hashes the image that the configuration names."""
+    value = register(0x55, 32)
+    info = app_info(mr_system=value, mr_aggregated=value)
+    google = replace(claims(), platform="dstack-gcp-tdx")
+    assert appraise(rules(mr_system=(value,)), google, None, info)
+    unknown = replace(google, os_image_hash=b"")
+    get_rejection_text("mr_system", rules(mr_system=(value,)), unknown, None, info)
+    assert appraise(rules(mr_aggregated=(value,)), unknown, None, info)
+
+
 def test_policy_with_app_but_no_image_gives_caution() -> None:
     """A policy with an app identity but no OS image gives a caution."""
     app_policy = rules(app_id=(APP_ID,))

@@ -175,6 +175,8 @@ _COMMENTS: Final = {
     "minimum_measurement_version": "Minimum version of the image's measurement document.",
     "require_acpi_tables": "Whether a reference value of rtmr0 must pin the ACPI tables of a TD.",
     "device_id": "SHA-256 of the device identifier, 32 bytes.",
+    "mr_aggregated": "SHA-256 of measurements and all runtime events, 32 bytes.",
+    "mr_system": "SHA-256 of launch measurements and key provider, 32 bytes.",
     "refuse_unnamed_td_bits": "Whether a TD may have no attribute or XFAM bit without a name.",
     "require_fixed_td_bits": "Whether a TD has SEPT_VE_DISABLE and go-tdx-guest's fixed bits.",
     "minimum_qe_svn": "Minimum SVN of Intel's quoting enclave (QE).",

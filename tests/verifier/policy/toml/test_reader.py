@@ -37,6 +37,8 @@ compose_hash = "{COMPOSE_HASH.hex().upper()}"
 instance_id = ["{INSTANCE_ID.hex()}"]
 os_image_hash = "{IMAGE_HASH.hex()}"
 device_id = "{sha256(PPID).hexdigest()}"
+mr_aggregated = "{"a6" * 32}"
+mr_system = ["{"55" * 32}", "{"56" * 32}"]
 key_provider = {{ name = "kms", id = "3059" }}
 required_events_in_order = true
 only_required_events = "app"

@@ -1,0 +1,278 @@
+"""Decisions of upstream's file-based authorization server, auth-simple (kms.md, section 3.2).
+
+The file is read at each request, so a change takes effect at once. Like upstream, a missing or
+malformed file allows nothing. Unlike upstream, an unknown key is an error: a misspelt
+`allowedTcbStatuses` would silently be the default.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from attestkit._formats.typed_json import decode_typed
+from attestkit._sanitize import key as shorten
+from attestkit._sanitize import shown
+from attestkit._system.untrusted_files import read_regular
+from attestkit.errors import ConfigError, UsageError
+from attestkit.kms.release.authorization import (
+    NOT_REGISTERED,
+    AuthorityInfo,
+    Authorization,
+    Decision,
+    Role,
+)
+from attestkit.kms.release.boot_info import BootInfo
+from attestkit.verifier import AppraisalPolicy, TcbStatus
+
+MAX_FILE_SIZE: Final = 1 << 20
+"""Largest size of a file in bytes (1 MiB)."""
+MAX_APPS: Final = 4096
+"""Largest number of apps in a file."""
+
+_NO_CONTRACT: Final = "0x" + "0" * 40
+_APP_ID_DIGITS: Final = 40
+_logger = logging.getLogger("attestkit.kms")
+
+
+class _Devices(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
+):
+    """Devices on which an app, or another KMS, may run."""
+
+    devices: tuple[str, ...] = ()
+    allow_any_device: bool = False
+
+    def allows_any(self) -> bool:
+        """Return whether any device is allowed: also if none is listed, as upstream does."""
+        return self.allow_any_device or not self.devices
+
+    def allows(self, device_id: bytes) -> bool:
+        """Return whether a device is allowed."""
+        return self.allows_any() or _is_listed(device_id, self.devices)
+
+
+class AppRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """Rules about an app."""
+
+    compose_hashes: tuple[str, ...] = ()
+
+
+class KmsRules(_Devices, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """Rules about another KMS."""
+
+    mr_aggregated: tuple[str, ...] = ()
+
+
+class AuthSimpleConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
+):
+    """A parsed file; hex has an optional `0x`, in any case."""
+
+    gateway_app_id: str = ""
+    kms_contract_addr: str = _NO_CONTRACT
+    app_implementation: str = _NO_CONTRACT
+    chain_id: Annotated[int, msgspec.Meta(ge=0)] = 0
+    os_images: tuple[str, ...] = ()
+    allowed_tcb_statuses: tuple[str, ...] = ("UpToDate",)
+    allowed_advisory_ids: tuple[str, ...] = ()
+    kms: KmsRules = KmsRules()
+    apps: dict[str, AppRules] = {}
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "AuthSimpleConfig":
+        """Parse a file.
+
+        Raises:
+            ConfigError: If it is malformed, over 1 MiB or has over 4,096 apps, has an unknown key,
+                or names an app twice. The message names the key.
+        """
+        if len(data) > MAX_FILE_SIZE:
+            text = f"auth-simple: longer than {MAX_FILE_SIZE} bytes"
+            raise ConfigError(text, reason="too_large")
+        found = decode_typed(data, cls)
+        if len(found.apps) > MAX_APPS:
+            raise ConfigError(f"apps: more than {MAX_APPS}", reason="too_many")
+        if len(set(map(_normalize, found.apps))) != len(found.apps):
+            raise ConfigError("apps: an app occurs twice, with and without 0x", reason="duplicate")
+        return found
+
+    def find_app(self, app_id: bytes) -> AppRules | None:
+        """Return the rules of an app, or None."""
+        wanted = app_id.hex()
+        return next((one for name, one in self.apps.items() if _normalize(name) == wanted), None)
+
+    def decide(self, role: Role, boot: BootInfo) -> Decision:
+        """Return the decision; the first rule that is not met gives the reason."""
+        reason = self._refuse_platform(boot)
+        if not reason:
+            reason = self._refuse_kms(boot) if role == "kms" else self._refuse_app(boot)
+        return Decision(not reason, reason, self.gateway_app_id)
+
+    def _refuse_platform(self, boot: BootInfo) -> str:
+        if boot.tcb_status not in self.allowed_tcb_statuses:
+            return "TCB status is not allowed"
+        if not set(boot.advisory_ids) <= set(self.allowed_advisory_ids):
+            return "advisory ID is not allowed"
+        if not _is_listed(boot.os_image_hash, self.os_images):
+            return "OS image is not allowed"
+        return ""
+
+    def _refuse_kms(self, boot: BootInfo) -> str:
+        if not _is_listed(boot.mr_aggregated, self.kms.mr_aggregated):
+            return "aggregated MR not allowed"
+        if not self.kms.allows(boot.device_id):
+            return "KMS is not allowed to boot on this device"
+        return ""
+
+    def _refuse_app(self, boot: BootInfo) -> str:
+        if (app := self.find_app(boot.app_id)) is None:
+            return NOT_REGISTERED
+        if not _is_listed(boot.compose_hash, app.compose_hashes):
+            return "compose hash not allowed"
+        if not app.allows(boot.device_id):
+            return "app is not allowed to boot on this device"
+        return ""
+
+    def open_to_any_device(self) -> tuple[str, ...]:
+        """Return the keys whose empty list of devices allows any, without saying so."""
+        entries: Mapping[str, _Devices] = {
+            "kms": self.kms,
+            **{f"apps.{shorten(name)}": app for name, app in self.apps.items()},
+        }
+        has_kms = bool(self.kms.mr_aggregated)
+        return tuple(
+            name
+            for name, entry in entries.items()
+            if not entry.devices and not entry.allow_any_device and (name != "kms" or has_kms)
+        )
+
+    def app_policy(self, app_id: bytes) -> AppraisalPolicy:
+        """Return the rules about an app as an appraisal policy (kms.md, section 3.4).
+
+        Raises:
+            ConfigError: If the app is not listed, a list of accepted values is empty, or a value is
+                not valid.
+        """
+        app = self.find_app(app_id)
+        if app is None:
+            text = f"apps: {app_id.hex()} is not listed; add it"
+            raise ConfigError(text, reason="missing")
+        return self._policy(
+            {"app_id": (app_id,), "compose_hash": _values("composeHashes", app.compose_hashes)},
+            app,
+        )
+
+    def kms_policy(self) -> AppraisalPolicy:
+        """Return the rules about another KMS as an appraisal policy.
+
+        Raises:
+            ConfigError: If a list of accepted values is empty, or a value is not valid.
+        """
+        aggregated = _values("kms.mrAggregated", self.kms.mr_aggregated)
+        return self._policy({"mr_aggregated": aggregated}, self.kms)
+
+    def _policy(self, rules: dict[str, object], devices: _Devices) -> AppraisalPolicy:
+        statuses = []
+        for word in self.allowed_tcb_statuses:
+            if word not in set(TcbStatus):
+                text = f"allowedTcbStatuses: unknown word {shown(word)}; see TcbStatus"
+                raise ConfigError(text, reason="wrong_value")
+            statuses.append(TcbStatus(word))
+        listed = None if devices.allows_any() else _values("devices", devices.devices)
+        try:
+            return AppraisalPolicy(
+                accepted_statuses=statuses,
+                accepted_advisories=self.allowed_advisory_ids,
+                os_image_hash=_values("osImages", self.os_images),
+                device_id=listed,
+            ).replace(**rules)
+        except UsageError as error:
+            raise ConfigError(f"auth-simple: {error}", reason="wrong_value") from error
+
+
+class AuthSimpleFile(Authorization):
+    """Authorization by a file of auth-simple, which is read at each request.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If the file has an unknown key, or names an app twice.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._warned: object = None  # the content of the last warning
+        self._read()
+
+    @property
+    def releases_roots(self) -> bool:
+        """Whether the file lists measurements of another KMS."""
+        return bool(self._read().kms.mr_aggregated)
+
+    def decide(self, role: Role, boot_info: BootInfo) -> Decision:
+        """Return the decision of the file as it is now.
+
+        Raises:
+            ConfigError: If the file has an unknown key, or names an app twice.
+        """
+        return self._read().decide(role, boot_info)
+
+    def describe(self) -> AuthorityInfo:
+        """Return the values of the file; raises as `decide`."""
+        found = self._read()
+        return AuthorityInfo(
+            gateway_app_id=found.gateway_app_id,
+            kms_contract_address=found.kms_contract_addr,
+            chain_id=found.chain_id,
+            app_auth_implementation=found.app_implementation,
+        )
+
+    def _read(self) -> AuthSimpleConfig:
+        try:
+            data = read_regular(self._path, MAX_FILE_SIZE + 1, follow=True)
+        except OSError as error:
+            self._warn(error.errno, f"{error.strerror}; nothing is allowed")
+            return AuthSimpleConfig()
+        try:
+            found = AuthSimpleConfig.from_json(data)
+        except ConfigError as error:
+            if error.reason in {"unknown_key", "duplicate"}:
+                raise ConfigError(f"{self._path}: {error}", reason=error.reason) from error
+            self._warn(data, f"{error}; nothing is allowed")
+            return AuthSimpleConfig()
+        if names := found.open_to_any_device():
+            listed = ", ".join(names[:8])
+            self._warn(data, f"{listed}: an empty list of devices allows any; list the devices")
+        return found
+
+    def _warn(self, content: object, problem: str) -> None:
+        """Log a warning, once for each content of the file."""
+        if content != self._warned:
+            self._warned = content
+            _logger.warning("auth-simple: %s: %s", self._path, problem)
+
+
+def _normalize(text: str) -> str:
+    return text.lower().removeprefix("0x")
+
+
+def _is_listed(value: bytes, listed: Iterable[str]) -> bool:
+    """Return whether a value that is not empty is among texts in hex."""
+    wanted = value.hex()
+    return bool(wanted) and any(_normalize(text) == wanted for text in listed)
+
+
+def _values(name: str, texts: Iterable[str]) -> tuple[bytes, ...]:
+    """Return the bytes of texts in hex; ConfigError if there are none, or one is not hex."""
+    try:
+        found = tuple(bytes.fromhex(_normalize(text)) for text in texts)
+    except ValueError as error:
+        raise ConfigError(f"{name}: must be hex", reason="encoding") from error
+    if not found:
+        raise ConfigError(f"{name}: empty, which allows nothing; list a value", reason="missing")
+    return found

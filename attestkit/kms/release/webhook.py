@@ -1,0 +1,172 @@
+"""Authorization by an HTTP server, as upstream's KMS asks it (kms.md, section 3.1)."""
+
+import ssl
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from attestkit._formats import strict_json
+from attestkit._sanitize import printable
+from attestkit.collateral.http_getter import HttpGetter
+from attestkit.collateral.pccs_client import Response
+from attestkit.errors import CollateralError, ConfigError, FormatError, KmsError
+from attestkit.kms.release.authorization import AuthorityInfo, Authorization, Decision, Role
+from attestkit.kms.release.boot_info import BootInfo
+
+MAX_BODY: Final = 65_536
+"""Largest body of an answer in bytes; a real one has about 100."""
+MAX_REASON: Final = 1024
+"""Largest number of characters of a reason or an id in an answer."""
+
+_SHOWN: Final = 512  # bytes of a body in an error
+_TIMEOUT: Final = 10.0  # seconds for an answer
+_HEADERS: Final = {
+    "Content-Type": "application/json",
+    "User-Agent": "dstack-kms/0.6.0 (attestkit, simulated)",
+}
+
+
+class AuthWebhook(Authorization):
+    """Authorization by a server that answers `POST {url}/bootAuth/app` and `/bootAuth/kms`.
+
+    Nothing is cached, so that a revocation takes effect at once. Redirects are not followed.
+
+    Args:
+        url: An http or https URL. The answers decide who gets keys: use http only for a server on
+            the same machine.
+        timeout: Seconds for an answer.
+        context: TLS context for https; None is the default context of `ssl`.
+
+    Raises:
+        ConfigError: If the URL is not valid.
+        UsageError: If `timeout` is not positive.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float = _TIMEOUT, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._url = _check_url(url)
+        self._client = HttpGetter(timeout, context=context)
+
+    @property
+    def releases_roots(self) -> bool:
+        """Whether another KMS may request the roots: the server decides."""
+        return True
+
+    def decide(self, role: Role, boot_info: BootInfo) -> Decision:
+        """Ask the server.
+
+        Raises:
+            KmsError: If the server fails, or its answer is malformed.
+        """
+        url = f"{self._url}/bootAuth/{role}"
+        try:
+            answer = self._client.post(url, boot_info.to_json().encode(), _HEADERS)
+        except CollateralError as error:
+            raise _unavailable(url, error) from error
+        fields = _read_fields(url, answer)
+        try:
+            return read_decision(fields)
+        except FormatError as error:
+            raise _malformed(url, answer, error) from error
+
+    def describe(self) -> AuthorityInfo:
+        """Ask the server; raises as `decide`."""
+        try:
+            answer = self._client(self._url)
+        except CollateralError as error:
+            raise _unavailable(self._url, error) from error
+        fields = _read_fields(self._url, answer)
+        try:
+            return read_authority(fields)
+        except FormatError as error:
+            raise _malformed(self._url, answer, error) from error
+
+
+def read_decision(fields: dict[str, Any]) -> Decision:
+    """Return the decision in an answer; unknown members are ignored.
+
+    Raises:
+        FormatError: If a member is missing, has another type, or is over 1,024 characters.
+    """
+    allowed = fields.get("isAllowed")
+    if not isinstance(allowed, bool):
+        raise _field_error("isAllowed", fields, "true or false")
+    reason, gateway = _text(fields, "reason"), _text(fields, "gatewayAppId")
+    return Decision(allowed, reason, gateway)
+
+
+def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
+    """Return what an authorization server reports of itself; unknown members are ignored.
+
+    Raises:
+        FormatError: If a member is missing, has another type, or is over 1,024 characters.
+    """
+    return AuthorityInfo(
+        gateway_app_id=_text(fields, "gatewayAppId"),
+        kms_contract_address=_text(fields, "kmsContractAddr"),
+        chain_id=strict_json.number_field(fields, "chainId", 64),
+        app_auth_implementation=_text(fields, "appImplementation"),
+    )
+
+
+def _read_fields(url: str, answer: Response) -> dict[str, Any]:
+    if not 200 <= answer.status < 300:
+        body = printable(answer.body[:_SHOWN].decode("utf-8", "replace"))
+        message = f"auth api {url} returned {_status(answer.status)}: {body}"
+        raise KmsError(message, reason="refused", url=url)
+    if len(answer.body) > MAX_BODY:
+        text = f"auth api {url}: answer is over {MAX_BODY} bytes"
+        raise KmsError(text, reason="malformed", url=url)
+    try:
+        return strict_json.read_object(answer.body, "")
+    except FormatError as error:
+        raise _malformed(url, answer, error) from error
+
+
+def _malformed(url: str, answer: Response, error: FormatError) -> KmsError:
+    body = printable(answer.body[:_SHOWN].decode("utf-8", "replace"))
+    text = f"failed to decode response from {url}, status={_status(answer.status)}, body={body}"
+    return KmsError(f"{text}: {error.message}", reason="malformed", url=url)
+
+
+def _unavailable(url: str, error: CollateralError) -> KmsError:
+    timed_out = isinstance(error.__cause__, TimeoutError)
+    return KmsError(f"auth api {error}", reason="timeout" if timed_out else "connection", url=url)
+
+
+def _status(status: int) -> str:
+    """Return a status with its standard phrase."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    """Return a text of an answer, with unprintable characters escaped."""
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise _field_error(name, fields, "a string")
+    if len(value) > MAX_REASON:
+        raise FormatError(f"{name}: over {MAX_REASON} characters", reason="too_large")
+    return printable(value)
+
+
+def _field_error(name: str, fields: dict[str, Any], expected: str) -> FormatError:
+    if name not in fields:
+        return FormatError(f"missing field `{name}`", reason="missing")
+    return FormatError(f"{name}: must be {expected}", reason="wrong_type")
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        _ = parts.port  # ValueError if it is not a number
+    except ValueError:
+        valid = False
+    if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+        text = "auth webhook: must be an http or https URL with a host, without user or query"
+        raise ConfigError(text, reason="wrong_value")
+    return url.rstrip("/")
