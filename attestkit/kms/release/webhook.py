@@ -92,8 +92,8 @@ def read_decision(fields: dict[str, Any]) -> Decision:
     allowed = fields.get("isAllowed")
     if not isinstance(allowed, bool):
         raise _field_error("isAllowed", fields, "true or false")
-    reason, gateway = _text(fields, "reason"), _text(fields, "gatewayAppId")
-    return Decision(allowed, reason, gateway)
+    gateway = _text(fields, "gatewayAppId")
+    return Decision(allowed, _text(fields, "reason"), gateway)
 
 
 def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
