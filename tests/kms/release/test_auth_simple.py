@@ -162,7 +162,7 @@ def test_limits_of_a_file() -> None:
     with pytest.raises(ConfigError) as caught:
         AuthSimpleConfig.from_json(b" " * (MAX_FILE_SIZE + 1))
     assert caught.value.reason == "too_large"
-    many = {"apps": {f"{number:040x}": {} for number in range(MAX_APPS + 1)}}
+    many: dict[str, Any] = {"apps": {f"{number:040x}": {} for number in range(MAX_APPS + 1)}}
     with pytest.raises(ConfigError) as caught:
         AuthSimpleConfig.from_json(json.dumps(many))
     assert caught.value.reason == "too_many"
