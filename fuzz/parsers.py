@@ -332,6 +332,8 @@ LEFT_OUT: Final[dict[str, str]] = {
     ),
     "cli.batch.executors": _OWNER,
     "cli.commands.verify_many": "opens its input; lines are parsed by cli.batch.input_lines",
+    "cli.commands.env": _OWNER,
+    "cli.input.env_file": "a file of whoever starts the program",
     "cli.options.backend": _OWNER,
     "cli.options.report_data": _OWNER,
     "cli.doctor.examine": _DEVICE,

@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "doctor": "Diagnose this machine and suggest remedies.",
     "ear": "Verify a signed attestation result (EAR) and show it.",
     "emit": "Extend RTMR3 by an event and log it.",
+    "env": "Seal and open environment variables of an app.",
     "key": "Derive an app key.",
     "measure": "Compute the expected registers of a guest.",
     "mount": "Mount the simulator as kernel files.",

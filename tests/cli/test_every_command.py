@@ -47,6 +47,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "doctor": [],
         "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat(), "--any-freshness"],
         "emit": [*SIMULATED, "event", "00"],
+        "env": ["seal", str(files.put("env", b"NAME=value\n")), "--public-key", "09" * 32],
         "key": [*SIMULATED, "path"],
         "measure": measured(files),
         "mount": ["--list-faults"],

@@ -1,0 +1,247 @@
+"""`attestkit env seal` and `attestkit env open`: environment variables sealed to an app."""
+
+import hmac
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from attestkit.cli.input.env_file import MAX_FILE, read_variables
+from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.click_types import (
+    PATH,
+    group_options,
+    json_option,
+    output_option,
+    read_hex,
+)
+from attestkit.cli.output import console
+from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
+from attestkit.errors import FormatError, UsageError, VerificationError
+
+_KEY_FILE: Final = 1 << 20  # bytes
+_MAX_AGE: Final = 300  # seconds, of the KMS's signature (key-derivation.md, section 7)
+_CODES: Final = (
+    "Exit codes: 0 good, 1 usage, 2 rejected: key or ciphertext is not authentic, "
+    "5 unreadable input."
+)
+
+
+@click.group(
+    epilog="Example: attestkit env seal variables.env --public-key $KEY -o sealed --json\n\n"
+    + _CODES
+)
+def env() -> None:
+    """Seal and open environment variables of an app.
+
+    The legacy form of dstack, and SealedEnv version 1 of dstack 0.6.4 with --epochs.
+    """
+
+
+def _read_epochs(
+    _ctx: click.Context, _param: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    root, colon, app = text.partition(":")
+    if not colon or not all(one.isascii() and one.isdecimal() for one in (root, app)):
+        raise UsageError("--epochs: must be ROOT:APP, two numbers", reason="wrong_value")
+    if max(len(root), len(app)) > 10:  # digits of 2**32
+        raise UsageError("--epochs: must be below 4294967296", reason="out_of_range")
+    return int(root), int(app)
+
+
+def _epochs_option(text: str) -> Callable[[Any], Any]:
+    return click.option("--epochs", metavar="ROOT:APP", callback=_read_epochs, help=text)
+
+
+class _Recipient(NamedTuple):
+    """Where the public key of the app comes from."""
+
+    public_key: str | None
+    signed_key: Path | None
+    app_id: str | None
+    kms_root_keys: tuple[str, ...]
+
+
+_recipient_options: Final = group_options(
+    "recipient",
+    (
+        click.option(
+            "--public-key", metavar="HEX", help="X25519 key of the app, from a trusted source."
+        ),
+        click.option(
+            "--signed-key",
+            type=PATH,
+            help="The same as a KMS returns it: JSON of GetAppEnvEncryptPubKey, at most 5 minutes "
+            "old; requires --app-id and --kms-root-key.",
+        ),
+        click.option("--app-id", metavar="HEX", help="Id of the app, 20 bytes."),
+        click.option(
+            "--kms-root-key",
+            "kms_root_keys",
+            metavar="HEX",
+            multiple=True,
+            help="secp256k1 root key of a trusted KMS, 33 bytes; may be repeated.",
+        ),
+    ),
+    _Recipient,
+)
+
+
+@env.command(
+    epilog="Example: attestkit env seal variables.env --signed-key key.json --app-id $APP_ID "
+    "--kms-root-key $KMS_KEY\n\n" + _CODES
+)
+@click.argument("file", type=PATH)
+@_recipient_options
+@_epochs_option("Seal as SealedEnv version 1 to these epochs. Default: the legacy form.")
+@output_option("Write the sealed variables to FILE. Default: stdout.")
+@json_option
+def seal(
+    *,
+    file: Path,
+    recipient: _Recipient,
+    epochs: tuple[int, int] | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Seal environment variables to an app.
+
+    FILE has lines NAME=VALUE, as docker's --env-file, or a JSON object of strings; - is stdin.
+    """
+    refuse_stdout(output, as_json=as_json)
+    check_output("-o", output, [file, *([recipient.signed_key] if recipient.signed_key else [])])
+    from attestkit.kms.sealed_env import seal_env  # lazy: --help does not need it
+
+    public_key = _find_public_key(recipient)
+    variables = read_variables(read_file(file, MAX_FILE), str(file))
+    sealed = seal_env(variables, public_key, epochs=epochs)
+    written = output is not None and write_output("-o", output, f"{sealed}\n")
+    names = list(dict(variables))
+    if as_json:
+        fields = {"public_key": public_key.hex(), "epochs": epochs, "variables": names}
+        shown = {"sealed": None if written else sealed, "output": output and str(output)}
+        console.as_json({**fields, **shown})
+    elif written:
+        console.verdict(f"{output}: {len(names)} variables for {public_key.hex()}", good=True)
+    elif output is None:
+        click.echo(sealed)
+
+
+def _find_public_key(recipient: _Recipient) -> bytes:
+    """Return the public key of the options, verified if a KMS signed it."""
+    signed = recipient.app_id is not None and bool(recipient.kms_root_keys)
+    given = recipient.app_id is not None or bool(recipient.kms_root_keys)
+    if (recipient.public_key is None) == (recipient.signed_key is None):
+        text = "give either --public-key or --signed-key"
+        raise UsageError(text, reason="missing" if recipient.public_key is None else "conflict")
+    if recipient.public_key is not None:
+        if given:
+            text = "--app-id and --kms-root-key: only with --signed-key"
+            raise UsageError(text, reason="conflict")
+        return read_hex("--public-key", recipient.public_key)
+    if not signed or recipient.app_id is None or recipient.signed_key is None:
+        text = "--signed-key: requires --app-id and --kms-root-key"
+        raise UsageError(text, reason="missing")
+    roots = [read_hex("--kms-root-key", one) for one in recipient.kms_root_keys]
+    return _verify_key(recipient.signed_key, read_hex("--app-id", recipient.app_id), roots)
+
+
+def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
+    """Return the public key of a KMS's answer if a trusted KMS signed it lately for the app."""
+    from attestkit._formats.strict_json import from_hex, read_object
+    from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
+
+    fields = read_object(read_file(file, _KEY_FILE), str(file))
+    public_key = from_hex(fields.get("public_key"), f"{file}: public_key", 32)
+    signature = from_hex(fields.get("signature_v1"), f"{file}: signature_v1", 65)
+    timestamp = fields.get("timestamp")
+    if type(timestamp) is not int:
+        raise FormatError(f"{file}: timestamp: must be an integer", reason="wrong_type")
+    signer = verify_env_encrypt_public_key(
+        public_key,
+        signature,
+        app_id.hex(),
+        timestamp,
+        now=int(datetime.now(timezone.utc).timestamp()),
+        max_age_seconds=_MAX_AGE,
+    )
+    found = b"" if signer is None else bytes.fromhex(signer.removeprefix("0x"))
+    if not any(hmac.compare_digest(found, root) for root in roots):
+        text = f"{file}: not signed by a trusted KMS for this app within the last {_MAX_AGE} s"
+        raise VerificationError(text, reason="bad_signature")
+    return public_key
+
+
+@env.command("open", epilog=f"Example: attestkit env open sealed --key .appkeys.json\n\n{_CODES}")
+@click.argument("file", type=PATH)
+@click.option(
+    "--key",
+    type=PATH,
+    required=True,
+    help="File with the app's X25519 secret key: 64 hex digits, or the agent's .appkeys.json.",
+)
+@_epochs_option("Accept only a SealedEnv to these epochs.")
+@click.option("--allow", metavar="NAME", multiple=True, help="Accept only these variables.")
+@output_option("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
+@json_option
+def open_(
+    *,
+    file: Path,
+    key: Path,
+    epochs: tuple[int, int] | None,
+    allow: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Open environment variables that were sealed to an app.
+
+    FILE is a SealedEnv (JSON), or the legacy form, raw or in hex; - is stdin. The variables are
+    printed as a JSON object. They are secrets, and nothing tells who sealed them.
+    """
+    refuse_stdout(output, as_json=as_json)
+    check_output("-o", output, (file, key))
+    from attestkit._crypto.zeroize import wipe  # lazy: --help does not need them
+    from attestkit.kms.sealed_env import LARGEST_SEALED, open_env
+
+    secret = _read_secret(key)
+    try:
+        sealed = read_file(file, LARGEST_SEALED)
+        found = open_env(sealed, secret, epochs=epochs, allowed=allow or None)
+    finally:
+        wipe(secret)
+    text = json.dumps(found, indent=2)
+    written = output is not None and write_output("-o", output, f"{text}\n", mode=0o600)
+    if as_json:
+        shown = {"variables": None if written else found, "names": list(found)}
+        console.as_json({**shown, "output": output and str(output)})
+    elif written:
+        console.verdict(f"{output}: {len(found)} variables", good=True)
+    elif output is None:
+        click.echo(text)
+
+
+def _read_secret(path: Path) -> bytes:
+    """Return the secret key of a file; errors do not contain it."""
+    from attestkit._crypto.zeroize import wipe
+    from attestkit._native import unhex
+
+    data = read_file(path, _KEY_FILE)
+    try:
+        if data.lstrip()[:1] == b"{":
+            from attestkit.keys import AppKeys
+
+            with AppKeys.from_json(data, name=str(path)) as keys:
+                found: bytes | None = keys.env_crypt_key
+        else:
+            found = unhex(data.strip())
+    finally:
+        wipe(data)
+    if found is None or len(found) != 32:
+        text = f"{path}: no X25519 secret key: must be 64 hex digits, or a key file with one"
+        raise FormatError(text, reason="wrong_size")
+    return found
