@@ -12,17 +12,20 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
 from attestkit._sanitize import near, shown
 from attestkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _READ: Final = "read:outblob"
 _REPORT: Final = "report"
 
 
-class _FaultType(NamedTuple):
+class FaultType(NamedTuple):
     """A named fault: its operation and effect."""
 
     operation: str
@@ -31,48 +34,48 @@ class _FaultType(NamedTuple):
     argument: str = ""  # kind of the argument after the name: none, or "seconds"
 
 
-NAMED: Final[dict[str, _FaultType]] = {
-    "ebusy": _FaultType(_READ, "reading outblob fails with EBUSY", errno.EBUSY),
-    "eintr": _FaultType(_READ, "reading outblob fails with EINTR", errno.EINTR),
-    "eio": _FaultType(_READ, "reading outblob fails with EIO", errno.EIO),
-    "etimedout": _FaultType(_READ, "reading outblob fails with ETIMEDOUT", errno.ETIMEDOUT),
-    "slow": _FaultType(
+NAMED: Final[dict[str, FaultType]] = {
+    "ebusy": FaultType(_READ, "reading outblob fails with EBUSY", errno.EBUSY),
+    "eintr": FaultType(_READ, "reading outblob fails with EINTR", errno.EINTR),
+    "eio": FaultType(_READ, "reading outblob fails with EIO", errno.EIO),
+    "etimedout": FaultType(_READ, "reading outblob fails with ETIMEDOUT", errno.ETIMEDOUT),
+    "slow": FaultType(
         "delay", "the host needs this time for a report (slow:2s)", argument="seconds"
     ),
-    "quote_fails": _FaultType(
+    "quote_fails": FaultType(
         _REPORT, "the host returns no quote: outblob is empty, since Linux 7.1 EIO"
     ),
-    "empty_outblob": _FaultType(_REPORT, "outblob is empty, on every kernel"),
-    "short_outblob": _FaultType(_REPORT, "outblob has only the first 1000 bytes"),
-    "oversized_outblob": _FaultType(
+    "empty_outblob": FaultType(_REPORT, "outblob is empty, on every kernel"),
+    "short_outblob": FaultType(_REPORT, "outblob has only the first 1000 bytes"),
+    "oversized_outblob": FaultType(
         _REPORT, "the host returns a length beyond the buffer: EFBIG, or zeros in older kernels"
     ),
-    "wrong_report_data": _FaultType(_REPORT, "the report is over other report data"),
-    "foreign_extend": _FaultType(
+    "wrong_report_data": FaultType(_REPORT, "the report is over other report data"),
+    "foreign_extend": FaultType(
         "foreign", "another process extends RTMR3 just before a report (outblob or ioctl)"
     ),
-    "generation_race": _FaultType("commit", "another process writes to the entry at the same time"),
-    "provider_changes": _FaultType("provider", "the provider file names the other platform"),
-    "provider_leaves": _FaultType(
+    "generation_race": FaultType("commit", "another process writes to the entry at the same time"),
+    "provider_changes": FaultType("provider", "the provider file names the other platform"),
+    "provider_leaves": FaultType(
         "unload", "the provider's module is unloaded before an entry is created"
     ),
-    "rtmr_extend_fails": _FaultType(
+    "rtmr_extend_fails": FaultType(
         "extend", "an extend fails with EIO and leaves the register unchanged"
     ),
-    "rtmr_extend_lies": _FaultType("extend", "an extend fails with EIO, but extends the register"),
-    "torn_journal": _FaultType(
+    "rtmr_extend_lies": FaultType("extend", "an extend fails with EIO, but extends the register"),
+    "torn_journal": FaultType(
         "tear", "an extend of RTMR3 fails with EIO, but half of the event is in the runtime log"
     ),
-    "qgs_error": _FaultType("qgs", "the quote generation service returns error 0x12001"),
-    "qgs_closes": _FaultType("qgs", "the quote generation service disconnects without a response"),
-    "qgs_truncates": _FaultType("qgs", "the quote generation service sends half of its response"),
-    "tpm_busy": _FaultType("tpm:busy", "the TPM answers a command with TPM_RC_RETRY"),
-    "tpm_failure": _FaultType("tpm:quote", "the TPM is in failure mode when a quote is requested"),
-    "pcr_race": _FaultType("tpm:pcr", "a program extends PCR 10 between quote and PCR values"),
-    "imds_unavailable": _FaultType("imds", "Azure's metadata service answers 503"),
-    "imds_slow": _FaultType("imds", "Azure's metadata service needs longer than a client waits"),
-    "imds_huge": _FaultType("imds", "Azure's metadata service answers with 1 MiB"),
-    "imds_redirect": _FaultType("imds", "Azure's metadata service redirects to another host"),
+    "qgs_error": FaultType("qgs", "the quote generation service returns error 0x12001"),
+    "qgs_closes": FaultType("qgs", "the quote generation service disconnects without a response"),
+    "qgs_truncates": FaultType("qgs", "the quote generation service sends half of its response"),
+    "tpm_busy": FaultType("tpm:busy", "the TPM answers a command with TPM_RC_RETRY"),
+    "tpm_failure": FaultType("tpm:quote", "the TPM is in failure mode when a quote is requested"),
+    "pcr_race": FaultType("tpm:pcr", "a program extends PCR 10 between quote and PCR values"),
+    "imds_unavailable": FaultType("imds", "Azure's metadata service answers 503"),
+    "imds_slow": FaultType("imds", "Azure's metadata service needs longer than a client waits"),
+    "imds_huge": FaultType("imds", "Azure's metadata service answers with 1 MiB"),
+    "imds_redirect": FaultType("imds", "Azure's metadata service redirects to another host"),
 }
 
 _READABLE: Final = (
@@ -136,31 +139,41 @@ class Fault(NamedTuple):
     skip: int = 0  # number of successful operations before
 
     @classmethod
-    def parse(cls, text: str) -> "Fault":
+    def parse(
+        cls,
+        text: str,
+        named: Mapping[str, FaultType] = NAMED,
+        operations: Collection[str] = OPERATIONS,
+    ) -> "Fault":
         """Parse a fault.
+
+        Args:
+            text: The specification.
+            named: Named faults, by default those of a simulated TEE.
+            operations: Operations that may fail with an errno.
 
         Raises:
             UsageError: If the fault is unknown; the text suggests similar names.
         """
         match = _FAULT.fullmatch(text.strip())
         if match is None:
-            raise _unknown_fault(text)
+            raise _unknown_fault(text, named, operations)
         times = _ALWAYS if match["times"] == "*" else int(match["times"] or 1)
         skip = int(match["skip"] or 0)
         if match["operation"]:
             name = f"{match['operation']}={match['errno']}"
-            if match["operation"] not in OPERATIONS or match["errno"] not in _ERRNOS:
-                raise _unknown_fault(text)
+            if match["operation"] not in operations or match["errno"] not in _ERRNOS:
+                raise _unknown_fault(text, named, operations)
             number = getattr(errno, match["errno"])
             return cls(name, match["operation"], number, times=times, skip=skip)
-        named = NAMED.get(match["name"])
-        if named is None or bool(named.argument) != bool(match["seconds"]):
-            raise _unknown_fault(text)
+        kind = named.get(match["name"])
+        if kind is None or bool(kind.argument) != bool(match["seconds"]):
+            raise _unknown_fault(text, named, operations)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
         if seconds > _MAX_SECONDS:
             problem = f"fault {shown(text.strip())}: longer than {_MAX_SECONDS:g}s"
             raise UsageError(problem, reason="out_of_range")
-        return cls(match["name"], named.operation, named.number, seconds, times, skip)
+        return cls(match["name"], kind.operation, kind.number, seconds, times, skip)
 
     def __str__(self) -> str:
         seconds = f":{self.seconds:g}s" if self.seconds else ""
@@ -169,26 +182,37 @@ class Fault(NamedTuple):
         return f"{self.name}{seconds}:{times}{skip}"
 
 
+def describe_faults(faults: Mapping[str, FaultType], width: int = 0) -> tuple[str, ...]:
+    """Return help: a line for each named fault, whose text begins in column `width` or later."""
+    examples = {name: f"{name}:2s" if one.argument else name for name, one in faults.items()}
+    width = max(width, *map(len, examples.values()))
+    return tuple(f"{examples[name]:<{width}}  {one.text}" for name, one in faults.items())
+
+
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
     """Return help: a line for each named fault in `names`, and three for the general form."""
-    examples = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
-    width = max(len("OPERATION=ERRNO"), *map(len, examples.values()))
-    lines = [f"{examples[name]:<{width}}  {NAMED[name].text}" for name in names]
+    chosen = {name: NAMED[name] for name in names}
+    width = max(
+        [len("OPERATION=ERRNO"), *(len(name) + 3 for name in names if NAMED[name].argument)]
+    )
+    width = max([width, *map(len, names)])
     return (
-        *lines,
+        *describe_faults(chosen, width),
         f"{'OPERATION=ERRNO':<{width}}  a system call fails, such as write:rtmr3=EIO",
         f"{'OPERATION':<{width}}  {', '.join(OPERATIONS)}",
         f"{'ERRNO':<{width}}  {', '.join(_ERRNOS)}",
     )
 
 
-def _unknown_fault(text: str) -> UsageError:
+def _unknown_fault(
+    text: str, named: Mapping[str, FaultType], operations: Collection[str]
+) -> UsageError:
     name, sign, number = text.strip().partition("=")
     if not sign:
         name = _NAME_END.split(name)[0]
-        close = "" if name in NAMED else near(name, NAMED)
-    elif name not in OPERATIONS:
-        close = near(name, OPERATIONS)
+        close = "" if name in named else near(name, named)
+    elif name not in operations:
+        close = near(name, operations)
     else:
         close = near(_NAME_END.split(number)[0], _ERRNOS)
     return UsageError(
@@ -199,7 +223,13 @@ def _unknown_fault(text: str) -> UsageError:
 
 
 class Faults:
-    """Faults that will be injected, called armed. Thread-safe."""
+    """Faults that will be injected, called armed. Thread-safe.
+
+    A subclass may have other faults than those of a simulated TEE.
+    """
+
+    named: ClassVar[Mapping[str, FaultType]] = NAMED
+    operations: ClassVar[Collection[str]] = OPERATIONS
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -213,8 +243,8 @@ class Faults:
                 self._queues.setdefault(fault.operation, []).append(fault)
 
     @classmethod
-    def of(cls, faults: "FaultsLike") -> "Faults":
-        """Return the faults of an argument; a Faults is returned unchanged.
+    def of(cls, faults: "FaultsLike") -> "Self":
+        """Return the faults of an argument; an object of this class is returned unchanged.
 
         Args:
             faults: A list of texts or faults, or a text with faults separated by blanks or commas.
@@ -223,17 +253,25 @@ class Faults:
         Raises:
             UsageError: If a fault is unknown, or the argument is a mapping or not iterable.
         """
-        if isinstance(faults, Faults):
+        if isinstance(faults, cls):
             return faults
         if isinstance(faults, str):
             faults = faults.replace(",", " ").split()
         if faults is None:
             return cls()
         # A mapping would be read as its keys, without the counts.
-        if isinstance(faults, Mapping) or not isinstance(faults, Iterable):
+        if isinstance(faults, Mapping | Faults) or not isinstance(faults, Iterable):
             text = "faults: must be a str, such as 'ebusy:3 slow:2s', or a list of them"
             raise UsageError(text, reason="wrong_type")
-        return cls(map(_to_fault, faults))
+        return cls(map(cls._to_fault, faults))
+
+    @classmethod
+    def _to_fault(cls, fault: object) -> Fault:
+        if isinstance(fault, Fault):
+            return fault
+        if isinstance(fault, str):
+            return Fault.parse(fault, cls.named, cls.operations)
+        raise UsageError("fault: must be a str, such as 'ebusy:3', or a Fault", reason="wrong_type")
 
     @property
     def any(self) -> bool:
@@ -258,7 +296,7 @@ class Faults:
         Raises:
             UsageError: If a fault is unknown or does not apply; none is armed then.
         """
-        new = (faults,) if isinstance(faults, Fault) else Faults.of(faults).armed()
+        new = (faults,) if isinstance(faults, Fault) else self.of(faults).armed()
         for fault in new:
             for watcher in self._watchers:
                 if validate := watcher():
@@ -309,11 +347,3 @@ class Faults:
 
 FaultsLike: TypeAlias = Faults | str | Iterable[Fault | str] | None
 """Argument of `Faults.of`."""
-
-
-def _to_fault(fault: object) -> Fault:
-    if isinstance(fault, Fault):
-        return fault
-    if isinstance(fault, str):
-        return Fault.parse(fault)
-    raise UsageError("fault: must be a str, such as 'ebusy:3', or a Fault", reason="wrong_type")
