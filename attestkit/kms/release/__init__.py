@@ -1,4 +1,63 @@
 """What a simulated KMS decides and derives: roots, keys, certificates, authorization.
 
-Nothing here listens on a socket. A simulated KMS is for tests: it runs outside a TEE.
+Nothing here listens on a socket. A simulated KMS is for tests: it runs outside a TEE. Names are
+loaded when they are used.
 """
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.kms.release.auth_simple import AuthSimpleConfig, AuthSimpleFile
+    from attestkit.kms.release.authorization import (
+        AuthorityInfo,
+        Authorization,
+        Decision,
+        DevAuthorization,
+        FunctionAuthorization,
+        PolicyAuthorization,
+        authorize_guest,
+    )
+    from attestkit.kms.release.boot_info import BootInfo, VerifiedGuest, verify_guest
+    from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.kms.release.roots import KmsRoots
+    from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
+    from attestkit.kms.release.webhook import AuthWebhook
+else:
+    # Lazy: a decision in Python needs neither the files nor the webhook.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "auth_simple": ["AuthSimpleConfig", "AuthSimpleFile"],
+            "authorization": [
+                *("AuthorityInfo", "Authorization", "Decision", "DevAuthorization"),
+                *("FunctionAuthorization", "PolicyAuthorization", "authorize_guest"),
+            ],
+            "boot_info": ["BootInfo", "VerifiedGuest", "verify_guest"],
+            "kms_faults": ["KmsFaults"],
+            "roots": ["KmsRoots"],
+            "state_folder": ["KmsState", "KmsStateFolder"],
+            "webhook": ["AuthWebhook"],
+        },
+    )
+
+__all__ = [
+    "AuthSimpleConfig",
+    "AuthSimpleFile",
+    "AuthWebhook",
+    "AuthorityInfo",
+    "Authorization",
+    "BootInfo",
+    "Decision",
+    "DevAuthorization",
+    "FunctionAuthorization",
+    "KmsFaults",
+    "KmsRoots",
+    "KmsState",
+    "KmsStateFolder",
+    "PolicyAuthorization",
+    "VerifiedGuest",
+    "authorize_guest",
+    "verify_guest",
+]
