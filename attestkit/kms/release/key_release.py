@@ -11,7 +11,7 @@ from attestkit._argument_checks import require_bytes, require_size
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256
-from attestkit._crypto.zeroize import Secret, wipe, wipe_field
+from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import UsageError
 from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519
 from attestkit.keys.key_claims import check_app_id, kms_claim
@@ -24,20 +24,38 @@ _BOOTSTRAP: Final = "dstack-kms-genereted-keys-v1:{};{};"  # spelled as upstream
 
 
 class ReleasedKeys(Secret):
-    """The keys that GetAppKey releases; they are wiped when the object is destroyed."""
+    """The keys that GetAppKey releases; they are wiped when the object is destroyed.
 
-    __slots__ = ("disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature")
+    Each access to a key returns a copy, which the caller may wipe.
+    """
+
+    __slots__ = ("_disk_crypt_key", "_env_crypt_key", "_k256_key", "k256_signature")
 
     def __init__(self, roots: KmsRoots, app_id: bytes, instance_id: bytes) -> None:
-        self.disk_crypt_key: bytes = _from_ca(roots, app_id, instance_id, b"app-disk-crypt-key")
-        self.env_crypt_key: bytes = _env_key(roots, app_id)
-        self.k256_key: bytes = derive_app_root(roots, app_id)
-        public = K256Key(self.k256_key).public_key
+        self._disk_crypt_key = _from_ca(roots, app_id, instance_id, b"app-disk-crypt-key")
+        self._env_crypt_key = _env_key(roots, app_id)
+        self._k256_key = derive_app_root(roots, app_id)
+        public = K256Key(self._k256_key).public_key
         # r, s and recovery id, 65 bytes: the statement that this is the root key of the app.
         self.k256_signature: bytes = _sign(roots, kms_claim(app_id, public))
 
+    @property
+    def disk_crypt_key(self) -> bytes:
+        """The key of the encrypted disk, 32 bytes."""
+        return own_copy(self._disk_crypt_key)
+
+    @property
+    def env_crypt_key(self) -> bytes:
+        """The X25519 secret for encrypted environments, 32 bytes."""
+        return own_copy(self._env_crypt_key)
+
+    @property
+    def k256_key(self) -> bytes:
+        """The app's secp256k1 root key, 32 bytes."""
+        return own_copy(self._k256_key)
+
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
-        for name in ("disk_crypt_key", "env_crypt_key", "k256_key"):
+        for name in ("_disk_crypt_key", "_env_crypt_key", "_k256_key"):
             _wipe(self, name)
 
     def __repr__(self) -> str:

@@ -147,6 +147,8 @@ def test_released_keys_are_secret_and_wiped() -> None:
         assert getattr(keys, name).hex() not in repr(keys)
     with pytest.raises(UsageError):
         pickle.dumps(keys)
-    held = memoryview(keys.k256_key)
+    held, copied = memoryview(keys._k256_key), keys.k256_key
+    assert copied == held
     del keys
     assert not any(held)
+    assert any(copied)
