@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
+from attestkit._crypto.hashes import hkdf_sha256
 from tests.secrets.marks import Found, search
 from tests.secrets.test_marked_keys import KEYS, SECRETS, SEED, make_key_file
 from tests.secrets.test_process import allow_core_files, to_a_file
@@ -80,10 +81,29 @@ USES = {
     with AppKeys.from_seed(given) as app_keys:
         wipe(given)
         app_keys.ca_cert""",
+    # The last derivation overwrites the remains of the others on the stack, as above.
+    "KmsRoots": """
+    from attestkit._crypto.ecdsa import P256Key
+    from attestkit.keys import derive_bytes
+    from attestkit.kms.release.key_release import release_app_keys
+    from attestkit.kms.release.roots import KmsRoots
+    other = P256Key.from_scalar(bytes(range(1, 33)))
+    given = take()
+    roots = KmsRoots(ca_key=other, k256_secret=given, temp_ca_key=other, rpc_key=other)
+    wipe(given)
+    keys = release_app_keys(roots, bytes(20), b"")
+    del keys, roots
+    derive_bytes(bytes(32), bytes(20), b"app-key")""",
+    "KmsRoots.from_seed": """
+    from attestkit.kms.release.roots import KmsRoots
+    given = take(); roots = KmsRoots.from_seed(given); wipe(given)
+    roots.serial_number("root-ca")
+    del roots""",
 }
 # Derived secrets: the scalar of Ed25519 (RFC 8032, 5.1.5), whose middle half contains no
 # clamped bits, and the shared secret of X25519 in USES.
 STANDS_FOR = {
+    "KmsRoots": {"app root": hkdf_sha256(SEED, bytes(20) + b"app-key", 32, b"RATLS")},
     "Ed25519Key": {"scalar": hashlib.sha512(SEED).digest()[:32]},
     "x25519, shared": {"shared": x25519(SEED, x25519_public_key(SEED))},
 }
