@@ -139,6 +139,7 @@ CONSTANT_TIME = {
     "backends/tdx/device.py": 1,
     "backends/tpm/hmac_session.py": 1,
     "backends/tpm/quote_reader.py": 2,
+    "cli/commands/env.py": 1,
     "cli/file_verifier.py": 1,
     "event_log/ima.py": 1,
     "gpu/checks/topology.py": 1,

@@ -21,7 +21,7 @@ _PIECE: Final = 1 << 16  # bytes per read
 _MAX_REST: Final = 1 << 16  # bytes of a message without its arrays of numbers
 _NUMBERS: Final = re.compile(rb"\[[0-9, \t\r\n]*\]")
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
-_Message = TypeVar("_Message")
+_MessageT = TypeVar("_MessageT")
 
 
 class SealedKey(NamedTuple):
@@ -31,17 +31,17 @@ class SealedKey(NamedTuple):
     provider_quote: bytes  # SGX quote over the hash of `encrypted_key`
 
 
-class _Request(msgspec.Struct):
+class _QuoteMessage(msgspec.Struct):
     quote: list[_Byte]
 
 
-class _Response(msgspec.Struct):
+class _SealedKeyMessage(msgspec.Struct):
     encrypted_key: list[_Byte]
     provider_quote: list[_Byte]
 
 
-_REQUEST: Final = msgspec.json.Decoder(_Request)
-_RESPONSE: Final = msgspec.json.Decoder(_Response)
+_REQUEST: Final = msgspec.json.Decoder(_QuoteMessage)
+_RESPONSE: Final = msgspec.json.Decoder(_SealedKeyMessage)
 
 
 def encode_request(quote: bytes) -> bytes:
@@ -132,7 +132,7 @@ def _set_timeout(sock: socket.socket, deadline: float) -> None:
     sock.settimeout(seconds)
 
 
-def _decode(decoder: "msgspec.json.Decoder[_Message]", message: bytes) -> _Message:
+def _decode(decoder: "msgspec.json.Decoder[_MessageT]", message: bytes) -> _MessageT:
     """Decode a message; arrays of numbers need 8 bytes for each, the rest is limited.
 
     A generic decoder would need 60 bytes for each bracket of a hostile message.

@@ -183,6 +183,14 @@ def test_machine_that_is_out_of_date_is_refused_unless_accepted(provider: Any) -
     fetch(provider, verifier=make_verifier(policy, collateral=collateral)).close()
 
 
+def test_td_is_no_provider_under_any_policy(provider: Any) -> None:
+    """A TD is refused also by a verifier that accepts TDs and has their collateral."""
+    policy = provider_policy().replace(platforms={"sgx", "dstack-tdx"})
+    verifier = make_verifier(policy, collateral=PKI.collateral(NOW))
+    with raises(KmsError, "evidence_refused", part="and not of an SGX enclave"):
+        fetch(provider, with_td_quote, verifier=verifier)
+
+
 def test_policy_must_name_enclaves(provider: Any) -> None:
     """No preset accepts an enclave; a policy that refuses simulated evidence refuses this one."""
     for policy in (AppraisalPolicy.default(), provider_policy().replace(refuse_simulated=True)):
