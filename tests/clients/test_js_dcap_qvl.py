@@ -6,6 +6,11 @@ import pytest
 
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
+    SGX_COLLATERAL,
+    SgxQuotingEnclave,
+    SimulatedEnclave,
+)
 from attestkit.collateral import Collateral
 from tests.backends.simulator.simulated_cases import CASES, VECTORS
 from tests.clients.js_dcap_qvl import encode_case, node_program, verify_with_javascript
@@ -50,6 +55,19 @@ def test_other_roots_are_refused(node: str) -> None:
     ]
     for verdict in verify_with_javascript(node, cases):
         assert "Failed to verify certificate chain" in verdict["error"]
+
+
+def test_sgx_quote_is_accepted_under_its_own_root_only(node: str) -> None:
+    """A simulated SGX quote is UpToDate; a flipped bit and other roots are refused."""
+    pki = SimulatedPki(SEED)
+    quote, collateral = SgxQuotingEnclave(pki).quote(SimulatedEnclave()), SGX_COLLATERAL
+    changed = quote[:112] + bytes([quote[112] ^ 1]) + quote[113:]  # MRENCLAVE
+    given = pki.collateral(NOW, collateral)
+    cases = [encode_case(quote, given, NOW, pki.root_der), encode_case(quote, given, NOW, None)]
+    cases.append(encode_case(changed, given, NOW, pki.root_der))
+    accepted, *refused = verify_with_javascript(node, cases)
+    assert accepted == {"status": "UpToDate", "advisories": []}
+    assert all("error" in verdict for verdict in refused), refused
 
 
 def test_flipped_bit_is_refused(node: str) -> None:

@@ -1,20 +1,25 @@
 """Keys from a local key provider are accepted only from the expected enclave, for this TD."""
 
+import json
+import stat
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from attestkit._crypto.ed25519 import x25519_public_key
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.sgx_quoting_enclave import (
     SGX_COLLATERAL,
     SGX_QUOTES,
     SgxQuotingEnclave,
 )
-from attestkit.errors import AttestKitError, CollateralError, KmsError, UsageError
+from attestkit.errors import AttestKitError, CollateralError, KmsError, PolicyError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.kms.local_provider import SealedKey, fetch_local_keys, provider_policy
 from attestkit.kms.local_provider.sealing import (
@@ -26,18 +31,28 @@ from attestkit.kms.local_provider.sealing import (
     td_report_data,
 )
 from attestkit.quote import Quote
-from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier import AppraisalPolicy, KeyProvider, Verifier
 from attestkit.verifier.result import TcbStatus
 from tests.kms.local_provider.machine import (
     ENCLAVE,
     NOW,
     PKI,
+    SEED,
     TD,
     make_provider,
     make_verifier,
 )
 from tests.raising import raises
 
+LOCAL_APP = json.dumps(
+    {
+        "manifest_version": 2,
+        "name": "app",
+        "runner": "docker-compose",
+        "docker_compose_file": "services: {}",
+        "key_provider": "local",
+    }
+).encode()
 SEALING_KEY = bytes(range(16))
 VERIFIER = make_verifier()
 SECRET = bytes(range(1, 33))
@@ -70,6 +85,43 @@ def test_keys_are_those_of_the_formula(provider: Any) -> None:
         assert (keys.env_crypt_key, keys.k256_signature) == (b"", b"")
         assert (keys.key_provider, keys.key_provider_id) == ("local", ENCLAVE.mr_enclave.hex())
         assert seed.hex() not in repr(keys)
+
+
+def test_keys_are_kept_in_the_key_file(provider: Any, tmp_path: Path) -> None:
+    """The file has the provider as dstack writes it, and gives the same keys, log and chain."""
+    path = tmp_path / ".appkeys.json"
+    with fetch(provider) as keys:
+        keys.save(path)
+        with AppKeys.load(path) as again:
+            assert again.k256_key == keys.k256_key
+            assert again.ca_cert == keys.ca_cert
+            assert (again.key_provider, again.key_provider_id) == (
+                "local",
+                ENCLAVE.mr_enclave.hex(),
+            )
+    found = json.loads(path.read_text())["key_provider"]
+    assert found["Local"]["mr"] == ENCLAVE.mr_enclave.hex()
+    assert list(found["Local"]) == ["key", "mr"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_event_of_the_boot_names_the_enclave(provider: Any) -> None:
+    """A TD with these keys measures the MRENCLAVE, and a policy of its verifier requires it."""
+    with fetch(provider) as keys:
+        guest = Simulator(seed=SEED, app_keys=keys, app_compose=LOCAL_APP, now=lambda: NOW)
+        evidence = Attester(guest).attest(nonce=b"nonce of 16 bytes")
+    identity = KeyProvider(name="local-sgx", id=ENCLAVE.mr_enclave)
+    other = KeyProvider(name="local-sgx", id=bytes(32))
+    for accepted, holds in ((identity, True), (other, False)):
+        policy = AppraisalPolicy.default().replace(key_provider=[accepted])
+        verifier = Verifier(
+            trust_anchor=PKI.root_der, collateral=PKI.collateral(NOW), policy=policy
+        )
+        if holds:
+            verifier.verify(evidence, nonce=b"nonce of 16 bytes", now=NOW)
+        else:
+            with raises(PolicyError, "key_provider"):
+                verifier.verify(evidence, nonce=b"nonce of 16 bytes", now=NOW)
 
 
 def test_other_enclave_has_other_keys_and_is_refused_by_the_pin(provider: Any) -> None:
