@@ -1,11 +1,21 @@
 """Targets: what a KMS and its clients read."""
 
+import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError, FormatError, SignatureError, VerificationError
+from attestkit.kms.answers import (
+    KmsMeta,
+    ReceivedKeys,
+    SignedEnvKey,
+    TemporaryCa,
+    read_certificate_chain,
+    read_refusal,
+)
 from attestkit.kms.cert_request import (
     CertRequest,
     decode_cert_request,
@@ -17,6 +27,7 @@ from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url
 from attestkit.ra_tls import OID_APP_ID, OID_CERT_USAGE
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from fuzz.parser_settings import secrets
 from tests.quotes import made_quote
 
 _ONE: Final = bytes(31) + b"\1"
@@ -107,6 +118,49 @@ def request_samples() -> list[bytes]:
     return [b"\2" + encoded, b"\2" + plain, b"\1" + head[:-3] + b"\4q\x08[]"]
 
 
+_ANSWERS: Final[tuple[Callable[[bytes], object], ...]] = (
+    KmsMeta.from_json,
+    TemporaryCa.from_json,
+    ReceivedKeys.from_json,
+    SignedEnvKey.from_json,
+    read_certificate_chain,
+)
+
+
+def _answer(raw: bytes) -> object:
+    """Read an answer; the first byte says of which method."""
+    text = read_refusal(raw[1:])
+    check("a short line", len(text) <= 300 and text.isprintable())
+    return _ANSWERS[raw[0] % len(_ANSWERS)](raw[1:]) if raw else None
+
+
+def answer_samples() -> list[bytes]:
+    """Return answers to every method, with marked keys, and refusals in both encodings."""
+    marked = "5ec2e7" * 10 + "5ec2"
+    meta = {
+        "ca_cert": "",
+        "k256_pubkey": "02",
+        "allow_any_upgrade": True,
+        "is_dev": False,
+        "bootstrap_info": {"ca_pubkey": "00", "k256_pubkey": "00", "attestation": ""},
+        "gateway_app_id": "any",
+        "kms_contract_address": None,
+        "chain_id": 1,
+        "app_auth_implementation": None,
+    }
+    keys = dict.fromkeys(("disk_crypt_key", "env_crypt_key", "k256_key"), marked)
+    answers: list[object] = [
+        meta,
+        {"temp_ca_cert": "", "temp_ca_key": "SECRETabcdef", "ca_cert": ""},
+        {"ca_cert": "", **keys, "k256_signature": "00", "gateway_app_id": "any"},
+        {"public_key": "00", "signature": "00", "timestamp": 1, "signature_v1": "00"},
+        {"certificate_chain": ["a", "b", "c"]},
+        {"error": "App not allowed: No attestation provided"},
+    ]
+    found = [bytes([at]) + json.dumps(one).encode() for at, one in enumerate(answers)]
+    return [*found, b"\0\n\x02no"]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     root = obeys(KmsRoot.from_json, ConfigError, accepted=_root)
@@ -114,7 +168,9 @@ def targets() -> list[ParserTarget]:
     chain = obeys(_chain, FormatError, SignatureError, VerificationError)
     # The text of a quote or event log of version 1, and offsets in it, come from other parsers.
     request = obeys(_request, FormatError, accepted=_request_parts)
+    answer = obeys(_answer, FormatError, said=repr, secret=secrets)
     return [
+        ParserTarget("kms_answer", answer, answer_samples, "config.dict", 1024),
         ParserTarget("app_chain", chain, short(chain_samples), "pem.dict"),
         ParserTarget("cert_request", request, short(request_samples), "evidence.dict"),
         ParserTarget("kms_root", root, root_samples, "config.dict", 512),

@@ -192,6 +192,7 @@ READERS: Final[dict[str, str]] = {
     "event_log.ima": "ima_log",
     "event_log.runtime_events": "runtime_lines",
     "event_log.tcg": "tpm_log",
+    "kms.answers": "kms_answer",
     "kms.cert_request": "cert_request",
     "kms.tls_chain": "app_chain",
     "kms.root": "kms_root",

@@ -65,6 +65,41 @@ def exchange(
         return RawResponse(response.status, response.headers, _read_body(response, limits.body))
 
 
+def exchange_at_once(sock: "socket.socket", limits: ResponseLimits, request: bytes) -> RawResponse:
+    """Send a whole POST request in one write, and read the response, also if sending failed.
+
+    A server may answer and close before it has read the request; the answer then explains more than
+    the failed write.
+
+    Args:
+        sock: Connected socket, which is not closed.
+        limits: Limits of the response.
+        request: Head and body.
+
+    Raises:
+        TooLargeError, HTTPException, OSError: As `exchange`. If neither sending succeeded nor an
+            answer came, the error of sending.
+    """
+    from http.client import HTTPException, HTTPResponse
+
+    bounded = _BoundedSocket(sock, limits)
+    failed: OSError | None = None
+    try:
+        bounded.sendall(request)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        failed = error
+    try:
+        response = HTTPResponse(cast("socket.socket", bounded), method="POST")
+        with response:
+            response.begin()
+            bounded.allow_body()
+            return RawResponse(response.status, response.headers, _read_body(response, limits.body))
+    except (OSError, HTTPException) as error:
+        raise failed or error from error
+
+
 def _read_body(response: "HTTPResponse", limit: int) -> bytes:
     """Read a body in pieces, so that memory is allocated only for received bytes."""
     from http.client import IncompleteRead

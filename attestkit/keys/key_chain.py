@@ -149,7 +149,24 @@ def recover_issuers(
         UsageError: If the app id does not have 20 bytes.
     """
     root = recover_root(public_key, purpose, chain[0])
-    return root, _recover_signer(chain[1], kms_claim(app_id, root))
+    return root, recover_kms_root(root, app_id, chain[1])
+
+
+def recover_kms_root(app_root: bytes, app_id: bytes, signature: bytes) -> bytes:
+    """Recover the KMS key (33 bytes) that signed an app's root key, the second link of a chain.
+
+    Recovery proves nothing: compare the key with the key of a trusted KMS.
+
+    Args:
+        app_root: Root key of the application, compressed, 33 bytes.
+        app_id: Id of the application, 20 bytes.
+        signature: Recoverable signature, 65 bytes.
+
+    Raises:
+        SignatureError: If the signature is malformed or not valid for any key.
+        UsageError: If the app id does not have 20 bytes.
+    """
+    return _recover_signer(signature, kms_claim(app_id, app_root))
 
 
 def _expected_claim(

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.kms.answers import KmsMeta
+    from attestkit.kms.cert_request import CertRequest
+    from attestkit.kms.client import FetchedKeys, KmsClient
+    from attestkit.kms.connection import TimeLimits
     from attestkit.kms.root import KmsRoot
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env
     from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
@@ -17,6 +21,10 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "answers": ["KmsMeta"],
+            "cert_request": ["CertRequest"],
+            "client": ["FetchedKeys", "KmsClient"],
+            "connection": ["TimeLimits"],
             "root": ["KmsRoot"],
             "sealed_env": ["Epochs", "open_env", "seal_env"],
             "tls_chain": ["AppCertificate", "verify_app_certificate"],
@@ -26,8 +34,13 @@ else:
 
 __all__ = [
     "AppCertificate",
+    "CertRequest",
     "Epochs",
+    "FetchedKeys",
+    "KmsClient",
+    "KmsMeta",
     "KmsRoot",
+    "TimeLimits",
     "kms_base_url",
     "open_env",
     "seal_env",

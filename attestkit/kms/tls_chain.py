@@ -32,6 +32,7 @@ class AppCertificate(NamedTuple):
     spki: bytes  # key of the certificate, SubjectPublicKeyInfo in DER
     der: bytes  # the certificate, for `ra_tls.verify`, which verifies evidence in it
     root: KmsRoot  # the pinned root
+    names_app: bool  # whether the certificate itself has the app id, as that of a KMS has
 
 
 def verify_app_certificate(
@@ -77,7 +78,7 @@ def verify_app_certificate(
     named = _extension(_NAMES[0], leaf, OID_APP_ID)
     if named is not None:
         _require_app(_NAMES[0], named, app_id)
-    return AppCertificate(app_id, leaf.spki, leaf.der, pinned[0])
+    return AppCertificate(app_id, leaf.spki, leaf.der, pinned[0], named is not None)
 
 
 def require_kms_usage(certificate: bytes) -> None:

@@ -1,0 +1,254 @@
+"""Answers of a KMS in JSON, as values (kms.md, section 1.1); bytes are hex.
+
+Unknown members are ignored, because newer versions have more. Errors contain no value of an answer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+
+from attestkit._crypto.zeroize import Secret, wipe_field
+from attestkit._formats.protobuf import ProtobufReader
+from attestkit._formats.strict_json import decode_strictly, from_hex
+from attestkit._sanitize import one_line
+from attestkit.errors import FormatError, UsageError
+
+MAX_ANSWER: Final = 1 << 20
+"""Maximum size of the body of an answer in bytes (1 MiB)."""
+
+MAX_CHAIN: Final = 8
+"""Maximum number of certificates in the answer to SignCert, which has three."""
+
+_T = TypeVar("_T")
+
+_MAX_ERROR: Final = 300  # characters of a refusal that are shown
+_U64: Final = 64
+_NAMES: Final = frozenset(  # of members; errors contain no others
+    [
+        *("ca_cert", "temp_ca_cert", "temp_ca_key", "certificate_chain", "error"),
+        *("disk_crypt_key", "env_crypt_key", "k256_key", "k256_signature", "os_image_hash"),
+        *("gateway_app_id", "tproxy_app_id", "public_key", "signature", "signature_v1"),
+        *("timestamp", "k256_pubkey", "ca_pubkey", "attestation", "allow_any_upgrade", "is_dev"),
+        *("bootstrap_info", "kms_contract_address", "chain_id", "app_auth_implementation"),
+    ]
+)
+
+
+class BootstrapStatement(NamedTuple):
+    """Root keys of a KMS and its evidence over them (kms.md, section 1.7), not verified."""
+
+    ca_spki: bytes
+    k256_public_key: bytes
+    attestation: bytes  # empty without attestation
+
+
+class KmsMeta(NamedTuple):
+    """What a KMS reports of itself: the answer to GetMeta, which nobody else certifies."""
+
+    ca_cert: str  # certificate of the root CA, PEM
+    k256_public_key: bytes  # compressed secp256k1, 33 bytes
+    allow_any_upgrade: bool
+    is_dev: bool  # no authorization service: every verified guest is allowed
+    bootstrap: BootstrapStatement | None
+    gateway_app_id: str | None
+    kms_contract_address: str | None
+    chain_id: int | None
+    app_auth_implementation: str | None
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "KmsMeta":
+        """Decode the answer to GetMeta.
+
+        Raises:
+            FormatError: If it is malformed, too large, or a member is missing.
+        """
+        fields = _read_object(data)
+        bootstrap = fields.get("bootstrap_info")
+        return cls(
+            ca_cert=_text(fields, "ca_cert"),
+            k256_public_key=_hex(fields, "k256_pubkey"),
+            allow_any_upgrade=_flag(fields, "allow_any_upgrade"),
+            is_dev=_flag(fields, "is_dev"),
+            bootstrap=None if bootstrap is None else _bootstrap(bootstrap),
+            gateway_app_id=_optional(fields, "gateway_app_id", _text),
+            kms_contract_address=_optional(fields, "kms_contract_address", _text),
+            chain_id=_optional(fields, "chain_id", _number),
+            app_auth_implementation=_optional(fields, "app_auth_implementation", _text),
+        )
+
+
+class TemporaryCa(NamedTuple):
+    """The answer to GetTempCaCert: a CA for clients, and the certificate of the root CA."""
+
+    temp_ca_cert: str  # PEM
+    temp_ca_key: str  # PEM; every client gets it
+    ca_cert: str  # PEM
+
+    def __repr__(self) -> str:
+        return "TemporaryCa()"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to pickle, because of the private key."""
+        message = "TemporaryCa: contains a private key and cannot be pickled"
+        raise UsageError(message, reason="not_picklable")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "TemporaryCa":
+        """Decode the answer to GetTempCaCert.
+
+        Raises:
+            FormatError: If it is malformed, too large, or a member is missing.
+        """
+        fields = _read_object(data)
+        return cls(*(_text(fields, name) for name in cls._fields))
+
+
+class ReceivedKeys(Secret):
+    """The answer to GetAppKey, not checked; the keys are wiped when the object is destroyed."""
+
+    __slots__ = (
+        *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id"),
+        *("k256_key", "k256_signature", "os_image_hash"),
+    )
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        """Take the members of the answer.
+
+        Raises:
+            FormatError: If a member is missing or malformed.
+        """
+        self.ca_cert: str = _text(fields, "ca_cert")
+        self.disk_crypt_key: bytes = _hex(fields, "disk_crypt_key")
+        self.env_crypt_key: bytes = _hex(fields, "env_crypt_key")
+        self.k256_key: bytes = _hex(fields, "k256_key")
+        self.k256_signature: bytes = _hex(fields, "k256_signature")
+        # `tproxy_app_id` is its old name; both are always equal.
+        newest = "gateway_app_id" if "gateway_app_id" in fields else "tproxy_app_id"
+        self.gateway_app_id: str = _text(fields, newest) if newest in fields else ""
+        has_hash = fields.get("os_image_hash") is not None
+        self.os_image_hash: bytes = _hex(fields, "os_image_hash") if has_hash else b""
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ReceivedKeys":
+        """Decode the answer to GetAppKey.
+
+        Raises:
+            FormatError: If it is malformed, too large, or a member is missing.
+        """
+        return cls(_read_object(data))
+
+    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        for name in ("disk_crypt_key", "env_crypt_key", "k256_key"):
+            _wipe(self, name)
+
+    def __repr__(self) -> str:
+        return "ReceivedKeys()"
+
+
+class SignedEnvKey(NamedTuple):
+    """The answer to GetAppEnvEncryptPubKey, not verified."""
+
+    public_key: bytes  # X25519
+    signature: bytes  # without a time, so it can be replayed
+    timestamp: int  # seconds since 1970
+    signature_v1: bytes  # also over the time
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "SignedEnvKey":
+        """Decode the answer to GetAppEnvEncryptPubKey.
+
+        Raises:
+            FormatError: If it is malformed, too large, or a member is missing.
+        """
+        fields = _read_object(data)
+        return cls(
+            _hex(fields, "public_key"),
+            _hex(fields, "signature"),
+            _number(fields, "timestamp"),
+            _hex(fields, "signature_v1"),
+        )
+
+
+def read_certificate_chain(data: bytes) -> tuple[str, ...]:
+    """Decode the answer to SignCert: certificates in PEM, not verified.
+
+    Raises:
+        FormatError: If it is malformed, too large, or has no certificates or too many.
+    """
+    chain = _read_object(data).get("certificate_chain")
+    if not isinstance(chain, list) or not all(isinstance(one, str) for one in chain):
+        message = "certificate_chain: must be an array of strings"
+        raise FormatError(message, reason="missing" if chain is None else "wrong_type")
+    if not 1 <= len(chain) <= MAX_CHAIN:
+        message = f"certificate_chain: must have 1 to {MAX_CHAIN} certificates, not {len(chain)}"
+        raise FormatError(message, reason="wrong_size")
+    return tuple(chain)
+
+
+def read_refusal(body: bytes) -> str:
+    """Return the text of an error, on one line and cut; empty if the body has no such text.
+
+    Errors before the body of the request is read are in protobuf, whatever was requested.
+    """
+    text: object = ""
+    try:
+        if body.startswith(b"\n"):  # field 1, a string
+            text = ProtobufReader(body).read_fields()[0].bytes_value("error").decode()
+        else:
+            text = _read_object(body).get("error")
+    except (FormatError, UnicodeDecodeError):
+        pass
+    return one_line(text, _MAX_ERROR) if isinstance(text, str) else ""
+
+
+def _read_object(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_ANSWER:
+        raise FormatError(f"answer: over {MAX_ANSWER} bytes", reason="too_large")
+    found = decode_strictly(data, known_keys=_NAMES)
+    if not isinstance(found, dict):
+        raise FormatError("answer: must be a JSON object", reason="wrong_type")
+    return found
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        problem = "missing" if value is None else "must be a string"
+        raise FormatError(f"{name}: {problem}", reason="missing" if value is None else "wrong_type")
+    # Not by encoding it, because the codec's error holds the text.
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise FormatError(f"{name}: unpaired surrogate in text", reason="encoding")
+    return value
+
+
+def _hex(fields: Mapping[str, Any], name: str) -> bytes:
+    return from_hex(_text(fields, name), name)
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, bool):
+        raise FormatError(f"{name}: must be true or false", reason="wrong_type")
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FormatError(f"{name}: must be an integer", reason="wrong_type")
+    if not 0 <= value < 1 << _U64:
+        raise FormatError(f"{name}: must be 0 to 2**64 - 1", reason="wrong_value")
+    return value
+
+
+def _optional(
+    fields: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any], str], _T]
+) -> _T | None:
+    return None if fields.get(name) is None else read(fields, name)
+
+
+def _bootstrap(value: object) -> BootstrapStatement:
+    if not isinstance(value, dict):
+        raise FormatError("bootstrap_info: must be an object or null", reason="wrong_type")
+    return BootstrapStatement(
+        *(_hex(value, name) for name in ("ca_pubkey", "k256_pubkey", "attestation"))
+    )

@@ -1,0 +1,401 @@
+"""Client of a KMS: key release, certificates and public keys (kms.md, section 1.4.3).
+
+For each URL the client requests the temporary CA without verifying the server, compares the root
+in the answer with the pins, and makes every other call on a connection that trusts this root alone.
+Keys are requested only after that, after the server's certificate is known to be that of a KMS, and
+after its evidence is verified, if a verifier is given.
+"""
+
+import hmac
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+
+from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._sanitize import one_line
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.vm_config import read_os_image_hash
+from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
+from attestkit.errors import AttestKitError, KmsError, UsageError, VerificationError
+from attestkit.keys import AppKeys, KmsProvider
+from attestkit.kms.answers import (
+    KmsMeta,
+    ReceivedKeys,
+    SignedEnvKey,
+    TemporaryCa,
+    read_certificate_chain,
+)
+from attestkit.kms.cert_request import CertRequest, sign_cert_request
+from attestkit.kms.client_certificate import AttestedKey
+from attestkit.kms.connection import (
+    TimeLimits,
+    anonymous_context,
+    call_kms,
+    only_certificate,
+    rooted_context,
+)
+from attestkit.kms.failover import try_each_url
+from attestkit.kms.key_checks import check_received_keys
+from attestkit.kms.root import KmsRoot, find_root, require_roots
+from attestkit.kms.tls_chain import require_kms_usage, verify_app_certificate
+from attestkit.kms.url import KmsUrl, parse_kms_url
+from attestkit.ra_tls.issued import Issued, current_time
+
+if TYPE_CHECKING:
+    from attestkit._reasons import KmsReason
+    from attestkit.verifier import AttestationResult, Verifier
+
+MAX_URLS: Final = 16
+"""Maximum number of URLs of a client."""
+
+_logger = logging.getLogger("attestkit.kms")
+_API_VERSION: Final = 1  # of GetAppKey
+_CERT_VERSION: Final = 2  # of SignCert
+_SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, section 5)
+_CHAIN_REASONS: "Final[Mapping[str, KmsReason]]" = {
+    "untrusted_root": "wrong_root",
+    "cert_expired": "expired",
+}
+_MAX_SHOWN: Final = 300  # characters of an error of the verifier
+
+
+class EvidenceMaker(Protocol):
+    """Source of this guest's evidence, such as an `Attester`."""
+
+    def attest(self, *, report_data: bytes) -> Attestation:
+        """Return evidence over 64 bytes of report data."""
+        ...
+
+
+class FetchedKeys(NamedTuple):
+    """Keys that a KMS released and that passed all checks."""
+
+    app_keys: AppKeys
+    os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
+    root: KmsRoot  # both root keys of the KMS
+    url: str  # base URL that released them
+    evidence: "AttestationResult | None"  # of the KMS; None without a verifier
+    not_proven: tuple[str, ...]
+    """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
+
+
+class _Server(NamedTuple):
+    """A KMS whose root is pinned."""
+
+    url: KmsUrl
+    temp_ca: TemporaryCa
+    roots: tuple[KmsRoot, ...]  # the pinned ones with the CA key of this server
+
+
+class KmsClient:
+    """Client of one KMS at one or several URLs, which are tried in order. Thread-safe.
+
+    Args:
+        urls: URLs of the KMS; `/prpc` is appended if missing.
+        roots: Roots of the trusted KMSs, from a source that is neither the host nor the KMS. The
+            string "first-use" accepts any KMS, which whoever controls host or network can choose;
+            a warning is logged.
+        attester: Attests this guest; only `get_app_keys` needs it.
+        app_id: Expected id of this app, 20 bytes; None is that in the guest's own evidence.
+        vm_config: Text of the member `vm_config` of the sys-config; if it is empty, the KMS uses
+            the one in the evidence.
+        verifier: Verifier of the KMS's own evidence, which is then required.
+        limits: Limits of time.
+        now: Returns the time in seconds since 1970.
+        random: Returns a number of random bytes.
+
+    Raises:
+        KmsError: If there is no URL (`no_urls`).
+        ConfigError: If a URL is not valid.
+        UsageError: If another argument is missing or malformed, or there are too many URLs.
+    """
+
+    def __init__(
+        self,
+        urls: str | Iterable[str],
+        *,
+        roots: Iterable[KmsRoot] | Literal["first-use"],
+        attester: EvidenceMaker | None = None,
+        app_id: bytes | None = None,
+        vm_config: str = "",
+        verifier: "Verifier | None" = None,
+        limits: TimeLimits | None = None,
+        now: Callable[[], float] = current_time,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._urls = _checked_urls(urls)
+        self._roots = None if roots == "first-use" else require_roots(roots)
+        if app_id is not None:
+            require_bytes("app_id", app_id)
+            require_size("app_id", app_id, 20)
+        utf8(vm_config, "vm_config", UsageError)
+        if verifier is not None and not hasattr(verifier, "verify"):
+            raise wrong_type("verifier", "a Verifier", verifier)
+        self._attester = attester
+        self._app_id = app_id
+        self._vm_config = vm_config
+        self._verifier = verifier
+        self._limits = limits or TimeLimits()
+        self._now = now
+        self._random = random
+        if self._roots is None:
+            _logger.warning("KMS root not pinned: any KMS that the host names is trusted")
+
+    def get_app_keys(self) -> AppKeys:
+        """Return the keys of this app; see `fetch_app_keys`, which returns more."""
+        return self.fetch_app_keys().app_keys
+
+    def fetch_app_keys(self) -> FetchedKeys:
+        """Request the keys of this app, and check them (kms.md, section 1.4.3).
+
+        No event is emitted and no file written.
+
+        Raises:
+            KmsError: If no URL released keys that pass all checks; `failures` has the error of
+                each URL.
+            UsageError: If there is no attester.
+            BackendError: And other errors of the attester.
+        """
+        if self._attester is None:
+            message = "attester: missing; keys are released to evidence only"
+            raise UsageError(message, reason="missing")
+        # Before the loop, in which an error of this guest would be taken for one of the KMS.
+        key = AttestedKey(self._attester.attest, self._random)
+        app_id = self._own_app_id(key.evidence)
+        config = self._vm_config or key.evidence.config
+        image_hash = read_os_image_hash(config) if config else b""
+        fetch = partial(self._fetch, key, app_id, image_hash)
+        return try_each_url(self._urls, "GetAppKey", fetch)
+
+    def get_meta(self) -> KmsMeta:
+        """Return what the KMS reports of itself; its root keys are compared with the pins.
+
+        Raises:
+            KmsError: If no URL gave a valid answer.
+        """
+        return try_each_url(self._urls, "GetMeta", self._get_meta)
+
+    def env_public_key(self, app_id: bytes) -> bytes:
+        """Return an app's X25519 public key for encrypted environments, 32 bytes.
+
+        The KMS's signature over key, app and time is verified with the pinned secp256k1 key.
+
+        Args:
+            app_id: Id of the app, 20 bytes.
+
+        Raises:
+            KmsError: If no URL gave a valid answer.
+            UsageError: If the app id has another size, or no root has a secp256k1 key.
+        """
+        require_bytes("app_id", app_id)
+        require_size("app_id", app_id, 20)
+        if not any(root.k256_public_key for root in self._roots or ()):
+            message = "roots: no secp256k1 key is pinned, which must have signed the public key"
+            raise UsageError(message, reason="missing")
+        return try_each_url(
+            self._urls, "GetAppEnvEncryptPubKey", partial(self._env_public_key, app_id)
+        )
+
+    def sign_certificate(self, request: CertRequest, key: P256Key) -> tuple[str, ...]:
+        """Have a certificate signed; return its chain in PEM: certificate, app CA, root.
+
+        A second URL is tried if the first one fails, and no others.
+
+        Args:
+            request: The request, with evidence over the public key.
+            key: The key of the request, which signs it.
+
+        Raises:
+            KmsError: If no URL returned a valid chain for this key and app.
+            UsageError: If the request cannot be encoded, or the key is another.
+        """
+        encoded, signature = sign_cert_request(request, key)
+        app_id = self._own_app_id(request.attested())
+        arguments = {
+            "api_version": _CERT_VERSION,
+            "csr": encoded.hex(),
+            "signature": signature.hex(),
+            "vm_config": self._vm_config,
+        }
+
+        def sign(url: KmsUrl) -> tuple[str, ...]:
+            server = self._find(url)
+            chain = read_certificate_chain(self._call(server, "SignCert", arguments)[0])
+            self._check_chain(chain, server, app_id, request.pubkey)
+            return chain
+
+        return try_each_url(self._urls[:_SIGN_URLS], "SignCert", sign)
+
+    def __repr__(self) -> str:
+        return f"KmsClient({[url.base for url in self._urls]})"
+
+    def _find(self, url: KmsUrl) -> _Server:
+        """Request temporary CA and root of a KMS; compare the root with the pins."""
+        context = anonymous_context()
+        answer = call_kms(url, "GetTempCaCert", {}, context, limits=self._limits)
+        temp_ca = TemporaryCa.from_json(answer)
+        spki = read_certificate(only_certificate(temp_ca.ca_cert)).spki_der
+        if self._roots is None:
+            return _Server(url, temp_ca, (_first_root(spki),))
+        roots = find_root(self._roots, spki)
+        if not roots:
+            message = f"the key of its root CA is not a pinned one: {spki[:200].hex()}"
+            raise KmsError(message, reason="wrong_root")
+        return _Server(url, temp_ca, roots)
+
+    def _fetch(
+        self, key: AttestedKey, app_id: bytes, image_hash: bytes, url: KmsUrl
+    ) -> FetchedKeys:
+        server = self._find(url)
+        issued = key.certify(server.temp_ca, self._now())
+        arguments = {"api_version": _API_VERSION, "vm_config": self._vm_config}
+        answer, evidence = self._call(server, "GetAppKey", arguments, issued)
+        keys = ReceivedKeys.from_json(answer)
+        k256_root = check_received_keys(
+            keys, app_id=app_id, roots=server.roots, image_hash=image_hash
+        )
+        root = KmsRoot(server.roots[0].ca_spki, k256_root)
+        temp_ca, not_proven = server.temp_ca, []
+        if self._roots is None:
+            not_proven.append("kms_root")
+        if all(pinned.k256_public_key is None for pinned in server.roots):
+            not_proven.append("kms_k256_root")
+        app_keys = AppKeys(
+            k256_key=keys.k256_key,
+            k256_signature=keys.k256_signature,
+            env_crypt_key=keys.env_crypt_key,
+            disk_crypt_key=keys.disk_crypt_key,
+            gateway_app_id=keys.gateway_app_id,
+            ca_cert=temp_ca.ca_cert,
+            ca_key=None,
+            key_provider="kms",
+            key_provider_id=root.provider_id,
+            kms_provider=KmsProvider(server.url.base, temp_ca.temp_ca_key, temp_ca.temp_ca_cert),
+        )
+        return FetchedKeys(
+            app_keys, keys.os_image_hash, root, server.url.base, evidence, tuple(not_proven)
+        )
+
+    def _get_meta(self, url: KmsUrl) -> KmsMeta:
+        server = self._find(url)
+        meta = KmsMeta.from_json(self._call(server, "GetMeta", {})[0])
+        spki = read_certificate(only_certificate(meta.ca_cert)).spki_der
+        pinned = [root.is_of_ca(spki) for root in server.roots]
+        allowed = [root.may_be_k256(meta.k256_public_key) for root in server.roots]
+        if not all(pinned) or not any(allowed):
+            message = "GetMeta names other root keys than the pinned ones"
+            raise KmsError(message, reason="wrong_root")
+        return meta
+
+    def _env_public_key(self, app_id: bytes, url: KmsUrl) -> bytes:
+        server = self._find(url)
+        arguments = {"app_id": app_id.hex()}
+        found = SignedEnvKey.from_json(self._call(server, "GetAppEnvEncryptPubKey", arguments)[0])
+        if len(found.public_key) != 32:
+            message = f"public_key: must have 32 bytes, not {len(found.public_key)}"
+            raise KmsError(message, reason="wrong_size")
+        signer = verify_env_encrypt_public_key(
+            found.public_key,
+            found.signature_v1,
+            app_id.hex(),
+            found.timestamp,
+            now=int(self._now()),
+        )
+        pins = [root.k256_public_key for root in server.roots if root.k256_public_key]
+        recovered = bytes.fromhex(signer[2:]) if signer else b""
+        if not any(hmac.compare_digest(pin, recovered) for pin in pins):
+            message = "signature_v1: not by the pinned key for this app and time"
+            raise KmsError(message, reason="bad_signature")
+        return found.public_key
+
+    def _call(
+        self,
+        server: _Server,
+        method: str,
+        arguments: Mapping[str, object],
+        issued: Issued | None = None,
+    ) -> "tuple[bytes, AttestationResult | None]":
+        """Call a method of a verified server; return its answer and its verified evidence."""
+        verified: list[AttestationResult] = []
+
+        def check_server(certificate: bytes) -> None:
+            _check_usage(certificate)
+            if self._verifier is not None:
+                verified.append(_verify_evidence(certificate, self._verifier))
+
+        answer = call_kms(
+            server.url,
+            method,
+            arguments,
+            rooted_context(server.temp_ca.ca_cert, issued),
+            limits=self._limits,
+            check_server=check_server,
+        )
+        return answer, verified[0] if verified else None
+
+    def _own_app_id(self, evidence: Attestation) -> bytes:
+        """Return the app id in this guest's evidence, which is the one that a KMS reads."""
+        found = evidence.read_app_info(key_time=True).app_id
+        if len(found) != 20:
+            message = "this guest's evidence names no app before boot-mr-done"
+            raise KmsError(message, reason="wrong_identity")
+        if self._app_id is not None and not hmac.compare_digest(found, self._app_id):
+            message = f"this guest's evidence names the app {found.hex()}, not {self._app_id.hex()}"
+            raise KmsError(message, reason="wrong_identity")
+        return found
+
+    def _check_chain(
+        self, chain: Sequence[str], server: _Server, app_id: bytes, spki: bytes
+    ) -> None:
+        """Check the answer to SignCert (kms.md, section 5)."""
+        try:
+            found = verify_app_certificate(
+                chain, app_id=app_id, kms_roots=server.roots, now=self._now()
+            )
+        except VerificationError as error:
+            reason = _CHAIN_REASONS.get(error.reason, "wrong_certificate")
+            raise KmsError(f"SignCert: {error}", reason=reason) from error
+        if not found.names_app or not hmac.compare_digest(found.spki, spki):
+            message = "SignCert: the certificate is for another key, or names no app"
+            raise KmsError(message, reason="wrong_certificate")
+
+
+def _checked_urls(urls: str | Iterable[str]) -> tuple[KmsUrl, ...]:
+    texts = [urls] if isinstance(urls, str) else list(urls)
+    if not texts:
+        raise KmsError("No KMS URLs are set", reason="no_urls")
+    if len(texts) > MAX_URLS:
+        raise UsageError(f"urls: more than {MAX_URLS}", reason="too_many")
+    return tuple([parse_kms_url(text) for text in texts])
+
+
+def _first_root(spki: bytes) -> KmsRoot:
+    try:
+        return KmsRoot(spki)
+    except UsageError as error:
+        raise KmsError(f"root CA: {error}", reason="malformed") from error
+
+
+def _check_usage(certificate: bytes) -> None:
+    try:
+        require_kms_usage(certificate)
+    except VerificationError as error:
+        raise KmsError(str(error), reason="wrong_usage") from error
+
+
+def _verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationResult":
+    from attestkit.ra_tls import verify  # lazy: not every client verifies
+
+    try:
+        # No date limits the age of this evidence: the KMS makes its certificate at each start.
+        return verify(certificate, verifier, max_lifetime=None)
+    except AttestKitError as error:
+        is_missing = error.reason == "no_evidence"
+        message = f"evidence of the KMS: {one_line(str(error), _MAX_SHOWN)}"
+        raise KmsError(
+            message, reason="no_evidence" if is_missing else "evidence_refused"
+        ) from error

@@ -1,0 +1,235 @@
+"""One call of a KMS over HTTPS, on a connection of its own (kms.md, sections 1.3 and 1.6).
+
+The KMS and the network are untrusted: size and time are limited, redirects are not followed, and
+neither the proxies nor the keylog file of the environment are used.
+"""
+
+import contextlib
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from http.client import HTTPException, IncompleteRead
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import certificate_pem
+from attestkit._sanitize import one_line
+from attestkit._system.bounded_http import (
+    RawResponse,
+    ResponseLimits,
+    TooLargeError,
+    exchange_at_once,
+)
+from attestkit.errors import AttestKitError, FormatError, KmsError, UsageError
+from attestkit.kms.answers import MAX_ANSWER, read_refusal
+from attestkit.kms.url import KmsUrl
+from attestkit.ra_tls.key_loading import load_issued
+
+if TYPE_CHECKING:
+    from attestkit._reasons import KmsReason
+    from attestkit.ra_tls.issued import Issued
+
+HEAD_LIMIT: Final = 64 * 1024
+"""Maximum size of status line, header section and chunk framing of an answer in bytes."""
+
+_ADDRESSES: Final = 8  # of a host that are tried
+_OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+_EXPIRED: Final = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED of OpenSSL
+
+CheckServer = Callable[[bytes], None]
+"""Function that checks the server's certificate (DER) after the handshake, before the request."""
+
+
+class TimeLimits(NamedTuple):
+    """Limits in seconds; the time for name resolution is limited by the system's resolver."""
+
+    connect: float = 5.0  # of each address of the host
+    call: float = 60.0  # of the whole call
+
+
+def anonymous_context() -> ssl.SSLContext:
+    """Return a context that does not verify the server, for GetTempCaCert only."""
+    context = _context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def rooted_context(ca_cert: str, issued: "Issued | None" = None) -> ssl.SSLContext:
+    """Return a context that trusts one root CA alone, and verifies the name of the host.
+
+    Args:
+        ca_cert: Certificate of the root CA in PEM.
+        issued: Key and certificate of the client; None for an anonymous client.
+
+    Raises:
+        FormatError: If `ca_cert` is not one certificate in PEM.
+        UnsupportedError: If memfd_create or /proc is not available.
+    """
+    context = _context()
+    try:
+        context.load_verify_locations(cadata=only_certificate(ca_cert))
+    except ssl.SSLError as error:
+        raise FormatError("ca_cert: not accepted by OpenSSL", reason="syntax") from error
+    if issued is not None:
+        load_issued(context, issued)
+    return context
+
+
+def only_certificate(pem: str) -> str:
+    """Return the one certificate of a text, without text around it.
+
+    Raises:
+        FormatError: If there is none, or more than one.
+    """
+    found = split_pem(pem)
+    if len(found) != 1:
+        message = f"PEM: must have one certificate, not {len(found)}"
+        raise FormatError(message, reason="wrong_size")
+    return certificate_pem(found[0])
+
+
+def call_kms(
+    url: KmsUrl,
+    method: str,
+    arguments: Mapping[str, object],
+    context: ssl.SSLContext,
+    *,
+    limits: TimeLimits,
+    check_server: CheckServer | None = None,
+) -> bytes:
+    """Call a method, and return the body of a successful answer.
+
+    Args:
+        url: Base URL.
+        method: Name of the method, such as `GetMeta`.
+        arguments: JSON object.
+        context: TLS context.
+        limits: Limits of time.
+        check_server: Called with the server's certificate before the request is sent.
+
+    Raises:
+        KmsError: If the call fails or is refused (`connection`, `timeout`, `refused`, `malformed`,
+            `expired`, `wrong_certificate`), and what `check_server` raises.
+    """
+    deadline = time.monotonic() + limits.call
+
+    def time_left() -> float:
+        return deadline - time.monotonic()
+
+    request = _request(url, method, arguments)
+    try:
+        with contextlib.closing(_connect(url, limits, time_left)) as plain:
+            plain.settimeout(max(time_left(), 0.001))
+            with context.wrap_socket(
+                plain, server_hostname=url.host, suppress_ragged_eofs=False
+            ) as sock:
+                if check_server is not None:
+                    check_server(sock.getpeercert(binary_form=True) or b"")
+                bounds = ResponseLimits(HEAD_LIMIT, MAX_ANSWER, time_left)
+                answer = exchange_at_once(sock, bounds, request)
+    except AttestKitError:  # some are ValueErrors
+        raise
+    except (TooLargeError, OSError, HTTPException, ValueError) as error:
+        reason, problem = _describe(error, limits)
+        raise _failed(url, method, problem, reason) from error
+    return _successful(url, method, answer)
+
+
+def _context() -> ssl.SSLContext:
+    # Not create_default_context: it may set VERIFY_X509_STRICT, which refuses upstream's
+    # certificates, and writes keys to SSLKEYLOGFILE.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= _OPTIONS
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols(["http/1.1"])  # HTTP/2 loses answers of early refusals
+    return context
+
+
+def _connect(url: KmsUrl, limits: TimeLimits, time_left: Callable[[], float]) -> socket.socket:
+    """Return a socket that is connected to the first address that accepts."""
+    found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    failed: OSError = TimeoutError("timed out")
+    for family, kind, protocol, _, address in found[:_ADDRESSES]:
+        if (seconds := min(limits.connect, time_left())) <= 0:
+            break
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(seconds)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failed = error
+        else:
+            return sock
+    raise failed
+
+
+def _request(url: KmsUrl, method: str, arguments: Mapping[str, object]) -> bytes:
+    try:
+        body = json.dumps(arguments, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        message = f"{method}: unpaired surrogate in an argument"
+        raise UsageError(message, reason="encoding") from error
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    head = (
+        f"POST {url.path}/{method}?json HTTP/1.1\r\n"
+        f"Host: {host}:{url.port}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Accept: application/json\r\n"
+        "Accept-Encoding: identity\r\n"
+        "User-Agent: attestkit\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def _successful(url: KmsUrl, method: str, answer: RawResponse) -> bytes:
+    status, encoding = answer.status, answer.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise _failed(url, method, "content encoding was not requested", "malformed")
+    if status == 200:
+        return answer.body
+    text = read_refusal(answer.body)
+    if status >= 500:
+        problem = f"HTTP status {status}{f': {text}' if text else ''}"
+        raise _failed(url, method, problem, "connection")
+    if status >= 400:
+        message = f"KMS {url.base}: refused {method}: {text or f'HTTP status {status}'}"
+        raise KmsError(message, reason="refused", url=url.base)
+    raise _failed(url, method, f"unexpected HTTP status {status}", "malformed")
+
+
+def _failed(url: KmsUrl, method: str, problem: str, reason: "KmsReason") -> KmsError:
+    message = f"KMS {url.base}: {method} failed: {problem}"
+    return KmsError(message, reason=reason, url=url.base)
+
+
+def _describe(error: Exception, limits: TimeLimits) -> "tuple[KmsReason, str]":
+    """Return reason and text of an error of the exchange."""
+    if isinstance(error, TooLargeError):
+        return "malformed", f"answer is over {error}"
+    if isinstance(error, TimeoutError):
+        text = f"no answer within {limits.call:g} s, or no connection within {limits.connect:g} s"
+        return "timeout", text
+    if isinstance(error, OSError):
+        return _describe_os_error(error)
+    if isinstance(error, IncompleteRead):
+        return "connection", "the answer is truncated"
+    # HTTPException; or ValueError, of http.client
+    return "malformed", f"invalid HTTP answer ({type(error).__name__})"
+
+
+def _describe_os_error(error: OSError) -> "tuple[KmsReason, str]":
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem = one_line(error.verify_message, 100)
+        is_expired = error.verify_code in _EXPIRED
+        return "expired" if is_expired else "wrong_certificate", f"server certificate: {problem}"
+    if isinstance(error, ssl.SSLError):
+        return "connection", f"TLS failed: {error.reason or type(error).__name__}"
+    return "connection", error.strerror or type(error).__name__
