@@ -88,7 +88,7 @@ def text_of(row: dict[str, Any]) -> str:
     return " ".join(str(row.get("error", "HTTP status 404")).split())[:250]
 
 
-def rows(*methods: str, status: int, whole: bool = True) -> Any:
+def rows(*methods: str, status: int, whole: bool = True) -> pytest.MarkDecorator:
     """Return a parametrization by the rows of methods with a status."""
     found = [
         row
@@ -107,12 +107,15 @@ def test_every_recorded_status_is_taken_as_answer_or_refusal(row: dict[str, Any]
     reply = row["status"], body_of(row)
     with running(ROOTS, lambda _: reply) as server:
         url = parse_kms_url(server.url)
-        call = call_kms, url, "Method", {}, anonymous_context()
+
+        def call() -> bytes:
+            return call_kms(url, "Method", {}, anonymous_context(), limits=LIMITS)
+
         if row["status"] == 200:
-            assert call[0](*call[1:], limits=LIMITS) == reply[1]
+            assert call() == reply[1]
             return
         with raises(KmsError, "refused", part=text_of(row)):
-            call[0](*call[1:], limits=LIMITS)
+            call()
 
 
 @needs_shared
@@ -218,7 +221,7 @@ def test_other_recorded_refusals_are_reported(row: dict[str, Any]) -> None:
 
 def test_tls_alert_about_the_client_certificate_is_a_failed_connection() -> None:
     """The real KMS refuses certificates of another CA by an alert, which the client reports."""
-    window = {"not_before": 0, "not_after": WINDOW.not_after}
+    window: dict[str, Any] = {"not_before": 0, "not_after": WINDOW.not_after}
     other = certificate_pem(issue_ca(key=LEAF_KEY, subject="self", path_length=0, **window))
     leaf = certificate_pem(
         issue_leaf(public_key=LEAF_KEY, subject="a", ca_cert=other, ca_key=LEAF_KEY, **window)
