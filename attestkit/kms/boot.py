@@ -193,9 +193,7 @@ def _named_provider(launch: Launch) -> str | None:
     return "none" if isinstance(fields, dict) and fields.get("key_provider") else None
 
 
-def _choose_pins(
-    boot: _Boot, roots: KmsRoots
-) -> "tuple[KmsRoot, ...] | Literal['first-use']":
+def _choose_pins(boot: _Boot, roots: KmsRoots) -> "tuple[KmsRoot, ...] | Literal['first-use']":
     """Return the roots that may release the keys (kms.md, section 1.4.3, 3)."""
     named = boot.launch.app_compose.key_provider_id
     if roots is None or roots == FIRST_USE:

@@ -35,6 +35,7 @@ from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import boot_events, events_before_keys
 from attestkit.errors import UnsupportedError, UsageError
+from attestkit.event_log import Event
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
 
@@ -252,7 +253,7 @@ class Simulator(SimulatedApp):
         launch, firmware = self.launch(), replay_records(boot_records(self._image))
         fixed = [self._pki.root_der, self.vm_config.encode()]
         if self.kms_boot:
-            events = ()
+            events: tuple[Event, ...] = ()
             fixed.append(replay_from(bytes(48), events_before_keys(launch)))
         else:
             events = boot_events(launch._replace(app_keys=self.app_keys))
