@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from attestkit.serve.verifier_service.job_queue import JobThreads
+from attestkit.serve.job_queue import JobThreads
 from tests.keeping import Keeping
 
 if TYPE_CHECKING:

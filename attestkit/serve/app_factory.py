@@ -338,8 +338,8 @@ def _verifier_app(
     stack: ExitStack,
 ) -> "App":
     """Return the application of the verifier service; its threads end with `stack`."""
+    from attestkit.serve.job_queue import JobThreads
     from attestkit.serve.verifier_service.app import FETCHERS, WORKERS, VerifierApp
-    from attestkit.serve.verifier_service.job_queue import JobThreads
 
     executor, fetcher = JobThreads(WORKERS, "verifier"), JobThreads(FETCHERS, "fetcher")
     for one in (executor, fetcher):

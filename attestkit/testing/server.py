@@ -14,7 +14,7 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.serve.background_server import EventLoopThread
+    from attestkit.serve.event_loop_thread import EventLoopThread
     from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
 
 _FREE = ("127.0.0.1", 0)
@@ -29,7 +29,7 @@ class ServerLoop:
 
     def thread(self) -> "EventLoopThread":
         """Return the thread of the loop."""
-        from attestkit.serve.background_server import EventLoopThread  # lazy: loads the server
+        from attestkit.serve.event_loop_thread import EventLoopThread  # lazy: loads the server
 
         with self._lock:
             if self._thread is None:

@@ -16,7 +16,8 @@ from hypothesis.stateful import rule
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, JournalError
-from attestkit.serve.background_server import BackgroundServer, EventLoopThread
+from attestkit.serve.background_server import BackgroundServer
+from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.endpoints import ListenAddresses
 from tests.concurrency.td_model import TdModel, model, run
 

@@ -18,7 +18,8 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendBusyError, UsageError
 from attestkit.serve.app_factory import ServerOptions
-from attestkit.serve.background_server import BackgroundServer, EventLoopThread
+from attestkit.serve.background_server import BackgroundServer
+from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
 from tests.raising import raises
@@ -263,7 +264,7 @@ def test_task_that_ignores_cancellation_is_abandoned(
     most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A task is cancelled three times, then the thread ends."""
-    monkeypatch.setattr("attestkit.serve.background_server._CANCEL_SECONDS", 0.01)
+    monkeypatch.setattr("attestkit.serve.event_loop_thread._CANCEL_SECONDS", 0.01)
     cancelled = 0
 
     async def begin() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import select
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import uvicorn
 
@@ -51,11 +52,13 @@ class ListenerState(NamedTuple):
 class ListenerConfig(uvicorn.Config):
     """uvicorn's configuration with the state that the connections of one listener share."""
 
-    def __init__(self, app: App, shared: ListenerState, protocol: type[asyncio.Protocol]) -> None:
+    def __init__(
+        self, app: App, shared: ListenerState, protocol: Callable[..., asyncio.Protocol]
+    ) -> None:
         super().__init__(
             lambda: app,
             factory=True,  # else uvicorn calls the application to detect its interface
-            http=protocol,
+            http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
             interface="asgi3",
             lifespan="off",

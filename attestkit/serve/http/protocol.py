@@ -17,7 +17,7 @@ for each state would cost more than many methods.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, cast
@@ -86,6 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
         # The request in the application; others wait in `pipeline`.
         self._active_cycle: RequestCycle | None = None
         self.url: bytes = b""
+        self.scope_extras: Mapping[str, Any] = {}  # in addition to uvicorn's ASGI scope
 
     # -- the connection ------------------------------------------------------------------------
 
@@ -327,6 +328,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
+        self.scope.update(cast("Any", self.scope_extras))
         expected = fields.get(b"expect", b"").lower() == b"100-continue"
         self.expect_100_continue: bool = expected and version == "1.1"
         super().on_headers_complete()
@@ -487,6 +489,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._lingers = True
         self._unread = 0
         self.flow.resume_reading()
+        self.end_output()
+
+    def end_output(self) -> None:
+        """Announce that nothing follows the response."""
         self.transport.write_eof()
 
     def _drop(self, data: bytes) -> None:

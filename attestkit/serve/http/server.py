@@ -18,6 +18,7 @@ from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
 from attestkit.serve.http.signals import until_signalled
 from attestkit.serve.http.sockets import ListeningSocket
+from attestkit.serve.http.tls import TlsAcceptor, TlsConfig, TlsContexts
 from attestkit.serve.server_log.access_log import AccessLog
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -30,7 +31,7 @@ class Listener(NamedTuple):
 
     The application may have a method `stop`, which ends endless responses, and `headers`, which
     are also sent with the listener's own error responses. An inherited socket (`handed_over`)
-    keeps accepting connections for the next server.
+    keeps accepting connections for the next server. With `tls` it serves HTTPS.
     """
 
     app: App
@@ -40,6 +41,7 @@ class Listener(NamedTuple):
     traffic: Traffic | None = None
     access_log: AccessLog | None = None
     handed_over: bool = False
+    tls: TlsContexts | None = None
 
 
 def run(
@@ -138,7 +140,11 @@ class _Server(uvicorn.Server):
         shared = ListenerState.of(
             listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
         )
+        self._make_protocol: Callable[..., asyncio.Protocol] = HttpProtocol
         self._config = ListenerConfig(listener.app, shared, HttpProtocol)
+        if listener.tls is not None:
+            self._make_protocol = TlsAcceptor
+            self._config = TlsConfig(listener.app, shared, listener.tls)
         super().__init__(self._config)
         self.cut_off = 0
         self._listener = listener
@@ -182,7 +188,11 @@ class _Server(uvicorn.Server):
     async def _connect(self, accepted: socket.socket) -> None:
         """Serve a connection that was accepted outside the event loop."""
 
-        def protocol() -> HttpProtocol:
-            return HttpProtocol(self._config, self.server_state, self.lifespan.state)
+        def protocol() -> asyncio.Protocol:
+            return self._make_protocol(
+                config=self._config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
 
         await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)

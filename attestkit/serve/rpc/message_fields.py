@@ -15,6 +15,7 @@ the docstrings and from `Bounds`. The module of a message determines its protobu
 | `tuple[str, ...]`   | repeated string  | array of strings      |
 | `tuple[bytes, ...]` | repeated bytes   | array of hex          |
 | `tuple[M, ...]`     | repeated M       | array of objects      |
+| `M \| None`          | optional M       | object or `null`      |
 
 M is another message; only responses have such fields.
 """
@@ -40,6 +41,7 @@ PACKAGES: Final[Mapping[str, str]] = {
     "messages": "dstack_guest",
     "messages_v1": "dstack.guest.v1",
     "messages_guest_api": "guest_api",
+    "messages_kms": "kms",
 }
 """Protobuf package of the messages in each module."""
 
@@ -72,7 +74,7 @@ class Field(NamedTuple):
 
     @property
     def nested(self) -> bool:
-        """Whether each item is a message."""
+        """Whether the value, or each item, is a message."""
         return issubclass(self.kind, tuple)
 
 

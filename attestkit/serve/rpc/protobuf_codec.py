@@ -58,6 +58,8 @@ def _value(field: Field, found: Message) -> object:
         return None
     value = getattr(found, field.name)
     if field.nested:
+        if not field.repeated:
+            return _read(field.kind, value)
         return tuple([_read(field.kind, item) for item in value])
     return tuple(value) if field.repeated else value
 
@@ -75,11 +77,17 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
 
 def _build(message: NamedTuple) -> Message:
     values = {
-        field.name: [_build(item) for item in value] if field.nested else value
+        field.name: _build_nested(field, value) if field.nested else value
         for field, value in zip(fields_of(type(message)), message, strict=True)
         if field.number != UNNUMBERED
     }
     return _class_of(type(message))(**values)
+
+
+def _build_nested(field: Field, value: Any) -> Any:  # noqa: ANN401
+    if field.repeated:
+        return [_build(item) for item in value]
+    return None if value is None else _build(value)
 
 
 def encode_error(text: str) -> bytes:

@@ -33,7 +33,7 @@ from attestkit.serve.counters import OTHER, Traffic
 from attestkit.serve.http.asgi import Receive, Scope, Send, send_response
 from attestkit.serve.http.errors import encode_error
 from attestkit.serve.http.views import Header
-from attestkit.serve.verifier_service.job_queue import JobQueue, JobRefusedError, JobThreads
+from attestkit.serve.job_queue import JobQueue, JobRefusedError, JobThreads
 from attestkit.serve.verifier_service.query import MEDIA_TYPES, VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
 from attestkit.serve.verifier_service.response import STEPS, Outcome, run_verification

@@ -21,7 +21,7 @@ from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.app import VerifierApp
-from attestkit.serve.verifier_service.job_queue import JobThreads
+from attestkit.serve.job_queue import JobThreads
 from attestkit.verifier import AppraisalPolicy
 from tests.cli.commands.test_clouds import EVIDENCE_NAMES, QUICK
 from tests.raising import raises

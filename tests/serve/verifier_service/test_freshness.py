@@ -11,7 +11,7 @@ from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
 from attestkit.report_data import ReportData
 from attestkit.serve.verifier_service.app import VerifierApp
-from attestkit.serve.verifier_service.job_queue import JobThreads
+from attestkit.serve.job_queue import JobThreads
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.ear import Ear, Tier, verify_ear
 from tests.serve.asgi import Client, Response

@@ -12,8 +12,8 @@ from weakref import ref
 
 import pytest
 
-from attestkit.serve.verifier_service import job_queue
-from attestkit.serve.verifier_service.job_queue import (
+from attestkit.serve import job_queue
+from attestkit.serve.job_queue import (
     RELIEF_SECONDS,
     JobQueue,
     JobRefusedError,

@@ -1,0 +1,126 @@
+"""TLS for a listener: handshakes within limits, and the client's certificate in the ASGI scope.
+
+Each connection is a plain one until its handshake has ended, so that connections in a handshake
+are counted, and closed if there are too many. The certificate of a client is in the scope as in
+the ASGI TLS extension: `scope["extensions"]["tls"]["client_cert_chain"]`, of which only the first
+one is known.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias, cast
+
+from attestkit.serve.http.asgi import App, Scope
+from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
+from attestkit.serve.http.protocol import HttpProtocol
+
+TlsContexts: TypeAlias = Callable[[], ssl.SSLContext]
+"""Returns the server's context for the next connection."""
+
+_SHUTDOWN_SECONDS: Final = 1.0  # for the client's close_notify
+_NO_ANSWER: Final = (OSError, asyncio.TimeoutError)  # of a handshake; ssl.SSLError is an OSError
+
+
+class TlsConfig(ListenerConfig):
+    """Configuration of a listener with TLS."""
+
+    def __init__(self, app: App, shared: ListenerState, contexts: TlsContexts) -> None:
+        super().__init__(app, shared, TlsAcceptor)
+        self.contexts = contexts
+        self.handshakes = 0  # connections in a handshake
+
+
+class TlsHttpProtocol(HttpProtocol):
+    """One connection whose handshake has ended."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accept the connection; add the client's certificate to the scopes of its requests."""
+        super().connection_made(transport)
+        self.scope_extras: Mapping[str, Any] = {"extensions": {"tls": _describe(transport)}}
+
+    def eof_received(self) -> bool:
+        """Finish as `HttpProtocol`; a TLS connection cannot stay half-open."""
+        super().eof_received()
+        return False
+
+    def end_output(self) -> None:
+        """Do nothing: a TLS connection is closed in both directions."""
+
+
+class TlsAcceptor(asyncio.Protocol):
+    """A connection during its handshake, and what is received right after it."""
+
+    def __init__(self, config: TlsConfig, **kwargs: Any) -> None:
+        self._config = config
+        self._loop = kwargs.get("_loop") or asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = kwargs["server_state"].tasks
+        self._http = TlsHttpProtocol(config, **kwargs)
+        self._received: list[bytes] = []
+        self._ended = self._is_counted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake, or close the connection if there are too many."""
+        plain = cast("asyncio.Transport", transport)
+        if self._config.handshakes >= self._config.shared.limits.connections:
+            plain.abort()
+            return
+        plain.pause_reading()  # until the TLS protocol reads
+        self._config.handshakes += 1
+        task = self._loop.create_task(self._upgrade(plain))
+        self._tasks.add(task)  # a shutdown ends it
+        task.add_done_callback(self._tasks.discard)
+
+    async def _upgrade(self, plain: asyncio.Transport) -> None:
+        try:
+            tls = await self._loop.start_tls(
+                plain,
+                self,
+                self._config.contexts(),
+                server_side=True,
+                ssl_handshake_timeout=self._config.shared.limits.head_seconds,
+                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+            )
+        except _NO_ANSWER:
+            plain.abort()
+            return
+        except BaseException:
+            plain.abort()
+            raise
+        finally:
+            self._config.handshakes -= 1
+        if tls is None or tls.is_closing() or self._ended:
+            plain.abort()
+            return
+        tls.set_protocol(self._http)
+        self._http.connection_made(tls)
+        for data in self._received:
+            self._http.data_received(data)
+        self._received.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what the client has sent with the end of its handshake."""
+        self._received.append(data)
+
+    def eof_received(self) -> bool:
+        """Close a connection that ends in its handshake."""
+        self._ended = True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        """Forget what was received."""
+        self._ended = True
+        self._received.clear()
+
+
+def client_certificate(scope: Scope) -> str | None:
+    """Return the client's certificate in PEM; None if it has presented none."""
+    chain = scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", ())
+    return chain[0] if chain else None
+
+
+def _describe(transport: asyncio.BaseTransport) -> dict[str, Any]:
+    """Return the TLS extension of the connection's scopes."""
+    connection: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    der = connection.getpeercert(binary_form=True)
+    return {"client_cert_chain": () if der is None else (ssl.DER_cert_to_PEM_cert(der),)}

@@ -1,0 +1,256 @@
+"""Messages of package `kms`: a key management service, its onboarding and its administration.
+
+`message_fields` explains how a message is described; kms.md, section 1.1, lists them. Upstream's
+32-bit numbers are `uint64` here: the encoding of their values is the same.
+"""
+
+from typing import Annotated, Final, NamedTuple
+
+from attestkit.serve.rpc.message_fields import PACKAGES
+
+PACKAGE: Final = PACKAGES["messages_kms"]
+"""Protobuf package of these messages and their services."""
+
+
+class GetAppKeyRequest(NamedTuple):
+    """Request for the keys of the app whose evidence is in the client's certificate.
+
+    Attributes:
+        api_version: 0 or 1.
+        vm_config: VM configuration, JSON; empty: that of the evidence.
+    """
+
+    api_version: Annotated[int, 1] = 0
+    vm_config: Annotated[str, 2] = ""
+
+
+class AppKeyResponse(NamedTuple):
+    """Keys of an instance of an app.
+
+    Attributes:
+        ca_cert: Certificate of the root CA, PEM.
+        disk_crypt_key: Key of the instance's disk, 32 bytes.
+        env_crypt_key: X25519 key of the app's encrypted environment, 32 bytes.
+        k256_key: secp256k1 root key of the app, 32 bytes.
+        k256_signature: Signature of the KMS over the public root key, 65 bytes.
+        tproxy_app_id: Older name of `gateway_app_id`.
+        gateway_app_id: App id of the gateway.
+        os_image_hash: Hash of the OS image.
+    """
+
+    ca_cert: Annotated[str, 1] = ""
+    disk_crypt_key: Annotated[bytes, 2] = b""
+    env_crypt_key: Annotated[bytes, 3] = b""
+    k256_key: Annotated[bytes, 4] = b""
+    k256_signature: Annotated[bytes, 5] = b""
+    tproxy_app_id: Annotated[str, 6] = ""
+    gateway_app_id: Annotated[str, 7] = ""
+    os_image_hash: Annotated[bytes, 8] = b""
+
+
+class AppId(NamedTuple):
+    """An app.
+
+    Attributes:
+        app_id: App id, 20 bytes.
+    """
+
+    app_id: Annotated[bytes, 1] = b""
+
+
+class PublicKeyResponse(NamedTuple):
+    """Public key for the encrypted environment of an app.
+
+    Attributes:
+        public_key: X25519 key, 32 bytes.
+        signature: Signature of the KMS without a time, 65 bytes.
+        timestamp: Unix time of `signature_v1`.
+        signature_v1: Signature of the KMS over the time too, 65 bytes.
+    """
+
+    public_key: Annotated[bytes, 1] = b""
+    signature: Annotated[bytes, 2] = b""
+    timestamp: Annotated[int, 3] = 0
+    signature_v1: Annotated[bytes, 4] = b""
+
+
+class BootstrapRequest(NamedTuple):
+    """Request to create the keys of a new KMS.
+
+    Attributes:
+        domain: DNS name of the KMS.
+    """
+
+    domain: Annotated[str, 1] = ""
+
+
+class BootstrapResponse(NamedTuple):
+    """Public keys of a new KMS.
+
+    Attributes:
+        ca_pubkey: Key of the root CA, SubjectPublicKeyInfo in DER.
+        k256_pubkey: secp256k1 root key, 33 bytes.
+        attestation: Evidence over both keys; empty if the KMS does not attest itself.
+    """
+
+    ca_pubkey: Annotated[bytes, 1] = b""
+    k256_pubkey: Annotated[bytes, 2] = b""
+    attestation: Annotated[bytes, 3] = b""
+
+
+class GetMetaResponse(NamedTuple):
+    """Description of a KMS; nothing in it is proven.
+
+    Attributes:
+        ca_cert: Certificate of the root CA, PEM.
+        allow_any_upgrade: Whether every compose hash of an app gets its keys.
+        k256_pubkey: secp256k1 root key, 33 bytes.
+        bootstrap_info: Its public keys; unset after onboarding from another KMS.
+        is_dev: Whether it is for development.
+        gateway_app_id: App id of the gateway.
+        kms_contract_address: Address of the contract.
+        chain_id: Chain of the contract.
+        app_auth_implementation: Address of the app contract's implementation.
+    """
+
+    ca_cert: Annotated[str, 1] = ""
+    allow_any_upgrade: Annotated[bool, 2] = False
+    k256_pubkey: Annotated[bytes, 3] = b""
+    bootstrap_info: Annotated[BootstrapResponse | None, 4] = None
+    is_dev: Annotated[bool, 5] = False
+    gateway_app_id: Annotated[str | None, 6] = None
+    kms_contract_address: Annotated[str | None, 7] = None
+    chain_id: Annotated[int | None, 8] = None
+    app_auth_implementation: Annotated[str | None, 9] = None
+
+
+class GetKmsKeyRequest(NamedTuple):
+    """Request for the root keys, by another KMS whose evidence is in the client's certificate.
+
+    Attributes:
+        vm_config: VM configuration, JSON; empty: that of the evidence.
+    """
+
+    vm_config: Annotated[str, 1] = ""
+
+
+class KmsKeys(NamedTuple):
+    """Root keys of a KMS.
+
+    Attributes:
+        ca_key: Key of the root CA, PKCS#8 in PEM.
+        k256_key: secp256k1 root key, 32 bytes.
+    """
+
+    ca_key: Annotated[str, 1] = ""
+    k256_key: Annotated[bytes, 2] = b""
+
+
+class KmsKeyResponse(NamedTuple):
+    """All keys that another KMS takes over.
+
+    Attributes:
+        temp_ca_key: Key of the temporary CA, PKCS#8 in PEM.
+        keys: Root keys, one entry.
+    """
+
+    temp_ca_key: Annotated[str, 1] = ""
+    keys: Annotated[tuple[KmsKeys, ...], 2] = ()
+
+
+class GetTempCaCertResponse(NamedTuple):
+    """The temporary CA, which certifies the keys of clients; its key is public by design.
+
+    Attributes:
+        temp_ca_cert: Its certificate, PEM.
+        temp_ca_key: Its key, PKCS#8 in PEM.
+        ca_cert: Certificate of the root CA, PEM.
+    """
+
+    temp_ca_cert: Annotated[str, 1] = ""
+    temp_ca_key: Annotated[str, 2] = ""
+    ca_cert: Annotated[str, 3] = ""
+
+
+class SignCertRequest(NamedTuple):
+    """Request to sign a certificate of an app, which contains the evidence.
+
+    Attributes:
+        api_version: 1 or 2, the version of `csr`.
+        csr: Certificate request in SCALE.
+        signature: Its ECDSA signature by its key, DER.
+        vm_config: VM configuration, JSON; empty: that of the evidence.
+    """
+
+    api_version: Annotated[int, 1] = 0
+    csr: Annotated[bytes, 2] = b""
+    signature: Annotated[bytes, 3] = b""
+    vm_config: Annotated[str, 4] = ""
+
+
+class SignCertResponse(NamedTuple):
+    """A certificate chain.
+
+    Attributes:
+        certificate_chain: Leaf, CA of the app and root CA, PEM each.
+    """
+
+    certificate_chain: Annotated[tuple[str, ...], 1] = ()
+
+
+class OnboardRequest(NamedTuple):
+    """Request to take over the keys of another KMS.
+
+    Attributes:
+        source_url: URL of the other KMS.
+        domain: DNS name of this KMS.
+    """
+
+    source_url: Annotated[str, 1] = ""
+    domain: Annotated[str, 2] = ""
+
+
+class OnboardResponse(NamedTuple):
+    """Result of an onboarding.
+
+    Attributes:
+        k256_pubkey: secp256k1 root key, 33 bytes.
+    """
+
+    k256_pubkey: Annotated[bytes, 1] = b""
+
+
+class AttestationInfoResponse(NamedTuple):
+    """Identity of a KMS that has no keys yet, for its authorization.
+
+    Attributes:
+        device_id: Hash of the processor's identity.
+        mr_aggregated: Hash of all measurements.
+        os_image_hash: Hash of the OS image.
+        tee_variant: Platform, such as dstack-tdx.
+        site_name: Name of the site.
+        eth_rpc_url: URL of the chain.
+        kms_contract_address: Address of the contract.
+        ppid: Identity of the processor, in the clear.
+    """
+
+    device_id: Annotated[bytes, 1] = b""
+    mr_aggregated: Annotated[bytes, 2] = b""
+    os_image_hash: Annotated[bytes, 3] = b""
+    tee_variant: Annotated[str, 4] = ""
+    site_name: Annotated[str, 5] = ""
+    eth_rpc_url: Annotated[str, 6] = ""
+    kms_contract_address: Annotated[str, 7] = ""
+    ppid: Annotated[bytes, 8] = b""
+
+
+class ClearImageCacheRequest(NamedTuple):
+    """Request to remove cached images and measurements.
+
+    Attributes:
+        image_hash: Key of an image in hex, `all`, or empty for none.
+        config_hash: Key of measurements in hex, `all`, or empty for none.
+    """
+
+    image_hash: Annotated[str, 1] = ""
+    config_hash: Annotated[str, 2] = ""
