@@ -18,6 +18,12 @@ from attestkit.serve.http.protocol import HttpProtocol
 TlsContexts: TypeAlias = Callable[[], ssl.SSLContext]
 """Returns the server's context for the next connection."""
 
+SERVER_CONTEXT: Final = "attestkit.server_context"
+"""Key in `scope["extensions"]["tls"]`: the server's context of the connection."""
+
+TRANSPORT: Final = "attestkit.transport"
+"""Key in `scope["extensions"]["tls"]`: the connection's transport, to simulate its failure."""
+
 _SHUTDOWN_SECONDS: Final = 1.0  # for the client's close_notify
 _NO_ANSWER: Final = (OSError, asyncio.TimeoutError)  # of a handshake; ssl.SSLError is an OSError
 
@@ -65,22 +71,26 @@ class TlsAcceptor(asyncio.Protocol):
         if self._config.handshakes >= self._config.shared.limits.connections:
             plain.abort()
             return
-        plain.pause_reading()  # until the TLS protocol reads
         self._config.handshakes += 1
         task = self._loop.create_task(self._upgrade(plain))
         self._tasks.add(task)  # a shutdown ends it
         task.add_done_callback(self._tasks.discard)
 
     async def _upgrade(self, plain: asyncio.Transport) -> None:
+        """Do the handshake, then hand the connection over to HTTP."""
+        early, self._received = self._received, []  # before this task had begun
+        handshake = self._loop.start_tls(
+            plain,
+            self,
+            self._config.contexts(),
+            server_side=True,
+            ssl_handshake_timeout=self._config.shared.limits.head_seconds,
+            ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
+        if early:
+            self._loop.call_soon(self._loop.call_soon, _feed, plain, b"".join(early))
         try:
-            tls = await self._loop.start_tls(
-                plain,
-                self,
-                self._config.contexts(),
-                server_side=True,
-                ssl_handshake_timeout=self._config.shared.limits.head_seconds,
-                ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
-            )
+            tls = await handshake
         except _NO_ANSWER:
             plain.abort()
             return
@@ -113,6 +123,17 @@ class TlsAcceptor(asyncio.Protocol):
         self._received.clear()
 
 
+def _feed(plain: asyncio.Transport, data: bytes) -> None:
+    """Give bytes to the TLS protocol of a connection, as its transport does."""
+    protocol = cast("asyncio.BufferedProtocol", plain.get_protocol())
+    while data and not plain.is_closing():
+        buffer = protocol.get_buffer(len(data))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
+
+
 def client_certificate(scope: Scope) -> str | None:
     """Return the client's certificate in PEM; None if it has presented none."""
     chain = scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", ())
@@ -123,4 +144,8 @@ def _describe(transport: asyncio.BaseTransport) -> dict[str, Any]:
     """Return the TLS extension of the connection's scopes."""
     connection: ssl.SSLObject = transport.get_extra_info("ssl_object")
     der = connection.getpeercert(binary_form=True)
-    return {"client_cert_chain": () if der is None else (ssl.DER_cert_to_PEM_cert(der),)}
+    return {
+        "client_cert_chain": () if der is None else (ssl.DER_cert_to_PEM_cert(der),),
+        SERVER_CONTEXT: connection.context,
+        TRANSPORT: transport,
+    }

@@ -47,6 +47,9 @@ class AppKeyResponse(NamedTuple):
     gateway_app_id: Annotated[str, 7] = ""
     os_image_hash: Annotated[bytes, 8] = b""
 
+    def __repr__(self) -> str:
+        return "AppKeyResponse(<secret>)"
+
 
 class AppId(NamedTuple):
     """An app.
@@ -145,6 +148,9 @@ class KmsKeys(NamedTuple):
     ca_key: Annotated[str, 1] = ""
     k256_key: Annotated[bytes, 2] = b""
 
+    def __repr__(self) -> str:
+        return "KmsKeys(<secret>)"
+
 
 class KmsKeyResponse(NamedTuple):
     """All keys that another KMS takes over.
@@ -156,6 +162,9 @@ class KmsKeyResponse(NamedTuple):
 
     temp_ca_key: Annotated[str, 1] = ""
     keys: Annotated[tuple[KmsKeys, ...], 2] = ()
+
+    def __repr__(self) -> str:
+        return "KmsKeyResponse(<secret>)"
 
 
 class GetTempCaCertResponse(NamedTuple):
@@ -170,6 +179,9 @@ class GetTempCaCertResponse(NamedTuple):
     temp_ca_cert: Annotated[str, 1] = ""
     temp_ca_key: Annotated[str, 2] = ""
     ca_cert: Annotated[str, 3] = ""
+
+    def __repr__(self) -> str:
+        return "GetTempCaCertResponse(<secret>)"
 
 
 class SignCertRequest(NamedTuple):

@@ -1,0 +1,143 @@
+"""ASGI application of the simulated KMS's HTTPS listener: the service KMS, health and metrics."""
+
+import asyncio
+import logging
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from attestkit.kms.release.kms_faults import DELAY, REQUEST, ROLLOVER
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.counters import CONTENT_TYPE, Traffic
+from attestkit.serve.http.asgi import Receive, Scope, Send
+from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.tls import SERVER_CONTEXT, TRANSPORT
+from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
+from attestkit.serve.kms_service.client_evidence import EvidenceAccess
+from attestkit.serve.kms_service.methods import (
+    ATTESTED_METHODS,
+    SERVICE,
+    KmsMethodContext,
+    current_state,
+)
+from attestkit.serve.rpc.dispatcher import RpcApp
+
+HEADERS: Final[tuple[Header, ...]] = (
+    (b"server", b"attestkit (simulated KMS)"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"permissions-policy", b"interest-cohort=()"),
+)
+"""Of every response on all listeners of the KMS."""
+
+_VERSION: Final[Header] = (b"x-app-version", b"v0.6.0 (attestkit, simulated)")
+_FAMILIES: Final = (
+    ("dstack_kms_attestation_requests_total", "Total number of KMS attestation requests."),
+    ("dstack_kms_attestation_failures_total", "Total number of failed KMS attestation requests."),
+)
+_FAILED: Final = 400  # least status of a failure
+_logger = logging.getLogger("attestkit.kms")
+
+
+class KmsApp:
+    """Application of the HTTPS listener; injects the faults of requests.
+
+    Args:
+        context: Context of the methods.
+        limits: Limits of the listener.
+        traffic: Counters of the requests.
+        run_id: Prefix of request ids.
+    """
+
+    def __init__(
+        self, context: KmsMethodContext, limits: Limits, traffic: Traffic, run_id: str
+    ) -> None:
+        self._engine = context.engine
+        self._access = EvidenceAccess()
+        self._traffic = traffic
+        self._rpc = RpcApp(
+            context,
+            (SERVICE,),
+            views={"/health": View(_show_health), "/metrics": View(self._show_metrics)},
+            headers=(*HEADERS, _VERSION),
+            limits=limits,
+            traffic=traffic,
+            run_id=run_id,
+        )
+        self._rpc.access = self._access
+        self.headers = self._rpc.headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or inject a fault."""
+        tls, identity, faults = (
+            scope["extensions"]["tls"],
+            self._engine.identity,
+            self._engine.faults,
+        )
+        if (delay := faults.strike(DELAY)) is not None:
+            await asyncio.sleep(delay.seconds)
+        if faults.strike(ROLLOVER) is not None:
+            identity.replace_roots()
+            _logger.warning("simulated KMS: fault kms_rollover: the roots were replaced")
+        context = tls[SERVER_CONTEXT]
+        # A connection that began before a replacement of the roots gets answers of the new ones.
+        current_state.set(context.state if context.shows_other else identity.state)
+        fault = faults.strike(REQUEST)
+        if fault is None:
+            await self._rpc(scope, receive, send)
+        elif fault.name == "kms_fails":
+            await _fail(send)
+        else:
+            half = b""
+            if fault.name == "kms_truncates":
+                half = await self._half_response(scope, receive)
+            await _close(tls[TRANSPORT], half, receive)
+
+    async def _half_response(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the head of a response, and half of its body."""
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def keep(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        await self._rpc(scope, receive, keep)
+        start, *pieces = sent
+        head = [b"HTTP/1.1 %d" % start["status"], *(b"%s: %s" % one for one in start["headers"])]
+        body = b"".join(piece["body"] for piece in pieces)
+        return b"\r\n".join([*head, b"", body[: len(body) // 2]])
+
+    async def _show_metrics(self, _: KmsMethodContext, __: ViewRequest) -> ViewResponse:
+        """Return the counters of the methods that need evidence (kms.md, section 1.2)."""
+        refused = sum(self._access.refused[name] for name in ATTESTED_METHODS)
+        counted = [
+            (status, number)
+            for (name, status), number in self._traffic.requests.items()
+            if name in ATTESTED_METHODS
+        ]
+        requests = sum(number for _, number in counted) + refused
+        failures = sum(number for status, number in counted if status >= _FAILED) + refused
+        lines = [
+            f"# HELP {name} {text}\n# TYPE {name} counter\n{name} {number}\n"
+            for (name, text), number in zip(_FAMILIES, (requests, failures), strict=True)
+        ]
+        return ViewResponse(CONTENT_TYPE, "".join(lines).encode())
+
+
+async def _show_health(_: KmsMethodContext, __: ViewRequest) -> ViewResponse:
+    return ViewResponse(CONTENT_TYPE, b"OK")
+
+
+async def _fail(send: Send) -> None:
+    """Send status 500 without detail."""
+    body = encode_error("internal error")
+    length = (b"content-length", b"%d" % len(body))
+    headers = [(b"content-type", b"application/json"), *HEADERS, length]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _close(transport: asyncio.Transport, last: bytes, receive: Receive) -> None:
+    """Close a connection after these bytes, and wait for its end."""
+    transport.write(last)
+    transport.close()
+    while (await receive())["type"] != "http.disconnect":
+        pass

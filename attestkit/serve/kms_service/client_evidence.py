@@ -1,0 +1,90 @@
+"""Evidence in the certificate of a client of the KMS (kms.md, section 1.5)."""
+
+from collections import Counter
+from contextvars import ContextVar
+from typing import Final, NamedTuple
+
+from attestkit import ra_tls
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._sanitize import one_line
+from attestkit.attestation import Attestation
+from attestkit.errors import AttestKitError, VerificationError
+from attestkit.report_data import ReportData
+from attestkit.serve.http.asgi import Scope
+from attestkit.serve.http.tls import client_certificate
+from attestkit.serve.kms_service.errors import KmsRefusalError
+
+_MAX_SHOWN: Final = 300  # characters of an error about untrusted evidence
+
+
+class ClientEvidence(NamedTuple):
+    """Evidence that is bound to the key of the client's certificate, and not verified."""
+
+    attestation: Attestation
+    report_data: bytes  # 64 bytes, which bind it to the key
+
+
+current_client: Final[ContextVar[ClientEvidence | None]] = ContextVar("current_client")
+"""Evidence of the client of the current request; None without evidence."""
+
+
+class EvidenceAccess:
+    """Check of a request before its body is read: the client's evidence must be decodable.
+
+    A request without a certificate passes; methods that need evidence refuse it.
+    """
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()  # requests by route
+
+    async def check(self, request: Scope, route: str | None) -> None:
+        """Read the evidence of a request to a method, and set `current_client`.
+
+        Raises:
+            KmsRefusalError: If evidence is malformed, or not bound to the certificate's key.
+        """
+        if route is None or route.startswith("/"):  # not a method
+            return
+        try:
+            current_client.set(_of_connection(request))
+        except KmsRefusalError:
+            self.refused[route] += 1
+            raise
+
+
+def read_client_evidence(certificate: str) -> ClientEvidence | None:
+    """Return the evidence in a certificate in PEM; None if it has none.
+
+    Raises:
+        KmsRefusalError: If evidence is malformed, or not bound to the certificate's key.
+    """
+    try:
+        found = read_certificate(certificate)
+        contents = map(found.content, (ra_tls.OID_ATTESTATION, ra_tls.OID_TDX_QUOTE))
+        if all(content is None for content in contents):
+            return None
+        bound = ReportData.bind(ReportData.RATLS_CERT, found.spki_der)
+        return ClientEvidence(ra_tls.read(certificate), bound)
+    except VerificationError as error:
+        if error.reason == "report_data":
+            raise KmsRefusalError(f"invalid quote: {error.message}") from error
+        raise _undecodable(error) from error
+    except AttestKitError as error:
+        raise _undecodable(error) from error
+
+
+def _of_connection(request: Scope) -> ClientEvidence | None:
+    """Return the evidence of a connection; it is read at the connection's first request."""
+    certificate = client_certificate(request)
+    if certificate is None:
+        return None
+    tls = request["extensions"]["tls"]
+    if "attestkit.client_evidence" not in tls:
+        tls["attestkit.client_evidence"] = read_client_evidence(certificate)
+    found: ClientEvidence | None = tls["attestkit.client_evidence"]
+    return found
+
+
+def _undecodable(error: AttestKitError) -> KmsRefusalError:
+    text = one_line(str(error), _MAX_SHOWN)
+    return KmsRefusalError(f"Failed to decode attestation from cert extension: {text}")

@@ -1,0 +1,52 @@
+"""Errors of the simulated KMS, and which status they have.
+
+A refusal is 400, never 5xx: clients retry those (kms.md, section 1.2). 500 is for a failure of the
+KMS itself.
+"""
+
+from typing import Final
+
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    CollateralError,
+    ConfigError,
+    KmsError,
+    UsageError,
+)
+from attestkit.serve.config.limits import LimitError
+
+_OWN_FAILURES: Final = (BackendError, CollateralError, ConfigError, KmsError, LimitError)
+
+
+class KmsRefusalError(UsageError):
+    """The KMS refuses a request (400); nothing was released.
+
+    Attributes:
+        app_id: Verified id of the app, for the log; empty if it is not known.
+    """
+
+    def __init__(self, message: str, app_id: bytes = b"") -> None:
+        super().__init__(message, reason="not_applicable")
+        self.app_id = app_id
+
+
+class KmsFailureError(KmsError):
+    """The KMS failed (500); nothing was released."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="refused")
+
+
+class KmsBusyError(LimitError):
+    """Too many requests are waiting (503)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="bodies")
+
+
+def refusal(error: AttestKitError, prefix: str = "") -> KmsRefusalError | KmsFailureError:
+    """Return the error for a client: a refusal, or a failure of the KMS itself."""
+    if isinstance(error, _OWN_FAILURES):
+        return KmsFailureError(f"{prefix}{error}")
+    return KmsRefusalError(f"{prefix}{error}", getattr(error, "app_id", b""))

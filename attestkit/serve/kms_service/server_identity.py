@@ -1,0 +1,146 @@
+"""The keys and certificates that the simulated KMS shows, and its TLS contexts (kms.md, 1.6)."""
+
+import ssl
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit.kms.release.certificates import (
+    USAGE_APP_CUSTOM,
+    USAGE_KMS_RPC,
+    Window,
+    default_window,
+    issue_rpc,
+    issue_temp_ca,
+)
+from attestkit.kms.release.kms_faults import CONNECTION, ROOTS, KmsFaults
+from attestkit.kms.release.state_folder import KmsState, create_state
+from attestkit.ra_tls.issued import Issued
+from attestkit.ra_tls.key_loading import load_issued
+from attestkit.report_data import ReportData
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+
+_OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+_PAST: Final = Window(157_766_400, 1_577_836_799)  # 1975 to the end of 2019
+
+
+class ServerContext(ssl.SSLContext):
+    """TLS context of a connection, with the state of the KMS that its certificate is of."""
+
+    state: KmsState
+    shows_other: bool  # by a fault: another KMS
+
+
+class _Certificate(NamedTuple):
+    """Contents of the server's certificate, which faults change."""
+
+    usage: bytes | None = USAGE_KMS_RPC
+    is_attested: bool = True
+    is_temp_ca_over: bool = False
+
+
+_BY_FAULT: Final = {
+    "kms_app_cert": _Certificate(usage=USAGE_APP_CUSTOM),
+    "kms_no_usage": _Certificate(usage=None),
+    "kms_unattested": _Certificate(is_attested=False),
+}
+
+
+class ServerIdentity:
+    """State of a KMS that can be replaced while it runs, and its TLS contexts. Thread-safe.
+
+    Args:
+        state: Keys and certificates.
+        attester: Attests the server's TLS key; None: the certificate has no evidence.
+        faults: Faults to inject.
+        now: Returns the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        state: KmsState,
+        attester: "Attester | None",
+        faults: KmsFaults,
+        now: Callable[[], float],
+    ) -> None:
+        self._lock = Lock()
+        self._attester, self._faults, self._now = attester, faults, now
+        self._evidence: bytes | None = None
+        self._is_temp_ca_over = False
+        self._set_state(state)
+
+    def _set_state(self, state: KmsState) -> None:
+        self.state: KmsState = state
+        self._other: KmsState | None = None
+        self._contexts: dict[tuple[bool, _Certificate], ServerContext] = {}
+
+    @property
+    def other(self) -> KmsState:
+        """State of another KMS with the same temporary CA, which faults show."""
+        with self._lock:
+            return self._make_other()
+
+    def _make_other(self) -> KmsState:
+        if self._other is None:
+            roots = self.state.roots.successor()
+            self._other = create_state(roots, self.state.domain, int(self._now()))
+        return self._other
+
+    def replace_roots(self) -> None:
+        """Replace the roots by those of the next epoch, also for existing connections."""
+        with self._lock:
+            self._set_state(self._make_other())
+
+    def expire_temp_ca(self) -> str:
+        """Return an expired certificate of the temporary CA, which the next handshake uses too."""
+        with self._lock:
+            self._is_temp_ca_over = True
+        return issue_temp_ca(self.state.roots, _PAST)
+
+    def next_context(self) -> ServerContext:
+        """Return the context of the next connection; injects the faults of handshakes."""
+        shows_other = self._faults.strike(ROOTS) is not None
+        struck = self._faults.strike(CONNECTION)
+        certificate = _Certificate() if struck is None else _BY_FAULT[struck.name]
+        with self._lock:
+            is_over, self._is_temp_ca_over = self._is_temp_ca_over, False
+            key = (shows_other, certificate._replace(is_temp_ca_over=is_over))
+            if key not in self._contexts:
+                state = self._make_other() if shows_other else self.state
+                self._contexts[key] = self._make_context(state, key[1])
+                self._contexts[key].shows_other = shows_other
+            return self._contexts[key]
+
+    def _make_context(self, state: KmsState, certificate: _Certificate) -> ServerContext:
+        """Return a context with a new certificate, which is made anew at each start."""
+        roots = state.roots
+        pem = issue_rpc(
+            roots,
+            state.root_pem,
+            state.domain,
+            default_window(roots, int(self._now())),
+            usage=certificate.usage,
+            evidence=self._attest(roots.rpc_key.spki_der) if certificate.is_attested else None,
+        )
+        is_over = certificate.is_temp_ca_over
+        temp_ca = issue_temp_ca(roots, _PAST) if is_over else state.temp_ca_pem
+        context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+        context.state = state
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.options |= _OPTIONS
+        context.num_tickets = 0  # in TLS 1.3, OP_NO_TICKET only makes tickets stateful
+        # Anonymous clients may call three methods, and a refusal is an error of the method.
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=temp_ca)
+        load_issued(context, Issued(roots.rpc_key.pkcs8_pem, (pem,)))  # without its root
+        return context
+
+    def _attest(self, spki: bytes) -> bytes | None:
+        """Return stripped evidence over the TLS key, which stays the same while the KMS runs."""
+        if self._attester is not None and self._evidence is None:
+            bound = ReportData.bind(ReportData.RATLS_CERT, spki)
+            self._evidence = self._attester.attest(report_data=bound).stripped().to_bytes()
+        return self._evidence

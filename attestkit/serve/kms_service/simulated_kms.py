@@ -1,0 +1,235 @@
+"""A simulated KMS in a thread of the program, such as a test."""
+
+import os
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+from attestkit._argument_checks import wrong_type
+from attestkit.errors import UsageError
+from attestkit.kms.release.auth_simple import AuthSimpleFile
+from attestkit.kms.release.authorization import (
+    Authorization,
+    Decision,
+    DevAuthorization,
+    FunctionAuthorization,
+    PolicyAuthorization,
+)
+from attestkit.kms.release.kms_faults import KmsFaults
+from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
+from attestkit.kms.root import KmsRoot
+from attestkit.ra_tls.issued import current_time
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.option_values import Address
+from attestkit.serve.counters import Traffic
+from attestkit.serve.event_loop_thread import EventLoopThread, start_listeners, stop_listeners
+from attestkit.serve.http.sockets import bind_tcp
+from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.kms_service.app import KmsApp
+from attestkit.serve.kms_service.methods import WORKERS, KmsMethodContext
+from attestkit.serve.kms_service.release_engine import ReleaseEngine, ReleaseOptions
+from attestkit.serve.kms_service.server_identity import ServerIdentity
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from attestkit.attester import Attester
+    from attestkit.backends.simulator.faults.fault_specs import FaultsLike
+    from attestkit.kms.release.boot_info import BootInfo
+    from attestkit.verifier import AppraisalPolicy, Verifier
+
+AuthorizationLike: TypeAlias = (
+    "Authorization | str | os.PathLike[str] | Callable[[BootInfo], Decision] | None"
+)
+"""What decides about verified guests; see `SimulatedKms`."""
+
+DOMAIN: Final = "localhost"
+_AT_ONCE: Final = Limits(drain_seconds=0)
+
+
+@final
+class SimulatedKms:
+    """A KMS for tests and development, which serves HTTPS in a thread. A context manager.
+
+    Its keys protect nothing: it runs outside a TEE.
+
+        with SimulatedKms(tee.verifier()) as kms:
+            keys = KmsClient(kms.url, roots=[kms.root], attester=tee.attester).get_app_keys()
+
+    Args:
+        verifier: Verifies the evidence of guests, with the trust anchors, collateral and policy.
+        auth: Decides about guests whose evidence was verified: "dev" or None allows all; the path
+            of a file of auth-simple; the http or https URL of a webhook; a function that takes
+            `BootInfo` and returns `Decision`; an `Authorization`.
+        policies: Instead of `auth`: one appraisal policy for each app that gets keys.
+        kms_policy: With `policies`: the policy for another KMS that requests the roots.
+        seed: 32 bytes from which all keys are derived. None: random keys, or those in `state_dir`.
+        state_dir: Folder that keeps the keys; only without `seed`.
+        domain: DNS name or IP address in the server's certificate.
+        address: Host and port to listen on; port 0 is a free one.
+        attester: Attests the KMS: its certificate then has evidence.
+        image_verify: Whether the OS image must be verified; otherwise the hash that the guest
+            claims is used.
+        allow_any_upgrade: Reported by GetMeta.
+        enforce_self_authorization: Whether the KMS asks the authorization about itself.
+        released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those that get keys.
+        faults: Faults to inject, such as "kms_refuses:2".
+        limits: Limits of the listener.
+        thread: Thread with the event loop; None: one for this object.
+        now: Returns the time in seconds since 1970. TLS uses the system's clock.
+
+    Attributes:
+        url: The URL for clients.
+        root: The root keys, for clients to pin. The fault `kms_rollover` changes it.
+        faults: The faults, to `arm` more.
+
+    Raises:
+        UsageError: If an argument is invalid.
+        ConfigError: If the file of auth-simple, or the folder, is not usable.
+        BackendBusyError: If another process listens on the address.
+    """
+
+    def __init__(
+        self,
+        verifier: "Verifier",
+        *,
+        auth: AuthorizationLike = None,
+        policies: "Collection[AppraisalPolicy] | None" = None,
+        kms_policy: "AppraisalPolicy | None" = None,
+        seed: bytes | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        domain: str = DOMAIN,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        attester: "Attester | None" = None,
+        image_verify: bool = True,
+        allow_any_upgrade: bool = False,
+        enforce_self_authorization: bool = False,
+        released_platforms: Collection[str] = (),
+        faults: "FaultsLike" = None,
+        limits: Limits = _AT_ONCE,
+        thread: EventLoopThread | None = None,
+        now: Callable[[], float] = current_time,
+    ) -> None:
+        if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
+            raise wrong_type("verifier", "a Verifier", verifier)
+        options = ReleaseOptions(
+            allow_any_upgrade=allow_any_upgrade,
+            use_claimed_image=not image_verify,
+            enforce_self_authorization=enforce_self_authorization,
+            released_platforms=frozenset(released_platforms),
+        )
+        authorization = _make_authorization(auth, policies, kms_policy)
+        self.faults: KmsFaults = KmsFaults.of(faults)
+        self._process = os.getpid()
+        self._address, self._limits, self._domain = address, limits, domain
+        with ExitStack() as stack:
+            state = _load_state(seed, state_dir, domain, int(now()), stack)
+            self._identity = ServerIdentity(state, attester, self.faults, now)
+            engine = ReleaseEngine(
+                self._identity,
+                verifier,
+                authorization,
+                options,
+                attester=attester,
+                faults=self.faults,
+                now=now,
+            )
+            self.url: str = self._start(engine, thread, stack)
+            self._stack = stack.pop_all()
+
+    def _start(
+        self, engine: ReleaseEngine, thread: EventLoopThread | None, stack: ExitStack
+    ) -> str:
+        """Listen; return the URL."""
+        from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+
+        threads = stack.enter_context(JobThreads(WORKERS, "kms"))
+        thread = thread or stack.enter_context(EventLoopThread())
+        sock = stack.enter_context(bind_tcp("--kms", Address(*self._address)))
+        traffic = Traffic()
+        app = KmsApp(KmsMethodContext(engine, threads), self._limits, traffic, "kms")
+        listener = Listener(
+            app, sock, self._limits, "kms", traffic, tls=self._identity.next_context
+        )
+        task = thread.run(lambda: start_listeners([listener]))
+        stack.callback(thread.run, lambda: stop_listeners(task))
+        return f"https://{Address(self._identity.state.domain, sock.getsockname()[1])}"
+
+    @property
+    def root(self) -> KmsRoot:
+        """The root keys."""
+        roots = self._identity.state.roots
+        return KmsRoot(roots.ca_spki, roots.k256_public_key)
+
+    @property
+    def root_cert(self) -> str:
+        """The certificate of the root CA in PEM."""
+        return self._identity.state.root_pem
+
+    def arm(self, faults: str) -> None:
+        """Inject faults from now on, such as "kms_closes:2".
+
+        Raises:
+            UsageError: If a fault is unknown; none is armed then.
+        """
+        self.faults.arm(faults)
+
+    def close(self) -> None:
+        """Stop the server. Idempotent; in a forked process it has no effect."""
+        if self._process == os.getpid():
+            self._stack.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SimulatedKms({self.url})"
+
+
+def _load_state(
+    seed: bytes | None,
+    state_dir: str | os.PathLike[str] | None,
+    domain: str,
+    now: int,
+    stack: ExitStack,
+) -> KmsState:
+    """Return the keys and certificates of a KMS; the folder stays locked until `stack` ends."""
+    if state_dir is not None:
+        if seed is not None:
+            raise UsageError("seed: excluded by state_dir, which has the keys", reason="conflict")
+        folder = KmsStateFolder(Path(state_dir))
+        stack.callback(folder.close)
+        return folder.load_or_create(domain, now)
+    roots = KmsRoots.generate() if seed is None else KmsRoots.from_seed(seed)
+    return create_state(roots, domain, now)
+
+
+def _make_authorization(
+    auth: AuthorizationLike,
+    policies: "Collection[AppraisalPolicy] | None",
+    kms_policy: "AppraisalPolicy | None",
+) -> Authorization:
+    if policies is not None:
+        if auth is not None:
+            raise UsageError("auth: excluded by policies; pass one of both", reason="conflict")
+        return PolicyAuthorization(policies, kms_policy=kms_policy)
+    if kms_policy is not None:
+        raise UsageError("policies: missing, but kms_policy is given", reason="missing")
+    if auth is None or auth == "dev":
+        return DevAuthorization()
+    if isinstance(auth, Authorization):
+        return auth
+    if isinstance(auth, str) and auth.startswith(("http://", "https://")):
+        from attestkit.kms.release.webhook import AuthWebhook  # lazy: an HTTP client
+
+        return AuthWebhook(auth)
+    if isinstance(auth, (str, os.PathLike)):
+        return AuthSimpleFile(auth)
+    if callable(auth):
+        return FunctionAuthorization(auth)
+    raise wrong_type("auth", "dev, a path, a URL, a function or an Authorization", auth)
