@@ -205,6 +205,11 @@ class AsyncAttester(Generic[B_co]):
         return self._opened.vm_config
 
     @property
+    def not_proven(self) -> tuple[str, ...]:
+        """What no pin proves about the KMS of the app's keys; empty without a KMS."""
+        return self._opened.not_proven
+
+    @property
     def keys(self) -> KeyDeriver:
         """The app's keys; UnsupportedError without keys."""
         return self._opened.keys

@@ -3,7 +3,8 @@
 A backend is imported when it is opened.
 """
 
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from attestkit import backends
 from attestkit.attester import Attester
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator import Simulator
     from attestkit.backends.simulator.snp_simulator import SnpSimulator
     from attestkit.backends.tdx_ioctl import TdxIoctl
+    from attestkit.kms.boot import KmsRoots
+    from attestkit.verifier import Verifier
 
 __all__ = ["aopen", "make_backend", "open"]
+
+_KMS_OPTIONS: Final = ("kms", "kms_roots", "kms_verifier")
 
 B = TypeVar("B", bound=Backend)
 
@@ -53,27 +58,76 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
     Args:
         backend: The name of a backend, or a backend object. None: the backend in
             `$ATTESTKIT_BACKEND`, else the first one that works here, but never the simulator.
-        options: Options of the backend. The simulator has `seed`, `platform`, `scenario`, `faults`,
+        options: `kms`, `kms_roots` and `kms_verifier`, and options of the backend. `kms` has the
+            URLs of a KMS, as text or a list, which is asked for the keys of the app while it is
+            booted; see `attestkit.kms.boot_with_kms`. `kms_roots` has the `KmsRoot` of each trusted
+            KMS, or is "first-use", which trusts any KMS; it may be missing only if the app's
+            `key_provider_id` pins the KMS. `kms_verifier` verifies the KMS's own evidence, which
+            is then required. The simulator has `seed`, `platform`, `scenario`, `faults`,
             `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config`, `app_id`, `gpus`
             and `tpm`. The classes of the other backends document their options.
 
     Raises:
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.
+        KmsError: If no KMS released keys that pass all checks.
         BackendBusyError: If another process uses the device or the state folder.
-        UsageError: If the name or an option is unknown or invalid.
+        UsageError: If the name or an option is unknown or invalid, or the roots of a KMS are
+            missing.
         BackendError: If the backend fails otherwise.
     """
     if backend is None or isinstance(backend, str):
-        made = make_backend(backend, options)
+        kms = _take_kms_options(options)
+        made = make_backend(_booted(backend, kms, options), options)
         try:
-            return Attester(made)
+            attester = Attester(made)
         except BaseException:
             made.close()
             raise
+        if kms:
+            _boot(attester, **kms)
+        return attester
     if options:
         message = "options: not valid with a backend object; pass the name of a backend"
         raise UsageError(message, reason="conflict")
     return Attester(backend)
+
+
+def _take_kms_options(options: dict[str, object]) -> dict[str, Any]:
+    """Remove the options of a KMS; return those that are given."""
+    found = {name: options.pop(name) for name in _KMS_OPTIONS if name in options}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _booted(name: str | None, kms: dict[str, Any], options: dict[str, object]) -> str | None:
+    """Return the name of the backend; a simulator then waits for its KMS before it boots the app.
+
+    Raises:
+        UsageError: If the URL of the KMS is missing.
+    """
+    if kms and "kms" not in kms:
+        message = f"kms: missing, but {min(kms)} is given; pass the URL of the KMS"
+        raise UsageError(message, reason="missing")
+    name = name or backends.backend_from_environment()
+    if kms and name == "simulator":
+        options["kms_boot"] = True
+    return name
+
+
+def _boot(
+    attester: Attester[Backend],
+    kms: str | Iterable[str],
+    kms_roots: "KmsRoots" = None,
+    kms_verifier: "Verifier | None" = None,
+) -> None:
+    """Boot the app with keys from a KMS; close the attester if that fails."""
+    from attestkit.kms.boot import boot_with_kms  # lazy: most programs have no KMS
+
+    try:
+        booted = boot_with_kms(attester, kms, roots=kms_roots, verifier=kms_verifier)
+    except BaseException:
+        attester.close()
+        raise
+    attester.not_proven = booted.not_proven
 
 
 def make_backend(name: str | None, options: dict[str, object]) -> Backend:
@@ -118,6 +172,8 @@ def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAtte
     if backend is not None and not isinstance(backend, str):
         given = backend
         return AsyncAttester(lambda: given.blocking, lambda: open(given, **options))
+    if options.get("kms") is not None:  # network
+        return AsyncAttester(lambda: True, lambda: open(backend, **options))
     return AsyncAttester(lambda: _blocks(backend), lambda: open(backend, **options))
 
 

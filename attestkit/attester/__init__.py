@@ -62,6 +62,10 @@ class Attester(Generic[B_co]):
 
     Thread-safe; concurrent calls are processed in FIFO order. Methods that use the platform may
     raise BackendError, and after `close` UsageError.
+
+    Attributes:
+        not_proven: What no pin proves about the KMS of the app's keys: `kms_root` after trust on
+            first use, `kms_k256_root` without a pinned secp256k1 key. Empty without a KMS.
     """
 
     def __init__(self, backend: B_co, host: AppHost | None = None) -> None:
@@ -86,6 +90,7 @@ class Attester(Generic[B_co]):
         self._device = FifoLock()  # lock order: the journal's lock first
         self._process = os.getpid()
         self._closed = False
+        self.not_proven: tuple[str, ...] = ()
         self._shared: HostShared | None = None  # closed by `close`
         self._host = self._find_host() if host is None else host
         self._source = self._make_source()

@@ -10,6 +10,7 @@ from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit.kms.answers import KmsMeta
+    from attestkit.kms.boot import KmsBoot, boot_with_kms
     from attestkit.kms.cert_request import CertRequest
     from attestkit.kms.client import FetchedKeys, KmsClient
     from attestkit.kms.connection import TimeLimits
@@ -23,6 +24,7 @@ else:
         __name__,
         {
             "answers": ["KmsMeta"],
+            "boot": ["KmsBoot", "boot_with_kms"],
             "cert_request": ["CertRequest"],
             "client": ["FetchedKeys", "KmsClient"],
             "connection": ["TimeLimits"],
@@ -38,10 +40,12 @@ __all__ = [
     "CertRequest",
     "Epochs",
     "FetchedKeys",
+    "KmsBoot",
     "KmsClient",
     "KmsMeta",
     "KmsRoot",
     "TimeLimits",
+    "boot_with_kms",
     "kms_base_url",
     "open_env",
     "seal_env",

@@ -35,13 +35,13 @@ from attestkit.collateral import Collateral
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import boot_events, events_before_keys
 from attestkit.errors import UnsupportedError, UsageError
-from attestkit.event_log import Event
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+    from attestkit.event_log import Event
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
 _RTMRS_AT: Final = 328  # offset of registers and report data in a TD body
