@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit._sanitize import one_line
+from attestkit._crypto.zeroize import wipe
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import read_os_image_hash
 from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
-from attestkit.errors import AttestKitError, KmsError, UsageError, VerificationError
+from attestkit.errors import KmsError, UsageError, VerificationError
 from attestkit.keys import AppKeys, KmsProvider
 from attestkit.kms.answers import (
     KmsMeta,
@@ -41,7 +41,8 @@ from attestkit.kms.connection import (
 from attestkit.kms.failover import try_each_url
 from attestkit.kms.key_checks import check_received_keys
 from attestkit.kms.root import KmsRoot, find_root, require_roots
-from attestkit.kms.tls_chain import require_kms_usage, verify_app_certificate
+from attestkit.kms.server_checks import check_usage, verify_evidence
+from attestkit.kms.tls_chain import verify_app_certificate
 from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.ra_tls.issued import Issued, current_time
 
@@ -60,7 +61,6 @@ _CHAIN_REASONS: "Final[Mapping[str, KmsReason]]" = {
     "untrusted_root": "wrong_root",
     "cert_expired": "expired",
 }
-_MAX_SHOWN: Final = 300  # characters of an error of the verifier
 
 
 class EvidenceMaker(Protocol):
@@ -254,7 +254,10 @@ class KmsClient:
         issued = key.certify(server.temp_ca, self._now())
         arguments = {"api_version": _API_VERSION, "vm_config": self._vm_config}
         answer, evidence = self._call(server, "GetAppKey", arguments, issued)
-        keys = ReceivedKeys.from_json(answer)
+        try:
+            keys = ReceivedKeys.from_json(answer)
+        finally:
+            wipe(answer)
         k256_root = check_received_keys(
             keys, app_id=app_id, roots=server.roots, image_hash=image_hash
         )
@@ -323,9 +326,9 @@ class KmsClient:
         verified: list[AttestationResult] = []
 
         def check_server(certificate: bytes) -> None:
-            _check_usage(certificate)
+            check_usage(certificate)
             if self._verifier is not None:
-                verified.append(_verify_evidence(certificate, self._verifier))
+                verified.append(verify_evidence(certificate, self._verifier))
 
         answer = call_kms(
             server.url,
@@ -378,24 +381,3 @@ def _first_root(spki: bytes) -> KmsRoot:
         return KmsRoot(spki)
     except UsageError as error:
         raise KmsError(f"root CA: {error}", reason="malformed") from error
-
-
-def _check_usage(certificate: bytes) -> None:
-    try:
-        require_kms_usage(certificate)
-    except VerificationError as error:
-        raise KmsError(str(error), reason="wrong_usage") from error
-
-
-def _verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationResult":
-    from attestkit.ra_tls import verify  # lazy: not every client verifies
-
-    try:
-        # No date limits the age of this evidence: the KMS makes its certificate at each start.
-        return verify(certificate, verifier, max_lifetime=None)
-    except AttestKitError as error:
-        is_missing = error.reason == "no_evidence"
-        message = f"evidence of the KMS: {one_line(str(error), _MAX_SHOWN)}"
-        raise KmsError(
-            message, reason="no_evidence" if is_missing else "evidence_refused"
-        ) from error

@@ -12,7 +12,11 @@ from cryptography import x509
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import K256Key, P256Key
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.app_certificates import (
+    certificate_pem,
+    issue_leaf,
+    read_certificate,
+)
 from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms import CertRequest, KmsClient, KmsRoot
 from attestkit.kms.client import MAX_URLS
@@ -24,7 +28,7 @@ from attestkit.kms.release.certificates import (
     issue_temp_ca,
     sign_app_certificate,
 )
-from attestkit.kms.release.key_release import sign_env_public_key
+from attestkit.kms.release.key_release import derive_app_ca, sign_env_public_key
 from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy
 from tests.kms.replayed_kms import (
@@ -478,9 +482,25 @@ def test_certificate_is_signed_for_this_key_and_app() -> None:
     assert (body["api_version"], body["vm_config"]) == (2, VM_CONFIG)
 
 
+def chain_without_app() -> dict[str, Any]:
+    """Return an answer to SignCert whose certificate does not name its app."""
+    chain = signed_chain()["certificate_chain"]
+    leaf = issue_leaf(
+        public_key=LEAF_KEY,
+        subject="a",
+        extensions=[(ra_tls.OID_CERT_USAGE, b"app:custom")],
+        ca_cert=chain[1],
+        ca_key=derive_app_ca(ROOTS, APP_ID),
+        not_before=WINDOW.not_before,
+        not_after=WINDOW.not_after,
+    )
+    return {"certificate_chain": [certificate_pem(leaf), *chain[1:]]}
+
+
 SIGNED: dict[str, tuple[Any, str]] = {
     "other key": (signed_chain(key=ROOTS.ca_key), "wrong_certificate"),
     "other app": (signed_chain(app_id=bytes(20)), "wrong_certificate"),
+    "no app": (chain_without_app(), "wrong_certificate"),
     "other root": (signed_chain(OTHER), "wrong_root"),
     "over": (signed_chain(not_after=157_766_401), "expired"),
     "no chain": ({"certificate_chain": []}, "malformed"),
