@@ -82,13 +82,17 @@ class SnpSimulator(Simulator):
 
     def _make_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys
+        provider = keys.key_provider, keys.key_provider_id
+        if compose.key_provider == "kms" and keys.key_provider == "none":
+            # The guest requests its keys later; the host knows its configuration at launch.
+            provider = compose.key_provider, compose.key_provider_id
         fields = {
             "version": 3,
             "app_id": app_id.hex(),
             "compose_hash": compose.compose_hash.hex(),
             "gpu_policy_hash": compose.gpu_policy_hash.hex(),
-            "key_provider": keys.key_provider,
-            "key_provider_id": keys.key_provider_id,
+            "key_provider": provider[0],
+            "key_provider_id": provider[1],
             "instance_id": instance_id(seed, app_id, compose).hex(),
             "init_script_hashes": [one.hex() for one in compose.init_script_hashes],
         }

@@ -132,8 +132,8 @@ def verify_guest(
         if policy.refuse_simulated:
             text = "use_claimed_image: for simulation only; drop refuse_simulated from the policy"
             raise UsageError(text, reason="conflict")
-        claimed = read_os_image_hash(attestation.config)
-        info = info._replace(os_image_hash=info.os_image_hash or claimed)
+        # A verified hash is the same one.
+        info = info._replace(os_image_hash=read_os_image_hash(attestation.config))
     result = steps.appraise(report_data=report_data, policy=policy)
     platform, status = result.claims.platform, result.tcb.status
     word = _WITHOUT_STATUS.get(platform, "") if status is None else status.value

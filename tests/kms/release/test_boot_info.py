@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import (
     config_id_v1,
@@ -13,7 +14,8 @@ from attestkit.attestation.launch.mr_config import (
     config_id_v3,
     host_data,
 )
-from attestkit.attestation.wire.evidence_parts import Evidence, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack
+from attestkit.backends.simulator.platform_identity import OWN_APP
 from attestkit.errors import (
     AttestKitError,
     FormatError,
@@ -23,8 +25,10 @@ from attestkit.errors import (
 )
 from attestkit.kms.release.boot_info import BootInfo, VerifiedGuest, verify_guest
 from attestkit.kms.release.roots import KmsRoots
+from attestkit.testing.tee import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.checks import KeyRequest, ParsedEvidence, key_time_app_info
+from attestkit.verifier.policy.appraisal_policy import VERIFIED_PLATFORMS
 from tests.kms.release.kms_vectors import row_id, rows
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel
@@ -166,11 +170,42 @@ def test_other_report_data_is_refused() -> None:
 def test_nitro_enclave_is_refused() -> None:
     """The app id of an enclave is not measured."""
     raw = data("dstack/dstack-attest/nitro_attestation.bin")
-    attestation = Attestation.from_bytes(raw)
-    document = attestation.nitro_document
-    assert document is not None
+    platform, stack = Attestation.from_bytes(raw).evidence
+    events = tuple(RuntimeEvent(name, payload, 1) for name, payload in AT_KEY_TIME)
+    attestation = Attestation(Evidence(platform, stack._replace(runtime_events=events)))
     with pytest.raises(VerificationError) as caught:
         key_time_app_info(ParsedEvidence.of(attestation), b"", b"", KeyRequest(KMS.ca_spki))
+    assert caught.value.reason == "identity"
+    assert "not measured" in str(caught.value)
+
+
+@pytest.mark.parametrize("platform", ["tdx", "snp", "gcp-tdx", "aws-nitro-tpm"])
+def test_simulated_guest_is_named_on_every_platform(platform: str) -> None:
+    """Guests of all platforms that measure or seal their app are named."""
+    compose = json.dumps({**json.loads(OWN_APP), "key_provider": "kms"}).encode()
+    with SimulatedTee(platform=platform, app_compose=compose) as tee:
+        policy = AppraisalPolicy.development().replace(platforms=VERIFIED_PLATFORMS)
+        evidence = tee.attest(report_data=bytes(64))
+        found = verify_guest(
+            tee.verifier(policy=policy),
+            evidence,
+            report_data=evidence.report_data,
+            ca_spki=KMS.ca_spki,
+        )
+    boot = found.boot_info
+    assert boot.compose_hash == sha256(compose)
+    assert boot.app_id == sha256(compose)[:20]
+    assert (len(boot.os_image_hash), boot.tcb_status) == (32, "UpToDate")
+
+
+@pytest.mark.parametrize("platform", ["gcp-snp", "azure-snp", "azure-tdx"])
+def test_simulated_guest_without_measured_app_is_refused(platform: str) -> None:
+    """Guests whose platform does not measure the app get no keys."""
+    with SimulatedTee(platform=platform) as tee:
+        evidence = tee.attest(report_data=bytes(64))
+        verifier = tee.verifier(policy=AppraisalPolicy.development())
+    with pytest.raises(VerificationError) as caught:
+        verify_guest(verifier, evidence, report_data=evidence.report_data, ca_spki=KMS.ca_spki)
     assert caught.value.reason == "identity"
 
 
