@@ -206,11 +206,14 @@ def authorize_guest(
     vm_config: str = "",
     boottime: bool = False,
     use_claimed_image: bool = False,
+    is_self: bool = False,
     now: "datetime | float | None" = None,
 ) -> tuple[VerifiedGuest, Decision]:
     """Verify the evidence of a guest by the policy for it, and decide whether it gets keys.
 
-    Arguments are those of `verify_guest`.
+    Arguments are those of `verify_guest`. `ca_spki` is not used for another KMS, whose key provider
+    is not this one. `is_self`: the guest is this KMS, with the role `kms`, which is allowed to run
+    even if it does not release its roots.
 
     Raises:
         AttestKitError: As `verify_guest` and `Authorization.decide`.
@@ -219,14 +222,14 @@ def authorize_guest(
         verifier,
         attestation,
         report_data=report_data,
-        ca_spki=ca_spki,
+        ca_spki=ca_spki if role == "app" else None,
         vm_config=vm_config,
         boottime=boottime,
         use_claimed_image=use_claimed_image,
         choose_policy=partial(authorization.choose_policy, role),
         now=now,
     )
-    if role == "kms" and not authorization.releases_roots:
+    if role == "kms" and not is_self and not authorization.releases_roots:
         return guest, Decision.refuse(_NO_ROOTS)
     return guest, authorization.decide(role, guest.boot_info)
 

@@ -88,7 +88,7 @@ def verify_guest(
     attestation: Attestation,
     *,
     report_data: bytes,
-    ca_spki: bytes,
+    ca_spki: bytes | None,
     vm_config: str = "",
     boottime: bool = False,
     use_claimed_image: bool = False,
@@ -102,7 +102,8 @@ def verify_guest(
         attestation: The evidence, such as of `ra_tls.read`, which binds it to a certificate's key.
         report_data: Report data that the evidence must have, 64 bytes.
         ca_spki: SubjectPublicKeyInfo of this KMS's root CA in DER, 91 bytes: the key provider id
-            that the configuration sealed at launch may name.
+            that the configuration sealed at launch may name. None if the guest is a KMS itself:
+            its key provider is another one, which the sealed configuration and the log name.
         vm_config: VM configuration in the request, JSON text; the evidence's if empty.
         boottime: Use the registers up to `boot-mr-done`, and no key provider, as SignCert does.
         use_claimed_image: Use the hash of the OS image that the configuration names if the image
@@ -118,7 +119,8 @@ def verify_guest(
         UsageError: If an argument has another size, or `use_claimed_image` is excluded.
     """
     require_size("report data", report_data, 64)
-    require_size("ca_spki", ca_spki, 91)
+    if ca_spki is not None:
+        require_size("ca_spki", ca_spki, 91)
     attestation = attestation.with_vm_config(vm_config)
     steps = verifier.examine(attestation, now=now)
     steps.authenticate()

@@ -88,7 +88,9 @@ class ParsedEvidence(NamedTuple):
 class KeyRequest(NamedTuple):
     """Request for keys or a certificate, for which a KMS verifies evidence."""
 
-    ca_spki: bytes  # SubjectPublicKeyInfo of the KMS's root CA in DER
+    # SubjectPublicKeyInfo of the KMS's root CA in DER, which is the app's key provider. None: the
+    # guest is a KMS itself, whose keys are of another provider.
+    ca_spki: bytes | None
     boottime: bool = False  # registers up to `boot-mr-done`, and no key provider
 
 
@@ -268,7 +270,8 @@ def key_time_app_info(
     if isinstance(platform, SevSnp):
         document = MrConfig.parse(platform.mr_config)
         document.check_lengths()
-        require_kms(document, spki)
+        if spki is not None:
+            require_kms(document, spki)
     else:
         check_key_time_events(attestation.runtime_events)
     info = attestation.read_app_info(boottime=request.boottime, key_time=True, device=device)
@@ -280,7 +283,11 @@ def key_time_app_info(
     steps = (passed("app", text),)
     if quote is None or not isinstance(quote.body, TdQuoteBody):
         return info, steps
-    sealed = sealed_for_kms(quote.body.mr_config_id, info, attestation.config, spki)
+    config_id, config = quote.body.mr_config_id, attestation.config
+    if spki is not None:
+        sealed = sealed_for_kms(config_id, info, config, spki)
+    else:
+        sealed = sealed_configuration(config_id, info, config)
     return info, steps if sealed is None else (*steps, sealed)
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from attestkit.errors import AttestKitError, PolicyError, UsageError
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2
+from attestkit.errors import AttestKitError, PolicyError, UsageError, VerificationError
 from attestkit.kms.release.authorization import (
     AuthorityInfo,
     Authorization,
@@ -19,7 +21,7 @@ from attestkit.kms.release.authorization import (
 from attestkit.kms.release.boot_info import BootInfo
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.verifier import AppraisalPolicy
-from tests.kms.release.boot_infos import APP, boot_info
+from tests.kms.release.boot_infos import APP
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, NONCE
@@ -27,15 +29,21 @@ from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, NONCE
 KMS = KmsRoots.from_seed(bytes(range(32)))
 
 
-def authorize(authorization: Authorization, role: Role = "app") -> Decision:
+def authorize(
+    authorization: Authorization,
+    role: Role = "app",
+    evidence: Attestation | None = None,
+    **options: Any,
+) -> Decision:
     """Return the decision about a genuine guest."""
     return authorize_guest(
         intel.verifier(),
         authorization,
         role,
-        intel.evidence(BOOT[:5]),
+        evidence or intel.evidence(BOOT[:5]),
         report_data=NONCE.ljust(64, b"\0"),
         ca_spki=KMS.ca_spki,
+        **options,
     )[1]
 
 
@@ -58,8 +66,22 @@ def test_development_allows_every_app_and_releases_no_roots() -> None:
     dev = DevAuthorization()
     assert authorize(dev) == Decision.allow("any")
     assert not authorize(dev, "kms").is_allowed
-    assert dev.decide("kms", boot_info()).is_allowed  # of the KMS itself
+    assert authorize(dev, "kms", is_self=True).is_allowed
     assert dev.describe() == AuthorityInfo(is_dev=True, gateway_app_id="any")
+
+
+def test_another_kms_may_have_another_key_provider() -> None:
+    """Its configuration is compared with its own log; that of an app must name this KMS."""
+    config_id = config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")
+    evidence = intel.evidence(BOOT, mr_config_id=config_id)
+    allowing = FunctionAuthorization(lambda _: Decision.allow(), lambda _: Decision.allow())
+    assert authorize(allowing, "kms", evidence).is_allowed
+    with pytest.raises(VerificationError) as caught:
+        authorize(allowing, "app", evidence)
+    assert caught.value.reason == "mr_config"
+    other = intel.evidence(BOOT, mr_config_id=config_id_v1(bytes(32)))
+    with pytest.raises(VerificationError):
+        authorize(allowing, "kms", other)
 
 
 def test_function_decides() -> None:

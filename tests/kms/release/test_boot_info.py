@@ -310,13 +310,13 @@ def snp_evidence(document: str) -> Attestation:
     )
 
 
-def verify_snp(document: str) -> VerifiedGuest:
+def verify_snp(document: str, ca_spki: bytes | None = KMS.ca_spki) -> VerifiedGuest:
     """Verify evidence of an SEV-SNP guest for the KMS."""
     return verify_guest(
         Verifier(trust_anchor=amd.ark(), clock=lambda: NOW),
         snp_evidence(document),
         report_data=amd.REPORT_DATA,
-        ca_spki=KMS.ca_spki,
+        ca_spki=ca_spki,
     )
 
 
@@ -327,6 +327,12 @@ def test_snp_guest_is_named_by_its_document(provider_id: str) -> None:
     assert (boot.tee_variant, boot.tcb_status) == ("dstack-amd-sev-snp", "UpToDate")
     assert (boot.app_id, boot.compose_hash) == (APP_ID, COMPOSE_HASH)
     assert json.loads(boot.key_provider_info) == {"name": "kms", "id": provider_id}
+
+
+def test_snp_guest_that_is_a_kms_may_have_another_provider() -> None:
+    """The document of a KMS names the provider of its own keys."""
+    found = verify_snp(document_of(key_provider="none"), ca_spki=None)
+    assert json.loads(found.boot_info.key_provider_info) == {"name": "none", "id": ""}
 
 
 @pytest.mark.parametrize(
