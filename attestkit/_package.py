@@ -27,7 +27,7 @@ def lazy_names(
 
     Args:
         package: Name of the package.
-        names: Public names by the submodule that defines them.
+        names: Public names by the submodule that defines them; a name with a dot is absolute.
     """
     homes = {name: module for module, found in names.items() for name in found}
     attributes = vars(sys.modules[package])
@@ -35,7 +35,8 @@ def lazy_names(
     def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(f"{package}.{homes[name]}")
+        home = homes[name]
+        module = import_module(home if "." in home else f"{package}.{home}")
         value: object = module if name == homes[name] else getattr(module, name)
         attributes[name] = value
         return value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env
     from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
     from attestkit.kms.url import kms_base_url
+    from attestkit.serve.kms_service.simulated_kms import SimulatedKms
 else:
     # Lazy: most programs have no KMS.
     __getattr__, __dir__ = lazy_names(
@@ -32,6 +33,8 @@ else:
             "sealed_env": ["Epochs", "open_env", "seal_env"],
             "tls_chain": ["AppCertificate", "verify_app_certificate"],
             "url": ["kms_base_url"],
+            # A server, which no other module of this package knows.
+            "attestkit.serve.kms_service.simulated_kms": ["SimulatedKms"],
         },
     )
 
@@ -44,6 +47,7 @@ __all__ = [
     "KmsClient",
     "KmsMeta",
     "KmsRoot",
+    "SimulatedKms",
     "TimeLimits",
     "boot_with_kms",
     "kms_base_url",

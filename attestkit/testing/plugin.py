@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
+    from attestkit.kms import SimulatedKms
     from attestkit.testing.server import ServerLoop
     from attestkit.testing.tee import SimulatedTee
 
@@ -126,6 +127,40 @@ def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
     Its server starts on the first use of `.socket`, `.url`, `.client` and similar attributes.
     """
     return tee_factory()
+
+
+@pytest.fixture
+def kms_factory(
+    _attestkit_session: _Session, tee: "SimulatedTee"
+) -> "Iterator[Callable[..., SimulatedKms]]":
+    """Create simulated KMSs that are closed after the test.
+
+    `kms_factory(faults="kms_refuses")` has the arguments of `attestkit.kms.SimulatedKms`. By
+    default it verifies evidence of `tee`, and its keys are the same in every test.
+    """
+    from attestkit.testing.tee import SEED  # lazy: not every session has TEEs
+
+    with ExitStack() as stack:
+
+        def make(verifier: Any = None, **options: Any) -> "SimulatedKms":  # noqa: ANN401
+            with _fast_imports():
+                from attestkit.kms import SimulatedKms  # lazy: as above
+
+            if "state_dir" not in options:
+                options.setdefault("seed", SEED)
+            options.setdefault("thread", _attestkit_session.loop.thread())
+            return stack.enter_context(SimulatedKms(verifier or tee.verifier(), **options))
+
+        yield make
+
+
+@pytest.fixture
+def kms(kms_factory: "Callable[[], SimulatedKms]") -> "SimulatedKms":
+    """A simulated KMS that releases keys to every app of `tee`, for one test.
+
+    Its URL is `.url`, the roots to pin are `.root`.
+    """
+    return kms_factory()
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.serve.event_loop_thread import EventLoopThread
     from attestkit.serve.endpoints import BoundAddresses, ListenAddresses
+    from attestkit.serve.event_loop_thread import EventLoopThread
 
 _FREE = ("127.0.0.1", 0)
 

@@ -17,8 +17,8 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, JournalError
 from attestkit.serve.background_server import BackgroundServer
-from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.event_loop_thread import EventLoopThread
 from tests.concurrency.td_model import TdModel, model, run
 
 SEED: Final = bytes(range(32))

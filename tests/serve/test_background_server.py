@@ -19,9 +19,9 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendBusyError, UsageError
 from attestkit.serve.app_factory import ServerOptions
 from attestkit.serve.background_server import BackgroundServer
-from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.endpoints import LimitedSocket, ListenAddresses
+from attestkit.serve.event_loop_thread import EventLoopThread
 from tests.raising import raises
 from tests.serve.client import Connection, call
 from tests.serve.docker.engine import Engine, send_chunks

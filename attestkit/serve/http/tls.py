@@ -45,7 +45,7 @@ class TlsHttpProtocol(HttpProtocol):
         super().connection_made(transport)
         self.scope_extras: Mapping[str, Any] = {"extensions": {"tls": _describe(transport)}}
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # as in HttpProtocol
         """Finish as `HttpProtocol`; a TLS connection cannot stay half-open."""
         super().eof_received()
         return False
@@ -127,7 +127,7 @@ def _feed(plain: asyncio.Transport, data: bytes) -> None:
     """Give bytes to the TLS protocol of a connection, as its transport does."""
     protocol = cast("asyncio.BufferedProtocol", plain.get_protocol())
     while data and not plain.is_closing():
-        buffer = protocol.get_buffer(len(data))
+        buffer = memoryview(protocol.get_buffer(len(data)))
         size = min(len(buffer), len(data))
         buffer[:size] = data[:size]
         protocol.buffer_updated(size)

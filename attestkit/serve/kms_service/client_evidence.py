@@ -67,7 +67,7 @@ def read_client_evidence(certificate: str) -> ClientEvidence | None:
         return ClientEvidence(ra_tls.read(certificate), bound)
     except VerificationError as error:
         if error.reason == "report_data":
-            raise KmsRefusalError(f"invalid quote: {error.message}") from error
+            raise KmsRefusalError(f"invalid quote: {error}") from error
         raise _undecodable(error) from error
     except AttestKitError as error:
         raise _undecodable(error) from error

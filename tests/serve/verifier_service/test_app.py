@@ -10,8 +10,8 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
-from attestkit.serve.verifier_service.app import MAX_BODY, VerifierApp
 from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.verifier_service.app import MAX_BODY, VerifierApp
 from tests.serve.asgi import Client, Response
 from tests.serve.verifier_service.judges import (
     FakeVerifier,

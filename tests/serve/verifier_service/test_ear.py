@@ -12,9 +12,9 @@ import pytest
 from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
+from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.ear import read_ear_key
-from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, policy_uri, verify_ear
 from tests.raising import raises

@@ -10,8 +10,8 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.errors import FormatError
 from attestkit.report_data import ReportData
-from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.authenticators import Authenticators
 from attestkit.verifier.ear import Ear, Tier, verify_ear
 from tests.serve.asgi import Client, Response

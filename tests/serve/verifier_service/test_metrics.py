@@ -16,8 +16,8 @@ import pytest
 
 from attestkit.errors import CollateralError, CollateralExpiredError, VerificationError
 from attestkit.serve.counters import CONTENT_TYPE, Stats
-from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.verifier_service.metrics import VerifierMetricsApp
 from tests.serve.asgi import Client
 from tests.serve.client import get

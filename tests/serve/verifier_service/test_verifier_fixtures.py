@@ -14,8 +14,8 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.collateral import Collateral
 from attestkit.errors import ReplayError
-from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.serve.asgi import Client
