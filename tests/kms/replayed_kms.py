@@ -13,7 +13,7 @@ from attestkit.attestation import Attestation
 from attestkit.kms import KmsClient, KmsRoot
 from attestkit.kms.connection import TimeLimits
 from attestkit.kms.release.certificates import (
-    Window,
+    ValidityPeriod,
     issue_root,
     issue_rpc,
     issue_temp_ca,
@@ -35,7 +35,7 @@ BOOT: Final = (
     ("instance-id", INSTANCE_ID),
     ("boot-mr-done", b""),
 )
-WINDOW: Final = Window(157_766_400, 4_000_000_000)
+WINDOW: Final = ValidityPeriod(157_766_400, 4_000_000_000)
 LIMITS: Final = TimeLimits(connect=5.0, call=20.0)
 
 

@@ -23,7 +23,7 @@ from attestkit.kms.client import MAX_URLS
 from attestkit.kms.connection import TimeLimits
 from attestkit.kms.release.certificates import (
     LeafProfile,
-    Window,
+    ValidityPeriod,
     issue_root,
     issue_temp_ca,
     sign_app_certificate,
@@ -191,7 +191,9 @@ PINNED: dict[str, tuple[Any, str]] = {
     "expired": (
         sound(
             ROOTS,
-            GetTempCaCert=temp_ca_of(ROOTS, temp_ca_cert=issue_temp_ca(ROOTS, Window(0, 1))),
+            GetTempCaCert=temp_ca_of(
+                ROOTS, temp_ca_cert=issue_temp_ca(ROOTS, ValidityPeriod(0, 1))
+            ),
         ),
         "expired",
     ),
@@ -215,7 +217,7 @@ SERVERS: dict[str, tuple[dict[str, Any], str]] = {
     "of an app": ({"usage": b"app:custom"}, "wrong_usage"),
     "without usage": ({"usage": None}, "wrong_usage"),
     "of another host": ({"domain": "kms.example.com"}, "wrong_certificate"),
-    "expired": ({"window": Window(0, 1)}, "expired"),
+    "expired": ({"window": ValidityPeriod(0, 1)}, "expired"),
 }
 
 

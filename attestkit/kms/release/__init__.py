@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from attestkit.kms.release.auth_simple import AuthSimpleConfig, AuthSimpleFile
     from attestkit.kms.release.authorization import (
         AuthorityInfo,
-        Authorization,
         Decision,
         DevAuthorization,
         FunctionAuthorization,
+        KmsAuthorization,
         PolicyAuthorization,
         authorize_guest,
     )
@@ -31,7 +31,7 @@ else:
         {
             "auth_simple": ["AuthSimpleConfig", "AuthSimpleFile"],
             "authorization": [
-                *("AuthorityInfo", "Authorization", "Decision", "DevAuthorization"),
+                *("AuthorityInfo", "KmsAuthorization", "Decision", "DevAuthorization"),
                 *("FunctionAuthorization", "PolicyAuthorization", "authorize_guest"),
             ],
             "boot_info": ["BootInfo", "VerifiedGuest", "verify_guest"],
@@ -47,11 +47,11 @@ __all__ = [
     "AuthSimpleFile",
     "AuthWebhook",
     "AuthorityInfo",
-    "Authorization",
     "BootInfo",
     "Decision",
     "DevAuthorization",
     "FunctionAuthorization",
+    "KmsAuthorization",
     "KmsFaults",
     "KmsRoots",
     "KmsState",

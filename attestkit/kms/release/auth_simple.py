@@ -21,8 +21,8 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.kms.release.authorization import (
     NOT_REGISTERED,
     AuthorityInfo,
-    Authorization,
     Decision,
+    KmsAuthorization,
     Role,
 )
 from attestkit.kms.release.boot_info import BootInfo
@@ -194,7 +194,7 @@ class AuthSimpleConfig(
             raise ConfigError(f"auth-simple: {error}", reason="wrong_value") from error
 
 
-class AuthSimpleFile(Authorization):
+class AuthSimpleFile(KmsAuthorization):
     """Authorization by a file of auth-simple, which is read at each request.
 
     Args:

@@ -63,7 +63,7 @@ class AuthorityInfo(NamedTuple):
     app_auth_implementation: str | None = None
 
 
-class Authorization(ABC):
+class KmsAuthorization(ABC):
     """Decides which guests get keys. Methods may block, and are called by several threads."""
 
     @property
@@ -89,7 +89,7 @@ class Authorization(ABC):
         return None
 
 
-class DevAuthorization(Authorization):
+class DevAuthorization(KmsAuthorization):
     """Allow every app whose evidence is verified. For development only."""
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:  # noqa: ARG002 - allows all
@@ -101,7 +101,7 @@ class DevAuthorization(Authorization):
         return AuthorityInfo(is_dev=True, gateway_app_id="any")
 
 
-class FunctionAuthorization(Authorization):
+class FunctionAuthorization(KmsAuthorization):
     """Let a Python function decide.
 
     Args:
@@ -141,7 +141,7 @@ class FunctionAuthorization(Authorization):
         return AuthorityInfo()
 
 
-class PolicyAuthorization(Authorization):
+class PolicyAuthorization(KmsAuthorization):
     """Allow the apps for which there is an appraisal policy that accepts their evidence.
 
     Args:
@@ -197,7 +197,7 @@ class PolicyAuthorization(Authorization):
 
 def authorize_guest(
     verifier: Verifier,
-    authorization: Authorization,
+    authorization: KmsAuthorization,
     role: Role,
     attestation: Attestation,
     *,
@@ -216,7 +216,7 @@ def authorize_guest(
     even if it does not release its roots.
 
     Raises:
-        AttestKitError: As `verify_guest` and `Authorization.decide`.
+        AttestKitError: As `verify_guest` and `KmsAuthorization.decide`.
     """
     guest = verify_guest(
         verifier,

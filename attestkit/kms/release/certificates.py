@@ -46,7 +46,7 @@ _MAX_DOMAIN: Final = 253  # characters
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 
-class Window(NamedTuple):
+class ValidityPeriod(NamedTuple):
     """Validity period of a certificate, in seconds since 1970, both inclusive."""
 
     not_before: int
@@ -68,16 +68,16 @@ class LeafProfile(NamedTuple):
     evidence: bytes | None = None  # content of the extension, stripped
 
 
-def default_window(roots: KmsRoots, now: int) -> Window:
+def default_window(roots: KmsRoots, now: int) -> ValidityPeriod:
     """Return the validity period of new certificates: 1975 to 3650 days after `now`.
 
     With keys from a seed it is 1975 to 2049, whatever the time, so that the certificates are the
     same at each start.
     """
-    return Window(_NOT_BEFORE, _SEEDED_NOT_AFTER if roots.is_seeded else now + _LIFETIME)
+    return ValidityPeriod(_NOT_BEFORE, _SEEDED_NOT_AFTER if roots.is_seeded else now + _LIFETIME)
 
 
-def issue_root(roots: KmsRoots, window: Window) -> str:
+def issue_root(roots: KmsRoots, window: ValidityPeriod) -> str:
     """Issue the self-signed certificate of the root CA."""
     return certificate_pem(
         issue_ca(
@@ -91,7 +91,7 @@ def issue_root(roots: KmsRoots, window: Window) -> str:
     )
 
 
-def issue_temp_ca(roots: KmsRoots, window: Window) -> str:
+def issue_temp_ca(roots: KmsRoots, window: ValidityPeriod) -> str:
     """Issue the self-signed certificate of the temporary CA, whose key every client gets."""
     return certificate_pem(
         issue_ca(
@@ -109,7 +109,7 @@ def issue_rpc(
     roots: KmsRoots,
     root_pem: str,
     domain: str,
-    window: Window,
+    window: ValidityPeriod,
     *,
     usage: bytes | None = USAGE_KMS_RPC,
     evidence: bytes | None = None,
@@ -143,7 +143,7 @@ def issue_rpc(
     )
 
 
-def issue_app_ca(roots: KmsRoots, root_pem: str, app_id: bytes, window: Window) -> str:
+def issue_app_ca(roots: KmsRoots, root_pem: str, app_id: bytes, window: ValidityPeriod) -> str:
     """Issue the certificate of an app's CA.
 
     Raises:

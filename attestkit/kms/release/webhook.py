@@ -10,7 +10,7 @@ from attestkit._sanitize import printable
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import CollateralError, ConfigError, FormatError, KmsError
-from attestkit.kms.release.authorization import AuthorityInfo, Authorization, Decision, Role
+from attestkit.kms.release.authorization import AuthorityInfo, Decision, KmsAuthorization, Role
 from attestkit.kms.release.boot_info import BootInfo
 
 MAX_BODY: Final = 65_536
@@ -26,7 +26,7 @@ _HEADERS: Final = {
 }
 
 
-class AuthWebhook(Authorization):
+class AuthWebhook(KmsAuthorization):
     """Authorization by a server that answers `POST {url}/bootAuth/app` and `/bootAuth/kms`.
 
     Nothing is cached, so that a revocation takes effect at once. Redirects are not followed.

@@ -14,7 +14,7 @@ from attestkit._sanitize import one_line
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
-from attestkit.kms.release.authorization import Authorization, Decision, Role, authorize_guest
+from attestkit.kms.release.authorization import Decision, KmsAuthorization, Role, authorize_guest
 from attestkit.kms.release.boot_info import VerifiedGuest
 from attestkit.kms.release.certificates import LeafProfile, sign_app_certificate
 from attestkit.kms.release.key_release import release_app_keys, sign_env_public_key
@@ -85,7 +85,7 @@ class ReleaseEngine:
         self,
         identity: ServerIdentity,
         verifier: "Verifier",
-        authorization: Authorization,
+        authorization: KmsAuthorization,
         options: ReleaseOptions,
         *,
         attester: "Attester | None",
@@ -281,6 +281,7 @@ class ReleaseEngine:
                 report_data=bytes(64),
                 ca_spki=self.identity.state.roots.ca_spki,
                 use_claimed_image=self._options.use_claimed_image,
+                is_self=True,
                 now=self._now(),
             )[1]
         except AttestKitError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit.kms.release.certificates import (
     USAGE_APP_CUSTOM,
     USAGE_KMS_RPC,
-    Window,
+    ValidityPeriod,
     default_window,
     issue_rpc,
     issue_temp_ca,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-_PAST: Final = Window(157_766_400, 1_577_836_799)  # 1975 to the end of 2019
+_PAST: Final = ValidityPeriod(157_766_400, 1_577_836_799)  # 1975 to the end of 2019
 
 
 class ServerContext(ssl.SSLContext):

@@ -10,10 +10,10 @@ from attestkit._argument_checks import wrong_type
 from attestkit.errors import UsageError
 from attestkit.kms.release.auth_simple import AuthSimpleFile
 from attestkit.kms.release.authorization import (
-    Authorization,
     Decision,
     DevAuthorization,
     FunctionAuthorization,
+    KmsAuthorization,
     PolicyAuthorization,
 )
 from attestkit.kms.release.kms_faults import KmsFaults
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from attestkit.verifier import AppraisalPolicy, Verifier
 
 AuthorizationLike: TypeAlias = (
-    "Authorization | str | os.PathLike[str] | Callable[[BootInfo], Decision] | None"
+    "KmsAuthorization | str | os.PathLike[str] | Callable[[BootInfo], Decision] | None"
 )
 """What decides about verified guests; see `SimulatedKms`."""
 
@@ -62,7 +62,7 @@ class SimulatedKms:
         verifier: Verifies the evidence of guests, with the trust anchors, collateral and policy.
         auth: Decides about guests whose evidence was verified: "dev" or None allows all; the path
             of a file of auth-simple; the http or https URL of a webhook; a function that takes
-            `BootInfo` and returns `Decision`; an `Authorization`.
+            `BootInfo` and returns `Decision`; a `KmsAuthorization`.
         policies: Instead of `auth`: one appraisal policy for each app that gets keys.
         kms_policy: With `policies`: the policy for another KMS that requests the roots.
         seed: 32 bytes from which all keys are derived. None: random keys, or those in `state_dir`.
@@ -213,7 +213,7 @@ def _make_authorization(
     auth: AuthorizationLike,
     policies: "Collection[AppraisalPolicy] | None",
     kms_policy: "AppraisalPolicy | None",
-) -> Authorization:
+) -> KmsAuthorization:
     if policies is not None:
         if auth is not None:
             raise UsageError("auth: excluded by policies; pass one of both", reason="conflict")
@@ -222,7 +222,7 @@ def _make_authorization(
         raise UsageError("policies: missing, but kms_policy is given", reason="missing")
     if auth is None or auth == "dev":
         return DevAuthorization()
-    if isinstance(auth, Authorization):
+    if isinstance(auth, KmsAuthorization):
         return auth
     if isinstance(auth, str) and auth.startswith(("http://", "https://")):
         from attestkit.kms.release.webhook import AuthWebhook  # lazy: an HTTP client
@@ -232,4 +232,4 @@ def _make_authorization(
         return AuthSimpleFile(auth)
     if callable(auth):
         return FunctionAuthorization(auth)
-    raise wrong_type("auth", "dev, a path, a URL, a function or an Authorization", auth)
+    raise wrong_type("auth", "dev, a path, a URL, a function or a KmsAuthorization", auth)

@@ -10,10 +10,10 @@ from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2
 from attestkit.errors import AttestKitError, PolicyError, UsageError, VerificationError
 from attestkit.kms.release.authorization import (
     AuthorityInfo,
-    Authorization,
     Decision,
     DevAuthorization,
     FunctionAuthorization,
+    KmsAuthorization,
     PolicyAuthorization,
     Role,
     authorize_guest,
@@ -30,7 +30,7 @@ KMS = KmsRoots.from_seed(bytes(range(32)))
 
 
 def authorize(
-    authorization: Authorization,
+    authorization: KmsAuthorization,
     role: Role = "app",
     evidence: Attestation | None = None,
     **options: Any,

@@ -13,7 +13,7 @@ from attestkit._crypto.x509.app_certificates import Certificate, read_certificat
 from attestkit.errors import SignatureError, UsageError
 from attestkit.kms.release.certificates import (
     LeafProfile,
-    Window,
+    ValidityPeriod,
     check_domain,
     default_window,
     issue_app_ca,
@@ -179,7 +179,7 @@ def test_rpc_certificate_has_usage_and_evidence_as_given(
 @pytest.mark.parametrize(("left", "needed"), [(364, True), (365, True), (366, False)])
 def test_needs_renewal_within_365_days(left: int, *, needed: bool) -> None:
     """A CA certificate is renewed when at most 365 days are left."""
-    pem = issue_root(ROOTS, Window(0, NOW + left * DAY))
+    pem = issue_root(ROOTS, ValidityPeriod(0, NOW + left * DAY))
     assert needs_renewal(pem, NOW) is needed
 
 

@@ -10,7 +10,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.kms.release.certificates import Window, issue_root, issue_temp_ca
+from attestkit.kms.release.certificates import ValidityPeriod, issue_root, issue_temp_ca
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import (
     MAX_FILE_SIZE,
@@ -90,7 +90,7 @@ def test_files_have_upstream_forms(folder: Path) -> None:
 def test_upstream_folder_loads(tmp_path: Path) -> None:
     """A folder in upstream's layout loads, also without bootstrap-info.json after onboarding."""
     roots = roots_of("A")
-    window = Window(157_766_400, NOW + 3650 * DAY)
+    window = ValidityPeriod(157_766_400, NOW + 3650 * DAY)
     (tmp_path / "root-ca.crt").write_text(issue_root(roots, window))
     (tmp_path / "tmp-ca.crt").write_text(issue_temp_ca(roots, window))
     (tmp_path / "rpc.crt").write_bytes(data(f"{UPSTREAM}/kms_rpc.pem"))
