@@ -4,6 +4,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from typing import Final
+
+_ABSOLUTE: Final = "attestkit."  # how an absolute name begins
 
 
 @cache
@@ -27,7 +30,8 @@ def lazy_names(
 
     Args:
         package: Name of the package.
-        names: Public names by the submodule that defines them; a name with a dot is absolute.
+        names: Public names by the submodule that defines them; names that begin with
+            `attestkit.` are absolute.
     """
     homes = {name: module for module, found in names.items() for name in found}
     attributes = vars(sys.modules[package])
@@ -36,7 +40,7 @@ def lazy_names(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        module = import_module(home if "." in home else f"{package}.{home}")
+        module = import_module(home if home.startswith(_ABSOLUTE) else f"{package}.{home}")
         value: object = module if name == homes[name] else getattr(module, name)
         attributes[name] = value
         return value
