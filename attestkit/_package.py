@@ -30,8 +30,8 @@ def lazy_names(
 
     Args:
         package: Name of the package.
-        names: Public names by the submodule that defines them; names that begin with
-            `attestkit.` are absolute.
+        names: Public names by the submodule that defines them; one that begins with
+            `attestkit.` is absolute.
     """
     homes = {name: module for module, found in names.items() for name in found}
     attributes = vars(sys.modules[package])
@@ -40,7 +40,7 @@ def lazy_names(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        module = import_module(home if home.startswith(_ABSOLUTE) else f"{package}.{home}")
+        module = import_module(home if home.startswith("attestkit.") else f"{package}.{home}")
         value: object = module if name == homes[name] else getattr(module, name)
         attributes[name] = value
         return value
