@@ -3,7 +3,7 @@
 import attestkit
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.serve.kms_service.simulated_kms import SimulatedKms
+from attestkit.kms import SimulatedKms
 from attestkit.testing.tee import SEED
 
 __all__ = ["EVENTS", "PREFIX", "SEED", "guest", "kms_of", "names"]

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +55,7 @@ def kill_at(step: int) -> None:
 def run(work: Callable[[], object]) -> tuple[int, str]:
     """Run `work` in a forked process; return its wait status and its result in JSON."""
     reading, writing = os.pipe()
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
         _report(work, writing)
@@ -88,8 +90,8 @@ def main() -> None:
         status, _ = run(killed)
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         has_file = (folder / ".appkeys.json").exists()
-        _, again = run(lambda folder=folder: job.boot(folder))
-        print(json.dumps([step, is_killed, has_file, json.loads(again)]), flush=True)
+        _, again = run(partial(job.boot, folder))
+        sys.stdout.write(json.dumps([step, is_killed, has_file, json.loads(again)]) + "\n")
         if not is_killed:  # the boot has fewer steps
             return
 

@@ -17,9 +17,8 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.kms import KmsRoot, TimeLimits, boot_with_kms
+from attestkit.kms import KmsRoot, SimulatedKms, TimeLimits, boot_with_kms
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.serve.kms_service.simulated_kms import SimulatedKms
 from tests.kms.boot.booting import EVENTS, PREFIX, SEED, guest, kms_of, names
 from tests.raising import raises
 from tests.untyped import untyped
@@ -32,7 +31,7 @@ NONCE = b"challenge"
 
 
 @pytest.fixture
-def kms() -> "Iterator[SimulatedKms]":
+def kms() -> Iterator[SimulatedKms]:
     """Return a KMS for guests of SEED."""
     with kms_of(SEED) as found:
         yield found

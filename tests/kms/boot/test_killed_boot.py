@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import attestkit
-from attestkit.serve.kms_service.simulated_kms import SimulatedKms
+from attestkit.kms import SimulatedKms
 from tests.kms.boot.booting import EVENTS, SEED, kms_of
 
 _PROGRAM = "tests.kms.boot.killed_boot"
