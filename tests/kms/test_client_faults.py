@@ -128,6 +128,7 @@ class Relay:
     def __init__(self, port: int) -> None:
         self.seen: list[bytes] = []
         self._port = port
+        self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("localhost", 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -138,6 +139,7 @@ class Relay:
             while True:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("localhost", self._port))
+                self._sockets += [near, far]
                 for pair in ((near, far), (far, near)):
                     thread = threading.Thread(target=self._pass_on, args=pair, daemon=True)
                     self._threads.append(thread)
@@ -159,6 +161,8 @@ class Relay:
         self._listener.close()
         for thread in self._threads:
             thread.join(20)
+        for sock in self._sockets:
+            sock.close()
 
 
 def test_relay_between_guest_and_kms_sees_no_key(kms: SimulatedKms, tee: SimulatedTee) -> None:
