@@ -7,6 +7,7 @@ limit of the interpreter. Some libraries raise this limit (a library that Ethere
 
 import binascii
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -142,6 +143,7 @@ def _decoder(known_keys: Collection[str] | None) -> json.JSONDecoder:
 
 
 _DECODER: Final = _decoder(None)
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 # Strict decoding of JSON in evidence; untrusted text raises only FormatError.
@@ -214,6 +216,14 @@ def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> 
     if value is None and default is not None:
         return default
     return _text(value, name)
+
+
+def has_surrogate(text: str) -> bool:
+    """Return whether text has an unpaired surrogate, which UTF-8 cannot encode.
+
+    For secret texts, because the error of the codec holds the whole text.
+    """
+    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
 def hex_field(fields: Mapping[str, Any], name: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple, NoReturn, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.zeroize import wipe
-from attestkit._formats.strict_json import config_reason, decode_strictly
+from attestkit._formats.strict_json import config_reason, decode_strictly, has_surrogate
 from attestkit._native import unhex
 from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
@@ -99,15 +99,10 @@ def write_app_keys(
         assert ca_key is not None
         details = {"key": ca_key.pkcs8_pem} | ({id_field: provider_id} if id_field else {})
     for name, value in (*texts.items(), *details.items()):
-        if not _is_encodable(value):
+        if has_surrogate(value):
             raise UsageError(f"{name}: unpaired surrogate in text", reason="encoding")
     fields = {name: texts[name] for name in _WRITTEN} | {"key_provider": {key_of_provider: details}}
     return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
-
-
-def _is_encodable(text: str) -> bool:
-    # The error of the codec holds the text, which may be a secret.
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class _Reader:
@@ -213,7 +208,7 @@ class _Reader:
             if key not in fields:
                 raise self._error(path, "missing", "missing")
             raise self._error(path, "wrong_type", "must be a string")
-        if not _is_encodable(value):
+        if has_surrogate(value):
             path = f"{where}.{key}" if where else key
             raise self._error(path, "encoding", "unpaired surrogate in text")
         return value

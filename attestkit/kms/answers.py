@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from attestkit._crypto.zeroize import Secret, wipe_field
 from attestkit._formats.protobuf import ProtobufReader
-from attestkit._formats.strict_json import decode_strictly, from_hex
+from attestkit._formats.strict_json import decode_strictly, from_hex, has_surrogate
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, UsageError
 
@@ -214,8 +214,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         problem = "missing" if value is None else "must be a string"
         raise FormatError(f"{name}: {problem}", reason="missing" if value is None else "wrong_type")
-    # Not by encoding it, because the codec's error holds the text.
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if has_surrogate(value):
         raise FormatError(f"{name}: unpaired surrogate in text", reason="encoding")
     return value
 
