@@ -97,7 +97,9 @@ def exchange_at_once(sock: "socket.socket", limits: ResponseLimits, request: byt
             bounded.allow_body()
             return RawResponse(response.status, response.headers, _read_body(response, limits.body))
     except (OSError, HTTPException) as error:
-        raise failed or error from error
+        if failed is None:
+            raise
+        raise failed from error
 
 
 def _read_body(response: "HTTPResponse", limit: int) -> bytes:

@@ -11,7 +11,8 @@ from attestkit.errors import ConfigError
 MAX_URL: Final = 2048
 """Maximum number of characters of a URL."""
 
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _HTTPS_PORT: Final = 443
 _PRPC: Final = "/prpc"

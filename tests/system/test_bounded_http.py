@@ -55,8 +55,9 @@ def test_failed_send_without_answer_is_its_error() -> None:
     """Without an answer the error is that of sending; a reset is one, too."""
     ours, theirs = socket.socketpair()
     theirs.close()
-    with ours, pytest.raises(BrokenPipeError):
+    with ours, pytest.raises(BrokenPipeError) as caught:
         exchange_at_once(ours, limits(), REQUEST)
+    assert caught.value.__cause__ is not caught.value
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,9 @@ def test_malformed_or_large_answer_is_refused(answer: bytes, error: type[Excepti
     with ours:
         with theirs:
             theirs.sendall(answer)
-        with pytest.raises((error, ConnectionError)):
+        with pytest.raises((error, ConnectionError)) as caught:
             exchange_at_once(ours, limits(), REQUEST)
+    assert caught.value.__cause__ is not caught.value
 
 
 def test_silent_server_times_out() -> None:
