@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._crypto.pem import encode_pem
-from attestkit.backends.simulator.pki.quoting_enclave import _REPORT, TdBody
+from attestkit.backends.simulator.pki.quoting_enclave import ENCLAVE_REPORT, TdBody
 from attestkit.collateral import Collateral
 from tests.verifier.dcap.dcap_samples import COLLATERAL, NOW, PKI
 from tests.verifier.dcap.differential.certificate_forms import (
@@ -69,7 +69,7 @@ class Report(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the encoding, 384 bytes."""
-        return _REPORT.pack(*self)
+        return ENCLAVE_REPORT.pack(*self)
 
 
 class Forge:
