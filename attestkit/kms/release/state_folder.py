@@ -131,9 +131,11 @@ class KmsStateFolder:
                 to the others or cannot be used.
             UsageError: If the domain is not valid.
         """
-        present = [name for name in _REQUIRED if os.path.lexists(self.path / name)]
+        present = self._present()
         if not present:
-            return self._create(domain, now, random)
+            state = create_state(KmsRoots.generate(random), domain, now)
+            self.store(state, now)
+            return state
         if len(present) != len(_REQUIRED):
             missing = next(name for name in _REQUIRED if name not in present)
             # Never create only the rest: a new root beside an old k256 key would lose data.
@@ -162,10 +164,29 @@ class KmsStateFolder:
             text = f"other users can access it (mode {mode:04o}); use chmod 700"
             raise self._error("", "permissions", text)
 
-    def _create(self, domain: str, now: int, random: Callable[[int], bytes]) -> KmsState:
-        state = create_state(KmsRoots.generate(random), domain, now)
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no key or certificate of a KMS."""
+        return not self._present()
+
+    def _present(self) -> list[str]:
+        return [name for name in _REQUIRED if os.path.lexists(self.path / name)]
+
+    def store(self, state: KmsState, now: int) -> None:
+        """Store the state of a new KMS in the empty folder.
+
+        Args:
+            state: The state.
+            now: Seconds since 1970.
+
+        Raises:
+            ConfigError: If the folder has a file of a KMS, or cannot be written.
+        """
+        if present := self._present():
+            text = "exists; a new KMS needs an empty folder"
+            raise self._error(present[0], "conflict", text)
         roots = state.roots
-        rpc_pem = issue_rpc(roots, state.root_pem, domain, default_window(roots, now))
+        rpc_pem = issue_rpc(roots, state.root_pem, state.domain, default_window(roots, now))
         for name, key in (
             (_ROOT_KEY, roots.ca_key),
             (_TEMP_KEY, roots.temp_ca_key),
@@ -177,16 +198,15 @@ class KmsStateFolder:
         secret = roots.k256_secret
         self._write(_K256_KEY, secret)
         wipe(secret)
-        assert state.bootstrap_info is not None
         for name, text in (
             (_ROOT_CERT, state.root_pem),
             (_TEMP_CERT, state.temp_ca_pem),
             (_RPC_CERT, rpc_pem),
-            (_DOMAIN, domain),
-            (_BOOTSTRAP, state.bootstrap_info.to_json()),
+            (_DOMAIN, state.domain),
         ):
             self._write(name, text.encode())
-        return state
+        if state.bootstrap_info is not None:  # not of a KMS that took over its keys
+            self._write(_BOOTSTRAP, state.bootstrap_info.to_json().encode())
 
     def _load(self, now: int) -> KmsState:
         roots = self._load_roots()

@@ -44,18 +44,24 @@ current_state: Final[ContextVar[KmsState]] = ContextVar("current_state")
 """State of the KMS that the connection of the current request shows."""
 
 
-class KmsMethodContext:
-    """Context of the methods: the engine, and a queue that runs requests in the order of arrival.
-
-    Args:
-        engine: Answers the requests.
-        threads: Threads of the queue; not shut down by this object.
-    """
+class NoContext:
+    """Context of methods that need none."""
 
     executor: Executor | None = None
 
-    def __init__(self, engine: ReleaseEngine, threads: JobThreads) -> None:
-        self.engine = engine
+    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:  # noqa: ARG002
+        """Run `work` at once: no method of the KMS uses a device."""
+        return work()
+
+
+class RequestQueue(NoContext):
+    """A queue that runs requests in threads, in the order of their arrival.
+
+    Args:
+        threads: Threads of the queue; not shut down by this object.
+    """
+
+    def __init__(self, threads: JobThreads) -> None:
         self._queue = JobQueue(threads, LIMIT, _FULL)
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -71,9 +77,18 @@ class KmsMethodContext:
         except asyncio.TimeoutError:
             raise KmsBusyError(_LATE) from None
 
-    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:  # noqa: ARG002
-        """Run `work` at once: no method of the KMS uses a device."""
-        return work()
+
+class KmsMethodContext(RequestQueue):
+    """Context of the methods of the service KMS.
+
+    Args:
+        engine: Answers the requests.
+        threads: As for `RequestQueue`.
+    """
+
+    def __init__(self, engine: ReleaseEngine, threads: JobThreads) -> None:
+        super().__init__(threads)
+        self.engine = engine
 
 
 async def get_app_key(kms: KmsMethodContext, request: GetAppKeyRequest) -> AppKeyResponse:

@@ -99,6 +99,11 @@ class ServerIdentity:
             self._is_temp_ca_over = True
         return issue_temp_ca(self.state.roots, _PAST)
 
+    def prepare(self) -> None:
+        """Make the usual context; raises the errors of the attester."""
+        with self._lock:
+            self._get_context(shows_other=False, certificate=_Certificate())
+
     def next_context(self) -> ServerContext:
         """Return the context of the next connection; injects the faults of handshakes."""
         shows_other = self._faults.strike(ROOTS) is not None
@@ -106,12 +111,16 @@ class ServerIdentity:
         certificate = _Certificate() if struck is None else _BY_FAULT[struck.name]
         with self._lock:
             is_over, self._is_temp_ca_over = self._is_temp_ca_over, False
-            key = (shows_other, certificate._replace(is_temp_ca_over=is_over))
-            if key not in self._contexts:
-                state = self._make_other() if shows_other else self.state
-                self._contexts[key] = self._make_context(state, key[1])
-                self._contexts[key].shows_other = shows_other
-            return self._contexts[key]
+            certificate = certificate._replace(is_temp_ca_over=is_over)
+            return self._get_context(shows_other=shows_other, certificate=certificate)
+
+    def _get_context(self, *, shows_other: bool, certificate: _Certificate) -> ServerContext:
+        key = (shows_other, certificate)
+        if key not in self._contexts:
+            state = self._make_other() if shows_other else self.state
+            self._contexts[key] = self._make_context(state, certificate)
+            self._contexts[key].shows_other = shows_other
+        return self._contexts[key]
 
     def _make_context(self, state: KmsState, certificate: _Certificate) -> ServerContext:
         """Return a context with a new certificate, which is made anew at each start."""

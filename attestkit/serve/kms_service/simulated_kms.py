@@ -23,13 +23,12 @@ from attestkit.kms.root import KmsRoot
 from attestkit.ra_tls.issued import current_time
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.option_values import Address
-from attestkit.serve.counters import Traffic
-from attestkit.serve.event_loop_thread import EventLoopThread, start_listeners, stop_listeners
+from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service.app import KmsApp
-from attestkit.serve.kms_service.methods import WORKERS, KmsMethodContext
-from attestkit.serve.kms_service.release_engine import ReleaseEngine, ReleaseOptions
+from attestkit.serve.kms_service.kms_server import KmsParts, KmsServer, KmsSockets
+from attestkit.serve.kms_service.methods import WORKERS
+from attestkit.serve.kms_service.release_engine import ReleaseOptions
 from attestkit.serve.kms_service.server_identity import ServerIdentity
 
 if TYPE_CHECKING:
@@ -67,6 +66,11 @@ class SimulatedKms:
         kms_policy: With `policies`: the policy for another KMS that requests the roots.
         seed: 32 bytes from which all keys are derived. None: random keys, or those in `state_dir`.
         state_dir: Folder that keeps the keys; only without `seed`.
+        roots: The keys, instead of both.
+        onboarding: Whether a KMS without keys waits for Bootstrap or Onboard over plain HTTP,
+            instead of creating them.
+        admin: Host and port of the listener for administration; None: off.
+        admin_token: Token that every request for administration needs, 16 characters or more.
         domain: DNS name or IP address in the server's certificate.
         address: Host and port to listen on; port 0 is a free one.
         attester: Attests the KMS: its certificate then has evidence.
@@ -81,9 +85,8 @@ class SimulatedKms:
         now: Returns the time in seconds since 1970. TLS uses the system's clock.
 
     Attributes:
-        url: The URL for clients.
-        root: The root keys, for clients to pin. The fault `kms_rollover` changes it.
-        faults: The faults, to `arm` more.
+        faults: The faults that are armed.
+        admin_url: URL for administration; empty if it is off.
 
     Raises:
         UsageError: If an argument is invalid.
@@ -100,6 +103,10 @@ class SimulatedKms:
         kms_policy: "AppraisalPolicy | None" = None,
         seed: bytes | None = None,
         state_dir: str | os.PathLike[str] | None = None,
+        roots: KmsRoots | None = None,
+        onboarding: bool = False,
+        admin: tuple[str, int] | None = None,
+        admin_token: str = "",
         domain: str = DOMAIN,
         address: tuple[str, int] = ("127.0.0.1", 0),
         attester: "Attester | None" = None,
@@ -120,46 +127,55 @@ class SimulatedKms:
             enforce_self_authorization=enforce_self_authorization,
             released_platforms=frozenset(released_platforms),
         )
-        authorization = _make_authorization(auth, policies, kms_policy)
         self.faults: KmsFaults = KmsFaults.of(faults)
-        self._process = os.getpid()
-        self._address, self._limits, self._domain = address, limits, domain
+        authorization = _make_authorization(auth, policies, kms_policy)
+        parts = KmsParts(verifier, authorization, options, attester, self.faults, now)
+        self._process, self._domain = os.getpid(), domain
+        self.admin_url: str = ""
         with ExitStack() as stack:
-            state = _load_state(seed, state_dir, domain, int(now()), stack)
-            self._identity = ServerIdentity(state, attester, self.faults, now)
-            engine = ReleaseEngine(
-                self._identity,
-                verifier,
-                authorization,
-                options,
-                attester=attester,
-                faults=self.faults,
-                now=now,
-            )
-            self.url: str = self._start(engine, thread, stack)
+            threads = stack.enter_context(JobThreads(WORKERS, "kms"))
+            thread = thread or stack.enter_context(EventLoopThread())
+            folder = _open_folder(state_dir, seed, roots, stack)
+            sockets = _bind(address, admin, stack)
+            self._port: int = sockets.rpc.getsockname()[1]
+            self._server = KmsServer(parts, sockets, limits, threads, admin_token)
+            if sockets.admin is not None:
+                self.admin_url = f"http://{Address(*sockets.admin.getsockname()[:2])}"
+            stack.callback(thread.run, self._server.stop)
+            if (
+                onboarding
+                and seed is None
+                and roots is None
+                and (folder is None or folder.is_empty)
+            ):
+                thread.run(lambda: self._server.serve_onboarding(folder))
+            else:
+                state = _load_state(seed, roots, folder, domain, int(now()))
+                thread.run(lambda: self._server.serve(state))
             self._stack = stack.pop_all()
 
-    def _start(
-        self, engine: ReleaseEngine, thread: EventLoopThread | None, stack: ExitStack
-    ) -> str:
-        """Listen; return the URL."""
-        from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+    @property
+    def url(self) -> str:
+        """The URL for clients: https, during the setup http."""
+        scheme = "https" if self._server.has_keys.is_set() else "http"
+        identity = self._server.identity
+        domain = self._domain if identity is None else identity.state.domain
+        return f"{scheme}://{Address(domain, self._port)}"
 
-        threads = stack.enter_context(JobThreads(WORKERS, "kms"))
-        thread = thread or stack.enter_context(EventLoopThread())
-        sock = stack.enter_context(bind_tcp("--kms", Address(*self._address)))
-        traffic = Traffic()
-        app = KmsApp(KmsMethodContext(engine, threads), self._limits, traffic, "kms")
-        listener = Listener(
-            app, sock, self._limits, "kms", traffic, tls=self._identity.next_context
-        )
-        task = thread.run(lambda: start_listeners([listener]))
-        stack.callback(thread.run, lambda: stop_listeners(task))
-        return f"https://{Address(self._identity.state.domain, sock.getsockname()[1])}"
+    def wait_for_keys(self, seconds: float) -> bool:
+        """Wait until the setup is finished and HTTPS is served; return whether it is."""
+        return self._server.has_keys.wait(seconds)
+
+    @property
+    def _identity(self) -> ServerIdentity:
+        if self._server.identity is None:
+            text = "simulated KMS: has no keys yet; finish its setup"
+            raise UsageError(text, reason="not_ready")
+        return self._server.identity
 
     @property
     def root(self) -> KmsRoot:
-        """The root keys."""
+        """The root keys, for clients to pin. The fault `kms_rollover` changes them."""
         roots = self._identity.state.roots
         return KmsRoot(roots.ca_spki, roots.k256_public_key)
 
@@ -191,22 +207,44 @@ class SimulatedKms:
         return f"SimulatedKms({self.url})"
 
 
+def _open_folder(
+    state_dir: str | os.PathLike[str] | None,
+    seed: bytes | None,
+    roots: KmsRoots | None,
+    stack: ExitStack,
+) -> KmsStateFolder | None:
+    """Open the folder with the keys, if there is one; it stays locked until `stack` ends."""
+    given = [name for name, value in (("seed", seed), ("roots", roots)) if value is not None]
+    if len(given) > 1 or (given and state_dir is not None):
+        text = "pass only one of seed, roots and state_dir"
+        raise UsageError(f"{given[0]}: conflict; {text}", reason="conflict")
+    if state_dir is None:
+        return None
+    folder = KmsStateFolder(Path(state_dir))
+    stack.callback(folder.close)
+    return folder
+
+
 def _load_state(
     seed: bytes | None,
-    state_dir: str | os.PathLike[str] | None,
+    roots: KmsRoots | None,
+    folder: KmsStateFolder | None,
     domain: str,
     now: int,
-    stack: ExitStack,
 ) -> KmsState:
-    """Return the keys and certificates of a KMS; the folder stays locked until `stack` ends."""
-    if state_dir is not None:
-        if seed is not None:
-            raise UsageError("seed: excluded by state_dir, which has the keys", reason="conflict")
-        folder = KmsStateFolder(Path(state_dir))
-        stack.callback(folder.close)
+    """Return the keys and certificates of a KMS."""
+    if folder is not None:
         return folder.load_or_create(domain, now)
-    roots = KmsRoots.generate() if seed is None else KmsRoots.from_seed(seed)
+    if roots is None:
+        roots = KmsRoots.generate() if seed is None else KmsRoots.from_seed(seed)
     return create_state(roots, domain, now)
+
+
+def _bind(address: tuple[str, int], admin: tuple[str, int] | None, stack: ExitStack) -> KmsSockets:
+    rpc = stack.enter_context(bind_tcp("--kms", Address(*address)))
+    if admin is None:
+        return KmsSockets(rpc)
+    return KmsSockets(rpc, stack.enter_context(bind_tcp("admin", Address(*admin))))
 
 
 def _make_authorization(

@@ -1,0 +1,152 @@
+"""The listeners of a simulated KMS: setup over HTTP while it has no keys, then HTTPS; and Admin."""
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from attestkit.kms.release.authorization import Authorization
+from attestkit.kms.release.kms_faults import KmsFaults
+from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.counters import Stats
+from attestkit.serve.event_loop_thread import start_listeners, stop_listeners
+from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.kms_service.admin import AdminApp
+from attestkit.serve.kms_service.app import KmsApp
+from attestkit.serve.kms_service.methods import KmsMethodContext
+from attestkit.serve.kms_service.onboarding import Onboarding, make_onboarding_app
+from attestkit.serve.kms_service.release_engine import ReleaseEngine, ReleaseOptions
+from attestkit.serve.kms_service.server_identity import ServerIdentity
+from attestkit.serve.kms_service.take_over import SourceChecks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from attestkit.attester import Attester
+    from attestkit.serve.http.server import Listener
+    from attestkit.verifier import Verifier
+
+_logger = logging.getLogger("attestkit.kms")
+
+
+class KmsParts(NamedTuple):
+    """What a KMS consists of, besides its keys."""
+
+    verifier: "Verifier"
+    authorization: Authorization
+    options: ReleaseOptions
+    attester: "Attester | None"
+    faults: KmsFaults
+    now: "Callable[[], float]"
+
+    def make_engine(self, state: KmsState) -> ReleaseEngine:
+        """Return the engine of a KMS with these keys."""
+        identity = ServerIdentity(state, self.attester, self.faults, self.now)
+        return ReleaseEngine(
+            identity,
+            self.verifier,
+            self.authorization,
+            self.options,
+            attester=self.attester,
+            faults=self.faults,
+            now=self.now,
+        )
+
+
+class KmsSockets(NamedTuple):
+    """Listening sockets, which the server closes."""
+
+    rpc: "socket"
+    admin: "socket | None" = None
+
+
+class KmsServer:
+    """Servers of one KMS in an event loop.
+
+    Args:
+        parts: What the KMS consists of.
+        sockets: Listening sockets.
+        limits: Limits of each listener.
+        threads: Threads of the requests; not shut down by this object.
+        admin_token: Token of the listener for administration.
+    """
+
+    def __init__(
+        self,
+        parts: KmsParts,
+        sockets: KmsSockets,
+        limits: Limits,
+        threads: JobThreads,
+        admin_token: str = "",
+    ) -> None:
+        self._parts, self._sockets, self._limits = parts, sockets, limits
+        self._threads, self._stats = threads, Stats()
+        self._admin_app = None
+        if sockets.admin is not None:
+            traffic = self._stats.of("kms_admin")
+            self._admin_app = AdminApp(admin_token, limits, traffic)
+        self._task: asyncio.Task[int] | None = None
+        self._switch: asyncio.Task[None] | None = None
+        self.identity: ServerIdentity | None = None
+        self.has_keys = threading.Event()  # HTTPS is served
+
+    async def serve(self, state: KmsState) -> None:
+        """Serve HTTPS; return when the listeners accept connections."""
+        from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+
+        engine = self._parts.make_engine(state)
+        self.identity = engine.identity
+        engine.identity.prepare()  # reports errors before anything listens
+        traffic = self._stats.of("kms")
+        context = KmsMethodContext(engine, self._threads)
+        app = KmsApp(context, self._limits, traffic, "kms")
+        contexts = engine.identity.next_context
+        rpc = Listener(app, self._sockets.rpc, self._limits, "kms", traffic, tls=contexts)
+        self._task = await start_listeners([rpc, *self._admin()])
+        self.has_keys.set()
+
+    async def serve_onboarding(self, folder: KmsStateFolder | None) -> None:
+        """Serve the setup over HTTP; after it is finished, serve HTTPS on the same socket."""
+        from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
+
+        parts, traffic = self._parts, self._stats.of("kms_setup")
+        checks = SourceChecks(
+            parts.verifier, parts.authorization, parts.options.use_claimed_image, parts.now
+        )
+        setup = Onboarding(folder, parts.attester, checks, self._threads)
+        limits = self._limits._replace(drain_seconds=1.0)  # for the answer to Finish
+        app = make_onboarding_app(setup, limits, traffic)
+        sock = self._sockets.rpc.dup()
+        # The next server accepts on the same socket.
+        plain = Listener(app, sock, limits, "kms_setup", traffic, handed_over=True)
+        task = self._task = await start_listeners([plain])
+
+        async def switch() -> None:
+            assert setup.state is not None
+            await stop_listeners(task)
+            await self.serve(setup.state)
+            _logger.info("simulated KMS: setup finished; serving HTTPS")
+
+        def finish() -> None:
+            if self._switch is None:
+                self._switch = asyncio.create_task(switch())
+
+        setup.finish = finish
+
+    def _admin(self) -> "list[Listener]":
+        from attestkit.serve.http.server import Listener
+
+        if self._admin_app is None or self._sockets.admin is None:
+            return []
+        traffic = self._stats.of("kms_admin")
+        return [Listener(self._admin_app, self._sockets.admin, self._limits, "kms_admin", traffic)]
+
+    async def stop(self) -> None:
+        """Stop all servers."""
+        if self._switch is not None:
+            self._switch.cancel()
+            await asyncio.wait({self._switch})
+        if self._task is not None and not self._task.done():
+            await stop_listeners(self._task)

@@ -1,0 +1,145 @@
+"""Onboarding: a KMS without keys takes over those of another one (kms.md, section 1.7).
+
+Each side verifies the other's evidence, and asks its own authorization about it.
+"""
+
+import os
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._formats import strict_json
+from attestkit._formats.strict_json import from_hex
+from attestkit.errors import AttestKitError, FormatError
+from attestkit.keys.hkdf import derive_p256
+from attestkit.kms.answers import TemporaryCa
+from attestkit.kms.client_certificate import AttestedKey
+from attestkit.kms.connection import (
+    TimeLimits,
+    anonymous_context,
+    call_kms,
+    only_certificate,
+    rooted_context,
+)
+from attestkit.kms.release.authorization import Authorization, authorize_guest
+from attestkit.kms.release.roots import KmsRoots
+from attestkit.kms.server_checks import check_usage
+from attestkit.kms.url import KmsUrl, parse_kms_url
+from attestkit.serve.kms_service.client_evidence import read_client_evidence
+from attestkit.serve.kms_service.errors import KmsRefusalError
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+    from attestkit.verifier import Verifier
+
+_K256_SIZE: Final = 32
+_LIMITS: Final = TimeLimits(connect=5.0, call=30.0)  # seconds
+
+
+class SourceChecks(NamedTuple):
+    """What decides whether another KMS is one to take keys from."""
+
+    verifier: "Verifier"
+    authorization: Authorization
+    use_claimed_image: bool
+    now: Callable[[], float]
+
+
+def take_over_roots(
+    source_url: str,
+    attester: "Attester",
+    checks: SourceChecks,
+    random: Callable[[int], bytes] = os.urandom,
+) -> KmsRoots:
+    """Return the keys of a running KMS, with a new TLS key.
+
+    Args:
+        source_url: URL of the running KMS.
+        attester: Attests this KMS.
+        checks: Verify and authorize the running KMS.
+        random: Returns a number of random bytes.
+
+    Raises:
+        AttestKitError: If the URL is not valid, the running KMS is not accepted, refuses or fails,
+            or its answer is malformed. The text has no key.
+    """
+    url = parse_kms_url(source_url)
+    answer = call_kms(url, "GetTempCaCert", {}, anonymous_context(), limits=_LIMITS)
+    temp_ca = TemporaryCa.from_json(answer)
+    root = read_certificate(only_certificate(temp_ca.ca_cert)).spki_der
+    issued = AttestedKey(attester.attest, random).certify(temp_ca, checks.now())
+
+    def check_source(certificate: bytes) -> None:
+        check_usage(certificate)
+        _check_evidence(url, certificate, root, checks)
+
+    context = rooted_context(temp_ca.ca_cert, issued)
+    arguments = {"vm_config": ""}
+    received = call_kms(
+        url, "GetKmsKey", arguments, context, limits=_LIMITS, check_server=check_source
+    )
+    return read_roots(received, root, derive_p256(random(32)))
+
+
+def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, checks: SourceChecks) -> None:
+    """Verify and authorize the evidence in the certificate (DER) of a running KMS."""
+    start = f"failed to validate the server attestation of {url.base}: "
+    found = read_client_evidence(ssl.DER_cert_to_PEM_cert(certificate))
+    if found is None:
+        raise KmsRefusalError(f"{start}Source KMS certificate does not contain attestation")
+    try:
+        decision = authorize_guest(
+            checks.verifier,
+            checks.authorization,
+            "kms",
+            found.attestation,
+            report_data=found.report_data,
+            ca_spki=root,
+            use_claimed_image=checks.use_claimed_image,
+            now=checks.now(),
+        )[1]
+    except AttestKitError as error:
+        raise KmsRefusalError(f"{start}{error}") from error
+    if not decision.is_allowed:
+        raise KmsRefusalError(f"{start}Boot denied: {decision.reason}")
+
+
+def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
+    """Decode the answer to GetKmsKey.
+
+    Args:
+        data: JSON.
+        root: SubjectPublicKeyInfo (DER) of the root CA that the source has shown.
+        rpc_key: TLS key of this KMS.
+
+    Raises:
+        FormatError: If the answer is malformed, has not exactly one entry of keys, or its root is
+            another one. The text has no key.
+        UsageError: If the secp256k1 key is not a scalar.
+    """
+    fields = strict_json.read_object(data, "GetKmsKey response")
+    entries = fields.get("keys")
+    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+        message = "GetKmsKey response: keys: must have exactly one entry"
+        raise FormatError(message, reason="wrong_size")
+    entry: dict[str, Any] = entries[0]
+    ca_key = _read_key(entry, "ca_key")
+    if ca_key.spki_der != root:
+        message = "GetKmsKey response: ca_key: is not the key of the source's root CA"
+        raise FormatError(message, reason="wrong_value")
+    return KmsRoots(
+        ca_key=ca_key,
+        k256_secret=from_hex(entry.get("k256_key"), "k256_key", _K256_SIZE),
+        temp_ca_key=_read_key(fields, "temp_ca_key"),
+        rpc_key=rpc_key,
+    )
+
+
+def _read_key(fields: dict[str, Any], name: str) -> P256Key:
+    try:
+        return P256Key.from_pem(strict_json.string(fields, name))
+    except FormatError:
+        message = f"GetKmsKey response: {name}: must be a P-256 key in PEM"
+        raise FormatError(message, reason="syntax") from None  # the cause may contain the key
