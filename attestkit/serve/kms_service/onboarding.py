@@ -4,7 +4,6 @@ Anyone who reaches the listener can create the keys, or have them taken over fro
 releases none.
 """
 
-from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +38,8 @@ from attestkit.serve.rpc.messages_kms import (
 from attestkit.serve.rpc.service import Method, Service
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attestkit.attester import Attester
 
 _HTML: Final = b"text/html; charset=utf-8"
