@@ -192,8 +192,8 @@ class ReleaseEngine:
             request = verify_cert_request(csr, signature, api_version)
             evidence = request.attested()
             guest = self._authorize_request(state, request, evidence, vm_config)
-            leaf = _leaf_profile(request, evidence)
             app_id = guest.boot_info.app_id
+            leaf = _leaf_profile(request, evidence, app_id)
             if self.faults.strike(CERTIFICATE) is not None:
                 leaf = leaf._replace(spki=state.roots.rpc_key.spki_der)
                 app_id = _other_app(app_id)
@@ -303,10 +303,20 @@ class ReleaseEngine:
         return answer._replace(os_image_hash=b"\xee" * 32)  # kms_other_image
 
 
-def _leaf_profile(request: CertRequest, evidence: Attestation) -> LeafProfile:
-    """Return the certificate that a request asks for."""
-    # The content of app info is from evidence in its unverified form: see `ra_tls.verify`.
-    info = evidence.app_info.to_msgpack() if request.ext_app_info else None
+def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) -> LeafProfile:
+    """Return the certificate that a request asks for.
+
+    Raises:
+        KmsRefusalError: If app info is requested, but the evidence names no app without the rules
+            for guests that are booting.
+    """
+    info = None
+    if request.ext_app_info:
+        # From evidence in its unverified form, with which verifiers compare it: `ra_tls.verify`.
+        found = evidence.app_info
+        if found.app_id != app_id:
+            raise KmsRefusalError("cannot embed app info: the signer established none", app_id)
+        info = found.to_msgpack()
     return LeafProfile(
         spki=request.pubkey,
         subject=request.subject,

@@ -17,14 +17,13 @@ from attestkit.kms import SimulatedKms
 from attestkit.ra_tls.issued import Issued
 from attestkit.ra_tls.key_loading import load_issued
 from attestkit.report_data import ReportData
-from tests.kms.replayed_kms import BOOT, VM_CONFIG
+from tests.kms.replayed_kms import BOOT, VM_CONFIG, WINDOW
 from tests.serve.client import Answer
 from tests.verifier.platforms import intel
 
 SECONDS: Final = 20.0
 KEY: Final = P256Key.from_scalar(b"\x31" * 32)
 _JSON: Final = {"Content-Type": "application/json"}
-_WINDOW: Final = {"not_before": 157_766_400, "not_after": 4_000_000_000}
 
 
 def evidence_of(key: P256Key, boot: Any = BOOT, config: str = VM_CONFIG) -> Attestation:
@@ -86,7 +85,8 @@ def with_certificate(
         ca_cert=ca_cert,
         ca_key=ca_key,
         extensions=extensions,
-        **_WINDOW,
+        not_before=WINDOW.not_before,
+        not_after=WINDOW.not_after,
     )
     load_issued(client.context, Issued(KEY.pkcs8_pem, (certificate_pem(leaf),)))
     return client

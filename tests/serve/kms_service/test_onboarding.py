@@ -76,7 +76,8 @@ def test_bootstrap_creates_keys_that_the_kms_then_serves(
     created = call(kms, "Bootstrap", DOMAIN).json()
     ca, k256 = bytes.fromhex(created["ca_pubkey"]), bytes.fromhex(created["k256_pubkey"])
     evidence = Attestation.from_bytes(bytes.fromhex(created["attestation"]))
-    assert tee.verify(evidence, report_data=bootstrap_report_data(ca, k256))
+    result = tee.verify(evidence, report_data=bootstrap_report_data(ca, k256))
+    assert result.bound_to == "report_data"
     finish(kms)
     assert kms.url.startswith("https://")
     assert kms.root == KmsRoot(ca, k256)
