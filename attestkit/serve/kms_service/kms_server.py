@@ -5,7 +5,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit.kms.release.authorization import Authorization
+from attestkit.kms.release.authorization import KmsAuthorization
 from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
 from attestkit.serve.config.limits import Limits
@@ -35,7 +35,7 @@ class KmsParts(NamedTuple):
     """What a KMS consists of, besides its keys."""
 
     verifier: "Verifier"
-    authorization: Authorization
+    authorization: KmsAuthorization
     options: ReleaseOptions
     attester: "Attester | None"
     faults: KmsFaults

@@ -23,7 +23,7 @@ from attestkit.kms.connection import (
     only_certificate,
     rooted_context,
 )
-from attestkit.kms.release.authorization import Authorization, authorize_guest
+from attestkit.kms.release.authorization import KmsAuthorization, authorize_guest
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.server_checks import check_usage
 from attestkit.kms.url import KmsUrl, parse_kms_url
@@ -42,7 +42,7 @@ class SourceChecks(NamedTuple):
     """What decides whether another KMS is one to take keys from."""
 
     verifier: "Verifier"
-    authorization: Authorization
+    authorization: KmsAuthorization
     use_claimed_image: bool
     now: Callable[[], float]
 

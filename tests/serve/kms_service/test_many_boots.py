@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,11 +93,16 @@ def test_requests_are_decided_in_the_order_of_their_arrival(
         futures = []
         for number, client in enumerate(clients, 1):
             futures.append(pool.submit(client.call, "GetAppKey"))
-            assert wait_until(lambda number=number: len(submitted) == number)
+            assert wait_until(partial(has_size, submitted, number))
         assert begun.wait(SECONDS)
         go_on.set()
         assert [future.result(SECONDS).status for future in futures] == [200] * len(ids)
     assert decided == ids
+
+
+def has_size(values: list[object], size: int) -> bool:
+    """Return whether a list has this number of values."""
+    return len(values) == size
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
