@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "emit": "Extend RTMR3 by an event and log it.",
     "env": "Seal and open environment variables of an app.",
     "key": "Derive an app key.",
+    "keys": "Get keys from a KMS.",
     "measure": "Compute the expected registers of a guest.",
     "mount": "Mount the simulator as kernel files.",
     "policy": "Write a policy from the values of known-good evidence.",

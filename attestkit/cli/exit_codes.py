@@ -21,6 +21,7 @@ from attestkit.errors import (
     ConfigError,
     FormatError,
     GpuEvidenceError,
+    KmsError,
     PolicyError,
     UsageError,
     VerificationError,
@@ -48,6 +49,8 @@ def exit_code(error: AttestKitError) -> int:
     """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
     if isinstance(error, GpuEvidenceError) and error.by_policy:
         return POLICY
+    if isinstance(error, KmsError) and error.reason not in {"connection", "timeout"}:
+        return REJECTED
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 
 

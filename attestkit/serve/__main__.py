@@ -22,6 +22,7 @@ from attestkit.serve.server_log.log import ServerLog, one_line_traceback
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
+    from attestkit.kms.client import KmsClient
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
@@ -151,9 +152,14 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
         stack.enter_context(contextlib.closing(FolderLock(settings.folder)))
         attester = _open_simulator(settings) if settings.simulated else _open_tee(settings, stack)
         stack.enter_context(attester)
-        if options.measure_app and not settings.simulated:
+        kms = None
+        if settings.kms is not None:
+            from attestkit.serve.app_boot import boot_with_keys
+
+            kms = boot_with_keys(attester, settings.kms, settings.app_id)
+        elif options.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
-        _listen(settings, attester, verifier_settings, shared, service)
+        _listen(settings, attester, verifier_settings, shared, service, kms=kms)
 
 
 def _hide_memory(*, simulated: bool) -> None:
@@ -344,6 +350,8 @@ def _listen(
     verifier_settings: "VerifierSettings | None",
     shared: _ServerContext,
     service: "ServiceEnvironment",
+    *,
+    kms: "KmsClient | None",
 ) -> None:
     from attestkit.serve.app_factory import ServerOptions
     from attestkit.serve.machine_info import DATA_DISKS
@@ -359,6 +367,7 @@ def _listen(
         docker=os.environ.get("DOCKER_HOST"),
         guest_api_shutdown=given.guest_api_shutdown,
         has_emit_event=settings.has_emit_event,
+        kms=kms,
     )
     if given.auth_key is not None or given.anonymous_scopes is not None:
         from attestkit.serve.external_auth.settings import load_external_auth

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.dstack.app_compose import AppCompose
     from attestkit.keys import AppKeys
+    from attestkit.kms.client import KmsClient
     from attestkit.serve.external_auth.access_control import ExternalAuth
     from attestkit.serve.http.asgi import App
     from attestkit.serve.http.server import Listener, Work
@@ -59,6 +60,8 @@ class ServerOptions(NamedTuple):
         guest_api_shutdown: Whether GuestApi.Shutdown powers off a machine that is not simulated.
         has_emit_event: Whether the method EmitEvent works; otherwise it returns the error of
             dstack's agents since 0.6.0.
+        kms: Client that has certificates signed if the app's keys are of a KMS; default one with
+            the URL and the root CA in the key file.
     """
 
     handed_over: "Mapping[str, socket]" = MappingProxyType({})
@@ -76,6 +79,7 @@ class ServerOptions(NamedTuple):
     external_auth: "ExternalAuth | None" = None
     guest_api_shutdown: bool = False
     has_emit_event: bool = True
+    kms: "KmsClient | None" = None
 
 
 class BoundServer(NamedTuple):
@@ -199,6 +203,7 @@ def _guest(attester: "Attester", options: ServerOptions, stats: Stats, limits: L
         limits=limits,
         docker=options.docker or DOCKER,
         has_emit_event=options.has_emit_event,
+        kms=options.kms,
     )
 
 

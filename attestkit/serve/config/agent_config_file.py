@@ -49,7 +49,7 @@ _LEVELS: Final = {
 _OWN: Final = frozenset(Options._fields) - {
     *("config", "ident", "data_disks", "limited_sockets", "sources")
 }
-_LISTS: Final = frozenset({"auth_key", "fault"})  # a text is a list of one
+_LISTS: Final = frozenset({"auth_key", "fault", "kms_root", "kms_url"})  # a text is a list of one
 _NUMBERS: Final = frozenset({"gpus", "quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header

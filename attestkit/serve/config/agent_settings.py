@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.config.kms_settings import KmsSettings, decide_kms
 from attestkit.serve.config.option_values import HTTP_PORT, OFF, Address
 from attestkit.serve.config.options import CHOICES, SIMULATOR_OPTIONS, Options
 from attestkit.serve.endpoints import ANY_CID, LimitedSocket, ListenAddresses, VsockAddress
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
     app_id: bytes | None
     simulation: Mapping[str, object]
     has_emit_event: bool = True  # whether apps may emit events
+    kms: KmsSettings | None = None  # where the app's keys come from
 
     @property
     def simulated(self) -> bool:
@@ -104,6 +106,7 @@ def decide_settings(
         _app_id(options),
         _simulation(options),
         _emit_event(options, environ) == "on",
+        decide_kms(options, simulated=backend == SIMULATOR),
     )
 
 
@@ -142,9 +145,10 @@ def _backend(
 def _refuse_simulator_options(options: Options) -> None:
     if name := options.first_given(SIMULATOR_OPTIONS):
         raise options.error(name, "for the simulator only")
-    if options.app_id is not None and not options.measure_app:
+    if options.app_id is not None and not (options.measure_app or options.kms_url):
         raise options.error(
-            "app_id", "requires --measure-app on hardware, which measures the id into RTMR3"
+            "app_id",
+            "requires --measure-app or --kms-url on hardware, which measures the id into RTMR3",
         )
 
 
@@ -291,6 +295,8 @@ def _emit_event(options: Options, environ: Mapping[str, str]) -> str:
 def _simulation(options: Options) -> dict[str, object]:
     """Return the given arguments of the simulator."""
     found: dict[str, object] = {}
+    if options.kms_url is not None:
+        found["kms_boot"] = True
     if options.platform is not None:
         found["platform"] = options.platform
     if options.quote_version is not None:

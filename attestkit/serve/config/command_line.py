@@ -29,6 +29,7 @@ Exit codes:
   130  SIGINT during startup
 Ended by SIGTERM or SIGINT: the signal came during startup, or a second time.
 """
+_REPEATED: Final = ("auth_key", "fault", "kms_root", "kms_url")  # each value is one of a list
 # Titles in --help, by the first option of each group.
 _GROUPS: Final = {
     "config": "general",
@@ -120,7 +121,7 @@ def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
         return {"action": "store_true"}
     if field in CHOICES:
         return {"choices": CHOICES[field], "metavar": metavar[0] if metavar else None}
-    action = "append" if field in {"auth_key", "fault", "limits", "socket"} else "store"
+    action = "append" if field in {*_REPEATED, "limits", "socket"} else "store"
     return {"action": action, "metavar": metavar[0]}
 
 
@@ -155,7 +156,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         with prefix_errors(f"--limit {text[:64]}:"):
             name, value = parse_limit(text)
         limits[name] = value
-    for name in ("auth_key", "fault"):
+    for name in _REPEATED:
         said[name] = said[name] and tuple(said[name])
     said["limits"] = limits
     said["socket"], said["limited_sockets"] = split_sockets(said["socket"] or ())

@@ -128,6 +128,18 @@ class Options(NamedTuple):
         "on hardware without a boot sequence: measure the app into RTMR3 first; the simulator "
         "always does",
     ] = False
+    kms_url: Annotated[
+        tuple[str, ...] | None,
+        "URL",
+        "KMS that releases the app's keys while the app boots, and signs its certificates; may be "
+        "repeated: they are tried in order",
+    ] = None
+    kms_root: Annotated[
+        tuple[str, ...] | None,
+        "FILE",
+        "root keys of a trusted KMS: JSON of KmsRoot; may be repeated; first-use trusts any KMS; "
+        "may be missing only if the app's key_provider_id pins the KMS",
+    ] = None
     emit_event: Annotated[
         _Text,
         "method EmitEvent: on (default), or removed, which refuses it as agents since dstack 0.6.0 "

@@ -22,6 +22,7 @@ _FOR_VERIFIER = (
 _FOR_AGENT = (
     *("dir", "socket", "limited_sockets", "tappd_socket", "socket_mode", "socket_group", "http"),
     *("auth_key", "anonymous_scopes", "app_keys", "app_compose", "sys_config", "app_id"),
+    *("kms_url", "kms_root"),
     *("guest_api", "guest_api_shutdown", "measure_app", "emit_event", *SIMULATOR_OPTIONS),
 )
 

@@ -48,8 +48,15 @@ class NoContext:
     """Context of methods that need none."""
 
     executor: Executor | None = None
+    signs_remotely = False
 
-    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:  # noqa: ARG002
+    async def on_device(
+        self,
+        work: Callable[[], T],
+        *,
+        writes: bool = False,  # noqa: ARG002
+        signs: bool = False,  # noqa: ARG002
+    ) -> T:
         """Run `work` at once: no method of the KMS uses a device."""
         return work()
 

@@ -72,8 +72,18 @@ class MethodContext(Protocol):
         """The worker thread of the device; None while the device does not block."""
         ...
 
-    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
-        """Return the result of `work`, run in the device's thread if it may block or `writes`."""
+    @property
+    def signs_remotely(self) -> bool:
+        """Whether methods that sign wait for the network."""
+        ...
+
+    async def on_device(
+        self, work: Callable[[], T], *, writes: bool = False, signs: bool = False
+    ) -> T:
+        """Return the result of `work`, run in the device's thread if it may block or `writes`.
+
+        If it `signs`, and methods that sign wait for the network, it runs in another thread.
+        """
         ...
 
 
@@ -177,7 +187,7 @@ class RpcApp:
     def blocks(self, call: MethodRoute) -> bool:
         """Return whether the method would currently wait for the platform or a disk."""
         method = call.method
-        if method.writes or method.waits:
+        if method.writes or method.waits or (method.signs and self.guest.signs_remotely):
             return True
         return method.device and self.guest.executor is not None
 
@@ -255,7 +265,8 @@ class RpcApp:
             return reply
         if route.method.device:
             call = partial(self._call, route.method, codec, payload)
-            return await self.guest.on_device(call, writes=route.method.writes)
+            method = route.method
+            return await self.guest.on_device(call, writes=method.writes, signs=method.signs)
         if route.method.waits:
             return await self._await(route.method, codec, payload)
         return self._call(route.method, codec, payload)

@@ -11,7 +11,8 @@ class Method(NamedTuple):
     """One method of a service: a function and its request message (None: the payload is ignored).
 
     A `device` method may wait for the platform; if the platform blocks, it runs in the device's
-    thread. A method that `writes` to a disk always does. A `json_only` method accepts only POST
+    thread. A method that `writes` to a disk always does. One that `signs` certificates runs in a
+    thread of its own if a KMS signs them. A `json_only` method accepts only POST
     with `Content-Type: application/json`, which a web page cannot send to another origin without
     its permission. A `post_only` method accepts only POST, in any encoding, because GET and HEAD
     are safe (RFC 9110, section 9.2.1). A method that `waits` is a coroutine function. API documents
@@ -25,6 +26,7 @@ class Method(NamedTuple):
     json_only: bool = False
     post_only: bool = False
     waits: bool = False
+    signs: bool = False
 
 
 class MethodRoute(NamedTuple):

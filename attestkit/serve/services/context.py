@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation, Encoding
 from attestkit.attestation.wire.evidence_parts import is_of_dstack
@@ -16,7 +15,6 @@ from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import (
     AttestKitError,
     BackendError,
-    FormatError,
     UnsupportedError,
     UsageError,
 )
@@ -41,24 +39,23 @@ from attestkit.serve.rpc.messages_v1 import AttestResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
 from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.backend_errors import backend_error
+from attestkit.serve.services.certificate_issuer import NO_KEYS, CertificateIssuer
 from attestkit.serve.services.quote_responses import QuoteResponses
-from attestkit.serve.services.tls_validity import choose_validity
+from attestkit.serve.services.signing_queue import SigningQueue
 
 if TYPE_CHECKING:
+    from attestkit.kms.client import KmsClient
     from attestkit.serve.health.monitor import HealthMonitor
 
 T = TypeVar("T")
 M = TypeVar("M", bound=NamedTuple)
 _State: TypeAlias = Rtmrs | tuple[Event, ...] | None
 
-_NO_KEYS = (
-    "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
-    "folder $DSTACK_HOST_SHARED_DIR"
-)
 _NO_V1: Final = (
     "{}: evidence of version 1 cannot represent {}; use Attest of / or /v0, which returns it as a "
     "CMW collection in CBOR, or attestkit attest --encoding cbor in this guest"
 )
+_INFOS: Final = ("info", "hidden info")  # names in the cache
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without using the device
@@ -121,6 +118,8 @@ class Guest:
         data_disks: Mount points of the file systems in the system information.
         docker: Address of the container engine; ConfigError if it is invalid.
         has_emit_event: Whether the method EmitEvent works.
+        kms: Client that has certificates signed if the keys are of a KMS; None: one with the URL
+            and the root CA in the key file.
     """
 
     def __init__(
@@ -139,6 +138,7 @@ class Guest:
         data_disks: Sequence[str] = DATA_DISKS,
         docker: str = DOCKER,
         has_emit_event: bool = True,
+        kms: "KmsClient | None" = None,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -155,8 +155,7 @@ class Guest:
         self.data_disks = data_disks
         self.has_emit_event = has_emit_event
         # Simulated images of older agents write an array, which v1 never did.
-        self._app_info_array = getattr(attester.backend, "app_info_array", None)
-        self.gpus: GpuSampler = GpuSampler(attester.backend, simulated=simulated)
+        app_info_array = getattr(attester.backend, "app_info_array", None)
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()
@@ -164,6 +163,15 @@ class Guest:
         self._writes = 0  # pending calls that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
+        self._issuer = CertificateIssuer(
+            app_keys,
+            kms,
+            attest=self._attest_for_certificate,
+            now=now,
+            random=random,
+            app_info_array=app_info_array,
+        )
+        self._signing: SigningQueue | None = None
         # Whether evidence is a TDX quote with its log: it has no TPM, and no agent chose its parts.
         is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
         self._has_bare_quotes = attester.has_quotes and not is_more
@@ -176,6 +184,8 @@ class Guest:
 
     def close(self) -> None:
         """Wait for the device's thread; the attester stays open."""
+        if self._signing is not None:
+            self._signing.close()
         if self._executor is not None:
             self._executor.shutdown()
 
@@ -198,11 +208,28 @@ class Guest:
         """The last verdict on the app's health; healthy if the app does not require checks."""
         return HEALTHY if self.health_monitor is None else self.health_monitor.verdict
 
-    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
+    @property
+    def signs_remotely(self) -> bool:
+        """Whether certificates are signed by a KMS, over the network."""
+        return self._issuer.is_remote
+
+    def _signing_queue(self) -> SigningQueue:
+        if self._signing is None:
+            self._signing = SigningQueue()
+        return self._signing
+
+    async def on_device(
+        self, work: Callable[[], T], *, writes: bool = False, signs: bool = False
+    ) -> T:
         """Run `work` and return its result; in the device's thread if it may block.
 
-        `writes` means that it writes to a disk, so it always runs in the device's thread.
+        Args:
+            work: The work.
+            writes: It writes to a disk, so it always runs in the device's thread.
+            signs: It has a certificate signed, so it runs in a thread that may wait for a KMS.
         """
+        if signs and self.signs_remotely:
+            return await self._signing_queue().run(work)
         self._writes += writes
         try:
             if (executor := self.executor) is None:
@@ -215,7 +242,7 @@ class Guest:
     def keys(self) -> LocalKeys:
         """The app's keys; UnsupportedError without keys."""
         if self._keys is None:
-            raise UnsupportedError(_NO_KEYS, reason="no_keys")
+            raise UnsupportedError(NO_KEYS, reason="no_keys")
         return self._keys
 
     def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> PreparedResponse[M]:
@@ -292,7 +319,7 @@ class Guest:
     def certificate(
         self, args: GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
     ) -> GetTlsKeyResponse:
-        """Return a key and its certificate, issued by the app's CA.
+        """Return a key and its certificate, issued by the app's CA, or by its KMS.
 
         Args:
             args: Contents of the certificate.
@@ -301,51 +328,18 @@ class Guest:
 
         Raises:
             UsageError: If a value cannot be encoded in a certificate.
-            UnsupportedError: If the app has no CA of its own, or the encoding does not define
+            UnsupportedError: If the app has neither a CA nor a KMS, or the encoding does not define
                 evidence of the platform.
-            BackendError: If the platform produces no evidence.
+            BackendError: If the platform produces no evidence, or the KMS no valid certificate.
         """
-        ca_cert, ca_key = self._authority()
-        begin, end = choose_validity(args.not_before, args.not_after, self.now())
+        return self._issuer.issue(args, key, encoding)
+
+    def _attest_for_certificate(
+        self, report_data: bytes, encoding: Encoding | None, /
+    ) -> Attestation:
         failure = "Failed to get certificate attestation"
-
-        def attest(*, report_data: bytes) -> Attestation:
-            evidence = self.attest(report_data, failure)
-            return _require_v1(evidence, failure) if encoding == "v1" else evidence
-
-        try:
-            issued = ra_tls.issue(
-                subject=args.subject,
-                alt_names=args.alt_names,
-                key=key,
-                attest=attest,
-                ca_cert=ca_cert,
-                ca_key=ca_key,
-                usage_ra_tls=args.usage_ra_tls,
-                server_auth=args.usage_server_auth,
-                client_auth=args.usage_client_auth,
-                not_before=begin,
-                not_after=end,
-                with_app_info=args.with_app_info,
-                encoding=encoding,
-                app_info_array=self._app_info_array if encoding is None else None,
-                now=self.now,
-                random=self.random,
-            )
-        except FormatError as error:  # of the evidence or the CA, so not the client's fault
-            raise backend_error("Failed to sign the CSR", error) from error
-        return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
-
-    def _authority(self) -> tuple[str, P256Key]:
-        if self.app_keys is None:
-            raise UnsupportedError(f"Failed to sign the CSR: {_NO_KEYS}", reason="no_keys")
-        if self.app_keys.ca_key is None:
-            raise UnsupportedError(
-                "Failed to sign the CSR: the app's certificates are issued by a KMS, "
-                "which is not supported yet",
-                reason="no_certificates",
-            )
-        return self.app_keys.ca_cert, self.app_keys.ca_key
+        evidence = self.attest(report_data, failure)
+        return _require_v1(evidence, failure) if encoding == "v1" else evidence
 
     def info(self, *, hidden: bool = False) -> PreparedResponse[AppInfo]:
         """Return the response of Info; `hidden` leaves out values that only the app may see."""
@@ -353,7 +347,7 @@ class Guest:
 
     def identity(self, *, hidden: bool = False) -> AppIdentity:
         """Return the app's identity and, if not `hidden`, its measurements and VM configuration."""
-        name = "hidden info" if hidden else "info"
+        name = _INFOS[hidden]
         if self._app_cert is None and self.now() >= self._next_app_cert:
             self._cache.pop(name, None)  # it lacks the certificate
         return self.cached(name, lambda: self._identify(hidden=hidden))
@@ -408,19 +402,27 @@ class Guest:
         if self._app_cert is not None:
             return self._app_cert
         try:
-            self._authority()
+            self._issuer.check()
         except UnsupportedError:
             self._app_cert = EscapedText()
             return self._app_cert
+        self._next_app_cert = self.now() + _NEXT_CERTIFICATE
+        if self.signs_remotely:  # Info must not wait for the KMS
+            self._signing_queue().start(self._issue_demo)
+            return EscapedText()
+        return self._issue_demo()
+
+    def _issue_demo(self) -> EscapedText:
         args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
             chain = self.certificate(args).certificate_chain
         except AttestKitError as error:
             _logger.warning("demo certificate: cannot be issued yet: %s", error)
-            self._next_app_cert = self.now() + _NEXT_CERTIFICATE
             return EscapedText()
-        self._app_cert = EscapedText.of("\n".join(chain))
-        return self._app_cert
+        self._app_cert = issued = EscapedText.of("\n".join(chain))
+        for name in _INFOS:  # made before the certificate, if a KMS signed it
+            self._cache.pop(name, None)
+        return issued
 
 
 def _pad(report_data: bytes) -> bytes:

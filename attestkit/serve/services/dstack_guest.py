@@ -95,7 +95,7 @@ def _version(guest: Guest, _: None) -> WorkerVersion:
 
 SERVICE = Service(
     {
-        "GetTlsKey": Method(_get_tls_key, GetTlsKeyArgs, device=True),
+        "GetTlsKey": Method(_get_tls_key, GetTlsKeyArgs, device=True, signs=True),
         "GetKey": Method(_get_key, GetKeyArgs),
         "GetQuote": Method(_get_quote, RawQuoteArgs, device=True),
         "Attest": Method(_attest, RawQuoteArgs, device=True),

@@ -120,7 +120,7 @@ def version(guest: Guest, _: VersionRequest) -> VersionResponse:
 
 SERVICE: Final = Service(
     {
-        "IssueCert": Method(_issue_cert, IssueCertRequest, device=True),
+        "IssueCert": Method(_issue_cert, IssueCertRequest, device=True, signs=True),
         "GetKey": Method(_get_key, GetKeyRequest),
         "Attest": Method(_attest, AttestRequest, device=True),
         "AttestGpu": Method(_attest_gpu, AttestGpuRequest, device=True),

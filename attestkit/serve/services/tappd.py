@@ -62,7 +62,7 @@ def _raw_quote(guest: Guest, args: RawQuoteArgs) -> PreparedResponse[TdxQuoteRes
 
 SERVICE = Service(
     {
-        "DeriveKey": Method(_derive_key, DeriveKeyArgs, device=True),
+        "DeriveKey": Method(_derive_key, DeriveKeyArgs, device=True, signs=True),
         "DeriveK256Key": Method(_derive_k256_key, GetKeyArgs),
         "TdxQuote": Method(_tdx_quote, TdxQuoteArgs, device=True),
         "RawQuote": Method(_raw_quote, RawQuoteArgs, device=True),

@@ -1,0 +1,115 @@
+"""`attestkit keys fetch`: the keys of this app from its KMS."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from attestkit.cli.options.backend import Device, device_options
+from attestkit.cli.options.click_types import json_option, output_option
+from attestkit.cli.output import console
+from attestkit.cli.output.write_output import check_outputs, is_stdout
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.kms.client import FetchedKeys
+
+_FIRST_USE: Final = "first-use"
+_CODES: Final = (
+    "Exit codes: 0 good, 1 usage, 2 the KMS refused, or its keys were rejected, 3 network or "
+    "device error, 5 unreadable input."
+)
+
+
+@click.group(
+    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json\n\n"
+    + _CODES
+)
+def keys() -> None:
+    """Get keys from a KMS."""
+
+
+@keys.command(
+    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json "
+    "-o .appkeys.json\n\n" + _CODES
+)
+@click.option(
+    "--kms",
+    "urls",
+    metavar="URL",
+    multiple=True,
+    required=True,
+    help="https URL of the KMS; may be repeated: they are tried in order.",
+)
+@click.option(
+    "--kms-root",
+    "roots",
+    metavar="FILE",
+    multiple=True,
+    required=True,
+    help="Root keys of a trusted KMS, JSON of KmsRoot; may be repeated. first-use trusts any KMS.",
+)
+@output_option("Write all keys to FILE, mode 0600, in the form of .appkeys.json.")
+@device_options
+@json_option
+def fetch(
+    *,
+    urls: tuple[str, ...],
+    roots: tuple[str, ...],
+    output: Path | None,
+    device: Device,
+    as_json: bool,
+) -> None:
+    """Request the keys of this app, and check them.
+
+    The evidence of this machine is sent to the KMS, whose root must be a pinned one. No event is
+    emitted. Public keys are printed; secret keys are only written to -o.
+    """
+    if output is not None and is_stdout(output):
+        raise UsageError("-o: secret keys are not written to stdout", reason="conflict")
+    if _FIRST_USE in roots and len(roots) > 1:
+        raise UsageError(f"--kms-root: {_FIRST_USE} excludes other values", reason="conflict")
+    files = [Path(text) for text in roots if text != _FIRST_USE]
+    check_outputs((("-o", output), ("--record", device.record)), (*device.inputs, *files))
+    from attestkit.kms.client import KmsClient  # lazy, like the import below: not for --help
+    from attestkit.kms.root import KmsRoot
+
+    pins = [KmsRoot.load(path) for path in files]
+    with device.open() as attester:
+        client = KmsClient(
+            urls, roots=pins or "first-use", attester=attester, vm_config=attester.vm_config
+        )
+        fetched = client.fetch_app_keys()
+        fields = {"backend": attester.backend.name, "simulated": attester.simulated}
+    with fetched.app_keys as found:
+        if output is not None:
+            found.save(output)
+        public = _public_fields(fetched)
+    if as_json:
+        written = None if output is None else str(output)
+        console.as_json({**public, **fields, "output": written})
+        return
+    shown = {name.replace("_", " "): _text(value) for name, value in public.items()}
+    console.fields(None, shown)
+    if output is not None:
+        console.verdict(f"{output}: secret keys of the app", good=True)
+
+
+def _public_fields(fetched: "FetchedKeys") -> dict[str, object]:
+    """Return what is no secret."""
+    app_keys, root = fetched.app_keys, fetched.root
+    k256 = root.k256_public_key
+    return {
+        "kms": fetched.url,
+        "key_provider_id": root.provider_id,
+        "kms_k256_public_key": "" if k256 is None else k256.hex(),
+        "root_public_key": app_keys.root_public_key.hex(),
+        "k256_signature": app_keys.k256_signature.hex(),
+        "gateway_app_id": app_keys.gateway_app_id,
+        "os_image_hash": fetched.os_image_hash.hex(),
+        "not_proven": list(fetched.not_proven),
+    }
+
+
+def _text(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)

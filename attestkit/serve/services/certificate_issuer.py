@@ -1,0 +1,182 @@
+"""Certificates of the app: issued by its own CA, or by its KMS (kms.md, section 5)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from attestkit import ra_tls
+from attestkit._crypto.ecdsa import P256Key
+from attestkit.attestation import Attestation, Encoding
+from attestkit.errors import FormatError, KmsError, UnsupportedError, UsageError
+from attestkit.keys import AppKeys
+from attestkit.keys.hkdf import derive_p256
+from attestkit.report_data import ReportData
+from attestkit.serve.rpc.messages import GetTlsKeyArgs, GetTlsKeyResponse
+from attestkit.serve.services.backend_errors import backend_error
+from attestkit.serve.services.tls_validity import choose_validity
+
+if TYPE_CHECKING:
+    from attestkit.kms.client import KmsClient
+
+NO_KEYS: Final = (
+    "this server has no app keys; start it with --app-keys FILE, or with .appkeys.json in the "
+    "folder $DSTACK_HOST_SHARED_DIR"
+)
+_FAILED: Final = "Failed to sign the CSR"
+_NO_URL: Final = (
+    f"{_FAILED}: the app's certificates are issued by its KMS, whose URL is not in the key file; "
+    "start the server with --kms-url URL"
+)
+SIGN_SECONDS: Final = 20.0
+"""Time limit of each call of a KMS that signs a certificate, in seconds."""
+
+
+class AttestForCertificate(Protocol):
+    """Function that returns evidence over 64 bytes, which can be encoded as `encoding`."""
+
+    def __call__(self, report_data: bytes, encoding: Encoding | None, /) -> Attestation:
+        """Return the evidence."""
+        ...
+
+
+class CertificateIssuer:
+    """Issues certificates of the app.
+
+    Args:
+        app_keys: The app's keys; None: nothing is issued.
+        kms: Client of the KMS that signs if the keys are of a KMS. None: one with the URL and the
+            root CA in the key file.
+        attest: Returns evidence.
+        now: Returns the Unix time.
+        random: Returns that many random bytes.
+        app_info_array: Form of the app info in certificates; None: a map.
+    """
+
+    def __init__(
+        self,
+        app_keys: AppKeys | None,
+        kms: "KmsClient | None",
+        *,
+        attest: AttestForCertificate,
+        now: Callable[[], float],
+        random: Callable[[int], bytes],
+        app_info_array: Literal[8, 9] | None,
+    ) -> None:
+        self._app_keys = app_keys
+        self._kms = kms
+        self._attest = attest
+        self._now = now
+        self._random = random
+        self._app_info_array = app_info_array
+        self.is_remote: bool = app_keys is not None and app_keys.ca_key is None
+
+    def check(self) -> None:
+        """Raise UnsupportedError if no certificates can be issued."""
+        if self.is_remote:
+            self._client()
+        else:
+            self._own_ca()
+
+    def issue(
+        self, args: GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
+    ) -> GetTlsKeyResponse:
+        """Return a key and its certificate; with a KMS this waits for the network.
+
+        Args:
+            args: Contents of the certificate.
+            key: The key; None: a new one.
+            encoding: Of the evidence; None: as v0 Attest chooses it.
+
+        Raises:
+            UsageError: If a value cannot be encoded in a certificate.
+            UnsupportedError: If the app has no CA and no KMS, or the encoding does not define
+                evidence of the platform.
+            BackendError: If the platform produces no evidence, or the KMS no valid certificate.
+        """
+        begin, end = choose_validity(args.not_before, args.not_after, self._now())
+        if self.is_remote:
+            return self._request(args, key, encoding)
+        ca_cert, ca_key = self._own_ca()
+
+        def attest(*, report_data: bytes) -> Attestation:
+            return self._attest(report_data, encoding)
+
+        try:
+            issued = ra_tls.issue(
+                subject=args.subject,
+                alt_names=args.alt_names,
+                key=key,
+                attest=attest,
+                ca_cert=ca_cert,
+                ca_key=ca_key,
+                usage_ra_tls=args.usage_ra_tls,
+                server_auth=args.usage_server_auth,
+                client_auth=args.usage_client_auth,
+                not_before=begin,
+                not_after=end,
+                with_app_info=args.with_app_info,
+                encoding=encoding,
+                app_info_array=self._app_info_array if encoding is None else None,
+                now=self._now,
+                random=self._random,
+            )
+        except FormatError as error:  # of the evidence or the CA, so not the client's fault
+            raise backend_error(_FAILED, error) from error
+        return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
+
+    def _own_ca(self) -> tuple[str, P256Key]:
+        if self._app_keys is None or self._app_keys.ca_key is None:
+            raise UnsupportedError(f"{_FAILED}: {NO_KEYS}", reason="no_keys")
+        return self._app_keys.ca_cert, self._app_keys.ca_key
+
+    def _request(
+        self, args: GetTlsKeyArgs, key: P256Key | None, encoding: Encoding | None
+    ) -> GetTlsKeyResponse:
+        """Have the KMS sign a certificate; the client checks its chain, key and app."""
+        from attestkit.kms.cert_request import CertRequest  # lazy: only with a KMS
+
+        if args.not_before and args.not_after and args.not_before >= args.not_after:
+            raise UsageError("not_before must be earlier than not_after", reason="conflict")
+        client, pair = self._client(), key or derive_p256(self._random(32))
+        bound = ReportData.bind(ReportData.RATLS_CERT, pair.spki_der)
+        evidence = self._attest(bound, encoding).stripped()
+        try:
+            request = CertRequest(
+                pubkey=pair.spki_der,
+                subject=args.subject,
+                evidence=Attestation.from_bytes(evidence.to_bytes(encoding)),
+                subject_alt_names=tuple(args.alt_names),
+                usage_server_auth=args.usage_server_auth,
+                usage_client_auth=args.usage_client_auth,
+                ext_quote=args.usage_ra_tls,
+                ext_app_info=args.with_app_info,
+                not_before=args.not_before or None,
+                not_after=args.not_after or None,
+            )
+            chain = client.sign_certificate(request, pair)
+        except (FormatError, KmsError) as error:
+            raise backend_error(_FAILED, error) from error
+        return GetTlsKeyResponse(pair.pkcs8_pem, chain)
+
+    def _client(self) -> "KmsClient":
+        if self._kms is None:
+            from attestkit.kms.client import KmsClient  # lazy: only with a KMS
+            from attestkit.kms.connection import TimeLimits
+            from attestkit.kms.root import KmsRoot
+
+            keys = self._app_keys
+            provider = None if keys is None else keys.kms_provider
+            if keys is None or provider is None or not provider.url:
+                raise UnsupportedError(_NO_URL, reason="no_certificates")
+            try:
+                root = KmsRoot(bytes.fromhex(keys.key_provider_id))
+            except UsageError as error:
+                message = f"{_FAILED}: key file: {error}"
+                raise UnsupportedError(message, reason="no_certificates") from error
+            self._kms = KmsClient(
+                provider.url,
+                roots=[root],
+                limits=TimeLimits(call=SIGN_SECONDS),
+                now=self._now,
+                random=self._random,
+            )
+        return self._kms
