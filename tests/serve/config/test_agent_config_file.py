@@ -206,7 +206,7 @@ def test_parse_config_every_option_is_a_key() -> None:
     for name in configurable:
         value = True if name in FLAGS else CHOICES.get(name, "x")[-1]
         found = parse_attestkit_table(**{name: value})
-        assert found.values == {name: (value,) if name in {"auth_key", "fault"} else value}
+        assert found.values == {name: (value,) if name in {"auth_key", "fault", "kms_root", "kms_url"} else value}
         assert found.sources == {name: f"agent.toml: default.attestkit.{name}"}
     for name in internal:
         assert "unknown key" in refusal_of(f"[default.attestkit]\n{name} = 'x'")

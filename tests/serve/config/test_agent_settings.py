@@ -287,3 +287,42 @@ def test_decide_settings_invalid_emit_event_variable_is_refused() -> None:
     """An unknown value is not taken for the default."""
     with raises(UsageError, "wrong_value", start="$ATTESTKIT_EMIT_EVENT: "):
         decide_simulator({**HOME, "ATTESTKIT_EMIT_EVENT": "off"})
+
+
+# -- KMS ---------------------------------------------------------------------------------------
+
+KMS = ("https://kms.example.com",)
+
+
+def test_kms_settings() -> None:
+    """The simulator then waits for the KMS; files are absolute, and first-use is a value."""
+    found = decide_simulator(kms_url=KMS, kms_root=("root.json",))
+    assert found.kms is not None
+    assert found.kms.urls == KMS
+    assert found.kms.root_files == (Path("root.json").absolute(),)
+    assert found.simulation["kms_boot"] is True
+    found = decide_hardware(kms_url=KMS, kms_root=("first-use",), app_id=APP_ID)
+    assert found.kms is not None
+    assert found.kms.load_roots() == "first-use"
+    found = decide_hardware(kms_url=KMS)
+    assert found.kms is not None
+    assert found.kms.load_roots() is None
+    assert decide_hardware().kms is None
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kms_root": ("root.json",)}, "conflict"),
+        ({"kms_url": KMS, "kms_root": ("first-use", "root.json")}, "conflict"),
+        ({"kms_url": ("http://kms.example.com",)}, "wrong_value"),
+        ({"kms_url": KMS, "app_keys": "keys.json"}, "conflict"),
+    ],
+)
+def test_invalid_kms_settings_are_rejected(options: dict[str, Any], reason: str) -> None:
+    """From the command line, and from a file with its key."""
+    with raises(UsageError, reason):
+        decide_simulator(**options)
+    with raises(ConfigError, reason, start="agent.toml: key."):
+        configured = configure(**options)
+        decide_detected(configured._replace(backend="simulator"))

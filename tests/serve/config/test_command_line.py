@@ -53,7 +53,7 @@ def test_parse_options_every_option_takes_value(name: str) -> None:
     """Every option takes a value, which is not empty, and cannot be abbreviated."""
     option = f"--{name.replace('_', '-')}"
     value = VALUES.get(name, "x")
-    found = Options(**untyped({name: (value,) if name in {"auth_key", "fault"} else value}))
+    found = Options(**untyped({name: (value,) if name in {"auth_key", "fault", "kms_root", "kms_url"} else value}))
     assert parse_options([option, value]) == found
     assert parse_options([f"{option}={value}"]) == found
     if name not in CHOICES:

@@ -1,0 +1,155 @@
+"""A server whose app has keys of a KMS: the KMS signs certificates, over a pinned connection."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit import ra_tls
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.keys import AppKeys
+from attestkit.kms import SimulatedKms, boot_with_kms, verify_app_certificate
+from attestkit.serve.app_factory import ServerOptions
+from attestkit.serve.background_server import BackgroundServer
+from attestkit.serve.endpoints import ListenAddresses
+from tests.kms.boot.booting import SEED, guest, kms_of
+from tests.serve.client import call
+
+
+@pytest.fixture
+def kms() -> Iterator[SimulatedKms]:
+    """Return a KMS for guests of SEED."""
+    with kms_of(SEED) as found:
+        yield found
+
+
+@contextmanager
+def serving(tee: Attester[Simulator], folder: Path, **options: Any) -> Iterator[str]:
+    """Serve a guest; return the path of its socket."""
+    path, tappd = folder / "dstack.sock", folder / "tappd.sock"
+    with BackgroundServer(tee, ListenAddresses(path, tappd), ServerOptions(**options)):
+        yield str(path)
+
+
+@pytest.fixture
+def booted(kms: SimulatedKms) -> Iterator[Attester[Simulator]]:
+    """Return a guest with keys of the KMS."""
+    with guest() as tee:
+        boot_with_kms(tee, kms.url, roots=[kms.root])
+        yield tee
+
+
+METHODS = [
+    ("GetTlsKey", {"subject": "x", "alt_names": ["app.example"], "usage_server_auth": True}),
+    ("v1/IssueCert", {"subject": "x"}),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments"), METHODS)
+def test_certificate_is_signed_by_the_kms(
+    kms: SimulatedKms,
+    booted: Attester[Simulator],
+    tmp_path: Path,
+    method: str,
+    arguments: dict[str, object],
+) -> None:
+    """The chain leads to the pinned root, is of this app, and its evidence verifies."""
+    with serving(booted, tmp_path) as path:
+        answer = call(path, method, {**arguments, "usage_ra_tls": True})
+        assert answer.status == 200
+        chain = answer.json()["certificate_chain"]
+    app_id = booted.backend.launch().app_id
+    found = verify_app_certificate(chain, app_id=app_id, kms_roots=[kms.root], now=time.time())
+    assert found.names_app
+    result = ra_tls.verify(found.der, booted.verifier(), max_lifetime=None)
+    assert result.app_info is not None
+    assert result.app_info.app_id == app_id
+
+
+@pytest.mark.parametrize("fault", ["kms_refuses", "kms_fails", "kms_signs_other", "kms_rollover"])
+@pytest.mark.parametrize(("method", "arguments"), METHODS)
+def test_failure_is_a_500_of_this_method_only(
+    kms: SimulatedKms,
+    booted: Attester[Simulator],
+    tmp_path: Path,
+    method: str,
+    arguments: dict[str, object],
+    fault: str,
+) -> None:
+    """The text says that signing failed; keys are still derived, because they are kept."""
+    with serving(booted, tmp_path) as path:
+        kms.arm(f"{fault}:5" if fault == "kms_fails" else fault)
+        answer = call(path, method, arguments)
+        assert answer.status == 500
+        assert answer.json()["error"].startswith("Failed to sign the CSR: ")
+        assert call(path, "GetKey", {"path": "a"}).status == 200
+        assert call(path, "GetQuote", {"report_data": "ab"}).status == 200
+
+
+def test_invalid_validity_is_a_400(booted: Attester[Simulator], tmp_path: Path) -> None:
+    """It is checked before the KMS is asked."""
+    with serving(booted, tmp_path) as path:
+        times = {"not_before": 200_000_000, "not_after": 100_000_000}
+        assert call(path, "GetTlsKey", {"subject": "x", **times}).status == 400
+
+
+def test_slow_kms_does_not_delay_other_requests(
+    kms: SimulatedKms, booted: Attester[Simulator], tmp_path: Path
+) -> None:
+    """While a certificate waits for the KMS, the server answers; Info does not wait for it."""
+    with serving(booted, tmp_path) as path:
+        kms.arm("kms_slow:3s kms_slow:3s")
+        begin = time.monotonic()
+        assert call(path, "Info", {}).status == 200
+        assert call(path, "GetQuote", {"report_data": "ab"}).status == 200
+        assert time.monotonic() - begin < 2.5
+
+
+def test_keys_without_url_issue_no_certificates(
+    kms: SimulatedKms, booted: Attester[Simulator], tmp_path: Path
+) -> None:
+    """A key file without the URL of its KMS gives an error with the remedy."""
+    fields = json.loads(booted.backend.app_keys.to_json())
+    fields["key_provider"]["Kms"]["url"] = ""
+    with AppKeys.from_json(json.dumps(fields)) as keys:
+        with serving(booted, tmp_path, app_keys=keys) as path:
+            answer = call(path, "GetTlsKey", {"subject": "x"})
+            assert answer.status == 500
+            assert "--kms-url" in answer.json()["error"]
+            assert call(path, "Info", {}).json()["app_cert"] == ""
+
+
+def test_server_boots_with_a_kms(kms: SimulatedKms, tmp_path: Path) -> None:
+    """`--kms-url` and `--kms-root` boot the app, also at the next start without the KMS."""
+    root = tmp_path / "root.json"
+    kms.root.save(root)
+    folder = tmp_path / "run"
+    for url in (kms.url, "https://localhost:1"):
+        options = ["--dir", str(folder), "--http", "none", "--seed", SEED.hex()]
+        options += ["--kms-url", url, "--kms-root", str(root), "--backend", "simulator"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "attestkit.serve", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as server:
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline().startswith("ready ")
+                info = call(str(folder / "dstack.sock"), "Info", {}).json()
+                assert kms.root.provider_id in json.dumps(info["key_provider_info"])
+                assert call(str(folder / "dstack.sock"), "GetKey", {"path": "a"}).status == 200
+            finally:
+                server.terminate()
+                _, log = server.communicate(timeout=60)
+        assert server.returncode == 0, log
+    keys = json.loads((folder / ".appkeys.json").read_text())
+    for name in ("k256_key", "env_crypt_key", "disk_crypt_key"):
+        assert keys[name] not in log
