@@ -70,12 +70,13 @@ OWN_APP: Final = json.dumps(_OWN, separators=(",", ":")).encode()
 OWN_APP_OF_KMS: Final = json.dumps({**_OWN, "key_provider": "kms"}, separators=(",", ":")).encode()
 
 
-def instance_id(seed: bytes, app_id: bytes, compose: AppCompose) -> bytes:
+def instance_id(seed: bytes, app_id: bytes, compose: AppCompose, platform_id: str) -> bytes:
     """Return the instance id, 20 bytes; empty if the app-compose disables it.
 
     As in a dstack guest: the first 20 bytes of SHA-256 over a secret and the app id. The secret is
-    derived from the seed, not stored on the disk.
+    derived from seed and platform, not stored on the disk: each platform runs one instance.
     """
     if compose.no_instance_id:
         return b""
-    return sha256(hkdf_sha256(seed, b"instance-id", 20, _SALT) + app_id)[:20]
+    label = b"instance-id" if platform_id == "0" else f"instance-id/{platform_id}".encode()
+    return sha256(hkdf_sha256(seed, label, 20, _SALT) + app_id)[:20]

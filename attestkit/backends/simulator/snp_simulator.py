@@ -12,7 +12,6 @@ from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.backends.base import SnpEvidence, check_bytes
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
-from attestkit.backends.simulator.platform_identity import instance_id
 from attestkit.backends.simulator.scenarios.config import value_or
 from attestkit.backends.simulator.snp_os_image import SnpImage, simulated_snp_image, snp_vm_config
 from attestkit.backends.simulator.tdx_simulator import Simulator
@@ -62,7 +61,7 @@ class SnpSimulator(Simulator):
         del random
         booted = _choose_image(image, vm_config)
         self._measurement = booted.measurement
-        self.mr_config = _find_document(vm_config) or self._make_document(seed, app_id)
+        self.mr_config = _find_document(vm_config) or self._make_document(app_id)
         self.vm_config: str = value_or(vm_config, snp_vm_config(self.mr_config, booted))
         self._host_data = host_data(self.mr_config) if self.seals_app else bytes(32)
         self._chip, self._find_anchor = issue_chip(seed, self._scenario)
@@ -80,7 +79,7 @@ class SnpSimulator(Simulator):
         """
         return self._chip.crl(self._now() if now is None else now)
 
-    def _make_document(self, seed: bytes, app_id: bytes) -> str:
+    def _make_document(self, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys
         provider = keys.key_provider, keys.key_provider_id
         if compose.key_provider == "kms" and keys.key_provider == "none":
@@ -93,7 +92,7 @@ class SnpSimulator(Simulator):
             "gpu_policy_hash": compose.gpu_policy_hash.hex(),
             "key_provider": provider[0],
             "key_provider_id": provider[1],
-            "instance_id": instance_id(seed, app_id, compose).hex(),
+            "instance_id": self._instance_id.hex(),
             "init_script_hashes": [one.hex() for one in compose.init_script_hashes],
         }
         return json.dumps(fields, separators=(",", ":"))

@@ -143,7 +143,8 @@ class Simulator(SimulatedApp):
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
             self._app_id = app_id
-            self._instance_id = instance_id(seed, app_id, self.app_compose)
+            platform_id = self._scenario.platform_id
+            self._instance_id = instance_id(seed, app_id, self.app_compose, platform_id)
             self._keys_are_ours = app_keys is None
             if not kms_boot:
                 self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
