@@ -105,6 +105,10 @@ class ReplayedKms:
         self._threads = [threading.Thread(target=self._serve, daemon=True)]
         self._threads[0].start()
 
+    def present(self, issued: Issued) -> None:
+        """Present another certificate from now on."""
+        load_issued(self._context, issued)
+
     def close(self) -> None:
         """Stop, and wait for the threads."""
         with contextlib.suppress(OSError):
