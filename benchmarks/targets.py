@@ -99,6 +99,12 @@ GPU: Final = {
     "gpu-machine": Target("8 GPUs and 4 switches, nothing known", None, 100, unit="ms"),
 }
 
+# Release of an app's keys, with both connections and all checks: 10 ms of either side.
+KMS: Final = {
+    f"kms-{row}": Target(f"keys of an app fetched: the {side}'s side", None, 10, unit="ms")
+    for row, side in (("client", "client"), ("server", "KMS"))
+}
+
 TARGETS: Final[dict[str, Target]] = {
     "quote": Target("a quote to 8 fields", "dcap-qvl", 5, 8),
     "columns": Target("one quote 1,000 times into columns", "dcap-qvl", 100, 180),
@@ -136,6 +142,7 @@ TARGETS: Final[dict[str, Target]] = {
     **KEYS,
     **VTPM,
     **GPU,
+    **KMS,
 }
 
 
