@@ -74,19 +74,18 @@ def test_certificate_is_signed_by_the_kms(
 
 
 @pytest.mark.parametrize("fault", ["kms_refuses", "kms_fails", "kms_signs_other", "kms_rollover"])
-@pytest.mark.parametrize(("method", "arguments"), METHODS)
+@pytest.mark.parametrize("asked", METHODS)
 def test_failure_is_a_500_of_this_method_only(
     kms: SimulatedKms,
     booted: Attester[Simulator],
     tmp_path: Path,
-    method: str,
-    arguments: dict[str, object],
+    asked: tuple[str, dict[str, object]],
     fault: str,
 ) -> None:
     """The text says that signing failed; keys are still derived, because they are kept."""
     with serving(booted, tmp_path) as path:
         kms.arm(f"{fault}:5" if fault == "kms_fails" else fault)
-        answer = call(path, method, arguments)
+        answer = call(path, *asked)
         assert answer.status == 500
         assert answer.json()["error"].startswith("Failed to sign the CSR: ")
         assert call(path, "GetKey", {"path": "a"}).status == 200
@@ -113,17 +112,19 @@ def test_slow_kms_does_not_delay_other_requests(
 
 
 def test_keys_without_url_issue_no_certificates(
-    kms: SimulatedKms, booted: Attester[Simulator], tmp_path: Path
+    booted: Attester[Simulator], tmp_path: Path
 ) -> None:
     """A key file without the URL of its KMS gives an error with the remedy."""
     fields = json.loads(booted.backend.app_keys.to_json())
     fields["key_provider"]["Kms"]["url"] = ""
-    with AppKeys.from_json(json.dumps(fields)) as keys:
-        with serving(booted, tmp_path, app_keys=keys) as path:
-            answer = call(path, "GetTlsKey", {"subject": "x"})
-            assert answer.status == 500
-            assert "--kms-url" in answer.json()["error"]
-            assert call(path, "Info", {}).json()["app_cert"] == ""
+    with (
+        AppKeys.from_json(json.dumps(fields)) as keys,
+        serving(booted, tmp_path, app_keys=keys) as path,
+    ):
+        answer = call(path, "GetTlsKey", {"subject": "x"})
+        assert answer.status == 500
+        assert "--kms-url" in answer.json()["error"]
+        assert call(path, "Info", {}).json()["app_cert"] == ""
 
 
 def test_server_boots_with_a_kms(kms: SimulatedKms, tmp_path: Path) -> None:

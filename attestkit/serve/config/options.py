@@ -38,6 +38,9 @@ FLAGS: Final = frozenset(
 )
 """Boolean options."""
 
+REPEATED: Final = frozenset({"auth_key", "fault", "kms_root", "kms_url"})
+"""Options with a list of values; a text is a list of one."""
+
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
     *("platform", "quote_version", "boot_image", "gpus", "scenario", "fault"),

@@ -170,7 +170,7 @@ class CertificateIssuer:
             try:
                 root = KmsRoot(bytes.fromhex(keys.key_provider_id))
             except UsageError as error:
-                message = f"{_FAILED}: key file: {error}"
+                message = f"{_FAILED}: KMS of the key file: {error}"
                 raise UnsupportedError(message, reason="no_certificates") from error
             self._kms = KmsClient(
                 provider.url,
