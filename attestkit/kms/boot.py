@@ -112,8 +112,8 @@ def boot_with_kms(
     """Boot the app with keys from a KMS, or continue a boot that was interrupted.
 
     Nothing is emitted after `boot-mr-done`, and no file is written, before the keys have passed all
-    checks. After a boot that is complete, the keys are taken from the key file. The keys are then
-    those of the attester, which closes them.
+    checks. After a boot that is complete, the keys are taken from the key file, which must be where
+    only this guest can read and write. The keys are then those of the attester, which closes them.
 
     Args:
         attester: The guest: a simulator with `kms_boot`, or hardware with run-time registers whose
@@ -297,7 +297,7 @@ def _finish(boot: _Boot, found: _BootKeys) -> tuple[Event, ...]:
 
 
 def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
-    """Check that the keys are of the provider and image in the log, if it has them already."""
+    """Check that the log, if it goes on after `boot-mr-done`, is that of a boot with these keys."""
     done = boot.source.runtime_events()
     for logged, expected in zip(done, events, strict=False):
         if logged == expected:
@@ -309,7 +309,7 @@ def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
                 f"{expected.payload.hex()}"
             )
             raise KmsError(message, reason="wrong_provider" if provider else "wrong_image")
-        break  # `continue_boot` reports it
+        boot.source.continue_boot(events)  # raises JournalError
 
 
 def _not_proven(boot: _Boot, roots: KmsRoots, found: _BootKeys) -> tuple[str, ...]:

@@ -103,10 +103,10 @@ def test_get_tls_key_zero_validity_is_unset(
 
 @needs_shared
 @pytest.mark.parametrize("path", ["/GetTlsKey", "/v0/GetTlsKey", "/v1/IssueCert"])
-def test_get_tls_key_with_kms_keys_is_refused(
+def test_get_tls_key_with_key_of_invalid_kms_is_refused(
     make_guest: MakeGuest, guest_client: GuestClient, path: str
 ) -> None:
-    """Keys from a KMS include no local CA; other methods work."""
+    """A key file whose KMS has an invalid CA gives no certificates; other methods work."""
     kms = {"url": "https://kms", "pubkey": "00", "tmp_ca_key": "", "tmp_ca_cert": ""}
     guest = make_guest(Counting, app_keys=vector_keys(key_provider={"Kms": kms}))
     assert isinstance(guest.attester.backend, Counting)
