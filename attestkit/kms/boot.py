@@ -55,6 +55,7 @@ _PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
 _logger = logging.getLogger("attestkit.kms")
 
 KmsRoots = Iterable[KmsRoot] | Literal["first-use"] | None
+_Pins = tuple[KmsRoot, ...] | Literal["first-use"]
 
 
 class KmsBoot(NamedTuple):
@@ -138,8 +139,11 @@ def boot_with_kms(
             log names another key provider.
         BackendError: If the platform fails; earlier events remain.
     """
+    given: _Pins | None = None
+    if roots is not None:
+        given = FIRST_USE if roots == FIRST_USE else require_roots(roots)
     boot = _prepare(attester, app_id)
-    pins = _choose_pins(boot, roots)
+    pins = _choose_pins(boot, given)
     boot.source.continue_boot(boot.prefix)
     rest = boot.source.runtime_events()[len(boot.prefix) :]
     found = _read_kept(boot, rest, pins) if len(rest) > _PROVIDER_AT else None
@@ -162,7 +166,7 @@ def boot_with_kms(
     except BaseException:
         found.app_keys.close()
         raise
-    return KmsBoot(found.root, found.url, found.is_kept, _not_proven(boot, roots, found), events)
+    return KmsBoot(found.root, found.url, found.is_kept, _not_proven(boot, given, found), events)
 
 
 def _prepare(attester: "Attester[Backend]", app_id: bytes | None) -> _Boot:
@@ -193,7 +197,7 @@ def _named_provider(launch: Launch) -> str | None:
     return "none" if isinstance(fields, dict) and fields.get("key_provider") else None
 
 
-def _choose_pins(boot: _Boot, roots: KmsRoots) -> "tuple[KmsRoot, ...] | Literal['first-use']":
+def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
     """Return the roots that may release the keys (kms.md, section 1.4.3, 3)."""
     named = boot.launch.app_compose.key_provider_id
     if roots is None or roots == FIRST_USE:
@@ -212,10 +216,9 @@ def _choose_pins(boot: _Boot, roots: KmsRoots) -> "tuple[KmsRoot, ...] | Literal
             if kept.key_provider != "kms":
                 return FIRST_USE
             return (_root_of(kept.key_provider_id, "key file: key_provider"),)
-    pins = require_roots(roots)
     if not named:
-        return pins
-    if not (chosen := find_root(pins, bytes.fromhex(named))):
+        return roots
+    if not (chosen := find_root(roots, bytes.fromhex(named))):
         message = f"app-compose.json: key_provider_id: {named[:200]} is not a pinned root CA"
         raise KmsError(message, reason="wrong_provider")
     return chosen
@@ -228,9 +231,7 @@ def _root_of(provider_id: str, subject: str) -> KmsRoot:
         raise ConfigError(f"{subject}: {error}", reason="wrong_value") from error
 
 
-def _read_kept(
-    boot: _Boot, rest: tuple[Event, ...], pins: "tuple[KmsRoot, ...] | Literal['first-use']"
-) -> _BootKeys | None:
+def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> _BootKeys | None:
     """Return the keys of the key file if they are of the provider in the log, and of this app."""
     keys = boot.host.kept_keys()
     if keys is None:
@@ -251,9 +252,7 @@ def _read_kept(
     return None
 
 
-def _root_of_kept(
-    keys: AppKeys, app_id: bytes, pins: "tuple[KmsRoot, ...] | Literal['first-use']"
-) -> KmsRoot | None:
+def _root_of_kept(keys: AppKeys, app_id: bytes, pins: _Pins) -> KmsRoot | None:
     """Return both roots of kept keys; None if these are not keys of a pinned KMS for this app."""
     sizes = len(keys.env_crypt_key), len(keys.disk_crypt_key), len(keys.k256_signature)
     if keys.key_provider != "kms" or sizes != (32, 32, 65):
@@ -312,7 +311,7 @@ def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
         boot.source.continue_boot(events)  # raises JournalError
 
 
-def _not_proven(boot: _Boot, roots: KmsRoots, found: _BootKeys) -> tuple[str, ...]:
+def _not_proven(boot: _Boot, roots: _Pins | None, found: _BootKeys) -> tuple[str, ...]:
     """Return what no pin proves about the KMS of the keys."""
     missing = []
     is_named = bool(boot.launch.app_compose.key_provider_id)
@@ -320,7 +319,7 @@ def _not_proven(boot: _Boot, roots: KmsRoots, found: _BootKeys) -> tuple[str, ..
         missing += [] if is_named else ["kms_root"]
         missing.append("kms_k256_root")
     else:
-        pinned = find_root(require_roots(roots), found.root.ca_spki)
+        pinned = find_root(roots, found.root.ca_spki)
         if all(root.k256_public_key is None for root in pinned):
             missing.append("kms_k256_root")
     return tuple(missing)

@@ -291,6 +291,14 @@ def test_roots_are_required(kms: SimulatedKms) -> None:
         assert booted.not_proven == ("kms_root", "kms_k256_root")
 
 
+def test_roots_may_be_an_iterator(kms: SimulatedKms) -> None:
+    """They are read once; a pin without secp256k1 key leaves that key unproven."""
+    with guest() as tee:
+        booted = boot_with_kms(tee, kms.url, roots=iter([KmsRoot(kms.root.ca_spki)]))
+        assert booted.not_proven == ("kms_k256_root",)
+        assert booted.root == kms.root
+
+
 def test_first_use_pins_the_kms_of_the_key_file(kms: SimulatedKms, tmp_path: Path) -> None:
     """A later boot with "first-use" accepts the same KMS only."""
     with guest(state_dir=tmp_path) as tee:
