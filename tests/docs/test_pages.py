@@ -22,7 +22,7 @@ from tests.rigs.run.test_third_party import _missing as missing_of_go
 ELSEWHERE: Final = {
     f"docs/examples/{name}/README.md"
     for name in (
-        *("agent_over_http", "ci_image_check", "from_dstack_sdk", "gpu_inference"),
+        *("agent_over_http", "app_life", "ci_image_check", "from_dstack_sdk", "gpu_inference"),
         *("mcp_server", "pytest_app", "ra_tls_agents", "wallet_per_user"),
     )
 }
