@@ -1,8 +1,5 @@
 """The client against a simulated KMS: each of its faults, and everything that it can be asked."""
 
-import contextlib
-import socket
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +15,6 @@ from attestkit.kms import (
     verify_app_certificate,
 )
 from attestkit.kms.release.kms_faults import KMS_FAULTS
-from attestkit.kms.url import parse_kms_url
 from attestkit.ra_tls.issued import current_time
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
@@ -120,62 +116,6 @@ def test_certificate_for_another_key_or_app_is_refused(
     kms.arm("kms_signs_other")
     with raises(KmsError, "wrong_certificate"):
         client_of(kms, tee).sign_certificate(request_of(tee), LEAF_KEY)
-
-
-class Relay:
-    """A TCP relay in front of a KMS, which records all bytes in both directions."""
-
-    def __init__(self, port: int) -> None:
-        self.seen: list[bytes] = []
-        self._port = port
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("localhost", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("localhost", self._port))
-                self._sockets += [near, far]
-                for pair in ((near, far), (far, near)):
-                    thread = threading.Thread(target=self._pass_on, args=pair, daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                self.seen.append(data)
-                target.sendall(data)
-        for sock in (source, target):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Stop."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(20)
-        for sock in self._sockets:
-            sock.close()
-
-
-def test_relay_between_guest_and_kms_sees_no_key(kms: SimulatedKms, tee: SimulatedTee) -> None:
-    """Whoever passes on all bytes sees neither keys nor the guest's evidence in clear."""
-    relay = Relay(parse_kms_url(kms.url).port)
-    with contextlib.closing(relay):
-        keys = client_of(kms, tee, urls=f"https://localhost:{relay.port}").get_app_keys()
-    seen = b"".join(relay.seen)
-    assert len(seen) > 5000
-    for secret in (keys.k256_key, keys.disk_crypt_key, keys.env_crypt_key):
-        assert secret not in seen
-        assert secret.hex().encode() not in seen
-    assert b"RA-TLS TEMP Cert" not in seen
 
 
 def test_kms_reports_its_roots_and_environment_keys(kms: SimulatedKms, tee: SimulatedTee) -> None:

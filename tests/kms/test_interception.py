@@ -81,6 +81,7 @@ def test_relay_passes_on_bytes_without_keys(kms: SimulatedKms) -> None:
     for plain in [
         *secrets,
         *(secret.hex().encode() for secret in secrets),
+        SUBJECT.encode(),
         b"GetAppKey",
         b"HTTP/1",
     ]:
