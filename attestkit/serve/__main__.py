@@ -383,19 +383,55 @@ def _listen(
             verifier=open_verifier(verifier_settings), ear_key=load_ear_key(verifier_settings)
         )
     simulated = attester.simulated
+    with contextlib.ExitStack() as stack:
+        more, kms_lines = _open_kms(settings, attester, shared.limits, stack)
 
-    def announce(ready: "BoundAddresses") -> None:
-        _announce(
-            shared,
-            ready,
-            description,
-            lines,
-            simulated=simulated,
-            verifier=verifier_settings,
-            method=method,
-        )
+        def announce(ready: "BoundAddresses") -> None:
+            _announce(
+                shared,
+                ready._replace(addresses={**ready.addresses, **more}),
+                description,
+                [*lines, *kms_lines],
+                simulated=simulated,
+                verifier=verifier_settings,
+                method=method,
+            )
 
-    service.serve(attester, addresses, options, announce)
+        service.serve(attester, addresses, options, announce)
+
+
+def _open_kms(
+    settings: "Settings", attester: "Attester", limits: Limits, stack: contextlib.ExitStack
+) -> tuple[dict[str, str], list[str]]:
+    """Start the simulated KMS; return the addresses of its listeners and lines of the banner.
+
+    The roots to pin are written to a file in the server's folder. Without a KMS both are empty.
+    """
+    from attestkit.serve.config.options import KMS_OPTIONS
+
+    if settings.options.first_given(KMS_OPTIONS) is None:
+        return {}, []
+    from attestkit.serve.kms_factory import open_kms  # lazy: most servers have no KMS
+
+    kms = open_kms(
+        settings.options,
+        attester,
+        seed=_load_seed(settings),
+        state_folder=settings.state_folder,
+        limits=limits,
+        environ=os.environ,
+    )
+    if kms is None:
+        return {}, []
+    stack.enter_context(kms)
+    path = settings.folder / "kms-root.json"
+    kms.root.save(path)
+    addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
+    lines = [
+        f"  simulated KMS, whose keys protect nothing: {kms.url}",
+        f"  simulated roots, for clients to pin: {path}",
+    ]
+    return {name: url for name, url in addresses.items() if url}, lines
 
 
 def _describe(settings: "Settings", attester: "Attester") -> tuple[str, list[str]]:

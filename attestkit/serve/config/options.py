@@ -38,12 +38,16 @@ FLAGS: Final = frozenset(
 )
 """Boolean options."""
 
-REPEATED: Final = frozenset({"auth_key", "fault", "kms_root", "kms_url"})
-"""Options with a list of values; a text is a list of one."""
+LISTS: Final = ("auth_key", "fault", "kms_policy", "kms_fault")
+"""Options that may be repeated, and have a list in a configuration file."""
+
+KMS_OPTIONS: Final = (*("kms", "kms_auth", "kms_policy", "kms_domain", "kms_admin", "kms_fault"),)
+"""Options of the simulated KMS."""
 
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
     *("platform", "quote_version", "boot_image", "gpus", "scenario", "fault"),
+    *KMS_OPTIONS,
 )
 """Options that are refused on hardware."""
 
@@ -173,6 +177,37 @@ class Options(NamedTuple):
         tuple[str, ...] | None,
         "SPEC",
         "fault to inject, and how often, such as ebusy:3 or slow:2s; may be repeated",
+    ] = None
+
+    kms: Annotated[
+        _Text,
+        "HOST:PORT",
+        "serve a simulated KMS over HTTPS, which releases keys to guests of simulators with this "
+        "seed; it protects nothing",
+    ] = None
+    kms_auth: Annotated[
+        _Text,
+        "AUTH",
+        "what decides who gets keys: dev (default) allows every verified guest; a file of "
+        "auth-simple; or the URL of a webhook",
+    ] = None
+    kms_policy: Annotated[
+        tuple[str, ...] | None,
+        "FILE",
+        "instead of --kms-auth, the appraisal policy of an app that gets keys; may be repeated",
+    ] = None
+    kms_domain: Annotated[
+        _Text, "NAME", "DNS name or IP address in its certificate; default: localhost"
+    ] = None
+    kms_admin: Annotated[
+        _Text,
+        "HOST:PORT",
+        "ClearImageCache over HTTP, with the token in $DSTACK_KMS_ADMIN_TOKEN; default: off",
+    ] = None
+    kms_fault: Annotated[
+        tuple[str, ...] | None,
+        "SPEC",
+        "fault of the KMS, such as kms_refuses:3 or kms_slow:2s; may be repeated",
     ] = None
 
     verifier: Annotated[

@@ -1,0 +1,96 @@
+"""The simulated KMS of a server, from its options."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attestkit.errors import UsageError
+from attestkit.kms.release.certificates import check_domain
+from attestkit.kms.release.kms_faults import KmsFaults
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.option_values import prefix_errors, read_policy
+from attestkit.serve.config.options import KMS_OPTIONS
+from attestkit.serve.kms_service.simulated_kms import DOMAIN, SimulatedKms
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+    from attestkit.serve.config.options import Options
+    from attestkit.verifier import AppraisalPolicy
+
+TOKEN_VARIABLE: Final = "DSTACK_KMS_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
+"""Environment variable with the token of the listener for administration."""
+
+
+def open_kms(
+    options: "Options",
+    attester: "Attester",
+    *,
+    seed: bytes | None,
+    state_folder: Path,
+    limits: Limits,
+    environ: Mapping[str, str],
+) -> SimulatedKms | None:
+    """Start the simulated KMS of a simulator; None if it is off.
+
+    It verifies evidence under the simulator's root, and has evidence of the simulator in its own
+    certificate.
+
+    Args:
+        options: Options of the server.
+        attester: The simulator.
+        seed: Seed of the simulator, of which the keys are derived too; None: they are in a folder.
+        state_folder: Folder of the simulator; that of the keys is below.
+        limits: Limits of the listeners.
+        environ: Environment variables.
+
+    Raises:
+        UsageError: If an option is not valid, or requires another one.
+        ConfigError: If a file or the folder is not usable, or an option of a file is not valid.
+        BackendBusyError: If another process listens on an address.
+    """
+    address, admin = options.address("kms"), options.address("kms_admin")
+    if address is None:
+        if name := options.first_given(KMS_OPTIONS[1:]):
+            raise options.error(name, "requires --kms HOST:PORT")
+        return None
+    token = environ.get(TOKEN_VARIABLE, "")
+    if admin is not None and not token:
+        raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
+    domain = options.kms_domain or DOMAIN
+    with prefix_errors(options.prefix("kms_domain")):
+        check_domain(domain)
+    with prefix_errors(options.prefix("kms_fault")):
+        faults = KmsFaults.of(options.kms_fault)
+    policies = _read_policies(options)
+    with prefix_errors("--kms:"):
+        return SimulatedKms(
+            attester.verifier(),
+            auth=None if policies is not None else options.kms_auth,
+            policies=policies,
+            seed=seed,
+            state_dir=None if seed is not None else state_folder / "kms",
+            domain=domain,
+            address=address,
+            admin=admin,
+            admin_token=token,
+            attester=attester,
+            faults=faults,
+            limits=limits,
+        )
+
+
+def _read_policies(options: "Options") -> "tuple[AppraisalPolicy, ...] | None":
+    """Return the policies of the apps that get keys; None without the option."""
+    if options.kms_policy is None:
+        return None
+    if options.kms_auth is not None:
+        raise options.error("kms_policy", f"excludes {options.named('kms_auth')}; give one of them")
+    found = []
+    for text in options.kms_policy:
+        prefix = options.prefix("kms_policy")
+        policy = read_policy(prefix, text)
+        if policy.app_id is None:
+            message = f"{prefix} {text}: must have the rule app_id; add the app that gets its keys"
+            raise UsageError(message, reason="missing")
+        found.append(policy)
+    return tuple(found)
