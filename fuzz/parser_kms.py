@@ -7,7 +7,13 @@ from typing import Any, Final
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit.attestation import Attestation
-from attestkit.errors import ConfigError, FormatError, SignatureError, VerificationError
+from attestkit.errors import (
+    ConfigError,
+    FormatError,
+    SignatureError,
+    UsageError,
+    VerificationError,
+)
 from attestkit.kms.answers import (
     KmsMeta,
     ReceivedKeys,
@@ -25,7 +31,11 @@ from attestkit.kms.cert_request import (
 from attestkit.kms.root import KmsRoot
 from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url
-from attestkit.ra_tls import OID_APP_ID, OID_CERT_USAGE
+from attestkit.ra_tls import OID_APP_ID, OID_ATTESTATION, OID_CERT_USAGE
+from attestkit.report_data import ReportData
+from attestkit.serve.kms_service.client_evidence import ClientEvidence, read_client_evidence
+from attestkit.serve.kms_service.errors import KmsRefusalError
+from attestkit.serve.kms_service.take_over import read_roots
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_settings import secrets
 from tests.quotes import made_quote
@@ -118,6 +128,45 @@ def request_samples() -> list[bytes]:
     return [b"\2" + encoded, b"\2" + plain, b"\1" + head[:-3] + b"\4q\x08[]"]
 
 
+def _client(raw: bytes) -> ClientEvidence | None:
+    return read_client_evidence(raw.decode("latin-1"))
+
+
+def client_samples() -> list[bytes]:
+    """Return certificates of clients with evidence of their key, of another one, and without."""
+    window: dict[str, Any] = {"not_before": 0, "not_after": _NOW + 1}
+    ca = certificate_pem(issue_ca(key=_KEY, subject="r", path_length=0, **window))
+    bound = ReportData.bind(ReportData.RATLS_CERT, _SPKI)
+    quote = made_quote(auth=b"")
+    evidence = Attestation.from_quote_and_log(quote, "[]")
+    found = []
+    for one in (evidence.with_report_data(bound).to_bytes(), evidence.to_bytes(), b"\xef", None):
+        extensions = [] if one is None else [(OID_ATTESTATION, one)]
+        leaf = issue_leaf(
+            public_key=_KEY, subject="l", extensions=extensions, ca_cert=ca, ca_key=_KEY, **window
+        )
+        found.append(certificate_pem(leaf).encode())
+    return found
+
+
+def _source(raw: bytes) -> tuple[bytes, bytes]:
+    """Read the roots of another KMS; return their public keys."""
+    found = read_roots(raw, _SPKI, _KEY)
+    return found.ca_spki, found.k256_public_key
+
+
+def _source_roots(_raw: bytes, found: tuple[bytes, bytes]) -> None:
+    check_same("the root that the source has shown", found[0], _SPKI)
+    check("a secp256k1 key", len(found[1]) == 33)
+
+
+def source_samples() -> list[bytes]:
+    """Return answers to GetKmsKey."""
+    entry = {"ca_key": _KEY.pkcs8_pem, "k256_key": _ONE.hex()}
+    keys: list[object] = [[entry], [entry, entry], [], None]
+    return [json.dumps({"temp_ca_key": _KEY.pkcs8_pem, "keys": one}).encode() for one in keys]
+
+
 _ANSWERS: Final[tuple[Callable[[bytes], object], ...]] = (
     KmsMeta.from_json,
     TemporaryCa.from_json,
@@ -169,7 +218,11 @@ def targets() -> list[ParserTarget]:
     # The text of a quote or event log of version 1, and offsets in it, come from other parsers.
     request = obeys(_request, FormatError, accepted=_request_parts)
     answer = obeys(_answer, FormatError, said=repr, secret=secrets)
+    client = obeys(_client, KmsRefusalError)
+    source = obeys(_source, FormatError, UsageError, accepted=_source_roots)
     return [
+        ParserTarget("kms_client", client, short(client_samples), "pem.dict"),
+        ParserTarget("kms_source", source, source_samples, "config.dict", 2048),
         ParserTarget("kms_answer", answer, answer_samples, "config.dict", 1024),
         ParserTarget("app_chain", chain, short(chain_samples), "pem.dict"),
         ParserTarget("cert_request", request, short(request_samples), "evidence.dict"),

@@ -1,0 +1,95 @@
+"""`attestkit serve --kms`: a simulated KMS beside a simulator, and its options."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import attestkit
+from attestkit.errors import AttestKitError, KmsError, UsageError
+from attestkit.kms import KmsClient, KmsRoot
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.options import Options
+from attestkit.serve.kms_factory import open_kms
+from attestkit.verifier import AppraisalPolicy
+from tests.serve.server import SEED, running_server
+
+ADDRESS = "127.0.0.1:0"
+
+
+def test_guest_gets_keys_of_the_command(tmp_path: Path) -> None:
+    """A guest with the same seed gets its keys with the root that the server has written."""
+    options = ("--json", "--seed", SEED, "--kms", ADDRESS, "--kms-fault", "kms_refuses")
+    with running_server(*options, folder=tmp_path) as server:
+        url = json.loads(server.line)["places"]["kms"]
+        assert "simulated KMS, whose keys protect nothing" in server.log()
+        root = KmsRoot.load(tmp_path / "kms-root.json")
+        with attestkit.open("simulator", seed=bytes.fromhex(SEED)) as tee:
+            client = KmsClient(url, roots=[root], attester=tee, verifier=tee.verifier())
+            with pytest.raises(KmsError, match="simulated fault kms_refuses"):
+                client.get_app_keys()
+            assert client.get_app_keys().key_provider_id == root.provider_id
+        assert SEED not in server.log()
+
+
+def open_for(tmp_path: Path, environ: dict[str, str] | None = None, **options: Any) -> Any:
+    """Start the KMS of these options."""
+    with attestkit.open("simulator", seed=bytes(32)) as tee:
+        kms = open_kms(
+            Options(**options),
+            tee,
+            seed=bytes(32),
+            state_folder=tmp_path,
+            limits=Limits(drain_seconds=0),
+            environ=environ or {},
+        )
+        if kms is not None:
+            kms.close()
+        return kms
+
+
+def test_kms_is_off_by_default(tmp_path: Path) -> None:
+    """Without options there is none."""
+    assert open_for(tmp_path) is None
+
+
+def test_policy_of_an_app(tmp_path: Path) -> None:
+    """--kms-policy takes files of appraisal policies that name their app."""
+    path = tmp_path / "policy.toml"
+    AppraisalPolicy.default().replace(app_id=(bytes(20),)).save(path)
+    assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)) is not None
+
+
+def test_administration_needs_a_token(tmp_path: Path) -> None:
+    """The token is in the environment, not on the command line."""
+    token = {"DSTACK_KMS_ADMIN_TOKEN": "0123456789abcdef"}
+    assert open_for(tmp_path, token, kms=ADDRESS, kms_admin=ADDRESS).admin_url
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"kms_auth": "dev"}, "--kms-auth: requires --kms HOST:PORT"),
+        ({"kms_fault": ("kms_fails",)}, "--kms-fault: requires --kms HOST:PORT"),
+        ({"kms": ADDRESS, "kms_admin": ADDRESS}, "--kms-admin: requires a token"),
+        ({"kms": ADDRESS, "kms_fault": ("ebusy",)}, "--kms-fault "),
+        ({"kms": ADDRESS, "kms_domain": "a_b"}, "--kms-domain "),
+        ({"kms": ADDRESS, "kms_policy": ("strict",)}, "must have the rule app_id"),
+        ({"kms": ADDRESS, "kms_policy": ("x",), "kms_auth": "dev"}, "excludes --kms-auth"),
+        ({"kms": "no address"}, "--kms: "),
+    ],
+)
+def test_invalid_options_are_refused(options: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """The error names the option."""
+    with pytest.raises(AttestKitError) as caught:
+        open_for(tmp_path, **options)
+    assert isinstance(caught.value, UsageError)
+    assert text in str(caught.value)
+
+
+def test_short_token_is_refused(tmp_path: Path) -> None:
+    """A token that could be guessed is an error of the configuration."""
+    with pytest.raises(UsageError) as caught:
+        open_for(tmp_path, {"DSTACK_KMS_ADMIN_TOKEN": "short"}, kms=ADDRESS, kms_admin=ADDRESS)
+    assert caught.value.reason == "wrong_value"
