@@ -57,7 +57,7 @@ def test_kms_is_off_by_default(tmp_path: Path) -> None:
 def test_policy_of_an_app(tmp_path: Path) -> None:
     """--kms-policy takes files of appraisal policies that name their app."""
     path = tmp_path / "policy.toml"
-    AppraisalPolicy.default().replace(app_id=(bytes(20),)).save(path)
+    path.write_text(AppraisalPolicy.default().replace(app_id=(bytes(20),)).to_toml())
     assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)) is not None
 
 
