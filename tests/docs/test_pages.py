@@ -80,6 +80,16 @@ PRINTED: Final = {
         *(r".*", r"\('hardware_to_ak', 'ak_to_hardware'\)\nrejected: require_joins\n"),
         *[r".*"] * 4,
     ),
+    "docs/guides/keys.md": (
+        r".*",
+        r"\[.*'boot-mr-done', 'os-image-hash', 'key-provider', .*\]\n\w{66}\n",
+        r"3059301306072a8648ce\n",
+        r".*\('kms_root', 'kms_k256_root'\)\n",
+        r".*\[1\] \| (\w{8}) \| refused.*\[1, 2\] \| \1 \| \1\n.*\[2\] \| refused.*",
+        r"untrusted_root\n",
+        r"\{'TOKEN': 's3cret'\}\n",
+        r".*^1 passed.*",
+    ),
     "docs/policy.md": (
         rf"{ACCEPTED}app_id - app_id: 283cd85f.*\n{ACCEPTED}[0-9a-f]+ 0\.5\.5 True\n{ACCEPTED}",
     ),
