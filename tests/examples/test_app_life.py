@@ -73,7 +73,7 @@ def test_app_life_hostile_kms_gives_no_keys(
     with cloud.kms:
         cloud.kms.arm(fault)
         with raises(KmsError, "wrong_root", "bad_signature", "wrong_certificate"), cloud.boot(1):
-            pytest.fail("it booted")
+            pass
         assert not list(tmp_path.glob("*/.appkeys.json"))
 
 
