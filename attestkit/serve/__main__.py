@@ -339,9 +339,8 @@ def _load_seed(settings: "Settings") -> bytes | None:
     options = settings.options
     if options.seed is not None:
         return option_values.seed_from_hex(options.seed, options.named("seed"))
-    if (path := options.path("seed_file")) is not None:
-        return option_values.read_seed(path)
-    return None  # the state folder has one
+    path = options.path("seed_file")  # without one, the state folder has the seed
+    return None if path is None else option_values.read_seed(path)
 
 
 def _listen(
@@ -379,12 +378,10 @@ def _listen(
 
         addresses = addresses._replace(verifier=verifier_settings.address)
         # Reads its files now, after the simulator has written its trust anchor.
-        options = options._replace(
-            verifier=open_verifier(verifier_settings), ear_key=load_ear_key(verifier_settings)
-        )
-    simulated = attester.simulated
-    with contextlib.ExitStack() as stack:
-        more, kms_lines = _open_kms(settings, attester, shared.limits, stack)
+        verifier, ear_key = open_verifier(verifier_settings), load_ear_key(verifier_settings)
+        options = options._replace(verifier=verifier, ear_key=ear_key)
+    simulated, seed = attester.simulated, _load_seed(settings)
+    with serve_kms(settings, attester, seed, shared.limits, os.environ) as (more, kms_lines):
 
         def announce(ready: "BoundAddresses") -> None:
             _announce(
