@@ -84,6 +84,7 @@ PRINTED: Final = {
         r".*",
         r"\[.*'boot-mr-done', 'os-image-hash', 'key-provider', .*\]\n\w{66}\n",
         r"3059301306072a8648ce\n",
+        r".*",
         r".*\('kms_root', 'kms_k256_root'\)\n",
         r".*\[1\] \| (\w{8}) \| refused.*\[1, 2\] \| \1 \| \1\n.*\[2\] \| refused.*",
         r"untrusted_root\n",
