@@ -25,11 +25,14 @@ from attestkit.kms import (
     KmsClient,
     KmsRoot,
     SimulatedKms,
+    TimeLimits,
     boot_with_kms,
     open_env,
     seal_env,
     verify_app_certificate,
 )
+from attestkit.kms.connection import call_kms, rooted_context
+from attestkit.kms.url import parse_kms_url
 from attestkit.report_data import ReportData
 from tests.kms.boot.booting import EVENTS, PREFIX, SEED, guest, kms_of, names
 from tests.raising import raises
@@ -196,8 +199,8 @@ def test_unknown_app_is_refused(kms: SimulatedKms) -> None:
 # -- machines --------------------------------------------------------------------------------------
 
 
-def test_other_device_is_refused(kms: SimulatedKms, owner: Owner) -> None:
-    """With a list of devices, the same build on another machine gets no keys."""
+def test_other_or_revoked_device_is_refused(kms: SimulatedKms, owner: Owner) -> None:
+    """With a list of devices, the same build on a machine that is not in it gets no keys."""
     with machine() as tee:
         boot_with_kms(tee, kms.url, roots=[kms.root])
         result = tee.verifier().verify(tee.attest(nonce=NONCE), nonce=NONCE)
@@ -207,6 +210,10 @@ def test_other_device_is_refused(kms: SimulatedKms, owner: Owner) -> None:
     owner.save()
     boot(kms)
     with machine(scenario="ok-second-platform") as tee:
+        assert_refused(kms, tee, "Boot denied: app is not allowed to boot on this device")
+    owner.rules["devices"] = ["00" * 32]
+    owner.save()
+    with machine() as tee:
         assert_refused(kms, tee, "Boot denied: app is not allowed to boot on this device")
 
 
@@ -368,6 +375,26 @@ def seal_with_sdk(variables: dict[str, str], public_key: bytes) -> str:
 def seal_with_attestkit(variables: dict[str, str], public_key: bytes) -> str:
     """Seal variables with attestkit."""
     return seal_env(variables.items(), public_key)
+
+
+def test_sdk_verifies_the_public_key_with_the_pin(kms: SimulatedKms) -> None:
+    """The signature over key, app and time, as dstack's SDK checks it, is of the pinned root."""
+    sdk = pytest.importorskip("dstack_sdk", reason="dstack-sdk is not installed")
+    answer = call_kms(
+        parse_kms_url(kms.url),
+        "GetAppEnvEncryptPubKey",
+        {"app_id": APP_ID.hex()},
+        rooted_context(kms.root_cert),
+        limits=TimeLimits(),
+    )
+    found = json.loads(answer)
+    key, signature = (bytes.fromhex(found[name]) for name in ("public_key", "signature_v1"))
+    time_of_signature = int(found["timestamp"])
+    signer = sdk.verify_env_encrypt_public_key(key, signature, APP_ID.hex(), time_of_signature)
+    assert kms.root.k256_public_key is not None
+    assert signer == f"0x{kms.root.k256_public_key.hex()}"
+    other = sdk.verify_env_encrypt_public_key(key, signature, "00" * 20, time_of_signature)
+    assert other != signer
 
 
 @pytest.mark.parametrize("seal", [seal_with_sdk, seal_with_attestkit])
