@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import attestkit
 from attestkit.errors import AttestKitError
+from attestkit.event_log.journal import LOG, PENDING
 from attestkit.kms import KmsRoot
 
 _STEPS = {"os.mkdir", "os.rename", "os.remove", "os.chmod", "os.truncate", "socket.connect"}
@@ -90,8 +91,12 @@ def main() -> None:
         status, _ = run(killed)
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         has_file = (folder / ".appkeys.json").exists()
+        logs = [folder / name for name in (LOG, PENDING) if (folder / name).exists()]
+        is_named = any(b'"key-provider"' in path.read_bytes() for path in logs)
         _, again = run(partial(job.boot, folder))
-        sys.stdout.write(json.dumps([step, is_killed, has_file, json.loads(again)]) + "\n")
+        sys.stdout.write(
+            json.dumps([step, is_killed, has_file, is_named, json.loads(again)]) + "\n"
+        )
         if not is_killed:  # the boot has fewer steps
             return
 
