@@ -8,12 +8,15 @@ one is known.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias, cast
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from attestkit.serve.http.asgi import App, Scope
 from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
+
+T = TypeVar("T")
 
 TlsContexts: TypeAlias = Callable[[], ssl.SSLContext]
 """Returns the server's context for the next connection."""
@@ -77,8 +80,21 @@ class TlsAcceptor(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _upgrade(self, plain: asyncio.Transport) -> None:
-        """Do the handshake, then hand the connection over to HTTP."""
-        early, self._received = self._received, []  # before this task had begun
+        """Do the handshake, then hand the connection over to HTTP; close it if that fails."""
+        try:
+            await self._do_handshake(plain)
+        except _NO_ANSWER:
+            plain.abort()
+        except Exception:  # a failure of this server
+            _logger.exception("TLS handshake failed")
+            plain.abort()
+        except BaseException:
+            plain.abort()
+            raise
+        finally:
+            self._config.handshakes -= 1
+
+    async def _do_handshake(self, plain: asyncio.Transport) -> None:
         handshake = self._loop.start_tls(
             plain,
             self,
@@ -87,18 +103,9 @@ class TlsAcceptor(asyncio.Protocol):
             ssl_handshake_timeout=self._config.shared.limits.head_seconds,
             ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
         )
-        if early:
-            self._loop.call_soon(self._loop.call_soon, _feed, plain, b"".join(early))
-        try:
-            tls = await handshake
-        except _NO_ANSWER:
-            plain.abort()
-            return
-        except BaseException:
-            plain.abort()
-            raise
-        finally:
-            self._config.handshakes -= 1
+        # What was received before this task had begun.
+        early, self._received = b"".join(self._received), []
+        tls = await _begin(handshake, lambda: self._loop.call_soon(_feed, plain, early))
         if tls is None or tls.is_closing() or self._ended:
             plain.abort()
             return
@@ -121,6 +128,24 @@ class TlsAcceptor(asyncio.Protocol):
         """Forget what was received."""
         self._ended = True
         self._received.clear()
+
+
+@types.coroutine
+def _begin(work: Coroutine[Any, Any, T], then: Callable[[], object]) -> Generator[Any, Any, T]:
+    """Await `work`, and call `then` at its first wait.
+
+    `start_tls` has then scheduled that the TLS protocol reads. What is scheduled now follows
+    immediately: the event loop reads no other bytes before.
+    """
+    steps = work.__await__()
+    waiting = next(steps)
+    then()
+    try:
+        yield waiting
+    except BaseException as error:
+        work.throw(error)
+        raise
+    return (yield from steps)
 
 
 def _feed(plain: asyncio.Transport, data: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._sanitize import one_line
+from attestkit._sanitize import one_line, shown
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.kms.cert_request import CertRequest, verify_cert_request
@@ -95,6 +95,9 @@ class ReleaseEngine:
         if options.enforce_self_authorization and attester is None:
             text = "enforce_self_authorization: requires an attester of the KMS"
             raise UsageError(text, reason="missing")
+        if unknown := options.released_platforms - _GATES.keys():
+            text = f"released_platforms: must be of {', '.join(_GATES)}: {shown(min(unknown))}"
+            raise UsageError(text, reason="unknown_name")
         self.identity = identity
         self.faults = faults
         self._verifier, self._authorization, self._options = verifier, authorization, options

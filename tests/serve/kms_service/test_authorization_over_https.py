@@ -202,6 +202,13 @@ def test_platforms_need_to_be_enabled(
     assert outcome(guest(make_kms(released_platforms=[platform]))) == "released"
 
 
+def test_unknown_platform_is_refused(make_kms: MakeKms) -> None:
+    """A misspelt name would enable nothing."""
+    with pytest.raises(UsageError) as caught:
+        make_kms(released_platforms=["snp"])
+    assert caught.value.reason == "unknown_name"
+
+
 def test_meta_describes_a_development_kms(make_kms: MakeKms) -> None:
     """A simulated KMS is for development whatever its authorization; no contract is known."""
     found = anonymous(make_kms(allow_any_upgrade=True)).call("GetMeta").json()

@@ -14,6 +14,7 @@ import pytest
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 from attestkit.kms import SimulatedKms
+from attestkit.testing import SimulatedTee
 from tests.kms.replayed_kms import make_roots
 from tests.serve.client import Answer, Connection
 from tests.serve.kms_service.kms_clients import (
@@ -246,3 +247,24 @@ def test_administration_gets_the_recorded_answer(row: dict[str, Any], kms: Simul
         assert answer.body.decode() == expected["text"]
     else:
         assert list(find_differences(expected, answer)) == []
+
+
+@needs_shared
+def test_setup_gets_the_recorded_answers(tee: SimulatedTee) -> None:
+    """The setup of a KMS without keys, one request after the other."""
+    rows = [row for row in ROWS.values() if row["listener"] == "onboarding" and "note" not in row]
+    with SimulatedKms(tee.verifier(), attester=tee.attester, onboarding=True) as kms:
+        for row in rows:
+            if row["id"] == "onboard-finish-page":  # of the second KMS
+                break
+            with closing(Connection(kms.url)) as connection:
+                answer = connection.send_request(
+                    row["method"], row["path"], row.get("body"), row.get("headers")
+                )
+            expected = expected_of(row)
+            assert answer.status == expected["status"], row["id"]
+            if "page" in row:
+                assert answer.headers["content-type"] == row["content_type"]
+                continue
+            assert list(find_differences(expected, answer)) == [], row["id"]
+        assert kms.wait_for_keys(20)
