@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import pytest
 
@@ -13,7 +12,6 @@ from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
-from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.os_image import ImageConfig
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.dstack.app_compose import AppCompose
@@ -34,55 +32,13 @@ from attestkit.kms import (
 from attestkit.kms.connection import call_kms, rooted_context
 from attestkit.kms.url import parse_kms_url
 from attestkit.report_data import ReportData
+from tests.kms.app_owner import APP_ID, Owner, app, assert_refused, boot, keys_of, machine
 from tests.kms.boot.booting import EVENTS, PREFIX, SEED, guest, kms_of, names
 from tests.raising import raises
 
-APP_ID: Final = bytes.fromhex("5a" * 20)
 DEAD: Final = "https://localhost:1"
 KEY_FILE: Final = ".appkeys.json"
 NONCE: Final = b"challenge"
-PATH: Final = "wallet"
-
-
-def app(version: int, **fields: object) -> bytes:
-    """Return the app-compose of a version of the app."""
-    known = {"manifest_version": 2, "name": f"app-{version}", "runner": "docker-compose"}
-    return json.dumps({**known, "key_provider": "kms", **fields}).encode()
-
-
-class Owner:
-    """The owner of the app, who decides with a file of auth-simple which builds get its keys."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with closing(Simulator(seed=SEED)) as simulator:
-            image = simulator.launch().os_image_hash
-        self.rules: dict[str, Any] = {"devices": [], "allowAnyDevice": True}
-        self.config: dict[str, Any] = {
-            "osImages": [image.hex()],
-            "apps": {APP_ID.hex(): self.rules},
-        }
-        self.allow(1)
-
-    def allow(self, *versions: int) -> None:
-        """Allow these versions of the app, and no others."""
-        self.rules["composeHashes"] = [
-            AppCompose.parse(app(one)).compose_hash.hex() for one in versions
-        ]
-        self.save()
-
-    def save(self) -> None:
-        """Write the file, which the KMS reads at each request."""
-        self.path.write_text(json.dumps(self.config))
-
-
-class Keys(NamedTuple):
-    """Keys of a guest after its boot."""
-
-    root: bytes  # public
-    derived: DerivedKey
-    env: bytes
-    disk: bytes
 
 
 @pytest.fixture
@@ -96,35 +52,6 @@ def kms(owner: Owner) -> Iterator[SimulatedKms]:
     """Return a KMS that releases keys as the owner allows."""
     with kms_of(SEED, auth=owner.path) as found:
         yield found
-
-
-def machine(version: int = 1, **options: object) -> Attester[Simulator]:
-    """Return a guest that is about to boot a version of the app."""
-    return guest(app_id=APP_ID, app_compose=app(version), **options)
-
-
-def keys_of(tee: Attester[Simulator]) -> Keys:
-    """Return the keys of a booted guest."""
-    keys = tee.backend.app_keys
-    derived = tee.keys.derive_compat(PATH, "ethereum", "secp256k1")
-    return Keys(keys.root_public_key, derived, keys.env_crypt_key, keys.disk_crypt_key)
-
-
-def boot(kms: SimulatedKms, version: int = 1, **options: object) -> Keys:
-    """Boot a version of the app in a new guest, and return its keys."""
-    with machine(version, **options) as tee:
-        boot_with_kms(tee, kms.url, roots=[kms.root])
-        assert names(tee) == EVENTS
-        return keys_of(tee)
-
-
-def assert_refused(
-    kms: SimulatedKms, tee: Attester[Simulator], part: str, *, roots: KmsRoot | None = None
-) -> None:
-    """Boot a guest that gets no keys, and stops at `boot-mr-done`."""
-    with raises(KmsError, "refused", part=part):
-        boot_with_kms(tee, kms.url, roots=[roots or kms.root])
-    assert names(tee) == PREFIX
 
 
 # -- boots and instances ------------------------------------------------------------------------
