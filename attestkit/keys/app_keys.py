@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.zeroize import Secret, wipe
-from attestkit._system.atomic_file import replace_file
+from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
 from attestkit.keys.hkdf import (
@@ -145,6 +145,7 @@ class AppKeys(Secret):
         """Write the key file, readable by this user only, replacing the file atomically.
 
         A symbolic link at `path` is replaced, and the file to which it points is unchanged.
+        Temporary files of calls that were killed are deleted.
 
         Raises:
             ConfigError: If the file cannot be written.
@@ -152,6 +153,7 @@ class AppKeys(Secret):
         """
         content = self.to_json().encode()
         try:
+            remove_abandoned(Path(path))  # those contain keys
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             problem = getattr(error, "strerror", None) or error

@@ -35,6 +35,7 @@ def assert_boots_again(kms: SimulatedKms, folder: Path, steps: range) -> list[li
     found = boots(kms, folder, steps)
     for step, _, has_file, is_named, again in found:
         assert again == expected, f"step {step}"
+        assert not list((folder / str(step)).glob("..appkeys.json.*")), f"step {step}: old keys"
         assert has_file or not is_named, f"step {step}: the log names a provider without keys"
     return found
 
