@@ -137,7 +137,8 @@ class KmsRoot:
         try:
             return cls.from_json(data)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}", reason=error.reason) from error
+            remedy = f'must be {{"{_CA}": "<hex>", "{_K256}": "<hex>"}}, as KmsRoot.save writes it'
+            raise ConfigError(f"{path}: {error}; {remedy}", reason=error.reason) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file of this JSON, readable by all, replacing the file atomically.

@@ -111,6 +111,36 @@ def test_slow_kms_does_not_delay_other_requests(
         assert time.monotonic() - begin < 2.5
 
 
+def test_info_has_the_certificate_once_it_is_signed(
+    booted: Attester[Simulator], tmp_path: Path
+) -> None:
+    """The first Info does not wait for the KMS; later ones have the demo certificate."""
+    with serving(booted, tmp_path) as path:
+        end = time.monotonic() + 60
+        while not (found := call(path, "Info", {}).json()["app_cert"]):
+            assert time.monotonic() < end
+        assert found.startswith("-----BEGIN CERTIFICATE-----")
+        call(path, "EmitEvent", {"event": "later", "payload": "00"})
+        assert call(path, "Info", {}).json()["app_cert"] == found
+
+
+def test_events_cause_no_more_demo_certificates(
+    kms: SimulatedKms,
+    booted: Attester[Simulator],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a failing KMS, Info after each event requests no certificate again before 30 s."""
+    with serving(booted, tmp_path) as path:
+        kms.arm("kms_fails:*")
+        for number in range(8):
+            assert call(path, "Info", {}).json()["app_cert"] == ""
+            call(path, "EmitEvent", {"event": f"event-{number}", "payload": "00"})
+            assert call(path, "GetTlsKey", {"subject": "x"}).status == 500
+    found = [one for one in caplog.messages if one.startswith("demo certificate")]
+    assert len(found) <= 1
+
+
 def test_keys_without_url_issue_no_certificates(
     booted: Attester[Simulator], tmp_path: Path
 ) -> None:

@@ -172,7 +172,10 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
     )
     found = b"" if signer is None else bytes.fromhex(signer.removeprefix("0x"))
     if not any(hmac.compare_digest(found, root) for root in roots):
-        text = f"{file}: not signed by a trusted KMS for this app within the last {_MAX_AGE} s"
+        text = (
+            f"{file}: not signed by a trusted KMS for this app within the last {_MAX_AGE} s; check "
+            "--app-id and --kms-root-key, and request the key again"
+        )
         raise VerificationError(text, reason="bad_signature")
     return public_key
 

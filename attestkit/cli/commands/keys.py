@@ -49,7 +49,7 @@ def keys() -> None:
     required=True,
     help="Root keys of a trusted KMS, JSON of KmsRoot; may be repeated. first-use trusts any KMS.",
 )
-@output_option("Write all keys to FILE, mode 0600, in the form of .appkeys.json.")
+@output_option("Write all keys to FILE, mode 0600, in the form of .appkeys.json; it is replaced.")
 @device_options
 @json_option
 def fetch(
@@ -112,4 +112,4 @@ def _public_fields(fetched: "FetchedKeys") -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(value) or "nothing" if isinstance(value, list) else str(value)

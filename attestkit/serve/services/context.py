@@ -55,7 +55,6 @@ _NO_V1: Final = (
     "{}: evidence of version 1 cannot represent {}; use Attest of / or /v0, which returns it as a "
     "CMW collection in CBOR, or attestkit attest --encoding cbor in this guest"
 )
-_INFOS: Final = ("info", "hidden info")  # names in the cache
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without using the device
@@ -347,7 +346,9 @@ class Guest:
 
     def identity(self, *, hidden: bool = False) -> AppIdentity:
         """Return the app's identity and, if not `hidden`, its measurements and VM configuration."""
-        name = _INFOS[hidden]
+        name = "hidden info" if hidden else "info"
+        if self.signs_remotely and self._app_cert is not None:
+            name += " with certificate"  # which a KMS may sign while one without it is made
         if self._app_cert is None and self.now() >= self._next_app_cert:
             self._cache.pop(name, None)  # it lacks the certificate
         return self.cached(name, lambda: self._identify(hidden=hidden))
@@ -406,6 +407,9 @@ class Guest:
         except UnsupportedError:
             self._app_cert = EscapedText()
             return self._app_cert
+        is_due = self.now() >= self._next_app_cert
+        if not is_due and self.signs_remotely:  # events must not cause more requests
+            return EscapedText()
         self._next_app_cert = self.now() + _NEXT_CERTIFICATE
         if self.signs_remotely:  # Info must not wait for the KMS
             self._signing_queue().start(self._issue_demo)
@@ -420,8 +424,6 @@ class Guest:
             _logger.warning("demo certificate: cannot be issued yet: %s", error)
             return EscapedText()
         self._app_cert = issued = EscapedText.of("\n".join(chain))
-        for name in _INFOS:  # made before the certificate, if a KMS signed it
-            self._cache.pop(name, None)
         return issued
 
 
