@@ -72,7 +72,7 @@ class AppKeys(Secret):
             UsageError: If `k256_key` is not a secp256k1 scalar.
         """
         self._ca_cert = ca_cert
-        self.key_provider = key_provider
+        self.key_provider: ProviderName = key_provider
         self.key_provider_id = key_provider_id
         self.k256_signature = k256_signature
         self.gateway_app_id = gateway_app_id

@@ -57,7 +57,7 @@ _logger = logging.getLogger("attestkit.kms")
 _API_VERSION: Final = 1  # of GetAppKey
 _CERT_VERSION: Final = 2  # of SignCert
 _SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, section 5)
-_CHAIN_REASONS: "Final[Mapping[str, KmsReason]]" = {
+_CHAIN_REASONS: Final[Mapping[str, "KmsReason"]] = {
     "untrusted_root": "wrong_root",
     "cert_expired": "expired",
 }
@@ -360,7 +360,7 @@ class KmsClient:
                 chain, app_id=app_id, kms_roots=server.roots, now=self._now()
             )
         except VerificationError as error:
-            reason = _CHAIN_REASONS.get(error.reason, "wrong_certificate")
+            reason: KmsReason = _CHAIN_REASONS.get(error.reason, "wrong_certificate")
             raise KmsError(f"SignCert: {error}", reason=reason) from error
         if not found.names_app or not hmac.compare_digest(found.spki, spki):
             message = "SignCert: the certificate is for another key, or names no app"

@@ -22,8 +22,9 @@ from attestkit.backends.base import Backend
 from attestkit.backends.simulator import Simulator
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import BackendBusyError
-from attestkit.serve.background_server import BackgroundServer, EventLoopThread
+from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import ListenAddresses
+from attestkit.serve.event_loop_thread import EventLoopThread
 from tests.concurrency.clients import History
 from tests.concurrency.td_model import CLIENTS, TdModel, model, run
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse

@@ -155,10 +155,12 @@ def _read_url(url: str) -> _Endpoint:
     try:
         parts = urlsplit(url)
         endpoint = _vsock_endpoint(parts) if parts.scheme == "vsock" else _http_endpoint(parts)
+        if parts.query or parts.fragment or "@" in parts.netloc:
+            endpoint = None
     except ValueError:
         endpoint = None
     printable = url.isascii() and url.isprintable() and " " not in url
-    if endpoint is None or not printable or parts.query or parts.fragment or "@" in parts.netloc:
+    if endpoint is None or not printable:
         given = _sanitize.one_line(url, _LONGEST_TEXT)
         text = f"host_api_url: {given}: must be vsock://CID:PORT/PATH or http://HOST:PORT/PATH"
         raise ConfigError(text, reason="wrong_value")

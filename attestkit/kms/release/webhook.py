@@ -163,10 +163,11 @@ def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        valid = valid and not (parts.query or parts.fragment or "@" in parts.netloc)
         _ = parts.port  # ValueError if it is not a number
     except ValueError:
         valid = False
-    if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+    if not valid:
         text = "auth webhook: must be an http or https URL with a host, without user or query"
         raise ConfigError(text, reason="wrong_value")
     return url.rstrip("/")

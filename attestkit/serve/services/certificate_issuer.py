@@ -66,7 +66,7 @@ class CertificateIssuer:
         self._attest = attest
         self._now = now
         self._random = random
-        self._app_info_array = app_info_array
+        self._app_info_array: Final = app_info_array
         self.is_remote: bool = app_keys is not None and app_keys.ca_key is None
 
     def check(self) -> None:
