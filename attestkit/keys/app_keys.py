@@ -101,8 +101,9 @@ class AppKeys(Secret):
         """
         try:
             data = read_regular(path, LARGEST + 1, follow=follow)  # detects files over the limit
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}", reason="unreadable") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            problem = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{path}: {problem}", reason="unreadable") from error
         try:
             return cls.from_json(data, name=str(path))
         finally:
@@ -148,12 +149,13 @@ class AppKeys(Secret):
         Temporary files of calls that were killed are deleted.
 
         Raises:
-            ConfigError: If the file cannot be written.
+            ConfigError: If the file cannot be written, or would exceed the 1 MiB that `load` reads.
             UsageError: As `to_json`.
         """
         content = self.to_json().encode()
         try:
-            remove_abandoned(Path(path))  # those contain keys
+            if len(content) > LARGEST:
+                raise ConfigError(f"{path}: over {LARGEST} bytes", reason="too_large")
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             problem = getattr(error, "strerror", None) or error

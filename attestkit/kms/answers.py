@@ -18,6 +18,9 @@ MAX_ANSWER: Final = 1 << 20
 MAX_CHAIN: Final = 8
 """Maximum number of certificates in the answer to SignCert, which has three."""
 
+MAX_GATEWAY: Final = 1024
+"""Maximum number of characters of a gateway's app id, which has 40."""
+
 _T = TypeVar("_T")
 
 _MAX_ERROR: Final = 300  # characters of a refusal that are shown
@@ -124,6 +127,9 @@ class ReceivedKeys(Secret):
         # `tproxy_app_id` is its old name; both are always equal.
         newest = "gateway_app_id" if "gateway_app_id" in fields else "tproxy_app_id"
         self.gateway_app_id: str = _text(fields, newest) if newest in fields else ""
+        if len(self.gateway_app_id) > MAX_GATEWAY:  # it is written to the key file
+            message = f"{newest}: over {MAX_GATEWAY} characters"
+            raise FormatError(message, reason="too_large")
         has_hash = fields.get("os_image_hash") is not None
         self.os_image_hash: bytes = _hex(fields, "os_image_hash") if has_hash else b""
 
@@ -134,7 +140,12 @@ class ReceivedKeys(Secret):
         Raises:
             FormatError: If it is malformed, too large, or a member is missing.
         """
-        return cls(_read_object(data))
+        try:
+            return cls(_read_object(data))
+        except FormatError as error:
+            problem = error.with_traceback(None)
+        # Outside of the handler, because the local variables of its frames hold the keys.
+        raise problem
 
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
         for name in ("disk_crypt_key", "env_crypt_key", "k256_key"):

@@ -30,7 +30,7 @@ from attestkit.kms.answers import (
     read_certificate_chain,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
-from attestkit.kms.client_certificate import AttestedKey
+from attestkit.kms.client_certificate import AttestedKey, read_temporary_ca
 from attestkit.kms.connection import (
     TimeLimits,
     anonymous_context,
@@ -132,7 +132,11 @@ class KmsClient:
         if app_id is not None:
             require_bytes("app_id", app_id)
             require_size("app_id", app_id, 20)
+        if not isinstance(vm_config, str):
+            raise wrong_type("vm_config", "a str", vm_config)
         utf8(vm_config, "vm_config", UsageError)
+        if limits is not None and not isinstance(limits, TimeLimits):
+            raise wrong_type("limits", "TimeLimits", limits)
         if verifier is not None and not hasattr(verifier, "verify"):
             raise wrong_type("verifier", "a Verifier", verifier)
         self._attester = attester
@@ -237,8 +241,8 @@ class KmsClient:
         """Request temporary CA and root of a KMS; compare the root with the pins."""
         context = anonymous_context()
         answer = call_kms(url, "GetTempCaCert", {}, context, limits=self._limits)
-        temp_ca = TemporaryCa.from_json(answer)
-        spki = read_certificate(only_certificate(temp_ca.ca_cert)).spki_der
+        temp_ca = read_temporary_ca(answer)
+        spki = read_certificate(temp_ca.ca_cert).spki_der
         if self._roots is None:
             return _Server(url, temp_ca, (_first_root(spki),))
         roots = find_root(self._roots, spki)
@@ -265,7 +269,7 @@ class KmsClient:
         temp_ca, not_proven = server.temp_ca, []
         if self._roots is None:
             not_proven.append("kms_root")
-        if all(pinned.k256_public_key is None for pinned in server.roots):
+        if root not in server.roots:  # accepted by a pin of the CA alone
             not_proven.append("kms_k256_root")
         app_keys = AppKeys(
             k256_key=keys.k256_key,
@@ -368,6 +372,8 @@ class KmsClient:
 
 
 def _checked_urls(urls: str | Iterable[str]) -> tuple[KmsUrl, ...]:
+    if isinstance(urls, bytes) or not isinstance(urls, Iterable):
+        raise wrong_type("urls", "a URL or a collection of URLs", urls)
     texts = [urls] if isinstance(urls, str) else list(urls)
     if not texts:
         raise KmsError("No KMS URLs are set", reason="no_urls")

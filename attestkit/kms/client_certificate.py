@@ -77,6 +77,22 @@ class AttestedKey:
         return f"AttestedKey({self.evidence!r})"
 
 
+def read_temporary_ca(data: bytes) -> TemporaryCa:
+    """Decode the answer to GetTempCaCert, which a server that is not verified has sent.
+
+    Text around certificates and key is dropped, because they are written to the key file.
+
+    Raises:
+        FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
+    """
+    found = TemporaryCa.from_json(data)
+    return TemporaryCa(
+        temp_ca_cert=only_certificate(found.temp_ca_cert),
+        temp_ca_key=P256Key.from_pem(found.temp_ca_key).pkcs8_pem,
+        ca_cert=only_certificate(found.ca_cert),
+    )
+
+
 def _check_time(ca_cert: str, now: float) -> None:
     certificate = read_certificate(ca_cert)
     moment = datetime.fromtimestamp(now, timezone.utc)

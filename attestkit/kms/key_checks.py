@@ -9,6 +9,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.answers import ReceivedKeys
+from attestkit.kms.connection import only_certificate
 from attestkit.kms.root import KmsRoot
 
 _SIZES: Final = (
@@ -43,7 +44,7 @@ def check_received_keys(
             raise KmsError(message, reason="wrong_size")
     k256_root = _check_signature(keys, app_id, roots)
     try:
-        spki = read_certificate(keys.ca_cert).spki_der
+        spki = read_certificate(only_certificate(keys.ca_cert)).spki_der
     except FormatError as error:
         raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
     if not all(root.is_of_ca(spki) for root in roots):
@@ -57,10 +58,13 @@ def check_received_keys(
 
 
 def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]) -> bytes:
+    problem = ""
     try:
         public_key = k256_public_key(keys.k256_key)
     except UsageError as error:
-        raise KmsError(f"k256_key: {error}", reason="invalid_key") from error
+        problem = str(error)
+    if problem:  # outside of the handler, because the frames of its error hold the key
+        raise KmsError(f"k256_key: {problem}", reason="invalid_key")
     try:
         k256_root = recover_kms_root(public_key, app_id, keys.k256_signature)
     except SignatureError as error:

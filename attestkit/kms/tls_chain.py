@@ -10,7 +10,7 @@ from attestkit._crypto.der import OCTET_STRING, DerReader
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.p256_path import P256_RULES, require_p256_spki
-from attestkit.errors import FormatError, SignatureError, VerificationError
+from attestkit.errors import FormatError, SignatureError, UsageError, VerificationError
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE
 
@@ -123,7 +123,11 @@ def _moment(now: object) -> datetime:
         return now
     if isinstance(now, bool) or not isinstance(now, (int, float)):
         raise wrong_type("now", "a datetime or seconds since 1970", now)
-    return datetime.fromtimestamp(now, timezone.utc)
+    try:
+        return datetime.fromtimestamp(now, timezone.utc)
+    except (OverflowError, ValueError, OSError) as error:
+        message = f"now: {now!r} is not a time in the years 1 to 9999"
+        raise UsageError(message, reason="out_of_range") from error
 
 
 def _require_usage(name: str, certificate: PathCertificate, usage: bytes) -> None:

@@ -5,6 +5,7 @@ from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError
 
@@ -43,7 +44,10 @@ def parse_kms_url(url: str) -> KmsUrl:
         ConfigError: If it is not an https URL with a host, has a user, a query or a fragment, or is
             over 2048 characters. The message does not contain a URL with a user, which may have a
             password.
+        UsageError: If it is not text.
     """
+    if not isinstance(url, str):
+        raise wrong_type("KMS URL", "a str", url)
     if len(url) > MAX_URL:
         raise ConfigError(f"KMS URL: over {MAX_URL} characters", reason="too_large")
     if "@" in url:

@@ -219,6 +219,8 @@ def test_app_keys_load_of_invalid_file_fails(tmp_path: Path) -> None:
     """Missing, not JSON, not UTF-8, too deep, or not an object."""
     with raises(ConfigError, "unreadable"):
         AppKeys.load(tmp_path / "missing")
+    with raises(ConfigError, "unreadable"):
+        AppKeys.load("a\0b")
     for data, reason in (
         (b"", "syntax"),
         (b"{", "syntax"),

@@ -92,13 +92,15 @@ class ReplayedKms:
         root_pem = issue_root(roots, WINDOW)
         fields = {"domain": "127.0.0.1", "window": WINDOW, **certificate}
         issued_by = fields.pop("issued_by", roots)
-        leaf = issue_rpc(issued_by, issue_root(issued_by, WINDOW), **fields)
+        chain = fields.pop("chain", None)  # PEM, instead of the usual certificate
+        if chain is None:
+            chain = (issue_rpc(issued_by, issue_root(issued_by, WINDOW), **fields),)
         self._respond = respond
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.verify_mode = ssl.CERT_OPTIONAL
         self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self._context.load_verify_locations(cadata=issue_temp_ca(roots, WINDOW))
-        load_issued(self._context, Issued(issued_by.rpc_key.pkcs8_pem, (leaf,)))
+        load_issued(self._context, Issued(issued_by.rpc_key.pkcs8_pem, chain))
         self.root_pem = root_pem
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"

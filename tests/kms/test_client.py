@@ -544,6 +544,11 @@ def test_certificate_is_requested_from_two_urls_at_most() -> None:
         ({"roots": "any"}, UsageError, "wrong_type"),
         ({"app_id": b""}, UsageError, "wrong_size"),
         ({"verifier": 1}, UsageError, "wrong_type"),
+        ({"urls": None}, UsageError, "wrong_type"),
+        ({"urls": b"https://a"}, UsageError, "wrong_type"),
+        ({"urls": [b"https://a"]}, UsageError, "wrong_type"),
+        ({"vm_config": b"{}"}, UsageError, "wrong_type"),
+        ({"limits": 5}, UsageError, "wrong_type"),
     ],
 )
 def test_invalid_argument_is_refused(changes: dict[str, Any], kind: Any, reason: str) -> None:

@@ -273,6 +273,10 @@ def test_every_changed_byte_of_the_leaf_is_refused() -> None:
         ({"kms_roots": []}, "missing"),
         ({"kms_roots": ROOT}, "wrong_type"),
         ({"now": "now"}, "wrong_type"),
+        ({"now": float("nan")}, "out_of_range"),
+        ({"now": float("inf")}, "out_of_range"),
+        ({"now": 1e18}, "out_of_range"),
+        ({"now": -(10**30)}, "out_of_range"),
         ({"now": datetime(2026, 1, 1)}, "wrong_value"),  # noqa: DTZ001
     ],
 )

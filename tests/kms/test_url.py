@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from attestkit.errors import ConfigError
+from attestkit.errors import ConfigError, UsageError
 from attestkit.kms import kms_base_url
 from attestkit.kms.url import MAX_URL, KmsUrl, parse_kms_url
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.vectors import load, needs_shared
 
 ROWS = load("kms.json").get("groups", {}).get("urls", {}).get("rows", [])
@@ -92,3 +93,10 @@ def test_password_of_a_url_is_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_kms_url("https://user:s3cret@kms.example.com")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, b"https://kms", 5, ["https://kms"]])
+def test_url_of_another_type_is_usage_error(value: object) -> None:
+    """Whatever is passed, the error is one of ours."""
+    with raises(UsageError, "wrong_type"):
+        kms_base_url(untyped(value))
