@@ -65,6 +65,27 @@ def exchange(
         return RawResponse(response.status, response.headers, _read_body(response, limits.body))
 
 
+def encode_json_post(host: str, target: str, body: bytes) -> bytes:
+    """Return a POST request of HTTP/1.1 with a JSON body, for `exchange_at_once`.
+
+    Args:
+        host: Value of the header Host, ASCII without control characters.
+        target: Request target, ASCII without spaces and control characters.
+        body: JSON text.
+    """
+    head = (
+        f"POST {target} HTTP/1.1\r\n"
+        f"Host: {host}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Accept: application/json\r\n"
+        "Accept-Encoding: identity\r\n"
+        "User-Agent: attestkit\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
 def exchange_at_once(sock: "socket.socket", limits: ResponseLimits, request: bytes) -> RawResponse:
     """Send a whole POST request in one write, and read the response, also if sending failed.
 

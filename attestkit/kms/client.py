@@ -371,7 +371,7 @@ class KmsClient:
             raise KmsError(message, reason="wrong_certificate")
 
 
-def _checked_urls(urls: str | Iterable[str]) -> tuple[KmsUrl, ...]:
+def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:
     if isinstance(urls, bytes) or not isinstance(urls, Iterable):
         raise wrong_type("urls", "a URL or a collection of URLs", urls)
     texts = [urls] if isinstance(urls, str) else list(urls)

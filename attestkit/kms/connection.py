@@ -21,6 +21,7 @@ from attestkit._system.bounded_http import (
     RawResponse,
     ResponseLimits,
     TooLargeError,
+    encode_json_post,
     exchange_at_once,
 )
 from attestkit.errors import AttestKitError, FormatError, KmsError, UsageError
@@ -178,17 +179,7 @@ def _request(url: KmsUrl, method: str, arguments: Mapping[str, object]) -> bytes
         message = f"{method}: unpaired surrogate in an argument"
         raise UsageError(message, reason="encoding") from error
     host = f"[{url.host}]" if ":" in url.host else url.host
-    head = (
-        f"POST {url.path}/{method}?json HTTP/1.1\r\n"
-        f"Host: {host}:{url.port}\r\n"
-        "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Accept: application/json\r\n"
-        "Accept-Encoding: identity\r\n"
-        "User-Agent: attestkit\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body
+    return encode_json_post(f"{host}:{url.port}", f"{url.path}/{method}?json", body)
 
 
 def _successful(url: KmsUrl, method: str, answer: RawResponse) -> bytes:

@@ -42,7 +42,7 @@ SECRET_NAMES: Final = ("disk_crypt_key", "env_crypt_key", "k256_key")
 
 # -- every member of every answer ------------------------------------------------------------------
 
-JUNK: Final = (
+JUNK: Final[tuple[object, ...]] = (
     None,
     True,
     0,
@@ -295,8 +295,9 @@ def app_ca(**changes: Any) -> str:
 
 def self_signed() -> str:
     """Return a certificate with the names of the root's, of another key."""
-    names = {"subject": "Dstack KMS CA", "organisation": "Dstack", "path_length": 1}
-    return certificate_pem(issue_ca(key=OTHER.ca_key, **names, **WINDOW._asdict()))
+    names: dict[str, Any] = {"subject": "Dstack KMS CA", "organisation": "Dstack"}
+    issued = issue_ca(key=OTHER.ca_key, path_length=1, **names, **WINDOW._asdict())
+    return certificate_pem(issued)
 
 
 def below_leaf() -> tuple[str, ...]:
@@ -361,7 +362,8 @@ def test_certificate_of_the_server_is_verified(name: str) -> None:
 
 def test_root_in_the_answer_must_be_a_trust_anchor() -> None:
     """A certificate of the pinned key that is no CA, or expired, ends in the handshake."""
-    key, names = ROOTS.ca_key, {"subject": "Dstack KMS CA", "organisation": "Dstack"}
+    key = ROOTS.ca_key
+    names: dict[str, Any] = {"subject": "Dstack KMS CA", "organisation": "Dstack"}
     expired = issue_ca(key=key, path_length=1, not_before=0, not_after=1, **names)
     leaf = rpc_leaf(public_key=key, alt_names=(), extensions=(), **names)
     for pem in (certificate_pem(expired), leaf):

@@ -6,14 +6,21 @@ Host and network are untrusted: sizes and times are limited, and the answer prov
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Iterator
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import SplitResult, urlsplit
 
 from attestkit import _sanitize
+from attestkit._argument_checks import wrong_type
 from attestkit._formats.strict_json import from_hex, read_object
-from attestkit._system.bounded_http import RawResponse, ResponseLimits, TooLargeError, exchange
+from attestkit._system.bounded_http import (
+    RawResponse,
+    ResponseLimits,
+    TooLargeError,
+    encode_json_post,
+    exchange_at_once,
+)
 from attestkit.errors import AttestKitError, ConfigError, FormatError, KmsError
 from attestkit.kms.local_provider.frames import (
     MAX_QUOTE,
@@ -25,8 +32,6 @@ from attestkit.kms.local_provider.frames import (
 )
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from attestkit._reasons import KmsReason
 
 __all__ = ["HostApi", "TcpProvider"]
@@ -37,12 +42,6 @@ _BODY_LIMIT: Final = 4 << 20  # bytes; the provider's quote has at most 1 MiB, 2
 _LONGEST_TEXT: Final = 300  # characters of the host's error
 _METHOD: Final = "GetSealingKey?json"
 _AF_VSOCK: Final[int] = getattr(socket, "AF_VSOCK", 40)  # Linux' number
-_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "Content-Type": "application/json",
-}
 
 
 class TcpProvider:
@@ -88,6 +87,7 @@ class HostApi:
 
     Raises:
         ConfigError: If the URL has another form.
+        UsageError: If it is not text.
     """
 
     def __init__(self, url: str, *, timeout: float = _SECONDS) -> None:
@@ -111,10 +111,9 @@ class HostApi:
     def _post(self, body: bytes) -> RawResponse:
         deadline = time.monotonic() + self._timeout
         limits = ResponseLimits(_HEAD_LIMIT, _BODY_LIMIT, lambda: deadline - time.monotonic())
-        request = ("POST", self._endpoint.target, body, _HEADERS)
+        request = encode_json_post(self._endpoint.host, self._endpoint.target, body)
         with self._endpoint.connect(self._timeout) as sock:
-            one_write = cast("socket.socket", _OneWriteSocket(sock))
-            return exchange(HTTPConnection(self._endpoint.host), one_write, limits, request)
+            return exchange_at_once(sock, limits, request)
 
     def _refusal(self, status: int, body: bytes) -> KmsError:
         try:
@@ -152,6 +151,8 @@ class _Endpoint(NamedTuple):
 
 
 def _read_url(url: str) -> _Endpoint:
+    if not isinstance(url, str):
+        raise wrong_type("host_api_url", "a str", url)
     try:
         parts = urlsplit(url)
         endpoint = _vsock_endpoint(parts) if parts.scheme == "vsock" else _http_endpoint(parts)
@@ -176,7 +177,7 @@ def _vsock_endpoint(parts: SplitResult) -> _Endpoint | None:
 
 
 def _http_endpoint(parts: SplitResult) -> _Endpoint | None:
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != "http" or not parts.hostname or parts.port == 0:
         return None
     return _Endpoint(parts.netloc, None, (parts.hostname, parts.port or 80), _target(parts))
 
@@ -219,35 +220,3 @@ def _translate_errors(what: str) -> Iterator[None]:
             raise
         text = getattr(error, "strerror", None) or type(error).__name__
         raise KmsError(f"{what}: {text}", reason="connection") from error
-
-
-class _OneWriteSocket:
-    """Socket that sends head and body of a request in one write, for `bounded_http.exchange`.
-
-    The host may answer and close before it has read the body: an answer is read also if sending
-    fails.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._pending = bytearray()
-        self._failure: OSError | None = None
-        self.settimeout: Callable[[float | None], None] = sock.settimeout
-
-    def sendall(self, data: bytes) -> None:
-        """Store data until the answer is read."""
-        self._pending += data
-
-    def recv_into(self, buffer: "WriteableBuffer") -> int:
-        """Send what is stored, and receive; raise the error of sending if there is no answer."""
-        if self._pending:
-            data, self._pending = bytes(self._pending), bytearray()
-            try:
-                self._sock.sendall(data)
-            except (BrokenPipeError, ConnectionResetError) as error:
-                self._failure = error
-        size = self._sock.recv_into(buffer)
-        if not size and self._failure is not None:
-            raise self._failure
-        self._failure = None
-        return size

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from attestkit.errors import ConfigError, KmsError
+from attestkit.errors import ConfigError, KmsError, UsageError
 from attestkit.kms.local_provider import HostApi, SealedKey, TcpProvider, fetch_local_keys
 from attestkit.kms.local_provider.frames import encode_response
 from tests.kms.local_provider.machine import NOW, TD, make_provider, make_verifier
 from tests.raising import raises
+from tests.untyped import untyped
 
 Answer = Callable[[socket.socket], object]
 
@@ -212,9 +213,17 @@ def test_unreachable_host_is_a_connection_error() -> None:
         *("", "vsock://2", "vsock://2:x/api", "vsock://-1:5/api", "vsock://4294967296:5/api"),
         *("https://host/api", "http:///api", "http://u@host/api", "http://host/api?x", "host:5"),
         *("http://host/api#x", "http://host:99999/", "http://host/a b", "http://host/\r\nX: y"),
+        "http://host:0/api",
     ],
 )
 def test_invalid_url_is_a_configuration_error(url: str) -> None:
     """Only vsock and http URLs without user, query and fragment are accepted."""
     with raises(ConfigError, "wrong_value"):
         HostApi(url)
+
+
+@pytest.mark.parametrize("url", [None, 5, b"http://host/api"])
+def test_url_of_another_type_is_usage_error(url: object) -> None:
+    """Whatever is passed, the error is one of ours."""
+    with raises(UsageError, "wrong_type"):
+        HostApi(untyped(url))
