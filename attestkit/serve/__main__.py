@@ -23,6 +23,7 @@ from attestkit.serve.server_log.log import ServerLog, one_line_traceback
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.kms.client import KmsClient
+    from attestkit.serve.app_factory import ServerOptions
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.serve.config.verifier_settings import VerifierSettings
@@ -352,27 +353,12 @@ def _listen(
     *,
     kms: "KmsClient | None",
 ) -> None:
-    from attestkit.serve.app_factory import ServerOptions
-    from attestkit.serve.machine_info import DATA_DISKS
+    from attestkit.serve.banner import describe_tee
+    from attestkit.serve.kms_factory import serve_kms
 
     description, lines = _describe(settings, attester)
     method = "GetQuote" if attester.has_quotes else "Attest"
-    addresses, given = settings.addresses, settings.options
-    options = ServerOptions(
-        ident=given.ident,
-        data_disks=DATA_DISKS if given.data_disks is None else given.data_disks,
-        limits=shared.limits,
-        access_log=shared.access_log,
-        docker=os.environ.get("DOCKER_HOST"),
-        guest_api_shutdown=given.guest_api_shutdown,
-        has_emit_event=settings.has_emit_event,
-        kms=kms,
-    )
-    if given.auth_key is not None or given.anonymous_scopes is not None:
-        from attestkit.serve.external_auth.settings import load_external_auth
-
-        listening = addresses.http is not None
-        options = options._replace(external_auth=load_external_auth(given, listening=listening))
+    addresses, options = settings.addresses, _server_options(settings, shared, kms)
     if verifier_settings is not None:
         from attestkit.serve.verifier_factory import load_ear_key, open_verifier
 
@@ -397,66 +383,30 @@ def _listen(
         service.serve(attester, addresses, options, announce)
 
 
-def _open_kms(
-    settings: "Settings", attester: "Attester", limits: Limits, stack: contextlib.ExitStack
-) -> tuple[dict[str, str], list[str]]:
-    """Start the simulated KMS; return the addresses of its listeners and lines of the banner.
+def _server_options(
+    settings: "Settings", shared: _ServerContext, kms: "KmsClient | None"
+) -> "ServerOptions":
+    """Return the options of an agent without a verifier."""
+    from attestkit.serve.app_factory import ServerOptions
+    from attestkit.serve.machine_info import DATA_DISKS
 
-    The roots to pin are written to a file in the server's folder. Without a KMS both are empty.
-    """
-    from attestkit.serve.config.options import KMS_OPTIONS
-
-    if settings.options.first_given(KMS_OPTIONS) is None:
-        return {}, []
-    from attestkit.serve.kms_factory import open_kms  # lazy: most servers have no KMS
-
-    kms = open_kms(
-        settings.options,
-        attester,
-        seed=_load_seed(settings),
-        state_folder=settings.state_folder,
-        limits=limits,
-        environ=os.environ,
+    given = settings.options
+    options = ServerOptions(
+        ident=given.ident,
+        data_disks=DATA_DISKS if given.data_disks is None else given.data_disks,
+        limits=shared.limits,
+        access_log=shared.access_log,
+        docker=os.environ.get("DOCKER_HOST"),
+        guest_api_shutdown=given.guest_api_shutdown,
+        has_emit_event=settings.has_emit_event,
+        kms=kms,
     )
-    if kms is None:
-        return {}, []
-    stack.enter_context(kms)
-    path = settings.folder / "kms-root.json"
-    kms.root.save(path)
-    addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
-    lines = [
-        f"  simulated KMS, whose keys protect nothing: {kms.url}",
-        f"  simulated roots, for clients to pin: {path}",
-    ]
-    return {name: url for name, url in addresses.items() if url}, lines
+    if given.auth_key is None and given.anonymous_scopes is None:
+        return options
+    from attestkit.serve.external_auth.settings import load_external_auth
 
-
-def _describe(settings: "Settings", attester: "Attester") -> tuple[str, list[str]]:
-    """Return a description of the TEE, and further lines of the banner.
-
-    The trust anchor of a simulator or of its recording is written to a file in the server's folder.
-    """
-    from attestkit.backends.base import RecordedBackend
-    from attestkit.serve.http.sockets import write_trust_anchor
-
-    backend, lines = attester.backend, list[str]()
-    if isinstance(backend, RecordedBackend):
-        if backend.trust_anchor is not None:
-            anchor = write_trust_anchor(settings.folder, backend.trust_anchor)
-            lines.append(f"  trust anchor of the recording, for verifiers: {anchor}")
-        return f"a TEE, SIMULATED: a replay of {backend.recorded}, which proves nothing", lines
-    if not attester.simulated:
-        return "a TEE, on hardware", lines
-    from attestkit.backends.simulator import Simulator
-
-    assert isinstance(backend, Simulator)
-    anchor = write_trust_anchor(settings.folder, backend.trust_anchor)
-    lines.append(f"  trust anchor, for verifiers: {anchor}")
-    if name := settings.simulation.get("scenario"):
-        lines.append(f"  scenario: {name}")
-    if armed := backend.faults.armed():
-        lines.append(f"  faults: {' '.join(map(str, armed))}")
-    return "a TEE, SIMULATED: its quotes prove nothing, its keys protect nothing", lines
+    listening = settings.addresses.http is not None
+    return options._replace(external_auth=load_external_auth(given, listening=listening))
 
 
 def _announce(

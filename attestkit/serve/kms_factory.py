@@ -14,6 +14,8 @@ from attestkit.serve.kms_service.simulated_kms import DOMAIN, SimulatedKms
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
+    from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.verifier import AppraisalPolicy
 
@@ -53,15 +55,12 @@ def open_kms(
         if name := options.first_given(KMS_OPTIONS[1:]):
             raise options.error(name, "requires --kms HOST:PORT")
         return None
+    from attestkit.serve.kms_service.simulated_kms import SimulatedKms  # lazy: rarely needed
+
     token = environ.get(TOKEN_VARIABLE, "")
     if admin is not None and not token:
         raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
-    domain = options.kms_domain or DOMAIN
-    with prefix_errors(options.prefix("kms_domain")):
-        check_domain(domain)
-    with prefix_errors(options.prefix("kms_fault")):
-        faults = KmsFaults.of(options.kms_fault)
-    policies = _read_policies(options)
+    domain, faults, policies = _read_domain(options), _read_faults(options), _read_policies(options)
     with prefix_errors("--kms:"):
         return SimulatedKms(
             attester.verifier(),
@@ -77,6 +76,23 @@ def open_kms(
             faults=faults,
             limits=limits,
         )
+
+
+def _read_domain(options: "Options") -> str:
+    from attestkit.kms.release.certificates import check_domain  # lazy, as all of the KMS
+    from attestkit.serve.kms_service.simulated_kms import DOMAIN
+
+    domain = options.kms_domain or DOMAIN
+    with prefix_errors(f"{options.named('kms_domain')}:"):
+        check_domain(domain)
+    return domain
+
+
+def _read_faults(options: "Options") -> "KmsFaults":
+    from attestkit.kms.release.kms_faults import KmsFaults
+
+    with prefix_errors(f"{options.named('kms_fault')}:"):
+        return KmsFaults.of(options.kms_fault)
 
 
 def _read_policies(options: "Options") -> "tuple[AppraisalPolicy, ...] | None":

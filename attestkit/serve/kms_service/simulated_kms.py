@@ -142,12 +142,8 @@ class SimulatedKms:
             if sockets.admin is not None:
                 self.admin_url = f"http://{Address(*sockets.admin.getsockname()[:2])}"
             stack.callback(thread.run, self._server.stop)
-            if (
-                onboarding
-                and seed is None
-                and roots is None
-                and (folder is None or folder.is_empty)
-            ):
+            has_keys = seed is not None or roots is not None
+            if onboarding and not has_keys and (folder is None or folder.is_empty):
                 thread.run(lambda: self._server.serve_onboarding(folder))
             else:
                 state = _load_state(seed, roots, folder, domain, int(now()))
