@@ -34,7 +34,7 @@ MAX_APPS: Final = 4096
 """Largest number of apps in a file."""
 
 _NO_CONTRACT: Final = "0x" + "0" * 40
-_APP_ID_DIGITS: Final = 40
+_MAX_CHAIN_ID: Final = (1 << 63) - 1  # msgspec has no larger limits
 _logger = logging.getLogger("attestkit.kms")
 
 
@@ -75,7 +75,7 @@ class AuthSimpleConfig(
     gateway_app_id: str = ""
     kms_contract_addr: str = _NO_CONTRACT
     app_implementation: str = _NO_CONTRACT
-    chain_id: Annotated[int, msgspec.Meta(ge=0)] = 0
+    chain_id: Annotated[int, msgspec.Meta(ge=0, le=_MAX_CHAIN_ID)] = 0
     os_images: tuple[str, ...] = ()
     allowed_tcb_statuses: tuple[str, ...] = ("UpToDate",)
     allowed_advisory_ids: tuple[str, ...] = ()
@@ -235,8 +235,9 @@ class AuthSimpleFile(KmsAuthorization):
     def _read(self) -> AuthSimpleConfig:
         try:
             data = read_regular(self._path, MAX_FILE_SIZE + 1, follow=True)
-        except OSError as error:
-            self._warn(error.errno, f"{error.strerror}; nothing is allowed")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            problem = getattr(error, "strerror", None) or str(error)
+            self._warn(problem, f"{problem}; nothing is allowed")
             return AuthSimpleConfig()
         try:
             found = AuthSimpleConfig.from_json(data)

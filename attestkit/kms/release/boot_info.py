@@ -18,6 +18,7 @@ from attestkit.verifier.evidence.checks import KeyRequest
 
 _WITHOUT_STATUS: Final = {"dstack-aws-nitro-tpm": "UpToDate"}  # kms.md, section 3.1
 _APP_ID_SIZE: Final = 20
+_IMAGE_HASH_SIZES: Final = (0, 32)  # bytes; empty if the configuration has none
 
 
 class BootInfo(NamedTuple):
@@ -135,8 +136,17 @@ def verify_guest(
             text = "use_claimed_image: for simulation only; drop refuse_simulated from the policy"
             raise UsageError(text, reason="conflict")
         # A verified hash is the same one.
-        info = info._replace(os_image_hash=read_os_image_hash(attestation.config))
+        info = info._replace(os_image_hash=_read_claimed_hash(attestation.config))
     result = steps.appraise(report_data=report_data, policy=policy)
     platform, status = result.claims.platform, result.tcb.status
     word = _WITHOUT_STATUS.get(platform, "") if status is None else status.value
     return VerifiedGuest(BootInfo.of(platform, info, word, result.advisory_ids), info, result)
+
+
+def _read_claimed_hash(config: str) -> bytes:
+    """Return the hash of the OS image in a VM configuration, 32 bytes or empty."""
+    claimed = read_os_image_hash(config)
+    if len(claimed) not in _IMAGE_HASH_SIZES:
+        text = f"os_image_hash: {len(claimed)} bytes, must be 32"
+        raise VerificationError(text, reason="identity")
+    return claimed

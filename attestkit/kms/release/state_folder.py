@@ -109,9 +109,10 @@ class KmsStateFolder:
             self.close()
             text = "another process runs this KMS; stop it, or use another folder"
             raise self._error("", "in_use", text) from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             self.close()
-            raise self._error("", "unwritable", str(error.strerror)) from error
+            problem = getattr(error, "strerror", None) or error
+            raise self._error("", "unwritable", str(problem)) from error
 
     def load_or_create(
         self, domain: str, now: int, random: Callable[[int], bytes] = os.urandom

@@ -50,7 +50,10 @@ def test_decision_matches_vector(row: dict[str, Any], tmp_path: Path) -> None:
     assert found.to_json() == row["response"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"osImages":"x"}', '{"chainId":-1}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"osImages":"x"}', '{"chainId":-1}', f'{{"chainId":{1 << 64}}}', "\xff"],
+)
 def test_malformed_file_allows_nothing(
     file: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:

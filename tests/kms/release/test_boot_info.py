@@ -369,6 +369,9 @@ def test_claimed_image_counts_only_if_asked_for_and_simulation_is_accepted() -> 
     """The option is refused with a policy that refuses simulated evidence."""
     found = verify(without_document(), use_claimed_image=True)
     assert found.boot_info.os_image_hash == b"\xbb" * 32
+    log = intel.log_of(AT_KEY_TIME)
+    short = Attestation.for_tdx(intel.quote_of(log), log, json.dumps({"os_image_hash": "bb" * 31}))
+    assert refusal(short, use_claimed_image=True).reason == "identity"
     real = AppraisalPolicy.default().replace(refuse_simulated=True)
     error = refusal(without_document(), use_claimed_image=True, policy=real)
     assert isinstance(error, UsageError)

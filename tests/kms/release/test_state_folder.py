@@ -196,6 +196,7 @@ def test_file_in_place_of_folder_is_refused(tmp_path: Path) -> None:
     """The path must be a folder."""
     (tmp_path / "kms").write_text("")
     assert refusal(tmp_path / "kms").reason == "unwritable"
+    assert refusal(Path("a\0b")).reason == "unwritable"
 
 
 def test_ca_certificates_are_renewed_with_the_same_key(folder: Path) -> None:
