@@ -1,10 +1,12 @@
 """Authorization by an HTTP server, as upstream's KMS asks it (kms.md, section 3.1)."""
 
+import re
 import ssl
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from attestkit._argument_checks import wrong_type
 from attestkit._formats import strict_json
 from attestkit._sanitize import printable
 from attestkit.collateral.http_getter import HttpGetter
@@ -18,6 +20,7 @@ MAX_BODY: Final = 65_536
 MAX_REASON: Final = 1024
 """Largest number of characters of a reason or an id in an answer."""
 
+_URL: Final = re.compile(r"[!-~]{1,2048}")
 _SHOWN: Final = 512  # bytes of a body in an error
 _TIMEOUT: Final = 10.0  # seconds for an answer
 _HEADERS: Final = {
@@ -38,8 +41,8 @@ class AuthWebhook(KmsAuthorization):
         context: TLS context for https; None is the default context of `ssl`.
 
     Raises:
-        ConfigError: If the URL is not valid.
-        UsageError: If `timeout` is not positive.
+        ConfigError: If the URL is not valid, not printable ASCII or over 2,048 characters.
+        UsageError: If `timeout` is not positive, or the URL is not text.
     """
 
     def __init__(
@@ -159,7 +162,9 @@ def _field_error(name: str, fields: dict[str, Any], expected: str) -> FormatErro
     return FormatError(f"{name}: must be {expected}", reason="wrong_type")
 
 
-def _check_url(url: str) -> str:
+def _check_url(url: object) -> str:
+    if not isinstance(url, str):
+        raise wrong_type("auth webhook", "a URL", url)
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname)
@@ -167,7 +172,9 @@ def _check_url(url: str) -> str:
         _ = parts.port  # ValueError if it is not a number
     except ValueError:
         valid = False
-    if not valid:
+    # urlsplit drops line ends, which the request and the log would have.
+    valid = valid and _URL.fullmatch(url) is not None
+    if not valid or "@" in parts.netloc or parts.query or parts.fragment:
         text = "auth webhook: must be an http or https URL with a host, without user or query"
         raise ConfigError(text, reason="wrong_value")
     return url.rstrip("/")

@@ -19,6 +19,7 @@ from attestkit.kms.release.webhook import (
 )
 from tests.collateral.http_server import CreateServer, Server, create_response
 from tests.kms.release.boot_infos import boot_info, from_fields
+from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 RECORDED: dict[str, Any] = json.loads(
@@ -198,7 +199,8 @@ def test_silent_server_times_out() -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "ftp://host", "host:80", "http://", "http://user@host", "http://h?x=1", "http://h#f",
-     "http://h:port", "http://[::1"],
+     "http://h:port", "http://[::1", "http://h\n", "http://h /x", "http://h/\r\nX: y", "http://h/é",
+     "http://h/" + "a" * 2048],
 )  # fmt: skip
 def test_invalid_url_is_refused(url: str) -> None:
     """Only http and https URLs without user and query are valid."""
@@ -207,10 +209,12 @@ def test_invalid_url_is_refused(url: str) -> None:
     assert caught.value.reason == "wrong_value"
 
 
-def test_timeout_must_be_positive() -> None:
-    """Zero would never get an answer."""
+def test_arguments_are_checked() -> None:
+    """A timeout of zero would never get an answer."""
     with pytest.raises(UsageError):
         AuthWebhook("http://host", timeout=0)
+    with pytest.raises(UsageError):
+        AuthWebhook(untyped(b"http://host"))
 
 
 @pytest.mark.parametrize(
