@@ -11,11 +11,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import certificate_pem, read_certificate
 from attestkit._crypto.zeroize import wipe
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import read_os_image_hash
@@ -229,8 +231,7 @@ class KmsClient:
         def sign(url: KmsUrl) -> tuple[str, ...]:
             server = self._find(url)
             chain = read_certificate_chain(self._call(server, "SignCert", arguments)[0])
-            self._check_chain(chain, server, app_id, request.pubkey)
-            return chain
+            return self._check_chain(chain, server, app_id, request.pubkey)
 
         return try_each_url(self._urls[:_SIGN_URLS], "SignCert", sign)
 
@@ -357,8 +358,8 @@ class KmsClient:
 
     def _check_chain(
         self, chain: Sequence[str], server: _Server, app_id: bytes, spki: bytes
-    ) -> None:
-        """Check the answer to SignCert (kms.md, section 5)."""
+    ) -> tuple[str, ...]:
+        """Check the answer to SignCert (kms.md, section 5); return it without text around PEM."""
         try:
             found = verify_app_certificate(
                 chain, app_id=app_id, kms_roots=server.roots, now=self._now()
@@ -369,12 +370,13 @@ class KmsClient:
         if not found.names_app or not hmac.compare_digest(found.spki, spki):
             message = "SignCert: the certificate is for another key, or names no app"
             raise KmsError(message, reason="wrong_certificate")
+        return tuple(map(certificate_pem, split_pem("\n".join(chain))))
 
 
 def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:
     if isinstance(urls, bytes) or not isinstance(urls, Iterable):
         raise wrong_type("urls", "a URL or a collection of URLs", urls)
-    texts = [urls] if isinstance(urls, str) else list(urls)
+    texts = [urls] if isinstance(urls, str) else list(islice(urls, MAX_URLS + 1))
     if not texts:
         raise KmsError("No KMS URLs are set", reason="no_urls")
     if len(texts) > MAX_URLS:

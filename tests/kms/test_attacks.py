@@ -11,20 +11,22 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit._crypto.ecdsa import K256_ORDER
+from attestkit._crypto.ecdsa import K256_ORDER, P256Key
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
 from attestkit.errors import ConfigError, FormatError, KmsError, UsageError
 from attestkit.keys import AppKeys
-from attestkit.kms import KmsRoot
+from attestkit.kms import CertRequest, KmsRoot
 from attestkit.kms.answers import MAX_GATEWAY, ReceivedKeys, TemporaryCa
 from attestkit.kms.key_checks import check_received_keys
-from attestkit.kms.release.certificates import issue_root
+from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.ra_tls import OID_CERT_USAGE
+from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import (
     APP_ID,
     IMAGE_HASH,
     WINDOW,
+    Guest,
     client_of,
     keys_of,
     make_roots,
@@ -38,6 +40,8 @@ from tests.raising import raises
 ROOTS: Final = make_roots(1, 2)
 OTHER: Final = make_roots(3, 4)
 ROOT: Final = root_of(ROOTS)
+LEAF_KEY: Final = P256Key.from_scalar(b"\x21" * 32)
+NOW: Final = 1_790_000_000
 SECRET_NAMES: Final = ("disk_crypt_key", "env_crypt_key", "k256_key")
 
 # -- every member of every answer ------------------------------------------------------------------
@@ -456,3 +460,20 @@ def shown_frames(error: BaseException | None) -> Iterator[str]:
             if "/attestkit/" in frame.f_code.co_filename:
                 yield f"{frame.f_code.co_name} {frame.f_locals!r}"
         error = error.__cause__ or error.__context__
+
+
+# -- certificates of the app -----------------------------------------------------------------------
+
+
+def test_text_around_a_signed_certificate_is_dropped() -> None:
+    """A server of the app gets certificates only, not what a KMS wrote around them."""
+    bound = ReportData.bind(ReportData.RATLS_CERT, LEAF_KEY.spki_der)
+    request = CertRequest(LEAF_KEY.spki_der, "a", Guest().attest(report_data=bound))
+    leaf = LeafProfile(LEAF_KEY.spki_der, "a")
+    root = issue_root(ROOTS, WINDOW)
+    chain = sign_app_certificate(ROOTS, root, APP_ID, leaf, now=NOW)
+    junk = [f"junk\n{pem}{encode_pem('PRIVATE KEY', bytes(9))}" for pem in chain]
+    respond = sound(ROOTS, SignCert={"certificate_chain": junk})
+    with running(ROOTS, respond) as server:
+        found = client_of(server, now=lambda: NOW).sign_certificate(request, LEAF_KEY)
+    assert found == chain
