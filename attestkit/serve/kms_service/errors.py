@@ -17,6 +17,8 @@ from attestkit.errors import (
 from attestkit.serve.config.limits import LimitError
 
 _OWN_FAILURES: Final = (BackendError, CollateralError, ConfigError, KmsError, LimitError)
+_OF_EVIDENCE: Final = "pck_chain_missing"
+"""Reason of a CollateralError that the evidence causes, and not the KMS."""
 
 
 class KmsRefusalError(UsageError):
@@ -47,6 +49,6 @@ class KmsBusyError(LimitError):
 
 def refusal(error: AttestKitError, prefix: str = "") -> KmsRefusalError | KmsFailureError:
     """Return the error for a client: a refusal, or a failure of the KMS itself."""
-    if isinstance(error, _OWN_FAILURES):
+    if isinstance(error, _OWN_FAILURES) and error.reason != _OF_EVIDENCE:
         return KmsFailureError(f"{prefix}{error}")
     return KmsRefusalError(f"{prefix}{error}", getattr(error, "app_id", b""))

@@ -118,7 +118,7 @@ class Onboarding(RequestQueue):
                 self._checks.verifier,
                 self._require_attester().attest(report_data=report_data),
                 report_data=report_data,
-                ca_spki=_NO_ROOT.ca_spki,
+                ca_spki=None,
                 use_claimed_image=self._checks.use_claimed_image,
                 now=self._checks.now(),
             )
@@ -150,9 +150,6 @@ class Onboarding(RequestQueue):
         if self._folder is not None:
             self._folder.store(state, self._now())
         self.state = state
-
-
-_NO_ROOT: Final = KmsRoots.from_seed(bytes(32))  # in place of a root that does not exist yet
 
 
 def _check_domain(domain: str) -> None:

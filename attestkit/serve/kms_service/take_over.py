@@ -14,13 +14,11 @@ from attestkit._formats import strict_json
 from attestkit._formats.strict_json import from_hex
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.keys.hkdf import derive_p256
-from attestkit.kms.answers import TemporaryCa
-from attestkit.kms.client_certificate import AttestedKey
+from attestkit.kms.client_certificate import AttestedKey, read_temporary_ca
 from attestkit.kms.connection import (
     TimeLimits,
     anonymous_context,
     call_kms,
-    only_certificate,
     rooted_context,
 )
 from attestkit.kms.release.authorization import KmsAuthorization, authorize_guest
@@ -67,8 +65,8 @@ def take_over_roots(
     """
     url = parse_kms_url(source_url)
     answer = call_kms(url, "GetTempCaCert", {}, anonymous_context(), limits=_LIMITS)
-    temp_ca = TemporaryCa.from_json(answer)
-    root = read_certificate(only_certificate(temp_ca.ca_cert)).spki_der
+    temp_ca = read_temporary_ca(answer)
+    root = read_certificate(temp_ca.ca_cert).spki_der
     issued = AttestedKey(attester.attest, random).certify(temp_ca, checks.now())
 
     def check_source(certificate: bytes) -> None:

@@ -9,10 +9,15 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
+from attestkit.attestation import Attestation
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.kms import CertRequest, SimulatedKms
 from attestkit.kms.cert_request import sign_cert_request
 from attestkit.kms.release.key_release import release_app_keys
 from attestkit.kms.release.roots import KmsRoots
+from attestkit.quote import Quote
+from attestkit.report_data import ReportData
 from tests.kms.replayed_kms import APP_ID, BOOT, INSTANCE_ID, VM_CONFIG
 from tests.serve.kms_service.kms_clients import (
     KEY,
@@ -164,7 +169,7 @@ def requests() -> dict[str, tuple[bytes, bytes]]:
         "long signature": (good, signature * 1000),
         "signature of another key": (good, OTHER_KEY.sign_der(good)),
         "signature of zeros": (good, bytes.fromhex("3006020100020100")),
-        "r of the order": (good, b"\x30\x26\x02\x21\0" + P256_ORDER.to_bytes(32) + b"\x02\x01\x01"),
+        "r of the order": (good, bytes.fromhex(f"3026022100{P256_ORDER:064x}020101")),
         "evidence of another key": stolen,
         "time beyond 9999": late,
         "ends before it begins": over,
@@ -243,3 +248,14 @@ def test_methods_of_other_listeners_are_unknown(method: str, kms: SimulatedKms) 
     """Neither setup nor administration is reachable on the listener for guests."""
     answer: Any = anonymous(kms).call(method)
     assert answer.status == 404
+
+
+def test_quote_without_its_certificates_is_a_refusal(kms: SimulatedKms) -> None:
+    """A client would retry an error of the KMS, also with another one."""
+    log = intel.log_of(BOOT)
+    bound = ReportData.bind(ReportData.RATLS_CERT, KEY.spki_der)
+    enclave = QuotingEnclave(intel.PKI, config=QuoteConfig(certification_type=3))
+    body = TdBody(rtmr3=log.replay()[3], report_data=bound)
+    found = Attestation.for_tdx(Quote.parse(enclave.quote(body.td10())), log, VM_CONFIG)
+    answer = guest(kms, found.stripped().to_bytes()).call("GetAppKey")
+    assert answer.status == 400
