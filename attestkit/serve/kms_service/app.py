@@ -52,7 +52,7 @@ class KmsApp:
         self, context: KmsMethodContext, limits: Limits, traffic: Traffic, run_id: str
     ) -> None:
         self._engine = context.engine
-        self._access = EvidenceAccess()
+        self._access = EvidenceAccess(context.run)
         self._traffic = traffic
         self._rpc = RpcApp(
             context,

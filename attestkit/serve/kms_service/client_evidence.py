@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextvars import ContextVar
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import read_certificate
@@ -12,9 +12,13 @@ from attestkit.errors import AttestKitError, VerificationError
 from attestkit.report_data import ReportData
 from attestkit.serve.http.asgi import Scope
 from attestkit.serve.http.tls import client_certificate
-from attestkit.serve.kms_service.errors import KmsRefusalError
+from attestkit.serve.kms_service.errors import KmsBusyError, KmsRefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 _MAX_SHOWN: Final = 300  # characters of an error about untrusted evidence
+_READ: Final = "attestkit.client_evidence"  # key in the TLS extension of the connection's scopes
 
 
 class ClientEvidence(NamedTuple):
@@ -28,28 +32,51 @@ current_client: Final[ContextVar[ClientEvidence | None]] = ContextVar("current_c
 """Evidence of the client of the current request; None without evidence."""
 
 
+RunReading: TypeAlias = (
+    "Callable[[Callable[[], ClientEvidence | None]], Awaitable[ClientEvidence | None]]"
+)
+"""Runs a function in a thread, within the limits of the requests."""
+
+
 class EvidenceAccess:
     """Check of a request before its body is read: the client's evidence must be decodable.
 
-    A request without a certificate passes; methods that need evidence refuse it.
+    A request without a certificate passes; methods that need evidence refuse it. OpenSSL limits
+    the certificate to 100 KiB, the queue of `run` the certificates that wait.
+
+    Args:
+        run: Reads the evidence of a certificate in a thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunReading) -> None:
         self.refused: Counter[str] = Counter()  # requests by route
+        self._run = run
 
     async def check(self, request: Scope, route: str | None) -> None:
         """Read the evidence of a request to a method, and set `current_client`.
 
         Raises:
             KmsRefusalError: If evidence is malformed, or not bound to the certificate's key.
+            KmsBusyError: If too many requests wait.
         """
         if route is None or route.startswith("/"):  # not a method
             return
         try:
-            current_client.set(_of_connection(request))
-        except KmsRefusalError:
+            current_client.set(await self._read(request))
+        except (KmsBusyError, KmsRefusalError):
             self.refused[route] += 1
             raise
+
+    async def _read(self, request: Scope) -> ClientEvidence | None:
+        """Return the evidence of a connection; it is read at the connection's first request."""
+        certificate = client_certificate(request)
+        if certificate is None:
+            return None
+        tls = request["extensions"]["tls"]
+        if _READ not in tls:
+            tls[_READ] = await self._run(lambda: read_client_evidence(certificate))
+        found: ClientEvidence | None = tls[_READ]
+        return found
 
 
 def read_client_evidence(certificate: str) -> ClientEvidence | None:
@@ -71,18 +98,6 @@ def read_client_evidence(certificate: str) -> ClientEvidence | None:
         raise _undecodable(error) from error
     except AttestKitError as error:
         raise _undecodable(error) from error
-
-
-def _of_connection(request: Scope) -> ClientEvidence | None:
-    """Return the evidence of a connection; it is read at the connection's first request."""
-    certificate = client_certificate(request)
-    if certificate is None:
-        return None
-    tls = request["extensions"]["tls"]
-    if "attestkit.client_evidence" not in tls:
-        tls["attestkit.client_evidence"] = read_client_evidence(certificate)
-    found: ClientEvidence | None = tls["attestkit.client_evidence"]
-    return found
 
 
 def _undecodable(error: AttestKitError) -> KmsRefusalError:

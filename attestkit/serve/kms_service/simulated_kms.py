@@ -16,7 +16,7 @@ from attestkit.kms.release.authorization import (
     KmsAuthorization,
     PolicyAuthorization,
 )
-from attestkit.kms.release.kms_faults import KmsFaults
+from attestkit.kms.release.kms_faults import ROLLOVER, KmsFaults
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.kms.root import KmsRoot
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from attestkit.attester import Attester
-    from attestkit.backends.simulator.faults.fault_specs import FaultsLike
+    from attestkit.backends.simulator.faults.fault_specs import Fault, FaultsLike
     from attestkit.kms.release.boot_info import BootInfo
     from attestkit.verifier import AppraisalPolicy, Verifier
 
@@ -79,7 +79,8 @@ class SimulatedKms:
         allow_any_upgrade: Reported by GetMeta.
         enforce_self_authorization: Whether the KMS asks the authorization about itself.
         released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those that get keys.
-        faults: Faults to inject, such as "kms_refuses:2".
+        faults: Faults to inject, such as "kms_refuses:2". Not `kms_rollover` with `state_dir`,
+            which would keep the old roots.
         limits: Limits of the listener.
         thread: Thread with the event loop; None: one for this object.
         now: Returns the time in seconds since 1970. TLS uses the system's clock.
@@ -128,6 +129,8 @@ class SimulatedKms:
             released_platforms=frozenset(released_platforms),
         )
         self.faults: KmsFaults = KmsFaults.of(faults)
+        if state_dir is not None:
+            self.faults.watch(self._check_fault)
         authorization = _make_authorization(auth, policies, kms_policy)
         parts = KmsParts(verifier, authorization, options, attester, self.faults, now)
         self._process, self._domain = os.getpid(), domain
@@ -184,9 +187,15 @@ class SimulatedKms:
         """Inject faults from now on, such as "kms_closes:2".
 
         Raises:
-            UsageError: If a fault is unknown; none is armed then.
+            UsageError: If a fault is unknown, or conflicts with `state_dir`; none is armed then.
         """
         self.faults.arm(faults)
+
+    def _check_fault(self, fault: "Fault") -> None:
+        """Refuse a replacement of roots that are stored in a folder."""
+        if fault.operation == ROLLOVER:
+            text = "state_dir would keep the old roots; use a seed, or another fault"
+            raise UsageError(f"fault {fault.name}: conflict; {text}", reason="conflict")
 
     def close(self) -> None:
         """Stop the server. Idempotent; in a forked process it has no effect."""

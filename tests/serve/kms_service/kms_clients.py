@@ -62,7 +62,14 @@ class Client(NamedTuple):
         return self.send("POST", f"/prpc/{method}", body, _JSON)
 
 
-def anonymous(kms: SimulatedKms) -> Client:
+class ServedKms(NamedTuple):
+    """A KMS in another process."""
+
+    url: str
+    root_cert: str  # PEM
+
+
+def anonymous(kms: SimulatedKms | ServedKms) -> Client:
     """Return a client without a certificate, which trusts the root of the KMS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=kms.root_cert)
@@ -70,7 +77,10 @@ def anonymous(kms: SimulatedKms) -> Client:
 
 
 def with_certificate(
-    kms: SimulatedKms, extension: bytes | None, *, issuer: tuple[str, P256Key] | None = None
+    kms: SimulatedKms | ServedKms,
+    extension: bytes | None,
+    *,
+    issuer: tuple[str, P256Key] | None = None,
 ) -> Client:
     """Return a client whose certificate, by default of the temporary CA, has this evidence."""
     client = anonymous(kms)

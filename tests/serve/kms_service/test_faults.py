@@ -3,6 +3,7 @@
 import http.client
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,23 @@ def test_rollover_replaces_the_roots_for_good(attested: SimulatedKms, tee: Simul
         old_client.get_app_keys()
     assert caught.value.reason == "wrong_root"
     assert client_of(attested, tee).get_app_keys().k256_key != old_keys.k256_key
+
+
+def test_rollover_of_stored_roots_is_refused(
+    kms_factory: MakeKms, tmp_path: Path, tee: SimulatedTee
+) -> None:
+    """A folder would keep the old roots: the fault is refused at the start and later."""
+    with pytest.raises(UsageError) as caught:
+        kms_factory(state_dir=tmp_path / "kms", faults="kms_rollover@1")
+    assert caught.value.reason == "conflict"
+    kms = kms_factory(state_dir=tmp_path / "kms")
+    root = kms.root
+    for arm in (kms.arm, kms.faults.arm):
+        with pytest.raises(UsageError) as caught:
+            arm("kms_refuses kms_rollover")
+        assert caught.value.reason == "conflict"
+    assert client_of(kms, tee, verifier=None).get_app_keys().k256_key  # none was armed
+    assert kms.root == root
 
 
 def request_for(tee: SimulatedTee, **names: Any) -> CertRequest:

@@ -20,7 +20,7 @@ from attestkit.kms.release.authorization import Decision
 from attestkit.serve import job_queue
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.kms_service import methods
+from attestkit.serve.kms_service import client_evidence, methods
 from tests.kms.replayed_kms import BOOT
 from tests.serve.kms_service.kms_clients import (
     SECONDS,
@@ -91,7 +91,7 @@ def test_requests_are_decided_in_the_order_of_their_arrival(
         clients = [guest(kms, _boot_of(instance)) for instance in ids]
         monkeypatch.setattr(JobThreads, "submit", count)
         futures = []
-        for number, client in enumerate(clients, 1):
+        for number, client in enumerate(clients, 2):  # the first: reading its evidence, deciding
             futures.append(pool.submit(client.call, "GetAppKey"))
             assert wait_until(partial(has_size, submitted, number))
         assert begun.wait(SECONDS)
@@ -137,6 +137,23 @@ def test_full_queue_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.call("GetAppKey").status == 503
         go_on.set()
         assert first.result(SECONDS).status == 200
+
+
+def test_evidence_is_read_in_a_thread_of_the_queue(
+    kms: SimulatedKms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding takes no time of the event loop, which serves the other clients."""
+    names = []
+
+    def read(certificate: str) -> client_evidence.ClientEvidence | None:
+        names.append(threading.current_thread().name)
+        return read_client_evidence(certificate)
+
+    read_client_evidence = client_evidence.read_client_evidence
+    monkeypatch.setattr(client_evidence, "read_client_evidence", read)
+    client = guest(kms)
+    assert client.call("GetAppKey").status == 200
+    assert [name.rpartition("_")[0] for name in names] == ["kms"]
 
 
 def test_late_request_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
