@@ -22,7 +22,7 @@ from attestkit._crypto.zeroize import wipe
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import read_os_image_hash
 from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
-from attestkit.errors import KmsError, UsageError, VerificationError
+from attestkit.errors import FormatError, KmsError, UsageError, VerificationError
 from attestkit.keys import AppKeys, KmsProvider
 from attestkit.kms.answers import (
     KmsMeta,
@@ -40,7 +40,7 @@ from attestkit.kms.connection import (
     only_certificate,
     rooted_context,
 )
-from attestkit.kms.failover import try_each_url
+from attestkit.kms.failover import malformed_answer, try_each_url
 from attestkit.kms.key_checks import check_received_keys
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.server_checks import check_usage, verify_evidence
@@ -242,8 +242,11 @@ class KmsClient:
         """Request temporary CA and root of a KMS; compare the root with the pins."""
         context = anonymous_context()
         answer = call_kms(url, "GetTempCaCert", {}, context, limits=self._limits)
-        temp_ca = read_temporary_ca(answer)
-        spki = read_certificate(temp_ca.ca_cert).spki_der
+        try:
+            temp_ca = read_temporary_ca(answer)
+            spki = read_certificate(temp_ca.ca_cert).spki_der
+        except FormatError as error:
+            raise malformed_answer(error, url, "GetTempCaCert") from error
         if self._roots is None:
             return _Server(url, temp_ca, (_first_root(spki),))
         roots = find_root(self._roots, spki)

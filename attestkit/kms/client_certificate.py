@@ -86,8 +86,10 @@ def read_temporary_ca(data: bytes) -> TemporaryCa:
         FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
     """
     found = TemporaryCa.from_json(data)
+    temp_ca_cert = only_certificate(found.temp_ca_cert)
+    read_certificate(temp_ca_cert)
     return TemporaryCa(
-        temp_ca_cert=only_certificate(found.temp_ca_cert),
+        temp_ca_cert=temp_ca_cert,
         temp_ca_key=P256Key.from_pem(found.temp_ca_key).pkcs8_pem,
         ca_cert=only_certificate(found.ca_cert),
     )

@@ -30,7 +30,7 @@ def try_each_url(urls: Sequence[KmsUrl], method: str, ask: Callable[[KmsUrl], _T
         except KmsError as error:
             failures.append(_of_url(error, url))
         except FormatError as error:
-            failures.append(_malformed(error, url, method))
+            failures.append(malformed_answer(error, url, method))
     if len(failures) == 1:
         raise failures[0]
     # A refusal or another identity explains more than an unreachable server.
@@ -49,7 +49,8 @@ def _of_url(error: KmsError, url: KmsUrl) -> KmsError:
     return found
 
 
-def _malformed(error: FormatError, url: KmsUrl, method: str) -> KmsError:
+def malformed_answer(error: FormatError, url: KmsUrl, method: str) -> KmsError:
+    """Return the error for an answer to a method that is malformed."""
     message = f"KMS {url.base}: malformed answer for {method}: {one_line(str(error), _MAX_SHOWN)}"
     found = KmsError(message, reason="malformed", url=url.base)
     found.__cause__ = error

@@ -124,8 +124,10 @@ def test_no_altered_member_of_the_temporary_ca_is_used(name: str) -> None:
         for value in values:
             current.clear()
             current.update({**good, name: value})
-            with raises(KmsError, "malformed", "wrong_root", "wrong_certificate", "expired"):
+            with raises(KmsError, "malformed", "wrong_certificate") as caught:
                 client.get_app_keys()
+            if caught.value.reason == "malformed":
+                assert "GetTempCaCert" in str(caught.value)
         assert {request.method for request in server.requests} == {"GetTempCaCert"}
 
 
