@@ -12,13 +12,13 @@ _MAX_SHOWN: Final = 300  # characters of an error
 _NOT_REACHED: Final = {"connection", "timeout"}
 
 
-def try_each_url(urls: Sequence[KmsUrl], method: str, ask: Callable[[KmsUrl], _T]) -> _T:
-    """Return the first result of `ask`.
+def try_each_url(urls: Sequence[KmsUrl], method: str, call: Callable[[KmsUrl], _T]) -> _T:
+    """Return the first result of `call`.
 
     Args:
         urls: One URL or more.
         method: Name of the method, for errors.
-        ask: Calls it; a KmsError or FormatError leads to the next URL.
+        call: Calls it; a KmsError or FormatError leads to the next URL.
 
     Raises:
         KmsError: The error of the only URL, or one with the errors of all.
@@ -26,7 +26,7 @@ def try_each_url(urls: Sequence[KmsUrl], method: str, ask: Callable[[KmsUrl], _T
     failures: list[KmsError] = []
     for url in urls:
         try:
-            return ask(url)
+            return call(url)
         except KmsError as error:
             failures.append(_of_url(error, url))
         except FormatError as error:

@@ -44,9 +44,9 @@ def verify_app_certificate(
 ) -> AppCertificate:
     """Verify that a KMS issued a certificate for an app.
 
-    The chain proves that the holder of the certificate's key is of this app, as the KMS judged when
-    it signed. An app can have a certificate for any host name, so names prove nothing. Evidence in
-    the certificate is not verified; pass `AppCertificate.der` to `ra_tls.verify` for that.
+    The chain proves that the holder of the certificate's key was of this app when the KMS verified
+    it and signed. An app can have a certificate for any host name, so names prove nothing. Evidence
+    in the certificate is not verified; pass `AppCertificate.der` to `ra_tls.verify` for that.
 
     Args:
         chain: The certificate, that of the app's CA and that of the root, in PEM.

@@ -204,7 +204,7 @@ def open_(
     """Open environment variables that were sealed to an app.
 
     FILE is a SealedEnv (JSON), or the legacy form, raw or in hex; - is stdin. The variables are
-    printed as a JSON object. They are secrets, and nothing tells who sealed them.
+    printed as a JSON object. They are secrets, and their origin is not authenticated.
     """
     refuse_stdout(output, as_json=as_json)
     check_output("-o", output, (file, key))

@@ -117,10 +117,10 @@ class HostApi:
 
     def _refusal(self, status: int, body: bytes) -> KmsError:
         try:
-            said = read_object(body, "error").get("error")
+            error = read_object(body, "error").get("error")
         except FormatError:
-            said = None
-        text = _sanitize.one_line(said, _LONGEST_TEXT) if isinstance(said, str) else ""
+            error = None
+        text = _sanitize.one_line(error, _LONGEST_TEXT) if isinstance(error, str) else ""
         message = f"{self}: refused the request with status {status}"
         return KmsError(f"{message}: {text}" if text else message, reason="refused", url=self._url)
 

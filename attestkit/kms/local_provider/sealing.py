@@ -44,7 +44,7 @@ def td_measurements(quote: Quote) -> bytes:
 
 
 def td_report_data(public_key: bytes) -> bytes:
-    """Return the report data of a TD that asks for its seed: its X25519 key, then zeros."""
+    """Return the report data of a TD that requests its seed: its X25519 key, then zeros."""
     return public_key + _HALF
 
 

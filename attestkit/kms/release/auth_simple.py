@@ -177,11 +177,11 @@ class AuthSimpleConfig(
 
     def _policy(self, rules: dict[str, object], devices: _Devices) -> AppraisalPolicy:
         statuses = []
-        for word in self.allowed_tcb_statuses:
-            if word not in set(TcbStatus):
-                text = f"allowedTcbStatuses: unknown word {shown(word)}; see TcbStatus"
+        for name in self.allowed_tcb_statuses:
+            if name not in set(TcbStatus):
+                text = f"allowedTcbStatuses: unknown status {shown(name)}; see TcbStatus"
                 raise ConfigError(text, reason="wrong_value")
-            statuses.append(TcbStatus(word))
+            statuses.append(TcbStatus(name))
         listed = None if devices.allows_any() else _values("devices", devices.devices)
         try:
             return AppraisalPolicy(

@@ -33,7 +33,7 @@ class BootInfo(NamedTuple):
     instance_id: bytes  # 20 bytes
     device_id: bytes  # 32 bytes
     key_provider_info: bytes  # JSON text
-    tcb_status: str  # the vendor's word; empty if the platform has none
+    tcb_status: str  # the vendor's status; empty if the platform has none
     advisory_ids: tuple[str, ...]
 
     @classmethod
@@ -139,8 +139,8 @@ def verify_guest(
         info = info._replace(os_image_hash=_read_claimed_hash(attestation.config))
     result = steps.appraise(report_data=report_data, policy=policy)
     platform, status = result.claims.platform, result.tcb.status
-    word = _WITHOUT_STATUS.get(platform, "") if status is None else status.value
-    return VerifiedGuest(BootInfo.of(platform, info, word, result.advisory_ids), info, result)
+    text = _WITHOUT_STATUS.get(platform, "") if status is None else status.value
+    return VerifiedGuest(BootInfo.of(platform, info, text, result.advisory_ids), info, result)
 
 
 def _read_claimed_hash(config: str) -> bytes:

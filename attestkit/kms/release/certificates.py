@@ -54,7 +54,7 @@ class ValidityPeriod(NamedTuple):
 
 
 class LeafProfile(NamedTuple):
-    """What an app asks for in its certificate request, and what the KMS adds to it."""
+    """Content of a certificate request of an app, and what the KMS adds to it."""
 
     spki: bytes  # P-256 key of the leaf, SubjectPublicKeyInfo in DER
     subject: str  # common name

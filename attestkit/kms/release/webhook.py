@@ -1,4 +1,4 @@
-"""Authorization by an HTTP server, as upstream's KMS asks it (kms.md, section 3.1)."""
+"""Authorization by an HTTP server, with the requests of upstream's KMS (kms.md, section 3.1)."""
 
 import re
 import ssl
@@ -57,7 +57,7 @@ class AuthWebhook(KmsAuthorization):
         return True
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Ask the server.
+        """Request the decision of the server.
 
         Raises:
             KmsError: If the server fails, or its answer is malformed.
@@ -74,7 +74,7 @@ class AuthWebhook(KmsAuthorization):
             raise _malformed(url, answer, error) from error
 
     def describe(self) -> AuthorityInfo:
-        """Ask the server; raises as `decide`."""
+        """Request the description of the server; raises as `decide`."""
         try:
             answer = self._client(self._url)
         except CollateralError as error:

@@ -29,7 +29,7 @@ from attestkit.serve.rpc.service import Method, Service
 T = TypeVar("T")
 
 WORKERS: Final = 4
-"""Threads that verify evidence and ask the authorization."""
+"""Threads that verify evidence and call the authorization."""
 
 LIMIT: Final = 512
 """Limit of running and waiting requests; more are refused with 503."""

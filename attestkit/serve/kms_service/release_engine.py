@@ -1,6 +1,6 @@
 """Answers of the KMS's methods: checks in the order of kms.md, section 1.5, then keys.
 
-Its functions block: they verify evidence, and may ask an authorization server. `methods` calls
+Its functions block: they verify evidence, and may call an authorization server. `methods` calls
 them in threads.
 """
 
@@ -106,7 +106,7 @@ class ReleaseEngine:
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
 
     def get_meta(self, state: KmsState) -> GetMetaResponse:
-        """Describe the KMS; anyone may ask."""
+        """Describe the KMS, to any client."""
         try:
             info = self._authorization.describe()
         except AttestKitError as error:
@@ -125,7 +125,7 @@ class ReleaseEngine:
         )
 
     def get_temp_ca(self, state: KmsState) -> GetTempCaCertResponse:
-        """Return the temporary CA with its key; anyone may ask."""
+        """Return the temporary CA with its key, to any client."""
         self._authorize_self()
         temp_ca, root = state.temp_ca_pem, state.root_pem
         fault = self.faults.strike(TEMP_CA)
@@ -136,7 +136,7 @@ class ReleaseEngine:
         return GetTempCaCertResponse(temp_ca, state.roots.temp_ca_key.pkcs8_pem, root)
 
     def get_env_key(self, state: KmsState, app_id: bytes) -> PublicKeyResponse:
-        """Return the public key for an app's encrypted environment; anyone may ask."""
+        """Return the public key for an app's encrypted environment, to any client."""
         self._authorize_self()
         if len(app_id) != _APP_ID_SIZE:
             raise KmsRefusalError("app_id must be 20 bytes")
@@ -307,7 +307,7 @@ class ReleaseEngine:
 
 
 def _leaf_profile(request: CertRequest, evidence: Attestation, app_id: bytes) -> LeafProfile:
-    """Return the certificate that a request asks for.
+    """Return the content of the requested certificate.
 
     Raises:
         KmsRefusalError: If app info is requested, but the evidence names no app without the rules

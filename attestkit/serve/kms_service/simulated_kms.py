@@ -77,7 +77,7 @@ class SimulatedKms:
         image_verify: Whether the OS image must be verified; otherwise the hash that the guest
             claims is used.
         allow_any_upgrade: Reported by GetMeta.
-        enforce_self_authorization: Whether the KMS asks the authorization about itself.
+        enforce_self_authorization: Whether the KMS requests an authorization of itself.
         released_platforms: Of dstack-amd-sev-snp and dstack-aws-nitro-tpm, those that get keys.
         faults: Faults to inject, such as "kms_refuses:2". Not `kms_rollover` with `state_dir`,
             which would keep the old roots.

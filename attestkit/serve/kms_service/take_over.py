@@ -1,6 +1,6 @@
 """Onboarding: a KMS without keys takes over those of another one (kms.md, section 1.7).
 
-Each side verifies the other's evidence, and asks its own authorization about it.
+Each side verifies the other's evidence, and its own authorization decides about it.
 """
 
 import os
