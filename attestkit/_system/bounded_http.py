@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 16  # bytes per read
 _BUFFER: Final = 8192  # bytes that are read ahead
+_ADDRESSES: Final = 8  # of a host that are tried
 
 
 class TooLargeError(Exception):
@@ -63,6 +64,40 @@ def exchange(
     with connection.getresponse() as response:
         bounded.allow_body()
         return RawResponse(response.status, response.headers, _read_body(response, limits.body))
+
+
+def connect_tcp(
+    host: str, port: int, seconds: float, time_left: Callable[[], float]
+) -> "socket.socket":
+    """Return a socket that is connected to the first address of a host that accepts.
+
+    Args:
+        host: Name or address; the time of its resolution is not limited.
+        port: Port.
+        seconds: Limit for each address, of which eight are tried.
+        time_left: Returns the seconds that are left for all of them.
+
+    Raises:
+        OSError: If no address accepts; TimeoutError if the time is up.
+    """
+    import socket
+
+    failed: OSError = TimeoutError("timed out")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    )[:_ADDRESSES]:
+        if (limit := min(seconds, time_left())) <= 0:
+            break
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(limit)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failed = error
+        else:
+            return sock
+    raise failed
 
 
 def encode_json_post(host: str, target: str, body: bytes) -> bytes:

@@ -6,7 +6,6 @@ neither the proxies nor the keylog file of the environment are used.
 
 import contextlib
 import json
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from attestkit._system.bounded_http import (
     RawResponse,
     ResponseLimits,
     TooLargeError,
+    connect_tcp,
     encode_json_post,
     exchange_at_once,
 )
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 HEAD_LIMIT: Final = 64 * 1024
 """Maximum size of status line, header section and chunk framing of an answer in bytes."""
 
-_ADDRESSES: Final = 8  # of a host that are tried
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 _EXPIRED: Final = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED of OpenSSL
 
@@ -124,7 +123,9 @@ def call_kms(
 
     request = _request(url, method, arguments)
     try:
-        with contextlib.closing(_connect(url, limits, time_left)) as plain:
+        with contextlib.closing(
+            connect_tcp(url.host, url.port, limits.connect, time_left)
+        ) as plain:
             plain.settimeout(max(time_left(), 0.001))
             with context.wrap_socket(
                 plain, server_hostname=url.host, suppress_ragged_eofs=False
@@ -151,25 +152,6 @@ def _context() -> ssl.SSLContext:
     context.hostname_checks_common_name = False
     context.set_alpn_protocols(["http/1.1"])  # HTTP/2 loses answers of early refusals
     return context
-
-
-def _connect(url: KmsUrl, limits: TimeLimits, time_left: Callable[[], float]) -> socket.socket:
-    """Return a socket that is connected to the first address that accepts."""
-    found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    failed: OSError = TimeoutError("timed out")
-    for family, kind, protocol, _, address in found[:_ADDRESSES]:
-        if (seconds := min(limits.connect, time_left())) <= 0:
-            break
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(seconds)
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            failed = error
-        else:
-            return sock
-    raise failed
 
 
 def _request(url: KmsUrl, method: str, arguments: Mapping[str, object]) -> bytes:

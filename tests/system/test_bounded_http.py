@@ -11,6 +11,7 @@ from attestkit._system.bounded_http import (
     RawResponse,
     ResponseLimits,
     TooLargeError,
+    connect_tcp,
     exchange_at_once,
 )
 
@@ -89,3 +90,14 @@ def test_silent_server_times_out() -> None:
         exchange_at_once(ours, limits(seconds=0.05), REQUEST)
     with ours, theirs, pytest.raises(TimeoutError):
         exchange_at_once(ours, limits(seconds=-1), REQUEST)
+
+
+def test_all_addresses_share_the_time_that_is_left() -> None:
+    """A name with many addresses that do not answer takes no more than the whole limit."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        connect_tcp("localhost", port, 5.0, lambda: 5.0).close()
+        with pytest.raises(TimeoutError):
+            connect_tcp("localhost", port, 5.0, lambda: 0.0)
+    with pytest.raises(ConnectionRefusedError):
+        connect_tcp("127.0.0.1", port, 5.0, lambda: 5.0)

@@ -6,7 +6,7 @@ Host and network are untrusted: sizes and times are limited, and the answer prov
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +18,7 @@ from attestkit._system.bounded_http import (
     RawResponse,
     ResponseLimits,
     TooLargeError,
+    connect_tcp,
     encode_json_post,
     exchange_at_once,
 )
@@ -68,7 +69,7 @@ class TcpProvider:
         deadline = time.monotonic() + self._timeout
         with (
             _translate_errors(str(self)),
-            socket.create_connection(self._address, self._timeout) as sock,
+            connect_tcp(*self._address, self._timeout, lambda: deadline - time.monotonic()) as sock,
         ):
             send_message(sock, encode_request(quote), deadline)
             return decode_response(receive_message(sock, deadline))
@@ -112,7 +113,7 @@ class HostApi:
         deadline = time.monotonic() + self._timeout
         limits = ResponseLimits(_HEAD_LIMIT, _BODY_LIMIT, lambda: deadline - time.monotonic())
         request = encode_json_post(self._endpoint.host, self._endpoint.target, body)
-        with self._endpoint.connect(self._timeout) as sock:
+        with self._endpoint.connect(self._timeout, limits.time_left) as sock:
             return exchange_at_once(sock, limits, request)
 
     def _refusal(self, status: int, body: bytes) -> KmsError:
@@ -136,10 +137,11 @@ class _Endpoint(NamedTuple):
     address: tuple[int, int] | tuple[str, int]  # CID or name, port
     target: str  # of the request
 
-    def connect(self, timeout: float) -> socket.socket:
+    def connect(self, timeout: float, time_left: Callable[[], float]) -> socket.socket:
         """Return a connected socket."""
         if self.family is None:
-            return socket.create_connection(cast("tuple[str, int]", self.address), timeout)
+            host, port = cast("tuple[str, int]", self.address)
+            return connect_tcp(host, port, timeout, time_left)
         sock = socket.socket(self.family, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout)

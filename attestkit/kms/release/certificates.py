@@ -21,6 +21,7 @@ from attestkit._sanitize import key as shorten
 from attestkit.errors import SignatureError, UsageError
 from attestkit.kms.release.key_release import derive_app_ca
 from attestkit.kms.release.roots import ROOT_CA, RPC, TEMP_CA, KmsRoots
+from attestkit.kms.tls_chain import USAGE_APP_CA, USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.certificate import (
     OID_APP_ID,
     OID_APP_INFO,
@@ -28,9 +29,6 @@ from attestkit.ra_tls.certificate import (
     OID_CERT_USAGE,
 )
 
-USAGE_KMS_RPC: Final = b"kms:rpc"
-USAGE_APP_CA: Final = b"app:ca"
-USAGE_APP_CUSTOM: Final = b"app:custom"
 ROOT_SUBJECT: Final = "Dstack KMS CA"
 TEMP_CA_SUBJECT: Final = "Dstack Client Temp CA"
 APP_CA_SUBJECT: Final = "Dstack App CA"
