@@ -151,7 +151,11 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(FolderLock(settings.folder)))
-        attester = _open_simulator(settings) if settings.simulated else _open_tee(settings, stack)
+        seed = _load_seed(settings)  # once: it may be from a pipe
+        if settings.simulated:
+            attester = _open_simulator(settings, seed)
+        else:
+            attester = _open_tee(settings, stack)
         stack.enter_context(attester)
         kms = None
         if settings.kms is not None:
@@ -160,7 +164,7 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
             kms = boot_with_keys(attester, settings.kms, settings.app_id)
         elif options.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
-        _listen(settings, attester, verifier_settings, shared, service, kms=kms)
+        _listen(settings, attester, verifier_settings, shared, service, kms=kms, seed=seed)
 
 
 def _hide_memory(*, simulated: bool) -> None:
@@ -284,7 +288,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
     return Attester(backend, host)
 
 
-def _open_simulator(settings: "Settings") -> "Attester":
+def _open_simulator(settings: "Settings", seed: bytes | None) -> "Attester":
     """Open the simulator with its seed, its state and the app's files.
 
     A guest of a cloud keeps no state but the seed: each start of the server is a boot.
@@ -296,7 +300,7 @@ def _open_simulator(settings: "Settings") -> "Attester":
     from attestkit.serve.http.sockets import make_folder
 
     make_folder(settings.state_folder, private=settings.private)
-    seed, is_rebooted = _load_seed(settings), settings.options.reset
+    is_rebooted = settings.options.reset
     state_folder: Path | None = settings.state_folder
     if _is_cloud(settings):
         seed = seed or _stored_seed(settings.state_folder)
@@ -352,6 +356,7 @@ def _listen(
     service: "ServiceEnvironment",
     *,
     kms: "KmsClient | None",
+    seed: bytes | None,
 ) -> None:
     from attestkit.serve.banner import describe_tee
     from attestkit.serve.kms_factory import serve_kms
@@ -366,7 +371,7 @@ def _listen(
         # Reads its files now, after the simulator has written its trust anchor.
         verifier, ear_key = open_verifier(verifier_settings), load_ear_key(verifier_settings)
         options = options._replace(verifier=verifier, ear_key=ear_key)
-    simulated, seed = attester.simulated, _load_seed(settings)
+    simulated = attester.simulated
     with serve_kms(settings, attester, seed, shared.limits, os.environ) as (more, kms_lines):
 
         def announce(ready: "BoundAddresses") -> None:
