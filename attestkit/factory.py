@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attestkit.backends.simulator import Simulator
     from attestkit.backends.simulator.snp_simulator import SnpSimulator
     from attestkit.backends.tdx_ioctl import TdxIoctl
-    from attestkit.kms.boot import KmsRoots
+    from attestkit.kms.boot import PinnedRoots
     from attestkit.verifier import Verifier
 
 __all__ = ["aopen", "make_backend", "open"]
@@ -116,7 +116,7 @@ def _booted(name: str | None, kms: dict[str, Any], options: dict[str, object]) -
 def _boot(
     attester: Attester[Backend],
     kms: str | Iterable[str],
-    kms_roots: "KmsRoots" = None,
+    kms_roots: "PinnedRoots" = None,
     kms_verifier: "Verifier | None" = None,
 ) -> None:
     """Boot the app with keys from a KMS; close the attester if that fails."""

@@ -54,7 +54,7 @@ FIRST_USE: Final = "first-use"
 _PROVIDER_AT: Final = 1  # position of `key-provider` after `boot-mr-done`
 _logger = logging.getLogger("attestkit.kms")
 
-KmsRoots = Iterable[KmsRoot] | Literal["first-use"] | None
+PinnedRoots = Iterable[KmsRoot] | Literal["first-use"] | None
 _Pins = tuple[KmsRoot, ...] | Literal["first-use"]
 
 
@@ -103,7 +103,7 @@ def boot_with_kms(
     attester: "Attester[Backend]",
     urls: str | Iterable[str],
     *,
-    roots: KmsRoots,
+    roots: PinnedRoots,
     app_id: bytes | None = None,
     verifier: "Verifier | None" = None,
     limits: TimeLimits | None = None,
@@ -144,21 +144,21 @@ def boot_with_kms(
         given = FIRST_USE if roots == FIRST_USE else require_roots(roots)
     boot = _prepare(attester, app_id)
     pins = _choose_pins(boot, given)
+    client = KmsClient(  # before the first event, because it checks the arguments
+        urls,
+        roots=pins,
+        attester=attester,
+        app_id=boot.launch.app_id,
+        vm_config=attester.vm_config,
+        verifier=verifier,
+        limits=limits,
+        now=now,
+        random=random,
+    )
     boot.source.continue_boot(boot.prefix)
     rest = boot.source.runtime_events()[len(boot.prefix) :]
     found = _read_kept(boot, rest, pins) if len(rest) > _PROVIDER_AT else None
     if found is None:
-        client = KmsClient(
-            urls,
-            roots=pins,
-            attester=attester,
-            app_id=boot.launch.app_id,
-            vm_config=attester.vm_config,
-            verifier=verifier,
-            limits=limits,
-            now=now,
-            random=random,
-        )
         found = _BootKeys.of(client.fetch_app_keys())
     try:
         events = _finish(boot, found)
@@ -318,8 +318,6 @@ def _not_proven(boot: _Boot, roots: _Pins | None, found: _BootKeys) -> tuple[str
     if roots is None or roots == FIRST_USE:
         missing += [] if is_named else ["kms_root"]
         missing.append("kms_k256_root")
-    else:
-        pinned = find_root(roots, found.root.ca_spki)
-        if all(root.k256_public_key is None for root in pinned):
-            missing.append("kms_k256_root")
+    elif found.root not in roots:  # a root without its k256 key accepts any
+        missing.append("kms_k256_root")
     return tuple(missing)

@@ -299,6 +299,23 @@ def test_roots_may_be_an_iterator(kms: SimulatedKms) -> None:
         assert booted.root == kms.root
 
 
+def test_pin_of_the_ca_alone_is_reported_beside_a_full_one(kms: SimulatedKms) -> None:
+    """It accepts any secp256k1 root, which is then not proven, unless a full pin has it."""
+    of_ca, full = KmsRoot(kms.root.ca_spki), kms.root
+    other = KmsRoot(kms.root.ca_spki, KmsRoots.from_seed(b"\7" * 32).k256_public_key)
+    for roots, missing in (([of_ca, full], ()), ([of_ca, other], ("kms_k256_root",))):
+        with guest() as tee:
+            assert boot_with_kms(tee, kms.url, roots=roots).not_proven == missing
+
+
+def test_malformed_url_is_refused_before_the_first_event(kms: SimulatedKms) -> None:
+    """A mistake in an argument leaves the log empty, so that the boot can be repeated."""
+    with guest() as tee:
+        with raises(ConfigError, "wrong_value"):
+            boot_with_kms(tee, ["http://localhost"], roots=[kms.root])
+        assert names(tee) == []
+
+
 def test_first_use_pins_the_kms_of_the_key_file(kms: SimulatedKms, tmp_path: Path) -> None:
     """A later boot with "first-use" accepts the same KMS only."""
     with guest(state_dir=tmp_path) as tee:
