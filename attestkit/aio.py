@@ -206,7 +206,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def not_proven(self) -> tuple[str, ...]:
-        """What no pin proves about the KMS of the app's keys; empty without a KMS."""
+        """Properties of the KMS of the app's keys that no pin proves; empty without a KMS."""
         return self._opened.not_proven
 
     @property

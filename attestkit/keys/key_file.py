@@ -19,7 +19,7 @@ LARGEST: Final = 1 << 20
 
 
 class KmsProvider(NamedTuple):
-    """Where the keys of a KMS came from, and what is needed for certificates of this KMS."""
+    """Origin of keys of a KMS, and the values that its certificates require."""
 
     url: str
     """Base URL of the KMS; ends with `/prpc`."""

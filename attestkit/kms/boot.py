@@ -209,7 +209,7 @@ def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
                 "FILE), or the text 'first-use' to trust any KMS"
             )
             raise UsageError(message, reason="missing")
-        kept = boot.host.kept_keys()
+        kept = _load_kept(boot.host)
         if kept is None:
             return FIRST_USE
         with kept:
@@ -231,9 +231,17 @@ def _root_of(provider_id: str, subject: str) -> KmsRoot:
         raise ConfigError(f"{subject}: {error}", reason="wrong_value") from error
 
 
+def _load_kept(host: BootHost) -> AppKeys | None:
+    try:
+        return host.kept_keys()
+    except ConfigError as error:
+        message = f"{error}; remove the key file to have the KMS release the keys again"
+        raise ConfigError(message, reason=error.reason) from error
+
+
 def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> _BootKeys | None:
     """Return the keys of the key file if they are of the provider in the log, and of this app."""
-    keys = boot.host.kept_keys()
+    keys = _load_kept(boot.host)
     if keys is None:
         return None
     image_hash = rest[0].payload
@@ -248,7 +256,9 @@ def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> _BootKeys |
         keys.close()
         raise
     keys.close()
-    _logger.warning("key file: not of this app and the key provider in the log; fetching the keys")
+    _logger.warning(
+        "key file: not of this app, the key provider in the log and a pinned KMS; fetching the keys"
+    )
     return None
 
 

@@ -59,7 +59,7 @@ def _epochs_option(text: str) -> Callable[[Any], Any]:
 
 
 class _Recipient(NamedTuple):
-    """Where the public key of the app comes from."""
+    """Source of the app's public key."""
 
     public_key: str | None
     signed_key: Path | None

@@ -96,7 +96,7 @@ def fetch(
 
 
 def _public_fields(fetched: "FetchedKeys") -> dict[str, object]:
-    """Return what is no secret."""
+    """Return the public values."""
     app_keys, root = fetched.app_keys, fetched.root
     k256 = root.k256_public_key
     return {

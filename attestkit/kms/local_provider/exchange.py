@@ -130,7 +130,7 @@ class HostApi:
 
 
 class _Endpoint(NamedTuple):
-    """Where the host's API is."""
+    """Address of the host's API."""
 
     host: str  # for the Host header
     family: int | None  # AF_VSOCK; None for TCP

@@ -1,4 +1,4 @@
-"""How a local key provider derives and seals the seed of a TD's keys (kms.md, 7.3 and 7.4)."""
+"""Seed of a TD's keys: its derivation and sealing by a local key provider (kms.md, 7.3, 7.4)."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What a simulated KMS decides and derives: roots, keys, certificates, authorization.
+"""Decisions and keys of a simulated KMS: roots, app keys, certificates, authorization.
 
 Nothing here listens on a socket. A simulated KMS is for tests: it runs outside a TEE. Names are
 loaded when they are used.

@@ -1,4 +1,4 @@
-"""Who gets keys: the decision of a KMS about a guest whose evidence it has verified.
+"""Authorization: the decision of a KMS about a guest whose evidence it has verified.
 
 A decision is made for one of two roles: `app` for the keys of an app, `kms` for the roots, which
 another KMS requests.
@@ -54,7 +54,7 @@ class Decision(NamedTuple):
 
 
 class AuthorityInfo(NamedTuple):
-    """What GetMeta reports of the authorization; None where it has no such value."""
+    """Values of the authorization in GetMeta; None where it has no such value."""
 
     is_dev: bool = False
     gateway_app_id: str | None = None

@@ -1,4 +1,4 @@
-"""What a KMS knows of a guest that requests keys: `BootInfo`, from verified evidence.
+"""`BootInfo`: description of a guest that requests keys, from verified evidence.
 
 Verification is that of `Verifier`, except for the identity of the app: a guest requests its keys
 before the event `system-ready` (kms.md, section 1.5).

@@ -103,7 +103,7 @@ class TlsAcceptor(asyncio.Protocol):
             ssl_handshake_timeout=self._config.shared.limits.head_seconds,
             ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
         )
-        # What was received before this task had begun.
+        # Bytes that were received before this task began.
         early, self._received = b"".join(self._received), []
         tls = await _begin(handshake, lambda: self._loop.call_soon(_feed, plain, early))
         if tls is None or tls.is_closing() or self._ended:

@@ -32,7 +32,7 @@ _logger = logging.getLogger("attestkit.kms")
 
 
 class KmsParts(NamedTuple):
-    """What a KMS consists of, besides its keys."""
+    """Parts of a KMS besides its keys."""
 
     verifier: "Verifier"
     authorization: KmsAuthorization

@@ -60,7 +60,7 @@ _logger = logging.getLogger("attestkit.kms")
 
 
 class ReleaseOptions(NamedTuple):
-    """What the KMS accepts, besides verifier and authorization."""
+    """Conditions of a release, besides verifier and authorization."""
 
     allow_any_upgrade: bool = False  # reported by GetMeta, without effect
     use_claimed_image: bool = False  # a hash of an OS image that was not verified

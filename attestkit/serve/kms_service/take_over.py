@@ -37,7 +37,7 @@ _LIMITS: Final = TimeLimits(connect=5.0, call=30.0)  # seconds
 
 
 class SourceChecks(NamedTuple):
-    """What decides whether another KMS is one to take keys from."""
+    """Checks of another KMS before keys are taken from it."""
 
     verifier: "Verifier"
     authorization: KmsAuthorization

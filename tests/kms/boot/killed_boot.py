@@ -23,7 +23,7 @@ _STEPS = {"os.mkdir", "os.rename", "os.remove", "os.chmod", "os.truncate", "sock
 
 
 class Job:
-    """Where and with which KMS to boot."""
+    """A KMS, and the guest that boots with it."""
 
     def __init__(self, url: str, root: str, seed: str) -> None:
         self.url, self.roots, self.seed = url, [KmsRoot.from_json(root)], bytes.fromhex(seed)
