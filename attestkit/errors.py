@@ -29,7 +29,7 @@ for people, and its wording may change.
 # The list of reasons of a class is a part of that of its base.
 # pyright: reportIncompatibleVariableOverride=false
 
-from typing import Generic, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Final, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from attestkit._gpu_reasons import GpuReason
 from attestkit._reasons import (
@@ -258,6 +258,15 @@ class JournalError(AttestKitError):
         self.actual = actual
 
 
+_KMS_REJECTIONS: Final = frozenset(
+    {
+        *("bad_signature", "evidence_refused", "expired", "invalid_key", "no_evidence", "refused"),
+        *("wrong_certificate", "wrong_identity", "wrong_image", "wrong_provider", "wrong_root"),
+        *("wrong_size", "wrong_usage"),
+    }
+)
+
+
 class KmsError(AttestKitError):
     """A key management service (KMS) failed, refused, or its answer is not accepted.
 
@@ -281,6 +290,11 @@ class KmsError(AttestKitError):
         super().__init__(message, reason=reason)
         self.url = url
         self.failures = failures
+
+    @property
+    def is_rejection(self) -> bool:
+        """Whether the KMS refused, or failed a check, so that the same attempt fails again."""
+        return self.reason in _KMS_REJECTIONS
 
 
 class CollateralError(AttestKitError):

@@ -40,11 +40,6 @@ _EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
     (BackendError, NETWORK),
     (CollateralError, NETWORK),
 )
-_KMS_REJECTIONS: Final = {
-    *("bad_signature", "evidence_refused", "expired", "invalid_key", "no_evidence", "refused"),
-    *("wrong_certificate", "wrong_identity", "wrong_image", "wrong_provider", "wrong_root"),
-    *("wrong_size", "wrong_usage"),
-}
 # One forged piece of evidence among many must not be hidden by an unreadable one.
 _MOST_SEVERE_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
 _EXIT_CODE_KEY: Final = "attestkit.exit_code"
@@ -54,7 +49,7 @@ def exit_code(error: AttestKitError) -> int:
     """Return the exit code of an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
     if isinstance(error, GpuEvidenceError) and error.by_policy:
         return POLICY
-    if isinstance(error, KmsError) and error.reason in _KMS_REJECTIONS:
+    if isinstance(error, KmsError) and error.is_rejection:
         return REJECTED
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 

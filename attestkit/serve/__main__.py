@@ -16,7 +16,7 @@ from attestkit._system.process_hardening import (
     hide_seed,
     open_standard_streams,
 )
-from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
+from attestkit.errors import AttestKitError, ConfigError, FormatError, KmsError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.server_log.log import ServerLog, one_line_traceback
 
@@ -92,6 +92,8 @@ def _report_error(error: Exception, log: ServerLog) -> int:
         log.report_error(str(error))
         if isinstance(error, FormatError):
             return 5
+        if isinstance(error, KmsError) and error.is_rejection:
+            return 2
         return 1 if isinstance(error, (UsageError, ConfigError)) else 3
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA_PACKAGES:
         log.report_error(f"the server needs {error.name}: pip install 'attestkit[serve]'")

@@ -157,6 +157,33 @@ def test_keys_without_url_issue_no_certificates(
         assert call(path, "Info", {}).json()["app_cert"] == ""
 
 
+@pytest.mark.parametrize(
+    ("root", "code", "text"),
+    [("other", 2, "not a pinned one"), (None, 1, "--kms-root"), ("missing", 1, "No such file")],
+)
+def test_server_with_a_wrong_pin_ends(
+    kms: SimulatedKms, tmp_path: Path, root: str | None, code: int, text: str
+) -> None:
+    """The exit code distinguishes a rejected KMS from wrong options; there is no key file."""
+    options = ["--dir", str(tmp_path / "run"), "--http", "none", "--seed", SEED.hex()]
+    options += ["--kms-url", kms.url, "--backend", "simulator"]
+    if root is not None:
+        options += ["--kms-root", str(tmp_path / root)]
+    with kms_of(SEED, seed=b"\7" * 32) as other:
+        other.root.save(tmp_path / "other")
+    done = subprocess.run(
+        [sys.executable, "-m", "attestkit.serve", *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / ".appkeys.json").exists()
+
+
 def test_server_boots_with_a_kms(kms: SimulatedKms, tmp_path: Path) -> None:
     """`--kms-url` and `--kms-root` boot the app, also at the next start without the KMS."""
     root = tmp_path / "root.json"

@@ -24,6 +24,7 @@ The command line overrides the environment, and the environment the configuratio
 Exit codes:
   0    stopped by a signal; requests over the drain time were aborted and logged
   1    usage or configuration error
+  2    the KMS refused the app, or was rejected
   3    error of the device, the machine or attestkit
   5    unreadable input
   130  SIGINT during startup

@@ -326,6 +326,18 @@ def test_first_use_pins_the_kms_of_the_key_file(kms: SimulatedKms, tmp_path: Pat
         boot_with_kms(tee, kms.url, roots="first-use")
 
 
+def test_broken_key_file_is_refused_with_a_remedy(kms: SimulatedKms, tmp_path: Path) -> None:
+    """After a complete boot the KMS is not asked, and the error names file and remedy."""
+    with guest(state_dir=tmp_path) as tee:
+        boot_with_kms(tee, kms.url, roots=[kms.root])
+        (tmp_path / KEY_FILE).write_text("{")
+        with pytest.raises(ConfigError, match=rf"{KEY_FILE}: .*; remove the key file") as caught:
+            boot_with_kms(tee, kms.url, roots=[kms.root])
+        assert caught.value.reason == "syntax"
+        (tmp_path / KEY_FILE).unlink()
+        assert not boot_with_kms(tee, kms.url, roots=[kms.root]).is_kept
+
+
 def test_key_provider_id_pins_the_ca(kms: SimulatedKms) -> None:
     """With it roots may be missing, and the k256 root is not proven; another KMS is refused."""
     compose = app(key_provider_id=kms.root.provider_id)
