@@ -6,8 +6,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.kms.release.certificates import (
-    USAGE_APP_CUSTOM,
-    USAGE_KMS_RPC,
     ValidityPeriod,
     default_window,
     issue_rpc,
@@ -15,6 +13,7 @@ from attestkit.kms.release.certificates import (
 )
 from attestkit.kms.release.kms_faults import CONNECTION, ROOTS, KmsFaults
 from attestkit.kms.release.state_folder import KmsState, create_state
+from attestkit.kms.tls_chain import USAGE_APP_CUSTOM, USAGE_KMS_RPC
 from attestkit.ra_tls.issued import Issued
 from attestkit.ra_tls.key_loading import load_issued
 from attestkit.report_data import ReportData
