@@ -17,7 +17,7 @@ from attestkit._crypto.zeroize import wipe
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import config_reason, from_hex
 from attestkit._reasons import ConfigReason
-from attestkit._system.atomic_file import replace_file
+from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.kms.release.certificates import (
@@ -289,6 +289,7 @@ class KmsStateFolder:
 
     def _write(self, name: str, content: bytes) -> None:
         try:
+            remove_abandoned(self.path / name)  # of a killed process
             replace_file(self.path / name, content, mode=0o600 if name in _PRIVATE else 0o644)
         except OSError as error:
             raise self._error(name, "unwritable", str(error.strerror)) from error
