@@ -16,6 +16,7 @@ from attestkit.dstack.env_encryption import encrypt_env_vars
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.kms import sealed_env
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
+from tests.hpke import needs_hpke
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -39,6 +40,7 @@ def envelope(**changes: Any) -> str:
     return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
 
+@needs_hpke
 @needs_shared
 @pytest.mark.parametrize("row", SEALED_ROWS, ids=lambda row: row["id"])
 def test_envelope_of_vector_opens_or_is_rejected(row: dict[str, Any]) -> None:
@@ -86,7 +88,13 @@ def test_legacy_vector_is_what_the_library_seals(row: dict[str, Any]) -> None:
     assert sealed == row["encrypted"]
 
 
-@pytest.mark.parametrize("epochs", [None, (0, 0), EPOCHS, (4294967295, 1)])
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        None,
+        *(pytest.param(one, marks=needs_hpke) for one in ((0, 0), EPOCHS, (4294967295, 1))),
+    ],
+)
 def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
     """What is sealed opens, twice sealed differs, and `allowed` filters."""
     first, second = (seal_env(VARIABLES, PUBLIC, epochs=epochs) for _ in range(2))
@@ -97,6 +105,7 @@ def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
         open_env(first, SECRET[::-1])
 
 
+@needs_hpke
 @given(
     st.dictionaries(
         st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,20}", fullmatch=True),
@@ -114,6 +123,7 @@ def test_round_trip_preserves_all_text(found: dict[str, str], epochs: tuple[int,
     assert sealed == json.dumps(fields, separators=(",", ":"))
 
 
+@needs_hpke
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -159,11 +169,13 @@ def test_text_that_is_no_envelope_is_rejected(text: str) -> None:
             open_env(text, SECRET, epochs=epochs)
 
 
+@needs_hpke
 def test_unknown_member_is_ignored() -> None:
     """An unknown member does not change the result."""
     assert open_env(envelope(later=[1]), SECRET, epochs=EPOCHS) == dict(VARIABLES)
 
 
+@needs_hpke
 @pytest.mark.parametrize("low_order", [bytes(32), b"\1" + bytes(31)])
 def test_key_of_low_order_is_rejected(low_order: bytes) -> None:
     """Neither sealing nor opening uses a shared secret of zeros."""
@@ -174,6 +186,7 @@ def test_key_of_low_order_is_rejected(low_order: bytes) -> None:
             seal_env(VARIABLES, low_order, epochs=epochs)
 
 
+@needs_hpke
 def test_every_prefix_and_every_changed_byte_is_rejected() -> None:
     """No truncated envelope opens, and no envelope with a changed byte of HPKE opens."""
     text = seal_env([("A", "b")], PUBLIC, epochs=EPOCHS)
@@ -204,6 +217,7 @@ def test_legacy_prefixes_are_rejected() -> None:
                 open_env(sealed, SECRET)
 
 
+@needs_hpke
 @pytest.mark.parametrize(
     "plaintext",
     [
@@ -264,6 +278,7 @@ def test_arguments_are_checked() -> None:
         open_env("0" * (sealed_env.LARGEST_SEALED + 1), SECRET)
 
 
+@needs_hpke
 def test_missing_hpke_is_an_unsupported_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a release of cryptography without HPKE, only SealedEnv is unavailable."""
     sealed = seal_env(VARIABLES, PUBLIC, epochs=EPOCHS)

@@ -4,9 +4,12 @@ Where the record says so, or a rule of kms.md does, the answer differs on purpos
 """
 
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 from attestkit.kms import SimulatedKms
+from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.testing import SimulatedTee
 from tests.kms.replayed_kms import make_roots
 from tests.serve.client import Answer, Connection
@@ -53,6 +57,7 @@ ROOTS: Final = make_roots(
     bytes.fromhex(KEYS["root_ca_scalar"]) if KEYS else 1,
     bytes.fromhex(KEYS["root_k256_key"]) if KEYS else 2,
 )
+_SOURCE: Final = re.compile(r"https://localhost:80\d\d")
 RECORDED_URL: Final = "http://127.0.0.1:8002"
 CONFIG: Final = f'{{"os_image_hash":"{"bb" * 32}","cpu_count":1,"memory_size":2147483648}}'
 OTHER_KEY: Final = P256Key.from_scalar(b"\x32" * 32)
@@ -268,3 +273,44 @@ def test_setup_gets_the_recorded_answers(tee: SimulatedTee) -> None:
                 continue
             assert list(find_differences(expected, answer)) == [], row["id"]
         assert kms.wait_for_keys(20)
+
+
+@needs_shared
+def test_setup_of_second_kms_gets_the_recorded_answers(tee: SimulatedTee) -> None:
+    """A second KMS takes over the keys of an attested one, and none of one without evidence."""
+    allow = FunctionAuthorization(lambda _: Decision.allow(), lambda _: Decision.allow())
+    start = partial(SimulatedKms, tee.verifier(), auth=allow)
+    waiting = partial(start, attester=tee.attester, onboarding=True)
+
+    def send_to(second: SimulatedKms, name: str, source: SimulatedKms) -> None:
+        row = json.loads(_SOURCE.sub(source.url, json.dumps(ROWS[name])))
+        with closing(Connection(second.url)) as connection:
+            answer = connection.send_request(
+                row["method"], row["path"], row.get("body"), row.get("headers")
+            )
+        assert list(find_differences(row, answer)) == []
+        if "text" in row:
+            assert answer.body.decode() == row["text"]
+
+    with start(attester=tee.attester) as source, waiting() as second:
+        send_to(second, "onboard-second", source)
+        send_to(second, "onboard-finish-page", source)
+        assert second.wait_for_keys(20)
+        assert second.root == source.root
+    with start() as source, waiting() as second:
+        send_to(second, "onboard-unattested-source", source)
+
+
+@needs_shared
+def test_unverified_image_gets_the_recorded_answer(tmp_path: Path) -> None:
+    """An image that cannot be verified gets no keys where a list of images is required.
+
+    The text differs on purpose: the authorization decides without a hash (kms.md, 3.4).
+    """
+    path = tmp_path / "auth-config.json"
+    path.write_text(json.dumps({"osImages": ["bb" * 32]}))
+    row = ROWS["getappkey-image-verify"]
+    with SimulatedKms(intel.verifier(), roots=ROOTS, auth=path, now=intel.NOW.timestamp) as kms:
+        answer = send(client_of(kms, row["certificate"]), row)
+    assert list(find_differences(row, answer)) == []
+    assert answer.json()["error"] == "App not allowed: Boot denied: OS image is not allowed"
