@@ -18,7 +18,6 @@ from attestkit.kms.answers import (
     KmsMeta,
     ReceivedKeys,
     SignedEnvKey,
-    TemporaryCa,
     read_certificate_chain,
     read_refusal,
 )
@@ -28,6 +27,7 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
+from attestkit.kms.client_certificate import read_temporary_ca
 from attestkit.kms.root import KmsRoot
 from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url
@@ -169,7 +169,7 @@ def source_samples() -> list[bytes]:
 
 _ANSWERS: Final[tuple[Callable[[bytes], object], ...]] = (
     KmsMeta.from_json,
-    TemporaryCa.from_json,
+    read_temporary_ca,
     ReceivedKeys.from_json,
     SignedEnvKey.from_json,
     read_certificate_chain,
