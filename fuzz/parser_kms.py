@@ -198,6 +198,8 @@ def answer_samples() -> list[bytes]:
         "app_auth_implementation": None,
     }
     keys = dict.fromkeys(("disk_crypt_key", "env_crypt_key", "k256_key"), marked)
+    window: dict[str, Any] = {"not_before": 0, "not_after": _NOW + 1}
+    ca = certificate_pem(issue_ca(key=_KEY, subject="r", path_length=0, **window))
     answers: list[object] = [
         meta,
         {"temp_ca_cert": "", "temp_ca_key": "SECRETabcdef", "ca_cert": ""},
@@ -207,7 +209,8 @@ def answer_samples() -> list[bytes]:
         {"error": "App not allowed: No attestation provided"},
     ]
     found = [bytes([at]) + json.dumps(one).encode() for at, one in enumerate(answers)]
-    return [*found, b"\0\n\x02no"]
+    temp_ca = {"temp_ca_cert": ca, "temp_ca_key": _KEY.pkcs8_pem, "ca_cert": ca}
+    return [*found, b"\1" + json.dumps(temp_ca).encode(), b"\0\n\x02no"]
 
 
 def targets() -> list[ParserTarget]:
@@ -223,7 +226,7 @@ def targets() -> list[ParserTarget]:
     return [
         ParserTarget("kms_client", client, short(client_samples), "pem.dict"),
         ParserTarget("kms_source", source, source_samples, "config.dict", 2048),
-        ParserTarget("kms_answer", answer, answer_samples, "config.dict", 1024),
+        ParserTarget("kms_answer", answer, answer_samples, "config.dict", 2048),
         ParserTarget("app_chain", chain, short(chain_samples), "pem.dict"),
         ParserTarget("cert_request", request, short(request_samples), "evidence.dict"),
         ParserTarget("kms_root", root, root_samples, "config.dict", 512),
