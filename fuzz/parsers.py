@@ -331,7 +331,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "dstack.host_shared_folder": _DEVICE,
     "kms.release.roots": "takes a seed of 32 bytes",
     "kms.release.boot_info": "checks the size of what vm_config reads",
-    "serve.__main__": _OWNER,
     "ra_tls.key_loading": "hands a key of the program's own to OpenSSL",
     "cli": _OWNER,
     "serve.systemd.socket_activation": _OWNER,

@@ -58,12 +58,12 @@ def check_received_keys(
 
 
 def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]) -> bytes:
-    problem = ""
+    public_key, problem = None, ""
     try:
         public_key = k256_public_key(keys.k256_key)
     except UsageError as error:
         problem = str(error)
-    if problem:  # outside of the handler, because the frames of its error hold the key
+    if public_key is None:  # outside of the handler, because the frames of its error hold the key
         raise KmsError(f"k256_key: {problem}", reason="invalid_key")
     try:
         k256_root = recover_kms_root(public_key, app_id, keys.k256_signature)

@@ -155,7 +155,7 @@ def _serve(options: "Options", shared: _ServerContext, *, own_process: bool) -> 
         stack.enter_context(contextlib.closing(FolderLock(settings.folder)))
         seed = _load_seed(settings)  # once: it may be from a pipe
         if settings.simulated:
-            attester = _open_simulator(settings, seed)
+            attester = _start_simulator(settings, seed)
         else:
             attester = _open_tee(settings, stack)
         stack.enter_context(attester)
@@ -290,7 +290,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
     return Attester(backend, host)
 
 
-def _open_simulator(settings: "Settings", seed: bytes | None) -> "Attester":
+def _start_simulator(settings: "Settings", seed: bytes | None) -> "Attester":
     """Open the simulator with its seed, its state and the app's files.
 
     A guest of a cloud keeps no state but the seed: each start of the server is a boot.
