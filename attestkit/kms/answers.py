@@ -45,7 +45,7 @@ class BootstrapStatement(NamedTuple):
 
 
 class KmsMeta(NamedTuple):
-    """Answer to GetMeta: the KMS's description of itself, which nothing else certifies."""
+    """Unverified statements of a KMS about itself: the answer to GetMeta."""
 
     ca_cert: str  # certificate of the root CA, PEM
     k256_public_key: bytes  # compressed secp256k1, 33 bytes

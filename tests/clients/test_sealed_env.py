@@ -75,7 +75,7 @@ def test_javascript_and_attestkit_open_each_other() -> None:
 
 
 def test_environment_of_javascript_sdk_opens() -> None:
-    """What `encryptEnvVars` of @phala/dstack-sdk returns opens, as text and as bytes."""
+    """`open_env` opens the result of `encryptEnvVars` of @phala/dstack-sdk, in text and bytes."""
     variables = [{"key": name, "value": value} for name, value in VARIABLES]
     (sealed,) = call_javascript(sealing_node(), ("encryptEnvVars", PUBLIC.hex(), variables))
     assert sealed is not None
@@ -84,7 +84,7 @@ def test_environment_of_javascript_sdk_opens() -> None:
 
 
 def test_environment_of_python_sdk_opens() -> None:
-    """What `encrypt_env_vars` of dstack_sdk returns opens."""
+    """`open_env` opens the result of `encrypt_env_vars` of dstack_sdk."""
     sdk = pytest.importorskip("dstack_sdk.encrypt_env_vars")
     variables = [sdk.EnvVar(key=name, value=value) for name, value in VARIABLES]
     sealed = asyncio.run(sdk.encrypt_env_vars(variables, PUBLIC.hex()))

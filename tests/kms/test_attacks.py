@@ -81,7 +81,7 @@ def test_no_altered_member_of_the_keys_is_used() -> None:
         answers += [{**good, name: value} for value in altered(good[name]) if value != good[name]]
         answers.append({key: value for key, value in good.items() if key != name})
     accepted = fetch_all(answers)
-    # Nobody signs disk and environment keys: only TLS protects them, so 32 other bytes pass.
+    # Disk and environment keys have no signature: only TLS protects them, so 32 other bytes pass.
     for answer in accepted:
         [name] = [key for key in good if answer[key] != good[key]]
         assert name in {"disk_crypt_key", "env_crypt_key"}
@@ -381,7 +381,7 @@ def test_root_in_the_answer_must_be_a_trust_anchor() -> None:
 
 
 def test_other_temporary_ca_in_the_middle_is_useless() -> None:
-    """Who replaces the temporary CA in the unverified answer only makes the KMS refuse."""
+    """With another temporary CA in the unverified answer, the KMS refuses the client."""
     middle = temp_ca_of(
         ROOTS,
         temp_ca_cert=certificate_pem(

@@ -207,7 +207,7 @@ def test_certificate_of_another_app_is_refused(kms: SimulatedKms) -> None:
 
 
 class Captured(NamedTuple):
-    """What a guest that trusts any KMS sends to the attacker, and the key that it keeps."""
+    """Requests of a guest that trusts any KMS to the attacker, and the key that it keeps."""
 
     certificate: bytes  # DER
     key: P256Key

@@ -104,7 +104,7 @@ def test_upgrade_gets_the_same_keys_once_it_is_allowed(kms: SimulatedKms, owner:
 
 
 def test_revocation_does_not_reach_a_running_guest(kms: SimulatedKms, owner: Owner) -> None:
-    """A revoked version gets no keys and no certificates; what it has, it keeps."""
+    """A revoked version gets no keys and no certificates, but keeps those that it has."""
     with machine() as tee:
         boot_with_kms(tee, kms.url, roots=[kms.root])
         before = keys_of(tee)

@@ -1,7 +1,7 @@
 """The recorded answers of the real KMS, replayed over TLS: the client takes each as it should.
 
-What another run of the KMS changes is cut in the record, and filled in here: certificates of the
-same roots, and signatures over a time.
+Values that differ in another run of the KMS are cut in the record, and filled in here: certificates
+of the same roots, and signatures over a time.
 """
 
 import json

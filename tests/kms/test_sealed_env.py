@@ -96,7 +96,7 @@ def test_legacy_vector_is_what_the_library_seals(row: dict[str, Any]) -> None:
     ],
 )
 def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
-    """What is sealed opens, twice sealed differs, and `allowed` filters."""
+    """A sealed environment opens, two of the same differ, and `allowed` filters."""
     first, second = (seal_env(VARIABLES, PUBLIC, epochs=epochs) for _ in range(2))
     assert first != second
     assert open_env(first, SECRET, epochs=epochs) == dict(VARIABLES)

@@ -97,6 +97,6 @@ def test_password_of_a_url_is_not_shown() -> None:
 
 @pytest.mark.parametrize("value", [None, b"https://kms", 5, ["https://kms"]])
 def test_url_of_another_type_is_usage_error(value: object) -> None:
-    """Whatever is passed, the error is one of ours."""
+    """Any text gives a base URL or a ConfigError."""
     with raises(UsageError, "wrong_type"):
         kms_base_url(untyped(value))

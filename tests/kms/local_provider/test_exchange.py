@@ -224,6 +224,6 @@ def test_invalid_url_is_a_configuration_error(url: str) -> None:
 
 @pytest.mark.parametrize("url", [None, 5, b"http://host/api"])
 def test_url_of_another_type_is_usage_error(url: object) -> None:
-    """Whatever is passed, the error is one of ours."""
+    """Any text as URL gives an endpoint or a ConfigError."""
     with raises(UsageError, "wrong_type"):
         HostApi(untyped(url))

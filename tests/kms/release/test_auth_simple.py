@@ -97,7 +97,7 @@ def test_unknown_key_is_an_error(file: Path, changes: dict[str, Any], key: str) 
     ],
 )
 def test_duplicate_key_is_an_error(file: Path, text: str) -> None:
-    """What occurs twice is ambiguous."""
+    """A member that occurs twice is refused."""
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         AuthSimpleFile(file)

@@ -114,7 +114,7 @@ def test_registers_cover_the_whole_log() -> None:
 
 @pytest.mark.parametrize("boottime", [False, True])
 def test_events_of_the_app_do_not_change_its_identity(*, boottime: bool) -> None:
-    """What an app emits after boot-mr-done cannot matter, whatever its name."""
+    """Events that an app emits after boot-mr-done do not change its identity."""
     forged = [("app-id", bytes(20)), ("compose-hash", bytes(32)), ("instance-id", b"\1" * 20)]
     for events in ((*AT_KEY_TIME, *forged), (*BOOT, *forged, ("boot-mr-done", b""))):
         boot = verify(intel.evidence(events), boottime=boottime).boot_info

@@ -1,4 +1,4 @@
-"""Who decides about a guest: each kind of authorization, the KMS's own, and the release gates."""
+"""Authorization of a guest: each kind, the KMS's own, and the release gates."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def test_webhook_gets_the_identity_of_the_guest(make_kms: MakeKms, webhook: Webh
 
 
 def test_what_the_app_emits_does_not_change_its_identity(make_kms: MakeKms) -> None:
-    """An event `app-id` after the boot names nobody: the keys are those of the app itself."""
+    """An event `app-id` after the boot changes nothing: the keys are those of the app itself."""
     kms = make_kms()
     forged = (*BOOT, ("app-id", bytes(20)), ("instance-id", bytes(20)))
     answers = [guest(kms, boot).call("GetAppKey").json() for boot in (BOOT, forged)]

@@ -1,6 +1,6 @@
 """The recorded requests to the real KMS: the simulated one answers in the same way.
 
-Where the record says so, or a rule of kms.md does, the answer differs on purpose.
+The answer differs on purpose where the record or a rule of kms.md says so.
 """
 
 import json
