@@ -4,9 +4,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
-from typing import Final
-
-_ABSOLUTE: Final = "attestkit."  # how an absolute name begins
 
 
 @cache

@@ -67,6 +67,8 @@ StepCheck = Literal[
     "instance_id",
     "key_provider",
     "device_id",
+    "mr_aggregated",
+    "mr_system",
     "dynamic_platform",
     "cached_keys",
     "smt",

@@ -156,6 +156,7 @@ class AppKeys(Secret):
         try:
             if len(content) > LARGEST:
                 raise ConfigError(f"{path}: over {LARGEST} bytes", reason="too_large")
+            remove_abandoned(Path(path))  # those contain keys
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             problem = getattr(error, "strerror", None) or error

@@ -205,8 +205,8 @@ def _choose_pins(boot: _Boot, roots: _Pins | None) -> _Pins:
             return (_root_of(named, "app-compose.json: key_provider_id"),)
         if roots is None:
             message = (
-                "kms_roots: missing; pass the KmsRoot of each trusted KMS (server option --kms-root "
-                "FILE), or the text 'first-use' to trust any KMS"
+                "kms_roots: missing; pass the KmsRoot of each trusted KMS (option --kms-root FILE "
+                "of the server), or the text 'first-use' to trust any KMS"
             )
             raise UsageError(message, reason="missing")
         kept = _load_kept(boot.host)

@@ -99,8 +99,8 @@ class KmsClient:
     Args:
         urls: URLs of the KMS; `/prpc` is appended if missing.
         roots: Roots of the trusted KMSs, from a source that is neither the host nor the KMS. The
-            string "first-use" accepts any KMS, so the host or the network can choose it; a warning
-            is logged.
+            string "first-use" accepts any KMS, so host and network can choose one; a warning is
+            logged.
         attester: Attests this guest; only `get_app_keys` needs it.
         app_id: Expected id of this app, 20 bytes; None is that in the guest's own evidence.
         vm_config: Text of the member `vm_config` of the sys-config; if it is empty, the KMS uses

@@ -363,7 +363,7 @@ def _listen(
     from attestkit.serve.banner import describe_tee
     from attestkit.serve.kms_factory import serve_kms
 
-    description, lines = _describe(settings, attester)
+    description, lines = describe_tee(settings, attester)
     method = "GetQuote" if attester.has_quotes else "Attest"
     addresses, options = settings.addresses, _server_options(settings, shared, kms)
     if verifier_settings is not None:
@@ -434,7 +434,9 @@ def _announce(
     if shared.inherited is not None:
         return
     places = {name: str(at) for name, at in ready.addresses.items()}
-    banner = _banner(ready, description, lines, method, simulated=simulated)
+    from attestkit.serve.banner import make_banner
+
+    banner = make_banner(ready, description, lines, method, simulated=simulated)
     shared.log.print_lines(banner, places=places)
     if verifier is not None and verifier.options.verifier_policy is None:
         _logger.warning(
@@ -450,28 +452,6 @@ def _announce(
     from attestkit.serve.config.command_line import write_out
 
     write_out(line)
-
-
-def _banner(
-    ready: "BoundAddresses", description: str, more: Sequence[str], method: str, *, simulated: bool
-) -> list[str]:
-    from shlex import quote
-
-    lines = [f"attestkit serves {description}", *more]
-    if "dstack" in ready.addresses:
-        path = quote(str(ready.addresses["dstack"]))
-        lines += [
-            f"  export DSTACK_SIMULATOR_ENDPOINT={path}" if simulated else "",
-            f"  curl --unix-socket {path} http://dstack/Info",
-            f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/{method}""",
-        ]
-    for name, methods in ready.methods.items():
-        lines.append(f"  {', '.join(methods)} only: {quote(str(ready.addresses[name]))}")
-    if "pccs" in ready.addresses:
-        lines.append(f"  export PCCS_URL={ready.addresses['pccs']}")
-    if "verifier" in ready.addresses:
-        lines.append(f"  curl {ready.addresses['verifier']}/verify -d @evidence.json")
-    return list(filter(None, lines))
 
 
 def _raise_file_limit(limits: Limits, listeners: int) -> None:

@@ -1,26 +1,65 @@
 """The simulated KMS of a server, from its options."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attestkit.errors import UsageError
-from attestkit.kms.release.certificates import check_domain
-from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.option_values import prefix_errors, read_policy
 from attestkit.serve.config.options import KMS_OPTIONS
-from attestkit.serve.kms_service.simulated_kms import DOMAIN, SimulatedKms
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.kms.release.kms_faults import KmsFaults
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
+    from attestkit.serve.kms_service.simulated_kms import SimulatedKms
     from attestkit.verifier import AppraisalPolicy
 
 TOKEN_VARIABLE: Final = "DSTACK_KMS_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable with the token of the listener for administration."""
+
+
+@contextmanager
+def serve_kms(
+    settings: "Settings",
+    attester: "Attester",
+    seed: bytes | None,
+    limits: Limits,
+    environ: Mapping[str, str],
+) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Serve the simulated KMS during the block; write the roots to pin to the server's folder.
+
+    Arguments and errors are those of `open_kms`.
+
+    Yields:
+        The URLs of its listeners by name, and lines of the banner; both are empty if it is off.
+    """
+    kms = None
+    if settings.options.first_given(KMS_OPTIONS) is not None:
+        folder = settings.state_folder
+        kms = open_kms(
+            settings.options,
+            attester,
+            seed=seed,
+            state_folder=folder,
+            limits=limits,
+            environ=environ,
+        )
+    if kms is None:
+        yield {}, []
+        return
+    with kms:
+        path = settings.folder / "kms-root.json"
+        kms.root.save(path)
+        addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
+        lines = [
+            f"  simulated KMS, whose keys protect nothing: {kms.url}",
+            f"  simulated roots, for clients to pin: {path}",
+        ]
+        yield {name: url for name, url in addresses.items() if url}, lines
 
 
 def open_kms(
@@ -31,7 +70,7 @@ def open_kms(
     state_folder: Path,
     limits: Limits,
     environ: Mapping[str, str],
-) -> SimulatedKms | None:
+) -> "SimulatedKms | None":
     """Start the simulated KMS of a simulator; None if it is off.
 
     It verifies evidence under the simulator's root, and has evidence of the simulator in its own

@@ -133,10 +133,7 @@ class Simulator(SimulatedApp):
         self._quote_version = self._chosen_version(quote_version)
         self._choose_tpm(tpm)
         self._choose_boot(app_keys, kms_boot=kms_boot)
-        own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
-        self.app_compose = AppCompose.parse(own_app if app_compose is None else app_compose)
-        app_id = value_or(app_id, self.app_compose.default_app_id)
-        check_bytes("app_id", app_id, 20)
+        app_id = self._choose_app(app_compose, app_id, kms_boot=kms_boot)
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
@@ -161,9 +158,12 @@ class Simulator(SimulatedApp):
         self._calls = FaultInjector(self.faults, platform=self.platform, has_log=has_log, wait=wait)
         self.faults.watch(self._check_fault)
 
-    def _choose_app(self, app_compose: bytes | None, app_id: bytes | None) -> bytes:
+    def _choose_app(
+        self, app_compose: bytes | None, app_id: bytes | None, *, kms_boot: bool
+    ) -> bytes:
         """Parse the compose file of the app; return the app's id, by default that of the file."""
-        self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
+        own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
+        self.app_compose = AppCompose.parse(own_app if app_compose is None else app_compose)
         app_id = value_or(app_id, self.app_compose.default_app_id)
         check_bytes("app_id", app_id, 20)
         return app_id

@@ -52,7 +52,7 @@ class ValidityPeriod(NamedTuple):
 
 
 class LeafProfile(NamedTuple):
-    """Contents of an app's certificate, from its request and the KMS."""
+    """Content of a certificate request of an app, and what the KMS adds to it."""
 
     spki: bytes  # P-256 key of the leaf, SubjectPublicKeyInfo in DER
     subject: str  # common name

@@ -173,8 +173,7 @@ def _check_url(url: object) -> str:
     except ValueError:
         valid = False
     # urlsplit drops line ends, which the request and the log would have.
-    valid = valid and _URL.fullmatch(url) is not None
-    if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+    if not valid or _URL.fullmatch(url) is None:
         text = "auth webhook: must be an http or https URL with a host, without user or query"
         raise ConfigError(text, reason="wrong_value")
     return url.rstrip("/")

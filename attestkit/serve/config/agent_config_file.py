@@ -23,7 +23,14 @@ from attestkit._reasons import ConfigReason
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.serve.config.limits import read_limit
 from attestkit.serve.config.option_values import HTTP_PORT, Address
-from attestkit.serve.config.options import CHOICES, FLAGS, LISTS, Config, Options, split_sockets
+from attestkit.serve.config.options import (
+    CHOICES,
+    FLAGS,
+    REPEATED,
+    Config,
+    Options,
+    split_sockets,
+)
 
 _PROFILES: Final = ("default", "internal", "internal-v0", "external", "guest-api", "global")
 _LISTENERS: Final = {"internal": "socket", "internal-v0": "tappd_socket"}  # profile to option
@@ -49,7 +56,6 @@ _LEVELS: Final = {
 _OWN: Final = frozenset(Options._fields) - {
     *("config", "ident", "data_disks", "limited_sockets", "sources")
 }
-_LISTS: Final = frozenset(LISTS)  # a text is a list of one
 _NUMBERS: Final = frozenset({"gpus", "quote_version", "workers"})  # may also be whole numbers
 _LONGEST: Final = 4096  # characters of a string
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # valid in a header

@@ -11,7 +11,7 @@ from attestkit._sanitize import without_hex
 from attestkit.errors import UsageError
 from attestkit.serve.config.limits import parse_limit
 from attestkit.serve.config.option_values import prefix_errors
-from attestkit.serve.config.options import CHOICES, FLAGS, LISTS, Options, split_sockets
+from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Options, split_sockets
 
 _EPILOG: Final = """\
 Environment: $ATTESTKIT_BACKEND, $ATTESTKIT_EMIT_EVENT and $PCCS_URL stand for --backend,
@@ -123,7 +123,7 @@ def _argument(field: str, metavar: list[str]) -> dict[str, Any]:
         return {"action": "store_true"}
     if field in CHOICES:
         return {"choices": CHOICES[field], "metavar": metavar[0] if metavar else None}
-    action = "append" if field in {*LISTS, "limits", "socket"} else "store"
+    action = "append" if field in {*REPEATED, "limits", "socket"} else "store"
     return {"action": action, "metavar": metavar[0]}
 
 
@@ -158,7 +158,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         with prefix_errors(f"--limit {text[:64]}:"):
             name, value = parse_limit(text)
         limits[name] = value
-    for name in LISTS:
+    for name in REPEATED:
         said[name] = said[name] and tuple(said[name])
     said["limits"] = limits
     said["socket"], said["limited_sockets"] = split_sockets(said["socket"] or ())

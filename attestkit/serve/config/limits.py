@@ -12,8 +12,9 @@ Kind: TypeAlias = Literal["size", "count", "time"]
 LimitReason = Literal[
     "bodies",  # request bodies being received
     "streams",  # open log streams of one client
+    "waiting",  # requests that wait for a thread of the simulated KMS
 ]
-"""A quota is exhausted; each reason is the name of a limit."""
+"""A quota is exhausted."""
 
 
 class LimitError(AttestKitError):

@@ -38,11 +38,10 @@ FLAGS: Final = frozenset(
 )
 """Boolean options."""
 
-LISTS: Final = ("auth_key", "fault", "kms_policy", "kms_fault")
-"""Options that may be repeated, and have a list in a configuration file."""
-
 KMS_OPTIONS: Final = (*("kms", "kms_auth", "kms_policy", "kms_domain", "kms_admin", "kms_fault"),)
 """Options of the simulated KMS."""
+REPEATED: Final = frozenset({"auth_key", "fault", "kms_fault", "kms_policy", "kms_root", "kms_url"})
+"""Options with a list of values; a text is a list of one."""
 
 SIMULATOR_OPTIONS: Final = (
     *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),

@@ -1,9 +1,8 @@
 """HTTP protocol (uvicorn's) with limits and timeouts, and a synchronous fast path.
 
 The fast path answers a request for a method that does not block directly in this protocol, without
-an ASGI task. Each connection records when its state last changed;
-a timer checks all connections at least once a second. That costs a request nothing, while a timer
-for each state would cost more than many methods.
+an ASGI task. Each connection records when its state last changed; a timer checks all connections at
+least once a second. That costs a request nothing; a timer for each state would cost more.
 
 | what | limit | reaction |
 |---|---|---|

@@ -7,6 +7,7 @@ one is known.
 """
 
 import asyncio
+import logging
 import ssl
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
@@ -28,6 +29,7 @@ TRANSPORT: Final = "attestkit.transport"
 """Key in `scope["extensions"]["tls"]`: the connection's transport, to simulate its failure."""
 
 _SHUTDOWN_SECONDS: Final = 1.0  # for the client's close_notify
+_logger = logging.getLogger("attestkit.serve")
 _NO_ANSWER: Final = (OSError, asyncio.TimeoutError)  # of a handshake; ssl.SSLError is an OSError
 
 
@@ -66,7 +68,7 @@ class TlsAcceptor(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = kwargs["server_state"].tasks
         self._http = TlsHttpProtocol(config, **kwargs)
         self._received: list[bytes] = []
-        self._ended = self._is_counted = False
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake, or close the connection if there are too many."""
@@ -111,9 +113,9 @@ class TlsAcceptor(asyncio.Protocol):
             return
         tls.set_protocol(self._http)
         self._http.connection_made(tls)
-        for data in self._received:
-            self._http.data_received(data)
-        self._received.clear()
+        received, self._received = self._received, []
+        if received and not tls.is_closing():
+            self._http.data_received(b"".join(received))
 
     def data_received(self, data: bytes) -> None:
         """Keep what the client has sent with the end of its handshake."""

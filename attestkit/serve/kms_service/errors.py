@@ -44,7 +44,7 @@ class KmsBusyError(LimitError):
     """Too many requests are waiting (503)."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, reason="bodies")
+        super().__init__(message, reason="waiting")
 
 
 def refusal(error: AttestKitError, prefix: str = "") -> KmsRefusalError | KmsFailureError:

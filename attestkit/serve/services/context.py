@@ -155,6 +155,7 @@ class Guest:
         self.has_emit_event = has_emit_event
         # Simulated images of older agents write an array, which v1 never did.
         app_info_array = getattr(attester.backend, "app_info_array", None)
+        self.gpus: GpuSampler = GpuSampler(attester.backend, simulated=simulated)
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
         self.run_id: str = random(4).hex()

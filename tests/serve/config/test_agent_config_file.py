@@ -10,7 +10,7 @@ import pytest
 from attestkit.errors import ConfigError
 from attestkit.serve.config.agent_config_file import parse_config, read_config
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.config.options import CHOICES, FLAGS, LISTS, Config, Options
+from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options
 from tests.raising import raises
 
 # The example in dstack's documentation.
@@ -206,7 +206,7 @@ def test_parse_config_every_option_is_a_key() -> None:
     for name in configurable:
         value = True if name in FLAGS else CHOICES.get(name, "x")[-1]
         found = parse_attestkit_table(**{name: value})
-        assert found.values == {name: (value,) if name in LISTS else value}
+        assert found.values == {name: (value,) if name in REPEATED else value}
         assert found.sources == {name: f"agent.toml: default.attestkit.{name}"}
     for name in internal:
         assert "unknown key" in refusal_of(f"[default.attestkit]\n{name} = 'x'")

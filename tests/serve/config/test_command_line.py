@@ -12,7 +12,7 @@ from attestkit.errors import UsageError
 from attestkit.kms.release.kms_faults import describe_kms_faults
 from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.limits import Limits
-from attestkit.serve.config.options import CHOICES, FLAGS, LISTS, Config, Options, with_config
+from attestkit.serve.config.options import CHOICES, FLAGS, REPEATED, Config, Options, with_config
 from tests.raising import raises
 from tests.untyped import untyped
 
@@ -54,7 +54,7 @@ def test_parse_options_every_option_takes_value(name: str) -> None:
     """Every option takes a value, which is not empty, and cannot be abbreviated."""
     option = f"--{name.replace('_', '-')}"
     value = VALUES.get(name, "x")
-    found = Options(**untyped({name: (value,) if name in LISTS else value}))
+    found = Options(**untyped({name: (value,) if name in REPEATED else value}))
     assert parse_options([option, value]) == found
     assert parse_options([f"{option}={value}"]) == found
     if name not in CHOICES:

@@ -2,8 +2,9 @@
 
 import json
 import socket
-import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -213,24 +214,26 @@ SMUGGLED: Final = {
 }
 
 
-@pytest.mark.parametrize("name", SMUGGLED)
-def test_ambiguous_request_ends_the_connection(name: str, kms: SimulatedKms) -> None:
+def test_ambiguous_request_ends_the_connection(kms: SimulatedKms) -> None:
     """One error is answered; a request hidden behind the ambiguous one is not."""
     client = anonymous(kms)
+    # At once, because the server closes such a connection after a second only.
+    with ThreadPoolExecutor(len(SMUGGLED)) as pool:
+        received = pool.map(partial(talk, client), SMUGGLED.values())
+        for name, got in zip(SMUGGLED, received, strict=True):
+            assert got.count(b"HTTP/1.1 ") == 1, name
+            assert got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 ")), name
+
+
+def talk(client: Client, ambiguous: bytes) -> bytes:
+    """Send a request and a hidden one; return all that is received until the end."""
     plain = socket.create_connection(("localhost", client.port), SECONDS)
     with plain, client.context.wrap_socket(plain, server_hostname="localhost") as sock:
-        got = talk(sock, SMUGGLED[name] + HIDDEN)
-    assert got.count(b"HTTP/1.1 ") == 1
-    assert got.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
-
-
-def talk(sock: ssl.SSLSocket, data: bytes) -> bytes:
-    """Send bytes, and return all that is received until the end of the connection."""
-    sock.sendall(data)
-    received = b""
-    while piece := sock.recv(65_536):
-        received += piece
-    return received
+        sock.sendall(ambiguous + HIDDEN)
+        received = b""
+        while piece := sock.recv(65_536):
+            received += piece
+        return received
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,6 @@ def talk(sock: ssl.SSLSocket, data: bytes) -> bytes:
         "Onboard.Onboard",
         "Admin.ClearImageCache",
         "KMS.",
-        "getmeta",
         "GetMeta%00",
     ],
 )

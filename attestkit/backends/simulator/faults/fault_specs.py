@@ -215,9 +215,12 @@ def _unknown_fault(
         close = near(name, operations)
     else:
         close = near(_NAME_END.split(number)[0], _ERRNOS)
+    examples = "ebusy:3@1, slow:2s or write:rtmr3=EIO" if operations else f"{min(named)}:3@1"
+    if name.startswith("kms_") and operations:
+        close = ", faults of a KMS are for --kms-fault"
     return UsageError(
-        f"unknown fault {shown(text.strip())}{close}; write it as ebusy:3@1, slow:2s or "
-        "write:rtmr3=EIO; for a list run attestkit serve --list-faults",
+        f"unknown fault {shown(text.strip())}{close}; write it as {examples}; for a list run "
+        "attestkit serve --list-faults",
         reason="unknown_name",
     )
 
