@@ -1,5 +1,6 @@
 """Invariants of all commands: help, output, errors, signals and imports."""
 
+import atexit
 import functools
 import json
 import os
@@ -14,12 +15,14 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
+from attestkit.kms import SimulatedKms
 from attestkit.serve.verifier_service.ear import encode_key_set
 from attestkit.verifier.ear.result_token import sign_ear
 from tests.cli.commands.test_verify_key import EXPECTED as KEY_EXPECTED
 from tests.cli.commands.test_verify_key import KEY
 from tests.cli.evidence_files import Files
-from tests.cli.program import PATIENCE, SIMULATED, closed_pipe, run, wait_until_read
+from tests.cli.program import PATIENCE, SEED, SIMULATED, closed_pipe, run, wait_until_read
+from tests.kms.boot.booting import kms_of
 from tests.measure.image_samples import write_folder
 from tests.measure.measured_guest import image_files
 from tests.serve.server import environment
@@ -34,8 +37,18 @@ Capture = pytest.CaptureFixture[str]
 WITHOUT_JSON: Final = {"completion", "run", "serve", "verify-many"}
 
 
+@functools.cache
+def running_kms() -> SimulatedKms:
+    """Return a KMS for the simulated guest, which runs until the process ends."""
+    kms = kms_of(bytes.fromhex(SEED))
+    atexit.register(kms.close)
+    return kms
+
+
 def list_calls(files: Files) -> dict[str, list[str]]:
     """Return a valid call of each command."""
+    kms, root = running_kms(), files.folder / "kms-root.json"
+    kms.root.save(root)
     evidence = str(files.evidence)
     line = b'{"evidence": "%s"}\n' % files.evidence.read_bytes().hex().encode()
     token = files.put("verdict.jwt", sign_ear(ears.create_small_result(), ears.ED25519))
@@ -49,6 +62,7 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "emit": [*SIMULATED, "event", "00"],
         "env": ["seal", str(files.put("env", b"NAME=value\n")), "--public-key", "09" * 32],
         "key": [*SIMULATED, "path"],
+        "keys": ["fetch", *SIMULATED, "--kms", kms.url, "--kms-root", str(root)],
         "measure": measured(files),
         "mount": ["--list-faults"],
         "policy": [evidence, *files.trusted],

@@ -163,7 +163,9 @@ class Simulator(SimulatedApp):
     ) -> bytes:
         """Parse the compose file of the app; return the app's id, by default that of the file."""
         own_app = OWN_APP_OF_KMS if kms_boot else OWN_APP
-        self.app_compose = AppCompose.parse(own_app if app_compose is None else app_compose)
+        self.app_compose: AppCompose = AppCompose.parse(
+            own_app if app_compose is None else app_compose
+        )
         app_id = value_or(app_id, self.app_compose.default_app_id)
         check_bytes("app_id", app_id, 20)
         return app_id
@@ -224,7 +226,7 @@ class Simulator(SimulatedApp):
         """Issue certificates and boot; the state folder is locked and the app's keys exist."""
         del app_id  # of platforms without boot events
         booted = self._image = self._choose_image(image, vm_config)
-        self.vm_config = value_or(vm_config, booted.vm_config)
+        self.vm_config: str = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
         issued = issue_platform(seed, self._scenario)
         self._pki, self._enclave, self._anchor = issued

@@ -22,8 +22,8 @@ _CODES: Final = (
 
 
 @click.group(
-    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json\n\n"
-    + _CODES
+    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json "
+    "--json\n\n" + _CODES
 )
 def keys() -> None:
     """Get keys from a KMS."""

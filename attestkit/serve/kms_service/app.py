@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Final
 
 from attestkit.kms.release.kms_faults import DELAY, REQUEST, ROLLOVER
@@ -64,7 +64,7 @@ class KmsApp:
             run_id=run_id,
         )
         self._rpc.access = self._access
-        self.headers = self._rpc.headers
+        self.headers: Sequence[Header] = self._rpc.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or inject a fault."""

@@ -90,7 +90,7 @@ class KmsServer:
         self._task: asyncio.Task[int] | None = None
         self._switch: asyncio.Task[None] | None = None
         self.identity: ServerIdentity | None = None
-        self.has_keys = threading.Event()  # HTTPS is served
+        self.has_keys: threading.Event = threading.Event()  # HTTPS is served
 
     async def serve(self, state: KmsState) -> None:
         """Serve HTTPS; return when the listeners accept connections."""
