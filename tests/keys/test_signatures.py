@@ -116,6 +116,7 @@ def test_verify_signature_of_arbitrary_bytes_fails(
             verify_signature(public, signature, data, algorithm=algorithm)
 
 
+@needs_shared
 @pytest.mark.parametrize("data", ["text", bytearray(32), None])
 def test_sign_of_other_type_is_usage_error(keys: LocalKeys, data: Any) -> None:
     """Text and mutable buffers are rejected by name."""
