@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_bytes, require_size, require_time_zone, wrong_type
-from attestkit._crypto.der import OCTET_STRING, DerReader
 from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import read_extension_content
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.p256_path import P256_RULES, require_p256_spki
 from attestkit.errors import FormatError, SignatureError, UsageError, VerificationError
@@ -149,14 +149,7 @@ def _require_app(name: str, found: bytes, app_id: bytes) -> None:
 
 def _extension(name: str, certificate: PathCertificate, oid: str) -> bytes | None:
     """Return the content of the OCTET STRING in an extension."""
-    value = certificate.extensions.get(oid)
-    if value is None:
-        return None
-    reader = DerReader(value)
     try:
-        content = reader.content(OCTET_STRING)
-        reader.finish()
+        return read_extension_content(certificate.extensions, oid)
     except FormatError as error:
-        message = f"{name}: extension {oid} must contain exactly one OCTET STRING"
-        raise FormatError(message, reason="syntax") from error
-    return content
+        raise FormatError(f"{name}: {error}", reason="syntax") from error

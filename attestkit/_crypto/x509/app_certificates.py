@@ -122,17 +122,7 @@ class Certificate:
         Raises:
             FormatError: If the extension does not contain exactly one OCTET STRING.
         """
-        value = self.extensions.get(oid)
-        if value is None:
-            return None
-        reader = DerReader(value)
-        try:
-            content = reader.content(OCTET_STRING)
-            reader.finish()
-        except FormatError as error:
-            message = f"extension {oid}: must contain exactly one OCTET STRING"
-            raise FormatError(message, reason="syntax") from error
-        return content
+        return read_extension_content(self.extensions, oid)
 
     def check_signed_by(self, spki_der: bytes) -> None:
         """Verify the signature with a P-256 key and SHA-256.
@@ -159,6 +149,25 @@ class Certificate:
 
     def __repr__(self) -> str:
         return f"Certificate(serial_number={self.serial_number:#x})"
+
+
+def read_extension_content(extensions: Mapping[str, bytes], oid: str) -> bytes | None:
+    """Return the content of the OCTET STRING in extension `oid`, or None if it is missing.
+
+    Raises:
+        FormatError: If the extension does not contain exactly one OCTET STRING.
+    """
+    value = extensions.get(oid)
+    if value is None:
+        return None
+    reader = DerReader(value)
+    try:
+        content = reader.content(OCTET_STRING)
+        reader.finish()
+    except FormatError as error:
+        message = f"extension {oid}: must contain exactly one OCTET STRING"
+        raise FormatError(message, reason="syntax") from error
+    return content
 
 
 def read_certificate(data: bytes | str) -> Certificate:

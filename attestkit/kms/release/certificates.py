@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, P256PublicKey
 from attestkit._crypto.x509.app_certificates import (
     certificate_pem,
     issue_ca,
@@ -77,30 +77,28 @@ def default_window(roots: KmsRoots, now: int) -> ValidityPeriod:
 
 def issue_root(roots: KmsRoots, window: ValidityPeriod) -> str:
     """Issue the self-signed certificate of the root CA."""
-    return certificate_pem(
-        issue_ca(
-            key=roots.ca_key,
-            subject=ROOT_SUBJECT,
-            organisation=ORGANISATION,
-            path_length=1,
-            serial=roots.serial_number(ROOT_CA),
-            **window._asdict(),
-        )
-    )
+    serial = roots.serial_number(ROOT_CA)
+    return _issue_self_signed(roots.ca_key, ROOT_SUBJECT, 1, serial, window)
 
 
 def issue_temp_ca(roots: KmsRoots, window: ValidityPeriod) -> str:
     """Issue the self-signed certificate of the temporary CA, whose key every client gets."""
-    return certificate_pem(
-        issue_ca(
-            key=roots.temp_ca_key,
-            subject=TEMP_CA_SUBJECT,
-            organisation=ORGANISATION,
-            path_length=0,
-            serial=roots.serial_number(TEMP_CA),
-            **window._asdict(),
-        )
+    serial = roots.serial_number(TEMP_CA)
+    return _issue_self_signed(roots.temp_ca_key, TEMP_CA_SUBJECT, 0, serial, window)
+
+
+def _issue_self_signed(
+    key: P256Key, subject: str, path_length: int, serial: int | None, window: ValidityPeriod
+) -> str:
+    issued = issue_ca(
+        key=key,
+        subject=subject,
+        organisation=ORGANISATION,
+        path_length=path_length,
+        serial=serial,
+        **window._asdict(),
     )
+    return certificate_pem(issued)
 
 
 def issue_rpc(

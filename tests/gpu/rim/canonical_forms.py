@@ -1,4 +1,4 @@
-"""What a signer of a manifest signs: canonical forms of the document and of SignedInfo."""
+"""Canonical forms of a manifest that its signer signs: of the document and of SignedInfo."""
 
 from attestkit.gpu.rim.canonical_xml import canonical_bytes
 from attestkit.gpu.rim.document import XmlElement, read_document
