@@ -7,10 +7,12 @@ import pickle
 import ssl
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+import attestkit
 from attestkit._crypto.ecdsa import K256_ORDER, P256Key
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
@@ -37,6 +39,7 @@ from tests.kms.replayed_kms import (
 )
 from tests.raising import raises
 
+PACKAGE: Final = f"{Path(attestkit.__file__).parent}/"
 ROOTS: Final = make_roots(1, 2)
 OTHER: Final = make_roots(3, 4)
 ROOT: Final = root_of(ROOTS)
@@ -459,7 +462,7 @@ def shown_frames(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield f"{error!r} {vars(error)!r}"
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            if "/attestkit/" in frame.f_code.co_filename:
+            if frame.f_code.co_filename.startswith(PACKAGE):
                 yield f"{frame.f_code.co_name} {frame.f_locals!r}"
         error = error.__cause__ or error.__context__
 

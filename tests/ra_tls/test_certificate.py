@@ -473,6 +473,7 @@ def test_issue_defaults_to_system_clock_and_randomness() -> None:
     assert timedelta(minutes=55) < until <= timedelta(hours=1)
 
 
+@needs_shared
 def test_issued_pickles() -> None:
     """Key and chain can be pickled for worker processes, which do not renew them."""
     issued = issue_test(key=KEY)
