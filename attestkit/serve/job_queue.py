@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from typing_extensions import Self
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 RELIEF_SECONDS: Final = 0.01
 """Time after which another thread takes over the jobs that wait for a long one."""
@@ -46,7 +47,7 @@ class JobThreads:
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:
