@@ -250,6 +250,27 @@ KmsReason = Literal[
 ]
 """A KMS could not be reached, refused, or its answer was not accepted."""
 
+ServiceReason = Literal[
+    "connection",  # no connection, or no complete answer
+    "ends_at_gateway",  # the channel ends at a gateway, and the model's machine is required
+    "identity",  # the app or image differs from that of the first use
+    "no_app",  # nothing tells which program runs
+    "no_attestation",  # the server has no evidence where the service should have it
+    "no_channel",  # nothing binds the connection, or the request, to the evidence
+    "no_freshness",  # the evidence may be old
+    "no_gpu",  # there is no evidence of GPUs
+    "no_signatures",  # the service does not sign its answers
+    "nonce_echo",  # the answer is to another nonce than that of the client
+    "other_key",  # the key of the connection is not one that the evidence is about
+    "other_origin",  # a request, or a redirect, to another server than the proven one
+    "refused_recently",  # the server was refused several times in a row
+    "sealing",  # a request cannot be sealed, or an answer not be opened
+    "signature",  # the signature of an answer or of a document is not valid
+    "timeout",
+    "unknown_service",  # nothing that the server has is known to be evidence
+]
+"""A server could not be proven to be the service that the caller requires."""
+
 CollateralExpiredReason = Literal[
     "cert_expired",
     "crl_expired",

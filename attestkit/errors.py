@@ -13,6 +13,7 @@ AttestKitError
 |   +-- QuoteUnavailableError     the platform is available, but it returned no quote
 +-- JournalError                  the runtime event log on disk is unusable
 +-- KmsError                      a key management service failed, refused, or is not accepted
++-- ServiceError                  a server could not be proven to be the required service
 +-- CollateralError               endorsements are missing, malformed, or cannot be fetched
 |   +-- CollateralExpiredError    endorsements are out of date; also a VerificationError
 +-- VerificationError             well-formed evidence fails verification
@@ -46,6 +47,7 @@ from attestkit._reasons import (
     PolicyReason,
     QuoteUnavailableReason,
     ReplayReason,
+    ServiceReason,
     SignatureReason,
     UnsupportedReason,
     UsageReason,
@@ -69,6 +71,7 @@ __all__ = [
     "PolicyError",
     "QuoteUnavailableError",
     "ReplayError",
+    "ServiceError",
     "SignatureError",
     "UnsupportedError",
     "UsageError",
@@ -295,6 +298,18 @@ class KmsError(AttestKitError):
     def is_rejection(self) -> bool:
         """Whether the KMS refused, or failed a check, so that the same attempt fails again."""
         return self.reason in _KMS_REJECTIONS
+
+
+class ServiceError(AttestKitError):
+    """A server could not be proven to be the required service, or its answer is not of it.
+
+    Nothing of a request was sent, unless the reason is `sealing` or `signature`.
+    """
+
+    reason: ReasonOf[ServiceReason] = ReasonOf[ServiceReason]()
+
+    def __init__(self, message: str, *, reason: ServiceReason) -> None:
+        super().__init__(message, reason=reason)
 
 
 class CollateralError(AttestKitError):

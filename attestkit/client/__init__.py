@@ -1,0 +1,1 @@
+"""Clients that have proven a server before they send it a request."""

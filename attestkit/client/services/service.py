@@ -1,0 +1,146 @@
+"""What a service is: which answers prove it, and what its evidence must be over.
+
+A service does no I/O. `Endpoint` sends the questions, observes the peer's key, and verifies the
+evidence of the claims with a Verifier.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal, NamedTuple, Protocol
+
+from attestkit._crypto.hashes import sha256
+from attestkit.attestation import Attestation
+from attestkit.gpu.bound_evidence import GpuBinding
+
+NONCE_SIZE: Final = 32
+"""Bytes of a nonce of the client."""
+
+MAX_DOCUMENT: Final = 16 << 20
+"""Maximum size of an answer in bytes."""
+
+MAX_MACHINES: Final = 64
+"""Maximum number of machines, or instances, in the claims of an answer."""
+
+Where = Literal["wire", "apart", "handshake"]
+"""Where a service is proven.
+
+`wire`: on the connection that will carry the requests. `apart`: on another connection, whose key
+proves nothing by itself. `handshake`: by the certificate, without a question.
+"""
+
+BindingKind = Literal["tls-spki", "tls-certificate", "ra-tls", "hpke", "fields", "kem", "signature"]
+"""What binds a channel to the evidence (attested-client.md, 1.2)."""
+
+Freshness = Literal["nonce", "key possession", "none"]
+"""Nonce of the client in the evidence; or only a key whose possession the handshake shows."""
+
+Code = Literal["policy", "operator", "nobody"]
+"""Who vouches for the program: the client's policy, the service's operator, or nobody."""
+
+
+class ObservedPeer(NamedTuple):
+    """The peer of a TLS connection, as observed in its handshake."""
+
+    host: str
+    port: int
+    certificate: bytes  # DER of the leaf
+    spki: bytes  # DER of its SubjectPublicKeyInfo
+
+    @property
+    def spki_sha256(self) -> bytes:
+        """SHA-256 of the SubjectPublicKeyInfo, 32 bytes."""
+        return sha256(self.spki)
+
+
+class Question(NamedTuple):
+    """A GET request for evidence, without credentials of the user."""
+
+    target: str  # path and query, ASCII
+    headers: tuple[tuple[str, str], ...] = ()
+    # Origin (https://host:port) of a question that is not for the endpoint itself; only with
+    # `where` "apart".
+    origin: str | None = None
+
+
+class Binding(NamedTuple):
+    """What binds the channel to the evidence."""
+
+    kind: BindingKind
+    key: bytes  # SHA-256 of the SPKI or certificate; or the public key to which requests are sealed
+    is_of: str  # whose key it is, where the protection ends: "server", "gateway", "model", "router"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine of a service, whose evidence is to be verified."""
+
+    role: str  # as in `Binding.is_of`; of several, the model's name or an instance
+    evidence: bytes | Attestation = field(repr=False)
+    report_data: bytes = field(repr=False)  # that the evidence must have, 64 bytes
+    gpu: GpuBinding | None = field(default=None, repr=False)
+    # Certificates of SEV-SNP that came with the evidence: DER, of the signing key first.
+    snp_certificates: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What an answer claims; nothing of it is verified but the form and the observed key."""
+
+    machines: tuple[Machine, ...]  # at least one
+    # The first one is enforced on the channel, unless another is asked for.
+    bindings: tuple[Binding, ...]
+    freshness: Freshness
+    code: Code = "policy"
+    # What the service cannot prove, in a few words each, for people.
+    not_proven: tuple[str, ...] = ()
+    valid_until: datetime | None = None  # end of the keys by the service's own word
+    # Keys of the service by purpose, such as "signing-ed25519": they count once the evidence does.
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Service(Protocol):
+    """A service by the form of its answers."""
+
+    @property
+    def name(self) -> str:
+        """Name, such as `near-ai`."""
+        ...
+
+    @property
+    def where(self) -> Where:
+        """Where it is proven."""
+        ...
+
+    def recognizes(self, host: str) -> bool:
+        """Return whether a host is known to be of this service; without network."""
+        ...
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return the requests for evidence; none if the certificate has it.
+
+        Raises:
+            UsageError: If a model is required and missing, or not valid.
+        """
+        ...
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of the answers, whose status was 200.
+
+        Report data are computed from the nonce that was sent and the key that was observed, never
+        from what an answer says about them.
+
+        Args:
+            answers: Bodies, in the order of the questions.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: The peer; None if it is not known yet (`where` is "apart").
+            model: As in `questions`.
+
+        Raises:
+            FormatError: If an answer is malformed.
+            ServiceError: If it is well-formed, and not of this service, of another nonce, or of
+                another key than the observed one.
+        """
+        ...

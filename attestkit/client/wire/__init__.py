@@ -1,0 +1,1 @@
+"""Connections that are proven before they carry a request; no knowledge of services."""
