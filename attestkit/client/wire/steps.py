@@ -5,7 +5,7 @@ result, or throws the error, into the generator, which ends when the peer is pro
 """
 
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future  # noqa: TC003 - NamedTuple evaluates its types
 from typing import Any, NamedTuple
 
 
@@ -23,7 +23,7 @@ class Receive(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Call a function that may take long or do I/O of its own; an event loop does so in a thread."""
+    """Call a function that may take long or do I/O; an event loop calls it in a thread."""
 
     work: Callable[[], Any]
 
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 class Wait(NamedTuple):
     """Wait for a future, which another connection completes."""
 
-    future: "Future[Any]"
+    future: Future[Any]
     seconds: float  # after which the driver throws TimeoutError
 
 
