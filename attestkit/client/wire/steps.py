@@ -5,7 +5,7 @@ result, or throws the error, into the generator, which ends when the peer is pro
 """
 
 from collections.abc import Callable, Generator
-from concurrent.futures import Future  # noqa: TC003 - NamedTuple evaluates its types
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 
