@@ -99,6 +99,15 @@ class Claims:
     keys: Mapping[str, bytes] = field(default_factory=dict)
 
 
+class AnswerRecord(NamedTuple):
+    """What a signature of an answer is about: bytes on the wire, before any decoding."""
+
+    request_sha256: bytes  # of the request's body
+    response_sha256: bytes  # of the whole body of the answer
+    identifier: str  # of the answer: member `id`, or the header X-Receipt-Id
+    headers: tuple[tuple[str, str], ...]  # of the answer
+
+
 class Service(Protocol):
     """A service by the form of its answers."""
 
