@@ -1,22 +1,23 @@
 """Additional evidence of Confidential Containers (nvidia-gpu.md, 6 and 6.1)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._crypto.hashes import digest
-from attestkit._formats import strict_json
+from attestkit._formats.canonical_json import canonical_json
 from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.bindings.answer_fields import HASH_SIZE, read_answer, text_member
 from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.device.report import Report
 from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 
+if TYPE_CHECKING:
+    from attestkit._reasons import UsageReason
+
 _WHAT: Final = "additional evidence"
 _REPORT_DATA: Final = 64  # bytes
 _HASHES: Final = ("sha256", "sha384", "sha512")
-_NUMBERS: Final = 1 << 53  # JSON numbers that all parsers agree on
 
 
 def read_coco(
@@ -51,9 +52,9 @@ def read_coco(
         kind="report_data",
         evidence=GpuEvidence(tuple(map(_without_padding, found.devices)), found.raw),
         nonce=nonce.encode(),
-        gpu_nonce=digest(algorithm, canonical_json(challenge))[:HASH_SIZE],
-        report_data=digest(algorithm, canonical_json(whole)).ljust(_REPORT_DATA, b"\0"),
-        committed={"tee_pubkey": canonical_json(dict(tee_pubkey))},
+        gpu_nonce=digest(algorithm, _canonical(challenge))[:HASH_SIZE],
+        report_data=digest(algorithm, _canonical(whole)).ljust(_REPORT_DATA, b"\0"),
+        committed={"tee_pubkey": _canonical(dict(tee_pubkey))},
     )
 
 
@@ -66,37 +67,10 @@ def _without_padding(device: DeviceEvidence) -> DeviceEvidence:
     return replace(device, report=report.signed + report.signature)
 
 
-def canonical_json(value: object) -> bytes:
-    """Return JSON in canonical form (RFC 8785), of values without fractional numbers.
-
-    Raises:
-        UsageError: If a value is not text, an integer below 2^53, a boolean, null, a list, or an
-            object with ASCII names.
-    """
-    _check_canonical(value, 0)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
-
-
-def _check_canonical(value: object, depth: int) -> None:
-    if depth > strict_json.MAX_DEPTH:
-        raise UsageError("tee_pubkey: nests too deeply", reason="too_many")
-    if isinstance(value, dict):
-        if not all(isinstance(name, str) and name.isascii() for name in value):
-            raise UsageError("tee_pubkey: names must be ASCII text", reason="encoding")
-        parts = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        parts = list(value)
-    elif _is_scalar(value):
-        return
-    else:
-        raise UsageError("tee_pubkey: has a value that is not supported", reason="wrong_type")
-    for part in parts:
-        _check_canonical(part, depth + 1)
-
-
-def _is_scalar(value: object) -> bool:
-    """Return whether a value is text without unpaired surrogates, an integer, boolean or null."""
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return value is None or (isinstance(value, int) and abs(value) < _NUMBERS)
+def _canonical(value: object) -> bytes:
+    """Return the canonical form of a value of the caller's; UsageError if it has none."""
+    try:
+        return canonical_json(value, "tee_pubkey")
+    except FormatError as error:
+        reason: UsageReason = "encoding" if error.reason == "encoding" else "wrong_value"
+        raise UsageError(error.message, reason=reason) from error

@@ -16,12 +16,11 @@ from attestkit.gpu.bindings import (
     read_vllm_proxy,
 )
 from attestkit.gpu.bindings.chutes import chutes_report_data
-from attestkit.gpu.bindings.coco import canonical_json
 from attestkit.gpu.bindings.tinfoil import tinfoil_report_data
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.device.report import Report
-from attestkit.gpu.evidence import GpuEvidence
+from attestkit.gpu.evidence import DeviceEvidence, GpuEvidence
 from tests.untyped import untyped
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
@@ -208,13 +207,15 @@ def test_coco_removes_one_nul_after_signature() -> None:
         assert len(found.evidence.devices[0].report) == size + kept
 
 
-def test_canonical_json_escapes_as_rfc_8785() -> None:
-    """Text is escaped as ECMAScript does, and names are sorted."""
-    value = {"b": '\u20ac$\u000f\nA"\\/', "a": [True, None, 10]}
-    assert canonical_json(value) == '{"a":[true,null,10],"b":"€$\\u000f\\nA\\"\\\\/"}'.encode()
-    for wrong in ({"a": 1.5}, {"é": 1}, {"a": "\ud800"}, {"a": 1 << 53}):
-        with pytest.raises(UsageError):
-            canonical_json(wrong)
+@pytest.mark.parametrize("wrong", [{"a": 1.5}, {"é": 1}, {"a": "\ud800"}, {"a": 1 << 53}])
+def test_coco_key_without_canonical_form(wrong: dict[str, Any]) -> None:
+    """A key that has no canonical form is refused as an argument."""
+    device = DeviceEvidence("HOPPER", bytes(60), (b"\x30\x03\x02\x01\x01",)).to_object()
+    text = json.dumps(
+        {"nvidia": json.dumps({"device_evidence_list": [device | {"uuid": "GPU-0"}]})}
+    )
+    with pytest.raises(UsageError):
+        read_coco(text, nonce="n", tee_pubkey=wrong)
 
 
 @needs_shared
