@@ -9,9 +9,26 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 
-from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
+from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.gpu.bound_evidence import GpuBinding
+
+__all__ = [
+    "MAX_DOCUMENT",
+    "MAX_MACHINES",
+    "NONCE_SIZE",
+    "AnswerRecord",
+    "Binding",
+    "BindingKind",
+    "Claims",
+    "Code",
+    "Freshness",
+    "Machine",
+    "ObservedPeer",
+    "Question",
+    "Service",
+    "Where",
+]
 
 NONCE_SIZE: Final = 32
 """Bytes of a nonce of the client."""
@@ -37,20 +54,6 @@ Freshness = Literal["nonce", "key possession", "none"]
 
 Code = Literal["policy", "operator", "nobody"]
 """Who vouches for the program: the client's policy, the service's operator, or nobody."""
-
-
-class ObservedPeer(NamedTuple):
-    """The peer of a TLS connection, as observed in its handshake."""
-
-    host: str
-    port: int
-    certificate: bytes  # DER of the leaf
-    spki: bytes  # DER of its SubjectPublicKeyInfo
-
-    @property
-    def spki_sha256(self) -> bytes:
-        """SHA-256 of the SubjectPublicKeyInfo, 32 bytes."""
-        return sha256(self.spki)
 
 
 class Question(NamedTuple):

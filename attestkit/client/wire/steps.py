@@ -6,7 +6,9 @@ result, or throws the error, into the generator, which ends when the peer is pro
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from attestkit.client.wire.observed_peer import ObservedPeer
 
 
 class Send(NamedTuple):
@@ -39,3 +41,45 @@ Step = Send | Receive | Run | Wait
 
 Steps = Generator[Step, Any, bool]
 """The result says whether the connection can carry requests: False if the server closes it."""
+
+
+class ConnectionProver(Protocol):
+    """What proves the connections to one server; thread-safe."""
+
+    @property
+    def host(self) -> str:
+        """Name or address of the server, without brackets."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Port of the server."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """A number that changes when a proof has ended.
+
+        Connections that were opened under another number carry no new request.
+        """
+        ...
+
+    def check_open(self) -> None:
+        """Check that a connection may be tried, before it is opened.
+
+        Raises:
+            UsageError: If the endpoint is closed.
+            PeerRefusedError: If the server was refused several times in a row, lately.
+        """
+        ...
+
+    def steps(self, peer: ObservedPeer) -> Steps:
+        """Return the steps that prove a new connection, after its TLS handshake.
+
+        The generator raises PeerRefusedError if the server is refused.
+        """
+        ...
+
+    def accepts(self, spki_sha256: bytes) -> bool:
+        """Return whether a key is proven now, for connections that cannot run steps."""
+        ...
