@@ -29,6 +29,7 @@ from fuzz import (
     parser_server,
     parser_settings,
     parser_software_tpm,
+    parser_tinfoil,
     parser_tokens,
     parser_tpm,
     parser_tpm_client,
@@ -68,6 +69,7 @@ _FILES: Final = (
     parser_kms_release,
     parser_http,
     parser_fleet,
+    parser_tinfoil,
     parser_cores,
 )
 
@@ -179,6 +181,7 @@ READERS: Final[dict[str, str]] = {
     "cli.output.certificate_text": "certificate_text",
     "cli.batch.input_lines": "fleet_lines",
     "cli.input.detect_format": "file",
+    "client.services.strict_answer": "service_json",
     "collateral.intel_collateral": "collateral",
     "collateral.cache": "cache_file",
     "collateral.http_getter": "pccs_http",
@@ -294,6 +297,8 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "client.sealing.protocol": "interfaces only",
+    "client.services.service": "interfaces only",
     "_crypto.x509.ocsp.check": "wraps read_ocsp_answer, the target ocsp_answer",
     "_system.untrusted_files": _DEVICE,
     "_system.saved_documents": _DEVICE,
