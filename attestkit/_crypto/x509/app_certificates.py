@@ -65,7 +65,7 @@ class Certificate:
         self.der: bytes = certificate.public_bytes(Encoding.DER)
         self.subject_der: bytes
         self.spki_der: bytes
-        self.subject_der, self.spki_der = _subject_and_key(certificate.tbs_certificate_bytes)
+        self.subject_der, self.spki_der = subject_and_key(certificate.tbs_certificate_bytes)
         # Contents of the extensions' OCTET STRINGs, by dotted OID.
         self.extensions: Mapping[str, bytes] = MappingProxyType(_extension_values(certificate))
 
@@ -394,7 +394,7 @@ def _extension_values(certificate: x509.Certificate) -> dict[str, bytes]:
     }
 
 
-def _subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
+def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
     """Return the bytes of subject and SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, 4.1).
 
     cryptography returns them re-encoded only, but evidence is bound to the original bytes.

@@ -1,8 +1,13 @@
 """The peer of a TLS connection, as observed in its handshake."""
 
-from typing import NamedTuple
+import hmac
+import ssl
+from typing import Any, NamedTuple
 
+from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.app_certificates import subject_and_key
+from attestkit.errors import FormatError, VerificationError
 
 
 class ObservedPeer(NamedTuple):
@@ -17,3 +22,45 @@ class ObservedPeer(NamedTuple):
     def spki_sha256(self) -> bytes:
         """SHA-256 of the SubjectPublicKeyInfo, 32 bytes."""
         return sha256(self.spki)
+
+    def has_key(self, spki_sha256: bytes) -> bool:
+        """Return whether the peer's key has this SHA-256; the time does not depend on the bytes."""
+        return hmac.compare_digest(self.spki_sha256, spki_sha256)
+
+
+def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa: ANN401
+    """Return the peer of a connection whose handshake has finished.
+
+    Args:
+        connection: An SSLSocket, SSLObject, or the `_ssl._SSLSocket` inside of them.
+        host: Name or address of the server, as it was asked for.
+        port: Its port.
+
+    Raises:
+        VerificationError: If the peer sent no certificate (reason `no_certificate`), or resumed a
+            session (`session_reused`).
+        FormatError: If the certificate is malformed.
+    """
+    certificate = connection.getpeercert(True)  # noqa: FBT003 - _SSLSocket takes no keyword
+    if not certificate:
+        raise VerificationError("TLS peer: sent no certificate", reason="no_certificate")
+    if connection.session_reused:  # the certificate is that of the original session
+        message = "TLS peer: resumed a session, which does not prove the key; connect anew"
+        raise VerificationError(message, reason="session_reused")
+    return ObservedPeer(host, port, certificate, read_spki(certificate))
+
+
+def read_spki(certificate: bytes) -> bytes:
+    """Return the bytes of the SubjectPublicKeyInfo of a certificate in DER.
+
+    Only the path to it is read, because some certificates that OpenSSL accepts have fields that
+    stricter readers refuse; the handshake has shown that the peer has the key.
+
+    Raises:
+        FormatError: If the path is malformed.
+    """
+    try:
+        return subject_and_key(DerReader(certificate).enter(SEQUENCE).whole(SEQUENCE))[1]
+    except FormatError as error:
+        message = f"TLS peer: certificate is malformed: {error}"
+        raise FormatError(message, reason=error.reason) from error

@@ -1,0 +1,148 @@
+"""One GET request for evidence over a connection, without I/O of its own (RFC 9112, by h11)."""
+
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from attestkit._sanitize import one_line
+from attestkit.client.wire.steps import Receive, Send, Step
+from attestkit.errors import FormatError, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    import h11
+
+    from attestkit._reasons import FormatReason
+
+_PIECE: Final = 1 << 16  # bytes per read
+_HEAD_LIMIT: Final = 64 * 1024  # bytes of status line and headers
+_HEADERS: Final = [
+    ("Accept", "application/json, */*"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "attestkit"),
+]
+
+
+class Reply(NamedTuple):
+    """A complete answer with status 200."""
+
+    body: bytes
+    reusable: bool  # whether the connection takes another request
+
+
+def ask(
+    host: str,
+    target: str,
+    headers: tuple[tuple[str, str], ...] = (),
+    *,
+    limit: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Step, Any, Reply]:
+    """Send a GET request, and read the answer; yield the steps of it.
+
+    Args:
+        host: Value of the header Host.
+        target: Path and query.
+        headers: Further headers.
+        limit: Maximum size of the body in bytes.
+        seconds: Time for the whole exchange.
+        clock: Returns the seconds of a monotonic clock.
+
+    Raises:
+        ServiceError: If the status is not 200 (reason `no_attestation`), the stream ends early
+            (`connection`), or the time is up (`timeout`).
+        FormatError: If the answer is not HTTP/1.1, is encoded, over `limit`, or followed by more
+            bytes.
+        UsageError: If h11 is not installed, or the target is not valid.
+    """
+    h11 = _load_h11()
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_LIMIT)
+    deadline = clock() + seconds
+    what = f"{host}: {one_line(target.partition('?')[0], 100)}"
+    yield Send(_encode(connection, host, target, headers))
+    body, received = bytearray(), 0
+    while True:
+        event = _next_event(connection, what)
+        if event is h11.NEED_DATA:
+            left = deadline - clock()
+            if left <= 0:
+                raise ServiceError(f"{what}: no answer within {seconds:g} s", reason="timeout")
+            data = yield Receive(_PIECE, left)
+            received += len(data)
+            if received > limit + _HEAD_LIMIT:  # interim answers and framing are bounded, too
+                raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
+            _take(connection, data, what)
+        elif isinstance(event, h11.Response):
+            _check_head(event, what)
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > limit:
+                raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        elif isinstance(event, h11.ConnectionClosed):
+            raise ServiceError(f"{what}: no answer, the server closed", reason="connection")
+    if connection.trailing_data[0]:
+        raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
+    return Reply(bytes(body), connection.our_state is h11.DONE)
+
+
+def _load_h11() -> Any:  # noqa: ANN401 - a module
+    try:
+        import h11  # lazy: of the extra
+    except ImportError as error:
+        message = "connect: h11 is not installed; pip install 'attestkit[client]'"
+        raise UsageError(message, reason="missing_dependency") from error
+    return h11
+
+
+def _encode(
+    connection: "h11.Connection", host: str, target: str, headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    import h11
+
+    try:
+        request = h11.Request(
+            method="GET", target=target, headers=[("Host", host), *_HEADERS, *headers]
+        )
+        sent = connection.send(request), connection.send(h11.EndOfMessage())
+    except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+        message = "request for evidence: target or header is not valid ASCII"
+        raise UsageError(message, reason="encoding") from error
+    return b"".join(part or b"" for part in sent)
+
+
+def _next_event(connection: "h11.Connection", what: str) -> object:
+    import h11
+
+    try:
+        return connection.next_event()
+    except h11.RemoteProtocolError as error:
+        if connection.trailing_data[1]:  # the peer has closed
+            message = f"{what}: the answer is truncated"
+            raise ServiceError(message, reason="connection") from error
+        reason: FormatReason = "too_large" if error.error_status_hint == 431 else "syntax"
+        raise FormatError(f"{what}: invalid HTTP answer", reason=reason) from error
+
+
+def _take(connection: "h11.Connection", data: bytes, what: str) -> None:
+    import h11
+
+    try:
+        connection.receive_data(data)
+    except (h11.RemoteProtocolError, RuntimeError) as error:
+        raise FormatError(f"{what}: bytes after the end", reason="trailing_data") from error
+
+
+def _check_head(response: "h11.Response", what: str) -> None:
+    status = response.status_code
+    if 300 <= status < 400:
+        message = f"{what}: answered with a redirect (HTTP status {status}), which is not followed"
+        raise ServiceError(message, reason="no_attestation")
+    if status != 200:
+        message = f"{what}: no evidence, HTTP status {status}"
+        raise ServiceError(message, reason="no_attestation")
+    for name, value in response.headers:
+        if name == b"content-encoding" and value.strip().lower() != b"identity":
+            message = f"{what}: content encoding was not requested"
+            raise FormatError(message, reason="unsupported")
