@@ -219,16 +219,25 @@ def _context(
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     if authorities is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        # The app's CA certificate is a trust anchor, even if it is not self-signed.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.load_verify_locations(cadata=_pem(authorities))
+        load_authorities(context, authorities)
     if issued is not None:
         load_issued(context, issued)
     if isinstance(context, RenewingContext):
         assert issued is not None
         context.renew_from(issued, now)
     return context
+
+
+def load_authorities(context: ssl.SSLContext, authorities: str | bytes) -> None:
+    """Make a context accept only peers whose chain leads to one of these certificates in PEM.
+
+    Raises:
+        FormatError: If they are not PEM.
+    """
+    context.verify_mode = ssl.CERT_REQUIRED
+    # The app's CA certificate is a trust anchor, even if it is not self-signed.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=_pem(authorities))
 
 
 def _verify_peers(

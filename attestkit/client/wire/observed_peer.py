@@ -1,7 +1,6 @@
 """The peer of a TLS connection, as observed in its handshake."""
 
 import hmac
-import ssl
 from typing import Any, NamedTuple
 
 from attestkit._crypto.der import SEQUENCE, DerReader

@@ -1,0 +1,142 @@
+"""Perform the steps of a proof on a connection, from threads and from asyncio.
+
+A driver ends the generator in any case: at an exception that is no error, such as the cancellation
+of a task, by `close`, so that the generator can let other connections go on.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+from typing import Any, Final, Protocol
+
+from attestkit.client.wire.steps import Receive, Run, Send, Step, Steps, Wait
+
+SEND_SECONDS: Final = 10.0
+"""Time in which a peer must take a question; questions have a few hundred bytes."""
+
+
+class ReconnectError(ConnectionError):
+    """A connection can carry no request; none was sent, and another connection can be opened."""
+
+
+class Channel(Protocol):
+    """The I/O of a connection; errors are OSError, among them TimeoutError."""
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Send all of the bytes."""
+        ...
+
+    def receive(self, limit: int, seconds: float) -> bytes:
+        """Receive 1 to `limit` bytes; nothing at the end of the stream."""
+        ...
+
+
+class AsyncChannel(Protocol):
+    """The I/O of a connection of an event loop; errors are OSError, among them TimeoutError."""
+
+    async def send(self, data: bytes, seconds: float) -> None:
+        """Send all of the bytes."""
+        ...
+
+    async def receive(self, limit: int, seconds: float) -> bytes:
+        """Receive 1 to `limit` bytes; nothing at the end of the stream."""
+        ...
+
+
+def drive(steps: Steps, channel: Channel) -> None:
+    """Perform steps until the peer is proven; the caller closes the connection at an exception.
+
+    Raises:
+        PeerRefusedError: If the peer is refused.
+        ReconnectError: If the server closes the connection after its answer.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = _perform(step, channel)
+            except Exception as error:  # noqa: BLE001 - the generator judges it
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        _check_usable(end.value)
+    finally:
+        steps.close()
+
+
+async def drive_async(steps: Steps, channel: AsyncChannel) -> None:
+    """Perform steps as `drive` does, on asyncio."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await _perform_async(step, channel)
+            except Exception as error:  # noqa: BLE001 - the generator judges it
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        _check_usable(end.value)
+    finally:
+        steps.close()
+
+
+def _check_usable(result: object) -> None:
+    if result is not True:
+        message = "server closes the connection after its evidence; connect again"
+        raise ReconnectError(message)
+
+
+def _perform(step: Step, channel: Channel) -> Any:  # noqa: ANN401 - as the step has it
+    if isinstance(step, Send):
+        return channel.send(step.data, SEND_SECONDS)
+    if isinstance(step, Receive):
+        return channel.receive(step.limit, step.seconds)
+    if isinstance(step, Run):
+        return step.work()
+    return _result(step)
+
+
+def _result(step: Wait) -> Any:  # noqa: ANN401 - as the future has it
+    try:
+        return step.future.result(step.seconds)
+    except concurrent.futures.TimeoutError as error:  # until Python 3.10 a class of its own
+        if step.future.done():  # the error is the future's
+            raise
+        raise _no_proof(step) from error
+
+
+async def _perform_async(step: Step, channel: AsyncChannel) -> Any:  # noqa: ANN401 - see above
+    if isinstance(step, Send):
+        return await channel.send(step.data, SEND_SECONDS)
+    if isinstance(step, Receive):
+        return await channel.receive(step.limit, step.seconds)
+    if isinstance(step, Run):
+        return await asyncio.to_thread(step.work)
+    return await _result_async(step)
+
+
+async def _result_async(step: Wait) -> Any:  # noqa: ANN401 - see above
+    # Not asyncio.wrap_future, whose cancellation cancels the future for all who wait for it.
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def notify(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish)
+
+    step.future.add_done_callback(notify)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(done, step.seconds)
+    if not step.future.done():
+        raise _no_proof(step)
+    return step.future.result()
+
+
+def _no_proof(step: Wait) -> TimeoutError:
+    return TimeoutError(f"no proof by another connection within {step.seconds:g} s")

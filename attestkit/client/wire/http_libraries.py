@@ -1,0 +1,144 @@
+"""httpx and httpx2 with their httpcores, which differ in the names of the modules alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from attestkit.client.wire.httpcore_streams import (
+    AsyncProvingBackend,
+    ConnectionRefusal,
+    Module,
+    ProvenOrigin,
+    ProvingBackend,
+)
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from attestkit.client.wire.steps import ConnectionProver
+
+LibraryName = Literal["httpx", "httpx2"]
+
+_CORES: Final[Mapping[LibraryName, str]] = {"httpx": "httpcore", "httpx2": "httpcore2"}
+# Names that both modules have; errors of httpcore are raised as those of httpx.
+_ERRORS: Final = (
+    "ConnectError",
+    "ConnectTimeout",
+    "LocalProtocolError",
+    "NetworkError",
+    "PoolTimeout",
+    "ProtocolError",
+    "ProxyError",
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "UnsupportedProtocol",
+    "WriteError",
+    "WriteTimeout",
+)
+
+
+class HttpLibrary(NamedTuple):
+    """One of the two libraries."""
+
+    httpx: Module
+    httpcore: Module
+    errors: Mapping[type[Exception], type[Exception]]
+
+    @contextmanager
+    def map_errors(self) -> Iterator[None]:
+        """Raise errors of httpcore as those of httpx, and those of a proof as they are."""
+        try:
+            yield
+        except ConnectionRefusal as refusal:
+            raise refusal.error from refusal.cause
+        except Exception as error:
+            for kind in type(error).__mro__:
+                if kind in self.errors:
+                    raise self.errors[kind](str(error)) from error
+            raise
+
+
+@cache
+def load_library(name: LibraryName) -> HttpLibrary:
+    """Import a library.
+
+    Raises:
+        UsageError: If it is not installed (reason `missing_dependency`).
+    """
+    try:
+        httpx, httpcore = import_module(name), import_module(_CORES[name])
+    except ImportError as error:
+        message = f"{name}: not installed; pip install {name}"
+        raise UsageError(message, reason="missing_dependency") from error
+    errors = {getattr(httpcore, kind): getattr(httpx, kind) for kind in _ERRORS}
+    errors[httpcore.TimeoutException] = httpx.TimeoutException
+    return HttpLibrary(httpx, httpcore, errors)
+
+
+class PoolOptions:
+    """What the connection pools of a transport have in common."""
+
+    def __init__(
+        self,
+        library: HttpLibrary,
+        prover: "ConnectionProver",
+        context: "ssl.SSLContext",
+        proxy: Any,
+        limits: Any,
+    ) -> None:
+        httpx = library.httpx
+        self.library = library
+        if proxy is not None and not isinstance(proxy, httpx.Proxy):
+            try:
+                proxy = httpx.Proxy(url=proxy)
+            except (ValueError, TypeError, httpx.InvalidURL) as error:
+                message = "proxy: not a URL of http, https, socks5 or socks5h"
+                raise UsageError(message, reason="wrong_value") from error
+        self._proxy = proxy
+        self._limits = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+        if limits is not None:
+            self._limits = limits
+        self._origin = ProvenOrigin(prover, context, library.httpcore, proxied=self.proxied)
+
+    @property
+    def proxied(self) -> bool:
+        """Whether connections lead through a proxy."""
+        return self._proxy is not None
+
+    def make(self) -> Any:
+        """Return a pool for blocking I/O."""
+        backend = ProvingBackend(self._origin, self.library.httpcore)
+        return self._make("", backend)
+
+    def make_async(self) -> Any:
+        """Return a pool for asyncio."""
+        backend = AsyncProvingBackend(self._origin, self.library.httpcore)
+        return self._make("Async", backend)
+
+    def _make(self, prefix: str, backend: object) -> Any:
+        httpcore, proxy = self.library.httpcore, self._proxy
+        options: dict[str, Any] = {
+            "ssl_context": self._origin.context,
+            "max_connections": self._limits.max_connections,
+            "max_keepalive_connections": self._limits.max_keepalive_connections,
+            "keepalive_expiry": self._limits.keepalive_expiry,
+            "http1": True,
+            "http2": False,
+            "network_backend": backend,
+        }
+        if proxy is None:
+            return getattr(httpcore, f"{prefix}ConnectionPool")(**options)
+        url = proxy.url
+        options["proxy_url"] = httpcore.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        )
+        options["proxy_auth"] = proxy.raw_auth
+        if url.scheme.startswith("socks"):
+            return getattr(httpcore, f"{prefix}SOCKSProxy")(**options)
+        options["proxy_headers"] = proxy.headers.raw
+        options["proxy_ssl_context"] = proxy.ssl_context
+        return getattr(httpcore, f"{prefix}HTTPProxy")(**options)

@@ -1,0 +1,271 @@
+"""Network backends of httpcore and httpcore2 whose connections are proven inside `start_tls`.
+
+A pool gets a connection only once `start_tls` has returned, also through the tunnels of proxies.
+Before that nothing is written to the server but its handshake and the questions for evidence.
+"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attestkit.client.wire.drivers import drive, drive_async
+from attestkit.client.wire.observed_peer import ObservedPeer, observe_peer
+from attestkit.client.wire.proof_period import ProofPeriod, period
+from attestkit.client.wire.steps import ConnectionProver
+from attestkit.errors import AttestKitError
+from attestkit.ra_tls.connection import PeerRefusedError
+
+Module = Any
+"""httpcore or httpcore2, httpx or httpx2: modules of the same names with types of their own."""
+
+
+class ConnectionRefusal(Exception):  # noqa: N818 - carries an error, and is none of its own
+    """Carries an error of a proof through httpcore's pool, which removes the error's cause."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error, self.cause = error, error.__cause__
+
+
+class ProvenOrigin:
+    """The one server to which the streams of a backend lead."""
+
+    def __init__(
+        self, prover: ConnectionProver, context: ssl.SSLContext, httpcore: Module, *, proxied: bool
+    ) -> None:
+        self.prover, self.context, self.proxied = prover, context, proxied
+        self._httpcore = httpcore
+
+    def check_open(self) -> None:
+        """Check that a connection may be tried."""
+        with carry_errors():
+            self.prover.check_open()
+
+    def observe(self, stream: Any) -> ObservedPeer:
+        """Return the peer of a stream of TLS.
+
+        Raises:
+            PeerRefusedError: If it has no certificate, or resumed a session.
+        """
+        return observe(stream.get_extra_info("ssl_object"), self.prover)
+
+    @contextmanager
+    def os_errors(self) -> Iterator[None]:
+        """Raise httpcore's errors of I/O as those of the system."""
+        try:
+            yield
+        except self._httpcore.TimeoutException as error:
+            raise TimeoutError(str(error) or "no answer in time") from error
+        except self._httpcore.NetworkError as error:
+            raise ConnectionError(str(error)) from error
+
+
+@contextmanager
+def carry_errors() -> Iterator[None]:
+    """Raise errors inside of ConnectionRefusal."""
+    try:
+        yield
+    except Exception as error:
+        raise ConnectionRefusal(error) from error
+
+
+def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
+    """Return the peer of a connection of TLS.
+
+    Args:
+        connection: As of `observe_peer`.
+        prover: Prover of the server.
+
+    Raises:
+        PeerRefusedError: If it has no certificate, a malformed one, or resumed a session.
+    """
+    try:
+        return observe_peer(connection, prover.host, prover.port)
+    except AttestKitError as error:
+        raise PeerRefusedError(str(error), reason=error.reason) from error
+
+
+class _Delegating:
+    """What a stream leaves to that of httpcore."""
+
+    def __init__(
+        self,
+        inner: Any,
+        origin: ProvenOrigin,
+        proven: ProofPeriod | None = None,
+    ) -> None:
+        self._inner, self._origin, self._proven = inner, origin, proven
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+    def _before_write(self, buffer: bytes) -> None:
+        if self._proven is not None:
+            self._proven.before_write(buffer)
+        elif not self._origin.proxied:  # to proxies, CONNECT travels before the tunnel is there
+            message = "connection: nothing is sent to a server that is not proven"
+            raise ConnectionError(message)
+
+    def _after_read(self) -> None:
+        if self._proven is not None:
+            self._proven.after_read()
+
+
+class ProvenStream(_Delegating):
+    """A stream of httpcore whose server is proven when TLS starts."""
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read up to `max_bytes`."""
+        data: bytes = self._inner.read(max_bytes, timeout)
+        self._after_read()
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all bytes, unless they begin a request after the proof has ended."""
+        self._before_write(buffer)
+        self._inner.write(buffer, timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> "ProvenStream":
+        """Start TLS; with the context of the server, prove it.
+
+        Raises:
+            ConnectionRefusal: If the server is refused.
+        """
+        origin = self._origin
+        if ssl_context is not origin.context:  # TLS to a proxy, which gets CONNECT
+            secured = self._inner.start_tls(ssl_context, server_hostname, timeout)
+            return ProvenStream(secured, origin)
+        opened = period(origin.prover)
+        # The name is the server's, whatever the extension `sni_hostname` of a request says.
+        secured = self._inner.start_tls(ssl_context, origin.prover.host, timeout)
+        try:
+            with carry_errors():
+                steps = origin.prover.steps(origin.observe(secured))
+                drive(steps, _StreamChannel(secured, origin))
+        except BaseException:
+            secured.close()
+            raise
+        return ProvenStream(secured, origin, ProofPeriod(origin.prover, opened))
+
+
+class AsyncProvenStream(_Delegating):
+    """A stream of httpcore on asyncio whose server is proven when TLS starts."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read up to `max_bytes`."""
+        data: bytes = await self._inner.read(max_bytes, timeout)
+        self._after_read()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all bytes, unless they begin a request after the proof has ended."""
+        self._before_write(buffer)
+        await self._inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> "AsyncProvenStream":
+        """Start TLS; with the context of the server, prove it.
+
+        Raises:
+            ConnectionRefusal: If the server is refused.
+        """
+        import anyio  # lazy: of httpcore
+
+        origin = self._origin
+        if ssl_context is not origin.context:  # see ProvenStream.start_tls
+            secured = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+            return AsyncProvenStream(secured, origin)
+        opened = period(origin.prover)
+        secured = await self._inner.start_tls(ssl_context, origin.prover.host, timeout)
+        try:
+            with carry_errors():
+                steps = origin.prover.steps(origin.observe(secured))
+                await drive_async(steps, _AsyncStreamChannel(secured, origin))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await secured.aclose()
+            raise
+        return AsyncProvenStream(secured, origin, ProofPeriod(origin.prover, opened))
+
+
+class _StreamChannel:
+    """The I/O of a proof on a stream of httpcore."""
+
+    def __init__(self, stream: Any, origin: ProvenOrigin) -> None:
+        self._stream, self._origin = stream, origin
+
+    def send(self, data: bytes, seconds: float) -> None:
+        with self._origin.os_errors():
+            self._stream.write(data, seconds)
+
+    def receive(self, limit: int, seconds: float) -> bytes:
+        with self._origin.os_errors():
+            data: bytes = self._stream.read(limit, seconds)
+        return data
+
+
+class _AsyncStreamChannel:
+    """The I/O of a proof on an asynchronous stream of httpcore."""
+
+    def __init__(self, stream: Any, origin: ProvenOrigin) -> None:
+        self._stream, self._origin = stream, origin
+
+    async def send(self, data: bytes, seconds: float) -> None:
+        with self._origin.os_errors():
+            await self._stream.write(data, seconds)
+
+    async def receive(self, limit: int, seconds: float) -> bytes:
+        with self._origin.os_errors():
+            data: bytes = await self._stream.read(limit, seconds)
+        return data
+
+
+class ProvingBackend:
+    """A network backend of httpcore for blocking I/O."""
+
+    def __init__(self, origin: ProvenOrigin, httpcore: Module) -> None:
+        self._origin, self._inner = origin, httpcore.SyncBackend()
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> ProvenStream:  # as httpcore has them
+        """Connect, to the server or a proxy."""
+        self._origin.check_open()
+        return ProvenStream(self._inner.connect_tcp(*arguments, **options), self._origin)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep between attempts to connect."""
+        self._inner.sleep(seconds)
+
+
+class AsyncProvingBackend:
+    """A network backend of httpcore for asyncio."""
+
+    def __init__(self, origin: ProvenOrigin, httpcore: Module) -> None:
+        self._origin, self._inner = origin, httpcore.AnyIOBackend()
+
+    async def connect_tcp(self, *arguments: Any, **options: Any) -> AsyncProvenStream:
+        """Connect, to the server or a proxy."""
+        self._origin.check_open()
+        stream = await self._inner.connect_tcp(*arguments, **options)
+        return AsyncProvenStream(stream, self._origin)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep between attempts to connect."""
+        await self._inner.sleep(seconds)

@@ -1,0 +1,101 @@
+"""Which connection pool a request gets: one whose connections are of the current period.
+
+The pool of an earlier period is closed once its requests have ended, streams included.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from attestkit.client.wire.proof_period import period
+from attestkit.client.wire.steps import ConnectionProver
+
+P = TypeVar("P")
+
+_all: Final["weakref.WeakSet[PoolSet[object]]"] = weakref.WeakSet()
+
+
+class PoolLease(Generic[P]):
+    """A pool, and how many requests use it."""
+
+    __slots__ = ("opened", "pool", "retired", "users")
+
+    def __init__(self, pool: P, opened: tuple[int, int]) -> None:
+        self.pool, self.opened, self.users, self.retired = pool, opened, 0, False
+
+
+class PoolSet(Generic[P]):
+    """The pools of one transport; thread-safe. Methods return the pools that are to be closed."""
+
+    def __init__(self, prover: ConnectionProver, make: Callable[[], P]) -> None:
+        self._prover, self._make = prover, make
+        self._lock = threading.Lock()
+        self._current: PoolLease[P] | None = None
+        self._retired: list[PoolLease[P]] = []
+        self._of_parent: list[PoolLease[P]] = []
+        _all.add(self)  # type: ignore[arg-type] # of any type
+
+    def acquire(self) -> tuple[PoolLease[P], list[P]]:
+        """Return the pool for a new request, which is to be released."""
+        now = period(self._prover)
+        with self._lock:
+            idle = []
+            if self._current is not None and self._current.opened != now:
+                idle = self._retire(self._current)
+            if self._current is None:
+                self._current = PoolLease(self._make(), now)
+            self._current.users += 1
+            return self._current, idle
+
+    def release(self, lease: PoolLease[P], *, retire: bool = False) -> list[P]:
+        """Note the end of a request.
+
+        Args:
+            lease: The pool that it had.
+            retire: Whether the pool gets no further request.
+        """
+        with self._lock:
+            lease.users -= 1
+            if retire and lease is self._current:
+                return self._retire(lease)
+            if lease.retired and lease.users == 0 and lease in self._retired:
+                self._retired.remove(lease)
+                return [lease.pool]
+            return []
+
+    def drain(self) -> list[P]:
+        """Return all pools, of which none is used any more."""
+        with self._lock:
+            leases, self._retired = self._retired, []
+            if self._current is not None:
+                self._current.retired = True
+                leases.append(self._current)
+                self._current = None
+            return [lease.pool for lease in leases]
+
+    def _retire(self, lease: PoolLease[P]) -> list[P]:
+        self._current, lease.retired = None, True
+        if lease.users == 0:
+            return [lease.pool]
+        self._retired.append(lease)
+        return []
+
+    def forget_parent(self) -> None:
+        """Forget the pools of the parent process, whose locks may be held for ever."""
+        self._lock = threading.Lock()
+        # They are kept alive: their sockets are the parent's, and none of them is closed here.
+        self._of_parent += self._retired
+        if self._current is not None:
+            self._of_parent.append(self._current)
+        self._current, self._retired = None, []
+
+
+def _after_fork() -> None:
+    for pools in list(_all):
+        pools.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

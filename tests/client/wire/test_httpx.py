@@ -1,0 +1,518 @@
+"""httpx and httpx2 send no byte of a request to a server that is not proven."""
+
+import json
+import os
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from attestkit.client.wire.httpx_transport import http_transports
+from attestkit.client.wire.tls_context import tls_context
+from attestkit.errors import ServiceError, UsageError
+from attestkit.ra_tls import PeerRefusedError
+from tests.client.wire.authority import authority, identity
+from tests.client.wire.httpx_clients import calling, every_client
+from tests.client.wire.provers import SimpleProver
+from tests.client.wire.servers import (
+    TIMEOUT,
+    Connection,
+    WireServer,
+    http_answer,
+    proxying,
+    serving,
+)
+from tests.raising import raises
+
+
+@every_client
+def test_httpx_proves_once_and_then_sends(kind: str) -> None:
+    """The first request is sent after the proof; later ones need neither proof nor connection."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            for target in ("/one", "/two?x=1"):
+                answer = caller.post(server.url + target, content=b"body")
+                assert answer.json()["target"] == target
+                assert answer.json()["body"] == "body"
+        assert prover.proofs == server.questions == len(server.connections) == 1
+
+
+@every_client
+def test_httpx_refuses_relay_with_its_own_key(kind: str) -> None:
+    """A server with another's document under its own key gets the question alone."""
+    with serving("relay") as server:
+        prover = SimpleProver(server, "a")
+        server.claimed = identity("a").spki_sha256
+        with calling(kind, prover) as caller, raises(PeerRefusedError, "other_key") as caught:
+            caller.post(server.url, content=b"secret")
+        assert isinstance(caught.value.__cause__, ServiceError), "the cause is kept"
+        assert server.questions == 1
+        assert server.received == b""
+
+
+@every_client
+def test_httpx_refuses_swapped_key_on_later_connections(kind: str) -> None:
+    """A key that changes between two connections is proven afresh, and refused."""
+    with serving(answer=then_close) as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            server.use("swapped")
+            with raises(PeerRefusedError, "other_key"):
+                caller.post(server.url + "/second", content=b"secret")
+        assert server.requests == [b"/first"]
+        assert server.connections[1].received == b""
+
+
+def then_close(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
+    """Answer, and close the connection."""
+    secured.sendall(http_answer(b"{}", "Connection: close"))
+    raise ConnectionError
+
+
+@every_client
+def test_httpx_proves_rotated_key(kind: str) -> None:
+    """A new key whose document is genuine is proven, and then used without a repetition."""
+    with serving(answer=then_close) as server:
+        prover = SimpleProver(server, "a", "b")
+        with calling(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            server.use("b")
+            caller.get(server.url + "/second")
+            caller.get(server.url + "/third")
+        assert server.requests == [b"/first", b"/second", b"/third"]
+        assert server.questions == 2
+
+
+@every_client
+def test_httpx_leaves_idle_connection_when_proof_ends(kind: str) -> None:
+    """A kept connection of an ended proof gets no request; the next one is proven afresh."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            prover.forget()
+            caller.get(server.url + "/second")
+            assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]
+            assert server.connections[0].ended.wait(TIMEOUT), "the old pool is closed"
+        assert server.questions == 2
+
+
+@every_client
+def test_httpx_refuses_server_that_fails_a_later_proof(kind: str) -> None:
+    """After the end of a proof, the same key that is not genuine any more gets nothing."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            prover.forget()
+            prover.genuine.clear()
+            with raises(PeerRefusedError, "other_key"):
+                caller.get(server.url + "/second")
+        assert server.requests == [b"/first"]
+
+
+@every_client
+def test_httpx_finishes_stream_when_proof_ends(kind: str) -> None:
+    """An answer under way is read to its end, while new requests are proven afresh."""
+    release = threading.Event()
+
+    def answer(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
+        if b" /stream " in head:
+            secured.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+            assert release.wait(TIMEOUT)
+            secured.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
+        else:
+            secured.sendall(http_answer(b"{}"))
+
+    with serving(answer=answer) as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            response = caller.open(server.url + "/stream")
+            pieces = caller.pieces(response)
+            assert next(pieces) == b"one"
+            prover.forget()
+            caller.get(server.url + "/other")
+            release.set()
+            assert list(pieces) == [b"two"]
+            caller.close_response(response)
+            assert server.connections[0].ended.wait(TIMEOUT), "the old pool is closed after it"
+            assert not server.connections[1].ended.is_set()
+        assert server.questions == 2
+
+
+@every_client
+def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
+    """A proof that ends after the pool was chosen stops the request, which is sent elsewhere."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            caller.get(server.url + "/first")
+            acquire = caller.transport._pools.acquire
+            ends = iter([prover.forget])
+
+            def late() -> Any:
+                chosen = acquire()
+                next(ends, lambda: None)()
+                return chosen
+
+            caller.transport._pools.acquire = late
+            answer = caller.post(server.url + "/second", content=iter_of(caller, b"ab", b"cd"))
+            assert answer.json()["body"] == "abcd"
+        assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]
+
+
+def iter_of(caller: Any, *pieces: bytes) -> Any:
+    """Return a body that can be read only once."""
+
+    async def asynchronous() -> Any:
+        for piece in pieces:
+            yield piece
+
+    return asynchronous() if caller.asynchronous else iter(pieces)
+
+
+@every_client
+@pytest.mark.parametrize(
+    ("location", "error", "reason"),
+    [
+        ("https://other.example/x", ServiceError, "other_origin"),
+        ("https://127.0.0.1:1/x", ServiceError, "other_origin"),
+        ("https://127.0.0.1/x", ServiceError, "other_origin"),
+        ("https://127.0.0.1@other.example/x", ServiceError, "other_origin"),
+        ("http://127.0.0.1/x", UsageError, "plain_http"),
+    ],
+)
+def test_httpx_refuses_redirect_to_another_origin(
+    kind: str, location: str, error: Any, reason: str
+) -> None:
+    """A redirect that the client follows fails before any connection."""
+
+    def answer(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
+        secured.sendall(http_answer(b"", f"Location: {location}", status="307 Temporary Redirect"))
+
+    with serving(answer=answer) as server:
+        options = {"follow_redirects": True}
+        with calling(kind, SimpleProver(server), client=options) as caller, raises(error, reason):
+            caller.post(server.url, content=b"secret")
+        assert len(server.connections) == 1
+
+
+@every_client
+def test_httpx_follows_redirect_within_the_origin(kind: str) -> None:
+    """A redirect to the same server is followed."""
+
+    def answer(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
+        if b" /old " in head:
+            secured.sendall(http_answer(b"", "Location: /new", status="308 Permanent Redirect"))
+        else:
+            secured.sendall(http_answer(head.split(b" ")[1]))
+
+    with serving(answer=answer) as server:
+        options = {"follow_redirects": True}
+        with calling(kind, SimpleProver(server), client=options) as caller:
+            assert caller.get(server.url + "/old").text == "/new"
+        assert len(server.connections) == 1
+
+
+@every_client
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY", "https_proxy"])
+def test_httpx_ignores_proxies_of_the_environment(
+    kind: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hostile proxy of the environment is not asked."""
+    with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        with calling(kind, SimpleProver(server)) as caller:
+            caller.post(server.url, content=b"secret")
+        assert proxy.targets == []
+        assert relay.received == b""
+
+
+@every_client
+def test_httpx_tunnels_through_explicit_proxy(kind: str) -> None:
+    """Through a proxy of CONNECT, the server is proven as without one."""
+    with serving() as server, proxying() as proxy:
+        prover = SimpleProver(server)
+        with calling(kind, prover, proxy=proxy.url) as caller:
+            for target in ("/one", "/two"):
+                assert caller.get(server.url + target).json()["target"] == target
+        assert proxy.targets == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1".encode()]
+        assert server.questions == prover.proofs == 1
+
+
+@every_client
+def test_httpx_refuses_server_behind_hostile_proxy(kind: str) -> None:
+    """A proxy that ends TLS itself gets no request, and its tunnels do not fill the pool."""
+    with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
+        library = kind.split(maxsplit=1)[0]
+        limits = pytest.importorskip(library).Limits(max_connections=1)
+        prover = SimpleProver(server)
+        with calling(kind, prover, proxy=proxy.url, limits=limits) as caller:
+            for _ in range(3):
+                with raises(PeerRefusedError, "other_key"):
+                    caller.post(server.url, content=b"secret")
+        assert relay.received == b""
+        assert relay.questions == 3
+        assert server.connections == []
+
+
+@every_client
+def test_httpx_reports_proxy_that_refuses(kind: str) -> None:
+    """An answer of the proxy itself is the library's error."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    with serving() as server, proxying(answer=refusal) as proxy:
+        prover = SimpleProver(server)
+        with (
+            calling(kind, prover, proxy=proxy.url) as caller,
+            pytest.raises(caller.library.ProxyError, match="407"),
+        ):
+            caller.get(server.url)
+        assert server.connections == []
+
+
+@every_client
+def test_httpx_opens_another_connection_after_closed_document(kind: str) -> None:
+    """A server that closes after its document gets the request on the next connection, once."""
+    with serving(close_after_document=1) as server:
+        with calling(kind, SimpleProver(server)) as caller:
+            answer = caller.post(server.url + "/x", content=iter_of(caller, b"ab", b"cd"))
+            assert answer.json()["body"] == "abcd"
+        assert server.requests == [b"/x"]
+        assert len(server.connections) == 2
+        assert server.questions == 1
+
+
+@every_client
+def test_httpx_gives_up_when_no_connection_is_kept(kind: str) -> None:
+    """A server that always closes after its document is refused after a few connections."""
+    with serving(close_after_document=100) as server:
+        prover = SimpleProver(server)
+        prover.accepted = NeverRemembers()
+        with calling(kind, prover) as caller, raises(ServiceError, "connection"):
+            caller.post(server.url, content=b"secret")
+        assert len(server.connections) == 4
+        assert server.received == b""
+
+
+class NeverRemembers(set[bytes]):
+    """A set that stays empty."""
+
+    def add(self, _: bytes) -> None:
+        """Forget it at once."""
+
+
+@every_client
+def test_httpx_gives_up_on_hanging_server(kind: str) -> None:
+    """A server that does not answer the question is refused in time."""
+    with serving(hang=True) as server:
+        prover = SimpleProver(server, seconds=0.2)
+        with calling(kind, prover) as caller, raises(PeerRefusedError, "timeout"):
+            caller.post(server.url, content=b"secret")
+        assert server.received == b""
+        assert server.connections[0].ended.wait(TIMEOUT), "the connection is closed"
+
+
+@every_client
+def test_httpx_refuses_bytes_after_the_document(kind: str) -> None:
+    """An answer that is ready before its request is not taken for one."""
+    with serving(extra=http_answer(b"forged")) as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller, raises(PeerRefusedError, "trailing_data"):
+            caller.post(server.url, content=b"secret")
+        assert server.received == b""
+
+
+@every_client
+def test_httpx_refuses_bytes_before_the_question(kind: str) -> None:
+    """An answer without nonce that is there before the question proves nothing."""
+    with serving(first=http_answer(b"{}")) as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller, pytest.raises((PeerRefusedError, KeyError)):
+            caller.post(server.url, content=b"secret")
+        assert server.received == b""
+
+
+@every_client
+def test_httpx_verifies_name_and_chain(kind: str) -> None:
+    """WebPKI stays on: a chain to another CA is refused before the question."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            context = caller.transport._options._origin.context
+            assert context.verify_mode == ssl.CERT_REQUIRED
+            assert context.check_hostname
+            caller.transport._options._origin.context = tls_context()
+            with pytest.raises(caller.library.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                caller.post(server.url, content=b"secret")
+        assert server.questions == 0
+        assert server.received == b""
+
+
+@every_client
+def test_httpx_ignores_sni_of_a_request(kind: str) -> None:
+    """The name that is verified is the server's, whatever a request says."""
+    with serving() as server, calling(kind, SimpleProver(server)) as caller:
+        extensions = {"sni_hostname": "unknown.example"}
+        assert caller.get(server.url, extensions=extensions).status_code == 200
+
+
+@every_client
+def test_httpx_asks_nobody_when_closed(kind: str) -> None:
+    """A closed endpoint, or one that was refused lately, opens no connection."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        prover.closed = UsageError("endpoint: closed", reason="closed")
+        with calling(kind, prover) as caller, raises(UsageError, "closed"):
+            caller.get(server.url)
+        assert server.connections == []
+
+
+@every_client
+def test_httpx_maps_errors(kind: str) -> None:
+    """Errors of I/O are those of the library."""
+
+    def cut(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
+        if b" /hang " in head:
+            secured.recv(1)
+        elif b" /part " in head:
+            secured.sendall(http_answer(b"x" * 9)[:-1])
+        raise ConnectionError
+
+    with serving(answer=cut) as server:
+        prover = SimpleProver(server)
+        with calling(kind, prover) as caller:
+            library = caller.library
+            with pytest.raises(library.RemoteProtocolError):
+                caller.get(server.url + "/nothing")
+            with pytest.raises(library.RemoteProtocolError):
+                caller.get(server.url + "/part")
+            with pytest.raises(library.ReadTimeout):
+                caller.get(server.url + "/hang", timeout=library.Timeout(TIMEOUT, read=0.1))
+            prover.port = free_port()
+            with pytest.raises(library.ConnectError):
+                caller.get(f"https://127.0.0.1:{prover.port}/")
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@every_client
+def test_httpx_streams_both_bodies(kind: str) -> None:
+    """A request's body is sent while it is made, and an answer's is read while it comes."""
+
+    def answer(secured: ssl.SSLSocket, _head: bytes, body: bytes) -> None:
+        secured.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        secured.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    with serving(answer=answer) as server:
+        with calling(kind, SimpleProver(server)) as caller:
+            body = iter_of(caller, *[bytes([one]) * 50_000 for one in range(20)])
+            response = caller.open(server.url, "POST", content=body)
+            received = b"".join(caller.pieces(response))
+            caller.close_response(response)
+        assert received == b"".join(bytes([one]) * 50_000 for one in range(20))
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_httpx_proves_once_for_many_threads(library: str) -> None:
+    """32 requests at once share one proof, and none is sent before it."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        barrier = threading.Barrier(32)
+        with calling(library, prover) as caller, ThreadPoolExecutor(32) as threads:
+
+            def call(number: int) -> str:
+                barrier.wait(TIMEOUT)
+                target: str = caller.post(f"{server.url}/{number}", content=b"x").json()["target"]
+                return target
+
+            targets = set(threads.map(call, range(32)))
+        assert targets == {f"/{number}" for number in range(32)}
+        assert prover.proofs == server.questions == 1
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_httpx_refuses_for_many_threads(library: str) -> None:
+    """32 requests at once to a relay: each is refused, and no byte is sent."""
+    with serving("relay") as server:
+        prover = SimpleProver(server)
+        with calling(library, prover) as caller, ThreadPoolExecutor(32) as threads:
+
+            def call(_: int) -> str:
+                with pytest.raises(PeerRefusedError) as caught:
+                    caller.post(server.url, content=b"secret")
+                return caught.value.reason
+
+            assert set(threads.map(call, range(32))) == {"other_key"}
+        assert server.received == b""
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_httpx_forked_process_opens_connections_of_its_own(library: str) -> None:
+    """After a fork, parent and child do not share a connection; a key stays proven in both."""
+    with serving() as server:
+        prover = SimpleProver(server)
+        with calling(library, prover) as caller:
+            caller.get(server.url + "/before")
+            child = os.fork()
+            if child == 0:  # no exception may leave the child
+                status = 1
+                try:
+                    answer = caller.get(server.url + "/child")
+                    status = 0 if answer.json()["target"] == "/child" else 2
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            caller.get(server.url + "/after")
+        assert [one.requests for one in server.connections] == [
+            [b"/before", b"/after"],
+            [b"/child"],
+        ]
+        assert server.questions == 1
+
+
+def test_httpx_transports_are_of_the_library() -> None:
+    """The transports are instances of the base classes of each library."""
+    for name in ("httpx", "httpx2"):
+        library = pytest.importorskip(name)
+        found = http_transports(name)
+        assert issubclass(found.blocking, library.BaseTransport)
+        assert issubclass(found.asynchronous, library.AsyncBaseTransport)
+
+
+def test_httpx_transport_refuses_context_that_proves_by_itself() -> None:
+    """A context with sockets of another kind is refused, and so is a proxy that is no URL."""
+    prover = SimpleProver(WireServerLike())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = type("Socket", (ssl.SSLSocket,), {})
+    kind = http_transports("httpx").blocking
+    with raises(UsageError, "wrong_type", part="tls_context"):
+        kind(prover, context)
+    with raises(UsageError, "wrong_value", start="proxy:"):
+        kind(prover, tls_context(authority().pem), proxy="gopher://x")
+
+
+class WireServerLike(WireServer):
+    """A server that is not started."""
+
+    def __init__(self) -> None:
+        self.port = 1
+        self.connections: list[Connection] = []
+
+
+def test_httpx_echo_is_whole() -> None:
+    """The tests' server reports what it received."""
+    with serving() as server, calling("httpx", SimpleProver(server)) as caller:
+        answer = caller.post(server.url + "/p", content=b"abc")
+        assert json.loads(answer.content)["body"] == "abc"
+        assert server.received.endswith(b"\r\n\r\nabc") or b"abc" in server.received
