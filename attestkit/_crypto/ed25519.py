@@ -13,9 +13,10 @@ from nacl.bindings import (
     crypto_scalarmult_base,
     crypto_scalarmult_ed25519_base_noclamp,
     crypto_sign,
+    crypto_sign_ed25519_pk_to_curve25519,
     crypto_sign_open,
 )
-from nacl.exceptions import BadSignatureError
+from nacl.exceptions import BadSignatureError, CryptoError
 
 from attestkit._argument_checks import require_size
 from attestkit._crypto.zeroize import Secret, wipe, wipe_field
@@ -181,3 +182,29 @@ def x25519_public_key(secret: bytes) -> bytes:
     """Return the 32-byte public key of a 32-byte secret, which is clamped here."""
     require_size("X25519 secret", secret, 32)
     return bytes(crypto_scalarmult_base(secret))
+
+
+def ed25519_to_x25519(public_key: bytes) -> bytes:
+    """Return the X25519 public key of an Ed25519 public key: the birational map of RFC 7748, 4.1.
+
+    Raises:
+        UsageError: If the key does not have 32 bytes, or is no point of prime order.
+    """
+    require_size("Ed25519 public key", public_key, 32)
+    try:
+        return bytes(crypto_sign_ed25519_pk_to_curve25519(public_key))
+    except CryptoError as error:
+        raise UsageError("invalid Ed25519 public key", reason="invalid_key") from error
+
+
+def ed25519_seed_to_x25519(seed: bytes) -> bytes:
+    """Return the X25519 secret whose public key `ed25519_to_x25519` returns, 32 bytes.
+
+    `seed` is the Ed25519 seed, 32 bytes (RFC 8032, 5.1.5); the secret is not clamped.
+    """
+    require_size("Ed25519 seed", seed, 32)
+    digest = hashlib.sha512(seed).digest()
+    try:
+        return digest[:32]
+    finally:
+        wipe(digest)

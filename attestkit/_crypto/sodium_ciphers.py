@@ -1,0 +1,99 @@
+"""Ciphers of libsodium with 24-byte nonces: XChaCha20-Poly1305, and the boxes of NaCl.
+
+XChaCha20-Poly1305 is that of draft-irtf-cfrg-xchacha-03. A box (`crypto_box`) is X25519, XSalsa20
+and Poly1305.
+"""
+
+from typing import Final
+
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+    crypto_box_easy,
+    crypto_box_open_easy,
+)
+from nacl.exceptions import CryptoError
+
+from attestkit._argument_checks import require_size
+from attestkit.errors import UsageError, VerificationError
+
+SODIUM_NONCE_SIZE: Final = 24
+
+
+def xchacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
+    """Return the ciphertext followed by the tag of 16 bytes.
+
+    Raises:
+        UsageError: If the key does not have 32 bytes, or the nonce 24.
+    """
+    _check_key(key, nonce)
+    return bytes(crypto_aead_xchacha20poly1305_ietf_encrypt(plaintext, associated, nonce, key))
+
+
+def xchacha20_decrypt(
+    key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes = b""
+) -> bytes:
+    """Return the plaintext of a ciphertext followed by its tag.
+
+    Raises:
+        VerificationError: If the tag is not valid, or truncated.
+        UsageError: If the key does not have 32 bytes, or the nonce 24.
+    """
+    _check_key(key, nonce)
+    try:
+        return bytes(crypto_aead_xchacha20poly1305_ietf_decrypt(ciphertext, associated, nonce, key))
+    except (CryptoError, ValueError) as error:  # PyNaCl's ValueError: shorter than a tag
+        text = "ciphertext: authentication failed (XChaCha20-Poly1305): wrong key, or changed data"
+        raise VerificationError(text, reason="bad_signature") from error
+
+
+def _check_key(key: bytes, nonce: bytes) -> None:
+    if len(key) != 32 or len(nonce) != SODIUM_NONCE_SIZE:
+        message = f"XChaCha20-Poly1305: key must be 32 bytes, nonce {SODIUM_NONCE_SIZE}"
+        raise UsageError(message, reason="wrong_size")
+
+
+def box_encrypt(secret: bytes, public_key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
+    """Return the tag of 16 bytes followed by the ciphertext.
+
+    Args:
+        secret: X25519 secret key of the sender, 32 bytes.
+        public_key: X25519 public key of the recipient, 32 bytes.
+        nonce: 24 bytes.
+        plaintext: Any bytes.
+
+    Raises:
+        UsageError: If an argument has another size, or the public key has low order.
+    """
+    _check_sizes(secret, public_key, nonce)
+    try:
+        return bytes(crypto_box_easy(plaintext, nonce, public_key, secret))
+    except CryptoError as error:
+        raise UsageError("invalid X25519 shared secret", reason="invalid_key") from error
+
+
+def box_decrypt(secret: bytes, public_key: bytes, nonce: bytes, ciphertext: bytes) -> bytes:
+    """Return the plaintext of a tag and ciphertext.
+
+    Args:
+        secret: X25519 secret key of the recipient, 32 bytes.
+        public_key: X25519 public key of the sender, 32 bytes.
+        nonce: 24 bytes.
+        ciphertext: Tag and ciphertext.
+
+    Raises:
+        VerificationError: If the tag is not valid or truncated, or the public key has low order.
+        UsageError: If an argument has another size.
+    """
+    _check_sizes(secret, public_key, nonce)
+    try:
+        return bytes(crypto_box_open_easy(ciphertext, nonce, public_key, secret))
+    except CryptoError as error:
+        text = "ciphertext: authentication failed (NaCl box): wrong key, or the data was changed"
+        raise VerificationError(text, reason="bad_signature") from error
+
+
+def _check_sizes(secret: bytes, public_key: bytes, nonce: bytes) -> None:
+    require_size("X25519 secret", secret, 32)
+    require_size("X25519 public key", public_key, 32)
+    require_size("nonce", nonce, SODIUM_NONCE_SIZE)

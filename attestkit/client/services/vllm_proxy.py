@@ -1,0 +1,236 @@
+"""Services of the vllm-proxy lineage: Phala's proxy itself, RedPill, NanoGPT and Venice.
+
+A proxy beside the model answers for its own machine, and with `version=2` also for its TLS key. A
+relay passes such an answer on: TLS then ends at the relay, and only what is sealed to the model's
+key is protected (attested-client.md, 2.2).
+"""
+
+from typing import Final
+from urllib.parse import urlencode
+
+from attestkit._argument_checks import require_bytes, require_size
+from attestkit._sanitize import shown
+from attestkit.client.services.service import (
+    MAX_MACHINES,
+    NONCE_SIZE,
+    Binding,
+    Claims,
+    ObservedPeer,
+    Question,
+    Where,
+)
+from attestkit.client.services.strict_answer import list_member, read_answer_object
+from attestkit.client.services.vllm_report import (
+    SigningAlgorithm,
+    VllmReport,
+    check_nonce_echo,
+    read_vllm_report,
+    report_bindings,
+    signing_keys,
+)
+from attestkit.errors import FormatError, ServiceError, UsageError
+
+MAX_MODEL: Final = 256
+"""Maximum number of characters of a model's name."""
+
+_WHAT: Final = "attestation report"
+_GPUS: Final = "that the GPUs are part of the machine: their evidence has only the same nonce"
+_WEIGHTS: Final = "which weights the model has"
+
+
+class VllmProxy:
+    """A proxy of this lineage, or a relay of its answers. Immutable."""
+
+    def __init__(
+        self,
+        name: str,
+        *hosts: str,
+        path: str = "/v1/attestation/report",
+        relay: bool = False,
+        algorithm: SigningAlgorithm = "ecdsa",
+        needs_key: bool = False,
+    ) -> None:
+        """Describe a service.
+
+        Args:
+            name: Of the service.
+            hosts: Its hosts, in lower case.
+            path: Path of the report.
+            relay: Whether TLS ends at another machine than the model's.
+            algorithm: Of the signing key that is asked for.
+            needs_key: Whether the service gives the report only with an API key.
+        """
+        self.name: str = name
+        self.hosts: frozenset[str] = frozenset(hosts)
+        self.path: str = path
+        self.relay: bool = relay
+        self.algorithm: SigningAlgorithm = algorithm
+        self.needs_key: bool = needs_key
+
+    @property
+    def where(self) -> Where:
+        """On the wire; a relay's connection proves nothing, so apart."""
+        return "apart" if self.relay else "wire"
+
+    def recognizes(self, host: str) -> bool:
+        """Return whether the host is one of the service's."""
+        return host.lower() in self.hosts
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return the request for the report; of a relay, which has many models, one is required.
+
+        Raises:
+            UsageError: If no model is named and one is required, or its name is not valid.
+        """
+        query = {"nonce": check_nonce(nonce).hex(), "signing_algo": self.algorithm}
+        if self.relay or model is not None:
+            query["model"] = check_model(model, self.name)
+        if not self.relay:
+            query["version"] = "2"
+        return (Question(f"{self.path}?{urlencode(query)}"),)
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of a report.
+
+        Raises:
+            FormatError: If it is malformed.
+            ServiceError: If it is evidence of another kind or nonce, or of another TLS key than the
+                observed one.
+        """
+        del model  # relays rename models
+        check_nonce(nonce)
+        members = read_answer_object(only_answer(answers), _WHAT)
+        check_kind(members, nonce)
+        reports = read_reports(members, nonce, "model")
+        bindings = [
+            *([] if self.relay else tls_bindings(reports, seen, "model")),
+            *report_bindings(reports[0], "model"),
+        ]
+        return Claims(
+            machines=tuple([report.machine for report in reports]),
+            bindings=tuple(bindings),
+            freshness="nonce",
+            not_proven=self._not_proven(reports, bindings),
+            keys=signing_keys(reports),
+        )
+
+    def _not_proven(self, reports: list[VllmReport], bindings: list[Binding]) -> tuple[str, ...]:
+        found = list(model_limits(reports))
+        if self.relay:
+            found.append(f"what {self.name} does with anything that is not sealed to the model")
+        elif bindings[0].kind != "tls-spki":
+            found.append("that the connection ends in the machine: the report names no TLS key")
+        return tuple(found)
+
+    def __repr__(self) -> str:
+        return f"VllmProxy({self.name!r})"
+
+
+VLLM_PROXIES: Final = (
+    VllmProxy("vllm-proxy"),
+    VllmProxy("redpill", "api.redpill.ai", relay=True, needs_key=True),
+    VllmProxy(
+        "nano-gpt", "nano-gpt.com", path="/api/v1/tee/attestation", relay=True, needs_key=True
+    ),
+    VllmProxy(
+        "venice", "api.venice.ai", path="/api/v1/tee/attestation", relay=True, needs_key=True
+    ),
+)
+"""The services by name; the first one is any proxy that a user names."""
+
+
+def check_model(model: str | None, service: str) -> str:
+    """Return the name of a model.
+
+    Raises:
+        UsageError: If it is missing, too long, or has unprintable characters.
+    """
+    if model is None:
+        message = f"model: missing; {service} attests models, so pass model=NAME"
+        raise UsageError(message, reason="missing")
+    if not isinstance(model, str):
+        raise UsageError("model: must be text", reason="wrong_type")
+    if not (0 < len(model) <= MAX_MODEL and model.isprintable()):
+        message = f"model: {shown(model)}: must be 1 to {MAX_MODEL} printable characters"
+        raise UsageError(message, reason="wrong_value")
+    return model
+
+
+def check_nonce(nonce: bytes) -> bytes:
+    """Return a nonce; UsageError unless it is 32 bytes."""
+    require_bytes("nonce", nonce)
+    require_size("nonce", nonce, NONCE_SIZE)
+    return nonce
+
+
+def only_answer(answers: tuple[bytes, ...]) -> bytes:
+    """Return the only answer; UsageError if there are none or several."""
+    if len(answers) != 1:
+        message = f"answers: must be one, not {len(answers)}"
+        raise UsageError(message, reason="wrong_size")
+    return answers[0]
+
+
+def check_kind(members: dict[str, object], nonce: bytes) -> None:
+    """Refuse evidence of another kind that a relay passes on.
+
+    Raises:
+        ServiceError: With reason `nonce_echo` if it is of another nonce, else `no_attestation`.
+    """
+    kind = members.get("attestation_type")
+    if kind is None:
+        return
+    check_nonce_echo(members, nonce, f"{_WHAT} of {shown(str(kind))}")
+    message = f"{_WHAT}: is of {shown(str(kind))}; connect to that service itself"
+    raise ServiceError(message, reason="no_attestation")
+
+
+def read_reports(members: dict[str, object], nonce: bytes, role: str) -> list[VllmReport]:
+    """Read a report and those of other replicas in `all_attestations`, which may repeat the first.
+
+    Raises:
+        FormatError: If a report is malformed, or there are more than 64.
+        ServiceError: As `read_vllm_report`.
+    """
+    found = [read_vllm_report(members, nonce, role, _WHAT)]
+    if members.get("all_attestations") is None:
+        return found
+    for at, item in enumerate(list_member(members, "all_attestations", _WHAT, MAX_MACHINES - 1)):
+        what = f"all_attestations[{at}]"
+        if not isinstance(item, dict):
+            raise FormatError(f"{what}: must be an object", reason="wrong_type")
+        report = read_vllm_report(item, nonce, f"{role}[{len(found)}]", what)
+        if all(not _same(report, one) for one in found):
+            found.append(report)
+    return found
+
+
+def _same(report: VllmReport, other: VllmReport) -> bool:
+    same_data = report.machine.report_data == other.machine.report_data
+    return same_data and report.quote() == other.quote()
+
+
+def tls_bindings(reports: list[VllmReport], seen: ObservedPeer | None, is_of: str) -> list[Binding]:
+    """Return bindings to the TLS keys of reports, that of the observed one first.
+
+    Raises:
+        ServiceError: If reports name keys, and none is the observed one (`other_key`).
+    """
+    keys = list(dict.fromkeys(r.fingerprint for r in reports if r.fingerprint is not None))
+    if keys and seen is not None:
+        if not any(seen.has_key(key) for key in keys):
+            message = (
+                f"{_WHAT}: is of the TLS key {keys[0].hex()}, and the connection has "
+                f"{seen.spki_sha256.hex()}: TLS ends elsewhere, or the key has just changed"
+            )
+            raise ServiceError(message, reason="other_key")
+        keys.sort(key=lambda key: not seen.has_key(key))
+    return [Binding("tls-spki", key, is_of) for key in keys]
+
+
+def model_limits(reports: list[VllmReport]) -> tuple[str, ...]:
+    """Return what reports of a model never show."""
+    has_gpus = any(report.machine.gpu is not None for report in reports)
+    return (*([_GPUS] if has_gpus else []), _WEIGHTS)

@@ -1,0 +1,234 @@
+"""One attestation report of the vllm-proxy lineage, of Phala, NEAR AI and others.
+
+The report names a signing key, and in version 2 also a TLS key; the report data commit to both and
+to the nonce of the client (attested-client.md, 2.2).
+"""
+
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from attestkit._crypto.ed25519 import ed25519_has_prime_order
+from attestkit._crypto.k256_agreement import ethereum_address, require_k256_point
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit.attestation import Attestation
+from attestkit.client.services.dstack_evidence import (
+    check_app_compose,
+    object_of_text,
+    read_dstack_evidence,
+)
+from attestkit.client.services.service import Binding, Machine
+from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.gpu.bindings import read_vllm_proxy
+from attestkit.gpu.bindings.answer_fields import hex_member, text_member
+from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
+from attestkit.gpu.bound_evidence import GpuBinding
+from attestkit.quote import Quote
+
+SigningAlgorithm = Literal["ecdsa", "ed25519"]
+"""Algorithm of a signing key: ECDSA over secp256k1 as of Ethereum, or Ed25519."""
+
+_ADDRESS_SIZES: Final[Mapping[str, int]] = {"ecdsa": 20, "ed25519": 32}
+_ECHOES: Final = ("request_nonce", "nonce")
+_QUOTES: Final = ("intel_quote", "quote")
+_HASH_SIZE: Final = 32
+
+
+class VllmReport(NamedTuple):
+    """A report that was read; nothing of it is verified but its form."""
+
+    machine: Machine
+    algorithm: SigningAlgorithm
+    address: bytes  # that the report data have: 20 bytes of ECDSA, the key of Ed25519
+    # Ed25519: 32 bytes. ECDSA: uncompressed SEC1, 65 bytes; None if the report has only an address.
+    public_key: bytes | None
+    fingerprint: bytes | None  # SHA-256 of the SPKI of the TLS key, 32 bytes; version 2 only
+    model: str | None  # name of the model, as stated
+
+    def quote(self) -> bytes:
+        """Return the TDX quote."""
+        evidence = self.machine.evidence
+        if isinstance(evidence, bytes):
+            return evidence
+        return evidence.quote.raw if evidence.quote is not None else b""
+
+
+def read_vllm_report(members: Mapping[str, Any], nonce: bytes, role: str, what: str) -> VllmReport:
+    """Read a report.
+
+    Args:
+        members: Its decoded members.
+        nonce: Nonce of the request, 32 bytes.
+        role: Of the machine.
+        what: Name of the report, with which errors begin.
+
+    Raises:
+        FormatError: If it is malformed, or its parts contradict each other.
+        ServiceError: If it has no quote (`no_attestation`), or states another nonce (`nonce_echo`).
+    """
+    check_nonce_echo(members, nonce, what)
+    quote = _quote(members, what)
+    algorithm = _algorithm(members, what)
+    address = hex_member(members, "signing_address", what, _ADDRESS_SIZES[algorithm])
+    fingerprint = None
+    if members.get("tls_cert_fingerprint") is not None:
+        fingerprint = hex_member(members, "tls_cert_fingerprint", what, _HASH_SIZE)
+    machine = Machine(
+        role,
+        _evidence(members, quote, what),
+        vllm_proxy_report_data(address, nonce, fingerprint),
+        _gpu(members, nonce, what),
+    )
+    return VllmReport(
+        machine,
+        algorithm,
+        address,
+        _public_key(members, algorithm, address, what),
+        fingerprint,
+        _model_name(members, what),
+    )
+
+
+def check_nonce_echo(members: Mapping[str, Any], nonce: bytes, what: str) -> None:
+    """Check that a nonce which an answer states, if any, is that of the request.
+
+    Only the nonce in the report data shows anything; another one is a reason to refuse.
+
+    Raises:
+        FormatError: If it is not hex.
+        ServiceError: If it is another one (`nonce_echo`).
+    """
+    for name in _ECHOES:
+        if members.get(name) is None:
+            continue
+        stated = strict_json.from_hex(members[name], f"{what}: {name}")
+        if not hmac.compare_digest(stated, nonce):
+            message = (
+                f"{what}: {name} {stated.hex()[:64]} is not the nonce of the request: the evidence "
+                "is not fresh"
+            )
+            raise ServiceError(message, reason="nonce_echo")
+
+
+def report_bindings(report: VllmReport, is_of: str) -> list[Binding]:
+    """Return what a report binds besides a TLS key: sealed fields, and signatures of answers."""
+    found = []
+    if report.public_key is not None:
+        found.append(Binding("fields", report.public_key, is_of))
+    return [*found, Binding("signature", report.address, is_of)]
+
+
+def signing_keys(reports: list[VllmReport]) -> dict[str, bytes]:
+    """Return the signing keys by purpose: `signing-ed25519`, of further ones `signing-ed25519[1]`.
+
+    The value is what `signing_address` has: an address of 20 bytes of ECDSA, or an Ed25519 key.
+    """
+    found: dict[str, bytes] = {}
+    for report in reports:
+        name = f"signing-{report.algorithm}"
+        known = [key for key in found if key.split("[")[0] == name]
+        if all(found[key] != report.address for key in known):
+            found[f"{name}[{len(known)}]" if known else name] = report.address
+    return found
+
+
+def _quote(members: Mapping[str, Any], what: str) -> bytes:
+    texts = {members[name] for name in _QUOTES if isinstance(members.get(name), str)}
+    if not texts:
+        for name in _QUOTES:
+            if members.get(name) is not None:
+                raise FormatError(f"{what}: {name}: must be text", reason="wrong_type")
+        raise ServiceError(f"{what}: has no TDX quote", reason="no_attestation")
+    if len(texts) > 1:
+        message = f"{what}: {' and '.join(_QUOTES)} differ"
+        raise FormatError(message, reason="inconsistent")
+    quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{what}: {_QUOTES[0]}")
+    try:
+        Quote.parse(quote)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+    return quote
+
+
+def _algorithm(members: Mapping[str, Any], what: str) -> SigningAlgorithm:
+    name = text_member(members, "signing_algo", what).lower()
+    if name == "ecdsa":
+        return "ecdsa"
+    if name == "ed25519":
+        return "ed25519"
+    message = f"{what}: signing_algo: must be ecdsa or ed25519, not {shown(name)}"
+    raise FormatError(message, reason="unsupported_algorithm")
+
+
+def _public_key(
+    members: Mapping[str, Any], algorithm: SigningAlgorithm, address: bytes, what: str
+) -> bytes | None:
+    stated = members.get("signing_public_key") is not None
+    subject = f"{what}: signing_public_key"
+    if algorithm == "ed25519":
+        if not ed25519_has_prime_order(address):
+            message = f"{what}: signing_address: not an Ed25519 key of prime order"
+            raise FormatError(message, reason="wrong_value")
+        if stated and hex_member(members, "signing_public_key", what, 32) != address:
+            message = f"{subject}: differs from signing_address, which is the key"
+            raise FormatError(message, reason="inconsistent")
+        return address
+    if not stated:
+        return None
+    key = hex_member(members, "signing_public_key", what, 64, 65)
+    key = b"\4" + key if len(key) == 64 else key
+    try:
+        require_k256_point(key)
+    except UsageError as error:
+        message = f"{subject}: not an uncompressed point of secp256k1"
+        raise FormatError(message, reason="wrong_value") from error
+    if not hmac.compare_digest(ethereum_address(key), address):
+        message = f"{subject}: is not the key whose hash is signing_address"
+        raise FormatError(message, reason="inconsistent")
+    return key
+
+
+def _evidence(members: Mapping[str, Any], quote: bytes, what: str) -> Attestation | bytes:
+    """Return quote and event log; the app compose must be the measured one."""
+    info, tcb_info = _information(members, what)
+    config = members.get("vm_config")
+    if config is None:
+        config = info.get("vm_config")
+    log = members.get("event_log")
+    if log is None:
+        log = tcb_info.get("event_log")
+    evidence = read_dstack_evidence(quote, log, config, what)
+    check_app_compose(evidence, tcb_info.get("app_compose"), what)
+    return evidence
+
+
+def _information(
+    members: Mapping[str, Any], what: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return `info` and its `tcb_info`, each empty if it is missing."""
+    if members.get("info") is None:
+        return {}, {}
+    info = object_of_text(members["info"], f"{what}: info")
+    if not info.get("tcb_info"):  # missing, or empty text
+        return info, {}
+    return info, object_of_text(info["tcb_info"], f"{what}: tcb_info")
+
+
+def _gpu(members: Mapping[str, Any], nonce: bytes, what: str) -> GpuBinding | None:
+    payload = members.get("nvidia_payload")
+    if not payload:  # missing, or empty on a machine without GPUs
+        return None
+    if isinstance(payload, dict):
+        payload = json.dumps(payload)
+    try:
+        return read_vllm_proxy({**members, "nvidia_payload": payload}, nonce=nonce)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+
+
+def _model_name(members: Mapping[str, Any], what: str) -> str | None:
+    if members.get("model_name") is None:
+        return None
+    return text_member(members, "model_name", what)
