@@ -117,6 +117,24 @@ def require_k256_public_key(public_key: bytes) -> None:
         raise UsageError(message, reason="invalid_key") from error
 
 
+def k256_compressed(public_key: bytes) -> bytes:
+    """Return the compressed form, 33 bytes, of a SEC1 public key of 33 or 65 bytes.
+
+    Raises:
+        UsageError: If it is not the encoding of a point of the curve.
+    """
+    # libsecp256k1 also accepts the hybrid form (06, 07), which other implementations reject.
+    if (len(public_key), public_key[:1]) not in {(33, b"\2"), (33, b"\3"), (65, b"\4")}:
+        message = "secp256k1 public key: must be 33 or 65 bytes of SEC1"
+        raise UsageError(message, reason="invalid_key")
+    try:
+        compressed: bytes = PublicKey(public_key).format()
+    except ValueError as error:
+        message = "secp256k1 public key: not a point of the curve"
+        raise UsageError(message, reason="invalid_key") from error
+    return compressed
+
+
 def k256_recover(signature: bytes, digest: bytes) -> bytes:
     """Recover the public key (33 bytes, compressed) of a signature over a digest.
 

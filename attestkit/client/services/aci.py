@@ -1,0 +1,173 @@
+"""Attested Confidential Inference, `aci/1`: gateways and servers (attested-client.md, 2.5)."""
+
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+from attestkit.attestation import Attestation
+from attestkit.client.services.aci_keyset import Keyset, check_custody, read_keyset
+from attestkit.client.services.dstack_evidence import (
+    app_id_of,
+    check_app_compose,
+    read_dstack_evidence,
+)
+from attestkit.client.services.service import (
+    Binding,
+    Claims,
+    Machine,
+    ObservedPeer,
+    Question,
+    Where,
+)
+from attestkit.client.services.strict_answer import (
+    constant_member,
+    list_member,
+    lower_hex,
+    object_member,
+    read_answer_object,
+    text_of,
+)
+from attestkit.errors import FormatError, ServiceError
+
+API_VERSION: Final = "aci/1"
+
+RECEIPT_KEY: Final = "receipt:"
+"""Prefix of the names of signing keys in `Claims.keys`; the key id follows."""
+
+KEYSET_DIGEST: Final = "keyset-digest"
+"""Name of the keyset's SHA-256 in `Claims.keys`."""
+
+_WHAT: Final = "ACI report"
+_E2EE_VERSION: Final = "2"
+_MAX_VERSIONS: Final = 64
+
+
+class AciService:
+    """A service that speaks ACI; proven on the wire, by its keyset.
+
+    Args:
+        kms_roots: Root keys of trusted KMSs (secp256k1, compressed, 33 bytes): then the report must
+            show that one of them derived the signing key. Empty: custody is not checked.
+    """
+
+    name: Final = "aci"
+    where: Final[Where] = "wire"
+
+    def __init__(self, *, kms_roots: Iterable[bytes] = ()) -> None:
+        self._kms_roots = tuple(kms_roots)
+
+    def recognizes(self, host: str) -> bool:  # noqa: ARG002 - the protocol is not of known hosts
+        """Return False: anybody can deploy it, under any host name."""
+        return False
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002
+        """Return the request for the report, which is of the service and not of a model."""
+        return (Question(f"/v1/aci/attestation?nonce={nonce.hex()}"),)
+
+    def read(
+        self,
+        answers: tuple[bytes, ...],
+        nonce: bytes,
+        seen: ObservedPeer | None,
+        model: str | None,  # noqa: ARG002 - one report for all models
+    ) -> Claims:
+        """Return the claims of a report; see `Service.read`.
+
+        Digest and statement are computed from the keyset; those in the report are only compared.
+        """
+        report = read_answer_object(answers[0], _WHAT)
+        constant_member(report, "api_version", _WHAT, API_VERSION)
+        attestation = object_member(report, "attestation", _WHAT)
+        keyset = read_keyset(object_member(attestation, "workload_keyset", _WHAT))
+        report_data = _check_restated(report, attestation, keyset, nonce)
+        evidence = object_member(attestation, "evidence", _WHAT)
+        found = _read_evidence(attestation, evidence)
+        if self._kms_roots:
+            check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
+        versions, serving = _capabilities(report)
+        # `serving` is measured by nothing; the attested key of the connection vouches for it.
+        is_of = "server" if serving == "direct" and seen is not None else "gateway"
+        bindings = _tls_bindings(keyset, seen, is_of)
+        if _E2EE_VERSION in versions:
+            keys = keyset.e2ee_keys.values()
+            bindings += tuple(Binding("fields", key, is_of) for key in keys)
+        if not bindings:
+            message = f"{_WHAT}: the keyset has no key that binds a channel"
+            raise ServiceError(message, reason="no_channel")
+        return Claims(
+            machines=(Machine(is_of, found, report_data),),
+            bindings=bindings,
+            freshness="nonce",
+            not_proven=self._not_proven(attestation, found, is_of),
+            valid_until=keyset.not_after,
+            keys=_claimed_keys(keyset),
+        )
+
+    def _not_proven(
+        self, attestation: Mapping[str, Any], evidence: Attestation | bytes, is_of: str
+    ) -> tuple[str, ...]:
+        found = []
+        if is_of == "gateway":
+            found.append("which machine behind the gateway serves a model; receipts name it")
+        if not self._kms_roots:
+            found.append("that a trusted KMS has the service's keys (kms_roots)")
+        if isinstance(evidence, bytes):
+            found.append("the app: the report has no event log")
+        if attestation.get("source_provenance") is not None:
+            found.append("the source that the report names, beyond the measured app")
+        found.append("GPUs: the report has no evidence of them")
+        return tuple(found)
+
+
+def _check_restated(
+    report: Mapping[str, Any], attestation: Mapping[str, Any], keyset: Keyset, nonce: bytes
+) -> bytes:
+    """Return the report data; what the report says about them must agree."""
+    stated = text_of(report, "workload_keyset_digest", _WHAT)
+    if not hmac.compare_digest(stated.encode(), keyset.digest_text.encode()):
+        message = f"{_WHAT}: workload_keyset_digest: is not the digest of the keyset"
+        raise FormatError(message, reason="inconsistent")
+    expected = keyset.report_data(nonce)
+    if not hmac.compare_digest(lower_hex(attestation, "report_data", _WHAT, 32), expected[:32]):
+        message = f"{_WHAT}: report_data: not of the nonce that was sent, with this keyset"
+        raise ServiceError(message, reason="nonce_echo")
+    return expected
+
+
+def _read_evidence(
+    attestation: Mapping[str, Any], evidence: Mapping[str, Any]
+) -> Attestation | bytes:
+    """Return the evidence of a dstack guest; others have no defined form."""
+    constant_member(attestation, "tee_type", _WHAT, "tdx")
+    quote = lower_hex(evidence, "quote", f"{_WHAT}: evidence")
+    found = read_dstack_evidence(quote, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
+    check_app_compose(found, evidence.get("app_compose"), _WHAT)
+    return found
+
+
+def _capabilities(report: Mapping[str, Any]) -> tuple[list[object], Literal["direct", "gateway"]]:
+    """Return the supported versions of field encryption, and what serves."""
+    capabilities = object_member(report, "service_capabilities", _WHAT)
+    versions = list_member(capabilities, "supported_e2ee_versions", _WHAT, _MAX_VERSIONS)
+    # Any other value counts as an aggregator.
+    serving = text_of(capabilities, "serving", _WHAT)
+    return versions, "direct" if serving == "direct" else "gateway"
+
+
+def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tuple[Binding, ...]:
+    """Return the bindings to TLS keys; the observed one must be listed for its host."""
+    if seen is None:
+        return tuple(Binding("tls-spki", key.spki_sha256, is_of) for key in keyset.tls_keys)
+    host, found = seen.host.lower(), seen.spki_sha256
+    for key in keyset.tls_keys:
+        if key.domain in (None, host) and hmac.compare_digest(key.spki_sha256, found):
+            return (Binding("tls-spki", found, is_of),)
+    if keyset.tls_keys:
+        message = f"{_WHAT}: the keyset does not list the key of this connection for this host"
+        raise ServiceError(message, reason="other_key")
+    return ()
+
+
+def _claimed_keys(keyset: Keyset) -> dict[str, bytes]:
+    keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
+    return {KEYSET_DIGEST: keyset.digest, **keys}

@@ -1,0 +1,139 @@
+"""Evidence of a dstack guest in an answer: TDX quote, event log and app compose.
+
+Services name these members differently; the values have the same form.
+"""
+
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.mr_config import config_id_v1
+from attestkit.attestation.wire.evidence_parts import td_body
+from attestkit.errors import FormatError
+from attestkit.quote import TdQuoteBody
+
+_COMPOSE_EVENT: Final = "compose-hash"
+_APP_EVENT: Final = "app-id"
+_BOOT_END: Final = "system-ready"  # what follows was emitted by the app
+
+
+def read_dstack_evidence(
+    quote: bytes, event_log: object, vm_config: object, what: str
+) -> Attestation | bytes:
+    """Return the evidence: a TDX quote with its event log, or the quote if there is no log.
+
+    Args:
+        quote: The quote.
+        event_log: A list of events, the JSON text of one, or None.
+        vm_config: JSON text, an object, or None.
+        what: Name of the answer, with which errors begin.
+
+    Raises:
+        FormatError: If quote or log is malformed.
+    """
+    if event_log is None:
+        return quote
+    if not isinstance(event_log, str):
+        if not isinstance(event_log, list):
+            message = f"{what}: event_log: must be a list, or the JSON text of one"
+            raise FormatError(message, reason="wrong_type")
+        event_log = json.dumps(event_log)
+    config = _config_text(vm_config, what)
+    try:
+        return Attestation.from_quote_and_log(quote, event_log, config)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+
+
+def check_app_compose(evidence: Attestation | bytes, app_compose: object, what: str) -> None:
+    """Check that an app compose is the one that was measured, as far as the evidence tells it.
+
+    Event log and MR_CONFIG_ID count only once the evidence is verified. An app compose that neither
+    of them measures proves nothing.
+
+    Args:
+        evidence: As `read_dstack_evidence` returns it.
+        app_compose: Its text, or None.
+        what: Name of the answer, with which errors begin.
+
+    Raises:
+        FormatError: If the app compose is not text, or differs from the measured one
+            (`inconsistent`), or the quote is malformed.
+    """
+    if app_compose is None:
+        return
+    if not isinstance(app_compose, str):
+        raise FormatError(f"{what}: app_compose: must be text", reason="wrong_type")
+    if strict_json.has_surrogate(app_compose):
+        message = f"{what}: app_compose: unpaired surrogate in text"
+        raise FormatError(message, reason="encoding")
+    compose_hash = sha256(app_compose.encode())
+    measured = boot_event(evidence, _COMPOSE_EVENT, what)
+    if measured is not None and not hmac.compare_digest(measured, compose_hash):
+        message = f"{what}: app_compose: is not the one of the event {_COMPOSE_EVENT}"
+        raise FormatError(message, reason="inconsistent")
+    config_id = _td_quote(evidence, what).mr_config_id
+    if config_id[:1] == b"\1" and not hmac.compare_digest(config_id, config_id_v1(compose_hash)):
+        message = f"{what}: app_compose: is not the one in MR_CONFIG_ID"
+        raise FormatError(message, reason="inconsistent")
+
+
+def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
+    """Return the app id in the event log, which counts once the log is verified; None without it.
+
+    Raises:
+        FormatError: If the log has several, or is malformed.
+    """
+    return boot_event(evidence, _APP_EVENT, what)
+
+
+def boot_event(evidence: Attestation | bytes, name: str, what: str) -> bytes | None:
+    """Return the payload of a runtime event of the boot; None if there is none.
+
+    Raises:
+        FormatError: If there are several (`duplicate`), or an event is malformed.
+    """
+    if isinstance(evidence, bytes):
+        return None
+    found = []
+    for event in evidence.runtime_events:
+        if event.name == _BOOT_END:
+            break
+        if event.name == name:
+            found.append(event.payload)
+    if len(found) > 1:
+        raise FormatError(f"{what}: event_log: {name} occurs twice", reason="duplicate")
+    return found[0] if found else None
+
+
+def _td_quote(evidence: Attestation | bytes, what: str) -> TdQuoteBody:
+    quote = evidence if isinstance(evidence, bytes) else evidence.quote
+    if quote is None:
+        raise FormatError(f"{what}: quote: must be of a TD", reason="wrong_type")
+    return td_body(quote)
+
+
+def object_of_text(value: object, what: str) -> Mapping[str, Any]:
+    """Return a member that is an object, or the JSON text of one, decoded strictly.
+
+    Raises:
+        FormatError: If it is neither.
+    """
+    if isinstance(value, str):
+        return strict_json.read_object(value, what)
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: must be an object, or its JSON text", reason="wrong_type")
+    return value
+
+
+def _config_text(vm_config: object, what: str) -> str:
+    if vm_config is None or isinstance(vm_config, str):
+        return vm_config or ""
+    if not isinstance(vm_config, dict):
+        message = f"{what}: vm_config: must be an object, or its JSON text"
+        raise FormatError(message, reason="wrong_type")
+    return json.dumps(vm_config)
