@@ -25,6 +25,7 @@ from fuzz import (
     parser_logs,
     parser_ocsp,
     parser_reports,
+    parser_sealed_services,
     parser_sealing,
     parser_server,
     parser_settings,
@@ -70,6 +71,7 @@ _FILES: Final = (
     parser_http,
     parser_fleet,
     parser_tinfoil,
+    parser_sealed_services,
     parser_cores,
 )
 
@@ -181,6 +183,9 @@ READERS: Final[dict[str, str]] = {
     "cli.output.certificate_text": "certificate_text",
     "cli.batch.input_lines": "fleet_lines",
     "cli.input.detect_format": "file",
+    "client.services.aci": "aci_report",
+    "client.services.aci_keyset": "aci_report",
+    "client.services.dstack_evidence": "aci_report",
     "client.services.strict_answer": "service_json",
     "collateral.intel_collateral": "collateral",
     "collateral.cache": "cache_file",
