@@ -35,6 +35,7 @@ from fuzz import (
     parser_tpm,
     parser_tpm_client,
     parser_verdicts,
+    parser_vllm,
 )
 from fuzz.parser_contract import ParserTarget
 
@@ -73,6 +74,7 @@ _FILES: Final = (
     parser_tinfoil,
     parser_sealed_services,
     parser_cores,
+    parser_vllm,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -100,6 +102,7 @@ READERS: Final[dict[str, str]] = {
     "_crypto.x509.pem_chain": "chain",
     "_crypto.ecdsa": "app_keys",
     "_crypto.ed25519": "ear",
+    "_crypto.k256_agreement": "vllm_report",
     "_crypto.p384": "gpu_report",
     "_crypto.public_key": "attestation_key",
     "_crypto.pem": "pem",
@@ -187,6 +190,8 @@ READERS: Final[dict[str, str]] = {
     "client.services.aci_keyset": "aci_report",
     "client.services.dstack_evidence": "aci_report",
     "client.services.strict_answer": "service_json",
+    "client.services.vllm_proxy": "vllm_report",
+    "client.services.vllm_report": "vllm_report",
     "collateral.intel_collateral": "collateral",
     "collateral.cache": "cache_file",
     "collateral.http_getter": "pccs_http",

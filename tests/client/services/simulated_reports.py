@@ -11,9 +11,11 @@ from nacl.signing import SigningKey
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v1
+from attestkit.client.services.service import Machine
 from attestkit.gpu.endorsements import GpuEndorsements
 from attestkit.verifier import Verifier
-from tests.gpu.simulated_machine import machine
+from attestkit.verifier.result import AttestationResult
+from tests.gpu.simulated_machine import machine as gpu_machine
 from tests.verifier.platforms import intel
 
 NONCE: Final = bytes(range(32))
@@ -52,7 +54,7 @@ def evidence_members(evidence: Attestation) -> dict[str, str]:
 
 @cache
 def _gpu_payload(nonce: bytes) -> str:
-    devices = json.loads(machine(2).evidence(nonce).raw)
+    devices = json.loads(gpu_machine(2).evidence(nonce).raw)
     return json.dumps({"nonce": nonce.hex(), "arch": "HOPPER", "evidence_list": devices})
 
 
@@ -92,6 +94,13 @@ def report(
 
 def verifier() -> Verifier:
     """Return a verifier that trusts the simulated CPU and GPUs."""
-    gpus = machine(2)
+    gpus = gpu_machine(2)
     endorsements = GpuEndorsements(dict(gpus.rims), gpus.ocsp_answers(intel.NOW.timestamp()))
     return intel.verifier(gpu_roots=gpus.roots, gpu_endorsements=endorsements)
+
+
+def verified(machine: Machine) -> AttestationResult:
+    """Verify a machine with its GPUs, if it has some."""
+    if machine.gpu is None:
+        return verifier().verify(machine.evidence, report_data=machine.report_data)
+    return verifier().verify(machine.evidence, gpu=machine.gpu)

@@ -25,6 +25,7 @@ from tests.client.services.simulated_reports import (
     ethereum_address,
     report,
     td,
+    verified,
     verifier,
 )
 from tests.raising import raises
@@ -93,8 +94,7 @@ def test_simulated_report_is_accepted(algorithm: str, fingerprint: bytes | None)
     claims = read(report(algorithm=algorithm, fingerprint=fingerprint), seen=peer(TLS_KEY))
     (machine,) = claims.machines
     assert machine.gpu is not None
-    result = verifier().verify(machine.evidence, gpu=machine.gpu)
-    assert result.gpu is not None
+    assert verified(machine).gpu is not None
     kinds = [binding.kind for binding in claims.bindings]
     assert kinds == [*(["tls-spki"] if fingerprint else []), "fields", "signature"]
     fields = claims.bindings[-2]
@@ -160,7 +160,7 @@ def test_forms_of_members_that_proxies_use_are_read() -> None:
     changed = read(answer)
     assert changed.bindings == same.bindings
     assert changed.machines[0].report_data == same.machines[0].report_data
-    verifier().verify(changed.machines[0].evidence, gpu=changed.machines[0].gpu)
+    verified(changed.machines[0])
 
 
 # -- replicas --------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_replicas_are_machines_of_their_own() -> None:
     claims = read({**first, "all_attestations": [first, second]}, seen=peer(OTHER))
     assert [machine.role for machine in claims.machines] == ["model", "model[1]"]
     for machine in claims.machines:
-        verifier().verify(machine.evidence, gpu=machine.gpu)
+        verified(machine)
     assert [b.key for b in claims.bindings if b.kind == "tls-spki"] == [OTHER, TLS_KEY]
     assert claims.keys == {
         "signing-ecdsa": ethereum_address(K256),
@@ -281,7 +281,7 @@ def test_gpus_of_another_request_do_not_verify() -> None:
     answer = report() | {"nvidia_payload": report(OTHER)["nvidia_payload"]}
     (machine,) = read(answer).machines
     with pytest.raises(VerificationError):
-        verifier().verify(machine.evidence, gpu=machine.gpu)
+        verified(machine)
 
 
 def test_every_cut_of_a_report_is_refused() -> None:
