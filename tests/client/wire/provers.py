@@ -16,6 +16,13 @@ from tests.client.wire.authority import identity
 from tests.client.wire.servers import PATH, WireServer
 
 
+class NeverRemembers(set[bytes]):
+    """A set that stays empty."""
+
+    def add(self, _: bytes) -> None:
+        """Forget it at once."""
+
+
 class SimpleProver:
     """A prover of one server, with one proof per key at a time.
 

@@ -16,7 +16,7 @@ from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
 from tests.client.wire.httpx_clients import calling, every_client
-from tests.client.wire.provers import SimpleProver
+from tests.client.wire.provers import NeverRemembers, SimpleProver
 from tests.client.wire.servers import (
     TIMEOUT,
     Connection,
@@ -297,13 +297,6 @@ def test_httpx_gives_up_when_no_connection_is_kept(kind: str) -> None:
             caller.post(server.url, content=b"secret")
         assert len(server.connections) == 4
         assert server.received == b""
-
-
-class NeverRemembers(set[bytes]):
-    """A set that stays empty."""
-
-    def add(self, _: bytes) -> None:
-        """Forget it at once."""
 
 
 @every_client

@@ -1,0 +1,188 @@
+"""SSL contexts for libraries whose connections cannot be got at: aiohttp, websockets, urllib3.
+
+Sockets that block are proven at the end of the handshake, with a question if need be. Connections
+of event loops cannot ask there: they are accepted if their key is one that was proven before, and
+else refused, so that a program proves the server afresh (`await endpoint.aprove()`) and connects
+again.
+
+After a proof has ended, a connection that was opened before it carries no new request of HTTP/1.1,
+but finishes the one under way; a WebSocket stays open.
+"""
+
+# The attribute of the base class is the result of another verification.
+# pyright: reportIncompatibleVariableOverride=false
+
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from attestkit.client.wire.drivers import ReconnectError, drive
+from attestkit.client.wire.httpcore_streams import observe
+from attestkit.client.wire.observed_peer import ObservedPeer
+from attestkit.client.wire.proof_period import ProofPeriod, period
+from attestkit.client.wire.steps import ConnectionProver
+from attestkit.client.wire.tls_context import tls_context
+from attestkit.errors import AttestKitError, UsageError
+from attestkit.ra_tls.connection import AttestedObject, AttestedSocket, PeerRefusedError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_logger = logging.getLogger("attestkit.client")
+_PROVEN: Final = object()
+_SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
+
+
+def pinned_context(
+    prover: ConnectionProver, server_ca: str | bytes | None = None, *, webpki: bool = True
+) -> ssl.SSLContext:
+    """Return a context whose connections are proven, or have a key that was proven.
+
+    Args:
+        prover: Prover of the server.
+        server_ca: As of `tls_context`.
+        webpki: As of `tls_context`.
+
+    Raises:
+        FormatError: If `server_ca` is not PEM.
+    """
+
+    class Socket(ProvenSocket):
+        _prover = prover
+
+    class Object(PinnedObject):
+        _prover = prover
+
+    context = tls_context(server_ca, webpki=webpki)
+    context.sslsocket_class, context.sslobject_class = Socket, Object
+    return context
+
+
+class _Proven:
+    """State of the proof: common base of PinnedObject and ProvenSocket."""
+
+    _prover: ConnectionProver  # of the context
+    _result: Any = None  # of AttestedObject and AttestedSocket; not None once they are proven
+    _refused: tuple[str, str] | None = None  # of both: text and reason
+    _period: ProofPeriod | None = None
+
+    @property
+    def attested_peer(self) -> NoReturn:
+        """Raise UsageError: the endpoint has the proof, of which there is none by connection."""
+        message = "connection: proven by an endpoint; see the endpoint's proof"
+        raise UsageError(message, reason="not_applicable")
+
+    def _check(self, connection: Any) -> None:
+        """Prove the peer after the handshake.
+
+        Raises:
+            PeerRefusedError: If it is refused; later calls then raise it again.
+            ReconnectError: If the server closes the connection after its answer.
+        """
+        opened = period(self._prover)
+        try:
+            self._prover.check_open()
+            self._prove(observe(connection, self._prover))
+        except ReconnectError:
+            raise
+        except Exception as error:  # any error refuses the peer
+            refusal = _as_refusal(error)
+            self._refused = refusal.verify_message, refusal.reason
+            _logger.info("TLS peer refused: %r", refusal.verify_message)
+            if refusal is error:
+                raise
+            raise refusal from error
+        self._period = ProofPeriod(self._prover, opened)
+        self._result = _PROVEN
+
+    def _prove(self, peer: ObservedPeer) -> None:
+        """Compare the key with those that are proven."""
+        if not self._prover.accepts(peer.spki_sha256):
+            message = (
+                f"{peer.host}:{peer.port}: its key {peer.spki_sha256.hex()[:16]}... is not proven; "
+                "prove the server afresh with `await endpoint.aprove()`, and connect again"
+            )
+            raise PeerRefusedError(message, reason="other_key")
+
+    def _before_write(self, data: "ReadableBuffer") -> None:
+        if self._period is not None:
+            self._period.before_write(data)
+
+    def _after_read(self) -> None:
+        if self._period is not None:
+            self._period.after_read()
+
+
+class PinnedObject(_Proven, AttestedObject):
+    """TLS in memory, for asyncio and what is built on it; the peer's key must be proven before."""
+
+    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
+        """Read, after the peer is accepted."""
+        data = super().read(len, buffer)
+        self._after_read()
+        return data
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write, after the peer is accepted, unless it begins a request after the proof's end."""
+        self._ready()
+        self._before_write(data)
+        return super().write(data)
+
+
+class ProvenSocket(_Proven, AttestedSocket):
+    """TLS on a socket, which is reset and closed if the peer is refused."""
+
+    def _prove(self, peer: ObservedPeer) -> None:
+        if self.gettimeout() == 0:
+            super()._prove(peer)
+            return
+        timeout = self.gettimeout()
+        drive(self._prover.steps(peer), _SocketChannel(self))
+        self.settimeout(timeout)
+
+    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
+        """Read, after the peer is proven."""
+        data = super().read(len, buffer)
+        self._after_read()
+        return data
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write, after the peer is proven, unless it begins a request after the proof's end."""
+        self._ready()
+        self._before_write(data)
+        return super().write(data)
+
+    def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
+        """Send, after the peer is proven, unless it begins a request after the proof's end."""
+        self._ready()
+        self._before_write(data)
+        return super().send(data, flags)
+
+
+def _as_refusal(error: Exception) -> PeerRefusedError:
+    """Return an error as one of TLS, which event loops and HTTP libraries know."""
+    if isinstance(error, PeerRefusedError):
+        return error
+    known = isinstance(error, AttestKitError)
+    text = str(error) if known else f"verification failed ({type(error).__name__})"
+    return PeerRefusedError(
+        text, reason=error.reason if isinstance(error, AttestKitError) else "internal"
+    )
+
+
+class _SocketChannel:
+    """The I/O of a proof on a socket, below the methods that wait for it."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self._connection = connection
+
+    def send(self, data: bytes, seconds: float) -> None:
+        self._connection.settimeout(max(seconds, _SHORTEST))
+        view = memoryview(data)
+        while view:
+            view = view[ssl.SSLSocket.send(self._connection, view) :]
+
+    def receive(self, limit: int, seconds: float) -> bytes:
+        self._connection.settimeout(max(seconds, _SHORTEST))
+        data: bytes = ssl.SSLSocket.read(self._connection, limit)
+        return data

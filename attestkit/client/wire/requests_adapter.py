@@ -1,0 +1,310 @@
+"""An adapter of requests over connections that are proven before they carry a request."""
+
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.util import parse_url
+
+from attestkit._argument_checks import wrong_type
+from attestkit.client.wire.attested_tls import ProvenSocket
+from attestkit.client.wire.drivers import ReconnectError
+from attestkit.client.wire.exchange import (
+    Exchange,
+    OnAnswer,
+    framed_headers,
+    identity_encoding,
+    plain_headers,
+)
+from attestkit.client.wire.origin import check_origin
+from attestkit.client.wire.pools import PoolLease, PoolSet
+from attestkit.client.wire.requests_body import RecordedResponse, read_body, record_body
+from attestkit.client.wire.steps import ConnectionProver
+from attestkit.errors import AttestKitError, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.client.sealing.protocol import Headers, Sealing
+
+MAX_CONNECTIONS: Final = 4
+"""Connections that are opened for one request, while servers close them after the evidence."""
+
+_DEPTH: Final = 8  # of errors inside of errors
+
+
+class AttestedAdapter(BaseAdapter):
+    """Sends requests to one server, after it is proven; others are refused before a connection.
+
+    Neither `verify` of a session or request, nor REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE change what
+    is verified. `requests_session` makes a session of it; in a session of one's own, redirects to
+    other servers go to the session's other adapters.
+
+    Args:
+        prover: Prover of the server.
+        context: Context of `pinned_context` for the same prover.
+        sealing: Returns what seals a request; None, or if it returns None: sent as it is.
+        on_answer: Called once an answer was read to its end.
+        proxy: URL of a proxy; None: that of the session, whose tunnels end at the proven server.
+        connections: Idle connections that are kept.
+
+    Raises:
+        UsageError: If the context is another one.
+    """
+
+    def __init__(
+        self,
+        prover: ConnectionProver,
+        context: ssl.SSLContext,
+        *,
+        sealing: "Callable[[], Sealing | None] | None" = None,
+        on_answer: OnAnswer | None = None,
+        proxy: str | None = None,
+        connections: int = 10,
+    ) -> None:
+        super().__init__()
+        _require_proving_context(context)
+        self._prover, self._sealing, self._on_answer = prover, sealing, on_answer
+        self._proxies = None if proxy is None else {"https": proxy}
+        self._pools = PoolSet(prover, lambda: _PeriodAdapter(prover, context, connections))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Raise TypeError: a proof holds in one process."""
+        message = f"{type(self).__name__} cannot be pickled"
+        raise TypeError(message)
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request, after the server is proven.
+
+        Raises:
+            UsageError: If the URL is not `https://`, or `cert` is given.
+            ServiceError: If it is of another server, or the request cannot be sealed.
+            PeerRefusedError: If the server is refused.
+        """
+        del verify  # of the context
+        self._check(request, cert)
+        outgoing, exchange = self._outgoing(request)
+        options: dict[str, Any] = {"stream": stream, "timeout": timeout}
+        options["proxies"] = dict(proxies or {}) if self._proxies is None else self._proxies
+        for _ in range(MAX_CONNECTIONS):
+            lease = self._acquire()
+            try:
+                response = lease.pool.send(outgoing, **options)
+            except BaseException as error:
+                self._release(lease)
+                inner = _inner_error(error)
+                if isinstance(inner, ReconnectError):  # nothing of the request was sent
+                    continue
+                if inner is not None:
+                    raise inner from inner.__cause__
+                raise
+            return self._response(request, response, exchange, lease)
+        message = (
+            f"{self._prover.host}:{self._prover.port}: no connection could be kept after its "
+            f"evidence, {MAX_CONNECTIONS} in a row"
+        )
+        raise ServiceError(message, reason="connection")
+
+    def _check(self, request: requests.PreparedRequest, cert: object) -> None:
+        url = parse_url(request.url or "")
+        check_origin(self._prover, url.scheme or "", (url.host or "").strip("[]"), url.port)
+        if cert is not None:
+            message = "cert: not available over a proven connection"
+            raise UsageError(message, reason="not_applicable")
+
+    def _outgoing(
+        self, request: requests.PreparedRequest
+    ) -> tuple[requests.PreparedRequest, Exchange]:
+        """Return the request in the form in which it is sent."""
+        outgoing = request.copy()
+        sealing = None if self._sealing is None else self._sealing()
+        headers: Headers = [(_text(name), _text(value)) for name, value in request.headers.items()]
+        if sealing is None:
+            exchange = Exchange()
+            if self._on_answer is not None:
+                outgoing.headers = CaseInsensitiveDict(identity_encoding(headers))
+        else:
+            body, method = read_body(request.body), request.method or "GET"
+            sealed = sealing.seal(method, request.path_url, plain_headers(headers), body)
+            exchange = Exchange(sealed)
+            port = "" if self._prover.port == 443 else f":{self._prover.port}"
+            outgoing.method = sealed.method
+            outgoing.url = f"https://{_bracketed(self._prover.host)}{port}{sealed.target}"
+            outgoing.headers = CaseInsensitiveDict(framed_headers(sealed))
+            outgoing.body = sealed.body
+        outgoing.body = record_body(outgoing.body, exchange.record)
+        return outgoing, exchange
+
+    def _response(
+        self,
+        request: requests.PreparedRequest,
+        response: requests.Response,
+        exchange: Exchange,
+        lease: PoolLease["_PeriodAdapter"],
+    ) -> requests.Response:
+        def ended() -> None:
+            if self._on_answer is not None:
+                self._on_answer(exchange.record)
+
+        try:
+            response.raw = RecordedResponse(
+                response.raw, exchange, ended, lambda: self._release(lease)
+            )
+        except BaseException:
+            response.raw.close()
+            self._release(lease)
+            raise
+        response.headers = CaseInsensitiveDict(response.raw.headers)
+        response.encoding = requests.utils.get_encoding_from_headers(response.headers)
+        response.request = request
+        response.connection = self  # type: ignore[assignment] # digest authentication uses `send`
+        return response
+
+    def _acquire(self) -> PoolLease["_PeriodAdapter"]:
+        lease, idle = self._pools.acquire()
+        for pool in idle:
+            pool.close()
+        return lease
+
+    def _release(self, lease: PoolLease["_PeriodAdapter"]) -> None:
+        for pool in self._pools.release(lease):
+            pool.close()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for pool in self._pools.drain():
+            pool.close()
+
+
+def requests_session(
+    prover: ConnectionProver, context: ssl.SSLContext, **options: Any
+) -> requests.Session:
+    """Return a session for one server, which ignores the environment and refuses other servers.
+
+    Args:
+        prover: Prover of the server.
+        context: Context of `pinned_context` for the same prover.
+        options: Further arguments of `AttestedAdapter`.
+    """
+    session = requests.Session()
+    session.trust_env = False
+    session.close()  # the adapters that are replaced
+    session.adapters.clear()
+    adapter = AttestedAdapter(prover, context, **options)
+    for prefix in ("https://", "http://"):  # the adapter itself refuses other servers
+        session.mount(prefix, adapter)
+    return session
+
+
+class _PeriodAdapter(HTTPAdapter):
+    """The connections of one period of proofs, all of them to one server."""
+
+    def __init__(self, prover: ConnectionProver, context: ssl.SSLContext, connections: int) -> None:
+        self._prover, self._context = prover, context
+
+        class Connection(_ProvenConnection):
+            _prover = prover
+
+        class Pool(HTTPSConnectionPool):
+            ConnectionCls = Connection
+
+        self._classes = {"https": Pool}
+        super().__init__(pool_connections=1, pool_maxsize=connections)
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Make the pools of direct connections."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = self._classes
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Make the pools of connections through a proxy."""
+        manager = super().proxy_manager_for(proxy, **options)
+        manager.pool_classes_by_scheme = self._classes
+        return manager
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
+    ) -> tuple[Any, Any]:
+        """Return host, port and TLS of the proven server, whatever request and session say."""
+        del request, verify, cert
+        host = {"scheme": "https", "host": self._prover.host, "port": self._prover.port}
+        tls = {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
+        if not self._context.check_hostname:
+            tls["assert_hostname"] = False
+        return host, tls
+
+    def get_connection(self, url: str | bytes, proxies: Any = None) -> Any:
+        """Raise UsageError: before 2.32.2, requests has no place for host and context."""
+        del url, proxies
+        message = "requests: too old; pip install 'requests>=2.32.2'"
+        raise UsageError(message, reason="missing_dependency")
+
+    def close(self) -> None:
+        """Close all idle connections at once; urllib3 does it once no answer refers to them."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - not iterable by itself
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
+        super().close()
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Leave the verification to the context."""
+
+
+class _ProvenConnection(HTTPSConnection):
+    """A connection whose socket is proven by the context."""
+
+    _prover: ConnectionProver  # of the subclass
+
+    def connect(self) -> None:
+        """Connect, to the server or through a proxy."""
+        self._prover.check_open()
+        super().connect()
+        self.is_verified = True  # by the proof; else urllib3 warns, where there is no WebPKI
+
+
+def _require_proving_context(context: object) -> None:
+    if not (
+        isinstance(context, ssl.SSLContext) and issubclass(context.sslsocket_class, ProvenSocket)
+    ):
+        raise wrong_type("context", "a context of pinned_context", context)
+
+
+def _inner_error(error: object) -> Exception | None:
+    """Return the error of a proof inside of those of urllib3 and requests.
+
+    They are followed by their arguments, because contexts also lead to errors that the caller has
+    handled before.
+    """
+    found: Iterable[object] = [error]
+    for _ in range(_DEPTH):
+        for one in found:
+            if isinstance(one, AttestKitError | ReconnectError):
+                return one
+        found = [part for one in found for part in _parts(one)]
+    return None
+
+
+def _parts(error: object) -> Iterator[object]:
+    if isinstance(error, Exception):
+        yield from error.args
+        yield getattr(error, "reason", None)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

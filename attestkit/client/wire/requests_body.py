@@ -1,0 +1,139 @@
+"""Bodies of requests and their answers, as requests and urllib3 have them, recorded on the way."""
+
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import IO, Any, Final, cast
+
+from urllib3 import HTTPHeaderDict, HTTPResponse
+
+from attestkit.client.wire.exchange import Exchange, WireRecord
+
+_PIECE: Final = 1 << 16
+
+
+def read_body(body: Any) -> bytes:
+    """Return a whole body, in whichever form requests has it."""
+    return b"".join(_pieces(body))
+
+
+def record_body(body: Any, record: WireRecord) -> Any:
+    """Return a body that is recorded; of one that is made piece by piece, each when it is sent."""
+    if body is None:
+        return None
+    if isinstance(body, str | bytes):
+        record.sent(body.encode() if isinstance(body, str) else body)
+        return body
+
+    def recorded() -> Iterator[bytes]:
+        for piece in _pieces(body):
+            record.sent(piece)
+            yield piece
+
+    return recorded()
+
+
+def _pieces(body: Any) -> Iterator[bytes]:
+    if body is None:
+        return
+    if isinstance(body, str | bytes | bytearray):
+        body = [body]
+    elif hasattr(body, "read"):
+        body = iter(partial(_read, body), None)
+    for piece in body:
+        yield piece.encode() if isinstance(piece, str) else bytes(piece)
+
+
+def _read(file: Any) -> Any:
+    return file.read(_PIECE) or None
+
+
+class RecordedResponse(HTTPResponse):
+    """An answer that records another one while it is read.
+
+    Attributes:
+        record: The record; complete once the answer was read to its end.
+    """
+
+    def __init__(
+        self,
+        answer: Any,
+        exchange: Exchange,
+        ended: Callable[[], None],
+        release: Callable[[], None],
+    ) -> None:
+        headers = exchange.start(answer.status, list(answer.headers.items()))
+        self.record = exchange.record
+        super().__init__(
+            body=cast("IO[bytes]", _AnswerReader(answer, exchange, ended, release)),
+            headers=HTTPHeaderDict(headers),
+            status=answer.status,
+            version=answer.version,
+            reason=answer.reason,
+            preload_content=False,
+            original_response=getattr(answer, "_original_response", None),
+            enforce_content_length=False,  # the other answer does it
+        )
+
+    def stream(
+        self, amt: int | None = _PIECE, decode_content: bool | None = None
+    ) -> Generator[bytes, None, None]:
+        """Yield pieces as they come, of `amt` bytes at most."""
+        while data := self.read1(amt, decode_content):
+            yield data
+
+
+class _AnswerReader:
+    """The body of an answer as a file, without decoding."""
+
+    def __init__(
+        self,
+        answer: Any,
+        exchange: Exchange,
+        ended: Callable[[], None],
+        release: Callable[[], None],
+    ) -> None:
+        self._answer, self._exchange = answer, exchange
+        self._ended, self._release = ended, release
+        self._ready = bytearray()
+        self._finished = self.closed = False
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read up to `size` bytes, or all."""
+        if size is None or size < 0:
+            while not self._finished:
+                self._receive()
+            size = len(self._ready)
+        return self.read1(size)
+
+    def read1(self, size: int = _PIECE) -> bytes:
+        """Read up to `size` bytes, as soon as there are some."""
+        while not self._ready and not self._finished and size:
+            self._receive()
+        data = bytes(self._ready[:size])
+        del self._ready[:size]
+        return data
+
+    def _receive(self) -> None:
+        data = self._answer.read1(_PIECE, decode_content=False)
+        if data:
+            self._ready += self._exchange.feed(data)
+        if not data or self._answer.length_remaining == 0:
+            self._finished = True
+            self._ready += self._exchange.finish()
+            self._ended()
+            self._release_once()
+
+    def close(self) -> None:
+        """Close the answer, and let the connection be used again if it was read to its end."""
+        if self.closed:
+            return
+        self.closed = self._finished = True
+        try:
+            self._answer.close()
+            self._answer.release_conn()
+        finally:
+            self._release_once()
+
+    def _release_once(self) -> None:
+        release, self._release = self._release, lambda: None
+        release()
