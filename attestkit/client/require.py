@@ -1,5 +1,6 @@
 """What a proof must show beside what the policy asks of the evidence: `Require`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -11,9 +12,8 @@ ChannelEnd = Literal["model", "gateway", "any"]
 """Where the protected channel must end."""
 
 _FRESH: Final[dict[str, int]] = {"none": 0, "key possession": 1, "nonce": 2}
-_ENDS: Final[dict[str, int]] = {"any": 0, "gateway": 1, "model": 2}
+_ENDS: Final = ("any", "gateway", "model")
 _GATEWAYS: Final = frozenset({"gateway", "router"})
-_NO_CHANNEL: Final = frozenset({"signature"})  # integrity of answers only
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +48,19 @@ class Require:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}: must be a bool", reason="wrong_type")
 
-    def check(self, claims: Claims, binding: Binding | None, service: str) -> None:
+    def check(self, claims: Claims, bindings: Sequence[Binding], service: str) -> None:
         """Check what claims can show, before their evidence is verified.
 
         Args:
             claims: Claims of an answer.
-            binding: The binding that is enforced; None if there is none.
+            bindings: The bindings that are enforced.
             service: Name of the service, for the text.
 
         Raises:
             ServiceError: If a requirement is not met; the text names the keyword to change.
         """
         self._check_freshness(claims, service)
-        self._check_channel(binding, service)
+        self._check_channel(bindings, service)
         if self.gpu and all(machine.gpu is None for machine in claims.machines):
             message = f"{service}: no evidence of GPUs, as Require(gpu=True) asks"
             raise ServiceError(message, reason="no_gpu")
@@ -75,22 +75,18 @@ class Require:
         )
         raise ServiceError(message, reason="no_freshness")
 
-    def _check_channel(self, binding: Binding | None, service: str) -> None:
+    def _check_channel(self, bindings: Sequence[Binding], service: str) -> None:
         if self.channel == "any":
             return
-        if binding is None or binding.kind in _NO_CHANNEL:
+        if not bindings:
             message = (
                 f"{service}: nothing binds the connection or the request to the evidence; seal "
                 'requests with encrypt=True, or pass require=Require(channel="any")'
             )
             raise ServiceError(message, reason="no_channel")
-        if self.channel == "model" and binding.is_of in _GATEWAYS:
+        if self.channel == "model" and all(one.is_of in _GATEWAYS for one in bindings):
             message = (
-                f"{service}: the channel ends at the {binding.is_of}, not at the model; seal "
+                f"{service}: the channel ends at the {bindings[0].is_of}, not at the model; seal "
                 'requests with encrypt=True, or pass require=Require(channel="gateway")'
             )
             raise ServiceError(message, reason="ends_at_gateway")
-
-
-REQUIRE_ALL: Final = Require()
-"""The defaults."""

@@ -98,6 +98,39 @@ def verify(
     evidence, bound = _bound_evidence(found)
     _check_usage(found)
     result = verifier.verify(evidence, report_data=bound, now=now)
+    return _check_certificate(found, evidence, result, max_lifetime)
+
+
+def has_evidence(certificate: bytes) -> bool:
+    """Return whether a certificate has an extension with evidence; nothing is verified.
+
+    Raises:
+        FormatError: If the certificate is malformed.
+    """
+    extensions = read_certificate(certificate).extensions
+    return OID_ATTESTATION in extensions or OID_TDX_QUOTE in extensions
+
+
+def check_certificate(certificate: bytes, result: "AttestationResult") -> "AttestationResult":
+    """Check a certificate, whose evidence has been verified, as `verify` does; add a step.
+
+    Any lifetime is accepted.
+
+    Raises:
+        FormatError, VerificationError: As `verify`, for what is wrong with the certificate.
+    """
+    found = read_certificate(certificate)
+    evidence, _ = _bound_evidence(found)
+    _check_usage(found)
+    return _check_certificate(found, evidence, result, None)
+
+
+def _check_certificate(
+    found: Certificate,
+    evidence: Attestation,
+    result: "AttestationResult",
+    max_lifetime: timedelta | None,
+) -> "AttestationResult":
     _check_identity(found, evidence, result.steps)
     # After the verification, because it determines the time for both checks.
     _check_validity(found, result.verified_at, result.steps)

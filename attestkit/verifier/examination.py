@@ -100,6 +100,11 @@ class Examination:
         """Steps that passed so far, and steps that were skipped."""
         return tuple(self._steps)
 
+    @property
+    def collateral(self) -> Collateral | None:
+        """The collateral for an Intel quote, once `authenticate` has found it; else None."""
+        return self._collateral
+
     def authenticate(self) -> Authenticated:
         """Verify signatures and platform."""
         return run_step("signatures", self._steps, self._authenticate)

@@ -82,8 +82,10 @@ class Machine:
     evidence: bytes | Attestation = field(repr=False)
     report_data: bytes = field(repr=False)  # that the evidence must have, 64 bytes
     gpu: GpuBinding | None = field(default=None, repr=False)
-    # Certificates of SEV-SNP that came with the evidence: DER, of the signing key first.
+    # Certificates of SEV-SNP that came beside the evidence: DER, of the signing key first.
     snp_certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    # Certificate with the evidence, DER, whose own claims are to be compared with it.
+    certificate: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

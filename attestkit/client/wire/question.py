@@ -60,28 +60,23 @@ def ask(
     deadline = clock() + seconds
     what = f"{host}: {one_line(target.partition('?')[0], 100)}"
     yield Send(_encode(connection, host, target, headers))
-    body, received = bytearray(), 0
-    while True:
-        event = _next_event(connection, what)
+    body, room = bytearray(), limit + _HEAD_LIMIT  # interim answers and framing are bounded, too
+    while not isinstance(event := _next_event(connection, what), h11.EndOfMessage):
         if event is h11.NEED_DATA:
             left = deadline - clock()
             if left <= 0:
                 raise ServiceError(f"{what}: no answer within {seconds:g} s", reason="timeout")
             data = yield Receive(_PIECE, left)
-            received += len(data)
-            if received > limit + _HEAD_LIMIT:  # interim answers and framing are bounded, too
-                raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
+            room -= len(data)
             _take(connection, data, what)
         elif isinstance(event, h11.Response):
             _check_head(event, what)
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > limit:
-                raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
-        elif isinstance(event, h11.EndOfMessage):
-            break
         elif isinstance(event, h11.ConnectionClosed):
             raise ServiceError(f"{what}: no answer, the server closed", reason="connection")
+        if room < 0 or len(body) > limit:
+            raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
     if connection.trailing_data[0]:
         raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
     return Reply(bytes(body), connection.our_state is h11.DONE)

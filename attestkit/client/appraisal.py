@@ -1,0 +1,191 @@
+"""From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server."""
+
+import hmac
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import zip_longest
+from typing import Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit._sanitize import shown
+from attestkit.client.first_use import FirstUse
+from attestkit.client.origin import Origin
+from attestkit.client.proof import Proof
+from attestkit.client.proof_bundle import ProofBundle
+from attestkit.client.require import Require
+from attestkit.client.services.service import (
+    MAX_MACHINES,
+    Binding,
+    Claims,
+    Machine,
+    ObservedPeer,
+    Service,
+)
+from attestkit.client.trust import Trust, VerifiedMachine
+from attestkit.collateral import Collateral
+from attestkit.errors import ServiceError, VerificationError
+
+TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
+SEALED_KINDS: Final = ("fields", "hpke", "kem")
+_NOT_VERIFIED: Final = "the GPUs: their evidence was not verified; pass Require(gpu=True)"
+_ANY_PROGRAM: Final = "which program runs: any is accepted (hardware-only)"
+_FIRST: Final = "that the program is the intended one: it was accepted at its first use"
+
+
+class Appraiser:
+    """Verifies what a service answered, under the requirements of the caller."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        service: Service,
+        trust: Trust,
+        require: Require,
+        *,
+        model: str | None,
+        encrypt: bool,
+        max_age: timedelta,
+        first_use: FirstUse | None = None,
+    ) -> None:
+        self.origin, self.service = origin, service
+        self._trust, self._require, self._first_use = trust, require, first_use
+        self.model, self.encrypt, self._max_age = model, encrypt, max_age
+
+    def appraise(
+        self,
+        answers: tuple[bytes, ...],
+        nonce: bytes,
+        seen: ObservedPeer | None,
+        now: datetime,
+        collateral: Sequence[Collateral | None] = (),
+    ) -> Proof:
+        """Return the proof of a server.
+
+        Args:
+            answers: Bodies of the answers to the service's questions.
+            nonce: Nonce that was sent, 32 bytes.
+            seen: The observed peer; None if the service was asked apart.
+            now: Time of the verification, aware.
+            collateral: For each machine, in place of the Verifier's; empty without a bundle.
+
+        Raises:
+            FormatError: If an answer or certificate is malformed.
+            ServiceError: If a requirement is not met, or the observed key is another one.
+            VerificationError: If evidence is not valid or not accepted.
+            CollateralError: If collateral is missing or cannot be fetched.
+        """
+        claims = self.service.read(answers, nonce, seen, self.model)
+        if not 0 < len(claims.machines) <= MAX_MACHINES:
+            message = f"{self.service.name}: {len(claims.machines)} machines, of 1 to 64"
+            raise ServiceError(message, reason="no_attestation")
+        bindings = self._enforced(claims)
+        _check_observed(bindings, seen)
+        self._require.check(claims, bindings, self.service.name)
+        machines = tuple(
+            self._verify(machine, now, own)
+            for machine, own in zip_longest(claims.machines, collateral[: len(claims.machines)])
+        )
+        if self._first_use is not None:
+            self._first_use.remember(machines)
+        return self._proof(claims, bindings, machines, (answers, nonce, seen), now)
+
+    def _enforced(self, claims: Claims) -> tuple[Binding, ...]:
+        """Return the bindings that are enforced: of TLS keys, and that to which is sealed."""
+        found = [one for one in claims.bindings if one.kind in TLS_KINDS]
+        if self.encrypt:
+            sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS][:1]
+            if not sealed:
+                message = f"{self.service.name}: has no key that requests can be sealed to"
+                raise ServiceError(f"{message}; leave out encrypt=True", reason="no_channel")
+            found += sealed
+        return tuple(found)
+
+    def _verify(
+        self, machine: Machine, now: datetime, collateral: Collateral | None
+    ) -> VerifiedMachine:
+        gpu = self._require.gpu and machine.gpu is not None
+        if self._first_use is None:
+            return self._trust.verify(machine, now, gpu=gpu, collateral=collateral)
+        policy = self._first_use.policy(machine.role)
+        with self._first_use.explain(machine.role):
+            return self._trust.verify(machine, now, gpu=gpu, collateral=collateral, policy=policy)
+
+    def _proof(
+        self,
+        claims: Claims,
+        bindings: tuple[Binding, ...],
+        machines: tuple[VerifiedMachine, ...],
+        asked: tuple[tuple[bytes, ...], bytes, ObservedPeer | None],
+        now: datetime,
+    ) -> Proof:
+        answers, nonce, seen = asked
+        ends = [now + self._max_age]
+        ends += [] if claims.valid_until is None else [claims.valid_until]
+        ends += [
+            facts.earliest_expiration
+            for machine in machines
+            if (facts := machine.result.tcb.collateral) is not None
+        ]
+        until = min(ends)
+        if until <= now:
+            message = f"{self.service.name}: its keys are valid until {until:%Y-%m-%dT%H:%M:%SZ}"
+            raise VerificationError(message, reason="document_expired")
+        bundle = ProofBundle(
+            service=self.service.name,
+            host=self.origin.host,
+            port=self.origin.port,
+            model=self.model,
+            nonce=nonce,
+            answers=answers,
+            certificate=None if seen is None else seen.certificate,
+            sealed=self.encrypt,
+            at=now,
+            collateral=tuple(machine.collateral for machine in machines),
+        )
+        return Proof(
+            origin=self.origin.url,
+            service=self.service.name,
+            model=self.model,
+            bindings=bindings,
+            machines=machines,
+            freshness=claims.freshness,
+            code=claims.code if self._trust.code == "policy" else self._trust.code,
+            policy=self._trust.source,
+            not_proven=(*self._general(claims), *claims.not_proven),
+            proven_at=now,
+            valid_until=until,
+            claims=claims,
+            bundle=bundle,
+        )
+
+    def _general(self, claims: Claims) -> list[str]:
+        """Return what nothing shows, for any service."""
+        found = []
+        if self._trust.hardware_only:
+            found.append(_ANY_PROGRAM)
+        if self._first_use is not None:
+            found.append(_FIRST)
+        if not self._require.gpu and any(machine.gpu is not None for machine in claims.machines):
+            found.append(_NOT_VERIFIED)
+        return found
+
+
+def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:
+    """Compare the keys of bindings with the observed one, whatever the service has compared.
+
+    Raises:
+        ServiceError: If none is the observed one.
+    """
+    tls = [one for one in bindings if one.kind in TLS_KINDS]
+    if seen is None or not tls:
+        return
+    key, certificate = seen.spki_sha256, sha256(seen.certificate)
+    for binding in tls:
+        observed = certificate if binding.kind == "tls-certificate" else key
+        if hmac.compare_digest(observed, binding.key):
+            return
+    message = (
+        f"{shown(seen.host)}: the TLS key of the connection is {key.hex()}, and the evidence is "
+        f"about {tls[0].key.hex()}; another server, or a proxy, answers"
+    )
+    raise ServiceError(message, reason="other_key")

@@ -1,0 +1,275 @@
+"""`connect` and `aconnect`: an endpoint that has proven a server, and gives out clients for it.
+
+```python
+with attestkit.connect(url, policy="policy.toml") as endpoint, endpoint.client() as client:
+    print(endpoint.proof)
+    client.post("/v1/secret", json={"a": 1})
+```
+"""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit._argument_checks import wrong_type
+from attestkit._sanitize import one_line
+from attestkit.client.appraisal import SEALED_KINDS, Appraiser
+from attestkit.client.first_use import FirstUse
+from attestkit.client.origin import Origin
+from attestkit.client.proof import Proof
+from attestkit.client.prover import OnProof, Prover
+from attestkit.client.require import REQUIRE_ALL, Require
+from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
+from attestkit.client.trust import FIRST_USE, Policy, Trust
+from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
+from attestkit.client.wire.drivers import ReconnectError, drive
+from attestkit.client.wire.observed_peer import observe_peer
+from attestkit.client.wire.question import ask
+from attestkit.client.wire.steps import Steps
+from attestkit.errors import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from attestkit.client.sealing.protocol import Sealing
+    from attestkit.verifier.verifier_options import VerifierOptions
+
+MAX_AGE: Final = timedelta(hours=1)
+"""Default for the time after which a proof is made anew."""
+
+SECONDS: Final = 10.0
+"""Default for the limit of one connection, and of one answer with evidence."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def connect(
+    url: str,
+    *,
+    policy: Policy,
+    service: str | Service = "auto",
+    model: str | None = None,
+    encrypt: bool = False,
+    require: Require = REQUIRE_ALL,
+    pins: str | os.PathLike[str] | None = None,
+    server_ca: str | bytes | None = None,
+    proxy: str | None = None,
+    max_age: timedelta = MAX_AGE,
+    timeout: float = SECONDS,
+    on_proof: OnProof | None = None,
+    now: Callable[[], datetime] = _utc_now,
+    **verifier: "Unpack[VerifierOptions]",
+) -> "Endpoint":
+    """Prove a server, and return an endpoint whose clients speak with proven servers only.
+
+    Args:
+        url: Base URL of the server, `https://`.
+        policy: What is accepted: the path of a policy's file, an AppraisalPolicy, or a Verifier;
+            or a mapping of these by role of the machine ("*" for all others). It must name app and
+            OS image. The word "hardware-only" accepts any program on sound hardware; "first-use"
+            accepts what runs at the first time, and keeps it in the file `pins`.
+        service: Name of the service, an object of one, or "auto".
+        model: Name of the model, for services that have several.
+        encrypt: Whether requests are sealed to a key of the evidence, beside TLS.
+        require: What the proof must show; the defaults are the safe ones.
+        pins: File of `policy="first-use"`.
+        server_ca: CA certificates of the server in PEM; None are those of the system.
+        proxy: URL of an HTTP proxy for tunnels (CONNECT); those of the environment are not used.
+        max_age: Time after which a proof is made anew.
+        timeout: Limit in seconds for a connection, and for an answer with evidence.
+        on_proof: Called with each new Proof, and each PeerRefusedError.
+        now: Returns the time of verifications, aware.
+        verifier: Arguments of `Verifier`, such as `trust_anchor` or `collateral`. Without
+            `collateral` and `pccs_url`, collateral of TDX comes from Intel's service.
+
+    Raises:
+        PeerRefusedError: If the server is refused; `reason` and `__cause__` tell why. Not a byte of
+            a request was sent.
+        ServiceError: If there is no connection, or nothing is known of the service.
+        UsageError: If an argument is not valid, or the policy does not name app and OS image.
+        ConfigError: If the policy's file, or that of `pins`, is malformed.
+    """
+    origin = Origin.of(url)
+    trust = Trust(policy, verifier, now)
+    dialing = Dialing(origin, server_ca, proxy, timeout)
+    _check_pins(trust, pins)
+    chosen = choose_service(service, dialing)
+    appraiser = Appraiser(
+        origin,
+        chosen,
+        trust,
+        require,
+        model=model,
+        encrypt=encrypt,
+        max_age=max_age,
+        first_use=None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}"),
+    )
+    endpoint = Endpoint(url, appraiser, dialing, now=now, on_proof=on_proof)
+    try:
+        endpoint.prove()
+    except BaseException:
+        endpoint.close()
+        raise
+    return endpoint
+
+
+async def aconnect(url: str, **options: Any) -> "Endpoint":  # noqa: ANN401 - as `connect` has them
+    """Prove a server as `connect` does, without blocking the event loop."""
+    return await asyncio.to_thread(connect, url, **options)
+
+
+class Endpoint:
+    """A server, and clients that speak with it only while it is proven; thread-safe.
+
+    Created by `connect` and `aconnect`; a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        appraiser: Appraiser,
+        dialing: Dialing,
+        *,
+        now: Callable[[], datetime],
+        on_proof: OnProof | None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._appraiser, self._dialing = appraiser, dialing
+        self._context = dialing.context(appraiser.service)
+        self._prover = Prover(
+            appraiser,
+            self._fetch,
+            seconds=dialing.seconds,
+            now=now,
+            monotonic=time.monotonic,
+            on_proof=on_proof,
+        )
+
+    @property
+    def proof(self) -> Proof:
+        """The newest proof.
+
+        Raises:
+            UsageError: If no proof is valid now (reason `not_ready`); see `prove`.
+        """
+        proof = self._prover.newest
+        if proof is None:
+            message = "endpoint: no proof is valid now; prove() makes one"
+            raise UsageError(message, reason="not_ready")
+        return proof
+
+    @property
+    def model(self) -> str | None:
+        """The model that was proven, for requests."""
+        return self._appraiser.model
+
+    def prove(self) -> Proof:
+        """Prove the server afresh, on a connection of its own, and return the proof.
+
+        Earlier proofs remain valid until their end.
+
+        Raises:
+            PeerRefusedError: If the server is refused.
+            ServiceError: If there is no connection.
+        """
+        self._prover.check_open()
+        if self._appraiser.service.where == "apart":
+            drive(self._prover.steps(None, afresh=True), NoChannel())
+            return self.proof
+        with self._open() as connection:
+            origin = self._dialing.origin
+            peer = observe_peer(connection, origin.host, origin.port)
+            with contextlib.suppress(ReconnectError):  # the server closes after its answer
+                drive(self._prover.steps(peer, afresh=True), SocketChannel(connection))
+        return self.proof
+
+    async def aprove(self) -> Proof:
+        """Prove the server afresh as `prove` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.prove)
+
+    def forget(self) -> None:
+        """End all proofs, so that the next request is preceded by a new one."""
+        self._prover.forget()
+
+    def close(self) -> None:
+        """End all proofs; the clients of this endpoint can send nothing from now on."""
+        self._prover.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "proven" if self._prover.newest is not None else "not proven"
+        return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
+
+    def _open(self) -> ssl.SSLSocket:
+        try:
+            return self._dialing.open(self._context)
+        except ssl.SSLCertVerificationError as error:
+            message = (
+                f"{self._dialing.origin.authority}: its certificate is not accepted: "
+                f"{one_line(error.verify_message, 100)}; pass server_ca= with the CA of the server"
+            )
+            raise ServiceError(message, reason="connection") from error
+
+    def _fetch(self, question: Question) -> bytes:
+        """Ask a question on a connection of its own, for services that are proven apart."""
+        dialing = self._dialing
+        if question.origin is not None:
+            dialing = dialing._replace(origin=Origin.of(question.origin))
+        replies: list[bytes] = []
+
+        def steps() -> Steps:
+            reply = yield from ask(
+                dialing.origin.authority,
+                question.target,
+                question.headers,
+                limit=MAX_DOCUMENT,
+                seconds=dialing.seconds,
+            )
+            replies.append(reply.body)
+            return True
+
+        with dialing.open(self._context) as connection:
+            drive(steps(), SocketChannel(connection))
+        return replies[0]
+
+    def _sealing(self) -> "Sealing | None":
+        """Return what seals requests to the newest proven key; None without `encrypt`."""
+        if not self._appraiser.encrypt:
+            return None
+        proof = self.proof
+        for binding in proof.bindings:
+            if binding.kind in SEALED_KINDS:
+                make: Any = getattr(self._appraiser.service, "sealing", None)
+                sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
+                return sealing
+        raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
+
+
+def _check_pins(trust: Trust, pins: object) -> None:
+    if trust.first_use and pins is None:
+        message = f'pins: missing; policy="{FIRST_USE}" keeps what it accepted in this file'
+        raise UsageError(message, reason="missing")
+    if pins is not None and not trust.first_use:
+        message = f'pins: only with policy="{FIRST_USE}"'
+        raise UsageError(message, reason="conflict")
+    if pins is not None and not isinstance(pins, str | os.PathLike):
+        raise wrong_type("pins", "a path", pins)

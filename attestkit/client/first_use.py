@@ -1,0 +1,108 @@
+"""Programs that were accepted at their first use, kept in a file: `policy="first-use"`.
+
+As with ssh: whoever answers first is trusted. The file has a policy for each machine of each
+server, which later evidence must meet. It is for laptops and tests.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit._system.saved_documents import load_document, save_document
+from attestkit.client.trust import VerifiedMachine
+from attestkit.errors import ConfigError, PolicyError, ServiceError
+from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier.policy.app_pins import names_app
+
+_VERSION: Final = 1
+_MAX_FILE: Final = 4 << 20  # bytes
+_WHAT: Final = "first-use pins"
+# What may change on the same machine with the same program.
+_OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
+
+
+class FirstUse:
+    """The kept policies of one service at one server.
+
+    Args:
+        path: The file; it need not exist.
+        subject: Origin and service, which lead the names in the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], subject: str) -> None:
+        self._path, self._subject = Path(path), subject
+
+    def policy(self, role: str) -> AppraisalPolicy | None:
+        """Return the policy of a role; None if it was not seen yet.
+
+        Raises:
+            ConfigError: If the file cannot be read or is malformed.
+        """
+        text = self._read().get(self._name(role))
+        return None if text is None else AppraisalPolicy.from_toml(text, str(self._path))
+
+    @contextmanager
+    def explain(self, role: str) -> Iterator[None]:
+        """Raise ServiceError in place of a PolicyError about another program than at first."""
+        try:
+            yield
+        except PolicyError as error:
+            if error.reason in _OF_PLATFORM or self._name(role) not in self._read():
+                raise
+            message = (
+                f"{self._subject}: differs from its first use: {error}; if the change is intended, "
+                f"remove {shown(self._name(role))} from {self._path}"
+            )
+            raise ServiceError(message, reason="identity") from error
+
+    def remember(self, machines: Sequence[VerifiedMachine]) -> None:
+        """Keep the policies of accepted machines that are not in the file yet.
+
+        Raises:
+            ServiceError: If evidence does not tell which program runs (reason `no_app`).
+            ConfigError: If the file cannot be read or written.
+        """
+        kept = self._read()
+        new = {
+            name: AppraisalPolicy.from_evidence(machine.result)
+            for machine in machines
+            if (name := self._name(machine.role)) not in kept
+        }
+        if not new:
+            return
+        for policy in new.values():
+            if not names_app(policy):
+                message = f"{self._subject}: the evidence does not tell which program runs"
+                raise ServiceError(message, reason="no_app")
+        kept.update({name: policy.to_toml() for name, policy in new.items()})
+        content = json.dumps({"version": _VERSION, "pins": kept}, indent=1) + "\n"
+        unwritable = partial(ConfigError, reason="unwritable")
+        save_document(self._path, content.encode(), unwritable, mode=0o600)
+
+    def _name(self, role: str) -> str:
+        return f"{self._subject} {role}"
+
+    def _read(self) -> dict[str, str]:
+        if not self._path.exists():
+            return {}
+        unreadable = partial(ConfigError, reason="unreadable")
+        return load_document(self._path, _MAX_FILE, _decode, unreadable)
+
+
+def _decode(content: bytes) -> dict[str, str]:
+    """Return the policies, in TOML, by name; ConfigError if the file is malformed."""
+    if len(content) > _MAX_FILE:
+        raise ConfigError(f"{_WHAT}: over {_MAX_FILE} bytes", reason="too_large")
+    values = strict_json.read_object(content, _WHAT)
+    pins: Any = values.get("pins")
+    if values.get("version") != _VERSION or values.keys() != {"version", "pins"}:
+        raise ConfigError(f"{_WHAT}: must have version {_VERSION} and pins", reason="syntax")
+    if not isinstance(pins, dict) or not all(isinstance(one, str) for one in pins.values()):
+        raise ConfigError(f"{_WHAT}: pins must be texts by name", reason="wrong_type")
+    return pins

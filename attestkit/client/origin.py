@@ -1,0 +1,81 @@
+"""The server that an endpoint is about: scheme, host and port of its URL."""
+
+import re
+from ipaddress import IPv6Address
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from attestkit._argument_checks import wrong_type
+from attestkit._sanitize import shown
+from attestkit.errors import UsageError
+
+MAX_URL: Final = 2048
+"""Maximum number of characters of a URL."""
+
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
+_PRINTABLE: Final = re.compile(r"[!-~]+")
+_HTTPS_PORT: Final = 443
+
+
+class Origin(NamedTuple):
+    """An origin of https, and the path below which the caller's requests are."""
+
+    host: str  # without the brackets of an IPv6 address, in lower case
+    port: int
+    path: str = ""  # without a final slash
+
+    @property
+    def authority(self) -> str:
+        """Host and port as in a URL, without the port 443: the value of the header Host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _HTTPS_PORT else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The origin as a URL, without a path."""
+        return f"https://{self.authority}"
+
+    @classmethod
+    def of(cls, url: str) -> "Origin":
+        """Return the origin of a URL.
+
+        Raises:
+            UsageError: If it is not an https URL with a host (reason `plain_http` for http://), or
+                has a user, query or fragment. The text does not contain a URL with a user.
+        """
+        if not isinstance(url, str):
+            raise wrong_type("url", "a str", url)
+        if len(url) > MAX_URL:
+            raise UsageError(f"url: over {MAX_URL} characters", reason="too_large")
+        if "@" in url:
+            raise UsageError("url: must not have a user or `@`", reason="wrong_value")
+        subject = f"url {shown(url)}"
+        if not _PRINTABLE.fullmatch(url) or "\\" in url:
+            message = f"{subject}: must be printable ASCII without spaces and backslashes"
+            raise UsageError(message, reason="encoding")
+        if url.lower().startswith("http://"):
+            message = f"{subject}: http:// has no key that evidence could name; use https://"
+            raise UsageError(message, reason="plain_http")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            message = f"{subject}: host or port is malformed"
+            raise UsageError(message, reason="wrong_value") from error
+        if parts.scheme != "https" or parts.query or parts.fragment:
+            message = f"{subject}: must be an https URL without query and fragment"
+            raise UsageError(message, reason="wrong_value")
+        if not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
+            message = f"{subject}: host or port is missing or malformed"
+            raise UsageError(message, reason="wrong_value")
+        return cls(host, port or _HTTPS_PORT, parts.path.rstrip("/"))
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return _HOST.fullmatch(host) is not None
+    try:
+        return "%" not in host and bool(IPv6Address(host))
+    except ValueError:
+        return False

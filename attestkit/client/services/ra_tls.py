@@ -1,0 +1,52 @@
+"""RA-TLS: the certificate of the server has the evidence (attested-client.md, 2.1 A)."""
+
+from attestkit.client.services.service import Binding, Claims, Machine, ObservedPeer, Question
+from attestkit.errors import ServiceError
+from attestkit.ra_tls import certificate as ra_tls
+from attestkit.report_data import ReportData
+
+
+class RaTls:
+    """A server whose certificate has the evidence; nothing is asked."""
+
+    name = "ra-tls"
+    where = "handshake"
+
+    def recognizes(self, host: str) -> bool:  # noqa: ARG002 - of the protocol
+        """Return False: the certificate shows it."""
+        return False
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002
+        """Return nothing."""
+        return ()
+
+    def read(
+        self,
+        answers: tuple[bytes, ...],  # noqa: ARG002 - of the protocol
+        nonce: bytes,  # noqa: ARG002
+        seen: ObservedPeer | None,
+        model: str | None,  # noqa: ARG002
+    ) -> Claims:
+        """Return the claims of the certificate.
+
+        Raises:
+            FormatError: If certificate or evidence are malformed.
+            VerificationError: If there is no evidence, or it is bound to another key.
+            ServiceError: If no connection was observed.
+        """
+        if seen is None:
+            message = "ra-tls: the evidence is in the handshake, and none was observed"
+            raise ServiceError(message, reason="no_attestation")
+        evidence = ra_tls.read(seen.certificate)
+        machine = Machine(
+            "server",
+            evidence,
+            ReportData.bind("ratls-cert", seen.spki),
+            certificate=seen.certificate,
+        )
+        return Claims(
+            machines=(machine,),
+            bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
+            freshness="key possession",
+            not_proven=("how old the evidence is: the certificate's dates are its maker's word",),
+        )

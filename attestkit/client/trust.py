@@ -1,0 +1,194 @@
+"""What the caller accepts: `policy` in all its forms, and the Verifiers that apply it."""
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
+
+from attestkit._argument_checks import wrong_type
+from attestkit._sanitize import shown
+from attestkit.attestation.wire.evidence_parts import Evidence as EvidenceParts
+from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit.client.services.service import Code, Machine
+from attestkit.errors import ServiceError, UsageError
+from attestkit.ra_tls.certificate import check_certificate
+from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
+from attestkit.verifier.evidence.formats import parse_evidence
+from attestkit.verifier.gpu_join import expected_report_data
+from attestkit.verifier.policy.app_pins import names_app
+from attestkit.verifier.verifier_options import VerifierOptions, open_policy
+
+if TYPE_CHECKING:
+    from attestkit.attestation import Attestation
+    from attestkit.collateral import Collateral
+    from attestkit.collateral.cache import CollateralCache
+
+_Path = str | os.PathLike[str]
+_OnePolicy = AppraisalPolicy | Verifier | _Path
+Policy = _OnePolicy | Mapping[str, _OnePolicy]
+"""Policy, Verifier or path of a policy's file; for several machines a mapping of them by role.
+
+Or one of the words "hardware-only" and "first-use".
+"""
+
+HARDWARE_ONLY: Final = "hardware-only"
+FIRST_USE: Final = "first-use"
+ANY_ROLE: Final = "*"
+"""Role in a mapping that stands for all others."""
+
+
+class VerifiedMachine(NamedTuple):
+    """One machine of a service, whose evidence was accepted."""
+
+    role: str
+    result: AttestationResult
+    collateral: "Collateral | None"  # that was used for an Intel quote
+
+
+class Trust:
+    """Verifiers by role.
+
+    Args:
+        policy: See `Policy`.
+        options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
+            from Intel's service.
+        clock: Returns the current time, aware.
+
+    Raises:
+        UsageError: If a policy does not name app and image (reason `any_app`), has another type,
+            or a Verifier is given with options.
+        ConfigError: If a policy's file cannot be read or is malformed.
+    """
+
+    def __init__(
+        self, policy: Policy, options: VerifierOptions, clock: Callable[[], datetime]
+    ) -> None:
+        self._options, self._clock = options, clock
+        self.first_use = isinstance(policy, str) and policy == FIRST_USE
+        self.hardware_only = isinstance(policy, str) and policy == HARDWARE_ONLY
+        self._verifiers: dict[str, Verifier] = {}
+        if self.first_use or self.hardware_only:
+            self._verifiers[ANY_ROLE] = self.make_verifier(AppraisalPolicy.default())
+            self.source = "any program on sound hardware" if self.hardware_only else "first use"
+            return
+        given = dict(policy) if isinstance(policy, Mapping) else {ANY_ROLE: policy}
+        if not given:
+            raise UsageError("policy: an empty mapping; name the roles", reason="missing")
+        for role, one in given.items():
+            self._verifiers[role] = self._open(role, one)
+        paths = [os.fspath(one) for one in given.values() if isinstance(one, str | os.PathLike)]
+        self.source = f"as pinned in {paths[0]}" if paths else "as the policy pins it"
+
+    @property
+    def code(self) -> Code:
+        """Who vouches for the program."""
+        return "nobody" if self.hardware_only else "policy"
+
+    def make_verifier(self, policy: AppraisalPolicy) -> Verifier:
+        """Return a Verifier with the options and another policy."""
+        options: VerifierOptions = {**self._options, "policy": policy}
+        if "clock" not in options:
+            options["clock"] = self._clock
+        if "collateral" not in options and "pccs_url" not in options:
+            from attestkit.collateral.pccs_client import INTEL_URL  # lazy: to fetch only
+
+            options["pccs_url"] = INTEL_URL
+            options.setdefault("cache", _shared_cache())
+        return Verifier(**options)
+
+    def verify(
+        self,
+        machine: Machine,
+        now: datetime,
+        *,
+        gpu: bool,
+        collateral: "Collateral | None" = None,
+        policy: AppraisalPolicy | None = None,
+    ) -> VerifiedMachine:
+        """Verify the evidence of a machine, and that it has the report data of its claims.
+
+        Args:
+            machine: The machine.
+            now: Time of the verification, aware.
+            gpu: Whether the evidence of its GPUs is verified.
+            collateral: Collateral in place of the Verifier's.
+            policy: Policy in place of that of the role.
+
+        Raises:
+            AttestKitError: As `Verifier.verify`; UsageError if no policy is for the role.
+        """
+        verifier = self._verifier(machine.role) if policy is None else self.make_verifier(policy)
+        evidence = _with_certificates(machine)
+        binding = machine.gpu if gpu else None
+        if binding is not None and binding.report_data != machine.report_data:
+            message = f"{machine.role}: the GPUs' evidence is for other report data"
+            raise ServiceError(message, reason="other_key")
+        examination = verifier.examine(
+            evidence,
+            now=now,
+            collateral=collateral,
+            gpu=binding if binding is not None else _no_gpu(machine),
+        )
+        report_data = machine.report_data if binding is None else ...
+        result = examination.complete(expected_report_data(None, report_data, binding))
+        if machine.certificate is not None:
+            result = check_certificate(machine.certificate, result)
+        return VerifiedMachine(machine.role, result, examination.collateral)
+
+    def _verifier(self, role: str) -> Verifier:
+        found = self._verifiers.get(role) or self._verifiers.get(ANY_ROLE)
+        if found is None:
+            message = f'policy: none for the role {shown(role)}; add it, or "{ANY_ROLE}" for all'
+            raise UsageError(message, reason="missing")
+        return found
+
+    def _open(self, role: str, policy: object) -> Verifier:
+        if isinstance(policy, Verifier):
+            if self._options:
+                message = (
+                    f"policy: a Verifier has its own options; leave out {min(self._options)}, or "
+                    "pass the policy itself"
+                )
+                raise UsageError(message, reason="conflict")
+            verifier = policy
+        elif isinstance(policy, AppraisalPolicy | str | os.PathLike):
+            verifier = self.make_verifier(open_policy(cast("AppraisalPolicy", policy)))
+        else:
+            raise wrong_type("policy", "a path, an AppraisalPolicy or a Verifier", policy)
+        if not names_app(verifier.policy):
+            where = "policy" if role == ANY_ROLE else f"policy of {shown(role)}"
+            message = (
+                f"{where}: does not name both app and OS image, so that any program could be the "
+                "server; use one of AppraisalPolicy.from_evidence, or pass "
+                f'policy="{HARDWARE_ONLY}" to accept any'
+            )
+            raise UsageError(message, reason="any_app")
+        return verifier
+
+
+def _no_gpu(machine: Machine) -> Literal[False] | None:
+    """Return `gpu` of a Verifier: evidence of GPUs that encloses itself is verified anyway."""
+    return None if machine.gpu is None else False
+
+
+def _with_certificates(machine: Machine) -> "bytes | Attestation":
+    """Return the evidence of a machine, with its certificates if it is an SEV-SNP report."""
+    if not machine.snp_certificates:
+        return machine.evidence
+    attestation = parse_evidence(machine.evidence).attestation
+    platform = None if attestation is None else attestation.evidence.platform
+    if attestation is None or not isinstance(platform, SevSnp) or platform.cert_chain:
+        return machine.evidence
+    from attestkit.attestation import Attestation  # lazy: of SEV-SNP only
+
+    parts = platform._replace(cert_chain=machine.snp_certificates)
+    return Attestation(EvidenceParts(parts, attestation.evidence.stack))
+
+
+@cache
+def _shared_cache() -> "CollateralCache":
+    """Return the cache of this process; collateral is public, and checked at every use."""
+    from attestkit.collateral.cache import CollateralCache  # lazy: to fetch only
+
+    return CollateralCache(None)

@@ -1,0 +1,104 @@
+"""TLS connections of the client's own, over a socket, to ask for evidence."""
+
+import ssl
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from attestkit._sanitize import one_line
+from attestkit._system.bounded_http import connect_tcp
+from attestkit.errors import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    import socket
+
+
+class SocketChannel:
+    """The I/O of a socket, for `drive`."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self._connection = connection
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Send all of the bytes."""
+        self._connection.settimeout(seconds)
+        self._connection.sendall(data)
+
+    def receive(self, limit: int, seconds: float) -> bytes:
+        """Receive 1 to `limit` bytes; nothing at the end of the stream."""
+        self._connection.settimeout(seconds)
+        return self._connection.recv(limit)
+
+
+class NoChannel:
+    """The I/O of steps that neither send nor receive."""
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Raise OSError."""
+        raise OSError("no connection")
+
+    def receive(self, limit: int, seconds: float) -> bytes:
+        """Raise OSError."""
+        raise OSError("no connection")
+
+
+def open_tls(
+    host: str, port: int, context: ssl.SSLContext, *, proxy: str | None, seconds: float
+) -> ssl.SSLSocket:
+    """Return a connection whose handshake has finished; nothing is known of the peer.
+
+    Args:
+        host: Name or address, without brackets.
+        port: Port.
+        context: Context of `tls_context`.
+        proxy: URL of an HTTP proxy, which is asked for a tunnel (CONNECT); None for none.
+        seconds: Limit for connection and handshake.
+
+    Raises:
+        ServiceError: If there is no connection (reason `connection` or `timeout`).
+        ssl.SSLCertVerificationError: If the server's certificate is not accepted.
+        UsageError: If the proxy's URL is not valid.
+    """
+    deadline = time.monotonic() + seconds
+    where = f"{host}:{port}"
+
+    def time_left() -> float:
+        return max(deadline - time.monotonic(), 0.001)
+
+    plain: socket.socket | None = None
+    try:
+        plain = _connect(host, port, proxy, time_left)
+        plain.settimeout(time_left())
+        return context.wrap_socket(plain, server_hostname=host, suppress_ragged_eofs=False)
+    except ssl.SSLCertVerificationError:
+        raise
+    except TimeoutError as error:
+        message = f"{where}: no connection within {seconds:g} s"
+        raise ServiceError(message, reason="timeout") from error
+    except (OSError, HTTPException) as error:
+        text = getattr(error, "reason", None) or getattr(error, "strerror", None)
+        problem = one_line(str(text or type(error).__name__), 100)
+        raise ServiceError(f"{where}: no connection: {problem}", reason="connection") from error
+    finally:
+        if plain is not None:
+            plain.close()  # of a failed handshake; else wrap_socket has taken the descriptor
+
+
+def _connect(
+    host: str, port: int, proxy: str | None, time_left: Callable[[], float]
+) -> "socket.socket":
+    if proxy is None:
+        return connect_tcp(host, port, time_left(), time_left)
+    parts = urlsplit(proxy)
+    if parts.scheme != "http" or not parts.hostname:
+        raise UsageError("proxy: must be http://HOST:PORT", reason="wrong_value")
+    tunnel = HTTPConnection(parts.hostname, parts.port or 80, timeout=time_left())
+    tunnel.set_tunnel(host, port)
+    try:
+        tunnel.connect()
+    except BaseException:
+        tunnel.close()
+        raise
+    return tunnel.sock
