@@ -1,7 +1,8 @@
 """attestkit: hardware abstraction over confidential VMs.
 
 `open()` returns an attester for the TEE that the program runs in, or for a simulated one. `verify`
-and `Verifier` appraise evidence. All names are imported on first use.
+and `Verifier` appraise evidence, and `connect()` speaks with servers that have proven theirs. All
+names are imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
     from attestkit.attester import Attester
+    from attestkit.client import Endpoint, Proof, Require, aconnect, connect
     from attestkit.collateral import Collateral
     from attestkit.columns import QuoteColumns, quote_columns
     from attestkit.dstack.app_compose import AppCompose
@@ -56,16 +58,19 @@ __all__ = [
     "Attester",
     "Collateral",
     "DerivedKey",
+    "Endpoint",
     "Event",
     "EventLog",
     "EvidenceBundle",
     "KeyDeriver",
     "LocalKeys",
+    "Proof",
     "Quote",
     "QuoteColumns",
     "ReferenceValues",
     "ReportData",
     "ReportDataWarning",
+    "Require",
     "Signature",
     "SnpReport",
     "TcbStatus",
@@ -74,8 +79,10 @@ __all__ = [
     "VerificationItem",
     "VerificationStep",
     "Verifier",
+    "aconnect",
     "aopen",
     "backends",
+    "connect",
     "errors",
     "open",
     "quote_columns",
@@ -93,6 +100,7 @@ if not TYPE_CHECKING:
             "attestation": ["AppInfo", "Attestation"],
             "attester": ["Attester"],
             "backends": ["backends"],
+            "client": ["Endpoint", "Proof", "Require", "aconnect", "connect"],
             "collateral": ["Collateral"],
             "columns": ["QuoteColumns", "quote_columns"],
             "dstack.app_compose": ["AppCompose"],

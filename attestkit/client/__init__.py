@@ -1,1 +1,49 @@
-"""Clients that have proven a server before they send it a request."""
+"""Clients that have proven a server before they send it a request.
+
+`connect` proves a server, and returns an `Endpoint` with clients for httpx, requests and others.
+The names are loaded on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from attestkit._package import lazy_names
+
+if TYPE_CHECKING:
+    from attestkit.client.endpoint import Endpoint, aconnect, connect
+    from attestkit.client.proof import Proof
+    from attestkit.client.proof_bundle import ProofBundle
+    from attestkit.client.prover import OnProof
+    from attestkit.client.require import Require
+    from attestkit.client.services.bound import bound
+    from attestkit.client.services.registry import service_names
+    from attestkit.client.services.service import Binding, ObservedPeer, Service
+
+__all__ = [
+    "Binding",
+    "Endpoint",
+    "ObservedPeer",
+    "OnProof",
+    "Proof",
+    "ProofBundle",
+    "Require",
+    "Service",
+    "aconnect",
+    "bound",
+    "connect",
+    "service_names",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "endpoint": ["Endpoint", "aconnect", "connect"],
+            "proof": ["Proof"],
+            "proof_bundle": ["ProofBundle"],
+            "prover": ["OnProof"],
+            "require": ["Require"],
+            "services.bound": ["bound"],
+            "services.registry": ["service_names"],
+            "services.service": ["Binding", "ObservedPeer", "Service"],
+        },
+    )

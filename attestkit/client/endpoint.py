@@ -122,7 +122,7 @@ def connect(
     return endpoint
 
 
-async def aconnect(url: str, **options: Any) -> "Endpoint":  # noqa: ANN401 - as `connect` has them
+async def aconnect(url: str, **options: Any) -> "Endpoint":
     """Prove a server as `connect` does, without blocking the event loop."""
     return await asyncio.to_thread(connect, url, **options)
 

@@ -1,4 +1,4 @@
-"""Which service a server is: `service="auto"` of `connect`. Guessing never weakens a requirement."""
+"""Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement."""
 
 import ssl
 from typing import NamedTuple
@@ -30,9 +30,7 @@ class Dialing(NamedTuple):
     def open(self, context: ssl.SSLContext) -> ssl.SSLSocket:
         """Open a connection, as `open_tls` does."""
         origin = self.origin
-        return open_tls(
-            origin.host, origin.port, context, proxy=self.proxy, seconds=self.seconds
-        )
+        return open_tls(origin.host, origin.port, context, proxy=self.proxy, seconds=self.seconds)
 
 
 def choose_service(name: str | Service, dialing: Dialing) -> Service:

@@ -1,6 +1,5 @@
 """Services by name."""
 
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Final
@@ -46,10 +45,8 @@ def open_service(name: str) -> Service:
         message = f"service: {shown(name)} is unknown; known are {', '.join(_SERVICES)}, and auto"
         raise UsageError(message, reason="unknown_name")
     module, attribute = _SERVICES[name]
-    made: Callable[[], Service] = getattr(
-        import_module(f"attestkit.client.services.{module}"), attribute
-    )
-    return made()
+    made: Service = getattr(import_module(f"attestkit.client.services.{module}"), attribute)()
+    return made
 
 
 def find_service(host: str) -> Service | None:

@@ -37,10 +37,12 @@ class NoChannel:
 
     def send(self, data: bytes, seconds: float) -> None:
         """Raise OSError."""
+        del data, seconds
         raise OSError("no connection")
 
     def receive(self, limit: int, seconds: float) -> bytes:
         """Raise OSError."""
+        del limit, seconds
         raise OSError("no connection")
 
 
