@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from attestkit.client.sealing.protocol import Sealing
-    from attestkit.verifier.verifier_options import VerifierOptions
+    from attestkit.verifier.verifier_options import VerifierSettings
 
 MAX_AGE: Final = timedelta(hours=1)
 """Default for the time after which a proof is made anew."""
@@ -67,7 +67,7 @@ def connect(
     timeout: float = SECONDS,
     on_proof: OnProof | None = None,
     now: Callable[[], datetime] = _utc_now,
-    **verifier: "Unpack[VerifierOptions]",
+    **verifier: "Unpack[VerifierSettings]",
 ) -> "Endpoint":
     """Prove a server, and return an endpoint whose clients speak with proven servers only.
 

@@ -90,3 +90,7 @@ class Require:
                 'requests with encrypt=True, or pass require=Require(channel="gateway")'
             )
             raise ServiceError(message, reason="ends_at_gateway")
+
+
+REQUIRE_ALL: Final = Require()
+"""The defaults."""

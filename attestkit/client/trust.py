@@ -17,7 +17,7 @@ from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from attestkit.verifier.evidence.formats import parse_evidence
 from attestkit.verifier.gpu_join import expected_report_data
 from attestkit.verifier.policy.app_pins import names_app
-from attestkit.verifier.verifier_options import VerifierOptions, open_policy
+from attestkit.verifier.verifier_options import VerifierOptions, VerifierSettings, open_policy
 
 if TYPE_CHECKING:
     from attestkit.attestation import Attestation
@@ -62,7 +62,7 @@ class Trust:
     """
 
     def __init__(
-        self, policy: Policy, options: VerifierOptions, clock: Callable[[], datetime]
+        self, policy: Policy, options: VerifierSettings, clock: Callable[[], datetime]
     ) -> None:
         self._options, self._clock = options, clock
         self.first_use = isinstance(policy, str) and policy == FIRST_USE

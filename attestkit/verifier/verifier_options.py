@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 _Path = str | os.PathLike[str]
 
 
-class VerifierOptions(TypedDict, total=False):
-    """The arguments of `Verifier`, of which each may be left out."""
+class VerifierSettings(TypedDict, total=False):
+    """The arguments of `Verifier` beside its policy, of which each may be left out."""
 
     trust_anchor: bytes | str | None
     collateral: "Collateral | _Path | None"
     pccs_url: str | None
-    policy: "AppraisalPolicy | _Path | None"
     getter: "Getter | None"
     cache: "CollateralCache | None"
     clock: Callable[[], datetime]
@@ -37,6 +36,12 @@ class VerifierOptions(TypedDict, total=False):
     fetch_ak_certificates: bool
     gpu_roots: "GpuRoots | None"
     gpu_endorsements: "GpuEndorsements | _Path | None"
+
+
+class VerifierOptions(VerifierSettings, total=False):
+    """The arguments of `Verifier`, of which each may be left out."""
+
+    policy: "AppraisalPolicy | _Path | None"
 
 
 def open_images(images: "Images | ImageStore | None") -> "ImageStore | None":
