@@ -1,8 +1,8 @@
 """Test support: simulated TEEs for code that uses attestkit, and a contract test for backends.
 
-pytest provides the fixtures `tee`, `tee_session` and `tee_factory`; other programs use
-`SimulatedTee` as a context manager. Packages with their own backend subclass `BackendContract`.
-The modules are loaded on first use.
+pytest provides the fixtures `tee`, `tee_session`, `tee_factory` and `attested_server`; other
+programs use `SimulatedTee` and `AttestedServer` as context managers. Packages with their own
+backend subclass `BackendContract`. The modules are loaded on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
+    from attestkit.testing.attested_server import AttestedServer
     from attestkit.testing.contract import BackendContract
     from attestkit.testing.tee import SimulatedTee
 
-__all__ = ["BackendContract", "SimulatedTee"]
+__all__ = ["AttestedServer", "BackendContract", "SimulatedTee"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
-        __name__, {"contract": ["BackendContract"], "tee": ["SimulatedTee"]}
+        __name__,
+        {
+            "attested_server": ["AttestedServer"],
+            "contract": ["BackendContract"],
+            "tee": ["SimulatedTee"],
+        },
     )

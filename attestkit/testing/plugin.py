@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from attestkit.kms import SimulatedKms
+    from attestkit.testing.attested_server import AttestedServer
     from attestkit.testing.server import ServerLoop
     from attestkit.testing.tee import SimulatedTee
 
@@ -127,6 +128,28 @@ def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
     Its server starts on the first use of `.socket`, `.url`, `.client` and similar attributes.
     """
     return tee_factory()
+
+
+@pytest.fixture
+def attested_server(
+    _attestkit_session: _Session, monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[Callable[..., AttestedServer]]":
+    """Start HTTPS servers in simulated TEEs that are closed after the test.
+
+    `attested_server(app)` has the arguments of `attestkit.testing.AttestedServer`.
+    """
+    with ExitStack() as stack:
+
+        def make(app: Any = None, **options: Any) -> "AttestedServer":  # noqa: ANN401
+            with _fast_imports():
+                from attestkit.testing.attested_server import AttestedServer  # lazy: as above
+                from attestkit.testing.tee import SharedResources
+
+            make_folder, loop = _attestkit_session
+            options["resources"] = SharedResources(make_folder, monkeypatch.setenv, loop)
+            return stack.enter_context(AttestedServer(app, **options))
+
+        yield make
 
 
 @pytest.fixture

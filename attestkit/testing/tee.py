@@ -97,7 +97,7 @@ class SimulatedTee:
             faults = tuple(faults)
         self._folder: Path | None = None
         self._outer, self._inner = ExitStack(), ExitStack()  # resources; their users
-        self._resources = resources or _own_resources(self._outer)
+        self._resources = resources or own_resources(self._outer)
         given: dict[str, object] = {"scenario": scenario, "faults": faults, "platform": platform}
         given |= {"quote_version": quote_version, "gpus": gpus, "state_dir": state_dir}
         options |= {name: value for name, value in given.items() if value is not None}
@@ -406,7 +406,7 @@ def _need_disk(faults: FaultsLike) -> bool:
     return isinstance(armed, Iterable) and any(_NEEDS_DISK in str(fault) for fault in armed)
 
 
-def _own_resources(stack: ExitStack) -> SharedResources:
+def own_resources(stack: ExitStack) -> SharedResources:
     """Return resources that are released with `stack`."""
     loop, owner = ServerLoop(), object()
     stack.callback(loop.close)

@@ -1,0 +1,77 @@
+"""ASGI middleware that proves a server to attestkit's clients (attested-client.md, part 3).
+
+    from attestkit.client.asgi import Attested
+
+    tee = attestkit.open()
+    app = Attested(app, tee, tls="/etc/tls/leaf.pem")
+
+It serves `/.well-known/attestkit` with evidence about the keys of the TLS certificates; every other
+request, WebSocket and lifespan event goes to the app unchanged. TLS must end in this TEE, and the
+private keys must not leave it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeAlias, final
+
+from attestkit.client.document import PATH, SigningKey
+from attestkit.client.document_endpoint import DocumentEndpoint, EvidenceMaker
+from attestkit.client.tls_keys import TlsSource
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@final
+class Attested:
+    """An ASGI application with the document of attested TLS.
+
+    Args:
+        app: The application.
+        tee: The TEE, such as `attestkit.open()`; the caller keeps it open.
+        tls: Path of the server's certificate in PEM, which is read again when it changes; or a list
+            of paths, keys (SubjectPublicKeyInfo in DER) and SHA-256 hashes of keys. List a new key
+            before the server uses it.
+        name: Name of the server, for people.
+        hpke: X25519 public key that the evidence is to be about, too.
+        signing: Keys of signatures that the evidence is to be about, too.
+
+    Raises:
+        UsageError: If an argument is not valid, or a file of `tls` cannot be read.
+        FormatError: If a file of `tls` is malformed.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        tee: EvidenceMaker,
+        *,
+        tls: TlsSource,
+        name: str | None = None,
+        hpke: bytes | None = None,
+        signing: Sequence[SigningKey] = (),
+    ) -> None:
+        self._app = app
+        self._endpoint = DocumentEndpoint(tee, tls, name=name, hpke=hpke, signing=signing)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for the document, or call the app."""
+        if scope["type"] != "http" or _path(scope) != PATH:
+            await self._app(scope, receive, send)
+            return
+        found = self._endpoint.answer(scope["method"], scope["query_string"])
+        reply = await asyncio.wrap_future(found) if isinstance(found, Future) else found
+        headers = [(name.encode(), value.encode()) for name, value in reply.headers]
+        start = {"type": "http.response.start", "status": reply.status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": reply.body})
+
+
+def _path(scope: Scope) -> str:
+    """Return the path without the prefix of a proxy, which servers add to it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

@@ -1,0 +1,319 @@
+"""Statement and document of attested TLS, version 1 (attested-client.md, part 3).
+
+A server answers `GET /.well-known/attestkit?nonce=N` with a document: JSON with a statement, which
+names the server's keys and the client's nonce, and with evidence whose report data are
+`ReportData.bind("attested-tls", statement)`. Statement and evidence are base64; the statement is in
+canonical form (RFC 8785), so that a value has one encoding only.
+"""
+
+import binascii
+import hmac
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from attestkit._argument_checks import require_bytes, require_size, wrong_type
+from attestkit._formats import strict_json
+from attestkit._formats.canonical_json import canonical_json
+from attestkit._sanitize import key as shown_key
+from attestkit.attestation import MAX_SIZE as MAX_EVIDENCE
+from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.report_data import ReportData
+
+PATH: Final = "/.well-known/attestkit"
+"""Path of the document on a server."""
+
+NONCE_SIZE: Final = 32
+"""Bytes of a nonce."""
+
+MAX_SIZE: Final = 16 << 20
+"""Maximum size of a document in bytes."""
+
+MAX_STATEMENT: Final = 256 << 10
+"""Maximum size of a statement in bytes."""
+
+MAX_KEYS: Final = 16
+"""Maximum number of TLS keys in a statement, and of signing keys."""
+
+MAX_SIGNING_KEY: Final = 4096
+"""Maximum size of a signing key in bytes."""
+
+MAX_NAME: Final = 256
+"""Maximum number of characters of a server's name."""
+
+MAX_CERTIFICATES: Final = 8
+"""Maximum number of certificates in a document."""
+
+MAX_CERTIFICATE: Final = 16 << 10
+"""Maximum size of a certificate in bytes; a VCEK has about 1,400."""
+
+_VERSION: Final = 1
+_PURPOSE: Final = "attestkit.attested-tls.v1"
+_TAG: Final = "attested-tls"
+_KEY_SIZE: Final = 32  # bytes: SHA-256 of a SubjectPublicKeyInfo; an X25519 key
+_SEQUENCE: Final = b"\x30"  # tag of a certificate in DER
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
+_ALGORITHM: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class SigningKey(NamedTuple):
+    """A public key with which a server signs its answers."""
+
+    algorithm: str  # such as "ed25519": lower-case letters, digits, ".", "_" and "-"
+    public_key: bytes
+
+
+class Statement(NamedTuple):
+    """What a server states about its keys; its evidence is over the encoded bytes."""
+
+    encoded: bytes
+    nonce: bytes  # of the client
+    tls: tuple[bytes, ...]  # SHA-256 of the SubjectPublicKeyInfo of each TLS key
+    hpke: bytes | None  # X25519 public key
+    signing: tuple[SigningKey, ...]
+    name: str | None  # of the server, by its own word
+
+    @property
+    def report_data(self) -> bytes:
+        """The report data that evidence of this statement has, 64 bytes."""
+        return statement_report_data(self.encoded)
+
+
+class AttestedDocument(NamedTuple):
+    """A document that was read; nothing of it is verified but its form and the nonce."""
+
+    statement: Statement
+    evidence: bytes  # in any encoding of `Attestation`
+    certificates: tuple[bytes, ...]  # DER; SEV-SNP only: signing key (VCEK, VLEK), its issuer, root
+
+
+def statement_report_data(encoded: bytes) -> bytes:
+    """Return the report data of evidence of an encoded statement, 64 bytes."""
+    return ReportData.bind(_TAG, encoded)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def encode_statement(
+    tls: Sequence[bytes],
+    nonce: bytes,
+    *,
+    hpke: bytes | None = None,
+    signing: Sequence[SigningKey] = (),
+    name: str | None = None,
+) -> bytes:
+    """Return a statement in canonical form.
+
+    Args:
+        tls: SHA-256 of the SubjectPublicKeyInfo of each TLS key: 1 to 16 different ones.
+        nonce: Nonce of the client, 32 bytes.
+        hpke: X25519 public key, 32 bytes.
+        signing: At most 16 keys.
+        name: Name of the server: 1 to 256 characters, none of them a control character.
+
+    Raises:
+        UsageError: If an argument is not valid.
+    """
+    keys: dict[str, object] = {"tls": [_key_text("tls", key) for key in tls]}
+    if hpke is not None:
+        keys["hpke"] = _key_text("hpke", hpke)
+    if signing:
+        keys["signing"] = [_signing_fields(*key) for key in signing]
+    fields = {"keys": keys, "nonce": _key_text("nonce", nonce), "purpose": _PURPOSE}
+    if name is not None:
+        _require_text("name", name)
+        fields["name"] = name
+    try:
+        encoded = canonical_json(fields, "statement")
+        _read_statement(encoded)  # the limits are those of the reader
+    except FormatError as error:
+        raise UsageError(str(error), reason="wrong_value") from error
+    return encoded
+
+
+def encode_document(statement: bytes, evidence: bytes, certificates: Sequence[bytes] = ()) -> bytes:
+    """Return a document.
+
+    Args:
+        statement: As by `encode_statement`.
+        evidence: Evidence over `statement_report_data(statement)`, as by `Attestation.to_bytes`.
+        certificates: Of SEV-SNP, in DER: of the signing key, its issuer, and the root.
+    """
+    fields: dict[str, object] = {
+        "version": _VERSION,
+        "statement": _base64(statement),
+        "evidence": _base64(evidence),
+    }
+    if certificates:
+        fields["certificates"] = [_base64(der) for der in certificates]
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _key_text(what: str, key: bytes) -> str:
+    require_bytes(what, key)
+    require_size(what, key, _KEY_SIZE)
+    return key.hex()
+
+
+def _signing_fields(algorithm: str, public_key: bytes) -> dict[str, str]:
+    _require_text("signing: algorithm", algorithm)
+    require_bytes("signing: public key", public_key)
+    return {"algorithm": algorithm, "public_key": public_key.hex()}
+
+
+def _require_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise wrong_type(what, "text", value)
+
+
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
+    """Read the document that answers a nonce.
+
+    The caller verifies the evidence, with the report data of the statement, and that the TLS key of
+    the connection is one of the statement's.
+
+    Args:
+        body: The answer, at most 16 MiB.
+        nonce: Nonce that was sent, 32 bytes.
+
+    Raises:
+        FormatError: If the document is malformed, or has members that version 1 does not define.
+        ServiceError: If the statement has another nonce (reason `nonce_echo`).
+    """
+    require_bytes("nonce", nonce)
+    if len(body) > MAX_SIZE:
+        raise FormatError(f"document: over {MAX_SIZE} bytes", reason="too_large")
+    fields = strict_json.read_object(body, "document")
+    _check_version(fields)
+    _check_members(fields, "document", {"version", "statement", "evidence"}, {"certificates"})
+    evidence = _bytes_of(fields["evidence"], "evidence", MAX_EVIDENCE)
+    certificates = _certificates(fields["certificates"]) if "certificates" in fields else ()
+    statement = _read_statement(_bytes_of(fields["statement"], "statement", MAX_STATEMENT))
+    if not hmac.compare_digest(statement.nonce, nonce):
+        message = "document: the statement is for another nonce than that of this client"
+        raise ServiceError(message, reason="nonce_echo")
+    return AttestedDocument(statement, evidence, certificates)
+
+
+def _read_statement(encoded: bytes) -> Statement:
+    if len(encoded) > MAX_STATEMENT:
+        raise FormatError(f"statement: over {MAX_STATEMENT} bytes", reason="too_large")
+    fields = strict_json.read_object(encoded, "statement")
+    _check_members(fields, "statement", {"keys", "nonce", "purpose"}, {"name"})
+    if fields["purpose"] != _PURPOSE:
+        raise FormatError(f"purpose: must be {_PURPOSE}", reason="wrong_value")
+    nonce = _hex(fields["nonce"], "nonce", NONCE_SIZE)
+    keys = fields["keys"]
+    if not isinstance(keys, dict):
+        raise FormatError("keys: must be a JSON object", reason="wrong_type")
+    _check_members(keys, "keys", {"tls"}, {"hpke", "signing"})
+    tls = tuple([_hex(key, "keys.tls", _KEY_SIZE) for key in _items(keys["tls"], "keys.tls")])
+    if len(set(tls)) != len(tls):
+        raise FormatError("keys.tls: a key occurs twice", reason="duplicate")
+    hpke = _hex(keys["hpke"], "keys.hpke", _KEY_SIZE) if "hpke" in keys else None
+    signing = _items(keys["signing"], "keys.signing") if "signing" in keys else ()
+    name = _name(fields["name"]) if "name" in fields else None
+    found = Statement(encoded, nonce, tls, hpke, tuple(map(_signing_key, signing)), name)
+    if canonical_json(fields, "statement") != encoded:
+        message = "statement: not in canonical form (RFC 8785)"
+        raise FormatError(message, reason="not_canonical")
+    return found
+
+
+def _check_version(fields: Mapping[str, object]) -> None:
+    """Check the version first: documents of others may have other members."""
+    version = fields.get("version", _VERSION)  # if missing, `_check_members` refuses it
+    if type(version) is not int:
+        raise FormatError("version: must be an integer", reason="wrong_type")
+    if version != _VERSION:
+        raise FormatError(f"version: must be {_VERSION}", reason="unsupported_version")
+
+
+def _check_members(
+    fields: Mapping[str, object], what: str, required: Collection[str], optional: Collection[str]
+) -> None:
+    for name in sorted(required):
+        if name not in fields:
+            raise FormatError(f"{what}: {name}: missing", reason="missing")
+    for name in fields:
+        if name not in required and name not in optional:
+            message = f"{what}: {shown_key(name)}: not a member of version {_VERSION}"
+            raise FormatError(message, reason="unknown_field")
+
+
+def _items(value: object, what: str, most: int = MAX_KEYS) -> list[Any]:
+    """Return a list of 1 to `most` values."""
+    if not isinstance(value, list):
+        raise FormatError(f"{what}: must be a list", reason="wrong_type")
+    if not value:
+        raise FormatError(f"{what}: empty", reason="missing")
+    if len(value) > most:
+        raise FormatError(f"{what}: {len(value)} values, at most {most}", reason="too_many")
+    return value
+
+
+def _signing_key(value: object) -> SigningKey:
+    what = "keys.signing"
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: must be a list of JSON objects", reason="wrong_type")
+    _check_members(value, what, {"algorithm", "public_key"}, ())
+    algorithm, public_key = value["algorithm"], _hex(value["public_key"], f"{what}.public_key")
+    if not isinstance(algorithm, str):
+        raise FormatError(f"{what}.algorithm: must be a string", reason="wrong_type")
+    if not _ALGORITHM.fullmatch(algorithm):
+        message = f"{what}.algorithm: must be 1 to 64 lower-case letters, digits, '.', '_' or '-'"
+        raise FormatError(message, reason="wrong_value")
+    if len(public_key) > MAX_SIGNING_KEY:
+        message = f"{what}.public_key: over {MAX_SIGNING_KEY} bytes"
+        raise FormatError(message, reason="too_large")
+    return SigningKey(algorithm, public_key)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise FormatError("name: must be a string", reason="wrong_type")
+    if not 1 <= len(value) <= MAX_NAME or _CONTROL.search(value):
+        message = f"name: must be 1 to {MAX_NAME} characters without control characters"
+        raise FormatError(message, reason="wrong_value")
+    return value
+
+
+def _hex(value: object, what: str, size: int | None = None) -> bytes:
+    """Decode lower-case hex, of exactly `size` bytes if given."""
+    if not isinstance(value, str):
+        raise FormatError(f"{what}: must be a string", reason="wrong_type")
+    if not _HEX.fullmatch(value):
+        raise FormatError(f"{what}: must be lower-case hex", reason="encoding")
+    return strict_json.from_hex(value, what, size)
+
+
+def _bytes_of(value: object, what: str, most: int) -> bytes:
+    """Decode canonical base64 of 1 to `most` bytes."""
+    if isinstance(value, str) and len(value) > (most + 2) // 3 * 4:
+        raise FormatError(f"{what}: over {most} bytes", reason="too_large")
+    found = strict_json.from_base64(value, what)
+    if not found:
+        raise FormatError(f"{what}: empty", reason="missing")
+    if len(found) > most:
+        raise FormatError(f"{what}: over {most} bytes", reason="too_large")
+    return found
+
+
+def _certificates(value: object) -> tuple[bytes, ...]:
+    found = []
+    for item in _items(value, "certificates", MAX_CERTIFICATES):
+        der = _bytes_of(item, "certificates", MAX_CERTIFICATE)
+        if not der.startswith(_SEQUENCE):
+            raise FormatError("certificates: not DER", reason="syntax")
+        found.append(der)
+    return tuple(found)

@@ -1,0 +1,163 @@
+"""Keys of a server's TLS certificates, from PEM files that are read again when they change."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from attestkit._argument_checks import wrong_type
+from attestkit._crypto.der import BIT_STRING, SEQUENCE, DerReader
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._system.untrusted_files import read_regular
+from attestkit.client.document import MAX_KEYS
+from attestkit.errors import FormatError, UsageError
+from attestkit.ra_tls.issued import current_time
+
+if TYPE_CHECKING:
+    from attestkit._reasons import UsageReason
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+TlsSource: TypeAlias = AnyPath | Sequence[AnyPath | bytes]
+"""A PEM file; or several PEM files, keys in DER (SubjectPublicKeyInfo) and their SHA-256 hashes."""
+
+_MAX_FILE: Final = 1 << 20  # bytes
+_HASH_SIZE: Final = 32
+_PUBLIC_KEY: Final = "PUBLIC KEY"
+_NO_EXPIRY: Final = 0.0  # of a key without certificate: it counts while the file has it
+_logger = logging.getLogger("attestkit.client")
+
+
+class TlsKeys:
+    """Hashes of the keys of a server's TLS certificates. Thread-safe.
+
+    Of a PEM file the first certificate counts, and all blocks `PUBLIC KEY`, which are keys of
+    certificates to come. The file is read again when it changes. The key of the certificate that
+    was replaced stays listed until that certificate expires, because the server may still use it.
+
+    Args:
+        tls: See `TlsSource`.
+        clock: Returns the time in seconds since 1970.
+
+    Raises:
+        UsageError: If there is no key, there are more than 16, a file cannot be read, or a value is
+            neither a path, a key nor a hash.
+        FormatError: If a file has no certificate and no public key, or is malformed.
+    """
+
+    def __init__(self, tls: TlsSource, clock: Callable[[], float] = current_time) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._fixed: list[bytes] = []
+        self._files: list[_PemFile] = []
+        for source in _sources(tls):
+            if isinstance(source, bytes):
+                self._fixed.append(_key_hash(source))
+            else:
+                self._files.append(_PemFile(source))
+        found = {*self._fixed, *(key for file in self._files for key in file.keys)}
+        if not 1 <= len(found) <= MAX_KEYS:
+            reason: UsageReason = "too_many" if found else "missing"
+            raise UsageError(f"tls: {len(found)} keys, must be 1 to {MAX_KEYS}", reason=reason)
+
+    def current(self) -> tuple[bytes, ...]:
+        """Return the SHA-256 hashes of 1 to 16 keys; those of replaced certificates are last."""
+        now = self._clock()
+        with self._lock:
+            for file in self._files:
+                file.refresh(now)
+            keys = [*self._fixed, *(key for file in self._files for key in file.keys)]
+            keys += [key for file in self._files for key in file.replaced]
+        return tuple(dict.fromkeys(keys))[:MAX_KEYS]
+
+
+class _PemFile:
+    """A PEM file: its present keys, and those of certificates that it had before."""
+
+    def __init__(self, path: AnyPath) -> None:
+        self._path = os.fspath(path)
+        self.keys: dict[bytes, float]  # end of validity, in seconds since 1970, by hash
+        self.replaced: dict[bytes, float] = {}
+        try:
+            self._stamp = _stamp(self._path)
+            self.keys = _read_keys(self._path)
+        except OSError as error:
+            message = f"tls: {self._path}: cannot be read: {error.strerror}"
+            raise UsageError(message, reason="cannot_read") from error
+        except FormatError as error:
+            message = f"tls: {self._path}: {error.message}"
+            raise FormatError(message, reason=error.reason) from error
+
+    def refresh(self, now: float) -> None:
+        """Read the file again if it has changed; if that fails, its last keys remain."""
+        try:
+            stamp = _stamp(self._path)
+            if stamp != self._stamp:
+                keys = _read_keys(self._path)
+                known = self.keys | self.replaced
+                self.replaced = {key: known[key] for key in known if key not in keys}
+                self.keys, self._stamp = keys, stamp
+        except (OSError, FormatError) as error:
+            _logger.warning("%s: cannot be read, its last keys remain: %s", self._path, error)
+        self.replaced = {key: end for key, end in self.replaced.items() if end > now}
+
+
+def _sources(tls: object) -> Iterable[AnyPath | bytes]:
+    if isinstance(tls, (str, os.PathLike)):
+        return (tls,)
+    if not isinstance(tls, (list, tuple)):
+        raise wrong_type("tls", "a path, or a list of paths, keys and hashes", tls)
+    for source in tls:
+        if not isinstance(source, (str, bytes, os.PathLike)):
+            raise wrong_type("tls", "a list of paths, keys and hashes", source)
+    return tls
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return what differs when a file was replaced or written."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_keys(path: str) -> dict[bytes, float]:
+    """Return the hashes of the first certificate's key and of all public keys, and their ends.
+
+    The file may contain the private key too, which is not decoded.
+    """
+    data = read_regular(path, _MAX_FILE + 1, follow=True)
+    if len(data) > _MAX_FILE:
+        raise FormatError(f"over {_MAX_FILE} bytes", reason="too_large")
+    text = data.decode("ascii", "replace")
+    keys: dict[bytes, float] = {}
+    if f"-----BEGIN {_PUBLIC_KEY}-----" in text:
+        keys = {_spki_hash(spki): _NO_EXPIRY for spki in split_pem(text, (_PUBLIC_KEY,))}
+        if "-----BEGIN CERTIFICATE-----" not in text:
+            return keys
+    certificate = read_certificate(split_pem(text)[0])
+    return {sha256(certificate.spki_der): certificate.valid_until.timestamp(), **keys}
+
+
+def _key_hash(value: bytes) -> bytes:
+    """Return the hash of a key, which may be given itself."""
+    if len(value) == _HASH_SIZE:
+        return value
+    try:
+        return _spki_hash(value)
+    except FormatError as error:
+        message = f"tls: neither a SubjectPublicKeyInfo in DER nor a hash of {_HASH_SIZE} bytes"
+        raise UsageError(message, reason="wrong_value") from error
+
+
+def _spki_hash(spki: bytes) -> bytes:
+    """Return the hash of a SubjectPublicKeyInfo (RFC 5280, 4.1)."""
+    outer = DerReader(spki)
+    fields = outer.enter(SEQUENCE)
+    outer.finish()
+    fields.whole(SEQUENCE)
+    fields.whole(BIT_STRING)
+    fields.finish()
+    return sha256(spki)

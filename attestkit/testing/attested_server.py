@@ -1,0 +1,244 @@
+"""A server for tests of clients: attested TLS on loopback, with what attackers do to it.
+
+server = AttestedServer(app)  # an ASGI application; by default one that returns request bodies
+with attestkit.connect(server.url, policy=server.policy, server_ca=server.ca) as endpoint: ...
+assert [request.path for request in server.requests] == ["/"]
+"""
+
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, final
+
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._system.atomic_file import replace_file
+from attestkit.client.asgi import AsgiApp, Attested
+from attestkit.errors import UsageError
+from attestkit.ra_tls.issued import Issued
+from attestkit.ra_tls.key_loading import load_issued
+from attestkit.testing.document_faults import DocumentFaults, ReceivedRequest, echo, rename_key
+from attestkit.testing.loopback_ca import LoopbackCa, new_key
+from attestkit.testing.tee import SharedResources, SimulatedTee, own_resources
+from attestkit.testing.tls_listener import ADDRESS, TlsListener
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from attestkit.client.tls_keys import TlsSource
+    from attestkit.verifier import AttestationResult, Verifier
+
+# Options of a SimulatedTee without which it makes the evidence that the policy pins.
+_DEVIATIONS: Final = frozenset({"scenario", "faults", "state_dir", "resources"})
+
+
+@final
+class AttestedServer:
+    """An HTTPS server in a simulated TEE, which is attested by its document. A context manager.
+
+    It listens once it is created. Methods that change its behaviour return at once; connections
+    that are open stay open.
+
+    Args:
+        app: ASGI application; None: one that returns the body of each request, and the messages of
+            a WebSocket.
+        ra_tls: Whether the server is attested by an RA-TLS certificate instead of a document.
+        name: Name of the server in its document.
+        tee: Simulated TEE of the server, which the caller closes; None: a new one.
+        resources: As for `SimulatedTee`.
+        options: Options of `SimulatedTee`, such as `scenario="tcb-OutOfDate"`; not with `tee`.
+
+    Attributes:
+        tee: The simulated TEE.
+        ca: CA certificate of the server in PEM.
+        url: Base URL, with an IP address; `localhost` is also in the certificates.
+        requests: Requests that reached the app, which those for the document do not.
+
+    Raises:
+        UsageError: If an option is not valid, uvicorn is not installed, or the app refuses to
+            start.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp | None = None,
+        *,
+        ra_tls: bool = False,
+        name: str | None = None,
+        tee: SimulatedTee | None = None,
+        resources: SharedResources | None = None,
+        **options: Any,
+    ) -> None:
+        if tee is not None and options:
+            message = f"tee: excludes options of a new one: {', '.join(sorted(options))}"
+            raise UsageError(message, reason="conflict")
+        self._name, self._twin_options = name, None if tee is not None else options
+        with ExitStack() as stack:
+            self._resources = resources or own_resources(stack)
+            self.tee = tee or stack.enter_context(
+                SimulatedTee(resources=self._resources, **options)
+            )
+            self._ca, self._ra_tls = LoopbackCa(), ra_tls
+            self.ca: str = self._ca.pem
+            self._file: Path = self._resources.make_folder() / "leaf.pem"
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.set_alpn_protocols(["http/1.1"])
+            self._use(self._issue(), listed=True)
+            self._faults = DocumentFaults(app or echo, None if ra_tls else self._attested)
+            self._listener = TlsListener(self._faults, self._context, self._resources.loop.thread())
+            stack.callback(self._listener.close)
+            self._stack = stack.pop_all()
+        self.url: str = f"https://{ADDRESS}:{self.port}"
+
+    # -- what the server is --------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._listener.port
+
+    @property
+    def requests(self) -> list[ReceivedRequest]:
+        """The requests that reached the app, in order; a copy."""
+        return list(self._faults.requests)
+
+    @property
+    def documents(self) -> int:
+        """The number of requests for the document."""
+        return self._faults.documents
+
+    @property
+    def received(self) -> list[bytes]:
+        """The decrypted bytes of each connection, at most 1 MiB each; empty before a request."""
+        return [bytes(log) for log in list(self._listener.received)]
+
+    @cached_property
+    def policy(self) -> "Verifier":
+        """A verifier of this TEE's evidence, whose policy pins app, image and configuration.
+
+        It accepts an up-to-date platform only, also where a scenario makes this one another.
+        """
+        from attestkit.verifier import AppraisalPolicy  # lazy: not all tests verify
+
+        if self._twin_options is None:
+            result = _verified(self.tee)
+        else:  # the same app without the scenario, whose evidence may not verify
+            options = {k: v for k, v in self._twin_options.items() if k not in _DEVIATIONS}
+            options.setdefault("platform", "tdx" if self.tee.attester.has_quotes else "snp")
+            with SimulatedTee(resources=self._resources, **options) as twin:
+                result = _verified(twin)
+        pinned = AppraisalPolicy.from_evidence(result)
+        accepted = AppraisalPolicy.default().accepted_statuses
+        return self.tee.verifier(policy=pinned.replace(accepted_statuses=accepted))
+
+    @property
+    def spki_sha256(self) -> bytes:
+        """The SHA-256 of the key of new connections (SubjectPublicKeyInfo)."""
+        return self._spki_sha256
+
+    # -- what happens to it --------------------------------------------------------------------
+
+    def rotate(self) -> None:
+        """Renew key and certificate as an operator does: the document names both keys."""
+        self._use(self._issue(), listed=True)
+
+    def swap_key(self) -> None:
+        """Use another key and certificate, which no evidence is about: an attacker took the name.
+
+        The document, or the evidence in the RA-TLS certificate, is still about the key before.
+        """
+        if self._ra_tls:
+            self._use(self._ca.issue_ra_tls(self.tee, about=new_key()), listed=False)
+        else:
+            self._use(self._ca.issue(), listed=False)
+
+    def relay(self, *, rewrite: bool = False) -> None:
+        """Use another key, and answer with genuine evidence of another server of the same app.
+
+        Args:
+            rewrite: Whether the statement is changed to name the key that is used.
+        """
+        if self._ra_tls:
+            self.swap_key()
+            return
+        genuine = sha256(new_key().spki_der)
+        self._use(self._ca.issue(), listed=False)
+        self._faults.source = self._attested(self._faults.record, [genuine])
+        self._faults.change = self._rename_key if rewrite else None
+
+    def stale(self) -> None:
+        """Answer with documents for another nonce than that of the request."""
+        self._require_document("stale")
+        self._faults.nonce = bytes(32)
+
+    def hang(self) -> None:
+        """Never answer requests for the document."""
+        self._require_document("hang")
+        self._faults.hangs = True
+
+    def close_after_document(self) -> None:
+        """Close connections after the document, as some load balancers do."""
+        self._require_document("close_after_document")
+        self._faults.closes = True
+
+    def change_document(self, change: Callable[[bytes], bytes]) -> None:
+        """Answer with changed documents; `change` returns the body to send."""
+        self._require_document("change_document")
+        self._faults.change = change
+
+    def restore(self) -> None:
+        """Use a new certificate that the document names, and make documents as they should be."""
+        self._faults.restore()
+        self.rotate()
+
+    def disconnect(self) -> None:
+        """Abort all connections."""
+        self._listener.disconnect()
+
+    # -- internals -----------------------------------------------------------------------------
+
+    def _attested(self, app: AsgiApp, tls: "TlsSource | None" = None) -> Attested:
+        return Attested(app, self.tee, tls=tls or self._file, name=self._name)
+
+    def _issue(self) -> Issued:
+        return self._ca.issue_ra_tls(self.tee) if self._ra_tls else self._ca.issue()
+
+    def _use(self, issued: Issued, *, listed: bool) -> None:
+        """Use key and certificate for new connections; list them in the document first."""
+        leaf = issued.certificate_chain[0]
+        if listed:
+            replace_file(self._file, leaf.encode(), mode=0o600)
+        self._resources.loop.thread().run(partial(_load, self._context, issued))
+        self._spki_sha256 = sha256(read_certificate(leaf).spki_der)
+
+    def _rename_key(self, body: bytes) -> bytes:
+        return rename_key(body, self._spki_sha256)
+
+    def _require_document(self, control: str) -> None:
+        if self._ra_tls:
+            message = f"{control}: a server with ra_tls=True has no document"
+            raise UsageError(message, reason="not_applicable")
+
+    def close(self) -> None:
+        """Stop listening, disconnect clients, and close the TEE if it was not given. Idempotent."""
+        self._stack.close()
+
+    def __enter__(self) -> "AttestedServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<AttestedServer at {self.url}>"
+
+
+def _verified(tee: SimulatedTee) -> "AttestationResult":
+    nonce = bytes(32)
+    return tee.verify(tee.attest(nonce=nonce), nonce=nonce)
+
+
+async def _load(context: ssl.SSLContext, issued: Issued) -> None:
+    """Load key and certificate in the thread of the event loop, which uses the context."""
+    load_issued(context, issued)

@@ -1,0 +1,124 @@
+"""An ASGI application over TLS on loopback, in the event loop of a test session."""
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.client.asgi import AsgiApp
+    from attestkit.serve.event_loop_thread import EventLoopThread
+
+ADDRESS: Final = "127.0.0.1"
+"""Address of the listeners."""
+
+_MAX_RECORDED: Final = 1 << 20  # bytes of a connection
+_CLOSE_SECONDS: Final = 5.0  # for the app's own shutdown
+
+
+class TlsListener:
+    """A listener on a free port of 127.0.0.1, which accepts connections once it is created.
+
+    The caller may load another certificate into the context: later connections use it.
+
+    Args:
+        app: The application; its lifespan events are sent.
+        context: The server's context.
+        thread: Thread with the event loop.
+
+    Raises:
+        UsageError: If uvicorn is not installed, or the application refuses to start.
+    """
+
+    def __init__(self, app: "AsgiApp", context: ssl.SSLContext, thread: "EventLoopThread") -> None:
+        self.received: list[bytearray] = []
+        self._thread = thread
+        self._socket = socket.create_server((ADDRESS, 0))
+        self.port: int = self._socket.getsockname()[1]
+        try:
+            self._server = _UvicornServer(app, self.received)
+            thread.run(lambda: self._server.start(self._socket, context))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def disconnect(self) -> None:
+        """Abort all connections."""
+        self._thread.run(self._server.abort)
+
+    def close(self) -> None:
+        """Stop listening, abort all connections, and shut the application down."""
+        self._thread.run(self._server.stop)
+
+
+class _UvicornServer:
+    """uvicorn's protocol on a socket, without uvicorn's own server, which polls."""
+
+    def __init__(self, app: "AsgiApp", received: list[bytearray]) -> None:
+        try:
+            # Lazy: imports uvicorn.
+            import uvicorn
+            from uvicorn.protocols.http.auto import AutoHTTPProtocol
+            from uvicorn.server import ServerState
+        except ImportError as error:
+            message = "AttestedServer: needs uvicorn; install attestkit[serve]"
+            raise UsageError(message, reason="missing_dependency") from error
+        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+        config.load()
+        self._config = config
+        self._state = ServerState()
+        self._lifespan = config.lifespan_class(config)
+        self._base: Any = AutoHTTPProtocol
+        self._received = received
+
+    async def start(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+        """Start the application, then accept connections."""
+        await self._lifespan.startup()
+        if self._lifespan.should_exit:
+            raise UsageError("app: its startup failed; see the log", reason="wrong_value")
+        protocol, received = _recording(self._base), self._received
+        arguments = {"config": self._config, "server_state": self._state}
+
+        def connect() -> Any:  # noqa: ANN401 - as above
+            log = bytearray()
+            received.append(log)
+            made: Any = protocol(**arguments, app_state=self._lifespan.state)
+            made.log = log
+            return made
+
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(connect, sock=listening, ssl=context)
+
+    async def abort(self) -> None:
+        """Abort all connections."""
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+
+    async def stop(self) -> None:
+        """Close everything; requests in progress are cancelled."""
+        self._listening.close()
+        await self.abort()
+        await asyncio.sleep(0)  # the connections learn that they are lost
+        tasks = list(self._state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._lifespan.shutdown(), _CLOSE_SECONDS)
+
+
+def _recording(base: Any) -> Any:  # noqa: ANN401 - uvicorn chooses the class
+    """Return a class of protocols that record what they receive, after TLS."""
+
+    class Recording(base):  # type: ignore[misc]
+        log: bytearray
+
+        def data_received(self, data: bytes) -> None:
+            """Record some bytes, at most 1 MiB of a connection."""
+            self.log.extend(data[: max(0, _MAX_RECORDED - len(self.log))])
+            super().data_received(data)
+
+    return Recording
