@@ -4,7 +4,7 @@ import json
 from hashlib import sha256
 
 from attestkit.client.services.service import Claims
-from attestkit.client.services.vllm_proxy import VLLM_PROXIES
+from attestkit.client.services.vllm_proxy import SERVICES
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.quotes import made_quote
@@ -16,7 +16,7 @@ _EVENT = {"imr": 3, "event_type": 134217729, "digest": "", "event": "a", "event_
 
 def _read(raw: bytes) -> Claims:
     """Read an answer by the service that the first byte selects."""
-    service = VLLM_PROXIES[raw[0] % len(VLLM_PROXIES)] if raw else VLLM_PROXIES[0]
+    service = SERVICES[raw[0] % len(SERVICES)] if raw else SERVICES[0]
     return service.read((raw[1:],), _NONCE, None, "model")
 
 

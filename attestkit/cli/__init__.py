@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "attest": "Create evidence about this machine.",
     "bench": "Measure attestkit on this machine.",
     "completion": "Print a completion script for a shell.",
+    "connect": "Prove a server, before anything is sent to it.",
+    "curl": "Send one request to a proven server.",
     "doctor": "Diagnose this machine and suggest remedies.",
     "ear": "Verify a signed attestation result (EAR) and show it.",
     "emit": "Extend RTMR3 by an event and log it.",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import ssl
 import sys
 import threading
 import warnings
@@ -23,6 +24,7 @@ from attestkit.errors import (
     GpuEvidenceError,
     KmsError,
     PolicyError,
+    ServiceError,
     UsageError,
     VerificationError,
 )
@@ -40,6 +42,7 @@ _EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
     (BackendError, NETWORK),
     (CollateralError, NETWORK),
 )
+_NO_CONNECTION: Final = frozenset({"connection", "timeout"})
 # One forged piece of evidence among many must not be hidden by an unreadable one.
 _MOST_SEVERE_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
 _EXIT_CODE_KEY: Final = "attestkit.exit_code"
@@ -51,6 +54,11 @@ def exit_code(error: AttestKitError) -> int:
         return POLICY
     if isinstance(error, KmsError) and error.is_rejection:
         return REJECTED
+    if isinstance(error, ServiceError):
+        return NETWORK if error.reason in _NO_CONNECTION else REJECTED
+    if isinstance(error, ssl.SSLCertVerificationError):  # PeerRefusedError, whose cause tells
+        cause = error.__cause__
+        return exit_code(cause) if isinstance(cause, AttestKitError) else REJECTED
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 
 

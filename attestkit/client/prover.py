@@ -287,7 +287,7 @@ class Prover:
             kinds = ", ".join(one.kind for one in event.bindings) or "no channel"
             _logger.info("%s: proven (%s; %s)", event.origin, event.service, kinds)
         else:  # quoted: the peer may control parts of it
-            _logger.warning("%s: refused: %r", self._appraiser.origin.url, event.verify_message)
+            _logger.info("%s: refused: %r", self._appraiser.origin.url, event.verify_message)
         if self._on_proof is None:
             return
         try:

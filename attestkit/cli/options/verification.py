@@ -132,10 +132,10 @@ def _read_options(given: _Given) -> VerificationOptions:
     values = given.nonce, given.report_data, given.text, given.of_file
     challenge, expected = read_expected(*values, sha512=given.sha512)
     return VerificationOptions(
-        collateral=_read("--collateral", given.collateral, _collateral),
+        collateral=read_option_file("--collateral", given.collateral, parse_collateral),
         pccs_url=pccs_url,
         pccs_named=pccs_named,
-        trust_anchor=_read("--trust-anchor", given.trust_anchor, _anchor),
+        trust_anchor=read_option_file("--trust-anchor", given.trust_anchor, parse_anchor),
         nonce=challenge,
         report_data=expected,
         policy=_policy(given.policy_name),
@@ -147,9 +147,9 @@ def _read_options(given: _Given) -> VerificationOptions:
         ),
         images=None if given.images is None else _open_images(given.images),
         fetch_ak_certificates=given.fetch_ak_certificates,
-        gpu_evidence=_read("--gpu-evidence", given.gpu_evidence, read_gpu_evidence),
-        gpu_endorsements=_read("--gpu-endorsements", given.gpu_endorsements, read_gpu_endorsements),
-        gpu_roots=_read("--gpu-roots", given.gpu_roots, read_gpu_roots),
+        gpu_evidence=read_option_file("--gpu-evidence", given.gpu_evidence, read_gpu_evidence),
+        gpu_endorsements=read_option_file("--gpu-endorsements", given.gpu_endorsements, read_gpu_endorsements),
+        gpu_roots=read_option_file("--gpu-roots", given.gpu_roots, read_gpu_roots),
         fetch_gpu_endorsements=given.fetch_gpu_endorsements,
         gpu_services=services,
         **_read_lists(lists),
@@ -265,12 +265,12 @@ verification_options: Final = group_options(
 
 
 @overload
-def _read(option: str, path: Path, parse: Callable[[bytes], _Read]) -> _Read: ...
+def read_option_file(option: str, path: Path, parse: Callable[[bytes], _Read]) -> _Read: ...
 @overload
-def _read(option: str, path: None, parse: Callable[[bytes], _Read]) -> None: ...
+def read_option_file(option: str, path: None, parse: Callable[[bytes], _Read]) -> None: ...
 @overload
-def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None: ...
-def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
+def read_option_file(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None: ...
+def read_option_file(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
     """Parse the file of an option; errors name the option."""
     if path is None:
         return None
@@ -287,13 +287,13 @@ def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _R
 def _read_lists(lists: Mapping[str, tuple[Path, ...]]) -> dict[str, tuple[bytes, ...]]:
     """Return the content of the files of options that may be repeated, by field."""
     options = {
-        "certificates": ("--certificate", _certificate),
+        "certificates": ("--certificate", parse_certificate),
         "crls": ("--crl", _crls),
         "ak_roots": ("--ak-root", _ak_certificate),
         "ak_certificates": ("--ak-certificate", _ak_certificate),
     }
     return {
-        field: tuple(_read(option, path, parse) for path in lists[field])
+        field: tuple(read_option_file(option, path, parse) for path in lists[field])
         for field, (option, parse) in options.items()
     }
 
@@ -304,7 +304,7 @@ def _policy(name: str) -> "AppraisalPolicy":
     return read_policy("--policy", name)
 
 
-def _collateral(data: bytes) -> Collateral:
+def parse_collateral(data: bytes) -> Collateral:
     """Parse collateral, or evidence in a CMW that contains collateral."""
     try:
         return Collateral.from_json(data)
@@ -325,13 +325,13 @@ def _open_images(folder: Path) -> "ImageStore":
         raise ConfigError(f"--images {text}", reason=error.reason) from error
 
 
-def _anchor(data: bytes) -> bytes | None:
+def parse_anchor(data: bytes) -> bytes | None:
     from attestkit.verifier.authenticators import Authenticators  # lazy: loads X.509
 
     return Authenticators(data).trust_anchor
 
 
-def _certificate(data: bytes) -> bytes:
+def parse_certificate(data: bytes) -> bytes:
     """Return AMD certificates unchanged, if there is at least one."""
     from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
 

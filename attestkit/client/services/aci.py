@@ -171,3 +171,6 @@ def _tls_bindings(keyset: Keyset, seen: ObservedPeer | None, is_of: str) -> tupl
 def _claimed_keys(keyset: Keyset) -> dict[str, bytes]:
     keys = {f"{RECEIPT_KEY}{name}": key for name, key in keyset.receipt_keys.items()}
     return {KEYSET_DIGEST: keyset.digest, **keys}
+
+
+SERVICES: Final = (AciService(),)

@@ -85,3 +85,6 @@ def _read_evidence(document: AttestedDocument) -> Attestation:
         message = "certificates: the evidence is not of SEV-SNP"
         raise FormatError(message, reason="inconsistent")
     return attestation
+
+
+SERVICES: Final = (OwnDocument(),)

@@ -1,5 +1,7 @@
 """RA-TLS: the certificate of the server has the evidence (attested-client.md, 2.1 A)."""
 
+from typing import Final
+
 from attestkit.client.services.service import Binding, Claims, Machine, ObservedPeer, Question
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import certificate as ra_tls
@@ -50,3 +52,6 @@ class RaTls:
             freshness="key possession",
             not_proven=("how old the evidence is: the certificate's dates are its maker's word",),
         )
+
+
+SERVICES: Final = (RaTls(),)

@@ -8,18 +8,15 @@ from attestkit._sanitize import shown
 from attestkit.client.services.service import Service
 from attestkit.errors import UsageError
 
-# Module and class of each service, by its name; those with known hosts first.
-_SERVICES: Final = {
-    "near-ai": ("near_ai", "NearAi"),
-    "venice": ("vllm_proxy", "Venice"),
-    "nanogpt": ("vllm_proxy", "NanoGpt"),
-    "vllm-proxy": ("vllm_proxy", "VllmProxy"),
-    "tinfoil": ("tinfoil", "Tinfoil"),
-    "chutes": ("chutes", "Chutes"),
-    "aci": ("aci", "Aci"),
-    "secretvm": ("secretvm", "SecretVm"),
-    "attestkit": ("own_document", "OwnDocument"),
-    "ra-tls": ("ra_tls", "RaTls"),
+# Module of each service, whose `SERVICES` has it; those with known hosts first.
+_MODULES: Final = {
+    "redpill": "vllm_proxy",
+    "venice": "vllm_proxy",
+    "nano-gpt": "vllm_proxy",
+    "vllm-proxy": "vllm_proxy",
+    "aci": "aci",
+    "attestkit": "own_document",
+    "ra-tls": "ra_tls",
 }
 
 OWN_DOCUMENT: Final = "attestkit"
@@ -31,7 +28,7 @@ RA_TLS: Final = "ra-tls"
 
 def service_names() -> tuple[str, ...]:
     """Return the names of all services."""
-    return tuple(_SERVICES)
+    return tuple(_MODULES)
 
 
 @cache
@@ -41,17 +38,15 @@ def open_service(name: str) -> Service:
     Raises:
         UsageError: If the name is unknown.
     """
-    if name not in _SERVICES:
-        message = f"service: {shown(name)} is unknown; known are {', '.join(_SERVICES)}, and auto"
+    if name not in _MODULES:
+        message = f"service: {shown(name)} is unknown; known are {', '.join(_MODULES)}, and auto"
         raise UsageError(message, reason="unknown_name")
-    module, attribute = _SERVICES[name]
-    made: Service = getattr(import_module(f"attestkit.client.services.{module}"), attribute)()
-    return made
+    module = import_module(f"attestkit.client.services.{_MODULES[name]}")
+    found: Service = next(one for one in module.SERVICES if one.name == name)
+    return found
 
 
 def find_service(host: str) -> Service | None:
     """Return the service that a host is known to be of; None if it is unknown."""
-    for name in _SERVICES:
-        if (service := open_service(name)).recognizes(host):
-            return service
-    return None
+    services = map(open_service, _MODULES)
+    return next((service for service in services if service.recognizes(host)), None)

@@ -128,7 +128,7 @@ class VllmProxy:
         return f"VllmProxy({self.name!r})"
 
 
-VLLM_PROXIES: Final = (
+SERVICES: Final = (
     VllmProxy("vllm-proxy"),
     VllmProxy("redpill", "api.redpill.ai", relay=True, needs_key=True),
     VllmProxy(

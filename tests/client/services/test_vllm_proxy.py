@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from attestkit.client.services.service import Claims
-from attestkit.client.services.vllm_proxy import VLLM_PROXIES, VllmProxy
+from attestkit.client.services.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import (
     AttestKitError,
     FormatError,
@@ -31,8 +31,8 @@ from tests.client.services.simulated_reports import (
 from tests.raising import raises
 from tests.untyped import untyped
 
-DIRECT: Final = VLLM_PROXIES[0]
-BY_NAME: Final = {service.name: service for service in VLLM_PROXIES}
+DIRECT: Final = SERVICES[0]
+BY_NAME: Final = {service.name: service for service in SERVICES}
 PUBLIC: Final = K256.public_key.format(compressed=False)
 OTHER: Final = bytes(range(1, 33))
 
@@ -357,9 +357,9 @@ def test_services_are_recognized_by_their_hosts() -> None:
         "localhost": None,
     }
     for host, name in hosts.items():
-        found = [service.name for service in VLLM_PROXIES if service.recognizes(host)]
+        found = [service.name for service in SERVICES if service.recognizes(host)]
         assert found == ([name] if name else [])
-    assert {service.name: (service.where, service.needs_key) for service in VLLM_PROXIES} == {
+    assert {service.name: (service.where, service.needs_key) for service in SERVICES} == {
         "vllm-proxy": ("wire", False),
         "redpill": ("apart", True),
         "nano-gpt": ("apart", True),
