@@ -1,22 +1,44 @@
-"""Targets: attestation reports of the vllm-proxy lineage."""
+"""Targets: attestation reports of the vllm-proxy lineage, and of NEAR AI."""
 
 import json
 from hashlib import sha256
+from typing import Final
 
+from attestkit.client.services.near_ai import NEAR_AI
 from attestkit.client.services.service import Claims
 from attestkit.client.services.vllm_proxy import SERVICES
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.quotes import made_quote
 
-_NONCE = bytes(range(32))
-_SIZE = 8192  # bytes of an input; a quote in hex is 2,300
-_EVENT = {"imr": 3, "event_type": 134217729, "digest": "", "event": "a", "event_payload": ""}
+_NONCE: Final = bytes(range(32))
+_SERVICES: Final = (*VLLM_PROXIES, *NEAR_AI)
+_CLOUD, _DIRECT = len(VLLM_PROXIES), len(VLLM_PROXIES) + 1
+_SIZE: Final = 12_288  # bytes of an input; a quote in hex has 2,300
+_REPORT_DATA: Final = 568  # where they begin in a quote
+_EVENT: Final = {
+    "imr": 3,
+    "event_type": 134_217_729,
+    "digest": "",
+    "event": "a",
+    "event_payload": "",
+}
+# The base point of secp256k1, and the key of RFC 8032, 7.1, test 1.
+_X: Final = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+_Y: Final = "483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8"
+_ED25519: Final = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+_OHTTP: Final = {
+    "signing_algo": "ed25519",
+    "signing_key": _ED25519,
+    "key_config": "010020" + "11" * 32 + "000400010001",
+    "signature": "0cf8d720c6bb946bdede5d5eb0e12ba6796f60c08fa131fbd853a6535b935602"
+    "e96ac3cfcf716e531ac853fb99f2e9d79af140b703776c328fdb110aa5f4680c",
+}
 
 
 def _read(raw: bytes) -> Claims:
     """Read an answer by the service that the first byte selects."""
-    service = SERVICES[raw[0] % len(SERVICES)] if raw else SERVICES[0]
+    service = _SERVICES[raw[0] % len(_SERVICES)] if raw else _SERVICES[0]
     return service.read((raw[1:],), _NONCE, None, "model")
 
 
@@ -28,8 +50,7 @@ def _accepted(_: bytes, claims: Claims) -> None:
     check("a key", len(claims.keys) >= 1)
 
 
-def report_members() -> dict[str, object]:
-    """Return the members of a short report of version 1."""
+def _ecdsa() -> dict[str, object]:
     return {
         "signing_algo": "ecdsa",
         "signing_address": "0x" + "ab" * 20,
@@ -40,31 +61,41 @@ def report_members() -> dict[str, object]:
     }
 
 
+def _ed25519() -> dict[str, object]:
+    return {
+        **_ecdsa(),
+        "signing_algo": "ed25519",
+        "signing_address": _ED25519,
+        "tls_cert_fingerprint": sha256(b"TLS key").hexdigest(),
+        "event_log": [_EVENT],
+    }
+
+
+def _compose_manager() -> dict[str, object]:
+    quote = made_quote()
+    actions = [{"action": "compose_up"}]
+    digest = sha256(json.dumps(actions, separators=(",", ":")).encode()).digest()
+    quote = quote[:_REPORT_DATA] + digest + _NONCE + quote[_REPORT_DATA + 64 :]
+    return {"actions": actions, "actions_hash": digest.hex(), "quote": quote.hex()}
+
+
 def report_samples() -> list[bytes]:
     """Return reports, each after the byte that selects its service."""
-    first = report_members()
-    # The base point of secp256k1.
-    x = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
-    y = "483ada7726a3c4655da4fbfc0e1108a8fd17b448a68554199c47d08ffb10d4b8"
-    members: list[dict[str, object]] = [
-        first,
-        {
-            **first,
-            "signing_address": "7e5f4552091a69125d5dfcb7b8c2659029395bdf",
-            "signing_public_key": x + y,
-        },
-        {
-            **first,
-            "signing_algo": "ed25519",
-            "signing_address": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
-            "tls_cert_fingerprint": sha256(b"TLS key").hexdigest(),
-            "event_log": [_EVENT],
-        },
-        {**first, "nvidia_payload": '{"evidence_list":[]}'},
-        {**first, "all_attestations": [{"request_nonce": "00"}]},
-        {"attestation_type": "chutes", "nonce": "00"},
+    first, second = _ecdsa(), _ed25519()
+    address = "7e5f4552091a69125d5dfcb7b8c2659029395bdf"
+    answers: list[tuple[int, dict[str, object]]] = [
+        (0, first),
+        (1, {**first, "signing_address": address, "signing_public_key": _X + _Y}),
+        (2, {**first, "nvidia_payload": '{"evidence_list":[]}'}),
+        (3, {**first, "all_attestations": [{"request_nonce": "00"}]}),
+        (3, {**first, "compose_manager_attestation": _compose_manager()}),
+        (1, {"attestation_type": "chutes", "nonce": "00"}),
+        (_DIRECT, second),
+        (_DIRECT, {**second, "ohttp_attestation": _OHTTP}),
+        (_CLOUD, {"gateway_attestation": second, "model_attestations": [first]}),
+        (_CLOUD, {"gateway_attestation": second, "model_attestations": []}),
     ]
-    return [bytes([at % 4]) + json.dumps(one).encode() for at, one in enumerate(members)]
+    return [bytes([at]) + json.dumps(one, separators=(",", ":")).encode() for at, one in answers]
 
 
 def targets() -> list[ParserTarget]:

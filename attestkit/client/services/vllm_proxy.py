@@ -5,11 +5,13 @@ relay passes such an answer on: TLS then ends at the relay, and only what is sea
 key is protected (attested-client.md, 2.2).
 """
 
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlencode
 
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
+from attestkit.client.services.compose_manager import read_compose_manager
 from attestkit.client.services.service import (
     MAX_MACHINES,
     NONCE_SIZE,
@@ -33,6 +35,7 @@ from attestkit.errors import FormatError, ServiceError, UsageError
 MAX_MODEL: Final = 256
 """Maximum number of characters of a model's name."""
 
+_MAX_REPLICAS: Final = MAX_MACHINES - 2  # beside the first report and a compose manager
 _WHAT: Final = "attestation report"
 _GPUS: Final = "that the GPUs are part of the machine: their evidence has only the same nonce"
 _WEIGHTS: Final = "which weights the model has"
@@ -104,15 +107,22 @@ class VllmProxy:
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
         reports = read_reports(members, nonce, "model")
+        manager = read_compose_manager(members, reports[0], nonce, _WHAT)
         bindings = [
             *([] if self.relay else tls_bindings(reports, seen, "model")),
             *report_bindings(reports[0], "model"),
         ]
         return Claims(
-            machines=tuple([report.machine for report in reports]),
+            machines=(
+                *(report.machine for report in reports),
+                *((manager.machine,) if manager is not None else ()),
+            ),
             bindings=tuple(bindings),
             freshness="nonce",
-            not_proven=self._not_proven(reports, bindings),
+            not_proven=(
+                *self._not_proven(reports, bindings),
+                *((manager.limit(),) if manager is not None else ()),
+            ),
             keys=signing_keys(reports),
         )
 
@@ -120,8 +130,8 @@ class VllmProxy:
         found = list(model_limits(reports))
         if self.relay:
             found.append(f"what {self.name} does with anything that is not sealed to the model")
-        elif bindings[0].kind != "tls-spki":
-            found.append("that the connection ends in the machine: the report names no TLS key")
+        else:
+            found += channel_limits(bindings)
         return tuple(found)
 
     def __repr__(self) -> str:
@@ -191,23 +201,24 @@ def read_reports(members: dict[str, object], nonce: bytes, role: str) -> list[Vl
     """Read a report and those of other replicas in `all_attestations`, which may repeat the first.
 
     Raises:
-        FormatError: If a report is malformed, or there are more than 64.
+        FormatError: If a report is malformed, or there are more than 62 replicas.
         ServiceError: As `read_vllm_report`.
     """
     found = [read_vllm_report(members, nonce, role, _WHAT)]
     if members.get("all_attestations") is None:
         return found
-    for at, item in enumerate(list_member(members, "all_attestations", _WHAT, MAX_MACHINES - 1)):
+    for at, item in enumerate(list_member(members, "all_attestations", _WHAT, _MAX_REPLICAS)):
         what = f"all_attestations[{at}]"
         if not isinstance(item, dict):
             raise FormatError(f"{what}: must be an object", reason="wrong_type")
         report = read_vllm_report(item, nonce, f"{role}[{len(found)}]", what)
-        if all(not _same(report, one) for one in found):
+        if all(not same_machine(report, one) for one in found):
             found.append(report)
     return found
 
 
-def _same(report: VllmReport, other: VllmReport) -> bool:
+def same_machine(report: VllmReport, other: VllmReport) -> bool:
+    """Return whether two reports have the same quote and keys."""
     same_data = report.machine.report_data == other.machine.report_data
     return same_data and report.quote() == other.quote()
 
@@ -228,6 +239,13 @@ def tls_bindings(reports: list[VllmReport], seen: ObservedPeer | None, is_of: st
             raise ServiceError(message, reason="other_key")
         keys.sort(key=lambda key: not seen.has_key(key))
     return [Binding("tls-spki", key, is_of) for key in keys]
+
+
+def channel_limits(bindings: Sequence[Binding]) -> tuple[str, ...]:
+    """Return what is not shown of a connection if the reports name no TLS key."""
+    if bindings[0].kind == "tls-spki":
+        return ()
+    return ("that the connection ends in the machine: the report names no TLS key",)
 
 
 def model_limits(reports: list[VllmReport]) -> tuple[str, ...]:

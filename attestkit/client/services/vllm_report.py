@@ -14,6 +14,7 @@ from attestkit._crypto.k256_agreement import ethereum_address, require_k256_poin
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.client.services.dstack_evidence import (
     check_app_compose,
     object_of_text,
@@ -25,7 +26,6 @@ from attestkit.gpu.bindings import read_vllm_proxy
 from attestkit.gpu.bindings.answer_fields import hex_member, text_member
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.bound_evidence import GpuBinding
-from attestkit.quote import Quote
 
 SigningAlgorithm = Literal["ecdsa", "ed25519"]
 """Algorithm of a signing key: ECDSA over secp256k1 as of Ethereum, or Ed25519."""
@@ -146,7 +146,7 @@ def _quote(members: Mapping[str, Any], what: str) -> bytes:
         raise FormatError(message, reason="inconsistent")
     quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{what}: {_QUOTES[0]}")
     try:
-        Quote.parse(quote)
+        td_body(quote)
     except FormatError as error:
         raise FormatError(f"{what}: {error}", reason=error.reason) from error
     return quote

@@ -53,8 +53,10 @@ def test_recorded_answer_of_venice_is_accepted(capture: Capture) -> None:
         (capture.answer(),), capture.nonce, capture.peer(), capture.facts["model"]
     )
     (expected,) = capture.expected["reports"]
-    (machine,) = claims.machines
+    machine, manager = claims.machines
     check_machine(machine, expected["quote"])
+    check_machine(manager, expected["compose_manager"]["quote"])
+    assert status(capture.verify(manager)) == "UpToDate"
     result = capture.verify(machine)
     assert status(result) == expected["quote"]["verified"]["status"]
     assert result.gpu is not None
@@ -190,7 +192,7 @@ def test_replica_with_a_contradiction_is_refused() -> None:
     with raises(FormatError, "wrong_type"):
         read({**first, "all_attestations": [[]]})
     with raises(FormatError, "too_many"):
-        read({**first, "all_attestations": [first] * 64})
+        read({**first, "all_attestations": [first] * 63})
 
 
 # -- changed answers -------------------------------------------------------------------------------
