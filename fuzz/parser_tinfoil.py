@@ -1,25 +1,91 @@
 """Fuzz targets: answers of services as strict JSON, and Tinfoil's documents."""
 
+import json
+
+from attestkit._formats.bounded_gzip import gunzip
+from attestkit._formats.json_spans import member_spans
 from attestkit.client.services.strict_answer import read_answer_object
-from attestkit.errors import FormatError
-from fuzz.parser_contract import ParserTarget, check, obeys
+from attestkit.client.services.tinfoil import BundleContent, read_tinfoil_bundle
+from attestkit.client.services.tinfoil_documents import TinfoilDocument, read_tinfoil_document
+from attestkit.errors import FormatError, ServiceError
+from attestkit.testing import SimulatedTee
+from fuzz.parser_contract import ParserTarget, check, check_same, obeys
+from tests.client.services.tinfoil_maker import NONCE, Enclave
+
+_MOST = 4096  # bytes of a decompressed stream
 
 
 def _read(raw: bytes) -> dict[str, object]:
     return read_answer_object(raw, "answer")
 
 
+def _spans(raw: bytes) -> dict[str, tuple[int, int]]:
+    return member_spans(raw.decode(errors="replace"))
+
+
+def _check_spans(raw: bytes, spans: dict[str, tuple[int, int]]) -> None:
+    text = raw.decode(errors="replace")
+    found = {name: json.loads(text[start:end]) for name, (start, end) in spans.items()}
+    check_same("the members", json.dumps(found), json.dumps(json.loads(text)))
+
+
+def _gunzip(raw: bytes) -> bytes:
+    return gunzip(raw, _MOST, "stream")
+
+
+def _document(raw: bytes) -> TinfoilDocument:
+    return read_tinfoil_document(raw, NONCE)
+
+
+def _check_document(_: bytes, document: TinfoilDocument) -> None:
+    check_same("report data", len(document.report_data), 64)
+    check("a TLS key's hash", document.tls is None or len(document.tls) == 32)
+    check("a key of HPKE", document.hpke is None or len(document.hpke) == 32)
+
+
+def _check_bundle(_: bytes, bundle: BundleContent) -> None:
+    _check_document(_, bundle.document)
+    check_same("the digest", len(bundle.digest), 32)
+
+
 def _json_samples() -> list[bytes]:
     return [b"{}", b'{"a":[1,{"b":"c"}],"d":null}', b'{"a":' + b"[" * 63 + b"]" * 63 + b"}"]
 
 
+def _gzip_samples() -> list[bytes]:
+    import gzip
+
+    return [gzip.compress(data, mtime=0) for data in (b"", b"a", bytes(_MOST))]
+
+
+def document_samples() -> list[bytes]:
+    """Return a document of each generation, about a simulated SEV-SNP guest."""
+    with SimulatedTee(platform="snp") as tee:
+        enclave = Enclave(tee, "sev-snp")
+        return [enclave.v2(), enclave.june(), enclave.august()]
+
+
+def bundle_samples() -> list[bytes]:
+    """Return a bundle about a simulated SEV-SNP guest."""
+    with SimulatedTee(platform="snp") as tee:
+        return [Enclave(tee, "sev-snp").bundle()]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
+    answer = obeys(_read, FormatError, accepted=lambda raw, _: check("an object", b"{" in raw))
+    # Sections are decoded from base64, so that offsets may be behind the end.
+    document = obeys(_document, FormatError, ServiceError, accepted=_check_document, grows=True)
+    bundle = obeys(read_tinfoil_bundle, FormatError, accepted=_check_bundle, grows=True)
     return [
+        ParserTarget("service_json", answer, _json_samples, "json.dict"),
         ParserTarget(
-            "service_json",
-            obeys(_read, FormatError, accepted=lambda raw, _: check("an object", b"{" in raw)),
+            "json_spans",
+            obeys(_spans, FormatError, accepted=_check_spans, grows=True),
             _json_samples,
             "json.dict",
-        )
+        ),
+        ParserTarget("gzip_stream", obeys(_gunzip, FormatError), _gzip_samples),
+        ParserTarget("tinfoil_document", document, document_samples, "json.dict", 8192),
+        ParserTarget("tinfoil_bundle", bundle, bundle_samples, "json.dict", 8192),
     ]

@@ -1,12 +1,12 @@
 """Certificates that contain evidence about their own key: read and verify them."""
 
 import hmac
-import zlib
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
+from attestkit._formats.bounded_gzip import gunzip
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
@@ -35,7 +35,6 @@ OID_APP_INFO: Final = f"{_ARC}.9"
 
 _COMPRESSED: Final = b"ELGZv1"
 _MAX_EVENT_LOG: Final = 16_384  # bytes of a decompressed event log
-_GZIP: Final = 16 + zlib.MAX_WBITS
 _KEY_USAGE: Final = "2.5.29.15"  # RFC 5280, 4.2.1.3: a BIT STRING
 _BASIC_CONSTRAINTS: Final = "2.5.29.19"  # RFC 5280, 4.2.1.9: a SEQUENCE, cA its first BOOLEAN
 
@@ -275,26 +274,11 @@ def _report_data(evidence: Attestation) -> list[bytes]:
 
 def _event_log_text(content: bytes) -> str:
     if content.startswith(_COMPRESSED):
-        content = _decompressed(content[len(_COMPRESSED) :])
+        # The texts of its errors are those of attestation-format.md, section 6.
+        compressed = content[len(_COMPRESSED) :]
+        content = gunzip(compressed, _MAX_EVENT_LOG, "event log extension")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         message = "event log extension: not UTF-8"
         raise FormatError(message, offset=error.start, reason="encoding") from error
-
-
-def _decompressed(data: bytes) -> bytes:
-    stream = zlib.decompressobj(_GZIP)
-    try:
-        found = stream.decompress(data, _MAX_EVENT_LOG + 1)
-    except zlib.error as error:
-        raise FormatError("event log extension: malformed gzip", reason="syntax") from error
-    if len(found) > _MAX_EVENT_LOG:  # the text of attestation-format.md, section 6
-        message = f"event log extension too large (>{_MAX_EVENT_LOG} bytes)"
-        raise FormatError(message, reason="too_large")
-    if not stream.eof:
-        raise FormatError("event log extension: truncated gzip", reason="truncated")
-    if stream.unused_data:
-        message = "event log extension: data follow the gzip stream"
-        raise FormatError(message, reason="trailing_data")
-    return found

@@ -4,13 +4,12 @@ The report data commit to the GPU evidence as sent, so it is taken from the answ
 """
 
 import json
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, NamedTuple
 
 from attestkit._argument_checks import utf8
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
+from attestkit._formats.json_spans import member_spans
 from attestkit.errors import FormatError
 from attestkit.gpu.bindings.answer_fields import (
     HASH_SIZE,
@@ -22,8 +21,10 @@ from attestkit.gpu.bindings.answer_fields import (
 from attestkit.gpu.bound_evidence import GpuBinding
 from attestkit.gpu.evidence import GpuEvidence, read_devices
 
+REPORT_DATA_ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
+"""Name of the report data of version 3, which is hashed, too; an earlier draft lacked it."""
+
 _WHAT: Final = "Tinfoil answer"
-_ALGORITHM: Final = "https://tinfoil.sh/report-data/v1"
 _GPU_FORMAT: Final = "https://tinfoil.sh/format/nvidia-gpu-evidence/v1"
 _VENDOR: Final = "nvidia"
 _KINDS: Final = ("gpu", "nvswitch")  # of devices whose evidence must not be left out
@@ -31,11 +32,12 @@ _ZEROS: Final = bytes(32)
 _KEYS: Final = ("tls_key_fp", "hpke_key")
 
 
-class _RawParts(msgspec.Struct):
-    """Members whose bytes as sent are hashed."""
+class DeviceParts(NamedTuple):
+    """Members of an answer of June whose bytes as sent are hashed; empty if missing."""
 
-    gpu: msgspec.Raw = msgspec.Raw(b"")
-    nvswitch: msgspec.Raw = msgspec.Raw(b"")
+    gpu: bytes
+    nvswitch: bytes
+    hashes: tuple[bytes, ...]  # of the parts that are there
 
 
 def read_tinfoil(answer: bytes, *, nonce: bytes) -> GpuBinding:
@@ -64,28 +66,66 @@ def tinfoil_report_data(*parts: bytes) -> bytes:
     return sha256(b"".join(parts)) + _ZEROS
 
 
+def tinfoil_section_data(nonce: bytes, crypto_material: bytes, device_evidence: bytes) -> bytes:
+    """Return the report data of August 2026: the hash of a label, nonce and hashes of sections.
+
+    Args:
+        nonce: Of the client, 32 bytes.
+        crypto_material: The decoded section with the keys.
+        device_evidence: The decoded section with the devices.
+    """
+    label = REPORT_DATA_ALGORITHM.encode()
+    hashes = sha256(crypto_material) + sha256(device_evidence)
+    return sha256(label + nonce + hashes) + _ZEROS
+
+
+def read_device_parts(answer: bytes, stated: dict[str, Any]) -> DeviceParts:
+    """Return the evidence of devices of an answer of June as sent, and its hashes.
+
+    Args:
+        answer: JSON as received.
+        stated: Its member `report_data`.
+
+    Raises:
+        FormatError: If the answer is malformed, or a hash is not that of the part.
+    """
+    try:
+        text = answer.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{_WHAT}: not UTF-8", reason="encoding") from error
+    spans = member_spans(text)
+    parts, hashes = [], []
+    for name in _KINDS:
+        start, end = spans.get(name, (0, 0))
+        parts.append(text[start:end].encode())
+        if (found := _hash_of(parts[-1], stated, f"{name}_evidence_hash")) is not None:
+            hashes.append(found)
+    return DeviceParts(parts[0], parts[1], tuple(hashes))
+
+
+def has_gpu_items(device_evidence: bytes) -> bool:
+    """Return whether a decoded section of August has evidence of GPUs or switches.
+
+    Raises:
+        FormatError: If the section is malformed, or has such evidence in an unknown format.
+    """
+    return sum(map(_is_of_gpu, _items(device_evidence))) > 0  # each one is checked
+
+
 def _read_june(answer: bytes, members: dict[str, Any], nonce: bytes) -> GpuBinding:
     stated = _object(members, "report_data")
     keys = {name: hex_member(stated, name, _WHAT, HASH_SIZE) for name in _KEYS}
-    try:
-        raw = msgspec.json.decode(answer, type=_RawParts)
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"{_WHAT}: malformed", reason="syntax") from error
-    parts = {"gpu": bytes(raw.gpu), "nvswitch": bytes(raw.nvswitch)}
-    hashes = []
-    for name, part in parts.items():
-        if (found := _hash_of(part, stated, f"{name}_evidence_hash")) is not None:
-            hashes.append(found)
-    if not parts["gpu"]:
+    gpu, nvswitch, hashes = read_device_parts(answer, stated)
+    if not gpu:
         raise FormatError(f"{_WHAT}: gpu: missing", reason="missing")
     devices = [
-        device for part in parts.values() if part for device in read_devices(json.loads(part))
+        device for part in (gpu, nvswitch) if part for device in read_devices(json.loads(part))
     ]
     return GpuBinding(
         system="tinfoil",
         kind="report_data",
         # With switches a list of all devices, so that their evidence is in its hash, too.
-        evidence=GpuEvidence(tuple(devices), b"" if parts["nvswitch"] else parts["gpu"]),
+        evidence=GpuEvidence(tuple(devices), b"" if nvswitch else gpu),
         nonce=nonce,
         gpu_nonce=nonce,
         report_data=tinfoil_report_data(*keys.values(), nonce, *hashes),
@@ -109,20 +149,19 @@ def _hash_of(part: bytes, stated: dict[str, Any], name: str) -> bytes | None:
 
 def _read_sections(members: dict[str, Any], nonce: bytes) -> GpuBinding:
     challenge = _object(members, "challenge")
-    if challenge.get("report_data_algorithm") != _ALGORITHM:
-        message = f"{_WHAT}: report_data_algorithm: must be {_ALGORITHM}"
+    if challenge.get("report_data_algorithm") != REPORT_DATA_ALGORITHM:
+        message = f"{_WHAT}: report_data_algorithm: must be {REPORT_DATA_ALGORITHM}"
         raise FormatError(message, reason="unsupported")
     material = strict_json.from_base64(members.get("crypto_material"), f"{_WHAT}: crypto_material")
     section = strict_json.from_base64(members.get("device_evidence"), f"{_WHAT}: device_evidence")
     entries = [item.get("evidence") for item in _items(section) if _is_of_gpu(item)]
-    hashed = _ALGORITHM.encode() + nonce + sha256(material) + sha256(section)
     return GpuBinding(
         system="tinfoil",
         kind="report_data",
         evidence=GpuEvidence(read_devices(entries), section),
         nonce=nonce,
         gpu_nonce=nonce,
-        report_data=sha256(hashed) + _ZEROS,
+        report_data=tinfoil_section_data(nonce, material, section),
         committed=_keys(material),
     )
 

@@ -1,0 +1,266 @@
+"""Tinfoil: an enclave proven on its own connection, or by the bundle of atc.tinfoil.sh.
+
+Which program runs is decided by the policy: the measurements are compared with reference values.
+The Sigstore bundles of Tinfoil's releases are not evaluated here, which the claims say.
+"""
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from attestkit._argument_checks import require_size
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate, reading_x509
+from attestkit._sanitize import shown
+from attestkit.client.services.service import (
+    NONCE_SIZE,
+    Binding,
+    Claims,
+    Machine,
+    ObservedPeer,
+    Question,
+    Where,
+)
+from attestkit.client.services.strict_answer import (
+    base64_member,
+    check_members,
+    lower_hex,
+    object_member,
+    read_answer_object,
+    text_of,
+)
+from attestkit.client.services.tinfoil_documents import (
+    TinfoilDocument,
+    read_tinfoil_document,
+    read_v2,
+)
+from attestkit.errors import FormatError, ServiceError, UsageError
+
+ROUTER: Final = "inference.tinfoil.sh"
+"""The enclave that decrypts requests and passes them to the enclaves of models."""
+
+_TARGET: Final = "/.well-known/tinfoil-attestation"
+_BUNDLES: Final = "https://atc.tinfoil.sh"
+_DOMAINS: Final = ("tinfoil.sh", "tinfoil.dev")
+_WHAT: Final = "Tinfoil"
+_BUNDLE: Final = "Tinfoil bundle"
+_NO_RELEASE: Final = (
+    "that the measurements are those of a published release (Sigstore is not evaluated)"
+)
+_NO_MODEL: Final = "the machine of the model behind the router"
+_CHUNK: Final = re.compile(
+    r"(?P<number>[0-9]{2})(?P<text>[a-z2-7]{1,61})\.(?P<kind>hpke|hatt)\.(?P<parent>[a-z0-9.-]+)"
+)
+_NO_NONCE: Final = "that the evidence is recent: it has no nonce"
+
+
+class Tinfoil:
+    """An enclave of Tinfoil, whose document of any generation is read on its connection.
+
+    Args:
+        host: Host of answers that are read without an observed peer.
+    """
+
+    name: str = "tinfoil"
+    where: Where = "wire"
+
+    def __init__(self, host: str = ROUTER) -> None:
+        self.host: str = host
+
+    def recognizes(self, host: str) -> bool:
+        """Return whether a host is below a domain of Tinfoil."""
+        host = host.lower().removesuffix(".")
+        return any(host == domain or host.endswith(f".{domain}") for domain in _DOMAINS)
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return the request for the document; documents of v2 do not contain the nonce."""
+        require_size("nonce", nonce, NONCE_SIZE)
+        return (Question(f"{_TARGET}?nonce={nonce.hex()}"),)
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of a document; see `Service.read`.
+
+        Raises:
+            FormatError: If the document is malformed, or its parts contradict each other.
+            ServiceError: If it is for another nonce or TLS key, names no key, or its signature is
+                not valid.
+        """
+        require_size("nonce", nonce, NONCE_SIZE)
+        document = read_tinfoil_document(_only(answers), nonce)
+        if seen is None:
+            return _claims(document, None, self.host)
+        return _claims(document, seen.spki_sha256, seen.host)
+
+
+class TinfoilBundle:
+    """An enclave whose document comes from atc.tinfoil.sh, beside its TLS certificate.
+
+    Anybody can hand out the bundle, at any time later: it shows only which key is the enclave's.
+
+    Args:
+        domain: Domain that the bundle must be about.
+    """
+
+    name: str = "tinfoil-bundle"
+    where: Where = "apart"
+
+    def __init__(self, domain: str = ROUTER) -> None:
+        self.domain: str = domain
+
+    def recognizes(self, host: str) -> bool:
+        """Return False: a document from the enclave itself is preferred."""
+        return False
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return the request for the bundle of the router."""
+        return (Question("/attestation", origin=_BUNDLES),)
+
+    def read(
+        self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
+    ) -> Claims:
+        """Return the claims of a bundle; see `Service.read`.
+
+        Raises:
+            FormatError: If the bundle is malformed, or document and certificate contradict each
+                other.
+            ServiceError: If it is for another domain or TLS key.
+        """
+        bundle = read_tinfoil_bundle(_only(answers))
+        if bundle.domain != self.domain:
+            message = f"{_WHAT}: the bundle is of another domain: {shown(bundle.domain)}"
+            raise ServiceError(message, reason="other_origin")
+        key = None if seen is None else seen.spki_sha256
+        return _claims(bundle.document, key, bundle.domain)
+
+
+class BundleContent(NamedTuple):
+    """A bundle whose parts agree; nothing of it is verified."""
+
+    domain: str
+    document: TinfoilDocument
+    digest: bytes  # of the release, 32 bytes, as stated
+    certificate: Certificate  # of the TLS key
+
+
+def read_tinfoil_bundle(answer: bytes) -> BundleContent:
+    """Read a bundle of atc.tinfoil.sh, and compare document and certificate.
+
+    The certificate's DNS names spell the HPKE key and the hash of the document, so that they are
+    in public logs of certificates, too.
+
+    Raises:
+        FormatError: If the bundle is malformed, or the certificate is of another domain, key, HPKE
+            key or document.
+    """
+    members = read_answer_object(answer, _BUNDLE)
+    required = ("domain", "enclaveAttestationReport", "digest", "sigstoreBundle", "enclaveCert")
+    check_members(members, _BUNDLE, required, ("vcek", "releaseTag"))
+    report = object_member(members, "enclaveAttestationReport", _BUNDLE)
+    document = read_v2(report)
+    object_member(members, "sigstoreBundle", _BUNDLE)
+    certificate = read_certificate(text_of(members, "enclaveCert", _BUNDLE))
+    domain = text_of(members, "domain", _BUNDLE)
+    with reading_x509():
+        names = certificate.alt_names
+    hashed = sha256(
+        (text_of(report, "format", _BUNDLE) + text_of(report, "body", _BUNDLE)).encode()
+    )
+    if domain not in names:
+        raise _differs("domain")
+    if not hmac.compare_digest(sha256(certificate.spki_der), document.report_data[:32]):
+        raise _differs("TLS key")
+    if not hmac.compare_digest(_spelled(names, "hpke", domain), document.report_data[32:]):
+        raise _differs("HPKE key")
+    if not hmac.compare_digest(_spelled(names, "hatt", domain), hashed.hex().encode()):
+        raise _differs("hash of the document")
+    vcek = (base64_member(members, "vcek", _BUNDLE),) if members.get("vcek") else ()
+    document = document._replace(snp_certificates=vcek, valid_until=certificate.valid_until)
+    return BundleContent(domain, document, lower_hex(members, "digest", _BUNDLE, 32), certificate)
+
+
+def _spelled(names: Sequence[str], kind: str, domain: str) -> bytes:
+    """Return the bytes that DNS names spell: `NN<base32>.kind.<parent of the domain>`.
+
+    Raises:
+        FormatError: If there are none, or their numbers or text are not in order.
+    """
+    chunks: dict[str, str] = {}
+    for name in names:
+        found = _CHUNK.fullmatch(name)
+        if found is None or found["kind"] != kind:
+            continue
+        if found["number"] in chunks or not f".{domain}".endswith(f".{found['parent']}"):
+            raise _bad_names(kind)
+        chunks[found["number"]] = found["text"]
+    numbers = sorted(chunks)
+    if not numbers or numbers != [f"{at:02}" for at in range(len(numbers))]:
+        raise _bad_names(kind)
+    text = "".join(chunks[number] for number in numbers).upper()
+    try:
+        spelled = base64.b32decode(text + "=" * (-len(text) % 8))
+    except binascii.Error as error:
+        raise _bad_names(kind) from error
+    if base64.b32encode(spelled).decode().rstrip("=") != text:
+        raise _bad_names(kind)
+    return spelled
+
+
+def _bad_names(kind: str) -> FormatError:
+    message = f"{_BUNDLE}: enclaveCert: its DNS names for {kind} are missing or not in order"
+    return FormatError(message, reason="inconsistent")
+
+
+def _differs(what: str) -> FormatError:
+    message = f"{_BUNDLE}: enclaveCert: not of the {what} of this bundle"
+    return FormatError(message, reason="inconsistent")
+
+
+def _only(answers: tuple[bytes, ...]) -> bytes:
+    if len(answers) != 1:
+        message = f"answers: must be one, not {len(answers)}"
+        raise UsageError(message, reason="wrong_value")
+    return answers[0]
+
+
+def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
+    """Return the claims of a document from a host, whose TLS key was observed or is None."""
+    if (
+        seen is not None
+        and document.tls is not None
+        and not hmac.compare_digest(document.tls, seen)
+    ):
+        message = f"{_WHAT}: the document is of another TLS key than that of the connection"
+        raise ServiceError(message, reason="other_key")
+    is_of = "router" if host == ROUTER else "server"
+    bindings: tuple[Binding, ...] = ()
+    if document.tls is not None:
+        bindings += (Binding("tls-spki", document.tls, is_of),)
+    if document.hpke is not None:
+        bindings += (Binding("hpke", document.hpke, is_of),)
+    if not bindings:
+        message = f"{_WHAT}: the document names neither a TLS key nor a key for HPKE"
+        raise ServiceError(message, reason="no_channel")
+    old = document.generation == "v2"
+    gaps = (_NO_RELEASE, *((_NO_MODEL,) if is_of == "router" else ()))
+    return Claims(
+        machines=(
+            Machine(
+                is_of,
+                document.evidence,
+                document.report_data,
+                document.gpu,
+                document.snp_certificates,
+            ),
+        ),
+        bindings=bindings,
+        freshness="key possession" if old else "nonce",
+        code="policy",
+        not_proven=(*gaps, _NO_NONCE) if old else gaps,
+        valid_until=document.valid_until,
+        keys=dict(document.keys),
+    )
