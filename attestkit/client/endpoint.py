@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from attestkit.client.sealing.protocol import Sealing
+    from attestkit.client.wire.http_libraries import LibraryName
+    from attestkit.gpu import GpuServices
     from attestkit.verifier.verifier_options import VerifierSettings
 
 MAX_AGE: Final = timedelta(hours=1)
@@ -67,6 +69,7 @@ def connect(
     timeout: float = SECONDS,
     on_proof: OnProof | None = None,
     now: Callable[[], datetime] = _utc_now,
+    gpu_services: "GpuServices | None" = None,
     **verifier: "Unpack[VerifierSettings]",
 ) -> "Endpoint":
     """Prove a server, and return an endpoint whose clients speak with proven servers only.
@@ -88,6 +91,8 @@ def connect(
         timeout: Limit in seconds for a connection, and for an answer with evidence.
         on_proof: Called with each new Proof, and each PeerRefusedError.
         now: Returns the time of verifications, aware.
+        gpu_services: Services of endorsements for GPUs, which `Require(gpu=True)` needs; None are
+            NVIDIA's.
         verifier: Arguments of `Verifier`, such as `trust_anchor` or `collateral`. Without
             `collateral` and `pccs_url`, collateral of TDX comes from Intel's service.
 
@@ -99,7 +104,7 @@ def connect(
         ConfigError: If the policy's file, or that of `pins`, is malformed.
     """
     origin = Origin.of(url)
-    trust = Trust(policy, verifier, now)
+    trust = Trust(policy, verifier, now, gpu_services)
     dialing = Dialing(origin, server_ca, proxy, timeout)
     _check_pins(trust, pins)
     chosen = choose_service(service, dialing)
@@ -171,6 +176,62 @@ class Endpoint:
     def model(self) -> str | None:
         """The model that was proven, for requests."""
         return self._appraiser.model
+
+    def client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - of either library
+        """Return a client of httpx2 if it is installed, else of httpx.
+
+        Its base URL is that of the endpoint. It follows no redirects to other servers, and takes no
+        settings from the environment.
+
+        Args:
+            http: `httpx` or `httpx2`, to name one.
+            options: Options of `Client`, such as `headers` or `timeout`, but not those that choose
+                connections: `transport`, `mounts`, `proxy`, `verify`, `cert`, `http2`, `trust_env`.
+
+        Raises:
+            UsageError: If an option is not possible, or no library is installed.
+        """
+        name = choose_library(http)
+        transport = self.transport(http=name, limits=options.pop("limits", None))
+        return load_library(name).httpx.Client(**client_options(self.url, transport, options))
+
+    def async_client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - as above
+        """Return an AsyncClient as `client` does, for asyncio."""
+        name = choose_library(http)
+        transport = self.async_transport(http=name, limits=options.pop("limits", None))
+        return load_library(name).httpx.AsyncClient(**client_options(self.url, transport, options))
+
+    def transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+        """Return a transport for a `Client` of the caller's; see `client`.
+
+        Do not pass `mounts` or `proxy` to the client, which replace it.
+        """
+        return http_transports(choose_library(http)).blocking(**self._transport_options(limits))
+
+    def async_transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+        """Return a transport for an `AsyncClient` of the caller's; see `transport`."""
+        return http_transports(choose_library(http)).asynchronous(**self._transport_options(limits))
+
+    def openai(self, **options: Any) -> Any:  # noqa: ANN401 - of a package that need not be there
+        """Return an `openai.OpenAI` for this endpoint.
+
+        A refusal is raised as an error that is a PeerRefusedError and an `openai.OpenAIError`.
+
+        Args:
+            options: Options of the class, such as `api_key`.
+
+        Raises:
+            UsageError: If openai is not installed, or an option is not possible.
+        """
+        from attestkit.client.openai_client import open_openai  # lazy: of few users
+
+        return open_openai(self.url, self._transport_options(None), options, asynchronous=False)
+
+    def async_openai(self, **options: Any) -> Any:  # noqa: ANN401 - as above
+        """Return an `openai.AsyncOpenAI` as `openai` does."""
+        from attestkit.client.openai_client import open_openai  # lazy: of few users
+
+        return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
 
     def prove(self) -> Proof:
         """Prove the server afresh, on a connection of its own, and return the proof.

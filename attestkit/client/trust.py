@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from attestkit.attestation import Attestation
     from attestkit.collateral import Collateral
     from attestkit.collateral.cache import CollateralCache
+    from attestkit.gpu import GpuEndorsements, GpuServices
+    from attestkit.gpu.bound_evidence import GpuBinding
 
 _Path = str | os.PathLike[str]
 _OnePolicy = AppraisalPolicy | Verifier | _Path
@@ -44,6 +46,7 @@ class VerifiedMachine(NamedTuple):
     role: str
     result: AttestationResult
     collateral: "Collateral | None"  # that was used for an Intel quote
+    gpu_endorsements: "GpuEndorsements | None" = None  # that were fetched for its GPUs
 
 
 class Trust:
@@ -54,6 +57,8 @@ class Trust:
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, aware.
+        gpu_services: Services of endorsements for GPUs; None are NVIDIA's. They are asked if GPUs
+            are verified, and the options have neither `gpu_endorsements` nor `collateral`.
 
     Raises:
         UsageError: If a policy does not name app and image (reason `any_app`), has another type,
@@ -62,9 +67,15 @@ class Trust:
     """
 
     def __init__(
-        self, policy: Policy, options: VerifierSettings, clock: Callable[[], datetime]
+        self,
+        policy: Policy,
+        options: VerifierSettings,
+        clock: Callable[[], datetime],
+        gpu_services: "GpuServices | None" = None,
     ) -> None:
         self._options, self._clock = options, clock
+        self._gpu_services = gpu_services
+        self._own_verifiers = False  # of the caller, which have what they need
         self.first_use = isinstance(policy, str) and policy == FIRST_USE
         self.hardware_only = isinstance(policy, str) and policy == HARDWARE_ONLY
         self._verifiers: dict[str, Verifier] = {}
@@ -124,7 +135,8 @@ class Trust:
         if binding is not None and binding.report_data != machine.report_data:
             message = f"{machine.role}: the GPUs' evidence is for other report data"
             raise ServiceError(message, reason="other_key")
-        examination = verifier.examine(
+        endorsements = None if binding is None else self._fetch_endorsements(binding, now)
+        examination = verifier.with_gpu_endorsements(endorsements).examine(
             evidence,
             now=now,
             collateral=collateral,
@@ -134,7 +146,20 @@ class Trust:
         result = examination.complete(expected_report_data(None, report_data, binding))
         if machine.certificate is not None:
             result = check_certificate(machine.certificate, result)
-        return VerifiedMachine(machine.role, result, examination.collateral)
+        return VerifiedMachine(machine.role, result, examination.collateral, endorsements)
+
+    def _fetch_endorsements(self, binding: "GpuBinding", now: datetime) -> "GpuEndorsements | None":
+        """Return endorsements for GPUs, unless the caller has them, or nothing may be fetched.
+
+        Raises:
+            AttestKitError: As `GpuEndorsements.fetch`.
+        """
+        if self._own_verifiers or not {"collateral", "gpu_endorsements"}.isdisjoint(self._options):
+            return None
+        from attestkit.gpu.endorsements import GpuEndorsements  # lazy: of GPUs only
+
+        roots = self._options.get("gpu_roots")
+        return GpuEndorsements.fetch(binding.evidence, self._gpu_services, now=now, roots=roots)
 
     def _verifier(self, role: str) -> Verifier:
         found = self._verifiers.get(role) or self._verifiers.get(ANY_ROLE)
@@ -151,7 +176,7 @@ class Trust:
                     "pass the policy itself"
                 )
                 raise UsageError(message, reason="conflict")
-            verifier = policy
+            verifier, self._own_verifiers = policy, True
         elif isinstance(policy, AppraisalPolicy | str | os.PathLike):
             verifier = self.make_verifier(open_policy(cast("AppraisalPolicy", policy)))
         else:
