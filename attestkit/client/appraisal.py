@@ -51,6 +51,11 @@ class Appraiser:
         self._trust, self._require, self._first_use = trust, require, first_use
         self.model, self.encrypt, self._max_age = model, encrypt, max_age
 
+    @property
+    def signatures(self) -> bool:
+        """Whether the service has to sign its answers."""
+        return self._require.response_signatures
+
     def appraise(
         self,
         answers: tuple[bytes, ...],

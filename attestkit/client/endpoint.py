@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
 from attestkit.client.service_choice import Dialing, choose_service
 from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
+from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
 from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.drivers import ReconnectError, drive
@@ -150,6 +151,9 @@ class Endpoint:
         self.url = url.rstrip("/")
         self._appraiser, self._dialing = appraiser, dialing
         self._context = dialing.context(appraiser.service)
+        self._answers: SignedAnswers | None = None
+        if appraiser.signatures:
+            self._answers = SignedAnswers(appraiser.service, appraiser.model)
         self._prover = Prover(
             appraiser,
             self._fetch,
@@ -233,6 +237,39 @@ class Endpoint:
 
         return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
 
+    def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> None:
+        """Check the service's signature, or receipt, of an answer that a client received.
+
+        The signature is over the bytes of request and answer, so that nobody has changed them; the
+        request had been sent before.
+
+        Args:
+            answer: Response of a client of httpx or httpx2, object of `openai`, or its id.
+            headers: Of the request for the signature, such as Authorization.
+
+        Raises:
+            ServiceError: If there is no valid signature of exactly these bytes.
+            FormatError: If it is malformed.
+            UsageError: If the endpoint has no `Require(response_signatures=True)`, or the answer is
+                not of its clients, or not read to its end.
+        """
+        if self._answers is None:
+            message = "verify: needs require=Require(response_signatures=True)"
+            raise UsageError(message, reason="not_ready")
+        with self.client() as client:
+
+            def get(question: Question) -> Signature:
+                own = [*question.headers, *(headers or {}).items()]
+                with client.stream("GET", self.origin + question.target, headers=own) as response:
+                    body = bytearray()
+                    for piece in response.iter_raw():
+                        body += piece
+                        if len(body) > MAX_SIGNATURE:
+                            break
+                    return Signature(response.status_code, bytes(body))
+
+            self._answers.verify(answer, self.proof, get)
+
     def prove(self) -> Proof:
         """Prove the server afresh, on a connection of its own, and return the proof.
 
@@ -279,6 +316,16 @@ class Endpoint:
     def __repr__(self) -> str:
         state = "proven" if self._prover.newest is not None else "not proven"
         return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
+
+    def _transport_options(self, limits: object) -> dict[str, Any]:
+        return {
+            "prover": self._prover,
+            "context": self._dialing.context(self._appraiser.service),
+            "sealing": self._sealing if self._appraiser.encrypt else None,
+            "on_answer": None if self._answers is None else self._answers.note,
+            "proxy": self._dialing.proxy,
+            "limits": limits,
+        }
 
     def _open(self) -> ssl.SSLSocket:
         try:

@@ -1,0 +1,168 @@
+"""Answers of a service that signs them, or has receipts of them: `SignedAnswers`.
+
+Hashes are of the bytes on the wire, so the transports note them. The identifier of an answer is
+only used to find its signature, which is then of this request and answer, or is refused.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+
+from attestkit._argument_checks import wrong_type
+from attestkit._sanitize import shown
+from attestkit.client.services.service import AnswerRecord, Claims, Question, Service
+from attestkit.client.wire.exchange import WireRecord
+from attestkit.client.wire.httpx_transport import EXTENSION
+from attestkit.errors import FormatError, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.client.proof import Proof
+
+MAX_ANSWERS: Final = 1000
+"""Answers whose hashes are kept; the oldest are forgotten."""
+
+MAX_SIGNATURE: Final = 1 << 20
+"""Maximum size of a signature or receipt in bytes."""
+
+TRIES: Final = 5
+"""Requests for one signature, which exists only a moment after the answer."""
+
+_PAUSE: Final = 0.2  # seconds before the second request, then twice as much each time
+_IDENTIFIER: Final = re.compile(rb'"id"\s*:\s*"([!#-\[\]-~]{1,200})"')  # printable, no escapes
+_RECEIPT: Final = "x-receipt-id"
+_NOT_FOUND: Final = 404
+
+
+class Signature(NamedTuple):
+    """What the service answered when it was asked for a signature."""
+
+    status: int
+    body: bytes  # at most one piece of the connection more than `MAX_SIGNATURE`
+
+
+@runtime_checkable
+class SigningService(Protocol):
+    """A service that signs answers."""
+
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
+        """Return the request for the signature of an answer."""
+        ...
+
+    def check_signature(
+        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+    ) -> None:
+        """Check a signature; FormatError if it is malformed, ServiceError if it is not valid."""
+        ...
+
+
+def require_signing(service: Service) -> None:
+    """Raise ServiceError unless a service signs its answers."""
+    if not isinstance(service, SigningService):
+        message = (
+            f"{service.name}: does not sign its answers; leave out "
+            "Require(response_signatures=True)"
+        )
+        raise ServiceError(message, reason="no_signatures")
+
+
+class SignedAnswers:
+    """The hashes of recent answers of one endpoint; thread-safe."""
+
+    def __init__(self, service: Service, model: str | None) -> None:
+        require_signing(service)
+        self._service, self._model = service, model
+        self._lock = threading.Lock()
+        self._records: dict[str, AnswerRecord] = {}  # oldest first
+
+    def note(self, record: WireRecord) -> None:
+        """Keep the hashes of an answer that was read to its end."""
+        found = _describe(record)
+        if found is None:
+            return
+        with self._lock:
+            self._records.pop(found.identifier, None)
+            self._records[found.identifier] = found
+            while len(self._records) > MAX_ANSWERS:
+                del self._records[next(iter(self._records))]
+
+    def find(self, answer: object) -> AnswerRecord:
+        """Return the hashes of an answer.
+
+        Args:
+            answer: A response of httpx or httpx2, an object of `openai` with an `id`, or the id.
+
+        Raises:
+            UsageError: If the answer is not of this endpoint, or was not read to its end.
+        """
+        extensions = getattr(answer, "extensions", None)
+        if isinstance(extensions, Mapping) and isinstance(extensions.get(EXTENSION), WireRecord):
+            found = _describe(extensions[EXTENSION])
+            if found is None:
+                message = "answer: it has no id, or was not read to its end"
+                raise UsageError(message, reason="not_ready")
+            return found
+        identifier = answer if isinstance(answer, str) else getattr(answer, "id", None)
+        if not isinstance(identifier, str):
+            raise wrong_type("answer", "a response, an object with an id, or an id", answer)
+        with self._lock:
+            known = self._records.get(identifier)
+        if known is None:
+            message = f"answer {shown(identifier)}: not one of the last of this endpoint's clients"
+            raise UsageError(message, reason="unknown_name")
+        return known
+
+    def verify(
+        self,
+        answer: object,
+        proof: "Proof",
+        get: Callable[[Question], Signature],
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Fetch and check the signature of an answer.
+
+        Args:
+            answer: As for `find`.
+            proof: Proof with the service's keys.
+            get: Sends a request over a proven connection, and returns the response.
+            sleep: Waits for seconds, before a request is repeated.
+
+        Raises:
+            ServiceError: If there is no signature (reason `no_signatures`), or it is not valid, or
+                is of other bytes (`signature`).
+            FormatError: If it is malformed.
+            UsageError: As `find`.
+        """
+        record, service = self.find(answer), self._service
+        assert isinstance(service, SigningService)
+        question = service.signature_question(record, self._model)
+        for attempt in range(TRIES):
+            if attempt:
+                sleep(_PAUSE * 2 ** (attempt - 1))
+            found = get(question)
+            if found.status != _NOT_FOUND:
+                break
+        if found.status != 200:
+            message = (
+                f"{service.name}: no signature of the answer {shown(record.identifier)}, HTTP "
+                f"status {found.status}"
+            )
+            raise ServiceError(message, reason="no_signatures")
+        if len(found.body) > MAX_SIGNATURE:
+            message = f"{service.name}: signature is over {MAX_SIGNATURE} bytes"
+            raise FormatError(message, reason="too_large")
+        service.check_signature(found.body, record, proof.claims, self._model)
+
+
+def _describe(record: WireRecord) -> AnswerRecord | None:
+    """Return what a signature is about; None if the answer has no end or no identifier."""
+    if record.response_sha256 is None:
+        return None
+    identifier = next((text for name, text in record.headers if name.lower() == _RECEIPT), None)
+    if identifier is None:
+        found = _IDENTIFIER.search(record.beginning)
+        if found is None:
+            return None
+        identifier = found[1].decode("ascii")
+    return AnswerRecord(record.request_sha256, record.response_sha256, identifier, record.headers)
