@@ -1,9 +1,14 @@
 """Fuzz targets: answers of services as strict JSON, and Tinfoil's documents."""
 
 import json
+from typing import Final
 
+from attestkit._crypto.aes_gcm import aes_gcm_encrypt
+from attestkit._crypto.ed25519 import x25519_public_key
+from attestkit._crypto.hpke_context import HpkeSender
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.json_spans import member_spans
+from attestkit.client.sealing.ehbp import EhbpOpener, derive_answer_keys
 from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.client.services.tinfoil import BundleContent, read_tinfoil_bundle
 from attestkit.client.services.tinfoil_documents import TinfoilDocument, read_tinfoil_document
@@ -48,6 +53,31 @@ def _check_bundle(_: bytes, bundle: BundleContent) -> None:
     check_same("the digest", len(bundle.digest), 32)
 
 
+_SENDER: Final = HpkeSender(x25519_public_key(bytes(range(32))), b"", ephemeral=bytes(range(32)))
+
+
+def _open(raw: bytes) -> bytes:
+    """Open an answer, of which the first bytes select the status and are the nonce."""
+    status, nonce, body = raw[:1], raw[1:33], raw[33:]
+    opener = EhbpOpener(_SENDER)
+    headers = [("Content-Type", "application/problem+json")]
+    if nonce:
+        headers.append(("Ehbp-Response-Nonce", nonce.hex()))
+    opener.start(422 if status == b"\1" else 200, headers)
+    half = len(body) // 2
+    return opener.feed(body[:half]) + opener.feed(body[half:]) + opener.finish()
+
+
+def _answer_samples() -> list[bytes]:
+    nonce = bytes(32)
+    secret = _SENDER.export(b"ehbp response", 32)
+    key, base = derive_answer_keys(secret, _SENDER.encapsulated, nonce)
+    chunk = aes_gcm_encrypt(key, base, b"{}")
+    body = nonce + len(chunk).to_bytes(4, "big") + chunk
+    problem = b'{"type":"urn:ietf:params:ehbp:error:key-config"}'
+    return [b"\0" + body, b"\0" + nonce, b"\1" + body, b"\1", b"\1" + nonce + problem]
+
+
 def _json_samples() -> list[bytes]:
     return [b"{}", b'{"a":[1,{"b":"c"}],"d":null}', b'{"a":' + b"[" * 63 + b"]" * 63 + b"}"]
 
@@ -86,6 +116,7 @@ def targets() -> list[ParserTarget]:
             "json.dict",
         ),
         ParserTarget("gzip_stream", obeys(_gunzip, FormatError), _gzip_samples),
+        ParserTarget("ehbp_answer", obeys(_open, ServiceError), _answer_samples),
         ParserTarget("tinfoil_document", document, document_samples, "json.dict", 8192),
         ParserTarget("tinfoil_bundle", bundle, bundle_samples, "json.dict", 8192),
     ]

@@ -189,6 +189,8 @@ READERS: Final[dict[str, str]] = {
     "client.services.aci": "aci_report",
     "client.services.aci_keyset": "aci_report",
     "client.services.dstack_evidence": "aci_report",
+    "client.sealing.ehbp": "ehbp_answer",
+    "client.sealing.event_stream_end": "ehbp_answer",
     "client.services.strict_answer": "service_json",
     "client.services.tinfoil": "tinfoil_bundle",
     "client.services.tinfoil_documents": "tinfoil_document",

@@ -72,15 +72,26 @@ def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -
     Raises:
         UsageError: If `length` is not 0 to 8160.
     """
-    if not 0 <= length <= _HKDF_LIMIT:
-        message = f"HKDF length: must be 0 to {_HKDF_LIMIT}, not {length}"
-        raise UsageError(message, reason="out_of_range")
     from attestkit._crypto.zeroize import wipe  # lazy, as Keccak
 
     key = hmac.digest(salt, ikm, "sha256")
+    try:
+        return hkdf_expand_sha256(key, info, length)
+    finally:
+        wipe(key)  # the pseudorandom key, from which every output can be derived
+
+
+def hkdf_expand_sha256(key: bytes, info: bytes, length: int) -> bytes:
+    """Return `length` bytes of the second step of HKDF (RFC 5869, 2.3).
+
+    Raises:
+        UsageError: If `length` is not 0 to 8160.
+    """
+    if not 0 <= length <= _HKDF_LIMIT:
+        message = f"HKDF length: must be 0 to {_HKDF_LIMIT}, not {length}"
+        raise UsageError(message, reason="out_of_range")
     block = hmac.digest(key, info + b"\x01", "sha256")
     blocks = [block]
     for number in range(2, (length + 31) // 32 + 1):
         blocks.append(hmac.digest(key, blocks[-1] + info + bytes([number]), "sha256"))
-    wipe(key)  # the pseudorandom key, from which every output can be derived
     return block[:length] if length <= 32 else b"".join(blocks)[:length]

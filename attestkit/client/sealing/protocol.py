@@ -2,12 +2,35 @@
 
 from typing import NamedTuple, Protocol
 
+from attestkit.errors import ServiceError
+
 Headers = list[tuple[str, str]]
 """Names and values in the order of the message; names in any case."""
 
 
+class SealingKeyError(ServiceError):
+    """The server says that it does not have the key to which a request was sealed.
+
+    It says so before the application sees the request, but nobody vouches for the answer: who sits
+    between can forge it after the application has seen the request. So prove the server anew, and
+    send the request once more only over a connection whose TLS key is proven, or if it may be
+    repeated (attested-client.md, 1.5). A second answer of this kind is an error.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="sealing")
+
+
 class Opener(Protocol):
-    """Opens the answer to one sealed request. Methods raise ServiceError with reason `sealing`."""
+    """Opens the answer to one sealed request. Methods raise ServiceError with reason `sealing`.
+
+    Openers may have two more attributes, which have these values where they are missing:
+
+    * `authenticated` (True): False after `start` if the answer's body came unsealed, so that nobody
+      vouches for it.
+    * `read_at_once` (False): True after `start` if the body should be read before the caller gets
+      the answer, because `finish` may raise SealingKeyError.
+    """
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Check the head of the answer, and return the headers for the caller."""

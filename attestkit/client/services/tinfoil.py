@@ -15,6 +15,7 @@ from attestkit._argument_checks import require_size
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate, reading_x509
 from attestkit._sanitize import shown
+from attestkit.client.sealing.ehbp import EhbpSealing
 from attestkit.client.services.service import (
     NONCE_SIZE,
     Binding,
@@ -96,6 +97,10 @@ class Tinfoil:
             return _claims(document, None, self.host)
         return _claims(document, seen.spki_sha256, seen.host)
 
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
+        """Return what seals requests to the enclave's key; ServiceError for another binding."""
+        return _seal_to(binding)
+
 
 class TinfoilBundle:
     """An enclave whose document comes from atc.tinfoil.sh, beside its TLS certificate.
@@ -136,6 +141,10 @@ class TinfoilBundle:
             raise ServiceError(message, reason="other_origin")
         key = None if seen is None else seen.spki_sha256
         return _claims(bundle.document, key, bundle.domain)
+
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
+        """Return what seals requests to the enclave's key; ServiceError for another binding."""
+        return _seal_to(binding)
 
 
 class BundleContent(NamedTuple):
@@ -225,6 +234,13 @@ def _only(answers: tuple[bytes, ...]) -> bytes:
         message = f"answers: must be one, not {len(answers)}"
         raise UsageError(message, reason="wrong_value")
     return answers[0]
+
+
+def _seal_to(binding: Binding) -> EhbpSealing:
+    if binding.kind != "hpke":
+        message = f"{_WHAT}: requests are sealed to a key of HPKE, not of {binding.kind}"
+        raise ServiceError(message, reason="no_channel")
+    return EhbpSealing(binding.key)
 
 
 def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:

@@ -1,0 +1,276 @@
+"""Encrypted HTTP Body Protocol (EHBP) of Tinfoil: bodies sealed to an attested X25519 key.
+
+A request's body is sealed by HPKE; the keys of the answer are derived from the same context, so
+that only who opened the request can answer it. Headers, URL and sizes stay open. The end of an
+answer is not protected: streams of events must have the end that their API defines
+(attested-client.md, 2.7).
+"""
+
+import re
+from typing import Final
+
+from attestkit._crypto.aes_gcm import aes_gcm_decrypt
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.hpke_context import HpkeSender, sequence_nonce
+from attestkit._formats import strict_json
+from attestkit.client.sealing.event_stream_end import EventStreamEnd
+from attestkit.client.sealing.protocol import Headers, SealedRequest, SealingKeyError
+from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
+
+MAX_CHUNK: Final = 64 << 20
+"""Maximum size of a chunk of an answer in bytes, as of Tinfoil's own programs."""
+
+MAX_PROBLEM: Final = 1 << 16
+"""Maximum size of a problem document in bytes."""
+
+KEY_CONFIG_PROBLEM: Final = "urn:ietf:params:ehbp:error:key-config"
+"""Type of the problem that the server does not have the key."""
+
+_SEALED_CHUNK: Final = 1 << 20  # bytes of a chunk of a request, before it is sealed
+_INFO: Final = b"ehbp request"
+_EXPORT: Final = b"ehbp response"
+_KEY_HEADER: Final = "Ehbp-Encapsulated-Key"
+_NONCE_HEADER: Final = "ehbp-response-nonce"
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+_NONCE: Final = re.compile("[0-9a-f]{64}")
+_EVENTS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")  # begin a stream of events
+_LONGEST_START: Final = 8
+_LENGTH: Final = 4  # bytes of a chunk's length
+_TAG: Final = 16
+
+
+class EhbpSealing:
+    """Seals requests to a public key, each in a context of its own. Thread-safe.
+
+    Args:
+        public_key: X25519 public key of the enclave, 32 bytes, from its evidence.
+    """
+
+    def __init__(self, public_key: bytes) -> None:
+        self._public_key = public_key
+
+    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+        """Seal the body of a request.
+
+        A request without body cannot be sealed, and its answer would come open, too: it is sent as
+        it is if its URL has no query, in which there could be a secret.
+
+        Raises:
+            ServiceError: If the request has a query and no body, or the key is not valid.
+        """
+        own = [(name, value) for name, value in headers if not _is_of_ehbp(name)]
+        if not body:
+            if "?" in target:
+                message = (
+                    f"EHBP: {method} with a query and without body: it would travel open; send "
+                    "what it asks in a body, or by an endpoint without encrypt=True"
+                )
+                raise ServiceError(message, reason="sealing")
+            return SealedRequest(method, target, own, body, _OpenAnswer())
+        try:
+            sender = HpkeSender(self._public_key, _INFO)
+        except UsageError as error:
+            raise ServiceError("EHBP: the enclave's key is not valid", reason="sealing") from error
+        own = [(name, value) for name, value in own if name.lower() not in _FRAMING]
+        own += [(_KEY_HEADER, sender.encapsulated.hex()), ("Transfer-Encoding", "chunked")]
+        sealed = bytearray()
+        for at in range(0, len(body), _SEALED_CHUNK):
+            chunk = sender.seal(body[at : at + _SEALED_CHUNK])
+            sealed += len(chunk).to_bytes(_LENGTH, "big") + chunk
+        return SealedRequest(method, target, own, bytes(sealed), EhbpOpener(sender))
+
+
+class _OpenAnswer:
+    """Passes the answer to a request without body."""
+
+    authenticated: bool = False
+
+    def start(self, _status: int, headers: Headers) -> Headers:
+        """Return the headers; refuse an answer that claims to be sealed."""
+        if any(name.lower() == _NONCE_HEADER for name, _ in headers):
+            raise _refusal("the answer to a request without body claims to be sealed")
+        return headers
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the data."""
+        return data
+
+    def finish(self) -> bytes:
+        """Return nothing more."""
+        return b""
+
+
+class EhbpOpener:
+    """Opens the answer to one request, as a stream.
+
+    Attributes:
+        authenticated: Whether the answer is sealed: False for a status of an error without nonce,
+            whose body nobody vouches for.
+        read_at_once: Whether the body may be the problem that the key is unknown.
+    """
+
+    def __init__(self, sender: HpkeSender) -> None:
+        self.authenticated: bool = True
+        self.read_at_once: bool = False
+        self._sender: HpkeSender | None = sender
+        self._opened: tuple[_Chunks, _Content] | None = None
+        self._problem = bytearray()
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Check the head of the answer, and return the headers for the caller.
+
+        Raises:
+            ServiceError: If a successful answer is not sealed, or the nonce is malformed.
+        """
+        nonces = [value for name, value in headers if name.lower() == _NONCE_HEADER]
+        kinds = [value for name, value in headers if name.lower() == "content-type"]
+        kind = kinds[0].partition(";")[0].strip().lower() if len(kinds) == 1 else ""
+        sender, self._sender = self._sender, None
+        if sender is None:
+            raise _refusal("the answer began twice")
+        if nonces:
+            if len(nonces) > 1 or _NONCE.fullmatch(nonces[0]) is None:
+                raise _refusal("Ehbp-Response-Nonce: must be once, 64 lowercase hex digits")
+            chunks = _Chunks(sender, bytes.fromhex(nonces[0]))
+            self._opened = chunks, _Content(status, events=kind == "text/event-stream")
+            return [pair for pair in headers if not _is_of_ehbp(pair[0]) and not _frames(pair[0])]
+        if 200 <= status < 300:
+            raise _refusal("the answer is not sealed, although it is a successful one")
+        self.authenticated = False
+        self.read_at_once = status == 422 and kind == "application/problem+json"
+        return headers
+
+    def feed(self, data: bytes) -> bytes:
+        """Take some bytes of the body, and return what can be opened, possibly nothing.
+
+        Raises:
+            ServiceError: If a chunk is malformed or was changed, or is over 64 MiB.
+        """
+        if self._opened is not None:
+            chunks, content = self._opened
+            opened = chunks.feed(data)
+            content.feed(opened)
+            return opened
+        if self.read_at_once and len(self._problem) <= MAX_PROBLEM:
+            self._problem += data
+        return data
+
+    def finish(self) -> bytes:
+        """Check the end of the body; there is no rest.
+
+        Raises:
+            SealingKeyError: If the server says that it does not have the key.
+            ServiceError: If the body ends inside of a chunk, or a stream of events before its end.
+        """
+        if self._opened is not None:
+            for part in self._opened:
+                part.finish()
+        elif self.read_at_once and _is_key_problem(bytes(self._problem)):
+            raise SealingKeyError(
+                "EHBP: the server does not have the key to which the request was sealed, as an "
+                "answer says for which nobody vouches; prove the server anew, and send the "
+                "request again if it may be repeated"
+            )
+        return b""
+
+
+class _Content:
+    """The opened content, of which the end is demanded that the application defines.
+
+    Headers are not protected, so that a stream of events is recognized by its first bytes, too.
+    A document in JSON that is cut is malformed, which the application finds out.
+    """
+
+    def __init__(self, status: int, *, events: bool) -> None:
+        self._status, self._events = status, events
+        self._start = b""
+        self._end = EventStreamEnd()
+
+    def feed(self, opened: bytes) -> None:
+        self._start += opened[: _LONGEST_START - len(self._start)]
+        self._end.feed(opened)
+
+    def finish(self) -> None:
+        if self._status == 200 and not self._start:
+            raise _refusal("the answer is empty: its end is not protected, so it may have been cut")
+        events = self._events or self._start.startswith(_EVENTS)
+        if events and 200 <= self._status < 300 and not self._end.complete:
+            raise _refusal("the stream of events ended before its last event")
+
+
+class _Chunks:
+    """The chunks of an answer: a length in four bytes, and that many bytes of ciphertext."""
+
+    def __init__(self, sender: HpkeSender, nonce: bytes) -> None:
+        secret = sender.export(_EXPORT, 32)
+        self._key, self._base = derive_answer_keys(secret, sender.encapsulated, nonce)
+        self._sequence = 0
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._data += data
+        opened = bytearray()
+        at = 0
+        while (end := self._end_of_chunk(at)) is not None:
+            if end > at + _LENGTH:  # an empty write of the application is no message
+                opened += self._open(bytes(self._data[at + _LENGTH : end]))
+            at = end
+        del self._data[:at]
+        return bytes(opened)
+
+    def finish(self) -> None:
+        if self._data:
+            raise _refusal("the answer ended inside of a chunk")
+
+    def _end_of_chunk(self, at: int) -> int | None:
+        """Return the end of the chunk at an offset; None if it is not there yet."""
+        if len(self._data) < at + _LENGTH:
+            return None
+        size = int.from_bytes(self._data[at : at + _LENGTH], "big")
+        if 0 < size < _TAG or size > MAX_CHUNK + _TAG:
+            raise _refusal(f"a chunk of {size} bytes")
+        end = at + _LENGTH + size
+        return end if len(self._data) >= end else None
+
+    def _open(self, chunk: bytes) -> bytes:
+        nonce = sequence_nonce(self._base, self._sequence)
+        self._sequence += 1
+        try:
+            return aes_gcm_decrypt(self._key, nonce, chunk)
+        except VerificationError as error:
+            raise _refusal(f"chunk {self._sequence} of the answer was changed") from error
+
+
+def derive_answer_keys(secret: bytes, encapsulated: bytes, nonce: bytes) -> tuple[bytes, bytes]:
+    """Return key and first nonce of an answer, 32 and 12 bytes.
+
+    Args:
+        secret: Exported by the context of the request, 32 bytes.
+        encapsulated: Encapsulated key of the request, 32 bytes.
+        nonce: Of the answer, 32 bytes.
+    """
+    salt = encapsulated + nonce
+    return hkdf_sha256(secret, b"key", 32, salt), hkdf_sha256(secret, b"nonce", 12, salt)
+
+
+def _is_of_ehbp(name: str) -> bool:
+    return name.lower().startswith("ehbp-")
+
+
+def _frames(name: str) -> bool:
+    return name.lower() in _FRAMING
+
+
+def _is_key_problem(body: bytes) -> bool:
+    """Return whether a body is the problem document about an unknown key."""
+    if len(body) > MAX_PROBLEM:
+        return False
+    try:
+        problem = strict_json.read(body)
+    except FormatError:
+        return False
+    return isinstance(problem, dict) and problem.get("type") == KEY_CONFIG_PROBLEM
+
+
+def _refusal(problem: str) -> ServiceError:
+    return ServiceError(f"EHBP: {problem}", reason="sealing")
