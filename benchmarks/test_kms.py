@@ -19,9 +19,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import attestkit
+from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.kms import KmsClient, SimulatedKms
-from attestkit.kms.answers import TemporaryCa
-from attestkit.kms.client_certificate import AttestedKey
+from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import anonymous_context, rooted_context
 from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.roots import KmsRoots
@@ -75,9 +75,10 @@ def bare_handshakes(tee: "attestkit.Attester") -> Callable[[], bool]:
     now = int(time.time())
     state = create_state(KmsRoots.from_seed(SEED), HOST, now)
     server = ServerIdentity(state, None, KmsFaults.of(None), time.time).next_context()
-    temp_ca = TemporaryCa(state.temp_ca_pem, state.roots.temp_ca_key.pkcs8_pem, state.root_pem)
+    root = read_certificate(state.root_pem)
+    temp_ca = ClientCa(read_certificate(state.temp_ca_pem), state.roots.temp_ca_key, root)
     issued = AttestedKey(tee.attest).certify(temp_ca, now)
-    clients = anonymous_context(), rooted_context(state.root_pem, issued)
+    clients = anonymous_context(), rooted_context(root, issued)
 
     def shake_hands() -> bool:
         for client in clients:

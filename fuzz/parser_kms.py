@@ -27,7 +27,7 @@ from attestkit.kms.cert_request import (
     sign_cert_request,
     verify_cert_request,
 )
-from attestkit.kms.client_certificate import read_temporary_ca
+from attestkit.kms.client_certificate import ClientCa
 from attestkit.kms.root import KmsRoot
 from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
 from attestkit.kms.url import KmsUrl, kms_base_url, parse_kms_url
@@ -169,7 +169,7 @@ def source_samples() -> list[bytes]:
 
 _ANSWERS: Final[tuple[Callable[[bytes], object], ...]] = (
     KmsMeta.from_json,
-    read_temporary_ca,
+    ClientCa.from_json,
     ReceivedKeys.from_json,
     SignedEnvKey.from_json,
     read_certificate_chain,

@@ -8,7 +8,7 @@ from typing import Final
 
 from attestkit.errors import FormatError
 
-_LINE: Final = 48  # bytes per line of 64 characters
+_LINE: Final = 64  # characters
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s([A-Za-z0-9+/=\s]*)-----END \1-----")
 _SEQUENCE: Final = b"\x30"
 
@@ -21,8 +21,9 @@ CRL_LABEL: Final = "X509 CRL"
 
 def encode_pem(label: str, der: bytes) -> str:
     """Return `der` in PEM with this label."""
-    lines = (binascii.b2a_base64(der[at : at + _LINE]).decode() for at in range(0, len(der), _LINE))
-    return f"-----BEGIN {label}-----\n{''.join(lines)}-----END {label}-----\n"
+    body = binascii.b2a_base64(der, newline=False).decode()
+    lines = [body[at : at + _LINE] for at in range(0, len(body), _LINE)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----\n"])
 
 
 def split_pem(text: str, labels: Collection[str] = (CERTIFICATE_LABEL,)) -> list[bytes]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.app_certificates import certificate_pem, read_certificate
+from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit._crypto.zeroize import wipe
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.vm_config import read_os_image_hash
@@ -28,16 +28,15 @@ from attestkit.kms.answers import (
     KmsMeta,
     ReceivedKeys,
     SignedEnvKey,
-    TemporaryCa,
     read_certificate_chain,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
-from attestkit.kms.client_certificate import AttestedKey, read_temporary_ca
+from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import (
     TimeLimits,
     anonymous_context,
     call_kms,
-    only_certificate,
+    read_only_certificate,
     rooted_context,
 )
 from attestkit.kms.failover import malformed_answer, try_each_url
@@ -89,7 +88,7 @@ class _Server(NamedTuple):
     """A KMS whose root is pinned."""
 
     url: KmsUrl
-    temp_ca: TemporaryCa
+    temp_ca: ClientCa
     roots: tuple[KmsRoot, ...]  # the pinned ones with the CA key of this server
 
 
@@ -243,10 +242,10 @@ class KmsClient:
         context = anonymous_context()
         answer = call_kms(url, "GetTempCaCert", {}, context, limits=self._limits)
         try:
-            temp_ca = read_temporary_ca(answer)
-            spki = read_certificate(temp_ca.ca_cert).spki_der
+            temp_ca = ClientCa.from_json(answer)
         except FormatError as error:
             raise malformed_answer(error, url, "GetTempCaCert") from error
+        spki = temp_ca.root.spki_der
         if self._roots is None:
             return _Server(url, temp_ca, (_first_root(spki),))
         roots = find_root(self._roots, spki)
@@ -267,7 +266,11 @@ class KmsClient:
         finally:
             wipe(answer)
         k256_root = check_received_keys(
-            keys, app_id=app_id, roots=server.roots, image_hash=image_hash
+            keys,
+            app_id=app_id,
+            root=server.temp_ca.root,
+            roots=server.roots,
+            image_hash=image_hash,
         )
         root = KmsRoot(server.roots[0].ca_spki, k256_root)
         temp_ca, not_proven = server.temp_ca, []
@@ -281,11 +284,13 @@ class KmsClient:
             env_crypt_key=keys.env_crypt_key,
             disk_crypt_key=keys.disk_crypt_key,
             gateway_app_id=keys.gateway_app_id,
-            ca_cert=temp_ca.ca_cert,
+            ca_cert=temp_ca.root.pem,
             ca_key=None,
             key_provider="kms",
             key_provider_id=root.provider_id,
-            kms_provider=KmsProvider(server.url.base, temp_ca.temp_ca_key, temp_ca.temp_ca_cert),
+            kms_provider=KmsProvider(
+                server.url.base, temp_ca.key.pkcs8_pem, temp_ca.certificate.pem
+            ),
         )
         return FetchedKeys(
             app_keys, keys.os_image_hash, root, server.url.base, evidence, tuple(not_proven)
@@ -294,7 +299,7 @@ class KmsClient:
     def _get_meta(self, url: KmsUrl) -> KmsMeta:
         server = self._find(url)
         meta = KmsMeta.from_json(self._call(server, "GetMeta", {})[0])
-        spki = read_certificate(only_certificate(meta.ca_cert)).spki_der
+        spki = read_only_certificate(meta.ca_cert).spki_der
         pinned = [root.is_of_ca(spki) for root in server.roots]
         allowed = [root.may_be_k256(meta.k256_public_key) for root in server.roots]
         if not all(pinned) or not any(allowed):
@@ -342,7 +347,7 @@ class KmsClient:
             server.url,
             method,
             arguments,
-            rooted_context(server.temp_ca.ca_cert, issued),
+            rooted_context(server.temp_ca.root, issued),
             limits=self._limits,
             check_server=check_server,
         )

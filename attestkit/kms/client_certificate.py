@@ -3,18 +3,14 @@
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import (
-    certificate_pem,
-    issue_leaf,
-    read_certificate,
-)
+from attestkit._crypto.x509.app_certificates import Certificate, certificate_pem, issue_leaf
 from attestkit.errors import KmsError, UsageError
 from attestkit.keys.hkdf import derive_p256
 from attestkit.kms.answers import TemporaryCa
-from attestkit.kms.connection import only_certificate
+from attestkit.kms.connection import read_only_certificate
 from attestkit.ra_tls.certificate import OID_ATTESTATION
 from attestkit.ra_tls.issued import AttestFunction, Issued
 from attestkit.report_data import ReportData
@@ -27,6 +23,30 @@ _NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
 _LIFETIME: Final = 3650 * 86_400  # seconds
 
 
+class ClientCa(NamedTuple):
+    """The temporary CA of a KMS, and its root CA; the certificates are not verified."""
+
+    certificate: Certificate
+    key: P256Key  # every client gets it
+    root: Certificate
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ClientCa":
+        """Decode the answer to GetTempCaCert, which a server that is not verified has sent.
+
+        Text around certificates and key is dropped, because they are written to the key file.
+
+        Raises:
+            FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
+        """
+        found = TemporaryCa.from_json(data)
+        return cls(
+            read_only_certificate(found.temp_ca_cert),
+            P256Key.from_pem(found.temp_ca_key),
+            read_only_certificate(found.ca_cert),
+        )
+
+
 class AttestedKey:
     """A new TLS key and evidence over it, for the certificates of one release of keys."""
 
@@ -37,7 +57,7 @@ class AttestedKey:
         self.evidence: Attestation = attest(report_data=bound)
         self._encoded = self.evidence.stripped().to_bytes()
 
-    def certify(self, temp_ca: TemporaryCa, now: float) -> Issued:
+    def certify(self, temp_ca: ClientCa, now: float) -> Issued:
         """Issue a certificate with the evidence; only the certificate itself is presented.
 
         The temporary CA proves nothing, because every client has its key; the KMS verifies the
@@ -50,11 +70,8 @@ class AttestedKey:
         Raises:
             KmsError: If the CA's certificate is not valid now (`expired`), is not that of its key
                 (`wrong_certificate`), or cannot be used (`malformed`).
-            FormatError: If key or certificate are malformed.
         """
-        ca_cert = only_certificate(temp_ca.temp_ca_cert)
-        ca_key = P256Key.from_pem(temp_ca.temp_ca_key)
-        _check_time(ca_cert, now)
+        _check_time(temp_ca.certificate, now)
         try:
             leaf = issue_leaf(
                 public_key=self._key,
@@ -62,8 +79,8 @@ class AttestedKey:
                 not_before=_NOT_BEFORE,
                 not_after=int(now) + _LIFETIME,
                 extensions=[(OID_ATTESTATION, self._encoded)],
-                ca_cert=ca_cert,
-                ca_key=ca_key,
+                ca_cert=temp_ca.certificate,
+                ca_key=temp_ca.key,
             )
         except UsageError as error:
             is_other_key = error.reason == "conflict"
@@ -77,26 +94,7 @@ class AttestedKey:
         return f"AttestedKey({self.evidence!r})"
 
 
-def read_temporary_ca(data: bytes) -> TemporaryCa:
-    """Decode the answer to GetTempCaCert, which a server that is not verified has sent.
-
-    Text around certificates and key is dropped, because they are written to the key file.
-
-    Raises:
-        FormatError: If it is malformed, or a member is not one certificate, or not a P-256 key.
-    """
-    found = TemporaryCa.from_json(data)
-    temp_ca_cert = only_certificate(found.temp_ca_cert)
-    read_certificate(temp_ca_cert)
-    return TemporaryCa(
-        temp_ca_cert=temp_ca_cert,
-        temp_ca_key=P256Key.from_pem(found.temp_ca_key).pkcs8_pem,
-        ca_cert=only_certificate(found.ca_cert),
-    )
-
-
-def _check_time(ca_cert: str, now: float) -> None:
-    certificate = read_certificate(ca_cert)
+def _check_time(certificate: Certificate, now: float) -> None:
     moment = datetime.fromtimestamp(now, timezone.utc)
     if not certificate.valid_from <= moment <= certificate.valid_until:
         period = f"{certificate.valid_from:%Y-%m-%d} to {certificate.valid_until:%Y-%m-%d}"

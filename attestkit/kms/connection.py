@@ -14,7 +14,7 @@ from http.client import HTTPException, IncompleteRead
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.app_certificates import certificate_pem
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import (
     RawResponse,
@@ -59,38 +59,38 @@ def anonymous_context() -> ssl.SSLContext:
     return context
 
 
-def rooted_context(ca_cert: str, issued: "Issued | None" = None) -> ssl.SSLContext:
+def rooted_context(root: Certificate, issued: "Issued | None" = None) -> ssl.SSLContext:
     """Return a context that trusts one root CA alone, and verifies the name of the host.
 
     Args:
-        ca_cert: Certificate of the root CA in PEM.
+        root: Certificate of the root CA.
         issued: Key and certificate of the client; None for an anonymous client.
 
     Raises:
-        FormatError: If `ca_cert` is not one certificate in PEM.
+        FormatError: If OpenSSL does not accept the certificate of the root CA.
         UnsupportedError: If memfd_create or /proc is not available.
     """
     context = _context()
     try:
-        context.load_verify_locations(cadata=only_certificate(ca_cert))
+        context.load_verify_locations(cadata=root.der)
     except ssl.SSLError as error:
-        raise FormatError("ca_cert: not accepted by OpenSSL", reason="syntax") from error
+        raise FormatError("root CA: not accepted by OpenSSL", reason="syntax") from error
     if issued is not None:
         load_issued(context, issued)
     return context
 
 
-def only_certificate(pem: str) -> str:
-    """Return the one certificate of a text, without text around it.
+def read_only_certificate(pem: str) -> Certificate:
+    """Parse the one certificate of a text; text around it is ignored.
 
     Raises:
-        FormatError: If there is none, or more than one.
+        FormatError: If there is none, or more than one, or it is malformed.
     """
     found = split_pem(pem)
     if len(found) != 1:
         message = f"PEM: must have one certificate, not {len(found)}"
         raise FormatError(message, reason="wrong_size")
-    return certificate_pem(found[0])
+    return read_certificate(found[0])
 
 
 def call_kms(

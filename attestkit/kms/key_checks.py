@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from attestkit._crypto.ecdsa import k256_public_key
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.app_certificates import Certificate
 from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.answers import ReceivedKeys
-from attestkit.kms.connection import only_certificate
+from attestkit.kms.connection import read_only_certificate
 from attestkit.kms.root import KmsRoot
 
 _SIZES: Final = (
@@ -22,13 +22,19 @@ _SIZES: Final = (
 
 
 def check_received_keys(
-    keys: ReceivedKeys, *, app_id: bytes, roots: Sequence[KmsRoot], image_hash: bytes
+    keys: ReceivedKeys,
+    *,
+    app_id: bytes,
+    root: Certificate,
+    roots: Sequence[KmsRoot],
+    image_hash: bytes,
 ) -> bytes:
     """Check released keys; return the secp256k1 root key of the KMS that signed them.
 
     Args:
         keys: The answer to GetAppKey.
         app_id: Id of this app, 20 bytes.
+        root: Certificate of the root CA in the answer to GetTempCaCert.
         roots: The pinned roots whose CA is that of this KMS; they differ in the secp256k1 key.
         image_hash: Hash of the OS image in this VM's configuration; empty if it has none.
 
@@ -44,7 +50,7 @@ def check_received_keys(
             raise KmsError(message, reason="wrong_size")
     k256_root = _check_signature(keys, app_id, roots)
     try:
-        spki = read_certificate(only_certificate(keys.ca_cert)).spki_der
+        spki = _root_key(keys.ca_cert, root)
     except FormatError as error:
         raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
     if not all(root.is_of_ca(spki) for root in roots):
@@ -55,6 +61,11 @@ def check_received_keys(
         message = f"os_image_hash: {found}, but the VM configuration has {image_hash.hex()}"
         raise KmsError(message, reason="wrong_image")
     return k256_root
+
+
+def _root_key(pem: str, known: Certificate) -> bytes:
+    """Return the SubjectPublicKeyInfo of a certificate, which normally is the known one."""
+    return (known if pem == known.pem else read_only_certificate(pem)).spki_der
 
 
 def _check_signature(keys: ReceivedKeys, app_id: bytes, roots: Sequence[KmsRoot]) -> bytes:

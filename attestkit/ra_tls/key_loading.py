@@ -4,7 +4,6 @@ import contextlib
 import os
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 
 from attestkit._argument_checks import wrong_type
 from attestkit.errors import UnsupportedError, UsageError
@@ -47,7 +46,7 @@ def _file_in_memory(content: bytes) -> Iterator[str]:
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         file.write(content)
         path = f"/proc/self/fd/{descriptor}"
-        if not Path(path).exists():
+        if not os.path.exists(path):  # noqa: PTH110 - three times as fast as Path
             message = "TLS key: /proc/self/fd, which loading it requires, is not available"
             raise UnsupportedError(message, reason="feature")
         yield path

@@ -15,11 +15,17 @@ import pytest
 import attestkit
 from attestkit._crypto.ecdsa import K256_ORDER, P256Key
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
+from attestkit._crypto.x509.app_certificates import (
+    certificate_pem,
+    issue_ca,
+    issue_leaf,
+    read_certificate,
+)
 from attestkit.errors import ConfigError, FormatError, KmsError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.kms import CertRequest, KmsRoot
-from attestkit.kms.answers import MAX_GATEWAY, ReceivedKeys, TemporaryCa
+from attestkit.kms.answers import MAX_GATEWAY, ReceivedKeys
+from attestkit.kms.client_certificate import ClientCa
 from attestkit.kms.key_checks import check_received_keys
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate
 from attestkit.ra_tls import OID_CERT_USAGE
@@ -43,6 +49,7 @@ PACKAGE: Final = f"{Path(attestkit.__file__).parent}/"
 ROOTS: Final = make_roots(1, 2)
 OTHER: Final = make_roots(3, 4)
 ROOT: Final = root_of(ROOTS)
+ROOT_CERT: Final = read_certificate(issue_root(ROOTS, WINDOW))
 LEAF_KEY: Final = P256Key.from_scalar(b"\x21" * 32)
 NOW: Final = 1_790_000_000
 SECRET_NAMES: Final = ("disk_crypt_key", "env_crypt_key", "k256_key")
@@ -98,7 +105,9 @@ def fetch_all(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for answer in answers:
         try:
             keys = ReceivedKeys.from_json(json.dumps(answer).encode())
-            check_received_keys(keys, app_id=APP_ID, roots=[ROOT], image_hash=IMAGE_HASH)
+            check_received_keys(
+                keys, app_id=APP_ID, root=ROOT_CERT, roots=[ROOT], image_hash=IMAGE_HASH
+            )
         except (FormatError, KmsError):
             continue
         accepted.append(answer)
@@ -414,7 +423,7 @@ def test_no_secret_is_shown_or_copied(caplog: pytest.LogCaptureFixture) -> None:
         client = client_of(server)
         fetched = client.fetch_app_keys()
     received = ReceivedKeys.from_json(json.dumps(answer).encode())
-    temp_ca = TemporaryCa(**temp_ca_of(ROOTS))
+    temp_ca = ClientCa.from_json(json.dumps(temp_ca_of(ROOTS)).encode())
     secrets = [*secrets_of(answer), ROOTS.temp_ca_key.pkcs8_pem[40:80]]
     provider = fetched.app_keys.kms_provider
     for value in (client, fetched, fetched.app_keys, received, temp_ca, provider):

@@ -235,7 +235,7 @@ def captured() -> Captured:
 def request_keys(kms: SimulatedKms, certificate: bytes, key_pem: str) -> dict[str, Any]:
     """Request keys from the KMS with a certificate."""
     issued = Issued(key_pem, (certificate_pem(certificate),))
-    context = rooted_context(kms.root_cert, issued)
+    context = rooted_context(read_certificate(kms.root_cert), issued)
     arguments = {"api_version": 1, "vm_config": ""}
     url = parse_kms_url(kms.url)
     answer = call_kms(url, "GetAppKey", arguments, context, limits=LIMITS)

@@ -10,6 +10,7 @@ import pytest
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
 from attestkit.backends.simulator.os_image import ImageConfig
@@ -311,7 +312,7 @@ def test_sdk_verifies_the_public_key_with_the_pin(kms: SimulatedKms) -> None:
         parse_kms_url(kms.url),
         "GetAppEnvEncryptPubKey",
         {"app_id": APP_ID.hex()},
-        rooted_context(kms.root_cert),
+        rooted_context(read_certificate(kms.root_cert)),
         limits=TimeLimits(),
     )
     found = json.loads(answer)

@@ -11,7 +11,12 @@ import pytest
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import keccak256
-from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, issue_leaf
+from attestkit._crypto.x509.app_certificates import (
+    certificate_pem,
+    issue_ca,
+    issue_leaf,
+    read_certificate,
+)
 from attestkit.errors import KmsError
 from attestkit.kms import CertRequest, KmsRoot
 from attestkit.kms.connection import anonymous_context, call_kms, rooted_context
@@ -226,7 +231,9 @@ def test_tls_alert_about_the_client_certificate_is_a_failed_connection() -> None
     leaf = certificate_pem(
         issue_leaf(public_key=LEAF_KEY, subject="a", ca_cert=other, ca_key=LEAF_KEY, **window)
     )
-    context = rooted_context(issue_root(ROOTS, WINDOW), Issued(LEAF_KEY.pkcs8_pem, (leaf,)))
+    context = rooted_context(
+        read_certificate(issue_root(ROOTS, WINDOW)), Issued(LEAF_KEY.pkcs8_pem, (leaf,))
+    )
     with running(ROOTS, sound(ROOTS)) as server:
         url = parse_kms_url(server.url)
         with raises(KmsError, "connection", part="ALERT"):

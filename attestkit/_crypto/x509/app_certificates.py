@@ -226,15 +226,13 @@ def issue_leaf(
     not_after: int,
     serial: int | None = None,
     extensions: Iterable[tuple[str, bytes]] = (),
-    authority_key_id: bool = False,
-    ca_cert: str,
+    ca_cert: str | Certificate,
     ca_key: P256Key,
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
     See the module docstring for the arguments. Each of `alt_names` becomes an IP address if it is
-    a valid one, else a DNS name. `ca_cert` is in PEM. `authority_key_id` adds the extension that
-    strict clients require, such as Python's from version 3.13, of an issuer made by `issue_ca`.
+    a valid one, else a DNS name. `ca_cert` is in PEM, or parsed.
 
     Raises:
         UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.
@@ -379,9 +377,9 @@ def _sign(builder: x509.CertificateBuilder, key: P256Key) -> bytes:
 
 
 @lru_cache(maxsize=8)  # parsing the CA certificate takes as long as signing
-def _issuer(ca_cert: str, spki_der: bytes) -> x509.Name:
+def _issuer(ca_cert: str | Certificate, spki_der: bytes) -> x509.Name:
     """Return the subject of the CA certificate, whose public key must be `spki_der`."""
-    certificate = read_certificate(ca_cert)
+    certificate = read_certificate(ca_cert) if isinstance(ca_cert, str) else ca_cert
     if certificate.spki_der != spki_der:
         message = "issuer: the certificate does not belong to the private key"
         raise UsageError(message, reason="conflict")

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._formats import strict_json
 from attestkit._formats.strict_json import from_hex
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.keys.hkdf import derive_p256
-from attestkit.kms.client_certificate import AttestedKey, read_temporary_ca
+from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import (
     TimeLimits,
     anonymous_context,
@@ -65,15 +64,15 @@ def take_over_roots(
     """
     url = parse_kms_url(source_url)
     answer = call_kms(url, "GetTempCaCert", {}, anonymous_context(), limits=_LIMITS)
-    temp_ca = read_temporary_ca(answer)
-    root = read_certificate(temp_ca.ca_cert).spki_der
+    temp_ca = ClientCa.from_json(answer)
+    root = temp_ca.root.spki_der
     issued = AttestedKey(attester.attest, random).certify(temp_ca, checks.now())
 
     def check_source(certificate: bytes) -> None:
         check_usage(certificate)
         _check_evidence(url, certificate, root, checks)
 
-    context = rooted_context(temp_ca.ca_cert, issued)
+    context = rooted_context(temp_ca.root, issued)
     arguments = {"vm_config": ""}
     received = call_kms(
         url, "GetKmsKey", arguments, context, limits=_LIMITS, check_server=check_source
