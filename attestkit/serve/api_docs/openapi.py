@@ -74,7 +74,7 @@ def value_schema(field: Field, *, answer: bool = False) -> dict[str, Any]:
     if field.kind is bool:
         return {"type": "boolean"}
     if field.kind is int:
-        return {"type": "integer", "format": "uint64", "minimum": least, "maximum": most}
+        return {"type": "integer", "format": f"uint{field.bits}", "minimum": least, "maximum": most}
     if field.kind is bytes:
         # Hex: requests may use capitals and `0x`.
         digits, prefix = ("[0-9a-f]", "") if answer else ("[0-9a-fA-F]", "(0x)?")

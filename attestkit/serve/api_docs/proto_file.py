@@ -14,7 +14,7 @@ from attestkit.serve.api_docs.api_model import (
 from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, fields_of
 from attestkit.serve.rpc.messages import Error
 
-_TYPES = {str: "string", bool: "bool", int: "uint64", bytes: "bytes"}
+_TYPES = {str: "string", bool: "bool", bytes: "bytes"}
 _EMPTY = "google.protobuf.Empty"
 _HEAD = """\
 // {title}, in proto3.
@@ -60,9 +60,14 @@ def _message(message: Message) -> Iterator[str]:
     for field in fields_of(message):
         if field.number != UNNUMBERED:
             yield from _comment(words.fields[field.name], "  ")
-            kind = field.kind.__name__ if field.nested else _TYPES[field.kind]
-            yield f"  {_label(field)}{kind} {field.name} = {field.number};"
+            yield f"  {_label(field)}{_type(field)} {field.name} = {field.number};"
     yield "}"
+
+
+def _type(field: Field) -> str:
+    if field.kind is int:
+        return f"uint{field.bits}"
+    return field.kind.__name__ if field.nested else _TYPES[field.kind]
 
 
 def _label(field: Field) -> str:

@@ -20,7 +20,6 @@ from attestkit.serve.rpc.message_fields import UNNUMBERED, Field, defaults_of, f
 
 M = TypeVar("M", bound=NamedTuple)
 
-MAX_UINT64 = 2**64 - 1
 _NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
 _NO_OBJECT = "request body: not a JSON object"
 _SMALL = 64 * 1024  # bytes of a body that may be decoded completely
@@ -125,16 +124,26 @@ def _reader(field: Field) -> Callable[[msgspec.Raw], Any]:
         kind = kind | None
     read: Callable[[msgspec.Raw], Any] = msgspec.json.Decoder(kind).decode
     if field.kind is int:
-        return lambda raw: _checked(field.name, read(raw))
+        return lambda raw: _checked(field, read(raw))
     if field.kind is bytes:  # never repeated in a request
         return lambda raw: hex_bytes(field.name, read(raw))
     return read
 
 
-def _checked(name: str, value: int | None) -> int | None:
-    if value is not None and not 0 <= value <= MAX_UINT64:
-        raise FormatError(f"{name}: must be an integer from 0 to 2^64 - 1", reason="wrong_value")
-    return value
+def _checked(field: Field, value: int | None) -> int | None:
+    return None if value is None else checked_number(field, value)
+
+
+def checked_number(field: Field, value: int) -> int:
+    """Return a number that the field can have.
+
+    Raises:
+        FormatError: If it is negative, or has too many bits.
+    """
+    if 0 <= value < 1 << field.bits:
+        return value
+    message = f"{field.name}: must be an integer from 0 to 2^{field.bits} - 1"
+    raise FormatError(message, reason="wrong_value")
 
 
 def _expected(message: type[M], name: str) -> str:

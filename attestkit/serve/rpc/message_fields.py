@@ -10,6 +10,7 @@ the docstrings and from `Bounds`. The module of a message determines its protobu
 | `str`               | string           | string                |
 | `bool`              | bool             | `true`, `false`       |
 | `int`               | uint64           | number                |
+| `int`, with UINT32  | uint32           | number                |
 | `int \| None`        | optional uint64  | number or `null`      |
 | `bytes`             | bytes            | lowercase hex         |
 | `tuple[str, ...]`   | repeated string  | array of strings      |
@@ -52,6 +53,10 @@ In a response, such a field is left out while it is None.
 """
 
 
+UINT32: Final = "uint32"
+"""Mark of a number that has 32 bits in protobuf; others have 64."""
+
+
 class Bounds(NamedTuple):
     """Allowed values of a field, or of its items; checked by methods, published in documents."""
 
@@ -66,11 +71,12 @@ class Field(NamedTuple):
 
     name: str
     number: int  # in protobuf, or UNNUMBERED
-    kind: type  # of the value or of each item: str, bool, int (uint64), bytes or a message
+    kind: type  # of the value or of each item: str, bool, int, bytes or a message
     repeated: bool
     optional: bool  # None means absent, which differs from zero
     default: Any  # of an absent field
     bounds: Bounds
+    bits: int  # of an int
 
     @property
     def nested(self) -> bool:
@@ -117,4 +123,5 @@ def _field(name: str, hint: object, default: object) -> Field:
     repeated = origin is tuple
     kind = arguments[0] if optional or repeated else annotation
     bounds = next((mark for mark in marks if isinstance(mark, Bounds)), Bounds())
-    return Field(name, number, kind, repeated, optional, default, bounds)
+    bits = 32 if UINT32 in marks else 64
+    return Field(name, number, kind, repeated, optional, default, bounds, bits)

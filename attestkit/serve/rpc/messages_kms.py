@@ -1,12 +1,11 @@
 """Messages of package `kms`: a key management service, its onboarding and its administration.
 
-`message_fields` explains how a message is described; kms.md, section 1.1, lists them. Upstream's
-32-bit numbers are `uint64` here: the encoding of their values is the same.
+`message_fields` explains how a message is described; kms.md, section 1.1, lists them.
 """
 
 from typing import Annotated, Final, NamedTuple
 
-from attestkit.serve.rpc.message_fields import PACKAGES
+from attestkit.serve.rpc.message_fields import PACKAGES, UINT32
 
 PACKAGE: Final = PACKAGES["messages_kms"]
 """Protobuf package of these messages and their services."""
@@ -20,7 +19,7 @@ class GetAppKeyRequest(NamedTuple):
         vm_config: VM configuration, JSON; empty: that of the evidence.
     """
 
-    api_version: Annotated[int, 1] = 0
+    api_version: Annotated[int, 1, UINT32] = 0
     vm_config: Annotated[str, 2] = ""
 
 
@@ -194,7 +193,7 @@ class SignCertRequest(NamedTuple):
         vm_config: VM configuration, JSON; empty: that of the evidence.
     """
 
-    api_version: Annotated[int, 1] = 0
+    api_version: Annotated[int, 1, UINT32] = 0
     csr: Annotated[bytes, 2] = b""
     signature: Annotated[bytes, 3] = b""
     vm_config: Annotated[str, 4] = ""

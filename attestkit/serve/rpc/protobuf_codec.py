@@ -126,9 +126,15 @@ def describe(message: type[NamedTuple]) -> DescriptorProto:
             described.type = FieldDescriptorProto.TYPE_MESSAGE
             described.type_name = f".{package_of(field.kind)}.{field.kind.__name__}"
         else:
-            described.type = _TYPES[field.kind]
+            described.type = _type_of(field)
         if field.optional:  # proto3 represents presence by a oneof with this single field
             described.proto3_optional = True
             described.oneof_index = len(descriptor.oneof_decl)
             descriptor.oneof_decl.add(name=f"_{field.name}")
     return descriptor
+
+
+def _type_of(field: Field) -> "FieldDescriptorProto.Type.ValueType":
+    if field.kind is int and field.bits == 32:
+        return FieldDescriptorProto.TYPE_UINT32
+    return _TYPES[field.kind]

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from attestkit.errors import FormatError
-from attestkit.serve.rpc.json_codec import MAX_UINT64, hex_bytes
+from attestkit.serve.rpc.json_codec import checked_number, hex_bytes
 from attestkit.serve.rpc.message_fields import Field, defaults_of, fields_of
 
 M = TypeVar("M", bound=NamedTuple)
@@ -97,7 +97,4 @@ def _scalar(field: Field, text: str) -> str | bool | int | bytes:
         if text not in {"true", "false"}:
             raise FormatError(f"{field.name}: must be true or false", reason="wrong_value")
         return text == "true"
-    if _NUMBER.match(text) is None or int(text) > MAX_UINT64:
-        text = f"{field.name}: must be an integer from 0 to 2^64 - 1"
-        raise FormatError(text, reason="wrong_value")
-    return int(text)
+    return checked_number(field, int(text) if _NUMBER.match(text) else -1)

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from attestkit.errors import FormatError
 from attestkit.serve.kms_service import admin, methods, onboarding
-from attestkit.serve.rpc import json_codec, messages_kms, protobuf_codec
+from attestkit.serve.rpc import json_codec, messages_kms, protobuf_codec, query_codec
 from attestkit.serve.rpc.message_fields import Field, fields_of
 from attestkit.serve.rpc.service import Service
+from tests.raising import raises
 from tests.vectors import load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("kms.json").get("groups", {}).get("wire", {}).get("rows", [])
@@ -103,3 +105,17 @@ def test_repr_has_no_key(message: NamedTuple) -> None:
     assert "secret pem" not in text
     assert "xab" not in text
     assert "ab" * 32 not in text
+
+
+@pytest.mark.parametrize("kind", [messages_kms.GetAppKeyRequest, messages_kms.SignCertRequest])
+def test_api_version_has_32_bits(kind: type[NamedTuple]) -> None:
+    """JSON and queries refuse a number over 2^32 - 1; protobuf cuts it, as prost does."""
+    largest, text = 2**32 - 1, "api_version: must be an integer from 0 to 2^32 - 1"
+    assert json_codec.decode(kind, b'{"api_version":%d}' % largest)[0] == largest
+    assert query_codec.decode(kind, b"api_version=%d" % largest)[0] == largest
+    for wrong in (-1, 2**32, 2**64 - 1, 2**64):
+        with raises(FormatError, "wrong_value", text=text):
+            json_codec.decode(kind, b'{"api_version":%d}' % wrong)
+        with raises(FormatError, "wrong_value", text=text):
+            query_codec.decode(kind, b"api_version=%d" % wrong)
+    assert protobuf_codec.decode(kind, b"\x08\x81\x80\x80\x80\x10")[0] == 1  # 2^32 + 1
