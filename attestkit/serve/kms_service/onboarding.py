@@ -4,6 +4,8 @@ Anyone who reaches the listener can create the keys, or have them taken over fro
 releases none.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -81,9 +83,7 @@ class Onboarding(RequestQueue):
 
     def bootstrap(self, domain: str) -> BootstrapResponse:
         """Create new keys."""
-        with self._lock:
-            if self.state is not None:
-                raise KmsRefusalError("KMS has already been bootstrapped")
+        with self._creating("bootstrapped"):
             _check_domain(domain)
             roots = KmsRoots.generate()
             info = BootstrapInfo(roots.ca_spki, roots.k256_public_key, b"")
@@ -96,9 +96,7 @@ class Onboarding(RequestQueue):
 
     def onboard(self, source_url: str, domain: str) -> OnboardResponse:
         """Take over the keys of another KMS."""
-        with self._lock:
-            if self.state is not None:
-                raise KmsRefusalError("KMS has already been onboarded")
+        with self._creating("onboarded"):
             _check_domain(domain)
             attester = self._require_attester()
             try:
@@ -109,6 +107,21 @@ class Onboarding(RequestQueue):
             # The evidence of the first KMS is not that of this one.
             self._keep(create_state(roots, domain, self._now())._replace(bootstrap_info=None))
             return OnboardResponse(roots.k256_public_key)
+
+    @contextmanager
+    def _creating(self, done: str) -> Iterator[None]:
+        """Refuse a call if there are keys, or while another call creates them.
+
+        Waiting calls would fill the threads: a source that a caller names can take a minute.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise KmsRefusalError("KMS is being set up by another request; retry when it has ended")
+        try:
+            if self.state is not None:
+                raise KmsRefusalError(f"KMS has already been {done}")
+            yield
+        finally:
+            self._lock.release()
 
     def describe(self) -> AttestationInfoResponse:
         """Return the identity of this KMS in its own evidence."""

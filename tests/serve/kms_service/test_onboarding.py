@@ -1,7 +1,9 @@
 """Setup of a KMS without keys: new ones, or those of another KMS, over plain HTTP."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from attestkit.kms import KmsRoot, SimulatedKms
 from attestkit.kms.release.authorization import Decision, FunctionAuthorization
 from attestkit.kms.release.key_release import bootstrap_report_data
 from attestkit.kms.release.roots import KmsRoots
+from attestkit.serve.kms_service.methods import WORKERS
 from attestkit.serve.kms_service.take_over import read_roots
 from attestkit.testing import SimulatedTee
 from tests.serve.client import Answer, Connection
@@ -93,6 +96,20 @@ def test_keys_are_created_once(new_kms: MakeKms) -> None:
     assert error_of(call(kms, "Bootstrap", DOMAIN)) == "KMS has already been bootstrapped"
     again = call(kms, "Onboard", {**DOMAIN, "source_url": "https://localhost:1"})
     assert error_of(again) == "KMS has already been onboarded"
+
+
+def test_one_setup_runs_at_a_time(new_kms: MakeKms) -> None:
+    """While the source of an Onboard does not answer, other calls are refused at once."""
+    kms = new_kms()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        source = {**DOMAIN, "source_url": f"https://localhost:{silent.getsockname()[1]}"}
+        first = pool.submit(call, kms, "Onboard", source)
+        with closing(silent.accept()[0]):
+            for method, message in (("Onboard", source), ("Bootstrap", DOMAIN)) * WORKERS:
+                assert "by another request" in error_of(call(kms, method, message))
+            assert not first.done()
+        assert error_of(first.result(SECONDS)).startswith("Failed to onboard: ")
+    assert call(kms, "Bootstrap", DOMAIN).status == 200
 
 
 def test_setup_refuses_invalid_requests(new_kms: MakeKms) -> None:
