@@ -17,8 +17,14 @@ from attestkit.errors import (
 from attestkit.serve.config.limits import LimitError
 
 _OWN_FAILURES: Final = (BackendError, CollateralError, ConfigError, KmsError, LimitError)
-_OF_EVIDENCE: Final = "pck_chain_missing"
-"""Reason of a CollateralError that the evidence causes, and not the KMS."""
+_OF_GUEST: Final = frozenset(
+    {
+        "cert_expired",  # of the guest's processor
+        "missing",  # this KMS verifies no evidence of its kind
+        "pck_chain_missing",  # in the guest's quote
+    }
+)
+"""Reasons of a CollateralError that the evidence causes, and not the KMS."""
 
 
 class KmsRefusalError(UsageError):
@@ -47,8 +53,17 @@ class KmsBusyError(LimitError):
         super().__init__(message, reason="waiting")
 
 
-def refusal(error: AttestKitError, prefix: str = "") -> KmsRefusalError | KmsFailureError:
-    """Return the error for a client: a refusal, or a failure of the KMS itself."""
-    if isinstance(error, _OWN_FAILURES) and error.reason != _OF_EVIDENCE:
+def refusal(
+    error: AttestKitError, prefix: str = "", *, is_own: bool = False
+) -> KmsRefusalError | KmsFailureError:
+    """Return the error for a client: a refusal, or a failure of the KMS itself.
+
+    Args:
+        error: The error.
+        prefix: Begin of the text.
+        is_own: Whether the error is about the KMS's own evidence, and not that of a client.
+    """
+    is_of_guest = isinstance(error, CollateralError) and error.reason in _OF_GUEST
+    if isinstance(error, _OWN_FAILURES) and (is_own or not is_of_guest):
         return KmsFailureError(f"{prefix}{error}")
     return KmsRefusalError(f"{prefix}{error}", getattr(error, "app_id", b""))

@@ -152,7 +152,7 @@ class Onboarding(RequestQueue):
         try:
             return self._require_attester().attest(report_data=report_data).to_bytes()
         except AttestKitError as error:
-            raise refusal(error) from error
+            raise refusal(error, is_own=True) from error
 
     def _require_attester(self) -> "Attester":
         if self._attester is None:

@@ -271,7 +271,7 @@ class ReleaseEngine:
                 failure = self._ask_about_self()
                 self._own_answer = (self._now(), failure)
         if failure is not None:
-            raise refusal(failure, _SELF) from failure
+            raise refusal(failure, _SELF, is_own=True) from failure
 
     def _ask_about_self(self) -> AttestKitError | None:
         assert self._attester is not None

@@ -3,19 +3,23 @@
 import http.client
 import ssl
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attestkit.backends.simulator.scenarios.config import PkiConfig, Scenario
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest, KmsClient, SimulatedKms
 from attestkit.kms.connection import TimeLimits
 from attestkit.kms.release.kms_faults import KMS_FAULTS
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
+from tests.raising import raises
 from tests.serve.kms_service.kms_clients import KEY, anonymous
 
+MakeTee = Callable[..., SimulatedTee]
 MakeKms = Callable[..., SimulatedKms]
 # Reason of the client's error when the fault is armed for good.
 REASONS = {
@@ -82,6 +86,33 @@ def test_refusals_are_400_and_failures_500(attested: SimulatedKms) -> None:
     attested.arm("kms_fails")
     answer = anonymous(attested).call("GetMeta")
     assert (answer.status, answer.json()) == (500, {"error": "internal error"})
+
+
+EXPIRED = Scenario(pki=PkiConfig(pck_not_after=datetime(2020, 2, 1, tzinfo=timezone.utc)))
+OF_GUEST: dict[str, tuple[Any, dict[str, Any]]] = {
+    "PCK certificate expired": (EXPIRED, {}),
+    "VCEK certificate expired": ("snp-vcek-expired", {}),
+    "no endorsements for this kind": (None, {"collateral": None}),
+}
+OF_KMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "its TCB info expired": ("tcb-info-expired", {}),
+    "its CRL expired": ("pck-crl-expired", {}),
+}
+
+
+@pytest.mark.parametrize("case", [*OF_GUEST, *OF_KMS])
+def test_missing_or_expired_endorsements(
+    case: str, tee_factory: MakeTee, kms_factory: MakeKms
+) -> None:
+    """Those of the guest are a refusal with the reason, those of the KMS a failure to retry."""
+    scenario, options = {**OF_GUEST, **OF_KMS}[case]
+    tee = tee_factory(scenario=scenario)
+    kms = kms_factory(tee.verifier(**options))
+    client = KmsClient(kms.url, roots=[kms.root], attester=tee.attester)
+    words = {"missing", "valid"}
+    with raises(KmsError, "refused" if case in OF_GUEST else "connection") as caught:
+        client.get_app_keys()
+    assert any(word in str(caught.value) for word in words)
 
 
 def test_truncated_response_has_half_of_its_body(attested: SimulatedKms) -> None:
