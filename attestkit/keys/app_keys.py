@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.hashes import keccak256
+from attestkit._crypto.x509.agent_validity import END_OF_2049, YEAR_1975
 from attestkit._crypto.zeroize import Secret, wipe
 from attestkit._system.atomic_file import remove_abandoned, replace_file
 from attestkit._system.untrusted_files import read_regular
@@ -36,9 +37,6 @@ else:
 
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
-# The validity of a local CA is constant, so that one seed always gives the same certificate.
-_CA_NOT_BEFORE: Final = 157_766_400  # 1975-01-01, as in certificates of the guest agent
-_CA_NOT_AFTER: Final = 2_524_607_999  # 2049-12-31T23:59:59, the last time of UTCTime
 
 
 class AppKeys(Secret):
@@ -221,8 +219,8 @@ class AppKeys(Secret):
                 key=key,
                 subject="App Root Cert",
                 path_length=1,
-                not_before=_CA_NOT_BEFORE,
-                not_after=_CA_NOT_AFTER,
+                not_before=YEAR_1975,  # constant, so that a seed always gives the same certificate
+                not_after=END_OF_2049,
             )
             self._ca_cert = certificate_pem(issued)
         return self._ca_cert

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
 from attestkit._crypto.x509.app_certificates import Certificate, certificate_pem, issue_leaf
 from attestkit.errors import KmsError, UsageError
 from attestkit.keys.hkdf import derive_p256
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from attestkit.attestation import Attestation
 
 SUBJECT: Final = "RA-TLS TEMP Cert"
-_NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
-_LIFETIME: Final = 3650 * 86_400  # seconds
 
 
 class ClientCa(NamedTuple):
@@ -76,8 +75,8 @@ class AttestedKey:
             leaf = issue_leaf(
                 public_key=self._key,
                 subject=SUBJECT,
-                not_before=_NOT_BEFORE,
-                not_after=int(now) + _LIFETIME,
+                not_before=YEAR_1975,
+                not_after=int(now) + TEN_YEARS,
                 extensions=[(OID_ATTESTATION, self._encoded)],
                 ca_cert=temp_ca.certificate,
                 ca_key=temp_ca.key,

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, P256PublicKey
+from attestkit._crypto.x509.agent_validity import END_OF_2049, TEN_YEARS, YEAR_1975
 from attestkit._crypto.x509.app_certificates import (
     certificate_pem,
     issue_ca,
@@ -34,11 +35,7 @@ TEMP_CA_SUBJECT: Final = "Dstack Client Temp CA"
 APP_CA_SUBJECT: Final = "Dstack App CA"
 ORGANISATION: Final = "Dstack"
 
-_DAY: Final = 86_400  # seconds
-_LIFETIME: Final = 3650 * _DAY
-_RENEW_BEFORE: Final = 365 * _DAY
-_NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
-_SEEDED_NOT_AFTER: Final = 2_524_607_999  # 2049-12-31T23:59:59Z
+_RENEW_BEFORE: Final = 365 * 86_400  # seconds
 _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time in X.509
 _MAX_DOMAIN: Final = 253  # characters
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -72,7 +69,7 @@ def default_window(roots: KmsRoots, now: int) -> ValidityPeriod:
     With keys from a seed it is 1975 to 2049, whatever the time, so that the certificates are the
     same at each start.
     """
-    return ValidityPeriod(_NOT_BEFORE, _SEEDED_NOT_AFTER if roots.is_seeded else now + _LIFETIME)
+    return ValidityPeriod(YEAR_1975, END_OF_2049 if roots.is_seeded else now + TEN_YEARS)
 
 
 def issue_root(roots: KmsRoots, window: ValidityPeriod) -> str:

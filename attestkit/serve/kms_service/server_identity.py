@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attestkit._crypto.x509.agent_validity import YEAR_1975
 from attestkit.kms.release.certificates import (
     ValidityPeriod,
     default_window,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-_PAST: Final = ValidityPeriod(157_766_400, 1_577_836_799)  # 1975 to the end of 2019
+_PAST: Final = ValidityPeriod(YEAR_1975, 1_577_836_799)  # 1975 to the end of 2019
 
 
 class ServerContext(ssl.SSLContext):

@@ -1,11 +1,7 @@
 """Validity of the certificates of GetTlsKey, as a dstack guest agent chooses it."""
 
-from typing import Final
-
+from attestkit._crypto.x509.agent_validity import TEN_YEARS, YEAR_1975
 from attestkit.errors import ConfigError
-
-_NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
-_LIFETIME: Final = 3650 * 86_400
 
 
 def choose_validity(not_before: int | None, not_after: int | None, now: float) -> tuple[int, int]:
@@ -17,4 +13,4 @@ def choose_validity(not_before: int | None, not_after: int | None, now: float) -
     if now < 0 and not not_after:
         message = f"system clock: {int(now)} seconds since 1970; set the clock, or pass not_after"
         raise ConfigError(message, reason="clock")
-    return not_before or _NOT_BEFORE, not_after or int(now) + _LIFETIME
+    return not_before or YEAR_1975, not_after or int(now) + TEN_YEARS
