@@ -39,7 +39,7 @@ from attestkit.errors import (
 from attestkit.event_log import Event
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
-from attestkit.kms.client import FetchedKeys, KmsClient
+from attestkit.kms.client import FetchedKeys, KmsClient, not_proven
 from attestkit.kms.connection import TimeLimits
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.sealed_provider import check_sealed_provider
@@ -71,22 +71,6 @@ class KmsBoot(NamedTuple):
     """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
     events: tuple[Event, ...]
     """The boot events, all of which are in the log."""
-
-
-class _BootKeys(NamedTuple):
-    """Checked keys, and where they come from."""
-
-    app_keys: AppKeys
-    image_hash: bytes  # payload of os-image-hash
-    root: KmsRoot
-    url: str
-    is_kept: bool
-
-    @classmethod
-    def of(cls, fetched: FetchedKeys) -> "_BootKeys":
-        """Return keys that a KMS has just released."""
-        image_hash = fetched.os_image_hash
-        return cls(fetched.app_keys, image_hash, fetched.root, fetched.url, is_kept=False)
 
 
 class _Boot(NamedTuple):
@@ -159,14 +143,16 @@ def boot_with_kms(
     rest = boot.source.runtime_events()[len(boot.prefix) :]
     found = _read_kept(boot, rest, pins) if len(rest) > _PROVIDER_AT else None
     if found is None:
-        found = _BootKeys.of(client.fetch_app_keys())
+        found = client.fetch_app_keys()
     try:
         events = _finish(boot, found)
         boot.host.use_keys(found.app_keys)
     except BaseException:
         found.app_keys.close()
         raise
-    return KmsBoot(found.root, found.url, found.is_kept, _not_proven(boot, given, found), events)
+    first_use = given == FIRST_USE and not boot.launch.app_compose.key_provider_id
+    unproven = not_proven(found.root, None if first_use or pins == FIRST_USE else pins)
+    return KmsBoot(found.root, found.url, found.is_kept, unproven, events)
 
 
 def _prepare(attester: "Attester[Backend]", app_id: bytes | None) -> _Boot:
@@ -239,7 +225,7 @@ def _load_kept(host: BootHost) -> AppKeys | None:
         raise ConfigError(message, reason=error.reason) from error
 
 
-def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> _BootKeys | None:
+def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> FetchedKeys | None:
     """Return the keys of the key file if they are of the provider in the log, and of this app."""
     keys = _load_kept(boot.host)
     if keys is None:
@@ -251,7 +237,8 @@ def _read_kept(boot: _Boot, rest: tuple[Event, ...], pins: _Pins) -> _BootKeys |
         if root is not None and is_start(complete, (*boot.prefix, *rest)):
             provider = keys.kms_provider
             url = "" if provider is None else provider.url
-            return _BootKeys(keys, image_hash, root, url, is_kept=True)
+            unproven = not_proven(root, None if pins == FIRST_USE else pins)
+            return FetchedKeys(keys, image_hash, root, url, None, unproven, is_kept=True)
     except BaseException:
         keys.close()
         raise
@@ -287,7 +274,7 @@ def _all_events(boot: _Boot, keys: AppKeys, image_hash: bytes) -> tuple[Event, .
     return (*boot.prefix, *events_after_keys(launch))
 
 
-def _finish(boot: _Boot, found: _BootKeys) -> tuple[Event, ...]:
+def _finish(boot: _Boot, found: FetchedKeys) -> tuple[Event, ...]:
     """Compare the key provider with what was measured, write the key file, and emit the rest."""
     spki = found.root.ca_spki
     named = bytes.fromhex(boot.launch.app_compose.key_provider_id)
@@ -297,7 +284,7 @@ def _finish(boot: _Boot, found: _BootKeys) -> tuple[Event, ...]:
     host = boot.host
     document: str = getattr(host, "mr_config", "")
     check_sealed_provider(boot.attester.attest(report_data=bytes(64)), spki, document)
-    events = _all_events(boot, found.app_keys, found.image_hash)
+    events = _all_events(boot, found.app_keys, found.os_image_hash)
     _check_log(boot, events)
     if not found.is_kept:
         host.keep_keys(found.app_keys)
@@ -319,15 +306,3 @@ def _check_log(boot: _Boot, events: tuple[Event, ...]) -> None:
             )
             raise KmsError(message, reason="wrong_provider" if provider else "wrong_image")
         boot.source.continue_boot(events)  # raises JournalError
-
-
-def _not_proven(boot: _Boot, roots: _Pins | None, found: _BootKeys) -> tuple[str, ...]:
-    """Return what no pin proves about the KMS of the keys."""
-    missing = []
-    is_named = bool(boot.launch.app_compose.key_provider_id)
-    if roots is None or roots == FIRST_USE:
-        missing += [] if is_named else ["kms_root"]
-        missing.append("kms_k256_root")
-    elif found.root not in roots:  # a root without its k256 key accepts any
-        missing.append("kms_k256_root")
-    return tuple(missing)

@@ -31,6 +31,7 @@ from attestkit.kms.answers import (
     read_certificate_chain,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
+from attestkit.kms.check_errors import APP_CHAIN
 from attestkit.kms.client_certificate import AttestedKey, ClientCa
 from attestkit.kms.connection import (
     TimeLimits,
@@ -48,7 +49,6 @@ from attestkit.kms.url import KmsUrl, parse_kms_url
 from attestkit.ra_tls.issued import Issued, current_time
 
 if TYPE_CHECKING:
-    from attestkit._reasons import KmsReason
     from attestkit.verifier import AttestationResult, Verifier
 
 MAX_URLS: Final = 16
@@ -58,10 +58,6 @@ _logger = logging.getLogger("attestkit.kms")
 _API_VERSION: Final = 1  # of GetAppKey
 _CERT_VERSION: Final = 2  # of SignCert
 _SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, section 5)
-_CHAIN_REASONS: Final[Mapping[str, "KmsReason"]] = {
-    "untrusted_root": "wrong_root",
-    "cert_expired": "expired",
-}
 
 
 class EvidenceMaker(Protocol):
@@ -73,15 +69,16 @@ class EvidenceMaker(Protocol):
 
 
 class FetchedKeys(NamedTuple):
-    """Keys that a KMS released and that passed all checks."""
+    """Keys of a KMS that passed all checks."""
 
     app_keys: AppKeys
     os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
     root: KmsRoot  # both root keys of the KMS
     url: str  # base URL that released them
-    evidence: "AttestationResult | None"  # of the KMS; None without a verifier
+    evidence: "AttestationResult | None"  # of the KMS; None without a verifier, or if kept
     not_proven: tuple[str, ...]
     """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
+    is_kept: bool = False  # from the key file; the KMS was not asked
 
 
 class _Server(NamedTuple):
@@ -273,11 +270,7 @@ class KmsClient:
             image_hash=image_hash,
         )
         root = KmsRoot(server.roots[0].ca_spki, k256_root)
-        temp_ca, not_proven = server.temp_ca, []
-        if self._roots is None:
-            not_proven.append("kms_root")
-        if root not in server.roots:  # accepted by a pin of the CA alone
-            not_proven.append("kms_k256_root")
+        temp_ca = server.temp_ca
         app_keys = AppKeys(
             k256_key=keys.k256_key,
             k256_signature=keys.k256_signature,
@@ -292,9 +285,8 @@ class KmsClient:
                 server.url.base, temp_ca.key.pkcs8_pem, temp_ca.certificate.pem
             ),
         )
-        return FetchedKeys(
-            app_keys, keys.os_image_hash, root, server.url.base, evidence, tuple(not_proven)
-        )
+        unproven = not_proven(root, self._roots)
+        return FetchedKeys(app_keys, keys.os_image_hash, root, server.url.base, evidence, unproven)
 
     def _get_meta(self, url: KmsUrl) -> KmsMeta:
         server = self._find(url)
@@ -373,12 +365,22 @@ class KmsClient:
                 chain, app_id=app_id, kms_roots=server.roots, now=self._now()
             )
         except VerificationError as error:
-            reason: KmsReason = _CHAIN_REASONS.get(error.reason, "wrong_certificate")
-            raise KmsError(f"SignCert: {error}", reason=reason) from error
+            raise APP_CHAIN.failed(error) from error
         if not found.names_app or not hmac.compare_digest(found.spki, spki):
-            message = "SignCert: the certificate is for another key, or names no app"
-            raise KmsError(message, reason="wrong_certificate")
+            raise APP_CHAIN.failed("the certificate is for another key, or names no app")
         return tuple(map(certificate_pem, split_pem("\n".join(chain))))
+
+
+def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]:
+    """Return what pins do not prove about accepted root keys, as in `FetchedKeys`.
+
+    Args:
+        root: Both root keys of the KMS.
+        pins: The pinned roots; None if the KMS was trusted on first use.
+    """
+    if pins is None:
+        return ("kms_root", "kms_k256_root")
+    return () if root in pins else ("kms_k256_root",)  # accepted by a pin of the CA alone
 
 
 def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:

@@ -6,7 +6,8 @@ import json
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2, nitro_tpm_pcr8
 from attestkit.attestation.wire.evidence_parts import NitroTpm
-from attestkit.errors import FormatError, KmsError, UsageError, VerificationError
+from attestkit.errors import FormatError, UsageError, VerificationError
+from attestkit.kms.check_errors import SEALED_CONFIGURATION
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier.config_id import sealed_for_kms
 
@@ -39,9 +40,9 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     try:
         step = sealed_for_kms(quote.body.mr_config_id, info, config, ca_spki)
     except (FormatError, VerificationError) as error:
-        raise _refused(str(error)) from error
+        raise SEALED_CONFIGURATION.failed(error) from error
     if step is not None and step.outcome != "passed":
-        raise _refused(step.text)
+        raise SEALED_CONFIGURATION.failed(step.text)
 
 
 def _check_pcr(evidence: Attestation, ca_spki: bytes) -> None:
@@ -54,12 +55,9 @@ def _check_pcr(evidence: Attestation, ca_spki: bytes) -> None:
         try:
             config_id = config_id_v2(info.compose_hash, info.app_id, "kms", provider_id)
         except UsageError as error:
-            raise _refused(str(error)) from error
+            raise SEALED_CONFIGURATION.failed(error) from error
         if hmac.compare_digest(found, nitro_tpm_pcr8(config_id)):
             return
-    raise _refused(f"PCR {_CONFIG_PCR} is {found.hex()}, which is not of this app and this KMS")
-
-
-def _refused(problem: str) -> KmsError:
-    message = f"configuration sealed at launch: {problem}"
-    return KmsError(message, reason="wrong_provider")
+    raise SEALED_CONFIGURATION.failed(
+        f"PCR {_CONFIG_PCR} is {found.hex()}, which is not of this app and this KMS"
+    )

@@ -1,15 +1,13 @@
 """Checks of a KMS's server certificate, after the handshake and before a request."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from attestkit._sanitize import one_line
-from attestkit.errors import AttestKitError, KmsError, VerificationError
+from attestkit.errors import AttestKitError, VerificationError
+from attestkit.kms.check_errors import SERVER_EVIDENCE, SERVER_USAGE
 from attestkit.kms.tls_chain import require_kms_usage
 
 if TYPE_CHECKING:
     from attestkit.verifier import AttestationResult, Verifier
-
-_MAX_SHOWN: Final = 300  # characters of an error of the verifier
 
 
 def check_usage(certificate: bytes) -> None:
@@ -22,7 +20,7 @@ def check_usage(certificate: bytes) -> None:
     try:
         require_kms_usage(certificate)
     except VerificationError as error:
-        raise KmsError(str(error), reason="wrong_usage") from error
+        raise SERVER_USAGE.failed(error) from error
 
 
 def verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationResult":
@@ -37,8 +35,4 @@ def verify_evidence(certificate: bytes, verifier: "Verifier") -> "AttestationRes
         # No date limits the age of this evidence: the KMS makes its certificate at each start.
         return verify(certificate, verifier, max_lifetime=None)
     except AttestKitError as error:
-        is_missing = error.reason == "no_evidence"
-        message = f"evidence of the KMS: {one_line(str(error), _MAX_SHOWN)}"
-        raise KmsError(
-            message, reason="no_evidence" if is_missing else "evidence_refused"
-        ) from error
+        raise SERVER_EVIDENCE.failed(error) from error
