@@ -24,6 +24,7 @@ from fuzz import (
     parser_kms_release,
     parser_logs,
     parser_ocsp,
+    parser_own_document,
     parser_reports,
     parser_sealed_services,
     parser_sealing,
@@ -75,6 +76,7 @@ _FILES: Final = (
     parser_sealed_services,
     parser_cores,
     parser_vllm,
+    parser_own_document,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -189,12 +191,12 @@ READERS: Final[dict[str, str]] = {
     "client.services.aci": "aci_report",
     "client.services.aci_keyset": "aci_report",
     "client.services.dstack_evidence": "aci_report",
-    "client.sealing.ehbp": "ehbp_answer",
-    "client.sealing.event_stream_end": "ehbp_answer",
+    "client.document": "attested_document",
+    "client.services.own_document": "attested_document",
     "client.services.strict_answer": "service_json",
-    "client.services.tinfoil": "tinfoil_bundle",
-    "client.services.tinfoil_documents": "tinfoil_document",
-    "client.services.tinfoil_sections": "tinfoil_document",
+    "client.tls_keys": "tls_keys",
+    "client.services.vllm_proxy": "vllm_report",
+    "client.services.vllm_report": "vllm_report",
     "collateral.intel_collateral": "collateral",
     "collateral.cache": "cache_file",
     "collateral.http_getter": "pccs_http",
@@ -313,6 +315,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 LEFT_OUT: Final[dict[str, str]] = {
     "client.sealing.protocol": "interfaces only",
     "client.services.service": "interfaces only",
+    "testing.tls_listener": "records what a test server receives; uvicorn parses it",
     "_crypto.x509.ocsp.check": "wraps read_ocsp_answer, the target ocsp_answer",
     "_system.untrusted_files": _DEVICE,
     "_system.saved_documents": _DEVICE,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.der import BIT_STRING, SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.pem import split_pem
+from attestkit._crypto.pem import CERTIFICATE_LABEL, split_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._system.untrusted_files import read_regular
 from attestkit.client.document import MAX_KEYS
@@ -25,7 +25,9 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 TlsSource: TypeAlias = AnyPath | Sequence[AnyPath | bytes]
 """A PEM file; or several PEM files, keys in DER (SubjectPublicKeyInfo) and their SHA-256 hashes."""
 
-_MAX_FILE: Final = 1 << 20  # bytes
+MAX_FILE: Final = 1 << 20
+"""Maximum size of a PEM file in bytes."""
+
 _HASH_SIZE: Final = 32
 _PUBLIC_KEY: Final = "PUBLIC KEY"
 _NO_EXPIRY: Final = 0.0  # of a key without certificate: it counts while the file has it
@@ -84,7 +86,7 @@ class _PemFile:
         self.replaced: dict[bytes, float] = {}
         try:
             self._stamp = _stamp(self._path)
-            self.keys = _read_keys(self._path)
+            self.keys = _read_file(self._path)
         except OSError as error:
             message = f"tls: {self._path}: cannot be read: {error.strerror}"
             raise UsageError(message, reason="cannot_read") from error
@@ -97,7 +99,7 @@ class _PemFile:
         try:
             stamp = _stamp(self._path)
             if stamp != self._stamp:
-                keys = _read_keys(self._path)
+                keys = _read_file(self._path)
                 known = self.keys | self.replaced
                 self.replaced = {key: known[key] for key in known if key not in keys}
                 self.keys, self._stamp = keys, stamp
@@ -123,19 +125,27 @@ def _stamp(path: str) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read_keys(path: str) -> dict[bytes, float]:
-    """Return the hashes of the first certificate's key and of all public keys, and their ends.
+def _read_file(path: str) -> dict[bytes, float]:
+    data = read_regular(path, MAX_FILE + 1, follow=True)
+    if len(data) > MAX_FILE:
+        raise FormatError(f"over {MAX_FILE} bytes", reason="too_large")
+    return read_pem_keys(data)
 
-    The file may contain the private key too, which is not decoded.
+
+def read_pem_keys(data: bytes) -> dict[bytes, float]:
+    """Return the hashes of the first certificate's key and of all public keys in a PEM file.
+
+    Each has the end of its validity in seconds since 1970; 0 of a public key. The file may contain
+    the private key too, which is not decoded.
+
+    Raises:
+        FormatError: If the file has neither, or a block of them is malformed.
     """
-    data = read_regular(path, _MAX_FILE + 1, follow=True)
-    if len(data) > _MAX_FILE:
-        raise FormatError(f"over {_MAX_FILE} bytes", reason="too_large")
     text = data.decode("ascii", "replace")
     keys: dict[bytes, float] = {}
     if f"-----BEGIN {_PUBLIC_KEY}-----" in text:
         keys = {_spki_hash(spki): _NO_EXPIRY for spki in split_pem(text, (_PUBLIC_KEY,))}
-        if "-----BEGIN CERTIFICATE-----" not in text:
+        if f"-----BEGIN {CERTIFICATE_LABEL}-----" not in text:
             return keys
     certificate = read_certificate(split_pem(text)[0])
     return {sha256(certificate.spki_der): certificate.valid_until.timestamp(), **keys}
