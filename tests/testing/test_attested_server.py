@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect as ws_connect
 
 from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import read_certificate
@@ -205,6 +206,29 @@ def test_disconnect(attested_server: Make) -> None:
         server.disconnect()
         client.get("/")
     assert len(server.received) == 2
+
+
+def test_websocket_is_of_the_app(attested_server: Make) -> None:
+    """A WebSocket is recorded, and its messages come back."""
+    server = attested_server()
+    context = ssl.create_default_context(cadata=server.ca)
+    with ws_connect(server.url.replace("https", "wss") + "/ws", ssl=context) as socket:
+        socket.send("hello")
+        assert socket.recv() == "hello"
+    assert [(one.method, one.path) for one in server.requests] == [("WEBSOCKET", "/ws")]
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Refuse to start."""
+    assert scope["type"] == "lifespan"
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no"})
+
+
+def test_app_that_refuses_to_start(attested_server: Make) -> None:
+    """The server does not start either."""
+    with raises(UsageError, "wrong_value"):
+        attested_server(refuse)
 
 
 # -- RA-TLS ----------------------------------------------------------------------------------------
