@@ -10,6 +10,10 @@ from attestkit.errors import UsageError
 
 # Module of each service, whose `SERVICES` has it; those with known hosts first.
 _MODULES: Final = {
+    "near-ai": "near_ai",
+    "near-ai-direct": "near_ai",
+    "tinfoil": "tinfoil",
+    "tinfoil-bundle": "tinfoil",
     "redpill": "vllm_proxy",
     "venice": "vllm_proxy",
     "nano-gpt": "vllm_proxy",

@@ -1,6 +1,7 @@
 """Tinfoil: an enclave proven on its own connection, or by the bundle of atc.tinfoil.sh.
 
 Which program runs is decided by the policy: the measurements are compared with reference values.
+Of TDX these are MRTD, RTMR0, RTMR1, RTMR2, and RTMR3, which is zeros; of SEV-SNP the measurement.
 The Sigstore bundles of Tinfoil's releases are not evaluated here, which the claims say.
 """
 
@@ -280,3 +281,7 @@ def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
         valid_until=document.valid_until,
         keys=dict(document.keys),
     )
+
+
+SERVICES: Final = (Tinfoil(), TinfoilBundle())
+"""Services of this module, for the registry."""

@@ -58,12 +58,17 @@ class Enclave:
         tee: The TEE.
         platform: sev-snp or tdx.
         scalar: Private part of the TLS key.
+        pem: Private TLS key in PEM, instead.
     """
 
-    def __init__(self, tee: SimulatedTee, platform: str, scalar: int = 7) -> None:
+    def __init__(
+        self, tee: SimulatedTee, platform: str, scalar: int = 7, *, pem: bytes | None = None
+    ) -> None:
         self.tee = tee
         self.platform = platform
-        self.key = ec.derive_private_key(scalar, ec.SECP384R1())
+        self.nonce, self.hpke = NONCE, HPKE
+        made = ec.derive_private_key(scalar, ec.SECP384R1())
+        self.key: Any = made if pem is None else serialization.load_pem_private_key(pem, None)
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         self.spki = self.key.public_key().public_bytes(serialization.Encoding.DER, form)
         self.tls = hashlib.sha256(self.spki).digest()
@@ -97,7 +102,7 @@ class Enclave:
 
     def v2(self, change: Change = no_change) -> bytes:
         """Return a document of v2."""
-        evidence = self.tee.raw_quote(self.tls + HPKE)
+        evidence = self.tee.raw_quote(self.tls + self.hpke)
         document = {
             "format": f"https://tinfoil.sh/predicate/{self.platform}-guest/v2",
             "body": b64(gzip.compress(evidence, mtime=0)),
@@ -114,7 +119,7 @@ class Enclave:
             "enclaveAttestationReport": report,
             "digest": "ab" * 32,
             "sigstoreBundle": {},
-            "enclaveCert": self.pem(DOMAIN, *spell(HPKE, "hpke"), *spell(hashed, "hatt")),
+            "enclaveCert": self.pem(DOMAIN, *spell(self.hpke, "hpke"), *spell(hashed, "hatt")),
         }
         change(bundle)
         return compact(bundle).encode()
@@ -135,8 +140,12 @@ class Enclave:
             tail: Follows the document.
             after: Changes the members after they are signed.
         """
-        stated = {"tls_key_fp": self.tls.hex(), "hpke_key": HPKE.hex(), "nonce": NONCE.hex()}
-        hashed = self.tls + HPKE + NONCE
+        stated = {
+            "tls_key_fp": self.tls.hex(),
+            "hpke_key": self.hpke.hex(),
+            "nonce": self.nonce.hex(),
+        }
+        hashed = self.tls + self.hpke + self.nonce
         if gpu is not None:
             stated["gpu_evidence_hash"] = hashlib.sha256(compact(gpu).encode()).hexdigest()
             hashed += bytes.fromhex(stated["gpu_evidence_hash"])
@@ -181,13 +190,13 @@ class Enclave:
         sections(content)
         raw = {name: compact(value).encode() for name, value in content.items()}
         digests = {name: hashlib.sha256(data) for name, data in raw.items()}
-        hashed = label + NONCE + b"".join(digest.digest() for digest in digests.values())
+        hashed = label + self.nonce + b"".join(digest.digest() for digest in digests.values())
         data = hashlib.sha256(hashed).digest()
         kind = {"sev-snp": "sev-snp-report", "tdx": "tdx-quote"}[self.platform]
         document = {
             "format": V3,
             "challenge": {
-                "nonce": NONCE.hex(),
+                "nonce": self.nonce.hex(),
                 "report_data": data.hex() + "00" * 32,
                 "report_data_algorithm": LABEL.decode(),
             },
@@ -207,7 +216,7 @@ class Enclave:
         where = "https://tinfoil.sh/key"
         return [
             {"id": "tls", "format": f"{where}/spki-fp-sha256/v1", "data": self.tls.hex()},
-            {"id": "hpke", "format": f"{where}/x25519-hpke/v1", "data": HPKE.hex()},
+            {"id": "hpke", "format": f"{where}/x25519-hpke/v1", "data": self.hpke.hex()},
         ]
 
 

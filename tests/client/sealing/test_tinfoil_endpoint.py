@@ -1,0 +1,142 @@
+"""An endpoint for an enclave of Tinfoil, over TLS on loopback: attested first, sealed then."""
+
+import ssl
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+import attestkit
+from attestkit import AppraisalPolicy, Require
+from attestkit.ra_tls import PeerRefusedError
+from attestkit.serve.event_loop_thread import EventLoopThread
+from attestkit.testing import SimulatedTee
+from attestkit.testing.loopback_ca import LoopbackCa
+from attestkit.testing.tls_listener import ADDRESS, TlsListener
+from tests.client.sealing.ehbp_server import KEY_PROBLEM, EhbpServer
+from tests.client.services.tinfoil_maker import Enclave
+
+pytest.importorskip("uvicorn")
+
+
+class App:
+    """An enclave: its document, and a path that returns the body of a request, sealed."""
+
+    def __init__(self, enclave: Enclave) -> None:
+        self.enclave = enclave
+        self.use(EhbpServer())
+        self.generation = "august"
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+
+    def use(self, middleware: EhbpServer) -> None:
+        """Use another key of HPKE."""
+        self.middleware = middleware
+        self.enclave.hpke = middleware.public_key
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/.well-known/tinfoil-attestation":
+            [nonce] = parse_qs(scope["query_string"].decode())["nonce"]
+            self.enclave.nonce = bytes.fromhex(nonce)
+            await self._send(send, 200, [], getattr(self.enclave, self.generation)())
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        headers = {name.decode().title(): value.decode() for name, value in scope["headers"]}
+        self.requests.append((scope["path"], headers, body))
+        try:
+            plain, answer = self.middleware.open(headers, body)
+        except Exception:  # noqa: BLE001 - of whatever kind pyhpke raises
+            problem = [("Content-Type", "application/problem+json")]
+            await self._send(send, 422, problem, KEY_PROBLEM)
+            return
+        kept = [pair for pair in answer.headers() if pair[0] != "Transfer-Encoding"]
+        await self._send(send, 200, kept, answer.seal(plain[:3], plain[3:]))
+
+    async def _send(
+        self, send: Any, status: int, headers: list[tuple[str, str]], body: bytes
+    ) -> None:
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[App, str, str]]:
+    """Provide an enclave that serves; the URL, and the CA of its certificate."""
+    authority = LoopbackCa()
+    issued = authority.issue()
+    file = tmp_path / "leaf.pem"
+    file.write_text("".join([issued.key_pem, *issued.certificate_chain]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    thread = EventLoopThread()
+    with SimulatedTee(platform="tdx") as tee:
+        app = App(Enclave(tee, "tdx", pem=issued.key_pem.encode()))
+        listener = TlsListener(app, context, thread)
+        try:
+            yield app, f"https://{ADDRESS}:{listener.port}", authority.pem
+        finally:
+            listener.close()
+            thread.close()
+
+
+def connect(served: tuple[App, str, str], **options: Any) -> Any:
+    """Return an endpoint for the enclave, whose measurements are the policy's."""
+    app, url, ca = served
+    tee = app.enclave.tee
+    result = tee.verify(tee.raw_quote(), report_data=None)
+    verifier = tee.verifier(policy=AppraisalPolicy.from_evidence(result))
+    settings = {"policy": verifier, "service": "tinfoil", "server_ca": ca}
+    return attestkit.connect(url, **{**settings, **options})
+
+
+@pytest.mark.parametrize("generation", ["june", "august"])
+def test_request_is_sealed_to_the_proven_key(served: tuple[App, str, str], generation: str) -> None:
+    """The server is proven first; then only the enclave can read the body of a request."""
+    app, url, _ = served
+    app.generation = generation
+    with connect(served, encrypt=True) as endpoint, endpoint.client() as client:
+        kinds = [binding.kind for binding in endpoint.proof.bindings]
+        assert kinds == ["tls-spki", "hpke"]
+        assert not app.requests
+        response = client.post(f"{url}/v1/echo", json={"prompt": "secret"})
+        assert response.json() == {"prompt": "secret"}
+        assert response.extensions["attestkit"].authenticated
+    [(path, headers, body)] = app.requests
+    assert path == "/v1/echo"
+    assert b"secret" not in body
+    assert headers["Content-Type"] == "application/json"
+    assert "Content-Length" not in headers
+
+
+def test_document_without_nonce_needs_consent(served: tuple[App, str, str]) -> None:
+    """A document of v2 is refused unless the caller accepts evidence of any age."""
+    app, _, _ = served
+    app.generation = "v2"
+    with pytest.raises(PeerRefusedError) as caught:
+        connect(served)
+    assert caught.value.reason == "no_freshness"
+    with connect(served, require=Require(freshness="key possession")) as endpoint:
+        assert endpoint.proof.freshness == "key possession"
+        assert endpoint.proof.code == "policy"
+    assert not app.requests
+
+
+def test_other_measurements_are_refused(served: tuple[App, str, str]) -> None:
+    """The policy decides about the program, and no byte of a request is sent to another one."""
+    app, _, _ = served
+    tee = app.enclave.tee
+    pinned = AppraisalPolicy.from_evidence(tee.verify(tee.raw_quote(), report_data=None))
+    values = replace(pinned.reference_values, rtmr2=frozenset({bytes(48)}))
+    with pytest.raises(PeerRefusedError) as caught:
+        connect(served, policy=tee.verifier(policy=pinned.replace(reference_values=values)))
+    assert caught.value.reason == "reference_value"
+    assert not app.requests
