@@ -13,7 +13,9 @@ from attestkit.errors import FormatError
 
 SAMPLE = ' {"a" : [1, {"b": "}\\""}] ,\n"é": "€",\t"c":null , "d":-1.5e3}\r\n'
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner),
+    max_leaves=5,
 )
 
 
