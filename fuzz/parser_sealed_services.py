@@ -1,12 +1,21 @@
-"""Fuzz targets: answers of services that attest keys for sealing: ACI, Chutes, SecretVM."""
+"""Fuzz targets: answers of services that attest keys for sealing, and sealed answers."""
 
+from functools import cache
+from typing import Final
+
+from attestkit.client.sealing.kem import KemOpener
 from attestkit.client.services.aci import AciService
-from attestkit.client.services.service import Claims, Machine
+from attestkit.client.services.chutes import ChutesService, read_relayed_chutes
+from attestkit.client.services.secretvm import SecretVmService
+from attestkit.client.services.secretvm_images import SecretVmImage, read_registry
+from attestkit.client.services.service import Claims
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
-from tests.client.services import aci_answers
+from tests.client.sealing import test_kem as sealed_answers
+from tests.client.services import aci_answers, chutes_answers, test_secretvm
 
-_REPORT: int = 16 << 10  # bytes of a report with a bare quote
+_REPORT: Final = 16 << 10  # bytes of an answer with a bare quote
+_BETWEEN: Final = b"\n\0\n"  # two answers
 
 
 def _said(claims: Claims) -> object:
@@ -15,23 +24,18 @@ def _said(claims: Claims) -> object:
     return machines, claims.bindings, claims.not_proven, dict(claims.keys)
 
 
-def _machine(machine: Machine) -> None:
-    check_same("report data", len(machine.report_data), 64)
-
-
 def _claims(_: bytes, claims: Claims) -> None:
     check("a machine", len(claims.machines) >= 1)
     check("a binding", len(claims.bindings) >= 1)
     for machine in claims.machines:
-        _machine(machine)
+        check_same("report data", len(machine.report_data), 64)
 
 
 def _read_aci(raw: bytes) -> Claims:
     return AciService().read((raw,), aci_answers.NONCE, aci_answers.PEER, None)
 
 
-def aci_samples() -> list[bytes]:
-    """Return reports with a bare quote, with keys of all kinds and of none."""
+def _aci_samples() -> list[bytes]:
     keys = aci_answers.keyset(receipt_signing_keys=[], e2ee_public_keys=[])
     reports = [
         aci_answers.report(event_log=None, vm_config=None, key_custody=None),
@@ -40,15 +44,83 @@ def aci_samples() -> list[bytes]:
     return [aci_answers.encoded(report) for report in reports]
 
 
+def _read_secretvm(raw: bytes) -> Claims:
+    """Read an answer about the CPU, and one about GPUs if there is one."""
+    answers = tuple(raw.split(_BETWEEN, 1))
+    return SecretVmService(gpu=len(answers) > 1).read(answers, bytes(32), None, None)
+
+
+def _secretvm_samples() -> list[bytes]:
+    nonce = test_secretvm.gpu_nonce()
+    return [test_secretvm.cpu(), test_secretvm.cpu(nonce=nonce) + _BETWEEN + b'{"nonce":"00"}']
+
+
+def _read_images(raw: bytes) -> tuple[SecretVmImage, ...]:
+    return read_registry(raw.decode("latin-1"))
+
+
+def _image_samples() -> list[bytes]:
+    rows = f"{test_secretvm.HEADER}\n{test_secretvm.ROW}\n".encode()
+    return [rows, rows.split(b"\n")[0]]
+
+
+def _read_chutes(raw: bytes) -> Claims:
+    """Read evidence and instances, or a relayed report if there is one answer."""
+    answers = tuple(raw.split(_BETWEEN, 1))
+    if len(answers) == 1:
+        return read_relayed_chutes(raw, chutes_answers.NONCE)
+    return ChutesService().read(answers, chutes_answers.NONCE, None, None)
+
+
+def _chutes_samples() -> list[bytes]:
+    name = chutes_answers.INSTANCES[0]
+    proof = chutes_answers.evidence(chutes_answers.entry(name, gpus=False))
+    nonce = chutes_answers.NONCE.hex().encode()
+    empty = b'{"attestation_type":"chutes","nonce":"%s","all_attestations":[]}' % nonce
+    return [proof + _BETWEEN + chutes_answers.instances(name), empty]
+
+
+@cache
+def _kem_samples() -> tuple[KemOpener, list[bytes]]:
+    """Return an opener for its key, and answers to it: whole and streamed, after a byte."""
+    sealed = sealed_answers.seal()
+    assert isinstance(sealed.opener, KemOpener)
+    whole = sealed_answers.answer(sealed)
+    stream = b"".join(sealed_answers.stream(sealed)) + b"data: [DONE]\n\n"
+    return sealed.opener, [b"\0" + whole, b"\1" + stream]
+
+
+def _open_kem(raw: bytes) -> bytes:
+    """Open an answer; the first byte says whether it is streamed."""
+    opener = KemOpener(_kem_samples()[0]._key, streamed=raw[:1] == b"\1")
+    opener.start(200, [])
+    return opener.feed(raw[1:]) + opener.finish()
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     refusals = (FormatError, ServiceError)
+    options = {"accepted": _claims, "said": _said, "grows": True}
     return [
         ParserTarget(
-            "aci_report",
-            obeys(_read_aci, *refusals, accepted=_claims, said=_said, grows=True),
-            aci_samples,
+            "aci_report", obeys(_read_aci, *refusals, **options), _aci_samples, "json.dict", _REPORT
+        ),
+        ParserTarget(
+            "secretvm_answer",
+            obeys(_read_secretvm, *refusals, **options),
+            _secretvm_samples,
             "json.dict",
             _REPORT,
-        )
+        ),
+        ParserTarget("secretvm_images", obeys(_read_images, FormatError), _image_samples),
+        ParserTarget(
+            "chutes_answer",
+            obeys(_read_chutes, *refusals, **options),
+            _chutes_samples,
+            "json.dict",
+            _REPORT,
+        ),
+        ParserTarget(
+            "kem_answer", obeys(_open_kem, ServiceError), lambda: _kem_samples()[1], "json.dict"
+        ),
     ]

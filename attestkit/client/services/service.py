@@ -61,8 +61,8 @@ class Question(NamedTuple):
 
     target: str  # path and query, ASCII
     headers: tuple[tuple[str, str], ...] = ()
-    # Origin (https://host:port) of a question that is not for the endpoint itself; only with
-    # `where` "apart".
+    # Origin (https://host:port) of a question that is not for the endpoint itself, or `:port` for
+    # another port of its host; only with `where` "apart".
     origin: str | None = None
 
 

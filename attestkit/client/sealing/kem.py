@@ -1,0 +1,270 @@
+"""Requests sealed to a key of ML-KEM-768, as Chutes takes them (attested-client.md, 2.6).
+
+Pieces of a streamed answer have no counter: their order is not protected, and a stream that ends
+early is found only because the API marks its end inside of them.
+"""
+
+import secrets
+import zlib
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any, Final
+
+from attestkit._crypto.chacha20_poly1305 import (
+    NONCE_SIZE,
+    TAG_SIZE,
+    chacha20_decrypt,
+    chacha20_encrypt,
+)
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.mlkem import CIPHERTEXT_SIZE, MlKemKey, mlkem_encapsulate
+from attestkit._formats import strict_json
+from attestkit._sanitize import one_line
+from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.errors import (
+    FormatError,
+    ServiceError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+
+MAX_ANSWER: Final = 64 << 20
+"""Maximum size of an answer in bytes, sealed and opened."""
+
+MAX_EVENT: Final = 4 << 20
+"""Maximum size of an event of a streamed answer in bytes."""
+
+_TARGET: Final = "/e2e/invoke"
+_RESPONSE_KEY: Final = "e2e_response_pk"
+_REQUEST: Final = b"e2e-req-v1"
+_RESPONSE: Final = b"e2e-resp-v1"
+_STREAM: Final = b"e2e-stream-v1"
+_SALT: Final = 16  # bytes of the encapsulation
+_GZIP: Final = 31  # window bits of zlib for a gzip header
+# Neither can be inside of a text of JSON, where line feeds and quotes are escaped.
+_DONE: Final = (b"\ndata: [DONE]", b"\ndata:[DONE]")
+_REASON: Final = (b'"finish_reason":"', b'"finish_reason": "')
+_TAIL: Final = 32  # bytes in which a mark of the end may be split between two pieces
+_OWN: Final = frozenset(
+    {
+        *("accept-encoding", "content-encoding", "content-length", "content-type"),
+        *("transfer-encoding", "x-chute-id", "x-e2e-nonce", "x-e2e-path", "x-e2e-stream"),
+        "x-instance-id",
+    }
+)
+_REPLACED: Final = frozenset({"content-encoding", "content-length", "content-type"})
+
+
+class KemSealing:
+    """Seals requests to the key of one instance.
+
+    Args:
+        key: Public key of ML-KEM-768, 1184 bytes.
+        chute: Id of the chute.
+        instance: Id of the instance whose key it is.
+        take_nonce: Returns a nonce of the instance that was not used; ServiceError if none is left.
+    """
+
+    def __init__(
+        self, key: bytes, chute: str, instance: str, take_nonce: Callable[[], str]
+    ) -> None:
+        self._key = key
+        self._chute = chute
+        self._instance = instance
+        self._take_nonce = take_nonce
+
+    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+        """Seal a request; see `Sealing.seal`. It becomes a POST to the service's entry."""
+        members = _check_request(method, target, headers, body)
+        streamed = members.get("stream") is True
+        try:
+            response_key = MlKemKey()
+            secret, encapsulated = mlkem_encapsulate(self._key)
+        except (UnsupportedError, UsageError) as error:
+            raise ServiceError(str(error), reason="sealing") from error
+        plaintext = _with_response_key(body, response_key.public_key, is_first=not members)
+        nonce = secrets.token_bytes(NONCE_SIZE)
+        key = hkdf_sha256(secret, _REQUEST, 32, encapsulated[:_SALT])
+        packed = zlib.compress(plaintext, wbits=_GZIP)
+        sealed = encapsulated + nonce + chacha20_encrypt(key, nonce, packed)
+        kept = [(name, value) for name, value in headers if name.lower() not in _OWN]
+        own = [
+            ("Content-Type", "application/octet-stream"),
+            ("Accept-Encoding", "identity"),
+            ("X-Chute-Id", self._chute),
+            ("X-Instance-Id", self._instance),
+            ("X-E2E-Nonce", self._take_nonce()),
+            ("X-E2E-Stream", "true" if streamed else "false"),
+            ("X-E2E-Path", target),
+        ]
+        opener = KemOpener(response_key, streamed=streamed)
+        return SealedRequest("POST", _TARGET, kept + own, sealed, opener)
+
+
+def _check_request(method: str, target: str, headers: Headers, body: bytes) -> dict[str, Any]:
+    """Return the members of a request; whatever would travel open is refused."""
+    if method.upper() != "POST" or "?" in target:
+        problem = "only POST without a query can be sealed; others would be readable"
+        raise ServiceError(f"request: {problem}", reason="sealing")
+    if any(name.lower() == "content-encoding" for name, _ in headers):
+        message = "request: its body must not be compressed before it is sealed"
+        raise ServiceError(message, reason="sealing")
+    try:
+        members = strict_json.read_object(body, "request")
+    except FormatError as error:
+        raise ServiceError(str(error), reason="sealing") from error
+    if _RESPONSE_KEY in members:
+        message = f"request: {_RESPONSE_KEY}: is the client's to set"
+        raise ServiceError(message, reason="sealing")
+    return members
+
+
+def _with_response_key(body: bytes, key: bytes, *, is_first: bool) -> bytes:
+    """Return a JSON object with one more member, its other bytes as they were."""
+    member = f'"{_RESPONSE_KEY}":"{b64encode(key).decode()}"'
+    text = body.rstrip(b" \t\r\n")[:-1]
+    return text + (b"" if is_first else b",") + member.encode() + b"}"
+
+
+class KemOpener:
+    """Opens the answer to a request that was sealed with `KemSealing`."""
+
+    def __init__(self, key: MlKemKey, *, streamed: bool) -> None:
+        self._key = key
+        self._streamed = streamed
+        self._opens = False
+        self._stream_key: bytes | None = None
+        self._pending = bytearray()
+        self._size = 0
+        self._tail = b"\n"  # the first line begins
+        self._ended = False
+        self._done_inside = False
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Check the head of the answer; a refusal by the service is not sealed, and passed on."""
+        self._opens = 200 <= status < 300
+        if not self._opens:
+            return headers
+        if any(
+            name.lower() == "content-encoding" and value.strip().lower() != "identity"
+            for name, value in headers
+        ):
+            raise _refusal("is compressed, which the request does not allow")
+        kind = "text/event-stream" if self._streamed else "application/json"
+        kept = [(name, value) for name, value in headers if name.lower() not in _REPLACED]
+        return [*kept, ("Content-Type", kind)]
+
+    def feed(self, data: bytes) -> bytes:
+        """Take some bytes of the body; of an answer that is not streamed nothing comes yet."""
+        if not self._opens:
+            return data
+        self._size += len(data)
+        if self._size > MAX_ANSWER:
+            raise _refusal(f"over {MAX_ANSWER} bytes")
+        self._pending += data
+        return self._events() if self._streamed else b""
+
+    def finish(self) -> bytes:
+        """Return the rest; a stream must have had the end of the API's own."""
+        if not self._opens:
+            return b""
+        if not self._streamed:
+            return self._open_whole(bytes(self._pending))
+        rest = self._line(bytes(self._pending)) if self._pending else b""
+        self._pending.clear()
+        if not self._ended:
+            raise _refusal("ended before the end that the API marks")
+        return rest
+
+    def _events(self) -> bytes:
+        """Open the complete lines; the bytes of an incomplete one stay."""
+        end = self._pending.rfind(b"\n")
+        if len(self._pending) - end - 1 > MAX_EVENT:
+            raise _refusal(f"an event is over {MAX_EVENT} bytes")
+        lines = bytes(self._pending[: end + 1])
+        del self._pending[: end + 1]
+        return b"".join([self._line(line) for line in lines.split(b"\n")])
+
+    def _line(self, line: bytes) -> bytes:
+        """Return what a line of the stream has inside; lines without data have nothing."""
+        if not line.startswith(b"data:"):
+            return b""
+        text = line[5:].strip()
+        if text == b"[DONE]":
+            # Not sealed: it says nothing about the end, but clients wait for it.
+            return b"" if self._done_inside else b"data: [DONE]\n\n"
+        try:
+            event = strict_json.read_object(text, "event")
+        except FormatError as error:
+            raise _refusal(str(error)) from error
+        return self._event(event)
+
+    def _event(self, event: dict[str, Any]) -> bytes:
+        if "e2e_error" in event or "error" in event:
+            told = one_line(str(event.get("e2e_error", event.get("error"))), 200)
+            raise _refusal(f"the service reports an error, not sealed: {told}")
+        if "e2e_init" in event:
+            if self._stream_key is not None:
+                raise _refusal("has a second e2e_init")
+            encapsulated = _decoded(event, "e2e_init")
+            self._stream_key = self._derive(encapsulated, _STREAM)
+            return b""
+        if "e2e" not in event:
+            return b""  # such as counts of the gateway's: not sealed, and left out
+        if self._stream_key is None:
+            raise _refusal("has e2e before e2e_init")
+        piece = _decrypt(self._stream_key, _decoded(event, "e2e"))
+        self._watch(piece)
+        return piece
+
+    def _watch(self, piece: bytes) -> None:
+        """Note the marks of the end, which may be split between two pieces."""
+        window = self._tail + piece
+        self._done_inside = self._done_inside or any(mark in window for mark in _DONE)
+        self._ended = self._ended or self._done_inside or any(mark in window for mark in _REASON)
+        self._tail = window[-_TAIL:]
+
+    def _open_whole(self, body: bytes) -> bytes:
+        if len(body) < CIPHERTEXT_SIZE + NONCE_SIZE + TAG_SIZE:
+            raise _refusal(f"truncated: {len(body)} bytes")
+        key = self._derive(body[:CIPHERTEXT_SIZE], _RESPONSE)
+        return _unpacked(_decrypt(key, body[CIPHERTEXT_SIZE:]))
+
+    def _derive(self, encapsulated: bytes, info: bytes) -> bytes:
+        try:
+            secret = self._key.decapsulate(encapsulated)
+        except UsageError as error:
+            raise _refusal(str(error)) from error
+        return hkdf_sha256(secret, info, 32, encapsulated[:_SALT])
+
+
+def _decoded(event: dict[str, Any], name: str) -> bytes:
+    try:
+        return strict_json.from_base64(event[name], name)
+    except FormatError as error:
+        raise _refusal(str(error)) from error
+
+
+def _decrypt(key: bytes, sealed: bytes) -> bytes:
+    """Return the plaintext behind a nonce."""
+    try:
+        return chacha20_decrypt(key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:])
+    except (UsageError, VerificationError) as error:
+        raise _refusal(str(error)) from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return the content of gzip, of one member and bounded size."""
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    try:
+        found = unpacker.decompress(data, MAX_ANSWER)
+    except zlib.error as error:
+        raise _refusal("not gzip") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise _refusal(f"gzip: truncated, over {MAX_ANSWER} bytes, or followed by other data")
+    return found
+
+
+def _refusal(problem: str) -> ServiceError:
+    return ServiceError(f"sealed answer: {problem}", reason="sealing")

@@ -1,0 +1,296 @@
+"""Chutes: instances with a key for sealing each, and the form in which RedPill relays them.
+
+Source: attested-client.md, 2.6.
+"""
+
+import hmac
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any, Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256
+from attestkit._crypto.mlkem import PUBLIC_SIZE
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit.attestation.wire.evidence_parts import td_body
+from attestkit.client.sealing.kem import KemSealing
+from attestkit.client.services.service import (
+    MAX_MACHINES,
+    Binding,
+    Claims,
+    Machine,
+    ObservedPeer,
+    Question,
+    Where,
+)
+from attestkit.client.services.strict_answer import (
+    base64_member,
+    constant_member,
+    list_member,
+    lower_hex,
+    read_answer_object,
+    text_of,
+)
+from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.gpu.bindings import read_chutes
+from attestkit.gpu.bindings.chutes import chutes_report_data
+
+ORIGIN: Final = "https://api.chutes.ai"
+
+MAX_NONCES: Final = 256
+"""Maximum number of nonces for requests to one instance."""
+
+_EVIDENCE: Final = "Chutes evidence"
+_INSTANCES: Final = "Chutes instances"
+_RELAYED: Final = "relayed Chutes report"
+_ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
+_HALF: Final = 32  # bytes of report data
+_MAX_LIFE: Final = 3600  # seconds
+_NOT_PROVEN: Final = (
+    "which program runs: there is no event log, and the values to compare are the operator's",
+    "the model: it is the operator's word",
+    "the order and the end of a streamed answer",
+)
+_KEYED: Final = "who got the API key: the evidence needs it, and only WebPKI vouches for the server"
+
+
+class _Key(NamedTuple):
+    """Key of an instance."""
+
+    text: str  # base64, as the report data hash it
+    raw: bytes  # of ML-KEM-768
+
+
+class NoncePool:
+    """Nonces for requests to one instance; each is used once, and only for some time."""
+
+    def __init__(self, instance: str, nonces: Sequence[str], ends: float) -> None:
+        self.instance: Final = instance
+        self._nonces = list(nonces)
+        self._ends = ends
+        self._lock = Lock()
+
+    def take(self, now: float) -> str:
+        """Return the next nonce.
+
+        Args:
+            now: Time of the clock that gave the end of the pool.
+
+        Raises:
+            ServiceError: If there is none left, or they are too old (`sealing`).
+        """
+        with self._lock:
+            if now < self._ends and self._nonces:
+                return self._nonces.pop(0)
+        message = f"instance {shown(self.instance)}: no nonce left; ask for the instances again"
+        raise ServiceError(message, reason="sealing")
+
+
+class ChutesService:
+    """Chutes, proven apart; requests are sealed to an instance's key.
+
+    Args:
+        api_key: Key of the user, without which the service gives no evidence.
+        chutes: Ids of chutes by model; a model may also be given as its id.
+        now: Clock of the nonces, in seconds.
+    """
+
+    name: Final = "chutes"
+    where: Final[Where] = "apart"
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        chutes: Mapping[str, str] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api_key = api_key
+        self._chutes = dict(chutes or {})
+        self._now = now
+        self._pools: dict[bytes, NoncePool] = {}
+        self._lock = Lock()
+
+    def recognizes(self, host: str) -> bool:
+        """Return whether a host is the service's API."""
+        return host.lower() == ORIGIN.removeprefix("https://")
+
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
+        """Return the requests: evidence, which takes long, then keys and nonces, which expire.
+
+        Raises:
+            UsageError: If the model has no known id.
+        """
+        chute = self.chute_id(model)
+        target = f"/chutes/{chute}/evidence?nonce={nonce.hex()}"
+        return self._question(target), self.pool_question(model)
+
+    def pool_question(self, model: str | None) -> Question:
+        """Return the request for keys and new nonces; UsageError if the model has no known id."""
+        return self._question(f"/e2e/instances/{self.chute_id(model)}")
+
+    def _question(self, target: str) -> Question:
+        key = self._api_key
+        return Question(target, () if key is None else (("Authorization", f"Bearer {key}"),))
+
+    def chute_id(self, model: str | None) -> str:
+        """Return the id of a model; UsageError if it is not known."""
+        if model is None:
+            raise UsageError("model: required; name the chute", reason="missing")
+        found = self._chutes.get(model, model)
+        if _ID.fullmatch(found) is None:
+            message = f"model: {shown(model)}: must be the id of a chute, or be in chutes"
+            raise UsageError(message, reason="unknown_name")
+        return found
+
+    def read(
+        self,
+        answers: tuple[bytes, ...],
+        nonce: bytes,
+        seen: ObservedPeer | None,  # noqa: ARG002 - the server of the API is trusted for nothing
+        model: str | None,  # noqa: ARG002 - the operator's word
+    ) -> Claims:
+        """Return the claims of evidence and instances; see `Service.read`.
+
+        An instance that has a key and no evidence, or the reverse, is left out.
+        """
+        keys, pools = self._read_instances(answers[1])
+        entries = _read_entries(read_answer_object(answers[0], _EVIDENCE), "evidence", _EVIDENCE)
+        machines, bindings = [], []
+        for instance, entry in entries.items():
+            if (key := keys.get(instance)) is not None:
+                machines.append(_machine(instance, entry, nonce, key, is_relayed=False))
+                bindings.append(Binding("kem", key.raw, instance))
+        if not machines:
+            message = f"{_EVIDENCE}: no instance has both evidence and a key"
+            raise ServiceError(message, reason="no_attestation")
+        with self._lock:
+            self._pools = {one.key: pools[one.is_of] for one in bindings}
+        keyed = () if self._api_key is None else (_KEYED,)
+        return Claims(
+            machines=tuple(machines),
+            bindings=tuple(bindings),
+            freshness="nonce",
+            code="operator",
+            not_proven=(*_NOT_PROVEN, *keyed),
+        )
+
+    def renew(self, answer: bytes) -> None:
+        """Take new nonces from an answer to `pool_question`, for instances whose key is known.
+
+        Raises:
+            FormatError: If the answer is malformed.
+        """
+        keys, pools = self._read_instances(answer)
+        with self._lock:
+            for instance, key in keys.items():
+                if key.raw in self._pools:
+                    self._pools[key.raw] = pools[instance]
+
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:  # noqa: ARG002
+        """Return what seals requests to the instance whose key a binding has.
+
+        Raises:
+            UsageError: If the model has no known id.
+        """
+        key, instance = binding.key, binding.is_of
+        return KemSealing(key, self.chute_id(model), instance, lambda: self._take_nonce(key))
+
+    def _take_nonce(self, key: bytes) -> str:
+        with self._lock:
+            pool = self._pools.get(key)
+        if pool is None:
+            raise ServiceError("instance: not among those read last", reason="sealing")
+        return pool.take(self._now())
+
+    def _read_instances(self, answer: bytes) -> tuple[dict[str, _Key], dict[str, NoncePool]]:
+        members = read_answer_object(answer, _INSTANCES)
+        life = strict_json.number_field(members, "nonce_expires_in", 32)
+        ends = self._now() + min(life, _MAX_LIFE)
+        keys, pools = {}, {}
+        for instance, entry in _read_entries(members, "instances", _INSTANCES).items():
+            keys[instance] = _read_key(entry, _INSTANCES)
+            nonces = list_member(entry, "nonces", _INSTANCES, MAX_NONCES)
+            if not all(isinstance(one, str) and _NONCE.fullmatch(one) for one in nonces):
+                message = f"{_INSTANCES}: nonces: must be texts of base64url"
+                raise FormatError(message, reason="encoding")
+            pools[instance] = NoncePool(instance, nonces, ends)
+        return keys, pools
+
+
+def read_relayed_chutes(answer: bytes | Mapping[str, Any], nonce: bytes) -> Claims:
+    """Return the claims of instances that another service relays, such as RedPill.
+
+    Half of the report data is a hash of a key that is not in the answer; it may be any.
+
+    Args:
+        answer: JSON, or its decoded object, with `attestation_type` "chutes".
+        nonce: That was sent, 32 bytes.
+
+    Raises:
+        FormatError: If the answer is malformed.
+        ServiceError: If it is to another nonce (`nonce_echo`), or has no instance.
+    """
+    members = read_answer_object(answer, _RELAYED) if isinstance(answer, bytes) else answer
+    constant_member(members, "attestation_type", _RELAYED, "chutes")
+    _check_echo(members, nonce)
+    machines, bindings = [], []
+    for instance, entry in _read_entries(members, "all_attestations", _RELAYED).items():
+        _check_echo(entry, nonce)
+        key = _read_key(entry, _RELAYED)
+        machines.append(_machine(instance, entry, nonce, key, is_relayed=True))
+        bindings.append(Binding("kem", key.raw, instance))
+    if not machines:
+        raise ServiceError(f"{_RELAYED}: no instance", reason="no_attestation")
+    return Claims(tuple(machines), tuple(bindings), "nonce", "operator", _NOT_PROVEN)
+
+
+def _check_echo(members: Mapping[str, Any], nonce: bytes) -> None:
+    if not hmac.compare_digest(lower_hex(members, "nonce", _RELAYED), nonce):
+        message = f"{_RELAYED}: nonce: the service chose its own, so that nothing shows the time"
+        raise ServiceError(message, reason="nonce_echo")
+
+
+def _read_entries(members: Mapping[str, Any], name: str, what: str) -> dict[str, dict[str, Any]]:
+    """Return the objects of a list by `instance_id`."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in list_member(members, name, what, MAX_MACHINES):
+        if not isinstance(entry, dict):
+            raise FormatError(f"{what}: {name}: must be objects", reason="wrong_type")
+        instance = text_of(entry, "instance_id", what)
+        if _ID.fullmatch(instance) is None:
+            message = f"{what}: instance_id: {shown(instance)}: not a UUID"
+            raise FormatError(message, reason="wrong_value")
+        if instance in found:
+            message = f"{what}: instance_id: {instance} occurs twice"
+            raise FormatError(message, reason="duplicate")
+        found[instance] = entry
+    return found
+
+
+def _read_key(entry: Mapping[str, Any], what: str) -> _Key:
+    raw = base64_member(entry, "e2e_pubkey", what)
+    if len(raw) != PUBLIC_SIZE:
+        message = f"{what}: e2e_pubkey: {len(raw)} bytes, must be {PUBLIC_SIZE}"
+        raise FormatError(message, reason="wrong_size")
+    return _Key(text_of(entry, "e2e_pubkey", what), raw)
+
+
+def _machine(
+    instance: str, entry: Mapping[str, Any], nonce: bytes, key: _Key, *, is_relayed: bool
+) -> Machine:
+    """Return the machine of an instance, with the report data that bind nonce and key."""
+    what = _RELAYED if is_relayed else _EVIDENCE
+    quote = base64_member(entry, "intel_quote" if is_relayed else "quote", what)
+    if is_relayed and "certificate" not in entry:
+        half = td_body(quote).report_data[_HALF:]  # nothing to compare it with
+    else:
+        half = sha256(read_path_certificate(base64_member(entry, "certificate", what)).spki)
+    if not entry.get("gpu_evidence"):
+        return Machine(instance, quote, chutes_report_data(nonce, key.text, half))
+    gpu = read_chutes(entry, nonce=nonce, e2e_pubkey=key.text, spki_sha256=half)
+    return Machine(instance, quote, gpu.report_data, gpu)

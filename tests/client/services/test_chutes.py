@@ -1,0 +1,325 @@
+"""Chutes: the key of each instance is in its evidence, with the nonce that was sent."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+import pytest
+
+from attestkit.client.services.chutes import ChutesService, read_relayed_chutes
+from attestkit.client.services.service import Claims
+from attestkit.collateral import Collateral
+from attestkit.errors import (
+    FormatError,
+    PolicyError,
+    ServiceError,
+    UsageError,
+    VerificationError,
+)
+from attestkit.verifier import AppraisalPolicy, TcbStatus, Verifier
+from tests.client.services import chutes_answers
+from tests.client.services.chutes_answers import (
+    CHUTE,
+    INSTANCES,
+    NONCE,
+    entry,
+    evidence,
+    instances,
+    key_of,
+    machine,
+    relayed,
+)
+from tests.raising import raises
+from tests.vectors import HAVE_SHARED, SHARED, needs_shared
+
+SERVICES: Final = SHARED / "data" / "services"
+CHUTES: Final = SERVICES / "chutes" / "2026-06-29"
+REDPILL: Final = SERVICES / "redpill" / "2026-06-10"
+EXPECTED: Final[dict[str, Any]] = (
+    json.loads((SERVICES / "expected.json").read_text()) if HAVE_SHARED else {}
+)
+POLICY: Final = AppraisalPolicy(accepted_statuses=[TcbStatus.UP_TO_DATE])
+
+
+def read(proof: bytes, keys: bytes, service: ChutesService | None = None) -> Claims:
+    """Read the answers to the nonce of the tests."""
+    return (service or ChutesService()).read((proof, keys), NONCE, None, CHUTE)
+
+
+def test_questions() -> None:
+    """Evidence comes first, because it takes long; keys and nonces expire."""
+    slow, keys = ChutesService().questions(NONCE, CHUTE)
+    assert slow.target == f"/chutes/{CHUTE}/evidence?nonce={NONCE.hex()}"
+    assert keys.target == f"/e2e/instances/{CHUTE}"
+    assert slow.headers == keys.headers == ()
+    named = ChutesService("key", chutes={"a/model": CHUTE})
+    found = named.questions(NONCE, "a/model")
+    assert [one.target for one in found] == [slow.target, keys.target]
+    assert found[0].headers == (("Authorization", "Bearer key"),)
+    assert ChutesService().recognizes("API.chutes.ai")
+    assert not ChutesService().recognizes("chutes.ai")
+
+
+@pytest.mark.parametrize(("model", "reason"), [(None, "missing"), ("../x", "unknown_name")])
+def test_model_without_id(model: str | None, reason: str) -> None:
+    """The evidence is of a chute, which has an id."""
+    with raises(UsageError, reason):
+        ChutesService().questions(NONCE, model)
+
+
+def test_instances_with_evidence_and_key() -> None:
+    """Each instance is a machine, and its key a binding with the same name."""
+    claims = read(evidence(*map(entry, INSTANCES)), instances(*INSTANCES))
+    assert [one.role for one in claims.machines] == list(INSTANCES)
+    for one, binding in zip(claims.machines, claims.bindings, strict=True):
+        assert (binding.kind, binding.is_of) == ("kem", one.role)
+        assert binding.key == key_of(one.role).public_key
+        assert one.gpu is not None
+        machine().verifier(policy=POLICY).verify(one.evidence, gpu=one.gpu)
+    assert (claims.freshness, claims.code) == ("nonce", "operator")
+
+
+def test_instance_without_evidence_or_key_is_never_used() -> None:
+    """Only what has both counts; if there is nothing, the answer is refused."""
+    first, second = INSTANCES
+    assert [one.role for one in read(evidence(entry(first)), instances(*INSTANCES)).machines] == [
+        first
+    ]
+    with raises(ServiceError, "no_attestation"):
+        read(evidence(entry(first)), instances(second))
+    with raises(ServiceError, "no_attestation"):
+        read(evidence(), instances(second))
+
+
+def test_instance_without_gpus() -> None:
+    """Without evidence of GPUs there is none to verify."""
+    [one] = read(evidence(entry(INSTANCES[0], gpus=False)), instances(INSTANCES[0])).machines
+    assert one.gpu is None
+    machine().verifier(policy=POLICY).verify(one.evidence, report_data=one.report_data)
+
+
+def test_limits_of_the_proof_are_stated() -> None:
+    """The program, the model and the API key's way are not proven."""
+    answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
+    text = "; ".join(read(*answers, ChutesService("key")).not_proven)
+    for part in ("which program", "the model", "the order and the end", "API key"):
+        assert part in text
+    assert "API key" not in "; ".join(read(*answers).not_proven)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_other_key_nonce_or_certificate_is_refused_by_the_verifier() -> None:
+    """Who swaps a key, or answers an old nonce, has other report data than the computed ones."""
+    first, second = INSTANCES
+    other = entry(first, bytes(32), gpus=False)
+    swapped = entry(first, gpus=False) | {"instance_id": second}
+    for proof, name in ((other, first), (swapped, second)):
+        [one] = read(evidence(proof), instances(name)).machines
+        with raises(PolicyError, "report_data"):
+            machine().verifier(policy=POLICY).verify(one.evidence, report_data=one.report_data)
+
+
+ALTERED: Final[list[tuple[dict[str, Any], str]]] = [
+    ({"quote": None}, "wrong_type"),
+    ({"quote": "AA"}, "encoding"),
+    ({"quote": ""}, "wrong_size"),
+    ({"certificate": "AAAA"}, "wrong_type"),
+    ({"certificate": 1}, "wrong_type"),
+    ({"instance_id": "x"}, "wrong_value"),
+    ({"instance_id": 1}, "wrong_type"),
+    ({"gpu_evidence": {"a": 1}}, "wrong_type"),
+    ({"gpu_evidence": [{}]}, "missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), ALTERED)
+def test_malformed_evidence(changes: dict[str, Any], reason: str) -> None:
+    """Evidence that cannot be read is refused, not left out."""
+    with pytest.raises(FormatError) as caught:
+        read(evidence(entry(INSTANCES[0]) | changes), instances(INSTANCES[0]))
+    assert caught.value.reason == reason, caught.value
+
+
+def test_certificate_is_required() -> None:
+    """Half of the report data is about the certificate."""
+    proof = entry(INSTANCES[0])
+    del proof["certificate"]
+    with raises(FormatError, "missing"):
+        read(evidence(proof), instances(INSTANCES[0]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (b"{}", "missing"),
+        (b'{"nonce_expires_in":60,"instances":[1]}', "wrong_type"),
+        (b'{"nonce_expires_in":-1,"instances":[]}', "wrong_value"),
+        (instances(INSTANCES[0], e2e_pubkey="AAAA"), "wrong_size"),
+        (instances(INSTANCES[0], e2e_pubkey="\n"), "encoding"),
+        (instances(INSTANCES[0], nonces={}), "wrong_type"),
+        (instances(INSTANCES[0], nonces=["a\r\nb"]), "encoding"),
+        (instances(INSTANCES[0], nonces=["a"] * 257), "too_many"),
+        (instances(INSTANCES[0], INSTANCES[0]), "duplicate"),
+        (json.dumps({"nonce_expires_in": 1, "instances": [{}] * 65}).encode(), "too_many"),
+    ],
+)
+def test_malformed_instances(keys: bytes, reason: str) -> None:
+    """Keys and nonces have a form; a nonce goes into a header."""
+    with raises(FormatError, reason):
+        read(evidence(entry(INSTANCES[0])), keys)
+
+
+def test_every_cut_is_refused() -> None:
+    """Answers that end early are malformed."""
+    proof, keys = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
+    for size in range(0, len(proof), 307):
+        with pytest.raises(FormatError):
+            read(proof[:size], keys)
+    for size in range(0, len(keys), 31):
+        with pytest.raises(FormatError):
+            read(proof, keys[:size])
+
+
+# -- nonces of requests ----------------------------------------------------------------------------
+
+
+def _sealing(service: ChutesService, claims: Claims) -> Callable[[], str]:
+    """Return what seals a request, and returns the nonce in its headers."""
+    sealing = service.sealing(claims, claims.bindings[0], CHUTE)
+
+    def seal() -> str:
+        sealed = sealing.seal("POST", "/v1/chat/completions", [], b"{}")
+        return dict(sealed.headers)["X-E2E-Nonce"]
+
+    return seal
+
+
+def test_each_nonce_is_used_once_and_for_some_time() -> None:
+    """A nonce that was used, or is too old, is not sent; new ones can be read."""
+    now = [100.0]
+    service = ChutesService(now=lambda: now[0])
+    answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
+    claims = read(*answers, service)
+    seal = _sealing(service, claims)
+    assert [seal(), seal(), seal()] == ["n0", "n1", "n2"]
+    with raises(ServiceError, "sealing"):
+        seal()
+    service.renew(instances(*INSTANCES))
+    assert seal() == "n0"
+    now[0] += 60
+    with raises(ServiceError, "sealing"):
+        seal()
+    service.renew(instances(INSTANCES[1]))  # of an instance that was not proven
+    with raises(ServiceError, "sealing"):
+        seal()
+
+
+def test_nonces_of_another_key_are_not_taken() -> None:
+    """A renewed answer with another key for the instance changes nothing."""
+    service = ChutesService()
+    first, second = INSTANCES
+    claims = read(evidence(entry(first)), instances(first, nonces=[]), service)
+    service.renew(instances(first, e2e_pubkey=chutes_answers.key_text(second)))
+    with raises(ServiceError, "sealing"):
+        _sealing(service, claims)()
+
+
+# -- relayed by another service --------------------------------------------------------------------
+
+
+def test_relayed_instances() -> None:
+    """A relayed entry has no certificate, and its quote another name."""
+    claims = read_relayed_chutes(relayed(), NONCE)
+    assert claims == read_relayed_chutes(json.dumps(relayed()).encode(), NONCE)
+    for one in claims.machines:
+        assert one.gpu is not None
+        machine().verifier(policy=POLICY).verify(one.evidence, gpu=one.gpu)
+    assert [one.is_of for one in claims.bindings] == list(INSTANCES)
+
+
+def test_relayed_with_a_nonce_of_the_service() -> None:
+    """A service that chooses the nonce shows nothing about the time; if it lies, neither."""
+    for nonce, said in ((bytes(32), None), (NONCE, bytes(32))):
+        with raises(ServiceError, "nonce_echo"):
+            read_relayed_chutes(relayed(nonce, said), NONCE)
+    one = read_relayed_chutes(relayed(bytes(32), NONCE), NONCE).machines[0]
+    with pytest.raises(VerificationError):
+        machine().verifier(policy=POLICY).verify(one.evidence, report_data=one.report_data)
+
+
+def test_relayed_without_instances_or_of_another_kind() -> None:
+    """Another kind of report is not read as this one."""
+    with raises(ServiceError, "no_attestation"):
+        read_relayed_chutes({**relayed(), "all_attestations": []}, NONCE)
+    with raises(FormatError, "unsupported"):
+        read_relayed_chutes({**relayed(), "attestation_type": "other"}, NONCE)
+    inner = relayed()
+    inner["all_attestations"][1]["nonce"] = "00" * 32
+    with raises(ServiceError, "nonce_echo"):
+        read_relayed_chutes(inner, NONCE)
+
+
+# -- captures --------------------------------------------------------------------------------------
+
+
+def capture(folder: Any) -> tuple[bytes, datetime, Verifier]:
+    """Return nonce and time of a capture, and a verifier with its collateral."""
+    told = json.loads((folder / "capture.json").read_text())
+    at = datetime.fromisoformat(told["captured_at"].replace("Z", "+00:00"))
+    return (
+        bytes.fromhex(told["nonce"]),
+        at,
+        Verifier(collateral=Collateral.load(folder / "collateral.json")),
+    )
+
+
+def compare(
+    claims: Claims, reports: list[dict[str, Any]], at: datetime, verifier: Verifier
+) -> None:
+    """Compare claims with what is known, and verify what the captured collateral is for."""
+    assert [one.role for one in claims.machines] == [known["instance_id"] for known in reports]
+    for one, known in zip(claims.machines, reports, strict=True):
+        assert one.report_data.hex() == known["quote"]["report_data"]
+        assert one.gpu is not None
+        devices = one.gpu.evidence.devices
+        assert len(devices) == known["gpus"]
+        assert {device.report[4:36] for device in devices} == {one.gpu.gpu_nonce}
+        assert one.gpu.gpu_nonce == one.report_data[:32]
+        if "status" in known["quote"]["verified"]:
+            found = verifier.verify(one.evidence, report_data=one.report_data, now=at)
+            assert found.tcb.status == known["quote"]["verified"]["status"]
+        else:
+            with raises(VerificationError, "tcb_info_mismatch"):
+                verifier.verify(one.evidence, report_data=one.report_data, now=at)
+
+
+@needs_shared
+def test_captured_answers() -> None:
+    """Both instances of the capture have the computed report data, and the GPUs their nonce."""
+    nonce, at, verifier = capture(CHUTES)
+    answers = tuple((CHUTES / f"{name}.json").read_bytes() for name in ("evidence", "instances"))
+    compare(
+        ChutesService().read(answers, nonce, None, CHUTE),
+        EXPECTED["chutes/2026-06-29"]["reports"],
+        at,
+        verifier,
+    )
+    other = ChutesService().read(answers, bytes(32), None, CHUTE).machines[0]
+    with raises(PolicyError, "report_data"):
+        verifier.verify(other.evidence, report_data=other.report_data, now=at)
+
+
+@needs_shared
+def test_captured_relay_chose_its_own_nonce() -> None:
+    """The relayed answer is not to the nonce that was sent; for the one it names it is genuine."""
+    nonce, at, verifier = capture(REDPILL)
+    known = EXPECTED["redpill/2026-06-10"]
+    answer = (REDPILL / "report.json").read_bytes()
+    with raises(ServiceError, "nonce_echo"):
+        read_relayed_chutes(answer, nonce)
+    assert known["nonce_is_clients"] is False
+    own = bytes.fromhex(known["nonce_in_answer"])
+    compare(read_relayed_chutes(answer, own), known["reports"], at, verifier)
