@@ -21,13 +21,12 @@ from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
 from attestkit.client.appraisal import SEALED_KINDS, Appraiser
 from attestkit.client.first_use import FirstUse
-from attestkit.client.origin import Origin
+from attestkit.client.origin import Origin, origin_of_question
 from attestkit.client.proof import Proof
 from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
 from attestkit.client.service_choice import Dialing, choose_service
-from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
-from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
+from attestkit.client.services.service import MAX_DOCUMENT, Binding, Question, Service
 from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.drivers import ReconnectError, drive
@@ -341,7 +340,8 @@ class Endpoint:
         """Ask a question on a connection of its own, for services that are proven apart."""
         dialing = self._dialing
         if question.origin is not None:
-            dialing = dialing._replace(origin=Origin.of(question.origin))
+            origin = origin_of_question(question.origin, dialing.origin)
+            dialing = dialing._replace(origin=origin)
         replies: list[bytes] = []
 
         def steps() -> Steps:
@@ -366,10 +366,19 @@ class Endpoint:
         proof = self.proof
         for binding in proof.bindings:
             if binding.kind in SEALED_KINDS:
+                self._renew(binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
                 return sealing
         raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
+
+    def _renew(self, binding: Binding) -> None:
+        """Fetch what a service needs for the next sealed request, such as nonces, if it does."""
+        service: Any = self._appraiser.service
+        if (renewal := getattr(service, "renewal", None)) is None:
+            return
+        if (question := renewal(binding, self._appraiser.model)) is not None:
+            service.renew(self._fetch(question))
 
 
 def _check_pins(trust: Trust, pins: object) -> None:

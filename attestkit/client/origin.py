@@ -72,6 +72,18 @@ class Origin(NamedTuple):
         return cls(host, port or _HTTPS_PORT, parts.path.rstrip("/"))
 
 
+def origin_of_question(text: str, own: Origin) -> Origin:
+    """Return the origin of a question: of a URL, or of another port (`:port`) of the own host.
+
+    Raises:
+        UsageError: As `Origin.of`.
+    """
+    if not text.startswith(":"):
+        return Origin.of(text)
+    host = f"[{own.host}]" if ":" in own.host else own.host
+    return Origin.of(f"https://{host}{text}")
+
+
 def _is_host(host: str) -> bool:
     if ":" not in host:
         return _HOST.fullmatch(host) is not None

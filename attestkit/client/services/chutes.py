@@ -43,6 +43,9 @@ ORIGIN: Final = "https://api.chutes.ai"
 MAX_NONCES: Final = 256
 """Maximum number of nonces for requests to one instance."""
 
+MAX_POOLS: Final = 256
+"""Maximum number of instances whose nonces are kept; the oldest are forgotten."""
+
 _EVIDENCE: Final = "Chutes evidence"
 _INSTANCES: Final = "Chutes instances"
 _RELAYED: Final = "relayed Chutes report"
@@ -73,6 +76,11 @@ class NoncePool:
         self._nonces = list(nonces)
         self._ends = ends
         self._lock = Lock()
+
+    def has_left(self, now: float) -> bool:
+        """Return whether a nonce can be taken."""
+        with self._lock:
+            return now < self._ends and bool(self._nonces)
 
     def take(self, now: float) -> str:
         """Return the next nonce.
@@ -169,7 +177,11 @@ class ChutesService:
             message = f"{_EVIDENCE}: no instance has both evidence and a key"
             raise ServiceError(message, reason="no_attestation")
         with self._lock:
-            self._pools = {one.key: pools[one.is_of] for one in bindings}
+            for one in bindings:
+                self._pools.pop(one.key, None)  # so that it moves to the end
+                self._pools[one.key] = pools[one.is_of]
+            for oldest in list(self._pools)[:-MAX_POOLS]:
+                del self._pools[oldest]
         keyed = () if self._api_key is None else (_KEYED,)
         return Claims(
             machines=tuple(machines),
@@ -179,8 +191,16 @@ class ChutesService:
             not_proven=(*_NOT_PROVEN, *keyed),
         )
 
+    def renewal(self, binding: Binding, model: str | None) -> Question | None:
+        """Return the request for new nonces, if the instance of a binding has none left."""
+        with self._lock:
+            pool = self._pools.get(binding.key)
+        if pool is not None and pool.has_left(self._now()):
+            return None
+        return self.pool_question(model)
+
     def renew(self, answer: bytes) -> None:
-        """Take new nonces from an answer to `pool_question`, for instances whose key is known.
+        """Take new nonces from an answer to `renewal`, for instances whose key is known.
 
         Raises:
             FormatError: If the answer is malformed.
@@ -294,3 +314,6 @@ def _machine(
         return Machine(instance, quote, chutes_report_data(nonce, key.text, half))
     gpu = read_chutes(entry, nonce=nonce, e2e_pubkey=key.text, spki_sha256=half)
     return Machine(instance, quote, gpu.report_data, gpu)
+
+
+SERVICES: Final = (ChutesService(),)

@@ -18,6 +18,8 @@ _MODULES: Final = {
     "venice": "vllm_proxy",
     "nano-gpt": "vllm_proxy",
     "vllm-proxy": "vllm_proxy",
+    "secretvm": "secretvm",
+    "chutes": "chutes",
     "aci": "aci",
     "attestkit": "own_document",
     "ra-tls": "ra_tls",

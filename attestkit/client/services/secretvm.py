@@ -132,3 +132,6 @@ def _read_gpu(answer: bytes, report_data: bytes) -> GpuBinding:
         message = f"{_GPU}: nonce: is not the one in the report data"
         raise FormatError(message, reason="inconsistent")
     return read_secretvm(answer, nonce=nonce, tls_sha256=report_data[:_HASH])
+
+
+SERVICES: Final = (SecretVmService(),)

@@ -204,7 +204,9 @@ def test_each_nonce_is_used_once_and_for_some_time() -> None:
     answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
     claims = read(*answers, service)
     seal = _sealing(service, claims)
+    assert service.renewal(claims.bindings[0], CHUTE) is None
     assert [seal(), seal(), seal()] == ["n0", "n1", "n2"]
+    assert service.renewal(claims.bindings[0], CHUTE) == service.pool_question(CHUTE)
     with raises(ServiceError, "sealing"):
         seal()
     service.renew(instances(*INSTANCES))
