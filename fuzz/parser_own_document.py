@@ -6,9 +6,9 @@ from attestkit.client.document import (
     encode_statement,
     read_document,
 )
+from attestkit.client.middleware.tls_keys import read_pem_keys
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims
-from attestkit.client.tls_keys import read_pem_keys
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_certificates import pem_samples
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short

@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias, final
 
 from attestkit.client.document import PATH, SigningKey
-from attestkit.client.document_endpoint import DocumentEndpoint, EvidenceMaker
-from attestkit.client.tls_keys import TlsSource
+from attestkit.client.middleware.document_endpoint import DocumentEndpoint, EvidenceMaker
+from attestkit.client.middleware.tls_keys import TlsSource
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

@@ -15,8 +15,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
 from attestkit.client.document import PATH, SigningKey
-from attestkit.client.document_endpoint import DocumentEndpoint, EvidenceMaker
-from attestkit.client.tls_keys import TlsSource
+from attestkit.client.middleware.document_endpoint import DocumentEndpoint, EvidenceMaker
+from attestkit.client.middleware.tls_keys import TlsSource
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

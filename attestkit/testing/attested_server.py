@@ -26,7 +26,7 @@ from attestkit.testing.tls_listener import ADDRESS, TlsListener
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from attestkit.client.tls_keys import TlsSource
+    from attestkit.client.middleware.tls_keys import TlsSource
     from attestkit.verifier import AttestationResult, Verifier
 
 # Options of a SimulatedTee without which it makes the evidence that the policy pins.

@@ -13,7 +13,7 @@ import pytest
 from flask import Flask, request
 
 from attestkit.client.document import PATH
-from attestkit.client.document_endpoint import AT_ONCE, WAITING
+from attestkit.client.middleware.document_endpoint import AT_ONCE, WAITING
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.wsgi import Attested
 from tests.client.documents import NONCE, PEER, tee

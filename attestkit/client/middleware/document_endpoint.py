@@ -22,7 +22,7 @@ from attestkit.client.document import (
     encode_statement,
     statement_report_data,
 )
-from attestkit.client.tls_keys import TlsKeys, TlsSource
+from attestkit.client.middleware.tls_keys import TlsKeys, TlsSource
 
 AT_ONCE: Final = 4
 """Maximum number of quotes that are made at once."""
