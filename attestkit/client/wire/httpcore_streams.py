@@ -146,9 +146,10 @@ class ProvenStream(_Delegating):
             secured = self._inner.start_tls(ssl_context, server_hostname, timeout)
             return ProvenStream(secured, origin)
         opened = period(origin.prover)
-        # The name is the server's, whatever the extension `sni_hostname` of a request says.
-        secured = self._inner.start_tls(ssl_context, origin.prover.host, timeout)
+        secured = self._inner
         try:
+            # The name is the server's, whatever the extension `sni_hostname` of a request says.
+            secured = self._inner.start_tls(ssl_context, origin.prover.host, timeout)
             with carry_errors():
                 steps = origin.prover.steps(origin.observe(secured))
                 drive(steps, _StreamChannel(secured, origin))
@@ -194,8 +195,9 @@ class AsyncProvenStream(_Delegating):
             secured = await self._inner.start_tls(ssl_context, server_hostname, timeout)
             return AsyncProvenStream(secured, origin)
         opened = period(origin.prover)
-        secured = await self._inner.start_tls(ssl_context, origin.prover.host, timeout)
+        secured = self._inner  # which httpcore leaves open, if the handshake is cancelled
         try:
+            secured = await self._inner.start_tls(ssl_context, origin.prover.host, timeout)
             with carry_errors():
                 steps = origin.prover.steps(origin.observe(secured))
                 await drive_async(steps, _AsyncStreamChannel(secured, origin))

@@ -33,7 +33,7 @@ from attestkit.client.wire.origin import check_origin
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.steps import ConnectionProver
 from attestkit.client.wire.tls_context import require_plain_context
-from attestkit.errors import ServiceError
+from attestkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Sealing
@@ -257,7 +257,10 @@ class AsyncTransport(_ProvenTransport):
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
-        sealing = self._next_sealing(request)
+        _require_asyncio()
+        self._check(request)
+        # It may prove the server first.
+        sealing = None if self._sealing is None else await asyncio.to_thread(self._sealing)
         body = None if sealing is None else await request.aread()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
@@ -331,6 +334,14 @@ class AsyncBody:
             await self._answer.aclose()
         finally:
             await self._transport.release(lease)
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError as error:
+        message = "event loop: proven connections work with asyncio (or uvloop) alone"
+        raise UsageError(message, reason="not_applicable") from error
 
 
 def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> "Headers":
