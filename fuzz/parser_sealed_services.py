@@ -3,16 +3,30 @@
 from functools import cache
 from typing import Final
 
+from attestkit._crypto.hashes import sha256
+from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.sealing.kem import KemOpener
 from attestkit.client.services.aci import AciService
+from attestkit.client.services.aci_receipts import (
+    AciSession,
+    Receipt,
+    check_receipt,
+    read_session,
+)
 from attestkit.client.services.chutes import ChutesService, read_relayed_chutes
 from attestkit.client.services.secretvm import SecretVmService
 from attestkit.client.services.secretvm_images import SecretVmImage, read_registry
 from attestkit.client.services.service import Claims
+from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.client.sealing import test_kem as sealed_answers
-from tests.client.services import aci_answers, chutes_answers, test_secretvm
+from tests.client.services import (
+    aci_answers,
+    chutes_answers,
+    test_aci_receipts,
+    test_secretvm,
+)
 
 _REPORT: Final = 16 << 10  # bytes of an answer with a bare quote
 _BETWEEN: Final = b"\n\0\n"  # two answers
@@ -42,6 +56,28 @@ def _aci_samples() -> list[bytes]:
         aci_answers.report(keys, event_log=[], app_compose=None),
     ]
     return [aci_answers.encoded(report) for report in reports]
+
+
+def _read_receipt(raw: bytes) -> Receipt:
+    return check_receipt(raw, test_aci_receipts.EXPECTED)
+
+
+def _receipt_samples() -> list[bytes]:
+    made = aci_answers.receipt(test_aci_receipts.REQUEST, test_aci_receipts.RESPONSE)
+    return [aci_answers.encoded(made), aci_answers.encoded({**made, "signature": "00" * 64})]
+
+
+def _read_session(raw: bytes) -> AciSession:
+    """Read a session under the id that it has; the id is of what can be decoded."""
+    try:
+        session_id = sha256(canonical_json(read_answer_object(raw, "session"))).hex()
+    except FormatError:
+        session_id = ""
+    return read_session(raw, session_id)
+
+
+def _session_samples() -> list[bytes]:
+    return [aci_answers.encoded(aci_answers.session_document())]
 
 
 def _read_secretvm(raw: bytes) -> Claims:
@@ -105,6 +141,8 @@ def targets() -> list[ParserTarget]:
         ParserTarget(
             "aci_report", obeys(_read_aci, *refusals, **options), _aci_samples, "json.dict", _REPORT
         ),
+        ParserTarget("aci_receipt", obeys(_read_receipt, *refusals), _receipt_samples, "json.dict"),
+        ParserTarget("aci_session", obeys(_read_session, *refusals), _session_samples, "json.dict"),
         ParserTarget(
             "secretvm_answer",
             obeys(_read_secretvm, *refusals, **options),

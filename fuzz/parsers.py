@@ -190,6 +190,7 @@ READERS: Final[dict[str, str]] = {
     "cli.input.detect_format": "file",
     "client.services.aci": "aci_report",
     "client.services.aci_keyset": "aci_report",
+    "client.services.aci_receipts": "aci_receipt",
     "client.services.chutes": "chutes_answer",
     "client.services.dstack_evidence": "aci_report",
     "client.services.secretvm": "secretvm_answer",

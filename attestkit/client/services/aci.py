@@ -3,15 +3,18 @@
 import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 from attestkit.attestation import Attestation
 from attestkit.client.services.aci_keyset import Keyset, check_custody, read_keyset
+from attestkit.client.services.aci_receipts import ExpectedAnswer, check_receipt
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,
     read_dstack_evidence,
 )
 from attestkit.client.services.service import (
+    AnswerRecord,
     Binding,
     Claims,
     Machine,
@@ -103,6 +106,33 @@ class AciService:
             keys=_claimed_keys(keyset),
         )
 
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:  # noqa: ARG002
+        """Return the request for the receipt of an answer; it needs the API key of the request."""
+        return Question(f"/v1/aci/receipts/{quote(answer.identifier, safe='')}")
+
+    def check_signature(
+        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+    ) -> None:
+        """Check the receipt of an answer; see `check_receipt`.
+
+        Of a gateway, it must say that the machine that served was verified.
+        """
+        keys = {
+            name.removeprefix(RECEIPT_KEY): key
+            for name, key in claims.keys.items()
+            if name.startswith(RECEIPT_KEY)
+        }
+        expected = ExpectedAnswer(
+            keys,
+            claims.keys[KEYSET_DIGEST],
+            answer.request_sha256,
+            answer.response_sha256,
+            answer.identifier,
+            model,
+            is_behind_gateway=claims.bindings[0].is_of == "gateway",
+        )
+        check_receipt(document, expected)
+
     def _not_proven(
         self, attestation: Mapping[str, Any], evidence: Attestation | bytes, is_of: str
     ) -> tuple[str, ...]:
@@ -139,8 +169,8 @@ def _read_evidence(
 ) -> Attestation | bytes:
     """Return the evidence of a dstack guest; others have no defined form."""
     constant_member(attestation, "tee_type", _WHAT, "tdx")
-    quote = lower_hex(evidence, "quote", f"{_WHAT}: evidence")
-    found = read_dstack_evidence(quote, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
+    raw = lower_hex(evidence, "quote", f"{_WHAT}: evidence")
+    found = read_dstack_evidence(raw, evidence.get("event_log"), evidence.get("vm_config"), _WHAT)
     check_app_compose(found, evidence.get("app_compose"), _WHAT)
     return found
 

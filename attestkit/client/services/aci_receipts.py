@@ -1,0 +1,229 @@
+"""Receipts and sessions of Attested Confidential Inference (attested-client.md, 2.5).
+
+A receipt is a signed log of one request: hashes of the bytes that came in, went on and went out,
+and whether the machine behind a gateway was verified. A session is the gateway's record of that
+verification, addressed by its hash.
+"""
+
+import hmac
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple
+
+from attestkit._crypto.ed25519 import ed25519_verify_strict
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit._formats.canonical_json import canonical_json
+from attestkit._sanitize import shown
+from attestkit.client.services.strict_answer import (
+    constant_member,
+    list_member,
+    lower_hex,
+    object_member,
+    read_answer_object,
+    text_of,
+)
+from attestkit.errors import FormatError, ServiceError
+
+MAX_EVENTS: Final = 256
+"""Maximum number of events in a receipt."""
+
+_API_VERSION: Final = "aci/1"
+_RECEIPT: Final = "receipt"
+_SESSION: Final = "session"
+_RECEIVED: Final = "request.received"
+_FORWARDED: Final = "request.forwarded"
+_RETURNED: Final = "response.returned"
+_VERIFIED: Final = "upstream.verified"
+_ID: Final = re.compile("[0-9a-f]{64}")
+_DIGEST: Final = re.compile("sha256:([0-9a-f]{64})")
+_DATA: Final = re.compile(r"data:([!-+.-~]{1,128});base64,([A-Za-z0-9+/=]*)")
+_BITS: Final = 40  # of a Unix time
+
+
+class ExpectedAnswer(NamedTuple):
+    """What a receipt has to be about."""
+
+    keys: Mapping[str, bytes]  # Ed25519 keys of the attested keyset by key id
+    keyset_digest: bytes  # 32 bytes
+    request_sha256: bytes  # of the body that was sent; if it was sealed, of the restored one
+    response_sha256: bytes  # of the bytes on the wire
+    identifier: str  # receipt id or `id` of the answer, as it was looked up
+    model: str | None  # None for any
+    is_behind_gateway: bool  # then the machine behind it must have been verified
+
+
+class Receipt(NamedTuple):
+    """A receipt whose signature is valid, for the expected answer."""
+
+    receipt_id: str
+    model: str | None
+    served_at: datetime  # the service's word
+    session_id: str | None  # of the machine behind the gateway
+    was_rewritten: bool  # whether the gateway sent on another body than it received
+
+
+class AciSession(NamedTuple):
+    """A gateway's record of how it verified a machine; its claims are the gateway's word."""
+
+    session_id: str
+    established_at: datetime
+    expires_at: datetime
+    media_type: str
+    evidence: bytes  # what the gateway verified; can be verified again
+    document: Mapping[str, Any]
+
+
+def check_receipt(document: bytes, expected: ExpectedAnswer) -> Receipt:
+    """Check the receipt of an answer.
+
+    Raises:
+        FormatError: If it is malformed.
+        ServiceError: If the signature is not valid, or it is about another keyset, request, answer
+            or model, or about a machine that was not verified (`signature`).
+    """
+    members = read_answer_object(document, _RECEIPT)
+    _check_signature(members, expected.keys)
+    constant_member(members, "api_version", _RECEIPT, _API_VERSION)
+    digest = _digest(members, "workload_keyset_digest", _RECEIPT)
+    _same(digest, expected.keyset_digest, "is about another keyset")
+    receipt_id = text_of(members, "receipt_id", _RECEIPT)
+    if expected.identifier not in (receipt_id, members.get("chat_id")):
+        raise _refusal("is of another answer")
+    model = members.get("model")
+    if not isinstance(model, (str, type(None))):
+        raise FormatError(f"{_RECEIPT}: model: must be text or null", reason="wrong_type")
+    if expected.model is not None and model != expected.model:
+        raise _refusal(f"is about the model {shown(str(model))}, not {shown(expected.model)}")
+    events = _events(members)
+    received = _check_hashes(events, expected)
+    forwarded = [_digest(e, "body_hash", _RECEIPT) for e in events if e["type"] == _FORWARDED]
+    return Receipt(
+        receipt_id,
+        model,
+        _time(members, "served_at", _RECEIPT),
+        _verified_session(events, required=expected.is_behind_gateway),
+        any(one != received for one in forwarded),
+    )
+
+
+def _check_signature(members: Mapping[str, Any], keys: Mapping[str, bytes]) -> None:
+    """Check the signature over all other members, in canonical form."""
+    signature = lower_hex(members, "signature", _RECEIPT, 64)
+    key_id = text_of(members, "key_id", _RECEIPT)
+    if (key := keys.get(key_id)) is None:
+        raise _refusal(f"is signed by the key {shown(key_id)}, which is not in the keyset")
+    signed = {name: value for name, value in members.items() if name != "signature"}
+    if not ed25519_verify_strict(key, signature, canonical_json(signed, _RECEIPT)):
+        raise _refusal("its signature is not valid")
+
+
+def _events(members: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    events = list_member(members, "event_log", _RECEIPT, MAX_EVENTS)
+    for event in events:
+        if not isinstance(event, dict):
+            raise FormatError(f"{_RECEIPT}: event_log: must be objects", reason="wrong_type")
+        text_of(event, "type", f"{_RECEIPT}: event_log")
+    if not events or events[0]["type"] != _RECEIVED:
+        message = f"{_RECEIPT}: event_log: must begin with {_RECEIVED}"
+        raise FormatError(message, reason="missing")
+    return events
+
+
+def _check_hashes(events: list[Mapping[str, Any]], expected: ExpectedAnswer) -> bytes:
+    """Compare the hashes of request and answer; return that of the request."""
+    found = []
+    for kind, hashed, what in (
+        (_RECEIVED, expected.request_sha256, "request"),
+        (_RETURNED, expected.response_sha256, "answer"),
+    ):
+        several = [event for event in events if event["type"] == kind]
+        if len(several) != 1:
+            message = f"{_RECEIPT}: event_log: {kind} occurs {len(several)} times"
+            raise FormatError(message, reason="duplicate" if several else "missing")
+        found.append(_digest(several[0], "body_hash", _RECEIPT))
+        _same(found[-1], hashed, f"is about another {what} than the bytes on the wire")
+    return found[0]
+
+
+def _verified_session(events: list[Mapping[str, Any]], *, required: bool) -> str | None:
+    """Return the session of the machine that served: that of the last verification.
+
+    Those before it may have failed, of machines that were tried first.
+    """
+    checks = [event for event in events if event["type"] == _VERIFIED]
+    if not checks:
+        if required:
+            raise _refusal("does not say which machine behind the gateway served")
+        return None
+    if any(event.get("required") is not True for event in checks):
+        raise _refusal("the gateway did not require a verified machine (aci_verified)")
+    last = checks[-1]
+    if last.get("result") != "verified":
+        raise _refusal("the machine behind the gateway was not verified")
+    session = text_of(last, "session_id", _RECEIPT)
+    if _ID.fullmatch(session) is None:
+        raise FormatError(f"{_RECEIPT}: session_id: not lowercase hex", reason="encoding")
+    return session
+
+
+def read_session(document: bytes, session_id: str, receipt: Receipt | None = None) -> AciSession:
+    """Read the record of a session.
+
+    Args:
+        document: `GET /v1/aci/sessions/{session_id}`.
+        session_id: As a receipt names it.
+        receipt: A receipt whose time must be within the session's.
+
+    Raises:
+        FormatError: If the record is malformed.
+        ServiceError: If it has another id, or evidence of another hash, or is of another time
+            (`signature`).
+    """
+    members = read_answer_object(document, _SESSION)
+    found = sha256(canonical_json(members, _SESSION)).hex()
+    if not hmac.compare_digest(found.encode(), session_id.encode()):
+        raise ServiceError(f"{_SESSION}: its hash is not its id", reason="signature")
+    constant_member(members, "api_version", _SESSION, _API_VERSION)
+    begin, end = (_time(members, name, _SESSION) for name in ("established_at", "expires_at"))
+    evidence = object_member(members, "evidence", _SESSION)
+    parts = _DATA.fullmatch(text_of(evidence, "data", _SESSION))
+    if parts is None:
+        message = f"{_SESSION}: evidence: data: must be a data URI in base64"
+        raise FormatError(message, reason="encoding")
+    data = strict_json.from_base64(parts[2], f"{_SESSION}: evidence: data")
+    if not hmac.compare_digest(sha256(data), _digest(evidence, "digest", _SESSION)):
+        message = f"{_SESSION}: evidence: data have another hash than its digest"
+        raise ServiceError(message, reason="signature")
+    if receipt is not None and not begin <= receipt.served_at <= end:
+        message = f"{_SESSION}: the answer was served outside of its time"
+        raise ServiceError(message, reason="signature")
+    return AciSession(session_id, begin, end, parts[1], data, members)
+
+
+def _time(members: Mapping[str, Any], name: str, what: str) -> datetime:
+    """Return a member with a Unix time in seconds."""
+    try:
+        seconds = strict_json.number_field(members, name, _BITS)
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}", reason=error.reason) from error
+    except (ValueError, OverflowError, OSError) as error:
+        raise FormatError(f"{what}: {name}: out of range", reason="wrong_value") from error
+
+
+def _digest(members: Mapping[str, Any], name: str, what: str) -> bytes:
+    found = _DIGEST.fullmatch(text_of(members, name, what))
+    if found is None:
+        raise FormatError(f"{what}: {name}: must be sha256: and 64 hex digits", reason="encoding")
+    return bytes.fromhex(found[1])
+
+
+def _same(found: bytes, expected: bytes, problem: str) -> None:
+    if not hmac.compare_digest(found, expected):
+        raise _refusal(problem)
+
+
+def _refusal(problem: str) -> ServiceError:
+    return ServiceError(f"{_RECEIPT}: {problem}", reason="signature")
