@@ -93,15 +93,17 @@ class _UvicornServer:
         self._listening = await loop.create_server(connect, sock=listening, ssl=context)
 
     async def abort(self) -> None:
-        """Abort all connections."""
-        for connection in list(self._state.connections):
+        """Abort all connections; return when they are closed."""
+        connections = set(self._state.connections)
+        for connection in connections:
             connection.transport.abort()
+        while connections & self._state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Close everything; requests in progress are cancelled."""
         self._listening.close()
         await self.abort()
-        await asyncio.sleep(0)  # the connections learn that they are lost
         tasks = list(self._state.tasks)
         for task in tasks:
             task.cancel()
