@@ -68,7 +68,8 @@ class Reader:
 
     def run(self, command: str, **extra: str) -> Done:
         """Run one command in the example's folder."""
-        command = command.replace(f"http://127.0.0.1:{_PORT}", self.url)
+        for scheme in ("http", "https"):
+            command = command.replace(f"{scheme}://127.0.0.1:{_PORT}", self.url)
         command = command.replace(f"--port {_PORT}", f"--port {self.url.rpartition(':')[2]}")
         ended = subprocess.run(
             ["/bin/sh", "-c", command],
