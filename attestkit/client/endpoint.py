@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
-from attestkit.client.appraisal import SEALED_KINDS, Appraiser
+from attestkit.client.appraisal import Appraiser
+from attestkit.client.endpoint_clients import EndpointClients
 from attestkit.client.first_use import FirstUse
 from attestkit.client.origin import Origin, origin_of_question
 from attestkit.client.proof import Proof
 from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
 from attestkit.client.service_choice import Dialing, choose_service
-from attestkit.client.services.service import MAX_DOCUMENT, Binding, Question, Service
+from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
+from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
 from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.drivers import ReconnectError, drive
@@ -38,8 +40,6 @@ from attestkit.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from attestkit.client.sealing.protocol import Sealing
-    from attestkit.client.wire.http_libraries import LibraryName
     from attestkit.gpu import GpuServices
     from attestkit.verifier.verifier_options import VerifierSettings
 
@@ -132,7 +132,7 @@ async def aconnect(url: str, **options: Any) -> "Endpoint":
     return await asyncio.to_thread(connect, url, **options)
 
 
-class Endpoint:
+class Endpoint(EndpointClients):
     """A server, and clients that speak with it only while it is proven; thread-safe.
 
     Created by `connect` and `aconnect`; a context manager.
@@ -179,62 +179,6 @@ class Endpoint:
     def model(self) -> str | None:
         """The model that was proven, for requests."""
         return self._appraiser.model
-
-    def client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - of either library
-        """Return a client of httpx2 if it is installed, else of httpx.
-
-        Its base URL is that of the endpoint. It follows no redirects to other servers, and takes no
-        settings from the environment.
-
-        Args:
-            http: `httpx` or `httpx2`, to name one.
-            options: Options of `Client`, such as `headers` or `timeout`, but not those that choose
-                connections: `transport`, `mounts`, `proxy`, `verify`, `cert`, `http2`, `trust_env`.
-
-        Raises:
-            UsageError: If an option is not possible, or no library is installed.
-        """
-        name = choose_library(http)
-        transport = self.transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.Client(**client_options(self.url, transport, options))
-
-    def async_client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - as above
-        """Return an AsyncClient as `client` does, for asyncio."""
-        name = choose_library(http)
-        transport = self.async_transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.AsyncClient(**client_options(self.url, transport, options))
-
-    def transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
-        """Return a transport for a `Client` of the caller's; see `client`.
-
-        Do not pass `mounts` or `proxy` to the client, which replace it.
-        """
-        return http_transports(choose_library(http)).blocking(**self._transport_options(limits))
-
-    def async_transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
-        """Return a transport for an `AsyncClient` of the caller's; see `transport`."""
-        return http_transports(choose_library(http)).asynchronous(**self._transport_options(limits))
-
-    def openai(self, **options: Any) -> Any:  # noqa: ANN401 - of a package that need not be there
-        """Return an `openai.OpenAI` for this endpoint.
-
-        A refusal is raised as an error that is a PeerRefusedError and an `openai.OpenAIError`.
-
-        Args:
-            options: Options of the class, such as `api_key`.
-
-        Raises:
-            UsageError: If openai is not installed, or an option is not possible.
-        """
-        from attestkit.client.openai_client import open_openai  # lazy: of few users
-
-        return open_openai(self.url, self._transport_options(None), options, asynchronous=False)
-
-    def async_openai(self, **options: Any) -> Any:  # noqa: ANN401 - as above
-        """Return an `openai.AsyncOpenAI` as `openai` does."""
-        from attestkit.client.openai_client import open_openai  # lazy: of few users
-
-        return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
 
     def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> None:
         """Check the service's signature, or receipt, of an answer that a client received.
@@ -316,16 +260,6 @@ class Endpoint:
         state = "proven" if self._prover.newest is not None else "not proven"
         return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
 
-    def _transport_options(self, limits: object) -> dict[str, Any]:
-        return {
-            "prover": self._prover,
-            "context": self._dialing.context(self._appraiser.service),
-            "sealing": self._sealing if self._appraiser.encrypt else None,
-            "on_answer": None if self._answers is None else self._answers.note,
-            "proxy": self._dialing.proxy,
-            "limits": limits,
-        }
-
     def _open(self) -> ssl.SSLSocket:
         try:
             return self._dialing.open(self._context)
@@ -358,27 +292,6 @@ class Endpoint:
         with dialing.open(self._context) as connection:
             drive(steps(), SocketChannel(connection))
         return replies[0]
-
-    def _sealing(self) -> "Sealing | None":
-        """Return what seals requests to the newest proven key; None without `encrypt`."""
-        if not self._appraiser.encrypt:
-            return None
-        proof = self.proof
-        for binding in proof.bindings:
-            if binding.kind in SEALED_KINDS:
-                self._renew(binding)
-                make: Any = getattr(self._appraiser.service, "sealing", None)
-                sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
-                return sealing
-        raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
-
-    def _renew(self, binding: Binding) -> None:
-        """Fetch what a service needs for the next sealed request, such as nonces, if it does."""
-        service: Any = self._appraiser.service
-        if (renewal := getattr(service, "renewal", None)) is None:
-            return
-        if (question := renewal(binding, self._appraiser.model)) is not None:
-            service.renew(self._fetch(question))
 
 
 def _check_pins(trust: Trust, pins: object) -> None:

@@ -1,0 +1,188 @@
+"""The clients that an endpoint gives out, of each HTTP library: `EndpointClients`."""
+
+import ssl
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from attestkit.client.appraisal import SEALED_KINDS, Appraiser
+from attestkit.client.proof import Proof
+from attestkit.client.prover import Prover
+from attestkit.client.service_choice import Dialing
+from attestkit.client.services.registry import RA_TLS
+from attestkit.client.services.service import Binding, Question
+from attestkit.client.signed_answers import SignedAnswers
+from attestkit.client.wire.attested_tls import pinned_context
+from attestkit.client.wire.http_libraries import choose_library, client_options, load_library
+from attestkit.client.wire.httpx_transport import http_transports
+from attestkit.errors import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    import requests
+    from requests.adapters import BaseAdapter
+
+    from attestkit.client.sealing.protocol import Sealing
+    from attestkit.client.wire.http_libraries import LibraryName
+
+
+class EndpointClients(ABC):
+    """What `Endpoint` has of HTTP libraries. Each of them is imported when it is used."""
+
+    url: str
+    _appraiser: Appraiser
+    _dialing: Dialing
+    _prover: Prover
+    _answers: SignedAnswers | None  # None if the service need not sign
+
+    @abstractmethod
+    def prove(self) -> Proof:
+        """Prove the server afresh."""
+
+    @abstractmethod
+    def _fetch(self, question: Question) -> bytes:
+        """Ask a question on a connection of its own."""
+
+    def client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - of either library
+        """Return a client of httpx2 if it is installed, else of httpx.
+
+        Its base URL is that of the endpoint. It follows no redirects to other servers, and takes no
+        settings from the environment.
+
+        Args:
+            http: `httpx` or `httpx2`, to name one.
+            options: Options of `Client`, such as `headers` or `timeout`, but not those that choose
+                connections: `transport`, `mounts`, `proxy`, `verify`, `cert`, `http2`, `trust_env`.
+
+        Raises:
+            UsageError: If an option is not possible, or no library is installed.
+        """
+        name = choose_library(http)
+        transport = self.transport(http=name, limits=options.pop("limits", None))
+        return load_library(name).httpx.Client(**client_options(self.url, transport, options))
+
+    def async_client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - as above
+        """Return an AsyncClient as `client` does, for asyncio."""
+        name = choose_library(http)
+        transport = self.async_transport(http=name, limits=options.pop("limits", None))
+        return load_library(name).httpx.AsyncClient(**client_options(self.url, transport, options))
+
+    def transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+        """Return a transport for a `Client` of the caller's; see `client`.
+
+        Do not pass `mounts` or `proxy` to the client, which replace it.
+        """
+        return http_transports(choose_library(http)).blocking(**self._transport_options(limits))
+
+    def async_transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+        """Return a transport for an `AsyncClient` of the caller's; see `transport`."""
+        return http_transports(choose_library(http)).asynchronous(**self._transport_options(limits))
+
+    def requests_session(self) -> "requests.Session":
+        """Return a session of requests for this server alone, without settings of the environment.
+
+        `verify` and `cert` of session and requests have no effect.
+
+        Raises:
+            UsageError: If requests is not installed.
+        """
+        made: requests.Session = _load_requests_adapter().requests_session(
+            **self._adapter_options()
+        )
+        return made
+
+    def adapter(self) -> "BaseAdapter":
+        """Return an adapter for a session of the caller's, to mount at `https://`.
+
+        It refuses requests to other servers. Also mount it, or nothing, at `http://`.
+
+        Raises:
+            UsageError: If requests is not installed.
+        """
+        made: BaseAdapter = _load_requests_adapter().AttestedAdapter(**self._adapter_options())
+        return made
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """A context for aiohttp, websockets and sockets; a new one each time.
+
+        Connections of event loops are accepted if their key is proven. Another key is refused with
+        the reason `other_key`: then `await endpoint.aprove()`, and connect again.
+
+        Raises:
+            UsageError: If requests have to be sealed, which a context cannot do.
+        """
+        if self._appraiser.encrypt:
+            message = "ssl_context: cannot seal requests (encrypt=True); use client()"
+            raise UsageError(message, reason="conflict")
+        return self._pinned_context()
+
+    def openai(self, **options: Any) -> Any:  # noqa: ANN401 - of a package that need not be there
+        """Return an `openai.OpenAI` for this endpoint.
+
+        A refusal is raised as an error that is a PeerRefusedError and an `openai.OpenAIError`.
+
+        Args:
+            options: Options of the class, such as `api_key`.
+
+        Raises:
+            UsageError: If openai is not installed, or an option is not possible.
+        """
+        from attestkit.client.openai_client import open_openai  # lazy: of few users
+
+        return open_openai(self.url, self._transport_options(None), options, asynchronous=False)
+
+    def async_openai(self, **options: Any) -> Any:  # noqa: ANN401 - as above
+        """Return an `openai.AsyncOpenAI` as `openai` does."""
+        from attestkit.client.openai_client import open_openai  # lazy: of few users
+
+        return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
+
+    def _pinned_context(self) -> ssl.SSLContext:
+        webpki = self._appraiser.service.name != RA_TLS
+        return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
+
+    def _adapter_options(self) -> dict[str, Any]:
+        return {
+            "prover": self._prover,
+            "context": self._pinned_context(),
+            "sealing": self._sealing if self._appraiser.encrypt else None,
+            "on_answer": None if self._answers is None else self._answers.note,
+            "proxy": self._dialing.proxy,
+        }
+
+    def _transport_options(self, limits: object) -> dict[str, Any]:
+        return {
+            "prover": self._prover,
+            "context": self._dialing.context(self._appraiser.service),
+            "sealing": self._sealing if self._appraiser.encrypt else None,
+            "on_answer": None if self._answers is None else self._answers.note,
+            "proxy": self._dialing.proxy,
+            "limits": limits,
+        }
+
+    def _sealing(self) -> "Sealing":
+        """Return what seals requests to the newest proven key; prove it first if it has ended."""
+        proof = self._prover.newest or self.prove()
+        for binding in proof.bindings:
+            if binding.kind in SEALED_KINDS:
+                self._renew(binding)
+                make: Any = getattr(self._appraiser.service, "sealing", None)
+                sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
+                return sealing
+        raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
+
+    def _renew(self, binding: Binding) -> None:
+        """Fetch what a service needs for the next sealed request, such as nonces, if it does."""
+        service: Any = self._appraiser.service
+        if (renewal := getattr(service, "renewal", None)) is None:
+            return
+        if (question := renewal(binding, self._appraiser.model)) is not None:
+            service.renew(self._fetch(question))
+
+
+def _load_requests_adapter() -> Any:  # noqa: ANN401 - a module
+    try:
+        from attestkit.client.wire import requests_adapter  # lazy: of an HTTP library
+    except ImportError as error:
+        message = "requests: not installed; pip install requests"
+        raise UsageError(message, reason="missing_dependency") from error
+    return requests_adapter
