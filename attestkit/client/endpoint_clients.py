@@ -4,7 +4,7 @@ import ssl
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from attestkit.client.appraisal import SEALED_KINDS, Appraiser
+from attestkit.client.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
 from attestkit.client.proof import Proof
 from attestkit.client.prover import Prover
 from attestkit.client.service_choice import Dialing
@@ -145,6 +145,7 @@ class EndpointClients(ABC):
             "prover": self._prover,
             "context": self._pinned_context(),
             "sealing": self._sealing if self._appraiser.encrypt else None,
+            "renew_sealing": self._renew_sealing,
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
         }
@@ -154,6 +155,7 @@ class EndpointClients(ABC):
             "prover": self._prover,
             "context": self._dialing.context(self._appraiser.service),
             "sealing": self._sealing if self._appraiser.encrypt else None,
+            "renew_sealing": self._renew_sealing,
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
             "limits": limits,
@@ -169,6 +171,20 @@ class EndpointClients(ABC):
                 sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
                 return sealing
         raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
+
+    def _renew_sealing(self) -> bool:
+        """Prove the server anew, which says that it does not have the key of a sealed request.
+
+        Return whether the request may be sent once more: only if the TLS key is proven, too. Else
+        that answer can be forged, after the application has seen the request.
+        """
+        proofs = [self._prover.newest]
+        self._prover.forget()
+        proofs.append(self.prove())
+        return all(
+            proof is not None and any(one.kind in TLS_KINDS for one in proof.bindings)
+            for proof in proofs
+        )
 
     def _renew(self, binding: Binding) -> None:
         """Fetch what a service needs for the next sealed request, such as nonces, if it does."""

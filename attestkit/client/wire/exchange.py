@@ -85,6 +85,11 @@ class Exchange:
         self.record = WireRecord(sealed=sealed is not None)
         self._opener: Opener | None = None if sealed is None else sealed.opener
 
+    @property
+    def read_at_once(self) -> bool:
+        """Whether the body is to be read before the caller gets the answer; see `Opener`."""
+        return bool(getattr(self._opener, "read_at_once", False))
+
     def start(self, status: int, headers: "Headers") -> "Headers":
         """Take the head of the answer, and return the headers for the caller.
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.exchange import (
     Exchange,
@@ -63,6 +64,8 @@ class _ProvenTransport:
         prover: Prover of the server.
         context: Context of `tls_context`, for this transport alone.
         sealing: Returns what seals a request; None, or if it returns None: sent as it is.
+        renew_sealing: Called when a server does not have the key to which a request was sealed;
+            proves it anew, and returns whether the request is sealed and sent once more.
         on_answer: Called once an answer was read to its end.
         proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
         limits: Limits of the library; None: its defaults.
@@ -79,12 +82,14 @@ class _ProvenTransport:
         context: ssl.SSLContext,
         *,
         sealing: "Callable[[], Sealing | None] | None" = None,
+        renew_sealing: Callable[[], bool] | None = None,
         on_answer: OnAnswer | None = None,
         proxy: Any = None,
         limits: Any = None,
     ) -> None:
         require_plain_context(context)
-        self._prover, self._sealing, self._on_answer = prover, sealing, on_answer
+        self._prover, self._on_answer = prover, on_answer
+        self._sealing, self._renew_sealing = sealing, renew_sealing
         self._options = PoolOptions(self.library, prover, context, proxy, limits)
 
     def _next_sealing(self, request: Any) -> "Sealing | None":
@@ -165,7 +170,16 @@ class BlockingTransport(_ProvenTransport):
             ServiceError: If it is of another server, or the request cannot be sealed.
             PeerRefusedError: If the server is refused.
         """
-        sealing = self._next_sealing(request)
+        self._check(request)
+        try:
+            return self._send(request)
+        except SealingKeyError:
+            if self._renew_sealing is None or not self._renew_sealing():
+                raise
+        return self._send(request)
+
+    def _send(self, request: Any) -> Any:
+        sealing = None if self._sealing is None else self._sealing()
         body = None if sealing is None else request.read()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
@@ -181,10 +195,13 @@ class BlockingTransport(_ProvenTransport):
                 raise
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
-                return self._response(answer, outgoing.exchange, stream)
+                response = self._response(answer, outgoing.exchange, stream)
+                if outgoing.exchange.read_at_once:
+                    response.read()
             except BaseException:
                 stream.close()
                 raise
+            return response
         raise self._no_connection()
 
     def _request(self, request: Any, outgoing: _Outgoing) -> Any:
@@ -259,6 +276,14 @@ class AsyncTransport(_ProvenTransport):
         """Send a request as `BlockingTransport.handle_request` does."""
         _require_asyncio()
         self._check(request)
+        try:
+            return await self._send(request)
+        except SealingKeyError:
+            if self._renew_sealing is None or not await asyncio.to_thread(self._renew_sealing):
+                raise
+        return await self._send(request)
+
+    async def _send(self, request: Any) -> Any:
         # It may prove the server first.
         sealing = None if self._sealing is None else await asyncio.to_thread(self._sealing)
         body = None if sealing is None else await request.aread()
@@ -276,10 +301,13 @@ class AsyncTransport(_ProvenTransport):
                 raise
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
-                return self._response(answer, outgoing.exchange, stream)
+                response = self._response(answer, outgoing.exchange, stream)
+                if outgoing.exchange.read_at_once:
+                    await response.aread()
             except BaseException:
                 await stream.aclose()
                 raise
+            return response
         raise self._no_connection()
 
     def _request(self, request: Any, outgoing: _Outgoing) -> Any:

@@ -12,6 +12,7 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.util import parse_url
 
 from attestkit._argument_checks import wrong_type
+from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.attested_tls import ProvenSocket
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.exchange import (
@@ -23,7 +24,12 @@ from attestkit.client.wire.exchange import (
 )
 from attestkit.client.wire.origin import check_origin
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.requests_body import RecordedResponse, read_body, record_body
+from attestkit.client.wire.requests_body import (
+    RecordedResponse,
+    read_body,
+    record_body,
+    with_whole_body,
+)
 from attestkit.client.wire.steps import ConnectionProver
 from attestkit.errors import AttestKitError, ServiceError, UsageError
 
@@ -47,6 +53,7 @@ class AttestedAdapter(BaseAdapter):
         prover: Prover of the server.
         context: Context of `pinned_context` for the same prover.
         sealing: Returns what seals a request; None, or if it returns None: sent as it is.
+        renew_sealing: As of the transports of httpx.
         on_answer: Called once an answer was read to its end.
         proxy: URL of a proxy; None: that of the session, whose tunnels end at the proven server.
         connections: Idle connections that are kept.
@@ -61,13 +68,15 @@ class AttestedAdapter(BaseAdapter):
         context: ssl.SSLContext,
         *,
         sealing: "Callable[[], Sealing | None] | None" = None,
+        renew_sealing: Callable[[], bool] | None = None,
         on_answer: OnAnswer | None = None,
         proxy: str | None = None,
         connections: int = 10,
     ) -> None:
         super().__init__()
         _require_proving_context(context)
-        self._prover, self._sealing, self._on_answer = prover, sealing, on_answer
+        self._prover, self._on_answer = prover, on_answer
+        self._sealing, self._renew_sealing = sealing, renew_sealing
         self._proxies = None if proxy is None else {"https": proxy}
         self._pools = PoolSet(prover, lambda: _PeriodAdapter(prover, context, connections))
 
@@ -94,9 +103,21 @@ class AttestedAdapter(BaseAdapter):
         """
         del verify  # of the context
         self._check(request, cert)
-        outgoing, exchange = self._outgoing(request)
         options: dict[str, Any] = {"stream": stream, "timeout": timeout}
         options["proxies"] = dict(proxies or {}) if self._proxies is None else self._proxies
+        if self._sealing is not None:
+            request = with_whole_body(request)
+        try:
+            return self._send(request, options)
+        except SealingKeyError:
+            if self._renew_sealing is None or not self._renew_sealing():
+                raise
+        return self._send(request, options)
+
+    def _send(
+        self, request: requests.PreparedRequest, options: dict[str, Any]
+    ) -> requests.Response:
+        outgoing, exchange = self._outgoing(request)
         for _ in range(MAX_CONNECTIONS):
             lease = self._acquire()
             try:
@@ -165,6 +186,8 @@ class AttestedAdapter(BaseAdapter):
             response.raw.close()
             self._release(lease)
             raise
+        if exchange.read_at_once:
+            _read(response)
         response.headers = CaseInsensitiveDict(response.raw.headers)
         response.encoding = requests.utils.get_encoding_from_headers(response.headers)
         response.request = request
@@ -300,6 +323,14 @@ def _parts(error: object) -> Iterator[object]:
     if isinstance(error, Exception):
         yield from error.args
         yield getattr(error, "reason", None)
+
+
+def _read(response: requests.Response) -> None:
+    try:
+        response.content  # noqa: B018 - reads it
+    except BaseException:
+        response.close()
+        raise
 
 
 def _text(value: str | bytes) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import IO, Any, Final, cast
 
+from requests import PreparedRequest
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from attestkit.client.wire.exchange import Exchange, WireRecord
@@ -14,6 +15,16 @@ _PIECE: Final = 1 << 16
 def read_body(body: Any) -> bytes:
     """Return a whole body, in whichever form requests has it."""
     return b"".join(_pieces(body))
+
+
+def with_whole_body(request: PreparedRequest) -> PreparedRequest:
+    """Return a request whose body can be read more than once."""
+    body: Any = request.body  # also a file or an iterator
+    if body is None or isinstance(body, str | bytes):
+        return request
+    copied = request.copy()
+    copied.body = read_body(body)
+    return copied
 
 
 def record_body(body: Any, record: WireRecord) -> Any:

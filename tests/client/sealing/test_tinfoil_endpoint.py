@@ -140,3 +140,22 @@ def test_other_measurements_are_refused(served: tuple[App, str, str]) -> None:
         connect(served, policy=tee.verifier(policy=pinned.replace(reference_values=values)))
     assert caught.value.reason == "reference_value"
     assert not app.requests
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "requests"])
+def test_request_is_sealed_anew_when_the_enclave_has_another_key(
+    served: tuple[App, str, str], library: str
+) -> None:
+    """After a restart the enclave is proven anew, and the request is sealed to the new key."""
+    app, url, _ = served
+    proofs: list[Any] = []
+    with connect(served, encrypt=True, on_proof=proofs.append) as endpoint:
+        requests = library == "requests"
+        client = endpoint.requests_session() if requests else endpoint.client(http=library)
+        with client:
+            app.use(EhbpServer(b"seed of another pair of 32 bytes"))
+            response = client.post(f"{url}/v1/echo", data={"prompt": "secret"})
+            assert response.content == b"prompt=secret"
+    assert len(app.requests) == 2
+    assert app.requests[0][2] != app.requests[1][2]
+    assert [proof.bindings[1].key for proof in proofs][-1] == app.enclave.hpke

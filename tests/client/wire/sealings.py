@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.client.sealing.protocol import Headers, SealedRequest, SealingKeyError
 from attestkit.errors import ServiceError
 
 MASK: Final = 0x5A
@@ -64,3 +64,28 @@ class ToySealing:
         if self.chunked:
             headers.append(("Transfer-Encoding", "chunked"))
         return SealedRequest(method, "/sealed" + target, headers, masked(body), ToyOpener())
+
+
+class ForgetfulOpener(ToyOpener):
+    """Opens answers of a server that may say that it does not have the key."""
+
+    read_at_once = False
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Note the status that says so."""
+        self.read_at_once = status == 422
+        return super().start(status, headers)
+
+    def finish(self) -> bytes:
+        """Raise SealingKeyError if the server said so."""
+        if self.read_at_once:
+            raise SealingKeyError("the server does not have the key")
+        return super().finish()
+
+
+class ForgetfulSealing(ToySealing):
+    """Seals to a server that may not have the key."""
+
+    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+        """Seal a body."""
+        return super().seal(method, target, headers, body)._replace(opener=ForgetfulOpener())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 
+from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.exchange import MAX_BEGINNING, WireRecord
 from attestkit.client.wire.requests_adapter import requests_session
@@ -17,7 +18,7 @@ from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority
 from tests.client.wire.httpx_clients import KINDS, calling, every_client
 from tests.client.wire.provers import SimpleProver
-from tests.client.wire.sealings import END, ToySealing, masked
+from tests.client.wire.sealings import END, ForgetfulSealing, ToySealing, masked
 from tests.client.wire.servers import http_answer, serving
 from tests.raising import raises
 
@@ -241,3 +242,41 @@ def test_sealed_answers_that_are_closed_early_have_no_hash(kind: str) -> None:
             assert record_of(response).response_sha256 is None
             caller.close_response(response)
         assert records == []
+
+
+@every_kind
+@pytest.mark.parametrize("answers", ["ok", "lost, ok", "lost, lost", "lost, no renewal", "lost"])
+def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
+    """A server without the key gets the request once more, if the caller's renewal allows it."""
+    planned = iter(answers.split(", "))
+    renewals: list[int] = []
+
+    def answer(secured: ssl.SSLSocket, head: bytes, body: bytes) -> None:
+        if next(planned) == "lost":
+            secured.sendall(http_answer(b"{}", status="422 Unprocessable Content"))
+        else:
+            sealed_echo(secured, head, body)
+
+    def renew() -> bool:
+        renewals.append(1)
+        return "no renewal" not in answers
+
+    with serving(answer=answer) as server:
+        prover = SimpleProver(server)
+        options: dict[str, Any] = {"sealing": ForgetfulSealing}
+        if answers != "lost":
+            options["renew_sealing"] = renew
+        with caller_of(kind, prover, **options) as caller:
+
+            async def pieces() -> Any:
+                yield b"bo"
+                yield b"dy"
+
+            body = pieces() if "async" in kind else iter([b"bo", b"dy"])
+            if answers.endswith("ok"):
+                assert caller.post(server.url, content=body).content == b"body back"
+            else:
+                with pytest.raises(SealingKeyError):
+                    caller.post(server.url, content=body)
+        assert len(server.requests) == (2 if answers in {"lost, ok", "lost, lost"} else 1)
+        assert len(renewals) == (0 if answers in {"ok", "lost"} else 1)
