@@ -19,9 +19,9 @@ import attestkit
 from attestkit import _native
 from attestkit.backends.simulator import Simulator
 from attestkit.emulator.fuse_mount import load_fuse
-from attestkit.errors import BackendUnavailableError, VerificationError
+from attestkit.errors import BackendUnavailableError, ServiceError, VerificationError
 
-EXTRAS = ("serve", "cli", "fuse", "fleet", "gpu")
+EXTRAS = ("serve", "cli", "fuse", "fleet", "gpu", "client")
 PROGRAM = (sys.executable, "-m", "attestkit")
 
 
@@ -113,6 +113,17 @@ def check_fleet() -> None:
         import_module(name)
 
 
+def check_client() -> None:
+    """The clients of the extra can be used: here no server listens."""
+    from attestkit.client import connect
+
+    for name in ("httpx", "h11"):
+        import_module(name)
+    refused = refusal(lambda: connect("https://127.0.0.1:9", policy="hardware-only"), ServiceError)
+    assert isinstance(refused, ServiceError), "a connection to nobody"
+    assert refused.reason == "connection", refused
+
+
 def main() -> None:
     """Run all checks; a failed one raises and ends the program."""
     core, *extras = sys.argv[1:]
@@ -126,6 +137,8 @@ def main() -> None:
         check_fleet()
     if "gpu" in extras:
         import_module("pynvml")
+    if "client" in extras:
+        check_client()
     if sys.platform == "linux":  # server and FUSE support Linux only
         check_serve(installed="serve" in extras)
         check_fuse(installed="fuse" in extras)
