@@ -54,7 +54,12 @@ class HttpLibrary(NamedTuple):
         try:
             yield
         except ConnectionRefusal as refusal:
-            raise refusal.error from refusal.cause
+            error = refusal.error
+            if isinstance(error, AttestKitError | ReconnectError) or not isinstance(error, OSError):
+                raise error from error.__cause__
+            timed_out = isinstance(error, TimeoutError)
+            kind = self.httpx.ConnectTimeout if timed_out else self.httpx.ConnectError
+            raise kind(str(error)) from error
         except Exception as error:
             for kind in type(error).__mro__:
                 if kind in self.errors:

@@ -21,11 +21,11 @@ Module = Any
 
 
 class ConnectionRefusal(Exception):  # noqa: N818 - carries an error, and is none of its own
-    """Carries an error of a proof through httpcore's pool, which removes the error's cause."""
+    """Carries an error of a proof through httpcore's pool, which removes causes of errors."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
-        self.error, self.cause = error, error.__cause__
+        self.error = error
 
 
 class ProvenOrigin:

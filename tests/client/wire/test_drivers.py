@@ -269,8 +269,9 @@ def test_driver_ends_the_generator_at_an_interrupt() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    performed = cancellable(Run(interrupt), ended)  # the reference keeps it from being collected
     with pytest.raises(KeyboardInterrupt):
-        drive(cancellable(Run(interrupt), ended), MemoryChannel())
+        drive(performed, MemoryChannel())
     assert ended == ["closed"]
 
 

@@ -308,6 +308,7 @@ def test_asyncio_streams_compare_keys(loop: str) -> None:
             writer.write(b"GET /x HTTP/1.1\r\n\r\n")
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
             writer.close()
+            await writer.wait_closed()
             prover.forget()
             with raises(PeerRefusedError, "other_key"):
                 await asyncio.open_connection("127.0.0.1", server.port, ssl=context)

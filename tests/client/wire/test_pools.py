@@ -1,5 +1,8 @@
 """A request gets a pool of the current period; pools are closed once nobody uses them."""
 
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.pools import PoolSet
 from attestkit.client.wire.proof_period import ProofPeriod, period
+from tests.client.wire.servers import TIMEOUT
 
 
 class Counter:
@@ -108,3 +112,48 @@ def test_period_knows_each_request_line(method: str, target: str, version: str) 
             opened.before_write(data)
     opened.before_write(b"\x81\x85frame of a WebSocket")
     opened.before_write(line)  # in the same request or message
+
+
+def in_child(work: Callable[[], bool]) -> bool:
+    """Return what a function returns in a forked process; False if it raises or hangs."""
+    child = os.fork()
+    if child == 0:  # no exception may leave the child
+        status = 1
+        try:
+            signal.alarm(TIMEOUT)
+            status = 0 if work() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_period_ends_in_forked_processes() -> None:
+    """A connection that was opened before a fork carries no request of the child."""
+    prover: Any = Counter()
+    opened = ProofPeriod(prover, period(prover))
+
+    def work() -> bool:
+        with pytest.raises(ReconnectError):
+            opened.before_write(b"GET / HTTP/1.1\r\n")
+        return True
+
+    assert in_child(work)
+    opened.before_write(b"GET / HTTP/1.1\r\n")
+
+
+def test_pools_of_forked_processes_do_not_wait_for_the_parent() -> None:
+    """A lock that another thread held at the fork, for ever in the child, is replaced."""
+    _, pools = pool_set()
+    lease, _ = pools.acquire()
+
+    def work() -> bool:
+        other, closing = pools.acquire()
+        assert (other.pool, closing) == (1, [])
+        assert pools.release(lease) == [], "nothing of the parent is closed"
+        assert pools.drain() == [1]
+        return True
+
+    with pools._lock:
+        assert in_child(work)
+    assert pools.release(lease) == []
+    assert pools.acquire()[0] is lease
