@@ -17,6 +17,8 @@ from attestkit.client.wire.httpx_transport import http_transports
 from attestkit.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
     from requests.adapters import BaseAdapter
 
@@ -144,8 +146,7 @@ class EndpointClients(ABC):
         return {
             "prover": self._prover,
             "context": self._pinned_context(),
-            "sealing": self._sealing if self._appraiser.encrypt else None,
-            "renew_sealing": self._renew_sealing,
+            "sealing": self._changes_requests(),
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
         }
@@ -154,12 +155,25 @@ class EndpointClients(ABC):
         return {
             "prover": self._prover,
             "context": self._dialing.context(self._appraiser.service),
-            "sealing": self._sealing if self._appraiser.encrypt else None,
-            "renew_sealing": self._renew_sealing,
+            "sealing": self._changes_requests(),
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
             "limits": limits,
         }
+
+    def _changes_requests(self) -> "Callable[[], Sealing] | None":
+        """Return what makes the sealing of a request, or what a service adds to all of them."""
+        if self._appraiser.encrypt:
+            return self._sealing
+        return self._amending if hasattr(self._appraiser.service, "amending") else None
+
+    def _amending(self) -> "Sealing":
+        """Return what a service adds to a request, and with which it watches the answer."""
+        service: Any = self._appraiser.service
+        proof = self._prover.newest
+        claims = None if proof is None else proof.claims
+        amending: Sealing = service.amending(claims, self._prover.forget)
+        return amending
 
     def _sealing(self) -> "Sealing":
         """Return what seals requests to the newest proven key; prove it first if it has ended."""

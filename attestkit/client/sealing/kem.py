@@ -133,17 +133,20 @@ class KemOpener:
     def __init__(self, key: MlKemKey, *, streamed: bool) -> None:
         self._key = key
         self._streamed = streamed
-        self._opens = False
+        self._opens = True
         self._stream_key: bytes | None = None
         self._pending = bytearray()
         self._size = 0
         self._tail = b"\n"  # the first line begins
         self._ended = False
         self._done_inside = False
+        self.authenticated = True
+        """Whether the answer is sealed; a refusal by the service is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Check the head of the answer; a refusal by the service is not sealed, and passed on."""
         self._opens = 200 <= status < 300
+        self.authenticated = self._opens
         if not self._opens:
             return headers
         if any(

@@ -53,6 +53,7 @@ class SealedRequest(NamedTuple):
     headers: Headers  # all of them; the length of the body is not among them
     body: bytes
     opener: Opener
+    is_sealed: bool = True  # False if it was only amended, and travels open otherwise
 
 
 class Sealing(Protocol):

@@ -1,11 +1,12 @@
 """Attested Confidential Inference, `aci/1`: gateways and servers (attested-client.md, 2.5)."""
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from attestkit.attestation import Attestation
+from attestkit.client.sealing.aci_constraint import AciConstraint
 from attestkit.client.services.aci_keyset import Keyset, check_custody, read_keyset
 from attestkit.client.services.aci_receipts import ExpectedAnswer, check_receipt
 from attestkit.client.services.dstack_evidence import (
@@ -105,6 +106,16 @@ class AciService:
             valid_until=keyset.not_after,
             keys=_claimed_keys(keyset),
         )
+
+    def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
+        """Return what demands a verified machine behind a gateway, in any request.
+
+        Args:
+            claims: Proven ones; None if there are none now.
+            changed: Called if the answer names another keyset, which has to be proven.
+        """
+        digest = None if claims is None else f"sha256:{claims.keys[KEYSET_DIGEST].hex()}"
+        return AciConstraint(digest, changed)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:  # noqa: ARG002
         """Return the request for the receipt of an answer; it needs the API key of the request."""

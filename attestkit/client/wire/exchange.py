@@ -82,7 +82,7 @@ class Exchange:
     """The answer to one request: records it, and opens it if the request was sealed."""
 
     def __init__(self, sealed: "SealedRequest | None" = None) -> None:
-        self.record = WireRecord(sealed=sealed is not None)
+        self.record = WireRecord(sealed=sealed is not None and sealed.is_sealed)
         self._opener: Opener | None = None if sealed is None else sealed.opener
 
     @property

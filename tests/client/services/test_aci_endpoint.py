@@ -1,0 +1,124 @@
+"""An endpoint for a gateway of ACI: proven on the wire, with receipts of its answers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+import attestkit
+from attestkit import Require
+from attestkit.errors import ServiceError
+from attestkit.ra_tls import PeerRefusedError
+from tests.client.services import aci_answers
+from tests.client.services.aci_answers import encoded, keyset, pinned_verifier, report
+from tests.client.services.served import Answer, Request, ServedApp, served
+from tests.raising import raises
+
+pytest.importorskip("uvicorn")
+
+RESPONSE = b'{"id":"chatcmpl-1","choices":[]}'
+REPORT = "/v1/aci/attestation"
+PROMPT = "/v1/chat/completions"
+
+
+class Gateway:
+    """A gateway that answers reports, prompts and receipts."""
+
+    def __init__(self, app: ServedApp) -> None:
+        app.answer = self.answer
+        self.app = app
+        self.keys = self.keyset()
+        self.receipts: dict[str, dict[str, Any]] = {}
+        self.response = RESPONSE
+
+    def keyset(self, **changes: Any) -> dict[str, Any]:
+        """Return a keyset with the key of the connection."""
+        tls = [{"spki_sha256": self.app.spki_sha256.hex(), "domain": "127.0.0.1"}]
+        return keyset(**{"tls_public_keys": tls, **changes})
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request."""
+        digest = aci_answers.digest_of(self.keys)
+        if request.path == REPORT:
+            [nonce] = parse_qs(request.query)["nonce"]
+            return Answer(encoded(report(self.keys, bytes.fromhex(nonce))))
+        if request.path.startswith("/v1/aci/receipts/"):
+            found = self.receipts.get(request.path.rpartition("/")[2])
+            return Answer(b"{}", status=404) if found is None else Answer(encoded(found))
+        made = aci_answers.receipt(request.body, RESPONSE, workload_keyset_digest=digest)
+        self.receipts["rcpt-1"] = made
+        headers = {"X-Receipt-Id": "rcpt-1", "X-ACI-Keyset-Digest": digest}
+        return Answer(self.response, headers)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    """Provide a gateway over TLS."""
+    with served(tmp_path) as [app]:
+        yield Gateway(app)
+
+
+def connect(gateway: Gateway, **options: Any) -> Any:
+    """Return an endpoint for the gateway."""
+    settings = {"policy": pinned_verifier(), "service": "aci", "server_ca": gateway.app.ca}
+    settings["require"] = Require(channel="gateway", response_signatures=True)
+    return attestkit.connect(gateway.app.url, **{**settings, **options})
+
+
+def test_answers_are_checked_by_their_receipts(gateway: Gateway) -> None:
+    """Requests demand a verified machine; a receipt is of the bytes on the wire."""
+    url = gateway.app.url + PROMPT
+    with connect(gateway) as endpoint, endpoint.client() as client:
+        assert endpoint.proof.freshness == "nonce"
+        response = client.post(url, json={"model": "m"})
+        assert response.content == RESPONSE
+        assert not response.extensions["attestkit"].sealed
+        endpoint.verify(response)
+        gateway.response = RESPONSE.replace(b"[]", b"[1]")
+        changed = client.post(url, json={"model": "m"})
+        with raises(ServiceError, "signature"):
+            endpoint.verify(changed)
+    [prompt, *_] = [one for one in gateway.app.requests if one.path == PROMPT]
+    assert json.loads(prompt.body) == {"model": "m", "provider": {"aci_verified": True}}
+
+
+def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway) -> None:
+    """An answer that names another keyset ends the proof; the next request waits for a new one."""
+    url = gateway.app.url + PROMPT
+    with connect(gateway) as endpoint, endpoint.client() as client:
+        client.post(url, json={"model": "m"})
+        proofs = gateway.app.paths.count(REPORT)
+        gateway.keys = gateway.keyset(not_after=2_000_000_001)
+        client.post(url, json={"model": "m"})
+        assert gateway.app.paths.count(REPORT) == proofs
+        response = client.post(url, json={"model": "m"})
+        assert gateway.app.paths[-2:] == [REPORT, PROMPT]
+        endpoint.verify(response)
+
+
+def test_gateway_ends_the_channel(gateway: Gateway) -> None:
+    """Whoever wants the model's own machine is told that this is a gateway."""
+    with pytest.raises(PeerRefusedError) as refused:
+        connect(gateway, require=Require())
+    assert refused.value.reason == "ends_at_gateway"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tls_public_keys": [{"spki_sha256": "00" * 32}]}, "other_key"),
+        ({"not_after": 1_700_000_000}, "document_expired"),
+    ],
+)
+def test_refused_gateway_gets_no_request(
+    gateway: Gateway, changes: dict[str, Any], reason: str
+) -> None:
+    """A relay of genuine evidence, and an expired keyset, are refused before any request."""
+    gateway.keys = gateway.keyset(**changes)
+    with pytest.raises(PeerRefusedError) as refused:
+        connect(gateway)
+    assert refused.value.reason == reason
+    assert set(gateway.app.paths) == {REPORT}
