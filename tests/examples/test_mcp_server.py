@@ -13,6 +13,7 @@ from nacl.signing import SigningKey
 
 import attestkit
 from attestkit import ReportData
+from attestkit.testing import AttestedServer
 from tests.examples.reader import Reader, environment
 
 anyio = pytest.importorskip("anyio.from_thread")
@@ -183,7 +184,7 @@ def test_mcp_tools_return_no_secrets(
 ) -> None:
     """The tools are exactly these, and no result contains the seed or keys derived from it."""
     names = {tool.name for tool in client("list_tools").tools}
-    assert names == {"challenge", "prove", "check", "sign", "check_signature"}
+    assert names == {"challenge", "prove", "check", "sign", "check_signature", "ask_peer"}
     proof, signature = call("prove", nonce="33" * 32), call("sign", text="hello")
     refused = call("prove", nonce="zz")
     seed = (reader.folder / "sim" / "seed").read_bytes()
@@ -193,3 +194,31 @@ def test_mcp_tools_return_no_secrets(
     assert "pattern" in refused
     decoded, text = base64.b64decode(proof["evidence"]), f"{proof}{signature}{refused}"
     assert not [each for each in secrets if each.hex() in text or each in decoded]
+
+
+async def answer_question(scope: Any, receive: Any, send: Any) -> None:
+    """Answer `/ask` as another agent would (ASGI)."""
+    if scope["type"] == "lifespan":
+        for _ in range(2):
+            event = await receive()
+            await send({"type": f"{event['type']}.complete"})
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"forty-two"})
+
+
+def test_mcp_ask_peer_asks_verified_peers_only(
+    reader: Reader, attested_server: Callable[..., AttestedServer]
+) -> None:
+    """A peer answers once it is verified; a relay, an unknown URL and a silent one get nothing."""
+    peer = attested_server(answer_question)
+    tee: Any = None  # not used by this tool
+    agent = reader.load("server").Agent(tee, peer.policy, [peer.url], peer.ca.encode())
+    asked = agent.ask_peer(peer.url, "what is six times nine?")
+    assert (asked.accepted, asked.answer, asked.app_id) == (True, "forty-two", APP)
+    assert agent.ask_peer("https://127.0.0.1:1", "secret").reason == "unknown_peer"
+    peer.relay()
+    refused = agent.ask_peer(peer.url, "secret")
+    assert (refused.accepted, refused.reason, refused.answer) == (False, "other_key", "")
+    assert len(peer.requests) == 1

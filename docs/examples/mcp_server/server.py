@@ -2,7 +2,8 @@
 
 The server creates the nonces, because a model's choice is not random. Evidence covers the nonce and
 this process's key, so later signatures are those of the attested TEE. No tool returns a secret, and
-untrusted input reaches the model as fixed words and hex only.
+untrusted input reaches the model as fixed words and hex only; only the answers of verified peers
+are texts of their own.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import base64
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,7 @@ from attestkit.errors import AttestKitError, SignatureError, VerificationError
 TAG = "example-mcp-agent"
 PATIENCE = 300  # lifetime of a challenge in seconds: models are slow
 MOST = 1000  # challenges at a time
+MOST_TEXT = 10_000  # characters of a peer's answer
 Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # fixed size, so boundaries are unambiguous
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
 
@@ -46,11 +49,24 @@ class Verdict(BaseModel):
     simulated: bool = False
 
 
+class PeerAnswer(BaseModel):
+    """Answer of another agent's server. Trust only if `accepted`."""
+
+    accepted: bool
+    reason: str
+    answer: str = ""
+    app_id: str = ""
+    simulated: bool = False
+
+
 class Agent:
     """The tools; the server runs them in threads."""
 
-    def __init__(self, tee: Attester, verifier: Verifier) -> None:
+    def __init__(
+        self, tee: Attester, verifier: Verifier, peers: Sequence[str], ca: bytes | None
+    ) -> None:
         self._tee, self._verifier = tee, verifier
+        self._peers, self._ca = frozenset(peers), ca
         self._key = SigningKey.generate()
         self._challenges: dict[str, float] = {}  # expiry times
         self._accepted: set[str] = set()  # public keys
@@ -97,6 +113,33 @@ class Agent:
             simulated=result.simulated,
         )
 
+    def ask_peer(self, url: str, question: str) -> PeerAnswer:
+        """Ask the server of another agent, which gets the question only if it is verified."""
+        if url not in self._peers:  # a model must not choose where questions go
+            return PeerAnswer(accepted=False, reason="unknown_peer")
+        try:
+            with (
+                attestkit.connect(url, policy=self._verifier, server_ca=self._ca) as peer,
+                peer.client() as client,
+            ):
+                answer = client.post("/ask", content=question)
+                answer.raise_for_status()
+                proof = peer.proof
+        except AttestKitError as error:
+            verdict = refusal(error.reason, error)
+            return PeerAnswer(accepted=False, reason=verdict.reason)
+        except Exception as error:  # noqa: BLE001 - of the HTTP library
+            logging.getLogger(__name__).warning("no answer of %s: %s", url, type(error).__name__)
+            return PeerAnswer(accepted=False, reason="no_answer")
+        info = proof.result.app_info
+        return PeerAnswer(
+            accepted=True,
+            reason="accepted",
+            answer=answer.text[:MOST_TEXT],
+            app_id=info.app_id.hex() if info else "",
+            simulated=proof.simulated,
+        )
+
     def sign(self, text: str) -> Hex64:
         """Sign a text as this agent; the public key of its proof verifies it."""
         return self._key.sign(message(text)).signature.hex()
@@ -140,6 +183,8 @@ def main() -> None:
     parser.add_argument("--collateral", type=Path, help="collateral file; or use --pccs")
     parser.add_argument("--pccs", metavar="URL", help="service for collateral")
     parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the detected hardware")
+    parser.add_argument("--peer", metavar="URL", action="append", default=[], help="for ask_peer")
+    parser.add_argument("--peer-ca", type=Path, help="CA of the peers, instead of the system's")
     parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
     args = parser.parse_args()
     verifier = Verifier(
@@ -150,9 +195,12 @@ def main() -> None:
     )
     options = {"seed": args.seed_file.read_bytes()} if args.seed_file else {}
     with attestkit.open(args.backend, **options) as tee:
-        agent, server = Agent(tee, verifier), MCPServer("attestkit", log_level="WARNING")
+        ca = args.peer_ca and args.peer_ca.read_bytes()
+        agent = Agent(tee, verifier, args.peer, ca)
+        server = MCPServer("attestkit", log_level="WARNING")
         for tool in (agent.challenge, agent.prove, agent.check, agent.sign, agent.check_signature):
             server.tool()(tool)
+        server.tool()(agent.ask_peer)
         server.run()
 
 
