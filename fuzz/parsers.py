@@ -24,6 +24,7 @@ from fuzz import (
     parser_kms_release,
     parser_logs,
     parser_ocsp,
+    parser_other_certificates,
     parser_own_document,
     parser_reports,
     parser_sealed_services,
@@ -73,6 +74,7 @@ _FILES: Final = (
     parser_http,
     parser_fleet,
     parser_tinfoil,
+    parser_other_certificates,
     parser_sealed_services,
     parser_cores,
     parser_vllm,
@@ -248,6 +250,7 @@ READERS: Final[dict[str, str]] = {
     "gpu.rim.manifest": "rim",
     "gpu.rim.rim_client": "rim_answer",
     "quote": "quote",
+    "ra_tls.other_certificates": "other_certificate",
     "ra_tls.certificate": "ra_tls",
     "ra_tls.issued": "tls_key",
     "report_data": "options",
@@ -323,6 +326,7 @@ _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
     "client.sealing.protocol": "interfaces only",
+    "client.services.other_ra_tls": "wraps read_other, the target other_certificate",
     "client.services.service": "interfaces only",
     "testing.tls_listener": "records what a test server receives; uvicorn parses it",
     "_crypto.x509.ocsp.check": "wraps read_ocsp_answer, the target ocsp_answer",

@@ -8,7 +8,6 @@ from attestkit.client.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
 from attestkit.client.proof import Proof
 from attestkit.client.prover import Prover
 from attestkit.client.service_choice import Dialing
-from attestkit.client.services.registry import RA_TLS
 from attestkit.client.services.service import Binding, Question
 from attestkit.client.signed_answers import SignedAnswers
 from attestkit.client.wire.attested_tls import pinned_context
@@ -139,7 +138,7 @@ class EndpointClients(ABC):
         return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
 
     def _pinned_context(self) -> ssl.SSLContext:
-        webpki = self._appraiser.service.name != RA_TLS
+        webpki = self._appraiser.service.where != "handshake"
         return pinned_context(self._prover, self._dialing.server_ca, webpki=webpki)
 
     def _adapter_options(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Dialing(NamedTuple):
 
     def context(self, service: Service) -> ssl.SSLContext:
         """Return the TLS context for a service: without WebPKI for RA-TLS alone."""
-        return tls_context(self.server_ca, webpki=service.name != RA_TLS)
+        return tls_context(self.server_ca, webpki=service.where != "handshake")
 
     def open(self, context: ssl.SSLContext) -> ssl.SSLSocket:
         """Open a connection, as `open_tls` does."""
