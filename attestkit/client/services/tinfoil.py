@@ -1,7 +1,8 @@
 """Tinfoil: an enclave proven on its own connection, or by the bundle of atc.tinfoil.sh.
 
 Which program runs is decided by the policy: the measurements are compared with reference values.
-Of TDX these are MRTD, RTMR0, RTMR1, RTMR2, and RTMR3, which is zeros; of SEV-SNP the measurement.
+Of TDX these are MRTD, RTMR0, RTMR1, RTMR2, and RTMR3, which is zeros; of SEV-SNP the measurement,
+and HOST_DATA, which is zeros.
 The Sigstore bundles of Tinfoil's releases are not evaluated here, which the claims say.
 """
 

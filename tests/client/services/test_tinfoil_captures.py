@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from attestkit import Collateral, Verifier
+from attestkit import AppraisalPolicy, Collateral, ReferenceValues, Verifier
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.client.services.tinfoil import Tinfoil, TinfoilBundle, read_tinfoil_bundle
 from attestkit.client.services.tinfoil_sections import read_keys
-from attestkit.errors import AttestKitError, FormatError, ServiceError, VerificationError
+from attestkit.errors import (
+    AttestKitError,
+    FormatError,
+    PolicyError,
+    ServiceError,
+    VerificationError,
+)
 from attestkit.gpu.bindings.tinfoil import tinfoil_section_data
+from attestkit.verifier.policy.app_pins import names_app
 from tests.client.services.tinfoil_maker import leaves, other_digit, replace_leaf
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
@@ -51,12 +58,13 @@ class Capture:
         chosen = self.answer if answer is None else answer
         return Tinfoil().read((chosen,), self.nonce, self.peer, None)
 
-    def verifier(self) -> Verifier:
+    def verifier(self, policy: AppraisalPolicy | None = None) -> Verifier:
         """Return a verifier with the endorsements of the capture."""
         if (collateral := self.folder / "collateral.json").exists():
-            return Verifier(collateral=Collateral.load(collateral))
+            return Verifier(collateral=Collateral.load(collateral), policy=policy)
         names = ("vcek.der", "amd-cert-chain.pem")
-        return Verifier(snp_certificates=[(self.folder / name).read_bytes() for name in names])
+        certificates = [(self.folder / name).read_bytes() for name in names]
+        return Verifier(snp_certificates=certificates, policy=policy)
 
     def verify(self, claims: Claims) -> None:
         """Verify the evidence of claims at the time of the capture."""
@@ -229,3 +237,49 @@ def test_report_data_of_august_are_those_of_the_vectors() -> None:
         keys = read_keys(material)
         assert (keys.tls, keys.hpke) == (None, None)
         assert [name for name, _ in keys.others] == ["workload-key"]
+
+
+# -- the program -----------------------------------------------------------------------------------
+
+
+def predicate(name: str, file: str) -> dict[str, Any]:
+    """Return what a release's bundle states; its signature is not looked at here."""
+    answer = json.loads((SERVICES / "tinfoil-v3-june" / name / file).read_text())
+    payload = answer["attestations"][0]["bundle"]["dsseEnvelope"]["payload"]
+    found: dict[str, Any] = json.loads(b64decode(payload))["predicate"]
+    return found
+
+
+def release_values(name: str) -> dict[str, frozenset[bytes]]:
+    """Return the measurements of a release, as they are written into a policy."""
+    code = predicate(name, "sigstore.json")
+    if name == JUNE[0]:
+        measurement = frozenset({bytes.fromhex(code["snp_measurement"])})
+        return {"measurement": measurement, "host_data": frozenset({bytes(32)})}
+    hardware = predicate(name, "hardware-sigstore.json")
+    platforms = [one for one in hardware.values() if isinstance(one, dict) and "mrtd" in one]
+    texts = {f"rtmr{n}": {code["tdx_measurement"][f"rtmr{n}"]} for n in (1, 2)}
+    texts |= {field: {one[field] for one in platforms} for field in ("mrtd", "rtmr0")}
+    texts["rtmr3"] = {"00" * 48}
+    return {field: frozenset(map(bytes.fromhex, found)) for field, found in texts.items()}
+
+
+@pytest.mark.parametrize("name", JUNE)
+def test_measurements_of_the_release_are_a_policy(name: str) -> None:
+    """A policy with the release's measurements names the program; another value is refused."""
+    capture = Capture(name)
+    [machine] = capture.read().machines
+    values = release_values(name)
+    assert capture.expected["code"]["measurement_is_signed_one"]
+    default = AppraisalPolicy.default()
+    policy = default.replace(reference_values=ReferenceValues(**values))
+    assert names_app(policy)
+    data, now = machine.report_data, capture.now
+    capture.verifier(policy=policy).verify(machine.evidence, report_data=data, now=now)
+    for field in values:
+        size = len(next(iter(values[field])))
+        other = ReferenceValues(**{**values, field: frozenset({b"\1" * size})})
+        verifier = capture.verifier(policy=default.replace(reference_values=other))
+        with pytest.raises(PolicyError) as caught:
+            verifier.verify(machine.evidence, report_data=data, now=now)
+        assert caught.value.reason == "reference_value"
