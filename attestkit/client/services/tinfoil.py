@@ -75,7 +75,7 @@ class Tinfoil:
 
     def recognizes(self, host: str) -> bool:
         """Return whether a host is below a domain of Tinfoil."""
-        host = host.lower().removesuffix(".")
+        host = _canonical(host)
         return any(host == domain or host.endswith(f".{domain}") for domain in _DOMAINS)
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -97,7 +97,8 @@ class Tinfoil:
         document = read_tinfoil_document(_only(answers), nonce)
         if seen is None:
             return _claims(document, None, self.host)
-        return _claims(document, seen.spki_sha256, seen.host)
+        names = (seen.host, *_names_of(seen.certificate))
+        return _claims(document, seen.spki_sha256, ROUTER if ROUTER in names else seen.host)
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> EhbpSealing:
         """Return what seals requests to the enclave's key; ServiceError for another binding."""
@@ -231,6 +232,23 @@ def _differs(what: str) -> FormatError:
     return FormatError(message, reason="inconsistent")
 
 
+def _canonical(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _names_of(certificate: bytes) -> tuple[str, ...]:
+    """Return the DNS names of a peer's certificate; none if it cannot be read.
+
+    They show a router behind another host name.
+    """
+    try:
+        found = read_certificate(certificate)
+        with reading_x509():
+            return found.alt_names
+    except FormatError:
+        return ()
+
+
 def _only(answers: tuple[bytes, ...]) -> bytes:
     if len(answers) != 1:
         message = f"answers: must be one, not {len(answers)}"
@@ -254,7 +272,8 @@ def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
     ):
         message = f"{_WHAT}: the document is of another TLS key than that of the connection"
         raise ServiceError(message, reason="other_key")
-    is_of = "router" if host == ROUTER else "server"
+    host = _canonical(host)
+    is_of = "router" if f".{host}".endswith(f".{ROUTER}") else "server"
     bindings: tuple[Binding, ...] = ()
     if document.tls is not None:
         bindings += (Binding("tls-spki", document.tls, is_of),)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from attestkit._crypto.pem import split_pem
 from attestkit.client.services.tinfoil import ROUTER, Tinfoil, TinfoilBundle
 from attestkit.errors import (
     FormatError,
@@ -185,3 +186,25 @@ def test_wrong_arguments_are_usage_errors(snp: Enclave) -> None:
     ):
         with pytest.raises(UsageError):
             call()
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "role"),
+    [
+        (ROUTER, ("a",), "router"),
+        (f"{ROUTER.upper()}.", ("a",), "router"),
+        (f"eu.{ROUTER}", ("a",), "router"),
+        ("model.inf10.tinfoil.sh", (ROUTER, "a"), "router"),
+        ("model.inf10.tinfoil.sh", ("a",), "server"),
+        (f"not{ROUTER}", ("a",), "server"),
+        ("model.inf10.tinfoil.sh", (), "server"),
+    ],
+)
+def test_router_is_told_by_its_name(
+    snp: Enclave, host: str, names: tuple[str, ...], role: str
+) -> None:
+    """The protection ends at the router under any of its names, and those of its certificate."""
+    der = split_pem(snp.pem(*names))[0] if names else b"no certificate"
+    peer = snp.peer(host)._replace(certificate=der)
+    claims = Tinfoil().read((snp.august(),), NONCE, peer, None)
+    assert {binding.is_of for binding in claims.bindings} == {role}
