@@ -1,9 +1,10 @@
 """httpx and httpx2 with their httpcores, which differ in the names of the modules alone."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from attestkit.client.wire.httpcore_streams import (
@@ -46,25 +47,37 @@ class HttpLibrary(NamedTuple):
 
     httpx: Module
     httpcore: Module
-    errors: Mapping[type[Exception], type[Exception]]
+    mapped_errors: "ErrorMapping"
+    """A context in which errors of httpcore are raised as those of httpx."""
 
-    @contextmanager
-    def map_errors(self) -> Iterator[None]:
-        """Raise errors of httpcore as those of httpx, and those of a proof as they are."""
-        try:
-            yield
-        except ConnectionRefusal as refusal:
-            error = refusal.error
-            if isinstance(error, AttestKitError | ReconnectError) or not isinstance(error, OSError):
-                raise error from error.__cause__
-            timed_out = isinstance(error, TimeoutError)
-            kind = self.httpx.ConnectTimeout if timed_out else self.httpx.ConnectError
-            raise kind(str(error)) from error
-        except Exception as error:
-            for kind in type(error).__mro__:
-                if kind in self.errors:
-                    raise self.errors[kind](str(error)) from error
-            raise
+
+class ErrorMapping:
+    """A reusable context: raises errors of httpcore as those of httpx, those of a proof as such.
+
+    A class, because each request enters it twice, and a generator would take four times as long.
+    """
+
+    __slots__ = ("_errors",)
+
+    def __init__(self, errors: Mapping[type[Exception], type[Exception]]) -> None:
+        self._errors = errors
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, ConnectionRefusal):
+            raise error.error from error.cause
+        for one in type(error).__mro__:
+            if one in self._errors:
+                raise self._errors[one](str(error)) from error
 
 
 @cache
@@ -81,7 +94,7 @@ def load_library(name: LibraryName) -> HttpLibrary:
         raise UsageError(message, reason="missing_dependency") from error
     errors = {getattr(httpcore, kind): getattr(httpx, kind) for kind in _ERRORS}
     errors[httpcore.TimeoutException] = httpx.TimeoutException
-    return HttpLibrary(httpx, httpcore, errors)
+    return HttpLibrary(httpx, httpcore, ErrorMapping(errors))
 
 
 class PoolOptions:

@@ -101,15 +101,13 @@ class _Delegating:
         return self._inner.get_extra_info(info)
 
     def _before_write(self, buffer: bytes) -> None:
-        if self._proven is not None:
-            self._proven.before_write(buffer)
+        proven = self._proven
+        if proven is not None:
+            if not proven.in_request:
+                proven.before_write(buffer)
         elif not self._origin.proxied:  # to proxies, CONNECT travels before the tunnel is there
             message = "connection: nothing is sent to a server that is not proven"
             raise ConnectionError(message)
-
-    def _after_read(self) -> None:
-        if self._proven is not None:
-            self._proven.after_read()
 
 
 class ProvenStream(_Delegating):
@@ -118,7 +116,8 @@ class ProvenStream(_Delegating):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read up to `max_bytes`."""
         data: bytes = self._inner.read(max_bytes, timeout)
-        self._after_read()
+        if self._proven is not None:
+            self._proven.in_request = False
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -165,7 +164,8 @@ class AsyncProvenStream(_Delegating):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read up to `max_bytes`."""
         data: bytes = await self._inner.read(max_bytes, timeout)
-        self._after_read()
+        if self._proven is not None:
+            self._proven.in_request = False
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:

@@ -10,6 +10,7 @@ A transport is for one server. A client with a transport ignores the proxies of 
 not pass `mounts` or `proxy` to the client, which replace the transport.
 """
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from functools import cache
@@ -39,11 +40,13 @@ from attestkit.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Sealing
 
+HTTPS_PORT: Final = 443
+
 MAX_CONNECTIONS: Final = 4
 """Connections that are opened for one request, while servers close them after the evidence."""
 
 EXTENSION: Final = "attestkit"
-"""Name of the WireRecord in `response.extensions`."""
+"""Name of the WireRecord in `response.extensions`: of requests that are sealed or recorded."""
 
 
 class _Outgoing(NamedTuple):
@@ -54,7 +57,7 @@ class _Outgoing(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     body: bytes | None  # None: that of the request, as it comes
     extensions: dict[str, Any]
-    exchange: Exchange
+    exchange: Exchange | None  # None: bodies pass as they are, and are not hashed
 
 
 class _ProvenTransport:
@@ -91,59 +94,56 @@ class _ProvenTransport:
         self._prover, self._on_answer = prover, on_answer
         self._sealing, self._renew_sealing = sealing, renew_sealing
         self._options = PoolOptions(self.library, prover, context, proxy, limits)
+        self._host = prover.host.encode("ascii")
+        port = None if prover.port == HTTPS_PORT else prover.port
+        self._own_url = b"https", self._host, port
 
-    def _next_sealing(self, request: Any) -> "Sealing | None":
-        """Check the URL of a request, and return what seals it."""
+    def _check(self, request: Any) -> None:
+        """Check that a request is for the proven server."""
         url = request.url
-        check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
-        return None if self._sealing is None else self._sealing()
+        if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
+            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
 
     def _outgoing(self, request: Any, sealing: "Sealing | None", body: bytes | None) -> _Outgoing:
-        extensions = dict(request.extensions)
-        target: bytes = extensions.pop("target", request.url.raw_path)
-        headers = _decoded(request.headers.raw)
-        method, exchange = str(request.method), Exchange()
-        if sealing is not None:
+        extensions, method = request.extensions, str(request.method)
+        target: bytes = extensions.get("target", request.url.raw_path)
+        raw: list[tuple[bytes, bytes]] = request.headers.raw
+        if sealing is None and self._on_answer is None:
+            return _Outgoing(method, target, raw, None, extensions, None)
+        headers, exchange = _decoded(raw), Exchange()
+        if sealing is None:
+            headers = identity_encoding(headers)
+        else:
             assert body is not None
             sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
             method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
             headers, exchange = framed_headers(sealed), Exchange(sealed)
-        elif self._on_answer is not None:
-            headers = identity_encoding(headers)
+        extensions = {name: value for name, value in extensions.items() if name != "target"}
         return _Outgoing(method, target, _encoded(headers), body, extensions, exchange)
 
     def _core_request(self, outgoing: _Outgoing, content: object) -> Any:
-        httpcore = self.library.httpcore
+        method, target, headers, _, extensions, _ = outgoing
+        httpcore, prover = self.library.httpcore, self._prover
         # Host and port of the prover, which are those of the request's URL.
-        url = httpcore.URL(
-            scheme=b"https",
-            host=self._prover.host.encode("ascii"),
-            port=self._prover.port,
-            target=outgoing.target,
-        )
+        url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
         return httpcore.Request(
-            method=outgoing.method,
-            url=url,
-            headers=outgoing.headers,
-            content=content,
-            extensions=outgoing.extensions,
+            method, url, headers=headers, content=content, extensions=extensions
         )
 
-    def _response(self, answer: Any, exchange: Exchange, stream: object) -> Any:
-        headers = [
-            (name.decode("latin-1"), text.decode("latin-1")) for name, text in answer.headers
-        ]
-        headers = exchange.start(answer.status, headers)
-        return self.library.httpx.Response(
-            status_code=answer.status,
-            headers=_encoded(headers),
-            stream=stream,
-            extensions={**answer.extensions, EXTENSION: exchange.record},
-        )
+    def _response(self, answer: Any, exchange: Exchange | None, stream: object) -> Any:
+        headers, extensions = answer.headers, answer.extensions
+        if exchange is not None:
+            headers = _encoded(exchange.start(answer.status, _decoded(headers)))
+            extensions = {**extensions, EXTENSION: exchange.record}
+        response = self.library.httpx.Response
+        return response(answer.status, headers=headers, stream=stream, extensions=extensions)
 
-    def _ended(self, exchange: Exchange) -> None:
+    def _finished(self, exchange: Exchange) -> bytes:
+        """Take the end of an answer, and return the rest for the caller."""
+        rest = exchange.finish()
         if self._on_answer is not None:
             self._on_answer(exchange.record)
+        return rest
 
     def _no_connection(self) -> ServiceError:
         message = (
@@ -171,21 +171,13 @@ class BlockingTransport(_ProvenTransport):
             PeerRefusedError: If the server is refused.
         """
         self._check(request)
-        try:
-            return self._send(request)
-        except SealingKeyError:
-            if self._renew_sealing is None or not self._renew_sealing():
-                raise
-        return self._send(request)
-
-    def _send(self, request: Any) -> Any:
         sealing = None if self._sealing is None else self._sealing()
         body = None if sealing is None else request.read()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
             lease = self._acquire()
             try:
-                with self.library.map_errors():
+                with self.library.mapped_errors:
                     answer = lease.pool.handle_request(self._request(request, outgoing))
             except ReconnectError:  # nothing of the request was sent
                 self.release(lease, failed=True)
@@ -206,17 +198,20 @@ class BlockingTransport(_ProvenTransport):
 
     def _request(self, request: Any, outgoing: _Outgoing) -> Any:
         body = request.stream if outgoing.body is None else [outgoing.body]
-        return self._core_request(outgoing, outgoing.exchange.sending(body))
+        exchange = outgoing.exchange
+        return self._core_request(outgoing, body if exchange is None else exchange.sending(body))
 
-    def pieces(self, answer: Any, exchange: Exchange) -> Iterator[bytes]:
+    def pieces(self, answer: Any, exchange: Exchange | None) -> Iterator[bytes]:
         """Yield the body of an answer for the caller."""
-        with self.library.map_errors():
+        with self.library.mapped_errors:
+            if exchange is None:
+                yield from answer.stream
+                return
             for piece in answer.stream:
                 if data := exchange.feed(piece):
                     yield data
-        if rest := exchange.finish():
+        if rest := self._finished(exchange):
             yield rest
-        self._ended(exchange)
 
     def _acquire(self) -> PoolLease[Any]:
         lease, idle = self._pools.acquire()
@@ -244,7 +239,7 @@ class BlockingBody:
         transport: BlockingTransport,
         answer: Any,
         lease: PoolLease[Any],
-        exchange: Exchange,
+        exchange: Exchange | None,
     ) -> None:
         self._transport, self._answer, self._exchange = transport, answer, exchange
         self._lease: PoolLease[Any] | None = lease
@@ -274,16 +269,7 @@ class AsyncTransport(_ProvenTransport):
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
-        _require_asyncio()
         self._check(request)
-        try:
-            return await self._send(request)
-        except SealingKeyError:
-            if self._renew_sealing is None or not await asyncio.to_thread(self._renew_sealing):
-                raise
-        return await self._send(request)
-
-    async def _send(self, request: Any) -> Any:
         # It may prove the server first.
         sealing = None if self._sealing is None else await asyncio.to_thread(self._sealing)
         body = None if sealing is None else await request.aread()
@@ -291,7 +277,7 @@ class AsyncTransport(_ProvenTransport):
         for _ in range(MAX_CONNECTIONS):
             lease = await self._acquire()
             try:
-                with self.library.map_errors():
+                with self.library.mapped_errors:
                     answer = await lease.pool.handle_async_request(self._request(request, outgoing))
             except ReconnectError:  # nothing of the request was sent
                 await self.release(lease, failed=True)
@@ -312,17 +298,22 @@ class AsyncTransport(_ProvenTransport):
 
     def _request(self, request: Any, outgoing: _Outgoing) -> Any:
         body = request.stream if outgoing.body is None else _one(outgoing.body)
-        return self._core_request(outgoing, outgoing.exchange.sending_async(body))
+        if outgoing.exchange is not None:
+            body = outgoing.exchange.sending_async(body)
+        return self._core_request(outgoing, body)
 
-    async def pieces(self, answer: Any, exchange: Exchange) -> AsyncIterator[bytes]:
+    async def pieces(self, answer: Any, exchange: Exchange | None) -> AsyncIterator[bytes]:
         """Yield the body of an answer for the caller."""
-        with self.library.map_errors():
+        with self.library.mapped_errors:
+            if exchange is None:
+                async for piece in answer.stream:
+                    yield piece
+                return
             async for piece in answer.stream:
                 if data := exchange.feed(piece):
                     yield data
-        if rest := exchange.finish():
+        if rest := self._finished(exchange):
             yield rest
-        self._ended(exchange)
 
     async def _acquire(self) -> PoolLease[Any]:
         lease, idle = self._pools.acquire()
@@ -345,7 +336,11 @@ class AsyncBody:
     """The body of an answer of an `AsyncTransport`."""
 
     def __init__(
-        self, transport: AsyncTransport, answer: Any, lease: PoolLease[Any], exchange: Exchange
+        self,
+        transport: AsyncTransport,
+        answer: Any,
+        lease: PoolLease[Any],
+        exchange: Exchange | None,
     ) -> None:
         self._transport, self._answer, self._exchange = transport, answer, exchange
         self._lease: PoolLease[Any] | None = lease

@@ -29,13 +29,17 @@ def period(prover: "ConnectionProver") -> tuple[int, int]:
 
 
 class ProofPeriod:
-    """The period in which one connection was opened."""
+    """The period in which one connection was opened.
 
-    __slots__ = ("_in_request", "_opened", "_prover")
+    Attributes:
+        in_request: Whether what is written next continues a request.
+    """
+
+    __slots__ = ("_opened", "_prover", "in_request")
 
     def __init__(self, prover: "ConnectionProver", opened: tuple[int, int]) -> None:
         """Take the period in which the connection was opened, before its proof began."""
-        self._prover, self._opened, self._in_request = prover, opened, False
+        self._prover, self._opened, self.in_request = prover, opened, False
 
     def before_write(self, data: "ReadableBuffer") -> None:
         """Check that a request which begins with these bytes may be sent.
@@ -43,13 +47,13 @@ class ProofPeriod:
         Raises:
             ReconnectError: If it begins a request, and the period has ended.
         """
-        if self._in_request:
+        if self.in_request:
             return
         if _REQUEST_LINE.match(data) and period(self._prover) != self._opened:
             message = "connection: its proof has ended; connect again"
             raise ReconnectError(message)
-        self._in_request = True
+        self.in_request = True
 
     def after_read(self) -> None:
         """Note that the peer has answered, so that the next write may begin a request."""
-        self._in_request = False
+        self.in_request = False
