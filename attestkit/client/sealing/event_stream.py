@@ -1,0 +1,92 @@
+"""Server-sent events (WHATWG HTML, 9.2), as services stream their answers.
+
+Lines end with LF or CRLF. Comments and unknown fields are dropped.
+"""
+
+from typing import Final, NamedTuple
+
+from attestkit.errors import ServiceError
+
+MAX_EVENT: Final = 16 << 20
+"""Maximum size of an event in bytes."""
+
+_FIELDS: Final = ("event", "id")
+
+
+class StreamEvent(NamedTuple):
+    """One event."""
+
+    fields: tuple[tuple[str, str], ...]  # `event` and `id`, as far as it has them
+    data: str | None  # lines of `data`, joined by LF; None if it has none
+
+    def encode(self) -> bytes:
+        """Return the event in UTF-8; each line of its data becomes a line."""
+        lines = [f"{name}: {value}\n" for name, value in self.fields]
+        if self.data is not None:
+            lines += [f"data: {line}\n" for line in self.data.split("\n")]
+        return "".join((*lines, "\n")).encode()
+
+
+class EventSplitter:
+    """Splits bytes, as they arrive, into events."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()  # begun
+        self._lines: list[bytes] = []  # of the event that has begun
+        self._size = 0  # bytes of both
+
+    def feed(self, data: bytes) -> list[StreamEvent]:
+        """Take some bytes, and return the events that they complete.
+
+        Raises:
+            ServiceError: If an event is over 16 MiB, or not UTF-8 (`sealing`).
+        """
+        found: list[StreamEvent] = []
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            self._grow(len(part) + 1)
+            self._line += part
+            line = bytes(self._line).removesuffix(b"\r")
+            self._line.clear()
+            if line:
+                self._lines.append(line)
+                continue
+            if self._lines and (event := _decode(self._lines)) is not None:
+                found.append(event)
+            self._lines, self._size = [], 0
+        self._grow(len(rest))
+        self._line += rest
+        return found
+
+    def finish(self) -> None:
+        """Check that the last event is complete.
+
+        Raises:
+            ServiceError: If bytes are left (`sealing`).
+        """
+        if self._lines or self._line.strip():
+            message = "stream: ends inside an event; the answer is incomplete"
+            raise ServiceError(message, reason="sealing")
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_EVENT:
+            message = f"stream: an event is over {MAX_EVENT} bytes"
+            raise ServiceError(message, reason="sealing")
+
+
+def _decode(lines: list[bytes]) -> StreamEvent | None:
+    """Return the event of some lines; None if it has only comments and unknown fields."""
+    try:
+        texts = [line.decode() for line in lines]
+    except UnicodeDecodeError as error:
+        raise ServiceError("stream: an event is not UTF-8", reason="sealing") from error
+    pairs = []
+    for text in texts:
+        name, _, value = text.partition(":")
+        pairs.append((name, value.removeprefix(" ")))
+    fields = tuple([(name, value) for name, value in pairs if name in _FIELDS])
+    data = [value for name, value in pairs if name == "data"]
+    if not fields and not data:
+        return None
+    return StreamEvent(fields, "\n".join(data) if data else None)

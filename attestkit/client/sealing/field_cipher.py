@@ -1,0 +1,187 @@
+"""Encryption of single texts to a public key, for protocols that seal fields of JSON.
+
+A sealed text is an ephemeral public key, a nonce, and the ciphertext with its tag. The key is
+HKDF-SHA256 of the shared secret, without salt; boxes of NaCl derive theirs otherwise
+(attested-client.md, 2.4 and 2.5).
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Final, Literal
+
+from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.ecdsa import k256_public_key
+from attestkit._crypto.ed25519 import (
+    ed25519_public_key,
+    ed25519_seed_to_x25519,
+    ed25519_to_x25519,
+    x25519,
+    x25519_public_key,
+)
+from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.k256_agreement import k256_shared_secret, require_k256_point
+from attestkit._crypto.sodium_ciphers import (
+    SODIUM_NONCE_SIZE,
+    box_decrypt,
+    box_encrypt,
+    xchacha20_decrypt,
+    xchacha20_encrypt,
+)
+from attestkit._crypto.zeroize import Secret, wipe, wipe_field
+from attestkit.errors import ServiceError, UsageError, VerificationError
+
+Curve = Literal["ed25519", "x25519", "secp256k1"]
+"""Curve of the keys that the parties publish.
+
+`ed25519`: Ed25519 keys, which are mapped to X25519. `x25519`: X25519 keys. `secp256k1`:
+uncompressed SEC1.
+"""
+
+Aead = Literal["aes-256-gcm", "xchacha20-poly1305", "box"]
+"""Cipher; `box` is XSalsa20-Poly1305 with the key derivation of NaCl."""
+
+TAG_SIZE: Final = 16
+"""Bytes of the tag of each cipher."""
+
+_X25519_SIZE: Final = 32
+_K256_SIZE: Final = 65
+_KEY_SIZE: Final = 32  # of the cipher
+
+
+class ClientKey(Secret):
+    """A key pair of one request, to which the answer is sealed; wiped when it is destroyed."""
+
+    __slots__ = ("public_key", "secret")
+
+    def __init__(self, public_key: bytes, secret: bytes) -> None:
+        """Hold a pair: the key as published, and the scalar of X25519 or secp256k1, 32 bytes."""
+        self.public_key: bytes = public_key
+        self.secret: bytes = secret
+
+    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        _wipe(self, "secret")
+
+    def __repr__(self) -> str:
+        return f"ClientKey({self.public_key.hex()})"
+
+
+class FieldCipher:
+    """Seals and opens texts. Immutable, thread-safe."""
+
+    __slots__ = ("_aead", "_curve", "_info", "_nonce_size", "key_size", "overhead")
+
+    def __init__(self, curve: Curve, aead: Aead, info: bytes = b"") -> None:
+        """Choose the algorithms; `info` is that of HKDF, and not used by `box`."""
+        self._curve: Curve = curve
+        self._aead: Aead = aead
+        self._info: bytes = info
+        self._nonce_size: int = IV_SIZE if aead == "aes-256-gcm" else SODIUM_NONCE_SIZE
+        self.key_size: int = _K256_SIZE if curve == "secp256k1" else _X25519_SIZE
+        """Bytes of a public key."""
+        self.overhead: int = self.key_size + self._nonce_size + TAG_SIZE
+        """Bytes that a sealed text has more than its plaintext."""
+
+    def new_key(self) -> ClientKey:
+        """Return a new key pair for the answer to one request."""
+        seed = secrets.token_bytes(_KEY_SIZE)
+        if self._curve == "ed25519":
+            return ClientKey(ed25519_public_key(seed), ed25519_seed_to_x25519(seed))
+        if self._curve == "x25519":
+            return ClientKey(x25519_public_key(seed), seed)
+        return ClientKey(k256_public_key(seed, compressed=False), seed)
+
+    def check_key(self, public_key: bytes) -> None:
+        """Check a public key.
+
+        Raises:
+            ServiceError: If it is not a valid key of the curve (`sealing`).
+        """
+        try:
+            self._check_key(public_key)
+        except UsageError as error:
+            raise ServiceError(f"key for sealing: {error}", reason="sealing") from error
+
+    def _check_key(self, public_key: bytes) -> None:
+        if self._curve == "ed25519":
+            ed25519_to_x25519(public_key)
+        elif self._curve == "secp256k1":
+            require_k256_point(public_key)
+        elif len(public_key) != _X25519_SIZE:
+            message = f"X25519 public key: must have {_X25519_SIZE} bytes, not {len(public_key)}"
+            raise UsageError(message, reason="wrong_size")
+
+    def seal(self, public_key: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
+        """Return a text sealed to a public key, with a new ephemeral key.
+
+        Raises:
+            ServiceError: If the key is not valid (`sealing`).
+        """
+        ephemeral = secrets.token_bytes(_KEY_SIZE)
+        nonce = secrets.token_bytes(self._nonce_size)
+        try:
+            if self._curve == "secp256k1":
+                published, peer = k256_public_key(ephemeral, compressed=False), public_key
+            else:
+                published, peer = x25519_public_key(ephemeral), self._x25519_key(public_key)
+            return published + nonce + self._encrypt(ephemeral, peer, nonce, plaintext, associated)
+        except UsageError as error:
+            raise ServiceError(f"key for sealing: {error}", reason="sealing") from error
+        finally:
+            wipe(ephemeral)
+
+    def open(self, key: ClientKey, sealed: bytes, associated: bytes = b"") -> bytes:
+        """Return the plaintext of a text that was sealed to a key.
+
+        Raises:
+            ServiceError: If it is truncated, was changed, or is for another key or position
+                (`sealing`).
+        """
+        if len(sealed) < self.overhead:
+            message = f"sealed text: {len(sealed)} bytes, fewer than {self.overhead}"
+            raise ServiceError(message, reason="sealing")
+        at = self.key_size + self._nonce_size
+        peer, nonce = sealed[: self.key_size], sealed[self.key_size : at]
+        try:
+            return self._decrypt(key.secret, peer, nonce, sealed[at:], associated)
+        except (UsageError, VerificationError) as error:
+            raise ServiceError(f"sealed text: {error}", reason="sealing") from error
+
+    def _x25519_key(self, public_key: bytes) -> bytes:
+        return ed25519_to_x25519(public_key) if self._curve == "ed25519" else public_key
+
+    def _encrypt(
+        self, secret: bytes, peer: bytes, nonce: bytes, plaintext: bytes, associated: bytes
+    ) -> bytes:
+        if self._aead == "box":
+            return box_encrypt(secret, peer, nonce, plaintext)
+        key = self._derive(secret, peer)
+        try:
+            if self._aead == "aes-256-gcm":
+                return aes_gcm_encrypt(key, nonce, plaintext, associated)
+            return xchacha20_encrypt(key, nonce, plaintext, associated)
+        finally:
+            wipe(key)
+
+    def _decrypt(
+        self, secret: bytes, peer: bytes, nonce: bytes, ciphertext: bytes, associated: bytes
+    ) -> bytes:
+        if self._aead == "box":
+            return box_decrypt(secret, peer, nonce, ciphertext)
+        key = self._derive(secret, peer)
+        try:
+            if self._aead == "aes-256-gcm":
+                return aes_gcm_decrypt(key, nonce, ciphertext, associated)
+            return xchacha20_decrypt(key, nonce, ciphertext, associated)
+        finally:
+            wipe(key)
+
+    def _derive(self, secret: bytes, peer: bytes) -> bytes:
+        agree = k256_shared_secret if self._curve == "secp256k1" else x25519
+        shared = agree(secret, peer)
+        try:
+            return hkdf_sha256(shared, self._info, _KEY_SIZE, b"")
+        finally:
+            wipe(shared)
+
+    def __repr__(self) -> str:
+        return f"FieldCipher({self._curve}, {self._aead})"

@@ -1,0 +1,209 @@
+"""Walks through JSON that has sealed fields: which are sealed, which may be open, and no others.
+
+A field is named by a pattern such as `messages[].content`, where `[]` stands for each item.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from attestkit._formats import strict_json
+from attestkit._sanitize import shown
+from attestkit.errors import FormatError, ServiceError
+
+Path = tuple[str | int, ...]
+"""Members and indices from the document to a field."""
+
+FieldKind = Literal["text", "json", "text or json"]
+"""What a sealed field holds.
+
+`text`: the text itself. `json`: the JSON text of any value. `text or json`: text, and the JSON text
+of a list.
+"""
+
+SealText = Callable[[Path, str], str]
+"""Seals, or opens, the text of one field."""
+
+MAX_LEVELS: Final = 64
+"""Maximum number of levels of JSON in a request or answer with sealed fields."""
+
+_TOKEN: Final = re.compile("[A-Za-z0-9._:/@+-]{1,256}")  # a name or an id, and no prose
+
+
+@dataclass(frozen=True, slots=True)
+class FieldTable:
+    """The fields of one kind of request or answer."""
+
+    sealed: Mapping[str, FieldKind]
+    # Fields that may hold a word, such as a role or an id.
+    open: frozenset[str] = frozenset()
+    # Answers: beneath these, only fields of `open` may hold a word; elsewhere all may.
+    strict: tuple[str, ...] = ()
+    # Requests: options that make the server answer with open text, if they are set.
+    forbidden: frozenset[str] = frozenset()
+    # Requests: values that replace those of a member, if it is there.
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    _containers: frozenset[str] = field(init=False, repr=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        found: set[str] = set()
+        for pattern in (*self.sealed, *self.open):
+            for match in re.finditer(r"\.|\[\]", pattern):
+                found.add(pattern[: match.start()])
+        object.__setattr__(self, "_containers", frozenset(found - {""}))
+
+    def contains(self, pattern: str) -> bool:
+        """Return whether a known field is beneath a pattern."""
+        return not pattern or pattern in self._containers
+
+
+class RequestWalk:
+    """Seals the fields of requests, and refuses what can neither be sealed nor be open."""
+
+    def __init__(self, table: FieldTable, allowed: frozenset[str], *, seal_empty: bool) -> None:
+        """Walk by a table.
+
+        Args:
+            table: Fields of the request.
+            allowed: Patterns that the user allows to travel open, with all that is beneath them.
+            seal_empty: Whether empty text is sealed, too.
+        """
+        self._table: FieldTable = table
+        self._allowed: frozenset[str] = allowed
+        self._seal_empty: bool = seal_empty
+
+    def seal(self, document: Mapping[str, Any], seal: SealText) -> dict[str, Any]:
+        """Return the document with its fields sealed.
+
+        Raises:
+            ServiceError: If a field with text is unknown, or has another type than the protocol
+                seals (`sealing`).
+        """
+        for name in self._table.forbidden:
+            if document.get(name) and name not in self._allowed:
+                raise _refusal(name, "would have the answer sent open")
+        replaced = self._table.replaced
+        return {
+            name: self._value(replaced.get(name, value), check_name(name), (name,), seal)
+            for name, value in document.items()
+        }
+
+    def _value(self, value: Any, pattern: str, path: Path, seal: SealText) -> Any:  # noqa: ANN401
+        if value is None or pattern in self._allowed:
+            return value
+        kind = self._table.sealed.get(pattern)
+        if kind is not None:
+            if isinstance(value, str):
+                text = json.dumps(value) if kind == "json" else value
+                return seal(path, text) if text or self._seal_empty else value
+            if kind == "json" or (kind == "text or json" and isinstance(value, list)):
+                return seal(path, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        if isinstance(value, dict):
+            self._check_container(value, pattern)
+            return {
+                name: self._value(item, f"{pattern}.{check_name(name)}", (*path, name), seal)
+                for name, item in value.items()
+            }
+        if isinstance(value, list):
+            self._check_container(value, f"{pattern}[]")
+            return [
+                self._value(item, f"{pattern}[]", (*path, at), seal)
+                for at, item in enumerate(value)
+            ]
+        if kind is not None:
+            raise _refusal(pattern, "must be text to be sealed")
+        if isinstance(value, str) and not self._may_be_open(value, pattern):
+            raise _refusal(pattern, "has text, and the protocol does not seal it")
+        return value
+
+    def _check_container(self, value: object, pattern: str) -> None:
+        known = self._table.contains(pattern) or pattern in self._table.sealed
+        if value and not (known or pattern in self._table.open):
+            raise _refusal(pattern, "may have text, and the protocol does not seal it")
+
+    def _may_be_open(self, value: str, pattern: str) -> bool:
+        return not value or (pattern in self._table.open and is_word(value))
+
+
+class AnswerWalk:
+    """Opens the fields of answers, and refuses text that is not sealed."""
+
+    def __init__(self, table: FieldTable, allowed: frozenset[str]) -> None:
+        """Walk by a table; `allowed` as for `RequestWalk`."""
+        self._table: FieldTable = table
+        self._allowed: frozenset[str] = allowed
+
+    def open(self, document: Mapping[str, Any], open_text: SealText) -> dict[str, Any]:
+        """Return the document with its fields opened.
+
+        Raises:
+            ServiceError: If a field cannot be opened, or text is not sealed (`sealing`).
+        """
+        return {
+            name: self._value(value, check_name(name), (name,), open_text)
+            for name, value in document.items()
+        }
+
+    def _value(self, value: Any, pattern: str, path: Path, open_text: SealText) -> Any:  # noqa: ANN401
+        if value is None or value == "" or pattern in self._allowed:
+            return value
+        kind = self._table.sealed.get(pattern)
+        if kind is not None and isinstance(value, str):
+            text = open_text(path, value)
+            return _decode(text, pattern) if kind == "json" else text
+        if isinstance(value, dict) and (kind is None or self._table.contains(pattern)):
+            return {
+                name: self._value(item, f"{pattern}.{check_name(name)}", (*path, name), open_text)
+                for name, item in value.items()
+            }
+        if isinstance(value, list) and (not value or self._is_list(pattern)):
+            return [
+                self._value(item, f"{pattern}[]", (*path, at), open_text)
+                for at, item in enumerate(value)
+            ]
+        if kind is not None or isinstance(value, list):
+            raise _refusal(pattern, "is not sealed in the answer")
+        if isinstance(value, str) and not self._may_be_open(value, pattern):
+            raise _refusal(pattern, "has text that is not sealed in the answer")
+        return value
+
+    def _is_list(self, pattern: str) -> bool:
+        items = f"{pattern}[]"
+        table = self._table
+        return table.contains(items) or items in table.sealed or items in table.open
+
+    def _may_be_open(self, value: str, pattern: str) -> bool:
+        if not is_word(value):
+            return False
+        strict = any(pattern == one or pattern.startswith(f"{one}.") for one in self._table.strict)
+        return not strict or pattern in self._table.open
+
+
+def is_word(value: str) -> bool:
+    """Return whether text is a name or an id of at most 256 characters, and no prose."""
+    return _TOKEN.fullmatch(value) is not None
+
+
+def check_name(name: str) -> str:
+    """Return the name of a member; one with characters of patterns is refused.
+
+    Raises:
+        ServiceError: If it has a dot or a bracket (`sealing`).
+    """
+    if "." in name or "[" in name:
+        raise _refusal(shown(name), "is not the name of a field")
+    return name
+
+
+def _decode(text: str, pattern: str) -> object:
+    try:
+        return strict_json.read(text, pattern)
+    except FormatError as error:
+        raise ServiceError(f"field {error}", reason="sealing") from error
+
+
+def _refusal(pattern: str, problem: str) -> ServiceError:
+    name = pattern if len(pattern) <= 128 and pattern.isprintable() else shown(pattern)
+    return ServiceError(f"field {name}: {problem}", reason="sealing")
