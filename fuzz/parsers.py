@@ -11,6 +11,7 @@ from fuzz import (
     parser_cores,
     parser_documents,
     parser_evidence,
+    parser_fields,
     parser_firmware,
     parser_fleet,
     parser_gpu,
@@ -78,7 +79,7 @@ _FILES: Final = (
     parser_sealed_services,
     parser_cores,
     parser_vllm,
-    parser_own_document,
+    parser_fields,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -206,6 +207,12 @@ READERS: Final[dict[str, str]] = {
     "client.services.tinfoil": "tinfoil_bundle",
     "client.services.tinfoil_documents": "tinfoil_document",
     "client.services.tinfoil_sections": "tinfoil_document",
+    "client.sealing.event_stream": "field_answer",
+    "client.sealing.field_cipher": "field_answer",
+    "client.sealing.field_walk": "field_answer",
+    "client.sealing.fields": "field_answer",
+    "client.services.answer_signatures": "answer_signature",
+    "_crypto.sodium_ciphers": "field_answer",
     "client.services.vllm_proxy": "vllm_report",
     "client.services.vllm_report": "vllm_report",
     "collateral.intel_collateral": "collateral",

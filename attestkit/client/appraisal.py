@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import zip_longest
-from typing import Final
+from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import shown
@@ -172,7 +172,16 @@ class Appraiser:
             found.append(_FIRST)
         if not self._require.gpu and any(machine.gpu is not None for machine in claims.machines):
             found.append(_NOT_VERIFIED)
-        return found
+        return [*found, *self._open_despite_sealing(claims)]
+
+    def _open_despite_sealing(self, claims: Claims) -> tuple[str, ...]:
+        """Return what stays open although requests are sealed, if the sealing says so."""
+        sealed = [one for one in claims.bindings if one.kind in SEALED_KINDS]
+        make: Any = getattr(self.service, "sealing", None)
+        if not self.encrypt or not sealed or make is None:
+            return ()
+        limits: tuple[str, ...] = getattr(make(claims, sealed[0], self.model), "not_proven", ())
+        return limits
 
 
 def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:

@@ -140,7 +140,8 @@ ALL_ENDPOINTS: Final[Mapping[str, EndpointTables]] = {
         _answer({"results[].document.text": "text"}),
     ),
     "score": EndpointTables(
-        _request({"text_1": "text", "text_2": "text"}), _answer({"score": "json"})
+        _request({"text_1": "text", "text_2": "text"}),
+        _answer({"score": "json"}, words=frozenset({"data[].score"})),
     ),
 }
 """Endpoints of the inference proxy of NEAR AI, without those of multipart bodies."""

@@ -216,8 +216,9 @@ class FieldOpener:
         self._key: ClientKey = key
         self._splitter: EventSplitter | None = None
         self._body = bytearray()
-        self._is_open = False  # an error, which is not sealed
         self._done = False
+        self.authenticated: bool = True
+        """Whether the answer is sealed; an error is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Check the head, and return the headers without those about the sealed body.
@@ -230,7 +231,7 @@ class FieldOpener:
         """
         values = {name.lower(): value.strip().lower() for name, value in headers}
         if not 200 <= status <= 299:
-            self._is_open = True
+            self.authenticated = False
             return headers
         if values.get("content-encoding", "identity") != "identity":
             raise _refusal("answer: is compressed, although nothing but identity is accepted")
@@ -247,7 +248,7 @@ class FieldOpener:
 
     def feed(self, data: bytes) -> bytes:
         """Take some bytes of the body, and return what can be opened."""
-        if self._is_open:
+        if not self.authenticated:
             return data
         if self._splitter is not None:
             return b"".join([self._open_event(event) for event in self._splitter.feed(data)])
@@ -262,7 +263,7 @@ class FieldOpener:
         Raises:
             ServiceError: If the answer is incomplete, or cannot be opened (`sealing`).
         """
-        if self._is_open:
+        if not self.authenticated:
             return b""
         if self._splitter is None:
             return self._open_document(bytes(self._body)).encode()
@@ -303,6 +304,8 @@ class FieldOpener:
 
 class _OpenAnswer:
     """The answer to a request that had nothing to seal."""
+
+    authenticated: Final = False
 
     def start(self, status: int, headers: Headers) -> Headers:
         """Return the headers."""

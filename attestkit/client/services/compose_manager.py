@@ -78,8 +78,9 @@ def read_compose_manager(
             message = f"{subject}: actions_hash: is not the hash of the actions"
             raise FormatError(message, reason="inconsistent")
     evidence = read_dstack_evidence(quote, found.get("event_log"), found.get("vm_config"), subject)
-    role = f"{report.machine.role}/compose-manager"
-    return ComposeManager(Machine(role, evidence, digest + nonce), len(actions))
+    # The same TD as that of the report, so that the same policy applies.
+    machine = Machine(report.machine.role, evidence, digest + nonce)
+    return ComposeManager(machine, len(actions))
 
 
 def _actions_hash(actions: list[Any], signed: bytes, what: str) -> bytes:

@@ -13,10 +13,19 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._sanitize import shown
+from attestkit.client.sealing.fields import FieldSealing
+from attestkit.client.services.answer_signatures import (
+    Signer,
+    check_answer_signature,
+    signature_question,
+)
 from attestkit.client.services.compose_manager import read_compose_manager
+from attestkit.client.services.field_sealing import NEARS, seal_fields
 from attestkit.client.services.ohttp_key import read_ohttp_key
 from attestkit.client.services.service import (
     MAX_MACHINES,
+    AnswerRecord,
+    Binding,
     Claims,
     Machine,
     ObservedPeer,
@@ -46,6 +55,7 @@ from attestkit.gpu.bindings.answer_fields import text_member
 
 _WHAT: Final = "attestation report"
 _PATH: Final = "/v1/attestation/report"
+_SIGNATURE: Final = "/v1/signature/{id}"
 _CLOUD: Final = "cloud-api.near.ai"
 _DIRECT: Final = ".completions.near.ai"
 _ROUTING: Final = (
@@ -64,6 +74,37 @@ class _NearAi:
     def where(self) -> Where:
         """On the wire."""
         return "wire"
+
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> FieldSealing:
+        """Return what seals the fields of requests to the model's key.
+
+        Raises:
+            ServiceError: If the key is of another kind (`sealing`).
+        """
+        del claims
+        return seal_fields(NEARS, binding, "NEAR AI", model)
+
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
+        """Return the request for the signature of an answer.
+
+        Raises:
+            ServiceError: If the answer has no valid identifier (`signature`).
+        """
+        query = {} if model is None else {"model": model}
+        return signature_question(_SIGNATURE, answer, {**query, "signing_algo": "ed25519"})
+
+    def check_signature(
+        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+    ) -> Signer:
+        """Check the signature of an answer, and return whose it is: the model's or the gateway's.
+
+        A gateway that changes a stream signs it itself; that does not show which model answered.
+
+        Raises:
+            FormatError: If the document is malformed.
+            ServiceError: If it is not a valid signature of this answer (`signature`).
+        """
+        return check_answer_signature(document, answer, claims, model)
 
     def _question(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         query = {
@@ -228,7 +269,7 @@ def _read_models(
         if not isinstance(item, dict):
             raise FormatError(f"{what}: must be an object", reason="wrong_type")
         check_kind(item, nonce)
-        report = read_vllm_report(item, nonce, f"model[{len(found)}]" if found else "model", what)
+        report = read_vllm_report(item, nonce, "model", what)
         _check_model_name(report, model)
         if any(same_machine(report, one) for one in found):
             continue

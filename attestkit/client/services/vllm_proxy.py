@@ -11,10 +11,24 @@ from urllib.parse import urlencode
 
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
+from attestkit.client.sealing.fields import FieldSealing
+from attestkit.client.services.answer_signatures import (
+    Signer,
+    check_answer_signature,
+    signature_question,
+)
 from attestkit.client.services.compose_manager import read_compose_manager
+from attestkit.client.services.field_sealing import (
+    PHALAS,
+    VENICES,
+    VERSION_1,
+    ProtocolsByKey,
+    seal_fields,
+)
 from attestkit.client.services.service import (
     MAX_MACHINES,
     NONCE_SIZE,
+    AnswerRecord,
     Binding,
     Claims,
     ObservedPeer,
@@ -52,6 +66,8 @@ class VllmProxy:
         relay: bool = False,
         algorithm: SigningAlgorithm = "ecdsa",
         needs_key: bool = False,
+        signature: str = "/v1/signature/{id}",
+        protocols: ProtocolsByKey = PHALAS,
     ) -> None:
         """Describe a service.
 
@@ -62,6 +78,8 @@ class VllmProxy:
             relay: Whether TLS ends at another machine than the model's.
             algorithm: Of the signing key that is asked for.
             needs_key: Whether the service gives the report only with an API key.
+            signature: Path of the signature of an answer, with `{id}`.
+            protocols: Protocols that seal fields to the model's key.
         """
         self.name: str = name
         self.hosts: frozenset[str] = frozenset(hosts)
@@ -69,6 +87,8 @@ class VllmProxy:
         self.relay: bool = relay
         self.algorithm: SigningAlgorithm = algorithm
         self.needs_key: bool = needs_key
+        self._signature: str = signature
+        self._protocols: ProtocolsByKey = protocols
 
     @property
     def where(self) -> Where:
@@ -126,6 +146,37 @@ class VllmProxy:
             keys=signing_keys(reports),
         )
 
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> FieldSealing:
+        """Return what seals the fields of requests to the model's key.
+
+        Raises:
+            ServiceError: If the service has no protocol for such a key (`sealing`).
+        """
+        del claims
+        return seal_fields(self._protocols, binding, self.name, model)
+
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
+        """Return the request for the signature of an answer.
+
+        Raises:
+            ServiceError: If the answer has no valid identifier (`signature`).
+        """
+        query = {} if model is None else {"model": model}
+        query["signing_algo"] = self.algorithm
+        return signature_question(self._signature, answer, query)
+
+    def check_signature(
+        self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+    ) -> Signer:
+        """Check the signature of an answer, and return whose it is.
+
+        Raises:
+            FormatError: If the document is malformed.
+            ServiceError: If it is not a valid signature of this answer (`signature`).
+        """
+        # A relay has names of its own for models.
+        return check_answer_signature(document, answer, claims, None if self.relay else model)
+
     def _not_proven(self, reports: list[VllmReport], bindings: list[Binding]) -> tuple[str, ...]:
         found = list(model_limits(reports))
         if self.relay:
@@ -142,10 +193,22 @@ SERVICES: Final = (
     VllmProxy("vllm-proxy"),
     VllmProxy("redpill", "api.redpill.ai", relay=True, needs_key=True),
     VllmProxy(
-        "nano-gpt", "nano-gpt.com", path="/api/v1/tee/attestation", relay=True, needs_key=True
+        "nano-gpt",
+        "nano-gpt.com",
+        path="/api/v1/tee/attestation",
+        relay=True,
+        needs_key=True,
+        signature="/api/v1/tee/signature/{id}",
+        protocols=VERSION_1,
     ),
     VllmProxy(
-        "venice", "api.venice.ai", path="/api/v1/tee/attestation", relay=True, needs_key=True
+        "venice",
+        "api.venice.ai",
+        path="/api/v1/tee/attestation",
+        relay=True,
+        needs_key=True,
+        signature="/api/v1/tee/signature?request_id={id}",
+        protocols=VENICES,
     ),
 )
 """The services by name; the first one is any proxy that a user names."""
@@ -211,7 +274,7 @@ def read_reports(members: dict[str, object], nonce: bytes, role: str) -> list[Vl
         what = f"all_attestations[{at}]"
         if not isinstance(item, dict):
             raise FormatError(f"{what}: must be an object", reason="wrong_type")
-        report = read_vllm_report(item, nonce, f"{role}[{len(found)}]", what)
+        report = read_vllm_report(item, nonce, role, what)
         if all(not same_machine(report, one) for one in found):
             found.append(report)
     return found

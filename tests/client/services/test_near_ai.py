@@ -99,9 +99,9 @@ def test_recorded_answer_is_accepted(capture: Capture) -> None:
 def test_roles_of_recorded_machines() -> None:
     """A gateway, the model, and the compose manager in the model's TD."""
     expected = {
-        "near-ai-cloud/2026-06-29": ["gateway", "model", "model/compose-manager"],
-        "near-ai-direct/2026-06-10": ["model", "model/compose-manager"],
-        "near-ai-direct/2026-06-29": ["model", "model/compose-manager"],
+        "near-ai-cloud/2026-06-29": ["gateway", "model", "model"],
+        "near-ai-direct/2026-06-10": ["model", "model"],
+        "near-ai-direct/2026-06-29": ["model", "model"],
     }
     assert {capture.name: roles(read_capture(capture)) for capture in NEAR_CAPTURES} == expected
 
@@ -315,7 +315,7 @@ def read_direct(answer: object, model: str | None = MODEL) -> Claims:
 def test_simulated_gateway_and_model_are_accepted() -> None:
     """Three machines verify; TLS ends at the gateway, sealed fields at the model."""
     claims = read_cloud(cloud_answer())
-    assert roles(claims) == ["gateway", "model", "model/compose-manager"]
+    assert roles(claims) == ["gateway", "model", "model"]
     for machine in claims.machines:
         verified(machine)
     key = ED25519.verify_key.encode()
@@ -337,7 +337,7 @@ def test_simulated_gateway_and_model_are_accepted() -> None:
 def test_simulated_model_is_accepted_directly() -> None:
     """TLS ends in the model's machine."""
     claims = read_direct(model_report())
-    assert roles(claims) == ["model", "model/compose-manager"]
+    assert roles(claims) == ["model", "model"]
     for machine in claims.machines:
         verified(machine)
     assert claims.bindings[0] == ("tls-spki", TLS_KEY, "model")
@@ -349,7 +349,7 @@ def test_replicas_behind_the_gateway_are_machines_of_their_own() -> None:
     second = report(algorithm="ed25519", fingerprint=OTHER, gpus=False)
     first = model_report()
     claims = read_cloud(cloud_answer(model_attestations=[first, first, second]))
-    assert roles(claims) == ["gateway", "model", "model[1]", "model/compose-manager"]
+    assert roles(claims) == ["gateway", "model", "model", "model"]
     for machine in claims.machines:
         verified(machine)
     with raises(FormatError, "too_many"):

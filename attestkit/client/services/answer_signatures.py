@@ -1,0 +1,139 @@
+"""Signatures of answers in the vllm-proxy lineage (attested-client.md, 2.2 and 2.3).
+
+The signed text has the hashes of the bodies of request and answer as they were on the wire.
+"""
+
+import hmac
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+from urllib.parse import quote, urlencode
+
+from attestkit._argument_checks import utf8
+from attestkit._crypto.ecdsa import k256_recover
+from attestkit._crypto.ed25519 import ed25519_verify_strict
+from attestkit._crypto.hashes import keccak256
+from attestkit._crypto.k256_agreement import ethereum_address
+from attestkit._sanitize import shown
+from attestkit.client.services.service import AnswerRecord, Claims, Question
+from attestkit.client.services.strict_answer import read_answer_object
+from attestkit.errors import FormatError, ServiceError, SignatureError
+from attestkit.gpu.bindings.answer_fields import hex_member, text_member
+
+Signer = Literal["model", "gateway"]
+"""Whose key has signed an answer."""
+
+MAX_TEXT: Final = 1024
+"""Maximum number of characters of a signed text: two hashes, and the name of a model."""
+
+_WHAT: Final = "signature of the answer"
+_IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@+-]{1,256}")
+_PREFIX: Final = b"\x19Ethereum Signed Message:\n"  # EIP-191, version 0x45
+_SIZES: Final[Mapping[str, int]] = {"ecdsa": 65, "ed25519": 64}
+_KINDS: Final[Mapping[str, Signer]] = {"provider_tee": "model", "gateway": "gateway"}
+
+
+def signature_question(template: str, answer: AnswerRecord, query: Mapping[str, str]) -> Question:
+    """Return the request for the signature of an answer; a 404 means that it is not there yet.
+
+    Args:
+        template: Path, with `{id}` in place of the identifier.
+        answer: The answer.
+        query: Parameters.
+
+    Raises:
+        ServiceError: If the answer has no identifier, or not a valid one (`signature`).
+    """
+    if _IDENTIFIER.fullmatch(answer.identifier) is None:
+        message = f"{_WHAT}: its id {shown(answer.identifier)} is not valid"
+        raise ServiceError(message, reason="signature")
+    path = template.format(id=quote(answer.identifier, safe=""))
+    return Question(f"{path}{'&' if '?' in path else '?'}{urlencode(query)}")
+
+
+def check_answer_signature(
+    document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
+) -> Signer:
+    """Check the signature of an answer by a key of claims that were verified.
+
+    Args:
+        document: Answer to `signature_question`.
+        answer: The answer that was signed, with the hashes of the bytes on the wire.
+        claims: The claims, with the keys of model and gateway.
+        model: Name of the model that the signed text must have, if it has one; None for any.
+
+    Returns:
+        Whose key has signed it.
+
+    Raises:
+        FormatError: If the document is malformed.
+        ServiceError: If it is about another request, answer or model, by another key than those of
+            the claims, or not valid (`signature`).
+    """
+    members = read_answer_object(document, _WHAT)
+    text = text_member(members, "text", _WHAT)
+    if len(text) > MAX_TEXT:
+        raise FormatError(f"{_WHAT}: text: over {MAX_TEXT} characters", reason="too_large")
+    signed = utf8(text, f"{_WHAT}: text")
+    _check_text(text, answer, model)
+    algorithm = text_member(members, "signing_algo", _WHAT).lower()
+    if algorithm not in _SIZES:
+        message = f"{_WHAT}: signing_algo: must be ecdsa or ed25519, not {shown(algorithm)}"
+        raise FormatError(message, reason="unsupported_algorithm")
+    signer = _signer(members)
+    signature = hex_member(members, "signature", _WHAT, _SIZES[algorithm])
+    keys = _keys(claims, signer, algorithm)
+    if algorithm == "ecdsa":
+        _check_ecdsa(signed, signature, keys, signer)
+    elif not any(ed25519_verify_strict(key, signature, signed) for key in keys):
+        raise _refusal(f"not valid for the attested key of the {signer}")
+    return signer
+
+
+def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
+    """Check the hashes in the text; a model's name in front of them may have colons."""
+    *front, request, response = ["", *text.rsplit(":", 2)][-3:]
+    for what, stated, expected in (
+        ("request", request, answer.request_sha256),
+        ("answer", response, answer.response_sha256),
+    ):
+        if not hmac.compare_digest(stated.encode(), expected.hex().encode()):
+            raise _refusal(f"is about another {what} than {expected.hex()}")
+    if front[0] and model is not None and front[0] != model:
+        raise _refusal(f"is about the model {shown(front[0])}, not {shown(model)}")
+
+
+def _signer(members: Mapping[str, Any]) -> Signer:
+    if members.get("signature_kind") is None:
+        return "model"
+    kind = text_member(members, "signature_kind", _WHAT)
+    if kind not in _KINDS:
+        message = f"{_WHAT}: signature_kind: {shown(kind)} is unknown"
+        raise FormatError(message, reason="unsupported")
+    return _KINDS[kind]
+
+
+def _keys(claims: Claims, signer: Signer, algorithm: str) -> list[bytes]:
+    """Return the attested keys of a signer: addresses of ECDSA, or Ed25519 keys."""
+    name = f"signing-{algorithm}" if signer == "model" else f"{signer}-signing-{algorithm}"
+    found = [key for purpose, key in claims.keys.items() if purpose.split("[")[0] == name]
+    if not found:
+        raise _refusal(f"is {algorithm} of the {signer}, of which no such key is attested")
+    return found
+
+
+def _check_ecdsa(signed: bytes, signature: bytes, keys: list[bytes], signer: Signer) -> None:
+    """Check a signature over a text as of Ethereum (EIP-191): r, s and v, 65 bytes."""
+    version = signature[64] - 27 if signature[64] >= 27 else signature[64]
+    digest = keccak256(_PREFIX + str(len(signed)).encode() + signed)
+    try:
+        key = k256_recover(signature[:64] + bytes([min(version, 4)]), digest)
+    except SignatureError as error:
+        raise ServiceError(f"{_WHAT}: {error}", reason="signature") from error
+    address = ethereum_address(key)
+    if not any(hmac.compare_digest(address, one) for one in keys):
+        raise _refusal(f"is by {address.hex()}, not by the attested key of the {signer}")
+
+
+def _refusal(problem: str) -> ServiceError:
+    return ServiceError(f"{_WHAT}: {problem}", reason="signature")
