@@ -153,7 +153,8 @@ class FieldSealing:
         if "?" in target or "#" in target:
             raise _refusal("request target: has a query, which would travel open")
         if not body:
-            return SealedRequest(method, target, _kept(headers), body, _OpenAnswer())
+            unsealed = _OpenAnswer()
+            return SealedRequest(method, target, _kept(headers), body, unsealed, is_sealed=False)
         tables = self._endpoint(target)
         document = _read_request(headers, body)
         context = self._context(document)

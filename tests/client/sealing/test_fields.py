@@ -344,7 +344,7 @@ def test_requests_of_other_forms_are_refused() -> None:
 def test_request_without_body_is_sent_open() -> None:
     """A list of models has nothing to seal; its answer is marked as unauthenticated."""
     sealed = Talk("NEAR ed25519").sealing().seal("GET", "/v1/models", JSON, b"")
-    assert sealed == ("GET", "/v1/models", JSON, b"", sealed.opener)
+    assert sealed == ("GET", "/v1/models", JSON, b"", sealed.opener, False)
     assert sealed.opener.start(200, EVENTS) == EVENTS
     assert sealed.opener.feed(b"abc") == b"abc"
     assert sealed.opener.finish() == b""
