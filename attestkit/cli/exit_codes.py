@@ -56,9 +56,10 @@ def exit_code(error: AttestKitError) -> int:
         return REJECTED
     if isinstance(error, ServiceError):
         return NETWORK if error.reason in _NO_CONNECTION else REJECTED
-    if isinstance(error, ssl.SSLCertVerificationError):  # PeerRefusedError, whose cause tells
-        cause = error.__cause__
-        return exit_code(cause) if isinstance(cause, AttestKitError) else REJECTED
+    if isinstance(error, OSError):  # PeerRefusedError, whose cause tells
+        if isinstance(cause := error.__cause__, AttestKitError):
+            return exit_code(cause)
+        return NETWORK if error.reason in _NO_CONNECTION else REJECTED
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), NETWORK)
 
 

@@ -10,6 +10,7 @@ from attestkit._package import lazy_names
 
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint, aconnect, connect
+    from attestkit.client.offline import verify_proof
     from attestkit.client.proof import Proof
     from attestkit.client.proof_bundle import ProofBundle
     from attestkit.client.prover import OnProof
@@ -31,6 +32,7 @@ __all__ = [
     "bound",
     "connect",
     "service_names",
+    "verify_proof",
 ]
 
 if not TYPE_CHECKING:
@@ -38,6 +40,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "endpoint": ["Endpoint", "aconnect", "connect"],
+            "offline": ["verify_proof"],
             "proof": ["Proof"],
             "proof_bundle": ["ProofBundle"],
             "prover": ["OnProof"],

@@ -46,10 +46,12 @@ class Appraiser:
         encrypt: bool,
         max_age: timedelta,
         first_use: FirstUse | None = None,
+        not_proven: Sequence[str] = (),
     ) -> None:
         self.origin, self.service = origin, service
         self._trust, self._require, self._first_use = trust, require, first_use
         self.model, self.encrypt, self._max_age = model, encrypt, max_age
+        self._not_proven = tuple(not_proven)  # in any case
 
     @property
     def signatures(self) -> bool:
@@ -165,7 +167,7 @@ class Appraiser:
 
     def _general(self, claims: Claims) -> list[str]:
         """Return what nothing shows, for any service."""
-        found = []
+        found = list(self._not_proven)
         if self._trust.hardware_only:
             found.append(_ANY_PROGRAM)
         if self._first_use is not None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +35,7 @@ from attestkit.client.wire.drivers import ReconnectError, drive
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps
-from attestkit.errors import ServiceError, UsageError
+from attestkit.errors import AttestKitError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -176,6 +176,16 @@ class Endpoint(EndpointClients):
         return proof
 
     @property
+    def origin(self) -> str:
+        """The server as a URL without a path."""
+        return self._dialing.origin.url
+
+    @property
+    def timeout(self) -> float:
+        """Limit in seconds for a connection, and for an answer with evidence."""
+        return self._dialing.seconds
+
+    @property
     def model(self) -> str | None:
         """The model that was proven, for requests."""
         return self._appraiser.model
@@ -226,10 +236,10 @@ class Endpoint(EndpointClients):
         if self._appraiser.service.where == "apart":
             drive(self._prover.steps(None, afresh=True), NoChannel())
             return self.proof
-        with self._open() as connection:
+        with self._open(self._dialing) as connection:
             origin = self._dialing.origin
             peer = observe_peer(connection, origin.host, origin.port)
-            with contextlib.suppress(ReconnectError):  # the server closes after its answer
+            with _lost_is_service_error(origin):
                 drive(self._prover.steps(peer, afresh=True), SocketChannel(connection))
         return self.proof
 
@@ -260,12 +270,21 @@ class Endpoint(EndpointClients):
         state = "proven" if self._prover.newest is not None else "not proven"
         return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
 
-    def _open(self) -> ssl.SSLSocket:
+    def _transport_options(self, limits: object) -> dict[str, Any]:
+        return {
+            "prover": self._prover,
+            "context": self._dialing.context(self._appraiser.service),
+            "sealing": self._sealing if self._appraiser.encrypt else None,
+            "proxy": self._dialing.proxy,
+            "limits": limits,
+        }
+
+    def _open(self, dialing: Dialing) -> ssl.SSLSocket:
         try:
-            return self._dialing.open(self._context)
+            return dialing.open(self._context)
         except ssl.SSLCertVerificationError as error:
             message = (
-                f"{self._dialing.origin.authority}: its certificate is not accepted: "
+                f"{dialing.origin.authority}: its certificate is not accepted: "
                 f"{one_line(error.verify_message, 100)}; pass server_ca= with the CA of the server"
             )
             raise ServiceError(message, reason="connection") from error
@@ -289,9 +308,24 @@ class Endpoint(EndpointClients):
             replies.append(reply.body)
             return True
 
-        with dialing.open(self._context) as connection:
+        with self._open(dialing) as connection, _lost_is_service_error(dialing.origin):
             drive(steps(), SocketChannel(connection))
         return replies[0]
+
+
+@contextlib.contextmanager
+def _lost_is_service_error(origin: Origin) -> Iterator[None]:
+    """Raise ServiceError if a connection is lost; a server may close it after its answer."""
+    try:
+        yield
+    except ReconnectError:
+        pass
+    except OSError as error:
+        if isinstance(error, AttestKitError | TimeoutError):
+            raise
+        problem = one_line(error.strerror or type(error).__name__, 100)
+        message = f"{origin.authority}: the connection was lost: {problem}"
+        raise ServiceError(message, reason="connection") from error
 
 
 def _check_pins(trust: Trust, pins: object) -> None:

@@ -5,12 +5,24 @@ this machine can use it. Web pages cannot: a request with another Host, or with 
 refused.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    MutableMapping,
+)
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._sanitize import shown
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.client.wire.http_libraries import choose_library, load_library
+from attestkit.errors import AttestKitError, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint
@@ -23,16 +35,19 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _OF_CONNECTION: Final = frozenset(
     {
         b"connection",
+        b"expect",  # uvicorn has answered it
         b"host",
         b"keep-alive",
         b"proxy-authenticate",
         b"proxy-authorization",
+        b"proxy-connection",
         b"te",
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
 )
+_logger = logging.getLogger("attestkit.client")
 _BAD_GATEWAY, _FORBIDDEN = 502, 403
 
 
@@ -64,23 +79,44 @@ class LocalProxy:
 
     def __init__(self, endpoint: "Endpoint", address: tuple[str, int]) -> None:
         self._endpoint, self._address = endpoint, address
-        self._client: Any = None
-        self._hosts: frozenset[bytes] = frozenset()
+        self._library = choose_library(None)
+        self._transport: Any = None
 
-    def run(self) -> None:
+    def run(self, on_ready: Callable[[str], object]) -> None:
         """Serve until the process is interrupted.
+
+        Args:
+            on_ready: Called with the URL of this proxy once it listens.
 
         Raises:
             UsageError: If uvicorn is not installed.
+            ConfigError: If the address is not free.
         """
         try:
             import uvicorn  # lazy: of the extra `serve`
         except ImportError as error:
             message = "--serve: uvicorn is not installed; pip install 'attestkit[serve]'"
             raise UsageError(message, reason="missing_dependency") from error
+        config = uvicorn.Config(
+            self,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        with self._listen() as listener:
+            on_ready(_url(listener))
+            uvicorn.Server(config).run(sockets=[listener])
+
+    def _listen(self) -> socket.socket:
         host, port = self._address
-        config = uvicorn.Config(self, host, port, log_level="warning", access_log=False)
-        uvicorn.Server(config).run()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            return socket.create_server((host, port), family=family)
+        except OSError as error:
+            message = f"--serve {host}:{port}: cannot listen: {os.strerror(error.errno or 0)}"
+            raise ConfigError(message, reason="in_use") from error
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Handle the events of uvicorn (ASGI 3)."""
@@ -89,13 +125,15 @@ class LocalProxy:
         elif scope["type"] == "http":
             await self._forward(scope, receive, send)
         else:  # a WebSocket, which is not forwarded
+            await receive()
             await send({"type": "websocket.close"})
 
     async def _live(self, receive: _Receive, send: _Send) -> None:
-        """Have a client between startup and shutdown."""
+        """Have a transport between startup and shutdown."""
         await receive()
-        async with self._endpoint.async_client(timeout=None) as client:
-            self._client = client
+        # A client would keep cookies, and send those of one program with requests of another.
+        async with self._endpoint.async_transport(http=self._library) as transport:
+            self._transport = transport
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
@@ -104,44 +142,83 @@ class LocalProxy:
         if (problem := _refusal(scope)) is not None:
             await _answer(send, _FORBIDDEN, problem)
             return
-        target = scope["raw_path"] + (b"?" + query if (query := scope["query_string"]) else b"")
-        headers = [(name, value) for name, value in scope["headers"] if name not in _OF_CONNECTION]
-        request = self._client.build_request(
-            scope["method"],
-            self._endpoint.origin,
-            headers=headers,
-            content=_body(receive) if _has_body(scope) else None,
-            extensions={"target": target},
-        )
         try:
-            answer = await self._client.send(request, stream=True)
+            answer = await self._transport.handle_async_request(self._request(scope, receive))
         except AttestKitError as error:
             await _answer(send, _BAD_GATEWAY, str(error))
             return
-        except Exception as error:  # noqa: BLE001 - of the HTTP client: the connection failed
+        except Exception as error:  # noqa: BLE001 - of the HTTP library: the connection failed
             await _answer(send, _BAD_GATEWAY, f"no answer of the server ({type(error).__name__})")
             return
         try:
-            fields = [
-                (name.lower(), value)
-                for name, value in answer.headers.raw
-                if name.lower() not in _OF_CONNECTION
-            ]
-            await send(
-                {"type": "http.response.start", "status": answer.status_code, "headers": fields}
-            )
-            async for piece in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await _until_disconnect(_pass_on(answer, send), receive)
         finally:
             await answer.aclose()
+
+    def _request(self, scope: _Scope, receive: _Receive) -> Any:  # noqa: ANN401 - of either library
+        target = scope["raw_path"] + (b"?" + query if (query := scope["query_string"]) else b"")
+        seconds = self._endpoint.timeout
+        return load_library(self._library).httpx.Request(
+            scope["method"],
+            self._endpoint.origin,
+            headers=_end_to_end(scope["headers"]),
+            content=_body(receive) if _has_body(scope) else None,
+            extensions={"target": target, "timeout": {"connect": seconds, "pool": seconds}},
+        )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers without those of one connection (RFC 9110, 7.6.1)."""
+    fields = [(name.lower(), value) for name, value in headers]
+    named = {
+        one.strip().lower()
+        for name, value in fields
+        if name == b"connection"
+        for one in value.split(b",")
+    }
+    return [field for field in fields if field[0] not in _OF_CONNECTION | named]
+
+
+async def _pass_on(answer: Any, send: _Send) -> None:  # noqa: ANN401 - as above
+    """Send an answer as it comes; without its end if the server breaks it off."""
+    headers = _end_to_end(answer.headers.raw)
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    try:
+        async for piece in answer.aiter_raw():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    except Exception as error:  # noqa: BLE001 - uvicorn closes the connection of the client
+        _logger.warning("an answer was broken off: %s", type(error).__name__)
+        return
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_disconnect(work: Coroutine[Any, Any, None], receive: _Receive) -> None:
+    """Run a coroutine, and cancel it if the client disconnects."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: _Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refusal(scope: _Scope) -> str | None:
     """Return why a request is refused: it may be of a web page; None if it is not."""
     headers = dict(scope["headers"])
     host, port = scope["server"]
-    names = {f"{host}:{port}", f"[{host}]:{port}", f"localhost:{port}"}
+    names = {f"{name}:{port}" for name in (host, f"[{host}]", "localhost")}
     if headers.get(b"host", b"").decode("latin-1") not in names:
         return "the header Host must be the address of this proxy"
     if b"origin" in headers or b"sec-fetch-site" in headers:

@@ -298,9 +298,3 @@ class Prover:
 
 def _refused(text: str, reason: str) -> PeerRefusedError:
     return PeerRefusedError(text, reason=reason)
-
-
-def _refusal_of(error: Exception) -> PeerRefusedError:
-    if isinstance(error, AttestKitError):
-        return _refused(str(error), error.reason)
-    return _refused(f"verification failed ({type(error).__name__})", "internal")

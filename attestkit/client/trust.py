@@ -57,8 +57,7 @@ class Trust:
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, aware.
-        gpu_services: Services of endorsements for GPUs; None are NVIDIA's. They are asked if GPUs
-            are verified, and the options have neither `gpu_endorsements` nor `collateral`.
+        fetches: Whether collateral may be fetched.
 
     Raises:
         UsageError: If a policy does not name app and image (reason `any_app`), has another type,
@@ -71,11 +70,10 @@ class Trust:
         policy: Policy,
         options: VerifierSettings,
         clock: Callable[[], datetime],
-        gpu_services: "GpuServices | None" = None,
+        *,
+        fetches: bool = True,
     ) -> None:
-        self._options, self._clock = options, clock
-        self._gpu_services = gpu_services
-        self._own_verifiers = False  # of the caller, which have what they need
+        self._options, self._clock, self._fetches = options, clock, fetches
         self.first_use = isinstance(policy, str) and policy == FIRST_USE
         self.hardware_only = isinstance(policy, str) and policy == HARDWARE_ONLY
         self._verifiers: dict[str, Verifier] = {}
@@ -101,7 +99,7 @@ class Trust:
         options: VerifierOptions = {**self._options, "policy": policy}
         if "clock" not in options:
             options["clock"] = self._clock
-        if "collateral" not in options and "pccs_url" not in options:
+        if self._fetches and "collateral" not in options and "pccs_url" not in options:
             from attestkit.collateral.pccs_client import INTEL_URL  # lazy: to fetch only
 
             options["pccs_url"] = INTEL_URL

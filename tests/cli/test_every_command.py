@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -17,7 +17,9 @@ from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
 from attestkit.kms import SimulatedKms
 from attestkit.serve.verifier_service.ear import encode_key_set
+from attestkit.testing import AttestedServer
 from attestkit.verifier.ear.result_token import sign_ear
+from tests.cli import attested
 from tests.cli.commands.test_verify_key import EXPECTED as KEY_EXPECTED
 from tests.cli.commands.test_verify_key import KEY
 from tests.cli.evidence_files import Files
@@ -34,7 +36,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 # Without JSON output, or with a line of JSON for each input.
-WITHOUT_JSON: Final = {"completion", "run", "serve", "verify-many"}
+WITHOUT_JSON: Final = {"completion", "curl", "run", "serve", "verify-many"}
 
 
 @functools.cache
@@ -45,11 +47,29 @@ def running_kms() -> SimulatedKms:
     return kms
 
 
+@functools.cache
+def running_server() -> AttestedServer:
+    """Return a server to prove, which runs until the process ends."""
+    server = AttestedServer(nothing)
+    atexit.register(server.close)
+    return server
+
+
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with a line (ASGI)."""
+    del receive
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a line\n"})
+
+
 def list_calls(files: Files) -> dict[str, list[str]]:
     """Return a valid call of each command."""
     kms, root = running_kms(), files.folder / "kms-root.json"
     kms.root.save(root)
     evidence = str(files.evidence)
+    server = running_server()
+    proven = [server.url, *attested.options(server, files.folder)]
     line = b'{"evidence": "%s"}\n' % files.evidence.read_bytes().hex().encode()
     token = files.put("verdict.jwt", sign_ear(ears.create_small_result(), ears.ED25519))
     keys = files.put("keys.json", encode_key_set(ears.ED25519))
@@ -57,6 +77,8 @@ def list_calls(files: Files) -> dict[str, list[str]]:
         "attest": [*SIMULATED],
         "bench": ["--seconds", "0.1"],
         "completion": ["bash"],
+        "connect": proven,
+        "curl": proven,
         "doctor": [],
         "ear": [str(token), "--key", str(keys), "--at", ears.NOW.isoformat(), "--any-freshness"],
         "emit": [*SIMULATED, "event", "00"],
@@ -114,7 +136,7 @@ def test_help_has_summary_example_and_exit_codes(command: str) -> None:
     if command != "serve":  # has another parser
         assert f"\n  {first}" in text
         assert "Example" in text or command == "completion"
-        assert ("--json" in text) == (command not in {"completion", "run", "verify-many"})
+        assert ("--json" in text) == (command not in WITHOUT_JSON - {"serve"})
 
 
 def test_command_list_has_one_line_per_command(capsys: Capture) -> None:

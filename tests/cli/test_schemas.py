@@ -18,8 +18,8 @@ from tests.cli.program import SIMULATED
 from tests.verifier.platforms import intel
 
 Capture = pytest.CaptureFixture[str]
-# Without JSON output: a shell script, and the output of another program.
-WITHOUT = {"completion", "run"}
+# Without JSON output: a shell script, an answer, and the output of another program.
+WITHOUT = {"completion", "curl", "run"}
 
 
 def _run(capsys: Capture, command: str, *words: str, code: int = 0) -> Any:

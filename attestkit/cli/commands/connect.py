@@ -1,18 +1,26 @@
 """`attestkit connect URL`: prove a server, and show what was proven and what was not."""
 
+import sys
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from attestkit.cli.exit_codes import print_error
 from attestkit.cli.options.click_types import PATH, json_option
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     warn_of_weak_policy,
 )
+from attestkit.cli.options.verification import OWN_INSTANT, read_instant
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, check_writable, write_output
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.client import Proof
 
 _EPILOG: Final = (
     "Example: attestkit connect https://app.example.com --policy policy.toml\n\n"
@@ -21,12 +29,21 @@ _EPILOG: Final = (
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("url", metavar="URL")
+@click.argument("url", metavar="[URL]", required=False)
 @connection_options
 @click.option(
     "--save-bundle",
     type=PATH,
     help="Write what was verified, for a later verification: JSON, mode 0600.",
+)
+@click.option(
+    "--bundle", type=PATH, help="Verify a saved bundle, offline, instead of asking a server."
+)
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="Time of the verification of --bundle, default now: ISO 8601, seconds since 1970, or "
+    f"{OWN_INSTANT} for the time that the bundle names.",
 )
 @click.option(
     "--serve",
@@ -37,18 +54,42 @@ _EPILOG: Final = (
 @json_option
 def connect(
     *,
-    url: str,
+    url: str | None,
     connection: ConnectionOptions,
     save_bundle: Path | None,
+    bundle: Path | None,
+    at: str | None,
     listen: str | None,
     as_json: bool,
 ) -> None:
-    """Prove a server.
+    """Prove a server, before anything is sent to it.
 
     Nothing is sent but the question for its evidence. With --serve, programs in other languages
     reach the server by plain HTTP over the loopback interface; each connection to the server is
     proven before it carries a request.
     """
+    if bundle is not None:
+        for name, value in (("URL", url), ("--save-bundle", save_bundle), ("--serve", listen)):
+            if value is not None:
+                raise UsageError(f"{name}: not with --bundle", reason="conflict")
+        connection.check_offline()
+        _show(_saved_proof(bundle, at, connection), as_json=as_json)
+    elif url is None:
+        raise UsageError("URL: missing; or pass --bundle", reason="missing")
+    elif at is not None:
+        raise UsageError("--at: only with --bundle", reason="conflict")
+    else:
+        _prove(url, connection, save_bundle, listen, as_json=as_json)
+
+
+def _prove(
+    url: str,
+    connection: ConnectionOptions,
+    save_bundle: Path | None,
+    listen: str | None,
+    *,
+    as_json: bool,
+) -> None:
     check_outputs((("--save-bundle", save_bundle),), connection.inputs)
     check_writable((("--save-bundle", save_bundle),))
     if listen is not None:
@@ -56,13 +97,34 @@ def connect(
 
         address = listen_address(listen)
     with connection.connect(url) as endpoint:
+        proof = endpoint.proof
+        is_free = True
         if save_bundle is not None:
-            bundle = endpoint.proof.bundle.to_json()
-            write_output("--save-bundle", save_bundle, bundle, mode=0o600)
-        if as_json:
-            console.as_json(endpoint.proof.to_dict())
-        else:
-            console.lines(str(endpoint.proof).splitlines())
-        warn_of_weak_policy(endpoint)
+            text = proof.bundle.to_json()
+            is_free = write_output("--save-bundle", save_bundle, text, mode=0o600)
+        _show(proof, as_json=as_json, is_free=is_free)
         if listen is not None:
-            LocalProxy(endpoint, address).run()
+            sys.stdout.flush()
+            proxy = LocalProxy(endpoint, address)
+            proxy.run(lambda own: print_error(f"listening on {own}, for {endpoint.origin}"))
+
+
+def _saved_proof(path: Path, at: str | None, connection: ConnectionOptions) -> "Proof":
+    from attestkit.client import ProofBundle  # lazy: not for --help
+
+    if at == OWN_INSTANT:
+        moment = None
+    elif at is not None:
+        moment = read_instant(at, OWN_INSTANT)
+    else:
+        moment = datetime.now(timezone.utc)
+    return connection.verify(ProofBundle.load(path), moment)
+
+
+def _show(proof: "Proof", *, as_json: bool, is_free: bool = True) -> None:
+    """Print a proof, unless stdout has other output."""
+    if is_free and as_json:
+        console.as_json(proof.to_dict())
+    elif is_free:
+        console.lines(str(proof).splitlines())
+    warn_of_weak_policy(proof)

@@ -1,24 +1,35 @@
 """`attestkit curl URL`: one request over a proven connection."""
 
+import codecs
+import os
+import re
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import IO, Final
 
 import click
 
-from attestkit._sanitize import printable
+from attestkit._sanitize import printable, shown
 from attestkit.cli.exit_codes import set_exit_code, write_stderr
 from attestkit.cli.options.click_types import PATH, output_option
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
+    http_errors,
     warn_of_weak_policy,
 )
-from attestkit.cli.output.write_output import check_outputs, check_writable, print_bytes
-from attestkit.errors import UsageError
+from attestkit.cli.output.write_output import (
+    check_outputs,
+    check_writable,
+    is_stdout,
+    print_bytes,
+)
+from attestkit.errors import AttestKitError, UsageError
 
 _HTTP_ERROR: Final = 22  # exit code of curl --fail
+_METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110, 5.6.2
 _MAX_BODY: Final = 1 << 30  # bytes
 _EPILOG: Final = (
     "Example: attestkit curl https://app.example.com/v1/secret --policy policy.toml -d @body.json\n\n"
@@ -50,35 +61,40 @@ def curl(
     fail: bool,
     output: Path | None,
     show_proof: bool,
-) -> None:
-    """Send one request, after the server is proven.
+) -> int:
+    """Send one request to a proven server.
 
-    Redirects are not followed, and nothing is sent if the server is refused.
+    Nothing of the request is sent if the server is refused. Redirects are not followed.
     """
-    check_outputs((("-o", output),), connection.inputs)
+    body_file = Path(data[1:]) if data is not None and data[:1] == "@" and data != "@-" else None
+    check_outputs((("-o", output),), (*connection.inputs, *([body_file] if body_file else [])))
     check_writable((("-o", output),))
     fields = [_header(text) for text in headers]
+    if not any(name.lower() == "accept-encoding" for name, _ in fields):
+        fields.append(("Accept-Encoding", "identity"))  # the body is not decoded
     body = None if data is None else _body(data)
-    parts = urlsplit(url)
-    origin = f"{parts.scheme}://{parts.netloc}"
-    with connection.connect(origin) as endpoint, endpoint.client(timeout=None) as client:
+    chosen = ("GET" if body is None else "POST") if method is None else method
+    if not _METHOD.fullmatch(chosen) or chosen.upper() == "CONNECT":
+        raise UsageError(f"-X {shown(chosen)}: not a method of requests", reason="wrong_value")
+    limits = (connection.timeout, None, None, None)  # of a connection alone, as curl's
+    with connection.connect(_origin(url)) as endpoint, endpoint.client(timeout=limits) as client:
         if show_proof:
             write_stderr(f"{endpoint.proof}\n")
-        warn_of_weak_policy(endpoint)
-        chosen = method or ("GET" if body is None else "POST")
-        with client.stream(chosen, url, content=body, headers=fields) as answer:
-            if include:
-                _print_head(answer.status_code, answer.headers.multi_items())
-            if output is None:
-                for piece in answer.iter_raw():
-                    print_bytes(piece)
-            else:
-                with output.open("wb") as file:
-                    for piece in answer.iter_raw():
-                        file.write(piece)
+        warn_of_weak_policy(endpoint.proof)
+        with (
+            http_errors(endpoint),
+            client.stream(chosen, url, content=body, headers=fields) as answer,
+        ):
+            head = _head(answer.status_code, answer.headers.multi_items()) if include else b""
+            _write_body(output, head, answer.iter_raw())
             status: int = answer.status_code
-    if fail and status >= 400:
-        set_exit_code(_HTTP_ERROR)
+    return set_exit_code(_HTTP_ERROR if fail and status >= 400 else 0)
+
+
+def _origin(url: str) -> str:
+    """Return the part of a URL before its path; `connect` checks it."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{re.split('[/?#]', rest, maxsplit=1)[0]}"
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -90,21 +106,57 @@ def _header(text: str) -> tuple[str, str]:
 
 def _body(data: str) -> bytes:
     if not data.startswith("@"):
-        return data.encode()
-    if data == "@-":
-        found = sys.stdin.buffer.read(_MAX_BODY + 1)
-    else:
-        try:
-            with Path(data[1:]).open("rb") as file:
-                found = file.read(_MAX_BODY + 1)
-        except (OSError, ValueError) as error:
-            message = f"-d {data}: cannot be read: {error}"
-            raise UsageError(message, reason="cannot_read") from error
+        return os.fsencode(data)
+    try:
+        with _open(data[1:]) as file:
+            found = file.read(_MAX_BODY + 1)
+    except (OSError, ValueError) as error:
+        message = f"-d {data}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UsageError(message, reason="cannot_read") from error
     if len(found) > _MAX_BODY:
         raise UsageError(f"-d {data}: over {_MAX_BODY} bytes", reason="too_large")
     return found
 
 
-def _print_head(status: int, headers: list[tuple[str, str]]) -> None:
+def _open(name: str) -> AbstractContextManager[IO[bytes]]:
+    if name != "-":
+        return Path(name).open("rb")
+    if sys.stdin is None:
+        raise ValueError("stdin is closed")
+    return nullcontext(sys.stdin.buffer)
+
+
+def _head(status: int, headers: list[tuple[str, str]]) -> bytes:
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
-    print_bytes("\r\n".join(printable(line) for line in lines).encode())
+    return "\r\n".join(printable(line) for line in lines).encode()
+
+
+def _write_body(output: Path | None, head: bytes, pieces: Iterable[bytes]) -> None:
+    if output is None or is_stdout(output):
+        write = _write_terminal() if sys.stdout.isatty() else print_bytes
+        write(head)
+        for piece in pieces:
+            write(piece)
+            sys.stdout.flush()
+        return
+    try:
+        with output.open("wb") as file:
+            file.write(head)
+            for piece in pieces:
+                file.write(piece)
+    except OSError as error:
+        if isinstance(error, AttestKitError):
+            raise
+        message = f"-o {output}: cannot write: {error.strerror or error}"
+        raise UsageError(message, reason="cannot_write") from error
+
+
+def _write_terminal() -> Callable[[bytes], None]:
+    """Return a function that writes UTF-8 to a terminal, without control characters."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def write(data: bytes) -> None:
+        lines = decode(data).replace("\r\n", "\n").split("\n")
+        sys.stdout.write("\n".join("\t".join(map(printable, one.split("\t"))) for one in lines))
+
+    return write

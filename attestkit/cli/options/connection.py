@@ -1,11 +1,14 @@
 """Options of commands that prove a server: `attestkit connect` and `attestkit curl`."""
 
-from datetime import timedelta
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
+from attestkit._sanitize import one_line
 from attestkit.cli.exit_codes import print_error
 from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.cli.options.verification import (
@@ -14,10 +17,10 @@ from attestkit.cli.options.verification import (
     parse_collateral,
     read_option_file,
 )
-from attestkit.errors import UsageError
+from attestkit.errors import FormatError, ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.client import Endpoint
+    from attestkit.client import Endpoint, Proof, ProofBundle, Require
 
 _WORDS: Final = ("hardware-only", "first-use")
 _MAX_CA: Final = 1 << 20  # bytes
@@ -57,7 +60,7 @@ class ConnectionOptions(NamedTuple):
         Raises:
             AttestKitError: As `attestkit.connect`.
         """
-        from attestkit.client import Require, connect  # lazy: not for --help
+        from attestkit.client import connect  # lazy: not for --help
 
         return connect(
             url,
@@ -65,14 +68,53 @@ class ConnectionOptions(NamedTuple):
             service=self.service,
             model=self.model,
             encrypt=self.encrypt,
-            require=Require(self.freshness, self.channel, self.gpu),  # type: ignore[arg-type]
+            require=self._require(),
             pins=self.pins,
-            server_ca=read_option_file("--server-ca", self.server_ca, _pem),
+            server_ca=read_option_file("--server-ca", self.server_ca, _authorities),
             proxy=self.proxy,
             max_age=timedelta(seconds=self.max_age),
             timeout=self.timeout,
             **self._verifier_options(),
         )
+
+    def verify(self, bundle: "ProofBundle", now: datetime | None) -> "Proof":
+        """Verify a saved proof, offline.
+
+        Args:
+            bundle: The proof.
+            now: Time of the verification; None is that of the bundle.
+
+        Raises:
+            AttestKitError: As `attestkit.client.verify_proof`.
+        """
+        from attestkit.client import verify_proof  # lazy: as above
+
+        options = self._verifier_options()
+        return verify_proof(
+            bundle,
+            policy=self._policy(),
+            require=self._require(),
+            now=now,
+            use_bundle_time=now is None,
+            **options,
+        )
+
+    def check_offline(self) -> None:
+        """Check that no option is given that is of connections only."""
+        given = {
+            "--pins": self.pins,
+            "--server-ca": self.server_ca,
+            "--proxy": self.proxy,
+            "--pccs": self.pccs,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name}: not with --bundle", reason="conflict")
+
+    def _require(self) -> "Require":
+        from attestkit.client import Require  # lazy: as above
+
+        return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type]
 
     def _policy(self) -> Any:  # noqa: ANN401 - a word or a policy
         if self.policy in _WORDS:
@@ -105,18 +147,47 @@ class ConnectionOptions(NamedTuple):
         return found
 
 
-def warn_of_weak_policy(endpoint: "Endpoint") -> None:
+@contextlib.contextmanager
+def http_errors(endpoint: "Endpoint") -> Iterator[None]:
+    """Raise errors of the HTTP library as those of attestkit.
+
+    Raises:
+        UsageError: If a request cannot be sent as it is.
+        ServiceError: If the connection failed.
+    """
+    from attestkit.client.wire.http_libraries import choose_library, load_library  # lazy: loaded
+
+    httpx = load_library(choose_library(None)).httpx
+    problem = "the request cannot be sent"
+    try:
+        yield
+    except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeError) as error:
+        message = f"{problem}: {one_line(str(error), 100)}"
+        raise UsageError(message, reason="wrong_value") from error
+    except httpx.TimeoutException as error:
+        message = f"{endpoint.origin}: no connection within {endpoint.timeout:g} s"
+        raise ServiceError(message, reason="timeout") from error
+    except httpx.HTTPError as error:
+        text = one_line(str(error) or type(error).__name__, 100)
+        message = f"{endpoint.origin}: the connection failed: {text}"
+        raise ServiceError(message, reason="connection") from error
+
+
+def warn_of_weak_policy(proof: "Proof") -> None:
     """Print a warning if any program was accepted, or evidence is simulated."""
-    proof = endpoint.proof
     if proof.code == "nobody":
         print_error("warning: any program on sound hardware was accepted (hardware-only)")
     if proof.simulated:
         print_error("warning: the evidence is simulated, and protects nothing")
 
 
-def _pem(data: bytes) -> bytes:
+def _authorities(data: bytes) -> bytes:
+    """Return CA certificates unchanged, if they are PEM."""
+    from attestkit.client.wire.tls_context import tls_context  # lazy: loads X.509
+
     if len(data) > _MAX_CA:
-        raise UsageError(f"over {_MAX_CA} bytes", reason="too_large")
+        raise FormatError(f"over {_MAX_CA} bytes", reason="too_large")
+    tls_context(data)
     return data
 
 

@@ -93,10 +93,8 @@ def _connect(
 ) -> "socket.socket":
     if proxy is None:
         return connect_tcp(host, port, time_left(), time_left)
-    parts = urlsplit(proxy)
-    if parts.scheme != "http" or not parts.hostname:
-        raise UsageError("proxy: must be http://HOST:PORT", reason="wrong_value")
-    tunnel = HTTPConnection(parts.hostname, parts.port or 80, timeout=time_left())
+    proxy_host, proxy_port = _proxy_address(proxy)
+    tunnel = HTTPConnection(proxy_host, proxy_port, timeout=time_left())
     tunnel.set_tunnel(host, port)
     try:
         tunnel.connect()
@@ -104,3 +102,15 @@ def _connect(
         tunnel.close()
         raise
     return tunnel.sock
+
+
+def _proxy_address(proxy: str) -> tuple[str, int]:
+    message = "proxy: must be http://HOST:PORT"
+    try:
+        parts = urlsplit(proxy)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:
+        raise UsageError(message, reason="wrong_value") from error
+    if parts.scheme != "http" or not host:
+        raise UsageError(message, reason="wrong_value")
+    return host, port

@@ -1,0 +1,97 @@
+"""Verification of a saved proof without network: `verify_proof`.
+
+```python
+bundle = ProofBundle.load("proof.json")
+print(verify_proof(bundle, policy="policy.toml"))
+```
+"""
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Final
+
+from attestkit._argument_checks import require_time_zone, wrong_type
+from attestkit.client.appraisal import Appraiser
+from attestkit.client.origin import Origin
+from attestkit.client.proof import Proof
+from attestkit.client.proof_bundle import ProofBundle
+from attestkit.client.require import REQUIRE_ALL, Require
+from attestkit.client.services.registry import open_service
+from attestkit.client.services.service import Service
+from attestkit.client.trust import FIRST_USE, Policy, Trust
+from attestkit.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from attestkit.verifier.verifier_options import VerifierSettings
+
+_MAX_AGE: Final = timedelta(hours=1)  # of no effect: nothing is sent under this proof
+_SAVED: Final = "that its nonce and the TLS key were a client's: the saved file says so"
+_ITS_TIME: Final = "the time of the proof: the saved file names it"
+
+
+def verify_proof(
+    bundle: ProofBundle,
+    *,
+    policy: Policy,
+    service: Service | None = None,
+    require: Require = REQUIRE_ALL,
+    now: datetime | None = None,
+    use_bundle_time: bool = False,
+    **verifier: "Unpack[VerifierSettings]",
+) -> Proof:
+    """Verify a saved proof again, and return it; there is no network access.
+
+    Evidence and collateral are signed. The file itself is not: that its nonce was fresh, and its
+    certificate was seen, is the word of whoever has saved it.
+
+    Args:
+        bundle: The saved proof.
+        policy: As for `connect`, without "first-use". A Verifier with `pccs_url` fetches collateral
+            that the bundle lacks.
+        service: Service of the bundle, if it is one of the caller's own.
+        require: What the proof must show.
+        now: Time of the verification, aware; None: the current time.
+        use_bundle_time: Verify at `bundle.at`: what has expired or was revoked since is accepted.
+        verifier: Arguments of `Verifier`, such as `trust_anchor`. The collateral is the bundle's.
+
+    Raises:
+        ServiceError: If a requirement is not met, or the evidence is about another key.
+        VerificationError: If evidence is not valid, not accepted, or has expired.
+        CollateralError: If the bundle lacks collateral of its evidence.
+        FormatError: If an answer or a certificate in it is malformed.
+        UsageError: If an argument is not valid, or the service is unknown.
+    """
+    if not isinstance(bundle, ProofBundle):
+        raise wrong_type("bundle", "a ProofBundle", bundle)
+    if policy == FIRST_USE:
+        message = f'policy: "{FIRST_USE}" is for connections; pass a policy'
+        raise UsageError(message, reason="conflict")
+    if use_bundle_time and now is not None:
+        raise UsageError("now and use_bundle_time: give at most one", reason="conflict")
+    if now is not None:
+        require_time_zone("now", now)
+    at = bundle.at if use_bundle_time else now or datetime.now(timezone.utc)
+    service = service or open_service(bundle.service)
+    _check_complete(bundle, service)
+    appraiser = Appraiser(
+        Origin(bundle.host, bundle.port),
+        service,
+        Trust(policy, verifier, lambda: at, fetches=False),
+        require,
+        model=bundle.model,
+        encrypt=bundle.sealed,
+        max_age=_MAX_AGE,
+        not_proven=(_SAVED, *([_ITS_TIME] if use_bundle_time else [])),
+    )
+    return appraiser.appraise(bundle.answers, bundle.nonce, bundle.seen, at, bundle.collateral)
+
+
+def _check_complete(bundle: ProofBundle, service: Service) -> None:
+    """Check that a bundle has what a client of the service has; FormatError if not."""
+    if (bundle.certificate is None) != (service.where == "apart"):
+        message = "proof bundle: certificate: must be null for services that are asked apart only"
+        raise FormatError(message, reason="inconsistent")
+    if len(bundle.answers) != len(service.questions(bundle.nonce, bundle.model)):
+        message = f"proof bundle: answers: another number than {service.name} has"
+        raise FormatError(message, reason="inconsistent")
