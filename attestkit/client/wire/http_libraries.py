@@ -116,6 +116,9 @@ class PoolOptions:
             except (ValueError, TypeError, httpx.InvalidURL) as error:
                 message = "proxy: not a URL of http, https, socks5 or socks5h"
                 raise UsageError(message, reason="wrong_value") from error
+        if proxy is not None and proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
+            message = "proxy: SOCKS needs socksio, which is not installed; pip install socksio"
+            raise UsageError(message, reason="missing_dependency")
         self._proxy = proxy
         self._limits = httpx.Limits(max_connections=100, max_keepalive_connections=20)
         if limits is not None:

@@ -398,7 +398,8 @@ def http_transports(name: LibraryName) -> TransportClasses:
 
     def derive(own: type, base: type, body: type, stream: type) -> Any:
         members = {"library": library, "body_class": type(body.__name__, (body, stream), {})}
-        return type(own.__name__, (own, base), members)
+        described = {"__doc__": own.__doc__, "__module__": own.__module__}
+        return type(own.__name__, (own, base), {**members, **described})
 
     return TransportClasses(
         derive(BlockingTransport, httpx.BaseTransport, BlockingBody, httpx.SyncByteStream),

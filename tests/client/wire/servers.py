@@ -108,6 +108,9 @@ class WireServer:
                 plain, _ = self._listener.accept()
             except OSError:
                 return
+            plain.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # else each answer waits 40 ms
             connection = Connection()
             self.connections.append(connection)
             with self._lock:
@@ -221,10 +224,12 @@ class Proxy:
         to: Port to which it connects, whatever it is asked for; None: as asked for.
         targets: What it was asked for, by the first line of each connection.
         answer: What it answers instead of tunnelling.
+        name: Name of its key, if it is asked over TLS.
     """
 
-    def __init__(self, to: int | None = None, answer: bytes = b"") -> None:
+    def __init__(self, to: int | None = None, answer: bytes = b"", name: str = "") -> None:
         self.to, self.answer = to, answer
+        self._context = identity(name).context() if name else None
         self.targets: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -235,7 +240,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """Its URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._context else ''}://127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
         while True:
@@ -250,6 +255,13 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True)
+                self._open.append(client)
+            self._tunnel(client)
+
+    def _tunnel(self, client: socket.socket) -> None:
+        with client:
             head = b""
             while b"\r\n\r\n" not in head:
                 data = client.recv(4096)
@@ -302,9 +314,9 @@ def serving(name: str = "a", **changes: Any) -> Iterator[WireServer]:
 
 
 @contextlib.contextmanager
-def proxying(to: int | None = None, answer: bytes = b"") -> Iterator[Proxy]:
+def proxying(to: int | None = None, answer: bytes = b"", name: str = "") -> Iterator[Proxy]:
     """Run a proxy."""
-    proxy = Proxy(to, answer)
+    proxy = Proxy(to, answer, name)
     try:
         yield proxy
     finally:

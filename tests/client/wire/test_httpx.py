@@ -1,15 +1,18 @@
 """httpx and httpx2 send no byte of a request to a server that is not proven."""
 
+import contextlib
 import json
 import os
 import socket
 import ssl
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from attestkit.client.wire.httpcore_streams import ProvenOrigin, ProvingBackend
 from attestkit.client.wire.httpx_transport import http_transports
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
@@ -246,6 +249,23 @@ def test_httpx_tunnels_through_explicit_proxy(kind: str) -> None:
 
 
 @every_client
+def test_httpx_tunnels_through_proxy_of_tls(kind: str) -> None:
+    """The proxy's own TLS proves nothing; the server's, inside of it, is proven."""
+    with serving() as server, serving("relay") as relay, proxying(name="proxy") as proxy:
+        prover = SimpleProver(server)
+        library = pytest.importorskip(kind.split(maxsplit=1)[0])
+        context = ssl.create_default_context(cadata=authority().pem)
+        options = {"proxy": library.Proxy(proxy.url, ssl_context=context)}
+        with calling(kind, prover, **options) as caller:
+            assert caller.get(server.url + "/x").json()["target"] == "/x"
+        assert server.questions == prover.proofs == 1
+        proxy.to = relay.port
+        with calling(kind, prover, **options) as caller, raises(PeerRefusedError, "other_key"):
+            caller.post(server.url, content=b"secret")
+        assert relay.received == b""
+
+
+@every_client
 def test_httpx_refuses_server_behind_hostile_proxy(kind: str) -> None:
     """A proxy that ends TLS itself gets no request, and its tunnels do not fill the pool."""
     with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
@@ -435,11 +455,13 @@ def test_httpx_proves_once_for_many_threads(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
-def test_httpx_refuses_for_many_threads(library: str) -> None:
-    """32 requests at once to a relay: each is refused, and no byte is sent."""
+@pytest.mark.parametrize("connections", [1, 100])
+def test_httpx_refuses_for_many_threads(library: str, connections: int) -> None:
+    """32 requests at once to a relay: each is refused, also those that wait for a connection."""
     with serving("relay") as server:
         prover = SimpleProver(server)
-        with calling(library, prover) as caller, ThreadPoolExecutor(32) as threads:
+        limits = pytest.importorskip(library).Limits(max_connections=connections)
+        with calling(library, prover, limits=limits) as caller, ThreadPoolExecutor(32) as threads:
 
             def call(_: int) -> str:
                 with pytest.raises(PeerRefusedError) as caught:
@@ -493,6 +515,24 @@ def test_httpx_transport_refuses_context_that_proves_by_itself() -> None:
         kind(prover, context)
     with raises(UsageError, "wrong_value", start="proxy:"):
         kind(prover, tls_context(authority().pem), proxy="gopher://x")
+
+
+def test_httpx_transport_needs_socksio_for_socks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of SOCKS is refused at once where its library is missing."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    kind = http_transports("httpx").blocking
+    with raises(UsageError, "missing_dependency", part="socksio"):
+        kind(SimpleProver(WireServerLike()), tls_context(), proxy="socks5://127.0.0.1:1")
+
+
+def test_httpx_stream_sends_nothing_before_tls() -> None:
+    """A stream without proxy writes nothing at all before the server is proven."""
+    httpcore: Any = pytest.importorskip("httpcore")
+    with serving() as server:
+        origin = ProvenOrigin(SimpleProver(server), tls_context(), httpcore, proxied=False)
+        stream = ProvingBackend(origin, httpcore).connect_tcp("127.0.0.1", server.port)
+        with contextlib.closing(stream), pytest.raises(ConnectionError, match="not proven"):
+            stream.write(b"GET / HTTP/1.1\r\n\r\n")
 
 
 class WireServerLike(WireServer):
