@@ -1,6 +1,6 @@
 """The simulated KMS of a server, from its options."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,6 +13,7 @@ from attestkit.serve.config.options import KMS_OPTIONS
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.kms.release.kms_faults import KmsFaults
+    from attestkit.kms.root import KmsRoot
     from attestkit.serve.config.agent_settings import Settings
     from attestkit.serve.config.options import Options
     from attestkit.serve.kms_service.simulated_kms import SimulatedKms
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE: Final = "DSTACK_KMS_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable with the token of the listener for administration."""
+
+_AFTER_SETUP: Final = ", after Bootstrap or Onboard, and /finish"
 
 
 @contextmanager
@@ -37,27 +40,25 @@ def serve_kms(
     Yields:
         The URLs of its listeners by name, and lines of the banner; both are empty if it is off.
     """
-    kms = None
+    kms, path = None, settings.folder / "kms-root.json"
     if settings.options.first_given(KMS_OPTIONS) is not None:
-        folder = settings.state_folder
         kms = open_kms(
             settings.options,
             attester,
             seed=seed,
-            state_folder=folder,
+            state_folder=settings.state_folder,
             limits=limits,
             environ=environ,
+            on_keys=lambda root: root.save(path),
         )
     if kms is None:
         yield {}, []
         return
     with kms:
-        path = settings.folder / "kms-root.json"
-        kms.root.save(path)
         addresses = {"kms": kms.url, "kms_admin": kms.admin_url}
         lines = [
             f"  simulated KMS, whose keys protect nothing: {kms.url}",
-            f"  simulated roots, for clients to pin: {path}",
+            f"  simulated roots, for clients to pin: {path}{'' if kms.has_keys else _AFTER_SETUP}",
         ]
         yield {name: url for name, url in addresses.items() if url}, lines
 
@@ -70,6 +71,7 @@ def open_kms(
     state_folder: Path,
     limits: Limits,
     environ: Mapping[str, str],
+    on_keys: "Callable[[KmsRoot], object] | None" = None,
 ) -> "SimulatedKms | None":
     """Start the simulated KMS of a simulator; None if it is off.
 
@@ -83,6 +85,7 @@ def open_kms(
         state_folder: Folder of the simulator; that of the keys is below.
         limits: Limits of the listeners.
         environ: Environment variables.
+        on_keys: As for `SimulatedKms`.
 
     Raises:
         UsageError: If an option is not valid, or requires another one.
@@ -99,6 +102,8 @@ def open_kms(
     token = environ.get(TOKEN_VARIABLE, "")
     if admin is not None and not token:
         raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
+    if options.kms_onboarding and seed is not None:
+        raise options.error("kms_onboarding", "excludes a seed, of which the keys are derived")
     domain, faults, policies = _read_domain(options), _read_faults(options), _read_policies(options)
     with prefix_errors("--kms:"):
         return SimulatedKms(
@@ -107,6 +112,7 @@ def open_kms(
             policies=policies,
             seed=seed,
             state_dir=None if seed is not None else state_folder / "kms",
+            onboarding=options.kms_onboarding,
             domain=domain,
             address=address,
             admin=admin,
@@ -114,6 +120,7 @@ def open_kms(
             attester=attester,
             faults=faults,
             limits=limits,
+            on_keys=on_keys,
         )
 
 

@@ -9,6 +9,7 @@ from attestkit._crypto.ecdsa import K256_ORDER, P256_ORDER, K256Key, P256Key
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import UsageError
+from attestkit.kms.root import KmsRoot
 
 _SALT: Final = b"attestkit/sim-kms/v1"
 _ORDERS: Final = {"p256": P256_ORDER, "k256": K256_ORDER}
@@ -147,6 +148,11 @@ class KmsRoots(Secret):
     def k256_public_key(self) -> bytes:
         """Public secp256k1 root key, 33 bytes (compressed SEC1)."""
         return self.k256_key.public_key
+
+    @property
+    def public_root(self) -> KmsRoot:
+        """The public root keys, for clients to pin."""
+        return KmsRoot(self.ca_spki, self.k256_public_key)
 
     @property
     def provider_id(self) -> str:

@@ -30,6 +30,7 @@ FLAGS: Final = frozenset(
         "access_log",
         "guest_api_shutdown",
         "json",
+        "kms_onboarding",
         "measure_app",
         "reset",
         "verifier_fetch_ak_certificates",
@@ -38,7 +39,9 @@ FLAGS: Final = frozenset(
 )
 """Boolean options."""
 
-KMS_OPTIONS: Final = (*("kms", "kms_auth", "kms_policy", "kms_domain", "kms_admin", "kms_fault"),)
+KMS_OPTIONS: Final = (
+    *("kms", "kms_auth", "kms_policy", "kms_domain", "kms_onboarding", "kms_admin", "kms_fault"),
+)
 """Options of the simulated KMS."""
 REPEATED: Final = frozenset({"auth_key", "fault", "kms_fault", "kms_policy", "kms_root", "kms_url"})
 """Options with a list of values; a text is a list of one."""
@@ -198,6 +201,9 @@ class Options(NamedTuple):
     kms_domain: Annotated[
         _Text, "NAME", "DNS name or IP address in its certificate; default: localhost"
     ] = None
+    kms_onboarding: Annotated[
+        bool, "a KMS without keys waits for Bootstrap or Onboard over plain HTTP; not with --seed"
+    ] = False
     kms_admin: Annotated[
         _Text,
         "HOST:PORT",

@@ -5,10 +5,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from attestkit.errors import AttestKitError
 from attestkit.kms.release.authorization import KmsAuthorization
 from attestkit.kms.release.kms_faults import KmsFaults
 from attestkit.kms.release.state_folder import KmsState, KmsStateFolder
 from attestkit.serve.config.limits import Limits
+from attestkit.serve.config.option_values import Address
 from attestkit.serve.counters import Stats
 from attestkit.serve.event_loop_thread import start_listeners, stop_listeners
 from attestkit.serve.job_queue import JobThreads
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from attestkit.attester import Attester
+    from attestkit.kms.root import KmsRoot
     from attestkit.serve.http.server import Listener
     from attestkit.verifier import Verifier
 
@@ -40,6 +43,7 @@ class KmsParts(NamedTuple):
     attester: "Attester | None"
     faults: KmsFaults
     now: "Callable[[], float]"
+    on_keys: "Callable[[KmsRoot], object] | None" = None
 
     def make_engine(self, state: KmsState) -> ReleaseEngine:
         """Return the engine of a KMS with these keys."""
@@ -60,6 +64,17 @@ class KmsSockets(NamedTuple):
 
     rpc: "socket"
     admin: "socket | None" = None
+
+    @property
+    def port(self) -> int:
+        """Port of the HTTPS listener."""
+        port: int = self.rpc.getsockname()[1]
+        return port
+
+    @property
+    def admin_url(self) -> str:
+        """URL for administration; empty without its socket."""
+        return "" if self.admin is None else f"http://{Address(*self.admin.getsockname()[:2])}"
 
 
 class KmsServer:
@@ -104,6 +119,8 @@ class KmsServer:
         app = KmsApp(context, self._limits, traffic, "kms")
         contexts = engine.identity.next_context
         rpc = Listener(app, self._sockets.rpc, self._limits, "kms", traffic, tls=contexts)
+        if self._parts.on_keys is not None:
+            self._parts.on_keys(state.roots.public_root)
         self._task = await start_listeners([rpc, *self._admin()])
         self.has_keys.set()
 
@@ -126,8 +143,12 @@ class KmsServer:
         async def switch() -> None:
             assert setup.state is not None
             await stop_listeners(task)
-            await self.serve(setup.state)
-            _logger.info("simulated KMS: setup finished; serving HTTPS")
+            try:
+                await self.serve(setup.state)
+            except AttestKitError as error:
+                _logger.error("simulated KMS: HTTPS is not served: %s", error)  # noqa: TRY400
+            else:
+                _logger.info("simulated KMS: setup finished; serving HTTPS")
 
         def finish() -> None:
             if self._switch is None:

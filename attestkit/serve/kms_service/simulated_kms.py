@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from attestkit._argument_checks import wrong_type
@@ -18,7 +17,6 @@ from attestkit.kms.release.authorization import (
 )
 from attestkit.kms.release.kms_faults import ROLLOVER, KmsFaults
 from attestkit.kms.release.roots import KmsRoots
-from attestkit.kms.release.state_folder import KmsState, KmsStateFolder, create_state
 from attestkit.kms.root import KmsRoot
 from attestkit.ra_tls.issued import current_time
 from attestkit.serve.config.limits import Limits
@@ -26,6 +24,7 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.serve.http.sockets import bind_tcp
 from attestkit.serve.job_queue import JobThreads
+from attestkit.serve.kms_service.key_source import KeySource
 from attestkit.serve.kms_service.kms_server import KmsParts, KmsServer, KmsSockets
 from attestkit.serve.kms_service.methods import WORKERS
 from attestkit.serve.kms_service.release_engine import ReleaseOptions
@@ -84,6 +83,7 @@ class SimulatedKms:
         limits: Limits of the listener.
         thread: Thread with the event loop; None: one for this object.
         now: Returns the time in seconds since 1970. TLS uses the system's clock.
+        on_keys: Called with the root keys before HTTPS is served, which is after the setup.
 
     Attributes:
         faults: The faults that are armed.
@@ -119,47 +119,55 @@ class SimulatedKms:
         limits: Limits = _AT_ONCE,
         thread: EventLoopThread | None = None,
         now: Callable[[], float] = current_time,
+        on_keys: Callable[[KmsRoot], object] | None = None,
     ) -> None:
         if not (hasattr(verifier, "verify") and hasattr(verifier, "policy")):
             raise wrong_type("verifier", "a Verifier", verifier)
+        self.faults: KmsFaults = KmsFaults.of(faults)
+        if state_dir is not None:
+            self.faults.watch(self._check_fault)
+        authorization = _make_authorization(auth, policies, kms_policy)
         options = ReleaseOptions(
             allow_any_upgrade=allow_any_upgrade,
             use_claimed_image=not image_verify,
             enforce_self_authorization=enforce_self_authorization,
             released_platforms=frozenset(released_platforms),
         )
-        self.faults: KmsFaults = KmsFaults.of(faults)
-        if state_dir is not None:
-            self.faults.watch(self._check_fault)
-        authorization = _make_authorization(auth, policies, kms_policy)
-        parts = KmsParts(verifier, authorization, options, attester, self.faults, now)
-        self._process, self._domain = os.getpid(), domain
-        self.admin_url: str = ""
+        parts = KmsParts(verifier, authorization, options, attester, self.faults, now, on_keys)
+        self._process, self._domain, self._now = os.getpid(), domain, now
         with ExitStack() as stack:
-            threads = stack.enter_context(JobThreads(WORKERS, "kms"))
-            thread = thread or stack.enter_context(EventLoopThread())
-            folder = _open_folder(state_dir, seed, roots, stack)
+            keys = stack.enter_context(closing(KeySource(seed, roots, state_dir)))
             sockets = _bind(address, admin, stack)
-            self._port: int = sockets.rpc.getsockname()[1]
+            self._port, self.admin_url = sockets.port, sockets.admin_url
+            threads = stack.enter_context(JobThreads(WORKERS, "kms"))
             self._server = KmsServer(parts, sockets, limits, threads, admin_token)
-            if sockets.admin is not None:
-                self.admin_url = f"http://{Address(*sockets.admin.getsockname()[:2])}"
-            stack.callback(thread.run, self._server.stop)
-            has_keys = seed is not None or roots is not None
-            if onboarding and not has_keys and (folder is None or folder.is_empty):
-                thread.run(lambda: self._server.serve_onboarding(folder))
-            else:
-                state = _load_state(seed, roots, folder, domain, int(now()))
-                thread.run(lambda: self._server.serve(state))
+            thread = thread or stack.enter_context(EventLoopThread())
+            self._start(keys, thread, stack, onboarding=onboarding)
             self._stack = stack.pop_all()
+
+    def _start(
+        self, keys: KeySource, thread: EventLoopThread, stack: ExitStack, *, onboarding: bool
+    ) -> None:
+        """Serve HTTPS, or the setup if there are no keys, until the end of `stack`."""
+        stack.callback(thread.run, self._server.stop)
+        if onboarding and not keys.has_keys:
+            thread.run(lambda: self._server.serve_onboarding(keys.folder))
+        else:
+            state = keys.load(self._domain, int(self._now()))
+            thread.run(lambda: self._server.serve(state))
 
     @property
     def url(self) -> str:
         """The URL for clients: https, during the setup http."""
-        scheme = "https" if self._server.has_keys.is_set() else "http"
+        scheme = "https" if self.has_keys else "http"
         identity = self._server.identity
         domain = self._domain if identity is None else identity.state.domain
         return f"{scheme}://{Address(domain, self._port)}"
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether HTTPS is served: there are keys, and the setup is finished."""
+        return self._server.has_keys.is_set()
 
     def wait_for_keys(self, seconds: float) -> bool:
         """Wait until the setup is finished and HTTPS is served; return whether it is."""
@@ -175,8 +183,7 @@ class SimulatedKms:
     @property
     def root(self) -> KmsRoot:
         """The root keys, for clients to pin. The fault `kms_rollover` changes them."""
-        roots = self._identity.state.roots
-        return KmsRoot(roots.ca_spki, roots.k256_public_key)
+        return self._identity.state.roots.public_root
 
     @property
     def root_cert(self) -> str:
@@ -210,39 +217,6 @@ class SimulatedKms:
 
     def __repr__(self) -> str:
         return f"SimulatedKms({self.url})"
-
-
-def _open_folder(
-    state_dir: str | os.PathLike[str] | None,
-    seed: bytes | None,
-    roots: KmsRoots | None,
-    stack: ExitStack,
-) -> KmsStateFolder | None:
-    """Open the folder with the keys, if there is one; it stays locked until `stack` ends."""
-    given = [name for name, value in (("seed", seed), ("roots", roots)) if value is not None]
-    if len(given) > 1 or (given and state_dir is not None):
-        text = "pass only one of seed, roots and state_dir"
-        raise UsageError(f"{given[0]}: conflict; {text}", reason="conflict")
-    if state_dir is None:
-        return None
-    folder = KmsStateFolder(Path(state_dir))
-    stack.callback(folder.close)
-    return folder
-
-
-def _load_state(
-    seed: bytes | None,
-    roots: KmsRoots | None,
-    folder: KmsStateFolder | None,
-    domain: str,
-    now: int,
-) -> KmsState:
-    """Return the keys and certificates of a KMS."""
-    if folder is not None:
-        return folder.load_or_create(domain, now)
-    if roots is None:
-        roots = KmsRoots.generate() if seed is None else KmsRoots.from_seed(seed)
-    return create_state(roots, domain, now)
 
 
 def _bind(address: tuple[str, int], admin: tuple[str, int] | None, stack: ExitStack) -> KmsSockets:

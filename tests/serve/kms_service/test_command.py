@@ -1,6 +1,8 @@
 """`attestkit serve --kms`: a simulated KMS beside a simulator, and its options."""
 
 import json
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import Options
 from attestkit.serve.kms_factory import open_kms
 from attestkit.verifier import AppraisalPolicy
+from tests.serve.client import Connection
+from tests.serve.kms_service.kms_clients import SECONDS
 from tests.serve.server import SEED, running_server
 
 ADDRESS = "127.0.0.1:0"
@@ -61,6 +65,34 @@ def test_policy_of_an_app(tmp_path: Path) -> None:
     assert open_for(tmp_path, kms=ADDRESS, kms_policy=(str(path),)) is not None
 
 
+def test_setup_of_the_command(tmp_path: Path) -> None:
+    """With --kms-onboarding the roots are written at the end of the setup, before HTTPS."""
+    path = tmp_path / "kms-root.json"
+    options = ("--json", "--kms", ADDRESS, "--kms-onboarding")
+    with running_server(*options, folder=tmp_path, seed=None) as server:
+        url = json.loads(server.line)["places"]["kms"]
+        assert url.startswith("http://")
+        assert "after Bootstrap or Onboard" in server.log()
+        assert not path.exists()
+        with closing(Connection(url)) as connection:
+            created = connection.call("prpc/Onboard.Bootstrap", {"domain": "localhost"}).json()
+            assert not path.exists()
+            assert connection.call("prpc/Onboard.Finish").body == b"null"
+        ends = time.monotonic() + SECONDS
+        while "serving HTTPS" not in server.log():
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        root = KmsRoot.load(path)
+        assert (root.provider_id, root.k256_public_key) == (
+            created["ca_pubkey"],
+            bytes.fromhex(created["k256_pubkey"]),
+        )
+        meta = KmsClient(url.replace("http:", "https:"), roots=[root]).get_meta()
+        assert meta.is_dev
+    with running_server(*options, folder=tmp_path, seed=None) as server:
+        assert json.loads(server.line)["places"]["kms"].startswith("https://")  # it has keys
+
+
 def test_administration_needs_a_token(tmp_path: Path) -> None:
     """The token is in the environment, not on the command line."""
     token = {"DSTACK_KMS_ADMIN_TOKEN": "0123456789abcdef"}
@@ -71,6 +103,8 @@ def test_administration_needs_a_token(tmp_path: Path) -> None:
     ("options", "text"),
     [
         ({"kms_auth": "dev"}, "--kms-auth: requires --kms HOST:PORT"),
+        ({"kms_onboarding": True}, "--kms-onboarding: requires --kms HOST:PORT"),
+        ({"kms": ADDRESS, "kms_onboarding": True}, "--kms-onboarding: excludes a seed"),
         ({"kms_fault": ("kms_fails",)}, "--kms-fault: requires --kms HOST:PORT"),
         ({"kms": ADDRESS, "kms_admin": ADDRESS}, "--kms-admin: requires a token"),
         ({"kms": ADDRESS, "kms_fault": ("ebusy",)}, "--kms-fault: "),
