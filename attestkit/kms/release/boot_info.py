@@ -82,6 +82,7 @@ class VerifiedGuest(NamedTuple):
     boot_info: BootInfo
     app_info: AppInfo  # content of a certificate's extension
     result: AttestationResult
+    ppid: bytes  # verified identity of an Intel processor, 16 bytes; else empty
 
 
 def verify_guest(
@@ -124,7 +125,7 @@ def verify_guest(
         require_size("ca_spki", ca_spki, 91)
     attestation = attestation.with_vm_config(vm_config)
     steps = verifier.examine(attestation, now=now)
-    steps.authenticate()
+    authenticated = steps.authenticate()
     steps.replay()
     steps.image_hash()
     info = steps.app_info(KeyRequest(ca_spki, boottime))
@@ -140,7 +141,12 @@ def verify_guest(
     result = steps.appraise(report_data=report_data, policy=policy)
     platform, status = result.claims.platform, result.tcb.status
     text = _WITHOUT_STATUS.get(platform, "") if status is None else status.value
-    return VerifiedGuest(BootInfo.of(platform, info, text, result.advisory_ids), info, result)
+    return VerifiedGuest(
+        BootInfo.of(platform, info, text, result.advisory_ids),
+        info,
+        result,
+        ppid=b"" if steps.parsed.quote is None else authenticated.device,
+    )
 
 
 def _read_claimed_hash(config: str) -> bytes:

@@ -143,6 +143,7 @@ class Onboarding(RequestQueue):
             mr_aggregated=boot.mr_aggregated,
             os_image_hash=boot.os_image_hash,
             tee_variant=boot.tee_variant,
+            ppid=guest.ppid,
         )
 
     def _now(self) -> int:

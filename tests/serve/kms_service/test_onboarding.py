@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def test_setup_describes_the_kms(new_kms: MakeKms, tee: SimulatedTee) -> None:
     found = call(new_kms(), "GetAttestationInfo").json()
     assert found["mr_aggregated"] == tee.app_info.mr_aggregated.hex()
     assert found["tee_variant"] == "dstack-tdx"
+    ppid = bytes.fromhex(found["ppid"])
+    assert len(ppid) == 16
+    assert found["device_id"] == sha256(ppid).hexdigest()
 
 
 def test_setup_has_a_page(new_kms: MakeKms) -> None:
