@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from attestkit.kms.answers import KmsMeta
     from attestkit.kms.boot import KmsBoot, boot_with_kms
     from attestkit.kms.cert_request import CertRequest
-    from attestkit.kms.client import FetchedKeys, KmsClient
+    from attestkit.kms.client import KmsClient
     from attestkit.kms.connection import TimeLimits
+    from attestkit.kms.fetched_keys import FetchedKeys
     from attestkit.kms.root import KmsRoot
     from attestkit.kms.sealed_env import Epochs, open_env, seal_env
     from attestkit.kms.tls_chain import AppCertificate, verify_app_certificate
@@ -27,7 +28,8 @@ else:
             "answers": ["KmsMeta"],
             "boot": ["KmsBoot", "boot_with_kms"],
             "cert_request": ["CertRequest"],
-            "client": ["FetchedKeys", "KmsClient"],
+            "client": ["KmsClient"],
+            "fetched_keys": ["FetchedKeys"],
             "connection": ["TimeLimits"],
             "root": ["KmsRoot"],
             "sealed_env": ["Epochs", "open_env", "seal_env"],

@@ -39,8 +39,9 @@ from attestkit.errors import (
 from attestkit.event_log import Event
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
-from attestkit.kms.client import FetchedKeys, KmsClient, not_proven
+from attestkit.kms.client import KmsClient
 from attestkit.kms.connection import TimeLimits
+from attestkit.kms.fetched_keys import FetchedKeys, not_proven
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.sealed_provider import check_sealed_provider
 from attestkit.ra_tls.issued import current_time

@@ -41,6 +41,7 @@ from attestkit.kms.connection import (
     rooted_context,
 )
 from attestkit.kms.failover import malformed_answer, try_each_url
+from attestkit.kms.fetched_keys import FetchedKeys, not_proven
 from attestkit.kms.key_checks import check_received_keys
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.kms.server_checks import check_usage, verify_evidence
@@ -66,19 +67,6 @@ class EvidenceMaker(Protocol):
     def attest(self, *, report_data: bytes) -> Attestation:
         """Return evidence over 64 bytes of report data."""
         ...
-
-
-class FetchedKeys(NamedTuple):
-    """Keys of a KMS that passed all checks."""
-
-    app_keys: AppKeys
-    os_image_hash: bytes  # payload of the event `os-image-hash`; 32 bytes or empty
-    root: KmsRoot  # both root keys of the KMS
-    url: str  # base URL that released them
-    evidence: "AttestationResult | None"  # of the KMS; None without a verifier, or if kept
-    not_proven: tuple[str, ...]
-    """`kms_root` if the KMS was trusted on first use, `kms_k256_root` if no k256 key is pinned."""
-    is_kept: bool = False  # from the key file; the KMS was not asked
 
 
 class _Server(NamedTuple):
@@ -247,7 +235,10 @@ class KmsClient:
             return _Server(url, temp_ca, (_first_root(spki),))
         roots = find_root(self._roots, spki)
         if not roots:
-            message = f"the key of its root CA is not a pinned one: {spki[:200].hex()}"
+            message = (
+                f"the key of its root CA is not a pinned one: {spki[:200].hex()}; check the URL, "
+                "or pin this root (KmsRoot, --kms-root) if the owner of the KMS confirms it"
+            )
             raise KmsError(message, reason="wrong_root")
         return _Server(url, temp_ca, roots)
 
@@ -295,7 +286,10 @@ class KmsClient:
         pinned = [root.is_of_ca(spki) for root in server.roots]
         allowed = [root.may_be_k256(meta.k256_public_key) for root in server.roots]
         if not all(pinned) or not any(allowed):
-            message = "GetMeta names other root keys than the pinned ones"
+            message = (
+                "GetMeta names other root keys than the pinned ones; check the pin with the owner "
+                "of the KMS"
+            )
             raise KmsError(message, reason="wrong_root")
         return meta
 
@@ -369,18 +363,6 @@ class KmsClient:
         if not found.names_app or not hmac.compare_digest(found.spki, spki):
             raise APP_CHAIN.failed("the certificate is for another key, or names no app")
         return tuple(map(certificate_pem, split_pem("\n".join(chain))))
-
-
-def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]:
-    """Return what pins do not prove about accepted root keys, as in `FetchedKeys`.
-
-    Args:
-        root: Both root keys of the KMS.
-        pins: The pinned roots; None if the KMS was trusted on first use.
-    """
-    if pins is None:
-        return ("kms_root", "kms_k256_root")
-    return () if root in pins else ("kms_k256_root",)  # accepted by a pin of the CA alone
 
 
 def _checked_urls(urls: object) -> tuple[KmsUrl, ...]:

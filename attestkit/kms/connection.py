@@ -207,4 +207,7 @@ def _describe_os_error(error: OSError) -> "tuple[KmsReason, str]":
         return "expired" if is_expired else "wrong_certificate", f"server certificate: {problem}"
     if isinstance(error, ssl.SSLError):
         return "connection", f"TLS failed: {error.reason or type(error).__name__}"
-    return "connection", error.strerror or type(error).__name__
+    problem = error.strerror or type(error).__name__
+    if isinstance(error, ConnectionRefusedError):
+        problem += "; check the URL, and that the KMS runs"
+    return "connection", problem

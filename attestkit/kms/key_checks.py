@@ -54,7 +54,10 @@ def check_received_keys(
     except FormatError as error:
         raise KmsError(f"ca_cert: {error.message}", reason="malformed") from error
     if not all(root.is_of_ca(spki) for root in roots):
-        message = "ca_cert: its key is not that of the root that certifies the server"
+        message = (
+            "ca_cert: its key is not that of the root that certifies the server; use none of the "
+            "answers of this KMS, and ask its owner"
+        )
         raise KmsError(message, reason="wrong_root")
     if image_hash and not hmac.compare_digest(keys.os_image_hash, image_hash):
         found = keys.os_image_hash.hex() or "none"

@@ -300,6 +300,7 @@ def test_urls_are_tried_in_order_and_all_failures_reported() -> None:
     failures = caught.value.failures
     assert [one.reason for one in failures] == ["connection", "refused"]
     assert [one.url for one in failures] == [f"{closed}/prpc", f"{first.url}/prpc"]
+    assert str(failures[0]).endswith("Connection refused; check the URL, and that the KMS runs")
     assert all(one.url in str(caught.value) for one in failures)
 
 

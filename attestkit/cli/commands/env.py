@@ -211,10 +211,12 @@ def open_(
     from attestkit._crypto.zeroize import wipe  # lazy: --help does not need them
     from attestkit.kms.sealed_env import LARGEST_SEALED, open_env
 
-    secret = _read_secret(key)
+    sealed, secret = read_file(file, LARGEST_SEALED), _read_secret(key)
     try:
-        sealed = read_file(file, LARGEST_SEALED)
         found = open_env(sealed, secret, epochs=epochs, allowed=allow or None)
+    except FormatError as error:
+        message = f"{file}: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
     finally:
         wipe(secret)
     text = json.dumps(found, indent=2)

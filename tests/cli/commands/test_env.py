@@ -194,6 +194,15 @@ def test_wrong_key_file_is_refused(
     assert not content or content not in captured.err or content in {"{}", "00"}
 
 
+@pytest.mark.parametrize("content", ["", "neither JSON nor hex", "{", "[]", '{"version":2}', "00"])
+def test_malformed_file_is_named(content: str, key: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The error begins with the name of the file, once."""
+    sealed = tmp_path / "sealed"
+    sealed.write_text(content)
+    assert main(["env", "open", str(sealed), "--key", str(key)]) == 5
+    assert capsys.readouterr().err.count(f"{sealed}: ") == 1
+
+
 @needs_hpke
 def test_other_epochs_are_refused(key: Path, tmp_path: Path) -> None:
     """Expected epochs reject other ones, and the legacy form."""
