@@ -185,17 +185,10 @@ def read_app_info(
         identity = _key_time_identity(all_events)
     else:
         identity = _boot_identity(all_events, boottime=boottime)
-    if isinstance(platform, parts.Tdx):
-        system, aggregated = _tdx_registers(platform, identity, events, parsed)
-    elif isinstance(platform, parts.GcpTdx):
-        system, aggregated = _gcp_registers(platform, identity, events, os_image_hash)
-    elif isinstance(platform, parts.NitroTpm):
-        is_bare = not all_events and not stack.config
-        system, aggregated = _nitro_tpm_registers(
-            platform, identity, events, all_events, is_bare=is_bare
-        )
-    else:
-        return _identity(())  # these platforms measure no boot events of an app
+    registers = _registers(evidence, identity, events, os_image_hash, parsed)
+    if registers is None:
+        return _identity(())
+    system, aggregated = registers
     return AppInfo(
         identity.app_id,
         identity.compose_hash,
@@ -269,6 +262,29 @@ def _replay_sha384(events: Sequence[RuntimeEvent], digests: Sequence[bytes] | No
 
 def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
     return extend("sha256", bytes(32), [sha256(runtime_preimage(*event)) for event in events])
+
+
+def _registers(
+    evidence: Evidence,
+    identity: AppInfo,
+    events: Sequence[RuntimeEvent],
+    os_image_hash: bytes,
+    parsed: ParsedParts,
+) -> tuple[bytes, bytes] | None:
+    """Return the values of mr_system and mr_aggregated before their hashes.
+
+    None for platforms that measure no boot events of an app.
+    """
+    platform, stack = evidence
+    if isinstance(platform, parts.Tdx):
+        return _tdx_registers(platform, identity, events, parsed)
+    if isinstance(platform, parts.GcpTdx):
+        return _gcp_registers(platform, identity, events, os_image_hash)
+    if isinstance(platform, parts.NitroTpm):
+        all_events = stack.runtime_events
+        is_bare = not all_events and not stack.config
+        return _nitro_tpm_registers(platform, identity, events, all_events, is_bare=is_bare)
+    return None
 
 
 def _tdx_registers(

@@ -126,9 +126,24 @@ def build_server(
         apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
         apps.update(_agent_apps(guest, addresses, bound.sockets, options))
+    listeners = _make_listeners(apps, bound, options, stats, limits)
+    methods = {one.listener: one.methods for one in addresses.limited}
+    monitor = guest.health_monitor if guest is not None and "http" in bound.sockets else None
+    background = [] if monitor is None else [monitor.run]
+    ready = BoundAddresses(bound.bound_addresses, methods)
+    return BoundServer(ready, listeners, bound.paths, background)
+
+
+def _make_listeners(
+    apps: "Mapping[str, App]",
+    bound: "_BoundSockets",
+    options: ServerOptions,
+    stats: Stats,
+    limits: Limits,
+) -> "list[Listener]":
     from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
-    listeners = [
+    return [
         Listener(
             apps[name],
             sock,
@@ -140,11 +155,6 @@ def build_server(
         )
         for name, sock in bound.sockets.items()
     ]
-    methods = {one.listener: one.methods for one in addresses.limited}
-    monitor = guest.health_monitor if guest is not None and "http" in bound.sockets else None
-    background = [] if monitor is None else [monitor.run]
-    ready = BoundAddresses(bound.bound_addresses, methods)
-    return BoundServer(ready, listeners, bound.paths, background)
 
 
 def _check_arguments(

@@ -238,12 +238,7 @@ class Examination:
         found = self._settings.policy.identify(self._claims())
         self._steps.append(check_report_data(authenticated.report_data, join.expected))
         self._steps.extend(join.steps)
-        settings = self._settings
-        simulated = (
-            authenticated.simulated
-            or not settings.authenticators.genuine(self.parsed)
-            or self._gpu.is_simulated(settings.gpu_trust)
-        )
+        settings, simulated = self._settings, self._is_simulated(authenticated)
         self._steps.extend(
             settings.policy.appraise(
                 found,
@@ -273,6 +268,14 @@ class Examination:
                 gpu=gpu,
             ),
             self._evidence,
+        )
+
+    def _is_simulated(self, authenticated: Authenticated) -> bool:
+        settings = self._settings
+        return (
+            authenticated.simulated
+            or not settings.authenticators.genuine(self.parsed)
+            or self._gpu.is_simulated(settings.gpu_trust)
         )
 
     def _choose_report_data(

@@ -153,8 +153,6 @@ class Guest:
         self.limits: Limits = limits or Limits()
         self.data_disks = data_disks
         self.has_emit_event = has_emit_event
-        # Simulated images of older agents write an array, which v1 never did.
-        app_info_array = getattr(attester.backend, "app_info_array", None)
         self.gpus: GpuSampler = GpuSampler(attester.backend, simulated=simulated)
         self.containers: ContainerEngine = ContainerEngine(docker)
         self.health_monitor: HealthMonitor | None = make_monitor(app_compose, self.containers, now)
@@ -163,24 +161,26 @@ class Guest:
         self._writes = 0  # pending calls that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
-        self._issuer = CertificateIssuer(
-            app_keys,
-            kms,
-            attest=self._attest_for_certificate,
-            now=now,
-            random=random,
-            app_info_array=app_info_array,
-        )
+        self._issuer = self._make_issuer(kms)
         self._signing: SigningQueue | None = None
-        # Whether evidence is a TDX quote with its log: it has no TPM, and no agent chose its parts.
-        is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
-        self._has_bare_quotes = attester.has_quotes and not is_more
+        self._has_bare_quotes = _has_bare_quotes(attester)
         self._quotes = QuoteResponses(attester, self.stats)
         self._log_of_info = EventLogJson(INDENTED)
         self._app_cert: EscapedText | None = None
         self._next_app_cert = 0.0  # time of the next attempt
         self._cache: dict[str, tuple[_State, Any]] = {}
         self._failures: dict[str, tuple[float, BackendError]] = {}
+
+    def _make_issuer(self, kms: "KmsClient | None") -> CertificateIssuer:
+        return CertificateIssuer(
+            self.app_keys,
+            kms,
+            attest=self._attest_for_certificate,
+            now=self.now,
+            random=self.random,
+            # Simulated images of older agents write an array, which v1 never did.
+            app_info_array=getattr(self.attester.backend, "app_info_array", None),
+        )
 
     def close(self) -> None:
         """Wait for the device's thread; the attester stays open."""
@@ -447,3 +447,12 @@ def _utf8(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return ""
+
+
+def _has_bare_quotes(attester: Attester) -> bool:
+    """Return whether evidence is a TDX quote with its log.
+
+    It has no TPM then, and no agent chose its parts.
+    """
+    is_more = isinstance(attester.backend, (EvidenceCollector, GuestAgent))
+    return attester.has_quotes and not is_more
