@@ -163,6 +163,7 @@ def test_file_that_cannot_be_read_leaves_the_last_keys(
         ([b"short"], "wrong_value"),
         ([read_certificate(CA.pem).der], "wrong_value"),  # a certificate, and no key
         ([new_key().spki_der + b"\0"], "wrong_value"),
+        ([bytes.fromhex("3008300003020000") + b"\5\0"], "wrong_value"),
         ("/no/such/file.pem", "cannot_read"),
         ("/", "cannot_read"),
     ],
