@@ -5,11 +5,15 @@ from base64 import b64decode, b64encode
 
 import pytest
 
+from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.client.document import encode_document, encode_statement, read_document
+from attestkit.client.middleware.document_endpoint import snp_certificates
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
+from tests.attestation.test_snp_certificates import ASK, VCEK, make_table
 from tests.client.documents import (
     HPKE,
     NONCE,
@@ -164,3 +168,20 @@ def test_evidence_that_is_none_is_refused() -> None:
     body = encode_document(encode_statement([PEER.spki_sha256], NONCE), b"no evidence")
     with pytest.raises(FormatError):
         read(body)
+
+
+@pytest.mark.parametrize("form", ["der", "pem", "table", "none"])
+def test_certificates_in_any_form_of_the_host(form: str) -> None:
+    """A host hands over certificates in DER, PEM or a table, in any order, or none."""
+    attestation = Attestation.from_bytes(read_document(genuine("snp"), NONCE).evidence)
+    platform = attestation.evidence.platform
+    assert isinstance(platform, SevSnp)
+    ask, vcek = platform.cert_chain
+    chains: dict[str, tuple[bytes, ...]] = {
+        "der": (vcek, ask),
+        "pem": ((certificate_pem(ask) + certificate_pem(vcek)).encode(),),
+        "table": (make_table((ASK, ask), (VCEK, vcek)),),
+        "none": (),
+    }
+    changed = attestation.evidence._replace(platform=platform._replace(cert_chain=chains[form]))
+    assert snp_certificates(Attestation(changed)) == (() if form == "none" else (vcek, ask))
