@@ -7,14 +7,13 @@ only used to find its signature, which is then of this request and answer, or is
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import shown
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Service
-from attestkit.client.wire.exchange import WireRecord
-from attestkit.client.wire.httpx_transport import EXTENSION
+from attestkit.client.wire.exchange import WireRecord, record_of
 from attestkit.errors import FormatError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -91,14 +90,15 @@ class SignedAnswers:
         """Return the hashes of an answer.
 
         Args:
-            answer: A response of httpx or httpx2, an object of `openai` with an `id`, or the id.
+            answer: A response of httpx, httpx2 or requests, an object of `openai` with an `id`, or
+                the id.
 
         Raises:
             UsageError: If the answer is not of this endpoint, or was not read to its end.
         """
-        extensions = getattr(answer, "extensions", None)
-        if isinstance(extensions, Mapping) and isinstance(extensions.get(EXTENSION), WireRecord):
-            found = _describe(extensions[EXTENSION])
+        record = record_of(answer)
+        if record is not None:
+            found = _describe(record)
             if found is None:
                 message = "answer: it has no id, or was not read to its end"
                 raise UsageError(message, reason="not_ready")

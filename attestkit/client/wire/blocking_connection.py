@@ -1,18 +1,15 @@
 """TLS connections of the client's own, over a socket, to ask for evidence."""
 
+import socket
 import ssl
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import connect_tcp
 from attestkit.errors import ServiceError, UsageError
-
-if TYPE_CHECKING:
-    import socket
 
 
 class SocketChannel:
@@ -90,9 +87,12 @@ def open_tls(
 
 def _connect(
     host: str, port: int, proxy: str | None, time_left: Callable[[], float]
-) -> "socket.socket":
+) -> socket.socket:
     if proxy is None:
-        return connect_tcp(host, port, time_left(), time_left)
+        direct = connect_tcp(host, port, time_left(), time_left)
+        # Else the question waits until the server has acknowledged the end of the handshake.
+        direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return direct
     proxy_host, proxy_port = _proxy_address(proxy)
     tunnel = HTTPConnection(proxy_host, proxy_port, timeout=time_left())
     tunnel.set_tunnel(host, port)

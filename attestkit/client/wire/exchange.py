@@ -5,7 +5,7 @@ services sign them.
 """
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -72,6 +72,20 @@ class WireRecord:
     def ended(self) -> None:
         """Note the end of the answer."""
         self.response_sha256 = self._response.digest()
+
+
+EXTENSION: Final = "attestkit"
+"""Name of the WireRecord in `response.extensions`: of requests that are sealed or recorded."""
+
+
+def record_of(response: object) -> WireRecord | None:
+    """Return the record of a response of httpx, httpx2 or requests; None if it has none."""
+    extensions = getattr(response, "extensions", None)
+    if isinstance(extensions, Mapping):
+        found = extensions.get(EXTENSION)
+    else:
+        found = getattr(getattr(response, "raw", None), "record", None)
+    return found if isinstance(found, WireRecord) else None
 
 
 OnAnswer = Callable[[WireRecord], None]

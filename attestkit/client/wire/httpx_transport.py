@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.exchange import (
+    EXTENSION,
     Exchange,
     OnAnswer,
     framed_headers,
@@ -44,9 +45,6 @@ HTTPS_PORT: Final = 443
 
 MAX_CONNECTIONS: Final = 4
 """Connections that are opened for one request, while servers close them after the evidence."""
-
-EXTENSION: Final = "attestkit"
-"""Name of the WireRecord in `response.extensions`: of requests that are sealed or recorded."""
 
 
 class _Outgoing(NamedTuple):

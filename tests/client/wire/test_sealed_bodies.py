@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from attestkit.client.sealing.protocol import SealingKeyError
+from attestkit.client.wire import exchange
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.exchange import MAX_BEGINNING, WireRecord
 from attestkit.client.wire.requests_adapter import requests_session
@@ -52,9 +53,8 @@ def caller_of(kind: str, prover: SimpleProver, **options: Any) -> Iterator[Any]:
 
 def record_of(answer: Any) -> WireRecord:
     """Return the record of an answer."""
-    raw = getattr(answer, "raw", None)
-    found = answer.extensions["attestkit"] if raw is None else raw.record
-    assert isinstance(found, WireRecord)
+    found = exchange.record_of(answer)
+    assert found is not None
     return found
 
 
