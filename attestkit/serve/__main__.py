@@ -216,7 +216,7 @@ def _serve_verifier(
     """Serve the verifier without an agent, TEE or files."""
     from attestkit.serve.app_factory import ServerOptions
     from attestkit.serve.endpoints import ListenAddresses
-    from attestkit.serve.verifier_factory import load_ear_key, open_verifier
+    from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open_verifier
 
     options = ServerOptions(
         verifier=open_verifier(settings),
@@ -242,7 +242,7 @@ def _serve_worker_pool(
 ) -> None:
     """Serve the verifier by several worker processes, each of which runs this program."""
     from attestkit.serve.http.sockets import bind_tcp
-    from attestkit.serve.verifier_factory import open_verifier
+    from attestkit.serve.verifier_service.verifier_factory import open_verifier
     from attestkit.serve.worker_pool.metrics_aggregation import MetricsAggregator
     from attestkit.serve.worker_pool.supervisor import WorkerPool, run_pool
 
@@ -361,13 +361,13 @@ def _listen(
     seed: bytes | None,
 ) -> None:
     from attestkit.serve.banner import describe_tee
-    from attestkit.serve.kms_factory import serve_kms
+    from attestkit.serve.kms_service.kms_factory import serve_kms
 
     description, lines = describe_tee(settings, attester)
     method = "GetQuote" if attester.has_quotes else "Attest"
     addresses, options = settings.addresses, _server_options(settings, shared, kms)
     if verifier_settings is not None:
-        from attestkit.serve.verifier_factory import load_ear_key, open_verifier
+        from attestkit.serve.verifier_service.verifier_factory import load_ear_key, open_verifier
 
         addresses = addresses._replace(verifier=verifier_settings.address)
         # Reads its files now, after the simulator has written its trust anchor.

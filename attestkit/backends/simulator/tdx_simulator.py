@@ -139,7 +139,7 @@ class Simulator(SimulatedApp):
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
-            self._identify(seed, app_id)
+            self._set_ids(seed, app_id)
             self._keys_are_ours = app_keys is None
             if not kms_boot:
                 self._app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
@@ -156,7 +156,7 @@ class Simulator(SimulatedApp):
         self._calls = FaultInjector(self.faults, platform=self.platform, has_log=has_log, wait=wait)
         self.faults.watch(self._check_fault)
 
-    def _identify(self, seed: bytes, app_id: bytes) -> None:
+    def _set_ids(self, seed: bytes, app_id: bytes) -> None:
         """Set the ids of the app and of this instance of it."""
         self._app_id, platform_id = app_id, self._scenario.platform_id
         self._instance_id = instance_id(seed, app_id, self.app_compose, platform_id)

@@ -46,7 +46,7 @@ class KeySource:
             return not self.folder.is_empty
         return self._seed is not None or self._roots is not None
 
-    def load(self, domain: str, now: int) -> KmsState:
+    def make_state(self, domain: str, now: int) -> KmsState:
         """Return the keys with certificates for a domain; create them if there are none."""
         if self.folder is not None:
             return self.folder.load_or_create(domain, now)

@@ -153,7 +153,7 @@ class SimulatedKms:
         if onboarding and not keys.has_keys:
             thread.run(lambda: self._server.serve_onboarding(keys.folder))
         else:
-            state = keys.load(self._domain, int(self._now()))
+            state = keys.make_state(self._domain, int(self._now()))
             thread.run(lambda: self._server.serve(state))
 
     @property

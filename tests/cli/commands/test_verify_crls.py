@@ -11,7 +11,7 @@ from attestkit._crypto.pem import encode_pem
 from attestkit.errors import ConfigError, SignatureError
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import decide_verifier
-from attestkit.serve.verifier_factory import open_verifier
+from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
 from attestkit.verifier.evidence.bundle import EvidenceBundle
 from tests.raising import raises

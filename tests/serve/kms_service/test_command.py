@@ -13,7 +13,7 @@ from attestkit.errors import AttestKitError, KmsError, UsageError
 from attestkit.kms import KmsClient, KmsRoot
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.config.options import Options
-from attestkit.serve.kms_factory import open_kms
+from attestkit.serve.kms_service.kms_factory import open_kms
 from attestkit.verifier import AppraisalPolicy
 from tests.serve.client import Connection
 from tests.serve.kms_service.kms_clients import SECONDS

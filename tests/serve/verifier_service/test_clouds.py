@@ -20,8 +20,8 @@ from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.job_queue import JobThreads
-from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import AppraisalPolicy
 from tests.cli.commands.test_clouds import EVIDENCE_NAMES, QUICK
 from tests.raising import raises

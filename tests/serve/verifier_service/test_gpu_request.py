@@ -12,10 +12,10 @@ from attestkit.gpu.rules import GpuRules
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
-from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
 from attestkit.serve.verifier_service.response import Outcome, run_verification
+from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.verifier import test_gpu_join as samples
 from tests.verifier.platforms import intel

@@ -12,9 +12,9 @@ from attestkit.errors import ConfigError
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
-from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import Outcome, run_verification
+from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier import Verifier
 from tests.raising import raises
 from tests.verifier.images.booted_images import (

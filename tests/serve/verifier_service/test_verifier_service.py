@@ -20,9 +20,9 @@ from attestkit.report_data import ReportData
 from attestkit.serve.config.option_values import Address
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
-from attestkit.serve.verifier_factory import open_verifier
 from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.response import run_verification
+from attestkit.serve.verifier_service.verifier_factory import open_verifier
 from attestkit.verifier.ear.result_token import EarKey, EarPublicKey, Tier, verify_ear
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.serve import server as servers
