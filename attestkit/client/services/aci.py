@@ -2,11 +2,13 @@
 
 import hmac
 from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_constraint import AciConstraint
+from attestkit.client.sealing.aci_e2ee import AciSealing
 from attestkit.client.services.aci_keyset import Keyset, check_custody, read_keyset
 from attestkit.client.services.aci_receipts import ExpectedAnswer, check_receipt
 from attestkit.client.services.dstack_evidence import (
@@ -41,6 +43,9 @@ RECEIPT_KEY: Final = "receipt:"
 KEYSET_DIGEST: Final = "keyset-digest"
 """Name of the keyset's SHA-256 in `Claims.keys`."""
 
+MAX_RESTORED: Final = 1000
+"""Sealed requests whose hashes are kept for receipts; the oldest are forgotten."""
+
 _WHAT: Final = "ACI report"
 _E2EE_VERSION: Final = "2"
 _MAX_VERSIONS: Final = 64
@@ -59,6 +64,8 @@ class AciService:
 
     def __init__(self, *, kms_roots: Iterable[bytes] = ()) -> None:
         self._kms_roots = tuple(kms_roots)
+        self._restored: dict[bytes, bytes] = {}  # oldest first
+        self._lock = Lock()
 
     def recognizes(self, host: str) -> bool:  # noqa: ARG002 - the protocol is not of known hosts
         """Return False: anybody can deploy it, under any host name."""
@@ -107,6 +114,18 @@ class AciService:
             keys=_claimed_keys(keyset),
         )
 
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
+        """Return what seals requests to the key of a binding."""
+        del claims
+        return AciSealing(binding.key, model=model, note=self._note_restored)
+
+    def _note_restored(self, sealed: bytes, restored: bytes) -> None:
+        """Keep the SHA-256 of a sealed body, and of the restored one, which its receipt has."""
+        with self._lock:
+            self._restored[sealed] = restored
+            while len(self._restored) > MAX_RESTORED:
+                del self._restored[next(iter(self._restored))]
+
     def amending(self, claims: Claims | None, changed: Callable[[], object]) -> AciConstraint:
         """Return what demands a verified machine behind a gateway, in any request.
 
@@ -133,10 +152,12 @@ class AciService:
             for name, key in claims.keys.items()
             if name.startswith(RECEIPT_KEY)
         }
+        with self._lock:
+            request = self._restored.get(answer.request_sha256, answer.request_sha256)
         expected = ExpectedAnswer(
             keys,
             claims.keys[KEYSET_DIGEST],
-            answer.request_sha256,
+            request,
             answer.response_sha256,
             answer.identifier,
             model,

@@ -14,6 +14,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit._sanitize import shown
+from attestkit.client.sealing.aci_e2ee import SECP256K1_SUITE, X25519_SUITE
 from attestkit.client.services.strict_answer import (
     check_members,
     list_member,
@@ -26,9 +27,6 @@ from attestkit.keys import verify_key_chain
 
 MAX_KEYS: Final = 64
 """Maximum number of keys of one kind in a keyset."""
-
-X25519_SUITE: Final = "x25519-aes-256-gcm-hkdf-sha256"
-SECP256K1_SUITE: Final = "secp256k1-aes-256-gcm-hkdf-sha256"
 
 _WHAT: Final = "workload_keyset"
 _CUSTODY: Final = "key_custody"

@@ -10,8 +10,11 @@ import pytest
 
 import attestkit
 from attestkit import Require
+from attestkit.client.sealing.aci_constraint import AciConstraint
+from attestkit.client.sealing.protocol import SealedRequest
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
+from tests.client.sealing.test_aci_e2ee import Server
 from tests.client.services import aci_answers
 from tests.client.services.aci_answers import encoded, keyset, pinned_verifier, report
 from tests.client.services.served import Answer, Request, ServedApp, served
@@ -48,10 +51,23 @@ class Gateway:
         if request.path.startswith("/v1/aci/receipts/"):
             found = self.receipts.get(request.path.rpartition("/")[2])
             return Answer(b"{}", status=404) if found is None else Answer(encoded(found))
-        made = aci_answers.receipt(request.body, RESPONSE, workload_keyset_digest=digest)
+        received = request.body
+        if "x-e2ee-version" in request.headers:
+            received = self.restored(request)
+        made = aci_answers.receipt(received, RESPONSE, workload_keyset_digest=digest)
         self.receipts["rcpt-1"] = made
         headers = {"X-Receipt-Id": "rcpt-1", "X-ACI-Keyset-Digest": digest}
-        return Answer(self.response, headers)
+        return Answer(self.response, {"Content-Type": "application/json", **headers})
+
+    def restored(self, request: Request) -> bytes:
+        """Return the body of a sealed request, with the one message opened."""
+        body = json.loads(request.body)
+        names = {name.title().replace("E2Ee", "E2EE"): x for name, x in request.headers.items()}
+        sealed = SealedRequest("POST", PROMPT, list(names.items()), b"", AciConstraint())
+        [message] = body["messages"]
+        opened = Server("x25519").open(sealed, "messages.0.content", message["content"])
+        message["content"] = opened
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 @pytest.fixture
@@ -83,6 +99,17 @@ def test_answers_are_checked_by_their_receipts(gateway: Gateway) -> None:
             endpoint.verify(changed)
     [prompt, *_] = [one for one in gateway.app.requests if one.path == PROMPT]
     assert json.loads(prompt.body) == {"model": "m", "provider": {"aci_verified": True}}
+
+
+def test_sealed_requests_have_receipts_of_what_the_server_restored(gateway: Gateway) -> None:
+    """A prompt is sealed to the keyset's key; its receipt is about the restored body."""
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
+    with connect(gateway, encrypt=True) as endpoint, endpoint.client() as client:
+        response = client.post(gateway.app.url + PROMPT, json=prompt)
+        assert response.json() == json.loads(RESPONSE)
+        assert response.extensions["attestkit"].sealed
+        endpoint.verify("rcpt-1")
+    assert all(b"secret" not in one.body for one in gateway.app.requests)
 
 
 def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway) -> None:

@@ -1,0 +1,212 @@
+"""Field encryption of ACI, version 2: texts of a request are sealed to a key of the keyset.
+
+Associated data tie each text to its field, model and request, in canonical JSON
+(attested-client.md, 2.5). Gateways support this version until February 2027.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats import strict_json
+from attestkit._formats.canonical_json import canonical_json
+from attestkit.client.sealing.aci_constraint import require_verified
+from attestkit.client.sealing.field_cipher import FieldCipher
+from attestkit.client.sealing.field_walk import FieldTable, Path
+from attestkit.client.sealing.fields import (
+    EndpointTables,
+    FieldProtocol,
+    FieldSealing,
+    RequestContext,
+)
+from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.errors import FormatError, ServiceError
+
+X25519_SUITE: Final = "x25519-aes-256-gcm-hkdf-sha256"
+SECP256K1_SUITE: Final = "secp256k1-aes-256-gcm-hkdf-sha256"
+
+_REQUEST: Final = "aci.e2ee.request.v2"
+_ANSWER: Final = "aci.e2ee.response.v2"
+_NOT_PROVEN: Final = (
+    "that these are hidden: model, roles, ids, options, counts, sizes, and requests without a body",
+    "that no part of a streamed answer was left out or moved; receipts show it",
+)
+_WORDS: Final = frozenset(
+    {
+        *("model", "reasoning_effort", "service_tier", "encoding_format", "tool_choice"),
+        *("messages[].role", "response_format.type", "modalities[]", "provider.aci_verified"),
+        *("provider.aci_session_ids[]", "stream_options.include_usage"),
+    }
+)
+# They make the answer carry tokens, which are not sealed.
+_OPEN_ANSWER: Final = frozenset({"logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids"})
+_ANSWER_WORDS: Final = frozenset({"choices[].message.role", "choices[].delta.role"})
+_STRICT: Final = ("choices[].message", "choices[].delta", "choices[].logprobs", "choices[].text")
+_INDEXED: Final = ("choices", "data")
+
+
+class AciAssociatedData:
+    """Canonical JSON with purpose, algorithm, model, field, nonce and time."""
+
+    def of_request(self, context: RequestContext, path: Path) -> bytes:
+        """Return the associated data of a field of the request."""
+        return _encoded(_bound(context, _REQUEST, path))
+
+    def of_answer(self, context: RequestContext, answer: Mapping[str, Any], path: Path) -> bytes:
+        """Return the associated data of a field of an answer, or of an event of its stream.
+
+        Raises:
+            ServiceError: If the answer's id is not text, or an index is no number (`sealing`).
+        """
+        identifier = answer.get("id")
+        if not isinstance(identifier, (str, type(None))):
+            raise ServiceError("answer: id: must be text", reason="sealing")
+        bound = _bound(context, _ANSWER, _indexed(answer, path))
+        return _encoded({**bound, "id": identifier or ""})
+
+
+def _encoded(bound: Mapping[str, str | int]) -> bytes:
+    try:
+        return canonical_json(dict(bound), "associated data")
+    except FormatError as error:
+        raise ServiceError(str(error), reason="sealing") from error
+
+
+def _bound(context: RequestContext, purpose: str, path: Path) -> dict[str, str | int]:
+    return {
+        "purpose": purpose,
+        "algo": context.algorithm,
+        "model": context.model,
+        "field": ".".join(map(str, path)),
+        "nonce": context.nonce,
+        "ts": context.timestamp,
+    }
+
+
+def _indexed(answer: Mapping[str, Any], path: Path) -> Path:
+    """Return the path with the index that a choice states, in place of its position."""
+    match path:
+        case (str(name), int(at), *rest) if name in _INDEXED:
+            stated = answer[name][at].get("index", at)
+            if not isinstance(stated, int) or isinstance(stated, bool):
+                raise ServiceError("answer: index: must be a number", reason="sealing")
+            return (name, stated, *rest)
+    return path
+
+
+def _answer_fields(*names: str) -> FieldTable:
+    parts = ("message", "delta")
+    sealed = {f"choices[].{part}.{name}": "text" for part in parts for name in names}
+    return FieldTable(sealed, _ANSWER_WORDS, _STRICT)  # type: ignore[arg-type]
+
+
+_ENDPOINTS: Final = {
+    "chat/completions": EndpointTables(
+        FieldTable({"messages[].content": "text or json"}, _WORDS, (), _OPEN_ANSWER),
+        _answer_fields("content", "reasoning", "reasoning_content", "audio.data"),
+    ),
+    "completions": EndpointTables(
+        FieldTable({"prompt": "text", "prompt[]": "text"}, _WORDS, (), _OPEN_ANSWER),
+        FieldTable({"choices[].text": "text"}, frozenset(), _STRICT),
+    ),
+    "embeddings": EndpointTables(
+        FieldTable({"input": "text", "input[]": "text"}, _WORDS, (), _OPEN_ANSWER),
+        FieldTable({"data[].embedding": "json"}),
+    ),
+}
+
+
+def _headers(context: RequestContext, client: bytes, server: bytes) -> Headers:
+    return [
+        ("X-E2EE-Version", "2"),
+        ("X-Client-Pub-Key", client.hex()),
+        ("X-Model-Pub-Key", server.hex()),
+        ("X-E2EE-Nonce", context.nonce),
+        ("X-E2EE-Timestamp", str(context.timestamp)),
+    ]
+
+
+def _protocol(suite: str, cipher: FieldCipher) -> FieldProtocol:
+    return FieldProtocol(
+        name="ACI version 2",
+        algorithm=suite,
+        cipher=cipher,
+        endpoints=_ENDPOINTS,
+        headers=_headers,
+        associated=AciAssociatedData(),
+        seal_empty=True,
+        not_proven=_NOT_PROVEN,
+    )
+
+
+ACI_X25519: Final = _protocol(
+    X25519_SUITE, FieldCipher("x25519", "aes-256-gcm", b"aci.e2ee.v2.x25519")
+)
+ACI_SECP256K1: Final = _protocol(
+    SECP256K1_SUITE, FieldCipher("secp256k1", "aes-256-gcm", b"aci.e2ee.v2.secp256k1")
+)
+
+
+class AciSealing:
+    """Seals requests to a key of the keyset, and demands a verified machine behind a gateway.
+
+    Args:
+        key: X25519, 32 bytes, or secp256k1 in uncompressed SEC1, 65 bytes.
+        model: The only model that requests may name; None for any.
+        note: Called with SHA-256 of the sealed body, and of the restored one, which receipts have.
+        now: Clock of the timestamps, in Unix seconds; None for the system's.
+
+    Raises:
+        ServiceError: If the key is not valid (`sealing`).
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        *,
+        model: str | None = None,
+        note: Callable[[bytes, bytes], object] = lambda _sealed, _restored: None,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        protocol = ACI_X25519 if len(key) == 32 else ACI_SECP256K1
+        self._fields = FieldSealing(protocol, key, model=model, now=now)
+        self._note = note
+
+    def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
+        """Seal a request; see `Sealing.seal`."""
+        if body:
+            body = _restored(body)
+        sealed = self._fields.seal(method, target, headers, body)
+        if body:
+            self._note(sha256(sealed.body), sha256(body))
+        return sealed
+
+
+def _restored(body: bytes) -> bytes:
+    """Return the request as the server restores it: compact JSON, with the demand.
+
+    Text that is itself a JSON array would be restored as a list: it becomes the text of a part.
+    """
+    try:
+        members = strict_json.read_object(require_verified(body), "request")
+    except FormatError as error:
+        raise ServiceError(str(error), reason="sealing") from error
+    if not isinstance(members.get("model"), str):
+        raise ServiceError("request: model: must be text", reason="sealing")
+    messages = members.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and _is_array(message.get("content")):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _is_array(content: object) -> bool:
+    if not isinstance(content, str) or not content.lstrip(" \t\r\n").startswith("["):
+        return False
+    try:
+        strict_json.check_depth(content)
+        json.loads(content)
+    except (ValueError, RecursionError):  # a FormatError is a ValueError
+        return False
+    return True
