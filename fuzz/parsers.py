@@ -332,6 +332,7 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "client.sealing.aci_constraint": "hands an answer on as it comes",
     "client.sealing.protocol": "interfaces only",
     "client.services.other_ra_tls": "wraps read_other, the target other_certificate",
     "client.services.service": "interfaces only",
