@@ -227,6 +227,9 @@ def test_nonces_of_another_key_are_not_taken() -> None:
     service.renew(instances(first, e2e_pubkey=chutes_answers.key_text(second)))
     with raises(ServiceError, "sealing"):
         _sealing(service, claims)()
+    unproven = claims.bindings[0]._replace(key=key_of(second).public_key)
+    with raises(ServiceError, "sealing"):
+        service.sealing(claims, unproven, CHUTE).seal("POST", "/", [], b"{}")
 
 
 # -- relayed by another service --------------------------------------------------------------------
