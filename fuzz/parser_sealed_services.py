@@ -15,7 +15,7 @@ from attestkit.client.services.aci_receipts import (
 )
 from attestkit.client.services.chutes import ChutesService, read_relayed_chutes
 from attestkit.client.services.secretvm import SecretVmService
-from attestkit.client.services.secretvm_images import SecretVmImage, read_registry
+from attestkit.client.services.secretvm_images import SecretVmImage, read_secretvm_registry
 from attestkit.client.services.service import Claims
 from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.errors import FormatError, ServiceError
@@ -92,7 +92,7 @@ def _secretvm_samples() -> list[bytes]:
 
 
 def _read_images(raw: bytes) -> tuple[SecretVmImage, ...]:
-    return read_registry(raw.decode("latin-1"))
+    return read_secretvm_registry(raw.decode("latin-1"))
 
 
 def _image_samples() -> list[bytes]:

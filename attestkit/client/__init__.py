@@ -15,22 +15,36 @@ if TYPE_CHECKING:
     from attestkit.client.proof_bundle import ProofBundle
     from attestkit.client.prover import OnProof
     from attestkit.client.require import Require
+    from attestkit.client.services.aci import AciService
     from attestkit.client.services.bound import bound
+    from attestkit.client.services.chutes import ChutesService
     from attestkit.client.services.registry import service_names
+    from attestkit.client.services.secretvm import SecretVmService
+    from attestkit.client.services.secretvm_images import (
+        SecretVmImage,
+        read_secretvm_registry,
+        secretvm_references,
+    )
     from attestkit.client.services.service import Binding, ObservedPeer, Service
 
 __all__ = [
+    "AciService",
     "Binding",
+    "ChutesService",
     "Endpoint",
     "ObservedPeer",
     "OnProof",
     "Proof",
     "ProofBundle",
     "Require",
+    "SecretVmImage",
+    "SecretVmService",
     "Service",
     "aconnect",
     "bound",
     "connect",
+    "read_secretvm_registry",
+    "secretvm_references",
     "service_names",
     "verify_proof",
 ]
@@ -45,8 +59,14 @@ if not TYPE_CHECKING:
             "proof_bundle": ["ProofBundle"],
             "prover": ["OnProof"],
             "require": ["Require"],
+            "services.aci": ["AciService"],
             "services.bound": ["bound"],
+            "services.chutes": ["ChutesService"],
             "services.registry": ["service_names"],
+            "services.secretvm": ["SecretVmService"],
+            "services.secretvm_images": [
+                *("SecretVmImage", "read_secretvm_registry", "secretvm_references"),
+            ],
             "services.service": ["Binding", "ObservedPeer", "Service"],
         },
     )

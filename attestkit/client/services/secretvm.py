@@ -43,6 +43,8 @@ class SecretVmService:
     """A SecretVM, proven apart: by its attestation port, then by the key of each connection.
 
     Only a connection with the attested key is accepted, on whatever port and under whatever name.
+    Which app runs is the policy's question: `secretvm_references` makes its reference values from
+    a compose file of the caller's. The one that the machine itself serves says nothing.
 
     Args:
         gpu: Whether the machine must have evidence of GPUs.

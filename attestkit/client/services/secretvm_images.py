@@ -40,7 +40,7 @@ class SecretVmImage(NamedTuple):
     rootfs_data: bytes  # 32 bytes, extended into RTMR3
 
 
-def read_registry(text: str) -> tuple[SecretVmImage, ...]:
+def read_secretvm_registry(text: str) -> tuple[SecretVmImage, ...]:
     """Read the registry of TDX images, CSV with a header.
 
     Raises:

@@ -13,7 +13,7 @@ from attestkit.client.services.secretvm_images import (
     MAX_IMAGES,
     MAX_REGISTRY,
     SecretVmImage,
-    read_registry,
+    read_secretvm_registry,
     secretvm_dstack_rtmr3,
     secretvm_references,
     secretvm_rtmr3,
@@ -204,7 +204,7 @@ ROW: Final = ",".join(["small", "prod", "v1", *(f"{n:02x}" * 48 for n in range(4
 
 def test_registry() -> None:
     """A row of the registry is an image; other columns and spaces do not matter."""
-    [image] = read_registry(f"{HEADER}\n{ROW.replace(',05', ', 05', 1)}\n")
+    [image] = read_secretvm_registry(f"{HEADER}\n{ROW.replace(',05', ', 05', 1)}\n")
     assert image[:3] == ("small", "prod", "v1")
     assert image[3:] == (*(bytes([n]) * 48 for n in range(4)), b"\5" * 32)
 
@@ -227,7 +227,7 @@ def test_registry() -> None:
 def test_malformed_registry(text: str, reason: str) -> None:
     """A registry that is cut or altered in its form is refused."""
     with raises(FormatError, reason):
-        read_registry(text)
+        read_secretvm_registry(text)
 
 
 def test_register_of_an_app() -> None:
@@ -319,7 +319,7 @@ def test_captured_images_and_app(name: str) -> None:
     known, told = expected_quote(name), EXPECTED["workloads"][name]
     rows = [
         row
-        for row in read_registry((FOLDER / "registry-tdx.csv").read_text())
+        for row in read_secretvm_registry((FOLDER / "registry-tdx.csv").read_text())
         if all(getattr(row, r).hex() == known[r] for r in ("mrtd", "rtmr0", "rtmr1", "rtmr2"))
     ]
     names = {f"{row.template} {row.kind} {row.version}" for row in rows}
