@@ -12,8 +12,9 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,8 @@ from attestkit.client.wire.drivers import ReconnectError, drive
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps
-from attestkit.errors import AttestKitError, ServiceError, UsageError
+from attestkit.errors import ServiceError, UsageError
+from attestkit.ra_tls.connection import PeerRefusedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -52,6 +54,13 @@ SECONDS: Final = 10.0
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+_BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+# Seconds of a monotonic clock, which goes on while the machine sleeps.
+_elapsed: Final[Callable[[], float]] = (
+    time.monotonic if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME)
+)
 
 
 def connect(
@@ -158,7 +167,7 @@ class Endpoint(EndpointClients):
             self._fetch,
             seconds=dialing.seconds,
             now=now,
-            monotonic=time.monotonic,
+            monotonic=_elapsed,
             on_proof=on_proof,
         )
 
@@ -236,7 +245,7 @@ class Endpoint(EndpointClients):
         if self._appraiser.service.where == "apart":
             drive(self._prover.steps(None, afresh=True), NoChannel())
             return self.proof
-        with self._open(self._dialing) as connection:
+        with self._open(self._dialing) as connection, _lost_connections(self.origin):
             origin = self._dialing.origin
             peer = observe_peer(connection, origin.host, origin.port)
             with _lost_is_service_error(origin):
@@ -270,15 +279,6 @@ class Endpoint(EndpointClients):
         state = "proven" if self._prover.newest is not None else "not proven"
         return f"<Endpoint {self._dialing.origin.url}, {self._appraiser.service.name}, {state}>"
 
-    def _transport_options(self, limits: object) -> dict[str, Any]:
-        return {
-            "prover": self._prover,
-            "context": self._dialing.context(self._appraiser.service),
-            "sealing": self._sealing if self._appraiser.encrypt else None,
-            "proxy": self._dialing.proxy,
-            "limits": limits,
-        }
-
     def _open(self, dialing: Dialing) -> ssl.SSLSocket:
         try:
             return dialing.open(self._context)
@@ -308,23 +308,20 @@ class Endpoint(EndpointClients):
             replies.append(reply.body)
             return True
 
-        with self._open(dialing) as connection, _lost_is_service_error(dialing.origin):
+        with self._open(dialing) as connection:
             drive(steps(), SocketChannel(connection))
         return replies[0]
 
 
 @contextlib.contextmanager
-def _lost_is_service_error(origin: Origin) -> Iterator[None]:
-    """Raise ServiceError if a connection is lost; a server may close it after its answer."""
+def _lost_connections(origin: str) -> Iterator[None]:
+    """Raise ServiceError in place of the error of a connection that is lost."""
     try:
         yield
-    except ReconnectError:
-        pass
+    except PeerRefusedError:
+        raise
     except OSError as error:
-        if isinstance(error, AttestKitError | TimeoutError):
-            raise
-        problem = one_line(error.strerror or type(error).__name__, 100)
-        message = f"{origin.authority}: the connection was lost: {problem}"
+        message = f"{origin}: the connection is lost ({type(error).__name__})"
         raise ServiceError(message, reason="connection") from error
 
 

@@ -6,8 +6,10 @@ while, so that a hostile network cannot make the client hammer the service.
 """
 
 import logging
+import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from datetime import datetime
@@ -35,6 +37,7 @@ PAUSE_SECONDS: Final = 30.0
 
 _ANY_KEY: Final = b""  # requests are sealed, so the TLS key does not matter
 _NEVER: Final = float("inf")
+_all: Final["weakref.WeakSet[Prover]"] = weakref.WeakSet()
 _logger = logging.getLogger("attestkit.client")
 
 OnProof = Callable[[Proof | PeerRefusedError], object]
@@ -74,12 +77,13 @@ class Prover:
         self._accepted: dict[bytes, float] = {}
         self._next_end = _NEVER
         self._generation = 0
-        self._newest: Proof | None = None
+        self._newest: tuple[Proof, float] | None = None  # and its end
         self._running: tuple[bytes | None, Future[None]] | None = None
         self._refusals = 0
         self._paused_until = float("-inf")
         self._last_refusal = ""
         self._closed = False
+        _all.add(self)
 
     @property
     def host(self) -> str:
@@ -95,8 +99,9 @@ class Prover:
     def newest(self) -> Proof | None:
         """The newest proof; None if no proof is valid now."""
         with self._lock:
-            self._drop_ended()
-            return self._newest if self._accepted else None
+            if self._newest is None or self._newest[1] <= self._monotonic():
+                return None
+            return self._newest[0]
 
     @property
     def generation(self) -> int:
@@ -129,16 +134,24 @@ class Prover:
 
     def close(self) -> None:
         """Refuse connections from now on, and forget all proofs."""
-        self.forget()
         with self._lock:
             self._closed = True
+            self._forget()
 
     def forget(self) -> None:
         """End all proofs: the next request is preceded by a new one."""
         with self._lock:
-            self._accepted.clear()
-            self._newest, self._next_end = None, _NEVER
-            self._generation += 1
+            self._forget()
+
+    def _forget(self) -> None:
+        self._accepted.clear()
+        self._newest, self._next_end = None, _NEVER
+        self._generation += 1
+
+    def forget_parent(self) -> None:
+        """Leave to the parent process, in a forked one, the lock and the proof that is made."""
+        self._lock = threading.Lock()
+        self._running = None
 
     def steps(self, peer: ObservedPeer | None, *, afresh: bool = False) -> Steps:
         """Return the steps that prove a connection; see `ConnectionProver`.
@@ -153,6 +166,7 @@ class Prover:
             with self._lock:
                 self._drop_ended()
                 if not afresh and self._is_accepted(peer):
+                    self._refusals = 0
                     return True
                 if (running := self._running) is None:
                     done: Future[None] = Future()
@@ -169,33 +183,24 @@ class Prover:
 
     def _prove(self, peer: ObservedPeer | None, done: "Future[None]") -> Steps:
         """Make the only proof at this time, and complete the future in any case."""
-        refusal: PeerRefusedError | None = None
         try:
-            return (yield from self._try(peer))
+            proof, reusable = yield from self._try(peer)
         except (UsageError, ConfigError):
             raise  # of the caller, not of the server
-        except OSError as error:
-            if not isinstance(error, TimeoutError):
+        except Exception as error:  # any other refuses the server
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 raise  # the connection is lost, and may be tried again
-            refusal = _refused(f"no answer within {self._seconds:g} s", "timeout")
-            raise refusal from error
-        except Exception as error:  # any error refuses the server
-            known = isinstance(error, AttestKitError)
-            text = str(error) if known else f"verification failed ({type(error).__name__})"
-            refusal = _refused(
-                text, error.reason if isinstance(error, AttestKitError) else "internal"
-            )
+            refusal = self._refusal_of(error)
+            self._finish(done, refusal)
+            yield from self._report(refusal)
             raise refusal from error
         finally:
-            with self._lock:
-                self._running = None
-            if refusal is None:
-                done.set_result(None)
-            else:
-                self._note_refusal(refusal)
-                done.set_exception(refusal)
+            self._finish(done)
+        yield from self._report(proof)
+        return reusable
 
-    def _try(self, peer: ObservedPeer | None) -> Steps:
+    def _try(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, bool]]:
+        """Return a new proof, and whether the connection stays open."""
         appraiser = self._appraiser
         service, nonce = appraiser.service, secrets.token_bytes(NONCE_SIZE)
         questions = service.questions(nonce, appraiser.model)
@@ -205,9 +210,9 @@ class Prover:
             answers = yield Run(lambda: tuple(map(self._fetch, questions)))
         else:
             answers, reusable = yield from self._ask(questions)
-        now = self._now()
+        now, started = self._now(), self._monotonic()
         proof = yield Run(partial(appraiser.appraise, answers, nonce, seen, now))
-        self._accept(proof)
+        self._accept(proof, started)
         with self._lock:
             if peer is not None and not self._is_accepted(peer):
                 message = (
@@ -215,8 +220,7 @@ class Prover:
                     "the evidence is about another one"
                 )
                 raise ServiceError(message, reason="other_key")
-        yield Run(partial(self._report, proof))
-        return reusable
+        return proof, reusable
 
     def _ask(
         self, questions: tuple[Question, ...]
@@ -241,18 +245,20 @@ class Prover:
             reusable = reply.reusable
         return tuple(answers), reusable
 
-    def _accept(self, proof: Proof) -> None:
-        until = self._monotonic() + (proof.valid_until - proof.proven_at).total_seconds()
+    def _accept(self, proof: Proof, started: float) -> None:
+        """Accept the keys of a proof, whose verification began at a time."""
+        until = started + (proof.valid_until - proof.proven_at).total_seconds()
         keys = [one.key for one in proof.bindings if one.kind in TLS_KINDS] or [_ANY_KEY]
         with self._lock:
             if self._closed:
                 raise UsageError("endpoint: closed", reason="closed")
-            for key in keys:
+            for key in reversed(keys):  # the observed one is the first, and forgotten last
                 self._accepted.pop(key, None)  # so that it moves to the end
                 self._accepted[key] = until
-            for key in list(self._accepted)[:-MAX_KEYS]:
-                del self._accepted[key]
-            self._newest = proof
+            while len(self._accepted) > MAX_KEYS:
+                del self._accepted[next(iter(self._accepted))]
+                self._generation += 1  # its connections have no end any more
+            self._newest = proof, until
             self._next_end = min(self._accepted.values())
             self._refusals = 0
 
@@ -273,28 +279,55 @@ class Prover:
         self._next_end = min(self._accepted.values(), default=_NEVER)
         self._generation += 1
 
-    def _note_refusal(self, refusal: PeerRefusedError) -> None:
-        with self._lock:
-            self._refusals += 1
-            self._last_refusal = refusal.verify_message
-            if self._refusals >= REFUSALS:
-                self._paused_until = self._monotonic() + PAUSE_SECONDS
-        self._report(refusal)
+    def _refusal_of(self, error: Exception) -> PeerRefusedError:
+        if isinstance(error, TimeoutError):
+            return _refused(f"no answer within {self._seconds:g} s", "timeout")
+        if isinstance(error, AttestKitError):
+            return _refused(str(error), error.reason)
+        return _refused(f"verification failed ({type(error).__name__})", "internal")
 
-    def _report(self, event: Proof | PeerRefusedError) -> None:
-        """Log a proof or refusal, and tell the caller's function of it."""
+    def _finish(self, done: "Future[None]", refusal: PeerRefusedError | None = None) -> None:
+        """Let other connections go on, or be refused. Idempotent."""
+        with self._lock:
+            if self._running is None or self._running[1] is not done:
+                return
+            self._running = None
+            if refusal is not None:
+                self._refusals += 1
+                self._last_refusal = refusal.verify_message
+                if self._refusals >= REFUSALS:
+                    self._paused_until = self._monotonic() + PAUSE_SECONDS
+        if refusal is None:
+            done.set_result(None)
+        else:
+            done.set_exception(refusal)
+
+    def _report(self, event: Proof | PeerRefusedError) -> Generator[Step, Any, None]:
+        """Log a proof or refusal, and tell the caller's function of it, which may take long."""
         if isinstance(event, Proof):
             kinds = ", ".join(one.kind for one in event.bindings) or "no channel"
             _logger.info("%s: proven (%s; %s)", event.origin, event.service, kinds)
         else:  # quoted: the peer may control parts of it
             _logger.info("%s: refused: %r", self._appraiser.origin.url, event.verify_message)
-        if self._on_proof is None:
-            return
-        try:
-            self._on_proof(event)
-        except Exception:  # an observer cannot undo a proof
-            _logger.exception("on_proof failed")
+        if self._on_proof is not None:
+            yield Run(partial(_call, self._on_proof, event))
+
+
+def _call(on_proof: OnProof, event: Proof | PeerRefusedError) -> None:
+    try:
+        on_proof(event)
+    except Exception:  # an observer cannot undo a proof
+        _logger.exception("on_proof failed")
 
 
 def _refused(text: str, reason: str) -> PeerRefusedError:
     return PeerRefusedError(text, reason=reason)
+
+
+def _after_fork() -> None:
+    for prover in list(_all):
+        prover.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
