@@ -7,6 +7,7 @@ from fuzz import (
     parser_agents,
     parser_ak_certificates,
     parser_certificates,
+    parser_client,
     parser_collateral,
     parser_cores,
     parser_documents,
@@ -45,6 +46,7 @@ from fuzz.parser_contract import ParserTarget
 __all__ = ["LEFT_OUT", "READERS", "TARGETS", "ParserTarget"]
 
 _FILES: Final = (
+    parser_client,
     parser_reports,
     parser_logs,
     parser_journal,
@@ -191,6 +193,10 @@ READERS: Final[dict[str, str]] = {
     "cli.output.certificate_text": "certificate_text",
     "cli.batch.input_lines": "fleet_lines",
     "cli.input.detect_format": "file",
+    "client.first_use": "first_use_pins",
+    "client.proof_bundle": "proof_bundle",
+    "client.wire.question": "question_answer",
+    "client.wire.observed_peer": "proof_bundle",
     "client.services.aci": "aci_report",
     "client.services.aci_keyset": "aci_report",
     "client.services.aci_receipts": "aci_receipt",
@@ -332,8 +338,16 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
-    "client.sealing.aci_constraint": "hands an answer on as it comes",
+    "client.openai_client": "opens a client of openai",
+    "client.sealing.aci_constraint": "passes the bytes of answers on as they are",
     "client.sealing.protocol": "interfaces only",
+    "client.services.bound": "passes an answer to functions of the caller",
+    "client.services.ra_tls": "wraps ra_tls.certificate.read, the target ra_tls",
+    "client.services.registry": "looks a name up",
+    "client.trust": "opens policies, the target policy",
+    "client.wire.blocking_connection": "a socket, for the target question_answer",
+    "client.wire.exchange": "passes the bytes of answers on, which sealings read",
+    "ra_tls.contexts": "certificates of the caller, which OpenSSL reads",
     "client.services.other_ra_tls": "wraps read_other, the target other_certificate",
     "client.services.service": "interfaces only",
     "testing.tls_listener": "records what a test server receives; uvicorn parses it",

@@ -25,6 +25,9 @@ from attestkit.client.trust import Trust, VerifiedMachine
 from attestkit.collateral import Collateral
 from attestkit.errors import ServiceError, VerificationError
 
+MAX_AGE: Final = timedelta(hours=1)
+"""Default for the time after which a proof is made anew."""
+
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")
 _NOT_VERIFIED: Final = "the GPUs: their evidence was not verified; pass Require(gpu=True)"

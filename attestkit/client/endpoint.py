@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
-from attestkit.client.appraisal import Appraiser
+from attestkit.client.appraisal import MAX_AGE, Appraiser
 from attestkit.client.endpoint_clients import EndpointClients
 from attestkit.client.first_use import FirstUse
 from attestkit.client.origin import Origin, origin_of_question
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
     from attestkit.gpu import GpuServices
     from attestkit.verifier.verifier_options import VerifierSettings
-
-MAX_AGE: Final = timedelta(hours=1)
-"""Default for the time after which a proof is made anew."""
 
 SECONDS: Final = 10.0
 """Default for the limit of one connection, and of one answer with evidence."""

@@ -10,19 +10,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit._system.saved_documents import load_document, save_document
 from attestkit.client.trust import VerifiedMachine
-from attestkit.errors import ConfigError, PolicyError, ServiceError
+from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.policy.app_pins import names_app
 
+if TYPE_CHECKING:
+    from attestkit._reasons import ConfigReason
+
 _VERSION: Final = 1
-_MAX_FILE: Final = 4 << 20  # bytes
+MAX_FILE: Final = 4 << 20
+"""Maximum size of the file in bytes."""
+
 _WHAT: Final = "first-use pins"
+# Reasons of FormatError that ConfigError has under another name.
+_REASONS: Final[dict[str, "ConfigReason"]] = {
+    "duplicate": "duplicate",
+    "encoding": "encoding",
+    "too_deep": "too_deep",
+    "too_large": "too_large",
+    "unknown_field": "unknown_key",
+    "unsupported_version": "unsupported_version",
+    "wrong_type": "wrong_type",
+}
 # What may change on the same machine with the same program.
 _OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
 
@@ -92,17 +107,28 @@ class FirstUse:
         if not self._path.exists():
             return {}
         unreadable = partial(ConfigError, reason="unreadable")
-        return load_document(self._path, _MAX_FILE, _decode, unreadable)
+        try:
+            return load_document(self._path, MAX_FILE, read_pins, unreadable)
+        except FormatError as error:
+            reason = error.reason
+            raise ConfigError(str(error), reason=_REASONS.get(reason, "syntax")) from error
 
 
-def _decode(content: bytes) -> dict[str, str]:
-    """Return the policies, in TOML, by name; ConfigError if the file is malformed."""
-    if len(content) > _MAX_FILE:
-        raise ConfigError(f"{_WHAT}: over {_MAX_FILE} bytes", reason="too_large")
+def read_pins(content: bytes) -> dict[str, str]:
+    """Return the policies, in TOML, by name.
+
+    Raises:
+        FormatError: If the file's content is malformed.
+    """
+    if len(content) > MAX_FILE:
+        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
     values = strict_json.read_object(content, _WHAT)
     pins: Any = values.get("pins")
-    if values.get("version") != _VERSION or values.keys() != {"version", "pins"}:
-        raise ConfigError(f"{_WHAT}: must have version {_VERSION} and pins", reason="syntax")
+    version = values.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise FormatError(f"{_WHAT}: version must be {_VERSION}", reason="unsupported_version")
+    if values.keys() != {"version", "pins"}:
+        raise FormatError(f"{_WHAT}: must have version and pins alone", reason="unknown_field")
     if not isinstance(pins, dict) or not all(isinstance(one, str) for one in pins.values()):
-        raise ConfigError(f"{_WHAT}: pins must be texts by name", reason="wrong_type")
+        raise FormatError(f"{_WHAT}: pins must be texts by name", reason="wrong_type")
     return pins

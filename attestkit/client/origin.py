@@ -63,7 +63,7 @@ class Origin(NamedTuple):
         except ValueError as error:
             message = f"{subject}: host or port is malformed"
             raise UsageError(message, reason="wrong_value") from error
-        if parts.scheme != "https" or parts.query or parts.fragment:
+        if parts.scheme != "https" or "?" in url or "#" in url:
             message = f"{subject}: must be an https URL without query and fragment"
             raise UsageError(message, reason="wrong_value")
         if not _is_host(host) or port == 0 or parts.netloc.endswith(":"):

@@ -27,9 +27,15 @@ from attestkit.errors import FormatError, UsageError
 
 _WHAT: Final = "proof bundle"
 _VERSION: Final = 1
-_MAX_FILE: Final = 64 << 20  # bytes
-_MAX_ANSWERS: Final = 16
-_MAX_CERTIFICATE: Final = 16 << 20  # bytes, as evidence may be in it
+MAX_FILE: Final = 64 << 20
+"""Maximum size of a bundle in bytes."""
+
+MAX_ANSWERS: Final = 16
+"""Maximum number of a service's answers in a bundle."""
+
+MAX_CERTIFICATE: Final = 16 << 20
+"""Maximum size of a certificate in bytes, as evidence may be in it."""
+
 _NAMES: Final = frozenset(
     {
         "answers",
@@ -98,9 +104,10 @@ class ProofBundle:
 
         Raises:
             FormatError: If it is malformed, over 64 MiB or of another version.
+            CollateralError: If collateral in it is malformed.
         """
-        if len(text) > _MAX_FILE:
-            raise FormatError(f"{_WHAT}: over {_MAX_FILE} bytes", reason="too_large")
+        if len(text) > MAX_FILE:
+            raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes", reason="too_large")
         values = strict_json.read_object(text, _WHAT)
         if values.get("version") != _VERSION or isinstance(values["version"], bool):
             message = f"{_WHAT}: version must be {_VERSION}"
@@ -118,7 +125,7 @@ class ProofBundle:
             model=None if values["model"] is None else _text(values, "model", 1000),
             nonce=strict_json.from_hex(values["nonce"], f"{_WHAT}: nonce", NONCE_SIZE),
             answers=tuple(_bytes(one, MAX_DOCUMENT) for one in _list(values, "answers")),
-            certificate=None if certificate is None else _bytes(certificate, _MAX_CERTIFICATE),
+            certificate=None if certificate is None else _bytes(certificate, MAX_CERTIFICATE),
             sealed=_flag(values["sealed"]),
             at=_moment(values["at"]),
             collateral=tuple(map(_collateral, _list(values, "collateral", MAX_MACHINES))),
@@ -133,7 +140,7 @@ class ProofBundle:
             FormatError: As `from_json`; the message names the file.
         """
         unreadable = partial(UsageError, reason="cannot_read")
-        return load_document(path, _MAX_FILE, cls.from_json, unreadable)
+        return load_document(path, MAX_FILE, cls.from_json, unreadable)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file with mode 0600, replacing an existing one atomically.
@@ -169,7 +176,7 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _list(values: Mapping[str, Any], name: str, most: int = _MAX_ANSWERS) -> list[Any]:
+def _list(values: Mapping[str, Any], name: str, most: int = MAX_ANSWERS) -> list[Any]:
     found = values[name]
     if not isinstance(found, list):
         raise FormatError(f"{_WHAT}: {name}: must be a list", reason="wrong_type")
@@ -196,9 +203,9 @@ def _collateral(value: object) -> Collateral | None:
 def _moment(value: object) -> datetime:
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        message = f"{_WHAT}: at: must be a time with a time zone (ISO 8601)"
-        raise FormatError(message, reason="wrong_value")
-    return found
+        if found is not None and found.tzinfo is not None:
+            return found.astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # malformed; before or after all years in UTC
+        pass
+    message = f"{_WHAT}: at: must be a time with a time zone (ISO 8601)"
+    raise FormatError(message, reason="wrong_value")

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from attestkit._crypto.hashes import sha256
 from attestkit.client.proof import Proof
 from attestkit.client.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
+from attestkit.client.services.service import Question
 from attestkit.client.wire.drivers import ReconnectError, drive, drive_async
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import Receive, Run, Send, Steps, Wait
@@ -31,9 +32,6 @@ from tests.client.stub_proofs import (
     peer_of,
     proof_of,
 )
-
-if TYPE_CHECKING:
-    from attestkit.client.services.service import Question
 
 HOUR = MAX_AGE.total_seconds()
 A, B = peer_of(b"a"), peer_of(b"b")
@@ -128,7 +126,12 @@ def test_service_apart() -> None:
     """Questions go over a connection of their own; the connection itself is sent nothing."""
     rig = Rig(StubService("apart", questions=2))
     asked: list[Question] = []
-    rig.fetch = lambda question: asked.append(question) or b"ok"  # type: ignore[func-returns-value]
+
+    def fetch(question: Question) -> bytes:
+        asked.append(question)
+        return b"ok"
+
+    rig.fetch = fetch
 
     def judge(peer: ObservedPeer | None) -> Proof:
         assert peer is None  # the key at that time is trusted for nothing
@@ -563,9 +566,9 @@ def test_closed_while_a_proof_is_made() -> None:
     assert caught.value.reason == "closed"
     assert isinstance(wait, Wait)
     assert wait.future.result(TIMEOUT) is None
-    for start in (lambda: waiter.send(None), lambda: next(rig.prover.steps(A))):
+    for steps in (waiter, rig.prover.steps(A)):
         with pytest.raises(UsageError) as caught:
-            start()
+            steps.send(None)
         assert caught.value.reason == "closed"
     assert not rig.prover.accepts(A.spki_sha256)
     assert rig.events == []

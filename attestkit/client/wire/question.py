@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
 
 _PIECE: Final = 1 << 16  # bytes per read
-_HEAD_LIMIT: Final = 64 * 1024  # bytes of status line and headers
+MAX_HEAD: Final = 64 * 1024
+"""Maximum size of status line and headers of an answer in bytes."""
+
 _HEADERS: Final = [
     ("Accept", "application/json, */*"),
     ("Accept-Encoding", "identity"),
@@ -56,11 +58,11 @@ def ask(
         UsageError: If h11 is not installed, or the target is not valid.
     """
     h11 = _load_h11()
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_LIMIT)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     deadline = clock() + seconds
     what = f"{host}: {one_line(target.partition('?')[0], 100)}"
     yield Send(_encode(connection, host, target, headers))
-    body, room = bytearray(), limit + _HEAD_LIMIT  # interim answers and framing are bounded, too
+    body, room = bytearray(), limit + MAX_HEAD  # interim answers and framing are bounded, too
     while not isinstance(event := _next_event(connection, what), h11.EndOfMessage):
         if event is h11.NEED_DATA:
             left = deadline - clock()
@@ -79,7 +81,8 @@ def ask(
             raise FormatError(f"{what}: answer is over {limit} bytes", reason="too_large")
     if connection.trailing_data[0]:
         raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
-    return Reply(bytes(body), connection.our_state is h11.DONE)
+    closed = connection.trailing_data[1]  # the end of the stream may have ended the body
+    return Reply(bytes(body), not closed and connection.our_state is h11.DONE)
 
 
 def _load_h11() -> Any:  # noqa: ANN401 - a module

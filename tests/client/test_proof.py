@@ -1,0 +1,129 @@
+"""What a proof says, to people and as data: every line is a check that was made."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from datetime import timedelta
+
+import pytest
+
+from attestkit.client.proof import Proof
+from attestkit.client.services.service import Binding
+from tests.client.saved_proofs import saved_proof
+from tests.untyped import untyped
+
+KEY = bytes(range(32))
+
+
+def proof() -> Proof:
+    """Return the proof of a simulated server."""
+    return saved_proof().proof
+
+
+def line(text: str, name: str) -> str:
+    """Return the line of a name."""
+    [found] = [one for one in text.splitlines() if one.startswith(f"  {name} ")]
+    return found
+
+
+def test_text() -> None:
+    """Origin, service, times; hardware, code, freshness and channel; that it is simulated."""
+    found = proof()
+    text = str(found)
+    first = text.splitlines()[0]
+    assert first.startswith(f"{found.origin}  PROVEN  SIMULATED, protects nothing  (attestkit, ")
+    assert f"until {found.valid_until:%H:%M:%S})" in first
+    assert line(text, "hardware").endswith("TCB UpToDate, not in debug mode")
+    assert "as the policy pins it" in line(text, "code")
+    assert "our nonce" in line(text, "fresh")
+    assert found.bindings[0].key.hex()[:16] in line(text, "channel")
+    assert "NOT shown" not in text
+
+
+def test_what_is_not_shown() -> None:
+    """It is in the text, in one line, without control characters."""
+    text = str(replace(proof(), not_proven=("one\x1b[31m", "two\nthree")))
+    assert "\x1b" not in text
+    shown = line(text, "NOT shown")
+    assert "one" in shown
+    assert "three" in shown
+
+
+def test_no_channel() -> None:
+    """A proof without a binding says so."""
+    found = replace(proof(), bindings=())
+    assert found.binding is None
+    assert "NOT protected" in line(str(found), "channel")
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("tls-spki", "TLS key 0001020304050607… seen on this connection"),
+        ("ra-tls", "TLS key 0001020304050607… seen on this connection"),
+        ("tls-certificate", "TLS certificate 0001020304050607…"),
+        ("signature", "requests are not protected"),
+        ("hpke", "sealed (hpke) to the key 0001020304050607… of the router"),
+        ("fields", "sealed (fields)"),
+        ("kem", "sealed (kem)"),
+    ],
+)
+def test_channels(kind: str, part: str) -> None:
+    """Each kind of binding has its sentence."""
+    found = replace(proof(), bindings=(Binding(untyped(kind), KEY, "router"),))
+    assert part in line(str(found), "channel")
+
+
+def test_several_machines_are_named() -> None:
+    """Role by role, cleaned of control characters."""
+    [machine] = proof().machines
+    machines = (machine._replace(role="gateway"), machine._replace(role="model \x1b[2J"))
+    text = str(replace(proof(), machines=machines))
+    assert text.count("  hardware ") == text.count("  code ") == 2
+    assert "(gateway)" in text.replace("'", "")
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "part"), [("operator", "the operator names"), ("nobody", "nobody vouches")]
+)
+def test_who_vouches(code: str, part: str) -> None:
+    """It stands beside the code."""
+    assert part in line(str(replace(proof(), code=untyped(code))), "code")
+
+
+@pytest.mark.parametrize(
+    ("freshness", "part"), [("key possession", "may be older"), ("none", "any age")]
+)
+def test_freshness(freshness: str, part: str) -> None:
+    """What shows less than a nonce is told."""
+    assert part in line(str(replace(proof(), freshness=untyped(freshness))), "fresh")
+
+
+def test_data() -> None:
+    """All of it is JSON; bytes in hex, times with their zone; nothing of claims and bundle."""
+    found = proof()
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["origin"] == found.origin
+    assert values["simulated"] is True
+    assert values["bindings"] == [
+        {"kind": "tls-spki", "key": found.bindings[0].key.hex(), "is_of": "server"}
+    ]
+    assert values["proven_at"].endswith("+00:00")
+    assert values["machines"][0]["role"] == "server"
+    assert not {"bundle", "claims", "nonce"} & values.keys()
+
+
+def test_shortcuts() -> None:
+    """First binding, first result, keys of the service."""
+    found = proof()
+    assert found.binding is found.bindings[0]
+    assert found.result is found.machines[0].result
+    assert found.keys is found.claims.keys
+    assert found.valid_until - found.proven_at <= timedelta(hours=1)
+
+
+def test_proofs_do_not_change() -> None:
+    """And their repr is short: no evidence in logs."""
+    with pytest.raises(FrozenInstanceError):
+        untyped(proof()).origin = "https://other.example"
+    assert len(repr(proof())) < 1000

@@ -1,0 +1,88 @@
+"""Requirements: each default is the safe one, and a refusal names the keyword to change."""
+
+from typing import Any
+
+import pytest
+
+from attestkit.client.require import REQUIRE_ALL, Require
+from attestkit.client.services.service import Binding, Claims, Machine
+from attestkit.errors import ServiceError, UsageError
+from tests.raising import raises
+from tests.untyped import untyped
+
+SERVER = Binding("tls-spki", bytes(32), "server")
+GATEWAY = Binding("tls-spki", bytes(32), "gateway")
+ROUTER = Binding("hpke", bytes(32), "router")
+MODEL = Binding("fields", bytes(32), "model")
+
+
+def claims(freshness: Any = "nonce", *, gpu: bool = False) -> Claims:
+    """Return claims of one machine."""
+    machine = Machine("server", b"", bytes(64), gpu=untyped("evidence") if gpu else None)
+    return Claims((machine,), (), freshness)
+
+
+def test_defaults_are_the_safe_ones() -> None:
+    """A nonce, and a channel that ends where the program runs."""
+    assert Require() == REQUIRE_ALL == Require("nonce", "model", gpu=False)
+
+
+@pytest.mark.parametrize("required", ["nonce", "key possession", "none"])
+@pytest.mark.parametrize("shown", ["nonce", "key possession", "none"])
+def test_freshness(required: Any, shown: Any) -> None:
+    """What shows more is accepted; the text names what would accept less."""
+    order = ["none", "key possession", "nonce"]
+    require = Require(freshness=required)
+    if order.index(shown) >= order.index(required):
+        require.check(claims(shown), [SERVER], "stub")
+        return
+    with raises(ServiceError, "no_freshness", start="stub", part=f'freshness="{shown}"'):
+        require.check(claims(shown), [SERVER], "stub")
+
+
+@pytest.mark.parametrize(
+    ("bindings", "least", "reason"),
+    [
+        ([SERVER], "model", ""),
+        ([MODEL], "model", ""),
+        ([GATEWAY, MODEL], "model", ""),
+        ([GATEWAY], "gateway", "ends_at_gateway"),
+        ([ROUTER], "gateway", "ends_at_gateway"),
+        ([GATEWAY, ROUTER], "gateway", "ends_at_gateway"),
+        ([], "any", "no_channel"),
+    ],
+)
+def test_channel(bindings: list[Binding], least: Any, reason: str) -> None:
+    """Less than the machine of the program has to be asked for, and the text says how."""
+    for channel in ("model", "gateway", "any"):
+        require = Require(channel=untyped(channel))
+        if ["any", "gateway", "model"].index(channel) <= ["any", "gateway", "model"].index(least):
+            require.check(claims(), bindings, "stub")
+        else:
+            with raises(ServiceError, reason, part=f'channel="{least}"'):
+                require.check(claims(), bindings, "stub")
+
+
+def test_gpu() -> None:
+    """Evidence of GPUs must be there if it is required."""
+    Require(gpu=True).check(claims(gpu=True), [SERVER], "stub")
+    with raises(ServiceError, "no_gpu"):
+        Require(gpu=True).check(claims(), [SERVER], "stub")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"freshness": "now"}, "wrong_value"),
+        ({"freshness": None}, "wrong_value"),
+        ({"freshness": ["nonce"]}, "wrong_value"),
+        ({"channel": "server"}, "wrong_value"),
+        ({"channel": 1}, "wrong_value"),
+        ({"gpu": 1}, "wrong_type"),
+        ({"response_signatures": "yes"}, "wrong_type"),
+    ],
+)
+def test_unknown_values(values: dict[str, Any], reason: str) -> None:
+    """A misspelt requirement is not taken for a weak one."""
+    with raises(UsageError, reason):
+        Require(**values)

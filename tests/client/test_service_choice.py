@@ -1,0 +1,83 @@
+"""Which service a server is: by name, by host, by certificate; else its own document."""
+
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from attestkit.client.origin import Origin
+from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.services.bound import bound
+from attestkit.client.services.registry import open_service, service_names
+from attestkit.errors import ServiceError, UsageError
+from attestkit.testing import AttestedServer
+from tests.client.wire.servers import proxying
+from tests.raising import raises
+
+Make = Callable[..., AttestedServer]
+
+
+def dialing(server: AttestedServer, **changes: Any) -> Dialing:
+    """Return how the server is connected to."""
+    return Dialing(Origin("127.0.0.1", server.port), server.ca, None, 10)._replace(**changes)
+
+
+def test_named_service_needs_no_connection() -> None:
+    """A name, and an object of the caller's, are taken as they are."""
+    nowhere = Dialing(Origin("127.0.0.1", 1), None, None, 1)
+    assert choose_service("tinfoil", nowhere).name == "tinfoil"
+    mine = bound(path="/x", evidence=lambda _: b"", report_data=lambda *_: bytes(64))
+    assert choose_service(mine, nowhere) is mine
+    with raises(UsageError, "unknown_name"):
+        choose_service("unknown", nowhere)
+
+
+def test_known_host_needs_no_connection() -> None:
+    """The host names its service."""
+    nowhere = Dialing(Origin("inference.tinfoil.sh", 1), None, None, 0.01)
+    assert choose_service("auto", nowhere).name == "tinfoil"
+
+
+def test_certificate_or_document(attested_server: Make) -> None:
+    """A certificate with evidence is RA-TLS, whether WebPKI accepts it or not."""
+    plain, ra_tls = attested_server(), attested_server(ra_tls=True)
+    assert choose_service("auto", dialing(plain)).name == "attestkit"
+    assert choose_service("auto", dialing(ra_tls)).name == "ra-tls"
+    assert choose_service("auto", dialing(ra_tls, server_ca=None)).name == "ra-tls"
+    assert all(log == b"" for log in plain.received + ra_tls.received)
+
+
+def test_unknown_authority(attested_server: Make) -> None:
+    """Without evidence in it, a certificate that is not accepted is refused, with the remedy."""
+    server = attested_server()
+    with raises(ServiceError, "unknown_service", part="server_ca="):
+        choose_service("auto", dialing(server, server_ca=None))
+    assert all(log == b"" for log in server.received)
+
+
+def test_no_connection() -> None:
+    """Errors of the network are the service's."""
+    with raises(ServiceError, "connection"):
+        choose_service("auto", Dialing(Origin("127.0.0.1", 1), None, None, 5))
+
+
+def test_proxy(attested_server: Make) -> None:
+    """Connections lead through the tunnel of a proxy, if there is one."""
+    server = attested_server()
+    with proxying() as proxy:
+        found = choose_service("auto", dialing(server, proxy=proxy.url))
+        assert found.name == "attestkit"
+        [target] = proxy.targets
+        assert target.startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.".encode())
+    forbidden = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+    with proxying(answer=forbidden) as proxy, raises(ServiceError, "connection"):
+        choose_service("auto", dialing(server, proxy=proxy.url))
+    with raises(UsageError, "wrong_value"):
+        choose_service("auto", dialing(server, proxy="socks5://127.0.0.1"))
+
+
+def test_webpki_is_off_for_ra_tls_alone(attested_server: Make) -> None:
+    """Every other service, and none of RA-TLS, has the name and the chain verified."""
+    found = dialing(attested_server(), server_ca=None)
+    for name in service_names():
+        mode = found.context(open_service(name)).verify_mode
+        assert (mode == ssl.CERT_REQUIRED) == (name not in ("ra-tls", "ra-tls-other")), name
