@@ -11,148 +11,22 @@ not pass `mounts` or `proxy` to the client, which replace the transport.
 """
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire.drivers import ReconnectError
-from attestkit.client.wire.exchange import (
-    EXTENSION,
-    Exchange,
-    OnAnswer,
-    framed_headers,
-    identity_encoding,
-    plain_headers,
-)
-from attestkit.client.wire.http_libraries import (
-    HttpLibrary,
-    LibraryName,
-    PoolOptions,
-    load_library,
-)
-from attestkit.client.wire.origin import check_origin
+from attestkit.client.wire.exchange import Exchange
+from attestkit.client.wire.http_libraries import LibraryName, load_library
+from attestkit.client.wire.httpx_requests import OutgoingRequest, ProvenTransport
+from attestkit.client.wire.origin import MAX_CONNECTIONS, no_connection
 from attestkit.client.wire.pools import PoolLease, PoolSet
-from attestkit.client.wire.steps import ConnectionProver
-from attestkit.client.wire.tls_context import require_plain_context
-from attestkit.errors import ServiceError, UsageError
-
-if TYPE_CHECKING:
-    from attestkit.client.sealing.protocol import Headers, Sealing
-
-HTTPS_PORT: Final = 443
-
-MAX_CONNECTIONS: Final = 4
-"""Connections that are opened for one request, while servers close them after the evidence."""
+from attestkit.errors import UsageError
 
 
-class _Outgoing(NamedTuple):
-    """A request in the form in which it is sent."""
-
-    method: str
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes | None  # None: that of the request, as it comes
-    extensions: dict[str, Any]
-    exchange: Exchange | None  # None: bodies pass as they are, and are not hashed
-
-
-class _ProvenTransport:
-    """What the transports have in common.
-
-    Args:
-        prover: Prover of the server.
-        context: Context of `tls_context`, for this transport alone.
-        sealing: Returns what seals a request; None, or if it returns None: sent as it is.
-        renew_sealing: Called when a server does not have the key to which a request was sealed;
-            proves it anew, and returns whether the request is sealed and sent once more.
-        on_answer: Called once an answer was read to its end.
-        proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
-        limits: Limits of the library; None: its defaults.
-
-    Raises:
-        UsageError: If an argument is not valid.
-    """
-
-    library: ClassVar[HttpLibrary]  # of the subclass
-
-    def __init__(
-        self,
-        prover: ConnectionProver,
-        context: ssl.SSLContext,
-        *,
-        sealing: "Callable[[], Sealing | None] | None" = None,
-        renew_sealing: Callable[[], bool] | None = None,
-        on_answer: OnAnswer | None = None,
-        proxy: Any = None,
-        limits: Any = None,
-    ) -> None:
-        require_plain_context(context)
-        self._prover, self._on_answer = prover, on_answer
-        self._sealing, self._renew_sealing = sealing, renew_sealing
-        self._options = PoolOptions(self.library, prover, context, proxy, limits)
-        self._host = prover.host.encode("ascii")
-        port = None if prover.port == HTTPS_PORT else prover.port
-        self._own_url = b"https", self._host, port
-
-    def _check(self, request: Any) -> None:
-        """Check that a request is for the proven server."""
-        url = request.url
-        if (url.raw_scheme, url.raw_host, url.port) != self._own_url:  # as most are written
-            check_origin(self._prover, url.scheme, url.raw_host.decode("ascii"), url.port)
-
-    def _outgoing(self, request: Any, sealing: "Sealing | None", body: bytes | None) -> _Outgoing:
-        extensions, method = request.extensions, str(request.method)
-        target: bytes = extensions.get("target", request.url.raw_path)
-        raw: list[tuple[bytes, bytes]] = request.headers.raw
-        if sealing is None and self._on_answer is None:
-            return _Outgoing(method, target, raw, None, extensions, None)
-        headers, exchange = _decoded(raw), Exchange()
-        if sealing is None:
-            headers = identity_encoding(headers)
-        else:
-            assert body is not None
-            sealed = sealing.seal(method, target.decode("ascii"), plain_headers(headers), body)
-            method, target, body = sealed.method, sealed.target.encode("ascii"), sealed.body
-            headers, exchange = framed_headers(sealed), Exchange(sealed)
-        extensions = {name: value for name, value in extensions.items() if name != "target"}
-        return _Outgoing(method, target, _encoded(headers), body, extensions, exchange)
-
-    def _core_request(self, outgoing: _Outgoing, content: object) -> Any:
-        method, target, headers, _, extensions, _ = outgoing
-        httpcore, prover = self.library.httpcore, self._prover
-        # Host and port of the prover, which are those of the request's URL.
-        url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
-        return httpcore.Request(
-            method, url, headers=headers, content=content, extensions=extensions
-        )
-
-    def _response(self, answer: Any, exchange: Exchange | None, stream: object) -> Any:
-        headers, extensions = answer.headers, answer.extensions
-        if exchange is not None:
-            headers = _encoded(exchange.start(answer.status, _decoded(headers)))
-            extensions = {**extensions, EXTENSION: exchange.record}
-        response = self.library.httpx.Response
-        return response(answer.status, headers=headers, stream=stream, extensions=extensions)
-
-    def _finished(self, exchange: Exchange) -> bytes:
-        """Take the end of an answer, and return the rest for the caller."""
-        rest = exchange.finish()
-        if self._on_answer is not None:
-            self._on_answer(exchange.record)
-        return rest
-
-    def _no_connection(self) -> ServiceError:
-        message = (
-            f"{self._prover.host}:{self._prover.port}: no connection could be kept after its "
-            f"evidence, {MAX_CONNECTIONS} in a row"
-        )
-        return ServiceError(message, reason="connection")
-
-
-class BlockingTransport(_ProvenTransport):
-    """A transport for `Client`; see `_ProvenTransport` for the arguments."""
+class BlockingTransport(ProvenTransport):
+    """A transport for `Client`; see `ProvenTransport` for the arguments."""
 
     body_class: ClassVar[Any]  # of the subclass
 
@@ -192,9 +66,9 @@ class BlockingTransport(_ProvenTransport):
                 stream.close()
                 raise
             return response
-        raise self._no_connection()
+        raise no_connection(self._prover)
 
-    def _request(self, request: Any, outgoing: _Outgoing) -> Any:
+    def _request(self, request: Any, outgoing: OutgoingRequest) -> Any:
         body = request.stream if outgoing.body is None else [outgoing.body]
         exchange = outgoing.exchange
         return self._core_request(outgoing, body if exchange is None else exchange.sending(body))
@@ -256,8 +130,8 @@ class BlockingBody:
             self._transport.release(lease)
 
 
-class AsyncTransport(_ProvenTransport):
-    """A transport for `AsyncClient` on asyncio; see `_ProvenTransport` for the arguments."""
+class AsyncTransport(ProvenTransport):
+    """A transport for `AsyncClient` on asyncio; see `ProvenTransport` for the arguments."""
 
     body_class: ClassVar[Any]  # of the subclass
 
@@ -292,9 +166,9 @@ class AsyncTransport(_ProvenTransport):
                 await stream.aclose()
                 raise
             return response
-        raise self._no_connection()
+        raise no_connection(self._prover)
 
-    def _request(self, request: Any, outgoing: _Outgoing) -> Any:
+    def _request(self, request: Any, outgoing: OutgoingRequest) -> Any:
         body = request.stream if outgoing.body is None else _one(outgoing.body)
         if outgoing.exchange is not None:
             body = outgoing.exchange.sending_async(body)
@@ -363,14 +237,6 @@ def _require_asyncio() -> None:
     except RuntimeError as error:
         message = "event loop: proven connections work with asyncio (or uvloop) alone"
         raise UsageError(message, reason="not_applicable") from error
-
-
-def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> "Headers":
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-
-
-def _encoded(headers: "Headers") -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 async def _one(body: bytes) -> AsyncIterable[bytes]:

@@ -1,8 +1,13 @@
 """Check that a request is for the one server that a prover proves."""
 
+from typing import Final
+
 from attestkit._sanitize import one_line
 from attestkit.client.wire.steps import ConnectionProver
 from attestkit.errors import ServiceError, UsageError
+
+MAX_CONNECTIONS: Final = 4
+"""Connections that are opened for one request, while servers close them after the evidence."""
 
 
 def check_origin(prover: ConnectionProver, scheme: str, host: str, port: int | None) -> None:
@@ -28,3 +33,12 @@ def check_origin(prover: ConnectionProver, scheme: str, host: str, port: int | N
             "is proven here; connect to the other server, with a policy of its own"
         )
         raise ServiceError(message, reason="other_origin")
+
+
+def no_connection(prover: ConnectionProver) -> ServiceError:
+    """Return the error for a server that keeps no connection."""
+    message = (
+        f"{prover.host}:{prover.port}: no connection could be kept after its evidence, "
+        f"{MAX_CONNECTIONS} in a row"
+    )
+    return ServiceError(message, reason="connection")

@@ -22,7 +22,7 @@ from attestkit.client.wire.exchange import (
     identity_encoding,
     plain_headers,
 )
-from attestkit.client.wire.origin import check_origin
+from attestkit.client.wire.origin import MAX_CONNECTIONS, check_origin, no_connection
 from attestkit.client.wire.pools import PoolLease, PoolSet
 from attestkit.client.wire.requests_body import (
     RecordedResponse,
@@ -31,13 +31,10 @@ from attestkit.client.wire.requests_body import (
     with_whole_body,
 )
 from attestkit.client.wire.steps import ConnectionProver
-from attestkit.errors import AttestKitError, ServiceError, UsageError
+from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Sealing
-
-MAX_CONNECTIONS: Final = 4
-"""Connections that are opened for one request, while servers close them after the evidence."""
 
 _DEPTH: Final = 8  # of errors inside of errors
 
@@ -131,11 +128,7 @@ class AttestedAdapter(BaseAdapter):
                     raise inner from inner.__cause__
                 raise
             return self._response(request, response, exchange, lease)
-        message = (
-            f"{self._prover.host}:{self._prover.port}: no connection could be kept after its "
-            f"evidence, {MAX_CONNECTIONS} in a row"
-        )
-        raise ServiceError(message, reason="connection")
+        raise no_connection(self._prover)
 
     def _check(self, request: requests.PreparedRequest, cert: object) -> None:
         url = parse_url(request.url or "")

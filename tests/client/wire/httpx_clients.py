@@ -106,3 +106,13 @@ def calling(
         yield caller
     finally:
         caller.close()
+
+
+def iter_of(caller: Any, *pieces: bytes) -> Any:
+    """Return a body that can be read only once."""
+
+    async def asynchronous() -> Any:
+        for piece in pieces:
+            yield piece
+
+    return asynchronous() if caller.asynchronous else iter(pieces)

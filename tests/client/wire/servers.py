@@ -170,6 +170,14 @@ class WireServer:
         return True
 
 
+class WireServerLike(WireServer):
+    """A server that is not started."""
+
+    def __init__(self) -> None:
+        self.port = 1
+        self.connections: list[Connection] = []
+
+
 def http_answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     """Return an answer with a body of known length."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]

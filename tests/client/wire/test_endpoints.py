@@ -13,7 +13,7 @@ from attestkit.client.require import Require
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
-from tests.client.wire.test_pinned_context import refusal_in
+from tests.client.wire.pinned_clients import refusal_in
 from tests.raising import raises
 
 Make = Callable[..., AttestedServer]

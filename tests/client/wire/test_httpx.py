@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import socket
 import ssl
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,14 +16,12 @@ from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import authority, identity
-from tests.client.wire.httpx_clients import calling, every_client
-from tests.client.wire.provers import NeverRemembers, SimpleProver
+from tests.client.wire.httpx_clients import calling, every_client, iter_of
+from tests.client.wire.provers import SimpleProver
 from tests.client.wire.servers import (
     TIMEOUT,
-    Connection,
-    WireServer,
+    WireServerLike,
     http_answer,
-    proxying,
     serving,
 )
 from tests.raising import raises
@@ -169,16 +165,6 @@ def test_httpx_checks_the_proof_when_the_request_is_written(kind: str) -> None:
         assert [one.requests for one in server.connections] == [[b"/first"], [b"/second"]]
 
 
-def iter_of(caller: Any, *pieces: bytes) -> Any:
-    """Return a body that can be read only once."""
-
-    async def asynchronous() -> Any:
-        for piece in pieces:
-            yield piece
-
-    return asynchronous() if caller.asynchronous else iter(pieces)
-
-
 @every_client
 @pytest.mark.parametrize(
     ("location", "error", "reason"),
@@ -220,220 +206,6 @@ def test_httpx_follows_redirect_within_the_origin(kind: str) -> None:
         with calling(kind, SimpleProver(server), client=options) as caller:
             assert caller.get(server.url + "/old").text == "/new"
         assert len(server.connections) == 1
-
-
-@every_client
-@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY", "https_proxy"])
-def test_httpx_ignores_proxies_of_the_environment(
-    kind: str, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hostile proxy of the environment is not asked."""
-    with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
-        monkeypatch.setenv(variable, proxy.url)
-        with calling(kind, SimpleProver(server)) as caller:
-            caller.post(server.url, content=b"secret")
-        assert proxy.targets == []
-        assert relay.received == b""
-
-
-@every_client
-def test_httpx_tunnels_through_explicit_proxy(kind: str) -> None:
-    """Through a proxy of CONNECT, the server is proven as without one."""
-    with serving() as server, proxying() as proxy:
-        prover = SimpleProver(server)
-        with calling(kind, prover, proxy=proxy.url) as caller:
-            for target in ("/one", "/two"):
-                assert caller.get(server.url + target).json()["target"] == target
-        assert proxy.targets == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1".encode()]
-        assert server.questions == prover.proofs == 1
-
-
-@every_client
-def test_httpx_tunnels_through_proxy_of_tls(kind: str) -> None:
-    """The proxy's own TLS proves nothing; the server's, inside of it, is proven."""
-    with serving() as server, serving("relay") as relay, proxying(name="proxy") as proxy:
-        prover = SimpleProver(server)
-        library = pytest.importorskip(kind.split(maxsplit=1)[0])
-        context = ssl.create_default_context(cadata=authority().pem)
-        options = {"proxy": library.Proxy(proxy.url, ssl_context=context)}
-        with calling(kind, prover, **options) as caller:
-            assert caller.get(server.url + "/x").json()["target"] == "/x"
-        assert server.questions == prover.proofs == 1
-        proxy.to = relay.port
-        with calling(kind, prover, **options) as caller, raises(PeerRefusedError, "other_key"):
-            caller.post(server.url, content=b"secret")
-        assert relay.received == b""
-
-
-@every_client
-def test_httpx_refuses_server_behind_hostile_proxy(kind: str) -> None:
-    """A proxy that ends TLS itself gets no request, and its tunnels do not fill the pool."""
-    with serving() as server, serving("relay") as relay, proxying(to=relay.port) as proxy:
-        library = kind.split(maxsplit=1)[0]
-        limits = pytest.importorskip(library).Limits(max_connections=1)
-        prover = SimpleProver(server)
-        with calling(kind, prover, proxy=proxy.url, limits=limits) as caller:
-            for _ in range(3):
-                with raises(PeerRefusedError, "other_key"):
-                    caller.post(server.url, content=b"secret")
-        assert relay.received == b""
-        assert relay.questions == 3
-        assert server.connections == []
-
-
-@every_client
-def test_httpx_reports_proxy_that_refuses(kind: str) -> None:
-    """An answer of the proxy itself is the library's error."""
-    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
-    with serving() as server, proxying(answer=refusal) as proxy:
-        prover = SimpleProver(server)
-        with (
-            calling(kind, prover, proxy=proxy.url) as caller,
-            pytest.raises(caller.library.ProxyError, match="407"),
-        ):
-            caller.get(server.url)
-        assert server.connections == []
-
-
-@every_client
-def test_httpx_opens_another_connection_after_closed_document(kind: str) -> None:
-    """A server that closes after its document gets the request on the next connection, once."""
-    with serving(close_after_document=1) as server:
-        with calling(kind, SimpleProver(server)) as caller:
-            answer = caller.post(server.url + "/x", content=iter_of(caller, b"ab", b"cd"))
-            assert answer.json()["body"] == "abcd"
-        assert server.requests == [b"/x"]
-        assert len(server.connections) == 2
-        assert server.questions == 1
-
-
-@every_client
-def test_httpx_gives_up_when_no_connection_is_kept(kind: str) -> None:
-    """A server that always closes after its document is refused after a few connections."""
-    with serving(close_after_document=100) as server:
-        prover = SimpleProver(server)
-        prover.accepted = NeverRemembers()
-        with calling(kind, prover) as caller, raises(ServiceError, "connection"):
-            caller.post(server.url, content=b"secret")
-        assert len(server.connections) == 4
-        assert server.received == b""
-
-
-@every_client
-def test_httpx_gives_up_on_hanging_server(kind: str) -> None:
-    """A server that does not answer the question is refused in time."""
-    with serving(hang=True) as server:
-        prover = SimpleProver(server, seconds=0.2)
-        with calling(kind, prover) as caller, raises(PeerRefusedError, "timeout"):
-            caller.post(server.url, content=b"secret")
-        assert server.received == b""
-        assert server.connections[0].ended.wait(TIMEOUT), "the connection is closed"
-
-
-@every_client
-def test_httpx_refuses_bytes_after_the_document(kind: str) -> None:
-    """An answer that is ready before its request is not taken for one."""
-    with serving(extra=http_answer(b"forged")) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller, raises(PeerRefusedError, "trailing_data"):
-            caller.post(server.url, content=b"secret")
-        assert server.received == b""
-
-
-@every_client
-def test_httpx_refuses_bytes_before_the_question(kind: str) -> None:
-    """An answer without nonce that is there before the question proves nothing."""
-    with serving(first=http_answer(b"{}")) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller, pytest.raises((PeerRefusedError, KeyError)):
-            caller.post(server.url, content=b"secret")
-        assert server.received == b""
-
-
-@every_client
-def test_httpx_verifies_name_and_chain(kind: str) -> None:
-    """WebPKI stays on: a chain to another CA is refused before the question."""
-    with serving() as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
-            context = caller.transport._options._origin.context
-            assert context.verify_mode == ssl.CERT_REQUIRED
-            assert context.check_hostname
-            caller.transport._options._origin.context = tls_context()
-            with pytest.raises(caller.library.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-                caller.post(server.url, content=b"secret")
-        assert server.questions == 0
-        assert server.received == b""
-
-
-@every_client
-def test_httpx_ignores_sni_of_a_request(kind: str) -> None:
-    """The name that is verified is the server's, whatever a request says."""
-    with serving() as server, calling(kind, SimpleProver(server)) as caller:
-        extensions = {"sni_hostname": "unknown.example"}
-        assert caller.get(server.url, extensions=extensions).status_code == 200
-
-
-@every_client
-def test_httpx_asks_nobody_when_closed(kind: str) -> None:
-    """A closed endpoint, or one that was refused lately, opens no connection."""
-    with serving() as server:
-        prover = SimpleProver(server)
-        prover.closed = UsageError("endpoint: closed", reason="closed")
-        with calling(kind, prover) as caller, raises(UsageError, "closed"):
-            caller.get(server.url)
-        assert server.connections == []
-
-
-@every_client
-def test_httpx_maps_errors(kind: str) -> None:
-    """Errors of I/O are those of the library."""
-
-    def cut(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
-        if b" /hang " in head:
-            secured.recv(1)
-        elif b" /part " in head:
-            secured.sendall(http_answer(b"x" * 9)[:-1])
-        raise ConnectionError
-
-    with serving(answer=cut) as server:
-        prover = SimpleProver(server)
-        with calling(kind, prover) as caller:
-            library = caller.library
-            with pytest.raises(library.RemoteProtocolError):
-                caller.get(server.url + "/nothing")
-            with pytest.raises(library.RemoteProtocolError):
-                caller.get(server.url + "/part")
-            with pytest.raises(library.ReadTimeout):
-                caller.get(server.url + "/hang", timeout=library.Timeout(TIMEOUT, read=0.1))
-            prover.port = free_port()
-            with pytest.raises(library.ConnectError):
-                caller.get(f"https://127.0.0.1:{prover.port}/")
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-@every_client
-def test_httpx_streams_both_bodies(kind: str) -> None:
-    """A request's body is sent while it is made, and an answer's is read while it comes."""
-
-    def answer(secured: ssl.SSLSocket, _head: bytes, body: bytes) -> None:
-        secured.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        secured.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
-
-    with serving(answer=answer) as server:
-        with calling(kind, SimpleProver(server)) as caller:
-            body = iter_of(caller, *[bytes([one]) * 50_000 for one in range(20)])
-            response = caller.open(server.url, "POST", content=body)
-            received = b"".join(caller.pieces(response))
-            caller.close_response(response)
-        assert received == b"".join(bytes([one]) * 50_000 for one in range(20))
 
 
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
@@ -517,14 +289,6 @@ def test_httpx_transport_refuses_context_that_proves_by_itself() -> None:
         kind(prover, tls_context(authority().pem), proxy="gopher://x")
 
 
-def test_httpx_transport_needs_socksio_for_socks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of SOCKS is refused at once where its library is missing."""
-    monkeypatch.setitem(sys.modules, "socksio", None)
-    kind = http_transports("httpx").blocking
-    with raises(UsageError, "missing_dependency", part="socksio"):
-        kind(SimpleProver(WireServerLike()), tls_context(), proxy="socks5://127.0.0.1:1")
-
-
 def test_httpx_stream_sends_nothing_before_tls() -> None:
     """A stream without proxy writes nothing at all before the server is proven."""
     httpcore: Any = pytest.importorskip("httpcore")
@@ -533,14 +297,6 @@ def test_httpx_stream_sends_nothing_before_tls() -> None:
         stream = ProvingBackend(origin, httpcore).connect_tcp("127.0.0.1", server.port)
         with contextlib.closing(stream), pytest.raises(ConnectionError, match="not proven"):
             stream.write(b"GET / HTTP/1.1\r\n\r\n")
-
-
-class WireServerLike(WireServer):
-    """A server that is not started."""
-
-    def __init__(self) -> None:
-        self.port = 1
-        self.connections: list[Connection] = []
 
 
 def test_httpx_echo_is_whole() -> None:

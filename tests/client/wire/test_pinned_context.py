@@ -6,13 +6,10 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import aiohttp
 import pytest
-import uvloop
 import websockets
 import websockets.sync.client
 from websockets.frames import Frame, Opcode
@@ -20,208 +17,18 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from attestkit import ra_tls
-from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.errors import UsageError
 from attestkit.ra_tls import PeerRefusedError
-from tests.client.wire.authority import authority, identity
+from tests.client.wire.pinned_clients import (
+    context_of,
+    every_loop,
+    proven,
+    run,
+)
 from tests.client.wire.provers import NeverRemembers, SimpleProver
-from tests.client.wire.servers import TIMEOUT, WireServer, http_answer, proxying, serving
+from tests.client.wire.servers import TIMEOUT, WireServer, serving
 from tests.raising import raises
-
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-every_loop = pytest.mark.parametrize("loop", list(LOOPS))
-
-
-def run(loop: str, program: Coroutine[Any, Any, None]) -> None:
-    """Run a program on an event loop of a kind."""
-    made = LOOPS[loop]()
-    errors: list[Any] = []
-    made.set_exception_handler(lambda _, context: errors.append(context))
-    try:
-        made.run_until_complete(asyncio.wait_for(program, TIMEOUT))
-        made.run_until_complete(made.shutdown_asyncgens())
-    finally:
-        made.close()
-    assert errors == []
-
-
-def context_of(prover: SimpleProver) -> ssl.SSLContext:
-    """Return the context for the server of a prover."""
-    return pinned_context(prover, authority().pem)
-
-
-def proven(server: WireServer, name: str = "a") -> SimpleProver:
-    """Return a prover that has proven a key before."""
-    prover = SimpleProver(server, name)
-    prover.accepted.add(identity(name).spki_sha256)
-    return prover
-
-
-def session_of(prover: SimpleProver, **options: Any) -> aiohttp.ClientSession:
-    """Return a session of aiohttp for the server of a prover."""
-    connector = aiohttp.TCPConnector(ssl=context_of(prover))
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, **options)
-
-
-def refusal_in(error: BaseException) -> PeerRefusedError | None:
-    """Return the refusal among the causes of an error."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, PeerRefusedError):
-        found = found.__cause__ or found.__context__
-    return found
-
-
-async def refused(call: Callable[[], Any]) -> PeerRefusedError:
-    """Return the refusal in the error that a call of aiohttp raises."""
-    with pytest.raises(aiohttp.ClientError) as caught:
-        async with call() as answer:
-            await answer.read()
-    error = refusal_in(caught.value)
-    assert error is not None
-    return error
-
-
-@every_loop
-def test_aiohttp_uses_proven_key(loop: str) -> None:
-    """Requests to a proven key share a connection, and no question is asked."""
-    with serving() as server:
-
-        async def program() -> None:
-            async with session_of(proven(server)) as session:
-                for target in ("/one", "/two"):
-                    async with session.post(server.url + target, data=b"body") as answer:
-                        content = await answer.json(content_type=None)
-                        assert (content["target"], content["body"]) == (target, "body")
-
-        run(loop, program())
-        assert len(server.connections) == 1
-        assert server.questions == 0
-
-
-@every_loop
-@pytest.mark.parametrize("name", ["a", "relay"])
-def test_aiohttp_refuses_unproven_key(loop: str, name: str) -> None:
-    """A key that was not proven is refused, be it the server's own or a relay's; the text helps."""
-    with serving(name) as server:
-        prover = SimpleProver(server) if name == "a" else proven(server)
-
-        async def program() -> None:
-            async with session_of(prover) as session:
-                error = await refused(lambda: session.post(server.url, data=b"secret"))
-                assert error.reason == "other_key"
-                assert "await endpoint.aprove()" in str(error)
-
-        run(loop, program())
-        assert server.received == b""
-
-
-@every_loop
-def test_aiohttp_goes_on_after_rotation_once_proven(loop: str) -> None:
-    """A key that changes between connections is refused until it is proven."""
-
-    def answer(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
-        secured.sendall(http_answer(b"{}", "Connection: close"))
-        raise ConnectionError
-
-    with serving(answer=answer) as server:
-        prover = proven(server)
-
-        async def program() -> None:
-            async with session_of(prover) as session:
-                async with session.post(server.url + "/first") as response:
-                    await response.read()
-                server.use("b")
-                await refused(lambda: session.post(server.url + "/second", data=b"secret"))
-                prover.accepted.add(identity("b").spki_sha256)
-                async with session.post(server.url + "/third") as response:
-                    await response.read()
-
-        run(loop, program())
-        assert server.requests == [b"/first", b"/third"]
-        assert b"secret" not in server.received
-
-
-@every_loop
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_aiohttp_sends_nothing_on_idle_connection_when_proof_ends(loop: str, method: str) -> None:
-    """A kept connection of an ended proof carries no new request."""
-    with serving() as server:
-        prover = proven(server)
-
-        async def program() -> None:
-            async with session_of(prover) as session:
-                async with session.request(method, server.url + "/first") as answer:
-                    await answer.read()
-                prover.forget()
-                with pytest.raises(aiohttp.ClientError):
-                    async with session.request(method, server.url + "/second", data=b"secret"):
-                        pass
-                prover.accepted.add(identity("a").spki_sha256)
-                async with session.request(method, server.url + "/third") as answer:
-                    await answer.read()
-
-        run(loop, program())
-        assert server.requests == [b"/first", b"/third"]
-        assert b"secret" not in server.received
-
-
-@every_loop
-def test_aiohttp_finishes_both_bodies_when_proof_ends(loop: str) -> None:
-    """A request and an answer under way are finished."""
-    release, received = threading.Event(), threading.Event()
-
-    def answer(secured: ssl.SSLSocket, _head: bytes, body: bytes) -> None:
-        assert body == b"GET /is/a/body HTTP/1.1\r\n" * 2
-        secured.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
-        received.set()
-        assert release.wait(TIMEOUT)
-        secured.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
-
-    with serving(answer=answer) as server:
-        prover = proven(server)
-
-        async def body() -> Any:
-            yield b"GET /is/a/body HTTP/1.1\r\n"
-            prover.forget()
-            yield b"GET /is/a/body HTTP/1.1\r\n"
-
-        async def program() -> None:
-            async with (
-                session_of(prover) as session,
-                session.post(server.url, data=body()) as response,
-            ):
-                assert await response.content.readany() == b"one"
-                release.set()
-                assert await response.content.read() == b"two"
-
-        run(loop, program())
-        assert server.requests == [b"/"]
-
-
-def test_aiohttp_tunnels_through_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through tunnels the keys are compared as without them; a hostile proxy gets nothing."""
-    with serving() as server, serving("relay") as relay:
-        with proxying() as honest, proxying(to=relay.port) as hostile:
-            prover = proven(server)
-
-            async def program() -> None:
-                async with session_of(prover) as session:
-                    async with session.post(server.url + "/x", proxy=honest.url) as answer:
-                        assert answer.status == 200
-                    call = lambda: session.post(server.url, data=b"secret", proxy=hostile.url)  # noqa: E731
-                    assert (await refused(call)).reason == "other_key"
-                monkeypatch.setenv("HTTPS_PROXY", hostile.url)
-                async with session_of(prover) as session, session.post(server.url) as answer:
-                    assert answer.status == 200, "the environment is not heeded by default"
-                async with session_of(prover, trust_env=True) as session:
-                    await refused(lambda: session.post(server.url, data=b"secret"))
-
-            run("asyncio", program())
-            assert len(honest.targets) == 1
-            assert len(hostile.targets) == 2
-        assert relay.received == b""
 
 
 def speak_websocket(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
