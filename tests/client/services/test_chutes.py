@@ -1,6 +1,7 @@
 """Chutes: the key of each instance is in its evidence, with the nonce that was sent."""
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
@@ -315,6 +316,53 @@ def test_captured_answers() -> None:
     other = ChutesService().read(answers, bytes(32), None, CHUTE).machines[0]
     with raises(PolicyError, "report_data"):
         verifier.verify(other.evidence, report_data=other.report_data, now=at)
+
+
+def _swap_certificates(proof: dict[str, Any], _: dict[str, Any]) -> None:
+    first, second = proof["evidence"]
+    first["certificate"], second["certificate"] = second["certificate"], first["certificate"]
+
+
+def _swap_keys(_: dict[str, Any], keys: dict[str, Any]) -> None:
+    first, second = keys["instances"]
+    first["e2e_pubkey"], second["e2e_pubkey"] = second["e2e_pubkey"], first["e2e_pubkey"]
+
+
+def _swap_quotes(proof: dict[str, Any], _: dict[str, Any]) -> None:
+    first, second = proof["evidence"]
+    first["quote"], second["quote"] = second["quote"], first["quote"]
+
+
+def _change_quote(at: int) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def change(proof: dict[str, Any], _: dict[str, Any]) -> None:
+        quote = bytearray(b64decode(proof["evidence"][0]["quote"]))
+        quote[at] ^= 1
+        proof["evidence"][0]["quote"] = b64encode(quote).decode()
+
+    return change
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_swap_certificates, _swap_keys, _swap_quotes),
+        *map(_change_quote, (60, 200, 300, 400, 568, 631, 640, 690)),
+    ],
+)
+def test_altered_captures_are_refused(
+    change: Callable[[dict[str, Any], dict[str, Any]], None],
+) -> None:
+    """Whatever of a genuine answer is changed or exchanged, its first instance is refused."""
+    nonce, at, verifier = capture(CHUTES)
+    proof, keys = (
+        json.loads((CHUTES / f"{name}.json").read_text()) for name in ("evidence", "instances")
+    )
+    change(proof, keys)
+    answers = json.dumps(proof).encode(), json.dumps(keys).encode()
+    one = ChutesService().read(answers, nonce, None, CHUTE).machines[0]
+    with pytest.raises(VerificationError):
+        verifier.verify(one.evidence, report_data=one.report_data, now=at)
 
 
 @needs_shared
