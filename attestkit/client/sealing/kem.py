@@ -166,7 +166,7 @@ class KemOpener:
         if self._size > MAX_ANSWER:
             raise _refusal(f"over {MAX_ANSWER} bytes")
         self._pending += data
-        return self._events() if self._streamed else b""
+        return self._events(len(data)) if self._streamed else b""
 
     def finish(self) -> bytes:
         """Return the rest; a stream must have had the end of the API's own."""
@@ -180,9 +180,13 @@ class KemOpener:
             raise _refusal("ended before the end that the API marks")
         return rest
 
-    def _events(self) -> bytes:
-        """Open the complete lines; the bytes of an incomplete one stay."""
-        end = self._pending.rfind(b"\n")
+    def _events(self, size: int) -> bytes:
+        """Open the complete lines; the bytes of an incomplete one stay.
+
+        Args:
+            size: Number of bytes that are new, the only ones in which a line may end.
+        """
+        end = self._pending.rfind(b"\n", len(self._pending) - size)
         if len(self._pending) - end - 1 > MAX_EVENT:
             raise _refusal(f"an event is over {MAX_EVENT} bytes")
         lines = bytes(self._pending[: end + 1])
