@@ -420,7 +420,9 @@ LEFT_OUT: Final[dict[str, str]] = {
     "serve.config.options": _OWNER,
     "serve.systemd.notify_watchdog": _OWNER,
     "serve.systemd.service": _OWNER,
-    "serve.verifier_service.verifier_factory": "reads the files that options name; their parsers have targets",
+    "serve.verifier_service.verifier_factory": (
+        "reads the files that options name; their parsers have targets"
+    ),
     "serve.machine_info": "reads the kernel's own files",
 }
 """Modules that look like readers, and why they have no target."""
