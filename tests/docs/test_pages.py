@@ -22,8 +22,9 @@ from tests.rigs.run.test_third_party import _missing as missing_of_go
 ELSEWHERE: Final = {
     f"docs/examples/{name}/README.md"
     for name in (
-        *("agent_over_http", "app_life", "ci_image_check", "from_dstack_sdk", "gpu_inference"),
-        *("mcp_server", "pytest_app", "ra_tls_agents", "wallet_per_user"),
+        *("agent_over_http", "app_life", "attested_api", "ci_image_check", "from_dstack_sdk"),
+        *("gpu_inference", "mcp_server", "private_chat", "pytest_app", "ra_tls_agents"),
+        "wallet_per_user",
     )
 }
 SLOW: Final = (  # over a second of CPU time each; a folder stands for all of its pages
@@ -54,6 +55,7 @@ ACCEPTED: Final = "<AttestationResult dstack-tdx, UpToDate, simulated>\n"
 PRINTED: Final = {
     "README.md": (
         r"<AttestationResult dstack-tdx, UpToDate, simulated> \w{66}\n",
+        r"https://\S+  PROVEN  SIMULATED.*\nmy secret\n",
         r".*^1 passed.*",
     ),
     "docs/cli.md": (
@@ -75,6 +77,10 @@ PRINTED: Final = {
         r".*",
         r"nonce True\nrejected: binding\n",
         r".*",
+    ),
+    "docs/guides/connect.md": (
+        r".*\nno_freshness\nkey possession\nbound nonce\n.*\nother_key\n.*PROVEN.*",
+        *(r".*", r".*PROVEN.*\{\"a\": 1\}", r".*^1 passed.*"),
     ),
     "docs/guides/google.md": (
         *(r".*", r"\('hardware_to_ak', 'ak_to_hardware'\)\nrejected: require_joins\n"),
