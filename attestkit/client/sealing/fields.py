@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import parse_qsl
 
 from attestkit._formats import strict_json
 from attestkit._native import json_depth
@@ -148,13 +149,14 @@ class FieldSealing:
 
         Raises:
             ServiceError: If it is not JSON for a known endpoint, names another model, or has text
-                that the protocol does not seal (`sealing`).
+                that the protocol does not seal, also in its query (`sealing`).
         """
-        if "?" in target or "#" in target:
-            raise _refusal("request target: has a query, which would travel open")
         if not body:
+            _check_query(target)
             unsealed = _OpenAnswer()
             return SealedRequest(method, target, _kept(headers), body, unsealed, is_sealed=False)
+        if "?" in target or "#" in target:
+            raise _refusal("request target: has a query, which would travel open")
         tables = self._endpoint(target)
         document = _read_request(headers, body)
         context = self._context(document)
@@ -320,6 +322,14 @@ class _OpenAnswer:
     def finish(self) -> bytes:
         """Return nothing more."""
         return b""
+
+
+def _check_query(target: str) -> None:
+    """Check that the query of a request without body has only words, such as names and numbers."""
+    query = target.partition("?")[2]
+    pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    if "#" in target or not all(not text or is_word(text) for pair in pairs for text in pair):
+        raise _refusal("request target: has text in its query, which would travel open")
 
 
 def _system_time() -> float:

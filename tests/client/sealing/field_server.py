@@ -53,14 +53,14 @@ def _words(data: bytes) -> list[bytes]:
 class FieldServer:
     """A model with a key of one algorithm, which opens requests and seals answers."""
 
-    def __init__(self, algorithm: str, cipher: str) -> None:
+    def __init__(self, algorithm: str, cipher: str, seed: bytes | None = None) -> None:
         self.cipher = cipher  # gcm, xchacha, box
         self.algorithm = algorithm
         if algorithm == "ecdsa":
             self._k256 = ec.generate_private_key(ec.SECP256K1())
             self.public = self._point(self._k256)
         else:
-            seed = os.urandom(32)
+            seed = seed or os.urandom(32)
             signing = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
             self.public = signing.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
             self._x25519 = hashlib.sha512(seed).digest()[:32]

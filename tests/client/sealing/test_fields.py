@@ -324,7 +324,11 @@ def test_requests_of_other_forms_are_refused() -> None:
     good = json.dumps(message("x")).encode()
     for target, headers, body in (
         (f"{CHAT}?prompt=x", JSON, good),
-        (f"{CHAT}?prompt=x", JSON, b""),
+        ("/v1/models?prompt=two+words", JSON, b""),
+        ("/v1/models?prompt=two%20words", JSON, b""),
+        ("/v1/models?%C3%BC", JSON, b""),
+        ("/v1/models?%ff=1", JSON, b""),
+        ("/v1/models#part", JSON, b""),
         ("/v1/responses", JSON, good),
         ("/v1/audio/transcriptions", JSON, good),
         ("/v1/xcompletions", JSON, good),
@@ -349,6 +353,8 @@ def test_request_without_body_is_sent_open() -> None:
     assert sealed.opener.feed(b"abc") == b"abc"
     assert sealed.opener.finish() == b""
     assert vars(type(sealed.opener))["authenticated"] is False
+    target = "/v1/signature/chat-1?model=org%2Fm&signing_algo=ed25519&limit="
+    assert Talk("NEAR ecdsa").sealing().seal("GET", target, JSON, b"").target == target
 
 
 @pytest.mark.parametrize("name", ["NEAR ed25519", "NEAR ecdsa"])
