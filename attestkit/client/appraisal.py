@@ -1,8 +1,9 @@
 """From answers and an observed peer to a proof: `Appraiser`, which does no I/O to the server."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -23,7 +24,8 @@ from attestkit.client.services.service import (
 )
 from attestkit.client.trust import Trust, VerifiedMachine
 from attestkit.collateral import Collateral
-from attestkit.errors import ServiceError, VerificationError
+from attestkit.errors import PolicyError, ServiceError, VerificationError
+from attestkit.verifier import AppraisalPolicy
 
 MAX_AGE: Final = timedelta(hours=1)
 """Default for the time after which a proof is made anew."""
@@ -117,8 +119,27 @@ class Appraiser:
         if self._first_use is None:
             return self._trust.verify(machine, now, gpu=gpu, collateral=collateral)
         policy = self._first_use.policy(machine.role)
+        verify = partial(self._trust.verify, machine, now, gpu=gpu, collateral=collateral)
+        if others := self._first_use.others(machine.role):
+            return self._verify_new_role(machine.role, others, verify)
         with self._first_use.explain(machine.role):
-            return self._trust.verify(machine, now, gpu=gpu, collateral=collateral, policy=policy)
+            return verify(policy=policy)
+
+    def _verify_new_role(
+        self,
+        role: str,
+        policies: Sequence[AppraisalPolicy],
+        verify: Callable[..., VerifiedMachine],
+    ) -> VerifiedMachine:
+        """Verify a machine whose role is new by the policies of those that are known."""
+        assert self._first_use is not None
+        failed: PolicyError | None = None
+        for policy in policies:
+            try:
+                return verify(policy=policy)
+            except PolicyError as error:
+                failed = error
+        raise self._first_use.other_program(role) from failed
 
     def _proof(
         self,

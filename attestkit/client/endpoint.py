@@ -27,7 +27,7 @@ from attestkit.client.origin import Origin, origin_of_question
 from attestkit.client.proof import Proof
 from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
-from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.service_choice import AUTO, Dialing, choose_service
 from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
 from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
 from attestkit.client.trust import FIRST_USE, Policy, Trust
@@ -114,6 +114,9 @@ def connect(
     dialing = Dialing(origin, server_ca, proxy, timeout)
     _check_pins(trust, pins)
     chosen = choose_service(service, dialing)
+    first_use = None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}")
+    if first_use is not None and service == AUTO:
+        first_use.check_guess(origin.url)
     appraiser = Appraiser(
         origin,
         chosen,
@@ -122,7 +125,7 @@ def connect(
         model=model,
         encrypt=encrypt,
         max_age=max_age,
-        first_use=None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}"),
+        first_use=first_use,
     )
     endpoint = Endpoint(url, appraiser, dialing, now=now, on_proof=on_proof)
     try:

@@ -62,6 +62,43 @@ class FirstUse:
         text = self._read().get(self._name(role))
         return None if text is None else AppraisalPolicy.from_toml(text, str(self._path))
 
+    def others(self, role: str) -> tuple[AppraisalPolicy, ...]:
+        """Return the policies of all roles if this one was not seen yet, and others were.
+
+        A service, or who poses as it, chooses the names of roles, so that a new one has to run a
+        program that was accepted at the first use.
+        """
+        kept = self._read()
+        if self._name(role) in kept:
+            return ()
+        texts = {text for name, text in kept.items() if name.startswith(self._name(""))}
+        return tuple([AppraisalPolicy.from_toml(text, str(self._path)) for text in sorted(texts)])
+
+    def check_guess(self, origin: str) -> None:
+        """Check that a service which was guessed is one that was seen at an origin, if any was.
+
+        Raises:
+            ServiceError: If it is not (reason `identity`).
+        """
+        names = self._read()
+        if any(name.startswith(self._name("")) for name in names):
+            return
+        if any(name.startswith(f"{origin} ") for name in names):
+            message = (
+                f"{self._subject}: another service than at the first use, as {self._path} has it; "
+                "name the service, if the change is intended"
+            )
+            raise ServiceError(message, reason="identity")
+
+    def other_program(self, role: str) -> ServiceError:
+        """Return the error about a role that is new, and runs a program that is new, too."""
+        message = (
+            f"{self._subject}: {shown(role)} was not there at the first use, and runs none of the "
+            f"programs that were; if that is intended, remove the names of {self._subject} from "
+            f"{self._path}"
+        )
+        return ServiceError(message, reason="identity")
+
     @contextmanager
     def explain(self, role: str) -> Iterator[None]:
         """Raise ServiceError in place of a PolicyError about another program than at first."""

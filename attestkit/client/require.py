@@ -33,7 +33,8 @@ class Require:
     program, "gateway" a machine in front of it, "any" also accepts no protected channel."""
 
     gpu: bool = False
-    """Whether the evidence of the GPUs is required and verified."""
+    """Whether the evidence of the GPUs is required and verified, of each machine that is not only a
+    gateway."""
 
     response_signatures: bool = False
     """Whether the service must sign its answers, for `Endpoint.verify`."""
@@ -61,9 +62,8 @@ class Require:
         """
         self._check_freshness(claims, service)
         self._check_channel(bindings, service)
-        if self.gpu and all(machine.gpu is None for machine in claims.machines):
-            message = f"{service}: no evidence of GPUs, as Require(gpu=True) asks"
-            raise ServiceError(message, reason="no_gpu")
+        if self.gpu:
+            _check_gpu(claims, service)
 
     def _check_freshness(self, claims: Claims, service: str) -> None:
         if _FRESH[claims.freshness] >= _FRESH[self.freshness]:
@@ -90,6 +90,23 @@ class Require:
                 'requests with encrypt=True, or pass require=Require(channel="gateway")'
             )
             raise ServiceError(message, reason="ends_at_gateway")
+
+
+def _check_gpu(claims: Claims, service: str) -> None:
+    """Check that each machine behind the gateways has evidence of GPUs.
+
+    It is bound to the nonce alone, so that whoever relays the answers of several machines could
+    leave it out of one, and requests may go to that one.
+    """
+    own = [machine for machine in claims.machines if not machine.is_further]
+    behind = [machine for machine in own if machine.role not in _GATEWAYS]
+    for machine in behind or own:
+        if machine.gpu is None:
+            message = (
+                f"{service}: no evidence of the GPUs of {shown(machine.role)}, as "
+                "Require(gpu=True) asks"
+            )
+            raise ServiceError(message, reason="no_gpu")
 
 
 REQUIRE_ALL: Final = Require()

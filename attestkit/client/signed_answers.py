@@ -1,7 +1,9 @@
 """Answers of a service that signs them, or has receipts of them: `SignedAnswers`.
 
 Hashes are of the bytes on the wire, so the transports note them. The identifier of an answer is
-only used to find its signature, which is then of this request and answer, or is refused.
+only used to find its signature, which is then of this request and answer, or is refused. An
+identifier alone, or an object of a client, names an answer only if no other answer has it: else a
+forged answer could have that of a genuine one.
 """
 
 import re
@@ -25,12 +27,16 @@ MAX_ANSWERS: Final = 1000
 MAX_SIGNATURE: Final = 1 << 20
 """Maximum size of a signature or receipt in bytes."""
 
+MAX_SEEN: Final = 65_536
+"""Identifiers that are kept to find out which ones several answers have."""
+
 TRIES: Final = 5
 """Requests for one signature, which exists only a moment after the answer."""
 
 _PAUSE: Final = 0.2  # seconds before the second request, then twice as much each time
 _IDENTIFIER: Final = re.compile(rb'"id"\s*:\s*"([!#-\[\]-~]{1,200})"')  # printable, no escapes
 _RECEIPT: Final = "x-receipt-id"
+_ENCODING: Final = "content-encoding"
 _NOT_FOUND: Final = 404
 
 
@@ -74,13 +80,22 @@ class SignedAnswers:
         self._service, self._model = service, model
         self._lock = threading.Lock()
         self._records: dict[str, AnswerRecord] = {}  # oldest first
+        self._seen: dict[str, bool] = {}  # whether several answers have it; oldest first
+        self._hidden = False  # whether an answer may have any identifier
 
     def note(self, record: WireRecord) -> None:
-        """Keep the hashes of an answer that was read to its end."""
+        """Keep the hashes of an answer that was read to its end, and the identifiers of any."""
         found = _describe(record)
-        if found is None:
-            return
+        names = set(record.identifiers.found)
+        names |= {text for name, text in record.headers if name.lower() == _RECEIPT}
         with self._lock:
+            self._hidden = self._hidden or _hides(record)
+            for name in names:
+                self._seen[name] = self._seen.pop(name, None) is not None
+            while len(self._seen) > MAX_SEEN:
+                del self._seen[next(iter(self._seen))]
+            if found is None:
+                return
             self._records.pop(found.identifier, None)
             self._records[found.identifier] = found
             while len(self._records) > MAX_ANSWERS:
@@ -95,6 +110,7 @@ class SignedAnswers:
 
         Raises:
             UsageError: If the answer is not of this endpoint, or was not read to its end.
+            ServiceError: If several answers have, or may have, its id (reason `signature`).
         """
         record = record_of(answer)
         if record is not None:
@@ -108,9 +124,17 @@ class SignedAnswers:
             raise wrong_type("answer", "a response, an object with an id, or an id", answer)
         with self._lock:
             known = self._records.get(identifier)
+            is_unique = not self._hidden and not self._seen.get(identifier, False)
         if known is None:
             message = f"answer {shown(identifier)}: not one of the last of this endpoint's clients"
             raise UsageError(message, reason="unknown_name")
+        if not is_unique:
+            message = (
+                f"{self._service.name}: several answers have, or may have, the id "
+                f"{shown(identifier)}, so that it does not tell which one is meant; pass the "
+                "response itself"
+            )
+            raise ServiceError(message, reason="signature")
         return known
 
     def verify(
@@ -130,7 +154,7 @@ class SignedAnswers:
 
         Raises:
             ServiceError: If there is no signature (reason `no_signatures`), or it is not valid, or
-                is of other bytes (`signature`).
+                is of other bytes (`signature`); or as `find`.
             FormatError: If it is malformed.
             UsageError: As `find`.
         """
@@ -153,6 +177,12 @@ class SignedAnswers:
             message = f"{service.name}: signature is over {MAX_SIGNATURE} bytes"
             raise FormatError(message, reason="too_large")
         service.check_signature(found.body, record, proof.claims, self._model)
+
+
+def _hides(record: WireRecord) -> bool:
+    """Return whether a client may find other identifiers in an answer than were found here."""
+    encodings = {text.lower() for name, text in record.headers if name.lower() == _ENCODING}
+    return record.identifiers.hides or not encodings <= {"identity"}
 
 
 def _describe(record: WireRecord) -> AnswerRecord | None:

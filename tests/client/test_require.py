@@ -71,6 +71,41 @@ def test_gpu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("machines", "is_met"),
+    [
+        (["model", "model"], False),
+        (["model+", "model"], False),
+        (["gateway+", "model"], False),
+        (["router+", "instance"], False),
+        (["gateway", "model+", "model+"], True),
+        (["model+", "manager"], True),
+        (["gateway+"], True),
+        (["gateway"], False),
+    ],
+)
+def test_gpu_of_each_machine(machines: list[str], is_met: bool) -> None:
+    """Evidence of one machine's GPUs says nothing of another, to which requests may go."""
+    found = tuple(
+        [
+            Machine(
+                text.rstrip("+"),
+                b"",
+                bytes(64),
+                untyped("evidence") if text.endswith("+") else None,
+                is_further=text == "manager",
+            )
+            for text in machines
+        ]
+    )
+    several = Claims(found, (), "nonce")
+    if is_met:
+        Require(gpu=True).check(several, [SERVER], "stub")
+        return
+    with raises(ServiceError, "no_gpu"):
+        Require(gpu=True).check(several, [SERVER], "stub")
+
+
+@pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"freshness": "now"}, "wrong_value"),

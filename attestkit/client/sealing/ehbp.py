@@ -66,7 +66,7 @@ class EhbpSealing:
                     "what it asks in a body, or by an endpoint without encrypt=True"
                 )
                 raise ServiceError(message, reason="sealing")
-            return SealedRequest(method, target, own, body, _OpenAnswer())
+            return SealedRequest(method, target, own, body, _OpenAnswer(), is_sealed=False)
         try:
             sender = HpkeSender(self._public_key, _INFO)
         except UsageError as error:

@@ -199,7 +199,9 @@ class KemOpener:
             return b""
         text = line[5:].strip()
         if text == b"[DONE]":
-            # Not sealed: it says nothing about the end, but clients wait for it.
+            # Not sealed, but clients stop reading at it: only behind an end that is sealed.
+            if not self._ended:
+                raise _refusal("ended before the end that the API marks")
             return b"" if self._done_inside else b"data: [DONE]\n\n"
         try:
             event = strict_json.read_object(text, "event")

@@ -97,7 +97,8 @@ class AciService:
             check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
         versions, serving = _capabilities(report)
         # `serving` is measured by nothing; the attested key of the connection vouches for it.
-        is_of = "server" if serving == "direct" and seen is not None else "gateway"
+        is_direct = serving == "direct" and seen is not None and bool(keyset.tls_keys)
+        is_of = "server" if is_direct else "gateway"
         bindings = _tls_bindings(keyset, seen, is_of)
         if _E2EE_VERSION in versions:
             keys = keyset.e2ee_keys.values()

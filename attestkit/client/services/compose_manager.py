@@ -79,7 +79,7 @@ def read_compose_manager(
             raise FormatError(message, reason="inconsistent")
     evidence = read_dstack_evidence(quote, found.get("event_log"), found.get("vm_config"), subject)
     # The same TD as that of the report, so that the same policy applies.
-    machine = Machine(report.machine.role, evidence, digest + nonce)
+    machine = Machine(report.machine.role, evidence, digest + nonce, is_further=True)
     return ComposeManager(machine, len(actions))
 
 

@@ -86,6 +86,8 @@ class Machine:
     snp_certificates: tuple[bytes, ...] = field(default=(), repr=False)
     # Certificate with the evidence, DER, whose own claims are to be compared with it.
     certificate: bytes | None = field(default=None, repr=False)
+    # Whether it is further evidence of a machine that is there already, with its GPUs.
+    is_further: bool = False
 
 
 @dataclass(frozen=True, slots=True)

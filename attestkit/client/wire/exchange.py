@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from attestkit.client.wire.answer_identifiers import IdentifierScan
+
 if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest
 
@@ -25,6 +27,7 @@ class WireRecord:
         headers: Headers of the answer.
         beginning: The first bytes of the answer's body, at most 64 KiB.
         response_sha256: Of the whole body of the answer; None until it was read to its end.
+        identifiers: Those in the answer's body.
         sealed: Whether the request was sealed to a key that was proven.
         authenticated: Whether the answer's content is that of the proven key: False for a sealed
             request whose answer came unsealed.
@@ -36,6 +39,7 @@ class WireRecord:
         "_response",
         "authenticated",
         "headers",
+        "identifiers",
         "response_sha256",
         "sealed",
         "status",
@@ -44,6 +48,7 @@ class WireRecord:
     def __init__(self, *, sealed: bool = False) -> None:
         self._request, self._response = hashlib.sha256(), hashlib.sha256()
         self._beginning = bytearray()
+        self.identifiers = IdentifierScan()
         self.status = 0
         self.headers: tuple[tuple[str, str], ...] = ()
         self.response_sha256: bytes | None = None
@@ -59,6 +64,11 @@ class WireRecord:
         """The first bytes of the answer's body."""
         return bytes(self._beginning)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer was read to its end."""
+        return self.response_sha256 is not None
+
     def sent(self, data: bytes) -> None:
         """Add bytes of the request."""
         self._request.update(data)
@@ -66,6 +76,7 @@ class WireRecord:
     def received(self, data: bytes) -> None:
         """Add bytes of the answer."""
         self._response.update(data)
+        self.identifiers.feed(data)
         if len(self._beginning) < MAX_BEGINNING:
             self._beginning += data[: MAX_BEGINNING - len(self._beginning)]
 
@@ -89,7 +100,7 @@ def record_of(response: object) -> WireRecord | None:
 
 
 OnAnswer = Callable[[WireRecord], None]
-"""Called once an answer was read to its end."""
+"""Called once an answer was read to its end, or closed before (`response_sha256` is None then)."""
 
 
 class Exchange:

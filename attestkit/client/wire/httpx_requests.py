@@ -43,7 +43,7 @@ class ProvenTransport:
         sealing: Returns what seals a request; None, or if it returns None: sent as it is.
         renew_sealing: Called when a server does not have the key to which a request was sealed;
             proves it anew, and returns whether the request is sealed and sent once more.
-        on_answer: Called once an answer was read to its end.
+        on_answer: See `OnAnswer`.
         proxy: URL of a proxy of CONNECT or SOCKS 5, or Proxy of the library.
         limits: Limits of the library; None: its defaults.
 
@@ -120,6 +120,12 @@ class ProvenTransport:
         if self._on_answer is not None:
             self._on_answer(exchange.record)
         return rest
+
+    def note_closed(self, exchange: Exchange | None) -> None:
+        """Note the end of an answer that was not read to its own."""
+        if exchange is None or self._on_answer is None or exchange.record.has_ended:
+            return
+        self._on_answer(exchange.record)
 
 
 def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> "Headers":

@@ -125,6 +125,7 @@ class BlockingBody:
         if lease is None:
             return
         try:
+            self._transport.note_closed(self._exchange)
             self._answer.close()
         finally:
             self._transport.release(lease)
@@ -226,6 +227,7 @@ class AsyncBody:
         if lease is None:
             return
         try:
+            self._transport.note_closed(self._exchange)
             await self._answer.aclose()
         finally:
             await self._transport.release(lease)

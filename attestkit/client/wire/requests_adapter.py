@@ -51,7 +51,7 @@ class AttestedAdapter(BaseAdapter):
         context: Context of `pinned_context` for the same prover.
         sealing: Returns what seals a request; None, or if it returns None: sent as it is.
         renew_sealing: As of the transports of httpx.
-        on_answer: Called once an answer was read to its end.
+        on_answer: See `OnAnswer`.
         proxy: URL of a proxy; None: that of the session, whose tunnels end at the proven server.
         connections: Idle connections that are kept.
 

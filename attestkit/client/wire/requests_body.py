@@ -140,6 +140,8 @@ class _AnswerReader:
             return
         self.closed = self._finished = True
         try:
+            if not self._exchange.record.has_ended:
+                self._ended()
             self._answer.close()
             self._answer.release_conn()
         finally:

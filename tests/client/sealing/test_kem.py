@@ -207,6 +207,17 @@ def test_end_inside_is_what_counts() -> None:
             read(sealed, b"".join(stream(sealed, [inside])) + b"data: [DONE]\n\n")
 
 
+def test_forged_end_is_not_handed_on() -> None:
+    """Clients stop reading at the mark, which anybody can insert, and never get to the refusal."""
+    sealed = seal(STREAMED)
+    opener = sealed.opener
+    opener.start(200, [])
+    [start, first, *_] = stream(sealed, [b'data: {"choices":[{"finish_reason":null}]}\n\n', b""])
+    opener.feed(start + first)
+    with raises(ServiceError, "sealing"):
+        opener.feed(b"data: [DONE]\n\n")
+
+
 def test_head_of_the_answer() -> None:
     """Headers that describe the sealed bytes are replaced; compression is refused."""
     head = [("Content-Type", "x"), ("content-length", "5"), ("Date", "today")]

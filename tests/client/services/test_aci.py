@@ -10,6 +10,7 @@ import pytest
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.attestation import Attestation
+from attestkit.client.require import Require
 from attestkit.client.services.aci import KEYSET_DIGEST, AciService
 from attestkit.client.services.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims, ObservedPeer
@@ -80,6 +81,15 @@ def test_direct_service_protects_up_to_the_server() -> None:
     assert read(report(serving="direct")).bindings[0].is_of == "server"
     assert read(report(serving="direct"), None).bindings[0].is_of == "gateway"
     assert read(report(serving="something new")).bindings[0].is_of == "gateway"
+
+
+def test_relay_cannot_say_that_a_gateway_is_direct() -> None:
+    """Without an attested TLS key anybody can change the word, which is not in the report data."""
+    relayed = read(report(keyset(tls_public_keys=[]), serving="direct"))
+    assert [(one.kind, one.is_of) for one in relayed.bindings] == [("fields", "gateway")]
+    assert relayed.machines[0].role == "gateway"
+    with raises(ServiceError, "ends_at_gateway"):
+        Require().check(relayed, relayed.bindings, "aci")
 
 
 def test_apart_all_listed_keys_are_bound() -> None:
