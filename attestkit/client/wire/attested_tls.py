@@ -16,7 +16,8 @@ import logging
 import ssl
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from attestkit.client.wire.drivers import ReconnectError, drive
+from attestkit._sanitize import one_line
+from attestkit.client.wire.drivers import drive
 from attestkit.client.wire.httpcore_streams import observe
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.proof_period import ProofPeriod, period
@@ -82,6 +83,7 @@ class _Proven:
         opened = period(self._prover)
         try:
             self._prover.check_open()
+            self._check_name(connection)
             self._prove(observe(connection, self._prover))
         except ReconnectError:
             raise
@@ -94,6 +96,20 @@ class _Proven:
             raise refusal from error
         self._period = ProofPeriod(self._prover, opened)
         self._result = _PROVEN
+
+    def _check_name(self, connection: Any) -> None:
+        """Compare the name for which the connection is: clients follow redirects with a context.
+
+        Raises:
+            PeerRefusedError: If it is another one (reason `other_origin`).
+        """
+        name, own = connection.server_hostname, self._prover.host
+        if name is not None and name.lower() != own.lower():  # None without WebPKI only
+            message = (
+                f"connection to {one_line(name, 100)}: only {own} is proven here; connect to the "
+                "other server, with a policy of its own"
+            )
+            raise PeerRefusedError(message, reason="other_origin")
 
     def _prove(self, peer: ObservedPeer) -> None:
         """Compare the key with those that are proven."""
