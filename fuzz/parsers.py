@@ -345,6 +345,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "client.services.ra_tls": "wraps ra_tls.certificate.read, the target ra_tls",
     "client.services.registry": "looks a name up",
     "client.trust": "opens policies, the target policy",
+    "client.wire.answer_identifiers": "refuses nothing; test_attacks_signed_answers.py has any text",
     "client.wire.blocking_connection": "a socket, for the target question_answer",
     "client.wire.exchange": "passes the bytes of answers on, which sealings read",
     "ra_tls.contexts": "certificates of the caller, which OpenSSL reads",

@@ -24,7 +24,7 @@ from attestkit.client.services.service import (
 )
 from attestkit.client.trust import Trust, VerifiedMachine
 from attestkit.collateral import Collateral
-from attestkit.errors import PolicyError, ServiceError, VerificationError
+from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
 from attestkit.verifier import AppraisalPolicy
 
 MAX_AGE: Final = timedelta(hours=1)
@@ -32,6 +32,10 @@ MAX_AGE: Final = timedelta(hours=1)
 
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")
+
+MAX_VALUES: Final = 1 << 20
+"""Maximum number of values in an answer, by its commas and brackets."""
+
 _NOT_VERIFIED: Final = "the GPUs: their evidence was not verified; pass Require(gpu=True)"
 _ANY_PROGRAM: Final = "which program runs: any is accepted (hardware-only)"
 _FIRST: Final = "that the program is the intended one: it was accepted at its first use"
@@ -86,6 +90,7 @@ class Appraiser:
             VerificationError: If evidence is not valid or not accepted.
             CollateralError: If collateral is missing or cannot be fetched.
         """
+        _check_values(answers)
         claims = self.service.read(answers, nonce, seen, self.model)
         if not 0 < len(claims.machines) <= MAX_MACHINES:
             message = f"{self.service.name}: {len(claims.machines)} machines, of 1 to 64"
@@ -208,6 +213,18 @@ class Appraiser:
             return ()
         limits: tuple[str, ...] = getattr(make(claims, sealed[0], self.model), "not_proven", ())
         return limits
+
+
+def _check_values(answers: Sequence[bytes]) -> None:
+    """Check that answers have no more values than a decoder of JSON should keep in memory.
+
+    Raises:
+        FormatError: If one has (reason `too_many`).
+    """
+    for answer in answers:
+        if sum(map(answer.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            message = f"evidence: over {MAX_VALUES} values in an answer"
+            raise FormatError(message, reason="too_many")
 
 
 def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:

@@ -219,8 +219,11 @@ def _refusal(scope: _Scope) -> str | None:
     headers = dict(scope["headers"])
     host, port = scope["server"]
     names = {f"{name}:{port}" for name in (host, f"[{host}]", "localhost")}
-    if headers.get(b"host", b"").decode("latin-1") not in names:
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1 or hosts[0] not in names:
         return "the header Host must be the address of this proxy"
+    if not scope["raw_path"].startswith(b"/") and scope["raw_path"] != b"*":
+        return "the target must be a path: another host in it could not be what is meant"
     if b"origin" in headers or b"sec-fetch-site" in headers:
         return "requests of web pages are refused"
     return None

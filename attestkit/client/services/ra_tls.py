@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.services.service import Binding, Claims, Machine, ObservedPeer, Question
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import certificate as ra_tls
@@ -50,6 +51,7 @@ class RaTls:
             machines=(machine,),
             bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
             freshness="key possession",
+            valid_until=read_certificate(seen.certificate).valid_until,
             not_proven=("how old the evidence is: the certificate's dates are its maker's word",),
         )
 
