@@ -1,11 +1,14 @@
 """Fuzz targets: answers of services that attest keys for sealing, and sealed answers."""
 
+from copy import copy
 from functools import cache
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.canonical_json import canonical_json
+from attestkit.client.sealing.aci_e2ee import AciOpener
 from attestkit.client.sealing.kem import KemOpener
+from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
 from attestkit.client.services.aci import AciService
 from attestkit.client.services.aci_receipts import (
     AciSession,
@@ -20,6 +23,7 @@ from attestkit.client.services.service import Claims
 from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
+from tests.client.sealing import test_aci_e2ee
 from tests.client.sealing import test_kem as sealed_answers
 from tests.client.services import (
     aci_answers,
@@ -133,6 +137,31 @@ def _open_kem(raw: bytes) -> bytes:
     return opener.feed(raw[1:]) + opener.finish()
 
 
+@cache
+def _e2ee_request() -> SealedRequest:
+    """Return the request that all answers are to."""
+    return test_aci_e2ee.seal(test_aci_e2ee.Server("x25519"), test_aci_e2ee.chat("a"))
+
+
+def _e2ee_samples() -> list[bytes]:
+    server = test_aci_e2ee.Server("x25519")
+    whole = aci_answers.encoded(test_aci_e2ee.answer(server, _e2ee_request()))
+    problem = b'{"error":{"type":"e2ee_replay_detected"}}'
+    return [b"\0" + whole, b"\1data: {}\n\ndata: [DONE]\n\n", b"\2" + problem]
+
+
+def _open_e2ee(raw: bytes) -> bytes:
+    """Open an answer; the first byte chooses JSON, a stream of events, or an error."""
+    inner = _e2ee_request().opener
+    assert isinstance(inner, AciOpener)
+    fields = copy(inner._fields)
+    fields._body = bytearray()  # type: ignore[attr-defined]
+    opener = AciOpener(fields)
+    kind = "text/event-stream" if raw[:1] == b"\1" else "application/json"
+    opener.start(400 if raw[:1] == b"\2" else 200, [("Content-Type", kind)])
+    return opener.feed(raw[1:]) + opener.finish()
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     refusals = (FormatError, ServiceError)
@@ -158,6 +187,7 @@ def targets() -> list[ParserTarget]:
             "json.dict",
             _REPORT,
         ),
+        ParserTarget("aci_sealed", obeys(_open_e2ee, ServiceError, SealingKeyError), _e2ee_samples),
         ParserTarget(
             "kem_answer", obeys(_open_kem, ServiceError), lambda: _kem_samples()[1], "json.dict"
         ),

@@ -204,6 +204,7 @@ READERS: Final[dict[str, str]] = {
     "client.services.dstack_evidence": "aci_report",
     "client.services.secretvm": "secretvm_answer",
     "client.services.secretvm_images": "secretvm_images",
+    "client.sealing.aci_e2ee": "aci_sealed",
     "client.sealing.kem": "kem_answer",
     "client.services.strict_answer": "service_json",
     "client.middleware.tls_keys": "tls_keys",

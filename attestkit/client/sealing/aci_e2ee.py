@@ -20,12 +20,17 @@ from attestkit.client.sealing.fields import (
     FieldSealing,
     RequestContext,
 )
-from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest, SealingKeyError
 from attestkit.errors import FormatError, ServiceError
 
 X25519_SUITE: Final = "x25519-aes-256-gcm-hkdf-sha256"
 SECP256K1_SUITE: Final = "secp256k1-aes-256-gcm-hkdf-sha256"
 
+MAX_PROBLEM: Final = 1 << 16
+"""Maximum size of an error that is looked at, in bytes."""
+
+_BAD_REQUEST: Final = 400
+_KEY_PROBLEM: Final = "e2ee_model_key_mismatch"
 _REQUEST: Final = "aci.e2ee.request.v2"
 _ANSWER: Final = "aci.e2ee.response.v2"
 _NOT_PROVEN: Final = (
@@ -180,7 +185,60 @@ class AciSealing:
         sealed = self._fields.seal(method, target, headers, body)
         if body:
             self._note(sha256(sealed.body), sha256(body))
-        return sealed
+        return sealed._replace(opener=AciOpener(sealed.opener))
+
+
+class AciOpener:
+    """Opens an answer, and finds out whether the server has another key by now.
+
+    Attributes:
+        authenticated: Whether the answer is sealed; an error is not.
+        read_at_once: Whether the body may be the error that the key is unknown.
+    """
+
+    def __init__(self, fields: Opener) -> None:
+        self._fields = fields
+        self._problem = bytearray()
+        self.authenticated: bool = True
+        self.read_at_once: bool = False
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Check the head of the answer, and return the headers for the caller."""
+        found = self._fields.start(status, headers)
+        self.authenticated = bool(getattr(self._fields, "authenticated", True))
+        self.read_at_once = status == _BAD_REQUEST
+        return found
+
+    def feed(self, data: bytes) -> bytes:
+        """Take some bytes of the body, and return what can be opened."""
+        if self.read_at_once and len(self._problem) <= MAX_PROBLEM:
+            self._problem += data
+        return self._fields.feed(data)
+
+    def finish(self) -> bytes:
+        """Return the rest.
+
+        Raises:
+            SealingKeyError: If the server says that it does not have the key.
+            ServiceError: If the answer is incomplete, or cannot be opened (`sealing`).
+        """
+        if self.read_at_once and _is_key_problem(bytes(self._problem)):
+            message = (
+                "ACI: the server does not have the key to which the request was sealed, as an "
+                "answer says that is not sealed; prove the server anew"
+            )
+            raise SealingKeyError(message)
+        return self._fields.finish()
+
+
+def _is_key_problem(body: bytes) -> bool:
+    if len(body) > MAX_PROBLEM:
+        return False
+    try:
+        error = strict_json.read_object(body, "error").get("error")
+    except FormatError:
+        return False
+    return isinstance(error, dict) and error.get("type") == _KEY_PROBLEM
 
 
 def _restored(body: bytes) -> bytes:

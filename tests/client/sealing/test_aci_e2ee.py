@@ -13,9 +13,15 @@ from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.k256_agreement import k256_shared_secret
-from attestkit.client.sealing.aci_e2ee import ACI_X25519, AciAssociatedData, AciSealing
+from attestkit.client.sealing.aci_e2ee import (
+    ACI_X25519,
+    MAX_PROBLEM,
+    AciAssociatedData,
+    AciOpener,
+    AciSealing,
+)
 from attestkit.client.sealing.fields import RequestContext
-from attestkit.client.sealing.protocol import SealedRequest
+from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
 from attestkit.errors import ServiceError
 from tests.raising import raises
 
@@ -275,10 +281,43 @@ def test_altered_answers_are_refused(server: Server) -> None:
     """Moved, changed, open and additional texts are refused."""
     sealed = seal(server, chat("a"))
     for one in altered(server, sealed):
-        fresh = copy(sealed.opener)
+        assert isinstance(sealed.opener, AciOpener)
+        fresh = copy(sealed.opener._fields)
         fresh._body = bytearray()  # type: ignore[attr-defined]
         with raises(ServiceError, "sealing"):
-            read(sealed._replace(opener=fresh), json.dumps(one).encode())
+            read(sealed._replace(opener=AciOpener(fresh)), json.dumps(one).encode())
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_key_that_the_server_does_not_have(step: int) -> None:
+    """The server says so with an error, which is read before the caller gets the answer."""
+    problem = b'{"error":{"message":"x","type":"e2ee_model_key_mismatch","code":null}}'
+    opener: Any = seal(Server("x25519"), chat("a")).opener
+    assert opener.start(400, JSON) == JSON
+    assert opener.read_at_once
+    assert not opener.authenticated
+    parts = [opener.feed(problem[at : at + step]) for at in range(0, len(problem), step)]
+    assert b"".join(parts) == problem
+    with pytest.raises(SealingKeyError):
+        opener.finish()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b'{"error":{"type":"e2ee_model_key_mismatch"}}'),
+        (400, b'{"error":{"type":"e2ee_replay_detected"}}'),
+        (400, b'{"error":"e2ee_model_key_mismatch"}'),
+        (400, b"text"),
+        (400, b'{"error":{"type":"e2ee_model_key_mismatch"}}'.ljust(MAX_PROBLEM + 1)),
+    ],
+)
+def test_other_errors_are_handed_on(status: int, body: bytes) -> None:
+    """Any other error is the caller's."""
+    opener: Any = seal(Server("x25519"), chat("a")).opener
+    opener.start(status, JSON)
+    assert opener.read_at_once is (status == 400)
+    assert opener.feed(body) + opener.finish() == body
 
 
 def test_published_associated_data() -> None:

@@ -53,6 +53,10 @@ class Gateway:
             return Answer(b"{}", status=404) if found is None else Answer(encoded(found))
         received = request.body
         if "x-e2ee-version" in request.headers:
+            [key] = self.keys["e2ee_public_keys"]
+            if request.headers["x-model-pub-key"] != key["public_key"]:
+                problem = b'{"error":{"type":"e2ee_model_key_mismatch"}}'
+                return Answer(problem, {"Content-Type": "application/json"}, 400)
             received = self.restored(request)
         made = aci_answers.receipt(received, RESPONSE, workload_keyset_digest=digest)
         self.receipts["rcpt-1"] = made
@@ -110,6 +114,21 @@ def test_sealed_requests_have_receipts_of_what_the_server_restored(gateway: Gate
         assert response.extensions["attestkit"].sealed
         endpoint.verify("rcpt-1")
     assert all(b"secret" not in one.body for one in gateway.app.requests)
+
+
+def test_changed_key_of_encryption_is_proven_and_sealed_to(gateway: Gateway) -> None:
+    """A server that has another key by now is proven again, and the request sealed anew."""
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
+    keys = gateway.keys
+    old = {**keys["e2ee_public_keys"][0], "public_key": "09" + "00" * 31}
+    gateway.keys = gateway.keyset(e2ee_public_keys=[old])
+    with connect(gateway, encrypt=True) as endpoint, endpoint.client() as client:
+        gateway.keys = keys
+        response = client.post(gateway.app.url + PROMPT, json=prompt)
+        assert response.json() == json.loads(RESPONSE)
+        endpoint.verify("rcpt-1")
+    paths = [path for path in gateway.app.paths if path in (REPORT, PROMPT)]
+    assert paths[1:4] == [PROMPT, REPORT, PROMPT]
 
 
 def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway) -> None:
