@@ -102,10 +102,17 @@ class OnLoop(Caller):
         """See `Caller.close`."""
         try:
             self._run(self.aclose())
+            self._run(self._close_transports())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
             self._loop.close()
+
+    async def _close_transports(self) -> None:
+        """Wait until the loop has closed those of ended and refused connections."""
+        selector: Any = getattr(self._loop, "_selector")  # noqa: B009 - of asyncio's own loop
+        while len(selector.get_map()) > 1:  # noqa: ASYNC110 - beside its own pipe; no event tells
+            await asyncio.sleep(0.001)
 
     async def open(self) -> None:
         """Make the client."""
