@@ -80,7 +80,7 @@ class EndpointClients(ABC):
     def requests_session(self) -> "requests.Session":
         """Return a session of requests for this server alone, without settings of the environment.
 
-        `verify` and `cert` of session and requests have no effect.
+        `verify` of session and requests has no effect, and `cert` is refused.
 
         Raises:
             UsageError: If requests is not installed.

@@ -7,9 +7,14 @@ of a task, by `close`, so that the generator can let other connections go on.
 import asyncio
 import concurrent.futures
 import contextlib
-from typing import Any, Final, Protocol
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
 
 from attestkit.client.wire.steps import Receive, Run, Send, Step, Steps, Wait
+
+_R = TypeVar("_R")
 
 SEND_SECONDS: Final = 10.0
 """Time in which a peer must take a question; questions have a few hundred bytes."""
@@ -102,8 +107,8 @@ def _result(step: Wait) -> Any:  # noqa: ANN401 - as the future has it
     try:
         return step.future.result(step.seconds)
     except concurrent.futures.TimeoutError as error:  # until Python 3.10 a class of its own
-        if step.future.done():  # the error is the future's
-            raise
+        if step.future.done():  # meanwhile, or the error is the future's
+            return step.future.result()
         raise _no_proof(step) from error
 
 
@@ -113,12 +118,41 @@ async def _perform_async(step: Step, channel: AsyncChannel) -> Any:  # noqa: ANN
     if isinstance(step, Receive):
         return await channel.receive(step.limit, step.seconds)
     if isinstance(step, Run):
-        return await asyncio.to_thread(step.work)
+        return await in_thread(step.work)
     return await _result_async(step)
 
 
 async def _result_async(step: Wait) -> Any:  # noqa: ANN401 - see above
-    # Not asyncio.wrap_future, whose cancellation cancels the future for all who wait for it.
+    await _until_done(step.future, step.seconds)
+    if not step.future.done():
+        raise _no_proof(step)
+    return step.future.result()
+
+
+async def in_thread(work: Callable[[], _R]) -> _R:
+    """Call a function in a thread of its own, and return its result.
+
+    Not in the loop's executor, whose few threads may all wait for what this function does. If the
+    task is cancelled, the function goes on, and its result is dropped.
+    """
+    future: concurrent.futures.Future[_R] = concurrent.futures.Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(work)
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="attestkit-client", daemon=True).start()
+    await _until_done(future, None)
+    return future.result()
+
+
+async def _until_done(future: concurrent.futures.Future[Any], seconds: float | None) -> None:
+    """Wait until a future is completed, or the time is up; never cancel it, as wrap_future does."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
@@ -130,12 +164,9 @@ async def _result_async(step: Wait) -> Any:  # noqa: ANN401 - see above
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(finish)
 
-    step.future.add_done_callback(notify)
+    future.add_done_callback(notify)
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(done, step.seconds)
-    if not step.future.done():
-        raise _no_proof(step)
-    return step.future.result()
+        await asyncio.wait_for(done, seconds)
 
 
 def _no_proof(step: Wait) -> TimeoutError:

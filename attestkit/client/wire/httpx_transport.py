@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from attestkit.client.sealing.protocol import SealingKeyError
-from attestkit.client.wire.drivers import ReconnectError
+from attestkit.client.wire.drivers import ReconnectError, in_thread
 from attestkit.client.wire.exchange import Exchange
 from attestkit.client.wire.http_libraries import LibraryName, load_library
 from attestkit.client.wire.httpx_requests import OutgoingRequest, ProvenTransport
@@ -143,8 +143,16 @@ class AsyncTransport(ProvenTransport):
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
         self._check(request)
+        try:
+            return await self._send(request)
+        except SealingKeyError:
+            if self._renew_sealing is None or not await in_thread(self._renew_sealing):
+                raise
+        return await self._send(request)
+
+    async def _send(self, request: Any) -> Any:
         # It may prove the server first.
-        sealing = None if self._sealing is None else await asyncio.to_thread(self._sealing)
+        sealing = None if self._sealing is None else await in_thread(self._sealing)
         body = None if sealing is None else await request.aread()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -284,3 +285,26 @@ def test_driver_ends_generator_that_yields_something_else() -> None:
 
     with pytest.raises(AttributeError):
         drive(steps(), MemoryChannel())
+
+
+def test_driver_needs_no_thread_of_the_loop() -> None:
+    """A proof goes on while all threads of the loop's executor wait for it."""
+    future: Future[None] = Future()
+    name: ContextVar[str] = ContextVar("name")
+    seen: list[str] = []
+
+    def steps() -> Steps:
+        yield Run(lambda: seen.append(name.get()))
+        future.set_result(None)
+        return True
+
+    async def program() -> None:
+        name.set("the task's")
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+        waiting = loop.run_in_executor(None, future.result, TIMEOUT)
+        await drive_async(steps(), AsyncMemoryChannel())
+        await waiting
+
+    asyncio.run(program())
+    assert seen == ["the task's"]
