@@ -8,13 +8,16 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from attestkit.client.wire.answer_identifiers import IdentifierScan
+from attestkit.errors import ServiceError
 
 if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest
 
 MAX_BEGINNING: Final = 1 << 16
 """Bytes of an answer that are kept, in which its identifier is found."""
+
+MAX_AT_ONCE: Final = 1 << 20
+"""Bytes of an answer that is read before the caller gets it: a problem document."""
 
 _OWN_HEADERS: Final = {"accept-encoding", "content-length", "transfer-encoding"}
 
@@ -109,6 +112,7 @@ class Exchange:
     def __init__(self, sealed: "SealedRequest | None" = None) -> None:
         self.record = WireRecord(sealed=sealed is not None and sealed.is_sealed)
         self._opener: Opener | None = None if sealed is None else sealed.opener
+        self._at_once = 0  # bytes
 
     @property
     def read_at_once(self) -> bool:
@@ -130,8 +134,18 @@ class Exchange:
         return [(name, value) for name, value in opened if name.lower() != "content-length"]
 
     def feed(self, data: bytes) -> bytes:
-        """Take some bytes of the body, and return those for the caller, possibly none."""
+        """Take some bytes of the body, and return those for the caller, possibly none.
+
+        Raises:
+            ServiceError: If they cannot be opened, or the answer is to be read at once and is over
+                1 MiB (reason `sealing`).
+        """
         self.record.received(data)
+        if self.read_at_once:
+            self._at_once += len(data)
+            if self._at_once > MAX_AT_ONCE:
+                message = f"answer: status {self.record.status} with over {MAX_AT_ONCE} bytes"
+                raise ServiceError(message, reason="sealing")
         return data if self._opener is None else self._opener.feed(data)
 
     def finish(self) -> bytes:

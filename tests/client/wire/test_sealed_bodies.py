@@ -12,7 +12,7 @@ import requests
 from attestkit.client.sealing.protocol import SealingKeyError
 from attestkit.client.wire import exchange
 from attestkit.client.wire.attested_tls import pinned_context
-from attestkit.client.wire.exchange import MAX_BEGINNING, WireRecord
+from attestkit.client.wire.exchange import MAX_AT_ONCE, MAX_BEGINNING, WireRecord
 from attestkit.client.wire.requests_adapter import requests_session
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
@@ -280,3 +280,21 @@ def test_sealed_bodies_are_sealed_anew_once(kind: str, answers: str) -> None:
                     caller.post(server.url, content=body)
         assert len(server.requests) == (2 if answers in {"lost, ok", "lost, lost"} else 1)
         assert len(renewals) == (0 if answers in {"ok", "lost"} else 1)
+
+
+@every_kind
+def test_sealed_bodies_bound_what_is_read_at_once(kind: str) -> None:
+    """An answer that is read before the caller gets it has a limit."""
+
+    def answer(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
+        body = b"x" * (2 * MAX_AT_ONCE)
+        secured.sendall(http_answer(body, status="422 Unprocessable Content"))
+
+    with serving(answer=answer) as server:
+        prover = SimpleProver(server)
+        with caller_of(kind, prover, sealing=ForgetfulSealing) as caller:
+            with raises(ServiceError, "sealing", part="422"):
+                caller.post(server.url, content=b"body")
+            with raises(ServiceError, "sealing", part="422"):
+                caller.post(server.url, content=b"body")
+        assert len(server.connections) == 2, "its rest is not taken for another answer"
