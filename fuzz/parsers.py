@@ -360,7 +360,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.simulator.gpu.services.nras": "wraps read_devices, the target gpu_evidence",
     "serve.verifier_service.ear": _DEVICE,
     "serve.http.tls": "hands bytes to OpenSSL; test_many_boots.py sends what is not TLS",
-    "serve.kms_service.simulated_kms": "opens a folder, the target kms_bootstrap",
     "serve.health.status_file": "two lines, any content of which test_status_file.py tries",
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
     "_native._python_pck": "the plain twin of the core, which runs under the target cores_pck",
