@@ -125,6 +125,13 @@ class _AnswerReader:
         return data
 
     def _receive(self) -> None:
+        try:
+            self._take()
+        except BaseException:
+            self.close()  # the rest must not be taken for another answer
+            raise
+
+    def _take(self) -> None:
         data = self._answer.read1(_PIECE, decode_content=False)
         if data:
             self._ready += self._exchange.feed(data)

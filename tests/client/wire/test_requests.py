@@ -473,6 +473,17 @@ def test_requests_digest_authentication_stays_on_the_adapter() -> None:
         assert isinstance(adapter, AttestedAdapter)
 
 
+def test_requests_keeps_cookies() -> None:
+    """Cookies of answers are kept by the session, as always."""
+
+    def answer(secured: ssl.SSLSocket, head: bytes, _body: bytes) -> None:
+        cookie = b"1" if b"Cookie: seen=1" in head else b"none"
+        secured.sendall(http_answer(cookie, "Set-Cookie: seen=1; Secure; Path=/"))
+
+    with serving(answer=answer) as server, session_of(SimpleProver(server)) as session:
+        assert [session.get(server.url).text for _ in range(2)] == ["none", "1"]
+
+
 def test_requests_adapter_refuses_wrong_arguments() -> None:
     """A context that proves nothing, a client certificate, and pickling are refused."""
     with serving() as server:

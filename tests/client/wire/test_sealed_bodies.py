@@ -20,7 +20,7 @@ from tests.client.wire.authority import authority
 from tests.client.wire.httpx_clients import KINDS, calling, every_client
 from tests.client.wire.provers import SimpleProver
 from tests.client.wire.sealings import END, ForgetfulSealing, ToySealing, masked
-from tests.client.wire.servers import http_answer, serving
+from tests.client.wire.servers import TIMEOUT, http_answer, serving
 from tests.raising import raises
 
 
@@ -168,6 +168,26 @@ def test_sealed_bodies_refuse_truncated_answer(kind: str) -> None:
             raises(ServiceError, "sealing", part="too early"),
         ):
             caller.post(server.url, content=b"secret")
+
+
+def test_sealed_bodies_leave_no_connection_after_an_error() -> None:
+    """An answer that requests fails to read is closed, and its pool with the end of the proof."""
+
+    def answer(secured: ssl.SSLSocket, _head: bytes, _body: bytes) -> None:
+        secured.sendall(http_answer(masked(b"whole?"), "X-Sealed: yes"))
+
+    with serving(answer=answer) as server:
+        prover = SimpleProver(server)
+        with caller_of("requests", prover, sealing=ToySealing) as caller:
+            adapter = caller.session.get_adapter(server.url)
+            with pytest.raises(ServiceError) as caught:
+                caller.post(server.url, content=b"secret")
+            assert adapter._pools._current.users == 0
+            prover.forget()
+            with raises(ServiceError, "sealing"):
+                caller.post(server.url, content=b"secret")
+            assert server.connections[0].ended.wait(TIMEOUT)
+            assert caught.value.reason == "sealing"
 
 
 @every_kind
