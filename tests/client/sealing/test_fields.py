@@ -15,8 +15,9 @@ from attestkit.client.sealing.field_protocols import (
     PHALA_ECDSA,
     PHALA_ED25519,
     VENICE,
+    PhalaAssociatedData,
 )
-from attestkit.client.sealing.fields import MAX_BODY, FieldProtocol, FieldSealing
+from attestkit.client.sealing.fields import MAX_BODY, FieldProtocol, FieldSealing, RequestContext
 from attestkit.client.sealing.protocol import Headers, SealedRequest
 from attestkit.errors import ServiceError
 from tests.client.sealing.field_server import FieldServer, at, event, montgomery
@@ -589,6 +590,30 @@ def test_model_with_a_bar_cannot_be_bound() -> None:
     """It could be read as several parts of the associated data."""
     talk = Talk("Phala ecdsa")
     refused(lambda: talk.seal({"model": "a|b", "messages": [{"role": "user", "content": "x"}]}))
+
+
+def test_associated_data_have_no_ambiguous_parts() -> None:
+    """Names with bars, and positions that the protocol does not have, are refused."""
+    bind = PhalaAssociatedData()
+    good = RequestContext("ecdsa", "m", "00", 1)
+    for context in (good._replace(model="a|b"), good._replace(model="a\nb")):
+        refused(lambda context=context: bind.of_request(context, ("messages", 0, "content")))  # type: ignore[misc]
+    for path in (("prompt",), ("messages", 0, "name"), ("messages", 0, "content", 0, "x")):
+        refused(lambda path=path: bind.of_request(good, path))  # type: ignore[misc]
+    for other in (("choices", 0, "text"), ("data", 0, "message", "content"), ("choices", 0)):
+        refused(lambda other=other: bind.of_answer(good, {}, other))  # type: ignore[misc]
+    place = ("choices", 0, "message", "content")
+    for answer in ({"model": "a|b"}, {"id": "a|b"}, {"id": 5}):
+        refused(lambda answer=answer: bind.of_answer(good, answer, place))  # type: ignore[misc]
+
+
+def test_part_of_an_event_after_the_last_is_refused() -> None:
+    """The stream ends with a whole event."""
+    for rest in (b"data: {}", b"data: {}\n", b"x"):
+        opener = Talk("NEAR ed25519").seal(message("x")).opener
+        opener.start(200, EVENTS)
+        opener.feed(b"data: [DONE]\n\n" + rest)
+        refused(opener.finish, "stream")
 
 
 def test_heads_of_other_answers_are_refused() -> None:
