@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from inspect import signature
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -24,11 +24,7 @@ from attestkit.client.services.service import (
 )
 from attestkit.client.trust import Trust, VerifiedMachine
 from attestkit.collateral import Collateral
-from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
-from attestkit.verifier import AppraisalPolicy
-
-MAX_AGE: Final = timedelta(hours=1)
-"""Default for the time after which a proof is made anew."""
+from attestkit.errors import ServiceError, UsageError, VerificationError
 
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")
@@ -37,6 +33,7 @@ MAX_VALUES: Final = 1 << 20
 """Maximum number of values in an answer, by its commas and brackets."""
 
 _NOT_VERIFIED: Final = "the GPUs: their evidence was not verified; pass Require(gpu=True)"
+_KEY_SENT: Final = "that only a proven server has the headers of the question for evidence"
 _ANY_PROGRAM: Final = "which program runs: any is accepted (hardware-only)"
 _FIRST: Final = "that the program is the intended one: it was accepted at its first use"
 
@@ -54,12 +51,19 @@ class Appraiser:
         model: str | None,
         encrypt: bool,
         max_age: timedelta,
+        evidence_headers: tuple[tuple[str, str], ...] = (),
+        allow_open: frozenset[str] = frozenset(),
         first_use: FirstUse | None = None,
         not_proven: Sequence[str] = (),
     ) -> None:
         self.origin, self.service = origin, service
         self._trust, self._require, self._first_use = trust, require, first_use
         self.model, self.encrypt, self._max_age = model, encrypt, max_age
+        self.evidence_headers = evidence_headers  # of the questions, before the server is proven
+        self.sealing_options: dict[str, Any] = {}
+        if allow_open:
+            _check_allow_open(service, encrypt=encrypt)
+            self.sealing_options["allow_open"] = allow_open
         self._not_proven = tuple(not_proven)  # in any case
 
     @property
@@ -201,6 +205,8 @@ class Appraiser:
             found.append(_ANY_PROGRAM)
         if self._first_use is not None:
             found.append(_FIRST)
+        if self.evidence_headers:
+            found.append(_KEY_SENT)
         if not self._require.gpu and any(machine.gpu is not None for machine in claims.machines):
             found.append(_NOT_VERIFIED)
         return [*found, *self._open_despite_sealing(claims)]
@@ -215,16 +221,12 @@ class Appraiser:
         return limits
 
 
-def _check_values(answers: Sequence[bytes]) -> None:
-    """Check that answers have no more values than a decoder of JSON should keep in memory.
-
-    Raises:
-        FormatError: If one has (reason `too_many`).
-    """
-    for answer in answers:
-        if sum(map(answer.count, (b",", b"[", b"{"))) > MAX_VALUES:
-            message = f"evidence: over {MAX_VALUES} values in an answer"
-            raise FormatError(message, reason="too_many")
+def _check_allow_open(service: Service, *, encrypt: bool) -> None:
+    """Raise UsageError unless the service seals single fields, and is asked to."""
+    make = getattr(service, "sealing", None)
+    if not encrypt or make is None or "allow_open" not in signature(make).parameters:
+        message = f"allow_open: {service.name} seals no single fields, or not without encrypt=True"
+        raise UsageError(message, reason="not_applicable")
 
 
 def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> None:

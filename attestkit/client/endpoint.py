@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import TracebackType
@@ -27,8 +27,8 @@ from attestkit.client.origin import Origin, origin_of_question
 from attestkit.client.proof import Proof
 from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
-from attestkit.client.service_choice import AUTO, Dialing, choose_service
-from attestkit.client.services.service import MAX_DOCUMENT, Question, Service
+from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.services.service import MAX_DOCUMENT, Question, Service, Signer
 from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
 from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
@@ -68,6 +68,8 @@ def connect(
     model: str | None = None,
     encrypt: bool = False,
     require: Require = REQUIRE_ALL,
+    allow_open: Collection[str] = (),
+    evidence_headers: Mapping[str, str] | None = None,
     pins: str | os.PathLike[str] | None = None,
     server_ca: str | bytes | None = None,
     proxy: str | None = None,
@@ -90,6 +92,10 @@ def connect(
         model: Name of the model, for services that have several.
         encrypt: Whether requests are sealed to a key of the evidence, beside TLS.
         require: What the proof must show; the defaults are the safe ones.
+        allow_open: Fields of requests that may travel unsealed, such as `user`, where a service
+            seals fields; without it a request with text in an unknown field is refused.
+        evidence_headers: Headers of the question for evidence, such as Authorization, for services
+            that answer only with a key. They are sent before the server is proven.
         pins: File of `policy="first-use"`.
         server_ca: CA certificates of the server in PEM; None are those of the system.
         proxy: URL of an HTTP proxy for tunnels (CONNECT); those of the environment are not used.
@@ -125,7 +131,9 @@ def connect(
         model=model,
         encrypt=encrypt,
         max_age=max_age,
-        first_use=first_use,
+        evidence_headers=tuple((evidence_headers or {}).items()),
+        allow_open=frozenset(allow_open),
+        first_use=None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}"),
     )
     endpoint = Endpoint(url, appraiser, dialing, now=now, on_proof=on_proof)
     try:
@@ -199,11 +207,11 @@ class Endpoint(EndpointClients):
         """The model that was proven, for requests."""
         return self._appraiser.model
 
-    def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> None:
-        """Check the service's signature, or receipt, of an answer that a client received.
+    def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> Signer:
+        """Check the signature, or receipt, of an answer; return whose it is: model or gateway.
 
         The signature is over the bytes of request and answer, so that nobody has changed them; the
-        request had been sent before.
+        request had been sent before. A gateway's does not show which model answered.
 
         Args:
             answer: Response of a client of httpx or httpx2, object of `openai`, or its id.
@@ -230,7 +238,7 @@ class Endpoint(EndpointClients):
                             break
                     return Signature(response.status_code, bytes(body))
 
-            self._answers.verify(answer, self.proof, get)
+            return self._answers.verify(answer, self.proof, get)
 
     def prove(self) -> Proof:
         """Prove the server afresh, on a connection of its own, and return the proof.
@@ -292,7 +300,9 @@ class Endpoint(EndpointClients):
     def _fetch(self, question: Question) -> bytes:
         """Ask a question on a connection of its own, for services that are proven apart."""
         dialing = self._dialing
+        headers = (*question.headers, *self._appraiser.evidence_headers)
         if question.origin is not None:
+            headers = question.headers  # another server does not get the key of this one
             origin = origin_of_question(question.origin, dialing.origin)
             dialing = dialing._replace(origin=origin)
         replies: list[bytes] = []
@@ -301,7 +311,7 @@ class Endpoint(EndpointClients):
             reply = yield from ask(
                 dialing.origin.authority,
                 question.target,
-                question.headers,
+                headers,
                 limit=MAX_DOCUMENT,
                 seconds=dialing.seconds,
             )

@@ -2,6 +2,7 @@
 
 import ssl
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attestkit.client.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
@@ -58,13 +59,13 @@ class EndpointClients(ABC):
         """
         name = choose_library(http)
         transport = self.transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.Client(**client_options(self.url, transport, options))
+        return load_library(name).httpx.Client(**self._client_options(transport, options))
 
     def async_client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - as above
         """Return an AsyncClient as `client` does, for asyncio."""
         name = choose_library(http)
         transport = self.async_transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.AsyncClient(**client_options(self.url, transport, options))
+        return load_library(name).httpx.AsyncClient(**self._client_options(transport, options))
 
     def transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
         """Return a transport for a `Client` of the caller's; see `client`.
@@ -88,6 +89,7 @@ class EndpointClients(ABC):
         made: requests.Session = _load_requests_adapter().requests_session(
             **self._adapter_options()
         )
+        made.headers.update(self._own_headers())
         return made
 
     def adapter(self) -> "BaseAdapter":
@@ -129,13 +131,34 @@ class EndpointClients(ABC):
         """
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
-        return open_openai(self.url, self._transport_options(None), options, asynchronous=False)
+        return open_openai(
+            self.url, self._transport_options(None), self._with_headers(options), asynchronous=False
+        )
 
     def async_openai(self, **options: Any) -> Any:  # noqa: ANN401 - as above
         """Return an `openai.AsyncOpenAI` as `openai` does."""
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
-        return open_openai(self.url, self._transport_options(None), options, asynchronous=True)
+        return open_openai(
+            self.url, self._transport_options(None), self._with_headers(options), asynchronous=True
+        )
+
+    def _client_options(self, transport: object, options: dict[str, Any]) -> dict[str, Any]:
+        made = client_options(self.url, transport, options)
+        if own := self._own_headers():
+            given = made.get("headers") or {}
+            pairs = given.items() if isinstance(given, Mapping) else given
+            made["headers"] = [*own.items(), *pairs]
+        return made
+
+    def _with_headers(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options of openai with the headers that the service wants."""
+        headers = {**self._own_headers(), **(options.get("default_headers") or {})}
+        return {**options, "default_headers": headers} if headers else options
+
+    def _own_headers(self) -> dict[str, str]:
+        """Return the headers that the service wants in every request."""
+        return dict(getattr(self._appraiser.service, "request_headers", ()))
 
     def _pinned_context(self) -> ssl.SSLContext:
         webpki = self._appraiser.service.where != "handshake"
@@ -181,7 +204,12 @@ class EndpointClients(ABC):
             if binding.kind in SEALED_KINDS:
                 self._renew(binding)
                 make: Any = getattr(self._appraiser.service, "sealing", None)
-                sealing: Sealing = make(proof.claims, binding, self._appraiser.model)
+                sealing: Sealing = make(
+                    proof.claims,
+                    binding,
+                    self._appraiser.model,
+                    **self._appraiser.sealing_options,
+                )
                 return sealing
         raise ServiceError("endpoint: no key to seal requests to", reason="sealing")
 

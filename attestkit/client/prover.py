@@ -236,7 +236,7 @@ class Prover:
             reply = yield from ask(
                 origin.authority,
                 question.target,
-                question.headers,
+                (*question.headers, *self._appraiser.evidence_headers),
                 limit=MAX_DOCUMENT,
                 seconds=self._seconds,
                 clock=self._monotonic,

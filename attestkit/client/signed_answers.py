@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import shown
-from attestkit.client.services.service import AnswerRecord, Claims, Question, Service
+from attestkit.client.services.service import AnswerRecord, Claims, Question, Service, Signer
 from attestkit.client.wire.exchange import WireRecord, record_of
 from attestkit.errors import FormatError, ServiceError, UsageError
 
@@ -57,7 +57,7 @@ class SigningService(Protocol):
 
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
-    ) -> None:
+    ) -> Signer:
         """Check a signature; FormatError if it is malformed, ServiceError if it is not valid."""
         ...
 
@@ -143,8 +143,8 @@ class SignedAnswers:
         proof: "Proof",
         get: Callable[[Question], Signature],
         sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        """Fetch and check the signature of an answer.
+    ) -> Signer:
+        """Fetch and check the signature of an answer, and return whose it is.
 
         Args:
             answer: As for `find`.
@@ -176,7 +176,7 @@ class SignedAnswers:
         if len(found.body) > MAX_SIGNATURE:
             message = f"{service.name}: signature is over {MAX_SIGNATURE} bytes"
             raise FormatError(message, reason="too_large")
-        service.check_signature(found.body, record, proof.claims, self._model)
+        return service.check_signature(found.body, record, proof.claims, self._model)
 
 
 def _hides(record: WireRecord) -> bool:

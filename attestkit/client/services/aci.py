@@ -23,6 +23,7 @@ from attestkit.client.services.service import (
     Machine,
     ObservedPeer,
     Question,
+    Signer,
     Where,
 )
 from attestkit.client.services.strict_answer import (
@@ -143,8 +144,8 @@ class AciService:
 
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
-    ) -> None:
-        """Check the receipt of an answer; see `check_receipt`.
+    ) -> Signer:
+        """Check the receipt of an answer, and return whose it is; see `check_receipt`.
 
         Of a gateway, it must say that the machine that served was verified.
         """
@@ -165,6 +166,7 @@ class AciService:
             is_behind_gateway=claims.bindings[0].is_of == "gateway",
         )
         check_receipt(document, expected)
+        return "gateway" if expected.is_behind_gateway else "model"
 
     def _not_proven(
         self, attestation: Mapping[str, Any], evidence: Attestation | bytes, is_of: str

@@ -6,7 +6,7 @@ The signed text has the hashes of the bodies of request and answer as they were 
 import hmac
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from attestkit._argument_checks import utf8
@@ -15,13 +15,10 @@ from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.k256_agreement import ethereum_address
 from attestkit._sanitize import shown
-from attestkit.client.services.service import AnswerRecord, Claims, Question
+from attestkit.client.services.service import AnswerRecord, Claims, Question, Signer
 from attestkit.client.services.strict_answer import read_answer_object
 from attestkit.errors import FormatError, ServiceError, SignatureError
 from attestkit.gpu.bindings.answer_fields import hex_member, text_member
-
-Signer = Literal["model", "gateway"]
-"""Whose key has signed an answer."""
 
 MAX_TEXT: Final = 1024
 """Maximum number of characters of a signed text: two hashes, and the name of a model."""

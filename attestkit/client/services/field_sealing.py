@@ -26,7 +26,11 @@ PHALAS: Final[ProtocolsByKey] = {32: PHALA_ED25519, 65: PHALA_ECDSA}
 
 
 def seal_fields(
-    protocols: ProtocolsByKey, binding: Binding, service: str, model: str | None
+    protocols: ProtocolsByKey,
+    binding: Binding,
+    service: str,
+    model: str | None,
+    allow_open: frozenset[str] = frozenset(),
 ) -> FieldSealing:
     """Return what seals requests to the key of a binding.
 
@@ -38,4 +42,4 @@ def seal_fields(
     if binding.kind != "fields" or protocol is None:
         message = f"{service}: has no protocol that seals to a {binding.kind} key of this size"
         raise ServiceError(message, reason="sealing")
-    return FieldSealing(protocol, binding.key, model=model)
+    return FieldSealing(protocol, binding.key, model=model, allow_open=allow_open)

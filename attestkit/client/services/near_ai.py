@@ -15,7 +15,6 @@ from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._sanitize import shown
 from attestkit.client.sealing.fields import FieldSealing
 from attestkit.client.services.answer_signatures import (
-    Signer,
     check_answer_signature,
     signature_question,
 )
@@ -30,6 +29,7 @@ from attestkit.client.services.service import (
     Machine,
     ObservedPeer,
     Question,
+    Signer,
     Where,
 )
 from attestkit.client.services.strict_answer import list_member, object_member, read_answer_object
@@ -75,14 +75,20 @@ class _NearAi:
         """On the wire."""
         return "wire"
 
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> FieldSealing:
-        """Return what seals the fields of requests to the model's key.
+    def sealing(
+        self,
+        claims: Claims,
+        binding: Binding,
+        model: str | None,
+        allow_open: frozenset[str] = frozenset(),
+    ) -> FieldSealing:
+        """Return what seals the fields of requests to the model's key; `allow_open` as there.
 
         Raises:
             ServiceError: If the key is of another kind (`sealing`).
         """
         del claims
-        return seal_fields(NEARS, binding, "NEAR AI", model)
+        return seal_fields(NEARS, binding, "NEAR AI", model, allow_open)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
         """Return the request for the signature of an answer.

@@ -27,6 +27,7 @@ __all__ = [
     "ObservedPeer",
     "Question",
     "Service",
+    "Signer",
     "Where",
 ]
 
@@ -104,6 +105,10 @@ class Claims:
     valid_until: datetime | None = None  # end of the keys by the service's own word
     # Keys of the service by purpose, such as "signing-ed25519": they count once the evidence does.
     keys: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Signer = Literal["model", "gateway"]
+"""Whose key has signed an answer."""
 
 
 class AnswerRecord(NamedTuple):

@@ -13,7 +13,6 @@ from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
 from attestkit.client.sealing.fields import FieldSealing
 from attestkit.client.services.answer_signatures import (
-    Signer,
     check_answer_signature,
     signature_question,
 )
@@ -33,6 +32,7 @@ from attestkit.client.services.service import (
     Claims,
     ObservedPeer,
     Question,
+    Signer,
     Where,
 )
 from attestkit.client.services.strict_answer import list_member, read_answer_object
@@ -146,14 +146,20 @@ class VllmProxy:
             keys=signing_keys(reports),
         )
 
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> FieldSealing:
-        """Return what seals the fields of requests to the model's key.
+    def sealing(
+        self,
+        claims: Claims,
+        binding: Binding,
+        model: str | None,
+        allow_open: frozenset[str] = frozenset(),
+    ) -> FieldSealing:
+        """Return what seals the fields of requests to the model's key; `allow_open` as there.
 
         Raises:
             ServiceError: If the service has no protocol for such a key (`sealing`).
         """
         del claims
-        return seal_fields(self._protocols, binding, self.name, model)
+        return seal_fields(self._protocols, binding, self.name, model, allow_open)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
         """Return the request for the signature of an answer.
