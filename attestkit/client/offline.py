@@ -43,9 +43,10 @@ def verify_proof(
     as_recorded: bool = False,
     **verifier: "Unpack[VerifierSettings]",
 ) -> Proof:
-    """Verify the evidence of a bundle with the collateral of the bundle; nothing is fetched.
+    """Verify a saved proof again, without network access, and return it.
 
-    The proof says what the bundle alone cannot show: whom the client spoke with, and when.
+    Evidence and collateral are signed, the file itself is not: that the nonce was fresh and the
+    certificate was observed in a handshake is an unverified statement of the file.
 
     Args:
         bundle: Of a proof that was saved.

@@ -1,7 +1,11 @@
 """`attestkit connect`: what it proves, refuses, prints and saves."""
 
 import json
+import socket
+import ssl
 import stat
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,9 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.client import ProofBundle
+from attestkit.ra_tls.key_loading import load_issued
 from attestkit.testing import AttestedServer
+from attestkit.testing.loopback_ca import LoopbackCa
 from tests.cli import schemas
 from tests.cli.attested import options, trust
 
@@ -105,6 +111,30 @@ def test_network_is_code_3(attested_server: Make, tmp_path: Path, capsys: Captur
     run(capsys, server.url, *words, "--timeout", "0.3", code=3)
     server.close()
     run(capsys, server.url, *words, code=3)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture) -> None:
+    """A server that closes or resets the connection instead of an answer is a network error."""
+    ca = LoopbackCa()
+    (tmp_path / "ca.pem").write_text(ca.pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load_issued(context, ca.issue())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with context.wrap_socket(connection, server_side=True) as peer:
+                peer.recv(1)
+                if reset:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        server = threading.Thread(target=serve)
+        server.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        words = ["--service=attestkit", "--policy=hardware-only", f"--server-ca={tmp_path}/ca.pem"]
+        run(capsys, url, *words, code=3)
+        server.join()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +232,7 @@ def test_ra_tls_is_not_fresh_unless_allowed(
 def test_unmet_requirement_is_code_2(
     attested_server: Make, tmp_path: Path, capsys: Capture
 ) -> None:
-    """What the server cannot show is refused: GPUs, or a key that requests are sealed to."""
+    """A server without GPUs, or without a key to seal requests to, is refused on demand."""
     server = attested_server()
     words = options(server, tmp_path)
     run(capsys, server.url, *words, "--gpu", code=2)

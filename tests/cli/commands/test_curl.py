@@ -215,7 +215,7 @@ def test_wrong_request_is_code_1(
     capfd: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What cannot be sent or written is a usage error, and nothing of it is sent."""
+    """An invalid request or output is a usage error, and nothing is sent."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "body").write_bytes(b"body")
     server = attested_server()
