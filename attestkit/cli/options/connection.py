@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from attestkit._sanitize import one_line
+from attestkit._sanitize import one_line, shown
 from attestkit.cli.exit_codes import print_error
 from attestkit.cli.options.click_types import PATH, group_options
 from attestkit.cli.options.verification import (
@@ -29,7 +29,7 @@ _MAX_CA: Final = 1 << 20  # bytes
 class ConnectionOptions(NamedTuple):
     """Values of the options."""
 
-    policy: str
+    policies: tuple[str, ...]  # a file or word, or ROLE=FILE of each role
     service: str
     model: str | None
     encrypt: bool
@@ -51,8 +51,8 @@ class ConnectionOptions(NamedTuple):
     def inputs(self) -> tuple[Path, ...]:
         """Files that options name; outputs must not overwrite them."""
         files = (self.collateral, self.server_ca, self.trust_anchor, self.pins, *self.certificates)
-        policy = () if self.policy in _WORDS else (Path(self.policy),)
-        return (*(path for path in files if path is not None), *policy)
+        policies = (Path(name) for name in self._policy_files().values() if name not in _WORDS)
+        return (*(path for path in files if path is not None), *policies)
 
     def connect(self, url: str) -> "Endpoint":
         """Prove a server.
@@ -116,12 +116,30 @@ class ConnectionOptions(NamedTuple):
 
         return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type]
 
-    def _policy(self) -> Any:  # noqa: ANN401 - a word or a policy
-        if self.policy in _WORDS:
-            return self.policy
+    def _policy_files(self) -> dict[str, str]:
+        """Return words and files by role; the only one of `--policy FILE` has an empty role."""
+        only = self.policies[0]
+        if len(self.policies) == 1 and ("=" not in only or Path(only).is_file()):
+            return {"": only}
+        found: dict[str, str] = {}
+        for text in self.policies:
+            role, separator, name = text.partition("=")
+            if not (separator and role and name) or name in _WORDS:
+                message = f"--policy {shown(text)}: with several, each must be ROLE=FILE"
+                raise UsageError(message, reason="wrong_value")
+            if role in found:
+                message = f"--policy {shown(text)}: the role has another one"
+                raise UsageError(message, reason="duplicate")
+            found[role] = name
+        return found
+
+    def _policy(self) -> Any:  # noqa: ANN401 - a word, a policy, or policies by role
         from attestkit.serve.config.option_values import read_policy  # lazy: loads the server's
 
-        return read_policy("--policy", self.policy)
+        files = self._policy_files()
+        if (only := files.get("")) is not None:
+            return only if only in _WORDS else read_policy("--policy", only)
+        return {role: read_policy("--policy", name) for role, name in files.items()}
 
     def _verifier_options(self) -> dict[str, Any]:
         if self.collateral is not None and self.pccs is not None:
@@ -196,10 +214,13 @@ connection_options: Final = group_options(
     (
         click.option(
             "--policy",
-            metavar="FILE|WORD",
+            "policies",
+            metavar="[ROLE=]FILE|WORD",
             required=True,
+            multiple=True,
             help="Policy that names app and OS image: a TOML file, as attestkit policy writes it; "
-            "or hardware-only, which accepts any program, or first-use with --pins.",
+            "or hardware-only, which accepts any program, or first-use with --pins. Several are "
+            "for the machines of a service by role, such as gateway=FILE; *=FILE is for others.",
         ),
         click.option(
             "--service",

@@ -160,6 +160,11 @@ def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture)
         ("https://127.0.0.1", "--policy", "missing"),
         ("https://127.0.0.1", "--policy", "default"),
         ("https://127.0.0.1", "--policy", "first-use"),
+        ("https://127.0.0.1", "--policy", "policy.toml", "--policy", "policy.toml"),
+        ("https://127.0.0.1", "--policy", "server=hardware-only"),
+        ("https://127.0.0.1", "--policy", "a=policy.toml", "--policy", "a=policy.toml"),
+        ("https://127.0.0.1", "--policy", "=policy.toml"),
+        ("https://127.0.0.1", "--policy", "a=missing"),
         ("https://127.0.0.1", "--bundle", "malformed"),
         ("--bundle", "missing"),
         ("--bundle", "malformed", "--serve", "127.0.0.1:0"),
@@ -227,6 +232,20 @@ def test_ra_tls_is_not_fresh_unless_allowed(
     assert 'freshness="key possession"' in err
     out, _ = run(capsys, server.url, *words, "--freshness", "key possession")
     assert "(ra-tls, " in out
+
+
+def test_policies_by_role(attested_server: Make, tmp_path: Path, capsys: Capture) -> None:
+    """Each machine has the policy of its role, or that of all others."""
+    server, other = attested_server(), attested_server(app_compose=OTHER_APP)
+    [*words, policy] = options(server, tmp_path)
+    good = policy.removeprefix("--policy=")
+    wrong = tmp_path / "a=b"  # a single file may have such a name
+    wrong.write_text(other.policy.policy.to_toml())
+    for roles in ((f"server={good}", f"*={wrong}"), (f"*={good}",), (f"x={wrong}", f"*={good}")):
+        run(capsys, server.url, *words, *(f"--policy={role}" for role in roles))
+    run(capsys, server.url, *words, f"--policy=server={wrong}", f"--policy=*={good}", code=4)
+    run(capsys, server.url, *words, f"--policy={wrong}", code=4)
+    run(capsys, server.url, *words, f"--policy=gateway={good}", code=1)
 
 
 def test_unmet_requirement_is_code_2(
