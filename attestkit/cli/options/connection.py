@@ -129,7 +129,7 @@ class ConnectionOptions(NamedTuple):
                 raise UsageError(message, reason="wrong_value")
             if role in found:
                 message = f"--policy {shown(text)}: the role has another one"
-                raise UsageError(message, reason="duplicate")
+                raise UsageError(message, reason="conflict")
             found[role] = name
         return found
 
