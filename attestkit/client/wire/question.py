@@ -110,7 +110,7 @@ def _encode(
     return b"".join(part or b"" for part in sent)
 
 
-def _next_event(connection: "h11.Connection", what: str) -> object:
+def _next_event(connection: "h11.Connection", what: str) -> Any:  # noqa: ANN401 - of many kinds
     import h11
 
     try:

@@ -232,10 +232,8 @@ class _PeriodAdapter(HTTPAdapter):
         class Connection(_ProvenConnection):
             _prover = prover
 
-        class Pool(HTTPSConnectionPool):
-            ConnectionCls = Connection
-
-        self._classes = {"https": Pool}
+        members = {"ConnectionCls": Connection}
+        self._classes = {"https": type("Pool", (HTTPSConnectionPool,), members)}
         super().__init__(pool_connections=1, pool_maxsize=connections)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
