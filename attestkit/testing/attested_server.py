@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._system.atomic_file import replace_file
 from attestkit.client.asgi import AsgiApp, Attested
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from attestkit.client.middleware.tls_keys import TlsSource
     from attestkit.verifier import AttestationResult, Verifier
 
+_EARLIER_KEYS: Final = 4
 # Options of a SimulatedTee without which it makes the evidence that the policy pins.
 _DEVIATIONS: Final = frozenset({"scenario", "faults", "state_dir", "resources"})
 
@@ -80,6 +82,7 @@ class AttestedServer:
                 SimulatedTee(resources=self._resources, **options)
             )
             self._ca, self._ra_tls = LoopbackCa(), ra_tls
+            self._earlier: list[bytes] = []  # keys of the last renewals, which connections may have
             self.ca: str = self._ca.pem
             self._file: Path = self._resources.make_folder() / "leaf.pem"
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -207,10 +210,14 @@ class AttestedServer:
     def _use(self, issued: Issued, *, listed: bool) -> None:
         """Use key and certificate for new connections; list them in the document first."""
         leaf = issued.certificate_chain[0]
+        spki = read_certificate(leaf).spki_der
         if listed:
-            replace_file(self._file, leaf.encode(), mode=0o600)
+            # It is read at requests for the document, between which there may be two renewals.
+            earlier = "".join(encode_pem("PUBLIC KEY", one) for one in self._earlier)
+            replace_file(self._file, (leaf + earlier).encode(), mode=0o600)
+            self._earlier = [spki, *self._earlier][:_EARLIER_KEYS]
         self._resources.loop.thread().run(partial(_load, self._context, issued))
-        self._spki_sha256 = sha256(read_certificate(leaf).spki_der)
+        self._spki_sha256 = sha256(spki)
 
     def _rename_key(self, body: bytes) -> bytes:
         return rename_key(body, self._spki_sha256)
