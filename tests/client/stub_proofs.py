@@ -85,6 +85,7 @@ class StubAppraiser:
 
     def __init__(self, clock: Clock, service: StubService | None = None) -> None:
         self.origin, self.model = Origin("server.example", 443), None
+        self.evidence_headers: tuple[tuple[str, str], ...] = ()
         self.service = service or StubService()
         self.judge: Callable[[ObservedPeer | None], Proof] = self.accept
         self.nonces: list[bytes] = []

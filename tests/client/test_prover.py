@@ -649,3 +649,10 @@ def test_prover_names_its_server() -> None:
     """Host and port are those of the origin."""
     rig = Rig()
     assert (rig.prover.host, rig.prover.port) == ("server.example", 443)
+
+
+def test_headers_for_the_evidence() -> None:
+    """Those that the caller passes are in the question, which is sent before anything is proven."""
+    rig = Rig()
+    rig.appraiser.evidence_headers = (("Authorization", "Bearer key"),)
+    assert b"\r\nAuthorization: Bearer key\r\n" in prove(rig, A).sent
