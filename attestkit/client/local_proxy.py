@@ -8,6 +8,7 @@ refused.
 import asyncio
 import logging
 import os
+import re
 import socket
 from collections.abc import (
     AsyncIterator,
@@ -48,6 +49,7 @@ _OF_CONNECTION: Final = frozenset(
     }
 )
 _logger = logging.getLogger("attestkit.client")
+_PORT: Final = re.compile("[0-9]{1,5}")
 _BAD_GATEWAY, _FORBIDDEN = 502, 403
 
 
@@ -59,6 +61,13 @@ def listen_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     host = host.strip("[]")
+    if not (_is_loopback(host) and _PORT.fullmatch(port) and int(port) < 1 << 16):
+        message = f"--serve {shown(text)}: must be a loopback address and a port: 127.0.0.1:8337"
+        raise UsageError(message, reason="wrong_value")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
     try:
         number = int(port) if port.isascii() and port.isdecimal() else -1
         if not colon or not ip_address(host).is_loopback or not 0 <= number < 1 << 16:

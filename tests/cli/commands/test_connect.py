@@ -147,6 +147,7 @@ def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture)
         ("https://127.0.0.1", "--service", "\x1b[2J"),
         ("https://127.0.0.1", "--serve", "0.0.0.0:1"),
         ("https://127.0.0.1", "--serve", "127.0.0.1:65536"),
+        ("https://127.0.0.1", "--serve", f"127.0.0.1:{'9' * 5000}"),
         ("https://127.0.0.1", "--serve", "nothing"),
         ("https://127.0.0.1", "--pins", "pins"),
         ("https://127.0.0.1", "--at", "bundle"),
