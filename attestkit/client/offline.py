@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
     from attestkit.verifier.verifier_options import VerifierSettings
 
-_OBSERVED: Final = (
-    "that a server of this name and port showed this certificate, and that the nonce was new: the "
-    "bundle says so"
-)
-_TIME: Final = "when that was: the evidence was verified for the time that the bundle names"
+_MAX_AGE: Final = timedelta(hours=1)  # of no effect: nothing is sent under this proof
+_SAVED: Final = "that nonce, name and TLS key were those of a connection: the saved file says so"
+_ITS_TIME: Final = "the time of the proof: the saved file names it"
 
 
 def verify_proof(

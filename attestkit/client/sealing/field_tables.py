@@ -17,8 +17,12 @@ _ANSWER_WORDS: Final = frozenset(
         *("role", "tool_call_id", "audio.id", "content[].type", "nearai_tool_result.id"),
         *("tool_calls[].id", "tool_calls[].type", "tool_calls[].index"),
     )
+) | {"data[].object"}
+# A URL is a word, too: that of an image must not be somebody else's.
+_STRICT: Final = (
+    *("choices[].message", "choices[].delta", "choices[].logprobs", "choices[].text"),
+    *("data[]", "results[]"),
 )
-_STRICT: Final = ("choices[].message", "choices[].delta", "choices[].logprobs", "choices[].text")
 
 _REQUEST_WORDS: Final = frozenset(
     {
