@@ -25,8 +25,8 @@ from attestkit.testing import AttestedServer
 from tests.client.saved_proofs import saved_proof
 from tests.raising import raises
 
-NAME_AND_KEY = "that a server of this name and port"
-TIME = "when that was"
+NAME_AND_KEY = "that nonce, name and TLS key"
+TIME = "the time of the proof"
 
 
 def verify(bundle: ProofBundle, *, ra_tls: bool = False, **options: Any) -> Proof:
