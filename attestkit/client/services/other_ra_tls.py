@@ -8,6 +8,7 @@ such bytes, and then somebody else's certificate would seem to be its own.
 import hmac
 from typing import Final
 
+from attestkit.client.services.ra_tls import NO_NAME
 from attestkit.client.services.service import (
     Binding,
     Claims,
@@ -65,7 +66,7 @@ class OtherRaTls:
             machines=(Machine("server", found.evidence, found.report_data),),
             bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
             freshness="key possession",
-            not_proven=(_NO_AGE, _NO_LABEL),
+            not_proven=(_NO_AGE, _NO_LABEL, NO_NAME),
         )
 
 

@@ -8,6 +8,11 @@ from attestkit.errors import ServiceError
 from attestkit.ra_tls import certificate as ra_tls
 from attestkit.report_data import ReportData
 
+NO_NAME: Final = (
+    "that the server is the one of this name: anybody who runs the program has such a certificate "
+    "(server_ca= names an issuer)"
+)
+
 
 class RaTls:
     """A server whose certificate has the evidence; nothing is asked."""
@@ -52,7 +57,10 @@ class RaTls:
             bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
             freshness="key possession",
             valid_until=read_certificate(seen.certificate).valid_until,
-            not_proven=("how old the evidence is: the certificate's dates are its maker's word",),
+            not_proven=(
+                "how old the evidence is: the certificate's dates are its maker's word",
+                NO_NAME,
+            ),
         )
 
 
