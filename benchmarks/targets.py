@@ -105,6 +105,18 @@ KMS: Final = {
     for row, side in (("client", "client"), ("server", "KMS"))
 }
 
+# Proofs of servers: 15 ms of the client's own work, and requests that cost 2 % more at most.
+CLIENT: Final = {
+    "client-first": Target("first connection, over a plain one", None, 15, unit="ms"),
+    "client-memory": Target("a document of 16 MiB, read and refused", None, 80, unit="MB"),
+} | {
+    f"client-request-{name}{kind}": Target(
+        f"a request on a proven connection, {name}{what}", name, 1 / 1.02
+    )
+    for name in ("httpx", "httpx2")
+    for kind, what in (("", ""), ("-asyncio", " on asyncio"))
+}
+
 TARGETS: Final[dict[str, Target]] = {
     "quote": Target("a quote to 8 fields", "dcap-qvl", 5, 8),
     "columns": Target("one quote 1,000 times into columns", "dcap-qvl", 100, 180),
@@ -143,6 +155,7 @@ TARGETS: Final[dict[str, Target]] = {
     **VTPM,
     **GPU,
     **KMS,
+    **CLIENT,
 }
 
 
