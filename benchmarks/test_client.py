@@ -110,22 +110,26 @@ def test_first_connection(server: Server, ledger: Ledger, *, quick: bool) -> Non
     ledger.add(Result("client-first", what, "s", values, {}, figure))
 
 
-def take_turns(contenders: dict[str, Callable[[], object]], *, quick: bool) -> dict[str, float]:
-    """Return the median seconds of one request of each contender, the rounds in changing order."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+def take_turns(
+    contenders: dict[str, Callable[[], object]], *, quick: bool
+) -> list[dict[str, float]]:
+    """Return the median seconds of a request of each contender by round, in changing order."""
+    rounds = []
     for number in range(1 if quick else ROUNDS):
-        names = list(contenders)
-        for name in names if number % 2 else reversed(names):
+        found = {}
+        for name in contenders if number % 2 else reversed(contenders):
             for _ in range(3):  # warm
                 contenders[name]()
-            found[name] += [timed(contenders[name]) for _ in range(REQUESTS)]
-    return {name: median(seconds) for name, seconds in found.items()}
+            found[name] = median(timed(contenders[name]) for _ in range(REQUESTS))
+        rounds.append(found)
+    return rounds
 
 
-def enter(ledger: Ledger, name: str, what: str, values: dict[str, float]) -> None:
-    """Enter what a request takes, and the ratio."""
-    ratios = {peer: seconds / values[OURS] for peer, seconds in values.items() if peer != OURS}
-    ledger.add(Result(f"client-request-{name}", what, "s", values, ratios))
+def enter(ledger: Ledger, name: str, peer: str, what: str, rounds: list[dict[str, float]]) -> None:
+    """Enter what a request takes, and the ratio, that of neighbouring rounds."""
+    values = {one: median(found[one] for found in rounds) for one in (OURS, peer)}
+    ratio = median(found[peer] / found[OURS] for found in rounds)
+    ledger.add(Result(f"client-request-{name}", what, "s", values, {peer: ratio}))
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -139,9 +143,9 @@ def test_request(server: Server, name: str, ledger: Ledger, *, quick: bool) -> N
             OURS: lambda: ours.post("/", content=BODY),
             name: lambda: bare.post("/", content=BODY),
         }
-        values = take_turns(contenders, quick=quick)
+        rounds = take_turns(contenders, quick=quick)
     if not quick:
-        enter(ledger, name, f"a request on a proven connection, {name}", values)
+        enter(ledger, name, name, f"a request on a proven connection, {name}", rounds)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -156,14 +160,14 @@ def test_request_on_asyncio(server: Server, name: str, ledger: Ledger, *, quick:
         return lambda: loop.run_until_complete(client.post("/", content=BODY))
 
     try:
-        values = take_turns({OURS: post(ours), name: post(bare)}, quick=quick)
+        rounds = take_turns({OURS: post(ours), name: post(bare)}, quick=quick)
         for client in (ours, bare):
             loop.run_until_complete(client.aclose())
     finally:
         loop.close()
     if not quick:
         what = f"a request on a proven connection, {name} on asyncio"
-        enter(ledger, f"{name}-asyncio", what, values)
+        enter(ledger, f"{name}-asyncio", name, what, rounds)
 
 
 class Pieces:

@@ -47,7 +47,9 @@ class BlockingTransport(ProvenTransport):
         body = None if sealing is None else request.read()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
-            lease = self._acquire()
+            lease, idle = self._pools.acquire()
+            for pool in idle:
+                pool.close()
             try:
                 with self.library.mapped_errors:
                     answer = lease.pool.handle_request(self._request(request, outgoing))
@@ -84,12 +86,6 @@ class BlockingTransport(ProvenTransport):
                     yield data
         if rest := self._finished(exchange):
             yield rest
-
-    def _acquire(self) -> PoolLease[Any]:
-        lease, idle = self._pools.acquire()
-        for pool in idle:
-            pool.close()
-        return lease
 
     def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
         """Note the end of a request."""
@@ -156,7 +152,9 @@ class AsyncTransport(ProvenTransport):
         body = None if sealing is None else await request.aread()
         outgoing = self._outgoing(request, sealing, body)
         for _ in range(MAX_CONNECTIONS):
-            lease = await self._acquire()
+            lease, idle = self._pools.acquire()
+            for pool in idle:
+                await pool.aclose()
             try:
                 with self.library.mapped_errors:
                     answer = await lease.pool.handle_async_request(self._request(request, outgoing))
@@ -195,12 +193,6 @@ class AsyncTransport(ProvenTransport):
                     yield data
         if rest := self._finished(exchange):
             yield rest
-
-    async def _acquire(self) -> PoolLease[Any]:
-        lease, idle = self._pools.acquire()
-        for pool in idle:
-            await pool.aclose()
-        return lease
 
     async def release(self, lease: PoolLease[Any], *, failed: bool = False) -> None:
         """Note the end of a request."""
