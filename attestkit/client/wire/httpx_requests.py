@@ -71,6 +71,7 @@ class ProvenTransport:
         self._host = prover.host.encode("ascii")
         port = None if prover.port == HTTPS_PORT else prover.port
         self._own_url = b"https", self._host, port
+        self._last_url: Any = None  # most clients repeat a target
 
     def _check(self, request: Any) -> None:
         """Check that a request is for the proven server."""
@@ -101,7 +102,10 @@ class ProvenTransport:
         method, target, headers, _, extensions, _ = outgoing
         httpcore, prover = self.library.httpcore, self._prover
         # Host and port of the prover, which are those of the request's URL.
-        url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
+        url = self._last_url
+        if url is None or (url.target, url.port) != (target, prover.port):
+            url = httpcore.URL(scheme=b"https", host=self._host, port=prover.port, target=target)
+            self._last_url = url
         return httpcore.Request(
             method, url, headers=headers, content=content, extensions=extensions
         )

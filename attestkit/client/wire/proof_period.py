@@ -49,7 +49,7 @@ class ProofPeriod:
         """
         if self.in_request:
             return
-        if _REQUEST_LINE.match(data) and period(self._prover) != self._opened:
+        if period(self._prover) != self._opened and _REQUEST_LINE.match(data):
             message = "connection: its proof has ended; connect again"
             raise ReconnectError(message)
         self.in_request = True
