@@ -31,6 +31,7 @@ from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import MAX_DOCUMENT
 from attestkit.client.wire.blocking_connection import SocketChannel, open_tls
 from attestkit.client.wire.drivers import drive
+from attestkit.client.wire.http_libraries import LibraryName
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps
 from attestkit.client.wire.tls_context import tls_context
@@ -44,7 +45,7 @@ CONNECTIONS: Final = 150
 ROUNDS: Final = 120
 REQUESTS: Final = 25  # of each contender in a round
 BODY: Final = b"a request of some bytes"
-LIBRARIES: Final[dict[str, Any]] = {"httpx": httpx, "httpx2": httpx2}
+LIBRARIES: Final[dict[LibraryName, Any]] = {"httpx": httpx, "httpx2": httpx2}
 
 
 class Server(NamedTuple):
@@ -133,7 +134,7 @@ def enter(ledger: Ledger, name: str, peer: str, what: str, rounds: list[dict[str
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_request(server: Server, name: str, ledger: Ledger, *, quick: bool) -> None:
+def test_request(server: Server, name: LibraryName, ledger: Ledger, *, quick: bool) -> None:
     """A request on a proven connection, and one of the bare library."""
     context = create_default_context(cadata=server.ca)
     with ExitStack() as stack:
@@ -149,7 +150,9 @@ def test_request(server: Server, name: str, ledger: Ledger, *, quick: bool) -> N
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_request_on_asyncio(server: Server, name: str, ledger: Ledger, *, quick: bool) -> None:
+def test_request_on_asyncio(
+    server: Server, name: LibraryName, ledger: Ledger, *, quick: bool
+) -> None:
     """The same on an event loop."""
     context = create_default_context(cadata=server.ca)
     loop = asyncio.new_event_loop()
