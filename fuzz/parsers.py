@@ -339,6 +339,8 @@ _DEVICE: Final = "reads a device or a file, whose content another module parses"
 _OWNER: Final = "a short text from whoever starts the program"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "cli.commands.curl": "opens a client of the server that the command names",
+    "cli.options.connection": _OWNER,
     "client.openai_client": "opens a client of openai",
     "client.sealing.aci_constraint": "passes the bytes of answers on as they are",
     "client.sealing.protocol": "interfaces only",
