@@ -33,8 +33,12 @@ _BAD_REQUEST: Final = 400
 _KEY_PROBLEM: Final = "e2ee_model_key_mismatch"
 _REQUEST: Final = "aci.e2ee.request.v2"
 _ANSWER: Final = "aci.e2ee.response.v2"
+_OPEN: Final = (
+    "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
+    "sizes, and requests without a body"
+)
 _NOT_PROVEN: Final = (
-    "that these are hidden: model, roles, ids, options, counts, sizes, and requests without a body",
+    _OPEN,
     "that no part of a streamed answer was left out or moved; receipts show it",
 )
 _WORDS: Final = frozenset(

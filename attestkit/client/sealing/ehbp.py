@@ -26,6 +26,10 @@ MAX_PROBLEM: Final = 1 << 16
 KEY_CONFIG_PROBLEM: Final = "urn:ietf:params:ehbp:error:key-config"
 """Type of the problem that the server does not have the key."""
 
+_OPEN: Final = (
+    "that these are hidden, or unchanged: URL, headers such as Authorization, status, sizes, and "
+    "requests without a body"
+)
 _SEALED_CHUNK: Final = 1 << 20  # bytes of a chunk of a request, before it is sealed
 _INFO: Final = b"ehbp request"
 _EXPORT: Final = b"ehbp response"
@@ -45,6 +49,9 @@ class EhbpSealing:
     Args:
         public_key: X25519 public key of the enclave, 32 bytes, from its evidence.
     """
+
+    not_proven: Final = (_OPEN, "that an answer is complete, unless its content has its own end")
+    """What sealing leaves open, in a few words each."""
 
     def __init__(self, public_key: bytes) -> None:
         self._public_key = public_key

@@ -21,7 +21,8 @@ from attestkit.client.sealing.protocol import Headers
 from attestkit.errors import ServiceError
 
 _OPEN: Final = (
-    "that these are hidden: model, roles, ids, options, counts, sizes, and requests without a body"
+    "that these are hidden: headers such as Authorization, model, roles, ids, options, counts, "
+    "sizes, and requests without a body"
 )
 _MOVED: Final = "that a relay has not moved sealed texts between fields or requests"
 _STREAM: Final = "that no part of a streamed answer was left out or moved"

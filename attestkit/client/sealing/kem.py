@@ -66,6 +66,9 @@ class KemSealing:
         take_nonce: Returns a nonce of the instance that was not used; ServiceError if none is left.
     """
 
+    not_proven: Final = ("that these are hidden: path, headers such as Authorization, and sizes",)
+    """What sealing leaves open, in a few words each."""
+
     def __init__(
         self, key: bytes, chute: str, instance: str, take_nonce: Callable[[], str]
     ) -> None:

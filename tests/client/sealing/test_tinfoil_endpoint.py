@@ -106,6 +106,7 @@ def test_request_is_sealed_to_the_proven_key(served: tuple[App, str, str], gener
     with connect(served, encrypt=True) as endpoint, endpoint.client() as client:
         kinds = [binding.kind for binding in endpoint.proof.bindings]
         assert kinds == ["tls-spki", "hpke"]
+        assert any("Authorization" in text for text in endpoint.proof.not_proven)
         assert not app.requests
         response = client.post(f"{url}/v1/echo", json={"prompt": "secret"})
         assert response.json() == {"prompt": "secret"}
