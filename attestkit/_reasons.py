@@ -258,7 +258,7 @@ ServiceReason = Literal[
     "no_attestation",  # the server has no evidence where the service should have it
     "no_channel",  # nothing binds the connection, or the request, to the evidence
     "no_freshness",  # the evidence may be old
-    "no_gpu",  # there is no evidence of GPUs
+    "no_gpu",  # evidence of GPUs is missing
     "no_signatures",  # the service does not sign its answers
     "nonce_echo",  # the answer is to another nonce than that of the client
     "other_key",  # the key of the connection is not one that the evidence is about

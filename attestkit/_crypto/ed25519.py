@@ -188,7 +188,7 @@ def ed25519_to_x25519(public_key: bytes) -> bytes:
     """Return the X25519 public key of an Ed25519 public key: the birational map of RFC 7748, 4.1.
 
     Raises:
-        UsageError: If the key does not have 32 bytes, or is no point of prime order.
+        UsageError: If the key does not have 32 bytes, or is not a point of prime order.
     """
     require_size("Ed25519 public key", public_key, 32)
     try:

@@ -56,7 +56,7 @@ def mlkem_encapsulate(public_key: bytes) -> tuple[bytes, bytes]:
     """Return a random shared secret, 32 bytes, and its encapsulation for the holder of a key.
 
     Raises:
-        UsageError: If the key does not have 1184 bytes, or is no key of ML-KEM-768.
+        UsageError: If the key does not have 1184 bytes, or is not a key of ML-KEM-768.
         UnsupportedError: If the installed release of cryptography has no ML-KEM.
     """
     require_size("ML-KEM-768 public key", public_key, PUBLIC_SIZE)

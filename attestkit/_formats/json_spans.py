@@ -1,4 +1,4 @@
-"""Where the members of a JSON object are in its text, for hashes over parts as sent."""
+"""Positions of the members of a JSON object in its text, for hashes over parts as sent."""
 
 from attestkit._formats.strict_json import check_depth, decode_at
 from attestkit._reasons import FormatReason

@@ -159,17 +159,7 @@ class Appraiser:
         now: datetime,
     ) -> Proof:
         answers, nonce, seen = asked
-        ends = [now + self._max_age]
-        ends += [] if claims.valid_until is None else [claims.valid_until]
-        ends += [
-            facts.earliest_expiration
-            for machine in machines
-            if (facts := machine.result.tcb.collateral) is not None
-        ]
-        until = min(ends)
-        if until <= now:
-            message = f"{self.service.name}: its keys are valid until {until:%Y-%m-%dT%H:%M:%SZ}"
-            raise VerificationError(message, reason="document_expired")
+        until = self._end(claims, machines, now)
         bundle = ProofBundle(
             service=self.service.name,
             host=self.origin.host,
@@ -197,6 +187,23 @@ class Appraiser:
             claims=claims,
             bundle=bundle,
         )
+
+    def _end(
+        self, claims: Claims, machines: tuple[VerifiedMachine, ...], now: datetime
+    ) -> datetime:
+        """Return the end of a proof; VerificationError if it has passed."""
+        ends = [now + self._max_age]
+        ends += [] if claims.valid_until is None else [claims.valid_until]
+        ends += [
+            facts.earliest_expiration
+            for machine in machines
+            if (facts := machine.result.tcb.collateral) is not None
+        ]
+        until = min(ends)
+        if until <= now:
+            message = f"{self.service.name}: its keys are valid until {until:%Y-%m-%dT%H:%M:%SZ}"
+            raise VerificationError(message, reason="document_expired")
+        return until
 
     def _general(self, claims: Claims) -> list[str]:
         """Return what nothing shows, for any service."""

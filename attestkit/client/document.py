@@ -66,7 +66,7 @@ class SigningKey(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """What a server states about its keys; its evidence is over the encoded bytes."""
+    """Statement of a server about its keys; its evidence is over the encoded bytes."""
 
     encoded: bytes
     nonce: bytes  # of the client

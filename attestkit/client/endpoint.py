@@ -111,7 +111,7 @@ def connect(
     Raises:
         PeerRefusedError: If the server is refused; `reason` and `__cause__` tell why. Not a byte of
             a request was sent.
-        ServiceError: If there is no connection, or nothing is known of the service.
+        ServiceError: If the connection fails, or the service is unknown.
         UsageError: If an argument is not valid, or the policy does not name app and OS image.
         ConfigError: If the policy's file, or that of `pins`, is malformed.
     """
@@ -218,7 +218,7 @@ class Endpoint(EndpointClients):
             headers: Of the request for the signature, such as Authorization.
 
         Raises:
-            ServiceError: If there is no valid signature of exactly these bytes.
+            ServiceError: If a valid signature of exactly these bytes is missing.
             FormatError: If it is malformed.
             UsageError: If the endpoint has no `Require(response_signatures=True)`, or the answer is
                 not of its clients, or not read to its end.
@@ -247,7 +247,7 @@ class Endpoint(EndpointClients):
 
         Raises:
             PeerRefusedError: If the server is refused.
-            ServiceError: If there is no connection.
+            ServiceError: If the connection fails.
         """
         self._prover.check_open()
         if self._appraiser.service.where == "apart":

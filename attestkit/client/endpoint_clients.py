@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class EndpointClients(ABC):
-    """What `Endpoint` has of HTTP libraries. Each of them is imported when it is used."""
+    """Methods of `Endpoint` for HTTP libraries, each of which is imported on first use."""
 
     url: str
     _appraiser: Appraiser

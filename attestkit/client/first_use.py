@@ -1,7 +1,7 @@
 """Programs that were accepted at their first use, kept in a file: `policy="first-use"`.
 
-As with ssh: whoever answers first is trusted. The file has a policy for each machine of each
-server, which later evidence must meet. It is for laptops and tests.
+As with ssh, the first server that answers is trusted. The file has a policy for each machine of
+each server, which later evidence must meet. It is for laptops and tests.
 """
 
 import json
@@ -38,7 +38,7 @@ _REASONS: Final[dict[str, "ConfigReason"]] = {
     "unsupported_version": "unsupported_version",
     "wrong_type": "wrong_type",
 }
-# What may change on the same machine with the same program.
+# Reasons about the platform: the program can still be the same.
 _OF_PLATFORM: Final = frozenset({"advisory", "grace_period", "tcb_status"})
 
 

@@ -79,18 +79,18 @@ def _classes() -> _Classes:
         text = getattr(error, "verify_message", None) or str(error)
         return OpenAIRefusedError(text, reason=error.reason)
 
-    class ProvenTransport(transports.blocking):  # type: ignore[misc,name-defined]
+    class OpenAITransport(transports.blocking):  # type: ignore[misc,name-defined]
         def handle_request(self, request: object) -> object:
             try:
                 return super().handle_request(request)
             except AttestKitError as error:
                 raise refused(error) from error
 
-    class ProvenAsyncTransport(transports.asynchronous):  # type: ignore[misc,name-defined]
+    class OpenAIAsyncTransport(transports.asynchronous):  # type: ignore[misc,name-defined]
         async def handle_async_request(self, request: object) -> object:
             try:
                 return await super().handle_async_request(request)
             except AttestKitError as error:
                 raise refused(error) from error
 
-    return _Classes(ProvenTransport, ProvenAsyncTransport)
+    return _Classes(OpenAITransport, OpenAIAsyncTransport)

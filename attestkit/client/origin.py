@@ -1,19 +1,17 @@
 """The server that an endpoint is about: scheme, host and port of its URL."""
 
 import re
-from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit._argument_checks import wrong_type
+from attestkit._formats.host_names import is_host
 from attestkit._sanitize import shown
 from attestkit.errors import UsageError
 
 MAX_URL: Final = 2048
 """Maximum number of characters of a URL."""
 
-_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?")
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _HTTPS_PORT: Final = 443
 
@@ -66,7 +64,11 @@ class Origin(NamedTuple):
         if parts.scheme != "https" or "?" in url or "#" in url:
             message = f"{subject}: must be an https URL without query and fragment"
             raise UsageError(message, reason="wrong_value")
-        if not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
+        if (
+            not is_host(parts.netloc, host.removesuffix("."))
+            or port == 0
+            or parts.netloc.endswith(":")
+        ):
             message = f"{subject}: host or port is missing or malformed"
             raise UsageError(message, reason="wrong_value")
         return cls(host, port or _HTTPS_PORT, parts.path.rstrip("/"))
@@ -82,12 +84,3 @@ def origin_of_question(text: str, own: Origin) -> Origin:
         return Origin.of(text)
     host = f"[{own.host}]" if ":" in own.host else own.host
     return Origin.of(f"https://{host}{text}")
-
-
-def _is_host(host: str) -> bool:
-    if ":" not in host:
-        return _HOST.fullmatch(host) is not None
-    try:
-        return "%" not in host and bool(IPv6Address(host))
-    except ValueError:
-        return False

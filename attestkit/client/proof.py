@@ -1,4 +1,4 @@
-"""What was proven of a server, and what was not: `Proof`."""
+"""`Proof`: the properties of a server that were verified, and those that were not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ _CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a server has proven, and what nothing shows; only an endpoint creates proofs.
+    """Verified and unverified properties of a server; only an endpoint creates proofs.
 
     `print` shows it for people, `to_dict` for programs. Every line is a check that was made.
     """
@@ -36,10 +36,10 @@ class Proof:
     origin: str  # https://host, with the port unless it is 443
     service: str
     model: str | None
-    bindings: tuple[Binding, ...]  # that are enforced on the channel; empty if there is none
+    bindings: tuple[Binding, ...]  # that are enforced on the channel; may be empty
     machines: tuple[VerifiedMachine, ...] = field(repr=False)
     freshness: Freshness
-    code: Code  # who vouches for the program
+    code: Code  # source of the accepted programs
     policy: str  # where the accepted programs are named, in words
     not_proven: tuple[str, ...]
     proven_at: datetime

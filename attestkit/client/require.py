@@ -1,4 +1,4 @@
-"""What a proof must show beside what the policy asks of the evidence: `Require`."""
+"""`Require`: requirements of a proof, beside those of the policy for its evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,8 +103,8 @@ def _check_gpu(claims: Claims, service: str) -> None:
     for machine in behind or own:
         if machine.gpu is None:
             message = (
-                f"{service}: no evidence of the GPUs of {shown(machine.role)}, as "
-                "Require(gpu=True) asks"
+                f"{service}: no evidence of the GPUs of {shown(machine.role)}; to accept that, "
+                "leave out Require(gpu=True)"
             )
             raise ServiceError(message, reason="no_gpu")
 

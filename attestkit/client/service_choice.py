@@ -1,22 +1,30 @@
 """Which service a server is: `service="auto"` of `connect`; a guess weakens no requirement."""
 
 import ssl
+from collections.abc import Callable
 from typing import NamedTuple
 
 from attestkit._sanitize import one_line, shown
 from attestkit.client.origin import Origin
-from attestkit.client.services.registry import OWN_DOCUMENT, RA_TLS, find_service, open_service
+from attestkit.client.services.registry import (
+    OTHER_RA_TLS,
+    OWN_DOCUMENT,
+    RA_TLS,
+    find_service,
+    open_service,
+)
 from attestkit.client.services.service import Service
 from attestkit.client.wire.blocking_connection import open_tls
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import FormatError, ServiceError
 from attestkit.ra_tls.certificate import has_evidence
+from attestkit.ra_tls.other_certificates import has_other_evidence
 
 AUTO = "auto"
 
 
 class Dialing(NamedTuple):
-    """How connections to a server are opened."""
+    """Parameters of the connections to a server."""
 
     origin: Origin
     server_ca: str | bytes | None
@@ -41,7 +49,7 @@ def choose_service(name: str | Service, dialing: Dialing) -> Service:
 
     Raises:
         UsageError: If the name is unknown.
-        ServiceError: If there is no connection, or the certificate is not accepted and has no
+        ServiceError: If the connection fails, or the certificate is not accepted and has no
             evidence (reason `unknown_service`).
     """
     if not isinstance(name, str):
@@ -64,6 +72,12 @@ def _self_issued(dialing: Dialing, refused: ssl.SSLCertVerificationError) -> Ser
         certificate = connection.getpeercert(binary_form=True) or b""
     if _has_evidence(certificate):
         return open_service(RA_TLS)
+    if _has_evidence(certificate, has_other_evidence):
+        message = (
+            f"{shown(dialing.origin.authority)}: its certificate has evidence in a form of another "
+            f'maker; pass service="{OTHER_RA_TLS}"'
+        )
+        raise ServiceError(message, reason="unknown_service") from refused
     message = (
         f"{shown(dialing.origin.authority)}: its certificate is not accepted "
         f"({one_line(refused.verify_message, 100)}) and has no evidence; pass server_ca= with the "
@@ -72,8 +86,8 @@ def _self_issued(dialing: Dialing, refused: ssl.SSLCertVerificationError) -> Ser
     raise ServiceError(message, reason="unknown_service") from refused
 
 
-def _has_evidence(certificate: bytes) -> bool:
+def _has_evidence(certificate: bytes, recognizes: Callable[[bytes], bool] = has_evidence) -> bool:
     try:
-        return has_evidence(certificate)
+        return recognizes(certificate)
     except FormatError:
         return False

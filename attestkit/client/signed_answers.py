@@ -41,7 +41,7 @@ _NOT_FOUND: Final = 404
 
 
 class Signature(NamedTuple):
-    """What the service answered when it was asked for a signature."""
+    """Response of the service to the request for a signature."""
 
     status: int
     body: bytes  # at most one piece of the connection more than `MAX_SIGNATURE`
@@ -153,8 +153,8 @@ class SignedAnswers:
             sleep: Waits for seconds, before a request is repeated.
 
         Raises:
-            ServiceError: If there is no signature (reason `no_signatures`), or it is not valid, or
-                is of other bytes (`signature`); or as `find`.
+            ServiceError: If the signature is missing (reason `no_signatures`), or not valid, or is
+                of other bytes (`signature`); or as `find`.
             FormatError: If it is malformed.
             UsageError: As `find`.
         """

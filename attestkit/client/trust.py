@@ -1,4 +1,4 @@
-"""What the caller accepts: `policy` in all its forms, and the Verifiers that apply it."""
+"""`Trust`: the policies of the caller in all their forms, and the Verifiers that apply them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -91,7 +91,7 @@ class Trust:
 
     @property
     def code(self) -> Code:
-        """Who vouches for the program."""
+        """Source of the accepted programs."""
         return "nobody" if self.hardware_only else "policy"
 
     def make_verifier(self, policy: AppraisalPolicy) -> Verifier:

@@ -1,19 +1,17 @@
 """Base URLs of a KMS (kms.md, section 1.3)."""
 
 import re
-from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit._argument_checks import wrong_type
+from attestkit._formats.host_names import is_host
 from attestkit._sanitize import shown
 from attestkit.errors import ConfigError
 
 MAX_URL: Final = 2048
 """Maximum number of characters of a URL."""
 
-_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _HTTPS_PORT: Final = 443
 _PRPC: Final = "/prpc"
@@ -64,26 +62,11 @@ def parse_kms_url(url: str) -> KmsUrl:
         raise _bad(subject, "host or port is malformed") from error
     if parts.scheme != "https":
         raise _bad(subject, "must begin with https://")
-    is_bracketed = "[" in parts.netloc
-    if (
-        is_bracketed is not (":" in host)
-        or not _is_host(host)
-        or parts.netloc.endswith(":")
-        or port == 0
-    ):
+    if not is_host(parts.netloc, host) or parts.netloc.endswith(":") or port == 0:
         raise _bad(subject, "host or port is missing or malformed")
     path = parts.path.rstrip("/")
     path = path if path.endswith(_PRPC) else path + _PRPC
     return KmsUrl(f"https://{parts.netloc}{path}", host, port or _HTTPS_PORT, path)
-
-
-def _is_host(host: str) -> bool:
-    if ":" not in host:
-        return _HOST.fullmatch(host) is not None
-    try:
-        return "%" not in host and bool(IPv6Address(host))  # X.509 has no zones
-    except ValueError:
-        return False
 
 
 def _bad(subject: str, problem: str) -> ConfigError:

@@ -68,7 +68,7 @@ class OtherCertificate(NamedTuple):
     evidence: bytes  # quote of SGX or TDX, or report of SEV-SNP
     report_data: bytes  # that the evidence must have, 64 bytes
     spki: bytes  # key of the certificate
-    valid_from: datetime  # the maker's word, as the other date
+    valid_from: datetime  # as its issuer states, like the other date
     valid_until: datetime
     claims: Mapping[str, object]  # all claims, `pubkey-hash` included
     nonce: bytes | None  # of the claims
@@ -103,7 +103,7 @@ def read_other(certificate: bytes | str) -> OtherCertificate:
 
     Raises:
         FormatError: If certificate, evidence or claims are malformed.
-        VerificationError: If there is no evidence (reason `no_evidence`), or it is claimed for
+        VerificationError: If evidence is missing (reason `no_evidence`), or it is claimed for
             another key (`report_data`).
         UnsupportedError: If the evidence is of a kind that is not supported.
     """

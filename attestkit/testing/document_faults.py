@@ -1,4 +1,4 @@
-"""ASGI application of a test server: records requests, and answers for the document as it is told.
+"""ASGI application of a test server that records requests, and injects faults into documents.
 
 Attributes of `DocumentFaults` select the deviation; the next request has it.
 """
@@ -30,7 +30,7 @@ class DocumentFaults:
 
     Args:
         app: The application.
-        attest: Returns an application with the document; None: there is no document.
+        attest: Returns an application with the document; None: without a document.
     """
 
     def __init__(self, app: AsgiApp, attest: Callable[[AsgiApp], AsgiApp] | None) -> None:

@@ -208,7 +208,7 @@ def calling(name: str, endpoint: Endpoint, **options: Any) -> Iterator[Caller]:
 
 
 def refusal_of(call: Callable[[], object]) -> AttestKitError:
-    """Return attestkit's error of a call that must fail; libraries may wrap it in one of theirs."""
+    """Return attestkit's error of a call that must fail; libraries may wrap it."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 - of any library

@@ -1,4 +1,4 @@
-"""A prover whose evidence is judged by the test: clock, peers, and a channel that answers."""
+"""A prover whose evidence is accepted by the test: clock, peers, and a channel that answers."""
 
 import threading
 from datetime import datetime, timedelta, timezone

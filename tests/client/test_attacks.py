@@ -1,4 +1,4 @@
-"""What attackers do to a proven client, by each library: the server's log shows no request.
+"""Attacks on a proven client, by each library: the server's log shows no request.
 
 The servers record what they decrypt, so that a request which a client withdraws is seen, too.
 """
@@ -34,7 +34,7 @@ every_proven = pytest.mark.parametrize(
 
 
 def connect(server: AttestedServer, *others: AttestedServer, **options: Any) -> Endpoint:
-    """Connect to a server as its user does; a CA vouches for all servers."""
+    """Connect to a server as its user does; one CA has issued the certificates of all servers."""
     server_ca = "".join(one.ca for one in (server, *others))
     return attestkit.connect(server.url, policy=server.policy, server_ca=server_ca, **options)
 
@@ -130,7 +130,7 @@ def test_old_connection_is_that_of_the_old_key(attested_server: Make, library: s
 
 @every_library
 def test_other_server_of_the_same_name(attested_server: Make, library: str) -> None:
-    """Whoever answers at the address later, with a certificate for the name, gets no request."""
+    """Another server at the address, with a certificate for the name, receives no request."""
     server, other = attested_server(), attested_server(app_compose=OTHER_APP)
     with connect(server, other) as endpoint, calling(library, endpoint) as caller:
         assert caller.post(b"first") == b"first"
@@ -165,7 +165,7 @@ class Redirecting:
 
 @every_library
 def test_redirect_to_an_unproven_server(attested_server: Make, library: str) -> None:
-    """It is not followed, though that server is genuine: nobody has proven it."""
+    """It is not followed, although that server is genuine: it is not proven."""
     app = Redirecting()
     server, other = attested_server(app), attested_server()
     app.target = other.url.encode() + b"/"
@@ -219,7 +219,7 @@ def test_proxies_of_the_environment(
 
 @every_proven
 def test_proxy_that_ends_tls(attested_server: Make, library: str) -> None:
-    """A tunnel that leads to another server is refused, though the CA vouches for that."""
+    """A tunnel that leads to another server is refused, although its CA is accepted."""
     server = attested_server()
     with proxying(to=server.port) as proxy, connect(server, proxy=proxy.url) as endpoint:
         with calling(library, endpoint) as caller:

@@ -99,7 +99,7 @@ def test_round_trip(
     evidence: bytes,
     certificates: list[bytes],
 ) -> None:
-    """Whatever is written is read again, and written again as the same bytes."""
+    """A written statement is read again, and written again as the same bytes."""
     encoded = encode_statement(tls, nonce, hpke=hpke, signing=signing, name=name)
     body = encode_document(encoded, evidence, certificates)
     document = read_document(body, nonce)

@@ -92,7 +92,7 @@ def test_origins_and_roles_are_apart(tmp_path: Path) -> None:
 
 
 def test_kept_policy_is_not_replaced(tmp_path: Path) -> None:
-    """What is remembered first counts; later calls change nothing."""
+    """The first policy is kept; later calls change nothing."""
     pins = tmp_path / "pins.json"
     first = FirstUse(pins, SUBJECT)
     first.remember([machine()])
@@ -102,7 +102,7 @@ def test_kept_policy_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_state_of_the_platform_is_no_change_of_program(tmp_path: Path) -> None:
-    """A refusal for the TCB's status is told as it is, as is one without a first use."""
+    """A refusal for the TCB's status is reported unchanged, as is one without a first use."""
     pins = tmp_path / "pins.json"
     first = FirstUse(pins, SUBJECT)
     status = PolicyError("out of date", reason="tcb_status")

@@ -1,4 +1,4 @@
-"""What a proof says, to people and as data: every line is a check that was made."""
+"""Text and data of a proof: every line is a check that was made."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -95,7 +95,7 @@ def test_who_vouches(code: str, part: str) -> None:
     ("freshness", "part"), [("key possession", "may be older"), ("none", "any age")]
 )
 def test_freshness(freshness: str, part: str) -> None:
-    """What shows less than a nonce is told."""
+    """Less freshness than a nonce is stated."""
     assert part in line(str(replace(proof(), freshness=untyped(freshness))), "fresh")
 
 

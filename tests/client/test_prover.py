@@ -113,7 +113,7 @@ def test_certificate_may_be_bound_in_place_of_the_key() -> None:
 
 
 def test_proof_about_another_key_is_refused() -> None:
-    """Whatever is accepted, the connection has to have its key."""
+    """The connection must have the key that is accepted."""
     rig = Rig()
     rig.appraiser.judge = lambda _: proof_of(B.spki_sha256, at=rig.clock.now())
     assert refused(rig, A).reason == "other_key"
@@ -254,7 +254,7 @@ def test_cancelled_task_lets_others_prove() -> None:
 
 @pytest.mark.parametrize("at", range(4))
 def test_proof_may_end_at_any_step(at: int) -> None:
-    """A driver that stops after any step blocks nobody, and accepts nothing before the end."""
+    """A driver that stops after any step blocks no other, and accepts nothing before the end."""
     rig = Rig()
     steps = rig.prover.steps(A)
     advance(steps, at)
@@ -280,7 +280,7 @@ def advance(steps: Steps, count: int) -> object:
 
 
 def test_waiting_ends() -> None:
-    """Who waits for another's proof waits for a limited time; that is no refusal in a row."""
+    """Waiting for another proof is limited in time, and does not count as a refusal."""
     rig = Rig()
     leader, waiter = rig.prover.steps(A), rig.prover.steps(B)
     next(leader)
@@ -324,7 +324,7 @@ def test_waiters_share_a_refusal_of_their_key() -> None:
 
 
 def test_refusal_has_reason_and_cause() -> None:
-    """Errors of services and of verification are told as they are."""
+    """Errors of services and of verification are reported unchanged."""
     rig = Rig()
     rig.appraiser.judge = refuse
     error = refused(rig, A)
@@ -335,7 +335,7 @@ def test_refusal_has_reason_and_cause() -> None:
 
 
 def test_unexpected_errors_refuse() -> None:
-    """An error that nobody foresaw refuses the server; its text is not shown."""
+    """An unexpected error refuses the server; its text is not shown."""
     rig = Rig()
 
     def fail(_: object) -> Proof:
@@ -554,7 +554,7 @@ def test_forgotten_proofs() -> None:
 
 
 def test_closed_while_a_proof_is_made() -> None:
-    """Its result is not accepted, and nobody who waits goes on."""
+    """Its result is not accepted, and no waiting connection goes on."""
     rig = Rig()
     leader, waiter = rig.prover.steps(A), rig.prover.steps(A)
     run = advance(leader, 2)

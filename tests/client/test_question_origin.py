@@ -21,6 +21,6 @@ def test_another_server() -> None:
 
 @pytest.mark.parametrize("text", [":", ":x", ":0", ":99999", "http://b.example", ":1@b.example"])
 def test_malformed_origin(text: str) -> None:
-    """What is no port and no https URL is refused."""
+    """Neither a port nor an https URL: refused."""
     with raises(UsageError, "wrong_value", "plain_http"):
         origin_of_question(text, Origin("a.example", 443))

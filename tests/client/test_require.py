@@ -30,7 +30,7 @@ def test_defaults_are_the_safe_ones() -> None:
 @pytest.mark.parametrize("required", ["nonce", "key possession", "none"])
 @pytest.mark.parametrize("shown", ["nonce", "key possession", "none"])
 def test_freshness(required: Any, shown: Any) -> None:
-    """What shows more is accepted; the text names what would accept less."""
+    """Claims that show more are accepted; the text names the value that would accept less."""
     order = ["none", "key possession", "nonce"]
     require = Require(freshness=required)
     if order.index(shown) >= order.index(required):

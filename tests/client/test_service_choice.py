@@ -1,6 +1,7 @@
 """Which service a server is: by name, by host, by certificate; else its own document."""
 
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,18 @@ def test_proxy(attested_server: Make) -> None:
         choose_service("auto", dialing(server, proxy=proxy.url))
     with raises(UsageError, "wrong_value"):
         choose_service("auto", dialing(server, proxy="socks5://127.0.0.1"))
+
+
+def test_proxy_with_a_password(attested_server: Make) -> None:
+    """User and password in the URL of a proxy are sent to the proxy alone."""
+    server = attested_server()
+    with proxying() as proxy:
+        url = f"http://us%40er:pass@127.0.0.1:{proxy.port}"
+        assert choose_service("auto", dialing(server, proxy=url)).name == "attestkit"
+        expected = b"Proxy-Authorization: Basic " + b64encode(b"us@er:pass")
+        assert all(expected in head for head in proxy.heads)
+        assert proxy.heads
+    assert all(log == b"" for log in server.received)
 
 
 def test_webpki_is_off_for_ra_tls_alone(attested_server: Make) -> None:

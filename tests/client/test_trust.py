@@ -1,4 +1,4 @@
-"""What is accepted: policies in all their forms, by role, and what they must name."""
+"""Policies in all their forms, by role, and their required content."""
 
 from datetime import datetime, timezone
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_verifier_must_name_the_program() -> None:
 
 
 def test_hardware_only() -> None:
-    """Any program is accepted, and nobody vouches for it."""
+    """Any program is accepted, and the code of the proof is `nobody`."""
     found = trust(HARDWARE_ONLY)
     found.verify(machine(), clock(), gpu=False)
     assert (found.code, found.hardware_only, found.first_use) == ("nobody", True, False)
@@ -105,7 +105,7 @@ def test_roles() -> None:
 
 @pytest.mark.parametrize("policy", [None, 1, b"policy.toml", ["policy.toml"], {"server": None}])
 def test_other_types(policy: Any) -> None:
-    """What is no policy is refused."""
+    """Values that are not policies are refused."""
     with raises(UsageError, "wrong_type"):
         trust(policy)
 

@@ -37,7 +37,7 @@ def test_values_are_as_sent() -> None:
     st.booleans(),
 )
 def test_spans_decode_to_the_members(value: dict[str, Any], indent: int, ascii_only: bool) -> None:
-    """Whatever the layout, the text of a member decodes to its value."""
+    """In any layout, the text of a member decodes to its value."""
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert {name: json.loads(found) for name, found in texts(text).items()} == value
 

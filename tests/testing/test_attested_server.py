@@ -263,7 +263,7 @@ def test_ra_tls_of_an_attacker(attested_server: Make) -> None:
 
 
 def test_ra_tls_has_no_faults_of_documents(attested_server: Make) -> None:
-    """What cannot be is refused."""
+    """Impossible options are refused."""
     server = attested_server(ra_tls=True)
     for control in (server.stale, server.hang, server.close_after_document):
         with raises(UsageError, "not_applicable"):

@@ -326,6 +326,7 @@ def _open_images(folder: Path) -> "ImageStore":
 
 
 def parse_anchor(data: bytes) -> bytes | None:
+    """Return a root certificate in DER; UsageError if it is not valid."""
     from attestkit.verifier.authenticators import Authenticators  # lazy: loads X.509
 
     return Authenticators(data).trust_anchor

@@ -1,1 +1,1 @@
-"""What the middleware for ASGI and WSGI shares: the document's endpoint, and the TLS keys in it."""
+"""Endpoint of the document, and the TLS keys in it, for the middleware of ASGI and WSGI."""

@@ -36,7 +36,7 @@ _logger = logging.getLogger("attestkit.client")
 
 
 class EvidenceMaker(Protocol):
-    """What makes evidence, such as an `Attester` or a `SimulatedTee`."""
+    """Source of evidence, such as an `Attester` or a `SimulatedTee`."""
 
     def attest(self, *, report_data: bytes) -> Attestation:
         """Return evidence over 64 bytes of report data."""

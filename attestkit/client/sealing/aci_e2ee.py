@@ -66,7 +66,7 @@ class AciAssociatedData:
         """Return the associated data of a field of an answer, or of an event of its stream.
 
         Raises:
-            ServiceError: If the answer's id is not text, or an index is no number (`sealing`).
+            ServiceError: If the answer's id is not text, or an index is not a number (`sealing`).
         """
         identifier = answer.get("id")
         if not isinstance(identifier, (str, type(None))):

@@ -73,7 +73,7 @@ class EhbpSealing:
                     "what it asks in a body, or by an endpoint without encrypt=True"
                 )
                 raise ServiceError(message, reason="sealing")
-            return SealedRequest(method, target, own, body, _OpenAnswer(), is_sealed=False)
+            return SealedRequest(method, target, own, body, _UnsealedAnswer(), is_sealed=False)
         try:
             sender = HpkeSender(self._public_key, _INFO)
         except UsageError as error:
@@ -87,7 +87,7 @@ class EhbpSealing:
         return SealedRequest(method, target, own, bytes(sealed), EhbpOpener(sender))
 
 
-class _OpenAnswer:
+class _UnsealedAnswer:
     """Passes the answer to a request without body."""
 
     authenticated: bool = False
@@ -112,7 +112,7 @@ class EhbpOpener:
 
     Attributes:
         authenticated: Whether the answer is sealed: False for a status of an error without nonce,
-            whose body nobody vouches for.
+            whose body is not authenticated.
         read_at_once: Whether the body may be the problem that the key is unknown.
     """
 
@@ -163,7 +163,7 @@ class EhbpOpener:
         return data
 
     def finish(self) -> bytes:
-        """Check the end of the body; there is no rest.
+        """Check the end of the body, and return nothing more.
 
         Raises:
             SealingKeyError: If the server says that it does not have the key.
@@ -175,8 +175,8 @@ class EhbpOpener:
         elif self.read_at_once and _is_key_problem(bytes(self._problem)):
             raise SealingKeyError(
                 "EHBP: the server does not have the key to which the request was sealed, as an "
-                "answer says for which nobody vouches; prove the server anew, and send the "
-                "request again if it may be repeated"
+                "unauthenticated answer states; prove the server anew, and send the request "
+                "again if it may be repeated"
             )
         return b""
 
@@ -219,7 +219,7 @@ class _Chunks:
         opened = bytearray()
         at = 0
         while (end := self._end_of_chunk(at)) is not None:
-            if end > at + _LENGTH:  # an empty write of the application is no message
+            if end > at + _LENGTH:  # an empty write of the application is not a message
                 opened += self._open(bytes(self._data[at + _LENGTH : end]))
             at = end
         del self._data[:at]

@@ -47,7 +47,7 @@ _DROPPED: Final = frozenset({"content-length", "content-encoding", "transfer-enc
 
 
 class RequestContext(NamedTuple):
-    """What the associated data of a request and its answer may name."""
+    """Values that the associated data of a request and its answer may contain."""
 
     algorithm: str
     model: str  # member `model` of the request; empty if it has none

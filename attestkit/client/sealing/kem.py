@@ -19,6 +19,7 @@ from attestkit._crypto.chacha20_poly1305 import (
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import CIPHERTEXT_SIZE, MlKemKey, mlkem_encapsulate
 from attestkit._formats import strict_json
+from attestkit._formats.bounded_gzip import gunzip
 from attestkit._sanitize import one_line
 from attestkit.client.sealing.protocol import Headers, SealedRequest
 from attestkit.errors import (
@@ -268,14 +269,10 @@ def _decrypt(key: bytes, sealed: bytes) -> bytes:
 
 def _unpacked(data: bytes) -> bytes:
     """Return the content of gzip, of one member and bounded size."""
-    unpacker = zlib.decompressobj(wbits=_GZIP)
     try:
-        found = unpacker.decompress(data, MAX_ANSWER)
-    except zlib.error as error:
-        raise _refusal("not gzip") from error
-    if not unpacker.eof or unpacker.unused_data:
-        raise _refusal(f"gzip: truncated, over {MAX_ANSWER} bytes, or followed by other data")
-    return found
+        return gunzip(data, MAX_ANSWER, "content")
+    except FormatError as error:
+        raise _refusal(str(error)) from error
 
 
 def _refusal(problem: str) -> ServiceError:

@@ -1,4 +1,4 @@
-"""What seals requests and opens their answers: the protocols `Sealing` and `Opener`."""
+"""`Sealing` and `Opener`: interfaces that seal requests, and open their answers."""
 
 from typing import NamedTuple, Protocol
 
@@ -11,10 +11,10 @@ Headers = list[tuple[str, str]]
 class SealingKeyError(ServiceError):
     """The server says that it does not have the key to which a request was sealed.
 
-    It says so before the application sees the request, but nobody vouches for the answer: who sits
-    between can forge it after the application has seen the request. So prove the server anew, and
-    send the request once more only over a connection whose TLS key is proven, or if it may be
-    repeated (attested-client.md, 1.5). A second answer of this kind is an error.
+    It says so before the application sees the request, but the answer is not authenticated: an
+    attacker in between can forge it after the application has seen the request. So prove the
+    server anew, and send the request once more only over a connection whose TLS key is proven, or
+    if it may be repeated (attested-client.md, 1.5). A second answer of this kind is an error.
     """
 
     def __init__(self, message: str) -> None:
@@ -26,8 +26,8 @@ class Opener(Protocol):
 
     Openers may have two more attributes, which have these values where they are missing:
 
-    * `authenticated` (True): False after `start` if the answer's body came unsealed, so that nobody
-      vouches for it.
+    * `authenticated` (True): False after `start` if the answer's body is not sealed, and therefore
+      not authenticated.
     * `read_at_once` (False): True after `start` if the body should be read before the caller gets
       the answer, because `finish` may raise SealingKeyError.
     """

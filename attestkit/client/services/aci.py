@@ -97,7 +97,7 @@ class AciService:
         if self._kms_roots:
             check_custody(evidence, keyset, app_id_of(found, _WHAT), self._kms_roots)
         versions, serving = _capabilities(report)
-        # `serving` is measured by nothing; the attested key of the connection vouches for it.
+        # `serving` is not measured; only the attested key of the connection authenticates it.
         is_direct = serving == "direct" and seen is not None and bool(keyset.tls_keys)
         is_of = "server" if is_direct else "gateway"
         bindings = _tls_bindings(keyset, seen, is_of)
@@ -132,7 +132,7 @@ class AciService:
         """Return what demands a verified machine behind a gateway, in any request.
 
         Args:
-            claims: Proven ones; None if there are none now.
+            claims: Of the newest proof; None without a valid one.
             changed: Called if the answer names another keyset, which has to be proven.
         """
         digest = None if claims is None else f"sha256:{claims.keys[KEYSET_DIGEST].hex()}"

@@ -43,7 +43,7 @@ _BITS: Final = 40  # of a Unix time
 
 
 class ExpectedAnswer(NamedTuple):
-    """What a receipt has to be about."""
+    """Expected content of a receipt."""
 
     keys: Mapping[str, bytes]  # Ed25519 keys of the attested keyset by key id
     keyset_digest: bytes  # 32 bytes

@@ -89,7 +89,7 @@ class NoncePool:
             now: Time of the clock that gave the end of the pool.
 
         Raises:
-            ServiceError: If there is none left, or they are too old (`sealing`).
+            ServiceError: If all nonces are used, or they are too old (`sealing`).
         """
         with self._lock:
             if now < self._ends and self._nonces:

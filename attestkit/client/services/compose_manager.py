@@ -43,7 +43,7 @@ class ComposeManager(NamedTuple):
 def read_compose_manager(
     members: Mapping[str, Any], report: VllmReport, nonce: bytes, what: str
 ) -> ComposeManager | None:
-    """Read the evidence of a compose manager beside a report; None if there is none.
+    """Read the evidence of a compose manager beside a report; None if it is missing.
 
     Args:
         members: Members of the report.

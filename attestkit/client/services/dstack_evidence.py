@@ -24,7 +24,7 @@ _BOOT_END: Final = "system-ready"  # what follows was emitted by the app
 def read_dstack_evidence(
     quote: bytes, event_log: object, vm_config: object, what: str
 ) -> Attestation | bytes:
-    """Return the evidence: a TDX quote with its event log, or the quote if there is no log.
+    """Return the evidence: a TDX quote with its event log, or the quote alone without a log.
 
     Args:
         quote: The quote.
@@ -92,7 +92,7 @@ def app_id_of(evidence: Attestation | bytes, what: str) -> bytes | None:
 
 
 def boot_event(evidence: Attestation | bytes, name: str, what: str) -> bytes | None:
-    """Return the payload of a runtime event of the boot; None if there is none.
+    """Return the payload of a runtime event of the boot; None if it is missing.
 
     Raises:
         FormatError: If there are several (`duplicate`), or an event is malformed.

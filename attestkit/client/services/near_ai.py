@@ -32,14 +32,18 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import list_member, object_member, read_answer_object
+from attestkit.client.services.strict_answer import (
+    list_member,
+    object_member,
+    only_answer,
+    read_answer_object,
+)
 from attestkit.client.services.vllm_proxy import (
     channel_limits,
     check_kind,
     check_model,
     check_nonce,
     model_limits,
-    only_answer,
     read_reports,
     same_machine,
     tls_bindings,
@@ -65,7 +69,7 @@ _ROUTING: Final = (
 
 
 class _NearAi:
-    """What gateway and models have in common. Immutable."""
+    """Common base of the services of gateway and models. Immutable."""
 
     request_headers: Final = (("X-No-Aliasing", "true"),)
     """Headers for every request: the model that was asked for answers, or none."""
@@ -240,7 +244,7 @@ class NearAiDirect(_NearAi):
 
 
 class _Parts:
-    """What stands beside reports of models: compose managers, and keys of OHTTP."""
+    """Parts beside the reports of models: compose managers, and keys of OHTTP."""
 
     def __init__(self) -> None:
         self.machines: list[Machine] = []

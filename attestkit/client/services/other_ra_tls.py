@@ -1,8 +1,8 @@
 """RA-TLS of other makers: the server's certificate has the evidence (attested-client.md, 2.11).
 
-A service of its own, which is never guessed: here evidence is over 32 bytes and zeros without a
-label. A program that attests nonces of its callers as they are could be asked for evidence over
-such bytes, and then somebody else's certificate would seem to be its own.
+The service "auto" never selects it, because the evidence is over 32 bytes and zeros, without a
+label. If a program attests nonces of its callers as they are, an attacker can get evidence over the
+hash of another key, and put it into a certificate of that key.
 """
 
 import hmac
@@ -50,7 +50,7 @@ class OtherRaTls:
 
         Raises:
             FormatError: If certificate, evidence or claims are malformed.
-            VerificationError: If there is no evidence, or it is claimed for another key.
+            VerificationError: If evidence is missing, or it is claimed for another key.
             UnsupportedError: If the evidence is of a kind that is not supported.
             ServiceError: If no connection was observed, or its key is another one.
         """

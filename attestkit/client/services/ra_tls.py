@@ -24,7 +24,7 @@ class RaTls:
         """Return False: the certificate shows it."""
         return False
 
-    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002 - as above
         """Return nothing."""
         return ()
 
@@ -39,7 +39,7 @@ class RaTls:
 
         Raises:
             FormatError: If certificate or evidence are malformed.
-            VerificationError: If there is no evidence, or it is bound to another key.
+            VerificationError: If evidence is missing, or it is bound to another key.
             ServiceError: If no connection was observed.
         """
         if seen is None:

@@ -32,6 +32,9 @@ OWN_DOCUMENT: Final = "attestkit"
 RA_TLS: Final = "ra-tls"
 """Service of a server with evidence in its certificate."""
 
+OTHER_RA_TLS: Final = "ra-tls-other"
+"""The same in the forms of other makers; the caller has to name it."""
+
 
 def service_names() -> tuple[str, ...]:
     """Return the names of all services."""

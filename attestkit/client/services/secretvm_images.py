@@ -122,7 +122,7 @@ def secretvm_references(
     versions that are meant, not the whole registry.
 
     Raises:
-        UsageError: If there is no image.
+        UsageError: If `images` is empty.
     """
     rows = tuple(images)
     if not rows:

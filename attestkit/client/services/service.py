@@ -1,4 +1,4 @@
-"""What a service is: which answers prove it, and what its evidence must be over.
+"""`Service`: the questions that a kind of server is asked, and the claims in its answers.
 
 A service does no I/O. `Endpoint` sends the questions, observes the peer's key, and verifies the
 evidence of the claims with a Verifier.
@@ -68,7 +68,7 @@ class Question(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """What binds the channel to the evidence."""
+    """A key in the evidence to which the channel is bound."""
 
     kind: BindingKind
     key: bytes  # SHA-256 of the SPKI or certificate; or the public key to which requests are sealed
@@ -93,14 +93,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What an answer claims; nothing of it is verified but the form and the observed key."""
+    """Claims of an answer, of which only the form and the observed key are verified."""
 
     machines: tuple[Machine, ...]  # at least one
     # The first one is enforced on the channel, unless another is asked for.
     bindings: tuple[Binding, ...]
     freshness: Freshness
     code: Code = "policy"
-    # What the service cannot prove, in a few words each, for people.
+    # Properties that are not proven, a few words each, for people.
     not_proven: tuple[str, ...] = ()
     valid_until: datetime | None = None  # end of the keys by the service's own word
     # Keys of the service by purpose, such as "signing-ed25519": they count once the evidence does.
@@ -112,7 +112,7 @@ Signer = Literal["model", "gateway"]
 
 
 class AnswerRecord(NamedTuple):
-    """What a signature of an answer is about: bytes on the wire, before any decoding."""
+    """Content of an answer's signature: hashes of the bytes on the wire, before any decoding."""
 
     request_sha256: bytes  # of the request's body
     response_sha256: bytes  # of the whole body of the answer
@@ -130,7 +130,7 @@ class Service(Protocol):
 
     @property
     def where(self) -> Where:
-        """Where it is proven."""
+        """Connection on which it is proven; see `Where`."""
         ...
 
     def recognizes(self, host: str) -> bool:

@@ -8,7 +8,7 @@ from attestkit._formats import strict_json
 from attestkit._native import json_depth
 from attestkit._sanitize import shown
 from attestkit.client.services.service import MAX_DOCUMENT
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
@@ -36,6 +36,14 @@ def read_answer_object(answer: bytes, what: str) -> dict[str, Any]:
         message = f"{what}: JSON nests over {MAX_LEVELS} levels"
         raise FormatError(message, reason="too_deep", offset=offset)
     return strict_json.read_object(answer, what)
+
+
+def only_answer(answers: tuple[bytes, ...]) -> bytes:
+    """Return the only answer; UsageError unless there is exactly one."""
+    if len(answers) != 1:
+        message = f"answers: must be one, not {len(answers)}"
+        raise UsageError(message, reason="wrong_size")
+    return answers[0]
 
 
 def check_members(

@@ -32,6 +32,7 @@ from attestkit.client.services.strict_answer import (
     check_members,
     lower_hex,
     object_member,
+    only_answer,
     read_answer_object,
     text_of,
 )
@@ -40,7 +41,7 @@ from attestkit.client.services.tinfoil_documents import (
     read_tinfoil_document,
     read_v2,
 )
-from attestkit.errors import FormatError, ServiceError, UsageError
+from attestkit.errors import FormatError, ServiceError
 
 ROUTER: Final = "inference.tinfoil.sh"
 """The enclave that decrypts requests and passes them to the enclaves of models."""
@@ -94,7 +95,7 @@ class Tinfoil:
                 not valid.
         """
         require_size("nonce", nonce, NONCE_SIZE)
-        document = read_tinfoil_document(_only(answers), nonce)
+        document = read_tinfoil_document(only_answer(answers), nonce)
         if seen is None:
             return _claims(document, None, self.host)
         names = (seen.host, *_names_of(seen.certificate))
@@ -138,7 +139,7 @@ class TinfoilBundle:
                 other.
             ServiceError: If it is for another domain or TLS key.
         """
-        bundle = read_tinfoil_bundle(_only(answers))
+        bundle = read_tinfoil_bundle(only_answer(answers))
         if bundle.domain != self.domain:
             message = f"{_WHAT}: the bundle is of another domain: {shown(bundle.domain)}"
             raise ServiceError(message, reason="other_origin")
@@ -199,7 +200,7 @@ def _spelled(names: Sequence[str], kind: str, domain: str) -> bytes:
     """Return the bytes that DNS names spell: `NN<base32>.kind.<parent of the domain>`.
 
     Raises:
-        FormatError: If there are none, or their numbers or text are not in order.
+        FormatError: If they are missing, or their numbers or text are not in order.
     """
     chunks: dict[str, str] = {}
     for name in names:
@@ -247,13 +248,6 @@ def _names_of(certificate: bytes) -> tuple[str, ...]:
             return found.alt_names
     except FormatError:
         return ()
-
-
-def _only(answers: tuple[bytes, ...]) -> bytes:
-    if len(answers) != 1:
-        message = f"answers: must be one, not {len(answers)}"
-        raise UsageError(message, reason="wrong_value")
-    return answers[0]
 
 
 def _seal_to(binding: Binding) -> EhbpSealing:

@@ -1,6 +1,6 @@
 """Tinfoil's attestation documents: v2, version 3 of June and of August 2026.
 
-Both generations of version 3 have one `format`, and are told apart by their members
+Both generations of version 3 have one `format`, and differ by their members
 (attested-client.md, 2.7). All are read strictly: unknown and double names, uppercase hex,
 non-canonical base64 and double ids are refused. Nothing here is authenticated but the signature of
 June, by the key that its certificate shows.

@@ -35,7 +35,11 @@ from attestkit.client.services.service import (
     Signer,
     Where,
 )
-from attestkit.client.services.strict_answer import list_member, read_answer_object
+from attestkit.client.services.strict_answer import (
+    list_member,
+    only_answer,
+    read_answer_object,
+)
 from attestkit.client.services.vllm_report import (
     SigningAlgorithm,
     VllmReport,
@@ -242,14 +246,6 @@ def check_nonce(nonce: bytes) -> bytes:
     require_bytes("nonce", nonce)
     require_size("nonce", nonce, NONCE_SIZE)
     return nonce
-
-
-def only_answer(answers: tuple[bytes, ...]) -> bytes:
-    """Return the only answer; UsageError if there are none or several."""
-    if len(answers) != 1:
-        message = f"answers: must be one, not {len(answers)}"
-        raise UsageError(message, reason="wrong_size")
-    return answers[0]
 
 
 def check_kind(members: dict[str, object], nonce: bytes) -> None:

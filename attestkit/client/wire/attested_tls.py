@@ -17,6 +17,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attestkit._sanitize import one_line
+from attestkit.client.wire.blocking_connection import SocketChannel
 from attestkit.client.wire.drivers import drive
 from attestkit.client.wire.httpcore_streams import observe
 from attestkit.client.wire.observed_peer import ObservedPeer
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("attestkit.client")
 _PROVEN: Final = object()
-_SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
 
 
 def pinned_context(
@@ -69,7 +69,7 @@ class _Proven:
 
     @property
     def attested_peer(self) -> NoReturn:
-        """Raise UsageError: the endpoint has the proof, of which there is none by connection."""
+        """Raise UsageError: proofs are properties of the endpoint, not of a connection."""
         message = "connection: proven by an endpoint; see the endpoint's proof"
         raise UsageError(message, reason="not_applicable")
 
@@ -153,7 +153,7 @@ class ProvenSocket(_Proven, AttestedSocket):
             super()._prove(peer)
             return
         timeout = self.gettimeout()
-        drive(self._prover.steps(peer), _SocketChannel(self))
+        drive(self._prover.steps(peer), SocketChannel(self))
         self.settimeout(timeout)
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
@@ -173,32 +173,3 @@ class ProvenSocket(_Proven, AttestedSocket):
         self._ready()
         self._before_write(data)
         return super().send(data, flags)
-
-
-def _as_refusal(error: Exception) -> PeerRefusedError:
-    """Return an error as one of TLS, which event loops and HTTP libraries know."""
-    if isinstance(error, PeerRefusedError):
-        return error
-    known = isinstance(error, AttestKitError)
-    text = str(error) if known else f"verification failed ({type(error).__name__})"
-    return PeerRefusedError(
-        text, reason=error.reason if isinstance(error, AttestKitError) else "internal"
-    )
-
-
-class _SocketChannel:
-    """The I/O of a proof on a socket, below the methods that wait for it."""
-
-    def __init__(self, connection: ssl.SSLSocket) -> None:
-        self._connection = connection
-
-    def send(self, data: bytes, seconds: float) -> None:
-        self._connection.settimeout(max(seconds, _SHORTEST))
-        view = memoryview(data)
-        while view:
-            view = view[ssl.SSLSocket.send(self._connection, view) :]
-
-    def receive(self, limit: int, seconds: float) -> bytes:
-        self._connection.settimeout(max(seconds, _SHORTEST))
-        data: bytes = ssl.SSLSocket.read(self._connection, limit)
-        return data

@@ -3,30 +3,40 @@
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from attestkit._sanitize import one_line
 from attestkit._system.bounded_http import connect_tcp
 from attestkit.errors import ServiceError, UsageError
 
+_SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
+
 
 class SocketChannel:
-    """The I/O of a socket, for `drive`."""
+    """The I/O of a socket, for `drive`: by the methods of SSLSocket.
+
+    Those of `ProvenSocket` wait for the proof, whose steps this channel performs.
+    """
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
         self._connection = connection
 
     def send(self, data: bytes, seconds: float) -> None:
         """Send all of the bytes."""
-        self._connection.settimeout(seconds)
-        self._connection.sendall(data)
+        self._connection.settimeout(max(seconds, _SHORTEST))
+        view = memoryview(data)
+        while view:
+            view = view[ssl.SSLSocket.send(self._connection, view) :]
 
     def receive(self, limit: int, seconds: float) -> bytes:
         """Receive 1 to `limit` bytes; nothing at the end of the stream."""
-        self._connection.settimeout(seconds)
-        return self._connection.recv(limit)
+        self._connection.settimeout(max(seconds, _SHORTEST))
+        data: bytes = ssl.SSLSocket.read(self._connection, limit)
+        return data
 
 
 class NoChannel:
@@ -56,7 +66,7 @@ def open_tls(
         seconds: Limit for connection and handshake.
 
     Raises:
-        ServiceError: If there is no connection (reason `connection` or `timeout`).
+        ServiceError: If the connection fails (reason `connection` or `timeout`).
         ssl.SSLCertVerificationError: If the server's certificate is not accepted.
         UsageError: If the proxy's URL is not valid.
     """
@@ -64,7 +74,7 @@ def open_tls(
     where = f"{host}:{port}"
 
     def time_left() -> float:
-        return max(deadline - time.monotonic(), 0.001)
+        return max(deadline - time.monotonic(), _SHORTEST)
 
     plain: socket.socket | None = None
     try:
@@ -93,9 +103,9 @@ def _connect(
         # Else the question waits until the server has acknowledged the end of the handshake.
         direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return direct
-    proxy_host, proxy_port = _proxy_address(proxy)
+    proxy_host, proxy_port, headers = _proxy_address(proxy)
     tunnel = HTTPConnection(proxy_host, proxy_port, timeout=time_left())
-    tunnel.set_tunnel(host, port)
+    tunnel.set_tunnel(host, port, headers)
     try:
         tunnel.connect()
     except BaseException:
@@ -104,7 +114,8 @@ def _connect(
     return tunnel.sock
 
 
-def _proxy_address(proxy: str) -> tuple[str, int]:
+def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:
+    """Return host and port of a proxy, and the headers with its user and password, if any."""
     message = "proxy: must be http://HOST:PORT"
     try:
         parts = urlsplit(proxy)
@@ -113,4 +124,7 @@ def _proxy_address(proxy: str) -> tuple[str, int]:
         raise UsageError(message, reason="wrong_value") from error
     if parts.scheme != "http" or not host:
         raise UsageError(message, reason="wrong_value")
-    return host, port
+    if parts.username is None:
+        return host, port, {}
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return host, port, {"Proxy-Authorization": f"Basic {b64encode(user.encode()).decode()}"}

@@ -1,7 +1,7 @@
 """Perform the steps of a proof on a connection, from threads and from asyncio.
 
-A driver ends the generator in any case: at an exception that is no error, such as the cancellation
-of a task, by `close`, so that the generator can let other connections go on.
+A driver always ends the generator, so that it can let other connections go on: by `close` if the
+driver itself is interrupted, such as by the cancellation of a task.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ def drive(steps: Steps, channel: Channel) -> None:
         while True:
             try:
                 result = _perform(step, channel)
-            except Exception as error:  # noqa: BLE001 - the generator judges it
+            except Exception as error:  # noqa: BLE001 - the generator handles it
                 step = steps.throw(error)
             else:
                 step = steps.send(result)
@@ -77,7 +77,7 @@ async def drive_async(steps: Steps, channel: AsyncChannel) -> None:
         while True:
             try:
                 result = await _perform_async(step, channel)
-            except Exception as error:  # noqa: BLE001 - the generator judges it
+            except Exception as error:  # noqa: BLE001 - the generator handles it
                 step = steps.throw(error)
             else:
                 step = steps.send(result)

@@ -23,7 +23,7 @@ _OWN_HEADERS: Final = {"accept-encoding", "content-length", "transfer-encoding"}
 
 
 class WireRecord:
-    """What one request and its answer were on the wire.
+    """Record of one request and its answer on the wire.
 
     Attributes:
         status: Status of the answer.

@@ -98,7 +98,7 @@ def load_library(name: LibraryName) -> HttpLibrary:
 
 
 class PoolOptions:
-    """What the connection pools of a transport have in common."""
+    """Options of the connection pools of a transport."""
 
     def __init__(
         self,

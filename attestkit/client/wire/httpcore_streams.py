@@ -20,7 +20,7 @@ Module = Any
 """httpcore or httpcore2, httpx or httpx2: modules of the same names with types of their own."""
 
 
-class ConnectionRefusal(Exception):  # noqa: N818 - carries an error, and is none of its own
+class ConnectionRefusal(Exception):  # noqa: N818 - carries another error
     """Carries an error of a proof through httpcore's pool, which removes causes of errors."""
 
     def __init__(self, error: Exception) -> None:
@@ -87,7 +87,7 @@ def observe(connection: Any, prover: ConnectionProver) -> ObservedPeer:
 
 
 class _Delegating:
-    """What a stream leaves to that of httpcore."""
+    """Operations that a stream delegates to that of httpcore."""
 
     def __init__(
         self,

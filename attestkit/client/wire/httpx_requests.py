@@ -35,7 +35,7 @@ class OutgoingRequest(NamedTuple):
 
 
 class ProvenTransport:
-    """What the transports have in common.
+    """Common base of the transports.
 
     Args:
         prover: Prover of the server.

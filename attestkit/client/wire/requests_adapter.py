@@ -285,7 +285,7 @@ class _ProvenConnection(HTTPSConnection):
         """Connect, to the server or through a proxy."""
         self._prover.check_open()
         super().connect()
-        self.is_verified = True  # by the proof; else urllib3 warns, where there is no WebPKI
+        self.is_verified = True  # by the proof; else urllib3 warns without WebPKI
 
 
 def _require_proving_context(context: object) -> None:

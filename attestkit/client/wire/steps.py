@@ -44,7 +44,7 @@ Steps = Generator[Step, Any, bool]
 
 
 class ConnectionProver(Protocol):
-    """What proves the connections to one server; thread-safe."""
+    """Prover of the connections to one server; thread-safe."""
 
     @property
     def host(self) -> str:

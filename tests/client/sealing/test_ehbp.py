@@ -156,6 +156,7 @@ def test_request_without_body_travels_open(server: EhbpServer) -> None:
     request = sealing.seal("GET", "/v1/models", list(HEADERS), b"")
     assert request[:4] == ("GET", "/v1/models", HEADERS, b"")
     assert not request.is_sealed
+    assert not request.is_sealed
     assert is_authenticated(request.opener) is False
     assert request.opener.start(200, HEADERS) == HEADERS
     assert request.opener.feed(b"{}") + request.opener.finish() == b"{}"

@@ -231,6 +231,7 @@ class Proxy:
     Attributes:
         to: Port to which it connects, whatever it is asked for; None: as asked for.
         targets: What it was asked for, by the first line of each connection.
+        heads: First line and headers of each connection.
         answer: What it answers instead of tunnelling.
         name: Name of its key, if it is asked over TLS.
     """
@@ -239,6 +240,7 @@ class Proxy:
         self.to, self.answer = to, answer
         self._context = identity(name).context() if name else None
         self.targets: list[bytes] = []
+        self.heads: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -277,6 +279,7 @@ class Proxy:
                     return
                 head += data
             line = head.split(b"\r\n")[0]
+            self.heads.append(head)
             self.targets.append(line)
             if self.answer:
                 client.sendall(self.answer)

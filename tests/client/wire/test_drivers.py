@@ -248,7 +248,7 @@ def test_driver_ends_the_generator_when_cancelled(kind: str) -> None:
 
 
 def test_driver_survives_loop_that_ends_before_the_future() -> None:
-    """A future that is completed after the loop's end disturbs nobody."""
+    """A future that is completed after the loop's end has no effect."""
     future: Future[None] = Future()
     ended: list[str] = []
 

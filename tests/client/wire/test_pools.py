@@ -1,4 +1,4 @@
-"""A request gets a pool of the current period; pools are closed once nobody uses them."""
+"""A request gets a pool of the current period; pools are closed after their last use."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def test_pools_are_all_closed_at_the_end() -> None:
 
 @given(st.lists(st.sampled_from(["acquire", "release", "retire", "end", "drain"]), max_size=40))
 def test_pools_are_closed_exactly_once(actions: list[str]) -> None:
-    """Whatever happens in whichever order, no pool is closed twice, none is left at the end."""
+    """In any order of events, no pool is closed twice, and none is left at the end."""
     prover, pools = pool_set()
     held, closed, made = [], [], set()
     for action in actions:
