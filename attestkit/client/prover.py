@@ -20,6 +20,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.client.appraisal import TLS_KINDS, Appraiser
 from attestkit.client.proof import Proof
 from attestkit.client.services.service import MAX_DOCUMENT, NONCE_SIZE, Question
+from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Run, Step, Steps, Wait
@@ -77,6 +78,7 @@ class Prover:
         self._accepted: dict[bytes, float] = {}
         self._next_end = _NEVER
         self._generation = 0
+        self._forgets = 0
         self._newest: tuple[Proof, float] | None = None  # and its end
         self._running: tuple[bytes | None, Future[None]] | None = None
         self._refusals = 0
@@ -145,6 +147,7 @@ class Prover:
 
     def _forget(self) -> None:
         self._accepted.clear()
+        self._forgets += 1
         self._newest, self._next_end = None, _NEVER
         self._generation += 1
 
@@ -200,7 +203,21 @@ class Prover:
         return reusable
 
     def _try(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, bool]]:
-        """Return a new proof, and whether the connection stays open."""
+        """Return a new proof, and whether the connection stays open.
+
+        A proof that was begun before `forget` does not count: it is made once more.
+        """
+        while True:
+            forgets = self._forgets
+            proof, started, reusable = yield from self._make(peer)
+            if self._accept(proof, started, peer, forgets):
+                return proof, reusable
+            if not reusable:
+                message = "connection: its proof was forgotten while it was made; connect again"
+                raise ReconnectError(message)
+
+    def _make(self, peer: ObservedPeer | None) -> Generator[Step, Any, tuple[Proof, float, bool]]:
+        """Return a proof that is not accepted yet, when it began, and as `_try` does."""
         appraiser = self._appraiser
         service, nonce = appraiser.service, secrets.token_bytes(NONCE_SIZE)
         questions = service.questions(nonce, appraiser.model)
@@ -212,15 +229,7 @@ class Prover:
             answers, reusable = yield from self._ask(questions)
         now, started = self._now(), self._monotonic()
         proof = yield Run(partial(appraiser.appraise, answers, nonce, seen, now))
-        self._accept(proof, started)
-        with self._lock:
-            if peer is not None and not self._is_accepted(peer):
-                message = (
-                    f"{peer.host}: the TLS key of the connection is {peer.spki_sha256.hex()}, and "
-                    "the evidence is about another one"
-                )
-                raise ServiceError(message, reason="other_key")
-        return proof, reusable
+        return proof, started, reusable
 
     def _ask(
         self, questions: tuple[Question, ...]
@@ -245,13 +254,24 @@ class Prover:
             reusable = reply.reusable
         return tuple(answers), reusable
 
-    def _accept(self, proof: Proof, started: float) -> None:
-        """Accept the keys of a proof, whose verification began at a time."""
+    def _accept(
+        self, proof: Proof, started: float, peer: ObservedPeer | None, forgets: int
+    ) -> bool:
+        """Accept the keys of a proof; return False if proofs were forgotten since it began.
+
+        Args:
+            proof: The proof.
+            started: When its verification began.
+            peer: The peer, which must have one of the keys.
+            forgets: `_forgets` before the question was asked.
+        """
         until = started + (proof.valid_until - proof.proven_at).total_seconds()
         keys = [one.key for one in proof.bindings if one.kind in TLS_KINDS] or [_ANY_KEY]
         with self._lock:
             if self._closed:
                 raise UsageError("endpoint: closed", reason="closed")
+            if forgets != self._forgets:
+                return False
             for key in reversed(keys):  # the observed one is the first, and forgotten last
                 self._accepted.pop(key, None)  # so that it moves to the end
                 self._accepted[key] = until
@@ -261,6 +281,13 @@ class Prover:
             self._newest = proof, until
             self._next_end = min(self._accepted.values())
             self._refusals = 0
+            if peer is not None and not self._is_accepted(peer):
+                message = (
+                    f"{peer.host}: the TLS key of the connection is {peer.spki_sha256.hex()}, and "
+                    "the evidence is about another one"
+                )
+                raise ServiceError(message, reason="other_key")
+        return True
 
     def _is_accepted(self, peer: ObservedPeer | None) -> bool:
         """Return whether a peer is proven now; with the lock."""

@@ -119,6 +119,36 @@ def test_proof_about_another_key_is_refused() -> None:
     assert refused(rig, A).reason == "other_key"
 
 
+def test_proof_that_began_before_forget_does_not_count() -> None:
+    """Its nonce and evidence are older: the question is asked once more, with another nonce."""
+    rig = Rig()
+    channel = Channel(held=True)
+    with ThreadPoolExecutor(1) as threads:
+        proving = threads.submit(prove, rig, A, channel)
+        assert channel.asked.wait(TIMEOUT)
+        rig.prover.forget()
+        channel.gate.set()
+        proving.result(TIMEOUT)
+    assert channel.sent.count(b"GET ") == 2
+    assert len(set(rig.appraiser.nonces)) == 2
+    assert [type(event) for event in rig.events] == [Proof]
+
+
+def test_proof_that_began_before_forget_on_a_connection_that_ends() -> None:
+    """Nothing can be asked on it again, and another connection has to be opened."""
+    rig = Rig()
+    channel = Channel(CLOSING, held=True)
+    with ThreadPoolExecutor(1) as threads:
+        proving = threads.submit(prove, rig, A, channel)
+        assert channel.asked.wait(TIMEOUT)
+        rig.prover.forget()
+        channel.gate.set()
+        with pytest.raises(ReconnectError):
+            proving.result(TIMEOUT)
+    assert not rig.prover.accepts(A.spki_sha256)
+    assert rig.events == []
+
+
 # -- services that are proven apart ----------------------------------------------------------------
 
 
