@@ -107,6 +107,9 @@ class EndpointClients(ABC):
     def ssl_context(self) -> ssl.SSLContext:
         """A context for aiohttp, websockets and sockets; a new one each time.
 
+        It is for the host of the endpoint; a connection for another name is refused. The port is
+        not known here, so do not let a client follow redirects to other ports of the host.
+
         Connections of event loops are accepted if their key is proven. Another key is refused with
         the reason `other_key`: then `await endpoint.aprove()`, and connect again.
 
