@@ -6,7 +6,7 @@ from typing import Final
 
 from attestkit.client.first_use import read_pins
 from attestkit.client.proof_bundle import ProofBundle
-from attestkit.client.wire.question import Reply, ask
+from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Receive
 from attestkit.errors import CollateralError, FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
@@ -38,7 +38,7 @@ _ANSWERS: Final = (
 )
 
 
-def _answer(data: bytes) -> Reply:
+def _answer(data: bytes) -> EvidenceReply:
     """Read an answer in pieces of the size that the first byte says; then the stream ends."""
     size = (data[:1] or b"\1")[0] + 1
     steps = ask("a.example", "/", limit=_LIMIT, seconds=10, clock=lambda: 0.0)
@@ -49,12 +49,12 @@ def _answer(data: bytes) -> Reply:
         try:
             step = steps.send(data[at : at + size])
         except StopIteration as end:
-            reply: Reply = end.value
+            reply: EvidenceReply = end.value
             return reply
         at += size
 
 
-def _check_answer(_: bytes, reply: Reply) -> None:
+def _check_answer(_: bytes, reply: EvidenceReply) -> None:
     check("its limit", len(reply.body) <= _LIMIT)
 
 

@@ -25,17 +25,27 @@ if TYPE_CHECKING:
         read_secretvm_registry,
         secretvm_references,
     )
-    from attestkit.client.services.service import Binding, ObservedPeer, Service
+    from attestkit.client.services.service import (
+        Binding,
+        Claims,
+        Machine,
+        ObservedPeer,
+        Question,
+        Service,
+    )
 
 __all__ = [
     "AciService",
     "Binding",
     "ChutesService",
+    "Claims",
     "Endpoint",
+    "Machine",
     "ObservedPeer",
     "OnProof",
     "Proof",
     "ProofBundle",
+    "Question",
     "Require",
     "SecretVmImage",
     "SecretVmService",
@@ -67,6 +77,8 @@ if not TYPE_CHECKING:
             "services.secretvm_images": [
                 *("SecretVmImage", "read_secretvm_registry", "secretvm_references"),
             ],
-            "services.service": ["Binding", "ObservedPeer", "Service"],
+            "services.service": [
+                *("Binding", "Claims", "Machine", "ObservedPeer", "Question", "Service"),
+            ],
         },
     )

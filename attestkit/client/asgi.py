@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias, final
 
+from attestkit.attestation.evidence_maker import EvidenceMaker
 from attestkit.client.document import PATH, SigningKey
-from attestkit.client.middleware.document_endpoint import DocumentEndpoint, EvidenceMaker
+from attestkit.client.middleware.document_endpoint import DocumentEndpoint
 from attestkit.client.middleware.tls_keys import TlsSource
 
 Scope: TypeAlias = MutableMapping[str, Any]

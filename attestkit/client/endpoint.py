@@ -29,7 +29,7 @@ from attestkit.client.prover import OnProof, Prover
 from attestkit.client.require import REQUIRE_ALL, Require
 from attestkit.client.service_choice import Dialing, choose_service
 from attestkit.client.services.service import MAX_DOCUMENT, Question, Service, Signer
-from attestkit.client.signed_answers import MAX_SIGNATURE, Signature, SignedAnswers
+from attestkit.client.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
 from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.drivers import ReconnectError, drive
@@ -228,7 +228,7 @@ class Endpoint(EndpointClients):
             raise UsageError(message, reason="not_ready")
         with self.client() as client:
 
-            def get(question: Question) -> Signature:
+            def get(question: Question) -> SignatureReply:
                 own = [*question.headers, *(headers or {}).items()]
                 with client.stream("GET", self.origin + question.target, headers=own) as response:
                     body = bytearray()
@@ -236,7 +236,7 @@ class Endpoint(EndpointClients):
                         body += piece
                         if len(body) > MAX_SIGNATURE:
                             break
-                    return Signature(response.status_code, bytes(body))
+                    return SignatureReply(response.status_code, bytes(body))
 
             return self._answers.verify(answer, self.proof, get)
 

@@ -40,7 +40,7 @@ _ENCODING: Final = "content-encoding"
 _NOT_FOUND: Final = 404
 
 
-class Signature(NamedTuple):
+class SignatureReply(NamedTuple):
     """Response of the service to the request for a signature."""
 
     status: int
@@ -141,7 +141,7 @@ class SignedAnswers:
         self,
         answer: object,
         proof: "Proof",
-        get: Callable[[Question], Signature],
+        get: Callable[[Question], SignatureReply],
         sleep: Callable[[float], object] = time.sleep,
     ) -> Signer:
         """Fetch and check the signature of an answer, and return whose it is.

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
+from attestkit.attestation.evidence_maker import EvidenceMaker
 from attestkit.client.document import PATH, SigningKey
-from attestkit.client.middleware.document_endpoint import DocumentEndpoint, EvidenceMaker
+from attestkit.client.middleware.document_endpoint import DocumentEndpoint
 from attestkit.client.middleware.tls_keys import TlsSource
 
 if TYPE_CHECKING:

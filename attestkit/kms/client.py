@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from attestkit._argument_checks import require_bytes, require_size, utf8, wrong_type
 from attestkit._crypto.ecdsa import P256Key
@@ -20,6 +20,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit._crypto.zeroize import wipe
 from attestkit.attestation import Attestation
+from attestkit.attestation.evidence_maker import EvidenceMaker
 from attestkit.attestation.launch.vm_config import read_os_image_hash
 from attestkit.dstack.env_encryption import verify_env_encrypt_public_key
 from attestkit.errors import FormatError, KmsError, UsageError, VerificationError
@@ -59,14 +60,6 @@ _logger = logging.getLogger("attestkit.kms")
 _API_VERSION: Final = 1  # of GetAppKey
 _CERT_VERSION: Final = 2  # of SignCert
 _SIGN_URLS: Final = 2  # SignCert is requested once more at most (kms.md, section 5)
-
-
-class EvidenceMaker(Protocol):
-    """Source of this guest's evidence, such as an `Attester`."""
-
-    def attest(self, *, report_data: bytes) -> Attestation:
-        """Return evidence over 64 bytes of report data."""
-        ...
 
 
 class _Server(NamedTuple):

@@ -11,7 +11,7 @@ from attestkit.client.signed_answers import (
     MAX_ANSWERS,
     MAX_SIGNATURE,
     TRIES,
-    Signature,
+    SignatureReply,
     SignedAnswers,
 )
 from attestkit.client.wire.exchange import WireRecord
@@ -59,11 +59,11 @@ class Proof:
     claims = None
 
 
-def verify(answers: SignedAnswers, answer: object, *found: Signature) -> list[Question]:
+def verify(answers: SignedAnswers, answer: object, *found: SignatureReply) -> list[Question]:
     """Verify an answer with these answers to the requests for its signature; return these."""
     asked: list[Question] = []
 
-    def get(question: Question) -> Signature:
+    def get(question: Question) -> SignatureReply:
         asked.append(question)
         return found[min(len(asked), len(found)) - 1]
 
@@ -72,7 +72,7 @@ def verify(answers: SignedAnswers, answer: object, *found: Signature) -> list[Qu
     return asked
 
 
-GOOD = Signature(200, sha256(b"question").digest() + sha256(b'{"id": "a-1"}').digest())
+GOOD = SignatureReply(200, sha256(b"question").digest() + sha256(b'{"id": "a-1"}').digest())
 
 
 def test_signature_is_found_by_id(answers: SignedAnswers) -> None:
@@ -99,7 +99,7 @@ def test_signature_of_other_bytes_is_refused(answers: SignedAnswers) -> None:
 def test_signature_that_comes_late_is_waited_for(answers: SignedAnswers) -> None:
     """A status of 404 is tried again, with a limit."""
     answers.note(record(b"question", b'{"id": "a-1"}'))
-    missing = Signature(404, b"")
+    missing = SignatureReply(404, b"")
     assert len(verify(answers, "a-1", missing, missing, GOOD)) == 3
     with pytest.raises(ServiceError) as refused:
         verify(answers, "a-1", *[missing] * (TRIES + 1))
@@ -110,7 +110,7 @@ def test_signature_that_is_too_large_is_refused(answers: SignedAnswers) -> None:
     """The size is bounded."""
     answers.note(record(b"question", b'{"id": "a-1"}'))
     with pytest.raises(FormatError) as refused:
-        verify(answers, "a-1", Signature(200, bytes(MAX_SIGNATURE + 1)))
+        verify(answers, "a-1", SignatureReply(200, bytes(MAX_SIGNATURE + 1)))
     assert refused.value.reason == "too_large"
 
 

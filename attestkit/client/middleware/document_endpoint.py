@@ -12,10 +12,11 @@ import secrets
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from attestkit._argument_checks import wrong_type
 from attestkit.attestation import Attestation
+from attestkit.attestation.evidence_maker import EvidenceMaker
 from attestkit.client.document import (
     SigningKey,
     encode_document,
@@ -33,14 +34,6 @@ WAITING: Final = 16
 _NONCE: Final = re.compile(rb"nonce=([0-9a-f]{64})")
 _RETRY_SECONDS: Final = 1
 _logger = logging.getLogger("attestkit.client")
-
-
-class EvidenceMaker(Protocol):
-    """Source of evidence, such as an `Attester` or a `SimulatedTee`."""
-
-    def attest(self, *, report_data: bytes) -> Attestation:
-        """Return evidence over 64 bytes of report data."""
-        ...
 
 
 class Reply(NamedTuple):

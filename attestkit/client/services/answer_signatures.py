@@ -16,9 +16,9 @@ from attestkit._crypto.hashes import keccak256
 from attestkit._crypto.k256_agreement import ethereum_address
 from attestkit._sanitize import shown
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Signer
-from attestkit.client.services.strict_answer import read_answer_object
+from attestkit.client.services.strict_answer import read_answer_object, text_of
 from attestkit.errors import FormatError, ServiceError, SignatureError
-from attestkit.gpu.bindings.answer_fields import hex_member, text_member
+from attestkit.gpu.bindings.answer_fields import hex_member
 
 MAX_TEXT: Final = 1024
 """Maximum number of characters of a signed text: two hashes, and the name of a model."""
@@ -68,12 +68,12 @@ def check_answer_signature(
             the claims, or not valid (`signature`).
     """
     members = read_answer_object(document, _WHAT)
-    text = text_member(members, "text", _WHAT)
+    text = text_of(members, "text", _WHAT)
     if len(text) > MAX_TEXT:
         raise FormatError(f"{_WHAT}: text: over {MAX_TEXT} characters", reason="too_large")
     signed = utf8(text, f"{_WHAT}: text")
     _check_text(text, answer, model)
-    algorithm = text_member(members, "signing_algo", _WHAT).lower()
+    algorithm = text_of(members, "signing_algo", _WHAT).lower()
     if algorithm not in _SIZES:
         message = f"{_WHAT}: signing_algo: must be ecdsa or ed25519, not {shown(algorithm)}"
         raise FormatError(message, reason="unsupported_algorithm")
@@ -103,7 +103,7 @@ def _check_text(text: str, answer: AnswerRecord, model: str | None) -> None:
 def _signer(members: Mapping[str, Any]) -> Signer:
     if members.get("signature_kind") is None:
         return "model"
-    kind = text_member(members, "signature_kind", _WHAT)
+    kind = text_of(members, "signature_kind", _WHAT)
     if kind not in _KINDS:
         message = f"{_WHAT}: signature_kind: {shown(kind)} is unknown"
         raise FormatError(message, reason="unsupported")

@@ -14,10 +14,10 @@ from attestkit._formats import strict_json
 from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.client.services.dstack_evidence import read_dstack_evidence
 from attestkit.client.services.service import Machine
-from attestkit.client.services.strict_answer import list_member, object_member
+from attestkit.client.services.strict_answer import list_member, object_member, text_of
 from attestkit.client.services.vllm_report import VllmReport, check_nonce_echo
 from attestkit.errors import FormatError
-from attestkit.gpu.bindings.answer_fields import hex_member, text_member
+from attestkit.gpu.bindings.answer_fields import hex_member
 
 MAX_ACTIONS: Final = 16_384
 """Maximum number of actions of a compose manager."""
@@ -61,7 +61,7 @@ def read_compose_manager(
     subject = f"{what}: {_MEMBER}"
     found = object_member(members, _MEMBER, what)
     check_nonce_echo(found, nonce, subject)
-    quote_hex = text_member(found, "quote", subject).removeprefix("0x")
+    quote_hex = text_of(found, "quote", subject).removeprefix("0x")
     quote = strict_json.from_hex(quote_hex, f"{subject}: quote")
     actions = list_member(found, "actions", subject, MAX_ACTIONS)
     body, own_body = td_body(quote), td_body(report.quote())

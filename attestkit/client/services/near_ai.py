@@ -37,6 +37,7 @@ from attestkit.client.services.strict_answer import (
     object_member,
     only_answer,
     read_answer_object,
+    text_of,
 )
 from attestkit.client.services.vllm_proxy import (
     channel_limits,
@@ -55,7 +56,6 @@ from attestkit.client.services.vllm_report import (
     signing_keys,
 )
 from attestkit.errors import FormatError, ServiceError
-from attestkit.gpu.bindings.answer_fields import text_member
 
 _WHAT: Final = "attestation report"
 _PATH: Final = "/v1/attestation/report"
@@ -309,7 +309,7 @@ def _check_certificate(members: Mapping[str, Any], gateway: VllmReport) -> None:
         return
     subject = f"{_WHAT}: tls_certificate"
     try:
-        leaf = read_path_certificate(split_pem(text_member(members, "tls_certificate", _WHAT))[0])
+        leaf = read_path_certificate(split_pem(text_of(members, "tls_certificate", _WHAT))[0])
     except FormatError as error:
         raise FormatError(f"{subject}: {error}", reason=error.reason) from error
     if not hmac.compare_digest(sha256(leaf.spki), gateway.fingerprint):

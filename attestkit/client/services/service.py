@@ -121,7 +121,17 @@ class AnswerRecord(NamedTuple):
 
 
 class Service(Protocol):
-    """A service by the form of its answers."""
+    """A service by the form of its answers.
+
+    A service may have further members:
+
+    * `sealing(claims, binding, model)` returns the `Sealing` of requests, for `encrypt=True`.
+    * `amending(claims, changed)` returns a `Sealing` that only adds to requests, without it.
+    * `renewal(binding, model)` returns the question for what the next sealed request needs, or
+      None, and `renew(answer)` takes its answer.
+    * `signature_question` and `check_signature` are those of `SigningService`.
+    * `request_headers` are pairs of name and value that the clients add to every request.
+    """
 
     @property
     def name(self) -> str:

@@ -21,9 +21,10 @@ from attestkit.client.services.dstack_evidence import (
     read_dstack_evidence,
 )
 from attestkit.client.services.service import Binding, Machine
+from attestkit.client.services.strict_answer import text_of
 from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.gpu.bindings import read_vllm_proxy
-from attestkit.gpu.bindings.answer_fields import hex_member, text_member
+from attestkit.gpu.bindings.answer_fields import hex_member
 from attestkit.gpu.bindings.vllm_proxy import vllm_proxy_report_data
 from attestkit.gpu.bound_evidence import GpuBinding
 
@@ -153,7 +154,7 @@ def _quote(members: Mapping[str, Any], what: str) -> bytes:
 
 
 def _algorithm(members: Mapping[str, Any], what: str) -> SigningAlgorithm:
-    name = text_member(members, "signing_algo", what).lower()
+    name = text_of(members, "signing_algo", what).lower()
     if name == "ecdsa":
         return "ecdsa"
     if name == "ed25519":
@@ -231,4 +232,4 @@ def _gpu(members: Mapping[str, Any], nonce: bytes, what: str) -> GpuBinding | No
 def _model_name(members: Mapping[str, Any], what: str) -> str | None:
     if members.get("model_name") is None:
         return None
-    return text_member(members, "model_name", what)
+    return text_of(members, "model_name", what)

@@ -24,7 +24,7 @@ _HEADERS: Final = [
 ]
 
 
-class Reply(NamedTuple):
+class EvidenceReply(NamedTuple):
     """A complete answer with status 200."""
 
     body: bytes
@@ -39,7 +39,7 @@ def ask(
     limit: int,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
-) -> Generator[Step, Any, Reply]:
+) -> Generator[Step, Any, EvidenceReply]:
     """Send a GET request, and read the answer; yield the steps of it.
 
     Args:
@@ -82,7 +82,7 @@ def ask(
     if connection.trailing_data[0]:
         raise FormatError(f"{what}: bytes follow the answer", reason="trailing_data")
     closed = connection.trailing_data[1]  # the end of the stream may have ended the body
-    return Reply(bytes(body), not closed and connection.our_state is h11.DONE)
+    return EvidenceReply(bytes(body), not closed and connection.our_state is h11.DONE)
 
 
 def _load_h11() -> Any:  # noqa: ANN401 - a module

@@ -159,13 +159,13 @@ def test_signature_by_another_key_is_refused(algorithm: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
-        ({"text": None}, FormatError, "missing"),
+        ({"text": None}, FormatError, "wrong_type"),
         ({"text": 5}, FormatError, "wrong_type"),
         ({"text": "x" * (MAX_TEXT + 1)}, FormatError, "too_large"),
         ({"signature": None}, FormatError, "missing"),
         ({"signature": "xx"}, FormatError, "encoding"),
         ({"signature": "00" * 63}, FormatError, "wrong_size"),
-        ({"signing_algo": None}, FormatError, "missing"),
+        ({"signing_algo": None}, FormatError, "wrong_type"),
         ({"signing_algo": "rsa"}, FormatError, "unsupported_algorithm"),
         ({"signing_algo": "ecdsa"}, FormatError, "wrong_size"),
         ({"signature_kind": "nobody"}, FormatError, "unsupported"),

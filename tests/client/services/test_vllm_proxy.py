@@ -208,7 +208,7 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], type[AttestKitError], str]]] = {
     "quote of text": ({"intel_quote": "quote"}, FormatError, "encoding"),
     "short quote": ({"intel_quote": "0400"}, FormatError, "short_header"),
     "algorithm": ({"signing_algo": "rsa"}, FormatError, "unsupported_algorithm"),
-    "no algorithm": ({"signing_algo": None}, FormatError, "missing"),
+    "no algorithm": ({"signing_algo": None}, FormatError, "wrong_type"),
     "other algorithm": ({"signing_algo": "ed25519"}, FormatError, "wrong_size"),
     "no address": ({"signing_address": None}, FormatError, "missing"),
     "other address": ({"signing_address": "11" * 20}, FormatError, "inconsistent"),

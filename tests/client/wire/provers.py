@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.question import Reply, ask
+from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Run, Step, Steps, Wait
 from attestkit.errors import AttestKitError, ServiceError
 from attestkit.ra_tls import PeerRefusedError
@@ -86,7 +86,7 @@ class SimpleProver:
             mine.set_result(None)
         return reply.reusable
 
-    def _ask(self, peer: ObservedPeer) -> Generator[Step, Any, Reply]:
+    def _ask(self, peer: ObservedPeer) -> Generator[Step, Any, EvidenceReply]:
         nonce = secrets.token_hex(32)
         limit, seconds = 1 << 16, self.seconds
         reply = yield from ask(peer.host, f"{PATH}?nonce={nonce}", limit=limit, seconds=seconds)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.client.wire.question import Reply, ask
+from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Receive, Send
 from attestkit.errors import AttestKitError, FormatError, ServiceError, UsageError
 from tests.raising import raises
@@ -21,7 +21,7 @@ HEAD: Final = b"HTTP/1.1 200 OK\r\n"
 class Asked(NamedTuple):
     """A reply, and what was sent for it."""
 
-    reply: Reply
+    reply: EvidenceReply
     sent: bytes
 
 
@@ -67,7 +67,7 @@ def test_request_has_nothing_of_the_users() -> None:
 def test_whole_answers(whole: bytes) -> None:
     """In one piece, and cut into two at every place; the connection can be used again."""
     for at in range(1, len(whole)):
-        assert answer(whole[:at], whole[at:]).reply == Reply(b"body", reusable=True)
+        assert answer(whole[:at], whole[at:]).reply == EvidenceReply(b"body", reusable=True)
     assert answer(*(whole[at : at + 1] for at in range(len(whole)))).reply.body == b"body"
 
 
@@ -111,12 +111,12 @@ def test_any_bytes(data: bytes, start: bytes) -> None:
 )
 def test_connection_afterwards(head: bytes, *, reusable: bool) -> None:
     """It is known whether the connection takes another request."""
-    assert answer(head).reply == Reply(b"", reusable=reusable)
+    assert answer(head).reply == EvidenceReply(b"", reusable=reusable)
 
 
 def test_body_until_the_end_of_the_stream() -> None:
     """An answer without length ends with the connection."""
-    assert answer(HEAD + b"\r\nbo", b"dy").reply == Reply(b"body", reusable=False)
+    assert answer(HEAD + b"\r\nbo", b"dy").reply == EvidenceReply(b"body", reusable=False)
 
 
 @pytest.mark.parametrize(
