@@ -72,6 +72,7 @@ def _classes() -> _Classes:
     name: LibraryName = "httpx2" if "httpx2" in parents else "httpx"  # since openai 3
     transports = http_transports(name)
 
+    # For mypy the base classes are values: both packages are loaded late.
     class OpenAIRefusedError(PeerRefusedError, openai.OpenAIError):  # type: ignore[misc,name-defined]
         """A server was refused, or a request is not for it; also an `openai.OpenAIError`."""
 

@@ -140,7 +140,7 @@ def attested_server(
     """
     with ExitStack() as stack:
 
-        def make(app: Any = None, **options: Any) -> "AttestedServer":  # noqa: ANN401
+        def make(app: Any = None, **options: Any) -> "AttestedServer":  # noqa: ANN401 - of ASGI
             with _fast_imports():
                 from attestkit.testing.attested_server import AttestedServer  # lazy: as above
                 from attestkit.testing.tee import SharedResources

@@ -115,7 +115,7 @@ class _UvicornServer:
 def _recording(base: Any) -> Any:  # noqa: ANN401 - uvicorn chooses the class
     """Return a class of protocols that record what they receive, after TLS."""
 
-    class Recording(base):  # type: ignore[misc]
+    class Recording(base):  # type: ignore[misc] # as above
         log: bytearray
 
         def data_received(self, data: bytes) -> None:

@@ -114,7 +114,7 @@ class ConnectionOptions(NamedTuple):
     def _require(self) -> "Require":
         from attestkit.client import Require  # lazy: as above
 
-        return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type]
+        return Require(self.freshness, self.channel, self.gpu)  # type: ignore[arg-type] # by click
 
     def _policy_files(self) -> dict[str, str]:
         """Return words and files by role; the only one of `--policy FILE` has an empty role."""

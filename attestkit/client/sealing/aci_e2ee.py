@@ -13,7 +13,7 @@ from attestkit._formats import strict_json
 from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.sealing.aci_constraint import require_verified
 from attestkit.client.sealing.field_cipher import FieldCipher
-from attestkit.client.sealing.field_walk import FieldTable, Path
+from attestkit.client.sealing.field_walk import FieldKind, FieldTable, Path
 from attestkit.client.sealing.fields import (
     EndpointTables,
     FieldProtocol,
@@ -106,8 +106,10 @@ def _indexed(answer: Mapping[str, Any], path: Path) -> Path:
 
 def _answer_fields(*names: str) -> FieldTable:
     parts = ("message", "delta")
-    sealed = {f"choices[].{part}.{name}": "text" for part in parts for name in names}
-    return FieldTable(sealed, _ANSWER_WORDS, _STRICT)  # type: ignore[arg-type]
+    sealed: dict[str, FieldKind] = {
+        f"choices[].{part}.{name}": "text" for part in parts for name in names
+    }
+    return FieldTable(sealed, _ANSWER_WORDS, _STRICT)
 
 
 _ENDPOINTS: Final = {

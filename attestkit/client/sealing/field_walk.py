@@ -90,7 +90,7 @@ class RequestWalk:
             for name, value in document.items()
         }
 
-    def _value(self, value: Any, pattern: str, path: Path, seal: SealText) -> Any:  # noqa: ANN401
+    def _value(self, value: Any, pattern: str, path: Path, seal: SealText) -> Any:  # noqa: ANN401 - of JSON
         if value is None or pattern in self._allowed:
             return value
         kind = self._table.sealed.get(pattern)
@@ -146,7 +146,7 @@ class AnswerWalk:
             for name, value in document.items()
         }
 
-    def _value(self, value: Any, pattern: str, path: Path, open_text: SealText) -> Any:  # noqa: ANN401
+    def _value(self, value: Any, pattern: str, path: Path, open_text: SealText) -> Any:  # noqa: ANN401 - of JSON
         if value is None or value == "" or pattern in self._allowed:
             return value
         kind = self._table.sealed.get(pattern)

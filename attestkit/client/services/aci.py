@@ -68,11 +68,11 @@ class AciService:
         self._restored: dict[bytes, bytes] = {}  # oldest first
         self._lock = Lock()
 
-    def recognizes(self, host: str) -> bool:  # noqa: ARG002 - the protocol is not of known hosts
+    def recognizes(self, host: str) -> bool:
         """Return False: anybody can deploy it, under any host name."""
         return False
 
-    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for the report, which is of the service and not of a model."""
         return (Question(f"/v1/aci/attestation?nonce={nonce.hex()}"),)
 
@@ -81,7 +81,7 @@ class AciService:
         answers: tuple[bytes, ...],
         nonce: bytes,
         seen: ObservedPeer | None,
-        model: str | None,  # noqa: ARG002 - one report for all models
+        model: str | None,
     ) -> Claims:
         """Return the claims of a report; see `Service.read`.
 
@@ -118,7 +118,6 @@ class AciService:
 
     def sealing(self, claims: Claims, binding: Binding, model: str | None) -> AciSealing:
         """Return what seals requests to the key of a binding."""
-        del claims
         return AciSealing(binding.key, model=model, note=self._note_restored)
 
     def _note_restored(self, sealed: bytes, restored: bytes) -> None:
@@ -138,7 +137,7 @@ class AciService:
         digest = None if claims is None else f"sha256:{claims.keys[KEYSET_DIGEST].hex()}"
         return AciConstraint(digest, changed)
 
-    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:  # noqa: ARG002
+    def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:
         """Return the request for the receipt of an answer; it needs the API key of the request."""
         return Question(f"/v1/aci/receipts/{quote(answer.identifier, safe='')}")
 

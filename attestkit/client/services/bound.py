@@ -69,19 +69,16 @@ class BoundService:
 
     def recognizes(self, host: str) -> bool:
         """Return False: the caller names it."""
-        del host
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the request for the path."""
-        del model
         return (Question(self._path.replace(_NONCE, nonce.hex())),)
 
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
         """Return the claims that the caller's functions find; see `Service.read`."""
-        del model
         if seen is None:
             message = f"{self.name}: no connection was observed"
             raise ServiceError(message, reason="no_channel")

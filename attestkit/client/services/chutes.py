@@ -159,12 +159,13 @@ class ChutesService:
         self,
         answers: tuple[bytes, ...],
         nonce: bytes,
-        seen: ObservedPeer | None,  # noqa: ARG002 - the server of the API is trusted for nothing
-        model: str | None,  # noqa: ARG002 - the operator's word
+        seen: ObservedPeer | None,
+        model: str | None,
     ) -> Claims:
         """Return the claims of evidence and instances; see `Service.read`.
 
-        An instance that has a key and no evidence, or the reverse, is left out.
+        An instance that has a key and no evidence, or the reverse, is left out. The TLS key of the
+        API counts for nothing.
         """
         keys, pools = self._read_instances(answers[1])
         entries = _read_entries(read_answer_object(answers[0], _EVIDENCE), "evidence", _EVIDENCE)
@@ -211,7 +212,7 @@ class ChutesService:
                 if key.raw in self._pools:
                     self._pools[key.raw] = pools[instance]
 
-    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:  # noqa: ARG002
+    def sealing(self, claims: Claims, binding: Binding, model: str | None) -> KemSealing:
         """Return what seals requests to the instance whose key a binding has.
 
         Raises:

@@ -91,7 +91,6 @@ class _NearAi:
         Raises:
             ServiceError: If the key is of another kind (`sealing`).
         """
-        del claims
         return seal_fields(NEARS, binding, "NEAR AI", model, allow_open)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:

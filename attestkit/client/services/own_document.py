@@ -27,7 +27,6 @@ class OwnDocument:
 
     def recognizes(self, host: str) -> bool:
         """Return False: any host may be such a server."""
-        del host
         return False
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -52,7 +51,6 @@ class OwnDocument:
             ServiceError: If the document is for another nonce (`nonce_echo`), or does not name the
                 key of the connection (`other_key`).
         """
-        del model
         document = read_document(answers[0], nonce)
         statement = document.statement
         machine = Machine(

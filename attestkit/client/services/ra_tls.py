@@ -20,20 +20,20 @@ class RaTls:
     name = "ra-tls"
     where = "handshake"
 
-    def recognizes(self, host: str) -> bool:  # noqa: ARG002 - of the protocol
+    def recognizes(self, host: str) -> bool:
         """Return False: the certificate shows it."""
         return False
 
-    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002 - as above
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return nothing."""
         return ()
 
     def read(
         self,
-        answers: tuple[bytes, ...],  # noqa: ARG002 - of the protocol
-        nonce: bytes,  # noqa: ARG002
+        answers: tuple[bytes, ...],
+        nonce: bytes,
         seen: ObservedPeer | None,
-        model: str | None,  # noqa: ARG002
+        model: str | None,
     ) -> Claims:
         """Return the claims of the certificate.
 

@@ -62,7 +62,7 @@ class SecretVmService:
         """Return whether a host has a name of the operator's domain."""
         return host.lower().endswith(_DOMAIN)
 
-    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:  # noqa: ARG002
+    def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
         """Return the requests for CPU evidence and, if required, that of GPUs."""
         targets = ("/cpu", "/gpu") if self._gpu else ("/cpu",)
         return tuple(Question(target, origin=self._origin) for target in targets)
@@ -70,9 +70,9 @@ class SecretVmService:
     def read(
         self,
         answers: tuple[bytes, ...],
-        nonce: bytes,  # noqa: ARG002 - the service takes none
+        nonce: bytes,
         seen: ObservedPeer | None,
-        model: str | None,  # noqa: ARG002
+        model: str | None,
     ) -> Claims:
         """Return the claims of the answers; see `Service.read`.
 

@@ -119,14 +119,13 @@ class VllmProxy:
     def read(
         self, answers: tuple[bytes, ...], nonce: bytes, seen: ObservedPeer | None, model: str | None
     ) -> Claims:
-        """Return the claims of a report.
+        """Return the claims of a report, whatever the model's name: relays rename models.
 
         Raises:
             FormatError: If it is malformed.
             ServiceError: If it is evidence of another kind or nonce, or of another TLS key than the
                 observed one.
         """
-        del model  # relays rename models
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
@@ -162,7 +161,6 @@ class VllmProxy:
         Raises:
             ServiceError: If the service has no protocol for such a key (`sealing`).
         """
-        del claims
         return seal_fields(self._protocols, binding, self.name, model, allow_open)
 
     def signature_question(self, answer: AnswerRecord, model: str | None) -> Question:

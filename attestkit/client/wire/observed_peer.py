@@ -27,7 +27,7 @@ class ObservedPeer(NamedTuple):
         return hmac.compare_digest(self.spki_sha256, spki_sha256)
 
 
-def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa: ANN401
+def observe_peer(connection: Any, host: str, port: int) -> ObservedPeer:  # noqa: ANN401 - of ssl
     """Return the peer of a connection whose handshake has finished.
 
     Args:
