@@ -7,7 +7,8 @@
 
 It serves `/.well-known/attestkit` with evidence about the keys of the TLS certificates; every other
 request, WebSocket and lifespan event goes to the app unchanged. TLS must end in this TEE, and the
-private keys must not leave it.
+private keys must not leave it. The app must not attest report data that a client chooses, as by
+`tee.attest(report_data=...)` with bytes of a request: such evidence could be about another key.
 """
 
 import asyncio

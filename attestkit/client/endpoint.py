@@ -210,8 +210,8 @@ class Endpoint(EndpointClients):
     def verify(self, answer: object, *, headers: Mapping[str, str] | None = None) -> Signer:
         """Check the signature, or receipt, of an answer; return whose it is: model or gateway.
 
-        The signature is over the bytes of request and answer, so that nobody has changed them; the
-        request had been sent before. A gateway's does not show which model answered.
+        The signature shows that the bytes of request and answer were not changed; the request had
+        been sent before. That of a gateway does not show which model answered.
 
         Args:
             answer: Response of a client of httpx or httpx2, object of `openai`, or its id.

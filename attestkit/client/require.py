@@ -95,8 +95,8 @@ class Require:
 def _check_gpu(claims: Claims, service: str) -> None:
     """Check that each machine behind the gateways has evidence of GPUs.
 
-    It is bound to the nonce alone, so that whoever relays the answers of several machines could
-    leave it out of one, and requests may go to that one.
+    It is bound to the nonce alone. A relay of the answers of several machines could therefore leave
+    it out of one, and send requests to that one.
     """
     own = [machine for machine in claims.machines if not machine.is_further]
     behind = [machine for machine in own if machine.role not in _GATEWAYS]

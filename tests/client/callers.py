@@ -1,6 +1,6 @@
 """Each client library on an endpoint, with one interface: one request, over what connection it has.
 
-Libraries whose connections are proven on the wire are told from those that compare pins alone.
+Libraries whose connections are proven on the wire differ from those that compare pins alone.
 """
 
 import asyncio

@@ -289,7 +289,7 @@ async def test_no_thread_is_left_for_a_request(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.asyncio
 async def test_closed_tee_is_refused() -> None:
-    """Once the TEE is closed there is no evidence."""
+    """After the TEE is closed, evidence is not available."""
     closed = SimulatedTee()
     app = Attested(hello, closed, tls=TLS)
     closed.close()

@@ -65,7 +65,7 @@ def test_statement_is_as_specified() -> None:
 
 
 def test_optional_members_may_be_missing() -> None:
-    """Without them, they are None or empty."""
+    """Missing members are None or empty."""
     document = read_document(encode_document(encode_statement([OTHER_KEY], NONCE), b"e"), NONCE)
     assert document.statement[3:] == (None, (), None)
     assert document.certificates == ()

@@ -1,4 +1,4 @@
-"""Certificates with evidence in the forms of other makers, with the oddities of theirs."""
+"""Certificates with evidence in the forms of other makers, and with their deviations."""
 
 import hashlib
 from datetime import datetime, timezone

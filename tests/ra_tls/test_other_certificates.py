@@ -287,7 +287,7 @@ def test_extension_that_occurs_twice_is_refused() -> None:
     [b"", b"-----BEGIN", b"-----BEGIN CERTIFICATE-----\n\xff-----END CERTIFICATE-----", b"\x30\0"],
 )
 def test_other_bytes_are_refused(value: bytes) -> None:
-    """What is no certificate is a FormatError, and so is one that is too large."""
+    """Malformed certificates are a FormatError, and so is one that is too large."""
     assert isinstance(refusal(value), FormatError)
     large = certificate((b"\x55\x1d\x0e", bytes(MAX_CERTIFICATE)))
     assert refusal(large).reason == "too_large"

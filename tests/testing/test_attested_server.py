@@ -242,7 +242,7 @@ def ra_tls_get(server: AttestedServer, path: str = "/") -> None:
 
 
 def test_ra_tls(attested_server: Make) -> None:
-    """The certificate has the evidence, also after a renewal; there is no document."""
+    """The certificate has the evidence, also after a renewal, and the server has no document."""
     server = attested_server(ra_tls=True)
     ra_tls_get(server)
     server.rotate()

@@ -32,6 +32,19 @@ class _Path(_Base):
         return super().convert(cast("str", value), param, ctx)
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers, without NaN, which passes comparisons with the limits."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail if it is not in the range."""
+        found = float(super().convert(cast("float", value), param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
 PATH: Final = _Path(path_type=Path)
 PATH.name = "FILE"  # in the help
 

@@ -18,7 +18,7 @@ _ANSWER_WORDS: Final = frozenset(
         *("tool_calls[].id", "tool_calls[].type", "tool_calls[].index"),
     )
 ) | {"data[].object"}
-# A URL is a word, too: that of an image must not be somebody else's.
+# A URL is a word, too: an attacker must not replace that of an image.
 _STRICT: Final = (
     *("choices[].message", "choices[].delta", "choices[].logprobs", "choices[].text"),
     *("data[]", "results[]"),

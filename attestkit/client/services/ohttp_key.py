@@ -28,7 +28,7 @@ def read_ohttp_key(members: Mapping[str, Any], report: VllmReport, what: str) ->
     Args:
         members: Members with `ohttp_attestation` and `ohttp_key_config`, both optional.
         report: The report whose signing key must have signed it. Of an ECDSA report the key of the
-            signature, which is an Ed25519 key, is not attested: the result is None.
+            signature, which is an Ed25519 key, is not attested, and the result is None.
         what: Name of the report, with which errors begin.
 
     Raises:

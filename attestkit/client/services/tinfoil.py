@@ -258,7 +258,7 @@ def _seal_to(binding: Binding) -> EhbpSealing:
 
 
 def _claims(document: TinfoilDocument, seen: bytes | None, host: str) -> Claims:
-    """Return the claims of a document from a host, whose TLS key was observed or is None."""
+    """Return the claims of a document; `seen` is the hash of the observed TLS key, if any."""
     if (
         seen is not None
         and document.tls is not None

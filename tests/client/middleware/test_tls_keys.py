@@ -169,7 +169,7 @@ def test_file_that_cannot_be_read_leaves_the_last_keys(
     ],
 )
 def test_arguments_that_are_not_valid_are_refused(tls: Any, reason: str) -> None:
-    """A server without keys, or with what is none, does not start."""
+    """A server without keys, or with invalid ones, does not start."""
     with raises(UsageError, reason):
         TlsKeys(tls)
 

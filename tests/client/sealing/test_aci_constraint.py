@@ -50,7 +50,7 @@ def test_other_requests_stay_as_they_are(method: str, target: str) -> None:
     ],
 )
 def test_decision_of_the_caller_stays(body: dict[str, Any], provider: Any) -> None:
-    """Whoever sets the member has decided."""
+    """A member that the caller sets is kept."""
     found = json.loads(require_verified(json.dumps(body).encode()))
     assert found == {**body, "provider": provider}
 

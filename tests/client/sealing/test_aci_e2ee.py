@@ -169,7 +169,7 @@ def test_text_that_looks_like_a_list_stays_text(server: Server) -> None:
     ],
 )
 def test_text_that_would_travel_open_is_refused(target: str, body: dict[str, Any]) -> None:
-    """What the protocol does not seal is not sent."""
+    """Texts that the protocol does not seal are not sent."""
     with raises(ServiceError, "sealing"):
         seal(Server("x25519"), body, target)
 

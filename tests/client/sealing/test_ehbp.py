@@ -286,7 +286,7 @@ def test_successful_answer_without_nonce_is_refused(server: EhbpServer, status: 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 422, 429, 500, 503])
 def test_error_without_nonce_is_not_authenticated(server: EhbpServer, status: int) -> None:
-    """Text of a proxy's error is passed, and marked as nobody's."""
+    """Text of a proxy's error is passed, and marked as not authenticated."""
     opener = seal(server).opener
     assert opener.start(status, list(HEADERS)) == HEADERS
     assert is_authenticated(opener) is False

@@ -57,7 +57,7 @@ def test_complete_streams(stream: bytes) -> None:
     ],
 )
 def test_incomplete_streams(stream: bytes) -> None:
-    """A mark inside of a text, a comment or before other events is no end."""
+    """A mark inside of a text, in a comment or before other events is not an end."""
     for size in (0, 1, 2, 7):
         assert not complete(stream, size)
 

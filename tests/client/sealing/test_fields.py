@@ -260,7 +260,7 @@ REFUSED: Final[dict[str, dict[str, Any]]] = {
 @every_protocol
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
 def test_request_with_text_that_is_not_sealed_is_refused(name: str, change: dict[str, Any]) -> None:
-    """What the protocol does not list would travel open."""
+    """Fields that the protocol does not list would travel open."""
     refused(lambda: Talk(name).seal({**message("x"), **change}), "field")
 
 
@@ -552,7 +552,7 @@ def test_changed_answer_is_refused(name: str) -> None:
 
 @every_protocol
 def test_answer_for_another_key_is_refused(name: str) -> None:
-    """What is sealed to the key of another request is not opened."""
+    """Text that is sealed to the key of another request is not opened."""
     talk = Talk(name)
     other = talk.answer(talk.seal(message("x")), "message", "ok")
     refused(lambda: opened(talk, talk.seal(message("x")), other))

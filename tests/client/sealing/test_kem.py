@@ -138,7 +138,7 @@ def test_head_of_the_request() -> None:
 def test_request_that_cannot_be_sealed(
     method: str, target: str, headers: list[tuple[str, str]], body: bytes
 ) -> None:
-    """What would travel open, or is no object of JSON, is refused; no nonce is spent."""
+    """Requests that would travel open, or are not JSON objects, are refused; no nonce is used."""
     sealing = KemSealing(SERVER.public_key, "chute", "instance", lambda: pytest.fail("spent"))
     with raises(ServiceError, "sealing"):
         sealing.seal(method, target, headers, body)
@@ -298,7 +298,7 @@ def test_malformed_stream(data: bytes) -> None:
 
 
 def test_text_that_is_not_sealed_is_left_out() -> None:
-    """Whoever is between can add events: they do not get to the caller."""
+    """Events that an attacker in between adds do not reach the caller."""
     sealed = seal(STREAMED)
     injected = b'data: {"choices":[{"delta":{"content":"injected"}}]}\n\n'
     found = read(sealed, injected.join(stream(sealed)))

@@ -57,7 +57,7 @@ class Capture:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """What was computed of the answers by other code."""
+        """Values that other code has computed of the answers."""
         found: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())[self.name]
         return found
 

@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an application answers."""
+    """Answer of an application."""
 
     body: bytes
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed

@@ -102,7 +102,7 @@ def test_apart_all_listed_keys_are_bound() -> None:
 
 
 def test_limits_of_the_proof_are_stated() -> None:
-    """What the report does not show is among what is not proven."""
+    """Properties that the report does not show are listed as not proven."""
     text = "; ".join(read(report()).not_proven)
     for part in ("which machine behind the gateway", "KMS", "the source", "GPUs"):
         assert part in text
@@ -149,7 +149,7 @@ def test_report_for_another_nonce(nonce: bytes | None) -> None:
 
 
 def test_keys_of_another_keyset_are_refused_by_the_verifier() -> None:
-    """Who puts own keys beside a genuine quote, and restates everything, has other report data."""
+    """Other keys beside a genuine quote, with everything restated, give other report data."""
     genuine = report()
     forged = report(keyset(e2ee_public_keys=[]))
     forged["attestation"]["evidence"] = genuine["attestation"]["evidence"]
@@ -159,7 +159,7 @@ def test_keys_of_another_keyset_are_refused_by_the_verifier() -> None:
 
 
 def test_keyset_without_a_key_for_the_channel() -> None:
-    """Without TLS keys only fields are protected; with neither there is no channel."""
+    """Without TLS keys only fields are protected; with neither, a channel is missing."""
     plain = keyset(tls_public_keys=[])
     assert [one.kind for one in read(report(plain)).bindings] == ["fields"]
     with raises(ServiceError, "no_channel"):
@@ -298,7 +298,7 @@ def test_invalid_secp256k1_key(key: str, reason: str) -> None:
 
 
 def test_invalid_signing_keys() -> None:
-    """Key ids occur once, and a key is a point for which nobody can sign many texts at once."""
+    """Key ids occur once, and keys of low order, whose signatures fit many texts, are refused."""
     [entry] = keyset()["receipt_signing_keys"]
     with raises(FormatError, "duplicate"):
         read_keyset(keyset(receipt_signing_keys=[entry, entry]))

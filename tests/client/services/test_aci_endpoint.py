@@ -146,7 +146,7 @@ def test_changed_keyset_is_proven_before_the_next_request(gateway: Gateway) -> N
 
 
 def test_gateway_ends_the_channel(gateway: Gateway) -> None:
-    """Whoever wants the model's own machine is told that this is a gateway."""
+    """The model's own machine is required by default, and a gateway is refused."""
     with pytest.raises(PeerRefusedError) as refused:
         connect(gateway, require=Require())
     assert refused.value.reason == "ends_at_gateway"

@@ -125,7 +125,7 @@ def chutes(api: Chutes, **options: Any) -> Any:
 
 
 def test_chutes_requests_are_sealed_to_a_proven_instance(apps: list[ServedApp]) -> None:
-    """Nobody before the instance can read a prompt; nonces are used once, and renewed."""
+    """Prompts are sealed to the instance; nonces are used once, and renewed."""
     api = Chutes(apps[0])
     headers = {"Authorization": "Bearer key"}
     with chutes(api) as endpoint, endpoint.client(headers=headers) as client:

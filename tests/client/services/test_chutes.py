@@ -94,7 +94,7 @@ def test_instance_without_evidence_or_key_is_never_used() -> None:
 
 
 def test_instance_without_gpus() -> None:
-    """Without evidence of GPUs there is none to verify."""
+    """Evidence of GPUs may be missing."""
     [one] = read(evidence(entry(INSTANCES[0], gpus=False)), instances(INSTANCES[0])).machines
     assert one.gpu is None
     machine().verifier(policy=POLICY).verify(one.evidence, report_data=one.report_data)
@@ -113,7 +113,7 @@ def test_limits_of_the_proof_are_stated() -> None:
 
 
 def test_other_key_nonce_or_certificate_is_refused_by_the_verifier() -> None:
-    """Who swaps a key, or answers an old nonce, has other report data than the computed ones."""
+    """A swapped key, or an old nonce, gives other report data than the computed ones."""
     first, second = INSTANCES
     other = entry(first, bytes(32), gpus=False)
     swapped = entry(first, gpus=False) | {"instance_id": second}
@@ -353,7 +353,7 @@ def _change_quote(at: int) -> Callable[[dict[str, Any], dict[str, Any]], None]:
 def test_altered_captures_are_refused(
     change: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
-    """Whatever of a genuine answer is changed or exchanged, its first instance is refused."""
+    """With any part of a genuine answer changed or exchanged, its first instance is refused."""
     nonce, at, verifier = capture(CHUTES)
     proof, keys = (
         json.loads((CHUTES / f"{name}.json").read_text()) for name in ("evidence", "instances")

@@ -426,7 +426,7 @@ def test_compose_manager_with_an_old_nonce_does_not_verify() -> None:
 def test_malformed_answer_of_the_gateway_is_refused(
     changes: dict[str, Any], error: type[AttestKitError], reason: str
 ) -> None:
-    """Each part has its form; a gateway without models is told as such."""
+    """Each part has its form; a gateway without models is refused as such."""
     with raises(error, reason):
         read_cloud(cloud_answer(**changes))
 

@@ -136,7 +136,7 @@ def test_other_nonce_is_refused() -> None:
 
 
 def test_added_members_of_a_statement_are_refused() -> None:
-    """What the evidence is not about is refused: another name, a key for another purpose."""
+    """Changes that the evidence does not cover are refused: another name, another key."""
     for change in (
         {"name": "bank"},
         {"keys": {"tls": [PEER.spki_sha256.hex()], "hpke": "00" * 32}},

@@ -71,7 +71,7 @@ def test_v2_body_is_one_bounded_gzip_stream(snp: Enclave, body: bytes, reason: s
 
 
 def test_v2_without_hpke_key_claims_none(snp: Enclave) -> None:
-    """Zeros are no key of HPKE."""
+    """Zeros are not a key of HPKE."""
     report = snp.tee.raw_quote(snp.tls)
     claims = read(snp, v2_of(gzip.compress(report, mtime=0)))
     assert [binding.kind for binding in claims.bindings] == ["tls-spki"]

@@ -214,7 +214,7 @@ def test_captured_bundle_verifies() -> None:
 def test_changed_bundle(
     path: tuple[str, ...], kind: type[AttestKitError] | None, reason: str
 ) -> None:
-    """What the certificate spells, and the domain, are compared; the rest says nothing here."""
+    """The values that the certificate spells, and the domain, are compared; the rest is not."""
     bundle = json.loads(BUNDLE)
     replace_leaf(bundle, path, other_digit)
     answer = json.dumps(bundle).encode()

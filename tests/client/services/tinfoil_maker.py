@@ -284,7 +284,7 @@ def without(*path: Any) -> Change:
 
 
 def changed(answer: str, change: Change) -> bytes:
-    """Return an answer with a change that nobody signs."""
+    """Return an answer with a change that is not signed."""
     document = json.loads(answer)
     change(document)
     return compact(document).encode()

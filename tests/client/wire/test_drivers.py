@@ -264,7 +264,7 @@ def test_driver_survives_loop_that_ends_before_the_future() -> None:
 
 
 def test_driver_ends_the_generator_at_an_interrupt() -> None:
-    """KeyboardInterrupt is no error of a step: the generator is closed, and it is raised."""
+    """KeyboardInterrupt is not an error of a step: the generator is closed, and it is raised."""
     ended: list[str] = []
 
     def interrupt() -> None:

@@ -282,7 +282,7 @@ def test_httpx_transports_are_of_the_library() -> None:
 
 
 def test_httpx_transport_refuses_context_that_proves_by_itself() -> None:
-    """A context with sockets of another kind is refused, and so is a proxy that is no URL."""
+    """A context with sockets of another kind is refused, and so is a proxy that is not a URL."""
     prover = SimpleProver(WireServerLike())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = type("Socket", (ssl.SSLSocket,), {})

@@ -1,4 +1,4 @@
-"""httpx and httpx2 with servers that close, hang, cut, or send what nobody asked for."""
+"""httpx and httpx2 with servers that close, hang, cut, or send more than was requested."""
 
 import socket
 import ssl
@@ -148,7 +148,7 @@ def test_httpx_maps_errors(kind: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port without a listener."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

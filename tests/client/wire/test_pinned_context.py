@@ -309,7 +309,7 @@ def test_sockets_prove_once_for_many_threads() -> None:
 
 
 def test_sockets_of_one_proof_are_never_kept_without_one() -> None:
-    """Where no proof lasts, each connection is proven for itself."""
+    """Without a lasting proof, each connection is proven separately."""
     with serving() as server:
         prover = SimpleProver(server)
         prover.accepted = NeverRemembers()

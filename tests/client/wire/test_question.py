@@ -73,7 +73,7 @@ def test_whole_answers(whole: bytes) -> None:
 
 @pytest.mark.parametrize("whole", [with_length(b"body"), chunked(b"bo", b"dy")])
 def test_every_cut_is_refused(whole: bytes) -> None:
-    """An answer that ends early is no answer."""
+    """An answer that ends early is refused."""
     for length in range(len(whole)):
         with raises(ServiceError, "connection"):
             answer(whole[:length])

@@ -208,7 +208,7 @@ def test_requests_gives_up_on_hanging_server() -> None:
 
 @pytest.mark.parametrize("part", ["extra", "first"])
 def test_requests_refuses_bytes_beside_the_document(part: str) -> None:
-    """Bytes before the question or after the document are no answer to a request."""
+    """Bytes before the question or after the document are not an answer to a request."""
     with serving() as server:
         setattr(server, part, http_answer(b"forged"))
         with session_of(SimpleProver(server)) as session, pytest.raises(PeerRefusedError):

@@ -101,7 +101,7 @@ def test_requests_refuses_relay_whatever_verify_says(verify: bool) -> None:
 
 
 def test_requests_without_webpki_warns_of_nothing() -> None:
-    """Where the certificate is self-issued, the proof alone counts, and urllib3 does not warn."""
+    """With a self-issued certificate the proof alone counts, and urllib3 does not warn."""
     with serving() as server, session_of(SimpleProver(server), webpki=False) as session:
         assert post(session, server.url).status_code == 200
         server.use("relay")

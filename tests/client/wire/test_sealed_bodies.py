@@ -207,7 +207,7 @@ def test_sealed_bodies_mark_errors_that_are_not_sealed(kind: str) -> None:
 
 @every_kind
 def test_sealed_bodies_are_optional(kind: str) -> None:
-    """Where nothing is to be sealed, requests travel as they are."""
+    """Without anything to seal, requests travel unchanged."""
     with serving() as server:
         prover = SimpleProver(server)
         with caller_of(kind, prover, sealing=lambda: None) as caller:

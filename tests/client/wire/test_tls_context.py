@@ -49,7 +49,7 @@ def test_context_without_webpki_accepts_any_chain() -> None:
 
 
 def test_context_has_authorities_where_openssl_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without CAs of the system, those of certifi are used; without these, nobody is accepted."""
+    """Without CAs of the system, those of certifi are used; without these, servers are refused."""
     pytest.importorskip("certifi")
     nothing = SimpleNamespace(cafile=None, capath=None)
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nothing)
