@@ -14,7 +14,12 @@ from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.hpke_context import HpkeSender, sequence_nonce
 from attestkit._formats import strict_json
 from attestkit.client.sealing.event_stream_end import EventStreamEnd
-from attestkit.client.sealing.protocol import Headers, SealedRequest, SealingKeyError
+from attestkit.client.sealing.protocol import (
+    Headers,
+    SealedRequest,
+    SealingKeyError,
+    UnsealedAnswer,
+)
 from attestkit.errors import FormatError, ServiceError, UsageError, VerificationError
 
 MAX_CHUNK: Final = 64 << 20
@@ -73,7 +78,8 @@ class EhbpSealing:
                     "what it asks in a body, or by an endpoint without encrypt=True"
                 )
                 raise ServiceError(message, reason="sealing")
-            return SealedRequest(method, target, own, body, _UnsealedAnswer(), is_sealed=False)
+            opener = _AnswerWithoutRequestBody()
+            return SealedRequest(method, target, own, body, opener, is_sealed=False)
         try:
             sender = HpkeSender(self._public_key, _INFO)
         except UsageError as error:
@@ -87,24 +93,12 @@ class EhbpSealing:
         return SealedRequest(method, target, own, bytes(sealed), EhbpOpener(sender))
 
 
-class _UnsealedAnswer:
-    """Passes the answer to a request without body."""
-
-    authenticated: bool = False
-
-    def start(self, _status: int, headers: Headers) -> Headers:
+class _AnswerWithoutRequestBody(UnsealedAnswer):
+    def start(self, status: int, headers: Headers) -> Headers:
         """Return the headers; refuse an answer that claims to be sealed."""
         if any(name.lower() == _NONCE_HEADER for name, _ in headers):
             raise _refusal("the answer to a request without body claims to be sealed")
-        return headers
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the data."""
-        return data
-
-    def finish(self) -> bytes:
-        """Return nothing more."""
-        return b""
+        return super().start(status, headers)
 
 
 class EhbpOpener:

@@ -25,7 +25,7 @@ from attestkit.client.sealing.field_walk import (
     RequestWalk,
     is_word,
 )
-from attestkit.client.sealing.protocol import Headers, SealedRequest
+from attestkit.client.sealing.protocol import Headers, SealedRequest, UnsealedAnswer
 from attestkit.errors import FormatError, ServiceError
 
 MAX_BODY: Final = 64 << 20
@@ -153,7 +153,7 @@ class FieldSealing:
         """
         if not body:
             _check_query(target)
-            unsealed = _OpenAnswer()
+            unsealed = UnsealedAnswer()
             return SealedRequest(method, target, _kept(headers), body, unsealed, is_sealed=False)
         if "?" in target or "#" in target:
             raise _refusal("request target: has a query, which would travel open")
@@ -303,25 +303,6 @@ class FieldOpener:
 
         opened = self._walk.open(document, open_text)
         return json.dumps(opened, ensure_ascii=False, separators=(",", ":"))
-
-
-class _OpenAnswer:
-    """The answer to a request that had nothing to seal."""
-
-    authenticated: Final = False
-
-    def start(self, status: int, headers: Headers) -> Headers:
-        """Return the headers."""
-        del status
-        return headers
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the bytes."""
-        return data
-
-    def finish(self) -> bytes:
-        """Return nothing more."""
-        return b""
 
 
 def _check_query(target: str) -> None:

@@ -56,6 +56,25 @@ class SealedRequest(NamedTuple):
     is_sealed: bool = True  # False if it was only amended, and travels open otherwise
 
 
+class UnsealedAnswer:
+    """The answer to a request that had nothing to seal."""
+
+    authenticated: bool = False
+
+    def start(self, status: int, headers: Headers) -> Headers:
+        """Return the headers."""
+        del status
+        return headers
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the bytes."""
+        return data
+
+    def finish(self) -> bytes:
+        """Return nothing more."""
+        return b""
+
+
 class Sealing(Protocol):
     """Seals requests to a key that was proven."""
 
