@@ -9,8 +9,8 @@ from attestkit.client.sealing.field_protocols import NEAR_ED25519, PHALA_ED25519
 from attestkit.client.sealing.field_walk import AnswerWalk
 from attestkit.client.sealing.fields import FieldOpener, FieldSealing, RequestContext
 from attestkit.client.sealing.protocol import SealedRequest
-from attestkit.client.services.answer_signatures import check_answer_signature
 from attestkit.client.services.service import AnswerRecord, Claims
+from attestkit.client.services.vllm.answer_signatures import check_answer_signature
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 

@@ -9,8 +9,8 @@ from attestkit._formats.canonical_json import canonical_json
 from attestkit.client.sealing.aci_e2ee import AciOpener
 from attestkit.client.sealing.kem import KemOpener
 from attestkit.client.sealing.protocol import SealedRequest, SealingKeyError
-from attestkit.client.services.aci import AciService
-from attestkit.client.services.aci_receipts import (
+from attestkit.client.services.aci.aci import AciService
+from attestkit.client.services.aci.aci_receipts import (
     AciSession,
     Receipt,
     check_receipt,

@@ -4,9 +4,8 @@ import json
 from hashlib import sha256
 from typing import Final
 
-from attestkit.client.services.near_ai import NEAR_AI
 from attestkit.client.services.service import Claims
-from attestkit.client.services.vllm_proxy import SERVICES
+from attestkit.client.services.vllm import near_ai, vllm_proxy
 from attestkit.errors import FormatError, ServiceError
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.quotes import made_quote

@@ -11,11 +11,11 @@ from attestkit._package import lazy_names
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint, aconnect, connect
     from attestkit.client.offline import verify_proof
-    from attestkit.client.proof import Proof
-    from attestkit.client.proof_bundle import ProofBundle
-    from attestkit.client.prover import OnProof
-    from attestkit.client.require import Require
-    from attestkit.client.services.aci import AciService
+    from attestkit.client.proofs.proof import Proof
+    from attestkit.client.proofs.proof_bundle import ProofBundle
+    from attestkit.client.proofs.prover import OnProof
+    from attestkit.client.proofs.require import Require
+    from attestkit.client.services.aci.aci import AciService
     from attestkit.client.services.bound import bound
     from attestkit.client.services.chutes import ChutesService
     from attestkit.client.services.registry import service_names
@@ -65,11 +65,11 @@ if not TYPE_CHECKING:
         {
             "endpoint": ["Endpoint", "aconnect", "connect"],
             "offline": ["verify_proof"],
-            "proof": ["Proof"],
-            "proof_bundle": ["ProofBundle"],
-            "prover": ["OnProof"],
-            "require": ["Require"],
-            "services.aci": ["AciService"],
+            "proofs.proof": ["Proof"],
+            "proofs.proof_bundle": ["ProofBundle"],
+            "proofs.prover": ["OnProof"],
+            "proofs.require": ["Require"],
+            "services.aci.aci": ["AciService"],
             "services.bound": ["bound"],
             "services.chutes": ["ChutesService"],
             "services.registry": ["service_names"],

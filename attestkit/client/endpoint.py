@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import one_line
-from attestkit.client.appraisal import MAX_AGE, Appraiser
 from attestkit.client.endpoint_clients import EndpointClients
-from attestkit.client.first_use import FirstUse
 from attestkit.client.origin import Origin, origin_of_question
-from attestkit.client.proof import Proof
-from attestkit.client.prover import OnProof, Prover
-from attestkit.client.require import REQUIRE_ALL, Require
-from attestkit.client.service_choice import Dialing, choose_service
+from attestkit.client.proofs.appraisal import Appraiser
+from attestkit.client.proofs.first_use import FirstUse
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.prover import OnProof, Prover
+from attestkit.client.proofs.require import REQUIRE_ALL, Require
+from attestkit.client.proofs.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
+from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
+from attestkit.client.service_choice import AUTO, Dialing, choose_service
 from attestkit.client.services.service import MAX_DOCUMENT, Question, Service, Signer
-from attestkit.client.signed_answers import MAX_SIGNATURE, SignatureReply, SignedAnswers
-from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.client.wire.blocking_connection import NoChannel, SocketChannel
 from attestkit.client.wire.drivers import ReconnectError, drive
 from attestkit.client.wire.observed_peer import observe_peer

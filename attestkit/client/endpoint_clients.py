@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from attestkit.client.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
-from attestkit.client.proof import Proof
-from attestkit.client.prover import Prover
+from attestkit.client.proofs.appraisal import SEALED_KINDS, TLS_KINDS, Appraiser
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.prover import Prover
+from attestkit.client.proofs.signed_answers import SignedAnswers
 from attestkit.client.service_choice import Dialing
 from attestkit.client.services.service import Binding, Question
-from attestkit.client.signed_answers import SignedAnswers
 from attestkit.client.wire.attested_tls import pinned_context
 from attestkit.client.wire.http_libraries import choose_library, client_options, load_library
 from attestkit.client.wire.httpx_transport import http_transports

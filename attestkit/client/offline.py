@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._sanitize import shown
-from attestkit.client.appraisal import MAX_AGE, Appraiser
 from attestkit.client.origin import Origin
-from attestkit.client.proof import Proof
-from attestkit.client.proof_bundle import ProofBundle
-from attestkit.client.require import REQUIRE_ALL, Require
+from attestkit.client.proofs.appraisal import Appraiser
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit.client.proofs.require import REQUIRE_ALL, Require
+from attestkit.client.proofs.trust import FIRST_USE, Policy, Trust
 from attestkit.client.services.registry import open_service
 from attestkit.client.services.service import Service
-from attestkit.client.trust import FIRST_USE, Policy, Trust
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from attestkit.client.origin import Origin
-from attestkit.client.proof import Proof
-from attestkit.client.prover import OnProof, Prover
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.prover import OnProof, Prover
 from attestkit.client.services.service import Binding, BindingKind, Question, Where
 from attestkit.client.wire.observed_peer import ObservedPeer
 from tests.untyped import untyped

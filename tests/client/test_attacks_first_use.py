@@ -11,7 +11,7 @@ import pytest
 
 import attestkit
 from attestkit import Require
-from attestkit.client.first_use import FirstUse
+from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims, Machine
 from attestkit.errors import ServiceError

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.client.signed_answers import MAX_SEEN, SignedAnswers
+from attestkit.client.proofs.signed_answers import MAX_SEEN, SignedAnswers
 from attestkit.client.wire.answer_identifiers import MAX_IDENTIFIERS, IdentifierScan
 from attestkit.client.wire.exchange import WireRecord
 from attestkit.errors import ServiceError, UsageError
-from tests.client.test_signed_answers import Signing, record
+from tests.client.proofs.test_signed_answers import Signing, record
 from tests.raising import raises
 
 GENUINE = b'{"id": "a-1", "choices": []}'
@@ -108,7 +108,7 @@ def test_many_ids(answers: SignedAnswers, monkeypatch: pytest.MonkeyPatch) -> No
     scan.feed(b"".join(b'{"id":"%d"}' % number for number in range(MAX_IDENTIFIERS + 1)))
     assert scan.hides
     assert MAX_SEEN >= MAX_IDENTIFIERS
-    monkeypatch.setattr("attestkit.client.signed_answers.MAX_SEEN", 2)
+    monkeypatch.setattr("attestkit.client.proofs.signed_answers.MAX_SEEN", 2)
     for number in range(3):
         answers.note(record(b"", b'{"id": "%d"}' % number))
     assert len(answers._seen) == 2

@@ -18,7 +18,7 @@ import pytest
 
 import attestkit
 from attestkit._crypto.hashes import sha256
-from attestkit.client.proof import Proof
+from attestkit.client.proofs.proof import Proof
 from attestkit.client.wire.observed_peer import read_spki
 from attestkit.testing import AttestedServer
 

@@ -10,7 +10,7 @@ import pytest
 
 import attestkit
 from attestkit.client import ProofBundle, Require, verify_proof
-from attestkit.client.proof import Proof
+from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.bound import bound
 from attestkit.errors import (
     AttestKitError,

@@ -18,7 +18,7 @@ from attestkit.client.sealing.ehbp import (
 )
 from attestkit.client.sealing.protocol import Opener, SealedRequest, Sealing, SealingKeyError
 from attestkit.client.services.service import Binding
-from attestkit.client.services.tinfoil import Tinfoil, TinfoilBundle
+from attestkit.client.services.tinfoil.tinfoil import Tinfoil, TinfoilBundle
 from attestkit.errors import ServiceError
 from tests.client.sealing.ehbp_server import KEY_PROBLEM, EhbpAnswer, EhbpServer, chunks_of
 from tests.untyped import untyped

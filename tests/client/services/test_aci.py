@@ -10,9 +10,9 @@ import pytest
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.attestation import Attestation
-from attestkit.client.require import Require
-from attestkit.client.services.aci import KEYSET_DIGEST, AciService
-from attestkit.client.services.aci_keyset import read_keyset
+from attestkit.client.proofs.require import Require
+from attestkit.client.services.aci.aci import KEYSET_DIGEST, AciService
+from attestkit.client.services.aci.aci_keyset import read_keyset
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.errors import FormatError, PolicyError, ServiceError, VerificationError
 from tests.client.services import aci_answers

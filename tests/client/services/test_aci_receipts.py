@@ -10,9 +10,9 @@ import pytest
 from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.canonical_json import canonical_json
-from attestkit.client.services.aci import AciService
-from attestkit.client.services.aci_keyset import read_keyset
-from attestkit.client.services.aci_receipts import (
+from attestkit.client.services.aci.aci import AciService
+from attestkit.client.services.aci.aci_keyset import read_keyset
+from attestkit.client.services.aci.aci_receipts import (
     ExpectedAnswer,
     Receipt,
     check_receipt,

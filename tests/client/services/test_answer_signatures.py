@@ -9,10 +9,10 @@ from coincurve import PrivateKey
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
-from attestkit.client.services.answer_signatures import MAX_TEXT
-from attestkit.client.services.near_ai import NearAiCloud
 from attestkit.client.services.service import AnswerRecord, Claims
-from attestkit.client.services.vllm_proxy import SERVICES, VllmProxy
+from attestkit.client.services.vllm.answer_signatures import MAX_TEXT
+from attestkit.client.services.vllm.near_ai import NearAiCloud
+from attestkit.client.services.vllm.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import AttestKitError, FormatError, ServiceError
 from tests.client.services.simulated_reports import ED25519, K256, ethereum_address
 from tests.raising import raises

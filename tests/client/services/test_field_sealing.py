@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit.client.services.near_ai import SERVICES as NEAR_SERVICES
 from attestkit.client.services.service import Binding, Claims
-from attestkit.client.services.vllm_proxy import SERVICES as PROXIES
+from attestkit.client.services.vllm.near_ai import SERVICES as NEAR_SERVICES
+from attestkit.client.services.vllm.vllm_proxy import SERVICES as PROXIES
 from attestkit.errors import ServiceError
 from tests.client.sealing.field_server import FieldServer
 from tests.raising import raises

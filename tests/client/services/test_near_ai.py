@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from nacl.signing import SigningKey
 
-from attestkit.client.services.near_ai import NEAR_AI, NearAiCloud, NearAiDirect
 from attestkit.client.services.service import Claims
+from attestkit.client.services.vllm.near_ai import SERVICES, NearAiCloud, NearAiDirect
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
 from tests.client.services.captures import (
     Capture,

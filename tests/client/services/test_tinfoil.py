@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from attestkit._crypto.pem import split_pem
-from attestkit.client.services.tinfoil import ROUTER, Tinfoil, TinfoilBundle
+from attestkit.client.services.tinfoil.tinfoil import ROUTER, Tinfoil, TinfoilBundle
 from attestkit.errors import (
     FormatError,
     ServiceError,

@@ -9,8 +9,8 @@ import pytest
 
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.services.service import Claims
-from attestkit.client.services.tinfoil import TinfoilBundle
-from attestkit.client.services.tinfoil_documents import MAX_EVIDENCE
+from attestkit.client.services.tinfoil.tinfoil import TinfoilBundle
+from attestkit.client.services.tinfoil.tinfoil_documents import MAX_EVIDENCE
 from attestkit.errors import (
     FormatError,
     ServiceError,

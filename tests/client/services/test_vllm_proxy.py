@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from attestkit.client.services.service import Claims
-from attestkit.client.services.vllm_proxy import SERVICES, VllmProxy
+from attestkit.client.services.vllm.vllm_proxy import SERVICES, VllmProxy
 from attestkit.errors import (
     AttestKitError,
     FormatError,

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from attestkit.client.services.own_document import OwnDocument
-from attestkit.client.services.service import AnswerRecord, Question
-from attestkit.client.signed_answers import (
+from attestkit.client.proofs.signed_answers import (
     MAX_ANSWERS,
     MAX_SIGNATURE,
     TRIES,
     SignatureReply,
     SignedAnswers,
 )
+from attestkit.client.services.own_document import OwnDocument
+from attestkit.client.services.service import AnswerRecord, Question
 from attestkit.client.wire.exchange import WireRecord
 from attestkit.errors import FormatError, ServiceError, UsageError
 

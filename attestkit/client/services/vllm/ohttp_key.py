@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from attestkit._crypto.ed25519 import ed25519_verify_strict
 from attestkit.client.services.strict_answer import constant_member, object_member
-from attestkit.client.services.vllm_report import VllmReport
+from attestkit.client.services.vllm.vllm_report import VllmReport
 from attestkit.errors import FormatError, ServiceError
 from attestkit.gpu.bindings.answer_fields import hex_member
 

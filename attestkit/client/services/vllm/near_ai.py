@@ -14,13 +14,6 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._sanitize import shown
 from attestkit.client.sealing.fields import FieldSealing
-from attestkit.client.services.answer_signatures import (
-    check_answer_signature,
-    signature_question,
-)
-from attestkit.client.services.compose_manager import read_compose_manager
-from attestkit.client.services.field_sealing import NEARS, seal_fields
-from attestkit.client.services.ohttp_key import read_ohttp_key
 from attestkit.client.services.service import (
     MAX_MACHINES,
     AnswerRecord,
@@ -39,7 +32,14 @@ from attestkit.client.services.strict_answer import (
     read_answer_object,
     text_of,
 )
-from attestkit.client.services.vllm_proxy import (
+from attestkit.client.services.vllm.answer_signatures import (
+    check_answer_signature,
+    signature_question,
+)
+from attestkit.client.services.vllm.compose_manager import read_compose_manager
+from attestkit.client.services.vllm.field_sealing import NEARS, seal_fields
+from attestkit.client.services.vllm.ohttp_key import read_ohttp_key
+from attestkit.client.services.vllm.vllm_proxy import (
     channel_limits,
     check_kind,
     check_model,
@@ -49,7 +49,7 @@ from attestkit.client.services.vllm_proxy import (
     same_machine,
     tls_bindings,
 )
-from attestkit.client.services.vllm_report import (
+from attestkit.client.services.vllm.vllm_report import (
     VllmReport,
     read_vllm_report,
     report_bindings,

@@ -12,18 +12,6 @@ from urllib.parse import urlencode
 from attestkit._argument_checks import require_bytes, require_size
 from attestkit._sanitize import shown
 from attestkit.client.sealing.fields import FieldSealing
-from attestkit.client.services.answer_signatures import (
-    check_answer_signature,
-    signature_question,
-)
-from attestkit.client.services.compose_manager import read_compose_manager
-from attestkit.client.services.field_sealing import (
-    PHALAS,
-    VENICES,
-    VERSION_1,
-    ProtocolsByKey,
-    seal_fields,
-)
 from attestkit.client.services.service import (
     MAX_MACHINES,
     NONCE_SIZE,
@@ -40,7 +28,19 @@ from attestkit.client.services.strict_answer import (
     only_answer,
     read_answer_object,
 )
-from attestkit.client.services.vllm_report import (
+from attestkit.client.services.vllm.answer_signatures import (
+    check_answer_signature,
+    signature_question,
+)
+from attestkit.client.services.vllm.compose_manager import read_compose_manager
+from attestkit.client.services.vllm.field_sealing import (
+    PHALAS,
+    VENICES,
+    VERSION_1,
+    ProtocolsByKey,
+    seal_fields,
+)
+from attestkit.client.services.vllm.vllm_report import (
     SigningAlgorithm,
     VllmReport,
     check_nonce_echo,

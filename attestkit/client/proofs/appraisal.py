@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._sanitize import shown
-from attestkit.client.first_use import FirstUse
 from attestkit.client.origin import Origin
-from attestkit.client.proof import Proof
-from attestkit.client.proof_bundle import ProofBundle
-from attestkit.client.require import Require
+from attestkit.client.proofs.first_use import FirstUse
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit.client.proofs.require import Require
+from attestkit.client.proofs.trust import Trust, VerifiedMachine
 from attestkit.client.services.service import (
     MAX_MACHINES,
     Binding,
@@ -22,7 +23,6 @@ from attestkit.client.services.service import (
     ObservedPeer,
     Service,
 )
-from attestkit.client.trust import Trust, VerifiedMachine
 from attestkit.collateral import Collateral
 from attestkit.errors import ServiceError, UsageError, VerificationError
 

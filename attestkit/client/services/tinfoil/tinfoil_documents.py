@@ -24,7 +24,11 @@ from attestkit.client.services.strict_answer import (
     read_answer_object,
     text_of,
 )
-from attestkit.client.services.tinfoil_sections import read_collateral, read_keys, read_section
+from attestkit.client.services.tinfoil.tinfoil_sections import (
+    read_collateral,
+    read_keys,
+    read_section,
+)
 from attestkit.errors import FormatError, ServiceError, SignatureError
 from attestkit.gpu.bindings.tinfoil import (
     REPORT_DATA_ALGORITHM,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit._system.saved_documents import load_document, save_document
-from attestkit.client.trust import VerifiedMachine
+from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
 from attestkit.verifier import AppraisalPolicy
 from attestkit.verifier.policy.app_pins import names_app

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from attestkit._crypto.hashes import sha256
-from attestkit.client.proof import Proof
-from attestkit.client.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.proofs.prover import MAX_KEYS, PAUSE_SECONDS, REFUSALS
 from attestkit.client.services.service import Question
 from attestkit.client.wire.drivers import ReconnectError, drive, drive_async
 from attestkit.client.wire.observed_peer import ObservedPeer

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import attestkit
+from attestkit.client.proofs.trust import ANY_ROLE, FIRST_USE, HARDWARE_ONLY, Trust
 from attestkit.client.services.service import Machine
-from attestkit.client.trust import ANY_ROLE, FIRST_USE, HARDWARE_ONLY, Trust
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

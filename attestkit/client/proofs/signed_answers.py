@@ -19,7 +19,7 @@ from attestkit.client.wire.exchange import WireRecord, record_of
 from attestkit.errors import FormatError, ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from attestkit.client.proof import Proof
+    from attestkit.client.proofs.proof import Proof
 
 MAX_ANSWERS: Final = 1000
 """Answers whose hashes are kept; the oldest are forgotten."""

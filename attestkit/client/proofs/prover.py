@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit.client.appraisal import TLS_KINDS, Appraiser
-from attestkit.client.proof import Proof
+from attestkit.client.proofs.appraisal import TLS_KINDS, Appraiser
+from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import MAX_DOCUMENT, NONCE_SIZE, Question
 from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.observed_peer import ObservedPeer

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from attestkit.client.proof import Proof
+from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Binding
 from tests.client.saved_proofs import saved_proof
 from tests.untyped import untyped

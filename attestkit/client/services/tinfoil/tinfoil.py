@@ -36,7 +36,7 @@ from attestkit.client.services.strict_answer import (
     read_answer_object,
     text_of,
 )
-from attestkit.client.services.tinfoil_documents import (
+from attestkit.client.services.tinfoil.tinfoil_documents import (
     TinfoilDocument,
     read_tinfoil_document,
     read_v2,

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Final
 
 from attestkit._sanitize import one_line, shown
-from attestkit.client.proof_bundle import ProofBundle
+from attestkit.client.proofs.proof_bundle import ProofBundle
+from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.client.services.service import Binding, Claims, Code, Freshness
-from attestkit.client.trust import VerifiedMachine
 from attestkit.verifier import AttestationResult
 
 _LEFT: Final = 11  # width of the first column

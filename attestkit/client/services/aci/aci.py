@@ -9,8 +9,8 @@ from urllib.parse import quote
 from attestkit.attestation import Attestation
 from attestkit.client.sealing.aci_constraint import AciConstraint
 from attestkit.client.sealing.aci_e2ee import AciSealing
-from attestkit.client.services.aci_keyset import Keyset, check_custody, read_keyset
-from attestkit.client.services.aci_receipts import ExpectedAnswer, check_receipt
+from attestkit.client.services.aci.aci_keyset import Keyset, check_custody, read_keyset
+from attestkit.client.services.aci.aci_receipts import ExpectedAnswer, check_receipt
 from attestkit.client.services.dstack_evidence import (
     app_id_of,
     check_app_compose,

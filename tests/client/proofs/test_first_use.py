@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attestkit
-from attestkit.client.first_use import MAX_FILE, FirstUse, read_pins
-from attestkit.client.trust import VerifiedMachine
+from attestkit.client.proofs.first_use import MAX_FILE, FirstUse, read_pins
+from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer

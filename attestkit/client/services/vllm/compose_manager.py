@@ -15,7 +15,7 @@ from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.client.services.dstack_evidence import read_dstack_evidence
 from attestkit.client.services.service import Machine
 from attestkit.client.services.strict_answer import list_member, object_member, text_of
-from attestkit.client.services.vllm_report import VllmReport, check_nonce_echo
+from attestkit.client.services.vllm.vllm_report import VllmReport, check_nonce_echo
 from attestkit.errors import FormatError
 from attestkit.gpu.bindings.answer_fields import hex_member
 
