@@ -27,6 +27,7 @@ from attestkit.errors import AttestKitError, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.client.endpoint import Endpoint
+    from attestkit.client.wire.http_libraries import LibraryName
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -88,7 +89,7 @@ class LocalProxy:
 
     def __init__(self, endpoint: "Endpoint", address: tuple[str, int]) -> None:
         self._endpoint, self._address = endpoint, address
-        self._library = choose_library(None)
+        self._library: LibraryName = choose_library(None)
         self._transport: Any = None
 
     def run(self, on_ready: Callable[[str], object]) -> None:

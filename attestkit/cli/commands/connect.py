@@ -92,10 +92,10 @@ def _prove(
 ) -> None:
     check_outputs((("--save-bundle", save_bundle),), connection.inputs)
     check_writable((("--save-bundle", save_bundle),))
-    if listen is not None:
-        from attestkit.client.local_proxy import LocalProxy, listen_address  # lazy: few serve
+    if listen is not None:  # before the network is used
+        from attestkit.client.local_proxy import listen_address  # lazy: few serve
 
-        address = listen_address(listen)
+        listen_address(listen)
     with connection.connect(url) as endpoint:
         proof = endpoint.proof
         is_free = True
@@ -104,8 +104,10 @@ def _prove(
             is_free = write_output("--save-bundle", save_bundle, text, mode=0o600)
         _show(proof, as_json=as_json, is_free=is_free)
         if listen is not None:
+            from attestkit.client.local_proxy import LocalProxy, listen_address  # lazy: as above
+
             sys.stdout.flush()
-            proxy = LocalProxy(endpoint, address)
+            proxy = LocalProxy(endpoint, listen_address(listen))
             proxy.run(lambda own: print_error(f"listening on {own}, for {endpoint.origin}"))
 
 

@@ -161,12 +161,12 @@ class SignedAnswers:
         record, service = self.find(answer), self._service
         assert isinstance(service, SigningService)
         question = service.signature_question(record, self._model)
-        for attempt in range(TRIES):
-            if attempt:
-                sleep(_PAUSE * 2 ** (attempt - 1))
-            found = get(question)
+        found = get(question)
+        for attempt in range(1, TRIES):
             if found.status != _NOT_FOUND:
                 break
+            sleep(_PAUSE * 2 ** (attempt - 1))
+            found = get(question)
         if found.status != 200:
             message = (
                 f"{service.name}: no signature of the answer {shown(record.identifier)}, HTTP "

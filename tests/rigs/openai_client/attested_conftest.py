@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx2
 import openai
 import pytest
-from tests.respx2 import MockRouter  # of openai's tests
+from tests.respx2 import MockRouter  # type: ignore[import-untyped] # of openai's tests
 
 import attestkit
 from attestkit.testing.attested_server import AttestedServer
