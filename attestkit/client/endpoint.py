@@ -144,9 +144,10 @@ def connect(
     return endpoint
 
 
-async def aconnect(url: str, **options: Any) -> "Endpoint":
-    """Prove a server as `connect` does, without blocking the event loop."""
-    return await asyncio.to_thread(connect, url, **options)
+async def aconnect(url: str, **options: object) -> "Endpoint":
+    """Prove a server as `connect` does, with its options, without blocking the event loop."""
+    given: dict[str, Any] = options
+    return await asyncio.to_thread(connect, url, **given)
 
 
 class Endpoint(EndpointClients):
@@ -164,7 +165,7 @@ class Endpoint(EndpointClients):
         now: Callable[[], datetime],
         on_proof: OnProof | None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
         self._appraiser, self._dialing = appraiser, dialing
         self._context = dialing.context(appraiser.service)
         self._answers: SignedAnswers | None = None

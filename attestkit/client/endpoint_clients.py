@@ -19,7 +19,9 @@ from attestkit.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import httpx
     import requests
+    from openai import AsyncOpenAI, OpenAI
     from requests.adapters import BaseAdapter
 
     from attestkit.client.sealing.protocol import Sealing
@@ -43,8 +45,8 @@ class EndpointClients(ABC):
     def _fetch(self, question: Question) -> bytes:
         """Ask a question on a connection of its own."""
 
-    def client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - of either library
-        """Return a client of httpx2 if it is installed, else of httpx.
+    def client(self, *, http: "LibraryName | None" = None, **options: object) -> "httpx.Client":
+        """Return a client of httpx2 if it is installed, else of httpx; they have the same methods.
 
         Its base URL is that of the endpoint. It follows no redirects to other servers, and takes no
         settings from the environment.
@@ -59,24 +61,40 @@ class EndpointClients(ABC):
         """
         name = choose_library(http)
         transport = self.transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.Client(**self._client_options(transport, options))
+        made: httpx.Client = load_library(name).httpx.Client(
+            **self._client_options(transport, options)
+        )
+        return made
 
-    def async_client(self, *, http: "LibraryName | None" = None, **options: Any) -> Any:  # noqa: ANN401 - as above
+    def async_client(
+        self, *, http: "LibraryName | None" = None, **options: object
+    ) -> "httpx.AsyncClient":
         """Return an AsyncClient as `client` does, for asyncio."""
         name = choose_library(http)
         transport = self.async_transport(http=name, limits=options.pop("limits", None))
-        return load_library(name).httpx.AsyncClient(**self._client_options(transport, options))
+        made: httpx.AsyncClient = load_library(name).httpx.AsyncClient(
+            **self._client_options(transport, options)
+        )
+        return made
 
-    def transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+    def transport(
+        self, *, http: "LibraryName | None" = None, limits: object = None
+    ) -> "httpx.BaseTransport":
         """Return a transport for a `Client` of the caller's; see `client`.
 
         Do not pass `mounts` or `proxy` to the client, which replace it.
         """
-        return http_transports(choose_library(http)).blocking(**self._transport_options(limits))
+        classes = http_transports(choose_library(http))
+        made: httpx.BaseTransport = classes.blocking(**self._transport_options(limits))  # type: ignore[assignment] # also of the library's class
+        return made
 
-    def async_transport(self, *, http: "LibraryName | None" = None, limits: object = None) -> Any:  # noqa: ANN401 - as above
+    def async_transport(
+        self, *, http: "LibraryName | None" = None, limits: object = None
+    ) -> "httpx.AsyncBaseTransport":
         """Return a transport for an `AsyncClient` of the caller's; see `transport`."""
-        return http_transports(choose_library(http)).asynchronous(**self._transport_options(limits))
+        classes = http_transports(choose_library(http))
+        made: httpx.AsyncBaseTransport = classes.asynchronous(**self._transport_options(limits))  # type: ignore[assignment] # as above
+        return made
 
     def requests_session(self) -> "requests.Session":
         """Return a session of requests for this server alone, without settings of the environment.
@@ -121,7 +139,7 @@ class EndpointClients(ABC):
             raise UsageError(message, reason="conflict")
         return self._pinned_context()
 
-    def openai(self, **options: Any) -> Any:  # noqa: ANN401 - of a package that need not be there
+    def openai(self, **options: object) -> "OpenAI":
         """Return an `openai.OpenAI` for this endpoint.
 
         A refusal is raised as an error that is a PeerRefusedError and an `openai.OpenAIError`.
@@ -134,17 +152,19 @@ class EndpointClients(ABC):
         """
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
-        return open_openai(
+        made: OpenAI = open_openai(
             self.url, self._transport_options(None), self._with_headers(options), asynchronous=False
         )
+        return made
 
-    def async_openai(self, **options: Any) -> Any:  # noqa: ANN401 - as above
+    def async_openai(self, **options: object) -> "AsyncOpenAI":
         """Return an `openai.AsyncOpenAI` as `openai` does."""
         from attestkit.client.openai_client import open_openai  # lazy: of few users
 
-        return open_openai(
+        made: AsyncOpenAI = open_openai(
             self.url, self._transport_options(None), self._with_headers(options), asynchronous=True
         )
+        return made
 
     def _client_options(self, transport: object, options: dict[str, Any]) -> dict[str, Any]:
         made = client_options(self.url, transport, options)

@@ -9,13 +9,13 @@ import ssl
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._system.atomic_file import replace_file
-from attestkit.client.asgi import AsgiApp, Attested
+from attestkit.client.asgi import Attested
 from attestkit.errors import UsageError
 from attestkit.ra_tls.issued import Issued
 from attestkit.ra_tls.key_loading import load_issued
@@ -27,6 +27,7 @@ from attestkit.testing.tls_listener import ADDRESS, TlsListener
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from attestkit.client.asgi import AsgiApp
     from attestkit.client.middleware.tls_keys import TlsSource
     from attestkit.verifier import AttestationResult, Verifier
 
@@ -64,22 +65,23 @@ class AttestedServer:
 
     def __init__(
         self,
-        app: AsgiApp | None = None,
+        app: "AsgiApp | None" = None,
         *,
         ra_tls: bool = False,
         name: str | None = None,
         tee: SimulatedTee | None = None,
         resources: SharedResources | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         if tee is not None and options:
             message = f"tee: excludes options of a new one: {', '.join(sorted(options))}"
             raise UsageError(message, reason="conflict")
-        self._name, self._twin_options = name, None if tee is not None else options
+        given: dict[str, Any] = options
+        self._name, self._twin_options = name, None if tee is not None else given
         with ExitStack() as stack:
             self._resources = resources or own_resources(stack)
-            self.tee = tee or stack.enter_context(
-                SimulatedTee(resources=self._resources, **options)
+            self.tee: SimulatedTee = tee or stack.enter_context(
+                SimulatedTee(resources=self._resources, **given)
             )
             self._ca, self._ra_tls = LoopbackCa(), ra_tls
             self._earlier: list[bytes] = []  # keys of the last renewals, which connections may have
@@ -129,7 +131,7 @@ class AttestedServer:
         else:  # the same app without the scenario, whose evidence may not verify
             options = {k: v for k, v in self._twin_options.items() if k not in _DEVIATIONS}
             options.setdefault("platform", "tdx" if self.tee.attester.has_quotes else "snp")
-            with SimulatedTee(resources=self._resources, **options) as twin:
+            with SimulatedTee(resources=self._resources, **given) as twin:
                 result = _verified(twin)
         pinned = AppraisalPolicy.from_evidence(result)
         accepted = AppraisalPolicy.default().accepted_statuses
@@ -201,7 +203,7 @@ class AttestedServer:
 
     # -- internals -----------------------------------------------------------------------------
 
-    def _attested(self, app: AsgiApp, tls: "TlsSource | None" = None) -> Attested:
+    def _attested(self, app: "AsgiApp", tls: "TlsSource | None" = None) -> Attested:
         return Attested(app, self.tee, tls=tls or self._file, name=self._name)
 
     def _issue(self) -> Issued:

@@ -35,7 +35,7 @@ class DocumentFaults:
 
     def __init__(self, app: AsgiApp, attest: Callable[[AsgiApp], AsgiApp] | None) -> None:
         self.requests: list[ReceivedRequest] = []
-        self.documents = 0
+        self.documents: int = 0
         self._app = app
         self._genuine = None if attest is None else attest(self.record)
         self.restore()

@@ -37,7 +37,7 @@ class LoopbackCa:
             not_before=self._begin,
             not_after=self._end,
         )
-        self.pem = certificate_pem(der)
+        self.pem: str = certificate_pem(der)
 
     def issue(self) -> Issued:
         """Issue a certificate for a new key."""

@@ -7,6 +7,9 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import openai
+import requests
 from typing_extensions import assert_type
 
 import attestkit
@@ -22,16 +25,19 @@ from attestkit import (
     Attester,
     Collateral,
     DerivedKey,
+    Endpoint,
     Event,
     EventLog,
     EvidenceBundle,
     KeyDeriver,
     LocalKeys,
+    Proof,
     Quote,
     QuoteColumns,
     ReferenceValues,
     ReportData,
     ReportDataWarning,
+    Require,
     Signature,
     SnpReport,
     TcbStatus,
@@ -40,8 +46,10 @@ from attestkit import (
     VerificationItem,
     VerificationStep,
     Verifier,
+    aconnect,
     aopen,
     backends,
+    connect,
     errors,
     measure,
     quote_columns,
@@ -58,6 +66,7 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.tdx_ioctl import TdxIoctl
+from attestkit.client import ProofBundle, verify_proof
 from attestkit.measure.acpi import find_tables
 from attestkit.testing import BackendContract, SimulatedTee
 
@@ -273,6 +282,26 @@ def measure_image(folder: Path, firmware: bytes) -> None:
     guest = measure.snp(firmware=firmware, vcpus=2, cpu_type="EPYC-v4", vmm="qemu")
     assert_type(guest.launch_digest, bytes | None)
     assert_type(guest.to_toml(), str)
+
+
+async def connect_to_server(bundle: Path) -> None:
+    """Endpoints, their clients and their proofs."""
+    required = Require(freshness="key possession", channel="gateway", gpu=True)
+    with connect("https://app.example.com", policy="policy.toml", require=required) as endpoint:
+        assert_type(endpoint, Endpoint)
+        assert_type(endpoint.proof, Proof)
+        assert_type(endpoint.proof.to_dict(), dict[str, object])
+        assert_type(endpoint.proof.result, AttestationResult)
+        assert_type(endpoint.client(timeout=3), httpx.Client)
+        assert_type(endpoint.async_client(http="httpx2"), httpx.AsyncClient)
+        assert_type(endpoint.requests_session(), requests.Session)
+        assert_type(endpoint.ssl_context, ssl.SSLContext)
+        assert_type(endpoint.openai(api_key="key"), openai.OpenAI)
+        endpoint.proof.bundle.save(bundle)
+    other = await aconnect("https://app.example.com", policy=AppraisalPolicy.strict())
+    assert_type(await other.aprove(), Proof)
+    saved = verify_proof(ProofBundle.load(bundle), policy="policy.toml", use_bundle_time=True)
+    assert_type(saved.machines[0].collateral, Collateral | None)
 
 
 def test_with_fixtures(

@@ -56,9 +56,12 @@ class Appraiser:
         first_use: FirstUse | None = None,
         not_proven: Sequence[str] = (),
     ) -> None:
-        self.origin, self.service = origin, service
+        self.origin: Origin = origin
+        self.service: Service = service
+        self.model: str | None = model
+        self.encrypt: bool = encrypt
         self._trust, self._require, self._first_use = trust, require, first_use
-        self.model, self.encrypt, self._max_age = model, encrypt, max_age
+        self._max_age = max_age
         self.evidence_headers = evidence_headers  # of the questions, before the server is proven
         self.sealing_options: dict[str, Any] = {}
         if allow_open:

@@ -74,8 +74,10 @@ class Trust:
         fetches: bool = True,
     ) -> None:
         self._options, self._clock, self._fetches = options, clock, fetches
-        self.first_use = isinstance(policy, str) and policy == FIRST_USE
-        self.hardware_only = isinstance(policy, str) and policy == HARDWARE_ONLY
+        self._gpu_services = gpu_services
+        self._own_verifiers = False  # of the caller, which have what they need
+        self.first_use: bool = isinstance(policy, str) and policy == FIRST_USE
+        self.hardware_only: bool = isinstance(policy, str) and policy == HARDWARE_ONLY
         self._verifiers: dict[str, Verifier] = {}
         if self.first_use or self.hardware_only:
             self._verifiers[ANY_ROLE] = self.make_verifier(AppraisalPolicy.default())

@@ -144,7 +144,7 @@ class KemOpener:
         self._tail = b"\n"  # the first line begins
         self._ended = False
         self._done_inside = False
-        self.authenticated = True
+        self.authenticated: bool = True
         """Whether the answer is sealed; a refusal by the service is not."""
 
     def start(self, status: int, headers: Headers) -> Headers:

@@ -39,7 +39,7 @@ class IdentifierScan:
 
     def __init__(self) -> None:
         self.found: set[str] = set()
-        self.hides = False
+        self.hides: bool = False
         self._start, self._tail = b"", b""
 
     def feed(self, data: bytes) -> None:

@@ -51,11 +51,12 @@ class WireRecord:
     def __init__(self, *, sealed: bool = False) -> None:
         self._request, self._response = hashlib.sha256(), hashlib.sha256()
         self._beginning = bytearray()
-        self.identifiers = IdentifierScan()
-        self.status = 0
+        self.identifiers: IdentifierScan = IdentifierScan()
+        self.status: int = 0
         self.headers: tuple[tuple[str, str], ...] = ()
         self.response_sha256: bytes | None = None
-        self.sealed, self.authenticated = sealed, True
+        self.sealed: bool = sealed
+        self.authenticated: bool = True
 
     @property
     def request_sha256(self) -> bytes:
@@ -110,7 +111,7 @@ class Exchange:
     """The answer to one request: records it, and opens it if the request was sealed."""
 
     def __init__(self, sealed: "SealedRequest | None" = None) -> None:
-        self.record = WireRecord(sealed=sealed is not None and sealed.is_sealed)
+        self.record: WireRecord = WireRecord(sealed=sealed is not None and sealed.is_sealed)
         self._opener: Opener | None = None if sealed is None else sealed.opener
         self._at_once = 0  # bytes
 

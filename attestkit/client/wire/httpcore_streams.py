@@ -34,7 +34,9 @@ class ProvenOrigin:
     def __init__(
         self, prover: ConnectionProver, context: ssl.SSLContext, httpcore: Module, *, proxied: bool
     ) -> None:
-        self.prover, self.context, self.proxied = prover, context, proxied
+        self.prover: ConnectionProver = prover
+        self.context: ssl.SSLContext = context
+        self.proxied: bool = proxied
         self._httpcore = httpcore
 
     def check_open(self) -> None:

@@ -6,7 +6,7 @@ from attestkit._sanitize import one_line
 from attestkit.client.wire.steps import ConnectionProver
 from attestkit.errors import ServiceError, UsageError
 
-MAX_CONNECTIONS: Final = 4
+MAX_CONNECTIONS: Final = 16
 """Connections that are opened for one request, while servers close them after the evidence."""
 
 

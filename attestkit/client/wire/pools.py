@@ -23,7 +23,10 @@ class PoolLease(Generic[P]):
     __slots__ = ("opened", "pool", "retired", "users")
 
     def __init__(self, pool: P, opened: tuple[int, int]) -> None:
-        self.pool, self.opened, self.users, self.retired = pool, opened, 0, False
+        self.pool: P = pool
+        self.opened: tuple[int, int] = opened
+        self.users: int = 0
+        self.retired: bool = False
 
 
 class PoolSet(Generic[P]):

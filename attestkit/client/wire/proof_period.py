@@ -39,7 +39,8 @@ class ProofPeriod:
 
     def __init__(self, prover: "ConnectionProver", opened: tuple[int, int]) -> None:
         """Take the period in which the connection was opened, before its proof began."""
-        self._prover, self._opened, self.in_request = prover, opened, False
+        self._prover, self._opened = prover, opened
+        self.in_request: bool = False
 
     def before_write(self, data: "ReadableBuffer") -> None:
         """Check that a request which begins with these bytes may be sent.

@@ -73,7 +73,7 @@ class RecordedResponse(HTTPResponse):
         release: Callable[[], None],
     ) -> None:
         headers = exchange.start(answer.status, list(answer.headers.items()))
-        self.record = exchange.record
+        self.record: WireRecord = exchange.record
         super().__init__(
             body=cast("IO[bytes]", _AnswerReader(answer, exchange, ended, release)),
             headers=HTTPHeaderDict(headers),

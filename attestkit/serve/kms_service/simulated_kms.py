@@ -138,7 +138,8 @@ class SimulatedKms:
         with ExitStack() as stack:
             keys = stack.enter_context(closing(KeySource(seed, roots, state_dir)))
             sockets = _bind(address, admin, stack)
-            self._port, self.admin_url = sockets.port, sockets.admin_url
+            self._port = sockets.port
+            self.admin_url: str = sockets.admin_url
             threads = stack.enter_context(JobThreads(WORKERS, "kms"))
             self._server = KmsServer(parts, sockets, limits, threads, admin_token)
             thread = thread or stack.enter_context(EventLoopThread())

@@ -5,6 +5,7 @@ import ssl
 
 import pytest
 
+from attestkit.client.wire.request_origin import MAX_CONNECTIONS
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
@@ -38,7 +39,7 @@ def test_httpx_gives_up_when_no_connection_is_kept(kind: str) -> None:
         prover.accepted = NeverRemembers()
         with calling(kind, prover) as caller, raises(ServiceError, "connection"):
             caller.post(server.url, content=b"secret")
-        assert len(server.connections) == 4
+        assert len(server.connections) == MAX_CONNECTIONS
         assert server.received == b""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from attestkit.client.wire.request_origin import MAX_CONNECTIONS
 from attestkit.client.wire.requests_adapter import AttestedAdapter
 from attestkit.client.wire.tls_context import tls_context
 from attestkit.errors import ServiceError, UsageError
@@ -192,7 +193,7 @@ def test_requests_gives_up_when_no_connection_is_kept() -> None:
         prover.accepted = NeverRemembers()
         with session_of(prover) as session, raises(ServiceError, "connection"):
             post(session, server.url)
-        assert len(server.connections) == 4
+        assert len(server.connections) == MAX_CONNECTIONS
         assert server.received == b""
 
 
