@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import encode_pem
@@ -131,7 +131,7 @@ class AttestedServer:
         else:  # the same app without the scenario, whose evidence may not verify
             options = {k: v for k, v in self._twin_options.items() if k not in _DEVIATIONS}
             options.setdefault("platform", "tdx" if self.tee.attester.has_quotes else "snp")
-            with SimulatedTee(resources=self._resources, **given) as twin:
+            with SimulatedTee(resources=self._resources, **options) as twin:
                 result = _verified(twin)
         pinned = AppraisalPolicy.from_evidence(result)
         accepted = AppraisalPolicy.default().accepted_statuses
