@@ -13,7 +13,7 @@ from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 
 _LIMIT: Final = 1024  # bytes of a body
 # The path to a SubjectPublicKeyInfo, here 30 03 02 01 05; all else is empty.
-_CERTIFICATE: Final = bytes.fromhex("3017" "3015" "a003020102" "020101" + "3000" * 4 + "3003020105")
+_CERTIFICATE: Final = bytes.fromhex("30173015a003020102020101" + "3000" * 4 + "3003020105")
 _BUNDLE: Final = {
     "version": 1,
     "service": "attestkit",
@@ -92,9 +92,7 @@ def _answer_samples() -> list[bytes]:
 
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
-    bundle = obeys(
-        _bundle, FormatError, CollateralError, accepted=_check_bundle, grows=True
-    )
+    bundle = obeys(_bundle, FormatError, CollateralError, accepted=_check_bundle, grows=True)
     answer = obeys(_answer, FormatError, ServiceError, accepted=_check_answer)
     pins = obeys(read_pins, FormatError, accepted=_check_pins)
     return [

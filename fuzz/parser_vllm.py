@@ -11,8 +11,8 @@ from fuzz.parser_contract import ParserTarget, check, check_same, obeys
 from tests.quotes import made_quote
 
 _NONCE: Final = bytes(range(32))
-_SERVICES: Final = (*VLLM_PROXIES, *NEAR_AI)
-_CLOUD, _DIRECT = len(VLLM_PROXIES), len(VLLM_PROXIES) + 1
+_SERVICES: Final = (*vllm_proxy.SERVICES, *near_ai.SERVICES)
+_CLOUD, _DIRECT = len(vllm_proxy.SERVICES), len(vllm_proxy.SERVICES) + 1
 _SIZE: Final = 12_288  # bytes of an input; a quote in hex has 2,300
 _REPORT_DATA: Final = 568  # where they begin in a quote
 _EVENT: Final = {

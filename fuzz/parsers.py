@@ -82,6 +82,7 @@ _FILES: Final = (
     parser_cores,
     parser_vllm,
     parser_fields,
+    parser_own_document,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -206,6 +207,10 @@ READERS: Final[dict[str, str]] = {
     "client.services.secretvm_images": "secretvm_images",
     "client.sealing.aci_e2ee": "aci_sealed",
     "client.sealing.kem": "kem_answer",
+    "client.document": "attested_document",
+    "client.services.own_document": "attested_document",
+    "client.sealing.ehbp": "ehbp_answer",
+    "client.sealing.event_stream_end": "ehbp_answer",
     "client.services.strict_answer": "service_json",
     "client.middleware.tls_keys": "tls_keys",
     "client.services.vllm.compose_manager": "vllm_report",
@@ -342,7 +347,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "cli.commands.curl": "opens a client of the server that the command names",
     "cli.options.connection": _OWNER,
     "client.openai_client": "opens a client of openai",
-    "client.sealing.aci_constraint": "passes the bytes of answers on as they are",
+    "client.sealing.aci_constraint": "hands an answer on as it comes",
     "client.sealing.protocol": "interfaces only",
     "client.services.bound": "passes an answer to functions of the caller",
     "client.services.ra_tls": "wraps ra_tls.certificate.read, the target ra_tls",

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import ssl
 import sys
 import threading
 import warnings

@@ -21,6 +21,8 @@ from attestkit.client.document import PATH, SigningKey
 from attestkit.client.middleware.document_endpoint import DocumentEndpoint
 from attestkit.client.middleware.tls_keys import TlsSource
 
+__all__ = ["Attested"]
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]

@@ -36,14 +36,18 @@ from attestkit.client.wire.drivers import ReconnectError, drive
 from attestkit.client.wire.observed_peer import observe_peer
 from attestkit.client.wire.question import ask
 from attestkit.client.wire.steps import Steps
-from attestkit.errors import ServiceError, UsageError
-from attestkit.ra_tls.connection import PeerRefusedError
+from attestkit.errors import AttestKitError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from attestkit.gpu import GpuServices
     from attestkit.verifier.verifier_options import VerifierSettings
+
+MAX_AGE: Final = timedelta(hours=1)
+"""Default for the time after which a proof is made anew."""
+
+_MAX_SECONDS: Final = 2_000_000  # 23 days; poll takes milliseconds below 2**31
 
 SECONDS: Final = 10.0
 """Default for the limit of one connection, and of one answer with evidence."""
@@ -118,6 +122,7 @@ def connect(
     origin = Origin.of(url)
     trust = Trust(policy, verifier, now, gpu_services)
     dialing = Dialing(origin, server_ca, proxy, timeout)
+    _check_limits(max_age, timeout)
     _check_pins(trust, pins)
     chosen = choose_service(service, dialing)
     first_use = None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}")
@@ -133,7 +138,7 @@ def connect(
         max_age=max_age,
         evidence_headers=tuple((evidence_headers or {}).items()),
         allow_open=frozenset(allow_open),
-        first_use=None if pins is None else FirstUse(pins, f"{origin.url} {chosen.name}"),
+        first_use=first_use,
     )
     endpoint = Endpoint(url, appraiser, dialing, now=now, on_proof=on_proof)
     try:
@@ -254,7 +259,7 @@ class Endpoint(EndpointClients):
         if self._appraiser.service.where == "apart":
             drive(self._prover.steps(None, afresh=True), NoChannel())
             return self.proof
-        with self._open(self._dialing) as connection, _lost_connections(self.origin):
+        with self._open(self._dialing) as connection:
             origin = self._dialing.origin
             peer = observe_peer(connection, origin.host, origin.port)
             with _lost_is_service_error(origin):
@@ -319,21 +324,35 @@ class Endpoint(EndpointClients):
             replies.append(reply.body)
             return True
 
-        with self._open(dialing) as connection:
+        with self._open(dialing) as connection, _lost_is_service_error(dialing.origin):
             drive(steps(), SocketChannel(connection))
         return replies[0]
 
 
 @contextlib.contextmanager
-def _lost_connections(origin: str) -> Iterator[None]:
-    """Raise ServiceError in place of the error of a connection that is lost."""
+def _lost_is_service_error(origin: Origin) -> Iterator[None]:
+    """Raise ServiceError if a connection is lost; a server may close it after its answer."""
     try:
         yield
-    except PeerRefusedError:
-        raise
+    except ReconnectError:
+        pass
     except OSError as error:
-        message = f"{origin}: the connection is lost ({type(error).__name__})"
+        if isinstance(error, AttestKitError | TimeoutError):
+            raise
+        problem = one_line(error.strerror or type(error).__name__, 100)
+        message = f"{origin.authority}: the connection was lost: {problem}"
         raise ServiceError(message, reason="connection") from error
+
+
+def _check_limits(max_age: object, timeout: object) -> None:
+    if not isinstance(max_age, timedelta):
+        raise wrong_type("max_age", "a timedelta", max_age)
+    if not isinstance(timeout, int | float):
+        raise wrong_type("timeout", "a number of seconds", timeout)
+    for name, seconds in (("max_age", max_age.total_seconds()), ("timeout", timeout)):
+        if not 0 < seconds < _MAX_SECONDS:  # false for NaN
+            message = f"{name}: must be more than 0, and less than {_MAX_SECONDS} s"
+            raise UsageError(message, reason="out_of_range")
 
 
 def _check_pins(trust: Trust, pins: object) -> None:

@@ -192,6 +192,7 @@ class EndpointClients(ABC):
             "prover": self._prover,
             "context": self._pinned_context(),
             "sealing": self._changes_requests(),
+            "renew_sealing": self._renew_sealing,
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
         }
@@ -201,6 +202,7 @@ class EndpointClients(ABC):
             "prover": self._prover,
             "context": self._dialing.context(self._appraiser.service),
             "sealing": self._changes_requests(),
+            "renew_sealing": self._renew_sealing,
             "on_answer": None if self._answers is None else self._answers.note,
             "proxy": self._dialing.proxy,
             "limits": limits,

@@ -1,13 +1,13 @@
-"""Verify a saved proof again, without the server: `verify_proof`.
+"""Verification of a saved proof without network: `verify_proof`.
 
 ```python
-proof = attestkit.client.verify_proof(ProofBundle.load("proof.json"), policy="policy.toml")
+bundle = ProofBundle.load("proof.json")
+print(verify_proof(bundle, policy="policy.toml"))
 ```
 """
 
-from dataclasses import replace
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Final
 
 from attestkit._argument_checks import require_time_zone, wrong_type
 from attestkit._sanitize import shown
@@ -38,7 +38,7 @@ def verify_proof(
     service: Service | None = None,
     require: Require = REQUIRE_ALL,
     now: datetime | None = None,
-    as_recorded: bool = False,
+    use_bundle_time: bool = False,
     **verifier: "Unpack[VerifierSettings]",
 ) -> Proof:
     """Verify a saved proof again, without network access, and return it.
@@ -47,54 +47,50 @@ def verify_proof(
     certificate was observed in a handshake is an unverified statement of the file.
 
     Args:
-        bundle: Of a proof that was saved.
-        policy: As of `connect`, but not "first-use".
-        service: The service, if it is the caller's own; None: that of the bundle's name.
-        require: As of `connect`.
+        bundle: The saved proof.
+        policy: As for `connect`, without "first-use". A Verifier with `pccs_url` fetches collateral
+            that the bundle lacks.
+        service: Service of the bundle, if it is one of the caller's own.
+        require: What the proof must show.
         now: Time of the verification, aware; None: the current time.
-        as_recorded: Verify for the time that the bundle names, which its maker chose.
-        verifier: Arguments of `Verifier`, such as `trust_anchor`. A Verifier given as `policy`
-            fetches as it is made to, where the bundle has no collateral.
+        use_bundle_time: Verify at `bundle.at`: what has expired or was revoked since is accepted.
+        verifier: Arguments of `Verifier`, such as `trust_anchor`. The collateral is the bundle's.
 
     Raises:
-        FormatError: If the bundle is malformed, or its parts do not belong together.
-        ServiceError: If a requirement is not met, or the evidence is about another key or nonce.
-        VerificationError: If evidence is not valid or not accepted.
-        CollateralError: If collateral is missing, or its time is over.
-        UsageError: If an argument is not valid.
+        ServiceError: If a requirement is not met, or the evidence is about another key.
+        VerificationError: If evidence is not valid, not accepted, or has expired.
+        CollateralError: If the bundle lacks collateral of its evidence.
+        FormatError: If an answer or a certificate in it is malformed.
+        UsageError: If an argument is not valid, or the service is unknown.
     """
     if not isinstance(bundle, ProofBundle):
         raise wrong_type("bundle", "a ProofBundle", bundle)
-    if as_recorded and now is not None:
-        raise UsageError("now: not with as_recorded", reason="conflict")
-    moment = bundle.at if as_recorded else now or datetime.now(timezone.utc)
-    require_time_zone("now", moment)
+    if policy == FIRST_USE:
+        message = f'policy: "{FIRST_USE}" is for connections; pass a policy'
+        raise UsageError(message, reason="conflict")
+    if use_bundle_time and now is not None:
+        raise UsageError("now and use_bundle_time: give at most one", reason="conflict")
+    if now is not None:
+        require_time_zone("now", now)
+    at = bundle.at if use_bundle_time else now or datetime.now(timezone.utc)
+    service = service or open_service(bundle.service)
+    _check_complete(bundle, service)
+    origin = _origin(bundle)
     appraiser = Appraiser(
-        _origin(bundle),
-        _service(bundle, service),
-        _trust(policy, verifier, moment),
+        origin,
+        service,
+        Trust(policy, verifier, lambda: at, fetches=False),
         require,
         model=bundle.model,
         encrypt=bundle.sealed,
-        max_age=MAX_AGE,
+        max_age=_MAX_AGE,
+        not_proven=(_SAVED, *([_ITS_TIME] if use_bundle_time else [])),
     )
-    _check_parts(bundle, appraiser.service)
-    proof = appraiser.appraise(bundle.answers, bundle.nonce, bundle.seen, moment, bundle.collateral)
+    proof = appraiser.appraise(bundle.answers, bundle.nonce, bundle.seen, at, bundle.collateral)
     if len(proof.machines) != len(bundle.collateral):
-        raise _inconsistent("collateral", "must be one for each machine")
-    unknown = (_OBSERVED, _TIME) if as_recorded else (_OBSERVED,)
-    return replace(proof, not_proven=(*unknown, *proof.not_proven))
-
-
-def _trust(policy: Policy, verifier: "VerifierSettings", moment: datetime) -> Trust:
-    if isinstance(policy, str) and policy == FIRST_USE:
-        message = f'policy: "{FIRST_USE}" is about servers, not about what was saved of them'
-        raise UsageError(message, reason="not_applicable")
-    options: Any = dict(verifier)
-    if isinstance(policy, str) or hasattr(policy, "reference_values"):
-        options.setdefault("pccs_url", None)  # else Trust has collateral fetched
-        options.setdefault("gpu_endorsements", None)  # and these
-    return Trust(policy, options, lambda: moment)
+        message = "proof bundle: collateral: must have an item for each machine"
+        raise FormatError(message, reason="inconsistent")
+    return proof
 
 
 def _origin(bundle: ProofBundle) -> Origin:
@@ -102,36 +98,18 @@ def _origin(bundle: ProofBundle) -> Origin:
     try:
         return Origin.of(f"https://{host}:{bundle.port}")
     except UsageError as error:
-        message = f"proof bundle: host: {shown(bundle.host)}: is not the name of a server"
+        message = f"proof bundle: host: {shown(bundle.host)} is not the name of a server"
         raise FormatError(message, reason="wrong_value") from error
 
 
-def _service(bundle: ProofBundle, service: Service | None) -> Service:
-    found = service
-    if found is None:
-        try:
-            found = open_service(bundle.service)
-        except UsageError as error:
-            message = f"proof bundle: service: {error}; pass service= if it is your own"
-            raise FormatError(message, reason="unrecognized") from error
-    if found.name != bundle.service:
-        message = f"service: {found.name}, and the bundle is of {shown(bundle.service)}"
+def _check_complete(bundle: ProofBundle, service: Service) -> None:
+    """Check that a bundle has what a client of the service has; FormatError if not."""
+    if service.name != bundle.service:
+        message = f"service: {service.name}, and the bundle is of {shown(bundle.service)}"
         raise UsageError(message, reason="conflict")
-    return found
-
-
-def _check_parts(bundle: ProofBundle, service: Service) -> None:
-    """Check that there is what the service was asked, and what it is compared with."""
-    try:
-        questions = service.questions(bundle.nonce, bundle.model)
-    except UsageError as error:
-        message = f"proof bundle: model: {error}"
-        raise FormatError(message, reason="wrong_value") from error
-    if len(bundle.answers) != len(questions):
-        raise _inconsistent("answers", f"must be {len(questions)}")
     if (bundle.certificate is None) != (service.where == "apart"):
-        raise _inconsistent("certificate", "missing, or not of such a service")
-
-
-def _inconsistent(name: str, problem: str) -> FormatError:
-    return FormatError(f"proof bundle: {name}: {problem}", reason="inconsistent")
+        message = "proof bundle: certificate: must be null for services that are asked apart only"
+        raise FormatError(message, reason="inconsistent")
+    if len(bundle.answers) != len(service.questions(bundle.nonce, bundle.model)):
+        message = f"proof bundle: answers: another number than {service.name} has"
+        raise FormatError(message, reason="inconsistent")

@@ -22,6 +22,8 @@ from attestkit.client.middleware.tls_keys import TlsSource
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+__all__ = ["Attested"]
+
 
 @final
 class Attested:

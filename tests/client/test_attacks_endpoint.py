@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -35,7 +34,6 @@ def test_proof_ends_with_the_certificate(attested_server: Make) -> None:
         server.url,
         policy=server.policy,
         require=Require(freshness="key possession"),
-        max_age=timedelta(days=10_000),
     ) as endpoint:
         certificate = endpoint.proof.bundle.certificate
         assert certificate is not None

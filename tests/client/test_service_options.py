@@ -1,6 +1,8 @@
 """Options of `connect` for certain services: headers of the question, and fields that stay open."""
 
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -51,3 +53,24 @@ def test_open_fields_need_a_service_that_seals_fields(
         )
     assert refused.value.reason == "not_applicable"
     assert server.documents == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("timeout", 0, "out_of_range"),
+        ("timeout", -1, "out_of_range"),
+        ("timeout", float("nan"), "out_of_range"),
+        ("timeout", float("inf"), "out_of_range"),
+        ("timeout", "10", "wrong_type"),
+        ("timeout", None, "wrong_type"),
+        ("max_age", timedelta(0), "out_of_range"),
+        ("max_age", timedelta.max, "out_of_range"),
+        ("max_age", 3600, "wrong_type"),
+    ],
+)
+def test_limits_are_checked_first(name: str, value: Any, reason: str) -> None:
+    """A limit of another type or range is refused before anything is connected."""
+    with pytest.raises(UsageError) as refused:
+        attestkit.connect("https://127.0.0.1:1", policy="hardware-only", **{name: value})
+    assert refused.value.reason == reason

@@ -238,7 +238,7 @@ def _with_waits(script: str) -> str:
         command += line
         if line.endswith("\\"):
             continue
-        if re.search(r"attestkit[. ]serve\b[^>]*[^&>]&\s*$", command):
+        if re.search(r"(attestkit[. ]serve|python server\.py)\b[^>]*(?<![&>])&\s*$", command):
             servers += 1
             lines.append(f"ak_ready {servers}")
         command = ""

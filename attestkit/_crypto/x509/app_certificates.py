@@ -226,13 +226,16 @@ def issue_leaf(
     not_after: int,
     serial: int | None = None,
     extensions: Iterable[tuple[str, bytes]] = (),
+    authority_key_id: bool = False,
     ca_cert: str | Certificate,
     ca_key: P256Key,
 ) -> bytes:
     """Issue a certificate for an application, as the dstack guest agent does; return its DER.
 
     See the module docstring for the arguments. Each of `alt_names` becomes an IP address if it is
-    a valid one, else a DNS name. `ca_cert` is in PEM, or parsed.
+    a valid one, else a DNS name. `ca_cert` is in PEM, or parsed. `authority_key_id` adds the
+    extension that strict clients require, such as Python's from version 3.13, of an issuer made by
+    `issue_ca`.
 
     Raises:
         UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.

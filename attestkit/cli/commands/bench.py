@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import json_option
+from attestkit.cli.options.click_types import FiniteRange, json_option
 from attestkit.cli.output import console
 
 LEAST_ROUNDS: Final = 5
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 @click.option(
     "--seconds",
     metavar="N",
-    type=click.FloatRange(0.1, 600),
+    type=FiniteRange(0.1, 600),
     default=10,
     show_default=True,
     help="Approximate duration.",

@@ -13,11 +13,12 @@ import click
 
 from attestkit._sanitize import printable, shown
 from attestkit.cli.exit_codes import set_exit_code, write_stderr
-from attestkit.cli.options.click_types import PATH, output_option
+from attestkit.cli.options.click_types import output_option
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     http_errors,
+    read_headers,
     warn_of_weak_policy,
 )
 from attestkit.cli.output.write_output import (
@@ -32,7 +33,7 @@ _HTTP_ERROR: Final = 22  # exit code of curl --fail
 _METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110, 5.6.2
 _MAX_BODY: Final = 1 << 30  # bytes
 _EPILOG: Final = (
-    "Example: attestkit curl https://app.example.com/v1/secret --policy policy.toml -d @body.json\n\n"
+    "Example: attestkit curl https://app.example.com/secret --policy policy.toml -d @body.json\n\n"
     "Exit codes: 0 good, 1 usage, 2 refused, 3 network, 4 refused by policy, 5 unreadable answer, "
     "22 HTTP status of 400 or more with --fail."
 )
@@ -44,7 +45,12 @@ _EPILOG: Final = (
 @click.option("-X", "--request", "method", metavar="METHOD", help="Method; GET, with -d POST.")
 @click.option("-d", "--data", metavar="TEXT|@FILE", help="Body; @FILE reads a file, @- stdin.")
 @click.option(
-    "-H", "--header", "headers", metavar="NAME: VALUE", multiple=True, help="May be repeated."
+    "-H",
+    "--header",
+    "headers",
+    metavar="NAME: VALUE|@FILE",
+    multiple=True,
+    help="Header of the request; @FILE has a line for each.",
 )
 @click.option("-i", "--include", is_flag=True, help="Print status and headers of the answer, too.")
 @click.option("-f", "--fail", is_flag=True, help="Exit with 22 at a status of 400 or more.")
@@ -69,7 +75,7 @@ def curl(
     body_file = Path(data[1:]) if data is not None and data[:1] == "@" and data != "@-" else None
     check_outputs((("-o", output),), (*connection.inputs, *([body_file] if body_file else [])))
     check_writable((("-o", output),))
-    fields = [_header(text) for text in headers]
+    fields = read_headers("-H", headers)
     if not any(name.lower() == "accept-encoding" for name, _ in fields):
         fields.append(("Accept-Encoding", "identity"))  # the body is not decoded
     body = None if data is None else _body(data)
@@ -95,13 +101,6 @@ def _origin(url: str) -> str:
     """Return the part of a URL before its path; `connect` checks it."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{re.split('[/?#]', rest, maxsplit=1)[0]}"
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip() or not text.isascii() or "\n" in text or "\r" in text:
-        raise UsageError("-H: must be NAME: VALUE, ASCII in one line", reason="wrong_value")
-    return name.strip(), value.strip()
 
 
 def _body(data: str) -> bytes:

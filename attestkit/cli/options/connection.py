@@ -1,7 +1,8 @@
 """Options of commands that prove a server: `attestkit connect` and `attestkit curl`."""
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -10,7 +11,7 @@ import click
 
 from attestkit._sanitize import one_line, shown
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.options.click_types import PATH, FiniteRange, group_options
 from attestkit.cli.options.verification import (
     parse_anchor,
     parse_certificate,
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _WORDS: Final = ("hardware-only", "first-use")
 _MAX_CA: Final = 1 << 20  # bytes
+_MAX_HEADERS: Final = 1 << 16  # bytes
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_VALUE: Final = re.compile(r"[\t -~]*")
 
 
 class ConnectionOptions(NamedTuple):
@@ -33,6 +37,8 @@ class ConnectionOptions(NamedTuple):
     service: str
     model: str | None
     encrypt: bool
+    evidence_headers: tuple[str, ...]
+    allow_open: tuple[str, ...]
     freshness: str
     channel: str
     gpu: bool
@@ -68,6 +74,8 @@ class ConnectionOptions(NamedTuple):
             service=self.service,
             model=self.model,
             encrypt=self.encrypt,
+            allow_open=self.allow_open,
+            evidence_headers=dict(read_headers("--evidence-header", self.evidence_headers)) or None,
             require=self._require(),
             pins=self.pins,
             server_ca=read_option_file("--server-ca", self.server_ca, _authorities),
@@ -191,6 +199,38 @@ def http_errors(endpoint: "Endpoint") -> Iterator[None]:
         raise ServiceError(message, reason="connection") from error
 
 
+def read_headers(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the headers that an option names, `NAME: VALUE` each, or `@FILE` with lines of these.
+
+    Raises:
+        UsageError: If one is malformed, or a file cannot be read; the text has no value.
+    """
+    found = []
+    for text in texts:
+        lines = _header_lines(option, Path(text[1:])) if text.startswith("@") else [text]
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not (colon and _TOKEN.fullmatch(name.strip()) and _VALUE.fullmatch(value.strip())):
+                message = f"{option}: must be NAME: VALUE, ASCII in one line"
+                raise UsageError(message, reason="wrong_value")
+            found.append((name.strip(), value.strip()))
+    return found
+
+
+def _header_lines(option: str, path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_HEADERS + 1)
+        text = content.decode()
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "not UTF-8"
+        message = f"{option} @{path}: cannot be read: {problem}"
+        raise UsageError(message, reason="cannot_read") from error
+    if len(content) > _MAX_HEADERS:
+        raise UsageError(f"{option} @{path}: over {_MAX_HEADERS} bytes", reason="too_large")
+    return [line for line in text.splitlines() if line.strip()]
+
+
 def warn_of_weak_policy(proof: "Proof") -> None:
     """Print a warning if any program was accepted, or evidence is simulated."""
     if proof.code == "nobody":
@@ -234,6 +274,20 @@ connection_options: Final = group_options(
             "--encrypt", is_flag=True, help="Seal requests to a key of the evidence, beside TLS."
         ),
         click.option(
+            "--evidence-header",
+            "evidence_headers",
+            metavar="NAME: VALUE|@FILE",
+            multiple=True,
+            help="Header of the question for evidence, sent before the server is proven, for "
+            "services that want an API key; @FILE has a line for each.",
+        ),
+        click.option(
+            "--allow-open",
+            metavar="FIELD",
+            multiple=True,
+            help="Field of requests that may travel unsealed with --encrypt; may be repeated.",
+        ),
+        click.option(
             "--freshness",
             type=click.Choice(("nonce", "key possession", "none")),
             default="nonce",
@@ -250,19 +304,21 @@ connection_options: Final = group_options(
         click.option("--gpu", is_flag=True, help="Require and verify the evidence of GPUs."),
         click.option("--pins", type=PATH, help="File of --policy first-use."),
         click.option(
-            "--server-ca", type=PATH, help="CA certificates of the server in PEM; else the system's."
+            "--server-ca",
+            type=PATH,
+            help="CA certificates of the server in PEM; else the system's.",
         ),
         click.option("--proxy", metavar="URL", help="HTTP proxy that makes a tunnel (CONNECT)."),
         click.option(
             "--max-age",
-            type=click.FloatRange(1, 86400),
+            type=FiniteRange(1, 86400),
             default=3600,
             show_default=True,
             help="Seconds after which the server is proven anew.",
         ),
         click.option(
             "--timeout",
-            type=click.FloatRange(0.1, 600),
+            type=FiniteRange(0.1, 600),
             default=10,
             show_default=True,
             help="Seconds for a connection, and for an answer with evidence.",

@@ -148,7 +148,9 @@ def _read_options(given: _Given) -> VerificationOptions:
         images=None if given.images is None else _open_images(given.images),
         fetch_ak_certificates=given.fetch_ak_certificates,
         gpu_evidence=read_option_file("--gpu-evidence", given.gpu_evidence, read_gpu_evidence),
-        gpu_endorsements=read_option_file("--gpu-endorsements", given.gpu_endorsements, read_gpu_endorsements),
+        gpu_endorsements=read_option_file(
+            "--gpu-endorsements", given.gpu_endorsements, read_gpu_endorsements
+        ),
         gpu_roots=read_option_file("--gpu-roots", given.gpu_roots, read_gpu_roots),
         fetch_gpu_endorsements=given.fetch_gpu_endorsements,
         gpu_services=services,
@@ -269,8 +271,12 @@ def read_option_file(option: str, path: Path, parse: Callable[[bytes], _Read]) -
 @overload
 def read_option_file(option: str, path: None, parse: Callable[[bytes], _Read]) -> None: ...
 @overload
-def read_option_file(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None: ...
-def read_option_file(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
+def read_option_file(
+    option: str, path: Path | None, parse: Callable[[bytes], _Read]
+) -> _Read | None: ...
+def read_option_file(
+    option: str, path: Path | None, parse: Callable[[bytes], _Read]
+) -> _Read | None:
     """Parse the file of an option; errors name the option."""
     if path is None:
         return None

@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from inspect import signature
 from itertools import zip_longest
 from typing import Any, Final
@@ -24,7 +25,14 @@ from attestkit.client.services.service import (
     Service,
 )
 from attestkit.collateral import Collateral
-from attestkit.errors import ServiceError, UsageError, VerificationError
+from attestkit.errors import (
+    FormatError,
+    PolicyError,
+    ServiceError,
+    UsageError,
+    VerificationError,
+)
+from attestkit.verifier import AppraisalPolicy
 
 TLS_KINDS: Final = ("tls-spki", "tls-certificate", "ra-tls")
 SEALED_KINDS: Final = ("fields", "hpke", "kem")
@@ -229,6 +237,18 @@ class Appraiser:
             return ()
         limits: tuple[str, ...] = getattr(make(claims, sealed[0], self.model), "not_proven", ())
         return limits
+
+
+def _check_values(answers: Sequence[bytes]) -> None:
+    """Check that answers have no more values than a decoder of JSON should keep in memory.
+
+    Raises:
+        FormatError: If one has (reason `too_many`).
+    """
+    for answer in answers:
+        if sum(map(answer.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            message = f"evidence: over {MAX_VALUES} values in an answer"
+            raise FormatError(message, reason="too_many")
 
 
 def _check_allow_open(service: Service, *, encrypt: bool) -> None:

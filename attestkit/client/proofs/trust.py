@@ -57,6 +57,8 @@ class Trust:
         options: Arguments of the Verifiers; without `collateral` and `pccs_url` collateral comes
             from Intel's service.
         clock: Returns the current time, aware.
+        gpu_services: Services of endorsements for GPUs; None are NVIDIA's. They are asked if GPUs
+            are verified, and the options have neither `gpu_endorsements` nor `collateral`.
         fetches: Whether collateral may be fetched.
 
     Raises:
@@ -70,6 +72,7 @@ class Trust:
         policy: Policy,
         options: VerifierSettings,
         clock: Callable[[], datetime],
+        gpu_services: "GpuServices | None" = None,
         *,
         fetches: bool = True,
     ) -> None:
@@ -154,7 +157,8 @@ class Trust:
         Raises:
             AttestKitError: As `GpuEndorsements.fetch`.
         """
-        if self._own_verifiers or not {"collateral", "gpu_endorsements"}.isdisjoint(self._options):
+        own = self._own_verifiers or not self._fetches
+        if own or not {"collateral", "gpu_endorsements"}.isdisjoint(self._options):
             return None
         from attestkit.gpu.endorsements import GpuEndorsements  # lazy: of GPUs only
 

@@ -85,15 +85,10 @@ class _Proven:
             self._prover.check_open()
             self._check_name(connection)
             self._prove(observe(connection, self._prover))
-        except ReconnectError:
+        except PeerRefusedError as error:
+            self._refused = error.verify_message, error.reason
+            _logger.info("TLS peer refused: %r", error.verify_message)
             raise
-        except Exception as error:  # any error refuses the peer
-            refusal = _as_refusal(error)
-            self._refused = refusal.verify_message, refusal.reason
-            _logger.info("TLS peer refused: %r", refusal.verify_message)
-            if refusal is error:
-                raise
-            raise refusal from error
         self._period = ProofPeriod(self._prover, opened)
         self._result = _PROVEN
 
@@ -131,6 +126,19 @@ class _Proven:
 
 class PinnedObject(_Proven, AttestedObject):
     """TLS in memory, for asyncio and what is built on it; the peer's key must be proven before."""
+
+    def _check(self, connection: Any) -> None:
+        """Accept the peer after the handshake; event loops know errors of TLS alone.
+
+        Raises:
+            PeerRefusedError: If it is not accepted.
+        """
+        try:
+            super()._check(connection)
+        except PeerRefusedError:
+            raise
+        except AttestKitError as error:
+            raise PeerRefusedError(str(error), reason=error.reason) from error
 
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
         """Read, after the peer is accepted."""

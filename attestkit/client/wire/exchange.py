@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from attestkit.client.wire.answer_identifiers import IdentifierScan
 from attestkit.errors import ServiceError
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
+from attestkit.client.wire.drivers import ReconnectError
 from attestkit.client.wire.httpcore_streams import (
     AsyncProvingBackend,
     ConnectionRefusal,
@@ -14,7 +15,7 @@ from attestkit.client.wire.httpcore_streams import (
     ProvenOrigin,
     ProvingBackend,
 )
-from attestkit.errors import UsageError
+from attestkit.errors import AttestKitError, UsageError
 
 if TYPE_CHECKING:
     import ssl
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 LibraryName = Literal["httpx", "httpx2"]
 
 _CORES: Final[Mapping[LibraryName, str]] = {"httpx": "httpcore", "httpx2": "httpcore2"}
+_OF_CONNECTIONS: Final = frozenset(
+    {"cert", "http1", "http2", "mounts", "proxies", "proxy", "transport", "trust_env", "verify"}
+)
 # Names that both modules have; errors of httpcore are raised as those of httpx.
 _ERRORS: Final = (
     "ConnectError",
@@ -57,10 +61,10 @@ class ErrorMapping:
     A class, because each request enters it twice, and a generator would take four times as long.
     """
 
-    __slots__ = ("_errors",)
+    __slots__ = ("_errors", "_httpx")
 
-    def __init__(self, errors: Mapping[type[Exception], type[Exception]]) -> None:
-        self._errors = errors
+    def __init__(self, httpx: Module, errors: Mapping[type[Exception], type[Exception]]) -> None:
+        self._httpx, self._errors = httpx, errors
 
     def __enter__(self) -> None:
         pass
@@ -71,13 +75,20 @@ class ErrorMapping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            return
         if isinstance(error, ConnectionRefusal):
-            raise error.error from error.cause
-        for one in type(error).__mro__:
-            if one in self._errors:
-                raise self._errors[one](str(error)) from error
+            self._raise_carried(error)
+        elif error is not None:
+            for one in type(error).__mro__:
+                if one in self._errors:
+                    raise self._errors[one](str(error)) from error
+
+    def _raise_carried(self, refusal: ConnectionRefusal) -> NoReturn:
+        error = refusal.error
+        if isinstance(error, AttestKitError | ReconnectError) or not isinstance(error, OSError):
+            raise error from error.__cause__
+        timed_out = isinstance(error, TimeoutError)
+        kind = self._httpx.ConnectTimeout if timed_out else self._httpx.ConnectError
+        raise kind(str(error)) from error
 
 
 @cache
@@ -94,7 +105,36 @@ def load_library(name: LibraryName) -> HttpLibrary:
         raise UsageError(message, reason="missing_dependency") from error
     errors = {getattr(httpcore, kind): getattr(httpx, kind) for kind in _ERRORS}
     errors[httpcore.TimeoutException] = httpx.TimeoutException
-    return HttpLibrary(httpx, httpcore, ErrorMapping(errors))
+    return HttpLibrary(httpx, httpcore, ErrorMapping(httpx, errors))
+
+
+def choose_library(name: LibraryName | None) -> LibraryName:
+    """Return a library's name, by default httpx2 if it is installed.
+
+    Raises:
+        UsageError: If the name is unknown, or neither is installed.
+    """
+    if name is not None:
+        if name not in _CORES:
+            raise UsageError("http: must be httpx or httpx2", reason="unknown_name")
+        return name
+    for known in ("httpx2", "httpx"):
+        if find_spec(known) is not None:
+            return known
+    message = "httpx: not installed; pip install 'attestkit[client]'"
+    raise UsageError(message, reason="missing_dependency")
+
+
+def client_options(url: str, transport: object, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a client of one server.
+
+    Raises:
+        UsageError: If one would choose other connections than those of the transport.
+    """
+    if refused := sorted(_OF_CONNECTIONS & options.keys()):
+        message = f"{refused[0]}: not with proven connections; see the options of connect"
+        raise UsageError(message, reason="conflict")
+    return {"base_url": url, **options, "transport": transport, "trust_env": False}
 
 
 class PoolOptions:

@@ -13,7 +13,7 @@ from attestkit.client.wire.exchange import (
     plain_headers,
 )
 from attestkit.client.wire.http_libraries import HttpLibrary, PoolOptions
-from attestkit.client.wire.origin import check_origin
+from attestkit.client.wire.request_origin import check_origin
 from attestkit.client.wire.steps import ConnectionProver
 from attestkit.client.wire.tls_context import require_plain_context
 

@@ -20,8 +20,8 @@ from attestkit.client.wire.drivers import ReconnectError, in_thread
 from attestkit.client.wire.exchange import Exchange
 from attestkit.client.wire.http_libraries import LibraryName, load_library
 from attestkit.client.wire.httpx_requests import OutgoingRequest, ProvenTransport
-from attestkit.client.wire.origin import MAX_CONNECTIONS, no_connection
 from attestkit.client.wire.pools import PoolLease, PoolSet
+from attestkit.client.wire.request_origin import MAX_CONNECTIONS, no_connection
 from attestkit.errors import UsageError
 
 
@@ -43,6 +43,14 @@ class BlockingTransport(ProvenTransport):
             PeerRefusedError: If the server is refused.
         """
         self._check(request)
+        try:
+            return self._send(request)
+        except SealingKeyError:
+            if self._renew_sealing is None or not self._renew_sealing():
+                raise
+        return self._send(request)
+
+    def _send(self, request: Any) -> Any:
         sealing = None if self._sealing is None else self._sealing()
         body = None if sealing is None else request.read()
         outgoing = self._outgoing(request, sealing, body)
@@ -62,7 +70,7 @@ class BlockingTransport(ProvenTransport):
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
                 response = self._response(answer, outgoing.exchange, stream)
-                if outgoing.exchange.read_at_once:
+                if outgoing.exchange is not None and outgoing.exchange.read_at_once:
                     response.read()
             except BaseException:
                 stream.close()
@@ -138,6 +146,7 @@ class AsyncTransport(ProvenTransport):
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request as `BlockingTransport.handle_request` does."""
+        _require_asyncio()
         self._check(request)
         try:
             return await self._send(request)
@@ -167,7 +176,7 @@ class AsyncTransport(ProvenTransport):
             stream = self.body_class(self, answer, lease, outgoing.exchange)
             try:
                 response = self._response(answer, outgoing.exchange, stream)
-                if outgoing.exchange.read_at_once:
+                if outgoing.exchange is not None and outgoing.exchange.read_at_once:
                     await response.aread()
             except BaseException:
                 await stream.aclose()

@@ -6,7 +6,7 @@ The pool of an earlier period is closed once its requests have ended, streams in
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from attestkit.client.wire.proof_period import period
@@ -40,19 +40,19 @@ class PoolSet(Generic[P]):
         self._of_parent: list[PoolLease[P]] = []
         _all.add(self)  # type: ignore[arg-type] # of any type
 
-    def acquire(self) -> tuple[PoolLease[P], Sequence[P]]:
+    def acquire(self) -> tuple[PoolLease[P], list[P]]:
         """Return the pool for a new request, which is to be released."""
         now = period(self._prover)
         with self._lock:
-            idle: Sequence[P] = ()
-            if (current := self._current) is not None and current.opened != now:
-                idle, current = self._retire(current), None
-            if current is None:
-                current = self._current = PoolLease(self._make(), now)
-            current.users += 1
-            return current, idle
+            idle = []
+            if self._current is not None and self._current.opened != now:
+                idle = self._retire(self._current)
+            if self._current is None:
+                self._current = PoolLease(self._make(), now)
+            self._current.users += 1
+            return self._current, idle
 
-    def release(self, lease: PoolLease[P], *, retire: bool = False) -> Sequence[P]:
+    def release(self, lease: PoolLease[P], *, retire: bool = False) -> list[P]:
         """Note the end of a request.
 
         Args:
@@ -66,7 +66,7 @@ class PoolSet(Generic[P]):
             if lease.retired and lease.users == 0 and lease in self._retired:
                 self._retired.remove(lease)
                 return [lease.pool]
-            return ()
+            return []
 
     def drain(self) -> list[P]:
         """Return all pools, of which none is used any more."""

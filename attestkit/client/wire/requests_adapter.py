@@ -22,8 +22,8 @@ from attestkit.client.wire.exchange import (
     identity_encoding,
     plain_headers,
 )
-from attestkit.client.wire.origin import MAX_CONNECTIONS, check_origin, no_connection
 from attestkit.client.wire.pools import PoolLease, PoolSet
+from attestkit.client.wire.request_origin import MAX_CONNECTIONS, check_origin, no_connection
 from attestkit.client.wire.requests_body import (
     RecordedResponse,
     read_body,

@@ -141,7 +141,7 @@ def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture)
     "words",
     [
         ("http://127.0.0.1",),
-        ("https://user:secret@127.0.0.1",),
+        ("https://user:hidden@127.0.0.1",),
         ("https://[",),
         ("\udcff",),
         ("https://127.0.0.1", "--service", "\x1b[2J"),
@@ -149,6 +149,14 @@ def test_lost_connection_is_code_3(reset: bool, tmp_path: Path, capsys: Capture)
         ("https://127.0.0.1", "--serve", "127.0.0.1:65536"),
         ("https://127.0.0.1", "--serve", f"127.0.0.1:{'9' * 5000}"),
         ("https://127.0.0.1", "--serve", "nothing"),
+        ("https://127.0.0.1", "--timeout", "nan"),
+        ("https://127.0.0.1", "--max-age", "nan"),
+        ("https://127.0.0.1", "--evidence-header", "hidden"),
+        ("https://127.0.0.1", "--evidence-header", "X: \N{SNOWMAN}hidden"),
+        ("https://127.0.0.1", "--evidence-header", "@missing"),
+        ("https://127.0.0.1", "--evidence-header", "@malformed"),
+        ("https://127.0.0.1", "--evidence-header", "@."),
+        ("https://127.0.0.1", "--allow-open", "user", "--service=attestkit"),
         ("https://127.0.0.1", "--pins", "pins"),
         ("https://127.0.0.1", "--at", "bundle"),
         ("https://127.0.0.1", "--server-ca", "missing"),
@@ -187,7 +195,7 @@ def test_usage_error_is_one_line(
     policy = [] if "--policy" in words else ["--policy", "policy.toml"]
     _, err = run(capsys, *words, *policy, code=1)
     assert err.count("\n") == 1
-    assert "secret" not in err
+    assert "hidden" not in err
     assert "\x1b" not in err
 
 
@@ -233,6 +241,18 @@ def test_ra_tls_is_not_fresh_unless_allowed(
     assert 'freshness="key possession"' in err
     out, _ = run(capsys, server.url, *words, "--freshness", "key possession")
     assert "(ra-tls, " in out
+
+
+def test_evidence_headers(attested_server: Make, tmp_path: Path, capsys: Capture) -> None:
+    """Headers of the question are sent before the proof, which then says so."""
+    server, file = attested_server(), tmp_path / "headers"
+    file.write_text("Authorization: Bearer key\n\nX-Two: 2\n")
+    words = [*options(server, tmp_path), f"--evidence-header=@{file}"]
+    out, _ = run(capsys, server.url, *words, "--evidence-header", "X-One: 1")
+    assert "NOT shown" in out
+    asked = b"".join(server.received).lower()
+    for header in (b"authorization: bearer key", b"x-two: 2", b"x-one: 1"):
+        assert header in asked
 
 
 def test_policies_by_role(attested_server: Make, tmp_path: Path, capsys: Capture) -> None:

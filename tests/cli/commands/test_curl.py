@@ -53,12 +53,14 @@ def test_request_reaches_proven_server(
     out, _ = run(capfd, f"{server.url}/a/b?c=d#e", *words, "-d", "body", "-H", "X-One: 1")
     assert out == "body"
     run(capfd, server.url, *words, "-X", "DELETE", "-H", "X-One:", "-H", "accept-encoding: gzip")
-    run(capfd, f"{server.url}?x", *words)
+    (tmp_path / "headers").write_text("X-Two: 2\nX-Three: 3\n")
+    run(capfd, f"{server.url}?x", *words, "-H", f"@{tmp_path / 'headers'}")
     post, delete, get = server.requests
     assert (post.method, post.path, post.query, post.body_size) == ("POST", "/a/b", "c=d", 4)
     assert {("x-one", "1"), ("accept-encoding", "identity")} <= {*post.headers}
     assert (delete.method, delete.path, delete.body_size) == ("DELETE", "/", 0)
     assert ("accept-encoding", "gzip") in delete.headers
+    assert {("x-two", "2"), ("x-three", "3")} <= {*get.headers}
     assert (get.method, get.path, get.query) == ("GET", "/", "x")
 
 
@@ -195,6 +197,7 @@ def test_server_that_closes_after_its_document(
     "words",
     [
         ("-H", "no colon"),
+        ("-H", "@missing"),
         ("-H", "X: a\r\nY: b"),
         ("-H", "ä: b"),
         ("-H", "a b: c"),

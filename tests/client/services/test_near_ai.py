@@ -450,7 +450,7 @@ def test_gateway_with_the_key_of_its_model_is_refused() -> None:
 
 def test_questions_ask_for_the_tls_key_and_ed25519() -> None:
     """Keys of OHTTP are attested in reports of Ed25519 only."""
-    for service in NEAR_AI:
+    for service in SERVICES:
         (question,) = service.questions(NONCE, MODEL)
         parts = urlsplit(question.target)
         assert parts.path == "/v1/attestation/report"
@@ -484,5 +484,5 @@ def test_questions_ask_for_the_tls_key_and_ed25519() -> None:
 )
 def test_services_are_recognized_by_their_hosts(host: str, names: list[str]) -> None:
     """The gateway is one host, models have one label before the domain."""
-    assert [service.name for service in NEAR_AI if service.recognizes(host)] == names
-    assert [repr(service) for service in NEAR_AI] == ["NearAiCloud()", "NearAiDirect()"]
+    assert [service.name for service in SERVICES if service.recognizes(host)] == names
+    assert [repr(service) for service in SERVICES] == ["NearAiCloud()", "NearAiDirect()"]

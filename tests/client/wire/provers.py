@@ -10,7 +10,7 @@ from typing import Any
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.question import EvidenceReply, ask
 from attestkit.client.wire.steps import Run, Step, Steps, Wait
-from attestkit.errors import AttestKitError, ServiceError
+from attestkit.errors import AttestKitError, ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.wire.authority import identity
 from tests.client.wire.servers import PATH, WireServer
@@ -60,10 +60,12 @@ class SimpleProver:
         """Prove a connection."""
         try:
             return (yield from self._steps(peer))
-        except (AttestKitError, OSError) as error:
-            if isinstance(error, PeerRefusedError):
+        except PeerRefusedError:
+            raise
+        except Exception as error:
+            if isinstance(error, UsageError | OSError) and not isinstance(error, TimeoutError):
                 raise
-            reason = error.reason if isinstance(error, AttestKitError) else "connection"
+            reason = error.reason if isinstance(error, AttestKitError) else "internal"
             reason = "timeout" if isinstance(error, TimeoutError) else reason
             raise PeerRefusedError(str(error), reason=reason) from error
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class WireServer:
         claimed: Key that its document is about; None: its own.
         close_after_document: How many connections it closes after the document.
         hang: Whether it never answers the question.
+        cut: Whether it resets the connection when it has got the question.
         extra: Bytes that it sends after the document, in the same record.
         first: Bytes that it sends before it has received any.
         answer: Answers requests, instead of an echo: called with the connection, head and body.
@@ -47,7 +49,7 @@ class WireServer:
         self.identity: Identity = identity(name)
         self.claimed: bytes | None = None
         self.close_after_document = 0
-        self.hang = False
+        self.hang = self.cut = False
         self.extra = self.first = b""
         self.answer: Callable[[ssl.SSLSocket, bytes, bytes], None] = echo
         self.connections: list[Connection] = []
@@ -158,6 +160,9 @@ class WireServer:
     def _give_document(self, secured: ssl.SSLSocket, head: bytes) -> bool:
         if self.hang:
             secured.recv(1)  # until the client closes
+            return False
+        if self.cut:
+            secured.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         nonce = head.split(b"nonce=")[1].split(b" ")[0].decode()
         claimed = self.identity.spki_sha256 if self.claimed is None else self.claimed

@@ -316,5 +316,5 @@ def _check_certificate(members: Mapping[str, Any], gateway: VllmReport) -> None:
         raise FormatError(message, reason="inconsistent")
 
 
-NEAR_AI: Final = (NearAiCloud(), NearAiDirect())
+SERVICES: Final = (NearAiCloud(), NearAiDirect())
 """Both services of NEAR AI."""

@@ -1,0 +1,98 @@
+"""Services of the caller's own, such as an app that publishes what dstack's guest agent attests."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import fastapi
+import httpx
+import pytest
+
+import attestkit
+from attestkit import Attestation, ReportData, Require
+from attestkit.client import ObservedPeer, bound
+from attestkit.errors import FormatError, UsageError
+from attestkit.ra_tls import PeerRefusedError
+from attestkit.testing import AttestedServer
+from tests.raising import raises
+
+Make = Callable[..., AttestedServer]
+OTHER: Final = ObservedPeer("other.test", 443, b"", b"another key")
+
+
+def formula(seen: ObservedPeer, nonce: bytes, _body: bytes) -> bytes:
+    """Return the report data of the app: its label, the key and the nonce."""
+    return ReportData.bind("my-app", seen.spki_sha256 + nonce)
+
+
+def service(path: str = "/evidence?nonce={nonce}", **changes: Any) -> Any:
+    """Return the service of the app, which passes on the answer of `/v1/Attest`."""
+    options = {"evidence": Attestation.from_agent_response, "report_data": formula, **changes}
+    return bound(path=path, **options)
+
+
+@pytest.fixture
+def server(attested_server: Make) -> AttestedServer:
+    """Provide a dstack app with the document of its own."""
+    api = fastapi.FastAPI()
+
+    @api.get("/evidence")
+    def evidence(nonce: str) -> Any:
+        report_data = ReportData.bind("my-app", made.spki_sha256 + bytes.fromhex(nonce))
+        transport = httpx.HTTPTransport(uds=made.tee.socket)
+        with httpx.Client(transport=transport, base_url="http://dstack") as agent:
+            return agent.post("/v1/Attest", json={"report_data": report_data.hex()}).json()
+
+    made = attested_server(api)
+    return made
+
+
+def connect(server: AttestedServer, own: Any, **options: Any) -> attestkit.Endpoint:
+    """Connect to the app."""
+    return attestkit.connect(
+        server.url, service=own, policy=server.policy, server_ca=server.ca, **options
+    )
+
+
+def test_answer_of_dstacks_attest(server: AttestedServer) -> None:
+    """Key and nonce are in its evidence, and the connection is proven."""
+    with connect(server, service(name="mine")) as endpoint:
+        proof = endpoint.proof
+        assert (proof.service, proof.freshness) == ("mine", "nonce")
+        assert [one.key for one in proof.bindings] == [server.spki_sha256]
+        assert proof.result.app_info is not None
+
+
+def test_other_report_data_are_refused(server: AttestedServer) -> None:
+    """Evidence over another key, nonce or label is refused, as is an answer without evidence."""
+    for other in (
+        lambda _, nonce, body: formula(OTHER, nonce, body),
+        lambda seen, _, body: formula(seen, bytes(32), body),
+        lambda seen, nonce, _: ReportData.bind("another", seen.spki_sha256 + nonce),
+    ):
+        with raises(PeerRefusedError, "report_data"):
+            connect(server, service(report_data=other))
+    with raises(PeerRefusedError, "syntax"):
+        connect(server, service(evidence=lambda body: json.loads(body)["another"]))
+
+
+def test_without_a_nonce_the_key_alone_is_shown(server: AttestedServer) -> None:
+    """A path without a nonce must be accepted by the caller."""
+    path = f"/evidence?nonce={'00' * 32}"
+    constant = service(path, report_data=lambda seen, _, body: formula(seen, bytes(32), body))
+    with raises(PeerRefusedError, "no_freshness"):
+        connect(server, constant)
+    with connect(server, constant, require=Require(freshness="key possession")) as endpoint:
+        assert endpoint.proof.freshness == "key possession"
+
+
+def test_arguments() -> None:
+    """The path begins with a slash, and report data have 64 bytes."""
+    with raises(UsageError, "wrong_value"):
+        service("evidence")
+    peer = ObservedPeer("host", 443, b"", b"")
+    short = service(evidence=lambda _: b"", report_data=lambda *_: bytes(63))
+    with raises(UsageError, "wrong_size"):
+        short.read((b"",), bytes(32), peer, None)
+    with raises(FormatError, "syntax"):
+        service(evidence=lambda body: json.loads(body)["x"]).read((b"{}",), bytes(32), peer, None)
