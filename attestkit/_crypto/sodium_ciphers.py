@@ -9,8 +9,8 @@ from typing import Final
 from nacl.bindings import (
     crypto_aead_xchacha20poly1305_ietf_decrypt,
     crypto_aead_xchacha20poly1305_ietf_encrypt,
-    crypto_box_easy,
-    crypto_box_open_easy,
+    crypto_box,
+    crypto_box_open,
 )
 from nacl.exceptions import CryptoError
 
@@ -67,7 +67,7 @@ def box_encrypt(secret: bytes, public_key: bytes, nonce: bytes, plaintext: bytes
     """
     _check_sizes(secret, public_key, nonce)
     try:
-        return bytes(crypto_box_easy(plaintext, nonce, public_key, secret))
+        return bytes(crypto_box(plaintext, nonce, public_key, secret))
     except CryptoError as error:
         raise UsageError("invalid X25519 shared secret", reason="invalid_key") from error
 
@@ -87,7 +87,7 @@ def box_decrypt(secret: bytes, public_key: bytes, nonce: bytes, ciphertext: byte
     """
     _check_sizes(secret, public_key, nonce)
     try:
-        return bytes(crypto_box_open_easy(ciphertext, nonce, public_key, secret))
+        return bytes(crypto_box_open(ciphertext, nonce, public_key, secret))
     except CryptoError as error:
         text = "ciphertext: authentication failed (NaCl box): wrong key, or the data was changed"
         raise VerificationError(text, reason="bad_signature") from error
