@@ -1,6 +1,7 @@
 """`attestkit connect`: what it proves, refuses, prints and saves."""
 
 import json
+import logging
 import socket
 import ssl
 import stat
@@ -23,6 +24,12 @@ from tests.cli.attested import options, trust
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., AttestedServer]
 OTHER_APP = b'{"manifest_version":2,"name":"other","runner":"bash"}'
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep errors that the server in this process logs away from the command's stderr."""
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "disabled", True)
 
 
 def run(capsys: Capture, *words: str, code: int = 0) -> tuple[str, str]:

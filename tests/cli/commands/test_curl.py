@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,12 @@ Capture = pytest.CaptureFixture[str]
 Make = Callable[..., AttestedServer]
 OTHER_APP: Final = b'{"manifest_version":2,"name":"other","runner":"bash"}'
 HOSTILE: Final = "\x1b[2J\u202eä\tb\r\nc".encode() + b"\xff"
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep errors that the server in this process logs away from the command's stderr."""
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "disabled", True)
 
 
 def run(capfd: Capture, *words: str, code: int = 0) -> tuple[str, str]:
