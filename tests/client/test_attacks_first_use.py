@@ -82,7 +82,7 @@ def test_new_role_with_the_same_program(tmp_path: Path) -> None:
 
 
 def test_guess_of_another_service(tmp_path: Path) -> None:
-    """Who takes over the name cannot begin anew by answering as another service."""
+    """A server that answers as another service than at first use is refused."""
     pins = tmp_path / "pins.json"
     require = Require(freshness="key possession")
     with AttestedServer() as server, AttestedServer(app_compose=OTHER_APP, ra_tls=True) as other:

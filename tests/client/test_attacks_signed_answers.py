@@ -81,7 +81,7 @@ def test_id_in_an_answer_that_is_not_read_to_its_end(answers: SignedAnswers) -> 
 
 
 def test_id_in_an_encoded_answer(answers: SignedAnswers) -> None:
-    """What a client would decode cannot be searched."""
+    """A compressed answer cannot be searched for its id."""
     answers.note(record(b"question", GENUINE))
     answers.note(record(b"forged", b"\x1f\x8b", ("Content-Encoding", "gzip")))
     with raises(ServiceError, "signature"):
@@ -103,7 +103,7 @@ def test_responses_are_named_by_themselves(answers: SignedAnswers) -> None:
 
 
 def test_many_ids(answers: SignedAnswers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept is bounded; an answer with more ids than are kept may have any."""
+    """The number of kept ids is bounded; an answer with more ids may have any."""
     scan = IdentifierScan()
     scan.feed(b"".join(b'{"id":"%d"}' % number for number in range(MAX_IDENTIFIERS + 1)))
     assert scan.hides
@@ -118,7 +118,7 @@ def test_many_ids(answers: SignedAnswers, monkeypatch: pytest.MonkeyPatch) -> No
 
 @given(st.text(st.characters(codec="ascii"), max_size=30), st.integers(1, 40))
 def test_honest_answers_hide_nothing(text: str, step: int) -> None:
-    """What encoders of JSON write is not taken for a way to hide an id, whatever the content."""
+    """Output of JSON encoders is not taken for a hidden id, whatever the content."""
     body = json.dumps({"id": "a-1", "content": f'"id": {text}"\\u0069d"'}, indent=1).encode()
     scan = IdentifierScan()
     for at in range(0, len(body), step):

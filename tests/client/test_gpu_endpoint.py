@@ -1,4 +1,4 @@
-"""An endpoint with GPUs: their evidence is verified if it is required, and its absence is told."""
+"""An endpoint with GPUs: their evidence is verified if required; else the proof says it was not."""
 
 import json
 import threading

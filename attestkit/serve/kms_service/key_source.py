@@ -1,4 +1,4 @@
-"""Where a simulated KMS has its keys from: a seed, a folder, or its owner."""
+"""Sources of the keys of a simulated KMS: a seed, a folder, or its owner."""
 
 import os
 from pathlib import Path

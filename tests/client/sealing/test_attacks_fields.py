@@ -31,13 +31,13 @@ def walk(endpoint: str, answer: dict[str, Any], *allowed: str) -> dict[str, Any]
     ],
 )
 def test_injected_url(endpoint: str, answer: dict[str, Any]) -> None:
-    """Whoever is between could have the client fetch what it likes as the answer."""
+    """An injected URL is refused: the client would fetch it as the answer."""
     with raises(ServiceError, "sealing"):
         walk(endpoint, answer)
 
 
 def test_answers_as_they_are() -> None:
-    """What services send open is handed on, and so is what the caller allows."""
+    """Fields that services send open, or that the caller allows, are passed on."""
     assert walk("images/generations", {"created": 1, "data": [{"url": None}]})["created"] == 1
     answer = {"object": "list", "data": [{"object": "embedding", "index": 0}], "model": "org/m"}
     assert walk("embeddings", answer) == answer

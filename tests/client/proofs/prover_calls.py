@@ -1,0 +1,77 @@
+"""Calls of a prover, for its tests."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from attestkit.client.proofs.proof import Proof
+from attestkit.client.wire.drivers import drive
+from attestkit.client.wire.observed_peer import ObservedPeer
+from attestkit.client.wire.steps import Receive, Run, Send, Steps
+from attestkit.errors import VerificationError
+from attestkit.ra_tls import PeerRefusedError
+from tests.client.stub_proofs import (
+    ANSWER,
+    MAX_AGE,
+    Channel,
+    Rig,
+    peer_of,
+)
+
+HOUR = MAX_AGE.total_seconds()
+A, B = peer_of(b"a"), peer_of(b"b")
+
+
+def refuse(peer: ObservedPeer | None) -> Proof:
+    """Refuse a peer, as a Verifier does."""
+    raise VerificationError(f"evidence of {peer and peer.spki!r}: wrong", reason="report_data")
+
+
+def prove(rig: Rig, peer: ObservedPeer | None, channel: Channel | None = None) -> Channel:
+    """Prove a connection."""
+    channel = channel or Channel()
+    drive(rig.prover.steps(peer), channel)
+    return channel
+
+
+def refused(rig: Rig, peer: ObservedPeer, channel: Channel | None = None) -> PeerRefusedError:
+    """Return the refusal of a connection."""
+    with pytest.raises(PeerRefusedError) as caught:
+        prove(rig, peer, channel)
+    return caught.value
+
+
+class AsyncChannel:
+    """As `Channel`, of an event loop."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.sent = bytearray()
+        self.asked, self.gate = asyncio.Event(), asyncio.Event()
+        self.held = held
+
+    async def send(self, data: bytes, _seconds: float) -> None:
+        """Take a question."""
+        self.sent += data
+        self.asked.set()
+
+    async def receive(self, _limit: int, _seconds: float) -> bytes:
+        """Return an answer."""
+        if self.held:
+            await self.gate.wait()
+        return ANSWER
+
+
+def advance(steps: Steps, count: int) -> object:
+    """Perform some steps, and return the next one: question, answer, verification, report."""
+    step = next(steps)
+    for _ in range(count):
+        answer: Any = None
+        if isinstance(step, Receive):
+            answer = ANSWER
+        elif isinstance(step, Run):
+            answer = step.work()
+        else:
+            assert isinstance(step, Send)
+        step = steps.send(answer)
+    return step
