@@ -1,7 +1,7 @@
 """Clients of the package `openai` over proven connections.
 
 `openai` retries errors of connections that are not its own, and replaces them by one without their
-text. A refusal is therefore raised as an `OpenAIRefusedError`, which is an error of both.
+text. A refusal is therefore raised as a PeerRefusedError that is an `openai.OpenAIError`, too.
 """
 
 from functools import cache
@@ -73,12 +73,12 @@ def _classes() -> _Classes:
     transports = http_transports(name)
 
     # For mypy the base classes are values: both packages are loaded late.
-    class OpenAIRefusedError(PeerRefusedError, openai.OpenAIError):  # type: ignore[misc,name-defined]
+    class _OpenAIRefusedError(PeerRefusedError, openai.OpenAIError):  # type: ignore[misc,name-defined]
         """A server was refused, or a request is not for it; also an `openai.OpenAIError`."""
 
-    def refused(error: AttestKitError) -> OpenAIRefusedError:
+    def refused(error: AttestKitError) -> _OpenAIRefusedError:
         text = getattr(error, "verify_message", None) or str(error)
-        return OpenAIRefusedError(text, reason=error.reason)
+        return _OpenAIRefusedError(text, reason=error.reason)
 
     class OpenAITransport(transports.blocking):  # type: ignore[misc,name-defined]
         def handle_request(self, request: object) -> object:
