@@ -67,19 +67,23 @@ def _silence_logging() -> Iterator[None]:
 def _cluster(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client  # lazy: slow to import
+        from distributed.comm.addressing import get_address_host_port
     except ImportError as error:
         raise UsageError(
             f"--scheduler: dask is not installed: {error}; run pip install 'attestkit[fleet]'",
             reason="missing_dependency",
         ) from error
-    connect: Any = Client  # untyped
+    check_address: Any = get_address_host_port  # both are untyped
+    connect: Any = Client
     try:
+        check_address(address)  # before the client starts a thread
         client = connect(address, timeout=_TIMEOUT, set_as_default=False)
     except ValueError as error:
         raise UsageError(
             f"--scheduler: not a valid address: {address}", reason="wrong_value"
         ) from error
-    except (OSError, TimeoutError) as error:
+    # AssertionError: the client's thread did not start within 10 s, on an overloaded machine.
+    except (OSError, TimeoutError, AssertionError) as error:
         raise BackendUnavailableError(
             f"--scheduler: no response from {address}", reason="cannot_connect"
         ) from error
