@@ -15,6 +15,7 @@ from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit.backends.linux.release import KernelRelease
 from attestkit.backends.recording.recorded_host import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
+from attestkit.backends.simulator import simulated_roots
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.backends.simulator.state_folder import REGISTERS, State, StateFolder, read_seed
 from attestkit.dstack.env_encryption import decrypt_env_vars
@@ -33,6 +34,7 @@ from attestkit.serve.config.agent_config_file import parse_config
 from attestkit.serve.config.limits import parse_limit
 from attestkit.serve.config.option_values import parse_address, seed_from_hex
 from attestkit.serve.config.options import FLAGS, Config, Options
+from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from tests.vectors import data
@@ -277,6 +279,17 @@ def state_samples() -> list[bytes]:
     return [json.dumps(state).encode(), b"{}"]
 
 
+def _roots(_raw: bytes, found: SimulatedRoots) -> None:
+    check_same("written and read again", SimulatedRoots.from_json(found.to_json()), found)
+
+
+def root_samples() -> list[bytes]:
+    """Return the roots of machines with one root and with all of them."""
+    names = ("tdx", "aws-nitro-tpm")
+    whole = [simulated_roots(bytes(32), name) for name in names]
+    return [roots.to_json() for roots in (*whole, SimulatedRoots(whole[0].platform))]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     policy = obeys(AppraisalPolicy.from_toml, ConfigError, accepted=_policy)
@@ -301,6 +314,12 @@ def targets() -> list[ParserTarget]:
         ParserTarget("recording", recording, short(recording_samples), "config.dict"),
         ParserTarget(
             "simulator_state", obeys(_state, BackendError), state_samples, "config.dict", 1024
+        ),
+        ParserTarget(
+            "simulated_roots",
+            obeys(SimulatedRoots.from_json, FormatError, accepted=_roots),
+            root_samples,
+            "config.dict",
         ),
         ParserTarget(
             "simulator_seed",

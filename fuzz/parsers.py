@@ -313,6 +313,7 @@ READERS: Final[dict[str, str]] = {
     "measure.rtmr0.smbios": "smbios_table",
     "measure.sev_snp.sev_metadata": "sev_metadata",
     "measure.tar_archive": "dstack_archive",
+    "simulated_roots": "simulated_roots",
     "snp_report": "snp_report",
     "dstack.sys_config": "sys_config",
     "td_report": "td_report",

@@ -15,6 +15,7 @@ from attestkit.dstack.boot_sequence import Launch
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.attestation.wire.evidence_parts import Platform
@@ -293,8 +294,13 @@ class SimulatedBackend(Protocol):
     """A simulator. Verifiers trust its root certificate only as an explicit trust anchor."""
 
     @property
+    def roots(self) -> SimulatedRoots:
+        """The trust anchors of its evidence, its GPUs and its KMS."""
+        ...
+
+    @property
     def trust_anchor(self) -> bytes:
-        """The root certificate (DER) of its evidence."""
+        """The root certificate (DER) of its evidence: that of `roots`."""
         ...
 
     def collateral(self, now: float | None = None) -> Collateral:

@@ -75,7 +75,7 @@ class CloudFiles:
             certificate = constant_file("", faults, self.simulator.ak_certificate)
             tree.add("/attestkit/ak-certificate.der", certificate)
         if isinstance(self.simulator, AwsSnpSimulator):  # whose other trust anchor is AMD's
-            root = constant_file("", faults, self.simulator.nitro_trust_anchor)
+            root = constant_file("", faults, self.simulator.roots.nitro or b"")
             tree.add("/attestkit/nitro-trust-anchor.der", root)
         add_tpm(tree, self.simulator.vtpm, release, faults)
         if self._imds is not None:

@@ -19,9 +19,10 @@ from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
 from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.backends.simulator.os_image import simulated_image
-from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, issue_chip
+from attestkit.backends.simulator.pki.amd_chip import SimulatedChip, find_amd_root, issue_chip
 from attestkit.backends.simulator.platform_identity import issue_platform
 from attestkit.backends.simulator.platforms import CLOUDS, PLATFORMS
+from attestkit.backends.simulator.roots import platform_anchor
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import EmulatedTd, ReportQuoter
 from attestkit.emulator.kernel_files import (
@@ -180,12 +181,11 @@ class Machine(GpuHost):
         self.tree: Tree = Tree()
         self._faults = faults
         scenario = setup.hardware
-        self._pki, enclave, root = issue_platform(seed, scenario)
+        self._pki, enclave = issue_platform(seed, scenario)
         self._chip: SimulatedChip | None = None
-        self._find_root: Callable[[], bytes] = lambda: root
         if setup.provider == "sev_guest":
-            self._chip, self._find_root = issue_chip(seed, scenario)
-        self._now = now
+            self._chip = issue_chip(seed, scenario)
+        self._now, self._seed = now, seed
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = self._launch_td(setup, random)
         self.quoter: ReportQuoter = ReportQuoter(
@@ -275,15 +275,17 @@ class Machine(GpuHost):
         """Add the root certificate, and the collateral of evidence with a TDX quote."""
         add, faults, cloud = self.tree.add, self._faults, self._cloud
         anchor = "/attestkit/trust-anchor.der"
-        if cloud is not None:
-            simulator = cloud.simulator
-            self._find_root = lambda: simulator.trust_anchor
         if self._chip is None:
             add(anchor, constant_file("", faults, self._find_root()))
             if cloud is None or cloud.has_intel_collateral:
                 add("/attestkit/collateral.json", text_file("", faults, self._collateral))
         else:  # AMD's certificates come with the report; the root is derived when it is read
             add(anchor, text_file("", faults, self._find_root))
+
+    def _find_root(self) -> bytes:
+        if self._chip is not None:
+            return find_amd_root(self._seed, self._setup.hardware)
+        return platform_anchor(self._seed, self._setup.scenario)
 
     @property
     def _is_paravisor_guest(self) -> bool:

@@ -12,10 +12,16 @@ from attestkit.backends.simulator.tdx_simulator import Simulator
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootFiles
     from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
+    from attestkit.backends.simulator.roots import simulated_roots
 
-__all__ = ["BootFiles", "GpuConfig", "Simulator"]
+__all__ = ["BootFiles", "GpuConfig", "Simulator", "simulated_roots"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
-        __name__, {"boot_files": ["BootFiles"], "gpu.gpu_config": ["GpuConfig"]}
+        __name__,
+        {
+            "boot_files": ["BootFiles"],
+            "gpu.gpu_config": ["GpuConfig"],
+            "roots": ["simulated_roots"],
+        },
     )

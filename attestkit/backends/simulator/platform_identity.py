@@ -7,22 +7,28 @@ from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
-from attestkit.backends.simulator.scenarios.config import Scenario, value_or
+from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
 
 _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
-def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
-    """Return the PKI, the quoting enclave and the trust anchor of a platform."""
+def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave]:
+    """Return the PKI and the quoting enclave of a platform."""
     pki = SimulatedPki(seed, config=scenario.pki)
     platform_pki = pki if scenario.platform_pki is None else pki.other(scenario.platform_pki)
     enclave = QuotingEnclave(platform_pki, scenario.platform_id, config=scenario.quote)
+    return pki, enclave
+
+
+def find_intel_root(seed: bytes, scenario: Scenario) -> bytes:
+    """Return the trust anchor (DER) of a platform's quotes."""
     anchor = scenario.trust_anchor
-    if isinstance(anchor, str):
-        anchor = pki.other(anchor).root_der
-    return pki, enclave, value_or(anchor, pki.root_der)
+    if isinstance(anchor, bytes):
+        return anchor
+    pki = SimulatedPki(seed, config=scenario.pki)
+    return (pki if anchor is None else pki.other(anchor)).root_der
 
 
 def launch_body(scenario: Scenario, mr_config_id: bytes, *, mrtd: bytes | None = None) -> TdBody:

@@ -64,12 +64,7 @@ class SnpSimulator(Simulator):
         self.mr_config = _find_document(vm_config) or self._make_document(app_id)
         self.vm_config: str = value_or(vm_config, snp_vm_config(self.mr_config, booted))
         self._host_data = host_data(self.mr_config) if self.seals_app else bytes(32)
-        self._chip, self._find_anchor = issue_chip(seed, self._scenario)
-
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) for verifiers of this guest's evidence."""
-        return self._find_anchor()
+        self._chip = issue_chip(seed, self._scenario)
 
     def crl(self, now: float | None = None) -> bytes:
         """Return the revocation list (DER) of the simulated AMD at a Unix time; None: at present.

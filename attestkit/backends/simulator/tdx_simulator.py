@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -26,6 +27,7 @@ from attestkit.backends.simulator.platform_identity import (
     launch_body,
 )
 from attestkit.backends.simulator.platforms import PLATFORMS
+from attestkit.backends.simulator.roots import roots_of
 from attestkit.backends.simulator.scenarios.config import Scenario, value_or
 from attestkit.backends.simulator.scenarios.named import chosen_scenario
 from attestkit.backends.simulator.simulated_app import SimulatedApp
@@ -37,6 +39,7 @@ from attestkit.dstack.boot_sequence import boot_events, events_before_keys
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.event_log.journal import RuntimeLog, replay_from
 from attestkit.keys import AppKeys
+from attestkit.simulated_roots import SimulatedRoots
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource
@@ -138,6 +141,7 @@ class Simulator(SimulatedApp):
         try:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
+            self._seed: bytes = seed
             self._attach_gpus(seed, gpus, self._scenario.gpu_fault)
             self._set_ids(seed, app_id)
             self._keys_are_ours = app_keys is None
@@ -231,8 +235,7 @@ class Simulator(SimulatedApp):
         booted = self._image = self._choose_image(image, vm_config)
         self.vm_config: str = value_or(vm_config, booted.vm_config)
         self._body_head, self._body_rest = self._split_body()
-        issued = issue_platform(seed, self._scenario)
-        self._pki, self._enclave, self._anchor = issued
+        self._pki, self._enclave = issue_platform(seed, self._scenario)
         self._event_log = boot_log(booted)
         self._td = SoftTd(self._plan_boot(), self._folder, random, self._calls)
 
@@ -297,10 +300,15 @@ class Simulator(SimulatedApp):
 
         return self._pki.collateral(self._now() if now is None else now, SGX_COLLATERAL)
 
+    @cached_property
+    def roots(self) -> SimulatedRoots:
+        """The trust anchors of the machine, for verifiers; see `simulated_roots`."""
+        return roots_of(self._seed, self._scenario)
+
     @property
     def trust_anchor(self) -> bytes:
-        """The root certificate (DER) for verifiers of this TD's evidence."""
-        return self._anchor
+        """The root certificate (DER) of its evidence: `roots.platform`."""
+        return self.roots.platform
 
     @property
     def served_platform(self) -> tuple[bytes, bytes]:

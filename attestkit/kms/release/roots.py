@@ -5,14 +5,17 @@ from collections.abc import Callable
 from typing import Final
 
 from attestkit._argument_checks import require_bytes, require_size
-from attestkit._crypto.ecdsa import K256_ORDER, P256_ORDER, K256Key, P256Key
-from attestkit._crypto.hashes import hkdf_sha256
+from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
+from attestkit.backends.simulator.pki.kms_keys import (
+    CA_LABEL,
+    K256_LABEL,
+    derive_kms_bytes,
+    make_scalar,
+)
 from attestkit.errors import UsageError
 from attestkit.kms.root import KmsRoot
 
-_SALT: Final = b"attestkit/sim-kms/v1"
-_ORDERS: Final = {"p256": P256_ORDER, "k256": K256_ORDER}
 _MAX_EPOCH: Final = 1_000_000  # replacements of the roots in one simulation
 # Names of the keys that have certificates, and their labels in a seed.
 ROOT_CA: Final = "root-ca"
@@ -86,15 +89,17 @@ class KmsRoots(Secret):
         if not 0 <= epoch <= _MAX_EPOCH:
             message = f"KMS epoch: must be 0 to {_MAX_EPOCH}, not {epoch}"
             raise UsageError(message, reason="out_of_range")
-        return cls._from_stream(lambda label, size: _expand(seed, label, size), seed, epoch)
+        return cls._from_stream(
+            lambda label, size: derive_kms_bytes(seed, label, size), seed, epoch
+        )
 
     @classmethod
     def _from_stream(
         cls, stream: Callable[[str, int], bytes], seed: bytes = b"", epoch: int = 0
     ) -> "KmsRoots":
         replaced = f"@{epoch}" if epoch else ""
-        labels = (f"p256/root-ca{replaced}", f"k256/root{replaced}", "p256/temp-ca", "p256/rpc")
-        scalars = [_scalar(stream, label) for label in labels]
+        labels = (f"{CA_LABEL}{replaced}", f"{K256_LABEL}{replaced}", "p256/temp-ca", "p256/rpc")
+        scalars = [make_scalar(stream, label) for label in labels]
         try:
             ca, k256, temp_ca, rpc = scalars
             return cls(
@@ -170,7 +175,7 @@ class KmsRoots(Secret):
         if not self._seed:
             return None
         replaced = f"@{self.epoch}" if name == ROOT_CA and self.epoch else ""
-        serial = bytearray(_expand(self._seed, f"serial/{name}{replaced}", 20))
+        serial = bytearray(derive_kms_bytes(self._seed, f"serial/{name}{replaced}", 20))
         serial[0] = serial[0] & 0x3F | 0x40  # positive, and always 20 bytes
         return int.from_bytes(serial, "big")
 
@@ -180,16 +185,3 @@ class KmsRoots(Secret):
 
     def __repr__(self) -> str:
         return f"KmsRoots(simulated, provider_id={self.provider_id})"
-
-
-def _expand(seed: bytes, label: str, size: int) -> bytes:
-    return hkdf_sha256(seed, label.encode(), size, _SALT)
-
-
-def _scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
-    """Return a scalar in 1..n-1 with negligible bias, 32 bytes, from 48 bytes of `stream`."""
-    order = _ORDERS[label.partition("/")[0]]
-    material = stream(label, 48)
-    number = int.from_bytes(material, "big") % (order - 1) + 1
-    wipe(material)
-    return number.to_bytes(32, "big")

@@ -43,7 +43,7 @@ class AwsSnpSimulator(SnpSimulator, NitroGuest):
         random: Callable[[int], bytes],
     ) -> None:
         super()._launch(seed, app_id, vm_config, image, random)
-        self._prepare(seed, random)
+        self._prepare(random)
         try:
             self._start_nitro_tpm()
         except BaseException:

@@ -181,7 +181,7 @@ class AzureSnpSimulator(_AzureVm):
     report_type: ClassVar[HclReportType] = "snp"
 
     def _start_hardware(self) -> None:
-        self._chip, self._find_anchor = issue_chip(self._seed, self._scenario)
+        self._chip = issue_chip(self._seed, self._scenario)
 
     def _root(self) -> CloudRoot:
         return CloudRoot.of(self._chip.ark_der, self._chip.root_key)
@@ -199,11 +199,6 @@ class AzureSnpSimulator(_AzureVm):
         chain = encode_pem("CERTIFICATE", chip.ask_der) + encode_pem("CERTIFICATE", chip.ark_der)
         return encode_pem("CERTIFICATE", chip.leaf_der), chip.tcb.hex(), chain
 
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) for verifiers of this guest's evidence."""
-        return self._find_anchor()
-
 
 class AzureTdxSimulator(_AzureVm):
     """A simulated VM on TDX: `Simulator(platform="azure-tdx")`."""
@@ -212,7 +207,7 @@ class AzureTdxSimulator(_AzureVm):
     report_type: ClassVar[HclReportType] = "tdx"
 
     def _start_hardware(self) -> None:
-        self._pki, self._enclave, self._anchor = issue_platform(self._seed, self._scenario)
+        self._pki, self._enclave = issue_platform(self._seed, self._scenario)
         self._paravisor_td = EmulatedTd(
             self._pki,
             extended=False,

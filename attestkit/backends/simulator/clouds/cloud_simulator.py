@@ -48,7 +48,8 @@ class CloudSimulator(VtpmGuest):
             if value is not None:
                 text = f"{name}: does not apply to {self.platform}, which keeps no state"
                 raise UsageError(text, reason="not_applicable")
-        self._prepare(seed, random)
+        del seed
+        self._prepare(random)
         self.vm_config: str = vm_config or ""
         try:
             self._start(app_id)

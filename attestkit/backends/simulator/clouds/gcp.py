@@ -170,12 +170,6 @@ class _GoogleVm(CloudSimulator):
         names = ("message", "signature", "pcr_values")
         return {name: getattr(found, name) for name in names}
 
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) for verifiers of this guest's evidence."""
-        anchor: bytes = self._hardware.trust_anchor
-        return anchor
-
     def collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral of the simulated Intel PCS; UnsupportedError on SEV-SNP."""
         found: Collateral = self._hardware.collateral(now)
@@ -205,7 +199,7 @@ class GcpSnpSimulator(_GoogleVm):
         )
 
     def _root(self) -> CloudRoot:
-        chip, _ = issue_chip(self._seed, self._scenario)
+        chip = issue_chip(self._seed, self._scenario)
         return CloudRoot.of(chip.ark_der, chip.root_key)
 
 
@@ -238,7 +232,7 @@ class GcpTdSimulator(_GoogleVm):
             self.vtpm.tpm.provision_pcr(EVENT_PCR, {"sha256": event_digest(event)})
 
     def _root(self) -> CloudRoot:
-        pki, _, _ = issue_platform(self._seed, self._scenario)
+        pki, _ = issue_platform(self._seed, self._scenario)
         return CloudRoot.of(pki.root_der, pki.root_key)
 
     @property

@@ -7,7 +7,6 @@ from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
-from attestkit.backends.simulator.pki.cloud_root import CloudRoot
 from attestkit.backends.simulator.software_tpm import TpmHooks
 from attestkit.tpm.command_codes import NITRO_ATTEST
 from attestkit.tpm.pcrs import EVERY_PCR
@@ -17,17 +16,8 @@ class NitroGuest(VtpmGuest):
     """An instance with a NitroTPM (vtpm.md, sections 8.1 and 8.2)."""
 
     @cached_property
-    def _nitro_root(self) -> CloudRoot:
-        return make_nitro_root(self._derive)
-
-    @cached_property
     def _nitro_ca(self) -> NitroCa:
-        return NitroCa(self._nitro_root, self._derive, self._now)
-
-    @property
-    def nitro_trust_anchor(self) -> bytes:
-        """The root certificate (DER) for verifiers of the NitroTPM's documents."""
-        return self._nitro_root.der
+        return NitroCa(make_nitro_root(self._derive), self._derive, self._now)
 
     def _start_nitro_tpm(self) -> None:
         """Start the TPM, with the vendor command for documents."""

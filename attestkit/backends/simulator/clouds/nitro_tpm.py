@@ -83,11 +83,6 @@ class NitroTpmSimulator(CloudSimulator, NitroGuest):
         del version
         return self._journal
 
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) of the documents' certificates."""
-        return self.nitro_trust_anchor
-
 
 def _provider(keys: AppKeys) -> tuple[str, bytes]:
     return keys.key_provider, bytes.fromhex(keys.key_provider_id)

@@ -53,8 +53,3 @@ class TpmSimulator(CloudSimulator):
         other = p256_key(self._derive, "tpm/other-machine").spki_der
         quote = found.vtpm_quote._replace(ak_public=other, ak_certificates=(self._certify(other),))
         return Tpm(quote)
-
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) of the attestation key's certificate."""
-        return self._own_root.der

@@ -59,9 +59,9 @@ class VtpmGuest(Simulator):
             raise UsageError(text, reason="wrong_value")
         self._tpm_kind = kind
 
-    def _prepare(self, seed: bytes, random: Callable[[int], bytes]) -> None:
+    def _prepare(self, random: Callable[[int], bytes]) -> None:
         """Set what `_start_vtpm` needs."""
-        self._seed, self._random = seed, random
+        self._random = random
         self._clock = RealClock() if self.emulated else SimulatedClock()
 
     def _start_vtpm(self, records: Sequence[BootRecord], hooks: TpmHooks) -> None:

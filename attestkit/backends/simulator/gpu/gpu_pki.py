@@ -5,8 +5,10 @@ simulated, and every organisation is attestkit's. Every byte is a function of th
 """
 
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Final, NamedTuple
 
+from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.certificate_encoder import key_id
 from attestkit._crypto.x509.cloud_certificates import (
@@ -31,6 +33,9 @@ from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_k
 
 OCSP_URL: Final = "http://ocsp.attestkit.invalid"
 """Address in certificates; the responder is beside the simulator's PCCS."""
+
+SALT: Final = b"attestkit/simulator/gpu/v1"
+"""Of all that is derived from the seed of GPUs."""
 
 _DEVICE_VALIDITY: Final = Window(
     datetime(2020, 10, 17, tzinfo=timezone.utc),
@@ -86,6 +91,11 @@ class GpuPki:
             "root/device", "attestkit simulated GPU device root"
         )
         self.rim_root: CaCredentials = self._issue("root/rim", "attestkit simulated GPU RIM root")
+
+    @property
+    def roots(self) -> tuple[bytes, bytes]:
+        """The root certificates (DER) of devices and of RIMs."""
+        return self.device_root.der, self.rim_root.der
 
     def device(
         self, label: str, model: DeviceModel, *, device_key: str | None = None
@@ -214,6 +224,13 @@ class GpuPki:
         )
         made = self._issued[place] = CaCredentials(name, key, der)
         return made
+
+
+# Keys and certificates take most of the time of a machine, and machines of one seed share them.
+@lru_cache(maxsize=16)
+def make_gpu_pki(seed: bytes, prefix: str = "") -> GpuPki:
+    """Return the PKI of a seed, or another one with a prefix of the labels."""
+    return GpuPki(lambda label, size: hkdf_sha256(seed, f"{prefix}{label}".encode(), size, SALT))
 
 
 def _issue_leaf(

@@ -3,8 +3,8 @@
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,7 +18,7 @@ from attestkit.backends.simulator.gpu.device_models import (
     DeviceModel,
 )
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-from attestkit.backends.simulator.gpu.gpu_pki import CaCredentials, GpuPki
+from attestkit.backends.simulator.gpu.gpu_pki import SALT, CaCredentials, GpuPki, make_gpu_pki
 from attestkit.backends.simulator.gpu.rim_writer import RimContent, RimResource, sign_rim
 from attestkit.backends.simulator.gpu.services.nras import SimulatedNras
 from attestkit.backends.simulator.gpu.services.ocsp_responder import (
@@ -37,15 +37,7 @@ from attestkit.gpu.nras.client import encode_request
 if TYPE_CHECKING:
     from attestkit.gpu.architectures import Architecture
 
-_SALT: Final = b"attestkit/simulator/gpu/v1"
 _SPT, _MPT, _PROTECTED = 0, 1, 2  # values of the feature field
-
-
-# Keys and certificates take most of the time of a machine, and machines of one seed share them.
-@lru_cache(maxsize=16)
-def _make_pki(seed: bytes, prefix: str) -> GpuPki:
-    """Return the PKIs of a seed, or others with a prefix of the labels."""
-    return GpuPki(lambda label, size: hkdf_sha256(seed, f"{prefix}{label}".encode(), size, _SALT))
 
 
 class SimulatedGpus:
@@ -70,14 +62,14 @@ class SimulatedGpus:
         self._seed = seed
         self.config: GpuConfig = config if isinstance(config, GpuConfig) else GpuConfig(config)
         self._fault = self.config.deviation
-        self._pki = _make_pki(seed, "")
-        self._other_pki = _make_pki(seed, "other/")
+        self._pki = make_gpu_pki(seed)
+        self._other_pki = make_gpu_pki(seed, "other/")
         self.devices: tuple[SimulatedDevice, ...] = self._make_devices()
         self._answers: tuple[int | None, tuple[bytes, ...]] = None, ()  # of an hour
 
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes derived from the seed and `label` (HKDF-SHA256)."""
-        return hkdf_sha256(self._seed, label.encode(), length, _SALT)
+        return hkdf_sha256(self._seed, label.encode(), length, SALT)
 
     @property
     def gpus(self) -> tuple[SimulatedDevice, ...]:
@@ -92,7 +84,7 @@ class SimulatedGpus:
     @property
     def roots(self) -> GpuRoots:
         """The trust anchors for verifiers of this evidence."""
-        return GpuRoots(self._pki.device_root.der, self._pki.rim_root.der)
+        return GpuRoots(*self._pki.roots)
 
     # -- evidence ------------------------------------------------------------------------------
 

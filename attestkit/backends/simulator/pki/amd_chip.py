@@ -228,17 +228,20 @@ def _make_authority(name: str, seed: bytes) -> AmdAuthority:
 _issue_authority: Final = lru_cache(maxsize=32)(issue_amd_authority)
 
 
-def issue_chip(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, Callable[[], bytes]]:
-    """Return the chip, and a function that returns the trust anchor."""
+def issue_chip(seed: bytes, scenario: Scenario) -> SimulatedChip:
+    """Return the chip of a platform."""
+    return _make_chip(seed, scenario.platform_pki, scenario.snp)
 
-    def chip(label: str | None) -> SimulatedChip:
-        of = seed if label is None else derive(seed, f"seed/{label}", 32)
-        # Not `partial`, whose repr would contain the seed.
-        return SimulatedChip(lambda name, length: derive(of, name, length), scenario.snp)
 
+def find_amd_root(seed: bytes, scenario: Scenario) -> bytes:
+    """Return the trust anchor (DER) of a platform's reports."""
     anchor = scenario.trust_anchor
-    made = chip(scenario.platform_pki)
     if isinstance(anchor, bytes):
-        return made, lambda: anchor
-    root = made if anchor == scenario.platform_pki else chip(anchor)
-    return made, lambda: root.ark_der
+        return anchor
+    return _make_chip(seed, anchor, scenario.snp).ark_der
+
+
+def _make_chip(seed: bytes, label: str | None, config: SnpConfig) -> SimulatedChip:
+    of = seed if label is None else derive(seed, f"seed/{label}", 32)
+    # Not `partial`, whose repr would contain the seed.
+    return SimulatedChip(lambda name, length: derive(of, name, length), config)

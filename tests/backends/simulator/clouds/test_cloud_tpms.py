@@ -158,7 +158,7 @@ def test_report_and_document_of_one_instance_share_a_nonce() -> None:
         verifier = verifier_of(tee, vlek_providers={"attestkit-simulator"})
         assert verifier.verify(tee.attest(nonce=nonce), nonce=nonce).fresh
         policy = AppraisalPolicy.default().replace(platforms={"dstack-aws-nitro-tpm"})
-        verifier = Verifier(trust_anchor=simulator.nitro_trust_anchor, policy=policy)
+        verifier = Verifier(trust_anchor=simulator.roots.nitro, policy=policy)
         with Attester(simulator.open_nitro_tpm()) as other:
             document = other.attest(nonce=nonce)
             assert other.simulated

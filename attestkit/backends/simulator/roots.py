@@ -1,0 +1,54 @@
+"""Trust anchors of a simulated machine, all derived from its seed."""
+
+from attestkit.backends.base import check_bytes
+from attestkit.backends.simulator.pki.amd_chip import find_amd_root
+from attestkit.backends.simulator.pki.aws_nitro_ca import make_nitro_root
+from attestkit.backends.simulator.pki.cloud_root import make_own_root
+from attestkit.backends.simulator.pki.intel_pki import derive
+from attestkit.backends.simulator.pki.kms_keys import public_kms_keys
+from attestkit.backends.simulator.platform_identity import find_intel_root
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.backends.simulator.scenarios.named import chosen_scenario
+from attestkit.simulated_roots import SimulatedRoots
+
+
+def simulated_roots(
+    seed: bytes, platform: str | None = None, scenario: str | Scenario | None = None
+) -> SimulatedRoots:
+    """Return every trust anchor of a seed, as `backend.roots` of the simulator with it.
+
+    GPUs and the `SimulatedKms` of the same seed are included, whether the machine has them or not.
+
+    Args:
+        seed: 32 bytes.
+        platform: As for the simulator; None: that of the scenario, else "tdx".
+        scenario: A name, or a `Scenario`; some have another trust anchor.
+
+    Raises:
+        UsageError: If an argument is invalid.
+    """
+    check_bytes("seed", seed, 32)
+    return roots_of(seed, chosen_scenario(scenario, platform))
+
+
+def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
+    """Return every trust anchor of a seed in a scenario."""
+    from attestkit.backends.simulator.gpu.gpu_pki import make_gpu_pki  # lazy: rarely needed
+
+    nitro = None
+    if scenario.platform == "aws-snp":
+        nitro = make_nitro_root(lambda label, size: derive(seed, label, size)).der
+    return SimulatedRoots(
+        platform_anchor(seed, scenario), nitro, make_gpu_pki(seed).roots, public_kms_keys(seed)
+    )
+
+
+def platform_anchor(seed: bytes, scenario: Scenario) -> bytes:
+    """Return the root certificate (DER) of a platform's quotes, reports or documents."""
+    name = scenario.platform
+    if name.endswith("tdx"):
+        return find_intel_root(seed, scenario)
+    if name.endswith("snp"):
+        return find_amd_root(seed, scenario)
+    make_root = make_nitro_root if name == "aws-nitro-tpm" else make_own_root
+    return make_root(lambda label, size: derive(seed, label, size)).der
