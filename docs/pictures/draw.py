@@ -7,10 +7,12 @@ Offsets and values come from attestkit itself, so that a picture cannot say what
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from docs.pictures import growth, quotes, roles, tree
+from docs.pictures.data_paths import DATA_PATHS, draw_data_path
 
 __all__ = ["HERE", "PICTURES", "main"]
 
@@ -24,6 +26,7 @@ PICTURES: Final[dict[str, Callable[[], str]]] = {
     "register.svg": growth.three_extends,
     "signatures.svg": quotes.chain_of_signatures,
     "trust.svg": roles.trust,
+    **{name: partial(draw_data_path, path) for name, path in DATA_PATHS.items()},
 }
 """Each picture's file, and what draws it."""
 

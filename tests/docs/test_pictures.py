@@ -24,6 +24,20 @@ def test_pictures_match_script(drawn: dict[str, str]) -> None:
     assert {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.svg")} == drawn
 
 
+def test_data_paths_follow_imports() -> None:
+    """Each file of a data path is reached by imports from the first, unless chosen at run time."""
+    grimp = pytest.importorskip("grimp")
+    from docs.pictures.data_paths import DATA_PATHS, step_module
+
+    graph = grimp.build_graph("attestkit", cache_dir=None)
+    for path in DATA_PATHS.values():
+        first = step_module(path.steps[0])
+        for step in path.steps[1:]:
+            module = step_module(step)
+            reached = module == first or graph.chain_exists(first, module)
+            assert reached or step.at_run_time, (path.title, step.text)
+
+
 def test_drawn_offsets_match_quote() -> None:
     """The bytes at the drawn offsets of a quote's body are the fields of `Quote`."""
     from docs.pictures.quotes import body_parts, quote_parts
