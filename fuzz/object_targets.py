@@ -237,6 +237,10 @@ def sha384_target(core: Any) -> Target:
         with suppress(TypeError):
             core.sha384_many([*parts, None])
             raise AssertionError
+        assert [len(core.keccak(data, size)) for size in (32, 48, 64)] == [32, 48, 64]
+        with suppress(ValueError):
+            core.keccak(data, step)
+            assert step in {32, 48, 64}
 
     return run
 

@@ -98,6 +98,7 @@ def samples() -> dict[str, list[bytes]]:
         "hex": [*[data.hex().encode() for data in any_bytes], *any_bytes],
         "sha256": any_bytes,
         "sha384": [*quotes[-2:], *any_bytes, *[quote[:700] for quote in quotes]],
+        "keccak": any_bytes,
         "kernels": any_bytes,
         "replay": _folded(),
         "replays": [*logs, *many],

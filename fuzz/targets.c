@@ -172,6 +172,20 @@ static uint64_t sha384(const uint8_t *data, size_t size)
     return sum;
 }
 
+/* The three digests of a message, each in memory of exactly its size. */
+static uint64_t keccak(const uint8_t *data, size_t size)
+{
+    uint64_t sum = FUZZ_START;
+
+    for (size_t digest_size = 32; digest_size <= 64; digest_size += 16) {
+        uint8_t *digest = fuzz_room(digest_size);
+        ak_keccak(data, size, digest_size, digest);
+        sum = fuzz_add(sum, digest, digest_size);
+        free(digest);
+    }
+    return sum;
+}
+
 /* Registers, some of which do not exist, and their digests. */
 static uint64_t replay(const uint8_t *data, size_t size)
 {
@@ -271,6 +285,7 @@ const fuzz_target fuzz_targets[] = {
     {"hex", hex, true},
     {"sha256", fuzz_sha256, true},
     {"sha384", sha384, true},
+    {"keccak", keccak, false},
     {"kernels", fuzz_kernels, false},
     {"replay", replay, true},
     {"replays", replays, true},

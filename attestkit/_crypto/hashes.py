@@ -1,13 +1,11 @@
-"""Hashes, by their names in the dstack guest agent API, and HKDF.
-
-Keccak is imported on first use.
-"""
+"""Hashes, by their names in the dstack guest agent API, and HKDF."""
 
 import hashlib
 import hmac
 from collections.abc import Callable
 from typing import Final
 
+from attestkit._native import keccak
 from attestkit.errors import UsageError
 
 _HKDF_LIMIT: Final = 255 * 32  # RFC 5869, 2.3
@@ -30,13 +28,7 @@ def sha512(data: bytes) -> bytes:
 
 def keccak256(data: bytes) -> bytes:
     """Return the 32-byte Keccak-256 of `data` (Ethereum's hash; its padding differs from SHA-3)."""
-    return _keccak(data, 256)
-
-
-def _keccak(data: bytes, bits: int) -> bytes:
-    from Crypto.Hash import keccak  # lazy: `import attestkit` loads this module
-
-    return keccak.new(data=data, digest_bits=bits).digest()
+    return keccak(data, 32)
 
 
 _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -47,8 +39,8 @@ _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "sha3-384": lambda data: hashlib.sha3_384(data).digest(),
     "sha3-512": lambda data: hashlib.sha3_512(data).digest(),
     "keccak256": keccak256,
-    "keccak384": lambda data: _keccak(data, 384),
-    "keccak512": lambda data: _keccak(data, 512),
+    "keccak384": lambda data: keccak(data, 48),
+    "keccak512": lambda data: keccak(data, 64),
 }
 
 ALGORITHMS: Final = tuple(_DIGESTS)
@@ -72,7 +64,7 @@ def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -
     Raises:
         UsageError: If `length` is not 0 to 8160.
     """
-    from attestkit._crypto.zeroize import wipe  # lazy, as Keccak
+    from attestkit._crypto.zeroize import wipe  # lazy: loads cryptography
 
     key = hmac.digest(salt, ikm, "sha256")
     try:

@@ -53,6 +53,7 @@ __all__ = [
     "evidence_decoders",
     "hexlify",
     "json_depth",
+    "keccak",
     "quote_layout",
     "quote_parsers",
     "quote_rows",
@@ -200,6 +201,7 @@ sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
 sha384_many: "Callable[[Sequence[bytes]], list[bytes]]"
+keccak: "Callable[[bytes, int], bytes]"  # arguments: message; digest size: 32, 48 or 64 bytes
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # arguments: leaf, subleaf; None: pure Python
 
 if CORE == "compiled":
@@ -215,6 +217,7 @@ if CORE == "compiled":
     replay_many = _objects.many_replayer(2 * _EVENTS_PER_THREAD, _replay_many_fallback)
     _replay_part = _objects.many_replayer(sys.maxsize, _replay_part_fallback)
     sha384, sha384_many = _objects.sha384, _objects.sha384_many
+    keccak = _objects.keccak
     unhex, hexlify = _objects.unhex, _objects.hexlify
     cpuid = _compiled_cpuid
     json_depth = _objects.json_depth

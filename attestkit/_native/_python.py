@@ -8,6 +8,7 @@ from attestkit._native._python_cbor import cbor_check
 from attestkit._native._python_columns import Column, quote_rows
 from attestkit._native._python_evidence import event_maker, evidence_decoders
 from attestkit._native._python_json import agent_json_walk, cpuid, hexlify, json_depth, unhex
+from attestkit._native._python_keccak import keccak
 from attestkit._native._python_log import (
     ccel_walk,
     replay,
@@ -37,6 +38,7 @@ __all__ = [
     "evidence_decoders",
     "hexlify",
     "json_depth",
+    "keccak",
     "quote_layout",
     "quote_parsers",
     "quote_rows",

@@ -8,8 +8,6 @@
 #include "ak.h"
 #include "ak_json.h"
 
-enum { LARGE = 1 << 18 };
-
 /* Get the UTF-8 of a str, or the bytes of a bytes object; NULL for other objects and for text with
  * lone surrogates. Returns false with an exception if memory is exhausted. */
 static bool find_utf8(PyObject *data, const uint8_t **text, size_t *size)
@@ -51,19 +49,6 @@ static PyObject *found(const uint8_t *room)
     return all;
 }
 
-/* From this size on, parsing takes 0.1 ms or more, and the GIL is released. The caller holds a
- * reference to the object, which is immutable. */
-static PyThreadState *unlock_for(size_t size)
-{
-    return size < LARGE ? NULL : PyEval_SaveThread();
-}
-
-static void lock_again(PyThreadState *thread)
-{
-    if (thread != NULL)
-        PyEval_RestoreThread(thread);
-}
-
 /* The buffer of the last call, for reuse: the heap often returns memory of this size to the kernel
  * on free. The GIL protects it. */
 static uint8_t *spare;
@@ -83,7 +68,7 @@ static uint8_t *take_room(size_t *size)
 
 static void give_back(uint8_t *room, size_t size)
 {
-    if (spare == NULL && size <= LARGE) {
+    if (spare == NULL && size <= AK_LARGE) {
         spare = room;
         spare_size = size;
     } else {
@@ -107,9 +92,9 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
     uint8_t *room = take_room(&room_size);
     if (room == NULL)
         return PyErr_NoMemory();
-    PyThreadState *thread = unlock_for(size);
+    PyThreadState *thread = ak_release_gil_for(size);
     const ak_json_outcome outcome = ak_agent_json_walk(text, size, room, room_size);
-    lock_again(thread);
+    ak_take_gil(thread);
     PyObject *result;
     switch (outcome) {
     case AK_JSON_ACCEPTED:
@@ -166,9 +151,9 @@ static PyObject *json_depth(PyObject *module, PyObject *arguments)
         return NULL;
     const size_t size = (size_t)PyBytes_Size(text);
     const uint8_t *start = (const uint8_t *)PyBytes_AsString(text);
-    PyThreadState *thread = unlock_for(size);
+    PyThreadState *thread = ak_release_gil_for(size);
     const int64_t offset = ak_json_depth(start, size, most);
-    lock_again(thread);
+    ak_take_gil(thread);
     return PyLong_FromLongLong(offset);
 }
 

@@ -110,6 +110,9 @@ void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
 void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
                     size_t count, uint8_t *digests);
 
+/* Keccak-256, -384 or -512: digest_size is 32, 48 or 64. */
+void ak_keccak(const uint8_t *data, size_t size, size_t digest_size, uint8_t *digest);
+
 /* Result of parsing JSON: accepted; refused, as by Python's parser; or left to that parser, which
  * may accept or refuse the text. */
 typedef enum { AK_JSON_ACCEPTED = 0, AK_JSON_REFUSED = 1, AK_JSON_LEFT = 2 } ak_json_outcome;

@@ -14,12 +14,20 @@ int ak_add_quote_objects(PyObject *module);
 int ak_add_log_objects(PyObject *module);
 int ak_add_agent_objects(PyObject *module);
 int ak_add_replay_objects(PyObject *module);
-int ak_add_sha384_objects(PyObject *module);
+int ak_add_hash_objects(PyObject *module);
 int ak_add_column_objects(PyObject *module);
 int ak_add_pck_objects(PyObject *module);
 int ak_add_cbor_objects(PyObject *module);
 int ak_add_evidence_objects(PyObject *module);
 int ak_add_event_objects(PyObject *module);
+
+/* From this number of bytes on, parsing or hashing takes 0.1 ms or more, and the GIL is released.
+ * The caller holds references to the objects, which are immutable. */
+enum { AK_LARGE = 1 << 18 };
+
+/* Release the GIL for large input, and take it again. */
+PyThreadState *ak_release_gil_for(size_t size);
+void ak_take_gil(PyThreadState *thread);
 
 /* Raise the exception that the Python function `refuse` creates from a status and an offset. */
 void ak_raise_refusal(PyObject *refuse, int status, size_t at);

@@ -6,7 +6,7 @@
 
 #include "ak_cbor.h"
 
-enum { FEW_KEYS = 256, LARGE = 1 << 18 };
+enum { FEW_KEYS = 256 };
 
 /* The bytes to check. */
 typedef struct {
@@ -53,10 +53,9 @@ static PyObject *cbor_check(PyObject *refuse, PyObject *args, PyObject *named)
     }
     d.p = (const uint8_t *)PyBytes_AsString(data) + start;
     d.size = (size_t)(size - start);
-    PyThreadState *thread = size < LARGE ? NULL : PyEval_SaveThread();
+    PyThreadState *thread = ak_release_gil_for((size_t)size);
     const bool checked = check(&d, &status, &at);
-    if (thread != NULL)
-        PyEval_RestoreThread(thread);
+    ak_take_gil(thread);
     if (!checked)
         return PyErr_NoMemory();
     if (status == AK_OK)

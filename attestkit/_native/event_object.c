@@ -15,7 +15,6 @@ enum {
     NO_ACTION = 3,
     RUNTIME_EVENT = 0x08000001,
     RUNTIME_REGISTER = 3,
-    LARGE = 1 << 18, /* bytes to hash, from which on the GIL is released */
     MAX_EVENTS = 65536,
     MAX_PREIMAGES = 1 << 24 /* bytes of the preimages, which are concatenated */
 };
@@ -194,10 +193,9 @@ static PyObject *make_log(PyTypeObject *class, const event_list *all)
     uint8_t *room = PyMem_Malloc(digests + sizes + all->size);
     if (room == NULL)
         return PyErr_NoMemory();
-    PyThreadState *thread = all->size < LARGE ? NULL : PyEval_SaveThread();
+    PyThreadState *thread = ak_release_gil_for(all->size);
     hash_preimages(all, room, (uint32_t *)(void *)(room + digests));
-    if (thread != NULL)
-        PyEval_RestoreThread(thread);
+    ak_take_gil(thread);
     made_log log;
     PyObject *found = NULL;
     if (begin(&log, all) && fill(&log, class, all, room))

@@ -7,6 +7,17 @@
  * interpreter its own module. */
 #include "ak_objects.h"
 
+PyThreadState *ak_release_gil_for(size_t size)
+{
+    return size < AK_LARGE ? NULL : PyEval_SaveThread();
+}
+
+void ak_take_gil(PyThreadState *thread)
+{
+    if (thread != NULL)
+        PyEval_RestoreThread(thread);
+}
+
 void ak_raise_refusal(PyObject *refuse, int status, size_t at)
 {
     PyObject *error = PyObject_CallFunction(refuse, "in", status, (Py_ssize_t)at);
@@ -43,7 +54,7 @@ static int fill(PyObject *module)
 {
     return ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
                    ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0 ||
-                   ak_add_sha384_objects(module) != 0 || ak_add_column_objects(module) != 0 ||
+                   ak_add_hash_objects(module) != 0 || ak_add_column_objects(module) != 0 ||
                    ak_add_pck_objects(module) != 0 || ak_add_cbor_objects(module) != 0 ||
                    ak_add_evidence_objects(module) != 0 || ak_add_event_objects(module) != 0
                ? -1

@@ -125,8 +125,7 @@ static PyObject *replay_logs(PyObject *logs, Py_ssize_t count, size_t events)
         return PyErr_NoMemory();
     PyThreadState *const thread = events < MANY_EVENTS ? NULL : PyEval_SaveThread();
     const ak_status status = replay_batch(&b, (size_t)count);
-    if (thread != NULL)
-        PyEval_RestoreThread(thread);
+    ak_take_gil(thread);
     PyObject *all = status == AK_OK ? PyList_New(count) : NULL;
     for (Py_ssize_t i = 0; i < count && all != NULL; i++) {
         PyObject *one = tuple_of(b.values + VALUES * i);

@@ -1,5 +1,6 @@
-/* Python functions for SHA-384. A message of one block takes 0.25 us, compared with 0.46 us through
- * cffi; eight messages take 0.83 us, compared with 2.3 us (CPython 3.11, Sapphire Rapids). */
+/* Python functions for SHA-384 and Keccak. A message of one block takes 0.25 us, compared with 0.46
+ * us through cffi; eight messages take 0.83 us, compared with 2.3 us (CPython 3.11, Sapphire
+ * Rapids). */
 #include "ak_objects.h"
 
 #include <stdbool.h>
@@ -93,13 +94,34 @@ static PyObject *sha384_many(PyObject *module, PyObject *sequence)
     return all;
 }
 
+static PyObject *keccak(PyObject *module, PyObject *args)
+{
+    uint8_t digest[64];
+    PyObject *message;
+    Py_ssize_t digest_size;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Sn", &message, &digest_size))
+        return NULL;
+    if (digest_size != 32 && digest_size != 48 && digest_size != 64) {
+        PyErr_SetString(PyExc_ValueError, "Keccak: digests have 32, 48 or 64 bytes");
+        return NULL;
+    }
+    const uint8_t *data = (const uint8_t *)PyBytes_AsString(message);
+    const size_t size = (size_t)PyBytes_Size(message);
+    PyThreadState *thread = ak_release_gil_for(size);
+    ak_keccak(data, size, (size_t)digest_size, digest);
+    ak_take_gil(thread);
+    return PyBytes_FromStringAndSize((const char *)digest, digest_size);
+}
+
 static PyMethodDef functions[] = {
     {"sha384", sha384, METH_O, NULL},
     {"sha384_many", sha384_many, METH_O, NULL},
+    {"keccak", keccak, METH_VARARGS, NULL},
     {0},
 };
 
-int ak_add_sha384_objects(PyObject *module)
+int ak_add_hash_objects(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }
