@@ -12,44 +12,32 @@ from attestkit._package import lazy_names
 if TYPE_CHECKING:
     from attestkit import backends, errors, ra_tls
     from attestkit.aio import AsyncAttester
-    from attestkit.attestation import AppInfo, Attestation
+    from attestkit.attestation import Attestation
     from attestkit.attester import Attester
     from attestkit.client import Endpoint, Proof, Require, aconnect, connect
     from attestkit.collateral import Collateral
-    from attestkit.columns import QuoteColumns, quote_columns
-    from attestkit.dstack.app_compose import AppCompose
+    from attestkit.columns import quote_columns
     from attestkit.event_log import Event, EventLog, TpmEventLog
     from attestkit.factory import aopen, open
     from attestkit.keys import (
-        AgentKeys,
         AppKeys,
-        DerivedKey,
         KeyDeriver,
-        LocalKeys,
-        Signature,
         verify_key_chain,
         verify_signature,
     )
     from attestkit.quote import Quote
-    from attestkit.report_data import ReportData, ReportDataWarning
+    from attestkit.report_data import ReportData
     from attestkit.snp_report import SnpReport
     from attestkit.td_report import TdReport
     from attestkit.verifier import (
         AppraisalPolicy,
         AttestationResult,
         EvidenceBundle,
-        ReferenceValues,
-        TcbStatus,
-        VerificationItem,
-        VerificationStep,
         Verifier,
         verify,
     )
 
 __all__ = [
-    "AgentKeys",
-    "AppCompose",
-    "AppInfo",
     "AppKeys",
     "AppraisalPolicy",
     "AsyncAttester",
@@ -57,27 +45,18 @@ __all__ = [
     "AttestationResult",
     "Attester",
     "Collateral",
-    "DerivedKey",
     "Endpoint",
     "Event",
     "EventLog",
     "EvidenceBundle",
     "KeyDeriver",
-    "LocalKeys",
     "Proof",
     "Quote",
-    "QuoteColumns",
-    "ReferenceValues",
     "ReportData",
-    "ReportDataWarning",
     "Require",
-    "Signature",
     "SnpReport",
-    "TcbStatus",
     "TdReport",
     "TpmEventLog",
-    "VerificationItem",
-    "VerificationStep",
     "Verifier",
     "aconnect",
     "aopen",
@@ -97,39 +76,30 @@ if not TYPE_CHECKING:
         __name__,
         {
             "aio": ["AsyncAttester"],
-            "attestation": ["AppInfo", "Attestation"],
+            "attestation": ["Attestation"],
             "attester": ["Attester"],
             "backends": ["backends"],
             "client": ["Endpoint", "Proof", "Require", "aconnect", "connect"],
             "collateral": ["Collateral"],
-            "columns": ["QuoteColumns", "quote_columns"],
-            "dstack.app_compose": ["AppCompose"],
+            "columns": ["quote_columns"],
             "errors": ["errors"],
             "event_log": ["Event", "EventLog", "TpmEventLog"],
             "factory": ["aopen", "open"],
             "keys": [
-                "AgentKeys",
                 "AppKeys",
-                "DerivedKey",
                 "KeyDeriver",
-                "LocalKeys",
-                "Signature",
                 "verify_key_chain",
                 "verify_signature",
             ],
             "quote": ["Quote"],
             "ra_tls": ["ra_tls"],
-            "report_data": ["ReportData", "ReportDataWarning"],
+            "report_data": ["ReportData"],
             "snp_report": ["SnpReport"],
             "td_report": ["TdReport"],
             "verifier": [
                 "AppraisalPolicy",
                 "AttestationResult",
                 "EvidenceBundle",
-                "ReferenceValues",
-                "TcbStatus",
-                "VerificationItem",
-                "VerificationStep",
                 "Verifier",
                 "verify",
             ],

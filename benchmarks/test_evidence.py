@@ -17,8 +17,8 @@ import msgspec.msgpack
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import attestkit
-from attestkit import AppInfo, Attestation
-from attestkit.attestation import Encoding
+from attestkit import Attestation
+from attestkit.attestation import AppInfo, Encoding
 from attestkit.attestation.launch import os_image, tdx, vm_config
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from attestkit import AgentKeys, verify_signature
+from attestkit import verify_signature
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
-from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
+from attestkit.keys import AgentKeys, AppKeys, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
 from tests.raising import raises
 from tests.serve.server import SEED, running_server

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from attestkit import AgentKeys
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
-from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
+from attestkit.keys import AgentKeys, AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from attestkit.keys.agent_keys import AgentApi
 from tests.backends.dstack_agent.scripted_agent import response, scripted_agent
 from tests.keys.independent_chain import high_s

@@ -14,9 +14,6 @@ from typing_extensions import assert_type
 
 import attestkit
 from attestkit import (
-    AgentKeys,
-    AppCompose,
-    AppInfo,
     AppKeys,
     AppraisalPolicy,
     AsyncAttester,
@@ -24,27 +21,18 @@ from attestkit import (
     AttestationResult,
     Attester,
     Collateral,
-    DerivedKey,
     Endpoint,
     Event,
     EventLog,
     EvidenceBundle,
     KeyDeriver,
-    LocalKeys,
     Proof,
     Quote,
-    QuoteColumns,
-    ReferenceValues,
     ReportData,
-    ReportDataWarning,
     Require,
-    Signature,
     SnpReport,
-    TcbStatus,
     TdReport,
     TpmEventLog,
-    VerificationItem,
-    VerificationStep,
     Verifier,
     aconnect,
     aopen,
@@ -58,6 +46,7 @@ from attestkit import (
     verify_key_chain,
     verify_signature,
 )
+from attestkit.attestation import AppInfo
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
 from attestkit.backends.dstack_agent import DstackAgent
@@ -67,8 +56,13 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.client import ProofBundle, verify_proof
+from attestkit.columns import QuoteColumns
+from attestkit.dstack import AppCompose
+from attestkit.keys import AgentKeys, DerivedKey, LocalKeys, Signature
 from attestkit.measure.acpi import find_tables
+from attestkit.report_data import ReportDataWarning
 from attestkit.testing import BackendContract, SimulatedTee
+from attestkit.verifier import ReferenceValues, TcbStatus, VerificationItem, VerificationStep
 
 Registers = tuple[bytes, bytes, bytes, bytes]
 

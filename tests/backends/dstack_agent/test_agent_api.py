@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 import attestkit
-from attestkit import AgentKeys, EventLog, LocalKeys, Quote
+from attestkit import EventLog, Quote
 from attestkit.backends.base import Backend
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
@@ -23,7 +23,7 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.keys import AppKeys
+from attestkit.keys import AgentKeys, AppKeys, LocalKeys
 from attestkit.testing import BackendContract
 from tests.backends.dstack_agent.scripted_agent import (
     PAGE,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit import Attestation, EventLog, LocalKeys, Quote, backends
+from attestkit import Attestation, EventLog, Quote, backends
 from attestkit.backends.base import AppHost, Backend, GuestAgent, RegisterExtender, SnpReporter
 from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.linux import paths
@@ -18,7 +18,7 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.keys import AppKeys
+from attestkit.keys import AppKeys, LocalKeys
 from attestkit.testing import BackendContract
 from tests.backends.dstack_agent.scripted_agent import (
     Script,

@@ -271,7 +271,7 @@ def test_permissions_describe_file_and_process(tmp_path: Path) -> None:
     ("imports", "heavy"),
     [
         ("attestkit, attestkit.backends", {"ctypes"}),
-        ("attestkit; attestkit.AgentKeys", {"attestkit.backends"}),
+        ("attestkit.keys; attestkit.keys.AgentKeys", {"attestkit.backends"}),
         ("attestkit.backends.dstack_agent", {"http", "http.client", "ssl", "asyncio"}),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from attestkit import AppraisalPolicy, Collateral, ReferenceValues, Verifier
+from attestkit import AppraisalPolicy, Collateral, Verifier
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.client.services.tinfoil.tinfoil import Tinfoil, TinfoilBundle, read_tinfoil_bundle
@@ -20,6 +20,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.gpu.bindings.tinfoil import tinfoil_section_data
+from attestkit.verifier import ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from tests.client.services.tinfoil_maker import leaves, other_digit, replace_leaf
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
