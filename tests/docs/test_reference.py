@@ -7,13 +7,9 @@ from typing import Final
 
 import attestkit
 from tests.docs.blocks import ROOT
+from tests.docs.public_api import LISTING, REFERENCE, documented_modules, list_interface
 
-REFERENCE: Final = ROOT / "docs" / "reference"
-MODULES: Final = {
-    name: page.name
-    for page in sorted(REFERENCE.glob("*.md"))
-    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
-}
+MODULES: Final = documented_modules()
 
 
 def _top_modules() -> set[str]:
@@ -64,3 +60,9 @@ def test_index_has_every_name() -> None:
             continue
         assert anchor == f"attestkit.{page}.{name}"
         assert getattr(import_module(f"attestkit.{page}"), name) is getattr(attestkit, name)
+
+
+def test_listing_is_the_public_interface() -> None:
+    """A change of a public name or signature shows in docs/reference/public-api.txt."""
+    listed = LISTING.read_text(encoding="utf-8")
+    assert listed == list_interface(), "run python -m tests.docs.public_api, and see its diff"
