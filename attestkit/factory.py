@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from attestkit.backends.dstack_agent import DstackAgent
     from attestkit.backends.recording import Recording
     from attestkit.backends.simulator import Simulator
-    from attestkit.backends.simulator.snp_simulator import SnpSimulator
+    from attestkit.backends.simulator.snp import SnpSimulator
     from attestkit.backends.tdx_ioctl import TdxIoctl
     from attestkit.kms.boot import PinnedRoots
     from attestkit.verifier import Verifier

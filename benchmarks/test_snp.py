@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.snp_report import SnpReport
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.platforms.snp.chain_cache import SnpChainCache

@@ -53,7 +53,7 @@ from attestkit.backends.dstack_agent import DstackAgent
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.client import ProofBundle, verify_proof
 from attestkit.columns import QuoteColumns

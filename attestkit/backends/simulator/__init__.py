@@ -7,7 +7,7 @@ and it is never selected automatically.
 from typing import TYPE_CHECKING
 
 from attestkit._package import lazy_names
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.tdx import Simulator
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootFiles

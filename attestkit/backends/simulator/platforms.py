@@ -28,8 +28,8 @@ _AMAZON: Final = {"sys_vendor": "Amazon EC2", "product_name": "m6a.large"}
 _OTHER: Final = {"sys_vendor": "attestkit", "product_name": "Simulated machine"}
 
 HARDWARE: Final = {
-    "tdx": SimulatedPlatform("tdx_simulator:Simulator", "tdx_guest"),
-    "snp": SimulatedPlatform("snp_simulator:SnpSimulator", "sev_guest"),
+    "tdx": SimulatedPlatform("tdx:Simulator", "tdx_guest"),
+    "snp": SimulatedPlatform("snp:SnpSimulator", "sev_guest"),
 }
 """Guests without a TPM."""
 

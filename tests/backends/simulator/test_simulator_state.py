@@ -24,7 +24,7 @@ from attestkit.errors import (
 from attestkit.event_log.journal import LOG
 from attestkit.factory import open as open_attester
 from attestkit.keys import LocalKeys
-from tests.backends.simulator.test_simulator import make_app_compose
+from tests.backends.simulator.test_tdx import make_app_compose
 from tests.raising import raises
 
 SEED = bytes(range(32))

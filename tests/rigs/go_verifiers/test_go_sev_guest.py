@@ -12,7 +12,7 @@ from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, SnpSigningKey
 from attestkit.backends.simulator.scenarios.named import NAMED
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from tests.rigs.go_programs import missing_for_go
 from tests.rigs.go_verifiers.verdicts import (
     GO_SEV_GUEST,

@@ -14,7 +14,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import BackendError, QuoteUnavailableError, UsageError
 from attestkit.event_log import EventLog

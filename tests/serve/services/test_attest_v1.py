@@ -10,7 +10,7 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.wire import v1_msgpack
 from attestkit.attestation.wire.evidence_parts import Tdx
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.event_log import EventLog, Rtmrs
 from attestkit.quote import Quote
 from attestkit.serve.counters import Stats

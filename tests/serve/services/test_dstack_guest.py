@@ -13,7 +13,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire import v1_msgpack
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import BackendError
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote

@@ -16,7 +16,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.ocsp import check_ocsp, write_ocsp_request
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import CollateralError
 from attestkit.gpu import (
     GpuEndorsements,

@@ -13,7 +13,7 @@ from attestkit import ra_tls
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.attestation import AppInfo
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import BackendError
 from attestkit.serve import listener_apps
 from attestkit.serve.rpc import json_codec, protobuf_codec

@@ -8,7 +8,7 @@ import msgspec
 from attestkit.backends.nitro_tpm import NitroTpmBackend
 from attestkit.backends.simulator.clouds.nitro_guest import NitroGuest
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 
 if TYPE_CHECKING:
     from attestkit.backends.simulator.boot_files import BootSource

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.scenarios.config import CloudConfig, Scenario
-from attestkit.backends.simulator.tdx_simulator import find_class
+from attestkit.backends.simulator.tdx import find_class
 from attestkit.errors import UsageError
 
 # Faults of the program that collects the evidence.

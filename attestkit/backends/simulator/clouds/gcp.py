@@ -32,9 +32,9 @@ from attestkit.backends.simulator.pki.google_ak import (
     issue_google_intermediates,
 )
 from attestkit.backends.simulator.platform_identity import issue_platform
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.backends.simulator.software_tpm import TpmHooks, VirtualIndex
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.tdx import Simulator
 from attestkit.backends.tpm.quote_reader import collect_quote
 from attestkit.collateral import Collateral
 from attestkit.event_log.journal import RuntimeLog

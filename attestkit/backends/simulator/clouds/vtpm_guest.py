@@ -10,7 +10,7 @@ from attestkit.backends.simulator.clouds.vtpm import TPM_KINDS, SimulatedVtpm, T
 from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.software_tpm import TpmHooks
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.tdx import Simulator
 from attestkit.errors import UsageError
 from attestkit.tpm.command_codes import PCR_READ, QUOTE
 from attestkit.tpm.response_codes import RC_FAILURE, RC_RETRY

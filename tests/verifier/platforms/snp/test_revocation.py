@@ -17,7 +17,7 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, SnpSigningKey
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import (
     CollateralExpiredError,
     FormatError,

@@ -34,7 +34,7 @@ from attestkit.backends.simulator.scenarios.config import (
     SnpSigningKey,
 )
 from attestkit.backends.simulator.scenarios.named import NAMED
-from attestkit.backends.simulator.snp_simulator import SnpSimulator
+from attestkit.backends.simulator.snp import SnpSimulator
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,

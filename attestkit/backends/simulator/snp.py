@@ -14,7 +14,7 @@ from attestkit.backends.base import SnpEvidence, check_bytes
 from attestkit.backends.simulator.pki.amd_chip import issue_chip
 from attestkit.backends.simulator.scenarios.config import value_or
 from attestkit.backends.simulator.snp_os_image import SnpImage, simulated_snp_image, snp_vm_config
-from attestkit.backends.simulator.tdx_simulator import Simulator
+from attestkit.backends.simulator.tdx import Simulator
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
