@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit._crypto import public_key, rsa_pss, rsa_public_key
+from attestkit._crypto import public_key
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.rsa_key_pair import RsaKeyPair
+from attestkit._crypto.key_pairs import RsaKeyPair
 from attestkit._crypto.x509.ak_certificates import gce_extension
 from attestkit._crypto.x509.ak_certificates import path as ak_path
 from attestkit.attestation import Attestation, hcl_report
@@ -50,8 +50,8 @@ GUESTS: Final[dict[str, Any]] = {
 # Caches of modules, which every verifier of a process shares.
 SHARED: Final[tuple[Any, ...]] = (
     public_key.load_verification_key,
-    rsa_pss._public_key,
-    rsa_public_key.encode_rsa_spki,
+    public_key._load_authority,
+    public_key.encode_rsa_spki,
     hcl_report._numbers,
     hcl_report._kept_runtime_data,
     v1_structs._certificates,

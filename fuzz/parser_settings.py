@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from attestkit._crypto.aes_gcm import aes_gcm_encrypt
+from attestkit._crypto.aead import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit.backends.linux.release import KernelRelease
 from attestkit.backends.recording.recorded_host import host_from_json

@@ -3,9 +3,9 @@
 import json
 from typing import Final
 
-from attestkit._crypto.aes_gcm import aes_gcm_encrypt
+from attestkit._crypto.aead import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519_public_key
-from attestkit._crypto.hpke_context import HpkeSender
+from attestkit._crypto.hpke import HpkeSender
 from attestkit._formats.bounded_gzip import gunzip
 from attestkit._formats.json_spans import member_spans
 from attestkit.client.sealing.ehbp import EhbpOpener, derive_answer_keys

@@ -1,27 +1,97 @@
-"""HPKE base mode, single shot (RFC 9180): DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM.
+"""HPKE base mode (RFC 9180): DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM."""
 
-The associated data are empty.
-"""
+import hmac
+import secrets
+from typing import Final
 
-from typing import TYPE_CHECKING, Final
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestkit._argument_checks import require_size
-from attestkit.errors import UnsupportedError, UsageError, VerificationError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives import hpke
+from attestkit._crypto.aead import IV_SIZE, TAG_SIZE, aes_gcm_decrypt
+from attestkit._crypto.ed25519 import x25519, x25519_public_key
+from attestkit._crypto.hashes import hkdf_expand_sha256
+from attestkit._crypto.zeroize import Secret, wipe
+from attestkit.errors import UsageError, VerificationError
 
 ENCAPSULATED_SIZE: Final = 32
 """Bytes of an encapsulated key (`enc`)."""
-HPKE_TAG_SIZE: Final = 16
+HPKE_TAG_SIZE: Final = TAG_SIZE
 """Bytes that a ciphertext has more than its plaintext."""
+
+_VERSION: Final = b"HPKE-v1"
+_KEM: Final = b"KEM\x00\x20"  # DHKEM(X25519, HKDF-SHA256)
+_SUITE: Final = b"HPKE\x00\x20\x00\x01\x00\x02"  # with HKDF-SHA256 and AES-256-GCM
+_BASE_MODE: Final = b"\0"
+_LONGEST: Final = 8160  # bytes of an exported secret: 255 blocks of HKDF
+_LIMIT: Final = (1 << 8 * IV_SIZE) - 1  # messages (RFC 9180, 5.2)
+
+
+class HpkeSender(Secret):
+    """Encrypts a sequence of messages to an X25519 public key. Not thread-safe.
+
+    Args:
+        public_key: Key of the recipient, 32 bytes.
+        info: Bytes that the recipient must know.
+        ephemeral: Secret of the ephemeral key, 32 bytes, for test vectors; None is a random one.
+
+    Attributes:
+        encapsulated: The encapsulated key (`enc`), 32 bytes, for the recipient.
+
+    Raises:
+        UsageError: If a key does not have 32 bytes, or the public key has low order (shared secret
+            of zeros).
+    """
+
+    __slots__ = ("_aead", "_base_nonce", "_exporter", "_sequence", "encapsulated")
+
+    def __init__(self, public_key: bytes, info: bytes, *, ephemeral: bytes | None = None) -> None:
+        own = secrets.token_bytes(32) if ephemeral is None else ephemeral
+        shared = x25519(own, public_key)
+        self.encapsulated: bytes = x25519_public_key(own)
+        key, self._base_nonce, self._exporter = _schedule_keys(
+            shared, self.encapsulated + public_key, info
+        )
+        # The key is not wiped: AESGCM may keep the object, and read it at each message.
+        self._aead = AESGCM(key)
+        self._sequence = 0
+        if ephemeral is None:
+            wipe(own)
+
+    def seal(self, plaintext: bytes, associated: bytes = b"") -> bytes:
+        """Encrypt the next message; return the ciphertext followed by the tag of 16 bytes.
+
+        Args:
+            plaintext: Any bytes.
+            associated: Bytes that the recipient must know.
+        """
+        if self._sequence >= _LIMIT:
+            raise UsageError("HPKE: too many messages in one context", reason="out_of_range")
+        nonce = sequence_nonce(self._base_nonce, self._sequence)
+        self._sequence += 1
+        return self._aead.encrypt(nonce, plaintext, associated or None)
+
+    def export(self, context: bytes, length: int) -> bytes:
+        """Return a secret that the recipient derives, too (RFC 9180, 5.3).
+
+        Raises:
+            UsageError: If `length` is not 0 to 8160.
+        """
+        if not 0 <= length <= _LONGEST:
+            message = f"HPKE export: length must be 0 to {_LONGEST}, not {length}"
+            raise UsageError(message, reason="out_of_range")
+        return _expand(_SUITE, self._exporter, b"sec", context, length)
+
+    def __repr__(self) -> str:
+        return f"HpkeSender(encapsulated={self.encapsulated.hex()})"
+
+
+def sequence_nonce(base: bytes, sequence: int) -> bytes:
+    """Return a base nonce XOR the number of a message, big-endian."""
+    return (int.from_bytes(base, "big") ^ sequence).to_bytes(len(base), "big")
 
 
 def hpke_seal(public_key: bytes, info: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """Encrypt to an X25519 public key; return the encapsulated key and the ciphertext.
+    """Encrypt one message to an X25519 public key; return encapsulated key and ciphertext.
 
     Args:
         public_key: Key of the recipient, 32 bytes.
@@ -31,15 +101,9 @@ def hpke_seal(public_key: bytes, info: bytes, plaintext: bytes) -> tuple[bytes, 
     Raises:
         UsageError: If the public key does not have 32 bytes, or has low order (shared secret of
             zeros).
-        UnsupportedError: If the installed release of cryptography has no HPKE.
     """
-    require_size("X25519 public key", public_key, 32)
-    recipient = X25519PublicKey.from_public_bytes(public_key)
-    try:
-        sealed = _suite().encrypt(plaintext, recipient, info)
-    except ValueError as error:
-        raise UsageError("invalid X25519 shared secret", reason="invalid_key") from error
-    return sealed[:ENCAPSULATED_SIZE], sealed[ENCAPSULATED_SIZE:]
+    sender = HpkeSender(public_key, info)
+    return sender.encapsulated, sender.seal(plaintext)
 
 
 def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes) -> bytes:
@@ -55,27 +119,56 @@ def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes
         VerificationError: If an argument was altered, is for another key or other `info`, or the
             encapsulated key has low order (shared secret of zeros).
         UsageError: If the secret or the encapsulated key does not have 32 bytes.
-        UnsupportedError: If the installed release of cryptography has no HPKE.
     """
     require_size("X25519 secret", secret, 32)
     require_size("encapsulated key", encapsulated, ENCAPSULATED_SIZE)
-    private = X25519PrivateKey.from_private_bytes(secret)
+    public_key = x25519_public_key(secret)
     try:
-        return _suite().decrypt(encapsulated + ciphertext, private, info)
-    except (InvalidTag, ValueError) as error:
+        shared = x25519(secret, encapsulated)
+    except UsageError as error:
+        text = "encapsulated key (HPKE): has low order"
+        raise VerificationError(text, reason="bad_signature") from error
+    key, nonce, exporter = _schedule_keys(shared, encapsulated + public_key, info)
+    try:
+        return aes_gcm_decrypt(key, nonce, ciphertext)
+    except VerificationError as error:
         text = "ciphertext: authentication failed (HPKE): wrong key, or the data was changed"
         raise VerificationError(text, reason="bad_signature") from error
+    finally:
+        for used in (key, nonce, exporter):
+            wipe(used)
 
 
-def _suite() -> "hpke.Suite":
-    # Lazy: releases of cryptography before 47 have no HPKE, and nothing else needs it.
+def _schedule_keys(shared: bytes, keys: bytes, info: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return key, base nonce and exporter secret (5.1, without a pre-shared key).
+
+    Args:
+        shared: Result of X25519, which is wiped.
+        keys: Encapsulated key and public key of the recipient.
+        info: Bytes that both sides know.
+    """
+    mixed = _extract(_KEM, b"", b"eae_prk", shared)
+    secret = _expand(_KEM, mixed, b"shared_secret", keys, 32)
+    hashes = _extract(_SUITE, b"", b"psk_id_hash", b"") + _extract(_SUITE, b"", b"info_hash", info)
+    context = _BASE_MODE + hashes
+    schedule = _extract(_SUITE, secret, b"secret", b"")
     try:
-        from cryptography.hazmat.primitives import hpke
-
-        return hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-    except (ImportError, AttributeError) as error:
-        text = (
-            "HPKE: the installed release of cryptography lacks DHKEM(X25519) with AES-256-GCM; "
-            "install cryptography 47 or newer"
+        return (
+            _expand(_SUITE, schedule, b"key", context, 32),
+            _expand(_SUITE, schedule, b"base_nonce", context, IV_SIZE),
+            _expand(_SUITE, schedule, b"exp", context, 32),
         )
-        raise UnsupportedError(text, reason="feature") from error
+    finally:
+        for used in (shared, mixed, secret, schedule):
+            wipe(used)
+
+
+def _extract(suite: bytes, salt: bytes, label: bytes, secret: bytes) -> bytes:
+    """Return LabeledExtract (4)."""
+    return hmac.digest(salt, _VERSION + suite + label + secret, "sha256")
+
+
+def _expand(suite: bytes, key: bytes, label: bytes, info: bytes, length: int) -> bytes:
+    """Return LabeledExpand (4)."""
+    labelled = length.to_bytes(2, "big") + _VERSION + suite + label + info
+    return hkdf_expand_sha256(key, labelled, length)

@@ -1,4 +1,8 @@
-"""Public keys of TPMs: RSA, P-256 and P-384, with the signature schemes and hashes of quotes."""
+"""Public keys in SubjectPublicKeyInfo: those of TPMs (RSA, P-256, P-384), and AMD's RSA-PSS.
+
+TPMs sign with any of the schemes and hashes here; only a TPM decrypts RSAES-OAEP (RFC 8017, 7.1).
+AMD's certificates have RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 bytes.
+"""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -6,7 +10,7 @@ from typing import Final, Literal, cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP, PSS, PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import (
@@ -15,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
-from attestkit.errors import SignatureError
+from attestkit._crypto.der import BIT_STRING, SEQUENCE, encode_element, encode_integer
+from attestkit.errors import SignatureError, UsageError
 
 SIGNATURE_HASHES: Final[Mapping[str, type[SHA256 | SHA384 | SHA512]]] = {
     "sha256": SHA256,
@@ -28,6 +33,9 @@ _LEAST_BITS: Final = 2048
 _MOST_BITS: Final = 8192  # verification time grows with the square
 _LEAST_EXPONENT, _MOST_EXPONENT = 65537, 1 << 32  # a TPM's exponent has 4 bytes
 _MAX_SIZE: Final = 4096  # bytes of a SubjectPublicKeyInfo
+
+_RSA_ALGORITHM: Final = bytes.fromhex("300d06092a864886f70d0101010500")  # RFC 8017, A.1
+_AMD_PADDING: Final = PSS(MGF1(SHA384()), salt_length=48)
 
 KeyKind = Literal["rsa", "p256", "p384"]
 
@@ -105,11 +113,78 @@ def load_verification_key(spki: bytes) -> PublicVerificationKey:
     return PublicVerificationKey(spki)
 
 
-def _load(spki: bytes) -> RSAPublicKey | ec.EllipticCurvePublicKey:
+@lru_cache(maxsize=64)
+def encode_rsa_spki(modulus: bytes, exponent: int) -> bytes:
+    """Return a public key as SubjectPublicKeyInfo; the modulus is big-endian."""
+    signed = encode_integer(int.from_bytes(modulus, "big")) + encode_integer(exponent)
+    point = encode_element(BIT_STRING, b"\0" + encode_element(SEQUENCE, signed))
+    return encode_element(SEQUENCE, _RSA_ALGORITHM + point)
+
+
+def rsa_oaep_encrypt(spki: bytes, secret: bytes, hash_name: str, label: bytes) -> bytes:
+    """Return `secret` encrypted to a public key; OAEP and MGF1 use the same hash.
+
+    Args:
+        spki: Public key as SubjectPublicKeyInfo in DER, of at least 2048 bits.
+        secret: At most the size of the modulus, less twice that of a digest and 2 bytes.
+        hash_name: sha256, sha384 or sha512.
+        label: The label, which the TPM knows.
+
+    Raises:
+        UsageError: If the key is not such an RSA key, the hash is unknown or the secret too long.
+    """
+    if hash_name not in SIGNATURE_HASHES:
+        message = f"RSA-OAEP: hash must be one of {', '.join(SIGNATURE_HASHES)}, not {hash_name!r}"
+        raise UsageError(message, reason="unsupported_algorithm")
+    key = _parse(spki)
+    if not isinstance(key, RSAPublicKey) or key.key_size < _LEAST_BITS:
+        message = f"RSA-OAEP: must be an RSA key of at least {_LEAST_BITS} bits"
+        raise UsageError(message, reason="invalid_key")
+    algorithm = SIGNATURE_HASHES[hash_name]()
     try:
-        key = load_der_public_key(spki) if len(spki) <= _MAX_SIZE else None
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SignatureError("public key: malformed", reason="invalid_key") from error
+        return key.encrypt(secret, OAEP(MGF1(algorithm), algorithm, label))
+    except ValueError as error:
+        raise UsageError("RSA-OAEP: secret too long for the key", reason="too_large") from error
+
+
+def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
+    """Verify a signature over the SHA-384 of `data`.
+
+    Args:
+        spki: Public key as SubjectPublicKeyInfo in DER, of at least 2048 bits (AMD's have 4096).
+        signature: As long as the modulus.
+        data: The signed data.
+
+    Raises:
+        SignatureError: If the signature is not valid, or the key is malformed or too short.
+    """
+    key = _load_authority(spki)
+    try:
+        key.verify(signature, data, _AMD_PADDING, SHA384())
+    except InvalidSignature as error:
+        raise SignatureError("RSA-PSS: invalid signature", reason="bad_signature") from error
+
+
+@lru_cache(maxsize=32)
+def _load_authority(spki: bytes) -> RSAPublicKey:
+    """Return the key of an authority, of which there are few: loading it takes about 20 us."""
+    key = _parse(spki)
+    if not isinstance(key, RSAPublicKey) or key.key_size < _LEAST_BITS:
+        message = f"RSA-PSS: must be an RSA key of at least {_LEAST_BITS} bits"
+        raise SignatureError(message, reason="invalid_key")
+    return key
+
+
+def _parse(spki: bytes) -> object:
+    """Return the key of `cryptography`; None if it is malformed."""
+    try:
+        return load_der_public_key(spki)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+
+
+def _load(spki: bytes) -> RSAPublicKey | ec.EllipticCurvePublicKey:
+    key = _parse(spki) if len(spki) <= _MAX_SIZE else None
     if isinstance(key, RSAPublicKey):
         exponent = key.public_numbers().e
         if not _LEAST_BITS <= key.key_size <= _MOST_BITS:

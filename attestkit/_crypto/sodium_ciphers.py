@@ -1,7 +1,9 @@
-"""Ciphers of libsodium with 24-byte nonces: XChaCha20-Poly1305, and the boxes of NaCl.
+"""Ciphers of libsodium: XChaCha20-Poly1305, and the boxes of NaCl.
 
-XChaCha20-Poly1305 is that of draft-irtf-cfrg-xchacha-03. A box (`crypto_box`) is X25519, XSalsa20
-and Poly1305.
+XChaCha20-Poly1305 is that of draft-irtf-cfrg-xchacha-03, with nonces of 24 bytes. A box
+(`crypto_box`) is X25519, XSalsa20 and Poly1305. A sealed box (`crypto_box_seal`) has an anonymous
+sender: ephemeral public key (32 bytes), Poly1305 tag (16), ciphertext; its nonce is the hash
+BLAKE2b-24 of both public keys.
 """
 
 from typing import Final
@@ -11,13 +13,18 @@ from nacl.bindings import (
     crypto_aead_xchacha20poly1305_ietf_encrypt,
     crypto_box,
     crypto_box_open,
+    crypto_box_seal,
+    crypto_box_seal_open,
 )
 from nacl.exceptions import CryptoError
 
 from attestkit._argument_checks import require_size
-from attestkit.errors import UsageError, VerificationError
+from attestkit._crypto.ed25519 import x25519_public_key
+from attestkit.errors import FormatError, UsageError, VerificationError
 
 SODIUM_NONCE_SIZE: Final = 24
+SEALED_BOX_OVERHEAD: Final = 48
+"""Bytes that a sealed box has more than its plaintext."""
 
 
 def xchacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes = b"") -> bytes:
@@ -43,8 +50,7 @@ def xchacha20_decrypt(
     try:
         return bytes(crypto_aead_xchacha20poly1305_ietf_decrypt(ciphertext, associated, nonce, key))
     except (CryptoError, ValueError) as error:  # PyNaCl's ValueError: shorter than a tag
-        text = "ciphertext: authentication failed (XChaCha20-Poly1305): wrong key, or changed data"
-        raise VerificationError(text, reason="bad_signature") from error
+        raise _not_authentic("ciphertext", "XChaCha20-Poly1305") from error
 
 
 def _check_key(key: bytes, nonce: bytes) -> None:
@@ -89,11 +95,50 @@ def box_decrypt(secret: bytes, public_key: bytes, nonce: bytes, ciphertext: byte
     try:
         return bytes(crypto_box_open(ciphertext, nonce, public_key, secret))
     except CryptoError as error:
-        text = "ciphertext: authentication failed (NaCl box): wrong key, or the data was changed"
-        raise VerificationError(text, reason="bad_signature") from error
+        raise _not_authentic("ciphertext", "NaCl box") from error
 
 
 def _check_sizes(secret: bytes, public_key: bytes, nonce: bytes) -> None:
     require_size("X25519 secret", secret, 32)
     require_size("X25519 public key", public_key, 32)
     require_size("nonce", nonce, SODIUM_NONCE_SIZE)
+
+
+def seal_box(recipient: bytes, plaintext: bytes) -> bytes:
+    """Encrypt to an X25519 public key of 32 bytes, with a random ephemeral key.
+
+    Raises:
+        UsageError: If the public key does not have 32 bytes, or has low order (shared secret of
+            zeros).
+    """
+    require_size("X25519 public key", recipient, 32)
+    try:
+        return bytes(crypto_box_seal(plaintext, recipient))
+    except CryptoError as error:
+        raise UsageError("invalid X25519 shared secret", reason="invalid_key") from error
+
+
+def open_box(secret: bytes, box: bytes) -> bytes:
+    """Decrypt a sealed box with the X25519 secret key of its recipient, 32 bytes.
+
+    PyNaCl leaves a copy of the plaintext in freed memory.
+
+    Raises:
+        FormatError: If the box is shorter than 48 bytes.
+        VerificationError: If the box was altered or is for another key, or its ephemeral key has
+            low order.
+        UsageError: If the secret does not have 32 bytes.
+    """
+    public = x25519_public_key(secret)
+    if len(box) < SEALED_BOX_OVERHEAD:
+        message = f"sealed box: truncated: {len(box)} bytes"
+        raise FormatError(message, reason="truncated", offset=len(box))
+    try:
+        return bytes(crypto_box_seal_open(box, public, secret))
+    except CryptoError as error:
+        raise _not_authentic("sealed box", "crypto_box_seal") from error
+
+
+def _not_authentic(what: str, cipher: str) -> VerificationError:
+    text = f"{what}: authentication failed ({cipher}): wrong key, or the data was changed"
+    return VerificationError(text, reason="bad_signature")

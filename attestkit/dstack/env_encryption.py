@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from attestkit._argument_checks import require_size
-from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.aead import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_recover
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import keccak256

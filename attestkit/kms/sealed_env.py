@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from attestkit._argument_checks import require_size, wrong_type
-from attestkit._crypto.aes_gcm import IV_SIZE
+from attestkit._crypto.aead import IV_SIZE
 from attestkit._crypto.hpke import ENCAPSULATED_SIZE, HPKE_TAG_SIZE, hpke_open, hpke_seal
 from attestkit._crypto.zeroize import wipe
 from attestkit._formats.strict_json import from_base64, read_object
@@ -67,7 +67,6 @@ def seal_env(
     Raises:
         UsageError: If the public key is malformed or has low order, an epoch is out of range, a
             name is not an identifier, or a limit is exceeded.
-        UnsupportedError: If the installed release of cryptography has no HPKE.
     """
     require_size("X25519 public key", public_key, 32)
     checked = None if epochs is None else _require_epochs(epochs)
@@ -114,7 +113,6 @@ def open_env(
             1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in all.
         VerificationError: If the ciphertext was altered or is for another key.
         UsageError: If the secret is not 32 bytes, or an expected epoch is out of range.
-        UnsupportedError: If the installed release of cryptography has no HPKE.
     """
     require_size("X25519 secret", secret, 32)
     expected = None if epochs is None else _require_epochs(epochs)

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import BIT_STRING, SEQUENCE, encode_element
-from attestkit._crypto.rsa_public_key import encode_rsa_spki
+from attestkit._crypto.public_key import encode_rsa_spki
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.tpm.algorithms import (
     ALG_AES,

@@ -10,7 +10,6 @@ import pytest
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
 from tests.clients.js_sealing import call_javascript, sealing_node
-from tests.hpke import needs_hpke
 
 SECRET: Final = bytes(range(1, 33))
 PUBLIC: Final = x25519_public_key(SECRET)
@@ -39,7 +38,6 @@ def check_plaintext(plaintext: bytes) -> None:
     assert json.loads(plaintext) == json.loads(PLAINTEXT)
 
 
-@needs_hpke
 def test_pyhpke_and_attestkit_open_each_other() -> None:
     """The Python HPKE opens ours, and we open its envelope."""
     pyhpke = pytest.importorskip("pyhpke")
@@ -54,7 +52,6 @@ def test_pyhpke_and_attestkit_open_each_other() -> None:
     assert open_env(theirs, SECRET, epochs=EPOCHS) == dict(VARIABLES)
 
 
-@needs_hpke
 def test_javascript_and_attestkit_open_each_other() -> None:
     """@hpke/core opens ours and refuses it under another info, and we open its envelope."""
     node = sealing_node()

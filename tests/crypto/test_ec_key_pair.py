@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestkit._crypto.ec_key_pair import EcKeyPair
+from attestkit._crypto.key_pairs import EcKeyPair
 from attestkit.errors import SignatureError
 from tests.raising import raises
 

@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from attestkit._crypto.rsa_key_pair import RsaKeyPair
-from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
+from attestkit._crypto.key_pairs import RsaKeyPair
+from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
 

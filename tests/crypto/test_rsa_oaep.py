@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
+from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.errors import UsageError
 from tests.raising import raises
 

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, Asymmet
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from attestkit._crypto.rsa_pss import RsaKey, rsa_pss_verify
+from attestkit._crypto.key_pairs import RsaKey
+from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attestkit._crypto import ecdsa, ed25519
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384Key, p384_verify, p384_verify_der
-from attestkit._crypto.rsa_pss import rsa_pss_verify
+from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError
 
 P256 = ecdsa.P256Key.from_scalar(bytes(31) + b"\1").public_point

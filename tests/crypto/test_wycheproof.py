@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.aead import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_recover, k256_verify, p256_verify, p256_verify_der
 from attestkit._crypto.ed25519 import ed25519_verify, x25519
 from attestkit._crypto.hashes import hkdf_sha256, sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, p384_verify, p384_verify_der
-from attestkit._crypto.rsa_pss import rsa_pss_verify
+from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError, VerificationError
 
 VERSION = "0.5.0"  # version of the package that CASES counts

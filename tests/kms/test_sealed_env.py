@@ -1,7 +1,6 @@
 """Sealed environments open only with the right key and epochs; malformed ones are rejected."""
 
 import json
-import sys
 import traceback
 from base64 import b64decode, b64encode
 from typing import Any
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hpke import hpke_open, hpke_seal
 from attestkit.dstack.env_encryption import encrypt_env_vars
-from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
+from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.kms import sealed_env
 from attestkit.kms.sealed_env import Epochs, open_env, seal_env
-from tests.hpke import needs_hpke
 from tests.raising import raises
 from tests.vectors import load, needs_shared
 
@@ -40,7 +38,6 @@ def envelope(**changes: Any) -> str:
     return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
 
-@needs_hpke
 @needs_shared
 @pytest.mark.parametrize("row", SEALED_ROWS, ids=lambda row: row["id"])
 def test_envelope_of_vector_opens_or_is_rejected(row: dict[str, Any]) -> None:
@@ -92,7 +89,9 @@ def test_legacy_vector_is_what_the_library_seals(row: dict[str, Any]) -> None:
     "epochs",
     [
         None,
-        *(pytest.param(one, marks=needs_hpke) for one in ((0, 0), EPOCHS, (4294967295, 1))),
+        (0, 0),
+        EPOCHS,
+        (4294967295, 1),
     ],
 )
 def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
@@ -105,7 +104,6 @@ def test_sealed_variables_open(epochs: tuple[int, int] | None) -> None:
         open_env(first, SECRET[::-1])
 
 
-@needs_hpke
 @given(
     st.dictionaries(
         st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,20}", fullmatch=True),
@@ -123,7 +121,6 @@ def test_round_trip_preserves_all_text(found: dict[str, str], epochs: tuple[int,
     assert sealed == json.dumps(fields, separators=(",", ":"))
 
 
-@needs_hpke
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -169,13 +166,11 @@ def test_text_that_is_no_envelope_is_rejected(text: str) -> None:
             open_env(text, SECRET, epochs=epochs)
 
 
-@needs_hpke
 def test_unknown_member_is_ignored() -> None:
     """An unknown member does not change the result."""
     assert open_env(envelope(later=[1]), SECRET, epochs=EPOCHS) == dict(VARIABLES)
 
 
-@needs_hpke
 @pytest.mark.parametrize("low_order", [bytes(32), b"\1" + bytes(31)])
 def test_key_of_low_order_is_rejected(low_order: bytes) -> None:
     """Neither sealing nor opening uses a shared secret of zeros."""
@@ -186,7 +181,6 @@ def test_key_of_low_order_is_rejected(low_order: bytes) -> None:
             seal_env(VARIABLES, low_order, epochs=epochs)
 
 
-@needs_hpke
 def test_every_prefix_and_every_changed_byte_is_rejected() -> None:
     """No truncated envelope opens, and no envelope with a changed byte of HPKE opens."""
     text = seal_env([("A", "b")], PUBLIC, epochs=EPOCHS)
@@ -217,7 +211,6 @@ def test_legacy_prefixes_are_rejected() -> None:
                 open_env(sealed, SECRET)
 
 
-@needs_hpke
 @pytest.mark.parametrize(
     "plaintext",
     [
@@ -276,16 +269,3 @@ def test_arguments_are_checked() -> None:
         open_env(bytearray(70), SECRET)  # type: ignore[arg-type]
     with raises(FormatError, "too_large"):
         open_env("0" * (sealed_env.LARGEST_SEALED + 1), SECRET)
-
-
-@needs_hpke
-def test_missing_hpke_is_an_unsupported_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a release of cryptography without HPKE, only SealedEnv is unavailable."""
-    sealed = seal_env(VARIABLES, PUBLIC, epochs=EPOCHS)
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.hpke", None)
-    monkeypatch.delattr("cryptography.hazmat.primitives.hpke", raising=False)
-    with raises(UnsupportedError, "feature"):
-        open_env(sealed, SECRET)
-    with raises(UnsupportedError, "feature"):
-        seal_env(VARIABLES, PUBLIC, epochs=EPOCHS)
-    assert open_env(seal_env(VARIABLES, PUBLIC), SECRET) == dict(VARIABLES)

@@ -16,7 +16,7 @@ from attestkit._crypto.der import (
     encode_element,
     encode_integer,
 )
-from attestkit._crypto.rsa_pss import RsaKey
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.x509.certificate_encoder import (
     CRL_NUMBER,
     KEY_USAGE,

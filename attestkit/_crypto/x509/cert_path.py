@@ -23,7 +23,7 @@ from attestkit._crypto.der import (
     dotted_oid,
 )
 from attestkit._crypto.p384 import ECDSA_SHA384, p384_verify_der
-from attestkit._crypto.rsa_pss import rsa_pss_verify
+from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit._reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 

@@ -18,8 +18,8 @@ from attestkit._crypto.der import (
     encode_integer,
 )
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.p384 import ECDSA_SHA384, P384Key
-from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.certificate_encoder import (
     KEY_USAGE,
     RSA_PSS_SHA384,

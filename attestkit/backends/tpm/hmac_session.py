@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
+from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.command_channel import ParameterReader
 from attestkit.backends.tpm.frames import CONTINUE_SESSION, Authorization, TpmResponse

@@ -9,9 +9,9 @@ answer is not protected: streams of events must have the end that their API defi
 import re
 from typing import Final
 
-from attestkit._crypto.aes_gcm import aes_gcm_decrypt
+from attestkit._crypto.aead import aes_gcm_decrypt
 from attestkit._crypto.hashes import hkdf_sha256
-from attestkit._crypto.hpke_context import HpkeSender, sequence_nonce
+from attestkit._crypto.hpke import HpkeSender, sequence_nonce
 from attestkit._formats import strict_json
 from attestkit.client.sealing.event_stream_end import EventStreamEnd
 from attestkit.client.sealing.protocol import (

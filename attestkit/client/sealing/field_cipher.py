@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Final, Literal
 
-from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.aead import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import (
     ed25519_public_key,

@@ -10,12 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from typing import Any, Final
 
-from attestkit._crypto.chacha20_poly1305 import (
-    NONCE_SIZE,
-    TAG_SIZE,
-    chacha20_decrypt,
-    chacha20_encrypt,
-)
+from attestkit._crypto.aead import IV_SIZE, TAG_SIZE, chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import CIPHERTEXT_SIZE, MlKemKey, mlkem_encapsulate
 from attestkit._formats import strict_json
@@ -88,7 +83,7 @@ class KemSealing:
         except (UnsupportedError, UsageError) as error:
             raise ServiceError(str(error), reason="sealing") from error
         plaintext = _with_response_key(body, response_key.public_key, is_first=not members)
-        nonce = secrets.token_bytes(NONCE_SIZE)
+        nonce = secrets.token_bytes(IV_SIZE)
         key = hkdf_sha256(secret, _REQUEST, 32, encapsulated[:_SALT])
         packed = zlib.compress(plaintext, wbits=_GZIP)
         sealed = encapsulated + nonce + chacha20_encrypt(key, nonce, packed)
@@ -239,7 +234,7 @@ class KemOpener:
         self._tail = window[-_TAIL:]
 
     def _open_whole(self, body: bytes) -> bytes:
-        if len(body) < CIPHERTEXT_SIZE + NONCE_SIZE + TAG_SIZE:
+        if len(body) < CIPHERTEXT_SIZE + IV_SIZE + TAG_SIZE:
             raise _refusal(f"truncated: {len(body)} bytes")
         key = self._derive(body[:CIPHERTEXT_SIZE], _RESPONSE)
         return _unpacked(_decrypt(key, body[CIPHERTEXT_SIZE:]))
@@ -262,7 +257,7 @@ def _decoded(event: dict[str, Any], name: str) -> bytes:
 def _decrypt(key: bytes, sealed: bytes) -> bytes:
     """Return the plaintext behind a nonce."""
     try:
-        return chacha20_decrypt(key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:])
+        return chacha20_decrypt(key, sealed[:IV_SIZE], sealed[IV_SIZE:])
     except (UsageError, VerificationError) as error:
         raise _refusal(str(error)) from error
 

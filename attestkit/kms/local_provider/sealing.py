@@ -3,7 +3,7 @@
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.sealed_box import SEALED_BOX_OVERHEAD, open_box, seal_box
+from attestkit._crypto.sodium_ciphers import SEALED_BOX_OVERHEAD, open_box, seal_box
 from attestkit._crypto.zeroize import wipe
 from attestkit.errors import FormatError, UsageError
 from attestkit.quote import Quote, TdQuoteBody

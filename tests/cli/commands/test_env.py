@@ -14,7 +14,6 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import keccak256
 from attestkit.kms.sealed_env import open_env, seal_env
 from tests.cli import schemas
-from tests.hpke import needs_hpke
 from tests.vectors import SHARED, needs_shared
 
 Capture = pytest.CaptureFixture[str]
@@ -58,7 +57,7 @@ def signed_key(folder: Path, age: int = 0, app_id: bytes = APP_ID, **changes: An
     return str(path)
 
 
-@pytest.mark.parametrize("epochs", [None, pytest.param((2, 7), marks=needs_hpke)])
+@pytest.mark.parametrize("epochs", [None, (2, 7)])
 def test_seal_and_open(
     epochs: tuple[int, int] | None, variables: Path, key: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -177,7 +176,6 @@ def test_wrong_variables_are_refused_without_their_values(
     assert "s3cret" not in captured.err
 
 
-@needs_hpke
 @pytest.mark.parametrize(
     ("content", "code"), [("00", 5), ("x" * 64, 5), ("", 5), ("{}", 1), ("11" * 32, 2)]
 )
@@ -203,7 +201,6 @@ def test_malformed_file_is_named(content: str, key: Path, tmp_path: Path, capsys
     assert capsys.readouterr().err.count(f"{sealed}: ") == 1
 
 
-@needs_hpke
 def test_other_epochs_are_refused(key: Path, tmp_path: Path) -> None:
     """Expected epochs reject other ones, and the legacy form."""
     sealed = tmp_path / "sealed"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from attestkit._crypto.aes_gcm import aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.aead import aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_public_key
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import hkdf_sha256, sha256

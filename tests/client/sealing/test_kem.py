@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.chacha20_poly1305 import chacha20_decrypt, chacha20_encrypt
+from attestkit._crypto.aead import chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import MlKemKey, mlkem_encapsulate
 from attestkit.client.sealing import kem

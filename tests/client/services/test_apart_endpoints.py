@@ -12,7 +12,7 @@ import pytest
 
 import attestkit
 from attestkit import AppraisalPolicy, Require
-from attestkit._crypto.chacha20_poly1305 import chacha20_decrypt, chacha20_encrypt
+from attestkit._crypto.aead import chacha20_decrypt, chacha20_encrypt
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.mlkem import mlkem_encapsulate
 from attestkit.client.services.chutes import ChutesService

@@ -5,8 +5,8 @@ from datetime import datetime, timezone
 import pytest
 from cryptography import x509
 
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.amd_certificates import AmdAuthority, issue_amd_crl
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.sgx_pki_writer import Window

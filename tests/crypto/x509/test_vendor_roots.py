@@ -7,7 +7,7 @@ import pytest
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import p384_verify_der
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.rsa_pss import rsa_pss_verify
+from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS, AWS_ROOT, pck_key

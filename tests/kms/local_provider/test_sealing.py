@@ -10,7 +10,7 @@ import pytest
 
 from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.sealed_box import open_box, seal_box
+from attestkit._crypto.sodium_ciphers import open_box, seal_box
 from attestkit.dstack.boot_sequence import Launch, boot_events
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys

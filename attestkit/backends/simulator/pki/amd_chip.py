@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.p384 import P384_ORDER, P384Key
-from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.amd_certificates import (
     AmdAuthority,
     EndorsementKey,

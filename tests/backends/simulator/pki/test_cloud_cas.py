@@ -7,8 +7,8 @@ import cbor2
 import pytest
 from cryptography import x509
 
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.p384 import p384_verify
-from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.ak_certificates.gce_extension import read_gce_extension
 from attestkit._crypto.x509.ak_certificates.path import find_ak_path
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate

@@ -6,7 +6,7 @@ from struct import pack
 
 import pytest
 
-from attestkit._crypto.rsa_oaep import rsa_oaep_encrypt
+from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.backends.simulator.software_tpm import TpmModel
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.tpm.client import TpmClient

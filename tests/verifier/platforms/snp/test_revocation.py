@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pytest
 
+from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.rsa_pss import RsaKey
 from attestkit._crypto.x509.amd_certificates import AmdAuthority, issue_amd_crl
 from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.attestation import Attestation

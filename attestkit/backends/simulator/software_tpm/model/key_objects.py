@@ -4,9 +4,8 @@ import hmac
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
-from attestkit._crypto.ec_key_pair import EcKeyPair
 from attestkit._crypto.hashes import hkdf_sha256, sha256
-from attestkit._crypto.rsa_key_pair import RsaKeyPair
+from attestkit._crypto.key_pairs import EcKeyPair, RsaKeyPair
 from attestkit.backends.simulator.software_tpm.model.command_reader import u32
 from attestkit.backends.simulator.software_tpm.model.response_error import TpmResponseError
 from attestkit.tpm import TpmtPublic

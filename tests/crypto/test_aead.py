@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.aes_gcm import aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit._crypto.aead import aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit.errors import UsageError, VerificationError
 from tests.raising import raises
 

@@ -7,10 +7,8 @@ from typing import Final
 import pytest
 
 from attestkit._crypto.ed25519 import x25519_public_key
-from attestkit._crypto.hpke import hpke_open
-from attestkit._crypto.hpke_context import HpkeSender, sequence_nonce
+from attestkit._crypto.hpke import HpkeSender, hpke_open, sequence_nonce
 from attestkit.errors import UsageError
-from tests.hpke import needs_hpke
 
 # Vectors of RFC 9180 (github.com/cfrg/draft-irtf-cfrg-hpke, test-vectors.json): base mode with
 # DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM.
@@ -47,7 +45,6 @@ def test_vectors_of_rfc_9180() -> None:
     assert {context: sender.export(context, 32).hex() for context in EXPORTS} == EXPORTS
 
 
-@needs_hpke
 def test_first_message_is_the_single_shot_one() -> None:
     """The HPKE of the cryptography package opens the first message."""
     secret = secrets.token_bytes(32)
