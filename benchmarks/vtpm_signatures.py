@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import HclReport
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.azure import HclReport
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,

@@ -5,7 +5,7 @@ from base64 import b64decode, b64encode
 from hashlib import sha256
 from typing import Any, Final
 
-from attestkit.attestation.launch.gcp import read_uki_hash
+from attestkit.attestation.gcp import read_uki_hash
 from attestkit.attestation.launch.mr_config import MrConfig, config_id_v3
 from attestkit.attestation.launch.os_image import (
     _document,

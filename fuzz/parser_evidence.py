@@ -17,11 +17,11 @@ from attestkit.attestation.cmw.record import (
     write_cbor,
     write_tag,
 )
-from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
+from attestkit.attestation.nitro import NitroDocument, read_nitro_document
+from attestkit.attestation.nitro_tpm import read_document
 from attestkit.attestation.wire import scale, v0_scale, v1_cbor, v1_msgpack
 from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.attestation.wire.scale import ScaleReader
-from attestkit.backends.nitro_tpm.messages import read_document
 from attestkit.errors import (
     FormatError,
     QuoteUnavailableError,

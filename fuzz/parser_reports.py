@@ -6,8 +6,8 @@ from hashlib import sha384
 from struct import pack
 from typing import Final
 
-from attestkit.attestation.hcl_report import HclReport
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.azure import HclReport
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 from attestkit._argument_checks import require_bytes, require_size, wrong_type
 from attestkit.attestation import app_info as _app_info
 from attestkit.attestation import encodings
-from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.encodings import Enclosed, Encoding
 from attestkit.attestation.launch.vm_config import choose_config
+from attestkit.attestation.nitro import NitroDocument, read_nitro_document
+from attestkit.attestation.tdx import WireLog
 from attestkit.attestation.wire import agent_response
 from attestkit.attestation.wire import evidence_parts as parts
-from attestkit.attestation.wire.event_log import WireLog
 from attestkit.attestation.wire.evidence_parts import Evidence
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
@@ -30,7 +30,7 @@ from attestkit.snp_report import SnpReport, parse_snp_report
 
 if TYPE_CHECKING:
     from attestkit._reasons import FormatReason
-    from attestkit.attestation.hcl_report import HclReport
+    from attestkit.attestation.azure import HclReport
     from attestkit.collateral import Collateral
     from attestkit.gpu.evidence import GpuEvidence
 
@@ -218,18 +218,18 @@ class Attestation:
         platform = self._evidence.platform
         if not isinstance(platform, (parts.AzureSnp, parts.AzureTdx)):
             return None
-        from attestkit.attestation.hcl_report import HclReport  # lazy: only for this platform
+        from attestkit.attestation.azure import HclReport  # lazy: only for this platform
 
         return HclReport.parse(platform.hcl_report)
 
     @property
-    def nitro_document(self) -> cose.NitroDocument | None:
+    def nitro_document(self) -> NitroDocument | None:
         """The AWS Nitro document; None on other platforms. Raises FormatError if malformed."""
         platform = self._evidence.platform
         if isinstance(platform, parts.NitroEnclave):
-            return cose.read_nitro_document(platform.nsm_quote, tpm=False)
+            return read_nitro_document(platform.nsm_quote, tpm=False)
         if isinstance(platform, parts.NitroTpm):
-            return cose.read_nitro_document(platform.attestation_doc, tpm=True)
+            return read_nitro_document(platform.attestation_doc, tpm=True)
         return None
 
     @property

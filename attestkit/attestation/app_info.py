@@ -14,7 +14,6 @@ from attestkit import _native
 from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.msgpack import MsgpackReader
-from attestkit.attestation import nitro_document
 from attestkit.attestation.launch.mr_config import (
     MAX_INIT_SCRIPTS,
     MrConfig,
@@ -22,6 +21,7 @@ from attestkit.attestation.launch.mr_config import (
     read_script_hashes,
 )
 from attestkit.attestation.launch.vm_config import read_os_image_hash
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.wire import evidence_parts as parts
 from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent
 from attestkit.errors import FormatError, ReplayError
@@ -321,7 +321,7 @@ def _nitro_tpm_registers(
     is_bare: bool,
 ) -> tuple[bytes, bytes]:
     """Return the registers of a guest; PCR 14 of a bare document is not of a dstack guest."""
-    document = nitro_document.read_nitro_document(platform.attestation_doc, tpm=True)
+    document = read_nitro_document(platform.attestation_doc, tpm=True)
     quoted, replayed = document.pcr(14), _replay_sha384(all_events)
     if quoted != replayed and not is_bare:
         message = f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}"
@@ -341,7 +341,7 @@ def _nitro_enclave(
     Enclaves have no runtime register and no boot sequence: the agent writes one unauthenticated
     event `app-id`, and applications cannot emit events. So `system-ready` is not required.
     """
-    document = nitro_document.read_nitro_document(platform.nsm_quote, tpm=False)
+    document = read_nitro_document(platform.nsm_quote, tpm=False)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))
     return _identity(_events_until(events, _BOOT_END))._replace(
         compose_hash=os_image_hash,

@@ -15,7 +15,7 @@ from attestkit._formats.protobuf import (
     encode_bytes_field,
     encode_number_field,
 )
-from attestkit.attestation.nitro_document import is_nitro_document
+from attestkit.attestation.nitro import is_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GoTpmTools,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import Evidence, SevSnp, Stack
 from attestkit.attester.evidence_source import (
     NO_REGISTERS,
@@ -30,13 +30,12 @@ from attestkit.errors import (
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.quote import Quote
-from attestkit.snp_report import SnpReport
+from attestkit.snp_report import SIZE, SnpReport
 
 if TYPE_CHECKING:
     from attestkit._reasons import BackendReason
 
 NO_QUOTE: Final = "SEV-SNP has no TDX quotes; use attest()"
-REPORT_SIZE: Final = 1184  # bytes
 
 
 class SnpSource:
@@ -105,9 +104,9 @@ class SnpSource:
 
 def parse_report(raw: bytes) -> SnpReport:
     """Return the parsed report; BackendError if malformed."""
-    if (size := len(raw)) != REPORT_SIZE:
-        reason: BackendReason = "truncated" if size < REPORT_SIZE else "too_large"
-        problem = f"the platform returned a report of {size} bytes, not {REPORT_SIZE}"
+    if (size := len(raw)) != SIZE:
+        reason: BackendReason = "truncated" if size < SIZE else "too_large"
+        problem = f"the platform returned a report of {size} bytes, not {SIZE}"
         raise BackendError(problem, reason=reason)
     return parse_response("the platform returned a malformed report", SnpReport.parse, raw)
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from typing import Final
 
 from attestkit.attestation import MAX_SIZE, Attestation
-from attestkit.attestation.wire.event_log import WireLog
+from attestkit.attestation.tdx import WireLog
 from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.attester.evidence_source import (
     NO_REGISTERS,

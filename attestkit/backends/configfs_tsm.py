@@ -4,13 +4,13 @@ It needs Linux 6.7 or later with the driver of the TEE, and root or write access
 """
 
 import os
-import re
 from typing import TYPE_CHECKING, Final
 
 from attestkit import backends
 from attestkit.backends.base import SnpEvidence
-from attestkit.backends.linux.device_errors import failed, no_quote, unavailable
+from attestkit.backends.linux.device_errors import no_quote, unavailable
 from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.snp import ReportOptions, check_report_size, read_report_options
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["ConfigfsSnp", "ConfigfsTdx", "ConfigfsTsm"]
 
 _SHORTEST_QUOTE: Final = 1020  # bytes: version 4 with the smallest certification data
-_REPORT_SIZE: Final = 1184  # bytes of an SNP report
-_GUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-
-_Options = tuple[tuple[str, bytes], ...]
 
 
 class ConfigfsTsm:
@@ -55,7 +51,7 @@ class ConfigfsTsm:
 
     _paths: KernelPaths
     _tsm: TsmClient
-    _options: _Options
+    _options: ReportOptions
     _has_certificates = False
 
     def __new__(
@@ -70,9 +66,8 @@ class ConfigfsTsm:
         system: TsmSystem | None = None,
     ) -> "Self":
         """Create the backend of the TEE that the kernel reports."""
-        options = (
-            *_uint("privlevel", privlevel, 4),
-            *_services(service_provider, service_guid, service_manifest_version),
+        options = read_report_options(
+            privlevel, service_provider, service_guid, service_manifest_version
         )
         paths = backends.find_kernel_paths(root) if paths is None else paths
         tsm = _client(paths, system)
@@ -219,9 +214,7 @@ class ConfigfsSnp(ConfigfsTsm):
     def _request(self, report_data: object) -> TsmResponse:
         """Make one request; check the size of the report."""
         response = super()._request(report_data)
-        if (size := len(response.report)) != _REPORT_SIZE:
-            text = f"wrong size of the SNP report: {size} bytes, expected {_REPORT_SIZE}"
-            raise failed(_tsm_path(self._paths), text, "malformed_response")
+        check_report_size(response.report, _tsm_path(self._paths))
         return response
 
 
@@ -235,29 +228,3 @@ def _tsm_path(paths: KernelPaths) -> str:
 def _client(paths: KernelPaths, system: TsmSystem | None) -> TsmClient:
     entry = None if paths.tsm_entry is None else str(paths.tsm_entry)
     return TsmClient(str(paths.tsm_report), entry, system)
-
-
-def _uint(name: str, value: object, limit: int) -> _Options:
-    """Return the option `name` with a number below `limit`; none if it is None."""
-    if value is None:
-        return ()
-    if type(value) is not int or not 0 <= value < limit:
-        raise UsageError(f"{name}: must be 0 to {limit - 1}: {value!r}", reason="out_of_range")
-    return ((name, b"%d" % value),)
-
-
-def _services(provider: object, guid: object, version: object) -> _Options:
-    """Return the options of a report about an SVSM's services."""
-    if provider is None:
-        if guid is not None or version is not None:
-            text = "service_guid, service_manifest_version: used without service_provider; add it"
-            raise UsageError(text, reason="missing")
-        return ()
-    if provider != "svsm":
-        raise UsageError(f"service_provider: must be 'svsm': {provider!r}", reason="wrong_value")
-    options: _Options = (("service_provider", b"svsm"),)
-    if guid is not None:
-        if not isinstance(guid, str) or not _GUID.fullmatch(guid):
-            raise UsageError(f"service_guid: not a GUID: {guid!r}", reason="encoding")
-        options += (("service_guid", guid.encode()),)
-    return options + _uint("service_manifest_version", version, 1 << 32)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import PLATFORM_NAMES
 from attestkit.attester import Attester
 from attestkit.backends.base import (

@@ -13,7 +13,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_der_or_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit.attestation import Attestation
-from attestkit.attestation.nitro_document import is_nitro_document
+from attestkit.attestation.nitro import is_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,

@@ -12,7 +12,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit._verification_steps import VerificationStep
-from attestkit.attestation.pcr_logs import find_pcr_logs
+from attestkit.attestation.tpm import find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import GoTpmTools, Platform, Tpm
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError

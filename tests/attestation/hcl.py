@@ -4,7 +4,7 @@ import json
 from typing import Any, Final
 
 from attestkit._formats.base64url import to_base64url
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 
 MODULUS: Final = b"\xc1" + bytes(range(1, 255)) + b"\x01"
 """An odd number of 2048 bits; nobody has its private key."""

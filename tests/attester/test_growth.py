@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire import event_log
-from attestkit.attestation.wire.event_log import WireLog
+from attestkit.attestation import tdx as event_log
+from attestkit.attestation.tdx import WireLog
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import AttestKitError, JournalError, ReplayError, VerificationError

@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import host_data
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester
 from attestkit.errors import (

@@ -29,7 +29,7 @@ from attestkit.attestation.go_tpm_tools import GoTpmToolsMessage
 from attestkit.attestation.launch import os_image, vm_config
 from attestkit.attestation.launch.mr_config import MrConfig
 from attestkit.attestation.launch.vm_config import VmConfig
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.backends.recording.recording_file import parse_recording
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import split_signed

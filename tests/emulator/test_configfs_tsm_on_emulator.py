@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import attestkit
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTsm
 from attestkit.backends.linux.paths import KernelPaths

@@ -13,6 +13,7 @@ from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats.base64url import from_base64url
 from attestkit._formats.strict_json import number_field, string
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.coco.quote_fields import (
     bare_signature_of,
     bytes_of_array,
@@ -22,8 +23,7 @@ from attestkit.attestation.coco.quote_fields import (
     read_quote,
     report_data_of,
 )
-from attestkit.attestation.hcl_report import HclReport
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
 from attestkit.errors import FormatError, UsageError
 

@@ -15,12 +15,13 @@ from attestkit._crypto.hashes import sha256
 from attestkit._formats import strict_json
 from attestkit._formats.cbor import Value, read_value
 from attestkit._sanitize import shown
-from attestkit.attestation import nitro_document
-from attestkit.attestation.launch import gcp, snp, tdx
+from attestkit.attestation import gcp
+from attestkit.attestation.launch import snp, tdx
 from attestkit.attestation.launch.mr_config import MrConfig, host_data
 from attestkit.attestation.launch.snp import SnpImage, SnpLaunch
 from attestkit.attestation.launch.tdx import TdxImage, TdxLaunch, TdxRegisters
 from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
@@ -121,7 +122,7 @@ def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
 
 
 def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
-    document = nitro_document.read_nitro_document(platform.nsm_quote, tpm=False)
+    document = read_nitro_document(platform.nsm_quote, tpm=False)
     registers = document.pcr(0) + document.pcr(1) + document.pcr(2)
     if not any(registers):
         message = "Nitro Enclave: runs in debug mode: PCR 0 to 2 are zero"
@@ -160,7 +161,7 @@ def _check_nitro_tpm(platform: NitroTpm, config: VmConfig) -> bytes:
     if not isinstance(expected, bytes) or len(expected) != 32:
         message = "measurement.aws.cbor: boot_pcr_digest: must be 32 bytes"
         raise FormatError(message, reason="wrong_size")
-    quoted = nitro_document.read_nitro_document(platform.attestation_doc, tpm=True)
+    quoted = read_nitro_document(platform.attestation_doc, tpm=True)
     actual = sha256(quoted.pcr(4) + quoted.pcr(7) + quoted.pcr(12))
     if not hmac.compare_digest(actual, expected):
         values = f"expected={expected.hex()}, quoted={actual.hex()}"

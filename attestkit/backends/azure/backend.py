@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from attestkit import backends
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.azure.imds import IMDS_ADDRESS, ImdsClient
 from attestkit.backends.azure.paravisor import AK_HANDLE, Paravisor

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from attestkit._crypto.der import SEQUENCE, DerReader
-from attestkit.attestation.hcl_report import HclReport, is_hcl_report
+from attestkit.attestation.azure import HclReport, is_hcl_report
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.response_codes import TpmError
 from attestkit.errors import BackendError, BackendUnavailableError, FormatError

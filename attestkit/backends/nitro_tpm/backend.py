@@ -10,7 +10,8 @@ import threading
 from typing import Final
 
 from attestkit import backends
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.nitro import read_nitro_document
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.backends.base import check_bytes
 from attestkit.backends.linux.boot_id import read_boot_id
@@ -22,7 +23,6 @@ from attestkit.backends.nitro_tpm.document_command import (
     missing_command,
     request_document,
 )
-from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.tpm.client import TpmClient
 from attestkit.backends.tpm.device_nodes import open_tpm
 from attestkit.backends.tpm.tpm_guest import TpmGuest

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from attestkit.backends.nitro_tpm.messages import BUFFER_SIZE, DocumentRequest, read_document
+from attestkit.attestation.nitro_tpm import BUFFER_SIZE, DocumentRequest, read_document
 from attestkit.backends.tpm.client import LoadedKey, TpmClient
 from attestkit.backends.tpm.hmac_session import RandomBytes, SessionCommand, hmac_session
 from attestkit.backends.tpm.response_codes import TpmError

@@ -11,7 +11,7 @@ from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.attestation.cmw.evidence import MEDIA_TYPES
 from attestkit.attestation.cmw.record import KIND
-from attestkit.attestation.nitro_document import is_nitro_document
+from attestkit.attestation.nitro import is_nitro_document
 from attestkit.cli.input.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError

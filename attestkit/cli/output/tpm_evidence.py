@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
-from attestkit.attestation.pcr_logs import PcrLogs, find_pcr_logs
+from attestkit.attestation.tpm import PcrLogs, find_pcr_logs
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,
@@ -190,7 +190,7 @@ def _describe_paravisor(platform: Platform) -> dict[str, Any] | None:
     """Return what the HCL report says of a VM; None without one."""
     if not isinstance(platform, (AzureSnp, AzureTdx)):
         return None
-    from attestkit.attestation.hcl_report import HclReport  # lazy: only for Azure
+    from attestkit.attestation.azure import HclReport  # lazy: only for Azure
 
     try:
         report = HclReport.parse(platform.hcl_report)

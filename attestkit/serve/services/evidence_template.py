@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.event_log import WireLog
+from attestkit.attestation.tdx import WireLog
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack, Tdx
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages_v1 import AttestResponse

@@ -5,7 +5,7 @@ All but the quote's first bytes is the same until a register changes, and is enc
 
 from typing import Any, Final, NamedTuple, TypeVar
 
-from attestkit.attestation.wire.event_log import WireLog
+from attestkit.attestation.tdx import WireLog
 from attestkit.attester import Attester
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog, Rtmrs

@@ -5,7 +5,7 @@ from typing import Final
 from attestkit._argument_checks import wrong_type
 from attestkit._native import unhex
 from attestkit.attestation import MAX_SIZE, Attestation
-from attestkit.attestation.nitro_document import is_nitro_document, read_nitro_document
+from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import Evidence as EvidenceParts
 from attestkit.attestation.wire.evidence_parts import NitroEnclave, NitroTpm, SevSnp, Stack
 from attestkit.errors import FormatError, UsageError

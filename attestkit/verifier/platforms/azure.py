@@ -20,7 +20,7 @@ from attestkit._crypto.x509.ak_certificates.path import AK_USAGE, EK_USAGE, name
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
 from attestkit._verification_steps import VerificationStep
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,

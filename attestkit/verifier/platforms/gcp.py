@@ -16,7 +16,7 @@ from attestkit._crypto.public_key import load_verification_key
 from attestkit._sanitize import shown
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.gcp import pcr_value
+from attestkit.attestation.gcp import pcr_value
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import GcpSnp, GcpTdx, RuntimeEvent, Stack, TpmQuote
 from attestkit.errors import FormatError, ReplayError, SignatureError, VerificationError

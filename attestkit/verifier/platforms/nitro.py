@@ -13,7 +13,7 @@ from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_p
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit._formats.cbor import read_value
 from attestkit._verification_steps import VerificationStep
-from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
+from attestkit.attestation.nitro import NitroDocument, read_nitro_document
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.chain_cache import ChainCache
 from attestkit.verifier.result import NO_REVOCATION, Authenticated, Tcb, caution, passed

@@ -12,7 +12,7 @@ from typing import Final
 
 from attestkit._verification_steps import VerificationStep
 from attestkit.attestation import Attestation
-from attestkit.attestation.nitro_document import NitroDocument
+from attestkit.attestation.nitro import NitroDocument
 from attestkit.attestation.wire.evidence_parts import NitroTpm
 from attestkit.errors import ReplayError, VerificationError
 from attestkit.event_log.journal_protocols import ZERO, replay_from

@@ -14,7 +14,7 @@ from attestkit._crypto.ecdsa import P256_SPKI_HEAD
 from attestkit._crypto.p384 import P384_SPKI_HEAD
 from attestkit._crypto.public_key import PublicVerificationKey
 from attestkit._verification_steps import VerificationStep
-from attestkit.attestation.nitro_document import NitroDocument
+from attestkit.attestation.nitro import NitroDocument
 from attestkit.attestation.wire.evidence_parts import Tpm, VtpmQuote
 from attestkit.errors import FormatError, SignatureError, VerificationError
 from attestkit.verifier.platforms.nitro import Nitro

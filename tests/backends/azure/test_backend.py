@@ -8,7 +8,7 @@ import pytest
 
 from attestkit._formats.base64url import to_base64url
 from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Evidence, Stack
 from attestkit.attester import Attester
 from attestkit.backends.azure import AzureBackend

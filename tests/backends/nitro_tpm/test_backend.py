@@ -8,7 +8,7 @@ import cbor2
 import pytest
 
 from attestkit import Attester, backends
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.backends.base import Backend, EventPcr, EvidenceCollector
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.nitro_tpm import NitroTpmBackend

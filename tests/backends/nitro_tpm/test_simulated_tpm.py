@@ -6,7 +6,7 @@ import cbor2
 import pytest
 
 from attestkit._system.fifo_lock import FifoLock
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.backends.nitro_tpm import NitroTpmBackend
 from attestkit.backends.nitro_tpm.document_command import has_document_command
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel

@@ -15,7 +15,7 @@ from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import MrConfig, host_data
 from attestkit.attestation.launch.os_image import verify_os_image
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester
 from attestkit.backends.base import (

@@ -13,7 +13,7 @@ from attestkit.client.middleware.document_endpoint import snp_certificates
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import Claims, ObservedPeer
 from attestkit.errors import AttestKitError, FormatError, PolicyError, ServiceError, UsageError
-from tests.attestation.test_snp_certificates import ASK, VCEK, make_table
+from tests.attestation.test_snp import ASK, VCEK, make_table
 from tests.client.documents import (
     HPKE,
     NONCE,

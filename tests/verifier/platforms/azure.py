@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,

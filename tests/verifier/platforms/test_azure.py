@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx
 from attestkit.backends.simulator.pki.quoting_enclave import TdBody
 from attestkit.errors import (

@@ -10,8 +10,8 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.vendor_roots import azure_authorities, azure_root
 from attestkit.attestation import Attestation
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.coco import read_bincode_quote
-from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import (
     AzureSnp,
     AzureTdx,

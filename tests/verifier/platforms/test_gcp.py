@@ -6,7 +6,7 @@ import pytest
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
-from attestkit.attestation.launch.gcp import read_uki_hash
+from attestkit.attestation.gcp import read_uki_hash
 from attestkit.attestation.launch.os_image import verify_os_image
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,

@@ -10,7 +10,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT
 from attestkit.attestation import Attestation
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     NitroEnclave,

@@ -7,7 +7,7 @@ from hashlib import sha384
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._formats.cbor import read_value
-from attestkit.attestation.nitro_document import read_nitro_document
+from attestkit.attestation.nitro import read_nitro_document
 from attestkit.snp_report import SnpReport
 from attestkit.tpm import TpmsAttest
 from attestkit.verifier.platforms.nitro import Nitro

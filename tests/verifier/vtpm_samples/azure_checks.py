@@ -6,8 +6,8 @@ from collections.abc import Callable
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.pem import split_pem
 from attestkit.attestation import Attestation
+from attestkit.attestation.azure import HclReport
 from attestkit.attestation.coco import read_bincode_quote
-from attestkit.attestation.hcl_report import HclReport
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, VtpmQuote, td_body
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport

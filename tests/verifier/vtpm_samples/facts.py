@@ -12,7 +12,7 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.amd_extension import AmdExtension, read_amd_extension
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
-from attestkit.attestation.hcl_report import HclReport, RuntimeKey
+from attestkit.attestation.azure import HclReport, RuntimeKey
 from attestkit.attestation.wire.evidence_parts import PcrValue, td_body
 from attestkit.errors import SignatureError, VerificationError
 from attestkit.event_log import TpmEventLog

@@ -6,7 +6,7 @@ from typing import Any, Final
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.ak_certificates.path import AK_RULES
 from attestkit._crypto.x509.cert_path import PathCertificate, check_issued, read_path_certificate
-from attestkit.attestation.hcl_report import HclReport
+from attestkit.attestation.azure import HclReport
 from tests.vectors import data
 from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 from tests.verifier.vtpm_samples.facts import holds

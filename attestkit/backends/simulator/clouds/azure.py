@@ -5,7 +5,7 @@ from typing import ClassVar, Final
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit._crypto.pem import encode_pem
-from attestkit.attestation.hcl_report import HclReport, HclReportType
+from attestkit.attestation.azure import HclReport, HclReportType
 from attestkit.attestation.wire.evidence_parts import AzureSnp, AzureTdx, Platform
 from attestkit.backends.azure import AzureBackend
 from attestkit.backends.azure.imds import ImdsClient

@@ -2,8 +2,8 @@
 
 from functools import cached_property
 
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.nitro_tpm import BANK
-from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.clouds.firmware_log import boot_application, uefi_records
 from attestkit.backends.simulator.clouds.vtpm_guest import VtpmGuest
 from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root

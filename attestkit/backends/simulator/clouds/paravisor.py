@@ -4,7 +4,7 @@ import json
 from typing import NamedTuple
 
 from attestkit._formats.base64url import to_base64url
-from attestkit.attestation.hcl_report import USER_DATA_SIZE
+from attestkit.attestation.azure import USER_DATA_SIZE
 from attestkit.tpm import TpmtPublic
 
 

@@ -15,7 +15,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_leaf,
 )
 from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
-from attestkit.backends.nitro_tpm.messages import DocumentRequest
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,

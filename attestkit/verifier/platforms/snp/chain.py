@@ -25,7 +25,7 @@ from attestkit._crypto.x509.cert_path import (
 from attestkit._crypto.x509.vendor_roots import AMD_ROOTS
 from attestkit._reasons import SignatureReason
 from attestkit._sanitize import shown
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError
 from attestkit.snp_report import SnpReport, SnpTcb
 from attestkit.verifier.result import ANOTHER_ROOT

@@ -20,7 +20,7 @@ from attestkit._crypto.x509.cloud_certificates import (
     issue_cloud_authority,
 )
 from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
-from attestkit.backends.nitro_tpm.messages import DocumentRequest
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
 from attestkit.backends.simulator.pki.cloud_root import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import cbor2
 import pytest
 
+from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.nitro_tpm.document_command import request_document
-from attestkit.backends.nitro_tpm.messages import DocumentRequest
 from attestkit.backends.simulator.software_tpm import TpmHooks, TpmModel, VirtualIndex
 from attestkit.backends.simulator.software_tpm.in_process import InProcessTransport
 from attestkit.backends.simulator.software_tpm.swtpm_process import SwtpmProcess

@@ -6,7 +6,7 @@ import cbor2
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.nitro_document import is_nitro_document, read_nitro_document
+from attestkit.attestation.nitro import is_nitro_document, read_nitro_document
 from attestkit.attestation.wire.evidence_parts import NitroEnclave
 from attestkit.errors import FormatError
 from tests.nitro_documents import MODULE, document, payload

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import FormatError
 from tests.vectors import data, needs_shared
 

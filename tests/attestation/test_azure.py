@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation.hcl_report import (
+from attestkit.attestation.azure import (
     HclReport,
     RuntimeData,
     _parse_runtime_data,
