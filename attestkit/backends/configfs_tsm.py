@@ -10,7 +10,7 @@ from attestkit import backends
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.linux.device_errors import no_quote, unavailable
 from attestkit.backends.linux.paths import KernelPaths
-from attestkit.backends.snp import ReportOptions, check_report_size, read_report_options
+from attestkit.backends.snp import ReportOptions, check_report_size, report_options
 from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.backends.tsm.report import TsmClient, TsmRequest, TsmResponse
@@ -66,7 +66,7 @@ class ConfigfsTsm:
         system: TsmSystem | None = None,
     ) -> "Self":
         """Create the backend of the TEE that the kernel reports."""
-        options = read_report_options(
+        options = report_options(
             privlevel, service_provider, service_guid, service_manifest_version
         )
         paths = backends.find_kernel_paths(root) if paths is None else paths

@@ -13,7 +13,7 @@ ReportOptions = tuple[tuple[str, bytes], ...]
 """Names of files of a report entry in configfs, and the values to write."""
 
 
-def read_report_options(
+def report_options(
     privlevel: object, provider: object, guid: object, version: object
 ) -> ReportOptions:
     """Return the options of a report, which are those of `ConfigfsTsm`; None omits one.
