@@ -17,7 +17,8 @@ from attestkit._crypto.x509.ak_certificates.path import AkPath, find_ak_path
 from attestkit._crypto.x509.ak_certificates.urls import read_crl_urls, read_issuer_urls
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.crl import SignedCrl
-from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_crl
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_crl
 from attestkit.errors import (
     CollateralError,
     CollateralExpiredError,

@@ -17,7 +17,6 @@ from attestkit import ra_tls
 from attestkit._crypto.der import DerReader, dotted_oid
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit._crypto.x509.amd_crl import AmdCrl, read_amd_crls
 from attestkit._crypto.x509.amd_extension import read_amd_extension
 from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._crypto.x509.cert_path import (
@@ -25,14 +24,13 @@ from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     read_path_certificate,
 )
-from attestkit._crypto.x509.crl import check_crl_signature
+from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls, read_crl
 from attestkit._crypto.x509.intel_certificates import ROOT, read_intel_certificate
-from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import PckExtension, read_sgx_extension
-from attestkit._crypto.x509.sgx_pki_writer import (
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import (
     Authority,
-    Window,
     chain_window,
     crl_window,
     issue_crl,

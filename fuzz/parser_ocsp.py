@@ -6,16 +6,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestkit._crypto.der import OCTET_STRING, OID, encode_element
+from attestkit._crypto.der import OCTET_STRING, OID, UTF8_STRING, encode_element, encode_sequence
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.certificate_encoder import (
-    UTF8_STRING,
-    encode_attribute,
-    encode_basic_constraints,
-    encode_certificate,
-    encode_sequence,
-)
 from attestkit._crypto.x509.ocsp import (
     OcspAnswer,
     OcspRequest,
@@ -27,6 +20,11 @@ from attestkit._crypto.x509.ocsp import (
     write_ocsp_answer,
     write_ocsp_error,
     write_ocsp_request,
+)
+from attestkit._crypto.x509.simulated.certificate_encoder import (
+    encode_attribute,
+    encode_basic_constraints,
+    encode_certificate,
 )
 from attestkit.errors import CollateralError, CollateralExpiredError, FormatError, SignatureError
 from fuzz.parser_contract import ParserTarget, check, obeys, tried

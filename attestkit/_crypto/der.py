@@ -13,10 +13,14 @@ INTEGER: Final = 0x02
 BIT_STRING: Final = 0x03
 OCTET_STRING: Final = 0x04
 OID: Final = 0x06
+ENUMERATED: Final = 0x0A
+UTF8_STRING: Final = 0x0C
+PRINTABLE_STRING: Final = 0x13
 IA5_STRING: Final = 0x16
 UTC_TIME: Final = 0x17
 GENERALIZED_TIME: Final = 0x18
 SEQUENCE: Final = 0x30
+SET: Final = 0x31
 # The smallest length that needs this number of bytes; four bytes (4 GiB) are sufficient.
 _LONG: Final = {1: 0x80, 2: 1 << 8, 3: 1 << 16, 4: 1 << 24}
 
@@ -33,6 +37,11 @@ def encode_element(tag: int, content: bytes) -> bytes:
         return bytes([tag, size]) + content
     octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
     return bytes([tag, 0x80 | len(octets)]) + octets + content
+
+
+def encode_sequence(*items: bytes) -> bytes:
+    """Return a SEQUENCE of encoded elements."""
+    return encode_element(SEQUENCE, b"".join(items))
 
 
 def encode_integer(value: int) -> bytes:
@@ -70,6 +79,18 @@ class DerReader:
         """Read an element and return a reader for its content."""
         start, end = self._element(tag)
         return DerReader(self._data, start, end)
+
+    def enter_only(self, tag: int) -> "DerReader":
+        """Read the only element left, and return a reader for its content."""
+        inner = self.enter(tag)
+        self.finish()
+        return inner
+
+    def only(self, tag: int) -> bytes:
+        """Read the only element left, and return its content."""
+        content = self.content(tag)
+        self.finish()
+        return content
 
     def integer(self) -> int:
         """Read a signed INTEGER of at most 32 bytes."""

@@ -33,6 +33,8 @@ _PKCS8_HEAD: Final = bytes.fromhex(
     "308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b0201010420"
 )
 _PKCS8_POINT: Final = bytes.fromhex("a14403420004")
+ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
+"""AlgorithmIdentifier of ecdsa-with-SHA256 in DER, without parameters (RFC 5758, 3.2)."""
 # SubjectPublicKeyInfo (RFC 5480) before the coordinates, including the 04 of the point.
 P256_SPKI_HEAD: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 

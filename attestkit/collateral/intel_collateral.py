@@ -18,7 +18,7 @@ from attestkit.errors import CollateralError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from attestkit._crypto.x509.sgx_pki_writer import Window
+    from attestkit._crypto.x509.simulated.certificate_encoder import Window
     from attestkit.collateral.cache import CollateralCache
     from attestkit.collateral.pccs_client import Getter
     from attestkit.quote import Quote

@@ -8,7 +8,7 @@ from attestkit._formats.strict_json import check_depth, from_hex, read_object
 from attestkit.errors import CollateralError, FormatError
 
 if TYPE_CHECKING:
-    from attestkit._crypto.x509.sgx_pki_writer import Window
+    from attestkit._crypto.x509.simulated.certificate_encoder import Window
 
 _SIGNATURE: Final = 64  # bytes
 
@@ -41,11 +41,8 @@ def part_window(name: str, value: str | bytes) -> "Window":
     Raises:
         CollateralError: If the part has no dates; the message starts with `name`.
     """
-    from attestkit._crypto.x509.sgx_pki_writer import (  # lazy: loads X.509
-        Window,
-        chain_window,
-        crl_window,
-    )
+    from attestkit._crypto.x509.simulated.certificate_encoder import Window
+    from attestkit._crypto.x509.simulated.sgx_certificates import chain_window, crl_window
 
     try:
         if isinstance(value, bytes):

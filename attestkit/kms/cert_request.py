@@ -6,7 +6,7 @@ The evidence in a request is over the request's public key, and the request is s
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key, p256_verify_der
-from attestkit._crypto.x509.p256_path import is_spki, require_p256_spki
+from attestkit._crypto.x509.path_rules import is_spki, require_p256_spki
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.wire import scale
 from attestkit.attestation.wire.scale import ScaleReader

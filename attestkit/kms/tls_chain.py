@@ -9,7 +9,7 @@ from attestkit._argument_checks import require_bytes, require_size, require_time
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import read_extension_content
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
-from attestkit._crypto.x509.p256_path import P256_RULES, require_p256_spki
+from attestkit._crypto.x509.path_rules import P256_RULES, require_p256_spki
 from attestkit.errors import FormatError, SignatureError, UsageError, VerificationError
 from attestkit.kms.root import KmsRoot, find_root, require_roots
 from attestkit.ra_tls.certificate import OID_APP_ID, OID_CERT_USAGE

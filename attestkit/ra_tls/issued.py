@@ -27,11 +27,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import (
-    certificate_pem,
-    issue_leaf,
-    read_certificate,
-)
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit._formats.strict_json import string
 from attestkit.attestation import AppInfo, Attestation, Encoding
 from attestkit.errors import ConfigError, FormatError, UsageError

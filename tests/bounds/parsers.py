@@ -12,9 +12,9 @@ from attestkit._crypto.x509 import cert_path
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
-from attestkit._crypto.x509.sgx_pki_writer import (
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import (
     Authority,
-    Window,
     chain_window,
     crl_window,
     issue_crl,

@@ -11,18 +11,17 @@ from attestkit._crypto.der import (
     context,
     encode_element,
     encode_integer,
+    encode_sequence,
 )
 from attestkit._crypto.hashes import sha384
 from attestkit._crypto.p384 import P384Key
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.gpu.architectures import DeviceKind
 from attestkit.gpu.device.opaque_data import encode_opaque_data
 from attestkit.gpu.device.report import Report
@@ -73,9 +72,9 @@ def key(name: str) -> P384Key:
     return P384Key(int.from_bytes(sha384(name.encode())[:40], "big"))
 
 
-def authority(name: str) -> CloudAuthority:
+def authority(name: str) -> Issuer:
     """Return a CA with a key of its own."""
-    return CloudAuthority(encode_name(O="attestkit tests", CN=name), key(name))
+    return Issuer(encode_name(O="attestkit tests", CN=name), key(name))
 
 
 def fwid_entry(fwid: bytes = FWID, algorithm: bytes = SHA384_OID) -> bytes:

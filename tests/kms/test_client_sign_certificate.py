@@ -6,11 +6,7 @@ import pytest
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.app_certificates import (
-    certificate_pem,
-    issue_leaf,
-    read_certificate,
-)
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit.errors import KmsError, UsageError
 from attestkit.kms import CertRequest
 from attestkit.kms.release.certificates import LeafProfile, issue_root, sign_app_certificate

@@ -10,11 +10,7 @@ import pytest
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.app_certificates import (
-    certificate_pem,
-    issue_leaf,
-    read_certificate,
-)
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit.attester import Attester
 from attestkit.attester.evidence_source import BootSource
 from attestkit.backends.simulator import Simulator

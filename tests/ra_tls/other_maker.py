@@ -8,11 +8,10 @@ import cbor2
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestkit._crypto.der import BOOLEAN, OCTET_STRING, OID, encode_element
-from attestkit._crypto.x509.certificate_encoder import (
+from attestkit._crypto.der import BOOLEAN, OCTET_STRING, OID, encode_element, encode_sequence
+from attestkit._crypto.x509.simulated.certificate_encoder import (
     encode_attribute,
     encode_certificate,
-    encode_sequence,
 )
 
 INTEROPERABLE: Final = bytes.fromhex("678105050409")  # 2.23.133.5.4.9

@@ -86,9 +86,7 @@ def _spl(own: Mapping[str, bytes], suffix: str) -> int:
 def _text(own: Mapping[str, bytes], suffix: str) -> str:
     if suffix not in own:
         raise _bad(suffix, "missing", "missing")
-    reader = DerReader(own[suffix])
-    content = reader.content(IA5_STRING)
-    reader.finish()
+    content = DerReader(own[suffix]).only(IA5_STRING)
     if not content.isascii() or not 1 <= len(content) <= 64 or not content.decode().isprintable():
         raise _bad(suffix, "must have 1 to 64 printable ASCII characters", "wrong_value")
     return content.decode()
@@ -97,9 +95,7 @@ def _text(own: Mapping[str, bytes], suffix: str) -> str:
 def _hardware_id(value: bytes) -> bytes:
     """Return the hardware ID, which old certificates wrap in an OCTET STRING."""
     if len(value) - 2 in _HARDWARE_ID_SIZES:
-        reader = DerReader(value)
-        value = reader.content(OCTET_STRING)
-        reader.finish()
+        value = DerReader(value).only(OCTET_STRING)
     if len(value) not in _HARDWARE_ID_SIZES:
         raise _bad(_HARDWARE_ID, f"must have 64 or 8 bytes, not {len(value)}", "wrong_size")
     return value

@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader, context, encode_element
+from attestkit._crypto.der import OCTET_STRING, DerReader, encode_element
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, P256PublicKey, p256_verify_der
 from attestkit._crypto.pem import encode_pem, split_pem
+from attestkit._crypto.x509.names import subject_and_key
 from attestkit.errors import FormatError, UsageError
 
 _LARGEST: Final = 16 << 20  # bytes or characters; evidence in a certificate has up to 10 MiB
@@ -160,14 +161,11 @@ def read_extension_content(extensions: Mapping[str, bytes], oid: str) -> bytes |
     value = extensions.get(oid)
     if value is None:
         return None
-    reader = DerReader(value)
     try:
-        content = reader.content(OCTET_STRING)
-        reader.finish()
+        return DerReader(value).only(OCTET_STRING)
     except FormatError as error:
         message = f"extension {oid}: must contain exactly one OCTET STRING"
         raise FormatError(message, reason="syntax") from error
-    return content
 
 
 def read_certificate(data: bytes | str) -> Certificate:
@@ -402,16 +400,3 @@ def _extension_values(certificate: x509.Certificate) -> dict[str, bytes]:
         )
         for extension in certificate.extensions
     }
-
-
-def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
-    """Return the bytes of subject and SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, 4.1).
-
-    cryptography returns them re-encoded only, but evidence is bound to the original bytes.
-    """
-    fields = DerReader(tbs).enter(SEQUENCE)
-    if fields.tag() == context(0):
-        fields.whole()  # version
-    for _ in range(4):
-        fields.whole()  # serialNumber, signature, issuer, validity
-    return fields.whole(SEQUENCE), fields.whole(SEQUENCE)

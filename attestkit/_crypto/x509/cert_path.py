@@ -8,6 +8,7 @@ here; callers check it, or report that it was not checked.
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.der import (
@@ -28,6 +29,7 @@ from attestkit._reasons import SignatureReason
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 
 _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024
+_MAX_USAGES: Final = 16  # extended ones
 _MAX_USAGE: Final = 2  # bytes, for the nine bits of RFC 5280, 4.2.1.3
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage (RFC 5280, 4.2.1.3)
@@ -225,9 +227,7 @@ def _check_size(der: bytes, largest: int) -> None:
 
 
 def _certificate(der: bytes) -> PathCertificate:
-    outer = DerReader(der)
-    body = outer.enter(SEQUENCE)
-    outer.finish()
+    body = DerReader(der).enter_only(SEQUENCE)
     at = body.at
     fields = body.enter(SEQUENCE)
     signed = der[at : body.at]
@@ -333,9 +333,7 @@ def _basic_constraints(value: bytes | None) -> tuple[bool, int | None]:
     """Return cA and pathLenConstraint of the basic constraints."""
     if value is None:
         return False, None
-    outer = DerReader(value)
-    reader = outer.enter(SEQUENCE)
-    outer.finish()
+    reader = DerReader(value).enter_only(SEQUENCE)
     authority = reader.tag() == BOOLEAN and reader.boolean()
     length = reader.integer() if reader.tag() == INTEGER else None
     reader.finish()
@@ -357,3 +355,20 @@ def _key_usage(value: bytes | None) -> frozenset[int] | None:
     if len(data) > _MAX_USAGE:  # limits the number of objects created below
         raise FormatError(f"key usage: more than {_MAX_USAGE} bytes", reason="too_large")
     return frozenset([bit for bit in range(8 * len(data)) if data[bit // 8] >> (7 - bit % 8) & 1])
+
+
+@lru_cache(maxsize=64)
+def read_usages(value: bytes) -> frozenset[str]:
+    """Return the OIDs of an extended key usage (RFC 5280, 4.2.1.12).
+
+    Raises:
+        FormatError: If it is malformed, or has more than 16.
+    """
+    entries = DerReader(value).enter_only(SEQUENCE)
+    found: set[str] = set()
+    while entries.tag() is not None:
+        if len(found) == _MAX_USAGES:
+            message = f"extended key usage: over {_MAX_USAGES} usages"
+            raise FormatError(message, reason="too_many")
+        found.add(dotted_oid(entries.content(OID)))
+    return frozenset(found)

@@ -13,10 +13,18 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
+from attestkit._crypto.ecdsa import ECDSA_SHA256
+from attestkit._crypto.pem import CRL_LABEL, split_der_or_pem
 from attestkit._crypto.x509.app_certificates import reading_x509
 from attestkit._crypto.x509.cert_path import CRL_SIGN, PathCertificate, PathRules, may
+from attestkit._crypto.x509.intel_certificates import IntelCertificate
 from attestkit.errors import FormatError, SignatureError
 
+MAX_CRL_SIZE: Final = 262_144
+"""Bytes of a CRL; a list without entries has under 1,000, an entry about 35."""
+
+_MAX_CRLS: Final = 32  # in one file: two for each product line are needed
+_FRESH: Final = "fetch fresh collateral"
 _VERSION_2: Final = b"\x02\x01\x01"
 _STRICT: Final = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER})
 
@@ -60,9 +68,7 @@ def read_signed_crl(der: bytes) -> SignedCrl:
     Raises:
         FormatError: If these parts are malformed, or the version is not 2.
     """
-    reader = DerReader(der)
-    outer = reader.enter(SEQUENCE)
-    reader.finish()
+    outer = DerReader(der).enter_only(SEQUENCE)
     signed, algorithm = outer.whole(SEQUENCE), outer.whole(SEQUENCE)
     unused, signature = outer.bits()
     outer.finish()
@@ -140,3 +146,63 @@ def _serial_number(entry: x509.RevokedCertificate) -> int:
     if any(extension.critical for extension in entry.extensions):
         raise FormatError("an entry has a critical extension", reason="unsupported")
     return entry.serial_number
+
+
+def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
+    """Verify that `issuer` signed a CRL, and parse it.
+
+    Args:
+        der: The CRL.
+        issuer: The CA whose CRL it must be.
+        what: Name of the CRL for error messages.
+
+    Raises:
+        FormatError: If the CRL is malformed.
+        SignatureError: If it is the CRL of another CA (`crl_missing`), or its signature is not
+            valid (`crl_bad_signature`).
+    """
+    crl = read_signed_crl(der)
+    if crl.issuer != issuer.subject:
+        message = f"{what}: its issuer must be {issuer.common_name}; {_FRESH} of this platform"
+        raise SignatureError(message, reason="crl_missing")
+    if (crl.algorithm, crl.inner_algorithm) != (ECDSA_SHA256, ECDSA_SHA256) or crl.unused:
+        message = f"{what}: signature algorithm must be ECDSA on P-256 with SHA-256; {_FRESH}"
+        raise SignatureError(message, reason="crl_bad_signature")
+    # The signature first: a list of a million entries takes long to read.
+    try:
+        issuer.key.verify_der(crl.signature, crl.signed)
+    except SignatureError as error:
+        message = f"{what}: not signed by {issuer.common_name}; {_FRESH}"
+        raise SignatureError(message, reason="crl_bad_signature") from error
+    return read_crl_content(der)
+
+
+class AmdCrl(NamedTuple):
+    """A parsed CRL, whose signature `check_crl_signature` verifies."""
+
+    envelope: SignedCrl
+    content: Crl
+
+
+def read_amd_crls(data: bytes) -> tuple[AmdCrl, ...]:
+    """Parse a CRL in DER, or one or more in PEM ("X509 CRL").
+
+    Raises:
+        FormatError: If a CRL is malformed or exceeds 262,144 bytes, or there are more than 32.
+    """
+    if len(data) > 2 * MAX_CRL_SIZE * _MAX_CRLS:
+        raise FormatError(f"CRLs: {len(data)} bytes, too many", reason="too_large")
+    found = split_der_or_pem(data, "CRL", (CRL_LABEL,))
+    if len(found) > _MAX_CRLS:
+        raise FormatError(f"CRLs: {len(found)}, at most {_MAX_CRLS}", reason="too_many")
+    return tuple(map(_read_amd_crl, found))
+
+
+def _read_amd_crl(der: bytes) -> AmdCrl:
+    if len(der) > MAX_CRL_SIZE:
+        raise FormatError(f"CRL: {len(der)} bytes, at most {MAX_CRL_SIZE}", reason="too_large")
+    try:
+        return AmdCrl(read_signed_crl(der), read_crl_content(der))
+    except FormatError as error:
+        message = f"malformed CRL: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, encode_element
-from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
+from attestkit._crypto.ecdsa import ECDSA_SHA256, P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.x509.app_certificates import reading_x509
 from attestkit._crypto.x509.sgx_extension import SGX_EXTENSION
 from attestkit.errors import FormatError, SignatureError
@@ -23,8 +23,6 @@ ROOT: Final = "Intel SGX Root CA"
 TCB_SIGNER: Final = "Intel SGX TCB Signing"
 PCK_CERTIFICATE: Final = "Intel SGX PCK Certificate"
 PCK_CAS: Final = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
-ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
-"""AlgorithmIdentifier of ecdsa-with-SHA256, without parameters."""
 
 _UTF8, _PRINTABLE, _SET = 0x0C, 0x13, 0x31
 _SERIAL_SIZE: Final = 20  # bytes (RFC 5280, 4.1.2.2)

@@ -1,19 +1,16 @@
-"""Distinguished names in DER (RFC 5280, section 4.1.2.4): their attributes as text."""
+"""Names and keys of certificates in DER (RFC 5280, sections 4.1 and 4.1.2.4)."""
 
 from collections.abc import Mapping
 from typing import Final
 
-from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
+from attestkit._crypto.der import OID, SEQUENCE, SET, DerReader, context, dotted_oid
 from attestkit.errors import FormatError
 
-_SET: Final = 0x31
 _ENCODINGS: Final[Mapping[int, str]] = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}
 _MAX_ATTRIBUTES: Final = 16
 
 COMMON_NAME: Final = "2.5.4.3"
 """OID of the attribute commonName (RFC 5280, appendix A.1)."""
-
-"""OID of the attribute serialNumber."""
 
 
 def read_name(name: bytes) -> dict[str, str]:
@@ -24,12 +21,10 @@ def read_name(name: bytes) -> dict[str, str]:
     Raises:
         FormatError: If the name is malformed, has more than 16 attributes, or one twice.
     """
-    outer = DerReader(name)
-    relative = outer.enter(SEQUENCE)
-    outer.finish()
+    relative = DerReader(name).enter_only(SEQUENCE)
     found: dict[str, str] = {}
     while relative.tag() is not None:
-        attributes = relative.enter(_SET)
+        attributes = relative.enter(SET)
         while attributes.tag() is not None:
             _read_attribute(attributes.enter(SEQUENCE), found)
     return found
@@ -53,3 +48,40 @@ def _read_attribute(attribute: DerReader, found: dict[str, str]) -> None:
     except UnicodeDecodeError as error:
         message = f"name: value of {oid} is not valid text"
         raise FormatError(message, reason="encoding", offset=at) from error
+
+
+def certificate_subject(certificate: bytes) -> bytes:
+    """Return the subject of a certificate: a Name in DER.
+
+    Raises:
+        FormatError: If the certificate is malformed.
+    """
+    return subject_and_key(DerReader(certificate).enter(SEQUENCE).whole(SEQUENCE))[0]
+
+
+def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes of subject and SubjectPublicKeyInfo in a TBSCertificate (RFC 5280, 4.1).
+
+    cryptography returns them re-encoded only, but evidence is bound to the original bytes.
+    """
+    fields = DerReader(tbs).enter(SEQUENCE)
+    if fields.tag() == context(0):
+        fields.whole()  # version
+    for _ in range(4):
+        fields.whole()  # serialNumber, signature, issuer, validity
+    return fields.whole(SEQUENCE), fields.whole(SEQUENCE)
+
+
+def public_key_bits(spki: bytes) -> bytes:
+    """Return the content of the BIT STRING of a SubjectPublicKeyInfo.
+
+    Raises:
+        FormatError: If it is malformed.
+    """
+    fields = DerReader(spki).enter_only(SEQUENCE)
+    fields.whole(SEQUENCE)
+    unused, bits = fields.bits()
+    fields.finish()
+    if unused:
+        raise FormatError("public key: has unused bits", reason="wrong_value")
+    return bits

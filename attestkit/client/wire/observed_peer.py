@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from attestkit._crypto.der import SEQUENCE, DerReader
 from attestkit._crypto.hashes import sha256
-from attestkit._crypto.x509.app_certificates import subject_and_key
+from attestkit._crypto.x509.names import subject_and_key
 from attestkit.errors import FormatError, VerificationError
 
 

@@ -57,9 +57,7 @@ def read_dice(extensions: Mapping[str, bytes]) -> Dice:
 
 
 def _composite(value: bytes) -> Dice:
-    outer = DerReader(value)
-    fields = outer.enter(SEQUENCE)
-    outer.finish()
+    fields = DerReader(value).enter_only(SEQUENCE)
     at = fields.at
     version = fields.integer()
     if version != _VERSION:
@@ -71,9 +69,7 @@ def _composite(value: bytes) -> Dice:
 
 
 def _tcb_info(value: bytes) -> Dice:
-    outer = DerReader(value)
-    fields = outer.enter(SEQUENCE)
-    outer.finish()
+    fields = DerReader(value).enter_only(SEQUENCE)
     fwids: list[bytes] = []
     for tag in _TCB_INFO:
         if fields.tag() != tag:

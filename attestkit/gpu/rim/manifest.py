@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from attestkit._crypto.x509.p384_path import read_kept_certificate
+from attestkit._crypto.x509.path_rules import read_kept_certificate
 from attestkit._formats.strict_json import from_hex
 from attestkit._reasons import FormatReason
 from attestkit._sanitize import shown

@@ -85,7 +85,7 @@ def _amd_certificates(data: bytes) -> tuple[bytes, ...]:
 
 def _amd_crls(data: bytes) -> tuple[bytes, ...]:
     """Return the file's content, if its CRLs are well-formed."""
-    from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
+    from attestkit._crypto.x509.crl import read_amd_crls  # lazy: loads X.509
 
     read_amd_crls(data)
     return (data,)

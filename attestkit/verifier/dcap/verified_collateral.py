@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+from attestkit._crypto.x509.crl import Crl, read_crl
 from attestkit._crypto.x509.intel_certificates import PCK_CAS, TCB_SIGNER, IntelCertificate
-from attestkit._crypto.x509.intel_crl import Crl, read_crl
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.verifier.dcap.certificate_chains import CertificateChains, PckPlatform

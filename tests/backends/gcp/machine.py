@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
-    encode_name,
-    issue_cloud_authority,
-)
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
 from attestkit.backends.gcp import GcpBackend
 from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
@@ -38,7 +35,7 @@ class GoogleCa:
 
     def __init__(self, root: CloudRoot) -> None:
         name = encode_name(CN="EK/AK CA Intermediate", O="Google LLC")
-        authority = CloudAuthority(name, p256_key(secret, "intermediate"))
+        authority = Issuer(name, p256_key(secret, "intermediate"))
         self.intermediate_der = issue_cloud_authority(
             authority,
             root.authority,
@@ -105,4 +102,4 @@ def root_of(hardware: Simulator) -> CloudRoot:
     """Return the simulator's root with its key, which issues the certificates of its TPM."""
     pki = hardware._pki
     name = read_path_certificate(pki.root_der).subject
-    return CloudRoot(CloudAuthority(name, pki._root.key), pki.root_der)
+    return CloudRoot(Issuer(name, pki._root.key), pki.root_der)

@@ -13,7 +13,8 @@ import attestkit
 from attestkit.__main__ import main
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_certificate
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import Evidence, Stack
 from attestkit.attester import Attester

@@ -7,9 +7,9 @@ from cryptography import x509
 
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.amd_certificates import AmdAuthority, issue_amd_crl
 from attestkit._crypto.x509.cert_path import PathCertificate, check_path, read_path_certificate
-from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated.amd_certificates import AmdAuthority, issue_amd_crl
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.scenarios.config import SnpConfig, SnpProduct, SnpSigningKey

@@ -8,19 +8,18 @@ import pytest
 
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.amd_certificates import (
-    AmdAuthority,
-    issue_amd_authority,
-    issue_amd_crl,
-)
-from attestkit._crypto.x509.amd_crl import MAX_CRL_SIZE, AmdCrl, read_amd_crls
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
     PathCertificate,
     read_path_certificate,
 )
-from attestkit._crypto.x509.crl import check_crl_signature
-from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.crl import MAX_CRL_SIZE, AmdCrl, check_crl_signature, read_amd_crls
+from attestkit._crypto.x509.simulated.amd_certificates import (
+    AmdAuthority,
+    issue_amd_authority,
+    issue_amd_crl,
+)
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.errors import FormatError, SignatureError
 from tests.raising import raises
 

@@ -4,8 +4,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from attestkit._crypto.der import OID, encode_element
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
+from attestkit._crypto.der import OID, encode_element, encode_sequence
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit.errors import FormatError
 from tests.raising import raises

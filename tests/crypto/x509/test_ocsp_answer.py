@@ -12,8 +12,14 @@ from cryptography.x509 import ocsp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader, context, encode_element
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
+from attestkit._crypto.der import (
+    OCTET_STRING,
+    SEQUENCE,
+    DerReader,
+    context,
+    encode_element,
+    encode_sequence,
+)
 from attestkit._crypto.x509.ocsp import (
     MAX_ANSWER,
     read_ocsp_answer,

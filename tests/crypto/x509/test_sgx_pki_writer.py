@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import encode_pem, split_pem
-from attestkit._crypto.x509.sgx_pki_writer import (
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import (
     Authority,
     SgxPlatform,
-    Window,
     chain_window,
     crl_window,
     issue_certificate,

@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.cloud_certificates import (
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.sgx_pki_writer import Window
 from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 from attestkit.gpu import GpuRoots
 from attestkit.gpu.device.device_chain import (

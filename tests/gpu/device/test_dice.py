@@ -2,8 +2,7 @@
 
 import pytest
 
-from attestkit._crypto.der import context, encode_element
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
+from attestkit._crypto.der import context, encode_element, encode_sequence
 from attestkit.errors import FormatError
 from attestkit.gpu.device.dice import COMPOSITE_OID, TCB_INFO_OID, read_dice
 from tests.gpu.made_devices import FWID, composite, fwid_entry, key, tcb_info

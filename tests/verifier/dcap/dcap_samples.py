@@ -8,7 +8,8 @@ from struct import pack
 from typing import Any, Final
 
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_certificate
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import (

@@ -11,7 +11,8 @@ import pytest
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.app_certificates import read_certificate
-from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_certificate
 from attestkit._crypto.x509.vendor_roots import AWS_ROOT, INTEL_ROOT, INTEL_ROOT_DER
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.errors import (

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestkit._crypto.x509.sgx_extension import read_sgx_extension
-from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_crl
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_crl
 from attestkit._crypto.x509.vendor_roots import INTEL_ROOT_DER
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import CrlConfig

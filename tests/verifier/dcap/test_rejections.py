@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.backends.simulator.scenarios.config import TcbLevel
 from attestkit.collateral import Collateral
 from attestkit.errors import (

@@ -43,9 +43,7 @@ def read_gce_extension(extensions: Mapping[str, bytes]) -> GceInstance | None:
 
 @lru_cache(maxsize=64)  # all evidence of an instance has the same certificate
 def _parse_instance(value: bytes) -> GceInstance:
-    outer = DerReader(value)
-    fields = outer.enter(SEQUENCE)
-    outer.finish()
+    fields = DerReader(value).enter_only(SEQUENCE)
     zone, project_number = _text(fields, "zone"), _number(fields, "project number")
     project_id, instance_id = _text(fields, "project id"), _number(fields, "instance id")
     instance_name = _text(fields, "instance name")
@@ -61,9 +59,7 @@ def _security(fields: DerReader) -> tuple[int | None, bool | None]:
 
     [0] is the security version and [1] `is_production`; the others are read for their form only.
     """
-    wrapper = fields.enter(context(0))
-    entries = wrapper.enter(SEQUENCE)
-    wrapper.finish()
+    entries = fields.enter(context(0)).enter_only(SEQUENCE)
     version: int | None = None
     production: bool | None = None
     least = 0

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._crypto.der import OCTET_STRING, OID, SEQUENCE, DerReader, dotted_oid
+from attestkit._crypto.der import OCTET_STRING, SEQUENCE, DerReader
 from attestkit._crypto.public_key import load_verification_key
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
@@ -20,7 +20,9 @@ from attestkit._crypto.x509.cert_path import (
     PathRules,
     check_issued,
     check_path,
+    read_usages,
 )
+from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit._sanitize import shown
 from attestkit.errors import AttestKitError, CollateralError, FormatError, SignatureError
 
@@ -35,10 +37,7 @@ AK_USAGE: Final = "2.23.133.8.3"
 
 MAX_PATH: Final = 8  # certificates, the root included
 _MAX_SIGNATURES: Final = 32  # verified while searching for a path
-_MAX_USAGES: Final = 16
 _KEPT: Final = 64  # names and extensions that are kept parsed, of at most 16,384 bytes each
-_COMMON_NAME: Final = "2.5.4.3"
-_SET: Final = 0x31
 _KEY_ID: Final = 0x80  # [0] IMPLICIT OCTET STRING of an authority key identifier
 _SUBJECT_KEY_ID, _AUTHORITY_KEY_ID = "2.5.29.14", "2.5.29.35"
 _EXTENDED_KEY_USAGE, _ALTERNATIVE_NAME = "2.5.29.37", "2.5.29.17"
@@ -290,26 +289,13 @@ def _check_usage(named: tuple[str, PathCertificate], usages: frozenset[str]) -> 
     if value is None:
         return
     try:
-        found = _read_usages(value)
+        found = read_usages(value)
     except FormatError as error:
         raise _malformed("extended key usage", error) from error
     if not usages & found:
         wanted = " or ".join(sorted(usages))
         message = f"{name}: extended key usage must include {wanted}"
         raise SignatureError(message, reason="cert_constraints")
-
-
-@lru_cache(maxsize=_KEPT)
-def _read_usages(value: bytes) -> frozenset[str]:
-    outer = DerReader(value)
-    entries = outer.enter(SEQUENCE)
-    outer.finish()
-    found: set[str] = set()
-    while entries.tag() is not None:
-        if len(found) == _MAX_USAGES:
-            raise FormatError(f"over {_MAX_USAGES} usages", reason="too_many")
-        found.add(dotted_oid(entries.content(OID)))
-    return frozenset(found)
 
 
 def name_of(certificate: PathCertificate) -> str:
@@ -319,17 +305,11 @@ def name_of(certificate: PathCertificate) -> str:
 
 @lru_cache(maxsize=_KEPT)
 def _common_name(name: bytes) -> str:
-    """Return the first common name in a Name (RFC 5280, 4.1.2.4); empty if malformed."""
+    """Return the common name in a Name; empty without one, or if the name is malformed."""
     try:
-        parts = DerReader(name).enter(SEQUENCE)
-        while parts.tag() is not None:
-            pair = parts.enter(_SET).enter(SEQUENCE)
-            kind, text = dotted_oid(pair.content(OID)), pair.content(pair.tag() or 0)
-            if kind == _COMMON_NAME:
-                return text.decode("utf-8", "replace")
+        return read_name(name).get(COMMON_NAME, "")
     except FormatError:
-        pass
-    return ""
+        return ""
 
 
 def _malformed(what: str, error: FormatError) -> SignatureError:

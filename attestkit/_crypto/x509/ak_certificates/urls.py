@@ -48,9 +48,7 @@ def _read(what: str, value: bytes) -> tuple[str, ...]:
 
 
 def _issuer_names(value: bytes) -> list[bytes]:
-    outer = DerReader(value)
-    entries = outer.enter(SEQUENCE)
-    outer.finish()
+    entries = DerReader(value).enter_only(SEQUENCE)
     found: list[bytes] = []
     while entries.tag() is not None:
         entry = entries.enter(SEQUENCE)
@@ -63,9 +61,7 @@ def _issuer_names(value: bytes) -> list[bytes]:
 
 
 def _crl_names(value: bytes) -> list[bytes]:
-    outer = DerReader(value)
-    points = outer.enter(SEQUENCE)
-    outer.finish()
+    points = DerReader(value).enter_only(SEQUENCE)
     found: list[bytes] = []
     while points.tag() is not None:
         point = points.enter(SEQUENCE)

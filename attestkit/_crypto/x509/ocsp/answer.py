@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from typing import Final, Literal, NamedTuple
 
 from attestkit._crypto.der import (
+    ENUMERATED,
     GENERALIZED_TIME,
     OCTET_STRING,
     OID,
@@ -18,7 +19,6 @@ from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     read_time,
 )
-from attestkit._crypto.x509.certificate_encoder import ENUMERATED
 from attestkit._crypto.x509.ocsp.request import (
     NONCE,
     CertId,
@@ -27,7 +27,7 @@ from attestkit._crypto.x509.ocsp.request import (
     read_nonce,
     read_optional_extensions,
 )
-from attestkit._crypto.x509.p384_path import read_kept_certificate
+from attestkit._crypto.x509.path_rules import read_kept_certificate
 from attestkit.errors import CollateralError, FormatError
 
 MAX_ANSWER: Final = 16 << 10
@@ -180,9 +180,7 @@ def _responder_id(fields: DerReader) -> tuple[bytes | None, bytes | None]:
     The version is optional before it; DER does not encode it, as version 1 is the default.
     """
     if fields.tag() == context(2):
-        wrapper = fields.enter(context(2))
-        key_hash = wrapper.content(OCTET_STRING)
-        wrapper.finish()
+        key_hash = fields.enter(context(2)).only(OCTET_STRING)
         return key_hash, None
     wrapper = fields.enter(context(1))
     name = wrapper.whole(SEQUENCE)
@@ -223,9 +221,7 @@ def _revoked_info(fields: DerReader) -> _Status:
     revoked_at = _generalized_time(fields)
     reason: RevocationReason = "unspecified"
     if fields.tag() == context(0):
-        wrapper = fields.enter(context(0))
-        number = wrapper.content(ENUMERATED)
-        wrapper.finish()
+        number = fields.enter(context(0)).only(ENUMERATED)
         known = REASONS.get(number[0]) if len(number) == 1 else None
         if known is None:
             message = f"invalid revocation reason: {number[:8].hex()}"

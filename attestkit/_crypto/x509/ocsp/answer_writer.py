@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 from attestkit._crypto.der import (
     BIT_STRING,
+    ENUMERATED,
     GENERALIZED_TIME,
     OCTET_STRING,
     context,
     encode_element,
+    encode_sequence,
 )
 from attestkit._crypto.p384 import ECDSA_SHA384
 from attestkit._crypto.x509.cert_path import read_path_certificate
-from attestkit._crypto.x509.certificate_encoder import ENUMERATED, encode_sequence, key_id
 from attestkit._crypto.x509.ocsp.answer import (
     BASIC,
     ERRORS,
@@ -22,6 +23,7 @@ from attestkit._crypto.x509.ocsp.answer import (
     RevocationReason,
 )
 from attestkit._crypto.x509.ocsp.request import CertId, encode_cert_id, encode_nonce
+from attestkit._crypto.x509.simulated.certificate_encoder import key_id
 from attestkit.errors import UsageError
 
 

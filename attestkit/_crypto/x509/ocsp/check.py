@@ -7,20 +7,21 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from attestkit._crypto.der import OID, SEQUENCE, DerReader, dotted_oid
 from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     check_issued,
     may,
+    read_usages,
 )
+from attestkit._crypto.x509.names import public_key_bits
 from attestkit._crypto.x509.ocsp.answer import (
     OcspAnswer,
     RevocationReason,
     read_ocsp_answer,
 )
-from attestkit._crypto.x509.ocsp.request import cert_id, public_key_bits
-from attestkit._crypto.x509.p384_path import p384_rules, read_kept_certificate
+from attestkit._crypto.x509.ocsp.request import cert_id
+from attestkit._crypto.x509.path_rules import p384_rules, read_kept_certificate
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -42,7 +43,6 @@ MAX_CHECKED: Final = 16
 _EXTENDED_KEY_USAGE, _NO_CHECK = "2.5.29.37", "1.3.6.1.5.5.7.48.1.5"
 _OCSP_SIGNING: Final = "1.3.6.1.5.5.7.3.9"
 _DIGITAL_SIGNATURE: Final = 0  # bit of the key usage (RFC 5280, 4.2.1.3)
-_MOST_USAGES: Final = 16
 # One responder answers about all certificates of an issuer.
 _RULES: Final = p384_rules(256, _EXTENDED_KEY_USAGE, _NO_CHECK)
 
@@ -266,7 +266,8 @@ def _responder_problem(answer: OcspAnswer) -> str | None:
     responder = answer.responder
     if unknown := responder.critical - _RULES.critical:
         return f"unknown critical extension: {min(unknown)}"
-    if _OCSP_SIGNING not in _usages(responder.extensions.get(_EXTENDED_KEY_USAGE)):
+    usages = responder.extensions.get(_EXTENDED_KEY_USAGE)
+    if usages is None or _OCSP_SIGNING not in read_usages(usages):
         return "its extended key usage does not allow it to sign OCSP answers"
     if responder.authority or not may(responder, _DIGITAL_SIGNATURE):
         return "must be an end-entity certificate for digital signatures"
@@ -278,22 +279,6 @@ def _responder_problem(answer: OcspAnswer) -> str | None:
         if not hmac.compare_digest(answer.key_hash, expected):
             return "its key is not that in the answer"
     return None
-
-
-def _usages(value: bytes | None) -> frozenset[str]:
-    """Return the OIDs of an extended key usage (RFC 5280, 4.2.1.12)."""
-    if value is None:
-        return frozenset()
-    outer = DerReader(value)
-    fields = outer.enter(SEQUENCE)
-    outer.finish()
-    found: set[str] = set()
-    while fields.tag() is not None:
-        if len(found) == _MOST_USAGES:
-            message = f"extended key usage: over {_MOST_USAGES} usages"
-            raise FormatError(message, reason="too_many")
-        found.add(dotted_oid(fields.content(OID)))
-    return frozenset(found)
 
 
 def _check_times(answer: OcspAnswer, expected: _Expected) -> None:

@@ -11,13 +11,14 @@ from attestkit._crypto.der import (
     context,
     encode_element,
     encode_integer,
+    encode_sequence,
 )
 from attestkit._crypto.x509.cert_path import (
     PathCertificate,
     read_extensions,
     read_path_certificate,
 )
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
+from attestkit._crypto.x509.names import public_key_bits
 from attestkit.errors import FormatError, UsageError
 
 OcspHash = Literal["sha1", "sha256", "sha384"]
@@ -87,23 +88,6 @@ def cert_id(
     return CertId(hash_name, name_hash, key_hash, certificate.serial)
 
 
-def public_key_bits(spki: bytes) -> bytes:
-    """Return the content of the BIT STRING of a SubjectPublicKeyInfo.
-
-    Raises:
-        FormatError: If it is malformed.
-    """
-    outer = DerReader(spki)
-    fields = outer.enter(SEQUENCE)
-    outer.finish()
-    fields.whole(SEQUENCE)
-    unused, bits = fields.bits()
-    fields.finish()
-    if unused:
-        raise FormatError("public key: has unused bits", reason="wrong_value")
-    return bits
-
-
 def write_ocsp_request(
     certificate: bytes,
     issuer: bytes,
@@ -151,9 +135,7 @@ def read_message(
         message = f"{subject}: {len(der)} bytes, at most {most}"
         raise FormatError(message, reason="too_large")
     try:
-        whole = DerReader(der)
-        outer = whole.enter(SEQUENCE)
-        whole.finish()
+        outer = DerReader(der).enter_only(SEQUENCE)
         return read(outer)
     except FormatError as error:
         message = f"{subject}: {error.message}"
@@ -163,9 +145,7 @@ def read_message(
 def _read_request(outer: DerReader) -> OcspRequest:
     fields = outer.enter(SEQUENCE)
     outer.finish()  # an optional signature is not supported
-    requests = fields.enter(SEQUENCE)
-    request = requests.enter(SEQUENCE)
-    requests.finish()
+    request = fields.enter(SEQUENCE).enter_only(SEQUENCE)
     found = read_cert_id(request)
     request.finish()
     nonce = read_nonce(read_optional_extensions(fields, context(2), {NONCE}))
@@ -231,9 +211,7 @@ def read_nonce(extensions: Mapping[str, bytes]) -> bytes | None:
     value = extensions.get(NONCE)
     if value is None:
         return None
-    reader = DerReader(value)
-    nonce = reader.content(OCTET_STRING)
-    reader.finish()
+    nonce = DerReader(value).only(OCTET_STRING)
     if not 1 <= len(nonce) <= MAX_NONCE:
         message = f"nonce: {len(nonce)} bytes, must be 1 to {MAX_NONCE}"
         raise FormatError(message, reason="wrong_size")

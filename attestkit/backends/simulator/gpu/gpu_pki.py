@@ -10,15 +10,14 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.p384 import P384Key
-from attestkit._crypto.x509.certificate_encoder import key_id
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, Window, key_id
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.gpu_extensions import (
+from attestkit._crypto.x509.simulated.gpu_extensions import (
     OCSP_NO_CHECK,
     OCSP_SIGNING,
     encode_device_name,
@@ -26,8 +25,7 @@ from attestkit._crypto.x509.gpu_extensions import (
     encode_dice_tcb_info,
     encode_ocsp_access,
 )
-from attestkit._crypto.x509.sgx_pki_writer import Window
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.gpu.device_models import DeviceModel
 from attestkit.backends.simulator.pki.cloud_root import VALIDITY, Derive, p384_key, serial_number
 
@@ -54,9 +52,9 @@ class CaCredentials(NamedTuple):
     der: bytes
 
     @property
-    def authority(self) -> CloudAuthority:
+    def authority(self) -> Issuer:
         """Name and key, for issuing."""
-        return CloudAuthority(self.name, self.key)
+        return Issuer(self.name, self.key)
 
 
 class DeviceCredentials(NamedTuple):
@@ -213,7 +211,7 @@ class GpuPki:
         name = _name(common_name, serial.hex().upper())
         if found := self._issued.get(place := (label, name, issuer.der if issuer else b"")):
             return found
-        subject = CloudAuthority(name, key := p384_key(self._derive, label))
+        subject = Issuer(name, key := p384_key(self._derive, label))
         der = issue_cloud_authority(
             subject,
             issuer.authority if issuer else subject,

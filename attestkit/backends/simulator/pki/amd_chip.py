@@ -15,14 +15,14 @@ from uuid import UUID
 
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.p384 import P384_ORDER, P384Key
-from attestkit._crypto.x509.amd_certificates import (
+from attestkit._crypto.x509.simulated.amd_certificates import (
     AmdAuthority,
     EndorsementKey,
     issue_amd_authority,
     issue_amd_crl,
     issue_endorsement_key,
 )
-from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.backends.simulator.pki.intel_pki import collateral_window, derive
 from attestkit.backends.simulator.scenarios.config import Scenario, SnpConfig, value_or
 from attestkit.backends.simulator.snp_os_image import simulated_snp_image

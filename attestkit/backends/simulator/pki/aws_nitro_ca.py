@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
@@ -36,7 +36,7 @@ _BREAK: Final = b"\xff"
 def make_nitro_root(derive: Derive) -> CloudRoot:
     """Return the root of a simulated machine without other hardware, named like AWS's."""
     name = encode_name(CN="aws.nitro-enclaves", O=SIMULATED_MARK)
-    authority = CloudAuthority(name, p384_key(derive, "aws/root"))
+    authority = Issuer(name, p384_key(derive, "aws/root"))
     der = issue_cloud_authority(
         authority,
         authority,
@@ -130,13 +130,11 @@ class NitroCa:
         signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
         return cbor2.dumps([_PROTECTED, {}, payload, signature])
 
-    def _authority(self, label: str, common_name: str) -> CloudAuthority:
+    def _authority(self, label: str, common_name: str) -> Issuer:
         name = encode_name(CN=common_name, O=SIMULATED_MARK)
-        return CloudAuthority(name, self._keys[label])
+        return Issuer(name, self._keys[label])
 
-    def _issue_ca(
-        self, label: str, subject: CloudAuthority, issuer: CloudAuthority, path_length: int
-    ) -> bytes:
+    def _issue_ca(self, label: str, subject: Issuer, issuer: Issuer, path_length: int) -> bytes:
         return issue_cloud_authority(
             subject,
             issuer,

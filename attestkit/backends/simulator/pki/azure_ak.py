@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from attestkit._crypto.x509.cloud_certificates import encode_name, issue_cloud_leaf
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_leaf
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,

@@ -10,15 +10,10 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.p384 import P384_ORDER, P384Key
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
-    SigningKey,
-    certificate_subject,
-    encode_name,
-    issue_cloud_authority,
-)
-from attestkit._crypto.x509.sgx_pki_writer import Window
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.names import certificate_subject
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey, Window
+from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 
 Derive = Callable[[str, int], bytes]
 """Returns secret bytes for a label and a number of bytes."""
@@ -58,7 +53,7 @@ def window_until(now: float, duration: timedelta) -> Window:
 class CloudRoot(NamedTuple):
     """A root certificate with its key, which issues the CAs of a simulated cloud."""
 
-    authority: CloudAuthority
+    authority: Issuer
     der: bytes
 
     @classmethod
@@ -69,14 +64,12 @@ class CloudRoot(NamedTuple):
             certificate: DER.
             key: Its private key.
         """
-        return cls(CloudAuthority(certificate_subject(certificate), key), certificate)
+        return cls(Issuer(certificate_subject(certificate), key), certificate)
 
 
 def make_own_root(derive: Derive) -> CloudRoot:
     """Return a root for a machine without a simulated processor."""
-    authority = CloudAuthority(
-        encode_name(CN="TPM root", O=SIMULATED_MARK), p256_key(derive, "own/root")
-    )
+    authority = Issuer(encode_name(CN="TPM root", O=SIMULATED_MARK), p256_key(derive, "own/root"))
     der = issue_cloud_authority(
         authority,
         authority,

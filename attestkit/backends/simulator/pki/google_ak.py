@@ -6,20 +6,23 @@ of the simulated machine. Authority information access is left out.
 
 from typing import Final
 
-from attestkit._crypto.der import BOOLEAN, context, encode_element, encode_integer
-from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
-from attestkit._crypto.x509.certificate_encoder import (
+from attestkit._crypto.der import (
+    BOOLEAN,
     UTF8_STRING,
+    context,
+    encode_element,
+    encode_integer,
     encode_sequence,
 )
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
+from attestkit._crypto.x509.ak_certificates.gce_extension import GceInstance
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     Extension,
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.backends.simulator.pki.cloud_root import (
     VALIDITY,
     CloudRoot,
@@ -49,7 +52,7 @@ def issue_google_intermediates(root: CloudRoot, derive: Derive) -> tuple[CloudRo
     name = encode_name(CN="EK/AK CA Intermediate", OU="Google Cloud", O=SIMULATED_MARK)
     made = []
     for label in ("google/intermediate/0", "google/intermediate/1"):
-        authority = CloudAuthority(name, p256_key(derive, label))
+        authority = Issuer(name, p256_key(derive, label))
         der = issue_cloud_authority(
             authority,
             root.authority,

@@ -15,10 +15,10 @@ from typing import Any, Final
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
 from attestkit._crypto.hashes import hkdf_sha256
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.sgx_pki_writer import (
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import (
     Authority,
     SgxPlatform,
-    Window,
     issue_certificate,
     issue_crl,
     sgx_extension,

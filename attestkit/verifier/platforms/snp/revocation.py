@@ -11,9 +11,8 @@ from copy import copy
 from datetime import datetime
 from typing import Final
 
-from attestkit._crypto.x509.amd_crl import AmdCrl, read_amd_crls
 from attestkit._crypto.x509.cert_path import VENDOR_RULES, PathCertificate
-from attestkit._crypto.x509.crl import check_crl_signature
+from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
 from attestkit._verification_steps import VerificationStep
 from attestkit.errors import CollateralExpiredError, SignatureError
 from attestkit.verifier.dcap.fact_cache import FactCache

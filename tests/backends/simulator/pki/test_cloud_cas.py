@@ -12,14 +12,10 @@ from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509.ak_certificates.gce_extension import read_gce_extension
 from attestkit._crypto.x509.ak_certificates.path import find_ak_path
 from attestkit._crypto.x509.cert_path import check_path, read_path_certificate
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
-    SigningKey,
-    certificate_subject,
-    encode_name,
-    issue_cloud_authority,
-)
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.names import certificate_subject
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer, SigningKey
+from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit.attestation.nitro_tpm import DocumentRequest
 from attestkit.backends.simulator.pki.aws_nitro_ca import NitroCa, make_nitro_root
 from attestkit.backends.simulator.pki.azure_ak import issue_azure_certificate
@@ -49,7 +45,7 @@ def root(kind: str) -> CloudRoot:
         key = RsaKey(bytes(32))
     else:
         key = p256_key(secrets, "root") if kind == "p256" else p384_key(secrets, "root")
-    authority = CloudAuthority(encode_name(CN=f"root {kind}", O="attestkit"), key)
+    authority = Issuer(encode_name(CN=f"root {kind}", O="attestkit"), key)
     der = issue_cloud_authority(authority, authority, serial=1, validity=VALIDITY, path_length=1)
     return CloudRoot(authority, der)
 

@@ -13,27 +13,27 @@ from typing import Final
 from attestkit._crypto.der import (
     BIT_STRING,
     BOOLEAN,
+    ENUMERATED,
     INTEGER,
     OCTET_STRING,
     OID,
     context,
     encode_element,
+    encode_sequence,
 )
-from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.certificate_encoder import (
+from attestkit._crypto.ecdsa import ECDSA_SHA256, P256Key
+from attestkit._crypto.x509.simulated.certificate_encoder import (
     CRL_NUMBER,
-    ENUMERATED,
     KEY_USAGE,
     SUBJECT_KEY_ID,
     encode_authority_key_id,
     encode_basic_constraints,
     encode_distribution_point,
     encode_extension,
-    encode_sequence,
     encode_signed,
     encode_time,
 )
-from attestkit._crypto.x509.sgx_pki_writer import _ECDSA_SHA256, _SGX_OID, _entry, _name
+from attestkit._crypto.x509.simulated.sgx_certificates import _SGX_OID, _entry, _name
 from tests.verifier.dcap.dcap_samples import PKI
 
 SGX_EXTENSION: Final = 0  # number in `left_out`; the others are the last arcs of 2.5.29
@@ -115,14 +115,14 @@ def issue_certificate(form: CertificateForm, issuer: CertificateForm, sgx: SgxFo
     fields = (
         encode_element(context(0), _integer(form.version)),
         _integer(form.serial),
-        _ECDSA_SHA256,
+        ECDSA_SHA256,
         _name(issuer.name),
         encode_sequence(start, end),
         _name(form.name),
         key(form.key).spki_der,
         encode_element(context(3), encode_sequence(*_extensions(form, signing_key, sgx))),
     )
-    return encode_signed(fields, _ECDSA_SHA256, lambda signed: sign(signing_key, signed))
+    return encode_signed(fields, ECDSA_SHA256, lambda signed: sign(signing_key, signed))
 
 
 def _extensions(form: CertificateForm, signing_key: str, sgx: SgxForm | None) -> Iterable[bytes]:
@@ -181,14 +181,14 @@ def issue_crl(form: CrlForm, issuer: CertificateForm) -> bytes:
     kept = [value for number, value in extensions.items() if number not in form.left_out]
     fields = (
         b"" if form.version is None else _integer(form.version),
-        _ECDSA_SHA256,
+        ECDSA_SHA256,
         _name(issuer.name),
         start,
         b"" if form.end is None else _time(form.end),
         *([_entries(form.revoked, start)] if form.revoked else ()),
         encode_element(context(0), encode_sequence(*kept)) if kept else b"",
     )
-    return encode_signed(fields, _ECDSA_SHA256, lambda signed: sign(signing_key, signed))
+    return encode_signed(fields, ECDSA_SHA256, lambda signed: sign(signing_key, signed))
 
 
 def _entries(serials: tuple[int, ...], date: bytes) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
-from attestkit._crypto.x509.certificate_encoder import encode_extension
+from attestkit._crypto.x509.simulated.certificate_encoder import encode_extension
 from tests.verifier.dcap.dcap_samples import NOW
 from tests.verifier.dcap.differential.certificate_forms import SGX_EXTENSION
 from tests.verifier.dcap.differential.forge import ISSUE, NEXT, SGX, TDX, Forge, date, seconds

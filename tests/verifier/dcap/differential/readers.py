@@ -5,17 +5,17 @@ from random import Random
 from typing import Final
 
 from attestkit._crypto.der import SEQUENCE, DerReader
-from attestkit._crypto.x509.certificate_encoder import encode_signed
+from attestkit._crypto.ecdsa import ECDSA_SHA256
+from attestkit._crypto.x509.crl import read_crl
 from attestkit._crypto.x509.intel_certificates import (
-    ECDSA_SHA256,
     PCK_CAS,
     PCK_CERTIFICATE,
     ROOT,
     TCB_SIGNER,
     read_intel_certificate,
 )
-from attestkit._crypto.x509.intel_crl import read_crl
 from attestkit._crypto.x509.pem_chain import split_strict_chain
+from attestkit._crypto.x509.simulated.certificate_encoder import encode_signed
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.qe_identity import read_qe_identity
 from attestkit.verifier.dcap.tcb_info import read_tcb_info

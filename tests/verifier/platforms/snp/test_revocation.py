@@ -10,8 +10,8 @@ import pytest
 
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import encode_pem
-from attestkit._crypto.x509.amd_certificates import AmdAuthority, issue_amd_crl
-from attestkit._crypto.x509.sgx_pki_writer import Window
+from attestkit._crypto.x509.simulated.amd_certificates import AmdAuthority, issue_amd_crl
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.attester import Attester

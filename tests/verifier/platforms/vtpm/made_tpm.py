@@ -4,11 +4,8 @@ from functools import cache
 from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
-    encode_name,
-    issue_cloud_authority,
-)
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.cloud_certificates import encode_name, issue_cloud_authority
 from attestkit.attestation.go_tpm_tools import GoTpmToolsQuote
 from attestkit.attestation.wire.evidence_parts import PcrValue, VtpmQuote
 from attestkit.backends.simulator.pki.cloud_root import (
@@ -39,7 +36,7 @@ def secrets(label: str, length: int) -> bytes:
 def authority() -> tuple[CloudRoot, CloudRoot]:
     """Return a root, and a CA below it that certifies keys."""
     top = make_own_root(secrets)
-    name = CloudAuthority(encode_name(CN="intermediate"), p256_key(secrets, "intermediate"))
+    name = Issuer(encode_name(CN="intermediate"), p256_key(secrets, "intermediate"))
     der = issue_cloud_authority(
         name, top.authority, serial=2, validity=VALIDITY, path_length=0, usages=(_EK_USAGE,)
     )

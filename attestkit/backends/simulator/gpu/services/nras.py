@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384Key
-from attestkit._crypto.x509.cloud_certificates import (
-    CloudAuthority,
+from attestkit._crypto.x509.simulated.certificate_encoder import Issuer
+from attestkit._crypto.x509.simulated.cloud_certificates import (
     encode_name,
     issue_cloud_authority,
     issue_cloud_leaf,
 )
-from attestkit._crypto.x509.simulated_mark import SIMULATED_MARK
+from attestkit._crypto.x509.simulated.simulated_mark import SIMULATED_MARK
 from attestkit._formats.base64url import to_base64url
 from attestkit._formats.strict_json import from_hex, read
 from attestkit._gpu_reasons import GpuReason
@@ -93,7 +93,7 @@ class SimulatedNras:
     def __init__(self, derive: Derive, appraise: Appraise, fault: NrasFault | None = None) -> None:
         self._derive, self._appraise, self._fault = derive, appraise, fault
         name = encode_name(CN="attestkit simulated NRAS CA", O=SIMULATED_MARK)
-        self._authority = CloudAuthority(name, p384_key(derive, "nras/ca"))
+        self._authority = Issuer(name, p384_key(derive, "nras/ca"))
 
     def jwks(self, now: datetime) -> bytes:
         """Return the key set (JSON): the keys of today and yesterday."""

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import encode_integer
+from attestkit._crypto.der import encode_integer, encode_sequence
 from attestkit._crypto.p384 import P384Key
 from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
-from attestkit._crypto.x509.certificate_encoder import encode_sequence
 from attestkit._crypto.x509.ocsp import (
     CertId,
     OcspResponder,

@@ -9,37 +9,33 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from attestkit._crypto.der import (
-    BIT_STRING,
     IA5_STRING,
     OCTET_STRING,
     OID,
+    PRINTABLE_STRING,
+    UTF8_STRING,
     encode_element,
     encode_integer,
+    encode_sequence,
 )
 from attestkit._crypto.key_pairs import RsaKey
-from attestkit._crypto.x509.certificate_encoder import (
+from attestkit._crypto.x509.simulated.certificate_encoder import (
+    CERT_AND_CRL_SIGN,
+    CERTIFICATE_SIGN,
     CRL_NUMBER,
-    KEY_USAGE,
-    PRINTABLE_STRING,
-    RSA_PSS_SHA384,
-    SUBJECT_KEY_ID,
-    UTF8_STRING,
+    Issuer,
+    Window,
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
-    encode_certificate,
-    encode_crl_fields,
     encode_distribution_point,
     encode_extension,
-    encode_sequence,
-    encode_signed,
+    encode_key_usage,
+    encode_subject_key_id,
     key_id,
 )
-from attestkit._crypto.x509.sgx_pki_writer import Window
 
 _OWN_OID: Final = bytes.fromhex("2b060104019c7801")  # 1.3.6.1.4.1.3704.1
-_CERTIFICATE_SIGN: Final = b"\x02\x04"  # number of unused bits, bits
-_CERT_AND_CRL_SIGN: Final = b"\x01\x06"
 _COMMON_TO_ALL: Final = b"".join(
     encode_attribute(kind, tag, value)
     for kind, tag, value in (
@@ -57,6 +53,11 @@ class AmdAuthority(NamedTuple):
 
     name: str
     key: RsaKey
+
+    @property
+    def issuer(self) -> Issuer:
+        """The CA with its whole name."""
+        return Issuer(_name(self.name), self.key)
 
 
 class EndorsementKey(NamedTuple):
@@ -86,10 +87,8 @@ def issue_amd_authority(
         UsageError: If `validity` starts or ends before 1950.
     """
     root = subject == issuer
-    usage = encode_element(BIT_STRING, _CERT_AND_CRL_SIGN if root else _CERTIFICATE_SIGN)
-    key_usage = encode_extension(KEY_USAGE, usage, critical=True)
-    subject_key_id = encode_element(OCTET_STRING, key_id(subject.key.spki))
-    own_key_id = encode_extension(SUBJECT_KEY_ID, subject_key_id)
+    key_usage = encode_key_usage(CERT_AND_CRL_SIGN if root else CERTIFICATE_SIGN)
+    own_key_id = encode_subject_key_id(subject.key.spki)
     constraints = encode_basic_constraints(authority=True, path_length=None if root else 0)
     issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki))
     extensions = (
@@ -97,12 +96,11 @@ def issue_amd_authority(
         if root
         else (own_key_id, issuer_key_id, constraints, key_usage)
     )
-    return _issue(
-        (subject.name, subject.key.spki),
-        issuer,
-        serial,
-        validity,
+    return issuer.issuer.issue(
+        (subject.issuer.name, subject.key.spki),
         (*extensions, encode_distribution_point(crl_url)),
+        serial=serial,
+        window=validity,
     )
 
 
@@ -121,9 +119,9 @@ def issue_endorsement_key(key: EndorsementKey, issuer: AmdAuthority, validity: W
         values["5"] = encode_element(IA5_STRING, key.provider.encode("ascii"))
     else:
         values["4"] = key.hardware_id
-    extensions = tuple([_own_extension(*pair) for pair in values.items()])
-    name = "SEV-VLEK" if key.provider else "SEV-VCEK"
-    return _issue((name, key.spki), issuer, 0, validity, extensions)
+    extensions = [_own_extension(*pair) for pair in values.items()]
+    name = _name("SEV-VLEK" if key.provider else "SEV-VCEK")
+    return issuer.issuer.issue((name, key.spki), extensions, serial=0, window=validity)
 
 
 def issue_amd_crl(
@@ -142,28 +140,7 @@ def issue_amd_crl(
     """
     issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki))
     extensions = issuer_key_id, encode_extension(CRL_NUMBER, encode_integer(number))
-    name = _name(issuer.name)
-    fields = encode_crl_fields(name, RSA_PSS_SHA384, window, revoked, extensions)
-    return encode_signed(fields, RSA_PSS_SHA384, issuer.key.sign)
-
-
-def _issue(
-    subject: tuple[str, bytes],
-    issuer: AmdAuthority,
-    serial: int,
-    validity: Window,
-    extensions: tuple[bytes, ...],
-) -> bytes:
-    name, spki = subject
-    return encode_certificate(
-        _name(issuer.name),
-        (_name(name), spki),
-        extensions,
-        serial=serial,
-        window=validity,
-        algorithm=RSA_PSS_SHA384,
-        sign=issuer.key.sign,
-    )
+    return issuer.issuer.issue_crl(window=window, revoked=revoked, extensions=extensions)
 
 
 def _name(common_name: str) -> bytes:

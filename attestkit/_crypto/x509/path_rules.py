@@ -1,8 +1,12 @@
-"""Paths of certificates whose keys are all on P-384, as those of NVIDIA (nvidia-gpu.md, 3.2)."""
+"""Rules of paths whose keys are all on one curve: NVIDIA's on P-384, a dstack KMS's on P-256.
+
+See nvidia-gpu.md, section 3.2, and kms.md, section 1.6.
+"""
 
 from functools import lru_cache
 from typing import Final
 
+from attestkit._crypto.ecdsa import ECDSA_SHA256, P256_SPKI_HEAD, p256_verify_der
 from attestkit._crypto.p384 import ECDSA_SHA384, load_p384_key
 from attestkit._crypto.x509.cert_path import (
     VENDOR_RULES,
@@ -11,7 +15,10 @@ from attestkit._crypto.x509.cert_path import (
     check_issued,
     read_path_certificate,
 )
-from attestkit.errors import SignatureError
+from attestkit._crypto.x509.names import public_key_bits
+from attestkit.errors import FormatError, SignatureError
+
+_EXTENDED_KEY_USAGE, _ALT_NAMES = "2.5.29.37", "2.5.29.17"
 
 # Certificates of chains, manifests and OCSP answers recur in each other's checks, and in other
 # evidence. Reading verifies nothing; each takes at most 16 KiB.
@@ -52,3 +59,35 @@ def check_trusted_root(named: NamedCertificate, root: NamedCertificate, rules: P
     if (certificate.subject, certificate.spki) != (anchor.subject, anchor.spki):
         raise SignatureError(f"{name} is not {root_name}", reason="untrusted_root")
     check_issued(named, root, "untrusted_root", rules)
+
+
+def _verify(spki: bytes, signature: bytes, data: bytes) -> None:
+    require_p256_spki(spki)
+    p256_verify_der(spki[len(P256_SPKI_HEAD) :], signature, data)
+
+
+def require_p256_spki(spki: bytes) -> None:
+    """Check the encoding of a SubjectPublicKeyInfo, not that its point is on the curve.
+
+    Raises:
+        SignatureError: If it is not that of a P-256 key with an uncompressed point.
+    """
+    if not spki.startswith(P256_SPKI_HEAD) or len(spki) != len(P256_SPKI_HEAD) + 64:
+        raise SignatureError("public key: must be a P-256 key", reason="invalid_key")
+
+
+def is_spki(data: bytes) -> bool:
+    """Return whether bytes are a SubjectPublicKeyInfo in DER, of any algorithm (RFC 5280, 4.1)."""
+    try:
+        public_key_bits(data)
+    except FormatError:
+        return False
+    return True
+
+
+P256_RULES: Final = PathRules(
+    {ECDSA_SHA256: _verify},
+    "ECDSA P-256 with SHA-256",
+    VENDOR_RULES.critical | {_EXTENDED_KEY_USAGE, _ALT_NAMES},
+)
+"""Rules for paths on P-256. Names and extended key usages are checked by TLS, or not at all."""

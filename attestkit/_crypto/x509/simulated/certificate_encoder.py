@@ -3,26 +3,28 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from attestkit._crypto.der import (
     BIT_STRING,
     BOOLEAN,
+    ENUMERATED,
     GENERALIZED_TIME,
     OCTET_STRING,
     OID,
-    SEQUENCE,
+    SET,
     UTC_TIME,
-    DerReader,
     context,
     encode_element,
     encode_integer,
+    encode_sequence,
 )
+from attestkit._crypto.ecdsa import ECDSA_SHA256, P256Key
+from attestkit._crypto.key_pairs import RsaKey
+from attestkit._crypto.p384 import ECDSA_SHA384, P384Key
+from attestkit._crypto.x509.names import public_key_bits
 from attestkit.errors import UsageError
 
-UTF8_STRING: Final = 0x0C
-PRINTABLE_STRING: Final = 0x13
-ENUMERATED: Final = 0x0A
 _VERSION_3: Final = b"\xa0\x03\x02\x01\x02"  # of a certificate
 # AlgorithmIdentifier of RSASSA-PSS with SHA-384, with its default trailer field, as AMD encodes it.
 RSA_PSS_SHA384: Final = bytes.fromhex(
@@ -37,10 +39,80 @@ CRL_NUMBER: Final = 20
 CRL_REASON: Final = 21
 DISTRIBUTION_POINTS: Final = 31
 AUTHORITY_KEY_ID: Final = 35
+# Content of the key usage: number of unused bits, bits.
+CERTIFICATE_SIGN: Final = b"\x02\x04"
+CERT_AND_CRL_SIGN: Final = b"\x01\x06"
 
-_SET: Final = 0x31
 _TRUE: Final = encode_element(BOOLEAN, b"\xff")
 _EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
+
+
+SigningKey: TypeAlias = P256Key | P384Key | RsaKey
+"""Private key of a simulated CA: ECDSA with SHA-256 or SHA-384, or RSASSA-PSS with SHA-384."""
+
+
+class Window(NamedTuple):
+    """A validity period with aware datetimes, both inclusive."""
+
+    start: datetime
+    end: datetime
+
+
+class Issuer(NamedTuple):
+    """A CA: its name in DER and its key."""
+
+    name: bytes
+    key: SigningKey
+
+    @property
+    def spki(self) -> bytes:
+        """The public key as SubjectPublicKeyInfo in DER."""
+        return self.key.spki_der if isinstance(self.key, P256Key) else self.key.spki
+
+    @property
+    def algorithm(self) -> bytes:
+        """AlgorithmIdentifier of its signatures."""
+        if isinstance(self.key, P256Key):
+            return ECDSA_SHA256
+        return ECDSA_SHA384 if isinstance(self.key, P384Key) else RSA_PSS_SHA384
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature as certificates contain it."""
+        if isinstance(self.key, RsaKey):
+            return self.key.sign(data)
+        if isinstance(self.key, P256Key):
+            return self.key.sign_der(data)
+        return encode_sequence(*map(encode_integer, self.key.sign(data)))
+
+    def issue(
+        self,
+        subject: tuple[bytes, bytes],
+        extensions: Iterable[bytes],
+        *,
+        serial: int,
+        window: tuple[datetime, datetime],
+    ) -> bytes:
+        """Return the DER of a certificate; see `encode_certificate` for the arguments."""
+        return encode_certificate(
+            self.name,
+            subject,
+            extensions,
+            serial=serial,
+            window=window,
+            algorithm=self.algorithm,
+            sign=self.sign,
+        )
+
+    def issue_crl(
+        self,
+        *,
+        window: tuple[datetime, datetime],
+        revoked: Iterable[int],
+        extensions: tuple[bytes, ...],
+    ) -> bytes:
+        """Return the DER of a version 2 CRL; see `encode_crl_fields` for the arguments."""
+        fields = encode_crl_fields(self.name, self.algorithm, window, revoked, extensions)
+        return encode_signed(fields, self.algorithm, self.sign)
 
 
 def encode_signed(
@@ -91,7 +163,7 @@ def encode_certificate(
 def encode_attribute(kind: int, tag: int, value: str) -> bytes:
     """Return an attribute of a name; `kind` is the last arc of its OID, after 2.5.4."""
     oid = encode_element(OID, bytes([0x55, 0x04, kind]))
-    return encode_element(_SET, encode_sequence(oid, encode_element(tag, value.encode())))
+    return encode_element(SET, encode_sequence(oid, encode_element(tag, value.encode())))
 
 
 def encode_time(moment: datetime) -> bytes:
@@ -130,6 +202,16 @@ def encode_distribution_point(url: str) -> bytes:
     return encode_extension(DISTRIBUTION_POINTS, encode_sequence(encode_sequence(point)))
 
 
+def encode_key_usage(bits: bytes) -> bytes:
+    """Return the critical extension with a key usage: number of unused bits, bits."""
+    return encode_extension(KEY_USAGE, encode_element(BIT_STRING, bits), critical=True)
+
+
+def encode_subject_key_id(spki: bytes) -> bytes:
+    """Return the extension with the key id of a SubjectPublicKeyInfo."""
+    return encode_extension(SUBJECT_KEY_ID, encode_element(OCTET_STRING, key_id(spki)))
+
+
 def encode_authority_key_id(key_id: bytes) -> bytes:
     """Return the extension with the key id of the issuer."""
     return encode_extension(AUTHORITY_KEY_ID, encode_sequence(encode_element(0x80, key_id)))
@@ -163,17 +245,10 @@ def encode_crl_fields(
     return encode_integer(1), algorithm, issuer, start, end, *listed, described
 
 
-def encode_sequence(*items: bytes) -> bytes:
-    """Return a SEQUENCE of encoded elements."""
-    return encode_element(SEQUENCE, b"".join(items))
-
-
 def key_id(spki: bytes) -> bytes:
     """Return the SHA-1 of a public key, 20 bytes (RFC 5280, 4.2.1.2, method 1).
 
     Raises:
         FormatError: If `spki` is not a SubjectPublicKeyInfo in DER.
     """
-    fields = DerReader(spki).enter(SEQUENCE)
-    fields.content(SEQUENCE)
-    return hashlib.sha1(fields.bits()[1], usedforsecurity=False).digest()
+    return hashlib.sha1(public_key_bits(spki), usedforsecurity=False).digest()

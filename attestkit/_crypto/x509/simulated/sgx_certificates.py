@@ -6,46 +6,40 @@ here (RFC 5280), because that takes a third of the time of `cryptography`'s buil
 would take a fifth of a simulator's start.
 """
 
-import hashlib
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Final, NamedTuple
 
-from attestkit._crypto.der import BIT_STRING, BOOLEAN, OCTET_STRING, OID
+from attestkit._crypto.der import (
+    BOOLEAN,
+    ENUMERATED,
+    OCTET_STRING,
+    OID,
+    PRINTABLE_STRING,
+    UTF8_STRING,
+)
 from attestkit._crypto.der import encode_element as _tlv
 from attestkit._crypto.der import encode_integer as _integer
+from attestkit._crypto.der import encode_sequence as _sequence
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
-from attestkit._crypto.x509.certificate_encoder import (
+from attestkit._crypto.x509.simulated.certificate_encoder import (
+    CERT_AND_CRL_SIGN,
     CRL_NUMBER,
-    ENUMERATED,
-    KEY_USAGE,
-    PRINTABLE_STRING,
-    SUBJECT_KEY_ID,
-    UTF8_STRING,
+    Issuer,
+    Window,
     encode_attribute,
     encode_authority_key_id,
     encode_basic_constraints,
-    encode_certificate,
-    encode_crl_fields,
     encode_distribution_point,
-    encode_signed,
+    encode_extension,
+    encode_key_usage,
+    encode_subject_key_id,
+    key_id,
 )
-from attestkit._crypto.x509.certificate_encoder import encode_extension as _extension
-from attestkit._crypto.x509.certificate_encoder import encode_sequence as _sequence
 from attestkit.errors import FormatError
 
 _SGX_OID: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
-_ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # an AlgorithmIdentifier
-_CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # number of unused bits, bits
-_SIGNATURE_AND_NON_REPUDIATION: Final = b"\x06\xc0"
-
-
-class Window(NamedTuple):
-    """A validity period with aware datetimes, both inclusive."""
-
-    start: datetime
-    end: datetime
+_SIGNATURE_AND_NON_REPUDIATION: Final = b"\x06\xc0"  # number of unused bits, bits
 
 
 class Authority(NamedTuple):
@@ -53,6 +47,11 @@ class Authority(NamedTuple):
 
     name: str
     key: P256Key
+
+    @property
+    def issuer(self) -> Issuer:
+        """The authority with all attributes of its name."""
+        return Issuer(_name(self.name), self.key)
 
 
 class SgxPlatform(NamedTuple):
@@ -114,25 +113,17 @@ def issue_certificate(
         UsageError: If `validity` starts or ends before 1950.
     """
     authority = path_length is not None
-    usage = _CERT_AND_CRL_SIGN if authority else _SIGNATURE_AND_NON_REPUDIATION
     extensions = [  # in Intel's order; verifiers check their number
-        encode_authority_key_id(_key_id(issuer.key)),
+        encode_authority_key_id(key_id(issuer.key.spki_der)),
         encode_distribution_point(crl_url),
-        _extension(SUBJECT_KEY_ID, _tlv(OCTET_STRING, _key_id(subject.key))),
-        _extension(KEY_USAGE, _tlv(BIT_STRING, usage), critical=True),
+        encode_subject_key_id(subject.key.spki_der),
+        encode_key_usage(CERT_AND_CRL_SIGN if authority else _SIGNATURE_AND_NON_REPUDIATION),
         encode_basic_constraints(authority=authority, path_length=path_length),
     ]
     if sgx is not None:
         extensions.append(_sequence(_tlv(OID, _SGX_OID), _tlv(OCTET_STRING, sgx)))
-    return encode_certificate(
-        _name(issuer.name),
-        (_name(subject.name), subject.key.spki_der),
-        extensions,
-        serial=serial,
-        window=validity,
-        algorithm=_ECDSA_SHA256,
-        sign=issuer.key.sign_der,
-    )
+    named = subject.issuer.name, subject.key.spki_der
+    return issuer.issuer.issue(named, extensions, serial=serial, window=validity)
 
 
 def issue_crl(
@@ -149,11 +140,9 @@ def issue_crl(
     Raises:
         UsageError: If `window` starts or ends before 1950.
     """
-    key_id = encode_authority_key_id(_key_id(issuer.key))
-    extensions = _extension(CRL_NUMBER, _integer(number)), key_id
-    name = _name(issuer.name)
-    fields = encode_crl_fields(name, _ECDSA_SHA256, window, revoked, extensions)
-    return encode_signed(fields, _ECDSA_SHA256, issuer.key.sign_der)
+    issuer_key_id = encode_authority_key_id(key_id(issuer.key.spki_der))
+    extensions = encode_extension(CRL_NUMBER, _integer(number)), issuer_key_id
+    return issuer.issuer.issue_crl(window=window, revoked=revoked, extensions=extensions)
 
 
 def chain_window(pem: str) -> Window:
@@ -194,10 +183,6 @@ def crl_window(der: bytes) -> Window:
 def _name(common_name: str) -> bytes:
     """Return a name: the common name, followed by the attributes of Intel's names."""
     return _sequence(encode_attribute(3, UTF8_STRING, common_name), _COMMON_TO_ALL)
-
-
-def _key_id(key: P256Key) -> bytes:
-    return hashlib.sha1(b"\x04" + key.public_point, usedforsecurity=False).digest()
 
 
 def _entry(suffix: bytes, value: bytes) -> bytes:

@@ -6,9 +6,16 @@ architecture: DiceFwid with the key of the device (Hopper, LS10), or DiceTcbInfo
 
 from typing import Final
 
-from attestkit._crypto.der import OCTET_STRING, OID, context, encode_element, encode_integer
-from attestkit._crypto.x509.certificate_encoder import UTF8_STRING, encode_sequence
-from attestkit._crypto.x509.cloud_certificates import Extension
+from attestkit._crypto.der import (
+    OCTET_STRING,
+    OID,
+    UTF8_STRING,
+    context,
+    encode_element,
+    encode_integer,
+    encode_sequence,
+)
+from attestkit._crypto.x509.simulated.cloud_certificates import Extension
 
 OCSP_SIGNING: Final = bytes.fromhex("2b06010505070309")
 """Extended key usage of a delegated OCSP responder: content of the OBJECT IDENTIFIER."""
