@@ -383,7 +383,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "gpu.collection": "cuts the driver's structures, which test_collection.py makes wrong",
     "gpu.roots": "wraps split_pem and read_path_certificate, the targets pem and path_certificate",
     "verifier.gpu_join": "wraps GpuEvidence.from_json, the target gpu_evidence",
-    "cli.options.gpu_files": "reads the files that options name, as cli.options.verification does",
     "gpu.driver.nscq": "structures of fixed size of the driver; test_collection.py has them",
     "emulator.fuse_operations": "operations of a mount, which tests/rigs has",
     "emulator.run_program": "reads the output of its own child process",
@@ -398,9 +397,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "ra_tls.key_loading": "hands a key of the program's own to OpenSSL",
     "cli": _OWNER,
     "serve.systemd.socket_activation": _OWNER,
-    "cli.options.verification": (
-        "reads the files that options name; what is in them is parsed elsewhere"
-    ),
+    "cli.options.option_files": "reads files, whose content other modules parse",
     "cli.batch.executors": _OWNER,
     "cli.commands.verify_many": "opens its input; lines are parsed by cli.batch.input_lines",
     "cli.commands.env": _OWNER,
@@ -409,8 +406,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "cli.options.report_data": _OWNER,
     "cli.doctor.examine": _DEVICE,
     "cli.options.click_types": _OWNER,
-    "cli.options.machine_shape": _OWNER,
-    "cli.options.snp_guest": _OWNER,
+    "cli.options.guest": _OWNER,
     "measure.command_guest": "wraps clean_command, the target qemu_command",
     "verifier.images.image_store": "reads image folders, whose files measure.image_folder parses",
     "verifier.images.measured_image": "wraps parsers of firmware and kernels, which have targets",

@@ -30,6 +30,15 @@ from attestkit.errors import (
 
 USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+MEANINGS: Final = {
+    0: "good",
+    USAGE: "usage",
+    REJECTED: "rejected",
+    NETWORK: "network or device",
+    POLICY: "refused by policy",
+    UNREADABLE: "unreadable input",
+}
+"""What the codes mean in every command, unless its help says more."""
 
 # The first match counts: PolicyError is a subclass of VerificationError.
 _EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (

@@ -17,8 +17,7 @@ from attestkit.cli.exit_codes import (
 from attestkit.cli.file_outcome import FileOutcome
 from attestkit.cli.input.detect_format import FileContent, identify
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.file_kind import check_file_kind
-from attestkit.cli.options.gpu_files import fetch_gpu_endorsements, read_gpu_evidence
+from attestkit.cli.options.option_files import fetch_gpu_endorsements, parse_gpu_evidence
 from attestkit.cli.options.report_data import require_expected
 from attestkit.cli.options.verification import VerificationOptions
 from attestkit.collateral import Collateral
@@ -107,7 +106,7 @@ class FileVerifier:
         """Select verification time and collateral: those of the options or of a bundle."""
         options = self.options
         bundle = _bundle(content) if content.kind == "evidence bundle" else None
-        check_file_kind(options, content.kind, in_certificate=content.in_certificate)
+        check_applicable(options, content)
         if bundle is not None and not options.crls:
             out = out._replace(crls=bundle.amd_crls)
         if bundle is not None:
@@ -206,10 +205,34 @@ class FileVerifier:
         return ra_tls.verify(content.raw, verifier, now=out.at, max_lifetime=None)
 
 
+def check_applicable(options: VerificationOptions, content: FileContent) -> None:
+    """Check that the options apply to the kind of a file, so that none is ignored.
+
+    Raises:
+        UsageError: If one does not.
+    """
+    text = ""
+    if options.own_instant and content.kind != "evidence bundle":
+        kind = content.kind
+        text = f"--at bundle: requires an evidence bundle, but the file is: {kind}; give a time"
+    elif content.in_certificate and options.expects_report_data:
+        text = (
+            "report data: always the key's hash for an RA-TLS certificate; omit --nonce, "
+            "--report-data, --text and --file"
+        )
+    elif content.in_certificate and options.gpu_evidence is not None:
+        text = (
+            "--gpu-evidence: not supported for an RA-TLS certificate; verify evidence of machine "
+            "and GPUs over a nonce instead"
+        )
+    if text:
+        raise UsageError(text, reason="not_applicable")
+
+
 def _with_gpus_of_bundle(out: FileOutcome, bundle: "EvidenceBundle") -> FileOutcome:
     """Return an outcome with what a bundle has of GPUs, unless options name other files."""
     if out.gpu_evidence is None and bundle.gpu_evidence is not None:
-        out = out._replace(gpu_evidence=read_gpu_evidence(bundle.gpu_evidence))
+        out = out._replace(gpu_evidence=parse_gpu_evidence(bundle.gpu_evidence))
     if out.gpu_endorsements is None:
         out = out._replace(gpu_endorsements=bundle.gpu_endorsements)
     return out

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit.cli.exit_codes import warnings_on_stderr
-from attestkit.cli.options.click_types import PATH
+from attestkit.cli.options.click_types import Command, file_option, flag_option, section
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 from attestkit.cli.output.write_output import check_outputs, require_file, write_output
 from attestkit.errors import UsageError
@@ -17,43 +17,34 @@ if TYPE_CHECKING:
 
 _ROOTS: Final = "--save-gpu-roots"
 _ENDORSEMENTS: Final = "--save-gpu-endorsements"
-_EPILOG: Final = (
-    "Example: attestkit attest --nonce $NONCE -o evidence\n\n"
-    "Exit codes: 0 good, 1 usage, 2 the log does not replay to the registers, 3 device error, "
-    "5 unreadable input."
+_ENCODINGS: Final = (
+    *("v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"),
+    *("coco", "go-tpm-tools"),
+)
+
+_save_roots, _save_endorsements = section(
+    "Simulator",
+    file_option(_ROOTS, "Write the roots of its GPUs, for --gpu-roots."),
+    file_option(_ENDORSEMENTS, "Write what --gpu-endorsements takes."),
 )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Command,
+    example="attest --nonce $NONCE -o evidence",
+    codes="01235",
+    meanings={2: "the log does not replay to the registers"},
+)
 @click.option(
     "--encoding",
-    type=click.Choice(
-        [
-            *("v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"),
-            *("coco", "go-tpm-tools"),
-        ]
-    ),
-    help="v1 is MessagePack, v0 SCALE (older dstack), v1-cbor is v1 in CBOR, coco CoCo's JSON "
-    "(Azure, TPM), go-tpm-tools that project's protobuf (TPM); the others are RATS CMW encodings. "
-    "Default: v1, or cbor on a platform that dstack does not define.",
+    type=click.Choice(_ENCODINGS),
+    metavar="NAME",
+    help=f"{', '.join(_ENCODINGS)}. Default: v1, or cbor where dstack defines none.",
 )
-@click.option(
-    "--gpu",
-    is_flag=True,
-    help="Enclose evidence of the GPUs, which the report data then commit to; requires --nonce. "
-    "The encoding is cbor, or json.",
-)
-@click.option(
-    _ROOTS,
-    type=PATH,
-    help="Simulator: write the roots of its GPUs, for attestkit verify --gpu-roots.",
-)
-@click.option(
-    _ENDORSEMENTS,
-    type=PATH,
-    help="Simulator: write the endorsements of its GPUs, for attestkit verify --gpu-endorsements.",
-)
+@flag_option("--gpu", text="Enclose evidence of the GPUs; requires --nonce.")
 @request_options
+@_save_roots
+@_save_endorsements
 def attest(
     *,
     encoding: "Encoding | None",
@@ -111,7 +102,7 @@ def _write_gpu_trust(backend: "Backend", roots: Path | None, endorsements: Path 
     if roots is None and endorsements is None:
         return
     from attestkit.backends.base import simulates_gpus  # lazy: few runs need it
-    from attestkit.cli.options.gpu_files import write_gpu_roots
+    from attestkit.cli.options.option_files import write_gpu_roots
 
     if not simulates_gpus(backend):
         text = f"{_ROOTS} and {_ENDORSEMENTS}: not supported by backend {backend.name}"

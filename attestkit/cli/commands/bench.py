@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import FiniteRange, json_option
+from attestkit.cli.options.click_types import Command, FiniteRange, json_option, value_option
 from attestkit.cli.output import console
 
 LEAST_ROUNDS: Final = 5
@@ -19,8 +19,6 @@ TURN: Final = 0.001  # seconds of one round, against the overhead of the clock
 MANY: Final = 1000  # quotes in columns
 BATCH: Final = 64  # logs that are replayed at once
 AT: Final = 1790000000  # verification time, seconds since 1970
-
-_EPILOG: Final = "Example: attestkit bench --seconds 2\n\nExit codes: 0 good, 1 usage."
 
 
 class Case(NamedTuple):
@@ -31,14 +29,13 @@ class Case(NamedTuple):
     call: Callable[[], object]
 
 
-@click.command(epilog=_EPILOG)
-@click.option(
+@click.command(cls=Command, example="bench --seconds 2", codes="01")
+@value_option(
     "--seconds",
-    metavar="N",
+    "N",
+    "Approximate duration. Default: 10.",
     type=FiniteRange(0.1, 600),
     default=10,
-    show_default=True,
-    help="Approximate duration.",
 )
 @json_option
 def bench(*, seconds: float, as_json: bool) -> None:

@@ -12,11 +12,12 @@ from click.shell_completion import (
     get_completion_class,
 )
 
-_EPILOG: Final = (
+from attestkit.cli.options.click_types import Command
+
+_EXAMPLES: Final = (
     '\b\nbash: eval "$(attestkit completion bash)" in ~/.bashrc\n'
     'zsh:  eval "$(attestkit completion zsh)" in ~/.zshrc, after compinit\n'
-    "fish: attestkit completion fish > ~/.config/fish/completions/attestkit.fish\n\n"
-    "Exit codes: 0 good, 1 usage."
+    "fish: attestkit completion fish > ~/.config/fish/completions/attestkit.fish"
 )
 
 
@@ -43,7 +44,7 @@ class _Fish(_WholeWords, FishComplete):
     """Fish completion."""
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, example=_EXAMPLES, codes="01")
 @click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(*, shell: str) -> None:
     """Print a completion script for a shell.

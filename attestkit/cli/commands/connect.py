@@ -3,18 +3,25 @@
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import (
+    Command,
+    at_option,
+    file_option,
+    json_option,
+    read_instant,
+    value_option,
+)
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
     warn_of_weak_policy,
 )
-from attestkit.cli.options.verification import OWN_INSTANT, read_instant
+from attestkit.cli.options.verification import OWN_INSTANT
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, check_writable, write_output
 from attestkit.errors import UsageError
@@ -22,34 +29,20 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from attestkit.client import Proof
 
-_EPILOG: Final = (
-    "Example: attestkit connect https://app.example.com --policy policy.toml\n\n"
-    "Exit codes: 0 proven, 1 usage, 2 refused, 3 network, 4 refused by policy, 5 unreadable answer."
+
+@click.command(
+    cls=Command,
+    example="connect https://app.example.com --policy policy.toml",
+    codes="012345",
+    meanings={0: "proven", 2: "refused", 5: "unreadable answer"},
 )
-
-
-@click.command(epilog=_EPILOG)
 @click.argument("url", metavar="[URL]", required=False)
 @connection_options
-@click.option(
-    "--save-bundle",
-    type=PATH,
-    help="Write what was verified, for a later verification: JSON, mode 0600.",
-)
-@click.option(
-    "--bundle", type=PATH, help="Verify a saved bundle, offline, instead of asking a server."
-)
-@click.option(
-    "--at",
-    metavar="TIME",
-    help="Time of the verification of --bundle, default now: ISO 8601, seconds since 1970, or "
-    f"{OWN_INSTANT} for the time that the bundle names.",
-)
-@click.option(
-    "--serve",
-    "listen",
-    metavar="HOST:PORT",
-    help="Then forward requests from this address of this machine, until interrupted.",
+@file_option("--save-bundle", "Write what was verified, for later.")
+@file_option("--bundle", "Verify this one, offline, instead of a URL.")
+@at_option(f"Time of this, else now; {OWN_INSTANT}: that of FILE.")
+@value_option(
+    "--serve", "HOST:PORT", "Then forward requests from this address.", parameter="listen"
 )
 @json_option
 def connect(

@@ -13,7 +13,13 @@ import click
 
 from attestkit._sanitize import printable, shown
 from attestkit.cli.exit_codes import set_exit_code, write_stderr
-from attestkit.cli.options.click_types import output_option
+from attestkit.cli.options.click_types import (
+    Command,
+    add_options,
+    flag_option,
+    output_option,
+    section,
+)
 from attestkit.cli.options.connection import (
     ConnectionOptions,
     connection_options,
@@ -32,30 +38,33 @@ from attestkit.errors import AttestKitError, UsageError
 _HTTP_ERROR: Final = 22  # exit code of curl --fail
 _METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # token of RFC 9110, 5.6.2
 _MAX_BODY: Final = 1 << 30  # bytes
-_EPILOG: Final = (
-    "Example: attestkit curl https://app.example.com/secret --policy policy.toml -d @body.json\n\n"
-    "Exit codes: 0 good, 1 usage, 2 refused, 3 network, 4 refused by policy, 5 unreadable answer, "
-    "22 HTTP status of 400 or more with --fail."
+
+_request: Final = section(
+    "Request",
+    click.option("-X", "--request", "method", metavar="METHOD", help="Method; GET, with -d POST."),
+    click.option("-d", "--data", metavar="TEXT|@FILE", help="Body; @FILE reads a file, @- stdin."),
+    click.option(
+        *("-H", "--header", "headers"),
+        metavar="HEADER",
+        multiple=True,
+        help="NAME: VALUE, or @FILE with a line for each.",
+    ),
+    flag_option("-i", "--include", text="Print status and headers, too."),
+    flag_option("-f", "--fail", text="Exit with 22 at a status of 400 or more."),
+    output_option("Write the body of the answer to FILE."),
+    flag_option("--show-proof", text="Print the proof on stderr."),
 )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Command,
+    example="curl https://app.example.com/secret --policy policy.toml -d @body.json",
+    codes="012345",
+    meanings={2: "refused", 5: "unreadable answer", 22: "HTTP status of 400 or more with --fail"},
+)
 @click.argument("url", metavar="URL")
 @connection_options
-@click.option("-X", "--request", "method", metavar="METHOD", help="Method; GET, with -d POST.")
-@click.option("-d", "--data", metavar="TEXT|@FILE", help="Body; @FILE reads a file, @- stdin.")
-@click.option(
-    "-H",
-    "--header",
-    "headers",
-    metavar="NAME: VALUE|@FILE",
-    multiple=True,
-    help="Header of the request; @FILE has a line for each.",
-)
-@click.option("-i", "--include", is_flag=True, help="Print status and headers of the answer, too.")
-@click.option("-f", "--fail", is_flag=True, help="Exit with 22 at a status of 400 or more.")
-@output_option("Write the body of the answer to FILE.")
-@click.option("--show-proof", is_flag=True, help="Print the proof on stderr.")
+@add_options(*_request)
 def curl(
     *,
     url: str,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from attestkit import _native
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import Command, file_option, flag_option, json_option
 from attestkit.cli.output import console
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "fuse": ("mfusepy",),
     "fleet": ("dask", "distributed", "pyarrow"),
 }
-
-_EPILOG: Final = "Example: attestkit doctor --quote\n\nExit codes: 0 whatever was found, 1 usage."
 
 
 def _version(package: str) -> str | None:
@@ -164,15 +162,12 @@ def _package_advice(package: dict[str, Any]) -> list[str]:
     return advice
 
 
-@click.command(epilog=_EPILOG)
-@json_option
-@click.option("--quote", is_flag=True, help="Request and time one quote from each usable backend.")
-@click.option(
-    "--root",
-    metavar="DIR",
-    type=PATH,
-    help="Inspect DIR instead of /, such as a mounted emulator, or a host's root in a container.",
+@click.command(
+    cls=Command, example="doctor --quote", codes="01", meanings={0: "whatever was found"}
 )
+@json_option
+@flag_option("--quote", text="Request and time one quote from each usable backend.")
+@file_option("--root", "Inspect DIR instead of /, as a mounted emulator.", metavar="DIR")
 def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
     """Diagnose this machine and suggest remedies.
 

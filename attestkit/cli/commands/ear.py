@@ -8,13 +8,22 @@ import click
 
 from attestkit.cli.exit_codes import POLICY, print_error, set_exit_code
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import PATH, group_options, json_option
+from attestkit.cli.options.click_types import (
+    PATH,
+    Command,
+    at_option,
+    file_option,
+    group_options,
+    json_option,
+    read_instant,
+    value_option,
+)
 from attestkit.cli.options.report_data import (
     any_freshness_option,
-    report_data_choices,
+    expected_report_data_options,
+    read_expected,
     require_expected,
 )
-from attestkit.cli.options.verification import read_expected, read_instant
 from attestkit.cli.output import console
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
 
@@ -24,12 +33,6 @@ if TYPE_CHECKING:
 SIMULATED: Final = "SIMULATED: the root is not the vendor's; proves nothing about hardware."
 FRESHNESS: Final = "not checked; give the expected nonce with --nonce HEX"
 CONSTANT: Final = "not checked: the report data is the expected one, which may be a constant"
-
-_EPILOG: Final = (
-    "Example: attestkit ear verdict.jwt --key keys.json --nonce $NONCE\n\n"
-    "Exit codes: 0 valid, 1 usage, 2 rejected: signature, time, nonce or policy, 4 valid, and its "
-    "status is contraindicated: do not trust the attester, 5 unreadable input."
-)
 
 
 class _Expected(NamedTuple):
@@ -63,34 +66,30 @@ def _read_expected(
 _expected_options: Final = group_options(
     "expected",
     (
-        *report_data_choices(
-            "Expected nonce, 8 to 64 bytes. Without it, the status is at most warning.",
-            "Expected raw report data, up to 64 bytes; alone no proof of freshness.",
-            "Expect the SHA-512 of --report-data, --text or --file.",
-        ),
+        *expected_report_data_options,
         any_freshness_option,
     ),
     _read_expected,
 )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Command,
+    example="ear verdict.jwt --key keys.json --nonce $NONCE",
+    codes="01245",
+    meanings={
+        0: "valid",
+        2: "rejected: signature, time, nonce or policy",
+        4: "valid, and contraindicated: do not trust the attester",
+    },
+)
 @click.argument("file", type=PATH)
-@click.option(
-    "--key",
-    "keys",
-    type=PATH,
-    required=True,
-    help="Public key of the verifier, from a trusted source: a JWK or a JWK set.",
+@file_option(
+    "--key", "Trusted key of the verifier: JWK or JWK set.", parameter="keys", required=True
 )
 @_expected_options
-@click.option("--policy-id", help="Expected policy id.")
-@click.option(
-    "--at",
-    metavar="TIME",
-    help="Verification time, default now: ISO 8601 (UTC if no zone is given), or seconds "
-    "since 1970.",
-)
+@value_option("--policy-id", "TEXT", "Expected policy id.")
+@at_option("Time of the verification, else now.")
 @json_option
 def ear(
     *,

@@ -1,24 +1,29 @@
 """`attestkit emit NAME [HEX]`: a runtime event, in both register and log or in neither."""
 
 from pathlib import Path
-from typing import Final
 
 import click
 
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
-from attestkit.cli.options.click_types import PATH, TEXT_HINT, json_option, read_hex, read_text
+from attestkit.cli.options.backend import Device, device_options
+from attestkit.cli.options.click_types import (
+    TEXT_HINT,
+    Command,
+    file_option,
+    json_option,
+    read_hex,
+    read_text,
+    value_option,
+)
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
 
-_EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEVICE_EXIT_CODES
 
-
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, example="emit model-loaded --text llama-3", codes="0135")
 @click.argument("name")
 @click.argument("payload", metavar="[HEX]", required=False)
-@click.option("--text", help="Payload as UTF-8 text.")
-@click.option("--file", type=PATH, help="Payload as the bytes of a file; - is stdin.")
+@value_option("--text", "TEXT", "Payload as UTF-8 text.")
+@file_option("--file", "Payload as the bytes of a file; - is stdin.")
 @device_options
 @json_option
 def emit(

@@ -13,10 +13,13 @@ from attestkit.cli.input.env_file import MAX_FILE, read_variables
 from attestkit.cli.input.read_input import read_file
 from attestkit.cli.options.click_types import (
     PATH,
+    Group,
+    file_option,
     group_options,
     json_option,
     output_option,
     read_hex,
+    value_option,
 )
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
@@ -24,16 +27,10 @@ from attestkit.errors import FormatError, UsageError, VerificationError
 
 _KEY_FILE: Final = 1 << 20  # bytes
 _MAX_AGE: Final = 300  # seconds, of the KMS's signature (key-derivation.md, section 7)
-_CODES: Final = (
-    "Exit codes: 0 good, 1 usage, 2 rejected: key or ciphertext is not authentic, "
-    "5 unreadable input."
-)
+_MEANINGS: Final = {2: "rejected: key or ciphertext is not authentic"}
 
 
-@click.group(
-    epilog="Example: attestkit env seal variables.env --public-key $KEY -o sealed --json\n\n"
-    + _CODES
-)
+@click.group(cls=Group)
 def env() -> None:
     """Seal and open environment variables of an app.
 
@@ -55,7 +52,7 @@ def _read_epochs(
 
 
 def _epochs_option(text: str) -> Callable[[Any], Any]:
-    return click.option("--epochs", metavar="ROOT:APP", callback=_read_epochs, help=text)
+    return value_option("--epochs", "ROOT:APP", text, callback=_read_epochs)
 
 
 class _Recipient(NamedTuple):
@@ -70,31 +67,19 @@ class _Recipient(NamedTuple):
 _recipient_options: Final = group_options(
     "recipient",
     (
-        click.option(
-            "--public-key", metavar="HEX", help="X25519 key of the app, from a trusted source."
-        ),
-        click.option(
-            "--signed-key",
-            type=PATH,
-            help="The same as a KMS returns it: JSON of GetAppEnvEncryptPubKey, at most 5 minutes "
-            "old; requires --app-id and --kms-root-key.",
-        ),
-        click.option("--app-id", metavar="HEX", help="Id of the app, 20 bytes."),
-        click.option(
-            "--kms-root-key",
-            "kms_root_keys",
-            metavar="HEX",
-            multiple=True,
-            help="secp256k1 root key of a trusted KMS, 33 bytes; may be repeated.",
-        ),
+        value_option("--public-key", "HEX", "X25519 key of the app, from a trusted source."),
+        file_option("--signed-key", "The same, as a KMS signed it within 5 minutes."),
+        value_option("--app-id", "HEX", "With --signed-key: id of the app, 20 bytes."),
+        value_option("--kms-root-key", "HEX", "With it: root key of a KMS, 33 bytes.", many=True),
     ),
     _Recipient,
 )
 
 
 @env.command(
-    epilog="Example: attestkit env seal variables.env --signed-key key.json --app-id $APP_ID "
-    "--kms-root-key $KMS_KEY\n\n" + _CODES
+    example="env seal variables.env --public-key $KEY -o sealed --json",
+    codes="0125",
+    meanings=_MEANINGS,
 )
 @click.argument("file", type=PATH)
 @_recipient_options
@@ -180,16 +165,13 @@ def _verify_key(file: Path, app_id: bytes, roots: list[bytes]) -> bytes:
     return public_key
 
 
-@env.command("open", epilog=f"Example: attestkit env open sealed --key .appkeys.json\n\n{_CODES}")
-@click.argument("file", type=PATH)
-@click.option(
-    "--key",
-    type=PATH,
-    required=True,
-    help="File with the app's X25519 secret key: 64 hex digits, or the agent's .appkeys.json.",
+@env.command(
+    "open", example="env open sealed --key .appkeys.json", codes="0125", meanings=_MEANINGS
 )
+@click.argument("file", type=PATH)
+@file_option("--key", "Secret X25519 key, in hex, or .appkeys.json.", required=True)
 @_epochs_option("Accept only a SealedEnv to these epochs.")
-@click.option("--allow", metavar="NAME", multiple=True, help="Accept only these variables.")
+@value_option("--allow", "NAME", "Accept only these variables.", many=True, parameter="allow")
 @output_option("Write the variables to FILE as JSON, mode 0600. Default: stdout.")
 @json_option
 def open_(

@@ -5,8 +5,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
-from attestkit.cli.options.click_types import json_option, output_option
+from attestkit.cli.options.backend import Device, device_options
+from attestkit.cli.options.click_types import (
+    Command,
+    flag_option,
+    json_option,
+    output_option,
+    value_option,
+)
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, refuse_stdout, write_output
 from attestkit.errors import UsageError
@@ -16,36 +22,22 @@ if TYPE_CHECKING:
 
 _SHARED: Final = ("secp256k1", "k256", "ed25519")
 _SEPARATED: Final = ("p256", "x25519")
-_EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXIT_CODES
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, example="key wallet/eth -o key.hex", codes="0135")
 @click.argument("path")
-@click.option("--purpose", help="Purpose in the signature chain.")
+@value_option("--purpose", "TEXT", "Purpose in the signature chain.")
 @click.option(
     "--algorithm",
     metavar="NAME",
     type=click.Choice([*_SHARED, *_SEPARATED]),
     default="secp256k1",
-    show_default=True,
-    help="secp256k1 (or k256) or ed25519; with --separated also p256 or x25519.",
+    help="secp256k1 (default), k256 (the same), ed25519; with --separated p256, x25519.",
 )
-@click.option(
-    "--separated",
-    is_flag=True,
-    help="Derive a different key per algorithm. By default secp256k1 and ed25519 keys of a path "
-    "are the same 32 bytes, as in the guest agent API.",
-)
-@click.option(
-    "--v1",
-    is_flag=True,
-    help="Derive the key of the v1 API (dstack 0.6), with PATH as its domain; secp256k1 or "
-    "ed25519.",
-)
-@click.option("--public", is_flag=True, help="Print only the public key, in hex.")
-@output_option(
-    "Write the key to FILE in hex, mode 0600, and print the public key; - is stdout, key only."
-)
+@flag_option("--separated", text="Another key for each algorithm, unlike the guest agent.")
+@flag_option("--v1", text="Key of the v1 API (dstack 0.6), with PATH as its domain.")
+@flag_option("--public", text="Print only the public key, in hex.")
+@output_option("Write the key in hex, mode 0600; - is stdout, key only.")
 @device_options
 @json_option
 def key(

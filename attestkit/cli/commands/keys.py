@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import json_option, output_option
+from attestkit.cli.options.click_types import (
+    Group,
+    json_option,
+    output_option,
+    value_option,
+)
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_outputs, is_stdout
 from attestkit.errors import UsageError
@@ -15,41 +20,30 @@ if TYPE_CHECKING:
     from attestkit.kms.fetched_keys import FetchedKeys
 
 _FIRST_USE: Final = "first-use"
-_CODES: Final = (
-    "Exit codes: 0 good, 1 usage, 2 the KMS refused, or its keys were rejected, 3 network or "
-    "device error, 5 unreadable input."
-)
 
 
-@click.group(
-    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json "
-    "--json\n\n" + _CODES
-)
+@click.group(cls=Group)
 def keys() -> None:
     """Get keys from a KMS."""
 
 
 @keys.command(
-    epilog="Example: attestkit keys fetch --kms https://kms.example.com --kms-root root.json "
-    "-o .appkeys.json\n\n" + _CODES
+    example="keys fetch --kms https://kms.example.com --kms-root root.json --json",
+    codes="01235",
+    meanings={2: "the KMS refused, or its keys were rejected"},
 )
-@click.option(
-    "--kms",
-    "urls",
-    metavar="URL",
-    multiple=True,
-    required=True,
-    help="https URL of the KMS; may be repeated: they are tried in order.",
+@value_option(
+    "--kms", "URL", "https URL of a KMS, in order.", many=True, parameter="urls", required=True
 )
-@click.option(
+@value_option(
     "--kms-root",
-    "roots",
-    metavar="FILE",
-    multiple=True,
+    "FILE",
+    "JSON of KmsRoot; or first-use: trust any.",
+    many=True,
+    parameter="roots",
     required=True,
-    help="Root keys of a trusted KMS, JSON of KmsRoot; may be repeated. first-use trusts any KMS.",
 )
-@output_option("Write all keys to FILE, mode 0600, in the form of .appkeys.json; it is replaced.")
+@output_option("Write all keys, mode 0600, in the form of .appkeys.json.")
 @device_options
 @json_option
 def fetch(

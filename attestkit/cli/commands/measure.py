@@ -15,17 +15,29 @@ import click
 from attestkit.cli.exit_codes import REJECTED
 from attestkit.cli.input.detect_format import identify_file, name_file_in_errors
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.boot_files import BootFiles, boot_options
-from attestkit.cli.options.click_types import PATH, json_option, output_option
-from attestkit.cli.options.machine_shape import MachineOptions, machine_options
-from attestkit.cli.options.snp_guest import SnpOptions, snp_options
+from attestkit.cli.options.click_types import (
+    Command,
+    file_option,
+    group_options,
+    json_option,
+    output_option,
+    section,
+)
+from attestkit.cli.options.guest import (
+    BootFiles,
+    MachineOptions,
+    SnpOptions,
+    boot_options,
+    machine_options,
+    snp_options,
+)
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.attestation import Attestation
-    from attestkit.cli.options.boot_files import BootData
+    from attestkit.cli.options.guest import BootData
     from attestkit.event_log import EventLog
     from attestkit.measure import (
         DstackImage,
@@ -38,13 +50,6 @@ if TYPE_CHECKING:
     from attestkit.measure.dstack_guest import TableSources
     from attestkit.measure.tdx_inputs import TdxBoot
 
-_EPILOG: Final = (
-    "Example: attestkit measure --image dstack-0.5.5 --vm-config vm.json --format toml "
-    "-o policy.toml\n\n"
-    "Exit codes: 0 good, 1 usage, 2 the evidence differs (--against), or its log does not replay "
-    "to the registers of its quote, "
-    "3 QEMU does not answer, 5 unreadable input."
-)
 _MAX_SMBIOS: Final = 1 << 20  # bytes
 
 
@@ -56,7 +61,7 @@ class _Measured(NamedTuple):
     shape_source: str | None = None  # if the shape is of the evidence
 
 
-class _TableOptions(NamedTuple):
+class TableOptions(NamedTuple):
     """Sources of the ACPI tables and the SMBIOS table."""
 
     qemu: Path | None
@@ -77,39 +82,49 @@ class _TableOptions(NamedTuple):
         return sources, None if found is None else found.files
 
 
-@click.command(epilog=_EPILOG)
+table_options: Final = group_options(
+    "tables",
+    section(
+        "Machine of a TD",
+        file_option("--qemu", "Program of QEMU, to make the ACPI tables."),
+        file_option("--acpi", "Folder with etc/table-loader and tables."),
+        file_option("--smbios", "SMBIOS table of QEMU (etc/smbios/smbios-tables)."),
+    ),
+    TableOptions,
+)
+
+
+@click.command(
+    cls=Command,
+    example="measure --image dstack-0.5.5 --vm-config vm.json --format toml -o policy.toml",
+    codes="01235",
+    meanings={
+        2: "the evidence differs, or its log does not replay to its registers",
+        3: "QEMU does not answer",
+    },
+)
 @boot_options
 @machine_options
-@click.option("--qemu", type=PATH, help="Program of QEMU, to make the ACPI tables.")
-@click.option("--acpi", type=PATH, help="Folder with etc/table-loader, etc/acpi/rsdp and tables.")
-@click.option("--smbios", type=PATH, help="SMBIOS table of QEMU (etc/smbios/smbios-tables).")
-@click.option("--log", type=PATH, help="Event log or evidence, for digests that only a log has.")
-@click.option(
-    "--against",
-    type=PATH,
-    help="Evidence to compare: name what differs first, and why. Nothing is verified.",
-)
+@table_options
 @snp_options
+@file_option("--log", "Event log or evidence, for what only it has.")
+@file_option("--against", "Evidence to compare: what differs, and why.")
 @click.option(
-    "--format",
-    "form",
+    *("--format", "form"),
     type=click.Choice(["table", "toml", "json"]),
     default="table",
-    show_default=True,
-    help="Output: a table, a policy, or all values.",
+    help="Table (default), policy, or all values.",
 )
-@output_option("Write the output to FILE, with --format toml or json. Default: stdout.")
+@output_option("Write to FILE, with --format toml or json.")
 @json_option
 def measure(
     *,
     boot: BootFiles,
     machine: MachineOptions,
-    qemu: Path | None,
-    acpi: Path | None,
-    smbios: Path | None,
+    tables: TableOptions,
+    snp: SnpOptions,
     log: Path | None,
     against: Path | None,
-    snp: SnpOptions,
     form: str,
     output: Path | None,
     as_json: bool,
@@ -123,17 +138,16 @@ def measure(
     _check_output(form, output, as_json=as_json)
     if against is not None and (log is not None or form == "toml"):
         raise UsageError("--against: not with --log or --format toml", reason="conflict")
-    extra = tuple(path for path in (smbios, log) if path is not None)
+    extra = tuple(path for path in (tables.smbios, log) if path is not None)
     more = () if against is None else (against,)
     check_output("-o", output, (*boot.inputs, *machine.inputs, *snp.inputs, *extra, *more))
     evidence = None if against is None else _read_evidence(against)
     if snp.snp:
-        if machine.given or extra or qemu is not None or acpi is not None:
+        if machine.given or extra or tables.qemu is not None or tables.acpi is not None:
             message = "--snp: options of TDs do not apply, such as --vm-config and --qemu"
             raise UsageError(message, reason="not_applicable")
         measured = _measure_snp(boot, snp)
     else:
-        tables = _TableOptions(qemu, acpi, smbios)
         measured = _measure_tdx(boot, machine, tables, against, evidence)
     if against is not None and evidence is not None:
         return _compare(measured, against, evidence, form, output)
@@ -169,7 +183,7 @@ def _measure_snp(boot: BootFiles, snp: SnpOptions) -> "_Measured":
 def _measure_tdx(
     boot: BootFiles,
     machine: MachineOptions,
-    tables: "_TableOptions",
+    tables: TableOptions,
     against: Path | None,
     evidence: "Attestation | None",
 ) -> "_Measured":

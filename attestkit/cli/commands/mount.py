@@ -3,23 +3,22 @@
 import json
 import os
 import sys
-from typing import Final
 
 import click
 
 from attestkit._system.process_hardening import discard_output
-from attestkit.cli.options.click_types import json_option
+from attestkit.cli.options.click_types import Command, json_option
 from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_folder
 from attestkit.errors import UsageError
 
-_EPILOG: Final = (
-    "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
-    "Exit codes: 0 ended by a signal, 1 usage, 3 FUSE or device error."
+
+@click.command(
+    cls=Command,
+    example="mount /tmp/tee --fault ebusy:3",
+    codes="013",
+    meanings={0: "ended by a signal", 3: "FUSE or device error"},
 )
-
-
-@click.command(epilog=_EPILOG)
 @click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
 @machine_options
 @json_option

@@ -2,12 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, json_option, output_option
+from attestkit.cli.options.click_types import (
+    PATH,
+    Command,
+    flag_option,
+    json_option,
+    output_option,
+)
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
@@ -15,20 +21,11 @@ from attestkit.cli.output.write_output import check_output, refuse_stdout, write
 if TYPE_CHECKING:
     from attestkit.cli.file_outcome import FileOutcome
 
-_EPILOG: Final = (
-    "Example: attestkit policy evidence --pccs URL -o policy.toml\n\n"
-    "Exit codes: 0 good, else as attestkit verify."
-)
 
-
-@click.command(epilog=_EPILOG)
+@click.command(cls=Command, example="policy evidence --pccs URL -o policy.toml", codes="012345")
 @click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
-@click.option(
-    "--pin-svns",
-    is_flag=True,
-    help="Require firmware at least as new as that of the evidence (minimum_svns).",
-)
+@flag_option("--pin-svns", text="Require firmware as new as that of the evidence.")
 @output_option("Write the policy to FILE. Default: stdout.")
 @json_option
 def policy(

@@ -1,25 +1,19 @@
 """`attestkit quote`: the raw quote or report of the hardware."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from attestkit.cli.options.backend import DEVICE_EXIT_CODES
+from attestkit.cli.options.click_types import Command, flag_option
 from attestkit.cli.options.evidence import EvidenceRequest, request_options
 from attestkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
 
-_EPILOG: Final = "Example: attestkit quote --nonce $NONCE -o quote.bin\n\n" + DEVICE_EXIT_CODES
 
-
-@click.command(epilog=_EPILOG)
-@click.option(
-    "--unchecked",
-    is_flag=True,
-    help="Write the backend's response even if it is malformed or has other report data.",
-)
+@click.command(cls=Command, example="quote --nonce $NONCE -o quote.bin", codes="0135")
+@flag_option("--unchecked", text="Write the response even if it is malformed.")
 @request_options
 def quote(*, unchecked: bool, request: EvidenceRequest) -> None:
     """Get a raw quote from the hardware.

@@ -14,7 +14,13 @@ from attestkit.attestation import Attestation
 from attestkit.cli.exit_codes import REJECTED, print_error, set_exit_code
 from attestkit.cli.file_verifier import extract_evidence
 from attestkit.cli.input.detect_format import FileContent, identify_file, name_file_in_errors
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import (
+    PATH,
+    Command,
+    file_option,
+    json_option,
+    value_option,
+)
 from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
@@ -26,31 +32,26 @@ from attestkit.tpm.algorithms import HASH_SIZES
 
 UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
 
-_EPILOG: Final = (
-    "Example: attestkit replay log.json --quote quote.bin\n\n"
-    "Exit codes: 0 good, 1 usage, 2 a register differs or an event is invalid, "
-    "5 unreadable input."
-)
-
 
 class _Registers(NamedTuple):
     rtmrs: Rtmrs
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("log", type=PATH)
-@click.option(
-    "--quote",
-    type=PATH,
-    help="Quote, evidence or TD report to compare the registers with.",
+@click.command(
+    cls=Command,
+    example="replay log.json --quote quote.bin",
+    codes="0125",
+    meanings={2: "a register differs, or an event is invalid"},
 )
-@click.option(
+@click.argument("log", type=PATH)
+@file_option("--quote", "Quote, evidence or TD report to compare with.")
+@value_option(
     "--register",
-    "compared",
-    metavar="N",
+    "N",
+    "RTMR to compare; else those with events.",
+    many=True,
+    parameter="compared",
     type=click.IntRange(0, 3),
-    multiple=True,
-    help="RTMR to compare; may be repeated. Default: those that the log has events for.",
 )
 @json_option
 def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json: bool) -> int:

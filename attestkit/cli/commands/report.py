@@ -1,23 +1,19 @@
 """`attestkit report FILE -o page.html`: evidence and its result as one self-contained page."""
 
 from pathlib import Path
-from typing import Final
 
 import click
 
 from attestkit.cli.exit_codes import print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, json_option, output_option
+from attestkit.cli.options.click_types import PATH, Command, json_option, output_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, refuse_stdout, write_output
 
-_EPILOG: Final = (
-    "Example: attestkit report evidence --pccs URL --nonce $NONCE -o page.html\n\n"
-    "Exit codes: as attestkit verify."
+
+@click.command(
+    cls=Command, example="report evidence --pccs URL --nonce $NONCE -o page.html", codes="012345"
 )
-
-
-@click.command(epilog=_EPILOG)
 @click.argument("file", type=PATH)
 @output_option("HTML file to write; - is stdout.", required=True)
 @verification_options

@@ -1,24 +1,24 @@
 """`attestkit run -- CMD`: a program with the simulator as kernel files."""
 
-from typing import Final
-
 import click
 
 from attestkit.cli.exit_codes import print_error
+from attestkit.cli.options.click_types import Command
 from attestkit.cli.options.emulator import MountServer, machine_options
 from attestkit.cli.options.shell_values import complete_file
 from attestkit.errors import UsageError
 
-_EPILOG: Final = (
-    "Example: attestkit run --fault ebusy:3 -- ls /sys/kernel/config/tsm/report\n\n"
-    "Exit codes: as CMD; 128+n if signal n ended it, 126 if it cannot be started, 127 if it is not "
-    "found; before the start 1 usage, 3 FUSE or device error, also if the emulator was killed."
-)
-
 
 @click.command(
+    cls=Command,
+    example="run --fault ebusy:3 -- ls /sys/kernel/config/tsm/report",
+    codes="013",
+    meanings={
+        0: "or another code of CMD: 128+n if signal n ended it, 126 if it cannot be started, 127 "
+        "if it is not found",
+        3: "FUSE or device error, also if the emulator was killed",
+    },
     context_settings={"allow_interspersed_args": False},  # options after CMD are CMD's
-    epilog=_EPILOG,
 )
 @click.argument(
     "words",

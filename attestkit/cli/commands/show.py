@@ -21,7 +21,7 @@ from attestkit.cli.input.detect_format import (
     identify_file,
     name_file_in_errors,
 )
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import PATH, Command, json_option
 from attestkit.cli.output import console
 from attestkit.cli.output.registers import ima_replay, tpm_replay
 from attestkit.cli.output.tpm_evidence import describe_tpm
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 
 UNVERIFIED: Final = "Parsed, not verified: no signature was checked."
 CUT_OFF: Final = "Long values are truncated on a terminal; use a pipe or --json for all of them."
-
-_EPILOG: Final = (
-    "Example: attestkit quote | attestkit show -\n\n"
-    "Exit codes: 0 good, 1 usage, 2 a certificate whose evidence is bound to another key, "
-    "5 unreadable input."
-)
 
 
 def _registers(values: tuple[bytes, ...]) -> dict[str, str]:
@@ -277,7 +271,12 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
             console.fields(name, {str(index): item for index, item in enumerate(value)}, brief=True)
 
 
-@click.command(epilog=_EPILOG)
+@click.command(
+    cls=Command,
+    example="show quote.bin",
+    codes="0125",
+    meanings={2: "a certificate whose evidence is bound to another key"},
+)
 @click.argument("file", type=PATH)
 @json_option
 def show(*, file: Path, as_json: bool) -> None:

@@ -10,7 +10,13 @@ import click
 
 from attestkit._sanitize import key
 from attestkit.cli.exit_codes import most_severe_code, print_error, set_exit_code
-from attestkit.cli.options.click_types import PATH, json_option
+from attestkit.cli.options.click_types import (
+    PATH,
+    Command,
+    file_option,
+    flag_option,
+    json_option,
+)
 from attestkit.cli.options.ear_signing import Signing, signing_options
 from attestkit.cli.options.report_data import any_freshness_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
@@ -48,24 +54,23 @@ _GPU_BINDINGS: Final = {
     "runtime_event": "runtime event: as of boot, not fresh",
     "nonce": "nonce only: the GPUs could be those of another machine",
 }
-_EPILOG: Final = (
-    "Example: attestkit verify evidence --pccs URL --nonce $NONCE\n\n"
-    "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
-    "5 unreadable. Of several files the first code in the order 2, 4, 3, 5, 1 is used."
+
+
+@click.command(
+    cls=Command,
+    example="verify evidence --pccs URL --nonce $NONCE",
+    codes="012345",
+    meanings={
+        0: "all accepted",
+        5: "unreadable input; of several the first of 2, 4, 3, 5, 1",
+    },
 )
-
-
-@click.command(epilog=_EPILOG)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @verification_options
 @any_freshness_option
-@click.option(
-    "--save-bundle",
-    type=PATH,
-    help="Write an evidence bundle (evidence, collateral and time), for one accepted file.",
-)
+@file_option("--save-bundle", "Write evidence, collateral and time for later.")
 @signing_options
-@click.option("-v", "--verbose", is_flag=True, help="Show the verification steps.")
+@flag_option("-v", "--verbose", text="Show the verification steps.")
 @json_option
 def verify(
     *,
@@ -79,9 +84,9 @@ def verify(
 ) -> int:
     """Verify evidence files.
 
-    FILE is evidence in any encoding, a quote, a response of the guest agent, an RA-TLS certificate,
-    or an evidence bundle; - is stdin. Options for collateral override the collateral of a bundle.
-    Except for a certificate, --nonce, other expected report data or --any-freshness is required.
+    FILE is evidence in any encoding, a quote, an agent's response, an RA-TLS certificate or a
+    bundle; - is stdin. Endorsements of options replace those of a bundle. But for a certificate,
+    expected report data or --any-freshness is required.
     """
     _check_saving(save_bundle, signing, files, options)
     outcomes = _verify_files(files, options, any_freshness=any_freshness)

@@ -6,16 +6,16 @@ from typing import Any, Final, NamedTuple
 import click
 
 from attestkit.cli.input.read_input import read_file
-from attestkit.cli.options.click_types import PATH, group_options, json_option, read_hex
+from attestkit.cli.options.click_types import (
+    PATH,
+    Command,
+    group_options,
+    json_option,
+    read_hex,
+    value_option,
+)
 from attestkit.cli.output import console
 from attestkit.errors import FormatError, UsageError
-
-_EPILOG: Final = (
-    "Example: attestkit verify-key key.json --app-id $APP_ID --kms-root-key $KMS_KEY "
-    "--domain wallet/eth --algorithm secp256k1\n\n"
-    "Exit codes: 0 valid, 1 usage, 2 rejected: the chain does not lead to the trusted key, "
-    "5 unreadable input."
-)
 
 
 class _Expected(NamedTuple):
@@ -60,33 +60,25 @@ def _read_expected(
 _expected_options: Final = group_options(
     "expected",
     (
-        click.option("--app-id", metavar="HEX", help="Id of the expected app, 20 bytes."),
-        click.option(
-            "--kms-root-key",
-            "kms_root_keys",
-            metavar="HEX",
-            multiple=True,
-            help="secp256k1 root key of a trusted KMS, 33 bytes, from a source independent of the "
-            "app and the KMS; may be repeated.",
-        ),
-        click.option(
-            "--app-root-key",
-            metavar="HEX",
-            help="Root key of the app, 33 bytes, instead of --app-id and --kms-root-key.",
-        ),
-        click.option("--purpose", help="Expected purpose of a v0 key; may be empty."),
-        click.option("--domain", help="Expected domain of a v1 key; may be empty."),
-        click.option(
-            "--algorithm",
-            metavar="NAME",
-            help="Expected algorithm of a v1 key: secp256k1 or ed25519.",
-        ),
+        value_option("--app-id", "HEX", "Id of the expected app, 20 bytes."),
+        value_option("--kms-root-key", "HEX", "Root key of a trusted KMS, 33 bytes.", many=True),
+        value_option("--app-root-key", "HEX", "Instead of both: root key of the app, 33 bytes."),
+        value_option("--purpose", "TEXT", "Expected purpose of a v0 key; may be empty."),
+        value_option("--domain", "TEXT", "Expected domain of a v1 key; may be empty."),
+        value_option("--algorithm", "NAME", "That of a v1 key: secp256k1 or ed25519."),
     ),
     _read_expected,
 )
 
 
-@click.command("verify-key", epilog=_EPILOG)
+@click.command(
+    "verify-key",
+    cls=Command,
+    example="verify-key key.json --app-id $APP_ID --kms-root-key $KMS_KEY "
+    "--domain wallet/eth --algorithm secp256k1",
+    codes="0125",
+    meanings={0: "valid", 2: "rejected: the chain does not lead to the trusted key"},
+)
 @click.argument("file", type=PATH)
 @_expected_options
 @json_option

@@ -19,7 +19,7 @@ from attestkit.cli.exit_codes import (
     set_exit_code,
 )
 from attestkit.cli.input.read_input import open_interruptible
-from attestkit.cli.options.click_types import PATH
+from attestkit.cli.options.click_types import PATH, Command, file_option, value_option
 from attestkit.cli.options.verification import VerificationOptions, verification_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import check_output, require_file
@@ -35,40 +35,33 @@ if TYPE_CHECKING:
 MOST_WORKERS: Final = 1024
 MOST_IN_FLIGHT: Final = 1_000_000
 
-_EPILOG: Final = (
-    "Example: attestkit verify-many evidence.ndjson --pccs URL --parquet results.parquet\n\n"
-    "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
-    "5 unreadable. Of several the first code in the order 2, 4, 3, 5, 1 is used."
+
+@click.command(
+    cls=Command,
+    example="verify-many evidence.ndjson --pccs URL --parquet results.parquet",
+    codes="012345",
+    meanings={
+        0: "all accepted",
+        5: "unreadable input; of several the first of 2, 4, 3, 5, 1",
+    },
 )
-
-
-@click.command(epilog=_EPILOG)
 @click.argument("source", metavar="INPUT", type=PATH)
 @verification_options
-@click.option(
+@value_option(
     "--workers",
-    metavar="N",
+    "N",
+    "Processes, 0 for none. Default: one per CPU.",
     type=click.IntRange(0, MOST_WORKERS),
-    help="Number of worker processes; 0 for none. Default: one per processor.",
 )
-@click.option(
-    "--scheduler",
-    metavar="URL",
-    help="Scheduler of a dask cluster to use, as tcp://HOST:PORT.",
-)
-@click.option(
+@value_option("--scheduler", "URL", "That of a dask cluster, as tcp://HOST:PORT.")
+@value_option(
     "--window",
-    metavar="N",
+    "N",
+    "Most entries read and not written. Default: 1024.",
     type=click.IntRange(1, MOST_IN_FLIGHT),
     default=1024,
-    show_default=True,
-    help="Maximum number of entries that are read and not yet written.",
 )
-@click.option(
-    "--parquet",
-    type=PATH,
-    help="Also write the results as a Parquet table, at the end.",
-)
+@file_option("--parquet", "Also write the results as a Parquet table.")
 def verify_many(
     *,
     source: Path,

@@ -7,11 +7,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import click
-
 from attestkit.cli.exit_codes import print_error
 from attestkit.cli.options.backend_values import convert_options
-from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.options.click_types import file_option, group_options, section, value_option
 from attestkit.cli.options.shell_values import complete_backend, complete_option
 from attestkit.cli.output.write_output import check_output
 from attestkit.errors import BackendUnavailableError, UsageError
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from attestkit.attester import Attester
-
-DEVICE_EXIT_CODES: Final = "Exit codes: 0 good, 1 usage, 3 device error, 5 unreadable input."
 
 
 class Device(NamedTuple):
@@ -93,27 +89,23 @@ def _device(*, backend: str | None, given: tuple[str, ...], record: Path | None)
 
 device_options: Final = group_options(
     "device",
-    (
-        click.option(
+    section(
+        "Backend",
+        value_option(
             "--backend",
-            metavar="NAME",
+            "NAME",
+            "Name; else $ATTESTKIT_BACKEND, else detected.",
             shell_complete=complete_backend,
-            help="Backend to use, as listed by attestkit doctor. Default: $ATTESTKIT_BACKEND, else "
-            "the detected hardware.",
         ),
-        click.option(
+        value_option(
             "--option",
-            "given",
-            metavar="NAME=VALUE",
-            multiple=True,
+            "NAME=VALUE",
+            "Option of the backend; bytes are hex or @FILE.",
+            many=True,
+            parameter="given",
             shell_complete=complete_option,
-            help="Option of the backend; may be repeated. Bytes are hex or @FILE.",
         ),
-        click.option(
-            "--record",
-            type=PATH,
-            help="Record the backend's responses, for --backend recording --option path=FILE.",
-        ),
+        file_option("--record", "Record the responses, for --backend recording."),
     ),
     _device,
 )

@@ -1,19 +1,24 @@
-"""Parameter types and option helpers of several commands: paths, hex, --json, option groups."""
+"""Commands with sections of options and exit codes, and the options that several commands have."""
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import click
 
+from attestkit.cli.exit_codes import MEANINGS
 from attestkit.errors import UsageError
 
 TEXT_HINT: Final = "; text goes with --text"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Option: TypeAlias = Callable[[Any], Any]
+
+_SECTION: Final = "section"  # attribute of a parameter
 
 if TYPE_CHECKING:
     _Base = click.Path[Path]
@@ -50,12 +55,116 @@ PATH: Final = _Path(path_type=Path)
 PATH.name = "FILE"  # in the help
 
 
-def output_option(text: str, *, required: bool = False) -> Callable[[_Command], _Command]:
+class Command(click.Command):
+    """A command whose help has options in sections, an example, and the exit codes.
+
+    Args:
+        name: Name of the command.
+        example: Words of a call, without `attestkit`; or a paragraph of click, kept as it is.
+        codes: The exit codes, each a digit.
+        meanings: What codes mean, where the command says more than `exit_codes.MEANINGS`.
+        settings: As for `click.Command`.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        example: str,
+        codes: str,
+        meanings: Mapping[int, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.exit_codes = {int(code): MEANINGS[int(code)] for code in codes} | dict(meanings or {})
+        texts = ", ".join(f"{code} {text}" for code, text in self.exit_codes.items())
+        first = example if example.startswith("\b") else f"Example: attestkit {example}"
+        super().__init__(name, epilog=f"{first}\n\nExit codes: {texts}.", **settings)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the titles of their sections, which `group_options` sets."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                title = getattr(parameter, _SECTION, "Options")
+                sections.setdefault(title, []).append(record)
+        formatter.write_paragraph()
+        for title, records in sections.items():
+            formatter.write_heading(title)
+            with formatter.indentation():
+                formatter.write_dl(records)
+
+
+class Group(click.Group):
+    """A group of commands of the same kind, whose help ends as that of its first command."""
+
+    command_class = Command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write example and exit codes."""
+        next(iter(self.commands.values())).format_epilog(ctx, formatter)
+
+
+def value_option(
+    name: str, metavar: str, text: str, *, many: bool = False, parameter: str = "", **settings: Any
+) -> _Option:
+    """Return an option with a text.
+
+    With `many` it may be repeated, and its parameter is the plural of its name.
+    """
+    names = [name]
+    if many:
+        text = f"{text.removesuffix('.')}; repeatable."
+        parameter = parameter or f"{name.lstrip('-').replace('-', '_')}s"
+    if parameter:
+        names.append(parameter)
+    return click.option(*names, metavar=metavar, multiple=many, help=text, **settings)
+
+
+def file_option(name: str, text: str, *, metavar: str = "FILE", **settings: Any) -> _Option:
+    """Return an option with a path, as `value_option`."""
+    return value_option(name, metavar, text, type=PATH, **settings)
+
+
+def flag_option(*names: str, text: str) -> _Option:
+    """Return an option without a value."""
+    return click.option(*names, is_flag=True, help=text)
+
+
+def output_option(text: str, *, required: bool = False) -> _Option:
     """Return the option -o, with its help text."""
     return click.option("-o", "--output", type=PATH, required=required, help=text)
 
 
-json_option: Final = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
+def at_option(text: str) -> _Option:
+    """Return the option --at, with its help text."""
+    return value_option("--at", "TIME", text)
+
+
+def read_instant(text: str, *words: str) -> datetime:
+    """Return the aware time of `--at`; the error text also lists `words` as valid values.
+
+    Raises:
+        UsageError: If it is not a time, or not in the years 1970 to 9998.
+    """
+    try:
+        if text.replace(".", "", 1).isdecimal() and text.isascii():
+            return datetime.fromtimestamp(float(text), timezone.utc)
+        # datetime of Python 3.10 does not accept Z.
+        moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
+    except (ValueError, OverflowError, OSError) as error:
+        others = "".join(f", or {word}" for word in words)
+        raise UsageError(
+            f"--at: not a valid time: {text}; use ISO 8601, seconds since 1970{others}",
+            reason="encoding",
+        ) from error
+    moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
+    if not 1970 <= moment.year <= 9998:  # in any zone it can be compared with X.509 times
+        raise UsageError(f"--at: not in the years 1970 to 9998: {text}", reason="out_of_range")
+    return moment
+
+
+json_option: Final = flag_option("--json", "as_json", text="Write JSON to stdout.")
 
 
 def read_hex(name: str, text: str, hint: str = "") -> bytes:
@@ -79,11 +188,27 @@ def read_text(name: str, text: str) -> bytes:
         raise UsageError(f"{name}: not UTF-8", reason="encoding") from error
 
 
+def section(title: str, *options: _Option) -> tuple[_Option, ...]:
+    """Return options that are under their own title in the help."""
+
+    def add_title(option: _Option) -> _Option:
+        def decorate(command: Callable[..., object]) -> object:
+            decorated = option(command)
+            setattr(decorated.__click_params__[-1], _SECTION, title)
+            return decorated
+
+        return decorate
+
+    return tuple(map(add_title, options))
+
+
+def add_options(*options: _Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options to a command, in the order of the help."""
+    return lambda command: functools.reduce(lambda one, add: add(one), options[::-1], command)
+
+
 def group_options(
-    name: str,
-    options: Sequence[Callable[[Any], Any]],
-    gather: Callable[..., object],
-    given_as: type | None = None,
+    name: str, options: Sequence[_Option], gather: Callable[..., object], fields: type | None = None
 ) -> Callable[[_Command], _Command]:
     """Return a decorator that adds options to a command and passes them as one value.
 
@@ -91,21 +216,18 @@ def group_options(
         name: Parameter of the command for that value.
         options: Click decorators, in the order of the help.
         gather: Builds the value; its parameters have the names of the options.
-        given_as: A NamedTuple whose fields have those names, which `gather` receives instead.
+        fields: A NamedTuple whose fields have those names, which `gather` receives instead.
     """
-    option_names = tuple(inspect.signature(given_as or gather).parameters)
+    option_names = tuple(inspect.signature(fields or gather).parameters)
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
         def with_group(**given: Any) -> object:
             own = {one: given.pop(one) for one in option_names}
-            value = gather(**own) if given_as is None else gather(given_as(**own))
+            value = gather(**own) if fields is None else gather(fields(**own))
             return command(**{name: value}, **given)
 
-        wrapped: Any = with_group
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        decorated: _Command = wrapped
-        return decorated
+        decorated: Any = add_options(*options)(with_group)
+        return cast("_Command", decorated)
 
     return decorate

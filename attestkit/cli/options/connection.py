@@ -11,12 +11,20 @@ import click
 
 from attestkit._sanitize import one_line, shown
 from attestkit.cli.exit_codes import print_error
-from attestkit.cli.options.click_types import PATH, FiniteRange, group_options
-from attestkit.cli.options.verification import (
+from attestkit.cli.options.click_types import (
+    FiniteRange,
+    file_option,
+    flag_option,
+    group_options,
+    section,
+    value_option,
+)
+from attestkit.cli.options.option_files import (
     parse_anchor,
     parse_certificate,
     parse_collateral,
     read_option_file,
+    read_option_files,
 )
 from attestkit.errors import FormatError, ServiceError, UsageError
 
@@ -166,9 +174,8 @@ class ConnectionOptions(NamedTuple):
                 "--trust-anchor", self.trust_anchor, parse_anchor
             )
         if self.certificates:
-            found["snp_certificates"] = tuple(
-                read_option_file("--certificate", path, parse_certificate)
-                for path in self.certificates
+            found["snp_certificates"] = read_option_files(
+                "--certificate", self.certificates, parse_certificate
             )
         return found
 
@@ -252,93 +259,77 @@ def _authorities(data: bytes) -> bytes:
 connection_options: Final = group_options(
     "connection",
     (
-        click.option(
+        value_option(
             "--policy",
-            "policies",
-            metavar="[ROLE=]FILE|WORD",
+            "[ROLE=]FILE",
+            "Policy; or hardware-only, or first-use.",
+            many=True,
+            parameter="policies",
             required=True,
-            multiple=True,
-            help="Policy that names app and OS image: a TOML file, as attestkit policy writes it; "
-            "or hardware-only, which accepts any program, or first-use with --pins. Several are "
-            "for the machines of a service by role, such as gateway=FILE; *=FILE is for others.",
         ),
-        click.option(
-            "--service",
-            metavar="NAME",
-            default="auto",
-            show_default=True,
-            help="Kind of service, such as attestkit, ra-tls, near-ai, tinfoil, vllm-proxy or aci.",
+        value_option(
+            "--service", "NAME", "Kind of service, as near-ai; else found.", default="auto"
         ),
-        click.option("--model", metavar="NAME", help="Model, for services that have several."),
-        click.option(
-            "--encrypt", is_flag=True, help="Seal requests to a key of the evidence, beside TLS."
-        ),
-        click.option(
+        value_option("--model", "NAME", "Model, for services that have several."),
+        flag_option("--encrypt", text="Seal requests to a key of the evidence."),
+        value_option(
             "--evidence-header",
-            "evidence_headers",
-            metavar="NAME: VALUE|@FILE",
-            multiple=True,
-            help="Header of the question for evidence, sent before the server is proven, for "
-            "services that want an API key; @FILE has a line for each.",
+            "HEADER",
+            "NAME: VALUE or @FILE, for an API key.",
+            many=True,
         ),
-        click.option(
+        value_option(
             "--allow-open",
-            metavar="FIELD",
-            multiple=True,
-            help="Field of requests that may travel unsealed with --encrypt; may be repeated.",
+            "FIELD",
+            "Field left unsealed with --encrypt.",
+            many=True,
+            parameter="allow_open",
         ),
-        click.option(
-            "--freshness",
-            type=click.Choice(("nonce", "key possession", "none")),
-            default="nonce",
-            show_default=True,
-            help="Least proof of freshness.",
+        *section(
+            "Required proof",
+            click.option(
+                "--freshness",
+                metavar="KIND",
+                type=click.Choice(("nonce", "key possession", "none")),
+                default="nonce",
+                help="nonce (default), 'key possession' or none.",
+            ),
+            click.option(
+                "--channel",
+                metavar="END",
+                type=click.Choice(("model", "gateway", "any")),
+                default="model",
+                help="Where TLS ends: model (default), gateway, any.",
+            ),
+            flag_option("--gpu", text="Require and verify the evidence of GPUs."),
+            file_option("--pins", "File of --policy first-use."),
+            value_option(
+                "--max-age",
+                "SECONDS",
+                "For a new proof. Default: 3600.",
+                type=FiniteRange(1, 86400),
+                default=3600,
+            ),
         ),
-        click.option(
-            "--channel",
-            type=click.Choice(("model", "gateway", "any")),
-            default="model",
-            show_default=True,
-            help="Where the protected channel must end.",
+        *section(
+            "Connection",
+            file_option("--server-ca", "CA certificates in PEM; else the system's."),
+            value_option("--proxy", "URL", "HTTP proxy that makes a tunnel (CONNECT)."),
+            value_option(
+                "--timeout",
+                "SECONDS",
+                "For a connection. Default: 10.",
+                type=FiniteRange(0.1, 600),
+                default=10,
+            ),
         ),
-        click.option("--gpu", is_flag=True, help="Require and verify the evidence of GPUs."),
-        click.option("--pins", type=PATH, help="File of --policy first-use."),
-        click.option(
-            "--server-ca",
-            type=PATH,
-            help="CA certificates of the server in PEM; else the system's.",
-        ),
-        click.option("--proxy", metavar="URL", help="HTTP proxy that makes a tunnel (CONNECT)."),
-        click.option(
-            "--max-age",
-            type=FiniteRange(1, 86400),
-            default=3600,
-            show_default=True,
-            help="Seconds after which the server is proven anew.",
-        ),
-        click.option(
-            "--timeout",
-            type=FiniteRange(0.1, 600),
-            default=10,
-            show_default=True,
-            help="Seconds for a connection, and for an answer with evidence.",
-        ),
-        click.option("--collateral", type=PATH, help="Collateral of an Intel platform."),
-        click.option(
-            "--pccs", metavar="URL", help="Fetch collateral from this PCCS; else from Intel."
-        ),
-        click.option("--offline", is_flag=True, help="Fetch no collateral."),
-        click.option(
-            "--certificate",
-            "certificates",
-            type=PATH,
-            multiple=True,
-            help="AMD certificates for SEV-SNP evidence without them; may be repeated.",
-        ),
-        click.option(
-            "--trust-anchor",
-            type=PATH,
-            help="Root certificate to trust, DER or PEM, in place of those of the vendors.",
+        *section(
+            "Endorsements",
+            file_option("--collateral", "Collateral of Intel: JSON, or a CMW with it."),
+            value_option("--pccs", "URL", "PCCS to fetch it from; else from Intel."),
+            flag_option("--offline", text="Fetch no collateral."),
+            file_option("--certificate", "VCEK or VLEK of AMD and its issuer.", many=True),
+            file_option("--trust-anchor", "Root to trust in place of the vendors'."),
         ),
     ),
     ConnectionOptions,

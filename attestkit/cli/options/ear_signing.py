@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from attestkit.cli.options.click_types import PATH, group_options
+from attestkit.cli.options.click_types import file_option, group_options, section
 from attestkit.cli.output.write_output import require_file, write_output
 from attestkit.errors import UsageError
 
@@ -86,25 +86,12 @@ def _signing(
 
 signing_options: Final = group_options(
     "signing",
-    (
-        click.option(
-            _SAVE,
-            type=PATH,
-            help="Write the result as a signed EAR, for one accepted file; attestkit ear "
-            "verifies it.",
-        ),
-        click.option(
-            "--ear-key",
-            type=PATH,
-            help="Private key to sign the EAR with: Ed25519 or P-256 in PEM, or a 32-byte Ed25519 "
-            "seed; mode 0600.",
-        ),
-        click.option(
-            "--ear-format",
-            type=click.Choice(FORMS),
-            help="JWT (the default) or COSE_Sign1.",
-        ),
-        click.option(_KEYS, type=PATH, help="Also write the public key, as a JWK set."),
+    section(
+        "Signed result (EAR)",
+        file_option(_SAVE, "Write the result of one accepted file as an EAR."),
+        file_option("--ear-key", "Private key: Ed25519 or P-256 in PEM, or a seed."),
+        click.option("--ear-format", type=click.Choice(FORMS), help="JWT (default) or COSE_Sign1."),
+        file_option(_KEYS, "Also write the public key, as a JWK set."),
     ),
     _signing,
 )

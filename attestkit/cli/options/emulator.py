@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.options.click_types import PATH, read_hex
+from attestkit.cli.options.click_types import (
+    file_option,
+    flag_option,
+    read_hex,
+    value_option,
+)
 from attestkit.cli.options.shell_values import complete_fault, complete_folder, complete_scenario
 from attestkit.cli.output import console
 from attestkit.errors import UsageError
@@ -69,98 +74,27 @@ class MountServer:
 
 
 _OPTIONS: Final = (
-    click.option(
-        "--seed",
-        metavar="HEX",
-        help="Seed of all keys, 32 bytes, or @FILE as --seed-file. Default: random.",
+    value_option("--seed", "HEX", "Seed of all keys, 32 bytes, or @FILE. Default: random."),
+    file_option("--seed-file", "File with it, raw or hex; not in the process list."),
+    value_option("--platform", "NAME", "Cloud, as azure-snp, or tpm; else the scenario's."),
+    value_option("--provider", "NAME", "tdx_guest, sev_guest or none."),
+    value_option("--kernel", "RELEASE", "Linux release. Default: 6.18.", default="6.18"),
+    value_option("--driver", "NAME", "mainline, C, C', D, D' or dstack.", default="mainline"),
+    value_option("--quote-version", "N", "4, or 5 (TDX 1.5).", type=int),
+    value_option("--mr-config-id", "HEX", "TDX: MRCONFIGID, 48 bytes. Default: zeros."),
+    value_option("--host-data", "HEX", "SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."),
+    value_option("--vmpl", "N", "SEV-SNP: VMPL, 0 to 3; above 0 with SVSM.", type=int, default=0),
+    flag_option("--no-certificates", text="SEV-SNP: the host provides none (auxblob)."),
+    value_option(
+        "--scenario", "NAME", "Scenario of the evidence.", shell_complete=complete_scenario
     ),
-    click.option(
-        "--seed-file",
-        type=PATH,
-        help="File with the seed, raw or in hex, so that it is not visible in the process list.",
-    ),
-    click.option(
-        "--platform",
-        metavar="NAME",
-        help="Cloud: azure-snp, azure-tdx, gcp-snp, gcp-tdx, aws-snp or aws-nitro-tpm; or tpm. "
-        "Default: the scenario's.",
-    ),
-    click.option(
-        "--provider",
-        metavar="NAME",
-        help="Report provider: tdx_guest, sev_guest or none. Default: the scenario's.",
-    ),
-    click.option(
-        "--kernel",
-        metavar="RELEASE",
-        default="6.18",
-        show_default=True,
-        help="Linux release to emulate.",
-    ),
-    click.option(
-        "--driver",
-        metavar="NAME",
-        default="mainline",
-        show_default=True,
-        help="Driver of /dev/tdx_guest: mainline, C, C', D, D' or dstack.",
-    ),
-    click.option(
-        "--quote-version",
-        metavar="N",
-        type=int,
-        help="Quote version: 4, or 5 (TDX 1.5). Default: the scenario's.",
-    ),
-    click.option(
-        "--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes. Default: zeros."
-    ),
-    click.option(
-        "--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes. Default: zeros."
-    ),
-    click.option(
-        "--vmpl",
-        metavar="N",
-        type=int,
-        default=0,
-        help="SEV-SNP: VMPL, 0 to 3; above 0 the VM has an SVSM.",
-    ),
-    click.option(
-        "--no-certificates",
-        is_flag=True,
-        help="SEV-SNP: the host provides no certificates (auxblob).",
-    ),
-    click.option(
-        "--scenario",
-        metavar="NAME",
-        shell_complete=complete_scenario,
-        help="Scenario of the evidence.",
-    ),
-    click.option("--list-scenarios", is_flag=True, help="List the scenarios and exit."),
-    click.option(
-        "--fault",
-        "faults",
-        metavar="SPEC",
-        multiple=True,
-        shell_complete=complete_fault,
-        help="Fault to inject, for example ebusy:3; may be repeated.",
-    ),
-    click.option("--list-faults", is_flag=True, help="List the faults and exit."),
-    click.option(
-        "--state-dir",
-        metavar="DIR",
-        shell_complete=complete_folder,
-        help="Folder for the seed and the runtime log. Default: a temporary one.",
-    ),
-    click.option(
-        "--qgs", metavar="ADDRESS", help="Quote generation service: a socket, or vsock:PORT."
-    ),
-    click.option(
-        "--gpus",
-        metavar="N",
-        type=int,
-        help="Number of simulated GPUs, 1 to 16; 8 are in protected-PCIe mode, with switches. "
-        "Needs a C compiler. Default: the scenario's.",
-    ),
-    click.option("--qgs-port", metavar="PORT", type=int, help="Port in etc/tdx-attest.conf."),
+    flag_option("--list-scenarios", text="List the scenarios and exit."),
+    value_option("--fault", "SPEC", "Fault, as ebusy:3.", many=True, shell_complete=complete_fault),
+    flag_option("--list-faults", text="List the faults and exit."),
+    value_option("--state-dir", "DIR", "For seed and runtime log.", shell_complete=complete_folder),
+    value_option("--qgs", "ADDRESS", "Quote generation service: socket, or vsock:PORT."),
+    value_option("--gpus", "N", "Simulated GPUs, 1 to 16; needs a C compiler.", type=int),
+    value_option("--qgs-port", "PORT", "Port in etc/tdx-attest.conf.", type=int),
 )
 
 

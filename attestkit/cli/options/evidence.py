@@ -5,10 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import click
-
 from attestkit.cli.options.backend import Device, device_options
-from attestkit.cli.options.click_types import PATH, group_options, json_option, output_option
+from attestkit.cli.options.click_types import (
+    file_option,
+    group_options,
+    json_option,
+    output_option,
+    section,
+)
 from attestkit.cli.options.report_data import ReportDataInput, report_data_options
 from attestkit.cli.output import console
 from attestkit.cli.output.write_output import (
@@ -109,15 +113,10 @@ request_options: Final = group_options(
         report_data_options,
         output_option("Write raw bytes to FILE."),
         device_options,
-        click.option(
-            _ANCHOR,
-            type=PATH,
-            help="Simulator: write its root certificate, for attestkit verify --trust-anchor.",
-        ),
-        click.option(
-            _COLLATERAL,
-            type=PATH,
-            help="Simulator: write its collateral, for attestkit verify --collateral.",
+        *section(
+            "Simulator",
+            file_option(_ANCHOR, "Write its root, for verify --trust-anchor."),
+            file_option(_COLLATERAL, "Write its collateral, for verify --collateral."),
         ),
         json_option,
     ),

@@ -8,12 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import click
-
 from attestkit.cli.exit_codes import print_error
 from attestkit.cli.input.read_input import open_input
-from attestkit.cli.options.click_types import PATH, TEXT_HINT, group_options, read_hex, read_text
-from attestkit.errors import UsageError
+from attestkit.cli.options.click_types import (
+    TEXT_HINT,
+    file_option,
+    flag_option,
+    group_options,
+    read_hex,
+    read_text,
+    section,
+    value_option,
+)
+from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.report_data import ReportData, check_nonce
 
 _SIZE: Final = 64
@@ -44,28 +51,26 @@ def _read_padded(
     return ReportDataInput(padded, () if of_file is None else (of_file,))
 
 
-def report_data_choices(
-    nonce: str, report_data: str, sha512: str
-) -> tuple[Callable[[Any], Any], ...]:
-    """Return decorators that add the options for `read_report_data`, with these help texts."""
-    return (
-        click.option("--nonce", metavar="HEX", help=nonce),
-        click.option("--report-data", metavar="HEX", help=report_data),
-        click.option("--text", help="Report data as UTF-8 text."),
-        click.option(
-            "--file",
-            "of_file",  # several commands have an argument FILE
-            type=PATH,
-            help="Report data as the bytes of a file; - is stdin.",
-        ),
-        click.option("--sha512", is_flag=True, help=sha512),
+def _choices(title: str, nonce: str, raw: str) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options of `read_report_data`, with the texts of the first two."""
+    return section(
+        title,
+        value_option("--nonce", "HEX", nonce),
+        value_option("--report-data", "HEX", raw),
+        value_option("--text", "TEXT", "Report data as UTF-8 text."),
+        file_option("--file", "Report data as a file's bytes; - is stdin.", parameter="of_file"),
+        flag_option("--sha512", text="Use the SHA-512 of this, which has any length."),
     )
 
 
-any_freshness_option: Final = click.option(
-    "--any-freshness",
-    is_flag=True,
-    help="Accept also without expected nonce or report data: the evidence may be old.",
+expected_report_data_options: Final = _choices(
+    "Expected report data",
+    "Nonce, 8 to 64 bytes; shows that FILE is fresh.",
+    "Raw report data, up to 64 bytes; not for freshness.",
+)
+(any_freshness_option,) = section(
+    "Expected report data",
+    flag_option("--any-freshness", text="Accept without any of these: FILE may be old."),
 )
 
 
@@ -81,10 +86,10 @@ def require_expected(*, expected: bool, any_freshness: bool) -> None:
 
 report_data_options: Final = group_options(
     "report_data",
-    report_data_choices(
-        "Nonce of a verifier, 8 to 64 bytes, to which the evidence is bound.",
-        "Raw report data, up to 64 bytes, zero-padded; not for bytes that another party chose.",
-        "Use the SHA-512 of --report-data, --text or --file, which may have any length.",
+    _choices(
+        "Report data",
+        "Nonce of a verifier, 8 to 64 bytes.",
+        "Up to 64 bytes; not if another party chose them.",
     ),
     _read_padded,
 )
@@ -175,3 +180,29 @@ def _hash_file(file: Path) -> bytes:
         while chunk := opened.read(_CHUNK):
             hashed.update(chunk)
     return hashed.digest()
+
+
+def read_expected(
+    nonce: str | None,
+    report_data: str | None,
+    text: str | None,
+    file: Path | None,
+    *,
+    sha512: bool,
+) -> tuple[bytes | None, bytes | None]:
+    """Return the expected nonce and report data of the options; at most one is not None.
+
+    Raises:
+        UsageError: If two are given, or one is empty, too long or not hex or UTF-8.
+        ConfigError: If the file cannot be read.
+    """
+    try:
+        challenge, expected = read_report_data(nonce, report_data, text, file, sha512=sha512)
+    except FormatError as error:  # its text names the file
+        raise ConfigError(f"--file {error}", reason="unreadable") from error
+    if expected == b"":  # often an unset variable; all zeros would not show freshness
+        raise UsageError(
+            "report data: empty; give 1 to 64 bytes with --report-data, --text or --file",
+            reason="missing",
+        )
+    return challenge, expected

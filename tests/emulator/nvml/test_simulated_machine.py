@@ -11,7 +11,7 @@ from attestkit.backends.simulator.faults.fault_specs import Faults
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.backends.simulator.scenarios.config import Scenario
-from attestkit.cli.options.gpu_files import read_gpu_roots
+from attestkit.cli.options.option_files import parse_gpu_roots
 from attestkit.emulator.kernel_files import Link
 from attestkit.emulator.machine import Machine, Setup
 from attestkit.emulator.nvml.simulated_machine import SimulatedStubMachine
@@ -86,7 +86,7 @@ def test_machine_has_files_of_its_gpus() -> None:
         link = made.tree.find("/attestkit/gpu-driver")
         assert isinstance(link, Link)
         assert link.target == folder
-        assert read_gpu_roots(read_file(made, "/attestkit/gpu-roots.pem")) == simulated.roots
+        assert parse_gpu_roots(read_file(made, "/attestkit/gpu-roots.pem")) == simulated.roots
         found = GpuEndorsements.from_json(read_file(made, "/attestkit/gpu-endorsements.json"))
         assert dict(found.rims) == dict(simulated.rims)
         assert found.ocsp == simulated.ocsp_answers(NOW)

@@ -1,0 +1,374 @@
+"""Options that describe a guest: what it boots, the machine of a TD, or an SEV-SNP guest."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import click
+
+from attestkit.cli.input.detect_format import name_file_in_errors
+from attestkit.cli.input.read_input import open_input, read_file
+from attestkit.cli.options.click_types import (
+    file_option,
+    flag_option,
+    group_options,
+    read_hex,
+    section,
+    value_option,
+)
+from attestkit.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.measure import ExpectedMeasurements, MachineShape, SnpInputs
+    from attestkit.measure.sev_snp import Vmm
+
+_MAX_FIRMWARE: Final = 64 << 20  # bytes
+_MAX_KERNEL: Final = 256 << 20
+_MAX_INITRD: Final = 1 << 30
+_DISK_HEAD: Final = 4 << 20  # bytes; the partition table is at the start of the disk
+_MAX_TEXT: Final = 1 << 20  # bytes
+_SIZES: Final = ("memory_size", "pci_hole64_size")
+
+
+class BootData(NamedTuple):
+    """Contents of the files."""
+
+    firmware: bytes
+    kernel: bytes | None
+    initrd: bytes | None
+    shim: bytes | None
+    uki: bytes | None
+    disk: bytes | None  # its start
+    boot_loaders: tuple[tuple[str, bytes], ...]  # names and contents
+
+
+class BootFiles(NamedTuple):
+    """Values of the options about what a guest boots."""
+
+    image: Path | None
+    firmware: Path | None
+    kernel: Path | None
+    initrd: Path | None
+    cmdline: str | None
+    shim: Path | None
+    uki: Path | None
+    disk: Path | None
+    boot_loaders: tuple[Path, ...]
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files that are read."""
+        found = (self.image, self.firmware, self.kernel, self.initrd)
+        return tuple(filter(None, (*found, self.shim, self.uki, self.disk, *self.boot_loaders)))
+
+    def check(self) -> "BootFiles":
+        """Return itself; UsageError if --image has other files beside it."""
+        if self.image is not None and (len(self.inputs) > 1 or self.cmdline is not None):
+            message = "--image: already has firmware, kernel, initrd and command line"
+            raise UsageError(message, reason="conflict")
+        return self
+
+    def read(self) -> BootData:
+        """Read the files; without --image only.
+
+        Raises:
+            FormatError: If a file cannot be read, or is too large.
+            UsageError: If the firmware is missing.
+        """
+        if self.firmware is None:
+            raise UsageError("--firmware: missing; or give --image", reason="missing")
+        return BootData(
+            firmware=read_file(self.firmware, _MAX_FIRMWARE),
+            kernel=_read(self.kernel, _MAX_KERNEL),
+            initrd=_read(self.initrd, _MAX_INITRD),
+            shim=_read(self.shim, _MAX_KERNEL),
+            uki=_read(self.uki, _MAX_INITRD),
+            disk=None if self.disk is None else _read_head(self.disk),
+            boot_loaders=tuple(
+                (_loader_name(path), read_file(path, _MAX_KERNEL)) for path in self.boot_loaders
+            ),
+        )
+
+
+def _read(path: Path | None, most: int) -> bytes | None:
+    return None if path is None else read_file(path, most)
+
+
+def _read_head(path: Path) -> bytes:
+    with open_input(path) as file:
+        return file.read(_DISK_HEAD)
+
+
+def _loader_name(path: Path) -> str:
+    """Return the name of the event: shim measures variables of its own."""
+    return "shim" if path.name.lower().startswith("shim") else path.name
+
+
+boot_options: Final = group_options(
+    "boot",
+    section(
+        "Boot files",
+        file_option("--image", "Folder or archive of a dstack image."),
+        file_option("--firmware", "Image of OVMF, with its variables."),
+        file_option("--kernel", "Linux kernel."),
+        file_option("--initrd", "Initrd of the kernel."),
+        value_option("--cmdline", "TEXT", "Command line of the kernel."),
+        file_option("--shim", "Shim of QEMU's -shim."),
+        file_option("--uki", "Unified kernel image."),
+        file_option("--disk", "Raw disk image; kernel or UKI are booted from it."),
+        file_option("--boot-loader", "Image that is loaded before, as GRUB.", many=True),
+    ),
+    BootFiles.check,
+    BootFiles,
+)
+
+
+# -- the machine of a TD -------------------------------------------------------------------------
+
+
+class _Machine(NamedTuple):
+    """Values of the options, as click passes them."""
+
+    vm_config: Path | None
+    qemu_args: Path | None
+    processor_id: str | None
+    cpu_count: int | None
+    memory_size: str | None
+    qemu_version: str | None
+    pic: bool | None
+    pci_hole64_size: str | None
+    hotplug_off: bool | None
+    num_gpus: int | None
+    num_nvswitches: int | None
+    num_nics: int | None
+    num_verity_volumes: int | None
+    cdrom_root: bool | None
+    two_pass: bool | None
+
+
+class MachineOptions(NamedTuple):
+    """Values of the options about the machine of a TD."""
+
+    vm_config: Path | None
+    fields: dict[str, Any]  # of `MachineShape`, as given
+    qemu_args: Path | None
+    processor_id: tuple[int, int] | None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files that are read."""
+        return tuple(filter(None, (self.vm_config, self.qemu_args)))
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any option of a machine."""
+        return bool(self.inputs or self.fields)
+
+    def shape(self) -> "MachineShape":
+        """Return the shape: the VM configuration, in which the single values replace members.
+
+        Raises:
+            FormatError: If the VM configuration is malformed or not supported.
+            UsageError: If a value is missing or out of range.
+        """
+        from dataclasses import replace
+
+        from attestkit.attestation.launch.vm_config import VmConfig
+        from attestkit.measure import MachineShape
+
+        if self.vm_config is not None:
+            text = _read_text(self.vm_config)
+            with name_file_in_errors(self.vm_config, "--vm-config"):
+                found = MachineShape.from_vm_config(VmConfig.parse(text).fields)
+            return replace(found, **self.fields)
+        for name in ("cpu_count", "memory_size"):
+            if name not in self.fields:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option}: missing; or give --vm-config", reason="missing")
+        return MachineShape(**self.fields)
+
+    def command(self) -> str | None:
+        """Return QEMU's command line, if it is given.
+
+        Raises:
+            FormatError: If the file cannot be read, or is not text.
+        """
+        return None if self.qemu_args is None else _read_text(self.qemu_args)
+
+
+def _read_machine(given: _Machine) -> MachineOptions:
+    from attestkit.measure.acpi.qemu.qemu_options import parse_size
+
+    fields = {name: value for name, value in given._asdict().items() if value is not None}
+    for name in ("vm_config", "qemu_args", "processor_id"):
+        fields.pop(name, None)
+    if fields.pop("cdrom_root", False):
+        fields["root_disk"] = False
+    for name in fields.keys() & _SIZES:
+        fields[name] = parse_size(f"--{name.replace('_', '-')}", fields[name], 1)
+    described = given.vm_config is not None or fields.keys() - {"qemu_version"}
+    if given.qemu_args is not None and described:
+        raise UsageError("--qemu-args: already describes the machine", reason="conflict")
+    processor_id = _read_processor_id(given.processor_id)
+    return MachineOptions(given.vm_config, fields, given.qemu_args, processor_id)
+
+
+def _read_processor_id(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = [
+        read_hex("--processor-id", part[2:].zfill(8) if part[:2] in {"0x", "0X"} else part.zfill(8))
+        for part in text.split(",")
+    ]
+    if len(parts) != 2 or any(len(part) != 4 for part in parts):
+        message = "--processor-id: must be EAX,EDX, of up to 8 hex digits each"
+        raise UsageError(message, reason="wrong_value")
+    return int.from_bytes(parts[0], "big"), int.from_bytes(parts[1], "big")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_file(path, _MAX_TEXT).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8", reason="encoding", offset=error.start) from error
+
+
+machine_options: Final = group_options(
+    "machine",
+    section(
+        "Machine of a TD",
+        file_option("--vm-config", "VM configuration of the evidence (JSON)."),
+        value_option("--cpu-count", "N", "Virtual CPUs.", type=int),
+        value_option("--memory-size", "SIZE", "Memory in bytes, or such as 2G or 512M."),
+        value_option("--qemu-version", "VERSION", "Version of the host's QEMU."),
+        click.option("--pic/--no-pic", default=None, help="Whether there is an 8259."),
+        value_option("--pci-hole64-size", "SIZE", "64-bit PCI window."),
+        click.option("--hotplug-off", is_flag=True, default=None, help="No ACPI hotplug."),
+        value_option("--num-gpus", "N", "GPUs.", type=int),
+        value_option("--num-nvswitches", "N", "NVSwitches.", type=int),
+        value_option("--num-nics", "N", "Network cards. Default: 1.", type=int),
+        value_option("--num-verity-volumes", "N", "Read-only disks.", type=int),
+        click.option("--cdrom-root", is_flag=True, default=None, help="Root is on a CD-ROM."),
+        click.option("--two-pass/--single-pass", default=None, help="Order of pages in MRTD."),
+        file_option("--qemu-args", "Command line of QEMU, as /proc/PID/cmdline."),
+        value_option("--processor-id", "EAX,EDX", "CPUID leaf 1 in hex, for SMBIOS."),
+    ),
+    _read_machine,
+    _Machine,
+)
+
+
+# -- SEV-SNP -------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[int]
+else:
+    _ParamType = click.ParamType  # not subscriptable in older releases
+
+
+class _Number(_ParamType):
+    """A number, decimal or with 0x."""
+
+    name = "NUMBER"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number, or raise UsageError."""
+        del ctx
+        try:
+            return int(str(value), 0)
+        except ValueError:
+            option = "number" if param is None else param.opts[0]
+            message = f"{option}: must be a number, such as 0x21"
+            raise UsageError(message, reason="wrong_value") from None
+
+
+class SnpOptions(NamedTuple):
+    """Values of the options about an SEV-SNP guest."""
+
+    snp: bool
+    vcpus: int | None
+    cpu_type: str | None
+    cpu_signature: int | None
+    guest_features: int | None
+    vmm: "Vmm | None"
+    svsm: Path | None
+    vars_size: int | None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files that are read."""
+        return () if self.svsm is None else (self.svsm,)
+
+    def check(self) -> "SnpOptions":
+        """Return itself; UsageError for options without --snp."""
+        if not self.snp and any(value is not None for value in self[1:]):
+            message = "--vcpus, --cpu-type and other options of SEV-SNP: need --snp"
+            raise UsageError(message, reason="not_applicable")
+        return self
+
+    def measure(
+        self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
+    ) -> "ExpectedMeasurements":
+        """Return the expected launch digest.
+
+        Raises:
+            FormatError: If a file is malformed.
+            UsageError: If a value is missing or out of range.
+        """
+        from attestkit.measure import snp
+        from attestkit.measure.snp_guest import DEFAULT_VARIABLES_SIZE
+
+        if self.vcpus is None:
+            raise UsageError("--vcpus: missing", reason="missing")
+        size = DEFAULT_VARIABLES_SIZE if self.vars_size is None else self.vars_size
+        return snp(
+            firmware=firmware,
+            vcpus=self.vcpus,
+            cpu_type=self.cpu_type,
+            cpu_signature=self.cpu_signature,
+            guest_features=1 if self.guest_features is None else self.guest_features,
+            vmm=self.vmm or "qemu",
+            kernel=kernel,
+            initrd=initrd,
+            cmdline=cmdline,
+            svsm=_read(self.svsm, _MAX_FIRMWARE),
+            variables_size=size,
+        )
+
+    def inputs_of(
+        self, firmware: bytes, kernel: bytes | None, initrd: bytes | None, cmdline: str | None
+    ) -> "SnpInputs | None":
+        """Return what `measure` uses, for a diagnosis; None with COCONUT-SVSM."""
+        from attestkit.measure import SnpInputs
+        from attestkit.measure.sev_snp import KernelFiles, SnpMachine, find_cpu_signature
+
+        if self.svsm is not None or self.vcpus is None:
+            return None
+        signature = self.cpu_signature or 0
+        if self.cpu_type is not None:
+            signature = find_cpu_signature(self.cpu_type)
+        machine = SnpMachine(self.vcpus, signature, self.guest_features or 1, self.vmm or "qemu")
+        files = None if kernel is None else KernelFiles(kernel, initrd or b"", cmdline or "")
+        return SnpInputs(firmware=firmware, machine=machine, kernel=files)
+
+
+snp_options: Final = group_options(
+    "snp",
+    section(
+        "SEV-SNP",
+        flag_option("--snp", text="Measure an SEV-SNP guest, not a TD."),
+        value_option("--vcpus", "N", "Virtual CPUs.", type=int),
+        value_option("--cpu-type", "NAME", "CPU type of QEMU, as EPYC-v4."),
+        value_option("--cpu-signature", "NUMBER", "EAX of CPUID leaf 1.", type=_Number()),
+        value_option(
+            "--guest-features", "NUMBER", "SEV_FEATURES, as 0x21. Default: 0x1.", type=_Number()
+        ),
+        click.option("--vmm", type=click.Choice(["qemu", "ec2", "gce"]), help="Default: qemu."),
+        file_option("--svsm", "Image of COCONUT-SVSM."),
+        value_option("--vars-size", "BYTES", "Variables below the firmware.", type=_Number()),
+    ),
+    SnpOptions.check,
+    SnpOptions,
+)

@@ -1,0 +1,179 @@
+"""Files that options name: endorsements, evidence of GPUs and roots.
+
+They are configuration: a missing or malformed one is a ConfigError, whose text names the option.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from attestkit._sanitize import shown
+from attestkit.attestation import Attestation
+from attestkit.cli.input.read_input import read_file
+from attestkit.collateral import Collateral
+from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuRoots, GpuServices
+    from attestkit.verifier.images import ImageStore
+
+_Read = TypeVar("_Read")
+
+
+def read_option_files(
+    option: str, paths: Iterable[Path], parse: Callable[[bytes], _Read]
+) -> tuple[_Read, ...]:
+    """Parse the files of an option; errors name the option."""
+    found = []
+    for path in paths:
+        try:
+            data = read_file(path)
+        except FormatError as error:  # its text names the file
+            raise ConfigError(f"{option} {error}", reason="unreadable") from error
+        try:
+            found.append(parse(data))
+        except (CollateralError, FormatError, UsageError) as error:
+            raise ConfigError(f"{option} {path}: {error}", reason="unreadable") from error
+    return tuple(found)
+
+
+def read_option_file(
+    option: str, path: Path | None, parse: Callable[[bytes], _Read]
+) -> _Read | None:
+    """Parse the file of an option; None if it is not given."""
+    return None if path is None else read_option_files(option, [path], parse)[0]
+
+
+def parse_collateral(data: bytes) -> Collateral:
+    """Parse collateral, or evidence in a CMW that contains collateral."""
+    try:
+        return Collateral.from_json(data)
+    except CollateralError:
+        with contextlib.suppress(FormatError):
+            if (enclosed := Attestation.from_bytes(data).enclosed_collateral) is not None:
+                return enclosed
+        raise
+
+
+def parse_anchor(data: bytes) -> bytes | None:
+    """Return a root certificate in DER; UsageError if it is not valid."""
+    from attestkit.verifier.authenticators import Authenticators  # lazy: loads X.509
+
+    return Authenticators(data).trust_anchor
+
+
+def parse_certificate(data: bytes) -> bytes:
+    """Return AMD certificates unchanged, if there is at least one."""
+    from attestkit.verifier.platforms.snp.chain import read_endorsements  # lazy: loads X.509
+
+    if not read_endorsements([data]):
+        raise FormatError("no certificate found", reason="missing")
+    return data
+
+
+def parse_crls(data: bytes) -> bytes:
+    """Return CRLs of AMD unchanged, if they are well-formed."""
+    from attestkit._crypto.x509.amd_crl import read_amd_crls  # lazy: loads X.509
+
+    read_amd_crls(data)
+    return data
+
+
+def parse_ak_certificate(data: bytes) -> bytes:
+    """Return certificates and CRLs of TPM keys unchanged, if they are well formed."""
+    from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: loads X.509
+
+    AkChains(certificates=[data])
+    return data
+
+
+def open_images(folder: Path) -> "ImageStore":
+    """Return the OS images of --images."""
+    from attestkit.verifier.images import ImageStore  # lazy: loads `measure`
+
+    try:
+        return ImageStore(folder)
+    except ConfigError as error:
+        text = str(error).removeprefix("images: ")
+        raise ConfigError(f"--images {text}", reason=error.reason) from error
+
+
+# -- GPUs: the imports are lazy, as few files are of GPUs ------------------------------------------
+
+
+def parse_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
+    """Parse GPU evidence; return output of nvattest of the boot unchanged."""
+    from attestkit.verifier.gpu_join import read_gpu_input
+
+    return read_gpu_input(data)
+
+
+def parse_gpu_endorsements(data: bytes) -> "GpuEndorsements":
+    """Parse endorsements of GPUs."""
+    from attestkit.gpu import GpuEndorsements
+
+    return GpuEndorsements.from_json(data)
+
+
+def parse_gpu_roots(data: bytes) -> "GpuRoots":
+    """Parse the two roots: that of devices, then that of reference manifests.
+
+    Raises:
+        FormatError: If they are not two certificates in PEM.
+    """
+    from attestkit.gpu import GpuRoots
+
+    return GpuRoots.from_pem(data)
+
+
+def write_gpu_roots(roots: "GpuRoots") -> str:
+    """Return the two roots in PEM."""
+    from attestkit._crypto.pem import CERTIFICATE_LABEL, encode_pem
+
+    return "".join(encode_pem(CERTIFICATE_LABEL, der) for der in roots)
+
+
+def choose_gpu_services(
+    rim_url: str | None, ocsp_url: str | None, *, fetch: bool
+) -> "GpuServices | None":
+    """Return the services at the URLs of the options; None for NVIDIA's.
+
+    Raises:
+        UsageError: If a URL is given but nothing is fetched, or it is not an http or https URL.
+    """
+    urls = {"--gpu-rim-url": rim_url, "--gpu-ocsp-url": ocsp_url}
+    given = {option: url for option, url in urls.items() if url is not None}
+    for option, url in given.items():
+        if not fetch:
+            message = f"{option}: nothing is fetched; give --fetch-gpu-endorsements, too"
+            raise UsageError(message, reason="conflict")
+        if not url.startswith(("http://", "https://")):
+            message = f"{option}: not an http or https URL: {shown(url)}"
+            raise UsageError(message, reason="wrong_value")
+    if not given:
+        return None
+    from attestkit.gpu import GpuServices
+
+    own = GpuServices()
+    return own._replace(rim_url=rim_url or own.rim_url, ocsp_url=ocsp_url or own.ocsp_url)
+
+
+def fetch_gpu_endorsements(
+    evidence: "GpuEvidence | None",
+    roots: "GpuRoots | None",
+    now: datetime,
+    services: "GpuServices | None" = None,
+) -> "GpuEndorsements | None":
+    """Fetch endorsements from services, NVIDIA's if None; None without evidence of GPUs.
+
+    Raises:
+        GpuEvidenceError: If a report or its certificates are not valid.
+        CollateralError: If a service cannot be reached, or has no manifest for a device.
+    """
+    if evidence is None:
+        return None
+    from attestkit.gpu import GpuEndorsements
+
+    return GpuEndorsements.fetch(evidence, services, now=now, roots=roots)
